@@ -1,0 +1,25 @@
+"""The accumulation loop: a rank's part of a step is several micro-batches, reduced over the ranks once.
+
+accelerate launch -m train.accumulate CONFIG [key=value ...]
+"""
+
+import sys
+
+from torch import Tensor
+
+from train.loop import main
+from train.run import Run
+from train.step import forward_backward
+from train.window import Window
+
+
+def compute_gradient(run: Run, window: Window) -> Tensor:
+    """The gradient of the window in `.grad`, reduced over the ranks; returns this rank's part of the loss."""
+    *earlier, last = window.micro_batches
+    with run.learner.accelerator.no_sync(run.learner.model):  # around forward and backward: DDP decides in the forward
+        parts = [forward_backward(run.learner, micro_batch, window) for micro_batch in earlier]
+    return sum(parts, start=forward_backward(run.learner, last, window))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:], "accumulate", compute_gradient))

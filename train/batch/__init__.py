@@ -1,0 +1,7 @@
+"""The batch contract: what one optimizer step consists of, and who does which part of it. Pure: no torch."""
+
+from train.batch.assign import Assignment, assign
+from train.batch.order import key_of, sample_ids
+from train.batch.plan import BatchPlan, PlanError, make_plan, share
+
+__all__ = ["Assignment", "BatchPlan", "PlanError", "assign", "key_of", "make_plan", "sample_ids", "share"]

@@ -1,0 +1,125 @@
+"""The batch contract: any two of effective batch, micro-batch and accumulation steps; the ranks come from the launcher."""
+
+import math
+from dataclasses import dataclass
+
+
+class PlanError(ValueError):
+    """The numbers contradict each other; the message ends with a line to paste."""
+
+
+@dataclass(frozen=True)
+class BatchPlan:
+    """How every step of a run is executed. The effective batch is mathematics, all else is execution."""
+
+    effective: int  # samples per optimizer step, over all ranks
+    micro: int  # the most samples that one rank puts through the model at once
+    accumulation_steps: int  # micro-batches of one rank per full step
+    world_size: int
+    dataset_size: int
+    drop_tail: bool
+
+    @property
+    def steps_per_epoch(self) -> int:
+        full, tail = divmod(self.dataset_size, self.effective)
+        return full + (tail > 0 and not self.drop_tail)
+
+    @property
+    def tail_samples(self) -> int:
+        """Samples in the last step of an epoch where they are fewer than the effective batch; else 0."""
+        return self.dataset_size % self.effective
+
+    @property
+    def samples_per_epoch(self) -> int:
+        return self.dataset_size - (self.tail_samples if self.drop_tail else 0)
+
+    def samples_after(self, steps: int) -> int:
+        """Samples seen, over all ranks, once `steps` optimizer steps have been taken."""
+        epochs, rest = divmod(steps, self.steps_per_epoch)
+        return epochs * self.samples_per_epoch + min(rest * self.effective, self.samples_per_epoch)
+
+    def steps_for(self, samples: float) -> int:
+        """The step that reaches `samples`: the smallest k with samples_after(k) >= samples."""
+        epochs, rest = divmod(samples, self.samples_per_epoch)
+        return int(epochs) * self.steps_per_epoch + math.ceil(rest / self.effective)
+
+    def arithmetic(self) -> str:
+        """`100 = 34+33+33 samples on 3 ranks, each in 3 micro-batches of at most 12`."""
+        shares = [share(self.effective, r, self.world_size) for r in range(self.world_size)]
+        even = len(set(shares)) == 1
+        ranks = "1 rank" if self.world_size == 1 else f"{self.world_size} ranks"
+        split = f"{shares[0]} on 1 rank" if self.world_size == 1 else ""
+        if not split and even:
+            split = f"{self.world_size} ranks x {shares[0]}"
+        elif not split:
+            longer = shares.count(shares[0])
+            terms = (
+                "+".join(map(str, shares))
+                if self.world_size <= 8
+                else f"{longer} x {shares[0]} + {self.world_size - longer} x {shares[-1]}"
+            )
+            split = f"{terms} on {ranks}"
+        sizes = "+".join(map(str, parts(shares[0], self.accumulation_steps))) if self.accumulation_steps <= 8 else ""
+        pieces = (
+            f"micro-batches of {sizes}" if sizes else f"{self.accumulation_steps} micro-batches of at most {self.micro}"
+        )
+        return f"{self.effective} samples = {split}, in {pieces}"
+
+
+def make_plan(
+    effective: int | None,
+    micro: int | str,
+    accumulation_steps: int | None,
+    *,
+    world_size: int,
+    dataset_size: int,
+    drop_tail: bool = False,
+) -> BatchPlan:
+    """Work out the third number from the two that are stated; `micro` is a number or "all" (not stated).
+
+    Raises PlanError where they contradict each other or leave no step to train.
+    """
+    stated = None if micro == "all" else int(micro)
+    if effective is None:
+        if stated is None or accumulation_steps is None:
+            raise PlanError("batch: two of effective, micro and accumulation_steps are needed. Add: batch.effective=64")
+        effective = stated * accumulation_steps * world_size
+    largest_share = share(effective, 0, world_size)
+    if accumulation_steps is None:
+        steps = math.ceil(largest_share / stated) if stated else 1
+    else:
+        steps = accumulation_steps
+        _check_consistent(effective, stated, steps, largest_share, world_size)
+    plan = BatchPlan(effective, math.ceil(largest_share / steps), steps, world_size, dataset_size, drop_tail)
+    if plan.steps_per_epoch == 0:
+        raise PlanError(
+            f"the data has {dataset_size} samples, fewer than batch.effective={effective}, and data.drop_tail leaves them "
+            f"out: no step to train. Type: data.drop_tail=false (or batch.effective={max(1, dataset_size)})"
+        )
+    return plan
+
+
+def _check_consistent(effective: int, micro: int | None, steps: int, largest_share: int, world_size: int) -> None:
+    if steps > largest_share:
+        raise PlanError(
+            f"batch.accumulation_steps={steps}, but batch.effective={effective} leaves a rank at most {largest_share} "
+            f"samples ({world_size} ranks): more micro-batches than samples. Type: batch.accumulation_steps={largest_share}"
+        )
+    needed = math.ceil(largest_share / steps)
+    if micro is not None and math.ceil(largest_share / micro) != steps:
+        raise PlanError(
+            f"batch.effective={effective}, micro={micro} and accumulation_steps={steps} contradict each other on "
+            f"{world_size} ranks: a rank's share is up to {largest_share} samples, which is "
+            f"{math.ceil(largest_share / micro)} micro-batches of {micro}, or {steps} of {needed}. State two of the three: "
+            f"batch.effective={effective} batch.micro={micro}"
+        )
+
+
+def share(samples: int, rank: int, world_size: int) -> int:
+    """Samples of one rank: as even as possible, the first ranks take the remainder. 100 on 3 ranks: 34, 33, 33."""
+    return samples // world_size + (rank < samples % world_size)
+
+
+def parts(samples: int, count: int) -> list[int]:
+    """`samples` in `count` parts that differ by at most one, the larger ones first; 0 where there are too few."""
+    return [share(samples, i, count) for i in range(count)]

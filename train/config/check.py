@@ -1,0 +1,141 @@
+"""Ranges and combinations of values. Pure: from {key: value} to (key, what is wrong and what to type)."""
+
+import difflib
+import math
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from train.config.merge import ALTERNATIVES
+from train.config.problems import show
+
+Values = Mapping[str, Any]
+Finding = tuple[str, str]
+
+PRECISIONS = {"float32": "fp32", "bfloat16": "bf16", "float64": "fp64"}
+"""{long name: the short one that the config ends up with}."""
+HALF = ("fp16", "float16", "half")
+
+CHOICES: dict[str, tuple[str, ...]] = {
+    "precision": ("fp32", "bf16", "fp64", *PRECISIONS),
+    "on_nonfinite": ("skip", "stop"),
+    "optimizer.lr_scaling": ("none", "linear", "sqrt", "sde", "halflife"),
+    "schedule.name": ("constant", "linear", "cosine"),
+}
+
+_AT_LEAST_1: tuple[str, Callable[[Any], bool]] = ("1 or more", lambda value: value >= 1)
+_AT_LEAST_0: tuple[str, Callable[[Any], bool]] = ("0 or more", lambda value: value >= 0)
+_SHARE: tuple[str, Callable[[Any], bool]] = ("from 0 to 1", lambda value: 0 <= value <= 1)
+_POSITIVE: tuple[str, Callable[[Any], bool]] = ("above 0 and finite", lambda value: 0 < value < math.inf)
+
+RANGES: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "seed": ("from 0 to 2**63 - 1", lambda value: 0 <= value < 2**63),
+    "max_nonfinite_steps": _AT_LEAST_1,
+    "batch.effective": _AT_LEAST_1,
+    "batch.accumulation_steps": _AT_LEAST_1,
+    "data.eval_fraction": ("from 0 to below 1", lambda value: 0 <= value < 1),
+    "optimizer.lr": _POSITIVE,
+    "optimizer.lr_reference_batch": _AT_LEAST_1,
+    "optimizer.max_grad_norm": ("above 0", lambda value: value > 0),
+    "schedule.warmup_steps": _AT_LEAST_0,
+    "schedule.warmup_fraction": _SHARE,
+    "schedule.warmup_samples": _AT_LEAST_0,
+    "schedule.final_fraction": _SHARE,
+    "duration.steps": _AT_LEAST_1,
+    "duration.epochs": _POSITIVE,
+    "duration.samples": _AT_LEAST_1,
+    "evaluate.every_steps": _AT_LEAST_1,
+    "evaluate.every_samples": _AT_LEAST_1,
+    "log.every_steps": _AT_LEAST_1,
+    "runtime.timeout_seconds": _AT_LEAST_1,
+}
+
+
+def check(values: Values) -> list[Finding]:
+    """Everything that is wrong with values of the right types."""
+    rules = (
+        _ranges,
+        _choices,
+        _micro,
+        _batch,
+        _alternatives,
+        _duration,
+        _scaling,
+        _optimizer_arguments,
+        _name,
+    )
+    return [finding for rule in rules for finding in rule(values)]
+
+
+def _ranges(values: Values) -> Iterator[Finding]:
+    for key, (words, holds) in RANGES.items():
+        if values[key] is not None and not holds(values[key]):
+            yield key, f"got {show(values[key])}; it must be {words}"
+
+
+def _choices(values: Values) -> Iterator[Finding]:
+    for key, choices in CHOICES.items():
+        value = values[key]
+        if key == "precision" and value in HALF:
+            yield key, f"got {show(value)}; float16 is not supported yet: use bf16 or fp32"
+        elif value not in choices:
+            near = difflib.get_close_matches(str(value).lower(), choices, n=1)
+            did_you_mean = f". Did you mean {near[0]}?" if near else ""
+            yield key, f"got {show(value)}; it takes one of {', '.join(choices)}{did_you_mean}"
+
+
+def _micro(values: Values) -> Iterator[Finding]:
+    micro = values["batch.micro"]
+    if micro != "all" and not (isinstance(micro, int) and micro >= 1):
+        unquoted = f". Write {micro} without quotes" if str(micro).isdigit() and int(micro) else ""
+        yield "batch.micro", f"got {show(micro)}; it takes a whole number of 1 or more, or all{unquoted}"
+
+
+def _batch(values: Values) -> Iterator[Finding]:
+    """Two of three; `micro: all` is the default and says nothing by itself."""
+    micro, steps = values["batch.micro"], values["batch.accumulation_steps"]
+    if values["batch.effective"] is not None or (micro != "all" and steps is not None):
+        return
+    got, other = "nothing", ""
+    if steps is not None:
+        got, other = f"batch.accumulation_steps={steps} alone", ", or batch.micro=..."
+    elif micro != "all":
+        got, other = f"batch.micro={micro} alone", ", or batch.accumulation_steps=..."
+    why = "no effective batch follows from it. Add batch.effective=..., the samples per step over all ranks"
+    yield "batch", f"got {got}; {why}{other}"
+
+
+def _alternatives(values: Values) -> Iterator[Finding]:
+    for group in ALTERNATIVES:
+        stated = [f"{key}={values[key]}" for key in group if values[key] is not None]
+        if len(stated) > 1:
+            yield group[0].partition(".")[0], f"got {' and '.join(stated)}; they exclude each other. Keep one"
+
+
+def _duration(values: Values) -> Iterator[Finding]:
+    keys = [key for key in values if key.startswith("duration.")]
+    if all(values[key] is None for key in keys):
+        yield (
+            "duration",
+            f"got nothing; a run needs an end. Add one of {', '.join(keys)}, such as duration.epochs=10",
+        )
+
+
+def _scaling(values: Values) -> Iterator[Finding]:
+    if values["optimizer.lr_scaling"] != "none" and values["optimizer.lr_reference_batch"] is None:
+        why = f"lr_scaling={values['optimizer.lr_scaling']} starts from the batch that lr was tuned at"
+        yield "optimizer.lr_reference_batch", f"got nothing; {why}. Add optimizer.lr_reference_batch=..."
+
+
+def _optimizer_arguments(values: Values) -> Iterator[Finding]:
+    if "lr" in values["optimizer.args"]:
+        lr = values["optimizer.args"]["lr"]
+        yield "optimizer.args.lr", f"got {show(lr)}; the rate has a key of its own. Write optimizer.lr={lr}"
+
+
+def _name(values: Values) -> Iterator[Finding]:
+    name = values["name"]
+    if name is not None and (not name.strip(" .") or set(name) & set('/\\:*?"<>|')):
+        yield (
+            "name",
+            f"got {show(name)}; it names a folder: letters, digits, - and _ are safe on every system",
+        )

@@ -1,0 +1,128 @@
+"""What an unknown key was probably meant to be: the nearest key, or ours for another trainer's name."""
+
+import difflib
+from collections.abc import Container, Iterable
+
+from train.config.keys import SECTIONS, TYPES, Path, dotted, owner, parts
+from train.config.merge import Layer
+from train.config.problems import Problem, show
+
+_MICRO = (
+    "what one rank puts through the model at once; batch.effective counts over all ranks and micro-batches"
+)
+_EFFECTIVE = "samples per optimizer step over all ranks; what one rank takes at once is batch.micro"
+_STEPS = "optimizer steps, not micro-batches"
+
+_FOREIGN: tuple[tuple[str, str, str], ...] = (
+    ("batch.micro", _MICRO, "per_device_train_batch_size per_gpu_train_batch_size local_batch_size"),
+    ("batch.micro", _MICRO, "train_micro_batch_size_per_gpu micro_batch_size device_train_microbatch_size"),
+    ("batch.micro", _MICRO, "device_batch_size"),
+    ("batch.effective", _EFFECTIVE, "batch_size train_batch_size global_batch_size global_train_batch_size"),
+    ("batch.effective", _EFFECTIVE, "total_batch_size effective_batch_size"),
+    ("batch.accumulation_steps", "", "gradient_accumulation_steps accumulate_grad_batches grad_accum_steps"),
+    ("optimizer.lr", "", "lr learning_rate base_lr max_lr"),
+    ("optimizer.target", "", "optim optimizer_name"),
+    (
+        "optimizer.max_grad_norm",
+        "",
+        "max_grad_norm gradient_clip_val gradient_clipping grad_clip clip_grad_norm",
+    ),
+    ("optimizer.max_grad_norm", "", "max_norm"),
+    ("optimizer.args.weight_decay", "", "weight_decay"),
+    ("optimizer.args.momentum", "", "momentum"),
+    ("optimizer.args.eps", "", "adam_epsilon"),
+    ("optimizer.args.betas", "a pair, such as [0.9, 0.95]", "adam_beta1 adam_beta2 beta1 beta2 betas"),
+    ("schedule.name", "constant, linear or cosine", "lr_scheduler_type lr_scheduler scheduler decay_lr"),
+    ("schedule.warmup_steps", _STEPS, "warmup_steps warmup_iters num_warmup_steps"),
+    ("schedule.warmup_fraction", "a share of all steps", "warmup_ratio t_warmup"),
+    ("schedule.final_fraction", "a share of the peak rate, not a rate", "min_lr min_lr_factor alpha_f"),
+    ("duration.epochs", "", "num_train_epochs max_epochs num_epochs epochs"),
+    ("duration.epochs", "`10ep` is duration.epochs=10, `100ba` is duration.steps=100", "max_duration"),
+    ("duration.steps", _STEPS, "max_steps max_iters max_train_steps training_steps num_training_steps"),
+    ("precision", "fp32, bf16 or fp64", "bf16 mixed_precision amp dtype"),
+    ("runtime.tf32", "", "tf32 allow_tf32"),
+    ("runtime.deterministic", "", "full_determinism use_deterministic_algorithms"),
+    ("runtime.timeout_seconds", "", "ddp_timeout dist_timeout"),
+    ("log.every_steps", _STEPS, "logging_steps log_every_n_steps log_interval log_freq"),
+    ("evaluate.every_steps", _STEPS, "eval_steps eval_interval val_check_interval"),
+    ("evaluate.every_steps", "optimizer steps, not epochs", "check_val_every_n_epoch"),
+    ("evaluate.at_start", "", "eval_on_start"),
+    ("data.source", "", "dataset dataset_name dataset_path"),
+    ("data.drop_tail", "the tail of an effective batch", "dataloader_drop_last drop_last"),
+    ("task.args.label_smoothing", "", "label_smoothing label_smoothing_factor"),
+    ("name", "", "run_name experiment_name"),
+    ("output_dir", "", "out_dir default_root_dir save_folder dump_folder logging_dir"),
+    ("seed", "", "random_seed data_seed seed_everything"),
+)
+"""(our key, what to know, names in HF Trainer, Lightning, Composer, torchtitan, DeepSpeed, nanoGPT)."""
+
+FOREIGN: dict[str, tuple[str, str]] = {
+    name: (key, note) for key, note, names in _FOREIGN for name in names.split()
+}
+"""{name elsewhere: (our key, what to know)}."""
+
+
+def find_unknown(layer: Layer, stated: Container[Path]) -> list[Problem]:
+    """The keys of a layer that do not exist; `stated` holds the keys of all layers."""
+    found = (
+        _unknown(layer.name, path, value, stated) for path, value in [*layer.values.items(), *layer.edits]
+    )
+    return [problem for problem in found if problem is not None]
+
+
+def _unknown(where: str, path: Path, value: object, stated: Container[Path]) -> Problem | None:
+    key = dotted(path)
+    if owner(path) is not None or (key in SECTIONS and value in (None, {})):
+        return None
+    if key in SECTIONS:
+        below = [name for name in TYPES if name.startswith(f"{key}.")]
+        text = f"got {show(value)}; it is a section. Write one of its keys: {', '.join(below)}"
+        return Problem(where, key, text)
+    near = tuple(name for name in nearest(key) if parts(name) not in stated)
+    return Problem(where, key, f"got {show(value)}; there is no such key. {advice(key, value)}", near)
+
+
+def nearest(key: str) -> tuple[str, ...]:
+    """The keys that an unknown one may mean: those of its name in other sections, else the most alike."""
+    if foreign := _foreign(key):
+        return (foreign[0],)
+    last = key.rpartition(".")[2]
+    alike = {name: difflib.SequenceMatcher(None, key.lower(), name).ratio() for name in TYPES}
+    close = [name for name in TYPES if name.rpartition(".")[2] == last]
+    if close:
+        best = max(alike[name] for name in close)
+        return tuple(
+            name for name in sorted(close, key=lambda name: -alike[name]) if alike[name] > best - 0.16
+        )
+    if max(alike.values()) >= 0.7:
+        return (max(alike, key=lambda name: alike[name]),)
+    last_parts = {name.rpartition(".")[2]: name for name in TYPES}
+    return tuple(last_parts[part] for part in difflib.get_close_matches(last.lower(), last_parts, 1, 0.7))
+
+
+def advice(key: str, value: object) -> str:
+    """One sentence on what to type for an unknown key."""
+    section, _, rest = key.partition(".")
+    if (foreign := _foreign(key)) is not None:
+        name, note = foreign
+        return f"Here it is {name}: {note}" if note else f"Here it is {name}: write {name}={_typed(value)}"
+    if close := nearest(key):
+        return f"Did you mean {_either(close)}?"
+    if f"{section}.args" in TYPES:
+        return f"An argument of its own goes under args: {section}.args.{rest}"
+    outside = [name for name in TYPES if "." not in name]
+    return f"The sections are: {', '.join(SECTIONS)}; keys beside them: {', '.join(outside)}"
+
+
+def _foreign(key: str) -> tuple[str, str] | None:
+    plain = key.lower().replace("-", "_")
+    return FOREIGN.get(plain) or FOREIGN.get(plain.rpartition(".")[2])
+
+
+def _typed(value: object) -> str:
+    return value if isinstance(value, str) else show(value)
+
+
+def _either(names: Iterable[str]) -> str:
+    *first, last = names
+    return f"{', '.join(first)} or {last}" if first else last

@@ -1,0 +1,96 @@
+"""load(argv): defaults < extends < YAML < key=value, checked in full before anything starts."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+from omegaconf import OmegaConf
+
+from train.config.check import PRECISIONS, check
+from train.config.command_line import parse
+from train.config.convert import Origins, convert, missing, resolve_values
+from train.config.hints import find_unknown
+from train.config.keys import TARGETS
+from train.config.merge import merge
+from train.config.names import short_form
+from train.config.problems import ConfigError, Problem, fresh
+from train.config.read import read_layers
+from train.config.schema import Config
+from train.config.targets import TargetError, check_arguments, make_importable, resolve, resolve_source
+
+HOMES = {"model": "train.models", "task": "train.tasks", "optimizer": "torch.optim"}
+"""Where a section's bare target is looked up; that of data is train.data."""
+GIVEN = {"optimizer": ("params", "lr")}
+"""Arguments that Isobatch passes itself."""
+
+
+@dataclass(frozen=True)
+class Loaded:
+    config: Config
+    path: Path
+    """The config file."""
+    overrides: tuple[str, ...]
+    """The key=value arguments as they were typed."""
+    flags: frozenset[str]
+    """The options, such as `--plan`."""
+    unresolved: str = field(repr=False)
+
+    def yaml(self) -> str:
+        """All keys, defaults included. Interpolations stay as written: resolved ones would spill secrets."""
+        return self.unresolved
+
+
+def load(argv: Sequence[str]) -> Loaded:
+    """The config that a command line asks for.
+
+    Raises ConfigError with all its problems.
+    """
+    command = parse(argv)
+    layers = [*read_layers(command.path), command.layer]
+    make_importable()
+    settings, misplaced = merge(layers)
+    origins = Origins(settings, str(command.path))
+    problems = [
+        *command.problems,
+        *(problem for layer in layers for problem in find_unknown(layer, settings)),
+    ]
+    problems += fresh(misplaced, problems)
+    structured, misfits = convert(settings, origins)
+    problems += misfits
+    problems += fresh(missing(settings, origins), problems)
+    values, unresolvable = resolve_values(structured, origins)
+    problems += fresh(unresolvable, problems)
+    problems += fresh((Problem(origins(key), key, text) for key, text in check(values)), problems)
+    problems += fresh(_check_targets(values, origins, problems), problems)
+    if problems:
+        raise ConfigError(problems)
+    config = cast(Config, OmegaConf.to_object(structured))
+    config = dataclasses.replace(config, precision=PRECISIONS.get(config.precision, config.precision))
+    return Loaded(config, command.path, command.overrides, command.flags, OmegaConf.to_yaml(structured))
+
+
+def run_name(loaded: Loaded) -> str:
+    """The name that the config states, or its stem and a short form of the overrides."""
+    return loaded.config.name or short_form(loaded.path.stem, loaded.overrides)
+
+
+def _check_targets(values: Mapping[str, Any], origins: Origins, known: Sequence[Problem]) -> list[Problem]:
+    """Targets that cannot be imported, and arguments that they do not take. Imports them, and so torch."""
+    problems = []
+    for section, key in TARGETS.items():
+        if not fresh([Problem("", key, "")], known):
+            continue
+        try:
+            target = resolve(values[key], HOMES[section]) if section in HOMES else resolve_source(values[key])
+        except TargetError as error:
+            problems.append(Problem(origins(key), key, str(error)))
+            continue
+        if target is None:
+            continue
+        args = values[f"{section}.args"]
+        for argument, text in check_arguments(target, args, GIVEN.get(section, ())):
+            place = f"{section}.args.{argument}"
+            problems.append(Problem(origins(place if argument in args else key), place, text))
+    return problems

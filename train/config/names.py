@@ -1,0 +1,32 @@
+"""The name of a run, safe as a folder's name on every system."""
+
+import hashlib
+import re
+from collections.abc import Sequence
+
+LEFT_OUT = ("name", "output_dir", "log", "runtime")
+"""Keys and sections that say nothing about what is trained."""
+LONGEST = 80
+_RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
+"""Names that Windows keeps for devices."""
+
+
+def short_form(stem: str, overrides: Sequence[str]) -> str:
+    """`digits-micro16-seed1`: the stem, then the last part of each key with its value, sorted by key."""
+    pairs = dict(override.split("=", 1) for override in overrides)
+    told = sorted(pair for pair in pairs.items() if pair[0].split(".")[0] not in LEFT_OUT)
+    name = _safe("-".join([stem, *(_short(key, value) for key, value in told)]))
+    if len(name) > LONGEST:
+        digest = hashlib.sha256(repr((stem, told)).encode()).hexdigest()[:8]
+        name = f"{name[: LONGEST - len(digest) - 1].rstrip('-_.')}-{digest}"
+    return f"{name}_" if _RESERVED.fullmatch(name) else name
+
+
+def _short(key: str, value: str) -> str:
+    last = key.rpartition(".")[2]
+    joint = "" if value[0].isdigit() and not last[-1].isdigit() else "_"
+    return f"{last}{joint}{value}"
+
+
+def _safe(text: str) -> str:
+    return re.sub(r"[^A-Za-z0-9.+-]+", "_", text).strip("_.") or "run"

@@ -1,0 +1,109 @@
+"""YAML files to layers: OmegaConf's own loader, `extends`, and errors that name file and line."""
+
+import difflib
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import MarkedYAMLError, YAMLError
+
+from train.config.merge import Layer, flatten
+from train.config.problems import ConfigError, Problem
+
+NOT_RUNS = {"accelerate", "sweeps"}
+"""Folders of configs/ that hold other files than configs of runs."""
+
+
+def read_layers(path: Path) -> list[Layer]:
+    """The file and all that it extends, lowest first.
+
+    Raises ConfigError with all files that cannot be read.
+    """
+    problems: list[Problem] = []
+    layers = _read(path, (), problems)
+    if problems:
+        raise ConfigError(problems)
+    return layers
+
+
+def _read(path: Path, chain: tuple[Path, ...], problems: list[Problem]) -> list[Layer]:
+    if path.resolve() in (file.resolve() for file in chain):
+        shown = " -> ".join(str(file) for file in (*chain, path))
+        problems.append(
+            Problem(str(chain[-1]), "extends", f"the files extend each other: {shown}. Take one out")
+        )
+        return []
+    try:
+        values = read_yaml(path)
+    except FileNotFoundError:
+        where, key = (str(chain[-1]), "extends") if chain else ("command line", "")
+        problems.append(Problem(where, key, f"there is no file {path}{_suggestion(path)}"))
+        return []
+    except ConfigError as error:
+        problems += error.problems
+        return []
+    parents = values.pop("extends", None) or []
+    parents = [parents] if isinstance(parents, str) else parents
+    if not (isinstance(parents, list) and all(isinstance(parent, str) for parent in parents)):
+        problems.append(Problem(str(path), "extends", f"got {parents!r}; it takes a path or a list of paths"))
+        return []
+    layers = [Layer(str(path), flatten(values))]
+    for parent in reversed(parents):
+        below = Path(os.path.normpath(path.parent / parent))
+        layers = [*_read(below, (*chain, path), problems), *layers]
+    return layers
+
+
+def read_yaml(path: Path) -> dict[Any, Any]:
+    """The mapping in a file, interpolations left alone.
+
+    Raises FileNotFoundError, or ConfigError if the file holds no mapping.
+    """
+    if path.is_dir():
+        raise ConfigError([Problem(str(path), "", "is a folder. Name a YAML file in it")])
+    try:
+        loaded = OmegaConf.load(path)
+    except FileNotFoundError:
+        raise
+    except MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        line = f":{mark.line + 1}" if mark else ""
+        raise ConfigError([Problem(f"{path}{line}", "", f"{error.problem}{_yaml_hint(error)}")]) from error
+    except OmegaConfBaseException as error:
+        text = f"{str(error.msg or error).splitlines()[0]}. An interpolation is written ${{key}}"
+        raise ConfigError([Problem(str(path), str(error.full_key or ""), text)]) from error
+    except (OSError, UnicodeError, YAMLError) as error:
+        reason = f"cannot be read as YAML: {error}. It must be UTF-8 text with one `key: value` per line"
+        raise ConfigError([Problem(str(path), "", reason)]) from error
+    if not isinstance(loaded, DictConfig):
+        raise ConfigError([Problem(str(path), "", "holds a list, not a mapping. Write `key: value` lines")])
+    if not loaded:
+        raise ConfigError([Problem(str(path), "", "is empty. Write at least one `key: value` line")])
+    values = OmegaConf.to_container(loaded, resolve=False)
+    assert isinstance(values, dict)
+    return values
+
+
+def _yaml_hint(error: MarkedYAMLError) -> str:
+    if "duplicate key" in str(error.problem):
+        return ". Keep one of the two"
+    if "cannot start any token" in str(error.problem):
+        return ". YAML indents with spaces, and a value that begins with a special character needs quotes"
+    return f" ({error.context})" if error.context else ""
+
+
+def _suggestion(path: Path) -> str:
+    """The existing config nearest in name, and where one would look for it."""
+    files = {file.stem.lower(): file for file in sorted(_candidates(path), reverse=True)}
+    near = difflib.get_close_matches(path.stem.lower(), files, n=1)
+    return f"; did you mean {files[near[0]]}?" if near else ". Name a YAML file, such as configs/digits.yaml"
+
+
+def _candidates(path: Path) -> Iterable[Path]:
+    for pattern in ("*.yaml", "configs/**/*.yaml", "my/**/*.yaml"):
+        yield from (file for file in Path().glob(pattern) if not NOT_RUNS.intersection(file.parts))
+    if path.parent.is_dir():
+        yield from path.parent.glob("*.yaml")

@@ -1,0 +1,96 @@
+"""The windows of a run: fetched and counted one step ahead, so that what the ranks must agree on costs no waiting."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+
+from train.batch import Assignment, BatchPlan, assign
+from train.data.rows import Rows
+from train.ranks import Ranks, Sum
+from train.window import Batch, MicroBatch, Window
+
+
+@dataclass(frozen=True)
+class _Ahead:
+    """A window whose sums over the ranks are still under way."""
+
+    assignment: Assignment
+    micro_batches: tuple[MicroBatch, ...]
+    failure: Exception | None
+    message: Sum  # [ranks that failed, ranks that were asked to stop, samples, weight]
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Iterates over the windows of steps first .. last.
+
+    It ends earlier, on every rank before the same step, once `stop_requested()` was true on any of them. A failure to
+    read is raised on every rank before the step it belongs to.
+    """
+
+    rows: Rows
+    plan: BatchPlan
+    seed: int
+    ranks: Ranks
+    loss_weight: Callable[[Batch], float]
+    stop_requested: Callable[[], bool]
+    pin_memory: bool
+    last: int
+    first: int = 1
+
+    def __iter__(self) -> Iterator[Window]:
+        ahead = self._start(self.first) if self.first <= self.last else None
+        while ahead is not None:
+            following = self._start(ahead.assignment.k + 1) if ahead.assignment.k < self.last else None
+            window = self._finish(ahead)
+            if window is None:
+                return
+            yield window
+            ahead = following
+
+    def _start(self, k: int) -> _Ahead:
+        assignment = assign(self.plan, self.seed, k, self.ranks.rank)
+        micro_batches: tuple[MicroBatch, ...] = ()
+        samples, weight = 0, 0.0
+        failure = None
+        try:
+            micro_batches = self._fetch(assignment)
+            real = [m for m in micro_batches if m.samples]
+            samples = sum(m.samples for m in real)
+            weight = sum(self.loss_weight(m.batch) for m in real)
+        except Exception as error:  # told to the other ranks first: they would wait for this one in the next reduction
+            failure = error
+        message = self.ranks.start_sum([failure is not None, self.stop_requested(), samples, weight])
+        return _Ahead(assignment, micro_batches, failure, message)
+
+    def _fetch(self, assignment: Assignment) -> tuple[MicroBatch, ...]:
+        batch = self.rows.fetch(assignment.ids)
+        filler = self.rows.fetch(assignment.filler_ids) if 0 in assignment.sizes else {}
+        if self.pin_memory:
+            batch, filler = ({name: t.pin_memory() for name, t in b.items()} for b in (batch, filler))
+        pieces = {name: torch.split(column, assignment.sizes) for name, column in batch.items()}
+        return tuple(
+            MicroBatch({name: piece[i] for name, piece in pieces.items()} if size else filler, size)
+            for i, size in enumerate(assignment.sizes)
+        )
+
+    def _finish(self, ahead: _Ahead) -> Window | None:
+        failed, stop, samples, weight = ahead.message.wait()
+        k = ahead.assignment.k
+        if ahead.failure is not None:
+            raise ahead.failure
+        if failed:
+            raise RuntimeError(
+                f"step {k}: {failed:.0f} other rank(s) could not read their samples; their errors say why"
+            )
+        if stop:
+            return None
+        return Window(
+            k=k,
+            epoch=ahead.assignment.epoch,
+            micro_batches=ahead.micro_batches,
+            samples=int(samples),
+            weight=weight,
+            last_of_epoch=ahead.assignment.last_of_epoch,
+        )

@@ -1,0 +1,1 @@
+"""Small reference models; a config names them by file."""

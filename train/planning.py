@@ -1,0 +1,57 @@
+"""From the config, the ranks and the size of the data to the numbers of a run."""
+
+import math
+
+from train.batch import BatchPlan, PlanError, make_plan
+from train.config import Config
+from train.schedule import Rate
+
+
+def plan_batch(config: Config, loop: str, world_size: int, dataset_size: int) -> BatchPlan:
+    """How each step is executed. Raises PlanError where that contradicts the config or the loop."""
+    batch = config.batch
+    plan = make_plan(
+        batch.effective,
+        batch.micro,
+        batch.accumulation_steps,
+        world_size=world_size,
+        dataset_size=dataset_size,
+        drop_tail=config.data.drop_tail,
+    )
+    if loop == "standard" and plan.accumulation_steps > 1:
+        stated = (
+            f"batch.micro={batch.micro}"
+            if batch.micro != "all"
+            else f"batch.accumulation_steps={batch.accumulation_steps}"
+        )
+        ranks = "1 rank" if world_size == 1 else f"{world_size} ranks"
+        raise PlanError(
+            f"the standard loop takes each step in one micro-batch, but {stated} cuts a rank's share of "
+            f"{math.ceil(plan.effective / world_size)} samples (batch.effective={plan.effective} on {ranks}) into "
+            f"{plan.accumulation_steps}. Type: batch.effective={plan.effective} batch.micro=all, "
+            f"or use the accumulation loop: train.accumulate"
+        )
+    return plan
+
+
+def plan_rate(config: Config, batch: BatchPlan, peak: float) -> Rate:
+    """The learning rate over all steps of the run."""
+    schedule = config.schedule
+    total_steps = _total_steps(config, batch)
+    if schedule.warmup_fraction is not None:
+        warmup_steps = round(schedule.warmup_fraction * total_steps)
+    elif schedule.warmup_samples is not None:
+        warmup_steps = batch.steps_for(schedule.warmup_samples)
+    else:
+        warmup_steps = schedule.warmup_steps or 0
+    return Rate(peak, schedule.name, warmup_steps, total_steps, schedule.final_fraction)
+
+
+def _total_steps(config: Config, batch: BatchPlan) -> int:
+    duration = config.duration
+    if duration.steps is not None:
+        return duration.steps
+    if duration.samples is not None:
+        return batch.steps_for(duration.samples)
+    assert duration.epochs is not None  # the config's checks ask for exactly one
+    return batch.steps_for(math.ceil(round(duration.epochs * batch.samples_per_epoch, 6)))

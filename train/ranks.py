@@ -1,0 +1,102 @@
+"""The ranks of a run: who am I, what do all agree on. The only room that talks to torch.distributed."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+
+def launched_world_size() -> int:
+    """The ranks that the launcher started, before any of them has met the others."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def asked_world_size() -> int:
+    """The ranks of the run: those that the launcher started, or that launch.sh would start."""
+    return max(launched_world_size(), int(os.environ.get("ISOBATCH_WORLD_SIZE") or 1))
+
+
+def launched_rank() -> int:
+    return int(os.environ.get("RANK", "0"))
+
+
+def check_world_size(found: int) -> None:
+    """Raise RuntimeError where the ranks that met are not the ranks that were asked for.
+
+    `accelerate launch` with several processes on a CPU can start one, or several that each believe to be alone: a run
+    would go on with another effective batch than it says.
+    """
+    asked = {
+        "WORLD_SIZE (from the launcher)": launched_world_size(),
+        "ISOBATCH_WORLD_SIZE (from launch.sh)": int(os.environ.get("ISOBATCH_WORLD_SIZE") or found),
+    }
+    for name, number in asked.items():
+        if number != found:
+            raise RuntimeError(
+                f"{number} ranks were asked for by {name}, but {found} met. On a CPU: "
+                f"NPROC={number} ./launch.sh ... (or ACCELERATE_USE_CPU=true accelerate launch --multi_gpu "
+                f"--num_processes {number} ...)"
+            )
+
+
+@dataclass(frozen=True)
+class Sum:
+    """A sum over the ranks that is still under way."""
+
+    values: torch.Tensor  # float64, on the CPU; the sum once the work is done
+    work: dist.Work | None
+
+    def wait(self) -> list[float]:
+        if self.work is not None:
+            self.work.wait()
+        result: list[float] = self.values.tolist()
+        return result
+
+
+class Ranks:
+    """This rank among `world_size`. What is agreed here are a few numbers on the CPU; it never touches a GPU's queue.
+
+    The messages use a gloo group of their own, so that they cannot be taken for the gradients of a reduction that is
+    under way at the same time.
+    """
+
+    def __init__(self, rank: int = 0, world_size: int = 1, timeout_seconds: float = 1800) -> None:
+        self.rank = rank
+        self.world_size = world_size
+        self.is_main = rank == 0
+        self._group: dist.ProcessGroup | None = None
+        if world_size > 1:
+            group = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout_seconds))
+            assert isinstance(group, dist.ProcessGroup)
+            self._group = group
+
+    def start_sum(self, values: Sequence[float]) -> Sum:
+        """Begin to add up `values` (float64) over the ranks; every rank gets the sums, bit for bit the same."""
+        tensor = torch.tensor(values, dtype=torch.float64)
+        work = dist.all_reduce(tensor, group=self._group, async_op=True) if self._group else None
+        return Sum(tensor, work)
+
+    def sum(self, values: Sequence[float]) -> list[float]:
+        return self.start_sum(values).wait()
+
+    def gather(self, value: Any) -> list[Any]:
+        """`value` of every rank, in order of the ranks, on every rank."""
+        if not self._group:
+            return [value]
+        gathered: list[Any] = [None] * self.world_size
+        dist.all_gather_object(gathered, value, group=self._group)
+        return gathered
+
+    def copy_from_main(self, tensors: Sequence[torch.Tensor]) -> None:
+        """Overwrite `tensors`, on any device, by rank 0's."""
+        if self._group:
+            for tensor in tensors:
+                dist.broadcast(tensor, src=0)
+
+    def barrier(self) -> None:
+        if self._group:
+            dist.barrier(group=self._group)

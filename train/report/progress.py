@@ -1,0 +1,72 @@
+"""How far a run is, what is due, and how fast it goes."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from train.window import Window
+
+
+@dataclass
+class Progress:
+    """Counted, not planned: what has really been trained, over all ranks."""
+
+    step: int = 0
+    epoch: float = 0.0
+    samples_seen: int = 0
+    empty_steps: int = 0  # steps in which no label counted: nothing to train on
+
+    def advance(self, window: Window, dataset_size: int) -> None:
+        self.step = window.k
+        self.samples_seen += window.samples
+        self.epoch = self.samples_seen / dataset_size
+        self.empty_steps += window.weight == 0
+
+
+@dataclass(frozen=True)
+class Interval:
+    """Something that takes place every so many steps, or at the step that completes every so many samples."""
+
+    steps: int | None = None
+    samples: int | None = None
+
+    def due(self, progress: Progress, window: Window) -> bool:
+        if self.samples is not None:
+            before = progress.samples_seen - window.samples
+            return progress.samples_seen // self.samples > before // self.samples
+        return self.steps is not None and progress.step % self.steps == 0
+
+
+class Clock:
+    """Training time; evaluation and saving stand apart."""
+
+    def __init__(self) -> None:
+        self._start = time.perf_counter()
+        self._lap = 0.0
+        self._total = 0.0
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        self._collect()
+        try:
+            yield
+        finally:
+            self._start = time.perf_counter()
+
+    def lap(self) -> float:
+        """Seconds of training since the last lap."""
+        self._collect()
+        seconds, self._lap = self._lap, 0.0
+        self._total += seconds
+        return seconds
+
+    @property
+    def hours(self) -> float:
+        """Training time up to the last lap."""
+        return self._total / 3600
+
+    def _collect(self) -> None:
+        now = time.perf_counter()
+        self._lap += now - self._start
+        self._start = now

@@ -1,0 +1,23 @@
+"""The standard loop: a rank's part of a step is one micro-batch.
+
+accelerate launch -m train.standard CONFIG [key=value ...]
+"""
+
+import sys
+
+from torch import Tensor
+
+from train.loop import main
+from train.run import Run
+from train.step import forward_backward
+from train.window import Window
+
+
+def compute_gradient(run: Run, window: Window) -> Tensor:
+    """The gradient of the window in `.grad`, reduced over the ranks; returns this rank's part of the loss."""
+    (micro_batch,) = window.micro_batches
+    return forward_backward(run.learner, micro_batch, window)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:], "standard", compute_gradient))

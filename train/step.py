@@ -1,0 +1,85 @@
+"""One optimizer step: forward_backward for each micro-batch, then one update."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from train.tasks import Task
+from train.window import Batch, MicroBatch, Window
+
+
+@dataclass
+class Learner:
+    """What a step works on, on this rank."""
+
+    accelerator: Accelerator
+    model: Any  # as accelerate prepared it: calling it is what makes the ranks reduce their gradients
+    module: nn.Module  # the user's own, inside any wrapper
+    parameters: Sequence[nn.Parameter]  # those that are trained
+    dtype: torch.dtype  # of the parameters, and of what the model is fed
+    task: Task
+    optimizer: Any  # a torch.optim.Optimizer, whose fused kind also reads the attribute found_inf
+    skips_on_device: bool  # the optimizer leaves out an update where a flag on the device says so
+    max_grad_norm: float | None
+    stop_at_nonfinite: bool
+    skipped_steps: Tensor  # 0-dim, on the device: cumulative
+    skipped_in_a_row: Tensor
+
+
+class NonFiniteGradient(RuntimeError):
+    """The gradient of a step is not finite, and the run was told to stop there."""
+
+
+def forward_backward(learner: Learner, micro_batch: MicroBatch, window: Window) -> Tensor:
+    """Add this micro-batch's part of the step's gradient to `.grad`. Returns its part of the step's loss: 0-dim, detached.
+
+    The loss of a step is sum(losses) / weight over all micro-batches and ranks, so each micro-batch is scaled by the
+    weight of the whole window, however its own samples are distributed. DDP divides the sum over the ranks by their
+    number R: the factor R undoes it. A filler counts 0, and still takes part in the reduction.
+    """
+    batch = to_device(micro_batch.batch, learner.accelerator.device, learner.dtype)
+    loss_sum = learner.task.loss_sum(learner.model, batch)
+    part = loss_sum * (1.0 / window.weight if micro_batch.samples else 0.0)
+    learner.accelerator.backward(part * learner.accelerator.num_processes)
+    return part.detach()
+
+
+def to_device(batch: Batch, device: torch.device, dtype: torch.dtype) -> Batch:
+    """The batch on the device, floating-point columns in `dtype`; the host does not wait for pinned memory."""
+    return {
+        name: column.to(device, dtype if column.is_floating_point() else column.dtype, non_blocking=True)
+        for name, column in batch.items()
+    }
+
+
+def update(learner: Learner, rate: float) -> Tensor:
+    """Clip the gradient once, apply it unless it is not finite, clear it. Returns its norm before clipping: 0-dim.
+
+    After the reduction a gradient that is not finite is so on every rank: the norm alone is a flag on which all agree.
+    """
+    gradients = [p.grad for p in learner.parameters if p.grad is not None]
+    if not gradients:
+        raise RuntimeError("no parameter has a gradient: does the loss depend on the model's trainable parameters?")
+    norm = torch.nn.utils.get_total_norm(gradients)
+    finite = norm.isfinite()
+    if learner.max_grad_norm is not None:
+        torch.nn.utils.clip_grads_with_norm_(learner.parameters, learner.max_grad_norm, norm)
+    for group in learner.optimizer.param_groups:
+        group["lr"] = rate
+    if learner.stop_at_nonfinite and not finite:  # the one read of the host that on_nonfinite=stop costs at each step
+        raise NonFiniteGradient(f"the norm of the gradient is {norm.item()}")
+    if learner.skips_on_device:
+        learner.optimizer.found_inf = (~finite).to(torch.float32)
+        learner.optimizer.step()
+    elif (
+        finite
+    ):  # on a GPU the host waits here, once per step: these optimizers cannot leave out an update by themselves
+        learner.optimizer.step()
+    learner.optimizer.zero_grad(set_to_none=True)
+    learner.skipped_steps += ~finite
+    learner.skipped_in_a_row.add_(1).mul_(~finite)
+    return norm

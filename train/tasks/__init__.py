@@ -1,0 +1,30 @@
+"""What a loss is. A task is a class with these members; a config names it by file, or by its dotted path.
+
+A task calls `model(...)` and nothing inside it, since a forward of the wrapped module would miss the reduction of its
+gradients. It never divides, never reduces over ranks and knows nothing of micro-batches.
+"""
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from train.window import Batch
+
+
+class Task(Protocol):
+    columns: tuple[str, ...]
+    """What a batch must hold."""
+
+    def loss_weight(self, batch: Batch) -> float:
+        """What the sum of losses over the step is divided by: the number of samples, of valid labels, ... in `batch`,
+        counted on the CPU before the first forward pass."""
+        ...
+
+    def loss_sum(self, model: Any, batch: Batch) -> Tensor:
+        """The sum of the losses in `batch`: 0-dim, float32 or wider."""
+        ...
+
+    def eval_sums(self, model: Any, batch: Batch) -> Mapping[str, tuple[Tensor, Tensor | float]]:
+        """{name: (sum, weight)} of the loss (name `loss`) and of each metric, from one forward pass."""
+        ...

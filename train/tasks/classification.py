@@ -1,0 +1,41 @@
+"""One label for each sample."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from train.window import Batch
+
+IGNORED = -100  # PyTorch's own mark for a label that does not count
+
+
+class Classification:
+    """Cross-entropy over the labels that count: integers from 0, or -100 for "no label". Metric: accuracy.
+
+    Batch: inputs (samples, ...) as the model takes them, labels (samples, ...) int64. The model returns logits
+    (samples, classes, ...).
+    """
+
+    columns = ("inputs", "labels")
+
+    def __init__(self, label_smoothing: float = 0.0) -> None:
+        self.label_smoothing = label_smoothing
+
+    def loss_weight(self, batch: Batch) -> float:
+        return float((batch["labels"] != IGNORED).sum())
+
+    def loss_sum(self, model: Any, batch: Batch) -> Tensor:
+        return self._loss_sum(model(batch["inputs"]), batch["labels"])
+
+    def eval_sums(self, model: Any, batch: Batch) -> dict[str, tuple[Tensor, Tensor]]:
+        logits, labels = model(batch["inputs"]), batch["labels"]
+        counted = labels != IGNORED
+        correct = (logits.argmax(1) == labels) & counted
+        weight = counted.sum()
+        return {"loss": (self._loss_sum(logits, labels), weight), "accuracy": (correct.sum(), weight)}
+
+    def _loss_sum(self, logits: Tensor, labels: Tensor) -> Tensor:
+        wide = logits if logits.dtype == torch.float64 else logits.float()
+        return cross_entropy(wide, labels, reduction="sum", label_smoothing=self.label_smoothing)
