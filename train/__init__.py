@@ -1,0 +1,14 @@
+"""Isobatch: say the batch you want to train with."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+def load(run_folder: str | Path) -> "nn.Module":
+    """The trained model of a run folder, on the CPU, in evaluation mode."""
+    from train.saved import load_final  # here: `import train` alone stays free of torch
+
+    return load_final(run_folder)

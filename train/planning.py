@@ -2,9 +2,11 @@
 
 import math
 
-from train.batch import BatchPlan, PlanError, make_plan
+from train.batch import BatchPlan, PlanError, make_plan, ranks
 from train.config import Config
 from train.schedule import Rate
+
+__all__ = ["PlanError", "plan_batch", "plan_rate"]
 
 
 def plan_batch(config: Config, loop: str, world_size: int, dataset_size: int) -> BatchPlan:
@@ -19,17 +21,12 @@ def plan_batch(config: Config, loop: str, world_size: int, dataset_size: int) ->
         drop_tail=config.data.drop_tail,
     )
     if loop == "standard" and plan.accumulation_steps > 1:
-        stated = (
-            f"batch.micro={batch.micro}"
-            if batch.micro != "all"
-            else f"batch.accumulation_steps={batch.accumulation_steps}"
-        )
-        ranks = "1 rank" if world_size == 1 else f"{world_size} ranks"
+        stated = f"batch.micro={batch.micro}" if batch.micro != "all" else f"{batch.accumulation_steps=}"
         raise PlanError(
             f"the standard loop takes each step in one micro-batch, but {stated} cuts a rank's share of "
-            f"{math.ceil(plan.effective / world_size)} samples (batch.effective={plan.effective} on {ranks}) into "
-            f"{plan.accumulation_steps}. Type: batch.effective={plan.effective} batch.micro=all, "
-            f"or use the accumulation loop: train.accumulate"
+            f"{math.ceil(plan.effective / world_size)} samples (batch.effective={plan.effective} on "
+            f"{ranks(world_size)}) into {plan.accumulation_steps}. "
+            f"Type: batch.effective={plan.effective} batch.micro=all, or use the accumulation loop: train.accumulate"
         )
     return plan
 

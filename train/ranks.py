@@ -1,13 +1,15 @@
 """The ranks of a run: who am I, what do all agree on. The only room that talks to torch.distributed."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+
+T = TypeVar("T")
 
 
 def launched_world_size() -> int:
@@ -83,6 +85,15 @@ class Ranks:
     def sum(self, values: Sequence[float]) -> list[float]:
         return self.start_sum(values).wait()
 
+    def gather_numbers(self, values: Sequence[float]) -> list[list[float]]:
+        """`values` of every rank, in order of the ranks, on every rank; each gives equally many."""
+        own = torch.tensor(values, dtype=torch.float64)
+        if not self._group:
+            return [own.tolist()]
+        gathered = [torch.empty_like(own) for _ in range(self.world_size)]
+        dist.all_gather(gathered, own, group=self._group)
+        return [numbers.tolist() for numbers in gathered]
+
     def gather(self, value: Any) -> list[Any]:
         """`value` of every rank, in order of the ranks, on every rank."""
         if not self._group:
@@ -90,6 +101,19 @@ class Ranks:
         gathered: list[Any] = [None] * self.world_size
         dist.all_gather_object(gathered, value, group=self._group)
         return gathered
+
+    def from_main(self, decide: Callable[[], T]) -> T:
+        """What `decide()` gives on rank 0, on every rank; an exception that it raises is raised on every rank."""
+        outcome: T | Exception | None = None
+        if self.is_main:
+            try:
+                outcome = decide()
+            except Exception as error:  # the others would wait for a word for ever
+                outcome = error
+        decided: T | Exception = self.gather(outcome)[0]
+        if isinstance(decided, Exception):
+            raise decided
+        return decided
 
     def copy_from_main(self, tensors: Sequence[torch.Tensor]) -> None:
         """Overwrite `tensors`, on any device, by rank 0's."""

@@ -7,7 +7,7 @@ import sys
 
 from torch import Tensor
 
-from train.loop import main
+from train.entry import main
 from train.run import Run
 from train.step import forward_backward
 from train.window import Window

@@ -35,7 +35,7 @@ class NonFiniteGradient(RuntimeError):
 
 
 def forward_backward(learner: Learner, micro_batch: MicroBatch, window: Window) -> Tensor:
-    """Add this micro-batch's part of the step's gradient to `.grad`. Returns its part of the step's loss: 0-dim, detached.
+    """Add this micro-batch's part of the step's gradient to `.grad`; return its part of the loss: 0-dim, detached.
 
     The loss of a step is sum(losses) / weight over all micro-batches and ranks, so each micro-batch is scaled by the
     weight of the whole window, however its own samples are distributed. DDP divides the sum over the ranks by their

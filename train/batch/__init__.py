@@ -2,6 +2,17 @@
 
 from train.batch.assign import Assignment, assign
 from train.batch.order import key_of, sample_ids
-from train.batch.plan import BatchPlan, PlanError, make_plan, share
+from train.batch.plan import BatchPlan, PlanError, first_of, make_plan, ranks, share
 
-__all__ = ["Assignment", "BatchPlan", "PlanError", "assign", "key_of", "make_plan", "sample_ids", "share"]
+__all__ = [
+    "Assignment",
+    "BatchPlan",
+    "PlanError",
+    "assign",
+    "first_of",
+    "key_of",
+    "make_plan",
+    "ranks",
+    "sample_ids",
+    "share",
+]

@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 
 from train.batch.order import Ids, sample_ids
-from train.batch.plan import BatchPlan, parts, share
+from train.batch.plan import BatchPlan, first_of, parts, share
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ def assign(plan: BatchPlan, seed: int, k: int, rank: int) -> Assignment:
     start = index * plan.effective
     samples = min(plan.effective, plan.dataset_size - start)
     shares = [share(samples, r, plan.world_size) for r in (0, rank)]
-    offset = start + rank * (samples // plan.world_size) + min(rank, samples % plan.world_size)
+    offset = start + first_of(samples, rank, plan.world_size)
     micro_steps = math.ceil(shares[0] / plan.micro)
     return Assignment(
         k=k,

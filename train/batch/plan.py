@@ -1,4 +1,4 @@
-"""The batch contract: any two of effective batch, micro-batch and accumulation steps; the ranks come from the launcher."""
+"""The batch contract: any two of effective batch, micro-batch and accumulation steps; ranks come from the launcher."""
 
 import math
 from dataclasses import dataclass
@@ -44,26 +44,27 @@ class BatchPlan:
         return int(epochs) * self.steps_per_epoch + math.ceil(rest / self.effective)
 
     def arithmetic(self) -> str:
-        """`100 = 34+33+33 samples on 3 ranks, each in 3 micro-batches of at most 12`."""
-        shares = [share(self.effective, r, self.world_size) for r in range(self.world_size)]
-        even = len(set(shares)) == 1
-        ranks = "1 rank" if self.world_size == 1 else f"{self.world_size} ranks"
-        split = f"{shares[0]} on 1 rank" if self.world_size == 1 else ""
-        if not split and even:
-            split = f"{self.world_size} ranks x {shares[0]}"
-        elif not split:
-            longer = shares.count(shares[0])
-            terms = (
-                "+".join(map(str, shares))
-                if self.world_size <= 8
-                else f"{longer} x {shares[0]} + {self.world_size - longer} x {shares[-1]}"
-            )
-            split = f"{terms} on {ranks}"
-        sizes = "+".join(map(str, parts(shares[0], self.accumulation_steps))) if self.accumulation_steps <= 8 else ""
-        pieces = (
-            f"micro-batches of {sizes}" if sizes else f"{self.accumulation_steps} micro-batches of at most {self.micro}"
-        )
-        return f"{self.effective} samples = {split}, in {pieces}"
+        """`100 samples = 34+33+33 on 3 ranks, in micro-batches of 12+11+11`."""
+        longest, world_size = share(self.effective, 0, self.world_size), self.world_size
+        longer = self.effective % world_size
+        if longer == 0:
+            shares = f"{world_size} x {longest}" if world_size > 1 else f"{longest}"
+        elif world_size <= 8:
+            shares = "+".join(str(share(self.effective, rank, world_size)) for rank in range(world_size))
+        else:
+            shares = f"{longer} x {longest} + {world_size - longer} x {longest - 1}"
+        steps = self.accumulation_steps
+        if steps == 1:
+            sizes = "one micro-batch"
+        elif steps <= 8:
+            sizes = "micro-batches of " + "+".join(map(str, parts(longest, steps)))
+        else:
+            sizes = f"{steps} micro-batches of at most {self.micro}"
+        return f"{self.effective} samples = {shares} on {ranks(world_size)}, in {sizes}"
+
+
+def ranks(world_size: int) -> str:
+    return "1 rank" if world_size == 1 else f"{world_size} ranks"
 
 
 def make_plan(
@@ -93,8 +94,8 @@ def make_plan(
     plan = BatchPlan(effective, math.ceil(largest_share / steps), steps, world_size, dataset_size, drop_tail)
     if plan.steps_per_epoch == 0:
         raise PlanError(
-            f"the data has {dataset_size} samples, fewer than batch.effective={effective}, and data.drop_tail leaves them "
-            f"out: no step to train. Type: data.drop_tail=false (or batch.effective={max(1, dataset_size)})"
+            f"the data has {dataset_size} samples, fewer than batch.effective={effective}, and data.drop_tail leaves "
+            f"them out: no step to train. Type: data.drop_tail=false (or batch.effective={max(1, dataset_size)})"
         )
     return plan
 
@@ -103,21 +104,27 @@ def _check_consistent(effective: int, micro: int | None, steps: int, largest_sha
     if steps > largest_share:
         raise PlanError(
             f"batch.accumulation_steps={steps}, but batch.effective={effective} leaves a rank at most {largest_share} "
-            f"samples ({world_size} ranks): more micro-batches than samples. Type: batch.accumulation_steps={largest_share}"
+            f"samples ({ranks(world_size)}): more micro-batches than samples. "
+            f"Type: batch.accumulation_steps={largest_share}"
         )
     needed = math.ceil(largest_share / steps)
     if micro is not None and math.ceil(largest_share / micro) != steps:
         raise PlanError(
             f"batch.effective={effective}, micro={micro} and accumulation_steps={steps} contradict each other on "
-            f"{world_size} ranks: a rank's share is up to {largest_share} samples, which is "
-            f"{math.ceil(largest_share / micro)} micro-batches of {micro}, or {steps} of {needed}. State two of the three: "
-            f"batch.effective={effective} batch.micro={micro}"
+            f"{ranks(world_size)}: a rank's share is up to {largest_share} samples, which is "
+            f"{math.ceil(largest_share / micro)} micro-batches of {micro}, or {steps} of {needed}. "
+            f"State two of the three: batch.effective={effective} batch.micro={micro}"
         )
 
 
 def share(samples: int, rank: int, world_size: int) -> int:
     """Samples of one rank: as even as possible, the first ranks take the remainder. 100 on 3 ranks: 34, 33, 33."""
     return samples // world_size + (rank < samples % world_size)
+
+
+def first_of(samples: int, rank: int, world_size: int) -> int:
+    """Where a rank's share begins, counted from the first sample."""
+    return rank * (samples // world_size) + min(rank, samples % world_size)
 
 
 def parts(samples: int, count: int) -> list[int]:

@@ -1,8 +1,23 @@
 """Configs: typed defaults, YAML files and overrides, merged and checked before anything starts."""
 
+from train.config.identity import curve_hash, differences, mathematics, recipe_hash, source_hash
 from train.config.load import Loaded, load, run_name
 from train.config.problems import ConfigError, Problem
 from train.config.schema import Config
 from train.config.targets import resolve, resolve_source
 
-__all__ = ["Config", "ConfigError", "Loaded", "Problem", "load", "resolve", "resolve_source", "run_name"]
+__all__ = [
+    "Config",
+    "ConfigError",
+    "Loaded",
+    "Problem",
+    "curve_hash",
+    "differences",
+    "load",
+    "mathematics",
+    "recipe_hash",
+    "resolve",
+    "resolve_source",
+    "run_name",
+    "source_hash",
+]

@@ -20,6 +20,8 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "on_nonfinite": ("skip", "stop"),
     "optimizer.lr_scaling": ("none", "linear", "sqrt", "sde", "halflife"),
     "schedule.name": ("constant", "linear", "cosine"),
+    "checkpoint.resume": ("auto", "never"),
+    "wandb.mode": ("auto", "online", "offline", "disabled"),
 }
 
 _AT_LEAST_1: tuple[str, Callable[[Any], bool]] = ("1 or more", lambda value: value >= 1)
@@ -32,6 +34,7 @@ RANGES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "max_nonfinite_steps": _AT_LEAST_1,
     "batch.effective": _AT_LEAST_1,
     "batch.accumulation_steps": _AT_LEAST_1,
+    "data.overfit": _AT_LEAST_1,
     "data.eval_fraction": ("from 0 to below 1", lambda value: 0 <= value < 1),
     "optimizer.lr": _POSITIVE,
     "optimizer.lr_reference_batch": _AT_LEAST_1,
@@ -61,6 +64,7 @@ def check(values: Values) -> list[Finding]:
         _duration,
         _scaling,
         _optimizer_arguments,
+        _profile,
         _name,
     )
     return [finding for rule in rules for finding in rule(values)]
@@ -130,6 +134,12 @@ def _optimizer_arguments(values: Values) -> Iterator[Finding]:
     if "lr" in values["optimizer.args"]:
         lr = values["optimizer.args"]["lr"]
         yield "optimizer.args.lr", f"got {show(lr)}; the rate has a key of its own. Write optimizer.lr={lr}"
+
+
+def _profile(values: Values) -> Iterator[Finding]:
+    steps = values["profile.steps"]
+    if steps and not (len(steps) == 2 and 1 <= steps[0] <= steps[1]):
+        yield "profile.steps", f"got {show(steps)}; it takes the first and the last step, such as [10, 12]"
 
 
 def _name(values: Values) -> Iterator[Finding]:

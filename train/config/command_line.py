@@ -19,6 +19,7 @@ WHERE = "command line"
 
 OPTIONS: dict[str, str] = {
     "--plan": "print the plan of the run and stop",
+    "--smoke": "two steps of everything in under a minute; keeps nothing",
     "--print-config": "print the resolved config and stop",
 }
 
@@ -58,9 +59,7 @@ def parse(argv: Sequence[str]) -> CommandLine:
     problems = [_refused(argument) for argument in dashed if argument not in OPTIONS]
     if len(files) != 1 and not problems:
         got = " and ".join(files) or "none"
-        fix = (
-            f"For a key, write {files[-2]}={files[-1]}" if files else "Name one, such as configs/digits.yaml"
-        )
+        fix = f"For a key, write {files[-2]}={files[-1]}" if files else "Name one, such as configs/digits.yaml"
         problems.append(Problem(WHERE, "", f"it takes one config; got {got}. {fix}"))
     values: dict[Path, Any] = {}
     edits: list[tuple[Path, Any]] = []
@@ -97,21 +96,15 @@ def _setting(override: str) -> tuple[Path, Any] | Problem:
     """A key=value in parts; the value as OmegaConf parses it (1e-8 is a number), or what is wrong with it."""
     key, _, text = override.partition("=")
     if re.fullmatch(r"[^.\[\]]+(\.[^.\[\]]+|\[\d+\])*", key) is None:
-        return Problem(
-            WHERE, "", f"got {override}; a key is written section.name=value or section.name[0]=value"
-        )
+        return Problem(WHERE, "", f"got {override}; a key is written section.name=value or section.name[0]=value")
     if key == "extends":
         return Problem(WHERE, key, "only a file extends others. Write it there, or name another CONFIG")
     if not text.strip():
-        return Problem(
-            WHERE, key, f"got no value. To unset it, write {key}=null; for an empty text, {key}='\"\"'"
-        )
+        return Problem(WHERE, key, f"got no value. To unset it, write {key}=null; for an empty text, {key}='\"\"'")
     try:
         parsed = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]))
     except (YAMLError, OmegaConfBaseException) as error:
-        return Problem(
-            WHERE, key, f"got {text}; it is not valid YAML: {str(error).splitlines()[0]}. Quote it"
-        )
+        return Problem(WHERE, key, f"got {text}; it is not valid YAML: {str(error).splitlines()[0]}. Quote it")
     assert isinstance(parsed, dict)
     path = (int(part[1:-1]) if part[0] == "[" else part for part in re.findall(r"\[\d+\]|[^.\[\]]+", key))
     return tuple(path), parsed["value"]

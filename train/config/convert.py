@@ -11,7 +11,15 @@ from train.config.merge import Settings
 from train.config.problems import Problem, show
 from train.config.schema import Config
 
-_WORDS = {int: "a whole number", float: "a number", str: "text", bool: "true or false", type(None): "null"}
+_WORDS = {
+    int: "a whole number",
+    float: "a number",
+    str: "text",
+    bool: "true or false",
+    type(None): "null",
+    list[int]: "a list of whole numbers",
+    list[str]: "a list of texts",
+}
 
 
 class Origins:
@@ -23,9 +31,7 @@ class Origins:
     def __call__(self, key: str) -> str:
         if parts(key) in self._settings:
             return self._settings[parts(key)].origin
-        below = [
-            setting.origin for path, setting in self._settings.items() if dotted(path).startswith(f"{key}.")
-        ]
+        below = [setting.origin for path, setting in self._settings.items() if dotted(path).startswith(f"{key}.")]
         return below[-1] if below else self._config
 
 
@@ -109,21 +115,20 @@ def resolve_values(config: DictConfig, origins: Origins) -> tuple[dict[str, Any]
     for key in TYPES:
         try:
             value = OmegaConf.select(config, key)
+            values[key] = {} if isinstance(value, DictConfig) else _plain(value)
         except OmegaConfBaseException as error:
             problems.append(_unresolved(key, error, origins))
             continue
-        if not isinstance(value, DictConfig):
-            values[key] = value
-            continue
-        values[key] = {}
-        for name in map(str, value):  # the schema's mappings have text for keys
+        for name in map(str, value) if isinstance(value, DictConfig) else ():  # the schema's have text for keys
             try:
-                entry = value[name]
-                plain = OmegaConf.to_container(entry, resolve=True) if OmegaConf.is_config(entry) else entry
-                values[key][name] = plain
+                values[key][name] = _plain(value[name])
             except OmegaConfBaseException as error:
                 problems.append(_unresolved(f"{key}.{name}", error, origins))
     return values, problems
+
+
+def _plain(value: Any) -> Any:
+    return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
 
 
 def _unresolved(key: str, error: OmegaConfBaseException, origins: Origins) -> Problem:

@@ -7,9 +7,7 @@ from train.config.keys import SECTIONS, TYPES, Path, dotted, owner, parts
 from train.config.merge import Layer
 from train.config.problems import Problem, show
 
-_MICRO = (
-    "what one rank puts through the model at once; batch.effective counts over all ranks and micro-batches"
-)
+_MICRO = "what one rank puts through the model at once; batch.effective counts over all ranks and micro-batches"
 _EFFECTIVE = "samples per optimizer step over all ranks; what one rank takes at once is batch.micro"
 _STEPS = "optimizer steps, not micro-batches"
 
@@ -52,21 +50,22 @@ _FOREIGN: tuple[tuple[str, str, str], ...] = (
     ("task.args.label_smoothing", "", "label_smoothing label_smoothing_factor"),
     ("name", "", "run_name experiment_name"),
     ("output_dir", "", "out_dir default_root_dir save_folder dump_folder logging_dir"),
+    ("data.overfit", "so many effective batches", "overfit_batches"),
+    ("evaluate.best", "such as eval/accuracy", "metric_for_best_model"),
+    ("checkpoint.resume", "auto or never", "resume_from_checkpoint"),
+    ("wandb.mode", "auto, online, offline or disabled", "report_to"),
+    ("wandb.project", "", "wandb_project project_name"),
     ("seed", "", "random_seed data_seed seed_everything"),
 )
 """(our key, what to know, names in HF Trainer, Lightning, Composer, torchtitan, DeepSpeed, nanoGPT)."""
 
-FOREIGN: dict[str, tuple[str, str]] = {
-    name: (key, note) for key, note, names in _FOREIGN for name in names.split()
-}
+FOREIGN: dict[str, tuple[str, str]] = {name: (key, note) for key, note, names in _FOREIGN for name in names.split()}
 """{name elsewhere: (our key, what to know)}."""
 
 
 def find_unknown(layer: Layer, stated: Container[Path]) -> list[Problem]:
     """The keys of a layer that do not exist; `stated` holds the keys of all layers."""
-    found = (
-        _unknown(layer.name, path, value, stated) for path, value in [*layer.values.items(), *layer.edits]
-    )
+    found = (_unknown(layer.name, path, value, stated) for path, value in [*layer.values.items(), *layer.edits])
     return [problem for problem in found if problem is not None]
 
 
@@ -91,9 +90,7 @@ def nearest(key: str) -> tuple[str, ...]:
     close = [name for name in TYPES if name.rpartition(".")[2] == last]
     if close:
         best = max(alike[name] for name in close)
-        return tuple(
-            name for name in sorted(close, key=lambda name: -alike[name]) if alike[name] > best - 0.16
-        )
+        return tuple(name for name in sorted(close, key=lambda name: -alike[name]) if alike[name] > best - 0.16)
     if max(alike.values()) >= 0.7:
         return (max(alike, key=lambda name: alike[name]),)
     last_parts = {name.rpartition(".")[2]: name for name in TYPES}

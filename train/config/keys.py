@@ -2,7 +2,8 @@
 
 from collections.abc import Hashable, Iterator
 from dataclasses import fields, is_dataclass
-from typing import Any, get_args, get_type_hints
+from types import UnionType
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from train.config.schema import Config
 
@@ -51,9 +52,6 @@ def owner(path: Path) -> str | None:
 
 
 def types_of(key: str) -> tuple[Any, ...]:
-    """The members of a key's type: (int, NoneType) for `int | None`."""
-    return (
-        (TYPES[key],)
-        if TYPES[key] in (dict[str, str], dict[str, Any])
-        else get_args(TYPES[key]) or (TYPES[key],)
-    )
+    """The members of a key's type: (int, NoneType) for `int | None`, (list[int],) for `list[int]`."""
+    annotation = TYPES[key]
+    return get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)

@@ -145,7 +145,5 @@ def _place(container: Any, part: Hashable) -> Any:
         return part
     length = len(container) if isinstance(container, list) else 0
     if not (str(part).isdigit() and int(str(part)) < length):
-        raise LookupError(
-            f"there is no element {part!r}, only {length}, numbered from 0. Write the whole list"
-        )
+        raise LookupError(f"there is no element {part!r}, only {length}, numbered from 0. Write the whole list")
     return int(str(part))

@@ -4,7 +4,7 @@ import hashlib
 import re
 from collections.abc import Sequence
 
-LEFT_OUT = ("name", "output_dir", "log", "runtime")
+LEFT_OUT = ("name", "output_dir", "log", "checkpoint", "profile", "wandb", "runtime")
 """Keys and sections that say nothing about what is trained."""
 LONGEST = 80
 _RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)

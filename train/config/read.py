@@ -32,9 +32,7 @@ def read_layers(path: Path) -> list[Layer]:
 def _read(path: Path, chain: tuple[Path, ...], problems: list[Problem]) -> list[Layer]:
     if path.resolve() in (file.resolve() for file in chain):
         shown = " -> ".join(str(file) for file in (*chain, path))
-        problems.append(
-            Problem(str(chain[-1]), "extends", f"the files extend each other: {shown}. Take one out")
-        )
+        problems.append(Problem(str(chain[-1]), "extends", f"the files extend each other: {shown}. Take one out"))
         return []
     try:
         values = read_yaml(path)

@@ -1,4 +1,4 @@
-"""The typed defaults. A YAML file states only what differs from them; the docstring under a field says what it means."""
+"""The typed defaults. A YAML file states only what differs; the docstring under a field says what it means."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -32,6 +32,8 @@ class Data:
     """Share of the samples held out for evaluation, in [0, 1). The same samples for every seed."""
     columns: dict[str, str] = field(default_factory=dict)
     """Which column is what: {name that the task asks for: name in the data}. Same names need no entry."""
+    overfit: int | None = None
+    """Repeat the first so many effective batches for ever: a model that cannot learn them by heart has a bug."""
     drop_tail: bool = False
     """Leave out the last samples of an epoch that do not fill an effective batch. They are trained by default."""
 
@@ -106,12 +108,50 @@ class Evaluate:
     """Samples between evaluations; they take place at the end of the step that reaches them."""
     at_start: bool = False
     """Evaluate the untrained model too."""
+    sets: dict[str, str] = field(default_factory=dict)
+    """Further sets to evaluate on: {name: split of the data}."""
+    best: str | None = None
+    """Metric that tells the best evaluation, such as eval/accuracy: whether more is better is known for loss,
+    accuracy, perplexity and their like; else write `max eval/mine` or `min eval/mine`."""
 
 
 @dataclass(frozen=True)
 class Log:
     every_steps: int = 10
     """Optimizer steps between rows of metrics.jsonl (and lines on the screen)."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    resume: str = "auto"
+    """What a second start of the same name does: `auto` says that the run has finished, or refuses; `never` moves the
+    old run folder to NAME.1 and starts over."""
+
+
+@dataclass(frozen=True)
+class Profile:
+    steps: list[int] = field(default_factory=list)
+    """[first, last]: record these optimizer steps with torch.profiler into the run folder. Empty: none."""
+
+
+@dataclass(frozen=True)
+class Wandb:
+    mode: str = "auto"
+    """auto (online when logged in, else offline; never a prompt), online, offline or disabled."""
+    entity: str | None = None
+    """Account or team. Unset: the default one of the login."""
+    project: str = "isobatch"
+    """Project of the run."""
+    group: str | None = None
+    """Group of the run. Unset: the config's stem."""
+    name: str | None = None
+    """Display name. Unset: the run's name."""
+    tags: list[str] = field(default_factory=list)
+    """Tags of the run."""
+    notes: str | None = None
+    """A text about the run."""
+    privacy: bool = False
+    """Send no host name, command, user, or repository address; only config, versions and metrics."""
 
 
 @dataclass(frozen=True)
@@ -147,4 +187,7 @@ class Config:
     duration: Duration = field(default_factory=Duration)
     evaluate: Evaluate = field(default_factory=Evaluate)
     log: Log = field(default_factory=Log)
+    checkpoint: Checkpoint = field(default_factory=Checkpoint)
+    profile: Profile = field(default_factory=Profile)
+    wandb: Wandb = field(default_factory=Wandb)
     runtime: Runtime = field(default_factory=Runtime)

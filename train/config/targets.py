@@ -134,9 +134,7 @@ def _import(name: str) -> ModuleType:
     try:
         return importlib.import_module(name)
     except (Exception, SystemExit) as error:
-        frames = [
-            frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith("<")
-        ]
+        frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith("<")]
         place = f"{os.path.relpath(frames[-1].filename)}:{frames[-1].lineno}"
         if isinstance(error, SyntaxError) and error.filename:
             place = f"{os.path.relpath(error.filename)}:{error.lineno}"

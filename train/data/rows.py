@@ -41,8 +41,9 @@ def _tensor(name: str, values: object) -> torch.Tensor:
     if array.dtype == object:
         first = np.asarray(array[0])
         raise DataError(
-            f"column {name!r} does not hold one array of numbers per sample, all of one shape: its first value is of type "
-            f"{type(array[0]).__name__}, shape {first.shape}. Say which column is what: data.columns={{inputs: NAME}}"
+            f"column {name!r} does not hold one array of numbers per sample, all of one shape: its first value is of "
+            f"type {type(array[0]).__name__}, shape {first.shape}. "
+            f"Say which column is what: data.columns={{inputs: NAME}}"
         )
     if not (np.issubdtype(array.dtype, np.number) or array.dtype == bool):
         raise DataError(

@@ -7,7 +7,7 @@ import numpy as np
 from datasets import Dataset, load_dataset
 
 from train.batch import sample_ids
-from train.config import resolve_source
+from train.config import Config, resolve_source
 from train.config.schema import Data
 from train.data.rows import DataError, Rows, preload
 
@@ -17,30 +17,44 @@ HOLDOUT_SEED = 0  # not the run's: runs with different seeds are compared on the
 @dataclass(frozen=True)
 class Sets:
     train: Rows
-    evaluation: Rows | None
+    evaluation: dict[str, Rows]  # the main set has the name ""
 
 
-def open_sets(data: Data, needed: Sequence[str]) -> Sets:
+def open_sets(config: Config, needed: Sequence[str]) -> Sets:
     """Load the training and evaluation samples, with the columns that the task needs under the task's own names."""
+    data = config.data
     dataset = _load(data, data.split)
+    held_out: dict[str, Dataset] = {}
     if data.eval_split is not None:
-        held_out: Dataset | None = _load(data, data.eval_split)
-    else:
-        dataset, held_out = _hold_out(dataset, data.eval_fraction)
-    train = _select(dataset, data.columns, needed)
-    return Sets(train, None if held_out is None else _select(held_out, data.columns, needed))
+        held_out[""] = _load(data, data.eval_split)
+    elif data.eval_fraction:
+        dataset, held_out[""] = _hold_out(dataset, data.eval_fraction)
+    for name, split in config.evaluate.sets.items():
+        held_out[name] = _load(data, split)
+    rows = {name: _select(held, data.columns, needed) for name, held in held_out.items()}
+    return Sets(_select(dataset, data.columns, needed), rows)
 
 
 def _load(data: Data, split: str) -> Dataset:
-    built_in = resolve_source(data.source)
-    return built_in(**data.args) if built_in else load_dataset(data.source, split=split, **data.args)
+    """One split of the source. A function gives one data set, its split `train`, or several by name."""
+    function = resolve_source(data.source)
+    if function is None:
+        return load_dataset(data.source, split=split, **data.args)
+    found = function(**data.args)
+    splits = found if isinstance(found, Mapping) else {"train": found}
+    if split not in splits:
+        raise DataError(f"{data.source} has no split {split!r}; it has: {', '.join(splits)}")
+    return splits[split]
 
 
-def _hold_out(dataset: Dataset, fraction: float) -> tuple[Dataset, Dataset | None]:
+def _hold_out(dataset: Dataset, fraction: float) -> tuple[Dataset, Dataset]:
     size = len(dataset)
     count = round(size * fraction)
-    if count == 0:
-        return dataset, None
+    if count in (0, size):
+        kept = "nothing" if count == 0 else "everything"
+        raise DataError(
+            f"data.eval_fraction={fraction} of {size} samples holds out {kept}. Type: data.eval_fraction=0.1"
+        )
     order = sample_ids(size, HOLDOUT_SEED, 0, 0, size)
     return dataset.select(np.sort(order[count:])), dataset.select(np.sort(order[:count]))
 

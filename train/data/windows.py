@@ -15,6 +15,7 @@ from train.window import Batch, MicroBatch, Window
 class _Ahead:
     """A window whose sums over the ranks are still under way."""
 
+    k: int
     assignment: Assignment
     micro_batches: tuple[MicroBatch, ...]
     failure: Exception | None
@@ -38,11 +39,12 @@ class Windows:
     pin_memory: bool
     last: int
     first: int = 1
+    overfit: int | None = None  # repeat the windows 1 .. overfit for ever
 
     def __iter__(self) -> Iterator[Window]:
         ahead = self._start(self.first) if self.first <= self.last else None
         while ahead is not None:
-            following = self._start(ahead.assignment.k + 1) if ahead.assignment.k < self.last else None
+            following = self._start(ahead.k + 1) if ahead.k < self.last else None
             window = self._finish(ahead)
             if window is None:
                 return
@@ -50,7 +52,8 @@ class Windows:
             ahead = following
 
     def _start(self, k: int) -> _Ahead:
-        assignment = assign(self.plan, self.seed, k, self.ranks.rank)
+        source = (k - 1) % self.overfit + 1 if self.overfit else k
+        assignment = assign(self.plan, self.seed, source, self.ranks.rank)
         micro_batches: tuple[MicroBatch, ...] = ()
         samples, weight = 0, 0.0
         failure = None
@@ -62,14 +65,14 @@ class Windows:
         except Exception as error:  # told to the other ranks first: they would wait for this one in the next reduction
             failure = error
         message = self.ranks.start_sum([failure is not None, self.stop_requested(), samples, weight])
-        return _Ahead(assignment, micro_batches, failure, message)
+        return _Ahead(k, assignment, micro_batches, failure, message)
 
     def _fetch(self, assignment: Assignment) -> tuple[MicroBatch, ...]:
         batch = self.rows.fetch(assignment.ids)
         filler = self.rows.fetch(assignment.filler_ids) if 0 in assignment.sizes else {}
         if self.pin_memory:
             batch, filler = ({name: t.pin_memory() for name, t in b.items()} for b in (batch, filler))
-        pieces = {name: torch.split(column, assignment.sizes) for name, column in batch.items()}
+        pieces = {name: torch.split(column, list(assignment.sizes)) for name, column in batch.items()}
         return tuple(
             MicroBatch({name: piece[i] for name, piece in pieces.items()} if size else filler, size)
             for i, size in enumerate(assignment.sizes)
@@ -77,17 +80,16 @@ class Windows:
 
     def _finish(self, ahead: _Ahead) -> Window | None:
         failed, stop, samples, weight = ahead.message.wait()
-        k = ahead.assignment.k
         if ahead.failure is not None:
             raise ahead.failure
         if failed:
             raise RuntimeError(
-                f"step {k}: {failed:.0f} other rank(s) could not read their samples; their errors say why"
+                f"step {ahead.k}: {failed:.0f} other rank(s) could not read their samples; their errors say why"
             )
         if stop:
             return None
         return Window(
-            k=k,
+            k=ahead.k,
             epoch=ahead.assignment.epoch,
             micro_batches=ahead.micro_batches,
             samples=int(samples),

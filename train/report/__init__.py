@@ -1,8 +1,26 @@
 """What a person sees and keeps of a run."""
 
+from train.report.best import Best, UnknownDirection
 from train.report.ending import BAD_CONFIG, FAILED, FINISHED, end_process
+from train.report.folder import AlreadyFinished, FolderRefused, RunFolder, claim
+from train.report.opening import open_report
 from train.report.plan import RunPlan
 from train.report.progress import Interval
 from train.report.reporter import Reporter
 
-__all__ = ["BAD_CONFIG", "FAILED", "FINISHED", "Interval", "Reporter", "RunPlan", "end_process"]
+__all__ = [
+    "BAD_CONFIG",
+    "FAILED",
+    "FINISHED",
+    "AlreadyFinished",
+    "Best",
+    "FolderRefused",
+    "Interval",
+    "Reporter",
+    "RunFolder",
+    "RunPlan",
+    "UnknownDirection",
+    "claim",
+    "end_process",
+    "open_report",
+]

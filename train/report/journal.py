@@ -16,5 +16,5 @@ class Journal:
         self._file.write(json.dumps(known) + "\n")
         self._file.flush()
 
-    def close(self) -> None:
+    def close(self, code: int = 0) -> None:
         self._file.close()

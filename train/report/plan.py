@@ -1,5 +1,6 @@
 """The plan of a run: what will be trained, as arithmetic, before the first step."""
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -15,7 +16,10 @@ class RunPlan:
     batch: BatchPlan
     rate: Rate
     rate_arithmetic: tuple[str, ...]  # how the optimizer's numbers follow from the effective batch
-    eval_samples: int
+    eval_samples: Mapping[str, int]  # of each set; "" is the main one
+    identity: Mapping[str, Any]  # all that decides the curve
+    curve_hash: str
+    recipe_hash: str
 
     @property
     def total_steps(self) -> int:
@@ -23,36 +27,45 @@ class RunPlan:
 
     def as_dict(self) -> dict[str, Any]:
         """plan.json: the fields, and what follows from them."""
+        return asdict(self) | {"derived": self.derived()}
+
+    def derived(self) -> dict[str, Any]:
+        """Flat numbers for tables and filters."""
         batch = self.batch
-        derived = {
+        return {
+            "loop": self.loop,
+            "lr_peak": self.rate.peak,
+            "effective_batch": batch.effective,
+            "micro_batch": batch.micro,
+            "accumulation_steps": batch.accumulation_steps,
+            "world_size": batch.world_size,
+            "tail_samples": batch.tail_samples,
+            "steps_per_epoch": batch.steps_per_epoch,
             "total_steps": self.total_steps,
             "total_samples": batch.samples_after(self.total_steps),
-            "steps_per_epoch": batch.steps_per_epoch,
-            "tail_samples": batch.tail_samples,
+            "curve_hash": self.curve_hash,
+            "recipe_hash": self.recipe_hash,
         }
-        return asdict(self) | {"derived": derived}
 
     def lines(self) -> list[str]:
         batch, rate = self.batch, self.rate
         seen = batch.samples_after(self.total_steps)
-        epochs = seen / batch.samples_per_epoch
-        shape = {"constant": "constant", "linear": "linear to", "cosine": "cosine to"}[rate.name]
-        fall = shape if rate.name == "constant" else f"{shape} {rate.final_fraction * rate.peak:.4g}"
+        fall = "constant" if rate.name == "constant" else f"{rate.name} to {rate.final_fraction * rate.peak:.4g}"
         warm = f" after {rate.warmup_steps} steps of warm-up" if rate.warmup_steps else ""
-        held_out = f"; {self.eval_samples:,} held out" if self.eval_samples else ""
+        sets = [f"{size:,} in {name}" if name else f"{size:,} held out" for name, size in self.eval_samples.items()]
         return [
             f"run       {self.name}: {self.loop} loop, {self.precision}",
             f"batch     {batch.arithmetic()}",
-            f"data      {batch.dataset_size:,} samples = {self._epoch()}{held_out}",
-            f"duration  {self.total_steps:,} steps = {seen:,} samples = {epochs:.4g} epochs",
+            f"data      {batch.dataset_size:,} samples = {self._epoch()}{''.join('; ' + text for text in sets)}",
+            f"duration  {self.total_steps:,} steps = {seen:,} samples = {seen / batch.samples_per_epoch:.4g} epochs",
             *(f"scaling   {line}" for line in self.rate_arithmetic),
             f"rate      peak {rate.peak:.4g}, {fall}{warm}",
         ]
 
     def _epoch(self) -> str:
         batch = self.batch
-        full, tail = batch.dataset_size // batch.effective, batch.tail_samples
-        text = f"{full:,} steps of {batch.effective}"
+        full, tail = divmod(batch.dataset_size, batch.effective)
+        text = f"{full:,} x {batch.effective}"
         if not tail:
             return text
-        return text + (f" ({tail} left out: data.drop_tail)" if batch.drop_tail else f" and one of {tail}")
+        return text + (f" ({tail} left out: data.drop_tail)" if batch.drop_tail else f" + {tail}")

@@ -1,37 +1,109 @@
-"""Plain lines for a person: the plan, a line for each row, a closing line."""
+"""What a person sees: the plan, one live line (or plain lines where there is no terminal), the closing line."""
 
+import sys
 from collections.abc import Mapping
+from datetime import timedelta
+from typing import Any, TextIO
 
 from train import names
 
 
 class Screen:
-    """Writes on rank 0 only."""
+    """Rank 0's. Everything but the live line also goes to `log`."""
 
-    def __init__(self, enabled: bool) -> None:
-        self._enabled = enabled
+    def __init__(self, total_steps: int, log: TextIO) -> None:
+        self._total_steps = total_steps
+        self._log = log
+        self._evaluation = ""
+        self._live = _live_line() if sys.stdout.isatty() else None
 
     def say(self, *lines: str) -> None:
-        if self._enabled:
-            print(*lines, sep="\n", flush=True)
+        for line in lines:
+            self._log.write(line + "\n")
+            if self._live:
+                self._live.console.print(line, markup=False, highlight=False, soft_wrap=True)
+            else:
+                print(line, flush=True)
+        self._log.flush()
 
-    def row(self, row: Mapping[str, float], total_steps: int) -> None:
-        step = f"step {row[names.GLOBAL_STEP]:>{len(str(total_steps))}.0f}/{total_steps}"
-        if names.EVAL_SAMPLES in row:
-            metrics = {k.removeprefix(names.EVAL): v for k, v in row.items() if k.startswith(names.EVAL)}
-            samples = metrics.pop("samples")
-            self.say(
-                "  ".join([step, "eval", *(f"{k} {v:.4f}" for k, v in metrics.items()), f"on {samples:.0f} samples"])
-            )
+    def write(self, row: Mapping[str, float]) -> None:
+        """A row of metrics: of an evaluation, or of a step."""
+        if names.LEARNING_RATE not in row:
+            self.say(self._step(row) + "  " + _evaluation(row))
             return
-        parts = [step]
-        if names.LOSS in row:
-            parts += [f"loss {row[names.LOSS]:.4f}", f"grad norm {row[names.GRAD_NORM]:.3g}"]
-        parts += [
-            f"lr {row[names.LEARNING_RATE]:.3g}",
-            f"batch {row[names.EFFECTIVE_SIZE]:.0f}",
-            f"{row[names.SAMPLES_PER_SECOND]:,.0f} samples/s",
-        ]
-        if row[names.SKIPPED_STEPS]:
-            parts.append(f"{row[names.SKIPPED_STEPS]:.0f} steps skipped: gradient not finite")
-        self.say("  ".join(parts))
+        line = self._step(row) + "  " + "  ".join(_step_parts(row))
+        if self._live:
+            self._log.write(line + "\n")
+            self._log.flush()
+            self._show(row)
+        else:
+            self.say(line)
+
+    def best(self, text: str) -> None:
+        """The last and the best evaluation, for the live line."""
+        self._evaluation = text
+
+    def close(self, code: int = 0) -> None:
+        if self._live:
+            self._live.stop()
+            self._live = None
+        self._log.close()
+
+    def _step(self, row: Mapping[str, float]) -> str:
+        return f"step {row[names.GLOBAL_STEP]:>{len(str(self._total_steps))}.0f}/{self._total_steps}"
+
+    def _show(self, row: Mapping[str, float]) -> None:
+        """The live line: as many of its parts, the most wanted first, as the terminal is wide."""
+        assert self._live
+        left = (self._total_steps - row[names.GLOBAL_STEP]) * row[names.STEP_SECONDS]
+        parts = [*_step_parts(row), f"{timedelta(seconds=round(left))} left", self._evaluation, _shares(row)]
+        line, width = self._step(row), self._live.console.width
+        for part in filter(None, parts):
+            if len(line) + 2 + len(part) <= width:
+                line += "  " + part
+        self._live.update(line)
+
+
+def _step_parts(row: Mapping[str, float]) -> list[str]:
+    parts = []
+    if names.LOSS in row:
+        parts.append(f"loss {row[names.LOSS]:.4f}")
+    parts.append(f"lr {row[names.LEARNING_RATE]:.2e}")
+    parts.append(f"batch {row[names.EFFECTIVE_SIZE]:.0f}")
+    parts.append(f"{row[names.SAMPLES_PER_SECOND]:,.0f} samples/s")
+    peak = row.get(names.PEAK_ALLOCATED, row.get(names.PEAK_RSS))
+    if peak is not None:
+        parts.append(f"peak {peak:.2f} GiB")
+    if row[names.SKIPPED_STEPS]:
+        parts.append(f"{row[names.SKIPPED_STEPS]:.0f} skipped")
+    return parts
+
+
+def _evaluation(row: Mapping[str, float]) -> str:
+    metrics = {k.removeprefix(names.EVAL): v for k, v in row.items() if k.startswith(names.EVAL)}
+    samples = metrics.pop("samples")
+    return (
+        "eval  " + "  ".join(f"{name} {value:.4f}" for name, value in metrics.items()) + f"  on {samples:,.0f} samples"
+    )
+
+
+def _shares(row: Mapping[str, float]) -> str:
+    """Of the step that was measured last: how much of it was which phase."""
+    if names.SYNC_SECONDS not in row:
+        return ""
+    sync = row[names.SYNC_SECONDS]
+    compute = row[names.FORWARD_BACKWARD_SECONDS] - sync + row[names.OPTIMIZER_SECONDS]
+    total = row[names.DATA_SECONDS] + compute + sync
+    return f"data {row[names.DATA_SECONDS] / total:.0%} compute {compute / total:.0%} sync {sync / total:.0%}"
+
+
+def _live_line() -> Any:
+    """rich's live display of one line; None where rich is not installed: plain lines then."""
+    try:
+        from rich.console import Console
+        from rich.live import Live
+    except ImportError:
+        return None
+    live = Live("", console=Console(highlight=False), refresh_per_second=4, vertical_overflow="crop")
+    live.start()
+    return live

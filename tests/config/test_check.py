@@ -1,0 +1,129 @@
+"""Ranges and combinations: each rule refuses what it should, and says what to type."""
+
+import math
+from typing import Any
+
+import pytest
+
+from train.config.check import CHOICES, RANGES, check
+from train.config.keys import DEFAULTS, TYPES
+
+GOOD: dict[str, Any] = {**DEFAULTS, "batch.effective": 100, "duration.epochs": 20.0}
+
+
+def test_a_good_config_has_no_problem() -> None:
+    assert check(GOOD) == []
+
+
+def test_the_rules_name_existing_keys_only() -> None:
+    assert set(RANGES) | set(CHOICES) <= set(TYPES)
+
+
+@pytest.mark.parametrize(
+    ("changes", "key", "said"),
+    [
+        ({"seed": -1}, "seed", "got -1; it must be from 0 to 2**63 - 1"),
+        ({"seed": 2**63}, "seed", "from 0 to 2**63 - 1"),
+        ({"batch.effective": 0}, "batch.effective", "got 0; it must be 1 or more"),
+        ({"batch.accumulation_steps": 0}, "batch.accumulation_steps", "1 or more"),
+        ({"batch.micro": 0}, "batch.micro", "got 0; it takes a whole number of 1 or more, or all"),
+        ({"batch.micro": "auto"}, "batch.micro", "got 'auto'; it takes a whole number"),
+        ({"batch.micro": "16"}, "batch.micro", "Write 16 without quotes"),
+        (
+            {"batch.effective": None},
+            "batch",
+            "got nothing; no effective batch follows from it. Add batch.effective=",
+        ),
+        ({"batch.effective": None, "batch.micro": 8}, "batch", "got batch.micro=8 alone"),
+        ({"batch.effective": None, "batch.micro": 8}, "batch", "or batch.accumulation_steps="),
+        (
+            {"batch.effective": None, "batch.accumulation_steps": 4},
+            "batch",
+            "got batch.accumulation_steps=4 alone",
+        ),
+        ({"batch.effective": None, "batch.accumulation_steps": 4}, "batch", "or batch.micro="),
+        (
+            {"duration.epochs": None},
+            "duration",
+            "Add one of duration.steps, duration.epochs, duration.samples",
+        ),
+        (
+            {"duration.steps": 5},
+            "duration",
+            "got duration.steps=5 and duration.epochs=20.0; they exclude each other",
+        ),
+        ({"duration.epochs": 0.0}, "duration.epochs", "above 0"),
+        ({"duration.epochs": math.inf}, "duration.epochs", "finite"),
+        ({"duration.epochs": None, "duration.steps": 0}, "duration.steps", "1 or more"),
+        ({"schedule.warmup_steps": 1, "schedule.warmup_samples": 2}, "schedule", "Keep one"),
+        ({"evaluate.every_steps": 1, "evaluate.every_samples": 2}, "evaluate", "Keep one"),
+        ({"schedule.warmup_fraction": 1.1}, "schedule.warmup_fraction", "got 1.1; it must be from 0 to 1"),
+        ({"schedule.warmup_fraction": math.nan}, "schedule.warmup_fraction", "got nan"),
+        ({"schedule.warmup_steps": -1}, "schedule.warmup_steps", "0 or more"),
+        ({"schedule.final_fraction": -0.1}, "schedule.final_fraction", "from 0 to 1"),
+        (
+            {"schedule.name": "cosin"},
+            "schedule.name",
+            "got 'cosin'; it takes one of constant, linear, cosine. Did",
+        ),
+        ({"data.eval_fraction": 1.0}, "data.eval_fraction", "got 1.0; it must be from 0 to below 1"),
+        ({"optimizer.lr": 0.0}, "optimizer.lr", "got 0.0; it must be above 0 and finite"),
+        ({"optimizer.lr": math.nan}, "optimizer.lr", "got nan"),
+        ({"optimizer.max_grad_norm": 0.0}, "optimizer.max_grad_norm", "above 0"),
+        (
+            {"optimizer.lr_scaling": "sq", "optimizer.lr_reference_batch": 8},
+            "optimizer.lr_scaling",
+            "none, linear, sqrt, sde, halflife",
+        ),
+        (
+            {"optimizer.lr_scaling": "sqrt"},
+            "optimizer.lr_reference_batch",
+            "Add optimizer.lr_reference_batch=",
+        ),
+        ({"optimizer.args": {"lr": 0.1}}, "optimizer.args.lr", "Write optimizer.lr=0.1"),
+        ({"precision": "fp16"}, "precision", "got 'fp16'; float16 is not supported yet: use bf16 or fp32"),
+        ({"precision": "float16"}, "precision", "float16 is not supported yet"),
+        ({"precision": "bf61"}, "precision", "Did you mean bf16?"),
+        ({"on_nonfinite": "ignore"}, "on_nonfinite", "one of skip, stop"),
+        ({"max_nonfinite_steps": 0}, "max_nonfinite_steps", "1 or more"),
+        ({"evaluate.every_steps": 0}, "evaluate.every_steps", "1 or more"),
+        ({"log.every_steps": 0}, "log.every_steps", "1 or more"),
+        ({"runtime.timeout_seconds": 0}, "runtime.timeout_seconds", "1 or more"),
+        ({"data.overfit": 0}, "data.overfit", "1 or more"),
+        ({"checkpoint.resume": "nevr"}, "checkpoint.resume", "one of auto, never. Did you mean never?"),
+        ({"wandb.mode": "on"}, "wandb.mode", "one of auto, online, offline, disabled"),
+        ({"profile.steps": [3, 2]}, "profile.steps", "got [3, 2]; it takes the first and the last step"),
+        ({"profile.steps": [3]}, "profile.steps", "got [3]"),
+        ({"name": "a/b"}, "name", "got 'a/b'; it names a folder"),
+        ({"name": ".."}, "name", "it names a folder"),
+    ],
+)
+def test_a_wrong_value_is_refused(changes: dict[str, Any], key: str, said: str) -> None:
+    findings = check({**GOOD, **changes})
+    assert [found for found, _ in findings] == [key]
+    assert said in findings[0][1]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"batch.micro": 16},
+        {"batch.accumulation_steps": 4},
+        {"batch.micro": 16, "batch.accumulation_steps": 4},
+        {"batch.effective": None, "batch.micro": 16, "batch.accumulation_steps": 4},
+        {"duration.epochs": 0.5},
+        {"profile.steps": [2, 2]},
+        {"seed": 2**63 - 1},
+        {"precision": "bfloat16"},
+        {"optimizer.lr_scaling": "sqrt", "optimizer.lr_reference_batch": 32},
+        {"schedule.warmup_steps": 0},
+        {"data.eval_fraction": 0.0},
+    ],
+)
+def test_the_edges_of_what_is_right_pass(changes: dict[str, Any]) -> None:
+    assert check({**GOOD, **changes}) == []
+
+
+def test_all_findings_come_at_once() -> None:
+    findings = check({**GOOD, "seed": -1, "precision": "fp16", "batch.effective": 0, "name": "a:b"})
+    assert {key for key, _ in findings} == {"seed", "precision", "batch.effective", "name"}

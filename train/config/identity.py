@@ -1,0 +1,87 @@
+"""Which runs must have the same curve: hashes over what changes the mathematics, and over nothing else."""
+
+import dataclasses
+import hashlib
+import inspect
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from train.config.schema import Config
+from train.config.targets import resolve, resolve_source
+
+EXECUTION = frozenset(
+    {
+        "name",
+        "output_dir",
+        "log",
+        "wandb",
+        "checkpoint",
+        "profile",
+        "evaluate",
+        "batch.micro",
+        "batch.accumulation_steps",
+    }
+    | {"runtime.timeout_seconds", "runtime.deterministic"}
+)
+"""Keys, and sections, that change how a run is executed or watched, but not what it computes."""
+
+
+def mathematics(config: Config, effective_batch: int) -> dict[str, Any]:
+    """{dotted key: value} of all that decides the curve; the effective batch as it follows from the plan."""
+    flat = flatten(dataclasses.asdict(config))
+    kept = {key: value for key, value in flat.items() if not _is_execution(key)}
+    return kept | {"batch.effective": effective_batch}
+
+
+def flatten(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"a": {"b": 1}} -> {"a.b": 1}."""
+    flat: dict[str, Any] = {}
+    for key, value in nested.items():
+        if isinstance(value, Mapping) and value:
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def curve_hash(mathematics: Mapping[str, Any], code: str) -> str:
+    """Equal hashes must give equal curves wherever the run is exact."""
+    return _digest({**mathematics, "code": code})
+
+
+def recipe_hash(mathematics: Mapping[str, Any], code: str) -> str:
+    """The same for every seed: it groups repetitions."""
+    return _digest({**mathematics, "code": code, "seed": None})
+
+
+def source_hash(config: Config) -> str:
+    """Over the sources of this package and of the files in which the config's targets are defined."""
+    targets = [
+        resolve(config.model.target, "train.models"),
+        resolve(config.task.target, "train.tasks"),
+        resolve(config.optimizer.target, "torch.optim"),
+        resolve_source(config.data.source),
+    ]
+    package = Path(__file__).parents[1]
+    files = {package / path for path in package.rglob("*.py")}
+    for target in targets:
+        file = inspect.getsourcefile(target) if inspect.isfunction(target) or inspect.isclass(target) else None
+        if file and "site-packages" not in file:
+            files.add(Path(file).resolve())
+    return _digest([hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(files)])
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """{key: (old, new)} where they differ, values as JSON knows them."""
+    old, new = json.loads(json.dumps(old, default=str)), json.loads(json.dumps(new, default=str))
+    return {key: (old.get(key), new.get(key)) for key in [*old, *(new.keys() - old)] if old.get(key) != new.get(key)}
+
+
+def _is_execution(key: str) -> bool:
+    return any(key == name or key.startswith(f"{name}.") for name in EXECUTION)
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:16]

@@ -1,0 +1,65 @@
+"""What both entry points do around the loop: parse, build, fit, close."""
+
+from collections.abc import Sequence
+
+from train.config import ConfigError, Loaded, load
+from train.data import DataError
+from train.loop import ComputeGradient, fit
+from train.planning import PlanError
+from train.ranks import launched_rank
+from train.report import (
+    BAD_CONFIG,
+    FAILED,
+    FINISHED,
+    AlreadyFinished,
+    FolderRefused,
+    UnknownDirection,
+    end_process,
+)
+from train.run import Run, build, show_plan
+from train.smoke import smoke
+from train.step import NonFiniteGradient
+
+
+def main(argv: Sequence[str], loop: str, compute_gradient: ComputeGradient) -> int:
+    """Train as the command line says.
+
+    Returns the exit code: 0 finished, 2 bad config or data, 128 + n stopped by signal n, 1 anything else.
+    """
+    is_main = launched_rank() == 0
+    try:
+        loaded = load(argv)
+        if "--print-config" in loaded.flags:
+            print(loaded.yaml(), end="")
+        elif "--plan" in loaded.flags:
+            show_plan(loaded, loop)
+        elif "--smoke" in loaded.flags:
+            return smoke(loaded, lambda small: train(small, loop, compute_gradient), is_main)
+        else:
+            return train(loaded, loop, compute_gradient)
+    except (ConfigError, DataError, PlanError, FolderRefused, UnknownDirection) as error:
+        return end_process(str(error), BAD_CONFIG, is_main=is_main, complain=True)
+    except AlreadyFinished as error:
+        return end_process(str(error), FINISHED, is_main=is_main, complain=True)
+    return FINISHED
+
+
+def train(loaded: Loaded, loop: str, compute_gradient: ComputeGradient) -> int:
+    run = build(loaded, loop)
+    try:
+        fit(run, run.phases.around(compute_gradient))
+        if run.report.progress.step == run.plan.total_steps:
+            run.save()
+    except NonFiniteGradient as error:
+        return _close(run, str(error), FAILED)
+    except BaseException as error:
+        _close(run, f"{type(error).__name__}: {error}", FAILED)
+        raise
+    if run.report.progress.step < run.plan.total_steps and run.stop.signal:
+        return _close(run, f"stopped by {run.stop.signal.name}", 128 + run.stop.signal)
+    return _close(run, "finished", FINISHED)
+
+
+def _close(run: Run, reason: str, code: int) -> int:
+    run.report.close(reason, code)
+    return end_process(reason, code, run.report.progress.step, is_main=run.ranks.is_main, complain=code != FINISHED)

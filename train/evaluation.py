@@ -1,0 +1,75 @@
+"""Exact evaluation: every sample once, on any number of ranks."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from train.batch import first_of, share
+from train.data import Rows
+from train.ranks import Ranks
+from train.step import to_device
+from train.tasks import Task
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The sets that a model is evaluated on: the main one under the name "", further ones under theirs."""
+
+    sets: Mapping[str, Rows]
+    task: Task
+    module: nn.Module  # inside any wrapper: an evaluation reduces no gradients
+    ranks: Ranks
+    device: torch.device
+    dtype: torch.dtype
+    batch_size: int
+
+    def __call__(self) -> dict[str, float]:
+        """{metric: sum / weight over the whole set}, and `samples`; `set/metric` for further sets.
+
+        A metric whose weight is 0 is left out: nobody knows it.
+        """
+        self.ranks.copy_from_main(floating_buffers(self.module))
+        was_training = self.module.training
+        self.module.eval()
+        try:
+            with torch.no_grad():
+                return {
+                    f"{name}/{metric}" if name else metric: value
+                    for name, rows in self.sets.items()
+                    for metric, value in self._evaluate(rows).items()
+                }
+        finally:
+            self.module.train(was_training)
+
+    def _evaluate(self, rows: Rows) -> dict[str, float]:
+        sums, samples = self._local_sums(rows)
+        totals = self.ranks.sum([samples, *(float(number) for pair in sums.values() for number in pair)])
+        pairs = zip(sums, totals[1::2], totals[2::2], strict=True)
+        return {name: total / weight for name, total, weight in pairs if weight} | {"samples": totals[0]}
+
+    def _local_sums(self, rows: Rows) -> tuple[dict[str, tuple[Tensor, Tensor]], int]:
+        """(sum, weight) of each metric over this rank's part of the set, in float64, on the device.
+
+        A rank with no part runs one sample that counts 0, so that every rank knows the names of the metrics.
+        """
+        start = first_of(len(rows), self.ranks.rank, self.ranks.world_size)
+        count = share(len(rows), self.ranks.rank, self.ranks.world_size)
+        ids = np.arange(start, start + count) if count else np.zeros(1, dtype=np.int64)
+        sums: dict[str, tuple[Tensor, Tensor]] = {}
+        for offset in range(0, len(ids), self.batch_size):
+            batch = to_device(rows.fetch(ids[offset : offset + self.batch_size]), self.device, self.dtype)
+            for name, pair in self.task.eval_sums(self.module, batch).items():
+                total, weight = (
+                    torch.as_tensor(x if count else 0.0, dtype=torch.float64, device=self.device) for x in pair
+                )
+                before = sums.get(name)
+                sums[name] = (before[0] + total, before[1] + weight) if before else (total, weight)
+        return sums, count
+
+
+def floating_buffers(module: nn.Module) -> list[Tensor]:
+    """What BatchNorm and its like keep, each rank its own while training: rank 0's are evaluated and saved."""
+    return [buffer for buffer in module.buffers() if buffer.is_floating_point()]

@@ -1,0 +1,53 @@
+"""The best evaluation so far."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from train import names
+
+LESS_IS_BETTER = ("loss", "perplexity", "bits_per_byte", "error", "mse", "mae", "rmse")
+MORE_IS_BETTER = ("accuracy", "f1", "auc", "precision", "recall", "r2")
+
+
+class UnknownDirection(ValueError):
+    """Nobody has said whether more or less of a metric is better."""
+
+
+@dataclass
+class Best:
+    """Watches one metric, such as eval/accuracy."""
+
+    metric: str
+    more_is_better: bool
+    value: float | None = None
+    step: int = 0
+    last: float | None = None
+
+    @classmethod
+    def of(cls, wanted: str | None) -> "Best":
+        """From evaluate.best: `eval/accuracy`, or `max eval/mine` where the name does not tell. Unset: eval/loss."""
+        direction, _, metric = (wanted or names.EVAL_LOSS).rpartition(" ")
+        if direction not in ("", "min", "max"):
+            raise UnknownDirection(
+                f"evaluate.best={wanted}: it starts with {direction!r}. Type: evaluate.best='max {metric}'"
+            )
+        last = metric.rsplit("/", 1)[-1]
+        if not direction and last not in LESS_IS_BETTER + MORE_IS_BETTER:
+            raise UnknownDirection(
+                f"evaluate.best={wanted}: is more of {last!r} better, or less? "
+                f"Type: evaluate.best='max {metric}' (or 'min {metric}')"
+            )
+        return cls(metric, direction == "max" or (not direction and last in MORE_IS_BETTER))
+
+    def see(self, row: Mapping[str, float]) -> None:
+        value = row.get(self.metric)
+        if value is None:
+            return
+        self.last = value
+        if self.value is None or (value > self.value if self.more_is_better else value < self.value):
+            self.value, self.step = value, int(row[names.GLOBAL_STEP])
+
+    def __str__(self) -> str:
+        if self.value is None:
+            return ""
+        return f"{self.metric} {self.last:.4f} (best {self.value:.4f} at step {self.step})"

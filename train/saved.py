@@ -1,0 +1,41 @@
+"""A trained model on disk, and back."""
+
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_model, save_model
+from torch import nn
+
+from train.config import Config, load, resolve
+
+FINAL = Path("final") / "model.safetensors"
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.float32, "fp64": torch.float64}  # of parameters; bf16 is autocast
+
+
+def make_model(config: Config) -> nn.Module:
+    """The model as the config describes it, drawn in float32 whatever the precision, from the run's seed."""
+    torch.manual_seed(config.seed)
+    module: nn.Module = resolve(config.model.target, "train.models")(**config.model.args)
+    return module.to(DTYPES[config.precision])
+
+
+def save_final(module: nn.Module, run_folder: Path) -> Path:
+    """Plain weights under the model's own parameter names; tied ones once."""
+    path = run_folder / FINAL
+    path.parent.mkdir(exist_ok=True)
+    save_model(module, str(path))
+    return path
+
+
+def load_final(run_folder: str | Path) -> nn.Module:
+    """The trained model of a run folder, on the CPU, in evaluation mode."""
+    folder = Path(run_folder)
+    weights = folder / FINAL
+    if not weights.is_file():
+        raise FileNotFoundError(
+            f"{weights} is not there: the run has not finished. Its state is in {folder / 'ended.json'}"
+        )
+    module = make_model(load([str(folder / "config.yaml")]).config)
+    load_model(module, str(weights))
+    return module.eval()
