@@ -14,7 +14,7 @@ def train(loop: str, output_dir: str, *overrides: str) -> int:
     """One rank's run, as its process would do it."""
     import importlib
 
-    from train.loop import main
+    from train.entry import main
 
     argv = [*ARGV, f"output_dir={output_dir}", "name=run", *overrides]
     return main(argv, loop, importlib.import_module(f"train.{loop}").compute_gradient)
