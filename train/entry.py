@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from train.config import ConfigError, Loaded, load
 from train.data import DataError
-from train.loop import ComputeGradient, fit
+from train.loop import fit
 from train.planning import PlanError
 from train.ranks import launched_rank
 from train.report import (
@@ -16,7 +16,7 @@ from train.report import (
     UnknownDirection,
     end_process,
 )
-from train.run import Run, build, show_plan
+from train.run import ComputeGradient, Run, build, show_plan
 from train.smoke import smoke
 from train.step import NonFiniteGradient
 
@@ -47,7 +47,7 @@ def main(argv: Sequence[str], loop: str, compute_gradient: ComputeGradient) -> i
 def train(loaded: Loaded, loop: str, compute_gradient: ComputeGradient) -> int:
     run = build(loaded, loop)
     try:
-        fit(run, run.phases.around(compute_gradient))
+        fit(run, run.watch(compute_gradient))
         if run.report.progress.step == run.plan.total_steps:
             run.save()
     except NonFiniteGradient as error:

@@ -1,14 +1,7 @@
 """The only loop. It counts optimizer steps; how the gradient of a step is computed is all its two users differ in."""
 
-from collections.abc import Callable
-
-from torch import Tensor
-
-from train.run import Run
+from train.run import ComputeGradient, Run
 from train.step import update
-from train.window import Window
-
-ComputeGradient = Callable[[Run, Window], Tensor]
 
 
 def fit(run: Run, compute_gradient: ComputeGradient) -> None:

@@ -1,13 +1,16 @@
 """Peak memory since the last look: of the GPU's allocator, or of the process on a CPU."""
 
 import re
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
 from train import names
 
 GIB = 2**30
+T = TypeVar("T")
 
 
 class PeakMemory:
@@ -31,6 +34,18 @@ class PeakMemory:
             peaks[phase] = peaks[names.PEAK_ALLOCATED]
         for name, peak in peaks.items():
             self._peaks[name] = max(peak, self._peaks.get(name, 0.0))
+
+    def around(self, function: Callable[[], T], phase: str) -> Callable[[], T]:
+        """The same function, its peak kept under this metric name."""
+
+        def watched() -> T:
+            self.mark()
+            try:
+                return function()
+            finally:
+                self.mark(phase)
+
+        return watched
 
     def take(self) -> dict[str, float]:
         """{metric: GiB} since the last call."""

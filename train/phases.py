@@ -1,7 +1,7 @@
 """Where the time (and, on a GPU, the memory) of a step goes, measured on the steps that get a row.
 
 A phase ends where the next begins: data (until the window is there), forward_backward, of it sync (from this rank's
-last local gradient to the end of the reduction), optimizer (until the step is counted). On a GPU the marks are events
+last local gradient to the end of the reduction), optimizer (until its step is done). On a GPU the marks are events
 in the stream, read once the host has waited for the row anyway: measuring adds no synchronisation.
 """
 
@@ -24,18 +24,19 @@ class Phases:
 
     def __init__(
         self,
-        device: torch.device,
+        optimizer: torch.optim.Optimizer,
         parameters: Sequence[nn.Parameter],
         mark_memory: Callable[[str | None], None],
         sampled: Callable[[int], bool],
     ) -> None:
-        self._cuda = device.type == "cuda"
+        self._cuda = parameters[0].is_cuda
         self._parameters = parameters
         self._mark_memory = mark_memory
         self._sampled = sampled
         self._armed = False
         self._marks: dict[str, float | torch.cuda.Event] = {}
         self._data_seconds = 0.0
+        optimizer.register_step_post_hook(self._on_update)
 
     def windows(self, windows: Iterable[Window]) -> Iterator[Window]:
         iterator = iter(windows)
@@ -67,7 +68,7 @@ class Phases:
 
         return watched
 
-    def end_step(self) -> None:
+    def _on_update(self, *_: object) -> None:
         if self._armed and "gradient" in self._marks:
             self._mark("end")
             self._mark_memory(names.OPTIMIZER_PEAK)

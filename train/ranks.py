@@ -1,7 +1,7 @@
 """The ranks of a run: who am I, what do all agree on. The only room that talks to torch.distributed."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -85,14 +85,12 @@ class Ranks:
     def sum(self, values: Sequence[float]) -> list[float]:
         return self.start_sum(values).wait()
 
-    def gather_numbers(self, values: Sequence[float]) -> list[list[float]]:
-        """`values` of every rank, in order of the ranks, on every rank; each gives equally many."""
-        own = torch.tensor(values, dtype=torch.float64)
-        if not self._group:
-            return [own.tolist()]
-        gathered = [torch.empty_like(own) for _ in range(self.world_size)]
-        dist.all_gather(gathered, own, group=self._group)
-        return [numbers.tolist() for numbers in gathered]
+    def largest(self, values: Mapping[str, float]) -> dict[str, float]:
+        """The largest of each value over the ranks; one that a rank does not know is left out."""
+        of_ranks = self.gather(dict(values))
+        return {
+            name: max(known[name] for known in of_ranks) for name in values if all(name in known for known in of_ranks)
+        }
 
     def gather(self, value: Any) -> list[Any]:
         """`value` of every rank, in order of the ranks, on every rank."""

@@ -1,6 +1,6 @@
 """build(config) -> Run: all that a loop needs. The one place where the rooms below are joined."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -38,9 +38,9 @@ class Run:
     stop: Stop
     report: Reporter
     folder: RunFolder
-    evaluation: Evaluation
-    memory: PeakMemory
-    phases: Phases
+    evaluation: Callable[[], dict[str, float]] | None
+    gauges: Sequence[Callable[[], dict[str, float]]]  # each gives {metric: value} since the last row
+    watch: Callable[["ComputeGradient"], "ComputeGradient"]  # measures the function that computes the gradient
 
     def begin(self) -> None:
         if self.config.evaluate.at_start:
@@ -48,7 +48,6 @@ class Run:
 
     def after_step(self, window: Window, loss: Tensor | None, norm: Tensor | None) -> None:
         """Count the step; evaluate and log where that is due, and after the last step."""
-        self.phases.end_step()
         progress, every = self.report.progress, self.config.evaluate
         progress.advance(window, self.plan.batch.dataset_size)
         last = window.k == self.plan.total_steps
@@ -58,26 +57,22 @@ class Run:
             self.log(window, loss, norm)
 
     def evaluate(self) -> None:
-        if not self.evaluation.sets:
+        if self.evaluation is None:
             return
         if self.learner.accelerator.device.type != "cpu":
             torch.accelerator.synchronize()  # training that is still under way must not count as evaluation
         with self.report.clock.paused():
-            self.memory.mark()
             self.report.eval_row(self.evaluation())
-            self.memory.mark(names.EVAL_PEAK)
 
     def log(self, window: Window, loss: Tensor | None, norm: Tensor | None) -> None:
         """Here the host waits for the device: once per row, not once per step."""
         learner = self.learner
         numbers = {names.LEARNING_RATE: self.plan.rate.at(window.k), names.SKIPPED_STEPS: learner.skipped_steps.item()}
-        peaks = self.memory.take()
-        own_loss = 0.0 if loss is None else loss.item()
-        losses, *of_ranks = zip(*self.ranks.gather_numbers([own_loss, *peaks.values()]), strict=True)
         if loss is not None and norm is not None:
-            numbers |= {names.LOSS: sum(losses), names.GRAD_NORM: norm.item()}
-        numbers |= {name: max(peak) for name, peak in zip(peaks, of_ranks, strict=True)}
-        self.report.train_row(window, numbers | self.phases.take())
+            numbers |= {names.LOSS: self.ranks.sum([loss.item()])[0], names.GRAD_NORM: norm.item()}
+        for take in self.gauges:
+            numbers |= take()
+        self.report.train_row(window, numbers)
         in_a_row, limit = learner.skipped_in_a_row.item(), self.config.max_nonfinite_steps
         if in_a_row >= limit:
             raise NonFiniteGradient(
@@ -91,6 +86,9 @@ class Run:
         if self.ranks.is_main:
             save_final(self.learner.module, self.folder.path)
         self.ranks.barrier()
+
+
+ComputeGradient = Callable[[Run, Window], Tensor]
 
 
 def build(loaded: Loaded, loop: str) -> Run:
@@ -110,7 +108,7 @@ def build(loaded: Loaded, loop: str) -> Run:
     folder: RunFolder = ranks.from_main(lambda: claim(config, plan))
     learner = make_learner(config, task, accelerator, numbers)
     memory = PeakMemory(accelerator.device)
-    phases = Phases(accelerator.device, learner.parameters, memory.mark, lambda k: _row_due(config, plan, k))
+    phases = Phases(learner.optimizer, learner.parameters, memory.mark, lambda k: _row_due(config, plan, k))
     stop = Stop()
     windows: Iterable[Window] = Windows(
         rows=sets.train,
@@ -124,15 +122,29 @@ def build(loaded: Loaded, loop: str) -> Run:
         overfit=config.data.overfit,
     )
     windows = phases.windows(profiled(windows, config.profile.steps, folder.path / "profile", ranks.rank))
-    evaluation = Evaluation(
-        sets.evaluation, task, learner.module, ranks, accelerator.device, learner.dtype, plan.batch.micro
-    )
+    evaluation = None
+    if sets.evaluation:
+        evaluation = Evaluation(
+            sets.evaluation, task, learner.module, ranks, accelerator.device, learner.dtype, plan.batch.micro
+        )
     if ranks.is_main:
         report = open_report(loaded, plan, best, folder, _facts(learner))
     else:
         report = Reporter(plan, best, sinks=[])
     stop.listen()
-    return Run(config, plan, learner, windows, ranks, stop, report, folder, evaluation, memory, phases)
+    return Run(
+        config,
+        plan,
+        learner,
+        windows,
+        ranks,
+        stop,
+        report,
+        folder,
+        evaluation and memory.around(evaluation, names.EVAL_PEAK),
+        gauges=[lambda: ranks.largest(memory.take()), phases.take],
+        watch=phases.around,
+    )
 
 
 def show_plan(loaded: Loaded, loop: str) -> None:

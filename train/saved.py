@@ -8,6 +8,11 @@ from torch import nn
 
 from train.config import Config, load, resolve
 
+
+class NotFinished(FileNotFoundError):
+    """A run folder without trained weights."""
+
+
 FINAL = Path("final") / "model.safetensors"
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.float32, "fp64": torch.float64}  # of parameters; bf16 is autocast
@@ -28,14 +33,18 @@ def save_final(module: nn.Module, run_folder: Path) -> Path:
     return path
 
 
+def final_weights(run_folder: Path) -> Path:
+    """Where a run's trained weights are; raises NotFinished where they are not."""
+    weights = run_folder / FINAL
+    if not weights.is_file():
+        raise NotFinished(f"{weights} is not there: {run_folder} is no run folder, or its run has not finished")
+    return weights
+
+
 def load_final(run_folder: str | Path) -> nn.Module:
     """The trained model of a run folder, on the CPU, in evaluation mode."""
     folder = Path(run_folder)
-    weights = folder / FINAL
-    if not weights.is_file():
-        raise FileNotFoundError(
-            f"{weights} is not there: the run has not finished. Its state is in {folder / 'ended.json'}"
-        )
+    weights = final_weights(folder)
     module = make_model(load([str(folder / "config.yaml")]).config)
     load_model(module, str(weights))
     return module.eval()

@@ -62,11 +62,19 @@ class Clock:
         return seconds
 
     @property
-    def hours(self) -> float:
+    def seconds(self) -> float:
         """Training time up to the last lap."""
-        return self._total / 3600
+        return self._total
 
     def _collect(self) -> None:
         now = time.perf_counter()
         self._lap += now - self._start
         self._start = now
+
+
+def duration(seconds: float) -> str:
+    """`4.2 s`, `3:07 min`, `5:02:11 h`."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes}:{rest:02} min" if minutes < 60 else f"{minutes // 60}:{minutes % 60:02}:{rest:02} h"

@@ -1,5 +1,7 @@
 """Joins what is told of a run. Every rank has a Reporter; only rank 0's has anybody to tell."""
 
+import os
+import sys
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -7,10 +9,10 @@ from typing import Protocol
 
 from train import names
 from train.report.best import Best
-from train.report.ending import ending
+from train.report.ending import FINISHED, ending
 from train.report.folder import RunFolder
 from train.report.plan import RunPlan
-from train.report.progress import Clock, Progress
+from train.report.progress import Clock, Progress, duration
 from train.report.screen import Screen
 from train.window import Window
 
@@ -39,7 +41,7 @@ class Reporter:
             names.GLOBAL_STEP: progress.step,
             names.EPOCH: progress.epoch,
             names.SAMPLES_SEEN: progress.samples_seen,
-            names.HOURS: self.clock.hours,
+            names.HOURS: self.clock.seconds / 3600,
             names.EMPTY_STEPS: progress.empty_steps,
             names.EFFECTIVE_SIZE: window.samples,
             names.MICRO_SIZE: max(micro_batch.samples for micro_batch in window.micro_batches),
@@ -69,9 +71,22 @@ class Reporter:
         if self.folder is None:
             return
         self.folder.write_json("ended.json", ending(reason, code, self.progress.step))
+        self.say(*self._closing_lines(reason, code))
         with ExitStack() as stack:
             for sink in self.sinks:
                 stack.callback(sink.close, code)
+
+    def _closing_lines(self, reason: str, code: int) -> list[str]:
+        assert self.folder
+        line = (
+            f"{reason}: step {self.progress.step:,} of {self.plan.total_steps:,} after {duration(self.clock.seconds)}"
+        )
+        if str(self.best):
+            line += f"; {self.best}"
+        if code != FINISHED:
+            return [line]
+        python = os.path.relpath(sys.executable) if sys.prefix != sys.base_prefix else "python"
+        return [line, f"next      {python} -m train.evaluate {self.folder.path}"]
 
     def _write(self, row: Mapping[str, float]) -> None:
         for sink in self.sinks:

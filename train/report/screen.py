@@ -2,10 +2,10 @@
 
 import sys
 from collections.abc import Mapping
-from datetime import timedelta
 from typing import Any, TextIO
 
 from train import names
+from train.report.progress import duration
 
 
 class Screen:
@@ -56,7 +56,7 @@ class Screen:
         """The live line: as many of its parts, the most wanted first, as the terminal is wide."""
         assert self._live
         left = (self._total_steps - row[names.GLOBAL_STEP]) * row[names.STEP_SECONDS]
-        parts = [*_step_parts(row), f"{timedelta(seconds=round(left))} left", self._evaluation, _shares(row)]
+        parts = [*_step_parts(row), f"{duration(left)} left", self._evaluation, _shares(row)]
         line, width = self._step(row), self._live.console.width
         for part in filter(None, parts):
             if len(line) + 2 + len(part) <= width:

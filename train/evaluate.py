@@ -1,0 +1,65 @@
+"""The same exact metrics from a run folder, on any number of ranks.
+
+python -m train.evaluate RUN [key=value ...]          (or under accelerate launch)
+"""
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from safetensors.torch import load_model
+
+from train.config import ConfigError, load, resolve
+from train.data import DataError, open_sets
+from train.evaluation import Evaluation
+from train.planning import PlanError, plan_batch
+from train.ranks import Ranks, asked_world_size, check_world_size, launched_rank
+from train.report import BAD_CONFIG, FINISHED, end_process
+from train.saved import DTYPES, NotFinished, final_weights, make_model
+from train.setup import make_accelerator
+from train.tasks import Task
+
+USAGE = "usage: python -m train.evaluate RUN [key=value ...]      RUN: a run folder, such as runs/digits"
+
+
+def main(argv: Sequence[str]) -> int:
+    """Print each metric; returns the exit code."""
+    if not argv or {"-h", "--help"} & set(argv):
+        print(USAGE)
+        return FINISHED if argv else BAD_CONFIG
+    is_main = launched_rank() == 0
+    try:
+        metrics = evaluate(Path(argv[0]), argv[1:])
+    except (ConfigError, DataError, PlanError, NotFinished) as error:
+        return end_process(str(error), BAD_CONFIG, is_main=is_main, complain=True)
+    if is_main:
+        print(json.dumps({f"eval/{name}": value for name, value in metrics.items()}, indent=2))
+    return end_process("finished", FINISHED, is_main=is_main, complain=False)
+
+
+def evaluate(run_folder: Path, overrides: Sequence[str]) -> dict[str, float]:
+    """{metric: value} of the run's final weights on its evaluation sets, overrides above the run's own config."""
+    weights = final_weights(run_folder)
+    config = load([str(run_folder / "config.yaml"), *overrides]).config
+    task: Task = resolve(config.task.target, "train.tasks")(**config.task.args)
+    sets = open_sets(config, task.columns)
+    if not sets.evaluation:
+        raise DataError(
+            "the config names no samples to evaluate on. Type: data.eval_fraction=0.2, or data.eval_split=test"
+        )
+    batch = plan_batch(config, "accumulate", asked_world_size(), len(sets.train))
+    accelerator = make_accelerator(config)
+    check_world_size(accelerator.num_processes)
+    ranks = Ranks(accelerator.process_index, accelerator.num_processes, config.runtime.timeout_seconds)
+    module = make_model(config)
+    load_model(module, str(weights))
+    module = accelerator.prepare_model(module, evaluation_mode=True)
+    evaluation = Evaluation(
+        sets.evaluation, task, module, ranks, accelerator.device, DTYPES[config.precision], batch.micro
+    )
+    return evaluation()
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
