@@ -1,0 +1,56 @@
+"""Made to be forked: take a feature's file and its lines away, and both loops still train."""
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+Edits = list[tuple[str, str, str]]  # (file, what to replace, by what); every one must apply
+
+FEATURES: dict[str, Edits] = {
+    "memory.py": [
+        ("run.py", r"from train\.memory import PeakMemory\n", ""),
+        ("run.py", r" +memory = PeakMemory\(.*\n", ""),
+        ("run.py", r"memory\.mark, ", "lambda phase: None, "),
+        ("run.py", r"evaluation and memory\.around\(.*\),", "evaluation,"),
+        ("run.py", r"lambda: ranks\.largest\(memory\.take\(\)\), ", ""),
+    ],
+    "phases.py": [
+        ("run.py", r"from train\.phases import Phases\n", ""),
+        ("run.py", r" +phases = Phases\(.*\n", ""),
+        ("run.py", r"phases\.windows\((.*)\)\n", r"\1\n"),
+        ("run.py", r", phases\.take\]", "]"),
+        ("run.py", r"watch=phases\.around", "watch=lambda compute_gradient: compute_gradient"),
+    ],
+    "profiling.py": [
+        ("run.py", r"from train\.profiling import profiled\n", ""),
+        ("run.py", r"profiled\(windows, .*, ranks\.rank\)", "windows"),
+    ],
+    "smoke.py": [
+        ("entry.py", r"from train\.smoke import smoke\n", ""),
+        ("entry.py", r" +elif \"--smoke\" .*\n.*\n", ""),
+    ],
+}
+
+
+@pytest.mark.parametrize("feature", FEATURES)
+def test_both_loops_train_without(feature: str, tmp_path: Path) -> None:
+    for folder in ("train", "configs"):
+        shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    (tmp_path / "train" / feature).unlink()
+    for file, old, new in FEATURES[feature]:
+        path = tmp_path / "train" / file
+        text, count = re.subn(old, new, path.read_text())
+        assert count == 1, f"{file}: {old} applied {count} times"
+        path.write_text(text)
+
+    for loop in ("standard", "accumulate"):
+        command = [sys.executable, "-m", f"train.{loop}", "configs/digits.yaml", "duration.steps=3", f"name={loop}"]
+        done = subprocess.run([*command, "wandb.mode=disabled"], cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        assert "finished: step 3 of 3" in done.stdout
