@@ -1,0 +1,202 @@
+# shellcheck shell=bash
+# Sourced by launch.sh and scripts/test.sh: the one place that finds or makes the Python environment.
+#
+#   look_for_environment CLONE EXTRAS   sets PYTHON and says on stderr what it is; fails if it would have to be made
+#   use_environment CLONE EXTRAS        the same, and makes or updates CLONE/.venv where that is needed
+#
+# EXTRAS are those of pyproject.toml, comma-separated: "", "dev", "hf,plots". An active environment that imports
+# all that is needed is used as it is, whatever its versions. Otherwise CLONE/.venv holds the tested set, and
+# .venv/isobatch-stamp says for which pyproject.toml, constraints.txt and extras it was installed.
+
+say() { printf '%s\n' "$*" >&2; }
+
+die() { # EXIT_CODE LINE...
+    local code=$1
+    shift
+    printf '%s\n' "$@" >&2
+    exit "$code"
+}
+
+modules_needed() { # EXTRAS
+    local extra
+    printf '%s ' torch accelerate datasets wandb omegaconf
+    for extra in ${1//,/ }; do
+        case $extra in
+            dev) printf '%s ' pytest pytest_timeout hypothesis ruff mypy matplotlib ;;
+            plots) printf '%s ' matplotlib ;;
+            hf) printf '%s ' transformers ;;
+            *) die 2 "environment: there is no extra '$extra'; pyproject.toml has dev, plots and hf" ;;
+        esac
+    done
+}
+
+# Prints three lines about an interpreter: its path, its prefix, and what it lacks. Modules are looked up, not
+# imported (torch alone takes seconds), and not in the current directory, where a folder `wandb` would pass for one.
+inspect_python() { # PYTHON MODULE...
+    "$1" -c '
+import sys
+from importlib.util import find_spec
+sys.path = [entry for entry in sys.path if entry]
+specs = {name: find_spec(name) for name in sys.argv[1:]}
+missing = [name for name, spec in specs.items() if spec is None or spec.origin is None]
+if sys.version_info < (3, 11):
+    missing.insert(0, "Python>=3.11 (this is %d.%d)" % sys.version_info[:2])
+print(sys.executable)
+print(sys.prefix)
+print(", ".join(missing))
+' "${@:2}" 2>/dev/null
+}
+
+# The folder of an environment that somebody activated on purpose. conda's base is always on, so it does not count.
+activated_environment() {
+    if [[ -n ${VIRTUAL_ENV:-} ]]; then
+        printf '%s\n' "$VIRTUAL_ENV"
+    elif [[ -n ${CONDA_PREFIX:-} && ${CONDA_DEFAULT_ENV:-} != base ]]; then
+        printf '%s\n' "$CONDA_PREFIX"
+    fi
+}
+
+# Sets PYTHON if the active interpreter has everything. An activated environment that lacks something ends here:
+# making a second one behind its back would surprise, and installing into it is its owner's business.
+use_active_python() { # CLONE EXTRAS
+    local clone=$1 extras=$2 activated candidates candidate modules report executable prefix missing
+    modules=$(modules_needed "$extras") || exit
+    read -ra modules <<<"$modules"
+    activated=$(activated_environment)
+    if [[ -n $activated ]]; then candidates=("$activated/bin/python"); else candidates=(python3 python); fi
+    if [[ $activated -ef $clone/.venv ]]; then return 1; fi
+    for candidate in "${candidates[@]}"; do
+        report=$(inspect_python "$candidate" "${modules[@]}") || continue
+        { read -r executable && read -r prefix && read -r missing; } <<<"$report"$'\n' || true
+        if [[ $prefix -ef $clone/.venv ]]; then return 1; fi
+        if [[ -z $missing ]]; then
+            # shellcheck disable=SC2034 # for those who source this file
+            PYTHON=$executable
+            say "environment: $executable, the active one"
+            return 0
+        fi
+    done
+    if [[ -z $activated ]]; then return 1; fi
+    die 1 "environment: the active environment cannot run this: it lacks ${missing:-a Python that starts}" \
+        "  got:  $activated" \
+        "  why:  no second environment is made while one is active, and an active one is not changed unasked" \
+        "  type: $(install_line python "$clone" "$extras")" \
+        "  or:   leave it (deactivate, conda deactivate) and start again: a .venv is then made here"
+}
+
+install_line() { # PYTHON CLONE EXTRAS
+    local target=.
+    if [[ -n $3 ]]; then target=".[$3]"; fi
+    printf '(cd %q && %q -m pip install -e %q -c constraints.txt)' "$2" "$1" "$target"
+}
+
+sha256() { if command -v sha256sum >/dev/null; then sha256sum; else shasum -a 256; fi | cut -d ' ' -f 1; }
+
+# What the .venv was made from. The place of the clone is part of it: an editable install points there.
+fingerprint() { # CLONE
+    { cat "$1/pyproject.toml" "$1/constraints.txt" && printf '%s' "$1"; } | sha256
+}
+
+stamped() { # CLONE hash|extras
+    local stamp="$1/.venv/isobatch-stamp"
+    if [[ -r $stamp ]]; then sed -n "s/^$2 //p" "$stamp"; fi
+}
+
+venv_is_current() { # CLONE EXTRAS
+    local clone=$1 extra installed
+    [[ -x $clone/.venv/bin/python && $(stamped "$clone" hash) == "$(fingerprint "$clone")" ]] || return 1
+    installed=",$(stamped "$clone" extras),"
+    for extra in ${2//,/ }; do
+        [[ $installed == *",$extra,"* ]] || return 1
+    done
+}
+
+# The first interpreter that is new enough and can make a virtual environment.
+python_for_venv() {
+    local candidate without_venv=
+    for candidate in python3 python python3.13 python3.12 python3.11 python3.14; do
+        "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || continue
+        if "$candidate" -c 'import venv, ensurepip' 2>/dev/null; then
+            printf '%s\n' "$candidate"
+            return 0
+        fi
+        without_venv=$candidate
+    done
+    if [[ -n $without_venv ]]; then
+        die 1 "environment: $without_venv cannot make a virtual environment" \
+            "  got:  its modules venv or ensurepip are missing" \
+            "  why:  Debian and Ubuntu ship them as a package of their own" \
+            "  type: sudo apt install python3-venv"
+    fi
+    die 1 "environment: no Python 3.11 or newer on PATH" \
+        "  got:  $(python3 --version 2>/dev/null || echo 'no python3 that starts')" \
+        "  why:  the code uses the language of 3.11" \
+        "  type: module load python/3.11, or conda create -n isobatch python=3.11 && conda activate isobatch"
+}
+
+# One installer at a time: a second launch waits here, and then finds the work done. The lock is held by the open
+# file, so it ends with the process, killed or not. Where there is no flock (macOS), two have to take turns by hand.
+take_lock() { # CLONE
+    exec 9>"$1/.venv.lock"
+    command -v flock >/dev/null || return 0
+    flock -n 9 && return 0
+    say "environment: another launch is installing into .venv; waiting for it"
+    flock 9
+}
+
+install_into_venv() { # CLONE EXTRAS
+    local clone=$1 extras=$2 venv="$1/.venv" python hash target=.
+    # Taken before the installation: a file edited meanwhile makes the stamp out of date, as it should be.
+    hash=$(fingerprint "$clone")
+    # Without a stamp until all is there, so that an installation that was killed is done again.
+    rm -f -- "$venv/isobatch-stamp"
+    if [[ ! -x $venv/bin/python ]]; then
+        python=$(python_for_venv)
+        say "environment: making $venv with $("$python" --version 2>&1)"
+        "$python" -m venv --clear "$venv"
+    fi
+    "$venv/bin/python" -m pip --version >/dev/null 2>&1 || "$venv/bin/python" -m ensurepip >&2 ||
+        die 1 "environment: $venv has no pip, and ensurepip cannot bring it" "  type: rm -r $(printf %q "$venv")"
+    if [[ -n $extras ]]; then target=".[$extras]"; fi
+    say "environment: installing the tested set (constraints.txt); torch is large, the first time takes minutes"
+    (cd -- "$clone" && .venv/bin/python -m pip install -e "$target" -c constraints.txt) >&2 ||
+        die 1 "environment: pip could not install; its own message stands above" \
+            "  type: $(install_line "$venv/bin/python" "$clone" "$extras")" \
+            "  or, to start from nothing: rm -r $(printf %q "$venv")"
+    printf 'hash %s\nextras %s\n' "$hash" "$extras" >"$venv/isobatch-stamp.new"
+    mv -- "$venv/isobatch-stamp.new" "$venv/isobatch-stamp"
+}
+
+look_for_environment() { # CLONE EXTRAS
+    if use_active_python "$1" "$2"; then return 0; fi
+    # shellcheck disable=SC2034 # for those who source this file
+    PYTHON=$1/.venv/bin/python
+    if venv_is_current "$1" "$2"; then
+        say "environment: $1/.venv"
+        return 0
+    fi
+    say "environment: $1/.venv is $(if [[ -d $1/.venv ]]; then echo 'not up to date'; else echo missing; fi)"
+    return 1
+}
+
+use_environment() { # CLONE EXTRAS
+    local clone=$1 extras=$2 before extra
+    if look_for_environment "$clone" "$extras"; then return 0; fi
+    if [[ -n ${SLURM_JOB_ID:-} ]]; then
+        die 1 "environment: nothing is installed inside a SLURM job" \
+            "  got:  SLURM_JOB_ID=$SLURM_JOB_ID, and no environment that is ready" \
+            "  why:  every node would install at once, and compute nodes often have no network" \
+            "  type: $(printf %q "$clone/launch.sh") --plan   (on the login node, once; then submit again)"
+    fi
+    take_lock "$clone"
+    if ! venv_is_current "$clone" "$extras"; then
+        # Extras that were asked for earlier stay: tests and launches take turns in one .venv.
+        before=$(stamped "$clone" extras)
+        for extra in ${before//,/ }; do
+            if [[ ",$extras," != *",$extra,"* ]]; then extras="${extras:+$extras,}$extra"; fi
+        done
+        install_into_venv "$clone" "$extras"
+    fi
+    exec 9>&-
+    say "environment: $clone/.venv is ready"
+}

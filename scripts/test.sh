@@ -1,0 +1,50 @@
+#!/usr/bin/env bash
+# The tests. With --house first the checks of the repository itself, as CI runs them. The rest goes to pytest.
+#
+#   ./scripts/test.sh                        the behaviour tests
+#   ./scripts/test.sh tests/test_launch.py   some of them
+#   ./scripts/test.sh --house                all that has to pass before a change is accepted
+set -euo pipefail
+
+clone=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)
+# shellcheck source=scripts/environment.sh
+source "$clone/scripts/environment.sh"
+
+house=''
+if [[ ${1:-} == --house ]]; then
+    house=yes
+    shift
+fi
+use_environment "$clone" dev
+cd -- "$clone"
+
+# The tools of that environment, shellcheck among them, before those of the machine.
+PATH=$("$PYTHON" -c 'import sysconfig; print(sysconfig.get_path("scripts"))'):$PATH
+# One thread for each process: the tests start several ranks on few cores. No test may need a network.
+export PATH OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 WANDB_MODE=${WANDB_MODE:-offline}
+# What an outer launch left in the environment is not meant for the runs that the tests start.
+unset RANK LOCAL_RANK WORLD_SIZE LOCAL_WORLD_SIZE MASTER_ADDR MASTER_PORT
+unset ISOBATCH_WORLD_SIZE ISOBATCH_ENDED ISOBATCH_ATTEMPT
+
+failed=()
+check() { # NAME COMMAND...
+    say "house: $1"
+    "${@:2}" || failed+=("$1")
+}
+
+if [[ -n $house ]]; then
+    check "ruff check" "$PYTHON" -m ruff check
+    check "ruff format" "$PYTHON" -m ruff format --check
+    check mypy "$PYTHON" -m mypy
+    check shellcheck shellcheck --external-sources launch.sh scripts/*.sh .ci/run
+    check tests/house "$PYTHON" -m pytest tests/house
+fi
+
+# tests/house is left out here, unless it was asked for by name.
+if [[ $* != *tests/house* ]]; then set -- --ignore=tests/house "$@"; fi
+"$PYTHON" -m pytest "$@" || failed+=("behaviour tests")
+
+if ((${#failed[@]})); then
+    say "failed:" "$(printf ' %s;' "${failed[@]}")"
+    exit 1
+fi

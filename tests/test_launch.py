@@ -1,0 +1,299 @@
+"""launch.sh and scripts/environment.sh, run for real: a copy of them starts a stand-in for the training."""
+
+import json
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+# What a rank does here: it says who it is, waits for signals if told so, and ends as told.
+STAND_IN = """
+import json, os, pathlib, signal, subprocess, sys, time
+say = dict(word.split("=", 1) for word in sys.argv[1:] if "=" in word)
+rank, got = os.environ.get("RANK", "0"), []
+for name in ("SIGTERM", "SIGINT", "SIGUSR1"):
+    signal.signal(getattr(signal, name), lambda number, _: got.append(signal.Signals(number).name))
+seen = lambda: list(pathlib.Path(say["out"]).glob("rank-*.json"))
+helper = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"]) if "helper" in say else None
+def report():
+    me = {"pid": os.getpid(), "parent": os.getppid(), "argv": sys.argv, "env": dict(os.environ), "got": got}
+    if helper:
+        me["helper_lives"] = helper.poll() is None
+    here = pathlib.Path(say["out"])
+    (here / f"{rank}.new").write_text(json.dumps(me))
+    (here / f"{rank}.new").rename(here / f"rank-{rank}.json")
+report()
+end = time.monotonic() + 40
+while len(got) < int(say.get("signals", 0)) and time.monotonic() < end:
+    time.sleep(0.02)
+time.sleep(0.2 if got else 0)
+report()
+if helper and say["helper"] == "ends":
+    helper.kill(), helper.wait()
+ended = pathlib.Path(os.environ.get("ISOBATCH_ENDED", say["out"]))
+if rank == "0" and "code" in say and "ISOBATCH_ENDED" in os.environ:
+    ended.write_text(json.dumps({"reason": "told so", "code": int(say["code"]), "step": 3}))
+if "exit" in say and rank == say.get("exits", rank):
+    # A rank that fails takes the others along; not before they have said what the test wants to hear.
+    while not ended.exists() and "code" in say or len(seen()) < int(os.environ.get("WORLD_SIZE", "1")):
+        time.sleep(0.02)
+    sys.exit(int(say["exit"]))
+"""
+
+
+class Clone:
+    """A copy of launch.sh in a folder with a space in its name, and how to run it from elsewhere."""
+
+    def __init__(self, tmp_path: Path) -> None:
+        self.path, self.cwd, self.out = tmp_path / "the clone", tmp_path / "else where", tmp_path / "out put"
+        for folder in (self.path / "scripts", self.path / "train", self.cwd, self.out):
+            folder.mkdir(parents=True)
+        for name in ("launch.sh", "scripts/environment.sh", "pyproject.toml", "constraints.txt"):
+            shutil.copy(ROOT / name, self.path / name)
+        shutil.copytree(ROOT / "configs" / "accelerate", self.path / "configs" / "accelerate")
+        (self.path / "train" / "__init__.py").touch()
+        (self.path / "train" / "accumulate.py").write_text(STAND_IN)
+        # Would be run instead of ours if the current directory stood first on the path.
+        (self.cwd / "train.py").write_text("raise SystemExit('the wrong train was imported')")
+        self.started: list[subprocess.Popen[str]] = []
+        self.env = {"PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin", "HOME": str(tmp_path)}
+        # A GPU of this machine would change what the tests see. By TMPDIR a test knows its processes again.
+        self.env |= {"TMPDIR": str(tmp_path), "CUDA_VISIBLE_DEVICES": ""}
+
+    def start(self, *command: str | Path, **env: str) -> subprocess.Popen[str]:
+        # A process that was started in the background ignores Ctrl-C, and so would all that it starts.
+        process = subprocess.Popen(
+            [str(word) for word in command],
+            cwd=self.cwd,
+            env=self.env | env,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        )
+        self.started.append(process)
+        return process
+
+    def launch(self, *words: str, **env: str) -> subprocess.Popen[str]:
+        return self.start(self.path / "launch.sh", *words, f"out={self.out}", **env)
+
+    def run(self, *command: str | Path, **env: str) -> tuple[int, str, str]:
+        process = self.start(*command, **env)
+        stdout, stderr = process.communicate(timeout=60)
+        return process.returncode, stdout, stderr
+
+    def ranks(self, number: int) -> list[dict]:
+        """What the ranks said about themselves, as soon as all of them have."""
+        files, end = [self.out / f"rank-{rank}.json" for rank in range(number)], time.monotonic() + 40
+        while not all(file.exists() for file in files):
+            assert self.started[-1].poll() is None, self.started[-1].communicate()[1]
+            assert time.monotonic() < end, "the ranks did not start"
+            time.sleep(0.05)
+        return [json.loads(file.read_text()) for file in files]
+
+    def processes(self) -> list[psutil.Process]:
+        """All that was started here and has not ended, whoever its parent is by now."""
+        return [process for process in psutil.process_iter() if self.is_ours(process)]
+
+    def is_ours(self, process: psutil.Process) -> bool:
+        try:
+            ended = process.status() == psutil.STATUS_ZOMBIE
+            return not ended and process.environ().get("TMPDIR") == self.env["TMPDIR"]
+        except psutil.Error:
+            return False
+
+
+@pytest.fixture
+def clone(tmp_path):
+    clone = Clone(tmp_path)
+    yield clone
+    for process in clone.processes():
+        process.kill()
+    for started in clone.started:
+        started.communicate()
+
+
+@pytest.fixture
+def bare_python(tmp_path):
+    """A python that has none of the packages."""
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "bare"], check=True)
+    return tmp_path / "bare"
+
+
+def test_dry_run_prints_a_line_to_paste_and_starts_nothing(clone):
+    words = ["standard", "my config.yaml", "note=two words", "--dry-run", "--", "--max_restarts", "1"]
+    code, stdout, stderr = clone.run(clone.path / "launch.sh", *words, NPROC="2")
+    command = shlex.split(stdout.splitlines()[0])
+    assert code == 0
+    assert {"ISOBATCH_WORLD_SIZE=2", "ACCELERATE_USE_CPU=true", "OMP_NUM_THREADS=1"} < set(command)
+    assert command[-6:] == ["--max_restarts", "1", "-m", "train.standard", "my config.yaml", "note=two words"]
+    assert "--multi_gpu" in command
+    assert "2 ranks on the CPU" in stderr
+    assert not (clone.path / ".venv").exists()
+
+
+def test_without_arguments_it_accumulates_on_the_quick_start_config(clone):
+    _, stdout, stderr = clone.run(clone.path / "launch.sh", "--dry-run")
+    command = shlex.split(stdout.splitlines()[0])
+    assert command[-3:] == ["-m", "train.accumulate", f"{clone.path}/configs/digits.yaml"]
+    assert "launch: no GPU visible: 1 rank on the CPU; NPROC=2 for more" in stderr
+
+
+def test_two_ranks_are_two_processes_that_know_of_each_other(clone):
+    process = clone.launch("mine.yaml", "batch.micro=4", NPROC="2")
+    assert process.wait(60) == 0, process.stderr.read()
+    ranks = clone.ranks(2)
+    assert [rank["env"]["WORLD_SIZE"] for rank in ranks] == ["2", "2"]
+    assert [rank["env"]["ISOBATCH_WORLD_SIZE"] for rank in ranks] == ["2", "2"]
+    assert ranks[0]["pid"] != ranks[1]["pid"]
+    assert ranks[0]["argv"][1:] == ["mine.yaml", "batch.micro=4", f"out={clone.out}"]
+    assert not list(clone.out.parent.glob("isobatch.*")), "its own temporary folder is left"
+
+
+@pytest.mark.parametrize("nproc", [1, 2])
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [("code=0", 0), ("code=2", 2), ("code=75", 75), ("exit=3", 1), ("code=0 exit=3 exits=last", 1)],
+)
+def test_exit_code(clone, nproc, words, code):
+    words = words.replace("last", str(nproc - 1)).split()
+    assert clone.launch(*words, NPROC=str(nproc)).wait(60) == code
+    assert len(clone.ranks(nproc)) == nproc
+
+
+@pytest.mark.parametrize("nproc", [1, 2])
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGUSR1"])
+def test_a_signal_reaches_each_rank_once_and_no_helper_of_a_rank(clone, nproc, name):
+    process = clone.launch("signals=1", "code=75", "helper=ends", NPROC=str(nproc))
+    clone.ranks(nproc)
+    process.send_signal(getattr(signal, name))
+    _, stderr = process.communicate(timeout=60)
+    ranks = clone.ranks(nproc)
+    assert process.returncode == 75
+    assert [rank["got"] for rank in ranks] == [[name]] * nproc
+    assert all(rank["helper_lives"] for rank in ranks), "a signal to a data worker kills the step"
+    assert not clone.processes()
+    assert "Traceback" not in stderr, "a clean stop ends in peace"
+
+
+@pytest.mark.parametrize("nproc", [1, 2])
+def test_a_second_ctrl_c_is_handed_on_too(clone, nproc):
+    process = clone.launch("signals=2", NPROC=str(nproc))
+    clone.ranks(nproc)
+    process.send_signal(signal.SIGINT)
+    time.sleep(0.5)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(60) == 130, "nobody wrote how it ended"
+    assert [rank["got"] for rank in clone.ranks(nproc)] == [["SIGINT", "SIGINT"]] * nproc
+
+
+@pytest.mark.parametrize("nproc", [1, 2])
+def test_ranks_that_do_not_stop_are_killed(clone, nproc):
+    process = clone.launch("signals=9", "helper=stays", NPROC=str(nproc), TORCH_ELASTIC_SHUTDOWN_TIMEOUT="1")
+    clone.ranks(nproc)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == 143
+    assert not clone.processes()
+
+
+def test_ranks_save_when_their_launcher_is_killed(clone):
+    process = clone.launch("signals=1", "code=75", NPROC="2")
+    os.kill(clone.ranks(2)[0]["parent"], signal.SIGKILL)
+    assert process.wait(60) == 75
+    assert not clone.processes()
+
+
+def test_a_plan_needs_no_ranks(clone):
+    process = clone.launch("--plan", "code=0", "exit=2", NPROC="3")
+    assert process.wait(60) == 2, "the exit code as it comes"
+    env = clone.ranks(1)[0]["env"]
+    assert env["ISOBATCH_WORLD_SIZE"] == "3"
+    assert not {"ISOBATCH_ENDED", "WORLD_SIZE"} & set(env)
+
+
+@pytest.mark.parametrize("wrong", ["NPROC=0", "NPROC=two", "LAUNCHER=no such.yaml"])
+def test_a_wrong_request_is_refused_before_anything_starts(clone, wrong):
+    code, _, stderr = clone.run(clone.path / "launch.sh", **dict([wrong.split("=")]))
+    assert code == 2
+    assert wrong in stderr
+    assert "type:" in stderr
+
+
+def test_more_ranks_than_gpus_are_refused(clone, bare_python):
+    # Given a driver that lists two GPUs, and no torch that could be asked.
+    (bare_python / "bin" / "nvidia-smi").write_text("#!/bin/sh\necho 'GPU 0: A'\necho 'GPU 1: B'\n")
+    (bare_python / "bin" / "nvidia-smi").chmod(0o755)
+    env = {"PATH": f"{bare_python}/bin:/usr/bin:/bin"}
+    _, _, stderr = clone.run(clone.path / "launch.sh", "--dry-run", **env)
+    assert "launch: 2 GPUs visible, 2 ranks" in stderr
+    code, _, stderr = clone.run(clone.path / "launch.sh", "--dry-run", NPROC="3", **env)
+    assert (code, "NPROC=2" in stderr) == (2, True)
+
+
+@pytest.mark.parametrize("kind", ["SLURM_JOB_ID", "VIRTUAL_ENV"])
+def test_no_environment_is_made_in_a_job_or_beside_an_active_one(clone, bare_python, kind):
+    env = {"PATH": f"{bare_python}/bin:/usr/bin:/bin", kind: str(bare_python)}
+    code, _, stderr = clone.run(clone.path / "launch.sh", **env)
+    assert code == 1
+    assert "type:" in stderr
+    assert {"SLURM_JOB_ID": "login node", "VIRTUAL_ENV": "lacks torch, accelerate"}[kind] in stderr
+    assert not (clone.path / ".venv").exists()
+
+
+class TestStamp:
+    """When .venv is installed anew. Its python is a stub that notes what pip was asked for."""
+
+    @pytest.fixture(autouse=True)
+    def stub(self, clone, bare_python):
+        self.clone, self.log, python = clone, clone.out / "pip.log", clone.path / ".venv" / "bin" / "python"
+        python.parent.mkdir(parents=True)
+        note, fail = f'echo "$5" >>"{self.log}"', f'[ ! -e "{clone.out}/offline" ]'
+        python.write_text(f'#!/bin/sh\n[ "$3" = install ] || exit 0\n{note}\nsleep 0.3\n{fail}\n')
+        python.chmod(0o755)
+        clone.env["PATH"] = f"{bare_python}/bin:/usr/bin:/bin"
+
+    def prepare(self, extras: str) -> subprocess.Popen[str]:
+        script = 'source "$1/scripts/environment.sh" && use_environment "$1" "$2" && echo "$PYTHON"'
+        return self.clone.start("bash", "-euo", "pipefail", "-c", script, "bash", self.clone.path, extras)
+
+    def installed(self, extras: str) -> list[str]:
+        """What pip was asked to install while the environment was prepared."""
+        self.log.write_text("")
+        stdout, stderr = (process := self.prepare(extras)).communicate(timeout=60)
+        assert process.returncode == 0, stderr
+        assert stdout.strip() == f"{self.clone.path}/.venv/bin/python"
+        return self.log.read_text().split()
+
+    def test_installs_only_what_is_new_and_forgets_no_extra(self):
+        assert self.installed("dev") == [".[dev]"]
+        assert self.installed("dev") == []
+        assert self.installed("") == [], "dev brings all that launch.sh needs"
+        assert self.installed("hf") == [".[hf,dev]"]
+        (self.clone.path / "constraints.txt").write_text("torch==9\n")
+        assert self.installed("") == [".[hf,dev]"]
+
+    def test_a_failed_installation_is_done_again(self):
+        constraints, offline = self.clone.path / "constraints.txt", self.clone.out / "offline"
+        tested = constraints.read_text()
+        assert self.installed("") == ["."]
+        # When an update fails halfway, going back to what was installed before is an installation too.
+        constraints.write_text("torch==9\n")
+        offline.touch()
+        assert self.prepare("").wait(60) == 1
+        offline.unlink()
+        constraints.write_text(tested)
+        assert self.installed("") == ["."]
+
+    @pytest.mark.skipif(not shutil.which("flock"), reason="two installers cannot take turns without flock")
+    def test_two_at_once_install_once(self):
+        assert [process.wait(60) for process in (self.prepare(""), self.prepare(""))] == [0, 0]
+        assert self.log.read_text().split() == ["."]
