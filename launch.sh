@@ -14,7 +14,7 @@ usage() {
 usage: ./launch.sh [standard|accumulate] [CONFIG] [key=value ...] [OPTIONS] [-- ACCELERATE FLAGS]
   without arguments: accumulate configs/digits.yaml, on all visible GPUs, or on the CPU
 
-  --plan           print the plan and stop (--memory 24GiB asks what fits into it)
+  --plan           print the plan and stop
   --print-config   print the resolved config and stop
   --smoke          two steps, evaluation, save, reload and log; keeps nothing
   --dry-run        print the command and stop
@@ -41,7 +41,6 @@ read_arguments() {
             --help | -h) usage && exit ;;
             --dry-run) dry_run=yes ;;
             --plan | --print-config) needs_ranks='' options+=("$1") ;;
-            --memory) options+=("$1") && if (($# > 1)); then shift && options+=("$1"); fi ;;
             -*) options+=("$1") ;;
             # A file is a CONFIG even if its path holds a `=`, as the folder of a run may.
             *) if [[ -z $config && (-f $1 || $1 != *=*) ]]; then config=$1; else options+=("$1"); fi ;;

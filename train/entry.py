@@ -13,6 +13,7 @@ from train.report import (
     FINISHED,
     AlreadyFinished,
     FolderRefused,
+    TrackerError,
     UnknownDirection,
     end_process,
 )
@@ -37,7 +38,7 @@ def main(argv: Sequence[str], loop: str, compute_gradient: ComputeGradient) -> i
             return smoke(loaded, lambda small: train(small, loop, compute_gradient), is_main)
         else:
             return train(loaded, loop, compute_gradient)
-    except (ConfigError, DataError, PlanError, FolderRefused, UnknownDirection) as error:
+    except (ConfigError, DataError, PlanError, FolderRefused, TrackerError, UnknownDirection) as error:
         return end_process(str(error), BAD_CONFIG, is_main=is_main, complain=True)
     except AlreadyFinished as error:
         return end_process(str(error), FINISHED, is_main=is_main, complain=True)

@@ -16,7 +16,7 @@ from train.phases import Phases
 from train.planning import plan_batch, plan_rate
 from train.profiling import profiled
 from train.ranks import Ranks, asked_world_size, check_world_size
-from train.report import Best, Interval, Reporter, RunFolder, RunPlan, claim, open_report
+from train.report import Best, Interval, Reporter, RunFolder, RunPlan, check_login, claim, open_report, redacted
 from train.saved import save_final
 from train.schedule import Scaled
 from train.setup import make_accelerator, make_learner
@@ -100,6 +100,7 @@ def build(loaded: Loaded, loop: str) -> Run:
     config = loaded.config
     task: Task = resolve(config.task.target, "train.tasks")(**config.task.args)
     best = Best.of(config.evaluate.best)
+    check_login(config.wandb)
     sets = open_sets(config, task.columns)
     plan, numbers = make_plan(loaded, loop, sets)
     accelerator = make_accelerator(config)
@@ -168,7 +169,7 @@ def make_plan(loaded: Loaded, loop: str, sets: Sets) -> tuple[RunPlan, Scaled]:
         rate=plan_rate(config, batch, numbers.lr),
         rate_arithmetic=numbers.arithmetic,
         eval_samples={name: len(rows) for name, rows in sets.evaluation.items()},
-        identity=identity | {"code": code},
+        identity=redacted(identity | {"code": code}),
         curve_hash=curve_hash(identity, code),
         recipe_hash=recipe_hash(identity, code),
     )

@@ -53,4 +53,4 @@ def test_both_loops_train_without(feature: str, tmp_path: Path) -> None:
         command = [sys.executable, "-m", f"train.{loop}", "configs/digits.yaml", "duration.steps=3", f"name={loop}"]
         done = subprocess.run([*command, "wandb.mode=disabled"], cwd=tmp_path, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
-        assert "finished: step 3 of 3" in done.stdout
+        assert "finished: 3 steps" in done.stdout

@@ -6,7 +6,9 @@ from train.report.folder import AlreadyFinished, FolderRefused, RunFolder, claim
 from train.report.opening import open_report
 from train.report.plan import RunPlan
 from train.report.progress import Interval
+from train.report.redact import redacted
 from train.report.reporter import Reporter
+from train.report.tracker import TrackerError, check_login
 
 __all__ = [
     "BAD_CONFIG",
@@ -19,8 +21,11 @@ __all__ = [
     "Reporter",
     "RunFolder",
     "RunPlan",
+    "TrackerError",
     "UnknownDirection",
+    "check_login",
     "claim",
     "end_process",
     "open_report",
+    "redacted",
 ]

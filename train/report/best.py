@@ -50,4 +50,4 @@ class Best:
     def __str__(self) -> str:
         if self.value is None:
             return ""
-        return f"{self.metric} {self.last:.4f} (best {self.value:.4f} at step {self.step})"
+        return f"{self.metric.removeprefix(names.EVAL)} {self.last:.4f}, best {self.value:.4f} at step {self.step}"

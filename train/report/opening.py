@@ -1,24 +1,60 @@
 """Opens what rank 0 tells of a run: the files of its folder, the screen, the journal, the tracker."""
 
+import os
+import sys
+from collections.abc import Mapping
 from typing import Any
+
+from omegaconf import OmegaConf
 
 from train.config import Loaded
 from train.report.best import Best
+from train.report.environment import environment, git_patch
 from train.report.folder import RunFolder, job_id
 from train.report.journal import Journal
 from train.report.plan import RunPlan
-from train.report.reporter import Reporter
+from train.report.redact import redact, secret_values, secrets_in
+from train.report.reporter import Reporter, Sink
 from train.report.screen import Screen
+from train.report.tracker import Tracker
 
 
-def open_report(loaded: Loaded, plan: RunPlan, best: Best, folder: RunFolder, facts: dict[str, Any]) -> Reporter:
-    """Write down what is known before the first step, and say it. `facts`: about the learner, for tables."""
-    folder.write_text("config.yaml", loaded.yaml())
-    folder.write_json("plan.json", plan.as_dict())
-    folder.write_json("environment.json", {"job": job_id()})
+def open_report(
+    loaded: Loaded, plan: RunPlan, best: Best, folder: RunFolder, facts: Mapping[str, str | int]
+) -> Reporter:
+    """Write down what is known before the first step, and say it; `facts` are those that only the learner knows.
+
+    Nothing that looks like a secret is written, said or sent.
+    """
+    config = OmegaConf.to_container(OmegaConf.create(loaded.yaml()), resolve=False)
+    secrets = secret_values(os.environ) | secrets_in(config)
+    config = redact(config, secrets)
+    surroundings = environment(sys.argv, loaded.path)
+    derived = {**plan.derived(), **facts, "versions": surroundings["packages"]}
+    folder.write_text("config.yaml", OmegaConf.to_yaml(OmegaConf.create(config)))
+    folder.write_json("plan.json", redact(plan.as_dict(), secrets) | {"derived": derived})
+    folder.write_json("environment.json", surroundings | {"job": job_id()})
+    patch = git_patch()
+    if patch:
+        folder.write_text("git.patch", patch)
     screen = Screen(plan.total_steps, (folder.path / "log.txt").open("a", encoding="utf-8"))
-    journal = Journal(folder.path / "metrics.jsonl")
     if folder.moved_to:
         screen.say(f"an earlier run of this name is now in {folder.moved_to}")
     screen.say(*plan.lines(), f"outputs   {folder.path}")
-    return Reporter(plan, best, [journal, screen], folder, screen)
+    tracker = Tracker.start(
+        loaded.config.wandb,
+        run_name=plan.name,
+        default_group=loaded.path.stem,
+        job_type="train",
+        folder=folder.path,
+        run_config=_flat(config, derived) | {"environment": surroundings},
+        secrets=secrets,
+    )
+    screen.say(f"W&B       {tracker.how_to_see}")
+    sinks: list[Sink] = [Journal(folder.path / "metrics.jsonl"), screen, tracker]
+    return Reporter(plan, best, sinks, folder, screen, secrets)
+
+
+def _flat(config: Any, derived: Mapping[str, Any]) -> dict[str, Any]:
+    assert isinstance(config, dict)
+    return {str(key): value for key, value in config.items()} | {"derived": dict(derived)}

@@ -5,6 +5,7 @@ from under such a name), and the shapes of well-known tokens.
 """
 
 import json
+import os
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
@@ -28,12 +29,17 @@ _SPECIAL_TOKEN = re.compile(
 _INTERPOLATION = re.compile(r"\$\{[\w.:]+\}")
 """A reference such as ${oc.env:HF_TOKEN} names a secret without telling it; one with a default may tell it."""
 
-_USER_IN_URL = re.compile(r"(\b[a-zA-Z][a-zA-Z0-9+.-]*://)[^\s/?#'\"]*@")
+_USER_IN_URL = re.compile(r"(\b[a-zA-Z][a-zA-Z0-9+.-]{0,20}://)[^\s/?#'\"]{0,1000}@")
 _NAMED = re.compile(
-    r"""(?P<name>[A-Za-z_][\w.-]*)(?P<joint>\\?["']?\]?\s{0,3}[=:]\s{0,3})"""
-    r"""(?P<value>\\?"(?:[^"\\]|\\.)*"|'[^']*'|\{[^}]*\}|\[[^\]]*\]|\S+)"""
+    # A whole word that may be a secret name (looked at before anything else: a patch has many thousand other words),
+    r"(?<![\w.-])(?=[\w.-]{0,200}?(?i:key|token|secret|pass|auth|credential|signature|cookie|dsn|string|webhook))"
+    # as `name = value`, `name: value`, `"name": value`, `['name'] = value` or `name: str = "value"`,
+    r"""(?P<name>[\w.-]{1,200})"""
+    r"""(?P<joint>\\?["']?\]?\s{0,3}(?::\s{0,3}[\w.\[\]| ]{1,60}=\s{0,3}(?=["'])|[=:]\s{0,3}))"""
+    # where the value is quoted, a mapping, a list, or goes on to the next space.
+    r"""(?P<value>\\?"(?:[^"\\]|\\.){0,5000}"|'[^']{0,5000}'|\{[^}]{0,5000}\}|\[[^\]]{0,5000}\]|\S+)"""
 )
-_OPTION = re.compile(r"(?P<name>(?<!\S)--?[A-Za-z][\w.-]*)(?P<joint>\s+)(?P<value>(?!-)\S+)")
+_OPTION = re.compile(r"(?P<name>(?<!\S)--?[A-Za-z][\w.-]{0,200})(?P<joint>\s+)(?P<value>(?!-)\S+)")
 _SHAPES = re.compile(
     r"\bhf_[A-Za-z0-9]{16,}|\bgh[pousr]_[A-Za-z0-9]{16,}|\bgithub_pat_\w{20,}|\bglpat-[\w-]{16,}|\bnpm_[A-Za-z0-9]{30,}"
     r"|\bsk-[A-Za-z0-9_-]{16,}|\bxox[a-z]-[A-Za-z0-9-]{10,}|\bA(?:KIA|SIA)[A-Z0-9]{16}\b|\bAIza[\w-]{35}|\bwandb_v\d_\w{16,}"
@@ -62,6 +68,16 @@ def redact(value: Any, secrets: Collection[str]) -> Any:
     `secrets`: values to remove wherever they stand, see secret_values and secrets_in.
     """
     return _redact(value, _known(secrets))
+
+
+def redacted(value: Any) -> Any:
+    """`value` without the secrets of this process's environment, nor its own."""
+    return redact(value, secret_values(os.environ) | secrets_in(value))
+
+
+def redact_code(text: str, secrets: Collection[str]) -> str:
+    """As redact, for Python: after a secret name only a text in quotes goes; `token = next(tokens)` stays."""
+    return _redact_text(text, _known(secrets), _hide_literal)
 
 
 def secret_values(environ: Mapping[str, str]) -> frozenset[str]:
@@ -135,22 +151,24 @@ def _is_argument_of(option: Any, value: Any) -> bool:
     )
 
 
-def _redact_text(text: str, known: re.Pattern[str] | None) -> str:
+def _redact_text(text: str, known: re.Pattern[str] | None, hide: Callable[[re.Match[str]], str] | None = None) -> str:
     if known:
         text = known.sub(REDACTED, text)
     text = _USER_IN_URL.sub(r"\1", text)
     text = _SHAPES.sub(REDACTED, text)
     text = _AFTER_A_WORD.sub(lambda match: f"{match[1] or match[2]}{REDACTED}", text)
-    return _OPTION.sub(_hide_value, _sub_overlapping(_NAMED, _hide_value, text))
+    return _OPTION.sub(_hide_value, _sub_overlapping(_NAMED, hide or _hide_value, text))
 
 
 def _sub_overlapping(pattern: re.Pattern[str], hide: Callable[[re.Match[str]], str], text: str) -> str:
-    """As re.sub, but where nothing is hidden the search goes on right after the name: `error: token=x` has two pairs."""
+    """As re.sub, but where nothing is hidden the search goes on with the value: `author: token=x` has two pairs."""
     parts, place = [], 0
     while match := pattern.search(text, place):
-        hidden = hide(match)
-        end = match.end() if hidden != match[0] else match.start("value")
-        parts += [text[place : match.start()], hidden if hidden != match[0] else text[match.start() : end]]
+        hidden, end = hide(match), match.end()
+        if hidden == match[0]:
+            end = match.start("value")
+            hidden = text[match.start() : end]
+        parts += [text[place : match.start()], hidden]
         place = end
     return "".join([*parts, text[place:]])
 
@@ -167,3 +185,7 @@ def _hide_value(match: re.Match[str]) -> str:
     quotes = re.match(r"\\?[\"']", value)
     mark = quotes[0] if quotes else ""
     return f"{name}{joint}{mark}{REDACTED}{mark}"
+
+
+def _hide_literal(match: re.Match[str]) -> str:
+    return _hide_value(match) if match["value"].lstrip("\\")[:1] in ("'", '"') else match[0]

@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -13,13 +13,14 @@ from train.report.ending import FINISHED, ending
 from train.report.folder import RunFolder
 from train.report.plan import RunPlan
 from train.report.progress import Clock, Progress, duration
+from train.report.redact import redact
 from train.report.screen import Screen
 from train.window import Window
 
 
 class Sink(Protocol):
-    def write(self, row: Mapping[str, float]) -> None: ...
-    def close(self, code: int) -> None: ...
+    def log(self, row: Mapping[str, float]) -> None: ...
+    def finish(self, exit_code: int) -> None: ...
 
 
 @dataclass
@@ -29,6 +30,7 @@ class Reporter:
     sinks: Sequence[Sink]  # none but on rank 0
     folder: RunFolder | None = None  # on rank 0
     screen: Screen | None = None  # on rank 0
+    secrets: Collection[str] = ()  # texts that must not be told
     progress: Progress = field(default_factory=Progress)
     clock: Clock = field(default_factory=Clock)
     _last_step: int = 0
@@ -70,17 +72,19 @@ class Reporter:
         """The end, for people and for the launcher; every sink is closed even where another fails."""
         if self.folder is None:
             return
+        reason = redact(reason, self.secrets)  # it may hold the text of any exception
         self.folder.write_json("ended.json", ending(reason, code, self.progress.step))
-        self.say(*self._closing_lines(reason, code))
+        if self.screen:
+            self.screen.end(*self._closing_lines(reason, code))
         with ExitStack() as stack:
             for sink in self.sinks:
-                stack.callback(sink.close, code)
+                stack.callback(sink.finish, code)
 
     def _closing_lines(self, reason: str, code: int) -> list[str]:
         assert self.folder
-        line = (
-            f"{reason}: step {self.progress.step:,} of {self.plan.total_steps:,} after {duration(self.clock.seconds)}"
-        )
+        step, total = self.progress.step, self.plan.total_steps
+        steps = f"{total:,} steps" if step == total else f"step {step:,} of {total:,}"
+        line = f"{reason}: {steps} in {duration(self.clock.seconds)}"
         if str(self.best):
             line += f"; {self.best}"
         if code != FINISHED:
@@ -90,4 +94,4 @@ class Reporter:
 
     def _write(self, row: Mapping[str, float]) -> None:
         for sink in self.sinks:
-            sink.write(row)
+            sink.log(row)

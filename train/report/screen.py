@@ -9,32 +9,32 @@ from train.report.progress import duration
 
 
 class Screen:
-    """Rank 0's. Everything but the live line also goes to `log`."""
+    """Rank 0's. Everything but the live line also goes to `log_file`."""
 
-    def __init__(self, total_steps: int, log: TextIO) -> None:
+    def __init__(self, total_steps: int, log_file: TextIO) -> None:
         self._total_steps = total_steps
-        self._log = log
+        self._log_file = log_file
         self._evaluation = ""
         self._live = _live_line() if sys.stdout.isatty() else None
 
     def say(self, *lines: str) -> None:
         for line in lines:
-            self._log.write(line + "\n")
+            self._log_file.write(line + "\n")
             if self._live:
                 self._live.console.print(line, markup=False, highlight=False, soft_wrap=True)
             else:
                 print(line, flush=True)
-        self._log.flush()
+        self._log_file.flush()
 
-    def write(self, row: Mapping[str, float]) -> None:
+    def log(self, row: Mapping[str, float]) -> None:
         """A row of metrics: of an evaluation, or of a step."""
         if names.LEARNING_RATE not in row:
             self.say(self._step(row) + "  " + _evaluation(row))
             return
         line = self._step(row) + "  " + "  ".join(_step_parts(row))
         if self._live:
-            self._log.write(line + "\n")
-            self._log.flush()
+            self._log_file.write(line + "\n")
+            self._log_file.flush()
             self._show(row)
         else:
             self.say(line)
@@ -43,11 +43,16 @@ class Screen:
         """The last and the best evaluation, for the live line."""
         self._evaluation = text
 
-    def close(self, code: int = 0) -> None:
+    def end(self, *lines: str) -> None:
+        """The closing lines, in the place of the live one."""
         if self._live:
             self._live.stop()
             self._live = None
-        self._log.close()
+        self.say(*lines)
+
+    def finish(self, exit_code: int) -> None:
+        self.end()
+        self._log_file.close()
 
     def _step(self, row: Mapping[str, float]) -> str:
         return f"step {row[names.GLOBAL_STEP]:>{len(str(self._total_steps))}.0f}/{self._total_steps}"
@@ -56,12 +61,22 @@ class Screen:
         """The live line: as many of its parts, the most wanted first, as the terminal is wide."""
         assert self._live
         left = (self._total_steps - row[names.GLOBAL_STEP]) * row[names.STEP_SECONDS]
-        parts = [*_step_parts(row), f"{duration(left)} left", self._evaluation, _shares(row)]
+        parts = [*_live_parts(row), self._evaluation, f"{duration(left)} left", _shares(row)]
         line, width = self._step(row), self._live.console.width
         for part in filter(None, parts):
             if len(line) + 2 + len(part) <= width:
                 line += "  " + part
         self._live.update(line)
+
+
+def _live_parts(row: Mapping[str, float]) -> list[str]:
+    loss = [f"loss {row[names.LOSS]:.4f}"] if names.LOSS in row else []
+    return [*loss, f"{row[names.SAMPLES_PER_SECOND]:,.0f}/s", *_peak(row)]
+
+
+def _peak(row: Mapping[str, float]) -> list[str]:
+    peak = row.get(names.PEAK_ALLOCATED, row.get(names.PEAK_RSS))
+    return [] if peak is None else [f"peak {peak:.2f} GiB"]
 
 
 def _step_parts(row: Mapping[str, float]) -> list[str]:
@@ -71,9 +86,7 @@ def _step_parts(row: Mapping[str, float]) -> list[str]:
     parts.append(f"lr {row[names.LEARNING_RATE]:.2e}")
     parts.append(f"batch {row[names.EFFECTIVE_SIZE]:.0f}")
     parts.append(f"{row[names.SAMPLES_PER_SECOND]:,.0f} samples/s")
-    peak = row.get(names.PEAK_ALLOCATED, row.get(names.PEAK_RSS))
-    if peak is not None:
-        parts.append(f"peak {peak:.2f} GiB")
+    parts += _peak(row)
     if row[names.SKIPPED_STEPS]:
         parts.append(f"{row[names.SKIPPED_STEPS]:.0f} skipped")
     return parts
@@ -104,6 +117,6 @@ def _live_line() -> Any:
         from rich.live import Live
     except ImportError:
         return None
-    live = Live("", console=Console(highlight=False), refresh_per_second=4, vertical_overflow="crop")
+    live = Live("", console=Console(highlight=False), refresh_per_second=4, transient=True)
     live.start()
     return live

@@ -1,0 +1,270 @@
+"""W&B, wrapped: the rows of rank 0 go there too, and whatever happens to them there never reaches the training.
+
+metrics.jsonl is the record of truth. All calls of a running W&B are made in a thread of its own: one that raises, waits
+for a dead server or hangs (seen: `run.log`, for ever, where wandb-core is stuck) costs one warning, not a training run.
+"""
+
+import configparser
+import netrc
+import os
+import queue
+import shlex
+import sys
+import threading
+from collections.abc import Callable, Collection, Mapping
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import psutil
+
+from train import names
+from train.config.schema import Wandb
+from train.report.environment import private
+from train.report.redact import redact, secret_values, secrets_in
+
+SUMMARY = {names.EVAL_LOSS: "min,last", names.EVAL + "accuracy": "max,last"}
+"""What a table of runs shows, where that is more than the last value (as `eval/loss.min`, `eval/loss.last`)."""
+MODES = {"dryrun": "offline", "run": "online"}
+"""Old names in WANDB_MODE."""
+LONGEST_QUEUE = 10_000
+"""Rows that may wait for W&B."""
+
+
+class TrackerError(ValueError):
+    """The config asks for a tracking that cannot be had here."""
+
+
+class Tracker:
+    """One run in W&B. Without a run (disabled, other ranks, a failed start) its methods do nothing."""
+
+    start_seconds = 30.0
+    finish_seconds = 60.0
+
+    def __init__(self, how_to_see: str = "not tracked: wandb.mode=disabled") -> None:
+        self.url: str | None = None
+        self.run_id: str | None = None
+        self._how_to_see = how_to_see
+        self._clean: Callable[[Any], Any] = partial(redact, secrets=())
+        self._run: Any = None
+        self._where = ""
+        self._jobs: queue.Queue[Callable[[], object] | None] = queue.Queue(LONGEST_QUEUE)
+        self._thread: threading.Thread | None = None
+        self._warned = self._failed = False
+
+    @classmethod
+    def start(
+        cls,
+        config: Wandb,
+        *,
+        run_name: str,
+        default_group: str,
+        job_type: str,
+        folder: Path,
+        run_config: Mapping[str, Any],
+        run_id: str | None = None,
+        secrets: Collection[str] = (),
+    ) -> "Tracker":
+        """To be called on rank 0 only; files go to folder/wandb. `run_config` is sent as the run's config.
+
+        `run_id`: of a run to go on with. `secrets`: values to remove, besides those of environment and run_config.
+        A W&B that cannot be reached costs a warning: the run is then tracked offline.
+        Raises TrackerError as check_login does.
+        """
+        check_login(config)
+        mode = chosen_mode(config)
+        if mode == "disabled":
+            return cls()
+        tracker = cls("not tracked: W&B could not be started")
+        tracker._clean = partial(redact, secrets={*secrets, *secret_values(os.environ), *secrets_in(run_config)})
+        told = dict(run_config)
+        if config.privacy and "environment" in told:
+            told["environment"] = private(told["environment"])
+        labels = {
+            "entity": config.entity,
+            "project": config.project,
+            "run_name": config.name or run_name,
+            "run_group": config.group or default_group,
+            "run_job_type": job_type,
+            "run_tags": config.tags,
+            "run_notes": config.notes,
+        }
+        settings = tracker._clean(labels) | {
+            "root_dir": str(folder.absolute()),
+            "run_id": run_id,
+            "resume": "allow" if run_id else None,
+            "host": "" if config.privacy else None,
+            "init_timeout": cls.start_seconds,
+            "finish_timeout": cls.finish_seconds,
+        }
+        tracker._open(mode, {key: value for key, value in settings.items() if value is not None}, tracker._clean(told))
+        return tracker
+
+    def _open(self, mode: str, settings: dict[str, Any], run_config: dict[str, Any]) -> None:
+        failures = []
+        for attempt in dict.fromkeys((mode, "offline")):
+            try:
+                self._run = _init(settings | {"mode": attempt}, run_config)
+                break
+            except Exception as error:
+                failures.append(f"could not start {attempt} ({_first_line(error)})")
+        if failures:
+            self._warn(f"{', '.join(failures)}; {'tracking offline' if self._run else 'this run is not tracked'}")
+        if not self._run:
+            return
+        self.run_id, self.url = self._run.id, self._run.url
+        self._where = f"wandb sync {shlex.quote(os.path.relpath(Path(self._run.dir).parent))}"
+        self._thread = threading.Thread(target=self._work, name="wandb", daemon=True)
+        self._thread.start()
+
+    @property
+    def how_to_see(self) -> str:
+        """Where to look, or what to type first."""
+        if not self._run:
+            return self._how_to_see
+        if self._failed:
+            return f"incomplete: {self._where}"
+        return self.url or self._where
+
+    def log(self, row: Mapping[str, float]) -> None:
+        """Send a row; it must hold progress/samples_seen, the x-axis of all. Returns at once."""
+        self._do(lambda run, row: run.log(row), dict(row))
+
+    def alert(self, title: str, text: str) -> None:
+        self._do(lambda run, told: run.alert(**told), self._clean({"title": title, "text": text}))
+
+    def finish(self, exit_code: int) -> None:
+        """Wait, not for ever, until everything has arrived. Later calls do nothing."""
+        thread, self._thread = self._thread, None
+        if thread is None:
+            return
+        try:
+            if not self._failed:
+                self._jobs.put_nowait(partial(self._run.finish, exit_code=exit_code))
+                self._jobs.put_nowait(None)
+            thread.join(self.finish_seconds + 5)
+            if thread.is_alive():
+                self._fail(f"did not end within {self.finish_seconds:.0f} s")
+        except queue.Full:
+            self._fail("takes no more rows")
+        finally:
+            if thread.is_alive() or self._failed:
+                _abandon()
+
+    def _do(self, call: Callable[[Any, Any], object], argument: Any) -> None:
+        if self._thread is None or self._failed:
+            return
+        try:
+            self._jobs.put_nowait(partial(call, self._run, argument))
+        except queue.Full:
+            self._fail("takes no more rows")
+
+    def _work(self) -> None:
+        """The thread: the jobs one after the other, up to the first that fails."""
+        try:
+            while job := self._jobs.get():
+                job()
+        except Exception as error:
+            self._fail(_first_line(error))
+
+    def _fail(self, why: str) -> None:
+        self._failed = True
+        self._warn(f"{why}. The training goes on, and metrics.jsonl has all rows; to send what W&B has: {self._where}")
+
+    def _warn(self, text: str) -> None:
+        if not self._warned:
+            self._warned = True
+            print(self._clean(f"W&B: {text}"), file=sys.stderr, flush=True)
+
+
+def check_login(config: Wandb) -> None:
+    """Raise TrackerError where wandb.mode=online is asked for and nobody is logged in. Cheap, for every rank."""
+    if config.mode == "online" and not _logged_in():
+        raise TrackerError(
+            f"wandb.mode: got online, but nobody is logged in to {_setting('base_url')} here. Type `wandb login` "
+            "(or set WANDB_API_KEY), or add wandb.mode=offline and type `wandb sync` afterwards"
+        )
+
+
+def chosen_mode(config: Wandb) -> str:
+    """online, offline or disabled; never a question to the user."""
+    mode = config.mode if config.mode != "auto" else _setting("mode")
+    mode = MODES.get(mode, mode)
+    if mode in ("offline", "disabled"):
+        return mode
+    return "online" if _logged_in() else "offline"
+
+
+def _setting(name: str) -> str:
+    """A setting of wandb's own: from the environment, else from its two files; read without importing wandb."""
+    defaults = {"base_url": "https://api.wandb.ai", "mode": "auto", "api_key": ""}
+    folder = Path(os.environ.get("WANDB_CONFIG_DIR", "~/.config/wandb")).expanduser()
+    files = configparser.ConfigParser(interpolation=None)
+    with suppress(configparser.Error, OSError):
+        files.read([folder / "settings", Path("wandb/settings")])
+    return os.environ.get(f"WANDB_{name.upper()}") or files.get("default", name, fallback="") or defaults[name]
+
+
+def _logged_in() -> bool:
+    """Whether wandb will find credentials for its server: with none it would ask for them."""
+    if _setting("api_key") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
+        return True
+    for place in [os.environ["NETRC"]] if os.environ.get("NETRC") else ["~/.netrc", "~/_netrc"]:
+        with suppress(netrc.NetrcParseError, OSError):
+            if netrc.netrc(Path(place).expanduser()).authenticators(urlsplit(_setting("base_url")).netloc):
+                return True
+    return False
+
+
+def _init(settings: dict[str, Any], run_config: dict[str, Any]) -> Any:
+    """wandb.init with nothing sent but what we hand over: no source, no command, no list of packages, no output."""
+    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # its own stack traces, to its makers
+    import wandb  # here: it takes a second, which the other ranks and untracked runs need not pay
+
+    wandb.setup(wandb.Settings(silent=True))
+    closed = wandb.Settings(
+        program="isobatch",
+        silent=True,
+        console="off",
+        save_code=False,
+        disable_code=True,
+        disable_git=True,
+        disable_job_creation=True,
+        x_disable_meta=True,
+        x_save_requirements=False,
+        finish_timeout_raises=True,
+        **settings,
+    )
+    run = wandb.init(config=run_config, settings=closed)
+    run.define_metric(names.SAMPLES_SEEN)
+    run.define_metric(names.GLOBAL_STEP)
+    run.define_metric("*", step_metric=names.SAMPLES_SEEN)  # no `step=`: after a resume W&B would drop rows
+    for name, summary in SUMMARY.items():
+        run.define_metric(name, step_metric=names.SAMPLES_SEEN, summary=summary)
+    return run
+
+
+def _abandon() -> None:
+    """Let go of wandb-core: the interpreter would wait for it at its end, and a `| tee` for the output it inherited."""
+    import wandb
+
+    def tear_down() -> None:
+        with suppress(Exception):
+            wandb.teardown()
+
+    thread = threading.Thread(target=tear_down, daemon=True)
+    thread.start()
+    thread.join(5)
+    if thread.is_alive():
+        for child in psutil.Process().children():
+            with suppress(psutil.Error):
+                if child.name().startswith("wandb-core"):
+                    child.kill()
+        thread.join(5)
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error).strip().partition("\n")[0]
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
