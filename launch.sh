@@ -30,7 +30,7 @@ TEXT
 }
 
 read_arguments() {
-    loop=accumulate config='' dry_run='' needs_ranks=yes options=() accelerate_flags=()
+    loop=accumulate module='' config='' dry_run='' needs_ranks=yes options=() accelerate_flags=()
     if [[ ${1:-} == standard || ${1:-} == accumulate ]]; then
         loop=$1
         shift
@@ -40,7 +40,8 @@ read_arguments() {
             --) accelerate_flags=("${@:2}") && break ;;
             --help | -h) usage && exit ;;
             --dry-run) dry_run=yes ;;
-            --plan | --print-config) needs_ranks='' options+=("$1") ;;
+            --plan) needs_ranks='' options+=("$1") ;;
+            --print-config) needs_ranks='' module=config ;;
             -*) options+=("$1") ;;
             # A file is a CONFIG even if its path holds a `=`, as the folder of a run may.
             *) if [[ -z $config && (-f $1 || $1 != *=*) ]]; then config=$1; else options+=("$1"); fi ;;
@@ -151,7 +152,7 @@ build_command() {
         fi
         command+=(${accelerate_flags[@]+"${accelerate_flags[@]}"})
     fi
-    command+=(-m "train.$loop" "$config" ${options[@]+"${options[@]}"})
+    command+=(-m "train.${module:-$loop}" "$config" ${options[@]+"${options[@]}"})
 }
 
 print_command() {

@@ -6,6 +6,7 @@ from datetime import timedelta
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, GradientAccumulationPlugin, InitProcessGroupKwargs
+from torch.nn.parallel import DistributedDataParallel
 
 from train.batch import key_of
 from train.config import Config
@@ -28,9 +29,7 @@ def make_accelerator(config: Config) -> Accelerator:
         # A plugin of 1: ACCELERATE_GRADIENT_ACCUMULATION_STEPS in the environment would divide every backward.
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
         kwargs_handlers=[
-            # Bucket views save one copy of the gradients. Buffers are brought together before an evaluation or a
-            # save, not in every forward, where that would be a second collective per step.
-            DistributedDataParallelKwargs(gradient_as_bucket_view=True, broadcast_buffers=False),
+            DistributedDataParallelKwargs(gradient_as_bucket_view=True),  # saves one copy of the gradients
             InitProcessGroupKwargs(timeout=timedelta(seconds=runtime.timeout_seconds)),
         ],
     )
@@ -40,6 +39,10 @@ def make_learner(config: Config, task: Task, accelerator: Accelerator, numbers: 
     """The model wrapped by accelerate, beside a bare optimizer: a prepared one costs 60 to 390 us per step (1.15)."""
     module = make_model(config).train()  # the same weights on every rank
     model = accelerator.prepare(module)
+    if isinstance(model, DistributedDataParallel):
+        # Buffers are brought together before an evaluation or a save, not in every forward: that would be a second
+        # collective per step. (Not an argument: torch 2.13 would warn, and accelerate does not know the new name.)
+        model.broadcast_buffers = False
     torch.manual_seed(key_of(config.seed, 1 + accelerator.process_index) >> 1)  # from here on each rank draws its own
     parameters = [p for p in module.parameters() if p.requires_grad]
     optimizer = make_optimizer(config.optimizer, numbers, parameters)

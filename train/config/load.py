@@ -63,7 +63,8 @@ def load(argv: Sequence[str]) -> Loaded:
     values, unresolvable = resolve_values(structured, origins)
     problems += fresh(unresolvable, problems)
     problems += fresh((Problem(origins(key), key, text) for key, text in check(values)), problems)
-    problems += fresh(_check_targets(values, origins, problems), problems)
+    if "--print-config" not in command.flags:  # it answers at once: targets are imported, and torch with them
+        problems += fresh(_check_targets(values, origins, problems), problems)
     if problems:
         raise ConfigError(problems)
     config = cast(Config, OmegaConf.to_object(structured))

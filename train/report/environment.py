@@ -1,5 +1,7 @@
 """Where a run ran: what one must know to run it again. Everything here is redacted and fits into JSON."""
 
+import configparser
+import netrc
 import os
 import platform
 import re
@@ -7,10 +9,12 @@ import shlex
 import socket
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import psutil
 import torch
@@ -88,6 +92,27 @@ def git_patch() -> str | None:
     return redact(named, secrets) + "".join(kept)
 
 
+def wandb_setting(name: str) -> str:
+    """A setting of wandb's own: from the environment, else from its two files; read without importing wandb."""
+    defaults = {"base_url": "https://api.wandb.ai", "mode": "auto", "api_key": ""}
+    folder = Path(os.environ.get("WANDB_CONFIG_DIR", "~/.config/wandb")).expanduser()
+    files = configparser.ConfigParser(interpolation=None)
+    with suppress(configparser.Error, OSError):
+        files.read([folder / "settings", Path("wandb/settings")])
+    return os.environ.get(f"WANDB_{name.upper()}") or files.get("default", name, fallback="") or defaults[name]
+
+
+def logged_in_to_wandb() -> bool:
+    """Whether wandb will find credentials for its server: with none it would ask for them."""
+    if wandb_setting("api_key") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
+        return True
+    for place in [os.environ["NETRC"]] if os.environ.get("NETRC") else ["~/.netrc", "~/_netrc"]:
+        with suppress(netrc.NetrcParseError, OSError):
+            if netrc.netrc(Path(place).expanduser()).authenticators(urlsplit(wandb_setting("base_url")).netloc):
+                return True
+    return False
+
+
 def _is_python(part: str) -> bool:
     return part.partition("\n")[0].endswith(".py")
 
@@ -154,7 +179,9 @@ def _devices() -> dict[str, Any]:
     properties = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
     devices = [{"name": each.name, "memory_gib": round(each.total_memory / 2**30, 1)} for each in properties]
     nccl_version: Callable[[], tuple[int, ...]] = torch.cuda.nccl.version
-    nccl = nccl_version() if torch.distributed.is_nccl_available() else ()
+    nccl: tuple[int, ...] = ()
+    with suppress(AttributeError, RuntimeError, OSError):  # a torch that was built without it
+        nccl = nccl_version()
     return {
         "devices": devices,
         "cuda": torch.version.cuda or torch.version.hip,

@@ -1,6 +1,7 @@
 """Opens what rank 0 tells of a run: the files of its folder, the screen, the journal, the tracker."""
 
 import os
+import shlex
 import sys
 from collections.abc import Mapping
 from typing import Any
@@ -52,7 +53,9 @@ def open_report(
     )
     screen.say(f"W&B       {tracker.how_to_see}")
     sinks: list[Sink] = [Journal(folder.path / "metrics.jsonl"), screen, tracker]
-    return Reporter(plan, best, sinks, folder, screen, secrets)
+    python = os.path.relpath(sys.executable) if sys.prefix != sys.base_prefix else "python"
+    evaluate = f"next      {python} -m train.evaluate {shlex.quote(str(folder.path))}"
+    return Reporter(plan, best, sinks, folder, screen, secrets, "" if "--smoke" in loaded.flags else evaluate)
 
 
 def _flat(config: Any, derived: Mapping[str, Any]) -> dict[str, Any]:

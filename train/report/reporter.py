@@ -1,7 +1,5 @@
 """Joins what is told of a run. Every rank has a Reporter; only rank 0's has anybody to tell."""
 
-import os
-import sys
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -31,6 +29,7 @@ class Reporter:
     folder: RunFolder | None = None  # on rank 0
     screen: Screen | None = None  # on rank 0
     secrets: Collection[str] = ()  # texts that must not be told
+    next_line: str = ""  # what to type after a run that has finished
     progress: Progress = field(default_factory=Progress)
     clock: Clock = field(default_factory=Clock)
     _last_step: int = 0
@@ -81,16 +80,12 @@ class Reporter:
                 stack.callback(sink.finish, code)
 
     def _closing_lines(self, reason: str, code: int) -> list[str]:
-        assert self.folder
         step, total = self.progress.step, self.plan.total_steps
         steps = f"{total:,} steps" if step == total else f"step {step:,} of {total:,}"
         line = f"{reason}: {steps} in {duration(self.clock.seconds)}"
         if str(self.best):
             line += f"; {self.best}"
-        if code != FINISHED:
-            return [line]
-        python = os.path.relpath(sys.executable) if sys.prefix != sys.base_prefix else "python"
-        return [line, f"next      {python} -m train.evaluate {self.folder.path}"]
+        return [line, self.next_line] if code == FINISHED and self.next_line else [line]
 
     def _write(self, row: Mapping[str, float]) -> None:
         for sink in self.sinks:

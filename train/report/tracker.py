@@ -4,25 +4,23 @@ metrics.jsonl is the record of truth. All calls of a running W&B are made in a t
 for a dead server or hangs (seen: `run.log`, for ever, where wandb-core is stuck) costs one warning, not a training run.
 """
 
-import configparser
-import netrc
 import os
 import queue
 import shlex
 import sys
 import threading
+import traceback
 from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import psutil
 
 from train import names
 from train.config.schema import Wandb
-from train.report.environment import private
+from train.report.environment import logged_in_to_wandb, private, wandb_setting
 from train.report.redact import redact, secret_values, secrets_in
 
 SUMMARY = {names.EVAL_LOSS: "min,last", names.EVAL + "accuracy": "max,last"}
@@ -116,6 +114,7 @@ class Tracker:
             return
         self.run_id, self.url = self._run.id, self._run.url
         self._where = f"wandb sync {shlex.quote(os.path.relpath(Path(self._run.dir).parent))}"
+        threading.excepthook = partial(self._on_thread_error, threading.excepthook)
         self._thread = threading.Thread(target=self._work, name="wandb", daemon=True)
         self._thread.start()
 
@@ -169,6 +168,14 @@ class Tracker:
         except Exception as error:
             self._fail(_first_line(error))
 
+    def _on_thread_error(self, otherwise: Callable[[Any], object], error: Any) -> None:
+        """wandb's own threads end with a traceback each when wandb-core is gone; one warning says it all."""
+        modules = [frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.exc_traceback)]
+        if any(module.startswith("wandb.") for module in modules):
+            self._fail(_first_line(error.exc_value))
+        else:
+            otherwise(error)
+
     def _fail(self, why: str) -> None:
         self._failed = True
         self._warn(f"{why}. The training goes on, and metrics.jsonl has all rows; to send what W&B has: {self._where}")
@@ -181,41 +188,20 @@ class Tracker:
 
 def check_login(config: Wandb) -> None:
     """Raise TrackerError where wandb.mode=online is asked for and nobody is logged in. Cheap, for every rank."""
-    if config.mode == "online" and not _logged_in():
+    if config.mode == "online" and not logged_in_to_wandb():
         raise TrackerError(
-            f"wandb.mode: got online, but nobody is logged in to {_setting('base_url')} here. Type `wandb login` "
+            f"wandb.mode: got online, but nobody is logged in to {wandb_setting('base_url')} here. Type `wandb login` "
             "(or set WANDB_API_KEY), or add wandb.mode=offline and type `wandb sync` afterwards"
         )
 
 
 def chosen_mode(config: Wandb) -> str:
     """online, offline or disabled; never a question to the user."""
-    mode = config.mode if config.mode != "auto" else _setting("mode")
+    mode = config.mode if config.mode != "auto" else wandb_setting("mode")
     mode = MODES.get(mode, mode)
     if mode in ("offline", "disabled"):
         return mode
-    return "online" if _logged_in() else "offline"
-
-
-def _setting(name: str) -> str:
-    """A setting of wandb's own: from the environment, else from its two files; read without importing wandb."""
-    defaults = {"base_url": "https://api.wandb.ai", "mode": "auto", "api_key": ""}
-    folder = Path(os.environ.get("WANDB_CONFIG_DIR", "~/.config/wandb")).expanduser()
-    files = configparser.ConfigParser(interpolation=None)
-    with suppress(configparser.Error, OSError):
-        files.read([folder / "settings", Path("wandb/settings")])
-    return os.environ.get(f"WANDB_{name.upper()}") or files.get("default", name, fallback="") or defaults[name]
-
-
-def _logged_in() -> bool:
-    """Whether wandb will find credentials for its server: with none it would ask for them."""
-    if _setting("api_key") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
-        return True
-    for place in [os.environ["NETRC"]] if os.environ.get("NETRC") else ["~/.netrc", "~/_netrc"]:
-        with suppress(netrc.NetrcParseError, OSError):
-            if netrc.netrc(Path(place).expanduser()).authenticators(urlsplit(_setting("base_url")).netloc):
-                return True
-    return False
+    return "online" if logged_in_to_wandb() else "offline"
 
 
 def _init(settings: dict[str, Any], run_config: dict[str, Any]) -> Any:
@@ -265,6 +251,6 @@ def _abandon() -> None:
         thread.join(5)
 
 
-def _first_line(error: Exception) -> str:
+def _first_line(error: BaseException) -> str:
     text = str(error).strip().partition("\n")[0]
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
