@@ -76,7 +76,7 @@ def _live_parts(row: Mapping[str, float]) -> list[str]:
 
 def _peak(row: Mapping[str, float]) -> list[str]:
     peak = row.get(names.PEAK_ALLOCATED, row.get(names.PEAK_RSS))
-    return [] if peak is None else [f"peak {peak:.2f} GiB"]
+    return [] if peak is None else [f"{peak:.2f} GiB"]
 
 
 def _step_parts(row: Mapping[str, float]) -> list[str]:
@@ -85,7 +85,7 @@ def _step_parts(row: Mapping[str, float]) -> list[str]:
         parts.append(f"loss {row[names.LOSS]:.4f}")
     parts.append(f"lr {row[names.LEARNING_RATE]:.2e}")
     parts.append(f"batch {row[names.EFFECTIVE_SIZE]:.0f}")
-    parts.append(f"{row[names.SAMPLES_PER_SECOND]:,.0f} samples/s")
+    parts.append(f"{row[names.SAMPLES_PER_SECOND]:,.0f}/s")
     parts += _peak(row)
     if row[names.SKIPPED_STEPS]:
         parts.append(f"{row[names.SKIPPED_STEPS]:.0f} skipped")

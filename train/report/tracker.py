@@ -24,7 +24,7 @@ from train.report.environment import logged_in_to_wandb, private, wandb_setting
 from train.report.redact import redact, secret_values, secrets_in
 
 SUMMARY = {names.EVAL_LOSS: "min,last", names.EVAL + "accuracy": "max,last"}
-"""What a table of runs shows, where that is more than the last value (as `eval/loss.min`, `eval/loss.last`)."""
+"""What a table of runs shows, where that is more than the last value: eval/loss.min, eval/loss.last."""
 MODES = {"dryrun": "offline", "run": "online"}
 """Old names in WANDB_MODE."""
 LONGEST_QUEUE = 10_000
@@ -80,7 +80,7 @@ class Tracker:
         told = dict(run_config)
         if config.privacy and "environment" in told:
             told["environment"] = private(told["environment"])
-        labels = {
+        said = {
             "entity": config.entity,
             "project": config.project,
             "run_name": config.name or run_name,
@@ -88,16 +88,14 @@ class Tracker:
             "run_job_type": job_type,
             "run_tags": config.tags,
             "run_notes": config.notes,
-        }
-        settings = tracker._clean(labels) | {
-            "root_dir": str(folder.absolute()),
             "run_id": run_id,
             "resume": "allow" if run_id else None,
             "host": "" if config.privacy else None,
             "init_timeout": cls.start_seconds,
             "finish_timeout": cls.finish_seconds,
         }
-        tracker._open(mode, {key: value for key, value in settings.items() if value is not None}, tracker._clean(told))
+        settings = {key: value for key, value in tracker._clean(said).items() if value is not None}
+        tracker._open(mode, settings | {"root_dir": str(folder.absolute())}, tracker._clean(told))
         return tracker
 
     def _open(self, mode: str, settings: dict[str, Any], run_config: dict[str, Any]) -> None:
@@ -141,22 +139,22 @@ class Tracker:
             return
         try:
             if not self._failed:
-                self._jobs.put_nowait(partial(self._run.finish, exit_code=exit_code))
-                self._jobs.put_nowait(None)
+                self._put(partial(self._run.finish, exit_code=exit_code))
+                self._put(None)
             thread.join(self.finish_seconds + 5)
             if thread.is_alive():
                 self._fail(f"did not end within {self.finish_seconds:.0f} s")
-        except queue.Full:
-            self._fail("takes no more rows")
         finally:
             if thread.is_alive() or self._failed:
                 _abandon()
 
     def _do(self, call: Callable[[Any, Any], object], argument: Any) -> None:
-        if self._thread is None or self._failed:
-            return
+        if self._thread and not self._failed:
+            self._put(partial(call, self._run, argument))
+
+    def _put(self, job: Callable[[], object] | None) -> None:
         try:
-            self._jobs.put_nowait(partial(call, self._run, argument))
+            self._jobs.put_nowait(job)
         except queue.Full:
             self._fail("takes no more rows")
 

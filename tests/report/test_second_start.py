@@ -1,0 +1,78 @@
+"""What a second start of the same name does: nothing is ever lost, and each refusal holds the lines to paste."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from train.accumulate import compute_gradient
+from train.entry import main
+
+
+def start(output_dir: Path, *overrides: str) -> int:
+    argv = ["configs/digits.yaml", f"output_dir={output_dir}", "wandb.mode=disabled", "duration.steps=2", *overrides]
+    return main(argv, "accumulate", compute_gradient)
+
+
+@pytest.fixture(name="finished")
+def finished_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Path:
+    assert start(tmp_path, "name=run") == 0
+    capsys.readouterr()
+    return tmp_path
+
+
+def test_finished_and_the_same(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = (finished / "run" / "metrics.jsonl").read_bytes()
+
+    code = start(finished, "name=run", "batch.micro=8", "log.every_steps=1")  # execution may differ
+
+    assert code == 0
+    assert "holds this very run, finished at step 2" in capsys.readouterr().err
+    assert (finished / "run" / "metrics.jsonl").read_bytes() == before
+
+
+def test_other_mathematics(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code = start(finished, "name=run", "seed=1", "optimizer.lr=0.5")
+
+    told = capsys.readouterr().err
+    assert code == 2
+    assert "seed: 0 there, 1 now" in told
+    assert "optimizer.lr: 0.01 there, 0.5 now" in told
+    assert "name=run-2" in told
+    assert "checkpoint.resume=never" in told
+
+
+def test_the_lines_to_paste_work(finished: Path) -> None:
+    assert start(finished, "name=run-2", "seed=1") == 0
+    assert start(finished, "name=run", "seed=1", "checkpoint.resume=never") == 0
+    assert start(finished, "name=run", "seed=2", "checkpoint.resume=never") == 0
+
+    assert {path.name for path in finished.iterdir()} == {"run", "run-2", "run.1", "run.2"}
+    seeds = [json.loads((finished / name / "plan.json").read_text())["identity"]["seed"] for name in ("run.1", "run")]
+    assert seeds == [0, 2]
+
+
+def test_unfinished(finished: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    (finished / "run" / "ended.json").unlink()
+
+    assert start(finished, "name=run") == 2
+    assert "has not ended, or was killed without a checkpoint" in capsys.readouterr().err
+
+    # the scheduler starts the same job again
+    environment = json.loads((finished / "run" / "environment.json").read_text())
+    environment["job"] = {"SLURM_JOB_ID": "17"}
+    (finished / "run" / "environment.json").write_text(json.dumps(environment))
+    monkeypatch.setenv("SLURM_JOB_ID", "18")
+    assert start(finished, "name=run") == 2
+    monkeypatch.setenv("SLURM_JOB_ID", "17")
+    assert start(finished, "name=run") == 0
+    assert (finished / "run.1" / "metrics.jsonl").exists()
+
+
+def test_not_a_run_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "thesis.tex").write_text("years of work")
+
+    assert start(tmp_path, "name=run") == 2
+    assert "is not a run folder" in capsys.readouterr().err
+    assert (tmp_path / "run" / "thesis.tex").read_text() == "years of work"
