@@ -55,8 +55,8 @@ def ours(run: Run) -> Iterator[None]:
     """train.loop.fit, one step at a time."""
     gradient = run.watch(compute_gradient)
     for window in run.windows:
-        loss = gradient(run, window)
+        losses = gradient(run, window)
         norm = update(run.learner, run.plan.rate.at(window.k))
         with contextlib.redirect_stdout(io.StringIO()):
-            run.after_step(window, loss, norm)
+            run.after_step(window, losses, norm)
         yield

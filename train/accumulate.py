@@ -14,7 +14,7 @@ from train.window import Window
 
 
 def compute_gradient(run: Run, window: Window) -> Tensor:
-    """The gradient of the window in `.grad`, reduced over the ranks; returns this rank's part of the loss."""
+    """The gradient of the window in `.grad`, reduced over the ranks; returns this rank's sums of losses: (terms,)."""
     *earlier, last = window.micro_batches
     with run.learner.accelerator.no_sync(run.learner.model):  # around forward and backward: DDP decides in the forward
         parts = [forward_backward(run.learner, micro_batch, window) for micro_batch in earlier]

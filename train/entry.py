@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from train.config import ConfigError, Loaded, load
 from train.data import DataError
+from train.exact import NotExact, TaskError
 from train.loop import fit
 from train.planning import PlanError
 from train.ranks import launched_rank
@@ -20,6 +21,18 @@ from train.report import (
 from train.run import ComputeGradient, Run, build, show_plan
 from train.smoke import smoke
 from train.step import NonFiniteGradient
+
+REFUSALS = (
+    ConfigError,
+    DataError,
+    FolderRefused,
+    NotExact,
+    PlanError,
+    TaskError,
+    TrackerError,
+    UnknownDirection,
+)
+"""What the user can mend by typing something else: told without a stack trace."""
 
 
 def main(argv: Sequence[str], loop: str, compute_gradient: ComputeGradient) -> int:
@@ -38,7 +51,7 @@ def main(argv: Sequence[str], loop: str, compute_gradient: ComputeGradient) -> i
             return smoke(loaded, lambda small: train(small, loop, compute_gradient), is_main)
         else:
             return train(loaded, loop, compute_gradient)
-    except (ConfigError, DataError, PlanError, FolderRefused, TrackerError, UnknownDirection) as error:
+    except REFUSALS as error:
         return end_process(str(error), BAD_CONFIG, is_main=is_main, complain=True)
     except AlreadyFinished as error:
         return end_process(str(error), FINISHED, is_main=is_main, complain=True)

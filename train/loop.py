@@ -8,8 +8,8 @@ def fit(run: Run, compute_gradient: ComputeGradient) -> None:
     """Train from the first window to the last, or to the one before which all ranks agreed to stop."""
     run.begin()
     for window in run.windows:
-        loss = norm = None
-        if window.weight:  # else no label counts on any rank: there is no gradient, and nothing moves
-            loss = compute_gradient(run, window)
+        losses = norm = None
+        if not window.is_empty:  # else no label counts on any rank: there is no gradient, and nothing moves
+            losses = compute_gradient(run, window)
             norm = update(run.learner, run.plan.rate.at(window.k))
-        run.after_step(window, loss, norm)
+        run.after_step(window, losses, norm)

@@ -2,14 +2,17 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from train import names
+from train.batch import sample_ids
 from train.config import Config, Loaded, curve_hash, mathematics, recipe_hash, resolve, run_name, source_hash
-from train.data import Sets, Windows, open_sets
+from train.data import Rows, Sets, Windows, open_sets
 from train.evaluation import Evaluation, floating_buffers
+from train.exact import Exactness, NotExact, judge
 from train.memory import PeakMemory
 from train.optimizer import scaled_numbers
 from train.phases import Phases
@@ -22,7 +25,7 @@ from train.schedule import Scaled
 from train.setup import make_accelerator, make_learner
 from train.signals import Stop
 from train.step import Learner, NonFiniteGradient
-from train.tasks import Task
+from train.tasks import Task, by_term
 from train.window import Window
 
 
@@ -46,7 +49,7 @@ class Run:
         if self.config.evaluate.at_start:
             self.evaluate()
 
-    def after_step(self, window: Window, loss: Tensor | None, norm: Tensor | None) -> None:
+    def after_step(self, window: Window, losses: Tensor | None, norm: Tensor | None) -> None:
         """Count the step; evaluate and log where that is due, and after the last step."""
         progress, every = self.report.progress, self.config.evaluate
         progress.advance(window, self.plan.batch.dataset_size)
@@ -54,7 +57,7 @@ class Run:
         if last or Interval(every.every_steps, every.every_samples).due(progress, window):
             self.evaluate()
         if _row_due(self.config, self.plan, window.k):
-            self.log(window, loss, norm)
+            self.log(window, losses, norm)
 
     def evaluate(self) -> None:
         if self.evaluation is None:
@@ -64,12 +67,16 @@ class Run:
         with self.report.clock.paused():
             self.report.eval_row(self.evaluation())
 
-    def log(self, window: Window, loss: Tensor | None, norm: Tensor | None) -> None:
+    def log(self, window: Window, losses: Tensor | None, norm: Tensor | None) -> None:
         """Here the host waits for the device: once per row, not once per step."""
         learner = self.learner
         numbers = {names.LEARNING_RATE: self.plan.rate.at(window.k), names.SKIPPED_STEPS: learner.skipped_steps.item()}
-        if loss is not None and norm is not None:
-            numbers |= {names.LOSS: self.ranks.sum([loss.item()])[0], names.GRAD_NORM: norm.item()}
+        if losses is not None and norm is not None:
+            sums = zip(window.weights.items(), self.ranks.sum(losses.tolist()), strict=True)
+            terms = {term: total / weight for (term, weight), total in sums if weight}
+            numbers |= {f"train/{term}": value for term, value in terms.items()}
+            numbers[names.LOSS] = sum(self.learner.coefficients[term] * value for term, value in terms.items())
+            numbers[names.GRAD_NORM] = norm.item()
         for take in self.gauges:
             numbers |= take()
         self.report.train_row(window, numbers)
@@ -106,8 +113,9 @@ def build(loaded: Loaded, loop: str) -> Run:
     accelerator = make_accelerator(config)
     check_world_size(accelerator.num_processes)
     ranks = Ranks(accelerator.process_index, accelerator.num_processes, config.runtime.timeout_seconds)
-    folder: RunFolder = ranks.from_main(lambda: claim(config, plan))
     learner = make_learner(config, task, accelerator, numbers)
+    exactness = _judge(learner, sets.train, config)
+    folder: RunFolder = ranks.from_main(lambda: claim(config, plan))
     memory = PeakMemory(accelerator.device)
     phases = Phases(learner.optimizer, learner.parameters, memory.mark, lambda k: _row_due(config, plan, k))
     stop = Stop()
@@ -116,7 +124,8 @@ def build(loaded: Loaded, loop: str) -> Run:
         plan=plan.batch,
         seed=config.seed,
         ranks=ranks,
-        loss_weight=task.loss_weight,
+        terms=exactness.terms,
+        loss_weight=lambda batch: by_term(task.loss_weight(batch)),
         stop_requested=stop.requested,
         pin_memory=accelerator.device.type == "cuda",
         last=plan.total_steps,
@@ -129,7 +138,7 @@ def build(loaded: Loaded, loop: str) -> Run:
             sets.evaluation, task, learner.module, ranks, accelerator.device, learner.dtype, plan.batch.micro
         )
     if ranks.is_main:
-        report = open_report(loaded, plan, best, folder, _facts(learner))
+        report = open_report(loaded, plan, best, folder, _facts(learner, exactness), exactness.lines())
     else:
         report = Reporter(plan, best, sinks=[])
     stop.listen()
@@ -176,9 +185,21 @@ def make_plan(loaded: Loaded, loop: str, sets: Sets) -> tuple[RunPlan, Scaled]:
     return plan, numbers
 
 
-def _facts(learner: Learner) -> dict[str, str | int]:
+def _judge(learner: Learner, rows: Rows, config: Config) -> Exactness:
+    """Tried on the first samples of the first epoch, the same on every rank; few, since more prove no more."""
+    first = sample_ids(len(rows), config.seed, 0, 0, min(len(rows), 8))
+    exactness = judge(learner, rows.fetch(first), config.precision)
+    if config.batch.exact == "required" and exactness.exact == "false":
+        reasons = "".join(f"\n  {reason}" for reason in exactness.reasons)
+        raise NotExact(f"batch.exact=required, but this run would not be exact:{reasons}\nType: batch.exact=warn")
+    return exactness
+
+
+def _facts(learner: Learner, exactness: Exactness) -> dict[str, Any]:
     device = learner.accelerator.device
     return {
+        "exact": exactness.exact,
+        "exact_reasons": list(exactness.reasons),
         "parameters": sum(p.numel() for p in learner.module.parameters()),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
     }

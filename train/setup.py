@@ -1,6 +1,7 @@
 """The learner of a run: accelerate, model and optimizer as the config describes them."""
 
 import os
+from collections import defaultdict
 from datetime import timedelta
 
 import torch
@@ -48,11 +49,14 @@ def make_learner(config: Config, task: Task, accelerator: Accelerator, numbers: 
     optimizer = make_optimizer(config.optimizer, numbers, parameters)
     return Learner(
         accelerator=accelerator,
+        device=accelerator.device,
+        world_size=accelerator.num_processes,
         model=model,
         module=module,
         parameters=parameters,
         dtype=DTYPES[config.precision],
         task=task,
+        coefficients=defaultdict(lambda: 1.0, getattr(task, "coefficients", {})),
         optimizer=optimizer,
         skips_on_device=can_skip_on_device(optimizer),
         max_grad_norm=config.optimizer.max_grad_norm,

@@ -14,7 +14,7 @@ from train.window import Window
 
 
 def compute_gradient(run: Run, window: Window) -> Tensor:
-    """The gradient of the window in `.grad`, reduced over the ranks; returns this rank's part of the loss."""
+    """The gradient of the window in `.grad`, reduced over the ranks; returns this rank's sums of losses: (terms,)."""
     (micro_batch,) = window.micro_batches
     return forward_backward(run.learner, micro_batch, window)
 

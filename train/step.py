@@ -1,6 +1,6 @@
 """One optimizer step: forward_backward for each micro-batch, then one update."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,7 +8,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from train.tasks import Task
+from train.tasks import Task, by_term
 from train.window import Batch, MicroBatch, Window
 
 
@@ -17,11 +17,14 @@ class Learner:
     """What a step works on, on this rank."""
 
     accelerator: Accelerator
+    device: torch.device
+    world_size: int
     model: Any  # as accelerate prepared it: calling it is what makes the ranks reduce their gradients
     module: nn.Module  # the user's own, inside any wrapper
     parameters: Sequence[nn.Parameter]  # those that are trained
     dtype: torch.dtype  # of the parameters, and of what the model is fed
     task: Task
+    coefficients: Mapping[str, float]  # by which the terms of the loss are added up; 1 where the task names none
     optimizer: Any  # a torch.optim.Optimizer, whose fused kind also reads the attribute found_inf
     skips_on_device: bool  # the optimizer leaves out an update where a flag on the device says so
     max_grad_norm: float | None
@@ -35,17 +38,21 @@ class NonFiniteGradient(RuntimeError):
 
 
 def forward_backward(learner: Learner, micro_batch: MicroBatch, window: Window) -> Tensor:
-    """Add this micro-batch's part of the step's gradient to `.grad`; return its part of the loss: 0-dim, detached.
+    """Add this micro-batch's part of the step's gradient to `.grad`; return its sums of losses: (terms,), detached.
 
     The loss of a step is sum(losses) / weight over all micro-batches and ranks, so each micro-batch is scaled by the
     weight of the whole window, however its own samples are distributed. DDP divides the sum over the ranks by their
     number R: the factor R undoes it. A filler counts 0, and still takes part in the reduction.
     """
-    batch = to_device(micro_batch.batch, learner.accelerator.device, learner.dtype)
-    loss_sum = learner.task.loss_sum(learner.model, batch)
-    part = loss_sum * (1.0 / window.weight if micro_batch.samples else 0.0)
-    learner.accelerator.backward(part * learner.accelerator.num_processes)
-    return part.detach()
+    batch = to_device(micro_batch.batch, learner.device, learner.dtype)
+    sums = by_term(learner.task.loss_sum(learner.model, batch))
+    ranks = learner.world_size if micro_batch.samples else 0
+    losses = []
+    for term, weight in window.weights.items():
+        losses.append(sums[term] * (learner.coefficients[term] * ranks / weight if weight else 0.0))
+    learner.accelerator.backward(losses[0] if len(losses) == 1 else torch.stack(losses).sum())
+    told = torch.stack([sums[term].detach() for term in window.weights])
+    return told if ranks else torch.zeros_like(told)
 
 
 def to_device(batch: Batch, device: torch.device, dtype: torch.dtype) -> Batch:

@@ -1,5 +1,6 @@
 """What one optimizer step works on."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -24,5 +25,10 @@ class Window:
     epoch: int  # counted from 0
     micro_batches: tuple[MicroBatch, ...]  # of this rank; every rank has equally many
     samples: int  # of the step, over all ranks, counted
-    weight: float  # of the step, over all ranks: what the sum of its losses is divided by
+    weights: Mapping[str, float]  # by term, over all ranks: what the sum of a term's losses is divided by
     last_of_epoch: bool
+
+    @property
+    def is_empty(self) -> bool:
+        """No label counts on any rank: there is nothing to train on."""
+        return not any(self.weights.values())

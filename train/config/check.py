@@ -18,6 +18,7 @@ HALF = ("fp16", "float16", "half")
 CHOICES: dict[str, tuple[str, ...]] = {
     "precision": ("fp32", "bf16", "fp64", *PRECISIONS),
     "on_nonfinite": ("skip", "stop"),
+    "batch.exact": ("warn", "required", "ignore"),
     "optimizer.lr_scaling": ("none", "linear", "sqrt", "sde", "halflife"),
     "schedule.name": ("constant", "linear", "cosine"),
     "checkpoint.resume": ("auto", "never"),

@@ -15,6 +15,8 @@ class Batch:
     where accumulation_steps is stated)."""
     accumulation_steps: int | None = None
     """Micro-batches of one rank per optimizer step."""
+    exact: str = "warn"
+    """Where the gradient would not be exactly that of the one big batch: warn, ignore, or required (refuse)."""
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """The windows of a run: fetched and counted one step ahead, so that what the ranks must agree on costs no waiting."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -19,7 +19,7 @@ class _Ahead:
     assignment: Assignment
     micro_batches: tuple[MicroBatch, ...]
     failure: Exception | None
-    message: Sum  # [ranks that failed, ranks that were asked to stop, samples, weight]
+    message: Sum  # [ranks that failed, ranks that were asked to stop, samples, weight of each term]
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,8 @@ class Windows:
     plan: BatchPlan
     seed: int
     ranks: Ranks
-    loss_weight: Callable[[Batch], float]
+    terms: Sequence[str]  # of the loss, in an order that all ranks share
+    loss_weight: Callable[[Batch], Mapping[str, float]]  # by term
     stop_requested: Callable[[], bool]
     pin_memory: bool
     last: int
@@ -55,16 +56,18 @@ class Windows:
         source = (k - 1) % self.overfit + 1 if self.overfit else k
         assignment = assign(self.plan, self.seed, source, self.ranks.rank)
         micro_batches: tuple[MicroBatch, ...] = ()
-        samples, weight = 0, 0.0
+        samples, weights = 0, dict.fromkeys(self.terms, 0.0)
         failure = None
         try:
             micro_batches = self._fetch(assignment)
-            real = [m for m in micro_batches if m.samples]
-            samples = sum(m.samples for m in real)
-            weight = sum(self.loss_weight(m.batch) for m in real)
+            for micro_batch in micro_batches:
+                if micro_batch.samples:
+                    samples += micro_batch.samples
+                    for term, weight in self.loss_weight(micro_batch.batch).items():
+                        weights[term] += weight
         except Exception as error:  # told to the other ranks first: they would wait for this one in the next reduction
             failure = error
-        message = self.ranks.start_sum([failure is not None, self.stop_requested(), samples, weight])
+        message = self.ranks.start_sum([failure is not None, self.stop_requested(), samples, *weights.values()])
         return _Ahead(k, assignment, micro_batches, failure, message)
 
     def _fetch(self, assignment: Assignment) -> tuple[MicroBatch, ...]:
@@ -79,7 +82,7 @@ class Windows:
         )
 
     def _finish(self, ahead: _Ahead) -> Window | None:
-        failed, stop, samples, weight = ahead.message.wait()
+        failed, stop, samples, *weights = ahead.message.wait()
         if ahead.failure is not None:
             raise ahead.failure
         if failed:
@@ -93,6 +96,6 @@ class Windows:
             epoch=ahead.assignment.epoch,
             micro_batches=ahead.micro_batches,
             samples=int(samples),
-            weight=weight,
+            weights=dict(zip(self.terms, weights, strict=True)),
             last_of_epoch=ahead.assignment.last_of_epoch,
         )

@@ -3,7 +3,7 @@
 import os
 import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from omegaconf import OmegaConf
@@ -21,9 +21,9 @@ from train.report.tracker import Tracker
 
 
 def open_report(
-    loaded: Loaded, plan: RunPlan, best: Best, folder: RunFolder, facts: Mapping[str, str | int]
+    loaded: Loaded, plan: RunPlan, best: Best, folder: RunFolder, facts: Mapping[str, Any], lines: Sequence[str]
 ) -> Reporter:
-    """Write down what is known before the first step, and say it; `facts` are those that only the learner knows.
+    """Write down what is known before the first step, and say it; `facts` and `lines`: told by the learner.
 
     Nothing that looks like a secret is written, said or sent.
     """
@@ -41,7 +41,7 @@ def open_report(
     screen = Screen(plan.total_steps, (folder.path / "log.txt").open("a", encoding="utf-8"))
     if folder.moved_to:
         screen.say(f"an earlier run of this name is now in {folder.moved_to}")
-    screen.say(*plan.lines(), f"outputs   {folder.path}")
+    screen.say(*plan.lines(), *lines, f"outputs   {folder.path}")
     tracker = Tracker.start(
         loaded.config.wandb,
         run_name=plan.name,

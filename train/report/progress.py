@@ -21,7 +21,7 @@ class Progress:
         self.step = window.k
         self.samples_seen += window.samples
         self.epoch = self.samples_seen / dataset_size
-        self.empty_steps += window.weight == 0
+        self.empty_steps += window.is_empty
 
 
 @dataclass(frozen=True)

@@ -25,10 +25,9 @@ from train.report.redact import redact, secret_values, secrets_in
 
 SUMMARY = {names.EVAL_LOSS: "min,last", names.EVAL + "accuracy": "max,last"}
 """What a table of runs shows, where that is more than the last value: eval/loss.min, eval/loss.last."""
-MODES = {"dryrun": "offline", "run": "online"}
-"""Old names in WANDB_MODE."""
-LONGEST_QUEUE = 10_000
-"""Rows that may wait for W&B."""
+MODES = {"dryrun": "offline", "run": "online"}  # old names in WANDB_MODE
+LONGEST_QUEUE, GRACE_SECONDS = 10_000, 3.0
+"""Rows that may wait for W&B; how much later than it promised it may end."""
 
 
 class TrackerError(ValueError):
@@ -141,7 +140,7 @@ class Tracker:
             if not self._failed:
                 self._put(partial(self._run.finish, exit_code=exit_code))
                 self._put(None)
-            thread.join(self.finish_seconds + 5)
+            thread.join(self.finish_seconds + GRACE_SECONDS)
             if thread.is_alive():
                 self._fail(f"did not end within {self.finish_seconds:.0f} s")
         finally:
@@ -234,19 +233,16 @@ def _abandon() -> None:
     """Let go of wandb-core: the interpreter would wait for it at its end, and a `| tee` for the output it inherited."""
     import wandb
 
-    def tear_down() -> None:
-        with suppress(Exception):
-            wandb.teardown()
-
-    thread = threading.Thread(target=tear_down, daemon=True)
+    # An error in it ends in _on_thread_error.
+    thread = threading.Thread(target=wandb.teardown, daemon=True)
     thread.start()
-    thread.join(5)
+    thread.join(GRACE_SECONDS)
     if thread.is_alive():
         for child in psutil.Process().children():
             with suppress(psutil.Error):
                 if child.name().startswith("wandb-core"):
                     child.kill()
-        thread.join(5)
+        thread.join(GRACE_SECONDS)
 
 
 def _first_line(error: BaseException) -> str:

@@ -5,23 +5,35 @@ gradients. It never divides, never reduces over ranks and knows nothing of micro
 """
 
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from torch import Tensor
 
 from train.window import Batch
 
+T = TypeVar("T")
+
+ONLY = "loss"  # the name of the term of a task that has one
+
+
+def by_term(value: T | Mapping[str, T]) -> Mapping[str, T]:
+    """What loss_weight and loss_sum give, by the names of the terms."""
+    return value if isinstance(value, Mapping) else {ONLY: value}
+
 
 class Task(Protocol):
+    """A loss may have several terms, each with a weight of its own: loss_weight and loss_sum then give {term: value},
+    under the same names, and the attribute `coefficients`, if there is one, is {term: factor}."""
+
     columns: tuple[str, ...]
     """What a batch must hold."""
 
-    def loss_weight(self, batch: Batch) -> float:
+    def loss_weight(self, batch: Batch) -> float | Mapping[str, float]:
         """What the sum of losses over the step is divided by: the number of samples, of valid labels, ... in `batch`,
         counted on the CPU before the first forward pass."""
         ...
 
-    def loss_sum(self, model: Any, batch: Batch) -> Tensor:
+    def loss_sum(self, model: Any, batch: Batch) -> Tensor | Mapping[str, Tensor]:
         """The sum of the losses in `batch`: 0-dim, float32 or wider."""
         ...
 

@@ -1,0 +1,163 @@
+"""Is the gradient of a step that of the one big batch? Tried at the start on one micro-batch, not taken on trust."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from train.step import Learner, to_device
+from train.tasks import Task, by_term
+from train.window import Batch
+
+TOLERANCE = {"fp64": 1e-11, "fp32": 1e-5, "bf16": 5e-2}
+"""Largest relative difference between the loss of a batch and the sum over its halves that rounding explains."""
+
+
+class NotExact(ValueError):
+    """batch.exact=required, and the run would not be exact."""
+
+
+class TaskError(ValueError):
+    """A task whose loss and weight do not fit together."""
+
+
+@dataclass(frozen=True)
+class Exactness:
+    """`verified`: tried, and it held. `declared`: cannot be tried, the task's word is taken. `false`: see reasons."""
+
+    exact: str
+    reasons: tuple[str, ...]
+    terms: tuple[str, ...]  # of the loss
+
+    def lines(self) -> list[str]:
+        if self.exact == "false":
+            return [f"exact     no: {reason}" for reason in self.reasons]
+        return [f"exact     {self.exact}: {'; '.join(self.reasons)}"]
+
+
+def judge(learner: Learner, batch: Batch, precision: str) -> Exactness:
+    """Split `batch` (on the CPU, as a rank would be fed) in two, and see whether loss and weight add up.
+
+    Leaves the module's buffers and the random number generators as they were. Raises TaskError where loss_sum and
+    loss_weight do not fit together at all.
+    """
+    task, module = learner.task, learner.module
+    device, dtype = learner.device, learner.dtype
+    cut = len(next(iter(batch.values()))) // 2
+    parts = (batch, {n: c[:cut] for n, c in batch.items()}, {n: c[cut:] for n, c in batch.items()})
+    reasons: list[str] = []
+    error = 0.0
+    with _undisturbed(module, device), torch.no_grad():
+        terms = _checked_terms(task, module, to_device(batch, device, dtype), batch)
+        for term in terms if cut else ():
+
+            def loss(part: Batch, term: str = term) -> float:
+                return float(by_term(task.loss_sum(module, to_device(part, device, dtype)))[term])
+
+            module.eval()
+            weights = [by_term(task.loss_weight(part))[term] for part in parts]
+            sums = [loss(part) for part in parts]
+            error = max(error, abs(sums[0] - sums[1] - sums[2]) / (abs(sums[0]) or 1.0))
+            reasons += _weight_reasons(term, weights)
+            reasons += _loss_reasons(term, sums, weights, TOLERANCE[precision])
+            module.train()
+            reasons += _training_reasons(loss, module, parts, TOLERANCE[precision])
+    if precision == "bf16":
+        reasons.append(f"bf16 rounds each micro-batch: the loss of a split batch differs by {error:.0e} here")
+    if reasons:
+        return Exactness("false", tuple(dict.fromkeys(reasons)), terms)
+    if not cut:
+        return Exactness("declared", ("one sample cannot be split",), terms)
+    return Exactness("verified", (f"a split micro-batch adds up, to {error:.0e} ({precision})",), terms)
+
+
+def _checked_terms(task: Task, module: nn.Module, on_device: Batch, batch: Batch) -> tuple[str, ...]:
+    weights, sums = by_term(task.loss_weight(batch)), by_term(task.loss_sum(module, on_device))
+    name = type(task).__name__
+    if weights.keys() != sums.keys():
+        raise TaskError(
+            f"{name}: loss_weight has the terms {', '.join(weights)}, loss_sum {', '.join(sums)}: they must be the same"
+        )
+    for term, value in sums.items():
+        if not isinstance(value, Tensor) or value.dim() or value.dtype not in (torch.float32, torch.float64):
+            got = f"{value.dtype}, shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+            raise TaskError(f"{name}.loss_sum ({term}) must be a 0-dim tensor of float32 or float64: got {got}")
+    return tuple(weights)
+
+
+def _weight_reasons(term: str, weights: Sequence[float]) -> Iterator[str]:
+    whole, *parts = weights
+    if abs(whole - sum(parts)) > 1e-9 * abs(whole):
+        yield (
+            f"loss_weight ({term}) is {whole:g} for a batch, {parts[0]:g} + {parts[1]:g} for its halves: it must count "
+            f"what adds up, such as samples or labels"
+        )
+
+
+def _loss_reasons(term: str, sums: Sequence[float], weights: Sequence[float], tolerance: float) -> Iterator[str]:
+    """With everything random, and every statistic of a batch, switched off: what remains is the loss itself."""
+    whole, *parts = sums
+    if not _differ(whole, sum(parts), tolerance):
+        return
+    mean = (parts[0] * weights[1] + parts[1] * weights[2]) / (weights[0] or 1.0)
+    if _differ(whole, mean, tolerance):
+        yield (
+            f"the loss ({term}) couples the samples of a batch: {whole:.6g} for a batch, {sum(parts):.6g} for its "
+            f"halves (negatives within the batch, a balance loss?)"
+        )
+    else:
+        yield (
+            f"loss_sum ({term}) returns a mean, {whole:.4g}, where a sum is needed: reduction='sum'; the step divides "
+            f"by loss_weight"
+        )
+
+
+def _training_reasons(
+    loss: Callable[[Batch], float], module: nn.Module, parts: Sequence[Batch], tolerance: float
+) -> Iterator[str]:
+    """What training mode adds: statistics over the micro-batch, and random masks."""
+    normalising = _names(module, nn.modules.batchnorm._BatchNorm)
+    if normalising:
+        yield (
+            f"BatchNorm in train mode takes its statistics from each micro-batch ({_some(normalising)}): use GroupNorm "
+            f"or LayerNorm, or keep it in eval mode"
+        )
+    torch.manual_seed(1)
+    once = loss(parts[0])
+    torch.manual_seed(2)
+    if _differ(once, loss(parts[0]), tolerance):
+        masking = _names(module, nn.modules.dropout._DropoutNd)
+        where = f" ({_some(masking)})" if masking else ""
+        yield f"dropout or the like draws other masks for other micro-batches{where}: same distribution, other numbers"
+    elif not normalising and _differ(once, loss(parts[1]) + loss(parts[2]), tolerance):
+        yield "in train mode, and only there, a batch's loss is not the sum over its halves: the model couples samples"
+
+
+def _differ(a: float, b: float, tolerance: float) -> bool:
+    return abs(a - b) > tolerance * max(abs(a), abs(b))
+
+
+def _names(module: nn.Module, kind: type[nn.Module]) -> list[str]:
+    """Modules of a kind that are at work in training: a frozen BatchNorm and a Dropout of 0 are not."""
+    return [n for n, m in module.named_modules() if isinstance(m, kind) and m.training and getattr(m, "p", 1.0) > 0]
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+@contextmanager
+def _undisturbed(module: nn.Module, device: torch.device) -> Iterator[None]:
+    """Buffers, modes and generators are put back, whatever happens inside."""
+    buffers = [(buffer, buffer.clone()) for buffer in module.buffers()]
+    devices = [device] if device.type == "cuda" else []
+    try:
+        with torch.random.fork_rng(devices=devices):
+            yield
+    finally:
+        module.train()
+        with torch.no_grad():
+            for buffer, kept in buffers:
+                buffer.copy_(kept)
