@@ -55,7 +55,7 @@ def ours(run: Run) -> Iterator[None]:
     """train.loop.fit, one step at a time."""
     gradient = run.watch(compute_gradient)
     for window in run.windows:
-        losses = gradient(run, window)
+        losses = gradient(run.learner, window)
         norm = update(run.learner, run.plan.rate.at(window.k))
         with contextlib.redirect_stdout(io.StringIO()):
             run.after_step(window, losses, norm)

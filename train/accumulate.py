@@ -8,17 +8,16 @@ import sys
 from torch import Tensor
 
 from train.entry import main
-from train.run import Run
-from train.step import forward_backward
+from train.step import Learner, forward_backward
 from train.window import Window
 
 
-def compute_gradient(run: Run, window: Window) -> Tensor:
+def compute_gradient(learner: Learner, window: Window) -> Tensor:
     """The gradient of the window in `.grad`, reduced over the ranks; returns this rank's sums of losses: (terms,)."""
     *earlier, last = window.micro_batches
-    with run.learner.accelerator.no_sync(run.learner.model):  # around forward and backward: DDP decides in the forward
-        parts = [forward_backward(run.learner, micro_batch, window) for micro_batch in earlier]
-    return sum(parts, start=forward_backward(run.learner, last, window))
+    with learner.accelerator.no_sync(learner.model):  # around forward and backward: DDP decides in the forward
+        parts = [forward_backward(learner, micro_batch, window) for micro_batch in earlier]
+    return sum(parts, start=forward_backward(learner, last, window))
 
 
 if __name__ == "__main__":

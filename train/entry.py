@@ -18,9 +18,9 @@ from train.report import (
     UnknownDirection,
     end_process,
 )
-from train.run import ComputeGradient, Run, build, show_plan
+from train.run import Run, build, show_plan
 from train.smoke import smoke
-from train.step import NonFiniteGradient
+from train.step import ComputeGradient, NonFiniteGradient
 
 REFUSALS = (
     ConfigError,

@@ -14,10 +14,10 @@ from train.config import ConfigError, load, resolve
 from train.data import DataError, open_sets
 from train.evaluation import Evaluation
 from train.planning import PlanError, plan_batch
-from train.ranks import Ranks, asked_world_size, check_world_size, launched_rank
+from train.ranks import asked_world_size, launched_rank
 from train.report import BAD_CONFIG, FINISHED, end_process
 from train.saved import DTYPES, NotFinished, final_weights, make_model
-from train.setup import make_accelerator
+from train.setup import connect
 from train.tasks import Task
 
 USAGE = "usage: python -m train.evaluate RUN [key=value ...]      RUN: a run folder, such as runs/digits"
@@ -49,9 +49,7 @@ def evaluate(run_folder: Path, overrides: Sequence[str]) -> dict[str, float]:
             "the config names no samples to evaluate on. Type: data.eval_fraction=0.2, or data.eval_split=test"
         )
     batch = plan_batch(config, "accumulate", asked_world_size(), len(sets.train))
-    accelerator = make_accelerator(config)
-    check_world_size(accelerator.num_processes)
-    ranks = Ranks(accelerator.process_index, accelerator.num_processes, config.runtime.timeout_seconds)
+    accelerator, ranks = connect(config)
     module = make_model(config)
     load_model(module, str(weights))
     module = accelerator.prepare_model(module, evaluation_mode=True)

@@ -31,7 +31,10 @@ class Exactness:
     reasons: tuple[str, ...]
     terms: tuple[str, ...]  # of the loss
 
-    def lines(self) -> list[str]:
+    def lines(self, wanted: str) -> list[str]:
+        """For the screen; `wanted` is batch.exact."""
+        if wanted == "ignore":
+            return []
         if self.exact == "false":
             return [f"exact     no: {reason}" for reason in self.reasons]
         return [f"exact     {self.exact}: {'; '.join(self.reasons)}"]

@@ -1,7 +1,7 @@
 """The only loop. It counts optimizer steps; how the gradient of a step is computed is all its two users differ in."""
 
-from train.run import ComputeGradient, Run
-from train.step import update
+from train.run import Run
+from train.step import ComputeGradient, update
 
 
 def fit(run: Run, compute_gradient: ComputeGradient) -> None:
@@ -10,6 +10,6 @@ def fit(run: Run, compute_gradient: ComputeGradient) -> None:
     for window in run.windows:
         losses = norm = None
         if not window.is_empty:  # else no label counts on any rank: there is no gradient, and nothing moves
-            losses = compute_gradient(run, window)
+            losses = compute_gradient(run.learner, window)
             norm = update(run.learner, run.plan.rate.at(window.k))
         run.after_step(window, losses, norm)

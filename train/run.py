@@ -1,7 +1,7 @@
 """build(config) -> Run: all that a loop needs. The one place where the rooms below are joined."""
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -18,13 +18,13 @@ from train.optimizer import scaled_numbers
 from train.phases import Phases
 from train.planning import plan_batch, plan_rate
 from train.profiling import profiled
-from train.ranks import Ranks, asked_world_size, check_world_size
+from train.ranks import Ranks, asked_world_size
 from train.report import Best, Interval, Reporter, RunFolder, RunPlan, check_login, claim, open_report, redacted
 from train.saved import save_final
 from train.schedule import Scaled
-from train.setup import make_accelerator, make_learner
+from train.setup import connect, make_learner
 from train.signals import Stop
-from train.step import Learner, NonFiniteGradient
+from train.step import ComputeGradient, Learner, NonFiniteGradient
 from train.tasks import Task, by_term
 from train.window import Window
 
@@ -43,7 +43,7 @@ class Run:
     folder: RunFolder
     evaluation: Callable[[], dict[str, float]] | None
     gauges: Sequence[Callable[[], dict[str, float]]]  # each gives {metric: value} since the last row
-    watch: Callable[["ComputeGradient"], "ComputeGradient"]  # measures the function that computes the gradient
+    watch: Callable[[ComputeGradient], ComputeGradient]  # measures the function that computes the gradient
 
     def begin(self) -> None:
         if self.config.evaluate.at_start:
@@ -62,7 +62,7 @@ class Run:
     def evaluate(self) -> None:
         if self.evaluation is None:
             return
-        if self.learner.accelerator.device.type != "cpu":
+        if self.learner.device.type != "cpu":
             torch.accelerator.synchronize()  # training that is still under way must not count as evaluation
         with self.report.clock.paused():
             self.report.eval_row(self.evaluation())
@@ -95,9 +95,6 @@ class Run:
         self.ranks.barrier()
 
 
-ComputeGradient = Callable[[Run, Window], Tensor]
-
-
 def build(loaded: Loaded, loop: str) -> Run:
     """All parts of a run; the data is read and the plan made before a device is touched.
 
@@ -110,13 +107,11 @@ def build(loaded: Loaded, loop: str) -> Run:
     check_login(config.wandb)
     sets = open_sets(config, task.columns)
     plan, numbers = make_plan(loaded, loop, sets)
-    accelerator = make_accelerator(config)
-    check_world_size(accelerator.num_processes)
-    ranks = Ranks(accelerator.process_index, accelerator.num_processes, config.runtime.timeout_seconds)
+    accelerator, ranks = connect(config)
     learner = make_learner(config, task, accelerator, numbers)
     exactness = _judge(learner, sets.train, config)
     folder: RunFolder = ranks.from_main(lambda: claim(config, plan))
-    memory = PeakMemory(accelerator.device)
+    memory = PeakMemory(learner.device)
     phases = Phases(learner.optimizer, learner.parameters, memory.mark, lambda k: _row_due(config, plan, k))
     stop = Stop()
     windows: Iterable[Window] = Windows(
@@ -127,7 +122,7 @@ def build(loaded: Loaded, loop: str) -> Run:
         terms=exactness.terms,
         loss_weight=lambda batch: by_term(task.loss_weight(batch)),
         stop_requested=stop.requested,
-        pin_memory=accelerator.device.type == "cuda",
+        pin_memory=learner.device.type == "cuda",
         last=plan.total_steps,
         overfit=config.data.overfit,
     )
@@ -135,26 +130,18 @@ def build(loaded: Loaded, loop: str) -> Run:
     evaluation = None
     if sets.evaluation:
         evaluation = Evaluation(
-            sets.evaluation, task, learner.module, ranks, accelerator.device, learner.dtype, plan.batch.micro
+            sets.evaluation, task, learner.module, ranks, learner.device, learner.dtype, plan.batch.micro
         )
     if ranks.is_main:
-        report = open_report(loaded, plan, best, folder, _facts(learner, exactness), exactness.lines())
+        report = open_report(
+            loaded, plan, best, folder, _facts(learner, exactness), exactness.lines(config.batch.exact)
+        )
     else:
         report = Reporter(plan, best, sinks=[])
     stop.listen()
-    return Run(
-        config,
-        plan,
-        learner,
-        windows,
-        ranks,
-        stop,
-        report,
-        folder,
-        evaluation and memory.around(evaluation, names.EVAL_PEAK),
-        gauges=[lambda: ranks.largest(memory.take()), phases.take],
-        watch=phases.around,
-    )
+    watched = evaluation and memory.around(evaluation, names.EVAL_PEAK)
+    gauges = [lambda: ranks.largest(memory.take()), phases.take]
+    return Run(config, plan, learner, windows, ranks, stop, report, folder, watched, gauges, watch=phases.around)
 
 
 def show_plan(loaded: Loaded, loop: str) -> None:
@@ -171,7 +158,7 @@ def make_plan(loaded: Loaded, loop: str, sets: Sets) -> tuple[RunPlan, Scaled]:
     identity = mathematics(config, batch.effective)
     code = source_hash(config)
     plan = RunPlan(
-        name=run_name(loaded),
+        name=run_name(replace(loaded, overrides=redacted(loaded.overrides))),
         loop=loop,
         precision=config.precision,
         batch=batch,
@@ -196,10 +183,10 @@ def _judge(learner: Learner, rows: Rows, config: Config) -> Exactness:
 
 
 def _facts(learner: Learner, exactness: Exactness) -> dict[str, Any]:
-    device = learner.accelerator.device
+    device = learner.device
     return {
         "exact": exactness.exact,
-        "exact_reasons": list(exactness.reasons),
+        "exact_reasons": "; ".join(exactness.reasons),
         "parameters": sum(p.numel() for p in learner.module.parameters()),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
     }

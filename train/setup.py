@@ -12,13 +12,21 @@ from torch.nn.parallel import DistributedDataParallel
 from train.batch import key_of
 from train.config import Config
 from train.optimizer import can_skip_on_device, make_optimizer
+from train.ranks import Ranks, check_world_size
 from train.saved import DTYPES, make_model
 from train.schedule import Scaled
 from train.step import Learner
 from train.tasks import Task
 
 
-def make_accelerator(config: Config) -> Accelerator:
+def connect(config: Config) -> tuple[Accelerator, Ranks]:
+    """Meet the other ranks. Raises RuntimeError where others met than were asked for."""
+    accelerator = _accelerator(config)
+    check_world_size(accelerator.num_processes)
+    return accelerator, Ranks(accelerator.process_index, accelerator.num_processes, config.runtime.timeout_seconds)
+
+
+def _accelerator(config: Config) -> Accelerator:
     runtime = config.runtime
     torch.set_float32_matmul_precision("high" if runtime.tf32 else "highest")
     torch.backends.cudnn.allow_tf32 = runtime.tf32

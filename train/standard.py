@@ -8,15 +8,14 @@ import sys
 from torch import Tensor
 
 from train.entry import main
-from train.run import Run
-from train.step import forward_backward
+from train.step import Learner, forward_backward
 from train.window import Window
 
 
-def compute_gradient(run: Run, window: Window) -> Tensor:
+def compute_gradient(learner: Learner, window: Window) -> Tensor:
     """The gradient of the window in `.grad`, reduced over the ranks; returns this rank's sums of losses: (terms,)."""
     (micro_batch,) = window.micro_batches
-    return forward_backward(run.learner, micro_batch, window)
+    return forward_backward(learner, micro_batch, window)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """One optimizer step: forward_backward for each micro-batch, then one update."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,6 +31,10 @@ class Learner:
     stop_at_nonfinite: bool
     skipped_steps: Tensor  # 0-dim, on the device: cumulative
     skipped_in_a_row: Tensor
+
+
+ComputeGradient = Callable[[Learner, Window], Tensor]
+"""Leaves the gradient of a window in `.grad`, reduced over the ranks; returns this rank's sums of losses: (terms,)."""
 
 
 class NonFiniteGradient(RuntimeError):

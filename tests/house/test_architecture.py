@@ -21,6 +21,7 @@ FLOORS = [
     {"loop"},
     {"entry"},
     {"accumulate", "evaluate", "standard"},
+    {"verify"},
 ]
 PURE = ["batch", "config", "names", "planning", "schedule"]  # import no torch
 HEART = ["standard.py", "accumulate.py", "loop.py", "step.py", "run.py", "batch"]

@@ -1,0 +1,190 @@
+"""Is the gradient exact on your own config, model, data and loss? One step, split in many ways, against the unsplit one.
+
+python -m train.verify CONFIG [key=value ...]        (or under accelerate launch, on several ranks)
+
+The reference is one backward pass over the whole step on one process, in float64. Exit code 0: exact; 1: it is not;
+2: bad config. Nothing is written.
+"""
+
+import dataclasses
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from accelerate.state import AcceleratorState
+from torch import Tensor
+
+from train.accumulate import compute_gradient
+from train.batch import BatchPlan, PlanError, make_plan, ranks, sample_ids
+from train.config import Config, ConfigError, load, resolve
+from train.data import DataError, Rows, Windows, open_sets
+from train.exact import TaskError, judge
+from train.optimizer import scaled_numbers
+from train.planning import plan_batch
+from train.ranks import Ranks, asked_world_size, launched_rank
+from train.report import BAD_CONFIG, FAILED, FINISHED, end_process
+from train.setup import connect, make_learner
+from train.step import Learner, to_device
+from train.tasks import Task, by_term
+from train.window import Batch
+
+BOUNDS = {"fp64": 1e-12, "fp32": 2e-6, "bf16": 2e-2}
+"""Largest relative error of a gradient that the precision itself explains; bf16: of autocast's activations."""
+
+
+@dataclass(frozen=True)
+class Line:
+    """One split, measured."""
+
+    precision: str
+    split: str
+    error: float  # |gradient - reference| / |reference|
+    worst: str  # the parameter with the largest error of its own
+
+    @property
+    def is_exact(self) -> bool:
+        return self.error <= BOUNDS[self.precision]
+
+    def __str__(self) -> str:
+        verdict = "exact" if self.is_exact else f"NOT EXACT (bound {BOUNDS[self.precision]:.0e})"
+        return f"{self.precision:<9}  {self.split:<34}  {self.error:<9.1e}  {self.worst:<32}  {verdict}"
+
+
+def main(argv: Sequence[str]) -> int:
+    is_main = launched_rank() == 0
+    try:
+        config = load(argv).config
+        lines, remedies = verify(config)
+    except (ConfigError, DataError, PlanError, TaskError) as error:
+        return end_process(str(error), BAD_CONFIG, is_main=is_main, complain=True)
+    exact = all(line.is_exact for line in lines)
+    if is_main:
+        print(f"{'precision':<9}  {'split':<34}  {'error':<9}  {'worst parameter':<32}  verdict", *lines, sep="\n")
+        print("exact" if exact else "\n".join(["not exact, because", *(f"  {remedy}" for remedy in remedies)]))
+    return end_process("verified", FINISHED if exact else FAILED, is_main=is_main, complain=False)
+
+
+def verify(config: Config) -> tuple[list[Line], list[str]]:
+    """A line for each precision and split, and what is at fault where one is not exact."""
+    task: Task = resolve(config.task.target, "train.tasks")(**config.task.args)
+    sets = open_sets(config, task.columns)
+    plan = plan_batch(config, "accumulate", asked_world_size(), len(sets.train))
+    lines: list[Line] = []
+    remedies: list[str] = []
+    for precision in dict.fromkeys(("fp64", config.precision)):
+        variant = dataclasses.replace(config, precision=precision)
+        AcceleratorState._reset_state()  # it knows one precision per process
+        accelerator, met = connect(variant)
+        learner = make_learner(variant, task, accelerator, scaled_numbers(config.optimizer, plan.effective))
+        step = Step(learner, sets.train, plan, config.seed, met, precision)
+        verdict = judge(learner, step.samples(min(8, step.size)), precision)
+        remedies += verdict.reasons if verdict.exact == "false" else ()
+        lines += step.lines(verdict.terms)
+    return lines, list(dict.fromkeys(remedies)) or ["the sum over micro-batches differs: is something random?"]
+
+
+@dataclass
+class Step:
+    """The first step of the run, in one precision."""
+
+    learner: Learner
+    rows: Rows
+    plan: BatchPlan
+    seed: int
+    ranks: Ranks
+    precision: str
+
+    @property
+    def size(self) -> int:
+        return min(self.plan.effective, len(self.rows))
+
+    def samples(self, count: int) -> Batch:
+        return self.rows.fetch(sample_ids(len(self.rows), self.seed, 0, 0, count))
+
+    def lines(self, terms: Sequence[str]) -> Iterator[Line]:
+        unsplit = self.unsplit(terms)
+        largest_share = -(-self.size // self.plan.world_size)
+        for count in sorted({1, 2, 3, self.plan.accumulation_steps, largest_share}):
+            if count <= largest_share:
+                yield self.compare(unsplit, self.gradient(count, terms), count)
+
+    def unsplit(self, terms: Sequence[str]) -> list[Tensor]:
+        """One backward pass over the whole step, on each rank by itself; halved until it fits the memory."""
+        while True:
+            try:
+                with self._fresh():
+                    batch = self.samples(self.size)
+                    weights = by_term(self.learner.task.loss_weight(batch))
+                    sums = by_term(
+                        self.learner.task.loss_sum(
+                            self.learner.module, to_device(batch, self.learner.device, self.learner.dtype)
+                        )
+                    )
+                    parts = [self.learner.coefficients[t] * sums[t] / weights[t] for t in terms if weights[t]]
+                    torch.stack(parts).sum().backward()
+                    return self._taken()
+            except torch.OutOfMemoryError:
+                if self.size == 1:
+                    raise
+                effective = self.size // 2
+            torch.cuda.empty_cache()
+            print(f"verify: {self.size} samples do not fit unsplit; the reference is a step of {effective}")
+            self.plan = dataclasses.replace(self.plan, effective=effective, accumulation_steps=1)
+
+    def gradient(self, accumulation_steps: int, terms: Sequence[str]) -> list[Tensor]:
+        """As the loop would compute it, in so many micro-batches on each rank."""
+        plan = make_plan(
+            self.size,
+            "all",
+            accumulation_steps,
+            world_size=self.plan.world_size,
+            dataset_size=len(self.rows),
+        )
+        task = self.learner.task
+        windows = Windows(
+            rows=self.rows,
+            plan=plan,
+            seed=self.seed,
+            ranks=self.ranks,
+            terms=terms,
+            loss_weight=lambda batch: by_term(task.loss_weight(batch)),
+            stop_requested=lambda: False,
+            pin_memory=self.learner.device.type == "cuda",
+            last=1,
+        )
+        with self._fresh():
+            compute_gradient(self.learner, next(iter(windows)))
+            return self._taken()
+
+    def compare(self, reference: Sequence[Tensor], found: Sequence[Tensor], count: int) -> Line:
+        names = [name for name, p in self.learner.module.named_parameters() if p.requires_grad]
+        apart = [torch.linalg.vector_norm(a - b) for a, b in zip(found, reference, strict=True)]
+        size = [torch.linalg.vector_norm(a) for a in reference]
+        relative = [float(d / s) if s else float(d) for d, s in zip(apart, size, strict=True)]
+        error = float(torch.stack(apart).norm() / torch.stack(size).norm())
+        loop = "standard" if count == 1 else "accumulate"
+        split = f"{loop}: {ranks(self.plan.world_size)} x {count} micro-batch" + ("es" if count > 1 else "")
+        return Line(self.precision, split, error, names[relative.index(max(relative))])
+
+    @contextmanager
+    def _fresh(self) -> Iterator[None]:
+        """No gradients before or after; the same random numbers, and the same buffers, for every split."""
+        self.learner.optimizer.zero_grad(set_to_none=True)
+        buffers = [(buffer, buffer.clone()) for buffer in self.learner.module.buffers()]
+        torch.manual_seed(self.seed)
+        try:
+            yield
+        finally:
+            self.learner.optimizer.zero_grad(set_to_none=True)
+            with torch.no_grad():
+                for buffer, kept in buffers:
+                    buffer.copy_(kept)
+
+    def _taken(self) -> list[Tensor]:
+        return [torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in self.learner.parameters]
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
