@@ -129,13 +129,11 @@ def build(loaded: Loaded, loop: str) -> Run:
     windows = phases.windows(profiled(windows, config.profile.steps, folder.path / "profile", ranks.rank))
     evaluation = None
     if sets.evaluation:
-        evaluation = Evaluation(
-            sets.evaluation, task, learner.module, ranks, learner.device, learner.dtype, plan.batch.micro
-        )
+        module, device, dtype = learner.module, learner.device, learner.dtype
+        evaluation = Evaluation(sets.evaluation, task, module, ranks, device, dtype, plan.batch.micro)
     if ranks.is_main:
-        report = open_report(
-            loaded, plan, best, folder, _facts(learner, exactness), exactness.lines(config.batch.exact)
-        )
+        lines = exactness.lines(config.batch.exact)
+        report = open_report(loaded, plan, best, folder, _facts(learner, exactness), lines)
     else:
         report = Reporter(plan, best, sinks=[])
     stop.listen()
