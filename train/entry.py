@@ -62,15 +62,15 @@ def train(loaded: Loaded, loop: str, compute_gradient: ComputeGradient) -> int:
     run = build(loaded, loop)
     try:
         fit(run, run.watch(compute_gradient))
-        if run.report.progress.step == run.plan.total_steps:
-            run.save()
+        if run.report.progress.step < run.plan.total_steps:
+            stopped_by = next(filter(None, run.ranks.gather(run.stop.signal)))  # it may have reached another rank only
+            return _close(run, f"stopped by {stopped_by.name}", 128 + stopped_by)
+        run.save()
     except NonFiniteGradient as error:
         return _close(run, str(error), FAILED)
     except BaseException as error:
         _close(run, f"{type(error).__name__}: {error}", FAILED)
         raise
-    if run.report.progress.step < run.plan.total_steps and run.stop.signal:
-        return _close(run, f"stopped by {run.stop.signal.name}", 128 + run.stop.signal)
     return _close(run, "finished", FINISHED)
 
 

@@ -35,7 +35,8 @@ class Evaluation:
         was_training = self.module.training
         self.module.eval()
         try:
-            with torch.no_grad():
+            # What is random in a task's metrics must not move the random numbers of training.
+            with torch.no_grad(), torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
                 return {
                     f"{name}/{metric}" if name else metric: value
                     for name, rows in self.sets.items()

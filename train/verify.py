@@ -64,11 +64,8 @@ def main(argv: Sequence[str]) -> int:
         return end_process(str(error), BAD_CONFIG, is_main=is_main, complain=True)
     exact = all(line.is_exact for line in lines)
     if is_main:
-        print(
-            COLUMNS.format("precision", "ranks x micro-batches", "error", "worst parameter", "verdict"),
-            *lines,
-            sep="\n",
-        )
+        header = COLUMNS.format("precision", "ranks x micro-batches", "error", "worst parameter", "verdict")
+        print(header, *lines, sep="\n")
         print("exact" if exact else "\n".join(["not exact, because", *(f"  {remedy}" for remedy in remedies)]))
     return end_process("verified", FINISHED if exact else FAILED, is_main=is_main, complain=False)
 
@@ -172,9 +169,8 @@ class Step:
         relative = [float(d / s) if s else float(d) for d, s in zip(apart, size, strict=True)]
         error = float(torch.stack(apart).norm() / torch.stack(size).norm())
         loop = "standard" if count == 1 else "accumulate"
-        return Line(
-            self.precision, f"{self.plan.world_size} x {count} ({loop})", error, names[relative.index(max(relative))]
-        )
+        worst = names[relative.index(max(relative))]
+        return Line(self.precision, f"{self.plan.world_size} x {count} ({loop})", error, worst)
 
     @contextmanager
     def _fresh(self) -> Iterator[None]:

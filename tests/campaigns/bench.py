@@ -2,8 +2,9 @@
 
 OMP_NUM_THREADS=1 python -m tests.campaigns.bench [--pairs N]        prints a table for docs/results.md
 
-The loops take turns, a block of steps each, so that a machine that slows down slows all of them; the ratio is taken pair
-by pair. The A/A row pairs the hand-written loop with itself: what it shows is what this measurement cannot resolve.
+The loops take turns, a block of steps each, so that a machine that slows down slows all of them; the ratio is taken
+pair by pair. The A/A row pairs the hand-written loop with itself: it shows what this measurement
+cannot resolve.
 """
 
 import argparse
@@ -55,28 +56,29 @@ def measure(model: tuple[str, ...], accumulation_steps: int, pairs: int) -> None
                 one, two = seconds_per_step(first), seconds_per_step(second)
                 times[name].append((one, two) if pair % 2 else (two, one))
     for name, measured in times.items():
-        hand = statistics.median(a for a, _ in measured)
+        hand = statistics.median(a for a, _ in measured) / accumulation_steps
         ratios = sorted(b / a for a, b in measured)
-        over = statistics.median(b - a for a, b in measured) / accumulation_steps * 1e6
+        over = statistics.median(b - a for a, b in measured) / accumulation_steps
         quarter = len(ratios) // 4
-        print(
-            f"| {model[0].split('=')[1]} | {accumulation_steps} | {hand * 1e3 / accumulation_steps:.2f} | {name} "
-            f"| {statistics.median(ratios):.3f} | {ratios[quarter]:.3f} - {ratios[-1 - quarter]:.3f} | {over:.0f} |",
-            flush=True,
-        )
+        cells = [
+            model[0].partition("=")[2],
+            accumulation_steps,
+            f"{hand * 1e3:.2f}",
+            name,
+            f"{statistics.median(ratios):.3f}",
+            f"{ratios[quarter]:.3f} - {ratios[-1 - quarter]:.3f}",
+            f"{over * 1e6:.0f}",
+        ]
+        print("|", " | ".join(map(str, cells)), "|", flush=True)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description="Step times against a hand-written loop of the same work.")
     parser.add_argument("--pairs", type=int, default=20)
     pairs = parser.parse_args().pairs
     torch.set_num_threads(1)
-    print(
-        f"{platform.processor() or platform.machine()}, torch {torch.__version__}, 1 thread, {pairs} pairs of {BLOCK} steps"
-    )
-    print(
-        "| hidden layers | accumulation | hand-written ms / micro-step | row | ratio, median | quartiles | us over, per micro-step |"
-    )
+    print(f"{platform.machine()}, torch {torch.__version__}, 1 thread, {pairs} pairs of {BLOCK} steps\n")
+    print("| hidden | accumulation | by hand, ms per micro-step | row | ratio | quartiles | us over per micro-step |")
     print("|---|---|---|---|---|---|---|")
     for model in (SMALL, LARGE):
         for accumulation_steps in (1, 4):

@@ -11,9 +11,7 @@ from train.config import ConfigError, Loaded, load, run_name
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = [
-    path
-    for path in sorted((ROOT / "configs").glob("**/*.yaml"))
-    if not {"accelerate", "sweeps"} & set(path.parts)
+    path for path in sorted((ROOT / "configs").glob("**/*.yaml")) if not {"accelerate", "sweeps"} & set(path.parts)
 ]
 BASE = """\
 batch: {effective: 128, accumulation_steps: 4}
@@ -156,9 +154,7 @@ def test_an_element_of_a_list_is_overridden(key: str) -> None:
 
 def test_the_command_line_is_one_layer() -> None:
     said = the_problem("base.yaml", "duration.steps=3", "duration.samples=4")
-    assert said.startswith(
-        "command line: duration: got duration.steps=3 and duration.samples=4; they exclude"
-    )
+    assert said.startswith("command line: duration: got duration.steps=3 and duration.samples=4; they exclude")
     config = load(["base.yaml", "batch.micro=8"]).config
     assert (config.batch.effective, config.batch.micro, config.batch.accumulation_steps) == (128, 8, None)
 
@@ -311,8 +307,7 @@ def test_a_missing_argument_is_the_problem_of_the_file_that_named_the_target() -
 def test_what_must_be_stated_and_is_not_is_told() -> None:
     path = write("x.yaml", "batch: {effective: 8}\nduration: {steps: 1}\n")
     assert problems(path) == [
-        f"x.yaml: {key}: must be stated. Add {key}=..."
-        for key in ("data.source", "model.target", "task.target")
+        f"x.yaml: {key}: must be stated. Add {key}=..." for key in ("data.source", "model.target", "task.target")
     ]
 
 

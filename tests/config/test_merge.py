@@ -65,12 +65,8 @@ E_, M, A = "effective", "micro", "accumulation_steps"
         ({}, {E_: 1, M: 2, A: 3}, {E_: 1, M: 2, A: 3}),
     ],
 )
-def test_two_of_three_batch_numbers_survive(
-    lower: dict[str, Any], later: dict[str, Any], left: dict[str, Any]
-) -> None:
-    assert merged({"batch": lower}, {"batch": later}) == {
-        f"batch.{key}": value for key, value in left.items()
-    }
+def test_two_of_three_batch_numbers_survive(lower: dict[str, Any], later: dict[str, Any], left: dict[str, Any]) -> None:
+    assert merged({"batch": lower}, {"batch": later}) == {f"batch.{key}": value for key, value in left.items()}
 
 
 @pytest.mark.parametrize("section", ["model", "task", "optimizer", "data"])
@@ -116,9 +112,7 @@ def test_mappings_merge_by_key_and_lists_replace() -> None:
 @pytest.mark.parametrize("section", ["model", "task", "optimizer"])
 def test_a_bare_string_is_the_target(section: str) -> None:
     assert merged({section: "name"}) == {f"{section}.target": "name"}
-    assert (
-        merged({section: {"target": "name", "args": {"a": 1}}}, {section: "name"})[f"{section}.args.a"] == 1
-    )
+    assert merged({section: {"target": "name", "args": {"a": 1}}}, {section: "name"})[f"{section}.args.a"] == 1
 
 
 def test_other_sections_have_no_short_form() -> None:
@@ -173,9 +167,7 @@ def test_a_setting_remembers_the_layer_it_came_from() -> None:
 
 _numbers = st.one_of(st.none(), st.integers(1, 9))
 _keys = [*BATCH, *(key for group in ALTERNATIVES for key in group), "seed", "model.args.x"]
-_layers = st.lists(
-    st.dictionaries(st.sampled_from([tuple(key.split(".")) for key in _keys]), _numbers), max_size=4
-)
+_layers = st.lists(st.dictionaries(st.sampled_from([tuple(key.split(".")) for key in _keys]), _numbers), max_size=4)
 
 
 @given(_layers)
@@ -202,8 +194,5 @@ def test_merging_a_layer_twice_changes_nothing(values: list[dict[Path, Any]]) ->
     layers = [Layer(str(number), layer) for number, layer in enumerate(values)]
     once, _ = merge(layers)
     twice, _ = merge([*layers, *layers[-1:]])
-    stated = [
-        {path: item.value for path, item in found.items() if item.value is not None}
-        for found in (once, twice)
-    ]
+    stated = [{path: item.value for path, item in found.items() if item.value is not None} for found in (once, twice)]
     assert stated[0] == stated[1]

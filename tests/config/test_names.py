@@ -38,9 +38,7 @@ def test_a_name_that_windows_keeps_for_a_device_gets_a_tail() -> None:
     assert short_form("con", []) == "con_"
 
 
-@given(
-    st.text(min_size=1), st.lists(st.tuples(st.sampled_from(["seed", "batch.micro"]), st.text(min_size=1)))
-)
+@given(st.text(min_size=1), st.lists(st.tuples(st.sampled_from(["seed", "batch.micro"]), st.text(min_size=1))))
 def test_every_name_is_safe_as_a_folder(stem: str, pairs: list[tuple[str, str]]) -> None:
     name = short_form(stem, [f"{key}={value}" for key, value in pairs])
     assert re.fullmatch(r"[A-Za-z0-9.+_-]{1,81}", name)

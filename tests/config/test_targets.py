@@ -134,9 +134,7 @@ def test_the_built_in_source_is_found() -> None:
     assert source.__name__ == "digits"
 
 
-def test_the_current_folder_and_my_become_importable_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_current_folder_and_my_become_importable_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # given
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", ["first"])
@@ -202,7 +200,4 @@ def test_arguments_are_checked_by_signature(
 
 
 def test_a_callable_without_a_signature_passes() -> None:
-    assert (
-        check_arguments(type("Odd", (), {"__signature__": 3, "__call__": lambda self: None})(), {"a": 1})
-        == []
-    )
+    assert check_arguments(type("Odd", (), {"__signature__": 3, "__call__": lambda self: None})(), {"a": 1}) == []

@@ -33,7 +33,7 @@ def modules() -> list[Path]:
 
 def room(module: str) -> str:
     """train.data.rows -> data; the package itself has no room."""
-    return (module.split(".") + [""])[1]
+    return [*module.split("."), ""][1]
 
 
 def imports(path: Path) -> Iterator[tuple[int, str]]:
@@ -96,16 +96,16 @@ def test_sizes() -> None:
 
 
 def test_the_heart_stays_small() -> None:
-    files = [path for name in HEART for path in ([PACKAGE / name] if name.endswith(".py") else (PACKAGE / name).glob("*"))]
+    files = [
+        path for name in HEART for path in ([PACKAGE / name] if name.endswith(".py") else (PACKAGE / name).glob("*"))
+    ]
 
     assert sum(path.read_text().count("\n") for path in files if path.suffix == ".py") <= 700
 
 
 def test_no_unfinished_marks() -> None:
     marks = ("TODO", "FIXME", "XXX", "type: ignore", "# noqa")
-    found = [
-        f"{path.relative_to(ROOT)}: {mark}" for path in modules() for mark in marks if mark in path.read_text()
-    ]
+    found = [f"{path.relative_to(ROOT)}: {mark}" for path in modules() for mark in marks if mark in path.read_text()]
 
     assert not found, "\n".join(found)
 

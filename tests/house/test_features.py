@@ -51,6 +51,8 @@ def test_both_loops_train_without(feature: str, tmp_path: Path) -> None:
 
     for loop in ("standard", "accumulate"):
         command = [sys.executable, "-m", f"train.{loop}", "configs/digits.yaml", "duration.steps=3", f"name={loop}"]
-        done = subprocess.run([*command, "wandb.mode=disabled"], cwd=tmp_path, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            [*command, "wandb.mode=disabled"], cwd=tmp_path, capture_output=True, text=True, check=False
+        )
         assert done.returncode == 0, done.stderr
         assert "finished: 3 steps" in done.stdout

@@ -30,7 +30,7 @@ def assign(plan: BatchPlan, seed: int, k: int, rank: int) -> Assignment:
     samples = min(plan.effective, plan.dataset_size - start)
     shares = [share(samples, r, plan.world_size) for r in (0, rank)]
     offset = start + first_of(samples, rank, plan.world_size)
-    micro_steps = math.ceil(shares[0] / plan.micro)
+    micro_steps = plan.accumulation_steps if samples == plan.effective else math.ceil(shares[0] / plan.micro)
     return Assignment(
         k=k,
         epoch=epoch,

@@ -1,0 +1,97 @@
+"""The samples of a step depend on data, seed and effective batch alone; ranks and micro-batches only divide them."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from train.batch import Assignment, BatchPlan, assign, make_plan
+
+PLANS = {
+    "effective": st.integers(1, 60),
+    "micro": st.integers(1, 60),
+    "ranks": st.integers(1, 7),
+    "size": st.integers(1, 150),
+    "seed": st.integers(0, 2**63 - 1),
+}
+
+
+def step(plan: BatchPlan, seed: int, k: int) -> list[Assignment]:
+    return [assign(plan, seed, k, rank) for rank in range(plan.world_size)]
+
+
+def ids(assignments: list[Assignment]) -> list[int]:
+    return [i for assignment in assignments for i in assignment.ids.tolist()]
+
+
+@given(**PLANS)
+def test_each_epoch_takes_every_sample_once(effective: int, micro: int, ranks: int, size: int, seed: int) -> None:
+    plan = make_plan(effective, micro, None, world_size=ranks, dataset_size=size)
+
+    for epoch in (0, 1):
+        first = epoch * plan.steps_per_epoch + 1
+        taken = [step(plan, seed, k) for k in range(first, first + plan.steps_per_epoch)]
+        assert sorted(i for assignments in taken for i in ids(assignments)) == list(range(size))
+        assert {a.epoch for assignments in taken for a in assignments} == {epoch}
+        assert [assignments[0].last_of_epoch for assignments in taken] == [False] * (len(taken) - 1) + [True]
+
+
+@given(**PLANS, k=st.integers(1, 40))
+def test_ranks_and_micro_batches_do_not_change_a_step(
+    effective: int, micro: int, ranks: int, size: int, seed: int, k: int
+) -> None:
+    alone = make_plan(effective, "all", None, world_size=1, dataset_size=size)
+    together = make_plan(effective, micro, None, world_size=ranks, dataset_size=size)
+
+    (whole,) = step(alone, seed, k)
+
+    assert ids(step(together, seed, k)) == whole.ids.tolist()
+    assert whole.k == k
+
+
+@given(**PLANS, k=st.integers(1, 40))
+def test_every_rank_takes_the_same_number_of_micro_steps(
+    effective: int, micro: int, ranks: int, size: int, seed: int, k: int
+) -> None:
+    plan = make_plan(effective, micro, None, world_size=ranks, dataset_size=size)
+
+    assignments = step(plan, seed, k)
+
+    assert len({len(a.sizes) for a in assignments}) == 1
+    assert len({a.samples for a in assignments}) == 1
+    assert sum(sum(a.sizes) for a in assignments) == assignments[0].samples == len(ids(assignments))
+    sizes = [size for a in assignments for size in a.sizes]
+    assert max(sizes) - min(sizes) <= 1
+    assert 1 <= max(sizes) <= micro
+    for a in assignments:
+        assert sum(a.sizes) == len(a.ids)
+        assert a.filler_ids.tolist()[0] in ids(assignments)
+
+
+def test_a_tail_ends_its_epoch() -> None:
+    plan = make_plan(16, 4, None, world_size=2, dataset_size=37)
+
+    assert [assign(plan, 0, k, 0).samples for k in range(1, 7)] == [16, 16, 5, 16, 16, 5]
+    assert [assign(plan, 0, k, 0).sizes for k in (3, 6)] == [(3,), (3,)]
+    assert [assign(plan, 0, k, 1).sizes for k in (3, 6)] == [(2,), (2,)]
+
+
+def test_a_dropped_tail_is_in_no_step() -> None:
+    plan = make_plan(16, 4, None, world_size=2, dataset_size=37, drop_tail=True)
+
+    for epoch in (0, 1):
+        taken = ids(step(plan, 0, 2 * epoch + 1)) + ids(step(plan, 0, 2 * epoch + 2))
+        assert len(set(taken)) == len(taken) == 32
+
+
+def test_one_sample_on_two_ranks() -> None:
+    plan = make_plan(1, "all", None, world_size=2, dataset_size=1)
+
+    busy, idle = step(plan, 0, 1)
+
+    assert (busy.ids.tolist(), busy.sizes) == ([0], (1,))
+    assert (idle.ids.tolist(), idle.sizes, idle.filler_ids.tolist()) == ([], (0,), [0])
+
+
+def test_seeds_give_other_steps() -> None:
+    plan = make_plan(16, "all", None, world_size=1, dataset_size=64)
+
+    assert len({tuple(assign(plan, seed, 1, 0).ids) for seed in range(20)}) == 20
