@@ -16,7 +16,6 @@ from train.entry import main
 from train.run import Run
 from train.schedule import Rate
 from train.step import Learner
-from train.step import Learner
 from train.window import Window
 
 STALE = ("model.target=tests.helpers.Stale", "model.args={}")

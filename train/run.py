@@ -13,6 +13,7 @@ from train.config import Config, Loaded, curve_hash, mathematics, recipe_hash, r
 from train.data import Rows, Sets, Windows, open_sets
 from train.evaluation import Evaluation, floating_buffers
 from train.exact import Exactness, NotExact, judge
+from train.guard import guarded
 from train.memory import PeakMemory
 from train.optimizer import scaled_numbers
 from train.phases import Phases
@@ -43,7 +44,7 @@ class Run:
     folder: RunFolder
     evaluation: Callable[[], dict[str, float]] | None
     gauges: Sequence[Callable[[], dict[str, float]]]  # each gives {metric: value} since the last row
-    watch: Callable[[ComputeGradient], ComputeGradient]  # measures the function that computes the gradient
+    watch: Callable[[ComputeGradient], ComputeGradient]  # measures and guards it
 
     def begin(self) -> None:
         if self.config.evaluate.at_start:
@@ -137,9 +138,13 @@ def build(loaded: Loaded, loop: str) -> Run:
     else:
         report = Reporter(plan, best, sinks=[])
     stop.listen()
+
+    def watch(compute_gradient: ComputeGradient) -> ComputeGradient:
+        return guarded(phases.around(compute_gradient), ranks)
+
     watched = evaluation and memory.around(evaluation, names.EVAL_PEAK)
     gauges = [lambda: ranks.largest(memory.take()), phases.take]
-    return Run(config, plan, learner, windows, ranks, stop, report, folder, watched, gauges, watch=phases.around)
+    return Run(config, plan, learner, windows, ranks, stop, report, folder, watched, gauges, watch)
 
 
 def show_plan(loaded: Loaded, loop: str) -> None:

@@ -16,7 +16,7 @@ FLOORS = [
     {"batch", "config", "names", "ranks", "schedule", "window"},
     {"data", "memory", "models", "optimizer", "phases", "planning", "profiling", "report", "saved", "signals", "tasks"},
     {"step"},
-    {"evaluation", "exact", "setup", "smoke"},
+    {"evaluation", "exact", "guard", "setup", "smoke"},
     {"run"},
     {"loop"},
     {"entry"},

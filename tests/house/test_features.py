@@ -25,7 +25,11 @@ FEATURES: dict[str, Edits] = {
         ("run.py", r" +phases = Phases\(.*\n", ""),
         ("run.py", r"phases\.windows\((.*)\)\n", r"\1\n"),
         ("run.py", r", phases\.take\]", "]"),
-        ("run.py", r"watch=phases\.around", "watch=lambda compute_gradient: compute_gradient"),
+        ("run.py", r"phases\.around\(compute_gradient\)", "compute_gradient"),
+    ],
+    "guard.py": [
+        ("run.py", r"from train\.guard import guarded\n", ""),
+        ("run.py", r"guarded\((.*), ranks\)", r"\1"),
     ],
     "profiling.py": [
         ("run.py", r"from train\.profiling import profiled\n", ""),
