@@ -1,0 +1,146 @@
+"""Bugs that trainers really have, put into a copy of the code one at a time: which test notices each of them?
+
+python -m tests.campaigns.mutants [NAME ...]        prints a table for docs/results.md; exit code 1 if one survives
+"""
+
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+TESTS = [
+    "tests/test_blog_loop.py",
+    "tests/test_gradients.py",
+    "tests/test_synchronisation.py",
+    "tests/test_update.py",
+    "tests/batch",
+    "tests/test_loops.py",
+]
+
+
+@dataclass(frozen=True)
+class Mutant:
+    name: str
+    file: str
+    old: str
+    new: str
+
+
+MUTANTS = [
+    Mutant(
+        "divide by the constant K",
+        "train/step.py",
+        "learner.coefficients[term] * ranks / weight if weight else 0.0",
+        "bool(ranks) / (len(window.micro_batches) * max(1, micro_batch.samples))",
+    ),
+    Mutant(
+        "forget the factor R",
+        "train/step.py",
+        "ranks = learner.world_size if micro_batch.samples else 0",
+        "ranks = 1 if micro_batch.samples else 0",
+    ),
+    Mutant(
+        "zero the gradients late",
+        "train/step.py",
+        "    learner.optimizer.zero_grad(set_to_none=True)\n    learner.skipped_steps",
+        "    learner.skipped_steps",
+    ),
+    Mutant(
+        "clip per micro-step",
+        "train/step.py",
+        "    told = torch.stack(",
+        "    if learner.max_grad_norm:\n"
+        "        torch.nn.utils.clip_grad_norm_(learner.parameters, learner.max_grad_norm)\n"
+        "    told = torch.stack(",
+    ),
+    Mutant(
+        "no_sync on the last micro-step too",
+        "train/accumulate.py",
+        "    return sum(parts, start=forward_backward(learner, last, window))",
+        "        return sum(parts, start=forward_backward(learner, last, window))",
+    ),
+    Mutant(
+        "forward outside no_sync",
+        "train/step.py",
+        "    sums = by_term(learner.task.loss_sum(learner.model, batch))\n",
+        "    inside = getattr(learner.model, 'require_backward_grad_sync', None)\n"
+        "    learner.model.require_backward_grad_sync = True\n"
+        "    sums = by_term(learner.task.loss_sum(learner.model, batch))\n"
+        "    learner.model.require_backward_grad_sync = inside\n",
+    ),
+    Mutant(
+        "weight counted on one rank only",
+        "train/data/windows.py",
+        "weights=dict(zip(self.terms, weights, strict=True))",
+        "weights={t: float(sum(self.loss_weight(m.batch)[t] for m in ahead.micro_batches)) * self.ranks.world_size"
+        " for t in self.terms}",
+    ),
+    Mutant(
+        "rate moved R times per step",
+        "train/loop.py",
+        "run.plan.rate.at(window.k)",
+        "run.plan.rate.at(min(window.k * run.ranks.world_size, run.plan.total_steps))",
+    ),
+    Mutant(
+        "last micro-batch's loss logged",
+        "train/accumulate.py",
+        "sum(parts, start=forward_backward(learner, last, window))",
+        "forward_backward(learner, last, window) * len(window.micro_batches)",
+    ),
+    Mutant(
+        "tail dropped",
+        "train/batch/plan.py",
+        "return full + (tail > 0 and not self.drop_tail)",
+        "return full",
+    ),
+    Mutant(
+        "sample repeated to even out ranks",
+        "train/batch/assign.py",
+        "    shares = [share(samples, r, plan.world_size) for r in (0, rank)]\n"
+        "    offset = start + first_of(samples, rank, plan.world_size)\n",
+        "    shares = [share(samples, 0, plan.world_size)] * 2\n"
+        "    offset = start + min(first_of(samples, rank, plan.world_size), samples - shares[0])\n",
+    ),
+]
+
+
+def killer(mutant: Mutant) -> str | None:
+    """The first test that fails on the mutant; None if none does."""
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder) / "copy"
+        shutil.copytree(
+            ROOT, copy, ignore=shutil.ignore_patterns(".git", ".venv", "runs", "__pycache__", ".*_cache", ".hypothesis")
+        )
+        file = copy / mutant.file
+        source = file.read_text()
+        assert source.count(mutant.old) == 1, f"{mutant.name}: {mutant.old!r} is not in {mutant.file} exactly once"
+        file.write_text(source.replace(mutant.old, mutant.new))
+        # From the copy, so that its package is found before an installed one; its own output only.
+        command = [sys.executable, "-m", "pytest", "-x", "-q", "--no-header", "-p", "no:cacheprovider", *TESTS]
+        done = subprocess.run(command, cwd=copy, capture_output=True, text=True, check=False)
+        found = re.search(r"^(?:FAILED|ERROR) (\S+)", done.stdout, re.MULTILINE)
+        assert found or done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+        return found[1] if found else None
+
+
+def main(names: list[str]) -> int:
+    chosen = [mutant for mutant in MUTANTS if not names or mutant.name in names]
+    print("| mutant | killed by | seconds |\n|---|---|---|", flush=True)
+    survivors = 0
+    for mutant in chosen:
+        start = time.monotonic()
+        test = killer(mutant)
+        survivors += test is None
+        told = f"`{test}`" if test else "**survived**"
+        print(f"| {mutant.name} | {told} | {time.monotonic() - start:.0f} |", flush=True)
+    print(f"\n{len(chosen) - survivors} of {len(chosen)} killed")
+    return min(survivors, 1)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
