@@ -110,8 +110,9 @@ class Step:
     def lines(self, terms: Sequence[str]) -> Iterator[Line]:
         unsplit = self.unsplit(terms)
         largest_share = -(-self.size // self.plan.world_size)
-        for count in sorted({1, 2, 3, self.plan.accumulation_steps, largest_share}):
-            if count <= largest_share:
+        # Down to two samples a micro-batch: with one, BatchNorm would raise instead of being found out.
+        for count in sorted({1, 2, 3, self.plan.accumulation_steps, largest_share // 2}):
+            if 1 <= count <= max(1, largest_share // 2):
                 yield self.compare(unsplit, self.gradient(count, terms), count)
 
     def unsplit(self, terms: Sequence[str]) -> list[Tensor]:
