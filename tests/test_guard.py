@@ -35,13 +35,20 @@ class Branching(nn.Module):
         return outputs + self.second(inputs) if self.calls % 2 else outputs
 
 
-def fit_until_stopped(arguments: list[str], tamper_on_rank: int | None = None) -> tuple[str, str, bool]:
+def never_reduced(learner: Learner, window: Window) -> Tensor:
+    with learner.accelerator.no_sync(learner.model):
+        return compute_gradient(learner, window)
+
+
+def fit_until_stopped(
+    arguments: list[str], tamper_on_rank: int | None = None, gradient: Any = compute_gradient
+) -> tuple[str, str, bool]:
     """(what stopped the run, its message, whether the weights are those from before)."""
     run = build(load(arguments), "accumulate")
     before = flat(run.learner.parameters)
 
     def tampered(learner: Learner, window: Window) -> Tensor:
-        losses = compute_gradient(learner, window)
+        losses = gradient(learner, window)
         if run.ranks.rank == tamper_on_rank:
             learner.parameters[0].grad.view(-1)[0] += 1e-9
         return losses
@@ -79,6 +86,12 @@ def test_one_rank_holds_another_gradient(run_ranks: Any, tmp_path: Path, world_s
         assert kind == "RanksDisagree"
         assert "step 1: the gradients of rank(s) 1 differ from rank 0's in " in message
         assert unchanged
+
+
+def test_no_reduction_at_all(run_ranks: Any, tmp_path: Path) -> None:
+    told = run_ranks(2, fit_until_stopped, argv(tmp_path, "batch.micro=2"), None, never_reduced)
+
+    assert [(kind, unchanged) for kind, _, unchanged in told] == [("RanksDisagree", True)] * 2
 
 
 def test_silent_where_all_is_well(run_ranks: Any, tmp_path: Path) -> None:

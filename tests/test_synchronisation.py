@@ -52,11 +52,6 @@ def always_synchronised(learner: Learner, window: Window) -> torch.Tensor:
     return sum(forward_backward(learner, micro_batch, window) for micro_batch in window.micro_batches)
 
 
-def never_synchronised(learner: Learner, window: Window) -> torch.Tensor:
-    with learner.accelerator.no_sync(learner.model):
-        return always_synchronised(learner, window)
-
-
 @pytest.mark.parametrize("micro_steps", [1, 4, 8])
 @pytest.mark.parametrize(("model", "buckets"), [((), 1), (SEVERAL_BUCKETS, 2)])
 def test_one_reduction_of_each_bucket_per_step(
@@ -89,13 +84,6 @@ def test_the_count_sees_a_reduction_too_many(
     assert np.allclose(trace.weights[-1], expected.weights[-1], rtol=1e-5), "the values do not tell"
 
 
-def test_the_count_sees_that_a_reduction_is_missing(run_ranks: Any, tmp_path: Path) -> None:
-    ranks = run_ranks(2, counting, argv(tmp_path, "data.args.size=16"), never_synchronised)
-
-    assert [reductions for _, reductions, _ in ranks] == [{}, {}]
-    assert not np.array_equal(ranks[0][0].gradients[1], ranks[1][0].gradients[1])
-
-
 def collectives(arguments: list[str]) -> Counter[str]:
     """What the run's own code starts during its steps, beside DDP's reductions."""
     counts: Counter[str] = Counter()
@@ -120,7 +108,7 @@ def test_one_small_message_per_window_and_nothing_else(run_ranks: Any, tmp_path:
 
     for counts in run_ranks(2, collectives, arguments):
         assert counts.pop("all_reduce of 4") == 20  # windows
-        assert counts.total() <= 2  # the one row: its loss, its gauges
+        assert counts.total() <= 3  # the guard at step 1, and the one row: its loss, its gauges
 
 
 def with_accumulation_in_the_environment(plain: list[str], other: list[str]) -> list[Trace]:
