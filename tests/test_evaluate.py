@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from datasets import Dataset
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
@@ -102,3 +103,46 @@ def test_training_is_the_same_with_and_without(run_ranks: Any, tmp_path: Path, w
         assert ours.ids == expected.ids
         assert ours.sizes == expected.sizes
         assert np.array_equal(ours.weights, expected.weights)
+
+
+class Frozen(torch.nn.Module):
+    """A trained norm layer that its owner has frozen for good, as one does when fine-tuning."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.layer = torch.nn.BatchNorm1d(6), torch.nn.Linear(6, 3)
+
+    def train(self, mode: bool = True) -> "Frozen":
+        super().train(mode)
+        if not hasattr(self, "was_asked"):
+            self.was_asked = True
+            self.norm.eval()
+        return self
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.layer(self.norm(inputs))
+
+
+def test_what_is_frozen_stays_frozen(tmp_path: Path) -> None:
+    run = build(load(argv(tmp_path, "model=tests.test_evaluate.Frozen", "data.eval_fraction=0.2")), "accumulate")
+
+    before = [module.training for module in run.learner.module.modules()]
+    run.evaluate()
+    run.report.close("measured", 0)
+
+    assert before == [True, False, True]
+    assert [module.training for module in run.learner.module.modules()] == before
+
+
+def wide() -> Dataset:
+    return Dataset.from_dict({"inputs": np.full((4, 2, 3), 1 / 3), "labels": np.arange(4)})
+
+
+def test_float64_data_is_read_as_such(tmp_path: Path) -> None:
+    config = load(argv(tmp_path, "data.source=tests.test_evaluate.wide")).config
+
+    columns = open_sets(config, ("inputs", "labels")).train.columns
+
+    assert columns["inputs"].dtype == torch.float64
+    assert (columns["inputs"] == 1 / 3).all()
+    assert columns["labels"].dtype == torch.int64

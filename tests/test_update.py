@@ -135,11 +135,13 @@ def test_on_nonfinite_stop_ends_the_run_before_the_update(run_ranks: Any, tmp_pa
         assert np.array_equal(after, ranks[0][4])
 
 
-@pytest.mark.parametrize(("limit", "code", "last"), [(3, 1, 4), (4, 0, 5)])
+@pytest.mark.parametrize(("limit", "every", "code", "last"), [(3, 1, 1, 4), (4, 1, 0, 5), (3, 5, 1, 5), (4, 5, 0, 5)])
 def test_too_many_steps_in_a_row_that_are_not_finite(
-    run_ranks: Any, tmp_path: Path, limit: int, code: int, last: int
+    run_ranks: Any, tmp_path: Path, limit: int, every: int, code: int, last: int
 ) -> None:
-    arguments = argv(tmp_path, "data.args={size: 40, nan: [8, 16, 24]}", f"max_nonfinite_steps={limit}")
+    """Steps 2 to 4 are not finite; the streak is found at the next row, also where it ended before that."""
+    nan = "data.args={size: 40, nan: [8, 16, 24]}"
+    arguments = argv(tmp_path, nan, f"max_nonfinite_steps={limit}", f"log.every_steps={every}")
 
     ranks = run_ranks(2, run_to_its_end, arguments)
 

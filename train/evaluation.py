@@ -32,7 +32,7 @@ class Evaluation:
         A metric whose weight is 0 is left out: nobody knows it.
         """
         self.ranks.copy_from_main(floating_buffers(self.module))
-        was_training = self.module.training
+        modes = [(module, module.training) for module in self.module.modules()]
         self.module.eval()
         try:
             # What is random in a task's metrics must not move the random numbers of training.
@@ -43,7 +43,8 @@ class Evaluation:
                     for metric, value in self._evaluate(rows).items()
                 }
         finally:
-            self.module.train(was_training)
+            for module, mode in modes:  # one by one: a user may have frozen some
+                module.training = mode
 
     def _evaluate(self, rows: Rows) -> dict[str, float]:
         sums, samples = self._local_sums(rows)

@@ -52,7 +52,7 @@ def judge(learner: Learner, batch: Batch, precision: str) -> Exactness:
     parts = (batch, {n: c[:cut] for n, c in batch.items()}, {n: c[cut:] for n, c in batch.items()})
     reasons: list[str] = []
     error = 0.0
-    with _undisturbed(module, device), torch.no_grad():
+    with _undisturbed(module, device) as training_modes, torch.no_grad():
         terms = _checked_terms(task, module, to_device(batch, device, dtype), batch)
         for term in terms if cut else ():
 
@@ -65,7 +65,7 @@ def judge(learner: Learner, batch: Batch, precision: str) -> Exactness:
             error = max(error, abs(sums[0] - sums[1] - sums[2]) / (abs(sums[0]) or 1.0))
             reasons += _weight_reasons(term, weights)
             reasons += _loss_reasons(term, sums, weights, TOLERANCE[precision])
-            module.train()
+            training_modes()
             reasons += _training_reasons(loss, module, parts, TOLERANCE[precision])
     if precision == "bf16":
         reasons.append(f"bf16 rounds each micro-batch: the loss of a split batch differs by {error:.0e} here")
@@ -152,15 +152,21 @@ def _some(names: list[str]) -> str:
 
 
 @contextmanager
-def _undisturbed(module: nn.Module, device: torch.device) -> Iterator[None]:
-    """Buffers, modes and generators are put back, whatever happens inside."""
+def _undisturbed(module: nn.Module, device: torch.device) -> Iterator[Callable[[], None]]:
+    """Buffers, modes and generators are put back, whatever happens inside; gives what puts the modes back earlier."""
     buffers = [(buffer, buffer.clone()) for buffer in module.buffers()]
+    modes = [(part, part.training) for part in module.modules()]
     devices = [device] if device.type == "cuda" else []
+
+    def training_modes() -> None:
+        for part, mode in modes:  # one by one: a user may have frozen some
+            part.training = mode
+
     try:
         with torch.random.fork_rng(devices=devices):
-            yield
+            yield training_modes
     finally:
-        module.train()
+        training_modes()
         with torch.no_grad():
             for buffer, kept in buffers:
                 buffer.copy_(kept)

@@ -81,10 +81,11 @@ class Run:
         for take in self.gauges:
             numbers |= take()
         self.report.train_row(window, numbers)
-        in_a_row, limit = learner.skipped_in_a_row.item(), self.config.max_nonfinite_steps
+        in_a_row, limit = learner.longest_streak.item(), self.config.max_nonfinite_steps
+        learner.longest_streak.zero_()
         if in_a_row >= limit:
             raise NonFiniteGradient(
-                f"step {window.k}: the gradient was not finite in the last {in_a_row} steps "
+                f"by step {window.k} the gradient was not finite in {in_a_row} steps in a row "
                 f"(max_nonfinite_steps={limit}). Try a smaller optimizer.lr, a warm-up, optimizer.max_grad_norm=1.0; "
                 f"precision=fp32 tells whether bf16 is to blame"
             )

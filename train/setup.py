@@ -71,4 +71,5 @@ def make_learner(config: Config, task: Task, accelerator: Accelerator, numbers: 
         stop_at_nonfinite=config.on_nonfinite == "stop",
         skipped_steps=torch.zeros((), dtype=torch.int64, device=accelerator.device),
         skipped_in_a_row=torch.zeros((), dtype=torch.int64, device=accelerator.device),
+        longest_streak=torch.zeros((), dtype=torch.int64, device=accelerator.device),
     )

@@ -31,6 +31,7 @@ class Learner:
     stop_at_nonfinite: bool
     skipped_steps: Tensor  # 0-dim, on the device: cumulative
     skipped_in_a_row: Tensor
+    longest_streak: Tensor  # the largest skipped_in_a_row since somebody looked
 
 
 ComputeGradient = Callable[[Learner, Window], Tensor]
@@ -93,4 +94,5 @@ def update(learner: Learner, rate: float) -> Tensor:
     learner.optimizer.zero_grad(set_to_none=True)
     learner.skipped_steps += ~finite
     learner.skipped_in_a_row.add_(1).mul_(~finite)
+    torch.maximum(learner.longest_streak, learner.skipped_in_a_row, out=learner.longest_streak)
     return norm

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 Ids = NDArray[np.int64]
 
 ROUNDS = 8
-MIN_BITS = 8  # a smaller domain mixes too little; walking back from 256 positions costs nothing
+MIN_BITS = 8  # a smaller domain mixes too little; a set of 5 samples then walks for some 10 ms per epoch
 BLOCK = 1 << 16  # positions computed at a time: numpy's cost per call disappears, the memory stays at 0.5 MB
 
 

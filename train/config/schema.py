@@ -179,7 +179,7 @@ class Config:
     on_nonfinite: str = "skip"
     """A step whose gradient is not finite: skip it, or stop the run."""
     max_nonfinite_steps: int = 10
-    """With on_nonfinite=skip: stop after so many such steps in a row."""
+    """With on_nonfinite=skip: stop after so many such steps in a row. Looked at when a row is logged."""
     batch: Batch = field(default_factory=Batch)
     data: Data = field(default_factory=Data)
     model: Model = field(default_factory=Model)

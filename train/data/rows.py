@@ -32,8 +32,16 @@ class Rows:
 
 def preload(dataset: Dataset, names: Sequence[str]) -> Rows:
     """Read the columns `names` into memory. Raises DataError for a column that is no array of numbers."""
-    table = dataset.select_columns(list(names)).with_format("numpy")[:]
-    return Rows({name: _tensor(name, table[name]) for name in names})
+    return Rows({name: _tensor(name, _column(dataset, name)) for name in names})
+
+
+def _column(dataset: Dataset, name: str) -> object:
+    """A column as NumPy has it. datasets (5.2) silently makes float32 of float64 unless it is told not to."""
+    kind = dataset.features.arrow_schema.field(name).type
+    while hasattr(kind, "value_type"):  # a list of lists of ...
+        kind = kind.value_type
+    wide = {"dtype": np.float64} if str(kind) == "double" else {}
+    return dataset.select_columns([name]).with_format("numpy", **wide)[:][name]
 
 
 def _tensor(name: str, values: object) -> torch.Tensor:
