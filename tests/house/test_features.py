@@ -17,7 +17,7 @@ FEATURES: dict[str, Edits] = {
         ("run.py", r"from train\.memory import PeakMemory\n", ""),
         ("run.py", r" +memory = PeakMemory\(.*\n", ""),
         ("run.py", r"memory\.mark, ", "lambda phase: None, "),
-        ("run.py", r"evaluation and memory\.around\(.*\),", "evaluation,"),
+        ("run.py", r"evaluation and memory\.around\(.*\)\n", "evaluation\n"),
         ("run.py", r"lambda: ranks\.largest\(memory\.take\(\)\), ", ""),
     ],
     "phases.py": [
