@@ -42,15 +42,22 @@ def _enter_rank(results: Any, environment: dict[str, str], function: Callable[..
     import torch.distributed as dist
 
     torch.set_num_threads(1)
+    met, destroy = 1, dist.destroy_process_group
+
+    def destroy_and_count(*arguments: Any) -> None:
+        nonlocal met
+        met = dist.get_world_size()
+        destroy(*arguments)
+
+    dist.destroy_process_group = destroy_and_count
     try:
         value = function(*args)
-        met = dist.get_world_size() if dist.is_initialized() else 1
+        if dist.is_initialized():
+            dist.destroy_process_group()
         results.put((int(environment["RANK"]), met, value, None))
     except BaseException:
         results.put((int(environment["RANK"]), 0, None, traceback.format_exc()))
         raise
-    if dist.is_initialized():
-        dist.destroy_process_group()
 
 
 def run_ranks(world_size: int, function: Callable[..., Any], *args: Any) -> list[Any]:

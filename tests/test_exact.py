@@ -115,9 +115,9 @@ def judged(folder: Path) -> tuple[str, str]:
         ([net("dropout of 0")], "verified", "adds up"),
         ([net("functional noise")], "false", "other masks"),
         ([net("centred")], "false", "the model couples samples"),
-        (["task=tests.test_exact.Mean"], "false", "returns a mean"),
         (["task=tests.test_exact.Contrastive"], "false", "couples the samples of a batch"),
-        (["task=tests.test_exact.OneWhateverTheBatch"], "false", "must count what adds up"),
+        (["data.args.ignored=[0, 8]"], "declared", "none of the first 8 samples counts"),
+        (["data.args.nan=[1]"], "false", "not finite before the first step"),
         (["task=tests.test_exact.TwoTerms"], "verified", "adds up"),
         (["data.args.size=1"], "declared", "one sample cannot be split"),
     ],
@@ -146,17 +146,22 @@ def test_low_precision_comes_with_its_bound(run_ranks: Any, tmp_path: Path) -> N
 
 
 def test_required_refuses_before_a_folder_is_made(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert start(tmp_path, "batch.exact=required", "task=tests.test_exact.Mean") == 2
+    assert start(tmp_path, "batch.exact=required", "task=tests.test_exact.Contrastive") == 2
 
     told = capsys.readouterr().err
     assert "batch.exact=required" in told
-    assert "returns a mean" in told
+    assert "couples the samples of a batch" in told
     assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(
     ("task", "message"),
-    [("Vector", "must be a 0-dim tensor"), ("OtherNames", "loss_weight has the terms labels, loss_sum loss")],
+    [
+        ("Vector", "must be a 0-dim tensor"),
+        ("OtherNames", "loss_weight has the terms labels, loss_sum loss"),
+        ("Mean", "returns a mean"),
+        ("OneWhateverTheBatch", "must count what adds up"),
+    ],
 )
 def test_what_is_no_loss_is_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], task: str, message: str

@@ -1,10 +1,12 @@
 """What both entry points do around the loop: parse, build, fit, close."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from train.config import ConfigError, Loaded, load
 from train.data import DataError
 from train.exact import NotExact, TaskError
+from train.guard import NotReduced, RanksDisagree
 from train.loop import fit
 from train.planning import PlanError
 from train.ranks import launched_rank
@@ -16,9 +18,10 @@ from train.report import (
     FolderRefused,
     TrackerError,
     UnknownDirection,
-    end_process,
+    exit_code,
+    tell,
 )
-from train.run import Run, build, show_plan
+from train.run import build, show_plan
 from train.smoke import smoke
 from train.step import ComputeGradient, NonFiniteGradient
 
@@ -35,6 +38,13 @@ REFUSALS = (
 """What the user can mend by typing something else: told without a stack trace."""
 
 
+@dataclass(frozen=True)
+class Ending:
+    reason: str
+    code: int
+    step: int = 0
+
+
 def main(argv: Sequence[str], loop: str, compute_gradient: ComputeGradient) -> int:
     """Train as the command line says.
 
@@ -45,35 +55,40 @@ def main(argv: Sequence[str], loop: str, compute_gradient: ComputeGradient) -> i
         loaded = load(argv)
         if "--print-config" in loaded.flags:
             print(loaded.yaml(), end="")
-        elif "--plan" in loaded.flags:
+            return FINISHED
+        if "--plan" in loaded.flags:
             show_plan(loaded, loop)
-        elif "--smoke" in loaded.flags:
-            return smoke(loaded, lambda small: train(small, loop, compute_gradient), is_main)
+            return FINISHED
+        if "--smoke" in loaded.flags:
+            with smoke(loaded, is_main) as small:
+                ended = train(small, loop, compute_gradient)
         else:
-            return train(loaded, loop, compute_gradient)
+            ended = train(loaded, loop, compute_gradient)
     except REFUSALS as error:
-        return end_process(str(error), BAD_CONFIG, is_main=is_main, complain=True)
+        ended = Ending(str(error), BAD_CONFIG)
     except AlreadyFinished as error:
-        return end_process(str(error), FINISHED, is_main=is_main, complain=True)
-    return FINISHED
+        ended = Ending(str(error), FINISHED)
+    if ended.reason != "finished":
+        tell(ended.reason)
+    return exit_code(ended.reason, ended.code, ended.step, is_main)
 
 
-def train(loaded: Loaded, loop: str, compute_gradient: ComputeGradient) -> int:
+def train(loaded: Loaded, loop: str, compute_gradient: ComputeGradient) -> Ending:
+    """Build, fit, close."""
     run = build(loaded, loop)
     try:
         fit(run, run.watch(compute_gradient))
+        reason, code = "finished", FINISHED
         if run.report.progress.step < run.plan.total_steps:
             stopped_by = next(filter(None, run.ranks.gather(run.stop.signal)))  # it may have reached another rank only
-            return _close(run, f"stopped by {stopped_by.name}", 128 + stopped_by)
-        run.save()
-    except NonFiniteGradient as error:
-        return _close(run, str(error), FAILED)
+            reason, code = f"stopped by {stopped_by.name}", 128 + stopped_by
+        else:
+            run.save()
+    except (NonFiniteGradient, NotReduced, RanksDisagree) as error:
+        reason, code = str(error), FAILED
     except BaseException as error:
-        _close(run, f"{type(error).__name__}: {error}", FAILED)
+        run.report.close(f"{type(error).__name__}: {error}", FAILED)
         raise
-    return _close(run, "finished", FINISHED)
-
-
-def _close(run: Run, reason: str, code: int) -> int:
     run.report.close(reason, code)
-    return end_process(reason, code, run.report.progress.step, is_main=run.ranks.is_main, complain=code != FINISHED)
+    run.learner.accelerator.end_training()
+    return Ending(reason, code, run.report.progress.step)

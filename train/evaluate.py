@@ -10,15 +10,13 @@ from pathlib import Path
 
 from safetensors.torch import load_model
 
-from train.config import ConfigError, load, resolve
+from train.config import ConfigError, load
 from train.data import DataError, open_sets
 from train.evaluation import Evaluation
-from train.planning import PlanError, plan_batch
-from train.ranks import asked_world_size, launched_rank
-from train.report import BAD_CONFIG, FINISHED, end_process
+from train.ranks import launched_rank
+from train.report import BAD_CONFIG, FINISHED, exit_code, tell
 from train.saved import DTYPES, NotFinished, final_weights, make_model
-from train.setup import connect
-from train.tasks import Task
+from train.setup import connect, make_task
 
 USAGE = "usage: python -m train.evaluate RUN [key=value ...]      RUN: a run folder, such as runs/digits"
 
@@ -31,30 +29,31 @@ def main(argv: Sequence[str]) -> int:
     is_main = launched_rank() == 0
     try:
         metrics = evaluate(Path(argv[0]), argv[1:])
-    except (ConfigError, DataError, PlanError, NotFinished) as error:
-        return end_process(str(error), BAD_CONFIG, is_main=is_main, complain=True)
+    except (ConfigError, DataError, NotFinished) as error:
+        tell(str(error))
+        return exit_code(str(error), BAD_CONFIG, 0, is_main)
     if is_main:
         print(json.dumps({f"eval/{name}": value for name, value in metrics.items()}, indent=2))
-    return end_process("finished", FINISHED, is_main=is_main, complain=False)
+    return exit_code("finished", FINISHED, 0, is_main)
 
 
 def evaluate(run_folder: Path, overrides: Sequence[str]) -> dict[str, float]:
     """{metric: value} of the run's final weights on its evaluation sets, overrides above the run's own config."""
     weights = final_weights(run_folder)
     config = load([str(run_folder / "config.yaml"), *overrides]).config
-    task: Task = resolve(config.task.target, "train.tasks")(**config.task.args)
+    task = make_task(config)
     sets = open_sets(config, task.columns)
     if not sets.evaluation:
         raise DataError(
             "the config names no samples to evaluate on. Type: data.eval_fraction=0.2, or data.eval_split=test"
         )
-    batch = plan_batch(config, "accumulate", asked_world_size(), len(sets.train))
+    batch_size = json.loads((run_folder / "plan.json").read_text())["batch"]["micro"]  # what fitted in training
     accelerator, ranks = connect(config)
     module = make_model(config)
     load_model(module, str(weights))
     module = accelerator.prepare_model(module, evaluation_mode=True)
     evaluation = Evaluation(
-        sets.evaluation, task, module, ranks, accelerator.device, DTYPES[config.precision], batch.micro
+        sets.evaluation, task, module, ranks, accelerator.device, DTYPES[config.precision], batch_size
     )
     return evaluation()
 

@@ -1,5 +1,6 @@
 """Is the gradient of a step that of the one big batch? Tried at the start on one micro-batch, not taken on trust."""
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -30,6 +31,7 @@ class Exactness:
     exact: str
     reasons: tuple[str, ...]
     terms: tuple[str, ...]  # of the loss
+    mistakes: tuple[str, ...] = ()  # those reasons that no task can have meant
 
     def lines(self, wanted: str) -> list[str]:
         """For the screen; `wanted` is batch.exact."""
@@ -50,8 +52,10 @@ def judge(learner: Learner, batch: Batch, precision: str) -> Exactness:
     device, dtype = learner.device, learner.dtype
     cut = len(next(iter(batch.values()))) // 2
     parts = (batch, {n: c[:cut] for n, c in batch.items()}, {n: c[cut:] for n, c in batch.items()})
+    mistakes: list[str] = []
     reasons: list[str] = []
     error = 0.0
+    untried = "" if cut else "one sample cannot be split"
     with _undisturbed(module, device) as training_modes, torch.no_grad():
         terms = _checked_terms(task, module, to_device(batch, device, dtype), batch)
         for term in terms if cut else ():
@@ -62,17 +66,27 @@ def judge(learner: Learner, batch: Batch, precision: str) -> Exactness:
             module.eval()
             weights = [by_term(task.loss_weight(part))[term] for part in parts]
             sums = [loss(part) for part in parts]
+            if not all(map(math.isfinite, sums)):
+                reasons.append(f"the loss ({term}) of the first samples is {sums[0]}: not finite before the first step")
+                continue
+            if not weights[0]:
+                untried = f"none of the first {2 * cut} samples counts for the loss ({term})"
             error = max(error, abs(sums[0] - sums[1] - sums[2]) / (abs(sums[0]) or 1.0))
-            reasons += _weight_reasons(term, weights)
-            reasons += _loss_reasons(term, sums, weights, TOLERANCE[precision])
+            mistakes += [*_weight_mistakes(term, weights), *_mean_mistakes(term, sums, weights, TOLERANCE[precision])]
+            if not mistakes and _differ(sums[0], sums[1] + sums[2], TOLERANCE[precision]):
+                reasons.append(
+                    f"the loss ({term}) couples the samples of a batch: {sums[0]:.6g} for a batch, "
+                    f"{sums[1] + sums[2]:.6g} for its halves (negatives within the batch, a balance loss?)"
+                )
             training_modes()
-            reasons += _training_reasons(loss, module, parts, TOLERANCE[precision])
+            if not mistakes and not reasons:
+                reasons += _training_reasons(loss, module, parts, TOLERANCE[precision])
     if precision == "bf16":
         reasons.append(f"bf16 rounds each micro-batch: the loss of a split batch differs by {error:.0e} here")
-    if reasons:
-        return Exactness("false", tuple(dict.fromkeys(reasons)), terms)
-    if not cut:
-        return Exactness("declared", ("one sample cannot be split",), terms)
+    if mistakes or reasons:
+        return Exactness("false", tuple(dict.fromkeys([*mistakes, *reasons])), terms, tuple(mistakes))
+    if untried:
+        return Exactness("declared", (untried,), terms)
     return Exactness("verified", (f"a split micro-batch adds up, to {error:.0e} ({precision})",), terms)
 
 
@@ -90,7 +104,7 @@ def _checked_terms(task: Task, module: nn.Module, on_device: Batch, batch: Batch
     return tuple(weights)
 
 
-def _weight_reasons(term: str, weights: Sequence[float]) -> Iterator[str]:
+def _weight_mistakes(term: str, weights: Sequence[float]) -> Iterator[str]:
     whole, *parts = weights
     if abs(whole - sum(parts)) > 1e-9 * abs(whole):
         yield (
@@ -99,18 +113,11 @@ def _weight_reasons(term: str, weights: Sequence[float]) -> Iterator[str]:
         )
 
 
-def _loss_reasons(term: str, sums: Sequence[float], weights: Sequence[float], tolerance: float) -> Iterator[str]:
+def _mean_mistakes(term: str, sums: Sequence[float], weights: Sequence[float], tolerance: float) -> Iterator[str]:
     """With everything random, and every statistic of a batch, switched off: what remains is the loss itself."""
     whole, *parts = sums
-    if not _differ(whole, sum(parts), tolerance):
-        return
     mean = (parts[0] * weights[1] + parts[1] * weights[2]) / (weights[0] or 1.0)
-    if _differ(whole, mean, tolerance):
-        yield (
-            f"the loss ({term}) couples the samples of a batch: {whole:.6g} for a batch, {sum(parts):.6g} for its "
-            f"halves (negatives within the batch, a balance loss?)"
-        )
-    else:
+    if _differ(whole, sum(parts), tolerance) and not _differ(whole, mean, tolerance):
         yield (
             f"loss_sum ({term}) returns a mean, {whole:.4g}, where a sum is needed: reduction='sum'; the step divides "
             f"by loss_weight"
@@ -125,7 +132,7 @@ def _training_reasons(
     if normalising:
         yield (
             f"BatchNorm in train mode takes its statistics from each micro-batch ({_some(normalising)}): use GroupNorm "
-            f"or LayerNorm, or keep it in eval mode"
+            f"or LayerNorm, or freeze it by .eval() in the model's constructor"
         )
     torch.manual_seed(1)
     once = loss(parts[0])

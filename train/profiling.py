@@ -1,6 +1,7 @@
 """A torch.profiler trace of some steps, for https://ui.perfetto.dev or chrome://tracing."""
 
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from torch.profiler import profile
@@ -14,13 +15,18 @@ def profiled(windows: Iterable[Window], steps: Sequence[int], folder: Path, rank
         yield from windows
         return
     first, last = steps
-    profiler = None
-    for window in windows:
-        if profiler is None and first <= window.k <= last:
-            profiler = profile()
-            profiler.start()
-        yield window
-        if profiler is not None and window.k == last:
-            profiler.stop()
-            folder.mkdir(exist_ok=True)
-            profiler.export_chrome_trace(str(folder / "trace.json"))
+    with ExitStack() as stack:  # ends the recording also where the run ends before `last`
+        for window in windows:
+            if window.k == first:
+                stack.enter_context(_recorded(folder))
+            yield window
+            if window.k == last:
+                stack.close()
+
+
+@contextmanager
+def _recorded(folder: Path) -> Iterator[None]:
+    with profile() as recording:
+        yield
+    folder.mkdir(exist_ok=True)
+    recording.export_chrome_trace(str(folder / "trace.json"))

@@ -4,7 +4,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -60,7 +60,7 @@ class Sum:
 
 
 class Ranks:
-    """This rank among `world_size`. What is agreed here are a few numbers on the CPU; it never touches a GPU's queue.
+    """This rank among `world_size`. What is agreed here are a few numbers on the CPU.
 
     The messages use a gloo group of their own, so that they cannot be taken for the gradients of a reduction that is
     under way at the same time.
@@ -112,6 +112,22 @@ class Ranks:
         if isinstance(decided, Exception):
             raise decided
         return decided
+
+    def together(self, work: Callable[[], T]) -> T:
+        """`work()` of this rank. Where it raises on one rank, all raise: no rank is left waiting for another."""
+        outcome: T | None = None
+        error: Exception | None = None
+        try:
+            outcome = work()
+        except Exception as raised:
+            error = raised
+        errors = self.gather(error)
+        if error is not None:
+            raise error
+        for rank, other in enumerate(errors):
+            if other is not None:
+                raise type(other)(f"rank {rank}: {other}")
+        return cast(T, outcome)
 
     def copy_from_main(self, tensors: Sequence[torch.Tensor]) -> None:
         """Overwrite `tensors`, on any device, by rank 0's."""

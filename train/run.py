@@ -9,10 +9,10 @@ from torch import Tensor
 
 from train import names
 from train.batch import sample_ids
-from train.config import Config, Loaded, curve_hash, mathematics, recipe_hash, resolve, run_name, source_hash
+from train.config import Config, Loaded, curve_hash, mathematics, recipe_hash, run_name, source_hash
 from train.data import Rows, Sets, Windows, open_sets
 from train.evaluation import Evaluation, floating_buffers
-from train.exact import Exactness, NotExact, judge
+from train.exact import Exactness, NotExact, TaskError, judge
 from train.guard import guarded
 from train.memory import PeakMemory
 from train.optimizer import scaled_numbers
@@ -23,7 +23,7 @@ from train.ranks import Ranks, asked_world_size
 from train.report import Best, Interval, Reporter, RunFolder, RunPlan, check_login, claim, open_report, redacted
 from train.saved import save_final
 from train.schedule import Scaled
-from train.setup import connect, make_learner
+from train.setup import connect, make_learner, make_task
 from train.signals import Stop
 from train.step import ComputeGradient, Learner, NonFiniteGradient
 from train.tasks import Task, by_term
@@ -53,7 +53,7 @@ class Run:
     def after_step(self, window: Window, losses: Tensor | None, norm: Tensor | None) -> None:
         """Count the step; evaluate and log where that is due, and after the last step."""
         progress, every = self.report.progress, self.config.evaluate
-        progress.advance(window, self.plan.batch.dataset_size)
+        progress.advance(window, self.plan.batch.samples_per_epoch)
         last = window.k == self.plan.total_steps
         if last or Interval(every.every_steps, every.every_samples).due(progress, window):
             self.evaluate()
@@ -98,47 +98,43 @@ class Run:
 
 
 def build(loaded: Loaded, loop: str) -> Run:
-    """All parts of a run; the data is read and the plan made before a device is touched.
+    """All parts of a run. Each thing that can fail on one rank alone is done by all together.
 
-    Raises PlanError and DataError where config, data and ranks do not fit together, FolderRefused and AlreadyFinished
-    where a run of that name is there, RuntimeError where other ranks met than were asked for.
+    Raises PlanError, DataError, TaskError and NotExact where config, data, task and ranks do not fit together,
+    FolderRefused and AlreadyFinished where a run of that name is there, RuntimeError where other ranks met than were
+    asked for.
     """
     config = loaded.config
-    task: Task = resolve(config.task.target, "train.tasks")(**config.task.args)
-    best = Best.of(config.evaluate.best)
-    check_login(config.wandb)
-    sets = open_sets(config, task.columns)
-    plan, numbers = make_plan(loaded, loop, sets)
-    accelerator, ranks = connect(config)
-    learner = make_learner(config, task, accelerator, numbers)
-    exactness = _judge(learner, sets.train, config)
-    folder: RunFolder = ranks.from_main(lambda: claim(config, plan))
-    memory = PeakMemory(learner.device)
-    phases = Phases(learner.optimizer, learner.parameters, memory.mark, lambda k: _row_due(config, plan, k))
     stop = Stop()
-    windows: Iterable[Window] = Windows(
-        rows=sets.train,
-        plan=plan.batch,
-        seed=config.seed,
-        ranks=ranks,
-        terms=exactness.terms,
-        loss_weight=lambda batch: by_term(task.loss_weight(batch)),
-        stop_requested=stop.requested,
-        pin_memory=learner.device.type == "cuda",
-        last=plan.total_steps,
-        overfit=config.data.overfit,
-    )
-    windows = phases.windows(profiled(windows, config.profile.steps, folder.path / "profile", ranks.rank))
-    evaluation = None
-    if sets.evaluation:
-        module, device, dtype = learner.module, learner.device, learner.dtype
-        evaluation = Evaluation(sets.evaluation, task, module, ranks, device, dtype, plan.batch.micro)
-    if ranks.is_main:
-        lines = exactness.lines(config.batch.exact)
-        report = open_report(loaded, plan, best, folder, _facts(learner, exactness), lines)
-    else:
-        report = Reporter(plan, best, sinks=[])
     stop.listen()
+    accelerator, ranks = connect(config)
+    best, task, sets, plan, numbers = ranks.together(lambda: _prepare(loaded, loop))
+    _check_same_everywhere(plan, ranks)
+    learner = make_learner(config, task, accelerator, numbers)
+    exactness = ranks.together(lambda: _judge(learner, sets.train, config))
+    folder = ranks.from_main(lambda: claim(config, plan))
+    try:
+        memory = PeakMemory(learner.device)
+        phases = Phases(learner.optimizer, learner.parameters, memory.mark, lambda k: _row_due(config, plan, k))
+        windows: Iterable[Window] = Windows(
+            rows=sets.train.cast(learner.dtype),
+            plan=plan.batch,
+            seed=config.seed,
+            ranks=ranks,
+            terms=exactness.terms,
+            loss_weight=lambda batch: by_term(task.loss_weight(batch)),
+            stop_requested=stop.requested,
+            pin_memory=learner.device.type == "cuda",
+            last=plan.total_steps,
+            overfit=config.data.overfit,
+        )
+        windows = phases.windows(profiled(windows, config.profile.steps, folder.path / "profile", ranks.rank))
+        evaluation = _evaluation(sets, learner, ranks, plan)
+        report = _report(loaded, plan, best, folder, learner, exactness, ranks)
+    except BaseException as error:
+        if ranks.is_main:
+            folder.end_early(f"{type(error).__name__}: {error}")
+        raise
 
     def watch(compute_gradient: ComputeGradient) -> ComputeGradient:
         return guarded(phases.around(compute_gradient), ranks)
@@ -148,9 +144,43 @@ def build(loaded: Loaded, loop: str) -> Run:
     return Run(config, plan, learner, windows, ranks, stop, report, folder, watched, gauges, watch)
 
 
+def _prepare(loaded: Loaded, loop: str) -> tuple[Best, Task, Sets, RunPlan, Scaled]:
+    """All that follows from config and data without a device."""
+    config = loaded.config
+    best = Best.of(config.evaluate.best)
+    check_login(config.wandb)
+    task = make_task(config)
+    sets = open_sets(config, task.columns)
+    return best, task, sets, *make_plan(loaded, loop, sets)
+
+
+def _check_same_everywhere(plan: RunPlan, ranks: Ranks) -> None:
+    """Ranks that read other data, or run other code, would train something that nobody asked for."""
+    own = {"curve_hash": plan.curve_hash, "training samples": plan.batch.dataset_size, **plan.eval_samples}
+    for rank, other in enumerate(ranks.gather(own)):
+        if other != own:
+            raise RuntimeError(f"rank {rank} has {other}, this one has {own}: do all nodes see the same files?")
+
+
+def _evaluation(sets: Sets, learner: Learner, ranks: Ranks, plan: RunPlan) -> Evaluation | None:
+    if not sets.evaluation:
+        return None
+    module, device, dtype = learner.module, learner.device, learner.dtype
+    return Evaluation(sets.evaluation, learner.task, module, ranks, device, dtype, plan.batch.micro)
+
+
+def _report(
+    loaded: Loaded, plan: RunPlan, best: Best, folder: RunFolder, learner: Learner, exactness: Exactness, ranks: Ranks
+) -> Reporter:
+    if not ranks.is_main:
+        return Reporter(plan, best, sinks=[])
+    lines = exactness.lines(loaded.config.batch.exact)
+    return open_report(loaded, plan, best, folder, _facts(learner, exactness), lines)
+
+
 def show_plan(loaded: Loaded, loop: str) -> None:
     """The plan on the screen, for the ranks that launch.sh or the launcher would start; touches no device."""
-    task: Task = resolve(loaded.config.task.target, "train.tasks")(**loaded.config.task.args)
+    task = make_task(loaded.config)
     print(*make_plan(loaded, loop, open_sets(loaded.config, task.columns))[0].lines(), sep="\n")
 
 
@@ -180,6 +210,8 @@ def _judge(learner: Learner, rows: Rows, config: Config) -> Exactness:
     """Tried on the first samples of the first epoch, the same on every rank; few, since more prove no more."""
     first = sample_ids(len(rows), config.seed, 0, 0, min(len(rows), 8))
     exactness = judge(learner, rows.fetch(first), config.precision)
+    if exactness.mistakes and config.batch.exact != "ignore":
+        raise TaskError(f"{exactness.mistakes[0]}. (batch.exact=ignore trains all the same)")
     if config.batch.exact == "required" and exactness.exact == "false":
         reasons = "".join(f"\n  {reason}" for reason in exactness.reasons)
         raise NotExact(f"batch.exact=required, but this run would not be exact:{reasons}\nType: batch.exact=warn")

@@ -29,7 +29,9 @@ def save_final(module: nn.Module, run_folder: Path) -> Path:
     """Plain weights under the model's own parameter names; tied ones once."""
     path = run_folder / FINAL
     path.parent.mkdir(exist_ok=True)
-    save_model(module, str(path))
+    unfinished = path.with_suffix(".unfinished")
+    save_model(module, str(unfinished))
+    unfinished.rename(path)  # a kill leaves all of the weights or none, never half of them
     return path
 
 

@@ -2,29 +2,29 @@
 
 import dataclasses
 import tempfile
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from train.config import Config, Loaded
-from train.config.schema import Checkpoint, Duration, Log
-from train.report import FINISHED
-from train.saved import load_final
+from train.config.schema import Checkpoint, Duration, Log, Profile
+from train.saved import FINAL, load_final
 
 NAME = "smoke"
 
 
-def smoke(loaded: Loaded, train: Callable[[Loaded], int], is_main: bool) -> int:
-    """Everything that a run of this config does, once and small; keeps nothing. Returns the run's exit code."""
+@contextmanager
+def smoke(loaded: Loaded, is_main: bool) -> Iterator[Loaded]:
+    """Everything that a run of this config does, once and small; keeps nothing."""
     with tempfile.TemporaryDirectory(prefix="isobatch-smoke-") as folder:
-        code = train(dataclasses.replace(loaded, config=_small(loaded, folder)))
-        if code == FINISHED and is_main:
-            parameters = sum(p.numel() for p in load_final(Path(folder) / NAME).parameters())
+        yield dataclasses.replace(loaded, config=_small(loaded.config, folder))
+        run_folder = Path(folder) / NAME
+        if is_main and (run_folder / FINAL).exists():
+            parameters = sum(p.numel() for p in load_final(run_folder).parameters())
             print(f"smoke: trained, evaluated, saved and loaded again ({parameters:,} parameters); nothing is kept")
-    return code
 
 
-def _small(loaded: Loaded, folder: str) -> Config:
-    config = loaded.config
+def _small(config: Config, folder: str) -> Config:
     return dataclasses.replace(
         config,
         name=NAME,
@@ -32,5 +32,6 @@ def _small(loaded: Loaded, folder: str) -> Config:
         duration=Duration(steps=2),
         log=Log(every_steps=1),
         checkpoint=Checkpoint(resume="never"),
-        wandb=dataclasses.replace(config.wandb, mode="offline" if config.wandb.mode != "disabled" else "disabled"),
+        profile=Profile(),
+        wandb=dataclasses.replace(config.wandb, mode="disabled" if config.wandb.mode == "disabled" else "offline"),
     )

@@ -2,10 +2,11 @@
 
 python -m train.verify CONFIG [key=value ...]        (or under accelerate launch, on several ranks)
 
-The reference is one backward pass over the whole step on one process, in float64. Exit code 0: exact; 1: it is not;
-2: bad config. Nothing is written.
+The reference is one backward pass over the whole step on each process by itself, in the same precision; float64 comes
+first. Exit code 0: exact; 1: it is not; 2: bad config. Nothing is written.
 """
 
+import contextlib
 import dataclasses
 import sys
 from collections.abc import Iterator, Sequence
@@ -18,16 +19,16 @@ from torch import Tensor
 
 from train.accumulate import compute_gradient
 from train.batch import BatchPlan, PlanError, make_plan, sample_ids
-from train.config import Config, ConfigError, load, resolve
+from train.config import Config, ConfigError, load
 from train.data import DataError, Rows, Windows, open_sets
 from train.exact import TaskError, judge
 from train.optimizer import scaled_numbers
 from train.planning import plan_batch
 from train.ranks import Ranks, asked_world_size, launched_rank
-from train.report import BAD_CONFIG, FAILED, FINISHED, end_process
-from train.setup import connect, make_learner
+from train.report import BAD_CONFIG, FAILED, FINISHED, exit_code, tell
+from train.setup import connect, make_learner, make_task
 from train.step import Learner, to_device
-from train.tasks import Task, by_term
+from train.tasks import by_term
 from train.window import Batch
 
 BOUNDS = {"fp64": 1e-12, "fp32": 2e-6, "bf16": 2e-2}
@@ -61,18 +62,19 @@ def main(argv: Sequence[str]) -> int:
         config = load(argv).config
         lines, remedies = verify(config)
     except (ConfigError, DataError, PlanError, TaskError) as error:
-        return end_process(str(error), BAD_CONFIG, is_main=is_main, complain=True)
+        tell(str(error))
+        return exit_code(str(error), BAD_CONFIG, 0, is_main)
     exact = all(line.is_exact for line in lines)
     if is_main:
         header = COLUMNS.format("precision", "ranks x micro-batches", "error", "worst parameter", "verdict")
         print(header, *lines, sep="\n")
         print("exact" if exact else "\n".join(["not exact, because", *(f"  {remedy}" for remedy in remedies)]))
-    return end_process("verified", FINISHED if exact else FAILED, is_main=is_main, complain=False)
+    return exit_code("verified", FINISHED if exact else FAILED, 0, is_main)
 
 
 def verify(config: Config) -> tuple[list[Line], list[str]]:
     """A line for each precision and split, and what is at fault where one is not exact."""
-    task: Task = resolve(config.task.target, "train.tasks")(**config.task.args)
+    task = make_task(config)
     sets = open_sets(config, task.columns)
     plan = plan_batch(config, "accumulate", asked_world_size(), len(sets.train))
     lines: list[Line] = []
@@ -116,27 +118,31 @@ class Step:
                 yield self.compare(unsplit, self.gradient(count, terms), count)
 
     def unsplit(self, terms: Sequence[str]) -> list[Tensor]:
-        """One backward pass over the whole step, on each rank by itself; halved until it fits the memory."""
+        """One backward pass over the whole step, on each rank by itself; halved, on all, until it fits their memory."""
         while True:
-            try:
-                with self._fresh():
-                    batch = self.samples(self.size)
-                    weights = by_term(self.learner.task.loss_weight(batch))
-                    sums = by_term(
-                        self.learner.task.loss_sum(
-                            self.learner.module, to_device(batch, self.learner.device, self.learner.dtype)
-                        )
-                    )
-                    parts = [self.learner.coefficients[t] * sums[t] / weights[t] for t in terms if weights[t]]
-                    self.learner.accelerator.backward(torch.stack(parts).sum())
-                    return self._taken()
-            except torch.OutOfMemoryError:
-                if self.size == 1:
-                    raise
-                effective = self.size // 2
-            torch.cuda.empty_cache()
-            print(f"verify: {self.size} samples do not fit unsplit; the reference is a step of {effective}")
-            self.plan = dataclasses.replace(self.plan, effective=effective, accumulation_steps=1)
+            found = None
+            with contextlib.suppress(torch.OutOfMemoryError):
+                found = self._unsplit(terms)
+            if not self.ranks.sum([found is None])[0]:
+                assert found is not None
+                return found
+            if self.size == 1:
+                raise torch.OutOfMemoryError("one sample does not fit the memory")
+            del found
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+            print(f"verify: {self.size} samples do not fit unsplit; the reference is a step of {self.size // 2}")
+            self.plan = dataclasses.replace(self.plan, effective=self.size // 2, accumulation_steps=1)
+
+    def _unsplit(self, terms: Sequence[str]) -> list[Tensor]:
+        learner = self.learner
+        with self._fresh():
+            batch = self.samples(self.size)
+            weights = by_term(learner.task.loss_weight(batch))
+            sums = by_term(learner.task.loss_sum(learner.module, to_device(batch, learner.device, learner.dtype)))
+            parts = [learner.coefficients[term] * sums[term] / weights[term] for term in terms if weights[term]]
+            learner.accelerator.backward(torch.stack(parts).sum())
+            return self._taken()
 
     def gradient(self, accumulation_steps: int, terms: Sequence[str]) -> list[Tensor]:
         """As the loop would compute it, in so many micro-batches on each rank."""

@@ -37,7 +37,7 @@ FEATURES: dict[str, Edits] = {
     ],
     "smoke.py": [
         ("entry.py", r"from train\.smoke import smoke\n", ""),
-        ("entry.py", r" +elif \"--smoke\" .*\n.*\n", ""),
+        ("entry.py", r" +if \"--smoke\" .*\n.*\n.*\n +else:\n    ( +ended = )", r"\1"),
     ],
 }
 

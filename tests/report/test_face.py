@@ -199,7 +199,7 @@ def test_interval_in_samples() -> None:
     due, progress = [], Progress()
     for k, samples in enumerate([40, 40, 40, 200, 10], start=1):
         window = Window(k=k, epoch=0, micro_batches=(), samples=samples, weights={"loss": 1.0}, last_of_epoch=False)
-        progress.advance(window, dataset_size=1000)
+        progress.advance(window, samples_per_epoch=1000)
         due.append(Interval(samples=100).due(progress, window))
 
     assert due == [False, False, True, True, False]

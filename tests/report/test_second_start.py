@@ -65,6 +65,8 @@ def test_unfinished(finished: Path, capsys: pytest.CaptureFixture[str], monkeypa
     monkeypatch.setenv("SLURM_JOB_ID", "18")
     assert start(finished, "name=run") == 2
     monkeypatch.setenv("SLURM_JOB_ID", "17")
+    assert start(finished, "name=run") == 2  # a second srun in the allocation is not a restart
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
     assert start(finished, "name=run") == 0
     assert (finished / "run.1" / "metrics.jsonl").exists()
 

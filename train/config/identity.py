@@ -11,21 +11,18 @@ from typing import Any
 from train.config.schema import Config
 from train.config.targets import resolve, resolve_source
 
-EXECUTION = frozenset(
-    {
-        "name",
-        "output_dir",
-        "log",
-        "wandb",
-        "checkpoint",
-        "profile",
-        "evaluate",
-        "batch.micro",
-        "batch.accumulation_steps",
-    }
-    | {"runtime.timeout_seconds", "runtime.deterministic"}
+EXECUTION = (
+    *("name", "output_dir", "log", "wandb", "checkpoint", "profile", "evaluate", "data.eval_split"),
+    *("batch.micro", "batch.accumulation_steps", "batch.exact", "runtime.timeout_seconds", "runtime.deterministic"),
 )
 """Keys, and sections, that change how a run is executed or watched, but not what it computes."""
+
+
+COMPUTING = (
+    *("accumulate.py", "standard.py", "loop.py", "step.py", "setup.py", "optimizer.py", "planning.py", "schedule.py"),
+    *("batch/*.py", "data/*.py", "tasks/*.py", "models/*.py"),
+)
+"""Sources whose change may change a curve."""
 
 
 def mathematics(config: Config, effective_batch: int) -> dict[str, Any]:
@@ -57,7 +54,7 @@ def recipe_hash(mathematics: Mapping[str, Any], code: str) -> str:
 
 
 def source_hash(config: Config) -> str:
-    """Over the sources of this package and of the files in which the config's targets are defined."""
+    """Over the rooms of this package that compute, and the files in which the config's targets are defined."""
     targets = [
         resolve(config.model.target, "train.models"),
         resolve(config.task.target, "train.tasks"),
@@ -65,7 +62,7 @@ def source_hash(config: Config) -> str:
         resolve_source(config.data.source),
     ]
     package = Path(__file__).parents[1]
-    files = {package / path for path in package.rglob("*.py")}
+    files = {path for room in COMPUTING for path in package.glob(room)}
     for target in targets:
         file = inspect.getsourcefile(target) if inspect.isfunction(target) or inspect.isclass(target) else None
         if file and "site-packages" not in file:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from datasets import Dataset
+from pyarrow.types import is_floating, is_integer
 
 from train.batch.order import Ids
 from train.window import Batch
@@ -24,6 +25,10 @@ class Rows:
     def __len__(self) -> int:
         return len(next(iter(self.columns.values())))
 
+    def cast(self, dtype: torch.dtype) -> "Rows":
+        """Floating-point columns in `dtype`, so that a step need not convert what it copies to a GPU."""
+        return Rows({n: c.to(dtype) if c.is_floating_point() else c for n, c in self.columns.items()})
+
     def fetch(self, ids: Ids) -> Batch:
         """The samples `ids`, in that order, with their `sample_id`."""
         index = torch.from_numpy(ids.copy())
@@ -36,12 +41,13 @@ def preload(dataset: Dataset, names: Sequence[str]) -> Rows:
 
 
 def _column(dataset: Dataset, name: str) -> object:
-    """A column as NumPy has it. datasets (5.2) silently makes float32 of float64 unless it is told not to."""
+    """A column as NumPy has it, its numbers as they are stored: left to itself, datasets (5.2) makes float32 of float64
+    and int64 of uint8, without a word."""
     kind = dataset.features.arrow_schema.field(name).type
     while hasattr(kind, "value_type"):  # a list of lists of ...
         kind = kind.value_type
-    wide = {"dtype": np.float64} if str(kind) == "double" else {}
-    return dataset.select_columns([name]).with_format("numpy", **wide)[:][name]
+    stored = {"dtype": kind.to_pandas_dtype()} if is_integer(kind) or is_floating(kind) else {}
+    return dataset.select_columns([name]).with_format("numpy", **stored)[:][name]
 
 
 def _tensor(name: str, values: object) -> torch.Tensor:

@@ -69,5 +69,8 @@ def _select(dataset: Dataset, given: Mapping[str, str], needed: Sequence[str]) -
             f"the task needs {wanted}; the data has the columns {', '.join(dataset.column_names)}. "
             f"Say which column is what: 'data.columns={{{example}}}'"
         )
+    if len(dataset) == 0:
+        raise DataError("a set of the data is empty. Look at data.split, data.eval_split and evaluate.sets")
+
     rows = preload(dataset, list(dict.fromkeys(names.values())))
     return Rows({name: rows.columns[column] for name, column in names.items()})

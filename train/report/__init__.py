@@ -1,7 +1,7 @@
 """What a person sees and keeps of a run."""
 
 from train.report.best import Best, UnknownDirection
-from train.report.ending import BAD_CONFIG, FAILED, FINISHED, end_process
+from train.report.ending import BAD_CONFIG, FAILED, FINISHED, exit_code, tell
 from train.report.folder import AlreadyFinished, FolderRefused, RunFolder, claim
 from train.report.opening import open_report
 from train.report.plan import RunPlan
@@ -25,7 +25,8 @@ __all__ = [
     "UnknownDirection",
     "check_login",
     "claim",
-    "end_process",
+    "exit_code",
     "open_report",
     "redacted",
+    "tell",
 ]

@@ -1,5 +1,6 @@
 """The best evaluation so far."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -41,7 +42,7 @@ class Best:
 
     def see(self, row: Mapping[str, float]) -> None:
         value = row.get(self.metric)
-        if value is None:
+        if value is None or not math.isfinite(value):
             return
         self.last = value
         if self.value is None or (value > self.value if self.more_is_better else value < self.value):

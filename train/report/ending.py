@@ -13,17 +13,23 @@ def ending(reason: str, code: int, step: int) -> dict[str, Any]:
     return {"reason": reason, "code": code, "step": step, "attempt": os.environ.get("ISOBATCH_ATTEMPT")}
 
 
-def end_process(reason: str, code: int, step: int = 0, *, is_main: bool, complain: bool) -> int:
-    """Rank 0 says why (on stderr, where that is a complaint); returns the code for this process to exit with.
+def tell(reason: str) -> None:
+    """A refusal or a failure, on stderr: once on each machine, since its ranks read the same files."""
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        print(reason, file=sys.stderr, flush=True)
+
+
+def exit_code(reason: str, code: int, step: int, is_main: bool) -> int:
+    """The code for this process to exit with at an end that is known, and the same on all ranks.
 
     Under launch.sh (ISOBATCH_ENDED names a file) that is 0, and the file tells launch.sh the code: a launcher that
     restarts ranks would take any other for a crash. Else it is the code itself.
     """
-    if is_main and complain:
-        print(reason, file=sys.stderr, flush=True)
     told = os.environ.get("ISOBATCH_ENDED")
     if not told:
         return code
     if is_main:
         Path(told).write_text(json.dumps(ending(reason, code, step)), encoding="utf-8")
-    return 0
+    # On another machine a config may be bad that is good on the first: its rank must not look as if all were well.
+    alone = code != FINISHED and not is_main and os.environ.get("LOCAL_RANK", "0") == "0"
+    return code if alone else FINISHED

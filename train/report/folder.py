@@ -1,18 +1,26 @@
 """The run folder: OUTPUT_DIR/NAME with all that is kept of a run, and what a second start of the same name does."""
 
+import fcntl
 import json
 import os
+import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from train.config import Config, differences
+from train.report.ending import FAILED, ending
 from train.report.plan import RunPlan
+from train.report.redact import redacted
 
 
 class FolderRefused(RuntimeError):
     """A run of this name is there, and going on would lose it; the message holds the lines to paste."""
+
+
+_LOCKS: dict[Path, TextIO] = {}
+"""Of the folders that this process trains into; the system lets go of them when it ends, however it ends."""
 
 
 class AlreadyFinished(RuntimeError):
@@ -23,6 +31,18 @@ class AlreadyFinished(RuntimeError):
 class RunFolder:
     path: Path
     moved_to: Path | None = None  # where an older run of the name is now
+
+    def release(self) -> None:
+        """The run has ended: others may have the folder."""
+        lock = _LOCKS.pop(self.path, None)
+        if lock:
+            (self.path / ".lock").unlink(missing_ok=True)
+            lock.close()
+
+    def end_early(self, reason: str) -> None:
+        """The run failed before there was anybody to tell it."""
+        self.write_json("ended.json", ending(redacted(reason), FAILED, 0))
+        self.release()
 
     def write_text(self, name: str, text: str) -> None:
         (self.path / name).write_text(text, encoding="utf-8")
@@ -36,17 +56,38 @@ def claim(config: Config, plan: RunPlan) -> RunFolder:
 
     A folder that is there already is moved to NAME.1 under checkpoint.resume=never, and where the launcher or the
     scheduler starts the same job again. Else AlreadyFinished is raised where it holds the same run, finished, and
-    FolderRefused where it holds anything else.
+    FolderRefused where it holds anything else, and always while another process trains into it.
     """
     path = Path(config.output_dir) / plan.name
     moved_to = None
     if path.exists():
+        _lock(path).close()
         if config.checkpoint.resume != "never" and not _is_restart(path):
             raise _second_start(path, plan.identity)
         moved_to = _free_number(path)
         path.rename(moved_to)
-    path.mkdir(parents=True)
+    try:
+        path.mkdir(parents=True)
+        _LOCKS[path] = _lock(path)
+    except OSError as error:
+        raise FolderRefused(f"cannot make {path}: {error.strerror}. Type: output_dir=ANOTHER") from error
     return RunFolder(path, moved_to)
+
+
+def _lock(path: Path) -> TextIO:
+    """Raises FolderRefused where another process has it."""
+    file = (path / ".lock").open("a+", encoding="utf-8")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.seek(0)
+        owner = file.read().strip() or "another process"
+        file.close()
+        raise FolderRefused(f"{path} is being trained into by {owner}. Type: name={_free_name(path)}") from None
+    file.truncate(0)
+    file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+    file.flush()
+    return file
 
 
 def job_id() -> dict[str, str]:
@@ -57,11 +98,16 @@ def job_id() -> dict[str, str]:
 
 
 def _is_restart(path: Path) -> bool:
-    """The same job, not its first start, and no end of the earlier attempt that the run itself has told."""
+    """The same job, started again by its launcher or scheduler, and no end that the earlier attempt has told."""
     if (path / "ended.json").exists():
         return False
+    again = {
+        "ISOBATCH_ATTEMPT": True,  # of one launch.sh
+        "TORCHELASTIC_RUN_ID": os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0",
+        "SLURM_JOB_ID": os.environ.get("SLURM_RESTART_COUNT", "0") != "0",
+    }
     earlier, now = _read(path / "environment.json").get("job", {}), job_id()
-    return bool(now) and any(earlier.get(name) == value for name, value in now.items())
+    return any(again[name] and earlier.get(name) == value for name, value in now.items())
 
 
 def _second_start(path: Path, identity: Mapping[str, Any]) -> Exception:

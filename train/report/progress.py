@@ -17,10 +17,10 @@ class Progress:
     samples_seen: int = 0
     empty_steps: int = 0  # steps in which no label counted: nothing to train on
 
-    def advance(self, window: Window, dataset_size: int) -> None:
+    def advance(self, window: Window, samples_per_epoch: int) -> None:
         self.step = window.k
         self.samples_seen += window.samples
-        self.epoch = self.samples_seen / dataset_size
+        self.epoch = self.samples_seen / samples_per_epoch
         self.empty_steps += window.is_empty
 
 

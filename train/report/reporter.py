@@ -63,21 +63,18 @@ class Reporter:
             self.screen.best(str(self.best))
         self._write(row)
 
-    def say(self, *lines: str) -> None:
-        if self.screen:
-            self.screen.say(*lines)
-
     def close(self, reason: str, code: int) -> None:
         """The end, for people and for the launcher; every sink is closed even where another fails."""
         if self.folder is None:
             return
         reason = redact(reason, self.secrets)  # it may hold the text of any exception
-        self.folder.write_json("ended.json", ending(reason, code, self.progress.step))
-        if self.screen:
-            self.screen.end(*self._closing_lines(reason, code))
         with ExitStack() as stack:
+            stack.callback(self.folder.release)
             for sink in self.sinks:
                 stack.callback(sink.finish, code)
+            self.folder.write_json("ended.json", ending(reason, code, self.progress.step))
+            if self.screen:
+                self.screen.end(*self._closing_lines(reason, code))
 
     def _closing_lines(self, reason: str, code: int) -> list[str]:
         step, total = self.progress.step, self.plan.total_steps

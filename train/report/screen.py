@@ -94,10 +94,9 @@ def _step_parts(row: Mapping[str, float]) -> list[str]:
 
 def _evaluation(row: Mapping[str, float]) -> str:
     metrics = {k.removeprefix(names.EVAL): v for k, v in row.items() if k.startswith(names.EVAL)}
-    samples = metrics.pop("samples")
-    return (
-        "eval  " + "  ".join(f"{name} {value:.4f}" for name, value in metrics.items()) + f"  on {samples:,.0f} samples"
-    )
+    sizes = [metrics.pop(name) for name in list(metrics) if name.rpartition("/")[2] == "samples"]
+    values = "  ".join(f"{name} {value:.4f}" for name, value in metrics.items())
+    return f"eval  {values}  on {sum(sizes):,.0f} samples"
 
 
 def _shares(row: Mapping[str, float]) -> str:

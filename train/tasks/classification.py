@@ -37,5 +37,7 @@ class Classification:
         return {"loss": (self._loss_sum(logits, labels), weight), "accuracy": (correct.sum(), weight)}
 
     def _loss_sum(self, logits: Tensor, labels: Tensor) -> Tensor:
+        if not isinstance(logits, Tensor):
+            raise TypeError(f"the model must return the logits as one tensor, got {type(logits).__name__}")
         wide = logits if logits.dtype == torch.float64 else logits.float()
         return cross_entropy(wide, labels, reduction="sum", label_smoothing=self.label_smoothing)
