@@ -210,7 +210,8 @@ def record(
     fit(replace(run, windows=watched()), run.watch(compute_gradient or ours))
     run.report.close("finished", 0)
     trace.weights.append(flat(run.learner.parameters))
-    trace.skipped_steps = int(run.learner.skipped_steps)
+    run.learner.skips.look()
+    trace.skipped_steps = run.learner.skips.total
     return trace
 
 

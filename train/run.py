@@ -71,7 +71,8 @@ class Run:
     def log(self, window: Window, losses: Tensor | None, norm: Tensor | None) -> None:
         """Here the host waits for the device: once per row, not once per step."""
         learner = self.learner
-        numbers = {names.LEARNING_RATE: self.plan.rate.at(window.k), names.SKIPPED_STEPS: learner.skipped_steps.item()}
+        learner.skips.look()
+        numbers = {names.LEARNING_RATE: self.plan.rate.at(window.k), names.SKIPPED_STEPS: learner.skips.total}
         if losses is not None and norm is not None:
             sums = zip(window.weights.items(), self.ranks.sum(losses.tolist()), strict=True)
             terms = {term: total / weight for (term, weight), total in sums if weight}
@@ -81,11 +82,10 @@ class Run:
         for take in self.gauges:
             numbers |= take()
         self.report.train_row(window, numbers)
-        in_a_row, limit = learner.longest_streak.item(), self.config.max_nonfinite_steps
-        learner.longest_streak.zero_()
-        if in_a_row >= limit:
+        limit = self.config.max_nonfinite_steps
+        if learner.skips.longest >= limit:
             raise NonFiniteGradient(
-                f"by step {window.k} the gradient was not finite in {in_a_row} steps in a row "
+                f"by step {window.k} the gradient was not finite in {learner.skips.longest} steps in a row "
                 f"(max_nonfinite_steps={limit}). Try a smaller optimizer.lr, a warm-up, optimizer.max_grad_norm=1.0; "
                 f"precision=fp32 tells whether bf16 is to blame"
             )

@@ -22,7 +22,7 @@ from train.optimizer import can_skip_on_device, make_optimizer
 from train.ranks import Ranks, check_world_size
 from train.saved import DTYPES, make_model
 from train.schedule import Scaled
-from train.step import Learner
+from train.step import Learner, Skips
 from train.tasks import Task
 
 
@@ -106,7 +106,5 @@ def make_learner(config: Config, task: Task, accelerator: Accelerator, numbers: 
         skips_on_device=can_skip_on_device(optimizer),
         max_grad_norm=config.optimizer.max_grad_norm,
         stop_at_nonfinite=config.on_nonfinite == "stop",
-        skipped_steps=torch.zeros((), dtype=torch.int64, device=accelerator.device),
-        skipped_in_a_row=torch.zeros((), dtype=torch.int64, device=accelerator.device),
-        longest_streak=torch.zeros((), dtype=torch.int64, device=accelerator.device),
+        skips=Skips(),
     )

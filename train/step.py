@@ -1,7 +1,7 @@
 """One optimizer step: forward_backward for each micro-batch, then one update."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -29,9 +29,7 @@ class Learner:
     skips_on_device: bool  # the optimizer leaves out an update where a flag on the device says so
     max_grad_norm: float | None
     stop_at_nonfinite: bool
-    skipped_steps: Tensor  # 0-dim, on the device: cumulative
-    skipped_in_a_row: Tensor
-    longest_streak: Tensor  # the largest skipped_in_a_row since somebody looked
+    skips: "Skips"
 
 
 ComputeGradient = Callable[[Learner, Window], Tensor]
@@ -85,14 +83,35 @@ def update(learner: Learner, rate: float) -> Tensor:
     if learner.stop_at_nonfinite and not finite:  # the one read of the host that on_nonfinite=stop costs at each step
         raise NonFiniteGradient(f"the norm of the gradient is {norm.item()}")
     if learner.skips_on_device:
-        learner.optimizer.found_inf = (~finite).to(torch.float32)
+        learner.optimizer.found_inf = finite.logical_not().float()
         learner.optimizer.step()
     elif (
         finite
     ):  # on a GPU the host waits here, once per step: these optimizers cannot leave out an update by themselves
         learner.optimizer.step()
     learner.optimizer.zero_grad(set_to_none=True)
-    learner.skipped_steps += ~finite
-    learner.skipped_in_a_row.add_(1).mul_(~finite)
-    torch.maximum(learner.longest_streak, learner.skipped_in_a_row, out=learner.longest_streak)
+    learner.skips.add(finite)
     return norm
+
+
+@dataclass
+class Skips:
+    """Steps that were not applied because their gradient was not finite; the device is asked when somebody looks."""
+
+    total: int = 0
+    in_a_row: int = 0  # up to the last step
+    longest: int = 0  # in a row, ever
+    _finite: list[Tensor] = field(default_factory=list)  # of the steps since somebody looked: 0-dim, on the device
+
+    def add(self, finite: Tensor) -> None:
+        self._finite.append(finite)
+        if len(self._finite) >= 1000:  # rows are rare: let them not pile up
+            self.look()
+
+    def look(self) -> None:
+        """Bring the counts up to date; the host waits for the device here."""
+        for finite in torch.stack(self._finite).tolist() if self._finite else ():
+            self.in_a_row = 0 if finite else self.in_a_row + 1
+            self.total += not finite
+            self.longest = max(self.longest, self.in_a_row)
+        self._finite.clear()

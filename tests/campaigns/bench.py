@@ -20,9 +20,9 @@ import torch
 
 from tests.helpers_cost import hand_written, making_run, ours
 
-BLOCK = 40  # optimizer steps in each timed block
+BLOCK_SECONDS = 0.15  # of optimizer steps, timed as one
 SMALL = ("model.args.hidden=[256,256]",)
-LARGE = ("model.args.hidden=[2048,2048,2048]",)  # a micro-step of 5 ms or more
+LARGE = ("model.args.hidden=[1536,1536,1536]",)  # a micro-step of 5 ms or more
 ROWS = {
     "hand-written, again (A/A)": (hand_written, ("log.every_steps=1000000",)),
     "ours, no rows": (ours, ("log.every_steps=1000000",)),
@@ -30,11 +30,11 @@ ROWS = {
 }
 
 
-def seconds_per_step(steps: Iterator[None]) -> float:
+def seconds_per_step(steps: Iterator[None], count: int) -> float:
     start = time.perf_counter()
-    for _ in range(BLOCK):
+    for _ in range(count):
         next(steps)
-    return (time.perf_counter() - start) / BLOCK
+    return (time.perf_counter() - start) / count
 
 
 def measure(model: tuple[str, ...], accumulation_steps: int, pairs: int) -> None:
@@ -48,12 +48,14 @@ def measure(model: tuple[str, ...], accumulation_steps: int, pairs: int) -> None
         base = start("hand-written", ("log.every_steps=1000000",))
         others = {name: start(name, overrides) for name, (_, overrides) in ROWS.items()}
         for steps in (base, *others.values()):
-            seconds_per_step(steps)  # warm-up
+            seconds_per_step(steps, 25)  # warm-up
+        # At least as many steps as there are between two rows, and a multiple of it.
+        count = 10 * max(1, round(BLOCK_SECONDS / seconds_per_step(base, 10) / 10))
         times: dict[str, list[tuple[float, float]]] = {name: [] for name in others}
         for pair in range(pairs):
             for name, steps in others.items():
                 first, second = (base, steps) if pair % 2 else (steps, base)
-                one, two = seconds_per_step(first), seconds_per_step(second)
+                one, two = seconds_per_step(first, count), seconds_per_step(second, count)
                 times[name].append((one, two) if pair % 2 else (two, one))
     for name, measured in times.items():
         hand = statistics.median(a for a, _ in measured) / accumulation_steps
@@ -77,7 +79,7 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=20)
     pairs = parser.parse_args().pairs
     torch.set_num_threads(1)
-    print(f"{platform.machine()}, torch {torch.__version__}, 1 thread, {pairs} pairs of {BLOCK} steps\n")
+    print(f"{platform.machine()}, torch {torch.__version__}, 1 thread, {pairs} pairs of blocks\n")
     print("| hidden | accumulation | by hand, ms per micro-step | row | ratio | quartiles | us over per micro-step |")
     print("|---|---|---|---|---|---|---|")
     for model in (SMALL, LARGE):

@@ -32,6 +32,7 @@ class Mutant:
 
 
 MUTANTS = [
+    Mutant("none: the code as it is", "train/step.py", "def forward_backward(", "def forward_backward("),
     Mutant(
         "divide by the constant K",
         "train/step.py",
@@ -47,8 +48,8 @@ MUTANTS = [
     Mutant(
         "zero the gradients late",
         "train/step.py",
-        "    learner.optimizer.zero_grad(set_to_none=True)\n    learner.skipped_steps",
-        "    learner.skipped_steps",
+        "    learner.optimizer.zero_grad(set_to_none=True)\n    learner.skips.add(finite)",
+        "    learner.skips.add(finite)",
     ),
     Mutant(
         "clip per micro-step",
@@ -135,10 +136,11 @@ def main(names: list[str]) -> int:
     for mutant in chosen:
         start = time.monotonic()
         test = killer(mutant)
-        survivors += test is None
-        told = f"`{test}`" if test else "**survived**"
+        expected = mutant.old == mutant.new  # a suite that fails by itself would seem to kill everything
+        survivors += (test is None) is not expected
+        told = f"`{test}`" if test else "survives, as it must" if expected else "**survived**"
         print(f"| {mutant.name} | {told} | {time.monotonic() - start:.0f} |", flush=True)
-    print(f"\n{len(chosen) - survivors} of {len(chosen)} killed")
+    print(f"\n{len(chosen) - survivors} of {len(chosen)} as expected")
     return min(survivors, 1)
 
 

@@ -56,26 +56,27 @@ class Windows:
         source = (k - 1) % self.overfit + 1 if self.overfit else k
         assignment = assign(self.plan, self.seed, source, self.ranks.rank)
         micro_batches: tuple[MicroBatch, ...] = ()
-        samples, weights = 0, dict.fromkeys(self.terms, 0.0)
+        weights: Mapping[str, float] = dict.fromkeys(self.terms, 0.0)
         failure = None
         try:
-            micro_batches = self._fetch(assignment)
-            for micro_batch in micro_batches:
-                if micro_batch.samples:
-                    samples += micro_batch.samples
-                    for term, weight in self.loss_weight(micro_batch.batch).items():
-                        weights[term] += weight
+            share = self.rows.fetch(assignment.ids)
+            if len(assignment.ids):  # what adds up over micro-batches may as well be counted at once
+                weights = self.loss_weight(share)
+            micro_batches = self._cut(share, assignment)
         except Exception as error:  # told to the other ranks first: they would wait for this one in the next reduction
             failure = error
-        message = self.ranks.start_sum([failure is not None, self.stop_requested(), samples, *weights.values()])
+        samples = sum(micro_batch.samples for micro_batch in micro_batches)
+        numbers = [weights[term] for term in self.terms]
+        message = self.ranks.start_sum([failure is not None, self.stop_requested(), samples, *numbers])
         return _Ahead(k, assignment, micro_batches, failure, message)
 
-    def _fetch(self, assignment: Assignment) -> tuple[MicroBatch, ...]:
-        batch = self.rows.fetch(assignment.ids)
+    def _cut(self, share: Batch, assignment: Assignment) -> tuple[MicroBatch, ...]:
         filler = self.rows.fetch(assignment.filler_ids) if 0 in assignment.sizes else {}
         if self.pin_memory:
-            batch, filler = ({name: t.pin_memory() for name, t in b.items()} for b in (batch, filler))
-        pieces = {name: torch.split(column, list(assignment.sizes)) for name, column in batch.items()}
+            share, filler = ({name: t.pin_memory() for name, t in b.items()} for b in (share, filler))
+        if len(assignment.sizes) == 1 and assignment.sizes[0]:
+            return (MicroBatch(share, assignment.sizes[0]),)
+        pieces = {name: torch.split(column, list(assignment.sizes)) for name, column in share.items()}
         return tuple(
             MicroBatch({name: piece[i] for name, piece in pieces.items()} if size else filler, size)
             for i, size in enumerate(assignment.sizes)
