@@ -1,6 +1,9 @@
-"""python scripts/verify.py CONFIG [key=value ...]: see train/verify.py."""
+"""python scripts/verify.py CONFIG [key=value ...]: is the gradient exact? See train/verify.py."""
 
 import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # the package beside this folder, installed or not
 
 from train.verify import main
 
