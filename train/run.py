@@ -23,7 +23,7 @@ from train.ranks import Ranks, asked_world_size
 from train.report import Best, Interval, Reporter, RunFolder, RunPlan, check_login, claim, open_report, redacted
 from train.saved import save_final
 from train.schedule import Scaled
-from train.setup import connect, make_learner, make_task
+from train.setup import connect, device_facts, make_learner, make_task
 from train.signals import Stop
 from train.step import ComputeGradient, Learner, NonFiniteGradient
 from train.tasks import Task, by_term
@@ -219,12 +219,13 @@ def _judge(learner: Learner, rows: Rows, config: Config) -> Exactness:
 
 
 def _facts(learner: Learner, exactness: Exactness) -> dict[str, Any]:
-    device = learner.device
+    parameters = list(learner.module.parameters())
     return {
         "exact": exactness.exact,
         "exact_reasons": "; ".join(exactness.reasons),
-        "parameters": sum(p.numel() for p in learner.module.parameters()),
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "parameters": sum(p.numel() for p in parameters),
+        "parameters_gib": sum(p.numel() * p.element_size() for p in parameters) / 2**30,
+        **device_facts(learner.device),
     }
 
 

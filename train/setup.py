@@ -6,6 +6,7 @@ from collections import defaultdict
 from datetime import timedelta
 
 import numpy as np
+import psutil
 import torch
 from accelerate import Accelerator
 from accelerate.utils import (
@@ -108,3 +109,11 @@ def make_learner(config: Config, task: Task, accelerator: Accelerator, numbers: 
         stop_at_nonfinite=config.on_nonfinite == "stop",
         skips=Skips(),
     )
+
+
+def device_facts(device: torch.device) -> dict[str, str | float]:
+    """What this rank trains on, and how much memory that has."""
+    if device.type == "cuda":
+        card = torch.cuda.get_device_properties(device)
+        return {"device": card.name, "device_memory_gib": card.total_memory / 2**30}
+    return {"device": device.type, "device_memory_gib": psutil.virtual_memory().total / 2**30}

@@ -81,7 +81,10 @@ def update(learner: Learner, rate: float) -> Tensor:
     for group in learner.optimizer.param_groups:
         group["lr"] = rate
     if learner.stop_at_nonfinite and not finite:  # the one read of the host that on_nonfinite=stop costs at each step
-        raise NonFiniteGradient(f"the norm of the gradient is {norm.item()}")
+        raise NonFiniteGradient(
+            f"the norm of the gradient is {norm.item()}, and on_nonfinite=stop: no update was made. Try a smaller "
+            f"optimizer.lr, a warm-up, optimizer.max_grad_norm=1.0, or on_nonfinite=skip"
+        )
     if learner.skips_on_device:
         learner.optimizer.found_inf = finite.logical_not().float()
         learner.optimizer.step()

@@ -221,7 +221,7 @@ def test_lines_fit_80_columns(tmp_path: Path, capsys: pytest.CaptureFixture[str]
         names.PEAK_RSS: 75.25,
     }
     with (tmp_path / "log.txt").open("w") as log:
-        Screen(500_000, log).log(row)
+        Screen(500_000, log, 80.0).log(row)
 
     (line,) = capsys.readouterr().out.splitlines()
     assert len(line) <= 80, line

@@ -4,6 +4,7 @@ import os
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
@@ -38,10 +39,15 @@ def open_report(
     patch = git_patch()
     if patch:
         folder.write_text("git.patch", patch)
-    screen = Screen(plan.total_steps, (folder.path / "log.txt").open("a", encoding="utf-8"))
+    log_file = (folder.path / "log.txt").open("a", encoding="utf-8")
+    screen = Screen(plan.total_steps, log_file, facts["device_memory_gib"])
     if folder.moved_to:
         screen.say(f"an earlier run of this name is now in {folder.moved_to}")
-    screen.say(*plan.lines(), *lines, f"outputs   {folder.path}")
+    told = (
+        f"model     {facts['parameters']:,} parameters, {facts['parameters_gib']:.3g} GiB, on {facts['device']} "
+        f"with {facts['device_memory_gib']:.3g} GiB"
+    )
+    screen.say(*plan.lines(), told, *lines, f"outputs   {folder.path}")
     tracker = Tracker.start(
         loaded.config.wandb,
         run_name=plan.name,
@@ -53,7 +59,8 @@ def open_report(
     )
     screen.say(f"W&B       {tracker.how_to_see}")
     sinks: list[Sink] = [Journal(folder.path / "metrics.jsonl"), screen, tracker]
-    python = os.path.relpath(sys.executable) if sys.prefix != sys.base_prefix else "python"
+    executable = Path(sys.executable)  # not resolved: a virtual environment's python is a link
+    python = executable.relative_to(Path.cwd()) if executable.is_relative_to(Path.cwd()) else "python"
     evaluate = f"next      {python} -m train.evaluate {shlex.quote(str(folder.path))}"
     return Reporter(plan, best, sinks, folder, screen, secrets, "" if "--smoke" in loaded.flags else evaluate)
 

@@ -11,8 +11,9 @@ from train.report.progress import duration
 class Screen:
     """Rank 0's. Everything but the live line also goes to `log_file`."""
 
-    def __init__(self, total_steps: int, log_file: TextIO) -> None:
+    def __init__(self, total_steps: int, log_file: TextIO, memory_gib: float) -> None:
         self._total_steps = total_steps
+        self._memory_gib = memory_gib
         self._log_file = log_file
         self._evaluation = ""
         self._live = _live_line() if sys.stdout.isatty() else None
@@ -57,21 +58,21 @@ class Screen:
     def _step(self, row: Mapping[str, float]) -> str:
         return f"step {row[names.GLOBAL_STEP]:>{len(str(self._total_steps))}.0f}/{self._total_steps}"
 
+    def _live_parts(self, row: Mapping[str, float]) -> list[str]:
+        loss = [f"loss {row[names.LOSS]:.4f}"] if names.LOSS in row else []
+        peak = [f"{text.removesuffix(' GiB')} of {self._memory_gib:.3g} GiB" for text in _peak(row)]
+        return [*loss, f"{row[names.SAMPLES_PER_SECOND]:,.0f}/s", *peak]
+
     def _show(self, row: Mapping[str, float]) -> None:
         """The live line: as many of its parts, the most wanted first, as the terminal is wide."""
         assert self._live
         left = (self._total_steps - row[names.GLOBAL_STEP]) * row[names.STEP_SECONDS]
-        parts = [*_live_parts(row), self._evaluation, f"{duration(left)} left", _shares(row)]
+        parts = [*self._live_parts(row), self._evaluation, f"{duration(left)} left", _shares(row)]
         line, width = self._step(row), self._live.console.width
         for part in filter(None, parts):
             if len(line) + 2 + len(part) <= width:
                 line += "  " + part
         self._live.update(line)
-
-
-def _live_parts(row: Mapping[str, float]) -> list[str]:
-    loss = [f"loss {row[names.LOSS]:.4f}"] if names.LOSS in row else []
-    return [*loss, f"{row[names.SAMPLES_PER_SECOND]:,.0f}/s", *_peak(row)]
 
 
 def _peak(row: Mapping[str, float]) -> list[str]:
