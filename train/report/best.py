@@ -48,6 +48,13 @@ class Best:
         if self.value is None or (value > self.value if self.more_is_better else value < self.value):
             self.value, self.step = value, int(row[names.GLOBAL_STEP])
 
+    @property
+    def short(self) -> str:
+        """For the live line."""
+        if self.value is None:
+            return ""
+        return f"{self.metric.removeprefix(names.EVAL)} {self.last:.4f} (best {self.value:.4f})"
+
     def __str__(self) -> str:
         if self.value is None:
             return ""

@@ -60,7 +60,7 @@ class Reporter:
         row = place | {names.EVAL + name: value for name, value in metrics.items()}
         self.best.see(row)
         if self.screen:
-            self.screen.best(str(self.best))
+            self.screen.best(self.best.short)
         self._write(row)
 
     def close(self, reason: str, code: int) -> None:

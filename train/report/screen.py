@@ -58,16 +58,14 @@ class Screen:
     def _step(self, row: Mapping[str, float]) -> str:
         return f"step {row[names.GLOBAL_STEP]:>{len(str(self._total_steps))}.0f}/{self._total_steps}"
 
-    def _live_parts(self, row: Mapping[str, float]) -> list[str]:
-        loss = [f"loss {row[names.LOSS]:.4f}"] if names.LOSS in row else []
-        peak = [f"{text.removesuffix(' GiB')} of {self._memory_gib:.3g} GiB" for text in _peak(row)]
-        return [*loss, f"{row[names.SAMPLES_PER_SECOND]:,.0f}/s", *peak]
-
     def _show(self, row: Mapping[str, float]) -> None:
         """The live line: as many of its parts, the most wanted first, as the terminal is wide."""
         assert self._live
         left = (self._total_steps - row[names.GLOBAL_STEP]) * row[names.STEP_SECONDS]
-        parts = [*self._live_parts(row), self._evaluation, f"{duration(left)} left", _shares(row)]
+        loss = f"loss {row[names.LOSS]:.4f}" if names.LOSS in row else ""
+        rate = f"{row[names.SAMPLES_PER_SECOND]:,.0f}/s"
+        peak = [f"{text.removesuffix(' GiB')} of {self._memory_gib:.3g} GiB" for text in _peak(row)]
+        parts = [loss, self._evaluation, rate, f"{duration(left)} left", *peak, _shares(row)]
         line, width = self._step(row), self._live.console.width
         for part in filter(None, parts):
             if len(line) + 2 + len(part) <= width:
