@@ -124,7 +124,7 @@ def killer(mutant: Mutant) -> str | None:
         # From the copy, so that its package is found before an installed one; its own output only.
         command = [sys.executable, "-m", "pytest", "-x", "-q", "--no-header", "-p", "no:cacheprovider", *TESTS]
         done = subprocess.run(command, cwd=copy, capture_output=True, text=True, check=False)
-        found = re.search(r"^(?:FAILED|ERROR) (\S+)", done.stdout, re.MULTILINE)
+        found = re.search(r"^(?:FAILED|ERROR) (.+?)(?: - |$)", done.stdout, re.MULTILINE)
         assert found or done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
         return found[1] if found else None
 
