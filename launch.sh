@@ -25,7 +25,7 @@ usage: ./launch.sh [standard|accumulate] [CONFIG] [key=value ...] [OPTIONS] [-- 
   EXTRAS=hf,plots  what .venv should hold besides     (default: nothing)
   OMP_NUM_THREADS  threads of each rank on the CPU    (default: 1)
 
-  exit code: 0 finished, 2 bad config, 75 stopped on request with a complete checkpoint, else a failure
+  exit code: 0 finished, 2 bad config or data, 128 + n stopped by signal n, else a failure
 TEXT
 }
 

@@ -88,9 +88,7 @@ def update(learner: Learner, rate: float) -> Tensor:
     if learner.skips_on_device:
         learner.optimizer.found_inf = finite.logical_not().float()
         learner.optimizer.step()
-    elif (
-        finite
-    ):  # on a GPU the host waits here, once per step: these optimizers cannot leave out an update by themselves
+    elif finite:  # on a GPU the host waits here, once per step: these optimizers cannot leave out an update
         learner.optimizer.step()
     learner.optimizer.zero_grad(set_to_none=True)
     learner.skips.add(finite)

@@ -54,7 +54,7 @@ def open_report(
         default_group=loaded.path.stem,
         job_type="train",
         folder=folder.path,
-        run_config=_flat(config, derived) | {"environment": surroundings},
+        run_config={**config, "derived": derived, "environment": surroundings},
         secrets=secrets,
     )
     screen.say(f"W&B       {tracker.how_to_see}")
@@ -63,8 +63,3 @@ def open_report(
     python = executable.relative_to(Path.cwd()) if executable.is_relative_to(Path.cwd()) else "python"
     evaluate = f"next      {python} -m train.evaluate {shlex.quote(str(folder.path))}"
     return Reporter(plan, best, sinks, folder, screen, secrets, "" if "--smoke" in loaded.flags else evaluate)
-
-
-def _flat(config: Any, derived: Mapping[str, Any]) -> dict[str, Any]:
-    assert isinstance(config, dict)
-    return {str(key): value for key, value in config.items()} | {"derived": dict(derived)}
