@@ -9,6 +9,7 @@ from train.exact import NotExact, TaskError
 from train.guard import NotReduced, RanksDisagree
 from train.loop import fit
 from train.planning import PlanError
+from train.preparing import show_plan
 from train.ranks import launched_rank
 from train.report import (
     BAD_CONFIG,
@@ -21,7 +22,7 @@ from train.report import (
     exit_code,
     tell,
 )
-from train.run import build, show_plan
+from train.run import build
 from train.smoke import smoke
 from train.step import ComputeGradient, NonFiniteGradient
 

@@ -9,7 +9,7 @@ from train.schedule import Rate
 __all__ = ["PlanError", "plan_batch", "plan_rate"]
 
 
-def plan_batch(config: Config, loop: str, world_size: int, dataset_size: int) -> BatchPlan:
+def plan_batch(config: Config, loop: str, world_size: int, dataset_size: int | None) -> BatchPlan:
     """How each step is executed. Raises PlanError where that contradicts the config or the loop."""
     batch = config.batch
     plan = make_plan(
@@ -51,4 +51,9 @@ def _total_steps(config: Config, batch: BatchPlan) -> int:
     if duration.samples is not None:
         return batch.steps_for(duration.samples)
     assert duration.epochs is not None  # the config's checks ask for exactly one
+    if batch.samples_per_epoch is None:
+        raise PlanError(
+            f"duration.epochs={duration.epochs}, but nobody knows how long an epoch of a stream is. "
+            f"Type: duration.steps=1000 (or duration.samples={1000 * batch.effective})"
+        )
     return batch.steps_for(math.ceil(round(duration.epochs * batch.samples_per_epoch, 6)))

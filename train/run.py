@@ -1,33 +1,29 @@
 """build(config) -> Run: all that a loop needs. The one place where the rooms below are joined."""
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from train import names
-from train.batch import sample_ids
-from train.config import Config, Loaded, curve_hash, mathematics, recipe_hash, run_name, source_hash
-from train.data import Rows, Sets, Windows, open_sets
+from train.config import Config, Loaded
+from train.data import Sets, Windows
 from train.evaluation import Evaluation, floating_buffers
-from train.exact import Exactness, NotExact, TaskError, judge
+from train.exact import Exactness
 from train.guard import guarded
 from train.memory import PeakMemory
-from train.optimizer import scaled_numbers
 from train.phases import Phases
-from train.planning import plan_batch, plan_rate
+from train.preparing import facts, judge_first_samples, prepare
 from train.profiling import profiled
-from train.ranks import Ranks, asked_world_size
-from train.report import Best, Interval, Reporter, RunFolder, RunPlan, check_login, claim, open_report, redacted
+from train.ranks import Ranks
+from train.report import Best, Interval, Reporter, RunFolder, RunPlan, claim, open_report
 from train.saved import save_final
-from train.schedule import Scaled
-from train.setup import connect, device_facts, make_learner, make_task
+from train.setup import connect, make_learner
 from train.signals import Stop
 from train.step import ComputeGradient, Learner, NonFiniteGradient
-from train.tasks import Task, by_term
-from train.window import Window
+from train.tasks import by_term
+from train.window import Place, Window
 
 
 @dataclass(frozen=True)
@@ -108,25 +104,24 @@ def build(loaded: Loaded, loop: str) -> Run:
     stop = Stop()
     stop.listen()
     accelerator, ranks = connect(config)
-    best, task, sets, plan, numbers = ranks.together(lambda: _prepare(loaded, loop))
+    best, task, sets, plan, numbers = ranks.together(lambda: prepare(loaded, loop))
     _check_same_everywhere(plan, ranks)
     learner = make_learner(config, task, accelerator, numbers)
-    exactness = ranks.together(lambda: _judge(learner, sets.train, config))
+    exactness = ranks.together(lambda: judge_first_samples(learner, sets.train, config))
     folder = ranks.from_main(lambda: claim(config, plan))
     try:
         memory = PeakMemory(learner.device)
         phases = Phases(learner.optimizer, learner.parameters, memory.mark, lambda k: _row_due(config, plan, k))
         windows: Iterable[Window] = Windows(
-            rows=sets.train.cast(learner.dtype),
-            plan=plan.batch,
-            seed=config.seed,
+            parts=sets.train.cast(learner.dtype).parts(
+                plan.batch, config.seed, ranks.rank, Place(), config.data.overfit
+            ),
             ranks=ranks,
             terms=exactness.terms,
             loss_weight=lambda batch: by_term(task.loss_weight(batch)),
             stop_requested=stop.requested,
             pin_memory=learner.device.type == "cuda",
             last=plan.total_steps,
-            overfit=config.data.overfit,
         )
         windows = phases.windows(profiled(windows, config.profile.steps, folder.path / "profile", ranks.rank))
         evaluation = _evaluation(sets, learner, ranks, plan)
@@ -142,16 +137,6 @@ def build(loaded: Loaded, loop: str) -> Run:
     watched = evaluation and memory.around(evaluation, names.EVAL_PEAK)
     gauges = [lambda: ranks.largest(memory.take()), phases.take]
     return Run(config, plan, learner, windows, ranks, stop, report, folder, watched, gauges, watch)
-
-
-def _prepare(loaded: Loaded, loop: str) -> tuple[Best, Task, Sets, RunPlan, Scaled]:
-    """All that follows from config and data without a device."""
-    config = loaded.config
-    best = Best.of(config.evaluate.best)
-    check_login(config.wandb)
-    task = make_task(config)
-    sets = open_sets(config, task.columns)
-    return best, task, sets, *make_plan(loaded, loop, sets)
 
 
 def _check_same_everywhere(plan: RunPlan, ranks: Ranks) -> None:
@@ -175,58 +160,7 @@ def _report(
     if not ranks.is_main:
         return Reporter(plan, best, sinks=[])
     lines = exactness.lines(loaded.config.batch.exact)
-    return open_report(loaded, plan, best, folder, _facts(learner, exactness), lines)
-
-
-def show_plan(loaded: Loaded, loop: str) -> None:
-    """The plan on the screen, for the ranks that launch.sh or the launcher would start; touches no device."""
-    task = make_task(loaded.config)
-    print(*make_plan(loaded, loop, open_sets(loaded.config, task.columns))[0].lines(), sep="\n")
-
-
-def make_plan(loaded: Loaded, loop: str, sets: Sets) -> tuple[RunPlan, Scaled]:
-    """The plan for the ranks that were asked for, and the optimizer's numbers in it."""
-    config = loaded.config
-    batch = plan_batch(config, loop, asked_world_size(), len(sets.train))
-    numbers = scaled_numbers(config.optimizer, batch.effective)
-    identity = mathematics(config, batch.effective)
-    code = source_hash(config)
-    plan = RunPlan(
-        name=run_name(replace(loaded, overrides=redacted(loaded.overrides))),
-        loop=loop,
-        precision=config.precision,
-        batch=batch,
-        rate=plan_rate(config, batch, numbers.lr),
-        rate_arithmetic=numbers.arithmetic,
-        eval_samples={name: len(rows) for name, rows in sets.evaluation.items()},
-        identity=redacted(identity | {"code": code}),
-        curve_hash=curve_hash(identity, code),
-        recipe_hash=recipe_hash(identity, code),
-    )
-    return plan, numbers
-
-
-def _judge(learner: Learner, rows: Rows, config: Config) -> Exactness:
-    """Tried on the first samples of the first epoch, the same on every rank; few, since more prove no more."""
-    first = sample_ids(len(rows), config.seed, 0, 0, min(len(rows), 8))
-    exactness = judge(learner, rows.fetch(first), config.precision)
-    if exactness.mistakes and config.batch.exact != "ignore":
-        raise TaskError(f"{exactness.mistakes[0]}. (batch.exact=ignore trains all the same)")
-    if config.batch.exact == "required" and exactness.exact == "false":
-        reasons = "".join(f"\n  {reason}" for reason in exactness.reasons)
-        raise NotExact(f"batch.exact=required, but this run would not be exact:{reasons}\nType: batch.exact=warn")
-    return exactness
-
-
-def _facts(learner: Learner, exactness: Exactness) -> dict[str, Any]:
-    parameters = list(learner.module.parameters())
-    return {
-        "exact": exactness.exact,
-        "exact_reasons": "; ".join(exactness.reasons),
-        "parameters": sum(p.numel() for p in parameters),
-        "parameters_gib": sum(p.numel() * p.element_size() for p in parameters) / 2**30,
-        **device_facts(learner.device),
-    }
+    return open_report(loaded, plan, best, folder, facts(learner, exactness), lines)
 
 
 def _row_due(config: Config, plan: RunPlan, k: int) -> bool:

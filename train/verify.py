@@ -18,9 +18,9 @@ from accelerate.state import AcceleratorState
 from torch import Tensor
 
 from train.accumulate import compute_gradient
-from train.batch import BatchPlan, PlanError, make_plan, sample_ids
+from train.batch import BatchPlan, PlanError, make_plan
 from train.config import Config, ConfigError, load
-from train.data import DataError, Rows, Windows, open_sets
+from train.data import DataError, TrainingSet, Windows, open_sets
 from train.exact import TaskError, judge
 from train.optimizer import scaled_numbers
 from train.planning import plan_batch
@@ -29,7 +29,7 @@ from train.report import BAD_CONFIG, FAILED, FINISHED, exit_code, tell
 from train.setup import connect, make_learner, make_task
 from train.step import Learner, to_device
 from train.tasks import by_term
-from train.window import Batch
+from train.window import Batch, Place
 
 BOUNDS = {"fp64": 1e-12, "fp32": 2e-6, "bf16": 2e-2}
 """Largest relative error of a gradient that the precision itself explains; bf16: of autocast's activations."""
@@ -76,7 +76,7 @@ def verify(config: Config) -> tuple[list[Line], list[str]]:
     """A line for each precision and split, and what is at fault where one is not exact."""
     task = make_task(config)
     sets = open_sets(config, task.columns)
-    plan = plan_batch(config, "accumulate", asked_world_size(), len(sets.train))
+    plan = plan_batch(config, "accumulate", asked_world_size(), sets.train.size)
     lines: list[Line] = []
     remedies: list[str] = []
     for precision in dict.fromkeys(("fp64", config.precision)):
@@ -96,7 +96,7 @@ class Step:
     """The first step of the run, in one precision."""
 
     learner: Learner
-    rows: Rows
+    data: TrainingSet
     plan: BatchPlan
     seed: int
     ranks: Ranks
@@ -104,10 +104,10 @@ class Step:
 
     @property
     def size(self) -> int:
-        return min(self.plan.effective, len(self.rows))
+        return min(self.plan.effective, self.data.size or self.plan.effective)
 
     def samples(self, count: int) -> Batch:
-        return self.rows.fetch(sample_ids(len(self.rows), self.seed, 0, 0, count))
+        return self.data.first(self.seed, count)
 
     def lines(self, terms: Sequence[str]) -> Iterator[Line]:
         unsplit = self.unsplit(terms)
@@ -151,13 +151,11 @@ class Step:
             "all",
             accumulation_steps,
             world_size=self.plan.world_size,
-            dataset_size=len(self.rows),
+            dataset_size=self.data.size,
         )
         task = self.learner.task
         windows = Windows(
-            rows=self.rows,
-            plan=plan,
-            seed=self.seed,
+            parts=self.data.parts(plan, self.seed, self.ranks.rank, Place(), None),
             ranks=self.ranks,
             terms=terms,
             loss_weight=lambda batch: by_term(task.loss_weight(batch)),

@@ -10,6 +10,17 @@ Batch = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
+class Place:
+    """How far training has come in the order of the data. Counted in samples: it holds for any number of ranks."""
+
+    epoch: int = 0
+    samples: int = 0  # of this epoch, already trained
+
+    def after(self, window: "Window") -> "Place":
+        return Place(window.epoch + 1) if window.last_of_epoch else Place(window.epoch, self.samples + window.samples)
+
+
+@dataclass(frozen=True)
 class MicroBatch:
     """What one rank puts through the model at once."""
 

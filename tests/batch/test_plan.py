@@ -65,7 +65,7 @@ def test_every_step_is_the_effective_batch_in_even_micro_batches(
     except PlanError:
         assume(False)
 
-    full = [assign(plan, 0, 1, rank).sizes for rank in range(ranks)]
+    full = [assign(plan, 0, 0, 0, rank).sizes for rank in range(ranks)]
 
     assert sum(map(sum, full)) == plan.effective == effective
     assert {len(sizes) for sizes in full} == {plan.accumulation_steps}

@@ -17,6 +17,7 @@ FLOORS = [
     {"data", "memory", "models", "optimizer", "phases", "planning", "profiling", "report", "saved", "signals", "tasks"},
     {"step"},
     {"evaluation", "exact", "guard", "setup", "smoke"},
+    {"preparing"},
     {"run"},
     {"loop"},
     {"entry"},

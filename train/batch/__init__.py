@@ -1,6 +1,6 @@
 """The batch contract: what one optimizer step consists of, and who does which part of it. Pure: no torch."""
 
-from train.batch.assign import Assignment, assign
+from train.batch.assign import Assignment, assign, divide
 from train.batch.order import key_of, sample_ids
 from train.batch.plan import BatchPlan, PlanError, first_of, make_plan, ranks, share
 
@@ -9,6 +9,7 @@ __all__ = [
     "BatchPlan",
     "PlanError",
     "assign",
+    "divide",
     "first_of",
     "key_of",
     "make_plan",

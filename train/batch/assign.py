@@ -1,4 +1,4 @@
-"""Which sample goes to which rank and micro-step of step k. Pure: data size, seed and plan decide, nothing else."""
+"""Which sample goes to which rank and micro-step. Pure: data size, seed and plan decide, nothing else."""
 
 import math
 from dataclasses import dataclass
@@ -11,8 +11,6 @@ from train.batch.plan import BatchPlan, first_of, parts, share
 class Assignment:
     """One rank's part of an optimizer step."""
 
-    k: int  # the step, counted from 1
-    epoch: int  # counted from 0
     last_of_epoch: bool
     samples: int  # of the whole step, over all ranks
     ids: Ids  # this rank's samples, micro-batch after micro-batch
@@ -20,23 +18,29 @@ class Assignment:
     filler_ids: Ids  # one sample of the step, for the micro-batches that would be empty
 
 
-def assign(plan: BatchPlan, seed: int, k: int, rank: int) -> Assignment:
-    """This rank's samples of step k = 1, 2, ..., in as many micro-batches as every other rank has.
+def assign(plan: BatchPlan, seed: int, epoch: int, start: int, rank: int) -> Assignment:
+    """This rank's samples of the step that begins at sample `start` of the epoch's order.
 
-    The samples of a step depend on k, seed and the effective batch alone; ranks and micro-batches only divide them.
+    The samples of a step depend on place, seed and effective batch alone; ranks and micro-batches only divide them.
     """
-    epoch, index = divmod(k - 1, plan.steps_per_epoch)
-    start = index * plan.effective
+    assert plan.dataset_size is not None
+    assert plan.samples_per_epoch is not None
     samples = min(plan.effective, plan.dataset_size - start)
-    shares = [share(samples, r, plan.world_size) for r in (0, rank)]
-    offset = start + first_of(samples, rank, plan.world_size)
-    micro_steps = plan.accumulation_steps if samples == plan.effective else math.ceil(shares[0] / plan.micro)
+    first, sizes = divide(plan, samples, rank)
     return Assignment(
-        k=k,
-        epoch=epoch,
-        last_of_epoch=index == plan.steps_per_epoch - 1,
+        last_of_epoch=start + samples >= plan.samples_per_epoch,
         samples=samples,
-        ids=sample_ids(plan.dataset_size, seed, epoch, offset, offset + shares[1]),
-        sizes=tuple(parts(shares[1], micro_steps)),
+        ids=sample_ids(plan.dataset_size, seed, epoch, start + first, start + first + sum(sizes)),
+        sizes=sizes,
         filler_ids=sample_ids(plan.dataset_size, seed, epoch, start, start + 1),
     )
+
+
+def divide(plan: BatchPlan, samples: int, rank: int) -> tuple[int, tuple[int, ...]]:
+    """Where a rank's share of a step of `samples` begins, and the sizes of its micro-batches.
+
+    Every rank has equally many of them: where its samples are too few, some are of size 0.
+    """
+    longest = share(samples, 0, plan.world_size)
+    micro_steps = plan.accumulation_steps if samples == plan.effective else math.ceil(longest / plan.micro)
+    return first_of(samples, rank, plan.world_size), tuple(parts(share(samples, rank, plan.world_size), micro_steps))

@@ -16,30 +16,38 @@ class BatchPlan:
     micro: int  # the most samples that one rank puts through the model at once
     accumulation_steps: int  # micro-batches of one rank per full step
     world_size: int
-    dataset_size: int
+    dataset_size: int | None  # None, as are the numbers of an epoch: a stream, whose length nobody knows
     drop_tail: bool
 
     @property
-    def steps_per_epoch(self) -> int:
+    def steps_per_epoch(self) -> int | None:
+        if self.dataset_size is None:
+            return None
         full, tail = divmod(self.dataset_size, self.effective)
         return full + (tail > 0 and not self.drop_tail)
 
     @property
-    def tail_samples(self) -> int:
+    def tail_samples(self) -> int | None:
         """Samples in the last step of an epoch where they are fewer than the effective batch; else 0."""
-        return self.dataset_size % self.effective
+        return None if self.dataset_size is None else self.dataset_size % self.effective
 
     @property
-    def samples_per_epoch(self) -> int:
-        return self.dataset_size - (self.tail_samples if self.drop_tail else 0)
+    def samples_per_epoch(self) -> int | None:
+        if self.dataset_size is None or not self.drop_tail:
+            return self.dataset_size
+        return self.dataset_size - self.dataset_size % self.effective
 
     def samples_after(self, steps: int) -> int:
-        """Samples seen, over all ranks, once `steps` optimizer steps have been taken."""
+        """Samples seen, over all ranks, once `steps` optimizer steps have been taken; of a stream: at most."""
+        if self.steps_per_epoch is None or self.samples_per_epoch is None:
+            return steps * self.effective
         epochs, rest = divmod(steps, self.steps_per_epoch)
         return epochs * self.samples_per_epoch + min(rest * self.effective, self.samples_per_epoch)
 
     def steps_for(self, samples: float) -> int:
         """The step that reaches `samples`: the smallest k with samples_after(k) >= samples."""
+        if self.steps_per_epoch is None or self.samples_per_epoch is None:
+            return math.ceil(samples / self.effective)
         epochs, rest = divmod(samples, self.samples_per_epoch)
         return int(epochs) * self.steps_per_epoch + math.ceil(rest / self.effective)
 
@@ -73,7 +81,7 @@ def make_plan(
     accumulation_steps: int | None,
     *,
     world_size: int,
-    dataset_size: int,
+    dataset_size: int | None,
     drop_tail: bool = False,
 ) -> BatchPlan:
     """Work out the third number from the two that are stated; `micro` is a number or "all" (not stated).
@@ -95,7 +103,7 @@ def make_plan(
     if plan.steps_per_epoch == 0:
         raise PlanError(
             f"the data has {dataset_size} samples, fewer than batch.effective={effective}, and data.drop_tail leaves "
-            f"them out: no step to train. Type: data.drop_tail=false (or batch.effective={max(1, dataset_size)})"
+            f"them out: no step to train. Type: data.drop_tail=false (or batch.effective={max(1, dataset_size or 1)})"
         )
     return plan
 

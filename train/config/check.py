@@ -35,6 +35,7 @@ RANGES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "max_nonfinite_steps": _AT_LEAST_1,
     "batch.effective": _AT_LEAST_1,
     "batch.accumulation_steps": _AT_LEAST_1,
+    "data.shuffle_buffer": _AT_LEAST_0,
     "data.overfit": _AT_LEAST_1,
     "data.eval_fraction": ("from 0 to below 1", lambda value: 0 <= value < 1),
     "optimizer.lr": _POSITIVE,

@@ -34,6 +34,14 @@ class Data:
     """Share of the samples held out for evaluation, in [0, 1). The same samples for every seed."""
     columns: dict[str, str] = field(default_factory=dict)
     """Which column is what: {name that the task asks for: name in the data}. Same names need no entry."""
+    streaming: bool = False
+    """Read the samples as they come instead of loading them first, for data that does not fit. Every rank reads all of
+    them and keeps its own."""
+    shuffle_buffer: int = 1000
+    """With streaming: samples among which the next one is drawn; 0 keeps the order of the source."""
+    split_by_node: bool = False
+    """With streaming: each rank reads its own shards only. Faster, but the samples of a step then depend on the number
+    of ranks, and a rank whose shards are small begins them again before the others."""
     overfit: int | None = None
     """Repeat the first so many effective batches for ever: a model that cannot learn them by heart has a bug."""
     drop_tail: bool = False

@@ -1,6 +1,6 @@
 """Samples that can be fetched by their place."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,12 +8,10 @@ import torch
 from datasets import Dataset
 from pyarrow.types import is_floating, is_integer
 
+from train.batch import BatchPlan, assign, sample_ids
 from train.batch.order import Ids
-from train.window import Batch
-
-
-class DataError(ValueError):
-    """The data is not what the config says; the message says what to type."""
+from train.data.parts import DataError, Part
+from train.window import Batch, Place
 
 
 @dataclass(frozen=True)
@@ -25,6 +23,10 @@ class Rows:
     def __len__(self) -> int:
         return len(next(iter(self.columns.values())))
 
+    @property
+    def size(self) -> int:
+        return len(self)
+
     def cast(self, dtype: torch.dtype) -> "Rows":
         """Floating-point columns in `dtype`, so that a step need not convert what it copies to a GPU."""
         return Rows({n: c.to(dtype) if c.is_floating_point() else c for n, c in self.columns.items()})
@@ -33,6 +35,23 @@ class Rows:
         """The samples `ids`, in that order, with their `sample_id`."""
         index = torch.from_numpy(ids.copy())
         return {name: column.index_select(0, index) for name, column in self.columns.items()} | {"sample_id": index}
+
+    def first(self, seed: int, count: int) -> Batch:
+        return self.fetch(sample_ids(len(self), seed, 0, 0, min(count, len(self))))
+
+    def parts(self, plan: BatchPlan, seed: int, rank: int, place: Place, overfit: int | None) -> Iterator[Part]:
+        """As data.parts has it. Any part can be read without those before it."""
+        if overfit:
+            place = Place(0, place.samples % (overfit * plan.effective))
+        while True:
+            found = assign(plan, seed, place.epoch, place.samples, rank)
+            filler = self.fetch(found.filler_ids) if 0 in found.sizes else {}
+            yield Part(place.epoch, found.last_of_epoch, self.fetch(found.ids), found.sizes, filler)
+            taken = place.samples + found.samples
+            if found.last_of_epoch or taken == (overfit and overfit * plan.effective):
+                place = Place(0 if overfit else place.epoch + 1)
+            else:
+                place = Place(place.epoch, taken)
 
 
 def preload(dataset: Dataset, names: Sequence[str]) -> Rows:

@@ -4,42 +4,58 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from datasets import Dataset, load_dataset
+from datasets import Dataset, IterableDataset, load_dataset
 
 from train.batch import sample_ids
 from train.config import Config, resolve_source
 from train.config.schema import Data
-from train.data.rows import DataError, Rows, preload
+from train.data.parts import DataError, TrainingSet
+from train.data.rows import Rows, preload
+from train.data.stream import Stream
 
 HOLDOUT_SEED = 0  # not the run's: runs with different seeds are compared on the same held-out samples
 
 
 @dataclass(frozen=True)
 class Sets:
-    train: Rows
+    train: TrainingSet
     evaluation: dict[str, Rows]  # the main set has the name ""
 
 
 def open_sets(config: Config, needed: Sequence[str]) -> Sets:
     """Load the training and evaluation samples, with the columns that the task needs under the task's own names."""
     data = config.data
-    dataset = _load(data, data.split)
+    dataset = _load(data, data.split, data.streaming)
     held_out: dict[str, Dataset] = {}
     if data.eval_split is not None:
         held_out[""] = _load(data, data.eval_split)
+    elif data.eval_fraction and isinstance(dataset, IterableDataset):
+        raise DataError(
+            f"data.eval_fraction={data.eval_fraction} of a stream of unknown length. Type: data.eval_split=test"
+        )
     elif data.eval_fraction:
         dataset, held_out[""] = _hold_out(dataset, data.eval_fraction)
     for name, split in config.evaluate.sets.items():
         held_out[name] = _load(data, split)
     rows = {name: _select(held, data.columns, needed) for name, held in held_out.items()}
-    return Sets(_select(dataset, data.columns, needed), rows)
+    return Sets(_training_set(dataset, data, needed), rows)
 
 
-def _load(data: Data, split: str) -> Dataset:
+def _training_set(dataset: Dataset | IterableDataset, data: Data, needed: Sequence[str]) -> TrainingSet:
+    if isinstance(dataset, Dataset):
+        if not data.streaming:
+            return _select(dataset, data.columns, needed)
+        dataset = dataset.to_iterable_dataset()
+    # Streams that name no columns are asked for those of their first sample.
+    known = dataset.column_names or list(next(iter(dataset), {}))
+    return Stream(dataset, _columns(known, data.columns, needed), data.shuffle_buffer, data.split_by_node)
+
+
+def _load(data: Data, split: str, streaming: bool = False) -> Dataset | IterableDataset:
     """One split of the source. A function gives one data set, its split `train`, or several by name."""
     function = resolve_source(data.source)
     if function is None:
-        return load_dataset(data.source, split=split, **data.args)
+        return load_dataset(data.source, split=split, streaming=streaming, **data.args)
     found = function(**data.args)
     splits = found if isinstance(found, Mapping) else {"train": found}
     if split not in splits:
@@ -59,18 +75,25 @@ def _hold_out(dataset: Dataset, fraction: float) -> tuple[Dataset, Dataset]:
     return dataset.select(np.sort(order[count:])), dataset.select(np.sort(order[:count]))
 
 
-def _select(dataset: Dataset, given: Mapping[str, str], needed: Sequence[str]) -> Rows:
+def _columns(known: Sequence[str], given: Mapping[str, str], needed: Sequence[str]) -> dict[str, str]:
+    """{name that the task asks for: name in the data}."""
     names = {name: given.get(name, name) for name in needed}
-    missing = {name: column for name, column in names.items() if column not in dataset.column_names}
+    missing = {name: column for name, column in names.items() if column not in known}
     if missing:
         wanted = ", ".join(f"{name} (as column {column!r})" for name, column in missing.items())
-        example = ", ".join(f"{name}: {dataset.column_names[0]}" for name in missing)
+        example = ", ".join(f"{name}: {known[0] if known else 'NAME'}" for name in missing)
         raise DataError(
-            f"the task needs {wanted}; the data has the columns {', '.join(dataset.column_names)}. "
+            f"the task needs {wanted}; the data has the columns {', '.join(known)}. "
             f"Say which column is what: 'data.columns={{{example}}}'"
         )
+    return names
+
+
+def _select(dataset: Dataset | IterableDataset, given: Mapping[str, str], needed: Sequence[str]) -> Rows:
+    if isinstance(dataset, IterableDataset):  # held out: it is evaluated again and again
+        dataset = Dataset.from_list(list(dataset))
+    names = _columns(dataset.column_names, given, needed)
     if len(dataset) == 0:
         raise DataError("a set of the data is empty. Look at data.split, data.eval_split and evaluate.sets")
-
     rows = preload(dataset, list(dict.fromkeys(names.values())))
     return Rows({name: rows.columns[column] for name, column in names.items()})

@@ -5,8 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
-from train.batch import Assignment, BatchPlan, assign
-from train.data.rows import Rows
+from train.data.parts import Part
 from train.ranks import Ranks, Sum
 from train.window import Batch, MicroBatch, Window
 
@@ -16,7 +15,7 @@ class _Ahead:
     """A window whose sums over the ranks are still under way."""
 
     k: int
-    assignment: Assignment
+    part: Part | None  # None: it could not be read
     micro_batches: tuple[MicroBatch, ...]
     failure: Exception | None
     message: Sum  # [ranks that failed, ranks that were asked to stop, samples, weight of each term]
@@ -24,15 +23,13 @@ class _Ahead:
 
 @dataclass(frozen=True)
 class Windows:
-    """Iterates over the windows of steps first .. last.
+    """Iterates over the windows of steps first .. last, one for each of `parts`.
 
     It ends earlier, on every rank before the same step, once `stop_requested()` was true on any of them. A failure to
     read is raised on every rank before the step it belongs to.
     """
 
-    rows: Rows
-    plan: BatchPlan
-    seed: int
+    parts: Iterator[Part]
     ranks: Ranks
     terms: Sequence[str]  # of the loss, in an order that all ranks share
     loss_weight: Callable[[Batch], Mapping[str, float]]  # by term
@@ -40,7 +37,6 @@ class Windows:
     pin_memory: bool
     last: int
     first: int = 1
-    overfit: int | None = None  # repeat the windows 1 .. overfit for ever
 
     def __iter__(self) -> Iterator[Window]:
         ahead = self._start(self.first) if self.first <= self.last else None
@@ -53,33 +49,31 @@ class Windows:
             ahead = following
 
     def _start(self, k: int) -> _Ahead:
-        source = (k - 1) % self.overfit + 1 if self.overfit else k
-        assignment = assign(self.plan, self.seed, source, self.ranks.rank)
+        part = failure = None
         micro_batches: tuple[MicroBatch, ...] = ()
         weights: Mapping[str, float] = dict.fromkeys(self.terms, 0.0)
-        failure = None
         try:
-            share = self.rows.fetch(assignment.ids)
-            if len(assignment.ids):  # what adds up over micro-batches may as well be counted at once
-                weights = self.loss_weight(share)
-            micro_batches = self._cut(share, assignment)
+            part = next(self.parts)
+            if any(part.sizes):  # what adds up over micro-batches may as well be counted at once
+                weights = self.loss_weight(part.share)
+            micro_batches = self._cut(part)
         except Exception as error:  # told to the other ranks first: they would wait for this one in the next reduction
             failure = error
         samples = sum(micro_batch.samples for micro_batch in micro_batches)
         numbers = [weights[term] for term in self.terms]
         message = self.ranks.start_sum([failure is not None, self.stop_requested(), samples, *numbers])
-        return _Ahead(k, assignment, micro_batches, failure, message)
+        return _Ahead(k, part, micro_batches, failure, message)
 
-    def _cut(self, share: Batch, assignment: Assignment) -> tuple[MicroBatch, ...]:
-        filler = self.rows.fetch(assignment.filler_ids) if 0 in assignment.sizes else {}
+    def _cut(self, part: Part) -> tuple[MicroBatch, ...]:
+        share, filler, sizes = part.share, part.filler, part.sizes
         if self.pin_memory:
             share, filler = ({name: t.pin_memory() for name, t in b.items()} for b in (share, filler))
-        if len(assignment.sizes) == 1 and assignment.sizes[0]:
-            return (MicroBatch(share, assignment.sizes[0]),)
-        pieces = {name: torch.split(column, list(assignment.sizes)) for name, column in share.items()}
+        if len(sizes) == 1 and sizes[0]:
+            return (MicroBatch(share, sizes[0]),)
+        pieces = {name: torch.split(column, list(sizes)) for name, column in share.items()}
         return tuple(
             MicroBatch({name: piece[i] for name, piece in pieces.items()} if size else filler, size)
-            for i, size in enumerate(assignment.sizes)
+            for i, size in enumerate(sizes)
         )
 
     def _finish(self, ahead: _Ahead) -> Window | None:
@@ -92,11 +86,12 @@ class Windows:
             )
         if stop:
             return None
+        assert ahead.part is not None  # else there was a failure
         return Window(
             k=ahead.k,
-            epoch=ahead.assignment.epoch,
+            epoch=ahead.part.epoch,
             micro_batches=ahead.micro_batches,
             samples=int(samples),
             weights=dict(zip(self.terms, weights, strict=True)),
-            last_of_epoch=ahead.assignment.last_of_epoch,
+            last_of_epoch=ahead.part.last_of_epoch,
         )

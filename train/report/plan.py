@@ -49,23 +49,30 @@ class RunPlan:
 
     def lines(self) -> list[str]:
         batch, rate = self.batch, self.rate
-        seen = batch.samples_after(self.total_steps)
         fall = "constant" if rate.name == "constant" else f"{rate.name} to {rate.final_fraction * rate.peak:.4g}"
         warm = f" after {rate.warmup_steps} steps of warm-up" if rate.warmup_steps else ""
         sets = [f"{size:,} in {name}" if name else f"{size:,} held out" for name, size in self.eval_samples.items()]
         return [
             f"run       {self.name}: {self.loop} loop, {self.precision}",
             f"batch     {batch.arithmetic()}",
-            f"data      {batch.dataset_size:,} samples = {self._epoch()}{''.join('; ' + text for text in sets)}",
-            f"duration  {self.total_steps:,} steps = {seen:,} samples = {seen / batch.samples_per_epoch:.4g} epochs",
+            f"data      {'; '.join([self._epoch(), *sets])}",
+            f"duration  {self.total_steps:,} steps = {self._samples()}",
             *(f"scaling   {line}" for line in self.rate_arithmetic),
             f"rate      peak {rate.peak:.4g}, {fall}{warm}",
         ]
 
     def _epoch(self) -> str:
         batch = self.batch
+        if batch.dataset_size is None:
+            return "a stream of unknown length"
         full, tail = divmod(batch.dataset_size, batch.effective)
-        text = f"{full:,} x {batch.effective}"
+        text = f"{batch.dataset_size:,} samples = {full:,} x {batch.effective}"
         if not tail:
             return text
         return text + (f" ({tail} left out: data.drop_tail)" if batch.drop_tail else f" + {tail}")
+
+    def _samples(self) -> str:
+        samples, epoch = self.batch.samples_after(self.total_steps), self.batch.samples_per_epoch
+        if epoch is None:
+            return f"at most {samples:,} samples (the last step of an epoch may be smaller)"
+        return f"{samples:,} samples = {samples / epoch:.4g} epochs"

@@ -3,9 +3,9 @@
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from train.window import Window
+from train.window import Place, Window
 
 
 @dataclass
@@ -13,14 +13,16 @@ class Progress:
     """Counted, not planned: what has really been trained, over all ranks."""
 
     step: int = 0
-    epoch: float = 0.0
+    place: Place = field(default_factory=Place)
+    epoch: float = 0.0  # passes over the data; of a stream: those that are complete
     samples_seen: int = 0
     empty_steps: int = 0  # steps in which no label counted: nothing to train on
 
-    def advance(self, window: Window, samples_per_epoch: int) -> None:
+    def advance(self, window: Window, samples_per_epoch: int | None) -> None:
         self.step = window.k
         self.samples_seen += window.samples
-        self.epoch = self.samples_seen / samples_per_epoch
+        self.place = self.place.after(window)
+        self.epoch = self.samples_seen / samples_per_epoch if samples_per_epoch else self.place.epoch
         self.empty_steps += window.is_empty
 
 

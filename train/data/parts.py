@@ -1,0 +1,47 @@
+"""One rank's part of a step, as it was read: the ranks have not compared notes on it yet."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+from train.batch import BatchPlan
+from train.window import Batch, Place
+
+
+class DataError(ValueError):
+    """The data is not what the config says; the message says what to type."""
+
+
+@dataclass(frozen=True)
+class Part:
+    epoch: int
+    last_of_epoch: bool
+    share: Batch  # this rank's samples, micro-batch after micro-batch
+    sizes: tuple[int, ...]  # of its micro-batches; 0: nothing left, take the filler
+    filler: Batch  # one sample of the step; {} where no micro-batch is empty
+
+
+class TrainingSet(Protocol):
+    """Samples to train on, in one global order that seed and epoch decide."""
+
+    @property
+    def size(self) -> int | None:
+        """Samples of an epoch; None where nobody knows before it has ended."""
+        ...
+
+    def cast(self, dtype: torch.dtype) -> "TrainingSet":
+        """The same samples, floating-point columns in `dtype` where that can be had once for all."""
+        ...
+
+    def first(self, seed: int, count: int) -> Batch:
+        """The first `count` samples of the first epoch, or all where there are fewer; the same on every rank."""
+        ...
+
+    def parts(self, plan: BatchPlan, seed: int, rank: int, place: Place, overfit: int | None) -> Iterator[Part]:
+        """This rank's parts of one step after the other, for ever, from `place` on.
+
+        `overfit`: the steps 1 .. overfit again and again.
+        """
+        ...

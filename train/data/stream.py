@@ -1,0 +1,100 @@
+"""Samples that come one after the other, as many as there are: read by every rank in one global order."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import pyarrow as pa
+import torch
+from datasets import Dataset, DatasetInfo, IterableDataset
+from datasets.distributed import split_dataset_by_node
+
+from train.batch import BatchPlan, divide, key_of
+from train.data.parts import DataError, Part
+from train.data.rows import preload
+from train.window import Batch, Place
+
+Blocks = Iterator[tuple[int, pa.Table, bool]]
+"""(place of its first sample in the epoch, samples, whether it is the last block of the epoch)"""
+
+
+@dataclass(frozen=True)
+class Stream:
+    """Every rank reads all samples and keeps its own: no rank can run dry before the others, whatever the shards.
+
+    With `by_rank` a rank reads its own shards only, and begins them again when they end:
+    which samples make up a step then depends on the number of ranks, and small shards are seen more often. (Where the
+    shards cannot be dealt evenly, datasets deals single samples instead.)
+    """
+
+    dataset: IterableDataset
+    columns: Mapping[str, str]  # {name that the task asks for: name in the data}
+    shuffle_buffer: int  # samples; 0: the order of the source
+    by_rank: bool
+
+    @property
+    def size(self) -> None:
+        return None
+
+    def cast(self, dtype: torch.dtype) -> "Stream":
+        return self  # each sample is read once: the step converts it
+
+    def first(self, seed: int, count: int) -> Batch:
+        _, table, _ = next(_blocks(self._order(self.dataset, seed, 0), count, 0))
+        return self._batch(table, 0, table.num_rows, range(table.num_rows))
+
+    def parts(self, plan: BatchPlan, seed: int, rank: int, place: Place, overfit: int | None) -> Iterator[Part]:
+        """As data.parts has it; to begin at a place, what comes before it is read and left out."""
+        if self.by_rank:
+            yield from self._own_parts(plan, seed, rank, place)
+        if overfit:
+            place = Place(0, place.samples % (overfit * plan.effective))
+        while True:
+            ordered = self._order(self.dataset, seed, place.epoch)
+            if overfit:
+                ordered = ordered.take(overfit * plan.effective)
+            for start, table, last in _blocks(ordered, plan.effective, place.samples, plan.drop_tail):
+                first, sizes = divide(plan, table.num_rows, rank)
+                filler = self._batch(table, 0, 1, range(start, start + 1)) if 0 in sizes else {}
+                ids = range(start + first, start + first + sum(sizes))
+                yield Part(place.epoch, last, self._batch(table, first, sum(sizes), ids), sizes, filler)
+            place = Place(0 if overfit else place.epoch + 1)
+
+    def _own_parts(self, plan: BatchPlan, seed: int, rank: int, place: Place) -> Iterator[Part]:
+        """In each step as many samples as this rank's share of a full one, over the ends of its own shards."""
+        own = self._order(split_dataset_by_node(self.dataset, rank, plan.world_size), seed, 0)
+        if next(iter(own), None) is None:
+            raise DataError(f"rank {rank} has no samples of its own. Type: data.split_by_node=false")
+        _, sizes = divide(plan, plan.effective, rank)
+        wanted = max(1, sum(sizes))  # one with no share needs a filler
+        for start, table, _ in _blocks(own.repeat(None), wanted, place.samples // plan.effective * wanted):
+            ids = range(rank + start * plan.world_size, rank + (start + wanted) * plan.world_size, plan.world_size)
+            filler = self._batch(table, 0, 1, ids) if 0 in sizes else {}
+            yield Part(0, False, self._batch(table, 0, sum(sizes), ids), sizes, filler)
+
+    def _order(self, dataset: IterableDataset, seed: int, epoch: int) -> IterableDataset:
+        dataset = dataset.select_columns(list(dict.fromkeys(self.columns.values())))
+        if not self.shuffle_buffer:
+            return dataset
+        # Seeded anew for each epoch: what set_epoch says is lost by the next method that is called (datasets 5.2).
+        return dataset.shuffle(seed=key_of(seed, epoch) >> 1, buffer_size=self.shuffle_buffer)
+
+    def _batch(self, table: pa.Table, first: int, count: int, ids: range) -> Batch:
+        """Some rows of a table, under the names of the task, with these `sample_id`s (as many as there are rows)."""
+        info = DatasetInfo(features=self.dataset.features) if self.dataset.features else None
+        rows = preload(Dataset(table.slice(first, count), info=info), list(dict.fromkeys(self.columns.values())))
+        named = {name: rows.columns[column] for name, column in self.columns.items()}
+        return named | {"sample_id": torch.tensor(ids[:count], dtype=torch.int64)}
+
+
+def _blocks(dataset: IterableDataset, size: int, skip: int, drop_tail: bool = False) -> Blocks:
+    """The samples from place `skip` on, `size` at a time. One block is read ahead, to know which is the last."""
+    rest = dataset.skip(skip) if skip else dataset
+    ahead = None
+    for table in rest.with_format("arrow").iter(batch_size=size, drop_last_batch=drop_tail):
+        if ahead is not None:
+            yield skip, ahead, False
+            skip += ahead.num_rows
+        ahead = table
+    if ahead is None:
+        raise DataError("the stream has no samples, or fewer than data.drop_tail needs for one step")
+    yield skip, ahead, True

@@ -1,0 +1,80 @@
+"""All of a run that follows from config and data before the first step: its plan, its trial, its facts."""
+
+from dataclasses import replace
+from typing import Any
+
+from train.config import Config, Loaded, curve_hash, mathematics, recipe_hash, run_name, source_hash
+from train.data import Sets, TrainingSet, open_sets
+from train.exact import Exactness, NotExact, TaskError, judge
+from train.optimizer import scaled_numbers
+from train.planning import plan_batch, plan_rate
+from train.ranks import asked_world_size
+from train.report import Best, RunPlan, check_login, redacted
+from train.schedule import Scaled
+from train.setup import device_facts, make_task
+from train.step import Learner
+from train.tasks import Task
+
+
+def prepare(loaded: Loaded, loop: str) -> tuple[Best, Task, Sets, RunPlan, Scaled]:
+    """All that follows from config and data without a device."""
+    config = loaded.config
+    best = Best.of(config.evaluate.best)
+    check_login(config.wandb)
+    task = make_task(config)
+    sets = open_sets(config, task.columns)
+    return best, task, sets, *make_plan(loaded, loop, sets)
+
+
+def show_plan(loaded: Loaded, loop: str) -> None:
+    """The plan on the screen, for the ranks that launch.sh or the launcher would start; touches no device."""
+    task = make_task(loaded.config)
+    print(*make_plan(loaded, loop, open_sets(loaded.config, task.columns))[0].lines(), sep="\n")
+
+
+def make_plan(loaded: Loaded, loop: str, sets: Sets) -> tuple[RunPlan, Scaled]:
+    """The plan for the ranks that were asked for, and the optimizer's numbers in it."""
+    config = loaded.config
+    batch = plan_batch(config, loop, asked_world_size(), sets.train.size)
+    numbers = scaled_numbers(config.optimizer, batch.effective)
+    identity = mathematics(config, batch.effective)
+    code = source_hash(config)
+    plan = RunPlan(
+        name=run_name(replace(loaded, overrides=redacted(loaded.overrides))),
+        loop=loop,
+        precision=config.precision,
+        batch=batch,
+        rate=plan_rate(config, batch, numbers.lr),
+        rate_arithmetic=numbers.arithmetic,
+        eval_samples={name: len(rows) for name, rows in sets.evaluation.items()},
+        identity=redacted(identity | {"code": code}),
+        curve_hash=curve_hash(identity, code),
+        recipe_hash=recipe_hash(identity, code),
+    )
+    return plan, numbers
+
+
+def judge_first_samples(learner: Learner, samples: TrainingSet, config: Config) -> Exactness:
+    """Tried on the first samples of the first epoch, the same on every rank; few, since more prove no more.
+
+    Raises TaskError for a loss that is no sum, NotExact where batch.exact=required cannot be kept.
+    """
+    exactness = judge(learner, samples.first(config.seed, 8), config.precision)
+    if exactness.mistakes and config.batch.exact != "ignore":
+        raise TaskError(f"{exactness.mistakes[0]}. (batch.exact=ignore trains all the same)")
+    if config.batch.exact == "required" and exactness.exact == "false":
+        reasons = "".join(f"\n  {reason}" for reason in exactness.reasons)
+        raise NotExact(f"batch.exact=required, but this run would not be exact:{reasons}\nType: batch.exact=warn")
+    return exactness
+
+
+def facts(learner: Learner, exactness: Exactness) -> dict[str, Any]:
+    """What plan.json and the screen tell of the learner."""
+    parameters = list(learner.module.parameters())
+    return {
+        "exact": exactness.exact,
+        "exact_reasons": "; ".join(exactness.reasons),
+        "parameters": sum(p.numel() for p in parameters),
+        "parameters_gib": sum(p.numel() * p.element_size() for p in parameters) / 2**30,
+        **device_facts(learner.device),
+    }
