@@ -25,7 +25,8 @@ usage: ./launch.sh [standard|accumulate] [CONFIG] [key=value ...] [OPTIONS] [-- 
   EXTRAS=hf,plots  what .venv should hold besides     (default: nothing)
   OMP_NUM_THREADS  threads of each rank on the CPU    (default: 1)
 
-  exit code: 0 finished, 2 bad config or data, 128 + n stopped by signal n, else a failure
+  exit code: 0 finished, 2 bad config or data, 75 stopped on request and saved (the same command goes on), else a
+  failure. Under SLURM, a job that SIGUSR1 stopped so is put back into the queue.
 TEXT
 }
 
@@ -246,6 +247,13 @@ final_code() {
     echo "$number"
 }
 
+# SLURM announces the end of a job's time by SIGUSR1 (--signal=B:USR1@120); SIGTERM is scancel, which means it.
+requeue() { # CODE
+    if [[ $1 != 75 || -z ${SLURM_JOB_ID:-} || " $forwarded " != *" USR1 "* ]]; then return; fi
+    say "launch: saved; job $SLURM_JOB_ID goes back into the queue"
+    scontrol requeue "$SLURM_JOB_ID" || say "launch: scontrol requeue failed; type: sbatch again, it goes on from there"
+}
+
 run() {
     folder=$(mktemp -d "${TMPDIR:-/tmp}/isobatch.XXXXXX")
     trap 'rm -rf -- "$folder"' EXIT
@@ -262,7 +270,9 @@ run() {
     trap 'forward TERM' TERM HUP QUIT
     wait_for_launcher
     wait_for_ranks
-    exit "$(final_code)"
+    code=$(final_code)
+    requeue "$code"
+    exit "$code"
 }
 
 read_arguments "$@"

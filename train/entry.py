@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from train.checkpoint import NoCheckpoint, SaveFailed
 from train.config import ConfigError, Loaded, load
 from train.data import DataError
 from train.exact import NotExact, TaskError
@@ -15,6 +16,7 @@ from train.report import (
     BAD_CONFIG,
     FAILED,
     FINISHED,
+    STOPPED,
     AlreadyFinished,
     FolderRefused,
     TrackerError,
@@ -49,7 +51,7 @@ class Ending:
 def main(argv: Sequence[str], loop: str, compute_gradient: ComputeGradient) -> int:
     """Train as the command line says.
 
-    Returns the exit code: 0 finished, 2 bad config or data, 128 + n stopped by signal n, 1 anything else.
+    Returns the exit code: 0 finished, 2 bad config or data, 75 stopped on request and saved, 1 anything else.
     """
     is_main = launched_rank() == 0
     try:
@@ -67,6 +69,8 @@ def main(argv: Sequence[str], loop: str, compute_gradient: ComputeGradient) -> i
             ended = train(loaded, loop, compute_gradient)
     except REFUSALS as error:
         ended = Ending(str(error), BAD_CONFIG)
+    except NoCheckpoint as error:
+        ended = Ending(str(error), FAILED)
     except AlreadyFinished as error:
         ended = Ending(str(error), FINISHED)
     if ended.reason != "finished":
@@ -81,11 +85,12 @@ def train(loaded: Loaded, loop: str, compute_gradient: ComputeGradient) -> Endin
         fit(run, run.watch(compute_gradient))
         reason, code = "finished", FINISHED
         if run.report.progress.step < run.plan.total_steps:
-            stopped_by = next(filter(None, run.ranks.gather(run.stop.signal)))  # it may have reached another rank only
-            reason, code = f"stopped by {stopped_by.name}", 128 + stopped_by
-        else:
             run.save()
-    except (NonFiniteGradient, NotReduced, RanksDisagree) as error:
+            cause = next(filter(None, run.ranks.gather(run.stop.cause)))  # it may have reached another rank only
+            reason, code = f"stopped by {cause}", STOPPED
+        else:
+            run.finish()
+    except (NonFiniteGradient, NotReduced, RanksDisagree, SaveFailed) as error:
         reason, code = str(error), FAILED
     except BaseException as error:
         run.report.close(f"{type(error).__name__}: {error}", FAILED)

@@ -29,6 +29,7 @@ DATA_SECONDS = "time/data_seconds"
 FORWARD_BACKWARD_SECONDS = "time/forward_backward_seconds"
 SYNC_SECONDS = "time/sync_seconds"
 OPTIMIZER_SECONDS = "time/optimizer_seconds"
+SAVE_SECONDS = "time/save_seconds"
 
 EVAL = "eval/"
 EVAL_LOSS = "eval/loss"

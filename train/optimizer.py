@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -44,3 +45,17 @@ def can_skip_on_device(optimizer: torch.optim.Optimizer) -> bool:
     """
     fused = getattr(optimizer, "_step_supports_amp_scaling", False)
     return bool(fused) and not isinstance(optimizer, torch.optim.SGD)
+
+
+@dataclass(frozen=True)
+class OptimizerState:
+    """What an optimizer remembers, for a checkpoint; rates and other numbers of its groups come from the config."""
+
+    optimizer: torch.optim.Optimizer
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"state": self.optimizer.state_dict()["state"]}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        groups = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict({"state": state["state"], "param_groups": groups})

@@ -121,12 +121,12 @@ class Ranks:
             outcome = work()
         except Exception as raised:
             error = raised
-        errors = self.gather(error)
+        of_ranks = self.gather(None if error is None else (_raisable(error), str(error)))
         if error is not None:
             raise error
-        for rank, other in enumerate(errors):
+        for rank, other in enumerate(of_ranks):
             if other is not None:
-                raise type(other)(f"rank {rank}: {other}")
+                raise other[0](f"rank {rank}: {other[1]}")
         return cast(T, outcome)
 
     def copy_from_main(self, tensors: Sequence[torch.Tensor]) -> None:
@@ -138,3 +138,12 @@ class Ranks:
     def barrier(self) -> None:
         if self._group:
             dist.barrier(group=self._group)
+
+
+def _raisable(error: Exception) -> type[Exception]:
+    """The kind of an error, for a rank that raises it with another text; some kinds take more than a text."""
+    try:
+        type(error)("")
+    except TypeError:
+        return RuntimeError
+    return type(error)

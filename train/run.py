@@ -1,5 +1,6 @@
 """build(config) -> Run: all that a loop needs. The one place where the rooms below are joined."""
 
+import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
@@ -7,23 +8,24 @@ import torch
 from torch import Tensor
 
 from train import names
+from train.checkpoint import Checkpoints, named, newest
 from train.config import Config, Loaded
 from train.data import Sets, Windows
 from train.evaluation import Evaluation, floating_buffers
-from train.exact import Exactness
 from train.guard import guarded
 from train.memory import PeakMemory
+from train.optimizer import OptimizerState
 from train.phases import Phases
 from train.preparing import facts, judge_first_samples, prepare
 from train.profiling import profiled
 from train.ranks import Ranks
-from train.report import Best, Interval, Reporter, RunFolder, RunPlan, claim, open_report
+from train.report import Interval, Reporter, RunFolder, RunPlan, claim, open_report, tell
 from train.saved import save_final
 from train.setup import connect, make_learner
 from train.signals import Stop
 from train.step import ComputeGradient, Learner, NonFiniteGradient
 from train.tasks import by_term
-from train.window import Place, Window
+from train.window import Window
 
 
 @dataclass(frozen=True)
@@ -38,16 +40,19 @@ class Run:
     stop: Stop
     report: Reporter
     folder: RunFolder
+    checkpoints: Checkpoints
     evaluation: Callable[[], dict[str, float]] | None
     gauges: Sequence[Callable[[], dict[str, float]]]  # each gives {metric: value} since the last row
     watch: Callable[[ComputeGradient], ComputeGradient]  # measures and guards it
 
     def begin(self) -> None:
-        if self.config.evaluate.at_start:
+        self.report.begin()
+        if self.config.evaluate.at_start and not self.folder.resumed_from:
             self.evaluate()
+        self.checkpoints.restore_generators()
 
     def after_step(self, window: Window, losses: Tensor | None, norm: Tensor | None) -> None:
-        """Count the step; evaluate and log where that is due, and after the last step."""
+        """Count the step; evaluate and log where that is due, and after the last step; save where that is due."""
         progress, every = self.report.progress, self.config.evaluate
         progress.advance(window, self.plan.batch.samples_per_epoch)
         last = window.k == self.plan.total_steps
@@ -55,6 +60,8 @@ class Run:
             self.evaluate()
         if _row_due(self.config, self.plan, window.k):
             self.log(window, losses, norm)
+        if not last and window.k % self.config.checkpoint.every_steps == 0:
+            self.save()
 
     def evaluate(self) -> None:
         if self.evaluation is None:
@@ -87,45 +94,57 @@ class Run:
             )
 
     def save(self) -> None:
-        self.ranks.copy_from_main(floating_buffers(self.learner.module))
-        if self.ranks.is_main:
-            save_final(self.learner.module, self.folder.path)
-        self.ranks.barrier()
+        """Make a checkpoint; what it costs is told. Raises SaveFailed, on all ranks."""
+        start = time.perf_counter()
+        with self.report.clock.paused():
+            self.ranks.copy_from_main(floating_buffers(self.learner.module))
+            self.report.sync()
+            self.checkpoints.save(self.report.progress.step)
+        self.report.save_row(time.perf_counter() - start)
+
+    def finish(self) -> None:
+        self.save()
+        self.ranks.from_main(lambda: save_final(self.learner.module, self.folder.path))
 
 
 def build(loaded: Loaded, loop: str) -> Run:
     """All parts of a run. Each thing that can fail on one rank alone is done by all together.
 
     Raises PlanError, DataError, TaskError and NotExact where config, data, task and ranks do not fit together,
-    FolderRefused and AlreadyFinished where a run of that name is there, RuntimeError where other ranks met than were
-    asked for.
+    FolderRefused, AlreadyFinished and NoCheckpoint where a run of that name is there, RuntimeError where other ranks
+    met than were asked for.
     """
     config = loaded.config
-    stop = Stop()
+    stop = Stop(config.duration.hours)
     stop.listen()
     accelerator, ranks = connect(config)
     best, task, sets, plan, numbers = ranks.together(lambda: prepare(loaded, loop))
     _check_same_everywhere(plan, ranks)
     learner = make_learner(config, task, accelerator, numbers)
     exactness = ranks.together(lambda: judge_first_samples(learner, sets.train, config))
-    folder = ranks.from_main(lambda: claim(config, plan))
+    folder = ranks.from_main(lambda: claim(config, plan, lambda path: newest(path, tell), named))
     try:
+        stop.watch(folder.path / "stop")
+        report = Reporter(plan, best)
+        checkpoints = ranks.together(lambda: _resumed(folder, learner, report, config, ranks))
         memory = PeakMemory(learner.device)
         phases = Phases(learner.optimizer, learner.parameters, memory.mark, lambda k: _row_due(config, plan, k))
         windows: Iterable[Window] = Windows(
             parts=sets.train.cast(learner.dtype).parts(
-                plan.batch, config.seed, ranks.rank, Place(), config.data.overfit
+                plan.batch, config.seed, ranks.rank, report.progress.place, config.data.overfit
             ),
             ranks=ranks,
             terms=exactness.terms,
             loss_weight=lambda batch: by_term(task.loss_weight(batch)),
             stop_requested=stop.requested,
             pin_memory=learner.device.type == "cuda",
+            first=report.progress.step + 1,
             last=plan.total_steps,
         )
         windows = phases.windows(profiled(windows, config.profile.steps, folder.path / "profile", ranks.rank))
         evaluation = _evaluation(sets, learner, ranks, plan)
-        report = _report(loaded, plan, best, folder, learner, exactness, ranks)
+        if ranks.is_main:
+            open_report(report, loaded, folder, facts(learner, exactness), exactness.lines(config.batch.exact))
     except BaseException as error:
         if ranks.is_main:
             folder.end_early(f"{type(error).__name__}: {error}")
@@ -136,7 +155,7 @@ def build(loaded: Loaded, loop: str) -> Run:
 
     watched = evaluation and memory.around(evaluation, names.EVAL_PEAK)
     gauges = [lambda: ranks.largest(memory.take()), phases.take]
-    return Run(config, plan, learner, windows, ranks, stop, report, folder, watched, gauges, watch)
+    return Run(config, plan, learner, windows, ranks, stop, report, folder, checkpoints, watched, gauges, watch)
 
 
 def _check_same_everywhere(plan: RunPlan, ranks: Ranks) -> None:
@@ -154,13 +173,19 @@ def _evaluation(sets: Sets, learner: Learner, ranks: Ranks, plan: RunPlan) -> Ev
     return Evaluation(sets.evaluation, learner.task, module, ranks, device, dtype, plan.batch.micro)
 
 
-def _report(
-    loaded: Loaded, plan: RunPlan, best: Best, folder: RunFolder, learner: Learner, exactness: Exactness, ranks: Ranks
-) -> Reporter:
-    if not ranks.is_main:
-        return Reporter(plan, best, sinks=[])
-    lines = exactness.lines(loaded.config.batch.exact)
-    return open_report(loaded, plan, best, folder, facts(learner, exactness), lines)
+def _resumed(folder: RunFolder, learner: Learner, report: Reporter, config: Config, ranks: Ranks) -> Checkpoints:
+    """Brings the learner and the report to where the run goes on from, if it does."""
+    checkpoints = Checkpoints(
+        folder=folder.path / "checkpoints",
+        ranks=ranks,
+        keep=config.checkpoint.keep,
+        seed=config.seed,
+        module=learner.module,
+        state={"optimizer": OptimizerState(learner.optimizer), "skips": learner.skips, "report": report},
+        resumed_from=folder.resumed_from,
+    )
+    checkpoints.restore()
+    return checkpoints
 
 
 def _row_due(config: Config, plan: RunPlan, k: int) -> bool:

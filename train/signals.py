@@ -1,24 +1,46 @@
-"""A stop that was asked for: a signal sets a flag, which the ranks agree on at the next step's boundary."""
+"""A stop that was asked for: a signal, a deadline or a file sets a flag, on which the ranks agree before a step."""
 
 import signal
+import time
+from pathlib import Path
 from types import FrameType
+
+LOOK_SECONDS = 1.0  # between two looks for the stop file: some file systems take milliseconds for an answer
 
 
 class Stop:
-    """SIGTERM, SIGINT and SIGUSR1 ask for a stop; a second SIGINT (Ctrl-C) leaves at once."""
+    """SIGTERM, SIGINT and SIGUSR1 ask for a stop; a second SIGINT (Ctrl-C) leaves at once.
 
-    def __init__(self) -> None:
-        self.signal: signal.Signals | None = None
+    So do `hours` since the start, and a file of the name that `watch` is told.
+    """
+
+    def __init__(self, hours: float | None = None) -> None:
+        self.cause: str | None = None
+        self._deadline = time.monotonic() + hours * 3600 if hours else None
+        self._hours = hours
+        self._file: Path | None = None
+        self._next_look = 0.0
 
     def listen(self) -> None:
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
             signal.signal(number, self._on_signal)
 
+    def watch(self, file: Path) -> None:
+        self._file = file
+
     def requested(self) -> bool:
-        return self.signal is not None
+        """To be asked once per step."""
+        now = time.monotonic()
+        if self._deadline and now >= self._deadline and not self.cause:
+            self.cause = f"duration.hours={self._hours:g}"
+        if self._file and now >= self._next_look:
+            self._next_look = now + LOOK_SECONDS
+            if self._file.exists() and not self.cause:
+                self.cause = f"the file {self._file}"
+                self._file.unlink(missing_ok=True)  # or the next start would stop too
+        return self.cause is not None
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        again = self.signal is not None
-        self.signal = signal.Signals(number)
+        again, self.cause = self.cause is not None, signal.Signals(number).name
         if again and number == signal.SIGINT:
             raise KeyboardInterrupt

@@ -109,6 +109,13 @@ class Skips:
         if len(self._finite) >= 1000:  # rows are rare: let them not pile up
             self.look()
 
+    def state_dict(self) -> dict[str, int]:
+        self.look()
+        return {"total": self.total, "in_a_row": self.in_a_row, "longest": self.longest}
+
+    def load_state_dict(self, state: Mapping[str, int]) -> None:
+        self.total, self.in_a_row, self.longest = state["total"], state["in_a_row"], state["longest"]
+
     def look(self) -> None:
         """Bring the counts up to date; the host waits for the device here."""
         for finite in torch.stack(self._finite).tolist() if self._finite else ():

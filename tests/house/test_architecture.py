@@ -14,7 +14,20 @@ PACKAGE = ROOT / "train"
 # Each floor imports only from floors below it; rooms of one floor do not import each other.
 FLOORS = [
     {"batch", "config", "names", "ranks", "schedule", "window"},
-    {"data", "memory", "models", "optimizer", "phases", "planning", "profiling", "report", "saved", "signals", "tasks"},
+    {
+        "checkpoint",
+        "data",
+        "memory",
+        "models",
+        "optimizer",
+        "phases",
+        "planning",
+        "profiling",
+        "report",
+        "saved",
+        "signals",
+        "tasks",
+    },
     {"step"},
     {"evaluation", "exact", "guard", "setup", "smoke"},
     {"preparing"},

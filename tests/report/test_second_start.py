@@ -1,6 +1,7 @@
 """What a second start of the same name does: nothing is ever lost, and each refusal holds the lines to paste."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -54,6 +55,7 @@ def test_the_lines_to_paste_work(finished: Path) -> None:
 
 def test_unfinished(finished: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     (finished / "run" / "ended.json").unlink()
+    shutil.rmtree(finished / "run" / "checkpoints")
 
     assert start(finished, "name=run") == 2
     assert "has not ended, or was killed without a checkpoint" in capsys.readouterr().err

@@ -21,7 +21,6 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "batch.exact": ("warn", "required", "ignore"),
     "optimizer.lr_scaling": ("none", "linear", "sqrt", "sde", "halflife"),
     "schedule.name": ("constant", "linear", "cosine"),
-    "checkpoint.resume": ("auto", "never"),
     "wandb.mode": ("auto", "online", "offline", "disabled"),
 }
 
@@ -50,6 +49,9 @@ RANGES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "duration.samples": _AT_LEAST_1,
     "evaluate.every_steps": _AT_LEAST_1,
     "evaluate.every_samples": _AT_LEAST_1,
+    "duration.hours": _POSITIVE,
+    "checkpoint.every_steps": _AT_LEAST_1,
+    "checkpoint.keep": _AT_LEAST_1,
     "log.every_steps": _AT_LEAST_1,
     "runtime.timeout_seconds": _AT_LEAST_1,
 }
@@ -118,7 +120,7 @@ def _alternatives(values: Values) -> Iterator[Finding]:
 
 
 def _duration(values: Values) -> Iterator[Finding]:
-    keys = [key for key in values if key.startswith("duration.")]
+    keys = [key for key in values if key.startswith("duration.") and key != "duration.hours"]
     if all(values[key] is None for key in keys):
         yield (
             "duration",

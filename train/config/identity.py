@@ -12,7 +12,7 @@ from train.config.schema import Config
 from train.config.targets import resolve, resolve_source
 
 EXECUTION = (
-    *("name", "output_dir", "log", "wandb", "checkpoint", "profile", "evaluate", "data.eval_split"),
+    *("name", "output_dir", "log", "wandb", "checkpoint", "duration.hours", "profile", "evaluate", "data.eval_split"),
     *("batch.micro", "batch.accumulation_steps", "batch.exact", "runtime.timeout_seconds", "runtime.deterministic"),
 )
 """Keys, and sections, that change how a run is executed or watched, but not what it computes."""

@@ -106,6 +106,9 @@ class Duration:
     """Passes over the data."""
     samples: int | None = None
     """Samples, over all ranks; the step that reaches them is the last."""
+    hours: float | None = None
+    """Beside one of the others: stop after so many hours of this start, saved, to be continued by the next (exit code
+    75)."""
 
 
 @dataclass(frozen=True)
@@ -133,9 +136,13 @@ class Log:
 
 @dataclass(frozen=True)
 class Checkpoint:
+    every_steps: int = 1000
+    """Optimizer steps between checkpoints. One is also made where training stops or ends."""
+    keep: int = 2
+    """Complete checkpoints that stay, the newest ones."""
     resume: str = "auto"
-    """What a second start of the same name does: `auto` says that the run has finished, or refuses; `never` moves the
-    old run folder to NAME.1 and starts over."""
+    """What a second start of the same name does: `auto` goes on from the newest checkpoint; `never` moves the old run
+    folder to NAME.1 and starts over; a path (a checkpoint, or a run folder) goes on from there."""
 
 
 @dataclass(frozen=True)

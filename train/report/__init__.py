@@ -1,7 +1,7 @@
 """What a person sees and keeps of a run."""
 
 from train.report.best import Best, UnknownDirection
-from train.report.ending import BAD_CONFIG, FAILED, FINISHED, exit_code, tell
+from train.report.ending import BAD_CONFIG, FAILED, FINISHED, STOPPED, exit_code, tell
 from train.report.folder import AlreadyFinished, FolderRefused, RunFolder, claim
 from train.report.opening import open_report
 from train.report.plan import RunPlan
@@ -14,6 +14,7 @@ __all__ = [
     "BAD_CONFIG",
     "FAILED",
     "FINISHED",
+    "STOPPED",
     "AlreadyFinished",
     "Best",
     "FolderRefused",

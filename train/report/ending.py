@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-FINISHED, FAILED, BAD_CONFIG = 0, 1, 2
+FINISHED, FAILED, BAD_CONFIG, STOPPED = 0, 1, 2, 75
 
 
 def ending(reason: str, code: int, step: int) -> dict[str, Any]:

@@ -4,7 +4,7 @@ import fcntl
 import json
 import os
 import socket
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
@@ -13,11 +13,14 @@ from train.config import Config, differences
 from train.report.ending import FAILED, ending
 from train.report.plan import RunPlan
 from train.report.redact import redacted
+from train.report.restarts import RESTARTS, pause
 
 
 class FolderRefused(RuntimeError):
     """A run of this name is there, and going on would lose it; the message holds the lines to paste."""
 
+
+Find = Callable[[Path], Path | None]
 
 _LOCKS: dict[Path, TextIO] = {}
 """Of the folders that this process trains into; the system lets go of them when it ends, however it ends."""
@@ -31,6 +34,8 @@ class AlreadyFinished(RuntimeError):
 class RunFolder:
     path: Path
     moved_to: Path | None = None  # where an older run of the name is now
+    resumed_from: Path | None = None  # the checkpoint that the run goes on from
+    changed: tuple[str, ...] = ()  # lines: what is not as it was when that was written
 
     def release(self) -> None:
         """The run has ended: others may have the folder."""
@@ -45,33 +50,68 @@ class RunFolder:
         self.release()
 
     def write_text(self, name: str, text: str) -> None:
-        (self.path / name).write_text(text, encoding="utf-8")
+        """All of it or nothing, whenever a kill comes."""
+        unfinished = self.path / f".{name}.unfinished"
+        unfinished.write_text(text, encoding="utf-8")
+        unfinished.replace(self.path / name)
 
     def write_json(self, name: str, value: Mapping[str, Any]) -> None:
         self.write_text(name, json.dumps(value, indent=2, default=str) + "\n")
 
 
-def claim(config: Config, plan: RunPlan) -> RunFolder:
-    """Make the folder of a run that starts now.
+def claim(config: Config, plan: RunPlan, newest: Find, named: Find) -> RunFolder:
+    """The folder of a run that starts, or goes on, now.
 
-    A folder that is there already is moved to NAME.1 under checkpoint.resume=never, and where the launcher or the
-    scheduler starts the same job again. Else AlreadyFinished is raised where it holds the same run, finished, and
-    FolderRefused where it holds anything else, and always while another process trains into it.
+    `newest(RUN/checkpoints)` finds the checkpoint to go on from, `named(path)` checks the one that checkpoint.resume
+    names. A folder that is there already goes on where it holds the same mathematics and a checkpoint; it is moved to
+    NAME.1 under checkpoint.resume=never, and where the launcher or the scheduler starts a job again that had none yet.
+    Else AlreadyFinished is raised where it holds the same run, finished, and FolderRefused where it holds anything
+    else, and always while another process trains into it.
     """
-    path = Path(config.output_dir) / plan.name
-    moved_to = None
-    if path.exists():
-        _lock(path).close()
-        if config.checkpoint.resume != "never" and not _is_restart(path):
-            raise _second_start(path, plan.identity)
-        moved_to = _free_number(path)
-        path.rename(moved_to)
+    path, resume = Path(config.output_dir) / plan.name, config.checkpoint.resume
+    chosen = named(Path(resume)) if resume not in ("auto", "never") else None
+    if not path.exists():
+        return _make(path, chosen)
+    lock = _lock(path)
+    try:
+        restart = _is_restart(path)
+        if resume == "never" and not restart:
+            return _make_instead(path, lock, None)
+        own = chosen is not None and chosen.resolve().is_relative_to(path.resolve()) and not restart
+        if not own:
+            _check_same(path, plan, restart)
+        found = chosen if own else newest(path / "checkpoints")
+        if found is None and not restart and (path / "plan.json").exists():
+            raise FolderRefused(_without_checkpoint(path))
+        restarts = pause(path, found) if restart else None
+        if found is None:
+            folder = _make_instead(path, lock, chosen)
+        else:
+            (path / "ended.json").unlink(missing_ok=True)
+            folder = RunFolder(path, resumed_from=found, changed=_changes(path, plan))
+            _LOCKS[path] = lock
+    except BaseException:
+        lock.close()
+        raise
+    if restarts:
+        folder.write_text(RESTARTS, restarts)
+    return folder
+
+
+def _make(path: Path, resumed_from: Path | None, moved_to: Path | None = None) -> RunFolder:
     try:
         path.mkdir(parents=True)
         _LOCKS[path] = _lock(path)
     except OSError as error:
         raise FolderRefused(f"cannot make {path}: {error.strerror}. Type: output_dir=ANOTHER") from error
-    return RunFolder(path, moved_to)
+    return RunFolder(path, moved_to, resumed_from)
+
+
+def _make_instead(path: Path, lock: TextIO, resumed_from: Path | None) -> RunFolder:
+    lock.close()
+    moved_to = _free_number(path)
+    path.rename(moved_to)
+    return _make(path, resumed_from, moved_to)
 
 
 def _lock(path: Path) -> TextIO:
@@ -98,8 +138,8 @@ def job_id() -> dict[str, str]:
 
 
 def _is_restart(path: Path) -> bool:
-    """The same job, started again by its launcher or scheduler, and no end that the earlier attempt has told."""
-    if (path / "ended.json").exists():
+    """The same job, started again by its launcher or scheduler before it had finished."""
+    if _read(path / "ended.json").get("reason") == "finished":
         return False
     again = {
         "ISOBATCH_ATTEMPT": True,  # of one launch.sh
@@ -110,24 +150,52 @@ def _is_restart(path: Path) -> bool:
     return any(again[name] and earlier.get(name) == value for name, value in now.items())
 
 
-def _second_start(path: Path, identity: Mapping[str, Any]) -> Exception:
-    ended, plan = _read(path / "ended.json"), _read(path / "plan.json")
-    if "identity" not in plan:
-        return FolderRefused(f"{path} exists and is not a run folder. Type: name=ANOTHER, or output_dir=ANOTHER")
-    lines = (
+def _check_same(path: Path, plan: RunPlan, restart: bool) -> None:
+    """Raises FolderRefused where the folder holds anything but this run, AlreadyFinished where that has finished."""
+    ended, earlier = _read(path / "ended.json"), _read(path / "plan.json")
+    if "identity" not in earlier:
+        if restart or {file.name for file in path.iterdir()} == {".lock"}:
+            return  # killed before it could write anything down
+        raise FolderRefused(f"{path} exists and is not a run folder. Type: name=ANOTHER, or output_dir=ANOTHER")
+    differing = differences(earlier["identity"], plan.identity)
+    finished = ended.get("reason") == "finished"
+    if finished and plan.total_steps > ended["step"] and all(key.startswith("duration.") for key in differing):
+        return  # it goes on for longer
+    if differing:
+        shown = "\n".join(_differences(differing))
+        all_the_same = f"\n  go on all the same:           checkpoint.resume={path}"
+        raise FolderRefused(
+            f"{path} holds a run with other mathematics:\n{shown}\nType one of:\n{_ways_out(path)}{all_the_same}"
+        )
+    if finished:
+        raise AlreadyFinished(
+            f"{path} holds this very run, finished at step {ended['step']}. To train again:\n{_ways_out(path)}"
+        )
+
+
+def _without_checkpoint(path: Path) -> str:
+    ended = _read(path / "ended.json")
+    state = f"ended at step {ended['step']} ({ended['reason']})" if ended else "has not ended, or was killed"
+    return f"{path} holds this very run, which {state} without a checkpoint. Type one of:\n{_ways_out(path)}"
+
+
+def _ways_out(path: Path) -> str:
+    return (
         f"  another name:                name={_free_name(path)}\n"
         f"  start over, keep the old one: checkpoint.resume=never   (moves it to {_free_number(path)})"
     )
-    differing = differences(plan["identity"], identity)
-    if differing:
-        shown = "\n".join(f"  {key}: {old!r} there, {new!r} now" for key, (old, new) in list(differing.items())[:12])
-        return FolderRefused(f"{path} holds a run with other mathematics:\n{shown}\nType one of:\n{lines}")
-    if ended.get("reason") == "finished":
-        return AlreadyFinished(
-            f"{path} holds this very run, finished at step {ended['step']}. To train again:\n{lines}"
-        )
-    state = f"ended at step {ended['step']} ({ended['reason']})" if ended else "has not ended, or was killed"
-    return FolderRefused(f"{path} holds this very run, which {state} without a checkpoint. Type one of:\n{lines}")
+
+
+def _changes(path: Path, plan: RunPlan) -> tuple[str, ...]:
+    """What differs from the last start of this run: mathematics, where the user insisted, and execution."""
+    earlier, now = _read(path / "plan.json"), plan.as_dict()
+    batch = differences(earlier.get("batch", {}), now["batch"])
+    execution = {key: pair for key, pair in batch.items() if key not in ("effective", "dataset_size", "drop_tail")}
+    return tuple(_differences({**differences(earlier.get("identity", {}), plan.identity), **execution}))
+
+
+def _differences(differing: Mapping[str, tuple[Any, Any]]) -> list[str]:
+    return [f"  {key}: {old!r} there, {new!r} now" for key, (old, new) in list(differing.items())[:12]]
 
 
 def _read(path: Path) -> dict[str, Any]:

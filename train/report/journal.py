@@ -2,12 +2,18 @@
 
 import json
 import math
+import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
+
+from train import names
 
 
 class Journal:
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, last_step: int) -> None:
+        """Goes on after `last_step`: rows of later steps, which will be trained once more, are taken out."""
+        _cut(path, last_step)
         self._file = path.open("a", encoding="utf-8")
 
     def log(self, row: Mapping[str, float]) -> None:
@@ -16,5 +22,29 @@ class Journal:
         self._file.write(json.dumps(known) + "\n")
         self._file.flush()
 
+    def sync(self) -> None:
+        """Wait until all rows are on disk."""
+        os.fsync(self._file.fileno())
+
     def finish(self, exit_code: int) -> None:
         self._file.close()
+
+
+def _cut(path: Path, last_step: int) -> None:
+    """Keep the rows up to a step; a kill may also have left half a row."""
+    if not path.exists():
+        return
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    kept = [line for line in lines if line.endswith("\n") and _step(line) <= last_step]
+    if kept != lines:
+        rest = path.with_suffix(".unfinished")
+        rest.write_text("".join(kept), encoding="utf-8")
+        rest.replace(path)
+
+
+def _step(line: str) -> float:
+    try:
+        row: dict[str, Any] = json.loads(line)
+    except ValueError:
+        return math.inf
+    return float(row[names.GLOBAL_STEP])

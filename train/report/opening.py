@@ -10,32 +10,37 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from train.config import Loaded
-from train.report.best import Best
 from train.report.environment import environment, git_patch
 from train.report.folder import RunFolder, job_id
 from train.report.journal import Journal
-from train.report.plan import RunPlan
+from train.report.progress import duration
 from train.report.redact import redact, secret_values, secrets_in
-from train.report.reporter import Reporter, Sink
+from train.report.reporter import Reporter
 from train.report.screen import Screen
 from train.report.tracker import Tracker
 
+GRACE_SECONDS = 30
+"""What torchrun leaves its ranks between SIGTERM and SIGKILL, where nobody tells it otherwise."""
+
 
 def open_report(
-    loaded: Loaded, plan: RunPlan, best: Best, folder: RunFolder, facts: Mapping[str, Any], lines: Sequence[str]
-) -> Reporter:
-    """Write down what is known before the first step, and say it; `facts` and `lines`: told by the learner.
+    report: Reporter, loaded: Loaded, folder: RunFolder, facts: Mapping[str, Any], lines: Sequence[str]
+) -> None:
+    """Give rank 0's reporter somebody to tell, write down what is known before the first step, and say it.
+
+    `facts` and `lines`: told by the learner. A report that goes on from a checkpoint continues rows and W&B run.
 
     Nothing that looks like a secret is written, said or sent.
     """
+    plan = report.plan
     config = OmegaConf.to_container(OmegaConf.create(loaded.yaml()), resolve=False)
     secrets = secret_values(os.environ) | secrets_in(config)
     config = redact(config, secrets)
     surroundings = environment(sys.argv, loaded.path)
     derived = {**plan.derived(), **facts, "versions": surroundings["packages"]}
-    folder.write_text("config.yaml", OmegaConf.to_yaml(OmegaConf.create(config)))
+    folder.write_json("environment.json", surroundings | {"job": job_id()})  # first: a restart is known by it
     folder.write_json("plan.json", redact(plan.as_dict(), secrets) | {"derived": derived})
-    folder.write_json("environment.json", surroundings | {"job": job_id()})
+    folder.write_text("config.yaml", OmegaConf.to_yaml(OmegaConf.create(config)))
     patch = git_patch()
     if patch:
         folder.write_text("git.patch", patch)
@@ -47,7 +52,7 @@ def open_report(
         f"model     {facts['parameters']:,} parameters, {facts['parameters_gib']:.3g} GiB, on {facts['device']} "
         f"with {facts['device_memory_gib']:.3g} GiB"
     )
-    screen.say(*plan.lines(), told, *lines, f"outputs   {folder.path}")
+    screen.say(*plan.lines(), told, *lines, f"outputs   {folder.path}", *_resumed(report, folder))
     tracker = Tracker.start(
         loaded.config.wandb,
         run_name=plan.name,
@@ -55,11 +60,28 @@ def open_report(
         job_type="train",
         folder=folder.path,
         run_config={**config, "derived": derived, "environment": surroundings},
+        run_id=report.run_id,
         secrets=secrets,
     )
+    report.run_id = tracker.run_id
     screen.say(f"W&B       {tracker.how_to_see}")
-    sinks: list[Sink] = [Journal(folder.path / "metrics.jsonl"), screen, tracker]
+    report.journal = Journal(folder.path / "metrics.jsonl", report.progress.step)
+    report.sinks = [report.journal, screen, tracker]
+    report.folder, report.screen, report.secrets = folder, screen, secrets
     executable = Path(sys.executable)  # not resolved: a virtual environment's python is a link
     python = executable.relative_to(Path.cwd()) if executable.is_relative_to(Path.cwd()) else "python"
-    evaluate = f"next      {python} -m train.evaluate {shlex.quote(str(folder.path))}"
-    return Reporter(plan, best, sinks, folder, screen, secrets, "" if "--smoke" in loaded.flags else evaluate)
+    report.next_line = (
+        "" if "--smoke" in loaded.flags else f"next      {python} -m train.evaluate {shlex.quote(str(folder.path))}"
+    )
+
+
+def _resumed(report: Reporter, folder: RunFolder) -> list[str]:
+    if not folder.resumed_from:
+        return []
+    lines = [f"resumed   from {folder.resumed_from}: step {report.progress.step:,} of {report.plan.total_steps:,}"]
+    if report.last_save_seconds and report.last_save_seconds > GRACE_SECONDS / 2:
+        lines.append(
+            f"warning   the last save took {duration(report.last_save_seconds)}: a scheduler that stops this job must "
+            f"leave it more than that (SLURM: --signal=B:USR1@{2 * report.last_save_seconds:.0f})"
+        )
+    return [*lines, *folder.changed]

@@ -43,10 +43,11 @@ class Interval:
 class Clock:
     """Training time; evaluation and saving stand apart."""
 
-    def __init__(self) -> None:
+    def __init__(self, seconds: float = 0.0) -> None:
+        """`seconds`: of training, before this start."""
         self._start = time.perf_counter()
         self._lap = 0.0
-        self._total = 0.0
+        self._total = seconds
 
     @contextmanager
     def paused(self) -> Iterator[None]:

@@ -2,18 +2,19 @@
 
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
-from typing import Protocol
+from dataclasses import asdict, dataclass, field
+from typing import Any, Protocol
 
 from train import names
 from train.report.best import Best
 from train.report.ending import FINISHED, ending
 from train.report.folder import RunFolder
+from train.report.journal import Journal
 from train.report.plan import RunPlan
 from train.report.progress import Clock, Progress, duration
 from train.report.redact import redact
 from train.report.screen import Screen
-from train.window import Window
+from train.window import Place, Window
 
 
 class Sink(Protocol):
@@ -25,15 +26,42 @@ class Sink(Protocol):
 class Reporter:
     plan: RunPlan
     best: Best
-    sinks: Sequence[Sink]  # none but on rank 0
+    sinks: Sequence[Sink] = ()  # none but on rank 0
+    journal: Journal | None = None  # on rank 0, one of them
     folder: RunFolder | None = None  # on rank 0
     screen: Screen | None = None  # on rank 0
     secrets: Collection[str] = ()  # texts that must not be told
     next_line: str = ""  # what to type after a run that has finished
     progress: Progress = field(default_factory=Progress)
     clock: Clock = field(default_factory=Clock)
+    run_id: str | None = None  # in W&B
+    last_save_seconds: float | None = None
     _last_step: int = 0
     _last_samples: int = 0
+
+    def begin(self) -> None:
+        """Training begins now: what came before is not its time."""
+        self.clock = Clock(self.clock.seconds)
+        self._last_step, self._last_samples = self.progress.step, self.progress.samples_seen
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that the rows after a resume depend on."""
+        best = {"value": self.best.value, "step": self.best.step, "last": self.best.last}
+        return {
+            "progress": asdict(self.progress),
+            "seconds": self.clock.seconds,
+            "best": {self.best.metric: best},
+            "run_id": self.run_id,
+            "last_save_seconds": self.last_save_seconds,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        progress = dict(state["progress"])
+        self.progress = Progress(**progress | {"place": Place(**progress["place"])})
+        self.clock = Clock(state["seconds"])
+        for name, value in state["best"].get(self.best.metric, {}).items():  # of another metric nothing is known yet
+            setattr(self.best, name, value)
+        self.run_id, self.last_save_seconds = state["run_id"], state["last_save_seconds"]
 
     def train_row(self, window: Window, numbers: Mapping[str, float]) -> None:
         """A row about the step just taken; `numbers`: what was measured of it."""
@@ -61,6 +89,18 @@ class Reporter:
         self.best.see(row)
         if self.screen:
             self.screen.best(self.best.short)
+        self._write(row)
+
+    def sync(self) -> None:
+        """All rows so far are on disk: no checkpoint must know of a step that metrics.jsonl does not."""
+        if self.journal:
+            self.journal.sync()
+
+    def save_row(self, seconds: float) -> None:
+        """What the save just made has cost: training stood still for so long."""
+        self.last_save_seconds = seconds
+        progress = self.progress
+        row = {names.GLOBAL_STEP: progress.step, names.SAMPLES_SEEN: progress.samples_seen, names.SAVE_SECONDS: seconds}
         self._write(row)
 
     def close(self, reason: str, code: int) -> None:

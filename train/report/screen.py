@@ -29,6 +29,9 @@ class Screen:
 
     def log(self, row: Mapping[str, float]) -> None:
         """A row of metrics: of an evaluation, or of a step."""
+        if names.SAVE_SECONDS in row:
+            self.say(f"{self._step(row)}  saved in {duration(row[names.SAVE_SECONDS])}")
+            return
         if names.LEARNING_RATE not in row:
             self.say(self._step(row) + "  " + _evaluation(row))
             return

@@ -1,0 +1,117 @@
+"""The commit protocol: at any moment, a kill leaves every complete checkpoint as it was, and never half of one.
+
+Everything is written into a folder of another name and brought to disk, the manifest last; one rename makes it a
+checkpoint; only then are older ones removed, and those are renamed before they are deleted. What is left of an
+interrupted save has a name that begins with a dot, and the next save sweeps it away.
+"""
+
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from train.checkpoint.manifest import MANIFEST, NAME, Damaged, entry, name_of, render, step_of, verify
+from train.ranks import Ranks
+
+Write = Callable[[Path], Sequence[str]]
+"""Puts this rank's own files into a folder; returns their names."""
+
+
+class SaveFailed(RuntimeError):
+    """A checkpoint could not be written; the ones before it are as they were."""
+
+
+def commit(folder: Path, step: int, keep: int, ranks: Ranks, write: Write, kept: Path | None) -> None:
+    """Make the checkpoint of `step` in `folder`.
+
+    The newest `keep` stay, and `kept`. Raises SaveFailed, on all ranks, where it fails on one.
+    """
+    unfinished, final = folder / f".{name_of(step)}.unfinished", folder / name_of(step)
+    try:
+        ranks.from_main(lambda: _begin(folder, unfinished))
+        own = ranks.together(lambda: _written(unfinished, write))
+        files = {name: told for of_rank in ranks.gather(own) for name, told in of_rank.items()}
+        ranks.from_main(lambda: _finish(unfinished, final, render(step, ranks.world_size, files)))
+    except Exception as error:
+        if ranks.is_main:
+            shutil.rmtree(unfinished, ignore_errors=True)
+        others = ", ".join(path.name for path in complete(folder)) or "none"
+        raise SaveFailed(
+            f"could not save {final}: {error}. Complete checkpoints there: {others}. "
+            f"Type the same command again once that is mended; it goes on from the newest"
+        ) from error
+    ranks.from_main(lambda: rotate(folder, keep, kept))
+
+
+def complete(folder: Path) -> list[Path]:
+    """The complete checkpoints, oldest first. Sizes are checked, contents are not."""
+    return [path for path in candidates(folder) if _is_complete(path)]
+
+
+def candidates(folder: Path) -> list[Path]:
+    """Everything that has the name of a checkpoint and is a folder with something in it, oldest first."""
+    if not folder.is_dir():
+        return []
+    found = [p for p in folder.iterdir() if NAME.fullmatch(p.name) and p.is_dir() and not p.is_symlink()]
+    return sorted((path for path in found if any(path.iterdir())), key=step_of)
+
+
+def rotate(folder: Path, keep: int, kept: Path | None) -> None:
+    """Remove all complete checkpoints but the newest `keep` and `kept`."""
+    for path in complete(folder)[:-keep]:
+        if path != kept:
+            gone = path.with_name(f".{path.name}.removed")
+            path.rename(gone)
+            shutil.rmtree(gone)
+
+
+def set_aside(path: Path, why: str) -> Path:
+    """Rename a checkpoint so that it is one no more; nothing is deleted."""
+    number, aside = 1, path.with_name(f"{path.name}.{why}")
+    while aside.exists():
+        number += 1
+        aside = path.with_name(f"{path.name}.{why}-{number}")
+    return path.rename(aside)
+
+
+def _begin(folder: Path, unfinished: Path) -> None:
+    folder.mkdir(exist_ok=True)
+    for left in folder.glob(".step-*"):  # of a save or a rotation that was interrupted
+        left.unlink() if left.is_symlink() else shutil.rmtree(left)
+    unfinished.mkdir()
+
+
+def _written(unfinished: Path, write: Write) -> dict[str, dict[str, object]]:
+    """This rank's files, on disk, and what the manifest says of them."""
+    told = {}
+    for name in write(unfinished):
+        sync(unfinished / name)
+        told[name] = entry(unfinished / name)
+    return told
+
+
+def _finish(unfinished: Path, final: Path, manifest: bytes) -> None:
+    (unfinished / MANIFEST).write_bytes(manifest)
+    sync(unfinished / MANIFEST)
+    sync(unfinished)
+    if final.exists():  # nothing of ours: a leftover that is no checkpoint, or one that was found damaged
+        set_aside(final, "replaced")
+    unfinished.rename(final)
+    sync(final.parent)
+
+
+def _is_complete(path: Path) -> bool:
+    try:
+        verify(path, contents=False)
+    except Damaged:
+        return False
+    return True
+
+
+def sync(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on disk."""
+    number = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(number)
+    finally:
+        os.close(number)

@@ -1,0 +1,70 @@
+"""What a checkpoint is made of: tensors in safetensors, everything else in JSON. Nothing in it can run code."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, load_model, save_file, save_model
+from torch import Tensor, nn
+
+MODEL, TENSORS, TRAINER = "model.safetensors", "optimizer.safetensors", "trainer.json"
+
+
+def write_state(folder: Path, module: nn.Module, state: Mapping[str, Any]) -> None:
+    """The model under its own parameter names, tied weights once, and whatever `state` holds beside it."""
+    save_model(module, str(folder / MODEL))
+    tensors: dict[str, Tensor] = {}
+    told = _told(state, "", tensors)
+    save_file(tensors, str(folder / TENSORS))
+    (folder / TRAINER).write_text(json.dumps(told), encoding="utf-8")
+
+
+def read_state(folder: Path) -> dict[str, Any]:
+    """`state` as it was given to write_state, its tensors on the CPU."""
+    tensors = load_file(str(folder / TENSORS))
+    state: dict[str, Any] = _read(json.loads((folder / TRAINER).read_text(encoding="utf-8")), tensors)
+    return state
+
+
+def read_model(folder: Path, module: nn.Module) -> None:
+    load_model(module, str(folder / MODEL))
+
+
+def _told(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:
+    """`value` as JSON, with a name in the place of each tensor. Keys that are integers, and tuples, stay what they are.
+
+    Raises TypeError for a value that is none of these: it would need pickle.
+    """
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, Tensor):
+        tensors[path] = value.detach().contiguous()
+        return {"tensor": path}
+    if isinstance(value, Mapping):
+        return {"dict": [[key, _told(item, f"{path}/{key}", tensors)] for key, item in value.items()]}
+    if isinstance(value, list | tuple):
+        kind = "list" if isinstance(value, list) else "tuple"
+        return {kind: [_told(item, f"{path}/{i}", tensors) for i, item in enumerate(value)]}
+    raise TypeError(f"a checkpoint holds tensors, numbers, texts, lists and dicts; {path} is a {type(value).__name__}")
+
+
+def _read(told: Any, tensors: Mapping[str, Tensor]) -> Any:
+    if not isinstance(told, dict):
+        return told
+    ((kind, content),) = told.items()
+    if kind == "tensor":
+        return tensors[content]
+    if kind == "dict":
+        return {key: _read(item, tensors) for key, item in content}
+    items = [_read(item, tensors) for item in content]
+    return items if kind == "list" else tuple(items)
+
+
+def as_hex(state: Tensor) -> str:
+    return state.numpy().tobytes().hex()
+
+
+def from_hex(text: str) -> Tensor:
+    return torch.frombuffer(bytearray.fromhex(text), dtype=torch.uint8)

@@ -1,0 +1,29 @@
+"""A job that falls over at once, again and again, must not do so as fast as it can."""
+
+import json
+import sys
+import time
+from pathlib import Path
+
+LONGEST_PAUSE_SECONDS = 300
+RESTARTS = "restarts.json"
+
+
+def pause(folder: Path, checkpoint: Path | None) -> str:
+    """Before a restart that begins where the one before it began: 1 s, and twice as long each time.
+
+    Returns what restarts.json has to hold from now on.
+    """
+    place = checkpoint.name if checkpoint else "the start"
+    try:
+        earlier = json.loads((folder / RESTARTS).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        earlier = {}
+    fruitless = earlier.get("fruitless", 0) + 1 if earlier.get("from") == place else 0
+    if fruitless:
+        seconds = min(2 ** (fruitless - 1), LONGEST_PAUSE_SECONDS)
+        print(
+            f"restart {fruitless + 1} from {place} without progress; waiting {seconds} s", file=sys.stderr, flush=True
+        )
+        time.sleep(seconds)
+    return json.dumps({"from": place, "fruitless": fruitless})
