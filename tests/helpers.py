@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from datasets import Dataset, IterableDataset
 from numpy.typing import NDArray
 from torch import Tensor, nn
@@ -18,6 +19,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy,
 from train.batch import sample_ids
 from train.config import load, resolve
 from train.loop import fit
+from train.ranks import Ranks
 from train.run import Run, build
 from train.step import ComputeGradient
 from train.tasks.classification import IGNORED, Classification
@@ -239,6 +241,12 @@ def rows(folder: Path, key: str = "train/loss", name: str = "run") -> list[dict[
     """The rows of metrics.jsonl that hold `key`."""
     lines = (folder / name / "metrics.jsonl").read_text().splitlines()
     return [row for row in map(json.loads, lines) if key in row]
+
+
+def rank_group() -> Ranks:
+    """This rank among the others, without a model."""
+    dist.init_process_group("gloo")
+    return Ranks(dist.get_rank(), dist.get_world_size())
 
 
 # What they are compared with: plain PyTorch, in one process

@@ -14,21 +14,22 @@ class NoCheckpoint(RuntimeError):
 def newest(folder: Path, say: Callable[[str], None]) -> Path | None:
     """The newest checkpoint in `folder` whose every file is as it was written; None where there never was any.
 
-    One that is damaged is passed over, said, and renamed. Raises NoCheckpoint where all are: starting over without a
-    word would throw a run away.
+    One that is damaged is passed over, said, and renamed. Raises NoCheckpoint where all are, and leaves them as they
+    are: starting over without a word would throw a run away.
     """
-    found = candidates(folder)
-    for path in reversed(found):
+    damaged: dict[Path, Damaged] = {}
+    for path in reversed(candidates(folder)):
         try:
             verify(path)
         except Damaged as error:
-            aside = set_aside(path, "damaged")
-            say(f"checkpoint passed over: {error}; it is now {aside}")
-        else:
-            return path
-    if found:
+            damaged[path] = error
+            continue
+        for other, error in damaged.items():
+            say(f"checkpoint passed over: {error}; it is now {set_aside(other, 'damaged')}")
+        return path
+    if damaged:
         raise NoCheckpoint(
-            f"all {len(found)} checkpoints in {folder} are damaged; nothing was started. "
+            f"all {len(damaged)} checkpoints in {folder} are damaged ({next(iter(damaged.values()))}). "
             f"Type checkpoint.resume=never to start over (the run folder is kept under another name)"
         )
     return None
