@@ -75,21 +75,13 @@ def repeatable(folder: Path) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("killed_before", [5, 9])  # checkpoints at 3, 6, 9: steps 4 and 7, 8 are trained twice
 @pytest.mark.parametrize("extra", [DROPOUT, STREAM], ids=["dropout", "stream"])
-@pytest.mark.parametrize(
-    ("world_size", "loop", "cut"),
-    [
-        (1, "standard", ()),
-        (1, "accumulate", ("batch.micro=3",)),
-        (2, "standard", ()),
-        (2, "accumulate", ("batch.micro=1",)),
-    ],
-)
+@pytest.mark.parametrize(("world_size", "loop", "micro"), WAYS)
 def test_bit_identical_on_the_same_ranks(
     run_ranks: Any,
     tmp_path: Path,
     world_size: int,
     loop: str,
-    cut: tuple[str, ...],
+    micro: str,
     extra: tuple[str, ...],
     killed_before: int,
 ) -> None:
