@@ -1,6 +1,6 @@
 """Exact evaluation: every sample once, on any number of ranks."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,6 +25,7 @@ class Evaluation:
     device: torch.device
     dtype: torch.dtype
     batch_size: int
+    beat: Callable[[], None] = lambda: None  # called at each batch
 
     def __call__(self) -> dict[str, float]:
         """{metric: sum / weight over the whole set}, and `samples`; `set/metric` for further sets.
@@ -62,6 +63,7 @@ class Evaluation:
         ids = np.arange(start, start + count) if count else np.zeros(1, dtype=np.int64)
         sums: dict[str, tuple[Tensor, Tensor]] = {}
         for offset in range(0, len(ids), self.batch_size):
+            self.beat()
             batch = to_device(rows.fetch(ids[offset : offset + self.batch_size]), self.device, self.dtype)
             for name, pair in self.task.eval_sums(self.module, batch).items():
                 total, weight = (

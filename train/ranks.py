@@ -75,6 +75,7 @@ class Ranks:
             group = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout_seconds))
             assert isinstance(group, dist.ProcessGroup)
             self._group = group
+        self._board: Any = None
 
     def start_sum(self, values: Sequence[float]) -> Sum:
         """Begin to add up `values` (float64) over the ranks; every rank gets the sums, bit for bit the same."""
@@ -134,6 +135,24 @@ class Ranks:
         if self._group:
             for tensor in tensors:
                 dist.broadcast(tensor, src=0)
+
+    def tell(self, text: str) -> None:
+        """Pin up a text for the others, over the store by which they met: no rank has to take part in anything.
+
+        To be called from one thread only, which has a connection of its own.
+        """
+        if self._board is None:
+            met: Any = dist.distributed_c10d._get_default_store() if self._group else None
+            self._board = met.clone() if met else torch._C._distributed_c10d.HashStore()
+            self._board.set_timeout(timedelta(seconds=5))
+        self._board.set(f"isobatch/{self.rank}", text)
+
+    def told(self) -> list[str | None]:
+        """What each rank has pinned up last; None: nothing yet."""
+        texts: list[str | None] = []
+        for key in (f"isobatch/{rank}" for rank in range(self.world_size)):
+            texts.append(self._board.get(key).decode() if self._board and self._board.check([key]) else None)
+        return texts
 
     def barrier(self) -> None:
         if self._group:

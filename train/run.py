@@ -25,6 +25,7 @@ from train.setup import connect, make_learner
 from train.signals import Stop
 from train.step import ComputeGradient, Learner, NonFiniteGradient
 from train.tasks import by_term
+from train.watchdog import Watchdog
 from train.window import Window
 
 
@@ -142,7 +143,9 @@ def build(loaded: Loaded, loop: str) -> Run:
             last=plan.total_steps,
         )
         windows = phases.windows(profiled(windows, config.profile.steps, folder.path / "profile", ranks.rank))
-        evaluation = _evaluation(sets, learner, ranks, plan)
+        watchdog = Watchdog(ranks, config.runtime.timeout_seconds, folder.path, folder.end_early)
+        windows = watchdog.windows(windows)
+        evaluation = _evaluation(sets, learner, ranks, plan, watchdog.beat)
         if ranks.is_main:
             open_report(report, loaded, folder, facts(learner, exactness), exactness.lines(config.batch.exact))
     except BaseException as error:
@@ -166,11 +169,13 @@ def _check_same_everywhere(plan: RunPlan, ranks: Ranks) -> None:
             raise RuntimeError(f"rank {rank} has {other}, this one has {own}: do all nodes see the same files?")
 
 
-def _evaluation(sets: Sets, learner: Learner, ranks: Ranks, plan: RunPlan) -> Evaluation | None:
+def _evaluation(
+    sets: Sets, learner: Learner, ranks: Ranks, plan: RunPlan, beat: Callable[[], None]
+) -> Evaluation | None:
     if not sets.evaluation:
         return None
     module, device, dtype = learner.module, learner.device, learner.dtype
-    return Evaluation(sets.evaluation, learner.task, module, ranks, device, dtype, plan.batch.micro)
+    return Evaluation(sets.evaluation, learner.task, module, ranks, device, dtype, plan.batch.micro, beat)
 
 
 def _resumed(folder: RunFolder, learner: Learner, report: Reporter, config: Config, ranks: Ranks) -> Checkpoints:

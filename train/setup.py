@@ -44,7 +44,12 @@ def connect(config: Config) -> tuple[Accelerator, Ranks]:
         )
     if os.environ.get("ACCELERATE_DYNAMO_BACKEND", "no").lower() != "no":
         raise RuntimeError("the launcher was told a dynamo backend, which is not supported yet: --dynamo_backend no")
-    return accelerator, Ranks(accelerator.process_index, accelerator.num_processes, config.runtime.timeout_seconds)
+    return accelerator, Ranks(accelerator.process_index, accelerator.num_processes, _patience(config))
+
+
+def _patience(config: Config) -> float:
+    """Seconds that a message waits for the others: a little longer than the watchdog, which knows more to say."""
+    return config.runtime.timeout_seconds + max(60, config.runtime.timeout_seconds)
 
 
 def _mixed_precision(config: Config) -> str:
@@ -65,7 +70,7 @@ def _accelerator(config: Config) -> Accelerator:
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
         kwargs_handlers=[
             DistributedDataParallelKwargs(gradient_as_bucket_view=True),  # saves one copy of the gradients
-            InitProcessGroupKwargs(timeout=timedelta(seconds=runtime.timeout_seconds)),
+            InitProcessGroupKwargs(timeout=timedelta(seconds=_patience(config))),
         ],
     )
 

@@ -27,6 +27,7 @@ FLOORS = [
         "saved",
         "signals",
         "tasks",
+        "watchdog",
     },
     {"step"},
     {"evaluation", "exact", "guard", "setup", "smoke"},

@@ -35,6 +35,12 @@ FEATURES: dict[str, Edits] = {
         ("run.py", r"from train\.profiling import profiled\n", ""),
         ("run.py", r"profiled\(windows, .*, ranks\.rank\)", "windows"),
     ],
+    "watchdog.py": [
+        ("run.py", r"from train\.watchdog import Watchdog\n", ""),
+        ("run.py", r" +watchdog = Watchdog\(.*\n", ""),
+        ("run.py", r" +windows = watchdog\.windows\(windows\)\n", ""),
+        ("run.py", r"watchdog\.beat", "lambda: None"),
+    ],
     "smoke.py": [
         ("entry.py", r"from train\.smoke import smoke\n", ""),
         ("entry.py", r" +if \"--smoke\" .*\n.*\n.*\n +else:\n    ( +ended = )", r"\1"),

@@ -24,8 +24,8 @@ def newest(folder: Path, say: Callable[[str], None]) -> Path | None:
         except Damaged as error:
             damaged[path] = error
             continue
-        for other, error in damaged.items():
-            say(f"checkpoint passed over: {error}; it is now {set_aside(other, 'damaged')}")
+        for other, why in damaged.items():
+            say(f"checkpoint passed over: {why}; it is now {set_aside(other, 'damaged')}")
         return path
     if damaged:
         raise NoCheckpoint(

@@ -174,7 +174,7 @@ class Wandb:
 @dataclass(frozen=True)
 class Runtime:
     timeout_seconds: int = 1800
-    """How long a rank waits for the others before it gives up."""
+    """A run in which nothing has moved for so long ends, says where each rank stands, and keeps their stacks."""
     tf32: bool = False
     """Let GPUs round the inputs of float32 matrix products to 10 bits of mantissa: faster, less exact."""
     deterministic: bool = False

@@ -44,9 +44,9 @@ class RunFolder:
             (self.path / ".lock").unlink(missing_ok=True)
             lock.close()
 
-    def end_early(self, reason: str) -> None:
-        """The run failed before there was anybody to tell it."""
-        self.write_json("ended.json", ending(redacted(reason), FAILED, 0))
+    def end_early(self, reason: str, step: int = 0) -> None:
+        """The run failed where there was nobody to tell it."""
+        self.write_json("ended.json", ending(redacted(reason), FAILED, step))
         self.release()
 
     def write_text(self, name: str, text: str) -> None:

@@ -1,0 +1,110 @@
+"""A run that stands still ends, and says where: stacks of all ranks, and which of them the others wait for."""
+
+import faulthandler
+import json
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+from train.ranks import Ranks
+from train.window import Window
+
+LONGEST_PERIOD_SECONDS = 10.0
+
+
+class Watchdog:
+    """Looks, in a thread of its own, whether training still moves: at each window, and each batch of an evaluation."""
+
+    def __init__(self, ranks: Ranks, deadline_seconds: float, folder: Path, end: Callable[[str, int], None]) -> None:
+        """`end(reason, step)` writes down how the run ended; it is called on rank 0, just before the process ends."""
+        self._ranks, self._deadline, self._folder, self._end = ranks, deadline_seconds, folder, end
+        self._period = min(LONGEST_PERIOD_SECONDS, deadline_seconds / 10)
+        self._last = time.monotonic()
+        self._step = 0
+        self._main = threading.main_thread().ident
+        self._over = threading.Event()
+
+    def windows(self, windows: Iterable[Window]) -> Iterator[Window]:
+        """The same windows, watched from the first to what follows the last."""
+        self.beat()
+        threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
+        try:
+            for window in windows:
+                self._step = window.k
+                self.beat()
+                yield window
+        finally:
+            self._over.set()
+
+    def beat(self) -> None:
+        self._last = time.monotonic()
+
+    def _watch(self) -> None:
+        told = 0
+        while not self._over.wait(self._period):
+            told += 1
+            self._ranks.tell(json.dumps({"told": told, "step": self._step, "place": self._place()}))
+            if time.monotonic() - self._last > self._deadline:
+                self._stop()
+
+    def _stop(self) -> None:
+        stacks = self._folder / f"stacks-rank{self._ranks.rank}.txt"
+        with stacks.open("w") as file:
+            faulthandler.dump_traceback(file, all_threads=True)
+        before = self._ranks.told()
+        for _ in range(3):  # who is frozen, or gone, says nothing new in that time
+            self._over.wait(self._period)
+            self._ranks.tell(json.dumps({"told": time.time(), "step": self._step, "place": self._place()}))
+        after = self._ranks.told()
+        if self._over.is_set():
+            return
+        reason = diagnosis(before, after, self._deadline, self._folder)
+        print(f"rank {self._ranks.rank}: {reason}", file=sys.stderr, flush=True)
+        if self._ranks.is_main:
+            self._end(reason, self._step)
+        time.sleep(self._period)  # for the others to write their stacks: the launcher ends them when it sees the first
+        os._exit(1)
+
+    def _place(self) -> str:
+        """Where the main thread is: the innermost line of this package, or of the user's own code above it."""
+        frame = sys._current_frames().get(self._main or 0)
+        while frame and "site-packages" in frame.f_code.co_filename:
+            frame = frame.f_back
+        while frame and frame.f_code.co_filename.startswith("<"):
+            frame = frame.f_back
+        if not frame:
+            return "nowhere"
+        return f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno} {frame.f_code.co_name}"
+
+
+def diagnosis(before: list[str | None], after: list[str | None], deadline: float, folder: Path) -> str:
+    """From what each rank said, twice: who is silent, who waits, and whom for."""
+    lines, silent, waiting, steps = [], [], [], {}
+    for rank, (then, now) in enumerate(zip(before, after, strict=True)):
+        said = json.loads(now) if now else None
+        if said is None or then == now:
+            silent.append(rank)
+            last = f"last at step {said['step']}, {said['place']}" if said else "never heard of"
+            lines.append(f"  rank {rank}: silent ({last})")
+        else:
+            steps[rank] = said["step"]
+            if said["place"].startswith("ranks.py"):
+                waiting.append(rank)
+            lines.append(f"  rank {rank}: step {said['step']}, {said['place']}")
+    # Those that are a step behind, or do something else than to wait for a message.
+    behind = [rank for rank, step in steps.items() if step == min(steps.values()) and rank not in waiting]
+    if silent:
+        why = f"rank(s) {', '.join(map(str, silent))} no longer answer: stopped, out of memory, or the machine is gone"
+    elif 0 < len(behind) < len(after):
+        why = f"the others wait for rank(s) {', '.join(map(str, behind))}"
+    else:
+        why = "it cannot be told which rank came first"
+    return (
+        f"no progress for {deadline:g} s (runtime.timeout_seconds): {why}\n"
+        + "\n".join(lines)
+        + f"\n  the stacks are in {folder}/stacks-rank*.txt. If a step may take that long: runtime.timeout_seconds="
+        + f"{10 * deadline:g}"
+    )
