@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from train.blocks import NoBlocks
 from train.config import ConfigError, Loaded, load
 from train.data import DataError
 from train.exact import NotExact, TaskError
@@ -22,6 +23,7 @@ from train.report import (
     tell,
 )
 from train.run import build, show_plan
+from train.setup import Unsupported
 from train.smoke import smoke
 from train.step import ComputeGradient, NonFiniteGradient
 
@@ -29,11 +31,13 @@ REFUSALS = (
     ConfigError,
     DataError,
     FolderRefused,
+    NoBlocks,
     NotExact,
     PlanError,
     TaskError,
     TrackerError,
     UnknownDirection,
+    Unsupported,
 )
 """What the user can mend by typing something else: told without a stack trace."""
 

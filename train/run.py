@@ -20,10 +20,11 @@ from train.phases import Phases
 from train.planning import plan_batch, plan_rate
 from train.profiling import profiled
 from train.ranks import Ranks, asked_world_size
+from train.reduction import reduced
 from train.report import Best, Interval, Reporter, RunFolder, RunPlan, check_login, claim, open_report, redacted
 from train.saved import save_final
 from train.schedule import Scaled
-from train.setup import connect, device_facts, make_learner, make_task
+from train.setup import connect, device_facts, loss_scale, make_learner, make_task
 from train.signals import Stop
 from train.step import ComputeGradient, Learner, NonFiniteGradient
 from train.tasks import Task, by_term
@@ -87,7 +88,7 @@ class Run:
             raise NonFiniteGradient(
                 f"by step {window.k} the gradient was not finite in {learner.skips.longest} steps in a row "
                 f"(max_nonfinite_steps={limit}). Try a smaller optimizer.lr, a warm-up, optimizer.max_grad_norm=1.0; "
-                f"precision=fp32 tells whether bf16 is to blame"
+                f"precision=fp32 tells whether low precision is to blame"
             )
 
     def save(self) -> None:
@@ -137,10 +138,10 @@ def build(loaded: Loaded, loop: str) -> Run:
         raise
 
     def watch(compute_gradient: ComputeGradient) -> ComputeGradient:
-        return guarded(phases.around(compute_gradient), ranks)
+        return guarded(phases.around(reduced(compute_gradient, learner, ranks)), ranks)
 
     watched = evaluation and memory.around(evaluation, names.EVAL_PEAK)
-    gauges = [lambda: ranks.largest(memory.take()), phases.take]
+    gauges = [lambda: ranks.largest(memory.take()), lambda: loss_scale(learner.scaler), phases.take]
     return Run(config, plan, learner, windows, ranks, stop, report, folder, watched, gauges, watch)
 
 
