@@ -75,7 +75,7 @@ def test_256_micro_batches_are_summed_in_float32(run_ranks: Any, tmp_path: Path,
 
     expected = sum(exact for exact, *_ in ranks) / world_size
     for exact, ours, gradient, naive in ranks:
-        assert distance(ours, expected) <= 1e-3  # measured: 2e-7
+        assert distance(ours, expected) <= 1e-3  # measured: 1e-8 to 4e-8
         assert distance(gradient, expected) <= 2**-8  # one rounding to bf16
         assert distance(naive, exact) >= 5e-3, "the fixture could not tell the two sums apart"
         assert np.array_equal(ours, ranks[0][1])
@@ -133,7 +133,7 @@ def test_the_curve_is_that_of_other_splits(run_ranks: Any, tmp_path: Path) -> No
 
     assert all(len(curve) == 24 for curve in curves)
     apart = max(abs(a / b - 1) for curve in curves for a, b in zip(curve, curves[0], strict=True))
-    assert apart <= 2e-2, apart
+    assert apart <= 1e-2  # measured: 2e-3, and 5e-3 for the weights
     assert max(distance(w, weights[0]) for w in weights) <= 2e-2
 
 
