@@ -192,7 +192,8 @@ class Trace:
 
 
 def flat(tensors: Sequence[Tensor]) -> Array:
-    return torch.cat([t.detach().flatten() for t in tensors]).numpy().copy()
+    joined = torch.cat([t.detach().flatten() for t in tensors])
+    return (joined.float() if joined.dtype is torch.bfloat16 else joined).numpy().copy()  # NumPy has no bfloat16
 
 
 def record(

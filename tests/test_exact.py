@@ -1,8 +1,11 @@
 """Whether a run is exact is tried before its first step, and said; verify shows it split by split."""
 
+import io
 import json
 from collections.abc import Mapping
+from contextlib import redirect_stdout
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,7 +17,9 @@ from torch.nn.functional import cross_entropy, mse_loss
 from tests.helpers import argv, distance, flat, record, rows, steps
 from train.accumulate import compute_gradient
 from train.entry import main
+from train.exact import ROUNDS, TOLERANCE, arithmetic
 from train.tasks.classification import Classification
+from train.verify import BOUNDS
 from train.verify import main as verify
 from train.window import Batch
 
@@ -133,16 +138,49 @@ def test_judged_before_the_first_step(tmp_path: Path, overrides: list[str], exac
     assert ("exact     no:" in told) == (exact == "false")
 
 
-def start_in_bf16(folder: str) -> int:
-    return start(Path(folder), "precision=bf16")
+def start_here(folder: str, overrides: list[str]) -> int:
+    return start(Path(folder), *overrides)
 
 
-def test_low_precision_comes_with_its_bound(run_ranks: Any, tmp_path: Path) -> None:
-    assert run_ranks(1, start_in_bf16, str(tmp_path)) == [0]  # a process has one precision for good
+@pytest.mark.parametrize(
+    ("overrides", "reason"),
+    [
+        (["precision=bf16"], "bf16 rounds each micro-batch: "),
+        (["precision=fp32", "model.dtype=bf16"], "model.dtype=bf16 rounds the gradient of each micro-batch"),
+        (["precision=bf16", "model.dtype=bf16"], "model.dtype=bf16 rounds the gradient of each micro-batch"),
+    ],
+)
+def test_low_precision_comes_with_its_bound(run_ranks: Any, tmp_path: Path, overrides: list[str], reason: str) -> None:
+    assert run_ranks(1, start_here, str(tmp_path), overrides) == [0]  # a process has one precision for good
 
     exact, reasons = judged(tmp_path)
     assert exact == "false"
-    assert "bf16 rounds each micro-batch: the loss of a split batch differs by " in reasons
+    assert reasons.startswith(reason)
+    assert "the loss of a split batch differs by " in reasons
+
+
+@pytest.mark.parametrize(
+    ("device", "tf32", "dtype", "precision", "expected"),
+    [
+        ("cuda", True, torch.float32, "fp32", "tf32"),
+        ("cuda", False, torch.float32, "fp32", "fp32"),
+        ("cpu", True, torch.float32, "fp32", "fp32"),
+        ("cuda", True, torch.float64, "fp64", "fp64"),
+        ("cuda", True, torch.float32, "fp16", "fp16"),
+        ("cuda", True, torch.bfloat16, "fp32", "bf16 parameters"),
+    ],
+)
+def test_what_rounds_a_gradient(device: str, tf32: bool, dtype: torch.dtype, precision: str, expected: str) -> None:
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high" if tf32 else "highest")
+    try:
+        found = arithmetic(SimpleNamespace(device=torch.device(device), dtype=dtype), precision)
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+    assert found == expected
+    assert (expected in ROUNDS) is (expected not in ("fp32", "fp64"))
+    assert {*ROUNDS, "fp32", "fp64"} == BOUNDS.keys() == TOLERANCE.keys()
 
 
 def test_required_refuses_before_a_folder_is_made(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -216,6 +254,36 @@ def test_several_terms_each_with_its_own_denominator(run_ranks: Any, tmp_path: P
 
 def verify_on_a_rank(arguments: list[str]) -> int:
     return verify(arguments)
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+@pytest.mark.parametrize(
+    ("overrides", "arithmetic_told"), [(("precision=bf16",), "bf16"), (("model.dtype=bf16",), "bf16 parameters")]
+)
+def test_verify_in_low_precision(
+    run_ranks: Any,
+    tmp_path: Path,
+    world_size: int,
+    overrides: tuple[str, ...],
+    arithmetic_told: str,
+) -> None:
+    codes = run_ranks(world_size, verify_and_tell, argv(tmp_path, "precision=fp32", *overrides))
+
+    assert [code for code, _ in codes] == [0] * world_size
+    told = codes[0][1]
+    assert f"exact in fp64, within the rounding of {arithmetic_told}\n" in told
+    assert f"within {arithmetic_told}\n" in told
+    assert "NOT EXACT" not in told
+
+
+def verify_and_tell(arguments: list[str]) -> tuple[int, str]:
+    with redirect_stdout(io.StringIO()) as told:
+        code = verify(arguments)
+    return code, told.getvalue()
+
+
+def test_verify_refuses_float16_on_a_cpu(run_ranks: Any, tmp_path: Path) -> None:
+    assert run_ranks(1, verify_on_a_rank, argv(tmp_path, "precision=fp16")) == [2]
 
 
 @pytest.mark.parametrize("world_size", [1, 2])

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from train.blocks import NoBlocks
 from train.checkpoint import NoCheckpoint, SaveFailed
 from train.config import ConfigError, Loaded, load
 from train.data import DataError
@@ -25,6 +26,7 @@ from train.report import (
     tell,
 )
 from train.run import build
+from train.setup import Unsupported
 from train.smoke import smoke
 from train.step import ComputeGradient, NonFiniteGradient
 
@@ -32,11 +34,13 @@ REFUSALS = (
     ConfigError,
     DataError,
     FolderRefused,
+    NoBlocks,
     NotExact,
     PlanError,
     TaskError,
     TrackerError,
     UnknownDirection,
+    Unsupported,
 )
 """What the user can mend by typing something else: told without a stack trace."""
 

@@ -15,8 +15,8 @@ from train.data import DataError, open_sets
 from train.evaluation import Evaluation
 from train.ranks import launched_rank
 from train.report import BAD_CONFIG, FINISHED, exit_code, tell
-from train.saved import DTYPES, NotFinished, final_weights, make_model
-from train.setup import connect, make_task
+from train.saved import NotFinished, final_weights, make_model, parameter_dtype
+from train.setup import Unsupported, connect, make_task
 
 USAGE = "usage: python -m train.evaluate RUN [key=value ...]      RUN: a run folder, such as runs/digits"
 
@@ -29,7 +29,7 @@ def main(argv: Sequence[str]) -> int:
     is_main = launched_rank() == 0
     try:
         metrics = evaluate(Path(argv[0]), argv[1:])
-    except (ConfigError, DataError, NotFinished) as error:
+    except (ConfigError, DataError, NotFinished, Unsupported) as error:
         tell(str(error))
         return exit_code(str(error), BAD_CONFIG, 0, is_main)
     if is_main:
@@ -53,7 +53,7 @@ def evaluate(run_folder: Path, overrides: Sequence[str]) -> dict[str, float]:
     load_model(module, str(weights))
     module = accelerator.prepare_model(module, evaluation_mode=True)
     evaluation = Evaluation(
-        sets.evaluation, task, module, ranks, accelerator.device, DTYPES[config.precision], batch_size
+        sets.evaluation, task, module, ranks, accelerator.device, parameter_dtype(config), batch_size
     )
     return evaluation()
 

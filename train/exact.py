@@ -12,8 +12,16 @@ from train.step import Learner, to_device
 from train.tasks import Task, by_term
 from train.window import Batch
 
-TOLERANCE = {"fp64": 1e-11, "fp32": 1e-5, "bf16": 5e-2}
+TOLERANCE = {"fp64": 1e-11, "fp32": 1e-5, "tf32": 1e-2, "fp16": 1e-2, "bf16": 5e-2, "bf16 parameters": 5e-2}
 """Largest relative difference between the loss of a batch and the sum over its halves that rounding explains."""
+
+ROUNDS = {
+    "tf32": "runtime.tf32 rounds each micro-batch",
+    "fp16": "fp16 rounds each micro-batch",
+    "bf16": "bf16 rounds each micro-batch",
+    "bf16 parameters": "model.dtype=bf16 rounds the gradient of each micro-batch, though their sum is kept in float32",
+}
+"""Arithmetic in which the gradient depends on how a batch is split, by more than anybody would call exact."""
 
 
 class NotExact(ValueError):
@@ -42,6 +50,14 @@ class Exactness:
         return [f"exact     {self.exact}: {'; '.join(self.reasons)}"]
 
 
+def arithmetic(learner: Learner, precision: str) -> str:
+    """What rounds a gradient: the precision, or what is coarser than it says."""
+    if learner.dtype == torch.bfloat16:
+        return "bf16 parameters"
+    tf32 = learner.device.type == "cuda" and torch.get_float32_matmul_precision() != "highest"
+    return "tf32" if tf32 and precision == "fp32" else precision
+
+
 def judge(learner: Learner, batch: Batch, precision: str) -> Exactness:
     """Split `batch` (on the CPU, as a rank would be fed) in two, and see whether loss and weight add up.
 
@@ -50,6 +66,8 @@ def judge(learner: Learner, batch: Batch, precision: str) -> Exactness:
     """
     task, module = learner.task, learner.module
     device, dtype = learner.device, learner.dtype
+    precision = arithmetic(learner, precision)
+    tolerance = TOLERANCE[precision]
     cut = len(next(iter(batch.values()))) // 2
     parts = (batch, {n: c[:cut] for n, c in batch.items()}, {n: c[cut:] for n, c in batch.items()})
     mistakes: list[str] = []
@@ -72,17 +90,17 @@ def judge(learner: Learner, batch: Batch, precision: str) -> Exactness:
             if not weights[0]:
                 untried = f"none of the first {2 * cut} samples counts for the loss ({term})"
             error = max(error, abs(sums[0] - sums[1] - sums[2]) / (abs(sums[0]) or 1.0))
-            mistakes += [*_weight_mistakes(term, weights), *_mean_mistakes(term, sums, weights, TOLERANCE[precision])]
-            if not mistakes and _differ(sums[0], sums[1] + sums[2], TOLERANCE[precision]):
+            mistakes += [*_weight_mistakes(term, weights), *_mean_mistakes(term, sums, weights, tolerance)]
+            if not mistakes and _differ(sums[0], sums[1] + sums[2], tolerance):
                 reasons.append(
                     f"the loss ({term}) couples the samples of a batch: {sums[0]:.6g} for a batch, "
                     f"{sums[1] + sums[2]:.6g} for its halves (negatives within the batch, a balance loss?)"
                 )
             training_modes()
             if not mistakes and not reasons:
-                reasons += _training_reasons(loss, module, parts, TOLERANCE[precision])
-    if precision == "bf16":
-        reasons.append(f"bf16 rounds each micro-batch: the loss of a split batch differs by {error:.0e} here")
+                reasons += _training_reasons(loss, module, parts, tolerance)
+    if precision in ROUNDS:
+        reasons.append(f"{ROUNDS[precision]}: the loss of a split batch differs by {error:.0e} here")
     if mistakes or reasons:
         return Exactness("false", tuple(dict.fromkeys([*mistakes, *reasons])), terms, tuple(mistakes))
     if untried:

@@ -36,9 +36,23 @@ def guarded(compute_gradient: ComputeGradient, ranks: Ranks) -> ComputeGradient:
 
 
 def _check_reduction(learner: Learner, k: int) -> None:
-    """DDP finds out by itself, but only in the next forward pass, after the optimizer has used the gradients."""
-    if not isinstance(learner.model, DistributedDataParallel):
-        return
+    missing, where = _not_reduced(learner)
+    if missing:
+        raise NotReduced(
+            f"step {k}: {', '.join(missing)} took no part in {where} of a rank, so the gradient was not "
+            f"reduced. Each micro-batch must use every trained parameter: add 0 * parameter.sum() to the loss where a "
+            f"branch is not taken, or freeze what is never used"
+        )
+
+
+def _not_reduced(learner: Learner) -> tuple[list[str], str]:
+    """(parameters without a reduced gradient, where they were missing).
+
+    DDP finds out by itself, but only in the next forward pass, after the optimizer has used the gradients.
+    """
+    if not isinstance(learner.model, DistributedDataParallel):  # train/reduction.py has reduced
+        named = learner.module.named_parameters()
+        return [name for name, p in named if p.requires_grad and p.grad is None], "any micro-batch"
     try:
         learner.model._check_reducer_finalized()  # documented for this use; asks a flag, about 1 us
     except RuntimeError as error:
@@ -46,12 +60,8 @@ def _check_reduction(learner: Learner, k: int) -> None:
         if not found:
             raise
         names = [name for name, p in learner.module.named_parameters() if p.requires_grad]
-        missing = [names[int(index)] for index in found[1].split()]
-        raise NotReduced(
-            f"step {k}: {', '.join(missing)} took no part in the last micro-batch of a rank, so the gradient was not "
-            f"reduced. Each micro-batch must use every trained parameter: add 0 * parameter.sum() to the loss where a "
-            f"branch is not taken, or freeze what is never used"
-        ) from None
+        return [names[int(index)] for index in found[1].split()], "the last micro-batch"
+    return [], ""
 
 
 def _check_agreement(learner: Learner, k: int, ranks: Ranks) -> None:

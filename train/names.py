@@ -6,6 +6,7 @@ LEARNING_RATE = "train/learning_rate"
 GLOBAL_STEP = "train/global_step"
 EPOCH = "train/epoch"
 SKIPPED_STEPS = "train/skipped_steps"
+LOSS_SCALE = "train/loss_scale"
 EMPTY_STEPS = "train/empty_steps"
 
 SAMPLES_SEEN = "progress/samples_seen"

@@ -130,6 +130,15 @@ class Ranks:
                 raise other[0](f"rank {rank}: {other[1]}")
         return cast(T, outcome)
 
+    def add_up(self, tensors: Sequence[torch.Tensor]) -> None:
+        """Overwrite each of `tensors` by its sum over the ranks, in the process group of their device (NCCL on GPUs).
+
+        All are under way at once. On a GPU the host does not wait: what follows in the stream does.
+        """
+        if self._group:
+            for work in [dist.all_reduce(tensor, async_op=True) for tensor in tensors]:
+                work.wait()
+
     def copy_from_main(self, tensors: Sequence[torch.Tensor]) -> None:
         """Overwrite `tensors`, on any device, by rank 0's."""
         if self._group:

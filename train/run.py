@@ -19,9 +19,10 @@ from train.phases import Phases
 from train.preparing import facts, judge_first_samples, prepare
 from train.profiling import profiled
 from train.ranks import Ranks
+from train.reduction import reduced
 from train.report import Interval, Reporter, RunFolder, RunPlan, claim, open_report, tell
 from train.saved import save_final
-from train.setup import connect, make_learner
+from train.setup import connect, loss_scale, make_learner
 from train.signals import Stop
 from train.step import ComputeGradient, Learner, NonFiniteGradient
 from train.tasks import by_term
@@ -91,7 +92,7 @@ class Run:
             raise NonFiniteGradient(
                 f"by step {window.k} the gradient was not finite in {learner.skips.longest} steps in a row "
                 f"(max_nonfinite_steps={limit}). Try a smaller optimizer.lr, a warm-up, optimizer.max_grad_norm=1.0; "
-                f"precision=fp32 tells whether bf16 is to blame"
+                f"precision=fp32 tells whether low precision is to blame"
             )
 
     def save(self) -> None:
@@ -154,10 +155,10 @@ def build(loaded: Loaded, loop: str) -> Run:
         raise
 
     def watch(compute_gradient: ComputeGradient) -> ComputeGradient:
-        return guarded(phases.around(compute_gradient), ranks)
+        return guarded(phases.around(reduced(compute_gradient, learner, ranks)), ranks)
 
     watched = evaluation and memory.around(evaluation, names.EVAL_PEAK)
-    gauges = [lambda: ranks.largest(memory.take()), phases.take]
+    gauges = [lambda: ranks.largest(memory.take()), lambda: loss_scale(learner.scaler), phases.take]
     return Run(config, plan, learner, windows, ranks, stop, report, folder, checkpoints, watched, gauges, watch)
 
 
@@ -186,7 +187,12 @@ def _resumed(folder: RunFolder, learner: Learner, report: Reporter, config: Conf
         keep=config.checkpoint.keep,
         seed=config.seed,
         module=learner.module,
-        state={"optimizer": OptimizerState(learner.optimizer), "skips": learner.skips, "report": report},
+        state={
+            "optimizer": OptimizerState(learner.optimizer),
+            "skips": learner.skips,
+            "scaler": learner.scaler,
+            "report": report,
+        },
         resumed_from=folder.resumed_from,
     )
     checkpoints.restore()

@@ -15,14 +15,19 @@ class NotFinished(FileNotFoundError):
 
 FINAL = Path("final") / "model.safetensors"
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.float32, "fp64": torch.float64}  # of parameters; bf16 is autocast
+
+def parameter_dtype(config: Config) -> torch.dtype:
+    """Of the parameters, and of what the model is fed; under autocast (bf16, fp16) both stay float32."""
+    if config.model.dtype == "bf16":
+        return torch.bfloat16
+    return torch.float64 if config.precision == "fp64" else torch.float32
 
 
 def make_model(config: Config) -> nn.Module:
     """The model as the config describes it, drawn in float32 whatever the precision, from the run's seed."""
     torch.manual_seed(config.seed)
     module: nn.Module = resolve(config.model.target, "train.models")(**config.model.args)
-    return module.to(DTYPES[config.precision])
+    return module.to(parameter_dtype(config))
 
 
 def save_final(module: nn.Module, run_folder: Path) -> Path:

@@ -26,6 +26,7 @@ class Learner:
     task: Task
     coefficients: Mapping[str, float]  # by which the terms of the loss are added up; 1 where the task names none
     optimizer: Any  # a torch.optim.Optimizer, whose fused kind also reads the attribute found_inf
+    scaler: torch.amp.GradScaler  # of the loss in float16, whose small gradients would be 0; disabled in all else
     skips_on_device: bool  # the optimizer leaves out an update where a flag on the device says so
     max_grad_norm: float | None
     stop_at_nonfinite: bool
@@ -53,7 +54,7 @@ def forward_backward(learner: Learner, micro_batch: MicroBatch, window: Window) 
     losses = []
     for term, weight in window.weights.items():
         losses.append(sums[term] * (learner.coefficients[term] * ranks / weight if weight else 0.0))
-    learner.accelerator.backward(losses[0] if len(losses) == 1 else torch.stack(losses).sum())
+    learner.accelerator.backward(learner.scaler.scale(losses[0] if len(losses) == 1 else torch.stack(losses).sum()))
     told = torch.stack([sums[term].detach() for term in window.weights])
     return told if ranks else torch.zeros_like(told)
 
@@ -74,6 +75,7 @@ def update(learner: Learner, rate: float) -> Tensor:
     gradients = [p.grad for p in learner.parameters if p.grad is not None]
     if not gradients:
         raise RuntimeError("no parameter has a gradient: does the loss depend on the model's trainable parameters?")
+    learner.scaler.unscale_(learner.optimizer)
     norm = torch.nn.utils.get_total_norm(gradients)
     finite = norm.isfinite()
     if learner.max_grad_norm is not None:
@@ -90,6 +92,7 @@ def update(learner: Learner, rate: float) -> Tensor:
         learner.optimizer.step()
     elif finite:  # on a GPU the host waits here, once per step: these optimizers cannot leave out an update
         learner.optimizer.step()
+    learner.scaler.update()  # on the device: halved where the gradient was not finite
     learner.optimizer.zero_grad(set_to_none=True)
     learner.skips.add(finite)
     return norm

@@ -19,29 +19,32 @@ from torch import Tensor
 
 from train.accumulate import compute_gradient
 from train.batch import BatchPlan, PlanError, make_plan
+from train.blocks import NoBlocks
 from train.config import Config, ConfigError, load
 from train.data import DataError, TrainingSet, Windows, open_sets
-from train.exact import TaskError, judge
+from train.exact import ROUNDS, TaskError, arithmetic, judge
 from train.optimizer import scaled_numbers
 from train.planning import plan_batch
 from train.ranks import Ranks, asked_world_size, launched_rank
+from train.reduction import reduced
 from train.report import BAD_CONFIG, FAILED, FINISHED, exit_code, tell
-from train.setup import connect, make_learner, make_task
+from train.setup import Unsupported, connect, make_learner, make_task
 from train.step import Learner, to_device
 from train.tasks import by_term
 from train.window import Batch, Place
 
-BOUNDS = {"fp64": 1e-12, "fp32": 2e-6, "bf16": 2e-2}
-"""Largest relative error of a gradient that the precision itself explains; bf16: of autocast's activations."""
+BOUNDS = {"fp64": 1e-12, "fp32": 2e-6, "tf32": 2.5e-3, "fp16": 2.5e-3, "bf16": 2e-2, "bf16 parameters": 2e-2}
+"""Largest relative error of a gradient that the arithmetic itself explains; bf16 and fp16: of autocast's activations.
+tf32 and fp16 keep three bits more than bf16."""
 
-COLUMNS = "{:<9}  {:<24}  {:<8}  {:<24}  {}"
+COLUMNS = "{:<15}  {:<24}  {:<8}  {:<24}  {}"
 
 
 @dataclass(frozen=True)
 class Line:
     """One split, measured."""
 
-    precision: str
+    precision: str  # a key of BOUNDS
     split: str
     error: float  # |gradient - reference| / |reference|
     worst: str  # the parameter with the largest error of its own
@@ -51,7 +54,7 @@ class Line:
         return self.error <= BOUNDS[self.precision]
 
     def __str__(self) -> str:
-        good = "within bf16" if self.precision == "bf16" else "exact"
+        good = f"within {self.precision}" if self.precision in ROUNDS else "exact"
         verdict = good if self.is_exact else f"NOT EXACT (bound {BOUNDS[self.precision]:.0e})"
         return COLUMNS.format(self.precision, self.split, f"{self.error:.1e}", self.worst, verdict)
 
@@ -61,14 +64,17 @@ def main(argv: Sequence[str]) -> int:
     try:
         config = load(argv).config
         lines, remedies = verify(config)
-    except (ConfigError, DataError, PlanError, TaskError) as error:
+    except (ConfigError, DataError, NoBlocks, PlanError, TaskError, Unsupported) as error:
         tell(str(error))
         return exit_code(str(error), BAD_CONFIG, 0, is_main)
     exact = all(line.is_exact for line in lines)
     if is_main:
         header = COLUMNS.format("precision", "ranks x micro-batches", "error", "worst parameter", "verdict")
         print(header, *lines, sep="\n")
-        print("exact" if exact else "\n".join(["not exact, because", *(f"  {remedy}" for remedy in remedies)]))
+        rounded = next((f" in fp64, within the rounding of {x.precision}" for x in lines if x.precision in ROUNDS), "")
+        print(
+            f"exact{rounded}" if exact else "\n".join(["not exact, because", *(f"  {remedy}" for remedy in remedies)])
+        )
     return exit_code("verified", FINISHED if exact else FAILED, 0, is_main)
 
 
@@ -79,13 +85,13 @@ def verify(config: Config) -> tuple[list[Line], list[str]]:
     plan = plan_batch(config, "accumulate", asked_world_size(), sets.train.size)
     lines: list[Line] = []
     remedies: list[str] = []
-    for precision in dict.fromkeys(("fp64", config.precision)):
-        variant = dataclasses.replace(config, precision=precision)
+    wide = dataclasses.replace(config, precision="fp64", model=dataclasses.replace(config.model, dtype=None))
+    for variant in (wide, config) if config.precision != "fp64" else (config,):
         AcceleratorState._reset_state()  # it knows one precision per process
         accelerator, met = connect(variant)
         learner = make_learner(variant, task, accelerator, scaled_numbers(config.optimizer, plan.effective))
-        step = Step(learner, sets.train, plan, config.seed, met, precision)
-        verdict = judge(learner, step.samples(min(8, step.size)), precision)
+        step = Step(learner, sets.train, plan, config.seed, met, arithmetic(learner, variant.precision))
+        verdict = judge(learner, step.samples(min(8, step.size)), variant.precision)
         remedies += verdict.reasons if verdict.exact == "false" else ()
         lines += step.lines(verdict.terms)
     return lines, list(dict.fromkeys(remedies)) or ["the sum over micro-batches differs: is something random?"]
@@ -125,7 +131,10 @@ class Step:
                 found = self._unsplit(terms)
             if not self.ranks.sum([found is None])[0]:
                 assert found is not None
-                return found
+                if not self.learner.scaler.is_enabled() or all(gradient.isfinite().all() for gradient in found):
+                    return found
+                self.learner.scaler.update(self.learner.scaler.get_scale() / 2)  # too large for float16
+                continue
             if self.size == 1:
                 raise torch.OutOfMemoryError("one sample does not fit the memory")
             del found
@@ -141,7 +150,7 @@ class Step:
             weights = by_term(learner.task.loss_weight(batch))
             sums = by_term(learner.task.loss_sum(learner.module, to_device(batch, learner.device, learner.dtype)))
             parts = [learner.coefficients[term] * sums[term] / weights[term] for term in terms if weights[term]]
-            learner.accelerator.backward(torch.stack(parts).sum())
+            learner.accelerator.backward(learner.scaler.scale(torch.stack(parts).sum()))
             return self._taken()
 
     def gradient(self, accumulation_steps: int, terms: Sequence[str]) -> list[Tensor]:
@@ -164,7 +173,7 @@ class Step:
             last=1,
         )
         with self._fresh():
-            compute_gradient(self.learner, next(iter(windows)))
+            reduced(compute_gradient, self.learner, self.ranks)(self.learner, next(iter(windows)))
             return self._taken()
 
     def compare(self, reference: Sequence[Tensor], found: Sequence[Tensor], count: int) -> Line:
@@ -192,7 +201,9 @@ class Step:
                     buffer.copy_(kept)
 
     def _taken(self) -> list[Tensor]:
-        return [torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in self.learner.parameters]
+        wide = torch.promote_types(self.learner.dtype, torch.float32)
+        grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.learner.parameters]
+        return [gradient.to(wide, copy=True) for gradient in grads]
 
 
 if __name__ == "__main__":

@@ -22,32 +22,32 @@ class Watchdog:
         """`end(reason, step)` writes down how the run ended; it is called on rank 0, just before the process ends."""
         self._ranks, self._deadline, self._folder, self._end = ranks, deadline_seconds, folder, end
         self._period = min(LONGEST_PERIOD_SECONDS, deadline_seconds / 10)
-        self._last = time.monotonic()
         self._step = 0
+        self._batches = 0  # of evaluations
         self._main = threading.main_thread().ident
         self._over = threading.Event()
 
     def windows(self, windows: Iterable[Window]) -> Iterator[Window]:
         """The same windows, watched from the first to what follows the last."""
-        self.beat()
         threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
         try:
             for window in windows:
-                self._step = window.k
-                self.beat()
+                self._step = window.k  # all that a step pays for it
                 yield window
         finally:
             self._over.set()
 
     def beat(self) -> None:
-        self._last = time.monotonic()
+        self._batches += 1
 
     def _watch(self) -> None:
-        told = 0
+        told, seen, since = 0, (0, 0), time.monotonic()
         while not self._over.wait(self._period):
             told += 1
             self._ranks.tell(json.dumps({"told": told, "step": self._step, "place": self._place()}))
-            if time.monotonic() - self._last > self._deadline:
+            if seen != (seen := (self._step, self._batches)):
+                since = time.monotonic()
+            elif time.monotonic() - since > self._deadline:
                 self._stop()
 
     def _stop(self) -> None:

@@ -16,9 +16,6 @@ class Place:
     epoch: int = 0
     samples: int = 0  # of this epoch, already trained
 
-    def after(self, window: "Window") -> "Place":
-        return Place(window.epoch + 1) if window.last_of_epoch else Place(window.epoch, self.samples + window.samples)
-
 
 @dataclass(frozen=True)
 class MicroBatch:

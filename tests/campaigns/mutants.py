@@ -20,6 +20,8 @@ TESTS = [
     "tests/test_update.py",
     "tests/batch",
     "tests/test_loops.py",
+    "tests/test_reduction.py",
+    "tests/test_scaler.py",
 ]
 
 
@@ -106,6 +108,36 @@ MUTANTS = [
         "    offset = start + first_of(samples, rank, plan.world_size)\n",
         "    shares = [share(samples, 0, plan.world_size)] * 2\n"
         "    offset = start + min(first_of(samples, rank, plan.world_size), samples - shares[0])\n",
+    ),
+    Mutant(
+        "gradients of bf16 summed in bf16",
+        "train/reduction.py",
+        "wide = torch.promote_types(group[0].dtype, torch.float32)",
+        "wide = group[0].dtype",
+    ),
+    Mutant(
+        "explicit reduction: the sum, not the mean",
+        "train/reduction.py",
+        "bucket.div_(self.ranks.world_size)",
+        "bucket.div_(1)",
+    ),
+    Mutant(
+        "explicit reduction: DDP reduces too",
+        "train/reduction.py",
+        "learner.accelerator.no_sync(learner.model)",
+        "learner.accelerator.no_sync(None)",
+    ),
+    Mutant(
+        "float16: the scaled gradient is measured and clipped",
+        "train/step.py",
+        "    learner.scaler.unscale_(learner.optimizer)\n    norm = torch.nn.utils.get_total_norm(gradients)\n",
+        "    norm = torch.nn.utils.get_total_norm(gradients)\n    learner.scaler.unscale_(learner.optimizer)\n",
+    ),
+    Mutant(
+        "float16: the scale stays where the gradient overflows",
+        "train/step.py",
+        "    learner.scaler.update()",
+        "    learner.scaler.update(learner.scaler.get_scale() if learner.scaler.is_enabled() else None)",
     ),
 ]
 

@@ -81,8 +81,11 @@ def test_the_rules_name_existing_keys_only() -> None:
             "Add optimizer.lr_reference_batch=",
         ),
         ({"optimizer.args": {"lr": 0.1}}, "optimizer.args.lr", "Write optimizer.lr=0.1"),
-        ({"precision": "fp16"}, "precision", "got 'fp16'; float16 is not supported yet: use bf16 or fp32"),
-        ({"precision": "float16"}, "precision", "float16 is not supported yet"),
+        ({"precision": "fp8"}, "precision", "got 'fp8'; it takes one of fp32, bf16, fp16, fp64"),
+        ({"precision": "half", "on_nonfinite": "stop"}, "on_nonfinite", "Write on_nonfinite=skip, or precision=bf16"),
+        ({"model.dtype": "fp16"}, "model.dtype", "got 'fp16'; it takes bf16, or null"),
+        ({"model.dtype": "bf16", "precision": "fp64"}, "model.dtype", "precision=fp64 needs wider parameters"),
+        ({"model.dtype": "bfloat16", "precision": "fp16"}, "model.dtype", "precision=fp16 needs wider parameters"),
         ({"precision": "bf61"}, "precision", "Did you mean bf16?"),
         ({"on_nonfinite": "ignore"}, "on_nonfinite", "one of skip, stop"),
         ({"max_nonfinite_steps": 0}, "max_nonfinite_steps", "1 or more"),
@@ -115,6 +118,8 @@ def test_a_wrong_value_is_refused(changes: dict[str, Any], key: str, said: str) 
         {"profile.steps": [2, 2]},
         {"seed": 2**63 - 1},
         {"precision": "bfloat16"},
+        {"precision": "float16"},
+        {"model.dtype": "bfloat16", "precision": "bf16"},
         {"optimizer.lr_scaling": "sqrt", "optimizer.lr_reference_batch": 32},
         {"schedule.warmup_steps": 0},
         {"data.eval_fraction": 0.0},
@@ -125,5 +130,5 @@ def test_the_edges_of_what_is_right_pass(changes: dict[str, Any]) -> None:
 
 
 def test_all_findings_come_at_once() -> None:
-    findings = check({**GOOD, "seed": -1, "precision": "fp16", "batch.effective": 0, "name": "a:b"})
+    findings = check({**GOOD, "seed": -1, "precision": "fp8", "batch.effective": 0, "name": "a:b"})
     assert {key for key, _ in findings} == {"seed", "precision", "batch.effective", "name"}

@@ -260,7 +260,7 @@ def test_launcher_files_and_sweeps_are_not_suggested() -> None:
             "command line: optimizer.args.eps: must be stated. Add optimizer.args.eps=...",
         ),
         ("log.every_steps=0", "command line: log.every_steps: got 0; it must be 1 or more"),
-        ("precision=float16", "command line: precision: got 'float16'; float16 is not supported yet"),
+        ("precision=float8", "command line: precision: got 'float8'; it takes one of fp32, bf16, fp16, fp64"),
         ("optimizer.args.lr=1", "command line: optimizer.args.lr: got 1; the rate has a key of its own"),
         (
             "lr=1",
@@ -315,7 +315,7 @@ def test_all_problems_come_at_once_and_none_twice() -> None:
     # given a problem of each kind
     path = write(
         "x.yaml",
-        "extends: base.yaml\nlearning_rate: 0.1\nseed: one\nprecision: fp16\nname: ${nope}\n"
+        "extends: base.yaml\nlearning_rate: 0.1\nseed: one\nprecision: fp8\nname: ${nope}\n"
         "model: {args: {in_features: 4, hiden: 3}}\ntask: torch.nn.MSELos\noptimizer: {args: {lr: 1}}\n",
     )
     # when, then
@@ -343,9 +343,16 @@ def test_a_misspelt_key_is_not_also_missing() -> None:
 # What comes out
 
 
-@pytest.mark.parametrize(("name", "short"), [("float32", "fp32"), ("bfloat16", "bf16"), ("fp64", "fp64")])
+@pytest.mark.parametrize(
+    ("name", "short"),
+    [("float32", "fp32"), ("bfloat16", "bf16"), ("float16", "fp16"), ("half", "fp16"), ("fp64", "fp64")],
+)
 def test_long_names_of_precisions_become_short(name: str, short: str) -> None:
     assert load(["base.yaml", f"precision={name}"]).config.precision == short
+
+
+def test_the_long_name_of_a_dtype_becomes_short() -> None:
+    assert load(["base.yaml", "model.dtype=bfloat16"]).config.model.dtype == "bf16"
 
 
 def test_interpolations_are_resolved_in_the_config_and_left_alone_in_the_yaml(

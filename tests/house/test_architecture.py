@@ -15,6 +15,7 @@ PACKAGE = ROOT / "train"
 FLOORS = [
     {"batch", "config", "names", "ranks", "schedule", "window"},
     {
+        "blocks",
         "checkpoint",
         "data",
         "memory",
@@ -30,7 +31,8 @@ FLOORS = [
         "watchdog",
     },
     {"step"},
-    {"evaluation", "exact", "guard", "setup", "smoke"},
+    {"evaluation", "exact", "guard", "reduction"},
+    {"setup", "smoke"},
     {"preparing"},
     {"run"},
     {"loop"},

@@ -25,11 +25,23 @@ FEATURES: dict[str, Edits] = {
         ("run.py", r" +phases = Phases\(.*\n", ""),
         ("run.py", r"phases\.windows\((.*)\)\n", r"\1\n"),
         ("run.py", r", phases\.take\]", "]"),
-        ("run.py", r"phases\.around\(compute_gradient\)", "compute_gradient"),
+        ("run.py", r"phases\.around\((reduced\(.*?\))\)", r"\1"),
     ],
     "guard.py": [
         ("run.py", r"from train\.guard import guarded\n", ""),
         ("run.py", r"guarded\((.*), ranks\)", r"\1"),
+    ],
+    "reduction.py": [
+        ("run.py", r"from train\.reduction import reduced\n", ""),
+        ("run.py", r"reduced\(compute_gradient, learner, ranks\)", "compute_gradient"),
+        ("setup.py", r"from train\.reduction import is_explicit\n", ""),
+        ("setup.py", r"is_explicit\(dtype\)", "False"),
+    ],
+    "blocks.py": [
+        ("setup.py", r"from train\.blocks import checkpoint_blocks\n", ""),
+        ("setup.py", r" +checkpoint_blocks\(.*\n", ""),
+        ("entry.py", r"from train\.blocks import NoBlocks\n", ""),
+        ("entry.py", r" +NoBlocks,\n", ""),
     ],
     "profiling.py": [
         ("run.py", r"from train\.profiling import profiled\n", ""),

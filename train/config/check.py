@@ -11,12 +11,11 @@ from train.config.problems import show
 Values = Mapping[str, Any]
 Finding = tuple[str, str]
 
-PRECISIONS = {"float32": "fp32", "bfloat16": "bf16", "float64": "fp64"}
+PRECISIONS = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16", "half": "fp16", "float64": "fp64"}
 """{long name: the short one that the config ends up with}."""
-HALF = ("fp16", "float16", "half")
 
 CHOICES: dict[str, tuple[str, ...]] = {
-    "precision": ("fp32", "bf16", "fp64", *PRECISIONS),
+    "precision": ("fp32", "bf16", "fp16", "fp64", *PRECISIONS),
     "on_nonfinite": ("skip", "stop"),
     "batch.exact": ("warn", "required", "ignore"),
     "optimizer.lr_scaling": ("none", "linear", "sqrt", "sde", "halflife"),
@@ -62,6 +61,8 @@ def check(values: Values) -> list[Finding]:
     rules = (
         _ranges,
         _choices,
+        _half,
+        _dtype,
         _micro,
         _batch,
         _alternatives,
@@ -83,12 +84,34 @@ def _ranges(values: Values) -> Iterator[Finding]:
 def _choices(values: Values) -> Iterator[Finding]:
     for key, choices in CHOICES.items():
         value = values[key]
-        if key == "precision" and value in HALF:
-            yield key, f"got {show(value)}; float16 is not supported yet: use bf16 or fp32"
-        elif value not in choices:
+        if value not in choices:
             near = difflib.get_close_matches(str(value).lower(), choices, n=1)
             did_you_mean = f". Did you mean {near[0]}?" if near else ""
             yield key, f"got {show(value)}; it takes one of {', '.join(choices)}{did_you_mean}"
+
+
+def _half(values: Values) -> Iterator[Finding]:
+    if _precision(values) == "fp16" and values["on_nonfinite"] == "stop":
+        why = "precision=fp16 finds the scale of its loss by leaving out the steps that overflow"
+        yield "on_nonfinite", f"got 'stop'; {why}. Write on_nonfinite=skip, or precision=bf16"
+
+
+def _dtype(values: Values) -> Iterator[Finding]:
+    dtype, precision = values["model.dtype"], _precision(values)
+    if dtype is None:
+        return
+    if PRECISIONS.get(dtype, dtype) != "bf16":
+        yield "model.dtype", f"got {show(dtype)}; it takes bf16, or null: float32, and float64 under precision=fp64"
+    elif precision in ("fp16", "fp64"):
+        yield (
+            "model.dtype",
+            f"got {dtype}; precision={precision} needs wider parameters. Leave it out, or precision=bf16",
+        )
+
+
+def _precision(values: Values) -> str:
+    precision: str = values["precision"]
+    return PRECISIONS.get(precision, precision)
 
 
 def _micro(values: Values) -> Iterator[Finding]:

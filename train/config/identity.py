@@ -14,12 +14,14 @@ from train.config.targets import resolve, resolve_source
 EXECUTION = (
     *("name", "output_dir", "log", "wandb", "checkpoint", "duration.hours", "profile", "evaluate", "data.eval_split"),
     *("batch.micro", "batch.accumulation_steps", "batch.exact", "runtime.timeout_seconds", "runtime.deterministic"),
+    *("model.compile", "memory"),
 )
 """Keys, and sections, that change how a run is executed or watched, but not what it computes."""
 
 
 COMPUTING = (
     *("accumulate.py", "standard.py", "loop.py", "step.py", "setup.py", "optimizer.py", "planning.py", "schedule.py"),
+    *("reduction.py",),
     *("batch/*.py", "data/*.py", "tasks/*.py", "models/*.py"),
 )
 """Sources whose change may change a curve."""

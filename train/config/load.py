@@ -68,7 +68,12 @@ def load(argv: Sequence[str]) -> Loaded:
     if problems:
         raise ConfigError(problems)
     config = cast(Config, OmegaConf.to_object(structured))
-    config = dataclasses.replace(config, precision=PRECISIONS.get(config.precision, config.precision))
+    dtype = config.model.dtype and PRECISIONS.get(config.model.dtype, config.model.dtype)
+    config = dataclasses.replace(
+        config,
+        precision=PRECISIONS.get(config.precision, config.precision),
+        model=dataclasses.replace(config.model, dtype=dtype),
+    )
     return Loaded(config, command.path, command.overrides, command.flags, OmegaConf.to_yaml(structured))
 
 

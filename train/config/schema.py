@@ -54,6 +54,11 @@ class Model:
     """A model of train/models (`mlp`) or the dotted path of a class or function that returns a module."""
     args: dict[str, Any] = field(default_factory=dict)
     """Keyword arguments of the target."""
+    dtype: str | None = None
+    """Of the parameters. Unset: float32, float64 under precision=fp64. bf16: parameters and the optimizer's state in
+    bfloat16, while the gradients of a step are summed in float32; an update of less than 1/256 of a value is lost."""
+    compile: bool | str = False
+    """Compile the model: true for PyTorch's default backend (inductor), or the name of another, such as aot_eager."""
 
 
 @dataclass(frozen=True)
@@ -172,6 +177,14 @@ class Wandb:
 
 
 @dataclass(frozen=True)
+class Memory:
+    activation_checkpointing: bool | str = False
+    """Keep the inputs of the model's blocks only, and compute what is inside them again in the backward pass: less
+    memory, about a third more computation, the same gradient. true: the blocks are those that a Hugging Face model
+    declares itself, else the items of the model's ModuleLists. A text names them: `layers.*`, `encoder.block?`."""
+
+
+@dataclass(frozen=True)
 class Runtime:
     timeout_seconds: int = 1800
     """A run in which nothing has moved for so long ends, says where each rank stands, and keeps their stacks."""
@@ -190,7 +203,7 @@ class Config:
     output_dir: str = "runs"
     """Folder that holds the run folders."""
     precision: str = "fp32"
-    """fp32, bf16 (autocast: parameters and gradients stay float32) or fp64."""
+    """fp32, bf16 or fp16 (autocast: parameters and gradients stay float32; fp16 on GPUs only) or fp64."""
     on_nonfinite: str = "skip"
     """A step whose gradient is not finite: skip it, or stop the run."""
     max_nonfinite_steps: int = 10
@@ -206,5 +219,6 @@ class Config:
     log: Log = field(default_factory=Log)
     checkpoint: Checkpoint = field(default_factory=Checkpoint)
     profile: Profile = field(default_factory=Profile)
+    memory: Memory = field(default_factory=Memory)
     wandb: Wandb = field(default_factory=Wandb)
     runtime: Runtime = field(default_factory=Runtime)

@@ -52,8 +52,9 @@ class RunPlan:
         fall = "constant" if rate.name == "constant" else f"{rate.name} to {rate.final_fraction * rate.peak:.4g}"
         warm = f" after {rate.warmup_steps} steps of warm-up" if rate.warmup_steps else ""
         sets = [f"{size:,} in {name}" if name else f"{size:,} held out" for name, size in self.eval_samples.items()]
+        parameters = ", parameters in bf16" if self.identity.get("model.dtype") else ""
         return [
-            f"run       {self.name}: {self.loop} loop, {self.precision}",
+            f"run       {self.name}: {self.loop} loop, {self.precision}{parameters}",
             f"batch     {batch.arithmetic()}",
             f"data      {'; '.join([self._epoch(), *sets])}",
             f"duration  {self.total_steps:,} steps = {self._samples()}",

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from train.window import Place, Window
 
@@ -13,16 +13,24 @@ class Progress:
     """Counted, not planned: what has really been trained, over all ranks."""
 
     step: int = 0
-    place: Place = field(default_factory=Place)
     epoch: float = 0.0  # passes over the data; of a stream: those that are complete
     samples_seen: int = 0
     empty_steps: int = 0  # steps in which no label counted: nothing to train on
+    complete_epochs: int = 0
+    samples_of_epoch: int = 0  # of the one under way
+
+    @property
+    def place(self) -> Place:
+        return Place(self.complete_epochs, self.samples_of_epoch)
 
     def advance(self, window: Window, samples_per_epoch: int | None) -> None:
         self.step = window.k
         self.samples_seen += window.samples
-        self.place = self.place.after(window)
-        self.epoch = self.samples_seen / samples_per_epoch if samples_per_epoch else self.place.epoch
+        if window.last_of_epoch:
+            self.complete_epochs, self.samples_of_epoch = window.epoch + 1, 0
+        else:
+            self.samples_of_epoch += window.samples
+        self.epoch = self.samples_seen / samples_per_epoch if samples_per_epoch else self.complete_epochs
         self.empty_steps += window.is_empty
 
 

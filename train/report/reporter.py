@@ -14,7 +14,7 @@ from train.report.plan import RunPlan
 from train.report.progress import Clock, Progress, duration
 from train.report.redact import redact
 from train.report.screen import Screen
-from train.window import Place, Window
+from train.window import Window
 
 
 class Sink(Protocol):
@@ -49,15 +49,14 @@ class Reporter:
         best = {"value": self.best.value, "step": self.best.step, "last": self.best.last}
         return {
             "progress": asdict(self.progress),
-            "seconds": self.clock.seconds,
+            "seconds": self.clock.seconds_so_far,
             "best": {self.best.metric: best},
             "run_id": self.run_id,
             "last_save_seconds": self.last_save_seconds,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        progress = dict(state["progress"])
-        self.progress = Progress(**progress | {"place": Place(**progress["place"])})
+        self.progress = Progress(**state["progress"])
         self.clock = Clock(state["seconds"])
         for name, value in state["best"].get(self.best.metric, {}).items():  # of another metric nothing is known yet
             setattr(self.best, name, value)
