@@ -14,16 +14,17 @@ PACKAGE = ROOT / "train"
 # Each floor imports only from floors below it; rooms of one floor do not import each other.
 FLOORS = [
     {"batch", "config", "names", "ranks", "schedule", "window"},
-    {"data", "memory", "models", "optimizer", "phases", "planning", "profiling", "report", "saved", "signals", "tasks"},
+    {"data", "memory", "models", "optimizer", "phases", "planning", "profiling", "report", "saved", "signals", "tasks"}
+    | {"comparison"},
     {"step"},
     {"evaluation", "exact", "guard", "setup", "smoke"},
     {"run"},
     {"loop"},
     {"entry"},
     {"accumulate", "evaluate", "standard"},
-    {"verify"},
+    {"verify", "compare", "sweep"},
 ]
-PURE = ["batch", "config", "names", "planning", "schedule"]  # import no torch
+PURE = ["batch", "config", "names", "planning", "schedule", "comparison", "compare", "sweep"]  # import no torch
 HEART = ["standard.py", "accumulate.py", "loop.py", "step.py", "run.py", "batch"]
 
 
