@@ -5,16 +5,21 @@ Imports no torch; matplotlib only where pictures are asked for, wandb only where
 
 import argparse
 import io
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from train.comparison.agree import unequal
+from train.comparison.data import as_data
 from train.comparison.group import losses
 from train.comparison.judge import Comparison, compare
+from train.comparison.page import page
+from train.comparison.pictures import NoMatplotlib, draw
 from train.comparison.read import CannotRead, Found, find
 from train.comparison.tables import tables
 
+PAGE = "compare.html"
 EQUAL, UNEQUAL, BAD_ARGUMENTS = 0, 1, 2
 
 EPILOG = """\
@@ -32,8 +37,13 @@ def main(argv: Sequence[str]) -> int:
     try:
         found = find(options.runs)
         comparison = compare(found.runs, found.left_out, options.target)
-        _tell(comparison, options)
-    except CannotRead as error:
+        if options.json:
+            print(json.dumps(as_data(comparison), indent=2, default=str, allow_nan=False))
+        else:
+            _tell(comparison)
+        if options.out:
+            _write(comparison, options.out, options.x)
+    except (CannotRead, NoMatplotlib) as error:
         print(error, file=sys.stderr)
         return BAD_ARGUMENTS
     if options.assert_equal is None:
@@ -62,12 +72,23 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def _tell(comparison: Comparison, options: argparse.Namespace) -> None:
+def _tell(comparison: Comparison) -> None:
     print(comparison.verdict)
     for table in tables(comparison):
         print(f"\n{table}")
     if comparison.notes:
         print("\nNotes", *(f"  - {note}" for note in comparison.notes), sep="\n")
+
+
+def _write(comparison: Comparison, folder: Path, x: str) -> None:
+    """Pictures and the page; what was written is said on stderr, since stdout may be JSON."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        pictures = draw(comparison, folder, x)
+        (folder / PAGE).write_text(page(comparison, pictures), encoding="utf-8")
+    except OSError as error:
+        raise CannotRead(f"compare: cannot write {folder}: {error.strerror}\n  type: --out ANOTHER") from error
+    print("wrote", folder / PAGE, *(picture.path.name for picture in pictures), file=sys.stderr)
 
 
 def _assert_equal(comparison: Comparison, found: Found, tolerance: float) -> int:

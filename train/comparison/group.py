@@ -5,7 +5,7 @@ import json
 import math
 import re
 import statistics
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -89,7 +89,7 @@ class Group:
         return found
 
 
-def common(curves: Sequence[dict[int, float]]) -> list[int]:
+def common(curves: Sequence[Mapping[int, Any]]) -> list[int]:
     """Samples seen at which all of them have a value; in order."""
     if not curves:
         return []
@@ -116,7 +116,17 @@ def make_groups(runs: Sequence[Run]) -> list[Group]:
     labels = wanted if len(set(wanted)) == len(wanted) else [group[0].name for group in members.values()]
     if len(set(labels)) < len(labels):
         labels = [group[0].where for group in members.values()]
-    return [Group(label, tuple(group)) for label, group in zip(labels, members.values(), strict=True)]
+    return [Group(label, tuple(group)) for label, group in zip(_apart(labels), members.values(), strict=True)]
+
+
+def _apart(labels: Sequence[str]) -> list[str]:
+    """Without the words that all begin or end with: micro16, micro8 of digits-micro16, digits-micro8."""
+    words = [label.split("-") for label in labels]
+    for end in (0, -1):
+        while all(len(each) > 1 for each in words) and len({each[end] for each in words}) == 1 < len(words):
+            for each in words:
+                each.pop(end)
+    return ["-".join(each) for each in words]
 
 
 def _set_up(run: Run) -> str:
