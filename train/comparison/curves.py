@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import EngFormatter
+from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter, StrMethodFormatter
 
 from train import names
 from train.comparison.agree import by_seed
@@ -139,7 +139,7 @@ def _strip(
     if as_ratio:
         axes.set_yscale("log")
     word = "ratio" if as_ratio else "difference"
-    axes.set_ylabel(f"{word}\nto {short(first)}")
+    axes.set_ylabel(f"{word}\nto the first")
     return f" Below: its {word} to that of {first} at the same samples seen and seed."
 
 
@@ -167,8 +167,13 @@ def _log_if_wide(axes: Axes) -> None:
     values = [
         value for line in axes.get_lines() for value in map(float, np.asarray(line.get_ydata())) if value == value
     ]
-    if values and min(values) > 0 and max(values) > 10 * min(values):
-        axes.set_yscale("log")
+    if not values or min(values) <= 0 or max(values) <= 10 * min(values):
+        return
+    axes.set_yscale("log")
+    if max(values) < 200 * min(values):  # powers of ten alone would be one label or two
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        axes.yaxis.set_minor_formatter(NullFormatter())
 
 
 def _entries(

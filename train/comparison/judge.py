@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from train.comparison.agree import Agreement, agreement, counted
 from train.comparison.cost import Cost, cost_of
 from train.comparison.group import Group, Spread, losses, make_groups
-from train.comparison.keys import MATHEMATICS, Key, differing, machines
+from train.comparison.keys import MATHEMATICS, Key, differing, machines, relabelled
 from train.comparison.notes import notes
 from train.comparison.outcome import Outcome, Target, outcomes, target_of
 from train.comparison.read import LeftOut
@@ -41,7 +41,7 @@ class Comparison:
 
 def compare(runs: Sequence[Run], left_out: Sequence[LeftOut] = (), target: float | None = None) -> Comparison:
     """`target`: an evaluation loss; unset, the lowest that every run reached."""
-    groups = make_groups(runs)
+    groups = relabelled(make_groups(runs))
     metrics = losses(groups)
     found = (agreement(runs, metric) for metric in metrics)
     costs = tuple(tuple(cost_of(run) for run in group.runs) for group in groups)

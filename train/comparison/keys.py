@@ -15,6 +15,8 @@ NOT_TOLD = ("name", "output_dir", "wandb", "batch.micro", "batch.accumulation_st
 SURROUNDINGS = ("git.commit", "git.dirty", "python", "packages", "platform", "host", "devices", "cuda", "nccl")
 """What is told of the environment."""
 ABSENT = "-"
+LONGEST_NAME = 24
+"""Characters of a label that is made of the names of runs."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,18 @@ def differing(groups: Sequence[Group]) -> list[Key]:
     return found
 
 
+def relabelled(groups: Sequence[Group]) -> list[Group]:
+    """Set-ups whose names are long are called by the first keys that tell them apart: `effective 25`."""
+    if max(len(group.label) for group in groups) <= LONGEST_NAME:
+        return list(groups)
+    telling = [key for key in differing(groups) if key.name not in ("seed", "code")]
+    for count in range(1, len(telling) + 1):
+        labels = [", ".join(f"{_last(key)} {key.values[i]}" for key in telling[:count]) for i in range(len(groups))]
+        if len(set(labels)) == len(labels) and max(map(len, labels)) <= 2 * LONGEST_NAME:
+            return [Group(label, group.runs) for label, group in zip(labels, groups, strict=True)]
+    return list(groups)
+
+
 def machines(runs: Sequence[Run]) -> list[str]:
     """Hosts and devices, each once; what is not known is left out."""
     told = []
@@ -44,6 +58,10 @@ def machines(runs: Sequence[Run]) -> list[str]:
         device = run.derived.get("device")
         told.append(", ".join(str(part) for part in (host, device) if part is not None))
     return list(dict.fromkeys(filter(None, told)))
+
+
+def _last(key: Key) -> str:
+    return key.name.rpartition(".")[2].replace("_", " ")
 
 
 def _mathematics(run: Run) -> Mapping[str, Any]:

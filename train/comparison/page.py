@@ -54,7 +54,8 @@ def _picture(picture: Picture) -> str:
     image = base64.b64encode(picture.path.read_bytes()).decode("ascii")
     caption = f"<b>{escape(picture.title)}.</b> {escape(picture.caption)}"
     text = escape(picture.title, quote=True)
-    return f'<figure>\n<img alt="{text}" src="data:image/png;base64,{image}">\n<figcaption>{caption}</figcaption>\n</figure>'
+    shown = f'<img alt="{text}" src="data:image/png;base64,{image}">'
+    return "\n".join(["<figure>", shown, f"<figcaption>{caption}</figcaption>", "</figure>"])
 
 
 def _table(table: Table) -> str:

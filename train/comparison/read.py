@@ -1,18 +1,18 @@
 """Run folders to runs. A folder that is damaged is named, with the reason, and left out."""
 
 import json
-import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from train import names
-from train.comparison.run import Row, Run
-from train.config import flatten, is_execution
+from train.comparison.online import read_wandb
+from train.comparison.rows import parse_rows, split_config
+from train.comparison.run import Run
 
 RUN_FILES = ("plan.json", "metrics.jsonl")
 
@@ -82,41 +82,6 @@ def run_folders(parent: Path) -> Iterator[Path]:
         below.sort()
 
 
-def parse_rows(lines: Sequence[str]) -> tuple[tuple[Row, ...], list[str]]:
-    """The rows that say how many samples had been seen, and remarks about lines that are no rows."""
-    rows, damaged = [], 0
-    for line in filter(str.strip, lines):
-        try:
-            row = clean_row(json.loads(line))
-        except ValueError:
-            row = {}
-        if row:
-            rows.append(row)
-        else:
-            damaged += 1
-    counted = f"{damaged} damaged line{'s' if damaged != 1 else ''} of metrics.jsonl left out"
-    return tuple(rows), [counted] if damaged else []
-
-
-def clean_row(row: Any) -> Row:
-    """Its numbers; what was not finite is written as null, or as a word by W&B. Empty where it is no row of a run."""
-    if not isinstance(row, Mapping):
-        return {}
-    not_finite = (None, "NaN", "Infinity", "-Infinity")
-    known = {key: math.nan if value in not_finite else value for key, value in row.items() if "/" in key}
-    numbers = {k: float(v) for k, v in known.items() if isinstance(v, int | float) and not isinstance(v, bool)}
-    return numbers if math.isfinite(numbers.get(names.SAMPLES_SEEN, math.nan)) else {}
-
-
-def split_config(config: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """(mathematics, execution) of a nested config."""
-    flat = flatten(config)
-    return (
-        {key: value for key, value in flat.items() if not is_execution(key)},
-        {key: value for key, value in flat.items() if is_execution(key)},
-    )
-
-
 def _execution(path: Path, remarks: list[str]) -> dict[str, Any]:
     try:
         config = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -157,7 +122,14 @@ def find(arguments: Sequence[str]) -> Found:
 def _runs_of(argument: str) -> "Iterator[tuple[str, Run | str]]":
     path = Path(argument)
     if not path.is_dir():
-        yield _from_wandb(argument)
+        if not re.fullmatch(r"[^/\s]+/[^/\s]+/[^/\s]+", argument):
+            raise CannotRead(
+                f"compare: there is no folder {argument}\n"
+                f"  got:  {argument}, from {Path.cwd()}\n"
+                "  why:  it takes run folders, folders that hold some, or entity/project/run in W&B\n"
+                "  type: python scripts/compare.py runs   (all runs in runs/)"
+            )
+        yield argument, read_wandb(argument)
         return
     folders = list(run_folders(path))
     if not folders:
@@ -173,12 +145,3 @@ def _runs_of(argument: str) -> "Iterator[tuple[str, Run | str]]":
 
 def _started(read: "Run | str") -> str:
     return str(read.environment.get("started_at", "")) if isinstance(read, Run) else ""
-
-
-def _from_wandb(argument: str) -> "tuple[str, Run | str]":
-    raise CannotRead(
-        f"compare: there is no folder {argument}\n"
-        f"  got:  {argument}, from {Path.cwd()}\n"
-        "  why:  it takes run folders, folders that hold some, or entity/project/run in W&B\n"
-        "  type: ls runs"
-    )
