@@ -12,8 +12,7 @@ DASHES = ("-", (0, (5, 1.5)), (0, (1.5, 1.2)), (0, (7, 1.5, 1.5, 1.5)), (0, (3, 
 MARKERS = "osD^vPX"
 LONGEST_LABEL = 36
 WIDTH_INCHES = 7.2
-CHARACTERS_PER_LINE = 90
-"""What fits above a picture, roughly."""
+MOST_COLUMNS = 6
 RC: dict[Any, Any] = {
     "font.family": "DejaVu Sans",  # matplotlib brings it along: the same everywhere
     "font.size": 12,
@@ -56,16 +55,18 @@ def short(label: str) -> str:
 
 
 def legend_above(figure: Figure, handles: Sequence[Any], labels: Sequence[str]) -> None:
-    """Outside of the axes, where it hides nothing; as many columns as its longest entry allows, read row by row."""
-    longest = max(map(len, labels), default=0)
-    columns = max(1, min(len(labels), CHARACTERS_PER_LINE // (longest + 6)))
-    order = [index for column in range(columns) for index in range(column, len(labels), columns)]
-    figure.legend(
-        [handles[index] for index in order],
-        [labels[index] for index in order],
-        loc="outside upper left",
-        ncols=columns,
-        frameon=False,
-        handlelength=2.8,
-        columnspacing=1.4,
-    )
+    """Outside of the axes, where it hides nothing; in as many columns as fit, read row by row."""
+    for columns in range(min(len(labels), MOST_COLUMNS), 0, -1):
+        order = [index for column in range(columns) for index in range(column, len(labels), columns)]
+        legend = figure.legend(
+            [handles[index] for index in order],
+            [labels[index] for index in order],
+            loc="outside upper left",
+            ncols=columns,
+            frameon=False,
+            handlelength=2.8,
+            columnspacing=1.4,
+        )
+        if columns == 1 or legend.get_window_extent().width < figure.bbox.width:
+            return
+        legend.remove()
