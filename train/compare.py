@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from train.comparison.agree import unequal
+from train.comparison.agree import agreement, unequal
 from train.comparison.data import as_data
 from train.comparison.group import losses
 from train.comparison.judge import Comparison, compare
@@ -97,7 +97,8 @@ def _assert_equal(comparison: Comparison, found: Found, tolerance: float) -> int
     if reasons:
         print(f"not equal within {tolerance:g}:", *(f"  - {reason}" for reason in reasons), sep="\n", file=sys.stderr)
         return UNEQUAL
-    told = "; ".join(map(str, comparison.agreements))
+    agreed = (agreement(found.runs, metric) for metric in losses(comparison.groups))
+    told = "; ".join(str(each) for each in agreed if each)
     print(f"equal within {tolerance:g}: {told}", file=sys.stderr)
     return EQUAL
 

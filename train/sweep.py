@@ -58,6 +58,8 @@ def main(argv: Sequence[str]) -> int:
 
 def read_sweep(path: Path) -> Sweep:
     """Raises SweepError."""
+    if not LAUNCH.exists():
+        raise SweepError(f"sweep: there is no {LAUNCH}\n  why:  it belongs to a clone; type this in one")
     try:
         said = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeError, yaml.YAMLError) as error:

@@ -2,6 +2,7 @@
 
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -71,6 +72,25 @@ def test_other_mathematics_are_compared_at_equal_samples(tmp_path: Path) -> None
     assert [outcome.samples for outcome in result.outcomes] == [20_000, 20_000]
     assert "Other mathematics (batch.effective, code differ)" in result.verdict
     assert "at 20,000 samples eval/loss is 0.04762 (small) against 0.09524 (large)" in result.verdict
+
+
+def test_several_recipes_each_executed_in_two_ways(tmp_path: Path) -> None:
+    for batch, apart in ((100, 0.0), (200, 1e-7)):
+        other: dict[str, Any] = {"identity": {"batch.effective": batch}}
+        make_run(tmp_path / f"batch{batch}-whole", loss=lambda s, b=batch: b * loss_at(s), **other)
+        make_run(
+            tmp_path / f"batch{batch}-split",
+            loss=lambda s, b=batch, a=apart: b * loss_at(s) + a,
+            derived={"micro_batch": 10},
+            **other,
+        )
+
+    result = compared(tmp_path)
+
+    assert "Other mathematics (batch.effective differs)" in result.verdict
+    assert (
+        "where mathematics and seed are the same, train/loss differs by at most 1e-07 (60 common rows" in result.verdict
+    )
 
 
 def test_other_intervals_are_compared_where_samples_agree(tmp_path: Path) -> None:

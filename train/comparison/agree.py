@@ -29,13 +29,18 @@ def counted(number: int, noun: str) -> str:
     return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
 
 
-def agreement(runs: Sequence[Run], metric: str) -> Agreement | None:
-    """Over all pairs with the same seed. None: no two of them have a row at the same samples seen."""
-    largest, at_samples, rows, seeds = -1.0, 0, 0, []
-    for seed, same in by_seed(runs).items():
+def agreement(runs: Sequence[Run], metric: str, same_recipe: bool = False) -> Agreement | None:
+    """Over all pairs with the same seed, and the same recipe where that is asked for.
+
+    None: no two of them have a row at the same samples seen.
+    """
+    largest, at_samples, rows, seeds = -1.0, 0, 0, {}
+    recipes = dict.fromkeys(run.recipe_hash for run in runs) if same_recipe else [None]
+    alike = [[run for run in runs if recipe in (None, run.recipe_hash)] for recipe in recipes]
+    for seed, same in (item for several in alike for item in by_seed(several).items()):
         places = shared_values(same, metric)
         if places:
-            seeds.append(seed)
+            seeds[seed] = True
         rows += len(places)
         for samples, values in places.items():
             apart = _apart(values)

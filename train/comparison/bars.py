@@ -21,20 +21,26 @@ MARKS = {
 }
 """Peaks of phases, which do not add up: marks beside the bars."""
 
-LEGEND: dict[str, Any] = {"loc": "lower left", "bbox_to_anchor": (0, 1), "frameon": False, "handlelength": 1.6}
+LEGEND: dict[str, Any] = {
+    "loc": "lower left",
+    "bbox_to_anchor": (0, 1),
+    "frameon": False,
+    "handlelength": 1.6,
+    "ncols": 2,
+}
 
 Parts = dict[str, list[float]]  # part -> of each set-up
 
 
 def costs(comparison: Comparison) -> tuple[Figure, str] | None:
-    """Time on the left, memory on the right; either may be missing."""
+    """Time above, memory below; either may be missing."""
     time, (memory, kind) = _time(comparison), _memory(comparison)
     drawn = [panel for panel in (time and "time", memory and "memory") if panel]
     if not drawn:
         return None
     rows = len(comparison.groups)
-    figure = Figure(figsize=(WIDTH_INCHES, 2.5 + 0.42 * rows), layout="constrained")
-    panels = figure.subplots(1, len(drawn), sharey=True, squeeze=False)[0]
+    figure = Figure(figsize=(WIDTH_INCHES, len(drawn) * (1.9 + 0.36 * rows)), layout="constrained")
+    panels = figure.subplots(len(drawn), 1, squeeze=False)[:, 0]
     for axes, panel in zip(panels, drawn, strict=True):
         _stack(axes, time if panel == "time" else memory, 0 if panel == "time" else 4)
         if panel == "time":
@@ -46,11 +52,11 @@ def costs(comparison: Comparison) -> tuple[Figure, str] | None:
         axes.set_xlim(left=0)
         axes.grid(visible=False, axis="y")
         axes.tick_params(axis="y", length=0)
+        axes.set_yticks(range(rows), [short(group.label) for group in comparison.groups])
+        axes.set_ylim(rows - 0.5, -0.5)  # the first on top
         handles, labels = axes.get_legend_handles_labels()
         bars_first = sorted(zip(handles, labels, strict=True), key=lambda entry: isinstance(entry[0], Line2D))
         axes.legend(*zip(*bars_first, strict=True), **LEGEND)
-    panels[0].set_yticks(range(rows), [short(group.label) for group in comparison.groups])
-    panels[0].set_ylim(rows - 0.5, -0.5)  # the first on top
     caption = "Means over runs." + (
         " Phases are of the steps that got a row; the diamond is the mean over all steps." if time else ""
     )
@@ -99,13 +105,13 @@ def _mark_steps(axes: Axes, comparison: Comparison) -> None:
 
 
 def _mark_peaks(axes: Axes, comparison: Comparison) -> None:
-    for metric, (name, marker) in MARKS.items():
+    for place, (metric, (name, marker)) in enumerate(MARKS.items()):
         peaks = [comparison.cost(i, _peak(metric)) for i in _indices(comparison)]
-        _marks(axes, [peak.mean if peak else None for peak in peaks], f"peak of {name}", marker)
+        _marks(axes, [peak.mean if peak else None for peak in peaks], f"peak of {name}", marker, 0.17 * (place - 1))
 
 
-def _marks(axes: Axes, values: Sequence[float | None], label: str, marker: str) -> None:
-    known = [(value, index) for index, value in enumerate(values) if value]
+def _marks(axes: Axes, values: Sequence[float | None], label: str, marker: str, lower: float = 0.0) -> None:
+    known = [(value, index + lower) for index, value in enumerate(values) if value]
     if known:
         drawn: dict[str, Any] = {
             "marker": marker,

@@ -41,7 +41,12 @@ def loss(comparison: Comparison, x: str) -> tuple[Figure, str] | None:
         "Training loss of the step that got a row: the mean over seeds; bands reach from the least to the largest."
     )
     if has_strip:
-        caption += _strip(below[0], comparison, pairs, looks, x, scale)
+        is_log = above.get_yscale() == "log"
+        caption += (
+            _distances(below[0], groups, pairs, looks, x, scale)
+            if comparison.same_mathematics
+            else _comparisons(below[0], groups, pairs, looks, x, scale, is_log)
+        )
     (below or [above])[-1].set_xlabel(label)
     if x != "hours":
         above.xaxis.set_major_formatter(EngFormatter(sep=" "))
@@ -120,32 +125,39 @@ def _both(first: Group, group: Group) -> Pairs:
     return {samples: [one[samples] for one in several] for samples in common(several)}
 
 
-def _strip(
-    axes: Axes, comparison: Comparison, pairs: Sequence[Pairs], looks: Sequence[Look], x: str, scale: float
+def _comparisons(
+    axes: Axes,
+    groups: Sequence[Group],
+    pairs: Sequence[Pairs],
+    looks: Sequence[Look],
+    x: str,
+    scale: float,
+    is_log_above: bool,
 ) -> str:
-    """Draws how far each set-up is from the first, and returns what the caption says of it.
-
-    Where the same curve is expected that is a distance. Else it is what one sees above: a ratio on a log scale.
-    """
-    groups, first = comparison.groups, comparison.groups[0].label
-    if comparison.same_mathematics:
-        return _distances(axes, groups, pairs, looks, x, scale)
+    """How far curves that may differ are apart, as one sees it above: on a log scale, a ratio. Returns the caption."""
     everything = [value for points in pairs for values in points.values() for both in values for value in both]
-    as_ratio = min(everything) > 0
+    ratio, shown = is_log_above and min(everything) > 0, []
     for group, points, style in zip(groups[1:], pairs, looks[1:], strict=True):
-        told = {s: [own / other if as_ratio else own - other for other, own in values] for s, values in points.items()}
+        told = {
+            samples: [own / other if ratio else own - other for other, own in values]
+            for samples, values in points.items()
+        }
+        shown += [value for values in told.values() for value in values]
         _line(axes, group, told, style, x, scale)
-    axes.axhline(1 if as_ratio else 0, color="#555555", lw=1)
-    if as_ratio:
+    axes.axhline(1 if ratio else 0, color="#555555", lw=1)
+    if ratio and max(shown) > 10 * min(shown):
         axes.set_yscale("log")
-    word = "ratio" if as_ratio else "difference"
+    else:
+        axes.ticklabel_format(axis="y", useOffset=False)
+    word = "ratio" if ratio else "difference"
     axes.set_ylabel(f"{word}\nto the first")
-    return f" Below: its {word} to that of {first} at the same samples seen and seed."
+    return f" Below: its {word} to that of {groups[0].label}, at the same samples seen and seed."
 
 
 def _distances(
     axes: Axes, groups: Sequence[Group], pairs: Sequence[Pairs], looks: Sequence[Look], x: str, scale: float
 ) -> str:
+    """How far curves that should be the same are apart, on a log scale. Returns what the caption says of it."""
     largest = [{s: max(abs(own - other) for other, own in values) for s, values in points.items()} for points in pairs]
     positive = [distance for points in largest for distance in points.values() if distance > 0]
     if positive:

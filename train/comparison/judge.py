@@ -19,7 +19,7 @@ class Comparison:
     groups: tuple[Group, ...]  # the first is what the others are compared with
     costs: tuple[tuple[Cost, ...], ...]  # of each run of each group
     outcomes: tuple[Outcome, ...]
-    agreements: tuple[Agreement, ...]  # over all runs with the same seed, by loss
+    agreements: tuple[Agreement, ...]  # of runs with the same mathematics and seed, by loss
     keys: tuple[Key, ...]
     target: Target | None
     left_out: tuple[LeftOut, ...]
@@ -43,7 +43,7 @@ def compare(runs: Sequence[Run], left_out: Sequence[LeftOut] = (), target: float
     """`target`: an evaluation loss; unset, the lowest that every run reached."""
     groups = relabelled(make_groups(runs))
     metrics = losses(groups)
-    found = (agreement(runs, metric) for metric in metrics)
+    found = (agreement(runs, metric, same_recipe=True) for metric in metrics)
     costs = tuple(tuple(cost_of(run) for run in group.runs) for group in groups)
     result = Comparison(
         groups=tuple(groups),
@@ -56,7 +56,7 @@ def compare(runs: Sequence[Run], left_out: Sequence[LeftOut] = (), target: float
         notes=(),
         verdict="",
     )
-    parts = [_mathematics(result), _losses(result), _exactness(result.runs), _costs(result)]
+    parts = [_mathematics(result), _losses(result), _within(result), _exactness(result.runs), _costs(result)]
     told = notes(groups, costs, left_out, result.target)
     return Comparison(**{**vars(result), "verdict": "; ".join(filter(None, parts)) + ".", "notes": tuple(told)})
 
@@ -98,6 +98,14 @@ def _losses(comparison: Comparison) -> str:
         told = [f"from {_figure(ends[0][0])} ({ends[0][1].label}) to {_figure(ends[-1][0])} ({ends[-1][1].label})"]
     seeds = f", {_seeds(comparison.groups)}"
     return f"at {comparison.outcomes[0].samples:,} samples {target} is {' against '.join(told)}{seeds}"
+
+
+def _within(comparison: Comparison) -> str:
+    """Of several recipes, those that were executed in more than one way."""
+    if comparison.same_mathematics or not comparison.agreements:
+        return ""
+    told = " and ".join(map(str, comparison.agreements))
+    return f"where mathematics and seed are the same, {told}"
 
 
 def _with(comparison: Comparison, metric: str) -> list[tuple[Outcome, Group]]:

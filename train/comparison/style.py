@@ -46,7 +46,7 @@ def look(index: int, total: int, nested: bool = False) -> Look:
     place = index % len(COLOURS)
     dash = DASHES[(place + index // len(COLOURS)) % len(DASHES)]
     width = 1.5 + 3.0 * (total - 1 - index) / (total - 1) if nested and total > 1 else 1.8
-    return Look(COLOURS[place], dash, MARKERS[place], width)
+    return Look(COLOURS[place], dash, MARKERS[(place + index // len(COLOURS)) % len(MARKERS)], width)
 
 
 def short(label: str) -> str:
@@ -67,6 +67,6 @@ def legend_above(figure: Figure, handles: Sequence[Any], labels: Sequence[str]) 
             handlelength=2.8,
             columnspacing=1.4,
         )
-        if columns == 1 or legend.get_window_extent().width < figure.bbox.width:
+        if columns == 1 or legend.get_window_extent().width < 0.94 * figure.bbox.width:
             return
         legend.remove()
