@@ -170,6 +170,8 @@ def test_hours_to_the_target(tmp_path: Path) -> None:
 
     assert default is not None
     assert (default.loss, default.reached) == (loss_at(30_000), (1, 1))
+    assert default.hours[1] is not None
+    assert default.hours[1].mean * 3600 == pytest.approx(30)  # a loss that equals the target has reached it
     assert given is not None
     assert given.reached == (1, 1)
     assert [hours.mean * 3600 for hours in given.hours if hours] == pytest.approx([10, 20])
@@ -189,7 +191,7 @@ def test_costs_leave_out_the_first_row_and_what_is_not_measured(tmp_path: Path) 
 
     ((cost,),) = compared(run).costs
 
-    assert cost.step_p50_seconds == pytest.approx(0.1)
+    assert (cost.step_seconds, cost.step_p50_seconds) == pytest.approx((0.1, 0.1))
     assert cost.step_p95_seconds is None  # 9 rows
     assert cost.samples_per_second == pytest.approx(1000)
     assert cost.shares == pytest.approx(

@@ -16,7 +16,12 @@ def test_a_parent_stands_for_all_runs_below_in_the_order_of_their_start(tmp_path
     for number, name in enumerate(["b", "deep/er/a", "c"]):
         make_run(tmp_path / name, environment={"started_at": f"2026-01-0{number + 1}T00:00:00+00:00"})
 
-    assert names(tmp_path) == ["b", "a", "c"]
+    (tmp_path / "b" / "checkpoints").mkdir()
+    (tmp_path / "b" / "checkpoints" / "plan.json").write_text("{}")  # what lies in a run folder is part of that run
+
+    found = find([str(tmp_path)])
+
+    assert ([run.name for run in found.runs], found.left_out) == (["b", "a", "c"], [])
 
 
 def test_a_run_named_twice_counts_once(tmp_path: Path) -> None:
