@@ -13,34 +13,23 @@ PACKAGE = ROOT / "train"
 
 # Each floor imports only from floors below it; rooms of one floor do not import each other.
 FLOORS = [
-    {"batch", "config", "names", "ranks", "schedule", "window"},
-    {
-        "blocks",
-        "checkpoint",
-        "data",
-        "memory",
-        "models",
-        "optimizer",
-        "phases",
-        "planning",
-        "profiling",
-        "report",
-        "saved",
-        "signals",
-        "tasks",
-        "watchdog",
-    },
-    {"step"},
-    {"evaluation", "exact", "guard", "reduction"},
-    {"setup", "smoke"},
-    {"preparing"},
-    {"run"},
-    {"loop"},
-    {"entry"},
-    {"accumulate", "evaluate", "standard"},
-    {"verify"},
+    set(floor.split())
+    for floor in (
+        "batch config names ranks schedule window",
+        "blocks checkpoint comparison data memory models optimizer phases planning profiling report saved signals "
+        "tasks watchdog",
+        "step",
+        "evaluation exact guard reduction",
+        "setup smoke",
+        "preparing",
+        "run",
+        "loop",
+        "entry",
+        "accumulate evaluate standard",
+        "compare sweep verify",
+    )
 ]
-PURE = ["batch", "config", "names", "planning", "schedule"]  # import no torch
+PURE = ["batch", "config", "names", "planning", "schedule", "comparison", "compare", "sweep"]  # import no torch
 HEART = ["standard.py", "accumulate.py", "loop.py", "step.py", "run.py", "batch"]
 
 

@@ -1,6 +1,6 @@
 """Configs: typed defaults, YAML files and overrides, merged and checked before anything starts."""
 
-from train.config.identity import curve_hash, differences, mathematics, recipe_hash, source_hash
+from train.config.identity import curve_hash, differences, flatten, is_execution, mathematics, recipe_hash, source_hash
 from train.config.load import Loaded, load, run_name
 from train.config.problems import ConfigError, Problem
 from train.config.schema import Config
@@ -13,6 +13,8 @@ __all__ = [
     "Problem",
     "curve_hash",
     "differences",
+    "flatten",
+    "is_execution",
     "load",
     "mathematics",
     "recipe_hash",

@@ -30,7 +30,7 @@ COMPUTING = (
 def mathematics(config: Config, effective_batch: int) -> dict[str, Any]:
     """{dotted key: value} of all that decides the curve; the effective batch as it follows from the plan."""
     flat = flatten(dataclasses.asdict(config))
-    kept = {key: value for key, value in flat.items() if not _is_execution(key)}
+    kept = {key: value for key, value in flat.items() if not is_execution(key)}
     return kept | {"batch.effective": effective_batch}
 
 
@@ -78,7 +78,8 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tup
     return {key: (old.get(key), new.get(key)) for key in [*old, *(new.keys() - old)] if old.get(key) != new.get(key)}
 
 
-def _is_execution(key: str) -> bool:
+def is_execution(key: str) -> bool:
+    """Whether a key, dotted, says how a run is executed or watched, and not what it computes."""
     return any(key == name or key.startswith(f"{name}.") for name in EXECUTION)
 
 

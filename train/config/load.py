@@ -1,6 +1,7 @@
 """load(argv): defaults < extends < YAML < key=value, checked in full before anything starts."""
 
 import dataclasses
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +15,7 @@ from train.config.convert import Origins, convert, missing, resolve_values
 from train.config.hints import find_unknown
 from train.config.keys import TARGETS
 from train.config.merge import merge
-from train.config.names import short_form
+from train.config.names import safe, short_form
 from train.config.problems import ConfigError, Problem, fresh
 from train.config.read import read_layers
 from train.config.schema import Config
@@ -78,8 +79,14 @@ def load(argv: Sequence[str]) -> Loaded:
 
 
 def run_name(loaded: Loaded) -> str:
-    """The name that the config states, or its stem and a short form of the overrides."""
-    return loaded.config.name or short_form(loaded.path.stem, loaded.overrides)
+    """The name that the config states, or its stem and a short form of the overrides.
+
+    Under a W&B sweep the trial's id follows, which all ranks inherit: two trials never share a folder, and a trial that
+    is started again finds its own.
+    """
+    name = loaded.config.name or short_form(loaded.path.stem, loaded.overrides)
+    trial = os.environ.get("WANDB_RUN_ID") if os.environ.get("WANDB_SWEEP_ID") else None
+    return f"{name}-{safe(trial)}" if trial else name
 
 
 def _check_targets(values: Mapping[str, Any], origins: Origins, known: Sequence[Problem]) -> list[Problem]:

@@ -15,7 +15,7 @@ def short_form(stem: str, overrides: Sequence[str]) -> str:
     """`digits-micro16-seed1`: the stem, then the last part of each key with its value, sorted by key."""
     pairs = dict(override.split("=", 1) for override in overrides)
     told = sorted(pair for pair in pairs.items() if pair[0].split(".")[0] not in LEFT_OUT)
-    name = _safe("-".join([stem, *(_short(key, value) for key, value in told)]))
+    name = safe("-".join([stem, *(_short(key, value) for key, value in told)]))
     if len(name) > LONGEST:
         digest = hashlib.sha256(repr((stem, told)).encode()).hexdigest()[:8]
         name = f"{name[: LONGEST - len(digest) - 1].rstrip('-_.')}-{digest}"
@@ -28,5 +28,6 @@ def _short(key: str, value: str) -> str:
     return f"{last}{joint}{value}"
 
 
-def _safe(text: str) -> str:
+def safe(text: str) -> str:
+    """Characters that every file system takes."""
     return re.sub(r"[^A-Za-z0-9.+-]+", "_", text).strip("_.") or "run"

@@ -77,6 +77,11 @@ class Clock:
         """Training time up to the last lap."""
         return self._total
 
+    @property
+    def seconds_so_far(self) -> float:
+        """Training time up to the last lap or the last pause."""
+        return self._total + self._lap
+
     def _collect(self) -> None:
         now = time.perf_counter()
         self._lap += now - self._start

@@ -83,7 +83,11 @@ class Reporter:
         self._write(row)
 
     def eval_row(self, metrics: Mapping[str, float]) -> None:
-        place = {names.GLOBAL_STEP: self.progress.step, names.SAMPLES_SEEN: self.progress.samples_seen}
+        place = {
+            names.GLOBAL_STEP: self.progress.step,
+            names.SAMPLES_SEEN: self.progress.samples_seen,
+            names.HOURS: self.clock.seconds_so_far / 3600,  # of training alone: the clock stands still meanwhile
+        }
         row = place | {names.EVAL + name: value for name, value in metrics.items()}
         self.best.see(row)
         if self.screen:

@@ -1,0 +1,200 @@
+"""What a comparison says of runs is true of their rows."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.comparison.folders import loss_at, make_run
+from train.comparison.judge import Comparison, compare
+from train.comparison.read import find
+
+GPU = {"memory/peak_allocated_gib": 2.0, "memory/peak_reserved_gib": 3.0}
+
+
+def compared(*folders: Path, target: float | None = None) -> Comparison:
+    found = find([str(folder) for folder in folders])
+    return compare(found.runs, found.left_out, target)
+
+
+def test_same_mathematics_names_the_largest_difference_and_the_rows(tmp_path: Path) -> None:
+    whole = make_run(tmp_path / "whole")
+    split = make_run(
+        tmp_path / "split",
+        derived={"micro_batch": 25, "accumulation_steps": 4},
+        loss=lambda s: loss_at(s) + (3e-5 if s == 7000 else 1e-7),
+        extra={"memory/peak_rss_gib": 0.4},
+    )
+
+    result = compared(whole, split)
+
+    assert result.same_mathematics
+    (train, evaluation) = result.agreements
+    assert (train.metric, train.rows, train.at_samples, train.seeds) == ("train/loss", 30, 7000, (0,))
+    assert train.largest == pytest.approx(3e-5)
+    assert (evaluation.metric, evaluation.rows) == ("eval/loss", 6)
+    assert "Same mathematics in 2 runs of 2 set-ups" in result.verdict
+    assert "train/loss differs by at most 3e-05 (30 common rows, 1 seed)" in result.verdict
+    assert "peak memory (process RSS) -20.0 %, throughput +0.0 %" in result.verdict
+    assert [key.name for key in result.keys] == ["accumulation_steps", "micro_batch"]
+    assert {key.kind for key in result.keys} == {"execution"}
+
+
+def test_seeds_are_one_set_up_with_mean_and_spread(tmp_path: Path) -> None:
+    for seed in range(3):
+        make_run(tmp_path / f"digits-seed{seed}", identity={"seed": seed}, loss=lambda s, seed=seed: loss_at(s) + seed)
+
+    result = compared(tmp_path)
+
+    (group,) = result.groups
+    assert (group.label, group.seeds) == ("digits", [0, 1, 2])
+    value = result.outcomes[0].metrics["eval/loss"]
+    assert value.mean == pytest.approx(loss_at(30_000) + 1)
+    assert value.deviation == pytest.approx(1.0)
+    assert not result.agreements
+    assert "no two runs share a seed" in result.verdict
+
+
+def test_other_mathematics_are_compared_at_equal_samples(tmp_path: Path) -> None:
+    small = make_run(tmp_path / "small")
+    large = make_run(
+        tmp_path / "large", identity={"batch.effective": 200, "code": "c1"}, last=20_000, loss=lambda s: 2 * loss_at(s)
+    )
+
+    result = compared(small, large)
+
+    assert not result.same_mathematics
+    assert {(key.name, key.kind) for key in result.keys} == {
+        ("batch.effective", "mathematics"),
+        ("code", "mathematics"),
+    }
+    assert [outcome.samples for outcome in result.outcomes] == [20_000, 20_000]
+    assert "Other mathematics (batch.effective, code differ)" in result.verdict
+    assert "at 20,000 samples eval/loss is 0.04762 (small) against 0.09524 (large)" in result.verdict
+
+
+def test_several_recipes_each_executed_in_two_ways(tmp_path: Path) -> None:
+    for batch, apart in ((100, 0.0), (200, 1e-7)):
+        other: dict[str, Any] = {"identity": {"batch.effective": batch}}
+        make_run(tmp_path / f"batch{batch}-whole", loss=lambda s, b=batch: b * loss_at(s), **other)
+        make_run(
+            tmp_path / f"batch{batch}-split",
+            loss=lambda s, b=batch, a=apart: b * loss_at(s) + a,
+            derived={"micro_batch": 10},
+            **other,
+        )
+
+    result = compared(tmp_path)
+
+    assert "Other mathematics (batch.effective differs)" in result.verdict
+    assert (
+        "where mathematics and seed are the same, train/loss differs by at most 1e-07 (60 common rows" in result.verdict
+    )
+
+
+def test_other_intervals_are_compared_where_samples_agree(tmp_path: Path) -> None:
+    often = make_run(tmp_path / "often", every=1000)
+    seldom = make_run(
+        tmp_path / "seldom",
+        every=1500,
+        derived={"micro_batch": 50},
+        config="log: {every_steps: 15}",
+    )
+
+    result = compared(often, seldom)
+
+    assert result.agreements[0].rows == 10
+    assert result.agreements[0].largest == 0
+    assert any("log.every_steps" in note for note in result.notes)
+
+
+def test_one_that_is_not_exact_is_named_in_the_verdict(tmp_path: Path) -> None:
+    good = make_run(tmp_path / "good")
+    bad = make_run(
+        tmp_path / "bad", derived={"exact": "false", "exact_reasons": "dropout draws anew", "micro_batch": 50}
+    )
+
+    result = compared(good, bad)
+
+    assert "NOT exact by its own word: bad" in result.verdict
+    assert "bad is not exact: dropout draws anew" in result.notes
+
+
+def test_other_machines_are_named(tmp_path: Path) -> None:
+    here = make_run(tmp_path / "here")
+    there = make_run(tmp_path / "there", environment={"host": "there"}, derived={"micro_batch": 50})
+
+    result = compared(here, there)
+
+    assert "(on different machines)" in result.verdict
+    assert "times and throughput are of different machines: here, cpu; there, cpu" in result.notes
+
+
+def test_memory_of_two_kinds_is_not_compared(tmp_path: Path) -> None:
+    cpu = make_run(tmp_path / "cpu")
+    gpu = make_run(tmp_path / "gpu", derived={"device": "H100"}, extra=GPU)
+
+    result = compared(cpu, gpu)
+
+    assert "memory" not in result.verdict
+    assert any("memory is not of one kind (GPU allocated; process RSS)" in note for note in result.notes)
+
+
+def test_uncommitted_changes_are_told(tmp_path: Path) -> None:
+    clean = make_run(tmp_path / "clean")
+    dirty = make_run(
+        tmp_path / "dirty", environment={"git": {"commit": "1", "dirty": True}}, derived={"micro_batch": 50}
+    )
+
+    result = compared(clean, dirty)
+
+    assert {key.name: key.values for key in result.keys}["git.dirty"] == ("false", "true")
+    assert any(note.startswith("uncommitted changes in the code of dirty") for note in result.notes)
+
+
+def test_a_loss_that_is_finite_in_one_run_only_is_no_agreement(tmp_path: Path) -> None:
+    fine = make_run(tmp_path / "fine")
+    broken = make_run(
+        tmp_path / "broken", derived={"micro_batch": 50}, loss=lambda s: None if s == 9000 else loss_at(s)
+    )
+
+    assert compared(fine, broken).agreements[0].largest == math.inf
+
+
+def test_hours_to_the_target(tmp_path: Path) -> None:
+    fast = make_run(tmp_path / "fast", loss=lambda s: loss_at(s) / 2)
+    slow = make_run(tmp_path / "slow", identity={"optimizer.lr": 0.001})
+
+    default, given = compared(fast, slow).target, compared(fast, slow, target=0.05).target
+
+    assert default is not None
+    assert (default.loss, default.reached) == (loss_at(30_000), (1, 1))
+    assert default.hours[1] is not None
+    assert default.hours[1].mean * 3600 == pytest.approx(30)  # a loss that equals the target has reached it
+    assert given is not None
+    assert given.reached == (1, 1)
+    assert [hours.mean * 3600 for hours in given.hours if hours] == pytest.approx([10, 20])
+
+    never = compared(fast, slow, target=0.02).target
+    assert never is not None
+    assert (never.reached, never.hours[1]) == ((1, 0), None)
+
+
+def test_costs_leave_out_the_first_row_and_what_is_not_measured(tmp_path: Path) -> None:
+    phases = {"time/data_seconds": 0.02, "time/forward_backward_seconds": 0.07, "time/sync_seconds": 0.02}
+    run = make_run(
+        tmp_path / "run", last=10_000, extra=phases | {"time/optimizer_seconds": 0.01, "memory/new_gib": 7.0}
+    )
+    path = run / "metrics.jsonl"
+    path.write_text(path.read_text().replace('"time/step_seconds": 0.1', '"time/step_seconds": 99', 1))
+
+    ((cost,),) = compared(run).costs
+
+    assert (cost.step_seconds, cost.step_p50_seconds) == pytest.approx((0.1, 0.1))
+    assert cost.step_p95_seconds is None  # 9 rows
+    assert cost.samples_per_second == pytest.approx(1000)
+    assert cost.shares == pytest.approx(
+        {"data": 0.2, "forward + backward": 0.5, "gradient sync": 0.2, "optimizer": 0.1}
+    )
+    assert cost.peaks_gib == {"memory/peak_rss_gib": 0.5, "memory/new_gib": 7.0}

@@ -1,0 +1,94 @@
+"""What a run cost, from its rows. Nothing is estimated: what a run did not measure is None or absent. Pure."""
+
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from train import names
+from train.comparison.run import Row, Run
+
+KINDS = {names.PEAK_ALLOCATED: "GPU allocated", names.PEAK_RSS: "process RSS"}
+"""What stands for the memory of a run, the first that it has; each the largest rank."""
+PHASES = {
+    names.DATA_SECONDS: "data",
+    names.FORWARD_BACKWARD_SECONDS: "forward + backward",
+    names.SYNC_SECONDS: "gradient sync",
+    names.OPTIMIZER_SECONDS: "optimizer",
+}
+FEWEST_FOR_P95 = 20
+"""Rows; with fewer, the 95th percentile would be the maximum."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """The first row's interval is left out of all times: it holds the start-up of kernels and caches."""
+
+    memory_kind: str | None
+    peak_gib: float | None
+    peaks_gib: dict[str, float]  # every memory/* metric of the run: its largest value
+    samples_per_second: float | None
+    step_seconds: float | None  # mean
+    step_p50_seconds: float | None
+    step_p95_seconds: float | None
+    phase_seconds: dict[str, float]  # by name; the sync taken out of forward + backward
+    hours: float | None  # of training, up to the last row
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """Of the phases in their sum."""
+        total = sum(self.phase_seconds.values())
+        return {name: seconds / total for name, seconds in self.phase_seconds.items()} if total > 0 else {}
+
+
+def cost_of(run: Run) -> Cost:
+    rows = run.train_rows
+    later = rows[1:] or rows
+    peaks = {
+        metric: max(values) for metric in run.metrics if metric.startswith("memory/") and (values := _of(rows, metric))
+    }
+    kind = next((metric for metric in KINDS if metric in peaks), None)
+    steps = _of(later, names.STEP_SECONDS)
+    return Cost(
+        memory_kind=KINDS[kind] if kind else None,
+        peak_gib=peaks[kind] if kind else None,
+        peaks_gib=peaks,
+        samples_per_second=_throughput(rows),
+        step_seconds=statistics.fmean(steps) if steps else None,
+        step_p50_seconds=statistics.median(steps) if steps else None,
+        step_p95_seconds=statistics.quantiles(steps, n=20, method="inclusive")[-1]
+        if len(steps) >= FEWEST_FOR_P95
+        else None,
+        phase_seconds=_phases(later),
+        hours=max(_of(rows, names.HOURS), default=None),
+    )
+
+
+def _throughput(rows: Sequence[Row]) -> float | None:
+    """Samples over time between the first row and the last; of a lone row, what it says itself."""
+    timed = [row for row in rows if names.HOURS in row]
+    if len(timed) > 1:
+        hours = timed[-1][names.HOURS] - timed[0][names.HOURS]
+        samples = timed[-1][names.SAMPLES_SEEN] - timed[0][names.SAMPLES_SEEN]
+        return samples / (hours * 3600) if hours > 0 and samples > 0 else None
+    return next(iter(_of(rows, names.SAMPLES_PER_SECOND)), None)
+
+
+def _phases(rows: Sequence[Row]) -> dict[str, float]:
+    """Means over the rows that have all phases that the run measures: those of one step add up."""
+    measured = [metric for metric in PHASES if _of(rows, metric)]
+    full = [row for row in rows if all(math.isfinite(row.get(metric, math.nan)) for metric in measured)]
+    if not measured or not full:
+        return {}
+    means = {metric: statistics.fmean(row[metric] for row in full) for metric in measured}
+    if names.SYNC_SECONDS in means and names.FORWARD_BACKWARD_SECONDS in means:
+        means[names.FORWARD_BACKWARD_SECONDS] -= means[names.SYNC_SECONDS]
+    return {PHASES[metric]: seconds for metric, seconds in means.items()}
+
+
+def _p95(values: Sequence[float]) -> float | None:
+    return statistics.quantiles(values, n=20, method="inclusive")[-1] if len(values) >= FEWEST_FOR_P95 else None
+
+
+def _of(rows: Sequence[Row], metric: str) -> list[float]:
+    return [row[metric] for row in rows if math.isfinite(row.get(metric, math.nan))]

@@ -1,0 +1,68 @@
+"""What set-ups reached at equal samples seen, and how long they took to a target loss. Pure."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from train import names
+from train.comparison.agree import Agreement, agreement
+from train.comparison.group import Group, Spread, common, common_metrics, spread
+
+NOISE_SCALE = "batch/noise_scale"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Of one set-up; `samples` differ between set-ups only where they share no row."""
+
+    samples: int
+    steps: float | None
+    metrics: dict[str, Spread]
+    noise_scale: Spread | None  # the last that each run measured
+    apart: dict[str, Agreement]  # from the first set-up, by loss: over the whole curve, where seeds are shared
+
+
+@dataclass(frozen=True)
+class Target:
+    metric: str
+    loss: float
+    was_given: bool
+    hours: tuple[Spread | None, ...]  # of each set-up
+    reached: tuple[int, ...]  # runs of each set-up
+
+
+def equal_samples(groups: Sequence[Group]) -> int | None:
+    """The last samples seen at which all runs have an evaluation, or else a training loss."""
+    for metric in (names.EVAL_LOSS, names.LOSS):
+        shared = common([run.curve(metric) for group in groups for run in group.runs])
+        if shared:
+            return shared[-1]
+    return None
+
+
+def outcomes(groups: Sequence[Group], metrics: Sequence[str]) -> list[Outcome]:
+    """`metrics`: the losses whose curves are compared."""
+    shared, found = equal_samples(groups), []
+    evaluated = [m for m in common_metrics(groups, names.EVAL) if m != names.EVAL_SAMPLES]
+    for group in groups:
+        samples = shared if shared is not None else equal_samples([group]) or 0
+        here = {metric: group.over_seeds(metric).get(samples) for metric in [*evaluated, names.LOSS]}
+        noise = spread(next(reversed(curve.values())) for curve in group.curves(NOISE_SCALE))
+        others = [*groups[0].runs, *group.runs] if group is not groups[0] else []
+        apart = {metric: agreed for metric in metrics if (agreed := agreement(others, metric))}
+        known = {metric: value for metric, value in here.items() if value}
+        found.append(Outcome(samples, group.x["steps"].get(samples), known, noise, apart))
+    return found
+
+
+def target_of(groups: Sequence[Group], given: float | None) -> Target | None:
+    """Unless it is given: the lowest evaluation loss that every run reached. None: some run has no evaluation."""
+    runs = [run for group in groups for run in group.runs]
+    lowest = [run.lowest(names.EVAL_LOSS) for run in runs]
+    known = [loss for loss in lowest if loss is not None]
+    if not known or (given is None and len(known) < len(lowest)):
+        return None
+    loss = max(known) if given is None else given
+    several = [[run.hours_to(names.EVAL_LOSS, loss) for run in group.runs] for group in groups]
+    hours = tuple(spread(of_group) for of_group in several)
+    reached = tuple(sum((run.lowest(names.EVAL_LOSS) or loss + 1) <= loss for run in group.runs) for group in groups)
+    return Target(names.EVAL_LOSS, loss, given is not None, hours, reached)

@@ -1,0 +1,147 @@
+"""Run folders to runs. A folder that is damaged is named, with the reason, and left out."""
+
+import json
+import os
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from train.comparison.online import read_wandb
+from train.comparison.rows import parse_rows, split_config
+from train.comparison.run import Run
+
+RUN_FILES = ("plan.json", "metrics.jsonl")
+
+
+class CannotRead(ValueError):
+    """What was named holds no run that can be compared; the message says what to type."""
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    where: str
+    why: str
+
+
+@dataclass
+class Found:
+    """What became of the arguments."""
+
+    runs: list[Run] = field(default_factory=list)
+    left_out: list[LeftOut] = field(default_factory=list)
+
+    def add(self, where: str, read: "Run | str") -> None:
+        if isinstance(read, Run):
+            self.runs.append(read)
+        else:
+            self.left_out.append(LeftOut(where, read))
+
+
+def read_folder(folder: Path) -> "Run | str":
+    """The run in it, or why there is none."""
+    plan = _json(folder / "plan.json")
+    if isinstance(plan, str):
+        return plan
+    derived, identity = plan.get("derived"), plan.get("identity")
+    if not (isinstance(derived, dict) and isinstance(identity, dict) and {"curve_hash", "recipe_hash"} <= set(derived)):
+        return "its plan.json holds no identity, or no hashes"
+    try:
+        lines = (folder / "metrics.jsonl").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError as error:
+        return f"its metrics.jsonl cannot be read: {error.strerror}"
+    rows, remarks = parse_rows(lines)
+    if not rows:
+        return "its metrics.jsonl holds no row"
+    environment, ended = _json(folder / "environment.json"), _json(folder / "ended.json")
+    if isinstance(environment, str):
+        remarks.append(f"its host and versions are unknown: {environment}")
+    execution = _execution(folder / "config.yaml", remarks)
+    return Run(
+        where=str(folder),
+        name=str(plan.get("name") or folder.name),
+        identity=identity,
+        execution=execution,
+        derived=derived,
+        environment=environment if isinstance(environment, dict) else {},
+        ended=None if isinstance(ended, str) else str(ended.get("reason")),
+        rows=rows,
+        remarks=tuple(remarks),
+    )
+
+
+def run_folders(parent: Path) -> Iterator[Path]:
+    """This folder if it is a run's, else every run folder below, in the order of their names."""
+    for folder, below, files in os.walk(parent):
+        if any(name in files for name in RUN_FILES):
+            below.clear()
+            yield Path(folder)
+        below.sort()
+
+
+def _execution(path: Path, remarks: list[str]) -> dict[str, Any]:
+    try:
+        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeError, yaml.YAMLError) as error:
+        config = None
+        remarks.append(f"its config.yaml cannot be read ({type(error).__name__}): execution keys are unknown")
+    return split_config(config)[1] if isinstance(config, dict) else {}
+
+
+def _json(path: Path) -> "dict[str, Any] | str":
+    """The mapping in a file, or why there is none."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        return f"its {path.name} cannot be read: {error.strerror}"
+    except ValueError:
+        return f"its {path.name} is damaged"
+    return value if isinstance(value, dict) else f"its {path.name} is damaged"
+
+
+def find(arguments: Sequence[str]) -> Found:
+    """All runs that are named, each once, in order.
+
+    Raises CannotRead where an argument names none, or none of them can be used.
+    """
+    found, seen = Found(), set()
+    for argument in arguments:
+        for where, read in _runs_of(argument):
+            if where not in seen:
+                seen.add(where)
+                found.add(where, read)
+    if not found.runs:
+        told = "\n".join(f"  got:  {each.where}: {each.why}" for each in found.left_out)
+        raise CannotRead(f"compare: no run can be compared\n{told}\n  type: ./launch.sh   (to train one)")
+    return found
+
+
+def _runs_of(argument: str) -> "Iterator[tuple[str, Run | str]]":
+    path = Path(argument)
+    if not path.is_dir():
+        if not re.fullmatch(r"[^/\s]+/[^/\s]+/[^/\s]+", argument):
+            raise CannotRead(
+                f"compare: there is no folder {argument}\n"
+                f"  got:  {argument}, from {Path.cwd()}\n"
+                "  why:  it takes run folders, folders that hold some, or entity/project/run in W&B\n"
+                "  type: python scripts/compare.py runs   (all runs in runs/)"
+            )
+        yield argument, read_wandb(argument)
+        return
+    folders = list(run_folders(path))
+    if not folders:
+        raise CannotRead(
+            f"compare: {argument} is no run folder\n"
+            f"  got:  a folder in which, and below which, no {' or '.join(RUN_FILES)} lies\n"
+            "  why:  a run leaves both in OUTPUT_DIR/NAME/\n"
+            "  type: python scripts/compare.py runs   (all runs in runs/)"
+        )
+    several = [(str(folder.resolve()), read_folder(folder)) for folder in folders]
+    yield from sorted(several, key=lambda each: _started(each[1]))  # the first to be trained comes first
+
+
+def _started(read: "Run | str") -> str:
+    return str(read.environment.get("started_at", "")) if isinstance(read, Run) else ""

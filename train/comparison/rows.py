@@ -1,0 +1,45 @@
+"""Rows and keys as they were written, to numbers and to mathematics and execution. Pure."""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from train import names
+from train.comparison.run import Row
+from train.config import flatten, is_execution
+
+
+def parse_rows(lines: Sequence[str]) -> tuple[tuple[Row, ...], list[str]]:
+    """The rows that say how many samples had been seen, and remarks about lines that are no rows."""
+    rows, damaged = [], 0
+    for line in filter(str.strip, lines):
+        try:
+            row = clean_row(json.loads(line))
+        except ValueError:
+            row = {}
+        if row:
+            rows.append(row)
+        else:
+            damaged += 1
+    counted = f"{damaged} damaged line{'s' if damaged != 1 else ''} of metrics.jsonl left out"
+    return tuple(rows), [counted] if damaged else []
+
+
+def clean_row(row: Any) -> Row:
+    """Its numbers; what was not finite is written as null, or as a word by W&B. Empty where it is no row of a run."""
+    if not isinstance(row, Mapping):
+        return {}
+    not_finite = (None, "NaN", "Infinity", "-Infinity")
+    known = {key: math.nan if value in not_finite else value for key, value in row.items() if "/" in key}
+    numbers = {k: float(v) for k, v in known.items() if isinstance(v, int | float) and not isinstance(v, bool)}
+    return numbers if math.isfinite(numbers.get(names.SAMPLES_SEEN, math.nan)) else {}
+
+
+def split_config(config: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(mathematics, execution) of a nested config."""
+    flat = flatten(config)
+    return (
+        {key: value for key, value in flat.items() if not is_execution(key)},
+        {key: value for key, value in flat.items() if is_execution(key)},
+    )

@@ -1,0 +1,105 @@
+"""A grid of runs without a server: python -m train.sweep SWEEP.yaml [key=value ...]
+
+SWEEP.yaml is what `wandb sweep` takes, method grid. Each combination is a ./launch.sh of its own, one after the other.
+A run that has finished says so and is passed over, so the same command goes on where it was stopped.
+"""
+
+import itertools
+import shlex
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+LAUNCH = Path(__file__).parents[1] / "launch.sh"
+FINISHED, FAILED, BAD_SWEEP = 0, 1, 2
+USAGE = "usage: sweep_local.py SWEEP.yaml [key=value ...], such as configs/sweeps/accumulation.yaml"
+
+
+class SweepError(ValueError):
+    """The file is no sweep that can be run here; the message says what to type."""
+
+
+@dataclass(frozen=True)
+class Sweep:
+    loop: str
+    config: str
+    trials: tuple[tuple[str, ...], ...]
+    """The key=value of each combination, the last parameter moving fastest."""
+
+
+def main(argv: Sequence[str]) -> int:
+    files = [argument for argument in argv if "=" not in argument]
+    if len(files) != 1 or files[0].startswith("-"):
+        print(USAGE, file=sys.stderr)
+        return FINISHED if files[:1] in (["-h"], ["--help"]) else BAD_SWEEP
+    try:
+        sweep = read_sweep(Path(files[0]))
+    except SweepError as error:
+        print(error, file=sys.stderr)
+        return BAD_SWEEP
+    overrides = [argument for argument in argv if "=" in argument]
+    failed = []
+    for number, trial in enumerate(sweep.trials, start=1):
+        command = [str(LAUNCH), sweep.loop, sweep.config, *trial, *overrides]
+        print(f"sweep: {number} of {len(sweep.trials)}: {shlex.join(trial)}", flush=True)
+        code = subprocess.run(command, check=False).returncode
+        if code >= 128 or code < 0:  # stopped by a signal: that was meant for the sweep
+            return code if code > 0 else 128 - code
+        if code:
+            failed.append(f"sweep: exit code {code}: {shlex.join(command)}")
+    print(*failed, f"sweep: {len(sweep.trials) - len(failed)} of {len(sweep.trials)} finished", sep="\n")
+    return FAILED if failed else FINISHED
+
+
+def read_sweep(path: Path) -> Sweep:
+    """Raises SweepError."""
+    if not LAUNCH.exists():
+        raise SweepError(f"sweep: there is no {LAUNCH}\n  why:  it belongs to a clone; type this in one")
+    try:
+        said = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeError, yaml.YAMLError) as error:
+        raise SweepError(f"sweep: {path} cannot be read as YAML: {error}\n  type: ls configs/sweeps") from error
+    if not isinstance(said, dict) or not isinstance(said.get("parameters"), dict) or not said["parameters"]:
+        raise SweepError(
+            f"sweep: {path} holds no parameters\n  why:  a sweep is `parameters: {{key: {{values: [...]}}}}`"
+        )
+    if said.get("method") != "grid":
+        raise SweepError(
+            f"sweep: {path}: method is {said.get('method')!r}\n"
+            "  why:  without a server only a grid can be run: all of its combinations\n"
+            f"  type: wandb sweep {path}   (or write method: grid)"
+        )
+    loop, config = _target(said.get("command"), path)
+    axes = [[f"{key}={_text(value)}" for value in _values(key, spec)] for key, spec in said["parameters"].items()]
+    return Sweep(loop, config, tuple(itertools.product(*axes)))
+
+
+def _target(command: Any, path: Path) -> tuple[str, str]:
+    """The loop and the config that `accelerate launch ... -m train.LOOP CONFIG` names."""
+    words = [str(word) for word in command] if isinstance(command, list) else []
+    for module, config in itertools.pairwise(words):
+        if module.startswith("train."):
+            return module.removeprefix("train."), config
+    raise SweepError(f"sweep: {path}: its command does not hold `-m, train.accumulate, CONFIG`\n  got:  {words}")
+
+
+def _values(key: str, spec: Any) -> list[Any]:
+    if isinstance(spec, Mapping) and isinstance(spec.get("values"), list) and spec["values"]:
+        return list(spec["values"])
+    if isinstance(spec, Mapping) and "value" in spec:
+        return [spec["value"]]
+    raise SweepError(f"sweep: parameter {key}: got {spec!r}\n  why:  a grid needs `values: [...]` or `value: ...`")
+
+
+def _text(value: Any) -> str:
+    """As YAML: OmegaConf reads it back as the same value."""
+    return yaml.safe_dump(value, default_flow_style=True, width=10_000).removesuffix("\n").removesuffix("\n...")
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
