@@ -36,6 +36,7 @@ RANGES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "batch.effective": _AT_LEAST_1,
     "batch.accumulation_steps": _AT_LEAST_1,
     "data.overfit": _AT_LEAST_1,
+    "data.block_size": _AT_LEAST_1,
     "data.eval_fraction": ("from 0 to below 1", lambda value: 0 <= value < 1),
     "optimizer.lr": _POSITIVE,
     "optimizer.lr_reference_batch": _AT_LEAST_1,

@@ -34,6 +34,11 @@ class Data:
     """Share of the samples held out for evaluation, in [0, 1). The same samples for every seed."""
     columns: dict[str, str] = field(default_factory=dict)
     """Which column is what: {name that the task asks for: name in the data}. Same names need no entry."""
+    block_size: int | None = None
+    """Tokens in a sample: join the texts of the column `text` (see columns) and cut them into blocks of so many. A
+    document's first token is not predicted from the document before. Unset: samples are what the columns hold."""
+    tokenizer: str = "bytes"
+    """What makes tokens of text: `bytes`, or the dotted path of a class like those in train/tokenizers.py."""
     overfit: int | None = None
     """Repeat the first so many effective batches for ever: a model that cannot learn them by heart has a bug."""
     drop_tail: bool = False

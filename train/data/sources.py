@@ -9,6 +9,7 @@ from datasets import Dataset, load_dataset
 from train.batch import sample_ids
 from train.config import Config, resolve_source
 from train.config.schema import Data
+from train.data.packing import pack
 from train.data.rows import DataError, Rows, preload
 
 HOLDOUT_SEED = 0  # not the run's: runs with different seeds are compared on the same held-out samples
@@ -31,8 +32,12 @@ def open_sets(config: Config, needed: Sequence[str]) -> Sets:
         dataset, held_out[""] = _hold_out(dataset, data.eval_fraction)
     for name, split in config.evaluate.sets.items():
         held_out[name] = _load(data, split)
-    rows = {name: _select(held, data.columns, needed) for name, held in held_out.items()}
-    return Sets(_select(dataset, data.columns, needed), rows)
+    rows = {name: _rows(held, data, needed) for name, held in held_out.items()}
+    return Sets(_rows(dataset, data, needed), rows)
+
+
+def _rows(dataset: Dataset, data: Data, needed: Sequence[str]) -> Rows:
+    return pack(dataset, data, needed) if data.block_size else _select(dataset, data.columns, needed)
 
 
 def _load(data: Data, split: str) -> Dataset:

@@ -40,3 +40,11 @@ class Task(Protocol):
     def eval_sums(self, model: Any, batch: Batch) -> Mapping[str, tuple[Tensor, Tensor | float]]:
         """{name: (sum, weight)} of the loss (name `loss`) and of each metric, from one forward pass."""
         ...
+
+    # Optional, for tasks that have more to say:
+    #
+    # finish(metrics) -> metrics: what follows from {name: sum / weight} over a whole set without being a sum itself,
+    # such as perplexity = exp(loss). A metric that nobody could measure is absent.
+    #
+    # samples(model, batch, decode) -> rows of a table, {column: text}: what the model makes of `batch`, the first
+    # held-out samples, at each evaluation; `decode` turns tokens into text.

@@ -6,9 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from train.window import Batch
-
-IGNORED = -100  # PyTorch's own mark for a label that does not count
+from train.window import IGNORED, Batch
 
 
 class Classification:
