@@ -7,7 +7,9 @@ from train.config import ConfigError, Loaded, load
 from train.data import DataError
 from train.exact import NotExact, TaskError
 from train.guard import NotReduced, RanksDisagree
+from train.initial import WeightsError
 from train.loop import fit
+from train.patterns import PatternError
 from train.planning import PlanError
 from train.ranks import launched_rank
 from train.report import (
@@ -30,10 +32,12 @@ REFUSALS = (
     DataError,
     FolderRefused,
     NotExact,
+    PatternError,
     PlanError,
     TaskError,
     TrackerError,
     UnknownDirection,
+    WeightsError,
 )
 """What the user can mend by typing something else: told without a stack trace."""
 

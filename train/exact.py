@@ -5,9 +5,13 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from train.batch import sample_ids
+from train.config import Config
+from train.data import Sets
 from train.step import Learner, to_device
 from train.tasks import Task, by_term
 from train.window import Batch
@@ -40,6 +44,37 @@ class Exactness:
         if self.exact == "false":
             return [f"exact     no: {reason}" for reason in self.reasons]
         return [f"exact     {self.exact}: {'; '.join(self.reasons)}"]
+
+
+def try_out(learner: Learner, sets: Sets, config: Config) -> Exactness:
+    """Tried on the first samples of the first epoch, the same on every rank; few, since more prove no more.
+
+    Raises TaskError where data, task and model do not fit together, NotExact under batch.exact=required.
+    """
+    rows = sets.train
+    check_sets(learner, sets)
+    first = sample_ids(len(rows), config.seed, 0, 0, min(len(rows), 8))
+    exactness = judge(learner, rows.fetch(first), config.precision)
+    if exactness.mistakes and config.batch.exact != "ignore":
+        raise TaskError(f"{exactness.mistakes[0]}. (batch.exact=ignore trains all the same)")
+    if config.batch.exact == "required" and exactness.exact == "false":
+        reasons = "".join(f"\n  {reason}" for reason in exactness.reasons)
+        raise NotExact(f"batch.exact=required, but this run would not be exact:{reasons}\nType: batch.exact=warn")
+    return exactness
+
+
+def check_sets(learner: Learner, sets: Sets) -> None:
+    """Ask the task whether whole sets can be trained on, where it has a `check`. Raises TaskError where not."""
+    check = getattr(learner.task, "check", None)
+    if check is None:
+        return
+    with _undisturbed(learner.module, learner.device), torch.no_grad():
+        learner.module.eval()
+        for name, rows in {"training": sets.train, **sets.evaluation}.items():
+            one = to_device(rows.fetch(np.zeros(1, dtype=np.int64)), learner.device, learner.dtype)
+            wrong = check(learner.module, one, rows.columns)
+            if wrong:
+                raise TaskError(f"{name or 'held-out'} samples: {wrong}")
 
 
 def judge(learner: Learner, batch: Batch, precision: str) -> Exactness:

@@ -1,18 +1,18 @@
 """build(config) -> Run: all that a loop needs. The one place where the rooms below are joined."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from train import names
-from train.batch import sample_ids
 from train.config import Config, Loaded, curve_hash, mathematics, recipe_hash, run_name, source_hash
-from train.data import Rows, Sets, Windows, open_sets
+from train.data import Sets, Windows, open_sets
+from train.ema import Ema
 from train.evaluation import Evaluation, floating_buffers
-from train.exact import Exactness, NotExact, TaskError, judge
+from train.exact import Exactness, try_out
 from train.guard import guarded
 from train.memory import PeakMemory
 from train.optimizer import scaled_numbers
@@ -21,6 +21,7 @@ from train.planning import plan_batch, plan_rate
 from train.profiling import profiled
 from train.ranks import Ranks, asked_world_size
 from train.report import Best, Interval, Reporter, RunFolder, RunPlan, check_login, claim, open_report, redacted
+from train.samples import sampled
 from train.saved import save_final
 from train.schedule import Scaled
 from train.setup import connect, device_facts, make_learner, make_task
@@ -45,6 +46,7 @@ class Run:
     evaluation: Callable[[], dict[str, float]] | None
     gauges: Sequence[Callable[[], dict[str, float]]]  # each gives {metric: value} since the last row
     watch: Callable[[ComputeGradient], ComputeGradient]  # measures and guards it
+    saved: Mapping[str, nn.Module]  # by the names of their files in final/
 
     def begin(self) -> None:
         if self.config.evaluate.at_start:
@@ -55,7 +57,7 @@ class Run:
         progress, every = self.report.progress, self.config.evaluate
         progress.advance(window, self.plan.batch.samples_per_epoch)
         last = window.k == self.plan.total_steps
-        if last or Interval(every.every_steps, every.every_samples).due(progress, window):
+        if last or Interval(every.every_steps, every.every_samples, every.every_tokens).due(progress, window):
             self.evaluate()
         if _row_due(self.config, self.plan, window.k):
             self.log(window, losses, norm)
@@ -92,8 +94,8 @@ class Run:
 
     def save(self) -> None:
         self.ranks.copy_from_main(floating_buffers(self.learner.module))
-        if self.ranks.is_main:
-            save_final(self.learner.module, self.folder.path)
+        for name, module in self.saved.items() if self.ranks.is_main else ():
+            save_final(module, self.folder.path, name)
         self.ranks.barrier()
 
 
@@ -110,8 +112,9 @@ def build(loaded: Loaded, loop: str) -> Run:
     accelerator, ranks = connect(config)
     best, task, sets, plan, numbers = ranks.together(lambda: _prepare(loaded, loop))
     _check_same_everywhere(plan, ranks)
-    learner = make_learner(config, task, accelerator, numbers)
-    exactness = ranks.together(lambda: _judge(learner, sets.train, config))
+    learner = make_learner(config, task, accelerator, numbers, ranks)
+    exactness = ranks.together(lambda: try_out(learner, sets, config))
+    ema = Ema(learner, config.ema.decay) if config.ema.decay is not None else None
     folder = ranks.from_main(lambda: claim(config, plan))
     try:
         memory = PeakMemory(learner.device)
@@ -129,7 +132,7 @@ def build(loaded: Loaded, loop: str) -> Run:
             overfit=config.data.overfit,
         )
         windows = phases.windows(profiled(windows, config.profile.steps, folder.path / "profile", ranks.rank))
-        evaluation = _evaluation(sets, learner, ranks, plan)
+        evaluation: Callable[[], dict[str, float]] | None = _evaluation(sets, learner, ranks, plan)
         report = _report(loaded, plan, best, folder, learner, exactness, ranks)
     except BaseException as error:
         if ranks.is_main:
@@ -139,9 +142,12 @@ def build(loaded: Loaded, loop: str) -> Run:
     def watch(compute_gradient: ComputeGradient) -> ComputeGradient:
         return guarded(phases.around(compute_gradient), ranks)
 
+    evaluation = ema.around(evaluation) if ema else evaluation
+    evaluation = evaluation and sampled(evaluation, learner, sets, config, report.show)
     watched = evaluation and memory.around(evaluation, names.EVAL_PEAK)
     gauges = [lambda: ranks.largest(memory.take()), phases.take]
-    return Run(config, plan, learner, windows, ranks, stop, report, folder, watched, gauges, watch)
+    saved = {"model": learner.module} | ({"ema": ema.module} if ema else {})
+    return Run(config, plan, learner, windows, ranks, stop, report, folder, watched, gauges, watch, saved)
 
 
 def _prepare(loaded: Loaded, loop: str) -> tuple[Best, Task, Sets, RunPlan, Scaled]:
@@ -198,24 +204,13 @@ def make_plan(loaded: Loaded, loop: str, sets: Sets) -> tuple[RunPlan, Scaled]:
         batch=batch,
         rate=plan_rate(config, batch, numbers.lr),
         rate_arithmetic=numbers.arithmetic,
+        tokens_per_sample=config.data.block_size or 0,
         eval_samples={name: len(rows) for name, rows in sets.evaluation.items()},
         identity=redacted(identity | {"code": code}),
         curve_hash=curve_hash(identity, code),
         recipe_hash=recipe_hash(identity, code),
     )
     return plan, numbers
-
-
-def _judge(learner: Learner, rows: Rows, config: Config) -> Exactness:
-    """Tried on the first samples of the first epoch, the same on every rank; few, since more prove no more."""
-    first = sample_ids(len(rows), config.seed, 0, 0, min(len(rows), 8))
-    exactness = judge(learner, rows.fetch(first), config.precision)
-    if exactness.mistakes and config.batch.exact != "ignore":
-        raise TaskError(f"{exactness.mistakes[0]}. (batch.exact=ignore trains all the same)")
-    if config.batch.exact == "required" and exactness.exact == "false":
-        reasons = "".join(f"\n  {reason}" for reason in exactness.reasons)
-        raise NotExact(f"batch.exact=required, but this run would not be exact:{reasons}\nType: batch.exact=warn")
-    return exactness
 
 
 def _facts(learner: Learner, exactness: Exactness) -> dict[str, Any]:

@@ -79,7 +79,7 @@ def update(learner: Learner, rate: float) -> Tensor:
     if learner.max_grad_norm is not None:
         torch.nn.utils.clip_grads_with_norm_(learner.parameters, learner.max_grad_norm, norm)
     for group in learner.optimizer.param_groups:
-        group["lr"] = rate
+        group["lr"] = rate * group["lr_multiplier"]
     if learner.stop_at_nonfinite and not finite:  # the one read of the host that on_nonfinite=stop costs at each step
         raise NonFiniteGradient(
             f"the norm of the gradient is {norm.item()}, and on_nonfinite=stop: no update was made. Try a smaller "

@@ -21,8 +21,10 @@ from train.accumulate import compute_gradient
 from train.batch import BatchPlan, PlanError, make_plan, sample_ids
 from train.config import Config, ConfigError, load
 from train.data import DataError, Rows, Windows, open_sets
-from train.exact import TaskError, judge
+from train.exact import TaskError, check_sets, judge
+from train.initial import WeightsError
 from train.optimizer import scaled_numbers
+from train.patterns import PatternError
 from train.planning import plan_batch
 from train.ranks import Ranks, asked_world_size, launched_rank
 from train.report import BAD_CONFIG, FAILED, FINISHED, exit_code, tell
@@ -61,7 +63,7 @@ def main(argv: Sequence[str]) -> int:
     try:
         config = load(argv).config
         lines, remedies = verify(config)
-    except (ConfigError, DataError, PlanError, TaskError) as error:
+    except (ConfigError, DataError, PatternError, PlanError, TaskError, WeightsError) as error:
         tell(str(error))
         return exit_code(str(error), BAD_CONFIG, 0, is_main)
     exact = all(line.is_exact for line in lines)
@@ -83,8 +85,9 @@ def verify(config: Config) -> tuple[list[Line], list[str]]:
         variant = dataclasses.replace(config, precision=precision)
         AcceleratorState._reset_state()  # it knows one precision per process
         accelerator, met = connect(variant)
-        learner = make_learner(variant, task, accelerator, scaled_numbers(config.optimizer, plan.effective))
+        learner = make_learner(variant, task, accelerator, scaled_numbers(config.optimizer, plan.effective), met)
         step = Step(learner, sets.train, plan, config.seed, met, precision)
+        check_sets(learner, sets)
         verdict = judge(learner, step.samples(min(8, step.size)), precision)
         remedies += verdict.reasons if verdict.exact == "false" else ()
         lines += step.lines(verdict.terms)

@@ -13,17 +13,18 @@ PACKAGE = ROOT / "train"
 
 # Each floor imports only from floors below it; rooms of one floor do not import each other.
 FLOORS = [
-    {"batch", "config", "names", "ranks", "schedule", "tokenizers", "window"},
+    {"batch", "config", "names", "patterns", "ranks", "schedule", "tokenizers", "window"},
     {"data", "memory", "models", "optimizer", "phases", "planning", "profiling", "report", "saved", "signals", "tasks"},
-    {"step"},
-    {"evaluation", "exact", "guard", "setup", "smoke"},
+    {"initial", "step"},
+    {"evaluation", "exact", "guard", "samples", "setup", "smoke"},
+    {"ema"},
     {"run"},
     {"loop"},
     {"entry"},
     {"accumulate", "evaluate", "standard"},
     {"verify"},
 ]
-PURE = ["batch", "config", "names", "planning", "schedule", "tokenizers"]  # import no torch
+PURE = ["batch", "config", "names", "patterns", "planning", "schedule", "tokenizers"]  # import no torch
 HEART = ["standard.py", "accumulate.py", "loop.py", "step.py", "run.py", "batch"]
 
 

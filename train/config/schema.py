@@ -10,6 +10,8 @@ class Batch:
 
     effective: int | None = None
     """Samples per optimizer step, over all ranks."""
+    effective_tokens: int | None = None
+    """In place of `effective`, where samples are blocks of tokens: a multiple of data.block_size."""
     micro: int | str = "all"
     """Samples that one rank puts through the model at once; `all`: the whole share of a rank (or of a micro-step,
     where accumulation_steps is stated)."""
@@ -51,6 +53,11 @@ class Model:
     """A model of train/models (`mlp`) or the dotted path of a class or function that returns a module."""
     args: dict[str, Any] = field(default_factory=dict)
     """Keyword arguments of the target."""
+    init_from: str | None = None
+    """Weights to start from: a run folder (its final weights) or a .safetensors file, with every parameter's name and
+    shape. Unset: drawn from the seed."""
+    freeze: list[str] = field(default_factory=list)
+    """Parameters that are not trained: patterns over their names, such as `layers.0.*`."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +66,18 @@ class Task:
     """A task of train/tasks (`classification`) or the dotted path of a class like them."""
     args: dict[str, Any] = field(default_factory=dict)
     """Keyword arguments of the target."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """Parameters with a rate, or arguments, of their own."""
+
+    match: str = ""
+    """A pattern over the parameters' names, such as `embedding.*`. The first group that matches has a parameter."""
+    lr_multiplier: float = 1.0
+    """The group's rate, as a multiple of the rate of the step."""
+    args: dict[str, Any] = field(default_factory=dict)
+    """Arguments of the optimizer that differ in this group."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +94,10 @@ class Optimizer:
     """Effective batch, in samples, at which `lr` was tuned. Needed by every lr_scaling but none."""
     max_grad_norm: float | None = None
     """Largest norm of the gradient of a step; a longer one is scaled down to it. Unset: never."""
+    no_decay: list[str] = field(default_factory=list)
+    """Parameters without weight decay: patterns over their names, such as `*norm*` and `*.bias`."""
+    groups: list[Group] = field(default_factory=list)
+    """Parameters with a rate, or arguments, of their own: a list of {match, lr_multiplier, args}."""
 
 
 @dataclass(frozen=True)
@@ -82,15 +105,21 @@ class Schedule:
     """The learning rate over the steps, as a share of its peak."""
 
     name: str = "constant"
-    """constant, linear or cosine: how the rate falls after warm-up."""
+    """constant, linear, cosine or wsd (constant, then a decay at the end): how the rate falls after warm-up."""
     warmup_steps: int | None = None
     """Optimizer steps in which the rate rises to its peak. State at most one warmup_*."""
     warmup_fraction: float | None = None
     """Warm-up as a share of all steps, in [0, 1]."""
     warmup_samples: int | None = None
     """Warm-up in samples."""
+    warmup_tokens: int | None = None
+    """Warm-up in tokens of blocks (data.block_size)."""
     final_fraction: float = 0.0
-    """Rate to which linear and cosine fall, as a share of the peak, in [0, 1]."""
+    """Rate to which linear, cosine and wsd fall, as a share of the peak, in [0, 1]."""
+    decay_fraction: float = 0.2
+    """wsd: the share of all steps, the last ones, in which the rate falls, in [0, 1]."""
+    decay_shape: str = "linear"
+    """wsd: linear or 1-sqrt, how the rate falls there."""
 
 
 @dataclass(frozen=True)
@@ -103,6 +132,8 @@ class Duration:
     """Passes over the data."""
     samples: int | None = None
     """Samples, over all ranks; the step that reaches them is the last."""
+    tokens: int | None = None
+    """Tokens of blocks (data.block_size), over all ranks; the step that reaches them is the last."""
 
 
 @dataclass(frozen=True)
@@ -113,6 +144,8 @@ class Evaluate:
     """Optimizer steps between evaluations."""
     every_samples: int | None = None
     """Samples between evaluations; they take place at the end of the step that reaches them."""
+    every_tokens: int | None = None
+    """Tokens of blocks (data.block_size) between evaluations, likewise."""
     at_start: bool = False
     """Evaluate the untrained model too."""
     sets: dict[str, str] = field(default_factory=dict)
@@ -133,6 +166,13 @@ class Checkpoint:
     resume: str = "auto"
     """What a second start of the same name does: `auto` says that the run has finished, or refuses; `never` moves the
     old run folder to NAME.1 and starts over."""
+
+
+@dataclass(frozen=True)
+class Ema:
+    decay: float | None = None
+    """Keep a moving average of the weights, evaluated and saved beside them: after each update it moves by 1 - decay
+    of the way. Such as 0.999. Unset: none."""
 
 
 @dataclass(frozen=True)
@@ -195,6 +235,7 @@ class Config:
     evaluate: Evaluate = field(default_factory=Evaluate)
     log: Log = field(default_factory=Log)
     checkpoint: Checkpoint = field(default_factory=Checkpoint)
+    ema: Ema = field(default_factory=Ema)
     profile: Profile = field(default_factory=Profile)
     wandb: Wandb = field(default_factory=Wandb)
     runtime: Runtime = field(default_factory=Runtime)

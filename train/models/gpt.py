@@ -18,6 +18,7 @@ class GPT(nn.Module):
         super().__init__()
         if width % (2 * heads):
             raise ValueError(f"width={width} is no multiple of 2 * heads={2 * heads}: rotary positions turn pairs")
+        self.pairs = width // heads // 2
         self.embedding = nn.Embedding(vocabulary, width)
         self.blocks = nn.ModuleList(Block(heads, width) for _ in range(layers))
         self.norm = nn.RMSNorm(width)
@@ -29,7 +30,7 @@ class GPT(nn.Module):
     def forward(self, tokens: Tensor, documents: Tensor | None = None) -> Tensor:
         mask = None if documents is None else same_document(documents)
         x = self.embedding(tokens)
-        turns = rotations(tokens.shape[1], self.blocks[0].half, x)
+        turns = rotations(tokens.shape[1], self.pairs, x)
         for block in self.blocks:
             x = block(x, turns, mask)
         return linear(self.norm(x), self.embedding.weight)
@@ -40,7 +41,7 @@ class Block(nn.Module):
 
     def __init__(self, heads: int, width: int) -> None:
         super().__init__()
-        self.heads, self.half = heads, width // heads // 2
+        self.heads = heads
         self.attention_norm, self.feed_forward_norm = nn.RMSNorm(width), nn.RMSNorm(width)
         self.query_key_value = nn.Linear(width, 3 * width, bias=False)
         self.out = nn.Linear(width, width, bias=False)
@@ -48,7 +49,7 @@ class Block(nn.Module):
         self.down = nn.Linear(4 * width, width, bias=False)
 
     def forward(self, x: Tensor, turns: tuple[Tensor, Tensor], mask: Tensor | None) -> Tensor:
-        split = self.query_key_value(self.attention_norm(x)).unflatten(2, (3, self.heads, 2 * self.half))
+        split = self.query_key_value(self.attention_norm(x)).unflatten(2, (3, self.heads, -1))
         query, key, value = split.permute(2, 0, 3, 1, 4)  # each (samples, heads, T, width of a head)
         query, key = turn(query, turns), turn(key, turns)
         seen = scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=mask is None)

@@ -18,6 +18,7 @@ from train.report.plan import RunPlan
 from train.report.redact import redact, secret_values, secrets_in
 from train.report.reporter import Reporter, Sink
 from train.report.screen import Screen
+from train.report.tables import Tables
 from train.report.tracker import Tracker
 
 
@@ -62,4 +63,5 @@ def open_report(
     executable = Path(sys.executable)  # not resolved: a virtual environment's python is a link
     python = executable.relative_to(Path.cwd()) if executable.is_relative_to(Path.cwd()) else "python"
     evaluate = f"next      {python} -m train.evaluate {shlex.quote(str(folder.path))}"
-    return Reporter(plan, best, sinks, folder, screen, secrets, "" if "--smoke" in loaded.flags else evaluate)
+    tables = Tables(folder, screen, tracker)
+    return Reporter(plan, best, sinks, folder, screen, secrets, tables, "" if "--smoke" in loaded.flags else evaluate)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from train.tasks._labels import wrong_numbers
 from train.window import IGNORED, Batch
 
 SAMPLE_TOKENS = 120
@@ -53,6 +54,13 @@ class CausalLM:
         more = (batch["documents"],) if self.document_mask else ()
         logits: Tensor = model(batch["inputs"], *more)
         return logits
+
+    def check(self, model: Any, one: Batch, columns: Batch) -> str | None:
+        """A token that the model does not know would end the training in the middle."""
+        anything = {**one, "inputs": torch.zeros_like(one["inputs"])}
+        vocabulary = self._logits(model, anything).shape[2]
+        wrong = (wrong_numbers(name, columns[name], vocabulary) for name in ("inputs", "labels"))
+        return next(filter(None, wrong), None)
 
     def samples(self, model: Any, batch: Batch, decode: Callable[[Sequence[int]], str]) -> list[dict[str, str]]:
         """How the model goes on from the first quarter of the first sample: {prompt, text}.
