@@ -48,9 +48,7 @@ class Ema:
 
     @torch.no_grad()
     def _average(self, averages: Tensors, weights: Tensors, updates: int | Tensor) -> None:
-        step: Any = 1 - self._decay
         skipped = getattr(self._optimizer, "found_inf", None)  # on the device: the host need not wait for it
-        if skipped is not None:
-            step = (1 - skipped) * step
         for average, weight in zip(averages, weights, strict=True):
-            average.lerp_(weight, step if skipped is None else step.to(average.dtype))
+            applied: Any = 1 if skipped is None else 1 - skipped.to(average.dtype)
+            average.lerp_(weight, applied * (1 - self._decay))

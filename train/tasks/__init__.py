@@ -49,5 +49,5 @@ class Task(Protocol):
     # check(model, one, columns) -> what is wrong, or None: before the first step, on every set that is in memory. `one`
     # holds one sample, as a step is fed; `columns` all samples, on the CPU.
     #
-    # samples(model, batch, decode) -> rows of a table, {column: text}: what the model makes of `batch`, the first
+    # samples(model, batch, decode) -> rows of a table, {column: text}: what the model makes of `batch`, some
     # held-out samples, at each evaluation; `decode` turns tokens into text.

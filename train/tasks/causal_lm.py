@@ -63,19 +63,18 @@ class CausalLM:
         return next(filter(None, wrong), None)
 
     def samples(self, model: Any, batch: Batch, decode: Callable[[Sequence[int]], str]) -> list[dict[str, str]]:
-        """How the model goes on from the first quarter of the first sample: {prompt, text}.
+        """How the model goes on from the first quarter of each sample: {prompt, text}.
 
         Drawn at a temperature of 0.7, by the same random numbers at every evaluation.
         """
         length = batch["inputs"].shape[1]
         known = max(1, length // 4)
-        tokens = batch["inputs"][:1, :known]
+        tokens = batch["inputs"][:, :known]
         generator = torch.Generator().manual_seed(0)
         for _ in range(SAMPLE_TOKENS):
             seen = tokens[:, -length:]
-            last = self._logits(model, {"inputs": seen, "documents": torch.zeros_like(seen)})[0, -1]
-            chances = (last.double() / TEMPERATURE).softmax(0).cpu()
+            last = self._logits(model, {"inputs": seen, "documents": torch.zeros_like(seen)})[:, -1]
+            chances = (last.double() / TEMPERATURE).softmax(1).cpu()
             drawn = torch.multinomial(chances, 1, generator=generator).to(tokens)
-            tokens = torch.cat((tokens, drawn[None]), dim=1)
-        prompt, text = tokens[0, :known].tolist(), tokens[0, known:].tolist()
-        return [{"prompt": decode(prompt), "text": decode(text)}]
+            tokens = torch.cat((tokens, drawn), dim=1)
+        return [{"prompt": decode(row[:known]), "text": decode(row[known:])} for row in tokens.tolist()]
