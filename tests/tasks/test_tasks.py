@@ -172,4 +172,6 @@ def test_text_is_shown_at_each_evaluation(tmp_path: Path) -> None:
     told = [json.loads(line) for line in lines]
     assert [row["train/global_step"] for row in told] == [1, 1, 2, 2]
     assert all(row["prompt"] and row["text"] for row in told)
-    assert (tmp_path / "run" / "log.txt").read_text().count("sample    ") == 4
+    log = (tmp_path / "run" / "log.txt").read_text()
+    assert log.count("sample    ") == 4
+    assert all(letter.isprintable() or letter == "\n" for letter in log)

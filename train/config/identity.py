@@ -21,6 +21,7 @@ EXECUTION = (
 
 COMPUTING = (
     *("accumulate.py", "standard.py", "loop.py", "step.py", "setup.py", "optimizer.py", "planning.py", "schedule.py"),
+    *("initial.py", "patterns.py", "tokenizers.py"),
     *("batch/*.py", "data/*.py", "tasks/*.py", "models/*.py"),
 )
 """Sources whose change may change a curve."""
@@ -62,6 +63,8 @@ def source_hash(config: Config) -> str:
         resolve(config.optimizer.target, "torch.optim"),
         resolve_source(config.data.source),
     ]
+    if config.data.block_size is not None:
+        targets.append(resolve(config.data.tokenizer, "train.tokenizers"))
     package = Path(__file__).parents[1]
     files = {path for room in COMPUTING for path in package.glob(room)}
     for target in targets:

@@ -27,9 +27,14 @@ class Tables:
         with (self.folder.path / f"{NAME}.jsonl").open("a", encoding="utf-8") as file:
             file.writelines(json.dumps({**place, **row}) + "\n" for row in table)
         for row in table:
-            self.screen.say("sample    " + " | ".join(" ".join(text.split()) for text in row.values()))
+            self.screen.say("sample    " + " | ".join(map(_on_one_line, row.values())))
         if table:
             self.tracker.do(_send, (place, table))
+
+
+def _on_one_line(text: str) -> str:
+    """An untrained model writes control characters too: none of them may reach a terminal."""
+    return "".join(letter if letter.isprintable() else "\ufffd" for letter in " ".join(text.split()))
 
 
 def _send(run: Any, told: tuple[Mapping[str, float], Table]) -> None:
