@@ -7,6 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from train.batch import make_plan
+from train.config.recipe import Duration, Schedule
+from train.config.schema import Config
+from train.planning import plan_rate
 from train.schedule import Rate, scale
 
 ARGS = {"betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.1}
@@ -33,14 +37,35 @@ def test_closed_forms(name: str, warmup: int, total: int, final: float, expected
     assert [rate.at(k) for k in range(1, total + 1)] == pytest.approx(expected, rel=1e-14)
 
 
+@pytest.mark.parametrize(
+    ("shape", "warmup", "decay", "final", "expected"),
+    [
+        ("linear", 0, 4, 0.0, [8, 8, 8, 6, 4, 2]),
+        ("linear", 2, 2, 0.0, [4, 8, 8, 8, 8, 4]),
+        ("linear", 1, 2, 0.5, [8, 8, 8, 8, 8, 6]),
+        ("1-sqrt", 0, 4, 0.0, [8, 8, 8, 4, 8 - 8 * math.sqrt(0.5), 8 - 8 * math.sqrt(0.75)]),
+        ("linear", 0, 0, 0.0, [8] * 6),
+        ("linear", 4, 4, 0.0, [2, 4, 6, 8, 8, 4]),  # the warm-up comes first
+    ],
+)
+def test_warm_up_stable_decay(shape: str, warmup: int, decay: int, final: float, expected: list[float]) -> None:
+    rate = Rate(8.0, "wsd", warmup, 6, final, decay, shape)
+
+    assert [rate.at(k) for k in range(1, 7)] == pytest.approx(expected, rel=1e-14)
+
+
 @given(
-    name=st.sampled_from(["constant", "linear", "cosine"]),
+    name=st.sampled_from(["constant", "linear", "cosine", "wsd"]),
     warmup=st.integers(0, 300),
     total=st.integers(1, 300),
     final=st.floats(0, 1),
+    decay=st.integers(0, 300),
+    shape=st.sampled_from(["linear", "1-sqrt"]),
 )
-def test_no_step_at_rate_zero_and_none_above_the_peak(name: str, warmup: int, total: int, final: float) -> None:
-    rates = [Rate(0.1, name, warmup, total, final).at(k) for k in range(1, total + 1)]
+def test_no_step_at_rate_zero_and_none_above_the_peak(
+    name: str, warmup: int, total: int, final: float, decay: int, shape: str
+) -> None:
+    rates = [Rate(0.1, name, warmup, total, final, min(decay, total), shape).at(k) for k in range(1, total + 1)]
 
     assert all(0 < rate <= 0.1 * (1 + 1e-15) for rate in rates)
     falling = rates[warmup:]
@@ -100,3 +125,12 @@ def test_the_arithmetic_is_told() -> None:
         "eps 1e-08 -> 5e-09 (sde)",
         "weight_decay 0.1 -> 0.2 (sde)",
     )
+
+
+def test_the_decay_of_a_run_is_a_share_of_its_steps() -> None:
+    batch = make_plan(4, "all", None, world_size=1, dataset_size=40)
+    schedule = Schedule(name="wsd", decay_fraction=0.25, decay_shape="1-sqrt")
+
+    rate = plan_rate(Config(schedule=schedule, duration=Duration(steps=20)), batch, 1.0)
+
+    assert rate == Rate(1.0, "wsd", 0, 20, 0.0, 5, "1-sqrt")

@@ -9,7 +9,9 @@ from train.config import ConfigError, Loaded, load
 from train.data import DataError
 from train.exact import NotExact, TaskError
 from train.guard import NotReduced, RanksDisagree
+from train.initial import WeightsError
 from train.loop import fit
+from train.patterns import PatternError
 from train.planning import PlanError
 from train.preparing import show_plan
 from train.ranks import launched_rank
@@ -36,11 +38,13 @@ REFUSALS = (
     FolderRefused,
     NoBlocks,
     NotExact,
+    PatternError,
     PlanError,
     TaskError,
     TrackerError,
     UnknownDirection,
     Unsupported,
+    WeightsError,
 )
 """What the user can mend by typing something else: told without a stack trace."""
 

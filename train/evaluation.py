@@ -28,7 +28,8 @@ class Evaluation:
     beat: Callable[[], None] = lambda: None  # called at each batch
 
     def __call__(self) -> dict[str, float]:
-        """{metric: sum / weight over the whole set}, and `samples`; `set/metric` for further sets.
+        """{metric: sum / weight over the whole set}, what the task makes of these, and `samples`; `set/metric` for
+        further sets.
 
         A metric whose weight is 0 is left out: nobody knows it.
         """
@@ -51,7 +52,9 @@ class Evaluation:
         sums, samples = self._local_sums(rows)
         totals = self.ranks.sum([samples, *(float(number) for pair in sums.values() for number in pair)])
         pairs = zip(sums, totals[1::2], totals[2::2], strict=True)
-        return {name: total / weight for name, total, weight in pairs if weight} | {"samples": totals[0]}
+        metrics = {name: total / weight for name, total, weight in pairs if weight}
+        finish = getattr(self.task, "finish", dict)
+        return finish(metrics) | {"samples": totals[0]}
 
     def _local_sums(self, rows: Rows) -> tuple[dict[str, tuple[Tensor, Tensor]], int]:
         """(sum, weight) of each metric over this rank's part of the set, in float64, on the device.

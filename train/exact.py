@@ -5,9 +5,11 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from train.data import Rows, Sets
 from train.step import Learner, to_device
 from train.tasks import Task, by_term
 from train.window import Batch
@@ -56,6 +58,22 @@ def arithmetic(learner: Learner, precision: str) -> str:
         return "bf16 parameters"
     tf32 = learner.device.type == "cuda" and torch.get_float32_matmul_precision() != "highest"
     return "tf32" if tf32 and precision == "fp32" else precision
+
+
+def check_sets(learner: Learner, sets: Sets) -> None:
+    """Ask the task whether whole sets can be trained on, where it has a `check`. Raises TaskError where not."""
+    check = getattr(learner.task, "check", None)
+    if check is None:
+        return
+    with _undisturbed(learner.module, learner.device), torch.no_grad():
+        learner.module.eval()
+        for name, rows in {"training": sets.train, **sets.evaluation}.items():
+            if not isinstance(rows, Rows):
+                continue  # a stream is known as it comes
+            one = to_device(rows.fetch(np.zeros(1, dtype=np.int64)), learner.device, learner.dtype)
+            wrong = check(learner.module, one, rows.columns)
+            if wrong:
+                raise TaskError(f"{name or 'held-out'} samples: {wrong}")
 
 
 def judge(learner: Learner, batch: Batch, precision: str) -> Exactness:

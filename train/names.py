@@ -1,4 +1,8 @@
-"""Metric names. They live here and only here; the first part is the section in W&B, the suffix the unit."""
+"""Metric names. They live here and only here; the first part is the section in W&B, the suffix the unit.
+
+Tokens are those of blocks (data.block_size): samples times the block's length, as the model takes them. So what a set's
+last block is filled up with counts, and so do the first tokens of documents, which are not predicted.
+"""
 
 LOSS = "train/loss"
 GRAD_NORM = "train/grad_norm"
@@ -10,9 +14,11 @@ LOSS_SCALE = "train/loss_scale"
 EMPTY_STEPS = "train/empty_steps"
 
 SAMPLES_SEEN = "progress/samples_seen"
+TOKENS_SEEN = "progress/tokens_seen"
 HOURS = "progress/hours"
 
 EFFECTIVE_SIZE = "batch/effective_size"
+EFFECTIVE_TOKENS = "batch/effective_tokens"
 MICRO_SIZE = "batch/micro_size"
 ACCUMULATION_STEPS = "batch/accumulation_steps"
 WORLD_SIZE = "batch/world_size"
@@ -25,6 +31,7 @@ OPTIMIZER_PEAK = "memory/optimizer_peak_gib"
 EVAL_PEAK = "memory/eval_peak_gib"
 
 SAMPLES_PER_SECOND = "throughput/samples_per_second"
+TOKENS_PER_SECOND = "throughput/tokens_per_second"
 STEP_SECONDS = "time/step_seconds"
 DATA_SECONDS = "time/data_seconds"
 FORWARD_BACKWARD_SECONDS = "time/forward_backward_seconds"

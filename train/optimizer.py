@@ -1,14 +1,15 @@
 """The optimizer of a run, its numbers scaled to the effective batch."""
 
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from train.config import resolve
-from train.config.schema import Optimizer as OptimizerConfig
+from train.config.recipe import Optimizer as OptimizerConfig
+from train.patterns import matching
 from train.schedule import Scaled, scale
 
 
@@ -20,12 +21,20 @@ def scaled_numbers(config: OptimizerConfig, effective_batch: int) -> Scaled:
     }
     scaled = scale(config.lr_scaling, config.lr, defaults | config.args, effective_batch, config.lr_reference_batch)
     changed = {n: v for n, v in scaled.args.items() if n in config.args or v != defaults[n]}
-    return Scaled(scaled.lr, changed, scaled.arithmetic)
+    groups = tuple(
+        scale(config.lr_scaling, config.lr, group.args, effective_batch, config.lr_reference_batch).args
+        for group in config.groups
+    )
+    return Scaled(scaled.lr, changed, scaled.arithmetic, groups)
 
 
 def make_optimizer(
-    config: OptimizerConfig, numbers: Scaled, parameters: Iterable[torch.nn.Parameter]
+    config: OptimizerConfig, numbers: Scaled, parameters: Mapping[str, torch.nn.Parameter]
 ) -> torch.optim.Optimizer:
+    """The optimizer of the named parameters; `lr_multiplier` in each of its groups scales the rate of a step.
+
+    Raises PatternError where a pattern of no_decay or groups matches none of them.
+    """
     target: Callable[..., torch.optim.Optimizer] = resolve(config.target, "torch.optim")
     args: dict[str, Any] = dict(numbers.args)
     if "fused" in inspect.signature(target).parameters and not args.keys() & {
@@ -34,7 +43,29 @@ def make_optimizer(
         "differentiable",
     }:
         args["fused"] = True  # one kernel for all parameters, and no extra copy of them
-    return target(list(parameters), lr=numbers.lr, **args)
+    return target(_groups(config, numbers, parameters), lr=numbers.lr, **args)
+
+
+def _groups(
+    config: OptimizerConfig, numbers: Scaled, parameters: Mapping[str, torch.nn.Parameter]
+) -> list[dict[str, Any]]:
+    """Those of no group of the config first. The first group that matches has a parameter."""
+    names = list(parameters)
+    undecayed = set(matching("optimizer.no_decay", config.no_decay, names))
+    group_of: dict[str, int] = {}
+    for number, group in enumerate(config.groups):
+        for name in matching(f"optimizer.groups[{number}].match", [group.match], names):
+            group_of.setdefault(name, number)
+    members: dict[tuple[int, bool], list[torch.nn.Parameter]] = {}
+    for name, parameter in parameters.items():
+        members.setdefault((group_of.get(name, -1), name in undecayed), []).append(parameter)
+    groups: list[dict[str, Any]] = []
+    for (number, without_decay), chosen in sorted(members.items(), key=lambda item: item[0]):
+        own = dict(numbers.groups[number]) if number >= 0 else {}
+        factor = config.groups[number].lr_multiplier if number >= 0 else 1.0
+        decay = {"weight_decay": 0.0} if without_decay else {}
+        groups.append({"params": chosen, "lr": numbers.lr * factor, "lr_multiplier": factor, **own, **decay})
+    return groups
 
 
 def can_skip_on_device(optimizer: torch.optim.Optimizer) -> bool:

@@ -4,8 +4,8 @@ from dataclasses import replace
 from typing import Any
 
 from train.config import Config, Loaded, curve_hash, mathematics, recipe_hash, run_name, source_hash
-from train.data import Sets, TrainingSet, open_sets
-from train.exact import Exactness, NotExact, TaskError, judge
+from train.data import Sets, open_sets
+from train.exact import Exactness, NotExact, TaskError, check_sets, judge
 from train.optimizer import scaled_numbers
 from train.planning import plan_batch, plan_rate
 from train.ranks import asked_world_size
@@ -46,6 +46,7 @@ def make_plan(loaded: Loaded, loop: str, sets: Sets) -> tuple[RunPlan, Scaled]:
         batch=batch,
         rate=plan_rate(config, batch, numbers.lr),
         rate_arithmetic=numbers.arithmetic,
+        tokens_per_sample=config.data.block_size or 0,
         eval_samples={name: len(rows) for name, rows in sets.evaluation.items()},
         identity=redacted(identity | {"code": code}),
         curve_hash=curve_hash(identity, code),
@@ -54,12 +55,13 @@ def make_plan(loaded: Loaded, loop: str, sets: Sets) -> tuple[RunPlan, Scaled]:
     return plan, numbers
 
 
-def judge_first_samples(learner: Learner, samples: TrainingSet, config: Config) -> Exactness:
+def try_out(learner: Learner, sets: Sets, config: Config) -> Exactness:
     """Tried on the first samples of the first epoch, the same on every rank; few, since more prove no more.
 
-    Raises TaskError for a loss that is no sum, NotExact where batch.exact=required cannot be kept.
+    Raises TaskError where data, task and model do not fit together, NotExact where batch.exact=required cannot be kept.
     """
-    exactness = judge(learner, samples.first(config.seed, 8), config.precision)
+    check_sets(learner, sets)
+    exactness = judge(learner, sets.train.first(config.seed, 8), config.precision)
     if exactness.mistakes and config.batch.exact != "ignore":
         raise TaskError(f"{exactness.mistakes[0]}. (batch.exact=ignore trains all the same)")
     if config.batch.exact == "required" and exactness.exact == "false":

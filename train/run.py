@@ -1,27 +1,30 @@
 """build(config) -> Run: all that a loop needs. The one place where the rooms below are joined."""
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from train import names
-from train.checkpoint import Checkpoints, named, newest
+from train.checkpoint import Checkpoints, HasState, named, newest
 from train.config import Config, Loaded
-from train.data import Sets, Windows
+from train.data import Sets, TrainingSet, Windows
+from train.ema import Ema
 from train.evaluation import Evaluation, floating_buffers
 from train.guard import guarded
 from train.memory import PeakMemory
 from train.optimizer import OptimizerState
 from train.phases import Phases
-from train.preparing import facts, judge_first_samples, prepare
+from train.preparing import facts, prepare, try_out
 from train.profiling import profiled
 from train.ranks import Ranks
 from train.reduction import reduced
 from train.report import Interval, Reporter, RunFolder, RunPlan, claim, open_report, tell
-from train.saved import save_final
+from train.samples import sampled
+from train.saved import save_weights
 from train.setup import connect, loss_scale, make_learner
 from train.signals import Stop
 from train.step import ComputeGradient, Learner, NonFiniteGradient
@@ -46,6 +49,7 @@ class Run:
     evaluation: Callable[[], dict[str, float]] | None
     gauges: Sequence[Callable[[], dict[str, float]]]  # each gives {metric: value} since the last row
     watch: Callable[[ComputeGradient], ComputeGradient]  # measures and guards it
+    saved: Mapping[str, nn.Module]  # by the names of their files in final/
 
     def begin(self) -> None:
         self.report.begin()
@@ -58,7 +62,7 @@ class Run:
         progress, every = self.report.progress, self.config.evaluate
         progress.advance(window, self.plan.batch.samples_per_epoch)
         last = window.k == self.plan.total_steps
-        if last or Interval(every.every_steps, every.every_samples).due(progress, window):
+        if last or Interval(every.every_steps, every.every_samples, every.every_tokens).due(progress, window):
             self.evaluate()
         if _row_due(self.config, self.plan, window.k):
             self.log(window, losses, norm)
@@ -72,6 +76,8 @@ class Run:
             torch.accelerator.synchronize()  # training that is still under way must not count as evaluation
         with self.report.clock.paused():
             self.report.eval_row(self.evaluation())
+            if self.config.evaluate.best and self.report.best.is_new(self.report.progress.step):
+                self.save_weights("best")
 
     def log(self, window: Window, losses: Tensor | None, norm: Tensor | None) -> None:
         """Here the host waits for the device: once per row, not once per step."""
@@ -106,7 +112,11 @@ class Run:
 
     def finish(self) -> None:
         self.save()
-        self.ranks.from_main(lambda: save_final(self.learner.module, self.folder.path))
+        self.save_weights("final")
+
+    def save_weights(self, place: str) -> None:
+        for name, module in self.saved.items():
+            self.ranks.from_main(partial(save_weights, module, self.folder.path / place, name))
 
 
 def build(loaded: Loaded, loop: str) -> Run:
@@ -122,31 +132,23 @@ def build(loaded: Loaded, loop: str) -> Run:
     accelerator, ranks = connect(config)
     best, task, sets, plan, numbers = ranks.together(lambda: prepare(loaded, loop))
     _check_same_everywhere(plan, ranks)
-    learner = make_learner(config, task, accelerator, numbers)
-    exactness = ranks.together(lambda: judge_first_samples(learner, sets.train, config))
+    learner = make_learner(config, task, accelerator, numbers, ranks)
+    exactness = ranks.together(lambda: try_out(learner, sets, config))
+    ema = Ema(learner, config.ema.decay) if config.ema.decay is not None else None
     folder = ranks.from_main(lambda: claim(config, plan, lambda path: newest(path, tell), named))
     try:
         stop.watch(folder.path / "stop")
         report = Reporter(plan, best)
-        checkpoints = ranks.together(lambda: _resumed(folder, learner, report, config, ranks))
+        more: dict[str, HasState] = {}
+        more |= {"ema": ema} if ema else {}
+        checkpoints = ranks.together(lambda: _resumed(folder, learner, report, config, ranks, more))
         memory = PeakMemory(learner.device)
         phases = Phases(learner.optimizer, learner.parameters, memory.mark, lambda k: _row_due(config, plan, k))
-        windows: Iterable[Window] = Windows(
-            parts=sets.train.cast(learner.dtype).parts(
-                plan.batch, config.seed, ranks.rank, report.progress.place, config.data.overfit
-            ),
-            ranks=ranks,
-            terms=exactness.terms,
-            loss_weight=lambda batch: by_term(task.loss_weight(batch)),
-            stop_requested=stop.requested,
-            pin_memory=learner.device.type == "cuda",
-            first=report.progress.step + 1,
-            last=plan.total_steps,
-        )
+        windows: Iterable[Window] = _windows(sets.train, learner, report, config, ranks, exactness.terms, stop)
         windows = phases.windows(profiled(windows, config.profile.steps, folder.path / "profile", ranks.rank))
         watchdog = Watchdog(ranks, config.runtime.timeout_seconds, folder.path, folder.end_early)
         windows = watchdog.windows(windows)
-        evaluation = _evaluation(sets, learner, ranks, plan, watchdog.beat)
+        evaluation: Callable[[], dict[str, float]] | None = _evaluation(sets, learner, ranks, plan, watchdog.beat)
         if ranks.is_main:
             open_report(report, loaded, folder, facts(learner, exactness), exactness.lines(config.batch.exact))
     except BaseException as error:
@@ -157,9 +159,36 @@ def build(loaded: Loaded, loop: str) -> Run:
     def watch(compute_gradient: ComputeGradient) -> ComputeGradient:
         return guarded(phases.around(reduced(compute_gradient, learner, ranks)), ranks)
 
+    evaluation = ema.around(evaluation) if ema else evaluation
+    evaluation = evaluation and sampled(evaluation, learner, sets, config, report.show)
     watched = evaluation and memory.around(evaluation, names.EVAL_PEAK)
     gauges = [lambda: ranks.largest(memory.take()), lambda: loss_scale(learner.scaler), phases.take]
-    return Run(config, plan, learner, windows, ranks, stop, report, folder, checkpoints, watched, gauges, watch)
+    saved = {"model": learner.module} | ({"ema": ema.module} if ema else {})
+    return Run(config, plan, learner, windows, ranks, stop, report, folder, checkpoints, watched, gauges, watch, saved)
+
+
+def _windows(
+    samples: TrainingSet,
+    learner: Learner,
+    report: Reporter,
+    config: Config,
+    ranks: Ranks,
+    terms: Sequence[str],
+    stop: Stop,
+) -> Windows:
+    """Those that are still to be trained."""
+    plan, progress, loss_weight = report.plan, report.progress, learner.task.loss_weight
+    samples = samples.cast(learner.dtype)
+    return Windows(
+        parts=samples.parts(plan.batch, config.seed, ranks.rank, progress.place, config.data.overfit),
+        ranks=ranks,
+        terms=terms,
+        loss_weight=lambda batch: by_term(loss_weight(batch)),
+        stop_requested=stop.requested,
+        pin_memory=learner.device.type == "cuda",
+        first=progress.step + 1,
+        last=plan.total_steps,
+    )
 
 
 def _check_same_everywhere(plan: RunPlan, ranks: Ranks) -> None:
@@ -179,8 +208,10 @@ def _evaluation(
     return Evaluation(sets.evaluation, learner.task, module, ranks, device, dtype, plan.batch.micro, beat)
 
 
-def _resumed(folder: RunFolder, learner: Learner, report: Reporter, config: Config, ranks: Ranks) -> Checkpoints:
-    """Brings the learner and the report to where the run goes on from, if it does."""
+def _resumed(
+    folder: RunFolder, learner: Learner, report: Reporter, config: Config, ranks: Ranks, more: Mapping[str, HasState]
+) -> Checkpoints:
+    """Brings the learner, the report and what else has a state to where the run goes on from, if it does."""
     checkpoints = Checkpoints(
         folder=folder.path / "checkpoints",
         ranks=ranks,
@@ -192,6 +223,7 @@ def _resumed(folder: RunFolder, learner: Learner, report: Reporter, config: Conf
             "skips": learner.skips,
             "scaler": learner.scaler,
             "report": report,
+            **more,
         },
         resumed_from=folder.resumed_from,
     )

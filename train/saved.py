@@ -30,28 +30,28 @@ def make_model(config: Config) -> nn.Module:
     return module.to(parameter_dtype(config))
 
 
-def save_final(module: nn.Module, run_folder: Path) -> Path:
-    """Plain weights under the model's own parameter names; tied ones once."""
-    path = run_folder / FINAL
-    path.parent.mkdir(exist_ok=True)
+def save_weights(module: nn.Module, folder: Path, name: str = "model") -> Path:
+    """Plain weights under the model's own parameter names, as folder/NAME.safetensors; tied ones once."""
+    path = folder / f"{name}.safetensors"
+    folder.mkdir(exist_ok=True)
     unfinished = path.with_suffix(".unfinished")
     save_model(module, str(unfinished))
     unfinished.rename(path)  # a kill leaves all of the weights or none, never half of them
     return path
 
 
-def final_weights(run_folder: Path) -> Path:
+def final_weights(run_folder: Path, name: str = "model") -> Path:
     """Where a run's trained weights are; raises NotFinished where they are not."""
-    weights = run_folder / FINAL
+    weights = run_folder / FINAL.with_stem(name)
     if not weights.is_file():
         raise NotFinished(f"{weights} is not there: {run_folder} is no run folder, or its run has not finished")
     return weights
 
 
-def load_final(run_folder: str | Path) -> nn.Module:
+def load_final(run_folder: str | Path, name: str = "model") -> nn.Module:
     """The trained model of a run folder, on the CPU, in evaluation mode."""
     folder = Path(run_folder)
-    weights = final_weights(folder)
+    weights = final_weights(folder, name)
     module = make_model(load([str(folder / "config.yaml")]).config)
     load_model(module, str(weights))
     return module.eval()

@@ -11,24 +11,34 @@ class Rate:
     """All that the learning rate depends on."""
 
     peak: float
-    name: str  # constant, linear or cosine
+    name: str  # constant, linear, cosine or wsd (warm-up, stable, decay)
     warmup_steps: int
     total_steps: int
     final_fraction: float
+    decay_steps: int | None = None  # of wsd: the last ones, in which the rate falls
+    decay_shape: str = "linear"  # of wsd: linear, or 1-sqrt (Haegele et al., 2024, 2405.18392)
 
     def at(self, k: int) -> float:
         """The rate of optimizer step k = 1 .. total_steps.
 
-        It rises linearly to the peak, reached at step `warmup_steps`, and falls from the step after it towards
-        final_fraction * peak, which would be reached one step after the last: no step is taken at a rate of 0.
+        It rises linearly to the peak, reached at step `warmup_steps`, and falls from the step after it (wsd: in the
+        last `decay_steps`) towards final_fraction * peak, which would be reached one step after the last: no step is
+        taken at a rate of 0.
         """
         if k <= self.warmup_steps:
             return self.peak * k / self.warmup_steps
         if self.name == "constant":
             return self.peak
-        progress = (k - 1 - self.warmup_steps) / max(1, self.total_steps - self.warmup_steps)
-        progress = min(1.0, progress)
-        falling = 1 - progress if self.name == "linear" else (1 + math.cos(math.pi * progress)) / 2
+        start = self.warmup_steps
+        if self.name == "wsd" and self.decay_steps is not None:
+            start = max(start, self.total_steps - self.decay_steps)
+        progress = (k - 1 - start) / max(1, self.total_steps - start)
+        progress = min(1.0, max(0.0, progress))
+        if self.name == "cosine":
+            falling = (1 + math.cos(math.pi * progress)) / 2
+        else:
+            root = self.name == "wsd" and self.decay_shape == "1-sqrt"
+            falling = 1 - (math.sqrt(progress) if root else progress)
         return self.peak * (self.final_fraction + (1 - self.final_fraction) * falling)
 
 
@@ -39,6 +49,7 @@ class Scaled:
     lr: float
     args: dict[str, Any]  # of the optimizer, the changed ones replaced
     arithmetic: tuple[str, ...]  # one line for each number that changed
+    groups: tuple[dict[str, Any], ...] = ()  # the same for the arguments that differ in a group of parameters
 
 
 def scale(rule: str, lr: float, args: Mapping[str, Any], batch: int, reference: int | None) -> Scaled:

@@ -23,12 +23,14 @@ from train import names
 from train.batch import key_of
 from train.blocks import checkpoint_blocks
 from train.config import Config, resolve
+from train.initial import initial_model
 from train.optimizer import can_skip_on_device, make_optimizer
 from train.ranks import Ranks, check_world_size
 from train.reduction import is_explicit
-from train.saved import make_model, parameter_dtype
+from train.saved import parameter_dtype
 from train.schedule import Scaled
-from train.step import Learner, Skips
+from train.skips import Skips
+from train.step import Learner
 from train.tasks import Task
 
 
@@ -97,9 +99,9 @@ def make_task(config: Config) -> Task:
     return task
 
 
-def make_learner(config: Config, task: Task, accelerator: Accelerator, numbers: Scaled) -> Learner:
+def make_learner(config: Config, task: Task, accelerator: Accelerator, numbers: Scaled, ranks: Ranks) -> Learner:
     """The model wrapped by accelerate, beside a bare optimizer: a prepared one costs 60 to 390 us per step (1.15)."""
-    module = make_model(config)  # the same weights on every rank
+    module = ranks.together(lambda: initial_model(config))  # the same weights on every rank
     if isinstance(module, DistributedDataParallel):
         raise Unsupported(f"{config.model.target} returns a model inside DDP: return the plain one; it is wrapped here")
     frozen = [part for part in module.modules() if not part.training] if module.training else []
@@ -120,8 +122,9 @@ def make_learner(config: Config, task: Task, accelerator: Accelerator, numbers: 
     torch.manual_seed(own)
     random.seed(own)
     np.random.seed(own % 2**32)
-    parameters = [p for p in module.parameters() if p.requires_grad]
-    optimizer = make_optimizer(config.optimizer, numbers, parameters)
+    trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
+    parameters = list(trained.values())
+    optimizer = make_optimizer(config.optimizer, numbers, trained)
     return Learner(
         accelerator=accelerator,
         device=accelerator.device,

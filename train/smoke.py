@@ -7,7 +7,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from train.config import Config, Loaded
-from train.config.schema import Checkpoint, Duration, Log, Profile
+from train.config.recipe import Duration
+from train.config.schema import Checkpoint, Log, Profile
 from train.saved import FINAL, load_final
 
 NAME = "smoke"

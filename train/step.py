@@ -1,13 +1,14 @@
 """One optimizer step: forward_backward for each micro-batch, then one update."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from train.skips import Skips
 from train.tasks import Task, by_term
 from train.window import Batch, MicroBatch, Window
 
@@ -30,7 +31,7 @@ class Learner:
     skips_on_device: bool  # the optimizer leaves out an update where a flag on the device says so
     max_grad_norm: float | None
     stop_at_nonfinite: bool
-    skips: "Skips"
+    skips: Skips
 
 
 ComputeGradient = Callable[[Learner, Window], Tensor]
@@ -81,7 +82,7 @@ def update(learner: Learner, rate: float) -> Tensor:
     if learner.max_grad_norm is not None:
         torch.nn.utils.clip_grads_with_norm_(learner.parameters, learner.max_grad_norm, norm)
     for group in learner.optimizer.param_groups:
-        group["lr"] = rate
+        group["lr"] = rate * group["lr_multiplier"]
     if learner.stop_at_nonfinite and not finite:  # the one read of the host that on_nonfinite=stop costs at each step
         raise NonFiniteGradient(
             f"the norm of the gradient is {norm.item()}, and on_nonfinite=stop: no update was made. Try a smaller "
@@ -96,33 +97,3 @@ def update(learner: Learner, rate: float) -> Tensor:
     learner.optimizer.zero_grad(set_to_none=True)
     learner.skips.add(finite)
     return norm
-
-
-@dataclass
-class Skips:
-    """Steps that were not applied because their gradient was not finite; the device is asked when somebody looks."""
-
-    total: int = 0
-    in_a_row: int = 0  # up to the last step
-    longest: int = 0  # in a row, ever
-    _finite: list[Tensor] = field(default_factory=list)  # of the steps since somebody looked: 0-dim, on the device
-
-    def add(self, finite: Tensor) -> None:
-        self._finite.append(finite)
-        if len(self._finite) >= 1000:  # rows are rare: let them not pile up
-            self.look()
-
-    def state_dict(self) -> dict[str, int]:
-        self.look()
-        return {"total": self.total, "in_a_row": self.in_a_row, "longest": self.longest}
-
-    def load_state_dict(self, state: Mapping[str, int]) -> None:
-        self.total, self.in_a_row, self.longest = state["total"], state["in_a_row"], state["longest"]
-
-    def look(self) -> None:
-        """Bring the counts up to date; the host waits for the device here."""
-        for finite in torch.stack(self._finite).tolist() if self._finite else ():
-            self.in_a_row = 0 if finite else self.in_a_row + 1
-            self.total += not finite
-            self.longest = max(self.longest, self.in_a_row)
-        self._finite.clear()

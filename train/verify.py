@@ -22,8 +22,10 @@ from train.batch import BatchPlan, PlanError, make_plan
 from train.blocks import NoBlocks
 from train.config import Config, ConfigError, load
 from train.data import DataError, TrainingSet, Windows, open_sets
-from train.exact import ROUNDS, TaskError, arithmetic, judge
+from train.exact import ROUNDS, TaskError, arithmetic, check_sets, judge
+from train.initial import WeightsError
 from train.optimizer import scaled_numbers
+from train.patterns import PatternError
 from train.planning import plan_batch
 from train.ranks import Ranks, asked_world_size, launched_rank
 from train.reduction import reduced
@@ -64,7 +66,7 @@ def main(argv: Sequence[str]) -> int:
     try:
         config = load(argv).config
         lines, remedies = verify(config)
-    except (ConfigError, DataError, NoBlocks, PlanError, TaskError, Unsupported) as error:
+    except (ConfigError, DataError, NoBlocks, PatternError, PlanError, TaskError, Unsupported, WeightsError) as error:
         tell(str(error))
         return exit_code(str(error), BAD_CONFIG, 0, is_main)
     exact = all(line.is_exact for line in lines)
@@ -89,7 +91,8 @@ def verify(config: Config) -> tuple[list[Line], list[str]]:
     for variant in (wide, config) if config.precision != "fp64" else (config,):
         AcceleratorState._reset_state()  # it knows one precision per process
         accelerator, met = connect(variant)
-        learner = make_learner(variant, task, accelerator, scaled_numbers(config.optimizer, plan.effective))
+        learner = make_learner(variant, task, accelerator, scaled_numbers(config.optimizer, plan.effective), met)
+        check_sets(learner, sets)
         step = Step(learner, sets.train, plan, config.seed, met, arithmetic(learner, variant.precision))
         verdict = judge(learner, step.samples(min(8, step.size)), variant.precision)
         remedies += verdict.reasons if verdict.exact == "false" else ()

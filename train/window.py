@@ -5,6 +5,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+IGNORED = -100
+"""PyTorch's own mark for a label that does not count."""
+
 Batch = dict[str, Tensor]
 """Columns by name; dim 0 of every tensor: samples. `sample_id` (int64) is the sample's place in the data."""
 

@@ -64,7 +64,7 @@ def test_the_rules_name_existing_keys_only() -> None:
         (
             {"schedule.name": "cosin"},
             "schedule.name",
-            "got 'cosin'; it takes one of constant, linear, cosine. Did",
+            "got 'cosin'; it takes one of constant, linear, cosine, wsd. Did",
         ),
         ({"data.eval_fraction": 1.0}, "data.eval_fraction", "got 1.0; it must be from 0 to below 1"),
         ({"optimizer.lr": 0.0}, "optimizer.lr", "got 0.0; it must be above 0 and finite"),

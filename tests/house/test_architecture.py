@@ -15,12 +15,12 @@ PACKAGE = ROOT / "train"
 FLOORS = [
     set(floor.split())
     for floor in (
-        "batch config names ranks schedule window",
+        "batch config names patterns ranks schedule tokenizers window",
         "blocks checkpoint comparison data memory models optimizer phases planning profiling report saved signals "
-        "tasks watchdog",
-        "step",
-        "evaluation exact guard reduction",
-        "setup smoke",
+        "skips tasks watchdog",
+        "initial step",
+        "evaluation exact guard reduction samples",
+        "ema setup smoke",
         "preparing",
         "run",
         "loop",
@@ -29,7 +29,18 @@ FLOORS = [
         "compare sweep verify",
     )
 ]
-PURE = ["batch", "config", "names", "planning", "schedule", "comparison", "compare", "sweep"]  # import no torch
+PURE = [
+    "batch",
+    "config",
+    "names",
+    "planning",
+    "schedule",
+    "comparison",
+    "compare",
+    "patterns",
+    "sweep",
+    "tokenizers",
+]  # import no torch
 HEART = ["standard.py", "accumulate.py", "loop.py", "step.py", "run.py", "batch"]
 
 

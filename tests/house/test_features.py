@@ -53,6 +53,17 @@ FEATURES: dict[str, Edits] = {
         ("run.py", r" +windows = watchdog\.windows\(windows\)\n", ""),
         ("run.py", r"watchdog\.beat", "lambda: None"),
     ],
+    "ema.py": [
+        ("run.py", r"from train\.ema import Ema\n", ""),
+        ("run.py", r" +ema = Ema\(.*\n", ""),
+        ("run.py", r" +evaluation = ema\.around\(.*\n", ""),
+        ("run.py", r" +more \|= \{\"ema\".*\n", ""),
+        ("run.py", r" \| \(\{\"ema\".*\)\n", "\n"),
+    ],
+    "samples.py": [
+        ("run.py", r"from train\.samples import sampled\n", ""),
+        ("run.py", r" +evaluation = evaluation and sampled\(.*\n", ""),
+    ],
     "smoke.py": [
         ("entry.py", r"from train\.smoke import smoke\n", ""),
         ("entry.py", r" +if \"--smoke\" .*\n.*\n.*\n +else:\n    ( +ended = )", r"\1"),

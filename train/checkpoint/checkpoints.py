@@ -54,8 +54,8 @@ class Checkpoints:
             abandon_newer(self.folder, self.resumed_from)
         read_model(self.resumed_from, self.module)
         saved = read_state(self.resumed_from)
-        for name, part in self.state.items():
-            part.load_state_dict(saved[name])
+        for name in self.state.keys() & saved.keys():  # what the config has switched on since begins now
+            self.state[name].load_state_dict(saved[name])
 
     def restore_generators(self) -> None:
         """To be called last: much that is made at the start of a run draws from them.

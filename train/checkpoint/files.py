@@ -17,7 +17,7 @@ def write_state(folder: Path, module: nn.Module, state: Mapping[str, Any]) -> No
     save_model(module, str(folder / MODEL))
     tensors: dict[str, Tensor] = {}
     told = _told(state, "", tensors)
-    save_file(tensors, str(folder / TENSORS))
+    save_file(_apart(tensors), str(folder / TENSORS))
     (folder / TRAINER).write_text(json.dumps(told), encoding="utf-8")
 
 
@@ -30,6 +30,16 @@ def read_state(folder: Path) -> dict[str, Any]:
 
 def read_model(folder: Path, module: nn.Module) -> None:
     load_model(module, str(folder / MODEL))
+
+
+def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tied ones as copies: a file of safetensors holds no two names for the same memory."""
+    seen: set[int] = set()
+    apart = {}
+    for name, tensor in tensors.items():
+        apart[name] = tensor.clone() if tensor.data_ptr() in seen else tensor
+        seen.add(tensor.data_ptr())
+    return apart
 
 
 def _told(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:

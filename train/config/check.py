@@ -19,9 +19,12 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "on_nonfinite": ("skip", "stop"),
     "batch.exact": ("warn", "required", "ignore"),
     "optimizer.lr_scaling": ("none", "linear", "sqrt", "sde", "halflife"),
-    "schedule.name": ("constant", "linear", "cosine"),
+    "schedule.name": ("constant", "linear", "cosine", "wsd"),
+    "schedule.decay_shape": ("linear", "1-sqrt"),
     "wandb.mode": ("auto", "online", "offline", "disabled"),
 }
+
+TOKENS = ("batch.effective_tokens", "duration.tokens", "schedule.warmup_tokens", "evaluate.every_tokens")
 
 _AT_LEAST_1: tuple[str, Callable[[Any], bool]] = ("1 or more", lambda value: value >= 1)
 _AT_LEAST_0: tuple[str, Callable[[Any], bool]] = ("0 or more", lambda value: value >= 0)
@@ -32,9 +35,11 @@ RANGES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "seed": ("from 0 to 2**63 - 1", lambda value: 0 <= value < 2**63),
     "max_nonfinite_steps": _AT_LEAST_1,
     "batch.effective": _AT_LEAST_1,
+    "batch.effective_tokens": _AT_LEAST_1,
     "batch.accumulation_steps": _AT_LEAST_1,
     "data.shuffle_buffer": _AT_LEAST_0,
     "data.overfit": _AT_LEAST_1,
+    "data.block_size": _AT_LEAST_1,
     "data.eval_fraction": ("from 0 to below 1", lambda value: 0 <= value < 1),
     "optimizer.lr": _POSITIVE,
     "optimizer.lr_reference_batch": _AT_LEAST_1,
@@ -42,15 +47,20 @@ RANGES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "schedule.warmup_steps": _AT_LEAST_0,
     "schedule.warmup_fraction": _SHARE,
     "schedule.warmup_samples": _AT_LEAST_0,
+    "schedule.warmup_tokens": _AT_LEAST_0,
     "schedule.final_fraction": _SHARE,
+    "schedule.decay_fraction": _SHARE,
     "duration.steps": _AT_LEAST_1,
     "duration.epochs": _POSITIVE,
     "duration.samples": _AT_LEAST_1,
+    "duration.tokens": _AT_LEAST_1,
     "evaluate.every_steps": _AT_LEAST_1,
     "evaluate.every_samples": _AT_LEAST_1,
     "duration.hours": _POSITIVE,
     "checkpoint.every_steps": _AT_LEAST_1,
     "checkpoint.keep": _AT_LEAST_1,
+    "evaluate.every_tokens": _AT_LEAST_1,
+    "ema.decay": ("from 0 to below 1", lambda value: 0 <= value < 1),
     "log.every_steps": _AT_LEAST_1,
     "runtime.timeout_seconds": _AT_LEAST_1,
 }
@@ -67,8 +77,11 @@ def check(values: Values) -> list[Finding]:
         _batch,
         _alternatives,
         _duration,
+        _tokens,
+        _decay,
         _scaling,
         _optimizer_arguments,
+        _groups,
         _profile,
         _name,
     )
@@ -124,7 +137,8 @@ def _micro(values: Values) -> Iterator[Finding]:
 def _batch(values: Values) -> Iterator[Finding]:
     """Two of three; `micro: all` is the default and says nothing by itself."""
     micro, steps = values["batch.micro"], values["batch.accumulation_steps"]
-    if values["batch.effective"] is not None or (micro != "all" and steps is not None):
+    stated = values["batch.effective"] is not None or values["batch.effective_tokens"] is not None
+    if stated or (micro != "all" and steps is not None):
         return
     got, other = "nothing", ""
     if steps is not None:
@@ -151,6 +165,23 @@ def _duration(values: Values) -> Iterator[Finding]:
         )
 
 
+def _tokens(values: Values) -> Iterator[Finding]:
+    """A sample has a known number of tokens only where it is a block."""
+    for key in TOKENS:
+        if values[key] is not None and values["data.block_size"] is None:
+            yield (
+                key,
+                f"got {values[key]}; tokens are counted in blocks. Add data.block_size=..., tokens per sample",
+            )
+
+
+def _decay(values: Values) -> Iterator[Finding]:
+    warmup, decay = values["schedule.warmup_fraction"] or 0, values["schedule.decay_fraction"]
+    if values["schedule.name"] == "wsd" and warmup + decay > 1:
+        why = f"with warmup_fraction={warmup} that is more than all steps"
+        yield "schedule.decay_fraction", f"got {decay}; {why}. Write schedule.decay_fraction={1 - warmup:.4g}"
+
+
 def _scaling(values: Values) -> Iterator[Finding]:
     if values["optimizer.lr_scaling"] != "none" and values["optimizer.lr_reference_batch"] is None:
         why = f"lr_scaling={values['optimizer.lr_scaling']} starts from the batch that lr was tuned at"
@@ -161,6 +192,15 @@ def _optimizer_arguments(values: Values) -> Iterator[Finding]:
     if "lr" in values["optimizer.args"]:
         lr = values["optimizer.args"]["lr"]
         yield "optimizer.args.lr", f"got {show(lr)}; the rate has a key of its own. Write optimizer.lr={lr}"
+
+
+def _groups(values: Values) -> Iterator[Finding]:
+    for i, group in enumerate(values["optimizer.groups"]):
+        if not group["match"]:
+            why = "a group is chosen by a pattern over the parameters' names. Add match: 'embedding.*'"
+            yield "optimizer.groups", f"got no match in group {i}; {why}"
+        if not 0 <= group["lr_multiplier"] < math.inf:
+            yield "optimizer.groups", f"got lr_multiplier {group['lr_multiplier']} in group {i}; it must be 0 or more"
 
 
 def _profile(values: Values) -> Iterator[Finding]:

@@ -9,6 +9,7 @@ from omegaconf.errors import OmegaConfBaseException
 from train.config.keys import DEFAULTS, MISSING, SECTIONS, TYPES, dotted, owner, parts, types_of
 from train.config.merge import Settings
 from train.config.problems import Problem, show
+from train.config.recipe import Group
 from train.config.schema import Config
 
 _WORDS = {
@@ -19,6 +20,7 @@ _WORDS = {
     type(None): "null",
     list[int]: "a list of whole numbers",
     list[str]: "a list of texts",
+    list[Group]: "a list of {match: pattern, lr_multiplier: number, args: {...}}",
 }
 
 
@@ -45,10 +47,11 @@ def convert(settings: Settings, origins: Origins) -> tuple[DictConfig, list[Prob
         wrong = _false_text(key, value)
         try:
             if wrong is None:
-                OmegaConf.update(config, key, value, merge=False)
+                OmegaConf.update(config, key, value, merge=isinstance(value, list))  # makes a Group of a mapping
                 continue
         except OmegaConfBaseException as error:
-            wrong = (str(error.full_key or key), _misfit(key, str(error.full_key or key), value, error))
+            place = str(error.full_key or key)  # of an element of a list: the element's own key alone
+            wrong = (place if place.startswith(key) else key, _misfit(key, place, value, error))
         problems.append(Problem(origins(wrong[0]), *wrong))
     return config, problems
 

@@ -13,6 +13,7 @@ from train.config.targets import resolve, resolve_source
 
 EXECUTION = (
     *("name", "output_dir", "log", "wandb", "checkpoint", "duration.hours", "profile", "evaluate", "data.eval_split"),
+    *("ema", "batch.effective_tokens"),  # an average that is only watched; what batch.effective says already
     *("batch.micro", "batch.accumulation_steps", "batch.exact", "runtime.timeout_seconds", "runtime.deterministic"),
     *("model.compile", "memory"),
 )
@@ -22,6 +23,7 @@ EXECUTION = (
 COMPUTING = (
     *("accumulate.py", "standard.py", "loop.py", "step.py", "setup.py", "optimizer.py", "planning.py", "schedule.py"),
     *("reduction.py",),
+    *("initial.py", "patterns.py", "tokenizers.py"),
     *("batch/*.py", "data/*.py", "tasks/*.py", "models/*.py"),
 )
 """Sources whose change may change a curve."""
@@ -63,6 +65,8 @@ def source_hash(config: Config) -> str:
         resolve(config.optimizer.target, "torch.optim"),
         resolve_source(config.data.source),
     ]
+    if config.data.block_size is not None:
+        targets.append(resolve(config.data.tokenizer, "train.tokenizers"))
     package = Path(__file__).parents[1]
     files = {path for room in COMPUTING for path in package.glob(room)}
     for target in targets:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -106,4 +106,18 @@ def _check_targets(values: Mapping[str, Any], origins: Origins, known: Sequence[
         for argument, text in check_arguments(target, args, GIVEN.get(section, ())):
             place = f"{section}.args.{argument}"
             problems.append(Problem(origins(place if argument in args else key), place, text))
+        if section == "optimizer":
+            problems += _check_groups(target, values, origins)
     return problems
+
+
+def _check_groups(target: Callable[..., Any], values: Mapping[str, Any], origins: Origins) -> list[Problem]:
+    """torch takes any key in a group of parameters, and lets it be."""
+    asked = [(f"optimizer.groups[{i}].args", group["args"]) for i, group in enumerate(values["optimizer.groups"])]
+    if values["optimizer.no_decay"]:
+        asked.append(("optimizer.no_decay", {"weight_decay": 0.0}))
+    return [
+        Problem(origins(place.partition("[")[0]), place, text)
+        for place, args in asked
+        for _, text in check_arguments(target, args, GIVEN["optimizer"])
+    ]

@@ -12,12 +12,13 @@ from train.config.keys import DEFAULTS, MISSING, TARGETS, Path, dotted, parts
 from train.config.problems import Problem, show
 
 ALTERNATIVES: tuple[tuple[str, ...], ...] = (
-    ("duration.steps", "duration.epochs", "duration.samples"),
-    ("schedule.warmup_steps", "schedule.warmup_fraction", "schedule.warmup_samples"),
-    ("evaluate.every_steps", "evaluate.every_samples"),
+    ("duration.steps", "duration.epochs", "duration.samples", "duration.tokens"),
+    ("schedule.warmup_steps", "schedule.warmup_fraction", "schedule.warmup_samples", "schedule.warmup_tokens"),
+    ("evaluate.every_steps", "evaluate.every_samples", "evaluate.every_tokens"),
+    ("batch.effective", "batch.effective_tokens"),
 )
 """Groups of which at most one key is stated."""
-BATCH = ("batch.effective", "batch.micro", "batch.accumulation_steps")
+BATCH = ("batch.effective", "batch.effective_tokens", "batch.micro", "batch.accumulation_steps")
 """Two of these say the third. The first ones are kept when a later layer states others."""
 
 
@@ -81,7 +82,8 @@ def _replaced(settings: Settings, values: Mapping[Path, Any]) -> set[Path]:
             gone.update(parts(key) for key in group)
     if chosen := _stated(values, BATCH):
         below = {path: setting.value for path, setting in settings.items() if path not in values}
-        earlier = [key for key in _stated(below, BATCH) if below[parts(key)] != DEFAULTS[key]]
+        stated = _stated(below, BATCH)
+        earlier = [key for key in stated if below[parts(key)] != DEFAULTS[key] and parts(key) not in gone]
         kept = earlier[: max(0, 2 - len(chosen))]
         gone.update(parts(key) for key in BATCH if key not in kept)
     for section, target in TARGETS.items():

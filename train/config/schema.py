@@ -1,119 +1,8 @@
 """The typed defaults. A YAML file states only what differs; the docstring under a field says what it means."""
 
 from dataclasses import dataclass, field
-from typing import Any
 
-
-@dataclass(frozen=True)
-class Batch:
-    """State any two; the ranks come from the launcher and the third follows."""
-
-    effective: int | None = None
-    """Samples per optimizer step, over all ranks."""
-    micro: int | str = "all"
-    """Samples that one rank puts through the model at once; `all`: the whole share of a rank (or of a micro-step,
-    where accumulation_steps is stated)."""
-    accumulation_steps: int | None = None
-    """Micro-batches of one rank per optimizer step."""
-    exact: str = "warn"
-    """Where the gradient would not be exactly that of the one big batch: warn, ignore, or required (refuse)."""
-
-
-@dataclass(frozen=True)
-class Data:
-    source: str = "???"
-    """A built-in (`digits`), the dotted path of a function that returns a `datasets.Dataset`, or any name that
-    `datasets.load_dataset` takes."""
-    args: dict[str, Any] = field(default_factory=dict)
-    """Keyword arguments of the source."""
-    split: str = "train"
-    """The split to train on, where the source has several."""
-    eval_split: str | None = None
-    """The split to evaluate on. Unset: eval_fraction of the training split."""
-    eval_fraction: float = 0.0
-    """Share of the samples held out for evaluation, in [0, 1). The same samples for every seed."""
-    columns: dict[str, str] = field(default_factory=dict)
-    """Which column is what: {name that the task asks for: name in the data}. Same names need no entry."""
-    streaming: bool = False
-    """Read the samples as they come instead of loading them first, for data that does not fit. Every rank reads all of
-    them and keeps its own."""
-    shuffle_buffer: int = 1000
-    """With streaming: samples among which the next one is drawn; 0 keeps the order of the source."""
-    split_by_node: bool = False
-    """With streaming: each rank reads its own shards only. Faster, but the samples of a step then depend on the number
-    of ranks, and a rank whose shards are small begins them again before the others."""
-    overfit: int | None = None
-    """Repeat the first so many effective batches for ever: a model that cannot learn them by heart has a bug."""
-    drop_tail: bool = False
-    """Leave out the last samples of an epoch that do not fill an effective batch. They are trained by default."""
-
-
-@dataclass(frozen=True)
-class Model:
-    target: str = "???"
-    """A model of train/models (`mlp`) or the dotted path of a class or function that returns a module."""
-    args: dict[str, Any] = field(default_factory=dict)
-    """Keyword arguments of the target."""
-    dtype: str | None = None
-    """Of the parameters. Unset: float32, float64 under precision=fp64. bf16: parameters and the optimizer's state in
-    bfloat16, while the gradients of a step are summed in float32; an update of less than 1/256 of a value is lost."""
-    compile: bool | str = False
-    """Compile the model: true for PyTorch's default backend (inductor), or the name of another, such as aot_eager."""
-
-
-@dataclass(frozen=True)
-class Task:
-    target: str = "???"
-    """A task of train/tasks (`classification`) or the dotted path of a class like them."""
-    args: dict[str, Any] = field(default_factory=dict)
-    """Keyword arguments of the target."""
-
-
-@dataclass(frozen=True)
-class Optimizer:
-    target: str = "adamw"
-    """An optimizer of torch.optim (`adamw`, `sgd`) or the dotted path of a class like them."""
-    args: dict[str, Any] = field(default_factory=dict)
-    """Keyword arguments of the target, the learning rate excepted."""
-    lr: float = 1e-3
-    """Peak learning rate at lr_reference_batch."""
-    lr_scaling: str = "none"
-    """How the peak rate follows the effective batch: none, linear, sqrt, sde, halflife."""
-    lr_reference_batch: int | None = None
-    """Effective batch, in samples, at which `lr` was tuned. Needed by every lr_scaling but none."""
-    max_grad_norm: float | None = None
-    """Largest norm of the gradient of a step; a longer one is scaled down to it. Unset: never."""
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """The learning rate over the steps, as a share of its peak."""
-
-    name: str = "constant"
-    """constant, linear or cosine: how the rate falls after warm-up."""
-    warmup_steps: int | None = None
-    """Optimizer steps in which the rate rises to its peak. State at most one warmup_*."""
-    warmup_fraction: float | None = None
-    """Warm-up as a share of all steps, in [0, 1]."""
-    warmup_samples: int | None = None
-    """Warm-up in samples."""
-    final_fraction: float = 0.0
-    """Rate to which linear and cosine fall, as a share of the peak, in [0, 1]."""
-
-
-@dataclass(frozen=True)
-class Duration:
-    """State exactly one."""
-
-    steps: int | None = None
-    """Optimizer steps."""
-    epochs: float | None = None
-    """Passes over the data."""
-    samples: int | None = None
-    """Samples, over all ranks; the step that reaches them is the last."""
-    hours: float | None = None
-    """Beside one of the others: stop after so many hours of this start, saved, to be continued by the next (exit code
-    75)."""
+from train.config.recipe import Batch, Data, Duration, Ema, Model, Optimizer, Schedule, Task
 
 
 @dataclass(frozen=True)
@@ -124,6 +13,8 @@ class Evaluate:
     """Optimizer steps between evaluations."""
     every_samples: int | None = None
     """Samples between evaluations; they take place at the end of the step that reaches them."""
+    every_tokens: int | None = None
+    """Tokens of blocks (data.block_size) between evaluations, likewise."""
     at_start: bool = False
     """Evaluate the untrained model too."""
     sets: dict[str, str] = field(default_factory=dict)
@@ -218,6 +109,7 @@ class Config:
     evaluate: Evaluate = field(default_factory=Evaluate)
     log: Log = field(default_factory=Log)
     checkpoint: Checkpoint = field(default_factory=Checkpoint)
+    ema: Ema = field(default_factory=Ema)
     profile: Profile = field(default_factory=Profile)
     memory: Memory = field(default_factory=Memory)
     wandb: Wandb = field(default_factory=Wandb)

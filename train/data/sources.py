@@ -8,7 +8,8 @@ from datasets import Dataset, IterableDataset, load_dataset
 
 from train.batch import sample_ids
 from train.config import Config, resolve_source
-from train.config.schema import Data
+from train.config.recipe import Data
+from train.data.packing import pack
 from train.data.parts import DataError, TrainingSet
 from train.data.rows import Rows, preload
 from train.data.stream import Stream
@@ -37,8 +38,12 @@ def open_sets(config: Config, needed: Sequence[str]) -> Sets:
         dataset, held_out[""] = _hold_out(dataset, data.eval_fraction)
     for name, split in config.evaluate.sets.items():
         held_out[name] = _load(data, split)
-    rows = {name: _select(held, data.columns, needed) for name, held in held_out.items()}
+    rows = {name: _rows(held, data, needed) for name, held in held_out.items()}
     return Sets(_training_set(dataset, data, needed), rows)
+
+
+def _rows(dataset: Dataset | IterableDataset, data: Data, needed: Sequence[str]) -> Rows:
+    return pack(dataset, data, needed) if data.block_size else _select(dataset, data.columns, needed)
 
 
 def _training_set(dataset: Dataset | IterableDataset, data: Data, needed: Sequence[str]) -> TrainingSet:

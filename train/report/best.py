@@ -48,6 +48,10 @@ class Best:
         if self.value is None or (value > self.value if self.more_is_better else value < self.value):
             self.value, self.step = value, int(row[names.GLOBAL_STEP])
 
+    def is_new(self, step: int) -> bool:
+        """Whether the evaluation of this step is the best so far."""
+        return self.value is not None and self.step == step
+
     @property
     def short(self) -> str:
         """For the live line."""

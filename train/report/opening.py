@@ -17,6 +17,7 @@ from train.report.progress import duration
 from train.report.redact import redact, secret_values, secrets_in
 from train.report.reporter import Reporter
 from train.report.screen import Screen
+from train.report.tables import Tables
 from train.report.tracker import Tracker
 
 GRACE_SECONDS = 30
@@ -70,6 +71,7 @@ def open_report(
     report.folder, report.screen, report.secrets = folder, screen, secrets
     executable = Path(sys.executable)  # not resolved: a virtual environment's python is a link
     python = executable.relative_to(Path.cwd()) if executable.is_relative_to(Path.cwd()) else "python"
+    report.tables = Tables(folder, screen, tracker)
     report.next_line = (
         "" if "--smoke" in loaded.flags else f"next      {python} -m train.evaluate {shlex.quote(str(folder.path))}"
     )

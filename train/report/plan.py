@@ -17,6 +17,7 @@ class RunPlan:
     rate: Rate
     rate_arithmetic: tuple[str, ...]  # how the optimizer's numbers follow from the effective batch
     eval_samples: Mapping[str, int]  # of each set; "" is the main one
+    tokens_per_sample: int  # data.block_size; 0: samples are no blocks
     identity: Mapping[str, Any]  # all that decides the curve
     curve_hash: str
     recipe_hash: str
@@ -50,6 +51,7 @@ class RunPlan:
     def lines(self) -> list[str]:
         batch, rate = self.batch, self.rate
         fall = "constant" if rate.name == "constant" else f"{rate.name} to {rate.final_fraction * rate.peak:.4g}"
+        fall += f" in the last {rate.decay_steps} steps ({rate.decay_shape})" if rate.name == "wsd" else ""
         warm = f" after {rate.warmup_steps} steps of warm-up" if rate.warmup_steps else ""
         sets = [f"{size:,} in {name}" if name else f"{size:,} held out" for name, size in self.eval_samples.items()]
         parameters = ", parameters in bf16" if self.identity.get("model.dtype") else ""
@@ -57,10 +59,18 @@ class RunPlan:
             f"run       {self.name}: {self.loop} loop, {self.precision}{parameters}",
             f"batch     {batch.arithmetic()}",
             f"data      {'; '.join([self._epoch(), *sets])}",
+            *self._tokens(),
             f"duration  {self.total_steps:,} steps = {self._samples()}",
             *(f"scaling   {line}" for line in self.rate_arithmetic),
             f"rate      peak {rate.peak:.4g}, {fall}{warm}",
         ]
+
+    def _tokens(self) -> list[str]:
+        size, batch = self.tokens_per_sample, self.batch
+        if not size:
+            return []
+        total = batch.samples_after(self.total_steps) * size
+        return [f"tokens    {batch.effective * size:,} per step = {batch.effective} x {size}; {total:,} in all"]
 
     def _epoch(self) -> str:
         batch = self.batch

@@ -15,6 +15,7 @@ class Progress:
     step: int = 0
     epoch: float = 0.0  # passes over the data; of a stream: those that are complete
     samples_seen: int = 0
+    tokens_per_sample: int = 0  # data.block_size; 0: samples are no blocks
     empty_steps: int = 0  # steps in which no label counted: nothing to train on
     complete_epochs: int = 0
     samples_of_epoch: int = 0  # of the one under way
@@ -36,15 +37,18 @@ class Progress:
 
 @dataclass(frozen=True)
 class Interval:
-    """Something that takes place every so many steps, or at the step that completes every so many samples."""
+    """Something that takes place every so many steps, or at the step that completes every so many samples or tokens."""
 
     steps: int | None = None
     samples: int | None = None
+    tokens: int | None = None
 
     def due(self, progress: Progress, window: Window) -> bool:
-        if self.samples is not None:
-            before = progress.samples_seen - window.samples
-            return progress.samples_seen // self.samples > before // self.samples
+        every = self.samples or self.tokens
+        if every is not None:
+            unit = 1 if self.samples else progress.tokens_per_sample
+            seen, before = progress.samples_seen * unit, (progress.samples_seen - window.samples) * unit
+            return seen // every > before // every
         return self.steps is not None and progress.step % self.steps == 0
 
 

@@ -14,6 +14,7 @@ from train.report.plan import RunPlan
 from train.report.progress import Clock, Progress, duration
 from train.report.redact import redact
 from train.report.screen import Screen
+from train.report.tables import Table, Tables
 from train.window import Window
 
 
@@ -31,6 +32,7 @@ class Reporter:
     folder: RunFolder | None = None  # on rank 0
     screen: Screen | None = None  # on rank 0
     secrets: Collection[str] = ()  # texts that must not be told
+    tables: Tables | None = None  # on rank 0
     next_line: str = ""  # what to type after a run that has finished
     progress: Progress = field(default_factory=Progress)
     clock: Clock = field(default_factory=Clock)
@@ -38,6 +40,9 @@ class Reporter:
     last_save_seconds: float | None = None
     _last_step: int = 0
     _last_samples: int = 0
+
+    def __post_init__(self) -> None:
+        self.progress.tokens_per_sample = self.plan.tokens_per_sample
 
     def begin(self) -> None:
         """Training begins now: what came before is not its time."""
@@ -65,10 +70,8 @@ class Reporter:
     def train_row(self, window: Window, numbers: Mapping[str, float]) -> None:
         """A row about the step just taken; `numbers`: what was measured of it."""
         progress, seconds = self.progress, self.clock.lap()
-        row = {
-            names.GLOBAL_STEP: progress.step,
+        row = self._place() | {
             names.EPOCH: progress.epoch,
-            names.SAMPLES_SEEN: progress.samples_seen,
             names.HOURS: self.clock.seconds / 3600,
             names.EMPTY_STEPS: progress.empty_steps,
             names.EFFECTIVE_SIZE: window.samples,
@@ -79,15 +82,28 @@ class Reporter:
             names.STEP_SECONDS: seconds / (progress.step - self._last_step),
             **numbers,
         }
+        if tokens := progress.tokens_per_sample:
+            row |= {
+                names.EFFECTIVE_TOKENS: window.samples * tokens,
+                names.TOKENS_PER_SECOND: row[names.SAMPLES_PER_SECOND] * tokens,
+            }
         self._last_step, self._last_samples = progress.step, progress.samples_seen
         self._write(row)
 
+    def _place(self) -> dict[str, float]:
+        progress = self.progress
+        place: dict[str, float] = {names.GLOBAL_STEP: progress.step, names.SAMPLES_SEEN: progress.samples_seen}
+        tokens = progress.samples_seen * progress.tokens_per_sample
+        return place | ({names.TOKENS_SEEN: tokens} if progress.tokens_per_sample else {})
+
+    def show(self, table: Table) -> None:
+        """What the model wrote."""
+        if self.tables:
+            self.tables.show(self._place(), table)
+
     def eval_row(self, metrics: Mapping[str, float]) -> None:
-        place = {
-            names.GLOBAL_STEP: self.progress.step,
-            names.SAMPLES_SEEN: self.progress.samples_seen,
-            names.HOURS: self.clock.seconds_so_far / 3600,  # of training alone: the clock stands still meanwhile
-        }
+        # of training alone: the clock stands still meanwhile
+        place = self._place() | {names.HOURS: self.clock.seconds_so_far / 3600}
         row = place | {names.EVAL + name: value for name, value in metrics.items()}
         self.best.see(row)
         if self.screen:

@@ -66,7 +66,7 @@ class Screen:
         assert self._live
         left = (self._total_steps - row[names.GLOBAL_STEP]) * row[names.STEP_SECONDS]
         loss = f"loss {row[names.LOSS]:.4f}" if names.LOSS in row else ""
-        rate = f"{row[names.SAMPLES_PER_SECOND]:,.0f}/s"
+        rate = _speed(row)
         peak = [f"{text.removesuffix(' GiB')} of {self._memory_gib:.3g} GiB" for text in _peak(row)]
         parts = [loss, self._evaluation, rate, f"{duration(left)} left", *peak, _shares(row)]
         line, width = self._step(row), self._live.console.width
@@ -81,13 +81,19 @@ def _peak(row: Mapping[str, float]) -> list[str]:
     return [] if peak is None else [f"{peak:.2f} GiB"]
 
 
+def _speed(row: Mapping[str, float]) -> str:
+    if names.TOKENS_PER_SECOND in row:
+        return f"{row[names.TOKENS_PER_SECOND]:,.0f} tokens/s"
+    return f"{row[names.SAMPLES_PER_SECOND]:,.0f}/s"
+
+
 def _step_parts(row: Mapping[str, float]) -> list[str]:
     parts = []
     if names.LOSS in row:
         parts.append(f"loss {row[names.LOSS]:.4f}")
     parts.append(f"lr {row[names.LEARNING_RATE]:.2e}")
     parts.append(f"batch {row[names.EFFECTIVE_SIZE]:.0f}")
-    parts.append(f"{row[names.SAMPLES_PER_SECOND]:,.0f}/s")
+    parts.append(_speed(row))
     parts += _peak(row)
     if row[names.SKIPPED_STEPS]:
         parts.append(f"{row[names.SKIPPED_STEPS]:.0f} skipped")

@@ -126,10 +126,10 @@ class Tracker:
 
     def log(self, row: Mapping[str, float]) -> None:
         """Send a row; it must hold progress/samples_seen, the x-axis of all. Returns at once."""
-        self._do(lambda run, row: run.log(row), dict(row))
+        self.do(lambda run, row: run.log(row), dict(row))
 
     def alert(self, title: str, text: str) -> None:
-        self._do(lambda run, told: run.alert(**told), self._clean({"title": title, "text": text}))
+        self.do(lambda run, told: run.alert(**told), self._clean({"title": title, "text": text}))
 
     def finish(self, exit_code: int) -> None:
         """Wait, not for ever, until everything has arrived. Later calls do nothing."""
@@ -147,7 +147,7 @@ class Tracker:
             if thread.is_alive() or self._failed:
                 _abandon()
 
-    def _do(self, call: Callable[[Any, Any], object], argument: Any) -> None:
+    def do(self, call: Callable[[Any, Any], object], argument: Any) -> None:
         if self._thread and not self._failed:
             self._put(partial(call, self._run, argument))
 

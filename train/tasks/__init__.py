@@ -40,3 +40,14 @@ class Task(Protocol):
     def eval_sums(self, model: Any, batch: Batch) -> Mapping[str, tuple[Tensor, Tensor | float]]:
         """{name: (sum, weight)} of the loss (name `loss`) and of each metric, from one forward pass."""
         ...
+
+    # Optional, for tasks that have more to say:
+    #
+    # finish(metrics) -> metrics: what follows from {name: sum / weight} over a whole set without being a sum itself,
+    # such as perplexity = exp(loss). A metric that nobody could measure is absent.
+    #
+    # check(model, one, columns) -> what is wrong, or None: before the first step, on every set that is in memory. `one`
+    # holds one sample, as a step is fed; `columns` all samples, on the CPU.
+    #
+    # samples(model, batch, decode) -> rows of a table, {column: text}: what the model makes of `batch`, some
+    # held-out samples, at each evaluation; `decode` turns tokens into text.

@@ -6,9 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from train.window import Batch
-
-IGNORED = -100  # PyTorch's own mark for a label that does not count
+from train.tasks._labels import wrong_numbers
+from train.window import IGNORED, Batch
 
 
 class Classification:
@@ -35,6 +34,10 @@ class Classification:
         correct = (logits.argmax(1) == labels) & counted
         weight = counted.sum()
         return {"loss": (self._loss_sum(logits, labels), weight), "accuracy": (correct.sum(), weight)}
+
+    def check(self, model: Any, one: Batch, columns: Batch) -> str | None:
+        """PyTorch would find a wrong label in the middle of the training: an IndexError, or the end of a GPU's work."""
+        return wrong_numbers("labels", columns["labels"], model(one["inputs"]).shape[1])
 
     def _loss_sum(self, logits: Tensor, labels: Tensor) -> Tensor:
         if not isinstance(logits, Tensor):

@@ -1,0 +1,159 @@
+"""What is trained: the typed defaults of batch, data, model, task, optimizer, schedule and duration."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Batch:
+    """State any two; the ranks come from the launcher and the third follows."""
+
+    effective: int | None = None
+    """Samples per optimizer step, over all ranks."""
+    effective_tokens: int | None = None
+    """In place of `effective`, where samples are blocks of tokens: a multiple of data.block_size."""
+    micro: int | str = "all"
+    """Samples that one rank puts through the model at once; `all`: the whole share of a rank (or of a micro-step,
+    where accumulation_steps is stated)."""
+    accumulation_steps: int | None = None
+    """Micro-batches of one rank per optimizer step."""
+    exact: str = "warn"
+    """Where the gradient would not be exactly that of the one big batch: warn, ignore, or required (refuse)."""
+
+
+@dataclass(frozen=True)
+class Data:
+    source: str = "???"
+    """A built-in (`digits`), the dotted path of a function that returns a `datasets.Dataset`, or any name that
+    `datasets.load_dataset` takes."""
+    args: dict[str, Any] = field(default_factory=dict)
+    """Keyword arguments of the source."""
+    split: str = "train"
+    """The split to train on, where the source has several."""
+    eval_split: str | None = None
+    """The split to evaluate on. Unset: eval_fraction of the training split."""
+    eval_fraction: float = 0.0
+    """Share of the samples held out for evaluation, in [0, 1). The same samples for every seed."""
+    columns: dict[str, str] = field(default_factory=dict)
+    """Which column is what: {name that the task asks for: name in the data}. Same names need no entry."""
+    streaming: bool = False
+    """Read the samples as they come instead of loading them first, for data that does not fit. Every rank reads all of
+    them and keeps its own."""
+    shuffle_buffer: int = 1000
+    """With streaming: samples among which the next one is drawn; 0 keeps the order of the source."""
+    split_by_node: bool = False
+    """With streaming: each rank reads its own shards only. Faster, but the samples of a step then depend on the number
+    of ranks, and a rank whose shards are small begins them again before the others."""
+    block_size: int | None = None
+    """Tokens in a sample: join the texts of the column `text` (see columns) and cut them into blocks of so many. A
+    document's first token is not predicted from the document before. Unset: samples are what the columns hold."""
+    tokenizer: str = "bytes"
+    """What makes tokens of text: `bytes`, or the dotted path of a class like those in train/tokenizers.py."""
+    overfit: int | None = None
+    """Repeat the first so many effective batches for ever: a model that cannot learn them by heart has a bug."""
+    drop_tail: bool = False
+    """Leave out the last samples of an epoch that do not fill an effective batch. They are trained by default."""
+
+
+@dataclass(frozen=True)
+class Model:
+    target: str = "???"
+    """A model of train/models (`mlp`) or the dotted path of a class or function that returns a module."""
+    args: dict[str, Any] = field(default_factory=dict)
+    """Keyword arguments of the target."""
+    dtype: str | None = None
+    """Of the parameters. Unset: float32, float64 under precision=fp64. bf16: parameters and the optimizer's state in
+    bfloat16, while the gradients of a step are summed in float32; an update of less than 1/256 of a value is lost."""
+    compile: bool | str = False
+    """Compile the model: true for PyTorch's default backend (inductor), or the name of another, such as aot_eager."""
+    init_from: str | None = None
+    """Weights to start from: a run folder (its final weights) or a .safetensors file, with every parameter's name and
+    shape. Unset: drawn from the seed."""
+    freeze: list[str] = field(default_factory=list)
+    """Parameters that are not trained: patterns over their names, such as `layers.0.*`."""
+
+
+@dataclass(frozen=True)
+class Task:
+    target: str = "???"
+    """A task of train/tasks (`classification`) or the dotted path of a class like them."""
+    args: dict[str, Any] = field(default_factory=dict)
+    """Keyword arguments of the target."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """Parameters with a rate, or arguments, of their own."""
+
+    match: str = ""
+    """A pattern over the parameters' names, such as `embedding.*`. The first group that matches has a parameter."""
+    lr_multiplier: float = 1.0
+    """The group's rate, as a multiple of the rate of the step."""
+    args: dict[str, Any] = field(default_factory=dict)
+    """Arguments of the optimizer that differ in this group."""
+
+
+@dataclass(frozen=True)
+class Optimizer:
+    target: str = "adamw"
+    """An optimizer of torch.optim (`adamw`, `sgd`) or the dotted path of a class like them."""
+    args: dict[str, Any] = field(default_factory=dict)
+    """Keyword arguments of the target, the learning rate excepted."""
+    lr: float = 1e-3
+    """Peak learning rate at lr_reference_batch."""
+    lr_scaling: str = "none"
+    """How the peak rate follows the effective batch: none, linear, sqrt, sde, halflife."""
+    lr_reference_batch: int | None = None
+    """Effective batch, in samples, at which `lr` was tuned. Needed by every lr_scaling but none."""
+    max_grad_norm: float | None = None
+    """Largest norm of the gradient of a step; a longer one is scaled down to it. Unset: never."""
+    no_decay: list[str] = field(default_factory=list)
+    """Parameters without weight decay: patterns over their names, such as `*norm*` and `*.bias`."""
+    groups: list[Group] = field(default_factory=list)
+    """Parameters with a rate, or arguments, of their own: a list of {match, lr_multiplier, args}."""
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """The learning rate over the steps, as a share of its peak."""
+
+    name: str = "constant"
+    """constant, linear, cosine or wsd (constant, then a decay at the end): how the rate falls after warm-up."""
+    warmup_steps: int | None = None
+    """Optimizer steps in which the rate rises to its peak. State at most one warmup_*."""
+    warmup_fraction: float | None = None
+    """Warm-up as a share of all steps, in [0, 1]."""
+    warmup_samples: int | None = None
+    """Warm-up in samples."""
+    warmup_tokens: int | None = None
+    """Warm-up in tokens of blocks (data.block_size)."""
+    final_fraction: float = 0.0
+    """Rate to which linear, cosine and wsd fall, as a share of the peak, in [0, 1]."""
+    decay_fraction: float = 0.2
+    """wsd: the share of all steps, the last ones, in which the rate falls, in [0, 1]."""
+    decay_shape: str = "linear"
+    """wsd: linear or 1-sqrt, how the rate falls there."""
+
+
+@dataclass(frozen=True)
+class Duration:
+    """State exactly one."""
+
+    steps: int | None = None
+    """Optimizer steps."""
+    epochs: float | None = None
+    """Passes over the data."""
+    samples: int | None = None
+    """Samples, over all ranks; the step that reaches them is the last."""
+    hours: float | None = None
+    """Beside one of the others: stop after so many hours of this start, saved, to be continued by the next (exit code
+    75)."""
+    tokens: int | None = None
+    """Tokens of blocks (data.block_size), over all ranks; the step that reaches them is the last."""
+
+
+@dataclass(frozen=True)
+class Ema:
+    decay: float | None = None
+    """Keep a moving average of the weights, evaluated and saved beside them: after each update it moves by 1 - decay
+    of the way. Such as 0.999. Unset: none."""

@@ -1,0 +1,99 @@
+"""Documents of any length in blocks of one length, without losing a token.
+
+The usual way, to join and cut the documents of one `map` batch after the other, drops what is left at the end of each
+batch. Here one stream runs through all documents, and the last block is filled up.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+import numpy as np
+import torch
+from datasets import Dataset
+
+from train.config import resolve
+from train.config.recipe import Data
+from train.config.targets import TargetError
+from train.data.parts import DataError
+from train.data.rows import Rows
+from train.tokenizers import Tokenizer, Tokens
+from train.window import IGNORED
+
+COLUMNS = ("inputs", "labels", "documents", "bytes")
+
+
+def make_tokenizer(data: Data) -> Tokenizer:
+    """Raises DataError where data.tokenizer names none."""
+    try:
+        made: Tokenizer = resolve(data.tokenizer, "train.tokenizers")()
+    except TargetError as error:
+        raise DataError(f"data.tokenizer: {error}. Type: data.tokenizer=bytes") from error
+    return made
+
+
+def pack(dataset: Dataset, data: Data, needed: Sequence[str]) -> Rows:
+    """The texts of a set, in their order, as blocks of data.block_size tokens; the columns `needed` of
+
+    inputs     (blocks, T) int32: each document begins with the tokenizer's document_start
+    labels     (blocks, T) int32: the token that follows, -100 where that is the start of another document: each token
+               of each document is predicted once, the last of a block from the block before it included
+    documents  (blocks, T) int32: numbers the documents within a block, for a mask
+    bytes      (blocks,) int64: of UTF-8, that the labels of a block stand for
+    """
+    column = data.columns.get("text", "text")
+    tokenizer, size = make_tokenizer(data), data.block_size
+    assert size is not None
+    _check_columns(dataset, column, needed)
+    documents = (
+        np.concatenate(([tokenizer.document_start], tokenizer.encode(text))).astype(np.int32)
+        for text in dataset[column]
+    )
+    cut = list(blocks(documents, size, tokenizer.document_start))
+    if not cut:
+        raise DataError(f"the column {column!r} of a set holds no text: nothing to cut into blocks")
+    columns = columns_of(np.stack(cut), tokenizer)
+    return Rows({name: torch.from_numpy(columns[name]) for name in needed})
+
+
+def blocks(documents: Iterable[Tokens], size: int, padding: int) -> Iterator[Tokens]:
+    """Cut the stream of all documents into pieces of `size` tokens, each with the one that follows: (size + 1,).
+
+    The last piece is filled up with `padding`. One token that is left alone is no piece: nothing follows it.
+    """
+    left = np.empty(0, np.int32)
+    for document in documents:
+        left = np.concatenate((left, document))
+        full = max(0, len(left) - 1) // size
+        for start in range(0, full * size, size):
+            yield left[start : start + size + 1]
+        left = left[full * size :]
+    if len(left) > 1:
+        yield np.pad(left, (0, size + 1 - len(left)), constant_values=padding)
+
+
+def columns_of(pieces: Tokens, tokenizer: Tokenizer) -> Mapping[str, Tokens]:
+    """(blocks, T + 1) -> the columns of `pack`."""
+    inputs, following = pieces[:, :-1], pieces[:, 1:]
+    counts = following != tokenizer.document_start
+    return {
+        "inputs": np.ascontiguousarray(inputs),
+        "labels": np.where(counts, following, np.int32(IGNORED)),
+        "documents": np.cumsum(inputs == tokenizer.document_start, axis=1, dtype=np.int32),
+        "bytes": (tokenizer.lengths(following) * counts).sum(1),
+    }
+
+
+def _check_columns(dataset: Dataset, column: str, needed: Sequence[str]) -> None:
+    if column not in dataset.column_names:
+        raise DataError(
+            f"data.block_size cuts a column of text, {column!r}, into blocks; the data has the columns "
+            f"{', '.join(dataset.column_names)}. Say which one it is: data.columns.text={dataset.column_names[0]}"
+        )
+    kind = str(getattr(dataset.features[column], "dtype", dataset.features[column]))
+    if kind not in ("string", "large_string"):
+        raise DataError(f"data.block_size cuts a column of text into blocks, but column {column!r} holds {kind}")
+    other = [name for name in needed if name not in COLUMNS]
+    if other:
+        raise DataError(
+            f"the task needs {', '.join(other)}; blocks of text (data.block_size) have the columns "
+            f"{', '.join(COLUMNS)}. Type: task=causal_lm"
+        )

@@ -1,0 +1,44 @@
+"""What the model makes of some held-out samples, in words, at each evaluation: for tasks that have `samples`."""
+
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+import torch
+
+from train.config import Config
+from train.data import Sets, make_tokenizer
+from train.step import Learner, to_device
+
+Evaluate = Callable[[], dict[str, float]]
+Table = Sequence[Mapping[str, str]]
+
+ROWS = 2  # samples, from the inside of the held-out set: a document that begins with its title tells little
+
+
+def sampled(
+    evaluate: Evaluate, learner: Learner, sets: Sets, config: Config, show: Callable[[Table], None]
+) -> Evaluate:
+    """The same evaluation; before it the task's table is made, on every rank alike, and handed to `show`.
+
+    As in an evaluation, the random numbers of training and the modes of the module stay as they were.
+    """
+    samples = getattr(learner.task, "samples", None)
+    if samples is None or not sets.evaluation:
+        return evaluate
+    rows = next(iter(sets.evaluation.values()))
+    ids = np.arange(1, ROWS + 1) * len(rows) // (ROWS + 1)
+    decode = make_tokenizer(config.data).decode
+
+    def with_samples() -> dict[str, float]:
+        batch = to_device(rows.fetch(ids), learner.device, learner.dtype)
+        modes = [(module, module.training) for module in learner.module.modules()]
+        learner.module.eval()
+        try:
+            with torch.no_grad(), torch.random.fork_rng([learner.device] if learner.device.type == "cuda" else []):
+                show(samples(learner.module, batch, decode))
+        finally:
+            for module, mode in modes:
+                module.training = mode
+        return evaluate()
+
+    return with_samples

@@ -1,0 +1,63 @@
+"""Numbers to come near to."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from train.window import Batch
+
+
+class Regression:
+    """Mean squared error over all targets. Metrics, exact over a whole set: mse, rmse, mae, r2.
+
+    Batch: inputs (samples, ...) as the model takes them, targets (samples, ...). The model returns the targets' shape,
+    or that with one dimension of 1 behind it. r2 = 1 - sum of squared errors / sum of squared distances from the mean;
+    several targets have a mean each, and their sums are added up.
+    """
+
+    columns = ("inputs", "targets")
+
+    def loss_weight(self, batch: Batch) -> float:
+        return float(batch["targets"].numel())
+
+    def loss_sum(self, model: Any, batch: Batch) -> Tensor:
+        return self._errors(model, batch).square().sum()
+
+    def eval_sums(self, model: Any, batch: Batch) -> dict[str, tuple[Tensor, float]]:
+        errors, targets = self._errors(model, batch).double(), batch["targets"].double()
+        count = float(targets.numel())
+        squares = errors.square().sum()
+        sums = {"loss": (squares, count), "mse": (squares, count), "mae": (errors.abs().sum(), count)}
+        sums[SQUARE] = (targets.square().sum(), count)
+        each = targets.flatten(1).sum(0) if targets.dim() > 1 else targets.sum()[None]
+        return sums | {f"{MEAN}{i}": (total, float(len(targets))) for i, total in enumerate(each.unbind())}
+
+    def finish(self, metrics: dict[str, float]) -> dict[str, float]:
+        told = {name: value for name, value in metrics.items() if not name.startswith("_")}
+        if "mse" not in told:
+            return told
+        told["rmse"] = told["mse"] ** 0.5
+        means = [value for name, value in metrics.items() if name.startswith(MEAN)]
+        variance = metrics[SQUARE] - sum(mean**2 for mean in means) / len(means)
+        if variance > 1e-12 * metrics[SQUARE]:  # targets that are all the same have no r2
+            told["r2"] = 1 - told["mse"] / variance
+        return told
+
+    def check(self, model: Any, one: Batch, columns: Batch) -> str | None:
+        """Shapes that differ would be broadcast against each other, and the loss mean nothing."""
+        found, wanted = model(one["inputs"]).shape[1:], columns["targets"].shape[1:]
+        if found in (wanted, (*wanted, 1)):
+            return None
+        return (
+            f"targets have shape {tuple(wanted)}, but the model returns {tuple(found)} for a sample. Change model.args"
+        )
+
+    def _errors(self, model: Any, batch: Batch) -> Tensor:
+        outputs, targets = model(batch["inputs"]), batch["targets"]
+        wide = outputs if outputs.dtype == torch.float64 else outputs.float()
+        return wide.view_as(targets) - targets
+
+
+SQUARE, MEAN = "_square", "_mean/"
+"""Sums that are no metrics, but of which r2 is made."""
