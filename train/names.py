@@ -15,6 +15,8 @@ EFFECTIVE_SIZE = "batch/effective_size"
 MICRO_SIZE = "batch/micro_size"
 ACCUMULATION_STEPS = "batch/accumulation_steps"
 WORLD_SIZE = "batch/world_size"
+NOISE_SCALE = "batch/noise_scale"
+BREAK_EVEN = "batch/break_even_accumulation_steps"
 
 PEAK_ALLOCATED = "memory/peak_allocated_gib"
 PEAK_RESERVED = "memory/peak_reserved_gib"

@@ -15,6 +15,7 @@ from train.evaluation import Evaluation, floating_buffers
 from train.exact import Exactness, NotExact, TaskError, judge
 from train.guard import guarded
 from train.memory import PeakMemory
+from train.noise import NoiseScale
 from train.optimizer import scaled_numbers
 from train.phases import Phases
 from train.planning import plan_batch, plan_rate
@@ -116,6 +117,7 @@ def build(loaded: Loaded, loop: str) -> Run:
     try:
         memory = PeakMemory(learner.device)
         phases = Phases(learner.optimizer, learner.parameters, memory.mark, lambda k: _row_due(config, plan, k))
+        noise = NoiseScale(ranks, config.noise_scale.every_steps)
         windows: Iterable[Window] = Windows(
             rows=sets.train.cast(learner.dtype),
             plan=plan.batch,
@@ -131,16 +133,17 @@ def build(loaded: Loaded, loop: str) -> Run:
         windows = phases.windows(profiled(windows, config.profile.steps, folder.path / "profile", ranks.rank))
         evaluation = _evaluation(sets, learner, ranks, plan)
         report = _report(loaded, plan, best, folder, learner, exactness, ranks)
+        report.verdict = noise.verdict
     except BaseException as error:
         if ranks.is_main:
             folder.end_early(f"{type(error).__name__}: {error}")
         raise
 
     def watch(compute_gradient: ComputeGradient) -> ComputeGradient:
-        return guarded(phases.around(compute_gradient), ranks)
+        return guarded(noise.around(phases.around(compute_gradient)), ranks)
 
     watched = evaluation and memory.around(evaluation, names.EVAL_PEAK)
-    gauges = [lambda: ranks.largest(memory.take()), phases.take]
+    gauges = [lambda: ranks.largest(memory.take()), lambda: noise.take(phases.take())]
     return Run(config, plan, learner, windows, ranks, stop, report, folder, watched, gauges, watch)
 
 

@@ -50,6 +50,7 @@ RANGES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "evaluate.every_steps": _AT_LEAST_1,
     "evaluate.every_samples": _AT_LEAST_1,
     "log.every_steps": _AT_LEAST_1,
+    "noise_scale.every_steps": _AT_LEAST_0,
     "runtime.timeout_seconds": _AT_LEAST_1,
 }
 

@@ -13,6 +13,7 @@ from train.config.targets import resolve, resolve_source
 
 EXECUTION = (
     *("name", "output_dir", "log", "wandb", "checkpoint", "profile", "evaluate", "data.eval_split"),
+    "noise_scale",
     *("batch.micro", "batch.accumulation_steps", "batch.exact", "runtime.timeout_seconds", "runtime.deterministic"),
 )
 """Keys, and sections, that change how a run is executed or watched, but not what it computes."""

@@ -124,6 +124,13 @@ class Log:
 
 
 @dataclass(frozen=True)
+class NoiseScale:
+    every_steps: int = 10
+    """Optimizer steps between measurements of the gradient noise scale, which tells whether accumulation pays. Each
+    reads every gradient once more, per micro-batch. 0: none."""
+
+
+@dataclass(frozen=True)
 class Checkpoint:
     resume: str = "auto"
     """What a second start of the same name does: `auto` says that the run has finished, or refuses; `never` moves the
@@ -189,6 +196,7 @@ class Config:
     duration: Duration = field(default_factory=Duration)
     evaluate: Evaluate = field(default_factory=Evaluate)
     log: Log = field(default_factory=Log)
+    noise_scale: NoiseScale = field(default_factory=NoiseScale)
     checkpoint: Checkpoint = field(default_factory=Checkpoint)
     profile: Profile = field(default_factory=Profile)
     wandb: Wandb = field(default_factory=Wandb)

@@ -1,6 +1,6 @@
 """Joins what is told of a run. Every rank has a Reporter; only rank 0's has anybody to tell."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -30,6 +30,7 @@ class Reporter:
     screen: Screen | None = None  # on rank 0
     secrets: Collection[str] = ()  # texts that must not be told
     next_line: str = ""  # what to type after a run that has finished
+    verdict: Callable[[], str] = str  # what the run has learnt about itself, in one sentence; "": nothing
     progress: Progress = field(default_factory=Progress)
     clock: Clock = field(default_factory=Clock)
     _last_step: int = 0
@@ -82,7 +83,7 @@ class Reporter:
         line = f"{reason}: {steps} in {duration(self.clock.seconds)}"
         if str(self.best):
             line += f"; {self.best}"
-        return [line, self.next_line] if code == FINISHED and self.next_line else [line]
+        return [line, *filter(None, [self.verdict(), self.next_line if code == FINISHED else ""])]
 
     def _write(self, row: Mapping[str, float]) -> None:
         for sink in self.sinks:
