@@ -13,17 +13,17 @@ PACKAGE = ROOT / "train"
 
 # Each floor imports only from floors below it; rooms of one floor do not import each other.
 FLOORS = [
-    {"batch", "config", "names", "ranks", "schedule", "window"},
+    {"batch", "config", "names", "ranks", "schedule", "window", "worth"},
     {"data", "memory", "models", "optimizer", "phases", "planning", "profiling", "report", "saved", "signals", "tasks"},
     {"step"},
-    {"evaluation", "exact", "guard", "setup", "smoke"},
+    {"evaluation", "exact", "guard", "noise", "setup", "smoke"},
     {"run"},
     {"loop"},
     {"entry"},
     {"accumulate", "evaluate", "standard"},
     {"verify"},
 ]
-PURE = ["batch", "config", "names", "planning", "schedule"]  # import no torch
+PURE = ["batch", "config", "names", "planning", "schedule", "worth"]  # import no torch
 HEART = ["standard.py", "accumulate.py", "loop.py", "step.py", "run.py", "batch"]
 
 

@@ -24,12 +24,19 @@ FEATURES: dict[str, Edits] = {
         ("run.py", r"from train\.phases import Phases\n", ""),
         ("run.py", r" +phases = Phases\(.*\n", ""),
         ("run.py", r"phases\.windows\((.*)\)\n", r"\1\n"),
-        ("run.py", r", phases\.take\]", "]"),
+        ("run.py", r"phases\.take\(\)", "{}"),
         ("run.py", r"phases\.around\(compute_gradient\)", "compute_gradient"),
     ],
     "guard.py": [
         ("run.py", r"from train\.guard import guarded\n", ""),
         ("run.py", r"guarded\((.*), ranks\)", r"\1"),
+    ],
+    "noise.py worth.py": [
+        ("run.py", r"from train\.noise import NoiseScale\n", ""),
+        ("run.py", r" +noise = NoiseScale\(.*\n", ""),
+        ("run.py", r" +report\.verdict = .*\n", ""),
+        ("run.py", r"noise\.around\((.*)\), ranks", r"\1, ranks"),
+        ("run.py", r"noise\.take\((.*)\)\]", r"\1]"),
     ],
     "profiling.py": [
         ("run.py", r"from train\.profiling import profiled\n", ""),
@@ -46,7 +53,8 @@ FEATURES: dict[str, Edits] = {
 def test_both_loops_train_without(feature: str, tmp_path: Path) -> None:
     for folder in ("train", "configs"):
         shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
-    (tmp_path / "train" / feature).unlink()
+    for file in feature.split():
+        (tmp_path / "train" / file).unlink()
     for file, old, new in FEATURES[feature]:
         path = tmp_path / "train" / file
         text, count = re.subn(old, new, path.read_text())
