@@ -142,7 +142,7 @@ def build(loaded: Loaded, loop: str) -> Run:
     def watch(compute_gradient: ComputeGradient) -> ComputeGradient:
         return guarded(noise.around(phases.around(compute_gradient)), ranks)
 
-    watched = evaluation and memory.around(evaluation, names.EVAL_PEAK)
+    watched = evaluation and phases.outside(memory.around(evaluation, names.EVAL_PEAK))
     gauges = [lambda: ranks.largest(memory.take()), lambda: noise.take(phases.take())]
     return Run(config, plan, learner, windows, ranks, stop, report, folder, watched, gauges, watch)
 

@@ -39,6 +39,7 @@ CPU_KEYS = {
     names.FORWARD_BACKWARD_SECONDS,
     names.SYNC_SECONDS,
     names.OPTIMIZER_SECONDS,
+    names.REST_SECONDS,
 }
 
 
