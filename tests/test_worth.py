@@ -121,10 +121,16 @@ def test_the_uncertainty_is_half_of_what_goes_in() -> None:
 @pytest.mark.parametrize(
     ("it", "k", "text"),
     [
-        (worth(512, 1.0), 8, "pays up to about 8 micro-steps: 8, as here, are within 5% of the shortest time"),
-        (worth(512, 1.0, error=0.2), 32, "(7 to 10): 32, as here, take 22% longer than 8 to the same loss"),
-        (worth(512, 1.0), 1, "1, as here, takes 60% longer than 8 to the same loss"),
-        (worth(16, 0.01), 16, "does not pay by itself: 16, as here, take 5.9 times as long as 1 to the same loss"),
+        (
+            worth(512, 1.0),
+            8,
+            "about 8 micro-steps would be fastest to the same loss; the 8 of this run take at most 5%",
+        ),
+        (worth(512, 1.0, error=0.2), 32, "about 8 micro-steps (7 to 10) would be fastest"),
+        (worth(512, 1.0, error=0.2), 32, "the 32 of this run take 22% longer (estimated from a noise scale of 512 s"),
+        (worth(512, 1.0), 1, "the 1 of this run takes 60% longer"),
+        (worth(16, 0.01), 16, "1 micro-step would be fastest to the same loss, so it does not pay by itself; the 16"),
+        (worth(16, 0.01), 16, "the 16 of this run take 5.9 times as long"),
     ],
 )
 def test_the_sentence(it: Worth, k: int, text: str) -> None:

@@ -120,11 +120,12 @@ class NoiseScale:
         if self._usual is None:
             return ""
         worth = self._worth()
-        if worth is None:
-            return (
-                f"accumulation: whether it pays is unknown: {self._averages.count} measurements do not tell the noise"
-            )
-        return f"accumulation {worth.sentence(self._usual[1])}"
+        if worth:
+            return worth.sentence(self._usual[1])
+        what = "no step was timed" if self._averages.noise_scale() else "the gradient noise is not resolved"
+        often = "" if self._every_steps == 1 else " (noise_scale.every_steps=1 measures at each step)"
+        count = self._averages.count
+        return f"accumulation: whether it pays is unknown: {what} after {count} measurements{often}"
 
 
 class _Announced:

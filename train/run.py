@@ -14,7 +14,7 @@ from train.data import Rows, Sets, Windows, open_sets
 from train.evaluation import Evaluation, floating_buffers
 from train.exact import Exactness, NotExact, TaskError, judge
 from train.guard import guarded
-from train.memory import PeakMemory
+from train.memory import Memory, over_ranks
 from train.noise import NoiseScale
 from train.optimizer import scaled_numbers
 from train.phases import Phases
@@ -115,7 +115,7 @@ def build(loaded: Loaded, loop: str) -> Run:
     exactness = ranks.together(lambda: _judge(learner, sets.train, config))
     folder = ranks.from_main(lambda: claim(config, plan))
     try:
-        memory = PeakMemory(learner.device)
+        memory = Memory(learner.device, learner.module, learner.optimizer)
         phases = Phases(learner.optimizer, learner.parameters, memory.mark, lambda k: _row_due(config, plan, k))
         noise = NoiseScale(ranks, config.noise_scale.every_steps)
         windows: Iterable[Window] = Windows(
@@ -133,7 +133,7 @@ def build(loaded: Loaded, loop: str) -> Run:
         windows = phases.windows(profiled(windows, config.profile.steps, folder.path / "profile", ranks.rank))
         evaluation = _evaluation(sets, learner, ranks, plan)
         report = _report(loaded, plan, best, folder, learner, exactness, ranks)
-        report.verdict = noise.verdict
+        report.learnt = [memory.summary, noise.verdict]
     except BaseException as error:
         if ranks.is_main:
             folder.end_early(f"{type(error).__name__}: {error}")
@@ -143,7 +143,7 @@ def build(loaded: Loaded, loop: str) -> Run:
         return guarded(noise.around(phases.around(compute_gradient)), ranks)
 
     watched = evaluation and phases.outside(memory.around(evaluation, names.EVAL_PEAK))
-    gauges = [lambda: ranks.largest(memory.take()), lambda: noise.take(phases.take())]
+    gauges = [lambda: over_ranks(ranks.gather(memory.take())), lambda: noise.take(phases.take())]
     return Run(config, plan, learner, windows, ranks, stop, report, folder, watched, gauges, watch)
 
 

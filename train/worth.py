@@ -105,20 +105,17 @@ class Worth:
         least, most = (max(1, round(self.best * math.exp(sign * 2 * self.error))) for sign in (-1, 1))
         between = f" ({least} to {most})" if least < most else ""
         longer = self.time(k) / self.time(best) - 1
-        advice = f"pays up to about {best} micro-steps{between}" if best > 1 else f"does not pay by itself{between}"
-        if longer < 0.05:
-            cost = f"{k}, as here, {'is' if k == 1 else 'are'} within 5% of the shortest time to the same loss"
-        else:
-            cost = f"{k}, as here, take{'s' if k == 1 else ''} {_longer(longer, best)} to the same loss"
+        advice = f"about {best} micro-steps{between} would be fastest to the same loss"
+        if best == 1:
+            advice = f"1 micro-step{between} would be fastest to the same loss, so it does not pay by itself"
+        much = "at most 5%" if longer < 0.05 else f"{longer:.0%}"
+        cost = f"{much} longer" if longer < 1 else f"{1 + longer:.2g} times as long"
         return (
-            f"accumulation {advice}: {cost} (estimated from a noise scale of {self.noise.value:,.3g} samples "
-            f"+- {2 * self.noise.error:.0%}, {_time(self.micro_seconds)} per micro-step of {self.samples:.3g} samples, "
-            f"{_time(self.update_seconds)} per synchronisation and optimizer)"
+            f"accumulation: {advice}; the {k} of this run take{'s' if k == 1 else ''} {cost} "
+            f"(estimated from a noise scale of {self.noise.value:,.3g} samples +- {2 * self.noise.error:.0%}, "
+            f"{_time(self.micro_seconds)} per micro-step of {self.samples:.3g} samples, {_time(self.update_seconds)} "
+            f"per synchronisation and optimizer)"
         )
-
-
-def _longer(share: float, best: int) -> str:
-    return f"{share:.0%} longer than {best}" if share < 1 else f"{1 + share:.2g} times as long as {best}"
 
 
 def _time(seconds: float) -> str:

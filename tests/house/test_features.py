@@ -14,11 +14,12 @@ Edits = list[tuple[str, str, str]]  # (file, what to replace, by what); every on
 
 FEATURES: dict[str, Edits] = {
     "memory.py": [
-        ("run.py", r"from train\.memory import PeakMemory\n", ""),
-        ("run.py", r" +memory = PeakMemory\(.*\n", ""),
+        ("run.py", r"from train\.memory import Memory, over_ranks\n", ""),
+        ("run.py", r" +memory = Memory\(.*\n", ""),
+        ("run.py", r"memory\.summary, ", ""),
         ("run.py", r"memory\.mark, ", "lambda phase: None, "),
         ("run.py", r"memory\.around\(evaluation, names\.EVAL_PEAK\)", "evaluation"),
-        ("run.py", r"lambda: ranks\.largest\(memory\.take\(\)\), ", ""),
+        ("run.py", r"lambda: over_ranks\(ranks\.gather\(memory\.take\(\)\)\), ", ""),
     ],
     "phases.py": [
         ("run.py", r"from train\.phases import Phases\n", ""),
@@ -35,7 +36,7 @@ FEATURES: dict[str, Edits] = {
     "noise.py worth.py": [
         ("run.py", r"from train\.noise import NoiseScale\n", ""),
         ("run.py", r" +noise = NoiseScale\(.*\n", ""),
-        ("run.py", r" +report\.verdict = .*\n", ""),
+        ("run.py", r", noise\.verdict\]", "]"),
         ("run.py", r"noise\.around\((.*)\), ranks", r"\1, ranks"),
         ("run.py", r"noise\.take\((.*)\)\]", r"\1]"),
     ],

@@ -62,4 +62,4 @@ def open_report(
     executable = Path(sys.executable)  # not resolved: a virtual environment's python is a link
     python = executable.relative_to(Path.cwd()) if executable.is_relative_to(Path.cwd()) else "python"
     evaluate = f"next      {python} -m train.evaluate {shlex.quote(str(folder.path))}"
-    return Reporter(plan, best, sinks, folder, screen, secrets, "" if "--smoke" in loaded.flags else evaluate)
+    return Reporter(plan, best, sinks, folder, screen, tracker, secrets, "" if "--smoke" in loaded.flags else evaluate)

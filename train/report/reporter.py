@@ -7,12 +7,13 @@ from typing import Protocol
 
 from train import names
 from train.report.best import Best
-from train.report.ending import FINISHED, ending
+from train.report.ending import FAILED, FINISHED, ending
 from train.report.folder import RunFolder
 from train.report.plan import RunPlan
 from train.report.progress import Clock, Progress, duration
 from train.report.redact import redact
 from train.report.screen import Screen
+from train.report.tracker import Tracker
 from train.window import Window
 
 
@@ -28,13 +29,15 @@ class Reporter:
     sinks: Sequence[Sink]  # none but on rank 0
     folder: RunFolder | None = None  # on rank 0
     screen: Screen | None = None  # on rank 0
+    tracker: Tracker = field(default_factory=Tracker)  # without a run, but on rank 0
     secrets: Collection[str] = ()  # texts that must not be told
     next_line: str = ""  # what to type after a run that has finished
-    verdict: Callable[[], str] = str  # what the run has learnt about itself, in one sentence; "": nothing
+    learnt: Sequence[Callable[[], str]] = ()  # each gives a line for the end, or nothing
     progress: Progress = field(default_factory=Progress)
     clock: Clock = field(default_factory=Clock)
     _last_step: int = 0
     _last_samples: int = 0
+    _alerted: bool = False
 
     def train_row(self, window: Window, numbers: Mapping[str, float]) -> None:
         """A row about the step just taken; `numbers`: what was measured of it."""
@@ -54,6 +57,9 @@ class Reporter:
             **numbers,
         }
         self._last_step, self._last_samples = progress.step, progress.samples_seen
+        if numbers[names.SKIPPED_STEPS] and not self._alerted:  # once: a run may skip now and then for days
+            self._alerted = True
+            self.tracker.alert("a gradient was not finite", self._skipped(numbers[names.SKIPPED_STEPS]))
         self._write(row)
 
     def eval_row(self, metrics: Mapping[str, float]) -> None:
@@ -69,6 +75,9 @@ class Reporter:
         if self.folder is None:
             return
         reason = redact(reason, self.secrets)  # it may hold the text of any exception
+        if code == FAILED:
+            self.tracker.alert(f"{self.plan.name} failed", f"at step {self.progress.step:,}: {reason}")
+        self.tracker.summarise(self._summary(reason, code))
         with ExitStack() as stack:
             stack.callback(self.folder.release)
             for sink in self.sinks:
@@ -77,13 +86,22 @@ class Reporter:
             if self.screen:
                 self.screen.end(*self._closing_lines(reason, code))
 
+    def _skipped(self, steps: float) -> str:
+        return f"{self.plan.name}: by step {self.progress.step:,}, {steps:.0f} steps were not applied"
+
+    def _summary(self, reason: str, code: int) -> dict[str, float | str]:
+        best: dict[str, float | str] = {}
+        if self.best.value is not None:
+            best = {f"best/{self.best.metric.removeprefix(names.EVAL)}": self.best.value, "best/step": self.best.step}
+        return {"ended/reason": reason, "ended/code": code, "ended/step": self.progress.step, **best}
+
     def _closing_lines(self, reason: str, code: int) -> list[str]:
         step, total = self.progress.step, self.plan.total_steps
         steps = f"{total:,} steps" if step == total else f"step {step:,} of {total:,}"
         line = f"{reason}: {steps} in {duration(self.clock.seconds)}"
         if str(self.best):
             line += f"; {self.best}"
-        return [line, *filter(None, [self.verdict(), self.next_line if code == FINISHED else ""])]
+        return [line, *filter(None, [*(tell() for tell in self.learnt), self.next_line if code == FINISHED else ""])]
 
     def _write(self, row: Mapping[str, float]) -> None:
         for sink in self.sinks:
