@@ -178,9 +178,9 @@ def test_armed_steps_are_not_those_of_rows(tmp_path: Path, monkeypatch: pytest.M
         return measure(self, compute, learner, window)
 
     monkeypatch.setattr(noise.NoiseScale, "_measure", watched)
-    assert train(argv(tmp_path, "batch.micro=2", "duration.steps=30", "log.every_steps=10")) == 0
+    assert train(argv(tmp_path, "batch.micro=2", "duration.steps=60", "log.every_steps=10")) == 0
 
-    assert armed == [5, 15, 25]
+    assert armed == [11, 31, 51]
 
 
 class OwnBackward:

@@ -41,8 +41,8 @@ class NoiseScale:
 
         def watched(learner: Learner, window: Window) -> Tensor:
             self._micro_steps = len(window.micro_batches)
-            # In the middle between round numbers: rows, and the times in them, are of steps that are not armed.
-            self._armed = (window.k + every // 2) % every == 0 and self._micro_steps * self._ranks.world_size > 1
+            # Odd, and in the middle: rows, and the times in them, are of steps with round numbers, not of these.
+            self._armed = (window.k - (every // 2 | 1)) % every == 0 and self._micro_steps * self._ranks.world_size > 1
             return (
                 self._measure(compute_gradient, learner, window) if self._armed else compute_gradient(learner, window)
             )

@@ -126,7 +126,7 @@ def cost(pairs: int) -> None:
                 return ours(stack.enter_context(run))
 
             base = start("off", 0)
-            others = {"0, again (A/A)": start("again", 0), "10": start("ten", 10), "1": start("one", 1)}
+            others = {"0, again (A/A)": start("again", 0), "20 (default)": start("twenty", 20), "1": start("one", 1)}
             for steps in (base, *others.values()):
                 seconds_per_step(steps, 25)
             times: dict[str, list[tuple[float, float]]] = {name: [] for name in others}

@@ -125,7 +125,7 @@ class Log:
 
 @dataclass(frozen=True)
 class NoiseScale:
-    every_steps: int = 10
+    every_steps: int = 20
     """Optimizer steps between measurements of the gradient noise scale, which tells whether accumulation pays. Each
     reads every gradient once more, per micro-batch. 0: none."""
 
