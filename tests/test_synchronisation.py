@@ -104,10 +104,13 @@ def collectives(arguments: list[str]) -> Counter[str]:
 
 
 def test_one_small_message_per_window_and_nothing_else(run_ranks: Any, tmp_path: Path) -> None:
-    arguments = argv(tmp_path, "data.args.size=160", "batch.micro=1", "log.every_steps=20")
+    arguments = argv(
+        tmp_path, "data.args.size=160", "batch.micro=1", "log.every_steps=20", "noise_scale.every_steps=20"
+    )
 
     for counts in run_ranks(2, collectives, arguments):
         assert counts.pop("all_reduce of 4") == 20  # windows
+        assert counts.pop("all_reduce of 2") == 1  # with the one row: one measurement of the noise scale
         assert counts.total() <= 3  # the guard at step 1, and the one row: its loss, its gauges
 
 

@@ -19,7 +19,8 @@ import pytest
 from tests.wandb_server import WandbServer
 from train.config.schema import Wandb
 from train.report.environment import environment
-from train.report.tracker import Tracker, TrackerError, check_login, chosen_mode
+from train.report.login import TrackerError, check_login, chosen_mode
+from train.report.tracker import Tracker
 
 KEY = "f" * 40
 MARKER = "findable-marker"
@@ -149,6 +150,7 @@ def track(
         log_seconds.append(time.perf_counter() - started)
     if alert:
         tracker.alert("stopped", alert)
+        tracker.summarise({"ended/reason": alert, "best/accuracy": 0.19})
     started = time.perf_counter()
     tracker.finish(0)
     return {
@@ -232,6 +234,8 @@ def test_online_run(tracked: tuple[WandbServer, Ended, Path]) -> None:
     assert run.config["data"]["args"] == {"api_key": "[redacted]", "token": "${oc.env:HF_TOKEN}"}
     assert run.config["environment"]["git"]["remote"] == "https://example.org/me/code.git"
     assert [alert["title"] for alert in server.alerts] == ["stopped"]
+    assert run.summary["best/accuracy"] == 0.19
+    assert MARKER in run.summary["ended/reason"]  # redacted: see test_no_secret_is_sent
 
 
 def test_only_what_we_hand_over_is_sent(tracked: tuple[WandbServer, Ended, Path]) -> None:

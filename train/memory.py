@@ -1,11 +1,15 @@
-"""Peak memory since the last look: of the GPU's allocator, or of the process on a CPU."""
+"""What a run holds in memory: weights, gradients and optimizer state to the byte, and the peak since the last look.
+
+The peak is that of the GPU's allocator, or of the process on a CPU.
+"""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
+from torch import Tensor, nn
 
 from train import names
 
@@ -13,16 +17,46 @@ GIB = 2**30
 T = TypeVar("T")
 
 
-class PeakMemory:
-    """Peaks of this rank since the last row. What cannot be measured is absent, never 0."""
+def stored_bytes(tensors: Iterable[Tensor]) -> int:
+    """Of the storages behind the tensors; one that several share (tied weights, buckets of gradients) counts once."""
+    storages = (tensor.untyped_storage() for tensor in tensors)
+    return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
 
-    def __init__(self, device: torch.device) -> None:
+
+def over_ranks(of_ranks: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """The largest of each value, and the smallest of the peak; one that a rank does not know is left out."""
+    known = [name for name in of_ranks[0] if all(name in of_rank for of_rank in of_ranks)]
+    found = {name: max(of_rank[name] for of_rank in of_ranks) for name in known}
+    for name in {names.PEAK_ALLOCATED, names.PEAK_RSS} & found.keys() if len(of_ranks) > 1 else ():
+        found[names.SMALLEST_PEAK] = min(of_rank[name] for of_rank in of_ranks)
+    return found
+
+
+class Memory:
+    """Of this rank. What cannot be measured is absent, never 0."""
+
+    def __init__(self, device: torch.device, module: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         self._device = device if device.type == "cuda" else None
         self._peaks: dict[str, float] = {}
+        self._held: dict[str, float] = {}  # all the time, once the optimizer has its state
+        self._module, self._optimizer = module, optimizer
         self.take()
 
+    def _weigh(self) -> None:
+        """Right after an update: the gradients are still there, and the optimizer's state is."""
+        weights = [*self._module.parameters(), *self._module.buffers()]
+        gradients = [p.grad for p in self._module.parameters() if p.grad is not None]
+        parts = {
+            names.WEIGHTS: weights,
+            names.GRADIENTS: gradients,
+            names.OPTIMIZER_STATE: _tensors(self._optimizer.state),
+        }
+        self._held = {name: stored_bytes(tensors) / GIB for name, tensors in parts.items()}
+
     def mark(self, phase: str | None = None) -> None:
-        """A phase ends here: keep its peak under this metric name. GPUs only; asks the allocator's own counters."""
+        """A phase ends here: keep its peak under this metric name (GPUs only; asks the allocator's own counters)."""
+        if phase == names.OPTIMIZER_PEAK and not self._held:
+            self._weigh()
         if self._device is None:
             return
         peaks = {
@@ -32,6 +66,8 @@ class PeakMemory:
         torch.cuda.reset_peak_memory_stats(self._device)
         if phase:
             peaks[phase] = peaks[names.PEAK_ALLOCATED]
+        if phase == names.FORWARD_BACKWARD_PEAK and self._held:
+            peaks[names.ACTIVATIONS] = peaks[phase] - sum(self._held.values())
         for name, peak in peaks.items():
             self._peaks[name] = max(peak, self._peaks.get(name, 0.0))
 
@@ -51,10 +87,31 @@ class PeakMemory:
         """{metric: GiB} since the last call."""
         if self._device is None:
             peak = _peak_rss_bytes()
-            return {names.PEAK_RSS: peak / GIB} if _reset_peak_rss() and peak else {}
+            return self._held | ({names.PEAK_RSS: peak / GIB} if _reset_peak_rss() and peak else {})
         self.mark()
         peaks, self._peaks = self._peaks, {}
-        return peaks
+        retries = torch.cuda.memory_stats(self._device)["num_alloc_retries"]  # since the start: it freed what it kept
+        return self._held | peaks | {names.ALLOCATOR_RETRIES: retries}
+
+    def summary(self) -> str:
+        """One line for the end of a run; nothing where there was no update."""
+        parts = {name.removeprefix("memory/").removesuffix("_gib"): gib for name, gib in self._held.items()}
+        return f"memory: {', '.join(f'{part} {_size(gib)}' for part, gib in parts.items())}" if parts else ""
+
+
+def _tensors(state: Any) -> Iterator[Tensor]:
+    if isinstance(state, Tensor):
+        yield state
+    elif isinstance(state, Mapping):
+        for value in state.values():
+            yield from _tensors(value)
+    elif isinstance(state, list | tuple):
+        for value in state:
+            yield from _tensors(value)
+
+
+def _size(gib: float) -> str:
+    return f"{gib:.3g} GiB" if gib >= 0.1 else f"{gib * 1024:.3g} MiB"
 
 
 def _peak_rss_bytes() -> int | None:

@@ -1,8 +1,10 @@
 """Where the time (and, on a GPU, the memory) of a step goes, measured on the steps that get a row.
 
-A phase ends where the next begins: data (until the window is there), forward_backward, of it sync (from this rank's
-last local gradient to the end of the reduction), optimizer (until its step is done). On a GPU the marks are events
-in the stream, read once the host has waited for the row anyway: measuring adds no synchronisation.
+A step lasts from the end of the optimizer's step before it to the end of its own; where something else took place in
+between (an evaluation, the start, a step without an update) from the end of that. Its parts add up to it: data (what it
+waited for the window), forward_backward, of it sync (from this rank's last local gradient to the end of the reduction),
+optimizer (until its step is done), and the rest. On a GPU the marks are events in the stream, read once the host has
+waited for the row anyway: measuring adds no synchronisation; data is then no more than the time without a gradient.
 """
 
 import time
@@ -33,21 +35,38 @@ class Phases:
         self._parameters = parameters
         self._mark_memory = mark_memory
         self._sampled = sampled
-        self._armed = False
+        self._armed = False  # this step is sampled
+        self._upcoming: bool | None = None  # the next one is; not known before the first
         self._marks: dict[str, float | torch.cuda.Event] = {}
+        self._begin: float | torch.cuda.Event = 0.0  # of this step, where it is sampled
+        self._end: float | torch.cuda.Event | None = None  # of the step before
         self._data_seconds = 0.0
         optimizer.register_step_post_hook(self._on_update)
 
     def windows(self, windows: Iterable[Window]) -> Iterator[Window]:
         iterator = iter(windows)
         while True:
+            if self._upcoming is not False:
+                self._begin, self._end = self._end or self._now(), None
             start = time.perf_counter()
             window = next(iterator, None)
             if window is None:
                 return
             self._data_seconds = time.perf_counter() - start
-            self._armed = self._sampled(window.k)
+            self._armed = self._sampled(window.k) if self._upcoming is None else self._upcoming
+            self._upcoming = self._sampled(window.k + 1)  # the end of this one will be its beginning
             yield window
+
+    def outside(self, function: Callable[P, T]) -> Callable[P, T]:
+        """The same function, such as an evaluation, which belongs to no step."""
+
+        def apart(*args: P.args, **kwargs: P.kwargs) -> T:
+            try:
+                return function(*args, **kwargs)
+            finally:
+                self._end = None
+
+        return apart
 
     def around(self, compute_gradient: Callable[P, T]) -> Callable[P, T]:
         """The same function, its beginning, end and last local gradient marked on the steps that are sampled."""
@@ -69,8 +88,10 @@ class Phases:
         return watched
 
     def _on_update(self, *_: object) -> None:
-        if self._armed and "gradient" in self._marks:
-            self._mark("end")
+        if self._armed or self._upcoming:
+            self._end = self._now()
+        if self._armed and self._end is not None and "gradient" in self._marks:
+            self._marks["end"] = self._end
             self._mark_memory(names.OPTIMIZER_PEAK)
 
     def take(self) -> dict[str, float]:
@@ -79,25 +100,32 @@ class Phases:
         if "end" not in marks:
             return {}
         between = self._between
+        before = between(self._begin, marks["start"])
+        data = min(self._data_seconds, before)  # on a GPU the host may have waited while the device was still at work
         return {
-            names.DATA_SECONDS: self._data_seconds,
+            names.DATA_SECONDS: data,
             names.FORWARD_BACKWARD_SECONDS: between(marks["start"], marks["gradient"]),
             names.SYNC_SECONDS: between(marks["local"], marks["gradient"]),
             names.OPTIMIZER_SECONDS: between(marks["gradient"], marks["end"]),
+            names.REST_SECONDS: before - data,
         }
 
     def _on_gradient(self, parameter: torch.Tensor) -> None:
         self._mark("local")
 
     def _mark(self, name: str) -> None:
-        if not self._cuda:
-            self._marks[name] = time.perf_counter()
-            return
         event = self._marks.get(name)
-        if not isinstance(event, torch.cuda.Event):
-            event = torch.cuda.Event(enable_timing=True)
+        if isinstance(event, torch.cuda.Event):
+            event.record()  # the one that is there: this is called once for each parameter and micro-batch
+        else:
+            self._marks[name] = self._now()
+
+    def _now(self) -> float | torch.cuda.Event:
+        if not self._cuda:
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
         event.record()
-        self._marks[name] = event
+        return event
 
     @staticmethod
     def _between(start: float | torch.cuda.Event, end: float | torch.cuda.Event) -> float:

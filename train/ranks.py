@@ -1,7 +1,7 @@
 """The ranks of a run: who am I, what do all agree on. The only room that talks to torch.distributed."""
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar, cast
@@ -85,13 +85,6 @@ class Ranks:
 
     def sum(self, values: Sequence[float]) -> list[float]:
         return self.start_sum(values).wait()
-
-    def largest(self, values: Mapping[str, float]) -> dict[str, float]:
-        """The largest of each value over the ranks; one that a rank does not know is left out."""
-        of_ranks = self.gather(dict(values))
-        return {
-            name: max(known[name] for known in of_ranks) for name in values if all(name in known for known in of_ranks)
-        }
 
     def gather(self, value: Any) -> list[Any]:
         """`value` of every rank, in order of the ranks, on every rank."""

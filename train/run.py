@@ -15,14 +15,15 @@ from train.data import Sets, TrainingSet, Windows
 from train.ema import Ema
 from train.evaluation import Evaluation, floating_buffers
 from train.guard import guarded
-from train.memory import PeakMemory
+from train.memory import Memory, over_ranks
+from train.noise import NoiseScale
 from train.optimizer import OptimizerState
 from train.phases import Phases
 from train.preparing import facts, prepare, try_out
 from train.profiling import profiled
 from train.ranks import Ranks
 from train.reduction import reduced
-from train.report import Interval, Reporter, RunFolder, RunPlan, claim, open_report, tell
+from train.report import Interval, Progress, Reporter, RunFolder, RunPlan, claim, open_report, tell
 from train.samples import sampled
 from train.saved import save_weights
 from train.setup import connect, loss_scale, make_learner
@@ -47,6 +48,7 @@ class Run:
     folder: RunFolder
     checkpoints: Checkpoints
     evaluation: Callable[[], dict[str, float]] | None
+    evaluation_due: Callable[[Progress, Window], bool]
     gauges: Sequence[Callable[[], dict[str, float]]]  # each gives {metric: value} since the last row
     watch: Callable[[ComputeGradient], ComputeGradient]  # measures and guards it
     saved: Mapping[str, nn.Module]  # by the names of their files in final/
@@ -59,10 +61,10 @@ class Run:
 
     def after_step(self, window: Window, losses: Tensor | None, norm: Tensor | None) -> None:
         """Count the step; evaluate and log where that is due, and after the last step; save where that is due."""
-        progress, every = self.report.progress, self.config.evaluate
+        progress = self.report.progress
         progress.advance(window, self.plan.batch.samples_per_epoch)
         last = window.k == self.plan.total_steps
-        if last or Interval(every.every_steps, every.every_samples, every.every_tokens).due(progress, window):
+        if last or self.evaluation_due(progress, window):
             self.evaluate()
         if _row_due(self.config, self.plan, window.k):
             self.log(window, losses, norm)
@@ -141,8 +143,10 @@ def build(loaded: Loaded, loop: str) -> Run:
         report = Reporter(plan, best)
         more: dict[str, HasState] = {}
         more |= {"ema": ema} if ema else {}
+        noise = NoiseScale(ranks, config.noise_scale.every_steps)
+        more |= {"noise_scale": noise}
         checkpoints = ranks.together(lambda: _resumed(folder, learner, report, config, ranks, more))
-        memory = PeakMemory(learner.device)
+        memory = Memory(learner.device, learner.module, learner.optimizer)
         phases = Phases(learner.optimizer, learner.parameters, memory.mark, lambda k: _row_due(config, plan, k))
         windows: Iterable[Window] = _windows(sets.train, learner, report, config, ranks, exactness.terms, stop)
         windows = phases.windows(profiled(windows, config.profile.steps, folder.path / "profile", ranks.rank))
@@ -151,20 +155,26 @@ def build(loaded: Loaded, loop: str) -> Run:
         evaluation: Callable[[], dict[str, float]] | None = _evaluation(sets, learner, ranks, plan, watchdog.beat)
         if ranks.is_main:
             open_report(report, loaded, folder, facts(learner, exactness), exactness.lines(config.batch.exact))
+        report.learnt = [memory.summary, noise.verdict]
     except BaseException as error:
         if ranks.is_main:
             folder.end_early(f"{type(error).__name__}: {error}")
         raise
 
     def watch(compute_gradient: ComputeGradient) -> ComputeGradient:
-        return guarded(phases.around(reduced(compute_gradient, learner, ranks)), ranks)
+        return guarded(noise.around(phases.around(reduced(compute_gradient, learner, ranks))), ranks)
 
     evaluation = ema.around(evaluation) if ema else evaluation
     evaluation = evaluation and sampled(evaluation, learner, sets, config, report.show)
-    watched = evaluation and memory.around(evaluation, names.EVAL_PEAK)
-    gauges = [lambda: ranks.largest(memory.take()), lambda: loss_scale(learner.scaler), phases.take]
+    watched = evaluation and phases.outside(memory.around(evaluation, names.EVAL_PEAK))
+    every = config.evaluate
+    due = Interval(every.every_steps, every.every_samples, every.every_tokens).due
+    gauges = [lambda: over_ranks(ranks.gather(memory.take())), lambda: noise.take(phases.take())]
+    gauges.append(lambda: loss_scale(learner.scaler))
     saved = {"model": learner.module} | ({"ema": ema.module} if ema else {})
-    return Run(config, plan, learner, windows, ranks, stop, report, folder, checkpoints, watched, gauges, watch, saved)
+    return Run(
+        config, plan, learner, windows, ranks, stop, report, folder, checkpoints, watched, due, gauges, watch, saved
+    )
 
 
 def _windows(

@@ -15,11 +15,11 @@ PACKAGE = ROOT / "train"
 FLOORS = [
     set(floor.split())
     for floor in (
-        "batch config names patterns ranks schedule tokenizers window",
+        "batch config names patterns ranks schedule tokenizers window worth",
         "blocks checkpoint comparison data memory models optimizer phases planning profiling report saved signals "
         "skips tasks watchdog",
         "initial step",
-        "evaluation exact guard reduction samples",
+        "evaluation exact guard noise reduction samples",
         "ema setup smoke",
         "preparing",
         "run",
@@ -40,6 +40,7 @@ PURE = [
     "patterns",
     "sweep",
     "tokenizers",
+    "worth",
 ]  # import no torch
 HEART = ["standard.py", "accumulate.py", "loop.py", "step.py", "run.py", "batch"]
 

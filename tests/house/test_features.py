@@ -14,17 +14,19 @@ Edits = list[tuple[str, str, str]]  # (file, what to replace, by what); every on
 
 FEATURES: dict[str, Edits] = {
     "memory.py": [
-        ("run.py", r"from train\.memory import PeakMemory\n", ""),
-        ("run.py", r" +memory = PeakMemory\(.*\n", ""),
+        ("run.py", r"from train\.memory import Memory, over_ranks\n", ""),
+        ("run.py", r" +memory = Memory\(.*\n", ""),
+        ("run.py", r"memory\.summary, ", ""),
         ("run.py", r"memory\.mark, ", "lambda phase: None, "),
-        ("run.py", r"evaluation and memory\.around\(.*\)\n", "evaluation\n"),
-        ("run.py", r"lambda: ranks\.largest\(memory\.take\(\)\), ", ""),
+        ("run.py", r"memory\.around\(evaluation, names\.EVAL_PEAK\)", "evaluation"),
+        ("run.py", r"lambda: over_ranks\(ranks\.gather\(memory\.take\(\)\)\), ", ""),
     ],
     "phases.py": [
         ("run.py", r"from train\.phases import Phases\n", ""),
         ("run.py", r" +phases = Phases\(.*\n", ""),
         ("run.py", r"phases\.windows\((.*)\)\n", r"\1\n"),
-        ("run.py", r", phases\.take\]", "]"),
+        ("run.py", r"phases\.outside\((.*)\)\n", r"\1\n"),
+        ("run.py", r"phases\.take\(\)", "{}"),
         ("run.py", r"phases\.around\((reduced\(.*?\))\)", r"\1"),
     ],
     "guard.py": [
@@ -42,6 +44,14 @@ FEATURES: dict[str, Edits] = {
         ("setup.py", r" +checkpoint_blocks\(.*\n", ""),
         ("entry.py", r"from train\.blocks import NoBlocks\n", ""),
         ("entry.py", r" +NoBlocks,\n", ""),
+    ],
+    "noise.py worth.py": [
+        ("run.py", r"from train\.noise import NoiseScale\n", ""),
+        ("run.py", r" +noise = NoiseScale\(.*\n", ""),
+        ("run.py", r" +more \|= \{\"noise_scale\".*\n", ""),
+        ("run.py", r", noise\.verdict\]", "]"),
+        ("run.py", r"noise\.around\((.*)\), ranks", r"\1, ranks"),
+        ("run.py", r"noise\.take\((.*)\)\]", r"\1]"),
     ],
     "profiling.py": [
         ("run.py", r"from train\.profiling import profiled\n", ""),
@@ -75,7 +85,8 @@ FEATURES: dict[str, Edits] = {
 def test_both_loops_train_without(feature: str, tmp_path: Path) -> None:
     for folder in ("train", "configs"):
         shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
-    (tmp_path / "train" / feature).unlink()
+    for file in feature.split():
+        (tmp_path / "train" / file).unlink()
     for file, old, new in FEATURES[feature]:
         path = tmp_path / "train" / file
         text, count = re.subn(old, new, path.read_text())

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -36,14 +37,16 @@ class Checkpoints:
 
     def save(self, step: int) -> None:
         """Raises SaveFailed, on all ranks, where it fails on one. What is there already is not written again."""
-        if self.resumed_from != self.folder / name_of(step):
-            commit(self.folder, step, self.keep, self.ranks, self._write, self.resumed_from)
+        if self.resumed_from == self.folder / name_of(step):
+            return
+        state = {name: part.state_dict() for name, part in self.state.items()}  # on all ranks: they may have to talk
+        commit(self.folder, step, self.keep, self.ranks, partial(self._write, state), self.resumed_from)
 
-    def _write(self, folder: Path) -> list[str]:
+    def _write(self, state: Mapping[str, Any], folder: Path) -> list[str]:
         write_generators(folder, self.ranks.rank)
         if not self.ranks.is_main:
             return [name_of_rank(self.ranks.rank)]
-        write_state(folder, self.module, {name: part.state_dict() for name, part in self.state.items()})
+        write_state(folder, self.module, state)
         return [MODEL, TENSORS, TRAINER, name_of_rank(0)]
 
     def restore(self) -> None:

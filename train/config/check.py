@@ -62,6 +62,7 @@ RANGES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "evaluate.every_tokens": _AT_LEAST_1,
     "ema.decay": ("from 0 to below 1", lambda value: 0 <= value < 1),
     "log.every_steps": _AT_LEAST_1,
+    "noise_scale.every_steps": _AT_LEAST_0,
     "runtime.timeout_seconds": _AT_LEAST_1,
 }
 

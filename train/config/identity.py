@@ -14,6 +14,7 @@ from train.config.targets import resolve, resolve_source
 EXECUTION = (
     *("name", "output_dir", "log", "wandb", "checkpoint", "duration.hours", "profile", "evaluate", "data.eval_split"),
     *("ema", "batch.effective_tokens"),  # an average that is only watched; what batch.effective says already
+    "noise_scale",
     *("batch.micro", "batch.accumulation_steps", "batch.exact", "runtime.timeout_seconds", "runtime.deterministic"),
     *("model.compile", "memory"),
 )

@@ -31,6 +31,13 @@ class Log:
 
 
 @dataclass(frozen=True)
+class NoiseScale:
+    every_steps: int = 20
+    """Optimizer steps between measurements of the gradient noise scale, which tells whether accumulation pays. Each
+    reads every gradient once more, per micro-batch. 0: none."""
+
+
+@dataclass(frozen=True)
 class Checkpoint:
     every_steps: int = 1000
     """Optimizer steps between checkpoints. One is also made where training stops or ends."""
@@ -108,6 +115,7 @@ class Config:
     duration: Duration = field(default_factory=Duration)
     evaluate: Evaluate = field(default_factory=Evaluate)
     log: Log = field(default_factory=Log)
+    noise_scale: NoiseScale = field(default_factory=NoiseScale)
     checkpoint: Checkpoint = field(default_factory=Checkpoint)
     ema: Ema = field(default_factory=Ema)
     profile: Profile = field(default_factory=Profile)

@@ -3,12 +3,12 @@
 from train.report.best import Best, UnknownDirection
 from train.report.ending import BAD_CONFIG, FAILED, FINISHED, STOPPED, exit_code, tell
 from train.report.folder import AlreadyFinished, FolderRefused, RunFolder, claim
+from train.report.login import TrackerError, check_login
 from train.report.opening import open_report
 from train.report.plan import RunPlan
-from train.report.progress import Interval
+from train.report.progress import Interval, Progress
 from train.report.redact import redacted
 from train.report.reporter import Reporter
-from train.report.tracker import TrackerError, check_login
 
 __all__ = [
     "BAD_CONFIG",
@@ -19,6 +19,7 @@ __all__ = [
     "Best",
     "FolderRefused",
     "Interval",
+    "Progress",
     "Reporter",
     "RunFolder",
     "RunPlan",

@@ -71,6 +71,7 @@ def open_report(
     report.folder, report.screen, report.secrets = folder, screen, secrets
     executable = Path(sys.executable)  # not resolved: a virtual environment's python is a link
     python = executable.relative_to(Path.cwd()) if executable.is_relative_to(Path.cwd()) else "python"
+    report.tracker = tracker
     report.tables = Tables(folder, screen, tracker)
     report.next_line = (
         "" if "--smoke" in loaded.flags else f"next      {python} -m train.evaluate {shlex.quote(str(folder.path))}"

@@ -1,13 +1,13 @@
 """Joins what is told of a run. Every rank has a Reporter; only rank 0's has anybody to tell."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
 from train import names
 from train.report.best import Best
-from train.report.ending import FINISHED, ending
+from train.report.ending import FAILED, FINISHED, ending
 from train.report.folder import RunFolder
 from train.report.journal import Journal
 from train.report.plan import RunPlan
@@ -15,6 +15,7 @@ from train.report.progress import Clock, Progress, duration
 from train.report.redact import redact
 from train.report.screen import Screen
 from train.report.tables import Table, Tables
+from train.report.tracker import Tracker
 from train.window import Window
 
 
@@ -31,15 +32,18 @@ class Reporter:
     journal: Journal | None = None  # on rank 0, one of them
     folder: RunFolder | None = None  # on rank 0
     screen: Screen | None = None  # on rank 0
+    tracker: Tracker = field(default_factory=Tracker)  # without a run, but on rank 0
     secrets: Collection[str] = ()  # texts that must not be told
     tables: Tables | None = None  # on rank 0
     next_line: str = ""  # what to type after a run that has finished
+    learnt: Sequence[Callable[[], str]] = ()  # each gives a line for the end, or nothing
     progress: Progress = field(default_factory=Progress)
     clock: Clock = field(default_factory=Clock)
     run_id: str | None = None  # in W&B
     last_save_seconds: float | None = None
     _last_step: int = 0
     _last_samples: int = 0
+    _alerted: bool = False
 
     def __post_init__(self) -> None:
         self.progress.tokens_per_sample = self.plan.tokens_per_sample
@@ -88,6 +92,9 @@ class Reporter:
                 names.TOKENS_PER_SECOND: row[names.SAMPLES_PER_SECOND] * tokens,
             }
         self._last_step, self._last_samples = progress.step, progress.samples_seen
+        if numbers[names.SKIPPED_STEPS] and not self._alerted:  # once: a run may skip now and then for days
+            self._alerted = True
+            self.tracker.alert("a gradient was not finite", self._skipped(numbers[names.SKIPPED_STEPS]))
         self._write(row)
 
     def _place(self) -> dict[str, float]:
@@ -127,6 +134,9 @@ class Reporter:
         if self.folder is None:
             return
         reason = redact(reason, self.secrets)  # it may hold the text of any exception
+        if code == FAILED:
+            self.tracker.alert(f"{self.plan.name} failed", f"at step {self.progress.step:,}: {reason}")
+        self.tracker.summarise(self._summary(reason, code))
         with ExitStack() as stack:
             stack.callback(self.folder.release)
             for sink in self.sinks:
@@ -135,13 +145,22 @@ class Reporter:
             if self.screen:
                 self.screen.end(*self._closing_lines(reason, code))
 
+    def _skipped(self, steps: float) -> str:
+        return f"{self.plan.name}: by step {self.progress.step:,}, {steps:.0f} steps were not applied"
+
+    def _summary(self, reason: str, code: int) -> dict[str, float | str]:
+        best: dict[str, float | str] = {}
+        if self.best.value is not None:
+            best = {f"best/{self.best.metric.removeprefix(names.EVAL)}": self.best.value, "best/step": self.best.step}
+        return {"ended/reason": reason, "ended/code": code, "ended/step": self.progress.step, **best}
+
     def _closing_lines(self, reason: str, code: int) -> list[str]:
         step, total = self.progress.step, self.plan.total_steps
         steps = f"{total:,} steps" if step == total else f"step {step:,} of {total:,}"
         line = f"{reason}: {steps} in {duration(self.clock.seconds)}"
         if str(self.best):
             line += f"; {self.best}"
-        return [line, self.next_line] if code == FINISHED and self.next_line else [line]
+        return [line, *filter(None, [*(tell() for tell in self.learnt), self.next_line if code == FINISHED else ""])]
 
     def _write(self, row: Mapping[str, float]) -> None:
         for sink in self.sinks:

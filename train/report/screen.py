@@ -111,10 +111,10 @@ def _shares(row: Mapping[str, float]) -> str:
     """Of the step that was measured last: how much of it was which phase."""
     if names.SYNC_SECONDS not in row:
         return ""
-    sync = row[names.SYNC_SECONDS]
+    data, sync, rest = row[names.DATA_SECONDS], row[names.SYNC_SECONDS], row[names.REST_SECONDS]
     compute = row[names.FORWARD_BACKWARD_SECONDS] - sync + row[names.OPTIMIZER_SECONDS]
-    total = row[names.DATA_SECONDS] + compute + sync
-    return f"data {row[names.DATA_SECONDS] / total:.0%} compute {compute / total:.0%} sync {sync / total:.0%}"
+    total = data + compute + sync + rest
+    return f"data {data / total:.0%} compute {compute / total:.0%} sync {sync / total:.0%} rest {rest / total:.0%}"
 
 
 def _live_line() -> Any:

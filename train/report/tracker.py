@@ -20,18 +20,19 @@ import psutil
 
 from train import names
 from train.config.schema import Wandb
-from train.report.environment import logged_in_to_wandb, private, wandb_setting
+from train.report.environment import private
+from train.report.login import check_login, chosen_mode
 from train.report.redact import redact, secret_values, secrets_in
 
-SUMMARY = {names.EVAL_LOSS: "min,last", names.EVAL + "accuracy": "max,last"}
+SUMMARY = {
+    names.EVAL_LOSS: "min,last",
+    names.EVAL + "accuracy": "max,last",
+    names.PEAK_ALLOCATED: "max,last",
+    names.PEAK_RSS: "max,last",
+}
 """What a table of runs shows, where that is more than the last value: eval/loss.min, eval/loss.last."""
-MODES = {"dryrun": "offline", "run": "online"}  # old names in WANDB_MODE
 LONGEST_QUEUE, GRACE_SECONDS = 10_000, 3.0
 """Rows that may wait for W&B; how much later than it promised it may end."""
-
-
-class TrackerError(ValueError):
-    """The config asks for a tracking that cannot be had here."""
 
 
 class Tracker:
@@ -131,6 +132,10 @@ class Tracker:
     def alert(self, title: str, text: str) -> None:
         self.do(lambda run, told: run.alert(**told), self._clean({"title": title, "text": text}))
 
+    def summarise(self, scalars: Mapping[str, float | str]) -> None:
+        """Columns of the table of runs, beside the last value of each metric."""
+        self.do(lambda run, told: run.summary.update(told), self._clean(dict(scalars)))
+
     def finish(self, exit_code: int) -> None:
         """Wait, not for ever, until everything has arrived. Later calls do nothing."""
         thread, self._thread = self._thread, None
@@ -181,24 +186,6 @@ class Tracker:
         if not self._warned:
             self._warned = True
             print(self._clean(f"W&B: {text}"), file=sys.stderr, flush=True)
-
-
-def check_login(config: Wandb) -> None:
-    """Raise TrackerError where wandb.mode=online is asked for and nobody is logged in. Cheap, for every rank."""
-    if config.mode == "online" and not logged_in_to_wandb():
-        raise TrackerError(
-            f"wandb.mode: got online, but nobody is logged in to {wandb_setting('base_url')} here. Type `wandb login` "
-            "(or set WANDB_API_KEY), or add wandb.mode=offline and type `wandb sync` afterwards"
-        )
-
-
-def chosen_mode(config: Wandb) -> str:
-    """online, offline or disabled; never a question to the user."""
-    mode = config.mode if config.mode != "auto" else wandb_setting("mode")
-    mode = MODES.get(mode, mode)
-    if mode in ("offline", "disabled"):
-        return mode
-    return "online" if logged_in_to_wandb() else "offline"
 
 
 def _init(settings: dict[str, Any], run_config: dict[str, Any]) -> Any:
