@@ -4,25 +4,25 @@ from dataclasses import replace
 from typing import Any
 
 from train.config import Config, Loaded, curve_hash, mathematics, recipe_hash, run_name, source_hash
-from train.data import Sets, TrainingSet, open_sets
-from train.exact import Exactness, NotExact, TaskError, judge
+from train.data import Sets, Splits, open_sets
+from train.exact import Exactness, NotExact, TaskError, judge, undisturbed
 from train.optimizer import scaled_numbers
 from train.planning import plan_batch, plan_rate
 from train.ranks import asked_world_size
 from train.report import Best, RunPlan, check_login, redacted
 from train.schedule import Scaled
 from train.setup import device_facts, make_task
-from train.step import Learner
+from train.step import Learner, to_device
 from train.tasks import Task
 
 
-def prepare(loaded: Loaded, loop: str) -> tuple[Best, Task, Sets, RunPlan, Scaled]:
+def prepare(loaded: Loaded, loop: str, splits: Splits) -> tuple[Best, Task, Sets, RunPlan, Scaled]:
     """All that follows from config and data without a device."""
     config = loaded.config
     best = Best.of(config.evaluate.best)
     check_login(config.wandb)
     task = make_task(config)
-    sets = open_sets(config, task.columns)
+    sets = open_sets(config, task.columns, splits)
     return best, task, sets, *make_plan(loaded, loop, sets)
 
 
@@ -47,6 +47,8 @@ def make_plan(loaded: Loaded, loop: str, sets: Sets) -> tuple[RunPlan, Scaled]:
         rate=plan_rate(config, batch, numbers.lr),
         rate_arithmetic=numbers.arithmetic,
         eval_samples={name: len(rows) for name, rows in sets.evaluation.items()},
+        classes=sets.classes,
+        notes=sets.notes,
         identity=redacted(identity | {"code": code}),
         curve_hash=curve_hash(identity, code),
         recipe_hash=recipe_hash(identity, code),
@@ -54,12 +56,20 @@ def make_plan(loaded: Loaded, loop: str, sets: Sets) -> tuple[RunPlan, Scaled]:
     return plan, numbers
 
 
-def judge_first_samples(learner: Learner, samples: TrainingSet, config: Config) -> Exactness:
+def judge_first_samples(learner: Learner, sets: Sets, config: Config) -> Exactness:
     """Tried on the first samples of the first epoch, the same on every rank; few, since more prove no more.
 
-    Raises TaskError for a loss that is no sum, NotExact where batch.exact=required cannot be kept.
+    Raises DataError for a label that the model has no output for, TaskError for a loss that is no sum, NotExact where
+    batch.exact=required cannot be kept.
     """
-    exactness = judge(learner, samples.first(config.seed, 8), config.precision)
+    first = sets.train.first(config.seed, 8)
+    count_classes = getattr(learner.task, "num_classes", None)
+    if count_classes and sets.labels:
+        with undisturbed(learner.module, learner.device):
+            classes = count_classes(learner.module, to_device(first, learner.device, learner.dtype))
+        for labels in sets.labels:
+            labels.check(classes)
+    exactness = judge(learner, first, config.precision)
     if exactness.mistakes and config.batch.exact != "ignore":
         raise TaskError(f"{exactness.mistakes[0]}. (batch.exact=ignore trains all the same)")
     if config.batch.exact == "required" and exactness.exact == "false":

@@ -10,7 +10,7 @@ from torch import Tensor
 from train import names
 from train.checkpoint import Checkpoints, named, newest
 from train.config import Config, Loaded
-from train.data import Sets, Windows
+from train.data import Sets, Windows, load_splits
 from train.evaluation import Evaluation, floating_buffers
 from train.guard import guarded
 from train.memory import PeakMemory
@@ -118,10 +118,11 @@ def build(loaded: Loaded, loop: str) -> Run:
     stop = Stop(config.duration.hours)
     stop.listen()
     accelerator, ranks = connect(config)
-    best, task, sets, plan, numbers = ranks.together(lambda: prepare(loaded, loop))
+    splits = ranks.first_of_node(lambda: load_splits(config))
+    best, task, sets, plan, numbers = ranks.together(lambda: prepare(loaded, loop, splits))
     _check_same_everywhere(plan, ranks)
     learner = make_learner(config, task, accelerator, numbers)
-    exactness = ranks.together(lambda: judge_first_samples(learner, sets.train, config))
+    exactness = ranks.together(lambda: judge_first_samples(learner, sets, config))
     folder = ranks.from_main(lambda: claim(config, plan, lambda path: newest(path, tell), named))
     try:
         stop.watch(folder.path / "stop")

@@ -13,6 +13,7 @@ from train.config.targets import resolve, resolve_source
 
 EXECUTION = (
     *("name", "output_dir", "log", "wandb", "checkpoint", "duration.hours", "profile", "evaluate", "data.eval_split"),
+    *("data.preload", "data.workers", "data.eval_transform"),
     *("batch.micro", "batch.accumulation_steps", "batch.exact", "runtime.timeout_seconds", "runtime.deterministic"),
 )
 """Keys, and sections, that change how a run is executed or watched, but not what it computes."""
@@ -60,6 +61,7 @@ def source_hash(config: Config) -> str:
         resolve(config.task.target, "train.tasks"),
         resolve(config.optimizer.target, "torch.optim"),
         resolve_source(config.data.source),
+        *(resolve(name, "train.data") for name in [config.data.transform] if name),
     ]
     package = Path(__file__).parents[1]
     files = {path for room in COMPUTING for path in package.glob(room)}

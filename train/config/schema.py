@@ -22,7 +22,8 @@ class Batch:
 @dataclass(frozen=True)
 class Data:
     source: str = "???"
-    """A built-in (`digits`), the dotted path of a function that returns a `datasets.Dataset`, or any name that
+    """A file (csv, tsv, json, jsonl, parquet, txt), a folder of such files or of images, a data set saved to disk, a
+    built-in (`digits`), the dotted path of a function that returns a `datasets.Dataset`, or any name that
     `datasets.load_dataset` takes."""
     args: dict[str, Any] = field(default_factory=dict)
     """Keyword arguments of the source."""
@@ -32,8 +33,23 @@ class Data:
     """The split to evaluate on. Unset: eval_fraction of the training split."""
     eval_fraction: float = 0.0
     """Share of the samples held out for evaluation, in [0, 1). The same samples for every seed."""
-    columns: dict[str, str] = field(default_factory=dict)
-    """Which column is what: {name that the task asks for: name in the data}. Same names need no entry."""
+    columns: dict[str, Any] = field(default_factory=dict)
+    """Which column is what: {name that the task asks for: name in the data, or a list of columns of numbers, which are
+    put side by side}. Same names need no entry. Text under the name `labels` becomes numbers, its values sorted."""
+    tokenizer: str = "bytes"
+    """What makes tokens of text: `bytes`, the 256 bytes of UTF-8."""
+    max_length: int | None = None
+    """Tokens of a text: longer ones are cut, shorter ones filled up with token 256. Unset: text is refused."""
+    preload: bool | None = None
+    """Hold the samples in memory. Unset: what takes at most a quarter of the machine's, shared by its ranks, but not
+    images with a transform. What is not held is read from the disk when it is needed."""
+    workers: int = 2
+    """Processes of each rank that read and transform what is not simply held in memory; 0: the rank itself."""
+    transform: str | None = None
+    """Dotted path of a function (sample, generator) -> sample for training samples, columns by the task's names, images
+    as float32 (channels, height, width) in [0, 1]. The generator is seeded by seed, epoch and sample."""
+    eval_transform: str | None = None
+    """The same for samples to evaluate on. Unset: they stay as they are."""
     streaming: bool = False
     """Read the samples as they come instead of loading them first, for data that does not fit. Every rank reads all of
     them and keeps its own."""
