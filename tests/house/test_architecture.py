@@ -34,7 +34,7 @@ FLOORS = [
     {"run"},
     {"loop"},
     {"entry"},
-    {"accumulate", "evaluate", "standard"},
+    {"accumulate", "evaluate", "prepare", "standard"},
     {"verify"},
 ]
 PURE = ["batch", "config", "names", "planning", "schedule"]  # import no torch

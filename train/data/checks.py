@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.types as kinds
-from datasets import ClassLabel, Dataset, Features
+from datasets import ClassLabel, Features
 
 from train.data.parts import DataError
 from train.data.reading import LABELS, Reader, is_text, some
@@ -34,13 +34,13 @@ class LabelRange:
                 )
 
 
-def check_values(dataset: Dataset, reader: Reader, split: str, first: int = 0) -> None:
+def check_values(table: pa.Table, reader: Reader, split: str, first: int = 0) -> None:
     """Raise DataError for a value that is missing, or of another kind than the other ones are.
 
     Rows are counted from `first`, which is the number of the first one here.
     """
     for name in reader.names:
-        column = _column(dataset, name)
+        column = table.column(name)
         missing = pc.is_null(column, nan_is_null=kinds.is_floating(column.type))
         count = pc.sum(missing).as_py() or 0
         if count:
@@ -52,15 +52,15 @@ def check_values(dataset: Dataset, reader: Reader, split: str, first: int = 0) -
         _check_lists(column, name, split, first)
     for own in reader.columns.values():
         for name in () if isinstance(own, str) else own:
-            _check_number(_column(dataset, name), name, split, first)
+            _check_number(table.column(name), name, split, first)
 
 
-def label_range(dataset: Dataset, reader: Reader, split: str) -> LabelRange | None:
+def label_range(table: pa.Table | None, reader: Reader, split: str) -> LabelRange | None:
     """None where labels are not one whole number for each sample."""
     own = reader.columns.get(LABELS)
-    if not isinstance(own, str) or not len(dataset):
+    if not isinstance(own, str) or table is None or not table.num_rows:
         return None
-    column = _column(dataset, own)
+    column = table.column(own)
     if is_text(column.type) and LABELS in reader.classes:
         column = pc.index_in(column, pa.array(reader.classes[LABELS], column.type))
     if not kinds.is_integer(column.type) or column.null_count:  # null: a class that the reader will tell of
@@ -74,23 +74,19 @@ def label_range(dataset: Dataset, reader: Reader, split: str) -> LabelRange | No
     return LabelRange(split, own, lowest, highest)
 
 
-def class_names(features: Features | None, dataset: Dataset | None, own: str | Sequence[str] | None) -> tuple[str, ...]:
+def class_names(table: pa.Table | None, features: Features | None, own: str | Sequence[str] | None) -> tuple[str, ...]:
     """The names of the classes in the order of their numbers; () where labels are numbers, or a stream's."""
     if not isinstance(own, str) or features is None:
         return ()
     if isinstance(features[own], ClassLabel):
         return tuple(features[own].names)
-    if dataset is None or not is_text(dataset.features.arrow_schema.field(own).type):
+    if table is None or not is_text(table.schema.field(own).type):
         return ()
-    return tuple(sorted(name for name in pc.unique(_column(dataset, own)).to_pylist() if name is not None))
+    return tuple(sorted(name for name in pc.unique(table.column(own)).to_pylist() if name is not None))
 
 
 def class_line(name: str, classes: Sequence[str]) -> str:
     return f"classes   {name}: {some([f'{number} {text}' for number, text in enumerate(classes)])}"
-
-
-def _column(dataset: Dataset, name: str) -> pa.ChunkedArray:
-    return dataset.select_columns([name]).with_format("arrow")[:].column(name)
 
 
 def _check_lists(column: pa.ChunkedArray, name: str, split: str, first: int) -> None:

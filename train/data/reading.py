@@ -8,7 +8,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.types as kinds
 import torch
-from datasets import ClassLabel, Dataset, Image
+from datasets import ClassLabel, Features, Image
+from datasets.formatting import get_formatter
 from torch import Tensor
 
 from train.batch.order import Ids
@@ -39,38 +40,39 @@ class Reader:
         every = [[names] if isinstance(names, str) else list(names) for names in self.columns.values()]
         return list(dict.fromkeys(name for names in every for name in names))
 
-    def read(self, dataset: Dataset, rows: Ids | range) -> Picked:
-        """All of `dataset`; `rows` are the numbers by which its rows are named in an error."""
-        return {name: self._column(dataset, name, own, rows) for name, own in self.columns.items()}
+    def read(self, table: pa.Table, features: Features, rows: Ids | range) -> Picked:
+        """All of a table; `rows` are the numbers by which its rows are named in an error."""
+        read = _Table(table, features, rows)
+        return {name: self._column(read, name, own) for name, own in self.columns.items()}
 
-    def _column(self, dataset: Dataset, name: str, own: str | Sequence[str], rows: Ids | range) -> Column:
+    def _column(self, table: "_Table", name: str, own: str | Sequence[str]) -> Column:
         if not isinstance(own, str):
-            return _side_by_side(dataset, own)
-        feature = dataset.features[own]
+            return _side_by_side(table, own)
+        feature = table.features[own]
         if isinstance(feature, Image):
-            return [_pixels(feature, value, own, row) for value, row in zip(_values(dataset, own), rows, strict=True)]
-        kind = dataset.features.arrow_schema.field(own).type
+            return [_pixels(feature, value, own, row) for value, row in zip(table.values(own), table.rows, strict=True)]
+        kind = table.kind(own)
         if name in self.classes:
-            return self._classes(dataset, name, own, rows)
+            return self._classes(table, name, own)
         if is_text(kind) and name == LABELS:
             raise DataError(
                 f"column {own!r} holds text, and which classes there are is not known before a stream has ended. "
                 f"Write their numbers into the data, or load it: data.streaming=false"
             )
         if is_text(kind):
-            return self._tokens(dataset, own)
-        tensor = _tensor(own, _numbers(dataset, own), rows)
+            return self._tokens(table, own)
+        tensor = _tensor(own, table.numbers(own), table.rows)
         is_whole = name == LABELS and not tensor.is_floating_point()
         return tensor.long() if is_whole else tensor  # torch's losses take no shorter whole numbers
 
-    def _classes(self, dataset: Dataset, name: str, own: str, rows: Ids | range) -> Tensor:
-        feature, values = dataset.features[own], _values(dataset, own)
+    def _classes(self, table: "_Table", name: str, own: str) -> Tensor:
+        feature, values = table.features[own], table.values(own)
         if isinstance(feature, ClassLabel):
             if list(feature.names) == list(self.classes[name]):
                 return torch.tensor(values, dtype=torch.int64)
             values = [feature.names[value] if value is not None and value >= 0 else value for value in values]
         known = {text: number for number, text in enumerate(self.classes[name])}
-        for value, row in zip(values, rows, strict=True):
+        for value, row in zip(values, table.rows, strict=True):
             if value not in known:
                 raise DataError(
                     f"column {own!r} is {value!r} in row {row}, a class that the training split has not: "
@@ -78,17 +80,43 @@ class Reader:
                 )
         return torch.tensor([known[value] for value in values], dtype=torch.int64)
 
-    def _tokens(self, dataset: Dataset, own: str) -> Tensor:
+    def _tokens(self, table: "_Table", own: str) -> Tensor:
         if self.max_length is None:
             raise DataError(
                 f"column {own!r} holds text, not numbers. Type: data.max_length=256 for its first 256 bytes as tokens "
                 f"(or, where it names the classes: 'data.columns={{{LABELS}: {own}}}')"
             )
-        tokens = np.full((len(dataset), self.max_length), PADDING, dtype=np.int64)
-        for i, text in enumerate(_values(dataset, own)):
+        tokens = np.full((table.arrow.num_rows, self.max_length), PADDING, dtype=np.int64)
+        for i, text in enumerate(table.values(own)):
             encoded = np.frombuffer(text.encode()[: self.max_length], dtype=np.uint8)
             tokens[i, : len(encoded)] = encoded
         return torch.from_numpy(tokens)
+
+
+@dataclass(frozen=True)
+class _Table:
+    arrow: pa.Table
+    features: Features  # how datasets understands its columns
+    rows: Ids | range  # their numbers
+
+    def kind(self, name: str) -> pa.DataType:
+        return self.arrow.schema.field(name).type
+
+    def values(self, name: str) -> list[Any]:
+        """A column as Arrow stores it: images undecoded, classes as their numbers."""
+        values: list[Any] = self.arrow.column(name).to_pylist()
+        return values
+
+    def numbers(self, name: str) -> object:
+        """A column as NumPy has it, its numbers as they are stored: left to itself, datasets (5.2) makes float32 of
+        float64 and int64 of uint8, without a word."""
+        kind = self.kind(name)
+        while hasattr(kind, "value_type"):  # a list of lists of ...
+            kind = kind.value_type
+        plain = kinds.is_integer(kind) or kinds.is_floating(kind)
+        stored = {"dtype": kind.to_pandas_dtype()} if plain else {}
+        features = Features({name: self.features[name]})
+        return get_formatter("numpy", features=features, **stored).format_column(self.arrow.select([name]))
 
 
 def stack(picked: Mapping[str, Column], rows: Sequence[int] | Ids | range) -> Batch:
@@ -137,33 +165,16 @@ def _pixels(feature: Image, value: Any, own: str, row: int) -> Tensor:
     return torch.from_numpy(array[None] if array.ndim == 2 else array.transpose(2, 0, 1).copy())
 
 
-def _side_by_side(dataset: Dataset, own: Sequence[str]) -> Tensor:
+def _side_by_side(table: "_Table", own: Sequence[str]) -> Tensor:
     """(rows, columns), floating-point whatever the columns are: they are inputs."""
     columns = []
     for name in own:
-        values = np.asarray(_numbers(dataset, name))
+        values = np.asarray(table.numbers(name))
         if values.ndim != 1 or not (np.issubdtype(values.dtype, np.number) or values.dtype == bool):
             raise DataError(f"column {name!r} does not hold one number in each row, as columns side by side must")
         columns.append(values)
     kind = np.result_type(np.float32, *(column.dtype for column in columns))
     return torch.from_numpy(np.stack(columns, axis=1).astype(kind))
-
-
-def _values(dataset: Dataset, name: str) -> list[Any]:
-    """A column as Arrow stores it: images undecoded, classes as their numbers."""
-    values: list[Any] = dataset.select_columns([name]).with_format("arrow")[:].column(name).to_pylist()
-    return values
-
-
-def _numbers(dataset: Dataset, name: str) -> object:
-    """A column as NumPy has it, its numbers as they are stored: left to itself, datasets (5.2) makes float32 of float64
-    and int64 of uint8, without a word."""
-    kind = dataset.features.arrow_schema.field(name).type
-    while hasattr(kind, "value_type"):  # a list of lists of ...
-        kind = kind.value_type
-    plain = kinds.is_integer(kind) or kinds.is_floating(kind)
-    stored = {"dtype": kind.to_pandas_dtype()} if plain else {}
-    return dataset.select_columns([name]).with_format("numpy", **stored)[:][name]
 
 
 def _tensor(name: str, values: object, rows: Ids | range) -> Tensor:

@@ -60,7 +60,7 @@ class Rows:
 class Table:
     """A data set on the disk: samples are read and decoded each time they are asked for."""
 
-    dataset: Dataset
+    dataset: Dataset  # its format: arrow
     reader: Reader
     images: frozenset[str]
     rows: Ids  # by which its samples are named in errors: their places in the split
@@ -70,13 +70,12 @@ class Table:
 
     def pick(self, ids: Ids) -> Picked:
         """The samples `ids`, in that order, as they are stored."""
-        arrow = self.dataset.with_format("arrow")[ids]
-        return self.reader.read(Dataset(arrow, info=self.dataset.info), self.rows[ids])
+        return self.reader.read(self.dataset[ids], self.dataset.features, self.rows[ids])
 
 
 def preload(dataset: Dataset, reader: Reader, images: frozenset[str], rows: Ids) -> Rows:
-    """Read all of a data set into memory."""
-    return Rows(stack(reader.read(dataset, rows), rows), images)
+    """Read all of a data set, its format arrow, into memory."""
+    return Rows(stack(reader.read(dataset[:], dataset.features, rows), rows), images)
 
 
 def finished(batch: Batch, images: frozenset[str], ids: Ids | range) -> Batch:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import psutil
+import pyarrow as pa
 from datasets import Dataset, Image, IterableDataset, disable_progress_bars
 
 from train.batch import sample_ids
@@ -63,7 +64,7 @@ def open_sets(config: Config, needed: Sequence[str], splits: Splits | None = Non
         train = train.to_iterable_dataset()
     # Streams that name no columns are asked for those of their first sample.
     columns = _columns(train.column_names or list(next(iter(train), {})), data.columns, needed)
-    names = class_names(train.features, train if isinstance(train, Dataset) else None, columns.get(LABELS))
+    names = class_names(_arrow(train), train.features, columns.get(LABELS))
     opening = _Opening(config, Reader(columns, {LABELS: names} if names else {}, data.max_length))
     held_out = {name: opening.checked(dataset, name) for name, dataset in splits.held_out.items()}
     evaluation: dict[str, EvaluationSet] = {}
@@ -81,10 +82,10 @@ def open_sets(config: Config, needed: Sequence[str], splits: Splits | None = Non
             evaluation[""] = opening.evaluation(train, held)
     evaluation |= {name: opening.evaluation(held_out[split]) for name, split in config.evaluate.sets.items()}
     samples = opening.training(train, kept)
-    labels = [found for split, rows in held_out.items() if (found := label_range(rows, opening.reader, split))]
-    if isinstance(train, Dataset) and (found := label_range(train, opening.reader, data.split)):
-        labels.insert(0, found)
-    return Sets(samples, evaluation, opening.reader.classes, tuple(labels), tuple(opening.notes(samples)))
+    whole = {data.split: train, **held_out}
+    ranges = (label_range(_arrow(rows), opening.reader, split) for split, rows in whole.items())
+    labels = tuple(found for found in ranges if found is not None)
+    return Sets(samples, evaluation, opening.reader.classes, labels, tuple(opening.notes(samples)))
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,7 @@ class _Opening:
         _columns(dataset.column_names, self.config.data.columns, list(self.reader.columns))
         if len(dataset) == 0:
             raise DataError("a set of the data is empty. Look at data.split, data.eval_split and evaluate.sets")
-        check_values(dataset, self.reader, split)
+        check_values(_arrow(dataset.select_columns(self.reader.names)), self.reader, split)
         return dataset
 
     def training(self, dataset: Readable, rows: Ids | None) -> TrainingSet:
@@ -126,7 +127,8 @@ class _Opening:
         own = {name: column for name, column in self.reader.columns.items() if isinstance(column, str)}
         images = frozenset(name for name, column in own.items() if isinstance(dataset.features[column], Image))
         places = np.arange(len(dataset)) if rows is None else rows
-        chosen = dataset if rows is None else dataset.select(rows)
+        chosen = (dataset if rows is None else dataset.select(rows)).select_columns(self.reader.names)
+        chosen = chosen.with_format("arrow")
         wanted = self.config.data.preload
         if wanted is None:
             wanted = not (images and transformed) and self.bytes_of(chosen) <= memory_of_a_rank()
@@ -134,7 +136,7 @@ class _Opening:
 
     def bytes_of(self, dataset: Dataset) -> int:
         """In memory: as many times that of the first sample as there are samples."""
-        first = self.reader.read(dataset.select([0]), range(1))
+        first = self.reader.read(dataset[:1], dataset.features, range(1))
         return len(dataset) * sum(tensor.nbytes for column in first.values() for tensor in column)
 
     def notes(self, samples: TrainingSet) -> Iterator[str]:
@@ -152,6 +154,11 @@ class _Opening:
             why = f"about {size:.3g} GiB, over the {limit:.3g} GiB that a rank may fill: {SHARE:.0%} of the machine's"
         workers = f"{data.workers} worker{'s' * (data.workers != 1)}" if data.workers else "no workers"
         yield f"loading   {held}, as needed, by {workers} per rank ({why})"
+
+
+def _arrow(dataset: Readable) -> pa.Table | None:
+    """All of it, where it lies: nothing is copied. A stream's: nobody has it."""
+    return None if isinstance(dataset, IterableDataset) else dataset.with_format("arrow")[:]
 
 
 def memory_of_a_rank() -> float:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 import torch
-from datasets import Dataset, DatasetInfo, Image, IterableDataset
+from datasets import Features, Image, IterableDataset
 from datasets.distributed import split_dataset_by_node
 
 from train.batch import BatchPlan, divide, key_of
@@ -99,14 +99,13 @@ class Stream:
 
     def _batch(self, table: pa.Table, first: int, count: int, ids: range) -> Batch:
         """Some rows of a table, under the names of the task, with these `sample_id`s (as many as there are rows)."""
-        features = self.dataset.features
-        info = DatasetInfo(features=features) if features else None
-        rows = Dataset(table.slice(first, count), info=info)
+        features = self.dataset.features or Features.from_arrow_schema(table.schema)
+        rows = table.slice(first, count)
         check_values(rows, self.reader, "train", ids.start)
         images = frozenset(
-            name for name, own in self.reader.columns.items() if features and isinstance(features.get(str(own)), Image)
+            name for name, own in self.reader.columns.items() if isinstance(features.get(str(own)), Image)
         )
-        return finished(stack(self.reader.read(rows, ids[:count]), ids), images, ids[:count])
+        return finished(stack(self.reader.read(rows, features, ids[:count]), ids), images, ids[:count])
 
 
 def _blocks(dataset: IterableDataset, size: int, skip: int, drop_tail: bool = False) -> Blocks:

@@ -1,0 +1,51 @@
+"""A convolutional network for images of any size."""
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+
+class ConvNet(nn.Module):
+    """Stages of 3x3 convolutions, each but the first halving the image, then the mean over all places.
+
+    images (samples, H, W), (samples, channels, H, W) or (samples, H, W, channels), uint8 (0 to 255) or floating point
+    (as it is) -> (samples, outputs). GroupNorm in place of BatchNorm, whose statistics would depend on the micro-batch.
+    """
+
+    def __init__(self, outputs: int, channels: int = 1, widths: Sequence[int] = (32, 64, 128)) -> None:
+        super().__init__()
+        self.channels = channels
+        strides = [1] + [2] * (len(widths) - 1)
+        self.stages = nn.Sequential(*map(stage, [channels, *widths], widths, strides))
+        self.head = nn.Linear(widths[-1], outputs)
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.head(self.stages(self._channels_first(images)).mean((2, 3)))
+        return logits
+
+    def _channels_first(self, images: Tensor) -> Tensor:
+        if not images.is_floating_point():
+            images = images.to(self.head.weight.dtype) / 255
+        if images.dim() == 3 and self.channels == 1:
+            return images.unsqueeze(1)
+        if images.dim() == 4 and images.shape[1] == self.channels:
+            return images
+        if images.dim() == 4 and images.shape[3] == self.channels:
+            return images.permute(0, 3, 1, 2)
+        raise ValueError(
+            f"ConvNet(channels={self.channels}) takes images (samples, H, W), (samples, channels, H, W) or "
+            f"(samples, H, W, channels); got {tuple(images.shape)}. Set model.args.channels"
+        )
+
+
+def stage(before: int, after: int, stride: int) -> nn.Module:
+    """(samples, before, H, W) -> (samples, after, H / stride, W / stride), rounded up."""
+    groups = next(n for n in (8, 4, 2, 1) if after % n == 0)
+    return nn.Sequential(
+        nn.Conv2d(before, after, 3, stride, padding=1, bias=False),
+        nn.GroupNorm(groups, after),
+        nn.ReLU(),
+        nn.Conv2d(after, after, 3, padding=1, bias=False),
+        nn.GroupNorm(groups, after),
+        nn.ReLU(),
+    )
