@@ -78,8 +78,18 @@ def _own(path: Path, args: Mapping[str, Any], split: str, streaming: bool) -> Re
         chosen: dict[str, Any] = {name: _pattern(path, members) for name, members in by_split.items()}
     else:
         chosen = {name: [str(file) for file in members] for name, members in by_split.items()}
-    arguments = {"data_files": chosen, **({"sep": "\t"} if files[0].suffix.lower() == ".tsv" else {}), **args}
+    arguments = {"data_files": chosen, **_options(kind, files), **args}
     return _load(kind, str(path), split, streaming, arguments, [] if kind == "imagefolder" else by_split[split])
+
+
+def _options(kind: str, files: Sequence[Path]) -> dict[str, Any]:
+    """What datasets (5.2) does not find out by itself, or finds out for each split by itself."""
+    if files[0].suffix.lower() == ".tsv":
+        return {"sep": "\t"}
+    has_classes = kind == "imagefolder" and len({file.parent.name for file in files} - SPLITS.keys()) > 1
+    if has_classes and all(kind_of(file) == kind for file in files):  # else metadata.csv says what there is
+        return {"drop_labels": False}  # a split with one class has labels too
+    return {}
 
 
 def _load(

@@ -107,6 +107,9 @@ class Loader:
         try:
             yield _checked(read)
         finally:
+            # Asked for by name: what an error still refers to is not deleted, and a worker killed before it is
+            # signed off is an error of its own.
+            getattr(read, "_shutdown_workers", lambda: None)()
             for worker in workers:
                 worker.kill()
 
@@ -121,8 +124,8 @@ def _checked(read: Iterator[Batch | DataError]) -> Iterator[Batch]:
             said = str(error)
             if said.startswith("DataLoader"):  # a worker was killed, or gave nothing for too long
                 raise RuntimeError(
-                    f"loading samples: {said}. data.workers=0 loads in the rank itself and shows where; out of memory "
-                    f"kills workers too: try fewer (runtime.timeout_seconds={...}: how long they may take)"
+                    f"loading samples: {said}. data.workers=0 loads in the rank itself and shows where; a machine out "
+                    f"of memory kills workers too: try fewer. They may take half of runtime.timeout_seconds"
                 ) from error
             raise
         if isinstance(batch, DataError):
