@@ -1,7 +1,9 @@
 """Samples that cost time: read from the disk or transformed, in worker processes, ahead of the step that needs them."""
 
 import multiprocessing
+import multiprocessing.process
 import signal
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -107,11 +109,22 @@ class Loader:
         try:
             yield _checked(read)
         finally:
-            # Asked for by name: what an error still refers to is not deleted, and a worker killed before it is
-            # signed off is an error of its own.
-            getattr(read, "_shutdown_workers", lambda: None)()
-            for worker in workers:
-                worker.kill()
+            _end(read, workers)
+
+
+def _end(read: object, workers: Iterable[multiprocessing.process.BaseProcess]) -> None:
+    """At once, so that an error reaches the other ranks before they give up: DataLoader itself waits for a worker that
+    is stuck, and for ever where it was stopped. Its handler would take the kill for a failure."""
+    is_main_thread = threading.current_thread() is threading.main_thread()
+    handler = signal.signal(signal.SIGCHLD, signal.SIG_DFL) if is_main_thread else None
+    try:
+        for worker in workers:
+            worker.kill()
+            worker.join()
+        getattr(read, "_shutdown_workers", lambda: None)()  # signs them off; deleting `read` would, but errors keep it
+    finally:
+        if is_main_thread:
+            signal.signal(signal.SIGCHLD, handler)
 
 
 def _checked(read: Iterator[Batch | DataError]) -> Iterator[Batch]:
