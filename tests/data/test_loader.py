@@ -45,6 +45,12 @@ def killed(sample: Batch, generator: torch.Generator) -> Batch:
     return sample
 
 
+def stopped(sample: Batch, generator: torch.Generator) -> Batch:
+    if sample["labels"] == 2:
+        os.kill(os.getpid(), signal.SIGSTOP)
+    return sample
+
+
 def uneven(sample: Batch, generator: torch.Generator) -> Batch:
     return sample | {"inputs": sample["inputs"].repeat(2) if sample["labels"] == 2 else sample["inputs"]}
 
@@ -173,7 +179,7 @@ def overrides(tmp_path: Path, transform: str) -> list[str]:
     return argv(tmp_path, *own, *columns, "runtime.timeout_seconds=20", "duration.epochs=3")
 
 
-@pytest.mark.parametrize("how", ["killed", "stuck"])
+@pytest.mark.parametrize("how", ["killed", "stuck", "stopped"])
 def test_a_worker_that_is_lost_ends_all_ranks(run_ranks: Any, tmp_path: Path, how: str) -> None:
     [(one, first, seconds), (other, second, others)] = run_ranks(2, fails, overrides(tmp_path, how))
 

@@ -152,6 +152,8 @@ def _as_it_is(batch: Batch) -> Batch:
 
 def _begin_worker(_: int) -> None:
     """A signal to stop is for the rank, which goes on until its step is done; an end of its own kills the worker."""
+    # The default hands a batch over with the worker's help: a rank would wait without limit for one that was stopped.
+    cast(Any, torch.multiprocessing).set_sharing_strategy("file_system")
     for number in (signal.SIGINT, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
