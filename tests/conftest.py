@@ -1,13 +1,21 @@
 """Fixtures for all tests. `run_ranks` starts real ranks: gloo, on the CPU, one process each."""
 
+import atexit
 import multiprocessing
 import os
+import shutil
 import socket
+import tempfile
 import traceback
 from collections.abc import Callable
 from typing import Any
 
 import pytest
+
+# datasets reads it when it is imported; ranks inherit it.
+if "HF_DATASETS_CACHE" not in os.environ:
+    os.environ["HF_DATASETS_CACHE"] = tempfile.mkdtemp(prefix="isobatch-tests-")
+    atexit.register(shutil.rmtree, os.environ["HF_DATASETS_CACHE"], ignore_errors=True)
 
 # The server imports these once and forks every rank from itself: a rank then starts in 0.1 s instead of 5.
 _context = multiprocessing.get_context("forkserver")

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from train.batch import first_of, share
-from train.data import Rows
+from train.data import EvaluationSet
 from train.ranks import Ranks
 from train.step import to_device
 from train.tasks import Task
@@ -18,7 +18,7 @@ from train.tasks import Task
 class Evaluation:
     """The sets that a model is evaluated on: the main one under the name "", further ones under theirs."""
 
-    sets: Mapping[str, Rows]
+    sets: Mapping[str, EvaluationSet]
     task: Task
     module: nn.Module  # inside any wrapper: an evaluation reduces no gradients
     ranks: Ranks
@@ -48,7 +48,7 @@ class Evaluation:
             for module, mode in modes:  # one by one: a user may have frozen some
                 module.training = mode
 
-    def _evaluate(self, rows: Rows) -> dict[str, float]:
+    def _evaluate(self, rows: EvaluationSet) -> dict[str, float]:
         sums, samples = self._local_sums(rows)
         totals = self.ranks.sum([samples, *(float(number) for pair in sums.values() for number in pair)])
         pairs = zip(sums, totals[1::2], totals[2::2], strict=True)
@@ -56,7 +56,7 @@ class Evaluation:
         finish = getattr(self.task, "finish", dict)
         return finish(metrics) | {"samples": totals[0]}
 
-    def _local_sums(self, rows: Rows) -> tuple[dict[str, tuple[Tensor, Tensor]], int]:
+    def _local_sums(self, rows: EvaluationSet) -> tuple[dict[str, tuple[Tensor, Tensor]], int]:
         """(sum, weight) of each metric over this rank's part of the set, in float64, on the device.
 
         A rank with no part runs one sample that counts 0, so that every rank knows the names of the metrics.
@@ -65,9 +65,9 @@ class Evaluation:
         count = share(len(rows), self.ranks.rank, self.ranks.world_size)
         ids = np.arange(start, start + count) if count else np.zeros(1, dtype=np.int64)
         sums: dict[str, tuple[Tensor, Tensor]] = {}
-        for offset in range(0, len(ids), self.batch_size):
+        for cpu_batch in rows.batches(ids, self.batch_size):
             self.beat()
-            batch = to_device(rows.fetch(ids[offset : offset + self.batch_size]), self.device, self.dtype)
+            batch = to_device(cpu_batch, self.device, self.dtype)
             for name, pair in self.task.eval_sums(self.module, batch).items():
                 total, weight = (
                     torch.as_tensor(x if count else 0.0, dtype=torch.float64, device=self.device) for x in pair

@@ -65,7 +65,7 @@ def check_sets(learner: Learner, sets: Sets) -> None:
     check = getattr(learner.task, "check", None)
     if check is None:
         return
-    with _undisturbed(learner.module, learner.device), torch.no_grad():
+    with undisturbed(learner.module, learner.device), torch.no_grad():
         learner.module.eval()
         for name, rows in {"training": sets.train, **sets.evaluation}.items():
             if not isinstance(rows, Rows):
@@ -92,7 +92,7 @@ def judge(learner: Learner, batch: Batch, precision: str) -> Exactness:
     reasons: list[str] = []
     error = 0.0
     untried = "" if cut else "one sample cannot be split"
-    with _undisturbed(module, device) as training_modes, torch.no_grad():
+    with undisturbed(module, device) as training_modes, torch.no_grad():
         terms = _checked_terms(task, module, to_device(batch, device, dtype), batch)
         for term in terms if cut else ():
 
@@ -195,7 +195,7 @@ def _some(names: list[str]) -> str:
 
 
 @contextmanager
-def _undisturbed(module: nn.Module, device: torch.device) -> Iterator[Callable[[], None]]:
+def undisturbed(module: nn.Module, device: torch.device) -> Iterator[Callable[[], None]]:
     """Buffers, modes and generators are put back, whatever happens inside; gives what puts the modes back earlier."""
     buffers = [(buffer, buffer.clone()) for buffer in module.buffers()]
     modes = [(part, part.training) for part in module.modules()]

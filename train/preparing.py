@@ -4,25 +4,25 @@ from dataclasses import replace
 from typing import Any
 
 from train.config import Config, Loaded, curve_hash, mathematics, recipe_hash, run_name, source_hash
-from train.data import Sets, open_sets
-from train.exact import Exactness, NotExact, TaskError, check_sets, judge
+from train.data import Sets, Splits, open_sets
+from train.exact import Exactness, NotExact, TaskError, check_sets, judge, undisturbed
 from train.optimizer import scaled_numbers
 from train.planning import plan_batch, plan_rate
-from train.ranks import asked_world_size
+from train.ranks import Ranks, asked_world_size
 from train.report import Best, RunPlan, check_login, redacted
 from train.schedule import Scaled
 from train.setup import device_facts, make_task
-from train.step import Learner
+from train.step import Learner, to_device
 from train.tasks import Task
 
 
-def prepare(loaded: Loaded, loop: str) -> tuple[Best, Task, Sets, RunPlan, Scaled]:
+def prepare(loaded: Loaded, loop: str, splits: Splits) -> tuple[Best, Task, Sets, RunPlan, Scaled]:
     """All that follows from config and data without a device."""
     config = loaded.config
     best = Best.of(config.evaluate.best)
     check_login(config.wandb)
     task = make_task(config)
-    sets = open_sets(config, task.columns)
+    sets = open_sets(config, task.columns, splits)
     return best, task, sets, *make_plan(loaded, loop, sets)
 
 
@@ -48,6 +48,8 @@ def make_plan(loaded: Loaded, loop: str, sets: Sets) -> tuple[RunPlan, Scaled]:
         rate_arithmetic=numbers.arithmetic,
         tokens_per_sample=config.data.block_size or 0,
         eval_samples={name: len(rows) for name, rows in sets.evaluation.items()},
+        classes=sets.classes,
+        notes=sets.notes,
         identity=redacted(identity | {"code": code}),
         curve_hash=curve_hash(identity, code),
         recipe_hash=recipe_hash(identity, code),
@@ -55,13 +57,29 @@ def make_plan(loaded: Loaded, loop: str, sets: Sets) -> tuple[RunPlan, Scaled]:
     return plan, numbers
 
 
+def check_same_everywhere(plan: RunPlan, ranks: Ranks) -> None:
+    """Ranks that read other data, or run other code, would train something that nobody asked for."""
+    own = {"curve_hash": plan.curve_hash, "training samples": plan.batch.dataset_size, **plan.eval_samples}
+    for rank, other in enumerate(ranks.gather(own)):
+        if other != own:
+            raise RuntimeError(f"rank {rank} has {other}, this one has {own}: do all nodes see the same files?")
+
+
 def try_out(learner: Learner, sets: Sets, config: Config) -> Exactness:
     """Tried on the first samples of the first epoch, the same on every rank; few, since more prove no more.
 
-    Raises TaskError where data, task and model do not fit together, NotExact where batch.exact=required cannot be kept.
+    Raises DataError for a label that the model has no output for, TaskError where data, task and model do not fit
+    together, NotExact where batch.exact=required cannot be kept.
     """
+    first = sets.train.first(config.seed, 8)
+    count_classes = getattr(learner.task, "num_classes", None)
+    if count_classes and sets.labels:
+        with undisturbed(learner.module, learner.device):
+            classes = count_classes(learner.module, to_device(first, learner.device, learner.dtype))
+        for labels in sets.labels:
+            labels.check(classes)
     check_sets(learner, sets)
-    exactness = judge(learner, sets.train.first(config.seed, 8), config.precision)
+    exactness = judge(learner, first, config.precision)
     if exactness.mistakes and config.batch.exact != "ignore":
         raise TaskError(f"{exactness.mistakes[0]}. (batch.exact=ignore trains all the same)")
     if config.batch.exact == "required" and exactness.exact == "false":

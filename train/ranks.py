@@ -26,6 +26,11 @@ def launched_rank() -> int:
     return int(os.environ.get("RANK", "0"))
 
 
+def launched_local_world_size() -> int:
+    """The ranks that share this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
 def check_world_size(found: int) -> None:
     """Raise RuntimeError where the ranks that met are not the ranks that were asked for.
 
@@ -131,6 +136,15 @@ class Ranks:
         if self._group:
             for work in [dist.all_reduce(tensor, async_op=True) for tensor in tensors]:
                 work.wait()
+
+    def first_of_node(self, work: Callable[[], T]) -> T:
+        """`work()` on one rank of each machine, then on the others, which find in its cache what took long."""
+        is_first = os.environ.get("LOCAL_RANK", "0") == "0"
+        if self.world_size == 1:
+            return work()
+        early = self.together(lambda: work() if is_first else None)
+        late = self.together(lambda: None if is_first else work())
+        return cast(T, early if is_first else late)
 
     def copy_from_main(self, tensors: Sequence[torch.Tensor]) -> None:
         """Overwrite `tensors`, on any device, by rank 0's."""

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from train import names
 from train.checkpoint import Checkpoints, HasState, named, newest
 from train.config import Config, Loaded
-from train.data import Sets, TrainingSet, Windows
+from train.data import Sets, TrainingSet, Windows, load_splits
 from train.ema import Ema
 from train.evaluation import Evaluation, floating_buffers
 from train.guard import guarded
@@ -19,7 +19,7 @@ from train.memory import Memory, over_ranks
 from train.noise import NoiseScale
 from train.optimizer import OptimizerState
 from train.phases import Phases
-from train.preparing import facts, prepare, try_out
+from train.preparing import check_same_everywhere, facts, prepare, try_out
 from train.profiling import profiled
 from train.ranks import Ranks
 from train.reduction import reduced
@@ -132,8 +132,9 @@ def build(loaded: Loaded, loop: str) -> Run:
     stop = Stop(config.duration.hours)
     stop.listen()
     accelerator, ranks = connect(config)
-    best, task, sets, plan, numbers = ranks.together(lambda: prepare(loaded, loop))
-    _check_same_everywhere(plan, ranks)
+    splits = ranks.first_of_node(lambda: load_splits(config))
+    best, task, sets, plan, numbers = ranks.together(lambda: prepare(loaded, loop, splits))
+    check_same_everywhere(plan, ranks)
     learner = make_learner(config, task, accelerator, numbers, ranks)
     exactness = ranks.together(lambda: try_out(learner, sets, config))
     ema = Ema(learner, config.ema.decay) if config.ema.decay is not None else None
@@ -199,14 +200,6 @@ def _windows(
         first=progress.step + 1,
         last=plan.total_steps,
     )
-
-
-def _check_same_everywhere(plan: RunPlan, ranks: Ranks) -> None:
-    """Ranks that read other data, or run other code, would train something that nobody asked for."""
-    own = {"curve_hash": plan.curve_hash, "training samples": plan.batch.dataset_size, **plan.eval_samples}
-    for rank, other in enumerate(ranks.gather(own)):
-        if other != own:
-            raise RuntimeError(f"rank {rank} has {other}, this one has {own}: do all nodes see the same files?")
 
 
 def _evaluation(

@@ -30,7 +30,7 @@ def sampled(
     decode = make_tokenizer(config.data).decode
 
     def with_samples() -> dict[str, float]:
-        batch = to_device(rows.fetch(ids), learner.device, learner.dtype)
+        batch = to_device(next(rows.batches(ids, len(ids))), learner.device, learner.dtype)
         modes = [(module, module.training) for module in learner.module.modules()]
         learner.module.eval()
         try:

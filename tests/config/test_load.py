@@ -246,7 +246,7 @@ def test_launcher_files_and_sweeps_are_not_suggested() -> None:
         ("name=no", "name: got false; `no` and `off` are YAML for false: quote the word, as in 'no'"),
         ("on_nonfinite=off", "on_nonfinite: got false; `no` and `off` are YAML for false"),
         ("data.columns.inputs=yes", "data.columns.inputs: got true; `yes` and `on` are YAML for true"),
-        ("data.columns={a: [1]}", "data.columns.a: it takes a mapping {name: value}"),
+        ("data.columns={a: [1]}", "data.columns.a: got [1]; it takes the name of a column, or a list of names"),
         ("profile.steps=3", "profile.steps: got 3; it takes a list of whole numbers"),
         ("profile.steps=[a]", "profile.steps[0]: it takes a list of whole numbers: Value 'a'"),
         ("profile.steps=[1,'${nope}']", "profile.steps: cannot be resolved: Interpolation key 'nope'"),

@@ -15,6 +15,7 @@ from tests.helpers import argv, distance, record, rows, stream, whole_batch
 from train.batch import BatchPlan, make_plan
 from train.data import DataError
 from train.data.parts import Part
+from train.data.reading import Reader
 from train.data.stream import Stream
 from train.window import Place
 
@@ -48,7 +49,7 @@ def told(parts: list[list[Part]]) -> list[list[int]]:
     buffer=st.sampled_from([0, 7]),
 )
 def test_each_epoch_takes_every_sample_once(size: int, effective: int, micro: int, ranks: int, buffer: int) -> None:
-    data = Stream(numbers(size), {"n": "n"}, buffer, by_rank=False)
+    data = Stream(numbers(size), Reader({"n": "n"}), buffer, by_rank=False)
     plan = make_plan(effective, micro, None, world_size=ranks, dataset_size=None)
     per_epoch = -(-size // effective)
 
@@ -67,7 +68,7 @@ def test_each_epoch_takes_every_sample_once(size: int, effective: int, micro: in
 
 
 def test_ranks_and_micro_batches_do_not_change_a_step() -> None:
-    data = Stream(numbers(50), {"n": "n"}, 16, by_rank=False)
+    data = Stream(numbers(50), Reader({"n": "n"}), 16, by_rank=False)
     plans = [
         make_plan(8, micro, None, world_size=ranks, dataset_size=None) for ranks, micro in ((1, 8), (2, 3), (3, 1))
     ]
@@ -80,7 +81,7 @@ def test_ranks_and_micro_batches_do_not_change_a_step() -> None:
 
 @pytest.mark.parametrize("buffer", [0, 16])
 def test_any_place_can_be_resumed_from(buffer: int) -> None:
-    data = Stream(numbers(50), {"n": "n"}, buffer, by_rank=False)
+    data = Stream(numbers(50), Reader({"n": "n"}), buffer, by_rank=False)
     plan = make_plan(8, 4, None, world_size=2, dataset_size=None)
     whole = of_all_ranks(data, plan, Place(), 14)
 
@@ -93,7 +94,7 @@ def test_any_place_can_be_resumed_from(buffer: int) -> None:
 
 
 def test_a_dropped_tail_and_repeated_first_steps() -> None:
-    data = Stream(numbers(21), {"n": "n"}, 0, by_rank=False)
+    data = Stream(numbers(21), Reader({"n": "n"}), 0, by_rank=False)
     plan = make_plan(8, "all", None, world_size=1, dataset_size=None, drop_tail=True)
 
     dropped = of_all_ranks(data, plan, Place(), 3)
@@ -106,7 +107,7 @@ def test_a_dropped_tail_and_repeated_first_steps() -> None:
 
 def test_own_shards_never_end() -> None:
     # Given shards of 25 and 12 samples, one for each rank
-    data = Stream(stream(shards=2), {"n": "place"}, 0, by_rank=True)
+    data = Stream(stream(shards=2), Reader({"n": "place"}), 0, by_rank=True)
     plan = make_plan(8, 2, None, world_size=2, dataset_size=None)
 
     parts = of_all_ranks(data, plan, Place(), 8)
@@ -118,7 +119,7 @@ def test_own_shards_never_end() -> None:
 
 
 def test_an_empty_stream() -> None:
-    data = Stream(numbers(0), {"n": "n"}, 0, by_rank=False)
+    data = Stream(numbers(0), Reader({"n": "n"}), 0, by_rank=False)
 
     with pytest.raises(DataError, match="no samples"):
         data.first(0, 8)

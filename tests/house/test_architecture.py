@@ -25,7 +25,7 @@ FLOORS = [
         "run",
         "loop",
         "entry",
-        "accumulate evaluate standard",
+        "accumulate evaluate prepare standard",
         "compare sweep verify",
     )
 ]

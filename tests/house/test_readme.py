@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -15,6 +17,7 @@ def commands() -> list[str]:
     return [line for block in blocks for line in block.splitlines()]
 
 
+@pytest.mark.timeout(900)
 def test_every_command_runs(tmp_path: Path) -> None:
     listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     for name in filter(None, listed.split("\0")):
@@ -36,4 +39,5 @@ def test_every_command_runs(tmp_path: Path) -> None:
         "digits-micro16",
         "digits-two-ranks",
         "digits-standard",
+        "lm-steps20",
     }

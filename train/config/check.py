@@ -38,6 +38,8 @@ RANGES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "batch.effective_tokens": _AT_LEAST_1,
     "batch.accumulation_steps": _AT_LEAST_1,
     "data.shuffle_buffer": _AT_LEAST_0,
+    "data.max_length": _AT_LEAST_1,
+    "data.workers": _AT_LEAST_0,
     "data.overfit": _AT_LEAST_1,
     "data.block_size": _AT_LEAST_1,
     "data.eval_fraction": ("from 0 to below 1", lambda value: 0 <= value < 1),
@@ -84,6 +86,7 @@ def check(values: Values) -> list[Finding]:
         _optimizer_arguments,
         _groups,
         _profile,
+        _columns,
         _name,
     )
     return [finding for rule in rules for finding in rule(values)]
@@ -208,6 +211,13 @@ def _profile(values: Values) -> Iterator[Finding]:
     steps = values["profile.steps"]
     if steps and not (len(steps) == 2 and 1 <= steps[0] <= steps[1]):
         yield "profile.steps", f"got {show(steps)}; it takes the first and the last step, such as [10, 12]"
+
+
+def _columns(values: Values) -> Iterator[Finding]:
+    for name, own in values["data.columns"].items():
+        texts = own if isinstance(own, list) and own else [own]
+        if not all(isinstance(text, str) for text in texts):
+            yield f"data.columns.{name}", f"got {show(own)}; it takes the name of a column, or a list of names"
 
 
 def _name(values: Values) -> Iterator[Finding]:

@@ -61,7 +61,7 @@ def _nested(settings: Settings) -> dict[str, Any]:
     values: dict[str, Any] = {}
     for path, setting in settings.items():
         key = owner(path)
-        if key is None or (setting.value is None and TYPES[key] != dict[str, Any]):
+        if key is None or (setting.value is None and not key.endswith(".args")):
             continue
         *above, last = (key, *path[len(parts(key)) :])
         place: Any = values
@@ -73,7 +73,7 @@ def _nested(settings: Settings) -> dict[str, Any]:
 
 def _false_text(key: str, value: Any) -> tuple[str, str] | None:
     """(key, text) where YAML made a truth value of a word: OmegaConf would make the text 'False' of it."""
-    if isinstance(value, Mapping) and TYPES[key] == dict[str, str]:
+    if isinstance(value, Mapping) and not key.endswith(".args"):
         return next((wrong for name in value if (wrong := _bool_text(f"{key}.{name}", value[name]))), None)
     takes_text = str in types_of(key) and bool not in types_of(key)
     return _bool_text(key, value) if takes_text else None

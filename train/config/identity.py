@@ -15,6 +15,7 @@ EXECUTION = (
     *("name", "output_dir", "log", "wandb", "checkpoint", "duration.hours", "profile", "evaluate", "data.eval_split"),
     *("ema", "batch.effective_tokens"),  # an average that is only watched; what batch.effective says already
     "noise_scale",
+    *("data.preload", "data.workers", "data.eval_transform"),
     *("batch.micro", "batch.accumulation_steps", "batch.exact", "runtime.timeout_seconds", "runtime.deterministic"),
     *("model.compile", "memory"),
 )
@@ -65,6 +66,7 @@ def source_hash(config: Config) -> str:
         resolve(config.task.target, "train.tasks"),
         resolve(config.optimizer.target, "torch.optim"),
         resolve_source(config.data.source),
+        *(resolve(name, "train.data") for name in [config.data.transform] if name),
     ]
     if config.data.block_size is not None:
         targets.append(resolve(config.data.tokenizer, "train.tokenizers"))

@@ -23,6 +23,7 @@ from train.config.targets import TargetError, check_arguments, make_importable, 
 
 HOMES = {"model": "train.models", "task": "train.tasks", "optimizer": "torch.optim"}
 """Where a section's bare target is looked up; that of data is train.data."""
+FUNCTIONS = ("data.transform", "data.eval_transform")
 GIVEN = {"optimizer": ("params", "lr")}
 """Arguments that Isobatch passes itself."""
 
@@ -92,6 +93,12 @@ def run_name(loaded: Loaded) -> str:
 def _check_targets(values: Mapping[str, Any], origins: Origins, known: Sequence[Problem]) -> list[Problem]:
     """Targets that cannot be imported, and arguments that they do not take. Imports them, and so torch."""
     problems = []
+    for key in FUNCTIONS:
+        try:
+            if values[key]:
+                resolve(values[key], "train.data")
+        except TargetError as error:
+            problems.append(Problem(origins(key), key, str(error)))
     for section, key in TARGETS.items():
         if not fresh([Problem("", key, "")], known):
             continue

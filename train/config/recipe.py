@@ -24,7 +24,8 @@ class Batch:
 @dataclass(frozen=True)
 class Data:
     source: str = "???"
-    """A built-in (`digits`), the dotted path of a function that returns a `datasets.Dataset`, or any name that
+    """A file (csv, tsv, json, jsonl, parquet, txt), a folder of such files or of images, a data set saved to disk, a
+    built-in (`digits`), the dotted path of a function that returns a `datasets.Dataset`, or any name that
     `datasets.load_dataset` takes."""
     args: dict[str, Any] = field(default_factory=dict)
     """Keyword arguments of the source."""
@@ -34,8 +35,26 @@ class Data:
     """The split to evaluate on. Unset: eval_fraction of the training split."""
     eval_fraction: float = 0.0
     """Share of the samples held out for evaluation, in [0, 1). The same samples for every seed."""
-    columns: dict[str, str] = field(default_factory=dict)
-    """Which column is what: {name that the task asks for: name in the data}. Same names need no entry."""
+    columns: dict[str, Any] = field(default_factory=dict)
+    """Which column is what: {name that the task asks for: name in the data, or a list of columns of numbers, which are
+    put side by side}. Same names need no entry. Text under the name `labels` becomes numbers, its values sorted."""
+    block_size: int | None = None
+    """Tokens in a sample: join the texts of the column `text` (see columns) and cut them into blocks of so many. A
+    document's first token is not predicted from the document before. Unset: samples are what the columns hold."""
+    tokenizer: str = "bytes"
+    """What makes tokens of text: `bytes`, or the dotted path of a class like those in train/tokenizers.py."""
+    max_length: int | None = None
+    """Tokens of a text: longer ones are cut, shorter ones filled up with token 256. Unset: text is refused."""
+    preload: bool | None = None
+    """Hold the samples in memory. Unset: what takes at most a quarter of the machine's, shared by its ranks, but not
+    images with a transform. What is not held is read from the disk when it is needed."""
+    workers: int = 2
+    """Processes of each rank that read and transform what is not simply held in memory; 0: the rank itself."""
+    transform: str | None = None
+    """Dotted path of a function (sample, generator) -> sample for training samples, columns by the task's names, images
+    as float32 (channels, height, width) in [0, 1]. The generator is seeded by seed, epoch and sample."""
+    eval_transform: str | None = None
+    """The same for samples to evaluate on. Unset: they stay as they are."""
     streaming: bool = False
     """Read the samples as they come instead of loading them first, for data that does not fit. Every rank reads all of
     them and keeps its own."""
@@ -44,11 +63,6 @@ class Data:
     split_by_node: bool = False
     """With streaming: each rank reads its own shards only. Faster, but the samples of a step then depend on the number
     of ranks, and a rank whose shards are small begins them again before the others."""
-    block_size: int | None = None
-    """Tokens in a sample: join the texts of the column `text` (see columns) and cut them into blocks of so many. A
-    document's first token is not predicted from the document before. Unset: samples are what the columns hold."""
-    tokenizer: str = "bytes"
-    """What makes tokens of text: `bytes`, or the dotted path of a class like those in train/tokenizers.py."""
     overfit: int | None = None
     """Repeat the first so many effective batches for ever: a model that cannot learn them by heart has a bug."""
     drop_tail: bool = False

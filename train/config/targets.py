@@ -17,6 +17,17 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, cast
 
+FILES = {
+    ".csv": "csv",
+    ".tsv": "csv",
+    ".json": "json",
+    ".jsonl": "json",
+    ".parquet": "parquet",
+    ".txt": "text",
+    ".arrow": "arrow",
+}
+"""{ending of a data file: the name that datasets has for what reads it}."""
+
 
 class TargetError(Exception):
     """A target that cannot be used; the message says why and what is near."""
@@ -49,7 +60,7 @@ def resolve_source(source: str) -> Callable[..., Any] | None:
 
     Raises TargetError.
     """
-    if not _is_dotted(source) or Path(source).exists():
+    if not _is_dotted(source) or Path(source).exists() or Path(source).suffix.lower() in FILES:
         return None
     if "." in source:
         return resolve(source, "")

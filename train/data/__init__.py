@@ -1,9 +1,20 @@
 """From HF datasets to windows."""
 
 from train.data.packing import make_tokenizer
-from train.data.parts import DataError, TrainingSet
+from train.data.parts import DataError, EvaluationSet, TrainingSet
 from train.data.rows import Rows
-from train.data.sources import Sets, open_sets
+from train.data.sources import Sets, Splits, load_splits, open_sets
 from train.data.windows import Windows
 
-__all__ = ["DataError", "Rows", "Sets", "TrainingSet", "Windows", "make_tokenizer", "open_sets"]
+__all__ = [
+    "DataError",
+    "EvaluationSet",
+    "Rows",
+    "Sets",
+    "Splits",
+    "TrainingSet",
+    "Windows",
+    "load_splits",
+    "make_tokenizer",
+    "open_sets",
+]

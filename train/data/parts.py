@@ -6,7 +6,8 @@ from typing import Protocol
 
 import torch
 
-from train.batch import BatchPlan
+from train.batch import Assignment, BatchPlan, assign
+from train.batch.order import Ids
 from train.window import Batch, Place
 
 
@@ -45,3 +46,29 @@ class TrainingSet(Protocol):
         `overfit`: the steps 1 .. overfit again and again.
         """
         ...
+
+
+class EvaluationSet(Protocol):
+    """Samples to evaluate on."""
+
+    def __len__(self) -> int: ...
+
+    def batches(self, ids: Ids, size: int) -> Iterator[Batch]:
+        """The samples `ids`, in that order, `size` at a time."""
+        ...
+
+
+def assignments(
+    plan: BatchPlan, seed: int, rank: int, place: Place, overfit: int | None
+) -> Iterator[tuple[int, Assignment]]:
+    """(epoch, which samples) of one step after the other, of data whose size is known; it may begin anywhere."""
+    if overfit:
+        place = Place(0, place.samples % (overfit * plan.effective))
+    while True:
+        found = assign(plan, seed, place.epoch, place.samples, rank)
+        yield place.epoch, found
+        taken = place.samples + found.samples
+        if found.last_of_epoch or taken == (overfit and overfit * plan.effective):
+            place = Place(0 if overfit else place.epoch + 1)
+        else:
+            place = Place(place.epoch, taken)

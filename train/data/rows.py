@@ -1,16 +1,17 @@
-"""Samples that can be fetched by their place."""
+"""Samples that can be fetched by their place: held in memory, or read from the disk when their turn comes."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from datasets import Dataset
-from pyarrow.types import is_floating, is_integer
+from torch import Tensor
 
-from train.batch import BatchPlan, assign, sample_ids
+from train.batch import BatchPlan, sample_ids
 from train.batch.order import Ids
-from train.data.parts import DataError, Part
+from train.data.parts import Part, assignments
+from train.data.reading import Picked, Reader, scaled, stack
 from train.window import Batch, Place
 
 
@@ -19,6 +20,7 @@ class Rows:
     """A data set in memory, one tensor for each column: fetching costs a few microseconds a sample."""
 
     columns: Batch
+    images: frozenset[str] = frozenset()  # columns of whole numbers that are given out as float32 in [0, 1]
 
     def __len__(self) -> int:
         return len(next(iter(self.columns.values())))
@@ -29,57 +31,54 @@ class Rows:
 
     def cast(self, dtype: torch.dtype) -> "Rows":
         """Floating-point columns in `dtype`, so that a step need not convert what it copies to a GPU."""
-        return Rows({n: c.to(dtype) if c.is_floating_point() else c for n, c in self.columns.items()})
+        columns = {n: c.to(dtype) if c.is_floating_point() else c for n, c in self.columns.items()}
+        return Rows(columns, self.images)
+
+    def pick(self, ids: Ids) -> Picked:
+        """The samples `ids`, in that order, as they are stored."""
+        index = torch.from_numpy(ids.copy())
+        return {name: column.index_select(0, index) for name, column in self.columns.items()}
 
     def fetch(self, ids: Ids) -> Batch:
         """The samples `ids`, in that order, with their `sample_id`."""
-        index = torch.from_numpy(ids.copy())
-        return {name: column.index_select(0, index) for name, column in self.columns.items()} | {"sample_id": index}
+        return finished(stack(self.pick(ids), ids), self.images, ids)
+
+    def batches(self, ids: Ids, size: int) -> Iterator[Batch]:
+        return (self.fetch(ids[start : start + size]) for start in range(0, len(ids), size))
 
     def first(self, seed: int, count: int) -> Batch:
         return self.fetch(sample_ids(len(self), seed, 0, 0, min(count, len(self))))
 
     def parts(self, plan: BatchPlan, seed: int, rank: int, place: Place, overfit: int | None) -> Iterator[Part]:
         """As data.parts has it. Any part can be read without those before it."""
-        if overfit:
-            place = Place(0, place.samples % (overfit * plan.effective))
-        while True:
-            found = assign(plan, seed, place.epoch, place.samples, rank)
+        for epoch, found in assignments(plan, seed, rank, place, overfit):
             filler = self.fetch(found.filler_ids) if 0 in found.sizes else {}
-            yield Part(place.epoch, found.last_of_epoch, self.fetch(found.ids), found.sizes, filler)
-            taken = place.samples + found.samples
-            if found.last_of_epoch or taken == (overfit and overfit * plan.effective):
-                place = Place(0 if overfit else place.epoch + 1)
-            else:
-                place = Place(place.epoch, taken)
+            yield Part(epoch, found.last_of_epoch, self.fetch(found.ids), found.sizes, filler)
 
 
-def preload(dataset: Dataset, names: Sequence[str]) -> Rows:
-    """Read the columns `names` into memory. Raises DataError for a column that is no array of numbers."""
-    return Rows({name: _tensor(name, _column(dataset, name)) for name in names})
+@dataclass(frozen=True)
+class Table:
+    """A data set on the disk: samples are read and decoded each time they are asked for."""
+
+    dataset: Dataset  # its format: arrow
+    reader: Reader
+    images: frozenset[str]
+    rows: Ids  # by which its samples are named in errors: their places in the split
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def pick(self, ids: Ids) -> Picked:
+        """The samples `ids`, in that order, as they are stored."""
+        return self.reader.read(self.dataset[ids], self.dataset.features, self.rows[ids])
 
 
-def _column(dataset: Dataset, name: str) -> object:
-    """A column as NumPy has it, its numbers as they are stored: left to itself, datasets (5.2) makes float32 of float64
-    and int64 of uint8, without a word."""
-    kind = dataset.features.arrow_schema.field(name).type
-    while hasattr(kind, "value_type"):  # a list of lists of ...
-        kind = kind.value_type
-    stored = {"dtype": kind.to_pandas_dtype()} if is_integer(kind) or is_floating(kind) else {}
-    return dataset.select_columns([name]).with_format("numpy", **stored)[:][name]
+def preload(dataset: Dataset, reader: Reader, images: frozenset[str], rows: Ids) -> Rows:
+    """Read all of a data set, its format arrow, into memory."""
+    return Rows(stack(reader.read(dataset[:], dataset.features, rows), rows), images)
 
 
-def _tensor(name: str, values: object) -> torch.Tensor:
-    array = np.asarray(values)
-    if array.dtype == object:
-        first = np.asarray(array[0])
-        raise DataError(
-            f"column {name!r} does not hold one array of numbers per sample, all of one shape: its first value is of "
-            f"type {type(array[0]).__name__}, shape {first.shape}. "
-            f"Say which column is what: data.columns={{inputs: NAME}}"
-        )
-    if not (np.issubdtype(array.dtype, np.number) or array.dtype == bool):
-        raise DataError(
-            f"column {name!r} holds {array.dtype}, not numbers. Say which column is what: data.columns={{inputs: NAME}}"
-        )
-    return torch.from_numpy(np.array(array))
+def finished(batch: Batch, images: frozenset[str], ids: Ids | range) -> Batch:
+    """As a task gets it: images scaled, `sample_id` told."""
+    floats: dict[str, Tensor] = {name: scaled(c) if name in images else c for name, c in batch.items()}
+    return floats | {"sample_id": torch.from_numpy(np.array(ids, dtype=np.int64))}

@@ -1,75 +1,190 @@
-"""Where samples come from, and which of them are held out."""
+"""Which samples are trained on, which are held out, and how they are read."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
-from datasets import Dataset, IterableDataset, load_dataset
+import psutil
+import pyarrow as pa
+from datasets import Dataset, Image, IterableDataset, disable_progress_bars
 
 from train.batch import sample_ids
-from train.config import Config, resolve_source
-from train.config.recipe import Data
+from train.batch.order import Ids
+from train.config import Config, resolve
+from train.data.checks import LabelRange, check_values, class_line, class_names, label_range
+from train.data.files import Readable, damaged, load_split
+from train.data.loader import Loader, Transform
 from train.data.packing import pack
-from train.data.parts import DataError, TrainingSet
-from train.data.rows import Rows, preload
+from train.data.parts import DataError, EvaluationSet, TrainingSet
+from train.data.reading import LABELS, Columns, Reader
+from train.data.rows import Rows, Table, preload
 from train.data.stream import Stream
+from train.ranks import launched_local_world_size, launched_rank
 
 HOLDOUT_SEED = 0  # not the run's: runs with different seeds are compared on the same held-out samples
+SHARE = 0.25
+"""Of a machine's memory: what its ranks may fill with samples."""
 
 
 @dataclass(frozen=True)
 class Sets:
     train: TrainingSet
-    evaluation: dict[str, Rows]  # the main set has the name ""
+    evaluation: dict[str, EvaluationSet]  # the main set has the name ""
+    classes: Mapping[str, Sequence[str]] = field(default_factory=dict)  # names, in the order of their numbers
+    labels: tuple[LabelRange, ...] = ()
+    notes: tuple[str, ...] = ()  # for the screen
 
 
-def open_sets(config: Config, needed: Sequence[str]) -> Sets:
-    """Load the training and evaluation samples, with the columns that the task needs under the task's own names."""
+@dataclass(frozen=True)
+class Splits:
+    """The data sets that a config names, before columns are chosen and samples held out."""
+
+    train: Readable
+    held_out: Mapping[str, Readable]  # by split
+
+
+def load_splits(config: Config) -> Splits:
+    """Downloads, and fills the cache of `datasets`. Raises DataError where a source cannot be read."""
     data = config.data
-    dataset = _load(data, data.split, data.streaming)
-    held_out: dict[str, Dataset] = {}
+    if launched_rank():
+        disable_progress_bars()  # the others wait for rank 0
+    train = load_split(data, data.split, data.streaming)
+    names = dict.fromkeys(filter(None, [data.eval_split, *config.evaluate.sets.values()]))
+    again = data.streaming  # what is evaluated again and again is not a stream
+    return Splits(train, {n: train if n == data.split and not again else load_split(data, n) for n in names})
+
+
+def open_sets(config: Config, needed: Sequence[str], splits: Splits | None = None) -> Sets:
+    """The training and evaluation samples, with the columns that the task needs under the task's own names.
+
+    Raises DataError for columns that are missing, and for values that cannot be trained on.
+    """
+    data, splits = config.data, splits or load_splits(config)
+    if data.block_size is not None:
+        return _packed(config, needed, splits)
+    train = splits.train
+    if data.streaming and isinstance(train, Dataset):
+        train = train.to_iterable_dataset()
+    # Streams that name no columns are asked for those of their first sample.
+    columns = _columns(train.column_names or list(next(iter(train), {})), data.columns, needed)
+    names = class_names(_arrow(train), train.features, columns.get(LABELS))
+    opening = _Opening(config, Reader(columns, {LABELS: names} if names else {}, data.max_length))
+    held_out = {name: opening.checked(dataset, name) for name, dataset in splits.held_out.items()}
+    evaluation: dict[str, EvaluationSet] = {}
+    kept = None
     if data.eval_split is not None:
-        held_out[""] = _load(data, data.eval_split)
-    elif data.eval_fraction and isinstance(dataset, IterableDataset):
+        evaluation[""] = opening.evaluation(held_out[data.eval_split])
+    elif data.eval_fraction and isinstance(train, IterableDataset):
         raise DataError(
             f"data.eval_fraction={data.eval_fraction} of a stream of unknown length. Type: data.eval_split=test"
         )
+    if isinstance(train, Dataset):
+        train = opening.checked(train, data.split)
+        if data.eval_split is None and data.eval_fraction:
+            kept, held = _hold_out(len(train), data.eval_fraction)
+            evaluation[""] = opening.evaluation(train, held)
+    evaluation |= {name: opening.evaluation(held_out[split]) for name, split in config.evaluate.sets.items()}
+    samples = opening.training(train, kept)
+    whole = {data.split: train, **held_out}
+    ranges = (label_range(_arrow(rows), opening.reader, split) for split, rows in whole.items())
+    labels = tuple(found for found in ranges if found is not None)
+    return Sets(samples, evaluation, opening.reader.classes, labels, tuple(opening.notes(samples)))
+
+
+def _packed(config: Config, needed: Sequence[str], splits: Splits) -> Sets:
+    """Texts as blocks of tokens; documents are held out, not blocks."""
+    data, train = config.data, splits.train
+    if isinstance(train, IterableDataset) or data.streaming:
+        raise DataError("texts of a stream are not cut into blocks (data.block_size). Type: data.streaming=false")
+    held_out = {name: splits.held_out[split] for name, split in config.evaluate.sets.items()}
+    if data.eval_split is not None:
+        held_out[""] = splits.held_out[data.eval_split]
     elif data.eval_fraction:
-        dataset, held_out[""] = _hold_out(dataset, data.eval_fraction)
-    for name, split in config.evaluate.sets.items():
-        held_out[name] = _load(data, split)
-    rows = {name: _rows(held, data, needed) for name, held in held_out.items()}
-    return Sets(_training_set(dataset, data, needed), rows)
+        kept, held = _hold_out(len(train), data.eval_fraction)
+        train, held_out[""] = train.select(kept), train.select(held)
+    return Sets(pack(train, data, needed), {name: pack(held_out[name], data, needed) for name in sorted(held_out)})
 
 
-def _rows(dataset: Dataset | IterableDataset, data: Data, needed: Sequence[str]) -> Rows:
-    return pack(dataset, data, needed) if data.block_size else _select(dataset, data.columns, needed)
+@dataclass(frozen=True)
+class _Opening:
+    """How the samples of a run are read."""
+
+    config: Config
+    reader: Reader
+
+    def checked(self, dataset: Readable, split: str) -> Dataset:
+        if isinstance(dataset, IterableDataset):
+            dataset = Dataset.from_list(list(dataset))
+        _columns(dataset.column_names, self.config.data.columns, list(self.reader.columns))
+        if len(dataset) == 0:
+            raise DataError("a set of the data is empty. Look at data.split, data.eval_split and evaluate.sets")
+        check_values(_arrow(dataset.select_columns(self.reader.names)), self.reader, split)
+        return dataset
+
+    def training(self, dataset: Readable, rows: Ids | None) -> TrainingSet:
+        data = self.config.data
+        transform = resolve(data.transform, "train.data") if data.transform else None
+        if isinstance(dataset, IterableDataset):
+            return Stream(dataset, self.reader, data.shuffle_buffer, data.split_by_node, lambda e: damaged(data, e))
+        return self._with(self._samples(dataset, rows, transform is not None), transform, self.config.seed)
+
+    def evaluation(self, dataset: Dataset, rows: Ids | None = None) -> EvaluationSet:
+        name = self.config.data.eval_transform
+        transform = resolve(name, "train.data") if name else None
+        return self._with(self._samples(dataset, rows, transform is not None), transform, HOLDOUT_SEED)
+
+    def _with(self, samples: Rows | Table, transform: Transform | None, seed: int) -> Rows | Loader:
+        if isinstance(samples, Rows) and transform is None:
+            return samples
+        timeout = self.config.runtime.timeout_seconds / 2  # before the other ranks give up waiting for this one
+        return Loader(samples, transform, seed, self.config.data.workers, timeout)
+
+    def _samples(self, dataset: Dataset, rows: Ids | None, transformed: bool) -> Rows | Table:
+        """`rows`: which of the data set; None: all."""
+        own = {name: column for name, column in self.reader.columns.items() if isinstance(column, str)}
+        images = frozenset(name for name, column in own.items() if isinstance(dataset.features[column], Image))
+        places = np.arange(len(dataset)) if rows is None else rows
+        chosen = (dataset if rows is None else dataset.select(rows)).select_columns(self.reader.names)
+        chosen = chosen.with_format("arrow")
+        wanted = self.config.data.preload
+        if wanted is None:
+            wanted = not (images and transformed) and self.bytes_of(chosen) <= memory_of_a_rank()
+        return (preload if wanted else Table)(chosen, self.reader, images, places)
+
+    def bytes_of(self, dataset: Dataset) -> int:
+        """In memory: as many times that of the first sample as there are samples."""
+        first = self.reader.read(dataset[:1], dataset.features, range(1))
+        return len(dataset) * sum(tensor.nbytes for column in first.values() for tensor in column)
+
+    def notes(self, samples: TrainingSet) -> Iterator[str]:
+        """What the screen says of the samples that are trained on."""
+        yield from (class_line(name, classes) for name, classes in self.reader.classes.items())
+        if not isinstance(samples, Loader):
+            return
+        data, table = self.config.data, samples.samples
+        held = "from memory" if isinstance(table, Rows) else "from the disk"
+        why = f"data.transform={data.transform}"
+        if isinstance(table, Table) and data.preload is False:
+            why = "data.preload=false"
+        elif isinstance(table, Table) and not (table.images and data.transform):
+            size, limit = self.bytes_of(table.dataset) / 2**30, memory_of_a_rank() / 2**30
+            why = f"about {size:.3g} GiB, over the {limit:.3g} GiB that a rank may fill: {SHARE:.0%} of the machine's"
+        workers = f"{data.workers} worker{'s' * (data.workers != 1)}" if data.workers else "no workers"
+        yield f"loading   {held}, as needed, by {workers} per rank ({why})"
 
 
-def _training_set(dataset: Dataset | IterableDataset, data: Data, needed: Sequence[str]) -> TrainingSet:
-    if isinstance(dataset, Dataset):
-        if not data.streaming:
-            return _select(dataset, data.columns, needed)
-        dataset = dataset.to_iterable_dataset()
-    # Streams that name no columns are asked for those of their first sample.
-    known = dataset.column_names or list(next(iter(dataset), {}))
-    return Stream(dataset, _columns(known, data.columns, needed), data.shuffle_buffer, data.split_by_node)
+def _arrow(dataset: Readable) -> pa.Table | None:
+    """All of it, where it lies: nothing is copied. A stream's: nobody has it."""
+    return None if isinstance(dataset, IterableDataset) else dataset.with_format("arrow")[:]
 
 
-def _load(data: Data, split: str, streaming: bool = False) -> Dataset | IterableDataset:
-    """One split of the source. A function gives one data set, its split `train`, or several by name."""
-    function = resolve_source(data.source)
-    if function is None:
-        return load_dataset(data.source, split=split, streaming=streaming, **data.args)
-    found = function(**data.args)
-    splits = found if isinstance(found, Mapping) else {"train": found}
-    if split not in splits:
-        raise DataError(f"{data.source} has no split {split!r}; it has: {', '.join(splits)}")
-    return splits[split]
+def memory_of_a_rank() -> float:
+    """Bytes that one rank may fill with samples."""
+    return SHARE * psutil.virtual_memory().total / launched_local_world_size()
 
 
-def _hold_out(dataset: Dataset, fraction: float) -> tuple[Dataset, Dataset]:
-    size = len(dataset)
+def _hold_out(size: int, fraction: float) -> tuple[Ids, Ids]:
+    """(rows that stay, rows held out)"""
     count = round(size * fraction)
     if count in (0, size):
         kept = "nothing" if count == 0 else "everything"
@@ -77,28 +192,20 @@ def _hold_out(dataset: Dataset, fraction: float) -> tuple[Dataset, Dataset]:
             f"data.eval_fraction={fraction} of {size} samples holds out {kept}. Type: data.eval_fraction=0.1"
         )
     order = sample_ids(size, HOLDOUT_SEED, 0, 0, size)
-    return dataset.select(np.sort(order[count:])), dataset.select(np.sort(order[:count]))
+    return np.sort(order[count:]), np.sort(order[:count])
 
 
-def _columns(known: Sequence[str], given: Mapping[str, str], needed: Sequence[str]) -> dict[str, str]:
-    """{name that the task asks for: name in the data}."""
+def _columns(known: Sequence[str], given: Columns, needed: Sequence[str]) -> dict[str, str | Sequence[str]]:
+    """{name that the task asks for: name in the data, or several}."""
     names = {name: given.get(name, name) for name in needed}
-    missing = {name: column for name, column in names.items() if column not in known}
+    lists = {name: [own] if isinstance(own, str) else list(own) for name, own in names.items()}
+    missing = {name: [column for column in own if column not in known] for name, own in lists.items()}
+    missing = {name: own for name, own in missing.items() if own}
     if missing:
-        wanted = ", ".join(f"{name} (as column {column!r})" for name, column in missing.items())
+        wanted = ", ".join(f"{name} (as column {', '.join(map(repr, own))})" for name, own in missing.items())
         example = ", ".join(f"{name}: {known[0] if known else 'NAME'}" for name in missing)
         raise DataError(
             f"the task needs {wanted}; the data has the columns {', '.join(known)}. "
             f"Say which column is what: 'data.columns={{{example}}}'"
         )
     return names
-
-
-def _select(dataset: Dataset | IterableDataset, given: Mapping[str, str], needed: Sequence[str]) -> Rows:
-    if isinstance(dataset, IterableDataset):  # held out: it is evaluated again and again
-        dataset = Dataset.from_list(list(dataset))
-    names = _columns(dataset.column_names, given, needed)
-    if len(dataset) == 0:
-        raise DataError("a set of the data is empty. Look at data.split, data.eval_split and evaluate.sets")
-    rows = preload(dataset, list(dict.fromkeys(names.values())))
-    return Rows({name: rows.columns[column] for name, column in names.items()})

@@ -1,16 +1,20 @@
 """Samples that come one after the other, as many as there are: read by every rank in one global order."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import pyarrow as pa
 import torch
-from datasets import Dataset, DatasetInfo, IterableDataset
+from datasets import Features, Image, IterableDataset
 from datasets.distributed import split_dataset_by_node
 
 from train.batch import BatchPlan, divide, key_of
+from train.data.checks import check_values
+from train.data.files import ERRORS
 from train.data.parts import DataError, Part
-from train.data.rows import preload
+from train.data.reading import Reader, stack
+from train.data.rows import finished
 from train.window import Batch, Place
 
 Blocks = Iterator[tuple[int, pa.Table, bool]]
@@ -27,9 +31,10 @@ class Stream:
     """
 
     dataset: IterableDataset
-    columns: Mapping[str, str]  # {name that the task asks for: name in the data}
+    reader: Reader
     shuffle_buffer: int  # samples; 0: the order of the source
     by_rank: bool
+    explain: Callable[[Exception], DataError] | None = None  # what cannot be read, such as a damaged file
 
     @property
     def size(self) -> None:
@@ -39,13 +44,18 @@ class Stream:
         return self  # each sample is read once: the step converts it
 
     def first(self, seed: int, count: int) -> Batch:
-        _, table, _ = next(_blocks(self._order(self.dataset, seed, 0), count, 0))
+        with self._explained():
+            _, table, _ = next(_blocks(self._order(self.dataset, seed, 0), count, 0))
         return self._batch(table, 0, table.num_rows, range(table.num_rows))
 
     def parts(self, plan: BatchPlan, seed: int, rank: int, place: Place, overfit: int | None) -> Iterator[Part]:
         """As data.parts has it; to begin at a place, what comes before it is read and left out."""
-        if self.by_rank:
-            yield from self._own_parts(plan, seed, rank, place)
+        with self._explained():
+            if self.by_rank:
+                yield from self._own_parts(plan, seed, rank, place)
+            yield from self._parts(plan, seed, rank, place, overfit)
+
+    def _parts(self, plan: BatchPlan, seed: int, rank: int, place: Place, overfit: int | None) -> Iterator[Part]:
         if overfit:
             place = Place(0, place.samples % (overfit * plan.effective))
         while True:
@@ -58,6 +68,15 @@ class Stream:
                 ids = range(start + first, start + first + sum(sizes))
                 yield Part(place.epoch, last, self._batch(table, first, sum(sizes), ids), sizes, filler)
             place = Place(0 if overfit else place.epoch + 1)
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except DataError:
+            raise
+        except ERRORS as error:
+            raise (self.explain(error) if self.explain else error) from error
 
     def _own_parts(self, plan: BatchPlan, seed: int, rank: int, place: Place) -> Iterator[Part]:
         """In each step as many samples as this rank's share of a full one, over the ends of its own shards."""
@@ -72,7 +91,7 @@ class Stream:
             yield Part(0, False, self._batch(table, 0, sum(sizes), ids), sizes, filler)
 
     def _order(self, dataset: IterableDataset, seed: int, epoch: int) -> IterableDataset:
-        dataset = dataset.select_columns(list(dict.fromkeys(self.columns.values())))
+        dataset = dataset.select_columns(self.reader.names)
         if not self.shuffle_buffer:
             return dataset
         # Seeded anew for each epoch: what set_epoch says is lost by the next method that is called (datasets 5.2).
@@ -80,10 +99,13 @@ class Stream:
 
     def _batch(self, table: pa.Table, first: int, count: int, ids: range) -> Batch:
         """Some rows of a table, under the names of the task, with these `sample_id`s (as many as there are rows)."""
-        info = DatasetInfo(features=self.dataset.features) if self.dataset.features else None
-        rows = preload(Dataset(table.slice(first, count), info=info), list(dict.fromkeys(self.columns.values())))
-        named = {name: rows.columns[column] for name, column in self.columns.items()}
-        return named | {"sample_id": torch.tensor(ids[:count], dtype=torch.int64)}
+        features = self.dataset.features or Features.from_arrow_schema(table.schema)
+        rows = table.slice(first, count)
+        check_values(rows, self.reader, "train", ids.start)
+        images = frozenset(
+            name for name, own in self.reader.columns.items() if isinstance(features.get(str(own)), Image)
+        )
+        return finished(stack(self.reader.read(rows, features, ids[:count]), ids), images, ids[:count])
 
 
 def _blocks(dataset: IterableDataset, size: int, skip: int, drop_tail: bool = False) -> Blocks:

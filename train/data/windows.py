@@ -20,6 +20,10 @@ class _Ahead:
     failure: Exception | None
     message: Sum  # [ranks that failed, ranks that were asked to stop, samples, weight of each term]
 
+    def check(self) -> None:
+        if self.failure is not None:
+            raise self.failure
+
 
 @dataclass(frozen=True)
 class Windows:
@@ -78,12 +82,8 @@ class Windows:
 
     def _finish(self, ahead: _Ahead) -> Window | None:
         failed, stop, samples, *weights = ahead.message.wait()
-        if ahead.failure is not None:
-            raise ahead.failure
-        if failed:
-            raise RuntimeError(
-                f"step {ahead.k}: {failed:.0f} other rank(s) could not read their samples; their errors say why"
-            )
+        if failed:  # every rank ends by the same error, told with the rank that met it
+            self.ranks.together(ahead.check)
         if stop:
             return None
         assert ahead.part is not None  # else there was a failure

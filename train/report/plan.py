@@ -1,7 +1,7 @@
 """The plan of a run: what will be trained, as arithmetic, before the first step."""
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from train.batch import BatchPlan
@@ -21,6 +21,8 @@ class RunPlan:
     identity: Mapping[str, Any]  # all that decides the curve
     curve_hash: str
     recipe_hash: str
+    classes: Mapping[str, Sequence[str]] = field(default_factory=dict)  # names, in the order of their numbers
+    notes: tuple[str, ...] = ()  # on the data, for the screen
 
     @property
     def total_steps(self) -> int:
@@ -60,6 +62,8 @@ class RunPlan:
             f"batch     {batch.arithmetic()}",
             f"data      {'; '.join([self._epoch(), *sets])}",
             *self._tokens(),
+            *self._small(),
+            *self.notes,
             f"duration  {self.total_steps:,} steps = {self._samples()}",
             *(f"scaling   {line}" for line in self.rate_arithmetic),
             f"rate      peak {rate.peak:.4g}, {fall}{warm}",
@@ -81,6 +85,15 @@ class RunPlan:
         if not tail:
             return text
         return text + (f" ({tail} left out: data.drop_tail)" if batch.drop_tail else f" + {tail}")
+
+    def _small(self) -> list[str]:
+        batch = self.batch
+        if batch.dataset_size is None or batch.dataset_size >= batch.effective:
+            return []
+        return [
+            f"warning   fewer samples than batch.effective={batch.effective}: each step takes {batch.dataset_size}; "
+            f"optimizer.lr_scaling follows the stated {batch.effective}"
+        ]
 
     def _samples(self) -> str:
         samples, epoch = self.batch.samples_after(self.total_steps), self.batch.samples_per_epoch

@@ -22,6 +22,12 @@ class Classification:
     def __init__(self, label_smoothing: float = 0.0) -> None:
         self.label_smoothing = label_smoothing
 
+    def num_classes(self, model: Any, batch: Batch) -> int:
+        """How many classes the model tells apart; labels are compared with it before training."""
+        with torch.no_grad():
+            logits: Tensor = model(batch["inputs"])
+        return logits.shape[1] if isinstance(logits, Tensor) else 2**63  # loss_sum tells what is wrong
+
     def loss_weight(self, batch: Batch) -> float:
         return float((batch["labels"] != IGNORED).sum())
 

@@ -1,0 +1,138 @@
+"""What is wrong with the data is told by row, before training."""
+
+import json
+import math
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet
+import pytest
+import torch
+
+from tests.data.files import FLOWERS, SIDE_BY_SIDE, Table, opened, write
+from tests.helpers import argv, record
+from train.data import DataError, Rows
+from train.entry import main
+from train.standard import compute_gradient
+
+FLOWER_MODEL = ("model.args={inputs: 2, hidden: [4], outputs: 3}", SIDE_BY_SIDE)
+
+
+def changed(column: str, row: int, value: object) -> Table:
+    own = {name: list(values) for name, values in FLOWERS.items()}
+    own[column][row] = value
+    return own
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
+@pytest.mark.parametrize("column", ["height", "leaves", "kind"])
+def test_a_missing_value(tmp_path: Path, column: str, kind: str) -> None:
+    path = write(tmp_path / f"own.{kind}", changed(column, 4, None))
+
+    with pytest.raises(DataError, match=f"column '{column}' has no value in row 4 of split 'train'"):
+        opened(tmp_path, path, SIDE_BY_SIDE)
+
+
+def test_nan_in_a_column_of_numbers(tmp_path: Path) -> None:
+    path = write(tmp_path / "own.parquet", changed("height", 2, math.nan))
+
+    with pytest.raises(DataError, match="column 'height' has no value in row 2"):
+        opened(tmp_path, path, SIDE_BY_SIDE)
+
+
+def test_none_within_a_list(tmp_path: Path) -> None:
+    path = write(tmp_path / "own.jsonl", {"inputs": [[1.0, 2.0], [3.0, None]], "labels": [0, 1]})
+
+    with pytest.raises(DataError, match="column 'inputs' has no value somewhere in row 1"):
+        opened(tmp_path, path)
+
+
+def test_a_word_among_numbers(tmp_path: Path) -> None:
+    path = write(tmp_path / "own.csv", changed("leaves", 3, "four"))
+
+    with pytest.raises(DataError, match="column 'leaves' does not hold numbers: it is 'four' in row 3"):
+        opened(tmp_path, path, SIDE_BY_SIDE)
+
+
+def test_lists_of_several_lengths(tmp_path: Path) -> None:
+    path = write(tmp_path / "own.jsonl", {"inputs": [[1.0, 2.0], [1.0, 2.0], [3.0]], "labels": [0, 1, 0]})
+
+    with pytest.raises(DataError, match="row 2 is of another shape"):
+        opened(tmp_path, path)
+
+
+def test_text_that_nobody_said_how_to_read(tmp_path: Path) -> None:
+    path = write(tmp_path / "own.csv", FLOWERS)
+
+    with pytest.raises(DataError, match=r"column 'kind' holds text, not numbers. Type: data.max_length=256"):
+        opened(tmp_path, path, "data.columns={inputs: kind, labels: leaves}")
+    with pytest.raises(DataError, match="not known before a stream has ended"):
+        opened(tmp_path, path, SIDE_BY_SIDE, "data.streaming=true").train.first(0, 2)
+
+
+def test_a_column_that_is_not_there(tmp_path: Path) -> None:
+    path = write(tmp_path / "own.csv", FLOWERS)
+
+    with pytest.raises(DataError, match=r"inputs \(as column 'width'\); the data has the columns height, leaves, kind"):
+        opened(tmp_path, path, "data.columns={inputs: [height, width], labels: kind}")
+
+
+def test_a_class_that_only_the_evaluation_has(tmp_path: Path) -> None:
+    write(tmp_path / "own" / "train.csv", FLOWERS)
+    write(tmp_path / "own" / "test.csv", changed("kind", 1, "thistle"))
+
+    with pytest.raises(
+        DataError, match="'thistle' in row 1, a class that the training split has not: daisy, rose, tul"
+    ):
+        opened(tmp_path, tmp_path / "own", SIDE_BY_SIDE, "data.eval_split=test")
+
+
+@pytest.mark.parametrize(("label", "row"), [(3, 4), (-1, 0)])
+def test_a_label_outside_the_range(tmp_path: Path, label: int, row: int) -> None:
+    labels = [0, 1, 2, -100, 1, 0] * 3
+    labels[row] = label
+    path = write(tmp_path / "own.csv", {"a": [0.5] * 18, "b": [1] * 18, "labels": labels})
+    columns = (
+        "data.columns={inputs: [a, b]}",
+        "data.eval_fraction=0.5",
+        "model.args={inputs: 2, hidden: [4], outputs: 3}",
+    )
+
+    with pytest.raises(DataError) as error:
+        record(argv(tmp_path, f"data.source={path}", *columns))
+
+    assert f"row {row} of split 'train' has the label {label} (column 'labels')" in str(error.value)
+    assert "labels go from 0 to 2" in str(error.value)
+
+
+def test_more_names_than_the_model_has_outputs(tmp_path: Path) -> None:
+    path = write(tmp_path / "own.csv", FLOWERS)
+    overrides = (SIDE_BY_SIDE, "model.args={inputs: 2, hidden: [4], outputs: 2}")
+
+    with pytest.raises(DataError, match=r"row 3 of split 'train' has the label 2"):
+        record(argv(tmp_path, f"data.source={path}", *overrides))
+
+
+@pytest.mark.parametrize("kind", [pa.int32(), pa.uint8(), pa.bool_()], ids=str)
+def test_whole_labels_are_int64(tmp_path: Path, kind: pa.DataType) -> None:
+    table = pa.table({"inputs": pa.array([1.0, 2.0]), "labels": pa.array([0, 1]).cast(kind)})
+    pyarrow.parquet.write_table(table, tmp_path / "own.parquet")
+
+    train = opened(tmp_path, tmp_path / "own.parquet").train
+
+    assert isinstance(train, Rows)
+    assert train.columns["labels"].dtype == torch.int64
+
+
+def test_fewer_samples_than_a_batch_train_and_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write(tmp_path / "own.csv", FLOWERS)
+    scaling = ("optimizer.lr_scaling=linear", "optimizer.lr_reference_batch=8")
+
+    code = main(argv(tmp_path, f"data.source={path}", *FLOWER_MODEL, *scaling), "standard", compute_gradient)
+
+    said = capsys.readouterr().out
+    assert code == 0
+    assert "fewer samples than batch.effective=8: each step takes 6; optimizer.lr_scaling follows the stated 8" in said
+    plan = json.loads((tmp_path / "run" / "plan.json").read_text())
+    assert plan["derived"]["lr_peak"] == 0.5
+    assert plan["classes"] == {"labels": ["daisy", "rose", "tulip"]}

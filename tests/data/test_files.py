@@ -1,0 +1,181 @@
+"""Own files with no code: what can be read, how it is split, and what is said of what cannot."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from datasets import Dataset, DatasetDict
+
+from tests.data.files import FLOWERS, SIDE_BY_SIDE, opened, picture, pictures, write
+from train.config import ConfigError
+from train.data import DataError, Rows, Sets
+
+INPUTS = [list(pair) for pair in zip(FLOWERS["height"], FLOWERS["leaves"], strict=True)]
+LABELS = [1, 0, 1, 2, 0, 2]  # daisy, rose, tulip
+KINDS = ("csv", "tsv", "json", "jsonl", "parquet")
+
+
+def rows_of(sets: Sets) -> Rows:
+    assert isinstance(sets.train, Rows)
+    return sets.train
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_file(tmp_path: Path, kind: str) -> None:
+    path = write(tmp_path / f"flowers.{kind}", FLOWERS)
+
+    sets = opened(tmp_path, path, SIDE_BY_SIDE)
+
+    assert rows_of(sets).columns["inputs"].tolist() == INPUTS
+    assert rows_of(sets).columns["labels"].tolist() == LABELS
+    assert sets.classes == {"labels": ("daisy", "rose", "tulip")}
+    assert sets.notes == ("classes   labels: 0 daisy, 1 rose, 2 tulip",)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_folder_of_shards_in_the_order_of_their_names(tmp_path: Path, kind: str) -> None:
+    for i, (start, stop) in enumerate([(0, 2), (2, 3), (3, 6)]):
+        part = {name: column[start:stop] for name, column in FLOWERS.items()}
+        write(tmp_path / "shards" / f"part-{i}.{kind}", part)
+    (tmp_path / "shards" / "README.md").write_text("what this is")
+
+    sets = opened(tmp_path, tmp_path / "shards", SIDE_BY_SIDE)
+
+    assert rows_of(sets).columns["inputs"].tolist() == INPUTS
+    assert rows_of(sets).columns["labels"].tolist() == LABELS
+
+
+@pytest.mark.parametrize(
+    "names", [("train.csv", "test.csv"), ("train/a.csv", "test/a.csv"), ("x_train.csv", "x-test.csv")]
+)
+def test_splits_by_name(tmp_path: Path, names: tuple[str, str]) -> None:
+    for name, count in zip(names, (6, 2), strict=True):
+        write(tmp_path / "own" / name, {key: column[:count] for key, column in FLOWERS.items()})
+
+    sets = opened(tmp_path, tmp_path / "own", SIDE_BY_SIDE, "data.eval_split=test")
+
+    assert rows_of(sets).columns["labels"].tolist() == LABELS
+    held_out = sets.evaluation[""]
+    assert isinstance(held_out, Rows)
+    assert held_out.columns["labels"].tolist() == [1, 0], "numbered by the classes of the training split"
+
+
+def test_a_data_set_saved_to_disk(tmp_path: Path) -> None:
+    data = Dataset.from_dict(FLOWERS)
+    data.save_to_disk(str(tmp_path / "one"))
+    DatasetDict({"train": data, "test": data.select([1])}).save_to_disk(str(tmp_path / "several"))
+
+    one = opened(tmp_path, tmp_path / "one", SIDE_BY_SIDE)
+    several = opened(tmp_path, tmp_path / "several", SIDE_BY_SIDE, "data.eval_split=test")
+
+    assert rows_of(one).columns["labels"].tolist() == rows_of(several).columns["labels"].tolist() == LABELS
+    assert len(several.evaluation[""]) == 1
+    with pytest.raises(DataError, match="no split 'validation'; it has: train, test"):
+        opened(tmp_path, tmp_path / "several", SIDE_BY_SIDE, "data.eval_split=validation")
+
+
+def test_text_of_lines(tmp_path: Path) -> None:
+    (tmp_path / "own.txt").write_text("ab\nä\n")
+
+    sets = opened(tmp_path, tmp_path / "own.txt", "data.columns={inputs: text, labels: text}", "data.max_length=3")
+
+    assert rows_of(sets).columns["inputs"].tolist() == [[97, 98, 256], [195, 164, 256]]
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_folder_of_images(tmp_path: Path, streaming: bool) -> None:
+    pictures(tmp_path / "own" / "train")
+    pictures(tmp_path / "own" / "test", 1, ("dog",))
+    columns = "data.columns={inputs: image, labels: label}"
+
+    sets = opened(
+        tmp_path,
+        tmp_path / "own",
+        columns,
+        "data.eval_split=test",
+        f"data.streaming={streaming}",
+        "data.shuffle_buffer=0",
+    )
+
+    batch = sets.train.first(0, 6)
+    assert batch["inputs"].shape == (6, 3, 4, 5)
+    assert batch["inputs"].dtype == torch.float32
+    pixels = [round(255 * image.max().item()) for image in batch["inputs"]]
+    assert sorted(zip(pixels, batch["labels"].tolist(), strict=True)) == [
+        (0, 0),
+        (1, 0),
+        (2, 0),
+        (10, 1),
+        (11, 1),
+        (12, 1),
+    ]
+    [held_out] = sets.evaluation[""].batches(torch.arange(1).numpy(), 8)
+    assert held_out["labels"].tolist() == [1], "dog is dog, whatever else the split holds"
+
+
+def test_a_held_out_fraction_is_the_same_each_time(tmp_path: Path) -> None:
+    path = write(tmp_path / "flowers.csv", FLOWERS)
+
+    sets = [opened(tmp_path, path, SIDE_BY_SIDE, "data.eval_fraction=0.34", f"seed={seed}") for seed in (0, 1)]
+
+    first, second = (rows_of(found).columns["inputs"].tolist() for found in sets)
+    assert first == second
+    assert len(first) == 4
+
+
+@pytest.mark.parametrize(
+    ("files", "said"),
+    [
+        ({"a.csv": "", "b.csv": "x,y\n1,2\n"}, "a.csv is empty: 0 bytes"),
+        ({"a.csv": "x,y\n"}, "has no rows in split 'train'"),
+        ({"a.csv": "x,y\n1,2\n", "b.csv": "x,y\n1,2\n1,2,3\n"}, "b.csv: ParserError"),
+        ({"a.jsonl": '{"x": 1, "y": 2}\n', "b.jsonl": '{"x": 1, "y":'}, "b.jsonl: ArrowInvalid"),
+        ({"b.parquet": "PAR1 and no more"}, "b.parquet: ArrowInvalid"),
+        ({"a.csv": "x,y\n1,2\n", "b.jsonl": '{"x": 1}\n'}, "1 x .csv (a.csv), 1 x .jsonl (b.jsonl)"),
+        ({"train.csv": "x\n1\n", "more.csv": "x\n1\n"}, "more.csv belongs to no split, while others do (train)"),
+        ({"test.csv": "x\n1\n"}, "no split 'train'; it has: test"),
+        ({"a.bin": "x"}, "no file that can be read as samples. Known are: .csv"),
+    ],
+)
+def test_what_cannot_be_read_is_named(tmp_path: Path, files: dict[str, str], said: str) -> None:
+    (tmp_path / "own").mkdir()
+    for name, text in files.items():
+        (tmp_path / "own" / name).write_text(text)
+
+    with pytest.raises(DataError) as error:
+        opened(tmp_path, tmp_path / "own")
+
+    assert said in str(error.value)
+
+
+def test_a_parquet_file_that_was_cut_is_named(tmp_path: Path) -> None:
+    whole = write(tmp_path / "own" / "a.parquet", FLOWERS)
+    cut = write(tmp_path / "own" / "b.parquet", FLOWERS)
+    cut.write_bytes(whole.read_bytes()[:-40])
+
+    for streaming in ("false", "true"):
+        with pytest.raises(DataError, match=r"b\.parquet"):
+            opened(tmp_path, tmp_path / "own", SIDE_BY_SIDE, f"data.streaming={streaming}").train.first(0, 20)
+
+
+def test_a_name_that_is_no_file(tmp_path: Path) -> None:
+    for source in ("nowhere.csv", "./nowhere", str(tmp_path / "nowhere.parquet")):
+        with pytest.raises(DataError, match="there is no such file or folder"):
+            opened(tmp_path, source)
+    with pytest.raises(ConfigError, match="no module 'nowhere'"):
+        opened(tmp_path, "nowhere.other")
+
+
+def test_a_damaged_image_is_named(tmp_path: Path) -> None:
+    bad = pictures(tmp_path / "own") / "dog" / "1.png"
+    bad.write_bytes(bad.read_bytes()[:30])
+
+    with pytest.raises(DataError, match=rf"{bad} \(row 4\): "):
+        opened(tmp_path, tmp_path / "own", "data.columns={inputs: image, labels: label}")
+
+
+def test_an_image_of_another_size_is_named(tmp_path: Path) -> None:
+    picture(pictures(tmp_path / "own") / "dog" / "1.png", 0, (4, 6, 3))
+
+    with pytest.raises(DataError, match=r"row 4 is of shape \(3, 4, 6\), row 0 of \(3, 4, 5\)"):
+        opened(tmp_path, tmp_path / "own", "data.columns={inputs: image, labels: label}")

@@ -1,0 +1,116 @@
+"""What is wrong with the data, told by row before training starts."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.types as kinds
+from datasets import ClassLabel, Features
+
+from train.data.parts import DataError
+from train.data.reading import LABELS, Reader, is_text, some
+
+IGNORED = -100  # "no label", in torch's losses and in train.tasks
+
+
+@dataclass(frozen=True)
+class LabelRange:
+    """The smallest and the largest label of a split, and the rows that hold them; IGNORED does not count."""
+
+    split: str
+    column: str
+    lowest: tuple[int, int]  # (label, row)
+    highest: tuple[int, int]
+
+    def check(self, classes: int) -> None:
+        """Raise DataError for a label outside 0 .. classes - 1."""
+        for label, row in (self.lowest, self.highest):
+            if not 0 <= label < classes:
+                raise DataError(
+                    f"row {row} of split {self.split!r} has the label {label} (column {self.column!r}), but the model "
+                    f"tells {classes} classes apart: labels go from 0 to {classes - 1} ({IGNORED}: no label)"
+                )
+
+
+def check_values(table: pa.Table, reader: Reader, split: str, first: int = 0) -> None:
+    """Raise DataError for a value that is missing, or of another kind than the other ones are.
+
+    Rows are counted from `first`, which is the number of the first one here.
+    """
+    for name in reader.names:
+        column = table.column(name)
+        missing = pc.is_null(column, nan_is_null=kinds.is_floating(column.type))
+        count = pc.sum(missing).as_py() or 0
+        if count:
+            row = first + pc.index(missing, True).as_py()
+            more = f" (and in {count - 1} more)" if count > 1 else ""
+            raise DataError(
+                f"column {name!r} has no value in row {row} of split {split!r}{more}. Fill it in, or leave the row out"
+            )
+        _check_lists(column, name, split, first)
+    for own in reader.columns.values():
+        for name in () if isinstance(own, str) else own:
+            _check_number(table.column(name), name, split, first)
+
+
+def label_range(table: pa.Table | None, reader: Reader, split: str) -> LabelRange | None:
+    """None where labels are not one whole number for each sample."""
+    own = reader.columns.get(LABELS)
+    if not isinstance(own, str) or table is None or not table.num_rows:
+        return None
+    column = table.column(own)
+    if is_text(column.type) and LABELS in reader.classes:
+        column = pc.index_in(column, pa.array(reader.classes[LABELS], column.type))
+    if not kinds.is_integer(column.type) or column.null_count:  # null: a class that the reader will tell of
+        return None
+    labels = column.to_numpy()
+    counted = np.flatnonzero(labels != IGNORED)
+    if not counted.size:
+        return None
+    ends = (counted[labels[counted].argmin()], counted[labels[counted].argmax()])
+    lowest, highest = ((int(labels[row]), int(row)) for row in ends)
+    return LabelRange(split, own, lowest, highest)
+
+
+def class_names(table: pa.Table | None, features: Features | None, own: str | Sequence[str] | None) -> tuple[str, ...]:
+    """The names of the classes in the order of their numbers; () where labels are numbers, or a stream's."""
+    if not isinstance(own, str) or features is None:
+        return ()
+    if isinstance(features[own], ClassLabel):
+        return tuple(features[own].names)
+    if table is None or not is_text(table.schema.field(own).type):
+        return ()
+    return tuple(sorted(name for name in pc.unique(table.column(own)).to_pylist() if name is not None))
+
+
+def class_line(name: str, classes: Sequence[str]) -> str:
+    return f"classes   {name}: {some([f'{number} {text}' for number, text in enumerate(classes)])}"
+
+
+def _check_lists(column: pa.ChunkedArray, name: str, split: str, first: int) -> None:
+    inner = column
+    while kinds.is_list(inner.type) or kinds.is_large_list(inner.type) or kinds.is_fixed_size_list(inner.type):
+        inner = pc.list_flatten(inner)
+    if inner is not column and inner.null_count:
+        row = next(row for row, value in enumerate(column.to_pylist(), first) if _has_none(value))
+        raise DataError(f"column {name!r} has no value somewhere in row {row} of split {split!r}")
+
+
+def _has_none(value: object) -> bool:
+    return any(map(_has_none, value)) if isinstance(value, list) else value is None
+
+
+def _check_number(column: pa.ChunkedArray, name: str, split: str, first: int) -> None:
+    if not is_text(column.type):
+        return
+    for row, value in enumerate(column.to_pylist(), first):
+        try:
+            float(value)
+        except ValueError:
+            raise DataError(
+                f"column {name!r} does not hold numbers: it is {value!r} in row {row} of split {split!r}. "
+                f"Correct it, or leave the column out of data.columns"
+            ) from None
+    raise DataError(f"column {name!r} holds numbers written as text. Write them without quotes")

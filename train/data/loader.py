@@ -1,0 +1,159 @@
+"""Samples that cost time: read from the disk or transformed, in worker processes, ahead of the step that needs them."""
+
+import multiprocessing
+import multiprocessing.process
+import signal
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader
+
+from train.batch import BatchPlan, key_of, sample_ids
+from train.batch.order import Ids
+from train.data.parts import DataError, Part, assignments
+from train.data.reading import stack
+from train.data.rows import Rows, Table, finished
+from train.window import Batch, Place
+
+Transform = Callable[[Batch, torch.Generator], Batch]
+"""(one sample, where its random numbers come from) -> the sample; columns without a dimension for samples."""
+Request = tuple[int, Ids]
+"""(epoch, samples)"""
+
+AHEAD = 2  # requests that wait in each worker
+
+
+@dataclass(frozen=True)
+class Loader:
+    """Which samples a step gets, and what a transform makes of each, depends on seed, epoch and sample alone: never on
+    the number of workers, of ranks, or on where the run was resumed."""
+
+    samples: Rows | Table
+    transform: Transform | None
+    seed: int
+    workers: int
+    timeout_seconds: float  # for one request
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    @property
+    def size(self) -> int:
+        return len(self)
+
+    def cast(self, dtype: torch.dtype) -> "Loader":
+        return self  # the step converts what it is given
+
+    def fetch(self, ids: Ids, epoch: int = 0) -> Batch:
+        picked, images = self.samples.pick(ids), self.samples.images
+        if self.transform is None:
+            return finished(stack(picked, ids), images, ids)
+        made: dict[str, list[torch.Tensor]] = {}
+        for i, sample_id in enumerate(ids.tolist()):
+            sample = finished({name: column[i] for name, column in picked.items()}, images, range(0))
+            del sample["sample_id"]
+            generator = torch.Generator().manual_seed(key_of(self.seed, epoch, sample_id) >> 1)
+            for name, value in self.transform(sample, generator).items():
+                made.setdefault(name, []).append(torch.as_tensor(value))
+        return finished(stack(made, ids), frozenset(), ids)
+
+    def __getitems__(self, request: Request) -> Batch | DataError:
+        """What DataLoader calls. An error of the data is handed over as it is, not as a worker's traceback."""
+        epoch, ids = request
+        try:
+            return self.fetch(ids, epoch)
+        except DataError as error:
+            return error
+
+    def first(self, seed: int, count: int) -> Batch:
+        return self.fetch(sample_ids(len(self), seed, 0, 0, min(count, len(self))))
+
+    def batches(self, ids: Ids, size: int) -> Iterator[Batch]:
+        with self._read([(0, ids[start : start + size]) for start in range(0, len(ids), size)]) as read:
+            yield from read
+
+    def parts(self, plan: BatchPlan, seed: int, rank: int, place: Place, overfit: int | None) -> Iterator[Part]:
+        """As data.parts has it. A filler is read behind the samples of its step."""
+        wanted = (
+            (epoch, np.concatenate([found.ids, found.filler_ids]) if 0 in found.sizes else found.ids)
+            for epoch, found in assignments(plan, seed, rank, place, overfit)
+        )
+        with self._read(wanted) as read:
+            for (epoch, found), batch in zip(assignments(plan, seed, rank, place, overfit), read, strict=False):
+                count = sum(found.sizes)
+                share, filler = ({n: c[part] for n, c in batch.items()} for part in (slice(count), slice(count, None)))
+                yield Part(epoch, found.last_of_epoch, share, found.sizes, filler if 0 in found.sizes else {})
+
+    @contextmanager
+    def _read(self, requests: Iterable[Request]) -> Iterator[Iterator[Batch]]:
+        """The samples of each request, in order. Afterwards no worker is left, not even one that is stuck."""
+        own = torch.Generator()  # DataLoader draws a seed: not from the numbers of training
+        loader: Iterable[Batch | DataError] = DataLoader(
+            cast(Any, self),
+            batch_sampler=cast(Any, requests),
+            collate_fn=cast(Any, _as_it_is),
+            num_workers=self.workers,
+            prefetch_factor=AHEAD if self.workers else None,
+            timeout=self.timeout_seconds if self.workers else 0,
+            worker_init_fn=_begin_worker,
+            generator=own,
+        )
+        others = set(multiprocessing.active_children())
+        read = iter(loader)
+        workers = set(multiprocessing.active_children()) - others
+        try:
+            yield _checked(read)
+        finally:
+            _end(read, workers)
+
+
+def _end(read: object, workers: Iterable[multiprocessing.process.BaseProcess]) -> None:
+    """At once, so that an error reaches the other ranks before they give up: DataLoader itself waits for a worker that
+    is stuck, and for ever where it was stopped. Its handler would take the kill for a failure."""
+    is_main_thread = threading.current_thread() is threading.main_thread()
+    handler = signal.signal(signal.SIGCHLD, signal.SIG_DFL) if is_main_thread else None
+    try:
+        for worker in workers:
+            worker.kill()
+            worker.join()
+        getattr(read, "_shutdown_workers", lambda: None)()  # signs them off; deleting `read` would, but errors keep it
+    finally:
+        if is_main_thread:
+            signal.signal(signal.SIGCHLD, handler)
+
+
+def _checked(read: Iterator[Batch | DataError]) -> Iterator[Batch]:
+    while True:
+        try:
+            batch = next(read)
+        except StopIteration:
+            return
+        except RuntimeError as error:
+            said = str(error)
+            if said.startswith("DataLoader"):  # a worker was killed, or gave nothing for too long
+                raise RuntimeError(
+                    f"loading samples: {said}. data.workers=0 loads in the rank itself and shows where; a machine out "
+                    f"of memory kills workers too: try fewer. They may take half of runtime.timeout_seconds"
+                ) from error
+            raise
+        if isinstance(batch, DataError):
+            raise batch
+        yield batch
+
+
+def _as_it_is(batch: Batch) -> Batch:
+    return batch
+
+
+def _begin_worker(_: int) -> None:
+    """A signal to stop is for the rank, which goes on until its step is done; an end of its own kills the worker."""
+    # The default hands a batch over with the worker's help: a rank would wait without limit for one that was stopped.
+    cast(Any, torch.multiprocessing).set_sharing_strategy("file_system")
+    for number in (signal.SIGINT, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -1,0 +1,196 @@
+"""Columns of a data set as tensors, under the names that the task asks for."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.types as kinds
+import torch
+from datasets import ClassLabel, Features, Image
+from datasets.formatting import get_formatter
+from torch import Tensor
+
+from train.batch.order import Ids
+from train.data.parts import DataError
+from train.window import Batch
+
+LABELS = "labels"
+"""The name under which text stands for a class."""
+PADDING = 256
+"""What fills a text up to data.max_length: the token after those of the 256 bytes."""
+
+Columns = Mapping[str, str | Sequence[str]]
+"""{name that the task asks for: name in the data, or several: their numbers side by side}."""
+Column: TypeAlias = Tensor | list[Tensor]
+Picked: TypeAlias = dict[str, Column]
+"""Samples by column; images, which may differ in size, one by one."""
+
+
+@dataclass(frozen=True)
+class Reader:
+    columns: Columns
+    classes: Mapping[str, Sequence[str]] = field(default_factory=dict)  # by task's name; their order is their number
+    max_length: int | None = None  # bytes of a text
+
+    @property
+    def names(self) -> list[str]:
+        """The columns that are read, in the words of the data."""
+        every = [[names] if isinstance(names, str) else list(names) for names in self.columns.values()]
+        return list(dict.fromkeys(name for names in every for name in names))
+
+    def read(self, table: pa.Table, features: Features, rows: Ids | range) -> Picked:
+        """All of a table; `rows` are the numbers by which its rows are named in an error."""
+        read = _Table(table, features, rows)
+        return {name: self._column(read, name, own) for name, own in self.columns.items()}
+
+    def _column(self, table: "_Table", name: str, own: str | Sequence[str]) -> Column:
+        if not isinstance(own, str):
+            return _side_by_side(table, own)
+        feature = table.features[own]
+        if isinstance(feature, Image):
+            return [_pixels(feature, value, own, row) for value, row in zip(table.values(own), table.rows, strict=True)]
+        kind = table.kind(own)
+        if name in self.classes:
+            return self._classes(table, name, own)
+        if is_text(kind) and name == LABELS:
+            raise DataError(
+                f"column {own!r} holds text, and which classes there are is not known before a stream has ended. "
+                f"Write their numbers into the data, or load it: data.streaming=false"
+            )
+        if is_text(kind):
+            return self._tokens(table, own)
+        tensor = _tensor(own, table.numbers(own), table.rows)
+        is_whole = name == LABELS and not tensor.is_floating_point()
+        return tensor.long() if is_whole else tensor  # torch's losses take no shorter whole numbers
+
+    def _classes(self, table: "_Table", name: str, own: str) -> Tensor:
+        feature, values = table.features[own], table.values(own)
+        if isinstance(feature, ClassLabel):
+            if list(feature.names) == list(self.classes[name]):
+                return torch.tensor(values, dtype=torch.int64)
+            values = [feature.names[value] if value is not None and value >= 0 else value for value in values]
+        known = {text: number for number, text in enumerate(self.classes[name])}
+        for value, row in zip(values, table.rows, strict=True):
+            if value not in known:
+                raise DataError(
+                    f"column {own!r} is {value!r} in row {row}, a class that the training split has not: "
+                    f"{some(self.classes[name])}"
+                )
+        return torch.tensor([known[value] for value in values], dtype=torch.int64)
+
+    def _tokens(self, table: "_Table", own: str) -> Tensor:
+        if self.max_length is None:
+            raise DataError(
+                f"column {own!r} holds text, not numbers. Type: data.max_length=256 for its first 256 bytes as tokens "
+                f"(or, where it names the classes: 'data.columns={{{LABELS}: {own}}}')"
+            )
+        tokens = np.full((table.arrow.num_rows, self.max_length), PADDING, dtype=np.int64)
+        for i, text in enumerate(table.values(own)):
+            encoded = np.frombuffer(text.encode()[: self.max_length], dtype=np.uint8)
+            tokens[i, : len(encoded)] = encoded
+        return torch.from_numpy(tokens)
+
+
+@dataclass(frozen=True)
+class _Table:
+    arrow: pa.Table
+    features: Features  # how datasets understands its columns
+    rows: Ids | range  # their numbers
+
+    def kind(self, name: str) -> pa.DataType:
+        return self.arrow.schema.field(name).type
+
+    def values(self, name: str) -> list[Any]:
+        """A column as Arrow stores it: images undecoded, classes as their numbers."""
+        values: list[Any] = self.arrow.column(name).to_pylist()
+        return values
+
+    def numbers(self, name: str) -> object:
+        """A column as NumPy has it, its numbers as they are stored: left to itself, datasets (5.2) makes float32 of
+        float64 and int64 of uint8, without a word."""
+        kind = self.kind(name)
+        while hasattr(kind, "value_type"):  # a list of lists of ...
+            kind = kind.value_type
+        plain = kinds.is_integer(kind) or kinds.is_floating(kind)
+        stored = {"dtype": kind.to_pandas_dtype()} if plain else {}
+        features = Features({name: self.features[name]})
+        return get_formatter("numpy", features=features, **stored).format_column(self.arrow.select([name]))
+
+
+def stack(picked: Mapping[str, Column], rows: Sequence[int] | Ids | range) -> Batch:
+    """One tensor for each column. Raises DataError for a sample of another shape."""
+    return {name: c if isinstance(c, Tensor) else _stacked(name, c, rows) for name, c in picked.items()}
+
+
+def scaled(image: Tensor) -> Tensor:
+    """Pixels of whole numbers as float32 in [0, 1], as torchvision's ToTensor has them."""
+    return image.float() / torch.iinfo(image.dtype).max
+
+
+def is_text(kind: pa.DataType) -> bool:
+    return bool(kinds.is_string(kind) or kinds.is_large_string(kind) or kinds.is_string_view(kind))
+
+
+def some(names: Sequence[str], count: int = 8) -> str:
+    return ", ".join(names[:count]) + (f" and {len(names) - count} more" if len(names) > count else "")
+
+
+def _stacked(name: str, samples: list[Tensor], rows: Sequence[int] | Ids | range) -> Tensor:
+    for sample, row in zip(samples, rows, strict=True):
+        if sample.shape != samples[0].shape:
+            raise DataError(
+                f"{name}: row {row} is of shape {tuple(sample.shape)}, row {rows[0]} of {tuple(samples[0].shape)}; the "
+                f"samples of a batch must be of one shape. Bring them to it by a function of your own: "
+                f"data.transform=my.module.resize (and data.eval_transform)"
+            )
+    return torch.stack(samples)
+
+
+def _pixels(feature: Image, value: Any, own: str, row: int) -> Tensor:
+    """(channels, height, width), whole numbers as they are stored."""
+    try:
+        image = feature.decode_example(value)
+        if image.mode in ("P", "CMYK"):  # numbers of a palette, or inks
+            image = image.convert("RGB")
+        array = np.array(image.convert("L") if image.mode == "1" else image)
+    except ImportError as error:
+        raise DataError("reading images needs Pillow. Type: pip install pillow") from error
+    except Exception as error:  # PIL raises SyntaxError, OSError, ValueError, DecompressionBombError ...
+        place = (value or {}).get("path") or f"column {own!r}"
+        said = f"{type(error).__name__}: {error}"
+        raise DataError(f"cannot read the image {place} (row {row}): {said}. Is it damaged?") from error
+    array = array.astype(np.int32) if array.dtype == np.uint16 else array
+    return torch.from_numpy(array[None] if array.ndim == 2 else array.transpose(2, 0, 1).copy())
+
+
+def _side_by_side(table: "_Table", own: Sequence[str]) -> Tensor:
+    """(rows, columns), floating-point whatever the columns are: they are inputs."""
+    columns = []
+    for name in own:
+        values = np.asarray(table.numbers(name))
+        if values.ndim != 1 or not (np.issubdtype(values.dtype, np.number) or values.dtype == bool):
+            raise DataError(f"column {name!r} does not hold one number in each row, as columns side by side must")
+        columns.append(values)
+    kind = np.result_type(np.float32, *(column.dtype for column in columns))
+    return torch.from_numpy(np.stack(columns, axis=1).astype(kind))
+
+
+def _tensor(name: str, values: object, rows: Ids | range) -> Tensor:
+    array = np.asarray(values)
+    if array.dtype == object:
+        first = np.asarray(array[0])
+        others = (row for row, value in zip(rows, array, strict=True) if np.shape(value) != first.shape)
+        other = next(others, None)
+        where = "" if other is None else f", and row {other} is of another shape"
+        raise DataError(
+            f"column {name!r} does not hold one array of numbers per sample, all of one shape: its first value is of "
+            f"type {type(array[0]).__name__}, shape {first.shape}{where}. "
+            f"Say which column is what: data.columns={{inputs: NAME}}"
+        )
+    if not (np.issubdtype(array.dtype, np.number) or array.dtype == bool):
+        raise DataError(
+            f"column {name!r} holds {array.dtype}, not numbers. Say which column is what: data.columns={{inputs: NAME}}"
+        )
+    return torch.from_numpy(np.array(array))

@@ -1,0 +1,40 @@
+"""Load the data of a config beforehand, so that a training of many ranks finds it in the cache and none waits.
+
+python -m train.prepare CONFIG [key=value ...]
+
+What takes long (a download, a conversion) then happens once, on a machine that reaches the Hub, before the clock of a
+job runs. Exit code 0: the data can be trained on; 2: bad config or data. It writes to the cache of `datasets` only.
+"""
+
+import sys
+from collections.abc import Sequence
+
+from train.config import ConfigError, load
+from train.data import DataError, open_sets
+from train.report import BAD_CONFIG, FINISHED, tell
+from train.setup import make_task
+
+USAGE = "usage: python -m train.prepare CONFIG [key=value ...]"
+
+
+def main(argv: Sequence[str]) -> int:
+    """Read all that training would read, with its checks; returns the exit code."""
+    if not argv or {"-h", "--help"} & set(argv):
+        print(USAGE)
+        return FINISHED if argv else BAD_CONFIG
+    try:
+        config = load(argv).config
+        sets = open_sets(config, make_task(config).columns)
+    except (ConfigError, DataError) as error:
+        tell(str(error))
+        return BAD_CONFIG
+    size = "a stream of unknown length" if sets.train.size is None else f"{sets.train.size:,} samples"
+    held_out = [
+        f"; {len(samples):,} {f'in {name}' if name else 'held out'}" for name, samples in sets.evaluation.items()
+    ]
+    print(f"data      {size}{''.join(held_out)}", *sets.notes, sep="\n")
+    return FINISHED
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
