@@ -93,7 +93,7 @@ def test_the_rules_name_existing_keys_only() -> None:
         ({"log.every_steps": 0}, "log.every_steps", "1 or more"),
         ({"runtime.timeout_seconds": 0}, "runtime.timeout_seconds", "1 or more"),
         ({"data.overfit": 0}, "data.overfit", "1 or more"),
-        ({"checkpoint.resume": "nevr"}, "checkpoint.resume", "one of auto, never. Did you mean never?"),
+        ({"checkpoint.resume": "nevr"}, "checkpoint.resume", "a run folder or a checkpoint. Did you mean never?"),
         ({"wandb.mode": "on"}, "wandb.mode", "one of auto, online, offline, disabled"),
         ({"profile.steps": [3, 2]}, "profile.steps", "got [3, 2]; it takes the first and the last step"),
         ({"profile.steps": [3]}, "profile.steps", "got [3]"),

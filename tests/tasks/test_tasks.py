@@ -139,10 +139,10 @@ SPLITS = "source: tests.tasks.test_tasks.labelled, eval_split: test"
     [
         (
             (f"data={{{SPLITS}, args: {{train: 7}}}}",),
-            "training samples: labels holds 7 (1 of 30, the first in sample 29",
+            "row 29 of split 'train' has the label 7",
         ),
-        ((f"data={{{SPLITS}, args: {{train: 7}}}}",), "It takes a model with 8 outputs"),
-        ((f"data={{{SPLITS}, args: {{held_out: -1}}}}",), "held-out samples: labels holds -1"),
+        ((f"data={{{SPLITS}, args: {{train: 7}}}}",), "labels go from 0 to 2"),
+        ((f"data={{{SPLITS}, args: {{held_out: -1}}}}",), "of split 'test' has the label -1"),
         ((f"data={{{SPLITS}, args: {{kind: float32}}}}",), "task=regression"),
         ((*LM, "model.args.vocabulary=128"), "inputs holds 151, 156"),
         ((*REGRESSION, "model.args.outputs=4"), "targets have shape (3,), but the model returns (4,)"),

@@ -3,6 +3,7 @@
 import difflib
 import math
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from train.config.merge import ALTERNATIVES
@@ -86,6 +87,7 @@ def check(values: Values) -> list[Finding]:
         _optimizer_arguments,
         _groups,
         _profile,
+        _resume,
         _columns,
         _name,
     )
@@ -218,6 +220,15 @@ def _columns(values: Values) -> Iterator[Finding]:
         texts = own if isinstance(own, list) and own else [own]
         if not all(isinstance(text, str) for text in texts):
             yield f"data.columns.{name}", f"got {show(own)}; it takes the name of a column, or a list of names"
+
+
+def _resume(values: Values) -> Iterator[Finding]:
+    resume = values["checkpoint.resume"]
+    if resume not in ("auto", "never") and not Path(resume).exists():
+        near = difflib.get_close_matches(str(resume).lower(), ("auto", "never"), n=1)
+        did_you_mean = f". Did you mean {near[0]}?" if near else ""
+        takes = "auto, never, or the path of a run folder or a checkpoint"
+        yield "checkpoint.resume", f"got {show(resume)}, which is not there; it takes {takes}{did_you_mean}"
 
 
 def _name(values: Values) -> Iterator[Finding]:

@@ -125,9 +125,8 @@ class Reporter:
     def save_row(self, seconds: float) -> None:
         """What the save just made has cost: training stood still for so long."""
         self.last_save_seconds = seconds
-        progress = self.progress
-        row = {names.GLOBAL_STEP: progress.step, names.SAMPLES_SEEN: progress.samples_seen, names.SAVE_SECONDS: seconds}
-        self._write(row)
+        place = self._place() | {names.HOURS: self.clock.seconds_so_far / 3600}
+        self._write(place | {names.SAVE_SECONDS: seconds})
 
     def close(self, reason: str, code: int) -> None:
         """The end, for people and for the launcher; every sink is closed even where another fails."""
