@@ -64,11 +64,10 @@ def assignments(
     """(epoch, which samples) of one step after the other, of data whose size is known; it may begin anywhere."""
     if overfit:
         place = Place(0, place.samples % (overfit * plan.effective))
+    epoch, taken = place.epoch, place.samples
     while True:
-        found = assign(plan, seed, place.epoch, place.samples, rank)
-        yield place.epoch, found
-        taken = place.samples + found.samples
+        found = assign(plan, seed, epoch, taken, rank)
+        yield epoch, found
+        taken += found.samples
         if found.last_of_epoch or taken == (overfit and overfit * plan.effective):
-            place = Place(0 if overfit else place.epoch + 1)
-        else:
-            place = Place(place.epoch, taken)
+            epoch, taken = 0 if overfit else epoch + 1, 0

@@ -41,7 +41,9 @@ class Rows:
 
     def fetch(self, ids: Ids) -> Batch:
         """The samples `ids`, in that order, with their `sample_id`."""
-        return finished(stack(self.pick(ids), ids), self.images, ids)
+        index = torch.from_numpy(ids.copy())
+        batch = {name: column.index_select(0, index) for name, column in self.columns.items()} | {"sample_id": index}
+        return {name: scaled(c) if name in self.images else c for name, c in batch.items()} if self.images else batch
 
     def batches(self, ids: Ids, size: int) -> Iterator[Batch]:
         return (self.fetch(ids[start : start + size]) for start in range(0, len(ids), size))
