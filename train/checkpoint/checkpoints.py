@@ -1,6 +1,6 @@
 """The checkpoints of one run."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -34,12 +34,16 @@ class Checkpoints:
     state: Mapping[str, HasState]  # beside the module: what has to be as it was
     resumed_from: Path | None
 
-    def save(self, step: int) -> None:
-        """Raises SaveFailed, on all ranks, where it fails on one. What is there already is not written again."""
-        if self.resumed_from != self.folder / name_of(step):
-            commit(self.folder, step, self.keep, self.ranks, self._write, self.resumed_from)
+    def save(self, step: int, first: Callable[[], object] = lambda: None) -> None:
+        """Raises SaveFailed, on all ranks, where it fails on one. What is there already is not written again.
 
-    def _write(self, folder: Path) -> list[str]:
+        `first`: what has to be on disk before the checkpoint is.
+        """
+        if self.resumed_from != self.folder / name_of(step):
+            commit(self.folder, step, self.keep, self.ranks, lambda to: self._write(to, first), self.resumed_from)
+
+    def _write(self, folder: Path, first: Callable[[], object]) -> list[str]:
+        first()
         write_generators(folder, self.ranks.rank)
         if not self.ranks.is_main:
             return [name_of_rank(self.ranks.rank)]

@@ -14,21 +14,22 @@ class NoCheckpoint(RuntimeError):
 def newest(folder: Path, say: Callable[[str], None]) -> Path | None:
     """The newest checkpoint in `folder` whose every file is as it was written; None where there never was any.
 
-    One that is damaged is passed over, said, and renamed. Raises NoCheckpoint where all are: starting over without a
-    word would throw a run away.
+    One that is damaged is passed over, said, and renamed. Raises NoCheckpoint where all are, and renames none: starting
+    over without a word, now or at the next start, would throw a run away.
     """
-    found = candidates(folder)
+    found, damaged = candidates(folder), []
     for path in reversed(found):
         try:
             verify(path)
         except Damaged as error:
-            aside = set_aside(path, "damaged")
-            say(f"checkpoint passed over: {error}; it is now {aside}")
+            damaged.append((path, error))
         else:
+            for bad, why in damaged:
+                say(f"checkpoint passed over: {why}; it is now {set_aside(bad, 'damaged')}")
             return path
-    if found:
+    if damaged:
         raise NoCheckpoint(
-            f"all {len(found)} checkpoints in {folder} are damaged; nothing was started. "
+            f"all {len(found)} checkpoints in {folder} are damaged ({damaged[0][1]}); nothing was started. "
             f"Type checkpoint.resume=never to start over (the run folder is kept under another name)"
         )
     return None

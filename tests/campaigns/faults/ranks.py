@@ -1,21 +1,26 @@
 """What runs in a rank of a campaign: the training itself, a record of what it takes, and the faults."""
 
 import errno
+import hashlib
 import json
 import os
 import signal
+import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from datasets import Dataset
 from torch import Tensor, nn
 
 import train.accumulate
+import train.checkpoint.checkpoints
+import train.report.opening
+import train.run
 import train.standard
+from tests.helpers import tiny
 from train import entry
 from train.step import Learner
 from train.window import MicroBatch, Window
@@ -169,6 +174,65 @@ def failing_rename(step: int) -> None:
     failing("rename", Path, lambda path, to: path.name == f".step-{step:08}.unfinished", errno.EIO)
 
 
+def failing_journal(step: int) -> None:
+    """fsync of metrics.jsonl says EIO once `step` has begun."""
+    now = [0]
+    _before.append(lambda learner, window: now.__setitem__(0, window.k))
+
+    def when(number: int) -> bool:
+        return now[0] >= step and os.readlink(f"/proc/self/fd/{number}").endswith("metrics.jsonl")
+
+    failing("fsync", os, when, errno.EIO)
+
+
+def slow_write(step: int, seconds: float) -> None:
+    """The save of `step` takes rank 0 so long."""
+    ours = train.checkpoint.checkpoints.write_state
+
+    def write_state(folder: Path, *args: Any) -> None:
+        if f"step-{step:08}" in folder.name:
+            fired("slow")
+            time.sleep(seconds)
+        ours(folder, *args)
+
+    train.checkpoint.checkpoints.write_state = write_state
+
+
+def short_grace(seconds: float) -> None:
+    train.report.opening.GRACE_SECONDS = seconds
+
+
+def note_weights() -> None:
+    """The digest of all weights before each window."""
+
+    def look(learner: Learner, window: Window) -> None:
+        flat = torch.cat([p.detach().flatten() for p in learner.parameters])
+        note(f"weights-{rank()}.jsonl", [window.k, hashlib.sha256(flat.numpy().tobytes()).hexdigest()])
+
+    _before.append(look)
+
+
+def as_command(words: Sequence[str], cwd: Path) -> None:
+    """What a user typed, and where."""
+    sys.argv = ["accumulate.py", *words]
+    os.chdir(cwd)
+
+
+def no_device() -> None:
+    """Notes whether anybody went as far as to meet the other ranks."""
+    ours = train.run.connect
+
+    def connect(config: Any) -> Any:
+        fired("connect")
+        return ours(config)
+
+    train.run.connect = connect
+
+
+def say_secret(name: str) -> None:
+    raise RuntimeError(f"401 for {os.environ[name]} at https://me:{os.environ[name]}@example.org")
+
+
 # Models and data
 
 
@@ -189,7 +253,7 @@ class Broken(nn.Module):
         raise RuntimeError(text)
 
 
-def large(size: int = 37, width: int = 6) -> Dataset:
-    random = np.random.default_rng(0)
-    inputs = random.normal(size=(size, width)).astype(np.float32)
-    return Dataset.from_dict({"inputs": inputs, "labels": random.integers(0, 3, size)})
+def secretive(api_key: str, token: str, url: str, size: int = 37) -> Dataset:
+    """Data behind a login."""
+    assert api_key and token and url
+    return tiny(size)
