@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar, cast
@@ -10,6 +11,12 @@ import torch
 import torch.distributed as dist
 
 T = TypeVar("T")
+
+SETTLE_SECONDS = 30
+
+_KEPT: list[object] = []
+"""Process groups, to the end of the process. Where one is destroyed earlier (with the model that DDP wraps), gloo joins
+its threads while it holds the GIL, for which such a thread may be waiting in turn: for ever (torch 2.13)."""
 
 
 def launched_world_size() -> int:
@@ -71,16 +78,26 @@ class Ranks:
         self.world_size = world_size
         self.is_main = rank == 0
         self._group: dist.ProcessGroup | None = None
+        self._under_way: dist.Work | None = None  # the message started last
         if world_size > 1:
             group = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout_seconds))
             assert isinstance(group, dist.ProcessGroup)
             self._group = group
+            _KEPT.extend((group, dist.group.WORLD))
 
     def start_sum(self, values: Sequence[float]) -> Sum:
         """Begin to add up `values` (float64) over the ranks; every rank gets the sums, bit for bit the same."""
         tensor = torch.tensor(values, dtype=torch.float64)
         work = dist.all_reduce(tensor, group=self._group, async_op=True) if self._group else None
+        self._under_way = work
         return Sum(tensor, work)
+
+    def settle(self) -> None:
+        """To be called before this rank leaves: a window ahead is counted in a thread of gloo, and another rank may
+        still wait for its part."""
+        if self._under_way is not None:
+            with suppress(RuntimeError):  # another rank is gone
+                self._under_way.wait(timedelta(seconds=SETTLE_SECONDS))
 
     def sum(self, values: Sequence[float]) -> list[float]:
         return self.start_sum(values).wait()

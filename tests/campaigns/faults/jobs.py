@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 import time
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.process import BaseProcess
@@ -151,6 +152,12 @@ def _agent(world_size: int, restarts: int, function: Callable[..., int], args: t
 def _elastic_rank(function: Callable[..., int], args: tuple[Any, ...]) -> None:
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):  # the agent's own were inherited
         signal.signal(number, signal.SIG_DFL)
-    code = function(*args)
-    if code:
-        raise SystemExit(code)
+    code = 1
+    try:
+        code = function(*args)
+    except BaseException:
+        traceback.print_exc()
+    finally:  # as a program ends: a function of an agent would wait for the others after its end
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)

@@ -114,6 +114,10 @@ def each_step(action: Action) -> None:
     _before.append(lambda learner, window: action())
 
 
+def note_start() -> None:
+    note("started.jsonl", {"pid": os.getpid()})
+
+
 def pause_steps(seconds: float) -> None:
     _before.append(lambda learner, window: time.sleep(seconds))
 
@@ -253,7 +257,8 @@ class Broken(nn.Module):
         raise RuntimeError(text)
 
 
-def secretive(api_key: str, token: str, url: str, size: int = 37) -> Dataset:
+def secretive(password: str, api_key: str, token: str, url: str, size: int = 37) -> Dataset:
     """Data behind a login."""
-    assert api_key and token and url
+    assert password and api_key and token and url
     return tiny(size)
+
