@@ -114,9 +114,11 @@ def start_ranks(here: Path, world_size: int, function: Callable[..., int], *args
     return start(here, ranks, function, *args)
 
 
-def start_elastic(here: Path, world_size: int, restarts: int, function: Callable[..., int], *args: Any) -> Job:
+def start_elastic(
+    here: Path, world_size: int, restarts: int, function: Callable[..., int], *args: Any, **environment: str
+) -> Job:
     """torchrun's agent, which forks its ranks; it tells them how to end as launch.sh does."""
-    environment = {
+    environment |= {
         "FAULTS_RECORD": str(here),
         "ACCELERATE_USE_CPU": "true",
         "ISOBATCH_ENDED": str(here / "told.json"),
@@ -157,7 +159,8 @@ def _elastic_rank(function: Callable[..., int], args: tuple[Any, ...]) -> None:
         code = function(*args)
     except BaseException:
         traceback.print_exc()
-    finally:  # as a program ends: a function of an agent would wait for the others after its end
+    # A function that has returned waits for its agent's word, which an agent that was stopped never gives.
+    if code or "FAULTS_STOPPED_AGENT" in os.environ:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)

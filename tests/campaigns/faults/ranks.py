@@ -251,10 +251,17 @@ class Dropped(nn.Module):
         return self.layers(inputs)
 
 
-class Broken(nn.Module):
-    def __init__(self, text: str = "broken") -> None:
+class FailsInTraining(nn.Module):
+    """Works while it is tried out, on 8 samples at most, and fails in every first step."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
-        raise RuntimeError(text)
+        self.layer = nn.Linear(inputs, outputs)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        if len(inputs) > 8:
+            fail()
+        return self.layer(inputs.flatten(1))
 
 
 def secretive(password: str, api_key: str, token: str, url: str, size: int = 37) -> Dataset:

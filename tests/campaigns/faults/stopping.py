@@ -37,7 +37,7 @@ def killed_in_training(here: Path, full: bool) -> str:
             continue
         time.sleep(random.uniform(0, steps * STEP_SECONDS * 0.6 / kills))
         killed += _kill(living[random.randrange(2)])
-    codes = job.wait(300)
+    codes = job.wait(90)
     seconds = time.monotonic() - start
     assert killed == kills, f"{killed} kills: the run ended first"
     assert codes == [0], job.told()[-3000:]
@@ -112,7 +112,8 @@ def terminated(here: Path, full: bool) -> str:
 def _terminate_one(own: Path, words: tuple[str, ...], to_launcher: bool) -> tuple[int, float]:
     """SIGTERM at a random moment between the first look at the config and the end: (code, seconds until all ended)."""
     patches = (partial(ranks.pause_steps, 0.02), ranks.note_start)
-    job = jobs.start_elastic(own, 2, 0, ranks.train_rank, command(own, *words), "accumulate", patches)
+    stopped = {"FAULTS_STOPPED_AGENT": "1"} if to_launcher else {}
+    job = jobs.start_elastic(own, 2, 0, ranks.train_rank, command(own, *words), "accumulate", patches, **stopped)
     while len(compare.notes(own, "started.jsonl")) < 2:
         assert job.processes[0].is_alive(), job.told()
         time.sleep(0.005)

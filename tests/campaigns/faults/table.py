@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 
-from tests.campaigns.faults import disk, resume, saving, starting, stopping, training
+from tests.campaigns.faults import disk, launching, resume, saving, starting, stopping, training
 from tests.campaigns.faults.row import Row
 
 ROOT = Path(__file__).parents[3]
@@ -16,7 +16,7 @@ RESULTS = ROOT / "docs" / "results.md"
 BEGIN, END = "<!-- faults: begin -->", "<!-- faults: end -->"
 HEAD = "| # | fault | injection | expected | figure | verdict | commit, date | seconds |\n|---|---|---|---|---|---|---|---|"
 
-ROWS: dict[str, Row] = {row.number: row for part in (saving, disk, training, starting, stopping, resume) for row in part.ROWS}
+ROWS: dict[str, Row] = {row.number: row for part in (saving, disk, training, starting, stopping, resume, launching) for row in part.ROWS}
 
 
 @dataclass(frozen=True)

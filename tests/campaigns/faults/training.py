@@ -37,7 +37,7 @@ def rank_ends(here: Path, full: bool) -> str:
             apart, 2, 0, ranks.train_rank, command(apart), "accumulate", (partial(ranks.at_step, 7, action, 1),)
         )
         assert agent.wait() == [1], agent.told()
-        named += "local_rank: 1" in agent.told()
+        named += "local_rank: 1 (" in agent.told().rpartition("Root Cause")[2]
     return f"the other left after: {', '.join(told)}; torchrun's agent named the true first rank in {named} of 3"
 
 
