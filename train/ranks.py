@@ -52,6 +52,26 @@ def check_world_size(found: int) -> None:
             )
 
 
+def meet_after_restart(timeout_seconds: float) -> None:
+    """Where the launcher has started the ranks again: meet under keys of this attempt alone.
+
+    The launcher's store still holds the addresses of the ranks that are gone. torch 2.13 asks for them under the same
+    keys: a rank that is quicker than another then waits for a connection to nobody. accelerate takes this group over.
+    """
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    if attempt == "0" or launched_world_size() == 1 or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return
+    store = dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False)
+    on_cpu = not torch.cuda.is_available() or os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("true", "1", "yes")
+    dist.init_process_group(
+        "gloo" if on_cpu else "nccl",
+        store=dist.PrefixStore(f"attempt-{attempt}", store),
+        rank=launched_rank(),
+        world_size=launched_world_size(),
+        timeout=timedelta(seconds=timeout_seconds),
+    )
+
+
 @dataclass(frozen=True)
 class Sum:
     """A sum over the ranks that is still under way."""

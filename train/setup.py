@@ -20,7 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 from train.batch import key_of
 from train.config import Config, resolve
 from train.optimizer import can_skip_on_device, make_optimizer
-from train.ranks import Ranks, check_world_size
+from train.ranks import Ranks, check_world_size, meet_after_restart
 from train.saved import DTYPES, make_model
 from train.schedule import Scaled
 from train.step import Learner, Skips
@@ -35,6 +35,7 @@ def connect(config: Config) -> tuple[Accelerator, Ranks]:
             f"the launcher was told mixed precision {told}, the config says precision={config.precision}. "
             f"Leave it to the config: --mixed_precision no (or mixed_precision: 'no' in the launcher file)"
         )
+    meet_after_restart(config.runtime.timeout_seconds)
     accelerator = _accelerator(config)
     check_world_size(accelerator.num_processes)
     if accelerator.distributed_type not in (DistributedType.NO, DistributedType.MULTI_GPU, DistributedType.MULTI_CPU):

@@ -4,7 +4,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import pyarrow as pa
 from datasets import Dataset, IterableDataset, load_dataset
+from datasets.exceptions import DatasetGenerationError
 
 from train.batch import sample_ids
 from train.config import Config, resolve_source
@@ -23,7 +25,19 @@ class Sets:
 
 
 def open_sets(config: Config, needed: Sequence[str]) -> Sets:
-    """Load the training and evaluation samples, with the columns that the task needs under the task's own names."""
+    """Load the training and evaluation samples, with the columns that the task needs under the task's own names.
+
+    Raises DataError, also where a file is missing or damaged: the libraries do not always name it.
+    """
+    try:
+        return _open_sets(config, needed)
+    except (OSError, pa.ArrowException, DatasetGenerationError) as error:
+        args = config.data.args
+        files = args.get("data_files") or args.get("data_dir") or ""
+        raise DataError(f"could not read {config.data.source} {files}: {type(error).__name__}: {error}") from error
+
+
+def _open_sets(config: Config, needed: Sequence[str]) -> Sets:
     data = config.data
     dataset = _load(data, data.split, data.streaming)
     held_out: dict[str, Dataset] = {}

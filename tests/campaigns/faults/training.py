@@ -75,19 +75,19 @@ def not_a_number(here: Path, full: bool) -> str:
 def damaged_data(here: Path, full: bool) -> str:
     damages = {
         "truncated": lambda data: data[: len(data) // 2],
-        "flipped": lambda data: data[:600] + bytes(byte ^ 0xFF for byte in data[600:900]) + data[900:],
+        "footer flipped": lambda data: data[:-200] + bytes(byte ^ 0xFF for byte in data[-200:-8]) + data[-8:],
         "empty": lambda data: b"",
         "missing": None,
     }
     good, slowest, tried = here / "good.parquet", 0.0, 0
     pyarrow.parquet.write_table(tiny(400).data.table, good)
     for name, damage in damages.items():
-        bad = here / f"{name}.parquet"
+        bad = here / f"{name.replace(' ', '-')}.parquet"
         if damage:
             bad.write_bytes(damage(good.read_bytes()))
         for streaming in (False, True):
-            for files in ((bad, bad), (good, bad)) if full or name == "flipped" else ((good, bad),):
-                own = folder(here, f"{name}-{streaming}-{files[0].stem}")
+            for files in ((bad, bad), (good, bad)) if full or name == "empty" else ((good, bad),):
+                own = folder(here, f"{name}-{streaming}-{files[0].stem}".replace(" ", "-"))
                 words = ["data.source=parquet", "data.args.data_files=${oc.env:DATA}", f"data.streaming={streaming}"]
                 words += [] if streaming else [f"data.args.cache_dir={own}/cache"]
                 start = time.monotonic()
@@ -175,7 +175,7 @@ ROWS = (
     Row(
         "25",
         "damaged data",
-        "truncated, flipped, empty, missing parquet; loaded and streamed",
+        "parquet truncated, with a flipped footer, empty, missing; loaded and streamed",
         "the error names file and rank, all ranks leave",
         damaged_data,
     ),
