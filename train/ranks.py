@@ -9,6 +9,7 @@ from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
+from torch.distributed.rendezvous import rendezvous
 
 T = TypeVar("T")
 
@@ -61,13 +62,13 @@ def meet_after_restart(timeout_seconds: float) -> None:
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     if attempt == "0" or launched_world_size() == 1 or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
         return
-    store = dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False)
+    store, rank, world_size = next(rendezvous("env://"))
     on_cpu = not torch.cuda.is_available() or os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("true", "1", "yes")
     dist.init_process_group(
         "gloo" if on_cpu else "nccl",
-        store=dist.PrefixStore(f"attempt-{attempt}", store),
-        rank=launched_rank(),
-        world_size=launched_world_size(),
+        store=dist.distributed_c10d.PrefixStore(f"attempt-{attempt}", store),
+        rank=rank,
+        world_size=world_size,
         timeout=timedelta(seconds=timeout_seconds),
     )
 

@@ -1,4 +1,4 @@
-"""Rows through launch.sh itself, with accelerate's launcher and real interpreters: each start costs an import of torch."""
+"""Rows through launch.sh itself, with accelerate's launcher: each start costs an import of torch."""
 
 import json
 import os
@@ -132,7 +132,9 @@ def crash_at_once(here: Path, full: bool) -> str:
     assert pauses == [2**number for number in range(restarts)][: len(pauses)], pauses
     assert len(pauses) >= restarts - 1, f"{pauses}\n{errors[-3000:]}"
     assert not ours(here)
-    return f"{restarts} restarts of {restarts}, pauses of {pauses} s, exit code 1 after {time.monotonic() - begun:.0f} s"
+    return (
+        f"{restarts} restarts of {restarts}, pauses of {pauses} s, exit code 1 after {time.monotonic() - begun:.0f} s"
+    )
 
 
 ROWS = (

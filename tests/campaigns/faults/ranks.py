@@ -168,7 +168,7 @@ def failing_fsync(step: int, only: int | None = None, file: str = "") -> None:
     """fsync says EIO for whatever of the checkpoint of `step` holds `file` in its name."""
 
     def when(number: int) -> bool:
-        path = os.readlink(f"/proc/self/fd/{number}")
+        path = str(Path(f"/proc/self/fd/{number}").readlink())
         return f"step-{step:08}" in path and file in path
 
     failing("fsync", os, when, errno.EIO, only)
@@ -184,7 +184,7 @@ def failing_journal(step: int) -> None:
     _before.append(lambda learner, window: now.__setitem__(0, window.k))
 
     def when(number: int) -> bool:
-        return now[0] >= step and os.readlink(f"/proc/self/fd/{number}").endswith("metrics.jsonl")
+        return now[0] >= step and Path(f"/proc/self/fd/{number}").readlink().name == "metrics.jsonl"
 
     failing("fsync", os, when, errno.EIO)
 
@@ -266,6 +266,8 @@ class FailsInTraining(nn.Module):
 
 def secretive(password: str, api_key: str, token: str, url: str, size: int = 37) -> Dataset:
     """Data behind a login."""
-    assert password and api_key and token and url
+    assert password
+    assert api_key
+    assert token
+    assert url
     return tiny(size)
-

@@ -86,7 +86,7 @@ def other_ranks(here: Path, full: bool) -> str:
         assert codes == [-signal.SIGKILL] * before, job.told()
         codes, job = train(own, after, started)
         assert codes == [0] * after, job.told()
-        assert {k: s for k, s in compare.samples(own, after).items()} == {k: samples[k] for k in range(8, 15)}
+        assert dict(compare.samples(own, after).items()) == {k: samples[k] for k in range(8, 15)}
         found = load_file(str(own / "run" / "final" / "model.safetensors"))
         for name, tensor in expected.items():
             worst = max(worst, float((found[name] - tensor).norm() / torch.clamp(tensor.norm(), min=1e-300)))

@@ -101,7 +101,7 @@ def keep_one(here: Path, full: bool) -> str:
     job = jobs.start_ranks(here, 1, saver.save_counting, checkpoints, 5, 4)
     assert job.wait() == [0], job.told()
     told = notes(here, "counts.jsonl")
-    failed = [step for step in notes(here, "failed.jsonl")]
+    failed = list(notes(here, "failed.jsonl"))
     assert failed == [4], "the fault did not fire"
     fewest = min(count for step, count in told if step > 1)
     assert fewest >= 1, "there was a moment without a complete checkpoint"

@@ -1,6 +1,5 @@
 """Rows about the start: two jobs, secrets, bad configs."""
 
-import os
 import signal
 import socket
 import subprocess
@@ -32,7 +31,9 @@ def two_jobs(here: Path, full: bool) -> str:
     rounds, together = (10, 4) if full else (2, 3)
     for number in range(rounds):
         _at_once(folder(here, f"round-{number}"), together)
-    return f"refused, naming process and host; a stale lock taken over; {rounds} rounds of {together} at once: 1 trained"
+    return (
+        f"refused, naming process and host; a stale lock taken over; {rounds} rounds of {together} at once: 1 trained"
+    )
 
 
 def _at_once(own: Path, together: int) -> None:
@@ -62,7 +63,9 @@ def secrets(here: Path, full: bool) -> str:
         "log.every_steps=1",
     )
     config = Path(words[0])
-    config.write_text(config.read_text().replace("tests.helpers.tiny}", f"{SECRETIVE}, args: {{password: {canary['yaml']}}}}}"))
+    config.write_text(
+        config.read_text().replace("tests.helpers.tiny}", f"{SECRETIVE}, args: {{password: {canary['yaml']}}}}}")
+    )
     variables = {"HF_TOKEN": canary["reference"], "MY_SECRET": canary["variable"], "LEAK_TOKEN": canary["exception"]}
     typed = [*words, f"--api-key={canary['argument']}"]
     for name, loud in {"whole": None, "failing": partial(ranks.say_secret, "LEAK_TOKEN")}.items():
@@ -119,7 +122,8 @@ def bad_config(here: Path, full: bool) -> str:
         slowest = max(slowest, time.monotonic() - start)
         assert codes == [2, 2], f"{name}: {codes}\n{job.told()}"
         assert not compare.notes(own, "fired.jsonl"), f"{name}: a rank went to meet the others"
-        assert job.told(0).strip() and "Traceback" not in job.told(), f"{name}: {job.told()}"
+        assert job.told(0).strip(), f"{name}: nothing was said"
+        assert "Traceback" not in job.told(), f"{name}: {job.told()}"
         assert not (own / "run").exists(), f"{name}: a run folder was made"
     return f"{len(BAD)} of {len(BAD)} refused on both ranks, within {slowest:.1f} s (torch imported already)"
 

@@ -1,5 +1,6 @@
 """Rows about a run that is stopped or killed while it trains, and goes on."""
 
+import itertools
 import json
 import os
 import random
@@ -47,7 +48,7 @@ def killed_in_training(here: Path, full: bool) -> str:
     assert max(lost) <= INTERVAL, f"steps lost: {lost}"
     over = len([path for path in here.iterdir() if path.name.startswith("run.")])
     return (
-        f"{killed} kills, {len(lost)} restarts ({over} before the first checkpoint: from the start); bit-identical end; "
+        f"{killed} kills, {len(lost)} restarts ({over} from the start: no checkpoint yet); bit-identical end; "
         f"steps lost per kill: mean {statistics.mean(lost):.1f}, most {max(lost)} (interval {INTERVAL}); "
         f"goodput {steps / computed:.2f} of the steps computed, {steps * STEP_SECONDS / seconds:.2f} of the time"
     )
@@ -77,7 +78,7 @@ def _steps_lost(here: Path) -> tuple[list[int], int]:
         if rank == 0:
             of_attempt.setdefault(told["attempt"], []).append(told["k"])
     attempts = sorted(of_attempt)
-    lost = [of_attempt[a][-1] - (of_attempt[b][0] - 1) for a, b in zip(attempts, attempts[1:], strict=False)]
+    lost = [of_attempt[a][-1] - (of_attempt[b][0] - 1) for a, b in itertools.pairwise(attempts)]
     return lost, sum(map(len, of_attempt.values()))
 
 
@@ -99,7 +100,8 @@ def terminated(here: Path, full: bool) -> str:
             codes, job = train(own, 2, command(own, *words))
             assert codes == [0, 0], job.told()
             apart = compare.differing(compare.state(undisturbed / "run"), compare.state(own / "run"))
-            assert not apart and compare.samples(own, 2) == samples, apart
+            assert not apart, apart
+            assert compare.samples(own, 2) == samples
             exact += 1
         shutil.rmtree(own)
     told = statistics.quantiles(seconds, n=100) if len(seconds) > 1 else seconds * 99
@@ -148,7 +150,10 @@ def _terminate(pid: int) -> bool:
 
 
 def _alive(pid: int) -> bool:
-    return Path(f"/proc/{pid}/stat").exists() and Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    return (
+        Path(f"/proc/{pid}/stat").exists()
+        and Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    )
 
 
 ROWS = (

@@ -26,7 +26,7 @@ def rank_ends(here: Path, full: bool) -> str:
     faults = {"exits": ranks.leave, "raises": ranks.fail, "is killed": ranks.kill}
     for name, action in faults.items():
         own = folder(here, name.replace(" ", "-"))
-        codes, job = train(own, 2, command(own), partial(ranks.at_step, 7, action, 1))
+        codes, _job = train(own, 2, command(own), partial(ranks.at_step, 7, action, 1))
         seconds = _seconds_since_fault(own)
         assert all(codes), f"{name}: {codes}"
         assert seconds < 30, f"{name}: the other rank left after {seconds:.0f} s"
@@ -119,7 +119,8 @@ def back_to_an_older_one(here: Path, full: bool) -> str:
     assert job.told(0).count("checkpoint passed over") == 3, job.told(0)
     check_same(here, undisturbed, 2)
     ids = [path.name.rpartition("-")[2] for path in (here / "run" / "wandb").glob("offline-run-*")]
-    assert len(ids) == 2 and len(set(ids)) == 1, f"W&B runs: {ids}"
+    assert len(ids) == 2, f"W&B runs: {ids}"
+    assert len(set(ids)) == 1, f"W&B runs: {ids}"
     return "from step 56 back to 20: 60 rows of 60, each once, bit-identical; the same W&B run id (offline mode)"
 
 
@@ -140,7 +141,9 @@ def inside_a_window(here: Path, full: bool) -> str:
             assert codes == [0, 0], job.told()
             check_same(own, undisturbed, 2)
             shutil.rmtree(own)
-    return f"in micro-step 3 of 4 of step 8; {'; '.join(steps)}; bit-identical, each sample as often as in the reference"
+    return (
+        f"in micro-step 3 of 4 of step 8; {'; '.join(steps)}; bit-identical, each sample as often as in the reference"
+    )
 
 
 ROWS = (
