@@ -22,7 +22,7 @@ STEP_SECONDS = 0.03
 
 
 def killed_in_training(here: Path, full: bool) -> str:
-    kills, steps = (50, 1000) if full else (2, 60)
+    kills, steps = (50, 1500) if full else (2, 60)
     words = (f"duration.steps={steps}", f"checkpoint.every_steps={INTERVAL}")
     undisturbed = reference(here, 2, *words)
     random.seed(4)
@@ -36,7 +36,7 @@ def killed_in_training(here: Path, full: bool) -> str:
         if living is None:
             time.sleep(0.01)
             continue
-        time.sleep(random.uniform(0, steps * STEP_SECONDS * 0.6 / kills))
+        time.sleep(random.uniform(0, steps * STEP_SECONDS * 1.1 / kills))  # on the average it is through in time
         killed += _kill(living[random.randrange(2)])
     codes = job.wait(90)
     seconds = time.monotonic() - start

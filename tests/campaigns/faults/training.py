@@ -1,5 +1,6 @@
 """Rows about a run that is under way: a rank fails, a number is no number, data are damaged."""
 
+import re
 import shutil
 import signal
 import time
@@ -37,7 +38,7 @@ def rank_ends(here: Path, full: bool) -> str:
             apart, 2, 0, ranks.train_rank, command(apart), "accumulate", (partial(ranks.at_step, 7, action, 1),)
         )
         assert agent.wait() == [1], agent.told()
-        named += "local_rank: 1 (" in agent.told().rpartition("Root Cause")[2]
+        named += re.search(r"rank +: 1 \(local_rank: 1\)", agent.told()) is not None
     return f"the other left after: {', '.join(told)}; torchrun's agent named the true first rank in {named} of 3"
 
 
