@@ -247,9 +247,11 @@ final_code() {
     echo "$number"
 }
 
-# SLURM announces the end of a job's time by SIGUSR1 (--signal=B:USR1@120); SIGTERM is scancel, which means it.
+# SLURM announces the end of a job's time by SIGUSR1: to this shell (--signal=B:USR1@120), or to the ranks, which then
+# tell it (--signal=USR1@120). SIGTERM is scancel, which means it.
 requeue() { # CODE
-    if [[ $1 != 75 || -z ${SLURM_JOB_ID:-} || " $forwarded " != *" USR1 "* ]]; then return; fi
+    if [[ $1 != 75 || -z ${SLURM_JOB_ID:-} ]]; then return; fi
+    if [[ " $forwarded " != *" USR1 "* ]] && ! grep -qs SIGUSR1 "$folder/ended.json"; then return; fi
     say "launch: saved; job $SLURM_JOB_ID goes back into the queue"
     scontrol requeue "$SLURM_JOB_ID" || say "launch: scontrol requeue failed; type: sbatch again, it goes on from there"
 }

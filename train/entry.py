@@ -104,5 +104,6 @@ def train(loaded: Loaded, loop: str, compute_gradient: ComputeGradient) -> Endin
         run.report.close(f"{type(error).__name__}: {error}", FAILED)
         raise
     run.report.close(reason, code)
+    run.ranks.settle()
     run.learner.accelerator.end_training()
     return Ending(reason, code, run.report.progress.step)

@@ -2,14 +2,22 @@
 
 import os
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
+from torch.distributed.rendezvous import rendezvous
 
 T = TypeVar("T")
+
+SETTLE_SECONDS = 30
+
+_KEPT: list[object] = []
+"""Process groups, to the end of the process. Where one is destroyed earlier (with the model that DDP wraps), gloo joins
+its threads while it holds the GIL, for which such a thread may be waiting in turn: for ever (torch 2.13)."""
 
 
 def launched_world_size() -> int:
@@ -50,6 +58,26 @@ def check_world_size(found: int) -> None:
             )
 
 
+def meet_after_restart(timeout_seconds: float) -> None:
+    """Where the launcher has started the ranks again: meet under keys of this attempt alone.
+
+    The launcher's store still holds the addresses of the ranks that are gone. torch 2.13 asks for them under the same
+    keys: a rank that is quicker than another then waits for a connection to nobody. accelerate takes this group over.
+    """
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    if attempt == "0" or launched_world_size() == 1 or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return
+    store, rank, world_size = next(rendezvous("env://"))
+    on_cpu = not torch.cuda.is_available() or os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("true", "1", "yes")
+    dist.init_process_group(
+        "gloo" if on_cpu else "nccl",
+        store=dist.distributed_c10d.PrefixStore(f"attempt-{attempt}", store),
+        rank=rank,
+        world_size=world_size,
+        timeout=timedelta(seconds=timeout_seconds),
+    )
+
+
 @dataclass(frozen=True)
 class Sum:
     """A sum over the ranks that is still under way."""
@@ -76,17 +104,27 @@ class Ranks:
         self.world_size = world_size
         self.is_main = rank == 0
         self._group: dist.ProcessGroup | None = None
+        self._under_way: dist.Work | None = None  # the message started last
         if world_size > 1:
             group = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout_seconds))
             assert isinstance(group, dist.ProcessGroup)
             self._group = group
+            _KEPT.extend((group, dist.group.WORLD))
         self._board: Any = None
 
     def start_sum(self, values: Sequence[float]) -> Sum:
         """Begin to add up `values` (float64) over the ranks; every rank gets the sums, bit for bit the same."""
         tensor = torch.tensor(values, dtype=torch.float64)
         work = dist.all_reduce(tensor, group=self._group, async_op=True) if self._group else None
+        self._under_way = work
         return Sum(tensor, work)
+
+    def settle(self) -> None:
+        """To be called before this rank leaves: a window ahead is counted in a thread of gloo, and another rank may
+        still wait for its part."""
+        if self._under_way is not None:
+            with suppress(RuntimeError):  # another rank is gone
+                self._under_way.wait(timedelta(seconds=SETTLE_SECONDS))
 
     def sum(self, values: Sequence[float]) -> list[float]:
         return self.start_sum(values).wait()

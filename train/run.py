@@ -108,8 +108,7 @@ class Run:
         start = time.perf_counter()
         with self.report.clock.paused():
             self.ranks.copy_from_main(floating_buffers(self.learner.module))
-            self.report.sync()
-            self.checkpoints.save(self.report.progress.step)
+            self.checkpoints.save(self.report.progress.step, first=self.report.sync)
         self.report.save_row(time.perf_counter() - start)
 
     def finish(self) -> None:

@@ -25,7 +25,7 @@ from train.blocks import checkpoint_blocks
 from train.config import Config, resolve
 from train.initial import initial_model
 from train.optimizer import can_skip_on_device, make_optimizer
-from train.ranks import Ranks, check_world_size
+from train.ranks import Ranks, check_world_size, meet_after_restart
 from train.reduction import is_explicit
 from train.saved import parameter_dtype
 from train.schedule import Scaled
@@ -49,6 +49,7 @@ def connect(config: Config) -> tuple[Accelerator, Ranks]:
             f"the launcher was told mixed precision {told}, the config says precision={config.precision}. "
             f"Leave it to the config: --mixed_precision no (or mixed_precision: 'no' in the launcher file)"
         )
+    meet_after_restart(_patience(config))
     accelerator = _accelerator(config)
     check_world_size(accelerator.num_processes)
     if accelerator.distributed_type not in (DistributedType.NO, DistributedType.MULTI_GPU, DistributedType.MULTI_CPU):

@@ -1,6 +1,6 @@
 """The checkpoints of one run."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -35,14 +35,18 @@ class Checkpoints:
     state: Mapping[str, HasState]  # beside the module: what has to be as it was
     resumed_from: Path | None
 
-    def save(self, step: int) -> None:
-        """Raises SaveFailed, on all ranks, where it fails on one. What is there already is not written again."""
+    def save(self, step: int, first: Callable[[], object] = lambda: None) -> None:
+        """Raises SaveFailed, on all ranks, where it fails on one. What is there already is not written again.
+
+        `first`: what has to be on disk before the checkpoint is.
+        """
         if self.resumed_from == self.folder / name_of(step):
             return
         state = {name: part.state_dict() for name, part in self.state.items()}  # on all ranks: they may have to talk
-        commit(self.folder, step, self.keep, self.ranks, partial(self._write, state), self.resumed_from)
+        commit(self.folder, step, self.keep, self.ranks, partial(self._write, state, first), self.resumed_from)
 
-    def _write(self, state: Mapping[str, Any], folder: Path) -> list[str]:
+    def _write(self, state: Mapping[str, Any], first: Callable[[], object], folder: Path) -> list[str]:
+        first()
         write_generators(folder, self.ranks.rank)
         if not self.ranks.is_main:
             return [name_of_rank(self.ranks.rank)]

@@ -29,8 +29,8 @@ def newest(folder: Path, say: Callable[[str], None]) -> Path | None:
         return path
     if damaged:
         raise NoCheckpoint(
-            f"all {len(damaged)} checkpoints in {folder} are damaged ({next(iter(damaged.values()))}). "
-            f"Type checkpoint.resume=never to start over (the run folder is kept under another name)"
+            f"all {len(damaged)} checkpoints in {folder} are damaged ({next(iter(damaged.values()))}); nothing was "
+            f"started. Type checkpoint.resume=never to start over (the run folder is kept under another name)"
         )
     return None
 

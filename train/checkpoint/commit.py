@@ -27,6 +27,8 @@ def commit(folder: Path, step: int, keep: int, ranks: Ranks, write: Write, kept:
     The newest `keep` stay, and `kept`. Raises SaveFailed, on all ranks, where it fails on one.
     """
     unfinished, final = folder / f".{name_of(step)}.unfinished", folder / name_of(step)
+    if ranks.from_main(lambda: _is_complete(final)):
+        return  # saved where training stopped: it is never taken away to be written again
     try:
         ranks.from_main(lambda: _begin(folder, unfinished))
         own = ranks.together(lambda: _written(unfinished, write))
@@ -40,7 +42,10 @@ def commit(folder: Path, step: int, keep: int, ranks: Ranks, write: Write, kept:
             f"could not save {final}: {error}. Complete checkpoints there: {others}. "
             f"Type the same command again once that is mended; it goes on from the newest"
         ) from error
-    ranks.from_main(lambda: rotate(folder, keep, kept))
+    try:
+        ranks.from_main(lambda: rotate(folder, keep, kept))
+    except Exception as error:
+        raise SaveFailed(f"{final} is complete, but an older checkpoint could not be removed: {error}") from error
 
 
 def complete(folder: Path) -> list[Path]:
@@ -77,7 +82,7 @@ def set_aside(path: Path, why: str) -> Path:
 def _begin(folder: Path, unfinished: Path) -> None:
     folder.mkdir(exist_ok=True)
     for left in folder.glob(".step-*"):  # of a save or a rotation that was interrupted
-        left.unlink() if left.is_symlink() else shutil.rmtree(left)
+        shutil.rmtree(left) if left.is_dir() and not left.is_symlink() else left.unlink()
     unfinished.mkdir()
 
 
@@ -94,7 +99,7 @@ def _finish(unfinished: Path, final: Path, manifest: bytes) -> None:
     (unfinished / MANIFEST).write_bytes(manifest)
     sync(unfinished / MANIFEST)
     sync(unfinished)
-    if final.exists():  # nothing of ours: a leftover that is no checkpoint, or one that was found damaged
+    if os.path.lexists(final):  # nothing of ours: a leftover that is no checkpoint, or one that was found damaged
         set_aside(final, "replaced")
     unfinished.rename(final)
     sync(final.parent)

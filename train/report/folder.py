@@ -108,9 +108,9 @@ def _make(path: Path, resumed_from: Path | None, moved_to: Path | None = None) -
 
 
 def _make_instead(path: Path, lock: TextIO, resumed_from: Path | None) -> RunFolder:
-    lock.close()
     moved_to = _free_number(path)
     path.rename(moved_to)
+    lock.close()  # only now: nobody else may take a folder that is about to move
     return _make(path, resumed_from, moved_to)
 
 
@@ -124,6 +124,9 @@ def _lock(path: Path) -> TextIO:
         owner = file.read().strip() or "another process"
         file.close()
         raise FolderRefused(f"{path} is being trained into by {owner}. Type: name={_free_name(path)}") from None
+    if not (path / ".lock").exists() or os.fstat(file.fileno()).st_ino != (path / ".lock").stat().st_ino:
+        file.close()  # it was let go of, and removed, in the moment between opening and locking it
+        return _lock(path)
     file.truncate(0)
     file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
     file.flush()
@@ -154,7 +157,7 @@ def _check_same(path: Path, plan: RunPlan, restart: bool) -> None:
     """Raises FolderRefused where the folder holds anything but this run, AlreadyFinished where that has finished."""
     ended, earlier = _read(path / "ended.json"), _read(path / "plan.json")
     if "identity" not in earlier:
-        if restart or {file.name for file in path.iterdir()} == {".lock"}:
+        if restart or {file.name for file in path.iterdir()} <= {".lock", ".environment.json.unfinished"}:
             return  # killed before it could write anything down
         raise FolderRefused(f"{path} exists and is not a run folder. Type: name=ANOTHER, or output_dir=ANOTHER")
     differing = differences(earlier["identity"], plan.identity)

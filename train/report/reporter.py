@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 from train import names
 from train.report.best import Best
-from train.report.ending import FAILED, FINISHED, ending
+from train.report.ending import FAILED, FINISHED, ending, tell
 from train.report.folder import RunFolder
 from train.report.journal import Journal
 from train.report.plan import RunPlan
@@ -136,11 +136,17 @@ class Reporter:
         if code == FAILED:
             self.tracker.alert(f"{self.plan.name} failed", f"at step {self.progress.step:,}: {reason}")
         self.tracker.summarise(self._summary(reason, code))
+        try:
+            self._close(self.folder, reason, code)
+        except OSError as error:  # a full disk must not hide why the run ended
+            tell(f"could not write the end of the run into {self.folder.path}: {error}")
+
+    def _close(self, folder: RunFolder, reason: str, code: int) -> None:
         with ExitStack() as stack:
-            stack.callback(self.folder.release)
+            stack.callback(folder.release)
             for sink in self.sinks:
                 stack.callback(sink.finish, code)
-            self.folder.write_json("ended.json", ending(reason, code, self.progress.step))
+            folder.write_json("ended.json", ending(reason, code, self.progress.step))
             if self.screen:
                 self.screen.end(*self._closing_lines(reason, code))
 

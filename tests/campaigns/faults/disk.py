@@ -1,0 +1,221 @@
+"""Rows about what lies on the disk: full, failing, damaged, left over, malicious."""
+
+import resource
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+from tests.campaigns.faults import compare, jobs, ranks
+from tests.campaigns.faults.row import Row, check_fired, check_same, command, folder, reference, train
+from train.checkpoint.commit import candidates, complete
+from train.checkpoint.manifest import MANIFEST, name_of, verify
+
+STEP_5, STEP_10 = name_of(5), name_of(10)
+
+
+@contextmanager
+def small_disk(here: Path) -> Iterator[tuple[Path, str]]:
+    """20 MB, and how they were had: a tmpfs where mounting is permitted, else a limit on the size of a file."""
+    disk = folder(here, "disk")
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=20m", "tmpfs", disk], capture_output=True, check=False
+    )
+    try:
+        yield disk, "tmpfs of 20 MB" if mounted.returncode == 0 else "RLIMIT_FSIZE (no right to mount)"
+    finally:
+        if mounted.returncode == 0:
+            subprocess.run(["umount", "--lazy", disk], check=True)
+
+
+def fill_disk(disk: Path, mounted: bool) -> None:
+    """To the last byte: not even the end of the run can be written down."""
+    ranks.fired("full")
+    if not mounted:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+        return
+    with (disk / "filler").open("wb", buffering=0) as file:
+        try:
+            while file.write(bytes(4096)):
+                pass
+        except OSError:
+            return
+
+
+def disk_full(here: Path, full: bool) -> str:
+    told = []
+    for case in ("too small for two", "to the last byte"):
+        own = folder(here, case.replace(" ", "-"))
+        with small_disk(own) as (disk, how):
+            mounted = how.startswith("tmpfs")
+            words = ["model.args.hidden=[1000, 1000]", f"output_dir={disk}"]
+            patches = []
+            if case == "to the last byte" or not mounted:
+                fill = partial(fill_disk, disk, mounted)
+                patches = [partial(ranks.at_step, 9, fill, 0)]
+            start = time.monotonic()
+            codes, job = train(own, 2, command(own, *words), *patches)
+            seconds = time.monotonic() - start
+            assert codes == [1, 1], f"{codes}\n{job.told()}"
+            assert "could not save" in job.told(0), job.told()
+            assert "Complete checkpoints there: step-00000005" in job.told(0), job.told()
+            checkpoints = disk / "run" / "checkpoints"
+            verify(checkpoints / STEP_5)
+            left = sorted(path.name for path in checkpoints.iterdir())
+            assert left == [STEP_5], left
+            told.append(f"{case} ({how}): {seconds:.0f} s")
+    return f"{'; '.join(told)}; good checkpoints lost: 0, hangs: 0"
+
+
+def one_rank_cannot_save(here: Path, full: bool) -> str:
+    faults = {
+        "fsync of a file on rank 1": partial(ranks.failing_fsync, 10, 1),
+        "fsync of a file on rank 0": partial(ranks.failing_fsync, 10, 0),
+        "fsync of the manifest": partial(ranks.failing_fsync, 10, 0, MANIFEST),
+        "rename": partial(ranks.failing_rename, 10),
+        "fsync of metrics.jsonl": partial(ranks.failing_journal, 7),
+    }
+    chosen = faults if full else {name: faults[name] for name in list(faults)[::2]}
+    slowest = 0.0
+    for name, fault in chosen.items():
+        own = folder(here, name.replace(" ", "-"))
+        start = time.monotonic()
+        codes, job = train(own, 2, command(own), fault)
+        slowest = max(slowest, time.monotonic() - start)
+        check_fired(own, "rename" if name == "rename" else "fsync")
+        assert codes == [1, 1], f"{name}: {codes}\n{job.told()}"
+        assert "could not save" in job.told(0), f"{name}: {job.told()}"
+        assert "Traceback" not in job.told(), f"{name}: a rank ended otherwise\n{job.told()}"
+        left = sorted(path.name for path in (own / "run" / "checkpoints").iterdir())
+        assert left == [STEP_5], f"{name}: {left}"
+        verify(own / "run" / "checkpoints" / STEP_5)
+    return f"{len(chosen)} of {len(chosen)} faults: all ranks left alike, within {slowest:.0f} s; hangs: 0"
+
+
+def stopped_run(here: Path, world_size: int, step: int = 12) -> None:
+    """A run that a kill ended in `step`: its checkpoints are those of steps 5 and 10."""
+    codes, job = train(here, world_size, command(here), partial(ranks.at_step, step, ranks.kill, 0))
+    assert codes[0] == -signal.SIGKILL, job.told()
+    assert [path.name for path in complete(here / "run" / "checkpoints")] == [STEP_5, STEP_10]
+
+
+def all_damaged(here: Path, full: bool) -> str:
+    stopped_run(here, 2)
+    checkpoints, before = here / "run" / "checkpoints", (here / "run" / "metrics.jsonl").read_bytes()
+    (checkpoints / STEP_5 / MANIFEST).unlink()
+    with (checkpoints / STEP_10 / "model.safetensors").open("r+b") as file:
+        file.truncate(50)
+    # A person starts it again, twice; then a launcher that restarts whatever fails.
+    for environment in ({}, {}, {"TORCHELASTIC_RUN_ID": "job", "TORCHELASTIC_RESTART_COUNT": "1"}):
+        if environment:
+            written = (here / "run" / "environment.json").read_text()
+            (here / "run" / "environment.json").write_text(
+                written.replace('"job": {}', '"job": {"TORCHELASTIC_RUN_ID": "job"}')
+            )
+        codes, job = train(here, 2, command(here), **environment)
+        assert codes == [1, 1], f"{environment}: {codes}\n{job.told()}"
+        assert "all 2 checkpoints" in job.told(0), job.told()
+        assert "checkpoint.resume=never" in job.told(0), job.told()
+    assert (here / "run" / "metrics.jsonl").read_bytes() == before
+    assert not (here / "run.1").exists()
+    assert len(list(checkpoints.iterdir())) == 2
+    return "exit code 1, three times of three; nothing moved, nothing trained"
+
+
+def leftovers(here: Path, full: bool) -> str:
+    undisturbed, elsewhere = reference(here, 1), folder(here, "elsewhere")
+    (elsewhere / "kept.txt").write_text("kept")
+    stopped_run(here, 1)
+    checkpoints = here / "run" / "checkpoints"
+    for name in (".step-00000011.unfinished", ".step-00000002.removed", "step-00000012"):
+        folder(checkpoints, name)
+        (checkpoints / name / "half").write_bytes(bytes(100))
+    folder(checkpoints, "step-00000013")  # empty
+    folder(checkpoints, "step-00000020")  # empty, where a checkpoint will be
+    (checkpoints / "step-00000014").symlink_to(elsewhere)
+    (checkpoints / "step-00000015").symlink_to(here / "nowhere")  # where a checkpoint will be
+    (checkpoints / ".step-00000016.unfinished").symlink_to(elsewhere)
+    for name in ("notes.txt", "step-00000017", ".step-00000018.unfinished"):
+        (checkpoints / name).write_text("a file")
+    codes, job = train(here, 1, command(here))
+    assert codes == [0], job.told()
+    check_same(here, undisturbed, 1)
+    assert not list(checkpoints.glob(".*")), "not swept"
+    assert (checkpoints / "notes.txt").exists()
+    assert (elsewhere / "kept.txt").exists()
+    assert [path.name for path in complete(checkpoints)] == [
+        STEP_10,
+        name_of(15),
+        name_of(20),
+    ]  # the first: resumed from
+    return "11 of 11 leftovers ignored, those of a save swept; bit-identical end"
+
+
+def slow_save(here: Path, full: bool) -> str:
+    undisturbed = reference(here, 2)
+    slow = partial(ranks.slow_write, 10, 60.0)
+    job = jobs.start_ranks(here, 2, ranks.train_rank, command(here), "accumulate", (slow,))
+    while not compare.notes(here, "fired.jsonl"):
+        assert all(process.is_alive() for process in job.processes), job.told()
+        time.sleep(0.01)
+    for what in (signal.SIGTERM, signal.SIGKILL):  # the grace period in between
+        for number in (0, 1):
+            assert job.send(number, what)
+        time.sleep(1.0 if what == signal.SIGTERM else 0)
+    assert job.wait(20) == [-signal.SIGKILL] * 2
+    assert [path.name for path in complete(here / "run" / "checkpoints")] == [STEP_5]
+    # It goes on, with a save of 0.4 s; the next start says what such saves need (the limit is set to 0.2 s).
+    steps = (partial(ranks.slow_write, 10, 0.4), partial(ranks.at_step, 17, ranks.kill))
+    codes, _ = train(here, 2, command(here), *steps)
+    assert codes == [-signal.SIGKILL] * 2
+    codes, job = train(here, 2, command(here), partial(ranks.short_grace, 0.4))
+    assert codes == [0, 0], job.told()
+    assert "the last save took" in job.told(0), job.told(0)
+    check_same(here, undisturbed, 2)
+    assert not [
+        path for path in candidates(here / "run" / "checkpoints") if path.name not in (name_of(15), name_of(20))
+    ]
+    return "killed 1 s after SIGTERM in a save of 60 s: step 5 of step 5 remained; warned at the next start"
+
+
+ROWS = (
+    Row(
+        "5",
+        "disk full in a save",
+        "a tmpfs of 20 MB, too small for two checkpoints, and one filled to the last byte",
+        "clear error, old checkpoints intact, temporary folder gone",
+        disk_full,
+    ),
+    Row(
+        "6",
+        "fsync or rename fails on one rank",
+        "EIO on rank 0 or 1, for files, manifest, rename, metrics.jsonl",
+        "all ranks agree that the save failed; no hang",
+        one_rank_cannot_save,
+    ),
+    Row(
+        "8",
+        "every checkpoint damaged",
+        "a manifest removed, weights truncated; started three times, once as a launcher's restart",
+        "non-zero exit; never a silent fresh start",
+        all_damaged,
+    ),
+    Row(
+        "10",
+        "leftovers",
+        "temporary folders, stray files, empty folders, links, dangling links, also where checkpoints will be",
+        "ignored, swept",
+        leftovers,
+    ),
+    Row(
+        "15",
+        "a save longer than the grace period",
+        "a writer of 60 s; SIGTERM, 1 s later SIGKILL",
+        "the previous good one remains; a warning at the next start",
+        slow_save,
+    ),
+)

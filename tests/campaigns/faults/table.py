@@ -1,0 +1,74 @@
+"""All rows, and the table of what came of them."""
+
+import subprocess
+import tempfile
+import time
+import traceback
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+
+from tests.campaigns.faults import disk, launching, malicious, resume, saving, starting, stopping, training
+from tests.campaigns.faults.row import Row
+
+ROOT = Path(__file__).parents[3]
+RESULTS = ROOT / "docs" / "results.md"
+BEGIN, END = "<!-- faults: begin -->", "<!-- faults: end -->"
+HEAD = "| # | fault | injection | expected | figure | verdict | commit, date | seconds |\n" + "|---" * 8 + "|"
+
+_PARTS = (saving, disk, training, starting, stopping, resume, launching, malicious)
+_ORDERED = sorted((row for part in _PARTS for row in part.ROWS), key=lambda row: (len(row.number), row.number))
+ROWS: dict[str, Row] = {row.number: row for row in _ORDERED}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    row: Row
+    figure: str
+    passed: bool
+    seconds: float
+
+    def line(self, commit: str) -> str:
+        row, verdict = self.row, "passed" if self.passed else "**failed**"
+        cells = (
+            row.number,
+            row.fault,
+            row.injection,
+            row.expected,
+            self.figure,
+            verdict,
+            commit,
+            f"{self.seconds:.0f}",
+        )
+        return "| " + " | ".join(cell.replace("|", "/").replace("\n", " ") for cell in cells) + " |"
+
+
+def run(row: Row, full: bool) -> Outcome:
+    start = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix=f"faults-{row.number}-") as folder:
+        try:
+            figure, passed = row.run(Path(folder), full), True
+        except Exception as error:
+            traceback.print_exc()
+            figure, passed = f"{type(error).__name__}: {str(error)[:200]}", False
+    return Outcome(row, figure, passed, time.monotonic() - start)
+
+
+def commit() -> str:
+    done = subprocess.run(
+        ["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    return f"{done.stdout.strip() or 'unknown'}, {date.today()}"
+
+
+def write(outcomes: list[Outcome]) -> None:
+    """Into docs/results.md, between the two marks; rows that were not run now stay as they are."""
+    text = RESULTS.read_text()
+    if BEGIN not in text:
+        text = f"{text.rstrip()}\n\n{BEGIN}\n{HEAD}\n{END}\n"
+    before, rest = text.split(BEGIN)
+    inside, after = rest.split(END)
+    known = {line.split("|")[1].strip(): line for line in inside.strip().splitlines()[2:]}
+    known |= {outcome.row.number: outcome.line(commit()) for outcome in outcomes}
+    ordered = [known[number] for number in ROWS if number in known]
+    RESULTS.write_text(f"{before}{BEGIN}\n{HEAD}\n" + "\n".join(ordered) + f"\n{END}{after}")
