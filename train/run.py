@@ -115,8 +115,8 @@ def build(loaded: Loaded, loop: str) -> Run:
     """
     config = loaded.config
     stop = Stop(config.duration.hours)
-    stop.listen()
     accelerator, ranks = connect(config)
+    stop.listen()  # not before: a signal then ends a rank that waits for one that never comes
     best, task, sets, plan, numbers = ranks.together(lambda: prepare(loaded, loop))
     _check_same_everywhere(plan, ranks)
     learner = make_learner(config, task, accelerator, numbers)
