@@ -129,8 +129,8 @@ def build(loaded: Loaded, loop: str) -> Run:
     """
     config = loaded.config
     stop = Stop(config.duration.hours)
-    stop.listen()
     accelerator, ranks = connect(config)
+    stop.listen()  # not before: a signal then ends a rank that waits for one that never comes
     splits = ranks.first_of_node(lambda: load_splits(config))
     best, task, sets, plan, numbers = ranks.together(lambda: prepare(loaded, loop, splits))
     check_same_everywhere(plan, ranks)

@@ -17,12 +17,14 @@ from tests.campaigns.faults.row import Row, check_same, command, folder, referen
 from train.checkpoint.commit import candidates, complete
 from train.checkpoint.manifest import step_of, verify
 
+FULL = (50, 1500)  # kills, steps
+FULL_STOPS = 100
 INTERVAL = 5
 STEP_SECONDS = 0.03
 
 
 def killed_in_training(here: Path, full: bool) -> str:
-    kills, steps = (50, 1500) if full else (2, 60)
+    kills, steps = FULL if full else (2, 60)
     words = (f"duration.steps={steps}", f"checkpoint.every_steps={INTERVAL}")
     undisturbed = reference(here, 2, *words)
     random.seed(4)
@@ -38,7 +40,7 @@ def killed_in_training(here: Path, full: bool) -> str:
             continue
         time.sleep(random.uniform(0, steps * STEP_SECONDS * 1.1 / kills))  # on the average it is through in time
         killed += _kill(living[random.randrange(2)])
-    codes = job.wait(90)
+    codes = job.wait(300)
     seconds = time.monotonic() - start
     assert killed == kills, f"{killed} kills: the run ended first"
     assert codes == [0], job.told()[-3000:]
@@ -83,7 +85,7 @@ def _steps_lost(here: Path) -> tuple[list[int], int]:
 
 
 def terminated(here: Path, full: bool) -> str:
-    trials = 100 if full else 4
+    trials = FULL_STOPS if full else 4
     words = ("duration.steps=60",)
     undisturbed = reference(here, 2, *words)
     samples = compare.samples(undisturbed, 2)
