@@ -10,6 +10,7 @@ from safetensors.torch import load_model, save_model
 from torch import nn
 
 from train.config import Config, load, resolve
+from train.tokenizers import Saved
 
 
 class NotFinished(FileNotFoundError):
@@ -46,8 +47,11 @@ def make_model(config: Config) -> nn.Module:
     return module.to(parameter_dtype(config))
 
 
-def save_weights(module: nn.Module, folder: Path, name: str = "model") -> Path:
-    """Plain weights under the model's own parameter names, as folder/NAME.safetensors; tied ones once."""
+def save_weights(module: nn.Module, folder: Path, name: str = "model", tokenizer: str = "bytes") -> Path:
+    """Plain weights under the model's own parameter names, as folder/NAME.safetensors; tied ones once.
+
+    Beside them what a module of transformers writes too, and the tokenizer, where that is one that was saved.
+    """
     path = folder / f"{name}.safetensors"
     folder.mkdir(exist_ok=True)
     unfinished = folder / f".{name}.unfinished"
@@ -58,6 +62,8 @@ def save_weights(module: nn.Module, folder: Path, name: str = "model") -> Path:
         module.save_pretrained(unfinished)
     else:
         save_model(module, str(written))
+    if Path(tokenizer).is_dir():
+        Saved(tokenizer).save(unfinished)
     for other in unfinished.iterdir():
         if other != written:
             other.rename(folder / other.name)

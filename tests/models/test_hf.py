@@ -1,21 +1,23 @@
 """Models of transformers: the true gradient, folders that transformers opens, and the same curve on 1 and 2 ranks."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import transformers
 from datasets import Dataset
 from torch import nn
 from torch.nn.functional import cross_entropy
 
 import train
 from tests.helpers import argv, distance, record, rows, steps, whole_batch
+from tests.test_resume import segment
 from train.accumulate import compute_gradient
 from train.entry import main
-
-transformers = pytest.importorskip("transformers")
+from train.verify import main as verify
 
 LENGTH, WORDS = 8, 64
 SIZES = "hidden_size: 16, num_hidden_layers: 1, num_attention_heads: 2, intermediate_size: 32, vocab_size: 64"
@@ -26,6 +28,7 @@ NO_DROPOUT = "resid_pdrop: 0.0, embd_pdrop: 0.0, attn_pdrop: 0.0"
 LLAMA = f"model_type: llama, {SIZES.replace('64', '257')}"
 MIXTRAL = f"model_type: mixtral, num_key_value_heads: 2, num_local_experts: 2, {SIZES.replace('64', '257')}"
 SENTENCES = "data={source: tests.models.test_hf.sentences}"
+ADAMW = "optimizer={target: adamw, lr: 0.01}"
 TEXTS = "data={source: tests.tasks.test_tasks.texts, args: {size: 6}, block_size: 16, eval_fraction: 0.3}"
 
 
@@ -103,3 +106,112 @@ def test_final_is_a_folder_that_transformers_opens(tmp_path: Path) -> None:
     assert torch.equal(ours(inputs), expected)
     assert not torch.equal(average(inputs), expected)
     assert sorted(path.name for path in final.iterdir()) == ["config.json", "ema.safetensors", "model.safetensors"]
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [f"{GPT2}, {NO_DROPOUT}", f"{LLAMA}, tie_word_embeddings: true", MIXTRAL],
+    ids=["gpt2", "llama", "mixtral"],
+)
+def test_tied_weights_and_experts_come_back(tmp_path: Path, fields: str) -> None:
+    """transformers saves a tied weight once, and each expert by itself."""
+    model = ("precision=fp32", TEXTS, hf(fields, "causal-lm"), "task=causal_lm", "batch={effective: 6}")
+    assert start(argv(tmp_path, *model, "duration={steps: 1}")) == 0
+
+    inputs = torch.arange(16).reshape(2, 8)
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "final").eval()
+    ours = train.load(tmp_path / "run")
+    assert torch.equal(ours(inputs), theirs(input_ids=inputs).logits)
+    given = (*model, "name=again", f"model.init_from={tmp_path / 'run'}", "optimizer.lr=1e-30")
+    assert start(argv(tmp_path, *given, "duration={steps: 1}")) == 0
+    assert torch.equal(train.load(tmp_path / "again")(inputs), ours(inputs))
+
+
+def test_a_resumed_run_goes_on_as_if_it_had_not_stopped(run_ranks: Any, tmp_path: Path) -> None:
+    model = (TEXTS, hf(f"{GPT2}, {NO_DROPOUT}", "causal-lm"), "task=causal_lm", "batch={effective: 6}")
+    given = (*model, "checkpoint={resume: auto, every_steps: 2}", "duration={steps: 4}", ADAMW)
+    (whole,) = run_ranks(1, segment, argv(tmp_path, *given, "name=whole"), "accumulate")
+    run_ranks(1, segment, argv(tmp_path, *given), "accumulate", 4)
+
+    (resumed,) = run_ranks(1, segment, argv(tmp_path, *given), "accumulate")
+
+    assert list(resumed.ids) == [3, 4]
+    assert np.array_equal(resumed.weights, whole.weights)
+
+
+def test_from_a_folder_that_may_go_away_afterwards(tmp_path: Path) -> None:
+    Plain(dropout=0.25).inner.bert.save_pretrained(tmp_path / "base")
+    model = f"model={{target: hf, args: {{from_pretrained: {tmp_path}/base, num_labels: 5}}}}"
+
+    assert start(argv(tmp_path, SENTENCES, model, "duration={steps: 1}", "optimizer.lr=1e-30")) == 0
+
+    base = transformers.AutoModel.from_pretrained(tmp_path / "base")
+    shutil.rmtree(tmp_path / "base")
+    ours = train.load(tmp_path / "run")
+    for name, weight in base.named_parameters():
+        assert torch.allclose(ours.inner.bert.get_parameter(name).float(), weight, atol=1e-30)
+    assert ours(torch.ones(2, 4)).shape == (2, 5)
+    assert "(inner.bert.embeddings.dropout" in (tmp_path / "run" / "log.txt").read_text()  # it trains in train mode
+
+
+def test_a_label_for_each_token(tmp_path: Path) -> None:
+    data = "data={source: tests.models.test_hf.sentences, args: {per_token: true}}"
+
+    assert start(argv(tmp_path, data, hf(f"{BERT}, {STILL}", "token-classification"), "duration={steps: 1}")) == 0
+
+    assert train.load(tmp_path / "run")(torch.ones(2, 4)).shape == (2, 3, 4)
+
+
+@pytest.mark.parametrize(
+    ("fields", "code", "said"), [(f"{BERT}, {STILL}", 0, "exact"), (BERT, 1, "embeddings.dropout")]
+)
+def test_verify_names_the_default_dropout(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], fields: str, code: int, said: str
+) -> None:
+    assert verify(argv(tmp_path, SENTENCES, hf(fields))) == code
+
+    assert said in capsys.readouterr().out.splitlines()[-1]
+
+
+def test_activation_checkpointing_is_the_models_own(tmp_path: Path) -> None:
+    given = (SENTENCES, hf(f"{BERT}, {STILL}"), "duration={steps: 2}")
+    plain = record(argv(tmp_path, *given))
+
+    ours = record(argv(tmp_path, *given, "memory.activation_checkpointing=true"))
+
+    assert distance(ours.weights[-1], plain.weights[-1]) <= 1e-14
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        ("{}", "takes one of from_pretrained"),
+        ("{task: text-clasification, from_config: {model_type: bert}}", "it takes sequence-classification"),
+        ("{from_config: {model_type: brt}}", "did you mean 'bert'?"),
+        ("{from_config: {model_type: bert, hiden_size: 4}}", "did you mean 'hidden_size'?"),
+        ("{from_pretrained: ./nowhere}", "from_pretrained=./nowhere cannot be opened"),
+    ],
+)
+def test_mistakes_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str], args: str, said: str) -> None:
+    assert start(argv(tmp_path, SENTENCES, f"model={{target: hf, args: {args}}}")) == 2
+
+    assert said in capsys.readouterr().err
+
+
+def test_another_head_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Plain().inner.save_pretrained(tmp_path / "base")
+    model = f"model={{target: hf, args: {{from_pretrained: {tmp_path}/base, num_labels: 5}}}}"
+
+    assert start(argv(tmp_path, SENTENCES, model)) == 2
+
+    assert "other shapes than model.args ask for: classifier.bias, classifier.weight" in capsys.readouterr().err
+
+
+def test_without_transformers(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("train.models.hf.find_spec", lambda name: None)
+
+    assert start(argv(tmp_path, SENTENCES, hf(BERT))) == 2
+
+    assert "EXTRAS=hf ./launch.sh" in capsys.readouterr().err

@@ -63,8 +63,10 @@ class HF(nn.Module):
         logits: Tensor = self.inner(input_ids=ids, **fed).logits
         return logits.transpose(1, 2) if self.task == "token-classification" else logits
 
-    def gradient_checkpointing_enable(self, **options: Any) -> None:
-        self.inner.gradient_checkpointing_enable(**options)
+    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict[str, Any]) -> None:
+        """The word of transformers up to 5; its new one goes first, since the old one warns."""
+        old = self.inner.gradient_checkpointing_enable
+        getattr(self.inner, "activation_checkpointing_enable", old)(gradient_checkpointing_kwargs)
 
     def save_pretrained(self, folder: Path) -> None:
         """Write what from_pretrained opens; the weights as one file, model.safetensors."""
@@ -78,6 +80,7 @@ class HF(nn.Module):
             config=self.inner.config,
             state_dict=load_file(file),
             dtype=self.inner.dtype,
+            ignore_mismatched_sizes=True,  # told with the others
             output_loading_info=True,
         )
         wrong = [f"{what}: {', '.join(sorted(map(str, names))[:4])}" for what, names in told.items() if names]
@@ -94,12 +97,18 @@ def _opened(auto: str, path: str | None, fields: dict[str, Any], changes: dict[s
         return maker.from_config(_config(library.CONFIG_MAPPING, fields | changes), dtype=torch.float32)
     try:
         _check_fields(library.AutoConfig.from_pretrained(path), changes)
-        return maker.from_pretrained(path, dtype=torch.float32, **changes)
+        model, told = maker.from_pretrained(
+            path, dtype=torch.float32, ignore_mismatched_sizes=True, output_loading_info=True, **changes
+        )
     except OSError as error:
         raise ModelError(
             f"model.args.from_pretrained={path} cannot be opened: {error}\n"
             f"It takes a folder that save_pretrained has written, or a name of the hub"
         ) from error
+    if told["mismatched_keys"]:
+        names = ", ".join(sorted(str(key[0]) for key in told["mismatched_keys"]))
+        raise ModelError(f"{path} has other shapes than model.args ask for: {names}. Leave num_labels as it is there")
+    return model
 
 
 def _transformers() -> Any:
