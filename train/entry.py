@@ -11,6 +11,7 @@ from train.exact import NotExact, TaskError
 from train.guard import NotReduced, RanksDisagree
 from train.initial import WeightsError
 from train.loop import fit
+from train.models import ModelError
 from train.patterns import PatternError
 from train.planning import PlanError
 from train.preparing import show_plan
@@ -36,6 +37,7 @@ REFUSALS = (
     ConfigError,
     DataError,
     FolderRefused,
+    ModelError,
     NoBlocks,
     NotExact,
     PatternError,

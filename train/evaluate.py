@@ -8,14 +8,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from safetensors.torch import load_model
-
 from train.config import ConfigError, load
 from train.data import DataError, open_sets
 from train.evaluation import Evaluation
+from train.models import ModelError
 from train.ranks import launched_rank
 from train.report import BAD_CONFIG, FINISHED, exit_code, tell
-from train.saved import NotFinished, final_weights, make_model, parameter_dtype
+from train.saved import NotFinished, final_weights, parameter_dtype, trained_model
 from train.setup import Unsupported, connect, make_task
 
 USAGE = "usage: python -m train.evaluate RUN [key=value ...]      RUN: a run folder, such as runs/digits"
@@ -29,7 +28,7 @@ def main(argv: Sequence[str]) -> int:
     is_main = launched_rank() == 0
     try:
         metrics = evaluate(Path(argv[0]), argv[1:])
-    except (ConfigError, DataError, NotFinished, Unsupported) as error:
+    except (ConfigError, DataError, ModelError, NotFinished, Unsupported) as error:
         tell(str(error))
         return exit_code(str(error), BAD_CONFIG, 0, is_main)
     if is_main:
@@ -49,8 +48,7 @@ def evaluate(run_folder: Path, overrides: Sequence[str]) -> dict[str, float]:
         )
     batch_size = json.loads((run_folder / "plan.json").read_text())["batch"]["micro"]  # what fitted in training
     accelerator, ranks = connect(config)
-    module = make_model(config)
-    load_model(module, str(weights))
+    module = trained_model(config, weights)
     module = accelerator.prepare_model(module, evaluation_mode=True)
     evaluation = Evaluation(
         sets.evaluation, task, module, ranks, accelerator.device, parameter_dtype(config), batch_size

@@ -8,7 +8,7 @@ from torch import nn
 
 from train.config import Config
 from train.patterns import PatternError, matching
-from train.saved import FINAL, make_model
+from train.saved import FINAL, Pretrained, make_model
 
 
 class WeightsError(ValueError):
@@ -29,6 +29,9 @@ def load_initial(module: nn.Module, path: str) -> None:
     """Load all weights of a run folder or a .safetensors file, in the module's own precision."""
     file = _find(path)
     shapes = _shapes(file)
+    if isinstance(module, Pretrained):
+        module.load_pretrained(file)
+        return
     wanted = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
     problems = [
         f"{name} has shape {shapes[name]} there, {wanted[name]} in the model"

@@ -116,8 +116,9 @@ class Run:
         self.save_weights("final")
 
     def save_weights(self, place: str) -> None:
+        tokenizer = self.config.data.tokenizer
         for name, module in self.saved.items():
-            self.ranks.from_main(partial(save_weights, module, self.folder.path / place, name))
+            self.ranks.from_main(partial(save_weights, module, self.folder.path / place, name, tokenizer))
 
 
 def build(loaded: Loaded, loop: str) -> Run:

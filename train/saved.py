@@ -1,12 +1,16 @@
 """A trained model on disk, and back."""
 
+import dataclasses
+import shutil
 from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 import torch
 from safetensors.torch import load_model, save_model
 from torch import nn
 
 from train.config import Config, load, resolve
+from train.tokenizers import Saved
 
 
 class NotFinished(FileNotFoundError):
@@ -14,6 +18,19 @@ class NotFinished(FileNotFoundError):
 
 
 FINAL = Path("final") / "model.safetensors"
+
+
+@runtime_checkable
+class Pretrained(Protocol):
+    """A module that has a format of its own, such as that of train/models/hf.py."""
+
+    def save_pretrained(self, folder: Path) -> None:
+        """Write model.safetensors, and whatever belongs beside it."""
+        ...
+
+    def load_pretrained(self, file: Path) -> None:
+        """Read the weights of such a file; it may have another name."""
+        ...
 
 
 def parameter_dtype(config: Config) -> torch.dtype:
@@ -30,14 +47,37 @@ def make_model(config: Config) -> nn.Module:
     return module.to(parameter_dtype(config))
 
 
-def save_weights(module: nn.Module, folder: Path, name: str = "model") -> Path:
-    """Plain weights under the model's own parameter names, as folder/NAME.safetensors; tied ones once."""
+def save_weights(module: nn.Module, folder: Path, name: str = "model", tokenizer: str = "bytes") -> Path:
+    """Plain weights under the model's own parameter names, as folder/NAME.safetensors; tied ones once.
+
+    Beside them what a module of transformers writes too, and the tokenizer, where that is one that was saved.
+    """
     path = folder / f"{name}.safetensors"
     folder.mkdir(exist_ok=True)
-    unfinished = path.with_suffix(".unfinished")
-    save_model(module, str(unfinished))
-    unfinished.rename(path)  # a kill leaves all of the weights or none, never half of them
+    unfinished = folder / f".{name}.unfinished"
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir()
+    written = unfinished / FINAL.name
+    if isinstance(module, Pretrained):
+        module.save_pretrained(unfinished)
+    else:
+        save_model(module, str(written))
+    if Path(tokenizer).is_dir():
+        Saved(tokenizer).save(unfinished)
+    for other in unfinished.iterdir():
+        if other != written:
+            other.rename(folder / other.name)
+    written.rename(path)  # last, and at once: a kill leaves all of the weights or none, never half of them
+    unfinished.rmdir()
     return path
+
+
+def load_weights(module: nn.Module, file: Path) -> None:
+    """What save_weights wrote, into a model of the same config."""
+    if isinstance(module, Pretrained):
+        module.load_pretrained(file)
+    else:
+        load_model(module, str(file))
 
 
 def final_weights(run_folder: Path, name: str = "model") -> Path:
@@ -51,7 +91,14 @@ def final_weights(run_folder: Path, name: str = "model") -> Path:
 def load_final(run_folder: str | Path, name: str = "model") -> nn.Module:
     """The trained model of a run folder, on the CPU, in evaluation mode."""
     folder = Path(run_folder)
-    weights = final_weights(folder, name)
-    module = make_model(load([str(folder / "config.yaml")]).config)
-    load_model(module, str(weights))
-    return module.eval()
+    return trained_model(load([str(folder / "config.yaml")]).config, final_weights(folder, name)).eval()
+
+
+def trained_model(config: Config, weights: Path) -> nn.Module:
+    """The model of `config` with the weights of a run."""
+    args = dict(config.model.args)
+    if "from_pretrained" in args and (weights.parent / "config.json").is_file():
+        args["from_pretrained"] = str(weights.parent)  # what it started from may be gone
+    module = make_model(dataclasses.replace(config, model=dataclasses.replace(config.model, args=args)))
+    load_weights(module, weights)
+    return module

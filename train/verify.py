@@ -24,6 +24,7 @@ from train.config import Config, ConfigError, load
 from train.data import DataError, TrainingSet, Windows, open_sets
 from train.exact import ROUNDS, TaskError, arithmetic, check_sets, judge
 from train.initial import WeightsError
+from train.models import ModelError
 from train.optimizer import scaled_numbers
 from train.patterns import PatternError
 from train.planning import plan_batch
@@ -38,6 +39,19 @@ from train.window import Batch, Place
 BOUNDS = {"fp64": 1e-12, "fp32": 2e-6, "tf32": 2.5e-3, "fp16": 2.5e-3, "bf16": 2e-2, "bf16 parameters": 2e-2}
 """Largest relative error of a gradient that the arithmetic itself explains; bf16 and fp16: of autocast's activations.
 tf32 and fp16 keep three bits more than bf16."""
+
+REFUSALS = (
+    ConfigError,
+    DataError,
+    ModelError,
+    NoBlocks,
+    PatternError,
+    PlanError,
+    TaskError,
+    Unsupported,
+    WeightsError,
+)
+"""What the user can mend by typing something else."""
 
 COLUMNS = "{:<15}  {:<24}  {:<8}  {:<24}  {}"
 
@@ -66,7 +80,7 @@ def main(argv: Sequence[str]) -> int:
     try:
         config = load(argv).config
         lines, remedies = verify(config)
-    except (ConfigError, DataError, NoBlocks, PatternError, PlanError, TaskError, Unsupported, WeightsError) as error:
+    except REFUSALS as error:
         tell(str(error))
         return exit_code(str(error), BAD_CONFIG, 0, is_main)
     exact = all(line.is_exact for line in lines)

@@ -4,7 +4,7 @@ from train.config.identity import curve_hash, differences, flatten, is_execution
 from train.config.load import Loaded, load, run_name
 from train.config.problems import ConfigError, Problem
 from train.config.schema import Config
-from train.config.targets import resolve, resolve_source
+from train.config.targets import resolve, resolve_source, resolve_tokenizer
 
 __all__ = [
     "Config",
@@ -20,6 +20,7 @@ __all__ = [
     "recipe_hash",
     "resolve",
     "resolve_source",
+    "resolve_tokenizer",
     "run_name",
     "source_hash",
 ]

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from train.config.schema import Config
-from train.config.targets import resolve, resolve_source
+from train.config.targets import resolve, resolve_source, resolve_tokenizer
 
 EXECUTION = (
     *("name", "output_dir", "log", "wandb", "checkpoint", "duration.hours", "profile", "evaluate", "data.eval_split"),
@@ -29,6 +29,9 @@ COMPUTING = (
     *("batch/*.py", "data/*.py", "tasks/*.py", "models/*.py"),
 )
 """Sources whose change may change a curve."""
+
+SAVED_TOKENIZER = ("tokenizer*.json", "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json", "*.model")
+"""What a tokenizer is in a folder, which may hold a model besides."""
 
 
 def mathematics(config: Config, effective_batch: int) -> dict[str, Any]:
@@ -68,10 +71,12 @@ def source_hash(config: Config) -> str:
         resolve_source(config.data.source),
         *(resolve(name, "train.data") for name in [config.data.transform] if name),
     ]
+    tokenizer = config.data.tokenizer
     if config.data.block_size is not None:
-        targets.append(resolve(config.data.tokenizer, "train.tokenizers"))
+        targets.append(resolve_tokenizer(tokenizer))
     package = Path(__file__).parents[1]
     files = {path for room in COMPUTING for path in package.glob(room)}
+    files |= {path for name in SAVED_TOKENIZER for path in Path(tokenizer).glob(name)}
     for target in targets:
         file = inspect.getsourcefile(target) if inspect.isfunction(target) or inspect.isclass(target) else None
         if file and "site-packages" not in file:

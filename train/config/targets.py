@@ -68,6 +68,14 @@ def resolve_source(source: str) -> Callable[..., Any] | None:
     return _match(_import(f"train.data.{source}"), source) if _has_module(home, source) else None
 
 
+def resolve_tokenizer(tokenizer: str) -> Callable[..., Any] | None:
+    """The class that a tokenizer names; None for a folder, of one that was saved.
+
+    Raises TargetError.
+    """
+    return None if Path(tokenizer).is_dir() else resolve(tokenizer, "train.tokenizers")
+
+
 def _is_dotted(text: str) -> bool:
     return all(part.isidentifier() for part in text.split("."))
 

@@ -10,12 +10,12 @@ import numpy as np
 import torch
 from datasets import Dataset
 
-from train.config import resolve
+from train.config import resolve_tokenizer
 from train.config.recipe import Data
 from train.config.targets import TargetError
 from train.data.parts import DataError
 from train.data.rows import Rows
-from train.tokenizers import Tokenizer, Tokens
+from train.tokenizers import Saved, Tokenizer, TokenizerError, Tokens
 from train.window import IGNORED
 
 COLUMNS = ("inputs", "labels", "documents", "bytes")
@@ -24,8 +24,9 @@ COLUMNS = ("inputs", "labels", "documents", "bytes")
 def make_tokenizer(data: Data) -> Tokenizer:
     """Raises DataError where data.tokenizer names none."""
     try:
-        made: Tokenizer = resolve(data.tokenizer, "train.tokenizers")()
-    except TargetError as error:
+        maker = resolve_tokenizer(data.tokenizer)
+        made: Tokenizer = maker() if maker else Saved(data.tokenizer)
+    except (TargetError, TokenizerError) as error:
         raise DataError(f"data.tokenizer: {error}. Type: data.tokenizer=bytes") from error
     return made
 
@@ -43,15 +44,22 @@ def pack(dataset: Dataset, data: Data, needed: Sequence[str]) -> Rows:
     tokenizer, size = make_tokenizer(data), data.block_size
     assert size is not None
     _check_columns(dataset, column, needed)
+    try:
+        columns = _columns(dataset[column], tokenizer, size, needed)
+    except TokenizerError as error:
+        raise DataError(f"data.tokenizer: {error}") from error
+    if not columns:
+        raise DataError(f"the column {column!r} of a set holds no text: nothing to cut into blocks")
+    return Rows({name: torch.from_numpy(columns[name]) for name in needed})
+
+
+def _columns(texts: Iterable[str], tokenizer: Tokenizer, size: int, needed: Sequence[str]) -> Mapping[str, Tokens]:
+    """Those of `pack`; none where there is no text."""
     documents = (
-        np.concatenate(([tokenizer.document_start], tokenizer.encode(text))).astype(np.int32)
-        for text in dataset[column]
+        np.concatenate(([tokenizer.document_start], tokenizer.encode(text))).astype(np.int32) for text in texts
     )
     cut = list(blocks(documents, size, tokenizer.document_start))
-    if not cut:
-        raise DataError(f"the column {column!r} of a set holds no text: nothing to cut into blocks")
-    columns = columns_of(np.stack(cut), tokenizer)
-    return Rows({name: torch.from_numpy(columns[name]) for name in needed})
+    return columns_of(np.stack(cut), tokenizer, needed) if cut else {}
 
 
 def blocks(documents: Iterable[Tokens], size: int, padding: int) -> Iterator[Tokens]:
@@ -70,16 +78,18 @@ def blocks(documents: Iterable[Tokens], size: int, padding: int) -> Iterator[Tok
         yield np.pad(left, (0, size + 1 - len(left)), constant_values=padding)
 
 
-def columns_of(pieces: Tokens, tokenizer: Tokenizer) -> Mapping[str, Tokens]:
-    """(blocks, T + 1) -> the columns of `pack`."""
+def columns_of(pieces: Tokens, tokenizer: Tokenizer, needed: Sequence[str]) -> Mapping[str, Tokens]:
+    """(blocks, T + 1) -> the columns of `pack`; `bytes` where it is needed, since not every tokenizer can tell."""
     inputs, following = pieces[:, :-1], pieces[:, 1:]
     counts = following != tokenizer.document_start
-    return {
+    columns = {
         "inputs": np.ascontiguousarray(inputs),
         "labels": np.where(counts, following, np.int32(IGNORED)),
         "documents": np.cumsum(inputs == tokenizer.document_start, axis=1, dtype=np.int32),
-        "bytes": (tokenizer.lengths(following) * counts).sum(1),
     }
+    if "bytes" in needed:
+        columns["bytes"] = (tokenizer.lengths(following) * counts).sum(1)
+    return columns
 
 
 def _check_columns(dataset: Dataset, column: str, needed: Sequence[str]) -> None:

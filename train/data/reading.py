@@ -14,6 +14,7 @@ from torch import Tensor
 
 from train.batch.order import Ids
 from train.data.parts import DataError
+from train.tokenizers import Saved, TokenizerError
 from train.window import Batch
 
 LABELS = "labels"
@@ -32,7 +33,8 @@ Picked: TypeAlias = dict[str, Column]
 class Reader:
     columns: Columns
     classes: Mapping[str, Sequence[str]] = field(default_factory=dict)  # by task's name; their order is their number
-    max_length: int | None = None  # bytes of a text
+    max_length: int | None = None  # tokens of a text
+    tokenizer: Saved | None = None  # else a text is its bytes
 
     @property
     def names(self) -> list[str]:
@@ -86,6 +88,12 @@ class Reader:
                 f"column {own!r} holds text, not numbers. Type: data.max_length=256 for its first 256 bytes as tokens "
                 f"(or, where it names the classes: 'data.columns={{{LABELS}: {own}}}')"
             )
+        if self.tokenizer is not None:
+            try:
+                cut = [self.tokenizer.encode_one(text, self.max_length) for text in table.values(own)]
+            except TokenizerError as error:
+                raise DataError(f"data.tokenizer: {error}") from error
+            return torch.from_numpy(np.stack(cut).astype(np.int64))
         tokens = np.full((table.arrow.num_rows, self.max_length), PADDING, dtype=np.int64)
         for i, text in enumerate(table.values(own)):
             encoded = np.frombuffer(text.encode()[: self.max_length], dtype=np.uint8)

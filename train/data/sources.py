@@ -14,12 +14,13 @@ from train.config import Config, resolve
 from train.data.checks import LabelRange, check_values, class_line, class_names, label_range
 from train.data.files import Readable, damaged, load_split
 from train.data.loader import Loader, Transform
-from train.data.packing import pack
+from train.data.packing import make_tokenizer, pack
 from train.data.parts import DataError, EvaluationSet, TrainingSet
 from train.data.reading import LABELS, Columns, Reader
 from train.data.rows import Rows, Table, preload
 from train.data.stream import Stream
 from train.ranks import launched_local_world_size, launched_rank
+from train.tokenizers import Saved
 
 HOLDOUT_SEED = 0  # not the run's: runs with different seeds are compared on the same held-out samples
 SHARE = 0.25
@@ -68,7 +69,9 @@ def open_sets(config: Config, needed: Sequence[str], splits: Splits | None = Non
     # Streams that name no columns are asked for those of their first sample.
     columns = _columns(train.column_names or list(next(iter(train), {})), data.columns, needed)
     names = class_names(_arrow(train), train.features, columns.get(LABELS))
-    opening = _Opening(config, Reader(columns, {LABELS: names} if names else {}, data.max_length))
+    tokenizer = make_tokenizer(data)
+    saved = tokenizer if isinstance(tokenizer, Saved) else None
+    opening = _Opening(config, Reader(columns, {LABELS: names} if names else {}, data.max_length, saved))
     held_out = {name: opening.checked(dataset, name) for name, dataset in splits.held_out.items()}
     evaluation: dict[str, EvaluationSet] = {}
     kept = None
