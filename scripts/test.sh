@@ -26,6 +26,7 @@ export PATH OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 WANDB_MODE=${WANDB_MODE:-offline}
 unset RANK LOCAL_RANK WORLD_SIZE LOCAL_WORLD_SIZE MASTER_ADDR MASTER_PORT
 unset ISOBATCH_WORLD_SIZE ISOBATCH_ENDED ISOBATCH_ATTEMPT
 
+side_by_side=(-n 2)
 failed=()
 check() { # NAME COMMAND...
     say "house: $1"
@@ -37,9 +38,11 @@ if [[ -n $house ]]; then
     check "ruff format" "$PYTHON" -m ruff format --check
     check mypy "$PYTHON" -m mypy
     check shellcheck shellcheck --external-sources launch.sh scripts/*.sh .ci/run
-    check tests/house "$PYTHON" -m pytest tests/house
+    check tests/house "$PYTHON" -m pytest "${side_by_side[@]}" tests/house
 fi
 
+# All of them: two at a time, on any machine. Some that were asked for: one after the other, so that -s shows them.
+if (($# == 0)); then set -- "${side_by_side[@]}"; fi
 # tests/house is left out here, unless it was asked for by name.
 if [[ $* != *tests/house* ]]; then set -- --ignore=tests/house "$@"; fi
 "$PYTHON" -m pytest "$@" || failed+=("behaviour tests")

@@ -26,7 +26,7 @@ FLOORS = [
         "loop",
         "entry",
         "accumulate evaluate prepare standard",
-        "compare sweep verify",
+        "compare new sweep verify",
     )
 ]
 PURE = [
@@ -37,6 +37,7 @@ PURE = [
     "schedule",
     "comparison",
     "compare",
+    "new",
     "patterns",
     "sweep",
     "tokenizers",

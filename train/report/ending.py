@@ -31,5 +31,6 @@ def exit_code(reason: str, code: int, step: int, is_main: bool) -> int:
     if is_main:
         Path(told).write_text(json.dumps(ending(reason, code, step)), encoding="utf-8")
     # On another machine a config may be bad that is good on the first: its rank must not look as if all were well.
-    alone = code != FINISHED and not is_main and os.environ.get("LOCAL_RANK", "0") == "0"
+    # A stop all have agreed on: as a failure there, it would keep the launcher of the first machine waiting for 300 s.
+    alone = code not in (FINISHED, STOPPED) and not is_main and os.environ.get("LOCAL_RANK", "0") == "0"
     return code if alone else FINISHED
