@@ -91,7 +91,7 @@ def test_text_has_the_parts_in_order(tmp_path: Path, capsys: pytest.CaptureFixtu
     main(pair(tmp_path, extra={"batch/noise_scale": 321.0}, environment={"git": {"commit": "2", "dirty": True}}))
 
     text = capsys.readouterr().out
-    titles = ["Same mathematics", "Set-up", "Outcome at equal samples", "Cost in time", "Peak memory", "Keys", "Notes"]
+    titles = ["Same mathematics", "Set-up", "Outcome at equal samples", "Cost in time", "Memory", "Keys", "Notes"]
     places = [text.index(f"\n{title}" if index else title) for index, title in enumerate(titles)]
     assert places == sorted(places)
     assert "noise scale" in text

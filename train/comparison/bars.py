@@ -82,16 +82,22 @@ def _milliseconds(comparison: Comparison, index: int, phase: str) -> float:
 
 
 def _memory(comparison: Comparison) -> tuple[Parts, str]:
-    """Parameters, the rest of the peak and, on a GPU, what the allocator reserves beyond; all measured."""
+    """What the peak consists of, as far as it was measured, and, on a GPU, what the allocator reserves beyond."""
     kinds = {cost.memory_kind for costs in comparison.costs for cost in costs} - {None}
     if len(kinds) != 1:
         return {}, ""
     peaks = [_mean(comparison.cost(i, lambda cost: cost.peak_gib)) for i in _indices(comparison)]
-    weights = [float(group.of_derived("parameters_gib") or 0) for group in comparison.groups]
+    known = {
+        name: [_mean(comparison.cost(i, _peak(metric))) for i in _indices(comparison)]
+        for name, metric in (
+            ("weights", names.WEIGHTS),
+            ("gradients", names.GRADIENTS),
+            ("optimizer", names.OPTIMIZER_STATE),
+        )
+    }
     reserved = [_mean(comparison.cost(i, _peak(names.PEAK_RESERVED))) for i in _indices(comparison)]
-    parts = {
-        "parameters": [min(weight, peak) for weight, peak in zip(weights, peaks, strict=True)],
-        "all else": [max(0.0, peak - weight) for weight, peak in zip(weights, peaks, strict=True)],
+    parts = known | {
+        "all else": [max(0.0, peak - sum(parts)) for peak, *parts in zip(peaks, *known.values(), strict=True)],
         "reserved beyond": [
             max(0.0, above - peak) if above else 0.0 for above, peak in zip(reserved, peaks, strict=True)
         ],

@@ -15,6 +15,7 @@ PHASES = {
     names.FORWARD_BACKWARD_SECONDS: "forward + backward",
     names.SYNC_SECONDS: "gradient sync",
     names.OPTIMIZER_SECONDS: "optimizer",
+    names.REST_SECONDS: "rest",
 }
 FEWEST_FOR_P95 = 20
 """Rows; with fewer, the 95th percentile would be the maximum."""
@@ -26,7 +27,7 @@ class Cost:
 
     memory_kind: str | None
     peak_gib: float | None
-    peaks_gib: dict[str, float]  # every memory/* metric of the run: its largest value
+    peaks_gib: dict[str, float]  # every memory/*_gib of the run: its largest value
     samples_per_second: float | None
     step_seconds: float | None  # mean
     step_p50_seconds: float | None
@@ -44,9 +45,8 @@ class Cost:
 def cost_of(run: Run) -> Cost:
     rows = run.train_rows
     later = rows[1:] or rows
-    peaks = {
-        metric: max(values) for metric in run.metrics if metric.startswith("memory/") and (values := _of(rows, metric))
-    }
+    sizes = [metric for metric in run.metrics if metric.startswith("memory/") and metric.endswith("_gib")]
+    peaks = {metric: max(values) for metric in sizes if (values := _of(rows, metric))}
     kind = next((metric for metric in KINDS if metric in peaks), None)
     steps = _of(later, names.STEP_SECONDS)
     return Cost(

@@ -141,7 +141,7 @@ def _memory(comparison: Comparison) -> Table:
         for index, group in enumerate(comparison.groups)
     ]
     header = ("set-up", *(_metric_title(metric) for metric in metrics))
-    return Table("Peak memory in GiB, largest rank", header, tuple(rows))
+    return Table("Memory in GiB: the largest value of a run", header, tuple(rows))
 
 
 def _peak(metric: str) -> Callable[[Cost], float | None]:
