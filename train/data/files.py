@@ -108,7 +108,13 @@ def _load(
         for file in files:
             if said := _damage(name, file, rest):
                 raise DataError(f"cannot read {file}: {said}. Is it damaged, or not what its name says?") from error
-        raise DataError(f"cannot read data.source={source}: {_said(error)}") from error
+        raise DataError(f"cannot read data.source={source}{_named(args)}: {_said(error)}") from error
+
+
+def _named(args: Mapping[str, Any]) -> str:
+    """The files that load_dataset was told by its own arguments."""
+    named = args.get("data_files") or args.get("data_dir")
+    return f" ({named})" if named else ""
 
 
 def damaged(data: Data, error: Exception) -> DataError:
@@ -119,7 +125,7 @@ def damaged(data: Data, error: Exception) -> DataError:
         kind = kind_of(file)
         if kind not in (None, "imagefolder") and (said := _damage(str(kind), file, data.args)):
             return DataError(f"cannot read {file}: {said}. Is it damaged, or not what its name says?")
-    return DataError(f"cannot read data.source={data.source}: {_said(error)}")
+    return DataError(f"cannot read data.source={data.source}{_named(data.args)}: {_said(error)}")
 
 
 def _damage(name: str, file: Path, args: Mapping[str, Any]) -> str:

@@ -28,14 +28,9 @@ def launch(here: Path, *words: str, after: tuple[str, ...] = (), **variables: st
     environment = {**os.environ, "PATH": path, "VIRTUAL_ENV": sys.prefix, "TMPDIR": str(here), "NPROC": "2"}
     environment |= {"ACCELERATE_USE_CPU": "true", "HF_HUB_OFFLINE": "1", **variables}
     command = [str(ROOT / "launch.sh"), "configs/digits.yaml", *STEPS, f"output_dir={here}", *words]
-    return subprocess.Popen(
-        [*command, *(("--", *after) if after else ())],
-        cwd=ROOT,
-        env=environment,
-        stdout=(here / "out.txt").open("w"),
-        stderr=(here / "err.txt").open("w"),
-        text=True,
-    )
+    command += ["--", *after] if after else []
+    with (here / "out.txt").open("w") as out, (here / "err.txt").open("w") as err:  # the process has its own copies
+        return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=out, stderr=err, text=True)
 
 
 def ours(here: Path) -> list[psutil.Process]:
