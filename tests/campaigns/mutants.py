@@ -98,16 +98,16 @@ MUTANTS = [
     Mutant(
         "tail dropped",
         "train/batch/plan.py",
-        "return full + (tail > 0 and not self.drop_tail)",
-        "return full",
+        "if self.dataset_size is None or not self.drop_tail:",
+        "if self.dataset_size is None:",
     ),
     Mutant(
         "sample repeated to even out ranks",
         "train/batch/assign.py",
-        "    shares = [share(samples, r, plan.world_size) for r in (0, rank)]\n"
-        "    offset = start + first_of(samples, rank, plan.world_size)\n",
-        "    shares = [share(samples, 0, plan.world_size)] * 2\n"
-        "    offset = start + min(first_of(samples, rank, plan.world_size), samples - shares[0])\n",
+        "    return first_of(samples, rank, plan.world_size), "
+        "tuple(parts(share(samples, rank, plan.world_size), micro_steps))",
+        "    return min(first_of(samples, rank, plan.world_size), samples - longest), "
+        "tuple(parts(longest, micro_steps))",
     ),
     Mutant(
         "gradients of bf16 summed in bf16",
