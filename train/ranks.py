@@ -193,19 +193,24 @@ class Ranks:
     def tell(self, text: str) -> None:
         """Pin up a text for the others, over the store by which they met: no rank has to take part in anything.
 
-        To be called from one thread only, which has a connection of its own.
+        To be called from one thread only, which has a connection of its own. Where the store does not answer, since
+        the process that holds it is gone or stopped, nothing happens.
         """
         if self._board is None:
             met: Any = dist.distributed_c10d._get_default_store() if self._group else None
             self._board = met.clone() if met else torch._C._distributed_c10d.HashStore()
             self._board.set_timeout(timedelta(seconds=5))
-        self._board.set(f"isobatch/{self.rank}", text)
+        with suppress(RuntimeError):
+            self._board.set(f"isobatch/{self.rank}", text)
 
     def told(self) -> list[str | None]:
-        """What each rank has pinned up last; None: nothing yet."""
-        texts: list[str | None] = []
-        for key in (f"isobatch/{rank}" for rank in range(self.world_size)):
-            texts.append(self._board.get(key).decode() if self._board and self._board.check([key]) else None)
+        """What each rank has pinned up last; None: nothing that can be read."""
+        texts: list[str | None] = [None] * self.world_size
+        with suppress(RuntimeError):
+            for rank in range(self.world_size):
+                key = f"isobatch/{rank}"
+                if self._board.check([key]):
+                    texts[rank] = self._board.get(key).decode()
         return texts
 
     def barrier(self) -> None:

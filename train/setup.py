@@ -1,11 +1,9 @@
 """The learner of a run: accelerate, model and optimizer as the config describes them."""
 
 import os
-import random
 from collections import defaultdict
 from datetime import timedelta
 
-import numpy as np
 import psutil
 import torch
 from accelerate import Accelerator
@@ -23,6 +21,7 @@ from train import names
 from train.batch import key_of
 from train.blocks import checkpoint_blocks
 from train.config import Config, resolve
+from train.generators import seed_generators
 from train.initial import initial_model
 from train.optimizer import can_skip_on_device, make_optimizer
 from train.ranks import Ranks, check_world_size, meet_after_restart
@@ -119,10 +118,7 @@ def make_learner(config: Config, task: Task, accelerator: Accelerator, numbers: 
         # collective per step. (Not an argument: torch 2.13 would warn, and accelerate does not know the new name.)
         model.broadcast_buffers = False
         _check_static_graph(model)
-    own = key_of(config.seed, 1 + accelerator.process_index) >> 1  # from here on each rank draws its own
-    torch.manual_seed(own)
-    random.seed(own)
-    np.random.seed(own % 2**32)
+    seed_generators(key_of(config.seed, 1 + accelerator.process_index) >> 1)  # from here on each rank draws its own
     trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
     parameters = list(trained.values())
     optimizer = make_optimizer(config.optimizer, numbers, trained)

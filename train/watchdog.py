@@ -6,7 +6,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from train.ranks import Ranks
@@ -25,11 +25,13 @@ class Watchdog:
         self._step = 0
         self._batches = 0  # of evaluations
         self._main = threading.main_thread().ident
-        self._over = threading.Event()
+        self._over, self._alarm = threading.Event(), threading.Event()
+        self._heard: list[list[str | None]] = []  # since the alarm: what all ranks said
 
     def windows(self, windows: Iterable[Window]) -> Iterator[Window]:
         """The same windows, watched from the first to what follows the last."""
-        threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
+        for work in (self._watch, self._talk):
+            threading.Thread(target=work, name="watchdog", daemon=True).start()
         try:
             for window in windows:
                 self._step = window.k  # all that a step pays for it
@@ -40,11 +42,18 @@ class Watchdog:
     def beat(self) -> None:
         self._batches += 1
 
-    def _watch(self) -> None:
-        told, seen, since = 0, (0, 0), time.monotonic()
+    def _talk(self) -> None:
+        """A thread of its own: it waits for ever where the store is held by a process that is stopped."""
+        told = 0
         while not self._over.wait(self._period):
             told += 1
             self._ranks.tell(json.dumps({"told": told, "step": self._step, "place": self._place()}))
+            if self._alarm.is_set():
+                self._heard.append(self._ranks.told())
+
+    def _watch(self) -> None:
+        seen, since = (0, 0), time.monotonic()
+        while not self._over.wait(self._period):
             if seen != (seen := (self._step, self._batches)):
                 since = time.monotonic()
             elif time.monotonic() - since > self._deadline:
@@ -54,14 +63,10 @@ class Watchdog:
         stacks = self._folder / f"stacks-rank{self._ranks.rank}.txt"
         with stacks.open("w") as file:
             faulthandler.dump_traceback(file, all_threads=True)
-        before = self._ranks.told()
-        for _ in range(3):  # who is frozen, or gone, says nothing new in that time
-            self._over.wait(self._period)
-            self._ranks.tell(json.dumps({"told": time.time(), "step": self._step, "place": self._place()}))
-        after = self._ranks.told()
-        if self._over.is_set():
+        self._alarm.set()
+        if self._over.wait(5 * self._period):  # for the others to say something twice; one that is frozen does not
             return
-        reason = diagnosis(before, after, self._deadline, self._folder)
+        reason = diagnosis(self._heard, self._deadline, self._folder)
         print(f"rank {self._ranks.rank}: {reason}", file=sys.stderr, flush=True)
         if self._ranks.is_main:
             self._end(reason, self._step)
@@ -80,10 +85,10 @@ class Watchdog:
         return f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno} {frame.f_code.co_name}"
 
 
-def diagnosis(before: list[str | None], after: list[str | None], deadline: float, folder: Path) -> str:
-    """From what each rank said, twice: who is silent, who waits, and whom for."""
+def diagnosis(heard: Sequence[Sequence[str | None]], deadline: float, folder: Path) -> str:
+    """From what all ranks said, several times over: who is silent, who waits, and whom for."""
     lines, silent, waiting, steps = [], [], [], {}
-    for rank, (then, now) in enumerate(zip(before, after, strict=True)):
+    for rank, (then, now) in enumerate(zip(heard[0], heard[-1], strict=True)) if len(heard) > 1 else ():
         said = json.loads(now) if now else None
         if said is None or then == now:
             silent.append(rank)
@@ -96,15 +101,14 @@ def diagnosis(before: list[str | None], after: list[str | None], deadline: float
             lines.append(f"  rank {rank}: step {said['step']}, {said['place']}")
     # Those that are a step behind, or do something else than to wait for a message.
     behind = [rank for rank, step in steps.items() if step == min(steps.values()) and rank not in waiting]
-    if silent:
+    if not lines:
+        why = "the ranks cannot hear each other: what holds their store (the launcher, or rank 0) is stopped or gone"
+    elif silent:
         why = f"rank(s) {', '.join(map(str, silent))} no longer answer: stopped, out of memory, or the machine is gone"
-    elif 0 < len(behind) < len(after):
+    elif 0 < len(behind) < len(heard[-1]):
         why = f"the others wait for rank(s) {', '.join(map(str, behind))}"
     else:
         why = "it cannot be told which rank came first"
-    return (
-        f"no progress for {deadline:g} s (runtime.timeout_seconds): {why}\n"
-        + "\n".join(lines)
-        + f"\n  the stacks are in {folder}/stacks-rank*.txt. If a step may take that long: runtime.timeout_seconds="
-        + f"{10 * deadline:g}"
-    )
+    stacks = f"  the stacks are in {folder}/stacks-rank*.txt. If a step may take that long: runtime.timeout_seconds="
+    told = [f"no progress for {deadline:g} s (runtime.timeout_seconds): {why}", *lines, f"{stacks}{10 * deadline:g}"]
+    return "\n".join(told)

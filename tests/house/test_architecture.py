@@ -15,7 +15,7 @@ PACKAGE = ROOT / "train"
 FLOORS = [
     set(floor.split())
     for floor in (
-        "batch config names patterns ranks schedule tokenizers window worth",
+        "batch config generators names patterns ranks schedule tokenizers window worth",
         "blocks checkpoint comparison data memory models optimizer phases planning profiling report saved signals "
         "skips tasks watchdog",
         "initial step",

@@ -6,15 +6,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
-import torch
 from torch import nn
 
 from train.batch import key_of
 from train.checkpoint.choose import abandon_newer
 from train.checkpoint.commit import commit
 from train.checkpoint.files import MODEL, TENSORS, TRAINER, read_model, read_state, write_state
-from train.checkpoint.generators import name_of_rank, read_generators, write_generators
 from train.checkpoint.manifest import name_of, step_of, verify
+from train.generators import read_generators, seed_generators, write_generators
 from train.ranks import Ranks
 
 
@@ -47,11 +46,12 @@ class Checkpoints:
 
     def _write(self, state: Mapping[str, Any], first: Callable[[], object], folder: Path) -> list[str]:
         first()
-        write_generators(folder, self.ranks.rank)
+        generators = folder / _name_of_rank(self.ranks.rank)
+        write_generators(generators)
         if not self.ranks.is_main:
-            return [name_of_rank(self.ranks.rank)]
+            return [generators.name]
         write_state(folder, self.module, state)
-        return [MODEL, TENSORS, TRAINER, name_of_rank(0)]
+        return [MODEL, TENSORS, TRAINER, generators.name]
 
     def restore(self) -> None:
         """Bring module and state to where they were."""
@@ -72,6 +72,10 @@ class Checkpoints:
         if self.resumed_from is None:
             return
         if verify(self.resumed_from, contents=False)["world_size"] == self.ranks.world_size:
-            read_generators(self.resumed_from, self.ranks.rank)
+            read_generators(self.resumed_from / _name_of_rank(self.ranks.rank))
         else:
-            torch.manual_seed(key_of(self.seed, 1 + self.ranks.rank, step_of(self.resumed_from)) >> 1)
+            seed_generators(key_of(self.seed, 1 + self.ranks.rank, step_of(self.resumed_from)) >> 1)
+
+
+def _name_of_rank(rank: int) -> str:
+    return f"rank-{rank:05}.json"

@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors.torch import load_file, load_model, save_file, save_model
 from torch import Tensor, nn
 
@@ -70,11 +69,3 @@ def _read(told: Any, tensors: Mapping[str, Tensor]) -> Any:
         return {key: _read(item, tensors) for key, item in content}
     items = [_read(item, tensors) for item in content]
     return items if kind == "list" else tuple(items)
-
-
-def as_hex(state: Tensor) -> str:
-    return state.numpy().tobytes().hex()
-
-
-def from_hex(text: str) -> Tensor:
-    return torch.frombuffer(bytearray.fromhex(text), dtype=torch.uint8)

@@ -24,7 +24,7 @@ EXECUTION = (
 
 COMPUTING = (
     *("accumulate.py", "standard.py", "loop.py", "step.py", "setup.py", "optimizer.py", "planning.py", "schedule.py"),
-    *("reduction.py",),
+    *("generators.py", "reduction.py"),
     *("initial.py", "patterns.py", "tokenizers.py"),
     *("batch/*.py", "data/*.py", "tasks/*.py", "models/*.py"),
 )

@@ -11,8 +11,7 @@ from datasets import ClassLabel, Features
 
 from train.data.parts import DataError
 from train.data.reading import LABELS, Reader, is_text, some
-
-IGNORED = -100  # "no label", in torch's losses and in train.tasks
+from train.window import IGNORED
 
 
 @dataclass(frozen=True)

@@ -66,6 +66,7 @@ class Reporter:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.progress = Progress(**state["progress"])
+        self.progress.tokens_per_sample = self.plan.tokens_per_sample  # the config's, not the checkpoint's
         self.clock = Clock(state["seconds"])
         for name, value in state["best"].get(self.best.metric, {}).items():  # of another metric nothing is known yet
             setattr(self.best, name, value)
