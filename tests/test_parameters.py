@@ -213,6 +213,14 @@ def test_the_average_is_evaluated_and_changes_nothing_else(tmp_path: Path) -> No
     assert not torch.equal(ema["layers.0.weight"], weights(tmp_path, "with")["layers.0.weight"])
 
 
+def test_sets_and_metrics_with_samples_in_their_names_are_averaged_too(tmp_path: Path) -> None:
+    assert start(argv(tmp_path, "ema.decay=0.9", "evaluate.sets={few_samples: train}")) == 0
+
+    told = rows(tmp_path, "eval/few_samples/loss")[-1]
+    assert {"eval/ema/few_samples/loss", "eval/ema/few_samples/accuracy"} <= told.keys()
+    assert "eval/ema/few_samples/samples" not in told
+
+
 def test_the_average_can_be_put_down_and_taken_up(tmp_path: Path) -> None:
     from train.ema import Ema
 

@@ -28,11 +28,12 @@ def checkpoint_blocks(module: nn.Module, wanted: bool | str) -> None:
     found = list(_outermost(module, wanted))
     if not found:
         names = [name for name, part in module.named_modules() if name and any(True for _ in part.parameters())]
-        known = f"{', '.join(names[:8])}{' ...' if len(names) > 8 else ''}"
+        known = f"{', '.join(names[:8])}{' ...' if len(names) > 8 else ''}" or "without parameters"
         asked = "has no nn.ModuleList" if wanted is True else f"has no module whose name fits {wanted!r}"
+        example = f"{names[0]}*" if names else "blocks.*"
         raise NoBlocks(
             f"memory.activation_checkpointing={wanted}: {type(module).__name__} {asked}. Its modules are {known}. "
-            f"Type a pattern for its blocks, such as memory.activation_checkpointing='{names[0]}*', or false"
+            f"Type a pattern for its blocks, such as memory.activation_checkpointing='{example}', or false"
         )
     for block in found:
         block.forward = partial(checkpoint, block.forward, use_reentrant=False)

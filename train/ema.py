@@ -37,7 +37,13 @@ class Ema:
         if not isinstance(evaluation, Evaluation):
             return evaluation
         own = replace(evaluation, module=self.module)
-        return lambda: evaluation() | {PREFIX + name: v for name, v in own().items() if "samples" not in name}
+
+        def both() -> dict[str, float]:
+            plain, averaged = evaluation(), own()
+            # How many samples there are is told already.
+            return plain | {PREFIX + n: v for n, v in averaged.items() if n.rpartition("/")[2] != "samples"}
+
+        return both
 
     def state_dict(self) -> dict[str, Any]:
         state: dict[str, Any] = self._averaged.state_dict()

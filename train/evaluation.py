@@ -12,6 +12,7 @@ from train.data import EvaluationSet
 from train.ranks import Ranks
 from train.step import to_device
 from train.tasks import Task
+from train.undisturbed import undisturbed
 
 
 @dataclass(frozen=True)
@@ -34,19 +35,13 @@ class Evaluation:
         A metric whose weight is 0 is left out: nobody knows it.
         """
         self.ranks.copy_from_main(floating_buffers(self.module))
-        modes = [(module, module.training) for module in self.module.modules()]
-        self.module.eval()
-        try:
-            # What is random in a task's metrics must not move the random numbers of training.
-            with torch.no_grad(), torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
-                return {
-                    f"{name}/{metric}" if name else metric: value
-                    for name, rows in self.sets.items()
-                    for metric, value in self._evaluate(rows).items()
-                }
-        finally:
-            for module, mode in modes:  # one by one: a user may have frozen some
-                module.training = mode
+        with undisturbed(self.module, self.device), torch.no_grad():
+            self.module.eval()
+            return {
+                f"{name}/{metric}" if name else metric: value
+                for name, rows in self.sets.items()
+                for metric, value in self._evaluate(rows).items()
+            }
 
     def _evaluate(self, rows: EvaluationSet) -> dict[str, float]:
         sums, samples = self._local_sums(rows)

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 from train.data import Rows, Sets
 from train.step import Learner, to_device
 from train.tasks import Task, by_term
+from train.undisturbed import undisturbed
 from train.window import Batch
 
 TOLERANCE = {"fp64": 1e-11, "fp32": 1e-5, "tf32": 1e-2, "fp16": 1e-2, "bf16": 5e-2, "bf16 parameters": 5e-2}
@@ -192,24 +192,3 @@ def _names(module: nn.Module, kind: type[nn.Module]) -> list[str]:
 
 def _some(names: list[str]) -> str:
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-
-
-@contextmanager
-def undisturbed(module: nn.Module, device: torch.device) -> Iterator[Callable[[], None]]:
-    """Buffers, modes and generators are put back, whatever happens inside; gives what puts the modes back earlier."""
-    buffers = [(buffer, buffer.clone()) for buffer in module.buffers()]
-    modes = [(part, part.training) for part in module.modules()]
-    devices = [device] if device.type == "cuda" else []
-
-    def training_modes() -> None:
-        for part, mode in modes:  # one by one: a user may have frozen some
-            part.training = mode
-
-    try:
-        with torch.random.fork_rng(devices=devices):
-            yield training_modes
-    finally:
-        training_modes()
-        with torch.no_grad():
-            for buffer, kept in buffers:
-                buffer.copy_(kept)

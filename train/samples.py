@@ -8,6 +8,7 @@ import torch
 from train.config import Config
 from train.data import Sets, make_tokenizer
 from train.step import Learner, to_device
+from train.undisturbed import undisturbed
 
 Evaluate = Callable[[], dict[str, float]]
 Table = Sequence[Mapping[str, str]]
@@ -31,14 +32,9 @@ def sampled(
 
     def with_samples() -> dict[str, float]:
         batch = to_device(next(rows.batches(ids, len(ids))), learner.device, learner.dtype)
-        modes = [(module, module.training) for module in learner.module.modules()]
-        learner.module.eval()
-        try:
-            with torch.no_grad(), torch.random.fork_rng([learner.device] if learner.device.type == "cuda" else []):
-                show(samples(learner.module, batch, decode))
-        finally:
-            for module, mode in modes:
-                module.training = mode
+        with undisturbed(learner.module, learner.device), torch.no_grad():
+            learner.module.eval()
+            show(samples(learner.module, batch, decode))
         return evaluate()
 
     return with_samples

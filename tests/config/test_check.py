@@ -84,6 +84,7 @@ def test_the_rules_name_existing_keys_only() -> None:
         ({"precision": "fp8"}, "precision", "got 'fp8'; it takes one of fp32, bf16, fp16, fp64"),
         ({"precision": "half", "on_nonfinite": "stop"}, "on_nonfinite", "Write on_nonfinite=skip, or precision=bf16"),
         ({"model.dtype": "fp16"}, "model.dtype", "got 'fp16'; it takes bf16, or null"),
+        ({"model.dtype": "bf16", "ema.decay": 0.999}, "ema.decay", "an average does not move"),
         ({"model.dtype": "bf16", "precision": "fp64"}, "model.dtype", "precision=fp64 needs wider parameters"),
         ({"model.dtype": "bfloat16", "precision": "fp16"}, "model.dtype", "precision=fp16 needs wider parameters"),
         ({"precision": "bf61"}, "precision", "Did you mean bf16?"),

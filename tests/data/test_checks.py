@@ -3,15 +3,19 @@
 import json
 import math
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
 import torch
+from datasets import ClassLabel, Dataset, Features, Value
 
 from tests.data.files import FLOWERS, SIDE_BY_SIDE, Table, opened, write
 from tests.helpers import argv, record
-from train.data import DataError, Rows
+from train.config import load
+from train.data import DataError, Rows, open_sets
 from train.entry import main
 from train.standard import compute_gradient
 
@@ -136,3 +140,18 @@ def test_fewer_samples_than_a_batch_train_and_are_told(tmp_path: Path, capsys: p
     plan = json.loads((tmp_path / "run" / "plan.json").read_text())
     assert plan["derived"]["lr_peak"] == 0.5
     assert plan["classes"] == {"labels": ["daisy", "rose", "tulip"]}
+
+
+def named_classes() -> dict[str, Any]:
+    """Splits that are streams, of the same classes."""
+    features = Features({"inputs": Value("float32"), "labels": ClassLabel(names=["cat", "dog"])})
+    data = Dataset.from_dict({"inputs": [0.0, 1.0], "labels": [0, 1]}, features=features)
+    return {"train": data, "test": data.to_iterable_dataset()}
+
+
+def test_a_streamed_split_to_evaluate_on_keeps_its_classes(tmp_path: Path) -> None:
+    config = load(argv(tmp_path, "data={source: tests.data.test_checks.named_classes, eval_split: test}")).config
+
+    sets = open_sets(config, ("inputs", "labels"))
+
+    assert next(iter(sets.evaluation[""].batches(np.arange(2), 2)))["labels"].tolist() == [0, 1]

@@ -1,14 +1,19 @@
 """Own files with no code: what can be read, how it is split, and what is said of what cannot."""
 
+from itertools import islice
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from datasets import Dataset, DatasetDict
+from PIL import Image
 
 from tests.data.files import FLOWERS, SIDE_BY_SIDE, opened, picture, pictures, write
+from train.batch import make_plan
 from train.config import ConfigError
 from train.data import DataError, Rows, Sets
+from train.window import Place
 
 INPUTS = [list(pair) for pair in zip(FLOWERS["height"], FLOWERS["leaves"], strict=True)]
 LABELS = [1, 0, 1, 2, 0, 2]  # daisy, rose, tulip
@@ -179,3 +184,51 @@ def test_an_image_of_another_size_is_named(tmp_path: Path) -> None:
 
     with pytest.raises(DataError, match=r"row 4 is of shape \(3, 4, 6\), row 0 of \(3, 4, 5\)"):
         opened(tmp_path, tmp_path / "own", "data.columns={inputs: image, labels: label}")
+
+
+@pytest.mark.parametrize(("mode", "value", "expected"), [("I;16", 65535, 1.0), ("I;16", 13107, 0.2), ("F", 0.25, 0.25)])
+def test_images_of_16_bits_and_of_floats(tmp_path: Path, mode: str, value: float, expected: float) -> None:
+    image = Image.fromarray(np.full((4, 5), value, np.uint16 if mode == "I;16" else np.float32))
+    for kind in ("cat", "dog"):
+        (tmp_path / "pictures" / kind).mkdir(parents=True)
+        image.save(tmp_path / "pictures" / kind / "0.tiff")
+
+    batch = opened(tmp_path, tmp_path / "pictures", "data.columns={inputs: image, labels: label}").train.first(0, 2)
+
+    assert batch["inputs"].dtype == torch.float32
+    assert batch["inputs"].unique().tolist() == pytest.approx([expected], rel=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # datasets leaves files open
+def test_the_damaged_one_of_two_streamed_tables_is_named(tmp_path: Path) -> None:
+    good = {"height": [1.5, 2.0], "leaves": [3, 5], "kind": ["a, b, c", "d"]}  # commas, in a file parted by tabs
+    write(tmp_path / "tables" / "a.tsv", good)
+    (tmp_path / "tables" / "b.tsv").write_bytes(b"height\tleaves\tkind\n\xff\xfe\t1\t2\n")
+    columns = "data.columns={inputs: height, labels: leaves}"
+    plan = make_plan(3, "all", None, world_size=1, dataset_size=None)
+
+    data = opened(tmp_path, tmp_path / "tables", "data.streaming=true", "data.shuffle_buffer=0", columns).train
+    with pytest.raises(DataError, match=r"b\.tsv"):
+        list(islice(data.parts(plan, 0, 0, Place(), None), 2))
+
+
+def test_a_tokenizer_of_ones_own_is_not_passed_over(tmp_path: Path) -> None:
+    path = write(tmp_path / "flowers.csv", FLOWERS)
+
+    with pytest.raises(DataError, match="does not say by which token"):
+        opened(
+            tmp_path,
+            path,
+            "data.columns={inputs: kind, labels: leaves}",
+            "data.max_length=4",
+            "data.tokenizer=tests.data.test_files.Own",
+        )
+
+
+class Own:
+    """A tokenizer that is neither of ours."""
+
+    document_start = 0
+
+    def encode(self, text: str) -> list[int]:
+        return [1] * len(text)

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,8 +10,10 @@ from datasets import Dataset
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.helpers import argv
+from train.config import load
 from train.config.recipe import Data
-from train.data import DataError
+from train.data import DataError, open_sets
 from train.data.packing import COLUMNS, pack
 from train.data.python_docs import python_docs
 from train.tokenizers import Bytes
@@ -93,3 +96,14 @@ def test_text_comes_back() -> None:
     text = "naïve 日本"
 
     assert Bytes().decode([START, *Bytes().encode(text)]) == text
+
+
+def missing_text() -> Dataset:
+    return Dataset.from_dict({"text": ["one", None, "three"]})
+
+
+def test_a_missing_text_is_told_by_its_row(tmp_path: Path) -> None:
+    config = load(argv(tmp_path, "data={source: tests.data.test_packing.missing_text, block_size: 4}")).config
+
+    with pytest.raises(DataError, match="no value in row 1 of split 'train'"):
+        open_sets(config, ("inputs", "labels"))

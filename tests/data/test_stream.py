@@ -37,7 +37,7 @@ def of_all_ranks(data: Stream, plan: BatchPlan, place: Place, count: int, **opti
 
 def told(parts: list[list[Part]]) -> list[list[int]]:
     """What the samples of each step are, over all ranks."""
-    return [[n for part in step for n in part.share["n"].tolist()] for step in zip(*parts, strict=True)]
+    return [[n for part in step if part.share for n in part.share["n"].tolist()] for step in zip(*parts, strict=True)]
 
 
 @settings(max_examples=25, deadline=None)
@@ -156,3 +156,17 @@ def test_the_same_samples_give_the_same_curve(run_ranks: Any, tmp_path: Path) ->
     assert len(losses[0]) == 12
     for other in losses[1:]:
         np.testing.assert_allclose(other, losses[0], rtol=1e-10)
+
+
+def test_streamed_images_on_a_rank_that_gets_none_of_a_tail(tmp_path: Path) -> None:
+    from tests.data.files import opened, pictures
+
+    folder = pictures(tmp_path / "pictures", count=3, kinds=("cat",))
+    pictures(folder, count=2, kinds=("dog",))
+    data = opened(tmp_path, folder, "data.streaming=true", "data.columns={inputs: image, labels: label}").train
+    plan = make_plan(4, "all", None, world_size=2, dataset_size=None)
+
+    parts = list(islice(data.parts(plan, 0, 1, Place(), None), 2))  # of 4 and of 1 samples
+
+    assert [part.sizes for part in parts] == [(2,), (0,)]
+    assert len(parts[1].filler["inputs"]) == 1

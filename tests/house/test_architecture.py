@@ -17,7 +17,7 @@ FLOORS = [
     for floor in (
         "batch config generators names patterns ranks schedule tokenizers window worth",
         "blocks checkpoint comparison data memory models optimizer phases planning profiling report saved signals "
-        "skips tasks watchdog",
+        "skips tasks undisturbed watchdog",
         "initial step",
         "evaluation exact guard noise reduction samples",
         "ema setup smoke",

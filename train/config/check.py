@@ -83,6 +83,7 @@ def check(values: Values) -> list[Finding]:
         _duration,
         _tokens,
         _decay,
+        _average,
         _scaling,
         _optimizer_arguments,
         _groups,
@@ -179,6 +180,15 @@ def _tokens(values: Values) -> Iterator[Finding]:
                 key,
                 f"got {values[key]}; tokens are counted in blocks. Add data.block_size=..., tokens per sample",
             )
+
+
+def _average(values: Values) -> Iterator[Finding]:
+    if values["ema.decay"] is not None and values["model.dtype"] == "bf16":
+        why = "in bf16 an average does not move: a step of 1 - decay is less than its rounding"
+        yield (
+            "ema.decay",
+            f"got {show(values['ema.decay'])} beside model.dtype=bf16; {why}. Write precision=bf16",
+        )
 
 
 def _decay(values: Values) -> Iterator[Finding]:

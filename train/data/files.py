@@ -104,9 +104,8 @@ def _load(
             raise DataError(f"{source} has no split {known[1]!r}; it has: {known[2]}") from error
         if "corresponds to no data" in str(error):
             raise DataError(f"{source} has no rows in split {split!r}") from error
-        rest = {key: value for key, value in args.items() if key != "data_files"}
         for file in files:
-            if said := _damage(name, file, rest):
+            if said := _damage(name, file, args):
                 raise DataError(f"cannot read {file}: {said}. Is it damaged, or not what its name says?") from error
         raise DataError(f"cannot read data.source={source}{_named(args)}: {_said(error)}") from error
 
@@ -129,9 +128,10 @@ def damaged(data: Data, error: Exception) -> DataError:
 
 
 def _damage(name: str, file: Path, args: Mapping[str, Any]) -> str:
-    """What goes wrong when a file is read to its end; nothing: ''."""
+    """What goes wrong when a file is read to its end, alone, with the other arguments of its split; nothing: ''."""
+    args = {**_options(name, [file]), **args, "data_files": [str(file)]}
     try:
-        rows = load_dataset(name, data_files=[str(file)], split="train", streaming=True, **args)
+        rows = load_dataset(name, split="train", streaming=True, **args)
         for _ in rows.with_format("arrow").iter(batch_size=10_000):
             pass
     except ERRORS as error:

@@ -133,8 +133,8 @@ def stack(picked: Mapping[str, Column], rows: Sequence[int] | Ids | range) -> Ba
 
 
 def scaled(image: Tensor) -> Tensor:
-    """Pixels of whole numbers as float32 in [0, 1], as torchvision's ToTensor has them."""
-    return image.float() / torch.iinfo(image.dtype).max
+    """Pixels of whole numbers, of 8 or 16 bits, as float32 in [0, 1]; those of a float image as they are."""
+    return image.float() / torch.iinfo(image.dtype).max if not image.is_floating_point() else image
 
 
 def is_text(kind: pa.DataType) -> bool:
@@ -169,7 +169,6 @@ def _pixels(feature: Image, value: Any, own: str, row: int) -> Tensor:
         place = (value or {}).get("path") or f"column {own!r}"
         said = f"{type(error).__name__}: {error}"
         raise DataError(f"cannot read the image {place} (row {row}): {said}. Is it damaged?") from error
-    array = array.astype(np.int32) if array.dtype == np.uint16 else array
     return torch.from_numpy(array[None] if array.ndim == 2 else array.transpose(2, 0, 1).copy())
 
 

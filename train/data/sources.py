@@ -20,7 +20,7 @@ from train.data.reading import LABELS, Columns, Reader
 from train.data.rows import Rows, Table, preload
 from train.data.stream import Stream
 from train.ranks import launched_local_world_size, launched_rank
-from train.tokenizers import Saved
+from train.tokenizers import Bytes, Saved
 
 HOLDOUT_SEED = 0  # not the run's: runs with different seeds are compared on the same held-out samples
 SHARE = 0.25
@@ -70,6 +70,11 @@ def open_sets(config: Config, needed: Sequence[str], splits: Splits | None = Non
     columns = _columns(train.column_names or list(next(iter(train), {})), data.columns, needed)
     names = class_names(_arrow(train), train.features, columns.get(LABELS))
     tokenizer = make_tokenizer(data)
+    if data.max_length is not None and not isinstance(tokenizer, Bytes | Saved):
+        raise DataError(
+            f"data.max_length fills up texts, and data.tokenizer={data.tokenizer} does not say by which token. "
+            f"Type: data.tokenizer=bytes, or the folder of a tokenizer that transformers has saved"
+        )
     saved = tokenizer if isinstance(tokenizer, Saved) else None
     opening = _Opening(config, Reader(columns, {LABELS: names} if names else {}, data.max_length, saved))
     held_out = {name: opening.checked(dataset, name) for name, dataset in splits.held_out.items()}
@@ -99,6 +104,10 @@ def _packed(config: Config, needed: Sequence[str], splits: Splits) -> Sets:
     data, train = config.data, splits.train
     if isinstance(train, IterableDataset) or data.streaming:
         raise DataError("texts of a stream are not cut into blocks (data.block_size). Type: data.streaming=false")
+    column = data.columns.get("text", "text")
+    for split, texts in {data.split: train, **splits.held_out}.items():  # by row, before any are held out
+        if column in texts.column_names:
+            check_values(_arrow(texts.select_columns([column])), Reader({"text": column}), split)
     held_out = {name: splits.held_out[split] for name, split in config.evaluate.sets.items()}
     if data.eval_split is not None:
         held_out[""] = splits.held_out[data.eval_split]
@@ -117,7 +126,7 @@ class _Opening:
 
     def checked(self, dataset: Readable, split: str) -> Dataset:
         if isinstance(dataset, IterableDataset):
-            dataset = Dataset.from_list(list(dataset))
+            dataset = Dataset.from_list(list(dataset), features=dataset.features)
         _columns(dataset.column_names, self.config.data.columns, list(self.reader.columns))
         if len(dataset) == 0:
             raise DataError("a set of the data is empty. Look at data.split, data.eval_split and evaluate.sets")

@@ -99,6 +99,8 @@ class Stream:
 
     def _batch(self, table: pa.Table, first: int, count: int, ids: range) -> Batch:
         """Some rows of a table, under the names of the task, with these `sample_id`s (as many as there are rows)."""
+        if not count:  # nothing left for this rank: it takes the filler
+            return {}
         features = self.dataset.features or Features.from_arrow_schema(table.schema)
         rows = table.slice(first, count)
         check_values(rows, self.reader, "train", ids.start)

@@ -55,16 +55,16 @@ class Windows:
     def _start(self, k: int) -> _Ahead:
         part = failure = None
         micro_batches: tuple[MicroBatch, ...] = ()
-        weights: Mapping[str, float] = dict.fromkeys(self.terms, 0.0)
+        numbers = [0.0 for _ in self.terms]
         try:
             part = next(self.parts)
             if any(part.sizes):  # what adds up over micro-batches may as well be counted at once
                 weights = self.loss_weight(part.share)
+                numbers = [weights[term] for term in self.terms]
             micro_batches = self._cut(part)
         except Exception as error:  # told to the other ranks first: they would wait for this one in the next reduction
             failure = error
         samples = sum(micro_batch.samples for micro_batch in micro_batches)
-        numbers = [weights[term] for term in self.terms]
         message = self.ranks.start_sum([failure is not None, self.stop_requested(), samples, *numbers])
         return _Ahead(k, part, micro_batches, failure, message)
 

@@ -100,7 +100,7 @@ def _opened(auto: str, path: str | None, fields: dict[str, Any], changes: dict[s
         model, told = maker.from_pretrained(
             path, dtype=torch.float32, ignore_mismatched_sizes=True, output_loading_info=True, **changes
         )
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise ModelError(
             f"model.args.from_pretrained={path} cannot be opened: {error}\n"
             f"It takes a folder that save_pretrained has written, or a name of the hub"
