@@ -2,12 +2,17 @@
 
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from tests.helpers import argv, rows
 from train import names
+from train.accumulate import compute_gradient
+from train.checkpoint import Checkpoints
+from train.entry import main
 from train.phases import Phases
 from train.window import Window
 
@@ -107,3 +112,19 @@ def test_each_step_is_asked_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
     steps.run()
 
     assert steps.asked == list(range(1, 8))
+
+
+def slow_saves(arguments: list[str]) -> int:
+    def slowly(self: Checkpoints, step: int, first: object = None) -> None:
+        time.sleep(0.5)
+
+    Checkpoints.save = slowly
+    return main(arguments, "accumulate", compute_gradient)
+
+
+def test_a_save_belongs_to_no_step(run_ranks: Any, tmp_path: Path) -> None:
+    assert run_ranks(1, slow_saves, argv(tmp_path, "checkpoint.every_steps=2")) == [0]
+
+    for row in rows(tmp_path):
+        assert row[names.STEP_SECONDS] < 0.5
+        assert row.get(names.REST_SECONDS, 0) < 0.5

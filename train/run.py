@@ -47,6 +47,7 @@ class Run:
     report: Reporter
     folder: RunFolder
     checkpoints: Checkpoints
+    save_checkpoint: Callable[..., None]
     evaluation: Callable[[], dict[str, float]] | None
     evaluation_due: Callable[[Progress, Window], bool]
     gauges: Sequence[Callable[[], dict[str, float]]]  # each gives {metric: value} since the last row
@@ -108,7 +109,7 @@ class Run:
         start = time.perf_counter()
         with self.report.clock.paused():
             self.ranks.copy_from_main(floating_buffers(self.learner.module))
-            self.checkpoints.save(self.report.progress.step, first=self.report.sync)
+            self.save_checkpoint(self.report.progress.step, first=self.report.sync)
         self.report.save_row(time.perf_counter() - start)
 
     def finish(self) -> None:
@@ -173,9 +174,9 @@ def build(loaded: Loaded, loop: str) -> Run:
     gauges = [lambda: over_ranks(ranks.gather(memory.take())), lambda: noise.take(phases.take())]
     gauges.append(lambda: loss_scale(learner.scaler))
     saved = {"model": learner.module} | ({"ema": ema.module} if ema else {})
-    return Run(
-        config, plan, learner, windows, ranks, stop, report, folder, checkpoints, watched, due, gauges, watch, saved
-    )
+    save = phases.outside(checkpoints.save)
+    parts = (windows, ranks, stop, report, folder, checkpoints, save, watched, due, gauges, watch, saved)
+    return Run(config, plan, learner, *parts)
 
 
 def _windows(

@@ -198,3 +198,29 @@ def test_costs_leave_out_the_first_row_and_what_is_not_measured(tmp_path: Path) 
         {"data": 0.2, "forward + backward": 0.5, "gradient sync": 0.2, "optimizer": 0.1}
     )
     assert cost.peaks_gib == {"memory/peak_rss_gib": 0.5, "memory/new_gib": 7.0}
+
+
+def test_a_run_that_diverged_is_the_worst_of_many(tmp_path: Path) -> None:
+    losses = {"a": 0.5, "b": math.nan, "c": 0.3, "d": 0.4}
+    folders = [
+        make_run(tmp_path / name, identity={"optimizer.lr": lr}, loss=lambda s, loss=loss: loss)
+        for lr, (name, loss) in enumerate(losses.items(), start=1)
+    ]
+
+    assert "from 0.3 (c) to not finite (b)" in compared(*folders).verdict
+
+
+def test_a_host_that_nobody_knows_is_no_other_machine(tmp_path: Path) -> None:
+    known = make_run(tmp_path / "known")
+    unknown = make_run(tmp_path / "unknown", derived={"micro_batch": 25}, environment={"host": None})
+    elsewhere = make_run(tmp_path / "elsewhere", derived={"micro_batch": 50}, environment={"host": "there"})
+
+    assert "different machines" not in compared(known, unknown).verdict
+    assert "different machines" in compared(known, elsewhere).verdict
+
+
+def test_a_loss_of_zero_has_been_reached(tmp_path: Path) -> None:
+    result = compared(make_run(tmp_path / "run", loss=lambda s: 0.0), target=0.0)
+
+    assert result.target is not None
+    assert result.target.reached == (1,)

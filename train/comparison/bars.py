@@ -58,7 +58,7 @@ def costs(comparison: Comparison) -> tuple[Figure, str] | None:
         bars_first = sorted(zip(handles, labels, strict=True), key=lambda entry: isinstance(entry[0], Line2D))
         axes.legend(*zip(*bars_first, strict=True), **LEGEND)
     caption = "Means over runs." + (
-        " Phases are of the steps that got a row; the diamond is the mean over all steps." if time else ""
+        " Phases are of the steps that got a row; the diamond is the mean over all rows." if time else ""
     )
     return figure, caption
 

@@ -23,13 +23,13 @@ FEWEST_FOR_P95 = 20
 
 @dataclass(frozen=True)
 class Cost:
-    """The first row's interval is left out of all times: it holds the start-up of kernels and caches."""
+    """The first of several rows is left out of the times of a step: it holds the start-up of kernels and caches."""
 
     memory_kind: str | None
     peak_gib: float | None
     peaks_gib: dict[str, float]  # every memory/*_gib of the run: its largest value
     samples_per_second: float | None
-    step_seconds: float | None  # mean
+    step_seconds: float | None  # mean over rows
     step_p50_seconds: float | None
     step_p95_seconds: float | None
     phase_seconds: dict[str, float]  # by name; the sync taken out of forward + backward
@@ -56,9 +56,7 @@ def cost_of(run: Run) -> Cost:
         samples_per_second=_throughput(rows),
         step_seconds=statistics.fmean(steps) if steps else None,
         step_p50_seconds=statistics.median(steps) if steps else None,
-        step_p95_seconds=statistics.quantiles(steps, n=20, method="inclusive")[-1]
-        if len(steps) >= FEWEST_FOR_P95
-        else None,
+        step_p95_seconds=_p95(steps),
         phase_seconds=_phases(later),
         hours=max(_of(rows, names.HOURS), default=None),
     )

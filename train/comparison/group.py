@@ -5,13 +5,14 @@ import json
 import math
 import re
 import statistics
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 from train import names
 from train.comparison.run import Curve, Run
+from train.config import under
 
 WATCHING = (
     *("name", "output_dir", "log", "checkpoint", "wandb", "evaluate", "data.eval_split"),
@@ -65,9 +66,6 @@ class Group:
 
     def of_derived(self, key: str) -> Any:
         return self.first.derived.get(key)
-
-    def spread(self, number: Callable[[Run], float | None]) -> Spread | None:
-        return spread(number(run) for run in self.runs)
 
     def curves(self, metric: str) -> list[Curve]:
         return [curve for run in self.runs if (curve := run.curve(metric))]
@@ -136,7 +134,7 @@ def _set_up(run: Run) -> str:
 
 
 def is_watching(key: str) -> bool:
-    return any(key == name or key.startswith(f"{name}.") for name in WATCHING)
+    return under(key, WATCHING)
 
 
 def _label(runs: Sequence[Run]) -> str:

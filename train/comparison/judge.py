@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from train.comparison.agree import Agreement, agreement, counted
 from train.comparison.cost import Cost, cost_of
-from train.comparison.group import Group, Spread, losses, make_groups
+from train.comparison.group import Group, Spread, losses, make_groups, spread
 from train.comparison.keys import MATHEMATICS, Key, differing, machines, relabelled
 from train.comparison.notes import notes
 from train.comparison.outcome import Outcome, Target, outcomes, target_of
@@ -35,8 +35,7 @@ class Comparison:
         return is_same_mathematics(self.groups)
 
     def cost(self, group: int, number: Callable[[Cost], float | None]) -> Spread | None:
-        known = tuple(value for cost in self.costs[group] if (value := number(cost)) is not None)
-        return Spread(known) if known else None
+        return spread(map(number, self.costs[group]))
 
 
 def compare(runs: Sequence[Run], left_out: Sequence[LeftOut] = (), target: float | None = None) -> Comparison:
@@ -87,14 +86,14 @@ def _losses(comparison: Comparison) -> str:
             return "with the same seed " + " and ".join(map(str, comparison.agreements))
         if len({run.seed for run in comparison.runs}) == len(comparison.runs):
             return "no two runs share a seed, so no curves can be equal"
-        return "no two runs have a row at the same samples seen, so no losses are compared"
+        return "no two runs with the same seed have a loss at the same samples seen, so none are compared"
     target = next(iter(comparison.outcomes[0].metrics), None)
     if target is None or len({outcome.samples for outcome in comparison.outcomes}) > 1:
         return "no samples seen at which all have a loss"
     known = [(outcome.metrics[target], group) for outcome, group in _with(comparison, target)]
     told = [f"{_figure(value)} ({group.label})" for value, group in known]
     if len(told) > 3:
-        ends = sorted(known, key=lambda each: each[0].mean)
+        ends = sorted(known, key=lambda each: each[0].mean if math.isfinite(each[0].mean) else math.inf)
         told = [f"from {_figure(ends[0][0])} ({ends[0][1].label}) to {_figure(ends[-1][0])} ({ends[-1][1].label})"]
     seeds = f", {_seeds(comparison.groups)}"
     return f"at {comparison.outcomes[0].samples:,} samples {target} is {' against '.join(told)}{seeds}"

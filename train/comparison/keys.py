@@ -7,7 +7,7 @@ from typing import Any
 
 from train.comparison.group import EXECUTED, Group
 from train.comparison.run import Run
-from train.config import flatten
+from train.config import flatten, under
 
 MATHEMATICS, EXECUTION = "mathematics", "execution"
 NOT_TOLD = ("name", "output_dir", "wandb", "batch.micro", "batch.accumulation_steps")
@@ -51,13 +51,12 @@ def relabelled(groups: Sequence[Group]) -> list[Group]:
 
 
 def machines(runs: Sequence[Run]) -> list[str]:
-    """Hosts and devices, each once; what is not known is left out."""
-    told = []
-    for run in runs:
-        host = run.environment.get("host")
-        device = run.derived.get("device")
-        told.append(", ".join(str(part) for part in (host, device) if part is not None))
-    return list(dict.fromkeys(filter(None, told)))
+    """Hosts and devices, each once, where more than one is known of either; what is not known makes no difference."""
+    told = [(run.environment.get("host"), run.derived.get("device")) for run in runs]
+    if all(len({part for part in parts if part is not None}) < 2 for parts in zip(*told, strict=True)):
+        return []
+    places = (", ".join(str(part) for part in place if part is not None) for place in told)
+    return list(dict.fromkeys(filter(None, places)))
 
 
 def _last(key: Key) -> str:
@@ -74,15 +73,11 @@ def _execution(run: Run) -> dict[str, Any]:
 
 
 def _without(flat: Mapping[str, Any], left_out: Sequence[str]) -> dict[str, Any]:
-    return {key: value for key, value in flat.items() if not _under(key, left_out)}
+    return {key: value for key, value in flat.items() if not under(key, left_out)}
 
 
 def _only(flat: Mapping[str, Any], kept: Sequence[str]) -> dict[str, Any]:
-    return {key: value for key, value in flat.items() if _under(key, kept)}
-
-
-def _under(key: str, names: Sequence[str]) -> bool:
-    return any(key == name or key.startswith(f"{name}.") for name in names)
+    return {key: value for key, value in flat.items() if under(key, kept)}
 
 
 def _shown(values: Any) -> str:

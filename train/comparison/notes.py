@@ -67,7 +67,7 @@ def _about_costs(costs: Sequence[Cost], runs: Sequence[Run]) -> list[str]:
         told.append(f"memory is not of one kind ({named}{'; unknown for some' if None in kinds else ''}): not compared")
     if any(cost.step_p50_seconds is not None for cost in costs):
         told.append(
-            "a step's time is the mean over the steps of a row, p50 and p95 are over rows; the first row is left out"
+            "a step's time is the mean over the steps of a row, p50 and p95 are over rows, the first left out"
             + (f"; p95 needs {FEWEST_FOR_P95} rows" if any(cost.step_p95_seconds is None for cost in costs) else "")
         )
     if any(cost.phase_seconds for cost in costs):

@@ -6,8 +6,7 @@ from dataclasses import dataclass
 from train import names
 from train.comparison.agree import Agreement, agreement
 from train.comparison.group import Group, Spread, common, common_metrics, spread
-
-NOISE_SCALE = "batch/noise_scale"
+from train.comparison.run import Run
 
 
 @dataclass(frozen=True)
@@ -46,7 +45,7 @@ def outcomes(groups: Sequence[Group], metrics: Sequence[str]) -> list[Outcome]:
     for group in groups:
         samples = shared if shared is not None else equal_samples([group]) or 0
         here = {metric: group.over_seeds(metric).get(samples) for metric in [*evaluated, names.LOSS]}
-        noise = spread(next(reversed(curve.values())) for curve in group.curves(NOISE_SCALE))
+        noise = spread(next(reversed(curve.values())) for curve in group.curves(names.NOISE_SCALE))
         others = [*groups[0].runs, *group.runs] if group is not groups[0] else []
         apart = {metric: agreed for metric in metrics if (agreed := agreement(others, metric))}
         known = {metric: value for metric, value in here.items() if value}
@@ -57,12 +56,17 @@ def outcomes(groups: Sequence[Group], metrics: Sequence[str]) -> list[Outcome]:
 def target_of(groups: Sequence[Group], given: float | None) -> Target | None:
     """Unless it is given: the lowest evaluation loss that every run reached. None: some run has no evaluation."""
     runs = [run for group in groups for run in group.runs]
-    lowest = [run.lowest(names.EVAL_LOSS) for run in runs]
+    lowest = list(map(_lowest, runs))
     known = [loss for loss in lowest if loss is not None]
     if not known or (given is None and len(known) < len(lowest)):
         return None
     loss = max(known) if given is None else given
     several = [[run.hours_to(names.EVAL_LOSS, loss) for run in group.runs] for group in groups]
     hours = tuple(spread(of_group) for of_group in several)
-    reached = tuple(sum((run.lowest(names.EVAL_LOSS) or loss + 1) <= loss for run in group.runs) for group in groups)
+    reaches = [[low is not None and low <= loss for low in map(_lowest, group.runs)] for group in groups]
+    reached = tuple(map(sum, reaches))
     return Target(names.EVAL_LOSS, loss, given is not None, hours, reached)
+
+
+def _lowest(run: Run) -> float | None:
+    return run.lowest(names.EVAL_LOSS)

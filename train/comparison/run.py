@@ -11,8 +11,6 @@ from train import names
 Row = Mapping[str, float]  # a metric that was not finite is NaN; one that is not there was not measured
 Curve = dict[int, float]  # samples seen -> value
 
-HOURS_IN = {"s": 3600.0, "min": 60.0, "h": 1.0}
-
 
 @dataclass(frozen=True)
 class Run:
@@ -34,10 +32,6 @@ class Run:
     @property
     def seed(self) -> Any:
         return self.identity.get("seed")
-
-    @property
-    def curve_hash(self) -> str:
-        return str(self.derived["curve_hash"])
 
     @property
     def recipe_hash(self) -> str:

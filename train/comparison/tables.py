@@ -69,7 +69,7 @@ def _set_up(comparison: Comparison) -> Table:
 def _outcome(comparison: Comparison) -> Table:
     metrics = list(dict.fromkeys(metric for outcome in comparison.outcomes for metric in outcome.metrics))
     losses = list(dict.fromkeys(metric for outcome in comparison.outcomes for metric in outcome.apart))
-    equal = len({outcome.samples for outcome in comparison.outcomes}) == 1
+    equal = bool(metrics) and len({outcome.samples for outcome in comparison.outcomes}) == 1
     rows = [
         (
             group.label,

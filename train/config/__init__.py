@@ -1,6 +1,15 @@
 """Configs: typed defaults, YAML files and overrides, merged and checked before anything starts."""
 
-from train.config.identity import curve_hash, differences, flatten, is_execution, mathematics, recipe_hash, source_hash
+from train.config.identity import (
+    curve_hash,
+    differences,
+    flatten,
+    is_execution,
+    mathematics,
+    recipe_hash,
+    source_hash,
+    under,
+)
 from train.config.load import Loaded, load, run_name
 from train.config.problems import ConfigError, Problem
 from train.config.schema import Config
@@ -23,4 +32,5 @@ __all__ = [
     "resolve_tokenizer",
     "run_name",
     "source_hash",
+    "under",
 ]

@@ -1,4 +1,4 @@
-"""Ranges and combinations of values. Pure: from {key: value} to (key, what is wrong and what to type)."""
+"""Ranges and combinations of values: from {key: value} to (key, what is wrong and what to type)."""
 
 import difflib
 import math

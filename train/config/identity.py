@@ -4,7 +4,7 @@ import dataclasses
 import hashlib
 import inspect
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +81,8 @@ def source_hash(config: Config) -> str:
         file = inspect.getsourcefile(target) if inspect.isfunction(target) or inspect.isclass(target) else None
         if file and "site-packages" not in file:
             files.add(Path(file).resolve())
-    return _digest([hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(files)])
+    # In an order that does not depend on where the files lie: another clone of the same code is the same.
+    return _digest(sorted(hashlib.sha256(path.read_bytes()).hexdigest() for path in files))
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
@@ -92,7 +93,12 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tup
 
 def is_execution(key: str) -> bool:
     """Whether a key, dotted, says how a run is executed or watched, and not what it computes."""
-    return any(key == name or key.startswith(f"{name}.") for name in EXECUTION)
+    return under(key, EXECUTION)
+
+
+def under(key: str, names: Iterable[str]) -> bool:
+    """Whether a dotted key is one of `names`, or belongs to a section among them."""
+    return any(key == name or key.startswith(f"{name}.") for name in names)
 
 
 def _digest(value: Any) -> str:

@@ -84,7 +84,7 @@ def _resumed(report: Reporter, folder: RunFolder) -> list[str]:
     lines = [f"resumed   from {folder.resumed_from}: step {report.progress.step:,} of {report.plan.total_steps:,}"]
     if report.last_save_seconds and report.last_save_seconds > GRACE_SECONDS / 2:
         lines.append(
-            f"warning   the last save took {duration(report.last_save_seconds)}: a scheduler that stops this job must "
-            f"leave it more than that (SLURM: --signal=B:USR1@{2 * report.last_save_seconds:.0f})"
+            f"warning   a save of this run took {duration(report.last_save_seconds)}: a scheduler that stops this job "
+            f"must leave it more than that (SLURM: --signal=B:USR1@{2 * report.last_save_seconds:.0f})"
         )
     return [*lines, *folder.changed]

@@ -74,7 +74,8 @@ class RunPlan:
         if not size:
             return []
         total = batch.samples_after(self.total_steps) * size
-        return [f"tokens    {batch.effective * size:,} per step = {batch.effective} x {size}; {total:,} in all"]
+        most = "at most " if batch.dataset_size is None else ""
+        return [f"tokens    {batch.effective * size:,} per step = {batch.effective} x {size}; {most}{total:,} in all"]
 
     def _epoch(self) -> str:
         batch = self.batch

@@ -163,7 +163,7 @@ class Reporter:
     def _closing_lines(self, reason: str, code: int) -> list[str]:
         step, total = self.progress.step, self.plan.total_steps
         steps = f"{total:,} steps" if step == total else f"step {step:,} of {total:,}"
-        line = f"{reason}: {steps} in {duration(self.clock.seconds)}"
+        line = f"{reason}: {steps} in {duration(self.clock.seconds_so_far)}"
         if str(self.best):
             line += f"; {self.best}"
         return [line, *filter(None, [*(tell() for tell in self.learnt), self.next_line if code == FINISHED else ""])]
