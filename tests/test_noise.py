@@ -1,6 +1,5 @@
 """The noise scale in real runs: what the hooks see, that they change nothing, and what is told."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -208,16 +207,6 @@ def test_a_task_with_a_backward_pass_of_its_own_is_not_measured(tmp_path: Path) 
 
     assert told
     assert all(np.isnan(parts) for parts, *_ in told)
-
-
-def test_a_step_that_is_not_finite_is_left_out(tmp_path: Path) -> None:
-    arguments = argv(tmp_path, "data.args={size: 37, nan: [12]}", "batch.micro=2", "noise_scale.every_steps=1")
-
-    assert train(arguments) == 0
-
-    steps = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
-    steps = [row for row in steps if names.SKIPPED_STEPS in row]
-    assert steps[-1][names.SKIPPED_STEPS] == 1
 
 
 def test_the_run_object_is_untouched_where_it_is_off(tmp_path: Path) -> None:

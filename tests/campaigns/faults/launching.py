@@ -108,7 +108,7 @@ def _end_without_orphans(here: Path, started: subprocess.Popen[str]) -> tuple[in
 
 
 def crash_at_once(here: Path, full: bool) -> str:
-    restarts = 4 if full else 2
+    restarts = 4 if full else 3  # two pauses at least: the second has to be longer
     variables = {"FAULTS_RECORD": str(here), "PYTHONPATH": str(ROOT)}
     started = launch(
         here,

@@ -106,6 +106,8 @@ def terminated(here: Path, full: bool) -> str:
             assert compare.samples(own, 2) == samples
             exact += 1
         shutil.rmtree(own)
+    assert ends.get(75), f"no stop was saved: {ends}"
+    assert exact, "no stop was gone on from"
     told = statistics.quantiles(seconds, n=100) if len(seconds) > 1 else seconds * 99
     return (
         f"{trials} times; ended {', '.join(f'{code}: {count}' for code, count in sorted(ends.items()))}; p50 "
@@ -130,6 +132,8 @@ def _terminate_one(own: Path, words: tuple[str, ...], to_launcher: bool) -> tupl
     told: dict[str, Any] = json.loads((own / "told.json").read_text()) if (own / "told.json").exists() else {}
     code = told.get("code", 143)
     assert code in ((75, 0, 143) if fired else (0,)), f"{told}\n{job.told()}"
+    trained = [path for path in own.glob("windows-*.jsonl") if path.stat().st_size]
+    assert code != 143 or not trained, f"killed while it trained: {job.told()}"
     checkpoints = own / "run" / "checkpoints"
     if code == 75:
         newest = complete(checkpoints)[-1]

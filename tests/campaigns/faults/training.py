@@ -39,6 +39,7 @@ def rank_ends(here: Path, full: bool) -> str:
         )
         assert agent.wait() == [1], agent.told()
         named += re.search(r"rank +: 1 \(local_rank: 1\)", agent.told()) is not None
+    assert named == len(faults), f"torchrun's agent named the true first rank in {named} of {len(faults)}"
     return f"the other left after: {', '.join(told)}; torchrun's agent named the true first rank in {named} of 3"
 
 
