@@ -1,11 +1,12 @@
 """The promise: the curve depends on data, seed and effective batch, and on nothing else."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 from safetensors.torch import load_file
+
+from tests.helpers import rows
 
 ARGV = ["configs/digits.yaml", "precision=fp64", "log.every_steps=1", "duration.epochs=2", "evaluate.every_steps=10"]
 
@@ -18,11 +19,6 @@ def train(loop: str, output_dir: str, *overrides: str) -> int:
 
     argv = [*ARGV, f"output_dir={output_dir}", "name=run", *overrides]
     return main(argv, loop, importlib.import_module(f"train.{loop}").compute_gradient)
-
-
-def rows(folder: Path, key: str = "train/loss") -> list[dict[str, Any]]:
-    lines = (folder / "run" / "metrics.jsonl").read_text().splitlines()
-    return [row for row in map(json.loads, lines) if key in row]
 
 
 @pytest.fixture(scope="module")

@@ -10,16 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
 
 from tests.data.files import FLOWERS, SIDE_BY_SIDE, opened, pictures, write
-from tests.helpers import argv, record, rows
+from tests.helpers import argv, rank_group, record, rows
 from train.batch import make_plan, sample_ids
 from train.config import load
 from train.data import Rows, load_splits
 from train.data.loader import Loader
 from train.data.rows import Table
-from train.ranks import Ranks
 from train.window import Batch, Place
 
 IMAGES = "data.columns={inputs: image, labels: label}"
@@ -198,8 +196,7 @@ def test_an_error_of_the_data_is_told_by_all_ranks_without_a_workers_traceback(r
 
 
 def load_cold(arguments: list[str]) -> int:
-    dist.init_process_group("gloo")
-    ranks = Ranks(dist.get_rank(), dist.get_world_size())
+    ranks = rank_group()
     return len(ranks.first_of_node(lambda: load_splits(load(arguments).config)).train)
 
 
@@ -213,8 +210,7 @@ def test_ranks_that_load_cold(run_ranks: Any, tmp_path: Path, world_size: int) -
 
 
 def what_works_first(folder: Path) -> list[str]:
-    dist.init_process_group("gloo")
-    ranks = Ranks(dist.get_rank(), dist.get_world_size())
+    ranks = rank_group()
 
     def work() -> list[str]:
         seen = sorted(path.name for path in folder.iterdir())

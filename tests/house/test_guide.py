@@ -1,41 +1,26 @@
 """The guide: every command and every block is run, in a fresh copy; its keys and names are those of the code."""
 
-import os
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from tests.house.fresh_copy import ROOT, active_environment, copy_repository
 from train.config.hints import nearest
 from train.config.keys import SECTIONS, owner, parts
 
-ROOT = Path(__file__).parents[2]
 GUIDE = ROOT / "docs" / "guide.md"
 PAGES = [GUIDE, ROOT / "docs" / "cluster.md"]
-
-
-def copy_repository(folder: Path) -> None:
-    """The files that git knows, as a clone would have them, and those that it would be told of."""
-    listed = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
-    names = subprocess.run(listed, cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    for name in filter(None, names.split("\0")):
-        if (ROOT / name).is_file():
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(ROOT / name, folder / name)
 
 
 @pytest.mark.timeout(600)
 def test_every_block_runs(tmp_path: Path) -> None:
     copy_repository(tmp_path)
-    # The environment of these tests is the active one: launch.sh then makes none.
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    environment = {**os.environ, "PATH": path, "VIRTUAL_ENV": sys.prefix, "WANDB_MODE": "disabled"}
 
     command = [sys.executable, "-m", "tests.house.type_blocks", str(GUIDE.relative_to(ROOT))]
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, cwd=tmp_path, env=active_environment(), capture_output=True, text=True, check=False)
 
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-6000:]
     runs = {folder.name for folder in (tmp_path / "runs").iterdir()}

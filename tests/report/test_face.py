@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import train
+from tests.helpers import rows
 from train import names
 from train.accumulate import compute_gradient
 from train.entry import main
@@ -49,12 +50,6 @@ CPU_KEYS = {
 def start(output_dir: Path, *overrides: str) -> int:
     argv = ["configs/digits.yaml", f"output_dir={output_dir}", "name=run", "log.every_steps=1", *overrides]
     return main([*argv, "wandb.mode=disabled"], "accumulate", compute_gradient)
-
-
-def rows(output_dir: Path, key: str) -> list[dict[str, Any]]:
-    return [
-        row for row in map(json.loads, (output_dir / "run" / "metrics.jsonl").read_text().splitlines()) if key in row
-    ]
 
 
 def train_on_ranks(output_dir: str) -> int:
