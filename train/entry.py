@@ -15,7 +15,7 @@ from train.models import ModelError
 from train.patterns import PatternError
 from train.planning import PlanError
 from train.preparing import show_plan
-from train.ranks import launched_rank
+from train.ranks import give_way, launched_rank
 from train.report import (
     BAD_CONFIG,
     FAILED,
@@ -83,6 +83,9 @@ def main(argv: Sequence[str], loop: str, compute_gradient: ComputeGradient) -> i
         ended = Ending(str(error), FAILED)
     except AlreadyFinished as error:
         ended = Ending(str(error), FINISHED)
+    except RuntimeError as error:
+        give_way(error)
+        raise
     if ended.reason != "finished":
         tell(ended.reason)
     return exit_code(ended.reason, ended.code, ended.step, is_main)

@@ -1,6 +1,7 @@
 """The ranks of a run: who am I, what do all agree on. The only room that talks to torch.distributed."""
 
 import os
+import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from torch.distributed.rendezvous import rendezvous
 T = TypeVar("T")
 
 SETTLE_SECONDS = 30
+GIVE_WAY_SECONDS = 2.0
 
 _KEPT: list[object] = []
 """Process groups, to the end of the process. Where one is destroyed earlier (with the model that DDP wraps), gloo joins
@@ -56,6 +58,15 @@ def check_world_size(found: int) -> None:
                 f"NPROC={number} ./launch.sh ... (or ACCELERATE_USE_CPU=true accelerate launch --multi_gpu "
                 f"--num_processes {number} ...)"
             )
+
+
+def give_way(error: RuntimeError) -> None:
+    """Where `error` says that another rank is gone: wait a moment, so that the launcher finds that one gone first.
+
+    torchrun asks every 0.1 s who has left, names the first it finds, and of two found at once the lower rank.
+    """
+    if isinstance(error, dist.DistError) or "gloo" in str(error):
+        time.sleep(GIVE_WAY_SECONDS)
 
 
 def meet_after_restart(timeout_seconds: float) -> None:
