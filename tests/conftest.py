@@ -11,6 +11,11 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from hypothesis import settings
+
+# A busy machine is not a failure: hypothesis would allow each example 0.2 s.
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
 
 # datasets reads it when it is imported; ranks inherit it.
 if "HF_DATASETS_CACHE" not in os.environ:

@@ -40,7 +40,7 @@ def told(parts: list[list[Part]]) -> list[list[int]]:
     return [[n for part in step if part.share for n in part.share["n"].tolist()] for step in zip(*parts, strict=True)]
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     size=st.integers(1, 40),
     effective=st.integers(1, 20),
