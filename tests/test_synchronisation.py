@@ -13,7 +13,7 @@ from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_
 
 from tests.helpers import Trace, argv, record
 from train.run import Run
-from train.step import Learner, forward_backward, to_device
+from train.step import Learner, forward_backward
 from train.window import Window
 
 SEVERAL_BUCKETS = ("model.args.hidden=[800, 800, 800]", "precision=fp32")  # 5 MB; DDP's first bucket holds 1 MB
@@ -41,7 +41,7 @@ def forward_outside(learner: Learner, window: Window) -> torch.Tensor:
     """What one must not write: DDP decides in the forward pass whether the backward pass reduces."""
     *earlier, last = window.micro_batches
     for micro_batch in earlier:
-        losses = learner.task.loss_sum(learner.model, to_device(micro_batch.batch, learner.device, learner.dtype))
+        losses = learner.task.loss_sum(learner.model, learner.feed.take(micro_batch))
         with learner.accelerator.no_sync(learner.model):
             learner.accelerator.backward(losses * learner.world_size / window.weights["loss"])
     return forward_backward(learner, last, window)

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from train.batch import first_of, share
 from train.data import EvaluationSet
+from train.feed import to_device
 from train.ranks import Ranks
-from train.step import to_device
 from train.tasks import Task
 from train.undisturbed import undisturbed
 

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from train.data import Rows, Sets
-from train.step import Learner, to_device
+from train.feed import to_device
+from train.step import Learner
 from train.tasks import Task, by_term
 from train.undisturbed import undisturbed
 from train.window import Batch

@@ -6,13 +6,14 @@ from typing import Any
 from train.config import Config, Loaded, curve_hash, mathematics, recipe_hash, run_name, source_hash
 from train.data import Sets, Splits, open_sets
 from train.exact import Exactness, NotExact, TaskError, check_sets, judge
+from train.feed import to_device
 from train.optimizer import scaled_numbers
 from train.planning import plan_batch, plan_rate
 from train.ranks import Ranks, asked_world_size
 from train.report import Best, RunPlan, check_login, redacted
 from train.schedule import Scaled
 from train.setup import device_facts, make_task
-from train.step import Learner, to_device
+from train.step import Learner
 from train.tasks import Task
 from train.undisturbed import undisturbed
 

@@ -190,16 +190,17 @@ def _windows(
 ) -> Windows:
     """Those that are still to be trained."""
     plan, progress, loss_weight = report.plan, report.progress, learner.task.loss_weight
-    samples = samples.cast(learner.dtype)
+    samples, on_gpu = samples.cast(learner.dtype), learner.device.type == "cuda"
     return Windows(
         parts=samples.parts(plan.batch, config.seed, ranks.rank, progress.place, config.data.overfit),
         ranks=ranks,
         terms=terms,
         loss_weight=lambda batch: by_term(loss_weight(batch)),
         stop_requested=stop.requested,
-        pin_memory=learner.device.type == "cuda",
+        pin_memory=on_gpu,
         first=progress.step + 1,
         last=plan.total_steps,
+        expect=learner.feed.expect if on_gpu else None,
     )
 
 

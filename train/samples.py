@@ -7,7 +7,8 @@ import torch
 
 from train.config import Config
 from train.data import Sets, make_tokenizer
-from train.step import Learner, to_device
+from train.feed import to_device
+from train.step import Learner
 from train.undisturbed import undisturbed
 
 Evaluate = Callable[[], dict[str, float]]

@@ -21,6 +21,7 @@ from train import names
 from train.batch import key_of
 from train.blocks import checkpoint_blocks
 from train.config import Config, resolve
+from train.feed import Feed
 from train.generators import seed_generators
 from train.initial import initial_model
 from train.optimizer import can_skip_on_device, make_optimizer
@@ -130,6 +131,7 @@ def make_learner(config: Config, task: Task, accelerator: Accelerator, numbers: 
         module=module,
         parameters=parameters,
         dtype=dtype,
+        feed=Feed(accelerator.device, dtype),
         task=task,
         coefficients=defaultdict(lambda: 1.0, getattr(task, "coefficients", {})),
         optimizer=optimizer,

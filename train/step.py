@@ -8,9 +8,10 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from train.feed import Feed
 from train.skips import Skips
 from train.tasks import Task, by_term
-from train.window import Batch, MicroBatch, Window
+from train.window import MicroBatch, Window
 
 
 @dataclass
@@ -24,6 +25,7 @@ class Learner:
     module: nn.Module  # the user's own, inside any wrapper
     parameters: Sequence[nn.Parameter]  # those that are trained
     dtype: torch.dtype  # of the parameters, and of what the model is fed
+    feed: Feed
     task: Task
     coefficients: Mapping[str, float]  # by which the terms of the loss are added up; 1 where the task names none
     optimizer: Any  # a torch.optim.Optimizer, whose fused kind also reads the attribute found_inf
@@ -49,8 +51,7 @@ def forward_backward(learner: Learner, micro_batch: MicroBatch, window: Window) 
     weight of the whole window, however its own samples are distributed. DDP divides the sum over the ranks by their
     number R: the factor R undoes it. A filler counts 0, and still takes part in the reduction.
     """
-    batch = to_device(micro_batch.batch, learner.device, learner.dtype)
-    sums = by_term(learner.task.loss_sum(learner.model, batch))
+    sums = by_term(learner.task.loss_sum(learner.model, learner.feed.take(micro_batch)))
     ranks = learner.world_size if micro_batch.samples else 0
     losses = []
     for term, weight in window.weights.items():
@@ -58,14 +59,6 @@ def forward_backward(learner: Learner, micro_batch: MicroBatch, window: Window) 
     learner.accelerator.backward(learner.scaler.scale(losses[0] if len(losses) == 1 else torch.stack(losses).sum()))
     told = torch.stack([sums[term].detach() for term in window.weights])
     return told if ranks else torch.zeros_like(told)
-
-
-def to_device(batch: Batch, device: torch.device, dtype: torch.dtype) -> Batch:
-    """The batch on the device, floating-point columns in `dtype`; the host does not wait for pinned memory."""
-    return {
-        name: column.to(device, dtype if column.is_floating_point() else column.dtype, non_blocking=True)
-        for name, column in batch.items()
-    }
 
 
 def update(learner: Learner, rate: float) -> Tensor:

@@ -23,6 +23,7 @@ from train.blocks import NoBlocks
 from train.config import Config, ConfigError, load
 from train.data import DataError, TrainingSet, Windows, open_sets
 from train.exact import ROUNDS, TaskError, arithmetic, check_sets, judge
+from train.feed import to_device
 from train.initial import WeightsError
 from train.models import ModelError
 from train.optimizer import scaled_numbers
@@ -32,7 +33,7 @@ from train.ranks import Ranks, asked_world_size, launched_rank
 from train.reduction import reduced
 from train.report import BAD_CONFIG, FAILED, FINISHED, exit_code, tell
 from train.setup import Unsupported, connect, make_learner, make_task
-from train.step import Learner, to_device
+from train.step import Learner
 from train.tasks import by_term
 from train.window import Batch, Place
 

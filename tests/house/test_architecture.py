@@ -16,7 +16,7 @@ FLOORS = [
     set(floor.split())
     for floor in (
         "batch config generators names patterns ranks schedule tokenizers window worth",
-        "blocks checkpoint comparison data memory models optimizer phases planning profiling report saved signals "
+        "blocks checkpoint comparison data feed memory models optimizer phases planning profiling report saved signals "
         "skips tasks undisturbed watchdog",
         "initial step",
         "evaluation exact guard noise reduction samples",

@@ -41,6 +41,7 @@ class Windows:
     pin_memory: bool
     last: int
     first: int = 1
+    expect: Callable[[Sequence[MicroBatch]], None] | None = None  # is told the micro-batches of each step, a step ahead
 
     def __iter__(self) -> Iterator[Window]:
         ahead = self._start(self.first) if self.first <= self.last else None
@@ -62,6 +63,8 @@ class Windows:
                 weights = self.loss_weight(part.share)
                 numbers = [weights[term] for term in self.terms]
             micro_batches = self._cut(part)
+            if self.expect:
+                self.expect(micro_batches)
         except Exception as error:  # told to the other ranks first: they would wait for this one in the next reduction
             failure = error
         samples = sum(micro_batch.samples for micro_batch in micro_batches)
