@@ -157,7 +157,7 @@ def test_without_the_library(place: Place) -> None:
     done = subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, text=True, check=False)
 
     assert done.returncode == 2
-    assert 'type: python -m pip install "wandb-workspaces>=0.4"' in done.stderr
+    assert 'type: python -m pip install "wandb-workspaces>=0.4.13"' in done.stderr
 
 
 def test_it_starts_without_torch() -> None:

@@ -89,35 +89,35 @@ class StoredRun:
 
 @dataclass
 class StoredSweep:
-    """A grid: each heartbeat of an idle agent takes one of its trials."""
+    """A grid: each heartbeat of an idle agent takes one of its trials. `stopped`: as by the button in W&B."""
 
     name: str
     project: str
     text: str  # the YAML that came in
     started: list[str] = field(default_factory=list)  # ids of runs
+    stopped: bool = False
 
     def __post_init__(self) -> None:
         said = yaml.safe_load(self.text)["parameters"]
         axes = [[(key, value) for value in spec.get("values", [spec.get("value")])] for key, spec in said.items()]
         self._waiting = [dict(trial) for trial in itertools.product(*axes)]
 
-    def next_command(self) -> dict[str, Any]:
-        if not self._waiting:
-            return {"type": "exit"}
+    def commands(self, running: list[str]) -> list[dict[str, Any]]:
+        """For an agent that runs these."""
+        if running:
+            return [{"type": "stop", "run_id": run_id} for run_id in running if self.stopped]
+        if self.stopped or not self._waiting:
+            return [{"type": "exit"}]
         self.started.append(f"{self.name}trial{len(self.started)}")
         args = {key: {"value": value} for key, value in self._waiting.pop(0).items()}
-        return {
-            "type": "run",
-            "run_id": self.started[-1],
-            "args": args,
-            "program": yaml.safe_load(self.text)["program"],
-        }
+        return [{"type": "run", "run_id": self.started[-1], "args": args, "program": "unused"}]
 
 
 class WandbServer:
     def __init__(self) -> None:
         self.runs: dict[tuple[str, str], StoredRun] = {}
         self.sweeps: dict[str, StoredSweep] = {}
+        self.artifacts: list[dict[str, Any]] = []
         self.views: list[dict[str, Any]] = []
         """What UpsertView said of workspaces and reports."""
         self.alerts: list[dict[str, Any]] = []
@@ -257,6 +257,47 @@ class WandbServer:
         history = self.runs[said["project"], said["name"]].streams.get("wandb-history.jsonl", [])
         return self._project(said, history=history, events=[])
 
+    # What logs an artifact asks for.
+
+    def _on_ArtifactType(self, said: dict[str, Any]) -> dict[str, Any]:
+        return {"project": {"artifact": None}}
+
+    def _on_CreateArtifact(self, said: dict[str, Any]) -> dict[str, Any]:
+        self.artifacts.append(said["input"] | {"state": "PENDING"})
+        told = {"id": str(len(self.artifacts) - 1), "state": "PENDING", "artifactSequence": {"latestArtifact": None}}
+        return {"createArtifact": {"artifact": told}}
+
+    def _on_CreateArtifactManifest(self, said: dict[str, Any]) -> dict[str, Any]:
+        url = f"{self.url}/artifacts/{said['artifactID']}/{said['name']}"
+        file = {"id": "f", "uploadUrl": url, "uploadHeaders": []}
+        return {"createArtifactManifest": {"artifactManifest": {"id": said["artifactID"], "file": file}}}
+
+    def _on_CreateArtifactFiles(self, said: dict[str, Any]) -> dict[str, Any]:
+        edges = []
+        for file in said["input"]["artifactFiles"]:
+            path = f"artifacts/{file['artifactID']}/{file['name']}"
+            node = {"storagePath": path, "uploadUrl": f"{self.url}/{path}", "uploadHeaders": []}
+            edges.append({"node": node | {"uploadMultipartUrls": None, "artifact": {"id": file["artifactID"]}}})
+        return {"createArtifactFiles": {"files": {"edges": edges}}}
+
+    def _on_CommitArtifact(self, said: dict[str, Any]) -> dict[str, Any]:
+        artifact = self.artifacts[int(said["artifactID"])]
+        artifact["state"] = "COMMITTED"
+        return {"commitArtifact": {"artifact": {"id": said["artifactID"], "digest": artifact["digest"]}}}
+
+    def _on_ArtifactByID(self, said: dict[str, Any]) -> dict[str, Any]:
+        artifact = self.artifacts[int(said["id"])]
+        project = {"id": "p", "internalId": "1", "name": artifact["projectName"], "entity": ACCOUNT}
+        sequence = {"__typename": "ArtifactSequence", "id": "s", "name": artifact["artifactCollectionName"]}
+        known = {
+            **{"__typename": "Artifact", "id": said["id"], "state": artifact["state"], "digest": artifact["digest"]},
+            **{"artifactSequence": sequence | {"project": project}, "versionIndex": 0, "size": 0, "fileCount": 0},
+            **{"artifactType": {"name": artifact["artifactTypeName"]}, "ttlDurationSeconds": -1, "tags": []},
+            **{"ttlIsInherited": True, "createdAt": LONG_AGO, "aliases": []},
+            **dict.fromkeys(("description", "metadata", "historyStep", "commitHash", "updatedAt")),
+        }
+        return {"artifact": known}
+
     # What saves workspaces and reports.
 
     def _on_upsertView(self, said: dict[str, Any]) -> dict[str, Any]:
@@ -293,7 +334,7 @@ class WandbServer:
         return {"createAgent": {"agent": {"id": said["sweep"]}}}
 
     def _on_Heartbeat(self, said: dict[str, Any]) -> dict[str, Any]:
-        commands = [] if json.loads(said["runState"]) else [self.sweeps[said["id"]].next_command()]
+        commands = self.sweeps[said["id"]].commands([*json.loads(said["runState"])])
         return {"agentHeartbeat": {"agent": {"id": said["id"]}, "commands": json.dumps(commands)}}
 
 

@@ -87,7 +87,7 @@ def _library(name: str) -> Any:
     try:
         return importlib.import_module(f"wandb_workspaces.{name}")
     except ImportError as error:
-        raise _refusal(str(error), 'python -m pip install "wandb-workspaces>=0.4"') from error
+        raise _refusal(str(error), 'python -m pip install "wandb-workspaces>=0.4.13"') from error
 
 
 def _asked(question: Callable[[], T], type_this: str) -> T:
