@@ -1,5 +1,6 @@
 """A sweep as it is typed: `wandb sweep`, `wandb agent`, launch.sh and ranks, each in processes of their own."""
 
+import contextlib
 import json
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import yaml
 
@@ -97,16 +99,21 @@ def test_a_trial_that_is_stopped_in_wandb_is_saved(desk: Desk) -> None:
     """The agent sends SIGTERM to the command alone, not to what that has started."""
     sweep = desk.sweep(**{"batch.micro": {"values": [100, 50]}, "duration.steps": {"value": 10**6}})
     command = [sys.executable, "-m", "wandb", "agent", f"tester/isobatch/{sweep.name}"]
+    family: list[psutil.Process] = []
     with (desk.clone / "out").open("w") as out:
         agent = subprocess.Popen(command, cwd=desk.clone, env=desk.environ, stdout=out, stderr=out)
         try:
             deadline = time.monotonic() + WALL_LIMIT_SECONDS
             while not (desk.server.runs and desk.server.run.history) and time.monotonic() < deadline:
                 time.sleep(0.2)
+            family = psutil.Process(agent.pid).children(recursive=True)
             sweep.stopped = True
             assert agent.wait(60) == 0, (desk.clone / "out").read_text()
+            assert psutil.wait_procs(family, 10)[1] == []
         finally:
-            agent.kill()
+            for process in [*family, agent]:
+                with contextlib.suppress(psutil.Error):
+                    process.kill()
 
     (folder,) = (desk.clone / "runs").iterdir()
     ended = json.loads((folder / "ended.json").read_text())

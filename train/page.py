@@ -35,7 +35,6 @@ compared with. Each call saves a new page, and prints its address.
 exit code: 0 saved, 2 not
 """
 
-
 T = TypeVar("T")
 
 
@@ -125,7 +124,7 @@ def _workspace(project: str) -> Any:
 
 def _report(project: str, runs: Sequence[str]) -> Any:
     library, (entity, _, name), found = _library("reports.v2"), project.partition("/"), Found()
-    _api()
+    _api()  # who is not logged in is told so once, not for each run
     for run in dict.fromkeys(runs):
         found.add(f"{project}/{run}", read_wandb(f"{project}/{run}"))
     if not found.runs:
