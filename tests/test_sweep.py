@@ -12,6 +12,7 @@ import yaml
 
 from train import sweep
 from train.config import load, run_name
+from train.config.schema import Wandb
 from train.sweep import SweepError, main, read_sweep
 
 ROOT = Path(__file__).parents[1]
@@ -75,9 +76,8 @@ def test_each_sweep_is_what_wandb_takes(path: Path, monkeypatch: pytest.MonkeyPa
 
     assert json.loads(filled) == list(read_sweep(path).trials[0])
     assert (ROOT / said["program"]).is_file()
-    assert said["command"][:2] == ["accelerate", "launch"]
-    assert said["command"][-1] == "${args_no_hyphens}"
-    assert (ROOT / said["command"][said["command"].index("--config_file") + 1]).is_file()
+    assert (said["command"][0], said["command"][-1]) == ("./launch.sh", "${args_no_hyphens}")
+    assert said["project"] == Wandb().project
 
 
 def test_a_grid_without_a_server(
@@ -105,6 +105,13 @@ def test_a_run_that_fails_does_not_stop_the_others(
 def test_a_signal_stops_the_sweep(tmp_path: Path, launched: Callable[[], list[str]]) -> None:
     assert main([write(tmp_path, parameters={"seed": {"values": [130, 0]}})]) == 130
     assert len(launched()) == 1
+
+
+def test_either_command_names_loop_and_config(tmp_path: Path) -> None:
+    ours = read_sweep(Path(write(tmp_path, command=["./launch.sh", "standard", "my/a.yaml", "${args_no_hyphens}"])))
+    theirs = read_sweep(Path(write(tmp_path, command=["accelerate", "launch", "-m", "train.standard", "my/a.yaml"])))
+
+    assert (ours.loop, ours.config) == (theirs.loop, theirs.config) == ("standard", "my/a.yaml")
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
-"""A W&B server for tests: in memory, on the loopback only, standard library only.
+"""A W&B server for tests: in memory, on the loopback only.
 
-It answers what wandb asks for in online runs, in `wandb sync` and through wandb.Api; not artifacts, reports or sweeps.
+It answers what wandb asks for in online runs, in `wandb sync`, `wandb sweep` and `wandb agent`, through wandb.Api, and
+where workspaces and reports are saved.
 
     with WandbServer() as server:       # WANDB_BASE_URL=server.url, and a key of 40 characters
         ...                             # what came in: server.runs, server.alerts, server.uploads, server.received
@@ -8,12 +9,15 @@ It answers what wandb asks for in online runs, in `wandb sync` and through wandb
 
 import base64
 import gzip
+import itertools
 import json
 import re
 import threading
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+
+import yaml
 
 ENTITY = "tester"
 ACCOUNT = {"id": "e", "name": ENTITY, "entity": ENTITY, "username": ENTITY, "email": "", "admin": False, "flags": "{}"}
@@ -83,9 +87,39 @@ class StoredRun:
         }
 
 
+@dataclass
+class StoredSweep:
+    """A grid: each heartbeat of an idle agent takes one of its trials. `stopped`: as by the button in W&B."""
+
+    name: str
+    project: str
+    text: str  # the YAML that came in
+    started: list[str] = field(default_factory=list)  # ids of runs
+    stopped: bool = False
+
+    def __post_init__(self) -> None:
+        said = yaml.safe_load(self.text)["parameters"]
+        axes = [[(key, value) for value in spec.get("values", [spec.get("value")])] for key, spec in said.items()]
+        self._waiting = [dict(trial) for trial in itertools.product(*axes)]
+
+    def commands(self, running: list[str]) -> list[dict[str, Any]]:
+        """For an agent that runs these."""
+        if running:
+            return [{"type": "stop", "run_id": run_id} for run_id in running if self.stopped]
+        if self.stopped or not self._waiting:
+            return [{"type": "exit"}]
+        self.started.append(f"{self.name}trial{len(self.started)}")
+        args = {key: {"value": value} for key, value in self._waiting.pop(0).items()}
+        return [{"type": "run", "run_id": self.started[-1], "args": args, "program": "unused"}]
+
+
 class WandbServer:
     def __init__(self) -> None:
         self.runs: dict[tuple[str, str], StoredRun] = {}
+        self.sweeps: dict[str, StoredSweep] = {}
+        self.artifacts: list[dict[str, Any]] = []
+        self.views: list[dict[str, Any]] = []
+        """What UpsertView said of workspaces and reports."""
         self.alerts: list[dict[str, Any]] = []
         self.uploads: dict[str, bytes] = {}
         self.received: list[bytes] = []
@@ -136,7 +170,7 @@ class WandbServer:
             lines = run.streams.setdefault(name, [])
             lines[part["offset"] :] = part["content"]
         if chunk.get("complete"):
-            run.state = "crashed" if chunk.get("exitcode") else "finished"
+            run.state = "failed" if chunk.get("exitcode") else "finished"
         return {"exitcode": None, "limits": {}}
 
     def _graphql(self, query: str, variables: dict[str, Any]) -> dict[str, Any]:
@@ -194,6 +228,8 @@ class WandbServer:
 
     def _on_Runs(self, said: dict[str, Any]) -> dict[str, Any]:
         runs = [run.as_bucket() for run in self.runs.values() if run.project == said["project"]]
+        if not runs:
+            return {"project": None}
         edges = [{"node": run, "cursor": run["name"]} for run in runs]
         page = {"edges": edges, "pageInfo": {"endCursor": None, "hasNextPage": False}}
         return {"project": {"internalId": "1", "runCount": len(runs), "readOnly": False, "runs": page}}
@@ -220,6 +256,86 @@ class WandbServer:
     def _on_RunFullHistory(self, said: dict[str, Any]) -> dict[str, Any]:
         history = self.runs[said["project"], said["name"]].streams.get("wandb-history.jsonl", [])
         return self._project(said, history=history, events=[])
+
+    # What logs an artifact asks for.
+
+    def _on_ArtifactType(self, said: dict[str, Any]) -> dict[str, Any]:
+        return {"project": {"artifact": None}}
+
+    def _on_CreateArtifact(self, said: dict[str, Any]) -> dict[str, Any]:
+        self.artifacts.append(said["input"] | {"state": "PENDING"})
+        told = {"id": str(len(self.artifacts) - 1), "state": "PENDING", "artifactSequence": {"latestArtifact": None}}
+        return {"createArtifact": {"artifact": told}}
+
+    def _on_CreateArtifactManifest(self, said: dict[str, Any]) -> dict[str, Any]:
+        url = f"{self.url}/artifacts/{said['artifactID']}/{said['name']}"
+        file = {"id": "f", "uploadUrl": url, "uploadHeaders": []}
+        return {"createArtifactManifest": {"artifactManifest": {"id": said["artifactID"], "file": file}}}
+
+    def _on_CreateArtifactFiles(self, said: dict[str, Any]) -> dict[str, Any]:
+        edges = []
+        for file in said["input"]["artifactFiles"]:
+            path = f"artifacts/{file['artifactID']}/{file['name']}"
+            node = {"storagePath": path, "uploadUrl": f"{self.url}/{path}", "uploadHeaders": []}
+            edges.append({"node": node | {"uploadMultipartUrls": None, "artifact": {"id": file["artifactID"]}}})
+        return {"createArtifactFiles": {"files": {"edges": edges}}}
+
+    def _on_CommitArtifact(self, said: dict[str, Any]) -> dict[str, Any]:
+        artifact = self.artifacts[int(said["artifactID"])]
+        artifact["state"] = "COMMITTED"
+        return {"commitArtifact": {"artifact": {"id": said["artifactID"], "digest": artifact["digest"]}}}
+
+    def _on_ArtifactByID(self, said: dict[str, Any]) -> dict[str, Any]:
+        artifact = self.artifacts[int(said["id"])]
+        project = {"id": "p", "internalId": "1", "name": artifact["projectName"], "entity": ACCOUNT}
+        sequence = {"__typename": "ArtifactSequence", "id": "s", "name": artifact["artifactCollectionName"]}
+        known = {
+            **{"__typename": "Artifact", "id": said["id"], "state": artifact["state"], "digest": artifact["digest"]},
+            **{"artifactSequence": sequence | {"project": project}, "versionIndex": 0, "size": 0, "fileCount": 0},
+            **{"artifactType": {"name": artifact["artifactTypeName"]}, "ttlDurationSeconds": -1, "tags": []},
+            **{"ttlIsInherited": True, "createdAt": LONG_AGO, "aliases": []},
+            **dict.fromkeys(("description", "metadata", "historyStep", "commitHash", "updatedAt")),
+        }
+        return {"artifact": known}
+
+    # What saves workspaces and reports.
+
+    def _on_upsertView(self, said: dict[str, Any]) -> dict[str, Any]:
+        self.views.append(said)
+        project = {"id": "p", "name": said["projectName"], "entityName": said["entityName"]}
+        return {"upsertView": {"view": {**said, "id": f"view{len(self.views)}", "project": project}, "inserted": True}}
+
+    _on_UpsertView2 = _on_upsertView
+
+    def _on_GetProjects(self, said: dict[str, Any]) -> dict[str, Any]:
+        projects = dict.fromkeys(run.project for run in self.runs.values())
+        described = {"entityName": said["entity"], "createdAt": LONG_AGO, "isBenchmark": False, "user": None}
+        edges = [{"node": {"__typename": "Project", "id": "p", "name": name, **described}} for name in projects]
+        page = {"__typename": "PageInfo", "endCursor": None, "hasNextPage": False}
+        return {"models": {"edges": edges, "pageInfo": page}}
+
+    def _on_ProjectInternalId(self, said: dict[str, Any]) -> dict[str, Any]:
+        return {"project": {"id": "p", "internalId": "1"}}
+
+    # What `wandb sweep` and `wandb agent` ask for.
+
+    def _on_UpsertSweep(self, said: dict[str, Any]) -> dict[str, Any]:
+        project = said["projectName"] or "uncategorized"
+        sweep = StoredSweep(f"sweep{len(self.sweeps)}", project, said["config"])
+        self.sweeps[sweep.name] = sweep
+        told = {"name": sweep.name, "project": {"id": "p", "name": project, "entity": ACCOUNT}}
+        return {"upsertSweep": {"sweep": told, "configValidationWarnings": []}}
+
+    def _on_SweepWithRuns(self, said: dict[str, Any]) -> dict[str, Any]:
+        sweep = self.sweeps[said["sweep"]]
+        return {"project": {"sweep": {"id": sweep.name, "config": sweep.text, "runs": {"edges": []}}}}
+
+    def _on_CreateAgent(self, said: dict[str, Any]) -> dict[str, Any]:
+        return {"createAgent": {"agent": {"id": said["sweep"]}}}
+
+    def _on_Heartbeat(self, said: dict[str, Any]) -> dict[str, Any]:
+        commands = self.sweeps[said["id"]].commands([*json.loads(said["runState"])])
+        return {"agentHeartbeat": {"agent": {"id": said["id"]}, "commands": json.dumps(commands)}}
 
 
 class _Http(ThreadingHTTPServer):

@@ -6,6 +6,8 @@ Imports no torch; matplotlib only where pictures are asked for, wandb only where
 import argparse
 import io
 import json
+import os
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,6 +23,8 @@ from train.comparison.tables import tables
 
 PAGE = "compare.html"
 EQUAL, UNEQUAL, BAD_ARGUMENTS = 0, 1, 2
+UNREAD = 128 + signal.SIGPIPE
+"""What a shell says of a program whose reader went away."""
 
 EPILOG = """\
 RUN is a run folder, a folder with run folders anywhere below, or entity/project/run in W&B. The first set-up is what
@@ -34,6 +38,16 @@ def main(argv: Sequence[str]) -> int:
     options = _parse(argv)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a terminal without ± still gets the rest
+    try:
+        code = _compare(options)
+        sys.stdout.flush()
+    except BrokenPipeError:  # `| head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is flushed at the end
+        return UNREAD
+    return code
+
+
+def _compare(options: argparse.Namespace) -> int:
     try:
         found = find(options.runs)
         comparison = compare(found.runs, found.left_out, options.target)

@@ -34,5 +34,7 @@ def _small(config: Config, folder: str) -> Config:
         log=Log(every_steps=1),
         checkpoint=Checkpoint(resume="never"),
         profile=Profile(),
-        wandb=dataclasses.replace(config.wandb, mode="disabled" if config.wandb.mode == "disabled" else "offline"),
+        wandb=dataclasses.replace(
+            config.wandb, mode="disabled" if config.wandb.mode == "disabled" else "offline", log_model=False
+        ),
     )

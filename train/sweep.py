@@ -16,6 +16,7 @@ from typing import Any
 import yaml
 
 LAUNCH = Path(__file__).parents[1] / "launch.sh"
+LOOPS = ("standard", "accumulate")
 FINISHED, FAILED, BAD_SWEEP = 0, 1, 2
 USAGE = "usage: sweep_local.py SWEEP.yaml [key=value ...], such as configs/sweeps/accumulation.yaml"
 
@@ -80,12 +81,13 @@ def read_sweep(path: Path) -> Sweep:
 
 
 def _target(command: Any, path: Path) -> tuple[str, str]:
-    """The loop and the config that `accelerate launch ... -m train.LOOP CONFIG` names."""
+    """The loop and the config that `./launch.sh LOOP CONFIG` names, or `accelerate launch ... -m train.LOOP CONFIG`."""
     words = [str(word) for word in command] if isinstance(command, list) else []
-    for module, config in itertools.pairwise(words):
-        if module.startswith("train."):
-            return module.removeprefix("train."), config
-    raise SweepError(f"sweep: {path}: its command does not hold `-m, train.accumulate, CONFIG`\n  got:  {words}")
+    for word, config in itertools.pairwise(words):
+        loop = word.removeprefix("train.")
+        if loop in LOOPS:
+            return loop, config
+    raise SweepError(f"sweep: {path}: its command does not hold `./launch.sh, accumulate, CONFIG`\n  got:  {words}")
 
 
 def _values(key: str, spec: Any) -> list[Any]:

@@ -2,7 +2,9 @@
 
 import base64
 import json
+import os
 import re
+import signal
 import subprocess
 import sys
 from html.parser import HTMLParser
@@ -76,6 +78,36 @@ def test_assert_equal_is_not_met_by_what_was_not_compared(tmp_path: Path, capsys
     ):
         assert main([*arguments, "--assert-equal", "1"]) == 1
         assert reason in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("more", [[], ["--json"]])
+def test_a_reader_that_went_away_is_no_error(tmp_path: Path, more: list[str]) -> None:
+    read, write = os.pipe()
+    os.close(read)
+    try:
+        script = [sys.executable, str(ROOT / "scripts" / "compare.py"), *pair(tmp_path), *more]
+        done = subprocess.run(script, stdout=write, stderr=subprocess.PIPE, text=True, check=False)
+    finally:
+        os.close(write)
+
+    assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, "")
+
+
+def test_a_run_that_only_saved(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It was stopped before a row was due."""
+    first, second = pair(tmp_path, ended="stopped by SIGTERM")
+    row = {names.GLOBAL_STEP: 7, names.SAMPLES_SEEN: 700, names.HOURS: 0.01, names.SAVE_SECONDS: 0.5}
+    (Path(second) / "metrics.jsonl").write_text(json.dumps(row) + "\n")
+
+    assert main([second]) == 0
+    alone = capsys.readouterr().out
+    assert main([first, second]) == 0
+    told = capsys.readouterr().out
+
+    assert re.search(r"Outcome at the end of each\n +set-up +samples +steps\n +second +700 +7\n", alone)
+    assert "second has no row of training" in alone
+    assert re.search(r"\n +first +30,000 +300 ", told)
+    assert re.search(r"\n +second +700 +7 ", told)
 
 
 def test_bad_arguments(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -37,7 +37,13 @@ def test_a_tracked_run_is_equal_to_its_folder(tmp_path: Path) -> None:
     with WandbServer() as server:
         ended = in_process(train_and_compare, online(server, tmp_path), tmp_path, folder=str(tmp_path / "runs"))
 
+        summary = server.run.summary
+
     assert ended.result["codes"] == [0, 0, 2], ended.stderr
+    assert (summary["ended/reason"], summary["ended/step"], summary["best/step"]) == ("finished", 20, 20)
+    assert summary["best/accuracy"] == summary["eval/accuracy"]["last"] == summary["eval/accuracy"]["max"]
+    assert (summary["progress/samples_seen"], summary["train/skipped_steps"]) == (1938, 0)
+    assert summary["progress/hours"] > 0
     result = ended.result["result"]
     assert result["agreements"][0]["rows"] == 10
     assert result["agreements"][0]["largest"] == 0

@@ -26,7 +26,7 @@ FLOORS = [
         "loop",
         "entry",
         "accumulate evaluate prepare standard",
-        "compare new sweep verify",
+        "compare new page sweep verify",
     )
 ]
 PURE = [
@@ -38,6 +38,7 @@ PURE = [
     "comparison",
     "compare",
     "new",
+    "page",
     "patterns",
     "sweep",
     "tokenizers",

@@ -72,6 +72,11 @@ FEATURES: dict[str, Edits] = {
         ("run.py", r" +more \|= \{\"ema\".*\n", ""),
         ("run.py", r" \| \(\{\"ema\".*\)\n", "\n"),
     ],
+    "page.py comparison/panels.py": [],
+    "report/weights.py": [
+        ("report/opening.py", r"from train\.report\.weights import log_model\n", ""),
+        ("report/opening.py", r" +if loaded\.config\.wandb\.log_model:\n.*\n", ""),
+    ],
     "samples.py": [
         ("run.py", r"from train\.samples import sampled\n", ""),
         ("run.py", r" +evaluation = evaluation and sampled\(.*\n", ""),

@@ -11,9 +11,9 @@ from train.comparison.run import Run
 
 @dataclass(frozen=True)
 class Outcome:
-    """Of one set-up; `samples` differ between set-ups only where they share no row."""
+    """Of one set-up; `samples` differ between set-ups only where they share no row. None: its runs ended apart."""
 
-    samples: int
+    samples: int | None
     steps: float | None
     metrics: dict[str, Spread]
     noise_scale: Spread | None  # the last that each run measured
@@ -43,14 +43,24 @@ def outcomes(groups: Sequence[Group], metrics: Sequence[str]) -> list[Outcome]:
     shared, found = equal_samples(groups), []
     evaluated = [m for m in common_metrics(groups, names.EVAL) if m != names.EVAL_SAMPLES]
     for group in groups:
-        samples = shared if shared is not None else equal_samples([group]) or 0
-        here = {metric: group.over_seeds(metric).get(samples) for metric in [*evaluated, names.LOSS]}
+        samples = shared if shared is not None else _end(group)
+        here = {
+            metric: group.over_seeds(metric).get(samples) for metric in [*evaluated, names.LOSS] if samples is not None
+        }
         noise = spread(next(reversed(curve.values())) for curve in group.curves(names.NOISE_SCALE))
         others = [*groups[0].runs, *group.runs] if group is not groups[0] else []
         apart = {metric: agreed for metric in metrics if (agreed := agreement(others, metric))}
         known = {metric: value for metric, value in here.items() if value}
-        found.append(Outcome(samples, group.x["steps"].get(samples), known, noise, apart))
+        steps = None if samples is None else group.x["steps"].get(samples)
+        found.append(Outcome(samples, steps, known, noise, apart))
     return found
+
+
+def _end(group: Group) -> int | None:
+    """The last samples seen at which all of its runs have a loss; without any loss, those of their last rows."""
+    common_end = equal_samples([group])
+    ends = {int(run.rows[-1][names.SAMPLES_SEEN]) for run in group.runs}
+    return ends.pop() if common_end is None and len(ends) == 1 else common_end
 
 
 def target_of(groups: Sequence[Group], given: float | None) -> Target | None:

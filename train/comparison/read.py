@@ -55,7 +55,7 @@ def read_folder(folder: Path) -> "Run | str":
         return f"its metrics.jsonl cannot be read: {error.strerror}"
     rows, remarks = parse_rows(lines)
     if not rows:
-        return "its metrics.jsonl holds no row"
+        return "its metrics.jsonl holds no row: it ended before one was due, or has just begun"
     environment, ended = _json(folder / "environment.json"), _json(folder / "ended.json")
     if isinstance(environment, str):
         remarks.append(f"its host and versions are unknown: {environment}")

@@ -73,7 +73,7 @@ def _outcome(comparison: Comparison) -> Table:
     rows = [
         (
             group.label,
-            f"{outcome.samples:,}",
+            plain(outcome.samples),
             figure(outcome.steps),
             *(with_spread(outcome.metrics.get(metric), len(group.runs)) for metric in metrics),
             *(_apart(outcome, metric) for metric in losses),

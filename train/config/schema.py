@@ -72,6 +72,9 @@ class Wandb:
     """A text about the run."""
     privacy: bool = False
     """Send no host name, command, user, or repository address; only config, versions and metrics."""
+    log_model: bool = False
+    """Send the weights of a finished run (final/) too, as an artifact of type model. The end of the run waits for the
+    upload, for half an hour at most."""
 
 
 @dataclass(frozen=True)

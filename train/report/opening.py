@@ -4,6 +4,7 @@ import os
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from train.report.reporter import Reporter
 from train.report.screen import Screen
 from train.report.tables import Tables
 from train.report.tracker import Tracker
+from train.report.weights import log_model
 
 GRACE_SECONDS = 30
 """What torchrun leaves its ranks between SIGTERM and SIGKILL, where nobody tells it otherwise."""
@@ -73,6 +75,8 @@ def open_report(
     python = executable.relative_to(Path.cwd()) if executable.is_relative_to(Path.cwd()) else "python"
     report.tracker = tracker
     report.tables = Tables(folder, screen, tracker)
+    if loaded.config.wandb.log_model:
+        report.finished = partial(log_model, tracker, folder.path / "final")
     report.next_line = (
         "" if "--smoke" in loaded.flags else f"next      {python} -m train.evaluate {shlex.quote(str(folder.path))}"
     )

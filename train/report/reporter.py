@@ -36,6 +36,7 @@ class Reporter:
     secrets: Collection[str] = ()  # texts that must not be told
     tables: Tables | None = None  # on rank 0
     next_line: str = ""  # what to type after a run that has finished
+    finished: Callable[[], str] = str  # what else such a run does; gives a line for the end, or nothing
     learnt: Sequence[Callable[[], str]] = ()  # each gives a line for the end, or nothing
     progress: Progress = field(default_factory=Progress)
     clock: Clock = field(default_factory=Clock)
@@ -166,7 +167,10 @@ class Reporter:
         line = f"{reason}: {steps} in {duration(self.clock.seconds_so_far)}"
         if str(self.best):
             line += f"; {self.best}"
-        return [line, *filter(None, [*(tell() for tell in self.learnt), self.next_line if code == FINISHED else ""])]
+        more = [tell() for tell in self.learnt]
+        if code == FINISHED:
+            more += [self.finished(), self.next_line]
+        return [line, *filter(None, more)]
 
     def _write(self, row: Mapping[str, float]) -> None:
         for sink in self.sinks:

@@ -105,9 +105,9 @@ class Tracker:
                 self._run = _init(settings | {"mode": attempt}, run_config)
                 break
             except Exception as error:
-                failures.append(f"could not start {attempt} ({_first_line(error)})")
+                failures.append(f"could not start {attempt} ({first_line(error)})")
         if failures:
-            self._warn(f"{', '.join(failures)}; {'tracking offline' if self._run else 'this run is not tracked'}")
+            self.warn(f"{', '.join(failures)}; {'tracking offline' if self._run else 'this run is not tracked'}")
         if not self._run:
             return
         self.run_id, self.url = self._run.id, self._run.url
@@ -168,21 +168,22 @@ class Tracker:
             while job := self._jobs.get():
                 job()
         except Exception as error:
-            self._fail(_first_line(error))
+            self._fail(first_line(error))
 
     def _on_thread_error(self, otherwise: Callable[[Any], object], error: Any) -> None:
         """wandb's own threads end with a traceback each when wandb-core is gone; one warning says it all."""
         modules = [frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.exc_traceback)]
         if any(module.startswith("wandb.") for module in modules):
-            self._fail(_first_line(error.exc_value))
+            self._fail(first_line(error.exc_value))
         else:
             otherwise(error)
 
     def _fail(self, why: str) -> None:
         self._failed = True
-        self._warn(f"{why}. The training goes on, and metrics.jsonl has all rows; to send what W&B has: {self._where}")
+        self.warn(f"{why}. The training goes on, and metrics.jsonl has all rows; to send what W&B has: {self._where}")
 
-    def _warn(self, text: str) -> None:
+    def warn(self, text: str) -> None:
+        """Once for a run: what follows is mostly the same trouble."""
         if not self._warned:
             self._warned = True
             print(self._clean(f"W&B: {text}"), file=sys.stderr, flush=True)
@@ -232,6 +233,6 @@ def _abandon() -> None:
         thread.join(GRACE_SECONDS)
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
     text = str(error).strip().partition("\n")[0]
     return f"{type(error).__name__}: {text}" if text else type(error).__name__

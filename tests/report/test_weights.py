@@ -1,0 +1,86 @@
+"""wandb.log_model: what arrives of a run's final weights, and what a W&B that does not take them costs."""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.helpers import argv
+from tests.test_tracker import clean_environ, in_process, online
+from tests.wandb_server import WandbServer
+
+
+def train(folder: str, mode: str, *more: str) -> dict[str, Any]:
+    import contextlib
+    import io
+
+    from train.accumulate import compute_gradient
+    from train.entry import main
+
+    screen = io.StringIO()
+    with contextlib.redirect_stdout(screen):
+        code = main(argv(Path(folder), f"wandb={{mode: {mode}}}", *more), "accumulate", compute_gradient)
+    return {"code": code, "screen": screen.getvalue()}
+
+
+def log_model(folder: str, mode: str) -> dict[str, Any]:
+    return train(folder, mode, "wandb.log_model=true")
+
+
+def test_final_weights_arrive(tmp_path: Path) -> None:
+    with WandbServer() as server:
+        ended = in_process(log_model, online(server, tmp_path), tmp_path, folder=str(tmp_path), mode="online")
+
+        assert (ended.result["code"], ended.stderr, server.unknown) == (0, "", set())
+        assert "goes to W&B" in ended.result["screen"]
+        (artifact,) = server.artifacts
+        assert (artifact["artifactTypeName"], artifact["state"]) == ("model", "COMMITTED")
+        assert artifact["artifactCollectionName"] == f"model-{server.run.id}"
+        assert artifact["runName"] == server.run.id
+        weights = (tmp_path / "run" / "final" / "model.safetensors").read_bytes()
+        assert server.uploads["/artifacts/0/model.safetensors"] == weights
+        assert server.run.state == "finished"
+        assert server.run.summary["ended/reason"] == "finished"
+        assert b'"run/final/model.safetensors"' in server.uploads["/artifacts/0/wandb_manifest.json"]
+
+
+def test_off_by_default(tmp_path: Path) -> None:
+    with WandbServer() as server:
+        ended = in_process(train, online(server, tmp_path), tmp_path, folder=str(tmp_path), mode="online")
+
+        assert (ended.result["code"], server.artifacts) == (0, [])
+        assert not [path for path in server.uploads if "safetensors" in path]
+
+
+def test_a_server_that_does_not_take_them_costs_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(WandbServer, "_on_CreateArtifactFiles")
+    with WandbServer() as server:
+        ended = in_process(log_model, online(server, tmp_path), tmp_path, folder=str(tmp_path), mode="online")
+
+        assert ended.result["code"] == 0
+        assert ended.stderr.startswith(f"W&B: {tmp_path / 'run' / 'final'} was not sent (ValueError: ")
+        assert ended.stderr.count("\n") == 1
+        assert (server.run.state, server.run.summary["ended/reason"]) == ("finished", "finished")
+
+
+def test_offline_they_are_sent_by_wandb_sync(tmp_path: Path) -> None:
+    ended = in_process(log_model, clean_environ(tmp_path), tmp_path, folder=str(tmp_path), mode="offline")
+    assert (ended.result["code"], ended.stderr) == (0, "")
+    (run,) = (tmp_path / "run" / "wandb").glob("offline-run-*")
+
+    with WandbServer() as server:
+        command = [sys.executable, "-m", "wandb", "sync", str(run)]
+        typed = {"cwd": tmp_path, "env": online(server, tmp_path), "capture_output": True, "timeout": 60}
+        subprocess.run(command, check=True, **typed)
+
+        weights = (tmp_path / "run" / "final" / "model.safetensors").read_bytes()
+        assert server.uploads["/artifacts/0/model.safetensors"] == weights
+
+
+def test_an_untracked_run_says_nothing_of_it(tmp_path: Path) -> None:
+    ended = in_process(log_model, clean_environ(tmp_path), tmp_path, folder=str(tmp_path), mode="disabled")
+
+    assert (ended.result["code"], ended.stderr) == (0, "")
+    assert "goes to W&B" not in ended.result["screen"]

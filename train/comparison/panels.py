@@ -1,0 +1,33 @@
+"""The eight panels of a page in W&B: what runs gained, and what they cost. Pure."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from train import names
+from train.comparison.cost import KINDS, PHASES
+
+
+@dataclass(frozen=True)
+class Panel:
+    """Lines over `x`, of each of the metrics `y` that a run has."""
+
+    title: str
+    y: tuple[str, ...]
+    x: str = names.SAMPLES_SEEN
+    log_y: bool = False
+
+
+def panels(metrics: Iterable[str]) -> list[Panel]:
+    """`metrics`: those that the runs have; which evaluations there are differs from task to task."""
+    evaluations = (each for each in dict.fromkeys(metrics) if each.startswith(names.EVAL))
+    told = tuple(each for each in evaluations if each.rpartition("/")[2] != "samples")
+    return [
+        Panel("Training loss over samples", (names.LOSS,)),
+        Panel("Training loss over hours of training", (names.LOSS,), x=names.HOURS),
+        Panel("Evaluation", told or (names.EVAL_LOSS,)),
+        Panel("Effective batch (samples)", (names.EFFECTIVE_SIZE,)),
+        Panel("Peak memory (GiB)", tuple(KINDS)),
+        Panel("Samples per second", (names.SAMPLES_PER_SECOND,)),
+        Panel("Where a step's time goes (s); sync is a part of forward + backward", tuple(PHASES)),
+        Panel("Learning rate, and gradient norm before clipping", (names.LEARNING_RATE, names.GRAD_NORM), log_y=True),
+    ]

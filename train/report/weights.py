@@ -1,0 +1,38 @@
+"""wandb.log_model: the weights of a run that has finished, in W&B too, as an artifact."""
+
+import os
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from train.report.tracker import Tracker, first_line
+
+UPLOAD_SECONDS = 1800.0
+"""How long the end of a run may wait for them."""
+
+
+def log_model(tracker: Tracker, folder: Path) -> str:
+    """Send all files of a folder; a line that says so, empty where nobody tracks the run.
+
+    Returns at once. Closing the tracker waits for it, and a failure costs a warning.
+    """
+    if tracker.run_id is None:
+        return ""
+    tracker.finish_seconds += UPLOAD_SECONDS
+    tracker.do(partial(_send, tracker), folder)
+    return f"weights   {folder} goes to W&B"
+
+
+def _send(tracker: Tracker, run: Any, folder: Path) -> None:
+    import wandb  # here, as in the tracker: only where there is a run
+
+    try:
+        artifact = wandb.Artifact(f"model-{run.id}", type="model")
+        # Nothing changes these files any more: no copy of them is made, neither for the upload nor for later. Their
+        # paths are sent too: relative, as in the line to sync, so that no home folder is told.
+        artifact.add_dir(os.path.relpath(folder), skip_cache=True, policy="immutable")
+        logged = run.log_artifact(artifact)
+        if not run.offline:
+            logged.wait(int(UPLOAD_SECONDS))
+    except Exception as error:  # the run itself has yet to be finished
+        tracker.warn(f"{folder} was not sent ({first_line(error)})")
