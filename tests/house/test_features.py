@@ -72,6 +72,10 @@ FEATURES: dict[str, Edits] = {
         ("run.py", r" +more \|= \{\"ema\".*\n", ""),
         ("run.py", r" \| \(\{\"ema\".*\)\n", "\n"),
     ],
+    "utilisation.py": [
+        ("run.py", r"from train\.utilisation import utilisation\n", ""),
+        ("run.py", r", utilisation\(.*\)\]", "]"),
+    ],
     "samples.py": [
         ("run.py", r"from train\.samples import sampled\n", ""),
         ("run.py", r" +evaluation = evaluation and sampled\(.*\n", ""),
