@@ -77,7 +77,10 @@ def utilisation(
 
 
 def flops_per_sample(learner: Learner, batch: Batch) -> float | None:
-    """Of the model, forward and backward. Leaves gradients, buffers and random numbers as they were."""
+    """Of the model, forward and backward, not compiled: a compiled kernel has no formula.
+
+    Leaves gradients, buffers and random numbers as they were.
+    """
     seen = _Operators()
     try:
         with undisturbed(learner.module, learner.device), torch.compiler.set_stance("force_eager"):
