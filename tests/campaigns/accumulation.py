@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 
-from tests.campaigns.launched import RESULTS, Launch, commit, copy_small, run_all, write_between
+from tests.campaigns.launched import RESULTS, Launch, commit_of, copy_small, run_all, write_between
 from train import names
 from train.comparison.agree import Agreement, agreement, counted
 from train.comparison.group import Group
@@ -149,10 +149,10 @@ def beside_standard(comparison: Comparison) -> list[Beside]:
 
 
 def reading(rows: Sequence[Beside]) -> list[str]:
-    """What the smallest micro-batch gains and costs."""
-    standards = {row.ranks: row for row in rows if row.apart is None}
-    least = {row.ranks: min((r for r in rows if r.ranks == row.ranks), key=lambda r: r.micro) for row in rows}
-    return [f"- {least[ranks].sentence(standard)}" for ranks, standard in standards.items()]
+    """What the smallest micro-batch gains and costs, on each number of ranks."""
+    standards = {row.ranks: row for row in rows if not row.apart}
+    least = {row.ranks: row for row in sorted(rows, key=lambda row: row.micro_steps) if row.apart}
+    return [f"- {row.sentence(standards[ranks])}" for ranks, row in sorted(least.items())]
 
 
 def sentences(comparison: Comparison) -> list[str]:
@@ -215,7 +215,8 @@ def main() -> None:
     folder /= "quick" if asked.quick else "full"
     results, seeds = (folder / "results.md", SEEDS[:1]) if asked.quick else (RESULTS, SEEDS)
     run_all([(launch, folder / study.name) for study in STUDIES for launch in study.launches(seeds, asked.quick)])
-    told = {"commit": commit(), "seeds": ", ".join(map(str, seeds)), "quick": quick}
+    first = find([str(folder / STUDIES[0].name)]).runs[0]
+    told = {"commit": commit_of(first), "seeds": ", ".join(map(str, seeds)), "quick": quick}
     parts = [INTRODUCTION.format(**told).strip()]
     parts += [report(study, folder / study.name, results) for study in STUDIES]
     write_between(results, "accumulation", "\n\n".join(parts))

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter
 
-from tests.campaigns.launched import RESULTS, Launch, commit, copy_small, run_all, write_between
+from tests.campaigns.launched import RESULTS, Launch, commit_of, copy_small, run_all, write_between
 from train import names
 from train.comparison.read import read_folder
 from train.comparison.run import Run
@@ -77,12 +77,12 @@ def picture(run: Run, curve: Curve, path: Path) -> None:
 def told(run: Run, curve: Curve, picture_path: str) -> str:
     """The last evaluation in words, and the picture."""
     evaluated = [row for row in run.rows if names.EVAL_LOSS in row][-1]
-    steps, hours = evaluated[names.GLOBAL_STEP], run.train_rows[-1][names.HOURS]
+    steps = evaluated[names.GLOBAL_STEP]
     metric = curve.metric.removeprefix(names.EVAL).replace("_", " ")
     alt = f"{curve.title}: training loss, evaluation loss and learning rate against samples seen"
     return (
         f"{curve.title} (`{curve.config}`): after {steps:,.0f} steps of {run.derived['effective_batch']} samples, "
-        f"{hours * 3600:.0f} s of training, evaluation loss {evaluated[names.EVAL_LOSS]:.4g}, {metric} "
+        f"evaluation loss {evaluated[names.EVAL_LOSS]:.4g}, {metric} "
         f"{evaluated[curve.metric]:.4g} on {evaluated[names.EVAL_SAMPLES]:.0f} held-out samples.\n\n"
         f"![{alt}]({picture_path})"
     )
@@ -94,7 +94,7 @@ def main() -> None:
     folder = parser.parse_args().folder or Path(tempfile.mkdtemp(prefix="curves-"))
     print(f"runs are kept in {folder}", flush=True)
     run_all([(Launch("standard", curve.config, curve.name, 1), folder.resolve()) for curve in CURVES])
-    parts = [f"`python -m tests.campaigns.curves`, standard loop, one rank, seed 0 ({commit()}). Each config as it is."]
+    parts = []
     for curve in CURVES:
         run = read_folder(folder / curve.name)
         assert isinstance(run, Run), run
@@ -102,7 +102,8 @@ def main() -> None:
         picture(run, curve, folder / path.name)
         copy_small(folder / path.name, RESULTS.parent / path)
         parts.append(told(run, curve, str(path)))
-    write_between(RESULTS, "curves", "## Two curves\n\n" + "\n\n".join(parts))
+    command = f"`python -m tests.campaigns.curves` ({commit_of(run)}): standard loop, one rank, seed 0."
+    write_between(RESULTS, "curves", "\n\n".join(["## Two curves", command, *parts]))
 
 
 if __name__ == "__main__":

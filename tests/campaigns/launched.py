@@ -8,10 +8,11 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import date
 from pathlib import Path
 
 from PIL import Image
+
+from train.comparison.run import Run
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "docs" / "results.md"
@@ -45,12 +46,18 @@ class Launch:
         variables = {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "WANDB_MODE": "disabled"}
         variables |= {"ISOBATCH_WORLD_SIZE": str(self.ranks), "PYTHONSAFEPATH": "1", "PYTHONPATH": str(ROOT)}
         log = folder / f"{self.name}.log"
-        with log.open("w") as told:
-            done = subprocess.run(
-                self.command(folder), cwd=ROOT, env=os.environ | variables, stdout=told, stderr=told, check=False
-            )
-        if done.returncode or not self.is_finished(folder):
-            raise SystemExit(f"{self.name}: exit code {done.returncode}\n{log.read_text()[-2000:]}")
+        command, environment = self.command(folder), os.environ | variables
+        with (
+            log.open("w") as told,
+            subprocess.Popen(command, cwd=ROOT, env=environment, stdout=told, stderr=told) as process,
+        ):
+            try:
+                code = process.wait()
+            except KeyboardInterrupt:  # it has reached the ranks too, which end with a step
+                process.wait()
+                raise
+        if code or not self.is_finished(folder):
+            raise SystemExit(f"{self.name}: exit code {code}\n{log.read_text()[-2000:]}")
 
 
 def run_all(launches: Sequence[tuple[Launch, Path]]) -> None:
@@ -61,7 +68,10 @@ def run_all(launches: Sequence[tuple[Launch, Path]]) -> None:
             print(f"{where}  has finished", flush=True)
             continue
         start = time.monotonic()
-        launch.run(folder)
+        try:
+            launch.run(folder)
+        except KeyboardInterrupt:
+            raise SystemExit(f"{where}  stopped") from None
         print(f"{where}  {time.monotonic() - start:.0f} s", flush=True)
 
 
@@ -82,8 +92,8 @@ def copy_small(source: Path, target: Path) -> None:
         image.convert("RGB").quantize(128, method=Image.Quantize.MAXCOVERAGE).save(target, optimize=True)
 
 
-def commit() -> str:
-    """`1234567, 2026-11-24`"""
-    command = ["git", "describe", "--always", "--dirty"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    return f"{done.stdout.strip() or 'unknown'}, {date.today()}"
+def commit_of(run: Run) -> str:
+    """`1234567, 2026-11-24`: of its code, and when it began."""
+    git = run.environment.get("git", {})
+    dirty = "-dirty" if git.get("dirty") else ""
+    return f"{git.get('commit', 'unknown')[:7]}{dirty}, {run.environment['started_at'][:10]}"
