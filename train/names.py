@@ -40,6 +40,7 @@ ALLOCATOR_RETRIES = "memory/allocator_retries"
 
 SAMPLES_PER_SECOND = "throughput/samples_per_second"
 TOKENS_PER_SECOND = "throughput/tokens_per_second"
+MFU = "throughput/mfu"
 STEP_SECONDS = "time/step_seconds"
 DATA_SECONDS = "time/data_seconds"
 FORWARD_BACKWARD_SECONDS = "time/forward_backward_seconds"

@@ -30,6 +30,7 @@ from train.setup import connect, loss_scale, make_learner
 from train.signals import Stop
 from train.step import ComputeGradient, Learner, NonFiniteGradient
 from train.tasks import by_term
+from train.utilisation import utilisation
 from train.watchdog import Watchdog
 from train.window import Window
 
@@ -172,7 +173,7 @@ def build(loaded: Loaded, loop: str) -> Run:
     every = config.evaluate
     due = Interval(every.every_steps, every.every_samples, every.every_tokens).due
     gauges = [lambda: over_ranks(ranks.gather(memory.take())), lambda: noise.take(phases.take())]
-    gauges.append(lambda: loss_scale(learner.scaler))
+    gauges += [lambda: loss_scale(learner.scaler), utilisation(learner, sets.train, ranks, report, config)]
     saved = {"model": learner.module} | ({"ema": ema.module} if ema else {})
     save = phases.outside(checkpoints.save)
     parts = (windows, ranks, stop, report, folder, checkpoints, save, watched, due, gauges, watch, saved)

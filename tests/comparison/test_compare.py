@@ -17,6 +17,9 @@ from tests.comparison.folders import loss_at, make_run
 from train import names
 from train.accumulate import compute_gradient
 from train.compare import main
+from train.comparison.judge import compare
+from train.comparison.read import find
+from train.comparison.scatter import memory_throughput
 from train.entry import main as train_main
 
 ROOT = Path(__file__).parents[2]
@@ -110,6 +113,26 @@ def test_a_run_that_only_saved(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert re.search(r"\n +second +700 +7 ", told)
 
 
+def test_points_are_joined_by_batch_and_ranks(tmp_path: Path) -> None:
+    """A line from one rank to two would be no curve of anything."""
+    for micro, ranks in ((100, 1), (25, 1), (50, 2), (25, 2)):
+        make_run(tmp_path / f"micro{micro}-{ranks}", derived={"micro_batch": micro, "world_size": ranks})
+    found = find([str(tmp_path)])
+
+    figure, caption = memory_throughput(compare(found.runs)) or (None, "")
+
+    assert "and ranks" in caption
+    assert {"batch 100, 1 rank", "batch 100, 2 ranks"} < {text.get_text() for text in figure.legends[0].get_texts()}
+
+
+def test_many_set_ups_are_counted_in_the_title(tmp_path: Path) -> None:
+    runs = [make_run(tmp_path / f"micro{micro}", derived={"micro_batch": micro}) for micro in (10, 20, 30, 40)]
+
+    for count, title in ((3, "Comparison of micro10, micro20, micro30"), (4, "Comparison of 4 set-ups")):
+        assert main([*map(str, runs[:count]), "--out", str(tmp_path / "out")]) == 0
+        assert f"<h1>{title}</h1>" in (tmp_path / "out" / "compare.html").read_text()
+
+
 def test_bad_arguments(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(tmp_path / "missing")]) == 2
     assert "there is no folder" in capsys.readouterr().err
@@ -120,14 +143,15 @@ def test_bad_arguments(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
 
 
 def test_text_has_the_parts_in_order(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    main(pair(tmp_path, extra={"batch/noise_scale": 321.0}, environment={"git": {"commit": "2", "dirty": True}}))
+    estimated = {names.NOISE_SCALE: 321.0, names.BREAK_EVEN: 2.71}
+    main(pair(tmp_path, extra=estimated, environment={"git": {"commit": "2", "dirty": True}}))
 
     text = capsys.readouterr().out
     titles = ["Same mathematics", "Set-up", "Outcome at equal samples", "Cost in time", "Memory", "Keys", "Notes"]
     places = [text.index(f"\n{title}" if index else title) for index, title in enumerate(titles)]
     assert places == sorted(places)
-    assert "noise scale" in text
-    assert "321" in text
+    assert re.search(r"noise scale +break-even micro-steps\n +first .* -$", text, re.MULTILINE)
+    assert re.search(r"second .* 321 +2\.710$", text, re.MULTILINE)
     assert re.search(r"git\.dirty +execution +false +true", text)
     assert "Share of a step's time" not in text  # none was measured
 

@@ -20,7 +20,7 @@ FLOORS = [
         "skips tasks undisturbed watchdog",
         "initial step",
         "evaluation exact guard noise reduction samples",
-        "ema setup smoke",
+        "ema setup smoke utilisation",
         "preparing",
         "run",
         "loop",

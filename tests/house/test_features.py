@@ -77,6 +77,10 @@ FEATURES: dict[str, Edits] = {
         ("report/opening.py", r"from train\.report\.weights import log_model\n", ""),
         ("report/opening.py", r" +if loaded\.config\.wandb\.log_model:\n.*\n", ""),
     ],
+    "utilisation.py": [
+        ("run.py", r"from train\.utilisation import utilisation\n", ""),
+        ("run.py", r", utilisation\(.*\)\]", "]"),
+    ],
     "samples.py": [
         ("run.py", r"from train\.samples import sampled\n", ""),
         ("run.py", r" +evaluation = evaluation and sampled\(.*\n", ""),

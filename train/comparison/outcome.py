@@ -17,6 +17,7 @@ class Outcome:
     steps: float | None
     metrics: dict[str, Spread]
     noise_scale: Spread | None  # the last that each run measured
+    break_even: Spread | None  # micro-steps per step, as the run itself estimated it last
     apart: dict[str, Agreement]  # from the first set-up, by loss: over the whole curve, where seeds are shared
 
 
@@ -47,12 +48,15 @@ def outcomes(groups: Sequence[Group], metrics: Sequence[str]) -> list[Outcome]:
         here = {
             metric: group.over_seeds(metric).get(samples) for metric in [*evaluated, names.LOSS] if samples is not None
         }
-        noise = spread(next(reversed(curve.values())) for curve in group.curves(names.NOISE_SCALE))
+        noise, break_even = (
+            spread(next(reversed(curve.values())) for curve in group.curves(metric))
+            for metric in (names.NOISE_SCALE, names.BREAK_EVEN)
+        )
         others = [*groups[0].runs, *group.runs] if group is not groups[0] else []
         apart = {metric: agreed for metric in metrics if (agreed := agreement(others, metric))}
         known = {metric: value for metric, value in here.items() if value}
         steps = None if samples is None else group.x["steps"].get(samples)
-        found.append(Outcome(samples, steps, known, noise, apart))
+        found.append(Outcome(samples, steps, known, noise, break_even, apart))
     return found
 
 

@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter
 
+from train.comparison.agree import counted
 from train.comparison.cost import Cost
 from train.comparison.judge import Comparison
 from train.comparison.style import WIDTH_INCHES, legend_above, look, short
@@ -41,7 +42,7 @@ def memory_throughput(comparison: Comparison) -> tuple[Figure, str] | None:
         handles.append(Line2D([], [], **drawn))
         labels.append(short(group.label))
     joined = _joined(comparison, known)
-    for index, (batch, means) in enumerate(joined.items()):
+    for index, (name, means) in enumerate(joined.items()):
         drawn = {
             "color": GREYS[index % len(GREYS)],
             "ls": DASHES[index % len(DASHES)],
@@ -51,28 +52,29 @@ def memory_throughput(comparison: Comparison) -> tuple[Figure, str] | None:
         }
         axes.plot([x for x, _ in means], [y for _, y in means], **drawn, zorder=2)
         handles.append(Line2D([], [], **drawn))
-        labels.append(f"effective batch {batch}")
+        labels.append(name)
     _limits(axes, [cost for costs in known for cost in costs])
     axes.set_xlabel(f"peak memory (GiB, {kinds.pop()}, largest rank)")
     axes.set_ylabel("throughput (samples/s)")
     axes.yaxis.set_major_formatter(EngFormatter(sep=" "))
     legend_above(figure, handles, labels)
     told = (
-        " Lines join the means of set-ups with the same effective batch, from small micro-batches to large."
+        " Lines join the means of set-ups with the same effective batch and ranks, from small micro-batches to large."
         if joined
         else ""
     )
     return figure, f"Each point is a run; up and to the left is better.{told}"
 
 
-def _joined(comparison: Comparison, known: Sequence[Sequence[Cost]]) -> dict[Any, list[tuple[float, float]]]:
-    """{effective batch: means of its set-ups, from small micro-batches to large}, where there are two or more."""
-    means: dict[Any, list[tuple[int, float, float]]] = {}
+def _joined(comparison: Comparison, known: Sequence[Sequence[Cost]]) -> dict[str, list[tuple[float, float]]]:
+    """{effective batch and ranks: means of its set-ups, from small micro-batches to large}, where there are several."""
+    means: dict[str, list[tuple[int, float, float]]] = {}
     for group, costs in zip(comparison.groups, known, strict=True):
         if costs:
             mean = (int(group.of_derived("micro_batch") or 0), fmean(map(_x, costs)), fmean(map(_y, costs)))
-            means.setdefault(group.of_derived("effective_batch"), []).append(mean)
-    return {batch: [point[1:] for point in sorted(several)] for batch, several in means.items() if len(several) > 1}
+            ranks = counted(int(group.of_derived("world_size") or 1), "rank")
+            means.setdefault(f"batch {group.of_derived('effective_batch')}, {ranks}", []).append(mean)
+    return {name: [point[1:] for point in sorted(several)] for name, several in means.items() if len(several) > 1}
 
 
 def _limits(axes: Axes, costs: Sequence[Cost]) -> None:

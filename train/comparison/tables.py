@@ -78,11 +78,12 @@ def _outcome(comparison: Comparison) -> Table:
             *(with_spread(outcome.metrics.get(metric), len(group.runs)) for metric in metrics),
             *(_apart(outcome, metric) for metric in losses),
             with_spread(outcome.noise_scale, len(group.runs)),
+            with_spread(outcome.break_even, len(group.runs)),
         )
         for group, outcome in zip(comparison.groups, comparison.outcomes, strict=True)
     ]
     differences = (f"max |{metric} - first|" for metric in losses)
-    header = ("set-up", "samples", "steps", *metrics, *differences, "noise scale")
+    header = ("set-up", "samples", "steps", *metrics, *differences, "noise scale", "break-even micro-steps")
     return Table(f"Outcome {'at equal samples seen' if equal else 'at the end of each'}", header, tuple(rows))
 
 
