@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from train.data import Rows, Sets
+from train.data import Padding, Sets, in_memory
 from train.step import Learner, to_device
 from train.tasks import Task, by_term
 from train.undisturbed import undisturbed
@@ -67,8 +67,9 @@ def check_sets(learner: Learner, sets: Sets) -> None:
         return
     with undisturbed(learner.module, learner.device), torch.no_grad():
         learner.module.eval()
-        for name, rows in {"training": sets.train, **sets.evaluation}.items():
-            if not isinstance(rows, Rows):
+        held = {name: in_memory(samples) for name, samples in sets.evaluation.items()}
+        for name, rows in {"training": in_memory(sets.train), **held}.items():
+            if rows is None:
                 continue  # a stream is known as it comes
             one = to_device(rows.fetch(np.zeros(1, dtype=np.int64)), learner.device, learner.dtype)
             wrong = check(learner.module, one, rows.columns)
@@ -76,8 +77,10 @@ def check_sets(learner: Learner, sets: Sets) -> None:
                 raise TaskError(f"{name or 'held-out'} samples: {wrong}")
 
 
-def judge(learner: Learner, batch: Batch, precision: str) -> Exactness:
+def judge(learner: Learner, batch: Batch, precision: str, padding: Padding | None = None) -> Exactness:
     """Split `batch` (on the CPU, as a rank would be fed) in two, and see whether loss and weight add up.
+
+    With `padding` its halves are cut as training would: the shorter texts from the longer ones, each to its longest.
 
     Leaves the module's buffers and the random number generators as they were. Raises TaskError where loss_sum and
     loss_weight do not fit together at all.
@@ -87,7 +90,11 @@ def judge(learner: Learner, batch: Batch, precision: str) -> Exactness:
     precision = arithmetic(learner, precision)
     tolerance = TOLERANCE[precision]
     cut = len(next(iter(batch.values()))) // 2
-    parts = (batch, {n: c[:cut] for n, c in batch.items()}, {n: c[cut:] for n, c in batch.items()})
+    order = padding.lengths(batch).argsort(stable=True) if padding else slice(None)
+    halves = tuple(
+        {name: column[order][part] for name, column in batch.items()} for part in (slice(cut), slice(cut, None))
+    )
+    parts, fed = (batch, *halves), (batch, *(map(padding.cut, halves) if padding and cut else halves))
     mistakes: list[str] = []
     reasons: list[str] = []
     error = 0.0
@@ -101,7 +108,7 @@ def judge(learner: Learner, batch: Batch, precision: str) -> Exactness:
 
             module.eval()
             weights = [by_term(task.loss_weight(part))[term] for part in parts]
-            sums = [loss(part) for part in parts]
+            sums = [loss(part) for part in fed]
             if not all(map(math.isfinite, sums)):
                 reasons.append(f"the loss ({term}) of the first samples is {sums[0]}: not finite before the first step")
                 continue
@@ -110,13 +117,10 @@ def judge(learner: Learner, batch: Batch, precision: str) -> Exactness:
             error = max(error, abs(sums[0] - sums[1] - sums[2]) / (abs(sums[0]) or 1.0))
             mistakes += [*_weight_mistakes(term, weights), *_mean_mistakes(term, sums, weights, tolerance)]
             if not mistakes and _differ(sums[0], sums[1] + sums[2], tolerance):
-                reasons.append(
-                    f"the loss ({term}) couples the samples of a batch: {sums[0]:.6g} for a batch, "
-                    f"{sums[1] + sums[2]:.6g} for its halves (negatives within the batch, a balance loss?)"
-                )
+                reasons.append(_coupling(term, sums, sum(map(loss, halves)), tolerance))
             training_modes()
             if not mistakes and not reasons:
-                reasons += _training_reasons(loss, module, parts, tolerance)
+                reasons += _training_reasons(loss, module, fed, tolerance)
     if precision in ROUNDS:
         reasons.append(f"{ROUNDS[precision]}: the loss of a split batch differs by {error:.0e} here")
     if mistakes or reasons:
@@ -158,6 +162,19 @@ def _mean_mistakes(term: str, sums: Sequence[float], weights: Sequence[float], t
             f"loss_sum ({term}) returns a mean, {whole:.4g}, where a sum is needed: reduction='sum'; the step divides "
             f"by loss_weight"
         )
+
+
+def _coupling(term: str, sums: Sequence[float], uncut: float, tolerance: float) -> str:
+    whole, found = sums[0], sums[1] + sums[2]
+    if _differ(found, uncut, tolerance):
+        return (
+            f"the loss ({term}) changes with the padding behind the texts, which batch.micro_tokens cuts off: "
+            f"{uncut:.6g} with it, {found:.6g} without (does the model look at these places, as a mean over all does?)"
+        )
+    return (
+        f"the loss ({term}) couples the samples of a batch: {whole:.6g} for a batch, "
+        f"{found:.6g} for its halves (negatives within the batch, a balance loss?)"
+    )
 
 
 def _training_reasons(
