@@ -80,7 +80,7 @@ def check_sets(learner: Learner, sets: Sets) -> None:
 def judge(learner: Learner, batch: Batch, precision: str, padding: Padding | None = None) -> Exactness:
     """Split `batch` (on the CPU, as a rank would be fed) in two, and see whether loss and weight add up.
 
-    With `padding` its halves are cut as training would: the shorter texts from the longer ones, each to its longest.
+    With `padding` its parts are cut as training would: the shortest text from the others, each part to its longest.
 
     Leaves the module's buffers and the random number generators as they were. Raises TaskError where loss_sum and
     loss_weight do not fit together at all.
@@ -89,19 +89,16 @@ def judge(learner: Learner, batch: Batch, precision: str, padding: Padding | Non
     device, dtype = learner.device, learner.dtype
     precision = arithmetic(learner, precision)
     tolerance = TOLERANCE[precision]
-    cut = len(next(iter(batch.values()))) // 2
-    order = padding.lengths(batch).argsort(stable=True) if padding else slice(None)
-    halves = tuple(
-        {name: column[order][part] for name, column in batch.items()} for part in (slice(cut), slice(cut, None))
-    )
-    parts, fed = (batch, *halves), (batch, *(map(padding.cut, halves) if padding and cut else halves))
+    parts = _split(batch, padding)
+    fed = (batch, *map(padding.cut, parts[1:])) if padding else parts
+    size = len(next(iter(batch.values())))
     mistakes: list[str] = []
     reasons: list[str] = []
     error = 0.0
-    untried = "" if cut else "one sample cannot be split"
+    untried = "" if size > 1 else "one sample cannot be split"
     with undisturbed(module, device) as training_modes, torch.no_grad():
         terms = _checked_terms(task, module, to_device(batch, device, dtype), batch)
-        for term in terms if cut else ():
+        for term in terms if size > 1 else ():
 
             def loss(part: Batch, term: str = term) -> float:
                 return float(by_term(task.loss_sum(module, to_device(part, device, dtype)))[term])
@@ -113,11 +110,13 @@ def judge(learner: Learner, batch: Batch, precision: str, padding: Padding | Non
                 reasons.append(f"the loss ({term}) of the first samples is {sums[0]}: not finite before the first step")
                 continue
             if not weights[0]:
-                untried = f"none of the first {2 * cut} samples counts for the loss ({term})"
+                untried = f"none of the first {size} samples counts for the loss ({term})"
+            elif padding and not weights[1]:
+                untried = f"the shortest text does not count for the loss ({term}): cutting padding off was not tried"
             error = max(error, abs(sums[0] - sums[1] - sums[2]) / (abs(sums[0]) or 1.0))
             mistakes += [*_weight_mistakes(term, weights), *_mean_mistakes(term, sums, weights, tolerance)]
             if not mistakes and _differ(sums[0], sums[1] + sums[2], tolerance):
-                reasons.append(_coupling(term, sums, sum(map(loss, halves)), tolerance))
+                reasons.append(_coupling(term, sums, sum(map(loss, parts[1:])), tolerance))
             training_modes()
             if not mistakes and not reasons:
                 reasons += _training_reasons(loss, module, fed, tolerance)
@@ -128,6 +127,16 @@ def judge(learner: Learner, batch: Batch, precision: str, padding: Padding | Non
     if untried:
         return Exactness("declared", (untried,), terms)
     return Exactness("verified", (f"a split micro-batch adds up, to {error:.0e} ({precision})",), terms)
+
+
+def _split(batch: Batch, padding: Padding | None) -> tuple[Batch, Batch, Batch]:
+    """The batch, and two parts of it: halves; where texts are cut to their length, the shortest one and the others."""
+    size = len(next(iter(batch.values())))
+    order, cut = torch.arange(size), size // 2
+    if padding:
+        order, cut = padding.lengths(batch).argsort(stable=True), 1
+    first, second = ({name: column[part] for name, column in batch.items()} for part in (order[:cut], order[cut:]))
+    return batch, first, second
 
 
 def _checked_terms(task: Task, module: nn.Module, on_device: Batch, batch: Batch) -> tuple[str, ...]:

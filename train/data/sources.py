@@ -39,7 +39,7 @@ class Sets:
     padding: Padding | None = None  # that micro-batches are cut by (batch.micro_tokens)
 
     def trial(self, seed: int, count: int) -> Batch:
-        """A few samples to try things on, uncut: the first ones, and where texts are cut, the shortest too."""
+        """A few samples to try things on, uncut: the first ones, and where texts are cut, the shortest of all."""
         return (self.train.trial if isinstance(self.train, ByLength) else self.train.first)(seed, count)
 
 
