@@ -30,7 +30,7 @@ def _batch(values: Values) -> Iterator[Finding]:
 def _micro_tokens(values: Values) -> Iterator[Finding]:
     """Micro-batches by the lengths of texts, which must differ, and be known before the first step."""
     tokens, longest, block = (values[key] for key in ("batch.micro_tokens", "data.max_length", "data.block_size"))
-    if tokens is None:
+    if not tokens or tokens < 0:
         return
     instead = f"Leave it out, and write batch.micro={max(1, tokens // (block or longest or tokens))}"
     keys = ("batch.micro", "batch.accumulation_steps")
