@@ -17,7 +17,7 @@ from tests.models.test_hf import STILL
 from tests.test_resume import repeatable, segment
 from tests.test_synchronisation import counting
 from train.accumulate import compute_gradient
-from train.batch import make_plan
+from train.batch import make_plan, sample_ids
 from train.config import load
 from train.data import ByLength, Sets, open_sets
 from train.entry import main
@@ -49,17 +49,20 @@ def texts(size: int = 37) -> Dataset:
     return Dataset.from_dict({"inputs": words(size), "labels": labels})
 
 
-def full(size: int = 20) -> Dataset:
-    """No text is shorter than LENGTH, but for the last one of the data."""
-    return Dataset.from_dict({"inputs": ["a" * LENGTH] * (size - 1) + [""], "labels": [0, 1] * (size // 2)})
+def full(size: int = 40) -> Dataset:
+    """No text is shorter than LENGTH, but for the last one in the order of epoch 0, seed 0, which is empty."""
+    data = ["a" * LENGTH] * size
+    data[sample_ids(size, 0, 0, 0, size)[-1]] = ""
+    return Dataset.from_dict({"inputs": data, "labels": [0, 1] * (size // 2)})
 
 
-def tagged(size: int = 20, behind: int = 0) -> Dataset:
-    """A label for each byte; `behind`: some more count than the text has bytes."""
+def tagged(size: int = 20, behind: int = 0, wrong: bool = False) -> Dataset:
+    """A label for each byte; `behind`: some more count than the text has bytes. `wrong`: one is no label."""
     data = words(size)
     lengths = np.array([min(LENGTH, len(text.encode())) for text in data])
     labels = np.random.default_rng(1).integers(0, 3, (size, LENGTH))
     labels[np.arange(LENGTH) >= lengths[:, None] + behind] = -100
+    labels[0, 0] = 7 if wrong else -100
     return Dataset.from_dict({"inputs": data, "labels": labels})
 
 
@@ -291,6 +294,14 @@ def test_micro_batches_are_cut_to_their_longest_text(tmp_path: Path, options: tu
     assert cut > 3
 
 
+def test_of_an_empty_text_one_token_is_left(tmp_path: Path) -> None:
+    train = sets_of(tmp_path, f"data.source={HERE}.full", "data.args.size=2", f"batch.micro_tokens={LENGTH}").train
+
+    (part,) = islice(train.parts(make_plan(2, 1, None, world_size=1, dataset_size=2), 0, 0, Place(), None), 1)
+
+    assert [tuple(batch["inputs"].shape) for batch in part.batches] == [(1, LENGTH), (1, 1)]
+
+
 def test_two_texts_of_a_sample_are_cut_alike(tmp_path: Path) -> None:
     config = load(argv(tmp_path, f"data={{source: {HERE}.pairs, max_length: {LENGTH}}}", "batch.micro_tokens=100"))
     train = open_sets(config.config, ("inputs", "other", "labels")).train
@@ -383,6 +394,19 @@ def test_verify_on_two_ranks(run_ranks: Any, tmp_path: Path) -> None:
 
 
 # What is refused
+
+
+@pytest.mark.parametrize("place", ["training", "held-out"])
+def test_a_wrong_label_of_a_token_is_found_before_the_first_step(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], place: str
+) -> None:
+    fraction = 0.0 if place == "training" else 0.95  # the wrong one is in sample 0, which is held out with most
+    data = f"source: {HERE}.tagged, max_length: {LENGTH}, args: {{wrong: true}}, eval_fraction: {fraction}"
+    given = (f"data={{{data}}}", f"model={{target: {HERE}.Tagger, args: {{}}}}", "batch.micro_tokens=60")
+
+    assert start(argv(tmp_path, *given)) == 2
+
+    assert f"{place} samples: labels holds 7" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
