@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from train.data import Rows, Sets
+from train.data import Padding, Sets, in_memory
 from train.feed import to_device
 from train.step import Learner
 from train.tasks import Task, by_term
@@ -68,8 +68,9 @@ def check_sets(learner: Learner, sets: Sets) -> None:
         return
     with undisturbed(learner.module, learner.device), torch.no_grad():
         learner.module.eval()
-        for name, rows in {"training": sets.train, **sets.evaluation}.items():
-            if not isinstance(rows, Rows):
+        held = {name: in_memory(samples) for name, samples in sets.evaluation.items()}
+        for name, rows in {"training": in_memory(sets.train), **held}.items():
+            if rows is None:
                 continue  # a stream is known as it comes
             one = to_device(rows.fetch(np.zeros(1, dtype=np.int64)), learner.device, learner.dtype)
             wrong = check(learner.module, one, rows.columns)
@@ -77,8 +78,10 @@ def check_sets(learner: Learner, sets: Sets) -> None:
                 raise TaskError(f"{name or 'held-out'} samples: {wrong}")
 
 
-def judge(learner: Learner, batch: Batch, precision: str) -> Exactness:
+def judge(learner: Learner, batch: Batch, precision: str, padding: Padding | None = None) -> Exactness:
     """Split `batch` (on the CPU, as a rank would be fed) in two, and see whether loss and weight add up.
+
+    With `padding` its parts are cut as training would: the shortest text from the others, each part to its longest.
 
     Leaves the module's buffers and the random number generators as they were. Raises TaskError where loss_sum and
     loss_weight do not fit together at all.
@@ -87,37 +90,37 @@ def judge(learner: Learner, batch: Batch, precision: str) -> Exactness:
     device, dtype = learner.device, learner.dtype
     precision = arithmetic(learner, precision)
     tolerance = TOLERANCE[precision]
-    cut = len(next(iter(batch.values()))) // 2
-    parts = (batch, {n: c[:cut] for n, c in batch.items()}, {n: c[cut:] for n, c in batch.items()})
+    parts = _split(batch, padding)
+    fed = (batch, *map(padding.cut, parts[1:])) if padding else parts
+    size = len(next(iter(batch.values())))
     mistakes: list[str] = []
     reasons: list[str] = []
     error = 0.0
-    untried = "" if cut else "one sample cannot be split"
+    untried = "" if size > 1 else "one sample cannot be split"
     with undisturbed(module, device) as training_modes, torch.no_grad():
         terms = _checked_terms(task, module, to_device(batch, device, dtype), batch)
-        for term in terms if cut else ():
+        for term in terms if size > 1 else ():
 
             def loss(part: Batch, term: str = term) -> float:
                 return float(by_term(task.loss_sum(module, to_device(part, device, dtype)))[term])
 
             module.eval()
             weights = [by_term(task.loss_weight(part))[term] for part in parts]
-            sums = [loss(part) for part in parts]
+            sums = [loss(part) for part in fed]
             if not all(map(math.isfinite, sums)):
                 reasons.append(f"the loss ({term}) of the first samples is {sums[0]}: not finite before the first step")
                 continue
             if not weights[0]:
-                untried = f"none of the first {2 * cut} samples counts for the loss ({term})"
+                untried = f"none of the first {size} samples counts for the loss ({term})"
+            elif padding and not weights[1]:
+                untried = f"the shortest text does not count for the loss ({term}): cutting padding off was not tried"
             error = max(error, abs(sums[0] - sums[1] - sums[2]) / (abs(sums[0]) or 1.0))
             mistakes += [*_weight_mistakes(term, weights), *_mean_mistakes(term, sums, weights, tolerance)]
             if not mistakes and _differ(sums[0], sums[1] + sums[2], tolerance):
-                reasons.append(
-                    f"the loss ({term}) couples the samples of a batch: {sums[0]:.6g} for a batch, "
-                    f"{sums[1] + sums[2]:.6g} for its halves (negatives within the batch, a balance loss?)"
-                )
+                reasons.append(_coupling(term, sums, sum(map(loss, parts[1:])), tolerance))
             training_modes()
             if not mistakes and not reasons:
-                reasons += _training_reasons(loss, module, parts, tolerance)
+                reasons += _training_reasons(loss, module, fed, tolerance)
     if precision in ROUNDS:
         reasons.append(f"{ROUNDS[precision]}: the loss of a split batch differs by {error:.0e} here")
     if mistakes or reasons:
@@ -125,6 +128,16 @@ def judge(learner: Learner, batch: Batch, precision: str) -> Exactness:
     if untried:
         return Exactness("declared", (untried,), terms)
     return Exactness("verified", (f"a split micro-batch adds up, to {error:.0e} ({precision})",), terms)
+
+
+def _split(batch: Batch, padding: Padding | None) -> tuple[Batch, Batch, Batch]:
+    """The batch, and two parts of it: halves; where texts are cut to their length, the shortest one and the others."""
+    size = len(next(iter(batch.values())))
+    order, cut = torch.arange(size), size // 2
+    if padding:
+        order, cut = padding.lengths(batch).argsort(stable=True), 1
+    first, second = ({name: column[part] for name, column in batch.items()} for part in (order[:cut], order[cut:]))
+    return batch, first, second
 
 
 def _checked_terms(task: Task, module: nn.Module, on_device: Batch, batch: Batch) -> tuple[str, ...]:
@@ -159,6 +172,19 @@ def _mean_mistakes(term: str, sums: Sequence[float], weights: Sequence[float], t
             f"loss_sum ({term}) returns a mean, {whole:.4g}, where a sum is needed: reduction='sum'; the step divides "
             f"by loss_weight"
         )
+
+
+def _coupling(term: str, sums: Sequence[float], uncut: float, tolerance: float) -> str:
+    whole, found = sums[0], sums[1] + sums[2]
+    if _differ(found, uncut, tolerance):
+        return (
+            f"the loss ({term}) changes with the padding behind the texts, which batch.micro_tokens cuts off: "
+            f"{uncut:.6g} with it, {found:.6g} without (does the model look at these places, as a mean over all does?)"
+        )
+    return (
+        f"the loss ({term}) couples the samples of a batch: {whole:.6g} for a batch, "
+        f"{found:.6g} for its halves (negatives within the batch, a balance loss?)"
+    )
 
 
 def _training_reasons(

@@ -23,9 +23,12 @@ ROWS = 100  # timings that are remembered
 class NoiseScale:
     """Armed steps read each gradient once more per micro-step; on the others it does nothing."""
 
-    def __init__(self, ranks: Ranks, every_steps: int) -> None:
+    def __init__(self, ranks: Ranks, every_steps: int, sorted_by_length: bool = False) -> None:
+        """Where micro-batches are sorted by length nothing is measured: they are no random part of their step."""
         self._ranks = ranks
-        self._every_steps = every_steps
+        self._wanted = bool(every_steps)
+        self._sorted = sorted_by_length
+        self._every_steps = 0 if sorted_by_length else every_steps
         self._averages = Averages()
         self._pending: deque[tuple[Tensor, Tensor, int, int]] = deque(maxlen=PENDING)  # see _measure
         self._costs: deque[tuple[float, float]] = deque(maxlen=ROWS)  # (micro_seconds, update_seconds)
@@ -86,6 +89,8 @@ class NoiseScale:
 
         Here the host waits for the device, and the ranks send each other two numbers for each measurement.
         """
+        if self._sorted:  # what was measured before a resume is of another division
+            return dict(seconds)
         self._settle()
         if names.SYNC_SECONDS in seconds and (not self._armed or self._every_steps == 1):
             sync = seconds[names.SYNC_SECONDS]
@@ -130,6 +135,9 @@ class NoiseScale:
 
     def verdict(self) -> str:
         """One sentence for the end of a run; nothing where there was nothing to measure."""
+        if self._sorted:
+            why = "the estimate needs micro-batches drawn at random, and batch.micro_tokens sorts them by length"
+            return f"accumulation: whether it pays is unknown: {why}" if self._wanted else ""
         if self._usual is None:
             return ""
         worth = self._worth()

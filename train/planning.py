@@ -16,9 +16,10 @@ def plan_batch(config: Config, loop: str, world_size: int, dataset_size: int | N
     effective = batch.effective
     if batch.effective_tokens is not None:
         effective = _whole_blocks(batch.effective_tokens, config.data.block_size)
+    tokens, longest = batch.micro_tokens, config.data.max_length
     plan = make_plan(
         effective,
-        batch.micro,
+        tokens // longest if tokens and longest else batch.micro,
         batch.accumulation_steps,
         world_size=world_size,
         dataset_size=dataset_size,
@@ -26,11 +27,15 @@ def plan_batch(config: Config, loop: str, world_size: int, dataset_size: int | N
     )
     if loop == "standard" and plan.accumulation_steps > 1:
         stated = f"batch.micro={batch.micro}" if batch.micro != "all" else f"{batch.accumulation_steps=}"
+        instead = "batch.micro=all"
+        if tokens and longest:
+            stated = f"batch.micro_tokens={tokens} ({tokens // longest} texts of data.max_length={longest})"
+            instead = f"batch.micro_tokens={math.ceil(plan.effective / world_size) * longest}"
         raise PlanError(
             f"the standard loop takes each step in one micro-batch, but {stated} cuts a rank's share of "
             f"{math.ceil(plan.effective / world_size)} samples (batch.effective={plan.effective} on "
             f"{ranks(world_size)}) into {plan.accumulation_steps}. "
-            f"Type: batch.effective={plan.effective} batch.micro=all, or use the accumulation loop: train.accumulate"
+            f"Type: batch.effective={plan.effective} {instead}, or use the accumulation loop: train.accumulate"
         )
     return plan
 

@@ -4,7 +4,7 @@ from dataclasses import replace
 from typing import Any
 
 from train.config import Config, Loaded, curve_hash, mathematics, recipe_hash, run_name, source_hash
-from train.data import Sets, Splits, open_sets
+from train.data import ByLength, Sets, Splits, open_sets
 from train.exact import Exactness, NotExact, TaskError, check_sets, judge
 from train.feed import to_device
 from train.optimizer import scaled_numbers
@@ -41,6 +41,7 @@ def make_plan(loaded: Loaded, loop: str, sets: Sets) -> tuple[RunPlan, Scaled]:
     numbers = scaled_numbers(config.optimizer, batch.effective)
     identity = mathematics(config, batch.effective)
     code = source_hash(config)
+    samples = sets.train
     plan = RunPlan(
         name=run_name(replace(loaded, overrides=redacted(loaded.overrides))),
         loop=loop,
@@ -52,6 +53,8 @@ def make_plan(loaded: Loaded, loop: str, sets: Sets) -> tuple[RunPlan, Scaled]:
         eval_samples={name: len(rows) for name, rows in sets.evaluation.items()},
         classes=sets.classes,
         notes=sets.notes,
+        micro_tokens=config.batch.micro_tokens,
+        micro_steps=samples.micro_steps(batch) if isinstance(samples, ByLength) else None,
         identity=redacted(identity | {"code": code}),
         curve_hash=curve_hash(identity, code),
         recipe_hash=recipe_hash(identity, code),
@@ -73,7 +76,7 @@ def try_out(learner: Learner, sets: Sets, config: Config) -> Exactness:
     Raises DataError for a label that the model has no output for, TaskError where data, task and model do not fit
     together, NotExact where batch.exact=required cannot be kept.
     """
-    first = sets.train.first(config.seed, 8)
+    first = sets.trial(config.seed, 8)
     count_classes = getattr(learner.task, "num_classes", None)
     if count_classes and sets.labels:
         with undisturbed(learner.module, learner.device):
@@ -81,7 +84,7 @@ def try_out(learner: Learner, sets: Sets, config: Config) -> Exactness:
         for labels in sets.labels:
             labels.check(classes)
     check_sets(learner, sets)
-    exactness = judge(learner, first, config.precision)
+    exactness = judge(learner, first, config.precision, sets.padding)
     if exactness.mistakes and config.batch.exact != "ignore":
         raise TaskError(f"{exactness.mistakes[0]}. (batch.exact=ignore trains all the same)")
     if config.batch.exact == "required" and exactness.exact == "false":

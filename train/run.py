@@ -146,7 +146,7 @@ def build(loaded: Loaded, loop: str) -> Run:
         report = Reporter(plan, best)
         more: dict[str, HasState] = {}
         more |= {"ema": ema} if ema else {}
-        noise = NoiseScale(ranks, config.noise_scale.every_steps)
+        noise = NoiseScale(ranks, config.noise_scale.every_steps, config.batch.micro_tokens is not None)
         more |= {"noise_scale": noise}
         checkpoints = ranks.together(lambda: _resumed(folder, learner, report, config, ranks, more))
         memory = Memory(learner.device, learner.module, learner.optimizer)

@@ -89,6 +89,14 @@ class Saved:
                 return int(token)
         raise TokenizerError(f"{self.folder} has no bos_token, eos_token or cls_token to begin a document with")
 
+    @property
+    def padding(self) -> int:
+        """The token that encode_one fills texts up with."""
+        token: int | None = self._inner.pad_token_id
+        if token is None:
+            raise TokenizerError(f"{self.folder} has no pad_token to fill texts up with")
+        return token
+
     def encode(self, text: str) -> Tokens:
         tokens = np.array(self._ids(text, add_special_tokens=False), dtype=np.int32)
         if self._lengths is not None:  # some change letters before they split: NFC, a space in front
@@ -97,8 +105,7 @@ class Saved:
 
     def encode_one(self, text: str, size: int) -> Tokens:
         """`size` tokens: a text as the model was trained on it, with [CLS], [SEP] or the like, cut or filled up."""
-        if self._inner.pad_token_id is None:
-            raise TokenizerError(f"{self.folder} has no pad_token to fill texts up with")
+        assert self.padding is not None
         return np.array(self._ids(text, truncation=True, padding="max_length", max_length=size), dtype=np.int32)
 
     def decode(self, tokens: Iterable[int]) -> str:

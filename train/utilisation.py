@@ -5,11 +5,11 @@
 FLOPs are counted before the first step, on two samples and outside of any wrapper, by torch's own counter: matrix
 products, convolutions and attention, forward and backward (causal attention as if it were full); what works element by
 element is not counted. Of the backward pass no more than twice the forward counts, as the model needs it: what
-activation checkpointing or flash attention computes again is no work of the model. Each sample has the same shape here.
+activation checkpointing or flash attention computes again is no work of the model.
 
-Absent rather than wrong: where the peak of a device is not known (a CPU, a slice of a GPU), or where the model calls
-an operator that does such work and has no formula. Kernels that are called past torch's dispatcher cannot be seen, and
-would be missing from the count. No GPU has confirmed these figures.
+Absent rather than wrong: where the peak of a device is not known (a CPU, a slice of a GPU), where samples are of several
+lengths (batch.micro_tokens), or where the model calls an operator that does such work and has no formula. Kernels that
+are called past torch's dispatcher cannot be seen, and would be missing from the count. No GPU has confirmed these figures.
 """
 
 import re
@@ -61,7 +61,8 @@ def utilisation(
     cuda = learner.device.type == "cuda"
     card = torch.cuda.get_device_name(learner.device) if cuda else learner.device.type
     peaks = ranks.gather(PEAKS.get(card, {}).get(arithmetic(learner, config.precision).split()[0]))
-    flops = None if None in peaks else flops_per_sample(learner, samples.first(config.seed, 2))
+    unknown = None in peaks or config.batch.micro_tokens is not None
+    flops = None if unknown else flops_per_sample(learner, samples.first(config.seed, 2))
     if flops is None:
         return dict
     share = flops / sum(peaks)

@@ -21,7 +21,7 @@ from train.accumulate import compute_gradient
 from train.batch import BatchPlan, PlanError, make_plan
 from train.blocks import NoBlocks
 from train.config import Config, ConfigError, load
-from train.data import DataError, TrainingSet, Windows, open_sets
+from train.data import ByLength, DataError, TrainingSet, Windows, open_sets
 from train.exact import ROUNDS, TaskError, arithmetic, check_sets, judge
 from train.feed import to_device
 from train.initial import WeightsError
@@ -109,7 +109,7 @@ def verify(config: Config) -> tuple[list[Line], list[str]]:
         learner = make_learner(variant, task, accelerator, scaled_numbers(config.optimizer, plan.effective), met)
         check_sets(learner, sets)
         step = Step(learner, sets.train, plan, config.seed, met, arithmetic(learner, variant.precision))
-        verdict = judge(learner, step.samples(min(8, step.size)), variant.precision)
+        verdict = judge(learner, sets.trial(config.seed, min(8, step.size)), variant.precision, sets.padding)
         remedies += verdict.reasons if verdict.exact == "false" else ()
         lines += step.lines(verdict.terms)
     return lines, list(dict.fromkeys(remedies)) or ["the sum over micro-batches differs: is something random?"]
@@ -136,10 +136,14 @@ class Step:
     def lines(self, terms: Sequence[str]) -> Iterator[Line]:
         unsplit = self.unsplit(terms)
         largest_share = -(-self.size // self.plan.world_size)
+        seen = set()
         # Down to two samples a micro-batch: with one, BatchNorm would raise instead of being found out.
-        for count in sorted({1, 2, 3, self.plan.accumulation_steps, largest_share // 2}):
-            if 1 <= count <= max(1, largest_share // 2):
-                yield self.compare(unsplit, self.gradient(count, terms), count)
+        for wanted in sorted({1, 2, 3, self.plan.accumulation_steps, largest_share // 2}):
+            if 1 <= wanted <= max(1, largest_share // 2):
+                found, count = self.gradient(wanted, terms)
+                if count not in seen:
+                    yield self.compare(unsplit, found, count)
+                seen.add(count)
 
     def unsplit(self, terms: Sequence[str]) -> list[Tensor]:
         """One backward pass over the whole step, on each rank by itself; halved, on all, until it fits their memory."""
@@ -171,8 +175,9 @@ class Step:
             learner.accelerator.backward(learner.scaler.scale(torch.stack(parts).sum()))
             return self._taken()
 
-    def gradient(self, accumulation_steps: int, terms: Sequence[str]) -> list[Tensor]:
-        """As the loop would compute it, in so many micro-batches on each rank."""
+    def gradient(self, accumulation_steps: int, terms: Sequence[str]) -> tuple[list[Tensor], int]:
+        """As the loop would compute it, in so many micro-batches on each rank; and how many there were: texts that are
+        cut to their length may need fewer."""
         plan = make_plan(
             self.size,
             "all",
@@ -181,8 +186,9 @@ class Step:
             dataset_size=self.data.size,
         )
         task = self.learner.task
+        data = self.data.limited(plan, self.seed) if isinstance(self.data, ByLength) else self.data
         windows = Windows(
-            parts=self.data.parts(plan, self.seed, self.ranks.rank, Place(), None),
+            parts=data.parts(plan, self.seed, self.ranks.rank, Place(), None),
             ranks=self.ranks,
             terms=terms,
             loss_weight=lambda batch: by_term(task.loss_weight(batch)),
@@ -191,8 +197,9 @@ class Step:
             last=1,
         )
         with self._fresh():
-            reduced(compute_gradient, self.learner, self.ranks)(self.learner, next(iter(windows)))
-            return self._taken()
+            window = next(iter(windows))
+            reduced(compute_gradient, self.learner, self.ranks)(self.learner, window)
+            return self._taken(), len(window.micro_batches)
 
     def compare(self, reference: Sequence[Tensor], found: Sequence[Tensor], count: int) -> Line:
         names = [name for name, p in self.learner.module.named_parameters() if p.requires_grad]

@@ -9,10 +9,12 @@ from train.config.check import CHOICES, RANGES, check
 from train.config.keys import DEFAULTS, TYPES
 
 GOOD: dict[str, Any] = {**DEFAULTS, "batch.effective": 100, "duration.epochs": 20.0}
+BY_LENGTH: dict[str, Any] = {"batch.micro_tokens": 640, "data.max_length": 80}
 
 
 def test_a_good_config_has_no_problem() -> None:
     assert check(GOOD) == []
+    assert check({**GOOD, **BY_LENGTH}) == []
 
 
 def test_the_rules_name_existing_keys_only() -> None:
@@ -42,6 +44,19 @@ def test_the_rules_name_existing_keys_only() -> None:
             "got batch.accumulation_steps=4 alone",
         ),
         ({"batch.effective": None, "batch.accumulation_steps": 4}, "batch", "or batch.micro="),
+        ({**BY_LENGTH, "batch.micro": 8}, "batch", "got batch.micro_tokens=640 and batch.micro=8; they exclude"),
+        ({**BY_LENGTH, "batch.accumulation_steps": 2}, "batch", "and batch.accumulation_steps=2; they exclude"),
+        ({**BY_LENGTH, "batch.micro_tokens": 0}, "batch.micro_tokens", "got 0; it must be 1 or more"),
+        ({**BY_LENGTH, "batch.micro_tokens": 79}, "batch.micro_tokens", "Write batch.micro_tokens=80 or more"),
+        ({**BY_LENGTH, "data.max_length": None}, "batch.micro_tokens", "Add data.max_length="),
+        ({**BY_LENGTH, "data.streaming": True}, "batch.micro_tokens", "write batch.micro=8, or data.streaming=false"),
+        ({**BY_LENGTH, "data.transform": "a.b"}, "batch.micro_tokens", "may change the length of a text"),
+        ({**BY_LENGTH, "data.eval_transform": "a.b"}, "batch.micro_tokens", "may change the length of a text"),
+        (
+            {**BY_LENGTH, "data.max_length": None, "data.block_size": 64},
+            "batch.micro_tokens",
+            "blocks are all of data.block_size=64 tokens. Leave it out, and write batch.micro=10",
+        ),
         (
             {"duration.epochs": None},
             "duration",

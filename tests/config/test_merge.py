@@ -47,7 +47,7 @@ def test_a_choice_among_alternatives_replaces_the_earlier_one(
     assert merged(lower, later) == left
 
 
-E_, M, A = "effective", "micro", "accumulation_steps"
+E_, M, A, T = "effective", "micro", "accumulation_steps", "micro_tokens"
 
 
 @pytest.mark.parametrize(
@@ -63,6 +63,10 @@ E_, M, A = "effective", "micro", "accumulation_steps"
         ({E_: 128, M: 8}, {E_: None, A: 4}, {M: 8, A: 4}),
         ({E_: 128}, {M: 8}, {E_: 128, M: 8}),
         ({}, {E_: 1, M: 2, A: 3}, {E_: 1, M: 2, A: 3}),
+        ({E_: 32, M: 8}, {T: 640}, {E_: 32, T: 640}),
+        ({E_: 32, T: 640}, {M: 8}, {E_: 32, M: 8}),
+        ({E_: 32, T: 640}, {A: 4}, {E_: 32, A: 4}),
+        ({E_: 32, T: 640}, {E_: 64}, {E_: 64, T: 640}),
     ],
 )
 def test_two_of_three_batch_numbers_survive(lower: dict[str, Any], later: dict[str, Any], left: dict[str, Any]) -> None:

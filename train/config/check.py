@@ -2,15 +2,13 @@
 
 import difflib
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from train.config.check_batch import BATCH_RULES
 from train.config.merge import ALTERNATIVES
-from train.config.problems import show
-
-Values = Mapping[str, Any]
-Finding = tuple[str, str]
+from train.config.problems import Finding, Values, show
 
 PRECISIONS = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16", "half": "fp16", "float64": "fp64"}
 """{long name: the short one that the config ends up with}."""
@@ -38,6 +36,7 @@ RANGES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "batch.effective": _AT_LEAST_1,
     "batch.effective_tokens": _AT_LEAST_1,
     "batch.accumulation_steps": _AT_LEAST_1,
+    "batch.micro_tokens": _AT_LEAST_1,
     "data.shuffle_buffer": _AT_LEAST_0,
     "data.max_length": _AT_LEAST_1,
     "data.workers": _AT_LEAST_0,
@@ -77,8 +76,7 @@ def check(values: Values) -> list[Finding]:
         _choices,
         _half,
         _dtype,
-        _micro,
-        _batch,
+        *BATCH_RULES,
         _alternatives,
         _duration,
         _tokens,
@@ -132,28 +130,6 @@ def _dtype(values: Values) -> Iterator[Finding]:
 def _precision(values: Values) -> str:
     precision: str = values["precision"]
     return PRECISIONS.get(precision, precision)
-
-
-def _micro(values: Values) -> Iterator[Finding]:
-    micro = values["batch.micro"]
-    if micro != "all" and not (isinstance(micro, int) and micro >= 1):
-        unquoted = f". Write {micro} without quotes" if str(micro).isdigit() and int(micro) else ""
-        yield "batch.micro", f"got {show(micro)}; it takes a whole number of 1 or more, or all{unquoted}"
-
-
-def _batch(values: Values) -> Iterator[Finding]:
-    """Two of three; `micro: all` is the default and says nothing by itself."""
-    micro, steps = values["batch.micro"], values["batch.accumulation_steps"]
-    stated = values["batch.effective"] is not None or values["batch.effective_tokens"] is not None
-    if stated or (micro != "all" and steps is not None):
-        return
-    got, other = "nothing", ""
-    if steps is not None:
-        got, other = f"batch.accumulation_steps={steps} alone", ", or batch.micro=..."
-    elif micro != "all":
-        got, other = f"batch.micro={micro} alone", ", or batch.accumulation_steps=..."
-    why = "no effective batch follows from it. Add batch.effective=..., the samples per step over all ranks"
-    yield "batch", f"got {got}; {why}{other}"
 
 
 def _alternatives(values: Values) -> Iterator[Finding]:

@@ -17,6 +17,7 @@ _FOREIGN: tuple[tuple[str, str, str], ...] = (
     ("batch.micro", _MICRO, "device_batch_size"),
     ("batch.effective", _EFFECTIVE, "batch_size train_batch_size global_batch_size global_train_batch_size"),
     ("batch.effective", _EFFECTIVE, "total_batch_size effective_batch_size"),
+    ("batch.micro_tokens", "tokens that one rank puts through the model at once", "group_by_length max_tokens"),
     ("batch.accumulation_steps", "", "gradient_accumulation_steps accumulate_grad_batches grad_accum_steps"),
     ("optimizer.lr", "", "lr learning_rate base_lr max_lr"),
     ("optimizer.target", "", "optim optimizer_name"),

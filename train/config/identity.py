@@ -17,7 +17,7 @@ EXECUTION = (
     "noise_scale",
     *("data.preload", "data.workers", "data.eval_transform"),
     *("batch.micro", "batch.accumulation_steps", "batch.exact", "runtime.timeout_seconds", "runtime.deterministic"),
-    *("model.compile", "memory"),
+    *("batch.micro_tokens", "model.compile", "memory"),
 )
 """Keys, and sections, that change how a run is executed or watched, but not what it computes."""
 

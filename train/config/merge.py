@@ -18,8 +18,8 @@ ALTERNATIVES: tuple[tuple[str, ...], ...] = (
     ("batch.effective", "batch.effective_tokens"),
 )
 """Groups of which at most one key is stated."""
-BATCH = ("batch.effective", "batch.effective_tokens", "batch.micro", "batch.accumulation_steps")
-"""Two of these say the third. The first ones are kept when a later layer states others."""
+BATCH = ("batch.effective", "batch.effective_tokens", "batch.micro", "batch.accumulation_steps", "batch.micro_tokens")
+"""Two of these say the others. The first ones are kept when a later layer states others."""
 
 
 @dataclass(frozen=True)

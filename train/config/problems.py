@@ -1,9 +1,14 @@
 """Problems of a config, told so that the reader can fix them: where, key, what it got, why, what to type."""
 
 import reprlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+Values = Mapping[str, Any]
+"""{dotted key: value}"""
+Finding = tuple[str, str]
+"""(key, what is wrong and what to type)"""
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,9 @@ class Batch:
     where accumulation_steps is stated)."""
     accumulation_steps: int | None = None
     """Micro-batches of one rank per optimizer step."""
+    micro_tokens: int | None = None
+    """In place of `micro` and `accumulation_steps`, for texts with data.max_length: tokens that one rank puts through
+    the model at once, padding included. Texts of a step that are about equally long go together, cut to the longest."""
     exact: str = "warn"
     """Where the gradient would not be exactly that of the one big batch: warn, ignore, or required (refuse)."""
 

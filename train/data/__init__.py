@@ -1,5 +1,6 @@
 """From HF datasets to windows."""
 
+from train.data.by_length import ByLength, Padding, in_memory
 from train.data.packing import make_tokenizer
 from train.data.parts import DataError, EvaluationSet, TrainingSet
 from train.data.rows import Rows
@@ -7,13 +8,16 @@ from train.data.sources import Sets, Splits, load_splits, open_sets
 from train.data.windows import Windows
 
 __all__ = [
+    "ByLength",
     "DataError",
     "EvaluationSet",
+    "Padding",
     "Rows",
     "Sets",
     "Splits",
     "TrainingSet",
     "Windows",
+    "in_memory",
     "load_splits",
     "make_tokenizer",
     "open_sets",

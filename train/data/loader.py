@@ -7,13 +7,14 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import tee
 from typing import Any, cast
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
-from train.batch import BatchPlan, key_of, sample_ids
+from train.batch import Assignment, BatchPlan, key_of, sample_ids
 from train.batch.order import Ids
 from train.data.parts import DataError, Part, assignments
 from train.data.reading import stack
@@ -78,13 +79,18 @@ class Loader:
             yield from read
 
     def parts(self, plan: BatchPlan, seed: int, rank: int, place: Place, overfit: int | None) -> Iterator[Part]:
-        """As data.parts has it. A filler is read behind the samples of its step."""
-        wanted = (
+        """As data.parts has it."""
+        return self.read(assignments(plan, seed, rank, place, overfit))
+
+    def read(self, wanted: Iterable[tuple[int, Assignment]]) -> Iterator[Part]:
+        """A filler is read behind the samples of its step."""
+        wanted, asked = tee(wanted)
+        requests = (
             (epoch, np.concatenate([found.ids, found.filler_ids]) if 0 in found.sizes else found.ids)
-            for epoch, found in assignments(plan, seed, rank, place, overfit)
+            for epoch, found in asked
         )
-        with self._read(wanted) as read:
-            for (epoch, found), batch in zip(assignments(plan, seed, rank, place, overfit), read, strict=False):
+        with self._read(requests) as read:
+            for (epoch, found), batch in zip(wanted, read, strict=False):
                 count = sum(found.sizes)
                 share, filler = ({n: c[part] for n, c in batch.items()} for part in (slice(count), slice(count, None)))
                 yield Part(epoch, found.last_of_epoch, share, found.sizes, filler if 0 in found.sizes else {})

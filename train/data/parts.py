@@ -1,6 +1,6 @@
 """One rank's part of a step, as it was read: the ranks have not compared notes on it yet."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -22,6 +22,7 @@ class Part:
     share: Batch  # this rank's samples, micro-batch after micro-batch
     sizes: tuple[int, ...]  # of its micro-batches; 0: nothing left, take the filler
     filler: Batch  # one sample of the step; {} where no micro-batch is empty
+    batches: tuple[Batch, ...] = ()  # of the micro-batches, where they are not simply pieces of the share
 
 
 class TrainingSet(Protocol):
@@ -56,6 +57,12 @@ class EvaluationSet(Protocol):
     def batches(self, ids: Ids, size: int) -> Iterator[Batch]:
         """The samples `ids`, in that order, `size` at a time."""
         ...
+
+
+def pieces(share: Batch, sizes: Sequence[int], filler: Batch) -> tuple[Batch, ...]:
+    """The share of a rank, cut into its micro-batches."""
+    cut = {name: torch.split(column, list(sizes)) for name, column in share.items()}
+    return tuple({name: piece[i] for name, piece in cut.items()} if size else filler for i, size in enumerate(sizes))
 
 
 def assignments(

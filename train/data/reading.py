@@ -37,6 +37,11 @@ class Reader:
     tokenizer: Saved | None = None  # else a text is its bytes
 
     @property
+    def padding(self) -> int:
+        """The token that fills a text up to max_length."""
+        return PADDING if self.tokenizer is None else self.tokenizer.padding
+
+    @property
     def names(self) -> list[str]:
         """The columns that are read, in the words of the data."""
         every = [[names] if isinstance(names, str) else list(names) for names in self.columns.values()]
@@ -94,7 +99,7 @@ class Reader:
             except TokenizerError as error:
                 raise DataError(f"data.tokenizer: {error}") from error
             return torch.from_numpy(np.stack(cut).astype(np.int64))
-        tokens = np.full((table.arrow.num_rows, self.max_length), PADDING, dtype=np.int64)
+        tokens = np.full((table.arrow.num_rows, self.max_length), self.padding, dtype=np.int64)
         for i, text in enumerate(table.values(own)):
             encoded = np.frombuffer(text.encode()[: self.max_length], dtype=np.uint8)
             tokens[i, : len(encoded)] = encoded

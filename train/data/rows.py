@@ -1,6 +1,6 @@
 """Samples that can be fetched by their place: held in memory, or read from the disk when their turn comes."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,7 +8,7 @@ import torch
 from datasets import Dataset
 from torch import Tensor
 
-from train.batch import BatchPlan, sample_ids
+from train.batch import Assignment, BatchPlan, sample_ids
 from train.batch.order import Ids
 from train.data.parts import Part, assignments
 from train.data.reading import Picked, Reader, scaled, stack
@@ -53,7 +53,10 @@ class Rows:
 
     def parts(self, plan: BatchPlan, seed: int, rank: int, place: Place, overfit: int | None) -> Iterator[Part]:
         """As data.parts has it. Any part can be read without those before it."""
-        for epoch, found in assignments(plan, seed, rank, place, overfit):
+        return self.read(assignments(plan, seed, rank, place, overfit))
+
+    def read(self, wanted: Iterable[tuple[int, Assignment]]) -> Iterator[Part]:
+        for epoch, found in wanted:
             filler = self.fetch(found.filler_ids) if 0 in found.sizes else {}
             yield Part(epoch, found.last_of_epoch, self.fetch(found.ids), found.sizes, filler)
 

@@ -11,6 +11,7 @@ from datasets import Dataset, Image, IterableDataset, disable_progress_bars
 from train.batch import sample_ids
 from train.batch.order import Ids
 from train.config import Config, resolve
+from train.data.by_length import ByLength, Padding, cut_by_length
 from train.data.checks import LabelRange, check_values, class_line, class_names, label_range
 from train.data.files import Readable, damaged, load_split
 from train.data.loader import Loader, Transform
@@ -21,6 +22,7 @@ from train.data.rows import Rows, Table, preload
 from train.data.stream import Stream
 from train.ranks import launched_local_world_size, launched_rank
 from train.tokenizers import Bytes, Saved
+from train.window import Batch
 
 HOLDOUT_SEED = 0  # not the run's: runs with different seeds are compared on the same held-out samples
 SHARE = 0.25
@@ -34,6 +36,11 @@ class Sets:
     classes: Mapping[str, Sequence[str]] = field(default_factory=dict)  # names, in the order of their numbers
     labels: tuple[LabelRange, ...] = ()
     notes: tuple[str, ...] = ()  # for the screen
+    padding: Padding | None = None  # that micro-batches are cut by (batch.micro_tokens)
+
+    def trial(self, seed: int, count: int) -> Batch:
+        """A few samples to try things on, uncut: the first ones, and where texts are cut, the shortest of all."""
+        return (self.train.trial if isinstance(self.train, ByLength) else self.train.first)(seed, count)
 
 
 @dataclass(frozen=True)
@@ -96,7 +103,13 @@ def open_sets(config: Config, needed: Sequence[str], splits: Splits | None = Non
     whole = {data.split: train, **held_out}
     ranges = (label_range(_arrow(rows), opening.reader, split) for split, rows in whole.items())
     labels = tuple(found for found in ranges if found is not None)
-    return Sets(samples, evaluation, opening.reader.classes, labels, tuple(opening.notes(samples)))
+    notes, padding = [*opening.notes(samples)], None
+    if config.batch.micro_tokens is not None:
+        types = train.features.arrow_schema if isinstance(train, Dataset) else None
+        limit = config.batch.micro_tokens
+        samples, evaluation, padding = cut_by_length(samples, evaluation, opening.reader, types, limit)
+        notes.append(samples.note())
+    return Sets(samples, evaluation, opening.reader.classes, labels, tuple(notes), padding)
 
 
 def _packed(config: Config, needed: Sequence[str], splits: Splits) -> Sets:

@@ -3,9 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-import torch
-
-from train.data.parts import Part
+from train.data.parts import Part, pieces
 from train.ranks import Ranks, Sum
 from train.window import Batch, MicroBatch, Window
 
@@ -72,16 +70,15 @@ class Windows:
         return _Ahead(k, part, micro_batches, failure, message)
 
     def _cut(self, part: Part) -> tuple[MicroBatch, ...]:
-        share, filler, sizes = part.share, part.filler, part.sizes
+        sizes, batches = part.sizes, part.batches or (part.share, part.filler)
         if self.pin_memory:
-            share, filler = ({name: t.pin_memory() for name, t in b.items()} for b in (share, filler))
-        if len(sizes) == 1 and sizes[0]:
-            return (MicroBatch(share, sizes[0]),)
-        pieces = {name: torch.split(column, list(sizes)) for name, column in share.items()}
-        return tuple(
-            MicroBatch({name: piece[i] for name, piece in pieces.items()} if size else filler, size)
-            for i, size in enumerate(sizes)
-        )
+            batches = tuple({name: t.pin_memory() for name, t in batch.items()} for batch in batches)
+        if not part.batches:
+            share, filler = batches
+            if len(sizes) == 1 and sizes[0]:
+                return (MicroBatch(share, sizes[0]),)
+            batches = pieces(share, sizes, filler)
+        return tuple(map(MicroBatch, batches, sizes))
 
     def _finish(self, ahead: _Ahead) -> Window | None:
         failed, stop, samples, *weights = ahead.message.wait()

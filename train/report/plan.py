@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from train.batch import BatchPlan
+from train.batch import BatchPlan, ranks
 from train.schedule import Rate
 
 
@@ -23,6 +23,8 @@ class RunPlan:
     recipe_hash: str
     classes: Mapping[str, Sequence[str]] = field(default_factory=dict)  # names, in the order of their numbers
     notes: tuple[str, ...] = ()  # on the data, for the screen
+    micro_tokens: int | None = None  # batch.micro_tokens: the plan's micro-batches are then those of the longest texts
+    micro_steps: tuple[int, int] | None = None  # with it: fewest and most micro-batches of a rank in a full step
 
     @property
     def total_steps(self) -> int:
@@ -39,8 +41,8 @@ class RunPlan:
             "loop": self.loop,
             "lr_peak": self.rate.peak,
             "effective_batch": batch.effective,
-            "micro_batch": batch.micro,
-            "accumulation_steps": batch.accumulation_steps,
+            "micro_batch": None if self.micro_steps else batch.micro,
+            "accumulation_steps": self._accumulation_steps(),
             "world_size": batch.world_size,
             "tail_samples": batch.tail_samples,
             "steps_per_epoch": batch.steps_per_epoch,
@@ -51,7 +53,7 @@ class RunPlan:
         }
 
     def lines(self) -> list[str]:
-        batch, rate = self.batch, self.rate
+        rate = self.rate
         fall = "constant" if rate.name == "constant" else f"{rate.name} to {rate.final_fraction * rate.peak:.4g}"
         fall += f" in the last {rate.decay_steps} steps ({rate.decay_shape})" if rate.name == "wsd" else ""
         warm = f" after {rate.warmup_steps} steps of warm-up" if rate.warmup_steps else ""
@@ -59,7 +61,7 @@ class RunPlan:
         parameters = ", parameters in bf16" if self.identity.get("model.dtype") else ""
         return [
             f"run       {self.name}: {self.loop} loop, {self.precision}{parameters}",
-            f"batch     {batch.arithmetic()}",
+            f"batch     {self._batch()}",
             f"data      {'; '.join([self._epoch(), *sets])}",
             *self._tokens(),
             *self._small(),
@@ -68,6 +70,24 @@ class RunPlan:
             *(f"scaling   {line}" for line in self.rate_arithmetic),
             f"rate      peak {rate.peak:.4g}, {fall}{warm}",
         ]
+
+    def _batch(self) -> str:
+        batch = self.batch
+        if self.micro_steps is None:
+            return batch.arithmetic()
+        least, most = self.micro_steps
+        count = f"{least} to {most}" if least < most else f"{most}"
+        return (
+            f"{batch.effective} samples on {ranks(batch.world_size)}, by length: {count} micro-batches each, of at "
+            f"most {self.micro_tokens:,} tokens with their padding"
+        )
+
+    def _accumulation_steps(self) -> int | None:
+        """None where it varies from step to step."""
+        if self.micro_steps is None:
+            return self.batch.accumulation_steps
+        least, most = self.micro_steps
+        return most if least == most else None
 
     def _tokens(self) -> list[str]:
         size, batch = self.tokens_per_sample, self.batch

@@ -1,0 +1,165 @@
+"""Texts without most of their padding: micro-batches of similar length, each cut to its longest text.
+
+Which samples make up a step, in which order, and where a run goes on, stays as it is; and so does the gradient of a
+model on which padding has no influence, which is tried before the first step (train/exact.py).
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from train.batch import Assignment, BatchPlan, sample_ids
+from train.batch.order import Ids
+from train.data.lengths import deal, micro_steps, smallest_limit
+from train.data.loader import Loader
+from train.data.parts import DataError, EvaluationSet, Part, TrainingSet, assignments, pieces
+from train.data.reading import LABELS, Reader, is_text
+from train.data.rows import Rows
+from train.window import IGNORED, Batch, Place
+
+BLOCK = 4096  # samples that are measured at a time
+
+
+@dataclass(frozen=True)
+class Padding:
+    """What fills texts up to data.max_length."""
+
+    fills: Mapping[str, int]  # by column: a text's token, or IGNORED for a label of each token
+
+    def lengths(self, batch: Batch) -> Tensor:
+        """(samples,): places up to the last one that is filled with something else in any column; at least 1."""
+        ends = [_ends(batch[name], fill) for name, fill in self.fills.items()]
+        return torch.stack(ends).amax(0).clamp(min=1)
+
+    def cut(self, batch: Batch) -> Batch:
+        """The batch without what is padding in all of its samples."""
+        longest = int(self.lengths(batch).max())
+        return {name: c[:, :longest].contiguous() if name in self.fills else c for name, c in batch.items()}
+
+
+@dataclass(frozen=True)
+class Cut:
+    """An evaluation set, each batch cut to its longest text."""
+
+    samples: EvaluationSet
+    padding: Padding
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def batches(self, ids: Ids, size: int) -> Iterator[Batch]:
+        return map(self.padding.cut, self.samples.batches(ids, size))
+
+
+@dataclass(frozen=True)
+class ByLength:
+    """A training set whose micro-batches hold at most `limit` tokens each, padding included."""
+
+    samples: Rows | Loader
+    padding: Padding
+    lengths: Ids  # of each sample
+    limit: int
+
+    @property
+    def size(self) -> int:
+        return self.samples.size
+
+    def cast(self, dtype: torch.dtype) -> "ByLength":
+        return replace(self, samples=self.samples.cast(dtype))
+
+    def first(self, seed: int, count: int) -> Batch:
+        """With all of their padding."""
+        return self.samples.first(seed, count)
+
+    def trial(self, seed: int, count: int) -> Batch:
+        """The same, the last of them the shortest text of all, to which padding matters most."""
+        first = sample_ids(self.size, seed, 0, 0, min(count - 1, self.size))
+        return self.samples.fetch(np.append(first, self.lengths.argmin()))
+
+    def parts(self, plan: BatchPlan, seed: int, rank: int, place: Place, overfit: int | None) -> Iterator[Part]:
+        """As data.parts has it; micro-batches are as many as the limit asks for, not the plan."""
+        for part in self.samples.read(self._dealt(plan, seed, rank, place, overfit)):
+            yield replace(part, batches=tuple(map(self.padding.cut, pieces(part.share, part.sizes, part.filler))))
+
+    def _dealt(
+        self, plan: BatchPlan, seed: int, rank: int, place: Place, overfit: int | None
+    ) -> Iterator[tuple[int, Assignment]]:
+        alone = replace(plan, world_size=1, micro=plan.effective, accumulation_steps=1)
+        for epoch, step in assignments(alone, seed, 0, place, overfit):
+            lengths = self.lengths[step.ids]
+            own = deal(lengths, plan.world_size, self.limit)[rank]
+            filler = step.ids[[lengths.argmin()]]
+            yield epoch, replace(step, ids=step.ids[np.concatenate(own)], sizes=tuple(map(len, own)), filler_ids=filler)
+
+    def micro_steps(self, plan: BatchPlan) -> tuple[int, int]:
+        """The fewest and the most micro-batches of a rank that a full step can have, whatever its samples are."""
+        ascending = np.sort(self.lengths).tolist()
+        shortest, longest = ascending[: plan.effective], ascending[-plan.effective :]
+        return micro_steps(shortest, plan.world_size, self.limit), micro_steps(longest, plan.world_size, self.limit)
+
+    def limited(self, plan: BatchPlan, seed: int) -> "ByLength":
+        """With the limit that makes the plan's number of micro-batches of the first step, or fewer."""
+        lengths = np.sort(self.lengths[sample_ids(self.size, seed, 0, 0, min(plan.effective, self.size))])
+        return replace(self, limit=smallest_limit(lengths.tolist(), plan.accumulation_steps * plan.world_size))
+
+    def note(self) -> str:
+        """For the screen."""
+        least, most, mean = self.lengths.min(), self.lengths.max(), self.lengths.mean()
+        return f"lengths   {least:,} to {most:,} tokens, {mean:,.4g} on average"
+
+
+def cut_by_length(
+    samples: TrainingSet, evaluation: Mapping[str, EvaluationSet], reader: Reader, types: pa.Schema | None, limit: int
+) -> tuple[ByLength, dict[str, EvaluationSet], Padding]:
+    """The same sets without most of their padding. Measures every text, which reads those that are not in memory once.
+
+    `types` are those of the columns in the data. Raises DataError where there is nothing to cut, or nobody knows what.
+    """
+    if not isinstance(samples, Rows | Loader) or types is None:
+        raise DataError(
+            "batch.micro_tokens needs the lengths of all texts before the first step, and a stream does not tell them. "
+            "Type: batch.micro_tokens=null, and batch.micro=8 or the like"
+        )
+    padding = _padding(samples.first(0, 1), reader, types)
+    every = samples.batches(np.arange(len(samples)), BLOCK)
+    lengths = torch.cat([padding.lengths(batch) for batch in every]).numpy()
+    cut: dict[str, EvaluationSet] = {name: Cut(rows, padding) for name, rows in evaluation.items()}
+    return ByLength(samples, padding, lengths, limit), cut, padding
+
+
+def _padding(first: Batch, reader: Reader, types: pa.Schema) -> Padding:
+    plain = {name: own for name, own in reader.columns.items() if isinstance(own, str) and name not in reader.classes}
+    fills = {name: reader.padding for name, own in plain.items() if is_text(types.field(own).type)}
+    if not fills:
+        raise DataError(
+            f"batch.micro_tokens balances texts by their tokens, and none of the columns of the task holds text: "
+            f"{', '.join(reader.columns)}. Type: batch.micro_tokens=null, and batch.micro=8 or the like"
+        )
+    size = reader.max_length
+    for name in first.keys() - fills.keys():
+        if first[name].dim() < 2 or first[name].shape[1] != size:
+            continue
+        if name != LABELS or first[name].is_floating_point():
+            raise DataError(
+                f"batch.micro_tokens cuts texts to their length, and {name!r} holds {size} numbers for each, as "
+                f"many as data.max_length: if they belong to its tokens, nobody knows what fills them up. "
+                f"Type: batch.micro_tokens=null, and batch.micro=8 or the like (or another data.max_length)"
+            )
+        fills[name] = IGNORED
+    return Padding(fills)
+
+
+def in_memory(samples: TrainingSet | EvaluationSet) -> Rows | None:
+    """All of a set, uncut, where it is simply held."""
+    inside = samples.samples if isinstance(samples, ByLength | Cut) else samples
+    return inside if isinstance(inside, Rows) else None
+
+
+def _ends(column: Tensor, fill: int) -> Tensor:
+    """(samples,): the last place that holds something else, counted from 1; 0: none does."""
+    holds = (column != fill).flatten(2).any(2) if column.dim() > 2 else column != fill
+    return torch.where(holds, torch.arange(1, holds.shape[1] + 1), 0).amax(1)
