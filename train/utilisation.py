@@ -7,9 +7,9 @@ products, convolutions and attention, forward and backward (causal attention as 
 element is not counted. Of the backward pass no more than twice the forward counts, as the model needs it: what
 activation checkpointing or flash attention computes again is no work of the model.
 
-Absent rather than wrong: where the peak of a device is not known (a CPU, a slice of a GPU), where samples are of several
-lengths (batch.micro_tokens), or where the model calls an operator that does such work and has no formula. Kernels that
-are called past torch's dispatcher cannot be seen, and would be missing from the count. No GPU has confirmed these figures.
+Absent rather than wrong: where the peak of a device is not known (a CPU, a slice of a GPU), where samples differ in
+length (batch.micro_tokens), or where the model calls an operator that does such work and has no formula. Kernels that
+are called past torch's dispatcher cannot be seen, and would be missing from the count. No GPU has confirmed these.
 """
 
 import re
