@@ -22,10 +22,11 @@ modules_needed() { # EXTRAS
     printf '%s ' torch accelerate datasets wandb omegaconf
     for extra in ${1//,/ }; do
         case $extra in
-            dev) printf '%s ' pytest pytest_timeout xdist hypothesis ruff mypy matplotlib transformers ;;
+            dev) printf '%s ' pytest pytest_timeout xdist hypothesis ruff mypy matplotlib transformers timm torchvision peft ;;
             plots) printf '%s ' matplotlib ;;
             hf) printf '%s ' transformers ;;
-            *) die 2 "environment: there is no extra '$extra'; pyproject.toml has dev, plots and hf" ;;
+            vision) printf '%s ' timm torchvision ;;
+            *) die 2 "environment: there is no extra '$extra'; pyproject.toml has dev, plots, hf and vision" ;;
         esac
     done
 }

@@ -13,6 +13,7 @@ from train.prepare import main as prepare
 from train.standard import compute_gradient
 
 CONFIGS = Path(__file__).parents[2] / "configs"
+HEADER_OF_CIFAR10 = ("model.target=vision", "model.args={name: resnet18, norm_layer: groupnorm, outputs: 10}")
 
 
 @pytest.mark.parametrize(("name", "accuracy"), [("csv", 0.85), ("text", 0.85)])
@@ -29,9 +30,16 @@ def test_a_config_with_its_data_trains(
     assert rows(tmp_path, "eval/accuracy", name)[-1]["eval/accuracy"] > accuracy
 
 
-@pytest.mark.parametrize(("name", "column", "shape"), [("fashion", "image", (28, 28)), ("cifar10", "img", (32, 32, 3))])
+@pytest.mark.parametrize(
+    ("name", "column", "shape", "model"),
+    [
+        ("fashion", "image", (28, 28), ()),
+        ("cifar10", "img", (32, 32, 3), ()),
+        ("cifar10", "img", (32, 32, 3), HEADER_OF_CIFAR10),
+    ],
+)
 def test_a_config_of_the_hub_trains_on_a_stand_in(
-    tmp_path: Path, name: str, column: str, shape: tuple[int, ...]
+    tmp_path: Path, name: str, column: str, shape: tuple[int, ...], model: tuple[str, ...]
 ) -> None:
     random = np.random.default_rng(0)
     features = Features({column: Image(), "label": ClassLabel(names=[f"kind {i}" for i in range(10)])})
@@ -47,7 +55,7 @@ def test_a_config_of_the_hub_trains_on_a_stand_in(
     )
 
     code = main(
-        [str(CONFIGS / f"{name}.yaml"), f"data.source={tmp_path / 'own'}", "name=run", *quick],
+        [str(CONFIGS / f"{name}.yaml"), f"data.source={tmp_path / 'own'}", "name=run", *model, *quick],
         "standard",
         compute_gradient,
     )
