@@ -8,6 +8,7 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, Image
 
 from tests.data.files import FLOWERS, SIDE_BY_SIDE, pictures, write
 from tests.helpers import argv, record, rows
+from train.accumulate import compute_gradient as accumulate
 from train.entry import main
 from train.prepare import main as prepare
 from train.standard import compute_gradient
@@ -62,6 +63,27 @@ def test_a_config_of_the_hub_trains_on_a_stand_in(
 
     assert code == 0
     assert rows(tmp_path, "eval/accuracy")[-1]["eval/samples"] == 4
+
+
+def test_the_config_of_web_pages_trains_on_texts_in_their_place(tmp_path: Path) -> None:
+    columns = {"text": [f"Page {i}: {'naïve words ' * (i % 7)}" for i in range(60)], "score": [3.1] * 60}
+    rest = ("id", "dump", "url", "file_path", "language", "language_score", "token_count", "int_score")
+    write(tmp_path / "own" / "0.parquet", columns | {name: ["x"] * 60 for name in rest})
+    small = ("model.args={vocabulary: 257, layers: 1, heads: 2, width: 8}", "data.block_size=64")
+    quick = (
+        "batch.effective_tokens=512",
+        "batch.micro=3",
+        "precision=fp32",
+        "duration.steps=4",
+        "schedule.warmup_tokens=1024",
+    )
+    where = (f"data.source={tmp_path / 'own'}", "name=run", f"output_dir={tmp_path}", "wandb.mode=disabled")
+
+    code = main([str(CONFIGS / "fineweb.yaml"), *where, *small, *quick], "accumulate", accumulate)
+
+    assert code == 0
+    (row,) = rows(tmp_path)
+    assert row["progress/tokens_seen"] == 4 * 512
 
 
 # datasets (5.2) leaves the file open that it was reading when the last step was taken.

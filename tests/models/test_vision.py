@@ -12,6 +12,7 @@ from torch.nn.functional import cross_entropy
 import train
 from tests.data.files import picture
 from tests.helpers import argv, distance, record, rows, steps, whole_batch
+from tests.house.fresh_copy import write_from_guide
 from train.accumulate import compute_gradient
 from train.entry import main
 from train.models.vision import vision
@@ -63,6 +64,13 @@ def test_verify_names_batchnorm(
     assert verify(argv(tmp_path, IMAGES, model(args))) == code
 
     assert said in capsys.readouterr().out.splitlines()[-1]
+
+
+def test_the_guides_frozen_batchnorm_is_exact(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_from_guide("my/frozen.py", tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+
+    assert verify(argv(tmp_path, IMAGES, "model={target: frozen.frozen, args: {outputs: 3, name: test_resnet}}")) == 0
 
 
 def test_a_folder_of_pictures_trains(tmp_path: Path) -> None:
