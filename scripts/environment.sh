@@ -22,7 +22,7 @@ modules_needed() { # EXTRAS
     printf '%s ' torch accelerate datasets wandb omegaconf
     for extra in ${1//,/ }; do
         case $extra in
-            dev) printf '%s ' pytest pytest_timeout xdist hypothesis ruff mypy matplotlib transformers timm torchvision peft ;;
+            dev) printf '%s ' pytest pytest_timeout xdist hypothesis ruff mypy matplotlib transformers peft ;;
             plots) printf '%s ' matplotlib ;;
             hf) printf '%s ' transformers ;;
             vision) printf '%s ' timm torchvision ;;

@@ -1,5 +1,6 @@
 """The shipped configs of own data: those with data train, those of the Hub are planned on a stand-in."""
 
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from train.prepare import main as prepare
 from train.standard import compute_gradient
 
 CONFIGS = Path(__file__).parents[2] / "configs"
+NEEDS_VISION = pytest.mark.skipif(find_spec("timm") is None, reason="the extra vision is not installed")
 HEADER_OF_CIFAR10 = ("model.target=vision", "model.args={name: resnet18, norm_layer: groupnorm, outputs: 10}")
 
 
@@ -36,7 +38,7 @@ def test_a_config_with_its_data_trains(
     [
         ("fashion", "image", (28, 28), ()),
         ("cifar10", "img", (32, 32, 3), ()),
-        ("cifar10", "img", (32, 32, 3), HEADER_OF_CIFAR10),
+        pytest.param("cifar10", "img", (32, 32, 3), HEADER_OF_CIFAR10, marks=NEEDS_VISION),
     ],
 )
 def test_a_config_of_the_hub_trains_on_a_stand_in(

@@ -1,5 +1,6 @@
 """Models of timm and torchvision: the true gradient, weights from a file, and a word on BatchNorm."""
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
+from omegaconf import OmegaConf
 from torch.nn.functional import cross_entropy
 
 import train
@@ -17,6 +19,8 @@ from train.accumulate import compute_gradient
 from train.entry import main
 from train.models.vision import vision
 from train.verify import main as verify
+
+pytestmark = pytest.mark.skipif(find_spec("timm") is None, reason="the extra vision is not installed")
 
 IMAGES = "data={source: tests.models.test_vision.images}"
 VIT = "name: test_vit, img_size: 32"  # timm's, for tests: 0.4 M parameters, LayerNorm
@@ -71,6 +75,14 @@ def test_the_guides_frozen_batchnorm_is_exact(tmp_path: Path, monkeypatch: pytes
     monkeypatch.syspath_prepend(tmp_path)
 
     assert verify(argv(tmp_path, IMAGES, "model={target: frozen.frozen, args: {outputs: 3, name: test_resnet}}")) == 0
+
+
+def test_the_guides_vit_takes_its_pictures(tmp_path: Path) -> None:
+    write_from_guide("my/vit.yaml", tmp_path)
+    config = OmegaConf.load(tmp_path / "vit.yaml")
+
+    assert config.model.target == "vision"
+    assert vision(**config.model.args)(torch.rand(2, 1, 16, 16)).shape == (2, 10)
 
 
 def test_a_folder_of_pictures_trains(tmp_path: Path) -> None:
