@@ -22,11 +22,12 @@ modules_needed() { # EXTRAS
     printf '%s ' torch accelerate datasets wandb omegaconf
     for extra in ${1//,/ }; do
         case $extra in
-            dev) printf '%s ' pytest pytest_timeout xdist hypothesis ruff mypy matplotlib transformers wandb_workspaces ;;
+            dev) printf '%s ' pytest pytest_timeout xdist hypothesis ruff mypy matplotlib transformers peft wandb_workspaces ;;
             plots) printf '%s ' matplotlib ;;
             hf) printf '%s ' transformers ;;
+            vision) printf '%s ' timm torchvision ;;
             page) printf '%s ' wandb_workspaces ;;
-            *) die 2 "environment: there is no extra '$extra'; pyproject.toml has dev, plots, hf and page" ;;
+            *) die 2 "environment: there is no extra '$extra'; pyproject.toml has dev, plots, hf, vision and page" ;;
         esac
     done
 }

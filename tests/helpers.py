@@ -262,7 +262,7 @@ def whole_batch(
     """
     config = load(arguments).config
     module = resolve(config.model.target, "train.models")(**config.model.args).double()
-    parameters = list(module.parameters())
+    parameters = [p for p in module.parameters() if p.requires_grad]
     nn.utils.vector_to_parameters(torch.from_numpy(weights).double(), parameters)
     data = resolve(config.data.source, "")(**config.data.args).with_format("torch", dtype=torch.float64)[:]
     chosen = torch.from_numpy(np.array(ids))

@@ -1,5 +1,6 @@
 """The shipped configs of own data: those with data train, those of the Hub are planned on a stand-in."""
 
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -8,11 +9,14 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, Image
 
 from tests.data.files import FLOWERS, SIDE_BY_SIDE, pictures, write
 from tests.helpers import argv, record, rows
+from train.accumulate import compute_gradient as accumulate
 from train.entry import main
 from train.prepare import main as prepare
 from train.standard import compute_gradient
 
 CONFIGS = Path(__file__).parents[2] / "configs"
+NEEDS_VISION = pytest.mark.skipif(find_spec("timm") is None, reason="the extra vision is not installed")
+HEADER_OF_CIFAR10 = ("model.target=vision", "model.args={name: resnet18, norm_layer: groupnorm, outputs: 10}")
 
 
 @pytest.mark.parametrize(("name", "accuracy"), [("csv", 0.85), ("text", 0.85)])
@@ -29,9 +33,16 @@ def test_a_config_with_its_data_trains(
     assert rows(tmp_path, "eval/accuracy", name)[-1]["eval/accuracy"] > accuracy
 
 
-@pytest.mark.parametrize(("name", "column", "shape"), [("fashion", "image", (28, 28)), ("cifar10", "img", (32, 32, 3))])
+@pytest.mark.parametrize(
+    ("name", "column", "shape", "model"),
+    [
+        ("fashion", "image", (28, 28), ()),
+        ("cifar10", "img", (32, 32, 3), ()),
+        pytest.param("cifar10", "img", (32, 32, 3), HEADER_OF_CIFAR10, marks=NEEDS_VISION),
+    ],
+)
 def test_a_config_of_the_hub_trains_on_a_stand_in(
-    tmp_path: Path, name: str, column: str, shape: tuple[int, ...]
+    tmp_path: Path, name: str, column: str, shape: tuple[int, ...], model: tuple[str, ...]
 ) -> None:
     random = np.random.default_rng(0)
     features = Features({column: Image(), "label": ClassLabel(names=[f"kind {i}" for i in range(10)])})
@@ -47,13 +58,34 @@ def test_a_config_of_the_hub_trains_on_a_stand_in(
     )
 
     code = main(
-        [str(CONFIGS / f"{name}.yaml"), f"data.source={tmp_path / 'own'}", "name=run", *quick],
+        [str(CONFIGS / f"{name}.yaml"), f"data.source={tmp_path / 'own'}", "name=run", *model, *quick],
         "standard",
         compute_gradient,
     )
 
     assert code == 0
     assert rows(tmp_path, "eval/accuracy")[-1]["eval/samples"] == 4
+
+
+def test_the_config_of_web_pages_trains_on_texts_in_their_place(tmp_path: Path) -> None:
+    columns = {"text": [f"Page {i}: {'naïve words ' * (i % 7)}" for i in range(60)], "score": [3.1] * 60}
+    rest = ("id", "dump", "url", "file_path", "language", "language_score", "token_count", "int_score")
+    write(tmp_path / "own" / "0.parquet", columns | {name: ["x"] * 60 for name in rest})
+    small = ("model.args={vocabulary: 257, layers: 1, heads: 2, width: 8}", "data.block_size=64")
+    quick = (
+        "batch.effective_tokens=512",
+        "batch.micro=3",
+        "precision=fp32",
+        "duration.steps=4",
+        "schedule.warmup_tokens=1024",
+    )
+    where = (f"data.source={tmp_path / 'own'}", "name=run", f"output_dir={tmp_path}", "wandb.mode=disabled")
+
+    code = main([str(CONFIGS / "fineweb.yaml"), *where, *small, *quick], "accumulate", accumulate)
+
+    assert code == 0
+    (row,) = rows(tmp_path)
+    assert row["progress/tokens_seen"] == 4 * 512
 
 
 # datasets (5.2) leaves the file open that it was reading when the last step was taken.

@@ -1,6 +1,7 @@
 """A copy of the repository, as a newcomer would have it."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -17,6 +18,13 @@ def copy_repository(folder: Path) -> None:
         if (ROOT / name).is_file():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, folder / name)
+
+
+def write_from_guide(name: str, folder: Path) -> None:
+    """A file that the guide shows, such as my/net.py."""
+    guide = (ROOT / "docs" / "guide.md").read_text()
+    (block,) = re.findall(rf"^```\w+\n# {re.escape(name)}\n(.*?)^```", guide, re.MULTILINE | re.DOTALL)
+    (folder / Path(name).name).write_text(block)
 
 
 def active_environment() -> dict[str, str]:

@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[2]
 Edits = list[tuple[str, str, str]]  # (file, what to replace, by what); every one must apply
 
 FEATURES: dict[str, Edits] = {
-    "models/hf.py": [],
+    "models/hf.py models/vision.py": [],
     "memory.py": [
         ("run.py", r"from train\.memory import Memory, over_ranks\n", ""),
         ("run.py", r" +memory = Memory\(.*\n", ""),

@@ -17,8 +17,10 @@ from tests.helpers import argv, distance, record, rows, steps, whole_batch
 from tests.test_resume import segment
 from train.accumulate import compute_gradient
 from train.entry import main
+from train.models._extras import mend_torchvision
 from train.verify import main as verify
 
+mend_torchvision()  # before anything of transformers is
 LENGTH, WORDS = 8, 64
 SIZES = "hidden_size: 16, num_hidden_layers: 1, num_attention_heads: 2, intermediate_size: 32, vocab_size: 64"
 STILL = "hidden_dropout_prob: 0.0, attention_probs_dropout_prob: 0.0"
@@ -210,7 +212,7 @@ def test_another_head_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[s
 def test_without_transformers(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("train.models.hf.find_spec", lambda name: None)
+    monkeypatch.setattr("train.models._extras.find_spec", lambda name: None)
 
     assert start(argv(tmp_path, SENTENCES, hf(BERT))) == 2
 

@@ -63,7 +63,8 @@ class Data:
     """Read the samples as they come instead of loading them first, for data that does not fit. Every rank reads all of
     them and keeps its own."""
     shuffle_buffer: int = 1000
-    """With streaming: samples among which the next one is drawn; 0 keeps the order of the source."""
+    """With streaming: samples (with block_size: documents) among which the next one is drawn; 0 keeps the order of the
+    source."""
     split_by_node: bool = False
     """With streaming: each rank reads its own shards only. Faster, but the samples of a step then depend on the number
     of ranks, and a rank whose shards are small begins them again before the others."""

@@ -7,6 +7,7 @@ batch. Here one stream runs through all documents, and the last block is filled 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
+import pyarrow as pa
 import torch
 from datasets import Dataset
 
@@ -14,6 +15,7 @@ from train.config import resolve_tokenizer
 from train.config.recipe import Data
 from train.config.targets import TargetError
 from train.data.parts import DataError
+from train.data.reading import is_text
 from train.data.rows import Rows
 from train.tokenizers import Saved, Tokenizer, TokenizerError, Tokens
 from train.window import IGNORED
@@ -43,7 +45,8 @@ def pack(dataset: Dataset, data: Data, needed: Sequence[str]) -> Rows:
     column = data.columns.get("text", "text")
     tokenizer, size = make_tokenizer(data), data.block_size
     assert size is not None
-    _check_columns(dataset, column, needed)
+    check_columns(dataset.column_names, column, needed)
+    check_text(column, dataset.features.arrow_schema.field(column).type)
     try:
         columns = _columns(dataset[column], tokenizer, size, needed)
     except TokenizerError as error:
@@ -55,11 +58,14 @@ def pack(dataset: Dataset, data: Data, needed: Sequence[str]) -> Rows:
 
 def _columns(texts: Iterable[str], tokenizer: Tokenizer, size: int, needed: Sequence[str]) -> Mapping[str, Tokens]:
     """Those of `pack`; none where there is no text."""
-    documents = (
-        np.concatenate(([tokenizer.document_start], tokenizer.encode(text))).astype(np.int32) for text in texts
-    )
+    documents = (document_tokens(text, tokenizer) for text in texts)
     cut = list(blocks(documents, size, tokenizer.document_start))
     return columns_of(np.stack(cut), tokenizer, needed) if cut else {}
+
+
+def document_tokens(text: str, tokenizer: Tokenizer) -> Tokens:
+    """What stands for a text in the stream of all documents."""
+    return np.concatenate(([tokenizer.document_start], tokenizer.encode(text))).astype(np.int32)
 
 
 def blocks(documents: Iterable[Tokens], size: int, padding: int) -> Iterator[Tokens]:
@@ -92,18 +98,21 @@ def columns_of(pieces: Tokens, tokenizer: Tokenizer, needed: Sequence[str]) -> M
     return columns
 
 
-def _check_columns(dataset: Dataset, column: str, needed: Sequence[str]) -> None:
-    if column not in dataset.column_names:
+def check_columns(known: Sequence[str], column: str, needed: Sequence[str]) -> None:
+    """Raises DataError where blocks cannot be had of this data, or not be what the task needs."""
+    if column not in known:
         raise DataError(
             f"data.block_size cuts a column of text, {column!r}, into blocks; the data has the columns "
-            f"{', '.join(dataset.column_names)}. Say which one it is: data.columns.text={dataset.column_names[0]}"
+            f"{', '.join(known)}. Say which one it is: data.columns.text={known[0] if known else 'NAME'}"
         )
-    kind = str(getattr(dataset.features[column], "dtype", dataset.features[column]))
-    if kind not in ("string", "large_string"):
-        raise DataError(f"data.block_size cuts a column of text into blocks, but column {column!r} holds {kind}")
     other = [name for name in needed if name not in COLUMNS]
     if other:
         raise DataError(
             f"the task needs {', '.join(other)}; blocks of text (data.block_size) have the columns "
             f"{', '.join(COLUMNS)}. Type: task=causal_lm"
         )
+
+
+def check_text(column: str, kind: pa.DataType) -> None:
+    if not is_text(kind):
+        raise DataError(f"data.block_size cuts a column of text into blocks, but column {column!r} holds {kind}")

@@ -8,23 +8,23 @@ import psutil
 import pyarrow as pa
 from datasets import Dataset, Image, IterableDataset, disable_progress_bars
 
-from train.batch import sample_ids
 from train.batch.order import Ids
 from train.config import Config, resolve
 from train.data.by_length import ByLength, Padding, cut_by_length
 from train.data.checks import LabelRange, check_values, class_line, class_names, label_range
+from train.data.choosing import HOLDOUT_SEED, chosen_columns, hold_out
 from train.data.files import Readable, damaged, load_split
 from train.data.loader import Loader, Transform
-from train.data.packing import make_tokenizer, pack
+from train.data.packed_stream import PackedStream
+from train.data.packing import check_columns, make_tokenizer, pack
 from train.data.parts import DataError, EvaluationSet, TrainingSet
-from train.data.reading import LABELS, Columns, Reader
+from train.data.reading import LABELS, Reader
 from train.data.rows import Rows, Table, preload
 from train.data.stream import Stream
 from train.ranks import launched_local_world_size, launched_rank
 from train.tokenizers import Bytes, Saved
 from train.window import Batch
 
-HOLDOUT_SEED = 0  # not the run's: runs with different seeds are compared on the same held-out samples
 SHARE = 0.25
 """Of a machine's memory: what its ranks may fill with samples."""
 
@@ -70,11 +70,9 @@ def open_sets(config: Config, needed: Sequence[str], splits: Splits | None = Non
     data, splits = config.data, splits or load_splits(config)
     if data.block_size is not None:
         return _packed(config, needed, splits)
-    train = splits.train
-    if data.streaming and isinstance(train, Dataset):
-        train = train.to_iterable_dataset()
+    train = _training(config, splits)
     # Streams that name no columns are asked for those of their first sample.
-    columns = _columns(train.column_names or list(next(iter(train), {})), data.columns, needed)
+    columns = chosen_columns(train.column_names or list(next(iter(train), {})), data.columns, needed)
     names = class_names(_arrow(train), train.features, columns.get(LABELS))
     tokenizer = make_tokenizer(data)
     if data.max_length is not None and not isinstance(tokenizer, Bytes | Saved):
@@ -89,14 +87,10 @@ def open_sets(config: Config, needed: Sequence[str], splits: Splits | None = Non
     kept = None
     if data.eval_split is not None:
         evaluation[""] = opening.evaluation(held_out[data.eval_split])
-    elif data.eval_fraction and isinstance(train, IterableDataset):
-        raise DataError(
-            f"data.eval_fraction={data.eval_fraction} of a stream of unknown length. Type: data.eval_split=test"
-        )
     if isinstance(train, Dataset):
         train = opening.checked(train, data.split)
         if data.eval_split is None and data.eval_fraction:
-            kept, held = _hold_out(len(train), data.eval_fraction)
+            kept, held = hold_out(len(train), data.eval_fraction)
             evaluation[""] = opening.evaluation(train, held)
     evaluation |= {name: opening.evaluation(held_out[split]) for name, split in config.evaluate.sets.items()}
     samples = opening.training(train, kept)
@@ -114,20 +108,49 @@ def open_sets(config: Config, needed: Sequence[str], splits: Splits | None = Non
 
 def _packed(config: Config, needed: Sequence[str], splits: Splits) -> Sets:
     """Texts as blocks of tokens; documents are held out, not blocks."""
-    data, train = config.data, splits.train
-    if isinstance(train, IterableDataset) or data.streaming:
-        raise DataError("texts of a stream are not cut into blocks (data.block_size). Type: data.streaming=false")
+    data, train = config.data, _training(config, splits)
     column = data.columns.get("text", "text")
-    for split, texts in {data.split: train, **splits.held_out}.items():  # by row, before any are held out
+    reader = Reader({"text": column})
+    of_split = {split: _whole(texts) for split, texts in splits.held_out.items()}
+    whole = of_split if isinstance(train, IterableDataset) else {data.split: train, **of_split}
+    for split, texts in whole.items():  # by row, before any are held out
         if column in texts.column_names:
-            check_values(_arrow(texts.select_columns([column])), Reader({"text": column}), split)
-    held_out = {name: splits.held_out[split] for name, split in config.evaluate.sets.items()}
+            check_values(_arrow(texts.select_columns([column])), reader, split)
+    held_out = {name: of_split[split] for name, split in config.evaluate.sets.items()}
     if data.eval_split is not None:
-        held_out[""] = splits.held_out[data.eval_split]
-    elif data.eval_fraction:
-        kept, held = _hold_out(len(train), data.eval_fraction)
+        held_out[""] = of_split[data.eval_split]
+    elif data.eval_fraction and isinstance(train, Dataset):
+        kept, held = hold_out(len(train), data.eval_fraction)
         train, held_out[""] = train.select(kept), train.select(held)
-    return Sets(pack(train, data, needed), {name: pack(held_out[name], data, needed) for name in sorted(held_out)})
+    evaluation: dict[str, EvaluationSet] = {name: pack(held_out[name], data, needed) for name in sorted(held_out)}
+    if isinstance(train, Dataset):
+        return Sets(pack(train, data, needed), evaluation)
+    check_columns(train.column_names or list(next(iter(train), {})), column, needed)
+    assert data.block_size is not None
+    options = (data.shuffle_buffer, data.split_by_node, lambda e: damaged(data, e))
+    cut = PackedStream(
+        train, reader, *options, tokenizer=make_tokenizer(data), block_size=data.block_size, needed=needed
+    )
+    return Sets(cut, evaluation)
+
+
+def _training(config: Config, splits: Splits) -> Readable:
+    """A stream where the config asks for one; none of it can be held out."""
+    data, train = config.data, splits.train
+    if data.streaming and isinstance(train, Dataset):
+        train = train.to_iterable_dataset()
+    if isinstance(train, IterableDataset) and data.eval_fraction and data.eval_split is None:
+        raise DataError(
+            f"data.eval_fraction={data.eval_fraction} of a stream of unknown length. Type: data.eval_split=test"
+        )
+    return train
+
+
+def _whole(dataset: Readable) -> Dataset:
+    """All of it, also of what comes as a stream."""
+    if isinstance(dataset, IterableDataset):
+        return Dataset.from_list(list(dataset), features=dataset.features)
+    return dataset
 
 
 @dataclass(frozen=True)
@@ -138,9 +161,8 @@ class _Opening:
     reader: Reader
 
     def checked(self, dataset: Readable, split: str) -> Dataset:
-        if isinstance(dataset, IterableDataset):
-            dataset = Dataset.from_list(list(dataset), features=dataset.features)
-        _columns(dataset.column_names, self.config.data.columns, list(self.reader.columns))
+        dataset = _whole(dataset)
+        chosen_columns(dataset.column_names, self.config.data.columns, list(self.reader.columns))
         if len(dataset) == 0:
             raise DataError("a set of the data is empty. Look at data.split, data.eval_split and evaluate.sets")
         check_values(_arrow(dataset.select_columns(self.reader.names)), self.reader, split)
@@ -206,31 +228,3 @@ def _arrow(dataset: Readable) -> pa.Table | None:
 def memory_of_a_rank() -> float:
     """Bytes that one rank may fill with samples."""
     return SHARE * psutil.virtual_memory().total / launched_local_world_size()
-
-
-def _hold_out(size: int, fraction: float) -> tuple[Ids, Ids]:
-    """(rows that stay, rows held out)"""
-    count = round(size * fraction)
-    if count in (0, size):
-        kept = "nothing" if count == 0 else "everything"
-        raise DataError(
-            f"data.eval_fraction={fraction} of {size} samples holds out {kept}. Type: data.eval_fraction=0.1"
-        )
-    order = sample_ids(size, HOLDOUT_SEED, 0, 0, size)
-    return np.sort(order[count:]), np.sort(order[:count])
-
-
-def _columns(known: Sequence[str], given: Columns, needed: Sequence[str]) -> dict[str, str | Sequence[str]]:
-    """{name that the task asks for: name in the data, or several}."""
-    names = {name: given.get(name, name) for name in needed}
-    lists = {name: [own] if isinstance(own, str) else list(own) for name, own in names.items()}
-    missing = {name: [column for column in own if column not in known] for name, own in lists.items()}
-    missing = {name: own for name, own in missing.items() if own}
-    if missing:
-        wanted = ", ".join(f"{name} (as column {', '.join(map(repr, own))})" for name, own in missing.items())
-        example = ", ".join(f"{name}: {known[0] if known else 'NAME'}" for name in missing)
-        raise DataError(
-            f"the task needs {wanted}; the data has the columns {', '.join(known)}. "
-            f"Say which column is what: 'data.columns={{{example}}}'"
-        )
-    return names

@@ -1,6 +1,6 @@
 """Samples that come one after the other, as many as there are: read by every rank in one global order."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -45,7 +45,7 @@ class Stream:
 
     def first(self, seed: int, count: int) -> Batch:
         with self._explained():
-            _, table, _ = next(_blocks(self._order(self.dataset, seed, 0), count, 0))
+            _, table, _ = next(self._blocks(self._order(self.dataset, seed, 0), count))
         return self._batch(table, 0, table.num_rows, range(table.num_rows))
 
     def parts(self, plan: BatchPlan, seed: int, rank: int, place: Place, overfit: int | None) -> Iterator[Part]:
@@ -60,9 +60,8 @@ class Stream:
             place = Place(0, place.samples % (overfit * plan.effective))
         while True:
             ordered = self._order(self.dataset, seed, place.epoch)
-            if overfit:
-                ordered = ordered.take(overfit * plan.effective)
-            for start, table, last in _blocks(ordered, plan.effective, place.samples, plan.drop_tail):
+            end = overfit * plan.effective if overfit else None
+            for start, table, last in self._blocks(ordered, plan.effective, place.samples, end, plan.drop_tail):
                 first, sizes = divide(plan, table.num_rows, rank)
                 filler = self._batch(table, 0, 1, range(start, start + 1)) if 0 in sizes else {}
                 ids = range(start + first, start + first + sum(sizes))
@@ -85,7 +84,7 @@ class Stream:
             raise DataError(f"rank {rank} has no samples of its own. Type: data.split_by_node=false")
         _, sizes = divide(plan, plan.effective, rank)
         wanted = max(1, sum(sizes))  # one with no share needs a filler
-        for start, table, _ in _blocks(own.repeat(None), wanted, place.samples // plan.effective * wanted):
+        for start, table, _ in self._blocks(own.repeat(None), wanted, place.samples // plan.effective * wanted):
             ids = range(rank + start * plan.world_size, rank + (start + wanted) * plan.world_size, plan.world_size)
             filler = self._batch(table, 0, 1, ids) if 0 in sizes else {}
             yield Part(0, False, self._batch(table, 0, sum(sizes), ids), sizes, filler)
@@ -96,6 +95,14 @@ class Stream:
             return dataset
         # Seeded anew for each epoch: what set_epoch says is lost by the next method that is called (datasets 5.2).
         return dataset.shuffle(seed=key_of(seed, epoch) >> 1, buffer_size=self.shuffle_buffer)
+
+    def _blocks(
+        self, ordered: IterableDataset, size: int, start: int = 0, end: int | None = None, drop_tail: bool = False
+    ) -> Blocks:
+        """The samples from place `start` on, up to `end`, `size` at a time."""
+        chosen = ordered if end is None else ordered.take(end)
+        chosen = chosen.skip(start) if start else chosen
+        return one_ahead(chosen.with_format("arrow").iter(batch_size=size, drop_last_batch=drop_tail), start)
 
     def _batch(self, table: pa.Table, first: int, count: int, ids: range) -> Batch:
         """Some rows of a table, under the names of the task, with these `sample_id`s (as many as there are rows)."""
@@ -110,15 +117,14 @@ class Stream:
         return finished(stack(self.reader.read(rows, features, ids[:count]), ids), images, ids[:count])
 
 
-def _blocks(dataset: IterableDataset, size: int, skip: int, drop_tail: bool = False) -> Blocks:
-    """The samples from place `skip` on, `size` at a time. One block is read ahead, to know which is the last."""
-    rest = dataset.skip(skip) if skip else dataset
+def one_ahead(tables: Iterable[pa.Table], start: int) -> Blocks:
+    """One block is read ahead, to know which is the last; `start` is the place of the first sample."""
     ahead = None
-    for table in rest.with_format("arrow").iter(batch_size=size, drop_last_batch=drop_tail):
+    for table in tables:
         if ahead is not None:
-            yield skip, ahead, False
-            skip += ahead.num_rows
+            yield start, ahead, False
+            start += ahead.num_rows
         ahead = table
     if ahead is None:
         raise DataError("the stream has no samples, or fewer than data.drop_tail needs for one step")
-    yield skip, ahead, True
+    yield start, ahead, True

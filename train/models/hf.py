@@ -1,8 +1,6 @@
 """Any model of transformers, fed and asked as the tasks here do it. It needs the extra `hf`."""
 
 import difflib
-from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +9,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from train.models import ModelError
+from train.models._extras import library
 
 TASKS = {
     "sequence-classification": "AutoModelForSequenceClassification",
@@ -91,12 +90,12 @@ class HF(nn.Module):
 
 def _opened(auto: str, path: str | None, fields: dict[str, Any], changes: dict[str, Any]) -> Any:
     """In float32, from the run's random numbers where there are no weights."""
-    library = _transformers()
-    maker = getattr(library, auto)
+    transformers = _transformers()
+    maker = getattr(transformers, auto)
     if path is None:
-        return maker.from_config(_config(library.CONFIG_MAPPING, fields | changes), dtype=torch.float32)
+        return maker.from_config(_config(transformers.CONFIG_MAPPING, fields | changes), dtype=torch.float32)
     try:
-        _check_fields(library.AutoConfig.from_pretrained(path), changes)
+        _check_fields(transformers.AutoConfig.from_pretrained(path), changes)
         model, told = maker.from_pretrained(
             path, dtype=torch.float32, ignore_mismatched_sizes=True, output_loading_info=True, **changes
         )
@@ -112,15 +111,9 @@ def _opened(auto: str, path: str | None, fields: dict[str, Any], changes: dict[s
 
 
 def _transformers() -> Any:
-    """Imported when a model is made, which takes seconds: a config is checked without it."""
-    if find_spec("transformers") is None:
-        raise ModelError(
-            "model.target=hf needs transformers, which is not installed. "
-            "Type: EXTRAS=hf ./launch.sh ..., or pip install 'isobatch[hf]'"
-        )
-    library: Any = import_module("transformers")
-    library.utils.logging.disable_progress_bar()  # a run has one of its own, and each rank would draw these
-    return library
+    transformers = library("transformers", "hf", "hf")
+    transformers.utils.logging.disable_progress_bar()  # a run has one of its own, and each rank would draw these
+    return transformers
 
 
 def _config(kinds: Any, fields: dict[str, Any]) -> Any:

@@ -1,0 +1,68 @@
+"""Blocks of tokens out of a stream of documents: every rank tokenises all of them, and keeps its own blocks."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+
+import numpy as np
+import pyarrow as pa
+import torch
+from datasets import IterableDataset
+
+from train.data.checks import check_values
+from train.data.packing import blocks, check_text, columns_of, document_tokens
+from train.data.parts import DataError
+from train.data.rows import finished
+from train.data.stream import Blocks, Stream, one_ahead
+from train.tokenizers import Tokenizer, TokenizerError, Tokens
+from train.window import Batch
+
+AT_ONCE = 100  # documents
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackedStream(Stream):
+    """The blocks that data.packing cuts; the shuffle buffer holds documents.
+
+    Where a block begins depends on all documents before it: to begin at a place, they are read and tokenised again.
+    """
+
+    tokenizer: Tokenizer
+    block_size: int
+    needed: Sequence[str]  # columns, as data.packing has them
+
+    def _blocks(
+        self, ordered: IterableDataset, size: int, start: int = 0, end: int | None = None, drop_tail: bool = False
+    ) -> Blocks:
+        pieces = islice(blocks(self._documents(ordered), self.block_size, self.tokenizer.document_start), start, end)
+        return one_ahead(_tables(pieces, size, drop_tail), start)
+
+    def _documents(self, ordered: IterableDataset) -> Iterator[Tokens]:
+        (column,), row = self.reader.names, 0
+        for table in ordered.with_format("arrow").iter(batch_size=AT_ONCE):
+            check_text(column, table.schema.field(column).type)
+            check_values(table, self.reader, "train", row)
+            try:
+                yield from (document_tokens(text, self.tokenizer) for text in table.column(column).to_pylist())
+            except TokenizerError as error:
+                raise DataError(f"data.tokenizer: {error}") from error
+            row += table.num_rows
+
+    def _batch(self, table: pa.Table, first: int, count: int, ids: range) -> Batch:
+        if not count:  # nothing left for this rank: it takes the filler
+            return {}
+        flat = table.slice(first, count).column(0).combine_chunks().flatten().to_numpy()
+        pieces = flat.copy().reshape(count, self.block_size + 1)  # Arrow's own memory is not to be written to
+        try:
+            columns = columns_of(pieces, self.tokenizer, self.needed)
+        except TokenizerError as error:
+            raise DataError(f"data.tokenizer: {error}") from error
+        return finished({name: torch.from_numpy(columns[name]) for name in self.needed}, frozenset(), ids[:count])
+
+
+def _tables(pieces: Iterator[Tokens], size: int, drop_tail: bool) -> Iterator[pa.Table]:
+    while some := list(islice(pieces, size)):
+        if len(some) < size and drop_tail:
+            return
+        flat = pa.array(np.concatenate(some))
+        yield pa.table({"block": pa.FixedSizeListArray.from_arrays(flat, len(some[0]))})
