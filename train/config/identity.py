@@ -23,7 +23,17 @@ EXECUTION = (
 
 
 COMPUTING = (
-    *("accumulate.py", "standard.py", "loop.py", "step.py", "setup.py", "optimizer.py", "planning.py", "schedule.py"),
+    *(
+        "accumulate.py",
+        "standard.py",
+        "loop.py",
+        "step.py",
+        "feed.py",
+        "setup.py",
+        "optimizer.py",
+        "planning.py",
+        "schedule.py",
+    ),
     *("generators.py", "reduction.py"),
     *("initial.py", "patterns.py", "tokenizers.py"),
     *("batch/*.py", "data/*.py", "tasks/*.py", "models/*.py"),
