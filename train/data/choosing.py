@@ -1,0 +1,40 @@
+"""Which rows are held out, and which columns are read."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from train.batch import sample_ids
+from train.batch.order import Ids
+from train.data.parts import DataError
+from train.data.reading import Columns
+
+HOLDOUT_SEED = 0  # not the run's: runs with different seeds are compared on the same held-out samples
+
+
+def hold_out(size: int, fraction: float) -> tuple[Ids, Ids]:
+    """(rows that stay, rows held out)"""
+    count = round(size * fraction)
+    if count in (0, size):
+        kept = "nothing" if count == 0 else "everything"
+        raise DataError(
+            f"data.eval_fraction={fraction} of {size} samples holds out {kept}. Type: data.eval_fraction=0.1"
+        )
+    order = sample_ids(size, HOLDOUT_SEED, 0, 0, size)
+    return np.sort(order[count:]), np.sort(order[:count])
+
+
+def chosen_columns(known: Sequence[str], given: Columns, needed: Sequence[str]) -> dict[str, str | Sequence[str]]:
+    """{name that the task asks for: name in the data, or several}."""
+    names = {name: given.get(name, name) for name in needed}
+    lists = {name: [own] if isinstance(own, str) else list(own) for name, own in names.items()}
+    missing = {name: [column for column in own if column not in known] for name, own in lists.items()}
+    missing = {name: own for name, own in missing.items() if own}
+    if missing:
+        wanted = ", ".join(f"{name} (as column {', '.join(map(repr, own))})" for name, own in missing.items())
+        example = ", ".join(f"{name}: {known[0] if known else 'NAME'}" for name in missing)
+        raise DataError(
+            f"the task needs {wanted}; the data has the columns {', '.join(known)}. "
+            f"Say which column is what: 'data.columns={{{example}}}'"
+        )
+    return names
