@@ -91,11 +91,8 @@ class Saved:
 
     @property
     def padding(self) -> int:
-        """The token that encode_one fills texts up with."""
-        token: int | None = self._inner.pad_token_id
-        if token is None:
-            raise TokenizerError(f"{self.folder} has no pad_token to fill texts up with")
-        return token
+        """The token that encode_one fills texts up with; that one tells where there is none."""
+        return int(self._inner.pad_token_id)
 
     def encode(self, text: str) -> Tokens:
         tokens = np.array(self._ids(text, add_special_tokens=False), dtype=np.int32)
@@ -105,7 +102,8 @@ class Saved:
 
     def encode_one(self, text: str, size: int) -> Tokens:
         """`size` tokens: a text as the model was trained on it, with [CLS], [SEP] or the like, cut or filled up."""
-        assert self.padding is not None
+        if self._inner.pad_token_id is None:
+            raise TokenizerError(f"{self.folder} has no pad_token to fill texts up with")
         return np.array(self._ids(text, truncation=True, padding="max_length", max_length=size), dtype=np.int32)
 
     def decode(self, tokens: Iterable[int]) -> str:

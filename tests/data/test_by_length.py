@@ -16,6 +16,7 @@ from tests.helpers import Array, argv, distance, flat, record, record_all, rows,
 from tests.models.test_hf import STILL
 from tests.test_resume import repeatable, segment
 from tests.test_synchronisation import counting
+from tests.test_tokenizers import save_words
 from train.accumulate import compute_gradient
 from train.batch import make_plan, sample_ids
 from train.config import load
@@ -302,6 +303,16 @@ def test_of_an_empty_text_one_token_is_left(tmp_path: Path) -> None:
     assert [tuple(batch["inputs"].shape) for batch in part.batches] == [(1, LENGTH), (1, 1)]
 
 
+def test_padding_is_that_of_a_saved_tokenizer(tmp_path: Path) -> None:
+    train = sets_of(tmp_path, f"data.tokenizer={save_words(tmp_path / 'saved')}").train
+
+    (part,) = islice(train.parts(make_plan(37, 9, None, world_size=1, dataset_size=37), 0, 0, Place(), None), 1)
+
+    lengths = [2 + bool(text) for text in words(37)]  # [CLS], [SEP], and the word between them
+    assert train.lengths.tolist() == lengths
+    assert max(batch["inputs"].shape[1] for batch in part.batches) == 3
+
+
 def test_two_texts_of_a_sample_are_cut_alike(tmp_path: Path) -> None:
     config = load(argv(tmp_path, f"data={{source: {HERE}.pairs, max_length: {LENGTH}}}", "batch.micro_tokens=100"))
     train = open_sets(config.config, ("inputs", "other", "labels")).train
@@ -389,8 +400,11 @@ def test_a_model_that_sees_the_padding_is_found(
         assert ("NOT EXACT" in told, reason in told) == (code == 1, code == 1)
 
 
-def test_verify_on_two_ranks(run_ranks: Any, tmp_path: Path) -> None:
-    assert run_ranks(2, verify, argv(tmp_path, *TEXTS, "batch.effective=16", "batch.micro_tokens=60")) == [0, 0]
+@pytest.mark.parametrize("effective", [1, 16])
+def test_verify_on_two_ranks(run_ranks: Any, tmp_path: Path, effective: int) -> None:
+    given = (*TEXTS, f"batch.effective={effective}", "batch.micro_tokens=60")
+
+    assert run_ranks(2, verify, argv(tmp_path, *given)) == [0, 0]
 
 
 # What is refused

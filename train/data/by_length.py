@@ -21,7 +21,7 @@ from train.data.reading import LABELS, Reader, is_text
 from train.data.rows import Rows
 from train.window import IGNORED, Batch, Place
 
-BLOCK = 4096  # samples that are measured at a time
+BLOCK = 256  # samples that are measured at a time
 
 
 @dataclass(frozen=True)
@@ -76,8 +76,8 @@ class ByLength:
         return self.samples.first(seed, count)
 
     def trial(self, seed: int, count: int) -> Batch:
-        """The same, the last of them the shortest text of all, to which padding matters most."""
-        first = sample_ids(self.size, seed, 0, 0, min(count - 1, self.size))
+        """The same, two at least, the last of them the shortest text of all, to which padding matters most."""
+        first = sample_ids(self.size, seed, 0, 0, min(max(1, count - 1), self.size))
         return self.samples.fetch(np.append(first, self.lengths.argmin()))
 
     def parts(self, plan: BatchPlan, seed: int, rank: int, place: Place, overfit: int | None) -> Iterator[Part]:

@@ -99,7 +99,7 @@ class Reader:
             except TokenizerError as error:
                 raise DataError(f"data.tokenizer: {error}") from error
             return torch.from_numpy(np.stack(cut).astype(np.int64))
-        tokens = np.full((table.arrow.num_rows, self.max_length), self.padding, dtype=np.int64)
+        tokens = np.full((table.arrow.num_rows, self.max_length), PADDING, dtype=np.int64)
         for i, text in enumerate(table.values(own)):
             encoded = np.frombuffer(text.encode()[: self.max_length], dtype=np.uint8)
             tokens[i, : len(encoded)] = encoded

@@ -36,7 +36,7 @@ class Sets:
     classes: Mapping[str, Sequence[str]] = field(default_factory=dict)  # names, in the order of their numbers
     labels: tuple[LabelRange, ...] = ()
     notes: tuple[str, ...] = ()  # for the screen
-    padding: Padding | None = None  # that micro-batches are cut by (batch.micro_tokens)
+    padding: Padding | None = None  # what micro-batches are cut to get rid of (batch.micro_tokens)
 
     def trial(self, seed: int, count: int) -> Batch:
         """A few samples to try things on, uncut: the first ones, and where texts are cut, the shortest of all."""
