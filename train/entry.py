@@ -29,6 +29,7 @@ from train.report import (
     tell,
 )
 from train.run import build
+from train.saved import NotSaved
 from train.setup import Unsupported
 from train.smoke import smoke
 from train.step import ComputeGradient, NonFiniteGradient
@@ -103,7 +104,7 @@ def train(loaded: Loaded, loop: str, compute_gradient: ComputeGradient) -> Endin
             reason, code = f"stopped by {cause}", STOPPED
         else:
             run.finish()
-    except (NonFiniteGradient, NotReduced, RanksDisagree, SaveFailed) as error:
+    except (NonFiniteGradient, NotReduced, NotSaved, RanksDisagree, SaveFailed) as error:
         reason, code = str(error), FAILED
     except BaseException as error:
         run.report.close(f"{type(error).__name__}: {error}", FAILED)

@@ -142,7 +142,7 @@ def build(loaded: Loaded, loop: str) -> Run:
     folder = ranks.from_main(lambda: claim(config, plan, lambda path: newest(path, tell), named))
     try:
         stop.watch(folder.path / "stop")
-        report = Reporter(plan, best)
+        report = Reporter(plan, best, stop.ask)
         more: dict[str, HasState] = {}
         more |= {"ema": ema} if ema else {}
         noise = NoiseScale(ranks, config.noise_scale.every_steps)
@@ -155,8 +155,8 @@ def build(loaded: Loaded, loop: str) -> Run:
         watchdog = Watchdog(ranks, config.runtime.timeout_seconds, folder.path, folder.end_early)
         windows = watchdog.windows(windows)
         evaluation: Callable[[], dict[str, float]] | None = _evaluation(sets, learner, ranks, plan, watchdog.beat)
-        if ranks.is_main:
-            open_report(report, loaded, folder, facts(learner, exactness), exactness.lines(config.batch.exact))
+        told = facts(learner, exactness), exactness.lines(config.batch.exact)
+        ranks.from_main(lambda: open_report(report, loaded, folder, *told))
         report.learnt = [memory.summary, noise.verdict]
     except BaseException as error:
         if ranks.is_main:
