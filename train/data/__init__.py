@@ -1,5 +1,6 @@
 """From HF datasets to windows."""
 
+from train.data.loader import WorkerLost
 from train.data.packing import make_tokenizer
 from train.data.parts import DataError, EvaluationSet, TrainingSet
 from train.data.rows import Rows
@@ -14,6 +15,7 @@ __all__ = [
     "Splits",
     "TrainingSet",
     "Windows",
+    "WorkerLost",
     "load_splits",
     "make_tokenizer",
     "open_sets",

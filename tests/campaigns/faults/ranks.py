@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 from datasets import Dataset
+from datasets.arrow_writer import ArrowWriter
+from datasets.builder import DatasetBuilder
 from torch import Tensor, nn
 
 import train.accumulate
@@ -20,8 +22,10 @@ import train.checkpoint.checkpoints
 import train.report.opening
 import train.run
 import train.standard
-from tests.helpers import tiny
+from tests.helpers import rank_group, tiny
 from train import entry
+from train.config import load
+from train.data import load_splits
 from train.step import Learner
 from train.window import MicroBatch, Window
 
@@ -63,6 +67,28 @@ def train_rank(argv: Sequence[str], loop: str = "accumulate", patches: Sequence[
         return ours(learner, window)
 
     return entry.main(argv, loop, compute_gradient)
+
+
+def load_rank(argv: Sequence[str], patches: Sequence[Patch] = ()) -> int:
+    """Loads the data as a training does, and notes when, and who prepared the cache."""
+    ours = DatasetBuilder._download_and_prepare
+
+    def download_and_prepare(*args: Any, **options: Any) -> None:
+        note("prepared.jsonl", {"rank": rank()})
+        ours(*args, **options)
+
+    DatasetBuilder._download_and_prepare = download_and_prepare
+    for patch in patches:
+        patch()
+    config, group = load(argv).config, rank_group()
+
+    def work() -> None:
+        begun = time.time()
+        length = len(load_splits(config).train)
+        note("loaded.jsonl", {"rank": rank(), "length": length, "begun": begun, "ended": time.time()})
+
+    group.first_of_node(work)
+    return 0
 
 
 # Actions
@@ -204,6 +230,28 @@ def slow_write(step: int, seconds: float) -> None:
 
 def short_grace(seconds: float) -> None:
     train.report.opening.GRACE_SECONDS = seconds
+
+
+def kill_builder() -> None:
+    """SIGKILL where rank 0 has written the first samples into a cache."""
+    ours = ArrowWriter.write_table
+
+    def write_table(*args: Any, **options: Any) -> None:
+        ours(*args, **options)
+        if rank() == 0:
+            kill()
+
+    ArrowWriter.write_table = write_table
+
+
+def note_inputs() -> None:
+    """The first number of the inputs of each sample."""
+
+    def look(learner: Learner, window: Window) -> None:
+        columns = [m.batch["inputs"][:, 0] for m in window.micro_batches if m.samples]
+        note(f"inputs-{rank()}.jsonl", [int(n) for column in columns for n in column.tolist()])
+
+    _before.append(look)
 
 
 def note_weights() -> None:

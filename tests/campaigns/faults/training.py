@@ -10,16 +10,21 @@ from pathlib import Path
 import pyarrow.parquet
 
 from tests.campaigns.faults import compare, jobs, ranks
-from tests.campaigns.faults.row import Row, check_fired, check_same, command, folder, reference, train
+from tests.campaigns.faults.row import (
+    Row,
+    check_fired,
+    check_same,
+    command,
+    folder,
+    reference,
+    seconds_since_fault,
+    train,
+)
 from tests.helpers import tiny
 from train.checkpoint.commit import complete
 from train.checkpoint.manifest import name_of, verify
 
 NEVER = 10**9
-
-
-def _seconds_since_fault(here: Path) -> float:
-    return time.time() - compare.notes(here, "fired.jsonl")[0]["time"]
 
 
 def rank_ends(here: Path, full: bool) -> str:
@@ -28,7 +33,7 @@ def rank_ends(here: Path, full: bool) -> str:
     for name, action in faults.items():
         own = folder(here, name.replace(" ", "-"))
         codes, _job = train(own, 2, command(own), partial(ranks.at_step, 7, action, 1))
-        seconds = _seconds_since_fault(own)
+        seconds = seconds_since_fault(own)
         assert all(codes), f"{name}: {codes}"
         assert seconds < 30, f"{name}: the other rank left after {seconds:.0f} s"
         assert [path.name for path in complete(own / "run" / "checkpoints")] == [name_of(5)]
@@ -51,7 +56,7 @@ def out_of_memory(here: Path, full: bool) -> str:
         codes, job = train(own, 2, words, partial(ranks.at_step, 7, ranks.out_of_memory, only))
         assert codes == [1, 1], f"{where}: {codes}\n{job.told()}"
         assert "out of memory" in job.told(1).lower()
-        told.append(f"{where} {_seconds_since_fault(own):.1f} s")
+        told.append(f"{where} {seconds_since_fault(own):.1f} s")
     return f"all ranks left: {', '.join(told)}; hangs: 0"
 
 
