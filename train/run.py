@@ -15,6 +15,7 @@ from train.data import Sets, TrainingSet, Windows, load_splits
 from train.ema import Ema
 from train.evaluation import Evaluation, floating_buffers
 from train.guard import guarded
+from train.initial import digests
 from train.memory import Memory, over_ranks
 from train.noise import NoiseScale
 from train.optimizer import OptimizerState
@@ -134,7 +135,8 @@ def build(loaded: Loaded, loop: str) -> Run:
     accelerator, ranks = connect(config)
     stop.listen()  # not before: a signal then ends a rank that waits for one that never comes
     splits = ranks.first_of_node(lambda: load_splits(config))
-    best, task, sets, plan, numbers = ranks.together(lambda: prepare(loaded, loop, splits))
+    weights = ranks.from_main(lambda: digests(config))
+    best, task, sets, plan, numbers = ranks.together(lambda: prepare(loaded, loop, splits, weights))
     check_same_everywhere(plan, ranks)
     learner = make_learner(config, task, accelerator, numbers, ranks)
     exactness = ranks.together(lambda: try_out(learner, sets, config))
