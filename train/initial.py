@@ -33,7 +33,7 @@ def initial_model(config: Config) -> nn.Module:
 def digests(config: Config) -> dict[str, str]:
     """{key: sha256} for each key of the config that names weights on this machine: a path says nothing of the curve.
 
-    All of them are read, at 1 to 2 GB per second. A name of the hub stays the name that it is. Raises WeightsError.
+    All of them are read, at about 1 GB per second. A name of the hub stays the name that it is. Raises WeightsError.
     """
     found = {}
     if config.model.init_from is not None:
