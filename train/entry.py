@@ -105,6 +105,7 @@ def train(loaded: Loaded, loop: str, compute_gradient: ComputeGradient) -> Endin
         else:
             run.finish()
     except (NonFiniteGradient, NotReduced, NotSaved, RanksDisagree, SaveFailed, WorkerLost) as error:
+        give_way(error)
         reason, code = str(error), FAILED
     except BaseException as error:
         run.report.close(f"{type(error).__name__}: {error}", FAILED)

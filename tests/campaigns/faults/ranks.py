@@ -21,10 +21,11 @@ import train.accumulate
 import train.checkpoint.checkpoints
 import train.report.opening
 import train.run
+import train.setup
 import train.standard
 from tests.helpers import rank_group, tiny
 from train import entry
-from train.config import load
+from train.config import Config, load
 from train.data import load_splits
 from train.step import Learner
 from train.window import MicroBatch, Window
@@ -160,6 +161,30 @@ def in_micro_step(k: int, i: int, action: Action, only: int | None = None) -> No
         return done
 
     train.accumulate.forward_backward = forward_backward
+
+
+def while_building(action: Action, only: int) -> None:
+    """`action` where the model is made."""
+    ours = train.setup.initial_model
+
+    def initial_model(config: Config) -> nn.Module:
+        if rank() == only and attempt() == 0:
+            action()
+        return ours(config)
+
+    train.setup.initial_model = initial_model
+
+
+def in_save(action: Action, only: int) -> None:
+    """`action` where this rank writes its part of the first checkpoint."""
+    ours = train.checkpoint.checkpoints.write_generators
+
+    def write_generators(path: Path) -> None:
+        if rank() == only and attempt() == 0:
+            action()
+        ours(path)
+
+    train.checkpoint.checkpoints.write_generators = write_generators
 
 
 def poison(k: int, only: int) -> None:

@@ -28,7 +28,7 @@ NEVER = 10**9
 
 
 def rank_ends(here: Path, full: bool) -> str:
-    told, named = [], 0
+    told = []
     faults = {"exits": ranks.leave, "raises": ranks.fail, "is killed": ranks.kill}
     for name, action in faults.items():
         own = folder(here, name.replace(" ", "-"))
@@ -38,14 +38,24 @@ def rank_ends(here: Path, full: bool) -> str:
         assert seconds < 30, f"{name}: the other rank left after {seconds:.0f} s"
         assert [path.name for path in complete(own / "run" / "checkpoints")] == [name_of(5)]
         told.append(f"{name} {seconds:.1f} s")
-        apart = folder(own, "agent")
-        agent = jobs.start_elastic(
-            apart, 2, 0, ranks.train_rank, command(apart), "accumulate", (partial(ranks.at_step, 7, action, 1),)
-        )
+    alone = [(name, place) for name in ("exits", "is killed") for place in ("building", "training", "saving")]
+    rounds = [(name, place, size) for name, place in [("raises", "training"), *alone] for size in (2, 3)]
+    rounds = rounds * 2 if full else rounds[::4]
+    for number, (name, place, size) in enumerate(rounds):
+        own = folder(here, f"agent-{number}")
+        where = {"training": partial(ranks.at_step, 7), "saving": ranks.in_save, "building": ranks.while_building}[
+            place
+        ]
+        patches = (partial(where, faults[name], size - 1),)
+        agent = jobs.start_elastic(own, size, 0, ranks.train_rank, command(own), "accumulate", patches)
         assert agent.wait() == [1], agent.told()
-        named += re.search(r"rank +: 1 \(local_rank: 1\)", agent.told()) is not None
-    assert named == len(faults), f"torchrun's agent named the true first rank in {named} of {len(faults)}"
-    return f"the other left after: {', '.join(told)}; torchrun's agent named the true first rank in {named} of 3"
+        check_fired(own, {"exits": "leave", "raises": "fail", "is killed": "kill"}[name])
+        last = f"rank +: {size - 1} \\(local_rank: {size - 1}\\)"
+        assert re.search(last, agent.told()), f"{name} while {place}: torchrun named another rank\n{agent.told()}"
+    return (
+        f"the other left after: {', '.join(told)}; torchrun's agent named the true first rank in {len(rounds)} of "
+        f"{len(rounds)} (the last of 2 or 3, while building, training or saving)"
+    )
 
 
 def out_of_memory(here: Path, full: bool) -> str:
@@ -157,7 +167,7 @@ ROWS = (
     Row(
         "16",
         "a rank exits, raises, is killed",
-        "all three, on rank 1 of 2 in step 7",
+        "all three, on the last of 2 or 3 ranks in step 7; exits and is killed also while building and saving",
         "the others leave; non-zero exit; the true first rank is named",
         rank_ends,
     ),
