@@ -126,9 +126,8 @@ class Run:
 def build(loaded: Loaded, loop: str) -> Run:
     """All parts of a run. Each thing that can fail on one rank alone is done by all together.
 
-    Raises PlanError, DataError, TaskError and NotExact where config, data, task and ranks do not fit together,
-    FolderRefused, AlreadyFinished and NoCheckpoint where a run of that name is there, RuntimeError where other ranks
-    met than were asked for.
+    Raises PlanError, DataError, TaskError and NotExact where things do not fit together, FolderRefused, AlreadyFinished
+    and NoCheckpoint where a run of that name is there, RuntimeError where other ranks met than were asked for.
     """
     config = loaded.config
     stop = Stop(config.duration.hours)

@@ -28,7 +28,10 @@ BEGIN, END = "<!-- faults: begin -->", "<!-- faults: end -->"
 HEAD = "| # | fault | injection | expected | figure | verdict | commit, date | seconds |\n" + "|---" * 8 + "|"
 
 _PARTS = (saving, disk, full, training, starting, stopping, waiting, resume, launching, malicious)
-_ORDERED = sorted((row for part in _PARTS for row in part.ROWS), key=lambda row: (len(row.number), row.number))
+_ORDERED = sorted(
+    (row for part in _PARTS for row in part.ROWS),
+    key=lambda row: (row.number.isalpha(), int(row.number.strip("bits") or 0), row.number),
+)
 ROWS: dict[str, Row] = {row.number: row for row in _ORDERED}
 
 
