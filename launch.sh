@@ -251,6 +251,7 @@ final_code() {
 # tell it (--signal=USR1@120). SIGTERM is scancel, which means it.
 requeue() { # CODE
     if [[ $1 != 75 || -z ${SLURM_JOB_ID:-} ]]; then return; fi
+    if grep -qs '"main": false' "$folder/ended.json"; then return; fi # the machine of rank 0 does it
     if [[ " $forwarded " != *" USR1 "* ]] && ! grep -qs SIGUSR1 "$folder/ended.json"; then return; fi
     say "launch: saved; job $SLURM_JOB_ID goes back into the queue"
     scontrol requeue "$SLURM_JOB_ID" || say "launch: scontrol requeue failed; type: sbatch again, it goes on from there"

@@ -6,7 +6,8 @@
 #
 # EXTRAS are those of pyproject.toml, comma-separated: "", "dev", "hf,plots". An active environment that imports
 # all that is needed is used as it is, whatever its versions. Otherwise CLONE/.venv holds the tested set, and
-# .venv/isobatch-stamp says for which pyproject.toml, constraints.txt and extras it was installed.
+# .venv/isobatch-stamp says for which pyproject.toml, constraints.txt and extras it was installed. A .venv that is a link
+# belongs to somebody else: it counts as active, and nothing is installed into what it leads to.
 
 say() { printf '%s\n' "$*" >&2; }
 
@@ -49,13 +50,20 @@ print(", ".join(missing))
 ' "${@:2}" 2>/dev/null
 }
 
-# The folder of an environment that somebody activated on purpose. conda's base is always on, so it does not count.
-activated_environment() {
+# The folder of an environment that somebody activated, or linked, on purpose. conda's base is always on, so it does not
+# count.
+activated_environment() { # CLONE
     if [[ -n ${VIRTUAL_ENV:-} ]]; then
         printf '%s\n' "$VIRTUAL_ENV"
     elif [[ -n ${CONDA_PREFIX:-} && ${CONDA_DEFAULT_ENV:-} != base ]]; then
         printf '%s\n' "$CONDA_PREFIX"
+    elif [[ -L $1/.venv ]]; then
+        printf '%s\n' "$1/.venv"
     fi
+}
+
+is_own_venv() { # CLONE FOLDER
+    [[ ! -L $1/.venv && $2 -ef $1/.venv ]]
 }
 
 # Sets PYTHON if the active interpreter has everything. An activated environment that lacks something ends here:
@@ -64,13 +72,13 @@ use_active_python() { # CLONE EXTRAS
     local clone=$1 extras=$2 activated candidates candidate modules report executable prefix missing
     modules=$(modules_needed "$extras") || exit
     read -ra modules <<<"$modules"
-    activated=$(activated_environment)
+    activated=$(activated_environment "$clone")
     if [[ -n $activated ]]; then candidates=("$activated/bin/python"); else candidates=(python3 python); fi
-    if [[ $activated -ef $clone/.venv ]]; then return 1; fi
+    if is_own_venv "$clone" "$activated"; then return 1; fi
     for candidate in "${candidates[@]}"; do
         report=$(inspect_python "$candidate" "${modules[@]}") || continue
         { read -r executable && read -r prefix && read -r missing; } <<<"$report"$'\n' || true
-        if [[ $prefix -ef $clone/.venv ]]; then return 1; fi
+        if is_own_venv "$clone" "$prefix"; then return 1; fi
         if [[ -z $missing ]]; then
             # shellcheck disable=SC2034 # for those who source this file
             PYTHON=$executable
@@ -83,7 +91,8 @@ use_active_python() { # CLONE EXTRAS
         "  got:  $activated" \
         "  why:  no second environment is made while one is active, and an active one is not changed unasked" \
         "  type: $(install_line python "$clone" "$extras")" \
-        "  or:   leave it (deactivate, conda deactivate) and start again: a .venv is then made here"
+        "  or:   leave it (deactivate, conda deactivate; rm .venv, where that is a link) and start again: a .venv is then" \
+        "        made here"
 }
 
 install_line() { # PYTHON CLONE EXTRAS

@@ -249,6 +249,22 @@ def test_no_environment_is_made_in_a_job_or_beside_an_active_one(clone, bare_pyt
     assert not (clone.path / ".venv").exists()
 
 
+def test_a_link_is_used_as_it_is_and_nothing_is_installed_through_it(clone, bare_python):
+    env, venv = {"PATH": "/usr/bin:/bin"}, clone.path / ".venv"
+    venv.symlink_to(sys.prefix)
+    process = clone.launch("--plan", "code=0", **env)
+    assert (process.wait(60), f"environment: {venv}/bin/python" in process.stderr.read()) == (0, True)
+
+    venv.unlink()
+    venv.symlink_to(bare_python)
+    before = sorted(bare_python.rglob("*"))
+    code, _, stderr = clone.run(clone.path / "launch.sh", "--plan", **env)
+    assert code == 1
+    assert "it lacks torch" in stderr
+    assert "rm .venv, where that is a link" in stderr
+    assert sorted(bare_python.rglob("*")) == before
+
+
 class TestStamp:
     """When .venv is installed anew. Its python is a stub that notes what pip was asked for."""
 

@@ -1,5 +1,7 @@
 """Weights to start from, frozen parameters, groups with a rate of their own, the average of the weights."""
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +33,35 @@ def test_starts_from_the_weights_of_another_run(tmp_path: Path, kind: str) -> No
 
     expected = torch.cat([tensor.flatten() for _, tensor in sorted(weights(tmp_path, "first").items())])
     assert sorted(trace.weights[0].tolist()) == sorted(expected.tolist())
+
+
+def curve(folder: Path, name: str) -> str:
+    plan: dict[str, Any] = json.loads((folder / name / "plan.json").read_text())
+    return str(plan["curve_hash"])
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_other_weights_are_another_curve_wherever_they_lie(run_ranks: Any, tmp_path: Path, world_size: int) -> None:
+    save_file({"layers.0.weight": torch.ones(3, 6), "layers.0.bias": torch.ones(3)}, tmp_path / "one.safetensors")
+    save_file({"layers.0.weight": torch.ones(3, 6), "layers.0.bias": torch.zeros(3)}, tmp_path / "two.safetensors")
+    shutil.copy(tmp_path / "one.safetensors", tmp_path / "copy.safetensors")
+
+    for name in ("one", "two", "copy"):
+        model = ("model.args.hidden=[]", f"model.init_from={tmp_path}/{name}.safetensors")
+        codes = run_ranks(world_size, start, argv(tmp_path, *model, f"name={name}", "duration={steps: 1}"))
+        assert codes == [0] * world_size
+
+    assert curve(tmp_path, "one") == curve(tmp_path, "copy") != curve(tmp_path, "two")
+
+
+def test_other_weights_under_the_name_of_a_run_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert start(argv(tmp_path, "name=first")) == 0
+    given = argv(tmp_path, f"model.init_from={tmp_path}/first", "checkpoint.resume=auto")
+    assert start(given) == 0
+    assert start(argv(tmp_path, "name=first", "seed=1")) == 0
+
+    assert start(given) == 2
+    assert "model.init_from: 'sha256 " in capsys.readouterr().err
 
 
 def test_the_run_itself_is_loaded_without_them(tmp_path: Path) -> None:

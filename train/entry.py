@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from train.blocks import NoBlocks
 from train.checkpoint import NoCheckpoint, SaveFailed
 from train.config import ConfigError, Loaded, load
-from train.data import DataError
+from train.data import DataError, WorkerLost
 from train.exact import NotExact, TaskError
 from train.guard import NotReduced, RanksDisagree
 from train.initial import WeightsError
@@ -29,6 +29,7 @@ from train.report import (
     tell,
 )
 from train.run import build
+from train.saved import NotSaved
 from train.setup import Unsupported
 from train.smoke import smoke
 from train.step import ComputeGradient, NonFiniteGradient
@@ -103,7 +104,8 @@ def train(loaded: Loaded, loop: str, compute_gradient: ComputeGradient) -> Endin
             reason, code = f"stopped by {cause}", STOPPED
         else:
             run.finish()
-    except (NonFiniteGradient, NotReduced, RanksDisagree, SaveFailed) as error:
+    except (NonFiniteGradient, NotReduced, NotSaved, RanksDisagree, SaveFailed, WorkerLost) as error:
+        give_way(error)
         reason, code = str(error), FAILED
     except BaseException as error:
         run.report.close(f"{type(error).__name__}: {error}", FAILED)

@@ -1,5 +1,7 @@
 """What a model starts as: drawn from the seed or loaded from a file, some of its parameters frozen."""
 
+import hashlib
+from collections.abc import Iterable
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
@@ -9,6 +11,9 @@ from torch import nn
 from train.config import Config
 from train.patterns import PatternError, matching
 from train.saved import FINAL, Pretrained, make_model
+
+PRETRAINED = ("config.json", "*.safetensors", "*.bin", "*.index.json")
+"""What a model of transformers is in a folder."""
 
 
 class WeightsError(ValueError):
@@ -23,6 +28,29 @@ def initial_model(config: Config) -> nn.Module:
     if config.model.freeze:
         freeze(module, config.model.freeze)
     return module
+
+
+def digests(config: Config) -> dict[str, str]:
+    """{key: sha256} for each key of the config that names weights on this machine: a path says nothing of the curve.
+
+    All of them are read, at about 1 GB per second. A name of the hub stays the name that it is. Raises WeightsError.
+    """
+    found = {}
+    if config.model.init_from is not None:
+        found["model.init_from"] = _digest([_find(config.model.init_from)])
+    pretrained = config.model.args.get("from_pretrained")
+    if isinstance(pretrained, str) and Path(pretrained).is_dir():
+        files = {path for name in PRETRAINED for path in Path(pretrained).glob(name)}
+        found["model.args.from_pretrained"] = _digest(files)
+    return found
+
+
+def _digest(files: Iterable[Path]) -> str:
+    whole = hashlib.sha256()
+    for path in sorted(files):
+        with path.open("rb") as file:
+            whole.update(hashlib.file_digest(file, "sha256").digest())
+    return f"sha256 {whole.hexdigest()[:16]}"
 
 
 def load_initial(module: nn.Module, path: str) -> None:

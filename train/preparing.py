@@ -18,28 +18,30 @@ from train.tasks import Task
 from train.undisturbed import undisturbed
 
 
-def prepare(loaded: Loaded, loop: str, splits: Splits) -> tuple[Best, Task, Sets, RunPlan, Scaled]:
-    """All that follows from config and data without a device."""
+def prepare(
+    loaded: Loaded, loop: str, splits: Splits, weights: dict[str, str]
+) -> tuple[Best, Task, Sets, RunPlan, Scaled]:
+    """All that follows from config and data without a device; `weights`: digests of what the model starts from."""
     config = loaded.config
     best = Best.of(config.evaluate.best)
     check_login(config.wandb)
     task = make_task(config)
     sets = open_sets(config, task.columns, splits)
-    return best, task, sets, *make_plan(loaded, loop, sets)
+    return best, task, sets, *make_plan(loaded, loop, sets, weights)
 
 
 def show_plan(loaded: Loaded, loop: str) -> None:
     """The plan on the screen, for the ranks that launch.sh or the launcher would start; touches no device."""
     task = make_task(loaded.config)
-    print(*make_plan(loaded, loop, open_sets(loaded.config, task.columns))[0].lines(), sep="\n")
+    print(*make_plan(loaded, loop, open_sets(loaded.config, task.columns), {})[0].lines(), sep="\n")
 
 
-def make_plan(loaded: Loaded, loop: str, sets: Sets) -> tuple[RunPlan, Scaled]:
+def make_plan(loaded: Loaded, loop: str, sets: Sets, weights: dict[str, str]) -> tuple[RunPlan, Scaled]:
     """The plan for the ranks that were asked for, and the optimizer's numbers in it."""
     config = loaded.config
     batch = plan_batch(config, loop, asked_world_size(), sets.train.size)
     numbers = scaled_numbers(config.optimizer, batch.effective)
-    identity = mathematics(config, batch.effective)
+    identity = mathematics(config, batch.effective) | weights
     code = source_hash(config)
     samples = sets.train
     plan = RunPlan(

@@ -15,6 +15,7 @@ from train.data import Sets, TrainingSet, Windows, load_splits
 from train.ema import Ema
 from train.evaluation import Evaluation, floating_buffers
 from train.guard import guarded
+from train.initial import digests
 from train.memory import Memory, over_ranks
 from train.noise import NoiseScale
 from train.optimizer import OptimizerState
@@ -126,16 +127,16 @@ class Run:
 def build(loaded: Loaded, loop: str) -> Run:
     """All parts of a run. Each thing that can fail on one rank alone is done by all together.
 
-    Raises PlanError, DataError, TaskError and NotExact where config, data, task and ranks do not fit together,
-    FolderRefused, AlreadyFinished and NoCheckpoint where a run of that name is there, RuntimeError where other ranks
-    met than were asked for.
+    Raises PlanError, DataError, TaskError and NotExact where things do not fit together, FolderRefused, AlreadyFinished
+    and NoCheckpoint where a run of that name is there, RuntimeError where other ranks met than were asked for.
     """
     config = loaded.config
     stop = Stop(config.duration.hours)
     accelerator, ranks = connect(config)
     stop.listen()  # not before: a signal then ends a rank that waits for one that never comes
     splits = ranks.first_of_node(lambda: load_splits(config))
-    best, task, sets, plan, numbers = ranks.together(lambda: prepare(loaded, loop, splits))
+    weights = ranks.from_main(lambda: digests(config))
+    best, task, sets, plan, numbers = ranks.together(lambda: prepare(loaded, loop, splits, weights))
     check_same_everywhere(plan, ranks)
     learner = make_learner(config, task, accelerator, numbers, ranks)
     exactness = ranks.together(lambda: try_out(learner, sets, config))
@@ -143,7 +144,7 @@ def build(loaded: Loaded, loop: str) -> Run:
     folder = ranks.from_main(lambda: claim(config, plan, lambda path: newest(path, tell), named))
     try:
         stop.watch(folder.path / "stop")
-        report = Reporter(plan, best)
+        report = Reporter(plan, best, stop.ask)
         more: dict[str, HasState] = {}
         more |= {"ema": ema} if ema else {}
         noise = NoiseScale(ranks, config.noise_scale.every_steps, config.batch.micro_tokens is not None)
@@ -156,8 +157,8 @@ def build(loaded: Loaded, loop: str) -> Run:
         watchdog = Watchdog(ranks, config.runtime.timeout_seconds, folder.path, folder.end_early)
         windows = watchdog.windows(windows)
         evaluation: Callable[[], dict[str, float]] | None = _evaluation(sets, learner, ranks, plan, watchdog.beat)
-        if ranks.is_main:
-            open_report(report, loaded, folder, facts(learner, exactness), exactness.lines(config.batch.exact))
+        told = facts(learner, exactness), exactness.lines(config.batch.exact)
+        ranks.from_main(lambda: open_report(report, loaded, folder, *told))
         report.learnt = [memory.summary, noise.verdict]
     except BaseException as error:
         if ranks.is_main:

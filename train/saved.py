@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_model, save_model
 from torch import nn
 
@@ -15,6 +16,10 @@ from train.tokenizers import Saved
 
 class NotFinished(FileNotFoundError):
     """A run folder without trained weights."""
+
+
+class NotSaved(RuntimeError):
+    """Trained weights that could not be written; the checkpoints are as they were."""
 
 
 FINAL = Path("final") / "model.safetensors"
@@ -50,8 +55,19 @@ def make_model(config: Config) -> nn.Module:
 def save_weights(module: nn.Module, folder: Path, name: str = "model", tokenizer: str = "bytes") -> Path:
     """Plain weights under the model's own parameter names, as folder/NAME.safetensors; tied ones once.
 
-    Beside them what a module of transformers writes too, and the tokenizer, where that is one that was saved.
+    Beside them what a module of transformers writes too, and the tokenizer, where that is one that was saved. Raises
+    NotSaved.
     """
+    try:
+        return _save_weights(module, folder, name, tokenizer)
+    except (OSError, SafetensorError) as error:
+        raise NotSaved(
+            f"could not write {folder / name}.safetensors: {error}. Type the same command again once that is mended; "
+            f"it goes on from the newest checkpoint"
+        ) from error
+
+
+def _save_weights(module: nn.Module, folder: Path, name: str, tokenizer: str) -> Path:
     path = folder / f"{name}.safetensors"
     folder.mkdir(exist_ok=True)
     unfinished = folder / f".{name}.unfinished"

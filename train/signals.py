@@ -11,7 +11,7 @@ LOOK_SECONDS = 1.0  # between two looks for the stop file: some file systems tak
 class Stop:
     """SIGTERM, SIGINT and SIGUSR1 ask for a stop; a second SIGINT (Ctrl-C) leaves at once.
 
-    So do `hours` since the start, and a file of the name that `watch` is told.
+    So do `hours` since the start, a file of the name that `watch` is told, and whoever calls `ask`.
     """
 
     def __init__(self, hours: float | None = None) -> None:
@@ -27,6 +27,9 @@ class Stop:
 
     def watch(self, file: Path) -> None:
         self._file = file
+
+    def ask(self, cause: str) -> None:
+        self.cause = self.cause or cause
 
     def requested(self) -> bool:
         """To be asked once per step."""

@@ -16,7 +16,9 @@ import train
 from tests.helpers import argv, distance, record, rows, steps, whole_batch
 from tests.test_resume import segment
 from train.accumulate import compute_gradient
+from train.config import load
 from train.entry import main
+from train.initial import digests
 from train.models._extras import mend_torchvision
 from train.verify import main as verify
 
@@ -139,6 +141,17 @@ def test_a_resumed_run_goes_on_as_if_it_had_not_stopped(run_ranks: Any, tmp_path
 
     assert list(resumed.ids) == [3, 4]
     assert np.array_equal(resumed.weights, whole.weights)
+
+
+def test_another_model_in_the_same_folder_is_another_curve(tmp_path: Path) -> None:
+    model = f"model={{target: hf, args: {{from_pretrained: {tmp_path}/base}}}}"
+    found = []
+    for seed in (0, 0, 1):
+        torch.manual_seed(seed)
+        Plain().inner.bert.save_pretrained(tmp_path / "base")
+        found.append(digests(load(argv(tmp_path, SENTENCES, model)).config)["model.args.from_pretrained"])
+
+    assert found[0] == found[1] != found[2]
 
 
 def test_from_a_folder_that_may_go_away_afterwards(tmp_path: Path) -> None:

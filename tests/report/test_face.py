@@ -123,6 +123,11 @@ def test_at_start_further_sets_and_best(tmp_path: Path) -> None:
     # before the first step, at the steps that complete 1,000 and 2,000 samples, after the last
     assert [row[names.GLOBAL_STEP] for row in evaluations] == [0, 10, 21, 30]
     assert all(row["eval/again/samples"] == 1797 for row in evaluations)
+    said = [line for line in (tmp_path / "run" / "log.txt").read_text().splitlines() if "eval " in line]
+    assert len(said) == 4
+    assert all(
+        re.search(r"accuracy [\d.]+  on 359 samples  again/loss [\d.]+  again/accuracy [\d.]+$", line) for line in said
+    )
     assert evaluations[0][names.EVAL_LOSS] == pytest.approx(2.3, abs=0.1)
 
 
@@ -242,3 +247,12 @@ def test_plan_is_complete(tmp_path: Path) -> None:
     assert derived["device"] == "cpu"
     assert (derived["effective_batch"], derived["world_size"], derived["tail_samples"]) == (100, 1, 38)
     assert len(derived["curve_hash"]) == len(derived["recipe_hash"]) == 16
+
+
+@pytest.mark.parametrize(("steps", "told"), [(3, True), (4, False)])
+def test_a_warm_up_that_outlasts_the_run_is_told(tmp_path: Path, steps: int, told: bool) -> None:
+    warmup = ("schedule.name=cosine", "schedule.warmup_steps=4", "optimizer.lr=0.4")
+    assert start(tmp_path, f"duration.steps={steps}", "optimizer.max_grad_norm=1", *warmup) == 0
+
+    warning = "4 steps of warm-up in a run of 3: the rate never reaches its peak, the last step is taken at 0.3"
+    assert (warning in (tmp_path / "run" / "log.txt").read_text()) is told

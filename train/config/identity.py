@@ -2,13 +2,13 @@
 
 import dataclasses
 import hashlib
-import inspect
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from train.config.schema import Config
+from train.config.sources import own_sources
 from train.config.targets import resolve, resolve_source, resolve_tokenizer
 
 EXECUTION = (
@@ -73,7 +73,7 @@ def recipe_hash(mathematics: Mapping[str, Any], code: str) -> str:
 
 
 def source_hash(config: Config) -> str:
-    """Over the rooms of this package that compute, and the files in which the config's targets are defined."""
+    """Over the rooms of this package that compute, and the user's files that the config's targets are made of."""
     targets = [
         resolve(config.model.target, "train.models"),
         resolve(config.task.target, "train.tasks"),
@@ -84,13 +84,10 @@ def source_hash(config: Config) -> str:
     tokenizer = config.data.tokenizer
     if config.data.block_size is not None:
         targets.append(resolve_tokenizer(tokenizer))
-    package = Path(__file__).parents[1]
+    package = Path(__file__).resolve().parents[1]
     files = {path for room in COMPUTING for path in package.glob(room)}
     files |= {path for name in SAVED_TOKENIZER for path in Path(tokenizer).glob(name)}
-    for target in targets:
-        file = inspect.getsourcefile(target) if inspect.isfunction(target) or inspect.isclass(target) else None
-        if file and "site-packages" not in file:
-            files.add(Path(file).resolve())
+    files = files.union(*map(own_sources, targets))
     # In an order that does not depend on where the files lie: another clone of the same code is the same.
     return _digest(sorted(hashlib.sha256(path.read_bytes()).hexdigest() for path in files))
 

@@ -1,6 +1,7 @@
 """From HF datasets to windows."""
 
 from train.data.by_length import ByLength, Padding, in_memory
+from train.data.loader import WorkerLost
 from train.data.packing import make_tokenizer
 from train.data.parts import DataError, EvaluationSet, TrainingSet
 from train.data.rows import Rows
@@ -17,6 +18,7 @@ __all__ = [
     "Splits",
     "TrainingSet",
     "Windows",
+    "WorkerLost",
     "in_memory",
     "load_splits",
     "make_tokenizer",

@@ -4,6 +4,7 @@ import multiprocessing
 import multiprocessing.process
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,6 +28,11 @@ Request = tuple[int, Ids]
 """(epoch, samples)"""
 
 AHEAD = 2  # requests that wait in each worker
+LOOK_SECONDS = 1.0  # between two looks whether all workers are there, while one is waited for
+
+
+class WorkerLost(RuntimeError):
+    """A process that loads samples was killed, or gave nothing for too long."""
 
 
 @dataclass(frozen=True)
@@ -105,51 +111,71 @@ class Loader:
             collate_fn=cast(Any, _as_it_is),
             num_workers=self.workers,
             prefetch_factor=AHEAD if self.workers else None,
-            timeout=self.timeout_seconds if self.workers else 0,
+            timeout=LOOK_SECONDS if self.workers else 0,
             worker_init_fn=_begin_worker,
             generator=own,
         )
         others = set(multiprocessing.active_children())
-        read = iter(loader)
-        workers = set(multiprocessing.active_children()) - others
-        try:
-            yield _checked(read)
-        finally:
-            _end(read, workers)
+        with _begun(loader) as read:
+            workers = set(multiprocessing.active_children()) - others
+            try:
+                yield self._checked(read)
+            finally:
+                _end(read, workers)
+
+    def _checked(self, read: Iterator[Batch | DataError]) -> Iterator[Batch]:
+        while True:
+            try:
+                batch = self._next(read)
+            except StopIteration:
+                return
+            if isinstance(batch, DataError):
+                raise batch
+            yield batch
+
+    def _next(self, read: Iterator[Batch | DataError]) -> Batch | DataError:
+        """Raises WorkerLost."""
+        end = time.monotonic() + self.timeout_seconds
+        while True:
+            try:
+                return next(read)
+            except RuntimeError as error:
+                said = str(error)
+                if not said.startswith("DataLoader"):
+                    raise
+                late = said.startswith("DataLoader timed out")  # no worker is gone: it may be asked again
+                if late and time.monotonic() < end:
+                    continue
+                why = f"no worker gave anything for {self.timeout_seconds:g} s" if late else said
+                raise WorkerLost(
+                    f"loading samples: {why}. data.workers=0 loads in the rank itself and shows where; a machine out "
+                    f"of memory kills workers too: try fewer. They may take half of runtime.timeout_seconds"
+                ) from error
 
 
-def _end(read: object, workers: Iterable[multiprocessing.process.BaseProcess]) -> None:
-    """At once, so that an error reaches the other ranks before they give up: DataLoader itself waits for a worker that
-    is stuck, and for ever where it was stopped. Its handler would take the kill for a failure."""
+@contextmanager
+def _begun(loader: Iterable[Batch | DataError]) -> Iterator[Iterator[Batch | DataError]]:
+    """Without torch's handler, which raises the loss of a worker wherever the rank happens to be: in the midst of a
+    message to the others, say, who then never hear of it. `next` finds it too."""
     is_main_thread = threading.current_thread() is threading.main_thread()
-    handler = signal.signal(signal.SIGCHLD, signal.SIG_DFL) if is_main_thread else None
+    handler = signal.getsignal(signal.SIGCHLD)
+    read = iter(loader)
+    if is_main_thread:
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     try:
-        for worker in workers:
-            worker.kill()
-            worker.join()
-        getattr(read, "_shutdown_workers", lambda: None)()  # signs them off; deleting `read` would, but errors keep it
+        yield read
     finally:
         if is_main_thread:
             signal.signal(signal.SIGCHLD, handler)
 
 
-def _checked(read: Iterator[Batch | DataError]) -> Iterator[Batch]:
-    while True:
-        try:
-            batch = next(read)
-        except StopIteration:
-            return
-        except RuntimeError as error:
-            said = str(error)
-            if said.startswith("DataLoader"):  # a worker was killed, or gave nothing for too long
-                raise RuntimeError(
-                    f"loading samples: {said}. data.workers=0 loads in the rank itself and shows where; a machine out "
-                    f"of memory kills workers too: try fewer. They may take half of runtime.timeout_seconds"
-                ) from error
-            raise
-        if isinstance(batch, DataError):
-            raise batch
-        yield batch
+def _end(read: object, workers: Iterable[multiprocessing.process.BaseProcess]) -> None:
+    """At once, so that an error reaches the other ranks before they give up: DataLoader itself waits for a worker that
+    is stuck, and for ever where it was stopped."""
+    for worker in workers:
+        worker.kill()
+        worker.join()
+    getattr(read, "_shutdown_workers", lambda: None)()  # signs them off; deleting `read` would, but errors keep it
 
 
 def _as_it_is(batch: Batch) -> Batch:

@@ -5,6 +5,7 @@ import json
 import os
 import socket
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
@@ -46,7 +47,8 @@ class RunFolder:
 
     def end_early(self, reason: str, step: int = 0) -> None:
         """The run failed where there was nobody to tell it."""
-        self.write_json("ended.json", ending(redacted(reason), FAILED, step))
+        with suppress(OSError):  # a full disk must not hide why
+            self.write_json("ended.json", ending(redacted(reason), FAILED, step))
         self.release()
 
     def write_text(self, name: str, text: str) -> None:
@@ -66,9 +68,17 @@ def claim(config: Config, plan: RunPlan, newest: Find, named: Find) -> RunFolder
     names. A folder that is there already goes on where it holds the same mathematics and a checkpoint; it is moved to
     NAME.1 under checkpoint.resume=never, and where the launcher or the scheduler starts a job again that had none yet.
     Else AlreadyFinished is raised where it holds the same run, finished, and FolderRefused where it holds anything
-    else, and always while another process trains into it.
+    else, and always while another process trains into it, or nothing can be written there.
     """
-    path, resume = Path(config.output_dir) / plan.name, config.checkpoint.resume
+    path = Path(config.output_dir) / plan.name
+    try:
+        return _claim(path, config, plan, newest, named)
+    except OSError as error:
+        raise cannot_write(path, error) from error
+
+
+def _claim(path: Path, config: Config, plan: RunPlan, newest: Find, named: Find) -> RunFolder:
+    resume = config.checkpoint.resume
     chosen = named(Path(resume)) if resume not in ("auto", "never") else None
     if not path.exists():
         return _make(path, chosen)
@@ -99,12 +109,16 @@ def claim(config: Config, plan: RunPlan, newest: Find, named: Find) -> RunFolder
 
 
 def _make(path: Path, resumed_from: Path | None, moved_to: Path | None = None) -> RunFolder:
-    try:
-        path.mkdir(parents=True)
-        _LOCKS[path] = _lock(path)
-    except OSError as error:
-        raise FolderRefused(f"cannot make {path}: {error.strerror}. Type: output_dir=ANOTHER") from error
+    path.mkdir(parents=True)
+    _LOCKS[path] = _lock(path)
     return RunFolder(path, moved_to, resumed_from)
+
+
+def cannot_write(path: Path, error: OSError) -> FolderRefused:
+    why = error.strerror or error
+    return FolderRefused(
+        f"cannot write into {path}: {why}. Type: output_dir=ANOTHER, or the same again once that is mended"
+    )
 
 
 def _make_instead(path: Path, lock: TextIO, resumed_from: Path | None) -> RunFolder:
@@ -157,8 +171,8 @@ def _check_same(path: Path, plan: RunPlan, restart: bool) -> None:
     """Raises FolderRefused where the folder holds anything but this run, AlreadyFinished where that has finished."""
     ended, earlier = _read(path / "ended.json"), _read(path / "plan.json")
     if "identity" not in earlier:
-        if restart or {file.name for file in path.iterdir()} <= {".lock", ".environment.json.unfinished"}:
-            return  # killed before it could write anything down
+        if restart or _has_not_begun(path):
+            return
         raise FolderRefused(f"{path} exists and is not a run folder. Type: name=ANOTHER, or output_dir=ANOTHER")
     differing = differences(earlier["identity"], plan.identity)
     finished = ended.get("reason") == "finished"
@@ -174,6 +188,14 @@ def _check_same(path: Path, plan: RunPlan, restart: bool) -> None:
         raise AlreadyFinished(
             f"{path} holds this very run, finished at step {ended['step']}. To train again:\n{_ways_out(path)}"
         )
+
+
+def _has_not_begun(path: Path) -> bool:
+    """A start that was killed, or found no room, before it had written all down: plan.json comes last."""
+    names = {file.name for file in path.iterdir()}
+    return "plan.json" not in names and (
+        "environment.json" in names or names <= {".lock", ".environment.json.unfinished"}
+    )
 
 
 def _without_checkpoint(path: Path) -> str:

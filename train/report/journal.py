@@ -14,17 +14,30 @@ class Journal:
     def __init__(self, path: Path, last_step: int) -> None:
         """Goes on after `last_step`: rows of later steps, which will be trained once more, are taken out."""
         _cut(path, last_step)
-        self._file = path.open("a", encoding="utf-8")
+        self._path = path
+        self._file = path.open("ab", buffering=0)
+        self._unwritten = b""  # rows for which there was no room
 
     def log(self, row: Mapping[str, float]) -> None:
-        """Append a row. JSON knows no NaN: a value that is not finite is written as null."""
+        """Append a row. JSON knows no NaN: a value that is not finite is written as null.
+
+        Raises OSError where it cannot be written now; it is kept, and tried again before the next one.
+        """
         known = {key: value if math.isfinite(value) else None for key, value in row.items()}
-        self._file.write(json.dumps(known) + "\n")
-        self._file.flush()
+        self._unwritten += (json.dumps(known) + "\n").encode()
+        self._write()
 
     def sync(self) -> None:
-        """Wait until all rows are on disk."""
+        """Wait until all rows are on disk. Raises OSError where that cannot be."""
+        self._write()
         os.fsync(self._file.fileno())
+
+    def _write(self) -> None:
+        try:
+            while self._unwritten:
+                self._unwritten = self._unwritten[self._file.write(self._unwritten) :]
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(self._path)) from None
 
     def finish(self, exit_code: int) -> None:
         self._file.close()

@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 
 from train.config import Loaded
 from train.report.environment import environment, git_patch
-from train.report.folder import RunFolder, job_id
+from train.report.folder import RunFolder, cannot_write, job_id
 from train.report.journal import Journal
 from train.report.progress import duration
 from train.report.redact import redact, secret_values, secrets_in
@@ -33,8 +33,15 @@ def open_report(
 
     `facts` and `lines`: told by the learner. A report that goes on from a checkpoint continues rows and W&B run.
 
-    Nothing that looks like a secret is written, said or sent.
+    Nothing that looks like a secret is written, said or sent. Raises FolderRefused where nothing can be written.
     """
+    try:
+        _open(report, loaded, folder, facts, lines)
+    except OSError as error:
+        raise cannot_write(folder.path, error) from error
+
+
+def _open(report: Reporter, loaded: Loaded, folder: RunFolder, facts: Mapping[str, Any], lines: Sequence[str]) -> None:
     plan = report.plan
     config = OmegaConf.to_container(OmegaConf.create(loaded.yaml()), resolve=False)
     secrets = secret_values(os.environ) | secrets_in(config)
@@ -42,7 +49,6 @@ def open_report(
     surroundings = environment(sys.argv, loaded.path)
     derived = {**plan.derived(), **facts, "versions": surroundings["packages"]}
     folder.write_json("environment.json", surroundings | {"job": job_id()})  # first: a restart is known by it
-    folder.write_json("plan.json", redact(plan.as_dict(), secrets) | {"derived": derived})
     folder.write_text("config.yaml", OmegaConf.to_yaml(OmegaConf.create(config)))
     patch = git_patch()
     if patch:
@@ -69,6 +75,7 @@ def open_report(
     report.run_id = tracker.run_id
     screen.say(f"W&B       {tracker.how_to_see}")
     report.journal = Journal(folder.path / "metrics.jsonl", report.progress.step)
+    folder.write_json("plan.json", redact(plan.as_dict(), secrets) | {"derived": derived})  # last: now it has begun
     report.sinks = [report.journal, screen, tracker]
     report.folder, report.screen, report.secrets = folder, screen, secrets
     executable = Path(sys.executable)  # not resolved: a virtual environment's python is a link

@@ -69,6 +69,16 @@ class RunPlan:
             f"duration  {self.total_steps:,} steps = {self._samples()}",
             *(f"scaling   {line}" for line in self.rate_arithmetic),
             f"rate      peak {rate.peak:.4g}, {fall}{warm}",
+            *self._warmup(),
+        ]
+
+    def _warmup(self) -> list[str]:
+        rate, steps = self.rate, self.total_steps
+        if rate.warmup_steps <= steps:
+            return []
+        return [
+            f"warning   {rate.warmup_steps:,} steps of warm-up in a run of {steps:,}: the rate never reaches its peak, "
+            f"the last step is taken at {rate.at(steps):.4g} (schedule.warmup_*)"
         ]
 
     def _batch(self) -> str:

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any, Protocol
 
 from train import names
@@ -28,6 +29,7 @@ class Sink(Protocol):
 class Reporter:
     plan: RunPlan
     best: Best
+    stop: Callable[[str], None]  # asks all ranks for a stop, and says why
     sinks: Sequence[Sink] = ()  # none but on rank 0
     journal: Journal | None = None  # on rank 0, one of them
     folder: RunFolder | None = None  # on rank 0
@@ -108,7 +110,7 @@ class Reporter:
     def show(self, table: Table) -> None:
         """What the model wrote."""
         if self.tables:
-            self.tables.show(self._place(), table)
+            self._tell(partial(self.tables.show, self._place(), table))
 
     def eval_row(self, metrics: Mapping[str, float]) -> None:
         # of training alone: the clock stands still meanwhile
@@ -174,4 +176,11 @@ class Reporter:
 
     def _write(self, row: Mapping[str, float]) -> None:
         for sink in self.sinks:
-            sink.log(row)
+            self._tell(partial(sink.log, row))
+
+    def _tell(self, say: Callable[[], None]) -> None:
+        """A full disk ends the run as any other stop does: saved, or not, by all ranks together."""
+        try:
+            say()
+        except OSError as error:
+            self.stop(f"what could not be written: {error}")

@@ -101,10 +101,15 @@ def _step_parts(row: Mapping[str, float]) -> list[str]:
 
 
 def _evaluation(row: Mapping[str, float]) -> str:
-    metrics = {k.removeprefix(names.EVAL): v for k, v in row.items() if k.startswith(names.EVAL)}
-    sizes = [metrics.pop(name) for name in list(metrics) if name.rpartition("/")[2] == "samples"]
-    values = "  ".join(f"{name} {value:.4f}" for name, value in metrics.items())
-    return f"eval  {values}  on {sum(sizes):,.0f} samples"
+    """The size of the main set stands behind its metrics; those of the further sets are in metrics.jsonl."""
+    parts = ["eval"]
+    for key, value in row.items():
+        name = key.removeprefix(names.EVAL)
+        if name == "samples":
+            parts.append(f"on {value:,.0f} samples")
+        elif key.startswith(names.EVAL) and not name.endswith("/samples"):
+            parts.append(f"{name} {value:.4f}")
+    return "  ".join(parts)
 
 
 def _shares(row: Mapping[str, float]) -> str:

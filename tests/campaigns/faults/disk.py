@@ -1,11 +1,7 @@
-"""Rows about what lies on the disk: full, failing, damaged, left over, malicious."""
+"""Rows about what lies on the disk: failing, damaged, left over."""
 
-import resource
 import signal
-import subprocess
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -15,61 +11,6 @@ from train.checkpoint.commit import candidates, complete
 from train.checkpoint.manifest import MANIFEST, name_of, verify
 
 STEP_5, STEP_10 = name_of(5), name_of(10)
-
-
-@contextmanager
-def small_disk(here: Path) -> Iterator[tuple[Path, str]]:
-    """20 MB, and how they were had: a tmpfs where mounting is permitted, else a limit on the size of a file."""
-    disk = folder(here, "disk")
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=20m", "tmpfs", disk], capture_output=True, check=False
-    )
-    try:
-        yield disk, "tmpfs of 20 MB" if mounted.returncode == 0 else "RLIMIT_FSIZE (no right to mount)"
-    finally:
-        if mounted.returncode == 0:
-            subprocess.run(["umount", "--lazy", disk], check=True)
-
-
-def fill_disk(disk: Path, mounted: bool) -> None:
-    """To the last byte: not even the end of the run can be written down."""
-    ranks.fired("full")
-    if not mounted:
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
-        return
-    with (disk / "filler").open("wb", buffering=0) as file:
-        try:
-            while file.write(bytes(4096)):
-                pass
-        except OSError:
-            return
-
-
-def disk_full(here: Path, full: bool) -> str:
-    told = []
-    for case in ("too small for two", "to the last byte"):
-        own = folder(here, case.replace(" ", "-"))
-        with small_disk(own) as (disk, how):
-            mounted = how.startswith("tmpfs")
-            words = ["model.args.hidden=[1000, 1000]", f"output_dir={disk}"]
-            patches = []
-            if case == "to the last byte" or not mounted:
-                fill = partial(fill_disk, disk, mounted)
-                patches = [partial(ranks.at_step, 9, fill, 0)]
-                words.append("log.every_steps=1000")  # or a row would be the first to find the disk full
-            start = time.monotonic()
-            codes, job = train(own, 2, command(own, *words), *patches)
-            seconds = time.monotonic() - start
-            assert codes == [1, 1], f"{codes}\n{job.told()}"
-            assert "could not save" in job.told(0), job.told()
-            assert "Complete checkpoints there: step-00000005" in job.told(0), job.told()
-            checkpoints = disk / "run" / "checkpoints"
-            verify(checkpoints / STEP_5)
-            left = sorted(path.name for path in checkpoints.iterdir())
-            assert left == [STEP_5], left
-            told.append(f"{case} ({how}): {seconds:.0f} s")
-    return f"{'; '.join(told)}; good checkpoints lost: 0, hangs: 0"
 
 
 def one_rank_cannot_save(here: Path, full: bool) -> str:
@@ -184,13 +125,6 @@ def slow_save(here: Path, full: bool) -> str:
 
 
 ROWS = (
-    Row(
-        "5",
-        "disk full in a save",
-        "a tmpfs of 20 MB, too small for two checkpoints, and one filled to the last byte",
-        "clear error, old checkpoints intact, temporary folder gone",
-        disk_full,
-    ),
     Row(
         "6",
         "fsync or rename fails on one rank",

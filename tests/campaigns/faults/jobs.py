@@ -81,6 +81,7 @@ class Job:
 def _enter(log: Path, environment: Mapping[str, str], function: Callable[..., int], args: tuple[Any, ...]) -> None:
     for number in (1, 2):
         os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644), number)
+    multiprocessing.set_start_method("fork", force=True)  # of data workers: as in a rank that nobody has forked
     for name in CLEARED:
         os.environ.pop(name, None)
     os.environ.update({"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", **environment})

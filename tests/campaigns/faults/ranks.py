@@ -13,15 +13,20 @@ from typing import Any
 
 import torch
 from datasets import Dataset
+from datasets.arrow_writer import ArrowWriter
+from datasets.builder import DatasetBuilder
 from torch import Tensor, nn
 
 import train.accumulate
 import train.checkpoint.checkpoints
 import train.report.opening
 import train.run
+import train.setup
 import train.standard
-from tests.helpers import tiny
+from tests.helpers import rank_group, tiny
 from train import entry
+from train.config import Config, load
+from train.data import load_splits
 from train.step import Learner
 from train.window import MicroBatch, Window
 
@@ -63,6 +68,28 @@ def train_rank(argv: Sequence[str], loop: str = "accumulate", patches: Sequence[
         return ours(learner, window)
 
     return entry.main(argv, loop, compute_gradient)
+
+
+def load_rank(argv: Sequence[str], patches: Sequence[Patch] = ()) -> int:
+    """Loads the data as a training does, and notes when, and who prepared the cache."""
+    ours = DatasetBuilder._download_and_prepare
+
+    def download_and_prepare(*args: Any, **options: Any) -> None:
+        note("prepared.jsonl", {"rank": rank()})
+        ours(*args, **options)
+
+    DatasetBuilder._download_and_prepare = download_and_prepare
+    for patch in patches:
+        patch()
+    config, group = load(argv).config, rank_group()
+
+    def work() -> None:
+        begun = time.time()
+        length = len(load_splits(config).train)
+        note("loaded.jsonl", {"rank": rank(), "length": length, "begun": begun, "ended": time.time()})
+
+    group.first_of_node(work)
+    return 0
 
 
 # Actions
@@ -136,6 +163,30 @@ def in_micro_step(k: int, i: int, action: Action, only: int | None = None) -> No
     train.accumulate.forward_backward = forward_backward
 
 
+def while_building(action: Action, only: int) -> None:
+    """`action` where the model is made."""
+    ours = train.setup.initial_model
+
+    def initial_model(config: Config) -> nn.Module:
+        if rank() == only and attempt() == 0:
+            action()
+        return ours(config)
+
+    train.setup.initial_model = initial_model
+
+
+def in_save(action: Action, only: int) -> None:
+    """`action` where this rank writes its part of the first checkpoint."""
+    ours = train.checkpoint.checkpoints.write_generators
+
+    def write_generators(path: Path) -> None:
+        if rank() == only and attempt() == 0:
+            action()
+        ours(path)
+
+    train.checkpoint.checkpoints.write_generators = write_generators
+
+
 def poison(k: int, only: int) -> None:
     """A gradient of NaN in step k, one micro-batch of one rank."""
     ours = train.accumulate.forward_backward
@@ -204,6 +255,28 @@ def slow_write(step: int, seconds: float) -> None:
 
 def short_grace(seconds: float) -> None:
     train.report.opening.GRACE_SECONDS = seconds
+
+
+def kill_builder() -> None:
+    """SIGKILL where rank 0 has written the first samples into a cache."""
+    ours = ArrowWriter.write_table
+
+    def write_table(*args: Any, **options: Any) -> None:
+        ours(*args, **options)
+        if rank() == 0:
+            kill()
+
+    ArrowWriter.write_table = write_table
+
+
+def note_inputs() -> None:
+    """The first number of the inputs of each sample."""
+
+    def look(learner: Learner, window: Window) -> None:
+        columns = [m.batch["inputs"][:, 0] for m in window.micro_batches if m.samples]
+        note(f"inputs-{rank()}.jsonl", [int(n) for column in columns for n in column.tolist()])
+
+    _before.append(look)
 
 
 def note_weights() -> None:

@@ -1,5 +1,6 @@
 """A row of the campaign, and what several rows use."""
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -20,7 +21,7 @@ class Row:
     injection: str
     expected: str
     run: Figure
-    slow: bool = False  # its quick form too: it starts launch.sh
+    slow: bool = False  # its quick form too: it starts launch.sh, or waits for a deadline
 
 
 def command(here: Path, *overrides: str) -> list[str]:
@@ -63,6 +64,10 @@ def check_same(here: Path, undisturbed: Path, world_size: int) -> None:
 def check_fired(here: Path, what: str, times: int = 1) -> None:
     seen = [told for told in compare.notes(here, "fired.jsonl") if told["what"] == what]
     assert len(seen) >= times, f"the fault {what!r} fired {len(seen)} times, not {times}"
+
+
+def seconds_since_fault(here: Path) -> float:
+    return time.time() - float(compare.notes(here, "fired.jsonl")[0]["time"])
 
 
 at_step: Any = partial(partial, ranks.at_step)

@@ -8,7 +8,18 @@ from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 
-from tests.campaigns.faults import disk, launching, malicious, resume, saving, starting, stopping, training
+from tests.campaigns.faults import (
+    disk,
+    full,
+    launching,
+    malicious,
+    resume,
+    saving,
+    starting,
+    stopping,
+    training,
+    waiting,
+)
 from tests.campaigns.faults.row import Row
 
 ROOT = Path(__file__).parents[3]
@@ -16,8 +27,11 @@ RESULTS = ROOT / "docs" / "results.md"
 BEGIN, END = "<!-- faults: begin -->", "<!-- faults: end -->"
 HEAD = "| # | fault | injection | expected | figure | verdict | commit, date | seconds |\n" + "|---" * 8 + "|"
 
-_PARTS = (saving, disk, training, starting, stopping, resume, launching, malicious)
-_ORDERED = sorted((row for part in _PARTS for row in part.ROWS), key=lambda row: (len(row.number), row.number))
+_PARTS = (saving, disk, full, training, starting, stopping, waiting, resume, launching, malicious)
+_ORDERED = sorted(
+    (row for part in _PARTS for row in part.ROWS),
+    key=lambda row: (row.number.isalpha(), int(row.number.strip("bits") or 0), row.number),
+)
 ROWS: dict[str, Row] = {row.number: row for row in _ORDERED}
 
 

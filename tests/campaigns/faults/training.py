@@ -10,7 +10,16 @@ from pathlib import Path
 import pyarrow.parquet
 
 from tests.campaigns.faults import compare, jobs, ranks
-from tests.campaigns.faults.row import Row, check_fired, check_same, command, folder, reference, train
+from tests.campaigns.faults.row import (
+    Row,
+    check_fired,
+    check_same,
+    command,
+    folder,
+    reference,
+    seconds_since_fault,
+    train,
+)
 from tests.helpers import tiny
 from train.checkpoint.commit import complete
 from train.checkpoint.manifest import name_of, verify
@@ -18,29 +27,35 @@ from train.checkpoint.manifest import name_of, verify
 NEVER = 10**9
 
 
-def _seconds_since_fault(here: Path) -> float:
-    return time.time() - compare.notes(here, "fired.jsonl")[0]["time"]
-
-
 def rank_ends(here: Path, full: bool) -> str:
-    told, named = [], 0
+    told = []
     faults = {"exits": ranks.leave, "raises": ranks.fail, "is killed": ranks.kill}
     for name, action in faults.items():
         own = folder(here, name.replace(" ", "-"))
         codes, _job = train(own, 2, command(own), partial(ranks.at_step, 7, action, 1))
-        seconds = _seconds_since_fault(own)
+        seconds = seconds_since_fault(own)
         assert all(codes), f"{name}: {codes}"
         assert seconds < 30, f"{name}: the other rank left after {seconds:.0f} s"
         assert [path.name for path in complete(own / "run" / "checkpoints")] == [name_of(5)]
         told.append(f"{name} {seconds:.1f} s")
-        apart = folder(own, "agent")
-        agent = jobs.start_elastic(
-            apart, 2, 0, ranks.train_rank, command(apart), "accumulate", (partial(ranks.at_step, 7, action, 1),)
-        )
+    alone = [(name, place) for name in ("exits", "is killed") for place in ("building", "training", "saving")]
+    rounds = [(name, place, size) for name, place in [("raises", "training"), *alone] for size in (2, 3)]
+    rounds = rounds * 2 if full else rounds[::4]
+    for number, (name, place, size) in enumerate(rounds):
+        own = folder(here, f"agent-{number}")
+        where = {"training": partial(ranks.at_step, 7), "saving": ranks.in_save, "building": ranks.while_building}[
+            place
+        ]
+        patches = (partial(where, faults[name], size - 1),)
+        agent = jobs.start_elastic(own, size, 0, ranks.train_rank, command(own), "accumulate", patches)
         assert agent.wait() == [1], agent.told()
-        named += re.search(r"rank +: 1 \(local_rank: 1\)", agent.told()) is not None
-    assert named == len(faults), f"torchrun's agent named the true first rank in {named} of {len(faults)}"
-    return f"the other left after: {', '.join(told)}; torchrun's agent named the true first rank in {named} of 3"
+        check_fired(own, {"exits": "leave", "raises": "fail", "is killed": "kill"}[name])
+        last = f"rank +: {size - 1} \\(local_rank: {size - 1}\\)"
+        assert re.search(last, agent.told()), f"{name} while {place}: torchrun named another rank\n{agent.told()}"
+    return (
+        f"the other left after: {', '.join(told)}; torchrun's agent named the true first rank in {len(rounds)} of "
+        f"{len(rounds)} (the last of 2 or 3, while building, training or saving)"
+    )
 
 
 def out_of_memory(here: Path, full: bool) -> str:
@@ -51,7 +66,7 @@ def out_of_memory(here: Path, full: bool) -> str:
         codes, job = train(own, 2, words, partial(ranks.at_step, 7, ranks.out_of_memory, only))
         assert codes == [1, 1], f"{where}: {codes}\n{job.told()}"
         assert "out of memory" in job.told(1).lower()
-        told.append(f"{where} {_seconds_since_fault(own):.1f} s")
+        told.append(f"{where} {seconds_since_fault(own):.1f} s")
     return f"all ranks left: {', '.join(told)}; hangs: 0"
 
 
@@ -152,7 +167,7 @@ ROWS = (
     Row(
         "16",
         "a rank exits, raises, is killed",
-        "all three, on rank 1 of 2 in step 7",
+        "all three, on the last of 2 or 3 ranks in step 7; exits and is killed also while building and saving",
         "the others leave; non-zero exit; the true first rank is named",
         rank_ends,
     ),
