@@ -178,7 +178,7 @@ def labelled(tmp_path: Path) -> Path:
 def overrides(tmp_path: Path, transform: str) -> list[str]:
     columns = ("data.columns={inputs: [a, b]}", "model.args={inputs: 2, hidden: [4], outputs: 3}")
     own = (f"data.source={labelled(tmp_path)}", f"data.transform={HERE}.{transform}", "data.workers=1")
-    return argv(tmp_path, *own, *columns, "runtime.timeout_seconds=20", "duration.epochs=3")
+    return argv(tmp_path, *own, *columns, "duration.epochs=3")
 
 
 def test_an_error_of_the_data_is_told_by_all_ranks_without_a_workers_traceback(run_ranks: Any, tmp_path: Path) -> None:
