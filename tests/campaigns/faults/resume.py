@@ -12,7 +12,6 @@ from safetensors.torch import load_file
 from tests.campaigns.faults import compare, ranks
 from tests.campaigns.faults.row import Row, check_same, command, folder, reference, train
 
-
 DATA = {
     "map": (),
     "workers": ("data.transform=tests.campaigns.faults.data.noisy", "data.workers=2"),
@@ -105,7 +104,7 @@ ROWS = (
     Row(
         "22",
         "resume grid",
-        "ranks 1, 2 x accumulation 1, 4 x middle and end of an epoch x dropout x map, 2 workers, stream; both loops; SIGKILL",
+        "ranks 1, 2 x accumulation 1, 4 x middle, end of epoch x dropout x map, 2 workers, stream; both loops; SIGKILL",
         "bit-identical weights, optimizer, generators, rows; other ranks: 1e-10",
         grid,
     ),
