@@ -18,7 +18,8 @@ FILES = {
     "own/sums.py": "from train.models.mlp import MLP\nfrom library import f\n\n\ndef add():\n    import own.net\n",
     "own/beside.py": "",
     "own/other.py": "",
-    "loose/late.py": "if False:\n    import no_such_module\n",
+    "loose/late.py": "if False:\n    import no_such_module, broken\n",
+    "broken.py": "def f(:\n",
     "plain.py": "from helpers import factor\n\n\ndef net():\n    return factor\n",
     "helpers.py": "factor = 2\n",
     "site-packages/library.py": "def f():\n    pass\n",
@@ -48,7 +49,8 @@ def enter(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def forget() -> None:
-    for name in [name for name in sys.modules if name.split(".")[0] in ("own", "loose", "plain", "helpers", "library")]:
+    ours = {name.partition("/")[0].removesuffix(".py") for name in FILES} | {"library"}
+    for name in [name for name in sys.modules if name.split(".")[0] in ours]:
         del sys.modules[name]
 
 
@@ -59,7 +61,7 @@ def names(target: str, folder: Path) -> set[str]:
 def test_imports_are_followed_but_not_into_libraries(folder: Path) -> None:
     package = {f"own/{name}.py" for name in ("__init__", "net", "sums", "beside")}
 
-    assert names("own.net.net", folder) == package | {"loose/late.py"}
+    assert names("own.net.net", folder) == package | {"loose/late.py", "broken.py"}
     assert names("plain.net", folder) == {"plain.py", "helpers.py"}
     assert own_sources(resolve("library.f", "")) == own_sources(resolve("json.loads", "")) == set()
 

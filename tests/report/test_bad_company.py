@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,8 @@ from train.accumulate import compute_gradient
 from train.data import DataError
 from train.entry import main
 from train.ranks import launched_rank
+from train.report import FolderRefused
+from train.report.folder import _lock
 
 ROOT = Path(__file__).parents[2]
 
@@ -49,6 +52,25 @@ def test_two_runs_of_one_name_at_a_time(tmp_path: Path, capsys: pytest.CaptureFi
     assert not (tmp_path / "run.1").exists()
     # a lock that its owner has left behind, killed or not, is none
     assert start(argv(tmp_path, "name=run", "seed=1", "checkpoint.resume=never")) == 0
+
+
+def test_a_lock_ends_with_its_owner_whatever_that_has_forked(tmp_path: Path) -> None:
+    holding = (
+        "import os, sys, time; from pathlib import Path; from train.report import folder;"
+        "path = Path(sys.argv[1]); folder._LOCKS[path] = folder._lock(path); worker = os.fork();"
+        "worker and print(worker, flush=True); time.sleep(60)"
+    )
+    command = [sys.executable, "-c", holding, str(tmp_path)]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as owner:
+        assert owner.stdout
+        worker = int(owner.stdout.readline())
+        with pytest.raises(FolderRefused, match=f"process {owner.pid}"):
+            _lock(tmp_path)
+        owner.kill()
+    try:
+        _lock(tmp_path).close()
+    finally:
+        os.kill(worker, signal.SIGKILL)
 
 
 def missing_on_one_rank() -> Dataset:

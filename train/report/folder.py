@@ -14,7 +14,7 @@ from train.config import Config, differences
 from train.report.ending import FAILED, ending
 from train.report.plan import RunPlan
 from train.report.redact import redacted
-from train.report.restarts import RESTARTS, pause
+from train.report.restarts import RESTARTS, job_id, pause
 
 
 class FolderRefused(RuntimeError):
@@ -25,6 +25,16 @@ Find = Callable[[Path], Path | None]
 
 _LOCKS: dict[Path, TextIO] = {}
 """Of the folders that this process trains into; the system lets go of them when it ends, however it ends."""
+
+
+def _leave_locks_to_parent() -> None:
+    """A data worker is forked from its rank and may outlive it: for a moment, or for ever where it is stuck."""
+    for lock in _LOCKS.values():
+        lock.close()
+    _LOCKS.clear()
+
+
+os.register_at_fork(after_in_child=_leave_locks_to_parent)
 
 
 class AlreadyFinished(RuntimeError):
@@ -145,13 +155,6 @@ def _lock(path: Path) -> TextIO:
     file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
     file.flush()
     return file
-
-
-def job_id() -> dict[str, str]:
-    """What stays the same when the scheduler or the elastic launcher starts a job again; empty where nobody would."""
-    names = ("SLURM_JOB_ID", "TORCHELASTIC_RUN_ID")
-    found = {name: os.environ[name] for name in names if os.environ.get(name, "none") != "none"}
-    return found | ({"ISOBATCH_ATTEMPT": os.environ["ISOBATCH_ATTEMPT"]} if "ISOBATCH_ATTEMPT" in os.environ else {})
 
 
 def _is_restart(path: Path) -> bool:

@@ -12,11 +12,12 @@ from omegaconf import OmegaConf
 
 from train.config import Loaded
 from train.report.environment import environment, git_patch
-from train.report.folder import RunFolder, cannot_write, job_id
+from train.report.folder import RunFolder, cannot_write
 from train.report.journal import Journal
 from train.report.progress import duration
 from train.report.redact import redact, secret_values, secrets_in
 from train.report.reporter import Reporter
+from train.report.restarts import job_id
 from train.report.screen import Screen
 from train.report.tables import Tables
 from train.report.tracker import Tracker

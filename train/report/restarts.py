@@ -1,6 +1,7 @@
 """A job that falls over at once, again and again, must not do so as fast as it can."""
 
 import json
+import os
 import sys
 import time
 from pathlib import Path
@@ -27,3 +28,10 @@ def pause(folder: Path, checkpoint: Path | None) -> str:
         )
         time.sleep(seconds)
     return json.dumps({"from": place, "fruitless": fruitless})
+
+
+def job_id() -> dict[str, str]:
+    """What stays the same when the scheduler or the elastic launcher starts a job again; empty where nobody would."""
+    names = ("SLURM_JOB_ID", "TORCHELASTIC_RUN_ID")
+    found = {name: os.environ[name] for name in names if os.environ.get(name, "none") != "none"}
+    return found | ({"ISOBATCH_ATTEMPT": os.environ["ISOBATCH_ATTEMPT"]} if "ISOBATCH_ATTEMPT" in os.environ else {})

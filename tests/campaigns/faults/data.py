@@ -46,7 +46,11 @@ def sleepy() -> IterableDataset:
     return IterableDataset.from_generator(some)
 
 
-# Transforms: the 30th sample of a data worker of rank 1 is its last
+def noisy(sample: Batch, generator: torch.Generator) -> Batch:
+    return sample | {"inputs": sample["inputs"] + torch.randn(sample["inputs"].shape, generator=generator)}
+
+
+# Transforms that end: the 30th sample of a data worker of rank 1 is its last
 
 
 def killed(sample: Batch, generator: torch.Generator) -> Batch:

@@ -12,6 +12,12 @@ from safetensors.torch import load_file
 from tests.campaigns.faults import compare, ranks
 from tests.campaigns.faults.row import Row, check_same, command, folder, reference, train
 
+DATA = {
+    "map": (),
+    "workers": ("data.transform=tests.campaigns.faults.data.noisy", "data.workers=2"),
+    "stream": ("data.source=tests.helpers.stream", "data.shuffle_buffer=7"),
+}
+
 
 @dataclass(frozen=True)
 class Cell:
@@ -19,7 +25,7 @@ class Cell:
     ranks: int
     micro: str  # all, or one that gives 4 micro-batches
     dropout: bool
-    streamed: bool
+    data: str
 
     @property
     def words(self) -> tuple[str, ...]:
@@ -28,26 +34,24 @@ class Cell:
             "duration.steps=14",
             f"batch.micro={self.micro}",
             *([f"model={model}"] if self.dropout else []),
-            *(["data.source=tests.helpers.stream", "data.shuffle_buffer=7"] if self.streamed else []),
+            *DATA[self.data],
         )
 
     def __str__(self) -> str:
-        return f"{self.loop}-{self.ranks}-{self.micro}-{'dropout' if self.dropout else 'plain'}-" + (
-            "stream" if self.streamed else "map"
-        )
+        return f"{self.loop}-{self.ranks}-{self.micro}-{'dropout' if self.dropout else 'plain'}-{self.data}"
 
 
 def cells(full: bool) -> Iterator[Cell]:
     if not full:
-        yield Cell("accumulate", 2, "1", True, False)
-        yield Cell("standard", 1, "all", True, True)
+        yield Cell("accumulate", 2, "1", True, "workers")
+        yield Cell("standard", 1, "all", True, "stream")
         return
     for loop in ("standard", "accumulate"):
         for world_size in (1, 2):
             for micro in ("all",) if loop == "standard" else ("all", str(2 // world_size)):
                 for dropout in (False, True):
-                    for streamed in (False, True):
-                        yield Cell(loop, world_size, micro, dropout, streamed)
+                    for data in DATA:
+                        yield Cell(loop, world_size, micro, dropout, data)
 
 
 PLACES = {"middle": 7, "end of an epoch": 10}  # 37 samples, 8 per step: 5 steps per epoch
@@ -100,7 +104,7 @@ ROWS = (
     Row(
         "22",
         "resume grid",
-        "ranks 1, 2 x accumulation 1, 4 x middle and end of an epoch x dropout x map and stream, both loops; SIGKILL",
+        "ranks 1, 2 x accumulation 1, 4 x middle, end of epoch x dropout x map, 2 workers, stream; both loops; SIGKILL",
         "bit-identical weights, optimizer, generators, rows; other ranks: 1e-10",
         grid,
     ),
