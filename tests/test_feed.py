@@ -65,6 +65,24 @@ def test_each_travels_while_the_one_before_is_worked_on(feed: Feed, side: Played
     assert not side.under_way
 
 
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_a_step_that_is_left_out_is_passed_over(feed: Feed, side: Played, count: int) -> None:
+    """None of its labels counts: it is announced as the others, and never taken."""
+    windows = [[micro_batch(10 * k + i) for i in range(count)] for k in range(6)]
+    given = []
+
+    feed.expect(windows[0])
+    for k, window in enumerate(windows):
+        if k + 1 < len(windows):
+            feed.expect(windows[k + 1])
+        for each in window if k != 2 else ():
+            given.append(int(feed.take(each)["x"][0]))
+            assert len(side.under_way) <= 1, "a copy was let go of before it had ended"
+
+    assert given == [10 * k + i for k in (0, 1, 3, 4, 5) for i in range(count)]
+    assert side.started[-(2 * count) :] == given[-(2 * count) :], "the later ones do not travel"
+
+
 def test_what_nobody_announced_is_copied_at_once_and_the_order_stays(feed: Feed, side: Played) -> None:
     first, second, other = (micro_batch(number) for number in (1, 2, 9))
     feed.expect([first, second])

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -43,6 +43,7 @@ class Exactness:
     reasons: tuple[str, ...]
     terms: tuple[str, ...]  # of the loss
     mistakes: tuple[str, ...] = ()  # those reasons that no task can have meant
+    trial: Batch = field(default_factory=dict)  # the samples that were tried
 
     def lines(self, wanted: str) -> list[str]:
         """For the screen; `wanted` is batch.exact."""

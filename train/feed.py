@@ -63,14 +63,18 @@ class Feed:
         """The micro-batch on the device. The one that is expected next starts to travel."""
         if self._side is None:
             return to_device(micro_batch.batch, self._device, self._dtype)
-        if self._travelling and self._travelling[0] is micro_batch:
+        is_here = self._travelling is not None and self._travelling[0] is micro_batch
+        if not is_here and not any(each is micro_batch for each in self._coming):
+            return to_device(micro_batch.batch, self._device, self._dtype)  # nobody announced it
+        # Before the next copy starts: what is computed now shall not wait for that one. Also for a copy that nobody
+        # takes, since its step was left out: before its memory is used again.
+        self._side.wait()
+        if self._travelling and is_here:
             batch = self._travelling[1]
-            self._side.wait()  # before the next copy starts: what is computed now shall not wait for that one
         else:
             batch = to_device(micro_batch.batch, self._device, self._dtype)
-            if not self._coming or self._coming[0] is not micro_batch:
-                return batch  # nobody announced it
-            self._coming.popleft()
+            while self._coming.popleft() is not micro_batch:
+                pass
         following = self._coming.popleft() if self._coming else None
         self._travelling = (following, self._side.start(following.batch)) if following else None
         return batch

@@ -92,7 +92,7 @@ def try_out(learner: Learner, sets: Sets, config: Config) -> Exactness:
     if config.batch.exact == "required" and exactness.exact == "false":
         reasons = "".join(f"\n  {reason}" for reason in exactness.reasons)
         raise NotExact(f"batch.exact=required, but this run would not be exact:{reasons}\nType: batch.exact=warn")
-    return exactness
+    return replace(exactness, trial=first)
 
 
 def facts(learner: Learner, exactness: Exactness) -> dict[str, Any]:

@@ -174,7 +174,7 @@ def build(loaded: Loaded, loop: str) -> Run:
     every = config.evaluate
     due = Interval(every.every_steps, every.every_samples, every.every_tokens).due
     gauges = [lambda: over_ranks(ranks.gather(memory.take())), lambda: noise.take(phases.take())]
-    gauges += [lambda: loss_scale(learner.scaler), utilisation(learner, sets.train, ranks, report, config)]
+    gauges += [lambda: loss_scale(learner.scaler), utilisation(learner, exactness.trial, ranks, report, config)]
     saved = {"model": learner.module} | ({"ema": ema.module} if ema else {})
     save = phases.outside(checkpoints.save)
     parts = (windows, ranks, stop, report, folder, checkpoints, save, watched, due, gauges, watch, saved)

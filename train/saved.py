@@ -115,8 +115,8 @@ def trained_model(config: Config, weights: Path) -> nn.Module:
     args = dict(config.model.args)
     if "from_pretrained" in args and (weights.parent / "config.json").is_file():
         args["from_pretrained"] = str(weights.parent)  # what it started from may be gone
-    if args.get("pretrained") is True:
-        args["pretrained"] = False  # as timm has it: nothing is fetched that is replaced at once
+    if config.model.target == "vision":
+        args["pretrained"] = False  # nothing is fetched that is replaced at once
     module = make_model(dataclasses.replace(config, model=dataclasses.replace(config.model, args=args)))
     load_weights(module, weights)
     return module

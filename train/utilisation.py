@@ -22,7 +22,6 @@ from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 from train import names
 from train.config import Config
-from train.data import TrainingSet
 from train.exact import arithmetic
 from train.feed import to_device
 from train.ranks import Ranks
@@ -55,14 +54,17 @@ _HEAVY = re.compile(r"mm|mv|dot|matmul|conv(?!ert)|attention|rnn|lstm|gru|fft|li
 
 
 def utilisation(
-    learner: Learner, samples: TrainingSet, ranks: Ranks, report: Reporter, config: Config
+    learner: Learner, samples: Batch, ranks: Ranks, report: Reporter, config: Config
 ) -> Callable[[], dict[str, float]]:
-    """Gives {metric: value} since its last call; nothing where it cannot be known. All ranks call this together."""
+    """Gives {metric: value} since its last call; nothing where it cannot be known. All ranks call this together.
+
+    `samples`: some that were read already, two of which the FLOPs are counted on.
+    """
     cuda = learner.device.type == "cuda"
     card = torch.cuda.get_device_name(learner.device) if cuda else learner.device.type
     peaks = ranks.gather(PEAKS.get(card, {}).get(arithmetic(learner, config.precision).split()[0]))
     unknown = None in peaks or config.batch.micro_tokens is not None
-    flops = None if unknown else flops_per_sample(learner, samples.first(config.seed, 2))
+    flops = None if unknown else flops_per_sample(learner, {name: column[:2] for name, column in samples.items()})
     if flops is None:
         return dict
     share = flops / sum(peaks)

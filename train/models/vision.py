@@ -16,7 +16,7 @@ def vision(name: str, outputs: int, pretrained: bool = False, **args: Any) -> nn
     by the library. `args` are its own: timm's in_chans, img_size, norm_layer ..., torchvision's image_size ...
     Raises ModelError.
     """
-    timm, torchvision = library("timm", "vision", "vision"), library("torchvision", "vision", "vision")
+    torchvision, timm = library("torchvision", "vision", "vision"), library("timm", "vision", "vision")
     theirs = torchvision.models.list_models(module=torchvision.models)  # no detectors, no videos
     given: dict[str, Any]
     if timm.is_model(name):
