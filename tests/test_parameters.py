@@ -14,6 +14,7 @@ from tests.helpers import Trace, argv, record, rows
 from train.accumulate import compute_gradient
 from train.config import ConfigError, load
 from train.entry import main
+from train.models.mlp import MLP
 from train.run import Run, build
 
 
@@ -70,6 +71,21 @@ def test_the_run_itself_is_loaded_without_them(tmp_path: Path) -> None:
     (tmp_path / "first").rename(tmp_path / "elsewhere")
 
     assert train.load(tmp_path / "run") is not None
+
+
+class Meaning(MLP):
+    """An argument of the user's own, by the name that others give to a download."""
+
+    def __init__(self, pretrained: bool) -> None:
+        super().__init__(inputs=6, hidden=[4], outputs=3)
+        self.pretrained = pretrained
+
+
+def test_a_model_is_loaded_with_the_arguments_it_was_trained_with(tmp_path: Path) -> None:
+    model = f"model={{target: {__name__}.Meaning, args: {{pretrained: true}}}}"
+
+    assert start(argv(tmp_path, model, "duration={steps: 1}")) == 0
+    assert train.load(tmp_path / "run").pretrained is True
 
 
 @pytest.mark.parametrize(
