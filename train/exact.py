@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from train.data import Padding, Sets, in_memory
 from train.feed import to_device
-from train.padded import padding_matters
+from train.padded import padding_reasons
 from train.step import Learner
 from train.tasks import Task, by_term
 from train.undisturbed import undisturbed
@@ -82,8 +82,7 @@ def check_sets(learner: Learner, sets: Sets) -> None:
 def judge(learner: Learner, batch: Batch, precision: str, padding: Padding | None = None) -> Exactness:
     """Split `batch` (on the CPU, as a rank would be fed) in two, and see whether loss and weight add up.
 
-    With `padding` its parts are cut as training would: the shortest text from the others, each part to its longest;
-    unless that alone, tried first, is not exact.
+    With `padding` its parts are cut as training would: the shortest text from the others, each part to its longest.
 
     Leaves the module's buffers and the random number generators as they were. Raises TaskError where loss_sum and
     loss_weight do not fit together at all.
@@ -102,11 +101,9 @@ def judge(learner: Learner, batch: Batch, precision: str, padding: Padding | Non
     with undisturbed(module, device) as training_modes, torch.no_grad():
         terms = _checked_terms(task, module, to_device(batch, device, dtype), batch)
         if padding:
-            module.eval()
-            kind = arithmetic(learner, "fp64" if dtype == torch.float64 else "fp32")  # without autocast
-            seen = padding_matters(learner, batch, padding, TOLERANCE[kind])
-            reasons += [seen] if seen else []
-            fed = parts if seen else (batch, *map(padding.cut, parts[1:]))
+            plain = arithmetic(learner, "fp64" if dtype == torch.float64 else "fp32")  # without autocast
+            reasons += padding_reasons(learner, batch, padding, TOLERANCE[plain])
+            fed = parts if reasons else (batch, *map(padding.cut, parts[1:]))
         for term in terms if size > 1 else ():
 
             def loss(part: Batch, term: str = term) -> float:

@@ -14,12 +14,13 @@ from train.tasks import by_term
 from train.window import Batch
 
 
-def padding_matters(learner: Learner, batch: Batch, padding: Padding, tolerance: float) -> str | None:
+def padding_reasons(learner: Learner, batch: Batch, padding: Padding, tolerance: float) -> Iterator[str]:
     """Why cutting each text of `batch` to its length is not exact, if so: by the loss and the gradient of each alone.
 
     A loss does not tell all: under a head of zeros it is the same whatever the model sees. One text at a time, since
     more may not fit at full length. Raises ModelError where the model does not take a text that is cut.
     """
+    learner.module.eval()
     apart, size = torch.zeros(2, dtype=torch.float64), torch.zeros(2, dtype=torch.float64)
     with plain_forward(learner.module), torch.enable_grad():
         for i, length in enumerate(padding.lengths(batch).tolist()):
@@ -38,11 +39,11 @@ def padding_matters(learner: Learner, batch: Batch, padding: Padding, tolerance:
             size += _squares(whole)
     for what, relative in zip(("loss", "gradient"), (apart / size).sqrt().tolist(), strict=True):
         if relative > tolerance:  # not where both are 0, or not finite
-            return (
+            yield (
                 f"the {what} changes with the padding behind the texts, which batch.micro_tokens cuts off: by "
                 f"{relative:.0e} (does the model look at these places, as a mean over all does?)"
             )
-    return None
+            return
 
 
 @contextmanager

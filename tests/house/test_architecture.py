@@ -19,8 +19,9 @@ FLOORS = [
         "blocks checkpoint comparison data feed memory models optimizer phases planning profiling report saved signals "
         "skips tasks undisturbed watchdog",
         "initial step",
-        "evaluation guard noise padded reduction samples",
-        "ema exact setup smoke utilisation",
+        "padded",
+        "evaluation exact guard noise reduction samples",
+        "ema setup smoke utilisation",
         "preparing",
         "run",
         "loop",
