@@ -59,6 +59,13 @@ def full(size: int = 40) -> Dataset:
     return Dataset.from_dict({"inputs": data, "labels": [0, 1] * (size // 2)})
 
 
+def short_first(size: int = 20) -> Dataset:
+    """The first text in the order of epoch 0, seed 0, has one token, all others LENGTH."""
+    data = ["a" * LENGTH] * size
+    data[sample_ids(size, 0, 0, 0, 1)[0]] = "a"
+    return Dataset.from_dict({"inputs": data, "labels": [0, 1] * (size // 2)})
+
+
 def tagged(size: int = 20, behind: int = 0, wrong: bool = False) -> Dataset:
     """A label for each byte; `behind`: some more count than the text has bytes. `wrong`: one is no label."""
     data = words(size)
@@ -485,9 +492,9 @@ def test_verify_on_two_ranks(run_ranks: Any, tmp_path: Path, effective: int) -> 
 
 def test_verify_with_workers_reads_its_one_step_only(tmp_path: Path) -> None:
     """A worker asks for steps ahead, and the limit of verify fits the first one only."""
-    read = ("data.preload=false", "data.workers=1")
+    read = (f"data.source={HERE}.short_first", "data.preload=false", "data.workers=1")
 
-    assert verify(argv(tmp_path, *TEXTS, "batch.effective=4", f"batch.micro_tokens={LENGTH}", *read)) == 0
+    assert verify(argv(tmp_path, *TEXTS, "batch.effective=1", f"batch.micro_tokens={LENGTH}", *read)) == 0
 
 
 def test_the_shortest_text_of_the_trial_is_one_that_counts(tmp_path: Path) -> None:
