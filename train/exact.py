@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from train.data import Padding, Sets, in_memory
 from train.feed import to_device
+from train.padded import padding_reasons
 from train.step import Learner
 from train.tasks import Task, by_term
 from train.undisturbed import undisturbed
@@ -92,7 +93,7 @@ def judge(learner: Learner, batch: Batch, precision: str, padding: Padding | Non
     precision = arithmetic(learner, precision)
     tolerance = TOLERANCE[precision]
     parts = _split(batch, padding)
-    fed = (batch, *map(padding.cut, parts[1:])) if padding else parts
+    fed: Sequence[Batch] = parts
     size = len(next(iter(batch.values())))
     mistakes: list[str] = []
     reasons: list[str] = []
@@ -100,6 +101,10 @@ def judge(learner: Learner, batch: Batch, precision: str, padding: Padding | Non
     untried = "" if size > 1 else "one sample cannot be split"
     with undisturbed(module, device) as training_modes, torch.no_grad():
         terms = _checked_terms(task, module, to_device(batch, device, dtype), batch)
+        if padding:
+            plain = arithmetic(learner, "fp64" if dtype == torch.float64 else "fp32")  # without autocast
+            reasons += padding_reasons(learner, batch, padding, TOLERANCE[plain])
+            fed = parts if reasons else (batch, *map(padding.cut, parts[1:]))
         for term in terms if size > 1 else ():
 
             def loss(part: Batch, term: str = term) -> float:
@@ -118,7 +123,7 @@ def judge(learner: Learner, batch: Batch, precision: str, padding: Padding | Non
             error = max(error, abs(sums[0] - sums[1] - sums[2]) / (abs(sums[0]) or 1.0))
             mistakes += [*_weight_mistakes(term, weights), *_mean_mistakes(term, sums, weights, tolerance)]
             if not mistakes and _differ(sums[0], sums[1] + sums[2], tolerance):
-                reasons.append(_coupling(term, sums, sum(map(loss, parts[1:])), tolerance))
+                reasons.append(_coupling(term, sums))
             training_modes()
             if not mistakes and not reasons:
                 reasons += _training_reasons(loss, module, fed, tolerance)
@@ -175,16 +180,10 @@ def _mean_mistakes(term: str, sums: Sequence[float], weights: Sequence[float], t
         )
 
 
-def _coupling(term: str, sums: Sequence[float], uncut: float, tolerance: float) -> str:
-    whole, found = sums[0], sums[1] + sums[2]
-    if _differ(found, uncut, tolerance):
-        return (
-            f"the loss ({term}) changes with the padding behind the texts, which batch.micro_tokens cuts off: "
-            f"{uncut:.6g} with it, {found:.6g} without (does the model look at these places, as a mean over all does?)"
-        )
+def _coupling(term: str, sums: Sequence[float]) -> str:
     return (
-        f"the loss ({term}) couples the samples of a batch: {whole:.6g} for a batch, "
-        f"{found:.6g} for its halves (negatives within the batch, a balance loss?)"
+        f"the loss ({term}) couples the samples of a batch: {sums[0]:.6g} for a batch, "
+        f"{sums[1] + sums[2]:.6g} for its halves (negatives within the batch, a balance loss?)"
     )
 
 

@@ -54,7 +54,7 @@ def make_plan(loaded: Loaded, loop: str, sets: Sets, weights: dict[str, str]) ->
         tokens_per_sample=config.data.block_size or 0,
         eval_samples={name: len(rows) for name, rows in sets.evaluation.items()},
         classes=sets.classes,
-        notes=sets.notes,
+        notes=sets.notes + ((samples.note(),) if isinstance(samples, ByLength) else ()),
         micro_tokens=config.batch.micro_tokens,
         micro_steps=samples.micro_steps(batch) if isinstance(samples, ByLength) else None,
         identity=redacted(identity | {"code": code}),

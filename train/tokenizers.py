@@ -94,6 +94,10 @@ class Saved:
         """The token that encode_one fills texts up with; that one tells where there is none."""
         return int(self._inner.pad_token_id)
 
+    @property
+    def pads_left(self) -> bool:
+        return bool(self._inner.padding_side == "left")
+
     def encode(self, text: str) -> Tokens:
         tokens = np.array(self._ids(text, add_special_tokens=False), dtype=np.int32)
         if self._lengths is not None:  # some change letters before they split: NFC, a space in front

@@ -112,7 +112,10 @@ def verify(config: Config) -> tuple[list[Line], list[str]]:
         verdict = judge(learner, sets.trial(config.seed, min(8, step.size)), variant.precision, sets.padding)
         remedies += verdict.reasons if verdict.exact == "false" else ()
         lines += step.lines(verdict.terms)
-    return lines, list(dict.fromkeys(remedies)) or ["the sum over micro-batches differs: is something random?"]
+    hidden = (
+        "does the model look at padding, which batch.micro_tokens cuts off" if sets.padding else "is something random"
+    )
+    return lines, list(dict.fromkeys(remedies)) or [f"the sum over micro-batches differs: {hidden}?"]
 
 
 @dataclass

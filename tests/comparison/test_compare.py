@@ -125,6 +125,15 @@ def test_points_are_joined_by_batch_and_ranks(tmp_path: Path) -> None:
     assert {"batch 100, 1 rank", "batch 100, 2 ranks"} < {text.get_text() for text in figure.legends[0].get_texts()}
 
 
+def test_a_run_without_a_micro_batch_of_its_own_joins_no_line(tmp_path: Path) -> None:
+    for name, micro in (("one", 50), ("by-length", None)):
+        make_run(tmp_path / name, derived={"micro_batch": micro})
+
+    _, caption = memory_throughput(compare(find([str(tmp_path)]).runs)) or (None, "Lines")
+
+    assert "Lines" not in caption
+
+
 def test_many_set_ups_are_counted_in_the_title(tmp_path: Path) -> None:
     runs = [make_run(tmp_path / f"micro{micro}", derived={"micro_batch": micro}) for micro in (10, 20, 30, 40)]
 

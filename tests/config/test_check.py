@@ -45,6 +45,7 @@ def test_the_rules_name_existing_keys_only() -> None:
         ),
         ({"batch.effective": None, "batch.accumulation_steps": 4}, "batch", "or batch.micro="),
         ({**BY_LENGTH, "batch.micro": 8}, "batch", "got batch.micro_tokens=640 and batch.micro=8; they exclude"),
+        ({**BY_LENGTH, "batch.micro": 8, "batch.effective": None}, "batch", "and batch.micro=8; they exclude"),
         ({**BY_LENGTH, "batch.accumulation_steps": 2}, "batch", "and batch.accumulation_steps=2; they exclude"),
         ({**BY_LENGTH, "batch.micro_tokens": 0}, "batch.micro_tokens", "got 0; it must be 1 or more"),
         ({**BY_LENGTH, "batch.micro_tokens": 79}, "batch.micro_tokens", "Write batch.micro_tokens=80 or more"),

@@ -20,9 +20,11 @@ from tests.test_tokenizers import save_words
 from train.accumulate import compute_gradient
 from train.batch import make_plan, sample_ids
 from train.config import load
-from train.data import ByLength, Sets, open_sets
+from train.data import ByLength, Padding, Sets, open_sets
 from train.entry import main
+from train.evaluate import evaluate
 from train.models.text_conv import TextConv
+from train.padded import plain_forward
 from train.verify import main as verify
 from train.window import Place
 
@@ -57,6 +59,13 @@ def full(size: int = 40) -> Dataset:
     return Dataset.from_dict({"inputs": data, "labels": [0, 1] * (size // 2)})
 
 
+def short_first(size: int = 20) -> Dataset:
+    """The first text in the order of epoch 0, seed 0, has one token, all others LENGTH."""
+    data = ["a" * LENGTH] * size
+    data[sample_ids(size, 0, 0, 0, 1)[0]] = "a"
+    return Dataset.from_dict({"inputs": data, "labels": [0, 1] * (size // 2)})
+
+
 def tagged(size: int = 20, behind: int = 0, wrong: bool = False) -> Dataset:
     """A label for each byte; `behind`: some more count than the text has bytes. `wrong`: one is no label."""
     data = words(size)
@@ -73,6 +82,12 @@ def pairs(size: int = 20) -> Dataset:
 
 def masked(size: int = 20) -> Dataset:
     return texts(size).add_column("mask", np.ones((size, LENGTH)).tolist())
+
+
+def unlabelled(size: int = 20) -> Dataset:
+    """An empty text, which is the shortest, does not count."""
+    data = ["", *(f"a{text}" for text in words(size - 1))]
+    return Dataset.from_dict({"inputs": data, "labels": [0 if text else -100 for text in data]})
 
 
 def stream() -> IterableDataset:
@@ -99,6 +114,46 @@ class Mean(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         return self.head(self.embedding(tokens).mean(1))
+
+
+class UntrainedMean(Mean):
+    """With a head of zeros no loss tells that the padding is seen."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
+
+
+class HardlySeen(Mean):
+    """The padding changes a loss by less than bf16 rounds."""
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        features = self.embedding(tokens)
+        own = (features * (tokens != 256).unsqueeze(2)).sum(1)
+        return self.head(own + 0.01 * features.mean(1))
+
+
+class Flat(nn.Module):
+    """Takes texts of LENGTH tokens only."""
+
+    def __init__(self, outputs: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Embedding(257, 8), nn.Flatten(), nn.Linear(8 * LENGTH, outputs))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.layers(tokens)
+
+
+class Wide(nn.Module):
+    """Takes texts of 16 tokens or more."""
+
+    def __init__(self, outputs: int) -> None:
+        super().__init__()
+        self.embedding, self.convolution = nn.Embedding(257, 8, padding_idx=256), nn.Conv1d(8, outputs, 16)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.convolution(self.embedding(tokens).transpose(1, 2)).amax(2)
 
 
 class Attending(nn.Module):
@@ -376,9 +431,10 @@ def test_one_number_of_micro_steps_is_told_as_one(tmp_path: Path) -> None:
         (f"hf, args: {{num_labels: 3, from_config: {{{BERT}}}}}", "texts", "verified", "adds up"),
         (f"{HERE}.Attending", "full", "false", "changes with the padding"),
         (f"{HERE}.Mean", "texts", "false", "changes with the padding behind the texts"),
+        (f"{HERE}.UntrainedMean", "texts", "false", "the gradient changes with the padding behind the texts"),
         (f"{HERE}.OnlyInTraining, args: {{outputs: 3}}", "texts", "false", "in train mode, and only there"),
     ],
-    ids=["text_conv", "bert", "an empty text", "mean", "only in training"],
+    ids=["text_conv", "bert", "an empty text", "mean", "an untrained mean", "only in training"],
 )
 def test_a_model_that_sees_the_padding_is_found(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], model: str, data: str, exact: str, reason: str
@@ -400,11 +456,68 @@ def test_a_model_that_sees_the_padding_is_found(
         assert ("NOT EXACT" in told, reason in told) == (code == 1, code == 1)
 
 
+@pytest.mark.parametrize(
+    ("model", "found"), [("text_conv, args: {outputs: 3}", False), (f"{HERE}.HardlySeen, args: {{}}", True)]
+)
+def test_the_rounding_of_bf16_hides_no_padding(run_ranks: Any, tmp_path: Path, model: str, found: bool) -> None:
+    given = (TEXTS[0], f"model={{target: {model}}}", "precision=bf16", f"batch.micro_tokens={2 * LENGTH}")
+
+    assert run_ranks(1, start, argv(tmp_path, *given, "duration={steps: 1}")) == [0]  # a process has one precision
+
+    reasons = json.loads((tmp_path / "run" / "plan.json").read_text())["derived"]["exact_reasons"]
+    assert "bf16 rounds each micro-batch" in reasons
+    assert ("changes with the padding" in reasons) is found
+
+
+def test_the_trial_leaves_the_model_as_accelerate_made_it() -> None:
+    module = UntrainedMean()
+    before = module.forward
+    module._original_forward = before
+    module.forward = wrapped = lambda tokens: before(tokens).bfloat16()
+    tokens = torch.full((1, LENGTH), 97)
+
+    with plain_forward(module):
+        assert module(tokens).dtype == torch.float32
+
+    assert module.forward is wrapped
+    assert "_compiled_call_impl" not in vars(module)
+
+
 @pytest.mark.parametrize("effective", [1, 16])
 def test_verify_on_two_ranks(run_ranks: Any, tmp_path: Path, effective: int) -> None:
     given = (*TEXTS, f"batch.effective={effective}", "batch.micro_tokens=60")
 
     assert run_ranks(2, verify, argv(tmp_path, *given)) == [0, 0]
+
+
+def test_verify_with_workers_reads_its_one_step_only(tmp_path: Path) -> None:
+    """A worker asks for steps ahead, and the limit of verify fits the first one only."""
+    read = (f"data.source={HERE}.short_first", "data.preload=false", "data.workers=1")
+
+    assert verify(argv(tmp_path, *TEXTS, "batch.effective=1", f"batch.micro_tokens={LENGTH}", *read)) == 0
+
+
+def test_the_shortest_text_of_the_trial_is_one_that_counts(tmp_path: Path) -> None:
+    sets = sets_of(tmp_path, f"data.source={HERE}.unlabelled")
+
+    assert sets.trial(0, 4)["labels"][-1] != -100
+    assert start(argv(tmp_path, *TEXTS, f"data.source={HERE}.unlabelled", f"batch.micro_tokens={LENGTH}")) == 0
+    derived = json.loads((tmp_path / "run" / "plan.json").read_text())["derived"]
+    assert derived["exact"] == "verified"
+
+
+def test_to_evaluate_a_run_no_training_text_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = argv(tmp_path, *TEXTS, "data.eval_fraction=0.4", f"batch.micro_tokens={LENGTH}", "duration={steps: 1}")
+    assert start(given) == 0
+    measured = []
+    lengths = Padding.lengths
+    monkeypatch.setattr(
+        Padding, "lengths", lambda own, batch: measured.extend(batch["sample_id"]) or lengths(own, batch)
+    )
+
+    assert "loss" in evaluate(tmp_path / "run", [])
+
+    assert len(measured) == 15, "the held-out texts, once each"
 
 
 # What is refused
@@ -433,9 +546,19 @@ def test_a_wrong_label_of_a_token_is_found_before_the_first_step(
             "accumulate",
             "'mask' holds 24 numbers for each, as many as data.max_length",
         ),
+        (
+            (f"model.target={HERE}.Flat",),
+            "accumulate",
+            "but not one that batch.micro_tokens cuts to its ",
+        ),
+        (
+            (f"model.target={HERE}.Wide",),
+            "accumulate",
+            "Kernel size can't be greater than actual input",
+        ),
         ((), "standard", "Type: batch.effective=8 batch.micro_tokens=192, or use the accumulation loop"),
     ],
-    ids=["stream", "no text", "numbers that may belong to tokens", "standard loop"],
+    ids=["stream", "no text", "numbers that may belong to tokens", "one length", "a least length", "standard loop"],
 )
 def test_what_cannot_be_is_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], overrides: tuple[str, ...], loop: str, said: str
@@ -444,3 +567,15 @@ def test_what_cannot_be_is_refused(
 
     assert said in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+def test_a_tokenizer_that_fills_up_in_front_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = save_words(tmp_path / "saved")
+    about = tmp_path / "saved" / "tokenizer_config.json"
+    about.write_text(json.dumps(json.loads(about.read_text()) | {"padding_side": "left"}))
+
+    assert start(argv(tmp_path, *TEXTS, f"data.tokenizer={folder}", f"batch.micro_tokens={LENGTH}")) == 2
+
+    told = capsys.readouterr().err
+    assert "padding_side is left" in told
+    assert "Type: batch.micro_tokens=null batch.micro=8" in told

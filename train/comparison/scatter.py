@@ -70,8 +70,9 @@ def _joined(comparison: Comparison, known: Sequence[Sequence[Cost]]) -> dict[str
     """{effective batch and ranks: means of its set-ups, from small micro-batches to large}, where there are several."""
     means: dict[str, list[tuple[int, float, float]]] = {}
     for group, costs in zip(comparison.groups, known, strict=True):
-        if costs:
-            mean = (int(group.of_derived("micro_batch") or 0), fmean(map(_x, costs)), fmean(map(_y, costs)))
+        micro = group.of_derived("micro_batch")
+        if costs and micro is not None:  # by length, micro-batches differ
+            mean = (int(micro), fmean(map(_x, costs)), fmean(map(_y, costs)))
             ranks = counted(int(group.of_derived("world_size") or 1), "rank")
             means.setdefault(f"batch {group.of_derived('effective_batch')}, {ranks}", []).append(mean)
     return {name: [point[1:] for point in sorted(several)] for name, several in means.items() if len(several) > 1}

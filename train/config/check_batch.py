@@ -18,6 +18,8 @@ def _batch(values: Values) -> Iterator[Finding]:
     stated = values["batch.effective"] is not None or values["batch.effective_tokens"] is not None
     if stated or (micro != "all" and steps is not None):
         return
+    if values["batch.micro_tokens"] and (micro != "all" or steps is not None):
+        return  # they exclude each other: which of them is meant is asked first
     got, other = "nothing", ""
     if steps is not None:
         got, other = f"batch.accumulation_steps={steps} alone", ", or batch.micro=..."

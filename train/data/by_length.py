@@ -4,8 +4,10 @@ Which samples make up a step, in which order, and where a run goes on, stays as 
 model on which padding has no influence, which is tried before the first step (train/exact.py).
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import cache
+from itertools import islice
 
 import numpy as np
 import pyarrow as pa
@@ -61,8 +63,13 @@ class ByLength:
 
     samples: Rows | Loader
     padding: Padding
-    lengths: Ids  # of each sample
+    measured: Callable[[], Ids]  # the length of each sample; reads all of them when it is first called
     limit: int
+    steps: int | None = None  # after which there are no more
+
+    @property
+    def lengths(self) -> Ids:
+        return self.measured()
 
     @property
     def size(self) -> int:
@@ -76,9 +83,12 @@ class ByLength:
         return self.samples.first(seed, count)
 
     def trial(self, seed: int, count: int) -> Batch:
-        """The same, two at least, the last of them the shortest text of all, to which padding matters most."""
+        """The same, two at least, the last of them the shortest text that counts: to it padding matters most."""
         first = sample_ids(self.size, seed, 0, 0, min(max(1, count - 1), self.size))
-        return self.samples.fetch(np.append(first, self.lengths.argmin()))
+        shortest = self.lengths.argsort(kind="stable")[:BLOCK]
+        labels = self.samples.fetch(shortest).get(LABELS, torch.zeros(len(shortest)))
+        counts = (labels != IGNORED).view(len(shortest), -1).any(1)
+        return self.samples.fetch(np.append(first, shortest[int(counts.int().argmax())]))
 
     def parts(self, plan: BatchPlan, seed: int, rank: int, place: Place, overfit: int | None) -> Iterator[Part]:
         """As data.parts has it; micro-batches are as many as the limit asks for, not the plan."""
@@ -89,7 +99,7 @@ class ByLength:
         self, plan: BatchPlan, seed: int, rank: int, place: Place, overfit: int | None
     ) -> Iterator[tuple[int, Assignment]]:
         alone = replace(plan, world_size=1, micro=plan.effective, accumulation_steps=1)
-        for epoch, step in assignments(alone, seed, 0, place, overfit):
+        for epoch, step in islice(assignments(alone, seed, 0, place, overfit), self.steps):
             lengths = self.lengths[step.ids]
             own = deal(lengths, plan.world_size, self.limit)[rank]
             filler = step.ids[[lengths.argmin()]]
@@ -102,9 +112,10 @@ class ByLength:
         return micro_steps(shortest, plan.world_size, self.limit), micro_steps(longest, plan.world_size, self.limit)
 
     def limited(self, plan: BatchPlan, seed: int) -> "ByLength":
-        """With the limit that makes the plan's number of micro-batches of the first step, or fewer."""
+        """Its first step only, with the limit that makes the plan's number of micro-batches of it, or fewer."""
         lengths = np.sort(self.lengths[sample_ids(self.size, seed, 0, 0, min(plan.effective, self.size))])
-        return replace(self, limit=smallest_limit(lengths.tolist(), plan.accumulation_steps * plan.world_size))
+        limit = smallest_limit(lengths.tolist(), plan.accumulation_steps * plan.world_size)
+        return replace(self, limit=limit, steps=1)
 
     def note(self) -> str:
         """For the screen."""
@@ -115,7 +126,8 @@ class ByLength:
 def cut_by_length(
     samples: TrainingSet, evaluation: Mapping[str, EvaluationSet], reader: Reader, types: pa.Schema | None, limit: int
 ) -> tuple[ByLength, dict[str, EvaluationSet], Padding]:
-    """The same sets without most of their padding. Measures every text, which reads those that are not in memory once.
+    """The same sets without most of their padding. Texts to train on are measured when a length is first asked for,
+    which reads those that are not in memory once.
 
     `types` are those of the columns in the data. Raises DataError where there is nothing to cut, or nobody knows what.
     """
@@ -125,8 +137,12 @@ def cut_by_length(
             "Type: batch.micro_tokens=null, and batch.micro=8 or the like"
         )
     padding = _padding(samples.first(0, 1), reader, types)
-    every = samples.batches(np.arange(len(samples)), BLOCK)
-    lengths = torch.cat([padding.lengths(batch) for batch in every]).numpy()
+
+    @cache
+    def lengths() -> Ids:
+        every = samples.batches(np.arange(len(samples)), BLOCK)
+        return torch.cat([padding.lengths(batch) for batch in every]).numpy()
+
     cut: dict[str, EvaluationSet] = {name: Cut(rows, padding) for name, rows in evaluation.items()}
     return ByLength(samples, padding, lengths, limit), cut, padding
 
@@ -138,6 +154,11 @@ def _padding(first: Batch, reader: Reader, types: pa.Schema) -> Padding:
         raise DataError(
             f"batch.micro_tokens balances texts by their tokens, and none of the columns of the task holds text: "
             f"{', '.join(reader.columns)}. Type: batch.micro_tokens=null, and batch.micro=8 or the like"
+        )
+    if reader.tokenizer is not None and reader.tokenizer.pads_left:
+        raise DataError(
+            f"batch.micro_tokens cuts off what fills texts up behind their end, and {reader.tokenizer.folder} fills "
+            f"them up in front: its padding_side is left. Type: batch.micro_tokens=null batch.micro=8 (or the like)"
         )
     size = reader.max_length
     for name in first.keys() - fills.keys():

@@ -52,6 +52,7 @@ def smallest_limit(ascending: Sequence[int], runs: int) -> int:
 
 def _ends(ascending: Sequence[int], limit: int) -> list[int]:
     """Where the runs end, the last one first, and 0. As few as can be: each takes all that the limit allows."""
+    assert limit >= ascending[-1], "a text that fits no micro-batch"
     ends = [len(ascending)]
     while ends[-1]:
         ends.append(max(0, ends[-1] - limit // ascending[ends[-1] - 1]))

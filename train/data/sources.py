@@ -97,13 +97,12 @@ def open_sets(config: Config, needed: Sequence[str], splits: Splits | None = Non
     whole = {data.split: train, **held_out}
     ranges = (label_range(_arrow(rows), opening.reader, split) for split, rows in whole.items())
     labels = tuple(found for found in ranges if found is not None)
-    notes, padding = [*opening.notes(samples)], None
+    notes, padding = tuple(opening.notes(samples)), None
     if config.batch.micro_tokens is not None:
         types = train.features.arrow_schema if isinstance(train, Dataset) else None
         limit = config.batch.micro_tokens
         samples, evaluation, padding = cut_by_length(samples, evaluation, opening.reader, types, limit)
-        notes.append(samples.note())
-    return Sets(samples, evaluation, opening.reader.classes, labels, tuple(notes), padding)
+    return Sets(samples, evaluation, opening.reader.classes, labels, notes, padding)
 
 
 def _packed(config: Config, needed: Sequence[str], splits: Splits) -> Sets:
