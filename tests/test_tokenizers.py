@@ -1,5 +1,6 @@
 """A tokenizer that transformers has saved: no text is lost, bytes are counted or refused, final/ holds it."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,9 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from tests.helpers import argv, rows
 from train import tokenizers
 from train.accumulate import compute_gradient
-from train.config import load, source_hash
+from train.config import load
 from train.entry import main
+from train.initial import digests
 from train.tokenizers import Saved, TokenizerError
 
 TEXT = "a token <|end|> that is no token, wörds\n日本 and  spaces "
@@ -105,26 +107,41 @@ def test_a_language_model_on_saved_tokens(tmp_path: Path) -> None:
     assert 0 < row["eval/bits_per_byte"] < row["eval/loss"] / np.log(2)
 
 
-def test_a_classifier_on_saved_tokens(tmp_path: Path) -> None:
-    folder = save_words(tmp_path / "saved")
+def classifier(tokenizer: str) -> list[str]:
     columns = "columns: {inputs: text, labels: kind}, max_length: 8"
-    text = f"data={{source: tests.test_tokenizers.few_texts, tokenizer: {folder}, {columns}}}"
+    text = f"data={{source: tests.test_tokenizers.few_texts, tokenizer: {tokenizer}, {columns}}}"
     sizes = "model_type: bert, vocab_size: 11, hidden_size: 8, num_hidden_layers: 1, num_attention_heads: 1"
     model = f"model={{target: hf, args: {{from_config: {{{sizes}}}}}}}"
+    return [text, model, "batch={effective: 4}", "duration={steps: 1}"]
 
-    assert start(argv(tmp_path, text, model, "batch={effective: 4}", "duration={steps: 1}")) == 0
+
+def test_a_classifier_on_saved_tokens(tmp_path: Path) -> None:
+    assert start(argv(tmp_path, *classifier(save_words(tmp_path / "saved")))) == 0
 
     assert transformers.AutoTokenizer.from_pretrained(tmp_path / "run" / "final").cls_token == "[CLS]"
 
 
-def test_another_tokenizer_in_the_same_folder_is_another_curve(tmp_path: Path) -> None:
-    folder = save_byte_level(tmp_path / "saved")
-    config = load(argv(tmp_path, f"data={{source: tests.test_tokenizers.few_texts, tokenizer: {folder}}}")).config
-    before = source_hash(config)
+def test_a_tokenizer_is_what_is_in_its_folder_wherever_that_lies(tmp_path: Path) -> None:
+    def told(folder: str) -> str:
+        source = "source: tests.test_tokenizers.few_texts"
+        return digests(load(argv(tmp_path, f"data={{{source}, tokenizer: {folder}}}")).config)["data.tokenizer"]
 
+    here, moved = save_byte_level(tmp_path / "saved"), save_byte_level(tmp_path / "moved")
+    before = told(here)
+
+    assert told(moved) == before
     save_words(tmp_path / "saved")
+    assert told(here) != before
 
-    assert source_hash(config) != before
+
+def test_a_tokenizer_that_has_moved_is_the_same_curve(tmp_path: Path) -> None:
+    for place in ("here", "there"):
+        given = classifier(save_words(tmp_path / "tokenizers" / place))
+        assert start(argv(tmp_path, *given, f"name={place}")) == 0
+
+    plans = [json.loads((tmp_path / place / "plan.json").read_text()) for place in ("here", "there")]
+    assert plans[0]["identity"]["data.tokenizer"].startswith("sha256 ")
+    assert plans[0]["curve_hash"] == plans[1]["curve_hash"]
 
 
 @pytest.mark.parametrize("missing", ["a tokenizer", "transformers"])

@@ -15,6 +15,9 @@ from train.saved import FINAL, Pretrained, make_model
 PRETRAINED = ("config.json", "*.safetensors", "*.bin", "*.index.json")
 """What a model of transformers is in a folder."""
 
+TOKENIZER = ("tokenizer*.json", "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json", "*.model")
+"""What a tokenizer is in a folder, which may hold a model besides."""
+
 
 class WeightsError(ValueError):
     """Weights that cannot be started from."""
@@ -31,7 +34,7 @@ def initial_model(config: Config) -> nn.Module:
 
 
 def digests(config: Config) -> dict[str, str]:
-    """{key: sha256} for each key of the config that names weights on this machine: a path says nothing of the curve.
+    """{key: sha256} for each key that names weights or a tokenizer on this machine: a path says nothing of the curve.
 
     All of them are read, at about 1 GB per second. A name of the hub stays the name that it is. Raises WeightsError.
     """
@@ -40,9 +43,14 @@ def digests(config: Config) -> dict[str, str]:
         found["model.init_from"] = _digest([_find(config.model.init_from)])
     pretrained = config.model.args.get("from_pretrained")
     if isinstance(pretrained, str) and Path(pretrained).is_dir():
-        files = {path for name in PRETRAINED for path in Path(pretrained).glob(name)}
-        found["model.args.from_pretrained"] = _digest(files)
+        found["model.args.from_pretrained"] = _digest(_matching(pretrained, PRETRAINED))
+    if Path(config.data.tokenizer).is_dir():
+        found["data.tokenizer"] = _digest(_matching(config.data.tokenizer, TOKENIZER))
     return found
+
+
+def _matching(folder: str, names: Iterable[str]) -> set[Path]:
+    return {path for name in names for path in Path(folder).glob(name) if path.is_file()}
 
 
 def _digest(files: Iterable[Path]) -> str:

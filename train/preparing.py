@@ -21,7 +21,7 @@ from train.undisturbed import undisturbed
 def prepare(
     loaded: Loaded, loop: str, splits: Splits, weights: dict[str, str]
 ) -> tuple[Best, Task, Sets, RunPlan, Scaled]:
-    """All that follows from config and data without a device; `weights`: digests of what the model starts from."""
+    """All that follows from config and data without a device; `weights`: see initial.digests."""
     config = loaded.config
     best = Best.of(config.evaluate.best)
     check_login(config.wandb)

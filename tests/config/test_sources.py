@@ -1,6 +1,7 @@
 """The code behind a curve: the file of a target, and what of the user's own it imports."""
 
 import importlib
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from tests.helpers import argv
-from train.config import load, resolve, source_hash
+from train import models
+from train.config import identity, load, resolve, source_hash
 from train.config.sources import own_sources
 
 FILES = {
@@ -22,6 +24,13 @@ FILES = {
     "broken.py": "def f(:\n",
     "plain.py": "from helpers import factor\n\n\ndef net():\n    return factor\n",
     "helpers.py": "factor = 2\n",
+    "wrapped.py": "import functools, torch\nimport helpers\n\n\n@torch.no_grad()\ndef by_torch():\n    pass\n\n\n"
+    "@functools.lru_cache\ndef cached():\n    pass\n\n\npartial = functools.partial(torch.nn.Linear, 3)\n",
+    "odd.py": "try:\n    from .helpers import factor\nexcept ImportError:\n    from helpers import factor\n"
+    "def net():\n    import dies.sub, leaves.sub, half.sub\n",
+    "dies/__init__.py": "raise RuntimeError('never to be imported')\n",
+    "leaves/__init__.py": "raise SystemExit('never to be imported')\n",
+    "half/__init__.py": "def f(:\n",
     "site-packages/library.py": "def f():\n    pass\n",
 }
 
@@ -55,7 +64,7 @@ def forget() -> None:
 
 
 def names(target: str, folder: Path) -> set[str]:
-    return {path.relative_to(folder).as_posix() for path in own_sources(resolve(target, ""))}
+    return {path.relative_to(folder).as_posix() for path in own_sources(target, resolve(target, "")).values()}
 
 
 def test_imports_are_followed_but_not_into_libraries(folder: Path) -> None:
@@ -63,7 +72,18 @@ def test_imports_are_followed_but_not_into_libraries(folder: Path) -> None:
 
     assert names("own.net.net", folder) == package | {"loose/late.py", "broken.py"}
     assert names("plain.net", folder) == {"plain.py", "helpers.py"}
-    assert own_sources(resolve("library.f", "")) == own_sources(resolve("json.loads", "")) == set()
+    assert names("library.f", folder) == names("json.loads", folder) == set()
+
+
+def test_no_import_that_python_itself_may_refuse_stops_the_search(folder: Path) -> None:
+    packages = {f"{name}/__init__.py" for name in ("dies", "leaves", "half")}
+
+    assert names("odd.net", folder) == {"odd.py", "helpers.py"} | packages
+
+
+@pytest.mark.parametrize("target", ["by_torch", "cached", "partial"])
+def test_a_wrapped_target_is_its_own_file(folder: Path, target: str) -> None:
+    assert names(f"wrapped.{target}", folder) == {"wrapped.py", "helpers.py"}
 
 
 def hash_of(tmp_path: Path, target: str) -> str:
@@ -90,10 +110,43 @@ def test_a_helper_that_changes_is_another_curve(
     assert (hash_of(tmp_path, target) != before) is changes
 
 
+def test_two_helpers_that_swap_their_contents_are_another_curve(folder: Path, tmp_path: Path) -> None:
+    before = hash_of(tmp_path, "own.net.net")
+
+    (folder / "own/beside.py").write_text(FILES["own/sums.py"])
+    (folder / "own/sums.py").write_text(FILES["own/beside.py"])
+
+    assert hash_of(tmp_path, "own.net.net") != before
+
+
+def test_what_a_model_in_this_package_imports_is_found(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (folder / "extra").mkdir()
+    (folder / "extra/added.py").write_text("import helpers\n\n\ndef added():\n    pass\n")
+    monkeypatch.setattr(models, "__path__", [*models.__path__, str(folder / "extra")])
+
+    try:
+        assert [*own_sources("added", resolve("added", "train.models"))] == ["helpers"]
+    finally:
+        sys.modules.pop("train.models.added", None)
+
+
+@pytest.mark.parametrize("room", ["saved.py", "blocks.py", "skips.py", "window.py", "batch/plan.py"])
+def test_a_room_of_ours_that_computes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, room: str) -> None:
+    here = hash_of(tmp_path, "mlp")
+    package = Path(identity.__file__).parents[1]
+    shutil.copytree(package, tmp_path / "copy", ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setattr(identity, "__file__", str(tmp_path / "copy/config/identity.py"))
+
+    assert hash_of(tmp_path, "mlp") == here
+    with (tmp_path / "copy" / room).open("a") as file:
+        file.write("# changed\n")
+    assert hash_of(tmp_path, "mlp") != here
+
+
 def test_another_place_is_the_same_curve(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     here = hash_of(tmp_path, "own.net.net")
 
     enter(tmp_path / "elsewhere", monkeypatch)
 
-    assert own_sources(resolve("own.net.net", "")).isdisjoint(folder.rglob("*"))
+    assert {*own_sources("own.net.net", resolve("own.net.net", "")).values()}.isdisjoint(folder.rglob("*"))
     assert hash_of(tmp_path, "own.net.net") == here

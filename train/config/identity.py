@@ -34,14 +34,11 @@ COMPUTING = (
         "planning.py",
         "schedule.py",
     ),
-    *("generators.py", "reduction.py"),
-    *("initial.py", "patterns.py", "tokenizers.py"),
+    *("generators.py", "reduction.py", "blocks.py", "skips.py", "window.py"),
+    *("initial.py", "saved.py", "patterns.py", "tokenizers.py"),
     *("batch/*.py", "data/*.py", "tasks/*.py", "models/*.py"),
 )
 """Sources whose change may change a curve."""
-
-SAVED_TOKENIZER = ("tokenizer*.json", "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json", "*.model")
-"""What a tokenizer is in a folder, which may hold a model besides."""
 
 
 def mathematics(config: Config, effective_batch: int) -> dict[str, Any]:
@@ -75,21 +72,20 @@ def recipe_hash(mathematics: Mapping[str, Any], code: str) -> str:
 def source_hash(config: Config) -> str:
     """Over the rooms of this package that compute, and the user's files that the config's targets are made of."""
     targets = [
-        resolve(config.model.target, "train.models"),
-        resolve(config.task.target, "train.tasks"),
-        resolve(config.optimizer.target, "torch.optim"),
-        resolve_source(config.data.source),
-        *(resolve(name, "train.data") for name in [config.data.transform] if name),
+        (config.model.target, resolve(config.model.target, "train.models")),
+        (config.task.target, resolve(config.task.target, "train.tasks")),
+        (config.optimizer.target, resolve(config.optimizer.target, "torch.optim")),
+        (config.data.source, resolve_source(config.data.source)),
+        *((name, resolve(name, "train.data")) for name in [config.data.transform] if name),
     ]
-    tokenizer = config.data.tokenizer
     if config.data.block_size is not None:
-        targets.append(resolve_tokenizer(tokenizer))
+        targets.append((config.data.tokenizer, resolve_tokenizer(config.data.tokenizer)))
     package = Path(__file__).resolve().parents[1]
-    files = {path for room in COMPUTING for path in package.glob(room)}
-    files |= {path for name in SAVED_TOKENIZER for path in Path(tokenizer).glob(name)}
-    files = files.union(*map(own_sources, targets))
-    # In an order that does not depend on where the files lie: another clone of the same code is the same.
-    return _digest(sorted(hashlib.sha256(path.read_bytes()).hexdigest() for path in files))
+    files = {path.relative_to(package).as_posix(): path for room in COMPUTING for path in package.glob(room)}
+    for name, target in targets:
+        files |= own_sources(name, target)
+    # By names that do not depend on where the files lie: another clone of the same code is the same.
+    return _digest({name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in files.items()})
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:

@@ -2,7 +2,6 @@
 
 import ast
 import importlib.util
-import inspect
 import sys
 from collections.abc import Callable, Iterator
 from importlib.machinery import ModuleSpec
@@ -13,48 +12,47 @@ from typing import Any
 LIBRARIES = {"site-packages", "dist-packages"}
 
 
-def own_sources(target: Callable[..., Any] | None) -> set[Path]:
-    """All files of the user's that a target is made of, found by following imports, whether or not they have been run.
+def own_sources(name: str, target: Callable[..., Any] | None) -> dict[str, Path]:
+    """{module: file} of the user's that a target is made of, found by following imports, whether or not they have run.
 
-    Not followed: into this package, whose rooms that compute are known, into libraries and into Python's own modules.
-    What is imported under a name that is only made up at run time is not found.
+    It starts at what the config names and at where that says it was made: a wrapper, such as functools.partial, may
+    come from a library. Not followed: into this package, whose rooms that compute are known, into libraries and into
+    Python's own modules. A library of the user's that was installed with `pip install -e` counts as own code; installed
+    normally it does not. What is imported under a name that is only made up at run time is not found.
     """
-    file = inspect.getsourcefile(target) if inspect.isfunction(target) or inspect.isclass(target) else None
-    home = getattr(target, "__module__", "")
-    if not file or _is_pythons(home) or LIBRARIES & {*Path(file).parts}:
-        return set()
-    files = {Path(file).resolve(): home, **dict(_own(home))}
-    waiting = list(files)
+    if target is None:
+        return {}
+    files: dict[str, Path] = {}
+    waiting = [getattr(target, "__module__", ""), *([name] if "." in name else [])]
     while waiting:
-        path = waiting.pop()
-        for name in _imported(path, files[path]):
-            new = {file: module for file, module in _own(name) if file not in files}
-            files |= new
-            waiting += new
-    return set(files)
+        for module, file in _own(waiting.pop()):
+            if module not in files:
+                files[module] = file
+                waiting += [other for other in _imported(file, module) if not _is_ours(other)]
+    return {module: file for module, file in files.items() if not _is_ours(module)}
 
 
-def _own(name: str) -> Iterator[tuple[Path, str]]:
-    """(file, module) of a module and of the packages around it, as far as they are the user's."""
+def _own(name: str) -> Iterator[tuple[str, Path]]:
+    """(module, file) of a module and of the packages around it, as far as they are the user's."""
     parts = name.split(".")
-    if _is_pythons(name) or parts[0] == __name__.split(".")[0]:
+    if parts[0] in sys.stdlib_module_names:
         return
     for module in accumulate(parts, "{}.{}".format):
         spec = _spec(module)
         if spec is None or (spec.origin and LIBRARIES & {*Path(spec.origin).parts}):
             return
         if spec.has_location and spec.origin:
-            yield Path(spec.origin).resolve(), module
+            yield module, Path(spec.origin).resolve()
 
 
-def _is_pythons(module: str) -> bool:
-    return module.split(".")[0] in sys.stdlib_module_names
+def _is_ours(module: str) -> bool:
+    return module.split(".")[0] == __name__.split(".")[0]
 
 
 def _spec(module: str) -> ModuleSpec | None:
     try:
         return importlib.util.find_spec(module)
-    except (ImportError, AttributeError, ValueError):  # no module, but something in one; or none that can be imported
+    except (Exception, SystemExit):  # no module, but something in one; or a package around it that raises when it runs
         return None
 
 
@@ -73,5 +71,8 @@ def _imported(path: Path, module: str) -> Iterator[str]:
         elif isinstance(node, ast.ImportFrom):
             home = node.module or ""
             if node.level:
-                home = importlib.util.resolve_name("." * node.level + home, package)
+                try:
+                    home = importlib.util.resolve_name("." * node.level + home, package)
+                except ImportError:  # out of the top: it fails when it is run too, and may be tried
+                    continue
             yield from (f"{home}.{alias.name}" for alias in node.names)
