@@ -71,23 +71,26 @@ class RunFolder:
         self.write_text(name, json.dumps(value, indent=2, default=str) + "\n")
 
 
-def claim(config: Config, plan: RunPlan, newest: Find, named: Find) -> RunFolder:
+def claim(config: Config, plan: RunPlan, newest: Find, named: Find, stopped: Callable[[], bool]) -> RunFolder:
     """The folder of a run that starts, or goes on, now.
 
     `newest(RUN/checkpoints)` finds the checkpoint to go on from, `named(path)` checks the one that checkpoint.resume
-    names. A folder that is there already goes on where it holds the same mathematics and a checkpoint; it is moved to
-    NAME.1 under checkpoint.resume=never, and where the launcher or the scheduler starts a job again that had none yet.
-    Else AlreadyFinished is raised where it holds the same run, finished, and FolderRefused where it holds anything
-    else, and always while another process trains into it, or nothing can be written there.
+    names; `stopped()` ends a pause before a restart. A folder that is there already goes on where it holds the same
+    mathematics and a checkpoint; it is moved to NAME.1 under checkpoint.resume=never, and where the launcher or the
+    scheduler starts a job again that had none yet. Else AlreadyFinished is raised where it holds the same run,
+    finished, and FolderRefused where it holds anything else, and always while another process trains into it, or
+    nothing can be written there.
     """
     path = Path(config.output_dir) / plan.name
     try:
-        return _claim(path, config, plan, newest, named)
+        return _claim(path, config, plan, newest, named, stopped)
     except OSError as error:
         raise cannot_write(path, error) from error
 
 
-def _claim(path: Path, config: Config, plan: RunPlan, newest: Find, named: Find) -> RunFolder:
+def _claim(
+    path: Path, config: Config, plan: RunPlan, newest: Find, named: Find, stopped: Callable[[], bool]
+) -> RunFolder:
     resume = config.checkpoint.resume
     chosen = named(Path(resume)) if resume not in ("auto", "never") else None
     if not path.exists():
@@ -103,7 +106,7 @@ def _claim(path: Path, config: Config, plan: RunPlan, newest: Find, named: Find)
         found = chosen if own else newest(path / "checkpoints")
         if found is None and not restart and (path / "plan.json").exists():
             raise FolderRefused(_without_checkpoint(path))
-        restarts = pause(path, found) if restart else None
+        restarts = pause(path, found, config.runtime.timeout_seconds, stopped) if restart else None
         if found is None:
             folder = _make_instead(path, lock, chosen)
         else:
