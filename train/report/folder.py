@@ -22,6 +22,7 @@ class FolderRefused(RuntimeError):
 
 
 Find = Callable[[Path], Path | None]
+Stopped = Callable[[], bool]
 
 _LOCKS: dict[Path, TextIO] = {}
 """Of the folders that this process trains into; the system lets go of them when it ends, however it ends."""
@@ -71,7 +72,7 @@ class RunFolder:
         self.write_text(name, json.dumps(value, indent=2, default=str) + "\n")
 
 
-def claim(config: Config, plan: RunPlan, newest: Find, named: Find, stopped: Callable[[], bool]) -> RunFolder:
+def claim(config: Config, plan: RunPlan, newest: Find, named: Find, stopped: Stopped) -> RunFolder:
     """The folder of a run that starts, or goes on, now.
 
     `newest(RUN/checkpoints)` finds the checkpoint to go on from, `named(path)` checks the one that checkpoint.resume
@@ -88,9 +89,7 @@ def claim(config: Config, plan: RunPlan, newest: Find, named: Find, stopped: Cal
         raise cannot_write(path, error) from error
 
 
-def _claim(
-    path: Path, config: Config, plan: RunPlan, newest: Find, named: Find, stopped: Callable[[], bool]
-) -> RunFolder:
+def _claim(path: Path, config: Config, plan: RunPlan, newest: Find, named: Find, stopped: Stopped) -> RunFolder:
     resume = config.checkpoint.resume
     chosen = named(Path(resume)) if resume not in ("auto", "never") else None
     if not path.exists():
