@@ -24,6 +24,7 @@ from train.preparing import check_same_everywhere, facts, prepare, try_out
 from train.profiling import profiled
 from train.ranks import Ranks
 from train.reduction import reduced
+from train.refusals import code_of
 from train.report import Interval, Progress, Reporter, RunFolder, RunPlan, claim, open_report, tell
 from train.samples import sampled
 from train.saved import save_weights
@@ -166,7 +167,7 @@ def build(loaded: Loaded, loop: str) -> Run:
         report.learnt = [memory.summary, noise.verdict]
     except BaseException as error:
         if ranks.is_main:
-            folder.end_early(f"{type(error).__name__}: {error}")
+            folder.end_early(f"{type(error).__name__}: {error}", code=code_of(error))
         raise
 
     def watch(compute_gradient: ComputeGradient) -> ComputeGradient:

@@ -108,4 +108,5 @@ def test_a_start_that_finds_no_room_ends_what_it_tracks(tmp_path: Path, monkeypa
 
     assert start(tmp_path, "name=run") == 2
     assert ended == [1]
+    assert json.loads((tmp_path / "run" / "ended.json").read_text())["code"] == 2
     assert not (tmp_path / "run" / "plan.json").exists()

@@ -56,10 +56,10 @@ class RunFolder:
             (self.path / ".lock").unlink(missing_ok=True)
             lock.close()
 
-    def end_early(self, reason: str, step: int = 0) -> None:
+    def end_early(self, reason: str, step: int = 0, code: int = FAILED) -> None:
         """The run failed where there was nobody to tell it."""
         with suppress(OSError):  # a full disk must not hide why
-            self.write_json("ended.json", ending(redacted(reason), FAILED, step))
+            self.write_json("ended.json", ending(redacted(reason), code, step))
         self.release()
 
     def write_text(self, name: str, text: str) -> None:
