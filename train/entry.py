@@ -3,53 +3,27 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from train.blocks import NoBlocks
 from train.checkpoint import NoCheckpoint, SaveFailed
-from train.config import ConfigError, Loaded, load
-from train.data import DataError, WorkerLost
-from train.exact import NotExact, TaskError
+from train.config import Loaded, load
+from train.data import WorkerLost
 from train.guard import NotReduced, RanksDisagree
-from train.initial import WeightsError
 from train.loop import fit
-from train.models import ModelError
-from train.patterns import PatternError
-from train.planning import PlanError
 from train.preparing import show_plan
 from train.ranks import give_way, launched_rank
+from train.refusals import REFUSALS, code_of
 from train.report import (
     BAD_CONFIG,
     FAILED,
     FINISHED,
     STOPPED,
     AlreadyFinished,
-    FolderRefused,
-    TrackerError,
-    UnknownDirection,
     exit_code,
     tell,
 )
 from train.run import build
 from train.saved import NotSaved
-from train.setup import Unsupported
 from train.smoke import smoke
 from train.step import ComputeGradient, NonFiniteGradient
-
-REFUSALS = (
-    ConfigError,
-    DataError,
-    FolderRefused,
-    ModelError,
-    NoBlocks,
-    NotExact,
-    PatternError,
-    PlanError,
-    TaskError,
-    TrackerError,
-    UnknownDirection,
-    Unsupported,
-    WeightsError,
-)
-"""What the user can mend by typing something else: told without a stack trace."""
 
 
 @dataclass(frozen=True)
@@ -108,7 +82,7 @@ def train(loaded: Loaded, loop: str, compute_gradient: ComputeGradient) -> Endin
         give_way(error)
         reason, code = str(error), FAILED
     except BaseException as error:
-        run.report.close(f"{type(error).__name__}: {error}", FAILED)
+        run.report.close(f"{type(error).__name__}: {error}", code_of(error))
         raise
     run.report.close(reason, code)
     run.ranks.settle()

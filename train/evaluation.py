@@ -44,7 +44,7 @@ class Evaluation:
             }
 
     def _evaluate(self, rows: EvaluationSet) -> dict[str, float]:
-        sums, samples = self._local_sums(rows)
+        sums, samples = self.ranks.together(lambda: self._local_sums(rows))
         totals = self.ranks.sum([samples, *(float(number) for pair in sums.values() for number in pair)])
         pairs = zip(sums, totals[1::2], totals[2::2], strict=True)
         metrics = {name: total / weight for name, total, weight in pairs if weight}

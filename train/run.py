@@ -24,6 +24,7 @@ from train.preparing import check_same_everywhere, facts, prepare, try_out
 from train.profiling import profiled
 from train.ranks import Ranks
 from train.reduction import reduced
+from train.refusals import code_of
 from train.report import Interval, Progress, Reporter, RunFolder, RunPlan, claim, open_report, tell
 from train.samples import sampled
 from train.saved import save_weights
@@ -141,7 +142,7 @@ def build(loaded: Loaded, loop: str) -> Run:
     learner = make_learner(config, task, accelerator, numbers, ranks)
     exactness = ranks.together(lambda: try_out(learner, sets, config))
     ema = Ema(learner, config.ema.decay) if config.ema.decay is not None else None
-    folder = ranks.from_main(lambda: claim(config, plan, lambda path: newest(path, tell), named))
+    folder = ranks.from_main(lambda: claim(config, plan, lambda path: newest(path, tell), named, stop.requested))
     try:
         stop.watch(folder.path / "stop")
         report = Reporter(plan, best, stop.ask)
@@ -157,24 +158,24 @@ def build(loaded: Loaded, loop: str) -> Run:
         watchdog = Watchdog(ranks, config.runtime.timeout_seconds, folder.path, folder.end_early)
         windows = watchdog.windows(windows)
         evaluation: Callable[[], dict[str, float]] | None = _evaluation(sets, learner, ranks, plan, watchdog.beat)
+        evaluation = ema.around(evaluation) if ema else evaluation
+        evaluation = evaluation and sampled(evaluation, learner, sets, config, ranks, report.show)
+        gauges = [lambda: over_ranks(ranks.gather(memory.take())), lambda: noise.take(phases.take())]
+        gauges += [lambda: loss_scale(learner.scaler), utilisation(learner, exactness.trial, ranks, report, config)]
         told = facts(learner, exactness), exactness.lines(config.batch.exact)
         ranks.from_main(lambda: open_report(report, loaded, folder, *told))
         report.learnt = [memory.summary, noise.verdict]
     except BaseException as error:
         if ranks.is_main:
-            folder.end_early(f"{type(error).__name__}: {error}")
+            folder.end_early(f"{type(error).__name__}: {error}", code=code_of(error))
         raise
 
     def watch(compute_gradient: ComputeGradient) -> ComputeGradient:
         return guarded(noise.around(phases.around(reduced(compute_gradient, learner, ranks))), ranks)
 
-    evaluation = ema.around(evaluation) if ema else evaluation
-    evaluation = evaluation and sampled(evaluation, learner, sets, config, report.show)
     watched = evaluation and phases.outside(memory.around(evaluation, names.EVAL_PEAK))
     every = config.evaluate
     due = Interval(every.every_steps, every.every_samples, every.every_tokens).due
-    gauges = [lambda: over_ranks(ranks.gather(memory.take())), lambda: noise.take(phases.take())]
-    gauges += [lambda: loss_scale(learner.scaler), utilisation(learner, exactness.trial, ranks, report, config)]
     saved = {"model": learner.module} | ({"ema": ema.module} if ema else {})
     save = phases.outside(checkpoints.save)
     parts = (windows, ranks, stop, report, folder, checkpoints, save, watched, due, gauges, watch, saved)

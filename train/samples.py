@@ -8,6 +8,7 @@ import torch
 from train.config import Config
 from train.data import Sets, make_tokenizer
 from train.feed import to_device
+from train.ranks import Ranks
 from train.step import Learner
 from train.undisturbed import undisturbed
 
@@ -18,7 +19,7 @@ ROWS = 2  # samples, from the inside of the held-out set: a document that begins
 
 
 def sampled(
-    evaluate: Evaluate, learner: Learner, sets: Sets, config: Config, show: Callable[[Table], None]
+    evaluate: Evaluate, learner: Learner, sets: Sets, config: Config, ranks: Ranks, show: Callable[[Table], None]
 ) -> Evaluate:
     """The same evaluation; before it the task's table is made, on every rank alike, and handed to `show`.
 
@@ -29,10 +30,11 @@ def sampled(
         return evaluate
     rows = next(iter(sets.evaluation.values()))
     ids = np.arange(1, ROWS + 1) * len(rows) // (ROWS + 1)
-    decode = make_tokenizer(config.data).decode
+    decode = ranks.together(lambda: make_tokenizer(config.data)).decode
 
     def with_samples() -> dict[str, float]:
-        batch = to_device(next(rows.batches(ids, len(ids))), learner.device, learner.dtype)
+        read = ranks.together(lambda: next(rows.batches(ids, len(ids))))
+        batch = to_device(read, learner.device, learner.dtype)
         with undisturbed(learner.module, learner.device), torch.no_grad():
             learner.module.eval()
             show(samples(learner.module, batch, decode))

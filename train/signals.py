@@ -16,6 +16,7 @@ class Stop:
 
     def __init__(self, hours: float | None = None) -> None:
         self.cause: str | None = None
+        self._interrupted = False
         self._deadline = time.monotonic() + hours * 3600 if hours else None
         self._hours = hours
         self._file: Path | None = None
@@ -44,6 +45,8 @@ class Stop:
         return self.cause is not None
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        again, self.cause = self.cause is not None, signal.Signals(number).name
-        if again and number == signal.SIGINT:
-            raise KeyboardInterrupt
+        self.cause = signal.Signals(number).name
+        if number == signal.SIGINT:  # counted alone: after any other cause the first one must not lose the save
+            if self._interrupted:
+                raise KeyboardInterrupt
+            self._interrupted = True

@@ -22,7 +22,7 @@ FLOORS = [
         "padded",
         "evaluation exact guard noise reduction samples",
         "ema setup smoke utilisation",
-        "preparing",
+        "preparing refusals",
         "run",
         "loop",
         "entry",

@@ -44,8 +44,8 @@ FEATURES: dict[str, Edits] = {
     "blocks.py": [
         ("setup.py", r"from train\.blocks import checkpoint_blocks\n", ""),
         ("setup.py", r" +checkpoint_blocks\(.*\n", ""),
-        ("entry.py", r"from train\.blocks import NoBlocks\n", ""),
-        ("entry.py", r" +NoBlocks,\n", ""),
+        ("refusals.py", r"from train\.blocks import NoBlocks\n", ""),
+        ("refusals.py", r" +NoBlocks,\n", ""),
     ],
     "noise.py worth.py": [
         ("run.py", r"from train\.noise import NoiseScale\n", ""),

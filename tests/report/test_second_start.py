@@ -1,8 +1,10 @@
 """What a second start of the same name does: nothing is ever lost, and each refusal holds the lines to paste."""
 
+import errno
 import json
 import shutil
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
@@ -80,3 +82,31 @@ def test_not_a_run_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert start(tmp_path, "name=run") == 2
     assert "is not a run folder" in capsys.readouterr().err
     assert (tmp_path / "run" / "thesis.tex").read_text() == "years of work"
+
+
+@pytest.mark.parametrize("part", ["sampled", "utilisation"])
+def test_whatever_fails_before_the_first_step_is_written_down(
+    part: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*args: object) -> None:
+        raise RuntimeError("out of luck")
+
+    monkeypatch.setattr(f"train.run.{part}", fail)
+
+    with pytest.raises(RuntimeError, match="out of luck"):
+        start(tmp_path, "name=run")
+
+    assert "out of luck" in json.loads((tmp_path / "run" / "ended.json").read_text())["reason"]
+    assert not (tmp_path / "run" / ".lock").exists()
+
+
+def test_a_start_that_finds_no_room_ends_what_it_tracks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ended: list[int] = []
+    full = OSError(errno.ENOSPC, "No space left on device")
+    monkeypatch.setattr("train.report.opening.Journal", Mock(side_effect=full))
+    monkeypatch.setattr("train.report.tracker.Tracker.finish", lambda tracker, code: ended.append(code))
+
+    assert start(tmp_path, "name=run") == 2
+    assert ended == [1]
+    assert json.loads((tmp_path / "run" / "ended.json").read_text())["code"] == 2
+    assert not (tmp_path / "run" / "plan.json").exists()

@@ -22,6 +22,7 @@ class FolderRefused(RuntimeError):
 
 
 Find = Callable[[Path], Path | None]
+Stopped = Callable[[], bool]
 
 _LOCKS: dict[Path, TextIO] = {}
 """Of the folders that this process trains into; the system lets go of them when it ends, however it ends."""
@@ -55,10 +56,10 @@ class RunFolder:
             (self.path / ".lock").unlink(missing_ok=True)
             lock.close()
 
-    def end_early(self, reason: str, step: int = 0) -> None:
+    def end_early(self, reason: str, step: int = 0, code: int = FAILED) -> None:
         """The run failed where there was nobody to tell it."""
         with suppress(OSError):  # a full disk must not hide why
-            self.write_json("ended.json", ending(redacted(reason), FAILED, step))
+            self.write_json("ended.json", ending(redacted(reason), code, step))
         self.release()
 
     def write_text(self, name: str, text: str) -> None:
@@ -71,23 +72,24 @@ class RunFolder:
         self.write_text(name, json.dumps(value, indent=2, default=str) + "\n")
 
 
-def claim(config: Config, plan: RunPlan, newest: Find, named: Find) -> RunFolder:
+def claim(config: Config, plan: RunPlan, newest: Find, named: Find, stopped: Stopped) -> RunFolder:
     """The folder of a run that starts, or goes on, now.
 
     `newest(RUN/checkpoints)` finds the checkpoint to go on from, `named(path)` checks the one that checkpoint.resume
-    names. A folder that is there already goes on where it holds the same mathematics and a checkpoint; it is moved to
-    NAME.1 under checkpoint.resume=never, and where the launcher or the scheduler starts a job again that had none yet.
-    Else AlreadyFinished is raised where it holds the same run, finished, and FolderRefused where it holds anything
-    else, and always while another process trains into it, or nothing can be written there.
+    names; `stopped()` ends a pause before a restart. A folder that is there already goes on where it holds the same
+    mathematics and a checkpoint; it is moved to NAME.1 under checkpoint.resume=never, and where the launcher or the
+    scheduler starts a job again that had none yet. Else AlreadyFinished is raised where it holds the same run,
+    finished, and FolderRefused where it holds anything else, and always while another process trains into it, or
+    nothing can be written there.
     """
     path = Path(config.output_dir) / plan.name
     try:
-        return _claim(path, config, plan, newest, named)
+        return _claim(path, config, plan, newest, named, stopped)
     except OSError as error:
         raise cannot_write(path, error) from error
 
 
-def _claim(path: Path, config: Config, plan: RunPlan, newest: Find, named: Find) -> RunFolder:
+def _claim(path: Path, config: Config, plan: RunPlan, newest: Find, named: Find, stopped: Stopped) -> RunFolder:
     resume = config.checkpoint.resume
     chosen = named(Path(resume)) if resume not in ("auto", "never") else None
     if not path.exists():
@@ -103,7 +105,7 @@ def _claim(path: Path, config: Config, plan: RunPlan, newest: Find, named: Find)
         found = chosen if own else newest(path / "checkpoints")
         if found is None and not restart and (path / "plan.json").exists():
             raise FolderRefused(_without_checkpoint(path))
-        restarts = pause(path, found) if restart else None
+        restarts = pause(path, found, config.runtime.timeout_seconds, stopped) if restart else None
         if found is None:
             folder = _make_instead(path, lock, chosen)
         else:

@@ -4,6 +4,7 @@ import os
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from train.config import Loaded
+from train.report.ending import FAILED
 from train.report.environment import environment, git_patch
 from train.report.folder import RunFolder, cannot_write
 from train.report.journal import Journal
@@ -38,8 +40,13 @@ def open_report(
     """
     try:
         _open(report, loaded, folder, facts, lines)
-    except OSError as error:
-        raise cannot_write(folder.path, error) from error
+    except BaseException as error:
+        for sink in report.sinks:  # those that were open by then
+            with suppress(OSError):
+                sink.finish(FAILED)
+        if isinstance(error, OSError):
+            raise cannot_write(folder.path, error) from error
+        raise
 
 
 def _open(report: Reporter, loaded: Loaded, folder: RunFolder, facts: Mapping[str, Any], lines: Sequence[str]) -> None:
@@ -56,6 +63,7 @@ def _open(report: Reporter, loaded: Loaded, folder: RunFolder, facts: Mapping[st
         folder.write_text("git.patch", patch)
     log_file = (folder.path / "log.txt").open("a", encoding="utf-8")
     screen = Screen(plan.total_steps, log_file, facts["device_memory_gib"])
+    report.sinks = [screen]
     if folder.moved_to:
         screen.say(f"an earlier run of this name is now in {folder.moved_to}")
     told = (
@@ -73,11 +81,12 @@ def _open(report: Reporter, loaded: Loaded, folder: RunFolder, facts: Mapping[st
         run_id=report.run_id,
         secrets=secrets,
     )
+    report.sinks = [screen, tracker]
     report.run_id = tracker.run_id
     screen.say(f"W&B       {tracker.how_to_see}")
     report.journal = Journal(folder.path / "metrics.jsonl", report.progress.step)
-    folder.write_json("plan.json", redact(plan.as_dict(), secrets) | {"derived": derived})  # last: now it has begun
     report.sinks = [report.journal, screen, tracker]
+    folder.write_json("plan.json", redact(plan.as_dict(), secrets) | {"derived": derived})  # last: now it has begun
     report.folder, report.screen, report.secrets = folder, screen, secrets
     executable = Path(sys.executable)  # not resolved: a virtual environment's python is a link
     python = executable.relative_to(Path.cwd()) if executable.is_relative_to(Path.cwd()) else "python"

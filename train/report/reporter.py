@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from train import names
 from train.report.best import Best
-from train.report.ending import FAILED, FINISHED, ending, tell
+from train.report.ending import BAD_CONFIG, FAILED, FINISHED, ending, tell
 from train.report.folder import RunFolder
 from train.report.journal import Journal
 from train.report.plan import RunPlan
@@ -137,7 +137,7 @@ class Reporter:
         if self.folder is None:
             return
         reason = redact(reason, self.secrets)  # it may hold the text of any exception
-        if code == FAILED:
+        if code in (BAD_CONFIG, FAILED):
             self.tracker.alert(f"{self.plan.name} failed", f"at step {self.progress.step:,}: {reason}")
         self.tracker.summarise(self._summary(reason, code))
         try:

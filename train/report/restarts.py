@@ -4,15 +4,18 @@ import json
 import os
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 LONGEST_PAUSE_SECONDS = 300
+LOOK_SECONDS = 0.1  # between two looks whether a stop was asked for
 RESTARTS = "restarts.json"
 
 
-def pause(folder: Path, checkpoint: Path | None) -> str:
-    """Before a restart that begins where the one before it began: 1 s, and twice as long each time.
+def pause(folder: Path, checkpoint: Path | None, timeout_seconds: float, stopped: Callable[[], bool]) -> str:
+    """Before a restart that begins where the one before it began: 1 s, and twice as long each time, or up to a stop.
 
+    The other ranks wait meanwhile, a little longer than `timeout_seconds`: half of these are never passed.
     Returns what restarts.json has to hold from now on.
     """
     place = checkpoint.name if checkpoint else "the start"
@@ -22,11 +25,12 @@ def pause(folder: Path, checkpoint: Path | None) -> str:
         earlier = {}
     fruitless = earlier.get("fruitless", 0) + 1 if earlier.get("from") == place else 0
     if fruitless:
-        seconds = min(2 ** (fruitless - 1), LONGEST_PAUSE_SECONDS)
-        print(
-            f"restart {fruitless + 1} from {place} without progress; waiting {seconds} s", file=sys.stderr, flush=True
-        )
-        time.sleep(seconds)
+        seconds = min(2 ** min(fruitless - 1, 10), LONGEST_PAUSE_SECONDS, timeout_seconds / 2)
+        told = f"restart {fruitless + 1} from {place} without progress; waiting {seconds:g} s"
+        print(told, file=sys.stderr, flush=True)
+        end = time.monotonic() + seconds
+        while time.monotonic() < end and not stopped():
+            time.sleep(min(seconds, LOOK_SECONDS))
     return json.dumps({"from": place, "fruitless": fruitless})
 
 

@@ -87,15 +87,19 @@ def uneven(here: Path, full: bool) -> str:
 
 def worker_lost(here: Path, full: bool) -> str:
     told, timeout = [], 20
-    for how in ("killed", "stuck", "stopped") if full else ("killed", "stuck"):
-        own = folder(here, how)
-        words = (f"data.transform={HERE}.{how}", "data.workers=1", f"runtime.timeout_seconds={timeout}")
+    training = [(how, (f"data.transform={HERE}.{how}",)) for how in ("killed", "stuck", "stopped")[: 3 if full else 2]]
+    held_out = ("data.args={size: 200}", "data.eval_fraction=0.5", f"data.eval_transform={HERE}.killed")
+    for how, where in [*training, ("killed in an evaluation", (*held_out, "evaluate.at_start=true"))]:
+        own = folder(here, how.replace(" ", "-"))
+        words = (*where, "data.workers=1", f"runtime.timeout_seconds={timeout}")
         codes, job = train(own, 2, command(own, *words))
         assert codes == [1, 1], f"{how}: {codes}\n{job.told()}"
         seconds = seconds_since_fault(own)
         assert "rank 1: loading samples: " in job.told(0), f"{how}: {job.told()}"
         assert "Traceback" not in job.told(), f"{how}: {job.told()}"
-        assert seconds < (timeout if how == "killed" else timeout / 2 + 10), f"{how}: {seconds}"
+        ended = json.loads((own / "run" / "ended.json").read_text())
+        assert (ended["code"], "loading samples: " in ended["reason"]) == (1, True), f"{how}: {ended}"
+        assert seconds < (timeout if "killed" in how else timeout / 2 + 10), f"{how}: {seconds}"
         told.append(f"{how} {seconds:.1f} s")
     return f"all ranks left, with one sentence: {', '.join(told)} (the loader waits for {timeout // 2} s); hangs: 0"
 
@@ -159,7 +163,7 @@ ROWS = (
     Row(
         "26",
         "data worker killed or stuck",
-        "SIGKILL, SIGSTOP or sleep in the transform of rank 1",
+        "SIGKILL, SIGSTOP or sleep in the transform of rank 1, in training; SIGKILL in an evaluation",
         "error on all ranks within the loader's time-out",
         worker_lost,
         slow=True,
