@@ -1,8 +1,11 @@
 """Sweeps: each file is what `wandb sweep` takes, each of its runs can be trained, and a grid needs no server."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -33,10 +36,11 @@ def write(folder: Path, **changes: Any) -> str:
 
 @pytest.fixture(name="launched")
 def fake_launch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], list[str]]:
-    """In place of launch.sh: writes its arguments down, and exits with the seed where that is 2 or 130."""
+    """In place of launch.sh: writes its arguments down, and exits with the seed where that is 2, 75 or 130."""
     script, log = tmp_path / "launch.sh", tmp_path / "launched"
     script.write_text(
-        f'#!/bin/sh\necho "$@" >>{log}\nfor a; do case $a in seed=2 | seed=130) exit "${{a#seed=}}" ;; esac; done\n'
+        f'#!/bin/sh\necho "$@" >>{log}\n'
+        "for a; do case $a in seed=2 | seed=75 | seed=130) exit ${a#seed=} ;; esac; done\n"
     )
     script.chmod(0o755)
     monkeypatch.setattr(sweep, "LAUNCH", script)
@@ -105,6 +109,44 @@ def test_a_run_that_fails_does_not_stop_the_others(
 def test_a_signal_stops_the_sweep(tmp_path: Path, launched: Callable[[], list[str]]) -> None:
     assert main([write(tmp_path, parameters={"seed": {"values": [130, 0]}})]) == 130
     assert len(launched()) == 1
+
+
+@pytest.mark.parametrize(
+    ("number", "send"), [(signal.SIGINT, os.killpg), (signal.SIGINT, os.kill), (signal.SIGTERM, os.kill)]
+)
+def test_a_stop_waits_until_the_trial_is_saved(tmp_path: Path, number: int, send: Callable[[int, int], None]) -> None:
+    """Ctrl-C (the whole group is told), a SIGINT and a SIGTERM to the sweep alone: launch.sh hears of it once."""
+    script, log = tmp_path / "launch.sh", tmp_path / "log"
+    script.write_text(
+        f"#!/bin/bash\ntrap 'echo told >>{log}; for i in 1 2 3 4; do sleep 0.5; done; echo saved >>{log}; exit 75' "
+        f"INT TERM\necho started >>{log}\nsleep 10 &>/dev/null &\nwait\n"
+    )
+    script.chmod(0o755)
+    code = (
+        "import pathlib, sys; from train import sweep; sweep.LAUNCH = pathlib.Path(sys.argv[1]); "
+        "sys.exit(sweep.main(sys.argv[2:]))"
+    )
+    command = [sys.executable, "-c", code, str(script), write(tmp_path)]
+    piped = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, cwd=ROOT, start_new_session=True, **piped) as process:
+        deadline = time.monotonic() + 30
+        while not log.exists() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        send(process.pid, number)
+        out, err = process.communicate(timeout=30)
+
+    assert (process.returncode, err) == (75, "")
+    assert log.read_text().split() == ["started", "told", "saved"]
+    assert "sweep: stopped in 1 of 4; type the same command to go on" in out
+
+
+def test_a_saved_stop_is_one_of_the_sweep(
+    tmp_path: Path, launched: Callable[[], list[str]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([write(tmp_path, parameters={"seed": {"values": [0, 75, 1]}})]) == 75
+
+    assert len(launched()) == 2
+    assert capsys.readouterr().out.splitlines()[-1] == "sweep: stopped in 2 of 3; type the same command to go on"
 
 
 def test_either_command_names_loop_and_config(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """What both entry points do around the loop: parse, build, fit, close."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 from train.checkpoint import NoCheckpoint, SaveFailed
@@ -19,6 +20,7 @@ from train.report import (
     AlreadyFinished,
     exit_code,
     tell,
+    tell_launch,
 )
 from train.run import build
 from train.saved import NotSaved
@@ -84,6 +86,8 @@ def train(loaded: Loaded, loop: str, compute_gradient: ComputeGradient) -> Endin
     except BaseException as error:
         run.report.close(f"{type(error).__name__}: {error}", code_of(error))
         raise
+    with suppress(OSError):  # exit_code writes it again. First: a signal may end this process while weights are sent
+        tell_launch(reason, code, run.report.progress.step, run.ranks.is_main)
     run.report.close(reason, code)
     run.ranks.settle()
     run.learner.accelerator.end_training()

@@ -5,10 +5,14 @@ A run that has finished says so and is passed over, so the same command goes on 
 """
 
 import itertools
+import os
 import shlex
+import signal
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +21,9 @@ import yaml
 
 LAUNCH = Path(__file__).parents[1] / "launch.sh"
 LOOPS = ("standard", "accumulate")
-FINISHED, FAILED, BAD_SWEEP = 0, 1, 2
+FINISHED, FAILED, BAD_SWEEP, STOPPED = 0, 1, 2, 75
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP, signal.SIGQUIT)
+"""What stops a sweep: all that launch.sh knows."""
 USAGE = "usage: sweep_local.py SWEEP.yaml [key=value ...], such as configs/sweeps/accumulation.yaml"
 
 
@@ -44,17 +50,53 @@ def main(argv: Sequence[str]) -> int:
         print(error, file=sys.stderr)
         return BAD_SWEEP
     overrides = [argument for argument in argv if "=" in argument]
+    with _signals() as told:
+        return _run_all(sweep, overrides, told)
+
+
+def _run_all(sweep: Sweep, overrides: Sequence[str], told: Sequence[int]) -> int:
     failed = []
     for number, trial in enumerate(sweep.trials, start=1):
         command = [str(LAUNCH), sweep.loop, sweep.config, *trial, *overrides]
         print(f"sweep: {number} of {len(sweep.trials)}: {shlex.join(trial)}", flush=True)
-        code = subprocess.run(command, check=False).returncode
-        if code >= 128 or code < 0:  # stopped by a signal: that was meant for the sweep
+        code = _run(command, told)
+        if told or code == STOPPED or code >= 128 or code < 0:  # what stopped the trial was meant for the sweep
+            print(f"sweep: stopped in {number} of {len(sweep.trials)}; type the same command to go on")
+            if code == FINISHED:
+                return STOPPED
             return code if code > 0 else 128 - code
         if code:
             failed.append(f"sweep: exit code {code}: {shlex.join(command)}")
     print(*failed, f"sweep: {len(sweep.trials) - len(failed)} of {len(sweep.trials)} finished", sep="\n")
     return FAILED if failed else FINISHED
+
+
+def _run(command: Sequence[str], told: Sequence[int]) -> int:
+    """One trial, which hears of every signal once: it has a session of its own, so the terminal tells the sweep alone.
+
+    As a terminal does, this tells the group: launch.sh may still wait for pip.
+    """
+    trial = subprocess.Popen(command, start_new_session=True)
+    handed_on = 0
+    while trial.poll() is None:
+        for number in told[handed_on:]:
+            handed_on += 1
+            with suppress(OSError):  # it has just ended
+                os.killpg(trial.pid, number)
+        time.sleep(0.1)
+    return trial.returncode
+
+
+@contextmanager
+def _signals() -> Iterator[list[int]]:
+    """Those that arrive meanwhile; none of them ends this process, which waits for its trial."""
+    told: list[int] = []
+    before = {number: signal.signal(number, lambda number, _: told.append(number)) for number in SIGNALS}
+    try:
+        yield told
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def read_sweep(path: Path) -> Sweep:

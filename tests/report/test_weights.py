@@ -8,8 +8,10 @@ from typing import Any
 import pytest
 
 from tests.helpers import argv
-from tests.test_tracker import clean_environ, in_process, online
+from tests.test_tracker import clean_environ, in_process, make_trouble, online
 from tests.wandb_server import WandbServer
+from train.report.tracker import Tracker
+from train.report.weights import _send
 
 
 def train(folder: str, mode: str, *more: str) -> dict[str, Any]:
@@ -43,7 +45,21 @@ def test_final_weights_arrive(tmp_path: Path) -> None:
         assert server.uploads["/artifacts/0/model.safetensors"] == weights
         assert server.run.state == "finished"
         assert server.run.summary["ended/reason"] == "finished"
-        assert b'"run/final/model.safetensors"' in server.uploads["/artifacts/0/wandb_manifest.json"]
+
+
+@pytest.mark.parametrize("current", [".", "elsewhere"])
+def test_nobody_learns_where_the_run_folder_is(tmp_path: Path, current: str) -> None:
+    outputs, cwd = tmp_path / "home-of-alice", tmp_path / current
+    outputs.mkdir()
+    cwd.mkdir(exist_ok=True)
+    with WandbServer() as server:
+        ended = in_process(log_model, online(server, tmp_path), cwd, folder=str(outputs), mode="online")
+
+        assert (ended.result["code"], ended.stderr) == (0, "")
+        manifest = server.uploads["/artifacts/0/wandb_manifest.json"]
+        assert b"model.safetensors" in manifest
+        assert b"alice" not in manifest
+        assert (outputs / "run" / "final" / "model.safetensors").exists()  # the link to it is gone, not the file
 
 
 def test_off_by_default(tmp_path: Path) -> None:
@@ -84,3 +100,46 @@ def test_an_untracked_run_says_nothing_of_it(tmp_path: Path) -> None:
 
     assert (ended.result["code"], ended.stderr) == (0, "")
     assert "goes to W&B" not in ended.result["screen"]
+
+
+def dead(folder: str) -> dict[str, Any]:
+    """log_model after wandb-core has gone."""
+    import contextlib
+    import io
+    import time
+
+    from train.config.schema import Wandb
+    from train.report import weights
+    from train.report.tracker import Tracker
+
+    said = {"run_name": "run", "default_group": "group", "job_type": "train", "run_config": {}}
+    tracker = Tracker.start(Wandb(mode="offline"), folder=Path(folder), **said)
+    with contextlib.redirect_stderr(io.StringIO()):
+        make_trouble("kill")
+        tracker.log({"progress/samples_seen": 1.0})
+        deadline = time.monotonic() + 30
+        while not tracker.failed and time.monotonic() < deadline:
+            time.sleep(0.1)
+    line = weights.log_model(tracker, Path(folder))
+    seconds = tracker.finish_seconds
+    tracker.finish(0)
+    return {"line": line, "finish_seconds": seconds}
+
+
+def test_nothing_is_promised_of_a_dead_tracker(tmp_path: Path) -> None:
+    ended = in_process(dead, clean_environ(tmp_path), tmp_path, folder=str(tmp_path))
+
+    assert ended.result == {"line": "", "finish_seconds": 60.0}
+
+
+def test_a_failed_upload_is_told_after_another_warning(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tracker = Tracker()
+    tracker.warn("something else")
+
+    _send(tracker, object(), tmp_path)  # what has no id is no run
+
+    first, second = capsys.readouterr().err.splitlines()
+    assert (first, second.startswith(f"W&B: {tmp_path} was not sent (AttributeError: ")) == (
+        "W&B: something else",
+        True,
+    )

@@ -1,7 +1,7 @@
 """What a person sees and keeps of a run."""
 
 from train.report.best import Best, UnknownDirection
-from train.report.ending import BAD_CONFIG, FAILED, FINISHED, STOPPED, exit_code, tell
+from train.report.ending import BAD_CONFIG, FAILED, FINISHED, STOPPED, exit_code, tell, tell_launch
 from train.report.folder import AlreadyFinished, FolderRefused, RunFolder, claim
 from train.report.login import TrackerError, check_login
 from train.report.opening import open_report
@@ -31,4 +31,5 @@ __all__ = [
     "open_report",
     "redacted",
     "tell",
+    "tell_launch",
 ]

@@ -117,6 +117,11 @@ class Tracker:
         self._thread.start()
 
     @property
+    def failed(self) -> bool:
+        """Nothing more reaches W&B."""
+        return self._failed
+
+    @property
     def how_to_see(self) -> str:
         """Where to look, or what to type first."""
         if not self._run:
@@ -186,7 +191,10 @@ class Tracker:
         """Once for a run: what follows is mostly the same trouble."""
         if not self._warned:
             self._warned = True
-            print(self._clean(f"W&B: {text}"), file=sys.stderr, flush=True)
+            self.tell(text)
+
+    def tell(self, text: str) -> None:
+        print(self._clean(f"W&B: {text}"), file=sys.stderr, flush=True)
 
 
 def _init(settings: dict[str, Any], run_config: dict[str, Any]) -> Any:

@@ -1,8 +1,11 @@
 """wandb.log_model: the weights of a run that has finished, in W&B too, as an artifact."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from train.report.tracker import Tracker, first_line
@@ -12,11 +15,11 @@ UPLOAD_SECONDS = 1800.0
 
 
 def log_model(tracker: Tracker, folder: Path) -> str:
-    """Send all files of a folder; a line that says so, empty where nobody tracks the run.
+    """Send all files of a folder; a line that says so, empty where nobody tracks the run, or W&B has failed.
 
     Returns at once. Closing the tracker waits for it, and a failure costs a warning.
     """
-    if tracker.run_id is None:
+    if tracker.run_id is None or tracker.failed:
         return ""
     tracker.finish_seconds += UPLOAD_SECONDS
     tracker.do(partial(_send, tracker), folder)
@@ -28,11 +31,26 @@ def _send(tracker: Tracker, run: Any, folder: Path) -> None:
 
     try:
         artifact = wandb.Artifact(f"model-{run.id}", type="model")
-        # Nothing changes these files any more: no copy of them is made, neither for the upload nor for later. Their
-        # paths are sent too: relative, as in the line to sync, so that no home folder is told.
-        artifact.add_dir(os.path.relpath(folder), skip_cache=True, policy="immutable")
-        logged = run.log_artifact(artifact)
-        if not run.offline:
-            logged.wait(int(UPLOAD_SECONDS))
+        with _path_to_tell(folder, run.offline) as path:
+            # Nothing changes these files any more: no copy of them is made, neither for the upload nor for later.
+            artifact.add_dir(path, skip_cache=True, policy="immutable")
+            logged = run.log_artifact(artifact)
+            if not run.offline:
+                logged.wait(int(UPLOAD_SECONDS))
     except Exception as error:  # the run itself has yet to be finished
-        tracker.warn(f"{folder} was not sent ({first_line(error)})")
+        tracker.tell(f"{folder} was not sent ({first_line(error)})")
+
+
+@contextmanager
+def _path_to_tell(folder: Path, offline: bool) -> Iterator[str]:
+    """W&B is sent the files' paths too: those of a link, so that it does not learn where the folder is.
+
+    Offline they must last until `wandb sync`, which tells them: relative, as in the line to sync.
+    """
+    if offline:
+        yield os.path.relpath(folder)
+        return
+    with TemporaryDirectory(prefix="isobatch-") as temporary:
+        link = Path(temporary) / "model"
+        link.symlink_to(folder.absolute())
+        yield str(link)
