@@ -1,13 +1,15 @@
 """Fixtures for all tests. `run_ranks` starts real ranks: gloo, on the CPU, one process each."""
 
 import atexit
+import gc
 import multiprocessing
 import os
 import shutil
 import socket
 import tempfile
 import traceback
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -27,6 +29,14 @@ _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(["train.entry", "torch._dynamo"])
 
 WALL_LIMIT_SECONDS = 120
+
+
+@pytest.fixture
+def leaves_files_open() -> Iterator[None]:
+    """What a library or a kill leaves open is collected here, and does not fail the test that happens to come next."""
+    with warnings.catch_warnings(action="ignore", category=ResourceWarning):
+        yield
+        gc.collect()
 
 
 def free_port() -> int:

@@ -55,7 +55,7 @@ def calls(monkeypatch: pytest.MonkeyPatch, at: Callable[[int], None]) -> None:
         monkeypatch.setattr(owner, name, around(getattr(owner, name)))
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # a kill closes no file
+@pytest.mark.usefixtures("leaves_files_open")  # a kill closes no file
 def test_kills_at_every_point(tmp_path: Path) -> None:
     """With keep=1, a save of step 3 that is killed before its n-th call leaves step 2 or step 3, whole."""
     points, fired = 0, 0

@@ -89,7 +89,7 @@ def test_the_config_of_web_pages_trains_on_texts_in_their_place(tmp_path: Path) 
 
 
 # datasets (5.2) leaves the file open that it was reading when the last step was taken.
-@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.usefixtures("leaves_files_open")
 @pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
 @pytest.mark.parametrize(("duration", "steps"), [("samples: 20", 3), ("steps: 4", 4)])
 def test_own_files_stream_until_the_duration_ends(tmp_path: Path, kind: str, duration: str, steps: int) -> None:
