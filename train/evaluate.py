@@ -9,11 +9,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from train.config import ConfigError, load
-from train.data import DataError, open_sets
+from train.data import DataError, WorkerLost, open_sets
 from train.evaluation import Evaluation
 from train.models import ModelError
 from train.ranks import launched_rank
-from train.report import BAD_CONFIG, FINISHED, exit_code, tell
+from train.report import BAD_CONFIG, FAILED, FINISHED, exit_code, tell
 from train.saved import NotFinished, final_weights, parameter_dtype, trained_model
 from train.setup import Unsupported, connect, make_task
 
@@ -31,6 +31,9 @@ def main(argv: Sequence[str]) -> int:
     except (ConfigError, DataError, ModelError, NotFinished, Unsupported) as error:
         tell(str(error))
         return exit_code(str(error), BAD_CONFIG, 0, is_main)
+    except WorkerLost as error:
+        tell(str(error))
+        return exit_code(str(error), FAILED, 0, is_main)
     if is_main:
         print(json.dumps({f"eval/{name}": value for name, value in metrics.items()}, indent=2))
     return exit_code("finished", FINISHED, 0, is_main)

@@ -109,6 +109,18 @@ def test_evaluate_refuses_what_is_no_finished_run(tmp_path: Path, capsys: pytest
     assert "is no run folder, or its run has not finished" in capsys.readouterr().err
 
 
+def test_evaluate_tells_of_a_lost_worker(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    from train import evaluate
+    from train.data import WorkerLost
+
+    def lost(*_: object) -> None:
+        raise WorkerLost("loading samples: DataLoader worker (pid 7) is killed")
+
+    monkeypatch.setattr(evaluate, "evaluate", lost)
+    assert evaluate.main(["runs/digits"]) == 1
+    assert capsys.readouterr().err == "loading samples: DataLoader worker (pid 7) is killed\n"
+
+
 def test_at_start_further_sets_and_best(tmp_path: Path) -> None:
     start(
         tmp_path,
