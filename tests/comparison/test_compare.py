@@ -152,8 +152,8 @@ def test_bad_arguments(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
 
 
 def test_text_has_the_parts_in_order(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    estimated = {names.NOISE_SCALE: 321.0, names.BREAK_EVEN: 2.71}
-    main(pair(tmp_path, extra=estimated, environment={"git": {"commit": "2", "dirty": True}}))
+    known = {names.NOISE_SCALE: 321.0, names.BREAK_EVEN: 2.71, names.MFU: 0.425}
+    main(pair(tmp_path, extra=known, environment={"git": {"commit": "2", "dirty": True}}))
 
     text = capsys.readouterr().out
     titles = ["Same mathematics", "Set-up", "Outcome at equal samples", "Cost in time", "Memory", "Keys", "Notes"]
@@ -161,6 +161,7 @@ def test_text_has_the_parts_in_order(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert places == sorted(places)
     assert re.search(r"noise scale +break-even micro-steps\n +first .* -$", text, re.MULTILINE)
     assert re.search(r"second .* 321 +2\.710$", text, re.MULTILINE)
+    assert re.search(r"MFU \(%\) .*\n +first .* - .*\n +second .* 42\.5\d* ", text)
     assert re.search(r"git\.dirty +execution +false +true", text)
     assert "Share of a step's time" not in text  # none was measured
 

@@ -34,6 +34,7 @@ class Cost:
     step_p95_seconds: float | None
     phase_seconds: dict[str, float]  # by name; the sync taken out of forward + backward
     hours: float | None  # of training, up to the last row
+    mfu: float | None  # mean over rows: a share of the devices' peak
 
     @property
     def shares(self) -> dict[str, float]:
@@ -59,6 +60,7 @@ def cost_of(run: Run) -> Cost:
         step_p95_seconds=_p95(steps),
         phase_seconds=_phases(later),
         hours=max(_of(rows, names.HOURS), default=None),
+        mfu=statistics.fmean(used) if (used := _of(later, names.MFU)) else None,
     )
 
 

@@ -109,12 +109,13 @@ def _speed(comparison: Comparison) -> Table:
                 group.label,
                 with_spread(comparison.cost(index, lambda cost: cost.samples_per_second), len(group.runs)),
                 *(with_spread(scaled(each, 1000), len(group.runs)) for each in step),
+                with_spread(scaled(comparison.cost(index, lambda cost: cost.mfu), 100), len(group.runs)),
                 hours_figure(hours),
                 reached,
             )
         )
     to = f"to {target.metric} <= {target.loss:.4g}" if target else "to the target"
-    header = ("set-up", "samples/s", "step p50 (ms)", "step p95 (ms)", "training time", to)
+    header = ("set-up", "samples/s", "step p50 (ms)", "step p95 (ms)", "MFU (%)", "training time", to)
     return Table("Cost in time", header, tuple(rows))
 
 
