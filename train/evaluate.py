@@ -56,7 +56,9 @@ def evaluate(run_folder: Path, overrides: Sequence[str]) -> dict[str, float]:
     evaluation = Evaluation(
         sets.evaluation, task, module, ranks, accelerator.device, parameter_dtype(config), batch_size
     )
-    return evaluation()
+    metrics = evaluation()
+    accelerator.end_training()
+    return metrics
 
 
 if __name__ == "__main__":

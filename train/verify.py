@@ -15,44 +15,25 @@ from dataclasses import dataclass
 
 import torch
 from accelerate.state import AcceleratorState
-from torch import Tensor
+from torch import Tensor, nn
 
 from train.accumulate import compute_gradient
-from train.batch import BatchPlan, PlanError, make_plan
-from train.blocks import NoBlocks
-from train.config import Config, ConfigError, load
-from train.data import ByLength, DataError, TrainingSet, Windows, open_sets
-from train.exact import ROUNDS, TaskError, arithmetic, check_sets, judge
+from train.batch import BatchPlan, make_plan
+from train.config import Config, load
+from train.data import ByLength, TrainingSet, Windows, open_sets
+from train.exact import BOUNDS, ROUNDS, arithmetic, check_sets, judge
 from train.feed import to_device
-from train.initial import WeightsError
-from train.models import ModelError
+from train.gradients import at_work
 from train.optimizer import scaled_numbers
-from train.patterns import PatternError
 from train.planning import plan_batch
 from train.ranks import Ranks, asked_world_size, launched_rank
 from train.reduction import reduced
+from train.refusals import REFUSALS
 from train.report import BAD_CONFIG, FAILED, FINISHED, exit_code, tell
-from train.setup import Unsupported, connect, make_learner, make_task
+from train.setup import connect, make_learner, make_task
 from train.step import Learner
 from train.tasks import by_term
 from train.window import Batch, Place
-
-BOUNDS = {"fp64": 1e-12, "fp32": 2e-6, "tf32": 2.5e-3, "fp16": 2.5e-3, "bf16": 2e-2, "bf16 parameters": 2e-2}
-"""Largest relative error of a gradient that the arithmetic itself explains; bf16 and fp16: of autocast's activations.
-tf32 and fp16 keep three bits more than bf16."""
-
-REFUSALS = (
-    ConfigError,
-    DataError,
-    ModelError,
-    NoBlocks,
-    PatternError,
-    PlanError,
-    TaskError,
-    Unsupported,
-    WeightsError,
-)
-"""What the user can mend by typing something else."""
 
 COLUMNS = "{:<15}  {:<24}  {:<8}  {:<24}  {}"
 
@@ -112,6 +93,8 @@ def verify(config: Config) -> tuple[list[Line], list[str]]:
         verdict = judge(learner, sets.trial(config.seed, min(8, step.size)), variant.precision, sets.padding)
         remedies += verdict.reasons if verdict.exact == "false" else ()
         lines += step.lines(verdict.terms)
+        met.settle()
+    accelerator.end_training()
     hidden = (
         "does the model look at padding, which batch.micro_tokens cuts off" if sets.padding else "is something random"
     )
@@ -140,37 +123,61 @@ class Step:
         unsplit = self.unsplit(terms)
         largest_share = -(-self.size // self.plan.world_size)
         seen = set()
-        # Down to two samples a micro-batch: with one, BatchNorm would raise instead of being found out.
+        normalised = bool(at_work(self.learner.module, nn.modules.batchnorm._BatchNorm))
         for wanted in sorted({1, 2, 3, self.plan.accumulation_steps, largest_share // 2}):
-            if 1 <= wanted <= max(1, largest_share // 2):
+            # With one sample in a micro-batch, BatchNorm would raise instead of being found out.
+            own = wanted == self.plan.accumulation_steps and not normalised
+            if own or 1 <= wanted <= max(1, largest_share // 2):
                 found, count = self.gradient(wanted, terms)
                 if count not in seen:
                     yield self.compare(unsplit, found, count)
                 seen.add(count)
 
     def unsplit(self, terms: Sequence[str]) -> list[Tensor]:
-        """One backward pass over the whole step, on each rank by itself; halved, on all, until it fits their memory."""
+        """One backward pass over the whole step, on each rank by itself; over the largest part that all have room for,
+        where not over the whole."""
+        whole, too_large, largest = self.size, self.size, 0
+        found = self._fitting(terms)
+        if found is not None:
+            return found
+        while largest + 1 < too_large:
+            self._resize((largest + too_large) // 2)
+            tried = self._fitting(terms)
+            if tried is None:
+                too_large = self.size
+            else:
+                largest, found = self.size, tried
+        if found is None:
+            raise torch.OutOfMemoryError("one sample does not fit the memory")
+        self._resize(largest)
+        if self.ranks.is_main:
+            print(f"verify: {whole} samples do not fit unsplit; the reference is a step of {largest}")
+        return found
+
+    def _resize(self, samples: int) -> None:
+        """Of the step; micro-batches stay as large as they are."""
+        share = -(-samples // self.plan.world_size)
+        count = -(-share // self.plan.micro)
+        self.plan = dataclasses.replace(self.plan, effective=samples, accumulation_steps=count)
+
+    def _fitting(self, terms: Sequence[str]) -> list[Tensor] | None:
+        """The unsplit gradient; None where a rank has no room for it."""
         while True:
             found = None
             with contextlib.suppress(torch.OutOfMemoryError):
                 found = self._unsplit(terms)
-            if not self.ranks.sum([found is None])[0]:
-                assert found is not None
-                if not self.learner.scaler.is_enabled() or all(gradient.isfinite().all() for gradient in found):
-                    return found
-                self.learner.scaler.update(self.learner.scaler.get_scale() / 2)  # too large for float16
-                continue
-            if self.size == 1:
-                raise torch.OutOfMemoryError("one sample does not fit the memory")
-            del found
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
-            print(f"verify: {self.size} samples do not fit unsplit; the reference is a step of {self.size // 2}")
-            self.plan = dataclasses.replace(self.plan, effective=self.size // 2, accumulation_steps=1)
+            if self.ranks.sum([found is None])[0]:
+                if torch.cuda.is_available():
+                    torch.cuda.empty_cache()
+                return None
+            assert found is not None
+            if not self.learner.scaler.is_enabled() or all(gradient.isfinite().all() for gradient in found):
+                return found
+            self.learner.scaler.update(self.learner.scaler.get_scale() / 2)  # too large for float16
 
     def _unsplit(self, terms: Sequence[str]) -> list[Tensor]:
         learner = self.learner
-        with self._fresh():
+        with self._fresh(0):
             batch = self.samples(self.size)
             weights = by_term(learner.task.loss_weight(batch))
             sums = by_term(learner.task.loss_sum(learner.module, to_device(batch, learner.device, learner.dtype)))
@@ -199,7 +206,7 @@ class Step:
             pin_memory=self.learner.device.type == "cuda",
             last=1,
         )
-        with self._fresh():
+        with self._fresh(accumulation_steps):
             window = next(iter(windows))
             reduced(compute_gradient, self.learner, self.ranks)(self.learner, window)
             return self._taken(), len(window.micro_batches)
@@ -215,11 +222,12 @@ class Step:
         return Line(self.precision, f"{self.plan.world_size} x {count} ({loop})", error, worst)
 
     @contextmanager
-    def _fresh(self) -> Iterator[None]:
-        """No gradients before or after; the same random numbers, and the same buffers, for every split."""
+    def _fresh(self, draw: int) -> Iterator[None]:
+        """No gradients before or after, and the same buffers for every split; not the same random numbers, which may
+        agree by chance: halves draw one after the other what the whole draws at once."""
         self.learner.optimizer.zero_grad(set_to_none=True)
         buffers = [(buffer, buffer.clone()) for buffer in self.learner.module.buffers()]
-        torch.manual_seed(self.seed)
+        torch.manual_seed(self.seed + draw)
         try:
             yield
         finally:

@@ -23,8 +23,8 @@ from train.config import load
 from train.data import ByLength, Padding, Sets, open_sets
 from train.entry import main
 from train.evaluate import evaluate
+from train.gradients import plain_forward
 from train.models.text_conv import TextConv
-from train.padded import plain_forward
 from train.verify import main as verify
 from train.window import Place
 

@@ -19,6 +19,7 @@ FLOORS = [
         "blocks checkpoint comparison data feed memory models optimizer phases planning profiling report saved signals "
         "skips tasks undisturbed watchdog",
         "initial step",
+        "gradients",
         "padded",
         "evaluation exact guard noise reduction samples",
         "ema setup smoke utilisation",

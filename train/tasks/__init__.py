@@ -43,6 +43,9 @@ class Task(Protocol):
 
     # Optional, for tasks that have more to say:
     #
+    # couples_samples = True: the loss of a sample depends on the others of its micro-batch (negatives within the batch,
+    # a balance loss), so that no split of a batch has its gradient. Said where a trial cannot find it out.
+    #
     # finish(metrics) -> metrics: what follows from {name: sum / weight} over a whole set without being a sum itself,
     # such as perplexity = exp(loss). A metric that nobody could measure is absent.
     #
