@@ -24,6 +24,8 @@ usage: ./launch.sh [standard|accumulate] [CONFIG] [key=value ...] [OPTIONS] [-- 
   LAUNCHER=FILE    the launcher file of accelerate    (default: configs/accelerate/ddp.yaml)
   EXTRAS=hf,plots  what .venv should hold besides     (default: nothing)
   OMP_NUM_THREADS  threads of each rank on the CPU    (default: 1)
+  TORCH_ELASTIC_SHUTDOWN_TIMEOUT
+                   seconds from a stop signal until ranks that still run are killed (default: 120)
 
   exit code: 0 finished, 2 bad config or data, 75 stopped on request and saved (the same command goes on), else a
   failure. Under SLURM, a job that SIGUSR1 stopped so is put back into the queue.
@@ -79,6 +81,15 @@ setting() { # NAME [FILE]
     if [[ $value != null ]]; then printf '%s\n' "$value"; fi
 }
 
+# Torch's own variable: what torchrun gives its ranks when a scheduler sends it the signal directly.
+read_grace() {
+    grace=${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-120} # as scripts/slurm.sbatch leaves
+    if [[ $grace =~ ^[1-9][0-9]*$ ]]; then return; fi
+    die 2 "launch: TORCH_ELASTIC_SHUTDOWN_TIMEOUT is the time that ranks have to save after a stop signal" \
+        "  got:  TORCH_ELASTIC_SHUTDOWN_TIMEOUT=$grace" "  why:  it has to be a whole number of seconds, 1 or more" \
+        "  type: TORCH_ELASTIC_SHUTDOWN_TIMEOUT=120 $(printf %q "$0")"
+}
+
 # torch knows best what it can use (CUDA_VISIBLE_DEVICES, MIG, a CPU build of torch). Asking it costs an import,
 # so it is asked only where the machine seems to have a GPU. A dry run without torch counts what the driver lists.
 count_gpus() {
@@ -101,6 +112,30 @@ read_asked_ranks() {
     if [[ -z $asked || $asked =~ ^[1-9][0-9]*$ ]]; then return; fi
     die 2 "launch: $asked_by is the number of ranks" "  got:  $asked_by=$asked" \
         "  why:  it has to be a whole number, 1 or more" "  type: NPROC=2 $(printf %q "$0")"
+}
+
+# A flag that only torchrun knows. accelerate starts a lone rank without torchrun, and drops such flags in silence.
+find_torchrun_flag() {
+    local flag
+    torchrun_flag=''
+    for flag in ${accelerate_flags[@]+"${accelerate_flags[@]}"}; do
+        case ${flag//-/_} in
+            __max_restarts* | __rdzv_* | __monitor_interval* | __log_dir* | __tee*) torchrun_flag=$flag ;;
+        esac
+    done
+}
+
+# By --multi_gpu it sends one rank to torchrun too, but refuses where a flag, or a GPU by its name, says that it is one.
+check_lone_rank() {
+    local wrong=''
+    if [[ $(setting num_processes "$launcher_file") != 1 ]]; then wrong="no num_processes: 1 in $launcher_file"; fi
+    if [[ -n $(setting num_processes) ]]; then wrong='--num_processes 1'; fi
+    case $(setting gpu_ids "$launcher_file") in '' | all) ;; *) wrong='gpu_ids that name a GPU' ;; esac
+    if [[ -z $wrong ]]; then return; fi
+    die 2 "launch: $torchrun_flag for one rank has to be asked for in another way" \
+        "  got:  $wrong, beside $torchrun_flag" \
+        "  why:  accelerate would start the rank without torchrun, which alone knows that flag, or not at all" \
+        "  type: NPROC=1 $(printf %q "$0") ... -- $torchrun_flag ...   (no LAUNCHER; CUDA_VISIBLE_DEVICES names a GPU)"
 }
 
 choose_ranks() {
@@ -132,7 +167,7 @@ collect_variables() {
     # The current directory comes last: at the front, a train.py or a folder train/ there would hide ours.
     variables=(PYTHONSAFEPATH=1 "PYTHONPATH=$clone${PYTHONPATH:+:$PYTHONPATH}:$PWD")
     # A signal that torchrun does not handle kills it and leaves its ranks behind.
-    variables+=("PET_SIGNALS_TO_HANDLE=SIGTERM,SIGINT,SIGUSR1")
+    variables+=("PET_SIGNALS_TO_HANDLE=SIGTERM,SIGINT,SIGUSR1" "TORCH_ELASTIC_SHUTDOWN_TIMEOUT=$grace")
     if [[ $ranks =~ ^[1-9][0-9]*$ ]]; then variables+=("ISOBATCH_WORLD_SIZE=$ranks"); fi
     # Without the first, two ranks on a CPU are two trainings that both believe they are alone. With more threads
     # than cores, ranks wait for each other: a hundred times slower was seen.
@@ -140,16 +175,25 @@ collect_variables() {
 }
 
 build_command() {
+    local no_engine='' several='' number=$ranks
     command=("$PYTHON")
     if [[ -n $needs_ranks ]]; then
+        if [[ $(setting distributed_type "$launcher_file") =~ ^(NO|no|)$ ]]; then no_engine=yes; fi
+        if [[ -n $file_decides && -z ${NPROC:-} ]]; then number=''; fi
+        if [[ $ranks != 1 ]]; then
+            several=yes
+        elif [[ -n $no_engine && -n $torchrun_flag ]]; then
+            check_lone_rank
+            several=yes number='' # the file says 1
+        fi
         command+=(-m accelerate.commands.launch --config_file "$launcher_file")
-        if [[ -z $file_decides || -n ${NPROC:-} ]]; then command+=(--num_processes "$ranks"); fi
+        if [[ -n $number ]]; then command+=(--num_processes "$number"); fi
         # Port 0 is a free one: two launches on one machine do not meet.
         if [[ $machines == 1 ]]; then command+=(--main_process_port 0); fi
         # Only where the file names no engine: beside FSDP, --multi_gpu silently switches FSDP off. A lone rank needs
         # --cpu, because accelerate overwrites ACCELERATE_USE_CPU for it; several ranks would become one by that flag.
-        if [[ $(setting distributed_type "$launcher_file") =~ ^(NO|no|)$ ]]; then
-            if [[ $ranks != 1 ]]; then command+=(--multi_gpu); elif ((gpus == 0)); then command+=(--cpu); fi
+        if [[ -n $no_engine ]]; then
+            if [[ -n $several ]]; then command+=(--multi_gpu); elif ((gpus == 0)); then command+=(--cpu); fi
         fi
         command+=(${accelerate_flags[@]+"${accelerate_flags[@]}"})
     fi
@@ -163,12 +207,13 @@ print_command() {
 }
 
 # Every process of this attempt, by the mark in its environment: torchrun puts each rank into a session of its own,
-# so no process group holds them all. Without /proc (macOS) the group is what can be asked.
+# so no process group holds them all. Without /proc (macOS) the group and the ranks are what can be asked.
 remaining_processes() {
     if [[ -r /proc/self/environ ]]; then
         grep -lzsxF -- "ISOBATCH_ATTEMPT=$attempt" /proc/[0-9]*/environ | tr -dc '0-9\n' || true
     else
         pgrep -g "$launcher" || true
+        pgrep -P "$launcher" || true
     fi
 }
 
@@ -190,44 +235,58 @@ send() { # SIGNAL PID...
     for pid in "${@:2}"; do kill -s "$1" -- "$pid" 2>/dev/null || true; done
 }
 
-# The first signal of a kind goes to the ranks: the launcher would give them 30 s and end in a traceback. The same
-# again, or one that comes before there are ranks, goes to the launcher's whole group and ends it.
+# The first signal of a kind goes to the ranks: the launcher would end in a traceback. The same again, or one that comes
+# before there are ranks, goes to the launcher's whole group and ends it. The first one sets the time to save; only a
+# second Ctrl-C, which leaves at once, cuts it short.
 forward() { # SIGNAL
     local targets
     woken=yes
-    if [[ " $forwarded " != *" $1 "* ]]; then targets=$(rank_processes); fi
+    if [[ -z $forwarded ]]; then deadline=$((SECONDS + grace)); fi
+    if [[ " $forwarded " != *" $1 "* ]]; then
+        targets=$(rank_processes)
+    elif [[ $1 == INT ]] && ((deadline > SECONDS + leaving)); then
+        deadline=$((SECONDS + leaving))
+    fi
     if [[ -z ${targets:-} ]] && ! kill -0 "$launcher" 2>/dev/null; then targets=$(remaining_processes); fi
-    say "launch: SIG$1 handed on; waiting for the ranks to end"
+    say "launch: SIG$1 handed on; waiting $((deadline - SECONDS)) s for the ranks to end"
     # shellcheck disable=SC2086 # one word per process
     send "$1" ${targets:--$launcher}
-    if [[ -z $forwarded ]]; then deadline=$((SECONDS + grace)); fi
     forwarded="$forwarded $1"
 }
 
-# `wait` ends early at a trapped signal. Then the ranks have the grace period to save; after it the launcher is
-# told, which gives them as long again and kills them.
+kill_remaining() {
+    local left
+    left=$(remaining_processes)
+    if [[ -z $left ]]; then return; fi
+    say "launch: killed what still ran at the end of its time:" "${left//$'\n'/ }"
+    # shellcheck disable=SC2086 # one word per process
+    send KILL $left
+}
+
+# `wait` ends early at a trapped signal. Then the ranks have their time to save; after it nothing is left of them.
 wait_for_launcher() {
     while true; do
         woken=''
         wait "$launcher" 2>/dev/null && launcher_code=0 || launcher_code=$?
         if [[ -z $woken ]]; then return; fi
-        while ((SECONDS < deadline)) && kill -0 "$launcher" 2>/dev/null; do sleep 0.1 || true; done
-        if ((SECONDS >= deadline)); then send TERM "-$launcher"; fi
+        while ((SECONDS <= deadline)) && kill -0 "$launcher" 2>/dev/null; do sleep 0.1 || true; done
+        if ((SECONDS > deadline)); then kill_remaining; fi
     done
 }
 
 # Ranks may outlive a launcher that was killed. What even KILL does not end (stuck in a driver) is left behind.
 wait_for_ranks() {
-    local left killed='' deadline=$((SECONDS + grace))
-    # Nobody told them: give them the chance to save.
-    # shellcheck disable=SC2046 # one word per process
-    if ((launcher_code > 128)) && [[ -z $forwarded ]]; then send TERM $(remaining_processes); fi
-    while woken='' && left=$(remaining_processes) && [[ -n $left$woken ]]; do
-        if ((SECONDS >= deadline)); then
+    local killed=''
+    if [[ -z $forwarded ]]; then
+        deadline=$((SECONDS + grace))
+        # Nobody told them: give them the chance to save.
+        # shellcheck disable=SC2046 # one word per process
+        if ((launcher_code > 128)); then send TERM $(remaining_processes); fi
+    fi
+    while woken='' && [[ -n $(remaining_processes)$woken ]]; do
+        if ((SECONDS > deadline)); then
             if [[ -n $killed ]]; then return; fi
-            say "launch: killed what was still there $grace s after the launcher:" "${left//$'\n'/ }"
-            # shellcheck disable=SC2086 # one word per process
-            send KILL $left
+            kill_remaining
             killed=yes deadline=$((SECONDS + 5))
         fi
         sleep 0.1 || true
@@ -260,7 +319,8 @@ requeue() { # CODE
 run() {
     folder=$(mktemp -d "${TMPDIR:-/tmp}/isobatch.XXXXXX")
     trap 'rm -rf -- "$folder"' EXIT
-    attempt=$(date +%s)-$$-$RANDOM grace=${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-30} forwarded='' deadline=0
+    attempt=$(date +%s)-$$-$RANDOM forwarded='' deadline=0
+    leaving=10 # seconds, after a second Ctrl-C: W&B is told the end
     variables+=("ISOBATCH_ATTEMPT=$attempt" "ISOBATCH_ENDED=$folder/ended.json")
     # Job control gives the launcher a process group of its own, so that Ctrl-C reaches it only by way of forward.
     set -m
@@ -281,6 +341,7 @@ run() {
 read_arguments "$@"
 find_launcher_file
 read_asked_ranks
+read_grace
 environment=ready
 if [[ -z $dry_run ]]; then
     use_environment "$clone" "${EXTRAS:-}"
@@ -288,6 +349,7 @@ else
     look_for_environment "$clone" "${EXTRAS:-}" || environment=missing
 fi
 choose_ranks
+find_torchrun_flag
 collect_variables
 build_command
 if [[ -n $dry_run ]]; then

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -196,13 +197,71 @@ def test_a_second_ctrl_c_is_handed_on_too(clone, nproc):
     assert [rank["got"] for rank in clone.ranks(nproc)] == [["SIGINT", "SIGINT"]] * nproc
 
 
-@pytest.mark.parametrize("nproc", [1, 2])
-def test_ranks_that_do_not_stop_are_killed(clone, nproc):
-    process = clone.launch("signals=9", "helper=stays", NPROC=str(nproc), TORCH_ELASTIC_SHUTDOWN_TIMEOUT="1")
-    clone.ranks(nproc)
+@pytest.mark.parametrize(("nproc", "to"), [(1, "launch.sh"), (2, "launch.sh"), (2, "torchrun too")])
+def test_ranks_that_do_not_stop_are_killed_when_their_time_is_over_and_not_before(clone, nproc, to):
+    process = clone.launch("signals=9", "helper=stays", NPROC=str(nproc), TORCH_ELASTIC_SHUTDOWN_TIMEOUT="3")
+    ranks, start = clone.ranks(nproc), time.monotonic()
     process.send_signal(signal.SIGTERM)
+    if to == "torchrun too":  # as a scheduler does that signals all processes of a job
+        os.kill(ranks[0]["parent"], signal.SIGTERM)
+    while time.monotonic() < start + 2.5:
+        assert all(psutil.pid_exists(rank["pid"]) for rank in ranks), "killed while there was time"
+        time.sleep(0.1)
     assert process.wait(60) == 143
+    assert time.monotonic() < start + 6, "their time was over"
     assert not clone.processes()
+
+
+@pytest.mark.slow
+def test_a_second_ctrl_c_does_not_wait_for_ranks_that_hang(clone):
+    process = clone.launch("signals=9", "helper=stays", NPROC="2")
+    clone.ranks(2)
+    start = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    time.sleep(0.5)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(60) == 130
+    assert time.monotonic() < start + 15
+    assert not clone.processes()
+
+
+def test_the_ranks_have_the_time_that_the_example_for_slurm_leaves(clone):
+    _, stdout, _ = clone.run(clone.path / "launch.sh", "--dry-run")
+    (left,) = re.findall(
+        r"^#SBATCH --signal=B:USR1@(\d+)$", (ROOT / "scripts" / "slurm.sbatch").read_text(), re.MULTILINE
+    )
+    assert f"TORCH_ELASTIC_SHUTDOWN_TIMEOUT={left}" in shlex.split(stdout.splitlines()[0])
+
+
+@pytest.mark.parametrize("nproc", [1, 2])
+def test_a_rank_that_was_killed_is_started_again_where_that_is_asked_for(clone, nproc):
+    words = ["signals=1", "code=75", f"out={clone.out}", "--", "--max_restarts", "2"]
+    process = clone.start(clone.path / "launch.sh", *words, NPROC=str(nproc))
+    first = clone.ranks(nproc)
+    for rank in first:
+        os.kill(rank["pid"], signal.SIGKILL)
+        (clone.out / f"rank-{rank['env'].get('RANK', '0')}.json").unlink(missing_ok=True)
+    again = clone.ranks(nproc)
+    assert [rank["env"]["TORCHELASTIC_RESTART_COUNT"] for rank in again] == ["1"] * nproc
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == 75
+    assert not clone.processes()
+
+
+@pytest.mark.parametrize("how", ["flag", "file", "gpu_ids"])
+def test_a_lone_rank_that_accelerate_would_not_restart_is_refused(clone, how):
+    lines = (clone.path / "configs" / "accelerate" / "ddp.yaml").read_text()
+    lines = lines.replace("num_processes: 1", "num_processes: 4") if how == "file" else lines
+    lines = lines.replace("gpu_ids: all", 'gpu_ids: "1"') if how == "gpu_ids" else lines
+    (clone.cwd / "mine.yaml").write_text(lines)
+    flags = ["--", "--max-restarts=3", *(["--num_processes", "1"] if how == "flag" else [])]
+    env = {"LAUNCHER": "mine.yaml"} | ({"NPROC": "1"} if how == "file" else {})
+    code, _, stderr = clone.run(clone.path / "launch.sh", *flags, **env)
+    assert code == 2
+    assert {"flag": "--num_processes 1, beside", "file": "num_processes: 1 in mine", "gpu_ids": "gpu_ids"}[
+        how
+    ] in stderr
+    assert "type: NPROC=1" in stderr
 
 
 def test_ranks_save_when_their_launcher_is_killed(clone):
@@ -220,7 +279,9 @@ def test_a_plan_needs_no_ranks(clone):
     assert not {"ISOBATCH_ENDED", "WORLD_SIZE"} & set(env)
 
 
-@pytest.mark.parametrize("wrong", ["NPROC=0", "NPROC=two", "LAUNCHER=no such.yaml"])
+@pytest.mark.parametrize(
+    "wrong", ["NPROC=0", "NPROC=two", "LAUNCHER=no such.yaml", "TORCH_ELASTIC_SHUTDOWN_TIMEOUT=1.5"]
+)
 def test_a_wrong_request_is_refused_before_anything_starts(clone, wrong):
     code, _, stderr = clone.run(clone.path / "launch.sh", **dict([wrong.split("=")]))
     assert code == 2

@@ -51,12 +51,14 @@ def _compare(options: argparse.Namespace) -> int:
     try:
         found = find(options.runs)
         comparison = compare(found.runs, found.left_out, options.target)
-        if options.json:
-            print(json.dumps(as_data(comparison), indent=2, default=str, allow_nan=False))
-        else:
-            _tell(comparison)
-        if options.out:
-            _write(comparison, options.out, options.x)
+        try:
+            if options.out:  # first: a reader of the text may go away
+                _write(comparison, options.out, options.x)
+        finally:
+            if options.json:
+                print(json.dumps(as_data(comparison), indent=2, default=str, allow_nan=False))
+            else:
+                _tell(comparison)
     except (CannotRead, NoMatplotlib) as error:
         print(error, file=sys.stderr)
         return BAD_ARGUMENTS

@@ -83,8 +83,11 @@ def test_assert_equal_is_not_met_by_what_was_not_compared(tmp_path: Path, capsys
         assert reason in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("more", [[], ["--json"]])
+@pytest.mark.parametrize("more", [[], ["--json"], ["--out"]])
 def test_a_reader_that_went_away_is_no_error(tmp_path: Path, more: list[str]) -> None:
+    page = tmp_path / "out" / "compare.html"
+    if more == ["--out"]:
+        more = ["--out", str(page.parent)]
     read, write = os.pipe()
     os.close(read)
     try:
@@ -93,7 +96,9 @@ def test_a_reader_that_went_away_is_no_error(tmp_path: Path, more: list[str]) ->
     finally:
         os.close(write)
 
-    assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, "")
+    assert done.returncode == 128 + signal.SIGPIPE
+    assert page.exists() == bool(done.stderr) == ("--out" in more)
+    assert not done.stderr or done.stderr.startswith(f"wrote {page} ")
 
 
 def test_a_run_that_only_saved(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -234,7 +239,9 @@ def test_without_matplotlib(
     monkeypatch.setitem(sys.modules, "matplotlib", None)
 
     assert main([*pair(tmp_path), "--out", str(tmp_path / "out")]) == 2
-    assert "no pictures without matplotlib" in capsys.readouterr().err
+    printed = capsys.readouterr()
+    assert "no pictures without matplotlib" in printed.err
+    assert "first" in printed.out, "the text needs no matplotlib"
     assert main(pair(tmp_path / "again")) == 0
 
 

@@ -16,7 +16,6 @@ from train.report.ending import FAILED
 from train.report.environment import environment, git_patch
 from train.report.folder import RunFolder, cannot_write
 from train.report.journal import Journal
-from train.report.progress import duration
 from train.report.redact import redact, secret_values, secrets_in
 from train.report.reporter import Reporter
 from train.report.restarts import job_id
@@ -24,9 +23,6 @@ from train.report.screen import Screen
 from train.report.tables import Tables
 from train.report.tracker import Tracker
 from train.report.weights import log_model
-
-GRACE_SECONDS = 30
-"""What torchrun leaves its ranks between SIGTERM and SIGKILL, where nobody tells it otherwise."""
 
 
 def open_report(
@@ -103,9 +99,4 @@ def _resumed(report: Reporter, folder: RunFolder) -> list[str]:
     if not folder.resumed_from:
         return []
     lines = [f"resumed   from {folder.resumed_from}: step {report.progress.step:,} of {report.plan.total_steps:,}"]
-    if report.last_save_seconds and report.last_save_seconds > GRACE_SECONDS / 2:
-        lines.append(
-            f"warning   a save of this run took {duration(report.last_save_seconds)}: a scheduler that stops this job "
-            f"must leave it more than that (SLURM: --signal=B:USR1@{2 * report.last_save_seconds:.0f})"
-        )
-    return [*lines, *folder.changed]
+    return [*lines, *report.slow_stop(), *folder.changed]

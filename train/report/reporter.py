@@ -10,6 +10,7 @@ from train import names
 from train.report.best import Best
 from train.report.ending import BAD_CONFIG, FAILED, FINISHED, ending, tell
 from train.report.folder import RunFolder
+from train.report.grace import slow_stop
 from train.report.journal import Journal
 from train.report.plan import RunPlan
 from train.report.progress import Clock, Progress, duration
@@ -44,9 +45,11 @@ class Reporter:
     clock: Clock = field(default_factory=Clock)
     run_id: str | None = None  # in W&B
     last_save_seconds: float | None = None
+    _first_step: int = 0  # of this start
     _last_step: int = 0
     _last_samples: int = 0
     _alerted: bool = False
+    _slow_stop: bool = False
 
     def __post_init__(self) -> None:
         self.progress.tokens_per_sample = self.plan.tokens_per_sample
@@ -55,6 +58,7 @@ class Reporter:
         """Training begins now: what came before is not its time."""
         self.clock = Clock(self.clock.seconds)
         self._last_step, self._last_samples = self.progress.step, self.progress.samples_seen
+        self._first_step = self.progress.step + 1
 
     def state_dict(self) -> dict[str, Any]:
         """All that the rows after a resume depend on."""
@@ -100,6 +104,14 @@ class Reporter:
             self._alerted = True
             self.tracker.alert("a gradient was not finite", self._skipped(numbers[names.SKIPPED_STEPS]))
         self._write(row)
+        if self.screen and progress.step > self._first_step:  # which compiles, and warms up
+            self.screen.say(*self.slow_stop(row[names.STEP_SECONDS]))
+
+    def slow_stop(self, step_seconds: float = 0.0) -> list[str]:
+        """A warning, once, where a stop takes longer than it is left; before a step was measured, from a save alone."""
+        told = "" if self._slow_stop else slow_stop(step_seconds, self.last_save_seconds or 0.0)
+        self._slow_stop = self._slow_stop or bool(told)
+        return [told] if told else []
 
     def _place(self) -> dict[str, float]:
         progress = self.progress

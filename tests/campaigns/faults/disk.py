@@ -116,7 +116,7 @@ def slow_save(here: Path, full: bool) -> str:
     assert codes == [-signal.SIGKILL] * 2
     codes, job = train(here, 2, command(here), partial(ranks.short_grace, 0.4))
     assert codes == [0, 0], job.told()
-    assert "a save of this run took" in job.told(0), job.told(0)
+    assert "a stop takes two steps and a save" in job.told(0), job.told(0)
     check_same(here, undisturbed, 2)
     assert not [
         path for path in candidates(here / "run" / "checkpoints") if path.name not in (name_of(15), name_of(20))

@@ -19,7 +19,6 @@ from torch import Tensor, nn
 
 import train.accumulate
 import train.checkpoint.checkpoints
-import train.report.opening
 import train.run
 import train.setup
 import train.standard
@@ -254,7 +253,7 @@ def slow_write(step: int, seconds: float) -> None:
 
 
 def short_grace(seconds: float) -> None:
-    train.report.opening.GRACE_SECONDS = seconds
+    os.environ["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"] = str(seconds)
 
 
 def kill_builder() -> None:
