@@ -19,15 +19,14 @@ from train.undisturbed import undisturbed
 
 
 def prepare(
-    loaded: Loaded, loop: str, splits: Splits, weights: dict[str, str]
-) -> tuple[Best, Task, Sets, RunPlan, Scaled]:
+    loaded: Loaded, loop: str, task: Task, splits: Splits, weights: dict[str, str]
+) -> tuple[Best, Sets, RunPlan, Scaled]:
     """All that follows from config and data without a device; `weights`: see initial.digests."""
     config = loaded.config
     best = Best.of(config.evaluate.best)
     check_login(config.wandb)
-    task = make_task(config)
     sets = open_sets(config, task.columns, splits)
-    return best, task, sets, *make_plan(loaded, loop, sets, weights)
+    return best, sets, *make_plan(loaded, loop, sets, weights)
 
 
 def show_plan(loaded: Loaded, loop: str) -> None:

@@ -28,7 +28,7 @@ from train.refusals import code_of
 from train.report import Interval, Progress, Reporter, RunFolder, RunPlan, claim, open_report, tell
 from train.samples import sampled
 from train.saved import save_weights
-from train.setup import connect, loss_scale, make_learner
+from train.setup import connect, loss_scale, make_learner, make_task
 from train.signals import Stop
 from train.step import ComputeGradient, Learner, NonFiniteGradient
 from train.tasks import by_term
@@ -135,9 +135,10 @@ def build(loaded: Loaded, loop: str) -> Run:
     stop = Stop(config.duration.hours)
     accelerator, ranks = connect(config)
     stop.listen()  # not before: a signal then ends a rank that waits for one that never comes
-    splits = ranks.first_of_node(lambda: load_splits(config))
+    task = ranks.together(lambda: make_task(config))
+    splits = ranks.first_of_node(lambda: load_splits(config, task.columns))
     weights = ranks.from_main(lambda: digests(config))
-    best, task, sets, plan, numbers = ranks.together(lambda: prepare(loaded, loop, splits, weights))
+    best, sets, plan, numbers = ranks.together(lambda: prepare(loaded, loop, task, splits, weights))
     check_same_everywhere(plan, ranks)
     learner = make_learner(config, task, accelerator, numbers, ranks)
     exactness = ranks.together(lambda: try_out(learner, sets, config))
