@@ -4,7 +4,7 @@ from dataclasses import replace
 from typing import Any
 
 from train.config import Config, Loaded, curve_hash, mathematics, recipe_hash, run_name, source_hash
-from train.data import ByLength, Sets, Splits, open_sets
+from train.data import ByLength, Sets, Splits, load_splits, open_sets
 from train.exact import Exactness, NotExact, TaskError, check_sets, judge
 from train.feed import to_device
 from train.optimizer import scaled_numbers
@@ -16,6 +16,12 @@ from train.setup import device_facts, make_task
 from train.step import Learner
 from train.tasks import Task
 from train.undisturbed import undisturbed
+
+
+def load_data(config: Config) -> tuple[Task, Splits]:
+    """The task, and the data sets with its columns: what takes long once, and is then found in a cache."""
+    task = make_task(config)
+    return task, load_splits(config, task.columns)
 
 
 def prepare(
