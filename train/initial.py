@@ -1,22 +1,17 @@
 """What a model starts as: drawn from the seed or loaded from a file, some of its parameters frozen."""
 
-import hashlib
-from collections.abc import Iterable
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_model
 from torch import nn
 
-from train.config import Config
+from train.config import Config, digest, tokenizer_files
 from train.patterns import PatternError, matching
 from train.saved import FINAL, Pretrained, make_model
 
 PRETRAINED = ("config.json", "*.safetensors", "*.bin", "*.index.json")
 """What a model of transformers is in a folder."""
-
-TOKENIZER = ("tokenizer*.json", "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json", "*.model")
-"""What a tokenizer is in a folder, which may hold a model besides."""
 
 
 class WeightsError(ValueError):
@@ -40,25 +35,14 @@ def digests(config: Config) -> dict[str, str]:
     """
     found = {}
     if config.model.init_from is not None:
-        found["model.init_from"] = _digest([_find(config.model.init_from)])
+        found["model.init_from"] = digest([_find(config.model.init_from)])
     pretrained = config.model.args.get("from_pretrained")
     if isinstance(pretrained, str) and Path(pretrained).is_dir():
-        found["model.args.from_pretrained"] = _digest(_matching(pretrained, PRETRAINED))
+        files = (path for name in PRETRAINED for path in Path(pretrained).glob(name) if path.is_file())
+        found["model.args.from_pretrained"] = digest(files)
     if Path(config.data.tokenizer).is_dir():
-        found["data.tokenizer"] = _digest(_matching(config.data.tokenizer, TOKENIZER))
+        found["data.tokenizer"] = digest(tokenizer_files(config.data.tokenizer))
     return found
-
-
-def _matching(folder: str, names: Iterable[str]) -> set[Path]:
-    return {path for name in names for path in Path(folder).glob(name) if path.is_file()}
-
-
-def _digest(files: Iterable[Path]) -> str:
-    whole = hashlib.sha256()
-    for path in sorted(files):
-        with path.open("rb") as file:
-            whole.update(hashlib.file_digest(file, "sha256").digest())
-    return f"sha256 {whole.hexdigest()[:16]}"
 
 
 def load_initial(module: nn.Module, path: str) -> None:

@@ -2,8 +2,9 @@
 
 python -m train.prepare CONFIG [key=value ...]
 
-What takes long (a download, a conversion) then happens once, on a machine that reaches the Hub, before the clock of a
-job runs. Exit code 0: the data can be trained on; 2: bad config or data. It writes to the cache of `datasets` only.
+What takes long (a download, a conversion, tokens of texts) then happens once, on a machine that reaches the Hub, before
+the clock of a job runs. Exit code 0: the data can be trained on; 2: bad config or data. It writes to the cache of
+`datasets` only.
 """
 
 import sys

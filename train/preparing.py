@@ -4,7 +4,7 @@ from dataclasses import replace
 from typing import Any
 
 from train.config import Config, Loaded, curve_hash, mathematics, recipe_hash, run_name, source_hash
-from train.data import ByLength, Sets, Splits, open_sets
+from train.data import ByLength, Sets, Splits, load_splits, open_sets
 from train.exact import Exactness, NotExact, TaskError, check_sets, judge
 from train.feed import to_device
 from train.optimizer import scaled_numbers
@@ -18,16 +18,21 @@ from train.tasks import Task
 from train.undisturbed import undisturbed
 
 
+def load_data(config: Config) -> tuple[Task, Splits]:
+    """The task, and the data sets with its columns: what takes long once, and is then found in a cache."""
+    task = make_task(config)
+    return task, load_splits(config, task.columns)
+
+
 def prepare(
-    loaded: Loaded, loop: str, splits: Splits, weights: dict[str, str]
-) -> tuple[Best, Task, Sets, RunPlan, Scaled]:
+    loaded: Loaded, loop: str, task: Task, splits: Splits, weights: dict[str, str]
+) -> tuple[Best, Sets, RunPlan, Scaled]:
     """All that follows from config and data without a device; `weights`: see initial.digests."""
     config = loaded.config
     best = Best.of(config.evaluate.best)
     check_login(config.wandb)
-    task = make_task(config)
     sets = open_sets(config, task.columns, splits)
-    return best, task, sets, *make_plan(loaded, loop, sets, weights)
+    return best, sets, *make_plan(loaded, loop, sets, weights)
 
 
 def show_plan(loaded: Loaded, loop: str) -> None:

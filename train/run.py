@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from train import names
 from train.checkpoint import Checkpoints, HasState, named, newest
 from train.config import Config, Loaded
-from train.data import Sets, TrainingSet, Windows, load_splits
+from train.data import Sets, TrainingSet, Windows
 from train.ema import Ema
 from train.evaluation import Evaluation, floating_buffers
 from train.guard import guarded
@@ -20,7 +20,7 @@ from train.memory import Memory, over_ranks
 from train.noise import NoiseScale
 from train.optimizer import OptimizerState
 from train.phases import Phases
-from train.preparing import check_same_everywhere, facts, prepare, try_out
+from train.preparing import check_same_everywhere, facts, load_data, prepare, try_out
 from train.profiling import profiled
 from train.ranks import Ranks
 from train.reduction import reduced
@@ -135,9 +135,9 @@ def build(loaded: Loaded, loop: str) -> Run:
     stop = Stop(config.duration.hours)
     accelerator, ranks = connect(config)
     stop.listen()  # not before: a signal then ends a rank that waits for one that never comes
-    splits = ranks.first_of_node(lambda: load_splits(config))
+    task, splits = ranks.first_of_node(lambda: load_data(config))
     weights = ranks.from_main(lambda: digests(config))
-    best, task, sets, plan, numbers = ranks.together(lambda: prepare(loaded, loop, splits, weights))
+    best, sets, plan, numbers = ranks.together(lambda: prepare(loaded, loop, task, splits, weights))
     check_same_everywhere(plan, ranks)
     learner = make_learner(config, task, accelerator, numbers, ranks)
     exactness = ranks.together(lambda: try_out(learner, sets, config))

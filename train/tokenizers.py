@@ -79,7 +79,7 @@ class Saved:
         self.folder = folder
         self.vocabulary = len(self._inner)
         self._lengths: NDArray[np.int64] | None = _lengths(self._inner)
-        self._lossy = False
+        self.lossy = False  # whether a text was met that lost bytes
 
     @property
     def document_start(self) -> int:
@@ -100,9 +100,13 @@ class Saved:
 
     def encode(self, text: str) -> Tokens:
         tokens = np.array(self._ids(text, add_special_tokens=False), dtype=np.int32)
-        if self._lengths is not None:  # some change letters before they split: NFC, a space in front
-            self._lossy |= int(self._lengths[tokens].sum()) != len(text.encode())
+        self.lossy |= self.loses(text, tokens)
         return tokens
+
+    def loses(self, text: str, tokens: Tokens) -> bool:
+        """Whether a text has other bytes than its tokens: some change letters before they split: NFC, a space in
+        front."""
+        return self._lengths is not None and int(self._lengths[tokens].sum()) != len(text.encode())
 
     def encode_one(self, text: str, size: int) -> Tokens:
         """`size` tokens: a text as the model was trained on it, with [CLS], [SEP] or the like, cut or filled up."""
@@ -115,7 +119,7 @@ class Saved:
         return text
 
     def lengths(self, tokens: Tokens) -> NDArray[np.int64]:
-        if self._lengths is None or self._lossy:
+        if self._lengths is None or self.lossy:
             raise TokenizerError(
                 f"how many bytes each token of {self.folder} stands for is not known: it does not keep every byte of a "
                 f"text. Type: task.args.bits_per_byte=false"

@@ -22,6 +22,7 @@ from train.data.packed_stream import PackedStream
 from train.data.packing import COLUMNS, pack
 from train.data.parts import Part
 from train.data.reading import Reader
+from train.data.tokens import Tokenising
 from train.tokenizers import Bytes
 from train.window import Place
 
@@ -67,7 +68,8 @@ def taken(data: PackedStream, plan: BatchPlan, place: Place, count: int, **optio
 )
 def test_an_epoch_is_what_a_loaded_set_is_cut_into(some: list[str], effective: int, micro: int, ranks: int) -> None:
     dataset = Dataset.from_dict({"text": some})
-    whole = pack(dataset, Data(source="x", block_size=SIZE), COLUMNS)
+    documents = Tokenising("text", Bytes(), identity=None).of(dataset)
+    whole = pack(documents, Data(source="x", block_size=SIZE), COLUMNS)
     data = packed(dataset.to_iterable_dataset(), buffer=0)
     plan = make_plan(effective, micro, None, world_size=ranks, dataset_size=None)
     steps = -(-len(whole) // effective)

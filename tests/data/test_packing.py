@@ -1,5 +1,6 @@
 """Texts in blocks: no token is lost, none is predicted from another document."""
 
+import json
 from collections import Counter
 from itertools import pairwise
 from pathlib import Path
@@ -13,19 +14,31 @@ from hypothesis import strategies as st
 from tests.helpers import argv
 from train.config import load
 from train.config.recipe import Data
-from train.data import DataError, open_sets
-from train.data.packing import COLUMNS, pack
+from train.data import DataError, Rows, open_sets
+from train.data.packing import COLUMNS, make_tokenizer, pack
 from train.data.python_docs import python_docs
+from train.data.tokens import Tokenising
 from train.tokenizers import Bytes
 from train.window import IGNORED
 
 START = Bytes.document_start
 
 
-def packed(texts: list[str], size: int, columns: dict[str, str] | None = None) -> dict[str, np.ndarray]:
-    data = Data(source="x", block_size=size, columns=columns or {})
-    rows = pack(Dataset.from_dict({"text": texts}), data, COLUMNS)
+def packed(texts: list[str], size: int) -> dict[str, np.ndarray]:
+    documents = Tokenising("text", Bytes(), identity=None).of(Dataset.from_dict({"text": texts}))
+    rows = pack(documents, Data(source="x", block_size=size), COLUMNS)
     return {name: column.numpy() for name, column in rows.columns.items()}
+
+
+def given_texts(texts: list[str]) -> Dataset:
+    return Dataset.from_dict({"text": texts})
+
+
+def opened(folder: Path, texts: object, needed: tuple[str, ...], data: str = "") -> Rows:
+    source = f"source: tests.data.test_packing.given_texts, args: {{texts: {json.dumps(texts)}}}, block_size: 128"
+    rows = open_sets(load(argv(folder, f"data={{{source}{data}}}")).config, needed).train
+    assert isinstance(rows, Rows)
+    return rows
 
 
 def pairs(columns: dict[str, np.ndarray]) -> list[tuple[int, int]]:
@@ -61,11 +74,11 @@ def test_blocks_follow_each_other_and_the_last_is_filled_up() -> None:
     assert columns["bytes"].tolist() == [3, 2]
 
 
-def test_the_manual_of_python_itself_is_packed_whole() -> None:
-    dataset = python_docs()
-    rows = pack(dataset, Data(source="python_docs", block_size=128), COLUMNS)
+def test_the_manual_of_python_itself_is_packed_whole(tmp_path: Path) -> None:
+    rows = open_sets(load(argv(tmp_path, "data={source: python_docs, block_size: 128}")).config, COLUMNS).train
+    assert isinstance(rows, Rows)
 
-    text = "".join(dataset["text"]).encode()
+    text = "".join(python_docs()["text"]).encode()
     labels = rows.columns["labels"].numpy()
     assert bytes(labels[labels != IGNORED].astype(np.uint8)) == text
     assert len(text) > 300_000
@@ -74,22 +87,22 @@ def test_the_manual_of_python_itself_is_packed_whole() -> None:
 @pytest.mark.parametrize(
     ("texts", "columns", "needed", "message"),
     [
-        (["a"], {"text": "body"}, COLUMNS, "data.columns.text=text"),
-        ([1], {}, COLUMNS, "holds int64"),
-        (["a"], {}, ("image",), "the task needs image"),
-        ([""], {}, COLUMNS, "holds no text"),
+        (["a"], ", columns: {text: body}", COLUMNS, "data.columns.text=text"),
+        ([1], "", COLUMNS, "holds int64"),
+        (["a"], "", ("image",), "the task needs image"),
+        ([""], "", COLUMNS, "holds no text"),
     ],
 )
 def test_what_cannot_be_packed_is_refused(
-    texts: list[str], columns: dict[str, str], needed: tuple[str, ...], message: str
+    tmp_path: Path, texts: list[str], columns: str, needed: tuple[str, ...], message: str
 ) -> None:
     with pytest.raises(DataError, match=message):
-        pack(Dataset.from_dict({"text": texts}), Data(source="x", block_size=4, columns=columns), needed)
+        opened(tmp_path, texts, needed, columns)
 
 
 def test_a_tokenizer_that_does_not_exist_is_refused() -> None:
     with pytest.raises(DataError, match=r"data.tokenizer: .*Type: data.tokenizer=bytes"):
-        pack(Dataset.from_dict({"text": ["a"]}), Data(source="x", block_size=4, tokenizer="bites"), COLUMNS)
+        make_tokenizer(Data(source="x", block_size=4, tokenizer="bites"))
 
 
 def test_text_comes_back() -> None:

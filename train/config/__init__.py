@@ -3,11 +3,13 @@
 from train.config.identity import (
     curve_hash,
     differences,
+    digest,
     flatten,
     is_execution,
     mathematics,
     recipe_hash,
     source_hash,
+    tokenizer_files,
     under,
 )
 from train.config.load import Loaded, load, run_name
@@ -22,6 +24,7 @@ __all__ = [
     "Problem",
     "curve_hash",
     "differences",
+    "digest",
     "flatten",
     "is_execution",
     "load",
@@ -32,5 +35,6 @@ __all__ = [
     "resolve_tokenizer",
     "run_name",
     "source_hash",
+    "tokenizer_files",
     "under",
 ]

@@ -40,6 +40,9 @@ COMPUTING = (
 )
 """Sources whose change may change a curve."""
 
+TOKENIZER = ("tokenizer*.json", "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json", "*.model")
+"""What a tokenizer is in a folder, which may hold a model besides."""
+
 
 def mathematics(config: Config, effective_batch: int) -> dict[str, Any]:
     """{dotted key: value} of all that decides the curve; the effective batch as it follows from the plan."""
@@ -86,6 +89,23 @@ def source_hash(config: Config) -> str:
         files |= own_sources(name, target)
     # By names that do not depend on where the files lie: another clone of the same code is the same.
     return _digest({name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in files.items()})
+
+
+def tokenizer_files(tokenizer: str) -> list[Path]:
+    """Those that a tokenizer is made of: in its folder, or the sources of the user's own class. Raises TargetError."""
+    folder = Path(tokenizer)
+    if folder.is_dir():
+        return [path for name in TOKENIZER for path in folder.glob(name) if path.is_file()]
+    return list(own_sources(tokenizer, resolve_tokenizer(tokenizer)).values())
+
+
+def digest(files: Iterable[Path]) -> str:
+    """Of what is in them, in the order of their names."""
+    whole = hashlib.sha256()
+    for path in sorted(set(files)):
+        with path.open("rb") as file:
+            whole.update(hashlib.file_digest(file, "sha256").digest())
+    return f"sha256 {whole.hexdigest()[:16]}"
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:

@@ -51,7 +51,8 @@ class Data:
     """Tokens of a text: longer ones are cut, shorter ones filled up with token 256. Unset: text is refused."""
     preload: bool | None = None
     """Hold the samples in memory. Unset: what takes at most a quarter of the machine's, shared by its ranks, but not
-    images with a transform. What is not held is read from the disk when it is needed."""
+    images with a transform. What is not held is read from the disk when it is needed. Blocks (block_size) are always
+    held."""
     workers: int = 2
     """Processes of each rank that read and transform what is not simply held in memory; 0: the rank itself."""
     transform: str | None = None

@@ -5,7 +5,8 @@ from train.data.loader import WorkerLost
 from train.data.packing import make_tokenizer
 from train.data.parts import DataError, EvaluationSet, TrainingSet
 from train.data.rows import Rows
-from train.data.sources import Sets, Splits, load_splits, open_sets
+from train.data.sources import Sets, open_sets
+from train.data.splits import Splits, load_splits
 from train.data.windows import Windows
 
 __all__ = [

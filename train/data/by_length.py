@@ -149,7 +149,8 @@ def cut_by_length(
 
 def _padding(first: Batch, reader: Reader, types: pa.Schema) -> Padding:
     plain = {name: own for name, own in reader.columns.items() if isinstance(own, str) and name not in reader.classes}
-    fills = {name: reader.padding for name, own in plain.items() if is_text(types.field(own).type)}
+    texts = [name for name, own in plain.items() if own in reader.texts or is_text(types.field(own).type)]
+    fills = dict.fromkeys(texts, reader.padding)
     if not fills:
         raise DataError(
             f"batch.micro_tokens balances texts by their tokens, and none of the columns of the task holds text: "

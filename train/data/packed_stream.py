@@ -10,10 +10,11 @@ import torch
 from datasets import IterableDataset
 
 from train.data.checks import check_values
-from train.data.packing import blocks, check_text, columns_of, document_tokens
+from train.data.packing import blocks, check_text, columns_of
 from train.data.parts import DataError
 from train.data.rows import finished
 from train.data.stream import Blocks, Stream, one_ahead
+from train.data.tokens import document_tokens
 from train.tokenizers import Tokenizer, TokenizerError, Tokens
 from train.window import Batch
 

@@ -17,6 +17,7 @@ from train.config.targets import TargetError
 from train.data.parts import DataError
 from train.data.reading import is_text
 from train.data.rows import Rows
+from train.data.tokens import any_lossy, stream_of
 from train.tokenizers import Saved, Tokenizer, TokenizerError, Tokens
 from train.window import IGNORED
 
@@ -33,8 +34,9 @@ def make_tokenizer(data: Data) -> Tokenizer:
     return made
 
 
-def pack(dataset: Dataset, data: Data, needed: Sequence[str]) -> Rows:
-    """The texts of a set, in their order, as blocks of data.block_size tokens; the columns `needed` of
+def pack(documents: Dataset, data: Data, needed: Sequence[str]) -> Rows:
+    """The documents of a set, as data.tokens has them, in their order, as blocks of data.block_size tokens; the columns
+    `needed` of
 
     inputs     (blocks, T) int32: each document begins with the tokenizer's document_start
     labels     (blocks, T) int32: the token that follows, -100 where that is the start of another document: each token
@@ -42,30 +44,18 @@ def pack(dataset: Dataset, data: Data, needed: Sequence[str]) -> Rows:
     documents  (blocks, T) int32: numbers the documents within a block, for a mask
     bytes      (blocks,) int64: of UTF-8, that the labels of a block stand for
     """
-    column = data.columns.get("text", "text")
-    tokenizer, size = make_tokenizer(data), data.block_size
+    column, tokenizer, size = data.columns.get("text", "text"), make_tokenizer(data), data.block_size
     assert size is not None
-    check_columns(dataset.column_names, column, needed)
-    check_text(column, dataset.features.arrow_schema.field(column).type)
     try:
-        columns = _columns(dataset[column], tokenizer, size, needed)
+        cut = list(blocks(stream_of(documents, column), size, tokenizer.document_start))
+        if not cut:
+            raise DataError(f"the column {column!r} of a set holds no text: nothing to cut into blocks")
+        if isinstance(tokenizer, Saved):
+            tokenizer.lossy = any_lossy(documents)
+        columns = columns_of(np.stack(cut), tokenizer, needed)
     except TokenizerError as error:
         raise DataError(f"data.tokenizer: {error}") from error
-    if not columns:
-        raise DataError(f"the column {column!r} of a set holds no text: nothing to cut into blocks")
     return Rows({name: torch.from_numpy(columns[name]) for name in needed})
-
-
-def _columns(texts: Iterable[str], tokenizer: Tokenizer, size: int, needed: Sequence[str]) -> Mapping[str, Tokens]:
-    """Those of `pack`; none where there is no text."""
-    documents = (document_tokens(text, tokenizer) for text in texts)
-    cut = list(blocks(documents, size, tokenizer.document_start))
-    return columns_of(np.stack(cut), tokenizer, needed) if cut else {}
-
-
-def document_tokens(text: str, tokenizer: Tokenizer) -> Tokens:
-    """What stands for a text in the stream of all documents."""
-    return np.concatenate(([tokenizer.document_start], tokenizer.encode(text))).astype(np.int32)
 
 
 def blocks(documents: Iterable[Tokens], size: int, padding: int) -> Iterator[Tokens]:

@@ -6,6 +6,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.types as kinds
 import torch
 from datasets import ClassLabel, Features, Image
@@ -35,6 +36,7 @@ class Reader:
     classes: Mapping[str, Sequence[str]] = field(default_factory=dict)  # by task's name; their order is their number
     max_length: int | None = None  # tokens of a text
     tokenizer: Saved | None = None  # else a text is its bytes
+    texts: frozenset[str] = frozenset()  # columns of the data that hold the tokens of texts in their place
 
     @property
     def padding(self) -> int:
@@ -59,6 +61,9 @@ class Reader:
         if isinstance(feature, Image):
             return [_pixels(feature, value, own, row) for value, row in zip(table.values(own), table.rows, strict=True)]
         kind = table.kind(own)
+        if own in self.texts and not is_text(kind):
+            tokens = pc.list_flatten(table.arrow.column(own)).to_numpy().astype(np.int64)
+            return torch.from_numpy(tokens).view(-1, self.max_length or 0)
         if name in self.classes:
             return self._classes(table, name, own)
         if is_text(kind) and name == LABELS:

@@ -6,22 +6,23 @@ from dataclasses import dataclass, field
 import numpy as np
 import psutil
 import pyarrow as pa
-from datasets import Dataset, Image, IterableDataset, disable_progress_bars
+from datasets import Dataset, Image, IterableDataset
 
 from train.batch.order import Ids
 from train.config import Config, resolve
 from train.data.by_length import ByLength, Padding, cut_by_length
 from train.data.checks import LabelRange, check_values, class_line, class_names, label_range
 from train.data.choosing import HOLDOUT_SEED, chosen_columns, hold_out
-from train.data.files import Readable, damaged, load_split
+from train.data.files import Readable, damaged
 from train.data.loader import Loader, Transform
 from train.data.packed_stream import PackedStream
 from train.data.packing import check_columns, make_tokenizer, pack
 from train.data.parts import DataError, EvaluationSet, TrainingSet
 from train.data.reading import LABELS, Reader
 from train.data.rows import Rows, Table, preload
+from train.data.splits import Splits, load_splits, whole
 from train.data.stream import Stream
-from train.ranks import launched_local_world_size, launched_rank
+from train.ranks import launched_local_world_size
 from train.tokenizers import Bytes, Saved
 from train.window import Batch
 
@@ -43,31 +44,12 @@ class Sets:
         return (self.train.trial if isinstance(self.train, ByLength) else self.train.first)(seed, count)
 
 
-@dataclass(frozen=True)
-class Splits:
-    """The data sets that a config names, before columns are chosen and samples held out."""
-
-    train: Readable
-    held_out: Mapping[str, Readable]  # by split
-
-
-def load_splits(config: Config) -> Splits:
-    """Downloads, and fills the cache of `datasets`. Raises DataError where a source cannot be read."""
-    data = config.data
-    if launched_rank():
-        disable_progress_bars()  # the others wait for rank 0
-    train = load_split(data, data.split, data.streaming)
-    names = dict.fromkeys(filter(None, [data.eval_split, *config.evaluate.sets.values()]))
-    again = data.streaming  # what is evaluated again and again is not a stream
-    return Splits(train, {n: train if n == data.split and not again else load_split(data, n) for n in names})
-
-
 def open_sets(config: Config, needed: Sequence[str], splits: Splits | None = None) -> Sets:
     """The training and evaluation samples, with the columns that the task needs under the task's own names.
 
     Raises DataError for columns that are missing, and for values that cannot be trained on.
     """
-    data, splits = config.data, splits or load_splits(config)
+    data, splits = config.data, splits or load_splits(config, needed)
     if data.block_size is not None:
         return _packed(config, needed, splits)
     train = _training(config, splits)
@@ -81,7 +63,8 @@ def open_sets(config: Config, needed: Sequence[str], splits: Splits | None = Non
             f"Type: data.tokenizer=bytes, or the folder of a tokenizer that transformers has saved"
         )
     saved = tokenizer if isinstance(tokenizer, Saved) else None
-    opening = _Opening(config, Reader(columns, {LABELS: names} if names else {}, data.max_length, saved))
+    classes = {LABELS: names} if names else {}
+    opening = _Opening(config, Reader(columns, classes, data.max_length, saved, splits.texts))
     held_out = {name: opening.checked(dataset, name) for name, dataset in splits.held_out.items()}
     evaluation: dict[str, EvaluationSet] = {}
     kept = None
@@ -97,7 +80,7 @@ def open_sets(config: Config, needed: Sequence[str], splits: Splits | None = Non
     whole = {data.split: train, **held_out}
     ranges = (label_range(_arrow(rows), opening.reader, split) for split, rows in whole.items())
     labels = tuple(found for found in ranges if found is not None)
-    notes, padding = tuple(opening.notes(samples)), None
+    notes, padding = splits.notes + tuple(opening.notes(samples)), None
     if config.batch.micro_tokens is not None:
         types = train.features.arrow_schema if isinstance(train, Dataset) else None
         limit = config.batch.micro_tokens
@@ -109,12 +92,7 @@ def _packed(config: Config, needed: Sequence[str], splits: Splits) -> Sets:
     """Texts as blocks of tokens; documents are held out, not blocks."""
     data, train = config.data, _training(config, splits)
     column = data.columns.get("text", "text")
-    reader = Reader({"text": column})
-    of_split = {split: _whole(texts) for split, texts in splits.held_out.items()}
-    whole = of_split if isinstance(train, IterableDataset) else {data.split: train, **of_split}
-    for split, texts in whole.items():  # by row, before any are held out
-        if column in texts.column_names:
-            check_values(_arrow(texts.select_columns([column])), reader, split)
+    of_split = {split: whole(texts) for split, texts in splits.held_out.items()}
     held_out = {name: of_split[split] for name, split in config.evaluate.sets.items()}
     if data.eval_split is not None:
         held_out[""] = of_split[data.eval_split]
@@ -122,15 +100,23 @@ def _packed(config: Config, needed: Sequence[str], splits: Splits) -> Sets:
         kept, held = hold_out(len(train), data.eval_fraction)
         train, held_out[""] = train.select(kept), train.select(held)
     evaluation: dict[str, EvaluationSet] = {name: pack(held_out[name], data, needed) for name in sorted(held_out)}
+    notes = splits.notes
+    if data.preload is False and (held_out or isinstance(train, Dataset)):
+        notes += ("loading   blocks are held in memory, whatever data.preload says",)
     if isinstance(train, Dataset):
-        return Sets(pack(train, data, needed), evaluation)
+        return Sets(pack(train, data, needed), evaluation, notes=notes)
     check_columns(train.column_names or list(next(iter(train), {})), column, needed)
     assert data.block_size is not None
     options = (data.shuffle_buffer, data.split_by_node, lambda e: damaged(data, e))
     cut = PackedStream(
-        train, reader, *options, tokenizer=make_tokenizer(data), block_size=data.block_size, needed=needed
+        train,
+        Reader({"text": column}),
+        *options,
+        tokenizer=make_tokenizer(data),
+        block_size=data.block_size,
+        needed=needed,
     )
-    return Sets(cut, evaluation)
+    return Sets(cut, evaluation, notes=notes)
 
 
 def _training(config: Config, splits: Splits) -> Readable:
@@ -145,13 +131,6 @@ def _training(config: Config, splits: Splits) -> Readable:
     return train
 
 
-def _whole(dataset: Readable) -> Dataset:
-    """All of it, also of what comes as a stream."""
-    if isinstance(dataset, IterableDataset):
-        return Dataset.from_list(list(dataset), features=dataset.features)
-    return dataset
-
-
 @dataclass(frozen=True)
 class _Opening:
     """How the samples of a run are read."""
@@ -160,7 +139,7 @@ class _Opening:
     reader: Reader
 
     def checked(self, dataset: Readable, split: str) -> Dataset:
-        dataset = _whole(dataset)
+        dataset = whole(dataset)
         chosen_columns(dataset.column_names, self.config.data.columns, list(self.reader.columns))
         if len(dataset) == 0:
             raise DataError("a set of the data is empty. Look at data.split, data.eval_split and evaluate.sets")

@@ -84,7 +84,7 @@ def load_rank(argv: Sequence[str], patches: Sequence[Patch] = ()) -> int:
 
     def work() -> None:
         begun = time.time()
-        length = len(load_splits(config).train)
+        length = len(load_splits(config, ("inputs", "labels")).train)
         note("loaded.jsonl", {"rank": rank(), "length": length, "begun": begun, "ended": time.time()})
 
     group.first_of_node(work)
