@@ -22,8 +22,9 @@ from train.batch import BatchPlan, PlanError, make_plan
 from train.blocks import NoBlocks
 from train.config import Config, ConfigError, load
 from train.data import ByLength, DataError, TrainingSet, Windows, open_sets
-from train.exact import ROUNDS, TaskError, arithmetic, check_sets, judge
+from train.exact import ROUNDS, TaskError, arithmetic, judge
 from train.feed import to_device
+from train.fitting import Misfit, try_first
 from train.initial import WeightsError
 from train.models import ModelError
 from train.optimizer import scaled_numbers
@@ -44,6 +45,7 @@ tf32 and fp16 keep three bits more than bf16."""
 REFUSALS = (
     ConfigError,
     DataError,
+    Misfit,
     ModelError,
     NoBlocks,
     PatternError,
@@ -107,7 +109,7 @@ def verify(config: Config) -> tuple[list[Line], list[str]]:
         AcceleratorState._reset_state()  # it knows one precision per process
         accelerator, met = connect(variant)
         learner = make_learner(variant, task, accelerator, scaled_numbers(config.optimizer, plan.effective), met)
-        check_sets(learner, sets)
+        try_first(learner, sets, sets.trial(config.seed, min(8, plan.effective)))
         step = Step(learner, sets.train, plan, config.seed, met, arithmetic(learner, variant.precision))
         verdict = judge(learner, sets.trial(config.seed, min(8, step.size)), variant.precision, sets.padding)
         remedies += verdict.reasons if verdict.exact == "false" else ()

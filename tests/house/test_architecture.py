@@ -21,7 +21,7 @@ FLOORS = [
         "initial step",
         "padded",
         "evaluation exact guard noise reduction samples",
-        "ema setup smoke utilisation",
+        "ema fitting setup smoke utilisation",
         "preparing refusals",
         "run",
         "loop",
