@@ -2,15 +2,16 @@
 
 import os
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import torch
 from torch import nn
 
-from train.data import DataError, Sets
+from train.data import DataError, Sets, TrainingSet, in_range
 from train.exact import TaskError, check_sets
 from train.feed import to_device
 from train.step import Learner
@@ -28,23 +29,28 @@ class Misfit(ValueError):
     """The first forward and loss have failed; the error that ended them is its cause."""
 
 
-def try_first(learner: Learner, sets: Sets, batch: Batch) -> None:
+def try_first(learner: Learner, sets: Sets, batch: Batch, columns: Mapping[str, Any]) -> TrainingSet:
     """The first forward and loss, on a small batch (on the CPU), and what can be asked of the sets before.
 
-    Raises Misfit where they fail, DataError for a label that the model has no output for, TaskError for a set that
-    the task cannot be trained on. Buffers, modes and random numbers stay as they were.
+    Gives the training set, whose labels are watched from then on where they are not in memory; `columns`: their names
+    in the data. Raises Misfit where forward or loss fail, DataError for a label that the model has no output for,
+    TaskError for a set that the task cannot be trained on. Buffers, modes and random numbers stay as they were.
     """
     task, module = learner.task, learner.module
     on_device = to_device(batch, learner.device, learner.dtype)
     count_classes = getattr(task, "num_classes", None)
     with _explained(learner, on_device), undisturbed(module, learner.device), torch.no_grad():
-        if count_classes and sets.labels:  # before any loss: on a GPU a wrong label ends the process
+        outputs: dict[str, int] = {}
+        if count_classes:  # before any loss: on a GPU a wrong label ends the process
             classes = count_classes(module, on_device)
             for labels in sets.labels:
                 labels.check(classes)
+            outputs = dict.fromkeys(getattr(task, "class_columns", ("labels",)), classes)
+        samples = in_range(sets.train, outputs, columns, batch)
         check_sets(learner, sets)
         by_term(task.loss_weight(batch))
         by_term(task.loss_sum(module, on_device))
+    return samples
 
 
 @contextmanager

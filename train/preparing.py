@@ -4,7 +4,7 @@ from dataclasses import replace
 from typing import Any
 
 from train.config import Config, Loaded, curve_hash, mathematics, recipe_hash, run_name, source_hash
-from train.data import ByLength, Sets, Splits, open_sets
+from train.data import ByLength, Sets, Splits, TrainingSet, open_sets
 from train.exact import Exactness, NotExact, TaskError, judge
 from train.fitting import try_first
 from train.optimizer import scaled_numbers
@@ -71,21 +71,22 @@ def check_same_everywhere(plan: RunPlan, ranks: Ranks) -> None:
             raise RuntimeError(f"rank {rank} has {other}, this one has {own}: do all nodes see the same files?")
 
 
-def try_out(learner: Learner, sets: Sets, config: Config) -> Exactness:
-    """Tried on the first samples of the first epoch, the same on every rank; few, since more prove no more.
+def try_out(learner: Learner, sets: Sets, config: Config) -> tuple[Exactness, TrainingSet]:
+    """Tried on the first samples of the first epoch, the same on every rank; few, since more prove no more. Gives the
+    samples to train on too, as try_first does.
 
     Raises what try_first does, TaskError where loss and weight do not fit together, NotExact where
     batch.exact=required cannot be kept.
     """
     first = sets.trial(config.seed, 8)
-    try_first(learner, sets, first)
+    samples = try_first(learner, sets, first, config.data.columns)
     exactness = judge(learner, first, config.precision, sets.padding)
     if exactness.mistakes and config.batch.exact != "ignore":
         raise TaskError(f"{exactness.mistakes[0]}. (batch.exact=ignore trains all the same)")
     if config.batch.exact == "required" and exactness.exact == "false":
         reasons = "".join(f"\n  {reason}" for reason in exactness.reasons)
         raise NotExact(f"batch.exact=required, but this run would not be exact:{reasons}\nType: batch.exact=warn")
-    return replace(exactness, trial=first)
+    return replace(exactness, trial=first), samples
 
 
 def facts(learner: Learner, exactness: Exactness) -> dict[str, Any]:
