@@ -31,6 +31,7 @@ def chosen_columns(known: Sequence[str], given: Columns, needed: Sequence[str]) 
     missing = {name: [column for column in own if column not in known] for name, own in lists.items()}
     missing = {name: own for name, own in missing.items() if own}
     if missing:
+        _check_separator(known)
         wanted = ", ".join(f"{name} (as column {', '.join(map(repr, own))})" for name, own in missing.items())
         example = ", ".join(f"{name}: {known[0] if known else 'NAME'}" for name in missing)
         raise DataError(
@@ -38,3 +39,16 @@ def chosen_columns(known: Sequence[str], given: Columns, needed: Sequence[str]) 
             f"Say which column is what: 'data.columns={{{example}}}'"
         )
     return names
+
+
+def _check_separator(known: Sequence[str]) -> None:
+    """A table whose values are not parted by commas has one column, named like the whole first line."""
+    found = [separator for separator in (";", "\t", "|") if len(known) == 1 and separator in known[0]]
+    if found:
+        separator = max(found, key=known[0].count)
+        sep = f'sep: "{separator}"'.replace("\t", "\\t")
+        decimal = f"; where numbers have commas: 'data.args={{{sep}, decimal: \",\"}}'" if separator == ";" else ""
+        raise DataError(
+            f"the data has one column, {known[0]!r}: its values seem to be parted by {separator!r}, not by commas. "
+            f"Type: 'data.args={{{sep}}}'{decimal}"
+        )
