@@ -107,6 +107,31 @@ def test_a_column_that_is_not_there(tmp_path: Path) -> None:
         opened(tmp_path, path, "data.columns={inputs: [height, width], labels: kind}")
 
 
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        (
+            "columns: {inputs: leaves, labels: kind, label: kind}",
+            r"columns\.label: .* mean data\.columns\.labels\?",
+        ),
+        ("columns: {input: leaves, labels: kind}", r"columns\.input: .* mean data\.columns\.inputs\?"),
+        ("columns: {texts: kind}, block_size: 4", r"columns\.texts: .* mean data\.columns\.text\?"),
+    ],
+)
+def test_a_name_that_is_nearly_one_of_the_tasks(tmp_path: Path, data: str, said: str) -> None:
+    path = write(tmp_path / "own.parquet", FLOWERS)
+
+    with pytest.raises(DataError, match=said):
+        opened(tmp_path, path, f"data={{{data}}}")
+
+
+def test_a_name_for_another_task_below_may_stay_and_a_near_one_be_taken_out(tmp_path: Path) -> None:
+    path = write(tmp_path / "own.parquet", FLOWERS)
+    below = "data.columns={inputs: leaves, labels: kind, targets: height, label: kind}"
+
+    assert len(opened(tmp_path, path, below, "data.columns.label=null").classes) == 1
+
+
 def test_a_class_that_only_the_evaluation_has(tmp_path: Path) -> None:
     write(tmp_path / "own" / "train.csv", FLOWERS)
     write(tmp_path / "own" / "test.csv", changed("kind", 1, "thistle"))
