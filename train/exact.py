@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -11,7 +10,7 @@ from torch import Tensor, nn
 
 from train.data import Padding, Sets, in_memory
 from train.feed import to_device
-from train.gradients import in_training, plain_forward
+from train.gradients import as_many_as_fit, in_training, plain_forward
 from train.padded import padding_reasons
 from train.step import Learner
 from train.tasks import Task, by_term
@@ -95,13 +94,7 @@ def judge(learner: Learner, batch: Batch, precision: str, padding: Padding | Non
     Fewer samples are tried where these do not fit the memory. Leaves the module's buffers and the random number
     generators as they were. Raises TaskError where loss_sum and loss_weight do not fit together at all.
     """
-    while True:
-        with suppress(torch.OutOfMemoryError):
-            return _judge(learner, batch, precision, padding)
-        size = len(next(iter(batch.values())))
-        if size == 1:
-            raise torch.OutOfMemoryError("one sample does not fit the memory")
-        batch = {name: column[: size // 2] for name, column in batch.items()}
+    return as_many_as_fit(lambda samples: _judge(learner, samples, precision, padding), batch)
 
 
 def _judge(learner: Learner, batch: Batch, precision: str, padding: Padding | None) -> Exactness:

@@ -1,7 +1,8 @@
 """Loss and gradient of some samples beside the loop: nothing is accumulated, and no hook of a wrapper fires."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +11,19 @@ from train.feed import to_device
 from train.step import Learner
 from train.tasks import by_term
 from train.window import Batch
+
+T = TypeVar("T")
+
+
+def as_many_as_fit(trial: Callable[[Batch], T], batch: Batch) -> T:
+    """`trial` of `batch`, or of the first half of it, a quarter ... where more does not fit the memory."""
+    while True:
+        with suppress(torch.OutOfMemoryError):
+            return trial(batch)
+        size = len(next(iter(batch.values())))
+        if size == 1:
+            raise torch.OutOfMemoryError("one sample does not fit the memory")
+        batch = {name: column[: size // 2] for name, column in batch.items()}
 
 
 def in_training(learner: Learner, parts: Sequence[Batch], tolerance: float) -> tuple[float, list[str], str]:

@@ -4,9 +4,9 @@ from dataclasses import replace
 from typing import Any
 
 from train.config import Config, Loaded, curve_hash, mathematics, recipe_hash, run_name, source_hash
-from train.data import ByLength, Sets, Splits, load_splits, open_sets
-from train.exact import Exactness, NotExact, TaskError, check_sets, judge
-from train.feed import to_device
+from train.data import ByLength, Sets, Splits, TrainingSet, load_splits, open_sets
+from train.exact import Exactness, NotExact, TaskError, judge
+from train.fitting import try_first
 from train.optimizer import scaled_numbers
 from train.planning import plan_batch, plan_rate
 from train.ranks import Ranks, asked_world_size
@@ -15,7 +15,6 @@ from train.schedule import Scaled
 from train.setup import device_facts, make_task
 from train.step import Learner
 from train.tasks import Task
-from train.undisturbed import undisturbed
 
 
 def load_data(config: Config) -> tuple[Task, Splits]:
@@ -77,27 +76,22 @@ def check_same_everywhere(plan: RunPlan, ranks: Ranks) -> None:
             raise RuntimeError(f"rank {rank} has {other}, this one has {own}: do all nodes see the same files?")
 
 
-def try_out(learner: Learner, sets: Sets, config: Config) -> Exactness:
-    """Tried on the first samples of the first epoch, the same on every rank; few, since more prove no more.
+def try_out(learner: Learner, sets: Sets, config: Config) -> tuple[Exactness, TrainingSet]:
+    """Tried on the first samples of the first epoch, the same on every rank; few, since more prove no more. Gives the
+    samples to train on too, as try_first does.
 
-    Raises DataError for a label that the model has no output for, TaskError where data, task and model do not fit
-    together, NotExact where batch.exact=required cannot be kept.
+    Raises what try_first does, TaskError where loss and weight do not fit together, NotExact where
+    batch.exact=required cannot be kept.
     """
     first = sets.trial(config.seed, 8)
-    count_classes = getattr(learner.task, "num_classes", None)
-    if count_classes and sets.labels:
-        with undisturbed(learner.module, learner.device):
-            classes = count_classes(learner.module, to_device(first, learner.device, learner.dtype))
-        for labels in sets.labels:
-            labels.check(classes)
-    check_sets(learner, sets)
+    samples = try_first(learner, sets, first, config.data.columns)
     exactness = judge(learner, first, config.precision, sets.padding)
     if exactness.mistakes and config.batch.exact != "ignore":
         raise TaskError(f"{exactness.mistakes[0]}. (batch.exact=ignore trains all the same)")
     if config.batch.exact == "required" and exactness.exact == "false":
         reasons = "".join(f"\n  {reason}" for reason in exactness.reasons)
         raise NotExact(f"batch.exact=required, but this run would not be exact:{reasons}\nType: batch.exact=warn")
-    return replace(exactness, trial=first)
+    return replace(exactness, trial=first), samples
 
 
 def facts(learner: Learner, exactness: Exactness) -> dict[str, Any]:

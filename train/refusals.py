@@ -4,6 +4,7 @@ from train.blocks import NoBlocks
 from train.config import ConfigError
 from train.data import DataError
 from train.exact import NotExact, TaskError
+from train.fitting import Misfit
 from train.initial import WeightsError
 from train.models import ModelError
 from train.patterns import PatternError
@@ -15,6 +16,7 @@ REFUSALS = (
     ConfigError,
     DataError,
     FolderRefused,
+    Misfit,
     ModelError,
     NoBlocks,
     NotExact,

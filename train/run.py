@@ -140,7 +140,7 @@ def build(loaded: Loaded, loop: str) -> Run:
     best, sets, plan, numbers = ranks.together(lambda: prepare(loaded, loop, task, splits, weights))
     check_same_everywhere(plan, ranks)
     learner = make_learner(config, task, accelerator, numbers, ranks)
-    exactness = ranks.together(lambda: try_out(learner, sets, config))
+    exactness, samples = ranks.together(lambda: try_out(learner, sets, config))
     ema = Ema(learner, config.ema.decay) if config.ema.decay is not None else None
     folder = ranks.from_main(lambda: claim(config, plan, lambda path: newest(path, tell), named, stop.requested))
     try:
@@ -153,7 +153,7 @@ def build(loaded: Loaded, loop: str) -> Run:
         checkpoints = ranks.together(lambda: _resumed(folder, learner, report, config, ranks, more))
         memory = Memory(learner.device, learner.module, learner.optimizer)
         phases = Phases(learner.optimizer, learner.parameters, memory.mark, lambda k: _row_due(config, plan, k))
-        windows: Iterable[Window] = _windows(sets.train, learner, report, config, ranks, exactness.terms, stop)
+        windows: Iterable[Window] = _windows(samples, learner, report, config, ranks, exactness.terms, stop)
         windows = phases.windows(profiled(windows, config.profile.steps, folder.path / "profile", ranks.rank))
         watchdog = Watchdog(ranks, config.runtime.timeout_seconds, folder.path, folder.end_early)
         windows = watchdog.windows(windows)

@@ -55,7 +55,19 @@ class Bytes:
 
 
 class TokenizerError(ValueError):
-    """A saved tokenizer that cannot be used; the message says what to type."""
+    """A tokenizer that cannot be used; the message says what to type."""
+
+
+def complete(made: Tokenizer) -> Tokenizer:
+    """A tokenizer of one's own. Raises TokenizerError where it lacks a member: some are needed only late in a run."""
+    members = ("vocabulary", "document_start", "encode", "decode", "lengths")
+    lacking = [name for name in members if not hasattr(made, name)]
+    if lacking:
+        raise TokenizerError(
+            f"{type(made).__name__} has no {', no '.join(lacking)}. A tokenizer of your own needs "
+            f"{', '.join(members)}: see Tokenizer in train/tokenizers.py"
+        )
+    return made
 
 
 class Saved:

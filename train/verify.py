@@ -21,8 +21,9 @@ from train.accumulate import compute_gradient
 from train.batch import BatchPlan, make_plan
 from train.config import Config, load
 from train.data import ByLength, TrainingSet, Windows, open_sets
-from train.exact import BOUNDS, ROUNDS, arithmetic, check_sets, judge
+from train.exact import BOUNDS, ROUNDS, arithmetic, judge
 from train.feed import to_device
+from train.fitting import try_first
 from train.gradients import at_work
 from train.optimizer import scaled_numbers
 from train.planning import plan_batch
@@ -88,7 +89,7 @@ def verify(config: Config) -> tuple[list[Line], list[str]]:
         AcceleratorState._reset_state()  # it knows one precision per process
         accelerator, met = connect(variant)
         learner = make_learner(variant, task, accelerator, scaled_numbers(config.optimizer, plan.effective), met)
-        check_sets(learner, sets)
+        try_first(learner, sets, sets.trial(config.seed, min(8, plan.effective)), config.data.columns)
         step = Step(learner, sets.train, plan, config.seed, met, arithmetic(learner, variant.precision))
         verdict = judge(learner, sets.trial(config.seed, min(8, step.size)), variant.precision, sets.padding)
         remedies += verdict.reasons if verdict.exact == "false" else ()

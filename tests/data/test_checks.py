@@ -44,6 +44,32 @@ def test_nan_in_a_column_of_numbers(tmp_path: Path) -> None:
         opened(tmp_path, path, SIDE_BY_SIDE)
 
 
+@pytest.mark.parametrize("value", [math.inf, -math.inf])
+@pytest.mark.parametrize("streaming", ["false", "true"])
+def test_infinity_in_a_column_of_numbers(tmp_path: Path, value: float, streaming: str) -> None:
+    path = write(tmp_path / "own.parquet", {"inputs": [0.5, value, 2.0, value], "labels": [0, 1, 0, 1]})
+
+    with pytest.raises(DataError, match=rf"column 'inputs' is {value} in row 1 of split 'train' \(and 1 more are inf"):
+        opened(tmp_path, path, f"data.streaming={streaming}", "data.shuffle_buffer=0").train.first(0, 4)
+
+
+@pytest.mark.parametrize("at", [0, 3, 79])
+@pytest.mark.parametrize("task", ["{inputs: text, labels: kind}, max_length: 4", "{text: text}, block_size: 4"])
+@pytest.mark.parametrize("streaming", ["false", "true"])
+def test_a_number_among_texts(tmp_path: Path, at: int, task: str, streaming: str) -> None:
+    texts: list[object] = [f"word {i}" for i in range(80)]
+    texts[at] = 5
+    path = write(tmp_path / "own.jsonl", {"text": texts, "kind": [0, 1] * 40})
+
+    data = f"data={{columns: {task}, streaming: {streaming}, shuffle_buffer: 0}}"
+
+    with pytest.raises(DataError) as error:
+        opened(tmp_path, path, data).train.first(0, 80)
+
+    assert "column 'text' holds values of several kinds" in str(error.value)
+    assert f"row {at} of split 'train' has a number, 5, where 79 others have text. Write all of" in str(error.value)
+
+
 def test_none_within_a_list(tmp_path: Path) -> None:
     path = write(tmp_path / "own.jsonl", {"inputs": [[1.0, 2.0], [3.0, None]], "labels": [0, 1]})
 
@@ -79,6 +105,31 @@ def test_a_column_that_is_not_there(tmp_path: Path) -> None:
 
     with pytest.raises(DataError, match=r"inputs \(as column 'width'\); the data has the columns height, leaves, kind"):
         opened(tmp_path, path, "data.columns={inputs: [height, width], labels: kind}")
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        (
+            "columns: {inputs: leaves, labels: kind, label: kind}",
+            r"columns\.label: .* mean data\.columns\.labels\?",
+        ),
+        ("columns: {input: leaves, labels: kind}", r"columns\.input: .* mean data\.columns\.inputs\?"),
+        ("columns: {texts: kind}, block_size: 4", r"columns\.texts: .* mean data\.columns\.text\?"),
+    ],
+)
+def test_a_name_that_is_nearly_one_of_the_tasks(tmp_path: Path, data: str, said: str) -> None:
+    path = write(tmp_path / "own.parquet", FLOWERS)
+
+    with pytest.raises(DataError, match=said):
+        opened(tmp_path, path, f"data={{{data}}}")
+
+
+def test_a_name_for_another_task_below_may_stay_and_a_near_one_be_taken_out(tmp_path: Path) -> None:
+    path = write(tmp_path / "own.parquet", FLOWERS)
+    below = "data.columns={inputs: leaves, labels: kind, targets: height, label: kind}"
+
+    assert len(opened(tmp_path, path, below, "data.columns.label=null").classes) == 1
 
 
 def test_a_class_that_only_the_evaluation_has(tmp_path: Path) -> None:

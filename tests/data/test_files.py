@@ -225,10 +225,59 @@ def test_a_tokenizer_of_ones_own_is_not_passed_over(tmp_path: Path) -> None:
         )
 
 
-class Own:
-    """A tokenizer that is neither of ours."""
+def test_a_tokenizer_that_lacks_something_is_told_of_at_once(tmp_path: Path) -> None:
+    path = write(tmp_path / "flowers.parquet", FLOWERS)
 
+    for streaming in ("false", "true"):
+        with pytest.raises(DataError, match=r"Part has no decode, no lengths. A tokenizer of your own needs voc"):
+            opened(
+                tmp_path,
+                path,
+                f"data={{columns: {{text: kind}}, block_size: 4, streaming: {streaming}}}",
+                "data.tokenizer=tests.data.test_files.Part",
+            )
+
+
+@pytest.mark.parametrize(("separator", "typed"), [(";", ";"), ("|", "|"), ("\t", "\\t")])
+def test_a_table_parted_by_something_else_than_commas(tmp_path: Path, separator: str, typed: str) -> None:
+    path = write(tmp_path / "flowers.csv", FLOWERS)
+    path.write_text(path.read_text().replace(",", separator))
+    argument = f'data.args={{sep: "{typed}"}}'
+
+    with pytest.raises(DataError, match="not by commas") as error:
+        opened(tmp_path, path, SIDE_BY_SIDE)
+
+    assert f"Type: '{argument}'" in str(error.value)
+    assert rows_of(opened(tmp_path, path, SIDE_BY_SIDE, argument)).columns["inputs"].tolist() == INPUTS
+
+
+def test_decimal_commas(tmp_path: Path) -> None:
+    path = tmp_path / "flowers.csv"
+    path.write_text("height;leaves;kind\n1,5;3;rose\n2,0;5;daisy\n")
+    argument = 'data.args={sep: ";", decimal: ","}'
+
+    with pytest.raises(DataError) as error:
+        opened(tmp_path, path, SIDE_BY_SIDE)
+
+    assert f"'{argument}'" in str(error.value)
+    assert rows_of(opened(tmp_path, path, SIDE_BY_SIDE, argument)).columns["inputs"].tolist() == INPUTS[:2]
+
+
+class Part:
+    """A tokenizer that was left unfinished."""
+
+    vocabulary = 2
     document_start = 0
 
     def encode(self, text: str) -> list[int]:
         return [1] * len(text)
+
+
+class Own(Part):
+    """A tokenizer that is neither of ours."""
+
+    def decode(self, tokens: list[int]) -> str:
+        return "x" * len(tokens)
+
+    def lengths(self, tokens: list[int]) -> list[int]:
+        return [1] * len(tokens)

@@ -22,7 +22,7 @@ FLOORS = [
         "gradients",
         "padded",
         "evaluation exact guard noise reduction samples",
-        "ema setup smoke utilisation",
+        "ema fitting setup smoke utilisation",
         "preparing refusals",
         "run",
         "loop",

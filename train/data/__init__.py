@@ -1,6 +1,7 @@
 """From HF datasets to windows."""
 
 from train.data.by_length import ByLength, Padding, in_memory
+from train.data.in_range import in_range
 from train.data.loader import WorkerLost
 from train.data.packing import make_tokenizer
 from train.data.parts import DataError, EvaluationSet, TrainingSet
@@ -21,6 +22,7 @@ __all__ = [
     "Windows",
     "WorkerLost",
     "in_memory",
+    "in_range",
     "load_splits",
     "make_tokenizer",
     "open_sets",

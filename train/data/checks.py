@@ -1,5 +1,7 @@
 """What is wrong with the data, told by row before training starts."""
 
+import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -12,6 +14,17 @@ from datasets import ClassLabel, Features
 from train.data.parts import DataError
 from train.data.reading import LABELS, Reader, is_text, some
 from train.window import IGNORED
+
+KINDS = {
+    str: "text",
+    bool: "true or false",
+    int: "a number",
+    float: "a number",
+    list: "a list",
+    dict: "an object",
+    type(None): "null",
+}
+"""What a value of JSON is, in words."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +61,8 @@ def check_values(table: pa.Table, reader: Reader, split: str, first: int = 0) ->
             raise DataError(
                 f"column {name!r} has no value in row {row} of split {split!r}{more}. Fill it in, or leave the row out"
             )
+        _check_kinds(column, name, split, first)
+        _check_finite(column, name, split, first)
         _check_lists(column, name, split, first)
     for own in reader.columns.values():
         for name in () if isinstance(own, str) else own:
@@ -86,6 +101,38 @@ def class_names(table: pa.Table | None, features: Features | None, own: str | Se
 
 def class_line(name: str, classes: Sequence[str]) -> str:
     return f"classes   {name}: {some([f'{number} {text}' for number, text in enumerate(classes)])}"
+
+
+def _check_kinds(column: pa.ChunkedArray, name: str, split: str, first: int) -> None:
+    """datasets (5.2) keeps a column of JSON whose values are of several kinds as it is written."""
+    if not isinstance(column.type, pa.JsonType):
+        return
+    written = column.to_pylist()
+    found = [KINDS[type(json.loads(value))] for value in written]
+    (usual, count), *others = Counter(found).most_common()
+    odd = next((row for row, kind in enumerate(found) if kind != usual), None)
+    where = f"all {count} looked at here are {usual}"
+    if odd is not None:
+        more = f", and {sum(number for _, number in others) - 1} more are not" if len(found) - count > 1 else ""
+        where = (
+            f"row {first + odd} of split {split!r} has {found[odd]}, {written[odd]:.40}, where {count} others have "
+            f"{usual}{more}"
+        )
+    raise DataError(f"column {name!r} holds values of several kinds: {where}. Write all of them as {usual}")
+
+
+def _check_finite(column: pa.ChunkedArray, name: str, split: str, first: int) -> None:
+    if not kinds.is_floating(column.type):
+        return
+    infinite = pc.is_inf(column)
+    row = pc.index(infinite, True).as_py()
+    if row >= 0:
+        count = pc.sum(infinite).as_py()
+        more = f" (and {count - 1} more are infinite)" if count > 1 else ""
+        raise DataError(
+            f"column {name!r} is {column[row].as_py()} in row {first + row} of split {split!r}{more}: no number that "
+            f"can be trained on. Correct it, or leave the row out"
+        )
 
 
 def _check_lists(column: pa.ChunkedArray, name: str, split: str, first: int) -> None:

@@ -41,8 +41,8 @@ class PackedStream(Stream):
     def _documents(self, ordered: IterableDataset) -> Iterator[Tokens]:
         (column,), row = self.reader.names, 0
         for table in ordered.with_format("arrow").iter(batch_size=AT_ONCE):
-            check_text(column, table.schema.field(column).type)
             check_values(table, self.reader, "train", row)
+            check_text(column, table.schema.field(column).type)
             try:
                 yield from (document_tokens(text, self.tokenizer) for text in table.column(column).to_pylist())
             except TokenizerError as error:

@@ -18,7 +18,7 @@ from train.data.parts import DataError
 from train.data.reading import is_text
 from train.data.rows import Rows
 from train.data.tokens import any_lossy, stream_of
-from train.tokenizers import Saved, Tokenizer, TokenizerError, Tokens
+from train.tokenizers import Saved, Tokenizer, TokenizerError, Tokens, complete
 from train.window import IGNORED
 
 COLUMNS = ("inputs", "labels", "documents", "bytes")
@@ -28,7 +28,7 @@ def make_tokenizer(data: Data) -> Tokenizer:
     """Raises DataError where data.tokenizer names none."""
     try:
         maker = resolve_tokenizer(data.tokenizer)
-        made: Tokenizer = maker() if maker else Saved(data.tokenizer)
+        made: Tokenizer = complete(maker()) if maker else Saved(data.tokenizer)
     except (TargetError, TokenizerError) as error:
         raise DataError(f"data.tokenizer: {error}. Type: data.tokenizer=bytes") from error
     return made

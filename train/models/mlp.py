@@ -7,7 +7,8 @@ from torch import Tensor, nn
 
 
 class MLP(nn.Module):
-    """Linear layers with ReLU between them. (samples, ...) -> (samples, outputs); what follows dim 0 is flattened."""
+    """Linear layers with ReLU between them. (samples, ...) -> (samples, outputs); what follows dim 0 is flattened,
+    and (samples,) is one number for each."""
 
     def __init__(self, inputs: int, hidden: Sequence[int], outputs: int, dropout: float = 0.0) -> None:
         super().__init__()
@@ -20,5 +21,5 @@ class MLP(nn.Module):
         self.layers = nn.Sequential(*layers, nn.Linear(widths[-1], outputs))
 
     def forward(self, inputs: Tensor) -> Tensor:
-        logits: Tensor = self.layers(inputs.flatten(1))
+        logits: Tensor = self.layers(inputs.reshape(len(inputs), -1))
         return logits

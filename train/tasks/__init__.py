@@ -50,7 +50,8 @@ class Task(Protocol):
     # such as perplexity = exp(loss). A metric that nobody could measure is absent.
     #
     # num_classes(model, batch) -> how many classes the model tells apart: whole-number labels of every set, in memory
-    # or not, are compared with it before the first step, and a wrong one is told by its row.
+    # or not, are compared with it before the first step, and a wrong one is told by its row; those of a stream as they
+    # come. class_columns: the columns that are compared so in a stream, where that is not `labels` alone.
     #
     # check(model, one, columns) -> what is wrong, or None: before the first step, on every set that is in memory. `one`
     # holds one sample, as a step is fed; `columns` all samples, on the CPU.

@@ -30,6 +30,14 @@ class CausalLM:
         more = {"documents": document_mask, "bytes": bits_per_byte}
         self.columns = ("inputs", "labels", *(name for name, wanted in more.items() if wanted))
 
+    class_columns = ("inputs", "labels")
+
+    def num_classes(self, model: Any, batch: Batch) -> int:
+        """The tokens that the model knows."""
+        anything = {**batch, "inputs": torch.zeros_like(batch["inputs"])}
+        with torch.no_grad():
+            return self._logits(model, anything).shape[2]
+
     def loss_weight(self, batch: Batch) -> float:
         return float((batch["labels"] != IGNORED).sum())
 
@@ -57,8 +65,7 @@ class CausalLM:
 
     def check(self, model: Any, one: Batch, columns: Batch) -> str | None:
         """A token that the model does not know would end the training in the middle."""
-        anything = {**one, "inputs": torch.zeros_like(one["inputs"])}
-        vocabulary = self._logits(model, anything).shape[2]
+        vocabulary = self.num_classes(model, one)
         wrong = (wrong_numbers(name, columns[name], vocabulary) for name in ("inputs", "labels"))
         return next(filter(None, wrong), None)
 

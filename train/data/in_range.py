@@ -1,0 +1,85 @@
+"""Labels and tokens that a model can have, looked at as they come: those that are not in memory before the first step.
+
+PyTorch would find a wrong one in the middle of the training: an IndexError, or the end of a GPU's work.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from train.batch import BatchPlan
+from train.data.packed_stream import PackedStream
+from train.data.parts import DataError, Part, TrainingSet
+from train.data.reading import LABELS, Columns
+from train.data.rows import Rows
+from train.window import IGNORED, Batch, Place
+
+
+@dataclass(frozen=True)
+class InRange:
+    """The same samples. Where one holds a number that no output of the model stands for, DataError tells which."""
+
+    samples: TrainingSet
+    outputs: Mapping[str, int]  # of the model, by the columns whose numbers must be less
+    columns: Columns  # by their names in the data
+
+    @property
+    def size(self) -> int | None:
+        return self.samples.size
+
+    def cast(self, dtype: torch.dtype) -> "InRange":
+        return replace(self, samples=self.samples.cast(dtype))
+
+    def first(self, seed: int, count: int) -> Batch:
+        return self.checked(self.samples.first(seed, count), 0)
+
+    def parts(self, plan: BatchPlan, seed: int, rank: int, place: Place, overfit: int | None) -> Iterator[Part]:
+        """As data.parts has it."""
+        for part in self.samples.parts(plan, seed, rank, place, overfit):
+            self.checked(part.share, part.epoch)
+            yield part
+
+    def checked(self, batch: Batch, epoch: int) -> Batch:
+        for name, outputs in self.outputs.items():
+            column = batch.get(name)
+            if column is None or column.is_floating_point():
+                continue
+            lowest, highest = (end.item() for end in column.aminmax())
+            if lowest < 0 or highest >= outputs:
+                self._check_each(name, column, outputs, batch["sample_id"], epoch)
+        return batch
+
+    def _check_each(self, name: str, column: Tensor, outputs: int, ids: Tensor, epoch: int) -> None:
+        wrong = (column < 0) | (column >= outputs)
+        if name == LABELS:
+            wrong &= column != IGNORED
+        if not wrong.any():
+            return
+        first = wrong.nonzero()[0]
+        own = f" (column {self.columns[name]!r})" if name in self.columns else ""
+        place = f"the stream, in the order of epoch {epoch}," if self.size is None else "the training set"
+        none = f", and {IGNORED} for none" if name == LABELS else ""
+        raise DataError(
+            f"sample {ids[first[0]]} of {place} holds {column[tuple(first)]} in {name!r}{own}, but the model has "
+            f"{outputs} outputs: it takes 0 to {outputs - 1}{none}. Correct the data, or change model.args"
+        )
+
+
+def in_range(samples: TrainingSet, outputs: Mapping[str, int], columns: Columns, first: Batch) -> TrainingSet:
+    """The samples, watched from the first ones on; those in memory are looked at elsewhere, all of them. Raises
+    DataError, also for texts in blocks whose tokenizer has more tokens than the model."""
+    if isinstance(samples, Rows) or not outputs:
+        return samples
+    if isinstance(samples, PackedStream):
+        vocabulary, least = samples.tokenizer.vocabulary, min(outputs.values())
+        if vocabulary > least:
+            raise DataError(
+                f"the texts of the stream hold tokens from 0 to {vocabulary - 1} (data.tokenizer has {vocabulary:,}), "
+                f"but the model has {least} outputs: it takes 0 to {least - 1}. It takes a model with {vocabulary} "
+                f"outputs: change model.args (or type data.streaming=false: then it counts which tokens there are)"
+            )
+    watched = InRange(samples, outputs, columns)
+    watched.checked(first, 0)
+    return watched
