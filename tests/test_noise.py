@@ -130,8 +130,10 @@ def test_the_truth_through_the_real_loop(run_ranks: Any, tmp_path: Path, world_s
     assert row[names.GLOBAL_STEP] == 100
     assert row[names.NOISE_SCALE] == pytest.approx(TRUTH, rel=0.1)
     assert row[names.BREAK_EVEN] > 0
+    assert 0 < row[names.NOISE_SCALE_ERROR] <= 2 * row[names.BREAK_EVEN_ERROR] < 2
     told = (tmp_path / "run" / "log.txt").read_text()
-    assert f"noise scale of {row[names.NOISE_SCALE]:,.3g} samples" in told
+    noise = f"noise scale of {row[names.NOISE_SCALE]:,.3g} samples +- {2 * row[names.NOISE_SCALE_ERROR]:.0%}"
+    assert noise in told
     assert "would be fastest to the same loss" in told
 
 

@@ -99,9 +99,9 @@ class NoiseScale:
                 self._costs.append((micro, sync + seconds[names.OPTIMIZER_SECONDS]))
         told, noise, worth = dict(seconds), self._averages.noise_scale(), self._worth()
         if noise:
-            told[names.NOISE_SCALE] = noise.value
+            told |= {names.NOISE_SCALE: noise.value, names.NOISE_SCALE_ERROR: noise.error}
         if worth:
-            told[names.BREAK_EVEN] = worth.best
+            told |= {names.BREAK_EVEN: worth.best, names.BREAK_EVEN_ERROR: worth.error}
         return told
 
     def state_dict(self) -> dict[str, Any]:

@@ -56,6 +56,9 @@ class Run:
         """Of a metric; where a restart wrote a row again, the last one counts."""
         return {int(row[names.SAMPLES_SEEN]): row[metric] for row in self.rows if metric in row}
 
+    def last(self, metric: str) -> float | None:
+        return next(reversed(self.curve(metric).values()), None)
+
     def at(self, x: str) -> dict[int, float]:
         """{samples seen: x} for x = `samples`, `steps` or `hours` of training; only where it was measured."""
         if x == "samples":
