@@ -75,7 +75,10 @@ def _about_costs(costs: Sequence[Cost], runs: Sequence[Run]) -> list[str]:
             + (f"; p95 needs {FEWEST_FOR_P95} rows" if any(cost.step_p95_seconds is None for cost in costs) else "")
         )
     if any(cost.phase_seconds for cost in costs):
-        told.append("time shares are of the steps that got a row, and of the phases measured")
+        told.append(
+            "time shares are of the full steps that got a row, and of the phases measured: the ragged last steps of "
+            "epochs, which fall on rows more often or less than their share, are left out"
+        )
     return told
 
 

@@ -47,6 +47,11 @@ class Run:
     def train_rows(self) -> list[Row]:
         return [row for row in self.rows if names.LEARNING_RATE in row]
 
+    def is_full(self, row: Row) -> bool:
+        """Whether its step took the effective batch, which the ragged last step of an epoch does not."""
+        effective = self.derived.get("effective_batch")
+        return self.derived.get("steps_per_epoch") == 1 or row.get(names.EFFECTIVE_SIZE, effective) == effective
+
     @cached_property
     def metrics(self) -> list[str]:
         """All metrics of all rows, in order of appearance."""
