@@ -2,10 +2,12 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from tests.helpers import Array, Trace, argv, record, rows, whole_batch
 from tests.helpers_noise import TRUTH
@@ -130,8 +132,10 @@ def test_the_truth_through_the_real_loop(run_ranks: Any, tmp_path: Path, world_s
     assert row[names.GLOBAL_STEP] == 100
     assert row[names.NOISE_SCALE] == pytest.approx(TRUTH, rel=0.1)
     assert row[names.BREAK_EVEN] > 0
+    assert 0 < row[names.NOISE_SCALE_ERROR] <= 2 * row[names.BREAK_EVEN_ERROR] < 2
     told = (tmp_path / "run" / "log.txt").read_text()
-    assert f"noise scale of {row[names.NOISE_SCALE]:,.3g} samples" in told
+    noise = f"noise scale of {row[names.NOISE_SCALE]:,.3g} samples +- {2 * row[names.NOISE_SCALE_ERROR]:.0%}"
+    assert noise in told
     assert "would be fastest to the same loss" in told
 
 
@@ -154,6 +158,20 @@ def test_the_break_even_number_follows_from_the_rows(tmp_path: Path, monkeypatch
 
     row = rows(tmp_path)[-1]
     assert row[names.BREAK_EVEN] == pytest.approx(np.sqrt(row[names.NOISE_SCALE] / 16 * 9 / 2), rel=1e-6)
+
+
+@pytest.mark.parametrize(("samples", "micro_steps", "timed"), [(100, 4, True), (38, 4, False), (75, 3, False)])
+def test_a_ragged_step_is_not_timed(samples: int, micro_steps: int, timed: bool) -> None:
+    """The last of an epoch, which rows may fall on more often than its share, has smaller micro-batches."""
+    ranks: Any = SimpleNamespace(world_size=1)
+    window: Any = SimpleNamespace(k=10, samples=samples, micro_batches=(None,) * micro_steps)
+    gauge = noise.NoiseScale(ranks, every_steps=20)
+    gauge.load_state_dict({"averages": {}, "usual": (25.0, 4)})
+
+    gauge.around(lambda learner, window: torch.zeros(()))(Any, window)
+    gauge.take({names.FORWARD_BACKWARD_SECONDS: 0.4, names.OPTIMIZER_SECONDS: 0.1})
+
+    assert list(gauge._costs) == ([(0.1, 0.1)] if timed else [])
 
 
 def test_unknown_is_said_and_absent(tmp_path: Path) -> None:

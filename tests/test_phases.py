@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,13 +23,14 @@ PARTS = (names.DATA_SECONDS, names.FORWARD_BACKWARD_SECONDS, names.OPTIMIZER_SEC
 class Steps:
     """A loop whose work takes the seconds that the test says."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, every: int, steps: int = 6) -> None:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, every: int, steps: int = 6, world_size: int = 2) -> None:
         self.now = 100.0
         monkeypatch.setattr(time, "perf_counter", lambda: self.now)
         self.parameter = torch.nn.Parameter(torch.ones(()))
         self.optimizer = torch.optim.SGD([self.parameter], lr=0.0)
         self.asked: list[int] = []
-        self.phases = Phases(self.optimizer, [self.parameter], lambda phase: None, self.sampled)
+        ranks: Any = SimpleNamespace(world_size=world_size)
+        self.phases = Phases(ranks, self.optimizer, [self.parameter], lambda phase: None, self.sampled)
         self.every, self.steps = every, steps
 
     def sampled(self, k: int) -> bool:
@@ -85,6 +87,13 @@ def test_the_parts_add_up_to_the_step(monkeypatch: pytest.MonkeyPatch, every: in
             names.REST_SECONDS: rest,
         }
         assert sum(times[part] for part in PARTS) == 3 + k + 25 + 7 + rest
+
+
+def test_one_rank_synchronises_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    alone, of_two = Steps(monkeypatch, 3, world_size=1).run(), Steps(monkeypatch, 3).run()
+
+    for k, times in alone.items():
+        assert times == {name: seconds for name, seconds in of_two[k].items() if name != names.SYNC_SECONDS}
 
 
 def test_a_row_after_every_step_is_part_of_the_next_one(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,7 +23,9 @@ MICRO_SIZE = "batch/micro_size"
 ACCUMULATION_STEPS = "batch/accumulation_steps"
 WORLD_SIZE = "batch/world_size"
 NOISE_SCALE = "batch/noise_scale"
+NOISE_SCALE_ERROR = "batch/noise_scale_relative_error"  # one standard error of the estimate, as is the next
 BREAK_EVEN = "batch/break_even_accumulation_steps"
+BREAK_EVEN_ERROR = "batch/break_even_relative_error"
 
 PEAK_ALLOCATED = "memory/peak_allocated_gib"
 PEAK_RESERVED = "memory/peak_reserved_gib"

@@ -34,6 +34,7 @@ class NoiseScale:
         self._costs: deque[tuple[float, float]] = deque(maxlen=ROWS)  # (micro_seconds, update_seconds)
         self._micro_steps = 1  # of the last step
         self._armed = False  # the last step was
+        self._ragged = False  # the last step took fewer samples or micro-steps than the usual
         self._usual: tuple[float, int] | None = None  # samples of a micro-step over all ranks, micro-steps per step
 
     def around(self, compute_gradient: ComputeGradient) -> ComputeGradient:
@@ -44,6 +45,7 @@ class NoiseScale:
 
         def watched(learner: Learner, window: Window) -> Tensor:
             self._micro_steps = len(window.micro_batches)
+            self._ragged = self._usual not in (None, (window.samples / self._micro_steps, self._micro_steps))
             # Odd, and in the middle: rows, and the times in them, are of steps with round numbers, not of these.
             self._armed = (window.k - (every // 2 | 1)) % every == 0 and self._micro_steps * self._ranks.world_size > 1
             return (
@@ -92,16 +94,17 @@ class NoiseScale:
         if self._sorted:  # what was measured before a resume is of another division
             return dict(seconds)
         self._settle()
-        if names.SYNC_SECONDS in seconds and (not self._armed or self._every_steps == 1):
-            sync = seconds[names.SYNC_SECONDS]
+        timed = names.FORWARD_BACKWARD_SECONDS in seconds and not self._ragged
+        if timed and (not self._armed or self._every_steps == 1):
+            sync = seconds.get(names.SYNC_SECONDS, 0.0)  # one rank has none
             micro = (seconds[names.FORWARD_BACKWARD_SECONDS] - sync) / self._micro_steps
             if micro > 0:
                 self._costs.append((micro, sync + seconds[names.OPTIMIZER_SECONDS]))
         told, noise, worth = dict(seconds), self._averages.noise_scale(), self._worth()
         if noise:
-            told[names.NOISE_SCALE] = noise.value
+            told |= {names.NOISE_SCALE: noise.value, names.NOISE_SCALE_ERROR: noise.error}
         if worth:
-            told[names.BREAK_EVEN] = worth.best
+            told |= {names.BREAK_EVEN: worth.best, names.BREAK_EVEN_ERROR: worth.error}
         return told
 
     def state_dict(self) -> dict[str, Any]:

@@ -2,9 +2,10 @@
 
 A step lasts from the end of the optimizer's step before it to the end of its own; where something else took place in
 between (an evaluation, the start, a step without an update) from the end of that. Its parts add up to it: data (what it
-waited for the window), forward_backward, of it sync (from this rank's last local gradient to the end of the reduction),
-optimizer (until its step is done), and the rest. On a GPU the marks are events in the stream, read once the host has
-waited for the row anyway: measuring adds no synchronisation; data is then no more than the time without a gradient.
+waited for the window), forward_backward, of it sync (from this rank's last local gradient to the end of the reduction;
+one rank has none), optimizer (until its step is done), and the rest. On a GPU the marks are events in the stream, read
+once the host has waited for the row anyway: measuring adds no synchronisation; data is then no more than the time
+without a gradient.
 """
 
 import time
@@ -15,6 +16,7 @@ import torch
 from torch import nn
 
 from train import names
+from train.ranks import Ranks
 from train.window import Window
 
 P = ParamSpec("P")
@@ -26,13 +28,14 @@ class Phases:
 
     def __init__(
         self,
+        ranks: Ranks,
         optimizer: torch.optim.Optimizer,
         parameters: Sequence[nn.Parameter],
         mark_memory: Callable[[str | None], None],
         sampled: Callable[[int], bool],
     ) -> None:
         self._cuda = parameters[0].is_cuda
-        self._parameters = parameters
+        self._synchronised = parameters if ranks.world_size > 1 else ()
         self._mark_memory = mark_memory
         self._sampled = sampled
         self._armed = False  # this step is sampled
@@ -74,7 +77,7 @@ class Phases:
         def watched(*args: P.args, **kwargs: P.kwargs) -> T:
             if not self._armed:
                 return compute_gradient(*args, **kwargs)
-            hooks = [p.register_post_accumulate_grad_hook(self._on_gradient) for p in self._parameters]
+            hooks = [p.register_post_accumulate_grad_hook(self._on_gradient) for p in self._synchronised]
             self._mark_memory(None)
             self._mark("start")
             try:
@@ -102,10 +105,11 @@ class Phases:
         between = self._between
         before = between(self._begin, marks["start"])
         data = min(self._data_seconds, before)  # on a GPU the host may have waited while the device was still at work
+        sync = {names.SYNC_SECONDS: between(marks["local"], marks["gradient"])} if self._synchronised else {}
         return {
             names.DATA_SECONDS: data,
             names.FORWARD_BACKWARD_SECONDS: between(marks["start"], marks["gradient"]),
-            names.SYNC_SECONDS: between(marks["local"], marks["gradient"]),
+            **sync,
             names.OPTIMIZER_SECONDS: between(marks["gradient"], marks["end"]),
             names.REST_SECONDS: before - data,
         }

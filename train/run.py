@@ -152,7 +152,7 @@ def build(loaded: Loaded, loop: str) -> Run:
         more |= {"noise_scale": noise}
         checkpoints = ranks.together(lambda: _resumed(folder, learner, report, config, ranks, more))
         memory = Memory(learner.device, learner.module, learner.optimizer)
-        phases = Phases(learner.optimizer, learner.parameters, memory.mark, lambda k: _row_due(config, plan, k))
+        phases = Phases(ranks, learner.optimizer, learner.parameters, memory.mark, partial(_row_due, config, plan))
         windows: Iterable[Window] = _windows(samples, learner, report, config, ranks, exactness.terms, stop)
         windows = phases.windows(profiled(windows, config.profile.steps, folder.path / "profile", ranks.rank))
         watchdog = Watchdog(ranks, config.runtime.timeout_seconds, folder.path, folder.end_early)

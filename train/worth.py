@@ -99,23 +99,38 @@ class Worth:
         steps = 1 + self.noise.value / (k * self.samples)
         return steps * (k * self.micro_seconds + self.update_seconds)
 
+    def longer(self, k: float) -> float:
+        """How much more time `k` micro-steps per step take than the best whole number of them, as a ratio less 1."""
+        return self.time(k) / self.time(whole(self.best)) - 1
+
     def sentence(self, k: int) -> str:
         """What that means for a run that took `k` micro-steps per step."""
-        best = max(1, round(self.best))
-        least, most = (max(1, round(self.best * math.exp(sign * 2 * self.error))) for sign in (-1, 1))
-        between = f" ({least} to {most})" if least < most else ""
-        longer = self.time(k) / self.time(best) - 1
-        advice = f"about {best} micro-steps{between} would be fastest to the same loss"
-        if best == 1:
-            advice = f"1 micro-step{between} would be fastest to the same loss, so it does not pay by itself"
-        much = "at most 5%" if longer < 0.05 else f"{longer:.0%}"
-        cost = f"{much} longer" if longer < 1 else f"{1 + longer:.2g} times as long"
+        told = advice(self.best, *around(self.best, self.error), self.longer(k), f"the {k} of this run", k)
         return (
-            f"accumulation: {advice}; the {k} of this run take{'s' if k == 1 else ''} {cost} "
-            f"(estimated from a noise scale of {self.noise.value:,.3g} samples +- {2 * self.noise.error:.0%}, "
-            f"{_time(self.micro_seconds)} per micro-step of {self.samples:.3g} samples, {_time(self.update_seconds)} "
-            f"per synchronisation and optimizer)"
+            f"accumulation: {told} (estimated from a noise scale of {self.noise.value:,.3g} samples "
+            f"+- {2 * self.noise.error:.0%}, {_time(self.micro_seconds)} per micro-step of {self.samples:.3g} samples, "
+            f"{_time(self.update_seconds)} per synchronisation and optimizer)"
         )
+
+
+def around(value: float, error: float) -> tuple[float, float]:
+    """Two standard errors, as a factor, to both sides."""
+    return value * math.exp(-2 * error), value * math.exp(2 * error)
+
+
+def whole(micro_steps: float) -> int:
+    return max(1, round(micro_steps))
+
+
+def advice(best: float, least: float, most: float, longer: float, those: str, k: int) -> str:
+    """`about 2 micro-steps (2 to 3) would be fastest to the same loss; THOSE take 15% longer`, THOSE being `k`."""
+    between = f" ({whole(least)} to {whole(most)})" if whole(least) < whole(most) else ""
+    fastest = f"about {whole(best)} micro-steps{between} would be fastest to the same loss"
+    if whole(best) == 1:
+        fastest = f"1 micro-step{between} would be fastest to the same loss, so it does not pay by itself"
+    much = "at most 5%" if longer < 0.05 else f"{longer:.0%}"
+    cost = f"{much} longer" if longer < 1 else f"{1 + longer:.2g} times as long"
+    return f"{fastest}; {those} take{'s' if k == 1 else ''} {cost}"
 
 
 def _time(seconds: float) -> str:

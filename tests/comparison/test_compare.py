@@ -164,7 +164,7 @@ def test_text_has_the_parts_in_order(tmp_path: Path, capsys: pytest.CaptureFixtu
     titles = ["Same mathematics", "Set-up", "Outcome at equal samples", "Cost in time", "Memory", "Keys", "Notes"]
     places = [text.index(f"\n{title}" if index else title) for index, title in enumerate(titles)]
     assert places == sorted(places)
-    assert re.search(r"noise scale +break-even micro-steps\n +first .* -$", text, re.MULTILINE)
+    assert re.search(r"noise scale +fastest micro-steps\n +first .* -$", text, re.MULTILINE)
     assert re.search(r"second .* 321 +2\.710$", text, re.MULTILINE)
     assert re.search(r"MFU \(%\) .*\n +first .* - .*\n +second .* 42\.5\d* ", text)
     assert re.search(r"git\.dirty +execution +false +true", text)

@@ -1,5 +1,6 @@
 """What a comparison says of runs is true of their rows."""
 
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import pytest
 
 from tests.comparison.folders import loss_at, make_run
+from train import names
 from train.comparison.judge import Comparison, compare
 from train.comparison.read import find
 
@@ -198,6 +200,32 @@ def test_costs_leave_out_the_first_row_and_what_is_not_measured(tmp_path: Path) 
         {"data": 0.2, "forward + backward": 0.5, "gradient sync": 0.2, "optimizer": 0.1}
     )
     assert cost.peaks_gib == {"memory/peak_rss_gib": 0.5, "memory/new_gib": 7.0}
+
+
+@pytest.mark.parametrize("tails", [1, 5])
+def test_time_shares_are_of_full_steps(tmp_path: Path, tails: int) -> None:
+    """However many of the rows fall on the ragged last steps of epochs, which have less to compute."""
+    run = make_run(tmp_path / "run", last=10_000, derived={"steps_per_epoch": 15})
+    path = run / "metrics.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    for index, row in enumerate(rows):
+        ragged = index % 6 < tails
+        times = {names.DATA_SECONDS: 0.01, names.FORWARD_BACKWARD_SECONDS: 0.01 if ragged else 0.09}
+        row |= times | {names.EFFECTIVE_SIZE: 38.0 if ragged else 100.0}
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    result = compared(run)
+
+    assert result.costs[0][0].phase_seconds == pytest.approx({"data": 0.01, "forward + backward": 0.09})
+    assert any("shares are of the full steps that got a row" in note for note in result.notes)
+
+
+def test_where_an_epoch_is_one_step_it_is_a_full_one(tmp_path: Path) -> None:
+    extra = {names.DATA_SECONDS: 0.01, names.EFFECTIVE_SIZE: 38.0}
+
+    assert compared(make_run(tmp_path / "tails", extra=extra)).costs[0][0].shares == {}
+    alone = make_run(tmp_path / "alone", extra=extra, derived={"steps_per_epoch": 1})
+    assert compared(alone).costs[0][0].shares == {"data": 1}
 
 
 def test_a_run_that_diverged_is_the_worst_of_many(tmp_path: Path) -> None:

@@ -57,10 +57,8 @@ def costs(comparison: Comparison) -> tuple[Figure, str] | None:
         handles, labels = axes.get_legend_handles_labels()
         bars_first = sorted(zip(handles, labels, strict=True), key=lambda entry: isinstance(entry[0], Line2D))
         axes.legend(*zip(*bars_first, strict=True), **LEGEND)
-    caption = "Means over runs." + (
-        " Phases are of the steps that got a row; the diamond is the mean over all rows." if time else ""
-    )
-    return figure, caption
+    of_steps = " Phases are of the full steps that got a row; the diamond is the mean over all steps, ragged ones too."
+    return figure, "Means over runs." + (of_steps if time else "")
 
 
 def _stack(axes: Axes, parts: Parts, first_colour: int) -> None:

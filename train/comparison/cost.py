@@ -32,7 +32,7 @@ class Cost:
     step_seconds: float | None  # mean over rows
     step_p50_seconds: float | None
     step_p95_seconds: float | None
-    phase_seconds: dict[str, float]  # by name; the sync taken out of forward + backward
+    phase_seconds: dict[str, float]  # of a full step, by name; the sync taken out of forward + backward
     hours: float | None  # of training, up to the last row
     mfu: float | None  # mean over rows: a share of the devices' peak
 
@@ -58,7 +58,7 @@ def cost_of(run: Run) -> Cost:
         step_seconds=statistics.fmean(steps) if steps else None,
         step_p50_seconds=statistics.median(steps) if steps else None,
         step_p95_seconds=_p95(steps),
-        phase_seconds=_phases(later),
+        phase_seconds=_phases([row for row in later if run.is_full(row)]),
         hours=max(_of(rows, names.HOURS), default=None),
         mfu=statistics.fmean(used) if (used := _of(later, names.MFU)) else None,
     )

@@ -32,6 +32,14 @@ def with_spread(value: Spread | None, runs: int) -> str:
     return text if len(value.values) == runs else f"{text} ({len(value.values)} of {runs})"
 
 
+def estimate(value: Spread | None, between: tuple[float, float] | None, runs: int) -> str:
+    """`2.71 (1.4 to 5.2)`: what runs estimated, and how far they may be wrong, where that was recorded."""
+    if value is None:
+        return UNKNOWN
+    text = figure(value.mean) + (f" ({_rough(between[0])} to {_rough(between[1])})" if between else "")
+    return text if len(value.values) == runs else f"{text} ({len(value.values)} of {runs})"
+
+
 def hours_figure(hours: Spread | None) -> str:
     """In seconds, minutes or hours, as is readable."""
     if hours is None:
@@ -61,6 +69,11 @@ def plain(value: Any) -> str:
 
 def _decimals(value: float) -> int:
     return max(0, 3 - math.floor(math.log10(abs(value)))) if value else 0
+
+
+def _rough(value: float) -> str:
+    """Two significant digits."""
+    return f"{float(f'{value:.2g}'):,g}"
 
 
 def _small(deviation: float) -> str:

@@ -6,6 +6,7 @@ from train.comparison.cost import FEWEST_FOR_P95, Cost
 from train.comparison.group import Group
 from train.comparison.keys import machines
 from train.comparison.outcome import Target, equal_samples
+from train.comparison.paying import sentence
 from train.comparison.read import LeftOut
 from train.comparison.run import Run
 
@@ -25,6 +26,7 @@ def notes(
         *_about_rows(groups, runs),
         *_about_costs(flat, runs),
         *_about_target(target),
+        *_about_accumulation(groups),
     ]
 
 
@@ -73,7 +75,10 @@ def _about_costs(costs: Sequence[Cost], runs: Sequence[Run]) -> list[str]:
             + (f"; p95 needs {FEWEST_FOR_P95} rows" if any(cost.step_p95_seconds is None for cost in costs) else "")
         )
     if any(cost.phase_seconds for cost in costs):
-        told.append("time shares are of the steps that got a row, and of the phases measured")
+        told.append(
+            "time shares are of the full steps that got a row, and of the phases measured: the ragged last steps of "
+            "epochs, which fall on rows more often or less than their share, are left out"
+        )
     return told
 
 
@@ -82,6 +87,16 @@ def _about_target(target: Target | None) -> list[str]:
         return []
     origin = "was given" if target.was_given else "is the lowest that every run reached"
     return [f"the target, {target.metric} {target.loss:.4g}, {origin}; hours are of training, evaluation not counted"]
+
+
+def _about_accumulation(groups: Sequence[Group]) -> list[str]:
+    told = list(filter(None, map(sentence, groups)))
+    if told:
+        told.append(
+            "noise scale and fastest micro-steps are what the runs estimated, the mean over runs; in brackets "
+            "two standard errors to both sides, from the least to the largest over runs"
+        )
+    return told
 
 
 def _listed(values: Sequence[str]) -> str:

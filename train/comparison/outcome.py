@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from train import names
 from train.comparison.agree import Agreement, agreement
 from train.comparison.group import Group, Spread, common, common_metrics, spread
+from train.comparison.paying import range_of
 from train.comparison.run import Run
 
 
@@ -16,8 +17,10 @@ class Outcome:
     samples: int | None
     steps: float | None
     metrics: dict[str, Spread]
-    noise_scale: Spread | None  # the last that each run measured
-    break_even: Spread | None  # micro-steps per step, as the run itself estimated it last
+    noise_scale: Spread | None  # the last that each run estimated
+    noise_scale_range: tuple[float, float] | None  # of these estimates, as are those below: see paying.range_of
+    break_even: Spread | None  # the number of micro-steps per step that the run itself estimated last to be the fastest
+    break_even_range: tuple[float, float] | None
     apart: dict[str, Agreement]  # from the first set-up, by loss: over the whole curve, where seeds are shared
 
 
@@ -48,15 +51,23 @@ def outcomes(groups: Sequence[Group], metrics: Sequence[str]) -> list[Outcome]:
         here = {
             metric: group.over_seeds(metric).get(samples) for metric in [*evaluated, names.LOSS] if samples is not None
         }
-        noise, break_even = (
-            spread(next(reversed(curve.values())) for curve in group.curves(metric))
-            for metric in (names.NOISE_SCALE, names.BREAK_EVEN)
-        )
         others = [*groups[0].runs, *group.runs] if group is not groups[0] else []
         apart = {metric: agreed for metric in metrics if (agreed := agreement(others, metric))}
         known = {metric: value for metric, value in here.items() if value}
         steps = None if samples is None else group.x["steps"].get(samples)
-        found.append(Outcome(samples, steps, known, noise, break_even, apart))
+        noise, best = ([run.last(metric) for run in group.runs] for metric in (names.NOISE_SCALE, names.BREAK_EVEN))
+        found.append(
+            Outcome(
+                samples=samples,
+                steps=steps,
+                metrics=known,
+                noise_scale=spread(noise),
+                noise_scale_range=range_of(group, names.NOISE_SCALE),
+                break_even=spread(best),
+                break_even_range=range_of(group, names.BREAK_EVEN),
+                apart=apart,
+            )
+        )
     return found
 
 

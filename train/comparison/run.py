@@ -47,6 +47,11 @@ class Run:
     def train_rows(self) -> list[Row]:
         return [row for row in self.rows if names.LEARNING_RATE in row]
 
+    def is_full(self, row: Row) -> bool:
+        """Whether its step took the effective batch, which the ragged last step of an epoch does not."""
+        effective = self.derived.get("effective_batch")
+        return self.derived.get("steps_per_epoch") == 1 or row.get(names.EFFECTIVE_SIZE, effective) == effective
+
     @cached_property
     def metrics(self) -> list[str]:
         """All metrics of all rows, in order of appearance."""
@@ -55,6 +60,9 @@ class Run:
     def curve(self, metric: str) -> Curve:
         """Of a metric; where a restart wrote a row again, the last one counts."""
         return {int(row[names.SAMPLES_SEEN]): row[metric] for row in self.rows if metric in row}
+
+    def last(self, metric: str) -> float | None:
+        return next(reversed(self.curve(metric).values()), None)
 
     def at(self, x: str) -> dict[int, float]:
         """{samples seen: x} for x = `samples`, `steps` or `hours` of training; only where it was measured."""

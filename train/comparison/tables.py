@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from train.comparison.agree import counted
 from train.comparison.cost import KINDS, PHASES, Cost
-from train.comparison.figures import UNKNOWN, figure, hours_figure, plain, scaled, with_spread
+from train.comparison.figures import UNKNOWN, estimate, figure, hours_figure, plain, scaled, with_spread
 from train.comparison.judge import Comparison
 from train.comparison.outcome import Outcome
 
@@ -77,13 +77,13 @@ def _outcome(comparison: Comparison) -> Table:
             figure(outcome.steps),
             *(with_spread(outcome.metrics.get(metric), len(group.runs)) for metric in metrics),
             *(_apart(outcome, metric) for metric in losses),
-            with_spread(outcome.noise_scale, len(group.runs)),
-            with_spread(outcome.break_even, len(group.runs)),
+            estimate(outcome.noise_scale, outcome.noise_scale_range, len(group.runs)),
+            estimate(outcome.break_even, outcome.break_even_range, len(group.runs)),
         )
         for group, outcome in zip(comparison.groups, comparison.outcomes, strict=True)
     ]
     differences = (f"max |{metric} - first|" for metric in losses)
-    header = ("set-up", "samples", "steps", *metrics, *differences, "noise scale", "break-even micro-steps")
+    header = ("set-up", "samples", "steps", *metrics, *differences, "noise scale", "fastest micro-steps")
     return Table(f"Outcome {'at equal samples seen' if equal else 'at the end of each'}", header, tuple(rows))
 
 

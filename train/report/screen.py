@@ -114,12 +114,14 @@ def _evaluation(row: Mapping[str, float]) -> str:
 
 def _shares(row: Mapping[str, float]) -> str:
     """Of the step that was measured last: how much of it was which phase."""
-    if names.SYNC_SECONDS not in row:
+    if names.FORWARD_BACKWARD_SECONDS not in row:
         return ""
-    data, sync, rest = row[names.DATA_SECONDS], row[names.SYNC_SECONDS], row[names.REST_SECONDS]
+    sync = row.get(names.SYNC_SECONDS, 0.0)
     compute = row[names.FORWARD_BACKWARD_SECONDS] - sync + row[names.OPTIMIZER_SECONDS]
-    total = data + compute + sync + rest
-    return f"data {data / total:.0%} compute {compute / total:.0%} sync {sync / total:.0%} rest {rest / total:.0%}"
+    parts = {"data": row[names.DATA_SECONDS], "compute": compute, "sync": sync, "rest": row[names.REST_SECONDS]}
+    total = sum(parts.values())
+    known = (name for name in parts if name != "sync" or names.SYNC_SECONDS in row)  # one rank has none
+    return " ".join(f"{name} {parts[name] / total:.0%}" for name in known)
 
 
 def _live_line() -> Any:
