@@ -1,5 +1,7 @@
 """What a run holds, to the byte; and what a GPU's counters are made into, with the counters held by the test."""
 
+import os
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -7,9 +9,10 @@ import pytest
 import torch
 from torch import nn
 
-from tests.helpers import argv, record, rows
+from tests.helpers import Trace, argv, record, rows
 from train import names
 from train.memory import GIB, Memory, over_ranks, stored_bytes
+from train.run import Run
 
 
 def test_shared_storages_count_once() -> None:
@@ -58,6 +61,30 @@ def test_weights_gradients_and_state_to_the_byte(
     assert "memory: weights 0.000473 MiB, gradients 0.000435 MiB" in (tmp_path / "run" / "log.txt").read_text()
 
 
+def run_with_a_peak(arguments: list[str]) -> None:
+    """Step 2 needs 200 MB more than the others, for a moment."""
+
+    def prepare(run: Run, trace: Trace) -> None:
+        calls = count(1)
+
+        def allocate(*_: object) -> None:
+            if next(calls) == 2:
+                b"1" * (200 * 2**20)
+
+        run.learner.module.register_forward_pre_hook(allocate)
+
+    record(arguments, prepare=prepare)
+
+
+@pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="the kernel's mark cannot be lowered here")
+def test_the_peak_of_a_row_is_that_since_the_row_before(run_ranks: Any, tmp_path: Path) -> None:
+    run_ranks(1, run_with_a_peak, argv(tmp_path))
+
+    first, second, *later = [row[names.PEAK_RSS] * GIB for row in rows(tmp_path)]
+    assert len(later) == 3
+    assert second - max(first, *later) > 150 * 2**20
+
+
 def test_largest_and_smallest_over_the_ranks() -> None:
     of_ranks = [{names.PEAK_RSS: 2.0, names.WEIGHTS: 1.0, "x": 1.0}, {names.PEAK_RSS: 3.0, names.WEIGHTS: 1.0}]
 
@@ -67,10 +94,11 @@ def test_largest_and_smallest_over_the_ranks() -> None:
 
 def test_of_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """Peaks by phase, and activations: what the peak of forward and backward holds beside the rest."""
-    peak, asked = {"allocated": 0.0}, torch.device("cuda", 0)
-    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: int(peak["allocated"]))
+    asked = torch.device("cuda", 0)
+    used: list[float] = []  # since the last reset
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: int(max(used, default=0)))
     monkeypatch.setattr(torch.cuda, "max_memory_reserved", lambda device: 10 * GIB)
-    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: None)
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: used.clear())
     monkeypatch.setattr(torch.cuda, "memory_stats", lambda device: {"num_alloc_retries": 4})
     module = nn.Linear(256, 256, bias=False)  # 256 KiB
     optimizer = torch.optim.Adam(module.parameters())
@@ -79,15 +107,15 @@ def test_of_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     def step(forward_backward: float, update: float) -> dict[str, float]:
         module(torch.ones(1, 256)).sum().backward()
         memory.mark(None)
-        peak["allocated"] = forward_backward * GIB
+        used.append(forward_backward * GIB)
         memory.mark(names.FORWARD_BACKWARD_PEAK)
         optimizer.step()
-        peak["allocated"] = update * GIB
+        used.append(update * GIB)
         memory.mark(names.OPTIMIZER_PEAK)
         optimizer.zero_grad()
         return memory.take()
 
-    first, second = step(3.0, 4.0), step(5.0, 2.0)
+    first, second, third = step(3.0, 4.0), step(5.0, 2.0), step(1.0, 2.0)
 
     assert first[names.FORWARD_BACKWARD_PEAK] == 3
     assert first[names.PEAK_ALLOCATED] == first[names.OPTIMIZER_PEAK] == 4
@@ -96,3 +124,6 @@ def test_of_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     assert names.ACTIVATIONS not in first  # the optimizer had no state yet
     weights = 2**18 / GIB
     assert second[names.ACTIVATIONS] == pytest.approx(5 - 4 * weights - 4 / GIB, abs=1e-12)
+    # Each peak is that of its own phase, and of its own row.
+    assert (second[names.PEAK_ALLOCATED], second[names.OPTIMIZER_PEAK]) == (5, 2)
+    assert (third[names.FORWARD_BACKWARD_PEAK], third[names.PEAK_ALLOCATED]) == (1, 2)

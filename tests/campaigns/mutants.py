@@ -32,6 +32,12 @@ class Mutant:
     old: str
     new: str
 
+    def source(self) -> str:
+        """Today's file, mutated."""
+        source = (ROOT / self.file).read_text()
+        assert source.count(self.old) == 1, f"{self.name}: {self.old!r} is not in {self.file} exactly once"
+        return source.replace(self.old, self.new)
+
 
 MUTANTS = [
     Mutant("none: the code as it is", "train/step.py", "def forward_backward(", "def forward_backward("),
@@ -70,10 +76,10 @@ MUTANTS = [
     Mutant(
         "forward outside no_sync",
         "train/step.py",
-        "    sums = by_term(learner.task.loss_sum(learner.model, batch))\n",
+        "    sums = by_term(learner.task.loss_sum(learner.model, learner.feed.take(micro_batch)))\n",
         "    inside = getattr(learner.model, 'require_backward_grad_sync', None)\n"
         "    learner.model.require_backward_grad_sync = True\n"
-        "    sums = by_term(learner.task.loss_sum(learner.model, batch))\n"
+        "    sums = by_term(learner.task.loss_sum(learner.model, learner.feed.take(micro_batch)))\n"
         "    learner.model.require_backward_grad_sync = inside\n",
     ),
     Mutant(
@@ -149,10 +155,7 @@ def killer(mutant: Mutant) -> str | None:
         shutil.copytree(
             ROOT, copy, ignore=shutil.ignore_patterns(".git", ".venv", "runs", "__pycache__", ".*_cache", ".hypothesis")
         )
-        file = copy / mutant.file
-        source = file.read_text()
-        assert source.count(mutant.old) == 1, f"{mutant.name}: {mutant.old!r} is not in {mutant.file} exactly once"
-        file.write_text(source.replace(mutant.old, mutant.new))
+        (copy / mutant.file).write_text(mutant.source())
         # From the copy, so that its package is found before an installed one; its own output only.
         command = [sys.executable, "-m", "pytest", "-x", "-q", "--no-header", "-p", "no:cacheprovider", *TESTS]
         done = subprocess.run(command, cwd=copy, capture_output=True, text=True, check=False)

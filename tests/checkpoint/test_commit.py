@@ -87,6 +87,57 @@ def test_kills_at_every_point(tmp_path: Path) -> None:
     print(f"{fired} points")
 
 
+def test_what_is_on_disk_before_what(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The calls, in order: a kill leaves what the kernel holds, so that only a loss of power shows a missing fsync."""
+    save(tmp_path, 1)
+    done: list[str] = []
+    opened: dict[int, Path] = {}
+    os_open, os_fsync, path_rename = os.open, os.fsync, Path.rename
+
+    def told(verb: str, path: Path) -> None:
+        done.append(f"{verb} {path.relative_to(tmp_path)}")
+
+    def watched_open(path: Any, *args: Any, **options: Any) -> int:
+        number = os_open(path, *args, **options)
+        opened[number] = Path(path)
+        return number
+
+    def watched_fsync(number: int) -> None:
+        told("fsync", opened[number])
+        os_fsync(number)
+
+    def watched_rename(path: Path, target: Path) -> Path:
+        told("rename", path)
+        return path_rename(path, target)
+
+    def watched_write(write: Callable[..., int]) -> Callable[..., int]:
+        def watched(path: Path, content: Any) -> int:
+            told("write", path)
+            return write(path, content)
+
+        return watched
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "open", watched_open)
+        patch.setattr(os, "fsync", watched_fsync)
+        patch.setattr(Path, "rename", watched_rename)
+        for name in ("write_text", "write_bytes"):
+            patch.setattr(Path, name, watched_write(getattr(Path, name)))
+        save(tmp_path, 2, keep=1)
+
+    unfinished = ".step-00000002.unfinished"
+    assert done == [
+        *(f"write {unfinished}/{name}" for name in ("a", "b")),
+        *(f"fsync {unfinished}/{name}" for name in ("a", "b")),
+        f"write {unfinished}/manifest.json",
+        f"fsync {unfinished}/manifest.json",
+        f"fsync {unfinished}",
+        f"rename {unfinished}",
+        "fsync .",
+        "rename step-00000001",  # the older one goes last
+    ]
+
+
 def test_a_failed_save_takes_nothing_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save(tmp_path, 1, keep=1)
 

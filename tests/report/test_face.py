@@ -2,6 +2,7 @@
 
 import json
 import re
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import train
 from tests.helpers import rows
 from train import names
 from train.accumulate import compute_gradient
+from train.checkpoint import Checkpoints
 from train.entry import main
 from train.report.best import Best, UnknownDirection
 from train.report.plan import RunPlan
@@ -162,6 +164,32 @@ def test_crash_leaves_a_readable_folder(tmp_path: Path, monkeypatch: pytest.Monk
     ended = json.loads((tmp_path / "run" / "ended.json").read_text())
     assert (ended["reason"], ended["code"], ended["step"]) == ("ZeroDivisionError: on purpose", 1, 2)
     assert len(rows(tmp_path, names.LOSS)) == 2
+
+
+def test_a_save_tells_how_long_training_stood_still(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The saves at steps 2 and 4 take 1 and 0.5 s more; no step counts that as its own."""
+    save = Checkpoints.save
+    spent: list[float] = []
+
+    def slow(*args: Any, **options: Any) -> None:
+        start = time.perf_counter()
+        time.sleep(1 / (len(spent) + 1))
+        save(*args, **options)
+        spent.append(time.perf_counter() - start)
+
+    monkeypatch.setattr(Checkpoints, "save", slow)
+    start(tmp_path, "duration={steps: 4}", "checkpoint.every_steps=2")
+
+    saves = rows(tmp_path, names.SAVE_SECONDS)
+    assert [row[names.GLOBAL_STEP] for row in saves] == [2, 4]
+    for row, seconds in zip(saves, spent, strict=True):
+        assert seconds <= row[names.SAVE_SECONDS] < seconds + 0.4
+    after = rows(tmp_path, names.LOSS)[2]
+    outside = after[names.DATA_SECONDS] + after[names.REST_SECONDS]
+    assert outside < 0.8
+    gradient_and_update = after[names.FORWARD_BACKWARD_SECONDS] + after[names.OPTIMIZER_SECONDS]
+    assert after[names.STEP_SECONDS] < outside + gradient_and_update + 0.8
+    assert (tmp_path / "run" / "log.txt").read_text().count("  saved in ") == 2
 
 
 def test_overfit_repeats_the_first_windows(tmp_path: Path) -> None:
