@@ -44,7 +44,7 @@ class InRange:
     def checked(self, batch: Batch, epoch: int) -> Batch:
         for name, outputs in self.outputs.items():
             column = batch.get(name)
-            if column is None or column.is_floating_point():
+            if column is None or not column.numel() or column.is_floating_point():  # a rank may have nothing left
                 continue
             lowest, highest = (end.item() for end in column.aminmax())
             if lowest < 0 or highest >= outputs:
