@@ -19,6 +19,8 @@ Points = Mapping[int, Sequence[float]]  # samples seen -> a value of each run
 Pairs = Mapping[int, Sequence[tuple[float, float]]]
 FEW = 30
 """Points of a line that are drawn as points too."""
+LARGE, STRIP = (1, 2, 5), (1, 3)
+"""Digits for which a log scale has a label, as many as there is room for."""
 
 
 def loss(comparison: Comparison, x: str) -> tuple[Figure, str] | None:
@@ -146,7 +148,7 @@ def _comparisons(
         _line(axes, group, told, style, x, scale)
     axes.axhline(1 if ratio else 0, color="#555555", lw=1)
     if ratio and max(shown) > 10 * min(shown):
-        axes.set_yscale("log")
+        _log(axes, min(shown), max(shown), STRIP)
     else:
         axes.ticklabel_format(axis="y", useOffset=False)
     word = "ratio" if ratio else "difference"
@@ -160,16 +162,16 @@ def _distances(
     """How far curves that should be the same are apart, on a log scale. Returns what the caption says of it."""
     largest = [{s: max(abs(own - other) for other, own in values) for s, values in points.items()} for points in pairs]
     positive = [distance for points in largest for distance in points.values() if distance > 0]
+    zeros = sum(value == 0 for points in largest for value in points.values())
+    floor = min(positive, default=0.0) / 3
     if positive:
-        axes.set_yscale("log")
+        _log(axes, floor if zeros else min(positive), max(positive), STRIP)
     else:
         axes.set_ylim(-1, 1)
         axes.set_yticks([0])
-    floor = min(positive, default=0.0) / 3
     for group, points, style in zip(groups[1:], largest, looks[1:], strict=True):
         _line(axes, group, {samples: [max(value, floor)] for samples, value in points.items()}, style, x, scale)
     axes.set_ylabel("|difference|\nto the first")
-    zeros = sum(value == 0 for points in largest for value in points.values())
     at_zero = f" {zeros} points are 0 and drawn at the lower edge." if zeros and positive else ""
     return f" Below: the largest distance over seeds from {groups[0].label}, at the same samples seen.{at_zero}"
 
@@ -181,11 +183,18 @@ def _log_if_wide(axes: Axes) -> None:
     ]
     if not values or min(values) <= 0 or max(values) <= 10 * min(values):
         return
+    _log(axes, min(values), max(values), LARGE)
+
+
+def _log(axes: Axes, least: float, most: float, digits: Sequence[int]) -> None:
+    """A log scale of a decade at least; `digits` have a label where powers of ten alone would be one label or two."""
     axes.set_yscale("log")
-    if max(values) < 200 * min(values):  # powers of ten alone would be one label or two
-        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_minor_formatter(NullFormatter())
+    if most < 200 * least:
+        axes.yaxis.set_major_locator(LogLocator(subs=digits))
         axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-        axes.yaxis.set_minor_formatter(NullFormatter())
+    if most < 10 * least:
+        axes.set_ylim((least * most / 12) ** 0.5, (least * most * 12) ** 0.5)
 
 
 def _entries(

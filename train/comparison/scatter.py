@@ -1,5 +1,6 @@
 """Memory against throughput: one point for each run."""
 
+from collections import Counter
 from collections.abc import Sequence
 from statistics import fmean
 from typing import Any
@@ -59,7 +60,7 @@ def memory_throughput(comparison: Comparison) -> tuple[Figure, str] | None:
     axes.yaxis.set_major_formatter(EngFormatter(sep=" "))
     legend_above(figure, handles, labels)
     told = (
-        " Lines join the means of set-ups with the same effective batch and ranks, from small micro-batches to large."
+        " Lines join the means of set-ups with the same mathematics and ranks, from small micro-batches to large."
         if joined
         else ""
     )
@@ -67,15 +68,25 @@ def memory_throughput(comparison: Comparison) -> tuple[Figure, str] | None:
 
 
 def _joined(comparison: Comparison, known: Sequence[Sequence[Cost]]) -> dict[str, list[tuple[float, float]]]:
-    """{effective batch and ranks: means of its set-ups, from small micro-batches to large}, where there are several."""
-    means: dict[str, list[tuple[int, float, float]]] = {}
+    """{name: means of set-ups with the same mathematics and ranks, from small micro-batches to large}, of several each.
+
+    The name is batch and ranks; where other mathematics have the same, also the first of its set-ups.
+    """
+    means: dict[tuple[str, str], list[tuple[int, float, float]]] = {}
+    firsts: dict[tuple[str, str], str] = {}
     for group, costs in zip(comparison.groups, known, strict=True):
         micro = group.of_derived("micro_batch")
         if costs and micro is not None:  # by length, micro-batches differ
             mean = (int(micro), fmean(map(_x, costs)), fmean(map(_y, costs)))
             ranks = counted(int(group.of_derived("world_size") or 1), "rank")
-            means.setdefault(f"batch {group.of_derived('effective_batch')}, {ranks}", []).append(mean)
-    return {name: [point[1:] for point in sorted(several)] for name, several in means.items() if len(several) > 1}
+            key = f"batch {group.of_derived('effective_batch')}, {ranks}", group.recipe
+            means.setdefault(key, []).append(mean)
+            firsts.setdefault(key, group.label)
+    lines = {key: [point[1:] for point in sorted(several)] for key, several in means.items() if len(several) > 1}
+    shared = Counter(name for name, _ in lines)
+    return {
+        key[0] if shared[key[0]] == 1 else f"{key[0]}, as {short(firsts[key])}": points for key, points in lines.items()
+    }
 
 
 def _limits(axes: Axes, costs: Sequence[Cost]) -> None:
