@@ -1,10 +1,14 @@
 """Whom the others wait for, from what all ranks say. Row 17 of the campaign of faults stops ranks for real."""
 
 import json
+import re
+from functools import partial
 from pathlib import Path
 
 import pytest
 
+from tests.campaigns.faults import ranks
+from tests.campaigns.faults.row import command, train
 from train.watchdog import diagnosis
 
 
@@ -29,3 +33,27 @@ def test_whom_the_others_wait_for(
     ]
 
     assert expected in diagnosis([then, now], 60, tmp_path)
+
+
+def hold_the_gil() -> None:
+    re.match(r"(a+)+$", "a" * 60 + "b")  # 2**60 ways to fail, and no other thread runs meanwhile
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_what_holds_the_gil_ends_with_stacks(tmp_path: Path, world_size: int) -> None:
+    last = world_size - 1
+    hangs = partial(ranks.at_step, 3, hold_the_gil, last)
+
+    codes, job = train(tmp_path, world_size, command(tmp_path, "runtime.timeout_seconds=2"), hangs)
+
+    assert codes == [1] * world_size, job.told()
+    assert "hold_the_gil" in (tmp_path / "run" / f"stacks-rank{last}.txt").read_text()
+    if world_size > 1:
+        assert "rank(s) 1 no longer answer" in job.told(0)
+
+
+def test_no_stacks_where_nothing_hangs(tmp_path: Path) -> None:
+    codes, job = train(tmp_path, 1, command(tmp_path, "runtime.timeout_seconds=2"))
+
+    assert codes == [0], job.told()
+    assert not list((tmp_path / "run").glob("stacks*"))

@@ -1,15 +1,22 @@
-"""Stops before an update that would let the ranks drift apart. With one rank there is nothing to watch."""
+"""Stops before an update that would let the ranks drift apart, or a save of weights that are not those of all ranks.
+
+With one rank there is nothing to watch.
+"""
 
 import re
+import sys
+from collections.abc import Callable, Sequence
 
 import torch
+from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from train.ranks import Ranks
 from train.step import ComputeGradient, Learner
 from train.window import Window
 
-EVERY_STEPS = 100  # and the first: what is wrong with a model shows there
+EVERY_STEPS = 100  # and the first of a start: what is wrong with a model shows there
+PIECE = 2**18  # words that are added up at once: what they take, 8 bytes each, stays small beside a model
 
 
 class NotReduced(RuntimeError):
@@ -17,32 +24,50 @@ class NotReduced(RuntimeError):
 
 
 class RanksDisagree(RuntimeError):
-    """After the reduction, the ranks hold different gradients."""
+    """The ranks hold different gradients after the reduction, or different weights."""
 
 
 def guarded(compute_gradient: ComputeGradient, ranks: Ranks) -> ComputeGradient:
-    """The same function; afterwards the reduction is checked at each step, the gradients of all ranks at some."""
+    """The same function; then the reduction is checked at each step, weights and gradients of all ranks at some."""
     if ranks.world_size == 1:
         return compute_gradient
+    looked = False
 
-    def checked(learner: Learner, window: Window) -> torch.Tensor:
+    def checked(learner: Learner, window: Window) -> Tensor:
+        nonlocal looked
         losses = compute_gradient(learner, window)
-        _check_reduction(learner, window.k)
-        if window.k == 1 or window.k % EVERY_STEPS == 0:
-            _check_agreement(learner, window.k, ranks)
+        _check_reduction(learner, window.k, ranks)
+        if window.k % EVERY_STEPS == 0 or not looked:
+            looked = True
+            _check_agreement(_weights(learner) | _gradients(learner), f"step {window.k}", "no update was made", ranks)
         return losses
 
     return checked
 
 
-def _check_reduction(learner: Learner, k: int) -> None:
+def agreed(save: Callable[..., None], learner: Learner, ranks: Ranks) -> Callable[..., None]:
+    """The same function, before which the weights of all ranks are compared: what it saves are rank 0's."""
+    if ranks.world_size == 1:
+        return save
+
+    def checked(step: int, **options: object) -> None:
+        _check_agreement(_weights(learner), f"after step {step}", "nothing was saved", ranks)
+        save(step, **options)
+
+    return checked
+
+
+def _check_reduction(learner: Learner, k: int, ranks: Ranks) -> None:
     missing, where = _not_reduced(learner)
     if missing:
-        raise NotReduced(
+        error = NotReduced(
             f"step {k}: {', '.join(missing)} took no part in {where} of a rank, so the gradient was not "
             f"reduced. Each micro-batch must use every trained parameter: add 0 * parameter.sum() to the loss where a "
             f"branch is not taken, or freeze what is never used"
         )
+        if not ranks.is_main:  # rank 0, which speaks for all, may know no more than that this one has gone
+            print(f"rank {ranks.rank}: {error}", file=sys.stderr, flush=True)
+        raise error
 
 
 def _not_reduced(learner: Learner) -> tuple[list[str], str]:
@@ -64,16 +89,41 @@ def _not_reduced(learner: Learner) -> tuple[list[str], str]:
     return [], ""
 
 
-def _check_agreement(learner: Learner, k: int, ranks: Ranks) -> None:
-    """Compares the norm of each gradient, bit by bit; the host waits for the device here."""
-    named = [(n, p.grad) for n, p in learner.module.named_parameters() if p.requires_grad and p.grad is not None]
-    norms = torch.stack(torch._foreach_norm([gradient for _, gradient in named])).double().cpu().numpy()
-    of_ranks = [other.view("uint64") for other in ranks.gather(norms)]  # as bits: NaN equals NaN
-    apart = [rank for rank, bits in enumerate(of_ranks) if (bits != of_ranks[0]).any()]
+def _weights(learner: Learner) -> dict[str, Tensor]:
+    return {name: p.detach() for name, p in learner.module.named_parameters() if p.requires_grad}
+
+
+def _gradients(learner: Learner) -> dict[str, Tensor]:
+    return {f"{name}.grad": p.grad for name, p in learner.module.named_parameters() if p.grad is not None}
+
+
+def _check_agreement(tensors: dict[str, Tensor], when: str, so: str, ranks: Ranks) -> None:
+    """Compares them bit by bit, NaN and -0.0 too: an all-reduce gives every rank the same bits."""
+    pieces = [(name, piece) for name, tensor in tensors.items() for piece in _words(tensor).split(PIECE)]
+    of_ranks = ranks.gather(_checksums([piece for _, piece in pieces]))
+    apart = [str(rank) for rank, sums in enumerate(of_ranks) if sums != of_ranks[0]]
     if apart:
-        differing = [n for i, (n, _) in enumerate(named) if any(bits[i] != of_ranks[0][i] for bits in of_ranks)]
+        sums = zip(*of_ranks, strict=True)
+        differing = list(dict.fromkeys(name for (name, _), s in zip(pieces, sums, strict=True) if len(set(s)) > 1))
         raise RanksDisagree(
-            f"step {k}: the gradients of rank(s) {', '.join(map(str, apart))} differ from rank 0's in "
-            f"{', '.join(differing[:5])}{' ...' if len(differing) > 5 else ''}; no update was made. Is something "
-            f"changed on one rank only (a parameter, a hook, a branch that depends on the rank)?"
+            f"{when}: rank(s) {', '.join(apart)} differ from rank 0 in {', '.join(differing[:5])}"
+            f"{' ...' if len(differing) > 5 else ''}; {so}. Is something changed on one rank only (a parameter, a "
+            f"hook, a branch that depends on the rank), or are the machines of different kinds?"
         )
+
+
+def _words(tensor: Tensor) -> Tensor:
+    """Its bits, as integers of 16 or 32 bits: flat."""
+    return tensor.reshape(-1).view(torch.int16 if tensor.element_size() == 2 else torch.int32)
+
+
+def _checksums(pieces: Sequence[Tensor]) -> list[int]:
+    """Of each: the sum of word times a number that belongs to its place, modulo 2**64. The host waits for the device.
+
+    The numbers are odd, so one word that differs is always seen; they have no pattern, so that neither is a swap, nor a
+    sign that is wrong everywhere, made up for by other places. Integers add up to the same in any order.
+    """
+    longest = max(len(piece) for piece in pieces)
+    places = torch.arange(1, longest + 1, device=pieces[0].device) * -0x61C8864680B583EB  # splitmix64
+    places = (places ^ (places >> 30)) * -0x40A7B892E31B1A47 | 1
+    return torch.stack([piece.long().mul_(places[: len(piece)]).sum() for piece in pieces]).tolist()

@@ -14,7 +14,7 @@ from train.config import Config, Loaded
 from train.data import Sets, TrainingSet, Windows
 from train.ema import Ema
 from train.evaluation import Evaluation, floating_buffers
-from train.guard import guarded
+from train.guard import agreed, guarded
 from train.initial import digests
 from train.memory import Memory, over_ranks
 from train.noise import NoiseScale
@@ -177,7 +177,7 @@ def build(loaded: Loaded, loop: str) -> Run:
     every = config.evaluate
     due = Interval(every.every_steps, every.every_samples, every.every_tokens).due
     saved = {"model": learner.module} | ({"ema": ema.module} if ema else {})
-    save = phases.outside(checkpoints.save)
+    save = agreed(phases.outside(checkpoints.save), learner, ranks)
     parts = (windows, ranks, stop, report, folder, checkpoints, save, watched, due, gauges, watch, saved)
     return Run(config, plan, learner, *parts)
 

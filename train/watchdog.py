@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import TextIO
 
 from train.ranks import Ranks
 from train.window import Window
@@ -22,6 +23,7 @@ class Watchdog:
         """`end(reason, step)` writes down how the run ended; it is called on rank 0, just before the process ends."""
         self._ranks, self._deadline, self._folder, self._end = ranks, deadline_seconds, folder, end
         self._period = min(LONGEST_PERIOD_SECONDS, deadline_seconds / 10)
+        self._stacks = folder / f"stacks-rank{ranks.rank}.txt"
         self._step = 0
         self._batches = 0  # of evaluations
         self._main = threading.main_thread().ident
@@ -30,14 +32,18 @@ class Watchdog:
 
     def windows(self, windows: Iterable[Window]) -> Iterator[Window]:
         """The same windows, watched from the first to what follows the last."""
-        for work in (self._watch, self._talk):
-            threading.Thread(target=work, name="watchdog", daemon=True).start()
+        watching, talking = (
+            threading.Thread(target=work, name="watchdog", daemon=True) for work in (self._watch, self._talk)
+        )
+        watching.start()
+        talking.start()
         try:
             for window in windows:
                 self._step = window.k  # all that a step pays for it
                 yield window
         finally:
             self._over.set()
+            watching.join(1)
 
     def beat(self) -> None:
         self._batches += 1
@@ -53,16 +59,27 @@ class Watchdog:
 
     def _watch(self) -> None:
         seen, since = (0, 0), time.monotonic()
-        while not self._over.wait(self._period):
-            if seen != (seen := (self._step, self._batches)):
-                since = time.monotonic()
-            elif time.monotonic() - since > self._deadline:
-                self._stop()
+        with self._stacks.open("a") as file:  # those of an earlier attempt stay
+            self._arm(file)
+            while not self._over.wait(self._period):
+                self._arm(file)
+                if seen != (seen := (self._step, self._batches)):
+                    since = time.monotonic()
+                elif time.monotonic() - since > self._deadline:
+                    self._stop(file)
+            faulthandler.cancel_dump_traceback_later()
+        if not self._stacks.stat().st_size:
+            self._stacks.unlink()
 
-    def _stop(self) -> None:
-        stacks = self._folder / f"stacks-rank{self._ranks.rank}.txt"
-        with stacks.open("w") as file:
-            faulthandler.dump_traceback(file, all_threads=True)
+    def _arm(self, file: TextIO) -> None:
+        """Where something holds the GIL no Python thread runs: one of C writes the stacks then, and ends the process.
+
+        It is later than `_stop`, so that other ranks have said by then which one is silent.
+        """
+        faulthandler.dump_traceback_later(self._deadline + 10 * self._period, file=file, exit=True)
+
+    def _stop(self, file: TextIO) -> None:
+        faulthandler.dump_traceback(file, all_threads=True)
         self._alarm.set()
         if self._over.wait(5 * self._period):  # for the others to say something twice; one that is frozen does not
             return

@@ -27,12 +27,13 @@ FEATURES: dict[str, Edits] = {
         ("run.py", r" +phases = Phases\(.*\n", ""),
         ("run.py", r"phases\.windows\((.*)\)\n", r"\1\n"),
         ("run.py", r"phases\.outside\((memory.*)\)\n", r"\1\n"),
-        ("run.py", r"phases\.outside\((checkpoints.*)\)\n", r"\1\n"),
+        ("run.py", r"phases\.outside\((checkpoints\.save)\)", r"\1"),
         ("run.py", r"phases\.take\(\)", "{}"),
         ("run.py", r"phases\.around\((reduced\(.*?\))\)", r"\1"),
     ],
     "guard.py": [
-        ("run.py", r"from train\.guard import guarded\n", ""),
+        ("run.py", r"from train\.guard import agreed, guarded\n", ""),
+        ("run.py", r"agreed\((.*), learner, ranks\)", r"\1"),
         ("run.py", r"guarded\((.*), ranks\)", r"\1"),
     ],
     "reduction.py": [
