@@ -7,6 +7,7 @@ texts, column and tokenizer, and are read from there without being loaded (memor
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -121,15 +122,13 @@ def any_lossy(documents: Dataset) -> bool:
     return bool(pc.any(documents.select_columns([LOSSY]).with_format("arrow")[:].column(LOSSY)).as_py())
 
 
-def _lock(name: str) -> FileLock:
+def _lock(name: str) -> AbstractContextManager[object]:
     """Who else makes the same tokens, in another run or on another machine, waits for it, and finds them."""
     try:
         FOLDER.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(FOLDER / f"{name}.lock")
-        lock.acquire()
+        return FileLock(FOLDER / f"{name}.lock").acquire()
     except OSError as error:
         raise DataError(
             f"tokens are kept in the cache of datasets, and {FOLDER} cannot be written to: {error}. "
             f"Type: HF_DATASETS_CACHE=FOLDER, a place that can, before the command"
         ) from error
-    return lock
