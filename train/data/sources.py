@@ -12,7 +12,7 @@ from train.batch.order import Ids
 from train.config import Config, resolve
 from train.data.by_length import ByLength, Padding, cut_by_length
 from train.data.checks import LabelRange, check_values, class_line, class_names, label_range
-from train.data.choosing import HOLDOUT_SEED, check_names, chosen_columns, hold_out
+from train.data.choosing import HOLDOUT_SEED, chosen_columns, hold_out
 from train.data.files import Readable, damaged
 from train.data.loader import Loader, Transform
 from train.data.packed_stream import PackedStream
@@ -91,7 +91,6 @@ def open_sets(config: Config, needed: Sequence[str], splits: Splits | None = Non
 def _packed(config: Config, needed: Sequence[str], splits: Splits) -> Sets:
     """Texts as blocks of tokens; documents are held out, not blocks."""
     data, train = config.data, _training(config, splits)
-    check_names(data.columns, ("text",))
     column = data.columns.get("text", "text")
     of_split = {split: whole(texts) for split, texts in splits.held_out.items()}
     held_out = {name: of_split[split] for name, split in config.evaluate.sets.items()}

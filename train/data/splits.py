@@ -8,7 +8,7 @@ from datasets import Dataset, IterableDataset, concatenate_datasets, disable_pro
 from train.config import Config
 from train.config.recipe import Data
 from train.data.checks import check_values
-from train.data.choosing import chosen_columns
+from train.data.choosing import check_names, chosen_columns
 from train.data.files import Readable, load_split
 from train.data.packing import check_columns, check_text, make_tokenizer
 from train.data.reading import LABELS, Columns, Reader, is_text
@@ -53,14 +53,15 @@ def whole(dataset: Readable) -> Dataset:
 
 def _documents(splits: Splits, data: Data, needed: Sequence[str]) -> Splits:
     """The column of texts alone, as tokens, to be cut into blocks."""
+    check_names(data.columns, ("text",))
     column = data.columns.get("text", "text")
     tokenizer = make_tokenizer(data)
     how = Tokenising(column, tokenizer, identify(data.tokenizer, tokenizer))
 
     def made(texts: Dataset, split: str) -> Dataset:
         check_columns(texts.column_names, column, needed)
-        check_text(column, texts.features.arrow_schema.field(column).type)
         _check(texts, column, split)
+        check_text(column, texts.features.arrow_schema.field(column).type)
         return how.of(texts)
 
     return replace(_each(splits, data, made), notes=(how.note(data.tokenizer),))
