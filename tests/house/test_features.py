@@ -76,6 +76,8 @@ FEATURES: dict[str, Edits] = {
         ("exact.py", r"in_memory\(sets\.train\)", "sets.train"),
         ("exact.py", r"if rows is None:", "if not isinstance(rows, Rows):"),
         ("exact.py", r", padding: Padding \| None = None\) -> Exactness", ") -> Exactness"),
+        ("exact.py", r", padding: Padding \| None\) -> Exactness", ") -> Exactness"),
+        ("exact.py", r", precision, padding\)", ", precision)"),
         ("exact.py", r"from train\.padded import .*\n", ""),
         ("exact.py", r"_split\(batch, padding\)\n", "_split(batch)\n"),
         ("exact.py", r" {8}if padding:\n(?: {12}.*\n)+", ""),
