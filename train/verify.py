@@ -89,9 +89,10 @@ def verify(config: Config) -> tuple[list[Line], list[str]]:
         AcceleratorState._reset_state()  # it knows one precision per process
         accelerator, met = connect(variant)
         learner = make_learner(variant, task, accelerator, scaled_numbers(config.optimizer, plan.effective), met)
-        try_first(learner, sets, sets.trial(config.seed, min(8, plan.effective)), config.data.columns)
         step = Step(learner, sets.train, plan, config.seed, met, arithmetic(learner, variant.precision))
-        verdict = judge(learner, sets.trial(config.seed, min(8, step.size)), variant.precision, sets.padding)
+        first = sets.trial(config.seed, min(8, step.size))
+        try_first(learner, sets, first, config.data.columns)
+        verdict = judge(learner, first, variant.precision, sets.padding)
         remedies += verdict.reasons if verdict.exact == "false" else ()
         lines += step.lines(verdict.terms)
         met.settle()
