@@ -1,10 +1,10 @@
-"""python scripts/page.py ENTITY/PROJECT [RUN ...]: a workspace or a report in W&B. See train/page.py."""
+"""python scripts/page.py ENTITY/PROJECT [RUN ...]: a workspace or a report in W&B. See train/comparison/wandb_page.py."""
 
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # the package beside this folder, installed or not
 
-from train.page import main
+from train.comparison.wandb_page import main
 
 sys.exit(main(sys.argv[1:]))

@@ -26,7 +26,7 @@ if "HF_DATASETS_CACHE" not in os.environ:
 
 # The server imports these once and forks every rank from itself: a rank then starts in 0.1 s instead of 5.
 _context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["train.entry", "torch._dynamo"])
+_context.set_forkserver_preload(["train.main", "torch._dynamo"])
 
 WALL_LIMIT_SECONDS = 120
 

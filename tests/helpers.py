@@ -17,13 +17,13 @@ from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, mse_loss
 
 from train.batch import sample_ids
+from train.batch.window import Batch, Window
 from train.config import load, resolve
+from train.distributed.ranks import Ranks
 from train.loop import fit
-from train.ranks import Ranks
 from train.run import Run, build
 from train.step import ComputeGradient
 from train.tasks.classification import IGNORED, Classification
-from train.window import Batch, Window
 
 Array = NDArray[Any]
 

@@ -11,12 +11,12 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from tests.helpers import Trace, argv, record_all, rows
+from train.batch.window import Batch
 from train.config import load
 from train.data import open_sets
 from train.models.mlp import MLP
 from train.run import build
 from train.tasks.classification import IGNORED, Classification
-from train.window import Batch
 
 DROPOUT = "model.args.dropout=0.5"
 

@@ -9,7 +9,7 @@ import pytest
 from tests.helpers import argv, rows
 from train.accumulate import compute_gradient
 from train.config import ConfigError, load
-from train.entry import main
+from train.main import main
 
 ROOT = Path(__file__).parents[1]
 SIZE = 16

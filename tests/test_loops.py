@@ -15,7 +15,7 @@ def train(loop: str, output_dir: str, *overrides: str) -> int:
     """One rank's run, as its process would do it."""
     import importlib
 
-    from train.entry import main
+    from train.main import main
 
     argv = [*ARGV, f"output_dir={output_dir}", "name=run", *overrides]
     return main(argv, loop, importlib.import_module(f"train.{loop}").compute_gradient)

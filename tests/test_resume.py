@@ -13,11 +13,11 @@ import torch
 from torch import nn
 
 from tests.helpers import Array, argv, flat, rows
+from train.batch.window import Window
 from train.config import load
-from train.entry import train
 from train.loop import fit
+from train.main import train
 from train.run import build
-from train.window import Window
 
 STEPS = 12  # of 8 samples; an epoch of 37 has 5, so that each run sees two ends of an epoch
 OWN = ("checkpoint.resume=auto", f"duration={{steps: {STEPS}}}", "optimizer.target=adamw", "optimizer.lr=0.01")

@@ -14,7 +14,7 @@ from torch import Tensor
 from tests.helpers import Trace, argv, record, rows
 from tests.test_update import OPTIMIZERS
 from train.accumulate import compute_gradient
-from train.entry import main
+from train.main import main
 from train.run import Run
 from train.setup import loss_scale
 

@@ -16,7 +16,7 @@ from tests.helpers import Trace, argv, distance, record, steps, whole_batch
 from tests.test_synchronisation import SEVERAL_BUCKETS, counting
 from train.accumulate import compute_gradient
 from train.config import load
-from train.entry import main
+from train.main import main
 from train.models.mlp import MLP
 from train.run import build
 from train.setup import Unsupported

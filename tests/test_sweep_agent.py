@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from tests.house.fresh_copy import active_environment, copy_repository
-from tests.test_tracker import online
+from tests.report.test_tracker import online
 from tests.wandb_server import StoredSweep, WandbServer
 
 pytestmark = pytest.mark.slow

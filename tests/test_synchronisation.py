@@ -12,9 +12,9 @@ import torch.distributed as dist
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 
 from tests.helpers import Trace, argv, record
+from train.batch.window import Window
 from train.run import Run
 from train.step import Learner, forward_backward
-from train.window import Window
 
 SEVERAL_BUCKETS = ("model.args.hidden=[800, 800, 800]", "precision=fp32")  # 5 MB; DDP's first bucket holds 1 MB
 

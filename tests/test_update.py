@@ -12,11 +12,11 @@ from torch.nn.functional import cross_entropy
 
 from tests.helpers import Array, Trace, argv, distance, flat, record, record_all, rows, steps, whole_batch
 from train.accumulate import compute_gradient
-from train.entry import main
+from train.batch.window import Window
+from train.main import main
+from train.optim.lr_schedule import Rate
 from train.run import Run
-from train.schedule import Rate
 from train.step import Learner
-from train.window import Window
 
 STALE = ("model.target=tests.helpers.Stale", "model.args={}")
 

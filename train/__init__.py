@@ -9,6 +9,6 @@ if TYPE_CHECKING:
 
 def load(run_folder: str | Path, name: str = "model") -> "nn.Module":
     """The trained model of a run folder, on the CPU, in evaluation mode; `ema`: with the average of its weights."""
-    from train.saved import load_final  # here: `import train` alone stays free of torch
+    from train.models.weights import load_final  # here: `import train` alone stays free of torch
 
     return load_final(run_folder, name)

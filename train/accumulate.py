@@ -7,9 +7,9 @@ import sys
 
 from torch import Tensor
 
-from train.entry import main
+from train.batch.window import Window
+from train.main import main
 from train.step import Learner, forward_backward
-from train.window import Window
 
 
 def compute_gradient(learner: Learner, window: Window) -> Tensor:

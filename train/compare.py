@@ -17,12 +17,13 @@ from train.comparison.data import as_data
 from train.comparison.group import losses
 from train.comparison.judge import Comparison, compare
 from train.comparison.page import page
-from train.comparison.pictures import NoMatplotlib, draw
+from train.comparison.pictures import draw
 from train.comparison.read import CannotRead, Found, find
 from train.comparison.tables import tables
+from train.errors import entry_point
 
 PAGE = "compare.html"
-EQUAL, UNEQUAL, BAD_ARGUMENTS = 0, 1, 2
+EQUAL, UNEQUAL = 0, 1
 UNREAD = 128 + signal.SIGPIPE
 """What a shell says of a program whose reader went away."""
 
@@ -34,6 +35,7 @@ exit code: 0 told, 1 not equal as --assert-equal asks, 2 nothing that can be com
 """
 
 
+@entry_point
 def main(argv: Sequence[str]) -> int:
     options = _parse(argv)
     if isinstance(sys.stdout, io.TextIOWrapper):
@@ -48,20 +50,16 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _compare(options: argparse.Namespace) -> int:
+    found = find(options.runs)
+    comparison = compare(found.runs, found.left_out, options.target)
     try:
-        found = find(options.runs)
-        comparison = compare(found.runs, found.left_out, options.target)
-        try:
-            if options.out:  # first: a reader of the text may go away
-                _write(comparison, options.out, options.x)
-        finally:
-            if options.json:
-                print(json.dumps(as_data(comparison), indent=2, default=str, allow_nan=False))
-            else:
-                _tell(comparison)
-    except (CannotRead, NoMatplotlib) as error:
-        print(error, file=sys.stderr)
-        return BAD_ARGUMENTS
+        if options.out:  # first: a reader of the text may go away
+            _write(comparison, options.out, options.x)
+    finally:
+        if options.json:
+            print(json.dumps(as_data(comparison), indent=2, default=str, allow_nan=False))
+        else:
+            _tell(comparison)
     if options.assert_equal is None:
         return EQUAL
     return _assert_equal(comparison, found, options.assert_equal)

@@ -8,35 +8,32 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from train.config import ConfigError, load
+from train.config import load
 from train.data import DataError, WorkerLost, open_sets
-from train.evaluation import Evaluation
-from train.models import ModelError
-from train.ranks import launched_rank
-from train.report import BAD_CONFIG, FAILED, FINISHED, exit_code, tell
-from train.saved import NotFinished, final_weights, parameter_dtype, trained_model
-from train.setup import Unsupported, connect, make_task
+from train.distributed.accelerator import connect
+from train.distributed.ranks import launched_rank
+from train.errors import BAD_CONFIG, FAILED, FINISHED, entry_point, exit_code, print_error
+from train.evaluation.evaluator import Evaluation
+from train.models.weights import final_weights, parameter_dtype, trained_model
+from train.tasks import make_task
 
 USAGE = "usage: python -m train.evaluate RUN [key=value ...]      RUN: a run folder, such as runs/digits"
 
 
+@entry_point
 def main(argv: Sequence[str]) -> int:
     """Print each metric; returns the exit code."""
     if not argv or {"-h", "--help"} & set(argv):
         print(USAGE)
         return FINISHED if argv else BAD_CONFIG
-    is_main = launched_rank() == 0
     try:
         metrics = evaluate(Path(argv[0]), argv[1:])
-    except (ConfigError, DataError, ModelError, NotFinished, Unsupported) as error:
-        tell(str(error))
-        return exit_code(str(error), BAD_CONFIG, 0, is_main)
     except WorkerLost as error:
-        tell(str(error))
-        return exit_code(str(error), FAILED, 0, is_main)
-    if is_main:
+        print_error(str(error))
+        return exit_code(str(error), FAILED, 0)
+    if launched_rank() == 0:
         print(json.dumps({f"eval/{name}": value for name, value in metrics.items()}, indent=2))
-    return exit_code("finished", FINISHED, 0, is_main)
+    return exit_code("finished", FINISHED, 0)
 
 
 def evaluate(run_folder: Path, overrides: Sequence[str]) -> dict[str, float]:
@@ -53,10 +50,15 @@ def evaluate(run_folder: Path, overrides: Sequence[str]) -> dict[str, float]:
     accelerator, ranks = connect(config)
     module = trained_model(config, weights)
     module = accelerator.prepare_model(module, evaluation_mode=True)
-    evaluation = Evaluation(
-        sets.evaluation, task, module, ranks, accelerator.device, parameter_dtype(config), batch_size
+    evaluate_module = Evaluation(
+        sets=sets.evaluation,
+        task=task,
+        ranks=ranks,
+        device=accelerator.device,
+        dtype=parameter_dtype(config),
+        batch_size=batch_size,
     )
-    metrics = evaluation()
+    metrics = evaluate_module(module)
     accelerator.end_training()
     return metrics
 

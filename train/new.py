@@ -10,8 +10,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from train.errors import BAD_CONFIG, FINISHED, UserError, entry_point
+
 FOLDER = Path("my")  # of the current folder, where targets are looked for (train/config/targets.py)
-WRITTEN, REFUSED = 0, 2
 USAGE = "usage: new.py NAME      writes my/NAME.py, my/NAME.yaml and my/test_NAME.py, such as: new.py hearts"
 
 MODULE = '''"""NAME: data and a loss of your own. The config that names them is my/NAME.yaml.
@@ -104,7 +105,7 @@ import json
 from pathlib import Path
 
 from train.accumulate import compute_gradient
-from train.entry import main
+from train.main import main
 from train.verify import main as verify
 
 CONFIG = str(Path(__file__).with_name("NAME.yaml"))
@@ -126,23 +127,19 @@ def test_it_learns(tmp_path: Path) -> None:
 '''
 
 
-class NameRefused(ValueError):
+class NameRefused(UserError):
     """Nothing was written; the message says what to type."""
 
 
+@entry_point
 def main(argv: Sequence[str]) -> int:
     if len(argv) != 1 or argv[0].startswith("-"):
         print(USAGE, file=sys.stderr)
-        return WRITTEN if argv and argv[0] in ("-h", "--help") else REFUSED
-    try:
-        written = write(argv[0])
-    except NameRefused as error:
-        print(error, file=sys.stderr)
-        return REFUSED
-    module, config, test = written
+        return FINISHED if argv and argv[0] in ("-h", "--help") else BAD_CONFIG
+    module, config, test = write(argv[0])
     print(f"wrote {module}, {config} and {test}. They work as they are; type:")
     print(f"  ./launch.sh {config}\n  python scripts/verify.py {config}\n  python -m pytest {test}")
-    return WRITTEN
+    return FINISHED
 
 
 def write(name: str) -> list[Path]:

@@ -10,25 +10,22 @@ the clock of a job runs. Exit code 0: the data can be trained on; 2: bad config 
 import sys
 from collections.abc import Sequence
 
-from train.config import ConfigError, load
-from train.data import DataError, open_sets
-from train.report import BAD_CONFIG, FINISHED, tell
-from train.setup import make_task
+from train.config import load
+from train.data import open_sets
+from train.errors import BAD_CONFIG, FINISHED, entry_point
+from train.tasks import make_task
 
 USAGE = "usage: python -m train.prepare CONFIG [key=value ...]"
 
 
+@entry_point
 def main(argv: Sequence[str]) -> int:
     """Read all that training would read, with its checks; returns the exit code."""
     if not argv or {"-h", "--help"} & set(argv):
         print(USAGE)
         return FINISHED if argv else BAD_CONFIG
-    try:
-        config = load(argv).config
-        sets = open_sets(config, make_task(config).columns)
-    except (ConfigError, DataError) as error:
-        tell(str(error))
-        return BAD_CONFIG
+    config = load(argv).config
+    sets = open_sets(config, make_task(config).columns)
     size = "a stream of unknown length" if sets.train.size is None else f"{sets.train.size:,} samples"
     held_out = [
         f"; {len(samples):,} {f'in {name}' if name else 'held out'}" for name, samples in sets.evaluation.items()

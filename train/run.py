@@ -1,61 +1,85 @@
-"""build(config) -> Run: all that a loop needs. The one place where the rooms below are joined."""
+"""build(config) -> Run: all that a loop needs. The one place where features are joined on."""
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from train import names
-from train.checkpoint import Checkpoints, HasState, named, newest
+from train import metric_names
+from train.batch.window import Window
+from train.checkpoint import Checkpoints, named, newest
 from train.config import Config, Loaded
-from train.data import Sets, TrainingSet, Windows
-from train.ema import Ema
-from train.evaluation import Evaluation, floating_buffers
-from train.guard import agreed, guarded
-from train.initial import digests
-from train.memory import Memory, over_ranks
-from train.noise import NoiseScale
-from train.optimizer import OptimizerState
-from train.phases import Phases
-from train.preparing import check_same_everywhere, facts, load_data, prepare, try_out
-from train.profiling import profiled
-from train.ranks import Ranks
-from train.reduction import reduced
-from train.refusals import code_of
-from train.report import Interval, Progress, Reporter, RunFolder, RunPlan, claim, open_report, tell
-from train.samples import sampled
-from train.saved import save_weights
-from train.setup import connect, loss_scale, make_learner
-from train.signals import Stop
+from train.data import Windows, save_tokenizer
+from train.distributed import watchdog
+from train.distributed.accelerator import connect
+from train.distributed.ranks import Ranks
+from train.distributed.stop import Stop
+from train.errors import code_of, print_error
+from train.evaluation import ema, generations
+from train.evaluation.evaluator import Evaluation, floating_buffers
+from train.exactness.preflight import Preflight, preflight
+from train.gradients import rank_consistency
+from train.memory import peaks
+from train.metrics import loss_scale, mfu, noise_scale, profiler, step_timing
+from train.models.weights import save_weights
+from train.optim.optimizer import OptimizerState
+from train.parts import Part, Parts
+from train.plan.make import Prepared, prepare
+from train.plan.run_plan import RunPlan
+from train.report import Interval, Outlets, Progress, Reporter, RunFolder, RunState, checked_best, claim, open_outlets
+from train.setup import make_learner, summary
 from train.step import ComputeGradient, Learner, NonFiniteGradient
 from train.tasks import by_term
-from train.utilisation import utilisation
-from train.watchdog import Watchdog
-from train.window import Window
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """All that is known once a run has its folder: what the rest of it is made of."""
+
+    loaded: Loaded
+    prepared: Prepared
+    learner: Learner
+    ranks: Ranks
+    stop: Stop
+    tried: Preflight
+    folder: RunFolder
+
+    @property
+    def config(self) -> Config:
+        return self.loaded.config
+
+    @property
+    def plan(self) -> RunPlan:
+        return self.prepared.plan
+
+    def row_due(self, k: int) -> bool:
+        return k % self.config.log.every_steps == 0 or k == self.plan.total_steps
+
+
+@dataclass(frozen=True, kw_only=True)
 class Run:
     """What a loop needs, and nothing else."""
 
     config: Config
     plan: RunPlan
     learner: Learner
-    windows: Iterable[Window]
     ranks: Ranks
     stop: Stop
     report: Reporter
     folder: RunFolder
     checkpoints: Checkpoints
-    save_checkpoint: Callable[..., None]
-    evaluation: Callable[[], dict[str, float]] | None
+    windows: Iterable[Window]
+    watch: Callable[[ComputeGradient], ComputeGradient]  # what all parts put around it
+    evaluation: Callable[[nn.Module], dict[str, float]] | None
     evaluation_due: Callable[[Progress, Window], bool]
-    gauges: Sequence[Callable[[], dict[str, float]]]  # each gives {metric: value} since the last row
-    watch: Callable[[ComputeGradient], ComputeGradient]  # measures and guards it
-    saved: Mapping[str, nn.Module]  # by the names of their files in final/
+    save_checkpoint: Callable[..., None]
+    row_due: Callable[[int], bool]  # after step k
+    metrics: Callable[[], dict[str, float]]  # of all parts, for a row
+    exports: Mapping[str, nn.Module]  # by the names of their files in final/
+    closing_lines: Callable[[], list[str]]
 
     def begin(self) -> None:
         self.report.begin()
@@ -70,7 +94,7 @@ class Run:
         last = window.k == self.plan.total_steps
         if last or self.evaluation_due(progress, window):
             self.evaluate()
-        if _row_due(self.config, self.plan, window.k):
+        if self.row_due(window.k):
             self.log(window, losses, norm)
         if not last and window.k % self.config.checkpoint.every_steps == 0:
             self.save()
@@ -79,36 +103,47 @@ class Run:
         if self.evaluation is None:
             return
         if self.learner.device.type != "cpu":
-            torch.accelerator.synchronize()  # training that is still under way must not count as evaluation
+            # Training that is still under way must not count as evaluation.
+            torch.accelerator.synchronize()
         with self.report.clock.paused():
-            self.report.eval_row(self.evaluation())
+            self.report.eval_row(self.evaluation(self.learner.module))
             if self.config.evaluate.best and self.report.best.is_new(self.report.progress.step):
                 self.save_weights("best")
 
     def log(self, window: Window, losses: Tensor | None, norm: Tensor | None) -> None:
         """Here the host waits for the device: once per row, not once per step."""
-        learner = self.learner
-        learner.skips.look()
-        numbers = {names.LEARNING_RATE: self.plan.rate.at(window.k), names.SKIPPED_STEPS: learner.skips.total}
+        skips = self.learner.skips
+        skips.look()
+        numbers: dict[str, float] = {
+            metric_names.LEARNING_RATE: self.plan.rate.at(window.k),
+            metric_names.SKIPPED_STEPS: skips.total,
+        }
         if losses is not None and norm is not None:
-            sums = zip(window.weights.items(), self.ranks.sum(losses.tolist()), strict=True)
-            terms = {term: total / weight for (term, weight), total in sums if weight}
-            numbers |= {f"train/{term}": value for term, value in terms.items()}
-            numbers[names.LOSS] = sum(self.learner.coefficients[term] * value for term, value in terms.items())
-            numbers[names.GRAD_NORM] = norm.item()
-        for take in self.gauges:
-            numbers |= take()
-        self.report.train_row(window, numbers)
+            numbers |= self._losses(window, losses)
+            numbers[metric_names.GRAD_NORM] = norm.item()
+        self.report.train_row(window, numbers | self.metrics())
         limit = self.config.max_nonfinite_steps
-        if learner.skips.longest >= limit:
+        if skips.longest >= limit:
             raise NonFiniteGradient(
-                f"by step {window.k} the gradient was not finite in {learner.skips.longest} steps in a row "
-                f"(max_nonfinite_steps={limit}). Try a smaller optimizer.lr, a warm-up, optimizer.max_grad_norm=1.0; "
-                f"precision=fp32 tells whether low precision is to blame"
+                f"by step {window.k} the gradient was not finite in {skips.longest} steps in a row "
+                f"(max_nonfinite_steps={limit}). Try a smaller optimizer.lr, a warm-up, "
+                f"optimizer.max_grad_norm=1.0; precision=fp32 tells whether low precision is to blame"
             )
 
+    def _losses(self, window: Window, losses: Tensor) -> dict[str, float]:
+        """Each term of the loss, and the loss that was optimised: over all micro-batches and ranks of the step."""
+        totals = self.ranks.sum(losses.tolist())
+        numbers: dict[str, float] = {}
+        loss = 0.0
+        for (term, weight), total in zip(window.weights.items(), totals, strict=True):
+            if weight:
+                numbers[f"train/{term}"] = total / weight
+                loss += self.learner.coefficients[term] * (total / weight)
+        numbers[metric_names.LOSS] = loss
+        return numbers
+
     def save(self) -> None:
-        """Make a checkpoint; what it costs is told. Raises SaveFailed, on all ranks."""
+        """Make a checkpoint, and a row that says what it cost. Raises SaveFailed, on all ranks."""
         start = time.perf_counter()
         with self.report.clock.paused():
             self.ranks.copy_from_main(floating_buffers(self.learner.module))
@@ -119,125 +154,151 @@ class Run:
         self.save()
         self.save_weights("final")
 
+    def close(self, reason: str, code: int) -> None:
+        self.report.close(reason, code, self.closing_lines)
+
     def save_weights(self, place: str) -> None:
-        tokenizer = self.config.data.tokenizer
-        for name, module in self.saved.items():
-            self.ranks.from_main(partial(save_weights, module, self.folder.path / place, name, tokenizer))
+        beside = partial(save_tokenizer, self.config.data.tokenizer)
+        for name, module in self.exports.items():
+            write = partial(save_weights, module, self.folder.path / place, name, beside)
+            self.ranks.from_main(write)
 
 
 def build(loaded: Loaded, loop: str) -> Run:
-    """All parts of a run. Each thing that can fail on one rank alone is done by all together.
+    """All of a run. Each thing that can fail on one rank alone is done by all together.
 
-    Raises PlanError, DataError, TaskError and NotExact where things do not fit together, FolderRefused, AlreadyFinished
-    and NoCheckpoint where a run of that name is there, RuntimeError where other ranks met than were asked for.
+    Raises UserError where config, data, model and launch do not fit together, AlreadyFinished and NoCheckpoint where a
+    run of that name is there.
     """
     config = loaded.config
     stop = Stop(config.duration.hours)
     accelerator, ranks = connect(config)
     stop.listen()  # not before: a signal then ends a rank that waits for one that never comes
-    task, splits = ranks.first_of_node(lambda: load_data(config))
-    weights = ranks.from_main(lambda: digests(config))
-    best, sets, plan, numbers = ranks.together(lambda: prepare(loaded, loop, task, splits, weights))
-    check_same_everywhere(plan, ranks)
-    learner = make_learner(config, task, accelerator, numbers, ranks)
-    exactness, samples = ranks.together(lambda: try_out(learner, sets, config))
-    ema = Ema(learner, config.ema.decay) if config.ema.decay is not None else None
-    folder = ranks.from_main(lambda: claim(config, plan, lambda path: newest(path, tell), named, stop.requested))
+    best = ranks.together(lambda: checked_best(config))
+    prepared = prepare(loaded, loop, ranks)
+    plan = prepared.plan
+    learner = make_learner(config, prepared.task, accelerator, plan.batch.effective, ranks)
+    tried = ranks.together(lambda: preflight(learner, prepared.sets, config))
+    find = partial(newest, say=print_error)
+    folder = ranks.from_main(lambda: claim(config, plan, find, named, stop.requested))
+    setting = Setting(
+        loaded=loaded, prepared=prepared, learner=learner, ranks=ranks, stop=stop, tried=tried, folder=folder
+    )
     try:
         stop.watch(folder.path / "stop")
-        report = Reporter(plan, best, stop.ask)
-        more: dict[str, HasState] = {}
-        more |= {"ema": ema} if ema else {}
-        noise = NoiseScale(ranks, config.noise_scale.every_steps, config.batch.micro_tokens is not None)
-        more |= {"noise_scale": noise}
-        checkpoints = ranks.together(lambda: _resumed(folder, learner, report, config, ranks, more))
-        memory = Memory(learner.device, learner.module, learner.optimizer)
-        phases = Phases(ranks, learner.optimizer, learner.parameters, memory.mark, partial(_row_due, config, plan))
-        windows: Iterable[Window] = _windows(samples, learner, report, config, ranks, exactness.terms, stop)
-        windows = phases.windows(profiled(windows, config.profile.steps, folder.path / "profile", ranks.rank))
-        watchdog = Watchdog(ranks, config.runtime.timeout_seconds, folder.path, folder.end_early)
-        windows = watchdog.windows(windows)
-        evaluation: Callable[[], dict[str, float]] | None = _evaluation(sets, learner, ranks, plan, watchdog.beat)
-        evaluation = ema.around(evaluation) if ema else evaluation
-        evaluation = evaluation and sampled(evaluation, learner, sets, config, ranks, report.show)
-        gauges = [lambda: over_ranks(ranks.gather(memory.take())), lambda: noise.take(phases.take())]
-        gauges += [lambda: loss_scale(learner.scaler), utilisation(learner, exactness.trial, ranks, report, config)]
-        told = facts(learner, exactness), exactness.lines(config.batch.exact)
-        ranks.from_main(lambda: open_report(report, loaded, folder, *told))
-        report.learnt = [memory.summary, noise.verdict]
+        return _join(setting, RunState(best, plan.tokens_per_sample))
     except BaseException as error:
         if ranks.is_main:
             folder.end_early(f"{type(error).__name__}: {error}", code=code_of(error))
         raise
 
-    def watch(compute_gradient: ComputeGradient) -> ComputeGradient:
-        return guarded(noise.around(phases.around(reduced(compute_gradient, learner, ranks))), ranks)
 
-    watched = evaluation and phases.outside(memory.around(evaluation, names.EVAL_PEAK))
+def list_parts(setting: Setting, report: Reporter) -> tuple[Part, ...]:
+    """The features of a run, from the inside out: each stands around what those above it do.
+
+    One order serves the gradient, the windows, the evaluation and the save. A feature is its file and one entry here.
+    """
+    config, learner, ranks, folder = setting.config, setting.learner, setting.ranks, setting.folder
+    return (
+        # Evaluates a second module as the first one: all that stands around an evaluation sees both.
+        ema.part(learner, config.ema.decay),
+        # Outside of the average, which writes no texts.
+        generations.part(learner, setting.prepared.sets, config, ranks, report.show),
+        # The peak of an evaluation is that of all of the above.
+        peaks.part(learner, ranks, setting.row_due),
+        # Records the reading of windows, but none of the measuring around it.
+        profiler.part(config.profile.steps, folder.path, ranks),
+        # Its times are those of a whole step; an evaluation or a save belongs to none.
+        step_timing.part(learner, ranks, setting.row_due),
+        # Takes the times of a step from the part above.
+        noise_scale.part(config, ranks),
+        loss_scale.part(learner),
+        mfu.part(learner, setting.tried.trial, ranks, report, config),
+        # Looks at what the optimizer is about to get, and at the weights before anything is saved.
+        rank_consistency.part(learner, ranks),
+        # Outermost: it watches whether all of the above still moves.
+        watchdog.part(ranks, config.runtime.timeout_seconds, folder.path, folder.end_early),
+    )
+
+
+def _join(setting: Setting, state: RunState) -> Run:
+    config, learner, ranks = setting.config, setting.learner, setting.ranks
+    checkpoints = ranks.together(lambda: _open_checkpoints(setting, state))
+    outlets = ranks.together(lambda: _open_outlets(setting, state) if ranks.is_main else None)
+    report = Reporter(setting.plan, state, outlets, setting.stop.ask)
+    parts = Parts(list_parts(setting, report))
+    ranks.together(lambda: checkpoints.add(parts.states()))
     every = config.evaluate
-    due = Interval(every.every_steps, every.every_samples, every.every_tokens).due
-    saved = {"model": learner.module} | ({"ema": ema.module} if ema else {})
-    save = agreed(phases.outside(checkpoints.save), learner, ranks)
-    parts = (windows, ranks, stop, report, folder, checkpoints, save, watched, due, gauges, watch, saved)
-    return Run(config, plan, learner, *parts)
-
-
-def _windows(
-    samples: TrainingSet,
-    learner: Learner,
-    report: Reporter,
-    config: Config,
-    ranks: Ranks,
-    terms: Sequence[str],
-    stop: Stop,
-) -> Windows:
-    """Those that are still to be trained."""
-    plan, progress, loss_weight = report.plan, report.progress, learner.task.loss_weight
-    samples, on_gpu = samples.cast(learner.dtype), learner.device.type == "cuda"
-    return Windows(
-        parts=samples.parts(plan.batch, config.seed, ranks.rank, progress.place, config.data.overfit),
+    return Run(
+        config=config,
+        plan=setting.plan,
+        learner=learner,
         ranks=ranks,
-        terms=terms,
-        loss_weight=lambda batch: by_term(loss_weight(batch)),
-        stop_requested=stop.requested,
-        pin_memory=on_gpu,
-        first=progress.step + 1,
-        last=plan.total_steps,
-        expect=learner.feed.expect if on_gpu else None,
+        stop=setting.stop,
+        report=report,
+        folder=setting.folder,
+        checkpoints=checkpoints,
+        windows=parts.windows(_windows(setting, state.progress)),
+        watch=lambda compute_gradient: parts.gradient(learner.parallel.around(compute_gradient)),
+        evaluation=parts.evaluation(_evaluation(setting)) if setting.prepared.sets.evaluation else None,
+        evaluation_due=Interval(every.every_steps, every.every_samples, every.every_tokens).due,
+        save_checkpoint=parts.save(checkpoints.save),
+        row_due=setting.row_due,
+        metrics=parts.metrics,
+        exports={"model": learner.module, **parts.exports()},
+        closing_lines=parts.closing_lines,
     )
 
 
-def _evaluation(
-    sets: Sets, learner: Learner, ranks: Ranks, plan: RunPlan, beat: Callable[[], None]
-) -> Evaluation | None:
-    if not sets.evaluation:
-        return None
-    module, device, dtype = learner.module, learner.device, learner.dtype
-    return Evaluation(sets.evaluation, learner.task, module, ranks, device, dtype, plan.batch.micro, beat)
-
-
-def _resumed(
-    folder: RunFolder, learner: Learner, report: Reporter, config: Config, ranks: Ranks, more: Mapping[str, HasState]
-) -> Checkpoints:
-    """Brings the learner, the report and what else has a state to where the run goes on from, if it does."""
+def _open_checkpoints(setting: Setting, state: RunState) -> Checkpoints:
+    """Brings the learner and the state of the run to where it resumes from, if it does."""
+    learner = setting.learner
     checkpoints = Checkpoints(
-        folder=folder.path / "checkpoints",
-        ranks=ranks,
-        keep=config.checkpoint.keep,
-        seed=config.seed,
+        folder=setting.folder.path / "checkpoints",
+        ranks=setting.ranks,
+        keep=setting.config.checkpoint.keep,
+        seed=setting.config.seed,
         module=learner.module,
-        state={
-            "optimizer": OptimizerState(learner.optimizer),
-            "skips": learner.skips,
-            "scaler": learner.scaler,
-            "report": report,
-            **more,
-        },
-        resumed_from=folder.resumed_from,
+        writes_state=learner.parallel.writes_state,
+        resumed_from=setting.folder.resumed_from,
     )
-    checkpoints.restore()
+    optimizer = OptimizerState(learner.optimizer)
+    checkpoints.add({"optimizer": optimizer, "skips": learner.skips, "scaler": learner.scaler, "report": state})
     return checkpoints
 
 
-def _row_due(config: Config, plan: RunPlan, k: int) -> bool:
-    return k % config.log.every_steps == 0 or k == plan.total_steps
+def _open_outlets(setting: Setting, state: RunState) -> Outlets:
+    exactness = setting.tried.exactness
+    verdict = {"exact": exactness.exact, "exact_reasons": "; ".join(exactness.reasons)}
+    facts = verdict | summary(setting.learner)
+    lines = exactness.lines(setting.config.batch.exact)
+    return open_outlets(state, setting.plan, setting.loaded, setting.folder, facts, lines)
+
+
+def _windows(setting: Setting, progress: Progress) -> Windows:
+    """Those that are still to be trained."""
+    learner, plan, config = setting.learner, setting.plan, setting.config
+    loss_weight = learner.task.loss_weight
+    samples = setting.tried.samples.cast(learner.dtype)
+    shares = samples.shares(plan.batch, config.seed, setting.ranks.rank, progress.place, config.data.overfit)
+    return Windows(
+        shares=learner.feed.announced(shares),
+        ranks=setting.ranks,
+        terms=setting.tried.exactness.terms,
+        loss_weight=lambda batch: by_term(loss_weight(batch)),
+        stop_requested=setting.stop.requested,
+        first=progress.step + 1,
+        last=plan.total_steps,
+    )
+
+
+def _evaluation(setting: Setting) -> Evaluation:
+    learner = setting.learner
+    return Evaluation(
+        sets=setting.prepared.sets.evaluation,
+        task=learner.task,
+        ranks=setting.ranks,
+        device=learner.device,
+        dtype=learner.dtype,
+        batch_size=setting.plan.batch.micro,
+    )

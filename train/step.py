@@ -8,10 +8,12 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from train.feed import Feed
-from train.skips import Skips
+from train.batch.window import MicroBatch, Window
+from train.data.device_prefetch import Feed
+from train.distributed.parallel import Parallel
+from train.errors import UserError
+from train.optim.skipped_steps import SkippedSteps
 from train.tasks import Task, by_term
-from train.window import MicroBatch, Window
 
 
 @dataclass
@@ -21,7 +23,8 @@ class Learner:
     accelerator: Accelerator
     device: torch.device
     world_size: int
-    model: Any  # as accelerate prepared it: calling it is what makes the ranks reduce their gradients
+    parallel: Parallel  # how the ranks share the work on the model
+    model: Any  # parallel.model: calling it is what makes the ranks reduce their gradients
     module: nn.Module  # the user's own, inside any wrapper
     parameters: Sequence[nn.Parameter]  # those that are trained
     dtype: torch.dtype  # of the parameters, and of what the model is fed
@@ -33,11 +36,15 @@ class Learner:
     skips_on_device: bool  # the optimizer leaves out an update where a flag on the device says so
     max_grad_norm: float | None
     stop_at_nonfinite: bool
-    skips: Skips
+    skips: SkippedSteps
 
 
 ComputeGradient = Callable[[Learner, Window], Tensor]
 """Leaves the gradient of a window in `.grad`, reduced over the ranks; returns this rank's sums of losses: (terms,)."""
+
+
+class NoGradient(UserError):
+    """The loss does not depend on any trainable parameter."""
 
 
 class NonFiniteGradient(RuntimeError):
@@ -57,8 +64,8 @@ def forward_backward(learner: Learner, micro_batch: MicroBatch, window: Window) 
     for term, weight in window.weights.items():
         losses.append(sums[term] * (learner.coefficients[term] * ranks / weight if weight else 0.0))
     learner.accelerator.backward(learner.scaler.scale(losses[0] if len(losses) == 1 else torch.stack(losses).sum()))
-    told = torch.stack([sums[term].detach() for term in window.weights])
-    return told if ranks else torch.zeros_like(told)
+    detached = torch.stack([sums[term].detach() for term in window.weights])
+    return detached if ranks else torch.zeros_like(detached)
 
 
 def update(learner: Learner, rate: float) -> Tensor:
@@ -68,12 +75,12 @@ def update(learner: Learner, rate: float) -> Tensor:
     """
     gradients = [p.grad for p in learner.parameters if p.grad is not None]
     if not gradients:
-        raise RuntimeError("no parameter has a gradient: does the loss depend on the model's trainable parameters?")
+        raise NoGradient("no parameter has a gradient: does the loss depend on the model's trainable parameters?")
     learner.scaler.unscale_(learner.optimizer)
-    norm = torch.nn.utils.get_total_norm(gradients)
+    norm = learner.parallel.total_norm(gradients)
     finite = norm.isfinite()
     if learner.max_grad_norm is not None:
-        torch.nn.utils.clip_grads_with_norm_(learner.parameters, learner.max_grad_norm, norm)
+        learner.parallel.clip(learner.parameters, learner.max_grad_norm, norm)
     for group in learner.optimizer.param_groups:
         group["lr"] = rate * group["lr_multiplier"]
     if learner.stop_at_nonfinite and not finite:  # the one read of the host that on_nonfinite=stop costs at each step
@@ -87,6 +94,6 @@ def update(learner: Learner, rate: float) -> Tensor:
     elif finite:  # on a GPU the host waits here, once per step: these optimizers cannot leave out an update
         learner.optimizer.step()
     learner.scaler.update()  # on the device: halved where the gradient was not finite
-    learner.optimizer.zero_grad(set_to_none=True)
+    learner.optimizer.zero_grad(set_to_none=learner.parallel.frees_gradients)
     learner.skips.add(finite)
     return norm

@@ -19,15 +19,16 @@ from typing import Any
 
 import yaml
 
+from train.errors import BAD_CONFIG, FAILED, FINISHED, STOPPED, UserError, entry_point
+
 LAUNCH = Path(__file__).parents[1] / "launch.sh"
 LOOPS = ("standard", "accumulate")
-FINISHED, FAILED, BAD_SWEEP, STOPPED = 0, 1, 2, 75
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP, signal.SIGQUIT)
 """What stops a sweep: all that launch.sh knows."""
 USAGE = "usage: sweep_local.py SWEEP.yaml [key=value ...], such as configs/sweeps/accumulation.yaml"
 
 
-class SweepError(ValueError):
+class SweepError(UserError):
     """The file is no sweep that can be run here; the message says what to type."""
 
 
@@ -39,16 +40,13 @@ class Sweep:
     """The key=value of each combination, the last parameter moving fastest."""
 
 
+@entry_point
 def main(argv: Sequence[str]) -> int:
     files = [argument for argument in argv if "=" not in argument]
     if len(files) != 1 or files[0].startswith("-"):
         print(USAGE, file=sys.stderr)
-        return FINISHED if files[:1] in (["-h"], ["--help"]) else BAD_SWEEP
-    try:
-        sweep = read_sweep(Path(files[0]))
-    except SweepError as error:
-        print(error, file=sys.stderr)
-        return BAD_SWEEP
+        return FINISHED if files[:1] in (["-h"], ["--help"]) else BAD_CONFIG
+    sweep = read_sweep(Path(files[0]))
     overrides = [argument for argument in argv if "=" in argument]
     with _signals() as told:
         return _run_all(sweep, overrides, told)

@@ -2,79 +2,48 @@
 
 python -m train.verify CONFIG [key=value ...]        (or under accelerate launch, on several ranks)
 
-The reference is one backward pass over the whole step on each process by itself, in the same precision; float64 comes
+The reference is one backward pass over the whole step on each process alone, in the same precision; float64 comes
 first. Exit code 0: exact; 1: it is not; 2: bad config. Nothing is written.
 """
 
-import contextlib
 import dataclasses
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Sequence
 
-import torch
 from accelerate.state import AcceleratorState
-from torch import Tensor, nn
 
 from train.accumulate import compute_gradient
-from train.batch import BatchPlan, make_plan
 from train.config import Config, load
-from train.data import ByLength, TrainingSet, Windows, open_sets
-from train.exact import BOUNDS, ROUNDS, arithmetic, judge
-from train.feed import to_device
-from train.fitting import try_first
-from train.gradients import at_work
-from train.optimizer import scaled_numbers
-from train.planning import plan_batch
-from train.ranks import Ranks, asked_world_size, launched_rank
-from train.reduction import reduced
-from train.refusals import REFUSALS
-from train.report import BAD_CONFIG, FAILED, FINISHED, exit_code, tell
-from train.setup import connect, make_learner, make_task
-from train.step import Learner
-from train.tasks import by_term
-from train.window import Batch, Place
-
-COLUMNS = "{:<15}  {:<24}  {:<8}  {:<24}  {}"
+from train.data import open_sets
+from train.distributed.accelerator import connect
+from train.distributed.ranks import asked_world_size, launched_rank
+from train.errors import FAILED, FINISHED, entry_point, exit_code
+from train.exactness.additivity import ROUNDS, arithmetic, judge
+from train.exactness.first_forward import try_first
+from train.exactness.split_check import COLUMNS, Line, Step
+from train.plan.steps import plan_batch
+from train.setup import make_learner
+from train.tasks import make_task
 
 
-@dataclass(frozen=True)
-class Line:
-    """One split, measured."""
-
-    precision: str  # a key of BOUNDS
-    split: str
-    error: float  # |gradient - reference| / |reference|
-    worst: str  # the parameter with the largest error of its own
-
-    @property
-    def is_exact(self) -> bool:
-        return self.error <= BOUNDS[self.precision]
-
-    def __str__(self) -> str:
-        good = f"within {self.precision}" if self.precision in ROUNDS else "exact"
-        verdict = good if self.is_exact else f"NOT EXACT (bound {BOUNDS[self.precision]:.0e})"
-        return COLUMNS.format(self.precision, self.split, f"{self.error:.1e}", self.worst, verdict)
-
-
+@entry_point
 def main(argv: Sequence[str]) -> int:
-    is_main = launched_rank() == 0
-    try:
-        config = load(argv).config
-        lines, remedies = verify(config)
-    except REFUSALS as error:
-        tell(str(error))
-        return exit_code(str(error), BAD_CONFIG, 0, is_main)
+    lines, remedies = verify(load(argv).config)
     exact = all(line.is_exact for line in lines)
-    if is_main:
-        header = COLUMNS.format("precision", "ranks x micro-batches", "error", "worst parameter", "verdict")
-        print(header, *lines, sep="\n")
-        rounded = next((f" in fp64, within the rounding of {x.precision}" for x in lines if x.precision in ROUNDS), "")
-        print(
-            f"exact{rounded}" if exact else "\n".join(["not exact, because", *(f"  {remedy}" for remedy in remedies)])
-        )
-    return exit_code("verified", FINISHED if exact else FAILED, 0, is_main)
+    if launched_rank() == 0:
+        print(COLUMNS.format("precision", "ranks x micro-batches", "error", "worst parameter", "verdict"))
+        print(*lines, sep="\n")
+        print(_verdict(lines) if exact else _reasons(remedies))
+    return exit_code("verified", FINISHED if exact else FAILED, 0)
+
+
+def _verdict(lines: Sequence[Line]) -> str:
+    rounded = [line.precision for line in lines if line.precision in ROUNDS]
+    return f"exact in fp64, within the rounding of {rounded[0]}" if rounded else "exact"
+
+
+def _reasons(remedies: Sequence[str]) -> str:
+    return "\n".join(["not exact, because", *(f"  {remedy}" for remedy in remedies)])
 
 
 def verify(config: Config) -> tuple[list[Line], list[str]]:
@@ -84,164 +53,39 @@ def verify(config: Config) -> tuple[list[Line], list[str]]:
     plan = plan_batch(config, "accumulate", asked_world_size(), sets.train.size)
     lines: list[Line] = []
     remedies: list[str] = []
-    wide = dataclasses.replace(config, precision="fp64", model=dataclasses.replace(config.model, dtype=None))
-    for variant in (wide, config) if config.precision != "fp64" else (config,):
+    for variant in _precisions(config):
         AcceleratorState._reset_state()  # it knows one precision per process
-        accelerator, met = connect(variant)
-        learner = make_learner(variant, task, accelerator, scaled_numbers(config.optimizer, plan.effective), met)
-        step = Step(learner, sets.train, plan, config.seed, met, arithmetic(learner, variant.precision))
+        accelerator, ranks = connect(variant)
+        learner = make_learner(variant, task, accelerator, plan.effective, ranks)
+        step = Step(
+            learner=learner,
+            data=sets.train,
+            plan=plan,
+            seed=config.seed,
+            ranks=ranks,
+            precision=arithmetic(learner, variant.precision),
+            compute_gradient=compute_gradient,
+        )
         first = sets.trial(config.seed, min(8, step.size))
         try_first(learner, sets, first, config.data.columns)
         verdict = judge(learner, first, variant.precision, sets.padding)
         remedies += verdict.reasons if verdict.exact == "false" else ()
         lines += step.lines(verdict.terms)
-        met.settle()
+        ranks.settle()
     accelerator.end_training()
-    hidden = (
-        "does the model look at padding, which batch.micro_tokens cuts off" if sets.padding else "is something random"
-    )
-    return lines, list(dict.fromkeys(remedies)) or [f"the sum over micro-batches differs: {hidden}?"]
+    hidden = "is something random"
+    if sets.padding:
+        hidden = "does the model look at padding, which batch.micro_tokens cuts off"
+    unexplained = f"the sum over micro-batches differs: {hidden}?"
+    return lines, list(dict.fromkeys(remedies)) or [unexplained]
 
 
-@dataclass
-class Step:
-    """The first step of the run, in one precision."""
-
-    learner: Learner
-    data: TrainingSet
-    plan: BatchPlan
-    seed: int
-    ranks: Ranks
-    precision: str
-
-    @property
-    def size(self) -> int:
-        return min(self.plan.effective, self.data.size or self.plan.effective)
-
-    def samples(self, count: int) -> Batch:
-        return self.data.first(self.seed, count)
-
-    def lines(self, terms: Sequence[str]) -> Iterator[Line]:
-        unsplit = self.unsplit(terms)
-        largest_share = -(-self.size // self.plan.world_size)
-        seen = set()
-        normalised = bool(at_work(self.learner.module, nn.modules.batchnorm._BatchNorm))
-        for wanted in sorted({1, 2, 3, self.plan.accumulation_steps, largest_share // 2}):
-            # With one sample in a micro-batch, BatchNorm would raise instead of being found out.
-            own = wanted == self.plan.accumulation_steps and not normalised
-            if own or 1 <= wanted <= max(1, largest_share // 2):
-                found, count = self.gradient(wanted, terms)
-                if count not in seen:
-                    yield self.compare(unsplit, found, count)
-                seen.add(count)
-
-    def unsplit(self, terms: Sequence[str]) -> list[Tensor]:
-        """One backward pass over the whole step, on each rank by itself; over the largest part that all have room for,
-        where not over the whole."""
-        whole, too_large, largest = self.size, self.size, 0
-        found = self._fitting(terms)
-        if found is not None:
-            return found
-        while largest + 1 < too_large:
-            self._resize((largest + too_large) // 2)
-            tried = self._fitting(terms)
-            if tried is None:
-                too_large = self.size
-            else:
-                largest, found = self.size, tried
-        if found is None:
-            raise torch.OutOfMemoryError("one sample does not fit the memory")
-        self._resize(largest)
-        if self.ranks.is_main:
-            print(f"verify: {whole} samples do not fit unsplit; the reference is a step of {largest}")
-        return found
-
-    def _resize(self, samples: int) -> None:
-        """Of the step; micro-batches stay as large as they are."""
-        share = -(-samples // self.plan.world_size)
-        count = -(-share // self.plan.micro)
-        self.plan = dataclasses.replace(self.plan, effective=samples, accumulation_steps=count)
-
-    def _fitting(self, terms: Sequence[str]) -> list[Tensor] | None:
-        """The unsplit gradient; None where a rank has no room for it."""
-        while True:
-            found = None
-            with contextlib.suppress(torch.OutOfMemoryError):
-                found = self._unsplit(terms)
-            if self.ranks.sum([found is None])[0]:
-                if torch.cuda.is_available():
-                    torch.cuda.empty_cache()
-                return None
-            assert found is not None
-            if not self.learner.scaler.is_enabled() or all(gradient.isfinite().all() for gradient in found):
-                return found
-            self.learner.scaler.update(self.learner.scaler.get_scale() / 2)  # too large for float16
-
-    def _unsplit(self, terms: Sequence[str]) -> list[Tensor]:
-        learner = self.learner
-        with self._fresh(0):
-            batch = self.samples(self.size)
-            weights = by_term(learner.task.loss_weight(batch))
-            sums = by_term(learner.task.loss_sum(learner.module, to_device(batch, learner.device, learner.dtype)))
-            parts = [learner.coefficients[term] * sums[term] / weights[term] for term in terms if weights[term]]
-            learner.accelerator.backward(learner.scaler.scale(torch.stack(parts).sum()))
-            return self._taken()
-
-    def gradient(self, accumulation_steps: int, terms: Sequence[str]) -> tuple[list[Tensor], int]:
-        """As the loop would compute it, in so many micro-batches on each rank; and how many there were: texts that are
-        cut to their length may need fewer."""
-        plan = make_plan(
-            self.size,
-            "all",
-            accumulation_steps,
-            world_size=self.plan.world_size,
-            dataset_size=self.data.size,
-        )
-        task = self.learner.task
-        data = self.data.limited(plan, self.seed) if isinstance(self.data, ByLength) else self.data
-        windows = Windows(
-            parts=data.parts(plan, self.seed, self.ranks.rank, Place(), None),
-            ranks=self.ranks,
-            terms=terms,
-            loss_weight=lambda batch: by_term(task.loss_weight(batch)),
-            stop_requested=lambda: False,
-            pin_memory=self.learner.device.type == "cuda",
-            last=1,
-        )
-        with self._fresh(accumulation_steps):
-            window = next(iter(windows))
-            reduced(compute_gradient, self.learner, self.ranks)(self.learner, window)
-            return self._taken(), len(window.micro_batches)
-
-    def compare(self, reference: Sequence[Tensor], found: Sequence[Tensor], count: int) -> Line:
-        names = [name for name, p in self.learner.module.named_parameters() if p.requires_grad]
-        apart = [torch.linalg.vector_norm(a - b) for a, b in zip(found, reference, strict=True)]
-        size = [torch.linalg.vector_norm(a) for a in reference]
-        relative = [float(d / s) if s else float(d) for d, s in zip(apart, size, strict=True)]
-        error = float(torch.stack(apart).norm() / torch.stack(size).norm())
-        loop = "standard" if count == 1 else "accumulate"
-        worst = names[relative.index(max(relative))]
-        return Line(self.precision, f"{self.plan.world_size} x {count} ({loop})", error, worst)
-
-    @contextmanager
-    def _fresh(self, draw: int) -> Iterator[None]:
-        """No gradients before or after, and the same buffers for every split; not the same random numbers, which may
-        agree by chance: halves draw one after the other what the whole draws at once."""
-        self.learner.optimizer.zero_grad(set_to_none=True)
-        buffers = [(buffer, buffer.clone()) for buffer in self.learner.module.buffers()]
-        torch.manual_seed(self.seed + draw)
-        try:
-            yield
-        finally:
-            self.learner.optimizer.zero_grad(set_to_none=True)
-            with torch.no_grad():
-                for buffer, kept in buffers:
-                    buffer.copy_(kept)
-
-    def _taken(self) -> list[Tensor]:
-        wide = torch.promote_types(self.learner.dtype, torch.float32)
-        grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.learner.parameters]
-        return [gradient.to(wide, copy=True) for gradient in grads]
+def _precisions(config: Config) -> Sequence[Config]:
+    """float64 first, then that of the config."""
+    if config.precision == "fp64":
+        return (config,)
+    model = dataclasses.replace(config.model, dtype=None)
+    return (dataclasses.replace(config, precision="fp64", model=model), config)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from train.batch import BatchPlan, PlanError, assign, make_plan, share
-from train.batch.plan import parts
+from train.batch.plan import split_evenly
 
 SIZES = st.integers(1, 500)
 RANKS = st.integers(1, 16)
@@ -45,8 +45,8 @@ def test_100_samples_on_3_ranks() -> None:
 
 
 @given(samples=st.integers(0, 2000), count=st.integers(1, 64))
-def test_parts_are_even(samples: int, count: int) -> None:
-    sizes = parts(samples, count)
+def test_splits_are_even(samples: int, count: int) -> None:
+    sizes = split_evenly(samples, count)
 
     assert sum(sizes) == samples
     assert len(sizes) == count

@@ -9,9 +9,9 @@ from collections.abc import Callable
 from statistics import median
 
 from tests.conftest import run_ranks
-from train import guard
 from train.config import load
-from train.ranks import Ranks
+from train.distributed.ranks import Ranks
+from train.gradients import rank_consistency as guard
 from train.run import build
 from train.step import Learner
 

@@ -25,13 +25,13 @@ from datasets import Dataset
 
 from tests.helpers_cost import ours
 from train.batch import Assignment, BatchPlan
+from train.batch.window import Place
 from train.config import load
 from train.data import ByLength, open_sets
-from train.data.parts import assignments, pieces
+from train.data.shares import assignments
 from train.data.python_docs import python_docs
-from train.planning import plan_batch
+from train.plan.steps import plan_batch
 from train.run import Run, build
-from train.window import Place
 
 ROOT = Path(__file__).parents[2]
 BERT = "configs/finetune.yaml"
@@ -100,9 +100,8 @@ def computed(case: Case, way: str, ranks: int) -> tuple[int, int, float, int]:
     largest = 0
     for rank in range(ranks):
         sums.append([0] * plan.steps_per_epoch)
-        for k, part in enumerate(islice(train.parts(plan, config.seed, rank, Place(), None), plan.steps_per_epoch)):
-            batches = part.batches or pieces(part.share, part.sizes, part.filler)
-            sizes = [batch["inputs"].numel() for batch in batches]
+        for k, part in enumerate(islice(train.shares(plan, config.seed, rank, Place(), None), plan.steps_per_epoch)):
+            sizes = [micro_batch.batch["inputs"].numel() for micro_batch in part]
             micro_steps.append(len(sizes))
             largest = max(largest, *sizes)
             sums[rank][k] = sum(sizes)

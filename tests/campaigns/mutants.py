@@ -15,12 +15,12 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 TESTS = [
     "tests/test_blog_loop.py",
-    "tests/test_gradients.py",
+    "tests/test_step.py",
     "tests/test_synchronisation.py",
     "tests/test_update.py",
     "tests/batch",
     "tests/test_loops.py",
-    "tests/test_reduction.py",
+    "tests/distributed/test_parallel.py",
     "tests/test_scaler.py",
 ]
 
@@ -117,19 +117,19 @@ MUTANTS = [
     ),
     Mutant(
         "gradients of bf16 summed in bf16",
-        "train/reduction.py",
+        "train/distributed/parallel.py",
         "wide = torch.promote_types(group[0].dtype, torch.float32)",
         "wide = group[0].dtype",
     ),
     Mutant(
         "explicit reduction: the sum, not the mean",
-        "train/reduction.py",
+        "train/distributed/parallel.py",
         "bucket.div_(self.ranks.world_size)",
         "bucket.div_(1)",
     ),
     Mutant(
         "explicit reduction: DDP reduces too",
-        "train/reduction.py",
+        "train/distributed/parallel.py",
         "learner.accelerator.no_sync(learner.model)",
         "learner.accelerator.no_sync(None)",
     ),

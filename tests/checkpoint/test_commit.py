@@ -11,7 +11,7 @@ import pytest
 from train.checkpoint.choose import NoCheckpoint, abandon_newer, named, newest
 from train.checkpoint.commit import SaveFailed, commit, complete
 from train.checkpoint.manifest import Damaged, verify
-from train.ranks import Ranks
+from train.distributed.ranks import Ranks
 
 
 class Killed(BaseException):

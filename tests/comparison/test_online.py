@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.comparison.folders import make_run
-from tests.test_tracker import in_process, online
+from tests.report.test_tracker import in_process, online
 from tests.wandb_server import WandbServer
 from train.comparison.online import from_wandb
 from train.comparison.read import find
@@ -18,7 +18,7 @@ def train_and_compare(folder: str) -> dict[str, Any]:
 
     from train.accumulate import compute_gradient
     from train.compare import main
-    from train.entry import main as train_main
+    from train.main import main as train_main
 
     config = Path(__file__).parents[2] / "configs" / "digits.yaml"
     out, screen = io.StringIO(), io.StringIO()

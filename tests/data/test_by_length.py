@@ -12,21 +12,21 @@ from datasets import Dataset, IterableDataset
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from tests.data.test_tokenizers import save_words
 from tests.helpers import Array, argv, distance, flat, record, record_all, rows, steps
 from tests.models.test_hf import STILL
 from tests.test_resume import repeatable, segment
 from tests.test_synchronisation import counting
-from tests.test_tokenizers import save_words
 from train.accumulate import compute_gradient
 from train.batch import make_plan, sample_ids
+from train.batch.window import Place
 from train.config import load
 from train.data import ByLength, Padding, Sets, open_sets
-from train.entry import main
 from train.evaluate import evaluate
-from train.gradients import plain_forward
+from train.exactness.reference_gradient import plain_forward
+from train.main import main
 from train.models.text_conv import TextConv
 from train.verify import main as verify
-from train.window import Place
 
 HERE = "tests.data.test_by_length"
 LENGTH = 24
@@ -334,8 +334,8 @@ def test_micro_batches_are_cut_to_their_longest_text(tmp_path: Path, options: tu
     data, seen, cut = words(37), [], 0
 
     for rank in range(ranks):
-        for part in islice(train.parts(plan, 0, rank, Place(), None), 4):
-            for batch, size in zip(part.batches, part.sizes, strict=True):
+        for part in islice(train.shares(plan, 0, rank, Place(), None), 4):
+            for batch, size in zip(batches(part), part.sizes, strict=True):
                 inputs, ids = batch["inputs"], batch["sample_id"].tolist()
                 assert len(inputs) == max(1, size), "a filler is one sample"
                 assert inputs.numel() <= limit
@@ -353,19 +353,19 @@ def test_micro_batches_are_cut_to_their_longest_text(tmp_path: Path, options: tu
 def test_of_an_empty_text_one_token_is_left(tmp_path: Path) -> None:
     train = sets_of(tmp_path, f"data.source={HERE}.full", "data.args.size=2", f"batch.micro_tokens={LENGTH}").train
 
-    (part,) = islice(train.parts(make_plan(2, 1, None, world_size=1, dataset_size=2), 0, 0, Place(), None), 1)
+    (part,) = islice(train.shares(make_plan(2, 1, None, world_size=1, dataset_size=2), 0, 0, Place(), None), 1)
 
-    assert [tuple(batch["inputs"].shape) for batch in part.batches] == [(1, LENGTH), (1, 1)]
+    assert [tuple(batch["inputs"].shape) for batch in batches(part)] == [(1, LENGTH), (1, 1)]
 
 
 def test_padding_is_that_of_a_saved_tokenizer(tmp_path: Path) -> None:
     train = sets_of(tmp_path, f"data.tokenizer={save_words(tmp_path / 'saved')}").train
 
-    (part,) = islice(train.parts(make_plan(37, 9, None, world_size=1, dataset_size=37), 0, 0, Place(), None), 1)
+    (part,) = islice(train.shares(make_plan(37, 9, None, world_size=1, dataset_size=37), 0, 0, Place(), None), 1)
 
     lengths = [2 + bool(text) for text in words(37)]  # [CLS], [SEP], and the word between them
     assert train.lengths.tolist() == lengths
-    assert max(batch["inputs"].shape[1] for batch in part.batches) == 3
+    assert max(batch["inputs"].shape[1] for batch in batches(part)) == 3
 
 
 def test_two_texts_of_a_sample_are_cut_alike(tmp_path: Path) -> None:
@@ -373,9 +373,9 @@ def test_two_texts_of_a_sample_are_cut_alike(tmp_path: Path) -> None:
     train = open_sets(config.config, ("inputs", "other", "labels")).train
     first, second = words(20), words(20)[::-1]
 
-    (part,) = islice(train.parts(make_plan(20, 4, None, world_size=1, dataset_size=20), 0, 0, Place(), None), 1)
+    (part,) = islice(train.shares(make_plan(20, 4, None, world_size=1, dataset_size=20), 0, 0, Place(), None), 1)
 
-    for batch in part.batches:
+    for batch in batches(part):
         longest = max(min(LENGTH, max(len(first[i].encode()), len(second[i].encode()))) for i in batch["sample_id"])
         assert batch["inputs"].shape == batch["other"].shape == (len(batch["labels"]), longest)
 

@@ -16,7 +16,7 @@ from tests.data.files import FLOWERS, SIDE_BY_SIDE, Table, opened, write
 from tests.helpers import argv, record
 from train.config import load
 from train.data import DataError, Rows, open_sets
-from train.entry import main
+from train.main import main
 from train.standard import compute_gradient
 
 FLOWER_MODEL = ("model.args={inputs: 2, hidden: [4], outputs: 3}", SIDE_BY_SIDE)

@@ -10,7 +10,7 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, Image
 from tests.data.files import FLOWERS, SIDE_BY_SIDE, pictures, write
 from tests.helpers import argv, record, rows
 from train.accumulate import compute_gradient as accumulate
-from train.entry import main
+from train.main import main
 from train.prepare import main as prepare
 from train.standard import compute_gradient
 

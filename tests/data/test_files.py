@@ -11,9 +11,9 @@ from PIL import Image
 
 from tests.data.files import FLOWERS, SIDE_BY_SIDE, opened, picture, pictures, write
 from train.batch import make_plan
+from train.batch.window import Place
 from train.config import ConfigError
 from train.data import DataError, Rows, Sets
-from train.window import Place
 
 INPUTS = [list(pair) for pair in zip(FLOWERS["height"], FLOWERS["leaves"], strict=True)]
 LABELS = [1, 0, 1, 2, 0, 2]  # daisy, rose, tulip
@@ -209,7 +209,7 @@ def test_the_damaged_one_of_two_streamed_tables_is_named(tmp_path: Path) -> None
 
     data = opened(tmp_path, tmp_path / "tables", "data.streaming=true", "data.shuffle_buffer=0", columns).train
     with pytest.raises(DataError, match=r"b\.tsv"):
-        list(islice(data.parts(plan, 0, 0, Place(), None), 2))
+        list(islice(data.shares(plan, 0, 0, Place(), None), 2))
 
 
 def test_a_tokenizer_of_ones_own_is_not_passed_over(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from datasets import Dataset
 from tests.data.files import write
 from tests.helpers import argv
 from train.batch import sample_ids
-from train.entry import main
+from train.main import main
 from train.standard import compute_gradient
 
 NUMBERS = "model.args={inputs: 2, hidden: [4], outputs: 3}"

@@ -15,10 +15,10 @@ import torch
 from tests.data.files import FLOWERS, SIDE_BY_SIDE, opened, pictures, write
 from tests.helpers import argv, record, rows
 from train.batch import make_plan, sample_ids
+from train.batch.window import Batch, Place
 from train.data import Rows
 from train.data.loader import Loader, WorkerLost
 from train.data.rows import Table
-from train.window import Batch, Place
 
 IMAGES = "data.columns={inputs: image, labels: label}"
 HERE = "tests.data.test_loader"
@@ -50,11 +50,11 @@ def test_a_transform_is_a_function_of_seed_epoch_and_sample(tmp_path: Path) -> N
         options = (f"data.workers={workers}", f"data.preload={preload}", f"batch.micro={micro}")
         train = opened(tmp_path, path, *overrides, *options).train
         plan = make_plan(8, micro, None, world_size=ranks, dataset_size=23)
-        parts = [list(islice(train.parts(plan, 0, rank, Place(), None), 6)) for rank in range(ranks)]
-        resumed = [list(islice(train.parts(plan, 0, rank, Place(1, 8), None), 2)) for rank in range(ranks)]
+        parts = [list(islice(train.shares(plan, 0, rank, Place(), None), 6)) for rank in range(ranks)]
+        resumed = [list(islice(train.shares(plan, 0, rank, Place(1, 8), None), 2)) for rank in range(ranks)]
 
         for part in (part for of_rank in [*parts, *resumed] for part in of_rank):
-            for i, value in zip(part.share["sample_id"].tolist(), part.share["inputs"].tolist(), strict=True):
+            for i, value in zip(part.samples["sample_id"].tolist(), part.samples["inputs"].tolist(), strict=True):
                 assert seen.setdefault((part.epoch, i), value) == value
         assert [p.share["sample_id"].tolist() for p in resumed[0]] == [
             p.share["sample_id"].tolist() for p in parts[0][4:]
@@ -76,7 +76,7 @@ def test_reading_from_the_disk_gives_what_memory_gives(tmp_path: Path) -> None:
         ("data.preload=false", "data.workers=2"),
     ):
         sets = opened(tmp_path, folder, IMAGES, "data.eval_fraction=0.2", *options)
-        shares = [part.share for part in islice(sets.train.parts(plan, 0, 0, Place(), None), 4)]
+        shares = [part.samples for part in islice(sets.train.shares(plan, 0, 0, Place(), None), 4)]
         held_out = list(sets.evaluation[""].batches(np.arange(3), 2))
         assert isinstance(sets.train, Rows if options[0].endswith("true") else Loader)
         first = first or [*shares, *held_out]
@@ -90,10 +90,10 @@ def test_a_rank_with_no_samples_gets_a_filler(tmp_path: Path) -> None:
     train = opened(tmp_path, path, SIDE_BY_SIDE, "data.preload=false").train
     plan = make_plan(2, "all", None, world_size=3, dataset_size=6)
 
-    part = next(train.parts(plan, 0, 2, Place(), None))
+    part = next(train.shares(plan, 0, 2, Place(), None))
 
     assert part.sizes == (0,)
-    assert {name: len(column) for name, column in part.share.items()} == {"inputs": 0, "labels": 0, "sample_id": 0}
+    assert {name: len(column) for name, column in part.samples.items()} == {"inputs": 0, "labels": 0, "sample_id": 0}
     assert {name: len(column) for name, column in part.filler.items()} == {"inputs": 1, "labels": 1, "sample_id": 1}
 
 
@@ -150,7 +150,7 @@ def test_a_lost_worker_is_told_when_its_samples_are_asked_for(tmp_path: Path) ->
     path = write(tmp_path / "own.csv", {"inputs": [1.0] * 16, "labels": labels.tolist()})
     options = (f"data.transform={HERE}.killed", "data.workers=1", "data.preload=true")
     train = opened(tmp_path, path, *options).train
-    parts = train.parts(make_plan(4, "all", None, world_size=1, dataset_size=16), 0, 0, Place(), None)
+    parts = train.shares(make_plan(4, "all", None, world_size=1, dataset_size=16), 0, 0, Place(), None)
 
     next(parts)
     while multiprocessing.active_children():

@@ -15,16 +15,16 @@ from tests.helpers import argv, record, rows
 from tests.tasks.test_tasks import texts
 from tests.test_resume import segment
 from train.batch import BatchPlan, make_plan
+from train.batch.window import Place
 from train.config import load
 from train.config.recipe import Data
 from train.data import DataError, open_sets
 from train.data.packed_stream import PackedStream
 from train.data.packing import COLUMNS, pack
-from train.data.parts import Part
+from train.data.shares import RankShare
 from train.data.reading import Reader
+from train.data.tokenizers import Bytes
 from train.data.tokens import Tokenising
-from train.tokenizers import Bytes
-from train.window import Place
 
 SIZE = 8  # tokens of a block
 GPT = "model={target: gpt, args: {vocabulary: 257, layers: 1, heads: 2, width: 8}}"
@@ -53,9 +53,9 @@ def packed(dataset: IterableDataset, buffer: int, by_rank: bool = False) -> Pack
 def taken(data: PackedStream, plan: BatchPlan, place: Place, count: int, **options: Any) -> list[list[list[int]]]:
     """The blocks of `count` steps, over all ranks."""
     options = {"overfit": None} | options
-    parts = [list(islice(data.parts(plan, 0, rank, place, **options), count)) for rank in range(plan.world_size)]
+    parts = [list(islice(data.shares(plan, 0, rank, place, **options), count)) for rank in range(plan.world_size)]
     return [
-        [b for part in step if part.share for b in part.share["inputs"].tolist()] for step in zip(*parts, strict=True)
+        [b for part in step if part.samples for b in part.samples["inputs"].tolist()] for step in zip(*parts, strict=True)
     ]
 
 
@@ -74,11 +74,11 @@ def test_an_epoch_is_what_a_loaded_set_is_cut_into(some: list[str], effective: i
     plan = make_plan(effective, micro, None, world_size=ranks, dataset_size=None)
     steps = -(-len(whole) // effective)
 
-    parts: list[list[Part]] = [
-        list(islice(data.parts(plan, 0, rank, Place(), None), 2 * steps)) for rank in range(ranks)
+    parts: list[list[RankShare]] = [
+        list(islice(data.shares(plan, 0, rank, Place(), None), 2 * steps)) for rank in range(ranks)
     ]
 
-    in_order = [part.share for step in zip(*parts, strict=True) for part in step if part.share]
+    in_order = [part.samples for step in zip(*parts, strict=True) for part in step if part.samples]
     for name in COLUMNS:
         joined = np.concatenate([share[name].numpy() for share in in_order])
         assert np.array_equal(joined, np.concatenate([whole.columns[name].numpy()] * 2))

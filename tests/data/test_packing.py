@@ -12,14 +12,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.helpers import argv
+from train.batch.window import IGNORED
 from train.config import load
 from train.config.recipe import Data
 from train.data import DataError, Rows, open_sets
 from train.data.packing import COLUMNS, make_tokenizer, pack
 from train.data.python_docs import python_docs
+from train.data.tokenizers import Bytes
 from train.data.tokens import Tokenising
-from train.tokenizers import Bytes
-from train.window import IGNORED
 
 START = Bytes.document_start
 

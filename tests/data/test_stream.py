@@ -13,11 +13,11 @@ from torch.nn.functional import cross_entropy
 
 from tests.helpers import argv, distance, record, rows, stream, whole_batch
 from train.batch import BatchPlan, make_plan
+from train.batch.window import Place
 from train.data import DataError
-from train.data.parts import Part
+from train.data.shares import RankShare
 from train.data.reading import Reader
 from train.data.stream import Stream
-from train.window import Place
 
 STREAMED = ("data.source=tests.helpers.stream", "data.shuffle_buffer=0")
 
@@ -29,15 +29,15 @@ def numbers(size: int) -> IterableDataset:
     return IterableDataset.from_generator(some, gen_kwargs={"parts": list(range(size))})
 
 
-def of_all_ranks(data: Stream, plan: BatchPlan, place: Place, count: int, **options: Any) -> list[list[Part]]:
+def of_all_ranks(data: Stream, plan: BatchPlan, place: Place, count: int, **options: Any) -> list[list[RankShare]]:
     """The parts of `count` steps, of each rank."""
     options = {"overfit": None} | options
-    return [list(islice(data.parts(plan, 0, rank, place, **options), count)) for rank in range(plan.world_size)]
+    return [list(islice(data.shares(plan, 0, rank, place, **options), count)) for rank in range(plan.world_size)]
 
 
-def told(parts: list[list[Part]]) -> list[list[int]]:
+def told(parts: list[list[RankShare]]) -> list[list[int]]:
     """What the samples of each step are, over all ranks."""
-    return [[n for part in step if part.share for n in part.share["n"].tolist()] for step in zip(*parts, strict=True)]
+    return [[n for part in step if part.samples for n in part.samples["n"].tolist()] for step in zip(*parts, strict=True)]
 
 
 @settings(max_examples=25)
@@ -113,7 +113,7 @@ def test_own_shards_never_end() -> None:
     parts = of_all_ranks(data, plan, Place(), 8)
 
     assert {part.sizes for of_rank in parts for part in of_rank} == {(2, 2)}
-    seen = [[n for part in of_rank for n in part.share["n"].tolist()] for of_rank in parts]
+    seen = [[n for part in of_rank for n in part.samples["n"].tolist()] for of_rank in parts]
     assert seen == [[*range(25), *range(7)], [*range(25, 37), *range(25, 37), *range(25, 33)]]
     assert told(of_all_ranks(data, plan, Place(0, 40), 3)) == told(parts)[5:]
 
@@ -166,7 +166,7 @@ def test_streamed_images_on_a_rank_that_gets_none_of_a_tail(tmp_path: Path) -> N
     data = opened(tmp_path, folder, "data.streaming=true", "data.columns={inputs: image, labels: label}").train
     plan = make_plan(4, "all", None, world_size=2, dataset_size=None)
 
-    parts = list(islice(data.parts(plan, 0, 1, Place(), None), 2))  # of 4 and of 1 samples
+    parts = list(islice(data.shares(plan, 0, 1, Place(), None), 2))  # of 4 and of 1 samples
 
     assert [part.sizes for part in parts] == [(2,), (0,)]
     assert len(parts[1].filler["inputs"]) == 1

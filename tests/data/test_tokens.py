@@ -11,21 +11,21 @@ import pytest
 from datasets import Dataset, disable_caching, enable_caching
 
 from tests.data.test_packing import given_texts
+from tests.data.test_tokenizers import save_byte_level, save_words
 from tests.helpers import argv
-from tests.test_tokenizers import save_byte_level, save_words
 from train.accumulate import compute_gradient
 from train.config import load
 from train.data import DataError, Rows, open_sets
 from train.data import tokens as tokens_room
 from train.data.packing import COLUMNS, blocks, columns_of, make_tokenizer
 from train.data.tokens import document_tokens
-from train.entry import main
+from train.main import main
 from train.prepare import main as prepare
 
 LOGGED = """
 from pathlib import Path
 
-from train.tokenizers import Bytes
+from train.data.tokenizers import Bytes
 
 HERE = Path(__file__).parent
 

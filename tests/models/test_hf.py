@@ -17,9 +17,9 @@ from tests.helpers import argv, distance, record, rows, steps, whole_batch
 from tests.test_resume import segment
 from train.accumulate import compute_gradient
 from train.config import load
-from train.entry import main
-from train.initial import digests
+from train.main import main
 from train.models._extras import mend_torchvision
+from train.models.init_from import digests
 from train.verify import main as verify
 
 mend_torchvision()  # before anything of transformers is

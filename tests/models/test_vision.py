@@ -16,7 +16,7 @@ from tests.data.files import picture
 from tests.helpers import argv, distance, record, rows, steps, whole_batch
 from tests.house.fresh_copy import write_from_guide
 from train.accumulate import compute_gradient
-from train.entry import main
+from train.main import main
 from train.models.vision import vision
 from train.verify import main as verify
 

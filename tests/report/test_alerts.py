@@ -7,7 +7,7 @@ import pytest
 
 from tests.helpers import argv
 from train.accumulate import compute_gradient
-from train.entry import main
+from train.main import main
 from train.report.tracker import Tracker
 
 Told = tuple[list[tuple[str, str]], dict[str, Any]]

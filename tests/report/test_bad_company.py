@@ -15,8 +15,8 @@ from datasets import Dataset
 from tests.helpers import argv
 from train.accumulate import compute_gradient
 from train.data import DataError
-from train.entry import main
-from train.ranks import launched_rank
+from train.distributed.ranks import launched_rank
+from train.main import main
 from train.report import FolderRefused
 from train.report.folder import _lock
 

@@ -10,11 +10,11 @@ import pytest
 from torch import Tensor
 
 from tests.helpers import argv
-from tests.test_tracker import online
+from tests.report.test_tracker import online
 from tests.wandb_server import WandbServer
-from train.ranks import launched_rank
+from train.batch.window import Batch
+from train.distributed.ranks import launched_rank
 from train.tasks.classification import Classification
-from train.window import Batch
 
 ROOT = Path(__file__).parents[2]
 

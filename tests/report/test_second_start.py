@@ -9,7 +9,7 @@ from unittest.mock import Mock
 import pytest
 
 from train.accumulate import compute_gradient
-from train.entry import main
+from train.main import main
 
 
 def start(output_dir: Path, *overrides: str) -> int:

@@ -4,13 +4,13 @@ import json
 from pathlib import Path
 from typing import Any
 
+from tests.report.test_tracker import in_process, online
 from tests.report.test_weights import train
 from tests.tasks.test_tasks import LM
-from tests.test_tracker import in_process, online
 from tests.wandb_server import WandbServer
-from train import names
+from train import metric_names
 
-PLACE = (names.GLOBAL_STEP, names.SAMPLES_SEEN, names.TOKENS_SEEN)
+PLACE = (metric_names.GLOBAL_STEP, metric_names.SAMPLES_SEEN, metric_names.TOKENS_SEEN)
 
 
 def write(folder: str) -> dict[str, Any]:

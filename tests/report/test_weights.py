@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests.helpers import argv
-from tests.test_tracker import clean_environ, in_process, make_trouble, online
+from tests.report.test_tracker import clean_environ, in_process, make_trouble, online
 from tests.wandb_server import WandbServer
 from train.report.tracker import Tracker
 from train.report.weights import _send
@@ -19,7 +19,7 @@ def train(folder: str, mode: str, *more: str) -> dict[str, Any]:
     import io
 
     from train.accumulate import compute_gradient
-    from train.entry import main
+    from train.main import main
 
     screen = io.StringIO()
     with contextlib.redirect_stdout(screen):

@@ -14,15 +14,15 @@ from torch.nn.functional import cross_entropy
 
 from tests.helpers import argv, points
 from train.accumulate import compute_gradient
+from train.batch.window import IGNORED
 from train.config import load
 from train.data import open_sets
-from train.entry import main
+from train.main import main
 from train.models.gpt import GPT
 from train.models.mlp import MLP
+from train.models.weights import make_model
 from train.run import build
-from train.saved import make_model
 from train.verify import main as verify
-from train.window import IGNORED
 
 LM = (
     "data={source: tests.tasks.test_tasks.texts, block_size: 16, eval_fraction: 0.3}",

@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 
 from train.batch.order import Ids, sample_ids
-from train.batch.plan import BatchPlan, first_of, parts, share
+from train.batch.plan import BatchPlan, first_of, share, split_evenly
 
 
 @dataclass(frozen=True)
@@ -15,6 +15,7 @@ class Assignment:
     samples: int  # of the whole step, over all ranks
     ids: Ids  # this rank's samples, micro-batch after micro-batch
     sizes: tuple[int, ...]  # of this rank's micro-batches; 0: nothing left, take the filler
+    largest: int  # samples of the rank that has the most
     filler_ids: Ids  # one sample of the step, for the micro-batches that would be empty
 
 
@@ -32,6 +33,7 @@ def assign(plan: BatchPlan, seed: int, epoch: int, start: int, rank: int) -> Ass
         samples=samples,
         ids=sample_ids(plan.dataset_size, seed, epoch, start + first, start + first + sum(sizes)),
         sizes=sizes,
+        largest=share(samples, 0, plan.world_size),
         filler_ids=sample_ids(plan.dataset_size, seed, epoch, start, start + 1),
     )
 
@@ -43,4 +45,6 @@ def divide(plan: BatchPlan, samples: int, rank: int) -> tuple[int, tuple[int, ..
     """
     longest = share(samples, 0, plan.world_size)
     micro_steps = plan.accumulation_steps if samples == plan.effective else math.ceil(longest / plan.micro)
-    return first_of(samples, rank, plan.world_size), tuple(parts(share(samples, rank, plan.world_size), micro_steps))
+    return first_of(samples, rank, plan.world_size), tuple(
+        split_evenly(share(samples, rank, plan.world_size), micro_steps)
+    )

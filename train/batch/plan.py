@@ -3,8 +3,10 @@
 import math
 from dataclasses import dataclass
 
+from train.errors import UserError
 
-class PlanError(ValueError):
+
+class PlanError(UserError):
     """The numbers contradict each other; the message ends with a line to paste."""
 
 
@@ -65,7 +67,7 @@ class BatchPlan:
         if steps == 1:
             sizes = "one micro-batch"
         elif steps <= 8:
-            sizes = "micro-batches of " + "+".join(map(str, parts(longest, steps)))
+            sizes = "micro-batches of " + "+".join(map(str, split_evenly(longest, steps)))
         else:
             sizes = f"{steps} micro-batches of at most {self.micro}"
         return f"{self.effective} samples = {shares} on {ranks(world_size)}, in {sizes}"
@@ -135,6 +137,6 @@ def first_of(samples: int, rank: int, world_size: int) -> int:
     return rank * (samples // world_size) + min(rank, samples % world_size)
 
 
-def parts(samples: int, count: int) -> list[int]:
+def split_evenly(samples: int, count: int) -> list[int]:
     """`samples` in `count` parts that differ by at most one, the larger ones first; 0 where there are too few."""
     return [share(samples, i, count) for i in range(count)]

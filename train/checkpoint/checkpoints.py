@@ -1,10 +1,9 @@
 """The checkpoints of one run."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from torch import nn
 
@@ -13,26 +12,47 @@ from train.checkpoint.choose import abandon_newer
 from train.checkpoint.commit import commit
 from train.checkpoint.files import MODEL, TENSORS, TRAINER, read_model, read_state, write_state
 from train.checkpoint.manifest import name_of, step_of, verify
-from train.generators import read_generators, seed_generators, write_generators
-from train.ranks import Ranks
+from train.checkpoint.rng import read_generators, seed_generators, write_generators
+from train.distributed.ranks import Ranks
+from train.parts import HasState
 
 
-class HasState(Protocol):
-    def state_dict(self) -> Any: ...
-    def load_state_dict(self, state: Any) -> Any: ...
-
-
-@dataclass(frozen=True)
 class Checkpoints:
-    """With plain data parallelism every rank holds the same state: rank 0 writes it, and each rank its generators."""
+    """Each rank writes its generators; `writes_state` says which ranks write module and state besides."""
 
-    folder: Path
-    ranks: Ranks
-    keep: int
-    seed: int
-    module: nn.Module
-    state: Mapping[str, HasState]  # beside the module: what has to be as it was
-    resumed_from: Path | None
+    def __init__(
+        self,
+        *,
+        folder: Path,
+        ranks: Ranks,
+        keep: int,
+        seed: int,
+        module: nn.Module,
+        writes_state: bool,
+        resumed_from: Path | None,
+    ) -> None:
+        """`resumed_from`: the checkpoint that the run resumes from; it is read now."""
+        self.folder = folder
+        self.ranks = ranks
+        self.keep = keep
+        self.seed = seed
+        self.module = module
+        self.writes_state = writes_state
+        self.resumed_from = resumed_from
+        self._state: dict[str, HasState] = {}
+        self._saved: dict[str, Any] = {}
+        if resumed_from is not None:
+            if ranks.is_main and resumed_from.parent == folder:
+                abandon_newer(folder, resumed_from)
+            read_model(resumed_from, module)
+            self._saved = read_state(resumed_from)
+
+    def add(self, states: Mapping[str, HasState]) -> None:
+        """From now on these are saved too; they are brought to where they were. What is new to the run begins now."""
+        self._state |= states
+        for name, state in states.items():
+            if name in self._saved:
+                state.load_state_dict(self._saved.pop(name))
 
     def save(self, step: int, first: Callable[[], object] = lambda: None) -> None:
         """Raises SaveFailed, on all ranks, where it fails on one. What is there already is not written again.
@@ -41,28 +61,17 @@ class Checkpoints:
         """
         if self.resumed_from == self.folder / name_of(step):
             return
-        state = {name: part.state_dict() for name, part in self.state.items()}  # on all ranks: they may have to talk
+        state = {name: part.state_dict() for name, part in self._state.items()}  # on all ranks: they may have to talk
         commit(self.folder, step, self.keep, self.ranks, partial(self._write, state, first), self.resumed_from)
 
     def _write(self, state: Mapping[str, Any], first: Callable[[], object], folder: Path) -> list[str]:
         first()
         generators = folder / _name_of_rank(self.ranks.rank)
         write_generators(generators)
-        if not self.ranks.is_main:
+        if not self.writes_state:
             return [generators.name]
         write_state(folder, self.module, state)
         return [MODEL, TENSORS, TRAINER, generators.name]
-
-    def restore(self) -> None:
-        """Bring module and state to where they were."""
-        if self.resumed_from is None:
-            return
-        if self.ranks.is_main and self.resumed_from.parent == self.folder:
-            abandon_newer(self.folder, self.resumed_from)
-        read_model(self.resumed_from, self.module)
-        saved = read_state(self.resumed_from)
-        for name in self.state.keys() & saved.keys():  # what the config has switched on since begins now
-            self.state[name].load_state_dict(saved[name])
 
     def restore_generators(self) -> None:
         """To be called last: much that is made at the start of a run draws from them.

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from train.checkpoint.manifest import MANIFEST, NAME, Damaged, entry, name_of, render, step_of, verify
-from train.ranks import Ranks
+from train.distributed.ranks import Ranks
 
 Write = Callable[[Path], Sequence[str]]
 """Puts this rank's own files into a folder; returns their names."""

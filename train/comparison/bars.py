@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from train import names
+from train import metric_names
 from train.comparison.cost import PHASES
 from train.comparison.group import Spread
 from train.comparison.judge import Comparison
@@ -15,9 +15,9 @@ from train.comparison.style import COLOURS, WIDTH_INCHES, short
 
 HATCHES = ("", "///", "...", "xxx")
 MARKS = {
-    names.FORWARD_BACKWARD_PEAK: ("forward + backward", "^"),
-    names.OPTIMIZER_PEAK: ("optimizer", "D"),
-    names.EVAL_PEAK: ("evaluation", "v"),
+    metric_names.FORWARD_BACKWARD_PEAK: ("forward + backward", "^"),
+    metric_names.OPTIMIZER_PEAK: ("optimizer", "D"),
+    metric_names.EVAL_PEAK: ("evaluation", "v"),
 }
 """Peaks of phases, which do not add up: marks beside the bars."""
 
@@ -88,12 +88,12 @@ def _memory(comparison: Comparison) -> tuple[Parts, str]:
     known = {
         name: [_mean(comparison.cost(i, _peak(metric))) for i in _indices(comparison)]
         for name, metric in (
-            ("weights", names.WEIGHTS),
-            ("gradients", names.GRADIENTS),
-            ("optimizer", names.OPTIMIZER_STATE),
+            ("weights", metric_names.WEIGHTS),
+            ("gradients", metric_names.GRADIENTS),
+            ("optimizer", metric_names.OPTIMIZER_STATE),
         )
     }
-    reserved = [_mean(comparison.cost(i, _peak(names.PEAK_RESERVED))) for i in _indices(comparison)]
+    reserved = [_mean(comparison.cost(i, _peak(metric_names.PEAK_RESERVED))) for i in _indices(comparison)]
     parts = known | {
         "all else": [max(0.0, peak - sum(parts)) for peak, *parts in zip(peaks, *known.values(), strict=True)],
         "reserved beyond": [

@@ -5,17 +5,17 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from train import names
+from train import metric_names
 from train.comparison.run import Row, Run
 
-KINDS = {names.PEAK_ALLOCATED: "GPU allocated", names.PEAK_RSS: "process RSS"}
+KINDS = {metric_names.PEAK_ALLOCATED: "GPU allocated", metric_names.PEAK_RSS: "process RSS"}
 """What stands for the memory of a run, the first that it has; each the largest rank."""
 PHASES = {
-    names.DATA_SECONDS: "data",
-    names.FORWARD_BACKWARD_SECONDS: "forward + backward",
-    names.SYNC_SECONDS: "gradient sync",
-    names.OPTIMIZER_SECONDS: "optimizer",
-    names.REST_SECONDS: "rest",
+    metric_names.DATA_SECONDS: "data",
+    metric_names.FORWARD_BACKWARD_SECONDS: "forward + backward",
+    metric_names.SYNC_SECONDS: "gradient sync",
+    metric_names.OPTIMIZER_SECONDS: "optimizer",
+    metric_names.REST_SECONDS: "rest",
 }
 FEWEST_FOR_P95 = 20
 """Rows; with fewer, the 95th percentile would be the maximum."""
@@ -49,7 +49,7 @@ def cost_of(run: Run) -> Cost:
     sizes = [metric for metric in run.metrics if metric.startswith("memory/") and metric.endswith("_gib")]
     peaks = {metric: max(values) for metric in sizes if (values := _of(rows, metric))}
     kind = next((metric for metric in KINDS if metric in peaks), None)
-    steps = _of(later, names.STEP_SECONDS)
+    steps = _of(later, metric_names.STEP_SECONDS)
     return Cost(
         memory_kind=KINDS[kind] if kind else None,
         peak_gib=peaks[kind] if kind else None,
@@ -59,19 +59,19 @@ def cost_of(run: Run) -> Cost:
         step_p50_seconds=statistics.median(steps) if steps else None,
         step_p95_seconds=_p95(steps),
         phase_seconds=_phases([row for row in later if run.is_full(row)]),
-        hours=max(_of(rows, names.HOURS), default=None),
-        mfu=statistics.fmean(used) if (used := _of(later, names.MFU)) else None,
+        hours=max(_of(rows, metric_names.HOURS), default=None),
+        mfu=statistics.fmean(used) if (used := _of(later, metric_names.MFU)) else None,
     )
 
 
 def _throughput(rows: Sequence[Row]) -> float | None:
     """Samples over time between the first row and the last; of a lone row, what it says itself."""
-    timed = [row for row in rows if names.HOURS in row]
+    timed = [row for row in rows if metric_names.HOURS in row]
     if len(timed) > 1:
-        hours = timed[-1][names.HOURS] - timed[0][names.HOURS]
-        samples = timed[-1][names.SAMPLES_SEEN] - timed[0][names.SAMPLES_SEEN]
+        hours = timed[-1][metric_names.HOURS] - timed[0][metric_names.HOURS]
+        samples = timed[-1][metric_names.SAMPLES_SEEN] - timed[0][metric_names.SAMPLES_SEEN]
         return samples / (hours * 3600) if hours > 0 and samples > 0 else None
-    return next(iter(_of(rows, names.SAMPLES_PER_SECOND)), None)
+    return next(iter(_of(rows, metric_names.SAMPLES_PER_SECOND)), None)
 
 
 def _phases(rows: Sequence[Row]) -> dict[str, float]:
@@ -81,8 +81,8 @@ def _phases(rows: Sequence[Row]) -> dict[str, float]:
     if not measured or not full:
         return {}
     means = {metric: statistics.fmean(row[metric] for row in full) for metric in measured}
-    if names.SYNC_SECONDS in means and names.FORWARD_BACKWARD_SECONDS in means:
-        means[names.FORWARD_BACKWARD_SECONDS] -= means[names.SYNC_SECONDS]
+    if metric_names.SYNC_SECONDS in means and metric_names.FORWARD_BACKWARD_SECONDS in means:
+        means[metric_names.FORWARD_BACKWARD_SECONDS] -= means[metric_names.SYNC_SECONDS]
     return {PHASES[metric]: seconds for metric, seconds in means.items()}
 
 

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter, StrMethodFormatter
 
-from train import names
+from train import metric_names
 from train.comparison.agree import by_seed
 from train.comparison.figures import time_unit
 from train.comparison.group import Group, common
@@ -26,7 +26,7 @@ LARGE, STRIP = (1, 2, 5), (1, 3)
 def loss(comparison: Comparison, x: str) -> tuple[Figure, str] | None:
     """The training loss, and below it how far each set-up is from the first, seed by seed."""
     groups = comparison.groups
-    if not any(group.curves(names.LOSS) for group in groups):
+    if not any(group.curves(metric_names.LOSS) for group in groups):
         return None
     pairs = [_both(groups[0], group) for group in groups[1:]]
     has_strip = any(pairs)
@@ -36,7 +36,7 @@ def loss(comparison: Comparison, x: str) -> tuple[Figure, str] | None:
     scale, label = _x_axis(groups, x)
     looks = [look(index, len(groups), comparison.same_mathematics) for index in range(len(groups))]
     for group, style in zip(groups, looks, strict=True):
-        _line(above, group, {s: v.values for s, v in group.over_seeds(names.LOSS).items()}, style, x, scale)
+        _line(above, group, {s: v.values for s, v in group.over_seeds(metric_names.LOSS).items()}, style, x, scale)
     _log_if_wide(above)
     above.set_ylabel("training loss")
     caption = (
@@ -58,7 +58,7 @@ def loss(comparison: Comparison, x: str) -> tuple[Figure, str] | None:
 
 def evaluation(comparison: Comparison) -> tuple[Figure, str] | None:
     """The evaluation loss against training time, each run thin, their mean thick, and the target."""
-    groups, metric = comparison.groups, names.EVAL_LOSS
+    groups, metric = comparison.groups, metric_names.EVAL_LOSS
     timed = [[_timed(run.at("hours"), run.curve(metric)) for run in group.runs] for group in groups]
     if not any(points for of_group in timed for points in of_group):
         return None
@@ -122,7 +122,7 @@ def _both(first: Group, group: Group) -> Pairs:
     several = []
     ours, theirs = by_seed(group.runs), by_seed(first.runs)
     for seed in ours.keys() & theirs.keys():
-        other, own = theirs[seed][0].curve(names.LOSS), ours[seed][0].curve(names.LOSS)
+        other, own = theirs[seed][0].curve(metric_names.LOSS), ours[seed][0].curve(metric_names.LOSS)
         several.append({samples: (other[samples], own[samples]) for samples in common([other, own])})
     return {samples: [one[samples] for one in several] for samples in common(several)}
 

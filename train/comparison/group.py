@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from train import names
+from train import metric_names
 from train.comparison.run import Curve, Run
 from train.config import under
 
@@ -101,8 +101,8 @@ def common_metrics(groups: Sequence[Group], prefix: str) -> list[str]:
 
 def losses(groups: Sequence[Group]) -> list[str]:
     """Metrics that tell whether two curves are the same."""
-    found = [metric for metric in common_metrics(groups, names.EVAL) if metric.endswith("loss")]
-    return [names.LOSS, *found]
+    found = [metric for metric in common_metrics(groups, metric_names.EVAL) if metric.endswith("loss")]
+    return [metric_names.LOSS, *found]
 
 
 def make_groups(runs: Sequence[Run]) -> list[Group]:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from train import names
+from train import metric_names
 from train.comparison.agree import Agreement, agreement
 from train.comparison.group import Group, Spread, common, common_metrics, spread
 from train.comparison.paying import range_of
@@ -35,7 +35,7 @@ class Target:
 
 def equal_samples(groups: Sequence[Group]) -> int | None:
     """The last samples seen at which all runs have an evaluation, or else a training loss."""
-    for metric in (names.EVAL_LOSS, names.LOSS):
+    for metric in (metric_names.EVAL_LOSS, metric_names.LOSS):
         shared = common([run.curve(metric) for group in groups for run in group.runs])
         if shared:
             return shared[-1]
@@ -45,26 +45,30 @@ def equal_samples(groups: Sequence[Group]) -> int | None:
 def outcomes(groups: Sequence[Group], metrics: Sequence[str]) -> list[Outcome]:
     """`metrics`: the losses whose curves are compared."""
     shared, found = equal_samples(groups), []
-    evaluated = [m for m in common_metrics(groups, names.EVAL) if m != names.EVAL_SAMPLES]
+    evaluated = [m for m in common_metrics(groups, metric_names.EVAL) if m != metric_names.EVAL_SAMPLES]
     for group in groups:
         samples = shared if shared is not None else _end(group)
         here = {
-            metric: group.over_seeds(metric).get(samples) for metric in [*evaluated, names.LOSS] if samples is not None
+            metric: group.over_seeds(metric).get(samples)
+            for metric in [*evaluated, metric_names.LOSS]
+            if samples is not None
         }
         others = [*groups[0].runs, *group.runs] if group is not groups[0] else []
         apart = {metric: agreed for metric in metrics if (agreed := agreement(others, metric))}
         known = {metric: value for metric, value in here.items() if value}
         steps = None if samples is None else group.x["steps"].get(samples)
-        noise, best = ([run.last(metric) for run in group.runs] for metric in (names.NOISE_SCALE, names.BREAK_EVEN))
+        noise, best = (
+            [run.last(metric) for run in group.runs] for metric in (metric_names.NOISE_SCALE, metric_names.BREAK_EVEN)
+        )
         found.append(
             Outcome(
                 samples=samples,
                 steps=steps,
                 metrics=known,
                 noise_scale=spread(noise),
-                noise_scale_range=range_of(group, names.NOISE_SCALE),
+                noise_scale_range=range_of(group, metric_names.NOISE_SCALE),
                 break_even=spread(best),
-                break_even_range=range_of(group, names.BREAK_EVEN),
+                break_even_range=range_of(group, metric_names.BREAK_EVEN),
                 apart=apart,
             )
         )
@@ -74,7 +78,7 @@ def outcomes(groups: Sequence[Group], metrics: Sequence[str]) -> list[Outcome]:
 def _end(group: Group) -> int | None:
     """The last samples seen at which all of its runs have a loss; without any loss, those of their last rows."""
     common_end = equal_samples([group])
-    ends = {int(run.rows[-1][names.SAMPLES_SEEN]) for run in group.runs}
+    ends = {int(run.rows[-1][metric_names.SAMPLES_SEEN]) for run in group.runs}
     return ends.pop() if common_end is None and len(ends) == 1 else common_end
 
 
@@ -86,12 +90,12 @@ def target_of(groups: Sequence[Group], given: float | None) -> Target | None:
     if not known or (given is None and len(known) < len(lowest)):
         return None
     loss = max(known) if given is None else given
-    several = [[run.hours_to(names.EVAL_LOSS, loss) for run in group.runs] for group in groups]
+    several = [[run.hours_to(metric_names.EVAL_LOSS, loss) for run in group.runs] for group in groups]
     hours = tuple(spread(of_group) for of_group in several)
     reaches = [[low is not None and low <= loss for low in map(_lowest, group.runs)] for group in groups]
     reached = tuple(map(sum, reaches))
-    return Target(names.EVAL_LOSS, loss, given is not None, hours, reached)
+    return Target(metric_names.EVAL_LOSS, loss, given is not None, hours, reached)
 
 
 def _lowest(run: Run) -> float | None:
-    return run.lowest(names.EVAL_LOSS)
+    return run.lowest(metric_names.EVAL_LOSS)

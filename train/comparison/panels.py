@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from train import names
+from train import metric_names
 from train.comparison.cost import KINDS, PHASES
 
 
@@ -13,21 +13,25 @@ class Panel:
 
     title: str
     y: tuple[str, ...]
-    x: str = names.SAMPLES_SEEN
+    x: str = metric_names.SAMPLES_SEEN
     log_y: bool = False
 
 
 def panels(metrics: Iterable[str]) -> list[Panel]:
     """`metrics`: those that the runs have; which evaluations there are differs from task to task."""
-    evaluations = (each for each in dict.fromkeys(metrics) if each.startswith(names.EVAL))
+    evaluations = (each for each in dict.fromkeys(metrics) if each.startswith(metric_names.EVAL))
     told = tuple(each for each in evaluations if each.rpartition("/")[2] != "samples")
     return [
-        Panel("Training loss over samples", (names.LOSS,)),
-        Panel("Training loss over hours of training", (names.LOSS,), x=names.HOURS),
-        Panel("Evaluation", told or (names.EVAL_LOSS,)),
-        Panel("Effective batch (samples)", (names.EFFECTIVE_SIZE,)),
+        Panel("Training loss over samples", (metric_names.LOSS,)),
+        Panel("Training loss over hours of training", (metric_names.LOSS,), x=metric_names.HOURS),
+        Panel("Evaluation", told or (metric_names.EVAL_LOSS,)),
+        Panel("Effective batch (samples)", (metric_names.EFFECTIVE_SIZE,)),
         Panel("Peak memory (GiB)", tuple(KINDS)),
-        Panel("Samples per second", (names.SAMPLES_PER_SECOND,)),
+        Panel("Samples per second", (metric_names.SAMPLES_PER_SECOND,)),
         Panel("Where a step's time goes (s); sync is a part of forward + backward", tuple(PHASES)),
-        Panel("Learning rate, and gradient norm before clipping", (names.LEARNING_RATE, names.GRAD_NORM), log_y=True),
+        Panel(
+            "Learning rate, and gradient norm before clipping",
+            (metric_names.LEARNING_RATE, metric_names.GRAD_NORM),
+            log_y=True,
+        ),
     ]

@@ -2,13 +2,16 @@
 
 from statistics import fmean
 
-from train import names
+from train import metric_names
+from train.batch.critical_batch import Estimate, Worth, advice, around
 from train.comparison.agree import counted
 from train.comparison.group import Group
 from train.comparison.run import Run
-from train.worth import Estimate, Worth, advice, around
 
-ERRORS = {names.NOISE_SCALE: names.NOISE_SCALE_ERROR, names.BREAK_EVEN: names.BREAK_EVEN_ERROR}
+ERRORS = {
+    metric_names.NOISE_SCALE: metric_names.NOISE_SCALE_ERROR,
+    metric_names.BREAK_EVEN: metric_names.BREAK_EVEN_ERROR,
+}
 
 
 def estimate(run: Run, metric: str) -> Estimate | None:
@@ -25,7 +28,7 @@ def range_of(group: Group, metric: str) -> tuple[float, float] | None:
 
 def sentence(group: Group) -> str:
     """What the closing lines of its runs say, as one; empty where none of them could."""
-    between, k = range_of(group, names.BREAK_EVEN), group.of_derived("accumulation_steps")
+    between, k = range_of(group, metric_names.BREAK_EVEN), group.of_derived("accumulation_steps")
     if between is None or not k:
         return ""
     known = [worth for run in group.runs if (worth := _worth(run, group.of_derived("effective_batch") / k))]
@@ -36,7 +39,7 @@ def sentence(group: Group) -> str:
 
 def _worth(run: Run, samples: float) -> Worth | None:
     """With the time of a micro-step as the unit: the best number of them and the noise scale tell that of an update."""
-    noise, best = estimate(run, names.NOISE_SCALE), estimate(run, names.BREAK_EVEN)
+    noise, best = estimate(run, metric_names.NOISE_SCALE), estimate(run, metric_names.BREAK_EVEN)
     if noise is None or best is None:
         return None
     return Worth(noise, samples, 1.0, update_seconds=best.value**2 * samples / noise.value)

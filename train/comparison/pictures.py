@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from train.comparison.judge import Comparison
+from train.errors import UserError
 
 
-class NoMatplotlib(RuntimeError):
+class NoMatplotlib(UserError):
     """Pictures were asked for, and matplotlib is not installed; the message says what to type."""
 
 

@@ -13,11 +13,12 @@ import yaml
 from train.comparison.online import read_wandb
 from train.comparison.rows import parse_rows, split_config
 from train.comparison.run import Run
+from train.errors import UserError
 
 RUN_FILES = ("plan.json", "metrics.jsonl")
 
 
-class CannotRead(ValueError):
+class CannotRead(UserError):
     """What was named holds no run that can be compared; the message says what to type."""
 
 

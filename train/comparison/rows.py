@@ -5,7 +5,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from train import names
+from train import metric_names
 from train.comparison.run import Row
 from train.config import flatten, is_execution
 
@@ -33,7 +33,7 @@ def clean_row(row: Any) -> Row:
     not_finite = (None, "NaN", "Infinity", "-Infinity")
     known = {key: math.nan if value in not_finite else value for key, value in row.items() if "/" in key}
     numbers = {k: float(v) for k, v in known.items() if isinstance(v, int | float) and not isinstance(v, bool)}
-    return numbers if math.isfinite(numbers.get(names.SAMPLES_SEEN, math.nan)) else {}
+    return numbers if math.isfinite(numbers.get(metric_names.SAMPLES_SEEN, math.nan)) else {}
 
 
 def split_config(config: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from train import names
+from train import metric_names
 
 Row = Mapping[str, float]  # a metric that was not finite is NaN; one that is not there was not measured
 Curve = dict[int, float]  # samples seen -> value
@@ -45,12 +45,12 @@ class Run:
 
     @cached_property
     def train_rows(self) -> list[Row]:
-        return [row for row in self.rows if names.LEARNING_RATE in row]
+        return [row for row in self.rows if metric_names.LEARNING_RATE in row]
 
     def is_full(self, row: Row) -> bool:
         """Whether its step took the effective batch, which the ragged last step of an epoch does not."""
         effective = self.derived.get("effective_batch")
-        return self.derived.get("steps_per_epoch") == 1 or row.get(names.EFFECTIVE_SIZE, effective) == effective
+        return self.derived.get("steps_per_epoch") == 1 or row.get(metric_names.EFFECTIVE_SIZE, effective) == effective
 
     @cached_property
     def metrics(self) -> list[str]:
@@ -59,7 +59,7 @@ class Run:
 
     def curve(self, metric: str) -> Curve:
         """Of a metric; where a restart wrote a row again, the last one counts."""
-        return {int(row[names.SAMPLES_SEEN]): row[metric] for row in self.rows if metric in row}
+        return {int(row[metric_names.SAMPLES_SEEN]): row[metric] for row in self.rows if metric in row}
 
     def last(self, metric: str) -> float | None:
         return next(reversed(self.curve(metric).values()), None)
@@ -67,10 +67,10 @@ class Run:
     def at(self, x: str) -> dict[int, float]:
         """{samples seen: x} for x = `samples`, `steps` or `hours` of training; only where it was measured."""
         if x == "samples":
-            return {samples: float(samples) for samples in self.curve(names.SAMPLES_SEEN)}
+            return {samples: float(samples) for samples in self.curve(metric_names.SAMPLES_SEEN)}
         if x == "steps":
-            return self.curve(names.GLOBAL_STEP)
-        return {0: 0.0} | self.curve(names.HOURS)
+            return self.curve(metric_names.GLOBAL_STEP)
+        return {0: 0.0} | self.curve(metric_names.HOURS)
 
     def hours_to(self, metric: str, target: float) -> float | None:
         """Training time up to the first evaluation that is not above the target."""

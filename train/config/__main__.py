@@ -4,12 +4,17 @@ Keys, types and ranges are checked; whether targets exist and take their argumen
 """
 
 import sys
+from collections.abc import Sequence
 
-from train.config import ConfigError, load
+from train.config import load
+from train.errors import FINISHED, entry_point
+
+
+@entry_point
+def main(argv: Sequence[str]) -> int:
+    print(load([*argv, "--print-config"]).yaml(), end="")
+    return FINISHED
+
 
 if __name__ == "__main__":
-    try:
-        print(load([*sys.argv[1:], "--print-config"]).yaml(), end="")
-    except ConfigError as error:
-        print(error, file=sys.stderr)
-        sys.exit(2)
+    sys.exit(main(sys.argv[1:]))

@@ -5,6 +5,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from train.errors import UserError
+
 Values = Mapping[str, Any]
 """{dotted key: value}"""
 Finding = tuple[str, str]
@@ -25,7 +27,7 @@ class Problem:
         return ": ".join(part for part in (self.where, self.key, self.text) if part)
 
 
-class ConfigError(Exception):
+class ConfigError(UserError):
     """All problems of a config at once. Entry points print it and exit with 2."""
 
     def __init__(self, problems: Sequence[Problem]) -> None:

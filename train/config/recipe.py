@@ -45,8 +45,8 @@ class Data:
     """Tokens in a sample: join the texts of the column `text` (see columns) and cut them into blocks of so many. A
     document's first token is not predicted from the document before. Unset: samples are what the columns hold."""
     tokenizer: str = "bytes"
-    """What makes tokens of text: `bytes`, the dotted path of a class like those in train/tokenizers.py, or the folder
-    of a tokenizer that transformers has saved, which also reads a column of text with data.max_length."""
+    """What makes tokens of text: `bytes`, the dotted path of a class like those in train/data/tokenizers.py, or the
+    folder of a tokenizer that transformers has saved, which also reads a column of text with data.max_length."""
     max_length: int | None = None
     """Tokens of a text: longer ones are cut, shorter ones filled up with token 256. Unset: text is refused."""
     preload: bool | None = None

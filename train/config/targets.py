@@ -73,7 +73,7 @@ def resolve_tokenizer(tokenizer: str) -> Callable[..., Any] | None:
 
     Raises TargetError.
     """
-    return None if Path(tokenizer).is_dir() else resolve(tokenizer, "train.tokenizers")
+    return None if Path(tokenizer).is_dir() else resolve(tokenizer, "train.data.tokenizers")
 
 
 def _is_dotted(text: str) -> bool:

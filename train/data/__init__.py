@@ -4,10 +4,11 @@ from train.data.by_length import ByLength, Padding, in_memory
 from train.data.in_range import in_range
 from train.data.loader import WorkerLost
 from train.data.packing import make_tokenizer
-from train.data.parts import DataError, EvaluationSet, TrainingSet
 from train.data.rows import Rows
+from train.data.shares import DataError, EvaluationSet, TrainingSet
 from train.data.sources import Sets, open_sets
 from train.data.splits import Splits, load_splits
+from train.data.tokenizers import save_tokenizer
 from train.data.windows import Windows
 
 __all__ = [
@@ -26,4 +27,5 @@ __all__ = [
     "load_splits",
     "make_tokenizer",
     "open_sets",
+    "save_tokenizer",
 ]

@@ -3,7 +3,7 @@
 import torch
 from torch.nn.functional import pad
 
-from train.window import Batch
+from train.batch.window import Batch
 
 
 def crop_and_flip(sample: Batch, generator: torch.Generator) -> Batch:

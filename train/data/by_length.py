@@ -1,7 +1,7 @@
 """Texts without most of their padding: micro-batches of similar length, each cut to its longest text.
 
 Which samples make up a step, in which order, and where a run goes on, stays as it is; and so does the gradient of a
-model on which padding has no influence, which is tried before the first step (train/exact.py).
+model on which padding has no influence, which is tried before the first step (train/exactness/additivity.py).
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -16,12 +16,12 @@ from torch import Tensor
 
 from train.batch import Assignment, BatchPlan, sample_ids
 from train.batch.order import Ids
+from train.batch.window import IGNORED, Batch, Place
 from train.data.lengths import deal, micro_steps, smallest_limit
 from train.data.loader import Loader
-from train.data.parts import DataError, EvaluationSet, Part, TrainingSet, assignments, pieces
 from train.data.reading import LABELS, Reader, is_text
 from train.data.rows import Rows
-from train.window import IGNORED, Batch, Place
+from train.data.shares import DataError, EvaluationSet, RankShare, TrainingSet, assignments
 
 BLOCK = 256  # samples that are measured at a time
 
@@ -90,10 +90,10 @@ class ByLength:
         counts = (labels != IGNORED).view(len(shortest), -1).any(1)
         return self.samples.fetch(np.append(first, shortest[int(counts.int().argmax())]))
 
-    def parts(self, plan: BatchPlan, seed: int, rank: int, place: Place, overfit: int | None) -> Iterator[Part]:
-        """As data.parts has it; micro-batches are as many as the limit asks for, not the plan."""
-        for part in self.samples.read(self._dealt(plan, seed, rank, place, overfit)):
-            yield replace(part, batches=tuple(map(self.padding.cut, pieces(part.share, part.sizes, part.filler))))
+    def shares(self, plan: BatchPlan, seed: int, rank: int, place: Place, overfit: int | None) -> Iterator[RankShare]:
+        """As data.shares has it; micro-batches are as many as the limit asks for, not the plan."""
+        for share in self.samples.read(self._dealt(plan, seed, rank, place, overfit)):
+            yield replace(share, trim=self.padding.cut)
 
     def _dealt(
         self, plan: BatchPlan, seed: int, rank: int, place: Place, overfit: int | None
@@ -101,9 +101,18 @@ class ByLength:
         alone = replace(plan, world_size=1, micro=plan.effective, accumulation_steps=1)
         for epoch, step in islice(assignments(alone, seed, 0, place, overfit), self.steps):
             lengths = self.lengths[step.ids]
-            own = deal(lengths, plan.world_size, self.limit)[rank]
-            filler = step.ids[[lengths.argmin()]]
-            yield epoch, replace(step, ids=step.ids[np.concatenate(own)], sizes=tuple(map(len, own)), filler_ids=filler)
+            of_ranks = deal(lengths, plan.world_size, self.limit)
+            own = of_ranks[rank]
+            yield (
+                epoch,
+                replace(
+                    step,
+                    ids=step.ids[np.concatenate(own)],
+                    sizes=tuple(map(len, own)),
+                    largest=max(sum(map(len, micro_batches)) for micro_batches in of_ranks),
+                    filler_ids=step.ids[[lengths.argmin()]],
+                ),
+            )
 
     def micro_steps(self, plan: BatchPlan) -> tuple[int, int]:
         """The fewest and the most micro-batches of a rank that a full step can have, whatever its samples are."""

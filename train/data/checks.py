@@ -11,9 +11,9 @@ import pyarrow.compute as pc
 import pyarrow.types as kinds
 from datasets import ClassLabel, Features
 
-from train.data.parts import DataError
+from train.batch.window import IGNORED
 from train.data.reading import LABELS, Reader, is_text, some
-from train.window import IGNORED
+from train.data.shares import DataError
 
 KINDS = {
     str: "text",

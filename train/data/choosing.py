@@ -7,8 +7,8 @@ import numpy as np
 
 from train.batch import sample_ids
 from train.batch.order import Ids
-from train.data.parts import DataError
 from train.data.reading import Columns
+from train.data.shares import DataError
 
 HOLDOUT_SEED = 0  # not the run's: runs with different seeds are compared on the same held-out samples
 

@@ -12,7 +12,7 @@ from datasets.exceptions import DatasetsError
 from train.config import resolve_source
 from train.config.recipe import Data
 from train.config.targets import FILES
-from train.data.parts import DataError
+from train.data.shares import DataError
 
 Readable: TypeAlias = Dataset | IterableDataset
 

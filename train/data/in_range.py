@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from train.batch import BatchPlan
+from train.batch.window import IGNORED, Batch, Place
 from train.data.packed_stream import PackedStream
-from train.data.parts import DataError, Part, TrainingSet
 from train.data.reading import LABELS, Columns
 from train.data.rows import Rows
-from train.window import IGNORED, Batch, Place
+from train.data.shares import DataError, RankShare, TrainingSet
 
 
 @dataclass(frozen=True)
@@ -35,11 +35,11 @@ class InRange:
     def first(self, seed: int, count: int) -> Batch:
         return self.checked(self.samples.first(seed, count), 0)
 
-    def parts(self, plan: BatchPlan, seed: int, rank: int, place: Place, overfit: int | None) -> Iterator[Part]:
-        """As data.parts has it."""
-        for part in self.samples.parts(plan, seed, rank, place, overfit):
-            self.checked(part.share, part.epoch)
-            yield part
+    def shares(self, plan: BatchPlan, seed: int, rank: int, place: Place, overfit: int | None) -> Iterator[RankShare]:
+        """As data.shares has it."""
+        for share in self.samples.shares(plan, seed, rank, place, overfit):
+            self.checked(share.samples, share.epoch)
+            yield share
 
     def checked(self, batch: Batch, epoch: int) -> Batch:
         for name, outputs in self.outputs.items():

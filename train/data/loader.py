@@ -17,10 +17,10 @@ from torch.utils.data import DataLoader
 
 from train.batch import Assignment, BatchPlan, key_of, sample_ids
 from train.batch.order import Ids
-from train.data.parts import DataError, Part, assignments
+from train.batch.window import Batch, Place
 from train.data.reading import stack
 from train.data.rows import Rows, Table, finished
-from train.window import Batch, Place
+from train.data.shares import DataError, RankShare, assignments
 
 Transform = Callable[[Batch, torch.Generator], Batch]
 """(one sample, where its random numbers come from) -> the sample; columns without a dimension for samples."""
@@ -84,11 +84,11 @@ class Loader:
         with self._read([(0, ids[start : start + size]) for start in range(0, len(ids), size)]) as read:
             yield from read
 
-    def parts(self, plan: BatchPlan, seed: int, rank: int, place: Place, overfit: int | None) -> Iterator[Part]:
-        """As data.parts has it."""
+    def shares(self, plan: BatchPlan, seed: int, rank: int, place: Place, overfit: int | None) -> Iterator[RankShare]:
+        """As data.shares has it."""
         return self.read(assignments(plan, seed, rank, place, overfit))
 
-    def read(self, wanted: Iterable[tuple[int, Assignment]]) -> Iterator[Part]:
+    def read(self, wanted: Iterable[tuple[int, Assignment]]) -> Iterator[RankShare]:
         """A filler is read behind the samples of its step."""
         wanted, asked = tee(wanted)
         requests = (
@@ -98,8 +98,17 @@ class Loader:
         with self._read(requests) as read:
             for (epoch, found), batch in zip(wanted, read, strict=False):
                 count = sum(found.sizes)
-                share, filler = ({n: c[part] for n, c in batch.items()} for part in (slice(count), slice(count, None)))
-                yield Part(epoch, found.last_of_epoch, share, found.sizes, filler if 0 in found.sizes else {})
+                filler = {}
+                if 0 in found.sizes:
+                    filler = {name: column[count:] for name, column in batch.items()}
+                yield RankShare(
+                    epoch=epoch,
+                    last_of_epoch=found.last_of_epoch,
+                    samples={name: column[:count] for name, column in batch.items()},
+                    sizes=found.sizes,
+                    filler=filler,
+                    largest=found.largest,
+                )
 
     @contextmanager
     def _read(self, requests: Iterable[Request]) -> Iterator[Iterator[Batch]]:

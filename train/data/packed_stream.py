@@ -9,14 +9,14 @@ import pyarrow as pa
 import torch
 from datasets import IterableDataset
 
+from train.batch.window import Batch
 from train.data.checks import check_values
 from train.data.packing import blocks, check_text, columns_of
-from train.data.parts import DataError
 from train.data.rows import finished
+from train.data.shares import DataError
 from train.data.stream import Blocks, Stream, one_ahead
+from train.data.tokenizers import Tokenizer, TokenizerError, Tokens
 from train.data.tokens import document_tokens
-from train.tokenizers import Tokenizer, TokenizerError, Tokens
-from train.window import Batch
 
 AT_ONCE = 100  # documents
 

@@ -11,15 +11,15 @@ import pyarrow as pa
 import torch
 from datasets import Dataset
 
+from train.batch.window import IGNORED
 from train.config import resolve_tokenizer
 from train.config.recipe import Data
 from train.config.targets import TargetError
-from train.data.parts import DataError
 from train.data.reading import is_text
 from train.data.rows import Rows
+from train.data.shares import DataError
+from train.data.tokenizers import Saved, Tokenizer, TokenizerError, Tokens, complete
 from train.data.tokens import any_lossy, stream_of
-from train.tokenizers import Saved, Tokenizer, TokenizerError, Tokens, complete
-from train.window import IGNORED
 
 COLUMNS = ("inputs", "labels", "documents", "bytes")
 

@@ -14,9 +14,9 @@ from datasets.formatting import get_formatter
 from torch import Tensor
 
 from train.batch.order import Ids
-from train.data.parts import DataError
-from train.tokenizers import Saved, TokenizerError
-from train.window import Batch
+from train.batch.window import Batch
+from train.data.shares import DataError
+from train.data.tokenizers import Saved, TokenizerError
 
 LABELS = "labels"
 """The name under which text stands for a class."""

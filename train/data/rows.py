@@ -10,9 +10,9 @@ from torch import Tensor
 
 from train.batch import Assignment, BatchPlan, sample_ids
 from train.batch.order import Ids
-from train.data.parts import Part, assignments
+from train.batch.window import Batch, Place
 from train.data.reading import Picked, Reader, scaled, stack
-from train.window import Batch, Place
+from train.data.shares import RankShare, assignments
 
 
 @dataclass(frozen=True)
@@ -51,14 +51,21 @@ class Rows:
     def first(self, seed: int, count: int) -> Batch:
         return self.fetch(sample_ids(len(self), seed, 0, 0, min(count, len(self))))
 
-    def parts(self, plan: BatchPlan, seed: int, rank: int, place: Place, overfit: int | None) -> Iterator[Part]:
-        """As data.parts has it. Any part can be read without those before it."""
+    def shares(self, plan: BatchPlan, seed: int, rank: int, place: Place, overfit: int | None) -> Iterator[RankShare]:
+        """As data.shares has it. Any share can be read without those before it."""
         return self.read(assignments(plan, seed, rank, place, overfit))
 
-    def read(self, wanted: Iterable[tuple[int, Assignment]]) -> Iterator[Part]:
+    def read(self, wanted: Iterable[tuple[int, Assignment]]) -> Iterator[RankShare]:
         for epoch, found in wanted:
             filler = self.fetch(found.filler_ids) if 0 in found.sizes else {}
-            yield Part(epoch, found.last_of_epoch, self.fetch(found.ids), found.sizes, filler)
+            yield RankShare(
+                epoch=epoch,
+                last_of_epoch=found.last_of_epoch,
+                samples=self.fetch(found.ids),
+                sizes=found.sizes,
+                filler=filler,
+                largest=found.largest,
+            )
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ import pyarrow as pa
 from datasets import Dataset, Image, IterableDataset
 
 from train.batch.order import Ids
+from train.batch.window import Batch
 from train.config import Config, resolve
 from train.data.by_length import ByLength, Padding, cut_by_length
 from train.data.checks import LabelRange, check_values, class_line, class_names, label_range
@@ -17,14 +18,13 @@ from train.data.files import Readable, damaged
 from train.data.loader import Loader, Transform
 from train.data.packed_stream import PackedStream
 from train.data.packing import check_columns, make_tokenizer, pack
-from train.data.parts import DataError, EvaluationSet, TrainingSet
 from train.data.reading import LABELS, Reader
 from train.data.rows import Rows, Table, preload
+from train.data.shares import DataError, EvaluationSet, TrainingSet
 from train.data.splits import Splits, load_splits, whole
 from train.data.stream import Stream
-from train.ranks import launched_local_world_size
-from train.tokenizers import Bytes, Saved
-from train.window import Batch
+from train.data.tokenizers import Bytes, Saved
+from train.distributed.ranks import launched_local_world_size
 
 SHARE = 0.25
 """Of a machine's memory: what its ranks may fill with samples."""

@@ -12,9 +12,9 @@ from train.data.choosing import check_names, chosen_columns
 from train.data.files import Readable, load_split
 from train.data.packing import check_columns, check_text, make_tokenizer
 from train.data.reading import LABELS, Columns, Reader, is_text
+from train.data.tokenizers import Saved
 from train.data.tokens import LOSSY, Tokenising, identify
-from train.ranks import launched_rank
-from train.tokenizers import Saved
+from train.distributed.ranks import launched_rank
 
 
 @dataclass(frozen=True)

@@ -10,12 +10,13 @@ from datasets import Features, Image, IterableDataset
 from datasets.distributed import split_dataset_by_node
 
 from train.batch import BatchPlan, divide, key_of
+from train.batch import share as share_of
+from train.batch.window import Batch, Place
 from train.data.checks import check_values
 from train.data.files import ERRORS
-from train.data.parts import DataError, Part
 from train.data.reading import Reader, stack
 from train.data.rows import finished
-from train.window import Batch, Place
+from train.data.shares import DataError, RankShare
 
 Blocks = Iterator[tuple[int, pa.Table, bool]]
 """(place of its first sample in the epoch, samples, whether it is the last block of the epoch)"""
@@ -48,14 +49,14 @@ class Stream:
             _, table, _ = next(self._blocks(self._order(self.dataset, seed, 0), count))
         return self._batch(table, 0, table.num_rows, range(table.num_rows))
 
-    def parts(self, plan: BatchPlan, seed: int, rank: int, place: Place, overfit: int | None) -> Iterator[Part]:
-        """As data.parts has it; to begin at a place, what comes before it is read and left out."""
+    def shares(self, plan: BatchPlan, seed: int, rank: int, place: Place, overfit: int | None) -> Iterator[RankShare]:
+        """As data.shares has it; to begin at a place, what comes before it is read and left out."""
         with self._explained():
             if self.by_rank:
-                yield from self._own_parts(plan, seed, rank, place)
-            yield from self._parts(plan, seed, rank, place, overfit)
+                yield from self._own_shares(plan, seed, rank, place)
+            yield from self._shares(plan, seed, rank, place, overfit)
 
-    def _parts(self, plan: BatchPlan, seed: int, rank: int, place: Place, overfit: int | None) -> Iterator[Part]:
+    def _shares(self, plan: BatchPlan, seed: int, rank: int, place: Place, overfit: int | None) -> Iterator[RankShare]:
         if overfit:
             place = Place(0, place.samples % (overfit * plan.effective))
         while True:
@@ -65,7 +66,14 @@ class Stream:
                 first, sizes = divide(plan, table.num_rows, rank)
                 filler = self._batch(table, 0, 1, range(start, start + 1)) if 0 in sizes else {}
                 ids = range(start + first, start + first + sum(sizes))
-                yield Part(place.epoch, last, self._batch(table, first, sum(sizes), ids), sizes, filler)
+                yield RankShare(
+                    epoch=place.epoch,
+                    last_of_epoch=last,
+                    samples=self._batch(table, first, sum(sizes), ids),
+                    sizes=sizes,
+                    filler=filler,
+                    largest=share_of(table.num_rows, 0, plan.world_size),
+                )
             place = Place(0 if overfit else place.epoch + 1)
 
     @contextmanager
@@ -77,7 +85,7 @@ class Stream:
         except ERRORS as error:
             raise (self.explain(error) if self.explain else error) from error
 
-    def _own_parts(self, plan: BatchPlan, seed: int, rank: int, place: Place) -> Iterator[Part]:
+    def _own_shares(self, plan: BatchPlan, seed: int, rank: int, place: Place) -> Iterator[RankShare]:
         """In each step as many samples as this rank's share of a full one, over the ends of its own shards."""
         own = self._order(split_dataset_by_node(self.dataset, rank, plan.world_size), seed, 0)
         if next(iter(own), None) is None:
@@ -87,7 +95,14 @@ class Stream:
         for start, table, _ in self._blocks(own.repeat(None), wanted, place.samples // plan.effective * wanted):
             ids = range(rank + start * plan.world_size, rank + (start + wanted) * plan.world_size, plan.world_size)
             filler = self._batch(table, 0, 1, ids) if 0 in sizes else {}
-            yield Part(0, False, self._batch(table, 0, sum(sizes), ids), sizes, filler)
+            yield RankShare(
+                epoch=0,
+                last_of_epoch=False,
+                samples=self._batch(table, 0, sum(sizes), ids),
+                sizes=sizes,
+                filler=filler,
+                largest=share_of(plan.effective, 0, plan.world_size),
+            )
 
     def _order(self, dataset: IterableDataset, seed: int, epoch: int) -> IterableDataset:
         dataset = dataset.select_columns(self.reader.names)

@@ -20,10 +20,10 @@ from datasets import Dataset, Features, List, Value
 from datasets.fingerprint import Hasher, generate_random_fingerprint
 from filelock import FileLock
 
-from train import tokenizers
 from train.config import digest, tokenizer_files
-from train.data.parts import DataError
-from train.tokenizers import Bytes, Saved, Tokenizer, TokenizerError, Tokens
+from train.data import tokenizers
+from train.data.shares import DataError
+from train.data.tokenizers import Bytes, Saved, Tokenizer, TokenizerError, Tokens
 
 FOLDER = Path(datasets.config.HF_DATASETS_CACHE) / "isobatch-tokens"
 AT_ONCE = 100  # texts that are held in memory

@@ -3,9 +3,9 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from train.data.parts import Part, pieces
-from train.ranks import Ranks, Sum
-from train.window import Batch, MicroBatch, Window
+from train.batch.window import Batch, Window
+from train.data.shares import RankShare
+from train.distributed.ranks import Ranks, Sum
 
 
 @dataclass(frozen=True)
@@ -13,8 +13,7 @@ class _Ahead:
     """A window whose sums over the ranks are still under way."""
 
     k: int
-    part: Part | None  # None: it could not be read
-    micro_batches: tuple[MicroBatch, ...]
+    share: RankShare | None  # None: it could not be read
     failure: Exception | None
     message: Sum  # [ranks that failed, ranks that were asked to stop, samples, weight of each term]
 
@@ -25,21 +24,19 @@ class _Ahead:
 
 @dataclass(frozen=True)
 class Windows:
-    """Iterates over the windows of steps first .. last, one for each of `parts`.
+    """Iterates over the windows of steps first .. last, one for each of `shares`.
 
     It ends earlier, on every rank before the same step, once `stop_requested()` was true on any of them. A failure to
     read is raised on every rank before the step it belongs to.
     """
 
-    parts: Iterator[Part]
+    shares: Iterator[RankShare]
     ranks: Ranks
     terms: Sequence[str]  # of the loss, in an order that all ranks share
     loss_weight: Callable[[Batch], Mapping[str, float]]  # by term
     stop_requested: Callable[[], bool]
-    pin_memory: bool
     last: int
     first: int = 1
-    expect: Callable[[Sequence[MicroBatch]], None] | None = None  # is told the micro-batches of each step, a step ahead
 
     def __iter__(self) -> Iterator[Window]:
         ahead = self._start(self.first) if self.first <= self.last else None
@@ -52,46 +49,32 @@ class Windows:
             ahead = following
 
     def _start(self, k: int) -> _Ahead:
-        part = failure = None
-        micro_batches: tuple[MicroBatch, ...] = ()
+        share = failure = None
+        samples = 0
         numbers = [0.0 for _ in self.terms]
         try:
-            part = next(self.parts)
-            if any(part.sizes):  # what adds up over micro-batches may as well be counted at once
-                weights = self.loss_weight(part.share)
+            share = next(self.shares)
+            samples = sum(share.sizes)
+            if samples:  # what adds up over micro-batches may as well be counted at once
+                weights = self.loss_weight(share.samples)
                 numbers = [weights[term] for term in self.terms]
-            micro_batches = self._cut(part)
-            if self.expect:
-                self.expect(micro_batches)
-        except Exception as error:  # told to the other ranks first: they would wait for this one in the next reduction
+        except Exception as error:  # sent to the other ranks first: they would wait for this one in the next reduction
             failure = error
-        samples = sum(micro_batch.samples for micro_batch in micro_batches)
         message = self.ranks.start_sum([failure is not None, self.stop_requested(), samples, *numbers])
-        return _Ahead(k, part, micro_batches, failure, message)
-
-    def _cut(self, part: Part) -> tuple[MicroBatch, ...]:
-        sizes, batches = part.sizes, part.batches or (part.share, part.filler)
-        if self.pin_memory:
-            batches = tuple({name: t.pin_memory() for name, t in batch.items()} for batch in batches)
-        if not part.batches:
-            share, filler = batches
-            if len(sizes) == 1 and sizes[0]:
-                return (MicroBatch(share, sizes[0]),)
-            batches = pieces(share, sizes, filler)
-        return tuple(map(MicroBatch, batches, sizes))
+        return _Ahead(k, share, failure, message)
 
     def _finish(self, ahead: _Ahead) -> Window | None:
         failed, stop, samples, *weights = ahead.message.wait()
-        if failed:  # every rank ends by the same error, told with the rank that met it
+        if failed:  # every rank ends by the same error, which names the rank that met it
             self.ranks.together(ahead.check)
         if stop:
             return None
-        assert ahead.part is not None  # else there was a failure
+        assert ahead.share is not None  # else there was a failure
         return Window(
             k=ahead.k,
-            epoch=ahead.part.epoch,
-            micro_batches=ahead.micro_batches,
+            epoch=ahead.share.epoch,
+            micro_batches=ahead.share,
             samples=int(samples),
             weights=dict(zip(self.terms, weights, strict=True)),
-            last_of_epoch=ahead.part.last_of_epoch,
+            last_of_epoch=ahead.share.last_of_epoch,
         )

@@ -4,13 +4,14 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from train import names
+from train import metric_names
+from train.errors import UserError
 
 LESS_IS_BETTER = ("loss", "perplexity", "bits_per_byte", "error", "mse", "mae", "rmse")
 MORE_IS_BETTER = ("accuracy", "f1", "auc", "precision", "recall", "r2")
 
 
-class UnknownDirection(ValueError):
+class UnknownDirection(UserError):
     """Nobody has said whether more or less of a metric is better."""
 
 
@@ -27,7 +28,7 @@ class Best:
     @classmethod
     def of(cls, wanted: str | None) -> "Best":
         """From evaluate.best: `eval/accuracy`, or `max eval/mine` where the name does not tell. Unset: eval/loss."""
-        direction, _, metric = (wanted or names.EVAL_LOSS).rpartition(" ")
+        direction, _, metric = (wanted or metric_names.EVAL_LOSS).rpartition(" ")
         if direction not in ("", "min", "max"):
             raise UnknownDirection(
                 f"evaluate.best={wanted}: it starts with {direction!r}. Type: evaluate.best='max {metric}'"
@@ -46,7 +47,7 @@ class Best:
             return
         self.last = value
         if self.value is None or (value > self.value if self.more_is_better else value < self.value):
-            self.value, self.step = value, int(row[names.GLOBAL_STEP])
+            self.value, self.step = value, int(row[metric_names.GLOBAL_STEP])
 
     def is_new(self, step: int) -> bool:
         """Whether the evaluation of this step is the best so far."""
@@ -57,9 +58,11 @@ class Best:
         """For the live line."""
         if self.value is None:
             return ""
-        return f"{self.metric.removeprefix(names.EVAL)} {self.last:.4f} (best {self.value:.4f})"
+        return f"{self.metric.removeprefix(metric_names.EVAL)} {self.last:.4f} (best {self.value:.4f})"
 
     def __str__(self) -> str:
         if self.value is None:
             return ""
-        return f"{self.metric.removeprefix(names.EVAL)} {self.last:.4f}, best {self.value:.4f} at step {self.step}"
+        return (
+            f"{self.metric.removeprefix(metric_names.EVAL)} {self.last:.4f}, best {self.value:.4f} at step {self.step}"
+        )

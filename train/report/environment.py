@@ -20,7 +20,7 @@ import psutil
 import torch
 
 import train
-from train.report.redact import redact, redact_code, secret_values
+from train.config.redact import redact, redact_code, secret_values
 
 PACKAGES = ("torch", "accelerate", "datasets", "wandb", "omegaconf", "numpy", "safetensors")
 LAUNCHER = (

@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from train.config import Config, differences
-from train.report.ending import FAILED, ending
-from train.report.plan import RunPlan
-from train.report.redact import redacted
+from train.config.redact import redacted
+from train.errors import FAILED, UserError, ending
+from train.plan.run_plan import RunPlan
 from train.report.restarts import RESTARTS, job_id, pause
 
 
-class FolderRefused(RuntimeError):
+class FolderRefused(UserError):
     """A run of this name is there, and going on would lose it; the message holds the lines to paste."""
 
 

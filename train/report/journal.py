@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from train import names
+from train import metric_names
 
 
 class Journal:
@@ -60,4 +60,4 @@ def _step(line: str) -> float:
         row: dict[str, Any] = json.loads(line)
     except ValueError:
         return math.inf
-    return float(row[names.GLOBAL_STEP])
+    return float(row[metric_names.GLOBAL_STEP])

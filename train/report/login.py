@@ -1,12 +1,13 @@
 """Whether a run is tracked online: from the config and from who is logged in, without importing wandb."""
 
 from train.config.schema import Wandb
+from train.errors import UserError
 from train.report.environment import logged_in_to_wandb, wandb_setting
 
 MODES = {"dryrun": "offline", "run": "online"}  # old names in WANDB_MODE
 
 
-class TrackerError(ValueError):
+class TrackerError(UserError):
     """The config asks for a tracking that cannot be had here."""
 
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from train.window import Place, Window
+from train.batch.window import Place, Window
 
 
 @dataclass

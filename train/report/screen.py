@@ -4,7 +4,7 @@ import sys
 from collections.abc import Mapping
 from typing import Any, TextIO
 
-from train import names
+from train import metric_names
 from train.report.progress import duration
 
 
@@ -29,10 +29,10 @@ class Screen:
 
     def log(self, row: Mapping[str, float]) -> None:
         """A row of metrics: of an evaluation, or of a step."""
-        if names.SAVE_SECONDS in row:
-            self.say(f"{self._step(row)}  saved in {duration(row[names.SAVE_SECONDS])}")
+        if metric_names.SAVE_SECONDS in row:
+            self.say(f"{self._step(row)}  saved in {duration(row[metric_names.SAVE_SECONDS])}")
             return
-        if names.LEARNING_RATE not in row:
+        if metric_names.LEARNING_RATE not in row:
             self.say(self._step(row) + "  " + _evaluation(row))
             return
         line = self._step(row) + "  " + "  ".join(_step_parts(row))
@@ -59,13 +59,13 @@ class Screen:
         self._log_file.close()
 
     def _step(self, row: Mapping[str, float]) -> str:
-        return f"step {row[names.GLOBAL_STEP]:>{len(str(self._total_steps))}.0f}/{self._total_steps}"
+        return f"step {row[metric_names.GLOBAL_STEP]:>{len(str(self._total_steps))}.0f}/{self._total_steps}"
 
     def _show(self, row: Mapping[str, float]) -> None:
         """The live line: as many of its parts, the most wanted first, as the terminal is wide."""
         assert self._live
-        left = (self._total_steps - row[names.GLOBAL_STEP]) * row[names.STEP_SECONDS]
-        loss = f"loss {row[names.LOSS]:.4f}" if names.LOSS in row else ""
+        left = (self._total_steps - row[metric_names.GLOBAL_STEP]) * row[metric_names.STEP_SECONDS]
+        loss = f"loss {row[metric_names.LOSS]:.4f}" if metric_names.LOSS in row else ""
         rate = _speed(row)
         peak = [f"{text.removesuffix(' GiB')} of {self._memory_gib:.3g} GiB" for text in _peak(row)]
         parts = [loss, self._evaluation, rate, f"{duration(left)} left", *peak, _shares(row)]
@@ -77,26 +77,26 @@ class Screen:
 
 
 def _peak(row: Mapping[str, float]) -> list[str]:
-    peak = row.get(names.PEAK_ALLOCATED, row.get(names.PEAK_RSS))
+    peak = row.get(metric_names.PEAK_ALLOCATED, row.get(metric_names.PEAK_RSS))
     return [] if peak is None else [f"{peak:.2f} GiB"]
 
 
 def _speed(row: Mapping[str, float]) -> str:
-    if names.TOKENS_PER_SECOND in row:
-        return f"{row[names.TOKENS_PER_SECOND]:,.0f} tokens/s"
-    return f"{row[names.SAMPLES_PER_SECOND]:,.0f}/s"
+    if metric_names.TOKENS_PER_SECOND in row:
+        return f"{row[metric_names.TOKENS_PER_SECOND]:,.0f} tokens/s"
+    return f"{row[metric_names.SAMPLES_PER_SECOND]:,.0f}/s"
 
 
 def _step_parts(row: Mapping[str, float]) -> list[str]:
     parts = []
-    if names.LOSS in row:
-        parts.append(f"loss {row[names.LOSS]:.4f}")
-    parts.append(f"lr {row[names.LEARNING_RATE]:.2e}")
-    parts.append(f"batch {row[names.EFFECTIVE_SIZE]:.0f}")
+    if metric_names.LOSS in row:
+        parts.append(f"loss {row[metric_names.LOSS]:.4f}")
+    parts.append(f"lr {row[metric_names.LEARNING_RATE]:.2e}")
+    parts.append(f"batch {row[metric_names.EFFECTIVE_SIZE]:.0f}")
     parts.append(_speed(row))
     parts += _peak(row)
-    if row[names.SKIPPED_STEPS]:
-        parts.append(f"{row[names.SKIPPED_STEPS]:.0f} skipped")
+    if row[metric_names.SKIPPED_STEPS]:
+        parts.append(f"{row[metric_names.SKIPPED_STEPS]:.0f} skipped")
     return parts
 
 
@@ -104,23 +104,28 @@ def _evaluation(row: Mapping[str, float]) -> str:
     """The size of the main set stands behind its metrics; those of the further sets are in metrics.jsonl."""
     parts = ["eval"]
     for key, value in row.items():
-        name = key.removeprefix(names.EVAL)
+        name = key.removeprefix(metric_names.EVAL)
         if name == "samples":
             parts.append(f"on {value:,.0f} samples")
-        elif key.startswith(names.EVAL) and not name.endswith("/samples"):
+        elif key.startswith(metric_names.EVAL) and not name.endswith("/samples"):
             parts.append(f"{name} {value:.4f}")
     return "  ".join(parts)
 
 
 def _shares(row: Mapping[str, float]) -> str:
     """Of the step that was measured last: how much of it was which phase."""
-    if names.FORWARD_BACKWARD_SECONDS not in row:
+    if metric_names.FORWARD_BACKWARD_SECONDS not in row:
         return ""
-    sync = row.get(names.SYNC_SECONDS, 0.0)
-    compute = row[names.FORWARD_BACKWARD_SECONDS] - sync + row[names.OPTIMIZER_SECONDS]
-    parts = {"data": row[names.DATA_SECONDS], "compute": compute, "sync": sync, "rest": row[names.REST_SECONDS]}
+    sync = row.get(metric_names.SYNC_SECONDS, 0.0)
+    compute = row[metric_names.FORWARD_BACKWARD_SECONDS] - sync + row[metric_names.OPTIMIZER_SECONDS]
+    parts = {
+        "data": row[metric_names.DATA_SECONDS],
+        "compute": compute,
+        "sync": sync,
+        "rest": row[metric_names.REST_SECONDS],
+    }
     total = sum(parts.values())
-    known = (name for name in parts if name != "sync" or names.SYNC_SECONDS in row)  # one rank has none
+    known = (name for name in parts if name != "sync" or metric_names.SYNC_SECONDS in row)  # one rank has none
     return " ".join(f"{name} {parts[name] / total:.0%}" for name in known)
 
 

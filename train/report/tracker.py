@@ -18,17 +18,17 @@ from typing import Any
 
 import psutil
 
-from train import names
+from train import metric_names
+from train.config.redact import redact, secret_values, secrets_in
 from train.config.schema import Wandb
 from train.report.environment import private
 from train.report.login import check_login, chosen_mode
-from train.report.redact import redact, secret_values, secrets_in
 
 SUMMARY = {
-    names.EVAL_LOSS: "min,last",
-    names.EVAL + "accuracy": "max,last",
-    names.PEAK_ALLOCATED: "max,last",
-    names.PEAK_RSS: "max,last",
+    metric_names.EVAL_LOSS: "min,last",
+    metric_names.EVAL + "accuracy": "max,last",
+    metric_names.PEAK_ALLOCATED: "max,last",
+    metric_names.PEAK_RSS: "max,last",
 }
 """What a table of runs shows, where that is more than the last value: eval/loss.min, eval/loss.last."""
 LONGEST_QUEUE, GRACE_SECONDS = 10_000, 3.0
@@ -217,11 +217,11 @@ def _init(settings: dict[str, Any], run_config: dict[str, Any]) -> Any:
         **settings,
     )
     run = wandb.init(config=run_config, settings=closed)
-    run.define_metric(names.SAMPLES_SEEN)
-    run.define_metric(names.GLOBAL_STEP)
-    run.define_metric("*", step_metric=names.SAMPLES_SEEN)  # no `step=`: after a resume W&B would drop rows
+    run.define_metric(metric_names.SAMPLES_SEEN)
+    run.define_metric(metric_names.GLOBAL_STEP)
+    run.define_metric("*", step_metric=metric_names.SAMPLES_SEEN)  # no `step=`: after a resume W&B would drop rows
     for name, summary in SUMMARY.items():
-        run.define_metric(name, step_metric=names.SAMPLES_SEEN, summary=summary)
+        run.define_metric(name, step_metric=metric_names.SAMPLES_SEEN, summary=summary)
     return run
 
 

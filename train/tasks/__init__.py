@@ -9,7 +9,8 @@ from typing import Any, Protocol, TypeVar
 
 from torch import Tensor
 
-from train.window import Batch
+from train.batch.window import Batch
+from train.config import Config, resolve
 
 T = TypeVar("T")
 
@@ -58,3 +59,9 @@ class Task(Protocol):
     #
     # samples(model, batch, decode) -> rows of a table, {column: text}: what the model makes of `batch`, some
     # held-out samples, at each evaluation; `decode` turns tokens into text.
+
+
+def make_task(config: Config) -> Task:
+    """The task that `task.target` names."""
+    task: Task = resolve(config.task.target, "train.tasks")(**config.task.args)
+    return task

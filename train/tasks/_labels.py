@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from train.window import IGNORED
+from train.batch.window import IGNORED
 
 
 def wrong_numbers(name: str, labels: Tensor, outputs: int) -> str | None:

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from train.batch.window import IGNORED, Batch
 from train.tasks._labels import wrong_numbers
-from train.window import IGNORED, Batch
 
 
 class Classification:

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from train.window import Batch
+from train.batch.window import Batch
 
 
 class Regression:

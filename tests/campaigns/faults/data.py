@@ -12,7 +12,7 @@ from datasets import IterableDataset
 
 from tests.campaigns.faults import ranks
 from tests.helpers import tiny
-from train.window import Batch
+from train.batch.window import Batch
 
 SHARDS = (range(10), range(100, 120))
 """Two, of 10 and 20 samples: the first number of a sample's inputs says which it is."""

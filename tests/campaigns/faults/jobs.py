@@ -20,7 +20,7 @@ import psutil
 from tests.conftest import free_port, rank_environment
 
 _context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["train.entry", "torch._dynamo", "tests.campaigns.faults.ranks"])
+_context.set_forkserver_preload(["train.main", "torch._dynamo", "tests.campaigns.faults.ranks"])
 
 LIMIT_SECONDS = 120
 CLEARED = ("RANK", "WORLD_SIZE", "ISOBATCH_WORLD_SIZE", "ISOBATCH_ENDED", "ISOBATCH_ATTEMPT", "SLURM_JOB_ID")

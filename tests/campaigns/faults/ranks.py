@@ -23,11 +23,11 @@ import train.run
 import train.setup
 import train.standard
 from tests.helpers import rank_group, tiny
-from train import entry
+from train import main as entry
+from train.batch.window import MicroBatch, Window
 from train.config import Config, load
 from train.data import load_splits
 from train.step import Learner
-from train.window import MicroBatch, Window
 
 Patch = Callable[[], None]
 """Put into the process of a rank before it starts to train."""

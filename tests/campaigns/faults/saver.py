@@ -19,7 +19,7 @@ import train.checkpoint.files
 from tests.campaigns.faults.ranks import failing, note, rank
 from train.checkpoint import Checkpoints, SaveFailed
 from train.checkpoint.commit import complete
-from train.ranks import Ranks
+from train.distributed.ranks import Ranks
 
 POINTS: Sequence[tuple[Any, str]] = (
     (train.checkpoint.checkpoints, "commit"),

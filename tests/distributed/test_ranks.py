@@ -1,0 +1,38 @@
+"""Ranks among each other: who leaves first where one is gone."""
+
+import time
+from typing import Any
+
+import pytest
+
+from tests.helpers import rank_group
+from train.distributed.ranks import GIVE_WAY_SECONDS, give_way
+
+
+def seconds_given(error: RuntimeError) -> float:
+    start = time.monotonic()
+    give_way(error)
+    return time.monotonic() - start
+
+
+def lose_the_last(world_size: int) -> float:
+    """Seconds that a rank waits before it leaves, having lost the last one; 0 on that one."""
+    ranks = rank_group()
+    ranks.barrier()
+    if ranks.rank == world_size - 1:
+        return 0.0
+    with pytest.raises(RuntimeError) as lost:
+        ranks.gather(ranks.rank)
+    return seconds_given(lost.value)
+
+
+@pytest.mark.parametrize("world_size", [2, 3])
+def test_who_lost_another_rank_leaves_after_it(run_ranks: Any, world_size: int) -> None:
+    *others, last = run_ranks(world_size, lose_the_last, world_size)
+
+    assert last == 0
+    assert all(seconds >= GIVE_WAY_SECONDS for seconds in others), others
+
+
+def test_who_fails_itself_leaves_at_once() -> None:
+    assert seconds_given(RuntimeError("a fault of its own")) < GIVE_WAY_SECONDS / 2

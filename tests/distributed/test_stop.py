@@ -1,0 +1,51 @@
+"""What a signal asks for, whatever asked for a stop before it."""
+
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from train.distributed.stop import Stop
+from train.report.restarts import RESTARTS, pause
+
+
+@pytest.fixture(name="stop")
+def listening_stop() -> Iterator[Stop]:
+    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+    before = {number: signal.getsignal(number) for number in numbers}
+    stop = Stop()
+    stop.listen()
+    yield stop
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.parametrize("earlier", [None, "a full disk", signal.SIGTERM])
+def test_only_the_second_interrupt_leaves_at_once(stop: Stop, earlier: signal.Signals | str | None) -> None:
+    if isinstance(earlier, signal.Signals):
+        os.kill(os.getpid(), earlier)
+    elif earlier:
+        stop.ask(earlier)
+
+    os.kill(os.getpid(), signal.SIGINT)
+    assert stop.requested()
+    with pytest.raises(KeyboardInterrupt):
+        os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_a_pause_is_shorter_than_the_others_wait(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / RESTARTS).write_text('{"from": "the start", "fruitless": 2000}')
+
+    pause(tmp_path, None, 0.5, lambda: False)
+
+    assert "waiting 0.25 s" in capsys.readouterr().err
+
+
+@pytest.mark.timeout(60)
+def test_a_stop_ends_a_pause(tmp_path: Path, stop: Stop) -> None:
+    (tmp_path / RESTARTS).write_text('{"from": "the start", "fruitless": 20}')
+    stop.ask("a test")
+
+    pause(tmp_path, None, 1800, stop.requested)  # 300 s otherwise

@@ -1,0 +1,40 @@
+"""The samples shown beside an evaluation, where one rank alone cannot read them."""
+
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from tests.helpers import rank_group
+from train.config import load
+from train.data import WorkerLost
+from train.evaluation.generations import sampled
+
+
+class LostOn1:
+    def __init__(self, rank: int) -> None:
+        self.rank = rank
+
+    def __len__(self) -> int:
+        return 4
+
+    def batches(self, ids: object, size: int) -> Iterator[dict[str, Any]]:
+        if self.rank == 1:
+            raise WorkerLost("loading samples: killed")
+        yield {}
+
+
+def lose_a_worker() -> str:
+    ranks = rank_group()
+    learner: Any = SimpleNamespace(task=SimpleNamespace(samples=lambda *args: ()))
+    sets: Any = SimpleNamespace(evaluation={"": LostOn1(ranks.rank)})
+    config = load(["configs/digits.yaml"]).config
+    evaluate = sampled(dict, learner, sets, config, ranks, lambda table: None)
+    with pytest.raises(WorkerLost) as lost:
+        evaluate()
+    return str(lost.value)
+
+
+def test_all_ranks_know_why_one_of_them_could_not_read(run_ranks: Any) -> None:
+    assert run_ranks(2, lose_a_worker) == ["rank 1: loading samples: killed", "loading samples: killed"]

@@ -1,0 +1,68 @@
+"""What one optimizer step works on. Pure: torch is named here, but not imported."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+IGNORED = -100
+"""PyTorch's own mark for a label that does not count."""
+
+Batch = dict[str, "Tensor"]
+"""Columns by name; dim 0 of every tensor: samples. `sample_id` (int64) is the sample's position in the data."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """How far training has come in the order of the data. Counted in samples: it holds for any number of ranks."""
+
+    epoch: int = 0
+    samples: int = 0  # of this epoch, already trained
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """What one rank puts through the model at once."""
+
+    batch: Batch  # on the CPU: each moves when its turn comes
+    samples: int  # 0: a filler, a sample of the step that counts nowhere, so that every rank has equally many steps
+
+
+class MicroBatches(Protocol):
+    """One rank's micro-batches of a window, in order. They can be iterated over more than once."""
+
+    @property
+    def sizes(self) -> Sequence[int]:
+        """Samples of each; 0 for a filler. Known without reading any."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def __iter__(self) -> Iterator[MicroBatch]: ...
+
+    def recut(self, micro: int) -> "MicroBatches":
+        """The same samples in micro-batches of at most `micro` samples, equally many on every rank that does so."""
+        ...
+
+
+@dataclass(frozen=True)
+class Window:
+    """One rank's part of an optimizer step, and what all ranks agreed on about the whole step."""
+
+    k: int  # the step, counted from 1
+    epoch: int  # counted from 0
+    micro_batches: MicroBatches  # of this rank; every rank has equally many
+    samples: int  # of the step, over all ranks, counted
+    weights: Mapping[str, float]  # by term, over all ranks: what the sum of a term's losses is divided by
+    last_of_epoch: bool
+
+    @property
+    def is_empty(self) -> bool:
+        """No label counts on any rank: there is nothing to train on."""
+        return not any(self.weights.values())
+
+    def recut(self, micro: int) -> "Window":
+        """The same step in other micro-batches: for a retry after out-of-memory, or to compute its gradient twice."""
+        return replace(self, micro_batches=self.micro_batches.recut(micro))

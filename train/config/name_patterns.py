@@ -1,0 +1,30 @@
+"""Parameters by patterns over their names, as a shell has them for files: `blocks.0.*`, `*norm*`. Pure: no torch."""
+
+import difflib
+from collections.abc import Iterable, Sequence
+from fnmatch import fnmatchcase
+
+from train.errors import UserError
+
+
+class PatternError(UserError):
+    """A pattern that no parameter's name matches; the message lists near ones."""
+
+
+def matching(key: str, patterns: Iterable[str], names: Sequence[str]) -> list[str]:
+    """The names that match any of the patterns, in their order.
+
+    Raises PatternError where a pattern matches nothing: a misspelt one would change nothing, without a word.
+    """
+    patterns = list(patterns)
+    for pattern in patterns:
+        if not any(fnmatchcase(name, pattern) for name in names):
+            raise PatternError(f"{key}: {pattern!r} matches no parameter. {_near(pattern, names)}")
+    return [name for name in names if any(fnmatchcase(name, pattern) for pattern in patterns)]
+
+
+def _near(pattern: str, names: Sequence[str]) -> str:
+    near = difflib.get_close_matches(pattern, names, n=5, cutoff=0.4) or list(names[:5])
+    inside = [name for name in names if pattern in name]
+    whole = f". A pattern covers the whole name: try '*{pattern}*'" if inside else ""
+    return f"Near names, of {len(names)}: {', '.join(near)}{whole}"

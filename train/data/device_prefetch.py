@@ -1,0 +1,96 @@
+"""Micro-batches on their way to the device: on a GPU the next one travels while the present one is worked on."""
+
+from collections import deque
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+
+import torch
+
+from train.batch.window import Batch, MicroBatch
+from train.data.shares import RankShare
+
+
+def to_device(batch: Batch, device: torch.device, dtype: torch.dtype) -> Batch:
+    """The batch on the device, floating-point columns in `dtype`; the host does not wait for pinned memory."""
+    return {
+        name: column.to(device, dtype if column.is_floating_point() else column.dtype, non_blocking=True)
+        for name, column in batch.items()
+    }
+
+
+def _pinned(batch: Batch) -> Batch:
+    return {name: column.pin_memory() for name, column in batch.items()}
+
+
+class Side:
+    """A stream of a GPU, beside the one that computes, for copies from the host."""
+
+    def __init__(self, device: torch.device, dtype: torch.dtype) -> None:
+        self._device, self._dtype = device, dtype
+        self._stream = torch.cuda.Stream(device)
+
+    def start(self, batch: Batch) -> Batch:
+        """Tensors that will hold the batch.
+
+        Their memory is the computing stream's: what used it before is queued there already, and is waited for. So at
+        most two micro-batches are on the device, however far the host runs ahead.
+        """
+        on_device = {
+            name: torch.empty_like(
+                column, device=self._device, dtype=self._dtype if column.is_floating_point() else None
+            )
+            for name, column in batch.items()
+        }
+        self._stream.wait_stream(torch.cuda.current_stream(self._device))
+        with torch.cuda.stream(self._stream):
+            for name, column in batch.items():
+                on_device[name].copy_(column, non_blocking=True)
+        return on_device
+
+    def wait(self) -> None:
+        """What is computed from here on comes after the copies that were started. The host waits for nothing."""
+        torch.cuda.current_stream(self._device).wait_stream(self._stream)
+
+
+class Feed:
+    """Hands out micro-batches on the device, in the order in which they are trained."""
+
+    def __init__(self, device: torch.device, dtype: torch.dtype) -> None:
+        self._device, self._dtype = device, dtype
+        self._side = Side(device, dtype) if device.type == "cuda" else None
+        self._coming: deque[MicroBatch] = deque()
+        self._travelling: tuple[MicroBatch, Batch] | None = None
+
+    def announced(self, shares: Iterator[RankShare]) -> Iterator[RankShare]:
+        """The same shares, a step ahead of their training: on a GPU in pinned memory, and expected in this order."""
+        return shares if self._side is None else self._announced(shares)
+
+    def _announced(self, shares: Iterator[RankShare]) -> Iterator[RankShare]:
+        for share in shares:
+            pinned = replace(share, samples=_pinned(share.samples), filler=_pinned(share.filler))
+            self.expect(pinned)
+            yield pinned
+
+    def expect(self, micro_batches: Iterable[MicroBatch]) -> None:
+        """These are the next ones to be trained, after those that were announced before."""
+        self._coming.extend(micro_batches)
+
+    def take(self, micro_batch: MicroBatch) -> Batch:
+        """The micro-batch on the device. The one that is expected next starts to travel."""
+        if self._side is None:
+            return to_device(micro_batch.batch, self._device, self._dtype)
+        is_here = self._travelling is not None and self._travelling[0] is micro_batch
+        if not is_here and not any(each is micro_batch for each in self._coming):
+            return to_device(micro_batch.batch, self._device, self._dtype)  # nobody announced it
+        # Before the next copy starts: what is computed now shall not wait for that one. Also for a copy that nobody
+        # takes, since its step was left out: before its memory is used again.
+        self._side.wait()
+        if self._travelling and is_here:
+            batch = self._travelling[1]
+        else:
+            batch = to_device(micro_batch.batch, self._device, self._dtype)
+            while self._coming.popleft() is not micro_batch:
+                pass
+        following = self._coming.popleft() if self._coming else None
+        self._travelling = (following, self._side.start(following.batch)) if following else None
+        return batch

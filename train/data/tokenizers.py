@@ -1,0 +1,163 @@
+"""From text to tokens and back. A config names one by `data.tokenizer`: `bytes`, the dotted path of your own, or the
+folder of one that transformers has saved.
+
+A tokenizer of your own is made without arguments and has the members of `Tokenizer`. Pure: no torch.
+"""
+
+import json
+from collections.abc import Iterable
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+Tokens = NDArray[np.int32]
+
+
+class Tokenizer(Protocol):
+    vocabulary: int
+    """Tokens that there are: a model's outputs."""
+
+    @property
+    def document_start(self) -> int:
+        """The token that stands at the head of each document, and nowhere else: what its first real token follows."""
+        ...
+
+    def encode(self, text: str) -> Tokens:
+        """The tokens of a text, without a document_start."""
+        ...
+
+    def decode(self, tokens: Iterable[int]) -> str: ...
+
+    def lengths(self, tokens: Tokens) -> NDArray[np.int64]:
+        """UTF-8 bytes that each token stands for: what bits per byte are counted over."""
+        ...
+
+
+class Bytes:
+    """The 256 bytes of UTF-8, and one token for the start of a document: nothing to train, nothing to download."""
+
+    vocabulary = 257
+    document_start = 256
+
+    def encode(self, text: str) -> Tokens:
+        return np.frombuffer(text.encode(), dtype=np.uint8).astype(np.int32)
+
+    def decode(self, tokens: Iterable[int]) -> str:
+        """Bytes that are no UTF-8, such as a letter cut in two, become a replacement character."""
+        return bytes(token for token in tokens if token < 256).decode(errors="replace")
+
+    def lengths(self, tokens: Tokens) -> NDArray[np.int64]:
+        return (tokens < 256).astype(np.int64)
+
+
+class TokenizerError(ValueError):
+    """A tokenizer that cannot be used; the message says what to type."""
+
+
+def complete(made: Tokenizer) -> Tokenizer:
+    """A tokenizer of one's own. Raises TokenizerError where it lacks a member: some are needed only late in a run."""
+    members = ("vocabulary", "document_start", "encode", "decode", "lengths")
+    lacking = [name for name in members if not hasattr(made, name)]
+    if lacking:
+        raise TokenizerError(
+            f"{type(made).__name__} has no {', no '.join(lacking)}. A tokenizer of your own needs "
+            f"{', '.join(members)}: see Tokenizer in train/data/tokenizers.py"
+        )
+    return made
+
+
+class Saved:
+    """A tokenizer that transformers has saved in a folder. It needs the extra `hf`. Raises TokenizerError.
+
+    document_start is its bos_token, else eos_token, else cls_token. A text that spells out such a token is split like
+    any other text. lengths are known for byte-level tokenizers (GPT-2, Llama 3, Qwen) only.
+    """
+
+    def __init__(self, folder: str) -> None:
+        if find_spec("transformers") is None:
+            raise TokenizerError(
+                f"{folder}: a saved tokenizer needs transformers, which is not installed. "
+                f"Type: EXTRAS=hf ./launch.sh ..., or pip install 'isobatch[hf]'"
+            )
+        library: Any = import_module("transformers")
+        try:
+            self._inner = library.AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        except (OSError, ValueError) as error:
+            raise TokenizerError(f"{folder} holds no tokenizer that transformers opens: {error}") from error
+        self.folder = folder
+        self.vocabulary = len(self._inner)
+        self._lengths: NDArray[np.int64] | None = _lengths(self._inner)
+        self.lossy = False  # whether a text was met that lost bytes
+
+    @property
+    def document_start(self) -> int:
+        inner = self._inner
+        for token in (inner.bos_token_id, inner.eos_token_id, inner.cls_token_id):
+            if token is not None:
+                return int(token)
+        raise TokenizerError(f"{self.folder} has no bos_token, eos_token or cls_token to begin a document with")
+
+    @property
+    def padding(self) -> int:
+        """The token that encode_one fills texts up with; that one tells where there is none."""
+        return int(self._inner.pad_token_id)
+
+    @property
+    def pads_left(self) -> bool:
+        return bool(self._inner.padding_side == "left")
+
+    def encode(self, text: str) -> Tokens:
+        tokens = np.array(self._ids(text, add_special_tokens=False), dtype=np.int32)
+        self.lossy |= self.loses(text, tokens)
+        return tokens
+
+    def loses(self, text: str, tokens: Tokens) -> bool:
+        """Whether a text has other bytes than its tokens: some change letters before they split: NFC, a space in
+        front."""
+        return self._lengths is not None and int(self._lengths[tokens].sum()) != len(text.encode())
+
+    def encode_one(self, text: str, size: int) -> Tokens:
+        """`size` tokens: a text as the model was trained on it, with [CLS], [SEP] or the like, cut or filled up."""
+        if self._inner.pad_token_id is None:
+            raise TokenizerError(f"{self.folder} has no pad_token to fill texts up with")
+        return np.array(self._ids(text, truncation=True, padding="max_length", max_length=size), dtype=np.int32)
+
+    def decode(self, tokens: Iterable[int]) -> str:
+        text: str = self._inner.decode(list(tokens), clean_up_tokenization_spaces=False)
+        return text
+
+    def lengths(self, tokens: Tokens) -> NDArray[np.int64]:
+        if self._lengths is None or self.lossy:
+            raise TokenizerError(
+                f"how many bytes each token of {self.folder} stands for is not known: it does not keep every byte of a "
+                f"text. Type: task.args.bits_per_byte=false"
+            )
+        return self._lengths[tokens]
+
+    def save(self, folder: Path) -> None:
+        self._inner.save_pretrained(folder)
+
+    def _ids(self, text: str, **how: Any) -> list[int]:
+        ids: list[int] = self._inner(text, split_special_tokens=True, verbose=False, **how)["input_ids"]
+        return ids
+
+
+def _lengths(inner: Any) -> NDArray[np.int64] | None:
+    """Bytes by token, special ones 0; None for a tokenizer that is not byte-level, where a letter is no byte."""
+    if "ByteLevel" not in str(json.loads(inner.backend_tokenizer.to_str())["decoder"]):
+        return None
+    added = {token: len(str(content).encode()) for token, content in inner.added_tokens_decoder.items()}
+    words = inner.convert_ids_to_tokens(list(range(len(inner))))
+    special = set(inner.all_special_ids)
+    sizes = (0 if i in special else added.get(i, len(word or "")) for i, word in enumerate(words))
+    return np.fromiter(sizes, np.int64, len(words))
+
+
+def save_tokenizer(tokenizer: str, folder: Path) -> None:
+    """Write the tokenizer that data.tokenizer names into a folder, where it is one that was saved."""
+    if Path(tokenizer).is_dir():
+        Saved(tokenizer).save(folder)

@@ -1,0 +1,92 @@
+"""Meet the other ranks through accelerate, and see that they are those that were asked for."""
+
+import os
+from datetime import timedelta
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import (
+    DistributedDataParallelKwargs,
+    DistributedType,
+    GradientAccumulationPlugin,
+    GradScalerKwargs,
+    InitProcessGroupKwargs,
+)
+
+from train.config import Config
+from train.distributed.ranks import LaunchError, Ranks, check_world_size, meet_after_restart
+from train.errors import UserError
+
+DATA_PARALLEL = (DistributedType.NO, DistributedType.MULTI_GPU, DistributedType.MULTI_CPU)
+
+
+class Unsupported(UserError):
+    """What the config asks for cannot be had with this device or this model."""
+
+
+def connect(config: Config) -> tuple[Accelerator, Ranks]:
+    """Meet the other ranks.
+
+    Raises LaunchError where the launcher was told something else than the config, and Unsupported.
+    """
+    _check_launcher(config)
+    meet_after_restart(_patience(config))
+    accelerator = _accelerator(config)
+    check_world_size(accelerator.num_processes)
+    if accelerator.distributed_type not in DATA_PARALLEL:
+        raise LaunchError(
+            f"the launcher file asks for {accelerator.distributed_type.value}; so far ranks work by "
+            f"plain data parallelism only. Type: LAUNCHER=configs/accelerate/ddp.yaml"
+        )
+    # accelerate would train in float32 on a CPU, without a word.
+    if config.precision == "fp16" and accelerator.device.type == "cpu":
+        raise Unsupported("precision=fp16 needs a GPU, and this is a CPU. Type: precision=bf16, or precision=fp32")
+    return accelerator, Ranks(accelerator.process_index, accelerator.num_processes, _patience(config))
+
+
+def _check_launcher(config: Config) -> None:
+    """accelerate hands its own options to the ranks through the environment: they must not contradict the config."""
+    asked = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    if asked not in ("no", _mixed_precision(config)):
+        raise LaunchError(
+            f"the launcher was told mixed precision {asked}, the config says "
+            f"precision={config.precision}. Leave it to the config: --mixed_precision no (or "
+            f"mixed_precision: 'no' in the launcher file)"
+        )
+    backend = os.environ.get("ACCELERATE_DYNAMO_BACKEND", "no")
+    if backend.lower() != "no":
+        raise LaunchError(
+            f"the launcher was told the dynamo backend {backend}, which the config does not know of. "
+            f"Leave it to the config: --dynamo_backend no, and model.compile=true instead"
+        )
+
+
+def _patience(config: Config) -> float:
+    """Seconds that a message waits for the others: a little longer than the watchdog, which knows more to say."""
+    return config.runtime.timeout_seconds + max(60, config.runtime.timeout_seconds)
+
+
+def _mixed_precision(config: Config) -> str:
+    """In accelerate's words."""
+    return config.precision if config.precision in ("bf16", "fp16") else "no"
+
+
+def _accelerator(config: Config) -> Accelerator:
+    runtime = config.runtime
+    torch.set_float32_matmul_precision("high" if runtime.tf32 else "highest")
+    torch.backends.cudnn.allow_tf32 = runtime.tf32
+    if runtime.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+    return Accelerator(
+        mixed_precision=_mixed_precision(config),
+        # A plugin of 1: ACCELERATE_GRADIENT_ACCUMULATION_STEPS in the environment would divide every backward.
+        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
+        kwargs_handlers=[
+            # Saves one copy of the gradients.
+            DistributedDataParallelKwargs(gradient_as_bucket_view=True),
+            # The loop's own scaler scales the loss; `backward` would do it a second time.
+            GradScalerKwargs(enabled=False),
+            InitProcessGroupKwargs(timeout=timedelta(seconds=_patience(config))),
+        ],
+    )

@@ -1,0 +1,250 @@
+"""The ranks of a run: who am I, what do all agree on. The only room that talks to torch.distributed."""
+
+import os
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, TypeVar, cast
+
+import torch
+import torch.distributed as dist
+from torch.distributed.rendezvous import rendezvous
+
+from train.errors import UserError
+
+T = TypeVar("T")
+
+
+class LaunchError(UserError):
+    """The launcher started something else than what was asked for, or than what the config says."""
+
+
+SETTLE_SECONDS = 30
+YIELD_SECONDS = 2.0
+
+_KEPT: list[object] = []
+"""Process groups, to the end of the process. Where one is destroyed earlier (with the model that DDP wraps), gloo joins
+its threads while it holds the GIL, for which such a thread may be waiting in turn: for ever (torch 2.13)."""
+
+
+def launched_world_size() -> int:
+    """The ranks that the launcher started, before any of them has met the others."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def asked_world_size() -> int:
+    """The ranks of the run: those that the launcher started, or that launch.sh would start."""
+    return max(launched_world_size(), int(os.environ.get("ISOBATCH_WORLD_SIZE") or 1))
+
+
+def launched_rank() -> int:
+    return int(os.environ.get("RANK", "0"))
+
+
+def launched_local_world_size() -> int:
+    """The ranks that share this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
+def check_world_size(found: int) -> None:
+    """Raise LaunchError where the ranks that met are not the ranks that were asked for.
+
+    `accelerate launch` with several processes on a CPU can start one, or several that each believe to be alone: a run
+    would go on with another effective batch than it says.
+    """
+    asked = {
+        "WORLD_SIZE (from the launcher)": launched_world_size(),
+        "ISOBATCH_WORLD_SIZE (from launch.sh)": int(os.environ.get("ISOBATCH_WORLD_SIZE") or found),
+    }
+    for name, number in asked.items():
+        if number != found:
+            raise LaunchError(
+                f"{number} ranks were asked for by {name}, but {found} met. On a CPU: "
+                f"NPROC={number} ./launch.sh ... (or ACCELERATE_USE_CPU=true accelerate launch --multi_gpu "
+                f"--num_processes {number} ...)"
+            )
+
+
+def yield_to_failed_rank(error: RuntimeError) -> None:
+    """Where `error` says that another rank is gone: wait a moment, so that the launcher finds that one gone first.
+
+    torchrun asks every 0.1 s who has left, names the first it finds, and of two found at once the lower rank.
+    """
+    if isinstance(error, dist.DistError) or "gloo" in str(error):
+        time.sleep(YIELD_SECONDS)
+
+
+def meet_after_restart(timeout_seconds: float) -> None:
+    """Where the launcher has started the ranks again: meet under keys of this attempt alone.
+
+    The launcher's store still holds the addresses of the ranks that are gone. torch 2.13 asks for them under the same
+    keys: a rank that is quicker than another then waits for a connection to nobody. accelerate takes this group over.
+    """
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    if attempt == "0" or launched_world_size() == 1 or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return
+    store, rank, world_size = next(rendezvous("env://"))
+    on_cpu = not torch.cuda.is_available() or os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("true", "1", "yes")
+    dist.init_process_group(
+        "gloo" if on_cpu else "nccl",
+        store=dist.distributed_c10d.PrefixStore(f"attempt-{attempt}", store),
+        rank=rank,
+        world_size=world_size,
+        timeout=timedelta(seconds=timeout_seconds),
+    )
+
+
+@dataclass(frozen=True)
+class Sum:
+    """A sum over the ranks that is still under way."""
+
+    values: torch.Tensor  # float64, on the CPU; the sum once the work is done
+    work: dist.Work | None
+
+    def wait(self) -> list[float]:
+        if self.work is not None:
+            self.work.wait()
+        result: list[float] = self.values.tolist()
+        return result
+
+
+class Ranks:
+    """This rank among `world_size`. What is agreed here are a few numbers on the CPU.
+
+    The messages use a gloo group of their own, so that they cannot be taken for the gradients of a reduction that is
+    under way at the same time.
+    """
+
+    def __init__(self, rank: int = 0, world_size: int = 1, timeout_seconds: float = 1800) -> None:
+        self.rank = rank
+        self.world_size = world_size
+        self.is_main = rank == 0
+        self._group: dist.ProcessGroup | None = None
+        self._under_way: dist.Work | None = None  # the message started last
+        self.beats = 0
+        if world_size > 1:
+            group = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout_seconds))
+            assert isinstance(group, dist.ProcessGroup)
+            self._group = group
+            _KEPT.extend((group, dist.group.WORLD))
+        self._board: Any = None
+
+    def beat(self) -> None:
+        """Says that this rank still moves, where that shows in no window: the watchdog looks at the count."""
+        self.beats += 1
+
+    def start_sum(self, values: Sequence[float]) -> Sum:
+        """Begin to add up `values` (float64) over the ranks; every rank gets the sums, bit for bit the same."""
+        tensor = torch.tensor(values, dtype=torch.float64)
+        work = dist.all_reduce(tensor, group=self._group, async_op=True) if self._group else None
+        self._under_way = work
+        return Sum(tensor, work)
+
+    def settle(self) -> None:
+        """To be called before this rank leaves: a window ahead is counted in a thread of gloo, and another rank may
+        still wait for its part."""
+        if self._under_way is not None:
+            with suppress(RuntimeError):  # another rank is gone
+                self._under_way.wait(timedelta(seconds=SETTLE_SECONDS))
+
+    def sum(self, values: Sequence[float]) -> list[float]:
+        return self.start_sum(values).wait()
+
+    def gather(self, value: Any) -> list[Any]:
+        """`value` of every rank, in order of the ranks, on every rank."""
+        if not self._group:
+            return [value]
+        gathered: list[Any] = [None] * self.world_size
+        dist.all_gather_object(gathered, value, group=self._group)
+        return gathered
+
+    def from_main(self, decide: Callable[[], T]) -> T:
+        """What `decide()` gives on rank 0, on every rank; an exception that it raises is raised on every rank."""
+        outcome: T | Exception | None = None
+        if self.is_main:
+            try:
+                outcome = decide()
+            except Exception as error:  # the others would wait for a word for ever
+                outcome = error
+        decided: T | Exception = self.gather(outcome)[0]
+        if isinstance(decided, Exception):
+            raise decided
+        return decided
+
+    def together(self, work: Callable[[], T]) -> T:
+        """`work()` of this rank. Where it raises on one rank, all raise: no rank is left waiting for another."""
+        outcome: T | None = None
+        error: Exception | None = None
+        try:
+            outcome = work()
+        except Exception as raised:
+            error = raised
+        of_ranks = self.gather(None if error is None else (_raisable(error), str(error)))
+        if error is not None:
+            raise error
+        for rank, other in enumerate(of_ranks):
+            if other is not None:
+                raise other[0](f"rank {rank}: {other[1]}")
+        return cast(T, outcome)
+
+    def add_up(self, tensors: Sequence[torch.Tensor]) -> None:
+        """Overwrite each of `tensors` by its sum over the ranks, in the process group of their device (NCCL on GPUs).
+
+        All are under way at once. On a GPU the host does not wait: what follows in the stream does.
+        """
+        if self._group:
+            for work in [dist.all_reduce(tensor, async_op=True) for tensor in tensors]:
+                work.wait()
+
+    def first_of_node(self, work: Callable[[], T]) -> T:
+        """`work()` on one rank of each machine, then on the others, which find in its cache what took long."""
+        is_first = os.environ.get("LOCAL_RANK", "0") == "0"
+        if self.world_size == 1:
+            return work()
+        early = self.together(lambda: work() if is_first else None)
+        late = self.together(lambda: None if is_first else work())
+        return cast(T, early if is_first else late)
+
+    def copy_from_main(self, tensors: Sequence[torch.Tensor]) -> None:
+        """Overwrite `tensors`, on any device, by rank 0's."""
+        if self._group:
+            for tensor in tensors:
+                dist.broadcast(tensor, src=0)
+
+    def tell(self, text: str) -> None:
+        """Pin up a text for the others, over the store by which they met: no rank has to take part in anything.
+
+        To be called from one thread only, which has a connection of its own. Where the store does not answer, since
+        the process that holds it is gone or stopped, nothing happens.
+        """
+        if self._board is None:
+            met: Any = dist.distributed_c10d._get_default_store() if self._group else None
+            self._board = met.clone() if met else torch._C._distributed_c10d.HashStore()
+            self._board.set_timeout(timedelta(seconds=5))
+        with suppress(RuntimeError):
+            self._board.set(f"isobatch/{self.rank}", text)
+
+    def told(self) -> list[str | None]:
+        """What each rank has pinned up last; None: nothing that can be read."""
+        texts: list[str | None] = [None] * self.world_size
+        with suppress(RuntimeError):
+            for rank in range(self.world_size):
+                key = f"isobatch/{rank}"
+                if self._board.check([key]):
+                    texts[rank] = self._board.get(key).decode()
+        return texts
+
+    def barrier(self) -> None:
+        if self._group:
+            dist.barrier(group=self._group)
+
+
+def _raisable(error: Exception) -> type[Exception]:
+    """The kind of an error, for a rank that raises it with another text; some kinds take more than a text."""
+    try:
+        type(error)("")
+    except TypeError:
+        return RuntimeError
+    return type(error)

@@ -1,0 +1,90 @@
+"""How a process ends: the errors that a user can fix, the exit codes, and what joins the two.
+
+Imports nothing of the package and no torch: every entry point ends through here.
+"""
+
+import functools
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, ParamSpec
+
+P = ParamSpec("P")
+
+FINISHED, FAILED, BAD_CONFIG, STOPPED = 0, 1, 2, 75
+"""Exit codes: finished; any other failure; config, data or the user's code must change; stopped and saved."""
+
+
+class UserError(ValueError):
+    """The config, the data, the launch or the user's own code must change; the message says what to type.
+
+    Every entry point prints its message without a stack trace and ends with exit code 2.
+    """
+
+
+def code_of(error: BaseException) -> int:
+    """The exit code of a run that `error` has ended."""
+    return BAD_CONFIG if isinstance(error, UserError) else FAILED
+
+
+def entry_point(main: Callable[P, int]) -> Callable[P, int]:
+    """Decorates the `main` of an entry point: a UserError ends it in one sentence and with exit code 2."""
+
+    @functools.wraps(main)
+    def checked(*args: P.args, **kwargs: P.kwargs) -> int:
+        try:
+            return main(*args, **kwargs)
+        except UserError as error:
+            print_error(str(error))
+            return exit_code(str(error), BAD_CONFIG, 0)
+
+    return checked
+
+
+def print_error(text: str) -> None:
+    """On stderr, once on each machine, since its ranks read the same files."""
+    if _is_first_of_node():
+        print(text, file=sys.stderr, flush=True)
+
+
+def ending(reason: str, code: int, step: int) -> dict[str, Any]:
+    """What `ended.json` holds: how a run ended, and in which attempt of launch.sh."""
+    return {
+        "reason": reason,
+        "code": code,
+        "step": step,
+        "attempt": os.environ.get("ISOBATCH_ATTEMPT"),
+    }
+
+
+def write_ending(reason: str, code: int, step: int) -> bool:
+    """Write the exit code down for the launch.sh of this machine; False where there is none."""
+    file = os.environ.get("ISOBATCH_ENDED")
+    if file and _is_first_of_node():
+        content = {**ending(reason, code, step), "main": _is_main()}
+        Path(file).write_text(json.dumps(content), encoding="utf-8")
+    return bool(file)
+
+
+def exit_code(reason: str, code: int, step: int) -> int:
+    """The code for this process to exit with at an end that is the same on all ranks.
+
+    Under launch.sh (ISOBATCH_ENDED names a file) that is 0, and the file holds the code: accelerate's launcher knows
+    only 0 and 1, and would take any other code for a crash and restart the ranks.
+    """
+    if not write_ending(reason, code, step):
+        return code
+    # On another machine a config may be bad that is good on the first one: its rank must not look as if all were well.
+    # A stop is no failure there: it would keep the launcher of the first machine waiting for 300 s.
+    failed_alone = code not in (FINISHED, STOPPED) and not _is_main() and _is_first_of_node()
+    return code if failed_alone else FINISHED
+
+
+def _is_main() -> bool:
+    return os.environ.get("RANK", "0") == "0"
+
+
+def _is_first_of_node() -> bool:
+    return os.environ.get("LOCAL_RANK", "0") == "0"

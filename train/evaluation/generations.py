@@ -1,0 +1,53 @@
+"""What the model makes of some held-out samples, in words, at each evaluation: for tasks that have `samples`."""
+
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+import torch
+from torch import nn
+
+from train.config import Config
+from train.data import Sets, make_tokenizer
+from train.data.device_prefetch import to_device
+from train.distributed.ranks import Ranks
+from train.evaluation.evaluator import Evaluate
+from train.models.preserve_state import undisturbed
+from train.parts import Part
+from train.step import Learner
+
+Table = Sequence[Mapping[str, str]]
+
+ROWS = 2  # samples, from the inside of the held-out set: a document that begins with its title tells little
+
+
+def part(learner: Learner, sets: Sets, config: Config, ranks: Ranks, show: Callable[[Table], None]) -> Part:
+    """`show` is handed each table."""
+    return Part(
+        name="generations",
+        evaluation=lambda evaluate: sampled(evaluate, learner, sets, config, ranks, show),
+    )
+
+
+def sampled(
+    evaluate: Evaluate, learner: Learner, sets: Sets, config: Config, ranks: Ranks, show: Callable[[Table], None]
+) -> Evaluate:
+    """The same evaluation; before it the task's table is made, on every rank alike, and handed to `show`.
+
+    As in an evaluation, the random numbers of training and the modes of the module stay as they were.
+    """
+    samples = getattr(learner.task, "samples", None)
+    if samples is None or not sets.evaluation:
+        return evaluate
+    rows = next(iter(sets.evaluation.values()))
+    ids = np.arange(1, ROWS + 1) * len(rows) // (ROWS + 1)
+    decode = ranks.together(lambda: make_tokenizer(config.data)).decode
+
+    def with_samples(module: nn.Module) -> dict[str, float]:
+        read = ranks.together(lambda: next(rows.batches(ids, len(ids))))
+        batch = to_device(read, learner.device, learner.dtype)
+        with undisturbed(module, learner.device), torch.no_grad():
+            module.eval()
+            show(samples(module, batch, decode))
+        return evaluate(module)
+
+    return with_samples

@@ -1,0 +1,38 @@
+"""What is tried before the first step: does the model take its data, and is the gradient exact?"""
+
+from dataclasses import dataclass
+
+from train.batch.window import Batch
+from train.config import Config
+from train.data import Sets, TrainingSet
+from train.exactness.additivity import Exactness, NotExact, TaskError, judge
+from train.exactness.first_forward import try_first
+from train.step import Learner
+
+TRIAL_SAMPLES = 8  # few, since more prove no more
+
+
+@dataclass(frozen=True)
+class Preflight:
+    """What was found out on the first samples of the first epoch, the same on every rank."""
+
+    trial: Batch  # those samples, on the CPU
+    samples: TrainingSet  # to train on: watched from now on where labels are not in memory
+    exactness: Exactness
+
+
+def preflight(learner: Learner, sets: Sets, config: Config) -> Preflight:
+    """Try the first forward, the first loss, and whether a batch adds up from its parts.
+
+    Raises what try_first does, TaskError where loss and weight do not fit together, NotExact where
+    batch.exact=required cannot be kept.
+    """
+    trial = sets.trial(config.seed, TRIAL_SAMPLES)
+    samples = try_first(learner, sets, trial, config.data.columns)
+    exactness = judge(learner, trial, config.precision, sets.padding)
+    if exactness.mistakes and config.batch.exact != "ignore":
+        raise TaskError(f"{exactness.mistakes[0]}. (batch.exact=ignore trains all the same)")
+    if config.batch.exact == "required" and exactness.exact == "false":
+        reasons = "".join(f"\n  {reason}" for reason in exactness.reasons)
+        raise NotExact(f"batch.exact=required, but this run would not be exact:{reasons}\nType: batch.exact=warn")
+    return Preflight(trial, samples, exactness)

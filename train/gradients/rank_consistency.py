@@ -1,0 +1,117 @@
+"""Stops before an update that would let the ranks drift apart, or a save of weights that are not those of all ranks.
+
+With one rank there is nothing to watch.
+"""
+
+import sys
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from train.batch.window import Window
+from train.distributed.ranks import Ranks
+from train.parts import Part
+from train.step import ComputeGradient, Learner
+
+EVERY_STEPS = 100  # and the first of a start: what is wrong with a model shows there
+PIECE = 2**18  # words that are added up at once: what they take, 8 bytes each, stays small beside a model
+
+
+class NotReduced(RuntimeError):
+    """A parameter took no part in the reduction, so its gradient is this rank's alone."""
+
+
+class RanksDisagree(RuntimeError):
+    """The ranks hold different gradients after the reduction, or different weights."""
+
+
+def part(learner: Learner, ranks: Ranks) -> Part:
+    return Part(
+        name="rank_consistency",
+        gradient=lambda compute_gradient: guarded(compute_gradient, ranks),
+        save=lambda save: agreed(save, learner, ranks),
+    )
+
+
+def guarded(compute_gradient: ComputeGradient, ranks: Ranks) -> ComputeGradient:
+    """The same function; then the reduction is checked at each step, weights and gradients of all ranks at some."""
+    if ranks.world_size == 1:
+        return compute_gradient
+    looked = False
+
+    def checked(learner: Learner, window: Window) -> Tensor:
+        nonlocal looked
+        losses = compute_gradient(learner, window)
+        _check_reduction(learner, window.k, ranks)
+        if window.k % EVERY_STEPS == 0 or not looked:
+            looked = True
+            _check_agreement(_weights(learner) | _gradients(learner), f"step {window.k}", "no update was made", ranks)
+        return losses
+
+    return checked
+
+
+def agreed(save: Callable[..., None], learner: Learner, ranks: Ranks) -> Callable[..., None]:
+    """The same function, before which the weights of all ranks are compared: what it saves are rank 0's."""
+    if ranks.world_size == 1:
+        return save
+
+    def checked(step: int, **options: object) -> None:
+        _check_agreement(_weights(learner), f"after step {step}", "nothing was saved", ranks)
+        save(step, **options)
+
+    return checked
+
+
+def _check_reduction(learner: Learner, k: int, ranks: Ranks) -> None:
+    missing = learner.parallel.unreduced()
+    if missing:
+        error = NotReduced(
+            f"step {k}: {', '.join(missing)} took no part in the last micro-batch of a rank, so the gradient was not "
+            f"reduced. Each micro-batch must use every trained parameter: add 0 * parameter.sum() to the loss where a "
+            f"branch is not taken, or freeze what is never used"
+        )
+        if not ranks.is_main:  # rank 0, which speaks for all, may know no more than that this one has gone
+            print(f"rank {ranks.rank}: {error}", file=sys.stderr, flush=True)
+        raise error
+
+
+def _weights(learner: Learner) -> dict[str, Tensor]:
+    return {name: p.detach() for name, p in learner.module.named_parameters() if p.requires_grad}
+
+
+def _gradients(learner: Learner) -> dict[str, Tensor]:
+    return {f"{name}.grad": p.grad for name, p in learner.module.named_parameters() if p.grad is not None}
+
+
+def _check_agreement(tensors: dict[str, Tensor], when: str, so: str, ranks: Ranks) -> None:
+    """Compares them bit by bit, NaN and -0.0 too: an all-reduce gives every rank the same bits."""
+    pieces = [(name, piece) for name, tensor in tensors.items() for piece in _words(tensor).split(PIECE)]
+    of_ranks = ranks.gather(_checksums([piece for _, piece in pieces]))
+    apart = [str(rank) for rank, sums in enumerate(of_ranks) if sums != of_ranks[0]]
+    if apart:
+        sums = zip(*of_ranks, strict=True)
+        differing = list(dict.fromkeys(name for (name, _), s in zip(pieces, sums, strict=True) if len(set(s)) > 1))
+        raise RanksDisagree(
+            f"{when}: rank(s) {', '.join(apart)} differ from rank 0 in {', '.join(differing[:5])}"
+            f"{' ...' if len(differing) > 5 else ''}; {so}. Is something changed on one rank only (a parameter, a "
+            f"hook, a branch that depends on the rank), or are the machines of different kinds?"
+        )
+
+
+def _words(tensor: Tensor) -> Tensor:
+    """Its bits, as integers of 16 or 32 bits: flat."""
+    return tensor.reshape(-1).view(torch.int16 if tensor.element_size() == 2 else torch.int32)
+
+
+def _checksums(pieces: Sequence[Tensor]) -> list[int]:
+    """Of each: the sum of word times a number that belongs to its place, modulo 2**64. The host waits for the device.
+
+    The numbers are odd, so one word that differs is always seen; they have no pattern, so that neither is a swap, nor a
+    sign that is wrong everywhere, made up for by other places. Integers add up to the same in any order.
+    """
+    longest = max(len(piece) for piece in pieces)
+    places = torch.arange(1, longest + 1, device=pieces[0].device) * -0x61C8864680B583EB  # splitmix64
+    places = (places ^ (places >> 30)) * -0x40A7B892E31B1A47 | 1
+    return torch.stack([piece.long().mul_(places[: len(piece)]).sum() for piece in pieces]).tolist()

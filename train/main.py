@@ -1,0 +1,104 @@
+"""What both training entry points do around the loop: parse, build, fit, close."""
+
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+
+from train.checkpoint import NoCheckpoint, SaveFailed
+from train.config import Loaded, load
+from train.data import WorkerLost
+from train.distributed.flat_buckets import RankFailed
+from train.distributed.ranks import launched_rank, yield_to_failed_rank
+from train.errors import (
+    FAILED,
+    FINISHED,
+    STOPPED,
+    code_of,
+    entry_point,
+    exit_code,
+    print_error,
+    write_ending,
+)
+from train.gradients.rank_consistency import NotReduced, RanksDisagree
+from train.loop import fit
+from train.models.weights import NotSaved
+from train.plan.make import show_plan
+from train.plan.smoke import smoke
+from train.report import AlreadyFinished
+from train.run import Run, build
+from train.step import ComputeGradient, NonFiniteGradient
+
+FAILURES = (NonFiniteGradient, NotReduced, NotSaved, RankFailed, RanksDisagree, SaveFailed, WorkerLost)
+"""What ends a run in a sentence of its own, without a stack trace."""
+
+
+@dataclass(frozen=True)
+class Ending:
+    reason: str
+    code: int
+    step: int = 0
+
+
+@entry_point
+def main(argv: Sequence[str], loop: str, compute_gradient: ComputeGradient) -> int:
+    """Train as the command line says.
+
+    Returns the exit code: 0 finished, 2 bad config, data or launch, 75 stopped on request and saved, 1 anything else.
+    """
+    loaded = load(argv)
+    if "--print-config" in loaded.flags:
+        print(loaded.yaml(), end="")
+        return FINISHED
+    if "--plan" in loaded.flags:
+        show_plan(loaded, loop)
+        return FINISHED
+    ended = _train_once(loaded, loop, compute_gradient)
+    if ended.reason != "finished":
+        print_error(ended.reason)
+    return exit_code(ended.reason, ended.code, ended.step)
+
+
+def _train_once(loaded: Loaded, loop: str, compute_gradient: ComputeGradient) -> Ending:
+    try:
+        if "--smoke" in loaded.flags:
+            with smoke(loaded, launched_rank() == 0) as small:
+                return train(small, loop, compute_gradient)
+        return train(loaded, loop, compute_gradient)
+    except NoCheckpoint as error:
+        return Ending(str(error), FAILED)
+    except AlreadyFinished as error:
+        return Ending(str(error), FINISHED)
+    except RuntimeError as error:
+        yield_to_failed_rank(error)
+        raise
+
+
+def train(loaded: Loaded, loop: str, compute_gradient: ComputeGradient) -> Ending:
+    """Build, fit, close."""
+    run = build(loaded, loop)
+    try:
+        fit(run, run.watch(compute_gradient))
+        reason, code = _finish(run)
+    except FAILURES as error:
+        yield_to_failed_rank(error)
+        reason, code = str(error), FAILED
+    except BaseException as error:
+        run.close(f"{type(error).__name__}: {error}", code_of(error))
+        raise
+    with suppress(OSError):
+        # exit_code writes it again. First: a signal may end this process while weights are sent.
+        write_ending(reason, code, run.report.progress.step)
+    run.close(reason, code)
+    run.ranks.settle()
+    run.learner.accelerator.end_training()
+    return Ending(reason, code, run.report.progress.step)
+
+
+def _finish(run: Run) -> tuple[str, int]:
+    """Save what was trained; (reason, exit code)."""
+    if run.report.progress.step < run.plan.total_steps:
+        run.save()
+        cause = next(filter(None, run.ranks.gather(run.stop.cause)))  # it may have reached another rank only
+        return f"stopped by {cause}", STOPPED
+    run.finish()
+    return "finished", FINISHED

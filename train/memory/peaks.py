@@ -1,0 +1,181 @@
+"""What a run holds in memory: weights, gradients and optimizer state to the byte, and the peak since the last look.
+
+The peak is that of the GPU's allocator, or of the process on a CPU.
+"""
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ParamSpec, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from train import metric_names
+from train.batch.window import Window
+from train.distributed.ranks import Ranks
+from train.parts import Metrics, Part
+from train.step import ComputeGradient, Learner
+
+GIB = 2**30
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def part(learner: Learner, ranks: Ranks, row_due: Callable[[int], bool]) -> Part:
+    memory = Memory(learner.device, learner.module, learner.optimizer, row_due)
+
+    def measured(metrics: Metrics) -> Metrics:
+        return {**metrics, **over_ranks(ranks.gather(memory.take()))}
+
+    return Part(
+        name="memory",
+        gradient=memory.gradient,
+        evaluation=memory.evaluation,
+        metrics=measured,
+        closing_line=memory.summary,
+    )
+
+
+def stored_bytes(tensors: Iterable[Tensor]) -> int:
+    """Of the storages behind the tensors; one that several share (tied weights, buckets of gradients) counts once."""
+    storages = (tensor.untyped_storage() for tensor in tensors)
+    return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
+
+
+def over_ranks(of_ranks: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """The largest of each value, and the smallest of the peak; one that a rank does not know is left out."""
+    known = [name for name in of_ranks[0] if all(name in of_rank for of_rank in of_ranks)]
+    found = {name: max(of_rank[name] for of_rank in of_ranks) for name in known}
+    for name in {metric_names.PEAK_ALLOCATED, metric_names.PEAK_RSS} & found.keys() if len(of_ranks) > 1 else ():
+        found[metric_names.SMALLEST_PEAK] = min(of_rank[name] for of_rank in of_ranks)
+    return found
+
+
+class Memory:
+    """Of this rank. What cannot be measured is absent, never 0."""
+
+    def __init__(
+        self,
+        device: torch.device,
+        module: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        row_due: Callable[[int], bool],
+    ) -> None:
+        """`row_due(k)`: whether step k gets a row; its phases are measured apart."""
+        self._device = device if device.type == "cuda" else None
+        self._row_due = row_due
+        self._is_measured = False  # this step
+        optimizer.register_step_post_hook(self._on_update)
+        self._peaks: dict[str, float] = {}
+        self._held: dict[str, float] = {}  # all the time, once the optimizer has its state
+        self._module, self._optimizer = module, optimizer
+        self.take()
+
+    def _weigh(self) -> None:
+        """Right after an update: the gradients are still there, and the optimizer's state is."""
+        weights = [*self._module.parameters(), *self._module.buffers()]
+        gradients = [p.grad for p in self._module.parameters() if p.grad is not None]
+        parts = {
+            metric_names.WEIGHTS: weights,
+            metric_names.GRADIENTS: gradients,
+            metric_names.OPTIMIZER_STATE: _tensors(self._optimizer.state),
+        }
+        self._held = {name: stored_bytes(tensors) / GIB for name, tensors in parts.items()}
+
+    def mark(self, phase: str | None = None) -> None:
+        """A phase ends here: keep its peak under this metric name (GPUs only; asks the allocator's own counters)."""
+        if phase == metric_names.OPTIMIZER_PEAK and not self._held:
+            self._weigh()
+        if self._device is None:
+            return
+        peaks = {
+            metric_names.PEAK_ALLOCATED: torch.cuda.max_memory_allocated(self._device) / GIB,
+            metric_names.PEAK_RESERVED: torch.cuda.max_memory_reserved(self._device) / GIB,
+        }
+        torch.cuda.reset_peak_memory_stats(self._device)
+        if phase:
+            peaks[phase] = peaks[metric_names.PEAK_ALLOCATED]
+        if phase == metric_names.FORWARD_BACKWARD_PEAK and self._held:
+            peaks[metric_names.ACTIVATIONS] = peaks[phase] - sum(self._held.values())
+        for name, peak in peaks.items():
+            self._peaks[name] = max(peak, self._peaks.get(name, 0.0))
+
+    def gradient(self, compute_gradient: ComputeGradient) -> ComputeGradient:
+        """The same function, its peak kept on the steps that get a row."""
+
+        def watched(learner: Learner, window: Window) -> Tensor:
+            self._is_measured = self._row_due(window.k)
+            if not self._is_measured:
+                return compute_gradient(learner, window)
+            self.mark()
+            try:
+                return compute_gradient(learner, window)
+            finally:
+                self.mark(metric_names.FORWARD_BACKWARD_PEAK)
+
+        return watched
+
+    def _on_update(self, *_: object) -> None:
+        if self._is_measured:
+            self.mark(metric_names.OPTIMIZER_PEAK)
+
+    def evaluation(self, evaluate: Callable[P, T]) -> Callable[P, T]:
+        """The same function, its peak kept."""
+
+        def watched(*args: P.args, **kwargs: P.kwargs) -> T:
+            self.mark()
+            try:
+                return evaluate(*args, **kwargs)
+            finally:
+                self.mark(metric_names.EVAL_PEAK)
+
+        return watched
+
+    def take(self) -> dict[str, float]:
+        """{metric: GiB} since the last call."""
+        if self._device is None:
+            peak = _peak_rss_bytes()
+            return self._held | ({metric_names.PEAK_RSS: peak / GIB} if _reset_peak_rss() and peak else {})
+        self.mark()
+        peaks, self._peaks = self._peaks, {}
+        retries = torch.cuda.memory_stats(self._device)["num_alloc_retries"]  # since the start: it freed what it kept
+        return self._held | peaks | {metric_names.ALLOCATOR_RETRIES: retries}
+
+    def summary(self) -> str:
+        """One line for the end of a run; nothing where there was no update."""
+        parts = {name.removeprefix("memory/").removesuffix("_gib"): gib for name, gib in self._held.items()}
+        return f"memory: {', '.join(f'{part} {_size(gib)}' for part, gib in parts.items())}" if parts else ""
+
+
+def _tensors(state: Any) -> Iterator[Tensor]:
+    if isinstance(state, Tensor):
+        yield state
+    elif isinstance(state, Mapping):
+        for value in state.values():
+            yield from _tensors(value)
+    elif isinstance(state, list | tuple):
+        for value in state:
+            yield from _tensors(value)
+
+
+def _size(gib: float) -> str:
+    return f"{gib:.3g} GiB" if gib >= 0.1 else f"{gib * 1024:.3g} MiB"
+
+
+def _peak_rss_bytes() -> int | None:
+    """The kernel's high-water mark of this process; None where there is no /proc."""
+    try:
+        found = re.search(r"^VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
+    except OSError:
+        return None
+    return int(found[1]) * 1024 if found else None
+
+
+def _reset_peak_rss() -> bool:
+    """Lower the mark to what is used now; False where that is not permitted."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return False
+    return True

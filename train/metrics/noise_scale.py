@@ -1,0 +1,183 @@
+"""Measures the gradient noise scale on some of the steps, from outside the loop. What it is: worth.py."""
+
+import math
+import statistics
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from train import metric_names
+from train.batch.critical_batch import Averages, Worth
+from train.batch.window import Window
+from train.config import Config
+from train.distributed.ranks import Ranks
+from train.parts import Part
+from train.step import ComputeGradient, Learner
+
+PENDING = 1000  # measurements that wait for a row
+ROWS = 100  # timings that are remembered
+
+
+def part(config: Config, ranks: Ranks) -> Part:
+    """It takes the times of a step from the metrics of the parts inside it."""
+    by_length = config.batch.micro_tokens is not None
+    noise = NoiseScale(ranks, config.noise_scale.every_steps, by_length)
+    return Part(
+        name="noise_scale",
+        gradient=noise.around,
+        metrics=noise.take,
+        state=noise,
+        closing_line=noise.verdict,
+    )
+
+
+class NoiseScale:
+    """Armed steps read each gradient once more per micro-step; on the others it does nothing."""
+
+    def __init__(self, ranks: Ranks, every_steps: int, sorted_by_length: bool = False) -> None:
+        """Where micro-batches are sorted by length nothing is measured: they are no random part of their step."""
+        self._ranks = ranks
+        self._wanted = bool(every_steps)
+        self._sorted = sorted_by_length
+        self._every_steps = 0 if sorted_by_length else every_steps
+        self._averages = Averages()
+        self._pending: deque[tuple[Tensor, Tensor, int, int]] = deque(maxlen=PENDING)  # see _measure
+        self._costs: deque[tuple[float, float]] = deque(maxlen=ROWS)  # (micro_seconds, update_seconds)
+        self._micro_steps = 1  # of the last step
+        self._armed = False  # the last step was
+        self._ragged = False  # the last step took fewer samples or micro-steps than the usual
+        self._usual: tuple[float, int] | None = None  # samples of a micro-step over all ranks, micro-steps per step
+
+    def around(self, compute_gradient: ComputeGradient) -> ComputeGradient:
+        """The same function; on armed steps the gradient of each micro-batch is measured. It must reduce, too."""
+        every = self._every_steps
+        if not every:
+            return compute_gradient
+
+        def watched(learner: Learner, window: Window) -> Tensor:
+            self._micro_steps = len(window.micro_batches)
+            self._ragged = self._usual not in (None, (window.samples / self._micro_steps, self._micro_steps))
+            # Odd, and in the middle: rows, and the times in them, are of steps with round numbers, not of these.
+            self._armed = (window.k - (every // 2 | 1)) % every == 0 and self._micro_steps * self._ranks.world_size > 1
+            return (
+                self._measure(compute_gradient, learner, window) if self._armed else compute_gradient(learner, window)
+            )
+
+        return watched
+
+    def _measure(self, compute_gradient: ComputeGradient, learner: Learner, window: Window) -> Tensor:
+        """A hook sees what a backward pass will add to `.grad`; the sums stay on the device until a row is due."""
+        norms: list[list[Tensor]] = []  # of each micro-step: of each parameter
+
+        def on_gradient(gradient: Tensor) -> None:
+            norms[-1].append(
+                torch.linalg.vector_norm(gradient, dtype=torch.promote_types(gradient.dtype, torch.float32))
+            )
+
+        announced = replace(learner, task=_Announced(learner.task, lambda: norms.append([])))
+        hooks = [parameter.register_hook(on_gradient) for parameter in learner.parameters]
+        try:
+            losses = compute_gradient(announced, window)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        parts = torch.zeros((), dtype=torch.float64, device=learner.device)
+        sizes = window.micro_batches.sizes
+        for size, found in zip(sizes, norms, strict=True):
+            if size and found:  # a filler has no weight
+                parts += torch.stack(found).square().sum() * (window.samples / size)
+        parts /= learner.world_size**2  # the step multiplies by the number of ranks what their mean divides by
+        whole = torch.nn.utils.get_total_norm([p.grad for p in learner.parameters if p.grad is not None]).double() ** 2
+        scale = learner.scaler.scale(torch.ones((), device=learner.device)).double()  # of float16's loss; else 1
+        parts, whole = parts / scale**2, whole / scale**2
+        if any(len(found) > len(learner.parameters) for found in norms):  # a task with a backward pass of its own
+            parts *= math.nan
+        count = sum(size > 0 for size in sizes)
+        self._pending.append((parts, whole, count, window.samples))
+        if not window.last_of_epoch or self._usual is None:
+            self._usual = window.samples / self._micro_steps, self._micro_steps
+        return losses
+
+    def take(self, seconds: Mapping[str, float]) -> dict[str, float]:
+        """{metric: value} as it is known now, with `seconds`, the times of the last step; all ranks call it together.
+
+        Here the host waits for the device, and the ranks send each other two numbers for each measurement.
+        """
+        if self._sorted:  # what was measured before a resume is of another division
+            return dict(seconds)
+        self._settle()
+        timed = metric_names.FORWARD_BACKWARD_SECONDS in seconds and not self._ragged
+        if timed and (not self._armed or self._every_steps == 1):
+            sync = seconds.get(metric_names.SYNC_SECONDS, 0.0)  # one rank has none
+            micro = (seconds[metric_names.FORWARD_BACKWARD_SECONDS] - sync) / self._micro_steps
+            if micro > 0:
+                self._costs.append((micro, sync + seconds[metric_names.OPTIMIZER_SECONDS]))
+        told, noise, worth = dict(seconds), self._averages.noise_scale(), self._worth()
+        if noise:
+            told |= {metric_names.NOISE_SCALE: noise.value, metric_names.NOISE_SCALE_ERROR: noise.error}
+        if worth:
+            told |= {metric_names.BREAK_EVEN: worth.best, metric_names.BREAK_EVEN_ERROR: worth.error}
+        return told
+
+    def state_dict(self) -> dict[str, Any]:
+        """All ranks call it together: measurements that wait for a row are brought in."""
+        self._settle()
+        return {"averages": dict(vars(self._averages)), "usual": self._usual}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self._usual = state["usual"]
+        vars(self._averages).update(state["averages"])
+
+    def _settle(self) -> None:
+        if self._pending:
+            parts, wholes, counts, samples = zip(*self._pending, strict=True)
+            self._pending.clear()
+            on_host = torch.stack([*parts, *wholes]).tolist()
+            sums = self._ranks.sum([*on_host[: len(parts)], *counts])
+            for each in zip(sums, on_host[len(parts) :], sums[len(parts) :], samples, strict=False):
+                self._averages.add(each[0], each[1], int(each[2]), each[3])
+
+    def _worth(self) -> Worth | None:
+        noise = self._averages.noise_scale()
+        if noise is None or self._usual is None or not self._costs:
+            return None
+        micro, update = (statistics.median(costs) for costs in zip(*self._costs, strict=True))
+        ratios = [u / m for m, u in self._costs]
+        error = 0.0
+        if len(ratios) > 1:  # of a median, from the spread of what it is of
+            error = 1.25 * statistics.stdev(ratios) / math.sqrt(len(ratios)) / statistics.median(ratios)
+        return Worth(noise, self._usual[0], micro, update, error)
+
+    def verdict(self) -> str:
+        """One sentence for the end of a run; nothing where there was nothing to measure."""
+        if self._sorted:
+            why = "the estimate needs micro-batches drawn at random, and batch.micro_tokens sorts them by length"
+            return f"accumulation: whether it pays is unknown: {why}" if self._wanted else ""
+        if self._usual is None:
+            return ""
+        worth = self._worth()
+        if worth:
+            return worth.sentence(self._usual[1])
+        what = "no step was timed" if self._averages.noise_scale() else "the gradient noise is not resolved"
+        often = "" if self._every_steps == 1 else " (noise_scale.every_steps=1 measures at each step)"
+        count = self._averages.count
+        return f"accumulation: whether it pays is unknown: {what} after {count} measurements{often}"
+
+
+class _Announced:
+    """A task that tells when a micro-step begins: loss_sum is called once in each."""
+
+    def __init__(self, task: Any, begin: Callable[[], None]) -> None:
+        self._task = task
+        self._begin = begin
+
+    def loss_sum(self, model: Any, batch: Any) -> Any:
+        self._begin()
+        return self._task.loss_sum(model, batch)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._task, name)

@@ -1,0 +1,125 @@
+"""A trained model on disk, and back."""
+
+import dataclasses
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_model, save_model
+from torch import nn
+
+from train.config import Config, load, resolve
+from train.errors import UserError
+
+
+class NotFinished(UserError):
+    """A run folder without trained weights."""
+
+
+class NotSaved(RuntimeError):
+    """Trained weights that could not be written; the checkpoints are as they were."""
+
+
+FINAL = Path("final") / "model.safetensors"
+
+
+@runtime_checkable
+class Pretrained(Protocol):
+    """A module that has a format of its own, such as that of train/models/hf.py."""
+
+    def save_pretrained(self, folder: Path) -> None:
+        """Write model.safetensors, and whatever belongs beside it."""
+        ...
+
+    def load_pretrained(self, file: Path) -> None:
+        """Read the weights of such a file; it may have another name."""
+        ...
+
+
+def parameter_dtype(config: Config) -> torch.dtype:
+    """Of the parameters, and of what the model is fed; under autocast (bf16, fp16) both stay float32."""
+    if config.model.dtype == "bf16":
+        return torch.bfloat16
+    return torch.float64 if config.precision == "fp64" else torch.float32
+
+
+def make_model(config: Config) -> nn.Module:
+    """The model as the config describes it, drawn in float32 whatever the precision, from the run's seed."""
+    torch.manual_seed(config.seed)
+    module: nn.Module = resolve(config.model.target, "train.models")(**config.model.args)
+    return module.to(parameter_dtype(config))
+
+
+def save_weights(
+    module: nn.Module, folder: Path, name: str = "model", save_beside: Callable[[Path], object] | None = None
+) -> Path:
+    """Plain weights under the model's own parameter names, as folder/NAME.safetensors; tied ones once.
+
+    Beside them what a module of transformers writes too, and what `save_beside(folder)` writes, such as a tokenizer.
+    Raises NotSaved.
+    """
+    try:
+        return _save_weights(module, folder, name, save_beside)
+    except (OSError, SafetensorError) as error:
+        raise NotSaved(
+            f"could not write {folder / name}.safetensors: {error}. Type the same command again once that is mended; "
+            f"it goes on from the newest checkpoint"
+        ) from error
+
+
+def _save_weights(module: nn.Module, folder: Path, name: str, save_beside: Callable[[Path], object] | None) -> Path:
+    path = folder / f"{name}.safetensors"
+    folder.mkdir(exist_ok=True)
+    unfinished = folder / f".{name}.unfinished"
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir()
+    written = unfinished / FINAL.name
+    if isinstance(module, Pretrained):
+        module.save_pretrained(unfinished)
+    else:
+        save_model(module, str(written))
+    if save_beside is not None:
+        save_beside(unfinished)
+    for other in unfinished.iterdir():
+        if other != written:
+            other.rename(folder / other.name)
+    written.rename(path)  # last, and at once: a kill leaves all of the weights or none, never half of them
+    unfinished.rmdir()
+    return path
+
+
+def load_weights(module: nn.Module, file: Path) -> None:
+    """What save_weights wrote, into a model of the same config."""
+    if isinstance(module, Pretrained):
+        module.load_pretrained(file)
+    else:
+        load_model(module, str(file))
+
+
+def final_weights(run_folder: Path, name: str = "model") -> Path:
+    """Where a run's trained weights are; raises NotFinished where they are not."""
+    weights = run_folder / FINAL.with_stem(name)
+    if not weights.is_file():
+        raise NotFinished(f"{weights} is not there: {run_folder} is no run folder, or its run has not finished")
+    return weights
+
+
+def load_final(run_folder: str | Path, name: str = "model") -> nn.Module:
+    """The trained model of a run folder, on the CPU, in evaluation mode."""
+    folder = Path(run_folder)
+    return trained_model(load([str(folder / "config.yaml")]).config, final_weights(folder, name)).eval()
+
+
+def trained_model(config: Config, weights: Path) -> nn.Module:
+    """The model of `config` with the weights of a run."""
+    args = dict(config.model.args)
+    if "from_pretrained" in args and (weights.parent / "config.json").is_file():
+        args["from_pretrained"] = str(weights.parent)  # what it started from may be gone
+    if config.model.target == "vision":
+        args["pretrained"] = False  # nothing is fetched that is replaced at once
+    module = make_model(dataclasses.replace(config, model=dataclasses.replace(config.model, args=args)))
+    load_weights(module, weights)
+    return module

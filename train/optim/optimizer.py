@@ -1,0 +1,92 @@
+"""The optimizer of a run, its numbers scaled to the effective batch."""
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from train.config import resolve
+from train.config.name_patterns import matching
+from train.config.recipe import Optimizer as OptimizerConfig
+from train.optim.batch_scaling import Scaled, scale
+
+
+def scaled_numbers(config: OptimizerConfig, effective_batch: int) -> Scaled:
+    """Peak learning rate and arguments at this effective batch."""
+    target = resolve(config.target, "torch.optim")
+    defaults = {
+        n: p.default for n, p in inspect.signature(target).parameters.items() if n in ("betas", "eps", "weight_decay")
+    }
+    scaled = scale(config.lr_scaling, config.lr, defaults | config.args, effective_batch, config.lr_reference_batch)
+    changed = {n: v for n, v in scaled.args.items() if n in config.args or v != defaults[n]}
+    groups = tuple(
+        scale(config.lr_scaling, config.lr, group.args, effective_batch, config.lr_reference_batch).args
+        for group in config.groups
+    )
+    return Scaled(scaled.lr, changed, scaled.arithmetic, groups)
+
+
+def make_optimizer(
+    config: OptimizerConfig, numbers: Scaled, parameters: Mapping[str, torch.nn.Parameter]
+) -> torch.optim.Optimizer:
+    """The optimizer of the named parameters; `lr_multiplier` in each of its groups scales the rate of a step.
+
+    Raises PatternError where a pattern of no_decay or groups matches none of them.
+    """
+    target: Callable[..., torch.optim.Optimizer] = resolve(config.target, "torch.optim")
+    args: dict[str, Any] = dict(numbers.args)
+    if "fused" in inspect.signature(target).parameters and not args.keys() & {
+        "fused",
+        "foreach",
+        "differentiable",
+    }:
+        args["fused"] = True  # one kernel for all parameters, and no extra copy of them
+    return target(_groups(config, numbers, parameters), lr=numbers.lr, **args)
+
+
+def _groups(
+    config: OptimizerConfig, numbers: Scaled, parameters: Mapping[str, torch.nn.Parameter]
+) -> list[dict[str, Any]]:
+    """Those of no group of the config first. The first group that matches has a parameter."""
+    names = list(parameters)
+    undecayed = set(matching("optimizer.no_decay", config.no_decay, names))
+    group_of: dict[str, int] = {}
+    for number, group in enumerate(config.groups):
+        for name in matching(f"optimizer.groups[{number}].match", [group.match], names):
+            group_of.setdefault(name, number)
+    members: dict[tuple[int, bool], list[torch.nn.Parameter]] = {}
+    for name, parameter in parameters.items():
+        members.setdefault((group_of.get(name, -1), name in undecayed), []).append(parameter)
+    groups: list[dict[str, Any]] = []
+    for (number, without_decay), chosen in sorted(members.items(), key=lambda item: item[0]):
+        own = dict(numbers.groups[number]) if number >= 0 else {}
+        factor = config.groups[number].lr_multiplier if number >= 0 else 1.0
+        decay = {"weight_decay": 0.0} if without_decay else {}
+        groups.append({"params": chosen, "lr": numbers.lr * factor, "lr_multiplier": factor, **own, **decay})
+    return groups
+
+
+def can_skip_on_device(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether step() leaves everything as it was where `optimizer.found_inf` is 1, with no word from the host.
+
+    The fused kernels do, through the two attributes by which torch.amp.GradScaler speaks to them. SGD's is left out: a
+    first step that is skipped leaves its momentum buffer uninitialised (torch 2.13).
+    """
+    fused = getattr(optimizer, "_step_supports_amp_scaling", False)
+    return bool(fused) and not isinstance(optimizer, torch.optim.SGD)
+
+
+@dataclass(frozen=True)
+class OptimizerState:
+    """What an optimizer remembers, for a checkpoint; rates and other numbers of its groups come from the config."""
+
+    optimizer: torch.optim.Optimizer
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"state": self.optimizer.state_dict()["state"]}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        groups = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict({"state": state["state"], "param_groups": groups})

@@ -1,0 +1,37 @@
+"""Counts the steps that were not applied, without making the host wait for the device."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+
+@dataclass
+class SkippedSteps:
+    """Steps that were not applied because their gradient was not finite; the device is asked when somebody looks."""
+
+    total: int = 0
+    in_a_row: int = 0  # up to the last step
+    longest: int = 0  # in a row, ever
+    _finite: list[Tensor] = field(default_factory=list)  # of the steps since somebody looked: 0-dim, on the device
+
+    def add(self, finite: Tensor) -> None:
+        self._finite.append(finite)
+        if len(self._finite) >= 1000:  # rows are rare: let them not pile up
+            self.look()
+
+    def state_dict(self) -> dict[str, int]:
+        self.look()
+        return {"total": self.total, "in_a_row": self.in_a_row, "longest": self.longest}
+
+    def load_state_dict(self, state: Mapping[str, int]) -> None:
+        self.total, self.in_a_row, self.longest = state["total"], state["in_a_row"], state["longest"]
+
+    def look(self) -> None:
+        """Bring the counts up to date; the host waits for the device here."""
+        for finite in torch.stack(self._finite).tolist() if self._finite else ():
+            self.in_a_row = 0 if finite else self.in_a_row + 1
+            self.total += not finite
+            self.longest = max(self.longest, self.in_a_row)
+        self._finite.clear()

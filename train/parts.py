@@ -1,0 +1,88 @@
+"""Features beside the loop. Each is a Part: what of it stands around what. One order, from the inside out, serves all.
+
+The loop and the step know none of them: everything is put around the loop's functions once, before the first step.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+Metrics = Mapping[str, float]
+Around = Callable[[Any], Any]
+"""Takes a function (or an iterable) and gives one that does the same, and something besides."""
+
+
+class HasState(Protocol):
+    """What a checkpoint holds: numbers, texts, tensors, and lists and dicts of these."""
+
+    def state_dict(self) -> Any: ...
+    def load_state_dict(self, state: Any) -> Any: ...
+
+
+def unchanged(inner: Any) -> Any:
+    return inner
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """A feature. All ranks have the same parts, and call each together."""
+
+    name: str
+    """Under which a checkpoint holds its state."""
+    gradient: Around = unchanged
+    """Around compute_gradient(learner, window) -> losses."""
+    windows: Around = unchanged
+    """Around the iterable of windows."""
+    evaluation: Around = unchanged
+    """Around evaluate(module) -> {metric: value}."""
+    save: Around = unchanged
+    """Around save(step), which makes a checkpoint."""
+    metrics: Callable[[Metrics], Metrics] = unchanged
+    """For a row that is due: takes what the parts inside it gave, and gives that and its own."""
+    state: HasState | None = None
+    """For checkpoints."""
+    exports: Mapping[str, Any] = field(default_factory=dict)
+    """Modules whose weights a finished run saves besides the model's, by the names of their files."""
+    closing_line: Callable[[], str] = str
+    """For the end of a run; empty where there is nothing to say."""
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The parts of a run, the innermost first. Each of the four chains is folded when it is asked for, once."""
+
+    parts: Sequence[Part]
+
+    def gradient(self, compute_gradient: Any) -> Any:
+        return _folded(compute_gradient, [part.gradient for part in self.parts])
+
+    def windows(self, windows: Any) -> Any:
+        return _folded(windows, [part.windows for part in self.parts])
+
+    def evaluation(self, evaluate: Any) -> Any:
+        return _folded(evaluate, [part.evaluation for part in self.parts])
+
+    def save(self, save: Any) -> Any:
+        return _folded(save, [part.save for part in self.parts])
+
+    def metrics(self) -> dict[str, float]:
+        """{metric: value} for a row, of all parts; all ranks call it together."""
+        return dict(_folded({}, [part.metrics for part in self.parts]))
+
+    def states(self) -> dict[str, HasState]:
+        return {part.name: part.state for part in self.parts if part.state is not None}
+
+    def exports(self) -> dict[str, Any]:
+        exported: dict[str, Any] = {}
+        for part in self.parts:
+            exported |= part.exports
+        return exported
+
+    def closing_lines(self) -> list[str]:
+        return [part.closing_line() for part in self.parts]
+
+
+def _folded(inner: Any, layers: Sequence[Around]) -> Any:
+    for layer in layers:
+        inner = layer(inner)
+    return inner

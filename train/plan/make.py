@@ -1,0 +1,112 @@
+"""All of a run that follows from config and data before the first step: its task, its data sets, its plan."""
+
+from dataclasses import dataclass, replace
+
+from train.config import (
+    Config,
+    Loaded,
+    curve_hash,
+    mathematics,
+    recipe_hash,
+    run_name,
+    source_hash,
+)
+from train.config.redact import redacted
+from train.data import ByLength, Sets, Splits, load_splits, open_sets
+from train.distributed.ranks import LaunchError, Ranks, asked_world_size
+from train.models.init_from import digests
+from train.optim.optimizer import scaled_numbers
+from train.plan.run_plan import RunPlan
+from train.plan.steps import plan_batch, plan_rate
+from train.tasks import Task, make_task
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What is the same on every rank before there is a model."""
+
+    task: Task
+    sets: Sets
+    plan: RunPlan
+
+
+def prepare(loaded: Loaded, loop: str, ranks: Ranks) -> Prepared:
+    """Task, data and plan of a run.
+
+    Raises PlanError, DataError, WeightsError and the like on every rank, and LaunchError where ranks differ.
+    """
+    config = loaded.config
+    task, splits = ranks.first_of_node(lambda: load_data(config))
+    weights = ranks.from_main(lambda: digests(config))
+    prepared = ranks.together(lambda: _prepare(loaded, loop, task, splits, weights))
+    check_same_everywhere(prepared.plan, ranks)
+    return prepared
+
+
+def load_data(config: Config) -> tuple[Task, Splits]:
+    """The task, and the data sets with its columns: what takes long once, and is then found in a cache."""
+    task = make_task(config)
+    return task, load_splits(config, task.columns)
+
+
+def _prepare(loaded: Loaded, loop: str, task: Task, splits: Splits, weights: dict[str, str]) -> Prepared:
+    sets = open_sets(loaded.config, task.columns, splits)
+    return Prepared(task, sets, make_plan(loaded, loop, sets, weights))
+
+
+def show_plan(loaded: Loaded, loop: str) -> None:
+    """The plan on the screen, for the ranks that launch.sh or the launcher would start; touches no device."""
+    task = make_task(loaded.config)
+    sets = open_sets(loaded.config, task.columns)
+    print(*make_plan(loaded, loop, sets, {}).lines(), sep="\n")
+
+
+def make_plan(loaded: Loaded, loop: str, sets: Sets, weights: dict[str, str]) -> RunPlan:
+    """The plan for the ranks that were asked for; `weights`: see init_from.digests."""
+    config = loaded.config
+    samples = sets.train
+    batch = plan_batch(config, loop, asked_world_size(), samples.size)
+    numbers = scaled_numbers(config.optimizer, batch.effective)
+    identity = mathematics(config, batch.effective) | weights
+    code = source_hash(config)
+    notes = sets.notes
+    micro_steps = None
+    if isinstance(samples, ByLength):
+        notes += (samples.note(),)
+        micro_steps = samples.micro_steps(batch)
+    return RunPlan(
+        name=run_name(replace(loaded, overrides=redacted(loaded.overrides))),
+        loop=loop,
+        precision=config.precision,
+        batch=batch,
+        rate=plan_rate(config, batch, numbers.lr),
+        rate_arithmetic=numbers.arithmetic,
+        tokens_per_sample=config.data.block_size or 0,
+        eval_samples={name: len(rows) for name, rows in sets.evaluation.items()},
+        classes=sets.classes,
+        notes=notes,
+        micro_tokens=config.batch.micro_tokens,
+        micro_steps=micro_steps,
+        identity=redacted(identity | {"code": code}),
+        curve_hash=curve_hash(identity, code),
+        recipe_hash=recipe_hash(identity, code),
+    )
+
+
+def check_same_everywhere(plan: RunPlan, ranks: Ranks) -> None:
+    """Ranks that read other data, or run other code, would train something that nobody asked for.
+
+    Raises LaunchError on every rank.
+    """
+    own = {
+        "curve_hash": plan.curve_hash,
+        "training samples": plan.batch.dataset_size,
+        **plan.eval_samples,
+    }
+    of_ranks = ranks.gather(own)
+    for rank, other in enumerate(of_ranks):
+        if other != of_ranks[0]:
+            raise LaunchError(
+                f"the ranks do not agree: rank 0 has {of_ranks[0]}, rank {rank} has {other}. Do all "
+                f"machines see the same files, and run the same code?"
+            )

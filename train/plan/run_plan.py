@@ -1,0 +1,133 @@
+"""The plan of a run: what will be trained, as arithmetic, before the first step."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from train.batch import BatchPlan, ranks
+from train.optim.lr_schedule import Rate
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    name: str
+    loop: str  # standard or accumulate
+    precision: str
+    batch: BatchPlan
+    rate: Rate
+    rate_arithmetic: tuple[str, ...]  # how the optimizer's numbers follow from the effective batch
+    eval_samples: Mapping[str, int]  # of each set; "" is the main one
+    tokens_per_sample: int  # data.block_size; 0: samples are no blocks
+    identity: Mapping[str, Any]  # all that decides the curve
+    curve_hash: str
+    recipe_hash: str
+    classes: Mapping[str, Sequence[str]] = field(default_factory=dict)  # names, in the order of their numbers
+    notes: tuple[str, ...] = ()  # on the data, for the screen
+    micro_tokens: int | None = None  # batch.micro_tokens: the plan's micro-batches are then those of the longest texts
+    micro_steps: tuple[int, int] | None = None  # with it: fewest and most micro-batches of a rank in a full step
+
+    @property
+    def total_steps(self) -> int:
+        return self.rate.total_steps
+
+    def as_dict(self) -> dict[str, Any]:
+        """plan.json: the fields, and what follows from them."""
+        return asdict(self) | {"derived": self.derived()}
+
+    def derived(self) -> dict[str, Any]:
+        """Flat numbers for tables and filters."""
+        batch = self.batch
+        return {
+            "loop": self.loop,
+            "lr_peak": self.rate.peak,
+            "effective_batch": batch.effective,
+            "micro_batch": None if self.micro_steps else batch.micro,
+            "accumulation_steps": self._accumulation_steps(),
+            "world_size": batch.world_size,
+            "tail_samples": batch.tail_samples,
+            "steps_per_epoch": batch.steps_per_epoch,
+            "total_steps": self.total_steps,
+            "total_samples": batch.samples_after(self.total_steps),
+            "curve_hash": self.curve_hash,
+            "recipe_hash": self.recipe_hash,
+        }
+
+    def lines(self) -> list[str]:
+        rate = self.rate
+        fall = "constant" if rate.name == "constant" else f"{rate.name} to {rate.final_fraction * rate.peak:.4g}"
+        fall += f" in the last {rate.decay_steps} steps ({rate.decay_shape})" if rate.name == "wsd" else ""
+        warm = f" after {rate.warmup_steps} steps of warm-up" if rate.warmup_steps else ""
+        sets = [f"{size:,} in {name}" if name else f"{size:,} held out" for name, size in self.eval_samples.items()]
+        parameters = ", parameters in bf16" if self.identity.get("model.dtype") else ""
+        return [
+            f"run       {self.name}: {self.loop} loop, {self.precision}{parameters}",
+            f"batch     {self._batch()}",
+            f"data      {'; '.join([self._epoch(), *sets])}",
+            *self._tokens(),
+            *self._small(),
+            *self.notes,
+            f"duration  {self.total_steps:,} steps = {self._samples()}",
+            *(f"scaling   {line}" for line in self.rate_arithmetic),
+            f"rate      peak {rate.peak:.4g}, {fall}{warm}",
+            *self._warmup(),
+        ]
+
+    def _warmup(self) -> list[str]:
+        rate, steps = self.rate, self.total_steps
+        if rate.warmup_steps <= steps:
+            return []
+        return [
+            f"warning   {rate.warmup_steps:,} steps of warm-up in a run of {steps:,}: the rate never reaches its peak, "
+            f"the last step is taken at {rate.at(steps):.4g} (schedule.warmup_*)"
+        ]
+
+    def _batch(self) -> str:
+        batch = self.batch
+        if self.micro_steps is None:
+            return batch.arithmetic()
+        least, most = self.micro_steps
+        count = f"{least} to {most}" if least < most else f"{most}"
+        return (
+            f"{batch.effective} samples on {ranks(batch.world_size)}, by length: {count} micro-batches each, of at "
+            f"most {self.micro_tokens:,} tokens with their padding"
+        )
+
+    def _accumulation_steps(self) -> int | None:
+        """None where it varies from step to step."""
+        if self.micro_steps is None:
+            return self.batch.accumulation_steps
+        least, most = self.micro_steps
+        return most if least == most else None
+
+    def _tokens(self) -> list[str]:
+        size, batch = self.tokens_per_sample, self.batch
+        if not size:
+            return []
+        total = batch.samples_after(self.total_steps) * size
+        most = "at most " if batch.dataset_size is None else ""
+        return [f"tokens    {batch.effective * size:,} per step = {batch.effective} x {size}; {most}{total:,} in all"]
+
+    def _epoch(self) -> str:
+        batch = self.batch
+        if batch.dataset_size is None:
+            return "a stream of unknown length"
+        full, tail = divmod(batch.dataset_size, batch.effective)
+        text = f"{batch.dataset_size:,} samples = {full:,} x {batch.effective}"
+        if not tail:
+            return text
+        return text + (f" ({tail} left out: data.drop_tail)" if batch.drop_tail else f" + {tail}")
+
+    def _small(self) -> list[str]:
+        batch = self.batch
+        if batch.dataset_size is None or batch.dataset_size >= batch.effective:
+            return []
+        return [
+            f"warning   fewer samples than batch.effective={batch.effective}: each step takes {batch.dataset_size}; "
+            f"optimizer.lr_scaling follows the stated {batch.effective}"
+        ]
+
+    def _samples(self) -> str:
+        samples, epoch = self.batch.samples_after(self.total_steps), self.batch.samples_per_epoch
+        if epoch is None:
+            return f"at most {samples:,} samples (the last step of an epoch may be smaller)"
+        return f"{samples:,} samples = {samples / epoch:.4g} epochs"

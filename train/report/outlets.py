@@ -1,0 +1,163 @@
+"""Where rank 0 reports to: the files of the run folder, the screen, the journal, the tracker."""
+
+import os
+import shlex
+import sys
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol
+
+from omegaconf import OmegaConf
+
+from train.config import Loaded
+from train.config.redact import redact, secret_values, secrets_in
+from train.errors import FAILED
+from train.plan.run_plan import RunPlan
+from train.report.environment import environment, git_patch
+from train.report.folder import RunFolder, cannot_write
+from train.report.grace import slow_stop
+from train.report.journal import Journal
+from train.report.restarts import job_id
+from train.report.screen import Screen
+from train.report.state import RunState
+from train.report.tables import Tables
+from train.report.tracker import Tracker
+from train.report.weights import log_model
+
+
+class Sink(Protocol):
+    def log(self, row: Mapping[str, float]) -> None: ...
+    def finish(self, exit_code: int) -> None: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outlets:
+    """All of them open. Only rank 0 has any."""
+
+    folder: RunFolder
+    journal: Journal
+    screen: Screen
+    tracker: Tracker
+    tables: Tables
+    secrets: Collection[str]  # texts that must not be reported
+    next_line: str  # what to type after a run that has finished
+    finished: Callable[[], str]  # what else such a run does; gives a line for the end, or nothing
+    warned_of_slow_stop: bool
+
+    @property
+    def sinks(self) -> Sequence[Sink]:
+        """In the order in which a row goes through them: the record of truth first."""
+        return (self.journal, self.screen, self.tracker)
+
+
+def open_outlets(
+    state: RunState, plan: RunPlan, loaded: Loaded, folder: RunFolder, summary: Mapping[str, Any], lines: Sequence[str]
+) -> Outlets:
+    """Write down what is known before the first step, say it, and open all that rows go to.
+
+    `summary`, `lines`: what is known of the learner, for tables and for the screen. A state that goes on from a
+    checkpoint continues its rows and its W&B run, whose id is written into the state.
+
+    Nothing that looks like a secret is written, said or sent. Raises FolderRefused where nothing can be written.
+    """
+    with ExitStack() as opened:  # what is open when another fails to open is closed again
+        try:
+            outlets = _open(opened, state, plan, loaded, folder, summary, lines)
+        except OSError as error:
+            raise cannot_write(folder.path, error) from error
+        opened.pop_all()
+        return outlets
+
+
+def _open(
+    opened: ExitStack,
+    state: RunState,
+    plan: RunPlan,
+    loaded: Loaded,
+    folder: RunFolder,
+    summary: Mapping[str, Any],
+    lines: Sequence[str],
+) -> Outlets:
+    config = OmegaConf.to_container(OmegaConf.create(loaded.yaml()), resolve=False)
+    secrets = secret_values(os.environ) | secrets_in(config)
+    config = redact(config, secrets)
+    surroundings = environment(sys.argv, loaded.path)
+    derived = {**plan.derived(), **summary, "versions": surroundings["packages"]}
+    _write_first_files(folder, config, surroundings)
+
+    log_file = (folder.path / "log.txt").open("a", encoding="utf-8")
+    screen = Screen(plan.total_steps, log_file, summary["device_memory_gib"])
+    opened.callback(_abandon, screen)
+    if folder.moved_to:
+        screen.say(f"an earlier run of this name is now in {folder.moved_to}")
+    screen.say(*plan.lines(), _model_line(summary), *lines, f"outputs   {folder.path}")
+    warning = ""
+    if folder.resumed_from:
+        screen.say(f"resumed   from {folder.resumed_from}: step {state.progress.step:,} of {plan.total_steps:,}")
+        warning = slow_stop(0.0, state.last_save_seconds or 0.0)
+        screen.say(*filter(None, [warning]), *folder.changed)
+
+    tracker = Tracker.start(
+        loaded.config.wandb,
+        run_name=plan.name,
+        default_group=loaded.path.stem,
+        job_type="train",
+        folder=folder.path,
+        run_config={**config, "derived": derived, "environment": surroundings},
+        run_id=state.run_id,
+        secrets=secrets,
+    )
+    opened.callback(_abandon, tracker)
+    state.run_id = tracker.run_id
+    screen.say(f"W&B       {tracker.how_to_see}")
+    journal = Journal(folder.path / "metrics.jsonl", state.progress.step)
+    opened.callback(_abandon, journal)
+    # Last: now the run has begun.
+    folder.write_json("plan.json", redact(plan.as_dict(), secrets) | {"derived": derived})
+
+    finished: Callable[[], str] = str
+    if loaded.config.wandb.log_model:
+        finished = partial(log_model, tracker, folder.path / "final")
+    return Outlets(
+        folder=folder,
+        journal=journal,
+        screen=screen,
+        tracker=tracker,
+        tables=Tables(folder, screen, tracker),
+        secrets=secrets,
+        next_line="" if "--smoke" in loaded.flags else _next_line(folder.path),
+        finished=finished,
+        warned_of_slow_stop=bool(warning),
+    )
+
+
+def _write_first_files(folder: RunFolder, config: Any, surroundings: Mapping[str, Any]) -> None:
+    """environment.json comes first: a restart is known by it."""
+    folder.write_json("environment.json", {**surroundings, "job": job_id()})
+    folder.write_text("config.yaml", OmegaConf.to_yaml(OmegaConf.create(config)))
+    patch = git_patch()
+    if patch:
+        folder.write_text("git.patch", patch)
+
+
+def _abandon(sink: Sink) -> None:
+    with suppress(OSError):
+        sink.finish(FAILED)
+
+
+def _model_line(summary: Mapping[str, Any]) -> str:
+    return (
+        f"model     {summary['parameters']:,} parameters, {summary['parameters_gib']:.3g} GiB, on "
+        f"{summary['device']} with {summary['device_memory_gib']:.3g} GiB"
+    )
+
+
+def _next_line(folder: Path) -> str:
+    executable = Path(sys.executable)  # not resolved: a virtual environment's python is a link
+    python = "python"
+    if executable.is_relative_to(Path.cwd()):
+        python = str(executable.relative_to(Path.cwd()))
+    return f"next      {python} -m train.evaluate {shlex.quote(str(folder))}"

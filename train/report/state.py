@@ -1,0 +1,58 @@
+"""How far a run is and what it has cost: all that the rows after a resume depend on."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from train.config import Config
+from train.report.best import Best
+from train.report.login import check_login
+from train.report.progress import Clock, Progress
+
+
+@dataclass
+class RunState:
+    """Counted on every rank alike; a checkpoint holds rank 0's."""
+
+    best: Best
+    tokens_per_sample: int = 0  # data.block_size, as the config has it now; 0: samples are no blocks
+    progress: Progress = field(default_factory=Progress)
+    clock: Clock = field(default_factory=Clock)
+    run_id: str | None = None  # in W&B; known on rank 0
+    last_save_seconds: float | None = None
+
+    def __post_init__(self) -> None:
+        self.progress.tokens_per_sample = self.tokens_per_sample
+
+    def begin(self) -> None:
+        """Training begins now: what came before is not its time."""
+        self.clock = Clock(self.clock.seconds)
+
+    def state_dict(self) -> dict[str, Any]:
+        best = {"value": self.best.value, "step": self.best.step, "last": self.best.last}
+        return {
+            "progress": asdict(self.progress),
+            "seconds": self.clock.seconds_so_far,
+            "best": {self.best.metric: best},
+            "run_id": self.run_id,
+            "last_save_seconds": self.last_save_seconds,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.progress = Progress(**state["progress"])
+        self.progress.tokens_per_sample = self.tokens_per_sample
+        self.clock = Clock(state["seconds"])
+        # Of another metric than the one that is watched now, nothing is known yet.
+        for name, value in state["best"].get(self.best.metric, {}).items():
+            setattr(self.best, name, value)
+        self.run_id = state["run_id"]
+        self.last_save_seconds = state["last_save_seconds"]
+
+
+def checked_best(config: Config) -> Best:
+    """The metric that evaluate.best watches.
+
+    Raises what the user can fix of a report before anything is read: UnknownDirection, TrackerError.
+    """
+    check_login(config.wandb)
+    return Best.of(config.evaluate.best)
