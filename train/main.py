@@ -22,11 +22,12 @@ from train.errors import (
 from train.gradients.rank_consistency import NotReduced, RanksDisagree
 from train.loop import fit
 from train.models.weights import NotSaved
+from train.optim.skipped_steps import NonFiniteGradient
 from train.plan.make import show_plan
 from train.plan.smoke import smoke
 from train.report import AlreadyFinished
 from train.run import Run, build
-from train.step import ComputeGradient, NonFiniteGradient
+from train.step import ComputeGradient
 
 FAILURES = (NonFiniteGradient, NotReduced, NotSaved, RankFailed, RanksDisagree, SaveFailed, WorkerLost)
 """What ends a run in a sentence of its own, without a stack trace."""

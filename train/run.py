@@ -12,51 +12,26 @@ from train import metric_names
 from train.batch.window import Window
 from train.checkpoint import Checkpoints, named, newest
 from train.config import Config, Loaded
-from train.data import Windows, save_tokenizer
+from train.data import save_tokenizer
 from train.distributed import watchdog
 from train.distributed.accelerator import connect
 from train.distributed.ranks import Ranks
 from train.distributed.stop import Stop
 from train.errors import code_of, print_error
 from train.evaluation import ema, generations
-from train.evaluation.evaluator import Evaluation, floating_buffers
-from train.exactness.preflight import Preflight, preflight
+from train.evaluation.evaluator import floating_buffers
+from train.exactness.preflight import preflight
 from train.gradients import rank_consistency
 from train.memory import peaks
 from train.metrics import loss_scale, mfu, noise_scale, profiler, step_timing
 from train.models.weights import save_weights
-from train.optim.optimizer import OptimizerState
 from train.parts import Part, Parts
-from train.plan.make import Prepared, prepare
+from train.plan.make import prepare
 from train.plan.run_plan import RunPlan
-from train.report import Interval, Outlets, Progress, Reporter, RunFolder, RunState, checked_best, claim, open_outlets
-from train.setup import make_learner, summary
-from train.step import ComputeGradient, Learner, NonFiniteGradient
-from train.tasks import by_term
-
-
-@dataclass(frozen=True, kw_only=True)
-class Setting:
-    """All that is known once a run has its folder: what the rest of it is made of."""
-
-    loaded: Loaded
-    prepared: Prepared
-    learner: Learner
-    ranks: Ranks
-    stop: Stop
-    tried: Preflight
-    folder: RunFolder
-
-    @property
-    def config(self) -> Config:
-        return self.loaded.config
-
-    @property
-    def plan(self) -> RunPlan:
-        return self.prepared.plan
-
-    def row_due(self, k: int) -> bool:
-        return k % self.config.log.every_steps == 0 or k == self.plan.total_steps
+from train.report import Interval, Progress, Reporter, RunFolder, RunState, checked_best, claim
+from train.setting import Setting, open_checkpoints, open_evaluation, open_report, open_windows
+from train.setup import make_learner
+from train.step import ComputeGradient, Learner, mean_losses
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,28 +94,10 @@ class Run:
             metric_names.SKIPPED_STEPS: skips.total,
         }
         if losses is not None and norm is not None:
-            numbers |= self._losses(window, losses)
+            numbers |= mean_losses(self.learner, window, self.ranks.sum(losses.tolist()))
             numbers[metric_names.GRAD_NORM] = norm.item()
         self.report.train_row(window, numbers | self.metrics())
-        limit = self.config.max_nonfinite_steps
-        if skips.longest >= limit:
-            raise NonFiniteGradient(
-                f"by step {window.k} the gradient was not finite in {skips.longest} steps in a row "
-                f"(max_nonfinite_steps={limit}). Try a smaller optimizer.lr, a warm-up, "
-                f"optimizer.max_grad_norm=1.0; precision=fp32 tells whether low precision is to blame"
-            )
-
-    def _losses(self, window: Window, losses: Tensor) -> dict[str, float]:
-        """Each term of the loss, and the loss that was optimised: over all micro-batches and ranks of the step."""
-        totals = self.ranks.sum(losses.tolist())
-        numbers: dict[str, float] = {}
-        loss = 0.0
-        for (term, weight), total in zip(window.weights.items(), totals, strict=True):
-            if weight:
-                numbers[f"train/{term}"] = total / weight
-                loss += self.learner.coefficients[term] * (total / weight)
-        numbers[metric_names.LOSS] = loss
-        return numbers
+        skips.check(window.k, self.config.max_nonfinite_steps)
 
     def save(self) -> None:
         """Make a checkpoint, and a row that says what it cost. Raises SaveFailed, on all ranks."""
@@ -223,9 +180,8 @@ def list_parts(setting: Setting, report: Reporter) -> tuple[Part, ...]:
 
 def _join(setting: Setting, state: RunState) -> Run:
     config, learner, ranks = setting.config, setting.learner, setting.ranks
-    checkpoints = ranks.together(lambda: _open_checkpoints(setting, state))
-    outlets = ranks.together(lambda: _open_outlets(setting, state) if ranks.is_main else None)
-    report = Reporter(setting.plan, state, outlets, setting.stop.ask)
+    checkpoints = ranks.together(lambda: open_checkpoints(setting, state))
+    report = open_report(setting, state)
     parts = Parts(list_parts(setting, report))
     ranks.together(lambda: checkpoints.add(parts.states()))
     every = config.evaluate
@@ -238,67 +194,13 @@ def _join(setting: Setting, state: RunState) -> Run:
         report=report,
         folder=setting.folder,
         checkpoints=checkpoints,
-        windows=parts.windows(_windows(setting, state.progress)),
+        windows=parts.windows(open_windows(setting, state.progress)),
         watch=lambda compute_gradient: parts.gradient(learner.parallel.around(compute_gradient)),
-        evaluation=parts.evaluation(_evaluation(setting)) if setting.prepared.sets.evaluation else None,
+        evaluation=parts.evaluation(open_evaluation(setting)) if setting.prepared.sets.evaluation else None,
         evaluation_due=Interval(every.every_steps, every.every_samples, every.every_tokens).due,
         save_checkpoint=parts.save(checkpoints.save),
         row_due=setting.row_due,
         metrics=parts.metrics,
         exports={"model": learner.module, **parts.exports()},
         closing_lines=parts.closing_lines,
-    )
-
-
-def _open_checkpoints(setting: Setting, state: RunState) -> Checkpoints:
-    """Brings the learner and the state of the run to where it resumes from, if it does."""
-    learner = setting.learner
-    checkpoints = Checkpoints(
-        folder=setting.folder.path / "checkpoints",
-        ranks=setting.ranks,
-        keep=setting.config.checkpoint.keep,
-        seed=setting.config.seed,
-        module=learner.module,
-        writes_state=learner.parallel.writes_state,
-        resumed_from=setting.folder.resumed_from,
-    )
-    optimizer = OptimizerState(learner.optimizer)
-    checkpoints.add({"optimizer": optimizer, "skips": learner.skips, "scaler": learner.scaler, "report": state})
-    return checkpoints
-
-
-def _open_outlets(setting: Setting, state: RunState) -> Outlets:
-    exactness = setting.tried.exactness
-    verdict = {"exact": exactness.exact, "exact_reasons": "; ".join(exactness.reasons)}
-    facts = verdict | summary(setting.learner)
-    lines = exactness.lines(setting.config.batch.exact)
-    return open_outlets(state, setting.plan, setting.loaded, setting.folder, facts, lines)
-
-
-def _windows(setting: Setting, progress: Progress) -> Windows:
-    """Those that are still to be trained."""
-    learner, plan, config = setting.learner, setting.plan, setting.config
-    loss_weight = learner.task.loss_weight
-    samples = setting.tried.samples.cast(learner.dtype)
-    shares = samples.shares(plan.batch, config.seed, setting.ranks.rank, progress.place, config.data.overfit)
-    return Windows(
-        shares=learner.feed.announced(shares),
-        ranks=setting.ranks,
-        terms=setting.tried.exactness.terms,
-        loss_weight=lambda batch: by_term(loss_weight(batch)),
-        stop_requested=setting.stop.requested,
-        first=progress.step + 1,
-        last=plan.total_steps,
-    )
-
-
-def _evaluation(setting: Setting) -> Evaluation:
-    learner = setting.learner
-    return Evaluation(
-        sets=setting.prepared.sets.evaluation,
-        task=learner.task,
-        ranks=setting.ranks,
-        device=learner.device,
-        dtype=learner.dtype,
-        batch_size=setting.plan.batch.micro,
     )

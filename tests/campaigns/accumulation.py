@@ -142,7 +142,9 @@ def beside_standard(comparison: Comparison) -> list[Beside]:
                 throughputs=[_known(a.samples_per_second) / _known(b.samples_per_second) for a, b in pairs],
                 memory=[1024 * (_known(a.peak_gib) - _known(b.peak_gib)) for a, b in pairs],
                 apart=None if is_standard(group) else agreement([*groups[base].runs, *group.runs], metric_names.LOSS),
-                break_even=[value for run in group.runs for value in list(run.curve(metric_names.BREAK_EVEN).values())[-1:]],
+                break_even=[
+                    value for run in group.runs for value in list(run.curve(metric_names.BREAK_EVEN).values())[-1:]
+                ],
             )
         )
     return several

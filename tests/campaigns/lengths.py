@@ -28,8 +28,8 @@ from train.batch import Assignment, BatchPlan
 from train.batch.window import Place
 from train.config import load
 from train.data import ByLength, open_sets
-from train.data.shares import assignments
 from train.data.python_docs import python_docs
+from train.data.shares import assignments
 from train.plan.steps import plan_batch
 from train.run import Run, build
 

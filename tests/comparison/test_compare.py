@@ -104,7 +104,12 @@ def test_a_reader_that_went_away_is_no_error(tmp_path: Path, more: list[str]) ->
 def test_a_run_that_only_saved(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """It was stopped before a row was due."""
     first, second = pair(tmp_path, ended="stopped by SIGTERM")
-    row = {metric_names.GLOBAL_STEP: 7, metric_names.SAMPLES_SEEN: 700, metric_names.HOURS: 0.01, metric_names.SAVE_SECONDS: 0.5}
+    row = {
+        metric_names.GLOBAL_STEP: 7,
+        metric_names.SAMPLES_SEEN: 700,
+        metric_names.HOURS: 0.01,
+        metric_names.SAVE_SECONDS: 0.5,
+    }
     (Path(second) / "metrics.jsonl").write_text(json.dumps(row) + "\n")
 
     assert main([second]) == 0

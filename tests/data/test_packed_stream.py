@@ -21,8 +21,8 @@ from train.config.recipe import Data
 from train.data import DataError, open_sets
 from train.data.packed_stream import PackedStream
 from train.data.packing import COLUMNS, pack
-from train.data.shares import RankShare
 from train.data.reading import Reader
+from train.data.shares import RankShare
 from train.data.tokenizers import Bytes
 from train.data.tokens import Tokenising
 
@@ -55,7 +55,8 @@ def taken(data: PackedStream, plan: BatchPlan, place: Place, count: int, **optio
     options = {"overfit": None} | options
     parts = [list(islice(data.shares(plan, 0, rank, place, **options), count)) for rank in range(plan.world_size)]
     return [
-        [b for part in step if part.samples for b in part.samples["inputs"].tolist()] for step in zip(*parts, strict=True)
+        [b for part in step if part.samples for b in part.samples["inputs"].tolist()]
+        for step in zip(*parts, strict=True)
     ]
 
 

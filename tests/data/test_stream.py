@@ -15,8 +15,8 @@ from tests.helpers import argv, distance, record, rows, stream, whole_batch
 from train.batch import BatchPlan, make_plan
 from train.batch.window import Place
 from train.data import DataError
-from train.data.shares import RankShare
 from train.data.reading import Reader
+from train.data.shares import RankShare
 from train.data.stream import Stream
 
 STREAMED = ("data.source=tests.helpers.stream", "data.shuffle_buffer=0")
@@ -37,7 +37,9 @@ def of_all_ranks(data: Stream, plan: BatchPlan, place: Place, count: int, **opti
 
 def told(parts: list[list[RankShare]]) -> list[list[int]]:
     """What the samples of each step are, over all ranks."""
-    return [[n for part in step if part.samples for n in part.samples["n"].tolist()] for step in zip(*parts, strict=True)]
+    return [
+        [n for part in step if part.samples for n in part.samples["n"].tolist()] for step in zip(*parts, strict=True)
+    ]
 
 
 @settings(max_examples=25)

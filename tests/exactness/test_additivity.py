@@ -138,7 +138,11 @@ def judged(folder: Path) -> tuple[str, str]:
         ([net("centred under a head of zeros")], "false", "the model couples samples"),
         ([net("head of zeros")], "verified", "adds up"),
         (["task=tests.exactness.test_additivity.Balanced", "precision=fp32"], "false", "couples samples"),
-        (["task=tests.exactness.test_additivity.Declared"], "false", "Declared says of its loss that it couples the samples"),
+        (
+            ["task=tests.exactness.test_additivity.Declared"],
+            "false",
+            "Declared says of its loss that it couples the samples",
+        ),
         (["task=tests.exactness.test_additivity.Contrastive"], "false", "couples the samples of a batch"),
         (["data.args.ignored=[0, 8]"], "declared", "none of the first 8 samples counts"),
         (["data.args.nan=[1]"], "false", "not finite before the first step"),
@@ -272,7 +276,9 @@ def two_terms_at_once(arguments: list[str], weights: Any, ids: Any) -> tuple[dic
 
 @pytest.mark.parametrize("world_size", [1, 2, 3])
 def test_several_terms_each_with_its_own_denominator(run_ranks: Any, tmp_path: Path, world_size: int) -> None:
-    arguments = argv(tmp_path, "task=tests.exactness.test_additivity.TwoTerms", "batch.micro=2", "data.args.ignored=[1, 5]")
+    arguments = argv(
+        tmp_path, "task=tests.exactness.test_additivity.TwoTerms", "batch.micro=2", "data.args.ignored=[1, 5]"
+    )
 
     trace = run_ranks(world_size, record, arguments)[0]
 
@@ -396,7 +402,12 @@ def test_verify_tries_the_split_of_the_run(tmp_path: Path, capsys: pytest.Captur
 
 @pytest.mark.parametrize("world_size", [1, 2])
 def test_verify_takes_the_largest_step_that_fits(run_ranks: Any, tmp_path: Path, world_size: int) -> None:
-    overrides = ("model={target: tests.exactness.test_additivity.NoRoom}", "batch.micro=2", "data.args.size=40", "precision=fp32")
+    overrides = (
+        "model={target: tests.exactness.test_additivity.NoRoom}",
+        "batch.micro=2",
+        "data.args.size=40",
+        "precision=fp32",
+    )
 
     codes = run_ranks(world_size, verify_and_tell, argv(tmp_path, *overrides, "batch.effective=9"))
 

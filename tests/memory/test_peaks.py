@@ -86,9 +86,16 @@ def test_the_peak_of_a_row_is_that_since_the_row_before(run_ranks: Any, tmp_path
 
 
 def test_largest_and_smallest_over_the_ranks() -> None:
-    of_ranks = [{metric_names.PEAK_RSS: 2.0, metric_names.WEIGHTS: 1.0, "x": 1.0}, {metric_names.PEAK_RSS: 3.0, metric_names.WEIGHTS: 1.0}]
+    of_ranks = [
+        {metric_names.PEAK_RSS: 2.0, metric_names.WEIGHTS: 1.0, "x": 1.0},
+        {metric_names.PEAK_RSS: 3.0, metric_names.WEIGHTS: 1.0},
+    ]
 
-    assert over_ranks(of_ranks) == {metric_names.PEAK_RSS: 3.0, metric_names.SMALLEST_PEAK: 2.0, metric_names.WEIGHTS: 1.0}
+    assert over_ranks(of_ranks) == {
+        metric_names.PEAK_RSS: 3.0,
+        metric_names.SMALLEST_PEAK: 2.0,
+        metric_names.WEIGHTS: 1.0,
+    }
     assert over_ranks(of_ranks[:1]) == of_ranks[0]
 
 

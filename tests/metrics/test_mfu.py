@@ -108,7 +108,9 @@ def test_a_run_tells_it_and_is_otherwise_the_same(run_ranks: Any, tmp_path: Path
     assert not rows(tmp_path, metric_names.MFU, "plain")
     for row in rows(tmp_path):
         used = MODEL * row[metric_names.SAMPLES_PER_SECOND] / (1e6 * world_size)
-        assert row[metric_names.MFU] == pytest.approx(used, rel=0.1)  # the row's own clock runs on for some microseconds
+        assert row[metric_names.MFU] == pytest.approx(
+            used, rel=0.1
+        )  # the row's own clock runs on for some microseconds
 
 
 def test_every_card_has_a_peak_for_each_arithmetic() -> None:

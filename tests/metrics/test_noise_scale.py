@@ -136,7 +136,9 @@ def test_the_truth_through_the_real_loop(run_ranks: Any, tmp_path: Path, world_s
     assert row[metric_names.BREAK_EVEN] > 0
     assert 0 < row[metric_names.NOISE_SCALE_ERROR] <= 2 * row[metric_names.BREAK_EVEN_ERROR] < 2
     told = (tmp_path / "run" / "log.txt").read_text()
-    noise = f"noise scale of {row[metric_names.NOISE_SCALE]:,.3g} samples +- {2 * row[metric_names.NOISE_SCALE_ERROR]:.0%}"
+    noise = (
+        f"noise scale of {row[metric_names.NOISE_SCALE]:,.3g} samples +- {2 * row[metric_names.NOISE_SCALE_ERROR]:.0%}"
+    )
     assert noise in told
     assert "would be fastest to the same loss" in told
 
@@ -222,7 +224,8 @@ class OwnBackward:
 
 def test_a_task_with_a_backward_pass_of_its_own_is_not_measured(tmp_path: Path) -> None:
     _, told = measured(
-        argv(tmp_path, "task=tests.metrics.test_noise_scale.OwnBackward", "batch.micro=2", "noise_scale.every_steps=1"), "accumulate"
+        argv(tmp_path, "task=tests.metrics.test_noise_scale.OwnBackward", "batch.micro=2", "noise_scale.every_steps=1"),
+        "accumulate",
     )
 
     assert told

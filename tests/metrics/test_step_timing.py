@@ -17,7 +17,12 @@ from train.checkpoint import Checkpoints
 from train.main import main
 from train.metrics.step_timing import Phases
 
-PARTS = (metric_names.DATA_SECONDS, metric_names.FORWARD_BACKWARD_SECONDS, metric_names.OPTIMIZER_SECONDS, metric_names.REST_SECONDS)
+PARTS = (
+    metric_names.DATA_SECONDS,
+    metric_names.FORWARD_BACKWARD_SECONDS,
+    metric_names.OPTIMIZER_SECONDS,
+    metric_names.REST_SECONDS,
+)
 
 
 class Steps:

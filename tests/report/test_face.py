@@ -73,13 +73,17 @@ def test_run_folder_and_rows(run_ranks: Any, tmp_path: Path, world_size: int) ->
     steps = rows(tmp_path, metric_names.LOSS)
     assert [row[metric_names.GLOBAL_STEP] for row in steps] == list(range(1, 16))
     for row in steps:
-        assert set(row) == CPU_KEYS | ({metric_names.SMALLEST_PEAK, metric_names.SYNC_SECONDS} if world_size > 1 else set())
+        assert set(row) == CPU_KEYS | (
+            {metric_names.SMALLEST_PEAK, metric_names.SYNC_SECONDS} if world_size > 1 else set()
+        )
         assert row[metric_names.WORLD_SIZE] == world_size
         assert 0 < row.get(metric_names.SYNC_SECONDS, 1e-9) <= row[metric_names.FORWARD_BACKWARD_SECONDS]
         assert row[metric_names.PEAK_RSS] > 0.05
     # measured: the tail shows as a dip
     assert [row[metric_names.EFFECTIVE_SIZE] for row in steps] == [100] * 14 + [38]
-    assert [row[metric_names.ACCUMULATION_STEPS] for row in steps] == ([7] * 14 + [3] if world_size == 1 else [4] * 14 + [2])
+    assert [row[metric_names.ACCUMULATION_STEPS] for row in steps] == (
+        [7] * 14 + [3] if world_size == 1 else [4] * 14 + [2]
+    )
     assert [row[metric_names.SAMPLES_SEEN] for row in steps] == [*range(100, 1401, 100), 1438]
     (evaluation,) = rows(tmp_path, metric_names.EVAL_LOSS)
     assert evaluation[metric_names.EVAL_SAMPLES] == 359

@@ -7,6 +7,10 @@ import torch
 from torch import Tensor
 
 
+class NonFiniteGradient(RuntimeError):
+    """The gradient of a step, or of too many in a row, is not finite, and the run was told to stop there."""
+
+
 @dataclass
 class SkippedSteps:
     """Steps that were not applied because their gradient was not finite; the device is asked when somebody looks."""
@@ -35,3 +39,12 @@ class SkippedSteps:
             self.total += not finite
             self.longest = max(self.longest, self.in_a_row)
         self._finite.clear()
+
+    def check(self, k: int, limit: int) -> None:
+        """Raises NonFiniteGradient where `limit` steps in a row were not applied, by step k."""
+        if self.longest >= limit:
+            raise NonFiniteGradient(
+                f"by step {k} the gradient was not finite in {self.longest} steps in a row "
+                f"(max_nonfinite_steps={limit}). Try a smaller optimizer.lr, a warm-up, "
+                f"optimizer.max_grad_norm=1.0; precision=fp32 tells whether low precision is to blame"
+            )

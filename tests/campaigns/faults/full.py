@@ -115,7 +115,11 @@ def between_saves(here: Path, full: bool) -> str:
             "cannot write into",
             2,
         ),
-        "the final weights": (lambda fill, free: [partial(before, "train.models.weights", "save_model", fill)], "final", 1),
+        "the final weights": (
+            lambda fill, free: [partial(before, "train.models.weights", "save_model", fill)],
+            "final",
+            1,
+        ),
     }
     for case, (patches, said, code) in cases.items():
         own = folder(here, case.replace(" ", "-").replace(",", ""))

@@ -1,0 +1,103 @@
+"""What a run is made of once it has its folder: its checkpoints, its report, its windows, its evaluation."""
+
+from dataclasses import dataclass
+
+from train.checkpoint import Checkpoints
+from train.config import Config, Loaded
+from train.data import Windows
+from train.distributed.ranks import Ranks
+from train.distributed.stop import Stop
+from train.evaluation.evaluator import Evaluation
+from train.exactness.preflight import Preflight
+from train.optim.optimizer import OptimizerState
+from train.plan.make import Prepared
+from train.plan.run_plan import RunPlan
+from train.report import Outlets, Progress, Reporter, RunFolder, RunState, open_outlets
+from train.setup import summary
+from train.step import Learner
+from train.tasks import by_term
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """All that is known once a run has its folder: what the rest of it is made of."""
+
+    loaded: Loaded
+    prepared: Prepared
+    learner: Learner
+    ranks: Ranks
+    stop: Stop
+    tried: Preflight
+    folder: RunFolder
+
+    @property
+    def config(self) -> Config:
+        return self.loaded.config
+
+    @property
+    def plan(self) -> RunPlan:
+        return self.prepared.plan
+
+    def row_due(self, k: int) -> bool:
+        return k % self.config.log.every_steps == 0 or k == self.plan.total_steps
+
+
+def open_checkpoints(setting: Setting, state: RunState) -> Checkpoints:
+    """Brings the learner and the state of the run to where it resumes from, if it does."""
+    learner = setting.learner
+    checkpoints = Checkpoints(
+        folder=setting.folder.path / "checkpoints",
+        ranks=setting.ranks,
+        keep=setting.config.checkpoint.keep,
+        seed=setting.config.seed,
+        module=learner.module,
+        writes_state=learner.parallel.writes_state,
+        resumed_from=setting.folder.resumed_from,
+    )
+    optimizer = OptimizerState(learner.optimizer)
+    checkpoints.add({"optimizer": optimizer, "skips": learner.skips, "scaler": learner.scaler, "report": state})
+    return checkpoints
+
+
+def open_report(setting: Setting, state: RunState) -> Reporter:
+    """Of this rank; only rank 0's has outlets."""
+    ranks = setting.ranks
+    outlets = ranks.together(lambda: _open_outlets(setting, state) if ranks.is_main else None)
+    return Reporter(setting.plan, state, outlets, setting.stop.ask)
+
+
+def _open_outlets(setting: Setting, state: RunState) -> Outlets:
+    exactness = setting.tried.exactness
+    verdict = {"exact": exactness.exact, "exact_reasons": "; ".join(exactness.reasons)}
+    facts = verdict | summary(setting.learner)
+    lines = exactness.lines(setting.config.batch.exact)
+    return open_outlets(state, setting.plan, setting.loaded, setting.folder, facts, lines)
+
+
+def open_windows(setting: Setting, progress: Progress) -> Windows:
+    """Those that are still to be trained."""
+    learner, plan, config = setting.learner, setting.plan, setting.config
+    loss_weight = learner.task.loss_weight
+    samples = setting.tried.samples.cast(learner.dtype)
+    shares = samples.shares(plan.batch, config.seed, setting.ranks.rank, progress.place, config.data.overfit)
+    return Windows(
+        shares=learner.feed.announced(shares),
+        ranks=setting.ranks,
+        terms=setting.tried.exactness.terms,
+        loss_weight=lambda batch: by_term(loss_weight(batch)),
+        stop_requested=setting.stop.requested,
+        first=progress.step + 1,
+        last=plan.total_steps,
+    )
+
+
+def open_evaluation(setting: Setting) -> Evaluation:
+    learner = setting.learner
+    return Evaluation(
+        sets=setting.prepared.sets.evaluation,
+        task=learner.task,
+        ranks=setting.ranks,
+        device=learner.device,
+        dtype=learner.dtype,
+        batch_size=setting.plan.batch.micro,
+    )
