@@ -15,8 +15,8 @@ from tests.helpers import Trace, argv, record, rows
 from tests.test_update import OPTIMIZERS
 from train.accumulate import compute_gradient
 from train.main import main
+from train.metrics import loss_scale
 from train.run import Run
-from train.setup import loss_scale
 
 SCALE = 1024.0  # a power of two, as the scaler keeps it: float64 gradients are then the same bit for bit
 
@@ -98,4 +98,4 @@ def test_only_one_scaler_scales(tmp_path: Path) -> None:
     learner = seen[0].learner
     assert learner.accelerator.scaler_handler.enabled is False  # accelerate's own, whose `backward` would scale too
     assert not learner.scaler.is_enabled()
-    assert loss_scale(learner.scaler) == {}
+    assert loss_scale.part(learner).metrics({}) == {}

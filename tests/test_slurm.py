@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from train.report import BAD_CONFIG, STOPPED, exit_code
+from train.errors import BAD_CONFIG, STOPPED, exit_code
 
 ROOT = Path(__file__).parents[1]
 
@@ -93,6 +93,6 @@ def test_a_rank_of_another_machine_tells_its_own_launch_and_fails_where_it_may_b
     monkeypatch.setenv("ISOBATCH_ENDED", str(tmp_path / "ended.json"))
     monkeypatch.setenv("LOCAL_RANK", "0")
 
-    assert exit_code("reason", code, 5, is_main=False) == expected
+    assert exit_code("reason", code, 5) == expected
     told = json.loads((tmp_path / "ended.json").read_text())
     assert (told["code"], told["main"]) == (code, False)

@@ -18,7 +18,7 @@ from pathlib import Path
 from statistics import fmean
 
 from tests.campaigns.launched import RESULTS, Launch, commit_of, copy_small, run_all, write_between
-from train import metric_names
+from train import metric_names as names
 from train.comparison.agree import Agreement, agreement, counted
 from train.comparison.group import Group
 from train.comparison.judge import Comparison, compare
@@ -141,10 +141,8 @@ def beside_standard(comparison: Comparison) -> list[Beside]:
                 peaks=[1024 * _known(cost.peak_gib) for cost in costs],
                 throughputs=[_known(a.samples_per_second) / _known(b.samples_per_second) for a, b in pairs],
                 memory=[1024 * (_known(a.peak_gib) - _known(b.peak_gib)) for a, b in pairs],
-                apart=None if is_standard(group) else agreement([*groups[base].runs, *group.runs], metric_names.LOSS),
-                break_even=[
-                    value for run in group.runs for value in list(run.curve(metric_names.BREAK_EVEN).values())[-1:]
-                ],
+                apart=None if is_standard(group) else agreement([*groups[base].runs, *group.runs], names.LOSS),
+                break_even=[value for run in group.runs for value in list(run.curve(names.BREAK_EVEN).values())[-1:]],
             )
         )
     return several

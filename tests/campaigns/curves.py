@@ -16,7 +16,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter
 
 from tests.campaigns.launched import RESULTS, Launch, commit_of, copy_small, run_all, write_between
-from train import metric_names
+from train import metric_names as names
 from train.comparison.read import read_folder
 from train.comparison.run import Run
 from train.comparison.style import COLOURS, RC, WIDTH_INCHES, legend_above
@@ -46,8 +46,8 @@ def picture(run: Run, curve: Curve, path: Path) -> None:
         figure = Figure(figsize=(WIDTH_INCHES, 5.4), layout="constrained")
         above, below = figure.subplots(2, 1, sharex=True, height_ratios=[2.6, 1])
         looks: dict[str, dict[str, Any]] = {
-            metric_names.LOSS: {"color": COLOURS[0], "lw": 1.8},
-            metric_names.EVAL_LOSS: {
+            names.LOSS: {"color": COLOURS[0], "lw": 1.8},
+            names.EVAL_LOSS: {
                 "color": COLOURS[1],
                 "lw": 1.8,
                 "ls": (0, (5, 1.5)),
@@ -59,10 +59,10 @@ def picture(run: Run, curve: Curve, path: Path) -> None:
         for metric, look in looks.items():
             found = run.curve(metric)
             above.plot(list(found), list(found.values()), **look)
-        if min(run.curve(metric_names.LOSS).values()) * 10 < max(run.curve(metric_names.LOSS).values()):
+        if min(run.curve(names.LOSS).values()) * 10 < max(run.curve(names.LOSS).values()):
             above.set_yscale("log")
         above.set_ylabel("loss (nats)")
-        rates = run.curve(metric_names.LEARNING_RATE)
+        rates = run.curve(names.LEARNING_RATE)
         below.plot(list(rates), list(rates.values()), color=COLOURS[4], lw=1.8)
         below.set_ylim(bottom=0)
         below.set_ylabel("learning\nrate")
@@ -76,14 +76,14 @@ def picture(run: Run, curve: Curve, path: Path) -> None:
 
 def told(run: Run, curve: Curve, picture_path: str) -> str:
     """The last evaluation in words, and the picture."""
-    evaluated = [row for row in run.rows if metric_names.EVAL_LOSS in row][-1]
-    steps = evaluated[metric_names.GLOBAL_STEP]
-    metric = curve.metric.removeprefix(metric_names.EVAL).replace("_", " ")
+    evaluated = [row for row in run.rows if names.EVAL_LOSS in row][-1]
+    steps = evaluated[names.GLOBAL_STEP]
+    metric = curve.metric.removeprefix(names.EVAL).replace("_", " ")
     alt = f"{curve.title}: training loss, evaluation loss and learning rate against samples seen"
     return (
         f"{curve.title} (`{curve.config}`): after {steps:,.0f} steps of {run.derived['effective_batch']} samples, "
-        f"evaluation loss {evaluated[metric_names.EVAL_LOSS]:.4g}, {metric} "
-        f"{evaluated[curve.metric]:.4g} on {evaluated[metric_names.EVAL_SAMPLES]:.0f} held-out samples.\n\n"
+        f"evaluation loss {evaluated[names.EVAL_LOSS]:.4g}, {metric} "
+        f"{evaluated[curve.metric]:.4g} on {evaluated[names.EVAL_SAMPLES]:.0f} held-out samples.\n\n"
         f"![{alt}]({picture_path})"
     )
 

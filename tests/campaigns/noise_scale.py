@@ -26,7 +26,7 @@ from tests.conftest import run_ranks
 from tests.helpers import CONFIG
 from tests.helpers_cost import making_run, ours
 from tests.helpers_noise import TRUTH, Naive, simulate
-from train import metric_names
+from train import metric_names as names
 from train.accumulate import compute_gradient
 from train.batch.critical_batch import Averages
 from train.main import main as train
@@ -100,7 +100,7 @@ def real(repeats: int) -> None:
                 config.write_text(CONFIG)
                 arguments = [str(config), f"output_dir={folder}", *REAL, f"batch.micro={micro}"]
                 arguments += ["noise_scale.every_steps=1", f"data.args={{size: 64000, seed: {seed}}}"]
-                values.append(run_ranks(world_size, last_row, arguments)[0].get(metric_names.NOISE_SCALE, np.nan))
+                values.append(run_ranks(world_size, last_row, arguments)[0].get(names.NOISE_SCALE, np.nan))
         errors = np.abs(np.array(values) / TRUTH - 1)
         shown = ", ".join(f"{value:.0f}" for value in values)
         print(f"| {world_size} | {words} | {np.median(errors):.1%} | {errors.max():.1%} | {shown} |", flush=True)

@@ -11,7 +11,7 @@ from tests.campaigns import accumulation
 from tests.campaigns.accumulation import STUDIES, report
 from tests.campaigns.launched import Launch, run_all, write_between
 from tests.comparison.folders import make_run
-from train import metric_names
+from train import metric_names as names
 from train.config import load
 
 
@@ -88,10 +88,10 @@ def test_what_the_page_says(tmp_path: Path) -> None:
                     **{"loop": "standard" if steps == 1 else "accumulate", "world_size": ranks},
                     **{"micro_batch": micro, "accumulation_steps": steps},
                 },
-                extra={metric_names.PEAK_RSS: memory, metric_names.BREAK_EVEN: 3.0},
+                extra={names.PEAK_RSS: memory, names.BREAK_EVEN: 3.0},
             )
             rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-            hours = [row | {metric_names.HOURS: row[metric_names.HOURS] / speed / (1 + seed)} for row in rows]
+            hours = [row | {names.HOURS: row[names.HOURS] / speed / (1 + seed)} for row in rows]
             (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in hours))
             (run / "log.txt").write_text("step 1\naccumulation: about 3 micro-steps\nnext\n")
 

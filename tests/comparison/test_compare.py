@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from tests.comparison.folders import loss_at, make_run
-from train import metric_names
+from train import metric_names as names
 from train.accumulate import compute_gradient
 from train.compare import main
 from train.comparison.judge import compare
@@ -51,7 +51,7 @@ def test_two_real_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     ]
     assert {key["key"] for key in result["differing_keys"]} == {"accumulation_steps", "micro_batch"}
     rows = [json.loads(line) for line in (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()]
-    hours = [row[metric_names.HOURS] for row in rows]
+    hours = [row[names.HOURS] for row in rows]
     assert hours == sorted(hours), "an evaluation tells the training time so far"
 
 
@@ -105,10 +105,10 @@ def test_a_run_that_only_saved(tmp_path: Path, capsys: pytest.CaptureFixture[str
     """It was stopped before a row was due."""
     first, second = pair(tmp_path, ended="stopped by SIGTERM")
     row = {
-        metric_names.GLOBAL_STEP: 7,
-        metric_names.SAMPLES_SEEN: 700,
-        metric_names.HOURS: 0.01,
-        metric_names.SAVE_SECONDS: 0.5,
+        names.GLOBAL_STEP: 7,
+        names.SAMPLES_SEEN: 700,
+        names.HOURS: 0.01,
+        names.SAVE_SECONDS: 0.5,
     }
     (Path(second) / "metrics.jsonl").write_text(json.dumps(row) + "\n")
 
@@ -162,7 +162,7 @@ def test_bad_arguments(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
 
 
 def test_text_has_the_parts_in_order(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    known = {metric_names.NOISE_SCALE: 321.0, metric_names.BREAK_EVEN: 2.71, metric_names.MFU: 0.425}
+    known = {names.NOISE_SCALE: 321.0, names.BREAK_EVEN: 2.71, names.MFU: 0.425}
     main(pair(tmp_path, extra=known, environment={"git": {"commit": "2", "dirty": True}}))
 
     text = capsys.readouterr().out

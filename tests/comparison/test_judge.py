@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests.comparison.folders import loss_at, make_run
-from train import metric_names
+from train import metric_names as names
 from train.comparison.judge import Comparison, compare
 from train.comparison.read import find
 
@@ -210,8 +210,8 @@ def test_time_shares_are_of_full_steps(tmp_path: Path, tails: int) -> None:
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     for index, row in enumerate(rows):
         ragged = index % 6 < tails
-        times = {metric_names.DATA_SECONDS: 0.01, metric_names.FORWARD_BACKWARD_SECONDS: 0.01 if ragged else 0.09}
-        row |= times | {metric_names.EFFECTIVE_SIZE: 38.0 if ragged else 100.0}
+        times = {names.DATA_SECONDS: 0.01, names.FORWARD_BACKWARD_SECONDS: 0.01 if ragged else 0.09}
+        row |= times | {names.EFFECTIVE_SIZE: 38.0 if ragged else 100.0}
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
     result = compared(run)
@@ -221,7 +221,7 @@ def test_time_shares_are_of_full_steps(tmp_path: Path, tails: int) -> None:
 
 
 def test_where_an_epoch_is_one_step_it_is_a_full_one(tmp_path: Path) -> None:
-    extra = {metric_names.DATA_SECONDS: 0.01, metric_names.EFFECTIVE_SIZE: 38.0}
+    extra = {names.DATA_SECONDS: 0.01, names.EFFECTIVE_SIZE: 38.0}
 
     assert compared(make_run(tmp_path / "tails", extra=extra)).costs[0][0].shares == {}
     alone = make_run(tmp_path / "alone", extra=extra, derived={"steps_per_epoch": 1})

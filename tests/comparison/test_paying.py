@@ -7,7 +7,7 @@ import pytest
 
 from tests.comparison.folders import make_run
 from tests.comparison.test_judge import compared
-from train import metric_names
+from train import metric_names as names
 from train.batch.critical_batch import Estimate, Worth
 from train.comparison.data import as_data
 from train.comparison.judge import Comparison
@@ -21,8 +21,8 @@ def estimated(noise_scale: float, error: float, update_seconds: float) -> Worth:
 
 
 def logged(worth: Worth, recorded: bool = True) -> dict[str, float]:
-    known = {metric_names.NOISE_SCALE: worth.noise.value, metric_names.BREAK_EVEN: worth.best}
-    errors = {metric_names.NOISE_SCALE_ERROR: worth.noise.error, metric_names.BREAK_EVEN_ERROR: worth.error}
+    known = {names.NOISE_SCALE: worth.noise.value, names.BREAK_EVEN: worth.best}
+    errors = {names.NOISE_SCALE_ERROR: worth.noise.error, names.BREAK_EVEN_ERROR: worth.error}
     return known | (errors if recorded else {})
 
 

@@ -15,16 +15,16 @@ from matplotlib.figure import Figure
 
 from tests.comparison.folders import loss_at, make_run
 from tests.comparison.test_judge import compared
-from train import metric_names
+from train import metric_names as names
 from train.comparison import bars, curves, scatter
 from train.comparison.judge import Comparison
 from train.comparison.style import RC
 
 PHASES = {
-    **{metric_names.DATA_SECONDS: 0.01, metric_names.FORWARD_BACKWARD_SECONDS: 0.07, metric_names.SYNC_SECONDS: 0.02},
-    **{metric_names.OPTIMIZER_SECONDS: 0.01, metric_names.REST_SECONDS: 0.01},
+    **{names.DATA_SECONDS: 0.01, names.FORWARD_BACKWARD_SECONDS: 0.07, names.SYNC_SECONDS: 0.02},
+    **{names.OPTIMIZER_SECONDS: 0.01, names.REST_SECONDS: 0.01},
 }
-GPU = {metric_names.PEAK_ALLOCATED: 2.0, metric_names.PEAK_RESERVED: 3.0, metric_names.OPTIMIZER_PEAK: 1.0}
+GPU = {names.PEAK_ALLOCATED: 2.0, names.PEAK_RESERVED: 3.0, names.OPTIMIZER_PEAK: 1.0}
 
 
 def pictures(comparison: Comparison, x: str = "samples") -> dict[str, Figure]:

@@ -19,9 +19,10 @@ from tests.test_resume import repeatable, segment
 from tests.test_synchronisation import counting
 from train.accumulate import compute_gradient
 from train.batch import make_plan, sample_ids
-from train.batch.window import Place
+from train.batch.window import Batch, Place
 from train.config import load
 from train.data import ByLength, Padding, Sets, open_sets
+from train.data.shares import RankShare
 from train.evaluate import evaluate
 from train.exactness.reference_gradient import plain_forward
 from train.main import main
@@ -39,6 +40,10 @@ BERT = (
 
 
 # Data and models
+
+
+def batches(share: RankShare) -> list[Batch]:
+    return [micro_batch.batch for micro_batch in share]
 
 
 def words(size: int) -> list[str]:

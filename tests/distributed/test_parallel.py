@@ -9,17 +9,19 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
+from datasets import Dataset
 from torch import Tensor, nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 
-import train.distributed.parallel
+import train.distributed.flat_buckets
 from tests.helpers import Array, Trace, argv, distance, record, record_all, rows
 from train import load as load_run
 from train.accumulate import compute_gradient
+from train.batch import sample_ids
 from train.config import load
-from train.distributed.parallel import Reduction
-from train.gradients.rank_consistency import NotReduced
+from train.distributed.flat_buckets import FlatBuckets
 from train.run import Run, build
+from train.step import update
 
 BF16 = ("model.dtype=bf16", "precision=fp32")
 
@@ -30,15 +32,6 @@ class RanksApart(nn.Linear):
     def __init__(self) -> None:
         super().__init__(6, 3)
         nn.init.constant_(self.weight, float(os.environ["RANK"]))
-
-
-class OneUnused(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.used, self.unused = nn.Linear(6, 3), nn.Linear(6, 3)
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        return self.used(inputs)
 
 
 def wide(tensors: Any) -> Array:
@@ -55,11 +48,11 @@ def sums_of_a_window(arguments: list[str]) -> tuple[Array, Array, Array, Array]:
         exact[parameter] += parameter.grad.double()
 
     hooks = [p.register_post_accumulate_grad_hook(record_micro_gradient) for p in learner.parameters]
-    reduction = Reduction(learner.parameters, run.ranks)
-    reduction.around(compute_gradient)(learner, window)
+    buckets = FlatBuckets(learner.parameters, run.ranks)
+    buckets.around(compute_gradient)(learner, window)
     for hook in hooks:
         hook.remove()
-    ours, gradients = wide(reduction.buckets), wide([p.grad for p in learner.parameters])
+    ours, gradients = wide(buckets.buckets), wide([p.grad for p in learner.parameters])
     learner.optimizer.zero_grad()
     compute_gradient(learner, window)
     run.report.close("finished", 0)
@@ -83,7 +76,7 @@ def test_256_micro_batches_are_summed_in_float32(run_ranks: Any, tmp_path: Path,
 
 def counting(arguments: list[str]) -> tuple[Trace, Counter[int], int]:
     """(trace, reductions of each step, buckets): every all-reduce of a tensor larger than the ranks' messages."""
-    train.distributed.parallel.BUCKET_ELEMENTS = 2**18
+    train.distributed.flat_buckets.BUCKET_ELEMENTS = 2**18
     reductions: Counter[int] = Counter()
     sizes: list[int] = []
 
@@ -97,7 +90,7 @@ def counting(arguments: list[str]) -> tuple[Trace, Counter[int], int]:
             return original(tensor, *args, **kwargs)
 
         dist.all_reduce = counted
-        sizes.append(len(Reduction(run.learner.parameters, run.ranks).buckets))
+        sizes.append(len(FlatBuckets(run.learner.parameters, run.ranks).buckets))
 
     return record(arguments, prepare=prepare), reductions, sizes[0]
 
@@ -153,7 +146,7 @@ def explicit_beside_ddp(arguments: list[str], explicit: list[str]) -> tuple[Trac
         run.append(built)
 
     def reducing(learner: Any, window: Any) -> Tensor:
-        return Reduction(learner.parameters, run[0].ranks).around(compute_gradient)(learner, window)
+        return FlatBuckets(learner.parameters, run[0].ranks).around(compute_gradient)(learner, window)
 
     return plain, record(explicit, compute_gradient=reducing, prepare=prepare), sent
 
@@ -176,17 +169,81 @@ def test_all_ranks_start_from_the_weights_of_rank_0(run_ranks: Any, tmp_path: Pa
     assert (ranks[1].weights[0][:18] == 0).all()
 
 
-def refused(arguments: list[str]) -> str:
-    with pytest.raises(NotReduced) as error:
-        record(arguments)
-    return str(error.value)
+class Routed(nn.Module):
+    """Two experts: the sign of a sample's first input decides which one it goes to. A third one is never used."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.positive, self.negative, self.unused = (nn.Linear(6, 3) for _ in range(3))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        chosen = inputs[:, 0] > 0
+        outputs = inputs.new_zeros(len(inputs), 3)
+        if chosen.any():
+            outputs[chosen] = self.positive(inputs[chosen])
+        if not chosen.all():
+            outputs[~chosen] = self.negative(inputs[~chosen])
+        return outputs
 
 
-def test_a_parameter_that_no_micro_batch_uses_is_named(run_ranks: Any, tmp_path: Path) -> None:
-    model = "model={target: tests.distributed.test_parallel.OneUnused, dtype: bf16}"
+def sorted_by_expert(size: int = 8) -> Dataset:
+    """In the order of epoch 0, seed 0, the first half of the samples goes to one expert, the second to the other."""
+    random, order = np.random.default_rng(0), sample_ids(size, 0, 0, 0, size)
+    inputs = np.abs(random.normal(size=(size, 6))).astype(np.float32)
+    inputs[order[size // 2 :], 0] *= -1
+    return Dataset.from_dict({"inputs": inputs, "labels": random.integers(0, 3, size)})
 
-    for said in run_ranks(2, refused, argv(tmp_path, model, "precision=fp32")):
-        assert said.startswith("step 1: unused.weight, unused.bias took no part in any micro-batch of a rank")
+
+def routed(arguments: list[str]) -> tuple[dict[str, Array], dict[str, Array], list[str]]:
+    """(weights before, weights after, parameters without a gradient) of one step."""
+    run = build(load(arguments), "accumulate")
+    learner, window = run.learner, next(iter(run.windows))
+    before = {name: wide([p]) for name, p in learner.module.named_parameters()}
+    run.watch(compute_gradient)(learner, window)
+    without = [name for name, p in learner.module.named_parameters() if p.grad is None]
+    update(learner, 0.1)
+    run.close("finished", 0)
+    return before, {name: wide([p]) for name, p in learner.module.named_parameters()}, without
+
+
+def test_an_expert_that_one_rank_uses_is_updated_on_all(run_ranks: Any, tmp_path: Path) -> None:
+    """Rank 0 uses one expert, rank 1 the other. The one that nobody uses keeps None: AdamW would decay it for zeros."""
+    here = "tests.distributed.test_parallel"
+    data = f"data={{source: {here}.sorted_by_expert}}"
+    model = f"model={{target: {here}.Routed, dtype: bf16}}"
+    optimizer = "optimizer={target: adamw, lr: 0.1, args: {weight_decay: 0.5}}"
+    several = [
+        argv(tmp_path, data, model, optimizer, "precision=fp32", "batch.exact=ignore", f"name=r{r}") for r in (1, 2)
+    ]
+
+    (alone,) = run_ranks(1, routed, several[0])
+    ranks = run_ranks(2, routed, several[1])
+
+    for before, after, without in ranks:
+        assert without == ["unused.weight", "unused.bias"]
+        for name in before:
+            moved = bool((before[name] != after[name]).any())
+            assert moved is not name.startswith("unused"), name
+            assert np.array_equal(after[name], ranks[0][1][name]), "the ranks hold different weights"
+            assert distance(after[name], alone[1][name]) <= 2**-7  # one rounding to bf16, of weight and gradient
+
+
+def fail_on_one_rank(arguments: list[str], failing: int) -> str:
+    def compute(learner: Any, window: Any) -> Tensor:
+        if learner.accelerator.process_index == failing and window.k == 2:
+            raise torch.OutOfMemoryError("no room")
+        return compute_gradient(learner, window)
+
+    with pytest.raises(RuntimeError) as error:
+        record(arguments, compute_gradient=compute)
+    return f"{type(error.value).__name__}: {error.value}"
+
+
+def test_a_rank_that_fails_leaves_no_other_waiting(run_ranks: Any, tmp_path: Path) -> None:
+    said = run_ranks(3, fail_on_one_rank, argv(tmp_path, *BF16), 1)
+
+    other = "RankFailed: rank 1 could not compute its part of the gradient: see its own error"
+    assert said == [other, "OutOfMemoryError: no room", other]
 
 
 def test_what_is_saved_is_bf16(tmp_path: Path) -> None:

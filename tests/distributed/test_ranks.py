@@ -6,12 +6,12 @@ from typing import Any
 import pytest
 
 from tests.helpers import rank_group
-from train.distributed.ranks import GIVE_WAY_SECONDS, give_way
+from train.distributed.ranks import YIELD_SECONDS, yield_to_failed_rank
 
 
 def seconds_given(error: RuntimeError) -> float:
     start = time.monotonic()
-    give_way(error)
+    yield_to_failed_rank(error)
     return time.monotonic() - start
 
 
@@ -31,8 +31,8 @@ def test_who_lost_another_rank_leaves_after_it(run_ranks: Any, world_size: int) 
     *others, last = run_ranks(world_size, lose_the_last, world_size)
 
     assert last == 0
-    assert all(seconds >= GIVE_WAY_SECONDS for seconds in others), others
+    assert all(seconds >= YIELD_SECONDS for seconds in others), others
 
 
 def test_who_fails_itself_leaves_at_once() -> None:
-    assert seconds_given(RuntimeError("a fault of its own")) < GIVE_WAY_SECONDS / 2
+    assert seconds_given(RuntimeError("a fault of its own")) < YIELD_SECONDS / 2

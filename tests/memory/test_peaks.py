@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from tests.helpers import Trace, argv, record, rows
-from train import metric_names
+from train import metric_names as names
 from train.memory.peaks import GIB, Memory, over_ranks, stored_bytes
 from train.run import Run
 
@@ -54,10 +54,10 @@ def test_weights_gradients_and_state_to_the_byte(
 
     trained = 57 * 8
     for row in rows(tmp_path):
-        assert row[metric_names.WEIGHTS] * GIB == trained + 5 * 8
-        assert row[metric_names.GRADIENTS] * GIB == trained
-        assert row[metric_names.OPTIMIZER_STATE] * GIB == moments * trained + steps * 4
-        assert (metric_names.SMALLEST_PEAK in row) == (world_size > 1)
+        assert row[names.WEIGHTS] * GIB == trained + 5 * 8
+        assert row[names.GRADIENTS] * GIB == trained
+        assert row[names.OPTIMIZER_STATE] * GIB == moments * trained + steps * 4
+        assert (names.SMALLEST_PEAK in row) == (world_size > 1)
     assert "memory: weights 0.000473 MiB, gradients 0.000435 MiB" in (tmp_path / "run" / "log.txt").read_text()
 
 
@@ -80,21 +80,21 @@ def run_with_a_peak(arguments: list[str]) -> None:
 def test_the_peak_of_a_row_is_that_since_the_row_before(run_ranks: Any, tmp_path: Path) -> None:
     run_ranks(1, run_with_a_peak, argv(tmp_path))
 
-    first, second, *later = [row[metric_names.PEAK_RSS] * GIB for row in rows(tmp_path)]
+    first, second, *later = [row[names.PEAK_RSS] * GIB for row in rows(tmp_path)]
     assert len(later) == 3
     assert second - max(first, *later) > 150 * 2**20
 
 
 def test_largest_and_smallest_over_the_ranks() -> None:
     of_ranks = [
-        {metric_names.PEAK_RSS: 2.0, metric_names.WEIGHTS: 1.0, "x": 1.0},
-        {metric_names.PEAK_RSS: 3.0, metric_names.WEIGHTS: 1.0},
+        {names.PEAK_RSS: 2.0, names.WEIGHTS: 1.0, "x": 1.0},
+        {names.PEAK_RSS: 3.0, names.WEIGHTS: 1.0},
     ]
 
     assert over_ranks(of_ranks) == {
-        metric_names.PEAK_RSS: 3.0,
-        metric_names.SMALLEST_PEAK: 2.0,
-        metric_names.WEIGHTS: 1.0,
+        names.PEAK_RSS: 3.0,
+        names.SMALLEST_PEAK: 2.0,
+        names.WEIGHTS: 1.0,
     }
     assert over_ranks(of_ranks[:1]) == of_ranks[0]
 
@@ -115,22 +115,22 @@ def test_of_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
         module(torch.ones(1, 256)).sum().backward()
         memory.mark(None)
         used.append(forward_backward * GIB)
-        memory.mark(metric_names.FORWARD_BACKWARD_PEAK)
+        memory.mark(names.FORWARD_BACKWARD_PEAK)
         optimizer.step()
         used.append(update * GIB)
-        memory.mark(metric_names.OPTIMIZER_PEAK)
+        memory.mark(names.OPTIMIZER_PEAK)
         optimizer.zero_grad()
         return memory.take()
 
     first, second, third = step(3.0, 4.0), step(5.0, 2.0), step(1.0, 2.0)
 
-    assert first[metric_names.FORWARD_BACKWARD_PEAK] == 3
-    assert first[metric_names.PEAK_ALLOCATED] == first[metric_names.OPTIMIZER_PEAK] == 4
-    assert first[metric_names.PEAK_RESERVED] == 10
-    assert first[metric_names.ALLOCATOR_RETRIES] == 4
-    assert metric_names.ACTIVATIONS not in first  # the optimizer had no state yet
+    assert first[names.FORWARD_BACKWARD_PEAK] == 3
+    assert first[names.PEAK_ALLOCATED] == first[names.OPTIMIZER_PEAK] == 4
+    assert first[names.PEAK_RESERVED] == 10
+    assert first[names.ALLOCATOR_RETRIES] == 4
+    assert names.ACTIVATIONS not in first  # the optimizer had no state yet
     weights = 2**18 / GIB
-    assert second[metric_names.ACTIVATIONS] == pytest.approx(5 - 4 * weights - 4 / GIB, abs=1e-12)
+    assert second[names.ACTIVATIONS] == pytest.approx(5 - 4 * weights - 4 / GIB, abs=1e-12)
     # Each peak is that of its own phase, and of its own row.
-    assert (second[metric_names.PEAK_ALLOCATED], second[metric_names.OPTIMIZER_PEAK]) == (5, 2)
-    assert (third[metric_names.FORWARD_BACKWARD_PEAK], third[metric_names.PEAK_ALLOCATED]) == (1, 2)
+    assert (second[names.PEAK_ALLOCATED], second[names.OPTIMIZER_PEAK]) == (5, 2)
+    assert (third[names.FORWARD_BACKWARD_PEAK], third[names.PEAK_ALLOCATED]) == (1, 2)

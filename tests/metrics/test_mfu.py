@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from tests.helpers import argv, record, rows
-from train import metric_names
+from train import metric_names as names
 from train.config import load
 from train.metrics import mfu as utilisation
 from train.metrics.mfu import PEAKS, flops_per_sample
@@ -105,12 +105,10 @@ def test_a_run_tells_it_and_is_otherwise_the_same(run_ranks: Any, tmp_path: Path
     told = run_ranks(world_size, trained, argv(tmp_path, *more), 1e6)
 
     assert all((a == b).all() for a, b in zip(plain[0], told[0], strict=True))
-    assert not rows(tmp_path, metric_names.MFU, "plain")
+    assert not rows(tmp_path, names.MFU, "plain")
     for row in rows(tmp_path):
-        used = MODEL * row[metric_names.SAMPLES_PER_SECOND] / (1e6 * world_size)
-        assert row[metric_names.MFU] == pytest.approx(
-            used, rel=0.1
-        )  # the row's own clock runs on for some microseconds
+        used = MODEL * row[names.SAMPLES_PER_SECOND] / (1e6 * world_size)
+        assert row[names.MFU] == pytest.approx(used, rel=0.1)  # the row's own clock runs on for some microseconds
 
 
 def test_every_card_has_a_peak_for_each_arithmetic() -> None:

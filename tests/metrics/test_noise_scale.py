@@ -11,7 +11,7 @@ import torch
 
 from tests.helpers import Array, Trace, argv, record, rows, whole_batch
 from tests.helpers_noise import TRUTH
-from train import metric_names
+from train import metric_names as names
 from train.accumulate import compute_gradient
 from train.batch import critical_batch as worth
 from train.main import main
@@ -87,7 +87,7 @@ def test_one_micro_batch_alone_is_not_measured(tmp_path: Path) -> None:
     _, told = measured(arguments, "standard")
 
     assert told == []
-    assert not any(metric_names.NOISE_SCALE in row for row in rows(tmp_path))
+    assert not any(names.NOISE_SCALE in row for row in rows(tmp_path))
     assert "accumulation" not in (tmp_path / "run" / "log.txt").read_text().split("finished")[1]
 
 
@@ -131,14 +131,12 @@ def test_the_truth_through_the_real_loop(run_ranks: Any, tmp_path: Path, world_s
     assert run_ranks(world_size, train, arguments) == [0] * world_size
 
     row = rows(tmp_path)[-1]
-    assert row[metric_names.GLOBAL_STEP] == 100
-    assert row[metric_names.NOISE_SCALE] == pytest.approx(TRUTH, rel=0.1)
-    assert row[metric_names.BREAK_EVEN] > 0
-    assert 0 < row[metric_names.NOISE_SCALE_ERROR] <= 2 * row[metric_names.BREAK_EVEN_ERROR] < 2
+    assert row[names.GLOBAL_STEP] == 100
+    assert row[names.NOISE_SCALE] == pytest.approx(TRUTH, rel=0.1)
+    assert row[names.BREAK_EVEN] > 0
+    assert 0 < row[names.NOISE_SCALE_ERROR] <= 2 * row[names.BREAK_EVEN_ERROR] < 2
     told = (tmp_path / "run" / "log.txt").read_text()
-    noise = (
-        f"noise scale of {row[metric_names.NOISE_SCALE]:,.3g} samples +- {2 * row[metric_names.NOISE_SCALE_ERROR]:.0%}"
-    )
+    noise = f"noise scale of {row[names.NOISE_SCALE]:,.3g} samples +- {2 * row[names.NOISE_SCALE_ERROR]:.0%}"
     assert noise in told
     assert "would be fastest to the same loss" in told
 
@@ -151,9 +149,9 @@ def test_the_break_even_number_follows_from_the_rows(tmp_path: Path, monkeypatch
         found = honest(self)
         micro_steps = 512 / 16
         return found | {
-            metric_names.FORWARD_BACKWARD_SECONDS: 2 * micro_steps + 1,
-            metric_names.SYNC_SECONDS: 1.0,
-            metric_names.OPTIMIZER_SECONDS: 8.0,
+            names.FORWARD_BACKWARD_SECONDS: 2 * micro_steps + 1,
+            names.SYNC_SECONDS: 1.0,
+            names.OPTIMIZER_SECONDS: 8.0,
         }
 
     honest = Phases.take
@@ -161,7 +159,7 @@ def test_the_break_even_number_follows_from_the_rows(tmp_path: Path, monkeypatch
     assert train(argv(tmp_path, *REGRESSION, "batch.effective=512", "batch.micro=16")) == 0
 
     row = rows(tmp_path)[-1]
-    assert row[metric_names.BREAK_EVEN] == pytest.approx(np.sqrt(row[metric_names.NOISE_SCALE] / 16 * 9 / 2), rel=1e-6)
+    assert row[names.BREAK_EVEN] == pytest.approx(np.sqrt(row[names.NOISE_SCALE] / 16 * 9 / 2), rel=1e-6)
 
 
 @pytest.mark.parametrize(("samples", "micro_steps", "timed"), [(100, 4, True), (38, 4, False), (75, 3, False)])
@@ -173,7 +171,7 @@ def test_a_ragged_step_is_not_timed(samples: int, micro_steps: int, timed: bool)
     gauge.load_state_dict({"averages": {}, "usual": (25.0, 4)})
 
     gauge.around(lambda learner, window: torch.zeros(()))(Any, window)
-    gauge.take({metric_names.FORWARD_BACKWARD_SECONDS: 0.4, metric_names.OPTIMIZER_SECONDS: 0.1})
+    gauge.take({names.FORWARD_BACKWARD_SECONDS: 0.4, names.OPTIMIZER_SECONDS: 0.1})
 
     assert list(gauge._costs) == ([(0.1, 0.1)] if timed else [])
 
@@ -183,7 +181,7 @@ def test_unknown_is_said_and_absent(tmp_path: Path) -> None:
     argument = argv(tmp_path, *REGRESSION, "data.args={size: 640}", "batch.effective=64", "batch.micro=16")
     assert train([*argument, "log.every_steps=1"]) == 0
 
-    assert not any(metric_names.NOISE_SCALE in row or metric_names.BREAK_EVEN in row for row in rows(tmp_path))
+    assert not any(names.NOISE_SCALE in row or names.BREAK_EVEN in row for row in rows(tmp_path))
     assert (
         "whether it pays is unknown: the gradient noise is not resolved after 10 measurements\n"
         in (tmp_path / "run" / "log.txt").read_text()

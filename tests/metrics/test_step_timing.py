@@ -10,18 +10,18 @@ import pytest
 import torch
 
 from tests.helpers import argv, rows
-from train import metric_names
+from train import metric_names as names
 from train.accumulate import compute_gradient
 from train.batch.window import Window
 from train.checkpoint import Checkpoints
 from train.main import main
-from train.metrics.step_timing import Phases
+from train.metrics.step_timing import StepTiming
 
 PARTS = (
-    metric_names.DATA_SECONDS,
-    metric_names.FORWARD_BACKWARD_SECONDS,
-    metric_names.OPTIMIZER_SECONDS,
-    metric_names.REST_SECONDS,
+    names.DATA_SECONDS,
+    names.FORWARD_BACKWARD_SECONDS,
+    names.OPTIMIZER_SECONDS,
+    names.REST_SECONDS,
 )
 
 
@@ -35,7 +35,7 @@ class Steps:
         self.optimizer = torch.optim.SGD([self.parameter], lr=0.0)
         self.asked: list[int] = []
         ranks: Any = SimpleNamespace(world_size=world_size)
-        self.phases = Phases(ranks, self.optimizer, [self.parameter], lambda phase: None, self.sampled)
+        self.phases = StepTiming(ranks, self.optimizer, [self.parameter], self.sampled)
         self.every, self.steps = every, steps
 
     def sampled(self, k: int) -> bool:
@@ -85,11 +85,11 @@ def test_the_parts_add_up_to_the_step(monkeypatch: pytest.MonkeyPatch, every: in
     for k, times in found.items():
         rest = 1 + (0.5 if k > 1 else 0)
         assert times == {
-            metric_names.DATA_SECONDS: 3 + k,
-            metric_names.FORWARD_BACKWARD_SECONDS: 25,
-            metric_names.SYNC_SECONDS: 5,
-            metric_names.OPTIMIZER_SECONDS: 7,
-            metric_names.REST_SECONDS: rest,
+            names.DATA_SECONDS: 3 + k,
+            names.FORWARD_BACKWARD_SECONDS: 25,
+            names.SYNC_SECONDS: 5,
+            names.OPTIMIZER_SECONDS: 7,
+            names.REST_SECONDS: rest,
         }
         assert sum(times[part] for part in PARTS) == 3 + k + 25 + 7 + rest
 
@@ -98,25 +98,25 @@ def test_one_rank_synchronises_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     alone, of_two = Steps(monkeypatch, 3, world_size=1).run(), Steps(monkeypatch, 3).run()
 
     for k, times in alone.items():
-        assert times == {name: seconds for name, seconds in of_two[k].items() if name != metric_names.SYNC_SECONDS}
+        assert times == {name: seconds for name, seconds in of_two[k].items() if name != names.SYNC_SECONDS}
 
 
 def test_a_row_after_every_step_is_part_of_the_next_one(monkeypatch: pytest.MonkeyPatch) -> None:
     found = Steps(monkeypatch, 1).run(row=40)
 
-    assert [times[metric_names.REST_SECONDS] for times in found.values()] == [1, *[41.5] * 5]
+    assert [times[names.REST_SECONDS] for times in found.values()] == [1, *[41.5] * 5]
 
 
 def test_an_evaluation_belongs_to_no_step(monkeypatch: pytest.MonkeyPatch) -> None:
     found = Steps(monkeypatch, 3).run(evaluation={2: 1000, 3: 1000, 5: 1000})
 
-    assert [times[metric_names.REST_SECONDS] for times in found.values()] == [1, 1]
+    assert [times[names.REST_SECONDS] for times in found.values()] == [1, 1]
 
 
 def test_a_step_without_an_update_is_not_part_of_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
     found = Steps(monkeypatch, 3).run(no_update=(2, 6))
 
-    assert found[3][metric_names.REST_SECONDS] == 1
+    assert found[3][names.REST_SECONDS] == 1
     assert found[6] == {}
 
 
@@ -140,5 +140,5 @@ def test_a_save_belongs_to_no_step(run_ranks: Any, tmp_path: Path) -> None:
     assert run_ranks(1, slow_saves, argv(tmp_path, "checkpoint.every_steps=2")) == [0]
 
     for row in rows(tmp_path):
-        assert row[metric_names.STEP_SECONDS] < 0.5
-        assert row.get(metric_names.REST_SECONDS, 0) < 0.5
+        assert row[names.STEP_SECONDS] < 0.5
+        assert row.get(names.REST_SECONDS, 0) < 0.5

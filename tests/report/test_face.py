@@ -11,7 +11,7 @@ import torch
 
 import train
 from tests.helpers import rows
-from train import metric_names
+from train import metric_names as names
 from train.accumulate import compute_gradient
 from train.batch.window import Window
 from train.checkpoint import Checkpoints
@@ -22,29 +22,29 @@ from train.report.progress import Interval, Progress, duration
 from train.report.screen import Screen
 
 CPU_KEYS = {
-    metric_names.LOSS,
-    metric_names.GRAD_NORM,
-    metric_names.LEARNING_RATE,
-    metric_names.GLOBAL_STEP,
-    metric_names.EPOCH,
-    metric_names.SKIPPED_STEPS,
-    metric_names.EMPTY_STEPS,
-    metric_names.SAMPLES_SEEN,
-    metric_names.HOURS,
-    metric_names.EFFECTIVE_SIZE,
-    metric_names.MICRO_SIZE,
-    metric_names.ACCUMULATION_STEPS,
-    metric_names.WORLD_SIZE,
-    metric_names.WEIGHTS,
-    metric_names.GRADIENTS,
-    metric_names.OPTIMIZER_STATE,
-    metric_names.PEAK_RSS,
-    metric_names.SAMPLES_PER_SECOND,
-    metric_names.STEP_SECONDS,
-    metric_names.DATA_SECONDS,
-    metric_names.FORWARD_BACKWARD_SECONDS,
-    metric_names.OPTIMIZER_SECONDS,
-    metric_names.REST_SECONDS,
+    names.LOSS,
+    names.GRAD_NORM,
+    names.LEARNING_RATE,
+    names.GLOBAL_STEP,
+    names.EPOCH,
+    names.SKIPPED_STEPS,
+    names.EMPTY_STEPS,
+    names.SAMPLES_SEEN,
+    names.HOURS,
+    names.EFFECTIVE_SIZE,
+    names.MICRO_SIZE,
+    names.ACCUMULATION_STEPS,
+    names.WORLD_SIZE,
+    names.WEIGHTS,
+    names.GRADIENTS,
+    names.OPTIMIZER_STATE,
+    names.PEAK_RSS,
+    names.SAMPLES_PER_SECOND,
+    names.STEP_SECONDS,
+    names.DATA_SECONDS,
+    names.FORWARD_BACKWARD_SECONDS,
+    names.OPTIMIZER_SECONDS,
+    names.REST_SECONDS,
 }
 
 
@@ -70,23 +70,19 @@ def test_run_folder_and_rows(run_ranks: Any, tmp_path: Path, world_size: int) ->
     wanted = {"config.yaml", "plan.json", "environment.json", "ended.json", "log.txt", "metrics.jsonl"}
     wanted.add("best/model.safetensors")
     assert wanted | {"final/model.safetensors"} <= kept <= wanted | {"final/model.safetensors", "git.patch"}
-    steps = rows(tmp_path, metric_names.LOSS)
-    assert [row[metric_names.GLOBAL_STEP] for row in steps] == list(range(1, 16))
+    steps = rows(tmp_path, names.LOSS)
+    assert [row[names.GLOBAL_STEP] for row in steps] == list(range(1, 16))
     for row in steps:
-        assert set(row) == CPU_KEYS | (
-            {metric_names.SMALLEST_PEAK, metric_names.SYNC_SECONDS} if world_size > 1 else set()
-        )
-        assert row[metric_names.WORLD_SIZE] == world_size
-        assert 0 < row.get(metric_names.SYNC_SECONDS, 1e-9) <= row[metric_names.FORWARD_BACKWARD_SECONDS]
-        assert row[metric_names.PEAK_RSS] > 0.05
+        assert set(row) == CPU_KEYS | ({names.SMALLEST_PEAK, names.SYNC_SECONDS} if world_size > 1 else set())
+        assert row[names.WORLD_SIZE] == world_size
+        assert 0 < row.get(names.SYNC_SECONDS, 1e-9) <= row[names.FORWARD_BACKWARD_SECONDS]
+        assert row[names.PEAK_RSS] > 0.05
     # measured: the tail shows as a dip
-    assert [row[metric_names.EFFECTIVE_SIZE] for row in steps] == [100] * 14 + [38]
-    assert [row[metric_names.ACCUMULATION_STEPS] for row in steps] == (
-        [7] * 14 + [3] if world_size == 1 else [4] * 14 + [2]
-    )
-    assert [row[metric_names.SAMPLES_SEEN] for row in steps] == [*range(100, 1401, 100), 1438]
-    (evaluation,) = rows(tmp_path, metric_names.EVAL_LOSS)
-    assert evaluation[metric_names.EVAL_SAMPLES] == 359
+    assert [row[names.EFFECTIVE_SIZE] for row in steps] == [100] * 14 + [38]
+    assert [row[names.ACCUMULATION_STEPS] for row in steps] == ([7] * 14 + [3] if world_size == 1 else [4] * 14 + [2])
+    assert [row[names.SAMPLES_SEEN] for row in steps] == [*range(100, 1401, 100), 1438]
+    (evaluation,) = rows(tmp_path, names.EVAL_LOSS)
+    assert evaluation[names.EVAL_SAMPLES] == 359
     ended = json.loads((tmp_path / "run" / "ended.json").read_text())
     assert (ended["reason"], ended["code"], ended["step"]) == ("finished", 0, 15)
     assert "finished: 15 steps" in (tmp_path / "run" / "log.txt").read_text()
@@ -96,7 +92,7 @@ def test_load_gives_the_model_back_and_evaluate_the_numbers(tmp_path: Path, caps
     from train.evaluate import main as evaluate
 
     start(tmp_path, "duration.epochs=1", "precision=fp64")
-    logged = rows(tmp_path, metric_names.EVAL_LOSS)[-1]
+    logged = rows(tmp_path, names.EVAL_LOSS)[-1]
     capsys.readouterr()
 
     assert evaluate([str(tmp_path / "run")]) == 0
@@ -136,16 +132,16 @@ def test_at_start_further_sets_and_best(tmp_path: Path) -> None:
         "evaluate.every_steps=null",
     )
 
-    evaluations = rows(tmp_path, metric_names.EVAL_LOSS)
+    evaluations = rows(tmp_path, names.EVAL_LOSS)
     # before the first step, at the steps that complete 1,000 and 2,000 samples, after the last
-    assert [row[metric_names.GLOBAL_STEP] for row in evaluations] == [0, 10, 21, 30]
+    assert [row[names.GLOBAL_STEP] for row in evaluations] == [0, 10, 21, 30]
     assert all(row["eval/again/samples"] == 1797 for row in evaluations)
     said = [line for line in (tmp_path / "run" / "log.txt").read_text().splitlines() if "eval " in line]
     assert len(said) == 4
     assert all(
         re.search(r"accuracy [\d.]+  on 359 samples  again/loss [\d.]+  again/accuracy [\d.]+$", line) for line in said
     )
-    assert evaluations[0][metric_names.EVAL_LOSS] == pytest.approx(2.3, abs=0.1)
+    assert evaluations[0][names.EVAL_LOSS] == pytest.approx(2.3, abs=0.1)
 
 
 def test_crash_leaves_a_readable_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -167,7 +163,7 @@ def test_crash_leaves_a_readable_folder(tmp_path: Path, monkeypatch: pytest.Monk
 
     ended = json.loads((tmp_path / "run" / "ended.json").read_text())
     assert (ended["reason"], ended["code"], ended["step"]) == ("ZeroDivisionError: on purpose", 1, 2)
-    assert len(rows(tmp_path, metric_names.LOSS)) == 2
+    assert len(rows(tmp_path, names.LOSS)) == 2
 
 
 def test_a_save_tells_how_long_training_stood_still(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -184,22 +180,22 @@ def test_a_save_tells_how_long_training_stood_still(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(Checkpoints, "save", slow)
     start(tmp_path, "duration={steps: 4}", "checkpoint.every_steps=2")
 
-    saves = rows(tmp_path, metric_names.SAVE_SECONDS)
-    assert [row[metric_names.GLOBAL_STEP] for row in saves] == [2, 4]
+    saves = rows(tmp_path, names.SAVE_SECONDS)
+    assert [row[names.GLOBAL_STEP] for row in saves] == [2, 4]
     for row, seconds in zip(saves, spent, strict=True):
-        assert seconds <= row[metric_names.SAVE_SECONDS] < seconds + 0.4
-    after = rows(tmp_path, metric_names.LOSS)[2]
-    outside = after[metric_names.DATA_SECONDS] + after[metric_names.REST_SECONDS]
+        assert seconds <= row[names.SAVE_SECONDS] < seconds + 0.4
+    after = rows(tmp_path, names.LOSS)[2]
+    outside = after[names.DATA_SECONDS] + after[names.REST_SECONDS]
     assert outside < 0.8
-    gradient_and_update = after[metric_names.FORWARD_BACKWARD_SECONDS] + after[metric_names.OPTIMIZER_SECONDS]
-    assert after[metric_names.STEP_SECONDS] < outside + gradient_and_update + 0.8
+    gradient_and_update = after[names.FORWARD_BACKWARD_SECONDS] + after[names.OPTIMIZER_SECONDS]
+    assert after[names.STEP_SECONDS] < outside + gradient_and_update + 0.8
     assert (tmp_path / "run" / "log.txt").read_text().count("  saved in ") == 2
 
 
 def test_overfit_repeats_the_first_windows(tmp_path: Path) -> None:
     start(tmp_path, "data.overfit=2", "duration.steps=60", "optimizer.lr=0.003")
 
-    losses = [row[metric_names.LOSS] for row in rows(tmp_path, metric_names.LOSS)]
+    losses = [row[names.LOSS] for row in rows(tmp_path, names.LOSS)]
     assert losses[-1] < 0.05 * losses[0]
 
 
@@ -236,7 +232,7 @@ def test_smoke_keeps_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str])
 def test_best_direction(wanted: str | None, more_is_better: bool) -> None:
     best = Best.of(wanted)
     for step, value in enumerate([0.5, 0.7, 0.2], start=1):
-        best.see({metric_names.GLOBAL_STEP: step, best.metric: value})
+        best.see({names.GLOBAL_STEP: step, best.metric: value})
 
     assert (best.value, best.step, best.last) == ((0.7, 2, 0.2) if more_is_better else (0.2, 3, 0.2))
 
@@ -265,12 +261,12 @@ def test_duration(seconds: float, text: str) -> None:
 def test_lines_fit_80_columns(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """As in a SLURM log of a run that is long, large and fast."""
     row = dict.fromkeys(CPU_KEYS, 0.0) | {
-        metric_names.GLOBAL_STEP: 123456,
-        metric_names.LOSS: 12.3456,
-        metric_names.LEARNING_RATE: 1.23e-4,
-        metric_names.EFFECTIVE_SIZE: 4096,
-        metric_names.SAMPLES_PER_SECOND: 123456.7,
-        metric_names.PEAK_RSS: 75.25,
+        names.GLOBAL_STEP: 123456,
+        names.LOSS: 12.3456,
+        names.LEARNING_RATE: 1.23e-4,
+        names.EFFECTIVE_SIZE: 4096,
+        names.SAMPLES_PER_SECOND: 123456.7,
+        names.PEAK_RSS: 75.25,
     }
     with (tmp_path / "log.txt").open("w") as log:
         Screen(500_000, log, 80.0).log(row)

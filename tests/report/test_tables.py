@@ -8,9 +8,9 @@ from tests.report.test_tracker import in_process, online
 from tests.report.test_weights import train
 from tests.tasks.test_tasks import LM
 from tests.wandb_server import WandbServer
-from train import metric_names
+from train import metric_names as names
 
-PLACE = (metric_names.GLOBAL_STEP, metric_names.SAMPLES_SEEN, metric_names.TOKENS_SEEN)
+PLACE = (names.GLOBAL_STEP, names.SAMPLES_SEEN, names.TOKENS_SEEN)
 
 
 def write(folder: str) -> dict[str, Any]:

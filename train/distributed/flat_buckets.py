@@ -5,8 +5,9 @@ bf16 that is a sum in bf16, which at 256 micro-batches is off by more than 1e-2.
 no_sync, its gradients are added to flat buckets as they arrive, and the buckets are reduced once per step.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,10 @@ from torch import Tensor, nn
 from train.distributed.ranks import Ranks
 
 BUCKET_ELEMENTS = 2**23  # 32 MiB of float32: what one message to the other ranks holds
+
+
+ComputeGradient = Callable[[Any, Any], Tensor]
+"""Takes a learner and a window, as train/step.py has it."""
 
 
 class RankFailed(RuntimeError):
@@ -37,8 +42,27 @@ class FlatBuckets:
             for parameter, part in zip(group, bucket.split(sizes), strict=True):
                 self._sums[parameter] = part.view(parameter.shape)
 
+    def around(self, compute_gradient: ComputeGradient) -> ComputeGradient:
+        """The same function, whose gradient is reduced here: also for a model inside DDP, which then reduces nothing.
+
+        What it raises on one rank is raised there, and RankFailed on the others.
+        """
+
+        def reduced(learner: Any, window: Any) -> Any:
+            losses = error = None
+            try:
+                # The loop's own no_sync, inside, comes back to this one.
+                with learner.accelerator.no_sync(learner.model), self._collecting():
+                    losses = compute_gradient(learner, window)
+            except Exception as raised:
+                error = raised
+            self._reduce(error)
+            return losses
+
+        return reduced
+
     @contextmanager
-    def collecting(self) -> Iterator[None]:
+    def _collecting(self) -> Iterator[None]:
         """Inside, the gradient of each backward pass is added to the buckets, and `.grad` stays None."""
         for bucket in self.buckets:
             bucket.zero_()
@@ -57,7 +81,7 @@ class FlatBuckets:
         parameter.grad = None
         self._arrived.add(parameter)
 
-    def reduce(self, error: Exception | None) -> None:
+    def _reduce(self, error: Exception | None) -> None:
         """Give `.grad` the mean over the ranks, in the parameter's own type, where any rank has a gradient.
 
         A parameter that no rank used keeps None, which an optimizer leaves alone: zeros would let AdamW decay it.
@@ -74,7 +98,7 @@ class FlatBuckets:
                 parameter.grad = self._sums[parameter].to(parameter.dtype)
 
     def _agree(self, error: Exception | None) -> set[nn.Parameter]:
-        """The parameters that got a gradient on any rank. Raises as `reduce` says."""
+        """The parameters that got a gradient on any rank. Raises as `_reduce` says."""
         if self.ranks.world_size == 1:
             if error is not None:
                 raise error

@@ -5,7 +5,7 @@ never which wrapper a model has. Another kind, such as FSDP2, is one more class 
 """
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -14,11 +14,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from train.distributed.accelerator import Unsupported
-from train.distributed.flat_buckets import FlatBuckets
+from train.distributed.flat_buckets import ComputeGradient, FlatBuckets
 from train.distributed.ranks import Ranks
-
-ComputeGradient = Callable[[Any, Any], Tensor]
-"""Takes a learner and a window, as train/step.py has it."""
 
 
 class Parallel(Protocol):
@@ -113,18 +110,7 @@ class ExplicitReduction(Replicated):
         self._buckets = FlatBuckets([p for p in model.parameters() if p.requires_grad], ranks)
 
     def around(self, compute_gradient: ComputeGradient) -> ComputeGradient:
-        def reduced(learner: Any, window: Any) -> Any:
-            losses = error = None
-            try:
-                # The loop's own no_sync, inside, comes back to this one.
-                with learner.accelerator.no_sync(learner.model), self._buckets.collecting():
-                    losses = compute_gradient(learner, window)
-            except Exception as raised:
-                error = raised
-            self._buckets.reduce(error)
-            return losses
-
-        return reduced
+        return self._buckets.around(compute_gradient)
 
 
 def parallelize(module: nn.Module, accelerator: Accelerator, ranks: Ranks, dtype: torch.dtype) -> Parallel:
