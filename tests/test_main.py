@@ -1,5 +1,9 @@
 """What contradicts itself is refused, with numbers and a line to paste; a stop that was asked for is a clean end."""
 
+import ast
+import contextlib
+import importlib
+import io
 import json
 import os
 import signal
@@ -11,11 +15,14 @@ from typing import Any
 
 import pytest
 import torch.distributed as dist
+from datasets import Dataset
 
-from tests.helpers import argv, rows
+from tests.helpers import argv, rows, tiny
 from train import accumulate, standard
 from train.batch.window import Window
 from train.config import load
+from train.distributed.ranks import LaunchError
+from train.errors import UserError
 from train.main import main
 from train.run import build
 from train.step import Learner
@@ -64,7 +71,7 @@ def test_a_question_touches_no_device(
     def touched(**_: Any) -> None:
         raise AssertionError("a device was touched")
 
-    monkeypatch.setattr("train.setup.Accelerator", touched)
+    monkeypatch.setattr("train.distributed.accelerator.Accelerator", touched)
     monkeypatch.setenv("ISOBATCH_WORLD_SIZE", "2")
 
     code = run_main(argv(tmp_path, "batch.micro=2", flag))
@@ -82,7 +89,7 @@ def build_in(environment: dict[str, str | None], arguments: list[str]) -> str:
         os.environ.pop(name, None)
         if value is not None:
             os.environ[name] = value
-    with pytest.raises(RuntimeError) as refusal:
+    with pytest.raises(LaunchError) as refusal:
         build(load(arguments), "accumulate")
     if dist.is_initialized():
         dist.barrier()  # a rank that left now would break off the other's meeting
@@ -104,6 +111,128 @@ def test_another_number_of_ranks_than_asked_for(
     for said in run_ranks(world_size, build_in, environment, argv(tmp_path)):
         assert said.startswith(expected)
         assert f"NPROC={expected[0]} ./launch.sh" in said
+
+
+def ended(environment: dict[str, str], arguments: list[str]) -> tuple[int, str]:
+    """(exit code, stderr) of a rank that is started in this environment."""
+    os.environ.update(environment)
+    with contextlib.redirect_stderr(io.StringIO()) as said:
+        code = run_main(arguments)
+    if not dist.is_initialized():  # refused before the ranks met: they meet now, so that their number is counted
+        dist.init_process_group("gloo")
+    dist.barrier()
+    return code, said.getvalue()
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+@pytest.mark.parametrize(
+    ("environment", "parts"),
+    [
+        (
+            {"ACCELERATE_MIXED_PRECISION": "bf16"},
+            ("the launcher was told mixed precision bf16", "precision=fp64", "--mixed_precision no"),
+        ),
+        (
+            {"ACCELERATE_DYNAMO_BACKEND": "INDUCTOR"},
+            ("the launcher was told the dynamo backend INDUCTOR", "--dynamo_backend no", "model.compile=true"),
+        ),
+        ({"ISOBATCH_WORLD_SIZE": "3"}, ("3 ranks were asked for by ISOBATCH_WORLD_SIZE", "NPROC=3 ./launch.sh")),
+    ],
+)
+def test_what_the_launcher_was_told_ends_in_a_sentence(
+    run_ranks: Any, tmp_path: Path, world_size: int, environment: dict[str, str], parts: tuple[str, ...]
+) -> None:
+    ranks = run_ranks(world_size, ended, environment, argv(tmp_path))
+
+    assert [code for code, _ in ranks] == [2] * world_size
+    for rank, (_, said) in enumerate(ranks):
+        if rank:
+            assert said == "", "the first rank of a machine speaks for all of them"
+        else:
+            assert all(part in said for part in parts)
+            assert said.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+def of_this_rank(size: int = 37) -> Dataset:
+    """Another data set on each rank, as where a file was copied to one machine only."""
+    return tiny(size + int(os.environ["RANK"]))
+
+
+def test_ranks_that_see_other_data_end_in_a_sentence(run_ranks: Any, tmp_path: Path) -> None:
+    (first, said), *others = run_ranks(3, ended, {}, argv(tmp_path, "data.source=tests.test_main.of_this_rank"))
+
+    assert [first, *(code for code, _ in others)] == [2, 2, 2]
+    assert "rank 0 has" in said
+    assert "rank 1 has" in said
+    assert "'training samples': 38" in said
+    assert "Do all machines see the same files" in said
+    assert said.count("\n") == 1
+
+
+def test_the_case_of_a_launcher_with_a_precision_of_its_own(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "train.accumulate", "configs/digits.yaml", f"output_dir={tmp_path}"]
+    environment = os.environ | {"ACCELERATE_MIXED_PRECISION": "bf16"}
+
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+
+    assert done.returncode == 2
+    assert done.stderr.startswith("the launcher was told mixed precision bf16, the config says precision=fp32.")
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["main", "evaluate", "prepare", "verify", "compare", "sweep", "new", "config.__main__", "comparison.wandb_page"],
+)
+def test_every_entry_point_ends_a_user_error_in_the_same_way(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whatever raises it, and wherever: the body of `main` is replaced here."""
+    main_of_entry = importlib.import_module(f"train.{name}").main
+
+    def mistaken(*_: Any) -> int:
+        raise UserError("got this. Type: that")
+
+    assert hasattr(main_of_entry, "__wrapped__"), f"{name}.main is not decorated by errors.entry_point"
+    index = main_of_entry.__code__.co_freevars.index("main")
+    monkeypatch.setattr(main_of_entry.__closure__[index], "cell_contents", mistaken)
+
+    assert main_of_entry([]) == 2
+    assert capsys.readouterr().err == "got this. Type: that\n"
+
+
+def test_errors_that_no_change_of_config_fixes_are_named_here() -> None:
+    """Every other exception class of the package is a UserError: a new one is decided about here."""
+    found = set()
+    for path in PACKAGE.rglob("*.py"):
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.ClassDef) and bases(node) & {"Exception", "RuntimeError", "ValueError", "OSError"}:
+                found.add(node.name)
+
+    assert found == NOT_THE_USERS
+
+
+def bases(node: ast.ClassDef) -> set[str]:
+    return {base.id for base in node.bases if isinstance(base, ast.Name)}
+
+
+PACKAGE = Path(accumulate.__file__).parent
+NOT_THE_USERS = {
+    "UserError",
+    "AlreadyFinished",  # nothing is wrong
+    "Damaged",  # a checkpoint; another one is tried
+    "NoCheckpoint",
+    "NonFiniteGradient",
+    "NotReduced",
+    "NotSaved",
+    "RankFailed",
+    "RanksDisagree",
+    "SaveFailed",
+    "TargetError",  # becomes a ConfigError or a DataError
+    "TokenizerError",  # becomes a DataError
+    "WorkerLost",
+}
 
 
 def train_until_told(arguments: list[str], loop: str, told_rank: int, number: int, at: int) -> tuple[int, int]:

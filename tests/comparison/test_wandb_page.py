@@ -149,7 +149,8 @@ def test_a_server_that_is_not_there(place: Place, tmp_path: Path) -> None:
 
 
 def test_without_the_library(place: Place) -> None:
-    code = "import sys; sys.modules['wandb_workspaces'] = None; from train.comparison.wandb_page import main; sys.exit(main(sys.argv[1:]))"
+    code = "import sys; sys.modules['wandb_workspaces'] = None; "
+    code += "from train.comparison.wandb_page import main; sys.exit(main(sys.argv[1:]))"
     command = [sys.executable, "-c", code, "tester/isobatch"]
     environ = online(place.server, place.home)
     done = subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, text=True, check=False)

@@ -92,7 +92,8 @@ def test_one_text_is_cut_or_filled_up(tmp_path: Path) -> None:
 
 def test_a_language_model_on_saved_tokens(tmp_path: Path) -> None:
     folder = save_byte_level(tmp_path / "saved")
-    text = f"data={{source: tests.data.test_tokenizers.few_texts, block_size: 8, tokenizer: {folder}, eval_fraction: 0.25}}"
+    source = "tests.data.test_tokenizers.few_texts"
+    text = f"data={{source: {source}, block_size: 8, tokenizer: {folder}, eval_fraction: 0.25}}"
     words = Saved(folder).vocabulary
     sizes = f"model_type: gpt2, n_embd: 8, n_layer: 1, n_head: 1, vocab_size: {words}, bos_token_id: 0, eos_token_id: 0"
     model = f"model={{target: hf, args: {{task: causal-lm, from_config: {{{sizes}}}}}}}"

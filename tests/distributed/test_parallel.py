@@ -212,12 +212,10 @@ def test_an_expert_that_one_rank_uses_is_updated_on_all(run_ranks: Any, tmp_path
     data = f"data={{source: {here}.sorted_by_expert}}"
     model = f"model={{target: {here}.Routed, dtype: bf16}}"
     optimizer = "optimizer={target: adamw, lr: 0.1, args: {weight_decay: 0.5}}"
-    several = [
-        argv(tmp_path, data, model, optimizer, "precision=fp32", "batch.exact=ignore", f"name=r{r}") for r in (1, 2)
-    ]
+    arguments = argv(tmp_path, data, model, optimizer, "precision=fp32", "batch.exact=ignore")
 
-    (alone,) = run_ranks(1, routed, several[0])
-    ranks = run_ranks(2, routed, several[1])
+    (alone,) = run_ranks(1, routed, [*arguments, "name=one"])
+    ranks = run_ranks(2, routed, [*arguments, "name=two"])
 
     for before, after, without in ranks:
         assert without == ["unused.weight", "unused.bias"]

@@ -48,7 +48,8 @@ class Declares(nn.Linear):
 
 
 def net(**args: Any) -> str:
-    return f"model={{target: tests.models.test_activation_checkpointing.Net, args: {{{', '.join(f'{k}: {v}' for k, v in args.items())}}}}}"
+    stated = ", ".join(f"{name}: {value}" for name, value in args.items())
+    return f"model={{target: tests.models.test_activation_checkpointing.Net, args: {{{stated}}}}}"
 
 
 @pytest.mark.parametrize("world_size", [1, 2])
