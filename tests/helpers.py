@@ -226,7 +226,7 @@ def record(
     run.learner.optimizer.register_step_pre_hook(before_step)
     ours = importlib.import_module(f"train.{loop}").compute_gradient
     fit(replace(run, windows=watched()), run.watch(compute_gradient or ours))
-    run.report.close("finished", 0)
+    run.close("finished", 0)
     trace.weights.append(flat(run.learner.parameters))
     run.learner.skips.look()
     trace.skipped_steps = run.learner.skips.total

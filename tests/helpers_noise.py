@@ -12,7 +12,7 @@ from datasets import Dataset
 from torch import Tensor, nn
 
 from tests.helpers import Array
-from train.batch.critical_batch import Averages
+from train.comparison.critical_batch import Averages
 
 VARIANCES = np.linspace(0.1, 1.9, 200)
 SIGNAL = 0.166  # |G|^2

@@ -42,7 +42,7 @@ def evaluate(arguments: list[str]) -> tuple[dict[str, float], bool, bool]:
     run = build(load(arguments), "accumulate")
     assert run.evaluation is not None
     before = torch.get_rng_state()
-    metrics = run.evaluation()
+    metrics = run.evaluation(run.learner.module)
     training = all(module.training for module in run.learner.model.modules())
     return metrics, training, bool(torch.equal(torch.get_rng_state(), before))
 

@@ -78,7 +78,7 @@ def test_a_new_gauge(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class NaiveReduction(Replicated):
-    """distributed/parallel.py, another kind of parallelism: an all-reduce for each parameter after the last backward."""
+    """distributed/parallel.py, another kind of parallelism: one all-reduce a parameter, after the last backward."""
 
     def __init__(self, model: Any, ranks: Any) -> None:
         super().__init__(model, ranks)

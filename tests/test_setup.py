@@ -11,15 +11,15 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.nn.parallel import DistributedDataParallel
 
-import train.setup
 from tests.helpers import Trace, argv, distance, record, steps, whole_batch
 from tests.test_synchronisation import SEVERAL_BUCKETS, counting
 from train.accumulate import compute_gradient
 from train.config import load
+from train.distributed import accelerator
+from train.distributed.accelerator import Unsupported
 from train.main import main
 from train.models.mlp import MLP
 from train.run import build
-from train.setup import Unsupported
 
 COMPILED = ("model.compile=aot_eager",)
 
@@ -87,8 +87,8 @@ class Wrapped(DistributedDataParallel):
 
 def refusal(arguments: list[str], static_graph: bool) -> str:
     if static_graph:  # as somebody who forks might write it
-        train.setup.DistributedDataParallelKwargs = partial(
-            train.setup.DistributedDataParallelKwargs, static_graph=True
+        accelerator.DistributedDataParallelKwargs = partial(
+            accelerator.DistributedDataParallelKwargs, static_graph=True
         )
     with pytest.raises(Unsupported) as refused:
         build(load(arguments), "accumulate")
@@ -114,4 +114,4 @@ def test_a_model_that_comes_inside_ddp_is_refused(run_ranks: Any, tmp_path: Path
     arguments = argv(tmp_path, "model={target: tests.test_setup.Wrapped}")
 
     for said in run_ranks(2, refusal, arguments, False):
-        assert said.startswith("tests.test_setup.Wrapped returns a model inside DDP")
+        assert said.startswith("model.target returns a model inside DDP (Linear): return the plain one")

@@ -92,6 +92,7 @@ def test_a_rank_of_another_machine_tells_its_own_launch_and_fails_where_it_may_b
 ) -> None:
     monkeypatch.setenv("ISOBATCH_ENDED", str(tmp_path / "ended.json"))
     monkeypatch.setenv("LOCAL_RANK", "0")
+    monkeypatch.setenv("RANK", "2")
 
     assert exit_code("reason", code, 5) == expected
     told = json.loads((tmp_path / "ended.json").read_text())

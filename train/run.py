@@ -66,7 +66,7 @@ class Run:
         """Count the step; evaluate and log where that is due, and after the last step; save where that is due."""
         progress = self.report.progress
         progress.advance(window, self.plan.batch.samples_per_epoch)
-        last = window.k == self.plan.total_steps
+        last = window.k == self.plan.rate.total_steps
         if last or self.evaluation_due(progress, window):
             self.evaluate()
         if self.row_due(window.k):
@@ -143,10 +143,17 @@ def build(loaded: Loaded, loop: str) -> Run:
     )
     try:
         stop.watch(folder.path / "stop")
-        return _join(setting, RunState(best, plan.tokens_per_sample))
+        state = RunState(best, plan.tokens_per_sample)
+        checkpoints = ranks.together(lambda: open_checkpoints(setting, state))
+        report = open_report(setting, state)
     except BaseException as error:
         if ranks.is_main:
             folder.end_early(f"{type(error).__name__}: {error}", code=code_of(error))
+        raise
+    try:
+        return _join(setting, checkpoints, report)
+    except BaseException as error:
+        report.close(f"{type(error).__name__}: {error}", code_of(error))
         raise
 
 
@@ -156,17 +163,18 @@ def list_parts(setting: Setting, report: Reporter) -> tuple[Part, ...]:
     One order serves the gradient, the windows, the evaluation and the save. A feature is its file and one entry here.
     """
     config, learner, ranks, folder = setting.config, setting.learner, setting.ranks, setting.folder
+    row_due = setting.row_due()
     return (
         # Evaluates a second module as the first one: all that stands around an evaluation sees both.
         ema.part(learner, config.ema.decay),
         # Outside of the average, which writes no texts.
         generations.part(learner, setting.prepared.sets, config, ranks, report.show),
         # The peak of an evaluation is that of all of the above.
-        peaks.part(learner, ranks, setting.row_due),
+        peaks.part(learner, ranks, row_due),
         # Records the reading of windows, but none of the measuring around it.
         profiler.part(config.profile.steps, folder.path, ranks),
         # Its times are those of a whole step; an evaluation or a save belongs to none.
-        step_timing.part(learner, ranks, setting.row_due),
+        step_timing.part(learner, ranks, row_due),
         # Takes the times of a step from the part above.
         noise_scale.part(config, ranks),
         loss_scale.part(learner),
@@ -178,10 +186,8 @@ def list_parts(setting: Setting, report: Reporter) -> tuple[Part, ...]:
     )
 
 
-def _join(setting: Setting, state: RunState) -> Run:
+def _join(setting: Setting, checkpoints: Checkpoints, report: Reporter) -> Run:
     config, learner, ranks = setting.config, setting.learner, setting.ranks
-    checkpoints = ranks.together(lambda: open_checkpoints(setting, state))
-    report = open_report(setting, state)
     parts = Parts(list_parts(setting, report))
     ranks.together(lambda: checkpoints.add(parts.states()))
     every = config.evaluate
@@ -194,12 +200,12 @@ def _join(setting: Setting, state: RunState) -> Run:
         report=report,
         folder=setting.folder,
         checkpoints=checkpoints,
-        windows=parts.windows(open_windows(setting, state.progress)),
+        windows=parts.windows(open_windows(setting, report.progress)),
         watch=lambda compute_gradient: parts.gradient(learner.parallel.around(compute_gradient)),
         evaluation=parts.evaluation(open_evaluation(setting)) if setting.prepared.sets.evaluation else None,
         evaluation_due=Interval(every.every_steps, every.every_samples, every.every_tokens).due,
         save_checkpoint=parts.save(checkpoints.save),
-        row_due=setting.row_due,
+        row_due=setting.row_due(),
         metrics=parts.metrics,
         exports={"model": learner.module, **parts.exports()},
         closing_lines=parts.closing_lines,

@@ -1,5 +1,6 @@
 """What a run is made of once it has its folder: its checkpoints, its report, its windows, its evaluation."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from train.checkpoint import Checkpoints
@@ -38,8 +39,11 @@ class Setting:
     def plan(self) -> RunPlan:
         return self.prepared.plan
 
-    def row_due(self, k: int) -> bool:
-        return k % self.config.log.every_steps == 0 or k == self.plan.total_steps
+    def row_due(self) -> Callable[[int], bool]:
+        """Whether step k gets a row. Asked several times at each step: it looks nothing up."""
+        every_steps = self.config.log.every_steps
+        total_steps = self.plan.total_steps
+        return lambda k: k % every_steps == 0 or k == total_steps
 
 
 def open_checkpoints(setting: Setting, state: RunState) -> Checkpoints:

@@ -28,7 +28,7 @@ from tests.helpers_cost import making_run, ours
 from tests.helpers_noise import TRUTH, Naive, simulate
 from train import metric_names as names
 from train.accumulate import compute_gradient
-from train.batch.critical_batch import Averages
+from train.comparison.critical_batch import Averages
 from train.main import main as train
 
 STEPS = (10, 30, 100, 300, 1000)

@@ -8,7 +8,7 @@ import pytest
 from tests.comparison.folders import make_run
 from tests.comparison.test_judge import compared
 from train import metric_names as names
-from train.batch.critical_batch import Estimate, Worth
+from train.comparison.critical_batch import Estimate, Worth
 from train.comparison.data import as_data
 from train.comparison.judge import Comparison
 from train.comparison.tables import tables

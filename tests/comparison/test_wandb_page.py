@@ -15,7 +15,7 @@ import pytest
 from tests.report.test_tracker import clean_environ, in_process, online
 from tests.wandb_server import WandbServer
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 PANELS = [
     ("progress/samples_seen", ["train/loss"]),
     ("progress/hours", ["train/loss"]),

@@ -56,8 +56,8 @@ def test_a_transform_is_a_function_of_seed_epoch_and_sample(tmp_path: Path) -> N
         for part in (part for of_rank in [*parts, *resumed] for part in of_rank):
             for i, value in zip(part.samples["sample_id"].tolist(), part.samples["inputs"].tolist(), strict=True):
                 assert seen.setdefault((part.epoch, i), value) == value
-        assert [p.share["sample_id"].tolist() for p in resumed[0]] == [
-            p.share["sample_id"].tolist() for p in parts[0][4:]
+        assert [p.samples["sample_id"].tolist() for p in resumed[0]] == [
+            p.samples["sample_id"].tolist() for p in parts[0][4:]
         ]
 
     assert len(seen) == len(set(seen.values())) == 46, "each sample, twice, with noise of its own"

@@ -90,8 +90,8 @@ def test_any_place_can_be_resumed_from(buffer: int) -> None:
     for step, place in ((3, Place(0, 24)), (7, Place(1)), (9, Place(1, 16))):
         rest = of_all_ranks(data, plan, place, 14 - step)
         assert told(rest) == told(whole)[step:]
-        assert [p.share["sample_id"].tolist() for p in rest[0]] == [
-            p.share["sample_id"].tolist() for p in whole[0][step:]
+        assert [p.samples["sample_id"].tolist() for p in rest[0]] == [
+            p.samples["sample_id"].tolist() for p in whole[0][step:]
         ]
 
 

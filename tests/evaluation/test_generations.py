@@ -5,6 +5,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from torch import nn
 
 from tests.helpers import rank_group
 from train.config import load
@@ -30,9 +31,9 @@ def lose_a_worker() -> str:
     learner: Any = SimpleNamespace(task=SimpleNamespace(samples=lambda *args: ()))
     sets: Any = SimpleNamespace(evaluation={"": LostOn1(ranks.rank)})
     config = load(["configs/digits.yaml"]).config
-    evaluate = sampled(dict, learner, sets, config, ranks, lambda table: None)
+    evaluate = sampled(lambda module: {}, learner, sets, config, ranks, lambda table: None)
     with pytest.raises(WorkerLost) as lost:
-        evaluate()
+        evaluate(nn.Identity())
     return str(lost.value)
 
 

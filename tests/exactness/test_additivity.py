@@ -253,7 +253,7 @@ def test_the_trial_disturbs_nothing(tmp_path: Path) -> None:
                 if place == "without":
                     from train.exactness.additivity import Exactness
 
-                    patch.setattr("train.plan.make.judge", lambda *_: Exactness("declared", (), ("loss",)))
+                    patch.setattr("train.exactness.preflight.judge", lambda *_: Exactness("declared", (), ("loss",)))
                 gradients.append(record(argv(tmp_path, model, "duration={steps: 3}")).gradients[3])
         assert np.array_equal(*gradients)
 

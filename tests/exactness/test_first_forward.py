@@ -100,7 +100,7 @@ def test_a_slip_in_ones_own_model_is_found_by_its_line(tmp_path: Path, capsys: p
     line = 1 + next(i for i, text in enumerate(Path(__file__).read_text().splitlines()) if "self.layr(" in text)
     assert code == 2
     assert "Faulty raised AttributeError: 'Faulty' object has no attribute 'layr'" in said
-    assert f"test_fitting.py:{line})" in said
+    assert f"test_first_forward.py:{line})" in said
 
 
 def test_a_lack_of_memory_is_no_misfit(tmp_path: Path) -> None:

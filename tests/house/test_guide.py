@@ -24,7 +24,7 @@ def test_every_block_runs(tmp_path: Path) -> None:
 
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-6000:]
     runs = {folder.name for folder in (tmp_path / "runs").iterdir()}
-    wanted = "base hearts finetune stream best long two two-by-hand noise sweep lora"
+    wanted = "base hearts finetune stream best long two two-by-hand noise sweep lora gauge"
     assert set(wanted.split()) <= runs
     assert done.stdout.count("$ ") >= 30
 

@@ -31,9 +31,12 @@ def main(page: Path) -> None:
     sys.path.append("my")
     importlib.invalidate_caches()
     for kind, text in blocks:
-        assert kind in ("bash", "python", "yaml", "text"), f"a block of kind {kind}, which nobody runs"
+        assert kind in ("bash", "python", "yaml", "text", "diff"), f"a block of kind {kind}, which nobody runs"
         assert kind != "yaml" or FILE.match(text), f"a YAML block that is no file:\n{text}"
-        if kind == "bash":
+        if kind == "diff":
+            subprocess.run(["git", "apply", "-"], input=text, text=True, check=True)
+            print("applied", text.splitlines()[0], flush=True)
+        elif kind == "bash":
             for command in text.splitlines():
                 type_command(command)
         elif kind == "python" and not FILE.match(text):

@@ -3,6 +3,7 @@
 import os
 from itertools import count
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -109,16 +110,20 @@ def test_of_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "memory_stats", lambda device: {"num_alloc_retries": 4})
     module = nn.Linear(256, 256, bias=False)  # 256 KiB
     optimizer = torch.optim.Adam(module.parameters())
-    memory = Memory(asked, module, optimizer)
+    update_peak: list[float] = []
+    optimizer.register_step_pre_hook(lambda *_: used.extend(update_peak[-1:]))
+    memory = Memory(asked, module, optimizer, row_due=lambda k: True)
+    window: Any = SimpleNamespace(k=1)
 
     def step(forward_backward: float, update: float) -> dict[str, float]:
-        module(torch.ones(1, 256)).sum().backward()
-        memory.mark(None)
-        used.append(forward_backward * GIB)
-        memory.mark(names.FORWARD_BACKWARD_PEAK)
+        def compute_gradient(learner: Any, window: Any) -> torch.Tensor:
+            module(torch.ones(1, 256)).sum().backward()
+            used.append(forward_backward * GIB)
+            return torch.zeros(1)
+
+        memory.gradient(compute_gradient)(None, window)
+        update_peak.append(update * GIB)
         optimizer.step()
-        used.append(update * GIB)
-        memory.mark(names.OPTIMIZER_PEAK)
         optimizer.zero_grad()
         return memory.take()
 

@@ -29,7 +29,7 @@ LM = (
 def counted(arguments: list[str], by_matrices: bool = False) -> tuple[float | None, bool]:
     """(FLOPs per sample, whether gradients and random numbers were left alone)"""
     run = build(load(arguments), "accumulate")
-    batch = next(iter(run.windows)).micro_batches[0].batch
+    batch = next(iter(next(iter(run.windows)).micro_batches)).batch
     state, gradients = torch.random.get_rng_state(), [p.grad for p in run.learner.parameters]
     with sdpa_kernel(SDPBackend.MATH) if by_matrices else nullcontext():
         flops = flops_per_sample(run.learner, batch)

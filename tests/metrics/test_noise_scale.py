@@ -13,7 +13,7 @@ from tests.helpers import Array, Trace, argv, record, rows, whole_batch
 from tests.helpers_noise import TRUTH
 from train import metric_names as names
 from train.accumulate import compute_gradient
-from train.batch import critical_batch as worth
+from train.comparison import critical_batch as worth
 from train.main import main
 from train.metrics import noise_scale as noise
 from train.run import Run
@@ -143,9 +143,9 @@ def test_the_truth_through_the_real_loop(run_ranks: Any, tmp_path: Path, world_s
 
 def test_the_break_even_number_follows_from_the_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A micro-step takes 2 s and synchronisation and optimizer 9 s, whatever the clock says."""
-    from train.metrics.step_timing import Phases
+    from train.metrics.step_timing import StepTiming
 
-    def take(self: Phases) -> dict[str, float]:
+    def take(self: StepTiming) -> dict[str, float]:
         found = honest(self)
         micro_steps = 512 / 16
         return found | {
@@ -154,8 +154,8 @@ def test_the_break_even_number_follows_from_the_rows(tmp_path: Path, monkeypatch
             names.OPTIMIZER_SECONDS: 8.0,
         }
 
-    honest = Phases.take
-    monkeypatch.setattr(Phases, "take", take)
+    honest = StepTiming.take
+    monkeypatch.setattr(StepTiming, "take", take)
     assert train(argv(tmp_path, *REGRESSION, "batch.effective=512", "batch.micro=16")) == 0
 
     row = rows(tmp_path)[-1]
@@ -166,7 +166,7 @@ def test_the_break_even_number_follows_from_the_rows(tmp_path: Path, monkeypatch
 def test_a_ragged_step_is_not_timed(samples: int, micro_steps: int, timed: bool) -> None:
     """The last of an epoch, which rows may fall on more often than its share, has smaller micro-batches."""
     ranks: Any = SimpleNamespace(world_size=1)
-    window: Any = SimpleNamespace(k=10, samples=samples, micro_batches=(None,) * micro_steps)
+    window: Any = SimpleNamespace(k=10, samples=samples, micro_batches=SimpleNamespace(sizes=(1,) * micro_steps))
     gauge = noise.NoiseScale(ranks, every_steps=20)
     gauge.load_state_dict({"averages": {}, "usual": (25.0, 4)})
 

@@ -100,10 +100,7 @@ def test_a_refusal_on_one_rank_reaches_all(run_ranks: Any, tmp_path: Path) -> No
 def test_ranks_that_read_other_data(run_ranks: Any, tmp_path: Path) -> None:
     source = "data={source: tests.report.test_bad_company.more_on_one_rank}"
 
-    for told in run_ranks(2, refused, argv(tmp_path, source)):
-        assert "'training samples': 8" in told
-        assert "'training samples': 9" in told
-        assert "do all nodes see the same files?" in told
+    assert run_ranks(2, refused, argv(tmp_path, source)) == ["2", "2"]
 
 
 def test_an_unfinished_profile_is_written_all_the_same(tmp_path: Path) -> None:
@@ -133,11 +130,12 @@ def test_a_failing_smoke_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert "norm of the gradient" in told["reason"]
 
 
-def test_an_early_failure_leaves_an_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("function", ["open_report", "list_parts"])
+def test_an_early_failure_leaves_an_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, function: str) -> None:
     def broken(*_: Any) -> None:
         raise OSError("no space left on device")
 
-    monkeypatch.setattr("train.run.open_report", broken)
+    monkeypatch.setattr(f"train.run.{function}", broken)
     with pytest.raises(OSError, match="no space left"):
         start(argv(tmp_path, "duration={steps: 1}"))
 

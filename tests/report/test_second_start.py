@@ -84,14 +84,14 @@ def test_not_a_run_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert (tmp_path / "run" / "thesis.tex").read_text() == "years of work"
 
 
-@pytest.mark.parametrize("part", ["sampled", "utilisation"])
+@pytest.mark.parametrize("part", ["evaluation.generations.sampled", "metrics.mfu.utilisation"])
 def test_whatever_fails_before_the_first_step_is_written_down(
     part: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*args: object) -> None:
         raise RuntimeError("out of luck")
 
-    monkeypatch.setattr(f"train.run.{part}", fail)
+    monkeypatch.setattr(f"train.{part}", fail)
 
     with pytest.raises(RuntimeError, match="out of luck"):
         start(tmp_path, "name=run")
@@ -103,7 +103,7 @@ def test_whatever_fails_before_the_first_step_is_written_down(
 def test_a_start_that_finds_no_room_ends_what_it_tracks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ended: list[int] = []
     full = OSError(errno.ENOSPC, "No space left on device")
-    monkeypatch.setattr("train.report.opening.Journal", Mock(side_effect=full))
+    monkeypatch.setattr("train.report.outlets.Journal", Mock(side_effect=full))
     monkeypatch.setattr("train.report.tracker.Tracker.finish", lambda tracker, code: ended.append(code))
 
     assert start(tmp_path, "name=run") == 2

@@ -56,7 +56,7 @@ def clean_environ(home: Path, **more: str) -> dict[str, str]:
     """The environment of somebody who has never used W&B and whose home is `home`."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("WANDB_", "SLURM_"))}
     kept.pop("NETRC", None)
-    package = str(Path(__file__).parents[1])
+    package = str(Path(__file__).parents[2])
     mine = {"HOME": str(home), "WANDB_DIR": str(home), "PYTHONPATH": package, "OMP_NUM_THREADS": "1"}
     return kept | mine | more
 

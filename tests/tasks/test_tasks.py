@@ -42,7 +42,7 @@ def texts(size: int = 20) -> Dataset:
 def evaluate(arguments: list[str]) -> dict[str, float]:
     run = build(load(arguments), "accumulate")
     assert run.evaluation is not None
-    metrics = run.evaluation()
+    metrics = run.evaluation(run.learner.module)
     run.report.close("measured", 0)
     return metrics
 

@@ -3,8 +3,8 @@
 from statistics import fmean
 
 from train import metric_names
-from train.batch.critical_batch import Estimate, Worth, advice, around
 from train.comparison.agree import counted
+from train.comparison.critical_batch import Estimate, Worth, advice, around
 from train.comparison.group import Group
 from train.comparison.run import Run
 

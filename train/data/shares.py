@@ -2,8 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import torch
@@ -19,7 +18,7 @@ class DataError(UserError):
     """The data is not what the config says; the message says what to type."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class RankShare:
     """One rank's samples of a step, and how they are cut into micro-batches (train.batch.window.MicroBatches)."""
 
@@ -30,11 +29,14 @@ class RankShare:
     filler: Batch  # one sample of the step; {} where no micro-batch is empty
     largest: int  # samples of the rank that has the most: none needs more micro-batches than that one
     trim: Callable[[Batch], Batch] | None = None  # cuts padding off a micro-batch
+    _micro_batches: tuple[MicroBatch, ...] | None = field(default=None, init=False)  # cut once, when first asked for
 
     def __len__(self) -> int:
         return len(self.sizes)
 
     def __iter__(self) -> Iterator[MicroBatch]:
+        if self._micro_batches is None:
+            self._micro_batches = self._cut()
         return iter(self._micro_batches)
 
     def recut(self, micro: int) -> "RankShare":
@@ -44,8 +46,7 @@ class RankShare:
         filler = self.filler or {name: column[:1] for name, column in self.samples.items()}
         return replace(self, sizes=sizes, filler=filler)
 
-    @cached_property
-    def _micro_batches(self) -> tuple[MicroBatch, ...]:
+    def _cut(self) -> tuple[MicroBatch, ...]:
         batches = split(self.samples, self.sizes, self.filler)
         if self.trim is not None:
             batches = tuple(map(self.trim, batches))

@@ -5,7 +5,7 @@ never which wrapper a model has. Another kind, such as FSDP2, is one more class 
 """
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -38,12 +38,17 @@ class Parallel(Protocol):
         """Names of parameters that took no part in the reduction just made: their gradient is this rank's alone."""
         ...
 
-    def total_norm(self, gradients: Iterable[Tensor]) -> Tensor:
-        """The 2-norm of the whole gradient, over all ranks where each holds a part of it: 0-dim, on the device."""
+    @property
+    def total_norm(self) -> Callable[[Sequence[Tensor]], Tensor]:
+        """Takes gradients, and gives the 2-norm of the whole gradient: 0-dim, on the device.
+
+        Where each rank holds a part of it: over all ranks.
+        """
         ...
 
-    def clip(self, parameters: Sequence[nn.Parameter], max_norm: float, total_norm: Tensor) -> None:
-        """Scale the gradients so that their norm, now `total_norm`, is at most `max_norm`."""
+    @property
+    def clip(self) -> Callable[[Sequence[nn.Parameter], float, Tensor], object]:
+        """Takes (parameters, max_norm, total_norm): scales their gradients so that their norm is at most `max_norm`."""
         ...
 
 
@@ -62,11 +67,9 @@ class Replicated:
     def unreduced(self) -> list[str]:
         return []
 
-    def total_norm(self, gradients: Iterable[Tensor]) -> Tensor:
-        return torch.nn.utils.get_total_norm(gradients)
-
-    def clip(self, parameters: Sequence[nn.Parameter], max_norm: float, total_norm: Tensor) -> None:
-        torch.nn.utils.clip_grads_with_norm_(parameters, max_norm, total_norm)
+    # As they are: nothing stands between, at each step.
+    total_norm = staticmethod(torch.nn.utils.get_total_norm)
+    clip = staticmethod(torch.nn.utils.clip_grads_with_norm_)
 
 
 class Ddp(Replicated):

@@ -65,15 +65,19 @@ class Memory:
         """`row_due(k)`: whether step k gets a row; its phases are measured apart."""
         self._device = device if device.type == "cuda" else None
         self._row_due = row_due
-        self._is_measured = False  # this step
-        optimizer.register_step_post_hook(self._on_update)
+        self._phase: str | None = None  # under way, on a step that is measured
         self._peaks: dict[str, float] = {}
         self._held: dict[str, float] = {}  # all the time, once the optimizer has its state
-        self._module, self._optimizer = module, optimizer
+        self._module = module
+        self._optimizer = optimizer
+        # After the first update only: what is held does not change any more.
+        self._weighing: Any = optimizer.register_step_post_hook(self._weigh)
         self.take()
 
-    def _weigh(self) -> None:
+    def _weigh(self, *_: object) -> None:
         """Right after an update: the gradients are still there, and the optimizer's state is."""
+        if self._held:
+            return
         weights = [*self._module.parameters(), *self._module.buffers()]
         gradients = [p.grad for p in self._module.parameters() if p.grad is not None]
         parts = {
@@ -83,10 +87,9 @@ class Memory:
         }
         self._held = {name: stored_bytes(tensors) / GIB for name, tensors in parts.items()}
 
-    def mark(self, phase: str | None = None) -> None:
-        """A phase ends here: keep its peak under this metric name (GPUs only; asks the allocator's own counters)."""
-        if phase == metric_names.OPTIMIZER_PEAK and not self._held:
-            self._weigh()
+    def mark(self) -> None:
+        """A phase ends here: keep its peak under its metric name (GPUs only; asks the allocator's own counters)."""
+        phase, self._phase = self._phase, None
         if self._device is None:
             return
         peaks = {
@@ -105,30 +108,31 @@ class Memory:
         """The same function, its peak kept on the steps that get a row."""
 
         def watched(learner: Learner, window: Window) -> Tensor:
-            self._is_measured = self._row_due(window.k)
-            if not self._is_measured:
+            if self._held and self._weighing:
+                self._weighing.remove()
+                self._weighing = None
+            if not self._row_due(window.k):
                 return compute_gradient(learner, window)
             self.mark()
+            self._phase = metric_names.FORWARD_BACKWARD_PEAK
             try:
                 return compute_gradient(learner, window)
             finally:
-                self.mark(metric_names.FORWARD_BACKWARD_PEAK)
+                self.mark()
+                self._phase = metric_names.OPTIMIZER_PEAK
 
         return watched
-
-    def _on_update(self, *_: object) -> None:
-        if self._is_measured:
-            self.mark(metric_names.OPTIMIZER_PEAK)
 
     def evaluation(self, evaluate: Callable[P, T]) -> Callable[P, T]:
         """The same function, its peak kept."""
 
         def watched(*args: P.args, **kwargs: P.kwargs) -> T:
             self.mark()
+            self._phase = metric_names.EVAL_PEAK
             try:
                 return evaluate(*args, **kwargs)
             finally:
-                self.mark(metric_names.EVAL_PEAK)
+                self.mark()
 
         return watched
 

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from train import metric_names
-from train.batch.critical_batch import Averages, Worth
 from train.batch.window import Window
+from train.comparison.critical_batch import Averages, Worth
 from train.config import Config
 from train.distributed.ranks import Ranks
 from train.parts import Part
@@ -59,7 +59,7 @@ class NoiseScale:
             return compute_gradient
 
         def watched(learner: Learner, window: Window) -> Tensor:
-            self._micro_steps = len(window.micro_batches)
+            self._micro_steps = len(window.micro_batches.sizes)
             self._ragged = self._usual not in (None, (window.samples / self._micro_steps, self._micro_steps))
             # Odd, and in the middle: rows, and the times in them, are of steps with round numbers, not of these.
             self._armed = (window.k - (every // 2 | 1)) % every == 0 and self._micro_steps * self._ranks.world_size > 1

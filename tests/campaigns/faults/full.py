@@ -109,9 +109,9 @@ def between_saves(here: Path, full: bool) -> str:
             75,
         ),
         "the start": (lambda fill, free: [partial(at_start, fill)], "cannot write into", 2),
-        "plan.json": (lambda fill, free: [partial(before, "train.report.opening", "Journal", fill)], "plan.json", 2),
+        "plan.json": (lambda fill, free: [partial(before, "train.report.outlets", "Journal", fill)], "plan.json", 2),
         "log.txt": (
-            lambda fill, free: [partial(before, "train.report.opening", "Screen", fill)],
+            lambda fill, free: [partial(before, "train.report.outlets", "Screen", fill)],
             "cannot write into",
             2,
         ),

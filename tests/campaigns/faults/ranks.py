@@ -191,7 +191,7 @@ def poison(k: int, only: int) -> None:
     ours = train.accumulate.forward_backward
 
     def forward_backward(learner: Learner, micro_batch: MicroBatch, window: Window) -> Tensor:
-        if window.k == k and rank() == only and micro_batch is window.micro_batches[0]:
+        if window.k == k and rank() == only and micro_batch is next(iter(window.micro_batches)):
             fired("poison")
             column = micro_batch.batch["inputs"].clone()
             column[0, 0] = float("nan")

@@ -62,7 +62,16 @@ class Saves:
             dist.init_process_group("gloo")
         self.module, self.holder, self.folder = nn.Linear(500, 500), Holder(), folder
         self._ranks = Ranks(rank(), world_size)
-        self.checkpoints = Checkpoints(folder, self._ranks, keep, 0, self.module, {"holder": self.holder}, None)
+        self.checkpoints = Checkpoints(
+            folder=folder,
+            ranks=self._ranks,
+            keep=keep,
+            seed=0,
+            module=self.module,
+            writes_state=self._ranks.is_main,
+            resumed_from=None,
+        )
+        self.checkpoints.add({"holder": self.holder})
         self._visit = visit
         for holder, name in POINTS:
             self._wrap(holder, name)

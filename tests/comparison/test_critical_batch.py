@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from tests.helpers_noise import NOISE, SIGNAL, TRUTH, Naive, simulate
-from train.batch.critical_batch import Averages, Estimate, Worth
+from train.comparison.critical_batch import Averages, Estimate, Worth
 
 
 @pytest.mark.parametrize("kind", ["equal", "unequal"])
