@@ -1,18 +1,18 @@
 #!/usr/bin/env bash
-# The tests. With --house first the checks of the repository itself, as CI runs them. The rest goes to pytest.
+# The tests. What is named besides goes to pytest as it is.
 #
-#   ./scripts/test.sh                        the behaviour tests
-#   ./scripts/test.sh tests/test_launch.py   some of them
-#   ./scripts/test.sh --house                all that has to pass before a change is accepted
+#   ./scripts/test.sh                        an answer within six minutes: what a change most likely breaks
+#   ./scripts/test.sh tests/test_launch.py   some tests, all of them
+#   ./scripts/test.sh --all                  all that has to pass before a change is accepted, as CI runs it
 set -euo pipefail
 
 clone=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)
 # shellcheck source=scripts/environment.sh
 source "$clone/scripts/environment.sh"
 
-house=''
-if [[ ${1:-} == --house ]]; then
-    house=yes
+all=''
+if [[ ${1:-} == --all ]]; then
+    all=yes
     shift
 fi
 use_environment "$clone" dev
@@ -29,11 +29,11 @@ unset ISOBATCH_WORLD_SIZE ISOBATCH_ENDED ISOBATCH_ATTEMPT
 side_by_side=(-n 2)
 failed=()
 check() { # NAME COMMAND...
-    say "house: $1"
+    say "checks: $1"
     "${@:2}" || failed+=("$1")
 }
 
-if [[ -n $house ]]; then
+if [[ -n $all ]]; then
     check "ruff check" "$PYTHON" -m ruff check
     check "ruff format" "$PYTHON" -m ruff format --check
     check mypy "$PYTHON" -m mypy
@@ -41,8 +41,11 @@ if [[ -n $house ]]; then
     check tests/house "$PYTHON" -m pytest "${side_by_side[@]}" tests/house
 fi
 
-# All of them: two at a time, on any machine. Some that were asked for: one after the other, so that -s shows them.
-if (($# == 0)); then set -- "${side_by_side[@]}"; fi
+# Two at a time, on any machine. Some that were asked for: one after the other, so that -s shows them.
+if (($# == 0)); then
+    set -- "${side_by_side[@]}"
+    if [[ -z $all ]]; then set -- "$@" -m "not slow"; fi
+fi
 # tests/house is left out here, unless it was asked for by name.
 if [[ $* != *tests/house* ]]; then set -- --ignore=tests/house "$@"; fi
 "$PYTHON" -m pytest "$@" || failed+=("behaviour tests")

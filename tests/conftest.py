@@ -15,6 +15,8 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
+from tests.slow import SLOW
+
 # A busy machine is not a failure: hypothesis would allow each example 0.2 s.
 settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")
@@ -29,6 +31,13 @@ _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(["train.main", "torch._dynamo"])
 
 WALL_LIMIT_SECONDS = 120
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.nodeid.startswith(SLOW):
+            item.add_marker(pytest.mark.slow)
+
 
 
 @pytest.fixture

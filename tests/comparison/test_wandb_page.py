@@ -160,5 +160,7 @@ def test_without_the_library(place: Place) -> None:
 
 
 def test_it_starts_without_torch() -> None:
-    code = "import sys, train.page; assert not {'torch', 'wandb', 'wandb_workspaces'} & set(sys.modules)"
+    code = (
+        "import sys, train.comparison.wandb_page; assert not {'torch', 'wandb', 'wandb_workspaces'} & set(sys.modules)"
+    )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)

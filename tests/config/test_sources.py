@@ -58,7 +58,7 @@ def enter(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def forget() -> None:
-    ours = {name.partition("/")[0].removesuffix(".py") for name in FILES} | {"library"}
+    ours = {name.partition("/")[0].removesuffix(".py") for name in FILES} | {"library", "tools", "sums", "net"}
     for name in [name for name in sys.modules if name.split(".")[0] in ours]:
         del sys.modules[name]
 
@@ -95,6 +95,7 @@ def hash_of(tmp_path: Path, target: str) -> str:
     [
         ("own.net.net", "own/sums.py", True),
         ("own.net.net", "loose/late.py", True),
+        ("own.net.net", "broken.py", True),
         ("own.net.net", "own/other.py", False),
         ("plain.net", "helpers.py", True),
         ("plain.net", "own/sums.py", False),
@@ -106,17 +107,34 @@ def test_a_helper_that_changes_is_another_curve(
     before = hash_of(tmp_path, target)
 
     (folder / file).write_text(FILES[file] + "# changed\n")
+    # A file that is no Python counts by its bytes.
+    assert (hash_of(tmp_path, target) != before) is (file == "broken.py")
 
+    (folder / file).write_text(FILES[file] + "changed = 1\n")
     assert (hash_of(tmp_path, target) != before) is changes
 
 
-def test_two_helpers_that_swap_their_contents_are_another_curve(folder: Path, tmp_path: Path) -> None:
-    before = hash_of(tmp_path, "own.net.net")
+def test_a_definition_that_moves_to_another_helper_is_the_same_curve(folder: Path, tmp_path: Path) -> None:
+    before = hash_of(tmp_path, "plain.net")
 
-    (folder / "own/beside.py").write_text(FILES["own/sums.py"])
-    (folder / "own/sums.py").write_text(FILES["own/beside.py"])
+    (folder / "plain.py").write_text(FILES["plain.py"].replace("helpers", "tools"))
+    (folder / "helpers.py").rename(folder / "tools.py")
 
-    assert hash_of(tmp_path, "own.net.net") != before
+    importlib.invalidate_caches()
+    forget()
+    assert names("plain.net", folder) == {"plain.py", "tools.py"}
+    assert hash_of(tmp_path, "plain.net") == before
+
+
+def test_one_file_under_two_names_counts_once(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = hash_of(tmp_path, "own.sums.add")
+
+    # As the current folder and my/ in it are both searched.
+    monkeypatch.syspath_prepend(folder / "own")
+    (folder / "own/sums.py").write_text(FILES["own/sums.py"] + "    import sums, net\n")
+
+    assert {"sums", "own.sums"} <= {*own_sources("own.sums.add", resolve("own.sums.add", ""))}
+    assert hash_of(tmp_path, "own.sums.add") == before
 
 
 def test_what_a_model_in_this_package_imports_is_found(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -130,16 +148,19 @@ def test_what_a_model_in_this_package_imports_is_found(folder: Path, monkeypatch
         sys.modules.pop("train.models.added", None)
 
 
-@pytest.mark.parametrize("room", ["saved.py", "blocks.py", "skips.py", "window.py", "batch/plan.py"])
-def test_a_room_of_ours_that_computes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, room: str) -> None:
+@pytest.mark.parametrize(
+    "file", ["distributed/flat_buckets.py", "models/activation_checkpointing.py", "optim/lr_schedule.py", "step.py"]
+)
+def test_a_file_of_the_package_that_computes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str) -> None:
     here = hash_of(tmp_path, "mlp")
     package = Path(identity.__file__).parents[1]
     shutil.copytree(package, tmp_path / "copy", ignore=shutil.ignore_patterns("__pycache__"))
     monkeypatch.setattr(identity, "__file__", str(tmp_path / "copy/config/identity.py"))
+    source = (tmp_path / "copy" / file).read_text()
 
+    (tmp_path / "copy" / file).write_text(source + "# changed\n")
     assert hash_of(tmp_path, "mlp") == here
-    with (tmp_path / "copy" / room).open("a") as file:
-        file.write("# changed\n")
+    (tmp_path / "copy" / file).write_text(source + "changed = 1\n")
     assert hash_of(tmp_path, "mlp") != here
 
 

@@ -45,6 +45,43 @@ def test_other_mathematics(finished: Path, capsys: pytest.CaptureFixture[str]) -
     assert "checkpoint.resume=never" in told
 
 
+def rewrite_identity(run: Path, **values: object) -> None:
+    plan = json.loads((run / "plan.json").read_text())
+    plan["identity"] |= values
+    (run / "plan.json").write_text(json.dumps(plan))
+
+
+def test_a_run_of_the_first_edition_is_refused_once(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = finished / "run"
+    (run / "ended.json").unlink()
+    rewrite_identity(run, code="0123456789abcdef")  # of names and bytes of files
+
+    assert start(finished, "name=run") == 2
+    message = capsys.readouterr().err
+    assert "holds a run of an earlier version" in message
+    assert "code: '0123456789abcdef' there, 'definitions " in message
+    assert "hashed the files of the code by name" in message
+    assert f"checkpoint.resume={run}" in message
+
+    assert start(finished, "name=run", f"checkpoint.resume={run}") == 0
+    capsys.readouterr()
+    assert start(finished, "name=run") == 0
+    assert "holds this very run" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("code", "seed"), [("0123456789abcdef", 1), ("definitions 0123456789abcdef", 0)])
+def test_other_code_or_more_than_code_is_other_mathematics(
+    finished: Path, code: str, seed: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rewrite_identity(finished / "run", code=code, seed=seed)
+
+    assert start(finished, "name=run") == 2
+    message = capsys.readouterr().err
+    assert "with other mathematics" in message
+    assert f"code: {code!r} there" in message
+    assert "earlier version" not in message
+
+
 def test_the_lines_to_paste_work(finished: Path) -> None:
     assert start(finished, "name=run-2", "seed=1") == 0
     assert start(finished, "name=run", "seed=1", "checkpoint.resume=never") == 0

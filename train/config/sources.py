@@ -9,6 +9,8 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
+from train.config.code_hash import parse
+
 LIBRARIES = {"site-packages", "dist-packages"}
 
 
@@ -61,9 +63,8 @@ def _imported(path: Path, module: str) -> Iterator[str]:
     if path.suffix != ".py":
         return
     package = module if path.name == "__init__.py" else module.rpartition(".")[0]
-    try:
-        tree = ast.parse(path.read_bytes())
-    except SyntaxError:  # never run so far
+    tree = parse(path.read_bytes())
+    if tree is None:  # never run so far
         return
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from train.config import Config, differences
+from train.config.code_hash import is_comparable
 from train.config.redact import redacted
 from train.errors import FAILED, UserError, ending
 from train.plan.run_plan import RunPlan
@@ -184,15 +185,24 @@ def _check_same(path: Path, plan: RunPlan, restart: bool) -> None:
     if finished and plan.total_steps > ended["step"] and all(key.startswith("duration.") for key in differing):
         return  # it goes on for longer
     if differing:
-        shown = "\n".join(_differences(differing))
         all_the_same = f"\n  go on all the same:           checkpoint.resume={path}"
-        raise FolderRefused(
-            f"{path} holds a run with other mathematics:\n{shown}\nType one of:\n{_ways_out(path)}{all_the_same}"
-        )
+        raise FolderRefused(f"{path} holds {_other_run(differing)}\nType one of:\n{_ways_out(path)}{all_the_same}")
     if finished:
         raise AlreadyFinished(
             f"{path} holds this very run, finished at step {ended['step']}. To train again:\n{_ways_out(path)}"
         )
+
+
+def _other_run(differing: Mapping[str, tuple[Any, Any]]) -> str:
+    shown = "\n".join(_differences(differing))
+    old_code, _ = differing.get("code", ("", ""))
+    if len(differing) > 1 or not old_code or is_comparable(old_code):
+        return f"a run with other mathematics:\n{shown}"
+    return (
+        f"a run of an earlier version:\n{shown}\n"
+        f"That version hashed the files of the code by name, this one hashes what they compute: the two\n"
+        f"cannot be compared. Nothing else differs: unless you have changed your own code, go on all the same."
+    )
 
 
 def _has_not_begun(path: Path) -> bool:
