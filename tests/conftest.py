@@ -39,7 +39,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.slow)
 
 
-
 @pytest.fixture
 def leaves_files_open() -> Iterator[None]:
     """What a library or a kill leaves open is collected here, and does not fail the test that happens to come next."""

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 import train.run
-from tests.helpers import argv, record, rows
+from tests.helpers import Array, argv, record, rows
 from train.accumulate import compute_gradient
 from train.main import main
 from train.parts import Part, Parts
@@ -66,12 +66,31 @@ ERRORS = {"rank_consistency": {"main.py"}}
 """Who else imports an error of a feature's own, to tell it in a sentence."""
 
 
+GIVEN = ("data.eval_fraction=0.2", "evaluate.every_steps=2", "ema.decay=0.5", "noise_scale.every_steps=1")
+
+
+@pytest.fixture(name="with_all", scope="module")
+def trained_with_all_parts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Array, list[float]]]:
+    """{loop: (last weights, losses)}"""
+    found = {}
+    for loop in ("standard", "accumulate"):
+        folder = tmp_path_factory.mktemp(loop)
+        trace = record(argv(folder, *GIVEN), loop)
+        found[loop] = trace.weights[-1], [row["train/loss"] for row in rows(folder)]
+    return found
+
+
 @pytest.mark.parametrize("loop", ["standard", "accumulate"])
 @pytest.mark.parametrize("name", listed())
-def test_a_run_trains_without(name: str, loop: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_trains_without(
+    with_all: dict[str, tuple[Array, list[float]]],
+    name: str,
+    loop: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """The same weights to the last bit: none of them computes anything that is trained."""
-    given = ("data.eval_fraction=0.2", "evaluate.every_steps=2", "ema.decay=0.5", "noise_scale.every_steps=1")
-    expected = record(argv(tmp_path, *given, "name=all"), loop)
+    weights, expected = with_all[loop]
     everything = train.run.list_parts
 
     def without(*args: Any) -> tuple[Part, ...]:
@@ -80,11 +99,10 @@ def test_a_run_trains_without(name: str, loop: str, tmp_path: Path, monkeypatch:
         return (*parts[:at], *parts[at + 1 :])
 
     monkeypatch.setattr("train.run.list_parts", without)
-    trace = record(argv(tmp_path, *given, "name=without"), loop)
+    trace = record(argv(tmp_path, *GIVEN), loop)
 
-    assert (trace.weights[-1] == expected.weights[-1]).all()
-    losses = [row["train/loss"] for row in rows(tmp_path, name="without")]
-    assert losses == [row["train/loss"] for row in rows(tmp_path, name="all")]
+    assert (trace.weights[-1] == weights).all()
+    assert [row["train/loss"] for row in rows(tmp_path)] == expected
 
 
 def test_parts_stand_around_each_other_in_their_order() -> None:
