@@ -81,6 +81,9 @@ SAME = {
     "a relative import": ("from helpers import", "from .more import"),
     "line ends of Windows": ("\n", "\r\n"),
     "__all__": ('__all__ = ["Net"]', '__all__ = ("Net", "RATE")'),
+    "more of __all__": ("RATE = 0.5", 'RATE = 0.5\n__all__ += ["RATE"]'),
+    "an annotated __all__": ("__all__ =", "__all__: list[str] ="),
+    "a longer condition for type checkers": ("RATE", "if typing.TYPE_CHECKING:\n    C = 1\nRATE"),
     "what is for type checkers": ("RATE", "if TYPE_CHECKING:\n    from a import B\n    C = B\nRATE"),
     "what is for a command": ("RATE", "if __name__ == '__main__':\n    print(1)\nRATE"),
 }
@@ -149,6 +152,35 @@ def test_what_computes_something_else_is_other_code(edit: str) -> None:
     assert hash_of(edited(*DIFFERENT[edit])) != hash_of(SOURCE)
 
 
+ALIKE = [
+    ("f(x, k=1)()", "f(x)(k=1)"),
+    ("f(g(a), b)", "f(g(a, b))"),
+    ("x[1:]", "x[:1]"),
+    ("x[1:]", "x[::1]"),
+    ("[[a], b]", "[[a, b]]"),
+    ("lambda a, /: 1", "lambda a: 1"),
+    ("lambda *, a, b=1: 1", "lambda *, a=1, b: 1"),
+    ("{**a, 1: b}", "{1: a, **b}"),
+    ("f(*a)", "f(**a)"),
+    ("a < b < c", "(a < b) < c"),
+    ("1", "'1'"),
+    ("1", "True"),
+    ("'a'", "a"),
+    ("None", "'None'"),
+    ("f'{a}' 'b'", "f'{a}{b}'"),
+    ("f'{a}'", "f'{{a}}'"),
+    ("f'{a!r}'", "f'{a=}'"),
+    ("[x async for x in y]", "[x for x in y]"),
+]
+
+
+@pytest.mark.parametrize(("one", "other"), ALIKE)
+def test_expressions_that_look_alike_differ(one: str, other: str) -> None:
+    one_hash, other_hash = (hash_of(f"async def f():\n    return {text}\n") for text in (one, other))
+
+    assert one_hash != other_hash
+
+
 def test_each_edit_is_other_code_than_the_rest() -> None:
     hashes = {hash_of(edited(*edit)) for edit in DIFFERENT.values()}
 
@@ -193,6 +225,18 @@ def test_a_warning_of_the_parser_changes_nothing() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert parse(pattern) is not None
+
+
+def test_a_number_that_is_too_long_for_decimal_digits() -> None:
+    number = "x = 0x" + "f" * 5000
+
+    assert hash_of(number) != hash_of(number + "f")
+
+
+def test_a_module_inside_a_package_is_reached_by_the_packages_name() -> None:
+    use = "x = a.c(a.b.d)\n"
+
+    assert hash_of(f"import a.b\n{use}") == hash_of(f"import a\n{use}")
 
 
 def test_a_long_chain_is_no_recursion() -> None:

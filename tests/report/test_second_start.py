@@ -60,7 +60,7 @@ def test_a_run_of_the_first_edition_is_refused_once(finished: Path, capsys: pyte
     message = capsys.readouterr().err
     assert "holds a run of an earlier version" in message
     assert "code: '0123456789abcdef' there, 'definitions " in message
-    assert "hashed the files of the code by name" in message
+    assert "This one hashes what they\ncompute: the two cannot be compared" in message
     assert f"checkpoint.resume={run}" in message
 
     assert start(finished, "name=run", f"checkpoint.resume={run}") == 0

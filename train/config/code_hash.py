@@ -86,6 +86,9 @@ def _words(statement: ast.stmt, origins: Mapping[str, str]) -> Iterator[str]:
         elif isinstance(part, list):
             yield "list("
             waiting += [END, *reversed(part)]
+        elif type(part) is int:
+            # Python refuses to write more than 4300 digits in decimal. A bool is not meant.
+            yield hex(part)
         else:
             # Not repr: which characters it escapes changes with Python's tables of Unicode.
             yield ascii(part)

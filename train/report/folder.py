@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from train.config import Config, differences
-from train.config.code_hash import is_comparable
 from train.config.redact import redacted
 from train.errors import FAILED, UserError, ending
 from train.plan.run_plan import RunPlan
+from train.report.differing import lines, other_run
 from train.report.restarts import RESTARTS, job_id, pause
 
 
@@ -186,23 +186,11 @@ def _check_same(path: Path, plan: RunPlan, restart: bool) -> None:
         return  # it goes on for longer
     if differing:
         all_the_same = f"\n  go on all the same:           checkpoint.resume={path}"
-        raise FolderRefused(f"{path} holds {_other_run(differing)}\nType one of:\n{_ways_out(path)}{all_the_same}")
+        raise FolderRefused(f"{path} holds {other_run(differing)}\nType one of:\n{_ways_out(path)}{all_the_same}")
     if finished:
         raise AlreadyFinished(
             f"{path} holds this very run, finished at step {ended['step']}. To train again:\n{_ways_out(path)}"
         )
-
-
-def _other_run(differing: Mapping[str, tuple[Any, Any]]) -> str:
-    shown = "\n".join(_differences(differing))
-    old_code, _ = differing.get("code", ("", ""))
-    if len(differing) > 1 or not old_code or is_comparable(old_code):
-        return f"a run with other mathematics:\n{shown}"
-    return (
-        f"a run of an earlier version:\n{shown}\n"
-        f"That version hashed the files of the code by name, this one hashes what they compute: the two\n"
-        f"cannot be compared. Nothing else differs: unless you have changed your own code, go on all the same."
-    )
 
 
 def _has_not_begun(path: Path) -> bool:
@@ -231,11 +219,7 @@ def _changes(path: Path, plan: RunPlan) -> tuple[str, ...]:
     earlier, now = _read(path / "plan.json"), plan.as_dict()
     batch = differences(earlier.get("batch", {}), now["batch"])
     execution = {key: pair for key, pair in batch.items() if key not in ("effective", "dataset_size", "drop_tail")}
-    return tuple(_differences({**differences(earlier.get("identity", {}), plan.identity), **execution}))
-
-
-def _differences(differing: Mapping[str, tuple[Any, Any]]) -> list[str]:
-    return [f"  {key}: {old!r} there, {new!r} now" for key, (old, new) in list(differing.items())[:12]]
+    return tuple(lines({**differences(earlier.get("identity", {}), plan.identity), **execution}))
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -1,0 +1,39 @@
+"""How a run that starts differs from the one in its folder, in words."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from train.config.code_hash import is_comparable
+
+SHOWN = 12
+"""Keys at most."""
+
+Differing = Mapping[str, tuple[Any, Any]]
+"""{key of the config, or `code`: (value there, value now)}"""
+
+
+def lines(differing: Differing) -> list[str]:
+    first = list(differing.items())[:SHOWN]
+    return [f"  {key}: {there!r} there, {now!r} now" for key, (there, now) in first]
+
+
+def other_run(differing: Differing) -> str:
+    """What the folder holds instead; one line for each key."""
+    shown = "\n".join(lines(differing))
+    if not _is_first_edition(differing):
+        return f"a run with other mathematics:\n{shown}"
+    return (
+        f"a run of an earlier version:\n{shown}\n"
+        "That version hashed the files of the code by name and content. This one hashes what they\n"
+        "compute: the two cannot be compared. Nothing else differs. If you have not changed\n"
+        "your own code, you can go on all the same."
+    )
+
+
+def _is_first_edition(differing: Differing) -> bool:
+    """Whether nothing differs but the hash of the code, which is of another kind there."""
+    if [*differing] != ["code"]:
+        return False
+    there, _ = differing["code"]
+    # None: a plan.json without it, of which nothing is known.
+    return there is not None and not is_comparable(there)
