@@ -56,16 +56,16 @@ MUTANTS = [
     Mutant(
         "zero the gradients late",
         "train/step.py",
-        "    learner.optimizer.zero_grad(set_to_none=True)\n    learner.skips.add(finite)",
+        "    learner.optimizer.zero_grad(set_to_none=learner.parallel.frees_gradients)\n    learner.skips.add(finite)",
         "    learner.skips.add(finite)",
     ),
     Mutant(
         "clip per micro-step",
         "train/step.py",
-        "    told = torch.stack(",
+        "    detached = torch.stack(",
         "    if learner.max_grad_norm:\n"
         "        torch.nn.utils.clip_grad_norm_(learner.parameters, learner.max_grad_norm)\n"
-        "    told = torch.stack(",
+        "    detached = torch.stack(",
     ),
     Mutant(
         "no_sync on the last micro-step too",
@@ -110,34 +110,46 @@ MUTANTS = [
     Mutant(
         "sample repeated to even out ranks",
         "train/batch/assign.py",
-        "    return first_of(samples, rank, plan.world_size), "
-        "tuple(parts(share(samples, rank, plan.world_size), micro_steps))",
-        "    return min(first_of(samples, rank, plan.world_size), samples - longest), "
-        "tuple(parts(longest, micro_steps))",
+        "    sizes = split_evenly(share(samples, rank, plan.world_size), micro_steps)\n"
+        "    return first_of(samples, rank, plan.world_size), tuple(sizes)",
+        "    sizes = split_evenly(longest, micro_steps)\n"
+        "    return min(first_of(samples, rank, plan.world_size), samples - longest), tuple(sizes)",
     ),
     Mutant(
         "gradients of bf16 summed in bf16",
-        "train/distributed/parallel.py",
+        "train/distributed/flat_buckets.py",
         "wide = torch.promote_types(group[0].dtype, torch.float32)",
         "wide = group[0].dtype",
     ),
     Mutant(
         "explicit reduction: the sum, not the mean",
-        "train/distributed/parallel.py",
+        "train/distributed/flat_buckets.py",
         "bucket.div_(self.ranks.world_size)",
         "bucket.div_(1)",
     ),
     Mutant(
         "explicit reduction: DDP reduces too",
-        "train/distributed/parallel.py",
+        "train/distributed/flat_buckets.py",
         "learner.accelerator.no_sync(learner.model)",
         "learner.accelerator.no_sync(None)",
     ),
     Mutant(
+        "explicit reduction: a rank updates what it used itself",
+        "train/distributed/flat_buckets.py",
+        "            if parameter in used:\n",
+        "            if parameter in self._arrived:\n",
+    ),
+    Mutant(
+        "explicit reduction: zeros for what nobody used",
+        "train/distributed/flat_buckets.py",
+        "            if parameter in used:\n",
+        "            if used:\n",
+    ),
+    Mutant(
         "float16: the scaled gradient is measured and clipped",
         "train/step.py",
-        "    learner.scaler.unscale_(learner.optimizer)\n    norm = torch.nn.utils.get_total_norm(gradients)\n",
-        "    norm = torch.nn.utils.get_total_norm(gradients)\n    learner.scaler.unscale_(learner.optimizer)\n",
+        "    learner.scaler.unscale_(learner.optimizer)\n    norm = learner.parallel.total_norm(gradients)\n",
+        "    norm = learner.parallel.total_norm(gradients)\n    learner.scaler.unscale_(learner.optimizer)\n",
     ),
     Mutant(
         "float16: the scale stays where the gradient overflows",

@@ -45,6 +45,5 @@ def divide(plan: BatchPlan, samples: int, rank: int) -> tuple[int, tuple[int, ..
     """
     longest = share(samples, 0, plan.world_size)
     micro_steps = plan.accumulation_steps if samples == plan.effective else math.ceil(longest / plan.micro)
-    return first_of(samples, rank, plan.world_size), tuple(
-        split_evenly(share(samples, rank, plan.world_size), micro_steps)
-    )
+    sizes = split_evenly(share(samples, rank, plan.world_size), micro_steps)
+    return first_of(samples, rank, plan.world_size), tuple(sizes)
