@@ -26,7 +26,8 @@ export PATH OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 WANDB_MODE=${WANDB_MODE:-offline}
 unset RANK LOCAL_RANK WORLD_SIZE LOCAL_WORLD_SIZE MASTER_ADDR MASTER_PORT
 unset ISOBATCH_WORLD_SIZE ISOBATCH_ENDED ISOBATCH_ATTEMPT
 
-side_by_side=(-n 2)
+# Who is idle takes over what waits at the other: the longest tests come last.
+side_by_side=(-n 2 --dist worksteal)
 failed=()
 check() { # NAME COMMAND...
     say "checks: $1"

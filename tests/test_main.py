@@ -18,7 +18,7 @@ import torch.distributed as dist
 from datasets import Dataset
 
 from tests.helpers import argv, rows, tiny
-from train import accumulate, standard
+from train import accumulate, evaluate, standard, verify
 from train.batch.window import Window
 from train.config import load
 from train.distributed.ranks import LaunchError
@@ -181,6 +181,61 @@ def test_the_case_of_a_launcher_with_a_precision_of_its_own(tmp_path: Path) -> N
     assert done.stderr.count("\n") == 1
 
 
+GPT = "model={target: gpt, args: {vocabulary: 8, width: 30, heads: 4}}"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "parts"),
+    [
+        ([GPT], ("width=30 is no multiple of 2 * heads=8", "Set: model.args.width=32")),
+        (["model.args.inputs=-6"], ("model.target=mlp cannot be made from model.args", ".py:")),
+        (["optimizer={target: adamw, lr: 0.1, args: {betas: [2, 3]}}"], ("optimizer.target=adamw", "Invalid beta")),
+    ],
+)
+def test_arguments_that_a_constructor_refuses(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], overrides: list[str], parts: tuple[str, ...]
+) -> None:
+    assert run_main(argv(tmp_path, *overrides)) == 2
+
+    said = capsys.readouterr().err
+    assert all(part in said for part in parts), said
+    assert said.count("\n") == 1
+
+
+def test_weights_of_another_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As a checkpoint to go on from, and in an evaluation."""
+    held_out = "data.eval_fraction=0.2"
+    assert run_main(argv(tmp_path, held_out)) == 0
+    run = tmp_path / "run"
+
+    other = argv(tmp_path, held_out, "name=other", "model.args.hidden=[9]", f"checkpoint.resume={run}")
+    assert run_main(other) == 2
+    assert "does not fit the model. Set: model.args as they were there" in capsys.readouterr().err
+    assert json.loads((tmp_path / "other" / "ended.json").read_text())["code"] == 2
+    assert evaluate.main([str(run), "model.args.hidden=[9]"]) == 2
+    assert "does not fit the model" in capsys.readouterr().err
+    (run / "plan.json").unlink()
+    assert evaluate.main([str(run)]) == 2
+    assert "plan.json is not there" in capsys.readouterr().err
+
+
+def verdict(environment: dict[str, str], arguments: list[str]) -> tuple[int, str]:
+    os.environ.update(environment)
+    with contextlib.redirect_stderr(io.StringIO()) as said:
+        code = verify.main(arguments)
+    return code, said.getvalue()
+
+
+def test_verify_asks_the_launcher_for_the_precision_of_the_config(run_ranks: Any, tmp_path: Path) -> None:
+    """It looks in float64 first, whatever the config says."""
+    told_bf16 = {"ACCELERATE_MIXED_PRECISION": "bf16"}
+
+    assert run_ranks(1, verdict, told_bf16, argv(tmp_path, "precision=bf16"))[0][0] == 0
+    code, said = run_ranks(1, verdict, told_bf16, argv(tmp_path, "precision=fp32"))[0]
+    assert code == 2
+    assert "mixed precision bf16, the config says precision=fp32" in said
+
+
 @pytest.mark.parametrize(
     "name",
     ["main", "evaluate", "prepare", "verify", "compare", "sweep", "new", "config.__main__", "comparison.wandb_page"],
@@ -207,7 +262,7 @@ def test_errors_that_no_change_of_config_fixes_are_named_here() -> None:
     found = set()
     for path in PACKAGE.rglob("*.py"):
         for node in ast.parse(path.read_text()).body:
-            if isinstance(node, ast.ClassDef) and bases(node) & {"Exception", "RuntimeError", "ValueError", "OSError"}:
+            if isinstance(node, ast.ClassDef) and bases(node) & BASES:
                 found.add(node.name)
 
     assert found == NOT_THE_USERS
@@ -217,21 +272,41 @@ def bases(node: ast.ClassDef) -> set[str]:
     return {base.id for base in node.bases if isinstance(base, ast.Name)}
 
 
+def test_nothing_is_raised_without_a_name() -> None:
+    """A bare ValueError would end in a stack trace, whoever could fix it."""
+    found = []
+    for path in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call) and bare_name(node.exc) in BASES:
+                found.append(f"{path.relative_to(PACKAGE)}: {bare_name(node.exc)}")
+
+    # Of a forward pass, whose place the preflight names; and of a disk, which ends a run as any other failing write.
+    assert sorted(found) == ["models/convnet.py: ValueError", "report/journal.py: OSError"]
+
+
+def bare_name(call: ast.Call) -> str:
+    return call.func.id if isinstance(call.func, ast.Name) else ""
+
+
+BASES = {"Exception", "RuntimeError", "ValueError", "OSError", "RunFailed"}
 PACKAGE = Path(accumulate.__file__).parent
 NOT_THE_USERS = {
     "UserError",
-    "AlreadyFinished",  # nothing is wrong
-    "Damaged",  # a checkpoint; another one is tried
-    "NoCheckpoint",
+    "RunFailed",
+    # A run that ends in a sentence, and that no change of the config is known to fix:
     "NonFiniteGradient",
     "NotReduced",
     "NotSaved",
     "RankFailed",
     "RanksDisagree",
     "SaveFailed",
-    "TargetError",  # becomes a ConfigError or a DataError
-    "TokenizerError",  # becomes a DataError
     "WorkerLost",
+    # What is no error, or becomes another one:
+    "AlreadyFinished",
+    "Damaged",
+    "NoCheckpoint",
+    "TargetError",
+    "TokenizerError",
 }
 
 

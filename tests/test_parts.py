@@ -8,11 +8,14 @@ from typing import Any
 import pytest
 
 import train.run
+from tests.conftest import run_ranks
 from tests.helpers import Array, argv, record, rows
 from train.accumulate import compute_gradient
+from train.batch.window import Batch
 from train.main import main
 from train.parts import Part, Parts
 from train.setting import Setting
+from train.tasks.classification import Classification
 
 PACKAGE = Path(train.run.__file__).parent
 RUN = ast.parse((PACKAGE / "run.py").read_text())
@@ -58,51 +61,72 @@ def test_only_the_list_knows_a_feature(name: str) -> None:
                     users.add(path.relative_to(PACKAGE).as_posix())
     uses = [node for node in ast.walk(RUN) if isinstance(node, ast.Name) and node.id == last]
 
-    assert users - ERRORS.get(name, set()) == {"run.py"}
+    assert users == {"run.py"}
     assert len(uses) == 1
 
 
-ERRORS = {"rank_consistency": {"main.py"}}
-"""Who else imports an error of a feature's own, to tell it in a sentence."""
+class Writing(Classification):
+    """It has something to show beside each evaluation."""
+
+    def samples(self, model: Any, batch: Batch, decode: Any) -> list[dict[str, str]]:
+        return [{"class": str(int(label))} for label in model(batch["inputs"]).argmax(1)]
 
 
-GIVEN = ("data.eval_fraction=0.2", "evaluate.every_steps=2", "ema.decay=0.5", "noise_scale.every_steps=1")
+GIVEN = (
+    "task=tests.test_parts.Writing",
+    "data.eval_fraction=0.2",
+    "evaluate.every_steps=2",
+    "ema.decay=0.5",
+    "noise_scale.every_steps=1",
+    "profile.steps=[2,3]",
+)
+
+
+def train_without(arguments: list[str], loop: str, name: str | None) -> tuple[Array, list[str]]:
+    """(last weights, names of the parts that were there) of a run without one part, or with all."""
+    everything = train.run.list_parts
+    kept: list[str] = []
+
+    def without(*args: Any) -> tuple[Part, ...]:
+        parts = list(everything(*args))
+        if name is not None:
+            del parts[listed().index(name)]
+        kept.extend(part.name for part in parts)
+        return tuple(parts)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("train.run.list_parts", without)
+        trace = record(arguments, loop)
+    return trace.weights[-1], kept
 
 
 @pytest.fixture(name="with_all", scope="module")
 def trained_with_all_parts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Array, list[float]]]:
     """{loop: (last weights, losses)}"""
     found = {}
-    for loop in ("standard", "accumulate"):
+    for loop, ranks in LOOPS:
         folder = tmp_path_factory.mktemp(loop)
-        trace = record(argv(folder, *GIVEN), loop)
-        found[loop] = trace.weights[-1], [row["train/loss"] for row in rows(folder)]
+        weights, kept = run_ranks(ranks, train_without, argv(folder, *GIVEN), loop, None)[0]
+        assert len(kept) == len(listed())
+        found[loop] = weights, [row["train/loss"] for row in rows(folder)]
     return found
 
 
-@pytest.mark.parametrize("loop", ["standard", "accumulate"])
+LOOPS = (("standard", 1), ("accumulate", 2))
+
+
+@pytest.mark.parametrize(("loop", "ranks"), LOOPS)
 @pytest.mark.parametrize("name", listed())
 def test_a_run_trains_without(
-    with_all: dict[str, tuple[Array, list[float]]],
-    name: str,
-    loop: str,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    with_all: dict[str, tuple[Array, list[float]]], name: str, loop: str, ranks: int, tmp_path: Path
 ) -> None:
     """The same weights to the last bit: none of them computes anything that is trained."""
-    weights, expected = with_all[loop]
-    everything = train.run.list_parts
+    expected, losses = with_all[loop]
 
-    def without(*args: Any) -> tuple[Part, ...]:
-        parts = everything(*args)
-        at = listed().index(name)
-        return (*parts[:at], *parts[at + 1 :])
-
-    monkeypatch.setattr("train.run.list_parts", without)
-    trace = record(argv(tmp_path, *GIVEN), loop)
-
-    assert (trace.weights[-1] == weights).all()
-    assert [row["train/loss"] for row in rows(tmp_path)] == expected
+    for weights, kept in run_ranks(ranks, train_without, argv(tmp_path, *GIVEN), loop, name):
+        assert (weights == expected).all()
+        assert len(kept) == len(listed()) - 1
+    assert [row["train/loss"] for row in rows(tmp_path)] == losses
 
 
 def test_parts_stand_around_each_other_in_their_order() -> None:

@@ -18,8 +18,8 @@ from tests.helpers import Trace, argv, distance, record, rows
 from train.accumulate import compute_gradient
 from train.batch.window import Window
 from train.config.check import CHOICES
-from train.distributed.flat_buckets import FlatBuckets
-from train.distributed.parallel import Parallel, Replicated
+from train.distributed.parallel import ExplicitReduction, Parallel, Replicated
+from train.errors import RankFailed
 from train.main import main
 from train.optim import batch_scaling
 from train.optim.batch_scaling import Factors
@@ -139,24 +139,20 @@ def train_in_little_memory(arguments: list[str], whole: list[str]) -> tuple[Trac
     """(with room for all, where more than 2 samples at once do not fit on rank 1, sizes that were tried)."""
     tried: list[int] = []
 
-    def part(setting: Setting) -> Part:
-        buckets = FlatBuckets(setting.learner.parameters, setting.ranks)
+    def around(compute_gradient: ComputeGradient) -> ComputeGradient:
+        def retried(learner: Learner, window: Window) -> Tensor:
+            micro = max(window.micro_batches.sizes)
+            while True:
+                tried.append(micro)
+                try:
+                    return compute_gradient(learner, window.recut(micro))
+                except (torch.OutOfMemoryError, RankFailed):
+                    micro = micro // 2
 
-        def around(compute_gradient: ComputeGradient) -> ComputeGradient:
-            reduced = buckets.around(compute_gradient)
+        return retried
 
-            def retried(learner: Learner, window: Window) -> Tensor:
-                micro = max(window.micro_batches.sizes)
-                while True:
-                    tried.append(micro)
-                    try:
-                        return reduced(learner, window.recut(micro))
-                    except (torch.OutOfMemoryError, RuntimeError):
-                        micro = micro // 2
-
-            return retried
-
-        return Part(name="oom_retry", gradient=around)
+    def parallelize(module: nn.Module, accelerator: Any, ranks: Any, dtype: torch.dtype) -> Parallel:
+        return ExplicitReduction(accelerator.prepare_model(module, evaluation_mode=True), ranks)
 
     def in_little_memory(learner: Learner, window: Window) -> Tensor:
         if learner.accelerator.process_index == 1 and max(window.micro_batches.sizes) > 2:
@@ -165,18 +161,23 @@ def train_in_little_memory(arguments: list[str], whole: list[str]) -> tuple[Trac
 
     with_room = record(whole)
     with pytest.MonkeyPatch.context() as patch:
-        with_part(patch, part, before="rank_consistency")
+        patch.setattr("train.setup.parallelize", parallelize)
+        with_part(patch, lambda setting: Part(name="oom_retry", gradient=around), before="rank_consistency")
         return with_room, record(arguments, compute_gradient=in_little_memory), tried
 
 
 def test_a_retry_after_out_of_memory(run_ranks: Any, tmp_path: Path) -> None:
-    """gradients/oom_retry.py: a part around the gradient that cuts the window again and reduces explicitly, so that a
-    failure on one rank leaves no other waiting."""
-    several = [argv(tmp_path, f"name={name}") for name in ("little", "whole")]
+    """gradients/oom_retry.py: a part that cuts the window again, around what measures the gradient. While a size is
+    unproven the gradient is reduced explicitly: a failure on one rank then leaves no other waiting."""
+    given = ("data.args.size=200", "duration={epochs: 2}", "noise_scale.every_steps=1", "optimizer.lr=0.01")
+    several = [argv(tmp_path, *given, f"name={name}") for name in ("little", "whole")]
 
     for whole, little, tried in run_ranks(2, train_in_little_memory, *several):
         assert tried[:2] == [4, 2]
         assert distance(little.weights[-1], whole.weights[-1]) <= 1e-12
+    # Measured on what was computed in the end: other micro-batches, so another estimate of the same scale.
+    assert rows(tmp_path, "batch/noise_scale", "whole"), "the fixture measures no noise scale"
+    assert rows(tmp_path, "batch/noise_scale", "little")
 
 
 def test_a_new_scaling_rule(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,9 @@ import functools
 import json
 import os
 import sys
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ParamSpec
 
@@ -22,6 +24,35 @@ class UserError(ValueError):
 
     Every entry point prints its message without a stack trace and ends with exit code 2.
     """
+
+
+class RunFailed(RuntimeError):
+    """A run that ends here, with what it saved; the message says why, in a sentence without a stack trace.
+
+    Exit code 1: no change of the config is known to fix it.
+    """
+
+
+class RankFailed(RunFailed):
+    """Another rank could not compute its part of the gradient; its own error says why."""
+
+
+@contextmanager
+def ends_in_a_sentence(kind: type[UserError], what: str) -> Iterator[None]:
+    """Whatever the user's own code or arguments raise inside becomes `kind`, which says where.
+
+    Not what another start may cure: a full memory or disk, a network.
+    """
+    try:
+        yield
+    except (UserError, MemoryError, OSError):
+        raise
+    except Exception as error:
+        if "out of memory" in str(error).lower() or "can't allocate memory" in str(error):
+            raise
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        place = f"{os.path.relpath(frame.filename)}:{frame.lineno}"
+        raise kind(f"{what}: {type(error).__name__}: {str(error).strip()} ({place})") from error
 
 
 def code_of(error: BaseException) -> int:

@@ -9,12 +9,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from train.config import load
-from train.data import DataError, WorkerLost, open_sets
-from train.distributed.accelerator import connect
+from train.data import DataError, open_sets
+from train.distributed.accelerator import check_launcher, connect
 from train.distributed.ranks import launched_rank
-from train.errors import BAD_CONFIG, FAILED, FINISHED, entry_point, exit_code, print_error
+from train.errors import BAD_CONFIG, FAILED, FINISHED, RunFailed, entry_point, exit_code, print_error
 from train.evaluation.evaluator import Evaluation
-from train.models.weights import final_weights, parameter_dtype, trained_model
+from train.models.weights import NotFinished, final_weights, parameter_dtype, trained_model
 from train.tasks import make_task
 
 USAGE = "usage: python -m train.evaluate RUN [key=value ...]      RUN: a run folder, such as runs/digits"
@@ -28,12 +28,21 @@ def main(argv: Sequence[str]) -> int:
         return FINISHED if argv else BAD_CONFIG
     try:
         metrics = evaluate(Path(argv[0]), argv[1:])
-    except WorkerLost as error:
+    except RunFailed as error:
         print_error(str(error))
         return exit_code(str(error), FAILED, 0)
     if launched_rank() == 0:
         print(json.dumps({f"eval/{name}": value for name, value in metrics.items()}, indent=2))
     return exit_code("finished", FINISHED, 0)
+
+
+def _micro_batch(run_folder: Path) -> int:
+    """What fitted in training."""
+    plan = run_folder / "plan.json"
+    if not plan.is_file():
+        raise NotFinished(f"{plan} is not there: {run_folder} is not the folder of a run as training leaves it")
+    micro: int = json.loads(plan.read_text(encoding="utf-8"))["batch"]["micro"]
+    return micro
 
 
 def evaluate(run_folder: Path, overrides: Sequence[str]) -> dict[str, float]:
@@ -46,7 +55,8 @@ def evaluate(run_folder: Path, overrides: Sequence[str]) -> dict[str, float]:
         raise DataError(
             "the config names no samples to evaluate on. Type: data.eval_fraction=0.2, or data.eval_split=test"
         )
-    batch_size = json.loads((run_folder / "plan.json").read_text())["batch"]["micro"]  # what fitted in training
+    batch_size = _micro_batch(run_folder)
+    check_launcher(config)
     accelerator, ranks = connect(config)
     module = trained_model(config, weights)
     module = accelerator.prepare_model(module, evaluation_mode=True)

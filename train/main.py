@@ -4,33 +4,26 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
-from train.checkpoint import NoCheckpoint, SaveFailed
+from train.checkpoint import NoCheckpoint
 from train.config import Loaded, load
-from train.data import WorkerLost
-from train.distributed.flat_buckets import RankFailed
 from train.distributed.ranks import launched_rank, yield_to_failed_rank
 from train.errors import (
     FAILED,
     FINISHED,
     STOPPED,
+    RunFailed,
     code_of,
     entry_point,
     exit_code,
     print_error,
     write_ending,
 )
-from train.gradients.rank_consistency import NotReduced, RanksDisagree
 from train.loop import fit
-from train.models.weights import NotSaved
-from train.optim.skipped_steps import NonFiniteGradient
 from train.plan.make import show_plan
 from train.plan.smoke import smoke
 from train.report import AlreadyFinished
 from train.run import Run, build
 from train.step import ComputeGradient
-
-FAILURES = (NonFiniteGradient, NotReduced, NotSaved, RankFailed, RanksDisagree, SaveFailed, WorkerLost)
-"""What ends a run in a sentence of its own, without a stack trace."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +73,7 @@ def train(loaded: Loaded, loop: str, compute_gradient: ComputeGradient) -> Endin
     try:
         fit(run, run.watch(compute_gradient))
         reason, code = _finish(run)
-    except FAILURES as error:
+    except RunFailed as error:
         yield_to_failed_rank(error)
         reason, code = str(error), FAILED
     except BaseException as error:

@@ -14,7 +14,7 @@ from train.checkpoint import Checkpoints, named, newest
 from train.config import Config, Loaded
 from train.data import save_tokenizer
 from train.distributed import watchdog
-from train.distributed.accelerator import connect
+from train.distributed.accelerator import check_launcher, connect
 from train.distributed.ranks import Ranks
 from train.distributed.stop import Stop
 from train.errors import code_of, print_error
@@ -129,6 +129,7 @@ def build(loaded: Loaded, loop: str) -> Run:
     """
     config = loaded.config
     stop = Stop(config.duration.hours)
+    check_launcher(config)
     accelerator, ranks = connect(config)
     stop.listen()  # not before: a signal then ends a rank that waits for one that never comes
     best = ranks.together(lambda: checked_best(config))
@@ -169,13 +170,13 @@ def list_parts(setting: Setting, report: Reporter) -> tuple[Part, ...]:
         ema.part(learner, config.ema.decay),
         # Outside of the average, which writes no texts.
         generations.part(learner, setting.prepared.sets, config, ranks, report.show),
-        # The peak of an evaluation is that of all of the above.
-        peaks.part(learner, ranks, row_due),
         # Records the reading of windows, but none of the measuring around it.
         profiler.part(config.profile.steps, folder.path, ranks),
-        # Its times are those of a whole step; an evaluation or a save belongs to none.
+        # Its times are those of a whole step, and of no measuring; an evaluation or a save belongs to none.
         step_timing.part(learner, ranks, row_due),
-        # Takes the times of a step from the part above.
+        # The peak of an evaluation is that of all of the above.
+        peaks.part(learner, ranks, row_due),
+        # Takes the times of a step from those above. What puts the gradient elsewhere than into .grad stands above it.
         noise_scale.part(config, ranks),
         loss_scale.part(learner),
         mfu.part(learner, setting.tried.trial, ranks, report, config),

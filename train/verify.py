@@ -15,7 +15,7 @@ from accelerate.state import AcceleratorState
 from train.accumulate import compute_gradient
 from train.config import Config, load
 from train.data import open_sets
-from train.distributed.accelerator import connect
+from train.distributed.accelerator import check_launcher, connect
 from train.distributed.ranks import asked_world_size, launched_rank
 from train.errors import FAILED, FINISHED, entry_point, exit_code
 from train.exactness.additivity import ROUNDS, arithmetic, judge
@@ -48,6 +48,7 @@ def _reasons(remedies: Sequence[str]) -> str:
 
 def verify(config: Config) -> tuple[list[Line], list[str]]:
     """A line for each precision and split, and what is at fault where one is not exact."""
+    check_launcher(config)
     task = make_task(config)
     sets = open_sets(config, task.columns)
     plan = plan_batch(config, "accumulate", asked_world_size(), sets.train.size)

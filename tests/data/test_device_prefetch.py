@@ -1,10 +1,13 @@
 """Copies to a GPU that overlap with the work of the micro-batch before, on a side stream that is played here."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 
 from train.batch.window import Batch, MicroBatch
 from train.data.device_prefetch import Feed
+from train.data.shares import RankShare
 
 CPU = torch.device("cpu")
 
@@ -100,3 +103,34 @@ def test_floating_point_columns_arrive_in_the_dtype_of_the_model() -> None:
 
     assert given["x"].dtype == torch.bfloat16
     assert given["labels"].dtype == torch.int64
+
+
+def two_columns(batch: Batch) -> Batch:
+    return {name: column[:, :2].contiguous() if column.dim() > 1 else column for name, column in batch.items()}
+
+
+@pytest.mark.parametrize("trim", [None, two_columns])
+def test_what_is_announced_is_pinned_as_it_travels(
+    trim: Callable[[Batch], Batch] | None, side: Played, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where padding is trimmed, which copies: the trimmed micro-batch is what must lie in pinned memory."""
+    pinned: set[int] = set()
+
+    def pin(column: torch.Tensor) -> torch.Tensor:
+        copy = column.clone()
+        pinned.add(copy.untyped_storage().data_ptr())
+        return copy
+
+    monkeypatch.setattr(torch.Tensor, "pin_memory", pin)
+    samples = {"inputs": torch.arange(12).view(3, 4), "sample_id": torch.arange(3)}
+    share = RankShare(epoch=0, last_of_epoch=False, samples=samples, sizes=(2, 1), filler={}, largest=3, trim=trim)
+    feed = Feed(CPU, torch.float32)
+    monkeypatch.setattr(feed, "_side", side)
+
+    (announced,) = feed.announced(iter([share]))
+
+    assert [m.samples for m in announced] == [2, 1]
+    assert {id(m) for m in feed._coming} == {id(m) for m in announced}, "another micro-batch than the announced one"
+    for micro_batch in announced:
+        for column in micro_batch.batch.values():
+            assert column.untyped_storage().data_ptr() in pinned

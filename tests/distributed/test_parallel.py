@@ -90,7 +90,9 @@ def counting(arguments: list[str]) -> tuple[Trace, Counter[int], int]:
             return original(tensor, *args, **kwargs)
 
         dist.all_reduce = counted
-        sizes.append(len(FlatBuckets(run.learner.parameters, run.ranks).buckets))
+        buckets = FlatBuckets(run.learner.parameters, run.ranks)
+        buckets.around(compute_gradient)
+        sizes.append(len(buckets.buckets))
 
     return record(arguments, prepare=prepare), reductions, sizes[0]
 

@@ -60,7 +60,7 @@ def test_a_run_of_the_first_edition_is_refused_once(finished: Path, capsys: pyte
     message = capsys.readouterr().err
     assert "holds a run of an earlier version" in message
     assert "code: '0123456789abcdef' there, 'definitions " in message
-    assert "This one hashes what they\ncompute: the two cannot be compared" in message
+    assert "This one hashes what\nthey compute: the two hashes cannot be compared. Nothing else differs." in message
     assert f"checkpoint.resume={run}" in message
 
     assert start(finished, "name=run", f"checkpoint.resume={run}") == 0
@@ -79,7 +79,8 @@ def test_other_code_or_more_than_code_is_other_mathematics(
     message = capsys.readouterr().err
     assert "with other mathematics" in message
     assert f"code: {code!r} there" in message
-    assert "earlier version" not in message
+    assert "a run of an earlier version" not in message
+    assert ("An earlier version wrote it" in message) == (seed == 1), "code of another kind explains itself"
 
 
 def test_the_lines_to_paste_work(finished: Path) -> None:

@@ -49,8 +49,9 @@ class Checkpoints:
 
     def add(self, states: Mapping[str, HasState]) -> None:
         """From now on these are saved too; they are brought to where they were. What is new to the run begins now."""
-        self._state |= states
         for name, state in states.items():
+            assert name not in self._state, f"two things are saved under the name {name!r}"
+            self._state[name] = state
             if name in self._saved:
                 state.load_state_dict(self._saved.pop(name))
 
@@ -78,6 +79,7 @@ class Checkpoints:
 
         With another number of ranks there are none to go on with: each rank draws new ones from seed and step.
         """
+        self._saved.clear()  # of what the config has switched off since
         if self.resumed_from is None:
             return
         if verify(self.resumed_from, contents=False)["world_size"] == self.ranks.world_size:

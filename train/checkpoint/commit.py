@@ -12,12 +12,13 @@ from pathlib import Path
 
 from train.checkpoint.manifest import MANIFEST, NAME, Damaged, entry, name_of, render, step_of, verify
 from train.distributed.ranks import Ranks
+from train.errors import RunFailed
 
 Write = Callable[[Path], Sequence[str]]
 """Puts this rank's own files into a folder; returns their names."""
 
 
-class SaveFailed(RuntimeError):
+class SaveFailed(RunFailed):
     """A checkpoint could not be written; the ones before it are as they were."""
 
 

@@ -8,6 +8,8 @@ from typing import Any
 from safetensors.torch import load_file, load_model, save_file, save_model
 from torch import Tensor, nn
 
+from train.errors import UserError, ends_in_a_sentence
+
 MODEL, TENSORS, TRAINER = "model.safetensors", "optimizer.safetensors", "trainer.json"
 
 
@@ -27,8 +29,14 @@ def read_state(folder: Path) -> dict[str, Any]:
     return state
 
 
+class OtherModel(UserError):
+    """A checkpoint of another model than the config's."""
+
+
 def read_model(folder: Path, module: nn.Module) -> None:
-    load_model(module, str(folder / MODEL))
+    """Raises OtherModel where names or shapes differ."""
+    with ends_in_a_sentence(OtherModel, f"{folder} does not fit the model. Set: model.args as they were there"):
+        load_model(module, str(folder / MODEL))
 
 
 def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""Whether accumulation pays in a set-up, as its runs estimated it themselves: see worth.py. Pure."""
+"""Whether accumulation pays in a set-up, as its runs estimated it themselves: see critical_batch.py. Pure."""
 
 from statistics import fmean
 

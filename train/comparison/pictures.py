@@ -1,4 +1,4 @@
-"""The pictures of a comparison: which there are, and what stands below them. matplotlib stays behind this room."""
+"""The pictures of a comparison: which there are, and what stands below them. matplotlib stays behind this module."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

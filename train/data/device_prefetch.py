@@ -2,7 +2,6 @@
 
 from collections import deque
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
 
 import torch
 
@@ -67,7 +66,7 @@ class Feed:
 
     def _announced(self, shares: Iterator[RankShare]) -> Iterator[RankShare]:
         for share in shares:
-            pinned = replace(share, samples=_pinned(share.samples), filler=_pinned(share.filler))
+            pinned = share.placed(_pinned)
             self.expect(pinned)
             yield pinned
 

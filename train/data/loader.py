@@ -21,6 +21,7 @@ from train.batch.window import Batch, Place
 from train.data.reading import stack
 from train.data.rows import Rows, Table, finished
 from train.data.shares import DataError, RankShare, assignments
+from train.errors import RunFailed
 
 Transform = Callable[[Batch, torch.Generator], Batch]
 """(one sample, where its random numbers come from) -> the sample; columns without a dimension for samples."""
@@ -31,7 +32,7 @@ AHEAD = 2  # requests that wait in each worker
 LOOK_SECONDS = 1.0  # between two looks whether all workers are there, while one is waited for
 
 
-class WorkerLost(RuntimeError):
+class WorkerLost(RunFailed):
     """A process that loads samples was killed, or gave nothing for too long."""
 
 

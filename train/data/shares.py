@@ -46,6 +46,16 @@ class RankShare:
         filler = self.filler or {name: column[:1] for name, column in self.samples.items()}
         return replace(self, sizes=sizes, filler=filler)
 
+    def placed(self, place: Callable[[Batch], Batch]) -> "RankShare":
+        """The same share, its samples where `place` puts a batch, such as into pinned memory.
+
+        Where padding is trimmed, each micro-batch is placed after that, which would copy it to elsewhere.
+        """
+        if self.trim is None:
+            return replace(self, samples=place(self.samples), filler=place(self.filler))
+        trim = self.trim
+        return replace(self, trim=lambda batch: place(trim(batch)))
+
     def _cut(self) -> tuple[MicroBatch, ...]:
         batches = split(self.samples, self.sizes, self.filler)
         if self.trim is not None:

@@ -25,11 +25,10 @@ class Unsupported(UserError):
 
 
 def connect(config: Config) -> tuple[Accelerator, Ranks]:
-    """Meet the other ranks.
+    """Meet the other ranks; check_launcher comes before it.
 
-    Raises LaunchError where the launcher was told something else than the config, and Unsupported.
+    Raises LaunchError where others met than were asked for, and Unsupported.
     """
-    _check_launcher(config)
     meet_after_restart(_patience(config))
     accelerator = _accelerator(config)
     check_world_size(accelerator.num_processes)
@@ -44,8 +43,11 @@ def connect(config: Config) -> tuple[Accelerator, Ranks]:
     return accelerator, Ranks(accelerator.process_index, accelerator.num_processes, _patience(config))
 
 
-def _check_launcher(config: Config) -> None:
-    """accelerate hands its own options to the ranks through the environment: they must not contradict the config."""
+def check_launcher(config: Config) -> None:
+    """accelerate hands its own options to the ranks through the environment: they must not contradict the config.
+
+    Raises LaunchError. Of the config that the user wrote, not of a variant in another precision.
+    """
     asked = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
     if asked not in ("no", _mixed_precision(config)):
         raise LaunchError(

@@ -5,24 +5,22 @@ bf16 that is a sum in bf16, which at 256 micro-batches is off by more than 1e-2.
 no_sync, its gradients are added to flat buckets as they arrive, and the buckets are reduced once per step.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+import sys
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from train.distributed.ranks import Ranks
+from train.errors import RankFailed
 
 BUCKET_ELEMENTS = 2**23  # 32 MiB of float32: what one message to the other ranks holds
 
 
 ComputeGradient = Callable[[Any, Any], Tensor]
 """Takes a learner and a window, as train/step.py has it."""
-
-
-class RankFailed(RuntimeError):
-    """Another rank could not compute its part of the gradient; its own error says why."""
 
 
 class FlatBuckets:
@@ -34,7 +32,9 @@ class FlatBuckets:
         self.buckets: list[Tensor] = []
         self._sums: dict[nn.Parameter, Tensor] = {}
         self._arrived: set[nn.Parameter] = set()
-        for group in _groups(parameters):
+
+    def _allocate(self) -> None:
+        for group in _groups(self.parameters):
             sizes = [p.numel() for p in group]
             wide = torch.promote_types(group[0].dtype, torch.float32)
             bucket = torch.zeros(sum(sizes), dtype=wide, device=group[0].device)
@@ -48,15 +48,18 @@ class FlatBuckets:
         What it raises on one rank is raised there, and RankFailed on the others.
         """
 
+        if not self.buckets:  # not before: what is tried before the first step needs the room
+            self._allocate()
+
         def reduced(learner: Any, window: Any) -> Any:
-            losses = error = None
             try:
                 # The loop's own no_sync, inside, comes back to this one.
                 with learner.accelerator.no_sync(learner.model), self._collecting():
                     losses = compute_gradient(learner, window)
-            except Exception as raised:
-                error = raised
-            self._reduce(error)
+            except Exception as error:
+                self._agree(error)  # the others would wait in the reduction for ever
+                raise
+            self._reduce(self._agree(None))
             return losses
 
         return reduced
@@ -81,14 +84,11 @@ class FlatBuckets:
         parameter.grad = None
         self._arrived.add(parameter)
 
-    def _reduce(self, error: Exception | None) -> None:
-        """Give `.grad` the mean over the ranks, in the parameter's own type, where any rank has a gradient.
+    def _reduce(self, used: Collection[nn.Parameter]) -> None:
+        """Give `.grad` of the parameters `used` the mean over the ranks, in the parameter's own type.
 
-        A parameter that no rank used keeps None, which an optimizer leaves alone: zeros would let AdamW decay it.
-        `error`: what kept this rank from computing its part. Raises it, and RankFailed on the other ranks: one message
-        between the last backward pass and the reduction says so, else the others would wait in the reduction for ever.
+        The others keep None, which an optimizer leaves alone: zeros would let AdamW decay them.
         """
-        used = self._agree(error)
         for bucket in self.buckets if self.ranks.world_size > 1 else ():
             # The mean, as DDP has it: the step's factor R counts on it.
             bucket.div_(self.ranks.world_size)
@@ -97,17 +97,25 @@ class FlatBuckets:
             if parameter in used:
                 parameter.grad = self._sums[parameter].to(parameter.dtype)
 
-    def _agree(self, error: Exception | None) -> set[nn.Parameter]:
-        """The parameters that got a gradient on any rank. Raises as `_reduce` says."""
+    def _agree(self, error: Exception | None) -> Collection[nn.Parameter]:
+        """The parameters that got a gradient on any rank, by one message between the last backward pass and the
+        reduction.
+
+        `error`: what kept this rank from computing its part; the others raise RankFailed then. It is printed, since the
+        first rank of a machine, which speaks for all, does not know it.
+        """
         if self.ranks.world_size == 1:
-            if error is not None:
-                raise error
             return self._arrived
         arrived = [float(parameter in self._arrived) for parameter in self.parameters]
         number = self.ranks.rank + 1 if error is not None else 0
-        failed, numbers, *of_ranks = self.ranks.sum([error is not None, number, *arrived])
+        message = [error is not None, number, *arrived]
         if error is not None:
-            raise error
+            text = f"rank {self.ranks.rank}: {type(error).__name__}: {error}"
+            print(text, file=sys.stderr, flush=True)
+            with suppress(RuntimeError):  # one of the others is gone already: this one's own error is what ends it
+                self.ranks.sum(message)
+            return ()
+        failed, numbers, *of_ranks = self.ranks.sum(message)
         if failed:
             who = f"rank {numbers - 1:.0f}" if failed == 1 else f"{failed:.0f} ranks"
             raise RankFailed(f"{who} could not compute its part of the gradient: see its own error")

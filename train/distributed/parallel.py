@@ -1,7 +1,8 @@
 """How the ranks share the work on one model: all that depends on the kind of parallelism, and nothing else does.
 
-`learner.parallel` is one of the classes below. Step, loops, checkpoints, guard, EMA, evaluation and memory ask it, and
-never which wrapper a model has. Another kind, such as FSDP2, is one more class here and one more line in `parallelize`.
+`learner.parallel` is one of the classes below. Step, checkpoints, the comparison of ranks and whoever computes a
+gradient ask it, and never which wrapper a model has. Another kind, such as FSDP2, is one more class here and one more
+line in `parallelize`.
 """
 
 import re

@@ -1,4 +1,4 @@
-"""The ranks of a run: who am I, what do all agree on. The only room that talks to torch.distributed."""
+"""The ranks of a run: who am I, what do all agree on. The only module that talks to torch.distributed."""
 
 import os
 import time
@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.rendezvous import rendezvous
 
-from train.errors import UserError
+from train.errors import RankFailed, UserError
 
 T = TypeVar("T")
 
@@ -72,7 +72,7 @@ def yield_to_failed_rank(error: RuntimeError) -> None:
 
     torchrun asks every 0.1 s who has left, names the first it finds, and of two found at once the lower rank.
     """
-    if isinstance(error, dist.DistError) or "gloo" in str(error):
+    if isinstance(error, dist.DistError | RankFailed) or "gloo" in str(error):
         time.sleep(YIELD_SECONDS)
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from train.batch.window import Window
 from train.distributed.ranks import Ranks
+from train.errors import RunFailed
 from train.parts import Part
 from train.step import ComputeGradient, Learner
 
@@ -18,11 +19,11 @@ EVERY_STEPS = 100  # and the first of a start: what is wrong with a model shows 
 PIECE = 2**18  # words that are added up at once: what they take, 8 bytes each, stays small beside a model
 
 
-class NotReduced(RuntimeError):
+class NotReduced(RunFailed):
     """A parameter took no part in the reduction, so its gradient is this rank's alone."""
 
 
-class RanksDisagree(RuntimeError):
+class RanksDisagree(RunFailed):
     """The ranks hold different gradients after the reduction, or different weights."""
 
 

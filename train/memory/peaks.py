@@ -65,19 +65,15 @@ class Memory:
         """`row_due(k)`: whether step k gets a row; its phases are measured apart."""
         self._device = device if device.type == "cuda" else None
         self._row_due = row_due
-        self._phase: str | None = None  # under way, on a step that is measured
+        self._update_hook: Any = None  # on a step that is measured
         self._peaks: dict[str, float] = {}
         self._held: dict[str, float] = {}  # all the time, once the optimizer has its state
         self._module = module
         self._optimizer = optimizer
-        # After the first update only: what is held does not change any more.
-        self._weighing: Any = optimizer.register_step_post_hook(self._weigh)
         self.take()
 
-    def _weigh(self, *_: object) -> None:
+    def _weigh(self) -> None:
         """Right after an update: the gradients are still there, and the optimizer's state is."""
-        if self._held:
-            return
         weights = [*self._module.parameters(), *self._module.buffers()]
         gradients = [p.grad for p in self._module.parameters() if p.grad is not None]
         parts = {
@@ -87,9 +83,8 @@ class Memory:
         }
         self._held = {name: stored_bytes(tensors) / GIB for name, tensors in parts.items()}
 
-    def mark(self) -> None:
-        """A phase ends here: keep its peak under its metric name (GPUs only; asks the allocator's own counters)."""
-        phase, self._phase = self._phase, None
+    def mark(self, phase: str | None = None) -> None:
+        """A phase ends here: keep its peak under this metric name (GPUs only; asks the allocator's own counters)."""
         if self._device is None:
             return
         peaks = {
@@ -105,34 +100,38 @@ class Memory:
             self._peaks[name] = max(peak, self._peaks.get(name, 0.0))
 
     def gradient(self, compute_gradient: ComputeGradient) -> ComputeGradient:
-        """The same function, its peak kept on the steps that get a row."""
+        """The same function, its peak and that of the update kept on the steps that get a row."""
 
         def watched(learner: Learner, window: Window) -> Tensor:
-            if self._held and self._weighing:
-                self._weighing.remove()
-                self._weighing = None
+            if self._update_hook is not None:
+                self._update_hook.remove()
+                self._update_hook = None
             if not self._row_due(window.k):
                 return compute_gradient(learner, window)
             self.mark()
-            self._phase = metric_names.FORWARD_BACKWARD_PEAK
             try:
                 return compute_gradient(learner, window)
             finally:
-                self.mark()
-                self._phase = metric_names.OPTIMIZER_PEAK
+                self.mark(metric_names.FORWARD_BACKWARD_PEAK)
+                self._update_hook = self._optimizer.register_step_post_hook(self._on_update)
 
         return watched
+
+    def _on_update(self, *_: object) -> None:
+        """Not where a step is left out: there is no update then, and no peak of one."""
+        if not self._held:
+            self._weigh()
+        self.mark(metric_names.OPTIMIZER_PEAK)
 
     def evaluation(self, evaluate: Callable[P, T]) -> Callable[P, T]:
         """The same function, its peak kept."""
 
         def watched(*args: P.args, **kwargs: P.kwargs) -> T:
             self.mark()
-            self._phase = metric_names.EVAL_PEAK
             try:
                 return evaluate(*args, **kwargs)
             finally:
-                self.mark()
+                self.mark(metric_names.EVAL_PEAK)
 
         return watched
 

@@ -1,4 +1,4 @@
-"""Measures the gradient noise scale on some of the steps, from outside the loop. What it is: worth.py."""
+"""Measures the gradient noise scale on some of the steps. What it is: comparison/critical_batch.py."""
 
 import math
 import statistics
@@ -91,7 +91,9 @@ class NoiseScale:
             if size and found:  # a filler has no weight
                 parts += torch.stack(found).square().sum() * (window.samples / size)
         parts /= learner.world_size**2  # the step multiplies by the number of ranks what their mean divides by
-        whole = torch.nn.utils.get_total_norm([p.grad for p in learner.parameters if p.grad is not None]).double() ** 2
+        gradients = [p.grad for p in learner.parameters if p.grad is not None]
+        assert gradients, "a part that leaves the gradient elsewhere stands outside of the noise scale"
+        whole = learner.parallel.total_norm(gradients).double() ** 2
         scale = learner.scaler.scale(torch.ones((), device=learner.device)).double()  # of float16's loss; else 1
         parts, whole = parts / scale**2, whole / scale**2
         if any(len(found) > len(learner.parameters) for found in norms):  # a task with a backward pass of its own

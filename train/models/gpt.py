@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import gelu, linear, scaled_dot_product_attention
 
+from train.models import ModelError
+
 
 class GPT(nn.Module):
     """Rotary positions, pre-norm, no biases, no dropout, the embedding used again as the last layer.
@@ -17,7 +19,10 @@ class GPT(nn.Module):
     def __init__(self, vocabulary: int, layers: int = 4, heads: int = 4, width: int = 128) -> None:
         super().__init__()
         if width % (2 * heads):
-            raise ValueError(f"width={width} is no multiple of 2 * heads={2 * heads}: rotary positions turn pairs")
+            raise ModelError(
+                f"model.args: width={width} is no multiple of 2 * heads={2 * heads}: rotary positions turn pairs. "
+                f"Set: model.args.width={2 * heads * max(1, round(width / (2 * heads)))}"
+            )
         self.pairs = width // heads // 2
         self.embedding = nn.Embedding(vocabulary, width)
         self.blocks = nn.ModuleList(Block(heads, width) for _ in range(layers))

@@ -12,14 +12,19 @@ from safetensors.torch import load_model, save_model
 from torch import nn
 
 from train.config import Config, load, resolve
-from train.errors import UserError
+from train.errors import RunFailed, UserError, ends_in_a_sentence
+from train.models import ModelError
 
 
 class NotFinished(UserError):
     """A run folder without trained weights."""
 
 
-class NotSaved(RuntimeError):
+class OtherWeights(UserError):
+    """Weights of another model than the config's."""
+
+
+class NotSaved(RunFailed):
     """Trained weights that could not be written; the checkpoints are as they were."""
 
 
@@ -49,7 +54,9 @@ def parameter_dtype(config: Config) -> torch.dtype:
 def make_model(config: Config) -> nn.Module:
     """The model as the config describes it, drawn in float32 whatever the precision, from the run's seed."""
     torch.manual_seed(config.seed)
-    module: nn.Module = resolve(config.model.target, "train.models")(**config.model.args)
+    constructor = resolve(config.model.target, "train.models")
+    with ends_in_a_sentence(ModelError, f"model.target={config.model.target} cannot be made from model.args"):
+        module: nn.Module = constructor(**config.model.args)
     return module.to(parameter_dtype(config))
 
 
@@ -92,11 +99,12 @@ def _save_weights(module: nn.Module, folder: Path, name: str, save_beside: Calla
 
 
 def load_weights(module: nn.Module, file: Path) -> None:
-    """What save_weights wrote, into a model of the same config."""
-    if isinstance(module, Pretrained):
-        module.load_pretrained(file)
-    else:
-        load_model(module, str(file))
+    """What save_weights wrote, into a model of the same config. Raises OtherWeights where names or shapes differ."""
+    with ends_in_a_sentence(OtherWeights, f"{file} does not fit the model. Set: model.args as they were there"):
+        if isinstance(module, Pretrained):
+            module.load_pretrained(file)
+        else:
+            load_model(module, str(file))
 
 
 def final_weights(run_folder: Path, name: str = "model") -> Path:

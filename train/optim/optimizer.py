@@ -10,7 +10,12 @@ import torch
 from train.config import resolve
 from train.config.name_patterns import matching
 from train.config.recipe import Optimizer as OptimizerConfig
+from train.errors import UserError, ends_in_a_sentence
 from train.optim.batch_scaling import Scaled, scale
+
+
+class OptimizerError(UserError):
+    """An optimizer that cannot be made as the config says."""
 
 
 def scaled_numbers(config: OptimizerConfig, effective_batch: int) -> Scaled:
@@ -43,7 +48,9 @@ def make_optimizer(
         "differentiable",
     }:
         args["fused"] = True  # one kernel for all parameters, and no extra copy of them
-    return target(_groups(config, numbers, parameters), lr=numbers.lr, **args)
+    groups = _groups(config, numbers, parameters)
+    with ends_in_a_sentence(OptimizerError, f"optimizer.target={config.target} does not take optimizer.args"):
+        return target(groups, lr=numbers.lr, **args)
 
 
 def _groups(

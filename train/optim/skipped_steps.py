@@ -6,8 +6,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from train.errors import RunFailed
 
-class NonFiniteGradient(RuntimeError):
+
+class NonFiniteGradient(RunFailed):
     """The gradient of a step, or of too many in a row, is not finite, and the run was told to stop there."""
 
 

@@ -22,18 +22,20 @@ def other_run(differing: Differing) -> str:
     shown = "\n".join(lines(differing))
     if not _is_first_edition(differing):
         return f"a run with other mathematics:\n{shown}"
+    why = (
+        "An earlier version wrote it, which hashed the files of the code by name and content. This one hashes what\n"
+        "they compute: the two hashes cannot be compared."
+    )
+    if [*differing] != ["code"]:
+        return f"a run with other mathematics:\n{shown}\n{why}"
     return (
-        f"a run of an earlier version:\n{shown}\n"
-        "That version hashed the files of the code by name and content. This one hashes what they\n"
-        "compute: the two cannot be compared. Nothing else differs. If you have not changed\n"
-        "your own code, you can go on all the same."
+        f"a run of an earlier version:\n{shown}\n{why} Nothing else differs. If you have not\n"
+        "changed your own code, you can go on all the same."
     )
 
 
 def _is_first_edition(differing: Differing) -> bool:
-    """Whether nothing differs but the hash of the code, which is of another kind there."""
-    if [*differing] != ["code"]:
-        return False
-    there, _ = differing["code"]
+    """Whether the hash of the code is of another kind there."""
+    there, _ = differing.get("code", (None, None))
     # None: a plan.json without it, of which nothing is known.
     return there is not None and not is_comparable(there)

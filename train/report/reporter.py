@@ -22,6 +22,7 @@ class Reporter:
 
     def __init__(self, plan: RunPlan, state: RunState, outlets: Outlets | None, stop: Callable[[str], None]) -> None:
         """`stop` asks all ranks for a stop, and says why."""
+        self.progress: Progress = state.progress
         self._plan = plan
         self._state = state
         self._outlets = outlets
@@ -31,10 +32,6 @@ class Reporter:
         self._last_samples = 0
         self._alerted = False
         self._warned_of_slow_stop = outlets is not None and outlets.warned_of_slow_stop
-
-    @property
-    def progress(self) -> Progress:
-        return self._state.progress
 
     @property
     def clock(self) -> Clock:
