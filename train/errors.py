@@ -38,8 +38,8 @@ class RankFailed(RunFailed):
 
 
 @contextmanager
-def ends_in_a_sentence(kind: type[UserError], what: str) -> Iterator[None]:
-    """Whatever the user's own code or arguments raise inside becomes `kind`, which says where.
+def ends_in_a_sentence(kind: type[UserError], what: str, of: type[Exception] = Exception) -> Iterator[None]:
+    """What the user's own code or arguments raise inside, an error `of` this class, becomes `kind`, which says where.
 
     Not what another start may cure: a full memory or disk, a network.
     """
@@ -47,7 +47,7 @@ def ends_in_a_sentence(kind: type[UserError], what: str) -> Iterator[None]:
         yield
     except (UserError, MemoryError, OSError):
         raise
-    except Exception as error:
+    except of as error:
         if "out of memory" in str(error).lower() or "can't allocate memory" in str(error):
             raise
         frame = traceback.extract_tb(error.__traceback__)[-1]

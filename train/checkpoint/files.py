@@ -35,7 +35,8 @@ class OtherModel(UserError):
 
 def read_model(folder: Path, module: nn.Module) -> None:
     """Raises OtherModel where names or shapes differ."""
-    with ends_in_a_sentence(OtherModel, f"{folder} does not fit the model. Set: model.args as they were there"):
+    what = f"{folder} does not fit the model. Set: model.args as they were there"
+    with ends_in_a_sentence(OtherModel, what, of=RuntimeError):  # not of a file that cannot be read
         load_model(module, str(folder / MODEL))
 
 

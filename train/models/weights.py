@@ -100,7 +100,8 @@ def _save_weights(module: nn.Module, folder: Path, name: str, save_beside: Calla
 
 def load_weights(module: nn.Module, file: Path) -> None:
     """What save_weights wrote, into a model of the same config. Raises OtherWeights where names or shapes differ."""
-    with ends_in_a_sentence(OtherWeights, f"{file} does not fit the model. Set: model.args as they were there"):
+    what = f"{file} does not fit the model. Set: model.args as they were there"
+    with ends_in_a_sentence(OtherWeights, what, of=RuntimeError):  # not of a file that cannot be read
         if isinstance(module, Pretrained):
             module.load_pretrained(file)
         else:
