@@ -25,7 +25,7 @@ SOURCES: dict[str, tuple[str, ...]] = {
     "rows": ("batch.micro=4",),
     "stream": ("data={source: tests.helpers.stream, streaming: true}", "batch.micro=4", "duration={steps: 5}"),
     "by length": TEXTS,
-    "on the disk": ("data.preload=false", "batch.micro=4"),
+    "on the disk": ("data.preload=false", "data.workers=0", "batch.micro=4"),
 }
 
 
