@@ -50,7 +50,9 @@ def ends_in_a_sentence(kind: type[UserError], what: str, of: type[Exception] = E
     except of as error:
         if "out of memory" in str(error).lower() or "can't allocate memory" in str(error):
             raise
-        frame = traceback.extract_tb(error.__traceback__)[-1]
+        frames = traceback.extract_tb(error.__traceback__)
+        # The innermost that is no library's: there the reader can do something.
+        frame = [f for f in frames if "site-packages" not in f.filename][-1]
         place = f"{os.path.relpath(frame.filename)}:{frame.lineno}"
         raise kind(f"{what}: {type(error).__name__}: {str(error).strip()} ({place})") from error
 
