@@ -24,6 +24,7 @@ LAYERS = (
     ("plan",),
     ("models", "data", "tasks", "checkpoint", "optim"),
     ("distributed",),
+    ("randomness",),
     ("comparison",),
     ("batch", "config"),
     ("parts", "metric_names"),

@@ -6,20 +6,21 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
+from train.randomness import Generators
+
 
 @contextmanager
 def undisturbed(module: nn.Module, device: torch.device) -> Iterator[Callable[[], None]]:
     """Buffers, modes and generators are put back, whatever happens inside; gives what puts the modes back earlier."""
     buffers = [(buffer, buffer.clone()) for buffer in module.buffers()]
     modes = [(part, part.training) for part in module.modules()]
-    devices = [device] if device.type == "cuda" else []
 
     def training_modes() -> None:
         for part, mode in modes:  # one by one: a user may have frozen some
             part.training = mode
 
     try:
-        with torch.random.fork_rng(devices=devices):
+        with Generators(device).kept():
             yield training_modes
     finally:
         training_modes()
