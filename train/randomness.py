@@ -9,18 +9,20 @@ import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 
 from train.batch import key_of
 
+T = TypeVar("T")
+
 DATA_SEED = 0
 """What data is made from, whatever the run's seed: held-out samples are the same for every seed."""
 
-STEP = 1
-"""Stands behind the seed in the key of a step, so that none of its draws are those of a sample."""
+_STEP = 1  # stands behind the seed in the key of a step, so that none of its draws are those of a sample
+_ODD = 0x9E3779B97F4A7C15  # 2**64 over the golden ratio
 
 
 @dataclass(frozen=True)
@@ -87,9 +89,46 @@ class Generators:
             self.restore(states)
 
 
-def seed_of_step(seed: int, rank: int, k: int) -> int:
-    """What a rank's generators are set from at the start of optimizer step k."""
-    return key_of(seed, STEP, rank, k) >> 1
+@contextmanager
+def drawn_from(seed: int) -> Iterator[None]:
+    """What is drawn inside follows from `seed`, on any device; afterwards the generators stand where they stood."""
+    with Generators().kept():
+        torch.manual_seed(seed)  # of all devices, also before they are used for the first time
+        random.seed(seed)
+        np.random.seed(seed & 0xFFFFFFFF)
+        yield
+
+
+def read_apart(items: Iterator[T], seed: int) -> Iterator[T]:
+    """The same items, read by code that may draw. All it draws follows from `seed` and from what it read before.
+
+    Between two items the generators stand where they stood.
+    """
+    generators = Generators()
+    with drawn_from(seed):
+        own = generators.states()
+    while True:
+        with generators.kept():
+            generators.restore(own)
+            try:
+                item = next(items)
+            except StopIteration:
+                return
+            own = generators.states()
+        yield item
+
+
+def seed_of_rank(seed: int, rank: int) -> int:
+    """Where the seeds of a rank's steps begin."""
+    return key_of(seed, _STEP, rank)
+
+
+def seed_of_step(first: int, k: int) -> int:
+    """What a rank's generators are set from at the start of optimizer step k; `first`: see seed_of_rank.
+
+    NumPy and torch look at the low 32 bits of a seed: an odd stride repeats none of these.
+    """
+    return (first + k * _ODD) & 0x7FFFFFFFFFFFFFFF
 
 
 def seed_of_sample(seed: int, epoch: int, sample_id: int) -> int:

@@ -21,7 +21,9 @@ from train.errors import code_of, print_error
 from train.evaluation import ema, generations
 from train.evaluation.evaluator import floating_buffers
 from train.exactness.preflight import preflight
+from train.exactness.same_model import check_same_model
 from train.gradients import rank_consistency
+from train.gradients.seeding import seeded
 from train.memory import peaks
 from train.metrics import loss_scale, mfu, noise_scale, profiler, step_timing
 from train.models.weights import save_weights
@@ -60,7 +62,6 @@ class Run:
         self.report.begin()
         if self.config.evaluate.at_start and not self.folder.resumed_from:
             self.evaluate()
-        self.checkpoints.restore_generators()
 
     def after_step(self, window: Window, losses: Tensor | None, norm: Tensor | None) -> None:
         """Count the step; evaluate and log where that is due, and after the last step; save where that is due."""
@@ -137,6 +138,7 @@ def build(loaded: Loaded, loop: str) -> Run:
     plan = prepared.plan
     learner = make_learner(config, prepared.task, accelerator, plan.batch.effective, ranks)
     tried = ranks.together(lambda: preflight(learner, prepared.sets, config))
+    check_same_model(learner, tried.trial, ranks)
     find = partial(newest, say=print_error)
     folder = ranks.from_main(lambda: claim(config, plan, find, named, stop.requested))
     setting = Setting(
@@ -191,7 +193,14 @@ def _join(setting: Setting, checkpoints: Checkpoints, report: Reporter) -> Run:
     config, learner, ranks = setting.config, setting.learner, setting.ranks
     parts = Parts(list_parts(setting, report))
     ranks.together(lambda: checkpoints.add(parts.states()))
+    checkpoints.forget()
     every = config.evaluate
+
+    def watch(compute_gradient: ComputeGradient) -> ComputeGradient:
+        # Inside all that may compute a gradient twice: it then draws the same twice.
+        drawing = seeded(compute_gradient, learner, config.seed, ranks.rank)
+        return parts.gradient(learner.parallel.around(drawing))
+
     return Run(
         config=config,
         plan=setting.plan,
@@ -202,7 +211,7 @@ def _join(setting: Setting, checkpoints: Checkpoints, report: Reporter) -> Run:
         folder=setting.folder,
         checkpoints=checkpoints,
         windows=parts.windows(open_windows(setting, report.progress)),
-        watch=lambda compute_gradient: parts.gradient(learner.parallel.around(compute_gradient)),
+        watch=watch,
         evaluation=parts.evaluation(open_evaluation(setting)) if setting.prepared.sets.evaluation else None,
         evaluation_due=Interval(every.every_steps, every.every_samples, every.every_tokens).due,
         save_checkpoint=parts.save(checkpoints.save),

@@ -53,7 +53,6 @@ def open_checkpoints(setting: Setting, state: RunState) -> Checkpoints:
         folder=setting.folder.path / "checkpoints",
         ranks=setting.ranks,
         keep=setting.config.checkpoint.keep,
-        seed=setting.config.seed,
         module=learner.module,
         writes_state=learner.parallel.writes_state,
         resumed_from=setting.folder.resumed_from,

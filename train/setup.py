@@ -8,8 +8,6 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from train.batch import key_of
-from train.checkpoint.rng import seed_generators
 from train.config import Config
 from train.data.device_prefetch import Feed
 from train.distributed.accelerator import Unsupported
@@ -35,8 +33,6 @@ def make_learner(config: Config, task: Task, accelerator: Accelerator, effective
     compile_model(module, config.model.compile)
     dtype = parameter_dtype(config)
     parallel = parallelize(module, accelerator, ranks, dtype)
-    # From here on each rank draws its own random numbers.
-    seed_generators(key_of(config.seed, 1 + accelerator.process_index) >> 1)
     trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
     numbers = scaled_numbers(config.optimizer, effective_batch)
     optimizer = make_optimizer(config.optimizer, numbers, trained)

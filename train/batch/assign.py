@@ -24,12 +24,13 @@ def assign(plan: BatchPlan, seed: int, epoch: int, start: int, rank: int) -> Ass
 
     The samples of a step depend on place, seed and effective batch alone; ranks and micro-batches only divide them.
     """
+    samples_per_epoch = plan.samples_per_epoch
     assert plan.dataset_size is not None
-    assert plan.samples_per_epoch is not None
+    assert samples_per_epoch is not None
     samples = min(plan.effective, plan.dataset_size - start)
     first, sizes = divide(plan, samples, rank)
     return Assignment(
-        last_of_epoch=start + samples >= plan.samples_per_epoch,
+        last_of_epoch=start + samples >= samples_per_epoch,
         samples=samples,
         ids=sample_ids(plan.dataset_size, seed, epoch, start + first, start + first + sum(sizes)),
         sizes=sizes,

@@ -20,9 +20,12 @@ def sample_ids(size: int, seed: int, epoch: int, start: int, stop: int) -> Ids:
 
     Pure: the same arguments give the same ids on every machine and for every number of ranks.
     """
-    first, last = start // BLOCK, max(start, stop - 1) // BLOCK
-    blocks = [_block(size, seed, epoch, b) for b in range(first, last + 1)]
-    joined = blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
+    first = start // BLOCK
+    last = max(start, stop - 1) // BLOCK
+    joined = _block(size, seed, epoch, first)
+    if last > first:
+        further = [_block(size, seed, epoch, b) for b in range(first + 1, last + 1)]
+        joined = np.concatenate([joined, *further])
     return joined[start - first * BLOCK : stop - first * BLOCK]
 
 

@@ -7,18 +7,16 @@ from typing import Any
 
 from torch import nn
 
-from train.batch import key_of
 from train.checkpoint.choose import abandon_newer
 from train.checkpoint.commit import commit
 from train.checkpoint.files import MODEL, TENSORS, TRAINER, read_model, read_state, write_state
-from train.checkpoint.manifest import name_of, step_of, verify
-from train.checkpoint.rng import read_generators, seed_generators, write_generators
+from train.checkpoint.manifest import name_of
 from train.distributed.ranks import Ranks
 from train.parts import HasState
 
 
 class Checkpoints:
-    """Each rank writes its generators; `writes_state` says which ranks write module and state besides."""
+    """`writes_state` says whether this rank writes. No generator is in them: see train/randomness.py."""
 
     def __init__(
         self,
@@ -26,7 +24,6 @@ class Checkpoints:
         folder: Path,
         ranks: Ranks,
         keep: int,
-        seed: int,
         module: nn.Module,
         writes_state: bool,
         resumed_from: Path | None,
@@ -35,7 +32,6 @@ class Checkpoints:
         self.folder = folder
         self.ranks = ranks
         self.keep = keep
-        self.seed = seed
         self.module = module
         self.writes_state = writes_state
         self.resumed_from = resumed_from
@@ -67,26 +63,11 @@ class Checkpoints:
 
     def _write(self, state: Mapping[str, Any], first: Callable[[], object], folder: Path) -> list[str]:
         first()
-        generators = folder / _name_of_rank(self.ranks.rank)
-        write_generators(generators)
         if not self.writes_state:
-            return [generators.name]
+            return []
         write_state(folder, self.module, state)
-        return [MODEL, TENSORS, TRAINER, generators.name]
+        return [MODEL, TENSORS, TRAINER]
 
-    def restore_generators(self) -> None:
-        """To be called last: much that is made at the start of a run draws from them.
-
-        With another number of ranks there are none to go on with: each rank draws new ones from seed and step.
-        """
-        self._saved.clear()  # of what the config has switched off since
-        if self.resumed_from is None:
-            return
-        if verify(self.resumed_from, contents=False)["world_size"] == self.ranks.world_size:
-            read_generators(self.resumed_from / _name_of_rank(self.ranks.rank))
-        else:
-            seed_generators(key_of(self.seed, 1 + self.ranks.rank, step_of(self.resumed_from)) >> 1)
-
-
-def _name_of_rank(rank: int) -> str:
-    return f"rank-{rank:05}.json"
+    def forget(self) -> None:
+        """Free what was saved of things that the config has switched off since."""
+        self._saved.clear()

@@ -10,9 +10,11 @@ import importlib.util
 import inspect
 import os
 import pkgutil
+import random
 import sys
 import traceback
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from operator import attrgetter
 from pathlib import Path
 from types import ModuleType
 from typing import Any, cast
@@ -149,7 +151,12 @@ def _dotted(target: str) -> Any:
 
 
 def _import(name: str) -> ModuleType:
-    """Imports a module; an error in it is told as what it is, with its place."""
+    """Imports a module; an error in it is told as what it is, with its place.
+
+    A module of the user's may draw random numbers while it is imported: those of a constant, in every process.
+    """
+    if name not in sys.modules:
+        _set_generators()
     try:
         return importlib.import_module(name)
     except (Exception, SystemExit) as error:
@@ -158,6 +165,14 @@ def _import(name: str) -> ModuleType:
         if isinstance(error, SyntaxError) and error.filename:
             place = f"{os.path.relpath(error.filename)}:{error.lineno}"
         raise TargetError(f"importing {name} failed: {type(error).__name__}: {error} ({place})") from error
+
+
+def _set_generators() -> None:
+    """Those that are there: NumPy and torch are not imported for it."""
+    random.seed(0)
+    for library, function in (("numpy", "random.seed"), ("torch", "manual_seed")):
+        if library in sys.modules:
+            attrgetter(function)(sys.modules[library])(0)
 
 
 def _has_module(package: Any, name: str) -> bool:

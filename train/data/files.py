@@ -3,6 +3,7 @@
 import glob
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -12,6 +13,7 @@ from datasets.exceptions import DatasetsError
 from train.config import resolve_source
 from train.config.recipe import Data
 from train.config.targets import FILES
+from train.data.digest import digest_of_files, digest_of_rows
 from train.data.shares import DataError
 
 Readable: TypeAlias = Dataset | IterableDataset
@@ -25,21 +27,47 @@ SPLITS = {
 }
 """{word in the name of a file, or name of a folder: the split that it holds}, as datasets has them."""
 
+_HOW_SPLITS = "A split is a folder, or a file, with train, validation or test in its name"
+
 ERRORS = (DatasetsError, OSError, ValueError, ImportError, StopIteration)
 """What datasets raises for a source that it cannot read, pandas' and Arrow's own errors included."""
 
 
-def load_split(data: Data, split: str, streaming: bool = False) -> Readable:
-    """One split of the source. A function gives one data set, its split `train`, or several by name."""
-    function = resolve_source(data.source)
-    path = Path(data.source).expanduser()
-    if function is not None:
-        return _chosen(function(**data.args), split, data.source)
-    if path.exists():
-        return _own(path, data.args, split, streaming)
-    if data.source.startswith(("/", ".", "~")) or kind_of(path):
-        raise DataError(f"data.source={data.source}: there is no such file or folder in {Path.cwd()}")
-    return _load(data.source, data.source, split, streaming, data.args)
+class Source:
+    """What data.source names, split by split.
+
+    A function gives one data set, its split `train`, or several by name. It is called once: where it splits at random,
+    no sample can be in two of its splits.
+    """
+
+    def __init__(self, data: Data) -> None:
+        self._data = data
+        self._function = resolve_source(data.source)
+        self._path = Path(data.source).expanduser()
+        self._made: Any = None
+
+    def split(self, name: str, streaming: bool = False) -> Readable:
+        """Raises DataError where there is none."""
+        data = self._data
+        if self._function is not None:
+            if self._made is None:
+                self._made = self._function(**data.args)
+            return _chosen(self._made, name, data.source)
+        if self._path.exists():
+            return _own(self._path, data.args, name, streaming)
+        if data.source.startswith(("/", ".", "~")) or kind_of(self._path):
+            raise DataError(f"data.source={data.source}: there is no such file or folder in {Path.cwd()}")
+        return _load(data.source, data.source, name, streaming, data.args)
+
+    def digest(self, name: str, rows: Readable) -> str:
+        """What the data of a split is, in one short text; `rows`: the split."""
+        path = self._path
+        if self._function is not None or not path.exists():
+            return digest_of_rows(rows)
+        if _is_saved(path):
+            files = [Path(file["filename"]) for file in rows.cache_files] if isinstance(rows, Dataset) else []
+            return digest_of_files(files, path)
+        return digest_of_files(_own_files(path).by_split[name], path)
 
 
 def kind_of(path: Path) -> str | None:
@@ -59,26 +87,45 @@ def _chosen(found: Any, split: str, source: str) -> Readable:
     return splits[split]
 
 
-def _own(path: Path, args: Mapping[str, Any], split: str, streaming: bool) -> Readable:
-    if (path / "state.json").exists() or (path / "dataset_dict.json").exists():
-        try:
-            saved: Dataset | DatasetDict = load_from_disk(str(path), **args)
-        except ERRORS as error:
-            raise DataError(f"cannot read the data set saved in {path}: {_said(error)}") from error
-        return _chosen(saved, split, str(path))
+def _is_saved(path: Path) -> bool:
+    """Whether `save_to_disk` of datasets has written a folder."""
+    return (path / "state.json").exists() or (path / "dataset_dict.json").exists()
+
+
+@dataclass(frozen=True)
+class _Files:
+    kind: str  # the name that datasets has for what reads them
+    all: Sequence[Path]
+    by_split: Mapping[str, Sequence[Path]]
+
+
+def _own_files(path: Path) -> _Files:
+    """The files of a source that is a file or a folder."""
     files = [path] if path.is_file() else _files_in(path)
     kind = _one_kind(files, path)
     empty = [file for file in files if not file.stat().st_size]
     if empty:
         raise DataError(f"{_some(empty)} is empty: 0 bytes. Delete or restore it")
     by_split = {"train": files} if path.is_file() else _by_split(files, path, kind)
+    return _Files(kind, files, by_split)
+
+
+def _own(path: Path, args: Mapping[str, Any], split: str, streaming: bool) -> Readable:
+    if _is_saved(path):
+        try:
+            saved: Dataset | DatasetDict = load_from_disk(str(path), **args)
+        except ERRORS as error:
+            raise DataError(f"cannot read the data set saved in {path}: {_said(error)}") from error
+        return _chosen(saved, split, str(path))
+    own = _own_files(path)
+    kind, by_split = own.kind, own.by_split
     if split not in by_split:
         raise DataError(f"{path} has no split {split!r}; it has: {', '.join(by_split)}. {_HOW_SPLITS}")
     if kind == "imagefolder":  # as patterns: each name on a list of thousands would be looked up by itself
         chosen: dict[str, Any] = {name: _pattern(path, members) for name, members in by_split.items()}
     else:
         chosen = {name: [str(file) for file in members] for name, members in by_split.items()}
-    arguments = {"data_files": chosen, **_options(kind, files), **args}
+    arguments = {"data_files": chosen, **_options(kind, own.all), **args}
     return _load(kind, str(path), split, streaming, arguments, [] if kind == "imagefolder" else by_split[split])
 
 
@@ -172,9 +219,6 @@ def _one_kind(files: Sequence[Path], path: Path) -> str:
             f"'data.args={{data_files: \"{path}/**/*{own[0].suffix}\"}}'"
         )
     return next(iter(kinds))
-
-
-_HOW_SPLITS = "A split is a folder, or a file, with train, validation or test in its name"
 
 
 def _by_split(files: Iterable[Path], folder: Path, kind: str) -> dict[str, list[Path]]:

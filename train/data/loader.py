@@ -15,16 +15,17 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
-from train.batch import Assignment, BatchPlan, key_of, sample_ids
+from train.batch import Assignment, BatchPlan, sample_ids
 from train.batch.order import Ids
 from train.batch.window import Batch, Place
 from train.data.reading import stack
 from train.data.rows import Rows, Table, finished
 from train.data.shares import DataError, RankShare, assignments
 from train.errors import RunFailed
+from train.randomness import Generators, seed_of_sample
 
 Transform = Callable[[Batch, torch.Generator], Batch]
-"""(one sample, where its random numbers come from) -> the sample; columns without a dimension for samples."""
+"""(one sample, a generator for its random numbers) -> the sample; columns without a dimension for samples."""
 Request = tuple[int, Ids]
 """(epoch, samples)"""
 
@@ -39,7 +40,8 @@ class WorkerLost(RunFailed):
 @dataclass(frozen=True)
 class Loader:
     """Which samples a step gets, and what a transform makes of each, depends on seed, epoch and sample alone: never on
-    the number of workers, of ranks, or on where the run was resumed."""
+    the number of workers, of ranks, or on where the run was resumed. That holds for draws from the generators that a
+    process has, too."""
 
     samples: Rows | Table
     transform: Transform | None
@@ -62,12 +64,15 @@ class Loader:
         if self.transform is None:
             return finished(stack(picked, ids), images, ids)
         made: dict[str, list[torch.Tensor]] = {}
-        for i, sample_id in enumerate(ids.tolist()):
-            sample = finished({name: column[i] for name, column in picked.items()}, images, range(0))
-            del sample["sample_id"]
-            generator = torch.Generator().manual_seed(key_of(self.seed, epoch, sample_id) >> 1)
-            for name, value in self.transform(sample, generator).items():
-                made.setdefault(name, []).append(torch.as_tensor(value))
+        generators = Generators()
+        with generators.kept():  # without workers the training draws from these
+            for i, sample_id in enumerate(ids.tolist()):
+                sample = finished({name: column[i] for name, column in picked.items()}, images, range(0))
+                del sample["sample_id"]
+                seed = seed_of_sample(self.seed, epoch, sample_id)
+                generators.seed(seed)
+                for name, value in self.transform(sample, torch.Generator().manual_seed(seed)).items():
+                    made.setdefault(name, []).append(torch.as_tensor(value))
         return finished(stack(made, ids), frozenset(), ids)
 
     def __getitems__(self, request: Request) -> Batch | DataError:
@@ -114,7 +119,8 @@ class Loader:
     @contextmanager
     def _read(self, requests: Iterable[Request]) -> Iterator[Iterator[Batch]]:
         """The samples of each request, in order. Afterwards no worker is left, not even one that is stuck."""
-        own = torch.Generator()  # DataLoader draws a seed: not from the numbers of training
+        # DataLoader draws a seed for its workers from it. Nothing else does: each sample has a seed of its own.
+        own = torch.Generator()
         loader: Iterable[Batch | DataError] = DataLoader(
             cast(Any, self),
             batch_sampler=cast(Any, requests),

@@ -1,7 +1,7 @@
 """Which samples are trained on, which are held out, and how they are read."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import psutil
@@ -10,7 +10,7 @@ from datasets import Dataset, Image, IterableDataset
 
 from train.batch.order import Ids
 from train.batch.window import Batch
-from train.config import Config, resolve
+from train.config import Config, resolve, resolve_source
 from train.data.by_length import ByLength, Padding, cut_by_length
 from train.data.checks import LabelRange, check_values, class_line, class_names, label_range
 from train.data.choosing import HOLDOUT_SEED, chosen_columns, hold_out
@@ -25,6 +25,7 @@ from train.data.splits import Splits, load_splits, whole
 from train.data.stream import Stream
 from train.data.tokenizers import Bytes, Saved
 from train.distributed.ranks import launched_local_world_size
+from train.randomness import DATA_SEED, drawn_from
 
 SHARE = 0.25
 """Of a machine's memory: what its ranks may fill with samples."""
@@ -38,6 +39,7 @@ class Sets:
     labels: tuple[LabelRange, ...] = ()
     notes: tuple[str, ...] = ()  # for the screen
     padding: Padding | None = None  # what micro-batches are cut to get rid of (batch.micro_tokens)
+    digests: Mapping[str, str] = field(default_factory=dict)  # what the data of each split is
 
     def trial(self, seed: int, count: int) -> Batch:
         """A few samples to try things on, uncut: the first ones, and where texts are cut, the shortest of all."""
@@ -49,9 +51,14 @@ def open_sets(config: Config, needed: Sequence[str], splits: Splits | None = Non
 
     Raises DataError for columns that are missing, and for values that cannot be trained on.
     """
-    data, splits = config.data, splits or load_splits(config, needed)
-    if data.block_size is not None:
-        return _packed(config, needed, splits)
+    splits = splits or load_splits(config, needed)
+    opened = _packed if config.data.block_size is not None else _opened
+    with drawn_from(DATA_SEED):
+        return replace(opened(config, needed, splits), digests=splits.digests)
+
+
+def _opened(config: Config, needed: Sequence[str], splits: Splits) -> Sets:
+    data = config.data
     train = _training(config, splits)
     # Streams that name no columns are asked for those of their first sample.
     columns = chosen_columns(train.column_names or list(next(iter(train), {})), data.columns, needed)
@@ -107,12 +114,15 @@ def _packed(config: Config, needed: Sequence[str], splits: Splits) -> Sets:
         return Sets(pack(train, data, needed), evaluation, notes=notes)
     check_columns(train.column_names or list(next(iter(train), {})), column, needed)
     assert data.block_size is not None
-    options = (data.shuffle_buffer, data.split_by_node, lambda e: damaged(data, e))
+    tokenizer = make_tokenizer(data)
     cut = PackedStream(
-        train,
-        Reader({"text": column}),
-        *options,
-        tokenizer=make_tokenizer(data),
+        dataset=train,
+        reader=Reader({"text": column}),
+        shuffle_buffer=data.shuffle_buffer,
+        by_rank=data.split_by_node,
+        explain=lambda error: damaged(data, error),
+        by_user_code=resolve_source(data.source) is not None or not isinstance(tokenizer, Bytes | Saved),
+        tokenizer=tokenizer,
         block_size=data.block_size,
         needed=needed,
     )
@@ -150,7 +160,14 @@ class _Opening:
         data = self.config.data
         transform = resolve(data.transform, "train.data") if data.transform else None
         if isinstance(dataset, IterableDataset):
-            return Stream(dataset, self.reader, data.shuffle_buffer, data.split_by_node, lambda e: damaged(data, e))
+            return Stream(
+                dataset=dataset,
+                reader=self.reader,
+                shuffle_buffer=data.shuffle_buffer,
+                by_rank=data.split_by_node,
+                explain=lambda error: damaged(data, error),
+                by_user_code=resolve_source(data.source) is not None,
+            )
         return self._with(self._samples(dataset, rows, transform is not None), transform, self.config.seed)
 
     def evaluation(self, dataset: Dataset, rows: Ids | None = None) -> EvaluationSet:

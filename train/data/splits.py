@@ -1,7 +1,7 @@
 """The data sets that a config names, with tokens in place of texts: what takes long, and is found in a cache."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from datasets import Dataset, IterableDataset, concatenate_datasets, disable_progress_bars
 
@@ -9,12 +9,13 @@ from train.config import Config
 from train.config.recipe import Data
 from train.data.checks import check_values
 from train.data.choosing import check_names, chosen_columns
-from train.data.files import Readable, load_split
+from train.data.files import Readable, Source
 from train.data.packing import check_columns, check_text, make_tokenizer
 from train.data.reading import LABELS, Columns, Reader, is_text
 from train.data.tokenizers import Saved
 from train.data.tokens import LOSSY, Tokenising, identify
 from train.distributed.ranks import launched_rank
+from train.randomness import DATA_SEED, drawn_from
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,7 @@ class Splits:
     held_out: Mapping[str, Readable]  # by split
     texts: frozenset[str] = frozenset()  # columns of the data that hold tokens, except in a stream
     notes: tuple[str, ...] = ()  # for the screen
+    digests: Mapping[str, str] = field(default_factory=dict)  # what the data of each split is
 
 
 def load_splits(config: Config, needed: Sequence[str]) -> Splits:
@@ -32,13 +34,25 @@ def load_splits(config: Config, needed: Sequence[str]) -> Splits:
 
     Raises DataError where a source cannot be read, or a text is no text.
     """
-    data = config.data
     if launched_rank():
         disable_progress_bars()  # the others wait for rank 0
-    train = load_split(data, data.split, data.streaming)
-    names = dict.fromkeys(filter(None, [data.eval_split, *config.evaluate.sets.values()]))
-    again = data.streaming  # what is evaluated again and again is not a stream
-    splits = Splits(train, {n: train if n == data.split and not again else load_split(data, n) for n in names})
+    with drawn_from(DATA_SEED):
+        return _load_splits(config, needed)
+
+
+def _load_splits(config: Config, needed: Sequence[str]) -> Splits:
+    data = config.data
+    source = Source(data)
+    train = source.split(data.split, data.streaming)
+    held_out: dict[str, Readable] = {}
+    digests = {data.split: source.digest(data.split, train)}
+    for name in dict.fromkeys(filter(None, [data.eval_split, *config.evaluate.sets.values()])):
+        # What is evaluated again and again is not a stream.
+        is_read = name == data.split and not data.streaming
+        held_out[name] = train if is_read else source.split(name)
+        if name not in digests:
+            digests[name] = source.digest(name, held_out[name])
+    splits = Splits(train, held_out, digests=digests)
     if data.block_size is not None:
         return _documents(splits, data, needed)
     return splits if data.max_length is None else _texts(splits, data, needed)

@@ -17,6 +17,7 @@ from train.data.files import ERRORS
 from train.data.reading import Reader, stack
 from train.data.rows import finished
 from train.data.shares import DataError, RankShare
+from train.randomness import read_apart
 
 Blocks = Iterator[tuple[int, pa.Table, bool]]
 """(place of its first sample in the epoch, samples, whether it is the last block of the epoch)"""
@@ -36,6 +37,7 @@ class Stream:
     shuffle_buffer: int  # samples; 0: the order of the source
     by_rank: bool
     explain: Callable[[Exception], DataError] | None = None  # what cannot be read, such as a damaged file
+    by_user_code: bool = False  # the user's own code makes the samples while they are read, and may draw
 
     @property
     def size(self) -> None:
@@ -46,7 +48,7 @@ class Stream:
 
     def first(self, seed: int, count: int) -> Batch:
         with self._explained():
-            _, table, _ = next(self._blocks(self._order(self.dataset, seed, 0), count))
+            _, table, _ = next(self._apart(self._blocks(self._order(self.dataset, seed, 0), count), seed, 0))
         return self._batch(table, 0, table.num_rows, range(table.num_rows))
 
     def shares(self, plan: BatchPlan, seed: int, rank: int, place: Place, overfit: int | None) -> Iterator[RankShare]:
@@ -62,7 +64,8 @@ class Stream:
         while True:
             ordered = self._order(self.dataset, seed, place.epoch)
             end = overfit * plan.effective if overfit else None
-            for start, table, last in self._blocks(ordered, plan.effective, place.samples, end, plan.drop_tail):
+            found = self._blocks(ordered, plan.effective, place.samples, end, plan.drop_tail)
+            for start, table, last in self._apart(found, seed, place.epoch):
                 first, sizes = divide(plan, table.num_rows, rank)
                 filler = self._batch(table, 0, 1, range(start, start + 1)) if 0 in sizes else {}
                 ids = range(start + first, start + first + sum(sizes))
@@ -92,7 +95,8 @@ class Stream:
             raise DataError(f"rank {rank} has no samples of its own. Type: data.split_by_node=false")
         _, sizes = divide(plan, plan.effective, rank)
         wanted = max(1, sum(sizes))  # one with no share needs a filler
-        for start, table, _ in self._blocks(own.repeat(None), wanted, place.samples // plan.effective * wanted):
+        found = self._blocks(own.repeat(None), wanted, place.samples // plan.effective * wanted)
+        for start, table, _ in self._apart(found, seed, 0):
             ids = range(rank + start * plan.world_size, rank + (start + wanted) * plan.world_size, plan.world_size)
             filler = self._batch(table, 0, 1, ids) if 0 in sizes else {}
             yield RankShare(
@@ -108,8 +112,16 @@ class Stream:
         dataset = dataset.select_columns(self.reader.names)
         if not self.shuffle_buffer:
             return dataset
+        options = {}
+        if self.by_user_code:
+            # From several shards at once datasets (5.2) would read in threads: these draw at any moment of a step.
+            options["max_buffer_input_shards"] = 1
         # Seeded anew for each epoch: what set_epoch says is lost by the next method that is called (datasets 5.2).
-        return dataset.shuffle(seed=key_of(seed, epoch) >> 1, buffer_size=self.shuffle_buffer)
+        return dataset.shuffle(seed=key_of(seed, epoch) >> 1, buffer_size=self.shuffle_buffer, **options)
+
+    def _apart(self, blocks: Blocks, seed: int, epoch: int) -> Blocks:
+        """What the source draws is the same on every rank, and after a resume, which reads the epoch from its start."""
+        return read_apart(blocks, key_of(seed, epoch) >> 1) if self.by_user_code else blocks
 
     def _blocks(
         self, ordered: IterableDataset, size: int, start: int = 0, end: int | None = None, drop_tail: bool = False

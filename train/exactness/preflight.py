@@ -7,6 +7,7 @@ from train.config import Config
 from train.data import Sets, TrainingSet
 from train.exactness.additivity import Exactness, NotExact, TaskError, judge
 from train.exactness.first_forward import try_first
+from train.exactness.recomputation import check_recomputation
 from train.step import Learner
 
 TRIAL_SAMPLES = 8  # few, since more prove no more
@@ -24,11 +25,12 @@ class Preflight:
 def preflight(learner: Learner, sets: Sets, config: Config) -> Preflight:
     """Try the first forward, the first loss, and whether a batch adds up from its parts.
 
-    Raises what try_first does, TaskError where loss and weight do not fit together, NotExact where
-    batch.exact=required cannot be kept.
+    Raises what try_first and check_recomputation do, TaskError where loss and weight do not fit together, NotExact
+    where batch.exact=required cannot be kept.
     """
     trial = sets.trial(config.seed, TRIAL_SAMPLES)
     samples = try_first(learner, sets, trial, config.data.columns)
+    check_recomputation(learner, trial)
     exactness = judge(learner, trial, config.precision, sets.padding)
     if exactness.mistakes and config.batch.exact != "ignore":
         raise TaskError(f"{exactness.mistakes[0]}. (batch.exact=ignore trains all the same)")

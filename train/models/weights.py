@@ -14,6 +14,7 @@ from torch import nn
 from train.config import Config, load, resolve
 from train.errors import RunFailed, UserError, ends_in_a_sentence
 from train.models import ModelError
+from train.randomness import drawn_from
 
 
 class NotFinished(UserError):
@@ -53,9 +54,9 @@ def parameter_dtype(config: Config) -> torch.dtype:
 
 def make_model(config: Config) -> nn.Module:
     """The model as the config describes it, drawn in float32 whatever the precision, from the run's seed."""
-    torch.manual_seed(config.seed)
     constructor = resolve(config.model.target, "train.models")
-    with ends_in_a_sentence(ModelError, f"model.target={config.model.target} cannot be made from model.args"):
+    what = f"model.target={config.model.target} cannot be made from model.args"
+    with ends_in_a_sentence(ModelError, what), drawn_from(config.seed):
         module: nn.Module = constructor(**config.model.args)
     return module.to(parameter_dtype(config))
 

@@ -68,6 +68,8 @@ def make_plan(loaded: Loaded, loop: str, sets: Sets, weights: dict[str, str]) ->
     batch = plan_batch(config, loop, asked_world_size(), samples.size)
     numbers = scaled_numbers(config.optimizer, batch.effective)
     identity = mathematics(config, batch.effective) | weights
+    if config.data.split in sets.digests:
+        identity["data"] = sets.digests[config.data.split]
     code = source_hash(config)
     notes = sets.notes
     micro_steps = None
@@ -83,6 +85,7 @@ def make_plan(loaded: Loaded, loop: str, sets: Sets, weights: dict[str, str]) ->
         rate_arithmetic=numbers.arithmetic,
         tokens_per_sample=config.data.block_size or 0,
         eval_samples={name: len(rows) for name, rows in sets.evaluation.items()},
+        data=sets.digests,
         classes=sets.classes,
         notes=notes,
         micro_tokens=config.batch.micro_tokens,
@@ -98,15 +101,16 @@ def check_same_everywhere(plan: RunPlan, ranks: Ranks) -> None:
 
     Raises LaunchError on every rank.
     """
-    own = {
-        "curve_hash": plan.curve_hash,
-        "training samples": plan.batch.dataset_size,
-        **plan.eval_samples,
-    }
+    own: dict[str, object] = {"training samples": plan.batch.dataset_size}
+    own |= {f"samples of {name or 'the evaluation set'}": size for name, size in plan.eval_samples.items()}
+    own |= {f"data of {split}": digest for split, digest in plan.data.items()}
+    own |= {"curve_hash": plan.curve_hash}
     of_ranks = ranks.gather(own)
     for rank, other in enumerate(of_ranks):
-        if other != of_ranks[0]:
-            raise LaunchError(
-                f"the ranks do not agree: rank 0 has {of_ranks[0]}, rank {rank} has {other}. Do all "
-                f"machines see the same files, and run the same code?"
-            )
+        for name, value in of_ranks[0].items():
+            if other.get(name) != value:
+                raise LaunchError(
+                    f"the ranks do not agree on {name}: {value} on rank 0, {other.get(name)} on rank {rank}. Do all "
+                    f"machines see the same files, and run the same code? Does the code that makes the data draw from "
+                    f"a generator without a seed, such as numpy.random.default_rng()? Set: its seed"
+                )

@@ -21,6 +21,7 @@ class RunPlan:
     identity: Mapping[str, Any]  # all that decides the curve
     curve_hash: str
     recipe_hash: str
+    data: Mapping[str, str] = field(default_factory=dict)  # what the data of each split is
     classes: Mapping[str, Sequence[str]] = field(default_factory=dict)  # names, in the order of their numbers
     notes: tuple[str, ...] = ()  # on the data, for the screen
     micro_tokens: int | None = None  # batch.micro_tokens: the plan's micro-batches are then those of the longest texts

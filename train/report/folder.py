@@ -181,6 +181,8 @@ def _check_same(path: Path, plan: RunPlan, restart: bool) -> None:
             return
         raise FolderRefused(f"{path} exists and is not a run folder. Type: name=ANOTHER, or output_dir=ANOTHER")
     differing = differences(earlier["identity"], plan.identity)
+    if "data" not in earlier["identity"]:  # written before it was looked at: nothing is known of it
+        differing.pop("data", None)
     finished = ended.get("reason") == "finished"
     if finished and plan.total_steps > ended["step"] and all(key.startswith("duration.") for key in differing):
         return  # it goes on for longer
@@ -219,7 +221,9 @@ def _changes(path: Path, plan: RunPlan) -> tuple[str, ...]:
     earlier, now = _read(path / "plan.json"), plan.as_dict()
     batch = differences(earlier.get("batch", {}), now["batch"])
     execution = {key: pair for key, pair in batch.items() if key not in ("effective", "dataset_size", "drop_tail")}
-    return tuple(lines({**differences(earlier.get("identity", {}), plan.identity), **execution}))
+    data = differences(earlier.get("data", plan.data), plan.data)
+    held_out = {f"data of {split}": pair for split, pair in data.items() if split != plan.identity["data.split"]}
+    return tuple(lines({**differences(earlier.get("identity", {}), plan.identity), **execution, **held_out}))
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from train.batch.window import Batch
 from train.config import Config, resolve
+from train.randomness import drawn_from
 
 T = TypeVar("T")
 
@@ -62,6 +63,8 @@ class Task(Protocol):
 
 
 def make_task(config: Config) -> Task:
-    """The task that `task.target` names."""
-    task: Task = resolve(config.task.target, "train.tasks")(**config.task.args)
+    """The task that `task.target` names. What it draws when it is made follows from the run's seed."""
+    target = resolve(config.task.target, "train.tasks")
+    with drawn_from(config.seed):
+        task: Task = target(**config.task.args)
     return task

@@ -1,0 +1,52 @@
+"""Do all ranks train the same function? Weights are rank 0's on all of them; what else a model holds is not."""
+
+import torch
+from torch import Tensor
+
+from train.batch.window import Batch
+from train.distributed.ranks import Ranks
+from train.errors import UserError
+from train.exactness.reference_gradient import as_many_as_fit, loss_and_gradient, plain_forward
+from train.models.preserve_state import undisturbed
+from train.randomness import DATA_SEED, drawn_from
+from train.step import Learner
+
+DIFFERENCE = 1e-2
+"""Relative, of the loss or of a parameter's gradient: more than cards of different kinds make of bf16."""
+
+
+class DifferentModels(UserError):
+    """The ranks were given the same samples, and did not compute the same."""
+
+
+def check_same_model(learner: Learner, batch: Batch, ranks: Ranks) -> None:
+    """Raises DifferentModels, on all ranks, where loss and gradient of `batch` (on the CPU) are not those of rank 0.
+
+    The norm of each parameter's gradient is compared, with everything that only training does switched off.
+    """
+    if ranks.world_size == 1:
+        return
+    found = ranks.together(lambda: as_many_as_fit(lambda few: _norms(learner, few), batch))
+    of_ranks = ranks.gather(found)
+    expected = torch.tensor(of_ranks[0], dtype=torch.float64)
+    largest = expected[1:].max()
+    scales = torch.cat([expected[:1], largest.expand(len(expected) - 1)])
+    for rank, other in enumerate(of_ranks):
+        apart = (torch.tensor(other, dtype=torch.float64) - expected).abs() / scales
+        worst = float(apart.nan_to_num(0.0).max())
+        if worst > DIFFERENCE:
+            raise DifferentModels(
+                f"rank {rank} computes another loss or gradient than rank 0 from the same samples and weights: "
+                f"{worst:.0e} away. Does the model or the task hold something of its own on each rank, drawn from a "
+                f"generator without a seed, such as numpy.random.default_rng(), or made from the rank's number? Draw "
+                f"it from torch's or NumPy's global generator: these are set from the run's seed"
+            )
+
+
+def _norms(learner: Learner, batch: Batch) -> list[float]:
+    """Of the loss, and of the gradient of each parameter."""
+    module = learner.module
+    with undisturbed(module, learner.device), plain_forward(module), torch.enable_grad(), drawn_from(DATA_SEED):
+        module.eval()
+        found: list[Tensor] = [value.detach() for value in loss_and_gradient(learner, batch)]
+    return torch.stack([torch.linalg.vector_norm(value).double() for value in found]).tolist()
