@@ -29,15 +29,15 @@ def train_steps(run: Path) -> list[int]:
     return [row["train/global_step"] for row in rows(run) if "train/loss" in row]
 
 
-def state(run: Path, generators: bool = True) -> dict[str, Any]:
-    """sha256 of weights, optimizer and generators; rate and counts; every row, its floats to the last bit."""
+def state(run: Path) -> dict[str, Any]:
+    """sha256 of weights, optimizer and each rank's own part; rate and counts; every row, its floats to the last bit."""
     last = complete(run / "checkpoints")[-1]
     verify(last)
     other = read_state(last)
     told = {
         key: value for key, value in other["report"].items() if key not in ("seconds", "run_id", "last_save_seconds")
     }
-    files = [MODEL, TENSORS, *(sorted(f.name for f in last.glob("rank-*.json")) if generators else ())]
+    files = [MODEL, TENSORS, *sorted(file.name for file in last.glob("rank-*"))]
     return {
         "checkpoint": last.name,
         "files": {name: digest(last / name) for name in files},

@@ -105,7 +105,7 @@ ROWS = (
         "22",
         "resume grid",
         "ranks 1, 2 x accumulation 1, 4 x middle, end of epoch x dropout x map, 2 workers, stream; both loops; SIGKILL",
-        "bit-identical weights, optimizer, generators, rows; other ranks: 1e-10",
+        "bit-identical weights, optimizer, rows; other ranks: 1e-10",
         grid,
     ),
 )

@@ -24,7 +24,6 @@ from train.distributed.ranks import Ranks
 POINTS: Sequence[tuple[Any, str]] = (
     (train.checkpoint.checkpoints, "commit"),
     (train.checkpoint.commit, "_begin"),
-    (train.checkpoint.checkpoints, "write_generators"),
     (train.checkpoint.checkpoints, "write_state"),
     (train.checkpoint.files, "save_model"),
     (train.checkpoint.files, "save_file"),
