@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from datasets import Dataset, IterableDataset, load_from_disk
+from datasets import Dataset, IterableDataset, interleave_datasets, load_from_disk
 
 from tests.data.files import write
 from tests.helpers import argv, rows, tiny
@@ -88,6 +88,8 @@ def test_of_a_stream_its_shards_count() -> None:
     assert expected.startswith("a stream of 3 shards, sha256 ")
     assert digest_of_rows(stream([1, 2, 3]).shuffle(seed=1).select_columns(["x"])) == expected
     assert digest_of_rows(stream([1, 2, 4])) != expected
+    both = [interleave_datasets([stream([1, 2, 3]), stream([last])]) for last in (4, 5)]
+    assert digest_of_rows(both[0]) != digest_of_rows(both[1])
     # What has no text of its own counts by its class, not by where it lies in memory.
     assert digest_of_rows(stream([1], object())) == digest_of_rows(stream([1], object()))
 

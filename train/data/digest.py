@@ -43,7 +43,7 @@ def digest_of_rows(rows: Dataset | IterableDataset) -> str:
     """Of what is no file of the user's."""
     found = hashlib.sha256()
     if isinstance(rows, IterableDataset):
-        for leaf in _leaves(_arguments(rows)):
+        for leaf in _leaves(_arguments(rows._ex_iterable)):
             found.update(f"{leaf}\0".encode())
         many = f"{rows.num_shards:,} shards" if rows.num_shards != 1 else "1 shard"
         return f"a stream of {many}, sha256 {_short(found)}"
@@ -81,12 +81,12 @@ def _add(found: Any, table: pa.Table, on_disk: bool) -> None:
             stream.write_table(part)
 
 
-def _arguments(rows: IterableDataset) -> Any:
-    """What the innermost part of a stream is made from: its files, or the arguments of its generator."""
-    part = rows._ex_iterable
-    while hasattr(part, "ex_iterable"):
-        part = part.ex_iterable
-    return getattr(part, "kwargs", {})
+def _arguments(part: Any) -> list[Any]:
+    """What the innermost parts of a stream are made from: their files, or the arguments of their generators."""
+    inner = [part.ex_iterable] if hasattr(part, "ex_iterable") else getattr(part, "ex_iterables", [])
+    if not inner:
+        return [getattr(part, "kwargs", {})]
+    return [arguments for each in inner for arguments in _arguments(each)]
 
 
 def _leaves(value: Any) -> Iterator[str]:
