@@ -163,9 +163,7 @@ def test_ranks_that_see_other_data_end_in_a_sentence(run_ranks: Any, tmp_path: P
     (first, said), *others = run_ranks(3, ended, {}, argv(tmp_path, "data.source=tests.test_main.of_this_rank"))
 
     assert [first, *(code for code, _ in others)] == [2, 2, 2]
-    assert "rank 0 has" in said
-    assert "rank 1 has" in said
-    assert "'training samples': 38" in said
+    assert "the ranks do not agree on training samples: 37 on rank 0, 38 on rank 1" in said
     assert "Do all machines see the same files" in said
     assert said.count("\n") == 1
 

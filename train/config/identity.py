@@ -27,6 +27,7 @@ COMPUTING = (
     *("standard.py", "accumulate.py", "loop.py", "step.py", "setup.py"),
     *("batch/*.py", "data/*.py", "tasks/*.py", "models/*.py", "optim/*.py"),
     *("distributed/accelerator.py", "distributed/parallel.py", "distributed/flat_buckets.py", "randomness.py"),
+    "gradients/seeding.py",
     *("plan/steps.py", "config/name_patterns.py"),
 )
 """Files whose change may change a curve. A test asks of each other file that it is said not to."""

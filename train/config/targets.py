@@ -171,8 +171,9 @@ def _set_generators() -> None:
     """Those that are there: NumPy and torch are not imported for it."""
     random.seed(0)
     for library, function in (("numpy", "random.seed"), ("torch", "manual_seed")):
-        if library in sys.modules:
-            attrgetter(function)(sys.modules[library])(0)
+        module = sys.modules.get(library)
+        if module is not None:
+            attrgetter(function)(module)(0)
 
 
 def _has_module(package: Any, name: str) -> bool:

@@ -34,10 +34,9 @@ ERRORS = (DatasetsError, OSError, ValueError, ImportError, StopIteration)
 
 
 class Source:
-    """What data.source names, split by split.
+    """What data.source names, split by split. A function gives one data set, its split `train`, or several by name.
 
-    A function gives one data set, its split `train`, or several by name. It is called once: where it splits at random,
-    no sample can be in two of its splits.
+    It is called once: where it splits at random, no sample can be in two of its splits.
     """
 
     def __init__(self, data: Data) -> None:

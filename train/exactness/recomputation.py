@@ -12,7 +12,7 @@ from torch import nn
 from train.batch.window import Batch
 from train.data.device_prefetch import to_device
 from train.errors import UserError
-from train.exactness.reference_gradient import as_many_as_fit, plain_forward
+from train.exactness.reference_gradient import REENTRANT, as_many_as_fit, plain_forward
 from train.models.preserve_state import undisturbed
 from train.randomness import Generators
 from train.step import Learner
@@ -43,7 +43,12 @@ def _check(learner: Learner, batch: Batch) -> None:
         forward = generators.states()
         if not _foreign(forward.moved_since(start)) or not loss.requires_grad:
             return
-        torch.autograd.grad(loss, list(learner.parameters), allow_unused=True)
+        try:
+            torch.autograd.grad(loss, list(learner.parameters), allow_unused=True)
+        except RuntimeError as error:
+            if REENTRANT in str(error):
+                return
+            raise
         found = _foreign(generators.states().moved_since(forward))
         if not found:
             return

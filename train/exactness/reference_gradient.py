@@ -55,7 +55,7 @@ def in_training(learner: Learner, parts: Sequence[Batch], tolerance: float) -> t
             first + second for first, second in zip(*(_drawn(learner, part, 3) for part in parts[1:]), strict=True)
         ]
     except RuntimeError as error:
-        if "use_reentrant" not in str(error):  # of torch.utils.checkpoint
+        if REENTRANT not in str(error):
             raise
         return 0.0, reasons, "the model's checkpointing (use_reentrant=True) does not let its gradient be tried"
     apart = distance(split, whole)
@@ -65,6 +65,10 @@ def in_training(learner: Learner, parts: Sequence[Batch], tolerance: float) -> t
             f"couples samples, or the loss does"
         )
     return apart, reasons, ""
+
+
+REENTRANT = "use_reentrant"
+"""In what torch.utils.checkpoint raises where a gradient is asked for beside `.grad`: it cannot be tried then."""
 
 
 def _drawn(learner: Learner, batch: Batch, seed: int) -> Sequence[Tensor]:

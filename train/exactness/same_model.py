@@ -1,12 +1,14 @@
 """Do all ranks train the same function? Weights are rank 0's on all of them; what else a model holds is not."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from train.batch.window import Batch
 from train.distributed.ranks import Ranks
 from train.errors import UserError
-from train.exactness.reference_gradient import as_many_as_fit, loss_and_gradient, plain_forward
+from train.exactness.reference_gradient import REENTRANT, as_many_as_fit, loss_and_gradient, plain_forward
 from train.models.preserve_state import undisturbed
 from train.randomness import DATA_SEED, drawn_from
 from train.step import Learner
@@ -29,8 +31,9 @@ def check_same_model(learner: Learner, batch: Batch, ranks: Ranks) -> None:
     found = ranks.together(lambda: as_many_as_fit(lambda few: _norms(learner, few), batch))
     of_ranks = ranks.gather(found)
     expected = torch.tensor(of_ranks[0], dtype=torch.float64)
-    largest = expected[1:].max()
-    scales = torch.cat([expected[:1], largest.expand(len(expected) - 1)])
+    # The loss to itself, the gradient of each parameter to the largest one: a tiny one is mostly rounding.
+    scales = torch.full_like(expected, float(expected[1:].max())) if len(expected) > 1 else expected.clone()
+    scales[0] = expected[0]
     for rank, other in enumerate(of_ranks):
         apart = (torch.tensor(other, dtype=torch.float64) - expected).abs() / scales
         worst = float(apart.nan_to_num(0.0).max())
@@ -48,5 +51,15 @@ def _norms(learner: Learner, batch: Batch) -> list[float]:
     module = learner.module
     with undisturbed(module, learner.device), plain_forward(module), torch.enable_grad(), drawn_from(DATA_SEED):
         module.eval()
-        found: list[Tensor] = [value.detach() for value in loss_and_gradient(learner, batch)]
-    return torch.stack([torch.linalg.vector_norm(value).double() for value in found]).tolist()
+        found = _loss_and_gradient(learner, batch)
+    return torch.stack([torch.linalg.vector_norm(value.detach()).double() for value in found]).tolist()
+
+
+def _loss_and_gradient(learner: Learner, batch: Batch) -> Sequence[Tensor]:
+    try:
+        return loss_and_gradient(learner, batch)
+    except RuntimeError as error:
+        if REENTRANT not in str(error):
+            raise
+    with torch.no_grad():
+        return loss_and_gradient(learner, batch)

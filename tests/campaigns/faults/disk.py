@@ -15,7 +15,7 @@ STEP_5, STEP_10 = name_of(5), name_of(10)
 
 def one_rank_cannot_save(here: Path, full: bool) -> str:
     faults = {
-        "fsync of a file on rank 1": partial(ranks.failing_fsync, 10, 1),
+        "write on rank 1": partial(ranks.failing_write, 10, 1),
         "fsync of a file on rank 0": partial(ranks.failing_fsync, 10, 0),
         "fsync of the manifest": partial(ranks.failing_fsync, 10, 0, MANIFEST),
         "rename": partial(ranks.failing_rename, 10),
@@ -28,7 +28,7 @@ def one_rank_cannot_save(here: Path, full: bool) -> str:
         start = time.monotonic()
         codes, job = train(own, 2, command(own), fault)
         slowest = max(slowest, time.monotonic() - start)
-        check_fired(own, "rename" if name == "rename" else "fsync")
+        check_fired(own, {"rename": "rename", "write on rank 1": "_write"}.get(name, "fsync"))
         assert codes == [1, 1], f"{name}: {codes}\n{job.told()}"
         assert "could not save" in job.told(0), f"{name}: {job.told()}"
         assert "Traceback" not in job.told(), f"{name}: a rank ended otherwise\n{job.told()}"

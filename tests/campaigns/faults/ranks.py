@@ -225,6 +225,11 @@ def failing_fsync(step: int, only: int | None = None, file: str = "") -> None:
     failing("fsync", os, when, errno.EIO, only)
 
 
+def failing_write(step: int, only: int) -> None:
+    """A rank cannot write its part of the checkpoint of `step`."""
+    failing("_write", Checkpoints, lambda self, state, first, folder: f"step-{step:08}" in str(folder), errno.EIO, only)
+
+
 def failing_rename(step: int) -> None:
     failing("rename", Path, lambda path, to: path.name == f".step-{step:08}.unfinished", errno.EIO)
 

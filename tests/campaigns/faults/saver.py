@@ -65,7 +65,6 @@ class Saves:
             folder=folder,
             ranks=self._ranks,
             keep=keep,
-            seed=0,
             module=self.module,
             writes_state=self._ranks.is_main,
             resumed_from=None,
