@@ -74,6 +74,24 @@ def test_256_micro_batches_are_summed_in_float32(run_ranks: Any, tmp_path: Path,
         assert np.array_equal(ours, ranks[0][1])
 
 
+def test_the_norm_of_bf16_gradients_is_no_number_of_bf16(tmp_path: Path) -> None:
+    """Nor is the coefficient of a clip: each clipped number is the exact one, rounded once."""
+    given = (*BF16, "model.args.hidden=[2000, 20]", "optimizer.max_grad_norm=null", "duration={steps: 2}")
+    limit = 0.01
+    several = [argv(tmp_path, *given), argv(tmp_path, *given, f"optimizer.max_grad_norm={limit}", "name=clipped")]
+
+    plain, clipped = record_all(several)
+
+    norms = {k: float(np.linalg.norm(gradient.astype(np.float64))) for k, gradient in plain.gradients.items()}
+    logged = {row["train/global_step"]: row["train/grad_norm"] for row in rows(tmp_path, "train/grad_norm")}
+    assert logged == pytest.approx(norms, rel=1e-6)
+    bf16_norms = [float(torch.tensor(norm).bfloat16()) for norm in norms.values()]
+    assert bf16_norms != pytest.approx([*norms.values()], rel=1e-4), "the fixture could not tell the two apart"
+    exact = torch.from_numpy(plain.gradients[1]).double() * (limit / (norms[1] + 1e-6))  # the 1e-6 is PyTorch's
+    assert np.array_equal(clipped.gradients[1], exact.bfloat16().float().numpy())
+    assert rows(tmp_path, "train/grad_norm", "clipped")[0]["train/grad_norm"] == logged[1]
+
+
 def counting(arguments: list[str]) -> tuple[Trace, Counter[int], int]:
     """(trace, reductions of each step, buckets): every all-reduce of a tensor larger than the ranks' messages."""
     train.distributed.flat_buckets.BUCKET_ELEMENTS = 2**18

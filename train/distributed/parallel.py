@@ -40,7 +40,7 @@ class Parallel(Protocol):
         ...
 
     @property
-    def total_norm(self) -> Callable[[Sequence[Tensor]], Tensor]:
+    def total_norm(self) -> Callable[[list[Tensor]], Tensor]:
         """Takes gradients, and gives the 2-norm of the whole gradient: 0-dim, on the device.
 
         Where each rank holds a part of it: over all ranks.
@@ -53,6 +53,24 @@ class Parallel(Protocol):
         ...
 
 
+NARROW = (torch.bfloat16, torch.float16)
+
+
+def _norm(gradients: list[Tensor]) -> Tensor:
+    """What torch.nn.utils.get_total_norm gives, bit for bit, where all gradients are on one device."""
+    return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+
+
+def _norm_of_narrow(gradients: list[Tensor]) -> Tensor:
+    """In float32. torch's own is a number of bf16, up to 4e-3 off, and the coefficient of a clip with it.
+
+    Squares are added up in float64: on a CPU, torch 2.13 adds float32 one after the other (1e-5 off at 300,000).
+    """
+    wide = torch.float32 if gradients[0].device.type == "mps" else torch.float64  # which MPS does not have
+    norms = torch._foreach_norm(gradients, 2.0, wide)
+    return torch.linalg.vector_norm(torch.stack(norms)).float()
+
+
 class Replicated:
     """Every rank holds all weights, gradients and optimizer state. Also the one process that has no other ranks."""
 
@@ -61,6 +79,8 @@ class Replicated:
     def __init__(self, model: Any, ranks: Ranks) -> None:
         self.model = model
         self.writes_state = ranks.is_main
+        is_narrow = any(parameter.dtype in NARROW for parameter in model.parameters())
+        self.total_norm = _norm_of_narrow if is_narrow else _norm
 
     def around(self, compute_gradient: ComputeGradient) -> ComputeGradient:
         return compute_gradient
@@ -68,8 +88,7 @@ class Replicated:
     def unreduced(self) -> list[str]:
         return []
 
-    # As they are: nothing stands between, at each step.
-    total_norm = staticmethod(torch.nn.utils.get_total_norm)
+    # As it is: nothing stands between, at each step.
     clip = staticmethod(torch.nn.utils.clip_grads_with_norm_)
 
 
