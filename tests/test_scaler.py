@@ -54,6 +54,8 @@ def test_all_ranks_leave_out_a_step_that_overflows_on_one(
     expected = [SCALE if step < k else SCALE / 2 for step in range(1, 6)]
     assert [row["train/loss_scale"] for row in rows(tmp_path, "train/loss_scale")] == expected
     assert not rows(tmp_path, "train/loss_scale", "plain")
+    averaged = [row["train/global_step"] for row in rows(tmp_path, "train/loss_mean")]
+    assert averaged == [step for step in range(1, 6) if step != k]
     logged, plain = (
         [r["train/grad_norm"] for r in rows(tmp_path, "train/grad_norm", name)] for name in ("run", "plain")
     )

@@ -5,6 +5,7 @@ last block is filled up with counts, and so do the first tokens of documents, wh
 """
 
 LOSS = "train/loss"
+LOSS_MEAN = "train/loss_mean"  # over the applied steps since the last row
 GRAD_NORM = "train/grad_norm"
 LEARNING_RATE = "train/learning_rate"
 GLOBAL_STEP = "train/global_step"

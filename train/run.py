@@ -25,7 +25,7 @@ from train.exactness.same_model import check_same_model
 from train.gradients import rank_consistency
 from train.gradients.seeding import seeded
 from train.memory import peaks
-from train.metrics import loss_scale, mfu, noise_scale, profiler, step_timing
+from train.metrics import loss_mean, loss_scale, mfu, noise_scale, profiler, step_timing
 from train.models.weights import save_weights
 from train.parts import Part, Parts
 from train.plan.make import prepare
@@ -182,6 +182,8 @@ def list_parts(setting: Setting, report: Reporter) -> tuple[Part, ...]:
         noise_scale.part(config, ranks),
         loss_scale.part(learner),
         mfu.part(learner, setting.tried.trial, ranks, report, config),
+        # Counts what comes out of a step, whatever was done for it inside.
+        loss_mean.part(learner, ranks),
         # Looks at what the optimizer is about to get, and at the weights before anything is saved.
         rank_consistency.part(learner, ranks),
         # Outermost: it watches whether all of the above still moves.

@@ -23,6 +23,7 @@ from train.report.screen import Screen
 
 CPU_KEYS = {
     names.LOSS,
+    names.LOSS_MEAN,
     names.GRAD_NORM,
     names.LEARNING_RATE,
     names.GLOBAL_STEP,
@@ -262,6 +263,7 @@ def test_lines_fit_80_columns(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     row = dict.fromkeys(CPU_KEYS, 0.0) | {
         names.GLOBAL_STEP: 123456,
         names.LOSS: 12.3456,
+        names.LOSS_MEAN: 12.3456,
         names.LEARNING_RATE: 1.23e-4,
         names.EFFECTIVE_SIZE: 4096,
         names.SAMPLES_PER_SECOND: 123456.7,
@@ -272,6 +274,7 @@ def test_lines_fit_80_columns(tmp_path: Path, capsys: pytest.CaptureFixture[str]
 
     (line,) = capsys.readouterr().out.splitlines()
     assert len(line) <= 80, line
+    assert "  loss 12.3456 (12.3456)  lr" in line
     assert (tmp_path / "log.txt").read_text() == line + "\n"
 
 

@@ -1,6 +1,6 @@
 """Counts the steps that were not applied, without making the host wait for the device."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -20,6 +20,8 @@ class SkippedSteps:
     total: int = 0
     in_a_row: int = 0  # up to the last step
     longest: int = 0  # in a row, ever
+    watchers: list[Callable[[Sequence[bool]], object]] = field(default_factory=list)
+    """Whenever somebody looks, they are given which of the steps since the last look were applied."""
     _finite: list[Tensor] = field(default_factory=list)  # of the steps since somebody looked: 0-dim, on the device
 
     def add(self, finite: Tensor) -> None:
@@ -36,11 +38,14 @@ class SkippedSteps:
 
     def look(self) -> None:
         """Bring the counts up to date; the host waits for the device here."""
-        for finite in torch.stack(self._finite).tolist() if self._finite else ():
+        applied = torch.stack(self._finite).tolist() if self._finite else []
+        for finite in applied:
             self.in_a_row = 0 if finite else self.in_a_row + 1
             self.total += not finite
             self.longest = max(self.longest, self.in_a_row)
         self._finite.clear()
+        for watcher in self.watchers:
+            watcher(applied)
 
     def check(self, k: int, limit: int) -> None:
         """Raises NonFiniteGradient where `limit` steps in a row were not applied, by step k."""

@@ -1,11 +1,13 @@
 """What a person sees: the plan, one live line (or plain lines where there is no terminal), the closing line."""
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, TextIO
 
 from train import metric_names
 from train.report.progress import duration
+
+LINE_WIDTH = 80  # of a plain line of a step: what a log of SLURM shows without a break
 
 
 class Screen:
@@ -35,7 +37,7 @@ class Screen:
         if metric_names.LEARNING_RATE not in row:
             self.say(self._step(row) + "  " + _evaluation(row))
             return
-        line = self._step(row) + "  " + "  ".join(_step_parts(row))
+        line = _fitted(self._step(row) + "  " + "  ".join(_step_parts(row)), _peak(row), LINE_WIDTH)
         if self._live:
             self._log_file.write(line + "\n")
             self._log_file.flush()
@@ -65,15 +67,26 @@ class Screen:
         """The live line: as many of its parts, the most wanted first, as the terminal is wide."""
         assert self._live
         left = (self._total_steps - row[metric_names.GLOBAL_STEP]) * row[metric_names.STEP_SECONDS]
-        loss = f"loss {row[metric_names.LOSS]:.4f}" if metric_names.LOSS in row else ""
         rate = _speed(row)
         peak = [f"{text.removesuffix(' GiB')} of {self._memory_gib:.3g} GiB" for text in _peak(row)]
-        parts = [loss, self._evaluation, rate, f"{duration(left)} left", *peak, _shares(row)]
-        line, width = self._step(row), self._live.console.width
-        for part in filter(None, parts):
-            if len(line) + 2 + len(part) <= width:
-                line += "  " + part
-        self._live.update(line)
+        parts = [*_loss(row), self._evaluation, rate, f"{duration(left)} left", *peak, _shares(row)]
+        self._live.update(_fitted(self._step(row), parts, self._live.console.width))
+
+
+def _fitted(line: str, parts: Iterable[str], width: int) -> str:
+    """With as many of the parts behind it as there is room for, the first before the later ones."""
+    for part in filter(None, parts):
+        if len(line) + 2 + len(part) <= width:
+            line += "  " + part
+    return line
+
+
+def _loss(row: Mapping[str, float]) -> list[str]:
+    """Of the step, and in brackets the mean over all steps since the row before; either may be absent."""
+    loss, mean = row.get(metric_names.LOSS), row.get(metric_names.LOSS_MEAN)
+    if loss is None:
+        return [] if mean is None else [f"mean loss {mean:.4f}"]
+    return [f"loss {loss:.4f}" if mean is None else f"loss {loss:.4f} ({mean:.4f})"]
 
 
 def _peak(row: Mapping[str, float]) -> list[str]:
@@ -88,13 +101,10 @@ def _speed(row: Mapping[str, float]) -> str:
 
 
 def _step_parts(row: Mapping[str, float]) -> list[str]:
-    parts = []
-    if metric_names.LOSS in row:
-        parts.append(f"loss {row[metric_names.LOSS]:.4f}")
+    parts = _loss(row)
     parts.append(f"lr {row[metric_names.LEARNING_RATE]:.2e}")
     parts.append(f"batch {row[metric_names.EFFECTIVE_SIZE]:.0f}")
     parts.append(_speed(row))
-    parts += _peak(row)
     if row[metric_names.SKIPPED_STEPS]:
         parts.append(f"{row[metric_names.SKIPPED_STEPS]:.0f} skipped")
     return parts
