@@ -23,6 +23,9 @@ EFFECTIVE_TOKENS = "batch/effective_tokens"
 MICRO_SIZE = "batch/micro_size"
 ACCUMULATION_STEPS = "batch/accumulation_steps"
 WORLD_SIZE = "batch/world_size"
+OF_ONE_STEP = (EFFECTIVE_SIZE, EFFECTIVE_TOKENS, MICRO_SIZE, ACCUMULATION_STEPS)
+"""They differ in the ragged last step of an epoch: the last value of a run is not the run's."""
+RUN_BATCH = "batch/effective"  # of the run, as planned: a column of tables of runs, never a row
 NOISE_SCALE = "batch/noise_scale"
 NOISE_SCALE_ERROR = "batch/noise_scale_relative_error"  # one standard error of the estimate, as is the next
 BREAK_EVEN = "batch/break_even_accumulation_steps"

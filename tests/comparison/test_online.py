@@ -9,6 +9,7 @@ from tests.report.test_tracker import in_process, online
 from tests.wandb_server import WandbServer
 from train.comparison.online import from_wandb
 from train.comparison.read import find
+from train.metric_names import EFFECTIVE_SIZE, OF_ONE_STEP
 
 
 def train_and_compare(folder: str) -> dict[str, Any]:
@@ -23,7 +24,7 @@ def train_and_compare(folder: str) -> dict[str, Any]:
     config = Path(__file__).parents[2] / "configs" / "digits.yaml"
     out, screen = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(screen):
-        argv = [str(config), f"output_dir={folder}", "name=tracked", "wandb.mode=online", "duration.steps=20"]
+        argv = [str(config), f"output_dir={folder}", "name=tracked", "wandb.mode=online", "duration.steps=30"]
         code = train_main([*argv, "log.every_steps=2"], "accumulate", compute_gradient)
     run_id = next(iter(Path(folder, "tracked", "wandb").glob("run-*"))).name.rpartition("-")[2]
     with contextlib.redirect_stdout(out):
@@ -37,15 +38,19 @@ def test_a_tracked_run_is_equal_to_its_folder(tmp_path: Path) -> None:
     with WandbServer() as server:
         ended = in_process(train_and_compare, online(server, tmp_path), tmp_path, folder=str(tmp_path / "runs"))
 
-        summary = server.run.summary
+        summary, history, config = server.run.summary, server.run.history, server.run.config
 
     assert ended.result["codes"] == [0, 0, 2], ended.stderr
-    assert (summary["ended/reason"], summary["ended/step"], summary["best/step"]) == ("finished", 20, 20)
+    assert (summary["ended/reason"], summary["ended/step"], summary["best/step"]) == ("finished", 30, 30)
     assert summary["best/accuracy"] == summary["eval/accuracy"]["last"] == summary["eval/accuracy"]["max"]
-    assert (summary["progress/samples_seen"], summary["train/skipped_steps"]) == (1938, 0)
+    assert (summary["progress/samples_seen"], summary["train/skipped_steps"]) == (2876, 0)
     assert summary["progress/hours"] > 0
+    # The last step had 38 samples: history has them, a table of runs has the run's 100.
+    assert [row[EFFECTIVE_SIZE] for row in history if EFFECTIVE_SIZE in row][-1] == 38
+    assert summary["batch/effective"] == config["derived"]["effective_batch"] == 100
+    assert not set(OF_ONE_STEP) & summary.keys()
     result = ended.result["result"]
-    assert result["agreements"][0]["rows"] == 10
+    assert result["agreements"][0]["rows"] == 15
     assert result["agreements"][0]["largest"] == 0
     assert result["same_mathematics"]
     assert result["differing_keys"] == []

@@ -83,6 +83,7 @@ def test_a_workspace_of_eight_panels(place: Place) -> None:
     assert (done.returncode, done.stderr) == (0, "")
     view = place.server.views[-1]
     assert (view["entityName"], view["projectName"], view["type"]) == ("tester", "isobatch", "project-view")
+    assert '"summary:batch/effective": true' in json.dumps(json.loads(view["spec"]))
     section = json.loads(view["spec"])["section"]
     assert section["settings"]["xAxis"] == "progress/samples_seen"
     (shown,) = section["panelBankConfig"]["sections"]
@@ -105,6 +106,7 @@ def test_a_report_of_two_runs(place: Place) -> None:
     assert "- left out: tester/isobatch/missing: " in text["content"]
     assert as_lines(grid["metadata"]["panelBankSectionConfig"]["panels"]) == PANELS
     (runs,) = grid["metadata"]["runSets"]
+    assert '"summary:batch/effective": true' in json.dumps(runs)
     (only,) = runs["filters"]["filters"]
     assert (only["key"], only["op"], only["value"]) == ({"section": "run", "name": "name"}, "IN", place.ids)
     assert done.stdout.startswith(f"{place.server.url}/tester/isobatch/reports/")

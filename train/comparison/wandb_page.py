@@ -28,6 +28,9 @@ LOOKED_AT = 20
 LONGEST_TITLE = 128
 """Characters, of a report in W&B."""
 
+COLUMNS = [f"summary:{metric_names.RUN_BATCH}"]
+"""Pinned to the left of the table of runs."""
+
 EPILOG = """\
 RUN is the id of a run in that project, the last part of its address in W&B. The first set-up is what the others are
 compared with. Each call saves a new page, and prints its address.
@@ -115,8 +118,14 @@ def _workspace(project: str) -> Any:
         layout_settings=library.SectionLayoutSettings(columns=2, rows=len(drawn) // 2),
         panel_settings=library.SectionPanelSettings(x_axis=metric_names.SAMPLES_SEEN),
     )
-    settings = library.WorkspaceSettings(x_axis=metric_names.SAMPLES_SEEN)
-    return library.Workspace(entity=entity, project=name, name=NAME, sections=[section], settings=settings)
+    return library.Workspace(
+        entity=entity,
+        project=name,
+        name=NAME,
+        sections=[section],
+        settings=library.WorkspaceSettings(x_axis=metric_names.SAMPLES_SEEN),
+        runset_settings=library.RunsetSettings(pinned_columns=COLUMNS),
+    )
 
 
 def _report(project: str, runs: Sequence[str]) -> Any:
@@ -130,7 +139,7 @@ def _report(project: str, runs: Sequence[str]) -> Any:
     comparison = compare(found.runs, found.left_out)
     ids = [run.where.rpartition("/")[2] for run in comparison.runs]
     drawn = _drawn(panels(metric for run in comparison.runs for metric in run.metrics))
-    shown = library.Runset(entity=entity, project=name, filters=f"ID in {ids}")
+    shown = library.Runset(entity=entity, project=name, filters=f"ID in {ids}", pinned_columns=COLUMNS)
     title = "Comparison of " + ", ".join(group.label for group in comparison.groups)
     return library.Report(
         entity=entity,

@@ -31,6 +31,11 @@ class RunPlan:
     def total_steps(self) -> int:
         return self.rate.total_steps
 
+    @property
+    def batch_column(self) -> int:
+        """What a table of runs shows for the batch of this run: that of a full step."""
+        return self.batch.effective
+
     def as_dict(self) -> dict[str, Any]:
         """plan.json: the fields, and what follows from them."""
         return asdict(self) | {"derived": self.derived()}

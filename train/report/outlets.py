@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 from omegaconf import OmegaConf
 
+from train import metric_names
 from train.config import Loaded
 from train.config.redact import redact, secret_values, secrets_in
 from train.errors import FAILED
@@ -111,6 +112,8 @@ def _open(
         secrets=secrets,
     )
     opened.callback(_abandon, tracker)
+    # Now: a run that is killed has it too.
+    tracker.summarise({metric_names.RUN_BATCH: plan.batch_column})
     state.run_id = tracker.run_id
     screen.say(f"W&B       {tracker.how_to_see}")
     journal = Journal(folder.path / "metrics.jsonl", state.progress.step)

@@ -222,6 +222,8 @@ def _init(settings: dict[str, Any], run_config: dict[str, Any]) -> Any:
     run.define_metric("*", step_metric=metric_names.SAMPLES_SEEN)  # no `step=`: after a resume W&B would drop rows
     for name, summary in SUMMARY.items():
         run.define_metric(name, step_metric=metric_names.SAMPLES_SEEN, summary=summary)
+    for name in metric_names.OF_ONE_STEP:
+        run.define_metric(name, step_metric=metric_names.SAMPLES_SEEN, summary="none")
     return run
 
 
