@@ -7,8 +7,9 @@ from typing import Any
 from tests.comparison.folders import make_run
 from tests.report.test_tracker import in_process, online
 from tests.wandb_server import WandbServer
-from train.comparison.online import from_wandb
+from train.comparison.online import from_wandb, read_wandb
 from train.comparison.read import find
+from train.comparison.run import Run
 from train.metric_names import EFFECTIVE_SIZE, OF_ONE_STEP
 
 
@@ -31,7 +32,11 @@ def train_and_compare(folder: str) -> dict[str, Any]:
         path = f"tester/isobatch/{run_id}"
         compared = main([f"{folder}/tracked", path, "--json", "--assert-equal", "1e-12"])
         missing = main(["tester/isobatch/missing"])
-    return {"codes": [code, compared, missing], "result": json.loads(out.getvalue())}
+    with contextlib.redirect_stdout(screen):
+        longer = train_main([*argv, "duration.steps=32"], "accumulate", compute_gradient)
+    extended = read_wandb(path)
+    changes = extended.changes if isinstance(extended, Run) else [extended]
+    return {"codes": [code, compared, missing, longer], "result": json.loads(out.getvalue()), "changes": changes}
 
 
 def test_a_tracked_run_is_equal_to_its_folder(tmp_path: Path) -> None:
@@ -40,13 +45,14 @@ def test_a_tracked_run_is_equal_to_its_folder(tmp_path: Path) -> None:
 
         summary, history, config = server.run.summary, server.run.history, server.run.config
 
-    assert ended.result["codes"] == [0, 0, 2], ended.stderr
-    assert (summary["ended/reason"], summary["ended/step"], summary["best/step"]) == ("finished", 30, 30)
+    assert ended.result["codes"] == [0, 0, 2, 0], ended.stderr
+    assert ended.result["changes"] == ["after step 30: duration.steps 30 -> 32"]
+    assert (summary["ended/reason"], summary["ended/step"], summary["best/step"]) == ("finished", 32, 32)
     assert summary["best/accuracy"] == summary["eval/accuracy"]["last"] == summary["eval/accuracy"]["max"]
-    assert (summary["progress/samples_seen"], summary["train/skipped_steps"]) == (2876, 0)
+    assert (summary["progress/samples_seen"], summary["train/skipped_steps"]) == (3076, 0)
     assert summary["progress/hours"] > 0
-    # The last step had 38 samples: history has them, a table of runs has the run's 100.
-    assert [row[EFFECTIVE_SIZE] for row in history if EFFECTIVE_SIZE in row][-1] == 38
+    # Some steps had 38 samples: history has them, a table of runs has the run's 100.
+    assert 38 in [row.get(EFFECTIVE_SIZE) for row in history]
     assert summary["batch/effective"] == config["derived"]["effective_batch"] == 100
     assert not set(OF_ONE_STEP) & summary.keys()
     result = ended.result["result"]

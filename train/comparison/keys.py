@@ -64,7 +64,8 @@ def _last(key: Key) -> str:
 
 
 def _mathematics(run: Run) -> Mapping[str, Any]:
-    return run.identity
+    changes = {"history": "; ".join(run.changes)} if run.changes else {}
+    return {**run.identity, **changes}
 
 
 def _execution(run: Run) -> dict[str, Any]:

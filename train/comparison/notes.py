@@ -37,6 +37,8 @@ def _about_runs(runs: Sequence[Run]) -> list[str]:
             told.append(f"{run.name} {run.ended or 'has not ended, or was killed'}: compared as far as it got")
         if not run.train_rows:
             told.append(f"{run.name} has no row of training: no step was due for one (log.every_steps) before it ended")
+        if run.changes:
+            told.append(f"{run.name} went on with other mathematics {'; '.join(run.changes)}")
         if run.is_exact is False:
             told.append(f"{run.name} is not exact: {run.derived.get('exact_reasons') or 'no reason recorded'}")
     dirty = [run.name for run in runs if (run.environment.get("git") or {}).get("dirty")]

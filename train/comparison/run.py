@@ -38,6 +38,16 @@ class Run:
         return str(self.derived["recipe_hash"])
 
     @property
+    def changes(self) -> list[str]:
+        """`after step 40: duration.steps 40 -> 60`: where it went on with other mathematics."""
+        told = []
+        for segment in self.derived.get("segments", [])[1:]:
+            changed = [f"{key} {there} -> {now}" for key, (there, now) in segment["changed"].items()]
+            what = ", ".join(changed) or f"resumed from {segment['resumed_from']}"
+            told.append(f"after step {segment['after_step']}: {what}")
+        return told
+
+    @property
     def is_exact(self) -> bool | None:
         """None: its folder does not say."""
         exact = self.derived.get("exact")

@@ -3,7 +3,7 @@
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +62,13 @@ def curve_hash(mathematics: Mapping[str, Any], code: str) -> str:
 def recipe_hash(mathematics: Mapping[str, Any], code: str) -> str:
     """The same for every seed: it groups repetitions."""
     return _digest({**mathematics, "code": code, "seed": None})
+
+
+def joined_hash(segments: Sequence[tuple[int, str | None]]) -> str:
+    """Of a run that went on with other mathematics: (the step after which, the hash) of each segment."""
+    if len(segments) == 1:
+        return str(segments[0][1])
+    return _digest(segments)
 
 
 def source_hash(config: Config) -> str:

@@ -23,6 +23,7 @@ from train.report.grace import slow_stop
 from train.report.journal import Journal
 from train.report.restarts import job_id
 from train.report.screen import Screen
+from train.report.segments import hashes, segments_of
 from train.report.state import RunState
 from train.report.tables import Tables
 from train.report.tracker import Tracker
@@ -86,7 +87,9 @@ def _open(
     secrets = secret_values(os.environ) | secrets_in(config)
     config = redact(config, secrets)
     surroundings = environment(sys.argv, loaded.path)
-    derived = {**plan.derived(), **summary, "versions": surroundings["packages"]}
+    segments = redact(segments_of(plan, folder.resumed_from), secrets)
+    facts = {**summary, "versions": surroundings["packages"], "segments": segments}
+    derived = {**plan.derived(), **hashes(segments), **facts}
     _write_first_files(folder, config, surroundings)
 
     log_file = (folder.path / "log.txt").open("a", encoding="utf-8")

@@ -29,8 +29,9 @@ SUMMARY = {
     metric_names.EVAL + "accuracy": "max,last",
     metric_names.PEAK_ALLOCATED: "max,last",
     metric_names.PEAK_RSS: "max,last",
+    **dict.fromkeys(metric_names.OF_ONE_STEP, "none"),
 }
-"""What a table of runs shows, where that is more than the last value: eval/loss.min, eval/loss.last."""
+"""What a table of runs shows, where that is not the last value: eval/loss.min, eval/loss.last, or nothing."""
 LONGEST_QUEUE, GRACE_SECONDS = 10_000, 3.0
 """Rows that may wait for W&B; how much later than it promised it may end."""
 
@@ -222,8 +223,6 @@ def _init(settings: dict[str, Any], run_config: dict[str, Any]) -> Any:
     run.define_metric("*", step_metric=metric_names.SAMPLES_SEEN)  # no `step=`: after a resume W&B would drop rows
     for name, summary in SUMMARY.items():
         run.define_metric(name, step_metric=metric_names.SAMPLES_SEEN, summary=summary)
-    for name in metric_names.OF_ONE_STEP:
-        run.define_metric(name, step_metric=metric_names.SAMPLES_SEEN, summary="none")
     return run
 
 
