@@ -252,3 +252,35 @@ def test_a_loss_of_zero_has_been_reached(tmp_path: Path) -> None:
 
     assert result.target is not None
     assert result.target.reached == (1,)
+
+
+def test_means_are_over_the_seeds_that_all_set_ups_have(tmp_path: Path) -> None:
+    """Seed 2 was lucky, and only one set-up has it."""
+    for seed, bonus in enumerate((0.0, 0.1, -5.0)):
+        make_run(tmp_path / f"a-seed{seed}", identity={"seed": seed}, loss=lambda s, b=bonus: loss_at(s) + b)
+    for seed in (0, 1, 3):
+        other = {"seed": seed, "optimizer.lr": 0.1}
+        make_run(tmp_path / f"b-seed{seed}", identity=other, extra={"memory/peak_rss_gib": float(seed)})
+
+    result = compared(tmp_path)
+
+    assert [group.seeds for group in result.groups] == [[0, 1], [0, 1]]
+    ours, theirs = (outcome.metrics["eval/loss"] for outcome in result.outcomes)
+    assert ours.mean == pytest.approx(loss_at(30_000) + 0.05)
+    assert theirs.mean == pytest.approx(loss_at(30_000))
+    peaks = result.cost(1, lambda cost: cost.peak_gib)
+    assert peaks
+    assert peaks.values == (0.0, 1.0)
+    assert [Path(each.where).name for each in result.left_out] == ["a-seed2", "b-seed3"]
+    assert sum("some have no run of seed" in note for note in result.notes) == 2
+    assert result.verdict.count("2 seeds each") == 1
+
+
+def test_set_ups_without_a_common_seed_are_told(tmp_path: Path) -> None:
+    one = make_run(tmp_path / "one", identity={"seed": 0})
+    other = make_run(tmp_path / "other", identity={"seed": 1, "optimizer.lr": 0.1})
+
+    result = compared(one, other)
+
+    assert len(result.groups) == 2
+    assert any(note.startswith("no seed is in all set-ups") for note in result.notes)

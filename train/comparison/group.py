@@ -5,7 +5,7 @@ import json
 import math
 import re
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -115,6 +115,19 @@ def make_groups(runs: Sequence[Run]) -> list[Group]:
     if len(set(labels)) < len(labels):
         labels = [group[0].where for group in members.values()]
     return [Group(label, tuple(group)) for label, group in zip(_apart(labels), members.values(), strict=True)]
+
+
+def shared_seeds(groups: Sequence[Group]) -> set[Any]:
+    """Those of which every set-up has a run: a mean over others would compare luck."""
+    return set.intersection(*(set(group.seeds) for group in groups))
+
+
+def with_seeds(groups: Sequence[Group], seeds: Collection[Any]) -> list[Group]:
+    """The same set-ups, with their runs of these seeds; each has one."""
+    kept = []
+    for group in groups:
+        kept.append(Group(group.label, tuple(run for run in group.runs if run.seed in seeds)))
+    return kept
 
 
 def _apart(labels: Sequence[str]) -> list[str]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from train.comparison.agree import Agreement, agreement, counted
 from train.comparison.cost import Cost, cost_of
-from train.comparison.group import Group, Spread, losses, make_groups, spread
+from train.comparison.group import Group, Spread, losses, make_groups, shared_seeds, spread, with_seeds
 from train.comparison.keys import MATHEMATICS, Key, differing, machines, relabelled
 from train.comparison.notes import notes
 from train.comparison.outcome import Outcome, Target, outcomes, target_of
@@ -38,9 +38,17 @@ class Comparison:
         return spread(map(number, self.costs[group]))
 
 
+NOT_SHARED = "means are over the seeds that all set-ups have, and some have no run of seed"
+
+
 def compare(runs: Sequence[Run], left_out: Sequence[LeftOut] = (), target: float | None = None) -> Comparison:
     """`target`: an evaluation loss; unset, the lowest that every run reached."""
     groups = relabelled(make_groups(runs))
+    seeds = shared_seeds(groups)
+    if seeds:
+        unshared = [run for run in runs if run.seed not in seeds]
+        left_out = [*left_out, *(LeftOut(run.where, f"{NOT_SHARED} {run.seed}") for run in unshared)]
+        groups = with_seeds(groups, seeds)
     metrics = losses(groups)
     found = (agreement(runs, metric, same_recipe=True) for metric in metrics)
     costs = tuple(tuple(cost_of(run) for run in group.runs) for group in groups)

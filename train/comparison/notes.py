@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from train.comparison.cost import FEWEST_FOR_P95, Cost
-from train.comparison.group import Group
+from train.comparison.group import Group, shared_seeds
 from train.comparison.keys import machines
 from train.comparison.outcome import Target, equal_samples
 from train.comparison.paying import sentence
@@ -49,7 +49,10 @@ def _about_runs(runs: Sequence[Run]) -> list[str]:
 
 def _about_seeds(groups: Sequence[Group]) -> list[str]:
     again = [group.label for group in groups if len(group.seeds) < len(group.runs)]
-    return [f"{label} holds several runs of one seed; spreads are over its runs" for label in again]
+    told = [f"{label} holds several runs of one seed; spreads are over its runs" for label in again]
+    if not shared_seeds(groups):
+        told.append("no seed is in all set-ups: each figure is of the set-up's own seeds, luck included")
+    return told
 
 
 def _about_rows(groups: Sequence[Group], runs: Sequence[Run]) -> list[str]:

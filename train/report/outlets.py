@@ -87,9 +87,8 @@ def _open(
     secrets = secret_values(os.environ) | secrets_in(config)
     config = redact(config, secrets)
     surroundings = environment(sys.argv, loaded.path)
-    segments = redact(segments_of(plan, folder.resumed_from), secrets)
-    facts = {**summary, "versions": surroundings["packages"], "segments": segments}
-    derived = {**plan.derived(), **hashes(segments), **facts}
+    facts = {**summary, "versions": surroundings["packages"]}
+    derived = redact(_derived(plan, folder), secrets) | facts
     _write_first_files(folder, config, surroundings)
 
     log_file = (folder.path / "log.txt").open("a", encoding="utf-8")
@@ -124,9 +123,6 @@ def _open(
     # Last: now the run has begun.
     folder.write_json("plan.json", redact(plan.as_dict(), secrets) | {"derived": derived})
 
-    finished: Callable[[], str] = str
-    if loaded.config.wandb.log_model:
-        finished = partial(log_model, tracker, folder.path / "final")
     return Outlets(
         folder=folder,
         journal=journal,
@@ -135,9 +131,21 @@ def _open(
         tables=Tables(folder, screen, tracker),
         secrets=secrets,
         next_line="" if "--smoke" in loaded.flags else _next_line(folder.path),
-        finished=finished,
+        finished=_finished(loaded, tracker, folder),
         warned_of_slow_stop=bool(warning),
     )
+
+
+def _finished(loaded: Loaded, tracker: Tracker, folder: RunFolder) -> Callable[[], str]:
+    if loaded.config.wandb.log_model:
+        return partial(log_model, tracker, folder.path / "final")
+    return str
+
+
+def _derived(plan: RunPlan, folder: RunFolder) -> dict[str, Any]:
+    """What the plan gives, and the hashes of all that the run was trained with since its first step."""
+    segments = segments_of(plan, folder.resumed_from)
+    return {**plan.derived(), **hashes(segments), "segments": segments}
 
 
 def _write_first_files(folder: RunFolder, config: Any, surroundings: Mapping[str, Any]) -> None:
