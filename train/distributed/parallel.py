@@ -67,7 +67,8 @@ def _norm_of_narrow(gradients: list[Tensor]) -> Tensor:
     Squares are added up in float64: on a CPU, torch 2.13 adds float32 one after the other (1e-5 off at 300,000).
     """
     wide = torch.float32 if gradients[0].device.type == "mps" else torch.float64  # which MPS does not have
-    norms = torch._foreach_norm(gradients, 2.0, wide)
+    parts = [torch.view_as_real(g) if g.is_complex() else g for g in gradients]
+    norms = torch._foreach_norm(parts, 2.0, wide)
     return torch.linalg.vector_norm(torch.stack(norms)).float()
 
 
