@@ -1,6 +1,5 @@
 """The learner of a run: model and optimizer as the config describes them, and how the ranks share the work on them."""
 
-from collections import defaultdict
 from typing import Any
 
 import psutil
@@ -19,7 +18,7 @@ from train.models.weights import parameter_dtype
 from train.optim.optimizer import can_skip_on_device, make_optimizer, scaled_numbers
 from train.optim.skipped_steps import SkippedSteps
 from train.step import Learner
-from train.tasks import Task
+from train.tasks import Task, coefficients_of
 
 
 def make_learner(config: Config, task: Task, accelerator: Accelerator, effective_batch: int, ranks: Ranks) -> Learner:
@@ -48,7 +47,7 @@ def make_learner(config: Config, task: Task, accelerator: Accelerator, effective
         dtype=dtype,
         feed=Feed(accelerator.device, dtype),
         task=task,
-        coefficients=defaultdict(lambda: 1.0, getattr(task, "coefficients", {})),
+        coefficients=coefficients_of(task),
         optimizer=optimizer,
         scaler=torch.amp.GradScaler(accelerator.device.type, enabled=uses_fp16),
         skips_on_device=can_skip_on_device(optimizer),

@@ -137,7 +137,7 @@ def judged(folder: Path) -> tuple[str, str]:
         ([net("dropout under a head of zeros")], "false", "other masks for other micro-batches (drop)"),
         ([net("centred under a head of zeros")], "false", "the model couples samples"),
         ([net("head of zeros")], "verified", "adds up"),
-        (["task=tests.exactness.test_additivity.Balanced", "precision=fp32"], "false", "couples samples"),
+        (["task=tests.exactness.test_additivity.Balanced", "precision=fp32"], "false", "couples the samples"),
         (
             ["task=tests.exactness.test_additivity.Declared"],
             "false",
@@ -183,7 +183,7 @@ def test_low_precision_comes_with_its_bound(run_ranks: Any, tmp_path: Path, over
 
 @pytest.mark.parametrize(
     ("override", "reason"),
-    [(net("dropout"), "other masks"), ("task=tests.exactness.test_additivity.Balanced", "couples samples")],
+    [(net("dropout"), "other masks"), ("task=tests.exactness.test_additivity.Balanced", "couples the samples")],
 )
 def test_low_precision_hides_nothing(run_ranks: Any, tmp_path: Path, override: str, reason: str) -> None:
     """Autocast rounds by far more than these add."""

@@ -1,7 +1,8 @@
 """Is the gradient of a step that of the one big batch? Tried at the start on one micro-batch, not taken on trust."""
 
-import math
-from collections.abc import Iterator, Sequence
+import difflib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,11 +13,14 @@ from train.batch.window import Batch
 from train.data import Padding, Sets, in_memory
 from train.data.device_prefetch import to_device
 from train.errors import UserError
+from train.exactness.loss_trial import try_loss
 from train.exactness.padding import padding_reasons
-from train.exactness.reference_gradient import as_many_as_fit, in_training, plain_forward
+from train.exactness.reference_gradient import as_many_as_fit, widest_forward
+from train.exactness.training_trial import Findings, try_training
+from train.exactness.trial import Trial
 from train.models.preserve_state import undisturbed
 from train.step import Learner
-from train.tasks import Task, by_term
+from train.tasks import Task, TaskError, by_term
 
 TOLERANCE = {"fp64": 1e-11, "fp32": 1e-5, "tf32": 1e-2, "fp16": 1e-2, "bf16": 5e-2, "bf16 parameters": 5e-2}
 """Largest relative difference between the loss of a batch and the sum over its halves that rounding explains."""
@@ -33,13 +37,11 @@ ROUNDS = {
 }
 """Arithmetic in which the gradient depends on how a batch is split, by more than anybody would call exact."""
 
+HALF = ("float16", "bfloat16")
+
 
 class NotExact(UserError):
     """batch.exact=required, and the run would not be exact."""
-
-
-class TaskError(UserError):
-    """A task whose loss and weight do not fit together."""
 
 
 @dataclass(frozen=True)
@@ -86,73 +88,71 @@ def check_sets(learner: Learner, sets: Sets) -> None:
 
 
 def judge(learner: Learner, batch: Batch, precision: str, padding: Padding | None = None) -> Exactness:
-    """Split `batch` (on the CPU, as a rank would be fed) in two, and see whether loss, weight and gradient add up.
+    """Put `batch` (on the CPU, as a rank would be fed) through whole and in parts: do loss, weight and gradient add up?
 
-    Tried without autocast, whose rounding would hide what couples samples a little. With `padding` its parts are cut as
-    training would: the shortest text from the others, each part to its longest.
+    Tried without autocast, whose rounding would hide what couples samples a little; with it where the model takes
+    nothing else. With `padding` its parts are cut as training would: each to its longest.
 
-    Fewer samples are tried where these do not fit the memory. Leaves the module's buffers and the random number
+    Fewer samples are tried where these do not fit the memory. Leaves buffers, attributes and the random number
     generators as they were. Raises TaskError where loss_sum and loss_weight do not fit together at all.
     """
     return as_many_as_fit(lambda samples: _judge(learner, samples, precision, padding), batch)
 
 
 def _judge(learner: Learner, batch: Batch, precision: str, padding: Padding | None) -> Exactness:
-    task, module, device, dtype = learner.task, learner.module, learner.device, learner.dtype
-    own, plain = arithmetic(learner, precision), arithmetic(learner, "fp64" if dtype == torch.float64 else "fp32")
-    tolerance = TOLERANCE[plain]
-    parts = _split(batch, padding)
-    size = len(next(iter(batch.values())))
-    mistakes: list[str] = []
-    reasons = list(_declared(task))
-    error = 0.0
-    untried = "" if size > 1 else "one sample cannot be split"
-    with undisturbed(module, device) as training_modes, torch.no_grad():
-        terms = _checked_terms(task, module, to_device(batch, device, dtype), batch)
-        fed: Sequence[Batch] = parts
-        if padding:
-            reasons += padding_reasons(learner, batch, padding, tolerance)
-            fed = parts if reasons else (batch, *map(padding.cut, parts[1:]))
-        module.eval()
-        with plain_forward(module):
-            losses = [_sums(learner, part) for part in fed] if size > 1 else []
-        for term in terms if losses else ():
-            weights = [by_term(task.loss_weight(part))[term] for part in parts]
-            sums = [of_part[term] for of_part in losses]
-            if not all(map(math.isfinite, sums)):
-                reasons.append(f"the loss ({term}) of the first samples is {sums[0]}: not finite before the first step")
-                continue
-            if not weights[0]:
-                untried = f"none of the first {size} samples counts for the loss ({term})"
-            elif padding and not weights[1]:
-                untried = f"the shortest text does not count for the loss ({term}): cutting padding off was not tried"
-            error = max(error, abs(sums[0] - sums[1] - sums[2]) / (abs(sums[0]) or 1.0))
-            mistakes += [*_weight_mistakes(term, weights), *_mean_mistakes(term, sums, weights, tolerance)]
-            if not mistakes and _differ(sums[0], sums[1] + sums[2], tolerance):
-                reasons.append(_coupling(term, sums))
-        training_modes()
-        if losses and not mistakes and not reasons:
-            apart, reasons, hidden = in_training(learner, fed, tolerance)
-            error, untried = max(error, apart), untried or hidden
+    widest = arithmetic(learner, "fp64" if learner.dtype == torch.float64 else "fp32")
+    own = arithmetic(learner, precision)
+    with undisturbed(learner.module, learner.device) as training_modes, torch.no_grad():
+        trial = Trial(learner, batch, padding)
+        terms = _checked_terms(learner.task, learner.module, to_device(batch, learner.device, learner.dtype), batch)
+        try:
+            with full_float32(), widest_forward(learner, batch) as refused:
+                tried_in = own if refused else widest
+                found = _try(trial, terms, "fp32" if tried_in == "tf32" else tried_in, training_modes)
+        finally:
+            trial.start.restore()
+    rounds = []
     if own in ROUNDS:
-        reasons.append(
+        rounds.append(
             f"{ROUNDS[own]}: within {BOUNDS[own]:.0e} of the big batch's gradient (scripts/verify.py measures)"
         )
-    if mistakes or reasons:
-        return Exactness("false", tuple(dict.fromkeys([*mistakes, *reasons])), terms, tuple(mistakes))
-    if untried:
-        return Exactness("declared", (untried,), terms)
-    return Exactness("verified", (f"a split micro-batch adds up, to {error:.0e} ({plain})",), terms)
+    elif trial.narrower_inside in HALF:
+        rounds.append(
+            f"the model computes in {trial.narrower_inside} inside, which rounds each micro-batch: its parts add up to "
+            f"{found.error:.0e}"
+        )
+    if found.mistakes or found.reasons or (rounds and not refused):
+        reasons = tuple(dict.fromkeys([*found.mistakes, *found.reasons, *rounds]))
+        return Exactness("false", reasons, terms, tuple(found.mistakes))
+    if refused:
+        only = f"the model runs in {own} only ({refused}): tried in that alone, its parts add up to {found.error:.0e}"
+        return Exactness("declared", (only, *rounds), terms)
+    if found.untried:
+        return Exactness("declared", tuple(dict.fromkeys(found.untried)), terms)
+    inside = f", {trial.narrower_inside} inside" if trial.narrower_inside else ""
+    return Exactness("verified", (f"a split micro-batch adds up, to {found.error:.0e} ({widest}{inside})",), terms)
 
 
-def _split(batch: Batch, padding: Padding | None) -> tuple[Batch, Batch, Batch]:
-    """The batch, and two parts of it: halves; where texts are cut to their length, the shortest one and the others."""
-    size = len(next(iter(batch.values())))
-    order, cut = torch.arange(size), size // 2
-    if padding:
-        order, cut = padding.lengths(batch).argsort(stable=True), 1
-    first, second = ({name: column[part] for name, column in batch.items()} for part in (order[:cut], order[cut:]))
-    return batch, first, second
+def _try(trial: Trial, terms: Sequence[str], precision: str, training_modes: Callable[[], None]) -> Findings:
+    """First the loss alone, without all that is random and every statistic of a batch; then in training mode."""
+    learner, tolerance = trial.learner, TOLERANCE[precision]
+    learner.module.eval()
+    found = Findings()
+    if trial.padding:
+        found.reasons += padding_reasons(learner, trial.whole, trial.padding, tolerance)
+    found.reasons += _declared(learner.task)
+    try_loss(trial, terms, tolerance, found)
+    training_modes()
+    if found.mistakes or found.reasons:
+        return found
+    trained = try_training(trial, tolerance)
+    if trial.samples == 1:
+        trained.untried.append("one sample cannot be split")
+    return Findings(
+        reasons=trained.reasons,
+        untried=[*found.untried, *trained.untried],
+        error=max(found.error, trained.error),
+    )
 
 
 def _checked_terms(task: Task, module: nn.Module, on_device: Batch, batch: Batch) -> tuple[str, ...]:
@@ -162,6 +162,7 @@ def _checked_terms(task: Task, module: nn.Module, on_device: Batch, batch: Batch
         raise TaskError(
             f"{name}: loss_weight has the terms {', '.join(weights)}, loss_sum {', '.join(sums)}: they must be the same"
         )
+    _check_coefficients(task, list(weights))
     for term, value in sums.items():
         if not isinstance(value, Tensor) or value.dim() or value.dtype not in (torch.float32, torch.float64):
             got = f"{value.dtype}, shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
@@ -169,44 +170,31 @@ def _checked_terms(task: Task, module: nn.Module, on_device: Batch, batch: Batch
     return tuple(weights)
 
 
-def _weight_mistakes(term: str, weights: Sequence[float]) -> Iterator[str]:
-    whole, *parts = weights
-    if abs(whole - sum(parts)) > 1e-9 * abs(whole):
-        yield (
-            f"loss_weight ({term}) is {whole:g} for a batch, {parts[0]:g} + {parts[1]:g} for its halves: it must count "
-            f"what adds up, such as samples or labels"
-        )
+def _check_coefficients(task: Task, terms: Sequence[str]) -> None:
+    """A coefficient of a term that does not exist would leave the real one at 1."""
+    for term in getattr(task, "coefficients", {}):
+        if term not in terms:
+            near = difflib.get_close_matches(str(term), terms, n=1, cutoff=0.4)
+            meant = f"Did you mean {near[0]!r}? " if near else ""
+            raise TaskError(
+                f"{type(task).__name__}.coefficients names the term {term!r}, but the loss has the terms "
+                f"{', '.join(terms)}. {meant}Change coefficients, or the names in loss_sum and loss_weight"
+            )
 
 
-def _mean_mistakes(term: str, sums: Sequence[float], weights: Sequence[float], tolerance: float) -> Iterator[str]:
-    """With everything random, and every statistic of a batch, switched off: what remains is the loss itself."""
-    whole, *parts = sums
-    mean = (parts[0] * weights[1] + parts[1] * weights[2]) / (weights[0] or 1.0)
-    if _differ(whole, sum(parts), tolerance) and not _differ(whole, mean, tolerance):
-        yield (
-            f"loss_sum ({term}) returns a mean, {whole:.4g}, where a sum is needed: reduction='sum'; the step divides "
-            f"by loss_weight"
-        )
-
-
-def _coupling(term: str, sums: Sequence[float]) -> str:
-    whole, *halves = sums
-    apart = abs(whole - sum(halves)) / abs(whole or 1.0)
-    return (
-        f"the loss ({term}) couples the samples of a batch: {whole:.6g}, and the sum over its halves is {apart:.0e} of "
-        f"that away (negatives within the batch, a balance loss?)"
-    )
-
-
-def _sums(learner: Learner, batch: Batch) -> dict[str, float]:
-    sums = by_term(learner.task.loss_sum(learner.module, to_device(batch, learner.device, learner.dtype)))
-    return {term: float(value) for term, value in sums.items()}
+@contextmanager
+def full_float32() -> Iterator[None]:
+    """No TensorFloat-32 inside, which convolutions on a GPU use unless told otherwise: it rounds as much as bf16."""
+    matmul, convolutions = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(matmul)
+        torch.backends.cudnn.allow_tf32 = convolutions
 
 
 def _declared(task: Task) -> Iterator[str]:
     if getattr(task, "couples_samples", False):
         yield f"{type(task).__name__} says of its loss that it couples the samples of a batch (couples_samples)"
-
-
-def _differ(a: float, b: float, tolerance: float) -> bool:
-    return abs(a - b) > tolerance * max(abs(a), abs(b))

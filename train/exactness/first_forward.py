@@ -15,11 +15,11 @@ from train.batch.window import Batch
 from train.data import DataError, Sets, TrainingSet, in_range
 from train.data.device_prefetch import to_device
 from train.errors import UserError
-from train.exactness.additivity import TaskError, check_sets
+from train.exactness.additivity import check_sets
 from train.exactness.reference_gradient import as_many_as_fit
 from train.models.preserve_state import undisturbed
 from train.step import Learner
-from train.tasks import by_term
+from train.tasks import TaskError, by_term
 
 NO_MISFIT = (DataError, TaskError, MemoryError, OSError, torch.OutOfMemoryError, torch.AcceleratorError)
 """What is told in words of its own, or is the machine's fault: another start may help."""

@@ -6,7 +6,7 @@ import torch
 
 from train.batch.window import Batch
 from train.data import Padding
-from train.exactness.reference_gradient import loss_and_gradient, plain_forward, squares
+from train.exactness.reference_gradient import loss_and_gradient, squares
 from train.models import ModelError
 from train.step import Learner
 
@@ -19,7 +19,7 @@ def padding_reasons(learner: Learner, batch: Batch, padding: Padding, tolerance:
     """
     learner.module.eval()
     apart, size = torch.zeros(2, dtype=torch.float64), torch.zeros(2, dtype=torch.float64)
-    with plain_forward(learner.module), torch.enable_grad():
+    with torch.enable_grad():
         for i, length in enumerate(padding.lengths(batch).tolist()):
             text = {name: column[i : i + 1] for name, column in batch.items()}
             whole = loss_and_gradient(learner, text)

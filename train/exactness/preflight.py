@@ -5,10 +5,11 @@ from dataclasses import dataclass
 from train.batch.window import Batch
 from train.config import Config
 from train.data import Sets, TrainingSet
-from train.exactness.additivity import Exactness, NotExact, TaskError, judge
+from train.exactness.additivity import Exactness, NotExact, judge
 from train.exactness.first_forward import try_first
 from train.exactness.recomputation import check_recomputation
 from train.step import Learner
+from train.tasks import TaskError
 
 TRIAL_SAMPLES = 8  # few, since more prove no more
 

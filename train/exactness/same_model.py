@@ -1,14 +1,12 @@
 """Do all ranks train the same function? Weights are rank 0's on all of them; what else a model holds is not."""
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
 from train.batch.window import Batch
 from train.distributed.ranks import Ranks
 from train.errors import UserError
-from train.exactness.reference_gradient import REENTRANT, as_many_as_fit, loss_and_gradient, plain_forward
+from train.exactness.reference_gradient import as_many_as_fit, loss_and_gradient, widest_forward
 from train.models.preserve_state import undisturbed
 from train.randomness import DATA_SEED, drawn_from
 from train.step import Learner
@@ -49,17 +47,12 @@ def check_same_model(learner: Learner, batch: Batch, ranks: Ranks) -> None:
 def _norms(learner: Learner, batch: Batch) -> list[float]:
     """Of the loss, and of the gradient of each parameter."""
     module = learner.module
-    with undisturbed(module, learner.device), plain_forward(module), torch.enable_grad(), drawn_from(DATA_SEED):
+    with (
+        undisturbed(module, learner.device),
+        widest_forward(learner, batch),
+        torch.enable_grad(),
+        drawn_from(DATA_SEED),
+    ):
         module.eval()
-        found = _loss_and_gradient(learner, batch)
-    return torch.stack([torch.linalg.vector_norm(value.detach()).double() for value in found]).tolist()
-
-
-def _loss_and_gradient(learner: Learner, batch: Batch) -> Sequence[Tensor]:
-    try:
-        return loss_and_gradient(learner, batch)
-    except RuntimeError as error:
-        if REENTRANT not in str(error):
-            raise
-    with torch.no_grad():
-        return loss_and_gradient(learner, batch)
+        found: list[Tensor] = [value.detach() for value in loss_and_gradient(learner, batch)]
+    return torch.stack([torch.linalg.vector_norm(value).double() for value in found]).tolist()

@@ -4,13 +4,17 @@ A task calls `model(...)` and nothing inside it, since a forward of the wrapped 
 gradients. It never divides, never reduces over ranks and knows nothing of micro-batches.
 """
 
+import math
+from collections import defaultdict
 from collections.abc import Mapping
+from numbers import Real
 from typing import Any, Protocol, TypeVar
 
 from torch import Tensor
 
 from train.batch.window import Batch
 from train.config import Config, resolve
+from train.errors import UserError
 from train.randomness import drawn_from
 
 T = TypeVar("T")
@@ -21,6 +25,10 @@ ONLY = "loss"  # the name of the term of a task that has one
 def by_term(value: T | Mapping[str, T]) -> Mapping[str, T]:
     """What loss_weight and loss_sum give, by the names of the terms."""
     return value if isinstance(value, Mapping) else {ONLY: value}
+
+
+class TaskError(UserError):
+    """A task whose loss, weight and coefficients do not fit together."""
 
 
 class Task(Protocol):
@@ -45,6 +53,9 @@ class Task(Protocol):
 
     # Optional, for tasks that have more to say:
     #
+    # split_invariant_draws = True (of the task, or of a module): what it draws from the global generators gives a
+    # sample the same numbers however a batch is cut. Any other draw in training makes a run not exact.
+    #
     # couples_samples = True: the loss of a sample depends on the others of its micro-batch (negatives within the batch,
     # a balance loss), so that no split of a batch has its gradient. Said where a trial cannot find it out.
     #
@@ -60,6 +71,26 @@ class Task(Protocol):
     #
     # samples(model, batch, decode) -> rows of a table, {column: text}: what the model makes of `batch`, some
     # held-out samples, at each evaluation; `decode` turns tokens into text.
+
+
+def coefficients_of(task: Task) -> Mapping[str, float]:
+    """By which the terms of the loss are added up: 1 where the task names none. Raises TaskError for what is no number.
+
+    Whether the terms that it names exist is seen once the loss has given its own (exactness.additivity).
+    """
+    given = getattr(task, "coefficients", {})
+    name = type(task).__name__
+    if not isinstance(given, Mapping):
+        raise TaskError(
+            f"{name}.coefficients must be {{term: number}}: got {type(given).__name__}. "
+            f"Type: coefficients = {{{ONLY!r}: 1.0}}"
+        )
+    for term, factor in given.items():
+        if isinstance(factor, Tensor) and factor.dim() == 0 and not factor.requires_grad:
+            continue
+        if isinstance(factor, bool) or not isinstance(factor, Real) or not math.isfinite(factor):
+            raise TaskError(f"{name}.coefficients[{term!r}] must be a finite number: got {factor!r}")
+    return defaultdict(lambda: 1.0, given)
 
 
 def make_task(config: Config) -> Task:
