@@ -137,7 +137,7 @@ def build(loaded: Loaded, loop: str) -> Run:
     prepared = prepare(loaded, loop, ranks)
     plan = prepared.plan
     learner = make_learner(config, prepared.task, accelerator, plan.batch.effective, ranks)
-    tried = ranks.together(lambda: preflight(learner, prepared.sets, config))
+    tried = ranks.together(lambda: preflight(learner, prepared.sets, plan, config))
     check_same_model(learner, tried.trial, ranks)
     find = partial(newest, say=print_error)
     folder = ranks.from_main(lambda: claim(config, plan, find, named, stop.requested))

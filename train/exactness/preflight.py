@@ -5,9 +5,11 @@ from dataclasses import dataclass
 from train.batch.window import Batch
 from train.config import Config
 from train.data import Sets, TrainingSet
-from train.exactness.additivity import Exactness, NotExact, judge
+from train.exactness.additivity import ROUNDS, Exactness, NotExact, arithmetic, judge
 from train.exactness.first_forward import try_first
+from train.exactness.lone_sample import check_lone_samples
 from train.exactness.recomputation import check_recomputation
+from train.plan.run_plan import RunPlan
 from train.step import Learner
 from train.tasks import TaskError
 
@@ -23,19 +25,21 @@ class Preflight:
     exactness: Exactness
 
 
-def preflight(learner: Learner, sets: Sets, config: Config) -> Preflight:
+def preflight(learner: Learner, sets: Sets, plan: RunPlan, config: Config) -> Preflight:
     """Try the first forward, the first loss, and whether a batch adds up from its parts.
 
-    Raises what try_first and check_recomputation do, TaskError where loss and weight do not fit together, NotExact
-    where batch.exact=required cannot be kept.
+    Raises what try_first, check_lone_samples and check_recomputation do, TaskError where loss and weight do not fit
+    together, NotExact where batch.exact=required cannot be kept.
     """
     trial = sets.trial(config.seed, TRIAL_SAMPLES)
     samples = try_first(learner, sets, trial, config.data.columns)
+    check_lone_samples(learner, trial, plan, config)
     check_recomputation(learner, trial)
     exactness = judge(learner, trial, config.precision, sets.padding)
     if exactness.mistakes and config.batch.exact != "ignore":
         raise TaskError(f"{exactness.mistakes[0]}. (batch.exact=ignore trains all the same)")
-    if config.batch.exact == "required" and exactness.exact == "false":
+    rounds = arithmetic(learner, config.precision) in ROUNDS  # so does what is declared for want of a wider type
+    if config.batch.exact == "required" and (exactness.exact == "false" or rounds):
         reasons = "".join(f"\n  {reason}" for reason in exactness.reasons)
         raise NotExact(f"batch.exact=required, but this run would not be exact:{reasons}\nType: batch.exact=warn")
     return Preflight(trial, samples, exactness)

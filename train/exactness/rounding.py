@@ -1,4 +1,4 @@
-"""Is a difference rounding? No tolerance can know: numbers that cancel lose digits, and a model may choose its types."""
+"""Is a difference rounding? No tolerance knows: numbers that cancel lose digits, and a model may choose its types."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
