@@ -243,6 +243,35 @@ def test_what_is_no_loss_is_refused(
     assert message in capsys.readouterr().err
 
 
+class Misspelt(TwoTerms):
+    coefficients: Mapping[str, float] = {"penalties": 0.25}
+
+
+class NoMapping(TwoTerms):
+    coefficients: Any = 0.25
+
+
+class NoNumber(TwoTerms):
+    coefficients: Mapping[str, Any] = {"penalty": "a quarter"}
+
+
+@pytest.mark.parametrize(
+    ("task", "message"),
+    [
+        ("Misspelt", "names the term 'penalties', but the loss has the terms cross_entropy, penalty. Did you mean "),
+        ("NoMapping", "coefficients must be {term: number}: got float"),
+        ("NoNumber", "coefficients['penalty'] must be a finite number: got 'a quarter'"),
+    ],
+)
+def test_coefficients_of_terms_that_exist(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], task: str, message: str
+) -> None:
+    assert start(tmp_path, f"task=tests.exactness.test_additivity.{task}") == 2
+
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
 def test_the_trial_disturbs_nothing(tmp_path: Path) -> None:
     """Dropout draws the same masks, and BatchNorm has the same statistics, as if nothing had been tried."""
     for kind in ("dropout", "batch norm"):
@@ -382,6 +411,33 @@ class NoRoom(OtherForOne):
             raise torch.OutOfMemoryError("CUDA out of memory")
         logits: Tensor = self.only(inputs)
         return logits
+
+
+class Watcher(OtherForOne):
+    """(samples, 6) -> (samples, 3). Its running mean counts in eval mode only: no gradient tells."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(6))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        if self.training:
+            self.mean = 0.9 * self.mean + 0.1 * inputs.mean(0)
+            return self.only(inputs)
+        return self.only(inputs - self.mean)
+
+
+def test_what_no_gradient_tells_is_not_exact(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = "model={target: tests.exactness.test_additivity.Watcher}"
+
+    assert verify(argv(tmp_path, model)) == 1
+
+    told = capsys.readouterr().out
+    assert "NOT EXACT" not in told
+    assert "the forward changes buffer mean" in told
+    assert start(tmp_path, model) == 0
+    assert judged(tmp_path)[0] == "false"
+    assert "the loss in an evaluation is" in judged(tmp_path)[1]
 
 
 def test_verify_finds_one_layer_of_dropout(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -52,6 +52,7 @@ class Exactness:
     reasons: tuple[str, ...]
     terms: tuple[str, ...]  # of the loss
     mistakes: tuple[str, ...] = ()  # those reasons that no task can have meant
+    beyond_rounding: tuple[str, ...] = ()  # those reasons that no wider arithmetic would remove
 
     def lines(self, wanted: str) -> list[str]:
         """For the screen; `wanted` is batch.exact."""
@@ -104,6 +105,7 @@ def _judge(learner: Learner, batch: Batch, precision: str, padding: Padding | No
     own = arithmetic(learner, precision)
     with undisturbed(learner.module, learner.device) as training_modes, torch.no_grad():
         trial = Trial(learner, batch, padding)
+        learner.module.eval()
         terms = _checked_terms(learner.task, learner.module, to_device(batch, learner.device, learner.dtype), batch)
         try:
             with full_float32(), widest_forward(learner, batch) as refused:
@@ -122,8 +124,8 @@ def _judge(learner: Learner, batch: Batch, precision: str, padding: Padding | No
             f"{found.error:.0e}"
         )
     if found.mistakes or found.reasons or (rounds and not refused):
-        reasons = tuple(dict.fromkeys([*found.mistakes, *found.reasons, *rounds]))
-        return Exactness("false", reasons, terms, tuple(found.mistakes))
+        beyond = tuple(dict.fromkeys([*found.mistakes, *found.reasons]))
+        return Exactness("false", (*beyond, *rounds), terms, tuple(found.mistakes), beyond)
     if refused:
         only = f"the model runs in {own} only ({refused}): tried in that alone, its parts add up to {found.error:.0e}"
         return Exactness("declared", (only, *rounds), terms)

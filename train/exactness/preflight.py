@@ -9,6 +9,7 @@ from train.exactness.additivity import ROUNDS, Exactness, NotExact, arithmetic, 
 from train.exactness.first_forward import try_first
 from train.exactness.lone_sample import check_lone_samples
 from train.exactness.recomputation import check_recomputation
+from train.exactness.state import capture
 from train.plan.run_plan import RunPlan
 from train.step import Learner
 from train.tasks import TaskError
@@ -31,6 +32,14 @@ def preflight(learner: Learner, sets: Sets, plan: RunPlan, config: Config) -> Pr
     Raises what try_first, check_lone_samples and check_recomputation do, TaskError where loss and weight do not fit
     together, NotExact where batch.exact=required cannot be kept.
     """
+    state = capture(learner.module, learner.task)
+    try:
+        return _try(learner, sets, plan, config)
+    finally:
+        state.restore()  # the attributes, too, which a model or task counts or caches in
+
+
+def _try(learner: Learner, sets: Sets, plan: RunPlan, config: Config) -> Preflight:
     trial = sets.trial(config.seed, TRIAL_SAMPLES)
     samples = try_first(learner, sets, trial, config.data.columns)
     check_lone_samples(learner, trial, plan, config)

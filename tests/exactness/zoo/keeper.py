@@ -1,9 +1,10 @@
 """What our trial says of each animal, in float32, beside its true error."""
 
-from dataclasses import dataclass
 from types import SimpleNamespace
+from typing import Any
 
 import torch
+from torch import nn
 
 from tests.exactness.zoo.animals import Animal, data, made
 from tests.exactness.zoo.exact import EXACT
@@ -16,16 +17,14 @@ ZOO = [*INEXACT, *EXACT]
 TRIAL = 8
 
 
-@dataclass(frozen=True)
-class Verdict:
-    animal: Animal
-    found: Exactness
-
-
 def tried(animal: Animal, dtype: torch.dtype = torch.float32) -> Exactness:
     """As before the first step of a run, on its first samples."""
     module, task = made(animal)
-    module.train().to(dtype) if dtype != torch.float32 else module.train()
+    return judged(module.to(dtype) if dtype != torch.float32 else module, task, dtype)
+
+
+def judged(module: nn.Module, task: Any, dtype: torch.dtype = torch.float32) -> Exactness:
+    module.train()
     batch = {name: column[:TRIAL] for name, column in data().items()}
     learner = SimpleNamespace(
         module=module,
