@@ -1,8 +1,10 @@
 """What a forward may change besides gradients: buffers, plain attributes, generators that a model keeps for itself."""
 
+import operator
 import random
+import sys
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +17,12 @@ MOST_LEAVES = 10_000
 
 DEEPEST = 4
 """How far lists, dicts and objects inside one another are followed."""
+
+LARGEST = 2**26
+"""Bytes of a tensor that is copied; of a larger one it is seen whether it was written to, and no more."""
+
+LIBRARIES = sys.stdlib_module_names | {"accelerate", "datasets", "numpy", "omegaconf", "torch", "transformers", "wandb"}
+"""Whose objects are not followed: a logger leads to all others."""
 
 NOT_FOLLOWED = frozenset(vars(nn.Module())) | {"forward", "_original_forward", "_compiled_call_impl"}
 """What nn.Module keeps for itself, and what accelerate and plain_forward put into a module."""
@@ -112,12 +120,17 @@ def _follow(state: State, value: Any, name: str, depth: int) -> None:
 
 
 def _follow_tensor(state: State, value: Tensor, name: str) -> None:
-    copy = value.detach().clone()
     version = value._version
+    if value.numel() * value.element_size() > LARGEST:
+        state.leaves[name] = version
+        return
+    copy = value.detach().clone()
     state.leaves[name] = copy
 
     def put_back() -> None:
-        if value._version != version:  # else nobody wrote to it, and it may be part of a graph
+        # Part of a graph, and nobody wrote to it: a copy would make its backward pass raise. Writing to `.data` does
+        # not count as a version, so that all others are put back in any case.
+        if value.grad_fn is None or value._version != version:
             value.detach().copy_(copy)
 
     state._undo.append(put_back)
@@ -128,8 +141,9 @@ def _follow_inside(state: State, value: Any, name: str, depth: int) -> None:
         items = list(value)
 
         def refill_list() -> None:
-            value.clear()
-            value.extend(items)
+            if not _same_objects(value, items):
+                value.clear()
+                value.extend(items)
 
         state.leaves[f"{name} (length)"] = len(items)
         state._undo.append(refill_list)
@@ -139,8 +153,9 @@ def _follow_inside(state: State, value: Any, name: str, depth: int) -> None:
         kept = value.copy()
 
         def refill() -> None:
-            value.clear()
-            value.update(kept)
+            if not _same_objects(value, kept) or isinstance(value, dict):
+                value.clear()
+                value.update(kept)
 
         state.leaves[f"{name} (length)"] = len(kept)
         state._undo.append(refill)
@@ -149,8 +164,12 @@ def _follow_inside(state: State, value: Any, name: str, depth: int) -> None:
     elif isinstance(value, tuple):
         for i, item in enumerate(value):
             _follow(state, item, f"{name}[{i}]", depth)
-    elif not callable(value):
+    elif not callable(value) and type(value).__module__.partition(".")[0] not in LIBRARIES:
         _follow_attributes(state, value, f"{name}.", depth)
+
+
+def _same_objects(some: Collection[Any], others: Collection[Any]) -> bool:
+    return len(some) == len(others) and all(map(operator.is_, some, others))
 
 
 def _follow_generator(state: State, value: Any, name: str) -> None:

@@ -46,6 +46,7 @@ class Trial:
     whole: Batch
     padding: Padding | None
     start: State = field(init=False)
+    draws_in_eval: bool = False  # the loss itself draws random numbers
     narrower_inside: str = ""  # the type of numbers that explained a difference, where it is not that of the weights
     generators: Generators = field(init=False)
     _drawn_in_model: list[str] = field(default_factory=list)
@@ -149,7 +150,11 @@ class Trial:
         """The terms of the loss, without a gradient."""
         (start or self.start).restore()
         self.generators.seed(0)
-        return {term: float(value) for term, value in sums_of(self.learner, batch).items()}
+        before = self.generators.states()
+        sums = {term: float(value) for term, value in sums_of(self.learner, batch).items()}
+        if not self._invariant() and self.generators.states().moved_since(before):
+            self.draws_in_eval = True
+        return sums
 
     def apart(self, found: Outcome, expected: Outcome) -> float:
         """The larger one of the relative differences of the loss and of the gradient."""

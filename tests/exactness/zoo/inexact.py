@@ -275,6 +275,15 @@ class Mixup(Labels):
         return F.cross_entropy(model(share * batch["inputs"] + (1 - share) * other), batch["labels"], reduction="sum")
 
 
+class Diffusion(Labels):
+    """Noise, and how much of it, for each sample: the loss draws in eval mode, too."""
+
+    def loss_sum(self, model: Any, batch: Batch) -> Tensor:
+        inputs = batch["inputs"]
+        share, noise = torch.rand(len(inputs), 1).to(inputs), torch.randn_like(inputs)
+        return (model(share * inputs + (1 - share) * noise) - batch["targets"]).square().sum()
+
+
 class MovingScale(Labels):
     """The loss is divided by a running average of itself, which the task keeps."""
 
@@ -375,5 +384,6 @@ INEXACT = [
     _animal("gradient penalty of the mean", plain, PairPenalty),
     _animal("weights over their mean", plain, NormalisedWeights),
     _animal("mixup", plain, Mixup),
+    _animal("diffusion", plain, Diffusion),
     _animal("loss over its own average", plain, MovingScale),
 ]
