@@ -20,6 +20,7 @@ SLOW = (
     "tests/distributed/test_parallel.py::test_the_curve_is_that_of_other_splits",
     "tests/distributed/test_ranks.py",
     "tests/distributed/test_watchdog.py",
+    "tests/exactness/test_half_only.py::test_half_precision_only_is_declared",
     "tests/metrics/test_loss_mean.py",
     "tests/metrics/test_mfu.py",
     "tests/metrics/test_noise_scale.py",
