@@ -18,7 +18,7 @@ from tests.helpers import Trace, argv, distance, record, rows
 from train.accumulate import compute_gradient
 from train.batch.window import Window
 from train.config.check import CHOICES
-from train.distributed.parallel import ExplicitReduction, Parallel, Replicated
+from train.distributed.parallel import Parallel, Replicated
 from train.errors import RankFailed
 from train.main import main
 from train.optim import batch_scaling
@@ -102,8 +102,8 @@ def train_both_ways(arguments: list[str], other: list[str]) -> tuple[Trace, Trac
 
     ddp = record(arguments)
 
-    def parallelize(module: nn.Module, accelerator: Any, ranks: Any, dtype: torch.dtype) -> Parallel:
-        return NaiveReduction(accelerator.prepare_model(module, evaluation_mode=True), ranks)
+    def parallelize(module: nn.Module, accelerator: Any, ranks: Any, *_: Any) -> Parallel:
+        return NaiveReduction(module, ranks)
 
     train.setup.parallelize = parallelize  # type: ignore[assignment]
     return ddp, record(other)
@@ -151,9 +151,6 @@ def train_in_little_memory(arguments: list[str], whole: list[str]) -> tuple[Trac
 
         return retried
 
-    def parallelize(module: nn.Module, accelerator: Any, ranks: Any, dtype: torch.dtype) -> Parallel:
-        return ExplicitReduction(accelerator.prepare_model(module, evaluation_mode=True), ranks)
-
     def in_little_memory(learner: Learner, window: Window) -> Tensor:
         if learner.accelerator.process_index == 1 and max(window.micro_batches.sizes) > 2:
             raise torch.OutOfMemoryError("no room")
@@ -161,9 +158,9 @@ def train_in_little_memory(arguments: list[str], whole: list[str]) -> tuple[Trac
 
     with_room = record(whole)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("train.setup.parallelize", parallelize)
         with_part(patch, lambda setting: Part(name="oom_retry", gradient=around), before="rank_consistency")
-        return with_room, record(arguments, compute_gradient=in_little_memory), tried
+        little = record([*arguments, "runtime.reduction=explicit"], compute_gradient=in_little_memory)
+        return with_room, little, tried
 
 
 def test_a_retry_after_out_of_memory(run_ranks: Any, tmp_path: Path) -> None:

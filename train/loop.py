@@ -6,7 +6,8 @@ from train.step import ComputeGradient, update
 
 def fit(run: Run, compute_gradient: ComputeGradient) -> None:
     """Train from the first window to the last, or to the one before which all ranks agreed to stop."""
-    run.learner.optimizer.zero_grad(set_to_none=True)  # a gradient that is left from before must not reach step 1
+    # A gradient that is left from before must not reach step 1.
+    run.learner.optimizer.zero_grad(set_to_none=run.learner.parallel.frees_gradients)
     run.begin()
     for window in run.windows:
         losses = norm = None

@@ -32,7 +32,7 @@ from train.plan.make import prepare
 from train.plan.run_plan import RunPlan
 from train.report import Interval, Progress, Reporter, RunFolder, RunState, checked_best, claim
 from train.setting import Setting, open_checkpoints, open_evaluation, open_report, open_windows
-from train.setup import make_learner
+from train.setup import make_learner, share_work
 from train.step import ComputeGradient, Learner, mean_losses
 
 
@@ -138,6 +138,7 @@ def build(loaded: Loaded, loop: str) -> Run:
     plan = prepared.plan
     learner = make_learner(config, prepared.task, accelerator, plan.batch.effective, ranks)
     tried = ranks.together(lambda: preflight(learner, prepared.sets, plan, config))
+    share_work(learner, prepared.sets, config, ranks)
     check_same_model(learner, tried.trial, ranks)
     find = partial(newest, say=print_error)
     folder = ranks.from_main(lambda: claim(config, plan, find, named, stop.requested))

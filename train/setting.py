@@ -59,6 +59,8 @@ def open_checkpoints(setting: Setting, state: RunState) -> Checkpoints:
     )
     optimizer = OptimizerState(learner.optimizer)
     checkpoints.add({"optimizer": optimizer, "skips": learner.skips, "scaler": learner.scaler, "report": state})
+    if learner.parallel.state is not None:
+        checkpoints.add({"parallel": learner.parallel.state})
     return checkpoints
 
 
@@ -73,7 +75,7 @@ def _open_outlets(setting: Setting, state: RunState) -> Outlets:
     exactness = setting.tried.exactness
     verdict = {"exact": exactness.exact, "exact_reasons": "; ".join(exactness.reasons)}
     facts = verdict | summary(setting.learner)
-    lines = exactness.lines(setting.config.batch.exact)
+    lines = [*exactness.lines(setting.config.batch.exact), *filter(None, [setting.learner.parallel.note])]
     return open_outlets(state, setting.plan, setting.loaded, setting.folder, facts, lines)
 
 
@@ -88,6 +90,7 @@ def open_windows(setting: Setting, progress: Progress) -> Windows:
         ranks=setting.ranks,
         terms=setting.tried.exactness.terms,
         loss_weight=lambda batch: by_term(loss_weight(batch)),
+        check=learner.parallel.check,
         stop_requested=setting.stop.requested,
         first=progress.step + 1,
         last=plan.total_steps,

@@ -8,21 +8,24 @@ from accelerate import Accelerator
 from torch import nn
 
 from train.config import Config
+from train.data import Sets
 from train.data.device_prefetch import Feed
 from train.distributed.accelerator import Unsupported
-from train.distributed.parallel import parallelize
+from train.distributed.parallel import Replicated, Tried, parallelize, place
 from train.distributed.ranks import Ranks
+from train.exactness.first_backward import first_backward, samples_of_rank
 from train.models.activation_checkpointing import checkpoint_blocks
 from train.models.init_from import initial_model
 from train.models.weights import parameter_dtype
 from train.optim.optimizer import can_skip_on_device, make_optimizer, scaled_numbers
 from train.optim.skipped_steps import SkippedSteps
+from train.randomness import seed_of_rank
 from train.step import Learner
 from train.tasks import Task, coefficients_of
 
 
 def make_learner(config: Config, task: Task, accelerator: Accelerator, effective_batch: int, ranks: Ranks) -> Learner:
-    """The model, wrapped as the ranks need it, beside a bare optimizer, whose numbers follow `effective_batch`.
+    """The model beside a bare optimizer, whose numbers follow `effective_batch`; share_work must follow.
 
     accelerate's prepared optimizer would cost 60 to 390 us per step (1.15).
     """
@@ -31,7 +34,7 @@ def make_learner(config: Config, task: Task, accelerator: Accelerator, effective
     checkpoint_blocks(module, config.memory.activation_checkpointing)
     compile_model(module, config.model.compile)
     dtype = parameter_dtype(config)
-    parallel = parallelize(module, accelerator, ranks, dtype)
+    module = place(module, accelerator)
     trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
     numbers = scaled_numbers(config.optimizer, effective_batch)
     optimizer = make_optimizer(config.optimizer, numbers, trained)
@@ -40,8 +43,8 @@ def make_learner(config: Config, task: Task, accelerator: Accelerator, effective
         accelerator=accelerator,
         device=accelerator.device,
         world_size=accelerator.num_processes,
-        parallel=parallel,
-        model=parallel.model,
+        parallel=Replicated(module, ranks),
+        model=module,
         module=module,
         parameters=list(trained.values()),
         dtype=dtype,
@@ -55,6 +58,25 @@ def make_learner(config: Config, task: Task, accelerator: Accelerator, effective
         stop_at_nonfinite=config.on_nonfinite == "stop",
         skips=SkippedSteps(),
     )
+
+
+def share_work(learner: Learner, sets: Sets, config: Config, ranks: Ranks) -> None:
+    """Put around the module what lets the ranks train it together, by what a backward pass of each has shown.
+
+    After the first forward was tried: what is wrong with model or data is said there. Raises ForeignGradient.
+    """
+    samples = samples_of_rank(sets, config.seed, ranks)
+    seed = seed_of_rank(config.seed, ranks.rank)
+    order = ranks.together(lambda: first_backward(learner, samples, seed))
+    trained = [name for name, p in learner.module.named_parameters() if p.requires_grad]
+    # Found out before any rank enters a synchronised backward pass, in which the others would wait for ever.
+    of_ranks = ranks.gather([name for name in trained if name not in set(order)])
+    unused = set().union(*of_ranks)
+    tried = Tried(order=ranks.from_main(lambda: order), unused=[name for name in trained if name in unused])
+    learner.parallel = parallelize(
+        learner.module, learner.accelerator, ranks, learner.dtype, config.runtime.reduction, tried
+    )
+    learner.model = learner.parallel.model
 
 
 def _set_training(module: nn.Module) -> None:

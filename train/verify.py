@@ -22,7 +22,7 @@ from train.exactness.additivity import ROUNDS, arithmetic, judge
 from train.exactness.first_forward import Misfit, try_first
 from train.exactness.split_check import COLUMNS, Line, Step
 from train.plan.steps import plan_batch
-from train.setup import make_learner
+from train.setup import make_learner, share_work
 from train.tasks import make_task
 
 
@@ -81,6 +81,7 @@ def verify(config: Config) -> tuple[list[Line], list[str]]:
             ranks.settle()
             continue
         verdict = judge(learner, first, variant.precision, sets.padding)
+        share_work(learner, sets, variant, ranks)
         measured = list(step.lines(verdict.terms))
         remedies += verdict.beyond_rounding
         if verdict.exact == "false" and not all(line.is_exact for line in measured):

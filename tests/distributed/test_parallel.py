@@ -1,4 +1,4 @@
-"""bf16 parameters: gradients are summed in float32 and reduced once per step, explicitly."""
+"""The explicit reduction: of bf16 parameters, whose gradients are summed in float32, and of unused ones."""
 
 import os
 from collections import Counter
@@ -214,8 +214,12 @@ def sorted_by_expert(size: int = 8) -> Dataset:
     return Dataset.from_dict({"inputs": inputs, "labels": random.integers(0, 3, size)})
 
 
-def routed(arguments: list[str]) -> tuple[dict[str, Array], dict[str, Array], list[str]]:
-    """(weights before, weights after, parameters without a gradient) of one step."""
+def routed(several: list[list[str]]) -> list[tuple[dict[str, Array], dict[str, Array], list[str]]]:
+    """Of each: (weights before, weights after, parameters without a gradient) of one step."""
+    return [routed_once(arguments) for arguments in several]
+
+
+def routed_once(arguments: list[str]) -> tuple[dict[str, Array], dict[str, Array], list[str]]:
     run = build(load(arguments), "accumulate")
     learner, window = run.learner, next(iter(run.windows))
     before = {name: wide([p]) for name, p in learner.module.named_parameters()}
@@ -230,20 +234,23 @@ def test_an_expert_that_one_rank_uses_is_updated_on_all(run_ranks: Any, tmp_path
     """Rank 0 uses one expert, rank 1 the other. The one that nobody uses keeps None: AdamW would decay it for zeros."""
     here = "tests.distributed.test_parallel"
     data = f"data={{source: {here}.sorted_by_expert}}"
-    model = f"model={{target: {here}.Routed, dtype: bf16}}"
     optimizer = "optimizer={target: adamw, lr: 0.1, args: {weight_decay: 0.5}}"
-    arguments = argv(tmp_path, data, model, optimizer, "precision=fp32", "batch.exact=ignore")
+    several, tolerances = [], (1e-12, 2**-7)  # bf16: one rounding of weight and gradient
+    for precision, dtype in (("fp64", "null"), ("fp32", "bf16")):
+        model = f"model={{target: {here}.Routed, dtype: {dtype}}}"
+        several.append(argv(tmp_path, data, model, optimizer, f"precision={precision}", "batch.exact=ignore"))
 
-    (alone,) = run_ranks(1, routed, [*arguments, "name=one"])
-    ranks = run_ranks(2, routed, [*arguments, "name=two"])
+    (alone,) = run_ranks(1, routed, [[*arguments, f"name=one{i}"] for i, arguments in enumerate(several)])
+    ranks = run_ranks(2, routed, [[*arguments, f"name=two{i}"] for i, arguments in enumerate(several)])
 
-    for before, after, without in ranks:
-        assert without == ["unused.weight", "unused.bias"]
-        for name in before:
-            moved = bool((before[name] != after[name]).any())
-            assert moved is not name.startswith("unused"), name
-            assert np.array_equal(after[name], ranks[0][1][name]), "the ranks hold different weights"
-            assert distance(after[name], alone[1][name]) <= 2**-7  # one rounding to bf16, of weight and gradient
+    for of_rank in ranks:
+        for i, (before, after, without) in enumerate(of_rank):
+            assert without == ["unused.weight", "unused.bias"]
+            for name in before:
+                moved = bool((before[name] != after[name]).any())
+                assert moved is not name.startswith("unused"), name
+                assert np.array_equal(after[name], ranks[0][i][1][name]), "the ranks hold different weights"
+                assert distance(after[name], alone[i][1][name]) <= tolerances[i]
 
 
 def fail_on_one_rank(arguments: list[str], failing: int) -> str:

@@ -11,46 +11,16 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
-from tests.campaigns.faults.row import command, train
 from tests.helpers import argv, flat, rank_group
 from train.accumulate import compute_gradient
 from train.batch.window import Window
 from train.config import load
-from train.gradients.rank_consistency import PIECE, NotReduced, RanksDisagree, _checksums, _words
+from train.gradients.rank_consistency import PIECE, RanksDisagree, _checksums, _words
 from train.loop import fit
 from train.run import build
 from train.step import Learner
-
-
-class Branching(nn.Module):
-    """`second` is used in the micro-batches that hold sample 0 only, as an expert or an adapter might be."""
-
-    def __init__(self, inputs: int, outputs: int) -> None:
-        super().__init__()
-        self.first = nn.Linear(inputs, outputs)
-        self.second = nn.Linear(inputs, outputs)
-        self.calls = 0
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        self.calls += torch.is_grad_enabled()
-        outputs: Tensor = self.first(inputs)
-        return outputs + self.second(inputs) if self.calls % 2 else outputs
-
-
-class OneSided(nn.Module):
-    """`second` is not used on rank 1."""
-
-    def __init__(self, inputs: int, outputs: int) -> None:
-        super().__init__()
-        self.first = nn.Linear(inputs, outputs)
-        self.second = nn.Linear(inputs, outputs)
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        outputs: Tensor = self.first(inputs)
-        trains_on_1 = torch.is_grad_enabled() and dist.is_initialized() and dist.get_rank() == 1
-        return outputs if trains_on_1 else outputs + self.second(inputs)
 
 
 def never_reduced(learner: Learner, window: Window) -> Tensor:
@@ -105,7 +75,7 @@ def fit_until_stopped(
         with contextlib.redirect_stdout(io.StringIO()):
             fit(run, run.watch(tampered))
             run.finish()
-    except (NotReduced, RanksDisagree) as error:
+    except RanksDisagree as error:
         told = (type(error).__name__, str(error))
     run.report.close("stopped", 1)
     return (*told, np.array_equal(before, flat(run.learner.parameters)))
@@ -113,32 +83,6 @@ def fit_until_stopped(
 
 def fit_each(several: list[tuple[Any, ...]]) -> list[tuple[str, str, bool]]:
     return [fit_until_stopped(*arguments) for arguments in several]
-
-
-def test_a_branch_that_the_last_micro_batch_does_not_take(run_ranks: Any, tmp_path: Path) -> None:
-    arguments = argv(
-        tmp_path,
-        "model={target: tests.gradients.test_rank_consistency.Branching, args: {inputs: 6, outputs: 3}}",
-        "batch.accumulation_steps=2",
-    )
-
-    told = run_ranks(2, fit_until_stopped, arguments)
-
-    for kind, message, unchanged in told:
-        assert kind == "NotReduced"
-        assert "step 1: second.weight, second.bias took no part" in message
-        assert unchanged
-
-
-def test_a_branch_that_one_rank_does_not_take(tmp_path: Path) -> None:
-    """The other rank waits for it in the reduction, and can only see that it has gone."""
-    model = "model={target: tests.gradients.test_rank_consistency.OneSided, args: {inputs: 6, outputs: 3}}"
-
-    codes, job = train(tmp_path, 2, command(tmp_path, model, "batch.exact=ignore"))
-
-    assert codes == [1, 1]
-    assert "step 1: second.weight, second.bias took no part" in job.told(1)
-    assert "gloo" in job.told(0)
 
 
 @pytest.mark.parametrize(("world_size", "precision"), [(2, "fp64"), (3, "fp32")])

@@ -21,6 +21,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "schedule.name": ("constant", "linear", "cosine", "wsd"),
     "schedule.decay_shape": ("linear", "1-sqrt"),
     "wandb.mode": ("auto", "online", "offline", "disabled"),
+    "runtime.reduction": ("auto", "explicit"),
 }
 
 TOKENS = ("batch.effective_tokens", "duration.tokens", "schedule.warmup_tokens", "evaluate.every_tokens")

@@ -48,6 +48,11 @@ _FOREIGN: tuple[tuple[str, str, str], ...] = (
     ("runtime.tf32", "", "tf32 allow_tf32"),
     ("runtime.deterministic", "", "full_determinism use_deterministic_algorithms"),
     ("runtime.timeout_seconds", "", "ddp_timeout dist_timeout"),
+    (
+        "runtime.reduction",
+        "auto finds out whether parameters may be left unused",
+        "ddp_find_unused_parameters find_unused_parameters",
+    ),
     ("log.every_steps", _STEPS, "logging_steps log_every_n_steps log_interval log_freq"),
     ("evaluate.every_steps", _STEPS, "eval_steps eval_interval val_check_interval"),
     ("evaluate.every_steps", "optimizer steps, not epochs", "check_val_every_n_epoch"),

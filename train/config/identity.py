@@ -18,7 +18,7 @@ EXECUTION = (
     "noise_scale",
     *("data.preload", "data.workers", "data.eval_transform"),
     *("batch.micro", "batch.accumulation_steps", "batch.exact", "runtime.timeout_seconds", "runtime.deterministic"),
-    *("batch.micro_tokens", "model.compile", "memory"),
+    *("batch.micro_tokens", "model.compile", "memory", "runtime.reduction"),
 )
 """Keys, and sections, that change how a run is executed or watched, but not what it computes."""
 
@@ -28,6 +28,7 @@ COMPUTING = (
     *("batch/*.py", "data/*.py", "tasks/*.py", "models/*.py", "optim/*.py"),
     *("distributed/accelerator.py", "distributed/parallel.py", "distributed/flat_buckets.py", "randomness.py"),
     "gradients/seeding.py",
+    "distributed/bucket_order.py",
     *("plan/steps.py", "config/name_patterns.py"),
 )
 """Files whose change may change a curve. A test asks of each other file that it is said not to."""

@@ -93,6 +93,9 @@ class Runtime:
     """Let GPUs round the inputs of float32 matrix products to 10 bits of mantissa: faster, less exact."""
     deterministic: bool = False
     """Use deterministic kernels only; an operation without one stops the run."""
+    reduction: str = "auto"
+    """How ranks add up their gradients. auto: during the last backward pass (DDP), or where a trial shows that a
+    parameter may get no gradient, after it (explicit)."""
 
 
 @dataclass(frozen=True)

@@ -37,6 +37,7 @@ class Windows:
     stop_requested: Callable[[], bool]
     last: int
     first: int = 1
+    check: Callable[[], None] = lambda: None  # raises what keeps this rank from going on: all ranks end by it
 
     def __iter__(self) -> Iterator[Window]:
         ahead = self._start(self.first) if self.first <= self.last else None
@@ -53,6 +54,7 @@ class Windows:
         samples = 0
         numbers = [0.0 for _ in self.terms]
         try:
+            self.check()
             share = next(self.shares)
             samples = sum(share.sizes)
             if samples:  # what adds up over micro-batches may as well be counted at once

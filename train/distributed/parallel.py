@@ -7,6 +7,7 @@ line in `parallelize`.
 
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -15,8 +16,23 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from train.distributed.accelerator import Unsupported
+from train.distributed.bucket_order import BucketOrder, fix_buckets, zero_loss
 from train.distributed.flat_buckets import ComputeGradient, FlatBuckets
 from train.distributed.ranks import Ranks
+from train.errors import UserError
+from train.parts import HasState
+
+
+class NotReduced(UserError):
+    """A parameter got no gradient in a micro-batch in which DDP reduces the gradients of all."""
+
+
+@dataclass(frozen=True)
+class Tried:
+    """What a trial backward pass on the plain module has shown, the same on every rank."""
+
+    order: Sequence[str]  # trained parameters, in the order in which their gradients arrived on rank 0
+    unused: Sequence[str]  # those that got none, on some rank or on all
 
 
 class Parallel(Protocol):
@@ -31,12 +47,18 @@ class Parallel(Protocol):
     writes_state: bool
     """Whether this rank writes weights and optimizer state into a checkpoint. Rank 0 alone where all hold the same."""
 
+    state: HasState | None
+    """What a checkpoint must hold for a resumed run to reduce in the same order; read before `around` is called."""
+
+    note: str
+    """For the screen, where the user may want to know how gradients are reduced; else empty."""
+
     def around(self, compute_gradient: ComputeGradient) -> ComputeGradient:
         """The same function, with what is left to do after the last backward pass: `.grad` is then reduced."""
         ...
 
-    def unreduced(self) -> list[str]:
-        """Names of parameters that took no part in the reduction just made: their gradient is this rank's alone."""
+    def check(self) -> None:
+        """Raises what keeps this rank from going on. Asked where all ranks agree, so that all end by the same error."""
         ...
 
     @property
@@ -76,6 +98,8 @@ class Replicated:
     """Every rank holds all weights, gradients and optimizer state. Also the one process that has no other ranks."""
 
     frees_gradients = True
+    state: HasState | None = None
+    note = ""
 
     def __init__(self, model: Any, ranks: Ranks) -> None:
         self.model = model
@@ -86,8 +110,8 @@ class Replicated:
     def around(self, compute_gradient: ComputeGradient) -> ComputeGradient:
         return compute_gradient
 
-    def unreduced(self) -> list[str]:
-        return []
+    def check(self) -> None:
+        pass
 
     # As it is: nothing stands between, at each step.
     clip = staticmethod(torch.nn.utils.clip_grads_with_norm_)
@@ -98,7 +122,12 @@ class Ddp(Replicated):
 
     model: DistributedDataParallel
 
-    def __init__(self, model: DistributedDataParallel, ranks: Ranks) -> None:
+    # The buckets hold the gradients, which are views of them: cleared in place they lie in memory once. Freed, the
+    # micro-steps under no_sync would write new ones beside the buckets. A zero is not None to an optimizer, but here
+    # every trained parameter gets a gradient in each step, or the run ends.
+    frees_gradients = False
+
+    def __init__(self, model: DistributedDataParallel, ranks: Ranks, order: Sequence[str]) -> None:
         super().__init__(model, ranks)
         # Buffers are brought together before an evaluation or a save, not in every forward: that would be a second
         # collective per step. (Not an argument: torch 2.13 would warn, and accelerate does not know the new name.)
@@ -110,25 +139,64 @@ class Ddp(Replicated):
                 "DDP's static_graph=True does not work with several micro-steps per step. Take it out of the "
                 "DistributedDataParallelKwargs in train/distributed/accelerator.py"
             )
+        trained = [(name, p) for name, p in model.module.named_parameters() if p.requires_grad]
+        self._trained = dict(trained)
+        self._rank = ranks.rank
+        self._order = BucketOrder(list(self._trained), order)
+        self._buckets_are_fixed = False
+        self._failure: NotReduced | None = None
+        self.state = self._order
 
-    def unreduced(self) -> list[str]:
-        """DDP finds out by itself, but only in the next forward pass, after the optimizer has used the gradients."""
-        try:
-            self.model._check_reducer_finalized()  # documented for this use; asks a flag, about 1 us
-        except RuntimeError as error:
-            found = re.search(r"did not receive grad for rank \d+: ([\d ]+)", str(error))
-            if not found:
-                raise
-            names = [name for name, p in self.model.module.named_parameters() if p.requires_grad]
-            return [names[int(index)] for index in found[1].split()]
-        return []
+    def around(self, compute_gradient: ComputeGradient) -> ComputeGradient:
+        """The same function. Where a gradient is missing, the reduction is completed, and `check` raises from then on.
+
+        The ranks are brought to the same error by their next agreement: no message of its own is sent at each step.
+        """
+        if not self._buckets_are_fixed:  # not before: a checkpoint may say in which order
+            fix_buckets(self.model, [self._trained[name] for name in self._order.names])
+            self._buckets_are_fixed = True
+
+        def completed(learner: Any, window: Any) -> Tensor:
+            losses = compute_gradient(learner, window)
+            try:
+                # Documented for this use; asks a flag, about 1 us. DDP itself asks in the next forward pass, after the
+                # optimizer has used the gradients.
+                self.model._check_reducer_finalized()
+            except RuntimeError as error:
+                self._complete(error, window.k)
+            return losses
+
+        return completed
+
+    def check(self) -> None:
+        if self._failure is not None:
+            raise self._failure
+
+    def _complete(self, error: RuntimeError, k: int) -> None:
+        """Hand in the gradients that the other ranks wait for: this rank has 0 to add to them."""
+        found = re.search(r"did not receive grad for rank \d+: ([\d ]+)", str(error))
+        if not found:
+            raise error
+        names = list(self._trained)
+        missing = [names[int(index)] for index in found[1].split()]
+        zero_loss([self._trained[name] for name in missing]).backward()
+        if self._failure is None:
+            self._failure = NotReduced(
+                f"step {k}: {some(missing)} got no gradient in the last micro-batch of rank {self._rank} (a branch "
+                f"that was not taken, an expert without tokens?), and DDP reduces those of all parameters or none. "
+                f"Nothing was saved since the last checkpoint. Type the same command with: runtime.reduction=explicit"
+            )
 
 
 class ExplicitReduction(Replicated):
-    """No wrapper: gradients are summed in flat buckets of float32 and reduced after the last backward pass."""
+    """No wrapper: gradients are summed in flat buckets of float32 and reduced after the last backward pass.
 
-    def __init__(self, model: Any, ranks: Ranks) -> None:
+    A parameter that gets a gradient on no rank keeps None, which an optimizer leaves alone.
+    """
+
+    def __init__(self, model: Any, ranks: Ranks, note: str) -> None:
         super().__init__(model, ranks)
+        self.note = note
         # As DDP does: rank 0's weights are those of all.
         ranks.copy_from_main([t.detach() for t in (*model.parameters(), *model.buffers())])
         self._buckets = FlatBuckets([p for p in model.parameters() if p.requires_grad], ranks)
@@ -137,19 +205,48 @@ class ExplicitReduction(Replicated):
         return self._buckets.around(compute_gradient)
 
 
-def parallelize(module: nn.Module, accelerator: Accelerator, ranks: Ranks, dtype: torch.dtype) -> Parallel:
-    """The module as this run's ranks work on it together; `dtype`: of its parameters."""
+def place(module: nn.Module, accelerator: Accelerator) -> nn.Module:
+    """The module on its device, under the autocast of the precision: not shared among the ranks yet."""
     if isinstance(module, DistributedDataParallel):
         raise Unsupported(
             f"model.target returns a model inside DDP ({type(module.module).__name__}): return the plain one; "
             f"it is wrapped here"
         )
-    # Gradients of parameters narrower than float32 must be summed in a wider type, which DDP cannot. "For evaluation"
-    # is accelerate's word for a model without DDP.
+    # "For evaluation" is accelerate's word for a model without DDP.
+    placed: nn.Module = accelerator.prepare_model(module, evaluation_mode=True)
+    return placed
+
+
+def parallelize(
+    module: nn.Module, accelerator: Accelerator, ranks: Ranks, dtype: torch.dtype, reduction: str, tried: Tried
+) -> Parallel:
+    """The placed module as this run's ranks work on it together.
+
+    `dtype`: of its parameters; `reduction`: see runtime.reduction.
+    """
+    # Gradients of parameters narrower than float32 must be summed in a wider type, which DDP cannot.
     is_narrow = torch.promote_types(dtype, torch.float32) != dtype
-    model = accelerator.prepare_model(module, evaluation_mode=is_narrow)
-    if is_narrow:
-        return ExplicitReduction(model, ranks)
-    if isinstance(model, DistributedDataParallel):
-        return Ddp(model, ranks)
-    return Replicated(model, ranks)
+    if ranks.world_size == 1 and not is_narrow:
+        return Replicated(module, ranks)
+    if is_narrow or reduction == "explicit":
+        return ExplicitReduction(module, ranks, "")
+    if tried.unused:
+        note = f"reduction after the last micro-batch, not during it: no gradient on some rank for {some(tried.unused)}"
+        return ExplicitReduction(module, ranks, note)
+    return Ddp(_wrapped(module, accelerator), ranks, tried.order)
+
+
+def some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + more
+
+
+def _wrapped(module: nn.Module, accelerator: Accelerator) -> DistributedDataParallel:
+    """As accelerate's prepare_model does, which would put the module under autocast a second time."""
+    device = accelerator.device
+    handler = accelerator.ddp_handler
+    model = DistributedDataParallel(
+        module, device_ids=None if device.type == "cpu" else [device.index], **handler.to_kwargs()
+    )
+    handler.register_comm_hook(model)
+    return model

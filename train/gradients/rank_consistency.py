@@ -3,24 +3,20 @@
 With one rank there is nothing to watch.
 """
 
-import sys
 from collections.abc import Callable, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from train.batch.window import Window
 from train.distributed.ranks import Ranks
 from train.errors import RunFailed
+from train.evaluation.evaluator import Evaluate
 from train.parts import Part
 from train.step import ComputeGradient, Learner
 
 EVERY_STEPS = 100  # and the first of a start: what is wrong with a model shows there
 PIECE = 2**18  # words that are added up at once: what they take, 8 bytes each, stays small beside a model
-
-
-class NotReduced(RunFailed):
-    """A parameter took no part in the reduction, so its gradient is this rank's alone."""
 
 
 class RanksDisagree(RunFailed):
@@ -31,12 +27,13 @@ def part(learner: Learner, ranks: Ranks) -> Part:
     return Part(
         name="rank_consistency",
         gradient=lambda compute_gradient: guarded(compute_gradient, ranks),
+        evaluation=lambda evaluate: reduced(evaluate, learner, ranks),
         save=lambda save: agreed(save, learner, ranks),
     )
 
 
 def guarded(compute_gradient: ComputeGradient, ranks: Ranks) -> ComputeGradient:
-    """The same function; then the reduction is checked at each step, weights and gradients of all ranks at some."""
+    """The same function, after which weights and gradients of all ranks are compared, at some steps."""
     if ranks.world_size == 1:
         return compute_gradient
     looked = False
@@ -44,7 +41,6 @@ def guarded(compute_gradient: ComputeGradient, ranks: Ranks) -> ComputeGradient:
     def checked(learner: Learner, window: Window) -> Tensor:
         nonlocal looked
         losses = compute_gradient(learner, window)
-        _check_reduction(learner, window.k, ranks)
         if window.k % EVERY_STEPS == 0 or not looked:
             looked = True
             _check_agreement(_weights(learner) | _gradients(learner), f"step {window.k}", "no update was made", ranks)
@@ -53,29 +49,27 @@ def guarded(compute_gradient: ComputeGradient, ranks: Ranks) -> ComputeGradient:
     return checked
 
 
+def reduced(evaluate: Evaluate, learner: Learner, ranks: Ranks) -> Evaluate:
+    """The same function, which is not reached where the last reduction went wrong on a rank: it may save weights."""
+
+    def checked(module: nn.Module) -> dict[str, float]:
+        ranks.together(learner.parallel.check)
+        return evaluate(module)
+
+    return evaluate if ranks.world_size == 1 else checked
+
+
 def agreed(save: Callable[..., None], learner: Learner, ranks: Ranks) -> Callable[..., None]:
     """The same function, before which the weights of all ranks are compared: what it saves are rank 0's."""
     if ranks.world_size == 1:
         return save
 
     def checked(step: int, **options: object) -> None:
+        ranks.together(learner.parallel.check)
         _check_agreement(_weights(learner), f"after step {step}", "nothing was saved", ranks)
         save(step, **options)
 
     return checked
-
-
-def _check_reduction(learner: Learner, k: int, ranks: Ranks) -> None:
-    missing = learner.parallel.unreduced()
-    if missing:
-        error = NotReduced(
-            f"step {k}: {', '.join(missing)} took no part in the last micro-batch of a rank, so the gradient was not "
-            f"reduced. Each micro-batch must use every trained parameter: add 0 * parameter.sum() to the loss where a "
-            f"branch is not taken, or freeze what is never used"
-        )
-        if not ranks.is_main:  # rank 0, which speaks for all, may know no more than that this one has gone
-            print(f"rank {ranks.rank}: {error}", file=sys.stderr, flush=True)
-        raise error
 
 
 def _weights(learner: Learner) -> dict[str, Tensor]:

@@ -1,0 +1,75 @@
+"""In which order DDP reduces gradients: fixed before the first step of a start, and the same after a resume.
+
+DDP guesses its buckets, and builds them a second time after its first synchronised backward pass, in the order in which
+gradients arrived there. Sums of three addends and more come out otherwise in another order, so that a resumed run,
+which begins with the guess again, would not be bit-identical; and where the order of execution depends on weights or
+data, its second guess would be another one too. Here that first backward pass is one of our own making.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class BucketOrder:
+    """The order of a run's parameters, by name; it is a checkpoint's where there is one."""
+
+    def __init__(self, trained: Sequence[str], order: Sequence[str]) -> None:
+        self._trained = trained
+        self.names = self._of_all(order)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"order": list(self.names)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.names = self._of_all(state["order"])
+
+    def _of_all(self, order: Sequence[str]) -> list[str]:
+        """Also where other parameters are trained by now: those that the order does not know come last."""
+        known = set(self._trained)
+        kept = [name for name in order if name in known]
+        return kept + [name for name in reversed(self._trained) if name not in set(kept)]
+
+
+class _Zero(nn.Module):
+    """Stands in for the wrapped module. No hook of the user's fires, nothing is drawn, no buffer moves."""
+
+    def __init__(self, order: Sequence[nn.Parameter]) -> None:
+        super().__init__()
+        self._order = tuple(order)  # in a tuple: they are not this module's own
+
+    def forward(self, _: Tensor) -> Tensor:
+        return zero_loss(self._order)
+
+
+def zero_loss(order: Sequence[nn.Parameter]) -> Tensor:
+    """0, whose backward pass gives each parameter a gradient of zeros, one after the other in this order.
+
+    autograd runs what was recorded last first, and a parameter's gradient is stored as soon as it is there.
+    """
+    loss = torch.zeros((), device=order[0].device)
+    for parameter in reversed(order):
+        loss = loss + parameter.sum().real * 0.0
+    # NaN or inf in a weight would make the value NaN; its gradient is 0 all the same.
+    return loss
+
+
+def fix_buckets(model: Any, order: Sequence[nn.Parameter]) -> None:
+    """Let DDP build its buckets in this order, and leave gradients of 0 that are views of them.
+
+    `model`: a DistributedDataParallel. All ranks call it together; rank 0's buckets are those of all.
+    """
+    module = model.module
+    model.module = _Zero(order)
+    try:
+        # The first pass shows DDP the order; before the second it builds the buckets, of which .grad are then views.
+        for _ in range(2):
+            for parameter in order:
+                parameter.grad = None
+            # An argument, since DDP looks for one to bring to its device.
+            with torch.enable_grad():
+                model(torch.zeros((), device=order[0].device)).backward()
+    finally:
+        model.module = module
