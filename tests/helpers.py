@@ -182,7 +182,7 @@ class Trace:
     windows: list[Window] = field(default_factory=list)  # without their tensors
     ids: list[list[int]] = field(default_factory=list)  # of each window: this rank's samples
     weights: list[Array] = field(default_factory=list)  # before each window; one more: after the last
-    gradients: dict[int, Array] = field(default_factory=dict)  # by step: what optimizer.step was given
+    gradients: dict[int, Array] = field(default_factory=dict)  # by step: what optimizer.step was given; 0 for None
     rates: dict[int, float] = field(default_factory=dict)
     skipped_steps: int = 0
 
@@ -220,7 +220,7 @@ def record(
 
     def before_step(optimizer: torch.optim.Optimizer, *_: Any) -> None:
         k = trace.windows[-1].k
-        trace.gradients[k] = flat([p.grad for p in run.learner.parameters])
+        trace.gradients[k] = flat([torch.zeros_like(p) if p.grad is None else p.grad for p in run.learner.parameters])
         trace.rates[k] = optimizer.param_groups[0]["lr"]
 
     run.learner.optimizer.register_step_pre_hook(before_step)
