@@ -8,7 +8,7 @@ import json
 import os
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ParamSpec
@@ -55,6 +55,11 @@ def ends_in_a_sentence(kind: type[UserError], what: str, of: type[Exception] = E
         frame = [f for f in frames if "site-packages" not in f.filename][-1]
         place = f"{os.path.relpath(frame.filename)}:{frame.lineno}"
         raise kind(f"{what}: {type(error).__name__}: {str(error).strip()} ({place})") from error
+
+
+def some(names: Sequence[str], count: int = 3) -> str:
+    """The first names, and how many more there are."""
+    return ", ".join(names[:count]) + (f" and {len(names) - count} more" if len(names) > count else "")
 
 
 def code_of(error: BaseException) -> int:

@@ -166,6 +166,9 @@ def explicit_beside_ddp(arguments: list[str], explicit: list[str]) -> tuple[Trac
         run.append(built)
 
     def reducing(learner: Any, window: Any) -> Tensor:
+        nonlocal sent
+        if window.k == 1:
+            sent = 0  # from here on: what is sent before the first step fixes the order of the buckets
         return FlatBuckets(learner.parameters, run[0].ranks).around(compute_gradient)(learner, window)
 
     return plain, record(explicit, compute_gradient=reducing, prepare=prepare), sent

@@ -12,8 +12,9 @@ import pyarrow.types as kinds
 from datasets import ClassLabel, Features
 
 from train.batch.window import IGNORED
-from train.data.reading import LABELS, Reader, is_text, some
+from train.data.reading import LABELS, SHOWN, Reader, is_text
 from train.data.shares import DataError
+from train.errors import some
 
 KINDS = {
     str: "text",
@@ -100,7 +101,7 @@ def class_names(table: pa.Table | None, features: Features | None, own: str | Se
 
 
 def class_line(name: str, classes: Sequence[str]) -> str:
-    return f"classes   {name}: {some([f'{number} {text}' for number, text in enumerate(classes)])}"
+    return f"classes   {name}: {some([f'{number} {text}' for number, text in enumerate(classes)], SHOWN)}"
 
 
 def _check_kinds(column: pa.ChunkedArray, name: str, split: str, first: int) -> None:

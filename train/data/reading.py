@@ -17,11 +17,14 @@ from train.batch.order import Ids
 from train.batch.window import Batch
 from train.data.shares import DataError
 from train.data.tokenizers import Saved, TokenizerError
+from train.errors import some
 
 LABELS = "labels"
 """The name under which text stands for a class."""
 PADDING = 256
 """What fills a text up to data.max_length: the token after those of the 256 bytes."""
+
+SHOWN = 8  # classes that are named
 
 Columns = Mapping[str, str | Sequence[str]]
 """{name that the task asks for: name in the data, or several: their numbers side by side}."""
@@ -88,7 +91,7 @@ class Reader:
             if value not in known:
                 raise DataError(
                     f"column {own!r} is {value!r} in row {row}, a class that the training split has not: "
-                    f"{some(self.classes[name])}"
+                    f"{some(self.classes[name], SHOWN)}"
                 )
         return torch.tensor([known[value] for value in values], dtype=torch.int64)
 
@@ -149,10 +152,6 @@ def scaled(image: Tensor) -> Tensor:
 
 def is_text(kind: pa.DataType) -> bool:
     return bool(kinds.is_string(kind) or kinds.is_large_string(kind) or kinds.is_string_view(kind))
-
-
-def some(names: Sequence[str], count: int = 8) -> str:
-    return ", ".join(names[:count]) + (f" and {len(names) - count} more" if len(names) > count else "")
 
 
 def _stacked(name: str, samples: list[Tensor], rows: Sequence[int] | Ids | range) -> Tensor:

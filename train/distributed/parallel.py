@@ -19,7 +19,7 @@ from train.distributed.accelerator import Unsupported
 from train.distributed.bucket_order import BucketOrder, fix_buckets, zero_loss
 from train.distributed.flat_buckets import ComputeGradient, FlatBuckets
 from train.distributed.ranks import Ranks
-from train.errors import UserError
+from train.errors import UserError, some
 from train.parts import HasState
 
 
@@ -79,7 +79,7 @@ NARROW = (torch.bfloat16, torch.float16)
 
 
 def _norm(gradients: list[Tensor]) -> Tensor:
-    """What torch.nn.utils.get_total_norm gives, bit for bit, where all gradients are on one device."""
+    """That of torch.nn.utils.get_total_norm, bit for bit, where all gradients are on one device."""
     return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
 
 
@@ -234,11 +234,6 @@ def parallelize(
         note = f"reduction after the last micro-batch, not during it: no gradient on some rank for {some(tried.unused)}"
         return ExplicitReduction(module, ranks, note)
     return Ddp(_wrapped(module, accelerator), ranks, tried.order)
-
-
-def some(names: Sequence[str]) -> str:
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return ", ".join(names[:3]) + more
 
 
 def _wrapped(module: nn.Module, accelerator: Accelerator) -> DistributedDataParallel:

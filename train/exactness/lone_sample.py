@@ -10,9 +10,8 @@ from train.batch import BatchPlan, ranks
 from train.batch.assign import divide
 from train.batch.window import Batch
 from train.config import Config
-from train.errors import UserError
+from train.errors import UserError, some
 from train.exactness.reference_gradient import at_work, sums_of, widest_forward
-from train.exactness.training_trial import some
 from train.models.preserve_state import undisturbed
 from train.plan.run_plan import RunPlan
 from train.step import Learner

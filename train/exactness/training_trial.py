@@ -7,6 +7,7 @@ from math import isfinite
 import torch
 from torch import nn
 
+from train.errors import some
 from train.exactness.culprit import first_that_couples, first_that_draws
 from train.exactness.reference_gradient import at_work
 from train.exactness.rounding import is_rounding
@@ -211,7 +212,3 @@ def _depends_on_data(trial: Trial, single: Sequence[Part], names: Sequence[str],
         if set(names) & set(other.changed_since(one, tolerance)):
             return True
     return False
-
-
-def some(names: Sequence[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
