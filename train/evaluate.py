@@ -14,6 +14,7 @@ from train.distributed.accelerator import check_launcher, connect
 from train.distributed.ranks import launched_rank
 from train.errors import BAD_CONFIG, FAILED, FINISHED, RunFailed, entry_point, exit_code, print_error
 from train.evaluation.evaluator import Evaluation
+from train.models.precision import open_door
 from train.models.weights import NotFinished, final_weights, parameter_dtype, trained_model
 from train.tasks import make_task
 
@@ -59,6 +60,7 @@ def evaluate(run_folder: Path, overrides: Sequence[str]) -> dict[str, float]:
     check_launcher(config)
     accelerator, ranks = connect(config)
     module = trained_model(config, weights)
+    open_door(module, parameter_dtype(config))
     module = accelerator.prepare_model(module, evaluation_mode=True)
     evaluate_module = Evaluation(
         sets=sets.evaluation,

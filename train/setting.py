@@ -75,7 +75,8 @@ def _open_outlets(setting: Setting, state: RunState) -> Outlets:
     exactness = setting.tried.exactness
     verdict = {"exact": exactness.exact, "exact_reasons": "; ".join(exactness.reasons)}
     facts = verdict | summary(setting.learner)
-    lines = [*exactness.lines(setting.config.batch.exact), *filter(None, [setting.learner.parallel.note])]
+    notes = [*setting.learner.notes, *filter(None, [setting.learner.parallel.note])]
+    lines = [*notes, *exactness.lines(setting.config.batch.exact)]
     return open_outlets(state, setting.plan, setting.loaded, setting.folder, facts, lines)
 
 
@@ -83,8 +84,9 @@ def open_windows(setting: Setting, progress: Progress) -> Windows:
     """Those that are still to be trained."""
     learner, plan, config = setting.learner, setting.plan, setting.config
     loss_weight = learner.task.loss_weight
-    samples = setting.tried.samples.cast(learner.dtype)
-    shares = samples.shares(plan.batch, config.seed, setting.ranks.rank, progress.place, config.data.overfit)
+    shares = setting.tried.samples.shares(
+        plan.batch, config.seed, setting.ranks.rank, progress.place, config.data.overfit
+    )
     return Windows(
         shares=learner.feed.announced(shares),
         ranks=setting.ranks,

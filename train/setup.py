@@ -16,6 +16,8 @@ from train.distributed.ranks import Ranks
 from train.exactness.first_backward import first_backward, samples_of_rank
 from train.models.activation_checkpointing import checkpoint_blocks
 from train.models.init_from import initial_model
+from train.models.modes import set_training
+from train.models.precision import notes_on_precision, open_door
 from train.models.weights import parameter_dtype
 from train.optim.optimizer import can_skip_on_device, make_optimizer, scaled_numbers
 from train.optim.skipped_steps import SkippedSteps
@@ -30,10 +32,12 @@ def make_learner(config: Config, task: Task, accelerator: Accelerator, effective
     accelerate's prepared optimizer would cost 60 to 390 us per step (1.15).
     """
     module = ranks.together(lambda: initial_model(config))  # the same weights on every rank
-    _set_training(module)
+    notes = set_training(module)
     checkpoint_blocks(module, config.memory.activation_checkpointing)
-    compile_model(module, config.model.compile)
     dtype = parameter_dtype(config)
+    notes += notes_on_precision(module, dtype)
+    open_door(module, dtype)
+    compile_model(module, config.model.compile)
     module = place(module, accelerator)
     trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
     numbers = scaled_numbers(config.optimizer, effective_batch)
@@ -57,6 +61,7 @@ def make_learner(config: Config, task: Task, accelerator: Accelerator, effective
         max_grad_norm=config.optimizer.max_grad_norm,
         stop_at_nonfinite=config.on_nonfinite == "stop",
         skips=SkippedSteps(),
+        notes=notes,
     )
 
 
@@ -77,16 +82,6 @@ def share_work(learner: Learner, sets: Sets, config: Config, ranks: Ranks) -> No
         learner.module, learner.accelerator, ranks, learner.dtype, config.runtime.reduction, tried
     )
     learner.model = learner.parallel.model
-
-
-def _set_training(module: nn.Module) -> None:
-    """Training mode, except for the parts that their owner has put in eval mode, as one freezes a BatchNorm."""
-    frozen = []
-    if module.training:
-        frozen = [part for part in module.modules() if not part.training]
-    module.train()
-    for part in frozen:
-        part.training = False
 
 
 def compile_model(module: nn.Module, wanted: bool | str) -> None:

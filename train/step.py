@@ -28,7 +28,7 @@ class Learner:
     model: Any  # parallel.model: calling it is what makes the ranks reduce their gradients
     module: nn.Module  # the user's own, inside any wrapper
     parameters: Sequence[nn.Parameter]  # those that are trained
-    dtype: torch.dtype  # of the parameters, and of what the model is fed
+    dtype: torch.dtype  # of the parameters, and of the model's arguments
     feed: Feed
     task: Task
     coefficients: Mapping[str, float]  # by which the terms of the loss are added up; 1 where the task names none
@@ -38,6 +38,7 @@ class Learner:
     max_grad_norm: float | None
     stop_at_nonfinite: bool
     skips: SkippedSteps
+    notes: Sequence[str] = ()  # for the screen: what was decided about the model
 
 
 ComputeGradient = Callable[[Learner, Window], Tensor]

@@ -96,12 +96,15 @@ def test_what_nobody_announced_is_copied_at_once_and_the_order_stays(feed: Feed,
     assert side.started == [2]
 
 
-def test_floating_point_columns_arrive_in_the_dtype_of_the_model() -> None:
-    batch = {"x": torch.ones(2, dtype=torch.float64), "labels": torch.ones(2, dtype=torch.int64)}
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+def test_columns_arrive_in_their_own_types_and_only_float64_widens_them(dtype: torch.dtype) -> None:
+    batch = {"x": torch.ones(2), "half": torch.ones(2).half(), "labels": torch.ones(2, dtype=torch.int64)}
 
-    given = Feed(CPU, torch.bfloat16).take(MicroBatch(batch, 2))
+    given = Feed(CPU, dtype).take(MicroBatch(batch, 2))
 
-    assert given["x"].dtype == torch.bfloat16
+    wide = dtype == torch.float64
+    assert given["x"].dtype == (torch.float64 if wide else torch.float32)
+    assert given["half"].dtype == (torch.float64 if wide else torch.float16)
     assert given["labels"].dtype == torch.int64
 
 

@@ -75,9 +75,6 @@ class ByLength:
     def size(self) -> int:
         return self.samples.size
 
-    def cast(self, dtype: torch.dtype) -> "ByLength":
-        return replace(self, samples=self.samples.cast(dtype))
-
     def first(self, seed: int, count: int) -> Batch:
         """With all of their padding."""
         return self.samples.first(seed, count)

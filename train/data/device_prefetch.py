@@ -4,17 +4,25 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 
 import torch
+from torch import Tensor
 
 from train.batch.window import Batch, MicroBatch
 from train.data.shares import RankShare
 
 
 def to_device(batch: Batch, device: torch.device, dtype: torch.dtype) -> Batch:
-    """The batch on the device, floating-point columns in `dtype`; the host does not wait for pinned memory."""
-    return {
-        name: column.to(device, dtype if column.is_floating_point() else column.dtype, non_blocking=True)
-        for name, column in batch.items()
-    }
+    """The batch on the device, in its own types; the host does not wait for pinned memory.
+
+    `dtype`: of the model's parameters. Only float64 widens the columns: else a model's arguments are cast as they enter
+    it (train/models/precision.py), and what the task keeps for itself never.
+    """
+    if dtype is not torch.float64:
+        return {name: column.to(device, non_blocking=True) for name, column in batch.items()}
+    return {name: column.to(device, _widened(column), non_blocking=True) for name, column in batch.items()}
+
+
+def _widened(column: Tensor) -> torch.dtype:
+    return torch.float64 if column.is_floating_point() else column.dtype
 
 
 def _pinned(batch: Batch) -> Batch:
@@ -34,12 +42,10 @@ class Side:
         Their memory is the computing stream's: what used it before is queued there already, and is waited for. So at
         most two micro-batches are on the device, however far the host runs ahead.
         """
-        on_device = {
-            name: torch.empty_like(
-                column, device=self._device, dtype=self._dtype if column.is_floating_point() else None
-            )
-            for name, column in batch.items()
-        }
+        on_device = {}
+        for name, column in batch.items():
+            dtype = _widened(column) if self._dtype is torch.float64 else column.dtype
+            on_device[name] = torch.empty_like(column, device=self._device, dtype=dtype)
         self._stream.wait_stream(torch.cuda.current_stream(self._device))
         with torch.cuda.stream(self._stream):
             for name, column in batch.items():

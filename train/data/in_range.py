@@ -4,9 +4,8 @@ PyTorch would find a wrong one in the middle of the training: an IndexError, or 
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from train.batch import BatchPlan
@@ -28,9 +27,6 @@ class InRange:
     @property
     def size(self) -> int | None:
         return self.samples.size
-
-    def cast(self, dtype: torch.dtype) -> "InRange":
-        return replace(self, samples=self.samples.cast(dtype))
 
     def first(self, seed: int, count: int) -> Batch:
         return self.checked(self.samples.first(seed, count), 0)

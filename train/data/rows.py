@@ -29,11 +29,6 @@ class Rows:
     def size(self) -> int:
         return len(self)
 
-    def cast(self, dtype: torch.dtype) -> "Rows":
-        """Floating-point columns in `dtype`, so that a step need not convert what it copies to a GPU."""
-        columns = {n: c.to(dtype) if c.is_floating_point() else c for n, c in self.columns.items()}
-        return Rows(columns, self.images)
-
     def pick(self, ids: Ids) -> Picked:
         """The samples `ids`, in that order, as they are stored."""
         index = torch.from_numpy(ids.copy())

@@ -71,10 +71,6 @@ class TrainingSet(Protocol):
         """Samples of an epoch; None where nobody knows before it has ended."""
         ...
 
-    def cast(self, dtype: torch.dtype) -> "TrainingSet":
-        """The same samples, floating-point columns in `dtype` where all of them are in memory."""
-        ...
-
     def first(self, seed: int, count: int) -> Batch:
         """The first `count` samples of the first epoch, or all where there are fewer; the same on every rank."""
         ...

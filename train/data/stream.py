@@ -5,7 +5,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import pyarrow as pa
-import torch
 from datasets import Features, Image, IterableDataset
 from datasets.distributed import split_dataset_by_node
 
@@ -42,9 +41,6 @@ class Stream:
     @property
     def size(self) -> None:
         return None
-
-    def cast(self, dtype: torch.dtype) -> "Stream":
-        return self  # each sample is read once: the step converts it
 
     def first(self, seed: int, count: int) -> Batch:
         with self._explained():

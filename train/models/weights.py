@@ -14,6 +14,7 @@ from torch import nn
 from train.config import Config, load, resolve
 from train.errors import RunFailed, UserError, ends_in_a_sentence
 from train.models import ModelError
+from train.models.precision import cast_parameters
 from train.randomness import drawn_from
 
 
@@ -46,7 +47,7 @@ class Pretrained(Protocol):
 
 
 def parameter_dtype(config: Config) -> torch.dtype:
-    """Of the parameters, and of what the model is fed; under autocast (bf16, fp16) both stay float32."""
+    """Of the parameters, and of what enters the model; under autocast (bf16, fp16) both stay float32."""
     if config.model.dtype == "bf16":
         return torch.bfloat16
     return torch.float64 if config.precision == "fp64" else torch.float32
@@ -58,7 +59,8 @@ def make_model(config: Config) -> nn.Module:
     what = f"model.target={config.model.target} cannot be made from model.args"
     with ends_in_a_sentence(ModelError, what), drawn_from(config.seed):
         module: nn.Module = constructor(**config.model.args)
-    return module.to(parameter_dtype(config))
+    cast_parameters(module, parameter_dtype(config), lambda: constructor(**config.model.args))
+    return module
 
 
 def save_weights(

@@ -42,11 +42,9 @@ def make_optimizer(
     """
     target: Callable[..., torch.optim.Optimizer] = resolve(config.target, "torch.optim")
     args: dict[str, Any] = dict(numbers.args)
-    if "fused" in inspect.signature(target).parameters and not args.keys() & {
-        "fused",
-        "foreach",
-        "differentiable",
-    }:
+    has_fused = "fused" in inspect.signature(target).parameters
+    takes_all = all(parameter.is_floating_point() for parameter in parameters.values())  # no complex ones
+    if has_fused and takes_all and not args.keys() & {"fused", "foreach", "differentiable"}:
         args["fused"] = True  # one kernel for all parameters, and no extra copy of them
     groups = _groups(config, numbers, parameters)
     with ends_in_a_sentence(OptimizerError, f"optimizer.target={config.target} does not take optimizer.args"):
