@@ -12,7 +12,7 @@ from torch import nn
 
 from tests.helpers import Trace, argv, record, rows
 from train import metric_names as names
-from train.memory.peaks import GIB, Memory, over_ranks, stored_bytes
+from train.memory.peaks import GIB, Allocator, Memory, over_ranks, stored_bytes
 from train.run import Run
 
 
@@ -100,42 +100,93 @@ def test_largest_and_smallest_over_the_ranks() -> None:
     assert over_ranks(of_ranks[:1]) == of_ranks[0]
 
 
-def test_of_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Peaks by phase, and activations: what the peak of forward and backward holds beside the rest."""
-    asked = torch.device("cuda", 0)
-    used: list[float] = []  # since the last reset
-    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: int(max(used, default=0)))
-    monkeypatch.setattr(torch.cuda, "max_memory_reserved", lambda device: 10 * GIB)
-    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: used.clear())
-    monkeypatch.setattr(torch.cuda, "memory_stats", lambda device: {"num_alloc_retries": 4})
-    module = nn.Linear(256, 256, bias=False)  # 256 KiB
+class Counters(Allocator):
+    """A GPU's allocator whose memory the test takes and frees, in GiB."""
+
+    def __init__(self) -> None:
+        self.now = self.peak = 0.0
+
+    def take(self, gib: float) -> None:
+        self.now += gib
+        self.peak = max(self.peak, self.now)
+
+    def free(self, gib: float) -> None:
+        self.now -= gib
+
+    def allocated(self) -> float:
+        return self.now
+
+    def peak_allocated(self) -> float:
+        return self.peak
+
+    def peak_reserved(self) -> float:
+        return 64.0
+
+    def reset_peaks(self) -> None:
+        self.peak = self.now
+
+    def retries(self) -> int:
+        return 4
+
+
+WEIGHTS, MOMENTS, AVERAGE, BUCKETS = 2.0, 4.0, 2.0, 2.0  # of a model in float32, with Adam, EMA and DDP or flat sums
+
+
+@pytest.mark.parametrize("gradient_copies", [0.0, 2.0], ids=["views of the buckets", "a second copy"])
+@pytest.mark.parametrize("micro_steps", [2, 4])
+def test_activations_are_what_forward_and_backward_give_back(micro_steps: int, gradient_copies: float) -> None:
+    """Each micro-step takes 3 GiB in its forward pass, and 1 more for a moment of the backward pass."""
+    gpu = Counters()
+    gpu.take(WEIGHTS + MOMENTS + AVERAGE + BUCKETS)
+    module = nn.Linear(2, 2)
     optimizer = torch.optim.Adam(module.parameters())
-    update_peak: list[float] = []
-    optimizer.register_step_pre_hook(lambda *_: used.extend(update_peak[-1:]))
-    memory = Memory(asked, module, optimizer, row_due=lambda k: True)
-    window: Any = SimpleNamespace(k=1)
+    optimizer.register_step_pre_hook(lambda *_: gpu.take(0.5))
+    optimizer.register_step_post_hook(lambda *_: gpu.free(0.5))
+    memory = Memory(module, optimizer, row_due=lambda k: k != 2, allocator=gpu)
 
-    def step(forward_backward: float, update: float) -> dict[str, float]:
-        def compute_gradient(learner: Any, window: Any) -> torch.Tensor:
-            module(torch.ones(1, 256)).sum().backward()
-            used.append(forward_backward * GIB)
-            return torch.zeros(1)
+    def compute_gradient(learner: Any, window: Any) -> torch.Tensor:
+        module(torch.ones(1, 2)).sum().backward()
+        for micro_step in range(micro_steps):
+            gpu.take(3)
+            gpu.take(1)
+            gpu.free(1)
+            if micro_step == 0:
+                gpu.take(gradient_copies)
+            gpu.free(3)
+        return torch.zeros(1)
 
-        memory.gradient(compute_gradient)(None, window)
-        update_peak.append(update * GIB)
+    found = []
+    for k in (1, 2, 3):
+        memory.gradient(compute_gradient)(None, SimpleNamespace(k=k))  # type: ignore[arg-type]
         optimizer.step()
         optimizer.zero_grad()
-        return memory.take()
+        gpu.free(gradient_copies)
+        found.append(memory.take())
 
-    first, second, third = step(3.0, 4.0), step(5.0, 2.0), step(1.0, 2.0)
+    for row in (found[0], found[2]):  # the first one too
+        assert row[names.ACTIVATIONS] == 4
+        assert row[names.FORWARD_BACKWARD_PEAK] == row[names.PEAK_ALLOCATED] == 10 + gradient_copies + 4
+        assert row[names.OPTIMIZER_PEAK] == 10 + gradient_copies + 0.5
+        assert row[names.PEAK_RESERVED] == 64
+        assert row[names.ALLOCATOR_RETRIES] == 4
+    # No row is due: nothing is measured apart.
+    assert not {names.ACTIVATIONS, names.OPTIMIZER_PEAK} & found[1].keys()
 
-    assert first[names.FORWARD_BACKWARD_PEAK] == 3
-    assert first[names.PEAK_ALLOCATED] == first[names.OPTIMIZER_PEAK] == 4
-    assert first[names.PEAK_RESERVED] == 10
-    assert first[names.ALLOCATOR_RETRIES] == 4
-    assert names.ACTIVATIONS not in first  # the optimizer had no state yet
-    weights = 2**18 / GIB
-    assert second[names.ACTIVATIONS] == pytest.approx(5 - 4 * weights - 4 / GIB, abs=1e-12)
-    # Each peak is that of its own phase, and of its own row.
-    assert (second[names.PEAK_ALLOCATED], second[names.OPTIMIZER_PEAK]) == (5, 2)
-    assert (third[names.FORWARD_BACKWARD_PEAK], third[names.PEAK_ALLOCATED]) == (1, 2)
+
+def test_each_peak_is_that_of_its_own_row() -> None:
+    gpu = Counters()
+    module = nn.Linear(2, 2)
+    memory = Memory(module, torch.optim.SGD(module.parameters()), row_due=lambda k: True, allocator=gpu)
+
+    found = []
+    for k, needed in enumerate((5.0, 1.0), start=1):
+
+        def compute_gradient(learner: Any, window: Any, needed: float = needed) -> torch.Tensor:
+            gpu.take(needed)
+            gpu.free(needed)
+            return torch.zeros(1)
+
+        memory.gradient(compute_gradient)(None, SimpleNamespace(k=k))  # type: ignore[arg-type]
+        found.append(memory.take()[names.FORWARD_BACKWARD_PEAK])
+
+    assert found == [5, 1]

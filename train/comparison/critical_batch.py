@@ -123,11 +123,17 @@ def whole(micro_steps: float) -> int:
 
 
 def advice(best: float, least: float, most: float, longer: float, those: str, k: int) -> str:
-    """`about 2 micro-steps (2 to 3) would be fastest to the same loss; THOSE take 15% longer`, THOSE being `k`."""
+    """`about 2 micro-steps (2 to 3) would be fastest to the same loss; THOSE take 15% longer`, THOSE being `k`.
+
+    Where the estimate's own range holds `k`, nobody knows whether more or fewer would be faster.
+    """
     between = f" ({whole(least)} to {whole(most)})" if whole(least) < whole(most) else ""
     fastest = f"about {whole(best)} micro-steps{between} would be fastest to the same loss"
     if whole(best) == 1:
-        fastest = f"1 micro-step{between} would be fastest to the same loss, so it does not pay by itself"
+        pays = ", so it does not pay by itself" if whole(most) == 1 else ""
+        fastest = f"1 micro-step{between} would be fastest to the same loss{pays}"
+    if whole(least) <= k <= whole(most):
+        return f"{fastest}; whether it pays is unknown: the estimate cannot tell them from {those}"
     much = "at most 5%" if longer < 0.05 else f"{longer:.0%}"
     cost = f"{much} longer" if longer < 1 else f"{1 + longer:.2g} times as long"
     return f"{fastest}; {those} take{'s' if k == 1 else ''} {cost}"

@@ -23,7 +23,8 @@ T = TypeVar("T")
 
 
 def part(learner: Learner, ranks: Ranks, row_due: Callable[[int], bool]) -> Part:
-    memory = Memory(learner.device, learner.module, learner.optimizer, row_due)
+    allocator = Allocator(learner.device) if learner.device.type == "cuda" else None
+    memory = Memory(learner.module, learner.optimizer, row_due, allocator)
 
     def measured(metrics: Metrics) -> Metrics:
         return {**metrics, **over_ranks(ranks.gather(memory.take()))}
@@ -52,21 +53,45 @@ def over_ranks(of_ranks: Sequence[Mapping[str, float]]) -> dict[str, float]:
     return found
 
 
+class Allocator:
+    """A GPU's own counters, in GiB. They are kept on the host: asking them waits for nothing."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+
+    def allocated(self) -> float:
+        return torch.cuda.memory_allocated(self._device) / GIB
+
+    def peak_allocated(self) -> float:
+        return torch.cuda.max_memory_allocated(self._device) / GIB
+
+    def peak_reserved(self) -> float:
+        return torch.cuda.max_memory_reserved(self._device) / GIB
+
+    def reset_peaks(self) -> None:
+        torch.cuda.reset_peak_memory_stats(self._device)
+
+    def retries(self) -> int:
+        """Since the start: how often it freed what it had kept."""
+        return int(torch.cuda.memory_stats(self._device)["num_alloc_retries"])
+
+
 class Memory:
     """Of this rank. What cannot be measured is absent, never 0."""
 
     def __init__(
         self,
-        device: torch.device,
         module: nn.Module,
         optimizer: torch.optim.Optimizer,
         row_due: Callable[[int], bool],
+        allocator: Allocator | None = None,
     ) -> None:
-        """`row_due(k)`: whether step k gets a row; its phases are measured apart."""
-        self._device = device if device.type == "cuda" else None
+        """`row_due(k)`: whether step k gets a row; its phases are measured apart. `allocator`: None on a CPU."""
+        self._allocator = allocator
         self._row_due = row_due
         self._update_hook: Any = None  # on a step that is measured
         self._peaks: dict[str, float] = {}
+        self._before = 0.0  # allocated when the gradient began
         self._held: dict[str, float] = {}  # all the time, once the optimizer has its state
         self._module = module
         self._optimizer = optimizer
@@ -85,17 +110,20 @@ class Memory:
 
     def mark(self, phase: str | None = None) -> None:
         """A phase ends here: keep its peak under this metric name (GPUs only; asks the allocator's own counters)."""
-        if self._device is None:
+        if self._allocator is None:
             return
         peaks = {
-            metric_names.PEAK_ALLOCATED: torch.cuda.max_memory_allocated(self._device) / GIB,
-            metric_names.PEAK_RESERVED: torch.cuda.max_memory_reserved(self._device) / GIB,
+            metric_names.PEAK_ALLOCATED: self._allocator.peak_allocated(),
+            metric_names.PEAK_RESERVED: self._allocator.peak_reserved(),
         }
-        torch.cuda.reset_peak_memory_stats(self._device)
+        self._allocator.reset_peaks()
         if phase:
             peaks[phase] = peaks[metric_names.PEAK_ALLOCATED]
-        if phase == metric_names.FORWARD_BACKWARD_PEAK and self._held:
-            peaks[metric_names.ACTIVATIONS] = peaks[phase] - sum(self._held.values())
+        if phase == metric_names.FORWARD_BACKWARD_PEAK:
+            # Not a sum of what is known to be held: averages of weights, buckets and second copies of gradients are
+            # nobody's activations, whoever holds them.
+            stays = max(self._before, self._allocator.allocated())
+            peaks[metric_names.ACTIVATIONS] = peaks[phase] - stays
         for name, peak in peaks.items():
             self._peaks[name] = max(peak, self._peaks.get(name, 0.0))
 
@@ -109,6 +137,8 @@ class Memory:
             if not self._row_due(window.k):
                 return compute_gradient(learner, window)
             self.mark()
+            if self._allocator is not None:
+                self._before = self._allocator.allocated()
             try:
                 return compute_gradient(learner, window)
             finally:
@@ -137,13 +167,12 @@ class Memory:
 
     def take(self) -> dict[str, float]:
         """{metric: GiB} since the last call."""
-        if self._device is None:
+        if self._allocator is None:
             peak = _peak_rss_bytes()
             return self._held | ({metric_names.PEAK_RSS: peak / GIB} if _reset_peak_rss() and peak else {})
         self.mark()
         peaks, self._peaks = self._peaks, {}
-        retries = torch.cuda.memory_stats(self._device)["num_alloc_retries"]  # since the start: it freed what it kept
-        return self._held | peaks | {metric_names.ALLOCATOR_RETRIES: retries}
+        return self._held | peaks | {metric_names.ALLOCATOR_RETRIES: self._allocator.retries()}
 
     def summary(self) -> str:
         """One line for the end of a run; nothing where there was no update."""
