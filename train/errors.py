@@ -37,6 +37,13 @@ class RankFailed(RunFailed):
     """Another rank could not compute its part of the gradient; its own error says why."""
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Of the device or the host; torch raises several kinds for it."""
+    text = str(error).lower()
+    words = ("out of memory", "can't allocate memory", "not enough memory")
+    return isinstance(error, MemoryError) or any(each in text for each in words)
+
+
 @contextmanager
 def ends_in_a_sentence(kind: type[UserError], what: str, of: type[Exception] = Exception) -> Iterator[None]:
     """What the user's own code or arguments raise inside, an error `of` this class, becomes `kind`, which says where.
@@ -48,7 +55,7 @@ def ends_in_a_sentence(kind: type[UserError], what: str, of: type[Exception] = E
     except (UserError, MemoryError, OSError):
         raise
     except of as error:
-        if "out of memory" in str(error).lower() or "can't allocate memory" in str(error):
+        if is_out_of_memory(error):
             raise
         frames = traceback.extract_tb(error.__traceback__)
         # The innermost that is no library's: there the reader can do something.

@@ -19,7 +19,6 @@ from train.distributed.ranks import Ranks
 from train.distributed.stop import Stop
 from train.errors import code_of, print_error
 from train.evaluation import ema, generations
-from train.evaluation.evaluator import floating_buffers
 from train.exactness.preflight import preflight
 from train.exactness.same_model import check_same_model
 from train.gradients import rank_consistency
@@ -104,7 +103,6 @@ class Run:
         """Make a checkpoint, and a row that says what it cost. Raises SaveFailed, on all ranks."""
         start = time.perf_counter()
         with self.report.clock.paused():
-            self.ranks.copy_from_main(floating_buffers(self.learner.module))
             self.save_checkpoint(self.report.progress.step, first=self.report.sync)
         self.report.save_row(time.perf_counter() - start)
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from train.checkpoint import Checkpoints
+from train.checkpoint import Checkpoints, check_savable
 from train.config import Config, Loaded
 from train.data import Windows
 from train.distributed.ranks import Ranks
@@ -49,6 +49,7 @@ class Setting:
 def open_checkpoints(setting: Setting, state: RunState) -> Checkpoints:
     """Brings the learner and the state of the run to where it resumes from, if it does."""
     learner = setting.learner
+    check_savable(learner.module)
     checkpoints = Checkpoints(
         folder=setting.folder.path / "checkpoints",
         ranks=setting.ranks,

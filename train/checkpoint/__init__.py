@@ -3,11 +3,13 @@
 from train.checkpoint.checkpoints import Checkpoints
 from train.checkpoint.choose import NoCheckpoint, named, newest
 from train.checkpoint.commit import SaveFailed
+from train.checkpoint.files import check_savable
 
 __all__ = [
     "Checkpoints",
     "NoCheckpoint",
     "SaveFailed",
+    "check_savable",
     "named",
     "newest",
 ]

@@ -5,12 +5,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
+from train.checkpoint.buffers import RankBuffers, file_of, write_buffers
 from train.checkpoint.choose import abandon_newer
 from train.checkpoint.commit import commit
-from train.checkpoint.files import MODEL, TENSORS, TRAINER, read_model, read_state, write_state
-from train.checkpoint.manifest import name_of
+from train.checkpoint.files import MODEL, TENSORS, TRAINER, ExtraState, read_model, read_state, write_state
+from train.checkpoint.manifest import name_of, verify
 from train.distributed.ranks import Ranks
 from train.parts import HasState
 
@@ -37,11 +38,15 @@ class Checkpoints:
         self.resumed_from = resumed_from
         self._state: dict[str, HasState] = {}
         self._saved: dict[str, Any] = {}
+        self._buffers = RankBuffers(module, ranks)
         if resumed_from is not None:
             if ranks.is_main and resumed_from.parent == folder:
                 abandon_newer(folder, resumed_from)
             read_model(resumed_from, module)
+            same_ranks = verify(resumed_from, contents=False)["world_size"] == ranks.world_size
+            self._buffers.read(resumed_from, same_ranks)
             self._saved = read_state(resumed_from)
+        self.add({"extra_state": ExtraState(module)})
 
     def add(self, states: Mapping[str, HasState]) -> None:
         """From now on these are saved too; they are brought to where they were. What is new to the run begins now."""
@@ -58,15 +63,24 @@ class Checkpoints:
         """
         if self.resumed_from == self.folder / name_of(step):
             return
-        state = {name: part.state_dict() for name, part in self._state.items()}  # on all ranks: they may have to talk
-        commit(self.folder, step, self.keep, self.ranks, partial(self._write, state, first), self.resumed_from)
+        # On all ranks: they may have to talk.
+        state = {name: part.state_dict() for name, part in self._state.items()}
+        buffers = self._buffers.own()
+        write = partial(self._write, state, buffers, first)
+        commit(self.folder, step, self.keep, self.ranks, write, self.resumed_from)
 
-    def _write(self, state: Mapping[str, Any], first: Callable[[], object], folder: Path) -> list[str]:
+    def _write(
+        self, state: Mapping[str, Any], buffers: Mapping[str, Tensor], first: Callable[[], object], folder: Path
+    ) -> list[str]:
         first()
-        if not self.writes_state:
-            return []
-        write_state(folder, self.module, state)
-        return [MODEL, TENSORS, TRAINER]
+        written = []
+        if buffers:
+            written.append(file_of(self.ranks.rank))
+            write_buffers(folder / written[0], buffers)
+        if self.writes_state:
+            write_state(folder, self.module, state)
+            written += [MODEL, TENSORS, TRAINER]
+        return written
 
     def forget(self) -> None:
         """Free what was saved of things that the config has switched off since."""

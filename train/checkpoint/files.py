@@ -2,30 +2,30 @@
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file, load_model, save_file, save_model
+import torch
+from safetensors.torch import load_file, load_model, save, save_file, save_model
 from torch import Tensor, nn
 
+from train.checkpoint.tensors import known, restored, separate
 from train.errors import UserError, ends_in_a_sentence
 
+KEYS = (bool, int, float, str)
 MODEL, TENSORS, TRAINER = "model.safetensors", "optimizer.safetensors", "trainer.json"
 
 
 def write_state(folder: Path, module: nn.Module, state: Mapping[str, Any]) -> None:
-    """The model under its own parameter names, tied weights once, and whatever `state` holds beside it."""
-    save_model(module, str(folder / MODEL))
-    tensors: dict[str, Tensor] = {}
-    told = _told(state, "", tensors)
-    save_file(_apart(tensors), str(folder / TENSORS))
-    (folder / TRAINER).write_text(json.dumps(told), encoding="utf-8")
+    """The model's tensors under its own names, tied weights once, and whatever `state` holds beside it."""
+    write_tensors(folder / MODEL, module)
+    write_value(folder / TRAINER, folder / TENSORS, state)
 
 
 def read_state(folder: Path) -> dict[str, Any]:
     """`state` as it was given to write_state, its tensors on the CPU."""
-    tensors = load_file(str(folder / TENSORS))
-    state: dict[str, Any] = _read(json.loads((folder / TRAINER).read_text(encoding="utf-8")), tensors)
+    state: dict[str, Any] = read_value(folder / TRAINER, folder / TENSORS)
     return state
 
 
@@ -33,21 +33,98 @@ class OtherModel(UserError):
     """A checkpoint of another model than the config's."""
 
 
+class NotSavable(UserError):
+    """A model of which no checkpoint could be made."""
+
+
 def read_model(folder: Path, module: nn.Module) -> None:
     """Raises OtherModel where names or shapes differ."""
     what = f"{folder} does not fit the model. Set: model.args as they were there"
     with ends_in_a_sentence(OtherModel, what, of=RuntimeError):  # not of a file that cannot be read
-        load_model(module, str(folder / MODEL))
+        read_tensors(folder / MODEL, module)
 
 
-def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Tied ones as copies: a file of safetensors holds no two names for the same memory."""
-    seen: set[int] = set()
-    apart = {}
-    for name, tensor in tensors.items():
-        apart[name] = tensor.clone() if tensor.data_ptr() in seen else tensor
-        seen.add(tensor.data_ptr())
-    return apart
+def check_savable(module: nn.Module) -> None:
+    """Try what a save needs, before there is anything to lose. Raises NotSavable."""
+    with ends_in_a_sentence(NotSavable, "a checkpoint cannot hold the model, since its state_dict() raises"):
+        state = module.state_dict()
+    for name, value in state.items():
+        what = f"a checkpoint cannot hold {name!r} of the model's state_dict(). Change what get_extra_state() returns"
+        if isinstance(value, Tensor):
+            what = f"a checkpoint cannot hold {name!r} of the model. Register it with persistent=False, or convert it"
+        with ends_in_a_sentence(NotSavable, what):
+            _try(value, name)
+
+
+def _try(value: Any, name: str) -> None:
+    if not isinstance(value, Tensor):
+        json.dumps(_told(value, name, {}))
+        return
+    if value.is_meta or value.layout != torch.strided:
+        raise TypeError(f"a tensor on {value.device} with layout {value.layout}")
+    save({name: known(value[(slice(0, 1),) * value.dim()])})
+
+
+@dataclass(frozen=True)
+class _Tensors:
+    """A module's tensors, in the form in which safetensors' functions ask a module for them. All else: ExtraState."""
+
+    module: nn.Module
+
+    def state_dict(self) -> dict[str, Tensor]:
+        tensors = {name: x for name, x in self.module.state_dict().items() if isinstance(x, Tensor)}
+        # A piece of something larger is stored as a tensor like others; tied ones are found by safetensors.
+        return {name: known(x if _is_whole(x) else x.clone()) for name, x in tensors.items()}
+
+    def load_state_dict(self, stored: Mapping[str, Tensor], strict: bool) -> tuple[list[str], list[str]]:
+        own = self.module.state_dict()
+        given = {name: restored(x, own[name]) if name in own else x for name, x in stored.items()}
+        missing, unexpected = self.module.load_state_dict(given, strict=strict)
+        return [name for name in missing if isinstance(own.get(name), Tensor)], unexpected
+
+
+def _is_whole(tensor: Tensor) -> bool:
+    return tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size()
+
+
+def write_tensors(file: Path, module: nn.Module) -> None:
+    shown: Any = _Tensors(module)
+    save_model(shown, str(file))
+
+
+def read_tensors(file: Path, module: nn.Module, strict: bool = True) -> tuple[list[str], list[str]]:
+    """(names missing there, names that are there only). Raises RuntimeError where shapes differ, or with `strict`
+    names."""
+    shown: Any = _Tensors(module)
+    missing, unexpected = load_model(shown, str(file), strict=strict)
+    return list(missing), list(unexpected)
+
+
+@dataclass(frozen=True)
+class ExtraState:
+    """What a module's state_dict holds that is no tensor: that of get_extra_state, which set_extra_state takes back."""
+
+    module: nn.Module
+
+    def state_dict(self) -> dict[str, Any]:
+        return {name: x for name, x in self.module.state_dict().items() if not isinstance(x, Tensor)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        if state:
+            self.module.load_state_dict(state, strict=False)
+
+
+def write_value(file: Path, tensor_file: Path, value: Any) -> None:
+    """Numbers, texts, tensors, and lists and dicts of these. Raises TypeError for anything else."""
+    tensors: dict[str, Tensor] = {}
+    told = _told(value, "", tensors)
+    save_file(separate(tensors), str(tensor_file))
+    file.write_text(json.dumps(told), encoding="utf-8")
+
+
+def read_value(file: Path, tensor_file: Path) -> Any:
+    """What write_value was given, its tensors on the CPU."""
+    return _read(json.loads(file.read_text(encoding="utf-8")), load_file(str(tensor_file)))
 
 
 def _told(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:
@@ -58,14 +135,17 @@ def _told(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, Tensor):
-        tensors[path] = value.detach().contiguous()
-        return {"tensor": path}
-    if isinstance(value, Mapping):
+        while path in tensors:  # the keys 1 and "1"
+            path += "'"
+        tensors[path] = known(value)
+        return {"complex128" if value.dtype == torch.complex128 else "tensor": path}
+    if isinstance(value, Mapping) and all(isinstance(key, KEYS) for key in value):
         return {"dict": [[key, _told(item, f"{path}/{key}", tensors)] for key, item in value.items()]}
     if isinstance(value, list | tuple):
         kind = "list" if isinstance(value, list) else "tuple"
         return {kind: [_told(item, f"{path}/{i}", tensors) for i, item in enumerate(value)]}
-    raise TypeError(f"a checkpoint holds tensors, numbers, texts, lists and dicts; {path} is a {type(value).__name__}")
+    kind = f"{type(value).__name__} {str(value)[:40]}"
+    raise TypeError(f"a checkpoint holds tensors, numbers, texts, lists and dicts; {path} is a {kind}")
 
 
 def _read(told: Any, tensors: Mapping[str, Tensor]) -> Any:
@@ -74,6 +154,8 @@ def _read(told: Any, tensors: Mapping[str, Tensor]) -> Any:
     ((kind, content),) = told.items()
     if kind == "tensor":
         return tensors[content]
+    if kind == "complex128":
+        return torch.view_as_complex(tensors[content])
     if kind == "dict":
         return {key: _read(item, tensors) for key, item in content}
     items = [_read(item, tensors) for item in content]

@@ -1,17 +1,23 @@
 """A moving average of the weights, evaluated and saved beside them. It changes nothing about the training."""
 
+from collections.abc import Mapping
+from copy import deepcopy
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
+from torch.overrides import TorchFunctionMode
 
+from train.errors import UserError, ends_in_a_sentence
 from train.evaluation.evaluator import Evaluate
 from train.parts import Part
 from train.step import Learner
 
-Tensors = tuple[Tensor, ...] | list[Tensor]
 PREFIX = "ema/"  # of its metrics: eval/ema/loss
+
+
+class EmaError(UserError):
+    """No average can be kept of this model, or not the one that a checkpoint holds."""
 
 
 def part(learner: Learner, decay: float | None) -> Part:
@@ -30,25 +36,55 @@ def part(learner: Learner, decay: float | None) -> Part:
 class Ema:
     """After each update the average moves by 1 - decay of the way to the weights; the first update sets it.
 
-    A step that was not applied, since its gradient was not finite, does not move it. Buffers are the model's own.
+    A step that was not applied, since its gradient was not finite, does neither. Whether one was is known on the device
+    alone, and the host does not ask. Averages are float32 or wider: in bf16 a step of 0.001 of the way is rounded off.
+    Buffers are the model's own.
+
+    Not torch's AveragedModel (2.13): its first call sets the average even where the step was skipped, and it counts on
+    the CPU, for which a GPU waits at each step.
     """
 
     def __init__(self, learner: Learner, decay: float) -> None:
-        self._averaged = AveragedModel(learner.module, multi_avg_fn=self._average)
-        self._module, self._optimizer, self._decay = learner.module, learner.optimizer, decay
-        learner.optimizer.register_step_post_hook(lambda *_: self._averaged.update_parameters(self._module))
+        self.module = _second(learner.module)
+        """The model with the averaged weights, up to date after an evaluation or a save."""
+        self._source, self._optimizer, self._decay = learner.module, learner.optimizer, decay
+        self._averages = {name: _wide(p.detach()) for name, p in self.module.named_parameters() if _moves(p)}
+        self._weights = {name: p for name, p in learner.module.named_parameters() if _moves(p)}
+        dtype = torch.promote_types(learner.dtype, torch.float32)
+        self._updates = torch.zeros((), dtype=torch.int64, device=learner.device)
+        self._later = torch.tensor(1 - decay, dtype=dtype, device=learner.device)
+        learner.optimizer.register_step_post_hook(self._update)
 
-    @property
-    def module(self) -> nn.Module:
-        """The model with the averaged weights."""
-        averaged: nn.Module = self._averaged.module
-        return averaged
+    @torch.no_grad()
+    def _update(self, *_: object) -> None:
+        """Called where the optimizer made a step, or left it out by a flag on the device."""
+        skipped = getattr(self._optimizer, "found_inf", None)
+        share = torch.where(self._updates == 0, 1.0, self._later)
+        if skipped is None:
+            self._updates += 1
+        else:
+            applied = 1 - skipped
+            share = share * applied
+            self._updates += applied.long()
+        for name, average in self._averages.items():
+            average.lerp_(self._weights[name].to(average.dtype), share.to(average.dtype))
+
+    @torch.no_grad()
+    def _refresh(self) -> None:
+        """Bring the module to the averages, and all that is not averaged to the model."""
+        parameters = dict(self._source.named_parameters())
+        for name, parameter in self.module.named_parameters():
+            parameter.copy_(self._averages.get(name, parameters[name]))
+        buffers = dict(self._source.named_buffers())
+        for name, buffer in self.module.named_buffers():
+            buffer.copy_(buffers[name])
 
     def around(self, evaluate: Evaluate) -> Evaluate:
         """The same evaluation, and after it that of the average."""
 
         def both(module: nn.Module) -> dict[str, float]:
             plain = evaluate(module)
+            self._refresh()
             averaged = evaluate(self.module)
             for name, value in averaged.items():
                 if name.rpartition("/")[2] != "samples":  # how many there are stands in the row already
@@ -58,15 +94,51 @@ class Ema:
         return both
 
     def state_dict(self) -> dict[str, Any]:
-        state: dict[str, Any] = self._averaged.state_dict()
-        return state
+        """Under the names that torch's AveragedModel gives them."""
+        self._refresh()
+        averages = {f"module.{name}": average for name, average in self._averages.items()}
+        return {"n_averaged": self._updates, **averages}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._averaged.load_state_dict(state)
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Raises EmaError for the average of another model."""
+        for name, average in self._averages.items():
+            stored = state.get(f"module.{name}")
+            if stored is None or stored.shape != average.shape:
+                raise EmaError(
+                    f"the checkpoint holds no average of {name} of this shape. Set: ema.decay=null, or model.args as "
+                    f"they were there"
+                )
+            average.copy_(stored)
+        self._updates.copy_(state["n_averaged"])
+        self._refresh()
 
-    @torch.no_grad()
-    def _average(self, averages: Tensors, weights: Tensors, updates: int | Tensor) -> None:
-        skipped = getattr(self._optimizer, "found_inf", None)  # on the device: the host need not wait for it
-        for average, weight in zip(averages, weights, strict=True):
-            applied: Any = 1 if skipped is None else 1 - skipped.to(average.dtype)
-            average.lerp_(weight, applied * (1 - self._decay))
+
+def _moves(parameter: Tensor) -> bool:
+    return parameter.is_floating_point() or parameter.is_complex()
+
+
+def _wide(parameter: Tensor) -> Tensor:
+    """The average of a parameter: the module's own memory where that is wide enough."""
+    return parameter.to(torch.promote_types(parameter.dtype, torch.float32))
+
+
+def _second(module: nn.Module) -> nn.Module:
+    """A copy of the model. Raises EmaError where it holds something that cannot be copied."""
+    what = "ema.decay keeps a second model, and this one cannot be copied (copy.deepcopy). Set: ema.decay=null"
+    with ends_in_a_sentence(EmaError, what), torch.no_grad(), _CopiesOfResults():
+        return deepcopy(module)
+
+
+class _CopiesOfResults(TorchFunctionMode):
+    """deepcopy also takes tensors that were computed, which torch refuses to copy with their history.
+
+    Those are what a module keeps of its last forward: the weight of torch.nn.utils.weight_norm and spectral_norm, which
+    their hooks compute anew, attention maps, caches.
+    """
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function is Tensor.__deepcopy__ and not args[0].is_leaf:
+            tensor, memo = args
+            memo[id(tensor)] = tensor.detach().clone()
+            return memo[id(tensor)]
+        return function(*args, **(kwargs or {}))

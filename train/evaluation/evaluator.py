@@ -2,23 +2,38 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from train.batch import first_of, share
+from train.batch import first_of, key_of, share
 from train.data import EvaluationSet
 from train.data.device_prefetch import to_device
 from train.distributed.ranks import Ranks
+from train.errors import RunFailed, UserError, ends_in_a_sentence, is_out_of_memory, print_error
+from train.evaluation.main_buffers import take_main
+from train.evaluation.sums import SAMPLES, Sums, join, over_ranks, read_sums
 from train.models.preserve_state import undisturbed
+from train.randomness import DATA_SEED, Generators
 from train.tasks import Task
 
 Evaluate = Callable[[nn.Module], dict[str, float]]
 """Takes a module, inside any wrapper: an evaluation reduces no gradients. Gives {metric: value}."""
 
+EVALUATION = 2  # in the key of a place in a set; of four numbers, as no key of a step or a sample is
 
-@dataclass(frozen=True, kw_only=True)
+
+class EvaluationFailed(UserError):
+    """The task's own code raised in an evaluation."""
+
+
+class NoRoom(RunFailed):
+    """An evaluation of one sample at a time does not fit in memory."""
+
+
+@dataclass(kw_only=True)
 class Evaluation:
     """The sets that a model is evaluated on: the main one under the name "", further ones under theirs."""
 
@@ -28,15 +43,17 @@ class Evaluation:
     device: torch.device
     dtype: torch.dtype
     batch_size: int
+    """Samples that a rank takes at once; halved on all ranks where one of them runs out of memory."""
 
     def __call__(self, module: nn.Module) -> dict[str, float]:
         """{metric: sum / weight over the whole set}, what the task makes of these, and `samples`; `set/metric` for
         further sets.
 
-        A metric whose weight is 0 is left out: nobody knows it.
+        A metric whose weight is 0 is left out: nobody knows it. All ranks evaluate with rank 0's buffers, and each has
+        its own again afterwards. Raises, on all ranks, what is raised on one.
         """
-        self.ranks.copy_from_main(floating_buffers(module))
         with undisturbed(module, self.device), torch.no_grad():
+            take_main(module, self.ranks)
             module.eval()
             metrics: dict[str, float] = {}
             for name, rows in self.sets.items():
@@ -46,34 +63,59 @@ class Evaluation:
             return metrics
 
     def _evaluate(self, module: nn.Module, rows: EvaluationSet) -> dict[str, float]:
-        sums, samples = self.ranks.together(lambda: self._local_sums(module, rows))
-        totals = self.ranks.sum([samples, *(float(number) for pair in sums.values() for number in pair)])
-        pairs = zip(sums, totals[1::2], totals[2::2], strict=True)
-        metrics = {name: total / weight for name, total, weight in pairs if weight}
+        local = self._fitting_sums(module, rows)
+        numbers = {name: total.numbers() for name, total in local.items()}
+        of_ranks = self.ranks.gather(numbers)
+        # From here on the same on every rank.
         finish = getattr(self.task, "finish", dict)
-        return finish(metrics) | {"samples": totals[0]}
+        with self._in_a_sentence("finish"):
+            return {**finish(over_ranks(of_ranks)), SAMPLES: float(len(rows))}
 
-    def _local_sums(self, module: nn.Module, rows: EvaluationSet) -> tuple[dict[str, tuple[Tensor, Tensor]], int]:
-        """(sum, weight) of each metric over this rank's part of the set, in float64, on the device.
+    def _fitting_sums(self, module: nn.Module, rows: EvaluationSet) -> Sums:
+        """Those of this rank. Where a rank runs out of memory, all begin again with half as many samples at once."""
+        while True:
+            sums = self.ranks.together(lambda: self._sums_or_none(module, rows))
+            full = self.ranks.sum([sums is None])[0] > 0
+            if sums is not None and not full:
+                return sums
+            if self.batch_size == 1:
+                raise NoRoom(
+                    "an evaluation runs out of memory with one sample at a time on each rank. Take shorter samples "
+                    "for the evaluation sets, or a smaller model"
+                )
+            self.batch_size = (self.batch_size + 1) // 2
+            print_error(f"an evaluation ran out of memory: from here on {self.batch_size} samples at once on each rank")
+            _free_memory(self.device)
 
-        A rank with no part runs one sample that counts 0, so that every rank knows the names of the metrics.
-        """
+    def _sums_or_none(self, module: nn.Module, rows: EvaluationSet) -> Sums | None:
+        """None where the memory is not enough. The error is not kept: it would keep what it could not free."""
+        try:
+            return self._local_sums(module, rows)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+        return None
+
+    def _local_sums(self, module: nn.Module, rows: EvaluationSet) -> Sums:
+        """Over this rank's part of the set, on the device; nothing where it has no part."""
         start = first_of(len(rows), self.ranks.rank, self.ranks.world_size)
-        count = share(len(rows), self.ranks.rank, self.ranks.world_size)
-        ids = np.arange(start, start + count) if count else np.zeros(1, dtype=np.int64)
-        sums: dict[str, tuple[Tensor, Tensor]] = {}
-        for cpu_batch in rows.batches(ids, self.batch_size):
+        ids = start + np.arange(share(len(rows), self.ranks.rank, self.ranks.world_size))
+        sums: Sums = {}
+        generators = Generators(self.device)
+        for number, cpu_batch in enumerate(rows.batches(ids, self.batch_size)):
             self.ranks.beat()
             batch = to_device(cpu_batch, self.device, self.dtype)
-            for name, pair in self.task.eval_sums(module, batch).items():
-                total, weight = (
-                    torch.as_tensor(x if count else 0.0, dtype=torch.float64, device=self.device) for x in pair
-                )
-                before = sums.get(name)
-                sums[name] = (before[0] + total, before[1] + weight) if before else (total, weight)
-        return sums, count
+            # What a model or a task draws depends on the place in the set, not on what was drawn before.
+            generators.seed(key_of(DATA_SEED, EVALUATION, 0, start + number * self.batch_size) >> 1)
+            with self._in_a_sentence("eval_sums"):
+                join(sums, read_sums(self.task.eval_sums(module, batch), self.device))
+        return sums
+
+    def _in_a_sentence(self, method: str) -> Any:
+        return ends_in_a_sentence(EvaluationFailed, f"{method} of task {type(self.task).__name__} raised")
 
 
-def floating_buffers(module: nn.Module) -> list[Tensor]:
-    """What BatchNorm and its like keep, each rank its own while training: rank 0's are evaluated and saved."""
-    return [buffer for buffer in module.buffers() if buffer.is_floating_point()]
+def _free_memory(device: torch.device) -> None:
+    """Give back what the allocator keeps: in pieces of the old sizes it may be of no use to smaller ones."""
+    if device.type != "cpu":
+        torch.get_device_module(device).empty_cache()

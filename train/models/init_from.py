@@ -3,13 +3,14 @@
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_model
-from torch import nn
+from torch import Tensor, nn
 
+from train.checkpoint.files import read_tensors
+from train.checkpoint.tensors import known
 from train.config import Config, digest, tokenizer_files
 from train.config.name_patterns import PatternError, matching
 from train.errors import UserError
-from train.models.weights import FINAL, Pretrained, make_model
+from train.models.weights import FINAL, Pretrained, load_extra_state, make_model
 
 PRETRAINED = ("config.json", "*.safetensors", "*.bin", "*.index.json")
 """What a model of transformers is in a folder."""
@@ -53,14 +54,15 @@ def load_initial(module: nn.Module, path: str) -> None:
     if isinstance(module, Pretrained):
         module.load_pretrained(file)
         return
-    wanted = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
+    own = {name: known(x) for name, x in module.state_dict().items() if isinstance(x, Tensor)}
+    wanted = {name: tuple(tensor.shape) for name, tensor in own.items()}
     problems = [
         f"{name} has shape {shapes[name]} there, {wanted[name]} in the model"
         for name in wanted
         if name in shapes and shapes[name] != wanted[name]
     ]
     if not problems:  # else it raises, with a sentence of its own
-        missing, unexpected = load_model(module, str(file), strict=False)  # knows tied weights, which are stored once
+        missing, unexpected = read_tensors(file, module, strict=False)  # knows tied weights, which are stored once
         problems += [f"{name} is missing there" for name in sorted(missing)]
         problems += [f"{name} is there, but not in the model" for name in sorted(unexpected)]
     if problems:
@@ -70,6 +72,7 @@ def load_initial(module: nn.Module, path: str) -> None:
             f"model.init_from: {file} does not fit the model:{shown}{more}\n"
             f"Type: model.args as they were when these weights were trained"
         )
+    load_extra_state(module, file)
 
 
 def freeze(module: nn.Module, patterns: list[str]) -> None:

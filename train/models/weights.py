@@ -8,9 +8,9 @@ from typing import Protocol, runtime_checkable
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_model, save_model
 from torch import nn
 
+from train.checkpoint.files import ExtraState, read_tensors, read_value, write_tensors, write_value
 from train.config import Config, load, resolve
 from train.errors import RunFailed, UserError, ends_in_a_sentence
 from train.models import ModelError
@@ -90,7 +90,9 @@ def _save_weights(module: nn.Module, folder: Path, name: str, save_beside: Calla
     if isinstance(module, Pretrained):
         module.save_pretrained(unfinished)
     else:
-        save_model(module, str(written))
+        write_tensors(written, module)
+        if extra := ExtraState(module).state_dict():
+            write_value(*_extra_files(written), extra)
     if save_beside is not None:
         save_beside(unfinished)
     for other in unfinished.iterdir():
@@ -108,7 +110,20 @@ def load_weights(module: nn.Module, file: Path) -> None:
         if isinstance(module, Pretrained):
             module.load_pretrained(file)
         else:
-            load_model(module, str(file))
+            read_tensors(file, module)
+            load_extra_state(module, file)
+
+
+def load_extra_state(module: nn.Module, file: Path) -> None:
+    """What lies beside these weights, for the module's set_extra_state; nothing where there is none."""
+    files = _extra_files(file)
+    if all(each.is_file() for each in files):
+        ExtraState(module).load_state_dict(read_value(*files))
+
+
+def _extra_files(file: Path) -> tuple[Path, Path]:
+    """Beside weights: what the module's get_extra_state gave, and the tensors in it."""
+    return file.with_suffix(".extra_state.json"), file.with_suffix(".extra_state.safetensors")
 
 
 def final_weights(run_folder: Path, name: str = "model") -> Path:

@@ -16,6 +16,7 @@ from train.batch.window import Batch
 from train.config import Config, resolve
 from train.errors import UserError
 from train.randomness import drawn_from
+from train.tasks.moments import Moments
 
 T = TypeVar("T")
 
@@ -47,8 +48,11 @@ class Task(Protocol):
         """The sum of the losses in `batch`: 0-dim, float32 or wider."""
         ...
 
-    def eval_sums(self, model: Any, batch: Batch) -> Mapping[str, tuple[Tensor, Tensor | float]]:
-        """{name: (sum, weight)} of the loss (name `loss`) and of each metric, from one forward pass."""
+    def eval_sums(self, model: Any, batch: Batch) -> Mapping[str, tuple[Tensor, Tensor | float] | Moments]:
+        """{name: (sum, weight)} of the loss (name `loss`) and of each metric, from one forward pass.
+
+        A batch, or a rank, may lack a metric, such as that of a class that does not occur: it counts nothing there.
+        """
         ...
 
     # Optional, for tasks that have more to say:

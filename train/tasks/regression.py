@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from train.batch.window import Batch
+from train.tasks.moments import Moments
 
 
 class Regression:
@@ -24,24 +25,20 @@ class Regression:
     def loss_sum(self, model: Any, batch: Batch) -> Tensor:
         return self._errors(model, batch).square().sum()
 
-    def eval_sums(self, model: Any, batch: Batch) -> dict[str, tuple[Tensor, float]]:
-        errors, targets = self._errors(model, batch).double(), batch["targets"].double()
+    def eval_sums(self, model: Any, batch: Batch) -> dict[str, tuple[Tensor, float] | Moments]:
+        errors, targets = self._errors(model, batch).double(), batch["targets"]
         count = float(targets.numel())
         squares = errors.square().sum()
         sums = {"loss": (squares, count), "mse": (squares, count), "mae": (errors.abs().sum(), count)}
-        sums[SQUARE] = (targets.square().sum(), count)
-        each = targets.flatten(1).sum(0) if targets.dim() > 1 else targets.sum()[None]
-        return sums | {f"{MEAN}{i}": (total, float(len(targets))) for i, total in enumerate(each.unbind())}
+        return sums | {VARIANCE: Moments.of(targets.reshape(len(targets), -1))}
 
     def finish(self, metrics: dict[str, float]) -> dict[str, float]:
         told = {name: value for name, value in metrics.items() if not name.startswith("_")}
         if "mse" not in told:
             return told
         told["rmse"] = told["mse"] ** 0.5
-        means = [value for name, value in metrics.items() if name.startswith(MEAN)]
-        variance = metrics[SQUARE] - sum(mean**2 for mean in means) / len(means)
-        if variance > 1e-12 * metrics[SQUARE]:  # targets that are all the same have no r2
-            told["r2"] = 1 - told["mse"] / variance
+        if metrics[VARIANCE]:  # targets that are all the same have no r2
+            told["r2"] = 1 - told["mse"] / metrics[VARIANCE]
         return told
 
     def check(self, model: Any, one: Batch, columns: Batch) -> str | None:
@@ -59,5 +56,5 @@ class Regression:
         return wide.view_as(targets) - targets
 
 
-SQUARE, MEAN = "_square", "_mean/"
-"""Sums that are no metrics, but of which r2 is made."""
+VARIANCE = "_variance"
+"""Of the targets: no metric, but r2 is made of it."""

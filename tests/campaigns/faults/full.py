@@ -116,7 +116,7 @@ def between_saves(here: Path, full: bool) -> str:
             2,
         ),
         "the final weights": (
-            lambda fill, free: [partial(before, "train.models.weights", "save_model", fill)],
+            lambda fill, free: [partial(before, "train.models.weights", "write_tensors", fill)],
             "final",
             1,
         ),
