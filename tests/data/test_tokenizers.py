@@ -83,10 +83,10 @@ def test_a_tokenizer_that_changes_letters_is_found_out(tmp_path: Path) -> None:
         saved.lengths(tokens)
 
 
-def test_one_text_is_cut_or_filled_up(tmp_path: Path) -> None:
+def test_one_text_is_cut(tmp_path: Path) -> None:
     saved = Saved(save_words(tmp_path / "saved"))
 
-    assert saved.encode_one("a token", 6).tolist() == [1, 4, 5, 2, 0, 0]
+    assert saved.encode_one("a token", 6).tolist() == [1, 4, 5, 2]
     assert saved.encode_one("a token that is no [CLS]", 4).tolist() == [1, 4, 5, 2]
 
 

@@ -194,7 +194,8 @@ def test_texts_of_one_length_are_found_too(own: Path, monkeypatch: pytest.Monkey
     saved = make_tokenizer(load(argv(own, f"data={{{data}}}")).config.data)
     made = batch(8)
     texts = in_memory(str(own))["text"]
-    expected = np.stack([saved.encode_one(texts[i], 8) for i in made["sample_id"].tolist()])  # type: ignore[attr-defined]
+    fill = {"padding": "max_length", "truncation": True, "max_length": 8}
+    theirs = [saved._inner(texts[i], **fill) for i in made["sample_id"].tolist()]  # type: ignore[attr-defined]
     monkeypatch.setattr(tokens_room.Saved, "encode_one", refuse)
     found = batch(8)
 
@@ -202,7 +203,10 @@ def test_texts_of_one_length_are_found_too(own: Path, monkeypatch: pytest.Monkey
     for name, column in made.items():
         np.testing.assert_array_equal(found[name].numpy(), column.numpy())
     assert found["inputs"].dtype == found["labels"].dtype
-    np.testing.assert_array_equal(found["inputs"].numpy(), expected)
+    np.testing.assert_array_equal(found["inputs"].numpy(), np.stack([each["input_ids"] for each in theirs]))
+    np.testing.assert_array_equal(
+        found["attention_mask"].numpy(), np.stack([each["attention_mask"] for each in theirs])
+    )
     assert found["targets"].tolist() == found["sample_id"].tolist()
     with pytest.raises(AssertionError, match="made anew"):
         batch(4)

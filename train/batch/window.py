@@ -10,6 +10,9 @@ if TYPE_CHECKING:
 IGNORED = -100
 """PyTorch's own mark for a label that does not count."""
 
+MASK = "attention_mask"
+"""The column (samples, T) that says which tokens of `inputs` belong to the text; the others fill it up."""
+
 Batch = dict[str, "Tensor"]
 """Columns by name; dim 0 of every tensor: samples. `sample_id` (int64) is the sample's position in the data."""
 

@@ -19,7 +19,7 @@ from train.batch.order import Ids
 from train.batch.window import IGNORED, Batch, Place
 from train.data.lengths import deal, micro_steps, smallest_limit
 from train.data.loader import Loader
-from train.data.reading import LABELS, Reader, is_text
+from train.data.reading import LABELS, Reader, is_text, mask_of
 from train.data.rows import Rows
 from train.data.shares import DataError, EvaluationSet, RankShare, TrainingSet, assignments
 
@@ -157,7 +157,9 @@ def _padding(first: Batch, reader: Reader, types: pa.Schema) -> Padding:
     plain = {name: own for name, own in reader.columns.items() if isinstance(own, str) and name not in reader.classes}
     texts = [name for name, own in plain.items() if own in reader.texts or is_text(types.field(own).type)]
     fills = dict.fromkeys(texts, reader.padding)
-    if not fills:
+    # These say how long a text is, also where it holds the padding's token itself; a transform may drop them.
+    fills |= {mask_of(name): 0 for name in texts if mask_of(name) in first}
+    if not texts:
         raise DataError(
             f"batch.micro_tokens balances texts by their tokens, and none of the columns of the task holds text: "
             f"{', '.join(reader.columns)}. Type: batch.micro_tokens=null, and batch.micro=8 or the like"

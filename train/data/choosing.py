@@ -7,6 +7,7 @@ import numpy as np
 
 from train.batch import sample_ids
 from train.batch.order import Ids
+from train.batch.window import MASK
 from train.data.reading import Columns
 from train.data.shares import DataError
 
@@ -26,8 +27,10 @@ def hold_out(size: int, fraction: float) -> tuple[Ids, Ids]:
 
 
 def chosen_columns(known: Sequence[str], given: Columns, needed: Sequence[str]) -> dict[str, str | Sequence[str]]:
-    """{name that the task asks for: name in the data, or several}."""
+    """{name that the task asks for: name in the data, or several}. A mask that is given is read too."""
     check_names(given, needed)
+    if MASK in given and MASK not in needed:
+        needed = [*needed, MASK]
     names = {name: given.get(name, name) for name in needed}
     lists = {name: [own] if isinstance(own, str) else list(own) for name, own in names.items()}
     missing = {name: [column for column in own if column not in known] for name, own in lists.items()}

@@ -11,14 +11,16 @@ import pyarrow.types as kinds
 import torch
 from datasets import ClassLabel, Features, Image
 from datasets.formatting import get_formatter
+from numpy.typing import NDArray
 from torch import Tensor
 
 from train.batch.order import Ids
-from train.batch.window import Batch
+from train.batch.window import MASK, Batch
 from train.data.shares import DataError
 from train.data.tokenizers import Saved, TokenizerError
 from train.errors import some
 
+INPUTS = "inputs"
 LABELS = "labels"
 """The name under which text stands for a class."""
 PADDING = 256
@@ -55,9 +57,18 @@ class Reader:
     def read(self, table: pa.Table, features: Features, rows: Ids | range) -> Picked:
         """All of a table; `rows` are the numbers by which its rows are named in an error."""
         read = _Table(table, features, rows)
-        return {name: self._column(read, name, own) for name, own in self.columns.items()}
+        picked: Picked = {}
+        for name, own in self.columns.items():
+            column = self._column(read, name, own)
+            if isinstance(column, _Texts):
+                picked[name] = column.tokens
+                if mask_of(name) not in self.columns:
+                    picked[mask_of(name)] = column.mask
+            else:
+                picked[name] = column
+        return picked
 
-    def _column(self, table: "_Table", name: str, own: str | Sequence[str]) -> Column:
+    def _column(self, table: "_Table", name: str, own: str | Sequence[str]) -> "Column | _Texts":
         if not isinstance(own, str):
             return _side_by_side(table, own)
         feature = table.features[own]
@@ -65,8 +76,8 @@ class Reader:
             return [_pixels(feature, value, own, row) for value, row in zip(table.values(own), table.rows, strict=True)]
         kind = table.kind(own)
         if own in self.texts and not is_text(kind):
-            tokens = pc.list_flatten(table.arrow.column(own)).to_numpy().astype(np.int64)
-            return torch.from_numpy(tokens).view(-1, self.max_length or 0)
+            tokens = table.arrow.column(own)
+            return self._filled_up(pc.list_flatten(tokens).to_numpy(), pc.list_value_length(tokens).to_numpy())
         if name in self.classes:
             return self._classes(table, name, own)
         if is_text(kind) and name == LABELS:
@@ -95,7 +106,7 @@ class Reader:
                 )
         return torch.tensor([known[value] for value in values], dtype=torch.int64)
 
-    def _tokens(self, table: "_Table", own: str) -> Tensor:
+    def _tokens(self, table: "_Table", own: str) -> "_Texts":
         if self.max_length is None:
             raise DataError(
                 f"column {own!r} holds text, not numbers. Type: data.max_length=256 for its first 256 bytes as tokens "
@@ -106,12 +117,27 @@ class Reader:
                 cut = [self.tokenizer.encode_one(text, self.max_length) for text in table.values(own)]
             except TokenizerError as error:
                 raise DataError(f"data.tokenizer: {error}") from error
-            return torch.from_numpy(np.stack(cut).astype(np.int64))
-        tokens = np.full((table.arrow.num_rows, self.max_length), PADDING, dtype=np.int64)
-        for i, text in enumerate(table.values(own)):
-            encoded = np.frombuffer(text.encode()[: self.max_length], dtype=np.uint8)
-            tokens[i, : len(encoded)] = encoded
-        return torch.from_numpy(tokens)
+        else:
+            encoded = [text.encode()[: self.max_length] for text in table.values(own)]
+            cut = [np.frombuffer(text, dtype=np.uint8).astype(np.int32) for text in encoded]
+        lengths = np.array([len(text) for text in cut], dtype=np.int64)
+        return self._filled_up(np.concatenate(cut) if cut else np.empty(0, np.int32), lengths)
+
+    def _filled_up(self, tokens: NDArray[Any], lengths: NDArray[Any]) -> "_Texts":
+        """`tokens` of all texts, one after the other, and how many each of them has."""
+        size = self.max_length or 0
+        places, ends = np.arange(size), lengths[:, None]
+        on_the_left = self.tokenizer is not None and self.tokenizer.pads_left
+        mask = places >= size - ends if on_the_left else places < ends
+        filled = np.full(mask.shape, self.padding, dtype=np.int64)
+        filled[mask] = tokens
+        return _Texts(torch.from_numpy(filled), torch.from_numpy(mask))
+
+
+@dataclass(frozen=True)
+class _Texts:
+    tokens: Tensor  # (rows, max_length)
+    mask: Tensor  # of the same shape: which of them belong to the text
 
 
 @dataclass(frozen=True)
@@ -148,6 +174,11 @@ def stack(picked: Mapping[str, Column], rows: Sequence[int] | Ids | range) -> Ba
 def scaled(image: Tensor) -> Tensor:
     """Pixels of whole numbers, of 8 or 16 bits, as float32 in [0, 1]; those of a float image as they are."""
     return image.float() / torch.iinfo(image.dtype).max if not image.is_floating_point() else image
+
+
+def mask_of(column: str) -> str:
+    """The name of the column that says which tokens of a column of texts belong to the text."""
+    return MASK if column == INPUTS else f"{column}_{MASK}"
 
 
 def is_text(kind: pa.DataType) -> bool:

@@ -103,7 +103,7 @@ class Saved:
 
     @property
     def padding(self) -> int:
-        """The token that encode_one fills texts up with; that one tells where there is none."""
+        """The token that fills texts up; encode_one raises where there is none."""
         return int(self._inner.pad_token_id)
 
     @property
@@ -121,10 +121,10 @@ class Saved:
         return self._lengths is not None and int(self._lengths[tokens].sum()) != len(text.encode())
 
     def encode_one(self, text: str, size: int) -> Tokens:
-        """`size` tokens: a text as the model was trained on it, with [CLS], [SEP] or the like, cut or filled up."""
+        """At most `size` tokens: a text as the model was trained on it, with [CLS], [SEP] or the like."""
         if self._inner.pad_token_id is None:
             raise TokenizerError(f"{self.folder} has no pad_token to fill texts up with")
-        return np.array(self._ids(text, truncation=True, padding="max_length", max_length=size), dtype=np.int32)
+        return np.array(self._ids(text, truncation=True, max_length=size), dtype=np.int32)
 
     def decode(self, tokens: Iterable[int]) -> str:
         text: str = self._inner.decode(list(tokens), clean_up_tokenization_spaces=False)

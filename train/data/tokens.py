@@ -37,7 +37,7 @@ class Tokenising:
     column: str
     tokenizer: Tokenizer
     identity: str | None  # of the tokenizer, as `identify` has it
-    max_length: int | None = None  # tokens of a text; None: all, behind the start of a document
+    max_length: int | None = None  # tokens of a text, at most; None: all, behind the start of a document
 
     def of(self, texts: Dataset) -> Dataset:
         """The column of a set, as tokens (int32), and which of the texts lost bytes. Raises DataError."""
@@ -48,9 +48,7 @@ class Tokenising:
             "batch_size": AT_ONCE,
             "input_columns": [self.column],
             "remove_columns": texts.column_names,
-            "features": Features(
-                {self.column: List(Value("int32"), length=self.max_length or -1), LOSSY: Value("bool")}
-            ),
+            "features": Features({self.column: List(Value("int32")), LOSSY: Value("bool")}),
             "desc": f"Tokens of {self.column}",
         }
         try:

@@ -9,7 +9,12 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from train.batch.window import IGNORED, Batch
+from train.errors import UserError
+from train.tasks._calling import outputs_of
 from train.tasks._labels import wrong_numbers
+
+TOKENS, ROUTER = "cross_entropy", "router"
+"""The terms of a loss with a router's."""
 
 SAMPLE_TOKENS = 120
 TEMPERATURE = 0.7
@@ -21,12 +26,16 @@ class CausalLM:
     Batch: inputs (samples, T); labels (samples, T), the token that follows each input (already shifted), -100 where
     none is predicted. The model returns logits (samples, T, vocabulary).
     document_mask: hand the model `documents` (samples, T) as a second argument, so that no document sees another.
+    router_loss: the model returns (logits, router loss of this micro-batch times its coefficient), as that of
+    train/models/hf.py does under output_router_logits: a second term, counted once per sample, logged as train/router.
+    It depends on which tokens are in a micro-batch together, as in every trainer.
     bits_per_byte: the column `bytes` (samples,) tells how many bytes of text the labels of a sample stand for.
     Texts in blocks (data.block_size) have all four columns.
     """
 
-    def __init__(self, document_mask: bool = False, bits_per_byte: bool = False) -> None:
+    def __init__(self, document_mask: bool = False, bits_per_byte: bool = False, router_loss: bool = False) -> None:
         self.document_mask, self.bits_per_byte = document_mask, bits_per_byte
+        self.router_loss = self.couples_samples = router_loss
         more = {"documents": document_mask, "bytes": bits_per_byte}
         self.columns = ("inputs", "labels", *(name for name, wanted in more.items() if wanted))
 
@@ -38,17 +47,24 @@ class CausalLM:
         with torch.no_grad():
             return self._logits(model, anything).shape[2]
 
-    def loss_weight(self, batch: Batch) -> float:
-        return float((batch["labels"] != IGNORED).sum())
+    def loss_weight(self, batch: Batch) -> float | dict[str, float]:
+        predicted = float((batch["labels"] != IGNORED).sum())
+        if self.router_loss:
+            return {TOKENS: predicted, ROUTER: float(len(batch["labels"]))}
+        return predicted
 
-    def loss_sum(self, model: Any, batch: Batch) -> Tensor:
-        logits, labels = self._logits(model, batch), batch["labels"]
-        wide = logits if logits.dtype == torch.float64 else logits.float()
-        return cross_entropy(wide.flatten(0, 1), labels.flatten().long(), ignore_index=IGNORED, reduction="sum")
+    def loss_sum(self, model: Any, batch: Batch) -> Tensor | dict[str, Tensor]:
+        logits, router = self._outputs(model, batch)
+        nats = _nats(logits, batch["labels"])
+        return nats if router is None else {TOKENS: nats, ROUTER: router * len(batch["labels"])}
 
-    def eval_sums(self, model: Any, batch: Batch) -> dict[str, tuple[Tensor, Tensor]]:
-        nats = self.loss_sum(model, batch)
-        sums = {"loss": (nats, (batch["labels"] != IGNORED).sum())}
+    def eval_sums(self, model: Any, batch: Batch) -> dict[str, tuple[Tensor, Tensor | float]]:
+        logits, router = self._outputs(model, batch)
+        nats = _nats(logits, batch["labels"])
+        sums: dict[str, tuple[Tensor, Tensor | float]] = {"loss": (nats, (batch["labels"] != IGNORED).sum())}
+        if router is not None:
+            samples = float(len(batch["labels"]))
+            sums[ROUTER] = (router * samples, samples)
         if self.bits_per_byte:
             sums["bits_per_byte"] = (nats / math.log(2), batch["bytes"].sum())
         return sums
@@ -59,9 +75,24 @@ class CausalLM:
         return metrics | {"perplexity": math.exp(min(metrics["loss"], 700.0))}  # exp(710) is no float
 
     def _logits(self, model: Any, batch: Batch) -> Tensor:
+        return self._outputs(model, batch)[0]
+
+    def _outputs(self, model: Any, batch: Batch) -> tuple[Tensor, Tensor | None]:
+        """(logits, router loss)"""
         more = (batch["documents"],) if self.document_mask else ()
-        logits: Tensor = model(batch["inputs"], *more)
-        return logits
+        outputs = outputs_of(model, batch, *more)
+        if isinstance(outputs, tuple) != self.router_loss:
+            raise UserError(
+                "the model gives a router loss beside its logits, which the task leaves out. "
+                "Set: task.args.router_loss=true, or model.args.output_router_logits=false"
+                if isinstance(outputs, tuple)
+                else "task.args.router_loss=true, but the model gives no router loss beside its logits. "
+                "Set: task.args.router_loss=false, or model.args.output_router_logits=true"
+            )
+        if not self.router_loss:
+            return outputs, None
+        logits, router = outputs
+        return logits, router if router.dtype == torch.float64 else router.float()
 
     def check(self, model: Any, one: Batch, columns: Batch) -> str | None:
         """A token that the model does not know would end the training in the middle."""
@@ -85,3 +116,9 @@ class CausalLM:
             drawn = torch.multinomial(chances, 1, generator=generator).to(tokens)
             tokens = torch.cat((tokens, drawn), dim=1)
         return [{"prompt": decode(row[:known]), "text": decode(row[known:])} for row in tokens.tolist()]
+
+
+def _nats(logits: Tensor, labels: Tensor) -> Tensor:
+    """The sum of the cross-entropies of all tokens that count."""
+    wide = logits if logits.dtype == torch.float64 else logits.float()
+    return cross_entropy(wide.flatten(0, 1), labels.flatten().long(), ignore_index=IGNORED, reduction="sum")

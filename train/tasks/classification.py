@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from train.batch.window import IGNORED, Batch
+from train.tasks._calling import outputs_of
 from train.tasks._labels import wrong_numbers
 
 
@@ -25,17 +26,17 @@ class Classification:
     def num_classes(self, model: Any, batch: Batch) -> int:
         """How many classes the model tells apart; labels are compared with it before training."""
         with torch.no_grad():
-            logits: Tensor = model(batch["inputs"])
+            logits: Tensor = outputs_of(model, batch)
         return logits.shape[1] if isinstance(logits, Tensor) else 2**63  # loss_sum tells what is wrong
 
     def loss_weight(self, batch: Batch) -> float:
         return float((batch["labels"] != IGNORED).sum())
 
     def loss_sum(self, model: Any, batch: Batch) -> Tensor:
-        return self._loss_sum(model(batch["inputs"]), batch["labels"])
+        return self._loss_sum(outputs_of(model, batch), batch["labels"])
 
     def eval_sums(self, model: Any, batch: Batch) -> dict[str, tuple[Tensor, Tensor]]:
-        logits, labels = model(batch["inputs"]), batch["labels"]
+        logits, labels = outputs_of(model, batch), batch["labels"]
         counted = labels != IGNORED
         correct = (logits.argmax(1) == labels) & counted
         weight = counted.sum()
@@ -43,7 +44,7 @@ class Classification:
 
     def check(self, model: Any, one: Batch, columns: Batch) -> str | None:
         """PyTorch would find a wrong label in the middle of the training: an IndexError, or the end of a GPU's work."""
-        return wrong_numbers("labels", columns["labels"], model(one["inputs"]).shape[1])
+        return wrong_numbers("labels", columns["labels"], outputs_of(model, one).shape[1])
 
     def _loss_sum(self, logits: Tensor, labels: Tensor) -> Tensor:
         if not isinstance(logits, Tensor):
