@@ -13,7 +13,7 @@ from train.data.device_prefetch import Feed
 from train.distributed.accelerator import Unsupported
 from train.distributed.parallel import Replicated, Tried, parallelize, place
 from train.distributed.ranks import Ranks
-from train.exactness.first_backward import first_backward, samples_of_rank
+from train.exactness.first_backward import first_backward, samples_of_rank, watch_foreign
 from train.models.activation_checkpointing import checkpoint_blocks
 from train.models.init_from import initial_model
 from train.models.modes import set_training
@@ -74,6 +74,7 @@ def share_work(learner: Learner, sets: Sets, config: Config, ranks: Ranks) -> No
     seed = seed_of_rank(config.seed, ranks.rank)
     order = ranks.together(lambda: first_backward(learner, samples, seed))
     trained = [name for name, p in learner.module.named_parameters() if p.requires_grad]
+    watch_foreign(learner)
     # Found out before any rank enters a synchronised backward pass, in which the others would wait for ever.
     of_ranks = ranks.gather([name for name in trained if name not in set(order)])
     unused = set().union(*of_ranks)

@@ -2,13 +2,14 @@
 
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.helpers import argv
+from tests.helpers import argv, record, rows
+from train.batch import sample_ids
 from train.config import load
 from train.exactness.first_backward import ForeignGradient, first_backward
 from train.run import Run, build
@@ -94,6 +95,19 @@ class InputGradient(Classification):
             return loss + gradient.square().sum()
 
 
+class Late(Scaled):
+    """Its parameter is used from the third step on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList([nn.Linear(1, 1)])
+
+    def scale(self, batch: Any) -> Tensor:
+        if torch.is_grad_enabled() and batch["sample_id"][0] == sample_ids(37, 0, 0, 16, 17)[0]:
+            return cast(Tensor, self.layers[0](torch.ones(1)).sum())
+        return torch.ones(())
+
+
 class Unregistered(nn.Module):
     """A list hides its layers from PyTorch."""
 
@@ -131,6 +145,14 @@ def test_what_would_never_be_trained_is_refused_by_name(tmp_path: Path, target: 
         built(tmp_path, f"{key}={{target: {HERE}.{name}}}")
 
     assert named in str(refused.value)
+
+
+@pytest.mark.usefixtures("leaves_files_open")
+def test_what_is_used_later_ends_the_run_by_name(tmp_path: Path) -> None:
+    with pytest.raises(ForeignGradient, match=r"Late\.layers\.0\.\w+, which requires a gradient"):
+        record(argv(tmp_path, "batch.exact=ignore", f"task={{target: {HERE}.Late}}"))
+
+    assert [row["train/global_step"] for row in rows(tmp_path)] == [1, 2]
 
 
 @pytest.mark.parametrize("task", ["Teacher", "InputGradient"])

@@ -1,7 +1,6 @@
 """The first backward pass, on the plain module: which parameters get a gradient, and does one arrive anywhere else?"""
 
-import types
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -13,6 +12,7 @@ from train.data import Sets
 from train.data.device_prefetch import to_device
 from train.distributed.ranks import Ranks
 from train.errors import UserError
+from train.exactness.held_tensors import held_tensors
 from train.exactness.reference_gradient import as_many_as_fit, plain_forward
 from train.models.preserve_state import undisturbed
 from train.randomness import Generators
@@ -21,7 +21,6 @@ from train.tasks import by_term
 
 SAMPLES = 8  # of each rank
 RANKS = 8  # that try samples of their own; more repeat theirs, since each rank reads those of all
-DEEPEST, LONGEST = 6, 1000  # objects inside objects of a task, and members of one, that are looked through
 
 
 class ForeignGradient(UserError):
@@ -45,6 +44,22 @@ def first_backward(learner: Learner, batch: Batch, seed: int) -> list[str]:
     return as_many_as_fit(lambda few: _first_backward(learner, few, seed), batch)
 
 
+def watch_foreign(learner: Learner) -> None:
+    """Let the gradient that first arrives in a tensor that task or model hold beside the parameters end the run.
+
+    A branch may be taken late; and a teacher that is only asked without a graph is right as it is.
+    """
+    parameters: set[Any] = set(learner.module.parameters())
+    held: dict[str, Any] = dict(held_tensors(learner.module, learner.task))
+    for path, tensor in held.items():
+        if tensor.requires_grad and tensor.is_leaf and tensor not in parameters:
+            tensor.register_post_accumulate_grad_hook(partial(_refuse, path))
+
+
+def _refuse(path: str, _: Tensor) -> None:
+    raise ForeignGradient(_sentence([path]))
+
+
 def _first_backward(learner: Learner, batch: Batch, seed: int) -> list[str]:
     names: dict[Any, str] = {p: name for name, p in learner.module.named_parameters() if p.requires_grad}
     arrived: dict[str, None] = {}
@@ -60,7 +75,7 @@ def _first_backward(learner: Learner, batch: Batch, seed: int) -> list[str]:
             # A tensor that is made anew for each batch, such as inputs that a task derives by, is nobody's to train.
             foreign &= _leaves(_loss(learner, batch, seed))
         if foreign:
-            raise ForeignGradient(_sentence(learner, foreign))
+            raise ForeignGradient(_sentence(_names(learner, foreign)))
         for parameter in names:
             parameter.grad = None
         hooks = [p.register_post_accumulate_grad_hook(take) for p in names]
@@ -100,48 +115,18 @@ def _leaves(loss: Tensor) -> set[Tensor]:
     return leaves
 
 
-def _sentence(learner: Learner, foreign: set[Tensor]) -> str:
-    task = type(learner.task).__name__
-    held = dict(_tensors(learner.module, "the model", 0, set())) | dict(_tensors(learner.task, task, 0, set()))
-    found = [path for path, tensor in held.items() if any(tensor is other for other in foreign)]
-    shapes = [f"a tensor of shape {tuple(tensor.shape)}" for tensor in foreign]
+def _names(learner: Learner, foreign: set[Tensor]) -> list[str]:
+    found = [
+        path
+        for path, tensor in held_tensors(learner.module, learner.task).items()
+        if any(tensor is other for other in foreign)
+    ]
+    return found or [f"a tensor of shape {tuple(tensor.shape)}" for tensor in foreign]
+
+
+def _sentence(names: Sequence[str]) -> str:
     return (
-        f"the loss depends on {', '.join(found or shapes)}, which requires a gradient and is no parameter of the "
-        f"model: nothing would train it. Make it an nn.Parameter of the model, which a task calls; or, where it is "
-        f"not to be trained: .requires_grad_(False)"
+        f"the loss depends on {', '.join(names)}, which requires a gradient and is no parameter of the model: nothing "
+        f"would train it. Make it an nn.Parameter of the model, which a task calls; or, where it is not to be trained: "
+        f".requires_grad_(False)"
     )
-
-
-def _tensors(thing: Any, path: str, depth: int, seen: set[int]) -> Iterator[tuple[str, Tensor]]:
-    """(path, tensor) of all that an object holds, in its attributes, lists and dicts."""
-    if id(thing) in seen or depth > DEEPEST:
-        return
-    seen.add(id(thing))
-    if isinstance(thing, Tensor):
-        yield path, thing
-        return
-    for name, member in _members(thing):
-        yield from _tensors(member, f"{path}{name}", depth + 1, seen)
-
-
-def _members(thing: Any) -> Sequence[tuple[str, Any]]:
-    if isinstance(thing, nn.Module):
-        own = {**thing._parameters, **thing._modules, **vars(thing)}
-        return [(f".{name}", member) for name, member in own.items()]
-    if isinstance(thing, str | bytes | types.ModuleType | torch.dtype | torch.device):
-        return []
-    if isinstance(thing, partial):
-        return [("", thing.func), ("", thing.args), ("", thing.keywords)]
-    if isinstance(thing, types.MethodType):
-        return [("", thing.__self__)]
-    if isinstance(thing, Mapping):
-        return [(f"[{key!r}]", thing[key]) for key in thing] if len(thing) <= LONGEST else []
-    if isinstance(thing, list | tuple | set | frozenset):
-        return [(f"[{i}]", member) for i, member in enumerate(thing)] if len(thing) <= LONGEST else []
-    own = getattr(thing, "__dict__", {})
-    of_class = {} if isinstance(thing, type) else _members_of_class(type(thing))
-    return [(f".{name}", member) for name, member in {**of_class, **own}.items()]
-
-
-def _members_of_class(kind: type) -> dict[str, Any]:
-    return {name: member for base in kind.__mro__[:-1] for name, member in vars(base).items()}
