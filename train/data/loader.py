@@ -56,9 +56,6 @@ class Loader:
     def size(self) -> int:
         return len(self)
 
-    def cast(self, dtype: torch.dtype) -> "Loader":
-        return self  # the step converts what it is given
-
     def fetch(self, ids: Ids, epoch: int = 0) -> Batch:
         picked, images = self.samples.pick(ids), self.samples.images
         if self.transform is None:

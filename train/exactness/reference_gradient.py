@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from train.batch.window import Batch
 from train.data.device_prefetch import to_device
+from train.errors import UserError
 from train.models.preserve_state import undisturbed
 from train.step import Learner
 from train.tasks import by_term
@@ -17,6 +18,10 @@ T = TypeVar("T")
 
 Result = Sequence[Tensor]
 """The sum of the losses, 0-dim; then a gradient per parameter."""
+
+
+class MixedTypes(UserError):
+    """A loss between numbers of two types, which torch does not take."""
 
 
 def as_many_as_fit(trial: Callable[[Batch], T], batch: Batch) -> T:
@@ -83,6 +88,13 @@ def loss_and_gradient(learner: Learner, batch: Batch) -> Result:
             return loss, *map(torch.zeros_like, learner.parameters)
         found = torch.autograd.grad(loss, list(learner.parameters), allow_unused=True, materialize_grads=True)
     except RuntimeError as error:
+        if "Found dtype" in str(error):  # some losses of torch take two types, and cannot go back through them
+            types = [f"{name} {str(c.dtype)[6:]}" for name, c in batch.items() if c.is_floating_point()]
+            raise MixedTypes(
+                f"the gradient cannot be taken: {error}. A loss was given the model's outputs in one type and a column "
+                f"in another; columns have the types that they have in the data ({', '.join(types)}). "
+                f"Write in the task: target.to(output.dtype), or output.to(target.dtype)"
+            ) from error
         if "use_reentrant" not in str(error):  # of torch.utils.checkpoint
             raise
         return _backward(learner, batch)
