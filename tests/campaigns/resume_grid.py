@@ -16,15 +16,19 @@ from torch import Tensor, nn
 from tests.conftest import run_ranks
 from tests.test_resume import Segment, segment
 
+POINTS = (
+    "data={source: tests.helpers.tiny, args: {size: 1438}, eval_fraction: 0.0}",
+    "data.columns={inputs: inputs, labels: labels}",
+)
 MODELS = {
     "digits, a perceptron": (),
     "a gate that flips with weights and data": (
         "model={target: tests.distributed.test_bucket_order.Flipping}",
-        "data={source: tests.helpers.tiny, args: {size: 1438}, eval_fraction: 0.0, columns: {inputs: inputs, labels: labels}}",
+        *POINTS,
     ),
     "experts, some unused on some ranks": (
         "model={target: tests.campaigns.resume_grid.Experts}",
-        "data={source: tests.helpers.tiny, args: {size: 1438}, eval_fraction: 0.0, columns: {inputs: inputs, labels: labels}}",
+        *POINTS,
     ),
 }
 
