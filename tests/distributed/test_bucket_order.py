@@ -117,8 +117,15 @@ def buckets_of(order: list[str]) -> tuple[list[list[str]], list[bool]]:
         return allreduce_hook(None, bucket)
 
     model.register_comm_hook(None, hook)
+    seen: list[Tensor] = []
+    hooked = module["a"].weight
+    hooked.register_hook(seen.append)
     fix_buckets(model, [parameters[name] for name in order])
     assert model.module is module
+    assert not seen, "a hook of the user's saw a gradient that is of no sample"
+    hooked.sum().backward()
+    assert seen, "the hook is back"
+    hooked.grad.zero_()
     return sent, [bool((p.grad == 0).all()) and p.grad._is_view() for p in parameters.values()]
 
 

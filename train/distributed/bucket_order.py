@@ -6,7 +6,8 @@ which begins with the guess again, would not be bit-identical; and where the ord
 data, its second guess would be another one too. Here that first backward pass is one of our own making.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -64,12 +65,28 @@ def fix_buckets(model: Any, order: Sequence[nn.Parameter]) -> None:
     module = model.module
     model.module = _Zero(order)
     try:
-        # The first pass shows DDP the order; before the second it builds the buckets, of which .grad are then views.
-        for _ in range(2):
-            for parameter in order:
-                parameter.grad = None
-            # An argument, since DDP looks for one to bring to its device.
-            with torch.enable_grad():
+        with torch.enable_grad(), _without_hooks(order):
+            # The first pass shows DDP the order; before the second it builds the buckets. Then .grad are views of them.
+            for _ in range(2):
+                for parameter in order:
+                    parameter.grad = None
+                # An argument, since DDP looks for one to bring to its device.
                 model(torch.zeros((), device=order[0].device)).backward()
     finally:
         model.module = module
+
+
+@contextmanager
+def _without_hooks(parameters: Sequence[Any]) -> Iterator[None]:
+    """Inside, the user's hooks on parameters see no gradient: these are of no sample. DDP's own are of another kind."""
+    hooks: list[dict[int, Any]] = []
+    for parameter in parameters:
+        hooks += filter(None, [parameter._backward_hooks, parameter._post_accumulate_grad_hooks])
+    kept = [dict(each) for each in hooks]
+    for each in hooks:
+        each.clear()
+    try:
+        yield
+    finally:
+        for each, before in zip(hooks, kept, strict=True):
+            each.update(before)
