@@ -293,7 +293,7 @@ NOT_THE_USERS = {
     "RunFailed",
     # A run that ends in a sentence, and that no change of the config is known to fix:
     "NonFiniteGradient",
-    "NotReduced",
+    "NoRoom",
     "NotSaved",
     "RankFailed",
     "RanksDisagree",
