@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +18,7 @@ from train.distributed import watchdog
 from train.distributed.accelerator import check_launcher, connect
 from train.distributed.ranks import Ranks
 from train.distributed.stop import Stop
-from train.errors import code_of, print_error
+from train.errors import RunFailed, UserError, code_of, print_error
 from train.evaluation import ema, generations
 from train.exactness.preflight import preflight
 from train.exactness.same_model import check_same_model
@@ -29,7 +30,7 @@ from train.models.weights import save_weights
 from train.parts import Part, Parts
 from train.plan.make import prepare
 from train.plan.run_plan import RunPlan
-from train.report import Interval, Progress, Reporter, RunFolder, RunState, checked_best, claim
+from train.report import Interval, Progress, Reporter, RunFolder, RunState, best_weights, checked_best, claim
 from train.setting import Setting, open_checkpoints, open_evaluation, open_report, open_windows
 from train.setup import make_learner, share_work
 from train.step import ComputeGradient, Learner, mean_losses
@@ -68,7 +69,13 @@ class Run:
         progress.advance(window, self.plan.batch.samples_per_epoch)
         last = window.k == self.plan.rate.total_steps
         if last or self.evaluation_due(progress, window):
-            self.evaluate()
+            try:
+                self.evaluate()
+            except (UserError, RunFailed):  # raised on all ranks: what was trained is saved first
+                if self.row_due(window.k):
+                    self.log(window, losses, norm)
+                self.save()
+                raise
         if self.row_due(window.k):
             self.log(window, losses, norm)
         if not last and window.k % self.config.checkpoint.every_steps == 0:
@@ -82,8 +89,9 @@ class Run:
             torch.accelerator.synchronize()
         with self.report.clock.paused():
             self.report.eval_row(self.evaluation(self.learner.module))
-            if self.config.evaluate.best and self.report.best.is_new(self.report.progress.step):
-                self.save_weights("best")
+            best = self.report.best
+            if self.config.evaluate.best and best.is_new(self.report.progress.step):
+                self.ranks.from_main(lambda: best_weights.write(self.folder.path, best, self.write_weights))
 
     def log(self, window: Window, losses: Tensor | None, norm: Tensor | None) -> None:
         """Here the host waits for the device: once per row, not once per step."""
@@ -104,20 +112,21 @@ class Run:
         start = time.perf_counter()
         with self.report.clock.paused():
             self.save_checkpoint(self.report.progress.step, first=self.report.sync)
+            self.ranks.from_main(lambda: best_weights.forget_before(self.folder.path))
         self.report.save_row(time.perf_counter() - start)
 
     def finish(self) -> None:
         self.save()
-        self.save_weights("final")
+        self.ranks.from_main(lambda: self.write_weights(self.folder.path / "final"))
 
     def close(self, reason: str, code: int) -> None:
         self.report.close(reason, code, self.closing_lines)
 
-    def save_weights(self, place: str) -> None:
+    def write_weights(self, folder: Path) -> None:
+        """Of the model, and of what parts export. On one rank."""
         beside = partial(save_tokenizer, self.config.data.tokenizer)
         for name, module in self.exports.items():
-            write = partial(save_weights, module, self.folder.path / place, name, beside)
-            self.ranks.from_main(write)
+            save_weights(module, folder, name, beside)
 
 
 def build(loaded: Loaded, loop: str) -> Run:
@@ -147,6 +156,8 @@ def build(loaded: Loaded, loop: str) -> Run:
         stop.watch(folder.path / "stop")
         state = RunState(best, plan.tokens_per_sample)
         checkpoints = ranks.together(lambda: open_checkpoints(setting, state))
+        if config.evaluate.best and folder.resumed_from:
+            best_weights.settle(folder.path, best, ranks)
         report = open_report(setting, state)
     except BaseException as error:
         if ranks.is_main:

@@ -68,7 +68,7 @@ def test_run_folder_and_rows(run_ranks: Any, tmp_path: Path, world_size: int) ->
     assert checkpoint == {"manifest.json", "model.safetensors", "optimizer.safetensors", "trainer.json"}
     kept = {path for path in kept if not path.startswith("checkpoints/")}
     wanted = {"config.yaml", "plan.json", "environment.json", "ended.json", "log.txt", "metrics.jsonl"}
-    wanted.add("best/model.safetensors")
+    wanted |= {"best/model.safetensors", "best/best.json"}
     assert wanted | {"final/model.safetensors"} <= kept <= wanted | {"final/model.safetensors", "git.patch"}
     steps = rows(tmp_path, names.LOSS)
     assert [row[names.GLOBAL_STEP] for row in steps] == list(range(1, 16))

@@ -2,7 +2,7 @@
 
 from train.checkpoint.checkpoints import Checkpoints
 from train.checkpoint.choose import NoCheckpoint, named, newest
-from train.checkpoint.commit import SaveFailed
+from train.checkpoint.commit import SaveFailed, set_aside, sync
 from train.checkpoint.files import check_savable
 
 __all__ = [
@@ -12,4 +12,6 @@ __all__ = [
     "check_savable",
     "named",
     "newest",
+    "set_aside",
+    "sync",
 ]

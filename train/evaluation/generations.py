@@ -1,18 +1,22 @@
 """What the model makes of some held-out samples, in words, at each evaluation: for tasks that have `samples`."""
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
+from train.batch.window import Batch
 from train.config import Config
 from train.data import Sets, make_tokenizer
 from train.data.device_prefetch import to_device
 from train.distributed.ranks import Ranks
+from train.errors import UserError, ends_in_a_sentence
 from train.evaluation.evaluator import Evaluate
 from train.models.preserve_state import undisturbed
 from train.parts import Part
+from train.randomness import DATA_SEED, drawn_from
 from train.step import Learner
 
 Table = Sequence[Mapping[str, str]]
@@ -26,6 +30,16 @@ def part(learner: Learner, sets: Sets, config: Config, ranks: Ranks, show: Calla
         name="generations",
         evaluation=lambda evaluate: sampled(evaluate, learner, sets, config, ranks, show),
     )
+
+
+class SamplesFailed(UserError):
+    """The task's own code raised where it shows what the model makes of some samples."""
+
+
+def _drawn(samples: Callable[..., Table], module: nn.Module, batch: Batch, decode: Any) -> Table:
+    """By the same random numbers at every evaluation, whatever was drawn before."""
+    with ends_in_a_sentence(SamplesFailed, "samples() of the task raised"), drawn_from(DATA_SEED):
+        return samples(module, batch, decode)
 
 
 def sampled(
@@ -47,7 +61,8 @@ def sampled(
         batch = to_device(read, learner.device, learner.dtype)
         with undisturbed(module, learner.device), torch.no_grad():
             module.eval()
-            show(samples(module, batch, decode))
+            table = ranks.together(lambda: _drawn(samples, module, batch, decode))
+        show(table)
         return evaluate(module)
 
     return with_samples

@@ -49,6 +49,10 @@ class Best:
         if self.value is None or (value > self.value if self.more_is_better else value < self.value):
             self.value, self.step = value, int(row[metric_names.GLOBAL_STEP])
 
+    def forget(self) -> None:
+        """The best is sought anew."""
+        self.value, self.step = None, 0
+
     def is_new(self, step: int) -> bool:
         """Whether the evaluation of this step is the best so far."""
         return self.value is not None and self.step == step
