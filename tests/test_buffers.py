@@ -3,7 +3,6 @@
 from pathlib import Path
 from typing import Any
 
-import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -61,13 +60,12 @@ GIVEN = (
     "precision=fp32",
     "ema.decay=0.5",
 )
-TRAINED = ("layer.weight", "layer.bias", "norm.weight", "norm.bias")
+WORLD_SIZE = 3
 OFTEN, SOMETIMES = "evaluate.every_steps=1", "evaluate.every_steps=3"
 AGAIN = ("name=parts", "checkpoint={resume: auto, every_steps: 2}", SOMETIMES)
 
 
-@pytest.mark.parametrize("world_size", [2, 3])
-def test_neither_evaluation_nor_resume_changes_them(run_ranks: Any, tmp_path: Path, world_size: int) -> None:
+def test_neither_evaluation_nor_resume_changes_them(run_ranks: Any, tmp_path: Path) -> None:
     whole = [
         argv(tmp_path, *GIVEN, "name=never", "duration={steps: 6}"),
         argv(tmp_path, *GIVEN, "name=often", "duration={steps: 6}", OFTEN, "evaluate.at_start=true"),
@@ -75,22 +73,20 @@ def test_neither_evaluation_nor_resume_changes_them(run_ranks: Any, tmp_path: Pa
     ]
     parts = [argv(tmp_path, *GIVEN, *AGAIN, f"duration={{steps: {steps}}}") for steps in (3, 6)]
 
-    ranks = run_ranks(world_size, all_trained, [*whole, *parts[:1]])
-    resumed = run_ranks(world_size, trained, parts[1])  # in new processes
+    ranks = run_ranks(WORLD_SIZE, all_trained, [*whole, *parts[:1]])
+    resumed = run_ranks(WORLD_SIZE, trained, parts[1])  # in new processes
 
     for rank, (never, often, sometimes, _) in enumerate(ranks):
         assert often == never
         assert sometimes == never
-        # On three ranks the weights also depend on the order in which DDP adds up: its own tests look at that.
-        compared = [name for name in never if world_size == 2 or name not in TRAINED]
-        assert {name: resumed[rank][name] for name in compared} == {name: never[name] for name in compared}
+        assert resumed[rank] == never
         for name in ("mean", "queue", "seen", "norm.running_mean"):
             assert rank == 0 or never[name] != ranks[0][0][name] or name == "seen", "the ranks' own"
     losses = [rows(tmp_path, "eval/loss", name)[-1]["eval/loss"] for name in ("never", "often", "parts")]
-    assert losses == pytest.approx(losses[:1] * 3, rel=1e-6)
+    assert losses == losses[:1] * 3
     files = verify(tmp_path / "parts" / "checkpoints" / "step-00000006")["files"]
     assert {name for name in files if name.startswith("rank-")} == {
-        f"rank-{r:05}.safetensors" for r in range(world_size)
+        f"rank-{r:05}.safetensors" for r in range(WORLD_SIZE)
     }
 
     main = load_file(tmp_path / "parts" / "checkpoints" / "step-00000006" / "rank-00000.safetensors")

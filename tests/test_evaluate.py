@@ -1,5 +1,8 @@
 """Evaluation is exact on any number of ranks, and training does not notice it."""
 
+import io
+import os
+from contextlib import redirect_stderr
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +106,38 @@ def test_training_is_the_same_with_and_without(run_ranks: Any, tmp_path: Path, w
         assert ours.ids == expected.ids
         assert ours.sizes == expected.sizes
         assert np.array_equal(ours.weights, expected.weights)
+
+
+class FailsLate(Classification):
+    """The third evaluation raises on the last rank."""
+
+    evaluations = 0
+
+    def eval_sums(self, model: Any, batch: Batch) -> dict[str, Any]:
+        self.evaluations += 1
+        if self.evaluations == 3 and os.environ["RANK"] == "1":
+            raise KeyError("mine")
+        return super().eval_sums(model, batch)
+
+
+def fails_late(arguments: list[str]) -> tuple[int, str]:
+    from train.accumulate import compute_gradient
+    from train.main import main
+
+    with redirect_stderr(io.StringIO()) as said:
+        return main(arguments, "accumulate", compute_gradient), said.getvalue()
+
+
+def test_what_was_trained_is_saved_before_an_evaluation_that_fails_ends_the_run(run_ranks: Any, tmp_path: Path) -> None:
+    given = ("task=tests.test_evaluate.FailsLate", "data.eval_fraction=0.25", "evaluate.every_steps=1")
+
+    ranks = run_ranks(2, fails_late, argv(tmp_path, *given, "checkpoint.every_steps=100"))
+
+    assert [code for code, _ in ranks] == [2, 2]
+    assert "rank 1: eval_sums of task FailsLate raised: KeyError: 'mine'" in ranks[0][1]
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-00000003"]
+    assert [row["train/global_step"] for row in rows(tmp_path)] == [1, 2, 3]
+    assert len(rows(tmp_path, "eval/loss")) == 2
 
 
 class Frozen(torch.nn.Module):

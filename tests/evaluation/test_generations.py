@@ -5,12 +5,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from torch import nn
 
 from tests.helpers import rank_group
 from train.config import load
 from train.data import WorkerLost
-from train.evaluation.generations import sampled
+from train.evaluation.generations import SamplesFailed, sampled
 
 
 class LostOn1:
@@ -35,6 +36,35 @@ def lose_a_worker() -> str:
     with pytest.raises(WorkerLost) as lost:
         evaluate(nn.Identity())
     return str(lost.value)
+
+
+class Readable(LostOn1):
+    def batches(self, ids: object, size: int) -> Iterator[dict[str, Any]]:
+        yield {}
+
+
+def fail_to_show() -> str:
+    ranks = rank_group()
+
+    def samples(*_: object) -> list[dict[str, str]]:
+        if ranks.rank == 1:
+            raise KeyError("text")
+        return []
+
+    learner: Any = SimpleNamespace(
+        task=SimpleNamespace(samples=samples), device=torch.device("cpu"), dtype=torch.float32
+    )
+    sets: Any = SimpleNamespace(evaluation={"": Readable(ranks.rank)})
+    config = load(["configs/digits.yaml"]).config
+    evaluate = sampled(lambda module: {}, learner, sets, config, ranks, lambda table: None)
+    with pytest.raises(SamplesFailed) as failed:
+        evaluate(nn.Identity())
+    return str(failed.value)
+
+
+def test_all_ranks_know_why_one_of_them_could_not_show(run_ranks: Any) -> None:
+    for said in run_ranks(2, fail_to_show):
+        assert "samples() of the task raised: KeyError: 'text'" in said
 
 
 def test_all_ranks_know_why_one_of_them_could_not_read(run_ranks: Any) -> None:
