@@ -129,7 +129,8 @@ class Ddp(Replicated):
 
     def __init__(self, model: DistributedDataParallel, ranks: Ranks, order: Sequence[str]) -> None:
         super().__init__(model, ranks)
-        # Each rank keeps its own buffers: to bring them together in every forward would be a second collective per step. (Not an argument: torch 2.13 would warn, and accelerate does not know the new name.)
+        # Each rank keeps its own buffers: to bring them together in every forward would be a second collective per
+        # step. (Not an argument: torch 2.13 would warn, and accelerate does not know the new name.)
         model.broadcast_buffers = False
         if model.static_graph:
             # With no_sync it ends in an internal assertion of torch (2.13; accelerate issue 3679). No key of ours sets
