@@ -110,7 +110,7 @@ def test_one_small_message_per_window_and_nothing_else(run_ranks: Any, tmp_path:
     )
 
     for counts in run_ranks(2, collectives, arguments):
-        assert counts.pop("all_reduce of 4") == 20  # windows
+        assert counts.pop("all_reduce of 5") == 20  # windows
         assert counts.pop("all_reduce of 2") == 1  # with the one row: one measurement of the noise scale
         assert counts.total() <= 4  # the guard at step 1, and the one row: its loss, the mean loss, its gauges
 

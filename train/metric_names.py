@@ -1,7 +1,7 @@
 """Metric names. They live here and only here; the first part is the section in W&B, the suffix the unit.
 
-Tokens are those of blocks (data.block_size): samples times the block's length, as the model takes them. So what a set's
-last block is filled up with counts, and so do the first tokens of documents, which are not predicted.
+Tokens are those of blocks (data.block_size), as the model takes them: the first tokens of documents count, which are
+not predicted, and what a set's last block is filled up with does not.
 """
 
 LOSS = "train/loss"

@@ -17,7 +17,7 @@ from train.accumulate import compute_gradient
 from train.config import load
 from train.data import DataError, Rows, open_sets
 from train.data import tokens as tokens_room
-from train.data.packing import COLUMNS, blocks, columns_of, make_tokenizer
+from train.data.packing import COLUMNS, blocks, columns_of, filled, make_tokenizer
 from train.data.tokens import document_tokens
 from train.main import main
 from train.prepare import main as prepare
@@ -151,7 +151,7 @@ def test_blocks_are_those_of_the_tokenizer_itself(own: Path) -> None:
     tokenizer = make_tokenizer(config.data)
     texts = (own / "texts.txt").read_text().splitlines()
     documents = (document_tokens(text, tokenizer) for text in texts)
-    pieces = np.stack(list(blocks(documents, 16, tokenizer.document_start)))
+    pieces = filled(list(blocks(documents, 16)), 16, tokenizer.document_start)
 
     for _ in range(2):  # made, and found
         samples = open_sets(config, COLUMNS).train

@@ -60,6 +60,7 @@ class Window:
     samples: int  # of the step, over all ranks, counted
     weights: Mapping[str, float]  # by term, over all ranks: what the sum of a term's losses is divided by
     last_of_epoch: bool
+    tokens: int | None = None  # of the step, over all ranks, counted; None: samples are no blocks of tokens
 
     @property
     def is_empty(self) -> bool:

@@ -4,14 +4,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
-import numpy as np
 import pyarrow as pa
 import torch
 from datasets import IterableDataset
 
 from train.batch.window import Batch
 from train.data.checks import check_values
-from train.data.packing import blocks, check_text, columns_of
+from train.data.packing import blocks, check_text, columns_of, filled
 from train.data.rows import finished
 from train.data.shares import DataError
 from train.data.stream import Blocks, Stream, one_ahead
@@ -35,8 +34,22 @@ class PackedStream(Stream):
     def _blocks(
         self, ordered: IterableDataset, size: int, start: int = 0, end: int | None = None, drop_tail: bool = False
     ) -> Blocks:
-        pieces = islice(blocks(self._documents(ordered), self.block_size, self.tokenizer.document_start), start, end)
-        return one_ahead(_tables(pieces, size, drop_tail), start)
+        pieces = islice(blocks(self._documents(ordered), self.block_size), start, end)
+        return one_ahead(self._tables(pieces, size, drop_tail), start)
+
+    def _tables(self, pieces: Iterator[Tokens], size: int, drop_tail: bool) -> Iterator[pa.Table]:
+        while some := list(islice(pieces, size)):
+            if len(some) < size and drop_tail:
+                return
+            flat = pa.array(filled(some, self.block_size, self.tokenizer.document_start).ravel())
+            columns = {
+                "block": pa.FixedSizeListArray.from_arrays(flat, self.block_size + 1),
+                "tokens": pa.array([min(len(piece), self.block_size) for piece in some]),
+            }
+            yield pa.table(columns)
+
+    def _tokens(self, table: pa.Table, first: int, count: int) -> int:
+        return int(sum(table.column("tokens").slice(first, count).to_pylist()))
 
     def _documents(self, ordered: IterableDataset) -> Iterator[Tokens]:
         (column,), row = self.reader.names, 0
@@ -52,18 +65,10 @@ class PackedStream(Stream):
     def _batch(self, table: pa.Table, first: int, count: int, ids: range) -> Batch:
         if not count:  # nothing left for this rank: it takes the filler
             return {}
-        flat = table.slice(first, count).column(0).combine_chunks().flatten().to_numpy()
+        flat = table.slice(first, count).column("block").combine_chunks().flatten().to_numpy()
         pieces = flat.copy().reshape(count, self.block_size + 1)  # Arrow's own memory is not to be written to
         try:
             columns = columns_of(pieces, self.tokenizer, self.needed)
         except TokenizerError as error:
             raise DataError(f"data.tokenizer: {error}") from error
         return finished({name: torch.from_numpy(columns[name]) for name in self.needed}, frozenset(), ids[:count])
-
-
-def _tables(pieces: Iterator[Tokens], size: int, drop_tail: bool) -> Iterator[pa.Table]:
-    while some := list(islice(pieces, size)):
-        if len(some) < size and drop_tail:
-            return
-        flat = pa.array(np.concatenate(some))
-        yield pa.table({"block": pa.FixedSizeListArray.from_arrays(flat, len(some[0]))})

@@ -47,21 +47,22 @@ def pack(documents: Dataset, data: Data, needed: Sequence[str]) -> Rows:
     column, tokenizer, size = data.columns.get("text", "text"), make_tokenizer(data), data.block_size
     assert size is not None
     try:
-        cut = list(blocks(stream_of(documents, column), size, tokenizer.document_start))
+        cut = list(blocks(stream_of(documents, column), size))
         if not cut:
             raise DataError(f"the column {column!r} of a set holds no text: nothing to cut into blocks")
         if isinstance(tokenizer, Saved):
             tokenizer.lossy = any_lossy(documents)
-        columns = columns_of(np.stack(cut), tokenizer, needed)
+        columns = columns_of(filled(cut, size, tokenizer.document_start), tokenizer, needed)
     except TokenizerError as error:
         raise DataError(f"data.tokenizer: {error}") from error
-    return Rows({name: torch.from_numpy(columns[name]) for name in needed})
+    tokens = torch.tensor([min(len(piece), size) for piece in cut])
+    return Rows({name: torch.from_numpy(columns[name]) for name in needed}, tokens=tokens)
 
 
-def blocks(documents: Iterable[Tokens], size: int, padding: int) -> Iterator[Tokens]:
+def blocks(documents: Iterable[Tokens], size: int) -> Iterator[Tokens]:
     """Cut the stream of all documents into pieces of `size` tokens, each with the one that follows: (size + 1,).
 
-    The last piece is filled up with `padding`. One token that is left alone is no piece: nothing follows it.
+    The last piece may be shorter. One token that is left alone is no piece: nothing follows it.
     """
     left = np.empty(0, np.int32)
     for document in documents:
@@ -71,7 +72,15 @@ def blocks(documents: Iterable[Tokens], size: int, padding: int) -> Iterator[Tok
             yield left[start : start + size + 1]
         left = left[full * size :]
     if len(left) > 1:
-        yield np.pad(left, (0, size + 1 - len(left)), constant_values=padding)
+        yield left
+
+
+def filled(pieces: Sequence[Tokens], size: int, padding: int) -> Tokens:
+    """(blocks, size + 1): short pieces are filled up with `padding`."""
+    whole = np.full((len(pieces), size + 1), padding, np.int32)
+    for row, piece in zip(whole, pieces, strict=True):
+        row[: len(piece)] = piece
+    return whole
 
 
 def columns_of(pieces: Tokens, tokenizer: Tokenizer, needed: Sequence[str]) -> Mapping[str, Tokens]:

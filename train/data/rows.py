@@ -21,6 +21,7 @@ class Rows:
 
     columns: Batch
     images: frozenset[str] = frozenset()  # columns of whole numbers that are given out as float32 in [0, 1]
+    tokens: Tensor | None = None  # (samples,): of each block, without what fills it up; None: samples are no blocks
 
     def __len__(self) -> int:
         return len(next(iter(self.columns.values())))
@@ -60,7 +61,11 @@ class Rows:
                 sizes=found.sizes,
                 filler=filler,
                 largest=found.largest,
+                tokens=self.tokens_of(found.ids),
             )
+
+    def tokens_of(self, ids: Ids) -> int | None:
+        return None if self.tokens is None else int(self.tokens[torch.from_numpy(ids.copy())].sum())
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,7 @@ class RankShare:
     sizes: tuple[int, ...]  # of the micro-batches; 0: nothing left, take the filler
     filler: Batch  # one sample of the step; {} where no micro-batch is empty
     largest: int  # samples of the rank that has the most: none needs more micro-batches than that one
+    tokens: int | None = None  # in these samples, without what fills a block up; None: samples are no blocks
     trim: Callable[[Batch], Batch] | None = None  # cuts padding off a micro-batch
     _micro_batches: tuple[MicroBatch, ...] | None = field(default=None, init=False)  # cut once, when first asked for
 

@@ -72,6 +72,7 @@ class Stream:
                     sizes=sizes,
                     filler=filler,
                     largest=share_of(table.num_rows, 0, plan.world_size),
+                    tokens=self._tokens(table, first, sum(sizes)),
                 )
             place = Place(0 if overfit else place.epoch + 1)
 
@@ -102,7 +103,12 @@ class Stream:
                 sizes=sizes,
                 filler=filler,
                 largest=share_of(plan.effective, 0, plan.world_size),
+                tokens=self._tokens(table, 0, sum(sizes)),
             )
+
+    def _tokens(self, table: pa.Table, first: int, count: int) -> int | None:
+        """Of some rows of a table, where samples are blocks of tokens."""
+        return None
 
     def _order(self, dataset: IterableDataset, seed: int, epoch: int) -> IterableDataset:
         dataset = dataset.select_columns(self.reader.names)

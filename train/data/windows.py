@@ -15,7 +15,7 @@ class _Ahead:
     k: int
     share: RankShare | None  # None: it could not be read
     failure: Exception | None
-    message: Sum  # [ranks that failed, ranks that were asked to stop, samples, weight of each term]
+    message: Sum  # [ranks that failed, ranks that were asked to stop, samples, tokens, weight of each term]
 
     def check(self) -> None:
         if self.failure is not None:
@@ -51,23 +51,24 @@ class Windows:
 
     def _start(self, k: int) -> _Ahead:
         share = failure = None
-        samples = 0
+        samples = tokens = 0
         numbers = [0.0 for _ in self.terms]
         try:
             if self.ranks.world_size > 1:
                 self.check()
             share = next(self.shares)
             samples = sum(share.sizes)
+            tokens = share.tokens or 0
             if samples:  # what adds up over micro-batches may as well be counted at once
                 weights = self.loss_weight(share.samples)
                 numbers = [weights[term] for term in self.terms]
         except Exception as error:  # sent to the other ranks first: they would wait for this one in the next reduction
             failure = error
-        message = self.ranks.start_sum([failure is not None, self.stop_requested(), samples, *numbers])
+        message = self.ranks.start_sum([failure is not None, self.stop_requested(), samples, tokens, *numbers])
         return _Ahead(k, share, failure, message)
 
     def _finish(self, ahead: _Ahead) -> Window | None:
-        failed, stop, samples, *weights = ahead.message.wait()
+        failed, stop, samples, tokens, *weights = ahead.message.wait()
         if failed:  # every rank ends by the same error, which names the rank that met it
             self.ranks.together(ahead.check)
         if stop:
@@ -80,4 +81,5 @@ class Windows:
             samples=int(samples),
             weights=dict(zip(self.terms, weights, strict=True)),
             last_of_epoch=ahead.share.last_of_epoch,
+            tokens=None if ahead.share.tokens is None else int(tokens),
         )

@@ -12,7 +12,11 @@ from train.randomness import Generators
 @contextmanager
 def undisturbed(module: nn.Module, device: torch.device) -> Iterator[Callable[[], None]]:
     """Buffers, modes and generators are put back, whatever happens inside; gives what puts the modes back earlier."""
-    buffers = [(buffer, buffer.clone()) for buffer in module.buffers()]
+    buffers = []
+    for part in module.modules():
+        for name, buffer in part._buffers.items():
+            if buffer is not None:
+                buffers.append((part, name, buffer, buffer.clone()))
     modes = [(part, part.training) for part in module.modules()]
 
     def training_modes() -> None:
@@ -25,5 +29,6 @@ def undisturbed(module: nn.Module, device: torch.device) -> Iterator[Callable[[]
     finally:
         training_modes()
         with torch.no_grad():
-            for buffer, kept in buffers:
+            for part, name, buffer, kept in buffers:
+                part._buffers[name] = buffer  # a forward may have put another tensor there
                 buffer.copy_(kept)

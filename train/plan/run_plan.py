@@ -110,8 +110,8 @@ class RunPlan:
         if not size:
             return []
         total = batch.samples_after(self.total_steps) * size
-        most = "at most " if batch.dataset_size is None else ""
-        return [f"tokens    {batch.effective * size:,} per step = {batch.effective} x {size}; {most}{total:,} in all"]
+        # At most: a set's last block may be filled up, and the epochs of a stream may end in smaller steps.
+        return [f"tokens    {batch.effective * size:,} per step = {batch.effective} x {size}; at most {total:,} in all"]
 
     def _epoch(self) -> str:
         batch = self.batch

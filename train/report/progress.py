@@ -16,6 +16,7 @@ class Progress:
     epoch: float = 0.0  # passes over the data; of a stream: those that are complete
     samples_seen: int = 0
     tokens_per_sample: int = 0  # data.block_size; 0: samples are no blocks
+    tokens_seen: int = 0  # those that are real: what fills a block up is none
     empty_steps: int = 0  # steps in which no label counted: nothing to train on
     complete_epochs: int = 0
     samples_of_epoch: int = 0  # of the one under way
@@ -27,6 +28,7 @@ class Progress:
     def advance(self, window: Window, samples_per_epoch: int | None) -> None:
         self.step = window.k
         self.samples_seen += window.samples
+        self.tokens_seen += window.tokens or 0
         if window.last_of_epoch:
             self.complete_epochs, self.samples_of_epoch = window.epoch + 1, 0
         else:
@@ -46,8 +48,10 @@ class Interval:
     def due(self, progress: Progress, window: Window) -> bool:
         every = self.samples or self.tokens
         if every is not None:
-            unit = 1 if self.samples else progress.tokens_per_sample
-            seen, before = progress.samples_seen * unit, (progress.samples_seen - window.samples) * unit
+            seen, taken = progress.samples_seen, window.samples
+            if not self.samples:
+                seen, taken = progress.tokens_seen, window.tokens or 0
+            before = seen - taken
             return seen // every > before // every
         return self.steps is not None and progress.step % self.steps == 0
 

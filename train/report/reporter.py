@@ -30,6 +30,7 @@ class Reporter:
         self._first_step = 0  # of this start
         self._last_step = 0
         self._last_samples = 0
+        self._last_tokens = 0
         self._alerted = False
         self._warned_of_slow_stop = outlets is not None and outlets.warned_of_slow_stop
 
@@ -46,6 +47,7 @@ class Reporter:
         self._state.begin()
         self._last_step = self.progress.step
         self._last_samples = self.progress.samples_seen
+        self._last_tokens = self.progress.tokens_seen
         self._first_step = self.progress.step + 1
 
     def train_row(self, window: Window, numbers: Mapping[str, float]) -> None:
@@ -64,11 +66,12 @@ class Reporter:
             metric_names.STEP_SECONDS: seconds / (progress.step - self._last_step),
             **numbers,
         }
-        if tokens := progress.tokens_per_sample:
+        if window.tokens is not None:
             row |= {
-                metric_names.EFFECTIVE_TOKENS: window.samples * tokens,
-                metric_names.TOKENS_PER_SECOND: row[metric_names.SAMPLES_PER_SECOND] * tokens,
+                metric_names.EFFECTIVE_TOKENS: window.tokens,
+                metric_names.TOKENS_PER_SECOND: (progress.tokens_seen - self._last_tokens) / seconds,
             }
+        self._last_tokens = progress.tokens_seen
         self._last_step = progress.step
         self._last_samples = progress.samples_seen
         self._alert_once(numbers[metric_names.SKIPPED_STEPS])
@@ -100,7 +103,7 @@ class Reporter:
             metric_names.SAMPLES_SEEN: progress.samples_seen,
         }
         if progress.tokens_per_sample:
-            position[metric_names.TOKENS_SEEN] = progress.samples_seen * progress.tokens_per_sample
+            position[metric_names.TOKENS_SEEN] = progress.tokens_seen
         return position
 
     def show(self, table: Table) -> None:

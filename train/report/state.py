@@ -40,6 +40,8 @@ class RunState:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.progress = Progress(**state["progress"])
+        if "tokens_seen" not in state["progress"]:  # of an earlier version, which took all blocks for full ones
+            self.progress.tokens_seen = self.progress.samples_seen * self.tokens_per_sample
         self.progress.tokens_per_sample = self.tokens_per_sample
         self.clock = Clock(state["seconds"])
         # Of another metric than the one that is watched now, nothing is known yet.
