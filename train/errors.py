@@ -38,7 +38,9 @@ class RankFailed(RunFailed):
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Of the device or the host; torch raises several kinds for it."""
+    """Of the device or the host; torch raises several kinds for it. None of our own sentences, which may name it."""
+    if isinstance(error, UserError | RunFailed):
+        return False
     text = str(error).lower()
     words = ("out of memory", "can't allocate memory", "not enough memory")
     return isinstance(error, MemoryError) or any(each in text for each in words)

@@ -227,7 +227,7 @@ def failing_fsync(step: int, only: int | None = None, file: str = "") -> None:
 
 def failing_write(step: int, only: int) -> None:
     """A rank cannot write its part of the checkpoint of `step`."""
-    failing("_write", Checkpoints, lambda self, state, first, folder: f"step-{step:08}" in str(folder), errno.EIO, only)
+    failing("_write", Checkpoints, lambda *arguments: f"step-{step:08}" in str(arguments[-1]), errno.EIO, only)
 
 
 def failing_rename(step: int) -> None:
