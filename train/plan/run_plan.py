@@ -6,6 +6,7 @@ from typing import Any
 
 from train.batch import BatchPlan, ranks
 from train.optim.lr_schedule import Rate
+from train.plan.steps import counting
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,11 @@ class RunPlan:
         return self.rate.total_steps
 
     @property
+    def total_samples(self) -> int:
+        """Over all ranks; of a stream: at most."""
+        return counting(self.batch, self.identity.get("data.overfit")).samples_after(self.total_steps)
+
+    @property
     def batch_column(self) -> int:
         """What a table of runs shows for the batch of this run: that of a full step."""
         return self.batch.effective
@@ -53,7 +59,7 @@ class RunPlan:
             "tail_samples": batch.tail_samples,
             "steps_per_epoch": batch.steps_per_epoch,
             "total_steps": self.total_steps,
-            "total_samples": batch.samples_after(self.total_steps),
+            "total_samples": self.total_samples,
             "curve_hash": self.curve_hash,
             "recipe_hash": self.recipe_hash,
         }
@@ -109,7 +115,7 @@ class RunPlan:
         size, batch = self.tokens_per_sample, self.batch
         if not size:
             return []
-        total = batch.samples_after(self.total_steps) * size
+        total = self.total_samples * size
         # At most: a set's last block may be filled up, and the epochs of a stream may end in smaller steps.
         return [f"tokens    {batch.effective * size:,} per step = {batch.effective} x {size}; at most {total:,} in all"]
 
@@ -133,7 +139,7 @@ class RunPlan:
         ]
 
     def _samples(self) -> str:
-        samples, epoch = self.batch.samples_after(self.total_steps), self.batch.samples_per_epoch
+        samples, epoch = self.total_samples, self.batch.samples_per_epoch
         if epoch is None:
             return f"at most {samples:,} samples (the last step of an epoch may be smaller)"
         return f"{samples:,} samples = {samples / epoch:.4g} epochs"

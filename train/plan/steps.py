@@ -1,13 +1,14 @@
 """From the config, the ranks and the size of the data to the numbers of a run."""
 
 import math
+from dataclasses import replace
 from fractions import Fraction
 
 from train.batch import BatchPlan, PlanError, make_plan, ranks
 from train.config import Config
 from train.optim.lr_schedule import Rate
 
-__all__ = ["PlanError", "plan_batch", "plan_rate"]
+__all__ = ["PlanError", "counting", "plan_batch", "plan_rate"]
 
 
 def plan_batch(config: Config, loop: str, world_size: int, dataset_size: int | None) -> BatchPlan:
@@ -40,10 +41,23 @@ def plan_batch(config: Config, loop: str, world_size: int, dataset_size: int | N
     return plan
 
 
+def counting(batch: BatchPlan, overfit: int | None) -> BatchPlan:
+    """The plan by which steps and samples of a run are counted: data.overfit repeats the first steps of an epoch.
+
+    They are full ones, unless they are all of an epoch.
+    """
+    steps = batch.steps_per_epoch
+    if overfit is None or steps is None or overfit >= steps:
+        return batch
+    return replace(batch, dataset_size=overfit * batch.effective)
+
+
 def plan_rate(config: Config, batch: BatchPlan, peak: float) -> Rate:
     """The learning rate over all steps of the run."""
     schedule = config.schedule
-    total_steps = _total_steps(config, batch)
+    samples_per_epoch = batch.samples_per_epoch
+    batch = counting(batch, config.data.overfit)
+    total_steps = _total_steps(config, batch, samples_per_epoch)
     if schedule.warmup_fraction is not None:
         warmup_steps = round(schedule.warmup_fraction * total_steps)
     elif schedule.warmup_samples is not None:
@@ -58,7 +72,7 @@ def plan_rate(config: Config, batch: BatchPlan, peak: float) -> Rate:
     )
 
 
-def _total_steps(config: Config, batch: BatchPlan) -> int:
+def _total_steps(config: Config, batch: BatchPlan, samples_per_epoch: int | None) -> int:
     duration = config.duration
     if duration.steps is not None:
         return duration.steps
@@ -67,12 +81,12 @@ def _total_steps(config: Config, batch: BatchPlan) -> int:
     if duration.tokens is not None:
         return batch.steps_for(_samples(duration.tokens, config.data.block_size))
     assert duration.epochs is not None  # the config's checks ask for exactly one
-    if batch.samples_per_epoch is None:
+    if samples_per_epoch is None:
         raise PlanError(
             f"duration.epochs={duration.epochs}, but nobody knows how long an epoch of a stream is. "
             f"Type: duration.steps=1000 (or duration.samples={1000 * batch.effective})"
         )
-    return batch.steps_for(math.ceil(round(duration.epochs * batch.samples_per_epoch, 6)))
+    return batch.steps_for(math.ceil(round(duration.epochs * samples_per_epoch, 6)))
 
 
 def _samples(tokens: int, block_size: int | None) -> int:
