@@ -1,6 +1,7 @@
 """A language model's curve is the same for every micro-batch and number of ranks, and its tokens are counted."""
 
 import json
+import math
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import pytest
 
 from tests.helpers import argv, rows
 from tests.tasks import test_tasks
+from tests.test_resume import segment
 from train.accumulate import compute_gradient
 from train.config import ConfigError, load
 from train.data.choosing import hold_out
@@ -80,6 +82,23 @@ def test_what_fills_up_the_last_block_is_no_token(tmp_path: Path, run_ranks: Any
             assert row["batch/effective_tokens"] <= SIZE * row["batch/effective_size"]
     expected = [row["progress/tokens_seen"] for row in seen[2]]
     assert all([row["progress/tokens_seen"] for row in of_ranks] == expected for of_ranks in seen.values())
+
+
+def test_tokens_are_counted_on_after_a_kill_on_other_ranks(tmp_path: Path, run_ranks: Any) -> None:
+    """Killed within the second epoch, behind the step that holds the last block."""
+    whole = LM[0].replace("eval_fraction: 0.3", "eval_fraction: 0.0")
+    given = (whole, *LM[1:], "batch={effective: 4, micro: 1}", "checkpoint={resume: auto, every_steps: 3}")
+    total = sum(len(text.encode()) + 1 for text in test_tasks.texts(12)["text"])
+    assert total % SIZE > 1, "the last block is full: nothing is tested"
+    steps = math.ceil(math.ceil(total / SIZE) / 4)
+    arguments = argv(tmp_path, *given, f"duration={{steps: {2 * steps}}}")
+
+    run_ranks(2, segment, arguments, "accumulate", steps + 2)
+    run_ranks(3, segment, arguments, "accumulate")
+
+    told = rows(tmp_path)
+    assert told[steps - 1]["progress/tokens_seen"] == total
+    assert told[-1]["progress/tokens_seen"] == 2 * total == sum(row["batch/effective_tokens"] for row in told)
 
 
 def test_tokens_of_a_step_decide_what_is_due(tmp_path: Path) -> None:
