@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from torch import nn
 
-SHOWN = 3  # names on the screen
+from train.errors import some
 
 
 def set_training(module: nn.Module) -> list[str]:
@@ -29,8 +29,7 @@ def set_training(module: nn.Module) -> list[str]:
         part.training = False
     if not changed:
         return []
-    more = f" and {len(changed) - SHOWN} more" if len(changed) > SHOWN else ""
-    return [f"modes     {', '.join(changed[:SHOWN])}{more} came in eval mode, and trains in train mode"]
+    return [f"modes     {some(changed)} came in eval mode, and trains in train mode"]
 
 
 def _in_eval_mode(module: nn.Module, path: str = "") -> Iterator[tuple[str, nn.Module]]:

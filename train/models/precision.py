@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from train.errors import some
 from train.randomness import Generators
 
 FLOATS = frozenset((torch.float16, torch.bfloat16, torch.float32, torch.float64))
@@ -137,8 +138,7 @@ def notes_on_precision(module: nn.Module, dtype: torch.dtype) -> list[str]:
     wide = [name for name, tensor in tensors if tensor.dtype in (torch.float32, torch.float64)]
     if not wide:
         return []
-    more = f" and {len(wide) - 4} more" if len(wide) > 4 else ""
-    return [f"precision not in bf16, as their constructor makes them: {', '.join(wide[:4])}{more}"]
+    return [f"precision not in bf16, as their constructor makes them: {some(wide, 4)}"]
 
 
 def open_door(module: nn.Module, dtype: torch.dtype) -> None:
