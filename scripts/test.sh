@@ -26,8 +26,6 @@ export PATH OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 WANDB_MODE=${WANDB_MODE:-offline}
 unset RANK LOCAL_RANK WORLD_SIZE LOCAL_WORLD_SIZE MASTER_ADDR MASTER_PORT
 unset ISOBATCH_WORLD_SIZE ISOBATCH_ENDED ISOBATCH_ATTEMPT
 
-# Who is idle takes over what waits at the other: the longest tests come last.
-side_by_side=(-n 2 --dist worksteal)
 failed=()
 check() { # NAME COMMAND...
     say "checks: $1"
@@ -39,17 +37,16 @@ if [[ -n $all ]]; then
     check "ruff format" "$PYTHON" -m ruff format --check
     check mypy "$PYTHON" -m mypy
     check shellcheck shellcheck --external-sources launch.sh scripts/*.sh .ci/run
-    check tests/house "$PYTHON" -m pytest "${side_by_side[@]}" tests/house
 fi
 
-# Two at a time, on any machine. Some that were asked for: one after the other, so that -s shows them.
+# Two at a time, on any machine; who is idle takes over what waits at the other, since the longest tests come last.
+# Some that were asked for: one after the other, so that -s shows them.
 if (($# == 0)); then
-    set -- "${side_by_side[@]}"
-    if [[ -z $all ]]; then set -- "$@" -m "not slow"; fi
+    set -- -n 2 --dist worksteal
+    # What checks the repository itself is left to --all, and to who asks for it by name.
+    if [[ -z $all ]]; then set -- "$@" -m "not slow" --ignore=tests/house; fi
 fi
-# tests/house is left out here, unless it was asked for by name.
-if [[ $* != *tests/house* ]]; then set -- --ignore=tests/house "$@"; fi
-"$PYTHON" -m pytest "$@" || failed+=("behaviour tests")
+check tests "$PYTHON" -m pytest "$@"
 
 if ((${#failed[@]})); then
     say "failed:" "$(printf ' %s;' "${failed[@]}")"

@@ -27,8 +27,8 @@ if "HF_DATASETS_CACHE" not in os.environ:
     atexit.register(shutil.rmtree, os.environ["HF_DATASETS_CACHE"], ignore_errors=True)
 
 # The server imports these once and forks every rank from itself: a rank then starts in 0.1 s instead of 5.
-_context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["train.main", "torch._dynamo"])
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(["train.main", "torch._dynamo"])
 
 WALL_LIMIT_SECONDS = 120
 
@@ -96,10 +96,10 @@ def run_ranks(world_size: int, function: Callable[..., Any], *args: Any) -> list
 
     Fails where a rank fails, where the ranks that met are not `world_size`, or after WALL_LIMIT_SECONDS.
     """
-    results = _context.Queue()
+    results = FORKS.Queue()
     port = free_port()
     processes = [
-        _context.Process(target=_enter_rank, args=(results, rank_environment(rank, world_size, port), function, args))
+        FORKS.Process(target=_enter_rank, args=(results, rank_environment(rank, world_size, port), function, args))
         for rank in range(world_size)
     ]
     for process in processes:

@@ -32,6 +32,9 @@ FILES = {
     "leaves/__init__.py": "raise SystemExit('never to be imported')\n",
     "half/__init__.py": "def f(:\n",
     "site-packages/library.py": "def f():\n    pass\n",
+    ".beside/other_library/__init__.py": "",
+    ".beside/other_library/deep/parts.py": "def f():\n    pass\n",
+    ".beside/other_library-1.0.dist-info/RECORD": "",
 }
 
 
@@ -52,13 +55,20 @@ def enter(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     forget()
     write(folder)
     monkeypatch.syspath_prepend(folder / "site-packages")
+    monkeypatch.syspath_prepend(folder / ".beside")
     monkeypatch.syspath_prepend(folder)
     importlib.invalidate_caches()
     return folder
 
 
 def forget() -> None:
-    ours = {name.partition("/")[0].removesuffix(".py") for name in FILES} | {"library", "tools", "sums", "net"}
+    ours = {name.partition("/")[0].removesuffix(".py") for name in FILES} | {
+        "library",
+        "other_library",
+        "tools",
+        "sums",
+        "net",
+    }
     for name in [name for name in sys.modules if name.split(".")[0] in ours]:
         del sys.modules[name]
 
@@ -73,6 +83,10 @@ def test_imports_are_followed_but_not_into_libraries(folder: Path) -> None:
     assert names("own.net.net", folder) == package | {"loose/late.py", "broken.py"}
     assert names("plain.net", folder) == {"plain.py", "helpers.py"}
     assert names("library.f", folder) == names("json.loads", folder) == set()
+
+
+def test_what_pip_installed_into_a_folder_of_the_users_is_a_library(folder: Path) -> None:
+    assert names("other_library.deep.parts.f", folder) == set()
 
 
 def test_no_import_that_python_itself_may_refuse_stops_the_search(folder: Path) -> None:

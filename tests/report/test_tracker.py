@@ -3,11 +3,13 @@
 What runs there is a plain function of this file; its result comes back as JSON.
 """
 
+import atexit
 import json
 import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -15,7 +17,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from tests.conftest import FORKS
 from tests.wandb_server import WandbServer
 from train.config.schema import Wandb
 from train.report.environment import environment
@@ -72,38 +76,58 @@ def in_process(
     meanwhile: Callable[[], None] | None = None,
     **said: Any,
 ) -> Ended:
-    """`function(**said)` in a new process; `meanwhile` runs here while it waits in `hand_over`."""
-    code = (
-        f"import json, sys; from {function.__module__} import {function.__name__} as function; "
-        "print('RESULT', json.dumps(function(**json.loads(sys.argv[1]))))"
-    )
+    """`function(**said)` in a new process without wandb; `meanwhile` runs here while it waits in `hand_over`."""
     started = time.monotonic()
-    process = subprocess.Popen(
-        [sys.executable, "-c", code, json.dumps(said)],
-        **{"env": environ, "cwd": cwd, "text": True},
-        **{"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE},
-    )
-    try:
-        if meanwhile:
-            assert process.stdout
-            assert process.stdout.readline() == "YOUR TURN\n"
-            meanwhile()
-        out, err = process.communicate("done\n", timeout=90)
-    finally:
-        process.kill()
-        for pipe in (process.stdin, process.stdout, process.stderr):
-            if pipe:
-                pipe.close()
-        process.wait()
-    assert process.returncode == 0, err
-    before, _, result = out.partition("RESULT ")
-    assert before == "", "wandb wrote to our screen"
-    return Ended(json.loads(result), err, time.monotonic() - started)
+    with tempfile.TemporaryDirectory() as name:
+        talk = Path(name)
+        os.mkfifo(talk / "in")
+        process = FORKS.Process(target=_in_fork, args=(function, environ, cwd, talk, said))
+        process.start()
+        try:
+            if meanwhile:
+                _wait_for(talk / "turn", process)
+                meanwhile()
+                (talk / "in").write_text("done\n")
+            process.join(90)
+            assert process.exitcode == 0, (process.exitcode, (talk / "err").read_text())
+        finally:
+            process.kill()
+            process.join()
+        assert (talk / "out").read_text() == "", "wandb wrote to our screen"
+        return Ended(json.loads((talk / "result").read_text()), (talk / "err").read_text(), time.monotonic() - started)
+
+
+def _in_fork(
+    function: Callable[..., Any], environ: dict[str, str], cwd: Path, talk: Path, said: dict[str, Any]
+) -> None:
+    """What a new interpreter would do, in a process that has imported torch already, and wandb not."""
+    assert "wandb" not in sys.modules
+    os.environ.clear()
+    os.environ.update(environ, IN_PROCESS=str(talk))
+    os.chdir(cwd)
+    for number, file in ((1, "out"), (2, "err")):
+        target = os.open(talk / file, os.O_WRONLY | os.O_CREAT)
+        os.dup2(target, number)
+        os.close(target)
+    # forkserver gives no standard streams of its own to what it forks: these are a new interpreter's.
+    sys.stdout, sys.stderr = (os.fdopen(number, "w", buffering=1, closefd=False) for number in (1, 2))
+    torch.set_num_threads(1)
+    (talk / "result").write_text(json.dumps(function(**said)))
+    atexit._run_exitfuncs()  # which a child of multiprocessing would leave out
+
+
+def _wait_for(file: Path, process: Any) -> None:
+    deadline = time.monotonic() + 90
+    while not file.exists():
+        assert process.is_alive(), "it ended before it handed over"
+        assert time.monotonic() < deadline, "it did not hand over"
+        time.sleep(0.05)
 
 
 def hand_over() -> None:
-    print("YOUR TURN", flush=True)
-    sys.stdin.readline()
+    talk = Path(os.environ["IN_PROCESS"])
+    (talk / "turn").touch()
+    (talk / "in").read_text()
 
 
 # What runs in the other process.

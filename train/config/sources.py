@@ -4,6 +4,7 @@ import ast
 import importlib.util
 import sys
 from collections.abc import Callable, Iterator
+from functools import cache
 from importlib.machinery import ModuleSpec
 from itertools import accumulate
 from pathlib import Path
@@ -11,16 +12,17 @@ from typing import Any
 
 from train.config.code_hash import parse
 
-LIBRARIES = {"site-packages", "dist-packages"}
+LIBRARIES = ("site-packages", "dist-packages")
 
 
 def own_sources(name: str, target: Callable[..., Any] | None) -> dict[str, Path]:
     """{module: file} of the user's that a target is made of, found by following imports, whether or not they have run.
 
     It starts at what the config names and at where that says it was made: a wrapper, such as functools.partial, may
-    come from a library. Not followed: into this package, whose rooms that compute are known, into libraries and into
+    come from a library. Not followed: into this package, whose modules that compute are known, into libraries and into
     Python's own modules. A library of the user's that was installed with `pip install -e` counts as own code; installed
-    normally it does not. What is imported under a name that is only made up at run time is not found.
+    normally, or by `pip install --target`, it does not. What is imported under a name that is only made up at run time
+    is not found.
     """
     if target is None:
         return {}
@@ -41,10 +43,23 @@ def _own(name: str) -> Iterator[tuple[str, Path]]:
         return
     for module in accumulate(parts, "{}.{}".format):
         spec = _spec(module)
-        if spec is None or (spec.origin and LIBRARIES & {*Path(spec.origin).parts}):
+        if spec is None or (spec.origin and _is_installed(module, Path(spec.origin))):
             return
         if spec.has_location and spec.origin:
             yield module, Path(spec.origin).resolve()
+
+
+def _is_installed(module: str, file: Path) -> bool:
+    """Whether it lies in a folder that pip keeps: one with a record of what was installed into it."""
+    if not set(LIBRARIES).isdisjoint(file.parts):
+        return True
+    folder = file.parents[module.count(".") + (file.name == "__init__.py")]
+    return _has_records(folder)
+
+
+@cache
+def _has_records(folder: Path) -> bool:
+    return any(folder.glob("*.dist-info"))
 
 
 def _is_ours(module: str) -> bool:
