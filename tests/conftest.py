@@ -16,6 +16,7 @@ import pytest
 from hypothesis import settings
 
 from tests.slow import SLOW
+from train.redaction import forget, release_streams
 
 # A busy machine is not a failure: hypothesis would allow each example 0.2 s.
 settings.register_profile("untimed", deadline=None)
@@ -120,6 +121,14 @@ def run_ranks(world_size: int, function: Callable[..., Any], *args: Any) -> list
 @pytest.fixture(name="run_ranks")
 def run_ranks_fixture() -> Callable[..., list[Any]]:
     return run_ranks
+
+
+@pytest.fixture(autouse=True)
+def _no_secrets_of_other_tests() -> Iterator[None]:
+    """An entry point guards its process to the end; a test is not the end."""
+    yield
+    release_streams()
+    forget()
 
 
 @pytest.fixture(autouse=True)

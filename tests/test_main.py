@@ -210,10 +210,10 @@ def test_weights_of_another_model(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert run_main(other) == 2
     assert "does not fit the model. Set: model.args as they were there" in capsys.readouterr().err
     assert json.loads((tmp_path / "other" / "ended.json").read_text())["code"] == 2
-    assert evaluate.main([str(run), "model.args.hidden=[9]"]) == 2
+    assert evaluate.main([str(run), "model.args.hidden=[9]", "--trust"]) == 2
     assert "does not fit the model" in capsys.readouterr().err
     (run / "plan.json").unlink()
-    assert evaluate.main([str(run)]) == 2
+    assert evaluate.main([str(run), "--trust"]) == 2
     assert "plan.json is not there" in capsys.readouterr().err
 
 

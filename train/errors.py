@@ -1,6 +1,6 @@
 """How a process ends: the errors that a user can fix, the exit codes, and what joins the two.
 
-Imports nothing of the package and no torch: every entry point ends through here.
+Imports no torch: every entry point begins and ends through here, behind the doors that let no secret out.
 """
 
 import functools
@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ParamSpec
+
+from train.redaction import clean, guard_streams, learn
 
 P = ParamSpec("P")
 
@@ -77,10 +79,15 @@ def code_of(error: BaseException) -> int:
 
 
 def entry_point(main: Callable[P, int]) -> Callable[P, int]:
-    """Decorates the `main` of an entry point: a UserError ends it in one sentence and with exit code 2."""
+    """Decorates the `main` of an entry point: a UserError ends it in one sentence and with exit code 2.
+
+    From here to the end of the process nothing is shown that is known to be secret.
+    """
 
     @functools.wraps(main)
     def checked(*args: P.args, **kwargs: P.kwargs) -> int:
+        guard_streams()
+        learn([*args, *sys.argv])
         try:
             return main(*args, **kwargs)
         except UserError as error:
@@ -99,7 +106,7 @@ def print_error(text: str) -> None:
 def ending(reason: str, code: int, step: int) -> dict[str, Any]:
     """What `ended.json` holds: how a run ended, and in which attempt of launch.sh."""
     return {
-        "reason": reason,
+        "reason": clean(reason),  # it may hold the text of any exception
         "code": code,
         "step": step,
         "attempt": os.environ.get("ISOBATCH_ATTEMPT"),

@@ -1,6 +1,8 @@
 """The same exact metrics from a run folder, on any number of ranks.
 
-python -m train.evaluate RUN [key=value ...]          (or under accelerate launch)
+python -m train.evaluate RUN [key=value ...] [--trust]        (or under accelerate launch)
+
+The config of a run folder names code. What is not known to be harmless is only called with --trust.
 """
 
 import json
@@ -8,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from train.config import load
+from train.config import Foreign, load
 from train.data import DataError, open_sets
 from train.distributed.accelerator import check_launcher, connect
 from train.distributed.ranks import launched_rank
@@ -18,17 +20,22 @@ from train.models.precision import open_door
 from train.models.weights import NotFinished, final_weights, parameter_dtype, trained_model
 from train.tasks import make_task
 
-USAGE = "usage: python -m train.evaluate RUN [key=value ...]      RUN: a run folder, such as runs/digits"
+USAGE = "usage: python -m train.evaluate RUN [key=value ...] [--trust]      RUN: a run folder, such as runs/digits"
+CALLED = frozenset(
+    {"model.target", "task.target", "data.source", "data.transform", "data.eval_transform", "data.tokenizer"}
+)
+"""Keys that name what is called."""
 
 
 @entry_point
 def main(argv: Sequence[str]) -> int:
     """Print each metric; returns the exit code."""
-    if not argv or {"-h", "--help"} & set(argv):
+    if not set(argv) - {"--trust"} or {"-h", "--help"} & set(argv):
         print(USAGE)
         return FINISHED if argv else BAD_CONFIG
     try:
-        metrics = evaluate(Path(argv[0]), argv[1:])
+        given = [argument for argument in argv if argument != "--trust"]
+        metrics = evaluate(Path(given[0]), given[1:], trust="--trust" in argv)
     except RunFailed as error:
         print_error(str(error))
         return exit_code(str(error), FAILED, 0)
@@ -46,10 +53,11 @@ def _micro_batch(run_folder: Path) -> int:
     return micro
 
 
-def evaluate(run_folder: Path, overrides: Sequence[str]) -> dict[str, float]:
+def evaluate(run_folder: Path, overrides: Sequence[str], trust: bool = False) -> dict[str, float]:
     """{metric: value} of the run's final weights on its evaluation sets, overrides above the run's own config."""
     weights = final_weights(run_folder)
-    config = load([str(run_folder / "config.yaml"), *overrides]).config
+    foreign = Foreign(run_folder, CALLED, trust, "--trust")
+    config = load([str(run_folder / "config.yaml"), *overrides], foreign).config
     task = make_task(config)
     sets = open_sets(config, task.columns)
     if not sets.evaluation:

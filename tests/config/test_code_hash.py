@@ -24,6 +24,7 @@ NOT_COMPUTING = (
     *("comparison/*.py", "evaluation/*.py", "exactness/*.py", "memory/*.py", "metrics/*.py"),
     *("report/*.py", "gradients/__init__.py", "gradients/rank_consistency.py"),
     # What brings a run to its start, or back to where it was: its values are in the identity, or are checked.
+    "redaction/*.py",
     *("config/*.py", "checkpoint/*.py", "plan/__init__.py", "plan/make.py", "plan/run_plan.py", "plan/smoke.py"),
     *("distributed/__init__.py", "distributed/ranks.py", "distributed/stop.py"),
     "distributed/watchdog.py",

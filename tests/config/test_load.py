@@ -188,7 +188,7 @@ def test_one_file_may_be_extended_twice() -> None:
         ("", "x.yaml: is empty"),
         ("# nothing\n", "x.yaml: is empty"),
         ("- a\n", "x.yaml: holds a list, not a mapping"),
-        ("3\n", "x.yaml: cannot be read as YAML"),
+        ("3\n", "x.yaml: holds one text or number, not a mapping"),
         ("seed: 1\nname: a\nseed: 2\n", "x.yaml:3: found duplicate key seed"),
         ("log:\n  every_steps: 1\n  every_steps: 1\n", "x.yaml:3: found duplicate key every_steps"),
         ("seed: 1\nname: [a\n", "x.yaml:3: "),

@@ -70,7 +70,7 @@ def test_the_run_itself_is_loaded_without_them(tmp_path: Path) -> None:
     assert start(argv(tmp_path, f"model.init_from={tmp_path}/first")) == 0
     (tmp_path / "first").rename(tmp_path / "elsewhere")
 
-    assert train.load(tmp_path / "run") is not None
+    assert train.load(tmp_path / "run", trust=True) is not None
 
 
 class Meaning(MLP):
@@ -85,7 +85,7 @@ def test_a_model_is_loaded_with_the_arguments_it_was_trained_with(tmp_path: Path
     model = f"model={{target: {__name__}.Meaning, args: {{pretrained: true}}}}"
 
     assert start(argv(tmp_path, model, "duration={steps: 1}")) == 0
-    assert train.load(tmp_path / "run").pretrained is True
+    assert train.load(tmp_path / "run", trust=True).pretrained is True
 
 
 @pytest.mark.parametrize(
@@ -241,7 +241,7 @@ def test_the_average_of_the_weights(run_ranks: Any, tmp_path: Path, world_size: 
     run_ranks(world_size, start, argv(tmp_path, *given))
 
     found = weights(tmp_path, file="ema")
-    order = [name for name, _ in train.load(tmp_path / "run").named_parameters()]
+    order = [name for name, _ in train.load(tmp_path / "run", trust=True).named_parameters()]
     ours = torch.cat([found[name].flatten() for name in order])
     assert trace.skipped_steps == 1
     assert torch.allclose(ours, average(trace, 0.8, applied=[1, 2, 3, 5]), rtol=1e-10, atol=1e-14)
@@ -256,7 +256,7 @@ def test_the_average_is_evaluated_and_changes_nothing_else(tmp_path: Path) -> No
     assert one["eval/loss"] == other["eval/loss"]
     assert other["eval/ema/loss"] != other["eval/loss"]
     assert torch.equal(*(weights(tmp_path, name)["layers.0.weight"] for name in ("without", "with")))
-    ema = train.load(tmp_path / "with", "ema").state_dict()
+    ema = train.load(tmp_path / "with", "ema", trust=True).state_dict()
     assert not torch.equal(ema["layers.0.weight"], weights(tmp_path, "with")["layers.0.weight"])
 
 

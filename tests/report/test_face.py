@@ -114,7 +114,7 @@ def test_evaluate_tells_of_a_lost_worker(monkeypatch: pytest.MonkeyPatch, capsys
     from train import evaluate
     from train.data import WorkerLost
 
-    def lost(*_: object) -> None:
+    def lost(*_: object, **options: object) -> None:
         raise WorkerLost("loading samples: DataLoader worker (pid 7) is killed")
 
     monkeypatch.setattr(evaluate, "evaluate", lost)

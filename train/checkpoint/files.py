@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from train.checkpoint.tensors import known, restored, separate
 from train.errors import UserError, ends_in_a_sentence
+from train.redaction import clean_known
 
 KEYS = (bool, int, float, str)
 MODEL, TENSORS, TRAINER = "model.safetensors", "optimizer.safetensors", "trainer.json"
@@ -132,7 +133,9 @@ def _told(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:
 
     Raises TypeError for a value that is none of these: it would need pickle.
     """
-    if value is None or isinstance(value, bool | int | float | str):
+    if isinstance(value, str):
+        return clean_known(value)  # such as a key that the user's get_extra_state gives
+    if value is None or isinstance(value, bool | int | float):
         return value
     if isinstance(value, Tensor):
         while path in tensors:  # the keys 1 and "1"

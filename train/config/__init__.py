@@ -17,11 +17,14 @@ from train.config.load import Loaded, load, run_name
 from train.config.problems import ConfigError, Problem
 from train.config.schema import Config
 from train.config.targets import resolve, resolve_source, resolve_tokenizer
+from train.config.trust import Foreign, NotTrusted
 
 __all__ = [
     "Config",
     "ConfigError",
+    "Foreign",
     "Loaded",
+    "NotTrusted",
     "Problem",
     "curve_hash",
     "differences",

@@ -20,6 +20,8 @@ from train.config.problems import ConfigError, Problem, fresh
 from train.config.read import read_layers
 from train.config.schema import Config
 from train.config.targets import TargetError, check_arguments, make_importable, resolve, resolve_source
+from train.config.trust import Foreign, check_trusted
+from train.redaction import REDACTED, clean, learn
 
 HOMES = {"model": "train.models", "task": "train.tasks", "optimizer": "torch.optim"}
 """Where a section's bare target is looked up; that of data is train.data."""
@@ -44,10 +46,11 @@ class Loaded:
         return self.unresolved
 
 
-def load(argv: Sequence[str]) -> Loaded:
+def load(argv: Sequence[str], foreign: Foreign | None = None) -> Loaded:
     """The config that a command line asks for.
 
-    Raises ConfigError with all its problems.
+    `foreign`: it is that of a run folder, and its targets are looked at before they are imported. Raises ConfigError
+    with all its problems, NotTrusted for what a foreign one must not name.
     """
     command = parse(argv)
     layers = [*read_layers(command.path), command.layer]
@@ -63,10 +66,13 @@ def load(argv: Sequence[str]) -> Loaded:
     problems += misfits
     problems += fresh(missing(settings, origins), problems)
     values, unresolvable = resolve_values(structured, origins)
+    learn(values)  # what interpolations have brought, too
     problems += fresh(unresolvable, problems)
     problems += fresh((Problem(origins(key), key, text) for key, text in check(values)), problems)
+    if foreign is not None and not problems:
+        check_trusted(values, OmegaConf.to_container(structured, resolve=False), origins, foreign)
     if "--print-config" not in command.flags:  # it answers at once: targets are imported, and torch with them
-        problems += fresh(_check_targets(values, origins, problems), problems)
+        problems += fresh(_check_targets(values, origins, problems, foreign), problems)
     if problems:
         raise ConfigError(problems)
     config = cast(Config, OmegaConf.to_object(structured))
@@ -85,22 +91,26 @@ def run_name(loaded: Loaded) -> str:
     Under a W&B sweep the trial's id follows, which all ranks inherit: two trials never share a folder, and a trial that
     is started again finds its own.
     """
-    name = loaded.config.name or short_form(loaded.path.stem, loaded.overrides)
+    # It names a folder, and runs elsewhere: a secret that is spliced into it must not.
+    stated = loaded.config.name and clean(loaded.config.name).replace(REDACTED, "redacted")
+    name = stated or short_form(loaded.path.stem, clean(loaded.overrides))
     trial = os.environ.get("WANDB_RUN_ID") if os.environ.get("WANDB_SWEEP_ID") else None
     return f"{name}-{safe(trial)}" if trial else name
 
 
-def _check_targets(values: Mapping[str, Any], origins: Origins, known: Sequence[Problem]) -> list[Problem]:
+def _check_targets(
+    values: Mapping[str, Any], origins: Origins, known: Sequence[Problem], foreign: Foreign | None
+) -> list[Problem]:
     """Targets that cannot be imported, and arguments that they do not take. Imports them, and so torch."""
     problems = []
     for key in FUNCTIONS:
         try:
-            if values[key]:
+            if values[key] and (foreign is None or key in foreign.needed):
                 resolve(values[key], "train.data")
         except TargetError as error:
             problems.append(Problem(origins(key), key, str(error)))
     for section, key in TARGETS.items():
-        if not fresh([Problem("", key, "")], known):
+        if not fresh([Problem("", key, "")], known) or (foreign is not None and key not in foreign.needed):
             continue
         try:
             target = resolve(values[key], HOMES[section]) if section in HOMES else resolve_source(values[key])

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from train.errors import UserError
+from train.redaction import clean
 
 Values = Mapping[str, Any]
 """{dotted key: value}"""
@@ -52,4 +53,4 @@ def show(value: Any) -> str:
     """A value as one would write it in YAML, shortened."""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
-    return reprlib.repr(value)
+    return reprlib.repr(clean(value))  # before it is shortened: half a secret is not found

@@ -1,18 +1,24 @@
 """YAML files to layers: OmegaConf's own loader, `extends`, and errors that name file and line."""
 
 import difflib
+import io
 import os
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import MarkedYAMLError, YAMLError
 
 from train.config.merge import Layer, flatten
 from train.config.problems import ConfigError, Problem
+from train.redaction import learn
 
+LARGEST_MB = 1
+_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 NOT_RUNS = {"accelerate", "sweeps"}
 """Folders of configs/ that hold other files than configs of runs."""
 
@@ -60,29 +66,45 @@ def read_yaml(path: Path) -> dict[Any, Any]:
 
     Raises FileNotFoundError, or ConfigError if the file holds no mapping.
     """
-    if path.is_dir():
-        raise ConfigError([Problem(str(path), "", "is a folder. Name a YAML file in it")])
     try:
-        loaded = OmegaConf.load(path)
+        text = _text_of(path)
+        plain = yaml.load(text, _LOADER)
+        learn(plain)
+        if plain is not None and not isinstance(plain, dict):
+            kind = "a list" if isinstance(plain, list) else "one text or number"
+            raise ConfigError([Problem(str(path), "", f"holds {kind}, not a mapping. Write `key: value` lines")])
+        loaded = OmegaConf.load(io.StringIO(text))
     except FileNotFoundError:
         raise
     except MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = f":{mark.line + 1}" if mark else ""
-        raise ConfigError([Problem(f"{path}{line}", "", f"{error.problem}{_yaml_hint(error)}")]) from error
+        # The names of aliases and tags are words of a file that may be no YAML at all.
+        problem = re.sub(r"(alias|handle) .+", r"\1", str(error.problem))
+        raise ConfigError([Problem(f"{path}{line}", "", f"{problem}{_yaml_hint(error)}")]) from error
     except OmegaConfBaseException as error:
         text = f"{str(error.msg or error).splitlines()[0]}. An interpolation is written ${{key}}"
         raise ConfigError([Problem(str(path), str(error.full_key or ""), text)]) from error
-    except (OSError, UnicodeError, YAMLError) as error:
+    except (OSError, UnicodeError, YAMLError, RecursionError) as error:
         reason = f"cannot be read as YAML: {error}. It must be UTF-8 text with one `key: value` per line"
         raise ConfigError([Problem(str(path), "", reason)]) from error
-    if not isinstance(loaded, DictConfig):
-        raise ConfigError([Problem(str(path), "", "holds a list, not a mapping. Write `key: value` lines")])
-    if not loaded:
+    if not isinstance(loaded, DictConfig) or not loaded:
         raise ConfigError([Problem(str(path), "", "is empty. Write at least one `key: value` line")])
     values = OmegaConf.to_container(loaded, resolve=False)
     assert isinstance(values, dict)
     return values
+
+
+def _text_of(path: Path) -> str:
+    """Read with a limit: it may be anything that a path can name. Raises ConfigError."""
+    if path.is_dir():
+        raise ConfigError([Problem(str(path), "", "is a folder. Name a YAML file in it")])
+    size = path.stat().st_size
+    if not path.is_file():
+        raise ConfigError([Problem(str(path), "", "is no ordinary file. Name a YAML file")])
+    if size > LARGEST_MB * 1_000_000:
+        raise ConfigError([Problem(str(path), "", f"has {size / 1e6:,.0f} MB. A config has at most {LARGEST_MB}")])
+    return path.read_text(encoding="utf-8")
 
 
 def _yaml_hint(error: MarkedYAMLError) -> str:

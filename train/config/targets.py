@@ -62,12 +62,11 @@ def resolve_source(source: str) -> Callable[..., Any] | None:
 
     Raises TargetError.
     """
-    if not _is_dotted(source) or Path(source).exists() or Path(source).suffix.lower() in FILES:
+    if not is_named_function(source):
         return None
     if "." in source:
         return resolve(source, "")
-    home = _import("train.data")
-    return _match(_import(f"train.data.{source}"), source) if _has_module(home, source) else None
+    return _match(_import(f"train.data.{source}"), source)
 
 
 def resolve_tokenizer(tokenizer: str) -> Callable[..., Any] | None:
@@ -76,6 +75,13 @@ def resolve_tokenizer(tokenizer: str) -> Callable[..., Any] | None:
     Raises TargetError.
     """
     return None if Path(tokenizer).is_dir() else resolve(tokenizer, "train.data.tokenizers")
+
+
+def is_named_function(source: str) -> bool:
+    """Whether a data source is the name of a function; of ours, or with dots. Imports nothing but our own."""
+    if not _is_dotted(source) or Path(source).exists() or Path(source).suffix.lower() in FILES:
+        return False
+    return "." in source or _has_module(_import("train.data"), source)
 
 
 def _is_dotted(text: str) -> bool:

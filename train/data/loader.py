@@ -23,6 +23,7 @@ from train.data.rows import Rows, Table, finished
 from train.data.shares import DataError, RankShare, assignments
 from train.errors import RunFailed
 from train.randomness import Generators, seed_of_sample
+from train.redaction import guard_streams
 
 Transform = Callable[[Batch, torch.Generator], Batch]
 """(one sample, a generator for its random numbers) -> the sample; columns without a dimension for samples."""
@@ -197,6 +198,7 @@ def _as_it_is(batch: Batch) -> Batch:
 
 def _begin_worker(_: int) -> None:
     """A signal to stop is for the rank, which goes on until its step is done; an end of its own kills the worker."""
+    guard_streams()  # a forked one has them already
     # The default hands a batch over with the worker's help: a rank would wait without limit for one that was stopped.
     cast(Any, torch.multiprocessing).set_sharing_strategy("file_system")
     for number in (signal.SIGINT, signal.SIGUSR1):

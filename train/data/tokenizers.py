@@ -85,7 +85,7 @@ class Saved:
             )
         library: Any = import_module("transformers")
         try:
-            self._inner = library.AutoTokenizer.from_pretrained(folder, local_files_only=True)
+            self._inner = library.AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         except (OSError, ValueError) as error:
             raise TokenizerError(f"{folder} holds no tokenizer that transformers opens: {error}") from error
         self.folder = folder

@@ -127,6 +127,8 @@ def _opened(task: str, path: str | None, given: dict[str, Any]) -> Any:
             config = _config(transformers.CONFIG_MAPPING, fields)
             _check_task(task, transformers, config)
             return maker.from_config(config, dtype=torch.float32, **_only(BUILDING, passed, "from_config"))
+        # Where nothing is said, transformers asks on the terminal whether to run the code of a folder.
+        passed.setdefault("trust_remote_code", False)
         config = transformers.AutoConfig.from_pretrained(path, **{k: passed[k] for k in FINDING if k in passed})
         _check_fields(config, fields)
         if not passed.get("trust_remote_code"):

@@ -11,11 +11,12 @@ from safetensors import SafetensorError
 from torch import nn
 
 from train.checkpoint.files import ExtraState, read_tensors, read_value, write_tensors, write_value
-from train.config import Config, load, resolve
+from train.config import Config, Foreign, load, resolve
 from train.errors import RunFailed, UserError, ends_in_a_sentence
 from train.models import ModelError
 from train.models.precision import cast_parameters
 from train.randomness import drawn_from
+from train.redaction import clean_known
 
 
 class NotFinished(UserError):
@@ -95,6 +96,9 @@ def _save_weights(module: nn.Module, folder: Path, name: str, save_beside: Calla
             write_value(*_extra_files(written), extra)
     if save_beside is not None:
         save_beside(unfinished)
+    for described in unfinished.glob("*config.json"):
+        # transformers writes down what it was called with.
+        described.write_text(clean_known(described.read_text(encoding="utf-8")), encoding="utf-8")
     for other in unfinished.iterdir():
         if other != written:
             other.rename(folder / other.name)
@@ -134,10 +138,14 @@ def final_weights(run_folder: Path, name: str = "model") -> Path:
     return weights
 
 
-def load_final(run_folder: str | Path, name: str = "model") -> nn.Module:
-    """The trained model of a run folder, on the CPU, in evaluation mode."""
+def load_final(run_folder: str | Path, name: str = "model", trust: bool = False) -> nn.Module:
+    """The trained model of a run folder, on the CPU, in evaluation mode.
+
+    `trust`: call whatever its config names; else NotTrusted is raised for what is not known to be harmless.
+    """
     folder = Path(run_folder)
-    return trained_model(load([str(folder / "config.yaml")]).config, final_weights(folder, name)).eval()
+    foreign = Foreign(folder, frozenset({"model.target"}), trust, "trust=True")
+    return trained_model(load([str(folder / "config.yaml")], foreign).config, final_weights(folder, name)).eval()
 
 
 def trained_model(config: Config, weights: Path) -> nn.Module:

@@ -1,6 +1,6 @@
 """All of a run that follows from config and data before the first step: its task, its data sets, its plan."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from train.config import (
     Config,
@@ -11,13 +11,13 @@ from train.config import (
     run_name,
     source_hash,
 )
-from train.config.redact import redacted
 from train.data import ByLength, Sets, Splits, load_splits, open_sets
 from train.distributed.ranks import LaunchError, Ranks, asked_world_size
 from train.models.init_from import digests
 from train.optim.optimizer import scaled_numbers
 from train.plan.run_plan import RunPlan
 from train.plan.steps import plan_batch, plan_rate
+from train.redaction import clean
 from train.tasks import Task, make_task
 
 
@@ -77,7 +77,7 @@ def make_plan(loaded: Loaded, loop: str, sets: Sets, weights: dict[str, str]) ->
         notes += (samples.note(),)
         micro_steps = samples.micro_steps(batch)
     return RunPlan(
-        name=run_name(replace(loaded, overrides=redacted(loaded.overrides))),
+        name=run_name(loaded),
         loop=loop,
         precision=config.precision,
         batch=batch,
@@ -90,7 +90,7 @@ def make_plan(loaded: Loaded, loop: str, sets: Sets, weights: dict[str, str]) ->
         notes=notes,
         micro_tokens=config.batch.micro_tokens,
         micro_steps=micro_steps,
-        identity=redacted(identity | {"code": code}),
+        identity=clean(identity | {"code": code}),
         curve_hash=curve_hash(identity, code),
         recipe_hash=recipe_hash(identity, code),
     )

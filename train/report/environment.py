@@ -4,13 +4,13 @@ import configparser
 import netrc
 import os
 import platform
-import re
 import shlex
 import socket
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ import psutil
 import torch
 
 import train
-from train.config.redact import redact, redact_code, secret_values
+from train.redaction import clean, clean_patch
 
 PACKAGES = ("torch", "accelerate", "datasets", "wandb", "omegaconf", "numpy", "safetensors")
 LAUNCHER = (
@@ -49,7 +49,7 @@ def environment(argv: Sequence[str], config_path: str | Path) -> dict[str, Any]:
     """
     found = {
         "started_at": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": shlex.join(redact(list(argv), secret_values(os.environ))),
+        "command": shlex.join(clean(list(argv))),
         "config_path": str(config_path),
         "git": _git_state(),
         "python": platform.python_version(),
@@ -61,7 +61,7 @@ def environment(argv: Sequence[str], config_path: str | Path) -> dict[str, Any]:
         **_devices(),
         "launcher": {name: os.environ[name] for name in LAUNCHER if name in os.environ},
     }
-    told: dict[str, Any] = redact(found, secret_values(os.environ))
+    told: dict[str, Any] = clean(found)
     return {key: value for key, value in told.items() if value not in (None, {})}
 
 
@@ -85,11 +85,15 @@ def git_patch() -> str | None:
     size_mb = len(changes) / 1e6
     if size_mb > LARGEST_PATCH_MB:
         changes = f"# The changes have {size_mb:.0f} MB, more than {LARGEST_PATCH_MB} MB: not kept. Commit them.\n"
-    secrets = secret_values(os.environ)
     named = "".join(f"# not in git: {name}\n" for name in unknown.splitlines())
-    files = re.split(r"^(?=diff --git )", changes, flags=re.MULTILINE)
-    kept = [redact_code(part, secrets) if _is_python(part) else redact(part, secrets) for part in files]
-    return redact(named, secrets) + "".join(kept)
+    return clean(named) + clean_patch(changes, partial(_bytes_of, root))
+
+
+def _bytes_of(root: Path | None, path: str) -> bytes:
+    try:
+        return (root / path).read_bytes() if root else b""
+    except OSError:
+        return b""
 
 
 def wandb_setting(name: str) -> str:
@@ -111,10 +115,6 @@ def logged_in_to_wandb() -> bool:
             if netrc.netrc(Path(place).expanduser()).authenticators(urlsplit(wandb_setting("base_url")).netloc):
                 return True
     return False
-
-
-def _is_python(part: str) -> bool:
-    return part.partition("\n")[0].endswith(".py")
 
 
 def _git_state() -> dict[str, Any]:

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from train.config import Config, differences
-from train.config.redact import redacted
 from train.errors import FAILED, UserError, ending
 from train.plan.run_plan import RunPlan
+from train.redaction import clean, clean_known
 from train.report.differing import lines, other_run
 from train.report.restarts import RESTARTS, job_id, pause
 
@@ -60,17 +60,17 @@ class RunFolder:
     def end_early(self, reason: str, step: int = 0, code: int = FAILED) -> None:
         """The run failed where there was nobody to tell it."""
         with suppress(OSError):  # a full disk must not hide why
-            self.write_json("ended.json", ending(redacted(reason), code, step))
+            self.write_json("ended.json", ending(reason, code, step))
         self.release()
 
     def write_text(self, name: str, text: str) -> None:
         """All of it or nothing, whenever a kill comes."""
         unfinished = self.path / f".{name}.unfinished"
-        unfinished.write_text(text, encoding="utf-8")
+        unfinished.write_text(clean_known(text), encoding="utf-8")
         unfinished.replace(self.path / name)
 
     def write_json(self, name: str, value: Mapping[str, Any]) -> None:
-        self.write_text(name, json.dumps(value, indent=2, default=str) + "\n")
+        self.write_text(name, json.dumps(clean(value), indent=2, default=str) + "\n")
 
 
 def claim(config: Config, plan: RunPlan, newest: Find, named: Find, stopped: Stopped) -> RunFolder:

@@ -1,9 +1,8 @@
 """Where rank 0 reports to: the files of the run folder, the screen, the journal, the tracker."""
 
-import os
 import shlex
 import sys
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -14,9 +13,9 @@ from omegaconf import OmegaConf
 
 from train import metric_names
 from train.config import Loaded
-from train.config.redact import redact, secret_values, secrets_in
 from train.errors import FAILED
 from train.plan.run_plan import RunPlan
+from train.redaction import clean
 from train.report.environment import environment, git_patch
 from train.report.folder import RunFolder, cannot_write
 from train.report.grace import slow_stop
@@ -44,7 +43,6 @@ class Outlets:
     screen: Screen
     tracker: Tracker
     tables: Tables
-    secrets: Collection[str]  # texts that must not be reported
     next_line: str  # what to type after a run that has finished
     finished: Callable[[], str]  # what else such a run does; gives a line for the end, or nothing
     warned_of_slow_stop: bool
@@ -84,11 +82,10 @@ def _open(
     lines: Sequence[str],
 ) -> Outlets:
     config = OmegaConf.to_container(OmegaConf.create(loaded.yaml()), resolve=False)
-    secrets = secret_values(os.environ) | secrets_in(config)
-    config = redact(config, secrets)
+    config = clean(config)
     surroundings = environment(sys.argv, loaded.path)
     facts = {**summary, "versions": surroundings["packages"]}
-    derived = redact(_derived(plan, folder), secrets) | facts
+    derived = clean(_derived(plan, folder)) | facts
     _write_first_files(folder, config, surroundings)
 
     log_file = (folder.path / "log.txt").open("a", encoding="utf-8")
@@ -111,7 +108,6 @@ def _open(
         folder=folder.path,
         run_config={**config, "derived": derived, "environment": surroundings},
         run_id=state.run_id,
-        secrets=secrets,
     )
     opened.callback(_abandon, tracker)
     # Now: a run that is killed has it too.
@@ -121,7 +117,7 @@ def _open(
     journal = Journal(folder.path / "metrics.jsonl", state.progress.step)
     opened.callback(_abandon, journal)
     # Last: now the run has begun.
-    folder.write_json("plan.json", redact(plan.as_dict(), secrets) | {"derived": derived})
+    folder.write_json("plan.json", plan.as_dict() | {"derived": derived})
 
     return Outlets(
         folder=folder,
@@ -129,7 +125,6 @@ def _open(
         screen=screen,
         tracker=tracker,
         tables=Tables(folder, screen, tracker),
-        secrets=secrets,
         next_line="" if "--smoke" in loaded.flags else _next_line(folder.path),
         finished=_finished(loaded, tracker, folder),
         warned_of_slow_stop=bool(warning),

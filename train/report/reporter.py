@@ -6,9 +6,9 @@ from functools import partial
 
 from train import metric_names
 from train.batch.window import Window
-from train.config.redact import redact
 from train.errors import BAD_CONFIG, FAILED, FINISHED, ending, print_error
 from train.plan.run_plan import RunPlan
+from train.redaction import clean
 from train.report.best import Best
 from train.report.grace import slow_stop
 from train.report.outlets import Outlets
@@ -138,7 +138,7 @@ class Reporter:
         """
         if self._outlets is None:
             return
-        reason = redact(reason, self._outlets.secrets)  # it may hold the text of any exception
+        reason = clean(reason)  # it may hold the text of any exception
         tracker = self._outlets.tracker
         if code in (BAD_CONFIG, FAILED):
             text = f"at step {self.progress.step:,}: {reason}"

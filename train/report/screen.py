@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, TextIO
 
 from train import metric_names
+from train.redaction import clean
 from train.report.progress import duration
 
 LINE_WIDTH = 80  # of a plain line of a step: what a log of SLURM shows without a break
@@ -21,7 +22,7 @@ class Screen:
         self._live = _live_line() if sys.stdout.isatty() else None
 
     def say(self, *lines: str) -> None:
-        for line in lines:
+        for line in map(clean, lines):
             self._log_file.write(line + "\n")
             if self._live:
                 self._live.console.print(line, markup=False, highlight=False, soft_wrap=True)

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from train.redaction import clean
 from train.report.folder import RunFolder
 from train.report.screen import Screen
 from train.report.tracker import Tracker
@@ -24,6 +25,7 @@ class Tables:
 
     def show(self, place: Mapping[str, float], table: Table) -> None:
         """`place`: how far the training is, by the names of metrics."""
+        table = clean(table)
         with (self.folder.path / f"{NAME}.jsonl").open("a", encoding="utf-8") as file:
             file.writelines(json.dumps({**place, **row}) + "\n" for row in table)
         for row in table:

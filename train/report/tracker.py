@@ -10,7 +10,7 @@ import shlex
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -19,8 +19,8 @@ from typing import Any
 import psutil
 
 from train import metric_names
-from train.config.redact import redact, secret_values, secrets_in
 from train.config.schema import Wandb
+from train.redaction import clean, learn
 from train.report.environment import private
 from train.report.login import check_login, chosen_mode
 
@@ -46,7 +46,6 @@ class Tracker:
         self.url: str | None = None
         self.run_id: str | None = None
         self._how_to_see = how_to_see
-        self._clean: Callable[[Any], Any] = partial(redact, secrets=())
         self._run: Any = None
         self._where = ""
         self._jobs: queue.Queue[Callable[[], object] | None] = queue.Queue(LONGEST_QUEUE)
@@ -64,11 +63,10 @@ class Tracker:
         folder: Path,
         run_config: Mapping[str, Any],
         run_id: str | None = None,
-        secrets: Collection[str] = (),
     ) -> "Tracker":
         """To be called on rank 0 only; files go to folder/wandb. `run_config` is sent as the run's config.
 
-        `run_id`: of a run to go on with. `secrets`: values to remove, besides those of environment and run_config.
+        `run_id`: of a run to go on with.
         A W&B that cannot be reached costs a warning: the run is then tracked offline.
         Raises TrackerError as check_login does.
         """
@@ -77,7 +75,7 @@ class Tracker:
         if mode == "disabled":
             return cls()
         tracker = cls("not tracked: W&B could not be started")
-        tracker._clean = partial(redact, secrets={*secrets, *secret_values(os.environ), *secrets_in(run_config)})
+        learn(run_config)
         told = dict(run_config)
         if config.privacy and "environment" in told:
             told["environment"] = private(told["environment"])
@@ -95,8 +93,8 @@ class Tracker:
             "init_timeout": cls.start_seconds,
             "finish_timeout": cls.finish_seconds,
         }
-        settings = {key: value for key, value in tracker._clean(said).items() if value is not None}
-        tracker._open(mode, settings | {"root_dir": str(folder.absolute())}, tracker._clean(told))
+        settings = {key: value for key, value in clean(said).items() if value is not None}
+        tracker._open(mode, settings | {"root_dir": str(folder.absolute())}, clean(told))
         return tracker
 
     def _open(self, mode: str, settings: dict[str, Any], run_config: dict[str, Any]) -> None:
@@ -136,11 +134,11 @@ class Tracker:
         self.do(lambda run, row: run.log(row), dict(row))
 
     def alert(self, title: str, text: str) -> None:
-        self.do(lambda run, told: run.alert(**told), self._clean({"title": title, "text": text}))
+        self.do(lambda run, told: run.alert(**told), clean({"title": title, "text": text}))
 
     def summarise(self, scalars: Mapping[str, float | str]) -> None:
         """Columns of the table of runs, beside the last value of each metric."""
-        self.do(lambda run, told: run.summary.update(told), self._clean(dict(scalars)))
+        self.do(lambda run, told: run.summary.update(told), clean(dict(scalars)))
 
     def finish(self, exit_code: int) -> None:
         """Wait, not for ever, until everything has arrived. Later calls do nothing."""
@@ -195,7 +193,7 @@ class Tracker:
             self.tell(text)
 
     def tell(self, text: str) -> None:
-        print(self._clean(f"W&B: {text}"), file=sys.stderr, flush=True)
+        print(clean(f"W&B: {text}"), file=sys.stderr, flush=True)
 
 
 def _init(settings: dict[str, Any], run_config: dict[str, Any]) -> Any:

@@ -1,0 +1,31 @@
+"""What stands between a secret's name and its value, in the languages in which configs, code and logs are written."""
+
+import re
+
+LONGEST_NAME = 200
+
+STEM = re.compile(
+    r"(?i)key|token|secret|pass|pwd|auth|cred|cookie|dsn|conn|webhook|jwt|bearer|signature|session|otp|psk|sasur|keytab"
+    r"|(?:pw|pat|sas|sig)(?![a-z])"
+)
+REST = re.compile(rf"[\w.-]{{0,{LONGEST_NAME}}}")
+JOINT = re.compile(
+    # What closes ["name"] or "name", a type, and a sign.
+    r"(?P<close>\\{0,3}[\"'`]?[ \t]?[\])]?[ \t]{0,20})(?::[ \t]{0,3}[\w.\[\]| ]{1,60}(?==[ \t]*[rbf]?[\"']))?"
+    r"(?P<sign>:=|=>|<-|==|!=|:-|=|:|,|%3[AaDd]|>)\*{0,2}[ \t]{0,20}"
+)
+SPACED = re.compile(r"(?P<close>\\?[\"'`]?)[ \t]+(?P<be>(?:is|was|-|\|)[ \t]+)?(?=[^\s=:,])")
+LATER = re.compile(
+    # What stands beside the name: add_argument("--token", default="x"), {"name": "TOKEN", "value": "x"}.
+    r"\\?[\"'`]?[\])]?[ \t]*,?[ \t]*(?:\n[+\- ]?[ \t]*)?(?:\w+=[^,()\n]{1,60},[ \t]*){0,3}"
+    r"\\?[\"']?(?:default|value|fallback|const)\\?[\"']?[ \t]*[=:][ \t]*(?=\S)"
+)
+BLOCK = re.compile(r"[|>][+-]?\d?[ \t]*(?:#.*)?(?=\n)")
+NEW_LINE = re.compile(r"\\?[ \t]*(?:#.*)?(?=\n)")
+LINE_START = re.compile(
+    r"[+\-! ]?[ \t]*(?:(?:-|\?|export|set|setenv|env|ENV|ARG|%env|#+|//|\*|;|>|\$)[ \t]+|[\"'{#;])*-{0,2}"
+)
+SETTER = re.compile(r"(?:^|[ \t])(?:ENV|ARG|setenv|setx|set|%env|export)[ \t]+\Z", re.IGNORECASE)
+CALL = re.compile(r"\w\([ \t]*[rbf]?\\?[\"']\Z")
+EXPRESSION = re.compile(r"[(\[]|\w\.[a-z_]|\{\w")
+WORD = re.compile(r"\S+")
