@@ -26,6 +26,7 @@ PURE = (
     "optim.batch_scaling",
     "optim.lr_schedule",
     "parts",
+    "redaction",
     "sweep",
 )
 HEART = ("standard.py", "accumulate.py", "loop.py", "step.py", "run.py", "setting.py")  # and batch/

@@ -80,7 +80,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    for way in WAYS:
+    for way in sys.argv[1:] or WAYS:
         child = os.fork()
         if not child:
             sys.exit(main([way]))
