@@ -1,7 +1,5 @@
 """Which names stand before a secret, and which only look so."""
 
-import pytest
-
 from train.redaction.names import Grade, grade
 
 SECRET = """
@@ -21,16 +19,14 @@ HARMLESS = """
 """
 
 
-@pytest.mark.parametrize("name", SECRET.split())
-def test_secret_names(name: str) -> None:
-    assert grade(name) in (Grade.SURE, Grade.NUMBERED)
+def test_secret_names() -> None:
+    assert [name for name in SECRET.split() if grade(name) not in (Grade.SURE, Grade.NUMBERED)] == []
 
 
-@pytest.mark.parametrize("name", HARMLESS.split())
-def test_names_that_are_not_secret(name: str) -> None:
-    assert grade(name) is Grade.NO
+def test_names_that_are_not_secret() -> None:
+    assert [name for name in HARMLESS.split() if grade(name) is not Grade.NO] == []
 
 
-@pytest.mark.parametrize("name", ["key", "acme_key", "TOKEN_GITHUB", "auth_header", "api_tokens"])
-def test_names_whose_value_decides(name: str) -> None:
-    assert grade(name) is Grade.MAYBE
+def test_names_whose_value_decides() -> None:
+    names = ["key", "acme_key", "TOKEN_GITHUB", "auth_header", "api_tokens"]
+    assert {grade(name) for name in names} == {Grade.MAYBE}

@@ -99,14 +99,12 @@ def test_texts(text: str, expected: str) -> None:
     assert clean(expected) == expected
 
 
-@pytest.mark.parametrize("text", HARMLESS)
-def test_false_alarms(text: str) -> None:
-    assert clean(text) == text
+def test_false_alarms() -> None:
+    assert [text for text in HARMLESS if clean(text) != text] == []
 
 
-@pytest.mark.parametrize("text", HARMLESS_CODE)
-def test_false_alarms_in_code(text: str) -> None:
-    assert clean_text(text, code=True) == text
+def test_false_alarms_in_code() -> None:
+    assert [text for text in HARMLESS_CODE if clean_text(text, code=True) != text] == []
 
 
 def test_a_row_of_a_step_stays(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -29,7 +29,7 @@ ORDINARY = words(
     "tokens secret password label input inputs output outputs value values standard accumulate required disabled "
     "enabled offline online digits linear cosine constant adamw python torch cuda fp32 fp16 bf16 fp64 float32 float64 "
     "bfloat16 http https info debug error warning finished failed stopped public private string number optional "
-    "example config cache local_files_only classification regression causal_lm"
+    "example config cache isobatch local_files_only classification regression causal_lm"
 )
 """Words of our own lines: whoever has such a password has none."""
 
@@ -83,7 +83,9 @@ def of_environment(variables: Iterable[tuple[str, str]]) -> Iterator[str]:
     """The secrets in environment variables: those with such a name, and the passwords in URLs."""
     for name, value in variables:
         rank = grade(name)
-        if rank in (Grade.SURE, Grade.NUMBERED) or (rank is Grade.MAYBE and looks_secret(value)):
+        named = rank in (Grade.SURE, Grade.NUMBERED) or (rank is Grade.MAYBE and looks_secret(value))
+        is_file = value.startswith("/") and Path(value).exists()  # GOOGLE_APPLICATION_CREDENTIALS
+        if named and not is_file:
             yield value
         yield from PASSWORDS.findall(value)
 

@@ -27,17 +27,17 @@ NUMBERED = words("token auth oauth signature sig sas cookie cookies pw")
 
 KEYS = words(
     "api access secret private signing signature encryption account deploy ssh master client service auth storage "
-    "shared subscription admin license licence rsa dsa gpg pgp aes hmac tls ssl root session server app application "
-    "host user personal sas push instrumentation ingest write read project team org bearer decryption cipher "
-    "openai anthropic claude cohere mistral groq gemini google gcp azure aws s3 r2 minio gcs hf huggingface wandb "
-    "neptune clearml mlflow kaggle replicate together deepseek openrouter perplexity xai nvidia ngc pinecone weaviate "
-    "qdrant elastic elasticsearch datadog dd sentry newrelic pagerduty stripe paypal square braintree twilio sendgrid "
-    "mailgun mailchimp postmark slack discord telegram github gitlab bitbucket algolia mapbox maps firebase supabase "
-    "cloudflare digitalocean linode heroku vercel netlify npm pypi docker quay serper serpapi tavily langchain "
-    "langsmith langfuse helicone voyage jina assemblyai deepgram elevenlabs stability fal modal runpod lambda vast "
-    "paperspace coreweave roboflow labelbox scale wolfram nasa polygon binance coinbase snowflake databricks mongo "
-    "mongodb redis postgres mysql rabbitmq kafka vault consul jira atlassian linear notion airtable zendesk shopify "
-    "okta auth0 ldap smtp imap ftp sftp vpn wifi wpa ssm kms"
+    "shared subscription admin license licence rsa dsa gpg pgp aes hmac tls ssl root session server app "
+    "application host user personal sas push instrumentation ingest write read project team org bearer decryption "
+    "cipher openai anthropic claude cohere mistral groq gemini google gcp azure aws s3 r2 minio gcs hf "
+    "huggingface wandb comet neptune clearml mlflow kaggle replicate together deepseek openrouter perplexity xai "
+    "nvidia ngc pinecone weaviate qdrant elastic elasticsearch datadog dd sentry newrelic pagerduty stripe paypal "
+    "square braintree twilio sendgrid mailgun mailchimp postmark slack discord telegram github gitlab bitbucket "
+    "algolia mapbox X cloudflare digitalocean linode heroku vercel netlify npm pypi docker quay serper serpapi "
+    "tavily langchain langsmith langfuse helicone voyage jina assemblyai deepgram elevenlabs stability fal modal "
+    "runpod lambda vast paperspace coreweave roboflow labelbox scale wolfram nasa polygon binance coinbase "
+    "snowflake databricks mongo mongodb redis postgres mysql rabbitmq kafka vault consul jira atlassian linear "
+    "notion airtable zendesk shopify okta auth0 ldap smtp imap ftp sftp vpn wifi wpa ssm kms "
 )
 """What stands before `key` where it opens something."""
 

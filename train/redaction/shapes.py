@@ -29,7 +29,7 @@ _USER_IN_URL = re.compile(r"(\b[a-zA-Z][a-zA-Z0-9+.-]{0,20}://)[^\s/?#'\"<>]{0,1
 _PASSWORD_IN_URL = re.compile(r"(\b[a-zA-Z][a-zA-Z0-9+.-]{0,20}://)[^\s/?#'\":@]{0,200}:[^\s'\"<>/]{1,200}@(?=[\w\[])")
 """One with `#` or `?` in it, which should have been quoted and was not."""
 PASSWORDS = re.compile(r"://[^\s/:@'\"]{0,200}:([^\s/'\"<>]{1,200})@(?=[\w\[])")
-_QUERY = re.compile(r"(?P<name>[?&;](?:amp;)?[\w.~-]{1,100}=)(?P<value>[^&\s#;'\"<>)\]}`\\]+)")
+_QUERY = re.compile(r"(?P<name>[?&;#](?:amp;)?[\w.~-]{1,100}=)(?P<value>[^&\s#;'\"<>)\]}`\\]+)")
 _HOOK = re.compile(
     r"(https://hooks\.slack\.com/(?:services|workflows|triggers)/|https://(?:\w+\.)?discord(?:app)?\.com/api/webhooks/"
     r"|https://[\w.-]+\.webhook\.office\.com/webhookb2/)[\w/@-]+"
@@ -68,7 +68,7 @@ def is_secret_parameter(name: str) -> bool:
 
 def _hide_in_query(match: re.Match[str]) -> str:
     name, value = match["name"], match["value"]
-    if value.startswith(("${", REDACTED[:-1])) or not is_secret_parameter(name.strip("?&;=").removeprefix("amp;")):
+    if value.startswith(("${", REDACTED[:-1])) or not is_secret_parameter(name.strip("?&;#=").removeprefix("amp;")):
         return match[0]
     return f"{name}{REDACTED}"
 

@@ -3,7 +3,7 @@
 import re
 from dataclasses import dataclass
 
-from train.redaction.shapes import REDACTED
+from train.redaction.shapes import REDACTED, looks_secret
 
 LONGEST_VALUE = 5_000
 MOST_LINES = 10
@@ -94,3 +94,21 @@ def _indent(line: str, marked: bool) -> int:
 def padded(value: str, be: str | None) -> str:
     """`the password is hunter2` says a short one too."""
     return value if not be or len(value) < 6 else value.ljust(8, "_")
+
+
+def made_up(line: str, place: int) -> list[Span]:
+    """The texts in quotes in a line of code that look as if nobody had thought of them as words."""
+    literals = re.compile(r"\\?([\"'])(.*?)\\?\1").finditer(line)
+    found = [match for match in literals if looks_secret(match[2]) and not match[2].isupper()]
+    return [Span(place + match.start(2), place + match.end(2)) for match in found]
+
+
+def in_comment(text: str, place: int) -> bool:
+    begin = text.rfind("\n", 0, place) + 1
+    return re.search(r"(?:^[+\- ]?|\s)#", text[begin:place]) is not None
+
+
+def is_key(text: str, opening: re.Match[str]) -> bool:
+    """Whether what stands in these quotes is the next key, not a part of the value before it."""
+    end = end_of_quoted(text, opening) + len(opening["quote"])
+    return text[end : end + 1] in (":", "=")

@@ -70,7 +70,7 @@ class RunFolder:
         unfinished.replace(self.path / name)
 
     def write_json(self, name: str, value: Mapping[str, Any]) -> None:
-        self.write_text(name, json.dumps(clean(value), indent=2, default=str) + "\n")
+        self.write_text(name, json.dumps(clean(value), indent=2, default=lambda item: clean(str(item))) + "\n")
 
 
 def claim(config: Config, plan: RunPlan, newest: Find, named: Find, stopped: Stopped) -> RunFolder:
