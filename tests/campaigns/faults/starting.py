@@ -75,6 +75,8 @@ def secrets(here: Path, full: bool) -> str:
             here, 1, ranks.train_rank, [*words, f"name={name}"], "accumulate", tuple(patches), **variables
         )
         assert job.wait() == [1 if loud else 0], job.told()
+        shown = [route for route, text in canary.items() if text in job.told()]
+        assert not shown, f"{', '.join(shown)} on the screen"
         assert list((repository / name / "checkpoints").iterdir())
         assert list((repository / name / "wandb").rglob("*.wandb"))
     assert "401 for" in (repository / "failing" / "ended.json").read_text(), "the exception left no trace"
