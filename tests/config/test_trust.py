@@ -9,9 +9,10 @@ import pytest
 import train
 from tests.helpers import argv
 from train.accumulate import compute_gradient
-from train.config import NotTrusted, load
+from train.config import NotTrusted, load, needs_trust
 from train.config.problems import ConfigError
 from train.config.read import read_yaml
+from train.config.targets import make_importable
 from train.evaluate import evaluate
 from train.main import main
 
@@ -207,6 +208,14 @@ def test_a_my_of_the_foreign_folder_is_not_ones_own(foreign: Path, monkeypatch: 
 def test_what_the_user_types_is_the_users_own(foreign: Path) -> None:
     with pytest.raises(Exception, match=r"model\.target|does not fit"):
         evaluate(foreign, ["model.target=tests.helpers.PerToken", "model.args={}"])
+
+
+def test_the_closing_line_knows_what_evaluate_will_ask_for(foreign: Path) -> None:
+    """It is a line to paste."""
+    assert "--trust" not in (foreign / "log.txt").read_text()
+    make_importable()  # as at the start of every run
+    assert not needs_trust({"model.target": "my.helpers.Net", "data.source": "points.csv"}, foreign)
+    assert needs_trust({"model.target": "tests.helpers.PerToken"}, foreign)
 
 
 def test_with_trust_it_is_called(foreign: Path) -> None:

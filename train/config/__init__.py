@@ -17,7 +17,7 @@ from train.config.load import Loaded, load, run_name
 from train.config.problems import ConfigError, Problem
 from train.config.schema import Config
 from train.config.targets import resolve, resolve_source, resolve_tokenizer
-from train.config.trust import Foreign, NotTrusted
+from train.config.trust import Foreign, NotTrusted, needs_trust
 
 __all__ = [
     "Config",
@@ -34,6 +34,7 @@ __all__ = [
     "joined_hash",
     "load",
     "mathematics",
+    "needs_trust",
     "recipe_hash",
     "resolve",
     "resolve_source",

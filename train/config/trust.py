@@ -73,6 +73,11 @@ def check_trusted(values: Mapping[str, Any], unresolved: Any, origins: Origins, 
     )
 
 
+def needs_trust(targets: Mapping[str, str], folder: Path) -> bool:
+    """Whether `train.evaluate` of this folder will ask for --trust; `targets` by their keys."""
+    return any(_of_target(key, target, folder) for key, target in targets.items() if target)
+
+
 def _of_target(key: str, target: str, folder: Path) -> list[str]:
     if _names_data(key, target):
         return [f"{key}={target} runs code"] if target in UNSAFE_READERS else []

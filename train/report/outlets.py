@@ -12,7 +12,7 @@ from typing import Any, Protocol
 from omegaconf import OmegaConf
 
 from train import metric_names
-from train.config import Loaded
+from train.config import Config, Loaded, needs_trust
 from train.errors import FAILED
 from train.plan.run_plan import RunPlan
 from train.redaction import clean
@@ -125,7 +125,7 @@ def _open(
         screen=screen,
         tracker=tracker,
         tables=Tables(folder, screen, tracker),
-        next_line="" if "--smoke" in loaded.flags else _next_line(folder.path),
+        next_line="" if "--smoke" in loaded.flags else _next_line(folder.path, loaded.config),
         finished=_finished(loaded, tracker, folder),
         warned_of_slow_stop=bool(warning),
     )
@@ -164,9 +164,11 @@ def _model_line(summary: Mapping[str, Any]) -> str:
     )
 
 
-def _next_line(folder: Path) -> str:
+def _next_line(folder: Path, config: Config) -> str:
     executable = Path(sys.executable)  # not resolved: a virtual environment's python is a link
     python = "python"
     if executable.is_relative_to(Path.cwd()):
         python = str(executable.relative_to(Path.cwd()))
-    return f"next      {python} -m train.evaluate {shlex.quote(str(folder))}"
+    called = {"model.target": config.model.target, "task.target": config.task.target, "data.source": config.data.source}
+    trust = " --trust" if needs_trust(called, folder) else ""
+    return f"next      {python} -m train.evaluate {shlex.quote(str(folder))}{trust}"
