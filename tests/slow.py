@@ -32,6 +32,7 @@ SLOW = (
     "tests/models/test_parameters.py",
     "tests/models/test_precision.py::test_a_task_keeps_what_the_data_holds",
     "tests/models/test_precision.py::test_weights_are_counted_before_any_cast",
+    "tests/redaction/test_routes.py::test_a_run_keeps_and_shows_nothing",
     "tests/report/test_bad_company.py",
     "tests/report/test_best_weights.py::test_another_run_that_begins_there_has_a_best_of_its_own",
     "tests/report/test_failed_online.py",

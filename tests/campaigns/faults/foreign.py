@@ -114,7 +114,7 @@ def foreign_configs(here: Path, full: bool) -> str:
     refused = fired = 0
     sections = ("model", "task", "data") if full else ("model",)
     with chdir(here):
-        for target, args in payloads(here, mark):
+        for number, (target, args) in enumerate(payloads(here, mark)):
             for section in sections:
                 key = "source" if section == "data" else "target"
                 config = {**kept, section: {**kept[section], key: target, "args": args}}
@@ -122,8 +122,9 @@ def foreign_configs(here: Path, full: bool) -> str:
                 for call in _calls(folder, section):
                     refused += _is_refused(call)
                     assert not mark.exists(), f"{section} {target}: executed"
-            fired += _fires(target, args, mark)
-    assert fired >= 15, f"only {fired} payloads fire where they are trusted"
+            if full or number % 5 == 0:  # a process each
+                fired += _fires(target, args, mark)
+    assert fired >= (15 if full else 4), f"only {fired} payloads fire where they are trusted"
     return f"executed: 0 of {refused} refused; {fired} of the payloads fire with trust"
 
 
