@@ -29,6 +29,7 @@ LAYERS = (
     ("comparison",),
     ("batch", "config"),
     ("parts", "metric_names"),
+    ("disk",),
     ("errors",),
 )
 """Modules and packages of this package: each imports only from layers below its own. A test walks the list."""

@@ -1,6 +1,7 @@
 """YAML files to layers: OmegaConf's own loader, `extends`, and errors that name file and line."""
 
 import difflib
+import io
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -10,8 +11,10 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import MarkedYAMLError, YAMLError
 
+from train.config.home import expand
 from train.config.merge import Layer, flatten
 from train.config.problems import ConfigError, Problem
+from train.config.yaml_text import yaml_text
 
 NOT_RUNS = {"accelerate", "sweeps"}
 """Folders of configs/ that hold other files than configs of runs."""
@@ -50,7 +53,7 @@ def _read(path: Path, chain: tuple[Path, ...], problems: list[Problem]) -> list[
         return []
     layers = [Layer(str(path), flatten(values))]
     for parent in reversed(parents):
-        below = Path(os.path.normpath(path.parent / parent))
+        below = Path(os.path.normpath(path.parent / expand(parent)))
         layers = [*_read(below, (*chain, path), problems), *layers]
     return layers
 
@@ -63,7 +66,7 @@ def read_yaml(path: Path) -> dict[Any, Any]:
     if path.is_dir():
         raise ConfigError([Problem(str(path), "", "is a folder. Name a YAML file in it")])
     try:
-        loaded = OmegaConf.load(path)
+        loaded = OmegaConf.load(io.StringIO(yaml_text(path)))
     except FileNotFoundError:
         raise
     except MarkedYAMLError as error:
@@ -73,7 +76,9 @@ def read_yaml(path: Path) -> dict[Any, Any]:
     except OmegaConfBaseException as error:
         text = f"{str(error.msg or error).splitlines()[0]}. An interpolation is written ${{key}}"
         raise ConfigError([Problem(str(path), str(error.full_key or ""), text)]) from error
-    except (OSError, UnicodeError, YAMLError) as error:
+    except RecursionError as error:
+        raise ConfigError([Problem(str(path), "", "is nested too deep")]) from error
+    except (OSError, ValueError, YAMLError) as error:
         reason = f"cannot be read as YAML: {error}. It must be UTF-8 text with one `key: value` per line"
         raise ConfigError([Problem(str(path), "", reason)]) from error
     if not isinstance(loaded, DictConfig):
