@@ -63,6 +63,17 @@ def put(path: Path, damage: str) -> None:
         path.write_bytes(CONTENTS[damage])
 
 
+class CannotWrite(UserError):
+    """What a start makes of an OSError: FolderRefused."""
+
+
+def _resumed(folder: Path) -> None:
+    try:
+        Journal(folder / "metrics.jsonl", 3).finish(0)
+    except OSError as error:
+        raise CannotWrite(str(error)) from error
+
+
 def _compared(folder: Path) -> object:
     return find([str(folder)])
 
@@ -80,10 +91,13 @@ READERS: dict[str, tuple[str, Callable[[Path], object]]] = {
     "run id": ("run.json", _run_of),
     "pause": ("restarts.json", lambda folder: pause(folder, None, 1, lambda: True)),
     "best": ("best/best.json", lambda folder: _holds(folder / "best", Best("eval/loss", False))),
-    "resume of rows": ("metrics.jsonl", lambda folder: Journal(folder / "metrics.jsonl", 3).finish(0)),
+    "resume of rows": ("metrics.jsonl", _resumed),
     "config": ("config.yaml", lambda folder: read_yaml(folder / "config.yaml")),
     "manifest": ("checkpoints/step-00000001/manifest.json", lambda folder: newest(folder / "checkpoints", None, print)),
 }
+
+
+SENTENCES = (UserError, NoCheckpoint, CannotWrite)
 
 
 def damages(here: Path, reader: str) -> list[str]:
@@ -96,7 +110,7 @@ def damages(here: Path, reader: str) -> list[str]:
         put(folder / name, damage)
         try:
             read(folder)
-        except (UserError, NoCheckpoint, OSError) as error:
+        except SENTENCES as error:
             if not str(error):
                 wrong.append(f"{damage}: nothing was said")
         except Exception as error:

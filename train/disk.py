@@ -47,10 +47,8 @@ def read_bytes(path: Path, most: int = MOST_BYTES, through_links: bool = True) -
         raise
     except OSError as error:
         raise Unreadable(f"{path} cannot be read: {_why(error)}") from error
+    _check_regular(path, number)
     with os.fdopen(number, "rb") as file:
-        found = os.fstat(number)
-        if not stat.S_ISREG(found.st_mode):
-            raise Unreadable(f"{path} is {_kind(found.st_mode)}, not a file")
         try:
             content = file.read(most + 1)
         except OSError as error:
@@ -117,12 +115,17 @@ NAMES = {dict: "a mapping", list: "a list", str: "a text", int: "an integer", fl
 def open_lines(path: Path, longest: int = 2**20) -> Iterator[bytes]:
     """The lines of a file, however many; of one that is longer, pieces. Raises as read_bytes does."""
     number = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    _check_regular(path, number)
     with os.fdopen(number, "rb") as file:
-        mode = os.fstat(number).st_mode
-        if not stat.S_ISREG(mode):
-            raise Unreadable(f"{path} is {_kind(mode)}, not a file")
         while line := file.readline(longest):
             yield line
+
+
+def _check_regular(path: Path, number: int) -> None:
+    mode = os.fstat(number).st_mode
+    if not stat.S_ISREG(mode):
+        os.close(number)
+        raise Unreadable(f"{path} is {_kind(mode)}, not a file")
 
 
 def open_own(path: Path, fresh: bool = False) -> int:

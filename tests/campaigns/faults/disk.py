@@ -172,7 +172,7 @@ ROWS = (
         "11b",
         "the run folder is taken away",
         "moved, deleted, replaced by another run's of the same name, while two ranks train",
-        "saved beside under a name that says so; all ranks end with a sentence, exit code 1; nothing of the other changes",
+        "saved beside under a name that says so; all ranks end with a sentence; nothing of the other changes",
         taken_away,
     ),
     Row(

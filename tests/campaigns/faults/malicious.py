@@ -112,7 +112,7 @@ ROWS = (
     Row(
         "31b",
         "damaged files of a run folder",
-        "each small file as empty, cut, deep, huge, of wrong types, a pipe, a device, a folder, a link, 60 MB; each reader",
+        "each small file empty, cut, deep, huge, of wrong types, a pipe, a device, a folder, 60 MB; each reader",
         "a sentence; nothing is waited for, or read without end",
         damaged,
     ),
