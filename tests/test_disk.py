@@ -12,7 +12,7 @@ from tests.comparison.folders import make_run
 from train.checkpoint.choose import NoCheckpoint, newest
 from train.checkpoint.manifest import MANIFEST, Damaged, entry, render, verify
 from train.comparison.read import find
-from train.config.read import read_yaml
+from train.config.read import read_layers
 from train.disk import Unreadable, open_own, read_json, write_whole
 from train.errors import UserError
 from train.evaluate import _micro_batch
@@ -92,7 +92,7 @@ READERS: dict[str, tuple[str, Callable[[Path], object]]] = {
     "pause": ("restarts.json", lambda folder: pause(folder, None, 1, lambda: True)),
     "best": ("best/best.json", lambda folder: _holds(folder / "best", Best("eval/loss", False))),
     "resume of rows": ("metrics.jsonl", _resumed),
-    "config": ("config.yaml", lambda folder: read_yaml(folder / "config.yaml")),
+    "config": ("config.yaml", lambda folder: read_layers(folder / "config.yaml")),
     "manifest": ("checkpoints/step-00000001/manifest.json", lambda folder: newest(folder / "checkpoints", None, print)),
 }
 
