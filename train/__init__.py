@@ -29,6 +29,7 @@ LAYERS = (
     ("comparison",),
     ("batch", "config"),
     ("parts", "metric_names"),
+    ("disk",),
     ("errors",),
     ("redaction",),
 )

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from train.config import Foreign, load
 from train.data import DataError, open_sets
+from train.disk import Unreadable, read_json
 from train.distributed.accelerator import check_launcher, connect
 from train.distributed.ranks import launched_rank
 from train.errors import BAD_CONFIG, FAILED, FINISHED, RunFailed, entry_point, exit_code, print_error
@@ -47,9 +48,15 @@ def main(argv: Sequence[str]) -> int:
 def _micro_batch(run_folder: Path) -> int:
     """What fitted in training."""
     plan = run_folder / "plan.json"
-    if not plan.is_file():
-        raise NotFinished(f"{plan} is not there: {run_folder} is not the folder of a run as training leaves it")
-    micro: int = json.loads(plan.read_text(encoding="utf-8"))["batch"]["micro"]
+    try:
+        micro: int = read_json(plan, {"batch": {"micro": int}})["batch"]["micro"]
+    except FileNotFoundError:
+        what = f"{run_folder} is not the folder of a run as training leaves it"
+        raise NotFinished(f"{plan} is not there: {what}") from None
+    except Unreadable as error:
+        raise NotFinished(f"{error}. Name another run folder, or train again") from error
+    if micro < 1:
+        raise NotFinished(f"{plan} is damaged: batch.micro is {micro}. Name another run folder, or train again")
     return micro
 
 

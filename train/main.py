@@ -21,7 +21,7 @@ from train.errors import (
 from train.loop import fit
 from train.plan.make import show_plan
 from train.plan.smoke import smoke
-from train.report import AlreadyFinished
+from train.report import AlreadyFinished, Displaced
 from train.run import Run, build
 from train.step import ComputeGradient
 
@@ -94,5 +94,9 @@ def _finish(run: Run) -> tuple[str, int]:
         run.save()
         cause = next(filter(None, run.ranks.gather(run.stop.cause)))  # it may have reached another rank only
         return f"stopped by {cause}", STOPPED
-    run.finish()
+    try:
+        run.finish()
+    except Displaced:
+        run.save()  # beside: raises it again, and says where
+        raise
     return "finished", FINISHED

@@ -31,6 +31,7 @@ from train.parts import Part, Parts
 from train.plan.make import prepare
 from train.plan.run_plan import RunPlan
 from train.report import Interval, Progress, Reporter, RunFolder, RunState, best_weights, checked_best, claim
+from train.report.displaced import save_in_own
 from train.setting import Setting, open_checkpoints, open_evaluation, open_report, open_windows
 from train.setup import make_learner, share_work
 from train.step import ComputeGradient, Learner, mean_losses
@@ -91,7 +92,7 @@ class Run:
             self.report.eval_row(self.evaluation(self.learner.module))
             best = self.report.best
             if self.config.evaluate.best and best.is_new(self.report.progress.step):
-                self.ranks.from_main(lambda: best_weights.write(self.folder.path, best, self.write_weights))
+                self.ranks.from_main(lambda: best_weights.write(self.folder.inside(), best, self.write_weights))
 
     def log(self, window: Window, losses: Tensor | None, norm: Tensor | None) -> None:
         """Here the host waits for the device: once per row, not once per step."""
@@ -117,7 +118,7 @@ class Run:
 
     def finish(self) -> None:
         self.save()
-        self.ranks.from_main(lambda: self.write_weights(self.folder.path / "final"))
+        self.ranks.from_main(lambda: self.write_weights(self.folder.inside("final")))
 
     def close(self, reason: str, code: int) -> None:
         self.report.close(reason, code, self.closing_lines)
@@ -153,7 +154,8 @@ def build(loaded: Loaded, loop: str) -> Run:
         loaded=loaded, prepared=prepared, learner=learner, ranks=ranks, stop=stop, tried=tried, folder=folder
     )
     try:
-        stop.watch(folder.path / "stop")
+        if ranks.is_main:
+            stop.watch(folder.path / "stop", folder.is_held)
         state = RunState(best, plan.tokens_per_sample)
         checkpoints = ranks.together(lambda: open_checkpoints(setting, state))
         if config.evaluate.best and folder.resumed_from:
@@ -183,7 +185,7 @@ def list_parts(setting: Setting, report: Reporter) -> tuple[Part, ...]:
         # Outside of the average, which writes no texts.
         generations.part(learner, setting.prepared.sets, config, ranks, report.show),
         # Records the reading of windows, but none of the measuring around it.
-        profiler.part(config.profile.steps, folder.path, ranks),
+        profiler.part(config.profile.steps, folder.inside, ranks),
         # Its times are those of a whole step, and of no measuring; an evaluation or a save belongs to none.
         step_timing.part(learner, ranks, row_due),
         # The peak of an evaluation is that of all of the above.
@@ -226,7 +228,7 @@ def _join(setting: Setting, checkpoints: Checkpoints, report: Reporter) -> Run:
         watch=watch,
         evaluation=parts.evaluation(open_evaluation(setting)) if setting.prepared.sets.evaluation else None,
         evaluation_due=Interval(every.every_steps, every.every_samples, every.every_tokens).due,
-        save_checkpoint=parts.save(checkpoints.save),
+        save_checkpoint=parts.save(save_in_own(checkpoints, setting.folder)),
         row_due=setting.row_due(),
         metrics=parts.metrics,
         exports={"model": learner.module, **parts.exports()},

@@ -57,6 +57,7 @@ def open_checkpoints(setting: Setting, state: RunState) -> Checkpoints:
         module=learner.module,
         writes_state=learner.parallel.writes_state,
         resumed_from=setting.folder.resumed_from,
+        run=setting.folder.run,
     )
     optimizer = OptimizerState(learner.optimizer)
     checkpoints.add({"optimizer": optimizer, "skips": learner.skips, "scaler": learner.scaler, "report": state})

@@ -76,7 +76,7 @@ def test_kills_at_every_point(tmp_path: Path) -> None:
                 break
             except Killed:
                 fired += 1
-        found = newest(folder, print)
+        found = newest(folder, None, print, ())
         assert found is not None
         assert found.name in ("step-00000002", "step-00000003")
         assert (found / "a").read_text() == f"a of {found.name[-1]}" * 100
@@ -169,7 +169,7 @@ def test_what_is_no_checkpoint(tmp_path: Path) -> None:
     (tmp_path / "step-9").mkdir()
     (tmp_path / "notes.txt").write_text("mine")
 
-    assert newest(tmp_path, print) == tmp_path / "step-00000001"
+    assert newest(tmp_path, None, print, ()) == tmp_path / "step-00000001"
     save(tmp_path, 7)
     assert steps(tmp_path) == ["step-00000001", "step-00000007"]
     assert (tmp_path / "notes.txt").read_text() == "mine"
@@ -193,12 +193,12 @@ def test_a_damaged_one_is_passed_over_aloud(tmp_path: Path, damage: str) -> None
             victim.symlink_to(tmp_path / "elsewhere")
     told: list[str] = []
 
-    found = newest(tmp_path, told.append)
+    found = newest(tmp_path, None, told.append, ())
 
     assert found == tmp_path / "step-00000001"
     assert len(told) == 1
     assert "step-00000002.damaged" in told[0]
-    assert newest(tmp_path, told.append) == found
+    assert newest(tmp_path, None, told.append, ()) == found
     assert len(told) == 1, "said once: it has another name now"
 
 
@@ -209,19 +209,19 @@ def test_all_damaged(tmp_path: Path) -> None:
 
     for _ in range(2):  # the second start must not find an empty folder
         with pytest.raises(NoCheckpoint, match="all 2 checkpoints"):
-            newest(tmp_path, print)
+            newest(tmp_path, None, print, ())
 
 
 def test_one_that_was_named_is_that_one(tmp_path: Path) -> None:
     for step in (1, 2):
         save(tmp_path / "checkpoints", step)
 
-    assert named(tmp_path) == tmp_path / "checkpoints" / "step-00000002"
-    assert named(tmp_path / "checkpoints" / "step-00000001").name == "step-00000001"
+    assert named(tmp_path, ()) == tmp_path / "checkpoints" / "step-00000002"
+    assert named(tmp_path / "checkpoints" / "step-00000001", ()).name == "step-00000001"
     (tmp_path / "checkpoints" / "step-00000002" / "a").write_text("")
     for wrong in (tmp_path, tmp_path / "checkpoints" / "step-00000003", tmp_path / "nothing"):
         with pytest.raises(NoCheckpoint, match=r"checkpoint\.resume="):
-            named(wrong)
+            named(wrong, ())
 
 
 def test_what_was_trained_later_is_no_future(tmp_path: Path) -> None:

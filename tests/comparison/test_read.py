@@ -36,7 +36,7 @@ def test_a_run_named_twice_counts_once(tmp_path: Path) -> None:
     [
         ("plan.json", "{", "its plan.json is damaged"),
         ("plan.json", "[]", "its plan.json is damaged"),
-        ("plan.json", '{"identity": {}}', "its plan.json holds no identity, or no hashes"),
+        ("plan.json", '{"identity": {}}', "its plan.json is damaged: derived is missing"),
         ("plan.json", None, "its plan.json cannot be read"),
         ("metrics.jsonl", "", "its metrics.jsonl holds no row"),
         ("metrics.jsonl", "nonsense\n", "its metrics.jsonl holds no row"),

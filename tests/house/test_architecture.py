@@ -20,6 +20,7 @@ PURE = (
     "comparison",
     "compare",
     "config",
+    "disk",
     "errors",
     "metric_names",
     "new",

@@ -18,7 +18,7 @@ from train.data import DataError
 from train.distributed.ranks import launched_rank
 from train.main import main
 from train.report import FolderRefused
-from train.report.folder import _lock
+from train.report.folder import lock_folder
 
 ROOT = Path(__file__).parents[2]
 
@@ -32,7 +32,7 @@ def test_two_runs_of_one_name_at_a_time(tmp_path: Path, capsys: pytest.CaptureFi
     assert start(argv(tmp_path, "name=run")) == 0
     holding = (
         "import sys, time; from pathlib import Path; from train.report import folder;"
-        "lock = folder._lock(Path(sys.argv[1])); print('held', flush=True); time.sleep(60)"
+        "lock = folder.lock_folder(Path(sys.argv[1])); print('held', flush=True); time.sleep(60)"
     )
     command = [sys.executable, "-c", holding, str(tmp_path / "run")]
     holder = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
@@ -57,7 +57,7 @@ def test_two_runs_of_one_name_at_a_time(tmp_path: Path, capsys: pytest.CaptureFi
 def test_a_lock_ends_with_its_owner_whatever_that_has_forked(tmp_path: Path) -> None:
     holding = (
         "import os, sys, time; from pathlib import Path; from train.report import folder;"
-        "path = Path(sys.argv[1]); folder._LOCKS[path] = folder._lock(path); worker = os.fork();"
+        "path = Path(sys.argv[1]); folder.take(path, folder.hold_folder(path)); worker = os.fork();"
         "worker and print(worker, flush=True); time.sleep(60)"
     )
     command = [sys.executable, "-c", holding, str(tmp_path)]
@@ -65,10 +65,10 @@ def test_a_lock_ends_with_its_owner_whatever_that_has_forked(tmp_path: Path) -> 
         assert owner.stdout
         worker = int(owner.stdout.readline())
         with pytest.raises(FolderRefused, match=f"process {owner.pid}"):
-            _lock(tmp_path)
+            lock_folder(tmp_path)
         owner.kill()
     try:
-        _lock(tmp_path).close()
+        os.close(lock_folder(tmp_path))
     finally:
         os.kill(worker, signal.SIGKILL)
 

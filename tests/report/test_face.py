@@ -67,7 +67,7 @@ def test_run_folder_and_rows(run_ranks: Any, tmp_path: Path, world_size: int) ->
     checkpoint = {path.rpartition("/")[2] for path in kept if path.startswith("checkpoints/step-00000015/")}
     assert checkpoint == {"manifest.json", "model.safetensors", "optimizer.safetensors", "trainer.json"}
     kept = {path for path in kept if not path.startswith("checkpoints/")}
-    wanted = {"config.yaml", "plan.json", "environment.json", "ended.json", "log.txt", "metrics.jsonl"}
+    wanted = {"config.yaml", "plan.json", "run.json", "environment.json", "ended.json", "log.txt", "metrics.jsonl"}
     wanted |= {"best/model.safetensors", "best/best.json"}
     assert wanted | {"final/model.safetensors"} <= kept <= wanted | {"final/model.safetensors", "git.patch"}
     steps = rows(tmp_path, names.LOSS)

@@ -2,7 +2,7 @@
 
 from train.checkpoint.checkpoints import Checkpoints
 from train.checkpoint.choose import NoCheckpoint, named, newest
-from train.checkpoint.commit import SaveFailed, set_aside, sync
+from train.checkpoint.commit import SaveFailed, set_aside, sweep, sync
 from train.checkpoint.files import check_savable
 
 __all__ = [
@@ -13,5 +13,6 @@ __all__ = [
     "named",
     "newest",
     "set_aside",
+    "sweep",
     "sync",
 ]

@@ -1,6 +1,7 @@
 """The checkpoints of one run."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -8,11 +9,12 @@ from typing import Any
 from torch import Tensor, nn
 
 from train.checkpoint.buffers import RankBuffers, file_of, write_buffers
-from train.checkpoint.choose import abandon_newer
+from train.checkpoint.choose import NoCheckpoint, abandon_newer
 from train.checkpoint.commit import commit
 from train.checkpoint.files import MODEL, TENSORS, TRAINER, ExtraState, read_model, read_state, write_state
 from train.checkpoint.manifest import name_of, verify
 from train.distributed.ranks import Ranks
+from train.errors import RunFailed, UserError, is_out_of_memory
 from train.parts import HasState
 
 
@@ -28,14 +30,16 @@ class Checkpoints:
         module: nn.Module,
         writes_state: bool,
         resumed_from: Path | None,
+        run: str | None = None,
     ) -> None:
-        """`resumed_from`: the checkpoint that the run resumes from; it is read now."""
+        """`resumed_from`: the checkpoint that the run resumes from; it is read now. `run`: the id of the run."""
         self.folder = folder
         self.ranks = ranks
         self.keep = keep
         self.module = module
         self.writes_state = writes_state
         self.resumed_from = resumed_from
+        self.run = run
         self._state: dict[str, HasState] = {}
         self._saved: dict[str, Any] = {}
         self._buffers = RankBuffers(module, ranks)
@@ -45,7 +49,8 @@ class Checkpoints:
             read_model(resumed_from, module)
             same_ranks = verify(resumed_from, contents=False)["world_size"] == ranks.world_size
             self._buffers.read(resumed_from, same_ranks)
-            self._saved = read_state(resumed_from)
+            with _names_checkpoint(resumed_from):
+                self._saved = read_state(resumed_from)
         self.add({"extra_state": ExtraState(module)})
 
     def add(self, states: Mapping[str, HasState]) -> None:
@@ -54,7 +59,9 @@ class Checkpoints:
             assert name not in self._state, f"two things are saved under the name {name!r}"
             self._state[name] = state
             if name in self._saved:
-                state.load_state_dict(self._saved.pop(name))
+                assert self.resumed_from is not None
+                with _names_checkpoint(self.resumed_from):
+                    state.load_state_dict(self._saved.pop(name))
 
     def save(self, step: int, first: Callable[[], object] = lambda: None) -> None:
         """Raises SaveFailed, on all ranks, where it fails on one. What is there already is not written again.
@@ -67,7 +74,7 @@ class Checkpoints:
         state = {name: part.state_dict() for name, part in self._state.items()}
         buffers = self._buffers.own()
         write = partial(self._write, state, buffers, first)
-        commit(self.folder, step, self.keep, self.ranks, write, self.resumed_from)
+        commit(self.folder, step, self.keep, self.ranks, write, self.resumed_from, self.run)
 
     def _write(
         self, state: Mapping[str, Any], buffers: Mapping[str, Tensor], first: Callable[[], object], folder: Path
@@ -85,3 +92,19 @@ class Checkpoints:
     def forget(self) -> None:
         """Free what was saved of things that the config has switched off since."""
         self._saved.clear()
+
+
+@contextmanager
+def _names_checkpoint(folder: Path) -> Iterator[None]:
+    """Hashes say that a file is as it was written, not that what it holds makes sense."""
+    try:
+        yield
+    except (UserError, RunFailed, OSError, MemoryError):
+        raise
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise
+        raise NoCheckpoint(
+            f"{folder} cannot be resumed from: {type(error).__name__}: {str(error).strip()[:200]}. Every file is as it "
+            f"was written, but not what this version writes. Type checkpoint.resume=PATH of another checkpoint"
+        ) from error

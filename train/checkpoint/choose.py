@@ -1,9 +1,10 @@
 """Which checkpoint a run goes on from."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 from train.checkpoint.commit import candidates, set_aside
+from train.checkpoint.files import MODEL, TENSORS, TRAINER
 from train.checkpoint.manifest import Damaged, step_of, verify
 
 
@@ -11,8 +12,17 @@ class NoCheckpoint(RuntimeError):
     """There are checkpoints, or one was named, but none that can be trusted."""
 
 
-def newest(folder: Path, say: Callable[[str], None]) -> Path | None:
+NEEDED = (MODEL, TENSORS, TRAINER)
+
+
+class Foreign(Damaged):
+    """A checkpoint that another run has made."""
+
+
+def newest(folder: Path, run: str | None, say: Callable[[str], None], needed: Collection[str] = NEEDED) -> Path | None:
     """The newest checkpoint in `folder` whose every file is as it was written; None where there never was any.
+
+    One of another run than that of the id `run` is none of ours; one without an id is of an earlier version.
 
     One that is damaged is passed over, said, and renamed. Raises NoCheckpoint where all are, and leaves them as they
     are: starting over without a word would throw a run away.
@@ -20,22 +30,30 @@ def newest(folder: Path, say: Callable[[str], None]) -> Path | None:
     damaged: dict[Path, Damaged] = {}
     for path in reversed(candidates(folder)):
         try:
-            verify(path)
+            _verify_own(path, run, needed)
         except Damaged as error:
             damaged[path] = error
             continue
         for other, why in damaged.items():
-            say(f"checkpoint passed over: {why}; it is now {set_aside(other, 'damaged')}")
+            aside = set_aside(other, "foreign" if isinstance(why, Foreign) else "damaged")
+            say(f"checkpoint passed over: {why}; it is now {aside}")
         return path
     if damaged:
+        first = next(iter(damaged.values()))
         raise NoCheckpoint(
-            f"all {len(damaged)} checkpoints in {folder} are damaged ({next(iter(damaged.values()))}); nothing was "
+            f"all {len(damaged)} checkpoints in {folder} are damaged, or of another run ({first}); nothing was "
             f"started. Type checkpoint.resume=never to start over (the run folder is kept under another name)"
         )
     return None
 
 
-def named(path: Path) -> Path:
+def _verify_own(path: Path, run: str | None, needed: Collection[str]) -> None:
+    made_by = verify(path, needed=needed).get("run")
+    if made_by is not None and run is not None and made_by != run:
+        raise Foreign(f"{path} is of another run ({made_by}, not {run}); type checkpoint.resume={path} if it is meant")
+
+
+def named(path: Path, needed: Collection[str] = NEEDED) -> Path:
     """The checkpoint that the user named, or the newest of the run folder that was named. Never another one.
 
     Raises NoCheckpoint.
@@ -45,7 +63,7 @@ def named(path: Path) -> Path:
         path = of_run[-1] if of_run else path
     try:
         step_of(path)
-        verify(path)
+        verify(path, needed=needed)
     except Damaged as error:
         near = [str(other) for other in candidates(path.parent)]
         there = f"There is: {', '.join(near)}" if near else f"{path.parent} holds no checkpoint"

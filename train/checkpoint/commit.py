@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from train.checkpoint.manifest import MANIFEST, NAME, Damaged, entry, name_of, render, step_of, verify
+from train.disk import remove
 from train.distributed.ranks import Ranks
 from train.errors import RunFailed
 
@@ -22,8 +23,10 @@ class SaveFailed(RunFailed):
     """A checkpoint could not be written; the ones before it are as they were."""
 
 
-def commit(folder: Path, step: int, keep: int, ranks: Ranks, write: Write, kept: Path | None) -> None:
-    """Make the checkpoint of `step` in `folder`.
+def commit(
+    folder: Path, step: int, keep: int, ranks: Ranks, write: Write, kept: Path | None, run: str | None = None
+) -> None:
+    """Make the checkpoint of `step` in `folder`, for the run of the id `run`.
 
     The newest `keep` stay, and `kept`. Raises SaveFailed, on all ranks, where it fails on one.
     """
@@ -34,7 +37,7 @@ def commit(folder: Path, step: int, keep: int, ranks: Ranks, write: Write, kept:
         ranks.from_main(lambda: _begin(folder, unfinished))
         own = ranks.together(lambda: _written(unfinished, write))
         files = {name: told for of_rank in ranks.gather(own) for name, told in of_rank.items()}
-        ranks.from_main(lambda: _finish(unfinished, final, render(step, ranks.world_size, files)))
+        ranks.from_main(lambda: _finish(unfinished, final, render(step, ranks.world_size, files, run)))
     except Exception as error:
         if ranks.is_main:
             shutil.rmtree(unfinished, ignore_errors=True)
@@ -74,7 +77,7 @@ def rotate(folder: Path, keep: int, kept: Path | None) -> None:
 def set_aside(path: Path, why: str) -> Path:
     """Rename a checkpoint so that it is one no more; nothing is deleted."""
     number, aside = 1, path.with_name(f"{path.name}.{why}")
-    while aside.exists():
+    while os.path.lexists(aside):
         number += 1
         aside = path.with_name(f"{path.name}.{why}-{number}")
     return path.rename(aside)
@@ -82,9 +85,14 @@ def set_aside(path: Path, why: str) -> Path:
 
 def _begin(folder: Path, unfinished: Path) -> None:
     folder.mkdir(exist_ok=True)
-    for left in folder.glob(".step-*"):  # of a save or a rotation that was interrupted
-        shutil.rmtree(left) if left.is_dir() and not left.is_symlink() else left.unlink()
+    sweep(folder)
     unfinished.mkdir()
+
+
+def sweep(folder: Path) -> None:
+    """Remove what a save or a rotation that was interrupted has left."""
+    for left in folder.glob(".step-*"):
+        remove(left)
 
 
 def _written(unfinished: Path, write: Write) -> dict[str, dict[str, object]]:

@@ -11,10 +11,13 @@ from safetensors.torch import load_file, load_model, save, save_file, save_model
 from torch import Tensor, nn
 
 from train.checkpoint.tensors import known, restored, separate
+from train.disk import Unreadable, read_json
 from train.errors import UserError, ends_in_a_sentence
 from train.redaction import clean_known
 
 KEYS = (bool, int, float, str)
+LARGEST = 2**30
+"""Bytes of trainer.json: it grows with what parts and optimizers hold beside tensors."""
 MODEL, TENSORS, TRAINER = "model.safetensors", "optimizer.safetensors", "trainer.json"
 
 
@@ -26,7 +29,9 @@ def write_state(folder: Path, module: nn.Module, state: Mapping[str, Any]) -> No
 
 def read_state(folder: Path) -> dict[str, Any]:
     """`state` as it was given to write_state, its tensors on the CPU."""
-    state: dict[str, Any] = read_value(folder / TRAINER, folder / TENSORS)
+    state = read_value(folder / TRAINER, folder / TENSORS)
+    if not isinstance(state, dict):
+        raise Unreadable(f"{folder / TRAINER} is damaged: it holds no mapping")
     return state
 
 
@@ -125,7 +130,8 @@ def write_value(file: Path, tensor_file: Path, value: Any) -> None:
 
 def read_value(file: Path, tensor_file: Path) -> Any:
     """What write_value was given, its tensors on the CPU."""
-    return _read(json.loads(file.read_text(encoding="utf-8")), load_file(str(tensor_file)))
+    told = read_json(file, (dict, list, str, int, float, type(None)), LARGEST)
+    return _read(told, load_file(str(tensor_file)))
 
 
 def _told(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:

@@ -1,6 +1,5 @@
 """Run folders to runs. A folder that is damaged is named, with the reason, and left out."""
 
-import json
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -13,8 +12,11 @@ import yaml
 from train.comparison.online import read_wandb
 from train.comparison.rows import parse_rows, split_config
 from train.comparison.run import Run
+from train.config.yaml_text import yaml_text
+from train.disk import Shape, Unreadable, misfit, open_lines, read_json
 from train.errors import UserError
 
+PLAN: Shape = {"identity": dict, "derived": {"curve_hash": str, "recipe_hash": str, "segments?": list}}
 RUN_FILES = ("plan.json", "metrics.jsonl")
 
 
@@ -47,14 +49,14 @@ def read_folder(folder: Path) -> "Run | str":
     plan = _json(folder / "plan.json")
     if isinstance(plan, str):
         return plan
-    derived, identity = plan.get("derived"), plan.get("identity")
-    if not (isinstance(derived, dict) and isinstance(identity, dict) and {"curve_hash", "recipe_hash"} <= set(derived)):
-        return "its plan.json holds no identity, or no hashes"
+    if wrong := misfit(plan, PLAN):
+        return f"its plan.json is damaged: {wrong}"
     try:
-        lines = (folder / "metrics.jsonl").read_text(encoding="utf-8", errors="replace").splitlines()
+        rows, remarks = parse_rows(open_lines(folder / "metrics.jsonl"))
     except OSError as error:
         return f"its metrics.jsonl cannot be read: {error.strerror}"
-    rows, remarks = parse_rows(lines)
+    except Unreadable as error:
+        return f"its metrics.jsonl cannot be read: {error}"
     if not rows:
         return "its metrics.jsonl holds no row: it ended before one was due, or has just begun"
     environment, ended = _json(folder / "environment.json"), _json(folder / "ended.json")
@@ -64,9 +66,9 @@ def read_folder(folder: Path) -> "Run | str":
     return Run(
         where=str(folder),
         name=str(plan.get("name") or folder.name),
-        identity=identity,
+        identity=plan["identity"],
         execution=execution,
-        derived=derived,
+        derived=plan["derived"],
         environment=environment if isinstance(environment, dict) else {},
         ended=None if isinstance(ended, str) else str(ended.get("reason")),
         rows=rows,
@@ -85,8 +87,8 @@ def run_folders(parent: Path) -> Iterator[Path]:
 
 def _execution(path: Path, remarks: list[str]) -> dict[str, Any]:
     try:
-        config = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeError, yaml.YAMLError) as error:
+        config = yaml.safe_load(yaml_text(path))
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         config = None
         remarks.append(f"its config.yaml cannot be read ({type(error).__name__}): execution keys are unknown")
     return split_config(config)[1] if isinstance(config, dict) else {}
@@ -95,12 +97,12 @@ def _execution(path: Path, remarks: list[str]) -> dict[str, Any]:
 def _json(path: Path) -> "dict[str, Any] | str":
     """The mapping in a file, or why there is none."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
+        value: dict[str, Any] = read_json(path)
+    except FileNotFoundError as error:
         return f"its {path.name} cannot be read: {error.strerror}"
-    except ValueError:
-        return f"its {path.name} is damaged"
-    return value if isinstance(value, dict) else f"its {path.name} is damaged"
+    except Unreadable as error:
+        return f"its {path.name} {str(error).removeprefix(str(path)).strip()}"
+    return value
 
 
 def find(arguments: Sequence[str]) -> Found:

@@ -1,22 +1,22 @@
 """Rows and keys as they were written, to numbers and to mathematics and execution. Pure."""
 
-import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from train import metric_names
 from train.comparison.run import Row
 from train.config import flatten, is_execution
+from train.disk import Unreadable, parse
 
 
-def parse_rows(lines: Sequence[str]) -> tuple[tuple[Row, ...], list[str]]:
+def parse_rows(lines: Iterable[bytes]) -> tuple[tuple[Row, ...], list[str]]:
     """The rows that say how many samples had been seen, and remarks about lines that are no rows."""
     rows, damaged = [], 0
-    for line in filter(str.strip, lines):
+    for line in filter(bytes.strip, lines):
         try:
-            row = clean_row(json.loads(line))
-        except ValueError:
+            row = clean_row(parse(line))
+        except Unreadable:
             row = {}
         if row:
             rows.append(row)
@@ -31,9 +31,23 @@ def clean_row(row: Any) -> Row:
     if not isinstance(row, Mapping):
         return {}
     not_finite = (None, "NaN", "Infinity", "-Infinity")
-    known = {key: math.nan if value in not_finite else value for key, value in row.items() if "/" in key}
-    numbers = {k: float(v) for k, v in known.items() if isinstance(v, int | float) and not isinstance(v, bool)}
+    known = {key: value for key, value in row.items() if "/" in key}
+    for key, value in known.items():
+        if isinstance(value, str | None) and value in not_finite:
+            known[key] = math.nan
+    numbers = {key: _number(value) for key, value in known.items() if _is_number(value)}
     return numbers if math.isfinite(numbers.get(metric_names.SAMPLES_SEEN, math.nan)) else {}
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _number(value: float) -> float:
+    try:
+        return float(value)
+    except OverflowError:  # an integer of hundreds of digits
+        return math.inf
 
 
 def split_config(config: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:

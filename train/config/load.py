@@ -10,9 +10,11 @@ from typing import Any, cast
 from omegaconf import OmegaConf
 
 from train.config.check import PRECISIONS, check
+from train.config.check_names import check_letters
 from train.config.command_line import parse
 from train.config.convert import Origins, convert, missing, resolve_values
 from train.config.hints import find_unknown
+from train.config.home import at_home
 from train.config.keys import TARGETS
 from train.config.merge import merge
 from train.config.names import safe, short_form
@@ -52,8 +54,9 @@ def load(argv: Sequence[str], foreign: Foreign | None = None) -> Loaded:
     `foreign`: it is that of a run folder, and its targets are looked at before they are imported. Raises ConfigError
     with all its problems, NotTrusted for what a foreign one must not name.
     """
+    check_letters(argv)
     command = parse(argv)
-    layers = [*read_layers(command.path), command.layer]
+    layers = [at_home(layer) for layer in [*read_layers(command.path), command.layer]]
     make_importable()
     settings, misplaced = merge(layers)
     origins = Origins(settings, str(command.path))

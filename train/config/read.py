@@ -13,12 +13,12 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import MarkedYAMLError, YAMLError
 
+from train.config.home import expand
 from train.config.merge import Layer, flatten
 from train.config.problems import ConfigError, Problem
+from train.config.yaml_text import Loader, yaml_text
 from train.redaction import learn
 
-LARGEST_MB = 1
-_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 NOT_RUNS = {"accelerate", "sweeps"}
 """Folders of configs/ that hold other files than configs of runs."""
 
@@ -56,7 +56,7 @@ def _read(path: Path, chain: tuple[Path, ...], problems: list[Problem]) -> list[
         return []
     layers = [Layer(str(path), flatten(values))]
     for parent in reversed(parents):
-        below = Path(os.path.normpath(path.parent / parent))
+        below = Path(os.path.normpath(path.parent / expand(parent)))
         layers = [*_read(below, (*chain, path), problems), *layers]
     return layers
 
@@ -67,8 +67,8 @@ def read_yaml(path: Path) -> dict[Any, Any]:
     Raises FileNotFoundError, or ConfigError if the file holds no mapping.
     """
     try:
-        text = _text_of(path)
-        plain = yaml.load(text, _LOADER)
+        text = yaml_text(path)
+        plain = yaml.load(text, Loader)
         learn(plain)
         if plain is not None and not isinstance(plain, dict):
             kind = "a list" if isinstance(plain, list) else "one text or number"
@@ -85,7 +85,9 @@ def read_yaml(path: Path) -> dict[Any, Any]:
     except OmegaConfBaseException as error:
         text = f"{str(error.msg or error).splitlines()[0]}. An interpolation is written ${{key}}"
         raise ConfigError([Problem(str(path), str(error.full_key or ""), text)]) from error
-    except (OSError, UnicodeError, YAMLError, RecursionError) as error:
+    except RecursionError as error:
+        raise ConfigError([Problem(str(path), "", "is nested too deep")]) from error
+    except (OSError, ValueError, YAMLError) as error:
         reason = f"cannot be read as YAML: {error}. It must be UTF-8 text with one `key: value` per line"
         raise ConfigError([Problem(str(path), "", reason)]) from error
     if not isinstance(loaded, DictConfig) or not loaded:
@@ -93,18 +95,6 @@ def read_yaml(path: Path) -> dict[Any, Any]:
     values = OmegaConf.to_container(loaded, resolve=False)
     assert isinstance(values, dict)
     return values
-
-
-def _text_of(path: Path) -> str:
-    """Read with a limit: it may be anything that a path can name. Raises ConfigError."""
-    if path.is_dir():
-        raise ConfigError([Problem(str(path), "", "is a folder. Name a YAML file in it")])
-    size = path.stat().st_size
-    if not path.is_file():
-        raise ConfigError([Problem(str(path), "", "is no ordinary file. Name a YAML file")])
-    if size > LARGEST_MB * 1_000_000:
-        raise ConfigError([Problem(str(path), "", f"has {size / 1e6:,.0f} MB. A config has at most {LARGEST_MB}")])
-    return path.read_text(encoding="utf-8")
 
 
 def _yaml_hint(error: MarkedYAMLError) -> str:

@@ -2,6 +2,7 @@
 
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 
@@ -20,14 +21,17 @@ class Stop:
         self._deadline = time.monotonic() + hours * 3600 if hours else None
         self._hours = hours
         self._file: Path | None = None
+        self._is_ours: Callable[[], bool] = lambda: True
         self._next_look = 0.0
 
     def listen(self) -> None:
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
             signal.signal(number, self._on_signal)
 
-    def watch(self, file: Path) -> None:
+    def watch(self, file: Path, is_ours: Callable[[], bool] = lambda: True) -> None:
+        """`is_ours`: whether its folder is still this run's; the file of another run is left to that one."""
         self._file = file
+        self._is_ours = is_ours
 
     def ask(self, cause: str) -> None:
         self.cause = self.cause or cause
@@ -39,7 +43,7 @@ class Stop:
             self.cause = f"duration.hours={self._hours:g}"
         if self._file and now >= self._next_look:
             self._next_look = now + LOOK_SECONDS
-            if self._file.exists() and not self.cause:
+            if self._file.exists() and self._is_ours() and not self.cause:
                 self.cause = f"the file {self._file}"
                 self._file.unlink(missing_ok=True)  # or the next start would stop too
         return self.cause is not None

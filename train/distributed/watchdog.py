@@ -7,10 +7,12 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TextIO
 
 from train.batch.window import Window
+from train.disk import open_own
 from train.distributed.ranks import Ranks
 from train.parts import Part
 
@@ -62,7 +64,7 @@ class Watchdog:
     def _watch(self) -> None:
         seen = (0, 0)
         since = time.monotonic()
-        with self._stacks.open("a") as file:  # those of an earlier attempt stay
+        with os.fdopen(open_own(self._stacks), "a") as file:  # those of an earlier attempt stay
             self._arm(file)
             while not self._over.wait(self._period):
                 self._arm(file)
@@ -73,8 +75,9 @@ class Watchdog:
                 elif time.monotonic() - since > self._deadline:
                     self._stop(file)
             faulthandler.cancel_dump_traceback_later()
-        if not self._stacks.stat().st_size:
-            self._stacks.unlink()
+            with suppress(OSError):  # the folder may be gone, or another run's
+                if not self._stacks.stat().st_size and os.path.samestat(self._stacks.stat(), os.fstat(file.fileno())):
+                    self._stacks.unlink()
 
     def _arm(self, file: TextIO) -> None:
         """Where something holds the GIL no Python thread runs: one of C writes the stacks then, and ends the process.

@@ -1,26 +1,29 @@
 """A torch.profiler trace of some steps, for https://ui.perfetto.dev or chrome://tracing."""
 
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 
 from torch.profiler import profile
 
 from train.batch.window import Window
+from train.disk import remove
 from train.distributed.ranks import Ranks
 from train.parts import Part
+from train.report import Displaced
 
 
-def part(steps: Sequence[int], folder: Path, ranks: Ranks) -> Part:
-    """`steps`: profile.steps; `folder`: of the run."""
+def part(steps: Sequence[int], inside: Callable[[str], Path], ranks: Ranks) -> Part:
+    """`steps`: profile.steps; `inside(name)`: a path in the run folder, where that is still the run's."""
     return Part(
         name="profiler",
-        windows=lambda windows: profiled(windows, steps, folder / "profile", ranks.rank),
+        windows=lambda windows: profiled(windows, steps, partial(inside, "profile"), ranks.rank),
     )
 
 
-def profiled(windows: Iterable[Window], steps: Sequence[int], folder: Path, rank: int) -> Iterator[Window]:
-    """The same windows; steps = [first, last] are recorded on rank 0 and written to folder/trace.json."""
+def profiled(windows: Iterable[Window], steps: Sequence[int], place: Callable[[], Path], rank: int) -> Iterator[Window]:
+    """The same windows; steps = [first, last] are recorded on rank 0 and written to place()/trace.json."""
     if not steps or rank != 0:
         yield from windows
         return
@@ -28,15 +31,18 @@ def profiled(windows: Iterable[Window], steps: Sequence[int], folder: Path, rank
     with ExitStack() as stack:  # ends the recording also where the run ends before `last`
         for window in windows:
             if window.k == first:
-                stack.enter_context(_recorded(folder))
+                stack.enter_context(_recorded(place))
             yield window
             if window.k == last:
                 stack.close()
 
 
 @contextmanager
-def _recorded(folder: Path) -> Iterator[None]:
+def _recorded(place: Callable[[], Path]) -> Iterator[None]:
     with profile() as recording:
         yield
-    folder.mkdir(exist_ok=True)
-    recording.export_chrome_trace(str(folder / "trace.json"))
+    with suppress(Displaced):  # said by the next row, and by the next save
+        folder = place()
+        folder.mkdir(exist_ok=True)
+        remove(folder / "trace.json")
+        recording.export_chrome_trace(str(folder / "trace.json"))

@@ -1,7 +1,6 @@
 """A trained model on disk, and back."""
 
 import dataclasses
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -12,6 +11,7 @@ from torch import nn
 
 from train.checkpoint.files import ExtraState, read_tensors, read_value, write_tensors, write_value
 from train.config import Config, Foreign, load, resolve
+from train.disk import remove
 from train.errors import RunFailed, UserError, ends_in_a_sentence
 from train.models import ModelError
 from train.models.precision import cast_parameters
@@ -85,7 +85,7 @@ def _save_weights(module: nn.Module, folder: Path, name: str, save_beside: Calla
     path = folder / f"{name}.safetensors"
     folder.mkdir(exist_ok=True)
     unfinished = folder / f".{name}.unfinished"
-    shutil.rmtree(unfinished, ignore_errors=True)
+    remove(unfinished)
     unfinished.mkdir()
     written = unfinished / FINAL.name
     if isinstance(module, Pretrained):
@@ -143,7 +143,7 @@ def load_final(run_folder: str | Path, name: str = "model", trust: bool = False)
 
     `trust`: call whatever its config names; else NotTrusted is raised for what is not known to be harmless.
     """
-    folder = Path(run_folder)
+    folder = Path(run_folder).expanduser()
     foreign = Foreign(folder, frozenset({"model.target"}), trust, "trust=True")
     return trained_model(load([str(folder / "config.yaml")], foreign).config, final_weights(folder, name)).eval()
 

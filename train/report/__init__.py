@@ -1,7 +1,8 @@
 """What a person sees and keeps of a run."""
 
 from train.report.best import Best, UnknownDirection
-from train.report.folder import AlreadyFinished, FolderRefused, RunFolder, claim
+from train.report.claim import AlreadyFinished, claim
+from train.report.folder import Displaced, FolderRefused, RunFolder
 from train.report.login import TrackerError
 from train.report.outlets import Outlets, open_outlets
 from train.report.progress import Interval, Progress
@@ -11,6 +12,7 @@ from train.report.state import RunState, checked_best
 __all__ = [
     "AlreadyFinished",
     "Best",
+    "Displaced",
     "FolderRefused",
     "Interval",
     "Outlets",

@@ -15,6 +15,7 @@ from typing import Any
 
 from train.checkpoint import set_aside, sync
 from train.checkpoint.manifest import entry
+from train.disk import read_json, remove
 from train.distributed.ranks import Ranks
 from train.errors import print_error
 from train.models.weights import NotSaved
@@ -37,7 +38,7 @@ def write(run_folder: Path, best: Best, write_weights: Callable[[Path], object])
 
 
 def _write(unfinished: Path, best: Best, write_weights: Callable[[Path], object]) -> None:
-    shutil.rmtree(unfinished, ignore_errors=True)
+    remove(unfinished)
     unfinished.mkdir()
     write_weights(unfinished)
     written = sorted(path for path in unfinished.rglob("*") if path.is_file())
@@ -96,7 +97,7 @@ def _abandoned(place: Path) -> Path:
 
 def _holds(place: Path, best: Best) -> bool:
     try:
-        told: dict[str, Any] = json.loads((place / TOLD).read_text(encoding="utf-8"))
+        told: dict[str, Any] = read_json(place / TOLD, {"files": dict})
         files = told.pop("files")
         return told == _evaluation(best) and all(entry(place / name) == files[name] for name in files)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):

@@ -1,13 +1,15 @@
 """metrics.jsonl: the record of truth. One JSON object for each row, on disk before the next step."""
 
+import errno
 import json
 import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from train import metric_names
+from train.disk import NUMBER, Unreadable, misfit, open_lines, open_own, parse, write_whole
+from train.errors import print_error
 
 
 class Journal:
@@ -15,7 +17,7 @@ class Journal:
         """Goes on after `last_step`: rows of later steps, which will be trained once more, are taken out."""
         _cut(path, last_step)
         self._path = path
-        self._file = path.open("ab", buffering=0)
+        self.file = os.fdopen(open_own(path), "ab", buffering=0)
         self._unwritten = b""  # rows for which there was no room
 
     def log(self, row: Mapping[str, float]) -> None:
@@ -30,34 +32,46 @@ class Journal:
     def sync(self) -> None:
         """Wait until all rows are on disk. Raises OSError where that cannot be."""
         self._write()
-        os.fsync(self._file.fileno())
+        os.fsync(self.file.fileno())
 
     def _write(self) -> None:
         try:
             while self._unwritten:
-                self._unwritten = self._unwritten[self._file.write(self._unwritten) :]
+                self._unwritten = self._unwritten[self.file.write(self._unwritten) :]
         except OSError as error:
             raise OSError(error.errno, error.strerror, str(self._path)) from None
 
     def finish(self, exit_code: int) -> None:
-        self._file.close()
+        self.file.close()
 
 
 def _cut(path: Path, last_step: int) -> None:
-    """Keep the rows up to a step; a kill may also have left half a row."""
-    if not path.exists():
-        return
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    kept = [line for line in lines if line.endswith("\n") and _step(line) <= last_step]
-    if kept != lines:
-        rest = path.with_suffix(".unfinished")
-        rest.write_text("".join(kept), encoding="utf-8")
-        rest.replace(path)
-
-
-def _step(line: str) -> float:
+    """Keep the rows up to a step. A kill may have left half a row; other lines that are none are kept beside."""
     try:
-        row: dict[str, Any] = json.loads(line)
-    except ValueError:
-        return math.inf
-    return float(row[metric_names.GLOBAL_STEP])
+        lines = list(open_lines(path))
+    except FileNotFoundError:
+        return
+    except Unreadable as error:
+        raise OSError(errno.EINVAL, str(error)) from error
+    steps = [_step(line) for line in lines]
+    kept = [line for line, step in zip(lines, steps, strict=True) if step is not None and step <= last_step]
+    odd = [line for line, step in zip(lines, steps, strict=True) if step is None and line.endswith(b"\n")]
+    if odd:
+        aside = path.with_name(f"{path.name}.damaged")
+        write_whole(aside, b"".join(odd))
+        lines_are = "1 line is" if len(odd) == 1 else f"{len(odd)} lines are"
+        print_error(f"{path}: {lines_are} no row of metrics; now in {aside}")
+    if kept != lines:
+        write_whole(path, b"".join(kept))
+
+
+def _step(line: bytes) -> float | None:
+    """None where it is no row."""
+    try:
+        row = parse(line)
+    except Unreadable:
+        return None
+    if not line.endswith(b"\n") or misfit(row, {metric_names.GLOBAL_STEP: NUMBER}):
+        return None
+    step: float = row[metric_names.GLOBAL_STEP]
+    return step

@@ -1,5 +1,6 @@
 """Where rank 0 reports to: the files of the run folder, the screen, the journal, the tracker."""
 
+import os
 import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -7,17 +8,19 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TextIO
 
 from omegaconf import OmegaConf
 
 from train import metric_names
 from train.config import Config, Loaded, needs_trust
+from train.disk import open_own
 from train.errors import FAILED
 from train.plan.run_plan import RunPlan
 from train.redaction import clean
+from train.report.claim import cannot_write
 from train.report.environment import environment, git_patch
-from train.report.folder import RunFolder, cannot_write
+from train.report.folder import RunFolder
 from train.report.grace import slow_stop
 from train.report.journal import Journal
 from train.report.restarts import job_id
@@ -88,8 +91,7 @@ def _open(
     derived = clean(_derived(plan, folder)) | facts
     _write_first_files(folder, config, surroundings)
 
-    log_file = (folder.path / "log.txt").open("a", encoding="utf-8")
-    screen = Screen(plan.total_steps, log_file, summary["device_memory_gib"])
+    screen = Screen(plan.total_steps, _open_log(folder), summary["device_memory_gib"])
     opened.callback(_abandon, screen)
     if folder.moved_to:
         screen.say(f"an earlier run of this name is now in {folder.moved_to}")
@@ -116,6 +118,7 @@ def _open(
     screen.say(f"W&B       {tracker.how_to_see}")
     journal = Journal(folder.path / "metrics.jsonl", state.progress.step)
     opened.callback(_abandon, journal)
+    folder.follow("metrics.jsonl", journal.file)
     # Last: now the run has begun.
     folder.write_json("plan.json", plan.as_dict() | {"derived": derived})
 
@@ -150,6 +153,12 @@ def _write_first_files(folder: RunFolder, config: Any, surroundings: Mapping[str
     patch = git_patch()
     if patch:
         folder.write_text("git.patch", patch)
+
+
+def _open_log(folder: RunFolder) -> TextIO:
+    log_file = os.fdopen(open_own(folder.inside("log.txt")), "a", encoding="utf-8")
+    folder.follow("log.txt", log_file)
+    return log_file
 
 
 def _abandon(sink: Sink) -> None:

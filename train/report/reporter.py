@@ -182,10 +182,11 @@ class Reporter:
 
     def _write(self, row: Mapping[str, float]) -> None:
         if self._outlets is not None:
+            self._attempt(self._outlets.folder.inside)
             for sink in self._outlets.sinks:
                 self._attempt(partial(sink.log, row))
 
-    def _attempt(self, write: Callable[[], None]) -> None:
+    def _attempt(self, write: Callable[[], object]) -> None:
         """A full disk ends the run as any other stop does: saved, or not, by all ranks together."""
         try:
             write()

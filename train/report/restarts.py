@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from train.disk import Unreadable, read_json
+
 LONGEST_PAUSE_SECONDS = 300
 LOOK_SECONDS = 0.1  # between two looks whether a stop was asked for
 RESTARTS = "restarts.json"
@@ -20,8 +22,8 @@ def pause(folder: Path, checkpoint: Path | None, timeout_seconds: float, stopped
     """
     place = checkpoint.name if checkpoint else "the start"
     try:
-        earlier = json.loads((folder / RESTARTS).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        earlier = read_json(folder / RESTARTS, {"from": str, "fruitless": int})
+    except (OSError, Unreadable):
         earlier = {}
     fruitless = earlier.get("fruitless", 0) + 1 if earlier.get("from") == place else 0
     if fruitless:

@@ -1,12 +1,12 @@
 """With which mathematics a run was trained from which step on: it may have gone on with others than it began with."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from train.checkpoint.manifest import step_of
 from train.config import differences, joined_hash
+from train.disk import MAYBE_TEXT, Unreadable, misfit, read_json
 from train.plan.run_plan import RunPlan
 
 Segment = Mapping[str, Any]
@@ -20,13 +20,26 @@ resumed_from  the checkpoint it begins with
 """
 
 
+SHAPE = {"after_step": int, "curve_hash": MAYBE_TEXT, "recipe_hash": MAYBE_TEXT, "changed": dict}
+KNOWN = {"identity?": dict, "derived?": dict}
+
+
+def segments_in(derived: Mapping[str, Any]) -> list[Segment]:
+    """Those that plan.json tells; none where it tells nothing that makes sense."""
+    told = derived.get("segments")
+    if not isinstance(told, list) or any(misfit(each, SHAPE) for each in told):
+        return []
+    pairs = [pair for each in told for pair in each["changed"].values()]
+    return told if all(isinstance(pair, list) and len(pair) == 2 for pair in pairs) else []
+
+
 def segments_of(plan: RunPlan, resumed_from: Path | None) -> list[Segment]:
     """Of a run that starts, or resumes, now; to be called before its own plan.json is written again."""
     if resumed_from is None:
         return [_segment(plan, 0, {}, None)]
     step = step_of(resumed_from)
     earlier = _plan_of(resumed_from)
-    before = earlier.get("derived", {}).get("segments") or [_only_segment(earlier)]
+    before = segments_in(earlier.get("derived", {})) or [_only_segment(earlier)]
     kept = [segment for segment in before if segment["after_step"] < step]
     if kept and kept[-1]["curve_hash"] == plan.curve_hash:
         return kept
@@ -63,7 +76,7 @@ def _only_segment(earlier: Mapping[str, Any]) -> Segment:
 def _plan_of(checkpoint: Path) -> dict[str, Any]:
     """RUN/checkpoints/step-... -> RUN/plan.json."""
     try:
-        plan: dict[str, Any] = json.loads((checkpoint.parent.parent / "plan.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        plan: dict[str, Any] = read_json(checkpoint.parent.parent / "plan.json", KNOWN)
+    except (OSError, Unreadable):
         return {}
     return plan

@@ -1,10 +1,12 @@
 """Texts that a model writes while it trains: on the screen, in samples.jsonl, in a table in W&B."""
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from train.disk import open_own
 from train.redaction import clean
 from train.report.folder import RunFolder
 from train.report.screen import Screen
@@ -26,7 +28,8 @@ class Tables:
     def show(self, place: Mapping[str, float], table: Table) -> None:
         """`place`: how far the training is, by the names of metrics."""
         table = clean(table)
-        with (self.folder.path / f"{NAME}.jsonl").open("a", encoding="utf-8") as file:
+        number = open_own(self.folder.inside(f"{NAME}.jsonl"))
+        with os.fdopen(number, "a", encoding="utf-8") as file:
             file.writelines(json.dumps({**place, **row}) + "\n" for row in table)
         for row in table:
             self.screen.say("sample    " + " | ".join(map(_on_one_line, row.values())))

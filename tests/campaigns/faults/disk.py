@@ -1,5 +1,6 @@
 """Rows about what lies on the disk: failing, damaged, left over."""
 
+import shutil
 import signal
 import time
 from functools import partial
@@ -8,7 +9,8 @@ from pathlib import Path
 from tests.campaigns.faults import compare, jobs, ranks
 from tests.campaigns.faults.row import Row, check_fired, check_same, command, folder, reference, train
 from train.checkpoint.commit import candidates, complete
-from train.checkpoint.manifest import MANIFEST, name_of, verify
+from train.checkpoint.manifest import MANIFEST, name_of, step_of, verify
+from train.report.folder import make_folder
 
 STEP_5, STEP_10 = name_of(5), name_of(10)
 
@@ -124,7 +126,55 @@ def slow_save(here: Path, full: bool) -> str:
     return "killed 1 s after SIGTERM in a save of 60 s: step 5 of step 5 remained; warned at the next start"
 
 
+TAKEN = ("moved", "deleted", "replaced")
+
+
+def take_away(own: Path, how: str) -> None:
+    """What a person does to the folder of a run that still trains."""
+    ranks.fired(how)
+    if how == "deleted":
+        shutil.rmtree(own / "run")
+    else:
+        (own / "run").rename(own / "elsewhere")
+    if how == "replaced":
+        make_folder(own / "run", None).close()
+        (own / "run" / "metrics.jsonl").write_text("another's")
+
+
+def taken_away(here: Path, full: bool) -> str:
+    undisturbed, steps = reference(here, 2), range(1, 21) if full else (7,)
+    tried = 0
+    for step in steps:
+        for how in TAKEN if full else TAKEN[2:]:
+            own = folder(here, f"{how}-{step}")
+            words = command(own, "log.every_steps=1")
+            codes, job = train(own, 2, words, partial(ranks.at_step, step, partial(take_away, own, how), 0))
+            check_fired(own, how)
+            assert codes == [1, 1], f"{how} at {step}: {codes}\n{job.told()}"
+            assert "Traceback" not in job.told(), job.told()
+            (beside,) = own.glob("run.displaced-*")
+            (saved,) = complete(beside / "checkpoints")
+            assert step_of(saved) >= min(step, 20), f"{how} at {step}: {saved}"
+            if how == "replaced":
+                left = sorted(path.name for path in (own / "run").iterdir())
+                assert left == [".lock", "metrics.jsonl", "run.json"], left
+                assert (own / "run" / "metrics.jsonl").read_text() == "another's"
+            codes, job = train(own, 2, [*words, f"name={beside.name}"])
+            assert codes == [0, 0], job.told()
+            apart = compare.differing(compare.state(undisturbed / "run"), compare.state(beside))
+            assert not apart, f"{how} at {step}: {apart[:5]}"
+            tried += 1
+    return f"{tried} of {tried}: saved beside, steps lost: 0, another's folder untouched; resumed bit-identical"
+
+
 ROWS = (
+    Row(
+        "11b",
+        "the run folder is taken away",
+        "moved, deleted, replaced by another run's of the same name, while two ranks train",
+        "saved beside under a name that says so; all ranks end with a sentence; nothing of the other changes",
+        taken_away,
+    ),
     Row(
         "6",
         "fsync or rename fails on one rank",

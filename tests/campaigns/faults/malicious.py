@@ -7,6 +7,7 @@ from pathlib import Path
 
 from tests.campaigns.faults.disk import STEP_5, STEP_10, stopped_run
 from tests.campaigns.faults.row import Row, command, train
+from tests.test_disk import CONTENTS, KINDS, READERS, damages
 from train.checkpoint.manifest import MANIFEST, Damaged, entry, render, verify
 
 PAYLOAD_MARK = "executed"
@@ -98,7 +99,23 @@ def _yaml(here: Path, mark: Path) -> int:
     return len(lines)
 
 
+def damaged(here: Path, full: bool) -> str:
+    tried = tracebacks = 0
+    for reader in READERS if full else [*READERS][::3]:
+        tried += len(CONTENTS) + len(KINDS)
+        tracebacks += len(damages(here / reader, reader))
+    assert not tracebacks, f"tracebacks: {tracebacks} of {tried}"
+    return f"tracebacks: 0 of {tried}; waits: 0"
+
+
 ROWS = (
+    Row(
+        "31b",
+        "damaged files of a run folder",
+        "each small file empty, cut, deep, huge, of wrong types, a pipe, a device, a folder, 60 MB; each reader",
+        "a sentence; nothing is waited for, or read without end",
+        damaged,
+    ),
     Row(
         "31",
         "malicious files",

@@ -21,7 +21,7 @@ from train.checkpoint.manifest import Damaged, name_of, step_of, verify
 
 def load_newest(checkpoints: Path) -> int:
     """The step of the checkpoint that a start would go on from, loaded and compared with what was saved."""
-    path = newest(checkpoints, print)
+    path = newest(checkpoints, None, print, ())
     assert path is not None, "no checkpoint is left"
     step = step_of(path)
     state, weights = read_state(path)["holder"], load_file(str(path / MODEL))["weight"]

@@ -1,0 +1,30 @@
+"""A run whose folder was moved, deleted or replaced under it: its state is saved beside, and it ends."""
+
+from collections.abc import Callable
+from typing import Any
+
+from train.checkpoint import Checkpoints
+from train.report.folder import Displaced, RunFolder
+
+
+def save_in_own(checkpoints: Checkpoints, folder: RunFolder) -> Callable[..., None]:
+    """checkpoints.save, which looks first whose the folder is by now. Raises Displaced, on all ranks, after the save.
+
+    The folder of another run that has the name now is not touched.
+    """
+
+    def save(step: int, **options: Any) -> None:
+        if checkpoints.ranks.from_main(folder.is_held):
+            checkpoints.save(step, **options)
+            return
+        lost = folder.path
+        folder.path = checkpoints.ranks.from_main(folder.move_beside)
+        checkpoints.folder = folder.path / "checkpoints"
+        checkpoints.save(step, **options)
+        raise Displaced(
+            f"{lost} was moved or deleted under this run, or is another run's by now; nothing there was changed. "
+            f"Saved at step {step} in {folder.path} instead. To go on there, type the same command with: "
+            f"name={folder.path.name}"
+        )
+
+    return save
