@@ -1,17 +1,18 @@
 """How a process ends: the errors that a user can fix, the exit codes, and what joins the two.
 
-Imports nothing of the package and no torch: every entry point ends through here.
+Imports no torch, and of the package what prints alone: every entry point ends through here.
 """
 
 import functools
 import json
 import os
-import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ParamSpec
+
+from train.terminal import on_lines, write_lines
 
 P = ParamSpec("P")
 
@@ -91,9 +92,10 @@ def entry_point(main: Callable[P, int]) -> Callable[P, int]:
 
 
 def print_error(text: str) -> None:
-    """On stderr, once on each machine, since its ranks read the same files."""
+    """On stderr, once on each machine, since its ranks read the same files; all but the first machine say who."""
     if _is_first_of_node():
-        print(text, file=sys.stderr, flush=True)
+        who = "" if _is_main() else f"rank {os.environ['RANK']}: "
+        write_lines(who + on_lines(text))
 
 
 def ending(reason: str, code: int, step: int) -> dict[str, Any]:

@@ -27,6 +27,7 @@ PURE = (
     "optim.lr_schedule",
     "parts",
     "sweep",
+    "terminal",
 )
 HEART = ("standard.py", "accumulate.py", "loop.py", "step.py", "run.py", "setting.py")  # and batch/
 LAYER_OF = {name: number for number, names in enumerate(LAYERS) for name in names}

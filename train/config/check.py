@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from train.config.check_batch import BATCH_RULES
+from train.config.check_wandb import WANDB_RULES
 from train.config.merge import ALTERNATIVES
 from train.config.problems import Finding, Values, show
 
@@ -90,6 +91,7 @@ def check(values: Values) -> list[Finding]:
         _resume,
         _columns,
         _name,
+        *WANDB_RULES,
     )
     return [finding for rule in rules for finding in rule(values)]
 

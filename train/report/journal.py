@@ -13,7 +13,8 @@ from train import metric_names
 class Journal:
     def __init__(self, path: Path, last_step: int) -> None:
         """Goes on after `last_step`: rows of later steps, which will be trained once more, are taken out."""
-        _cut(path, last_step)
+        self.taken_out = _cut(path, last_step)
+        """The last step of those rows; 0: there were none."""
         self._path = path
         self._file = path.open("ab", buffering=0)
         self._unwritten = b""  # rows for which there was no room
@@ -43,16 +44,19 @@ class Journal:
         self._file.close()
 
 
-def _cut(path: Path, last_step: int) -> None:
-    """Keep the rows up to a step; a kill may also have left half a row."""
+def _cut(path: Path, last_step: int) -> int:
+    """Keep the rows up to a step; a kill may also have left half a row. The last step of what was cut off, else 0."""
     if not path.exists():
-        return
+        return 0
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
     kept = [line for line in lines if line.endswith("\n") and _step(line) <= last_step]
-    if kept != lines:
-        rest = path.with_suffix(".unfinished")
-        rest.write_text("".join(kept), encoding="utf-8")
-        rest.replace(path)
+    if kept == lines:
+        return 0
+    rest = path.with_suffix(".unfinished")
+    rest.write_text("".join(kept), encoding="utf-8")
+    rest.replace(path)
+    later = [_step(line) for line in lines if last_step < _step(line) < math.inf]
+    return int(max(later, default=0))
 
 
 def _step(line: str) -> float:

@@ -116,10 +116,13 @@ def _open(
     opened.callback(_abandon, tracker)
     # Now: a run that is killed has it too.
     tracker.summarise({metric_names.RUN_BATCH: plan.batch_column})
+    goes_on = tracker.run_id is not None and tracker.run_id == state.run_id
     state.run_id = tracker.run_id
-    screen.say(f"W&B       {tracker.how_to_see}")
+    screen.say(f"W&B       {tracker.how_to_see}", *(f"          {line}" for line in [tracker.unused] if line))
     journal = Journal(folder.path / "metrics.jsonl", state.progress.step)
     opened.callback(_abandon, journal)
+    if goes_on and journal.taken_out:
+        screen.say(_twice(state.progress.step + 1, journal.taken_out))
     # Last: now the run has begun.
     folder.write_json("plan.json", redact(plan.as_dict(), secrets) | {"derived": derived})
 
@@ -134,6 +137,12 @@ def _open(
         finished=_finished(loaded, tracker, folder),
         warned_of_slow_stop=bool(warning),
     )
+
+
+def _twice(first: int, last: int) -> str:
+    """W&B takes no row back: see the guide on what its charts make of that."""
+    steps = f"step {first:,}" if first == last else f"steps {first:,} to {last:,}"
+    return f"          has rows of {steps} from before, and gets them again; metrics.jsonl has each once"
 
 
 def _finished(loaded: Loaded, tracker: Tracker, folder: RunFolder) -> Callable[[], str]:
