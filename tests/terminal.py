@@ -65,8 +65,9 @@ class Emulator:
             self.unknown.append(letter)
 
     def _sequence(self, args: str, what: str) -> None:
-        if what == "K" and args == "2":
-            self.lines[self.row] = ""
+        if what == "K":
+            kept = self.column if args in ("", "0") else 0
+            self.lines[self.row] = self.lines[self.row][:kept]
         elif what == "A":
             self.row -= int(args or 1)
         elif what in "lh" and args == "?25":

@@ -2,17 +2,12 @@
 
 import io
 import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from train.terminal import LONGEST_LINE, MOST_LINES, on_lines, on_one_line, write_lines
-
-ROOT = Path(__file__).parents[1]
 
 
 @given(st.one_of(st.text(st.characters()), st.binary(), st.integers(), st.none()))
@@ -64,27 +59,3 @@ def test_no_letter_no_reader_and_no_stream_is_an_error() -> None:
     with pytest.raises(BrokenPipeError):  # so there was something to survive
         pipe.close()
     write_lines("closed", pipe)
-
-
-def test_messages_of_several_processes_do_not_run_into_each_other() -> None:
-    code = (
-        "import sys; from train.errors import print_error\n"
-        "for _ in range(300): print_error('\\n'.join([sys.argv[1] * 40] * 5))"
-    )
-    reader, writer = os.pipe()
-    processes = []
-    for rank in range(3):
-        environ = os.environ | {"RANK": str(rank), "LOCAL_RANK": "0"}
-        command = [sys.executable, "-c", code, str(rank)]
-        processes.append(subprocess.Popen(command, cwd=ROOT, env=environ, stderr=writer))
-    os.close(writer)
-    with os.fdopen(reader) as pipe:
-        lines = pipe.read().splitlines()
-    assert [process.wait() for process in processes] == [0, 0, 0]
-
-    messages = [lines[start : start + 5] for start in range(0, len(lines), 5)]
-    assert len(messages) == 900
-    for first, *rest in messages:
-        rank = rest[0][0]
-        assert first == ("" if rank == "0" else f"rank {rank}: ") + rank * 40
-        assert rest == [rank * 40] * 4

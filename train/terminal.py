@@ -3,6 +3,7 @@
 Imports nothing of the package: errors are printed through here too.
 """
 
+import os
 import sys
 from contextlib import suppress
 from typing import TextIO
@@ -10,6 +11,9 @@ from typing import TextIO
 LONGEST_LINE = 2_000
 MOST_LINES = 200
 """Of one message. What is longer (the repr of a tensor in somebody's exception) would push all else off the screen."""
+
+
+FRESH_LINE = "\r\x1b[K"
 
 
 def on_one_line(text: object, longest: int = LONGEST_LINE) -> str:
@@ -37,15 +41,27 @@ def on_lines(text: object) -> str:
 def write_lines(text: str, stream: TextIO | None = None) -> None:
     """Print `text` and the end of its last line, to stderr unless said otherwise, in one write.
 
-    Two processes that print at the same time then do not share a line. A terminal that is closed, a pipe without a
+    Two processes that print at the same time then do not share a line; on a terminal, the live line of another one is
+    cleared before. A terminal that is closed, a pipe without a
     reader, or an encoding that lacks a letter raises nothing: none of them is a reason to end a training.
     """
     stream = stream or sys.stderr
     if stream is None:  # a process without a console, such as under pythonw
         return
     with suppress(OSError, ValueError):  # ValueError: the stream is closed
-        stream.write(encodable(f"{text}\n", stream))
+        start = FRESH_LINE if _may_hold_a_line(stream) else ""
+        stream.write(encodable(f"{start}{text}\n", stream))
         stream.flush()
+
+
+def moves_cursor(stream: TextIO) -> bool:
+    """Whether `stream` is a terminal that understands how to go back in a line, and to clear it."""
+    return stream.isatty() and os.environ.get("TERM", "dumb") not in ("dumb", "unknown")
+
+
+def _may_hold_a_line(stream: TextIO) -> bool:
+    """Whether something of another process may stand in the last line; what this one shows there, rich puts aside."""
+    return moves_cursor(stream) and not hasattr(stream, "rich_proxied_file")
 
 
 def encodable(text: str, stream: TextIO) -> str:

@@ -1,5 +1,7 @@
 """The screen on a terminal: 80x24, resized, dumb, without letters, closed; whatever is printed beside the live line."""
 
+import json
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -9,8 +11,16 @@ import pytest
 
 from tests.terminal import Terminal
 from train import metric_names as names
+from train.report.best import Best
+from train.report.folder import RunFolder
+from train.report.journal import Journal
+from train.report.outlets import _about
 from train.report.screen import Screen
+from train.report.state import RunState
+from train.report.tables import MOST_ON_SCREEN, Tables
+from train.report.tracker import Tracker
 
+ROOT = Path(__file__).parents[2]
 NASTY = "\x1b[2J\x1b[31mred \x07\r\n" + "x" * 100_000
 
 
@@ -40,6 +50,8 @@ def show(folder: str, stop_at: int = 10**6) -> None:
         screen.best("accuracy 0.91 (best 0.95 at step 7)")
         screen.log(row(8))
         wait_for_file(f"{folder}/go")
+        another = "from train.terminal import write_lines; write_lines('of another process')"
+        subprocess.run([sys.executable, "-c", another], check=True, cwd=ROOT)
         print("mine [/b] :smile:")
         print("a warning", file=sys.stderr)
         screen.log(row(9))
@@ -70,7 +82,7 @@ def test_the_live_line_at_80_and_at_40_columns(tmp_path: Path) -> None:
     assert seen.shown[1].startswith("sample    \\x1b[2J\\x1b[31mred \\x07")
     after = [line for line in seen.shown[2:] if not line.startswith("xx")]
     assert after[0].endswith("(100,000 characters)") or "... (" in "".join(seen.shown)
-    assert after[-4:] == ["mine [/b] :smile:", "a warning", "finished: 200 steps", ""]
+    assert after[-5:] == ["of another process", "mine [/b] :smile:", "a warning", "finished: 200 steps", ""]
     assert not any("step " in line for line in seen.shown), "the live line is gone, and left nothing behind"
     assert terminal.process.exitcode == 0
     log = (tmp_path / "log.txt").read_text().splitlines()
@@ -136,3 +148,43 @@ def test_what_goes_to_a_file_stays_there(tmp_path: Path) -> None:
 def show_with_errors_elsewhere(folder: str) -> None:
     with (Path(folder) / "err").open("w") as sys.stderr:
         show(folder)
+
+
+def test_samples_that_are_no_texts_do_not_fill_the_screen(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    samples: Any = [{"prompt": b"\xff\x00", "output": NASTY, "label": None}, {"prompt": "\udc80", "output": 3}] * 500
+    with (tmp_path / "log.txt").open("w", encoding="utf-8") as log:
+        folder = RunFolder(path=tmp_path)
+        Tables(folder, Screen(200, log, 80.0), Tracker()).show({names.GLOBAL_STEP: 8}, samples)
+
+    shown = capsys.readouterr().out.split("\n")
+    assert len(shown) == MOST_ON_SCREEN + 2
+    assert shown[0].startswith("sample    \\xff\\x00 | \\x1b[2J\\x1b[31mred \\x07 xxx")
+    assert shown[1] == "sample    \\udc80 | 3"
+    assert shown[-2] == f"sample    ... {1000 - MOST_ON_SCREEN} more in samples.jsonl"
+    assert max(map(len, shown)) < 400
+    kept = [json.loads(line) for line in (tmp_path / "samples.jsonl").read_text().splitlines()]
+    assert len(kept) == 1000
+    assert kept[0]["output"] == NASTY
+    assert kept[1] == {names.GLOBAL_STEP: 8, "prompt": "\\udc80", "output": "3"}
+
+
+def test_rows_that_wandb_gets_twice_are_told(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text("".join(json.dumps({names.GLOBAL_STEP: step}) + "\n" for step in (19, 20, 21, 30)) + '{"half')
+    journal = Journal(path, last_step=20)
+    journal.finish(0)
+    again = Journal(path, last_step=20)
+    again.finish(0)
+    state = RunState(Best.of(None), run_id="abc")
+    state.progress.step = 20
+    tracker = Tracker()
+
+    assert journal.taken_out == 30
+    assert again.taken_out == 0
+    assert _about(tracker, state, 30) == ["W&B       not tracked: wandb.mode=disabled"]
+    tracker.run_id = "abc"
+    twice = "          has rows of steps 21 to 30 from before, and gets them again; metrics.jsonl has each once"
+    assert _about(tracker, state, 30)[1:] == [twice]
+    assert _about(tracker, state, 0)[1:] == []
+    tracker.run_id = "another"
+    assert _about(tracker, state, 30)[1:] == []

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, TextIO
 
-from train.terminal import encodable
+from train.terminal import encodable, moves_cursor
 
 
 class Sturdy:
@@ -37,7 +37,7 @@ class Sturdy:
 
 def live_line() -> Any:
     """rich's live display, started; None where stdout is no terminal that can move its cursor, or rich is missing."""
-    if not sys.stdout.isatty() or os.environ.get("TERM", "dumb") in ("dumb", "unknown"):
+    if not moves_cursor(sys.stdout):
         return None
     try:
         from rich.console import Console

@@ -116,13 +116,10 @@ def _open(
     opened.callback(_abandon, tracker)
     # Now: a run that is killed has it too.
     tracker.summarise({metric_names.RUN_BATCH: plan.batch_column})
-    goes_on = tracker.run_id is not None and tracker.run_id == state.run_id
-    state.run_id = tracker.run_id
-    screen.say(f"W&B       {tracker.how_to_see}", *(f"          {line}" for line in [tracker.unused] if line))
     journal = Journal(folder.path / "metrics.jsonl", state.progress.step)
     opened.callback(_abandon, journal)
-    if goes_on and journal.taken_out:
-        screen.say(_twice(state.progress.step + 1, journal.taken_out))
+    screen.say(*_about(tracker, state, journal.taken_out))
+    state.run_id = tracker.run_id
     # Last: now the run has begun.
     folder.write_json("plan.json", redact(plan.as_dict(), secrets) | {"derived": derived})
 
@@ -139,10 +136,19 @@ def _open(
     )
 
 
-def _twice(first: int, last: int) -> str:
-    """W&B takes no row back: see the guide on what its charts make of that."""
-    steps = f"step {first:,}" if first == last else f"steps {first:,} to {last:,}"
-    return f"          has rows of {steps} from before, and gets them again; metrics.jsonl has each once"
+def _about(tracker: Tracker, state: RunState, last: int) -> list[str]:
+    """Where the rows go. `last`: the last step whose row an earlier start has written, and this one will again.
+
+    W&B takes no row back.
+    """
+    lines = [f"W&B       {tracker.how_to_see}"]
+    if tracker.unused:
+        lines.append(f"          {tracker.unused}")
+    if last and tracker.run_id is not None and tracker.run_id == state.run_id:
+        first = state.progress.step + 1
+        steps = f"step {first:,}" if first == last else f"steps {first:,} to {last:,}"
+        lines.append(f"          has rows of {steps} from before, and gets them again; metrics.jsonl has each once")
+    return lines
 
 
 def _finished(loaded: Loaded, tracker: Tracker, folder: RunFolder) -> Callable[[], str]:
