@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from tests.campaigns.faults.row import Row, folder
-from tests.report.test_tracker import clean_environ, in_process, online
+from tests.report.test_tracker import clean_environ, in_process, online, steps_of
 from tests.report.test_wandb_run import beside, by_name, end, on_a_full_disk
 from tests.wandb_server import WandbServer
 
@@ -27,11 +27,17 @@ def ends_and_strangers(here: Path, full: bool) -> str:
     for number in range(times):
         with WandbServer() as server:
             own = folder(here, f"strangers-{number}")
-            in_process(beside, online(server, own, WANDB_SILENT="true"), own, folder=str(own), ways=ways)
+            ended = in_process(beside, online(server, own, WANDB_SILENT="true"), own, folder=str(own), ways=ways)
             runs = by_name(server)
-            for how in ways:
-                assert len(runs[f"ours {how}"].history) == 2
-                strays += sum("train/loss" in row for row in runs[f"theirs {how}"].history)
+        assert ended.stderr == ""
+        assert ended.result == {"before": True, "apart": False, "ends first": True}  # theirs is wandb.run still
+        for how in ways:
+            ours, theirs = runs[f"ours {how}"], runs[f"theirs {how}"]
+            assert steps_of(ours.history) == [1, 2]
+            assert (ours.state, theirs.state) == ("preempted", "finished")
+            assert [row["mine"] for row in theirs.history] == ([1] if how == "ends first" else [1, 2])
+            assert "train/global_step" not in str(theirs.config)
+            strays += sum("train/loss" in row for row in theirs.history)
     assert not strays
     return f"{len(told)} ends, each with its state; {3 * times} runs beside one of the user's own: rows astray: 0"
 
@@ -84,7 +90,7 @@ ROWS = (
         "29s",
         "W&B offline, disk full",
         "wandb-core can write no more from the middle of a run on",
-        "one warning, metrics.jsonl whole, exit code as without W&B",
+        "one warning at the end, not one per row, and no silence",
         disk_full_offline,
         slow=True,
     ),
