@@ -133,7 +133,7 @@ def test_a_saved_stop_offline(tmp_path: Path) -> None:
     records = [json.loads(line) for line in done.stdout.splitlines()]
     kinds = [record["type"] for record in records]
     assert kinds.index("preempting") < kinds.index("exit")
-    assert records[kinds.index("exit")]["exit"] == {"exit_code": 75}
+    assert records[kinds.index("exit")]["exit"]["exit_code"] == 75
 
 
 def test_a_run_that_other_code_ends_costs_one_warning(server: WandbServer, tmp_path: Path) -> None:
