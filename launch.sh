@@ -311,6 +311,10 @@ final_code() {
 requeue() { # CODE
     if [[ $1 != 75 || -z ${SLURM_JOB_ID:-} ]]; then return; fi
     if grep -qs '"main": false' "$folder/ended.json"; then return; fi # the machine of rank 0 does it
+    if [[ -n ${WANDB_SWEEP_ID:-} ]]; then # a trial of `wandb agent`, whose job this is; the trial was marked as preempted
+        say "launch: saved; W&B puts the trial back into the queue of its sweep, so SLURM is not asked to"
+        return
+    fi
     if [[ " $forwarded " != *" USR1 "* ]] && ! grep -qs SIGUSR1 "$folder/ended.json"; then return; fi
     say "launch: saved; job $SLURM_JOB_ID goes back into the queue"
     scontrol requeue "$SLURM_JOB_ID" || say "launch: scontrol requeue failed; type: sbatch again, it goes on from there"

@@ -9,7 +9,12 @@
 # .venv/isobatch-stamp says for which pyproject.toml, constraints.txt and extras it was installed. A .venv that is a link
 # belongs to somebody else: it counts as active, and nothing is installed into what it leads to.
 
-say() { printf '%s\n' "$*" >&2; }
+# On a terminal the last line may hold the live line of a rank: it is cleared before.
+say() {
+    local start=''
+    if [[ -t 2 && ${TERM:-dumb} != dumb ]]; then start=$'\r\e[K'; fi
+    printf '%s%s\n' "$start" "$*" >&2
+}
 
 die() { # EXIT_CODE LINE...
     local code=$1

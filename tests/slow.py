@@ -38,6 +38,7 @@ SLOW = (
     "tests/report/test_failed_online.py",
     "tests/report/test_tables.py",
     "tests/report/test_tracker.py",
+    "tests/report/test_wandb_run.py",
     "tests/report/test_weights.py",
     "tests/test_buffers.py",
     "tests/test_evaluate.py::test_exact_on_any_number_of_ranks[44-11",

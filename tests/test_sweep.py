@@ -15,7 +15,7 @@ import yaml
 
 from train import sweep
 from train.config import load, run_name
-from train.config.schema import Wandb
+from train.report.wandb_settings import DEFAULT_PROJECT
 from train.sweep import SweepError, main, read_sweep
 
 ROOT = Path(__file__).parents[1]
@@ -81,7 +81,7 @@ def test_each_sweep_is_what_wandb_takes(path: Path, monkeypatch: pytest.MonkeyPa
     assert json.loads(filled) == list(read_sweep(path).trials[0])
     assert (ROOT / said["program"]).is_file()
     assert (said["command"][0], said["command"][-1]) == ("./launch.sh", "${args_no_hyphens}")
-    assert said["project"] == Wandb().project
+    assert said["project"] == DEFAULT_PROJECT
 
 
 def test_a_grid_without_a_server(

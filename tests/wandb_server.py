@@ -34,6 +34,8 @@ class StoredRun:
     attributes: dict[str, Any] = field(default_factory=dict)  # what UpsertBucket said: displayName, groupName ...
     streams: dict[str, list[str]] = field(default_factory=dict)  # file -> its lines
     state: str = "running"
+    preempting: bool = False  # mark_preempting was called
+    exit_code: int | None = None
 
     @property
     def config(self) -> dict[str, Any]:
@@ -169,8 +171,12 @@ class WandbServer:
         for name, part in (chunk.get("files") or {}).items():
             lines = run.streams.setdefault(name, [])
             lines[part["offset"] :] = part["content"]
+        run.preempting |= bool(chunk.get("preempting"))
         if chunk.get("complete"):
-            run.state = "failed" if chunk.get("exitcode") else "finished"
+            run.exit_code = chunk.get("exitcode")
+            run.state = "finished"
+            if run.exit_code:
+                run.state = "preempted" if run.preempting else "failed"
         return {"exitcode": None, "limits": {}}
 
     def _graphql(self, query: str, variables: dict[str, Any]) -> dict[str, Any]:

@@ -31,6 +31,7 @@ LAYERS = (
     ("parts", "metric_names"),
     ("disk",),
     ("errors",),
+    ("terminal",),
     ("redaction",),
 )
 """Modules and packages of this package: each imports only from layers below its own. A test walks the list."""

@@ -1,6 +1,7 @@
 """How a process ends: the errors that a user can fix, the exit codes, and what joins the two.
 
-Imports no torch: every entry point begins and ends through here, behind the doors that let no secret out.
+Imports no torch, and of the package only what prints, behind the doors that let no secret out: every entry point begins
+and ends through here.
 """
 
 import functools
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any, ParamSpec
 
 from train.redaction import clean, guard_streams, learn
+from train.terminal import on_lines, write_lines
 
 P = ParamSpec("P")
 
@@ -98,9 +100,10 @@ def entry_point(main: Callable[P, int]) -> Callable[P, int]:
 
 
 def print_error(text: str) -> None:
-    """On stderr, once on each machine, since its ranks read the same files."""
+    """On stderr, once on each machine, since its ranks read the same files; all but the first machine say who."""
     if _is_first_of_node():
-        print(text, file=sys.stderr, flush=True)
+        who = "" if _is_main() else f"rank {os.environ['RANK']}: "
+        write_lines(who + on_lines(text))
 
 
 def ending(reason: str, code: int, step: int) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from typing import Any
 import yaml
 
 from train.errors import BAD_CONFIG, FAILED, FINISHED, STOPPED, UserError, entry_point
+from train.terminal import write_lines
 
 LAUNCH = Path(__file__).parents[1] / "launch.sh"
 LOOPS = ("standard", "accumulate")
@@ -56,17 +57,22 @@ def _run_all(sweep: Sweep, overrides: Sequence[str], told: Sequence[int]) -> int
     failed = []
     for number, trial in enumerate(sweep.trials, start=1):
         command = [str(LAUNCH), sweep.loop, sweep.config, *trial, *overrides]
-        print(f"sweep: {number} of {len(sweep.trials)}: {shlex.join(trial)}", flush=True)
+        _say(f"sweep: {number} of {len(sweep.trials)}: {shlex.join(trial)}")
         code = _run(command, told)
         if told or code == STOPPED or code >= 128 or code < 0:  # what stopped the trial was meant for the sweep
-            print(f"sweep: stopped in {number} of {len(sweep.trials)}; type the same command to go on")
+            _say(f"sweep: stopped in {number} of {len(sweep.trials)}; type the same command to go on")
             if code == FINISHED:
                 return STOPPED
             return code if code > 0 else 128 - code
         if code:
             failed.append(f"sweep: exit code {code}: {shlex.join(command)}")
-    print(*failed, f"sweep: {len(sweep.trials) - len(failed)} of {len(sweep.trials)} finished", sep="\n")
+    _say(*failed, f"sweep: {len(sweep.trials) - len(failed)} of {len(sweep.trials)} finished")
     return FAILED if failed else FINISHED
+
+
+def _say(*lines: str) -> None:
+    """A terminal that is closed meanwhile must not end the sweep before its trial."""
+    write_lines("\n".join(lines), sys.stdout)
 
 
 def _run(command: Sequence[str], told: Sequence[int]) -> int:

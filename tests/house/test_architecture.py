@@ -29,6 +29,7 @@ PURE = (
     "parts",
     "redaction",
     "sweep",
+    "terminal",
 )
 HEART = ("standard.py", "accumulate.py", "loop.py", "step.py", "run.py", "setting.py")  # and batch/
 LAYER_OF = {name: number for number, names in enumerate(LAYERS) for name in names}

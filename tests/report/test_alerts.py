@@ -10,15 +10,15 @@ from train.accumulate import compute_gradient
 from train.main import main
 from train.report.tracker import Tracker
 
-Told = tuple[list[tuple[str, str]], dict[str, Any]]
+Told = tuple[list[tuple[str, str, str]], dict[str, Any]]
 
 
 @pytest.fixture
 def told(monkeypatch: pytest.MonkeyPatch) -> Told:
     """(alerts, summary)"""
-    alerts: list[tuple[str, str]] = []
+    alerts: list[tuple[str, str, str]] = []
     summary: dict[str, Any] = {}
-    monkeypatch.setattr(Tracker, "alert", lambda self, title, text: alerts.append((title, text)))
+    monkeypatch.setattr(Tracker, "alert", lambda self, *told: alerts.append(told))
     monkeypatch.setattr(Tracker, "summarise", lambda self, scalars: summary.update(scalars))
     return alerts, summary
 
@@ -38,7 +38,7 @@ def test_a_gradient_that_is_not_finite_alerts_once(told: Told, tmp_path: Path) -
 
     assert main(nan, "accumulate", compute_gradient) == 0
 
-    assert told[0] == [("a gradient was not finite", "run: by step 1, 1 steps were not applied")]
+    assert told[0] == [("a gradient was not finite", "run: by step 1, 1 steps were not applied", "WARN")]
 
 
 @pytest.mark.parametrize("how", ["on_nonfinite=stop", "crash"])
@@ -54,7 +54,7 @@ def test_a_run_that_fails_alerts(told: Told, tmp_path: Path, how: str, monkeypat
         assert main(nan, "accumulate", compute_gradient) == 1
 
     alerts, summary = told
-    ((title, text),) = alerts
-    assert title == "run failed"
+    ((title, text, level),) = alerts
+    assert (title, level) == ("run failed", "ERROR")
     assert ("ZeroDivisionError: on purpose" if how == "crash" else "on_nonfinite=stop") in text
     assert summary["ended/code"] == 1

@@ -173,7 +173,7 @@ def track(
         tracker.log(row)
         log_seconds.append(time.perf_counter() - started)
     if alert:
-        tracker.alert("stopped", alert)
+        tracker.alert("stopped", alert, "ERROR")
         tracker.summarise({"ended/reason": alert, "best/accuracy": 0.19})
     started = time.perf_counter()
     tracker.finish(0)

@@ -8,6 +8,7 @@ from typing import Any
 
 from train.config.check_batch import BATCH_RULES
 from train.config.check_names import NAME_RULES
+from train.config.check_wandb import WANDB_RULES
 from train.config.merge import ALTERNATIVES
 from train.config.problems import Finding, Values, show
 
@@ -92,6 +93,7 @@ def check(values: Values) -> list[Finding]:
         _columns,
         _name,
         *NAME_RULES,
+        *WANDB_RULES,
     )
     return [finding for rule in rules for finding in rule(values)]
 

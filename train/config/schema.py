@@ -59,17 +59,17 @@ class Wandb:
     mode: str = "auto"
     """auto (online when logged in, else offline; never a prompt), online, offline or disabled."""
     entity: str | None = None
-    """Account or team. Unset: the default one of the login."""
-    project: str = "isobatch"
-    """Project of the run."""
+    """Account or team. Unset: WANDB_ENTITY, else the default one of the login."""
+    project: str | None = None
+    """Project of the run. Unset: WANDB_PROJECT, else isobatch."""
     group: str | None = None
-    """Group of the run. Unset: the config's stem."""
+    """Group of the run. Unset: WANDB_RUN_GROUP, else the config's stem."""
     name: str | None = None
-    """Display name. Unset: the run's name."""
+    """Display name. Unset: WANDB_NAME, else the run's name."""
     tags: list[str] = field(default_factory=list)
-    """Tags of the run."""
+    """Tags of the run, of 1 to 64 characters each. Empty: WANDB_TAGS, with commas between."""
     notes: str | None = None
-    """A text about the run."""
+    """A text about the run. Unset: WANDB_NOTES."""
     privacy: bool = False
     """Send no host name, command, user, or repository address; only config, versions and metrics."""
     log_model: bool = False

@@ -15,6 +15,7 @@ from train.batch.window import Window
 from train.disk import open_own
 from train.distributed.ranks import Ranks
 from train.parts import Part
+from train.terminal import write_lines
 
 LONGEST_PERIOD_SECONDS = 10.0
 
@@ -92,7 +93,7 @@ class Watchdog:
         if self._over.wait(5 * self._period):  # for the others to say something twice; one that is frozen does not
             return
         reason = diagnosis(self._heard, self._deadline, self._folder)
-        print(f"rank {self._ranks.rank}: {reason}", file=sys.stderr, flush=True)
+        write_lines(f"rank {self._ranks.rank}: {reason}")
         if self._ranks.is_main:
             self._end(reason, self._step)
         time.sleep(self._period)  # for the others to write their stacks: the launcher ends them when it sees the first

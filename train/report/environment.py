@@ -98,12 +98,12 @@ def _bytes_of(root: Path | None, path: str) -> bytes:
 
 def wandb_setting(name: str) -> str:
     """A setting of wandb's own: from the environment, else from its two files; read without importing wandb."""
-    defaults = {"base_url": "https://api.wandb.ai", "mode": "auto", "api_key": ""}
+    defaults = {"base_url": "https://api.wandb.ai", "mode": "auto"}
     folder = Path(os.environ.get("WANDB_CONFIG_DIR", "~/.config/wandb")).expanduser()
     files = configparser.ConfigParser(interpolation=None)
     with suppress(configparser.Error, OSError):
         files.read([folder / "settings", Path("wandb/settings")])
-    return os.environ.get(f"WANDB_{name.upper()}") or files.get("default", name, fallback="") or defaults[name]
+    return os.environ.get(f"WANDB_{name.upper()}") or files.get("default", name, fallback="") or defaults.get(name, "")
 
 
 def logged_in_to_wandb() -> bool:

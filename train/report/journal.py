@@ -15,7 +15,8 @@ from train.errors import print_error
 class Journal:
     def __init__(self, path: Path, last_step: int) -> None:
         """Goes on after `last_step`: rows of later steps, which will be trained once more, are taken out."""
-        _cut(path, last_step)
+        self.taken_out = _cut(path, last_step)
+        """The last step of those rows; 0: there were none."""
         self._path = path
         self.file = os.fdopen(open_own(path), "ab", buffering=0)
         self._unwritten = b""  # rows for which there was no room
@@ -45,12 +46,15 @@ class Journal:
         self.file.close()
 
 
-def _cut(path: Path, last_step: int) -> None:
-    """Keep the rows up to a step. A kill may have left half a row; other lines that are none are kept beside."""
+def _cut(path: Path, last_step: int) -> int:
+    """Keep the rows up to a step; the last step of what was cut off, else 0.
+
+    A kill may have left half a row. Other lines that are none are kept beside.
+    """
     try:
         lines = list(open_lines(path))
     except FileNotFoundError:
-        return
+        return 0
     except Unreadable as error:
         raise OSError(errno.EINVAL, str(error)) from error
     steps = [_step(line) for line in lines]
@@ -63,6 +67,8 @@ def _cut(path: Path, last_step: int) -> None:
         print_error(f"{path}: {lines_are} no row of metrics; now in {aside}")
     if kept != lines:
         write_whole(path, b"".join(kept))
+    later = [step for step in steps if step is not None and step > last_step]
+    return int(max(later, default=0))
 
 
 def _step(line: bytes) -> float | None:

@@ -1,5 +1,7 @@
 """Whether a run is tracked online: from the config and from who is logged in, without importing wandb."""
 
+import os
+
 from train.config.schema import Wandb
 from train.errors import UserError
 from train.report.environment import logged_in_to_wandb, wandb_setting
@@ -22,7 +24,11 @@ def check_login(config: Wandb) -> None:
 
 def chosen_mode(config: Wandb) -> str:
     """online, offline or disabled; never a question to the user."""
-    mode = config.mode if config.mode != "auto" else wandb_setting("mode")
+    mode = config.mode
+    if mode == "auto" and os.environ.get("WANDB_DISABLED", "").lower() in ("1", "true", "yes", "on"):
+        return "disabled"  # Hugging Face's Trainer knows this variable
+    if mode == "auto":
+        mode = wandb_setting("mode")
     mode = MODES.get(mode, mode)
     if mode in ("offline", "disabled"):
         return mode

@@ -114,11 +114,11 @@ def _open(
     opened.callback(_abandon, tracker)
     # Now: a run that is killed has it too.
     tracker.summarise({metric_names.RUN_BATCH: plan.batch_column})
-    state.run_id = tracker.run_id
-    screen.say(f"W&B       {tracker.how_to_see}")
     journal = Journal(folder.path / "metrics.jsonl", state.progress.step)
     opened.callback(_abandon, journal)
     folder.follow("metrics.jsonl", journal.file)
+    screen.say(*_about(tracker, state, journal.taken_out))
+    state.run_id = tracker.run_id
     # Last: now the run has begun.
     folder.write_json("plan.json", plan.as_dict() | {"derived": derived})
 
@@ -132,6 +132,21 @@ def _open(
         finished=_finished(loaded, tracker, folder),
         warned_of_slow_stop=bool(warning),
     )
+
+
+def _about(tracker: Tracker, state: RunState, last: int) -> list[str]:
+    """Where the rows go. `last`: the last step whose row an earlier start has written, and this one will again.
+
+    W&B takes no row back.
+    """
+    lines = [f"W&B       {tracker.how_to_see}"]
+    if tracker.unused:
+        lines.append(f"          {tracker.unused}")
+    if last and tracker.run_id is not None and tracker.run_id == state.run_id:
+        first = state.progress.step + 1
+        steps = f"step {first:,}" if first == last else f"steps {first:,} to {last:,}"
+        lines.append(f"          has rows of {steps} from before, and gets them again; metrics.jsonl has each once")
+    return lines
 
 
 def _finished(loaded: Loaded, tracker: Tracker, folder: RunFolder) -> Callable[[], str]:

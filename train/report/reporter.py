@@ -85,7 +85,7 @@ class Reporter:
             return
         self._alerted = True
         text = f"{self._plan.name}: by step {self.progress.step:,}, {skipped_steps:.0f} steps were not applied"
-        self._outlets.tracker.alert("a gradient was not finite", text)
+        self._outlets.tracker.alert("a gradient was not finite", text, "WARN")
 
     def _warn_of_slow_stop(self, step_seconds: float) -> None:
         """Once, where a stop takes longer than the ranks are given for it."""
@@ -142,7 +142,7 @@ class Reporter:
         tracker = self._outlets.tracker
         if code in (BAD_CONFIG, FAILED):
             text = f"at step {self.progress.step:,}: {reason}"
-            tracker.alert(f"{self._plan.name} failed", text)
+            tracker.alert(f"{self._plan.name[:50]} failed", text, "ERROR")
         tracker.summarise(self._summary(reason, code))
         try:
             self._close(self._outlets, reason, code, closing_lines)

@@ -2,12 +2,12 @@
 
 import json
 import os
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 from train.disk import Unreadable, read_json
+from train.terminal import write_lines
 
 LONGEST_PAUSE_SECONDS = 300
 LOOK_SECONDS = 0.1  # between two looks whether a stop was asked for
@@ -29,7 +29,7 @@ def pause(folder: Path, checkpoint: Path | None, timeout_seconds: float, stopped
     if fruitless:
         seconds = min(2 ** min(fruitless - 1, 10), LONGEST_PAUSE_SECONDS, timeout_seconds / 2)
         told = f"restart {fruitless + 1} from {place} without progress; waiting {seconds:g} s"
-        print(told, file=sys.stderr, flush=True)
+        write_lines(told)
         end = time.monotonic() + seconds
         while time.monotonic() < end and not stopped():
             time.sleep(min(seconds, LOOK_SECONDS))

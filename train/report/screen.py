@@ -2,32 +2,44 @@
 
 import sys
 from collections.abc import Iterable, Mapping
-from typing import Any, TextIO
+from functools import partial
+from typing import TextIO
 
 from train import metric_names
 from train.redaction import clean
+from train.report.live import Fitted, live_line
 from train.report.progress import duration
+from train.terminal import on_lines, on_one_line, write_lines
 
 LINE_WIDTH = 80  # of a plain line of a step: what a log of SLURM shows without a break
 
 
 class Screen:
-    """Rank 0's. Everything but the live line also goes to `log_file`."""
+    """Rank 0's. Everything but the live line also goes to `log_file`.
+
+    A full disk raises OSError; a terminal that is gone does not.
+    """
 
     def __init__(self, total_steps: int, log_file: TextIO, memory_gib: float) -> None:
         self._total_steps = total_steps
         self._memory_gib = memory_gib
         self._log_file = log_file
         self._evaluation = ""
-        self._live = _live_line() if sys.stdout.isatty() else None
+        self._live = live_line()
 
     def say(self, *lines: str) -> None:
-        for line in map(clean, lines):
-            self._log_file.write(line + "\n")
-            if self._live:
-                self._live.console.print(line, markup=False, highlight=False, soft_wrap=True)
-            else:
-                print(line, flush=True)
+        """What moves a cursor is escaped: a line may hold the text of any exception, or a file's name."""
+        if not lines:
+            return
+        text = on_lines(clean("\n".join(lines)))
+        if self._live:
+            self._live.console.print(text)
+        else:
+            write_lines(text, sys.stdout)
+        self._note(text)
+
+    def _note(self, text: str) -> None:
+        self._log_file.write(text + "\n")
         self._log_file.flush()
 
     def log(self, row: Mapping[str, float]) -> None:
@@ -40,9 +52,8 @@ class Screen:
             return
         line = _fitted(self._step(row) + "  " + "  ".join(_step_parts(row)), _peak(row), LINE_WIDTH)
         if self._live:
-            self._log_file.write(line + "\n")
-            self._log_file.flush()
-            self._show(row)
+            self._live.update(Fitted(partial(self._live_text, row, self._evaluation)))
+            self._note(on_one_line(line))
         else:
             self.say(line)
 
@@ -64,14 +75,12 @@ class Screen:
     def _step(self, row: Mapping[str, float]) -> str:
         return f"step {row[metric_names.GLOBAL_STEP]:>{len(str(self._total_steps))}.0f}/{self._total_steps}"
 
-    def _show(self, row: Mapping[str, float]) -> None:
-        """The live line: as many of its parts, the most wanted first, as the terminal is wide."""
-        assert self._live
+    def _live_text(self, row: Mapping[str, float], evaluation: str, width: int) -> str:
+        """As many of the parts, the most wanted first, as there is room for."""
         left = (self._total_steps - row[metric_names.GLOBAL_STEP]) * row[metric_names.STEP_SECONDS]
-        rate = _speed(row)
         peak = [f"{text.removesuffix(' GiB')} of {self._memory_gib:.3g} GiB" for text in _peak(row)]
-        parts = [*_loss(row), self._evaluation, rate, f"{duration(left)} left", *peak, _shares(row)]
-        self._live.update(_fitted(self._step(row), parts, self._live.console.width))
+        parts = [*_loss(row), evaluation, _speed(row), f"{duration(left)} left", *peak, _shares(row)]
+        return on_one_line(_fitted(self._step(row), parts, width))
 
 
 def _fitted(line: str, parts: Iterable[str], width: int) -> str:
@@ -138,15 +147,3 @@ def _shares(row: Mapping[str, float]) -> str:
     total = sum(parts.values())
     known = (name for name in parts if name != "sync" or metric_names.SYNC_SECONDS in row)  # one rank has none
     return " ".join(f"{name} {parts[name] / total:.0%}" for name in known)
-
-
-def _live_line() -> Any:
-    """rich's live display of one line; None where rich is not installed: plain lines then."""
-    try:
-        from rich.console import Console
-        from rich.live import Live
-    except ImportError:
-        return None
-    live = Live("", console=Console(highlight=False), refresh_per_second=4, transient=True)
-    live.start()
-    return live

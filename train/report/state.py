@@ -5,9 +5,11 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from train.config import Config
+from train.distributed.ranks import launched_rank
 from train.report.best import Best
 from train.report.login import check_login
 from train.report.progress import Clock, Progress
+from train.report.wandb_settings import check_settings
 
 
 @dataclass
@@ -57,4 +59,6 @@ def checked_best(config: Config) -> Best:
     Raises what the user can fix of a report before anything is read: UnknownDirection, TrackerError.
     """
     check_login(config.wandb)
+    if launched_rank() == 0:
+        check_settings(config.wandb)
     return Best.of(config.evaluate.best)

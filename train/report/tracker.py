@@ -7,7 +7,6 @@ for a dead server or hangs (seen: `run.log`, for ever, where wandb-core is stuck
 import os
 import queue
 import shlex
-import sys
 import threading
 import traceback
 from collections.abc import Callable, Mapping
@@ -18,22 +17,20 @@ from typing import Any
 
 import psutil
 
-from train import metric_names
 from train.config.schema import Wandb
+from train.errors import STOPPED
 from train.redaction import clean, learn
 from train.report.environment import private
-from train.report.login import check_login, chosen_mode
+from train.report.login import TrackerError, check_login, chosen_mode
+from train.report.wandb_log import becomes_whole
+from train.report.wandb_run import open_run
+from train.report.wandb_settings import CLOSED, labels, unused
+from train.terminal import on_lines, write_lines
 
-SUMMARY = {
-    metric_names.EVAL_LOSS: "min,last",
-    metric_names.EVAL + "accuracy": "max,last",
-    metric_names.PEAK_ALLOCATED: "max,last",
-    metric_names.PEAK_RSS: "max,last",
-    **dict.fromkeys(metric_names.OF_ONE_STEP, "none"),
-}
-"""What a table of runs shows, where that is not the last value: eval/loss.min, eval/loss.last, or nothing."""
 LONGEST_QUEUE, GRACE_SECONDS = 10_000, 3.0
 """Rows that may wait for W&B; how much later than it promised it may end."""
+LONGEST_TITLE = 63
+"""Of an alert."""
 
 
 class Tracker:
@@ -48,6 +45,8 @@ class Tracker:
         self._how_to_see = how_to_see
         self._run: Any = None
         self._where = ""
+        self._file = Path()
+        self.unused = ""  # the variables of W&B that have no effect here
         self._jobs: queue.Queue[Callable[[], object] | None] = queue.Queue(LONGEST_QUEUE)
         self._thread: threading.Thread | None = None
         self._warned = self._failed = False
@@ -80,13 +79,7 @@ class Tracker:
         if config.privacy and "environment" in told:
             told["environment"] = private(told["environment"])
         said = {
-            "entity": config.entity,
-            "project": config.project,
-            "run_name": config.name or run_name,
-            "run_group": config.group or default_group,
-            "run_job_type": job_type,
-            "run_tags": config.tags,
-            "run_notes": config.notes,
+            **labels(config, run_name=run_name, group=default_group, job_type=job_type),
             "run_id": run_id,
             "resume": "allow" if run_id else None,
             "host": "" if config.privacy else None,
@@ -101,8 +94,11 @@ class Tracker:
         failures = []
         for attempt in dict.fromkeys((mode, "offline")):
             try:
-                self._run = _init(settings | {"mode": attempt}, run_config)
+                self._run = open_run(settings | {"mode": attempt}, run_config)
+                self.unused = unused({**CLOSED, **settings, "mode": attempt}, os.environ)
                 break
+            except TrackerError:
+                raise
             except Exception as error:
                 failures.append(f"could not start {attempt} ({first_line(error)})")
         if failures:
@@ -110,7 +106,9 @@ class Tracker:
         if not self._run:
             return
         self.run_id, self.url = self._run.id, self._run.url
-        self._where = f"wandb sync {shlex.quote(os.path.relpath(Path(self._run.dir).parent))}"
+        folder = Path(os.path.relpath(Path(self._run.dir).parent))
+        self._file = folder.absolute() / f"run-{self.run_id}.wandb"
+        self._where = f"wandb sync {shlex.quote(str(folder))}"
         threading.excepthook = partial(self._on_thread_error, threading.excepthook)
         self._thread = threading.Thread(target=self._work, name="wandb", daemon=True)
         self._thread.start()
@@ -133,8 +131,10 @@ class Tracker:
         """Send a row; it must hold progress/samples_seen, the x-axis of all. Returns at once."""
         self.do(lambda run, row: run.log(row), dict(row))
 
-    def alert(self, title: str, text: str) -> None:
-        self.do(lambda run, told: run.alert(**told), clean({"title": title, "text": text}))
+    def alert(self, title: str, text: str, level: str) -> None:
+        """`level`: INFO, WARN or ERROR."""
+        told = clean({"title": title[:LONGEST_TITLE], "text": text, "level": level})
+        self.do(lambda run, told: run.alert(**told), told)
 
     def summarise(self, scalars: Mapping[str, float | str]) -> None:
         """Columns of the table of runs, beside the last value of each metric."""
@@ -147,7 +147,7 @@ class Tracker:
             return
         try:
             if not self._failed:
-                self._put(partial(self._run.finish, exit_code=exit_code))
+                self._put(partial(self._finish, exit_code))
                 self._put(None)
             thread.join(self.finish_seconds + GRACE_SECONDS)
             if thread.is_alive():
@@ -166,13 +166,24 @@ class Tracker:
         except queue.Full:
             self._fail("takes no more rows")
 
+    def _finish(self, exit_code: int) -> None:
+        """In the thread, as its last job."""
+        if exit_code == STOPPED:  # before a code that is not 0: preempted, not failed
+            self._run.mark_preempting()
+        self._run.finish(exit_code=exit_code)
+        # A full disk costs nothing online: the rows have arrived all the same (seen: 600 of 600).
+        if self.url is None and not becomes_whole(self._file, GRACE_SECONDS):
+            lost = f"{self._file} ends before the run does, as on a full disk: W&B lacks the last rows"
+            self.warn(f"{lost}, and metrics.jsonl has all. To send what it has: {self._where}")
+
     def _work(self) -> None:
         """The thread: the jobs one after the other, up to the first that fails."""
         try:
             while job := self._jobs.get():
                 job()
         except Exception as error:
-            self._fail(first_line(error))
+            is_over = "is finished" in str(error)
+            self._fail("other code has ended this run (wandb.finish)" if is_over else first_line(error))
 
     def _on_thread_error(self, otherwise: Callable[[Any], object], error: Any) -> None:
         """wandb's own threads end with a traceback each when wandb-core is gone; one warning says it all."""
@@ -193,35 +204,7 @@ class Tracker:
             self.tell(text)
 
     def tell(self, text: str) -> None:
-        print(clean(f"W&B: {text}"), file=sys.stderr, flush=True)
-
-
-def _init(settings: dict[str, Any], run_config: dict[str, Any]) -> Any:
-    """wandb.init with nothing sent but what we hand over: no source, no command, no list of packages, no output."""
-    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # its own stack traces, to its makers
-    import wandb  # here: it takes a second, which the other ranks and untracked runs need not pay
-
-    wandb.setup(wandb.Settings(silent=True))
-    closed = wandb.Settings(
-        program="isobatch",
-        silent=True,
-        console="off",
-        save_code=False,
-        disable_code=True,
-        disable_git=True,
-        disable_job_creation=True,
-        x_disable_meta=True,
-        x_save_requirements=False,
-        finish_timeout_raises=True,
-        **settings,
-    )
-    run = wandb.init(config=run_config, settings=closed)
-    run.define_metric(metric_names.SAMPLES_SEEN)
-    run.define_metric(metric_names.GLOBAL_STEP)
-    run.define_metric("*", step_metric=metric_names.SAMPLES_SEEN)  # no `step=`: after a resume W&B would drop rows
-    for name, summary in SUMMARY.items():
-        run.define_metric(name, step_metric=metric_names.SAMPLES_SEEN, summary=summary)
-    return run
+        write_lines(on_lines(clean(f"W&B: {text}")))
 
 
 def _abandon() -> None:

@@ -1,0 +1,95 @@
+"""The live line: the last line of a terminal, written over while a run goes on. By rich, where it is installed."""
+
+import os
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any, TextIO
+
+from train.terminal import encodable, moves_cursor
+
+
+class Sturdy:
+    """A stream for rich that raises nothing: the terminal may be closed, and its encoding may lack a letter.
+
+    rich itself ends the process where a pipe has no reader any more.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        try:
+            self._stream.write(encodable(text, self._stream))
+        except (OSError, ValueError):  # ValueError: the stream is closed
+            return 0
+        return len(text)
+
+    def flush(self) -> None:
+        try:
+            self._stream.flush()
+        except (OSError, ValueError):
+            return
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+def live_line() -> Any:
+    """rich's live display, started; None where stdout is no terminal that can move its cursor, or rich is missing."""
+    if not moves_cursor(sys.stdout):
+        return None
+    try:
+        from rich.console import Console
+        from rich.live import Live
+    except ImportError:
+        return None
+
+    class Plain(Console):
+        def show_cursor(self, show: bool = True) -> bool:
+            """Never hidden: a process that is killed could not bring it back."""
+            return False
+
+    stream: Any = Sturdy(sys.stdout)
+    # What others print goes through this console too: as it is, without markup and without new line breaks.
+    console = Plain(
+        file=stream,
+        force_terminal=True,
+        force_interactive=True,
+        markup=False,
+        emoji=False,
+        highlight=False,
+        soft_wrap=True,
+    )
+    live = Live(
+        console=console,
+        refresh_per_second=4,
+        transient=True,
+        # Where stderr goes into a file, it stays there.
+        redirect_stderr=sys.stderr.isatty(),
+    )
+    live.start()
+    return live
+
+
+def _columns() -> int:
+    """As it is now: rich would believe an exported COLUMNS, which is as old as the shell."""
+    with suppress(OSError):
+        return max(2, os.get_terminal_size(1).columns)
+    return 80
+
+
+class Fitted:
+    """What the live line shows: made anew at each refresh, since the terminal may have another width by then."""
+
+    def __init__(self, text: Callable[[int], str]) -> None:
+        """`text(width)` gives the line; one cell is left free, or some terminals would begin another line."""
+        self._text = text
+
+    def __rich_console__(self, console: Any, options: Any) -> Any:
+        from rich.text import Text
+
+        width = min(options.max_width, _columns()) - 1
+        line = Text(self._text(width), no_wrap=True, overflow="crop")
+        line.truncate(width)
+        yield line
