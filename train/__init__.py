@@ -30,6 +30,7 @@ LAYERS = (
     ("batch", "config"),
     ("parts", "metric_names"),
     ("errors",),
+    ("output",),
 )
 """Modules and packages of this package: each imports only from layers below its own. A test walks the list."""
 
