@@ -7,7 +7,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 LAYERS = (
-    ("evaluate", "prepare", "verify", "compare", "sweep", "new"),
+    ("evaluate", "prepare", "verify", "compare", "sweep", "new", "launch"),
     ("standard", "accumulate"),
     ("main",),
     ("loop",),
@@ -28,7 +28,7 @@ LAYERS = (
     ("randomness",),
     ("comparison",),
     ("batch", "config"),
-    ("parts", "metric_names"),
+    ("parts", "metric_names", "launching"),
     ("errors",),
     ("output",),
 )
