@@ -7,7 +7,6 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
-from glob import glob
 from pathlib import Path
 
 from train.errors import print_error
@@ -97,7 +96,7 @@ def count_gpus() -> int:
 
     Asking it costs an import, so it is asked only where the machine seems to have a GPU.
     """
-    if not (shutil.which("nvidia-smi") or glob("/dev/nvidia[0-9]*") or Path("/dev/kfd").exists()):
+    if not (shutil.which("nvidia-smi") or any(Path("/dev").glob("nvidia[0-9]*")) or Path("/dev/kfd").exists()):
         return 0
     code = "import torch; print(torch.cuda.device_count())"
     done = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, check=False, env=os.environ)

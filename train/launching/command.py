@@ -31,10 +31,9 @@ def build(arguments: Arguments, file: LauncherFile, ranks: Ranks, grace: int) ->
     variables = _variables(ranks, grace)
     module = "train.config" if arguments.prints_config else f"train.{arguments.loop}"
     program = ["-m", module, arguments.config, *arguments.words]
-    alone = ranks.number == 1 and file.is_plain and not _without_cpu(arguments.flags) and ranks.machines == 1
     if not arguments.needs_ranks:
         return Command([sys.executable, *program], variables)
-    if alone or (ranks.number == 1 and _only_number(arguments) and file.is_plain):
+    if ranks.number == 1 and ranks.machines == 1 and file.is_plain and _only_number(arguments):
         # accelerate's own launcher of one process costs 1.8 CPU seconds to set these.
         variables |= {"ACCELERATE_MIXED_PRECISION": file.mixed_precision, "ACCELERATE_DYNAMO_BACKEND": "NO"}
         variables.setdefault("OMP_NUM_THREADS", os.environ.get("OMP_NUM_THREADS", "1"))
@@ -70,8 +69,9 @@ def _without_cpu(flags: list[str]) -> list[str]:
 
 
 def _only_number(arguments: Arguments) -> bool:
-    flags = _without_cpu(arguments.flags)
-    return len(flags) <= 2 and all(flag == "1" or flag.startswith(("--num_processes", "--num-processes")) for flag in flags)
+    """Whether no flag says more than how many ranks."""
+    number = ("1", "--num_processes", "--num-processes", "--num_processes=1", "--num-processes=1")
+    return all(flag in number for flag in _without_cpu(arguments.flags))
 
 
 def _is_torchrun(flag: str) -> bool:
@@ -79,7 +79,7 @@ def _is_torchrun(flag: str) -> bool:
 
 
 def _check_lone_rank(flag: str, arguments: Arguments, file: LauncherFile) -> None:
-    """By --multi_gpu accelerate sends one rank to torchrun, but refuses where a flag, or a GPU's name, says it is one."""
+    """accelerate sends one rank to torchrun by --multi_gpu, but refuses where a flag, or a GPU's name, says one."""
     wrong = ""
     if file.get("num_processes") not in (1, "1"):
         wrong = f"no num_processes: 1 in {file.path}"

@@ -92,7 +92,8 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _no_launcher_file(path: Path, why: str) -> LaunchRefused:
     return LaunchRefused(
-        f"launch: {path} is no launcher file of accelerate\n  got:  {why}\n  type: accelerate config --config_file {path}"
+        f"launch: {path} is no launcher file of accelerate\n  got:  {why}\n"
+        f"  type: accelerate config --config_file {path}"
     )
 
 
