@@ -67,6 +67,7 @@ class Clone:
         for name in ("launch.sh", "scripts/environment.sh", "pyproject.toml", "constraints.txt"):
             shutil.copy(ROOT / name, self.path / name)
         shutil.copytree(ROOT / "configs" / "accelerate", self.path / "configs" / "accelerate")
+        shutil.copy(ROOT / "configs" / "digits.yaml", self.path / "configs")
         for name in ("__init__.py", "errors.py", "output.py", "launch.py"):
             shutil.copy(ROOT / "train" / name, self.path / "train" / name)
         shutil.copytree(ROOT / "train" / "launching", self.path / "train" / "launching")

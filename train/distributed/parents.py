@@ -7,8 +7,9 @@ from pathlib import Path
 import psutil
 
 LAUNCHER_PID = "ISOBATCH_LAUNCHER_PID"
-LAUNCHERS = ("accelerate", "torchrun", "accelerate.commands.launch", "torch.distributed.run")
-"""Words of a command line by which a launcher is known. A shell is none: `nohup python -m ... &` outlives its own."""
+LAUNCHERS = ("accelerate", "accelerate.commands.launch")
+"""Words of a command line by which accelerate is known; torchrun sets a variable. A shell is none of them:
+`nohup python -m ... &` outlives its own."""
 
 
 class Parents:

@@ -24,7 +24,7 @@ from typing import Any
 
 import psutil
 
-from train.errors import STOPPED, print_error
+from train.errors import FAILED, FINISHED, STOPPED, print_error
 from train.launching.command import Command
 from train.launching.processes import MARK, ignored_signals, listens, ranks_of, remaining, send, wake_up_pipe
 
@@ -192,9 +192,7 @@ class Supervisor:
 
         Without that file nobody knows more than the launcher.
         """
-        code = self._child.returncode
-        if code < 0:
-            code = 128 - code
+        code = FAILED if self._child.returncode else FINISHED  # as accelerate's launcher, where there is one
         told = self._ended().get("code")
         if isinstance(told, int):
             return told if told != 0 or code == 0 or self._told else code

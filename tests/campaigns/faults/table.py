@@ -18,6 +18,7 @@ from tests.campaigns.faults import (
     starting,
     stopping,
     training,
+    unattended,
     waiting,
 )
 from tests.campaigns.faults.row import Row
@@ -27,7 +28,7 @@ RESULTS = ROOT / "docs" / "results.md"
 BEGIN, END = "<!-- faults: begin -->", "<!-- faults: end -->"
 HEAD = "| # | fault | injection | expected | figure | verdict | commit, date | seconds |\n" + "|---" * 8 + "|"
 
-_PARTS = (saving, disk, full, training, starting, stopping, waiting, resume, launching, malicious)
+_PARTS = (saving, disk, full, training, starting, stopping, waiting, resume, launching, unattended, malicious)
 _ORDERED = sorted(
     (row for part in _PARTS for row in part.ROWS),
     key=lambda row: (row.number.isalpha(), int(row.number.strip("bits") or 0), row.number),
