@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 SAYS = """
 import sys, time
@@ -25,5 +26,5 @@ def test_a_closed_pipe_ends_nothing() -> None:
 
 
 def test_a_full_disk_under_stdout_ends_nothing() -> None:
-    with open("/dev/full", "w") as full:
+    with Path("/dev/full").open("w") as full:
         assert subprocess.run([sys.executable, "-c", SAYS], stdout=full, stderr=full, check=False).returncode == 0
