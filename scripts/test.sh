@@ -24,7 +24,7 @@ PATH=$("$PYTHON" -c 'import sysconfig; print(sysconfig.get_path("scripts"))'):$P
 export PATH OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 WANDB_MODE=${WANDB_MODE:-offline}
 # What an outer launch left in the environment is not meant for the runs that the tests start.
 unset RANK LOCAL_RANK WORLD_SIZE LOCAL_WORLD_SIZE MASTER_ADDR MASTER_PORT
-unset ISOBATCH_WORLD_SIZE ISOBATCH_ENDED ISOBATCH_ATTEMPT
+unset ISOBATCH_WORLD_SIZE ISOBATCH_ENDED ISOBATCH_ATTEMPT ISOBATCH_LAUNCHER_PID
 
 failed=()
 check() { # NAME COMMAND...

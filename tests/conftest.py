@@ -134,6 +134,14 @@ def _no_secrets_of_other_tests() -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def _no_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
     """A test is not a rank, whatever started pytest."""
-    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "ISOBATCH_WORLD_SIZE", "ISOBATCH_ENDED", "ISOBATCH_ATTEMPT"):
+    for name in (
+        "RANK",
+        "LOCAL_RANK",
+        "WORLD_SIZE",
+        "ISOBATCH_WORLD_SIZE",
+        "ISOBATCH_ENDED",
+        "ISOBATCH_ATTEMPT",
+        "ISOBATCH_LAUNCHER_PID",
+    ):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")

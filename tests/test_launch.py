@@ -13,6 +13,12 @@ from pathlib import Path
 
 import psutil
 import pytest
+import yaml
+
+from train.launching import choose
+from train.launching.arguments import LaunchRefused, parse
+from train.launching.command import build
+from train.launching.launcher_file import find
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -21,7 +27,7 @@ STAND_IN = """
 import json, os, pathlib, signal, subprocess, sys, time
 say = dict(word.split("=", 1) for word in sys.argv[1:] if "=" in word)
 rank, got = os.environ.get("RANK", "0"), []
-for name in ("SIGTERM", "SIGINT", "SIGUSR1"):
+for name in ("SIGTERM", "SIGINT", "SIGUSR1", "SIGHUP", "SIGQUIT"):
     signal.signal(getattr(signal, name), lambda number, _: got.append(signal.Signals(number).name))
 seen = lambda: list(pathlib.Path(say["out"]).glob("rank-*.json"))
 helper = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"]) if "helper" in say else None
@@ -61,7 +67,10 @@ class Clone:
         for name in ("launch.sh", "scripts/environment.sh", "pyproject.toml", "constraints.txt"):
             shutil.copy(ROOT / name, self.path / name)
         shutil.copytree(ROOT / "configs" / "accelerate", self.path / "configs" / "accelerate")
-        (self.path / "train" / "__init__.py").touch()
+        shutil.copy(ROOT / "configs" / "digits.yaml", self.path / "configs")
+        for name in ("__init__.py", "errors.py", "output.py", "launch.py"):
+            shutil.copy(ROOT / "train" / name, self.path / "train" / name)
+        shutil.copytree(ROOT / "train" / "launching", self.path / "train" / "launching")
         (self.path / "train" / "accumulate.py").write_text(STAND_IN)
         # Would be run instead of ours if the current directory stood first on the path.
         (self.cwd / "train.py").write_text("raise SystemExit('the wrong train was imported')")
@@ -172,7 +181,7 @@ def test_exit_code(clone, nproc, words, code):
 
 
 @pytest.mark.parametrize("nproc", [1, 2])
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGUSR1"])
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGUSR1", "SIGHUP"])
 def test_a_signal_reaches_each_rank_once_and_no_helper_of_a_rank(clone, nproc, name):
     process = clone.launch("signals=1", "code=75", "helper=ends", NPROC=str(nproc))
     clone.ranks(nproc)
@@ -187,11 +196,14 @@ def test_a_signal_reaches_each_rank_once_and_no_helper_of_a_rank(clone, nproc, n
 
 
 @pytest.mark.parametrize("nproc", [1, 2])
-def test_a_second_ctrl_c_is_handed_on_too(clone, nproc):
+def test_only_a_ctrl_c_some_seconds_after_the_first_is_handed_on_too(clone, nproc):
     process = clone.launch("signals=2", NPROC=str(nproc))
     clone.ranks(nproc)
     process.send_signal(signal.SIGINT)
-    time.sleep(0.5)
+    time.sleep(0.3)
+    process.send_signal(signal.SIGINT)
+    time.sleep(2)
+    assert process.poll() is None, "an impatient finger lost the save"
     process.send_signal(signal.SIGINT)
     assert process.wait(60) == 130, "nobody wrote how it ended"
     assert [rank["got"] for rank in clone.ranks(nproc)] == [["SIGINT", "SIGINT"]] * nproc
@@ -218,7 +230,7 @@ def test_a_second_ctrl_c_does_not_wait_for_ranks_that_hang(clone):
     clone.ranks(2)
     start = time.monotonic()
     process.send_signal(signal.SIGINT)
-    time.sleep(0.5)
+    time.sleep(2.2)
     process.send_signal(signal.SIGINT)
     assert process.wait(60) == 130
     assert time.monotonic() < start + 15
@@ -289,15 +301,41 @@ def test_a_wrong_request_is_refused_before_anything_starts(clone, wrong):
     assert "type:" in stderr
 
 
-def test_more_ranks_than_gpus_are_refused(clone, bare_python):
-    # Given a driver that lists two GPUs, and no torch that could be asked.
-    (bare_python / "bin" / "nvidia-smi").write_text("#!/bin/sh\necho 'GPU 0: A'\necho 'GPU 1: B'\n")
-    (bare_python / "bin" / "nvidia-smi").chmod(0o755)
-    env = {"PATH": f"{bare_python}/bin:/usr/bin:/bin"}
-    _, _, stderr = clone.run(clone.path / "launch.sh", "--dry-run", **env)
-    assert "launch: 2 GPUs visible, 2 ranks" in stderr
-    code, _, stderr = clone.run(clone.path / "launch.sh", "--dry-run", NPROC="3", **env)
-    assert (code, "NPROC=2" in stderr) == (2, True)
+def test_more_ranks_than_gpus_are_refused(monkeypatch, capsys):
+    monkeypatch.setattr(choose, "count_gpus", lambda: 2)
+    chosen = choose.choose(parse(["my.yaml"]), find(None), {})
+    assert (chosen.number, chosen.gpus) == (2, 2)
+    assert "launch: 2 GPUs visible, 2 ranks" in capsys.readouterr().err
+    with pytest.raises(LaunchRefused, match="NPROC=2"):
+        choose.choose(parse(["my.yaml"]), find(None), {"NPROC": "3"})
+
+
+def test_a_launcher_file_of_the_users_own_says_how_many_ranks(tmp_path, capsys):
+    # Given one that `accelerate config` wrote.
+    (tmp_path / "mine.yaml").write_text("distributed_type: MULTI_CPU\nnum_processes: 3\n")
+    file, words = find(str(tmp_path / "mine.yaml")), parse(["my.yaml"])
+    assert choose.choose(words, file, {}).number == 3
+    capsys.readouterr()
+    assert choose.choose(words, file, {"NPROC": "2"}).number == 2
+    assert f"NPROC=2 overrides num_processes of {file.path}=3" in capsys.readouterr().err
+
+
+def test_the_launcher_file_of_an_installed_package_is_that_of_the_clone():
+    installed = yaml.safe_load((ROOT / "train" / "launching" / "ddp.yaml").read_text())
+    assert installed == yaml.safe_load((ROOT / "configs" / "accelerate" / "ddp.yaml").read_text())
+
+
+@pytest.mark.parametrize(
+    ("how", "direct"),
+    [("", True), ("-- --cpu", True), ("-- --debug", False), ("file", False)],
+)
+def test_one_rank_needs_no_launcher_of_its_own_unless_something_asks_for_it(tmp_path, how, direct, monkeypatch):
+    monkeypatch.setattr(choose, "count_gpus", lambda: 0)
+    (tmp_path / "fsdp.yaml").write_text("distributed_type: FSDP\nnum_processes: 1\n")
+    file = find(str(tmp_path / "fsdp.yaml") if how == "file" else None)
+    words = parse(["my.yaml", *how.replace("file", "").split()])
+    command = build(words, file, choose.choose(words, file, {}), 120)
+    assert ("accelerate.commands.launch" not in command.words) == direct
 
 
 @pytest.mark.parametrize("kind", ["SLURM_JOB_ID", "VIRTUAL_ENV"])

@@ -7,7 +7,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 LAYERS = (
-    ("evaluate", "prepare", "verify", "compare", "sweep", "new"),
+    ("evaluate", "prepare", "verify", "compare", "sweep", "new", "launch"),
     ("standard", "accumulate"),
     ("main",),
     ("loop",),
@@ -28,10 +28,10 @@ LAYERS = (
     ("randomness",),
     ("comparison",),
     ("batch", "config"),
-    ("parts", "metric_names"),
+    ("parts", "metric_names", "launching"),
     ("disk",),
     ("errors",),
-    ("terminal",),
+    ("terminal", "output"),
     ("redaction",),
 )
 """Modules and packages of this package: each imports only from layers below its own. A test walks the list."""

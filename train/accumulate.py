@@ -8,6 +8,7 @@ import sys
 from torch import Tensor
 
 from train.batch.window import Window
+from train.errors import leave
 from train.main import main
 from train.step import Learner, forward_backward
 
@@ -21,4 +22,4 @@ def compute_gradient(learner: Learner, window: Window) -> Tensor:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:], "accumulate", compute_gradient))
+    leave(main(sys.argv[1:], "accumulate", compute_gradient))

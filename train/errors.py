@@ -4,16 +4,19 @@ Imports no torch, and of the package only what prints, behind the doors that let
 and ends through here.
 """
 
+import atexit
 import functools
 import json
 import os
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, ParamSpec
+from typing import Any, NoReturn, ParamSpec
 
+from train.output import keep_printing
 from train.redaction import clean, guard_streams, learn
 from train.terminal import on_lines, write_lines
 
@@ -83,11 +86,14 @@ def code_of(error: BaseException) -> int:
 def entry_point(main: Callable[P, int]) -> Callable[P, int]:
     """Decorates the `main` of an entry point: a UserError ends it in one sentence and with exit code 2.
 
-    From here to the end of the process nothing is shown that is known to be secret.
+    From here to the end of the process nothing is shown that is known to be secret, and what is printed where nobody
+    reads it any more is lost without an error.
     """
 
     @functools.wraps(main)
     def checked(*args: P.args, **kwargs: P.kwargs) -> int:
+        guard_streams()  # what holds on to them by now, such as handlers of logging
+        keep_printing()
         guard_streams()
         learn([*args, *sys.argv])
         try:
@@ -130,13 +136,35 @@ def exit_code(reason: str, code: int, step: int) -> int:
 
     Under launch.sh (ISOBATCH_ENDED names a file) that is 0, and the file holds the code: accelerate's launcher knows
     only 0 and 1, and would take any other code for a crash and restart the ranks.
+    A stop that was asked for is 0 too where torchrun, or accelerate, was told to restart ranks that fail.
     """
     if not write_ending(reason, code, step):
-        return code
+        return FINISHED if code == STOPPED and _may_be_restarted() else code
     # On another machine a config may be bad that is good on the first one: its rank must not look as if all were well.
     # A stop is no failure there: it would keep the launcher of the first machine waiting for 300 s.
     failed_alone = code not in (FINISHED, STOPPED) and not _is_main() and _is_first_of_node()
     return code if failed_alone else FINISHED
+
+
+def _may_be_restarted() -> bool:
+    """The agent of torchrun says so to its ranks: --max_restarts."""
+    return os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0") != "0"
+
+
+def leave(code: int) -> NoReturn:
+    """End this process; to be called when all is written.
+
+    The interpreter's own end waits for nothing that is left to do, and takes apart what threads of gloo still use: one
+    launch in 17 of two or three ranks ended by SIGABRT there, after all was saved.
+    """
+    for thread in threading.enumerate():
+        if thread is not threading.current_thread() and not thread.daemon:
+            thread.join()
+    atexit._run_exitfuncs()
+    with suppress(OSError, ValueError):
+        sys.stdout.flush()
+        sys.stderr.flush()
+    os._exit(code)
 
 
 def _is_main() -> bool:

@@ -137,7 +137,7 @@ def build(loaded: Loaded, loop: str) -> Run:
     run of that name is there.
     """
     config = loaded.config
-    stop = Stop(config.duration.hours)
+    stop = Stop(config.duration.hours, config.runtime.watch_launcher)
     check_launcher(config)
     accelerator, ranks = connect(config)
     stop.listen()  # not before: a signal then ends a rank that waits for one that never comes

@@ -18,7 +18,7 @@ EXECUTION = (
     "noise_scale",
     *("data.preload", "data.workers", "data.eval_transform"),
     *("batch.micro", "batch.accumulation_steps", "batch.exact", "runtime.timeout_seconds", "runtime.deterministic"),
-    *("batch.micro_tokens", "model.compile", "memory", "runtime.reduction"),
+    *("batch.micro_tokens", "model.compile", "memory", "runtime.reduction", "runtime.watch_launcher"),
 )
 """Keys, and sections, that change how a run is executed or watched, but not what it computes."""
 

@@ -89,6 +89,9 @@ class Memory:
 class Runtime:
     timeout_seconds: int = 1800
     """A run in which nothing has moved for so long ends, says where each rank stands, and keeps their stacks."""
+    watch_launcher: bool = True
+    """Stop and save where the launcher of the ranks was killed (./launch.sh, torchrun, accelerate launch): nobody waits
+    for them any more. A shell that ends is no launcher: `nohup python -m train.accumulate ... &` goes on."""
     tf32: bool = False
     """Let GPUs round the inputs of float32 matrix products to 10 bits of mantissa: faster, less exact."""
     deterministic: bool = False

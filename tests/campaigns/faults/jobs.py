@@ -23,7 +23,15 @@ _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(["train.main", "torch._dynamo", "tests.campaigns.faults.ranks"])
 
 LIMIT_SECONDS = 120
-CLEARED = ("RANK", "WORLD_SIZE", "ISOBATCH_WORLD_SIZE", "ISOBATCH_ENDED", "ISOBATCH_ATTEMPT", "SLURM_JOB_ID")
+CLEARED = (
+    "RANK",
+    "WORLD_SIZE",
+    "ISOBATCH_WORLD_SIZE",
+    "ISOBATCH_ENDED",
+    "ISOBATCH_ATTEMPT",
+    "ISOBATCH_LAUNCHER_PID",
+    "SLURM_JOB_ID",
+)
 
 
 class Hang(AssertionError):

@@ -1,0 +1,55 @@
+"""Whether anybody still waits for this process: a launcher that was killed outright tells nobody."""
+
+import os
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
+
+LAUNCHER_PID = "ISOBATCH_LAUNCHER_PID"
+LAUNCHERS = ("accelerate", "accelerate.commands.launch")
+"""Words of a command line by which accelerate is known; torchrun sets a variable. A shell is none of them:
+`nohup python -m ... &` outlives its own."""
+
+
+class Parents:
+    """The launchers above this process, as they were when it began: train.launch, torchrun's agent, accelerate's."""
+
+    def __init__(self) -> None:
+        self._parent = os.getppid()
+        self._of_launcher = _starts_ranks(self._parent)
+        self._launch = _process(os.environ.get(LAUNCHER_PID))
+
+    def gone(self) -> str | None:
+        """Which of them has ended; None where all live, or where nobody launched this process."""
+        if self._of_launcher and os.getppid() != self._parent:
+            return f"the end of its launcher (process {self._parent})"
+        if LAUNCHER_PID in os.environ and not _lives(self._launch):
+            return f"the end of train.launch (process {os.environ[LAUNCHER_PID]})"
+        return None
+
+
+def _starts_ranks(pid: int) -> bool:
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        return True
+    with suppress(psutil.Error):
+        words = [Path(word).name for word in psutil.Process(pid).cmdline()]
+        return any(word in LAUNCHERS for word in words)
+    return False
+
+
+def _process(pid: str | None) -> psutil.Process | None:
+    """Known by its start too: another process may get its number."""
+    if pid is None:
+        return None
+    with suppress(psutil.Error, ValueError):
+        return psutil.Process(int(pid))
+    return None
+
+
+def _lives(process: psutil.Process | None) -> bool:
+    if process is None:
+        return False
+    with suppress(psutil.Error):
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    return False

@@ -1,0 +1,84 @@
+"""The command line of ./launch.sh and of `python -m train.launch`."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from train.errors import UserError
+
+USAGE = (Path(__file__).parent / "usage.txt").read_text(encoding="utf-8")
+CLONE = Path(__file__).resolve().parents[2]
+"""Above the package: the clone, or the folder into which a wheel was installed."""
+
+
+class LaunchRefused(UserError):
+    """What was asked for cannot be launched."""
+
+
+@dataclass
+class Arguments:
+    loop: str = "accumulate"
+    config: str = ""
+    words: list[str] = field(default_factory=list)  # key=value and options, for the training
+    flags: list[str] = field(default_factory=list)  # for accelerate
+    help: bool = False
+    dry_run: bool = False
+    needs_ranks: bool = True
+    prints_config: bool = False
+
+    def flag(self, name: str) -> str | None:
+        """The value of accelerate's --NAME, the last one; "" where it has none; None where it is not there."""
+        found = None
+        for place, word in enumerate(self.flags):
+            key, equals, value = word.partition("=")
+            if key.replace("-", "_") != f"__{name}":
+                continue
+            following = self.flags[place + 1 : place + 2]
+            found = value if equals else "".join(following)
+        return found
+
+
+def parse(argv: Sequence[str]) -> Arguments:
+    """Raises LaunchRefused where no config is named and there is no clone to take one from."""
+    found = Arguments()
+    words = list(argv)
+    if "--" in words:
+        cut = words.index("--")
+        found.flags = words[cut + 1 :]
+        words = words[:cut]
+    if words and words[0] in ("standard", "accumulate"):
+        found.loop = words.pop(0)
+    for word in words:
+        _sort(word, found)
+    if not found.config and not found.help:
+        found.config = _quick_start()
+    return found
+
+
+def _sort(word: str, found: Arguments) -> None:
+    if word in ("--help", "-h"):
+        found.help = True
+    elif word == "--dry-run":
+        found.dry_run = True
+    elif word == "--plan":
+        found.needs_ranks = False
+        found.words.append(word)
+    elif word == "--print-config":
+        found.needs_ranks = False
+        found.prints_config = True
+    elif not word.startswith("-") and not found.config and ("=" not in word or Path(word).is_file()):
+        # A file is a CONFIG even if its path holds a `=`, as the folder of a run may.
+        found.config = word
+    else:
+        found.words.append(word)
+
+
+def _quick_start() -> str:
+    config = CLONE / "configs" / "digits.yaml"
+    if config.exists():
+        return str(config)
+    raise LaunchRefused(
+        "launch: which config?\n  got:  none\n"
+        "  why:  the quick-start config belongs to the clone, and this is an installed package\n"
+        "  type: python -m train.launch CONFIG"
+    )

@@ -1,0 +1,126 @@
+"""The command that starts the ranks, and the variables that belong to it."""
+
+import os
+import shlex
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from train.launching.arguments import CLONE, Arguments, LaunchRefused
+from train.launching.choose import PROGRAM, Ranks
+from train.launching.launcher_file import LauncherFile
+
+TORCHRUN_FLAGS = ("--max_restarts", "--rdzv_", "--monitor_interval", "--log_dir", "--tee")
+
+
+@dataclass(frozen=True)
+class Command:
+    words: list[str]
+    variables: dict[str, str]
+
+    def print(self, adds: bool) -> None:
+        """A line to paste."""
+        settings = [f"{name}={value}" for name, value in self.variables.items()]
+        print(shlex.join(["env", *settings, *self.words]))
+        if adds:
+            print("# launch.sh adds ISOBATCH_ATTEMPT, ISOBATCH_ENDED and ISOBATCH_LAUNCHER_PID to it")
+
+
+def build(arguments: Arguments, file: LauncherFile, ranks: Ranks, grace: int) -> Command:
+    variables = _variables(ranks, grace)
+    module = "train.config" if arguments.prints_config else f"train.{arguments.loop}"
+    program = ["-m", module, arguments.config, *arguments.words]
+    if not arguments.needs_ranks:
+        return Command([sys.executable, *program], variables)
+    if ranks.number == 1 and ranks.machines == 1 and file.is_plain and _only_number(arguments):
+        # accelerate's own launcher of one process costs 1.8 CPU seconds to set these.
+        variables |= {"ACCELERATE_MIXED_PRECISION": file.mixed_precision, "ACCELERATE_DYNAMO_BACKEND": "NO"}
+        variables.setdefault("OMP_NUM_THREADS", os.environ.get("OMP_NUM_THREADS", "1"))
+        return Command([sys.executable, *program], variables)
+    return Command([sys.executable, *_accelerate(arguments, file, ranks), *program], variables)
+
+
+def _accelerate(arguments: Arguments, file: LauncherFile, ranks: Ranks) -> list[str]:
+    words = ["-m", "accelerate.commands.launch", "--config_file", str(file.path)]
+    several = ranks.number != 1
+    number = None if ranks.file_decides and not os.environ.get("NPROC") else ranks.number
+    torchrun_flag = next((flag for flag in arguments.flags if _is_torchrun(flag)), None)
+    if not several and file.names_no_engine and torchrun_flag:
+        _check_lone_rank(torchrun_flag, arguments, file)
+        several = True
+        number = None  # the file says 1: accelerate refuses --multi_gpu beside --num_processes 1
+    if number:
+        words += ["--num_processes", str(number)]
+    if ranks.machines == 1:
+        words += ["--main_process_port", "0"]  # a free one: two launches on one machine do not meet
+    # Only where the file names no engine: beside FSDP, --multi_gpu silently switches FSDP off. A lone rank needs
+    # --cpu, because accelerate overwrites ACCELERATE_USE_CPU for it; several ranks would become one by that flag.
+    if file.names_no_engine and several:
+        words.append("--multi_gpu")
+    elif file.names_no_engine and ranks.gpus == 0:
+        words.append("--cpu")
+    return words + _without_cpu(arguments.flags)
+
+
+def _without_cpu(flags: list[str]) -> list[str]:
+    """Said by ACCELERATE_USE_CPU: by the flag, accelerate makes one rank of several."""
+    return [flag for flag in flags if flag not in ("--cpu", "--use_cpu")]
+
+
+def _only_number(arguments: Arguments) -> bool:
+    """Whether no flag says more than how many ranks."""
+    number = ("1", "--num_processes", "--num-processes", "--num_processes=1", "--num-processes=1")
+    return all(flag in number for flag in _without_cpu(arguments.flags))
+
+
+def _is_torchrun(flag: str) -> bool:
+    return ("--" + flag.removeprefix("--").replace("-", "_")).startswith(TORCHRUN_FLAGS)
+
+
+def _check_lone_rank(flag: str, arguments: Arguments, file: LauncherFile) -> None:
+    """accelerate sends one rank to torchrun by --multi_gpu, but refuses where a flag, or a GPU's name, says one."""
+    wrong = ""
+    if file.get("num_processes") not in (1, "1"):
+        wrong = f"no num_processes: 1 in {file.path}"
+    if arguments.flag("num_processes"):
+        wrong = "--num_processes 1"
+    if file.names_gpus:
+        wrong = "gpu_ids that name a GPU"
+    if wrong:
+        raise LaunchRefused(
+            f"launch: {flag} for one rank has to be asked for in another way\n  got:  {wrong}, beside {flag}\n"
+            f"  why:  accelerate would start the rank without torchrun, which alone knows that flag, or not at all\n"
+            f"  type: NPROC=1 {PROGRAM} ... -- {flag} ...   (no LAUNCHER; CUDA_VISIBLE_DEVICES names a GPU)"
+        )
+
+
+def _variables(ranks: Ranks, grace: int) -> dict[str, str]:
+    # The current directory comes last: at the front, a train.py or a folder train/ there would hide ours.
+    entries = [str(CLONE), *os.environ.get("PYTHONPATH", "").split(os.pathsep), str(Path.cwd())]
+    variables = {
+        "PYTHONSAFEPATH": "1",
+        "PYTHONPATH": os.pathsep.join(dict.fromkeys(filter(None, entries))),
+        # A signal that torchrun does not handle kills it and leaves its ranks behind.
+        "PET_SIGNALS_TO_HANDLE": "SIGTERM,SIGINT,SIGUSR1,SIGHUP,SIGQUIT",
+        "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(grace),
+    }
+    if ranks.number:
+        variables["ISOBATCH_WORLD_SIZE"] = str(ranks.number)
+    # Without the first, two ranks on a CPU are two trainings that both believe they are alone. With more threads
+    # than cores, ranks wait for each other: a hundred times slower was seen.
+    if ranks.gpus == 0:
+        variables |= {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
+    return variables
+
+
+def grace_seconds(environment: Mapping[str, str]) -> int:
+    """Torch's own variable: what torchrun gives its ranks when a scheduler sends it the signal directly."""
+    told = environment.get("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "120")  # as scripts/slurm.sbatch leaves
+    if told.isdecimal() and int(told) > 0:
+        return int(told)
+    raise LaunchRefused(
+        "launch: TORCH_ELASTIC_SHUTDOWN_TIMEOUT is the time that ranks have to save after a stop signal\n"
+        f"  got:  TORCH_ELASTIC_SHUTDOWN_TIMEOUT={told}\n  why:  it has to be a whole number of seconds, 1 or more\n"
+        f"  type: TORCH_ELASTIC_SHUTDOWN_TIMEOUT=120 {PROGRAM}"
+    )

@@ -1,0 +1,221 @@
+"""Starts the ranks, hands signals on to them, and turns the end into an exit code.
+
+Handlers only write a signal down; the one loop here acts on it. The states:
+
+RUNNING    nobody asked for anything
+STARTING   a stop was asked for, and no rank, or not every one, can hear of it yet
+STOPPING   the ranks were told: they save, for as long as their time is
+LEAVING    Ctrl-C again, some seconds after the first: they have a few seconds
+KILLED     their time was over
+"""
+
+import enum
+import json
+import os
+import select
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import psutil
+
+from train.errors import FAILED, FINISHED, STOPPED, print_error
+from train.launching.command import Command
+from train.launching.processes import MARK, ignored_signals, listens, ranks_of, remaining, send, wake_up_pipe
+
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP, signal.SIGQUIT)
+LEAVE_AFTER_SECONDS = 2.0  # as train/distributed/stop.py: an earlier Ctrl-C is the same one
+LEAVING_SECONDS = 10.0  # W&B is told the end
+ALL_LISTEN_SECONDS = 5.0  # between the first rank that can hear of a stop and the last
+LOOK_SECONDS = 0.1
+
+State = enum.Enum("State", "RUNNING STARTING STOPPING LEAVING KILLED")
+
+
+class Supervisor:
+    def __init__(self, command: Command, grace: int) -> None:
+        self._command = command
+        self._grace = grace
+        self._is_rank = "accelerate.commands.launch" not in command.words  # the child: no launcher between
+        self._attempt = f"{time.time():.0f}-{os.getpid()}"
+        self._folder = Path(tempfile.mkdtemp(prefix="isobatch."))
+        self._received: list[int] = []  # by the handlers, not yet acted on
+        self._told: list[int] = []  # signals that the ranks have got
+        self._asked: int | None = None  # while STARTING
+        self._first_interrupt: float | None = None
+        self._deadline = float("inf")
+        self._all_by = float("inf")
+        self._state = State.RUNNING
+        self._child: subprocess.Popen[bytes]
+
+    def run(self) -> int:
+        """The exit code of launch.sh."""
+        pipe = wake_up_pipe()
+        ignored = ignored_signals()
+        for number in STOP_SIGNALS:
+            if number not in ignored:
+                signal.signal(number, self._note)
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        try:
+            self._start()
+            self._wait_for_child(pipe)
+            self._wait_for_the_rest()
+            code = self._code()
+            self._requeue(code)
+        finally:
+            shutil.rmtree(self._folder, ignore_errors=True)
+        return code
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self._received.append(number)
+
+    def _start(self) -> None:
+        variables = self._command.variables | {
+            MARK: self._attempt,
+            "ISOBATCH_ENDED": str(self._folder / "ended.json"),
+            "ISOBATCH_LAUNCHER_PID": str(os.getpid()),
+        }
+        self._child = subprocess.Popen(
+            self._command.words,
+            env={**os.environ, **variables},
+            stdin=subprocess.DEVNULL,
+            # What the terminal sends reaches us alone, and the ranks by way of us.
+            start_new_session=True,
+        )
+
+    def _wait_for_child(self, pipe: int) -> None:
+        while self._child.poll() is None:
+            seconds = None if self._state is State.RUNNING and not self._received else LOOK_SECONDS
+            if select.select([pipe], [], [], seconds)[0]:
+                os.read(pipe, 4096)
+            self._act()
+
+    def _act(self) -> None:
+        while self._received:
+            self._on_signal(self._received.pop(0))
+        if self._state is State.STARTING:
+            self._tell_or_end()
+        if time.monotonic() > self._deadline:
+            self._kill()
+
+    def _on_signal(self, number: int) -> None:
+        now = time.monotonic()
+        if number == signal.SIGINT and self._first_interrupt is None:
+            self._first_interrupt = now
+        elif number == signal.SIGINT and now - (self._first_interrupt or now) >= LEAVE_AFTER_SECONDS:
+            self._leave(now)
+            return
+        if self._state is State.RUNNING:
+            self._state = State.STARTING
+            self._asked = number
+            self._deadline = now + self._grace
+            self._all_by = now + ALL_LISTEN_SECONDS
+        elif self._state is State.STOPPING and number not in self._told:
+            self._tell(number)
+
+    def _leave(self, now: float) -> None:
+        if self._state is State.STARTING:
+            self._deadline = now
+            return
+        print_error(f"launch: SIGINT again: leaving; what still runs is killed in {LEAVING_SECONDS:.0f} s")
+        send(signal.SIGINT, self._ranks())
+        self._state = State.LEAVING
+        self._deadline = min(self._deadline, now + LEAVING_SECONDS)
+
+    def _tell_or_end(self) -> None:
+        """Ranks that meet begin to listen at nearly the same time: all are told, or nothing was done yet."""
+        assert self._asked is not None
+        ranks = self._ranks()
+        hear = [process for process in ranks if listens(process, self._asked)]
+        if hear and (len(hear) == len(ranks) or time.monotonic() > self._all_by):
+            self._state = State.STOPPING
+            self._tell(self._asked)
+        elif not hear:
+            name = signal.Signals(self._asked).name
+            print_error(f"launch: {name} before training began: nothing to save, all is ended")
+            self._told.append(self._asked)
+            self._state = State.STOPPING
+            self._deadline = time.monotonic() + 5
+            # To torchrun too, which would start the ranks again; it ends them itself.
+            send(signal.SIGTERM, [process for process in remaining(self._attempt) if process.pid == self._child.pid])
+            send(signal.SIGTERM, ranks)
+
+    def _tell(self, number: int) -> None:
+        seconds = self._deadline - time.monotonic()
+        name = signal.Signals(number).name
+        more = f"; Ctrl-C again after {LEAVE_AFTER_SECONDS:.0f} s leaves at once" if number == signal.SIGINT else ""
+        print_error(f"launch: {name} handed on; waiting {seconds:.0f} s for the ranks to save and end{more}")
+        self._told.append(number)
+        send(number, self._ranks())
+
+    def _ranks(self) -> list[psutil.Process]:
+        return ranks_of(self._attempt, self._child.pid, self._is_rank)
+
+    def _kill(self) -> None:
+        left = remaining(self._attempt)
+        if left:
+            pids = " ".join(str(process.pid) for process in left)
+            print_error(f"launch: killed what still ran at the end of its time: {pids}")
+            send(signal.SIGKILL, left)
+        self._state = State.KILLED
+        self._deadline = time.monotonic() + 5
+
+    def _wait_for_the_rest(self) -> None:
+        """Ranks may outlive a launcher that was killed. What even KILL does not end is left behind."""
+        if not self._told and self._state is not State.KILLED:
+            self._deadline = time.monotonic() + self._grace
+            if self._child.returncode < 0:  # nobody told them: give them the chance to save
+                send(signal.SIGTERM, self._ranks())
+        while remaining(self._attempt):
+            while self._received:
+                self._on_signal(self._received.pop(0))
+            if time.monotonic() > self._deadline:
+                if self._state is State.KILLED:
+                    return
+                self._kill()
+            time.sleep(LOOK_SECONDS)
+
+    def _ended(self) -> dict[str, Any]:
+        try:
+            ended: dict[str, Any] = json.loads((self._folder / "ended.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return ended
+
+    def _code(self) -> int:
+        """The program writes how it ended into a file and exits 0: a launcher would restart or flatten another code.
+
+        Without that file nobody knows more than the launcher.
+        """
+        code = FAILED if self._child.returncode else FINISHED  # as accelerate's launcher, where there is one
+        told = self._ended().get("code")
+        if isinstance(told, int):
+            return told if told != 0 or code == 0 or self._told else code
+        return 128 + self._told[-1] if self._told else code
+
+    def _requeue(self, code: int) -> None:
+        """SLURM announces the end of a job's time by SIGUSR1, to us (--signal=B:USR1@120) or to the ranks.
+
+        SIGTERM is scancel, which means it. The machine of rank 0 does it.
+        """
+        job = os.environ.get("SLURM_JOB_ID")
+        ended = self._ended()
+        announced = signal.SIGUSR1 in self._told or "SIGUSR1" in str(ended.get("reason"))
+        if code != STOPPED or not job or ended.get("main") is False or not announced:
+            return
+        if "WANDB_SWEEP_ID" in os.environ:
+            # A trial of `wandb agent`, whose job this is; W&B was told that the trial is preempted.
+            print_error("launch: saved; W&B puts the trial back into the queue of its sweep, so SLURM is not asked to")
+            return
+        print_error(f"launch: saved; job {job} goes back into the queue")
+        try:
+            failed = subprocess.run(["scontrol", "requeue", job], check=False).returncode != 0
+        except OSError:
+            failed = True
+        if failed:
+            print_error("launch: scontrol requeue failed; type: sbatch again, it goes on from there")
