@@ -12,12 +12,14 @@ from train.errors import (
     FINISHED,
     STOPPED,
     RunFailed,
+    UserError,
     code_of,
     entry_point,
     exit_code,
     print_error,
     write_ending,
 )
+from train.leaving import save_what_is_whole
 from train.loop import fit
 from train.plan.make import show_plan
 from train.plan.smoke import smoke
@@ -73,12 +75,17 @@ def train(loaded: Loaded, loop: str, compute_gradient: ComputeGradient) -> Endin
     try:
         fit(run, run.watch(compute_gradient))
         reason, code = _finish(run)
-    except RunFailed as error:
-        yield_to_failed_rank(error)
-        reason, code = str(error), FAILED
     except BaseException as error:
-        run.close(f"{type(error).__name__}: {error}", code_of(error))
-        raise
+        kept = save_what_is_whole(run, error)
+        if not isinstance(error, UserError | RunFailed):
+            run.close(f"{type(error).__name__}: {error}. {kept}", code_of(error))
+            if kept:
+                print_error(kept)
+            raise
+        if isinstance(error, RunFailed):
+            yield_to_failed_rank(error)
+        # On all ranks alike: one sentence, no stack trace.
+        reason, code = f"{error}. {kept}" if kept else str(error), code_of(error)
     with suppress(OSError):
         # exit_code writes it again. First: a signal may end this process while weights are sent.
         write_ending(reason, code, run.report.progress.step)

@@ -11,9 +11,12 @@ from train import metric_names
 
 
 class Journal:
-    def __init__(self, path: Path, last_step: int) -> None:
-        """Goes on after `last_step`: rows of later steps, which will be trained once more, are taken out."""
-        _cut(path, last_step)
+    def __init__(self, path: Path, last_step: int, evaluation_owed: bool = False) -> None:
+        """Goes on after `last_step`: rows of later steps, which will be trained once more, are taken out.
+
+        So is the evaluation of `last_step` itself where it is owed, since it will be done once more.
+        """
+        _cut(path, last_step, evaluation_owed)
         self._path = path
         self._file = path.open("ab", buffering=0)
         self._unwritten = b""  # rows for which there was no room
@@ -43,16 +46,25 @@ class Journal:
         self._file.close()
 
 
-def _cut(path: Path, last_step: int) -> None:
+def _cut(path: Path, last_step: int, evaluation_owed: bool) -> None:
     """Keep the rows up to a step; a kill may also have left half a row."""
     if not path.exists():
         return
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    kept = [line for line in lines if line.endswith("\n") and _step(line) <= last_step]
+    kept = []
+    for line in lines:
+        again = evaluation_owed and _step(line) == last_step and _is_evaluation(line)
+        if line.endswith("\n") and _step(line) <= last_step and not again:
+            kept.append(line)
     if kept != lines:
         rest = path.with_suffix(".unfinished")
         rest.write_text("".join(kept), encoding="utf-8")
         rest.replace(path)
+
+
+def _is_evaluation(line: str) -> bool:
+    row: dict[str, Any] = json.loads(line)
+    return any(key.startswith(metric_names.EVAL) for key in row)
 
 
 def _step(line: str) -> float:
