@@ -19,6 +19,7 @@ from train.errors import (
     print_error,
     write_ending,
 )
+from train.evaluation.together import Abandoned
 from train.leaving import save_what_is_whole
 from train.loop import fit
 from train.plan.make import show_plan
@@ -75,6 +76,8 @@ def train(loaded: Loaded, loop: str, compute_gradient: ComputeGradient) -> Endin
     try:
         fit(run, run.watch(compute_gradient))
         reason, code = _finish(run)
+    except Abandoned:
+        reason, code = _stopped(run)
     except BaseException as error:
         kept = save_what_is_whole(run, error)
         if not isinstance(error, UserError | RunFailed):
@@ -98,8 +101,13 @@ def train(loaded: Loaded, loop: str, compute_gradient: ComputeGradient) -> Endin
 def _finish(run: Run) -> tuple[str, int]:
     """Save what was trained; (reason, exit code)."""
     if run.report.progress.step < run.plan.total_steps:
-        run.save()
-        cause = next(filter(None, run.ranks.gather(run.stop.cause)))  # it may have reached another rank only
-        return f"stopped by {cause}", STOPPED
+        return _stopped(run)
     run.finish()
     return "finished", FINISHED
+
+
+def _stopped(run: Run) -> tuple[str, int]:
+    """All ranks have agreed on a stop. An evaluation that it cut short is owed: the checkpoint says so."""
+    run.save()
+    cause = next(filter(None, run.ranks.gather(run.stop.cause)))  # it may have reached another rank only
+    return f"stopped by {cause}", STOPPED

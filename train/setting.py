@@ -112,4 +112,5 @@ def open_evaluation(setting: Setting) -> Evaluation:
         device=learner.device,
         dtype=learner.dtype,
         batch_size=setting.plan.batch.micro,
+        stopping=setting.stop.requested,
     )

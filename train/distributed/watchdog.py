@@ -61,7 +61,7 @@ class Watchdog:
 
     def _watch(self) -> None:
         seen = (0, 0)
-        since = time.monotonic()
+        idle = 0  # looks since then: time in which the process was frozen as a whole is not counted
         with self._stacks.open("a") as file:  # those of an earlier attempt stay
             self._arm(file)
             while not self._over.wait(self._period):
@@ -69,8 +69,10 @@ class Watchdog:
                 now = (self._step, self._ranks.beats)
                 if now != seen:
                     seen = now
-                    since = time.monotonic()
-                elif time.monotonic() - since > self._deadline:
+                    idle = 0
+                    continue
+                idle += 1
+                if idle * self._period > self._deadline:
                     self._stop(file)
             faulthandler.cancel_dump_traceback_later()
         if not self._stacks.stat().st_size:

@@ -118,8 +118,7 @@ def _open(
     tracker.summarise({metric_names.RUN_BATCH: plan.batch_column})
     state.run_id = tracker.run_id
     screen.say(f"W&B       {tracker.how_to_see}")
-    progress = state.progress
-    journal = Journal(folder.path / "metrics.jsonl", progress.step, progress.evaluation_owed)
+    journal = Journal(folder.path / "metrics.jsonl", state.progress.step, state.progress.evaluation_owed)
     opened.callback(_abandon, journal)
     # Last: now the run has begun.
     folder.write_json("plan.json", redact(plan.as_dict(), secrets) | {"derived": derived})
