@@ -1,12 +1,14 @@
 """What both training entry points do around the loop: parse, build, fit, close."""
 
+import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import cast
 
 from train.checkpoint import NoCheckpoint
 from train.config import Loaded, load
-from train.distributed.ranks import launched_rank, yield_to_failed_rank
+from train.distributed.ranks import launched_rank, lost_rank, yield_to_failed_rank
 from train.errors import (
     FAILED,
     FINISHED,
@@ -20,7 +22,7 @@ from train.errors import (
     write_ending,
 )
 from train.evaluation.together import Abandoned
-from train.leaving import save_what_is_whole
+from train.leaving import loss_of_rank, save_what_is_whole
 from train.loop import fit
 from train.plan.make import show_plan
 from train.plan.smoke import smoke
@@ -80,6 +82,12 @@ def train(loaded: Loaded, loop: str, compute_gradient: ComputeGradient) -> Endin
         reason, code = _stopped(run)
     except BaseException as error:
         kept = save_what_is_whole(run, error)
+        if lost_rank(error):
+            yield_to_failed_rank(cast(RuntimeError, error))
+            reason = loss_of_rank(run)
+            print(f"rank {run.ranks.rank}: {reason}", file=sys.stderr, flush=True)
+            run.close(reason, FAILED)
+            raise SystemExit(FAILED) from None
         if not isinstance(error, UserError | RunFailed):
             run.close(f"{type(error).__name__}: {error}. {kept}", code_of(error))
             if kept:

@@ -73,8 +73,17 @@ def yield_to_failed_rank(error: RuntimeError) -> None:
 
     torchrun asks every 0.1 s who has left, names the first it finds, and of two found at once the lower rank.
     """
-    if isinstance(error, dist.DistError | RankFailed) or "gloo" in str(error):
+    if lost_rank(error) or isinstance(error, RankFailed):
         time.sleep(YIELD_SECONDS)
+
+
+def lost_rank(error: BaseException | None) -> bool:
+    """Whether `error`, or what it came from, says that another rank is gone."""
+    while error is not None:
+        if isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error)):
+            return True
+        error = error.__cause__
+    return False
 
 
 def meet_after_restart(timeout_seconds: float) -> None:
