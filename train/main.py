@@ -89,7 +89,8 @@ def train(loaded: Loaded, loop: str, compute_gradient: ComputeGradient) -> Endin
             run.close(reason, FAILED)
             raise SystemExit(FAILED) from None
         if not isinstance(error, UserError | RunFailed):
-            run.close(f"{type(error).__name__}: {error}. {kept}", code_of(error))
+            told = f"{type(error).__name__}: {error}"
+            run.close(f"{told}. {kept}" if kept else told, code_of(error))
             if kept:
                 print_error(kept)
             raise
