@@ -226,6 +226,8 @@ def record(
     run.learner.optimizer.register_step_pre_hook(before_step)
     ours = importlib.import_module(f"train.{loop}").compute_gradient
     fit(replace(run, windows=watched()), run.watch(compute_gradient or ours))
+    if run.evaluation is not None:  # it follows the last step
+        run.finish()
     run.close("finished", 0)
     trace.weights.append(flat(run.learner.parameters))
     run.learner.skips.look()

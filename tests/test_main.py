@@ -300,6 +300,7 @@ NOT_THE_USERS = {
     "SaveFailed",
     "WorkerLost",
     # What is no error, or becomes another one:
+    "Abandoned",
     "AlreadyFinished",
     "Damaged",
     "NoCheckpoint",

@@ -11,6 +11,7 @@ LAYERS = (
     ("standard", "accumulate"),
     ("main",),
     ("loop",),
+    ("leaving",),
     ("run",),
     ("setting",),
     ("setup",),

@@ -3,27 +3,32 @@
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import cast
 
 from train.checkpoint import NoCheckpoint
 from train.config import Loaded, load
-from train.distributed.ranks import launched_rank, yield_to_failed_rank
+from train.distributed.ranks import launched_rank, lost_rank, yield_to_failed_rank
 from train.errors import (
     FAILED,
     FINISHED,
     STOPPED,
     RunFailed,
+    UserError,
     code_of,
     entry_point,
     exit_code,
     print_error,
     write_ending,
 )
+from train.evaluation.together import Abandoned
+from train.leaving import loss_of_rank, save_what_is_whole
 from train.loop import fit
 from train.plan.make import show_plan
 from train.plan.smoke import smoke
 from train.report import AlreadyFinished, Displaced
 from train.run import Run, build
 from train.step import ComputeGradient
+from train.terminal import on_lines, write_lines
 
 
 @dataclass(frozen=True)
@@ -73,12 +78,26 @@ def train(loaded: Loaded, loop: str, compute_gradient: ComputeGradient) -> Endin
     try:
         fit(run, run.watch(compute_gradient))
         reason, code = _finish(run)
-    except RunFailed as error:
-        yield_to_failed_rank(error)
-        reason, code = str(error), FAILED
+    except Abandoned:
+        reason, code = _stopped(run)
     except BaseException as error:
-        run.close(f"{type(error).__name__}: {error}", code_of(error))
-        raise
+        kept = save_what_is_whole(run, error)
+        if lost_rank(error):
+            yield_to_failed_rank(cast(RuntimeError, error))
+            reason = loss_of_rank(run)
+            write_lines(on_lines(f"rank {run.ranks.rank}: {reason}"))
+            run.close(reason, FAILED)
+            raise SystemExit(FAILED) from None
+        if not isinstance(error, UserError | RunFailed):
+            told = f"{type(error).__name__}: {error}"
+            run.close(f"{told}. {kept}" if kept else told, code_of(error))
+            if kept:
+                print_error(kept)
+            raise
+        if isinstance(error, RunFailed):
+            yield_to_failed_rank(error)
+        # On all ranks alike: one sentence, no stack trace.
+        reason, code = f"{error}. {kept}" if kept else str(error), code_of(error)
     with suppress(OSError):
         # exit_code writes it again. First: a signal may end this process while weights are sent.
         write_ending(reason, code, run.report.progress.step)
@@ -91,12 +110,17 @@ def train(loaded: Loaded, loop: str, compute_gradient: ComputeGradient) -> Endin
 def _finish(run: Run) -> tuple[str, int]:
     """Save what was trained; (reason, exit code)."""
     if run.report.progress.step < run.plan.total_steps:
-        run.save()
-        cause = next(filter(None, run.ranks.gather(run.stop.cause)))  # it may have reached another rank only
-        return f"stopped by {cause}", STOPPED
+        return _stopped(run)
     try:
         run.finish()
     except Displaced:
         run.save()  # beside: raises it again, and says where
         raise
     return "finished", FINISHED
+
+
+def _stopped(run: Run) -> tuple[str, int]:
+    """All ranks have agreed on a stop. An evaluation that it cut short is owed: the checkpoint says so."""
+    run.save()
+    cause = next(filter(None, run.ranks.gather(run.stop.cause)))  # it may have reached another rank only
+    return f"stopped by {cause}", STOPPED

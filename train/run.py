@@ -18,14 +18,16 @@ from train.distributed import watchdog
 from train.distributed.accelerator import check_launcher, connect
 from train.distributed.ranks import Ranks
 from train.distributed.stop import Stop
-from train.errors import RunFailed, UserError, code_of, print_error
+from train.errors import code_of, print_error
 from train.evaluation import ema, generations
 from train.exactness.preflight import preflight
 from train.exactness.same_model import check_same_model
 from train.gradients import rank_consistency
 from train.gradients.seeding import seeded
+from train.gradients.whole import Whole
 from train.memory import peaks
 from train.metrics import loss_mean, loss_scale, mfu, noise_scale, profiler, step_timing
+from train.metrics.losses import mean_losses
 from train.models.weights import save_weights
 from train.parts import Part, Parts
 from train.plan.make import prepare
@@ -34,7 +36,7 @@ from train.report import Interval, Progress, Reporter, RunFolder, RunState, best
 from train.report.displaced import save_in_own
 from train.setting import Setting, open_checkpoints, open_evaluation, open_report, open_windows
 from train.setup import make_learner, share_work
-from train.step import ComputeGradient, Learner, mean_losses
+from train.step import ComputeGradient, Learner
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,29 +60,36 @@ class Run:
     metrics: Callable[[], dict[str, float]]  # of all parts, for a row
     exports: Mapping[str, nn.Module]  # by the names of their files in final/
     closing_lines: Callable[[], list[str]]
+    whole: Whole
 
     def begin(self) -> None:
         self.report.begin()
+        progress = self.report.progress
         if self.config.evaluate.at_start and not self.folder.resumed_from:
-            self.evaluate()
+            progress.evaluation_owed = True
+        if progress.step < self.plan.total_steps:  # else finish() follows
+            self.evaluate_where_owed()
 
     def after_step(self, window: Window, losses: Tensor | None, norm: Tensor | None) -> None:
-        """Count the step; evaluate and log where that is due, and after the last step; save where that is due."""
+        """Count the step; then row, save and evaluation, where each is due. finish() follows the last step."""
         progress = self.report.progress
         progress.advance(window, self.plan.batch.samples_per_epoch)
+        self.whole.step = window.k
         last = window.k == self.plan.rate.total_steps
-        if last or self.evaluation_due(progress, window):
-            try:
-                self.evaluate()
-            except (UserError, RunFailed):  # raised on all ranks: what was trained is saved first
-                if self.row_due(window.k):
-                    self.log(window, losses, norm)
-                self.save()
-                raise
+        progress.evaluation_owed = last or self.evaluation_due(progress, window)
         if self.row_due(window.k):
             self.log(window, losses, norm)
-        if not last and window.k % self.config.checkpoint.every_steps == 0:
+        if last:
+            return
+        if window.k % self.config.checkpoint.every_steps == 0:
             self.save()
+        self.evaluate_where_owed()
+
+    def evaluate_where_owed(self) -> None:
+        progress = self.report.progress
+        if progress.evaluation_owed:
+            self.evaluate()
+        progress.evaluation_owed = False
 
     def evaluate(self) -> None:
         if self.evaluation is None:
@@ -117,8 +126,10 @@ class Run:
         self.report.save_row(time.perf_counter() - start)
 
     def finish(self) -> None:
+        """What was trained is kept first: an evaluation runs the user's code, which may fail."""
         self.save()
         self.ranks.from_main(lambda: self.write_weights(self.folder.inside("final")))
+        self.evaluate_where_owed()
 
     def close(self, reason: str, code: int) -> None:
         self.report.close(reason, code, self.closing_lines)
@@ -159,7 +170,8 @@ def build(loaded: Loaded, loop: str) -> Run:
         state = RunState(best, plan.tokens_per_sample)
         checkpoints = ranks.together(lambda: open_checkpoints(setting, state))
         if config.evaluate.best and folder.resumed_from:
-            best_weights.settle(folder.path, best, ranks)
+            owed = state.progress.step if state.progress.evaluation_owed else None
+            best_weights.settle(folder.path, best, ranks, owed)
         report = open_report(setting, state)
     except BaseException as error:
         if ranks.is_main:
@@ -209,11 +221,12 @@ def _join(setting: Setting, checkpoints: Checkpoints, report: Reporter) -> Run:
     ranks.together(lambda: checkpoints.add(parts.states()))
     checkpoints.forget()
     every = config.evaluate
+    whole = Whole(report.progress.step)
 
     def watch(compute_gradient: ComputeGradient) -> ComputeGradient:
         # Inside all that may compute a gradient twice: it then draws the same twice.
         drawing = seeded(compute_gradient, learner, config.seed, ranks.rank)
-        return parts.gradient(learner.parallel.around(drawing))
+        return whole.around(parts.gradient(learner.parallel.around(drawing)))
 
     return Run(
         config=config,
@@ -233,4 +246,5 @@ def _join(setting: Setting, checkpoints: Checkpoints, report: Reporter) -> Run:
         metrics=parts.metrics,
         exports={"model": learner.module, **parts.exports()},
         closing_lines=parts.closing_lines,
+        whole=whole,
     )

@@ -63,6 +63,9 @@ def open_checkpoints(setting: Setting, state: RunState) -> Checkpoints:
     checkpoints.add({"optimizer": optimizer, "skips": learner.skips, "scaler": learner.scaler, "report": state})
     if learner.parallel.state is not None:
         checkpoints.add({"parallel": learner.parallel.state})
+    resumed_from = setting.folder.resumed_from
+    if resumed_from and resumed_from.parent.resolve() != checkpoints.folder.resolve():
+        state.progress.evaluation_owed = False  # by the run that this one begins from
     return checkpoints
 
 
@@ -110,4 +113,5 @@ def open_evaluation(setting: Setting) -> Evaluation:
         device=learner.device,
         dtype=learner.dtype,
         batch_size=setting.plan.batch.micro,
+        stopping=setting.stop.requested,
     )

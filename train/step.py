@@ -8,7 +8,6 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from train import metric_names
 from train.batch.window import MicroBatch, Window
 from train.data.device_prefetch import Feed
 from train.distributed.parallel import Parallel
@@ -64,21 +63,6 @@ def forward_backward(learner: Learner, micro_batch: MicroBatch, window: Window) 
     learner.accelerator.backward(learner.scaler.scale(losses[0] if len(losses) == 1 else torch.stack(losses).sum()))
     detached = torch.stack([sums[term].detach() for term in window.weights])
     return detached if ranks else torch.zeros_like(detached)
-
-
-def mean_losses(learner: Learner, window: Window, totals: Sequence[float]) -> dict[str, float]:
-    """{metric: value} of each term of the loss, and of the loss that was optimised.
-
-    `totals`: the sums of forward_backward, over all micro-batches and ranks of the step.
-    """
-    metrics: dict[str, float] = {}
-    loss = 0.0
-    for (term, weight), total in zip(window.weights.items(), totals, strict=True):
-        if weight:
-            metrics[f"train/{term}"] = total / weight
-            loss += learner.coefficients[term] * (total / weight)
-    metrics[metric_names.LOSS] = loss
-    return metrics
 
 
 def update(learner: Learner, rate: float) -> Tensor:

@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.rendezvous import rendezvous
 
+from train.distributed.board import Board
 from train.errors import RankFailed, UserError
 
 T = TypeVar("T")
@@ -72,8 +73,17 @@ def yield_to_failed_rank(error: RuntimeError) -> None:
 
     torchrun asks every 0.1 s who has left, names the first it finds, and of two found at once the lower rank.
     """
-    if isinstance(error, dist.DistError | RankFailed) or "gloo" in str(error):
+    if lost_rank(error) or isinstance(error, RankFailed):
         time.sleep(YIELD_SECONDS)
+
+
+def lost_rank(error: BaseException | None) -> bool:
+    """Whether `error`, or what it came from, says that another rank is gone."""
+    while error is not None:
+        if isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error)):
+            return True
+        error = error.__cause__
+    return False
 
 
 def meet_after_restart(timeout_seconds: float) -> None:
@@ -129,7 +139,6 @@ class Ranks:
             assert isinstance(group, dist.ProcessGroup)
             self._group = group
             _KEPT.extend((group, dist.group.WORLD))
-        self._board: Any = None
 
     def beat(self) -> None:
         """Says that this rank still moves, where that shows in no window: the watchdog looks at the count."""
@@ -213,28 +222,12 @@ class Ranks:
             for tensor in tensors:
                 dist.broadcast(tensor, src=0)
 
-    def tell(self, text: str) -> None:
-        """Pin up a text for the others, over the store by which they met: no rank has to take part in anything.
-
-        To be called from one thread only, which has a connection of its own. Where the store does not answer, since
-        the process that holds it is gone or stopped, nothing happens.
-        """
-        if self._board is None:
-            met: Any = dist.distributed_c10d._get_default_store() if self._group else None
-            self._board = met.clone() if met else torch._C._distributed_c10d.HashStore()
-            self._board.set_timeout(timedelta(seconds=5))
-        with suppress(RuntimeError):
-            self._board.set(f"isobatch/{self.rank}", text)
-
-    def told(self) -> list[str | None]:
-        """What each rank has pinned up last; None: nothing that can be read."""
-        texts: list[str | None] = [None] * self.world_size
-        with suppress(RuntimeError):
-            for rank in range(self.world_size):
-                key = f"isobatch/{rank}"
-                if self._board.check([key]):
-                    texts[rank] = self._board.get(key).decode()
-        return texts
+    def board(self) -> Board:
+        """For the thread that asks: texts for the others, over the store by which they met."""
+        met: Any = dist.distributed_c10d._get_default_store() if self._group else None
+        store = met.clone() if met else torch._C._distributed_c10d.HashStore()
+        store.set_timeout(timedelta(seconds=5))
+        return Board(store, self.rank, self.world_size)
 
     def barrier(self) -> None:
         if self._group:

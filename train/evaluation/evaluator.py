@@ -9,12 +9,14 @@ import torch
 from torch import nn
 
 from train.batch import first_of, key_of, share
+from train.batch.window import Batch
 from train.data import EvaluationSet
 from train.data.device_prefetch import to_device
 from train.distributed.ranks import Ranks
 from train.errors import RunFailed, UserError, ends_in_a_sentence, is_out_of_memory, print_error
 from train.evaluation.main_buffers import take_main
 from train.evaluation.sums import SAMPLES, Sums, join, over_ranks, read_sums
+from train.evaluation.together import side_by_side
 from train.models.preserve_state import undisturbed
 from train.randomness import DATA_SEED, Generators
 from train.tasks import Task
@@ -44,6 +46,8 @@ class Evaluation:
     dtype: torch.dtype
     batch_size: int
     """Samples that a rank takes at once; halved on all ranks where one of them runs out of memory."""
+    stopping: Callable[[], bool] = lambda: False
+    """Whether a stop was asked for on this rank: Abandoned is then raised on all of them, before the next batch."""
 
     def __call__(self, module: nn.Module) -> dict[str, float]:
         """{metric: sum / weight over the whole set}, what the task makes of these, and `samples`; `set/metric` for
@@ -102,13 +106,19 @@ class Evaluation:
         ids = start + np.arange(share(len(rows), self.ranks.rank, self.ranks.world_size))
         sums: Sums = {}
         generators = Generators(self.device)
-        for number, cpu_batch in enumerate(rows.batches(ids, self.batch_size)):
+
+        def add(numbered: tuple[int, Batch]) -> None:
+            number, cpu_batch = numbered
             self.ranks.beat()
             batch = to_device(cpu_batch, self.device, self.dtype)
             # What a model or a task draws depends on the place in the set, not on what was drawn before.
             generators.seed(key_of(DATA_SEED, EVALUATION, 0, start + number * self.batch_size) >> 1)
             with self._in_a_sentence("eval_sums"):
                 join(sums, read_sums(self.task.eval_sums(module, batch), self.device))
+
+        most = share(len(rows), 0, self.ranks.world_size)  # rank 0 has no fewer than any other
+        count = -(-most // self.batch_size)
+        side_by_side(enumerate(rows.batches(ids, self.batch_size)), count, add, self.ranks, self.stopping)
         return sums
 
     def _in_a_sentence(self, method: str) -> Any:

@@ -63,23 +63,28 @@ def forget_before(run_folder: Path) -> None:
     shutil.rmtree(run_folder / BEFORE, ignore_errors=True)
 
 
-def settle(run_folder: Path, best: Best, ranks: Ranks) -> None:
+def settle(run_folder: Path, best: Best, ranks: Ranks, owed_step: int | None = None) -> None:
     """Where a run resumes: best/ is brought to the evaluation that its checkpoint knows as `best`.
 
     Where those weights are gone, `best` begins anew, so that it is never another one than that of best/.
+    `owed_step`: whose evaluation is done again first. Weights of that step are removed: it writes them again.
     """
-    if not ranks.from_main(lambda: _settle(run_folder, best)):
+    if not ranks.from_main(lambda: _settle(run_folder, best, owed_step)):
         best.forget()
 
 
-def _settle(run_folder: Path, best: Best) -> bool:
+def _settle(run_folder: Path, best: Best, owed_step: int | None = None) -> bool:
     """Whether best/ now holds what is known as the best; also where nothing is known."""
     for left in (UNFINISHED, REMOVED):
         shutil.rmtree(run_folder / left, ignore_errors=True)
     places = [run_folder / name for name in (BEST, BEFORE)]
     found = next((place for place in places if _holds(place, best)), None)
     for place in places:
-        if place != found and place.exists():
+        if place == found or not place.exists():
+            continue
+        if owed_step is not None and _step_of(place) == owed_step:
+            shutil.rmtree(place)
+        else:
             print_error(f"{place} holds weights of steps that this run goes on without; now {_abandoned(place)}")
     if found is None:
         if best.value is not None:
@@ -102,6 +107,13 @@ def _holds(place: Path, best: Best) -> bool:
         return told == _evaluation(best) and all(entry(place / name) == files[name] for name in files)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return False
+
+
+def _step_of(place: Path) -> Any:
+    try:
+        return json.loads((place / TOLD).read_text(encoding="utf-8"))["step"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def _evaluation(best: Best) -> dict[str, Any]:

@@ -13,10 +13,13 @@ from train.errors import print_error
 
 
 class Journal:
-    def __init__(self, path: Path, last_step: int) -> None:
-        """Goes on after `last_step`: rows of later steps, which will be trained once more, are taken out."""
-        self.taken_out = _cut(path, last_step)
-        """The last step of those rows; 0: there were none."""
+    def __init__(self, path: Path, last_step: int, evaluation_owed: bool = False) -> None:
+        """Goes on after `last_step`: rows of later steps, which will be trained once more, are taken out.
+
+        So is the evaluation of `last_step` itself where it is owed, since it will be done once more.
+        """
+        self.taken_out = _cut(path, last_step, evaluation_owed)
+        """The last step of the rows of later steps; 0: there were none."""
         self._path = path
         self.file = os.fdopen(open_own(path), "ab", buffering=0)
         self._unwritten = b""  # rows for which there was no room
@@ -46,7 +49,7 @@ class Journal:
         self.file.close()
 
 
-def _cut(path: Path, last_step: int) -> int:
+def _cut(path: Path, last_step: int, evaluation_owed: bool) -> int:
     """Keep the rows up to a step; the last step of what was cut off, else 0.
 
     A kill may have left half a row. Other lines that are none are kept beside.
@@ -58,7 +61,11 @@ def _cut(path: Path, last_step: int) -> int:
     except Unreadable as error:
         raise OSError(errno.EINVAL, str(error)) from error
     steps = [_step(line) for line in lines]
-    kept = [line for line, step in zip(lines, steps, strict=True) if step is not None and step <= last_step]
+    kept = []
+    for line, step in zip(lines, steps, strict=True):
+        again = evaluation_owed and step == last_step and _is_evaluation(line)
+        if step is not None and step <= last_step and not again:
+            kept.append(line)
     odd = [line for line, step in zip(lines, steps, strict=True) if step is None and line.endswith(b"\n")]
     if odd:
         aside = path.with_name(f"{path.name}.damaged")
@@ -69,6 +76,10 @@ def _cut(path: Path, last_step: int) -> int:
         write_whole(path, b"".join(kept))
     later = [step for step in steps if step is not None and step > last_step]
     return int(max(later, default=0))
+
+
+def _is_evaluation(line: bytes) -> bool:
+    return any(key.startswith(metric_names.EVAL) for key in parse(line))
 
 
 def _step(line: bytes) -> float | None:

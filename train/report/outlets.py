@@ -114,7 +114,7 @@ def _open(
     opened.callback(_abandon, tracker)
     # Now: a run that is killed has it too.
     tracker.summarise({metric_names.RUN_BATCH: plan.batch_column})
-    journal = Journal(folder.path / "metrics.jsonl", state.progress.step)
+    journal = Journal(folder.path / "metrics.jsonl", state.progress.step, state.progress.evaluation_owed)
     opened.callback(_abandon, journal)
     folder.follow("metrics.jsonl", journal.file)
     screen.say(*_about(tracker, state, journal.taken_out))

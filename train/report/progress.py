@@ -20,6 +20,7 @@ class Progress:
     empty_steps: int = 0  # steps in which no label counted: nothing to train on
     complete_epochs: int = 0
     samples_of_epoch: int = 0  # of the one under way
+    evaluation_owed: bool = False  # of this step: it comes after the save, and a resume does it first
 
     @property
     def place(self) -> Place:

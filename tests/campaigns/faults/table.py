@@ -13,7 +13,6 @@ from tests.campaigns.faults import (
     foreign,
     full,
     launching,
-    unattended,
     malicious,
     resume,
     saving,
@@ -21,6 +20,7 @@ from tests.campaigns.faults import (
     stopping,
     tracking,
     training,
+    unattended,
     waiting,
 )
 from tests.campaigns.faults.row import Row

@@ -32,11 +32,14 @@ def rank_ends(here: Path, full: bool) -> str:
     faults = {"exits": ranks.leave, "raises": ranks.fail, "is killed": ranks.kill}
     for name, action in faults.items():
         own = folder(here, name.replace(" ", "-"))
-        codes, _job = train(own, 2, command(own), partial(ranks.at_step, 7, action, 1))
+        codes, job = train(own, 2, command(own), partial(ranks.at_step, 7, action, 1))
         seconds = seconds_since_fault(own)
         assert all(codes), f"{name}: {codes}"
         assert seconds < 30, f"{name}: the other rank left after {seconds:.0f} s"
         assert [path.name for path in complete(own / "run" / "checkpoints")] == [name_of(5)]
+        assert "Traceback" not in job.told(0), job.told(0)
+        assert f"the last complete checkpoint is {own}/run/checkpoints/{name_of(5)}" in job.told(0), job.told(0)
+        assert name != "raises" or "RuntimeError: a fault of rank's own" in job.told(0), job.told(0)
         told.append(f"{name} {seconds:.1f} s")
     alone = [(name, place) for name in ("exits", "is killed") for place in ("building", "training", "saving")]
     rounds = [(name, place, size) for name, place in [("raises", "training"), *alone] for size in (2, 3)]

@@ -1,0 +1,112 @@
+"""Save first: an evaluation that fails, at any place, costs no step, and is done first by the next start."""
+
+import contextlib
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.campaigns.faults.compare import differing, rows, state
+from tests.helpers import argv
+from train.accumulate import compute_gradient
+from train.batch.window import Batch
+from train.main import main
+from train.tasks.classification import Classification
+
+GIVEN = (
+    "task=tests.test_leaving.Fragile",
+    "data.eval_fraction=0.2",
+    "evaluate={every_steps: 3, at_start: true, best: eval/loss}",
+    "checkpoint={resume: auto, every_steps: 4}",
+    "duration={steps: 7}",
+)
+
+
+class Fragile(Classification):
+    """Its metric fails at the evaluation of a number that the environment names, on one rank or on all."""
+
+    seen = 0
+
+    def eval_sums(self, model: Any, batch: Batch) -> dict[str, Any]:
+        at, kind, rank = json.loads(os.environ.get("FRAGILE", "[-1, 0, null]"))
+        Fragile.seen += 1
+        if Fragile.seen == at and kind == "SIGTERM":
+            if rank in (None, int(os.environ.get("RANK", "0"))):
+                signal.raise_signal(signal.SIGTERM)
+        elif Fragile.seen == at and rank in (None, int(os.environ.get("RANK", "0"))):
+            raise {"ValueError": ValueError, "MemoryError": RecursionError, "OSError": OSError}[kind]("a metric's own")
+        return super().eval_sums(model, batch)
+
+
+def start(arguments: list[str], fault: str) -> int:
+    os.environ["FRAGILE"] = fault
+    Fragile.seen = 0
+    return main(arguments, "accumulate", compute_gradient)
+
+
+def last_saved(folder: Path) -> int:
+    return max(int(path.name[5:]) for path in (folder / "run" / "checkpoints").glob("step-????????"))
+
+
+# Evaluations: at the start, after step 3, after step 6, after step 7.
+@pytest.mark.parametrize(
+    ("world_size", "at", "kind", "rank", "step"),
+    [
+        (1, 1, "ValueError", None, 0),
+        (1, 2, "OSError", None, 3),
+        (1, 4, "ValueError", None, 7),
+        (2, 3, "ValueError", 1, 6),
+        (2, 4, "ValueError", None, 7),
+    ],
+)
+def test_a_metric_that_fails_costs_no_step(
+    run_ranks: Any, tmp_path: Path, world_size: int, at: int, kind: str, rank: int | None, step: int
+) -> None:
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    for folder in (whole, parts):
+        folder.mkdir()
+    assert run_ranks(world_size, start, argv(whole, *GIVEN), "[-1, 0, null]") == [0] * world_size
+
+    with contextlib.suppress(AssertionError) if kind == "OSError" else contextlib.nullcontext():  # a stack trace
+        codes = run_ranks(world_size, start, argv(parts, *GIVEN), json.dumps([at, kind, rank]))
+        assert codes == [2] * world_size
+    ended = json.loads((parts / "run" / "ended.json").read_text())
+    assert "a metric's own" in ended["reason"]
+    assert f"Step {step} is saved." in ended["reason"]
+    assert (last_saved(parts), ended["step"]) == (step, step)
+    assert (parts / "run" / "final" / "model.safetensors").exists() is (step == 7)
+
+    assert run_ranks(world_size, start, argv(parts, *GIVEN), "[-1, 0, null]") == [0] * world_size
+
+    assert not differing(state(whole / "run"), state(parts / "run"))
+    evaluated = [row["train/global_step"] for row in rows(parts / "run") if "eval/loss" in row]
+    assert evaluated == [0, 3, 6, 7]
+    assert json.loads((parts / "run" / "ended.json").read_text())["reason"] == "finished"
+    assert not list((parts / "run").glob("best.*"))
+
+
+# Evaluations have 4 batches on one rank, 2 on each of two.
+@pytest.mark.parametrize(
+    ("world_size", "at", "rank", "step"), [(1, 1, None, 0), (1, 6, None, 3), (2, 7, 1, 7), (2, 3, 1, 3)]
+)
+def test_a_stop_in_an_evaluation_is_saved_and_the_evaluation_owed(
+    run_ranks: Any, tmp_path: Path, world_size: int, at: int, rank: int | None, step: int
+) -> None:
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    for folder in (whole, parts):
+        folder.mkdir()
+    given = (*GIVEN, "batch.micro=2")
+    assert run_ranks(world_size, start, argv(whole, *given), "[-1, 0, null]") == [0] * world_size
+
+    codes = run_ranks(world_size, start, argv(parts, *given), json.dumps([at, "SIGTERM", rank]))
+
+    assert codes == [75] * world_size
+    ended = json.loads((parts / "run" / "ended.json").read_text())
+    assert (ended["reason"], ended["step"], last_saved(parts)) == ("stopped by SIGTERM", step, step)
+    evaluated = [row["train/global_step"] for row in rows(parts / "run") if "eval/loss" in row]
+    assert step not in evaluated, "cut short"
+    assert run_ranks(world_size, start, argv(parts, *given), "[-1, 0, null]") == [0] * world_size
+    assert not differing(state(whole / "run"), state(parts / "run"))

@@ -1,0 +1,29 @@
+"""What ranks say to each other beside their messages: texts, over the store by which they met.
+
+No rank has to take part in anything. Where the store does not answer, since the process that holds it is gone or
+stopped, nothing happens.
+"""
+
+from contextlib import suppress
+from typing import Any
+
+
+class Board:
+    """Of one thread, which has a connection of its own."""
+
+    def __init__(self, store: Any, rank: int, world_size: int) -> None:
+        self._store, self._rank, self._world_size = store, rank, world_size
+
+    def pin(self, subject: str, text: str) -> None:
+        with suppress(RuntimeError):
+            self._store.set(f"isobatch/{subject}/{self._rank}", text)
+
+    def read(self, subject: str) -> list[str | None]:
+        """What each rank has pinned up last; None: nothing that can be read."""
+        texts: list[str | None] = [None] * self._world_size
+        with suppress(RuntimeError):
+            for rank in range(self._world_size):
+                key = f"isobatch/{subject}/{rank}"
+                if self._store.check([key]):
+                    texts[rank] = self._store.get(key).decode()
+        return texts

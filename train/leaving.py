@@ -1,0 +1,84 @@
+"""How a run leaves that has failed: what is whole on all ranks is saved first."""
+
+import json
+import socket
+import time
+from contextlib import suppress
+
+import torch
+
+from train.checkpoint import SaveFailed
+from train.checkpoint.commit import complete
+from train.distributed.ranks import lost_rank
+from train.errors import RunFailed
+from train.gradients.rank_consistency import RanksDisagree
+from train.report.folder import Displaced
+from train.run import Run
+
+WAIT_SECONDS = 5.0  # for the other ranks to fail at the same place
+
+
+def save_what_is_whole(run: Run, error: BaseException) -> str:
+    """A sentence on what is kept of a run that `error` ends; empty where nothing was trained.
+
+    Saved is a step that all ranks have completed and hold now. A rank that fails alone, or in the midst of a step,
+    saves nothing: the others have gone on to wait for it.
+    """
+    first_line = str(error).strip().partition("\n")[0]
+    if not lost_rank(error):
+        run.ranks.board().pin("why", f"{socket.gethostname()}: {type(error).__name__}: {first_line}")
+    step = run.report.progress.step
+    if lost_rank(error) or (not step and not run.report.progress.evaluation_owed):
+        return ""
+    # A second Ctrl-C leaves at once; a save that has failed, weights that differ, or what was saved beside already, are
+    # not to be tried again.
+    hopeless = isinstance(error, KeyboardInterrupt | SaveFailed | RanksDisagree | Displaced)
+    if not hopeless and _agreed(run):
+        with suppress(RunFailed, OSError):
+            run.save()
+            return f"Step {step:,} is saved. {_go_on(run)}"
+    return ""
+
+
+def loss_of_rank(run: Run) -> str:
+    """For a rank that has lost another one: which, why where that one could say it, and what there is to go on from."""
+    said = []
+    for rank, why in enumerate(run.ranks.board().read("why")):
+        if why is not None and rank != run.ranks.rank:
+            said.append(f"rank {rank} on {why}")
+    lost = "; ".join(said) or "another rank is gone (killed, out of memory, or its machine is lost)"
+    there = complete(run.checkpoints.folder)
+    newest = f"the last complete checkpoint is {there[-1]}" if there else "there is no checkpoint yet"
+    step = run.report.progress.step
+    return f"{lost}. This rank was at step {step:,}; {newest}. Type the same command again: it goes on from there"
+
+
+def _go_on(run: Run) -> str:
+    return (
+        f"Once that is mended, type the same command again; where code that computes was changed, with "
+        f"checkpoint.resume={run.folder.path}"
+    )
+
+
+def _agreed(run: Run) -> bool:
+    """Whether all ranks come here, having completed the same step."""
+    step = run.whole.step
+    if step is not None and not _finite(run):
+        step = None
+    board = run.ranks.board()
+    board.pin("end", json.dumps(step))
+    deadline = time.monotonic() + WAIT_SECONDS
+    while True:
+        ends = board.read("end")
+        known = [end for end in ends if end is not None]
+        if json.dumps(None) in known:
+            return False
+        if len(known) == run.ranks.world_size:
+            return len(set(known)) == 1
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.01)
+
+
+def _finite(run: Run) -> bool:
+    return all(bool(torch.isfinite(p.detach()).all()) for p in run.learner.parameters)
