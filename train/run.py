@@ -79,17 +79,15 @@ class Run:
         progress.evaluation_owed = last or self.evaluation_due(progress, window)
         if self.row_due(window.k):
             self.log(window, losses, norm)
-        if last:
-            return
-        if window.k % self.config.checkpoint.every_steps == 0:
+        if not last and window.k % self.config.checkpoint.every_steps == 0:
             self.save()
-        self.evaluate_where_owed()
+        if not last:
+            self.evaluate_where_owed()
 
     def evaluate_where_owed(self) -> None:
-        progress = self.report.progress
-        if progress.evaluation_owed:
+        if self.report.progress.evaluation_owed:
             self.evaluate()
-        progress.evaluation_owed = False
+        self.report.progress.evaluation_owed = False
 
     def evaluate(self) -> None:
         if self.evaluation is None:
@@ -170,8 +168,7 @@ def build(loaded: Loaded, loop: str) -> Run:
         state = RunState(best, plan.tokens_per_sample)
         checkpoints = ranks.together(lambda: open_checkpoints(setting, state))
         if config.evaluate.best and folder.resumed_from:
-            owed = state.progress.step if state.progress.evaluation_owed else None
-            best_weights.settle(folder.path, best, ranks, owed)
+            best_weights.settle(folder.path, best, ranks, state.progress)
         report = open_report(setting, state)
     except BaseException as error:
         if ranks.is_main:

@@ -20,6 +20,7 @@ from train.distributed.ranks import Ranks
 from train.errors import print_error
 from train.models.weights import NotSaved
 from train.report.best import Best
+from train.report.progress import Progress
 
 BEST, BEFORE, TOLD = "best", "best.before", "best.json"
 UNFINISHED, REMOVED = ".best.unfinished", ".best.removed"
@@ -63,12 +64,13 @@ def forget_before(run_folder: Path) -> None:
     shutil.rmtree(run_folder / BEFORE, ignore_errors=True)
 
 
-def settle(run_folder: Path, best: Best, ranks: Ranks, owed_step: int | None = None) -> None:
+def settle(run_folder: Path, best: Best, ranks: Ranks, progress: Progress) -> None:
     """Where a run resumes: best/ is brought to the evaluation that its checkpoint knows as `best`.
 
     Where those weights are gone, `best` begins anew, so that it is never another one than that of best/.
-    `owed_step`: whose evaluation is done again first. Weights of that step are removed: it writes them again.
+    Where an evaluation is owed, it is done first, and writes the weights of its step again: they are removed.
     """
+    owed_step = progress.step if progress.evaluation_owed else None
     if not ranks.from_main(lambda: _settle(run_folder, best, owed_step)):
         best.forget()
 
