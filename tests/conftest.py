@@ -29,7 +29,7 @@ if "HF_DATASETS_CACHE" not in os.environ:
 
 # The server imports these once and forks every rank from itself: a rank then starts in 0.1 s instead of 5.
 FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["train.main", "torch._dynamo"])
+FORKS.set_forkserver_preload(["train.main", "torch._dynamo", "tests.warm"])
 
 WALL_LIMIT_SECONDS = 120
 

@@ -6,8 +6,6 @@ Imports no torch; matplotlib only where pictures are asked for, wandb only where
 import argparse
 import io
 import json
-import os
-import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,8 +22,6 @@ from train.errors import entry_point
 
 PAGE = "compare.html"
 EQUAL, UNEQUAL = 0, 1
-UNREAD = 128 + signal.SIGPIPE
-"""What a shell says of a program whose reader went away."""
 
 EPILOG = """\
 RUN is a run folder, a folder with run folders anywhere below, or entity/project/run in W&B. The first set-up is what
@@ -40,20 +36,10 @@ def main(argv: Sequence[str]) -> int:
     options = _parse(argv)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a terminal without ± still gets the rest
-    try:
-        code = _compare(options)
-        sys.stdout.flush()
-    except BrokenPipeError:  # `| head` has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is flushed at the end
-        return UNREAD
-    return code
-
-
-def _compare(options: argparse.Namespace) -> int:
     found = find(options.runs)
     comparison = compare(found.runs, found.left_out, options.target)
     try:
-        if options.out:  # first: a reader of the text may go away
+        if options.out:
             _write(comparison, options.out, options.x)
     finally:
         if options.json:

@@ -4,7 +4,6 @@ import base64
 import json
 import os
 import re
-import signal
 import subprocess
 import sys
 from html.parser import HTMLParser
@@ -96,7 +95,7 @@ def test_a_reader_that_went_away_is_no_error(tmp_path: Path, more: list[str]) ->
     finally:
         os.close(write)
 
-    assert done.returncode == 128 + signal.SIGPIPE
+    assert done.returncode == 0
     assert page.exists() == bool(done.stderr) == ("--out" in more)
     assert not done.stderr or done.stderr.startswith(f"wrote {page} ")
 

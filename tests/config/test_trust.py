@@ -258,9 +258,9 @@ def test_what_is_no_file_is_not_waited_for(tmp_path: Path) -> None:
 
     os.mkfifo(tmp_path / "pipe")
     for path in (tmp_path / "pipe", Path("/dev/zero"), tmp_path):
-        with pytest.raises(ConfigError, match=r"no ordinary file|is a folder"):
+        with pytest.raises(ConfigError, match="not a file"):
             read_yaml(path)
     with (tmp_path / "large.yaml").open("wb") as file:
         file.truncate(10**9)
-    with pytest.raises(ConfigError, match="1,000 MB"):
+    with pytest.raises(ConfigError, match="16 MiB"):
         read_yaml(tmp_path / "large.yaml")

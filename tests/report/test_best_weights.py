@@ -21,6 +21,7 @@ from train.loop import fit
 from train.models.weights import NotSaved
 from train.report import best_weights
 from train.report.best import Best
+from train.report.progress import Progress
 from train.run import build
 from train.tasks.classification import Classification
 
@@ -89,7 +90,7 @@ def test_kills_at_every_point(tmp_path: Path, committed: bool, capsys: pytest.Ca
                 killed = False
             except Killed:
                 killed = True
-        best_weights.settle(folder, known, Ranks())
+        best_weights.settle(folder, known, Ranks(), Progress())
         assert known.value is not None
         assert (folder / "best" / "model.safetensors").read_text() == f"weights of {known.step}"
         assert json.loads((folder / "best" / "best.json").read_text())["value"] == known.value
@@ -112,7 +113,7 @@ def test_where_they_are_gone_the_best_begins_anew(
     else:
         (tmp_path / "best" / "best.json").unlink()
 
-    best_weights.settle(tmp_path, known, Ranks())
+    best_weights.settle(tmp_path, known, Ranks(), Progress())
 
     assert known.value is None
     assert not (tmp_path / "best").exists()

@@ -16,6 +16,7 @@ import ast
 import hashlib
 import warnings
 from collections.abc import Collection, Iterable, Iterator, Mapping
+from functools import lru_cache
 from typing import Any
 
 KIND = "definitions "
@@ -37,8 +38,9 @@ def code_hash(sources: Iterable[bytes], own: Collection[str]) -> str:
     alone, since it may move from file to file.
     """
     hashes: list[str] = []
+    names = frozenset(own)
     for source in sources:
-        hashes += _hashes(source, own)
+        hashes += _hashes(source, names)
     return f"{KIND}{_sha256(' '.join(sorted(hashes)))[:16]}"
 
 
@@ -59,12 +61,14 @@ def parse(source: bytes) -> ast.Module | None:
             return None
 
 
-def _hashes(source: bytes, own: Collection[str]) -> list[str]:
+# Of a process that trains several times, such as the tests: reading this package takes a quarter of a second.
+@lru_cache(maxsize=1000)
+def _hashes(source: bytes, own: frozenset[str]) -> tuple[str, ...]:
     module = parse(source)
     if module is None:
-        return [hashlib.sha256(source).hexdigest()]
+        return (hashlib.sha256(source).hexdigest(),)
     origins = _origins(module, own)
-    return [_sha256(" ".join(_words(statement, origins))) for statement in _computing(module.body)]
+    return tuple(_sha256(" ".join(_words(statement, origins))) for statement in _computing(module.body))
 
 
 def _words(statement: ast.stmt, origins: Mapping[str, str]) -> Iterator[str]:

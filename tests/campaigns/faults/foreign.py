@@ -166,7 +166,7 @@ ROWS = (
         routes,
     ),
     Row(
-        "31b",
+        "31c",
         "configs of foreign folders",
         "functions that write, run or unpickle as model, task and data of a run folder; train.load, train.evaluate",
         "refused by name, nothing imported or called",

@@ -1,5 +1,6 @@
 """All rows, and the table of what came of them."""
 
+import re
 import subprocess
 import tempfile
 import time
@@ -47,7 +48,7 @@ _PARTS = (
 )
 _ORDERED = sorted(
     (row for part in _PARTS for row in part.ROWS),
-    key=lambda row: (row.number.isalpha(), int(row.number.strip("bits") or 0), row.number),
+    key=lambda row: (row.number.isalpha(), int(re.sub(r"\D", "", row.number) or 0), row.number),
 )
 ROWS: dict[str, Row] = {row.number: row for row in _ORDERED}
 
