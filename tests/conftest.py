@@ -5,6 +5,7 @@ import gc
 import multiprocessing
 import os
 import shutil
+import signal
 import socket
 import tempfile
 import traceback
@@ -32,6 +33,7 @@ FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(["train.main", "torch._dynamo", "tests.warm"])
 
 WALL_LIMIT_SECONDS = 120
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP, signal.SIGQUIT)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -44,7 +46,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def leaves_files_open() -> Iterator[None]:
     """What a library or a kill leaves open is collected here, and does not fail the test that happens to come next."""
     with warnings.catch_warnings(action="ignore", category=ResourceWarning):
+        handlers = {number: signal.getsignal(number) for number in SIGNALS}
         yield
+        for number, handler in handlers.items():
+            signal.signal(number, handler)  # that of a run holds on to its folder
         gc.collect()
 
 

@@ -19,15 +19,16 @@ PACKAGE = Path(__file__).parents[2] / "train"
 NOT_COMPUTING = (
     # The commands, and what stands around the loop.
     *("__init__.py", "compare.py", "evaluate.py", "main.py", "new.py", "prepare.py", "sweep.py", "verify.py"),
-    *("errors.py", "metric_names.py", "parts.py", "run.py", "setting.py", "terminal.py"),
+    *("errors.py", "metric_names.py", "parts.py", "run.py", "setting.py", "terminal.py", "output.py"),
+    *("launch.py", "launching/*.py", "leaving.py", "disk.py"),
     # What checks, watches or reports a run.
     *("comparison/*.py", "evaluation/*.py", "exactness/*.py", "memory/*.py", "metrics/*.py"),
-    *("report/*.py", "gradients/__init__.py", "gradients/rank_consistency.py"),
+    *("report/*.py", "gradients/__init__.py", "gradients/rank_consistency.py", "gradients/whole.py"),
     # What brings a run to its start, or back to where it was: its values are in the identity, or are checked.
     "redaction/*.py",
     *("config/*.py", "checkpoint/*.py", "plan/__init__.py", "plan/make.py", "plan/run_plan.py", "plan/smoke.py"),
     *("distributed/__init__.py", "distributed/ranks.py", "distributed/stop.py"),
-    "distributed/watchdog.py",
+    *("distributed/watchdog.py", "distributed/board.py", "distributed/parents.py"),
 )
 """Files of the package whose change refuses nobody's run; where COMPUTING names one of a folder, that holds.
 
