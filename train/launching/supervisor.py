@@ -208,7 +208,7 @@ class Supervisor:
         announced = signal.SIGUSR1 in self._told or "SIGUSR1" in str(ended.get("reason"))
         if code != STOPPED or not job or ended.get("main") is False or not announced:
             return
-        if "WANDB_SWEEP_ID" in os.environ:
+        if os.environ.get("WANDB_SWEEP_ID"):
             # A trial of `wandb agent`, whose job this is; W&B was told that the trial is preempted.
             print_error("launch: saved; W&B puts the trial back into the queue of its sweep, so SLURM is not asked to")
             return
