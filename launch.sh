@@ -24,9 +24,8 @@ if [[ -z $dry_run ]]; then
     use_environment "$clone" "${EXTRAS:-}"
 elif ! look_for_environment "$clone" "${EXTRAS:-}" && ! "$PYTHON" -c 'import yaml, psutil' 2>/dev/null; then
     # Without the environment nobody can count the GPUs and read the launcher file.
-    say "launch: the first start makes the environment, then runs this:"
-    printf '%q ' "$PYTHON" -m train.launch "$@"
-    printf '\n'
+    # Nor is it known here which of the words are secrets.
+    say "launch: the first start makes the environment, then runs $PYTHON -m train.launch with the same words"
     exit
 fi
 exec "$PYTHON" -m train.launch "$@"

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import tomllib
 from pathlib import Path
 
 import psutil
@@ -16,6 +17,7 @@ import pytest
 import yaml
 
 from train.launching import choose
+from train.launching import command as launch_command
 from train.launching.arguments import LaunchRefused, parse
 from train.launching.command import build
 from train.launching.launcher_file import find
@@ -27,6 +29,7 @@ STAND_IN = """
 import json, os, pathlib, signal, subprocess, sys, time
 say = dict(word.split("=", 1) for word in sys.argv[1:] if "=" in word)
 rank, got = os.environ.get("RANK", "0"), []
+time.sleep(float(say.get("deaf", 0)))
 for name in ("SIGTERM", "SIGINT", "SIGUSR1", "SIGHUP", "SIGQUIT"):
     signal.signal(getattr(signal, name), lambda number, _: got.append(signal.Signals(number).name))
 seen = lambda: list(pathlib.Path(say["out"]).glob("rank-*.json"))
@@ -68,9 +71,10 @@ class Clone:
             shutil.copy(ROOT / name, self.path / name)
         shutil.copytree(ROOT / "configs" / "accelerate", self.path / "configs" / "accelerate")
         shutil.copy(ROOT / "configs" / "digits.yaml", self.path / "configs")
-        for name in ("__init__.py", "errors.py", "output.py", "launch.py"):
+        for name in ("__init__.py", "errors.py", "output.py", "terminal.py", "launch.py"):
             shutil.copy(ROOT / "train" / name, self.path / "train" / name)
-        shutil.copytree(ROOT / "train" / "launching", self.path / "train" / "launching")
+        for name in ("launching", "redaction"):
+            shutil.copytree(ROOT / "train" / name, self.path / "train" / name)
         (self.path / "train" / "accumulate.py").write_text(STAND_IN)
         # Would be run instead of ours if the current directory stood first on the path.
         (self.cwd / "train.py").write_text("raise SystemExit('the wrong train was imported')")
@@ -140,12 +144,14 @@ def bare_python(tmp_path):
 
 
 def test_dry_run_prints_a_line_to_paste_and_starts_nothing(clone):
-    words = ["standard", "my config.yaml", "note=two words", "--dry-run", "--", "--max_restarts", "1"]
+    secret = "wandb.notes=hf_abcdefghijklmnopqrstuvwxyz012345"
+    words = ["standard", "my config.yaml", "note=two words", secret, "--dry-run", "--", "--max_restarts", "1"]
     code, stdout, stderr = clone.run(clone.path / "launch.sh", *words, NPROC="2")
     command = shlex.split(stdout.splitlines()[0])
     assert code == 0
     assert {"ISOBATCH_WORLD_SIZE=2", "ACCELERATE_USE_CPU=true", "OMP_NUM_THREADS=1"} < set(command)
-    assert command[-6:] == ["--max_restarts", "1", "-m", "train.standard", "my config.yaml", "note=two words"]
+    assert command[-7:-2] == ["--max_restarts", "1", "-m", "train.standard", "my config.yaml"]
+    assert command[-2:] == ["note=two words", "wandb.notes=[redacted]"]
     assert "--multi_gpu" in command
     assert "2 ranks on the CPU" in stderr
     assert not (clone.path / ".venv").exists()
@@ -193,6 +199,41 @@ def test_a_signal_reaches_each_rank_once_and_no_helper_of_a_rank(clone, nproc, n
     assert all(rank["helper_lives"] for rank in ranks), "a signal to a data worker kills the step"
     assert not clone.processes()
     assert "Traceback" not in stderr, "a clean stop ends in peace"
+
+
+@pytest.mark.parametrize(("nproc", "name", "code"), [(1, "SIGINT", 130), (2, "SIGTERM", 143)])
+def test_a_signal_before_the_ranks_can_hear_it_ends_all(clone, nproc, name, code):
+    process = clone.launch("deaf=40", NPROC=str(nproc))
+    end = time.monotonic() + 40
+    while sum(is_rank(process, nproc) for process in clone.processes()) < nproc:
+        assert time.monotonic() < end, "the ranks did not start"
+        time.sleep(0.05)
+    begun = time.monotonic()
+    process.send_signal(getattr(signal, name))
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == code
+    assert time.monotonic() < begun + 15
+    assert f"launch: {name} before training began: nothing to save" in stderr
+    assert "KeyboardInterrupt" not in stderr
+    assert not clone.processes()
+
+
+def is_rank(process: psutil.Process, nproc: int) -> bool:
+    try:
+        return "train.accumulate" in process.cmdline() and (nproc == 1 or "RANK" in process.environ())
+    except psutil.Error:  # it has just ended
+        return False
+
+
+def test_nohup_goes_on_after_the_terminal_and_still_stops_when_asked(clone):
+    process = clone.start("nohup", clone.path / "launch.sh", "signals=1", "code=75", f"out={clone.out}")
+    clone.ranks(1)
+    process.send_signal(signal.SIGHUP)
+    time.sleep(0.3)
+    assert process.poll() is None
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == 75
+    assert clone.ranks(1)[0]["got"] == ["SIGTERM"]
 
 
 @pytest.mark.parametrize("nproc", [1, 2])
@@ -325,6 +366,23 @@ def test_the_launcher_file_of_an_installed_package_is_that_of_the_clone():
     assert installed == yaml.safe_load((ROOT / "configs" / "accelerate" / "ddp.yaml").read_text())
 
 
+def test_what_the_package_reads_beside_its_code_is_in_the_wheel():
+    package = ROOT / "train"
+    patterns = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]["train"]
+    files = {file for file in package.rglob("*") if file.is_file() and file.suffix not in (".py", ".pyc")}
+    assert files == {file for pattern in patterns for file in package.glob(pattern)}
+
+
+def test_an_installed_package_does_not_stand_before_the_modules_of_python(monkeypatch):
+    monkeypatch.setattr(choose, "count_gpus", lambda: 0)
+    words, file = parse(["my.yaml"]), find(None)
+    ranks = choose.choose(words, file, {})
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+    assert build(words, file, ranks, 120).variables["PYTHONPATH"].split(os.pathsep)[0] == str(ROOT)
+    monkeypatch.setattr(launch_command, "IS_CLONE", False)
+    assert build(words, file, ranks, 120).variables["PYTHONPATH"] == str(Path.cwd())
+
+
 @pytest.mark.parametrize(
     ("how", "direct"),
     [("", True), ("-- --cpu", True), ("-- --debug", False), ("file", False)],
@@ -345,6 +403,8 @@ def test_no_environment_is_made_in_a_job_or_beside_an_active_one(clone, bare_pyt
     assert code == 1
     assert "type:" in stderr
     assert {"SLURM_JOB_ID": "login node", "VIRTUAL_ENV": "lacks torch, accelerate"}[kind] in stderr
+    _, stdout, stderr = clone.run(clone.path / "launch.sh", "--dry-run", "my.api_key=SECRETSECRET", **env)
+    assert "SECRETSECRET" not in stdout + stderr
     assert not (clone.path / ".venv").exists()
 
 

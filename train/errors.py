@@ -127,7 +127,8 @@ def write_ending(reason: str, code: int, step: int) -> bool:
     file = os.environ.get("ISOBATCH_ENDED")
     if file and _is_first_of_node():
         content = {**ending(reason, code, step), "main": _is_main()}
-        Path(file).write_text(json.dumps(content), encoding="utf-8")
+        with suppress(FileNotFoundError):  # that launch was killed, and a later one has swept its folder
+            Path(file).write_text(json.dumps(content), encoding="utf-8")
     return bool(file)
 
 

@@ -9,6 +9,7 @@ from train.errors import UserError
 USAGE = (Path(__file__).parent / "usage.txt").read_text(encoding="utf-8")
 CLONE = Path(__file__).resolve().parents[2]
 """Above the package: the clone, or the folder into which a wheel was installed."""
+IS_CLONE = (CLONE / "launch.sh").exists()
 
 
 class LaunchRefused(UserError):

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from train.errors import print_error
-from train.launching.arguments import Arguments, LaunchRefused
+from train.launching.arguments import IS_CLONE, Arguments, LaunchRefused
 from train.launching.launcher_file import LauncherFile, setting
 
-PROGRAM = "./launch.sh"
+PROGRAM = "./launch.sh" if IS_CLONE else "python -m train.launch"
 
 
 @dataclass(frozen=True)

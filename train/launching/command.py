@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from train.launching.arguments import CLONE, Arguments, LaunchRefused
+from train.launching.arguments import CLONE, IS_CLONE, Arguments, LaunchRefused
 from train.launching.choose import PROGRAM, Ranks
 from train.launching.launcher_file import LauncherFile
 
@@ -97,7 +97,9 @@ def _check_lone_rank(flag: str, arguments: Arguments, file: LauncherFile) -> Non
 
 def _variables(ranks: Ranks, grace: int) -> dict[str, str]:
     # The current directory comes last: at the front, a train.py or a folder train/ there would hide ours.
-    entries = [str(CLONE), *os.environ.get("PYTHONPATH", "").split(os.pathsep), str(Path.cwd())]
+    # An installed package is found anyway; at the front, its neighbours would hide modules of Python.
+    ours = [str(CLONE)] if IS_CLONE else []
+    entries = [*ours, *os.environ.get("PYTHONPATH", "").split(os.pathsep), str(Path.cwd())]
     variables = {
         "PYTHONSAFEPATH": "1",
         "PYTHONPATH": os.pathsep.join(dict.fromkeys(filter(None, entries))),

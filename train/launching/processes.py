@@ -38,14 +38,17 @@ def ranks_of(attempt: str, child: int, child_is_rank: bool) -> list[psutil.Proce
     return [process for process in marked if parents.get(process.pid) not in pids]
 
 
-def listens(process: psutil.Process, number: int) -> bool:
-    """Whether it has a handler for this signal; where that cannot be seen (no /proc): yes."""
+def listens(process: psutil.Process) -> bool:
+    """Whether it has the handlers of a training; where that cannot be seen (no /proc): yes.
+
+    Known by that of SIGTERM: for SIGINT every Python has one, which ends it in the midst of an import.
+    """
     try:
         lines = Path(f"/proc/{process.pid}/status").read_text().splitlines()
     except OSError:
         return not Path("/proc/self/status").exists()
     caught = [line.split()[1] for line in lines if line.startswith("SigCgt:")]
-    return not caught or bool(int(caught[0], 16) >> (number - 1) & 1)
+    return not caught or bool(int(caught[0], 16) >> (signal.SIGTERM - 1) & 1)
 
 
 def send(number: int, processes: Iterable[psutil.Process]) -> None:

@@ -13,12 +13,9 @@ import enum
 import json
 import os
 import select
-import shutil
 import signal
 import subprocess
-import tempfile
 import time
-from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -27,6 +24,7 @@ import psutil
 from train.errors import FAILED, FINISHED, STOPPED, print_error
 from train.launching.command import Command
 from train.launching.processes import MARK, ignored_signals, listens, ranks_of, remaining, send, wake_up_pipe
+from train.launching.scratch import Scratch, sweep
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP, signal.SIGQUIT)
 LEAVE_AFTER_SECONDS = 2.0  # as train/distributed/stop.py: an earlier Ctrl-C is the same one
@@ -43,7 +41,8 @@ class Supervisor:
         self._grace = grace
         self._is_rank = "accelerate.commands.launch" not in command.words  # the child: no launcher between
         self._attempt = f"{time.time():.0f}-{os.getpid()}"
-        self._folder = Path(tempfile.mkdtemp(prefix="isobatch."))
+        sweep()
+        self._folder = Scratch()
         self._received: list[int] = []  # by the handlers, not yet acted on
         self._told: list[int] = []  # signals that the ranks have got
         self._asked: int | None = None  # while STARTING
@@ -68,7 +67,7 @@ class Supervisor:
             code = self._code()
             self._requeue(code)
         finally:
-            shutil.rmtree(self._folder, ignore_errors=True)
+            self._folder.remove()
         return code
 
     def _note(self, number: int, frame: FrameType | None) -> None:
@@ -77,7 +76,7 @@ class Supervisor:
     def _start(self) -> None:
         variables = self._command.variables | {
             MARK: self._attempt,
-            "ISOBATCH_ENDED": str(self._folder / "ended.json"),
+            "ISOBATCH_ENDED": str(self._folder.path / "ended.json"),
             "ISOBATCH_LAUNCHER_PID": str(os.getpid()),
         }
         self._child = subprocess.Popen(
@@ -131,7 +130,7 @@ class Supervisor:
         """Ranks that meet begin to listen at nearly the same time: all are told, or nothing was done yet."""
         assert self._asked is not None
         ranks = self._ranks()
-        hear = [process for process in ranks if listens(process, self._asked)]
+        hear = [process for process in ranks if listens(process)]
         if hear and (len(hear) == len(ranks) or time.monotonic() > self._all_by):
             self._state = State.STOPPING
             self._tell(self._asked)
@@ -182,7 +181,7 @@ class Supervisor:
 
     def _ended(self) -> dict[str, Any]:
         try:
-            ended: dict[str, Any] = json.loads((self._folder / "ended.json").read_text(encoding="utf-8"))
+            ended: dict[str, Any] = json.loads((self._folder.path / "ended.json").read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return {}
         return ended
@@ -208,7 +207,7 @@ class Supervisor:
         announced = signal.SIGUSR1 in self._told or "SIGUSR1" in str(ended.get("reason"))
         if code != STOPPED or not job or ended.get("main") is False or not announced:
             return
-        if "WANDB_SWEEP_ID" in os.environ:
+        if os.environ.get("WANDB_SWEEP_ID"):
             # A trial of `wandb agent`, whose job this is; W&B was told that the trial is preempted.
             print_error("launch: saved; W&B puts the trial back into the queue of its sweep, so SLURM is not asked to")
             return

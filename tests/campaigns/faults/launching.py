@@ -109,7 +109,8 @@ def _end_without_orphans(here: Path, started: subprocess.Popen[str]) -> tuple[in
 
 def crash_at_once(here: Path, full: bool) -> str:
     restarts = 4 if full else 3  # two pauses at least: the second has to be longer
-    variables = {"FAULTS_RECORD": str(here), "PYTHONPATH": str(ROOT)}
+    ranks = "2" if full else "1"
+    variables = {"FAULTS_RECORD": str(here), "PYTHONPATH": str(ROOT), "NPROC": ranks}
     started = launch(
         here,
         "model.target=tests.campaigns.faults.ranks.FailsInTraining",

@@ -10,6 +10,7 @@ from datetime import date
 from pathlib import Path
 
 from tests.campaigns.faults import (
+    agents,
     disk,
     foreign,
     full,
@@ -42,6 +43,7 @@ _PARTS = (
     resume,
     launching,
     unattended,
+    agents,
     malicious,
     foreign,
     tracking,

@@ -14,6 +14,7 @@ from pathlib import Path
 from tests.campaigns.faults.launching import ROOT, STEPS, ours
 from tests.campaigns.faults.row import Row, folder
 
+WAYS = ("closed", "twice", "tee", "quit")
 LAUNCH = os.environ.get("FAULTS_LAUNCH", str(ROOT / "launch.sh"))
 
 
@@ -39,15 +40,15 @@ class Unattended:
         os.close(slave)
         os.set_blocking(self.master, False)
 
-    def trains(self) -> None:
-        """Returns at a random moment after the first row."""
+    def trains(self, at_most: float) -> None:
+        """Returns at a random moment after the first row, `at_most` so many seconds after it."""
         end = time.monotonic() + 120
         while not (self.here / "run" / "metrics.jsonl").exists():
             self.read()
             assert time.monotonic() < end, "it does not start"
             assert self.process.poll() is None, self.said
             time.sleep(0.05)
-        time.sleep(random.uniform(0.3, 2))
+        time.sleep(random.uniform(0, at_most))
 
     said = ""
 
@@ -84,15 +85,17 @@ class Unattended:
 def untold(here: Path, full: bool) -> str:
     """Each of the ways, so many times: the stop is saved, and launch.sh exits with 75."""
     random.seed(131)
-    ways = ["closed", "twice", "tee", "quit"]
-    trials = 200 if full else 4
+    ways = WAYS if full else ("tee", "closed")
+    trials = 200 if full else 2
     worst = 0.0
     for number in range(trials):
-        way = ways[number % (2 if full and number < 180 else 4)]
+        way = ways[number % len(ways)]
         own = folder(here, f"{way}-{number}")
         shell = '"$0" "$@" 2>&1 | tee log' if way == "tee" else 'exec "$0" "$@"'
-        run = Unattended(own, ranks=1 + number % 2, shell=shell.replace("log", str(own / "log")))
-        run.trains()
+        # Each way on one rank and on two.
+        ranks = 1 + number // len(ways) % 2
+        run = Unattended(own, ranks, shell=shell.replace("log", str(own / "log")))
+        run.trains(at_most=2 if full else 0.5)
         if way == "closed":
             run.close()
         elif way == "quit":
@@ -107,19 +110,20 @@ def untold(here: Path, full: bool) -> str:
         assert way == "tee" or code == 75, f"{way}: {code}\n{run.said}"
         run.close()
         shutil.rmtree(own)
-    return f"{trials} times on 1 and 2 ranks, untold ranks: 0, orphans: 0; worst {worst:.1f} s to the end"
+    told = f"{trials} times ({', '.join(ways)}) on {'1 and 2 ranks' if full else '1 rank'}"
+    return f"{told}, untold ranks: 0, orphans: 0; worst {worst:.1f} s to the end"
 
 
 def launchers_killed(here: Path, full: bool) -> str:
     random.seed(132)
     told = []
-    for victim in ("supervisor", "accelerate", "both"):
+    trials = 50 if full else 1
+    for victim in ("supervisor", "accelerate", "both") if full else ("both",):
         worst = 0.0
-        trials = 50 if full else 1
         for number in range(trials):
             own = folder(here, f"{victim}-{number}")
             run = Unattended(own, ranks=2)
-            run.trains()
+            run.trains(at_most=2 if full else 0.5)
             (agent,) = [each.pid for each in ours(own) if "accelerate.commands.launch" in each.cmdline()]
             for pid in {"supervisor": [run.process.pid], "accelerate": [agent]}.get(victim, [run.process.pid, agent]):
                 os.kill(pid, signal.SIGKILL)

@@ -1,0 +1,51 @@
+"""The folder into which ranks write how they ended, for the one launch that reads it."""
+
+import fcntl
+import os
+import shutil
+import stat
+import tempfile
+import time
+from contextlib import suppress
+from pathlib import Path
+
+PREFIX = "isobatch."
+NEW_SECONDS = 60.0
+"""So old a folder has been locked, where its launch lives."""
+
+
+class Scratch:
+    """Held by a lock on the folder itself: what a launch that was killed left behind is known by the free lock."""
+
+    def __init__(self) -> None:
+        self.path = Path(tempfile.mkdtemp(prefix=PREFIX))
+        self._held = os.open(self.path, os.O_RDONLY)
+        with suppress(OSError):  # a file system without locks
+            fcntl.flock(self._held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+    def remove(self) -> None:
+        shutil.rmtree(self.path, ignore_errors=True)
+        os.close(self._held)
+
+
+def sweep() -> None:
+    """Remove what launches of this user left behind that were killed outright."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
+        with suppress(OSError):
+            if _is_left_behind(folder):
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+def _is_left_behind(folder: Path) -> bool:
+    found = folder.lstat()
+    is_old = time.time() - found.st_mtime > NEW_SECONDS
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or not is_old:
+        return False
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    finally:
+        os.close(descriptor)
+    return True
