@@ -77,6 +77,7 @@ def _agreed(run: Run) -> bool:
             return len(set(known)) == 1
         if time.monotonic() > deadline:
             return False
+        run.ranks.pulse.beat()
         time.sleep(0.01)
 
 

@@ -109,7 +109,7 @@ class Evaluation:
 
         def add(numbered: tuple[int, Batch]) -> None:
             number, cpu_batch = numbered
-            self.ranks.beat()
+            self.ranks.pulse.beat()
             batch = to_device(cpu_batch, self.device, self.dtype)
             # What a model or a task draws depends on the place in the set, not on what was drawn before.
             generators.seed(key_of(DATA_SEED, EVALUATION, 0, start + number * self.batch_size) >> 1)

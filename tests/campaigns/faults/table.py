@@ -12,6 +12,7 @@ from pathlib import Path
 from tests.campaigns.faults import (
     disk,
     foreign,
+    frozen,
     full,
     launching,
     malicious,
@@ -44,6 +45,7 @@ _PARTS = (
     unattended,
     malicious,
     foreign,
+    frozen,
     tracking,
 )
 _ORDERED = sorted(
