@@ -13,6 +13,7 @@ class Pulse:
     """Of one rank."""
 
     def __init__(self) -> None:
+        self.window = 0  # the one taken last: a rank that waits for its samples is one behind
         self._beats = 0
         self._writing = 0
         self._bytes = 0

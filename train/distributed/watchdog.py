@@ -79,7 +79,7 @@ class Watchdog:
         told, board = 0, self._ranks.board()
         while not self._over.wait(self._period):
             told += 1
-            here = {"told": told, "step": self._step(), "beats": self._beats, "place": self._place()}
+            here = {"told": told, "step": self._ranks.pulse.window, "beats": self._beats, "place": self._place()}
             board.pin("here", json.dumps(here))
             if not self._ranks.is_main:
                 of_main = board.read_of("here", 0)
@@ -98,7 +98,7 @@ class Watchdog:
             while not self._over.wait(self._period):
                 outside.tell()
                 self._beats = self._ranks.pulse.look()
-                now = [self._step(), self._beats, *self._main_rank]
+                now = [self._ranks.pulse.window, self._beats, *self._main_rank]
                 if now != seen:
                     seen = now
                     idle = 0
