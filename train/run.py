@@ -133,10 +133,9 @@ class Run:
 
     def write_weights(self, folder: Path) -> None:
         """Of the model, and of what parts export. On one rank."""
-        beside = partial(save_tokenizer, self.config.data.tokenizer)
         with self.ranks.pulse.writing():
             for name, module in self.exports.items():
-                save_weights(module, folder, name, beside)
+                save_weights(module, folder, name, partial(save_tokenizer, self.config.data.tokenizer))
 
 
 def build(loaded: Loaded, loop: str) -> Run:
@@ -192,7 +191,7 @@ def list_parts(setting: Setting, report: Reporter) -> tuple[Part, ...]:
         # Evaluates a second module as the first one: all that stands around an evaluation sees both.
         ema.part(learner, config.ema.decay),
         # Outside of the average, which writes no texts.
-        generations.part(learner, setting.prepared.sets, config, ranks, report.show),
+        generations.part(learner, setting.prepared.sets, config, ranks, report.show, setting.stop.requested),
         # Records the reading of windows, but none of the measuring around it.
         profiler.part(config.profile.steps, folder.inside, ranks),
         # Its times are those of a whole step, and of no measuring; an evaluation or a save belongs to none.
@@ -234,7 +233,7 @@ def _join(setting: Setting, checkpoints: Checkpoints, report: Reporter) -> Run:
         checkpoints=checkpoints,
         windows=parts.windows(open_windows(setting, report.progress)),
         watch=watch,
-        evaluation=parts.evaluation(open_evaluation(setting)) if setting.prepared.sets.evaluation else None,
+        evaluation=parts.evaluation(open_evaluation(setting, report)) if setting.prepared.sets.evaluation else None,
         evaluation_due=Interval(every.every_steps, every.every_samples, every.every_tokens).due,
         save_checkpoint=parts.save(save_in_own(checkpoints, setting.folder)),
         row_due=setting.row_due(),
