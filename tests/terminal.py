@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from tests.conftest import _context
+from tests.conftest import FORKS
 
 _PART = re.compile(
     r"\x1b\[(?P<args>[?0-9;]*)(?P<what>[A-Za-z])|(?P<control>[\x00-\x1f\x7f])|(?P<text>[^\x00-\x1f\x7f]+)"
@@ -93,7 +93,7 @@ class Terminal:
         self.emulator = Emulator(columns)
         self.resize(columns)
         environ = {"TERM": "xterm-256color", **environ}
-        self.process = _context.Process(target=_on_terminal, args=(self.name, environ, function, args))
+        self.process = FORKS.Process(target=_on_terminal, args=(self.name, environ, function, args))
 
     def __enter__(self) -> "Terminal":
         self.process.start()

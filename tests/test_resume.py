@@ -186,11 +186,11 @@ def go(arguments: list[str]) -> tuple[str, int, int]:
 
 
 def test_a_stop_file_and_hours(run_ranks: Any, tmp_path: Path) -> None:
-    (by_hours,) = run_ranks(1, go, argv(tmp_path, *OWN, "duration={steps: 100000, hours: 0.0005}"))
+    (by_hours,) = run_ranks(1, go, argv(tmp_path, *OWN, "duration={steps: 100000, hours: 0.001}"))
     (tmp_path / "run" / "stop").touch()
     (by_file,) = run_ranks(1, go, argv(tmp_path, *OWN, "duration={steps: 100000}"))
 
-    assert by_hours[:2] == ("stopped by duration.hours=0.0005", 75)
+    assert by_hours[:2] == ("stopped by duration.hours=0.001", 75)
     assert by_file[1] == 75
     assert by_file[0].endswith("run/stop")
     assert by_file[2] == by_hours[2] > 0, "it was there before the first step"

@@ -40,6 +40,10 @@ class RunFailed(RuntimeError):
     """
 
 
+class RanksDisagree(RunFailed):
+    """The ranks hold different gradients after the reduction, or different weights."""
+
+
 class RankFailed(RunFailed):
     """Another rank could not compute its part of the gradient; its own error says why."""
 

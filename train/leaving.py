@@ -10,8 +10,7 @@ import torch
 from train.checkpoint import SaveFailed
 from train.checkpoint.commit import complete
 from train.distributed.ranks import lost_rank
-from train.errors import RunFailed
-from train.gradients.rank_consistency import RanksDisagree
+from train.errors import RanksDisagree, RunFailed
 from train.report.folder import Displaced
 from train.run import Run
 
@@ -77,6 +76,7 @@ def _agreed(run: Run) -> bool:
             return len(set(known)) == 1
         if time.monotonic() > deadline:
             return False
+        run.ranks.pulse.beat()
         time.sleep(0.01)
 
 

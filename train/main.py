@@ -8,6 +8,7 @@ from typing import cast
 from train.checkpoint import NoCheckpoint
 from train.config import Loaded, load
 from train.distributed.ranks import launched_rank, lost_rank, yield_to_failed_rank
+from train.distributed.watchdog import watched
 from train.errors import (
     FAILED,
     FINISHED,
@@ -72,42 +73,59 @@ def _train_once(loaded: Loaded, loop: str, compute_gradient: ComputeGradient) ->
         raise
 
 
+@dataclass(frozen=True)
+class Left:
+    """How a run was left that is still to be closed."""
+
+    reason: str
+    code: int
+    error: BaseException | None = None
+    """To be raised once the run is closed."""
+
+
 def train(loaded: Loaded, loop: str, compute_gradient: ComputeGradient) -> Ending:
     """Build, fit, close."""
     run = build(loaded, loop)
+    deadline, progress = loaded.config.runtime.timeout_seconds, run.report.progress
+    with watched(run.ranks, deadline, run.folder.path, lambda: progress.step, run.folder.end_early):
+        left = _fit(run, compute_gradient)
+    if left.error is None:
+        with suppress(OSError):
+            # exit_code writes it again. First: a signal may end this process while weights are sent.
+            write_ending(left.reason, left.code, progress.step)
+    run.close(left.reason, left.code)  # no watchdog: it may wait long for W&B
+    if left.error is not None:
+        raise left.error
+    run.ranks.settle()
+    run.learner.accelerator.end_training()
+    return Ending(left.reason, left.code, progress.step)
+
+
+def _fit(run: Run, compute_gradient: ComputeGradient) -> Left:
     try:
         fit(run, run.watch(compute_gradient))
-        reason, code = _finish(run)
+        return _finish(run)
     except Abandoned:
-        reason, code = _stopped(run)
+        return _stopped(run)
     except BaseException as error:
         kept = save_what_is_whole(run, error)
         if lost_rank(error):
             yield_to_failed_rank(cast(RuntimeError, error))
             reason = loss_of_rank(run)
             write_lines(on_lines(f"rank {run.ranks.rank}: {reason}"))
-            run.close(reason, FAILED)
-            raise SystemExit(FAILED) from None
+            return Left(reason, FAILED, SystemExit(FAILED))
         if not isinstance(error, UserError | RunFailed):
             told = f"{type(error).__name__}: {error}"
-            run.close(f"{told}. {kept}" if kept else told, code_of(error))
             if kept:
                 print_error(kept)
-            raise
+            return Left(f"{told}. {kept}" if kept else told, code_of(error), error)
         if isinstance(error, RunFailed):
             yield_to_failed_rank(error)
         # On all ranks alike: one sentence, no stack trace.
-        reason, code = f"{error}. {kept}" if kept else str(error), code_of(error)
-    with suppress(OSError):
-        # exit_code writes it again. First: a signal may end this process while weights are sent.
-        write_ending(reason, code, run.report.progress.step)
-    run.close(reason, code)
-    run.ranks.settle()
-    run.learner.accelerator.end_training()
-    return Ending(reason, code, run.report.progress.step)
+        return Left(f"{error}. {kept}" if kept else str(error), code_of(error))
 
 
-def _finish(run: Run) -> tuple[str, int]:
+def _finish(run: Run) -> Left:
     """Save what was trained; (reason, exit code)."""
     if run.report.progress.step < run.plan.total_steps:
         return _stopped(run)
@@ -116,11 +134,11 @@ def _finish(run: Run) -> tuple[str, int]:
     except Displaced:
         run.save()  # beside: raises it again, and says where
         raise
-    return "finished", FINISHED
+    return Left("finished", FINISHED)
 
 
-def _stopped(run: Run) -> tuple[str, int]:
+def _stopped(run: Run) -> Left:
     """All ranks have agreed on a stop. An evaluation that it cut short is owed: the checkpoint says so."""
     run.save()
     cause = next(filter(None, run.ranks.gather(run.stop.cause)))  # it may have reached another rank only
-    return f"stopped by {cause}", STOPPED
+    return Left(f"stopped by {cause}", STOPPED)

@@ -14,7 +14,6 @@ from train.batch.window import Window
 from train.checkpoint import Checkpoints, named, newest
 from train.config import Config, Loaded
 from train.data import save_tokenizer
-from train.distributed import watchdog
 from train.distributed.accelerator import check_launcher, connect
 from train.distributed.ranks import Ranks
 from train.distributed.stop import Stop
@@ -118,7 +117,7 @@ class Run:
     def save(self) -> None:
         """Make a checkpoint, and a row that says what it cost. Raises SaveFailed, on all ranks."""
         start = time.perf_counter()
-        with self.report.clock.paused():
+        with self.report.clock.paused(), self.ranks.pulse.writing():
             self.save_checkpoint(self.report.progress.step, first=self.report.sync)
             self.ranks.from_main(lambda: best_weights.forget_before(self.folder.path))
         self.report.save_row(time.perf_counter() - start)
@@ -134,9 +133,9 @@ class Run:
 
     def write_weights(self, folder: Path) -> None:
         """Of the model, and of what parts export. On one rank."""
-        beside = partial(save_tokenizer, self.config.data.tokenizer)
-        for name, module in self.exports.items():
-            save_weights(module, folder, name, beside)
+        with self.ranks.pulse.writing():
+            for name, module in self.exports.items():
+                save_weights(module, folder, name, partial(save_tokenizer, self.config.data.tokenizer))
 
 
 def build(loaded: Loaded, loop: str) -> Run:
@@ -192,7 +191,7 @@ def list_parts(setting: Setting, report: Reporter) -> tuple[Part, ...]:
         # Evaluates a second module as the first one: all that stands around an evaluation sees both.
         ema.part(learner, config.ema.decay),
         # Outside of the average, which writes no texts.
-        generations.part(learner, setting.prepared.sets, config, ranks, report.show),
+        generations.part(learner, setting.prepared.sets, config, ranks, report.show, setting.stop.requested),
         # Records the reading of windows, but none of the measuring around it.
         profiler.part(config.profile.steps, folder.inside, ranks),
         # Its times are those of a whole step, and of no measuring; an evaluation or a save belongs to none.
@@ -207,8 +206,6 @@ def list_parts(setting: Setting, report: Reporter) -> tuple[Part, ...]:
         loss_mean.part(learner, ranks),
         # Looks at what the optimizer is about to get, and at the weights before anything is saved.
         rank_consistency.part(learner, ranks),
-        # Outermost: it watches whether all of the above still moves.
-        watchdog.part(ranks, config.runtime.timeout_seconds, folder.path, folder.end_early),
     )
 
 
@@ -236,7 +233,7 @@ def _join(setting: Setting, checkpoints: Checkpoints, report: Reporter) -> Run:
         checkpoints=checkpoints,
         windows=parts.windows(open_windows(setting, report.progress)),
         watch=watch,
-        evaluation=parts.evaluation(open_evaluation(setting)) if setting.prepared.sets.evaluation else None,
+        evaluation=parts.evaluation(open_evaluation(setting, report)) if setting.prepared.sets.evaluation else None,
         evaluation_due=Interval(every.every_steps, every.every_samples, every.every_tokens).due,
         save_checkpoint=parts.save(save_in_own(checkpoints, setting.folder)),
         row_due=setting.row_due(),

@@ -104,7 +104,7 @@ def open_windows(setting: Setting, progress: Progress) -> Windows:
     )
 
 
-def open_evaluation(setting: Setting) -> Evaluation:
+def open_evaluation(setting: Setting, report: Reporter) -> Evaluation:
     learner = setting.learner
     return Evaluation(
         sets=setting.prepared.sets.evaluation,
@@ -114,4 +114,5 @@ def open_evaluation(setting: Setting) -> Evaluation:
         dtype=learner.dtype,
         batch_size=setting.plan.batch.micro,
         stopping=setting.stop.requested,
+        timed=report.eval_batch,
     )

@@ -9,6 +9,7 @@ import pytest
 
 from tests.campaigns.faults import ranks
 from tests.campaigns.faults.row import command, train
+from train.distributed import outside
 from train.distributed.watchdog import diagnosis
 
 
@@ -46,7 +47,8 @@ def test_what_holds_the_gil_ends_with_stacks(tmp_path: Path, world_size: int) ->
 
     codes, job = train(tmp_path, world_size, command(tmp_path, "runtime.timeout_seconds=2"), hangs)
 
-    assert codes == [1] * world_size, job.told()
+    assert codes == [1] * last + [-outside.SIGNAL], job.told()
+    assert "something holds Python's lock" in job.told(last)
     assert "hold_the_gil" in (tmp_path / "run" / f"stacks-rank{last}.txt").read_text()
     if world_size > 1:
         assert "rank(s) 1 no longer answer" in job.told(0)

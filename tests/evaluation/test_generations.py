@@ -12,6 +12,7 @@ from tests.helpers import rank_group
 from train.config import load
 from train.data import WorkerLost
 from train.evaluation.generations import SamplesFailed, sampled
+from train.evaluation.together import Abandoned
 
 
 class LostOn1:
@@ -69,3 +70,27 @@ def test_all_ranks_know_why_one_of_them_could_not_show(run_ranks: Any) -> None:
 
 def test_all_ranks_know_why_one_of_them_could_not_read(run_ranks: Any) -> None:
     assert run_ranks(2, lose_a_worker) == ["rank 1: loading samples: killed", "loading samples: killed"]
+
+
+def stop_after_a_text() -> int:
+    ranks = rank_group()
+    texts = []
+
+    def samples(*_: object) -> list[dict[str, str]]:
+        texts.append("one")
+        return []
+
+    learner: Any = SimpleNamespace(
+        task=SimpleNamespace(samples=samples), device=torch.device("cpu"), dtype=torch.float32
+    )
+    sets: Any = SimpleNamespace(evaluation={"": Readable(ranks.rank)})
+    config = load(["configs/digits.yaml"]).config
+    asked = iter([False, ranks.rank == 1])  # of one rank, before its second text
+    evaluate = sampled(lambda module: {}, learner, sets, config, ranks, lambda table: None, lambda: next(asked))
+    with pytest.raises(Abandoned):
+        evaluate(nn.Identity())
+    return len(texts)
+
+
+def test_a_stop_is_seen_between_two_texts(run_ranks: Any) -> None:
+    assert run_ranks(2, stop_after_a_text) == [2, 1]

@@ -17,7 +17,8 @@ from tests.helpers import argv, flat, rank_group
 from train.accumulate import compute_gradient
 from train.batch.window import Window
 from train.config import load
-from train.gradients.rank_consistency import PIECE, RanksDisagree, _checksums, _words
+from train.errors import RanksDisagree
+from train.gradients.rank_consistency import PIECE, _checksums, _words
 from train.loop import fit
 from train.run import build
 from train.step import Learner

@@ -44,8 +44,8 @@ class Breaks(Classification):
         (
             ["task=tests.report.test_failed_online.Breaks"],
             2,
-            "RuntimeError",
-        ),  # rank 0 tells what it saw: its peer is gone
+            "rank 1 on ",
+        ),  # rank 0 says whom it has lost, and of what
     ],
 )
 def test_a_run_that_fails(tmp_path: Path, more: list[str], ranks: int, why: str) -> None:

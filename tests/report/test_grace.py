@@ -1,6 +1,8 @@
 """A run says once that a stop would take longer than it is left, as soon as it has measured that."""
 
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -8,6 +10,7 @@ from tests.helpers import argv
 from train.accumulate import compute_gradient
 from train.main import main
 from train.report.grace import slow_stop
+from train.tasks.classification import Classification
 
 
 def told(folder: Path, capsys: pytest.CaptureFixture[str], *overrides: str) -> str:
@@ -23,6 +26,26 @@ def test_two_steps_and_the_last_save_are_what_a_stop_takes(monkeypatch: pytest.M
     assert "TORCH_ELASTIC_SHUTDOWN_TIMEOUT=326" in warning
     monkeypatch.delenv("TORCH_ELASTIC_SHUTDOWN_TIMEOUT")
     assert slow_stop(step_seconds=10, save_seconds=11), "torchrun alone leaves 30 s"
+    assert "two batches of an evaluation" in slow_stop(step_seconds=1, save_seconds=11, batch_seconds=10)
+
+
+def test_a_slow_evaluation_is_said_when_it_is_measured(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "0.4")
+    ours = Classification.eval_sums
+
+    def slow(*args: Any) -> Any:
+        time.sleep(0.3)
+        return ours(*args)
+
+    monkeypatch.setattr(Classification, "eval_sums", slow)
+    given = ("duration.steps=1", "data.eval_fraction=0.1", "evaluate.at_start=true")
+
+    before, _, after = told(tmp_path, capsys, *given).partition("warning   a stop takes two batches of an evaluation")
+
+    assert "step 1/1  loss" not in before
+    assert "step 1/1  loss" in after
 
 
 def test_it_is_said_once_and_not_of_the_first_step(

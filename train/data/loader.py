@@ -4,7 +4,6 @@ import multiprocessing
 import multiprocessing.process
 import signal
 import threading
-import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -149,8 +148,9 @@ class Loader:
 
     def _next(self, read: Iterator[Batch | DataError]) -> Batch | DataError:
         """Raises WorkerLost."""
-        end = time.monotonic() + self.timeout_seconds
+        looks = 0  # counted, not timed: a job that wakes from a long freeze has waited for one
         while True:
+            looks += 1
             try:
                 return next(read)
             except RuntimeError as error:
@@ -158,7 +158,7 @@ class Loader:
                 if not said.startswith("DataLoader"):
                     raise
                 late = said.startswith("DataLoader timed out")  # no worker is gone: it may be asked again
-                if late and time.monotonic() < end:
+                if late and looks * LOOK_SECONDS < self.timeout_seconds:
                     continue
                 why = f"no worker gave anything for {self.timeout_seconds:g} s" if late else said
                 raise WorkerLost(

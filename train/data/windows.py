@@ -46,6 +46,7 @@ class Windows:
             window = self._finish(ahead)
             if window is None:
                 return
+            self.ranks.pulse.window = window.k
             yield window
             ahead = following
 

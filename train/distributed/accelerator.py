@@ -64,7 +64,7 @@ def check_launcher(config: Config) -> None:
 
 
 def _patience(config: Config) -> float:
-    """Seconds that a message waits for the others: a little longer than the watchdog, which knows more to say."""
+    """Seconds that a message waits for the others, until the watchdog looks after that."""
     return config.runtime.timeout_seconds + max(60, config.runtime.timeout_seconds)
 
 

@@ -18,12 +18,13 @@ class Board:
         with suppress(RuntimeError):
             self._store.set(f"isobatch/{subject}/{self._rank}", text)
 
+    def read_of(self, subject: str, rank: int) -> str | None:
+        key = f"isobatch/{subject}/{rank}"
+        with suppress(RuntimeError):
+            if self._store.check([key]):
+                return str(self._store.get(key).decode())
+        return None
+
     def read(self, subject: str) -> list[str | None]:
         """What each rank has pinned up last; None: nothing that can be read."""
-        texts: list[str | None] = [None] * self._world_size
-        with suppress(RuntimeError):
-            for rank in range(self._world_size):
-                key = f"isobatch/{subject}/{rank}"
-                if self._store.check([key]):
-                    texts[rank] = self._store.get(key).decode()
-        return texts
+        return [self.read_of(subject, rank) for rank in range(self._world_size)]

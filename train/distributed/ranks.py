@@ -13,6 +13,7 @@ import torch.distributed as dist
 from torch.distributed.rendezvous import rendezvous
 
 from train.distributed.board import Board
+from train.distributed.pulse import Pulse
 from train.errors import RankFailed, UserError
 
 T = TypeVar("T")
@@ -24,6 +25,7 @@ class LaunchError(UserError):
 
 SETTLE_SECONDS = 30
 YIELD_SECONDS = 2.0
+FAR = timedelta(days=100)
 
 _KEPT: list[object] = []
 """Process groups, to the end of the process. Where one is destroyed earlier (with the model that DDP wraps), gloo joins
@@ -133,16 +135,18 @@ class Ranks:
         self.is_main = rank == 0
         self._group: dist.ProcessGroup | None = None
         self._under_way: dist.Work | None = None  # the message started last
-        self.beats = 0
+        self.pulse = Pulse()
         if world_size > 1:
             group = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout_seconds))
             assert isinstance(group, dist.ProcessGroup)
             self._group = group
             _KEPT.extend((group, dist.group.WORLD))
 
-    def beat(self) -> None:
-        """Says that this rank still moves, where that shows in no window: the watchdog looks at the count."""
-        self.beats += 1
+    def wait_for_watchdog(self) -> None:
+        """From here on a message waits as long as the watchdog lets it: the groups' own clocks count frozen time."""
+        if self._group:
+            for group in (self._group, dist.group.WORLD):
+                dist.distributed_c10d._set_pg_timeout(FAR, group)
 
     def start_sum(self, values: Sequence[float]) -> Sum:
         """Begin to add up `values` (float64) over the ranks; every rank gets the sums, bit for bit the same."""

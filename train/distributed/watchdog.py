@@ -6,70 +6,99 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TextIO
 
-from train.batch.window import Window
 from train.disk import open_own
+from train.distributed.outside import Outside
 from train.distributed.ranks import Ranks
-from train.parts import Part
 from train.terminal import write_lines
 
 LONGEST_PERIOD_SECONDS = 10.0
 
 
-def part(ranks: Ranks, deadline_seconds: float, folder: Path, end: Callable[[str, int], None]) -> Part:
-    """`end(reason, step)` writes down how the run ended; it is called on rank 0, just before the process ends."""
-    watchdog = Watchdog(ranks, deadline_seconds, folder, end)
-    return Part(name="watchdog", windows=watchdog.windows)
+@contextmanager
+def watched(
+    ranks: Ranks, deadline_seconds: float, folder: Path, step: Callable[[], int], end: Callable[[str, int], None]
+) -> Iterator[None]:
+    """All that is done inside, on every rank: steps, evaluations, saves. `step()`: how many are done.
+
+    `end(reason, step)` writes down how the run ended; it is called on rank 0, just before the process ends.
+    """
+    watchdog = Watchdog(ranks, deadline_seconds, folder, step, end)
+    ranks.wait_for_watchdog()
+    watchdog.start()
+    try:
+        yield
+    finally:
+        watchdog.finish()
 
 
 class Watchdog:
-    """Looks, in a thread of its own, whether training still moves: at each window, and each batch of an evaluation."""
+    """Looks, in a thread of its own, whether the run still moves: at steps, batches of an evaluation, bytes of a save.
 
-    def __init__(self, ranks: Ranks, deadline_seconds: float, folder: Path, end: Callable[[str, int], None]) -> None:
-        self._ranks, self._deadline, self._folder, self._end = ranks, deadline_seconds, folder, end
+    It counts its looks, not a clock: time in which the process was frozen as a whole is not counted.
+    """
+
+    def __init__(
+        self,
+        ranks: Ranks,
+        deadline_seconds: float,
+        folder: Path,
+        step: Callable[[], int],
+        end: Callable[[str, int], None],
+    ) -> None:
+        self._ranks = ranks
+        self._deadline = deadline_seconds
+        self._folder = folder
+        self._step = step
+        self._end = end
         self._period = min(LONGEST_PERIOD_SECONDS, deadline_seconds / 10)
         self._stacks = folder / f"stacks-rank{ranks.rank}.txt"
-        self._step = 0
+        self._beats = 0
+        self._main_rank: list[int] = []  # its step and beats: the others wait while it saves
         self._main = threading.main_thread().ident
         self._over, self._alarm = threading.Event(), threading.Event()
         self._heard: list[list[str | None]] = []  # since the alarm: what all ranks said
 
-    def windows(self, windows: Iterable[Window]) -> Iterator[Window]:
-        """The same windows, watched from the first to what follows the last."""
-        watching, talking = (
-            threading.Thread(target=work, name="watchdog", daemon=True) for work in (self._watch, self._talk)
-        )
-        watching.start()
-        talking.start()
-        try:
-            for window in windows:
-                self._step = window.k  # all that a step pays for it
-                yield window
-        finally:
-            self._over.set()
-            watching.join(1)
+        self._watching = threading.Thread(target=self._watch, name="watchdog", daemon=True)
+        self._talking = threading.Thread(target=self._talk, name="watchdog", daemon=True)
+
+    def start(self) -> None:
+        self._watching.start()
+        self._talking.start()
+
+    def finish(self) -> None:
+        self._over.set()
+        self._watching.join(1)
 
     def _talk(self) -> None:
         """A thread of its own: it waits for ever where the store is held by a process that is stopped."""
         told, board = 0, self._ranks.board()
         while not self._over.wait(self._period):
             told += 1
-            board.pin("here", json.dumps({"told": told, "step": self._step, "place": self._place()}))
+            here = {"told": told, "step": self._ranks.pulse.window, "beats": self._beats, "place": self._place()}
+            board.pin("here", json.dumps(here))
+            if not self._ranks.is_main:
+                of_main = board.read_of("here", 0)
+                if of_main:
+                    said = json.loads(of_main)
+                    self._main_rank = [said["step"], said["beats"]]
             if self._alarm.is_set():
                 self._heard.append(board.read("here"))
 
     def _watch(self) -> None:
-        seen = (0, 0)
-        idle = 0  # looks since then: time in which the process was frozen as a whole is not counted
+        seen: list[int] = []
+        idle = 0  # looks since then
         with os.fdopen(open_own(self._stacks), "a") as file:  # those of an earlier attempt stay
-            self._arm(file)
+            # Later than `_stop`, so that other ranks have said by then which one is silent.
+            outside = Outside(self._period, self._deadline + 10 * self._period, file, self._held())
             while not self._over.wait(self._period):
-                self._arm(file)
-                now = (self._step, self._ranks.beats)
+                outside.tell()
+                self._beats = self._ranks.pulse.look()
+                now = [self._ranks.pulse.window, self._beats, *self._main_rank]
                 if now != seen:
                     seen = now
                     idle = 0
@@ -77,17 +106,17 @@ class Watchdog:
                 idle += 1
                 if idle * self._period > self._deadline:
                     self._stop(file)
-            faulthandler.cancel_dump_traceback_later()
+            outside.end()
             with suppress(OSError):  # the folder may be gone, or another run's
                 if not self._stacks.stat().st_size and os.path.samestat(self._stacks.stat(), os.fstat(file.fileno())):
                     self._stacks.unlink()
 
-    def _arm(self, file: TextIO) -> None:
-        """Where something holds the GIL no Python thread runs: one of C writes the stacks then, and ends the process.
-
-        It is later than `_stop`, so that other ranks have said by then which one is silent.
-        """
-        faulthandler.dump_traceback_later(self._deadline + 10 * self._period, file=file, exit=True)
+    def _held(self) -> str:
+        """For the process outside: no thread of Python runs where something holds the GIL."""
+        return (
+            f"rank {self._ranks.rank}: no progress for {self._deadline:g} s (runtime.timeout_seconds): something holds "
+            f"Python's lock (GIL). The stacks are in {self._stacks}"
+        )
 
     def _stop(self, file: TextIO) -> None:
         faulthandler.dump_traceback(file, all_threads=True)
@@ -97,7 +126,7 @@ class Watchdog:
         reason = diagnosis(self._heard, self._deadline, self._folder)
         write_lines(f"rank {self._ranks.rank}: {reason}")
         if self._ranks.is_main:
-            self._end(reason, self._step)
+            self._end(reason, self._step())
         time.sleep(self._period)  # for the others to write their stacks: the launcher ends them when it sees the first
         os._exit(1)
 

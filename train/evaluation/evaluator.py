@@ -1,5 +1,6 @@
 """Exact evaluation: every sample once, on any number of ranks."""
 
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -48,6 +49,8 @@ class Evaluation:
     """Samples that a rank takes at once; halved on all ranks where one of them runs out of memory."""
     stopping: Callable[[], bool] = lambda: False
     """Whether a stop was asked for on this rank: Abandoned is then raised on all of them, before the next batch."""
+    timed: Callable[[float], None] = lambda seconds: None
+    """Told the seconds that each batch took: a stop waits for so long."""
 
     def __call__(self, module: nn.Module) -> dict[str, float]:
         """{metric: sum / weight over the whole set}, what the task makes of these, and `samples`; `set/metric` for
@@ -109,12 +112,14 @@ class Evaluation:
 
         def add(numbered: tuple[int, Batch]) -> None:
             number, cpu_batch = numbered
-            self.ranks.beat()
+            start_seconds = time.perf_counter()
+            self.ranks.pulse.beat()
             batch = to_device(cpu_batch, self.device, self.dtype)
             # What a model or a task draws depends on the place in the set, not on what was drawn before.
             generators.seed(key_of(DATA_SEED, EVALUATION, 0, start + number * self.batch_size) >> 1)
             with self._in_a_sentence("eval_sums"):
                 join(sums, read_sums(self.task.eval_sums(module, batch), self.device))
+            self.timed(time.perf_counter() - start_seconds)
 
         most = share(len(rows), 0, self.ranks.world_size)  # rank 0 has no fewer than any other
         count = -(-most // self.batch_size)

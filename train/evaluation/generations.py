@@ -14,6 +14,7 @@ from train.data.device_prefetch import to_device
 from train.distributed.ranks import Ranks
 from train.errors import UserError, ends_in_a_sentence
 from train.evaluation.evaluator import Evaluate
+from train.evaluation.together import side_by_side
 from train.models.preserve_state import undisturbed
 from train.parts import Part
 from train.randomness import DATA_SEED, drawn_from
@@ -24,11 +25,18 @@ Table = Sequence[Mapping[str, str]]
 ROWS = 2  # samples, from the inside of the held-out set: a document that begins with its title tells little
 
 
-def part(learner: Learner, sets: Sets, config: Config, ranks: Ranks, show: Callable[[Table], None]) -> Part:
-    """`show` is handed each table."""
+def part(
+    learner: Learner,
+    sets: Sets,
+    config: Config,
+    ranks: Ranks,
+    show: Callable[[Table], None],
+    stopping: Callable[[], bool],
+) -> Part:
+    """`show` is handed each table. Whether a stop was asked for is looked at before each text."""
     return Part(
         name="generations",
-        evaluation=lambda evaluate: sampled(evaluate, learner, sets, config, ranks, show),
+        evaluation=lambda evaluate: sampled(evaluate, learner, sets, config, ranks, show, stopping),
     )
 
 
@@ -43,10 +51,17 @@ def _drawn(samples: Callable[..., Table], module: nn.Module, batch: Batch, decod
 
 
 def sampled(
-    evaluate: Evaluate, learner: Learner, sets: Sets, config: Config, ranks: Ranks, show: Callable[[Table], None]
+    evaluate: Evaluate,
+    learner: Learner,
+    sets: Sets,
+    config: Config,
+    ranks: Ranks,
+    show: Callable[[Table], None],
+    stopping: Callable[[], bool] = lambda: False,
 ) -> Evaluate:
     """The same evaluation; before it the task's table is made, on every rank alike, and handed to `show`.
 
+    A sample at a time. Raises Abandoned, on all ranks, where a stop is asked for meanwhile.
     As in an evaluation, the random numbers of training and the modes of the module stay as they were.
     """
     samples = getattr(learner.task, "samples", None)
@@ -59,9 +74,16 @@ def sampled(
     def with_samples(module: nn.Module) -> dict[str, float]:
         read = ranks.together(lambda: next(rows.batches(ids, len(ids))))
         batch = to_device(read, learner.device, learner.dtype)
+        table: list[Mapping[str, str]] = []
+
+        def add(row: int) -> None:
+            ranks.pulse.beat()
+            one = {name: column[row : row + 1] for name, column in batch.items()}
+            table.extend(_drawn(samples, module, one, decode))
+
         with undisturbed(module, learner.device), torch.no_grad():
             module.eval()
-            table = ranks.together(lambda: _drawn(samples, module, batch, decode))
+            ranks.together(lambda: side_by_side(iter(range(len(ids))), len(ids), add, ranks, stopping))
         show(table)
         return evaluate(module)
 

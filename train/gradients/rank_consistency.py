@@ -10,17 +10,13 @@ from torch import Tensor, nn
 
 from train.batch.window import Window
 from train.distributed.ranks import Ranks
-from train.errors import RunFailed
+from train.errors import RanksDisagree
 from train.evaluation.evaluator import Evaluate
 from train.parts import Part
 from train.step import ComputeGradient, Learner
 
 EVERY_STEPS = 100  # and the first of a start: what is wrong with a model shows there
 PIECE = 2**18  # words that are added up at once: what they take, 8 bytes each, stays small beside a model
-
-
-class RanksDisagree(RunFailed):
-    """The ranks hold different gradients after the reduction, or different weights."""
 
 
 def part(learner: Learner, ranks: Ranks) -> Part:

@@ -11,14 +11,20 @@ def grace_seconds() -> float:
     return float(os.environ.get("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "30"))
 
 
-def slow_stop(step_seconds: float, save_seconds: float) -> str:
-    """A warning where the two steps and the save of a stop, as far as they are known, take longer; else nothing."""
-    needed, grace = 2 * step_seconds + save_seconds, grace_seconds()
+def slow_stop(step_seconds: float, save_seconds: float, batch_seconds: float = 0.0) -> str:
+    """A warning where a stop takes longer, as far as its times are known; else nothing.
+
+    It waits for two steps, or for two batches of an evaluation (or one text that a generation makes), then saves.
+    """
+    evaluation_is_longer = batch_seconds > step_seconds
+    waits_for = "two batches of an evaluation" if evaluation_is_longer else "two steps"
+    needed = 2 * max(step_seconds, batch_seconds) + save_seconds
+    grace = grace_seconds()
     if needed <= grace:
         return ""
     enough = math.ceil(2 * needed)
     return (
-        f"warning   a stop takes two steps and a save, here {duration(needed)} or more, and the ranks are killed "
+        f"warning   a stop takes {waits_for} and a save, here {duration(needed)} or more, and the ranks are killed "
         f"{duration(grace)} after the signal: nothing is saved then. Type: TORCH_ELASTIC_SHUTDOWN_TIMEOUT={enough} "
         f"./launch.sh ... (to SLURM: --signal=B:USR1@{enough} too)"
     )

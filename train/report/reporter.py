@@ -31,6 +31,7 @@ class Reporter:
         self._last_step = 0
         self._last_samples = 0
         self._last_tokens = 0
+        self._batch_seconds = 0.0  # the longest of an evaluation
         self._alerted = False
         self._warned_of_slow_stop = outlets is not None and outlets.warned_of_slow_stop
 
@@ -91,7 +92,7 @@ class Reporter:
         """Once, where a stop takes longer than the ranks are given for it."""
         if self._warned_of_slow_stop or self._outlets is None:
             return
-        warning = slow_stop(step_seconds, self._state.last_save_seconds or 0.0)
+        warning = slow_stop(step_seconds, self._state.last_save_seconds or 0.0, self._batch_seconds)
         if warning:
             self._warned_of_slow_stop = True
             self._outlets.screen.say(warning)
@@ -111,6 +112,9 @@ class Reporter:
         if self._outlets is not None:
             self._attempt(partial(self._outlets.tables.show, self._position(), table))
 
+    def eval_batch(self, seconds: float) -> None:
+        self._batch_seconds = max(self._batch_seconds, seconds)
+
     def eval_row(self, metrics: Mapping[str, float]) -> None:
         # Of training alone: the clock stands still meanwhile.
         position = self._position() | {metric_names.HOURS: self.clock.seconds_so_far / 3600}
@@ -119,6 +123,7 @@ class Reporter:
         if self._outlets is not None:
             self._outlets.screen.best(self.best.short)
         self._write(row)
+        self._warn_of_slow_stop(0.0)
 
     def sync(self) -> None:
         """All rows so far are on disk: no checkpoint must know of a step that metrics.jsonl does not."""

@@ -113,7 +113,7 @@ def stops(here: Path, full: bool) -> str:
 
 ROWS = (
     Row(
-        "36",
+        "38",
         "a stop under torchrun or `accelerate launch` with --max_restarts",
         "SIGTERM to the agent or to one rank, kill -9 of the agent; 2 ranks, with data workers and without",
         "saved, never started again; no orphan after 10 s",

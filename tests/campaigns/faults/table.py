@@ -13,6 +13,7 @@ from tests.campaigns.faults import (
     agents,
     disk,
     foreign,
+    frozen,
     full,
     launching,
     malicious,
@@ -46,6 +47,7 @@ _PARTS = (
     agents,
     malicious,
     foreign,
+    frozen,
     tracking,
 )
 _ORDERED = sorted(
