@@ -12,7 +12,7 @@ from torch.nn.functional import cross_entropy
 
 from tests.helpers import argv, distance, record_all, rows, steps, whole_batch
 
-DRAWS = 24  # for each number of ranks
+DRAWS = 14  # for each number of ranks
 
 
 def drawn(folder: Path, random: np.random.Generator, name: str) -> tuple[list[str], int, int]:
@@ -49,5 +49,5 @@ def test_equals_the_whole_batch(run_ranks: Any, tmp_path: Path, world_size: int)
             (row,) = (row for row in rows(tmp_path, name=name) if row["train/global_step"] == k)
             assert row["train/loss"] == pytest.approx(loss, rel=1e-12), (i, k)
     print(f"\n{world_size} ranks: {len(cases)} draws, {compared} gradients, worst relative error {worst:.1e}")
-    assert compared >= 60
+    assert compared >= 35
     assert worst <= 1e-12

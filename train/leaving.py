@@ -9,6 +9,7 @@ import torch
 
 from train.checkpoint import SaveFailed
 from train.checkpoint.commit import complete
+from train.distributed.board import Board
 from train.distributed.ranks import lost_rank
 from train.errors import RanksDisagree, RunFailed
 from train.report.folder import Displaced
@@ -17,7 +18,7 @@ from train.run import Run
 WAIT_SECONDS = 5.0  # for the other ranks to fail at the same place
 
 
-def save_what_is_whole(run: Run, error: BaseException) -> str:
+def save_what_is_whole(run: Run, board: Board, error: BaseException) -> str:
     """A sentence on what is kept of a run that `error` ends; empty where nothing was trained.
 
     Saved is a step that all ranks have completed and hold now. A rank that fails alone, or in the midst of a step,
@@ -25,24 +26,24 @@ def save_what_is_whole(run: Run, error: BaseException) -> str:
     """
     first_line = str(error).strip().partition("\n")[0]
     if not lost_rank(error):
-        run.ranks.board().pin("why", f"{socket.gethostname()}: {type(error).__name__}: {first_line}")
+        board.pin("why", f"{socket.gethostname()}: {type(error).__name__}: {first_line}")
     step = run.report.progress.step
     if lost_rank(error) or (not step and not run.report.progress.evaluation_owed):
         return ""
     # A second Ctrl-C leaves at once; a save that has failed, weights that differ, or what was saved beside already, are
     # not to be tried again.
     hopeless = isinstance(error, KeyboardInterrupt | SaveFailed | RanksDisagree | Displaced)
-    if not hopeless and _agreed(run):
+    if not hopeless and _agreed(run, board):
         with suppress(RunFailed, OSError):
             run.save()
             return f"Step {step:,} is saved. {_go_on(run)}"
     return ""
 
 
-def loss_of_rank(run: Run) -> str:
+def loss_of_rank(run: Run, board: Board) -> str:
     """For a rank that has lost another one: which, why where that one could say it, and what there is to go on from."""
     said = []
-    for rank, why in enumerate(run.ranks.board().read("why")):
+    for rank, why in enumerate(board.read("why")):
         if why is not None and rank != run.ranks.rank:
             said.append(f"rank {rank} on {why}")
     lost = "; ".join(said) or "another rank is gone (killed, out of memory, or its machine is lost)"
@@ -59,12 +60,11 @@ def _go_on(run: Run) -> str:
     )
 
 
-def _agreed(run: Run) -> bool:
+def _agreed(run: Run, board: Board) -> bool:
     """Whether all ranks come here, having completed the same step."""
     step = run.whole.step
     if step is not None and not _finite(run):
         step = None
-    board = run.ranks.board()
     board.pin("end", json.dumps(step))
     deadline = time.monotonic() + WAIT_SECONDS
     while True:

@@ -102,16 +102,18 @@ def train(loaded: Loaded, loop: str, compute_gradient: ComputeGradient) -> Endin
 
 
 def _fit(run: Run, compute_gradient: ComputeGradient) -> Left:
+    # Now: a connection to a store that is gone would be waited for.
+    board = run.ranks.board()
     try:
         fit(run, run.watch(compute_gradient))
         return _finish(run)
     except Abandoned:
         return _stopped(run)
     except BaseException as error:
-        kept = save_what_is_whole(run, error)
+        kept = save_what_is_whole(run, board, error)
         if lost_rank(error):
             yield_to_failed_rank(cast(RuntimeError, error))
-            reason = loss_of_rank(run)
+            reason = loss_of_rank(run, board)
             write_lines(on_lines(f"rank {run.ranks.rank}: {reason}"))
             return Left(reason, FAILED, SystemExit(FAILED))
         if not isinstance(error, UserError | RunFailed):

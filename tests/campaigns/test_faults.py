@@ -6,9 +6,23 @@ import pytest
 
 from tests.campaigns.faults.table import ROWS
 
+TRIED_ELSEWHERE = {
+    "12": "tests/test_main.py, tests/test_launch.py",
+    "13": "tests/test_slurm.py",
+    "22": "tests/test_resume.py",
+    "33": "tests/report/test_second_start.py",
+    "38": "tests/test_errors.py, tests/distributed/test_stop.py",
+}
+"""Rows that take half a minute even in the quick form, for what other tests try too: left to the campaign."""
+
 
 @pytest.mark.parametrize(
-    "number", [pytest.param(name, marks=pytest.mark.slow if row.slow else ()) for name, row in ROWS.items()]
+    "number",
+    [
+        pytest.param(name, marks=pytest.mark.slow if row.slow else ())
+        for name, row in ROWS.items()
+        if name not in TRIED_ELSEWHERE
+    ],
 )
 def test_survives(number: str, tmp_path: Path) -> None:
     ROWS[number].run(tmp_path, False)

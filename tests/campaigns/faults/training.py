@@ -43,7 +43,7 @@ def rank_ends(here: Path, full: bool) -> str:
         told.append(f"{name} {seconds:.1f} s")
     alone = [(name, place) for name in ("exits", "is killed") for place in ("building", "training", "saving")]
     rounds = [(name, place, size) for name, place in [("raises", "training"), *alone] for size in (2, 3)]
-    rounds = rounds * 2 if full else rounds[::4]
+    rounds = rounds * 2 if full else rounds[::7]
     for number, (name, place, size) in enumerate(rounds):
         own = folder(here, f"agent-{number}")
         where = {"training": partial(ranks.at_step, 7), "saving": ranks.in_save, "building": ranks.while_building}[
