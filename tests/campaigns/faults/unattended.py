@@ -18,6 +18,13 @@ WAYS = ("closed", "twice", "tee", "quit")
 LAUNCH = os.environ.get("FAULTS_LAUNCH", str(ROOT / "launch.sh"))
 
 
+def _log_in(slave: int) -> None:
+    """A terminal of its own, with the signals of a login: what runs in the background may ignore Ctrl-C."""
+    for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+    os.login_tty(slave)
+
+
 class Unattended:
     """launch.sh in a terminal of its own, whose other end we hold."""
 
@@ -35,7 +42,7 @@ class Unattended:
             stdin=slave,
             stdout=slave,
             stderr=slave,
-            preexec_fn=lambda: os.login_tty(slave),
+            preexec_fn=lambda: _log_in(slave),
         )
         os.close(slave)
         os.set_blocking(self.master, False)
