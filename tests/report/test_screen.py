@@ -151,7 +151,8 @@ def show_with_errors_elsewhere(folder: str) -> None:
 
 
 def test_samples_that_are_no_texts_do_not_fill_the_screen(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    samples: Any = [{"prompt": b"\xff\x00", "output": NASTY, "label": None}, {"prompt": "\udc80", "output": 3}] * 500
+    short: Any = {"prompt": "\udc80", "output": 3}
+    samples: Any = [{"prompt": b"\xff\x00", "output": NASTY, "label": None}, *[short] * 999]
     with (tmp_path / "log.txt").open("w", encoding="utf-8") as log:
         folder = RunFolder(path=tmp_path)
         Tables(folder, Screen(200, log, 80.0), Tracker()).show({names.GLOBAL_STEP: 8}, samples)
