@@ -13,7 +13,7 @@ TRIED_ELSEWHERE = {
     "33": "tests/report/test_second_start.py",
     "38": "tests/test_errors.py, tests/distributed/test_stop.py",
 }
-"""Rows that take half a minute even in the quick form, for what other tests try too: left to the campaign."""
+"""Rows that take half a minute even in the quick form, for what other tests try in parts: left to the campaign."""
 
 
 @pytest.mark.parametrize(

@@ -9,13 +9,14 @@ from pathlib import Path
 import psutil
 import pytest
 
-from train.distributed.stop import LEAVE_SECONDS, SIGNALS, Stop
+from train.distributed.stop import Stop
+from train.launching import LEAVE_SECONDS, STOP_SIGNALS
 from train.report.restarts import RESTARTS, pause
 
 
 @pytest.fixture(name="stop")
 def listening_stop() -> Iterator[Stop]:
-    numbers = [getattr(signal, name) for name in SIGNALS]
+    numbers = [getattr(signal, name) for name in STOP_SIGNALS]
     before = {number: signal.getsignal(number) for number in numbers}
     stop = Stop()
     stop.listen()

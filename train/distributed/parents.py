@@ -6,7 +6,8 @@ from pathlib import Path
 
 import psutil
 
-LAUNCHER_PID = "ISOBATCH_LAUNCHER_PID"
+from train.launching import LAUNCHER_PID
+
 LAUNCHERS = ("accelerate", "accelerate.commands.launch")
 """Words of a command line by which accelerate is known; torchrun sets a variable. A shell is none of them:
 `nohup python -m ... &` outlives its own."""

@@ -8,14 +8,10 @@ from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 
-from train.distributed.parents import LAUNCHER_PID, Parents
+from train.distributed.parents import Parents
+from train.launching import LAUNCHER_PID, LEAVE_SECONDS, STOP_SIGNALS
 
 LOOK_SECONDS = 1.0  # between two looks for the stop file: some file systems take milliseconds for an answer
-LEAVE_SECONDS = 2.0
-"""From the first Ctrl-C: a later one leaves at once. One that comes earlier is an impatient finger, and a terminal or
-a shell that sends it twice: it must not lose the save."""
-
-SIGNALS = ("SIGTERM", "SIGINT", "SIGUSR1", "SIGHUP", "SIGQUIT")
 
 
 class Stop:
@@ -36,7 +32,7 @@ class Stop:
         self._next_look = 0.0
 
     def listen(self) -> None:
-        for name in SIGNALS:
+        for name in STOP_SIGNALS:
             number = getattr(signal, name)
             # `nohup` and `command &` in a script let this process ignore what the terminal sends.
             ignored = signal.getsignal(number) is signal.SIG_IGN

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import psutil
 
-MARK = "ISOBATCH_ATTEMPT"
+from train.launching import MARK
 
 
 def remaining(attempt: str) -> list[psutil.Process]:

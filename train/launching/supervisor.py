@@ -10,7 +10,6 @@ KILLED     their time was over
 """
 
 import enum
-import json
 import os
 import select
 import signal
@@ -21,13 +20,13 @@ from typing import Any
 
 import psutil
 
+from train.disk import Unreadable, read_json
 from train.errors import FAILED, FINISHED, STOPPED, print_error
+from train.launching import ENDED, LAUNCHER_PID, LEAVE_SECONDS, MARK, STOP_SIGNALS
 from train.launching.command import Command
-from train.launching.processes import MARK, ignored_signals, listens, ranks_of, remaining, send, wake_up_pipe
+from train.launching.processes import ignored_signals, listens, ranks_of, remaining, send, wake_up_pipe
 from train.launching.scratch import Scratch, sweep
 
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP, signal.SIGQUIT)
-LEAVE_AFTER_SECONDS = 2.0  # as train/distributed/stop.py: an earlier Ctrl-C is the same one
 LEAVING_SECONDS = 10.0  # W&B is told the end
 ALL_LISTEN_SECONDS = 5.0  # between the first rank that can hear of a stop and the last
 LOOK_SECONDS = 0.1
@@ -56,7 +55,8 @@ class Supervisor:
         """The exit code of launch.sh."""
         pipe = wake_up_pipe()
         ignored = ignored_signals()
-        for number in STOP_SIGNALS:
+        for name in STOP_SIGNALS:
+            number = getattr(signal, name)
             if number not in ignored:
                 signal.signal(number, self._note)
         signal.signal(signal.SIGCHLD, lambda *_: None)
@@ -76,8 +76,8 @@ class Supervisor:
     def _start(self) -> None:
         variables = self._command.variables | {
             MARK: self._attempt,
-            "ISOBATCH_ENDED": str(self._folder.path / "ended.json"),
-            "ISOBATCH_LAUNCHER_PID": str(os.getpid()),
+            ENDED: str(self._folder.path / "ended.json"),
+            LAUNCHER_PID: str(os.getpid()),
         }
         self._child = subprocess.Popen(
             self._command.words,
@@ -106,7 +106,7 @@ class Supervisor:
         now = time.monotonic()
         if number == signal.SIGINT and self._first_interrupt is None:
             self._first_interrupt = now
-        elif number == signal.SIGINT and now - (self._first_interrupt or now) >= LEAVE_AFTER_SECONDS:
+        elif number == signal.SIGINT and now - (self._first_interrupt or now) >= LEAVE_SECONDS:
             self._leave(now)
             return
         if self._state is State.RUNNING:
@@ -147,7 +147,7 @@ class Supervisor:
     def _tell(self, number: int) -> None:
         seconds = self._deadline - time.monotonic()
         name = signal.Signals(number).name
-        more = f"; Ctrl-C again after {LEAVE_AFTER_SECONDS:.0f} s leaves at once" if number == signal.SIGINT else ""
+        more = f"; Ctrl-C again after {LEAVE_SECONDS:.0f} s leaves at once" if number == signal.SIGINT else ""
         print_error(f"launch: {name} handed on; waiting {seconds:.0f} s for the ranks to save and end{more}")
         self._told.append(number)
         send(number, self._ranks())
@@ -181,8 +181,8 @@ class Supervisor:
 
     def _ended(self) -> dict[str, Any]:
         try:
-            ended: dict[str, Any] = json.loads((self._folder.path / "ended.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+            ended: dict[str, Any] = read_json(self._folder.path / "ended.json")
+        except (OSError, Unreadable):
             return {}
         return ended
 
