@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -145,6 +145,11 @@ def open_own(path: Path, fresh: bool = False) -> int:
         os.close(number)
         raise OSError(errno.EINVAL, f"it is {_kind(mode)}, not a file", str(path))
     return number
+
+
+def first_free(paths: Iterable[Path]) -> Path:
+    """The first of `paths` where nothing is, not even a link that leads nowhere."""
+    return next(path for path in paths if not os.path.lexists(path))
 
 
 def write_whole(path: Path, content: bytes) -> None:

@@ -8,10 +8,11 @@ interrupted save has a name that begins with a dot, and the next save sweeps it 
 import os
 import shutil
 from collections.abc import Callable, Sequence
+from itertools import chain, count
 from pathlib import Path
 
 from train.checkpoint.manifest import MANIFEST, NAME, Damaged, entry, name_of, render, step_of, verify
-from train.disk import remove
+from train.disk import first_free, remove
 from train.distributed.ranks import Ranks
 from train.errors import RunFailed
 
@@ -76,11 +77,9 @@ def rotate(folder: Path, keep: int, kept: Path | None) -> None:
 
 def set_aside(path: Path, why: str) -> Path:
     """Rename a checkpoint so that it is one no more; nothing is deleted."""
-    number, aside = 1, path.with_name(f"{path.name}.{why}")
-    while os.path.lexists(aside):
-        number += 1
-        aside = path.with_name(f"{path.name}.{why}-{number}")
-    return path.rename(aside)
+    aside = path.with_name(f"{path.name}.{why}")
+    numbered = (path.with_name(f"{path.name}.{why}-{number}") for number in count(2))
+    return path.rename(first_free(chain([aside], numbered)))
 
 
 def _begin(folder: Path, unfinished: Path) -> None:

@@ -3,13 +3,14 @@
 import os
 from collections.abc import Callable
 from contextlib import suppress
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 from train.checkpoint import sweep
 from train.checkpoint.manifest import verify
 from train.config import Config, differences
-from train.disk import ENDED, ENVIRONMENT, PLAN, Shape, Unreadable, read_json, remove
+from train.disk import ENDED, ENVIRONMENT, PLAN, Shape, Unreadable, first_free, read_json, remove
 from train.errors import print_error
 from train.plan.run_plan import RunPlan
 from train.report.differing import lines, other_run
@@ -219,7 +220,4 @@ def _read(path: Path, shape: Shape) -> dict[str, Any]:
 
 
 def _free_number(path: Path) -> Path:
-    number = 1
-    while (free := path.with_name(f"{path.name}.{number}")).exists():
-        number += 1
-    return free
+    return first_free(path.with_name(f"{path.name}.{number}") for number in count(1))

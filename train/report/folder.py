@@ -12,13 +12,14 @@ import secrets
 import shutil
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import chain, count
 from pathlib import Path
 from typing import IO, Any
 
-from train.disk import open_own, write_whole
+from train.disk import first_free, open_own, write_whole
 from train.errors import FAILED, RunFailed, UserError, ending
 from train.redaction import clean, clean_known
 
@@ -235,15 +236,14 @@ def new_id() -> str:
     return secrets.token_hex(8)
 
 
-def free(path: Path, found: Path | None = None) -> Path:
-    """The path, or with a number behind it, where nothing is yet; `found`: the first to be tried."""
-    found = found or path
-    number = 2
-    while os.path.lexists(found):
-        found = path.with_name(f"{path.name}-{number}")
-        number += 1
-    return found
+def free(path: Path) -> Path:
+    """The path, or with a number behind it, where nothing is yet."""
+    return first_free(chain([path], _numbered(path)))
 
 
 def free_name(path: Path) -> str:
-    return free(path, path.with_name(f"{path.name}-2")).name
+    return first_free(_numbered(path)).name
+
+
+def _numbered(path: Path) -> Iterator[Path]:
+    return (path.with_name(f"{path.name}-{number}") for number in count(2))
