@@ -82,6 +82,11 @@ def some(names: Sequence[str], count: int = 3) -> str:
     return ", ".join(names[:count]) + (f" and {len(names) - count} more" if len(names) > count else "")
 
 
+def counted(number: int, noun: str) -> str:
+    """`1 rank`, `1,438 ranks`"""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
 def code_of(error: BaseException) -> int:
     """The exit code of a run that `error` has ended."""
     return BAD_CONFIG if isinstance(error, UserError) else FAILED

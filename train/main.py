@@ -128,7 +128,7 @@ def _fit(run: Run, compute_gradient: ComputeGradient) -> Left:
 
 
 def _finish(run: Run) -> Left:
-    """Save what was trained; (reason, exit code)."""
+    """Save what was trained."""
     if run.report.progress.step < run.plan.total_steps:
         return _stopped(run)
     try:

@@ -42,8 +42,8 @@ def write_lines(text: str, stream: TextIO | None = None) -> None:
     """Print `text` and the end of its last line, to stderr unless said otherwise, in one write.
 
     Two processes that print at the same time then do not share a line; on a terminal, the live line of another one is
-    cleared before. A terminal that is closed, a pipe without a
-    reader, or an encoding that lacks a letter raises nothing: none of them is a reason to end a training.
+    cleared before. A terminal that is closed, a pipe without a reader, or an encoding that lacks a letter raises
+    nothing: none of them is a reason to end a training.
     """
     stream = stream or sys.stderr
     if stream is None:  # a process without a console, such as under pythonw

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from train.comparison.run import Run
+from train.errors import counted
 
 
 @dataclass(frozen=True)
@@ -23,10 +24,6 @@ class Agreement:
     def __str__(self) -> str:
         where = f"{counted(self.rows, 'common row')}, {counted(len(self.seeds), 'seed')}"
         return f"{self.metric} differs by at most {self.largest:.2g} ({where})"
-
-
-def counted(number: int, noun: str) -> str:
-    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
 
 
 def agreement(runs: Sequence[Run], metric: str, same_recipe: bool = False) -> Agreement | None:

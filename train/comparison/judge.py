@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from train.comparison.agree import Agreement, agreement, counted
+from train.comparison.agree import Agreement, agreement
 from train.comparison.cost import Cost, cost_of
 from train.comparison.group import Group, Spread, losses, make_groups, shared_seeds, spread, with_seeds
 from train.comparison.keys import MATHEMATICS, Key, differing, machines, relabelled
@@ -12,6 +12,7 @@ from train.comparison.notes import notes
 from train.comparison.outcome import Outcome, Target, outcomes, target_of
 from train.comparison.read import LeftOut
 from train.comparison.run import Run
+from train.errors import counted
 
 
 @dataclass(frozen=True)

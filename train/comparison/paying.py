@@ -3,10 +3,10 @@
 from statistics import fmean
 
 from train import metric_names
-from train.comparison.agree import counted
 from train.comparison.critical_batch import Estimate, Worth, advice, around
 from train.comparison.group import Group
 from train.comparison.run import Run
+from train.errors import counted
 
 ERRORS = {
     metric_names.NOISE_SCALE: metric_names.NOISE_SCALE_ERROR,

@@ -8,6 +8,7 @@ from train import metric_names
 from train.comparison.run import Row
 from train.config import flatten, is_execution
 from train.disk import Unreadable, parse
+from train.errors import counted
 
 
 def parse_rows(lines: Iterable[bytes]) -> tuple[tuple[Row, ...], list[str]]:
@@ -22,8 +23,8 @@ def parse_rows(lines: Iterable[bytes]) -> tuple[tuple[Row, ...], list[str]]:
             rows.append(row)
         else:
             damaged += 1
-    counted = f"{damaged} damaged line{'s' if damaged != 1 else ''} of metrics.jsonl left out"
-    return tuple(rows), [counted] if damaged else []
+    remark = f"{counted(damaged, 'damaged line')} of metrics.jsonl left out"
+    return tuple(rows), [remark] if damaged else []
 
 
 def clean_row(row: Any) -> Row:

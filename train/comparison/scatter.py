@@ -10,10 +10,10 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter
 
-from train.comparison.agree import counted
 from train.comparison.cost import Cost
 from train.comparison.judge import Comparison
 from train.comparison.style import WIDTH_INCHES, legend_above, look, short
+from train.errors import counted
 
 GREYS = ("#777777", "#777777", "#777777", "#aaaaaa", "#aaaaaa", "#aaaaaa")
 DASHES = ("-", (0, (5, 2)), (0, (1, 1.5)))

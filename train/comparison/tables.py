@@ -3,11 +3,11 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from train.comparison.agree import counted
 from train.comparison.cost import KINDS, PHASES, Cost
 from train.comparison.figures import UNKNOWN, estimate, figure, hours_figure, plain, scaled, with_spread
 from train.comparison.judge import Comparison
 from train.comparison.outcome import Outcome
+from train.errors import counted
 
 LONGEST = 40
 """Characters of a value in the table of keys."""

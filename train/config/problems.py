@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from train.errors import UserError
+from train.errors import UserError, counted
 from train.redaction import clean
 
 Values = Mapping[str, Any]
@@ -33,7 +33,7 @@ class ConfigError(UserError):
 
     def __init__(self, problems: Sequence[Problem]) -> None:
         self.problems = list(problems)
-        count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+        count = counted(len(problems), "problem")
         super().__init__("\n".join([f"{count} in the config:", *(f"  - {problem}" for problem in problems)]))
 
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from train.errors import print_error
+from train.errors import counted, print_error
 from train.launching.arguments import IS_CLONE, Arguments, LaunchRefused
 from train.launching.launcher_file import LauncherFile, setting
 
@@ -104,4 +104,4 @@ def count_gpus() -> int:
 
 
 def _counted(number: int | None, what: str) -> str:
-    return f"1 {what}" if number == 1 else f"{number or '?'} {what}s"
+    return counted(number, what) if number else f"? {what}s"

@@ -15,6 +15,7 @@ from train.batch.window import Window
 from train.comparison.critical_batch import Averages, Worth
 from train.config import Config
 from train.distributed.ranks import Ranks
+from train.errors import counted
 from train.parts import Part
 from train.step import ComputeGradient, Learner
 
@@ -166,8 +167,8 @@ class NoiseScale:
             return worth.sentence(self._usual[1])
         what = "no step was timed" if self._averages.noise_scale() else "the gradient noise is not resolved"
         often = "" if self._every_steps == 1 else " (noise_scale.every_steps=1 measures at each step)"
-        count = self._averages.count
-        return f"accumulation: whether it pays is unknown: {what} after {count} measurements{often}"
+        count = counted(self._averages.count, "measurement")
+        return f"accumulation: whether it pays is unknown: {what} after {count}{often}"
 
 
 class _Announced:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from train import metric_names
 from train.disk import NUMBER, Unreadable, misfit, open_lines, open_own, parse, write_whole
-from train.errors import print_error
+from train.errors import counted, print_error
 
 
 class Journal:
@@ -70,8 +70,7 @@ def _cut(path: Path, last_step: int, evaluation_owed: bool) -> int:
     if odd:
         aside = path.with_name(f"{path.name}.damaged")
         write_whole(aside, b"".join(odd))
-        lines_are = "1 line is" if len(odd) == 1 else f"{len(odd)} lines are"
-        print_error(f"{path}: {lines_are} no row of metrics; now in {aside}")
+        print_error(f"{path}: {counted(len(odd), 'line')} put aside that held no row of metrics; now in {aside}")
     if kept != lines:
         write_whole(path, b"".join(kept))
     later = [step for step in steps if step is not None and step > last_step]
