@@ -11,7 +11,7 @@ from train.checkpoint import SaveFailed
 from train.checkpoint.commit import complete
 from train.distributed.board import Board
 from train.distributed.ranks import lost_rank
-from train.errors import RanksDisagree, RunFailed
+from train.errors import RanksDisagree
 from train.report.folder import Displaced
 from train.run import Run
 
@@ -34,7 +34,8 @@ def save_what_is_whole(run: Run, board: Board, error: BaseException) -> str:
     # not to be tried again.
     hopeless = isinstance(error, KeyboardInterrupt | SaveFailed | RanksDisagree | Displaced)
     if not hopeless and _agreed(run, board):
-        with suppress(RunFailed, OSError):
+        # Whatever goes wrong now: the error that ended the run is the one to be reported.
+        with suppress(Exception):
             run.save()
             return f"Step {step:,} is saved. {_go_on(run)}"
     return ""

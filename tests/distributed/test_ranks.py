@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from tests.helpers import rank_group
-from train.distributed.ranks import YIELD_SECONDS, yield_to_failed_rank
+from train.distributed.ranks import YIELD_SECONDS, Ranks, yield_to_failed_rank
 
 
 def seconds_given(error: RuntimeError) -> float:
@@ -36,3 +36,23 @@ def test_who_lost_another_rank_leaves_after_it(run_ranks: Any, world_size: int) 
 
 def test_who_fails_itself_leaves_at_once() -> None:
     assert seconds_given(RuntimeError("a fault of its own")) < YIELD_SECONDS / 2
+
+
+def read_after_another_start() -> tuple[list[str | None], list[str | None]]:
+    """What two ranks read of an earlier training of theirs, over the same store, and of this one."""
+    group = rank_group()
+    number, size = group.rank, group.world_size
+    earlier = Ranks(number, size)
+    earlier.board().pin("end", "5")
+    earlier.barrier()
+    now = Ranks(number, size)
+    board = now.board()
+    of_earlier = board.read("end")
+    now.barrier()
+    board.pin("end", str(number))
+    now.barrier()
+    return of_earlier, board.read("end")
+
+
+def test_what_an_earlier_start_has_pinned_up_is_not_read(run_ranks: Any) -> None:
+    assert run_ranks(2, read_after_another_start) == [([None, None], ["0", "1"])] * 2

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import json
 from pathlib import Path
 from typing import Any
 
@@ -113,16 +114,18 @@ def test_a_parameter_that_is_first_missed_later_ends_all_ranks(run_ranks: Any, t
         given = (f"model={{target: {HERE}.Loud}}", loud, micro, f"name={name}", "optimizer.target=adamw")
         several.append(argv(tmp_path, *given, "checkpoint={resume: auto, every_steps: 3}", "evaluate.every_steps=3"))
 
-    ended = run_ranks(2, trained, several)
+    ended = [run_ranks(2, trained, [arguments]) for arguments in several]
     saved = {name: sorted(path.name for path in (tmp_path / name).glob("*/step-*")) for name in missed_at}
+    ends = {name: json.loads((tmp_path / name / "ended.json").read_text())["code"] for name in missed_at}
     going_on = run_ranks(2, trained, [[*several[0], "runtime.reduction=explicit"]])
     whole = run_ranks(1, trained, [[*several[0], "name=whole"]])
 
-    for (name, (k, _)), (code, told), (other_code, _) in zip(missed_at.items(), *ended, strict=True):
+    for (name, (k, _)), ([(code, told)], [(other_code, _)]) in zip(missed_at.items(), ended, strict=True):
         assert (code, other_code) == (2, 2)
         assert f"step {k}: second.weight, second.bias got no gradient in the last micro-batch of rank 1" in told
         assert "runtime.reduction=explicit" in told
         assert saved[name] == ["step-00000003"]
+        assert ends[name] == 2, "the run was not closed"
     assert [code for of_rank in going_on for code, _ in of_rank] == [0, 0]
     assert whole[0][0][0] == 0
     curves = [[row["train/loss"] for row in rows(tmp_path, name=name)] for name in ("one", "whole")]

@@ -4,19 +4,30 @@ No rank has to take part in anything. Where the store does not answer, since the
 stopped, nothing happens; it may answer again later, when a job that was frozen goes on.
 """
 
+import os
 from contextlib import suppress
+from itertools import count
 from typing import Any
+
+_STARTS = count()
+
+
+def next_start() -> str:
+    """A name for a start of a training, the same on all ranks: they start the same ones, and start again together."""
+    return f"{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}.{next(_STARTS)}"
 
 
 class Board:
     """Of one thread, which has a connection of its own."""
 
-    def __init__(self, store: Any, rank: int, world_size: int) -> None:
+    def __init__(self, store: Any, rank: int, world_size: int, start: str) -> None:
+        """`start`: see next_start; a store outlives starts that failed, and holds what they have pinned up."""
         self._store, self._rank, self._world_size = store, rank, world_size
+        self._start = start
 
     def pin(self, subject: str, text: str) -> None:
         with suppress(RuntimeError):
-            self._store.set(f"isobatch/{subject}/{self._rank}", text)
+            self._store.set(self._key(subject, self._rank), text)
 
     def read_of(self, subject: str, rank: int) -> str | None:
         with suppress(RuntimeError):
@@ -33,5 +44,8 @@ class Board:
         return texts
 
     def _read(self, subject: str, rank: int) -> str | None:
-        key = f"isobatch/{subject}/{rank}"
+        key = self._key(subject, rank)
         return str(self._store.get(key).decode()) if self._store.check([key]) else None
+
+    def _key(self, subject: str, rank: int) -> str:
+        return f"isobatch/{self._start}/{subject}/{rank}"

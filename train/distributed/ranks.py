@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.rendezvous import rendezvous
 
-from train.distributed.board import Board
+from train.distributed.board import Board, next_start
 from train.distributed.pulse import Pulse
 from train.errors import RankFailed, UserError
 
@@ -136,6 +136,7 @@ class Ranks:
         self._group: dist.ProcessGroup | None = None
         self._under_way: dist.Work | None = None  # the message started last
         self.pulse = Pulse()
+        self._start = next_start()
         if world_size > 1:
             group = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout_seconds))
             assert isinstance(group, dist.ProcessGroup)
@@ -231,7 +232,7 @@ class Ranks:
         met: Any = dist.distributed_c10d._get_default_store() if self._group else None
         store = met.clone() if met else torch._C._distributed_c10d.HashStore()
         store.set_timeout(timedelta(seconds=5))
-        return Board(store, self.rank, self.world_size)
+        return Board(store, self.rank, self.world_size, self._start)
 
     def barrier(self) -> None:
         if self._group:
