@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The tests. What is named besides goes to pytest as it is.
 #
-#   ./scripts/test.sh                        an answer within six minutes: what a change most likely breaks
+#   ./scripts/test.sh                        an answer in about eight minutes: what a change most likely breaks
 #   ./scripts/test.sh tests/test_launch.py   some tests, all of them
 #   ./scripts/test.sh --all                  all that has to pass before a change is accepted, as CI runs it
 set -euo pipefail
