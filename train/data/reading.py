@@ -16,6 +16,7 @@ from torch import Tensor
 
 from train.batch.order import Ids
 from train.batch.window import MASK, Batch
+from train.data.even_lists import arrays_of_one_shape
 from train.data.shares import DataError
 from train.data.tokenizers import Saved, TokenizerError
 from train.errors import some
@@ -161,6 +162,10 @@ class _Table:
         while hasattr(kind, "value_type"):  # a list of lists of ...
             kind = kind.value_type
         plain = kinds.is_integer(kind) or kinds.is_floating(kind)
+        if plain:
+            even = arrays_of_one_shape(self.arrow.column(name))
+            if even is not None:
+                return even
         stored = {"dtype": kind.to_pandas_dtype()} if plain else {}
         features = Features({name: self.features[name]})
         return get_formatter("numpy", features=features, **stored).format_column(self.arrow.select([name]))
