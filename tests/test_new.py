@@ -1,4 +1,4 @@
-"""scripts/new.py: what it writes works as it is, and it never writes over anything."""
+"""scripts/new.py never writes over anything. That what it writes trains and is exact, the guide's test sees."""
 
 import os
 import subprocess
@@ -17,24 +17,6 @@ def run(folder: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "WANDB_MODE": "disabled"}
     command = [sys.executable, *arguments]
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
-
-
-def test_what_it_writes_trains_is_exact_and_passes_its_test(tmp_path: Path) -> None:
-    written = run(tmp_path, str(ROOT / "scripts" / "new.py"), "hearts")
-    assert written.returncode == 0, written.stderr
-    assert sorted(path.name for path in (tmp_path / "my").iterdir()) == FILES
-
-    trained = run(tmp_path, "-m", "train.accumulate", "my/hearts.yaml")
-    verified = run(tmp_path, str(ROOT / "scripts" / "verify.py"), "my/hearts.yaml")
-    tested = run(tmp_path, "-m", "pytest", "-c", str(ROOT / "pyproject.toml"), "my/test_hearts.py")
-
-    assert trained.returncode == 0, trained.stdout + trained.stderr
-    assert "exact     verified" in trained.stdout
-    assert "finished: 130 steps" in trained.stdout
-    assert verified.returncode == 0, verified.stdout + verified.stderr
-    assert verified.stdout.endswith("\nexact\n")
-    assert tested.returncode == 0, tested.stdout + tested.stderr
-    assert "2 passed" in tested.stdout
 
 
 def test_what_it_writes_is_written_like_the_rest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
