@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from train.errors import entry_point
+from train.errors import entry_point, leave
 from train.launching.arguments import USAGE, parse
 from train.launching.choose import choose
 from train.launching.command import build, grace_seconds
@@ -39,4 +39,4 @@ def main(argv: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    leave(main(sys.argv[1:]))  # a Ctrl-C that comes while the interpreter ends would else be the exit code
