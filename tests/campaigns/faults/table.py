@@ -76,7 +76,7 @@ class Outcome:
             commit,
             f"{self.seconds:.0f}",
         )
-        return "| " + " | ".join(cell.replace("|", "/").replace("\n", " ") for cell in cells) + " |"
+        return "| " + " | ".join(_in_one_line(cell) for cell in cells) + " |"
 
 
 def run(row: Row, full: bool) -> Outcome:
@@ -91,10 +91,19 @@ def run(row: Row, full: bool) -> Outcome:
 
 
 def commit() -> str:
-    done = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    return f"{done.stdout.strip() or 'unknown'}, {date.today()}"
+    """Dirty where anything but the table itself was changed."""
+    changed = _git("status", "--porcelain", "--", ".", f":!{RESULTS.relative_to(ROOT)}")
+    return f"{_git('describe', '--always') or 'unknown'}{'-dirty' if changed else ''}, {date.today()}"
+
+
+def _git(*words: str) -> str:
+    return subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
+
+
+def _in_one_line(cell: str) -> str:
+    """What a program has printed may hold line ends of every kind, and sequences for a terminal."""
+    printable = "".join(letter if letter.isprintable() else " " for letter in cell)
+    return " ".join(printable.replace("|", "/").split())
 
 
 def write(outcomes: list[Outcome]) -> None:
