@@ -73,7 +73,7 @@ class Run:
         """Count the step; then row, save and evaluation, where each is due. finish() follows the last step."""
         progress = self.report.progress
         progress.advance(window, self.plan.batch.samples_per_epoch)
-        self.whole.step = window.k
+        self.whole.counted(window.k)
         last = window.k == self.plan.rate.total_steps
         progress.evaluation_owed = last or self.evaluation_due(progress, window)
         if self.row_due(window.k):
@@ -215,7 +215,7 @@ def _join(setting: Setting, checkpoints: Checkpoints, report: Reporter) -> Run:
     ranks.together(lambda: checkpoints.add(parts.states()))
     checkpoints.forget()
     every = config.evaluate
-    whole = Whole(report.progress.step)
+    whole = Whole(report.progress.step, learner)
 
     def watch(compute_gradient: ComputeGradient) -> ComputeGradient:
         # Inside all that may compute a gradient twice: it then draws the same twice.
