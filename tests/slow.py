@@ -17,6 +17,7 @@ SLOW = (
     "tests/data/test_loader.py::test_an_error_of_the_data_is_told_by_all_ranks_without_a_workers_traceback",
     "tests/data/test_loader.py::test_the_curve_is_that_of_one_rank_without_workers",
     "tests/data/test_shares.py::test_the_same_samples_and_the_same_gradient[1",
+    "tests/distributed/test_alone.py",
     "tests/distributed/test_bucket_order.py::test_a_checkpoint_brings_its_order_to_other_ranks",
     "tests/distributed/test_parallel.py::test_the_curve_is_that_of_other_splits",
     "tests/distributed/test_ranks.py",

@@ -8,12 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from accelerate import Accelerator
+from torch import Tensor, nn
 
-from tests.campaigns.faults.compare import differing, rows, state
+from tests.campaigns.faults.compare import differing, digest, rows, state
 from tests.helpers import argv
 from train.accumulate import compute_gradient
-from train.batch.window import Batch
+from train.batch.window import Batch, Window
+from train.checkpoint.files import MODEL, TENSORS
 from train.main import main
+from train.step import ComputeGradient, Learner
 from train.tasks.classification import Classification
 
 GIVEN = (
@@ -110,3 +114,70 @@ def test_a_stop_in_an_evaluation_is_saved_and_the_evaluation_owed(
     assert step not in evaluated, "cut short"
     assert run_ranks(world_size, start, argv(parts, *given), "[-1, 0, null]") == [0] * world_size
     assert not differing(state(whole / "run"), state(parts / "run"))
+
+
+# In the midst of a step
+
+
+class Normed(nn.Module):
+    """Its running statistics move in each forward pass, and torch counts no version of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Linear(8, 3))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        logits: Tensor = self.layers(inputs)
+        return logits
+
+
+IN_STEP = (
+    "model=tests.test_leaving.Normed",
+    "batch.micro=2",
+    "data.drop_tail=true",
+    "duration={steps: 7}",
+    "on_nonfinite=stop",
+    "checkpoint.keep=9",
+)
+
+
+def failing_at(step: int) -> ComputeGradient:
+    """The gradient of a step fails at its end, for good."""
+
+    def failing(learner: Learner, window: Window) -> Tensor:
+        losses = compute_gradient(learner, window)
+        if window.k == step:
+            raise RecursionError("a step's own")
+        return losses
+
+    return failing
+
+
+def start_failing(starts: list[tuple[list[str], int]]) -> None:
+    Accelerator.end_training = lambda self: None  # it would take the process group with it
+    for arguments, step in starts:
+        with contextlib.suppress(RecursionError):
+            main(arguments, "accumulate", failing_at(step))
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_a_step_that_fails_before_its_update_leaves_the_one_before_it(
+    run_ranks: Any, tmp_path: Path, world_size: int
+) -> None:
+    whole, failed, stopped = tmp_path / "whole", tmp_path / "failed", tmp_path / "stopped"
+    starts: list[tuple[list[str], int]] = []
+    for folder, at, more in ((whole, 0, ""), (failed, 6, ""), (stopped, 0, "data.args.nan=[25]")):
+        folder.mkdir()
+        every = 1 if folder == whole else 100
+        given = (*IN_STEP, f"checkpoint.every_steps={every}", *filter(None, [more]))
+        starts.append((argv(folder, *given), at))
+
+    run_ranks(world_size, start_failing, starts)
+
+    for folder, step, why in ((failed, 5, "a step's own"), (stopped, 3, "on_nonfinite=stop: no update was made")):
+        reason = json.loads((folder / "run" / "ended.json").read_text())["reason"]
+        assert why in reason
+        assert f"Step {step} is saved." in reason
+        name = f"run/checkpoints/step-{step:08}"
+        for file in (MODEL, TENSORS, *[f"rank-{rank:05}.safetensors" for rank in range(1, world_size)]):
+            assert digest(folder / name / file) == digest(whole / name / file), f"{folder.name}: {file}"

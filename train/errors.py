@@ -77,6 +77,15 @@ def ends_in_a_sentence(kind: type[UserError], what: str, of: type[Exception] = E
         raise kind(f"{what}: {type(error).__name__}: {str(error).strip()} ({place})") from error
 
 
+def raisable(error: Exception) -> type[Exception]:
+    """The kind of an error, for a rank that raises it with another text; some kinds take more than a text."""
+    try:
+        type(error)("")
+    except TypeError:
+        return RuntimeError
+    return type(error)
+
+
 def some(names: Sequence[str], count: int = 3) -> str:
     """The first names, and how many more there are."""
     return ", ".join(names[:count]) + (f" and {len(names) - count} more" if len(names) > count else "")

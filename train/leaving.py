@@ -21,8 +21,8 @@ WAIT_SECONDS = 5.0  # for the other ranks to fail at the same place
 def save_what_is_whole(run: Run, board: Board, error: BaseException) -> str:
     """A sentence on what is kept of a run that `error` ends; empty where nothing was trained.
 
-    Saved is a step that all ranks have completed and hold now. A rank that fails alone, or in the midst of a step,
-    saves nothing: the others have gone on to wait for it.
+    Saved is a step that all ranks have completed and hold now, or can go back to. Where one rank alone fails in the
+    midst of a step, nothing is saved: the others wait for it in the reduction.
     """
     first_line = str(error).strip().partition("\n")[0]
     if not lost_rank(error):
@@ -63,9 +63,9 @@ def _go_on(run: Run) -> str:
 
 def _agreed(run: Run, board: Board) -> bool:
     """Whether all ranks come here, having completed the same step."""
-    step = run.whole.step
-    if step is not None and not _finite(run):
-        step = None
+    step = None
+    with suppress(RuntimeError):  # memory that is full, a device that is gone
+        step = run.whole.put_back() if _finite(run) else None
     board.pin("end", json.dumps(step))
     deadline = time.monotonic() + WAIT_SECONDS
     while True:

@@ -136,11 +136,13 @@ def _finish(run: Run) -> Left:
     except Displaced:
         run.save()  # beside: raises it again, and says where
         raise
+    run.ranks.together(run.ranks.alone.check)
     return Left("finished", FINISHED)
 
 
 def _stopped(run: Run) -> Left:
     """All ranks have agreed on a stop. An evaluation that it cut short is owed: the checkpoint says so."""
     run.save()
+    run.ranks.together(run.ranks.alone.check)
     cause = next(filter(None, run.ranks.gather(run.stop.cause)))  # it may have reached another rank only
     return Left(f"stopped by {cause}", STOPPED)

@@ -4,12 +4,15 @@ The loop and the step know none of them: everything is put around the loop's fun
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 Metrics = Mapping[str, float]
 Around = Callable[[Any], Any]
 """Takes a function (or an iterable) and gives one that does the same, and something besides."""
+
+Kept = Callable[[], AbstractContextManager[None]]
 
 
 class HasState(Protocol):
@@ -38,7 +41,10 @@ class Part:
     save: Around = unchanged
     """Around save(step), which makes a checkpoint."""
     metrics: Callable[[Metrics], Metrics] = unchanged
-    """For a row that is due: takes what the parts inside it gave, and gives that and its own."""
+    """For a row that is due: takes what the parts inside it gave, and gives that and its own.
+
+    One that talks to the other ranks does so before anything that may fail on one of them alone.
+    """
     state: HasState | None = None
     """For checkpoints."""
     exports: Mapping[str, Any] = field(default_factory=dict)
@@ -65,9 +71,16 @@ class Parts:
     def save(self, save: Any) -> Any:
         return _folded(save, [part.save for part in self.parts])
 
-    def metrics(self) -> dict[str, float]:
-        """{metric: value} for a row, of all parts; all ranks call it together."""
-        return dict(_folded({}, [part.metrics for part in self.parts]))
+    def metrics(self, kept: Kept = nullcontext) -> dict[str, float]:
+        """{metric: value} for a row, of all parts; all ranks call it together.
+
+        What fails inside `kept()` may be raised later: the parts that follow are asked all the same.
+        """
+        metrics: Metrics = {}
+        for part in self.parts:
+            with kept():
+                metrics = part.metrics(metrics)
+        return dict(metrics)
 
     def states(self) -> dict[str, HasState]:
         return {part.name: part.state for part in self.parts if part.state is not None}

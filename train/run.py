@@ -73,7 +73,7 @@ class Run:
         """Count the step; then row, save and evaluation, where each is due. finish() follows the last step."""
         progress = self.report.progress
         progress.advance(window, self.plan.batch.samples_per_epoch)
-        self.whole.step = window.k
+        self.whole.counted(window.k)
         last = window.k == self.plan.rate.total_steps
         progress.evaluation_owed = last or self.evaluation_due(progress, window)
         if self.row_due(window.k):
@@ -215,7 +215,7 @@ def _join(setting: Setting, checkpoints: Checkpoints, report: Reporter) -> Run:
     ranks.together(lambda: checkpoints.add(parts.states()))
     checkpoints.forget()
     every = config.evaluate
-    whole = Whole(report.progress.step)
+    whole = Whole(report.progress.step, learner)
 
     def watch(compute_gradient: ComputeGradient) -> ComputeGradient:
         # Inside all that may compute a gradient twice: it then draws the same twice.
@@ -231,13 +231,13 @@ def _join(setting: Setting, checkpoints: Checkpoints, report: Reporter) -> Run:
         report=report,
         folder=setting.folder,
         checkpoints=checkpoints,
-        windows=parts.windows(open_windows(setting, report.progress)),
+        windows=ranks.alone.windows(open_windows(setting, report.progress), parts.windows),
         watch=watch,
         evaluation=parts.evaluation(open_evaluation(setting, report)) if setting.prepared.sets.evaluation else None,
         evaluation_due=Interval(every.every_steps, every.every_samples, every.every_tokens).due,
         save_checkpoint=parts.save(save_in_own(checkpoints, setting.folder)),
         row_due=setting.row_due(),
-        metrics=parts.metrics,
+        metrics=partial(parts.metrics, ranks.alone.kept),
         exports={"model": learner.module, **parts.exports()},
         closing_lines=parts.closing_lines,
         whole=whole,

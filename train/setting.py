@@ -73,7 +73,7 @@ def open_report(setting: Setting, state: RunState) -> Reporter:
     """Of this rank; only rank 0's has outlets."""
     ranks = setting.ranks
     outlets = ranks.together(lambda: _open_outlets(setting, state) if ranks.is_main else None)
-    return Reporter(setting.plan, state, outlets, setting.stop.ask)
+    return Reporter(setting.plan, state, outlets, setting.stop.ask, ranks.alone.kept)
 
 
 def _open_outlets(setting: Setting, state: RunState) -> Outlets:

@@ -99,6 +99,20 @@ def test_what_no_save_could_hold_is_refused_before_the_first_step(
         check_savable(Odd(extra))
 
 
+def test_a_secret_in_the_state_is_refused_before_the_first_step_and_never_edited(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MY_TOKEN", "Zq7kanary9X-01")
+    state = {"_extra_state": {"seen": ["Zq7kanary9X-01", 1.5]}}
+
+    with pytest.raises(NotSavable, match=r"'_extra_state'.*get_extra_state\(\).*holds a secret"):
+        check_savable(Odd(state["_extra_state"]))
+
+    write_value(tmp_path / "a.json", tmp_path / "a.safetensors", state)  # one that came later
+    assert read_value(tmp_path / "a.json", tmp_path / "a.safetensors") == state
+    assert "holds a secret" in capsys.readouterr().err
+
+
 class Broken(nn.Linear):
     def __init__(self) -> None:
         super().__init__(6, 3)

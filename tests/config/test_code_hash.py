@@ -29,7 +29,7 @@ NOT_COMPUTING = (
     *("config/*.py", "checkpoint/*.py", "plan/__init__.py", "plan/make.py", "plan/run_plan.py", "plan/smoke.py"),
     *("distributed/__init__.py", "distributed/ranks.py", "distributed/stop.py"),
     *("distributed/watchdog.py", "distributed/board.py", "distributed/parents.py"),
-    *("distributed/outside.py", "distributed/pulse.py"),
+    *("distributed/outside.py", "distributed/pulse.py", "distributed/alone.py"),
 )
 """Files of the package whose change refuses nobody's run; where COMPUTING names one of a folder, that holds.
 

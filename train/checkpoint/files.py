@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from train.checkpoint.tensors import known, restored, separate
 from train.disk import Unreadable, read_json
-from train.errors import UserError, ends_in_a_sentence
+from train.errors import UserError, ends_in_a_sentence, print_error
 from train.redaction import clean_known
 
 KEYS = (bool, int, float, str)
@@ -64,7 +64,9 @@ def check_savable(module: nn.Module) -> None:
 
 def _try(value: Any, name: str) -> None:
     if not isinstance(value, Tensor):
-        json.dumps(_told(value, name, {}))
+        told = json.dumps(_told(value, name, {}))
+        if clean_known(told) != told:
+            raise ValueError("it holds a secret, which would stay on disk; what a run resumes from is never edited")
         return
     if value.is_meta or value.layout != torch.strided:
         raise TypeError(f"a tensor on {value.device} with layout {value.layout}")
@@ -123,9 +125,11 @@ class ExtraState:
 def write_value(file: Path, tensor_file: Path, value: Any) -> None:
     """Numbers, texts, tensors, and lists and dicts of these. Raises TypeError for anything else."""
     tensors: dict[str, Tensor] = {}
-    told = _told(value, "", tensors)
+    told = json.dumps(_told(value, "", tensors))
+    if clean_known(told) != told:
+        print_error(f"{file} holds a secret, from the model's get_extra_state(): what a run resumes from is not edited")
     save_file(separate(tensors), str(tensor_file))
-    file.write_text(json.dumps(told), encoding="utf-8")
+    file.write_text(told, encoding="utf-8")
 
 
 def read_value(file: Path, tensor_file: Path) -> Any:
@@ -139,9 +143,7 @@ def _told(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:
 
     Raises TypeError for a value that is none of these: it would need pickle.
     """
-    if isinstance(value, str):
-        return clean_known(value)  # such as a key that the user's get_extra_state gives
-    if value is None or isinstance(value, bool | int | float):
+    if value is None or isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, Tensor):
         while path in tensors:  # the keys 1 and "1"

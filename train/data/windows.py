@@ -53,8 +53,11 @@ class Windows:
     def _start(self, k: int) -> _Ahead:
         share = failure = None
         samples = tokens = 0
+        stop = False
         numbers = [0.0 for _ in self.terms]
         try:
+            stop = self.stop_requested()
+            self.ranks.alone.check()
             if self.ranks.world_size > 1:
                 self.check()
             share = next(self.shares)
@@ -65,7 +68,7 @@ class Windows:
                 numbers = [weights[term] for term in self.terms]
         except Exception as error:  # sent to the other ranks first: they would wait for this one in the next reduction
             failure = error
-        message = self.ranks.start_sum([failure is not None, self.stop_requested(), samples, tokens, *numbers])
+        message = self.ranks.start_sum([failure is not None, stop, samples, tokens, *numbers])
         return _Ahead(k, share, failure, message)
 
     def _finish(self, ahead: _Ahead) -> Window | None:

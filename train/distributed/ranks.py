@@ -12,9 +12,10 @@ import torch
 import torch.distributed as dist
 from torch.distributed.rendezvous import rendezvous
 
+from train.distributed.alone import Alone
 from train.distributed.board import Board, next_start
 from train.distributed.pulse import Pulse
-from train.errors import RankFailed, UserError
+from train.errors import RankFailed, UserError, raisable
 
 T = TypeVar("T")
 
@@ -136,6 +137,7 @@ class Ranks:
         self._group: dist.ProcessGroup | None = None
         self._under_way: dist.Work | None = None  # the message started last
         self.pulse = Pulse()
+        self.alone = Alone()
         self._start = next_start()
         if world_size > 1:
             group = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout_seconds))
@@ -151,6 +153,7 @@ class Ranks:
 
     def start_sum(self, values: Sequence[float]) -> Sum:
         """Begin to add up `values` (float64) over the ranks; every rank gets the sums, bit for bit the same."""
+        self.alone.messages += 1
         tensor = torch.tensor(values, dtype=torch.float64)
         work = dist.all_reduce(tensor, group=self._group, async_op=True) if self._group else None
         self._under_way = work
@@ -168,6 +171,7 @@ class Ranks:
 
     def gather(self, value: Any) -> list[Any]:
         """`value` of every rank, in order of the ranks, on every rank."""
+        self.alone.messages += 1
         if not self._group:
             return [value]
         gathered: list[Any] = [None] * self.world_size
@@ -195,7 +199,7 @@ class Ranks:
             outcome = work()
         except Exception as raised:
             error = raised
-        of_ranks = self.gather(None if error is None else (_raisable(error), str(error)))
+        of_ranks = self.gather(None if error is None else (raisable(error), str(error)))
         if error is not None:
             raise error
         for rank, other in enumerate(of_ranks):
@@ -237,12 +241,3 @@ class Ranks:
     def barrier(self) -> None:
         if self._group:
             dist.barrier(group=self._group)
-
-
-def _raisable(error: Exception) -> type[Exception]:
-    """The kind of an error, for a rank that raises it with another text; some kinds take more than a text."""
-    try:
-        type(error)("")
-    except TypeError:
-        return RuntimeError
-    return type(error)

@@ -25,8 +25,9 @@ def side_by_side(
     message: Sum | None = None
     failed = stopped = 0.0
     for _ in range(count):
-        is_stopping = stopping()
+        is_stopping = False
         try:
+            is_stopping = stopping()
             is_leaving = is_stopping or failure is not None
             batch = None if is_leaving else next(batches, None)
             if batch is not None:

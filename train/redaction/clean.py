@@ -45,7 +45,7 @@ def clean_text(text: str, code: bool = False) -> str:
 def clean_known(value: Any) -> Any:
     """Without the values that are known to be secret; nothing is judged by its name or its looks.
 
-    For what must stay what it is: the state of a run, files that are read again.
+    For files that are read again.
     """
     if isinstance(value, str):
         return _KNOWN.remove_from(value)

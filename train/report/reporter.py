@@ -7,6 +7,7 @@ from functools import partial
 from train import metric_names
 from train.batch.window import Window
 from train.errors import BAD_CONFIG, FAILED, FINISHED, ending, print_error
+from train.parts import Kept
 from train.plan.run_plan import RunPlan
 from train.redaction import clean
 from train.report.best import Best
@@ -20,13 +21,16 @@ from train.report.tables import Table
 class Reporter:
     """Joins what is measured into rows, and hands them to the outlets."""
 
-    def __init__(self, plan: RunPlan, state: RunState, outlets: Outlets | None, stop: Callable[[str], None]) -> None:
-        """`stop` asks all ranks for a stop, and says why."""
+    def __init__(
+        self, plan: RunPlan, state: RunState, outlets: Outlets | None, stop: Callable[[str], None], kept: Kept
+    ) -> None:
+        """`stop` asks all ranks for a stop, and says why; what fails inside `kept()` ends all ranks before a step."""
         self.progress: Progress = state.progress
         self._plan = plan
         self._state = state
         self._outlets = outlets
         self._stop = stop
+        self._kept = kept
         self._first_step = 0  # of this start
         self._last_step = 0
         self._last_samples = 0
@@ -75,10 +79,10 @@ class Reporter:
         self._last_tokens = progress.tokens_seen
         self._last_step = progress.step
         self._last_samples = progress.samples_seen
-        self._alert_once(numbers[metric_names.SKIPPED_STEPS])
         self._write(row)
+        self._attempt(partial(self._alert_once, numbers[metric_names.SKIPPED_STEPS]))
         if progress.step > self._first_step:  # the first one compiles, and warms up
-            self._warn_of_slow_stop(row[metric_names.STEP_SECONDS])
+            self._attempt(partial(self._warn_of_slow_stop, row[metric_names.STEP_SECONDS]))
 
     def _alert_once(self, skipped_steps: float) -> None:
         """Once: a run may skip a step now and then for days."""
@@ -121,9 +125,9 @@ class Reporter:
         row = position | {metric_names.EVAL + name: value for name, value in metrics.items()}
         self.best.see(row)
         if self._outlets is not None:
-            self._outlets.screen.best(self.best.short)
+            self._attempt(partial(self._outlets.screen.best, self.best.short))
         self._write(row)
-        self._warn_of_slow_stop(0.0)
+        self._attempt(partial(self._warn_of_slow_stop, 0.0))
 
     def sync(self) -> None:
         """All rows so far are on disk: no checkpoint must know of a step that metrics.jsonl does not."""
@@ -192,8 +196,9 @@ class Reporter:
                 self._attempt(partial(sink.log, row))
 
     def _attempt(self, write: Callable[[], object]) -> None:
-        """A full disk ends the run as any other stop does: saved, or not, by all ranks together."""
-        try:
-            write()
-        except OSError as error:
-            self._stop(f"what could not be written: {error}")
+        """A full disk ends the run as any other stop does: saved, or not, by all ranks together. So does what fails."""
+        with self._kept():
+            try:
+                write()
+            except OSError as error:
+                self._stop(f"what could not be written: {error}")
