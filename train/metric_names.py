@@ -23,9 +23,6 @@ EFFECTIVE_TOKENS = "batch/effective_tokens"
 MICRO_SIZE = "batch/micro_size"
 ACCUMULATION_STEPS = "batch/accumulation_steps"
 WORLD_SIZE = "batch/world_size"
-OF_ONE_STEP = (EFFECTIVE_SIZE, EFFECTIVE_TOKENS, MICRO_SIZE, ACCUMULATION_STEPS)
-"""They differ in the ragged last step of an epoch: the last value of a run is not the run's."""
-RUN_BATCH = "batch/effective"  # of the run, as planned: a column of tables of runs, never a row
 NOISE_SCALE = "batch/noise_scale"
 NOISE_SCALE_ERROR = "batch/noise_scale_relative_error"  # one standard error of the estimate, as is the next
 BREAK_EVEN = "batch/break_even_accumulation_steps"
@@ -58,3 +55,33 @@ REST_SECONDS = "time/rest_seconds"
 EVAL = "eval/"
 EVAL_LOSS = "eval/loss"
 EVAL_SAMPLES = "eval/samples"
+
+# How columns of a table of runs begin that are in no row: report/columns.py, and how the run ended.
+RUN = "run/"
+BEST = "best/"
+ENDED = "ended/"
+RUN_EFFECTIVE_BATCH = RUN + "effective_batch"
+RUN_MICRO_BATCH = RUN + "micro_batch"
+RUN_ACCUMULATION_STEPS = RUN + "accumulation_steps"
+RUN_WORLD_SIZE = RUN + "world_size"
+RUN_EXACT = RUN + "exact"
+RUN_PEAK_ALLOCATED = RUN + "peak_allocated_gib"
+RUN_PEAK_RSS = RUN + "peak_rss_gib"
+RUN_SAMPLES_PER_SECOND = RUN + "samples_per_second"
+BEST_STEP = BEST + "step"
+DRAWN = (
+    "memory/",
+    "throughput/",
+    "time/",
+    LEARNING_RATE,
+    GRAD_NORM,
+    LOSS_SCALE,
+    EPOCH,
+    EFFECTIVE_SIZE,
+    EFFECTIVE_TOKENS,
+    MICRO_SIZE,
+    ACCUMULATION_STEPS,
+    WORLD_SIZE,
+    EVAL_SAMPLES,
+)
+"""How metrics begin that are curves alone: their last value says nothing of the run, and is no column."""

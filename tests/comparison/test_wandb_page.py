@@ -14,6 +14,9 @@ import pytest
 
 from tests.report.test_tracker import clean_environ, in_process, online
 from tests.wandb_server import WandbServer
+from train.comparison.judge import compare
+from train.comparison.read import find
+from train.comparison.wandb_page import CannotSave, main, save
 
 ROOT = Path(__file__).parents[2]
 PANELS = [
@@ -29,39 +32,79 @@ PANELS = [
     ),
     ("progress/samples_seen", ["train/learning_rate", "train/grad_norm"]),
 ]
+COLUMNS = [
+    "run:displayName",
+    "run:state",
+    "summary:run/effective_batch",
+    "summary:run/micro_batch",
+    "summary:run/accumulation_steps",
+    "summary:run/world_size",
+    "summary:run/peak_rss_gib",
+    "summary:run/samples_per_second",
+    "summary:run/exact",
+    "summary:best/accuracy",
+    "summary:best/step",
+]
+
+
+REFUSED = {
+    "isobatch": "it takes ENTITY/PROJECT",
+    "tester/elsewhere": "W&B says: ValueError: Could not find project elsewhere",
+    "tester/isobatch missing": "tester/isobatch/missing: there is no folder of that name, and W&B says: ",
+}
+"""{what is typed: why nothing is saved}"""
 
 
 @dataclass(frozen=True)
-class Place:
-    """A project that holds two runs of one recipe."""
+class Typed:
+    """What was typed, one after the other, in a project that holds two runs of one recipe."""
 
     server: WandbServer
-    home: Path
     ids: list[str]
-
-    def page(self, *arguments: str, environ: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, str(ROOT / "scripts" / "page.py"), *arguments]
-        environ = environ or online(self.server, self.home)
-        return subprocess.run(command, cwd=self.home, env=environ, capture_output=True, text=True, check=False)
+    told: dict[str, Any]  # {what was typed: the addresses, or why there are none}
+    verdict: str  # of compare, of the two runs
 
 
-def train_twice(folder: str) -> list[int]:
+# What runs in the other process.
+
+
+def train_twice(folder: str) -> list[str]:
+    """The ids of the runs in W&B."""
     from train.accumulate import compute_gradient
-    from train.main import main
+    from train.main import main as train
 
-    common = [str(ROOT / "configs" / "digits.yaml"), f"output_dir={folder}", "wandb.mode=online", "duration.steps=20"]
+    common = [str(ROOT / "configs" / "digits.yaml"), f"output_dir={folder}", "wandb.mode=online", "duration.steps=6"]
+    for more in (["name=whole"], ["name=split", "wandb.name=in_two|parts", "batch.micro=50"]):
+        assert train([*common, "log.every_steps=2", *more], "accumulate", compute_gradient) == 0
+    return [next(Path(folder, name, "wandb").glob("run-*")).name[-12:] for name in ("whole", "split")]
+
+
+def train_and_save(folder: str) -> dict[str, Any]:
     with contextlib.redirect_stdout(io.StringIO()):
-        runs = (["name=whole"], ["name=split", "wandb.name=in_two|parts", "batch.micro=50"])
-        return [main([*common, "log.every_steps=2", *more], "accumulate", compute_gradient) for more in runs]
+        ids = train_twice(folder)
+    verdict = compare(find([f"tester/isobatch/{run_id}" for run_id in ids]).runs).verdict
+    typed = ["tester/isobatch", f"tester/isobatch {' '.join(ids)} missing", *REFUSED]
+    return {"ids": ids, "told": {line: saved(line) for line in typed}, "verdict": verdict}
 
 
-@pytest.fixture(scope="module", name="place")
-def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+def saved(line: str) -> dict[str, str] | str:
+    project, *runs = line.split()
+    try:
+        return save(project, runs)
+    except CannotSave as error:
+        return str(error)
+
+
+# The tests.
+
+
+@pytest.fixture(scope="module", name="typed")
+def typed_lines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Typed]:
     home = tmp_path_factory.mktemp("page")
     with WandbServer() as server:
-        ended = in_process(train_twice, online(server, home), home, folder=str(home / "runs"))
-        assert ended.result == [0, 0], ended.stderr
-        yield Place(server, home, [run.id for run in server.runs.values()])
+        ended = in_process(train_and_save, online(server, home), home, folder=str(home / "runs"))
+        assert ended.stderr == ""
+        yield Typed(server, **ended.result)
 
 
 def as_lines(panels: list[dict[str, Any]]) -> list[tuple[str, list[str]]]:
@@ -77,88 +120,70 @@ def is_evaluation(config: dict[str, Any]) -> bool:
     return config["chartTitle"] == "Evaluation"
 
 
-def test_a_workspace_of_eight_panels(place: Place) -> None:
-    done = place.page("tester/isobatch")
-
-    assert (done.returncode, done.stderr) == (0, "")
-    view = place.server.views[-1]
+def test_a_view_of_columns_and_eight_panels(typed: Typed) -> None:
+    assert list(typed.told["tester/isobatch"]) == ["view"]
+    assert typed.told["tester/isobatch"]["view"].startswith(f"{typed.server.url}/tester/isobatch?nw=")
+    view = typed.server.views[0]
     assert (view["entityName"], view["projectName"], view["type"]) == ("tester", "isobatch", "project-view")
-    assert '"summary:batch/effective": true' in json.dumps(json.loads(view["spec"]))
     section = json.loads(view["spec"])["section"]
+    (runs,) = section["runSets"]
+    assert list(runs["runFeed"]["columnPinned"]) == runs["runFeed"]["columnOrder"] == COLUMNS
     assert section["settings"]["xAxis"] == "progress/samples_seen"
     (shown,) = section["panelBankConfig"]["sections"]
     assert as_lines(shown["panels"]) == PANELS
     assert shown["isOpen"]
-    assert done.stdout.startswith(f"{place.server.url}/tester/isobatch?nw=")
-    assert place.server.unknown == set()
+    assert typed.server.unknown == set()
 
 
-def test_a_report_of_two_runs(place: Place) -> None:
-    done = place.page("tester/isobatch", *place.ids, "missing")
+def test_a_view_and_a_report_of_two_runs(typed: Typed) -> None:
+    told = typed.told[f"tester/isobatch {' '.join(typed.ids)} missing"]
 
-    assert (done.returncode, done.stderr) == (0, "")
-    view = place.server.views[-1]
-    assert view["displayName"] == "Comparison of whole, in_two|parts"
-    _, text, grid, _ = json.loads(view["spec"])["blocks"]
-    assert text["content"].startswith("**Same mathematics in 2 runs of 2 set-ups; with the same seed train/loss")
+    assert list(told) == ["view", "report"]
+    assert told["report"].startswith(f"{typed.server.url}/tester/isobatch/reports/")
+    _, view, report = typed.server.views
+    assert view["spec"] != report["spec"]
+    assert report["displayName"] == "Comparison of whole, in_two|parts"
+    _, text, grid, _ = json.loads(report["spec"])["blocks"]
+    assert text["content"].replace("\\", "").startswith(f"**{typed.verdict}**")
     assert "### Cost in time" in text["content"]
     assert "\n| in\\_two\\|parts | " in text["content"]
     assert "- left out: tester/isobatch/missing: " in text["content"]
     assert as_lines(grid["metadata"]["panelBankSectionConfig"]["panels"]) == PANELS
     (runs,) = grid["metadata"]["runSets"]
-    assert '"summary:batch/effective": true' in json.dumps(runs)
+    assert runs["runFeed"]["columnOrder"] == COLUMNS
+    assert runs["runFeed"]["lockColumns"]
     (only,) = runs["filters"]["filters"]
-    assert (only["key"], only["op"], only["value"]) == ({"section": "run", "name": "name"}, "IN", place.ids)
-    assert done.stdout.startswith(f"{place.server.url}/tester/isobatch/reports/")
-    assert place.server.unknown == set()
+    assert (only["key"], only["op"], only["value"]) == ({"section": "run", "name": "name"}, "IN", typed.ids)
 
 
-@pytest.mark.parametrize(
-    ("arguments", "reason"),
-    [
-        (["isobatch"], "it takes ENTITY/PROJECT"),
-        (["tester/elsewhere"], "W&B says: ValueError: Could not find project elsewhere"),
-        (["tester/isobatch", "missing"], "tester/isobatch/missing: there is no folder of that name, and W&B says: "),
-    ],
-)
-def test_what_cannot_be_saved_is_told(place: Place, arguments: list[str], reason: str) -> None:
-    before = len(place.server.views)
-
-    done = place.page(*arguments)
-
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith(f"page: nothing was saved\n  got:  {reason}")
-    assert "\n  type: python scripts/page.py " in done.stderr
-    assert len(place.server.views) == before
+@pytest.mark.parametrize("line", REFUSED)
+def test_what_cannot_be_saved_is_told(typed: Typed, line: str) -> None:
+    assert typed.told[line].startswith(f"page: nothing was saved\n  got:  {REFUSED[line]}")
+    assert "\n  type: python scripts/page.py " in typed.told[line]
 
 
-def test_nobody_is_logged_in(place: Place, tmp_path: Path) -> None:
-    done = place.page("tester/isobatch", environ=clean_environ(tmp_path, WANDB_BASE_URL=place.server.url))
+def test_nobody_is_logged_in(typed: Typed, tmp_path: Path) -> None:
+    environ = clean_environ(tmp_path, WANDB_BASE_URL=typed.server.url)
+    told = in_process(saved, environ, tmp_path, line="tester/isobatch").result
 
-    assert done.returncode == 2
-    assert "got:  W&B says: UsageError: No API key configured." in done.stderr
-    assert done.stderr.endswith("\n  type: wandb login\n")
+    assert "got:  W&B says: UsageError: No API key configured." in told
+    assert told.endswith("\n  type: wandb login")
 
 
-@pytest.mark.slow
-def test_a_server_that_is_not_there(place: Place, tmp_path: Path) -> None:
+def test_a_server_that_is_not_there(tmp_path: Path) -> None:
     gone = WandbServer()
     gone._http.server_close()
-    done = place.page("tester/isobatch", environ=online(gone, tmp_path))
+    environ = online(gone, tmp_path, WANDB_HTTP_TIMEOUT="1")
+    told = in_process(saved, environ, tmp_path, line="tester/isobatch").result
 
-    assert done.returncode == 2
-    assert done.stderr.startswith("page: nothing was saved\n  got:  W&B says: ")
+    assert told.startswith("page: nothing was saved\n  got:  W&B says: ")
 
 
-def test_without_the_library(place: Place) -> None:
-    code = "import sys; sys.modules['wandb_workspaces'] = None; "
-    code += "from train.comparison.wandb_page import main; sys.exit(main(sys.argv[1:]))"
-    command = [sys.executable, "-c", code, "tester/isobatch"]
-    environ = online(place.server, place.home)
-    done = subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, text=True, check=False)
+def test_without_the_library(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setitem(sys.modules, "wandb_workspaces", None)
 
-    assert done.returncode == 2
-    assert 'type: python -m pip install "wandb-workspaces>=0.4.13"' in done.stderr
+    assert main(["tester/isobatch"]) == 2
+    assert 'type: python -m pip install "wandb-workspaces>=0.4.13"' in capfd.readouterr().err
 
 
 def test_it_starts_without_torch() -> None:

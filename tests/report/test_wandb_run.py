@@ -24,9 +24,15 @@ def server() -> Iterator[WandbServer]:
         yield server
 
 
-def start(folder: str, name: str = "ours", **wandb: Any) -> Tracker:
+def start(folder: str, name: str = "ours", run_id: str | None = None, **wandb: Any) -> Tracker:
     return Tracker.start(
-        Wandb(**wandb), run_name=name, default_group="g", job_type="train", folder=Path(folder), run_config={"a": 1}
+        Wandb(**wandb),
+        run_name=name,
+        default_group="g",
+        job_type="train",
+        folder=Path(folder),
+        run_config={"a": 1},
+        run_id=run_id,
     )
 
 
@@ -47,6 +53,17 @@ def end(folder: str, codes: list[int]) -> str | None:
         tracker.log(row(1))
         tracker.finish(code)
     return tracker.run_id
+
+
+def go_on(folder: str) -> None:
+    first = start(folder)
+    first.log(row(1))
+    first.summarise({"ended/reason": "stopped", "run/effective_batch": 100})
+    first.finish(75)
+    second = start(folder, run_id=first.run_id)
+    second.forget_end()
+    second.log(row(2))
+    second.finish(0)
 
 
 def beside(folder: str, ways: list[str]) -> dict[str, bool]:
@@ -134,6 +151,14 @@ def test_a_saved_stop_offline(tmp_path: Path) -> None:
     kinds = [record["type"] for record in records]
     assert kinds.index("preempting") < kinds.index("exit")
     assert records[kinds.index("exit")]["exit"]["exit_code"] == 75
+
+
+def test_a_run_that_goes_on_has_not_ended(server: WandbServer, tmp_path: Path) -> None:
+    ended = in_process(go_on, online(server, tmp_path), tmp_path, folder=str(tmp_path))
+
+    assert ended.stderr == ""
+    assert (server.run.summary["train/global_step"], server.run.summary["run/effective_batch"]) == (2, 100)
+    assert "ended/reason" not in server.run.summary
 
 
 def test_a_run_that_other_code_ends_costs_one_warning(server: WandbServer, tmp_path: Path) -> None:

@@ -4,11 +4,13 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
+from train import metric_names
 from train.comparison.rows import clean_row, split_config
 from train.comparison.run import Run
 
-ENDED = {"finished": "finished", "crashed": "crashed", "failed": "failed", "killed": "killed"}
+ENDS = ("finished", "preempted", "crashed", "failed", "killed")
 """States of a run in W&B that are an end."""
+REASON = metric_names.ENDED + "reason"
 
 
 def read_wandb(path: str) -> "Run | str":
@@ -19,16 +21,17 @@ def read_wandb(path: str) -> "Run | str":
     try:
         wandb.setup(wandb.Settings(silent=True))
         run = wandb.Api().run(path)
-        config, state, name = dict(run.config), str(run.state), str(run.name)
+        config, name = dict(run.config), str(run.name)
+        ended = str(dict(run.summary).get(REASON, run.state)) if run.state in ENDS else None
         rows = tuple(filter(None, map(clean_row, run.scan_history())))
     except Exception as error:  # whatever wandb raises, a network included, is a reason and no crash
         lines = str(error).strip().splitlines() or [""]
         return f"there is no folder of that name, and W&B says: {type(error).__name__}: {lines[0]}"
-    return from_wandb(path, name, state, config, rows)
+    return from_wandb(path, name, ended, config, rows)
 
 
 def from_wandb(
-    path: str, name: str, state: str, config: Mapping[str, Any], rows: tuple[Mapping[str, float], ...]
+    path: str, name: str, ended: str | None, config: Mapping[str, Any], rows: tuple[Mapping[str, float], ...]
 ) -> "Run | str":
     derived, environment = config.get("derived"), config.get("environment")
     if not isinstance(derived, Mapping) or not {"curve_hash", "recipe_hash"} <= set(derived):
@@ -44,7 +47,7 @@ def from_wandb(
         execution=execution,
         derived=derived,
         environment=environment if isinstance(environment, Mapping) else {},
-        ended=ENDED.get(state),
+        ended=ended,
         rows=rows,
         remarks=("from W&B, which does not know the hash over its sources alone; the recipe's hash covers them",),
     )

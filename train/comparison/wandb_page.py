@@ -1,6 +1,6 @@
-"""A page in W&B: python -m train.comparison.wandb_page ENTITY/PROJECT [RUN ...]
+"""Pages in W&B: python -m train.comparison.wandb_page ENTITY/PROJECT [RUN ...]
 
-Without RUN a workspace of the whole project, with them a report that compares those runs. Imports no torch.
+A saved view of the project, and where runs are named a report that compares them. Imports no torch.
 """
 
 import argparse
@@ -28,12 +28,21 @@ LOOKED_AT = 20
 LONGEST_TITLE = 128
 """Characters, of a report in W&B."""
 
-COLUMNS = [f"summary:{metric_names.RUN_BATCH}"]
-"""Pinned to the left of the table of runs."""
+COLUMNS = (
+    metric_names.RUN_EFFECTIVE_BATCH,
+    metric_names.RUN_MICRO_BATCH,
+    metric_names.RUN_ACCUMULATION_STEPS,
+    metric_names.RUN_WORLD_SIZE,
+    metric_names.RUN_PEAK_ALLOCATED,
+    metric_names.RUN_PEAK_RSS,
+    metric_names.RUN_SAMPLES_PER_SECOND,
+    metric_names.RUN_EXACT,
+)
+"""Of the table of runs, from the left. Behind them: the best of what was evaluated, and its step."""
 
 EPILOG = """\
 RUN is the id of a run in that project, the last part of its address in W&B. The first set-up is what the others are
-compared with. Each call saves a new page, and prints its address.
+compared with. Each call saves new pages, and prints their addresses.
 
 exit code: 0 saved, 2 not
 """
@@ -48,14 +57,15 @@ class CannotSave(UserError):
 @entry_point
 def main(argv: Sequence[str]) -> int:
     options = _parse(argv)
-    print(save(options.project, options.runs))
+    for kind, address in save(options.project, options.runs).items():
+        print(f"{kind:<8}{address}")
     return FINISHED
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="page.py",
-        description="Save a page in W&B: a workspace of a project, or a report that compares some of its runs.",
+        description="Save a view of a project in W&B, and a report that compares the runs which are named.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -64,13 +74,18 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def save(project: str, runs: Sequence[str]) -> str:
-    """The address of what was saved. Raises CannotSave."""
+def save(project: str, runs: Sequence[str]) -> dict[str, str]:
+    """{kind: address} of what was saved. Raises CannotSave."""
     if not re.fullmatch(r"[^/\s]+/[^/\s]+", project):
         raise _refusal("it takes ENTITY/PROJECT, as in a project's address in W&B", f"{PROGRAM} ENTITY/PROJECT")
-    page = _report(project, runs) if runs else _workspace(project)
-    _asked(page.save, f"{PROGRAM} {shlex.join([project, *runs])}   (once more)")
-    return str(page.url)
+    _library("workspaces")  # before anybody is asked
+    keys = _summary_keys(project)
+    pages = {"view": _view(project, keys)}
+    if runs:
+        pages["report"] = _report(project, runs, keys)
+    for page in pages.values():
+        _asked(page.save, f"{PROGRAM} {shlex.join([project, *runs])}   (once more)")
+    return {kind: str(page.url) for kind, page in pages.items()}
 
 
 def _api() -> Any:
@@ -102,15 +117,28 @@ def _refusal(got: str, type_this: str) -> CannotSave:
     return CannotSave(f"page: nothing was saved\n  got:  {got}\n  type: {type_this}")
 
 
-def _workspace(project: str) -> Any:
-    library, (entity, _, name) = _library("workspaces"), project.partition("/")
+def _summary_keys(project: str) -> list[str]:
+    """Of the newest runs: what is evaluated in the project, and what its runs tell of themselves."""
     api = _api()
 
-    def metrics() -> list[str]:
+    def ask() -> list[str]:
         newest = islice(api.runs(project, order="-created_at", lazy=False), LOOKED_AT)
-        return [metric for run in newest for metric in dict(run.summary)]
+        return [key for run in newest for key in dict(run.summary)]
 
-    drawn = _drawn(panels(_asked(metrics, f"{PROGRAM} ENTITY/PROJECT   (one that has runs)")))
+    return _asked(ask, f"{PROGRAM} ENTITY/PROJECT   (one that has runs)")
+
+
+def _columns(keys: Sequence[str]) -> list[str]:
+    """As W&B calls them; those alone that a run has."""
+    best = {key for key in keys if key.startswith(metric_names.BEST)} - {metric_names.BEST_STEP}
+    wanted = [*COLUMNS, *sorted(best), metric_names.BEST_STEP]
+    return ["run:displayName", "run:state", *(f"summary:{column}" for column in wanted if column in keys)]
+
+
+def _view(project: str, keys: Sequence[str]) -> Any:
+    library = _library("workspaces")
+    entity, _, name = project.partition("/")
+    drawn = _drawn(panels(keys))
     section = library.Section(
         name=NAME,
         panels=drawn,
@@ -124,13 +152,14 @@ def _workspace(project: str) -> Any:
         name=NAME,
         sections=[section],
         settings=library.WorkspaceSettings(x_axis=metric_names.SAMPLES_SEEN),
-        runset_settings=library.RunsetSettings(pinned_columns=COLUMNS),
+        runset_settings=library.RunsetSettings(pinned_columns=_columns(keys)),
     )
 
 
-def _report(project: str, runs: Sequence[str]) -> Any:
-    library, (entity, _, name), found = _library("reports.v2"), project.partition("/"), Found()
-    _api()  # who is not logged in is told so once, not for each run
+def _report(project: str, runs: Sequence[str], keys: Sequence[str]) -> Any:
+    library = _library("reports.v2")
+    entity, _, name = project.partition("/")
+    found = Found()
     for run in dict.fromkeys(runs):
         found.add(f"{project}/{run}", read_wandb(f"{project}/{run}"))
     if not found.runs:
@@ -139,7 +168,10 @@ def _report(project: str, runs: Sequence[str]) -> Any:
     comparison = compare(found.runs, found.left_out)
     ids = [run.where.rpartition("/")[2] for run in comparison.runs]
     drawn = _drawn(panels(metric for run in comparison.runs for metric in run.metrics))
-    shown = library.Runset(entity=entity, project=name, filters=f"ID in {ids}", pinned_columns=COLUMNS)
+    # Locked: else W&B shows the other 150 keys of config and summary as well.
+    shown = library.Runset(
+        entity=entity, project=name, filters=f"ID in {ids}", pinned_columns=_columns(keys), lock_columns=True
+    )
     title = "Comparison of " + ", ".join(group.label for group in comparison.groups)
     return library.Report(
         entity=entity,

@@ -37,11 +37,6 @@ class RunPlan:
         """Over all ranks; of a stream: at most."""
         return counting(self.batch, self.identity.get("data.overfit")).samples_after(self.total_steps)
 
-    @property
-    def batch_column(self) -> int:
-        """What a table of runs shows for the batch of this run: that of a full step."""
-        return self.batch.effective
-
     def as_dict(self) -> dict[str, Any]:
         """plan.json: the fields, and what follows from them."""
         return asdict(self) | {"derived": self.derived()}

@@ -12,13 +12,13 @@ from typing import Any, Protocol, TextIO
 
 from omegaconf import OmegaConf
 
-from train import metric_names
 from train.config import Config, Loaded, needs_trust
 from train.disk import open_own
 from train.errors import FAILED
 from train.plan.run_plan import RunPlan
 from train.redaction import clean
 from train.report.claim import cannot_write
+from train.report.columns import Columns
 from train.report.environment import environment, git_patch
 from train.report.folder import RunFolder
 from train.report.grace import slow_stop
@@ -45,6 +45,7 @@ class Outlets:
     journal: Journal
     screen: Screen
     tracker: Tracker
+    columns: Columns
     tables: Tables
     next_line: str  # what to type after a run that has finished
     finished: Callable[[], str]  # what else such a run does; gives a line for the end, or nothing
@@ -53,7 +54,7 @@ class Outlets:
     @property
     def sinks(self) -> Sequence[Sink]:
         """In the order in which a row goes through them: the record of truth first."""
-        return (self.journal, self.screen, self.tracker)
+        return (self.journal, self.screen, self.tracker, self.columns)
 
 
 def open_outlets(
@@ -112,11 +113,10 @@ def _open(
         run_id=state.run_id,
     )
     opened.callback(_abandon, tracker)
-    # Now: a run that is killed has it too.
-    tracker.summarise({metric_names.RUN_BATCH: plan.batch_column})
     journal = Journal(folder.path / "metrics.jsonl", state.progress.step, state.progress.evaluation_owed)
     opened.callback(_abandon, journal)
     folder.follow("metrics.jsonl", journal.file)
+    columns = Columns(derived, state.best, folder.path / "metrics.jsonl", tracker)
     screen.say(*_about(tracker, state, journal.taken_out))
     state.run_id = tracker.run_id
     # Last: now the run has begun.
@@ -127,6 +127,7 @@ def _open(
         journal=journal,
         screen=screen,
         tracker=tracker,
+        columns=columns,
         tables=Tables(folder, screen, tracker),
         next_line="" if "--smoke" in loaded.flags else _next_line(folder.path, loaded.config),
         finished=_finished(loaded, tracker, folder),

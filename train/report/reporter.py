@@ -152,7 +152,7 @@ class Reporter:
         if code in (BAD_CONFIG, FAILED):
             text = f"at step {self.progress.step:,}: {reason}"
             tracker.alert(f"{self._plan.name[:50]} failed", text, "ERROR")
-        tracker.summarise(self._summary(reason, code))
+        tracker.summarise(self._end(reason, code))
         try:
             self._close(self._outlets, reason, code, closing_lines)
         except OSError as error:  # a full disk must not hide why the run ended
@@ -170,17 +170,9 @@ class Reporter:
                 lines += [outlets.finished(), outlets.next_line]
             outlets.screen.end(*filter(None, lines))
 
-    def _summary(self, reason: str, code: int) -> dict[str, float | str]:
-        best: dict[str, float | str] = {}
-        if self.best.value is not None:
-            name = self.best.metric.removeprefix(metric_names.EVAL)
-            best = {f"best/{name}": self.best.value, "best/step": self.best.step}
-        return {
-            "ended/reason": reason,
-            "ended/code": code,
-            "ended/step": self.progress.step,
-            **best,
-        }
+    def _end(self, reason: str, code: int) -> dict[str, float | str]:
+        ended: dict[str, float | str] = {"reason": reason, "code": code, "step": self.progress.step}
+        return {metric_names.ENDED + name: value for name, value in ended.items()}
 
     def _last_line(self, reason: str) -> str:
         step = self.progress.step

@@ -17,6 +17,7 @@ from typing import Any
 
 import psutil
 
+from train import metric_names
 from train.config.schema import Wandb
 from train.errors import STOPPED
 from train.redaction import clean, learn
@@ -108,7 +109,7 @@ class Tracker:
         self.run_id, self.url = self._run.id, self._run.url
         folder = Path(os.path.relpath(Path(self._run.dir).parent))
         self._file = folder.absolute() / f"run-{self.run_id}.wandb"
-        self._where = f"wandb sync {shlex.quote(str(folder))}"
+        self._where = f"wandb sync {_all_starts(folder, self._run.id)}"
         threading.excepthook = partial(self._on_thread_error, threading.excepthook)
         self._thread = threading.Thread(target=self._work, name="wandb", daemon=True)
         self._thread.start()
@@ -139,6 +140,16 @@ class Tracker:
     def summarise(self, scalars: Mapping[str, float | str]) -> None:
         """Columns of the table of runs, beside the last value of each metric."""
         self.do(lambda run, told: run.summary.update(told), clean(dict(scalars)))
+
+    def forget_end(self) -> None:
+        """What an earlier start has said of its end: a run that goes on has not ended."""
+
+        def forget(run: Any, prefix: str) -> None:
+            ends = [name for name in dict(run.summary) if name.startswith(prefix)]
+            for name in ends:
+                del run.summary[name]
+
+        self.do(forget, metric_names.ENDED)
 
     def finish(self, exit_code: int) -> None:
         """Wait, not for ever, until everything has arrived. Later calls do nothing."""
@@ -205,6 +216,14 @@ class Tracker:
 
     def tell(self, text: str) -> None:
         write_lines(on_lines(clean(f"W&B: {text}")))
+
+
+def _all_starts(folder: Path, run_id: str) -> str:
+    """For a shell: this folder of an offline run, and those of its earlier starts, in their order."""
+    name = f"offline-run-*-{shlex.quote(run_id)}"
+    if len(list(folder.parent.glob(name))) < 2:
+        return shlex.quote(str(folder))
+    return f"{shlex.quote(str(folder.parent))}/{name}"
 
 
 def _abandon() -> None:

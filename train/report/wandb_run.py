@@ -9,14 +9,8 @@ from train import metric_names
 from train.report.login import TrackerError
 from train.report.wandb_settings import CLOSED
 
-SUMMARY = {
-    metric_names.EVAL_LOSS: "min,last",
-    metric_names.EVAL + "accuracy": "max,last",
-    metric_names.PEAK_ALLOCATED: "max,last",
-    metric_names.PEAK_RSS: "max,last",
-    **dict.fromkeys(metric_names.OF_ONE_STEP, "none"),
-}
-"""What a table of runs shows, where that is not the last value: eval/loss.min, eval/loss.last, or nothing."""
+NAMES = [name for name in vars(metric_names).values() if isinstance(name, str)]
+DRAWN = [name for name in NAMES if name.startswith(metric_names.DRAWN)]
 
 
 def open_run(settings: Mapping[str, Any], run_config: Mapping[str, Any]) -> Any:
@@ -50,5 +44,6 @@ def _define_metrics(run: Any) -> None:
     run.define_metric(metric_names.SAMPLES_SEEN)
     run.define_metric(metric_names.GLOBAL_STEP)
     run.define_metric("*", step_metric=metric_names.SAMPLES_SEEN)  # no `step=`: after a resume W&B would drop rows
-    for name, summary in SUMMARY.items():
-        run.define_metric(name, step_metric=metric_names.SAMPLES_SEEN, summary=summary)
+    # W&B makes a column of the table of runs of each key; those that are true of the run come from columns.py.
+    for name in DRAWN:
+        run.define_metric(name, step_metric=metric_names.SAMPLES_SEEN, summary="none")

@@ -1,0 +1,102 @@
+"""The columns of a run in a table of runs are figures of the whole run: counted here anew, from metrics.jsonl."""
+
+import json
+import shutil
+from collections.abc import Iterator
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.helpers import argv
+from train import metric_names
+from train.accumulate import compute_gradient
+from train.comparison.cost import cost_of
+from train.comparison.read import find
+from train.main import main
+from train.memory import peaks
+from train.report.tracker import Tracker
+from train.report.wandb_run import DRAWN
+from train.step import ComputeGradient
+
+GIB = 2**30
+
+
+@pytest.fixture
+def told(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """The summary of the run, as W&B would have it; the peak of the process falls from row to row."""
+    summary: dict[str, Any] = {}
+
+    def forget_end(_: Tracker) -> None:
+        for name in [name for name in summary if name.startswith("ended/")]:
+            del summary[name]
+
+    falling: Iterator[int] = count(40 * GIB, -GIB)
+    monkeypatch.setattr(peaks, "_peak_rss_bytes", lambda: next(falling))
+    monkeypatch.setattr(peaks, "_reset_peak_rss", lambda: True)
+    monkeypatch.setattr(Tracker, "summarise", lambda self, scalars: summary.update(scalars))
+    monkeypatch.setattr(Tracker, "forget_end", forget_end)
+    return summary
+
+
+def train(folder: Path, steps: int, *more: str, gradient: ComputeGradient = compute_gradient) -> int:
+    said = ["data.eval_fraction=0.2", "checkpoint={resume: auto, every_steps: 2}", f"duration={{steps: {steps}}}"]
+    return main(argv(folder, *said, "evaluate.every_steps=1", *more), "accumulate", gradient)
+
+
+def counted(folder: Path) -> dict[str, float]:
+    rows = [json.loads(line) for line in (folder / "run" / "metrics.jsonl").read_text().splitlines()]
+    first, *_, last = [row for row in rows if "train/learning_rate" in row]
+    samples = last["progress/samples_seen"] - first["progress/samples_seen"]
+    seconds = (last["progress/hours"] - first["progress/hours"]) * 3600
+    best = min((row for row in rows if "eval/loss" in row), key=lambda row: float(row["eval/loss"]))
+    return {
+        "run/peak_rss_gib": max(row["memory/peak_rss_gib"] for row in rows if "memory/peak_rss_gib" in row),
+        "run/samples_per_second": samples / seconds,
+        "best/loss": best["eval/loss"],
+        "best/step": best["train/global_step"],
+    }
+
+
+def assert_columns(told: dict[str, Any], expected: dict[str, float]) -> None:
+    assert {name: told.get(name) for name in expected} == pytest.approx(expected, rel=1e-12)
+
+
+def test_they_are_those_of_all_rows_after_a_resume_too(told: dict[str, Any], tmp_path: Path) -> None:
+    assert train(tmp_path, 5, "batch.micro=4") == 0
+    first = dict(told)
+    assert_columns(first, counted(tmp_path))
+
+    # The newest checkpoint is lost: step 5 is trained again, and the rows that were of it before count no more.
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "step-00000005")
+    told.clear()  # an offline run begins without a summary where it resumes
+    assert train(tmp_path, 8, "batch.micro=4") == 0
+
+    assert_columns(told, counted(tmp_path))
+    assert told["run/peak_rss_gib"] == first["run/peak_rss_gib"]  # of the first start: it fell ever since
+    (run,) = find([str(tmp_path / "run")]).runs
+    assert cost_of(run).samples_per_second == pytest.approx(told["run/samples_per_second"], rel=1e-12)
+    planned = {"effective_batch": 8, "micro_batch": 4, "accumulation_steps": 2, "world_size": 1, "exact": "verified"}
+    assert {name: told[f"run/{name}"] for name in planned} == planned
+    assert told["ended/reason"] == "finished"
+
+
+def test_a_run_that_goes_on_has_not_ended(told: dict[str, Any], tmp_path: Path) -> None:
+    assert train(tmp_path, 2) == 0
+    assert told["ended/step"] == 2
+    seen = []
+
+    def watched(*args: Any) -> Any:
+        seen.append(set(told))
+        return compute_gradient(*args)
+
+    assert train(tmp_path, 3, gradient=watched) == 0
+
+    assert "run/effective_batch" in seen[-1]
+    assert not [name for name in seen[-1] if name.startswith("ended/")]
+
+
+def test_what_is_a_curve_is_no_column() -> None:
+    assert {metric_names.PEAK_RSS, metric_names.MICRO_SIZE, metric_names.STEP_SECONDS} <= set(DRAWN)
+    assert not {metric_names.LOSS, metric_names.EVAL_LOSS, metric_names.RUN_PEAK_RSS} & set(DRAWN)
