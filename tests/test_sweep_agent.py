@@ -44,8 +44,12 @@ class Desk:
         assert f"wandb agent tester/isobatch/{sweep.name}" in done.stderr
         return sweep
 
-    def agent(self, sweep: StoredSweep, *options: str, **environ: str) -> None:
-        self.type(sys.executable, "-m", "wandb", "agent", *options, f"tester/isobatch/{sweep.name}", **environ)
+    def agent(self, sweep: StoredSweep, ranks: int) -> psutil.Popen:
+        """`wandb agent`, which goes on until nothing is left of the sweep; each trial on so many ranks."""
+        command = [sys.executable, "-m", "wandb", "agent", f"tester/isobatch/{sweep.name}"]
+        with (self.clone / f"agent-{ranks}").open("w") as out:
+            environ = self.environ | {"NPROC": str(ranks)}
+            return psutil.Popen(command, cwd=self.clone, env=environ, stdout=out, stderr=out)
 
     def type(self, *command: str, **environ: str) -> subprocess.CompletedProcess[str]:
         done = subprocess.run(
@@ -65,58 +69,48 @@ def desk(tmp_path: Path) -> Iterator[Desk]:
         yield Desk(clone, server)
 
 
-@pytest.mark.timeout(600)
-def test_trials_on_one_rank_and_on_two(desk: Desk) -> None:
-    sizes = [100, 50, 25]
-    fixed = {"precision": {"value": "fp64"}, "duration.steps": {"value": 3}, "log.every_steps": {"value": 1}}
-    sweep = desk.sweep(**{"batch.micro": {"values": sizes}, **fixed})
+@pytest.mark.timeout(300)
+def test_an_array_of_agents(desk: Desk) -> None:
+    """Two of one sweep at the same time, on one rank and on two: a trial finishes, one that is stopped is saved.
 
-    desk.agent(sweep, "--count", "2")
-    desk.agent(sweep, NPROC="2")
+    An agent sends SIGTERM to the command alone, not to what that has started.
+    """
+    fixed = {"precision": {"value": "fp64"}, "batch.micro": {"value": 50}, "log.every_steps": {"value": 1}}
+    sweep = desk.sweep(**{"duration.steps": {"values": [10**6, 3]}, **fixed})
+    agents = [desk.agent(sweep, ranks) for ranks in (1, 2)]
+    family: list[psutil.Process] = []
+    try:
+        deadline = time.monotonic() + WALL_LIMIT_SECONDS
+        while not one_finished_and_one_trains(desk.server) and time.monotonic() < deadline:
+            time.sleep(0.2)
+        family = [child for agent in agents for child in agent.children(recursive=True)]
+        sweep.stopped = True
+        ended = [agent.wait(60) for agent in agents]
+        assert psutil.wait_procs(family, 10)[1] == []
+    finally:
+        for process in [*family, *agents]:
+            with contextlib.suppress(psutil.Error):
+                process.kill()
 
-    runs = [desk.server.runs["isobatch", run_id] for run_id in sweep.started]
-    assert len(runs) == len(desk.server.runs) == 3
-    assert [run.attributes["sweep"] for run in runs] == [sweep.name] * 3
-    assert [run.state for run in runs] == ["finished"] * 3
-    assert [run.config["batch.micro"] for run in runs] == sizes  # the sweep's own name of the parameter
-    assert [run.config["batch"]["micro"] for run in runs] == sizes
-    assert [run.config["derived"]["micro_batch"] for run in runs] == sizes
-    assert [run.config["derived"]["world_size"] for run in runs] == [1, 1, 2]
-    assert [len([row for row in run.history if "train/loss" in row]) for run in runs] == [3, 3, 3]
-    names = [run.attributes["displayName"] for run in runs]
-    assert names == [
-        f"digits-micro{size}-steps3-precision_fp64-{run.id}" for size, run in zip(sizes, runs, strict=True)
-    ]
+    told = "".join((desk.clone / f"agent-{ranks}").read_text() for ranks in (1, 2))
+    assert ended == [0, 0], told
+    long, short = (desk.server.runs["isobatch", run_id] for run_id in sweep.started)
+    assert [run.attributes["sweep"] for run in (long, short)] == [sweep.name] * 2
+    assert [run.state for run in (long, short)] == ["preempted", "finished"], told
+    assert {run.config["derived"]["world_size"] for run in (long, short)} == {1, 2}
+    assert [run.config["duration.steps"] for run in (long, short)] == [10**6, 3]  # the sweep's name of the parameter
+    assert [run.config["derived"]["micro_batch"] for run in (long, short)] == [50, 50]
+    assert len([row for row in short.history if "train/loss" in row]) == 3
+    # Each has a folder of its own, which has its id.
+    names = [run.attributes["displayName"] for run in (long, short)]
     assert {folder.name for folder in (desk.clone / "runs").iterdir()} == set(names)
+    assert [name.rpartition("-")[2] for name in names] == sweep.started
+    ends = [json.loads((desk.clone / "runs" / name / "ended.json").read_text()) for name in names]
+    assert [(end["reason"], end["code"]) for end in ends] == [("stopped by SIGTERM", 75), ("finished", 0)]
+    assert list((desk.clone / "runs" / names[0] / "checkpoints").iterdir())
     assert desk.server.unknown == set()
 
-    paths = [f"tester/isobatch/{run.id}" for run in runs]
-    done = desk.type(sys.executable, "scripts/compare.py", *paths, "--json", "--assert-equal", "1e-10")
-    assert json.loads(done.stdout)["same_mathematics"]
 
-
-def test_a_trial_that_is_stopped_in_wandb_is_saved(desk: Desk) -> None:
-    """The agent sends SIGTERM to the command alone, not to what that has started."""
-    sweep = desk.sweep(**{"batch.micro": {"values": [100, 50]}, "duration.steps": {"value": 10**6}})
-    command = [sys.executable, "-m", "wandb", "agent", f"tester/isobatch/{sweep.name}"]
-    family: list[psutil.Process] = []
-    with (desk.clone / "out").open("w") as out:
-        agent = subprocess.Popen(command, cwd=desk.clone, env=desk.environ, stdout=out, stderr=out)
-        try:
-            deadline = time.monotonic() + WALL_LIMIT_SECONDS
-            while not (desk.server.runs and desk.server.run.history) and time.monotonic() < deadline:
-                time.sleep(0.2)
-            family = psutil.Process(agent.pid).children(recursive=True)
-            sweep.stopped = True
-            assert agent.wait(60) == 0, (desk.clone / "out").read_text()
-            assert psutil.wait_procs(family, 10)[1] == []
-        finally:
-            for process in [*family, agent]:
-                with contextlib.suppress(psutil.Error):
-                    process.kill()
-
-    (folder,) = (desk.clone / "runs").iterdir()
-    ended = json.loads((folder / "ended.json").read_text())
-    assert (ended["reason"], ended["code"]) == ("stopped by SIGTERM", 75)
-    assert list((folder / "checkpoints").iterdir())
-    assert len(sweep.started) == 1
+def one_finished_and_one_trains(server: WandbServer) -> bool:
+    runs = list(server.runs.values())
+    return len(runs) == 2 and "finished" in [run.state for run in runs] and all(run.history for run in runs)
