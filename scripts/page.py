@@ -1,4 +1,4 @@
-"""python scripts/page.py ENTITY/PROJECT [RUN ...]: a workspace or a report in W&B; train/comparison/wandb_page.py."""
+"""python scripts/page.py ENTITY/PROJECT [RUN ...]: a saved view and a report in W&B; train/comparison/wandb_page.py."""
 
 import sys
 from pathlib import Path
