@@ -11,6 +11,7 @@ TRIED_ELSEWHERE = {
     "13": "tests/test_slurm.py",
     "22": "tests/test_resume.py",
     "33": "tests/report/test_second_start.py",
+    "29u": "tests/report/test_columns.py, tests/comparison/test_online.py",
     "38": "tests/test_errors.py, tests/distributed/test_stop.py",
 }
 """Rows that take half a minute even in the quick form, for what other tests try in parts: left to the campaign."""

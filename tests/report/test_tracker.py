@@ -274,7 +274,7 @@ def test_samples_seen_is_the_x_axis_of_everything(tracked: tuple[WandbServer, En
     metrics = server.run.config["_wandb"]["m"]  # "1": name, "2": glob, "5": number of the x-axis, from 1
     named = {metric.get("1") or metric.get("2"): metric for metric in metrics}
     assert metrics[named["*"]["5"] - 1]["1"] == "progress/samples_seen"
-    assert metrics[named["eval/loss"]["5"] - 1]["1"] == "progress/samples_seen"
+    assert metrics[named["memory/peak_rss_gib"]["5"] - 1]["1"] == "progress/samples_seen"
     assert "train/global_step" in named
 
 

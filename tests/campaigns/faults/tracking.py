@@ -1,14 +1,23 @@
 """Rows on W&B and on what is printed: the server is one on the loopback, the disk is limited from outside."""
 
 import os
+import shutil
 import subprocess
 import sys
+from contextlib import redirect_stdout
+from io import StringIO
+from itertools import count
 from pathlib import Path
+from random import Random
 
 from tests.campaigns.faults.row import Row, folder
+from tests.helpers import argv
+from tests.report.test_columns import counted
 from tests.report.test_tracker import clean_environ, in_process, online, steps_of
 from tests.report.test_wandb_run import beside, by_name, end, on_a_full_disk
 from tests.wandb_server import WandbServer
+from train.accumulate import compute_gradient
+from train.main import main
 
 ROOT = Path(__file__).parents[3]
 STATES = {0: "finished", 1: "failed", 2: "failed", 75: "preempted"}
@@ -52,6 +61,44 @@ def disk_full_offline(here: Path, full: bool) -> str:
     return f"{times} runs: 1 warning each, silent: 0"
 
 
+def columns_through_resumes(here: Path, full: bool) -> str:
+    """Each start goes on from an older checkpoint than the newest: rows that W&B has are of a lost future."""
+    starts = 12 if full else 3
+    with WandbServer() as server:
+        in_process(go_on_from_older, online(server, here), here, folder=str(here), starts=starts)
+        summary = server.run.summary
+    expected = counted(here)
+    apart = [name for name, value in expected.items() if not close(summary.get(name), value)]
+    assert not apart, (apart, summary, expected)
+    assert summary["ended/reason"] == "finished"
+    return f"{starts} starts of one run: {len(expected)} columns, each as counted over metrics.jsonl"
+
+
+def close(told: float | None, expected: float) -> bool:
+    return told is not None and abs(told - expected) <= 1e-12 * abs(expected)
+
+
+def go_on_from_older(folder: str, starts: int) -> None:
+    """In another process. The peak of memory falls from row to row: its maximum is of the first start."""
+    from train.memory import peaks
+
+    falling = count(400 * 2**30, -(2**30))
+    vars(peaks).update(_peak_rss_bytes=lambda: next(falling), _reset_peak_rss=lambda: True)
+    draw = Random(0)
+    with redirect_stdout(StringIO()):
+        for start in range(1, starts + 1):
+            said = [f"duration={{steps: {6 * start}}}", "wandb={mode: online}", "checkpoint.keep=6"]
+            assert train_on(Path(folder), *said) == 0
+            saved = sorted(Path(folder, "run", "checkpoints").glob("step-*"))
+            for newest in saved[draw.randint(1, len(saved)) :] if start < starts else []:
+                shutil.rmtree(newest)
+
+
+def train_on(folder: Path, *more: str) -> int:
+    said = ["data.eval_fraction=0.2", "checkpoint={resume: auto, every_steps: 1}", "evaluate.every_steps=1", *more]
+    return main(argv(folder, *said), "accumulate", compute_gradient)
+
+
 def torn_messages(here: Path, full: bool) -> str:
     """Several processes print messages of five lines into one pipe."""
     processes, messages = (8, 2_000) if full else (3, 300)
@@ -92,6 +139,14 @@ ROWS = (
         "wandb-core can write no more from the middle of a run on",
         "one warning at the end, not one per row, and no silence",
         disk_full_offline,
+        slow=True,
+    ),
+    Row(
+        "29u",
+        "W&B: the table of runs through resumes",
+        "every start goes on from a checkpoint drawn among those that are left; the peak of memory falls all the time",
+        "peak, throughput, best and its step as counted over metrics.jsonl",
+        columns_through_resumes,
         slow=True,
     ),
     Row(
