@@ -58,6 +58,7 @@ def train_and_compare(folder: str) -> dict[str, Any]:
         "id": run_id,
         "result": json.loads(out.getvalue()),
         "changes": extended.changes if isinstance(extended, Run) else [extended],
+        "ended": extended.ended if isinstance(extended, Run) else None,
     }
 
 
@@ -91,6 +92,7 @@ def test_a_tracked_run_is_equal_to_its_folder(tracked: tuple[WandbServer, Ended]
     summary = run.summary
 
     assert ended.result["codes"] == [0, 0, 2, 0, 0], ended.stderr
+    assert ended.result["ended"] == "finished"
     assert ended.result["changes"] == ["after step 30: duration.steps 30 -> 32"]
     assert (summary["ended/reason"], summary["ended/step"], summary["best/step"]) == ("finished", 32, 32)
     assert summary["best/accuracy"] == summary["eval/accuracy"]

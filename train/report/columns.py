@@ -45,18 +45,18 @@ class Columns:
             self._count(parse(line))
         # Now: a run that is killed before its first row has them too.
         tracker.forget_end()
-        tracker.summarise(self.values())
+        tracker.summarise(self._planned | self._measured())
 
     def log(self, row: Mapping[str, float]) -> None:
         self._count(row)
-        self._tracker.summarise(self.values())
+        self._tracker.summarise(self._measured())
 
     def finish(self, exit_code: int) -> None:
         """All has been said with the last row."""
 
-    def values(self) -> dict[str, Any]:
+    def _measured(self) -> dict[str, float]:
         """{column: value}; what is not known is absent."""
-        found: dict[str, Any] = self._planned | self._peaks
+        found = dict(self._peaks)
         throughput = self._throughput()
         if throughput is not None:
             found[metric_names.RUN_SAMPLES_PER_SECOND] = throughput

@@ -139,7 +139,9 @@ class Tracker:
 
     def summarise(self, scalars: Mapping[str, float | str]) -> None:
         """Columns of the table of runs, beside the last value of each metric."""
-        self.do(lambda run, told: run.summary.update(told), clean(dict(scalars)))
+        texts = {name: value for name, value in scalars.items() if isinstance(value, str)}
+        told = {**scalars, **clean(texts)}
+        self.do(lambda run, told: run.summary.update(told), told)
 
     def forget_end(self) -> None:
         """What an earlier start has said of its end: a run that goes on has not ended."""
