@@ -120,6 +120,9 @@ def _fit(run: Run, compute_gradient: ComputeGradient) -> Left:
             told = f"{type(error).__name__}: {error}"
             if kept:
                 print_error(kept)
+            if isinstance(error, SystemExit):  # of the user's code: whatever it says, this run has not finished
+                print_error(told)
+                error = SystemExit(FAILED)
             return Left(f"{told}. {kept}" if kept else told, code_of(error), error)
         if isinstance(error, RunFailed):
             yield_to_failed_rank(error)

@@ -12,6 +12,7 @@ from pathlib import Path
 from tests.campaigns.faults import (
     agents,
     disk,
+    evaluating,
     foreign,
     frozen,
     full,
@@ -49,6 +50,7 @@ _PARTS = (
     foreign,
     frozen,
     tracking,
+    evaluating,
 )
 _ORDERED = sorted(
     (row for part in _PARTS for row in part.ROWS),
