@@ -61,7 +61,8 @@ def is_out_of_memory(error: BaseException) -> bool:
 def ends_in_a_sentence(kind: type[UserError], what: str, of: type[Exception] = Exception) -> Iterator[None]:
     """What the user's own code or arguments raise inside, an error `of` this class, becomes `kind`, which says where.
 
-    So does sys.exit, by which one rank would leave the others. Not what another start may cure: a full memory or disk, a network.
+    So does sys.exit, by which one rank would leave the others. Not what another start may cure: a full memory or disk,
+    a network.
     """
     try:
         yield

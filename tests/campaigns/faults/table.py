@@ -11,6 +11,7 @@ from pathlib import Path
 
 from tests.campaigns.faults import (
     agents,
+    calls,
     disk,
     evaluating,
     foreign,
@@ -51,6 +52,7 @@ _PARTS = (
     frozen,
     tracking,
     evaluating,
+    calls,
 )
 _ORDERED = sorted(
     (row for part in _PARTS for row in part.ROWS),
