@@ -6,6 +6,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 import train.checkpoint.files
 from tests.campaigns.faults import compare, jobs, ranks
 from tests.campaigns.faults.row import Row, command, folder
@@ -16,9 +18,12 @@ TIMES = 3
 
 
 def frozen(here: Path, full: bool) -> str:
-    cases = [(1, ()), (2, ())]
+    cases: list[tuple[int, tuple[str, ...]]] = [(1, ())]
     if full:
-        cases += [(2, ("data.workers=1", "data.transform=tests.campaigns.faults.data.noisy")), (4, ())]
+        cases += [(2, ()), (2, ("data.workers=1", "data.transform=tests.campaigns.faults.data.noisy")), (4, ())]
+    launched = 3 if full else 1  # torchrun's agent, which is frozen with its ranks
+    for number in range(launched):
+        _freeze_launched(folder(here, f"launched-{number}"), 2, TIMES * DEADLINE)
     rounds = 5 if full else 1
     for number in range(rounds):
         for case, (world_size, words) in enumerate(cases):
@@ -27,7 +32,8 @@ def frozen(here: Path, full: bool) -> str:
         _freeze(folder(here, "long"), 2, (), 3 * DEADLINE + 70)
     also = ", 1 for 76 s" if full else ""
     return (
-        f"{rounds * len(cases)} jobs of 1 to {cases[-1][0]} ranks frozen for {TIMES} x the time-out{also}: all finished"
+        f"{rounds * len(cases)} jobs of 1 to {cases[-1][0]} ranks frozen for {TIMES} x the time-out{also}, "
+        f"{launched} of 2 ranks with their launcher: all finished"
     )
 
 
@@ -46,6 +52,28 @@ def _freeze(own: Path, world_size: int, words: tuple[str, ...], seconds: float) 
     for number in range(world_size):
         assert job.send(number, signal.SIGCONT)
     assert job.wait() == [0] * world_size, job.told()
+    assert not list((own / "run").glob("stacks*"))
+
+
+def _freeze_launched(own: Path, world_size: int, seconds: float) -> None:
+    given = command(own, "duration.steps=60", f"runtime.timeout_seconds={DEADLINE}")
+    slow = partial(ranks.pause_steps, 0.05)
+    job = jobs.start_elastic(own, world_size, 0, ranks.train_rank, given, "accumulate", (slow,))
+    while len(compare.notes(own, "windows-0.jsonl")) < 10:
+        assert job.processes[0].is_alive(), job.told()
+        time.sleep(0.05)
+    agent = psutil.Process(job.pid(0))
+    tree = [agent, *agent.children(recursive=True)]
+    assert len(tree) > world_size
+    for process in tree:
+        process.suspend()
+    before = len(compare.notes(own, "windows-0.jsonl"))
+    time.sleep(seconds)
+    assert len(compare.notes(own, "windows-0.jsonl")) <= before + 1, "the fault did not hold"
+    for process in tree:
+        process.resume()
+    assert job.wait() == [0], job.told()
+    assert compare.train_steps(own / "run")[-1] == 60
     assert not list((own / "run").glob("stacks*"))
 
 
@@ -84,7 +112,7 @@ ROWS = (
     Row(
         "36",
         "a job is frozen as a whole",
-        f"SIGSTOP to all ranks for {TIMES} x runtime.timeout_seconds, then SIGCONT",
+        f"SIGSTOP to all ranks, and to a launcher with its ranks, for {TIMES} x runtime.timeout_seconds, then SIGCONT",
         "it goes on to its end; no stacks",
         frozen,
         slow=True,
