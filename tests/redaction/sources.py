@@ -33,6 +33,11 @@ CONFIG = (
     "x: ${oc.env:HF_TOKEN,@@}",
     "hfToken: @@",
     "API-Key: @@",
+    "password: |2-\n    @@",
+    "password: !!binary |\n  @@",
+    "password: &anchor\n  @@",
+    "? password\n: @@",
+    "kennwort: @@",
 )
 
 CODE = (
@@ -105,6 +110,12 @@ CODE = (
     'config.set("db", "password", "@@")',
     "TOKEN='@@' # mine",
     '"""\nexport TOKEN=@@\n"""',
+    "user, password = 'me', '@@'",
+    "password = 'a' if x else '@@'",
+    "PASSWORD = '{}'.format('@@')",
+    "connect('me', '@@')  # password",
+    "keyring.set_password('s', 'u', '@@')",
+    "assert token in ('@@',)",
 )
 
 TEXT = (
@@ -238,4 +249,23 @@ TEXT = (
     "tokens: {api_token: @@}",
     "auth_token:@@",
     "authToken=@@",
+    "password=\n@@\nuser=me",
+    "password:\n@@",
+    "token=\n\n@@",
+    "export TOKEN=\\\n  @@",
+    "PASSWORD\n@@",
+    "HF_TOKEN\n=@@",
+    "the password is:\n\t@@",
+    "| password |\n|---|\n| @@ |",
+    "Token\n-----\n@@",
+    "sessid=@@",
+    "mysql -u me -p@@ db",
+    "sshpass -p '@@' ssh h",
+    "docker login -u me -p @@",
+    "redis-cli -h h -a @@",
+    "smbclient -U me%@@ //h/x",
+    "echo '@@' | docker login --password-stdin",
+    "password%22%3A%22@@%22",
+    "password&quot;:&quot;@@&quot;",
+    "&lt;password&gt;@@&lt;/password&gt;",
 )

@@ -24,6 +24,12 @@ HARMLESS = [
     *("no module named 'authlib'", "keyword argument 'key' repeated", "secret santa dataset", "basic block 12345"),
     *("checkpoints/step-00000100/model.safetensors", "tokens/s: 12000", "conv1.weight has shape (3, 4)"),
 ]
+HARMLESS += [
+    *("Invalid token:\nstep 3", "password:\nother: 1", "tokens:\n1234", "the password:\nis not set"),
+    *("set HF_TOKEN\nhttps://example.org/a1b2c3d4", "bad signature\n0123456789abcdef0123"),
+    *("docker run -p 8080:80 x", "mysql -P 3306", "echo hi | sort", "Missing key(s) in state_dict:\n  layer1.0.weight"),
+]
+
 HARMLESS_CODE = [
     *("token = next(tokens)", "key = self.key_proj(x)", "password = getpass()", "token_ids = batch['tokens']"),
     *("def token(self, key: str) -> str:", "x = d['key']", "sorted(xs, key=len)", "attn(key=key, value=value)"),

@@ -50,6 +50,13 @@ def leave_by(way: str) -> None:
             "-----END RSA PRIVATE KEY-----",
             sep="\n",
         )
+    elif way == "note":
+        error = RuntimeError("no value")
+        error.add_note(text)
+        raise error from ValueError(text)
+    elif way == "next line":
+        print("password:")
+        print(f"{CANARY}7")
     elif way == "no newline":
         sys.stdout.write(text)
     elif way == "progress":
@@ -68,6 +75,8 @@ WAYS = (
     "exit",
     "thread",
     "key",
+    "note",
+    "next line",
     "no newline",
     "progress",
 )

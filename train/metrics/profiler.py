@@ -11,7 +11,11 @@ from train.batch.window import Window
 from train.disk import remove
 from train.distributed.ranks import Ranks
 from train.parts import Part
+from train.redaction import clean_known
 from train.report import Displaced
+
+BLOCK = 2**20
+"""Characters, in whole lines."""
 
 
 def part(steps: Sequence[int], inside: Callable[[str], Path], ranks: Ranks) -> Part:
@@ -45,4 +49,16 @@ def _recorded(place: Callable[[], Path]) -> Iterator[None]:
         folder = place()
         folder.mkdir(exist_ok=True)
         remove(folder / "trace.json")
-        recording.export_chrome_trace(str(folder / "trace.json"))
+        _export(recording, folder)
+
+
+def _export(recording: profile, folder: Path) -> None:
+    """Without secrets: the names of its events are the user's."""
+    unclean = folder / ".trace.unfinished"
+    try:
+        recording.export_chrome_trace(str(unclean))
+        with unclean.open(encoding="utf-8") as lines, (folder / "trace.json").open("w", encoding="utf-8") as cleaned:
+            while block := lines.readlines(BLOCK):
+                cleaned.write(clean_known("".join(block)))
+    finally:
+        unclean.unlink(missing_ok=True)

@@ -36,6 +36,19 @@ class Candidate:
     code: bool
 
     def spans(self) -> list[Span]:
+        found = self._behind()
+        if not self.code or self.rank is Grade.MAYBE:
+            return found
+        # user, password = "me", "x"; set_password("me", "x"); "x" if mine else "y"
+        begin = self.text.rfind("\n", 0, self.start) + 1
+        end = self.text.find("\n", self.end)
+        line = self.text[begin : end if end >= 0 else len(self.text)][:LONGEST_VALUE]
+        for other in made_up(line, begin):
+            if all(other.end <= span.start or span.end <= other.start for span in found):
+                found = [*found, other]
+        return sorted(found, key=lambda span: span.start)
+
+    def _behind(self) -> list[Span]:
         joint = grammar.JOINT.match(self.text, self.end)
         if joint is not None:
             found = self._after_sign(joint)
@@ -48,7 +61,20 @@ class Candidate:
                 if found:
                     return found
         later = grammar.LATER.match(self.text, self.end)
-        return self._quoted(later.end(), sure=True) or self._bare(later.end()) if later else []
+        found = self._quoted(later.end(), sure=True) or self._bare(later.end()) if later else []
+        return found or self._below()
+
+    def _below(self) -> list[Span]:
+        """On the line below the name there is nothing else, and it looks like a secret."""
+        below = None if self.code or self.rank is Grade.MAYBE else grammar.BELOW.match(self.text, self.end)
+        if below is None or is_hidden(below["value"]) or not looks_secret(below["value"]) or "://" in below["value"]:
+            return []
+        begin = self.text.rfind("\n", 0, self.start) + 1
+        is_alone = not self.text[begin : self.start].strip("+- |\t\"'`")
+        is_heading = is_alone and (self.rank is Grade.SURE or below["rule"])
+        if not (below["sign"] or below["later"] or is_heading):
+            return []
+        return [Span(below.start("value"), below.end("value"))]
 
     # After a sign
 
@@ -59,7 +85,7 @@ class Candidate:
         if sign == ">":
             is_tag = grammar.TAG.search(self.text, max(0, self.start - 40), self.start)
             return self._until(place, "<") if is_tag else []
-        if sign.startswith("%"):
+        if sign.startswith(("%", "&")) or "%2" in joint["close"] or "&" in joint["close"]:
             return self._until(place, "%&\"' \n<>")
         code = self.code and not in_comment(self.text, self.start)
         quoted = self._quoted(place, sure=True)
@@ -70,7 +96,7 @@ class Candidate:
         if code:
             return self._literals(place) if grammar.NEW_LINE.match(self.text, place) else self._expression(place)
         if sign == ":" and (grammar.BLOCK.match(self.text, place) or grammar.NEW_LINE.match(self.text, place)):
-            return self._indented(place)
+            return self._indented(place) or self._below()
         return self._bare(place, sign, joint["close"])
 
     def _after_comma(self, joint: re.Match[str]) -> list[Span]:

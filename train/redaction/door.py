@@ -7,6 +7,7 @@ passes it by.
 
 import contextlib
 import os
+import re
 import sys
 import threading
 import traceback
@@ -21,6 +22,11 @@ from train.redaction.shapes import KEY_BEGINS, KEY_ENDS, REDACTED
 LONGEST_LINE = 100_000
 """Characters that wait for the end of their line."""
 MOST_LINES_OF_KEY = 200
+LONGEST_NAME = 200
+_ASKS = re.compile(
+    r"(?i)(?:pass\w*|token|secret|key|pwd|auth\w*|credentials?)[\"'`]?(?: is)?[ \t]*[:=][ \t]*[|>]?[+\-\d]?\n\Z"
+)
+"""`password:`, whose value comes with the next line."""
 
 _DOORS: "weakref.WeakSet[Door]" = weakref.WeakSet()
 
@@ -73,6 +79,9 @@ class Door:
             waiting = self._waiting + text
             # A progress bar ends its lines with a carriage return.
             end = max(waiting.rfind("\n"), waiting.rfind("\r")) + 1
+            asks = _ASKS.search(waiting, max(0, end - LONGEST_NAME), end)
+            if asks is not None:
+                end = waiting.rfind("\n", 0, asks.start()) + 1
             if len(waiting) - end > LONGEST_LINE:
                 end = len(waiting)
             self._waiting = waiting[end:]

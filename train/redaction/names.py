@@ -20,7 +20,8 @@ class Grade(Enum):
 
 SURE = words(
     "pass passwd password passwords passphrase passcode pwd passwort psk secret secrets credential credentials cred "
-    "creds authorization apikey apikeys jwt jwts bearer dsn pat htpasswd userpass keytab webhook otp totp"
+    "creds authorization apikey apikeys jwt jwts bearer dsn pat htpasswd userpass keytab webhook otp totp "
+    "kennwort contrasena senha parola mnemonic"
 )
 NUMBERED = words("token auth oauth signature sig sas cookie cookies pw")
 """Words that also stand before a number or a switch: `max_token: 5`, `auth: true`."""

@@ -35,6 +35,17 @@ _HOOK = re.compile(
 _HEADER = re.compile(r"(?i)(\b(?:bearer|basic|digest|token|negotiate)\s+)(?=[^\s'\"]*\d|[\w+/=-]{24})[\w.~+/=:-]{8,}")
 _LOGIN = re.compile(r"(\s(?:-u|--user|--proxy-user)[\s=]*[\"']?[\w.@-]+:)[^\s\"']+")
 """curl -u me:password"""
+_SHORT_OPTION = re.compile(
+    r"(\b(?:(?:mysql|mariadb)\w*\b[^\n|;&]{0,200}?\s-p(?=\S)"
+    r"|(?:sshpass|(?:docker|podman|az|oc|helm|skopeo)\s+(?:registry\s+)?login)\b[^\n|;&]{0,200}?\s-p[ \t]?(?=[^-\s])"
+    r"|redis-cli\b[^\n|;&]{0,200}?\s-a[ \t]+|smbclient\b[^\n|;&]{0,200}?\s-U[ \t]?[\w\\.-]{1,60}%"
+    r")[\"']?)[^\s\"']+"
+)
+"""Programs whose password is behind one letter: mysql -pX, docker login -p X, redis-cli -a X, smbclient -U me%X."""
+_PIPED = re.compile(
+    r"(\becho[ \t]+(?:-n[ \t]+)?[\"']?)[^\s\"']+(?=[\"']?[ \t]*\|[ \t]*(?:sudo -S|[^\n|]{0,80}-stdin\b))"
+)
+"""echo X | docker login --password-stdin"""
 _WANDB_KEY = re.compile(
     r"(?i)((?:key|login|token|secret)[\"']?\]?(?:\s*[:=,(]|\s+is)?\s*(?:\w{1,40}=)?[\"']?)\b[0-9a-f]{40}\b"
 )
@@ -55,6 +66,8 @@ def redact_shapes(text: str) -> str:
         text = _TOKENS.sub(REDACTED, text)
     text = _HEADER.sub(rf"\g<1>{REDACTED}", text)
     text = _LOGIN.sub(rf"\g<1>{REDACTED}", text)
+    if " -" in text:
+        text = _PIPED.sub(rf"\g<1>{REDACTED}", _SHORT_OPTION.sub(rf"\g<1>{REDACTED}", text))
     return _WANDB_KEY.sub(rf"\g<1>{REDACTED}", text)
 
 

@@ -16,6 +16,7 @@ from train.checkpoint.manifest import step_of, verify
 
 CHANGES = ("open", "os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.truncate", "shutil.rmtree")
 """Of Python's audit events, which it raises before each such call, whoever makes it."""
+NEVER = 10**9
 PLACES = {"checkpoints/": "a save or rotation", "best": "best", "final": "final", "": "the claim and files of a run"}
 
 
@@ -46,10 +47,11 @@ def words(here: Path, output: Path) -> list[str]:
     return [*argv(here, *given, "checkpoint={resume: auto, every_steps: 1, keep: 1}"), f"output_dir={output}"]
 
 
-def start(here: Path, kill_at: int | None = None) -> tuple[int, jobs.Job]:
-    """In a job that the scheduler starts again: a start that was killed before its first checkpoint is made again."""
+def start(here: Path, kill_at: int | None = None, restarts: int = 0) -> tuple[int, jobs.Job]:
+    """In a job that the scheduler starts again: what was killed before its first checkpoint begins anew."""
     output = here / "runs"
-    job = jobs.start_ranks(here, 1, train_until, words(here, output), output, kill_at, SLURM_JOB_ID="7")
+    slurm = {"SLURM_JOB_ID": "7", "SLURM_RESTART_COUNT": str(restarts)}
+    job = jobs.start_ranks(here, 1, train_until, words(here, output), output, kill_at, **slurm)
     return job.wait()[0], job
 
 
@@ -71,7 +73,7 @@ def killed_at_every_call(here: Path, full: bool) -> str:
         saved = step_of(left[-1]) if left else 0
         rows = compare.train_steps(own / "runs" / "run") if (own / "runs/run/metrics.jsonl").exists() else []
         assert saved >= len(rows) - 1, f"call {number}: {len(rows)} steps in metrics.jsonl, {saved} saved"
-        code, job = start(own, 10**9)
+        code, job = start(own, NEVER, restarts=1)
         assert code == 0, f"call {number}, {calls[number]}: {job.told()}"
         if saved:
             assert f"step-{saved:08}: step {saved} of" in job.told(), f"call {number}: {job.told()}"
