@@ -7,14 +7,17 @@ import os
 import sys
 from collections.abc import Sequence
 
-from train.errors import entry_point, leave
+from train.errors import FAILED, entry_point, leave, print_error
 from train.launching.arguments import USAGE, parse
 from train.launching.choose import choose
 from train.launching.command import build, grace_seconds
+from train.launching.door import NotMet, meet
 from train.launching.launcher_file import find
+from train.launching.machines import find_machines
 from train.launching.supervisor import Supervisor
 
 OF_AN_OUTER_RUN = ("RANK", "LOCAL_RANK", "ISOBATCH_WORLD_SIZE", "ISOBATCH_ENDED", "ISOBATCH_ATTEMPT")
+INTERRUPTED = 130
 
 
 @entry_point
@@ -27,15 +30,25 @@ def main(argv: Sequence[str]) -> int:
         print(USAGE, end="")
         return 0
     file = find(os.environ.get("LAUNCHER"))
+    machines = find_machines(arguments, file, os.environ)
+    arguments = machines.among(arguments)
     grace = grace_seconds(os.environ)
-    command = build(arguments, file, choose(arguments, file, os.environ), grace)
+    ranks = choose(arguments, file, os.environ)
+    command = build(arguments, file, ranks, grace).with_variables(machines.variables())
     if arguments.dry_run:
         command.print(adds=arguments.needs_ranks)
         return 0
     if not arguments.needs_ranks:
         sys.stdout.flush()
         os.execve(sys.executable, command.words, {**os.environ, **command.variables})
-    return Supervisor(command, grace).run()
+    try:
+        with meet(machines, ranks.number or 1) as found:
+            return Supervisor(command.with_variables(found), grace).run()
+    except NotMet as error:
+        print_error(str(error))
+        return FAILED
+    except KeyboardInterrupt:  # while the others were waited for
+        return INTERRUPTED
 
 
 if __name__ == "__main__":
