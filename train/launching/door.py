@@ -9,7 +9,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from train.errors import RunFailed, counted, print_error, some
@@ -95,6 +95,8 @@ class Head:
             for line in self._guests.values():
                 line.send(BYE)
                 line.close()
+        with suppress(OSError):  # wakes the thread that waits there; close alone does not
+            self._door.shutdown(socket.SHUT_RDWR)
         self._door.close()
 
     def _wait(self) -> None:
@@ -135,11 +137,10 @@ class Head:
             line.close()
             return
         lost = line.loss()
+        line.close()
         with self._changed:
-            if self._closed:
-                return
             del self._guests[card["machine"]]
-        if lost:
+        if lost and not self._closed:
             print_error(f"launch: {guest} of job {self._machines.job} is lost: {lost}")
 
     def _let_in(self, rank: int, line: Line) -> None:

@@ -1,0 +1,174 @@
+"""Launches of one job meet; threads of this process stand for machines."""
+
+import json
+import re
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+
+import pytest
+
+from tests.conftest import free_port
+from train.launching import addresses, door, line
+from train.launching.arguments import LaunchRefused
+from train.launching.door import NotMet, meet
+from train.launching.machines import Machines
+
+
+@pytest.fixture(name="head")
+def machines_of_a_job(monkeypatch: pytest.MonkeyPatch) -> Machines:
+    monkeypatch.setattr(door, "PAUSE_SECONDS", 0.02)
+    monkeypatch.setattr(door, "WAIT_SECONDS", 5.0)
+    port = free_port()
+    return Machines(number=2, least=2, head="127.0.0.1", port=port, job="mine", words="aa")
+
+
+class Started(threading.Thread):
+    """A launch on another machine, until it is told to end."""
+
+    def __init__(self, machines: Machines, ranks: int = 4) -> None:
+        super().__init__(daemon=True)
+        self.machines, self.ranks = machines, ranks
+        self.error: Exception | None = None
+        self.variables: dict[str, str] = {}
+        self.met, self.ends = threading.Event(), threading.Event()
+        self.start()
+
+    def run(self) -> None:
+        try:
+            with meet(self.machines, self.ranks) as self.variables:
+                self.met.set()
+                self.ends.wait(10)
+        except Exception as error:
+            self.error = error
+        self.met.set()
+
+
+@contextmanager
+def launches(*machines: Machines) -> Iterator[list[Started]]:
+    started = [Started(each) for each in machines]
+    with ExitStack() as stack:
+        for each in started:
+            stack.callback(each.join, 10)
+            stack.callback(each.ends.set)
+        yield started
+
+
+def test_all_wait_for_the_last_one_and_end_in_peace(head, capsys):
+    head = replace(head, number=3, least=3)
+    with launches(replace(head, rank=1), head) as (first, zero):
+        time.sleep(0.1)
+        assert not first.met.is_set()
+        assert not zero.met.is_set()
+        with launches(replace(head, rank=2)) as (last,):
+            assert all(each.met.wait(5) for each in (first, zero, last))
+    assert [each.error for each in (first, zero, last)] == [None] * 3
+    assert zero.variables == {"GLOO_SOCKET_IFNAME": addresses.interface_of("127.0.0.1")}
+    assert "lost" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("changes", "ranks", "named"),
+    [
+        ({"job": "theirs"}, 4, "job mine, .* of job theirs"),
+        ({}, 3, "4 ranks of 2 machines, static on .* but 3 ranks of 2 machines"),
+        ({"words": "bb"}, 4, "config or key=value"),
+        ({"rank": 2}, 4, "machine 2 of job mine"),
+    ],
+)
+def test_a_stranger_is_refused_and_the_job_goes_on(head, changes, ranks, named, capsys):
+    with launches(head) as (zero,):
+        stranger = Started(replace(head, **{"rank": 1, **changes}), ranks)
+        stranger.join(5)
+        assert isinstance(stranger.error, LaunchRefused)
+        assert re.search(named, str(stranger.error))
+        with launches(replace(head, rank=1)) as (one,):
+            assert one.met.wait(5)
+            assert zero.met.wait(5)
+    assert (zero.error, one.error) == (None, None)
+    assert "was refused" in capsys.readouterr().err
+
+
+def test_late_ones_are_refused_and_one_that_has_left_may_come_again_before_the_start(head):
+    head = replace(head, number=3, least=3)
+    with launches(head):
+        time.sleep(0.1)
+        with socket.create_connection(("127.0.0.1", head.door)) as gone:  # it says who it is, and dies
+            card = door._card(replace(head, rank=1), 4)
+            gone.sendall(json.dumps(card).encode() + b"\n")
+            time.sleep(0.1)
+        with launches(replace(head, rank=1)) as (one,):
+            time.sleep(0.1)
+            twice = Started(replace(head, rank=1))
+            twice.join(5)
+            assert "is there already" in str(twice.error)
+            with launches(replace(head, rank=2)) as (two,):
+                assert all(each.met.wait(5) for each in (one, two))
+            late = Started(replace(head, rank=2))
+            late.join(5)
+            assert "has begun" in str(late.error)
+
+
+def test_machines_of_an_elastic_job_come_and_go(head, monkeypatch, capsys):
+    monkeypatch.setattr(door, "address_of", lambda host: "127.0.0.1")
+    head = replace(head, least=1, backend="c10d")
+    with launches(head) as (zero,):
+        assert zero.met.wait(5)
+        for _ in range(2):
+            with launches(replace(head, rank=1)) as (one,):
+                assert one.met.wait(5)
+            assert one.error is None
+            time.sleep(0.1)
+    assert one.variables["PET_LOCAL_ADDR"] == "127.0.0.1"
+    assert "lost" not in capsys.readouterr().err
+
+
+def test_each_end_hears_of_the_loss_of_the_other(head, capsys):
+    with launches(head) as (zero,):
+        time.sleep(0.1)
+        gone = socket.create_connection(("127.0.0.1", head.door))
+        gone.sendall(json.dumps(door._card(replace(head, rank=1), 4)).encode() + b"\n")
+        assert zero.met.wait(5)
+        gone.close()
+        time.sleep(0.2)
+    assert "of job mine is lost: its launch was killed" in capsys.readouterr().err
+
+
+def test_a_port_that_is_taken_is_named(head):
+    with (
+        socket.create_server(("", head.port)),
+        pytest.raises(LaunchRefused, match=f"(?s)port {head.port}.*main_process_port"),
+    ):
+        meet(head, 4).__enter__()
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_machine_that_does_not_come_is_named(head, rank, monkeypatch):
+    monkeypatch.setattr(door, "WAIT_SECONDS", 0.2)
+    with pytest.raises(NotMet, match=f"machine {1 - rank} of job mine did not"):
+        meet(replace(head, rank=rank), 4).__enter__()
+
+
+def test_another_program_at_the_door_is_told_from_a_launch(head):
+    with socket.create_server(("", head.door)) as other:
+        threading.Thread(target=lambda: other.accept()[0].close(), daemon=True).start()
+        with pytest.raises(NotMet, match="has hung up"):
+            meet(replace(head, rank=1), 4).__enter__()
+
+
+def test_a_name_that_leads_to_the_loopback_is_refused(monkeypatch):
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: [(0, 0, 0, "", ("127.0.1.1", 0))])
+    with pytest.raises(LaunchRefused, match=r"(?s)node1 .*127\.0\.1\.1"):
+        addresses.address_of("node1")
+
+
+def test_a_message_of_another_language_is_none():
+    ours, theirs = socket.socketpair(socket.AF_UNIX)
+    theirs.sendall(b"GET / HTTP/1.1\n")
+    talk = line.Line.__new__(line.Line)
+    talk._connection = ours
+    assert talk.receive(1) is None
+    ours.close(), theirs.close()
