@@ -19,7 +19,7 @@ from tests.hosts import Host, hosts
 LIMIT_SECONDS = 240
 STATIC = ("--num_machines", "2")
 # torch waits 30 s for more machines, and 15 s until one that is silent is lost.
-QUICK = "last_call_timeout=2,keep_alive_interval=1,keep_alive_max_attempt=2"
+QUICK = "last_call_timeout=2,keep_alive_interval=1,keep_alive_max_attempt=10"
 ELASTIC = ("--nnodes", "1:2", "--max_restarts", "5", "--rdzv_conf", QUICK)
 
 
