@@ -38,22 +38,22 @@ class Line:
 
     def receive(self, seconds: float) -> dict[str, Any] | None:
         """One message; None where none comes in time, or the other end is gone or speaks another language."""
-        self._connection.settimeout(seconds)
         with suppress(OSError, ValueError):
+            self._connection.settimeout(seconds)
             message = json.loads(self._read())
             return message if isinstance(message, dict) else None
         return None
 
     def loss(self) -> str:
         """Waits for the end of the other end: why it was lost; empty where it said goodbye."""
-        self._connection.settimeout(None)
         why = "its launch was killed, or the machine restarted"
         try:
+            self._connection.settimeout(None)
             if self._read() == json.dumps(BYE).encode() + b"\n":
                 return ""
         except TimeoutError:
             why = f"it is down or cut off: no answer for {SILENT_SECONDS} s"
-        except OSError:  # reset
+        except OSError:  # reset, or closed on this side
             pass
         return why
 
