@@ -20,6 +20,7 @@ from train.launching.machines import Machines
 
 @pytest.fixture(name="head")
 def machines_of_a_job(monkeypatch: pytest.MonkeyPatch) -> Machines:
+    monkeypatch.delenv("GLOO_SOCKET_IFNAME", raising=False)
     monkeypatch.setattr(door, "PAUSE_SECONDS", 0.02)
     monkeypatch.setattr(door, "WAIT_SECONDS", 5.0)
     port = free_port()
@@ -65,7 +66,7 @@ def test_all_wait_for_the_last_one_and_end_in_peace(head, capsys):
         with launches(replace(head, rank=2)) as (last,):
             assert all(each.met.wait(5) for each in (first, zero, last))
     assert [each.error for each in (first, zero, last)] == [None] * 3
-    assert zero.variables == {"GLOO_SOCKET_IFNAME": addresses.interface_of("127.0.0.1")}
+    assert zero.variables == {"GLOO_SOCKET_IFNAME": "lo"}
     assert "lost" not in capsys.readouterr().err
 
 
@@ -183,6 +184,11 @@ def test_a_name_that_leads_to_the_loopback_is_refused(monkeypatch):
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: [(0, 0, 0, "", ("127.0.1.1", 0))])
     with pytest.raises(LaunchRefused, match=r"(?s)node1 .*127\.0\.1\.1"):
         addresses.address_of("node1")
+
+
+def test_an_interface_that_was_named_is_kept(monkeypatch):
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "ib0")
+    assert addresses.for_gloo("127.0.0.1") == {}
 
 
 def test_a_message_of_another_language_is_none():

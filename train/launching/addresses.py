@@ -1,6 +1,7 @@
 """By which address, and by which network interface, other machines reach this one."""
 
 import ipaddress
+import os
 import socket
 from contextlib import suppress
 
@@ -24,9 +25,10 @@ def address_of(head: str) -> str:
     return address
 
 
-def interface_of(address: str) -> str:
-    """Empty where no interface of this machine has it."""
-    for name, addresses in psutil.net_if_addrs().items():
-        if address in {each.address.partition("%")[0] for each in addresses}:
-            return name
-    return ""
+def for_gloo(address: str) -> dict[str, str]:
+    """It takes the interface that this machine's own name leads to, which on many machines is the loopback."""
+    if not os.environ.get("GLOO_SOCKET_IFNAME"):
+        for name, addresses in psutil.net_if_addrs().items():
+            if address in {each.address.partition("%")[0] for each in addresses}:
+                return {"GLOO_SOCKET_IFNAME": name}
+    return {}

@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 from train.errors import RunFailed, counted, print_error, some
-from train.launching.addresses import address_of, interface_of
+from train.launching.addresses import address_of, for_gloo
 from train.launching.arguments import LaunchRefused
 from train.launching.choose import PROGRAM
 from train.launching.line import BYE, GO, Line
@@ -62,13 +62,9 @@ def _card(machines: Machines, ranks: int) -> Card:
 
 
 def _variables(address: str, machines: Machines) -> dict[str, str]:
-    variables = {}
+    variables = for_gloo(address)
     if machines.is_elastic:
         variables["PET_LOCAL_ADDR"] = address  # else torch tells the others this machine's own name
-    interface = interface_of(address)
-    if interface:
-        # gloo takes the one that this machine's own name leads to, which on many machines is the loopback.
-        variables["GLOO_SOCKET_IFNAME"] = interface
     return variables
 
 
