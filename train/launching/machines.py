@@ -87,8 +87,8 @@ class Machines:
         if self.is_elastic:
             variables["PET_NNODES"] = f"{self.least}:{self.number}"
             variables["ISOBATCH_WORLD_SIZE"] = ""  # nobody knows yet
-            # A store for each start. Agents that came later have counted fewer restarts, from which torch makes the
-            # keys of a shared one: the ranks would wait for each other for ever.
+            # A store for each start. A shared one tells starts apart by the restarts that an agent has counted
+            # (distributed.ranks), and the agent of a machine that came later has counted fewer.
             variables["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
         return variables
 
