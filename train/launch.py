@@ -5,9 +5,10 @@
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import MutableMapping, Sequence
 
 from train.errors import FAILED, entry_point, leave, print_error
+from train.launching import LAUNCHER_PID, MARK
 from train.launching.arguments import USAGE, parse
 from train.launching.choose import choose
 from train.launching.command import build, grace_seconds
@@ -17,14 +18,14 @@ from train.launching.machines import find_machines
 from train.launching.supervisor import Supervisor
 
 OF_AN_OUTER_RUN = ("RANK", "LOCAL_RANK", "ISOBATCH_WORLD_SIZE", "ISOBATCH_ENDED", "ISOBATCH_ATTEMPT")
+OF_ITS_MACHINES = ("PET_RDZV_ID", "PET_RDZV_ENDPOINT", "PET_NNODES", "PET_LOCAL_ADDR")
 INTERRUPTED = 130
 
 
 @entry_point
 def main(argv: Sequence[str]) -> int:
     """The exit code: 0 finished, 2 bad config or data, 75 stopped on request and saved, else a failure."""
-    for name in (*OF_AN_OUTER_RUN, "ISOBATCH_LAUNCHER_PID"):  # this was started from a run
-        os.environ.pop(name, None)
+    _forget_outer_run(os.environ)
     arguments = parse(argv)
     if arguments.help:
         print(USAGE, end="")
@@ -49,6 +50,13 @@ def main(argv: Sequence[str]) -> int:
         return FAILED
     except KeyboardInterrupt:  # while the others were waited for
         return INTERRUPTED
+
+
+def _forget_outer_run(environment: MutableMapping[str, str]) -> None:
+    """This may have been started from a run."""
+    of_machines = OF_ITS_MACHINES if MARK in environment else ()
+    for name in (*OF_AN_OUTER_RUN, LAUNCHER_PID, *of_machines):
+        environment.pop(name, None)
 
 
 if __name__ == "__main__":

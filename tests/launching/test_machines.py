@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from train.launch import _forget_outer_run
 from train.launching.arguments import Arguments, LaunchRefused, parse
 from train.launching.launcher_file import find
 from train.launching.machines import FIRST_PORT, Machines, find_machines
@@ -123,3 +124,12 @@ def test_what_cannot_be_known_is_asked_for(flags, environment, named):
 def test_flags_are_taken_out_with_their_values():
     arguments = Arguments(flags=["--num-machines", "2", "--debug", "--rdzv_id=x", "--log_dir", "2"])
     assert arguments.without(["num_machines", "rdzv_id"]) == ["--debug", "--log_dir", "2"]
+
+
+def test_a_launch_inside_a_run_is_no_machine_of_that_runs_job():
+    environment = {"RANK": "1", "PET_NNODES": "1:2", "PET_RDZV_ID": "outer", "ISOBATCH_ATTEMPT": "17"}
+    _forget_outer_run(environment)
+    assert environment == {}
+    users_own = {"PET_NNODES": "1:2"}
+    _forget_outer_run(users_own)
+    assert users_own == {"PET_NNODES": "1:2"}
