@@ -5,37 +5,58 @@
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import MutableMapping, Sequence
 
-from train.errors import entry_point, leave
+from train.errors import FAILED, entry_point, leave, print_error
+from train.launching import LAUNCHER_PID, MARK
 from train.launching.arguments import USAGE, parse
 from train.launching.choose import choose
 from train.launching.command import build, grace_seconds
+from train.launching.door import NotMet, meet
 from train.launching.launcher_file import find
+from train.launching.machines import find_machines
 from train.launching.supervisor import Supervisor
 
 OF_AN_OUTER_RUN = ("RANK", "LOCAL_RANK", "ISOBATCH_WORLD_SIZE", "ISOBATCH_ENDED", "ISOBATCH_ATTEMPT")
+OF_ITS_MACHINES = ("PET_RDZV_ID", "PET_RDZV_ENDPOINT", "PET_NNODES", "PET_LOCAL_ADDR")
+INTERRUPTED = 130
 
 
 @entry_point
 def main(argv: Sequence[str]) -> int:
     """The exit code: 0 finished, 2 bad config or data, 75 stopped on request and saved, else a failure."""
-    for name in (*OF_AN_OUTER_RUN, "ISOBATCH_LAUNCHER_PID"):  # this was started from a run
-        os.environ.pop(name, None)
+    _forget_outer_run(os.environ)
     arguments = parse(argv)
     if arguments.help:
         print(USAGE, end="")
         return 0
     file = find(os.environ.get("LAUNCHER"))
+    machines = find_machines(arguments, file, os.environ)
+    arguments = machines.among(arguments)
     grace = grace_seconds(os.environ)
-    command = build(arguments, file, choose(arguments, file, os.environ), grace)
+    ranks = choose(arguments, file, os.environ)
+    command = build(arguments, file, ranks, grace).with_variables(machines.variables())
     if arguments.dry_run:
         command.print(adds=arguments.needs_ranks)
         return 0
     if not arguments.needs_ranks:
         sys.stdout.flush()
         os.execve(sys.executable, command.words, {**os.environ, **command.variables})
-    return Supervisor(command, grace).run()
+    try:
+        with meet(machines, ranks.number or 1) as found:
+            return Supervisor(command.with_variables(found), grace).run()
+    except NotMet as error:
+        print_error(str(error))
+        return FAILED
+    except KeyboardInterrupt:  # while the others were waited for
+        return INTERRUPTED
+
+
+def _forget_outer_run(environment: MutableMapping[str, str]) -> None:
+    """This may have been started from a run."""
+    of_machines = OF_ITS_MACHINES if MARK in environment else ()
+    for name in (*OF_AN_OUTER_RUN, LAUNCHER_PID, *of_machines):
+        environment.pop(name, None)
 
 
 if __name__ == "__main__":

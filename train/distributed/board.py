@@ -13,8 +13,13 @@ _STARTS = count()
 
 
 def next_start() -> str:
-    """A name for a start of a training, the same on all ranks: they start the same ones, and start again together."""
-    return f"{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}.{next(_STARTS)}"
+    """A name for a start of a training, the same on all ranks: they start the same ones, and start again together.
+
+    A store that is made anew for each start knows no earlier ones: there, machines that came later count for nothing.
+    """
+    outlives = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    restarts = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") if outlives else "0"
+    return f"{restarts}.{next(_STARTS)}"
 
 
 class Board:

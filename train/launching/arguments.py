@@ -38,6 +38,18 @@ class Arguments:
             found = value if equals else "".join(following)
         return found
 
+    def without(self, names: Sequence[str]) -> list[str]:
+        """accelerate's flags but for --NAME, with its value, for each of `names`."""
+        kept: list[str] = []
+        is_value = False
+        for word in self.flags:
+            key, equals, _ = word.partition("=")
+            is_named = key.removeprefix("--").replace("-", "_") in names and word.startswith("--")
+            if not is_named and not is_value:
+                kept.append(word)
+            is_value = is_named and not equals
+        return kept
+
 
 def parse(argv: Sequence[str]) -> Arguments:
     """Raises LaunchRefused where no config is named and there is no clone to take one from."""

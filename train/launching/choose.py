@@ -39,6 +39,8 @@ def choose(arguments: Arguments, file: LauncherFile, environment: Mapping[str, s
     # Several machines, or GPUs chosen by name: the file has thought about numbers, only an explicit one overrides it.
     if machines != 1 or file.names_gpus:
         number = asked.number or file.get("num_processes")
+        if machines != 1:
+            number = asked.number or machines * max(gpus, 1)
         print_error(f"launch: {_counted(number, 'rank')} on {_counted(machines, 'machine')} ({file.path})")
         return Ranks(number, gpus, machines, file_decides=True)
     if gpus == 0:

@@ -4,7 +4,7 @@ import os
 import shlex
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from train.launching.arguments import CLONE, IS_CLONE, Arguments, LaunchRefused
@@ -18,6 +18,9 @@ TORCHRUN_FLAGS = ("--max_restarts", "--rdzv_", "--monitor_interval", "--log_dir"
 class Command:
     words: list[str]
     variables: dict[str, str]
+
+    def with_variables(self, more: Mapping[str, str]) -> "Command":
+        return replace(self, variables={**self.variables, **more})
 
     def print(self, adds: bool) -> None:
         """A line to paste."""
@@ -44,7 +47,7 @@ def build(arguments: Arguments, file: LauncherFile, ranks: Ranks, grace: int) ->
 def _accelerate(arguments: Arguments, file: LauncherFile, ranks: Ranks) -> list[str]:
     words = ["-m", "accelerate.commands.launch", "--config_file", str(file.path)]
     several = ranks.number != 1
-    number = None if ranks.file_decides and not os.environ.get("NPROC") else ranks.number
+    number = None if ranks.file_decides and ranks.machines == 1 and not os.environ.get("NPROC") else ranks.number
     torchrun_flag = next((flag for flag in arguments.flags if _is_torchrun(flag)), None)
     if not several and file.names_no_engine and torchrun_flag:
         _check_lone_rank(torchrun_flag, arguments, file)

@@ -1,0 +1,72 @@
+"""A line between two launches: messages of JSON, one a line, over a TCP connection that stays for as long as both."""
+
+import json
+import socket
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Any
+
+SILENT_SECONDS = 60
+"""Without an answer to the kernel's questions, the other end is lost."""
+IDLE_SECONDS, BETWEEN_SECONDS = 20, 10
+LONGEST_MESSAGE = 4_096
+
+GO, BYE = {"go": True}, {"bye": True}
+
+
+class Line:
+    def __init__(self, connection: socket.socket) -> None:
+        self._connection = connection
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        questions = {
+            "TCP_KEEPIDLE": IDLE_SECONDS,
+            "TCP_KEEPINTVL": BETWEEN_SECONDS,
+            "TCP_KEEPCNT": (SILENT_SECONDS - IDLE_SECONDS) // BETWEEN_SECONDS,
+        }
+        for name, value in questions.items():
+            if hasattr(socket, name):
+                connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+
+    @property
+    def own_address(self) -> str:
+        """By which the other end reaches this machine."""
+        return str(self._connection.getsockname()[0]).removeprefix("::ffff:")
+
+    def send(self, message: Mapping[str, Any]) -> None:
+        with suppress(OSError):  # the other end is gone, which is noticed where it is read
+            self._connection.sendall(json.dumps(message).encode() + b"\n")
+
+    def receive(self, seconds: float) -> dict[str, Any] | None:
+        """One message; None where none comes in time, or the other end is gone or speaks another language."""
+        with suppress(OSError, ValueError):
+            self._connection.settimeout(seconds)
+            message = json.loads(self._read())
+            return message if isinstance(message, dict) else None
+        return None
+
+    def loss(self) -> str:
+        """Waits for the end of the other end: why it was lost; empty where it said goodbye."""
+        why = "its launch was killed, or the machine restarted"
+        try:
+            self._connection.settimeout(None)
+            if self._read() == json.dumps(BYE).encode() + b"\n":
+                return ""
+        except TimeoutError:
+            why = f"it is down or cut off: no answer for {SILENT_SECONDS} s"
+        except OSError:  # reset, or closed on this side
+            pass
+        return why
+
+    def close(self) -> None:
+        with suppress(OSError):  # wakes a thread that reads; close alone does not
+            self._connection.shutdown(socket.SHUT_RDWR)
+        self._connection.close()
+
+    def _read(self) -> bytes:
+        text = b""
+        while not text.endswith(b"\n") and len(text) < LONGEST_MESSAGE:
+            byte = self._connection.recv(1)
+            if not byte:
+                break
+            text += byte
+        return text
