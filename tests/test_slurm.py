@@ -112,6 +112,7 @@ def test_the_time_limit_of_one_task_of_an_array_requeues_that_one_alone(slurm: S
     assert [task.restarts for task in tasks] == [0, 0, 1]
     assert last.output.name == "slurm-77_5.out"
     assert "job 77_5 goes back into the queue" in last.output.read_text()
+    assert "scontrol requeue failed" not in last.output.read_text()
 
 
 def test_several_nodes(slurm: Slurm, clone: Path, seen: Seen) -> None:

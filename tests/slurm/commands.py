@@ -135,7 +135,8 @@ def scontrol(words: Sequence[str]) -> int:
     asked = [number for number, array in known.items() if _means(words[1], number, array)]
     for number in asked:
         (CONF.parent / f"requeue-{number}").touch()
-    # The controller ends this job now: nothing that follows in its script is sure to be run.
+    # The controller ends this job now, this process included.
+    time.sleep(10 * LOOK_SECONDS if asked else 0)
     return 0 if asked else 1
 
 

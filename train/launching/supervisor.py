@@ -214,7 +214,8 @@ class Supervisor:
             return
         print_error(f"launch: saved; job {job} goes back into the queue")
         try:
-            failed = subprocess.run(["scontrol", "requeue", job], check=False).returncode != 0
+            # By a signal: what it asked for ends this whole job, and has found scontrol too.
+            failed = subprocess.run(["scontrol", "requeue", job], check=False).returncode > 0
         except OSError:
             failed = True
         if failed:
