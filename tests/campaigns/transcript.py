@@ -94,7 +94,9 @@ def at_once(scene: Scene) -> None:
     scene.slurm.preempt(one)
     scene.finished(one, other)
     assert scene.losses("one") == scene.losses("other")
-    scene.lines.append("(job 78 is preempted while it trains: SIGTERM to all its processes, then it starts again)")
+    scene.lines.append(
+        f"(job {one.id} is preempted while it trains: SIGTERM to all its processes, then it starts again)"
+    )
     ports = [f"$ grep ports {job.output.name}" for job in (one, other)]
     for typed, job in zip(ports, (one, other), strict=True):
         found = [line for line in job.output.read_text().splitlines() if "ports" in line]
@@ -104,7 +106,7 @@ def at_once(scene: Scene) -> None:
 def seeds(scene: Scene) -> None:
     """Three seeds from one array, of which one comes to its time limit."""
     tasks = scene.submit(f"--array=0-2 {SCRIPT} {SHORT} seed=%a")
-    names = [f"digits-seed{number}-steps300" for number in range(3)]
+    names = [f"digits-steps300-seed{number}" for number in range(3)]
     for name, task in zip(names, tasks, strict=True):
         trains(task, scene.clone / "runs" / name, step=50)
     scene.slurm.near_time_limit(tasks[2])

@@ -45,11 +45,13 @@ class Srun:
 
     def _next_step(self) -> str:
         steps = CONF.parent / "steps.jsonl"
-        earlier = steps.read_text().splitlines() if steps.exists() else []
-        number = sum(json.loads(line)["job"] == JOB for line in earlier)
+        earlier = [json.loads(line) for line in steps.read_text().splitlines()] if steps.exists() else []
+        # A job that was put back into the queue counts from 0 again.
+        start = [JOB, os.environ.get("SLURM_RESTART_COUNT", "0")]
+        number = sum(told["start"] == start for told in earlier)
         # Since 22.05 not that of sbatch, whose SLURM_CPUS_PER_TASK is passed on all the same: srun(1), --cpus-per-task.
         cpus = self.options.get("cpus-per-task", os.environ.get("SRUN_CPUS_PER_TASK", "1"))
-        said = {"job": JOB, "step": number, "cpus_per_task": int(cpus), "tasks": self.tasks}
+        said = {"start": start, "step": number, "cpus_per_task": int(cpus), "tasks": self.tasks}
         with steps.open("a") as file:
             file.write(json.dumps(said) + "\n")
         return str(number)
