@@ -105,9 +105,9 @@ def at_once(scene: Scene) -> None:
 
 def seeds(scene: Scene) -> None:
     """Three seeds from one array, of which one comes to its time limit."""
-    tasks = scene.submit(f"--array=0-2 {SCRIPT} duration.steps=1000 wandb.mode=disabled seed=%a")
+    tasks = scene.submit(f"--array=0-2 {SCRIPT} duration.steps=1000 log.every_steps=50 wandb.mode=disabled seed=%a")
     names = [f"digits-steps1000-seed{number}" for number in range(3)]
-    trains(tasks[2], scene.clone / "runs" / names[2])
+    trains(tasks[2], scene.clone / "runs" / names[2], step=50)
     scene.slurm.near_time_limit(tasks[2])
     scene.finished(*tasks)
     assert [task.restarts for task in tasks] == [0, 0, 1]
