@@ -1,10 +1,11 @@
 """Runs by scripts/slurm.sbatch in a copy of the clone, on nodes that are network namespaces where that is permitted."""
 
+import json
 import os
 import shutil
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -39,6 +40,28 @@ def environment() -> dict[str, str]:
     """Of the person who submits."""
     own = {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}", "VIRTUAL_ENV": sys.prefix}
     return {**os.environ, **own, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+
+
+def requeued(folder: Path, nodes: int, words: Sequence[str], interrupt: Callable[[Slurm, Job], None]) -> Path:
+    """The folder of a run whose job was interrupted once while it trained, put back into the queue, and finished."""
+    clone = copy_of_the_clone(folder)
+    run = clone / "runs" / "run"
+    with cluster(folder, nodes) as slurm:
+        (job,) = slurm.sbatch(f"--nodes={nodes}", *OPTIONS, "name=run", *words, cwd=clone, env=environment())
+        trains(job, run)
+        interrupt(slurm, job)
+        assert slurm.wait(job, 200) == "COMPLETED", job.output.read_text()[-3000:]
+    assert job.restarts == 1
+    return run
+
+
+def losses(run: Path) -> list[tuple[int, float]]:
+    rows = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+    return [(row["train/global_step"], row["train/loss"]) for row in rows if "train/loss" in row]
+
+
+def weights(run: Path) -> bytes:
+    return (run / "final" / "model.safetensors").read_bytes()
 
 
 def trains(job: Job, run: Path, step: int = 1) -> None:
