@@ -309,6 +309,7 @@ NOT_THE_USERS = {
     "AlreadyFinished",
     "Damaged",
     "NoCheckpoint",
+    "NoProgress",
     "TargetError",
     "TokenizerError",
     "Unreadable",

@@ -26,7 +26,7 @@ from train.leaving import loss_of_rank, save_what_is_whole
 from train.loop import fit
 from train.plan.make import show_plan
 from train.plan.smoke import smoke
-from train.report import AlreadyFinished, Displaced
+from train.report import AlreadyFinished, Displaced, NoProgress
 from train.run import Run, build
 from train.step import ComputeGradient
 from train.terminal import on_lines, write_lines
@@ -64,7 +64,7 @@ def _train_once(loaded: Loaded, loop: str, compute_gradient: ComputeGradient) ->
             with smoke(loaded, launched_rank() == 0) as small:
                 return train(small, loop, compute_gradient)
         return train(loaded, loop, compute_gradient)
-    except NoCheckpoint as error:
+    except (NoCheckpoint, NoProgress) as error:
         return Ending(str(error), FAILED)
     except AlreadyFinished as error:
         return Ending(str(error), FINISHED)

@@ -13,6 +13,7 @@ TRIED_ELSEWHERE = {
     "33": "tests/report/test_second_start.py",
     "29u": "tests/report/test_columns.py, tests/comparison/test_online.py",
     "38": "tests/test_errors.py, tests/distributed/test_stop.py",
+    "62": "tests/test_slurm.py",
     **dict.fromkeys(("51", "52", "53", "54", "55"), "tests/test_hosts.py, tests/launching/test_door.py"),
 }
 """Rows that take half a minute even in the quick form, for what other tests try in parts: left to the campaign."""

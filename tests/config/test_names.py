@@ -6,6 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from train.config import load
+from train.config.load import run_name
 from train.config.names import LONGEST, short_form
 
 
@@ -36,6 +38,27 @@ def test_long_names_are_cut_and_told_apart_by_a_hash() -> None:
 
 def test_a_name_that_windows_keeps_for_a_device_gets_a_tail() -> None:
     assert short_form("con", []) == "con_"
+
+
+@pytest.mark.parametrize(
+    ("words", "name"),
+    [
+        ([], "digits-task3"),
+        (["seed=3"], "digits-seed3"),  # typed as seed=%a
+        (["batch.micro=13"], "digits-micro13-task3"),
+        (["name=mine"], "mine-task3"),
+        (["name=mine3"], "mine3"),
+    ],
+)
+def test_the_tasks_of_an_array_have_names_of_their_own(
+    words: list[str], name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "3")
+    assert run_name(load(["configs/digits.yaml", "--print-config", *words])) == name
+
+    monkeypatch.setenv("WANDB_SWEEP_ID", "sweep1")
+    monkeypatch.setenv("WANDB_RUN_ID", "trial7")
+    assert run_name(load(["configs/digits.yaml", "--print-config", "name=mine"])) == "mine-trial7"
 
 
 @given(st.text(min_size=1), st.lists(st.tuples(st.sampled_from(["seed", "batch.micro"]), st.text(min_size=1))))

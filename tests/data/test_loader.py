@@ -4,11 +4,13 @@ import multiprocessing
 import os
 import signal
 import time
+from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import torch
 
@@ -19,6 +21,8 @@ from train.batch.window import Batch, Place
 from train.data import Rows
 from train.data.loader import Loader, WorkerLost
 from train.data.rows import Table
+from train.data.shares import RankShare
+from train.launching import STOP_SIGNALS
 
 IMAGES = "data.columns={inputs: image, labels: label}"
 HERE = "tests.data.test_loader"
@@ -157,6 +161,41 @@ def test_a_lost_worker_is_told_when_its_samples_are_asked_for(tmp_path: Path) ->
         time.sleep(0.01)
     with pytest.raises(WorkerLost, match=r"loading samples: DataLoader worker .* exited unexpectedly"):
         list(islice(parts, 2))
+
+
+def parts_of_sixteen(tmp_path: Path) -> Iterator[RankShare]:
+    """Four, read by a worker, which is ahead by two."""
+    path = write(tmp_path / "own.csv", {"inputs": [1.0] * 16, "labels": [0] * 16})
+    train = opened(tmp_path, path, f"data.transform={HERE}.noisy", "data.workers=1").train
+    return train.shares(make_plan(4, "all", None, world_size=1, dataset_size=16), 0, 0, Place(), None)
+
+
+KEPT = []
+
+
+def reads_while_others_are_told_to_stop(tmp_path: Path) -> tuple[int, float]:
+    """What could be read then; and when. It leaves with a worker that runs."""
+    os.environ["JOB"] = str(tmp_path)
+    parts = parts_of_sixteen(tmp_path)
+    KEPT.append(parts)
+    next(parts)
+    managers = [each for each in psutil.process_iter(["name"]) if each.info["name"] == "torch_shm_manager"]
+    others = [each for each in managers if each.environ().get("JOB") == str(tmp_path)]
+    assert len(others) == 1
+    for other in [*others, *psutil.Process().children()]:
+        for name in STOP_SIGNALS:
+            other.send_signal(getattr(signal, name))
+    read = list(islice(parts, 2))
+    assert multiprocessing.active_children()
+    return len(read), time.monotonic()
+
+
+def test_a_stop_signal_to_every_process_of_a_job_is_for_the_rank_alone(run_ranks: Any, tmp_path: Path) -> None:
+    """As scancel sends it: to the workers, and to what holds the samples that they have read."""
+    ((read, left),) = run_ranks(1, reads_while_others_are_told_to_stop, tmp_path)
+
+    assert read == 2
+    assert time.monotonic() - left < 9, "it waited for its worker, which a SIGTERM no longer ends, and was killed"
 
 
 def fails(arguments: list[str]) -> tuple[str, str, float]:

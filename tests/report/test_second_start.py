@@ -10,6 +10,7 @@ import pytest
 
 from train.accumulate import compute_gradient
 from train.main import main
+from train.report.restarts import MOST_REQUEUES, RESTARTS
 
 
 def start(output_dir: Path, *overrides: str) -> int:
@@ -111,6 +112,27 @@ def test_unfinished(finished: Path, capsys: pytest.CaptureFixture[str], monkeypa
     monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
     assert start(finished, "name=run") == 0
     assert (finished / "run.1" / "metrics.jsonl").exists()
+
+
+def test_a_job_that_is_requeued_without_a_new_checkpoint_stops_and_another_job_goes_on(
+    finished: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = finished / "run"
+    (run / "ended.json").unlink()
+    environment = json.loads((run / "environment.json").read_text())
+    (run / "environment.json").write_text(json.dumps(environment | {"job": {"SLURM_JOB_ID": "17"}}))
+    (run / RESTARTS).write_text(json.dumps({"from": "step-00000002", "fruitless": MOST_REQUEUES - 1}))
+    monkeypatch.setenv("SLURM_JOB_ID", "17")
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "6")
+
+    assert start(finished, "name=run") == 1
+    message = capsys.readouterr().err
+    assert f"put back into the queue {MOST_REQUEUES} times, and began from step-00000002 each time" in message
+
+    monkeypatch.delenv("SLURM_RESTART_COUNT")
+    monkeypatch.setenv("SLURM_JOB_ID", "18")
+    assert start(finished, "name=run") == 0
+    assert not (run / RESTARTS).exists(), "a new job counts from 0"
 
 
 def test_not_a_run_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -92,13 +93,19 @@ def run_name(loaded: Loaded) -> str:
     """The name that the config states, or its stem and a short form of the overrides.
 
     Under a W&B sweep the trial's id follows, which all ranks inherit: two trials never share a folder, and a trial that
-    is started again finds its own.
+    is started again finds its own. In a SLURM array the number of the task does, where the name does not hold it yet
+    (`seed=%a`, scripts/slurm.sbatch).
     """
     # It names a folder, and runs elsewhere: a secret that is spliced into it must not.
     stated = loaded.config.name and clean(loaded.config.name).replace(REDACTED, "redacted")
     name = stated or short_form(loaded.path.stem, clean(loaded.overrides))
-    trial = os.environ.get("WANDB_RUN_ID") if os.environ.get("WANDB_SWEEP_ID") else None
-    return f"{name}-{safe(trial)}" if trial else name
+    if os.environ.get("WANDB_SWEEP_ID"):
+        trial = os.environ.get("WANDB_RUN_ID")
+        return f"{name}-{safe(trial)}" if trial else name
+    task = os.environ.get("SLURM_ARRAY_TASK_ID")
+    if task and task not in re.findall(r"\d+", name):
+        return f"{name}-task{safe(task)}"
+    return name
 
 
 def _check_targets(

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import multiprocessing.process
+import multiprocessing.util
 import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator
@@ -21,6 +22,7 @@ from train.data.reading import stack
 from train.data.rows import Rows, Table, finished
 from train.data.shares import DataError, RankShare, assignments
 from train.errors import RunFailed
+from train.launching import STOP_SIGNALS
 from train.randomness import Generators, seed_of_sample
 from train.redaction import guard_streams
 
@@ -131,10 +133,13 @@ class Loader:
         others = set(multiprocessing.active_children())
         with _begun(loader) as read:
             workers = set(multiprocessing.active_children()) - others
+            # Of a rank that ends by an error. multiprocessing itself would ask by SIGTERM, and wait.
+            at_exit = multiprocessing.util.Finalize(None, _kill, (workers,), exitpriority=1)
             try:
                 yield self._checked(read)
             finally:
                 _end(read, workers)
+                at_exit.cancel()
 
     def _checked(self, read: Iterator[Batch | DataError]) -> Iterator[Batch]:
         while True:
@@ -186,10 +191,14 @@ def _begun(loader: Iterable[Batch | DataError]) -> Iterator[Iterator[Batch | Dat
 def _end(read: object, workers: Iterable[multiprocessing.process.BaseProcess]) -> None:
     """At once, so that an error reaches the other ranks before they give up: DataLoader itself waits for a worker that
     is stuck, and for ever where it was stopped."""
+    _kill(workers)
+    getattr(read, "_shutdown_workers", lambda: None)()  # signs them off; deleting `read` would, but errors keep it
+
+
+def _kill(workers: Iterable[multiprocessing.process.BaseProcess]) -> None:
     for worker in workers:
         worker.kill()
         worker.join()
-    getattr(read, "_shutdown_workers", lambda: None)()  # signs them off; deleting `read` would, but errors keep it
 
 
 def _as_it_is(batch: Batch) -> Batch:
@@ -197,10 +206,13 @@ def _as_it_is(batch: Batch) -> Batch:
 
 
 def _begin_worker(_: int) -> None:
-    """A signal to stop is for the rank, which goes on until its step is done; an end of its own kills the worker."""
+    """A signal to stop is for the rank, which goes on until its step is done.
+
+    SLURM sends it to every process of a job, as systemd does: to the workers, and to the torch_shm_manager that each of
+    them starts, which holds what was read and inherits what is ignored. A rank crashes where one of these is gone.
+    """
     guard_streams()  # a forked one has them already
     # The default hands a batch over with the worker's help: a rank would wait without limit for one that was stopped.
     cast(Any, torch.multiprocessing).set_sharing_strategy("file_system")
-    for number in (signal.SIGINT, signal.SIGUSR1):
-        signal.signal(number, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    for name in STOP_SIGNALS:
+        signal.signal(getattr(signal, name), signal.SIG_IGN)

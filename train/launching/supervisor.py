@@ -15,6 +15,7 @@ import select
 import signal
 import subprocess
 import time
+from collections.abc import Mapping
 from types import FrameType
 from typing import Any
 
@@ -202,7 +203,7 @@ class Supervisor:
 
         SIGTERM is scancel, which means it. The machine of rank 0 does it.
         """
-        job = os.environ.get("SLURM_JOB_ID")
+        job = _job(os.environ)
         ended = self._ended()
         announced = signal.SIGUSR1 in self._told or "SIGUSR1" in str(ended.get("reason"))
         if code != STOPPED or not job or ended.get("main") is False or not announced:
@@ -213,8 +214,19 @@ class Supervisor:
             return
         print_error(f"launch: saved; job {job} goes back into the queue")
         try:
-            failed = subprocess.run(["scontrol", "requeue", job], check=False).returncode != 0
+            # By a signal: what it asked for ends this whole job, and has found scontrol too.
+            failed = subprocess.run(["scontrol", "requeue", job], check=False).returncode > 0
         except OSError:
             failed = True
         if failed:
             print_error("launch: scontrol requeue failed; type: sbatch again, it goes on from there")
+
+
+def _job(environment: Mapping[str, str]) -> str:
+    """What scontrol takes for this job; empty where this is none.
+
+    The number of one task of an array, the last one, is that of the array too: by it, all tasks would be killed and put
+    back into the queue (seen with SLURM 22.05).
+    """
+    array, task = environment.get("SLURM_ARRAY_JOB_ID"), environment.get("SLURM_ARRAY_TASK_ID")
+    return f"{array}_{task}" if array and task else environment.get("SLURM_JOB_ID", "")

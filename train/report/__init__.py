@@ -7,6 +7,7 @@ from train.report.login import TrackerError
 from train.report.outlets import Outlets, open_outlets
 from train.report.progress import Interval, Progress
 from train.report.reporter import Reporter
+from train.report.restarts import NoProgress
 from train.report.state import RunState, checked_best
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "Displaced",
     "FolderRefused",
     "Interval",
+    "NoProgress",
     "Outlets",
     "Progress",
     "Reporter",

@@ -85,6 +85,8 @@ def _claim(path: Path, config: Config, plan: RunPlan, newest: Find, named: Named
         raise
     if restarts:
         folder.write_text(RESTARTS, restarts)
+    else:  # a new job counts from 0
+        remove(folder.path / RESTARTS)
     return folder
 
 
