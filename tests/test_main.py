@@ -226,7 +226,18 @@ def test_verify_asks_the_launcher_for_the_precision_of_the_config(run_ranks: Any
 
 @pytest.mark.parametrize(
     "name",
-    ["main", "evaluate", "prepare", "verify", "compare", "sweep", "new", "config.__main__", "doctor.__main__", "comparison.wandb_page"],
+    [
+        "main",
+        "evaluate",
+        "prepare",
+        "verify",
+        "compare",
+        "sweep",
+        "new",
+        "config.__main__",
+        "doctor.__main__",
+        "comparison.wandb_page",
+    ],
 )
 def test_every_entry_point_ends_a_user_error_in_the_same_way(
     name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
