@@ -20,7 +20,7 @@ NOT_COMPUTING = (
     # The commands, and what stands around the loop.
     *("__init__.py", "compare.py", "evaluate.py", "main.py", "new.py", "prepare.py", "sweep.py", "verify.py"),
     *("errors.py", "metric_names.py", "parts.py", "run.py", "setting.py", "terminal.py", "output.py"),
-    *("launch.py", "launching/*.py", "leaving.py", "disk.py"),
+    *("launch.py", "launching/*.py", "leaving.py", "disk.py", "doctor/*.py"),
     # What checks, watches or reports a run.
     *("comparison/*.py", "evaluation/*.py", "exactness/*.py", "memory/*.py", "metrics/*.py"),
     *("report/*.py", "gradients/__init__.py", "gradients/rank_consistency.py", "gradients/whole.py"),

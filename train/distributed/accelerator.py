@@ -16,6 +16,7 @@ from accelerate.utils import (
 from train.config import Config
 from train.distributed.ranks import LaunchError, Ranks, check_world_size, meet_after_restart
 from train.errors import UserError
+from train.launching.launcher_check import of_environment, other_precision, refused
 
 DATA_PARALLEL = (DistributedType.NO, DistributedType.MULTI_GPU, DistributedType.MULTI_CPU)
 
@@ -48,19 +49,10 @@ def check_launcher(config: Config) -> None:
 
     Raises LaunchError. Of the config that the user wrote, not of a variant in another precision.
     """
-    asked = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
-    if asked not in ("no", _mixed_precision(config)):
-        raise LaunchError(
-            f"the launcher was told mixed precision {asked}, the config says "
-            f"precision={config.precision}. Leave it to the config: --mixed_precision no (or "
-            f"mixed_precision: 'no' in the launcher file)"
-        )
-    backend = os.environ.get("ACCELERATE_DYNAMO_BACKEND", "no")
-    if backend.lower() != "no":
-        raise LaunchError(
-            f"the launcher was told the dynamo backend {backend}, which the config does not know of. "
-            f"Leave it to the config: --dynamo_backend no, and model.compile=true instead"
-        )
+    asked = list(of_environment(os.environ))
+    problems = refused(asked) + other_precision(asked, lambda: config.precision)
+    if problems:
+        raise LaunchError("\n".join(f"the launcher was told {problem}" for problem in problems))
 
 
 def _patience(config: Config) -> float:

@@ -59,7 +59,7 @@ def parse(argv: Sequence[str]) -> Arguments:
         cut = words.index("--")
         found.flags = words[cut + 1 :]
         words = words[:cut]
-    if words and words[0] in ("standard", "accumulate"):
+    if words and words[0] in ("standard", "accumulate", "doctor"):
         found.loop = words.pop(0)
     for word in words:
         _sort(word, found)

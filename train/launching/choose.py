@@ -18,10 +18,10 @@ PROGRAM = "./launch.sh" if IS_CLONE else "python -m train.launch"
 
 @dataclass(frozen=True)
 class Ranks:
-    number: int | None  # None: accelerate finds it in the file
-    gpus: int
+    number: int  # on all machines together
+    gpus: int  # of this machine
     machines: int
-    file_decides: bool
+    gpu_ids: str = ""  # those that were named
 
 
 @dataclass(frozen=True)
@@ -34,30 +34,50 @@ def choose(arguments: Arguments, file: LauncherFile, environment: Mapping[str, s
     """Says aloud what it chose, and what it passed over."""
     asked = _asked(arguments, file, environment)
     on_cpu = _cpu_asked(arguments, file, environment)
-    gpus = 0 if on_cpu else count_gpus()
+    named = "" if on_cpu else _gpus_named(arguments, file)
+    gpus = 0 if on_cpu else count_gpus(named)
     machines = int(setting("num_machines", arguments, file) or 1)
-    # Several machines, or GPUs chosen by name: the file has thought about numbers, only an explicit one overrides it.
-    if machines != 1 or file.names_gpus:
-        number = asked.number or file.get("num_processes")
-        if machines != 1:
-            number = asked.number or machines * max(gpus, 1)
-        print_error(f"launch: {_counted(number, 'rank')} on {_counted(machines, 'machine')} ({file.path})")
-        return Ranks(number, gpus, machines, file_decides=True)
-    if gpus == 0:
-        number = asked.number or 1
-        why = f"as {on_cpu} says" if on_cpu else "no GPU visible"
-        more = "" if asked.number else "; NPROC=2 for more"
-        print_error(f"launch: {why}: {_counted(number, 'rank')} on the CPU{more}")
-    elif (asked.number or 1) > gpus:
+    if gpus == 0 and not on_cpu:
+        _check_no_gpu_needed(named, file)
+    number = asked.number or machines * max(gpus, 1)
+    if number % machines:
         raise LaunchRefused(
-            f"launch: more ranks than GPUs\n  got:  {asked.by}={asked.number}, {_counted(gpus, 'GPU')} visible\n"
-            f"  why:  each rank needs a GPU of its own\n  type: NPROC={gpus} {PROGRAM}   "
-            f"(or ACCELERATE_USE_CPU=true before NPROC={asked.number}: ranks on the CPU)"
+            f"launch: the ranks of all machines together must be a multiple of the machines\n"
+            f"  got:  {asked.by}={number}, {machines} machines\n"
+            f"  why:  accelerate starts as many ranks on each\n  type: NPROC={number - number % machines or machines}"
         )
-    else:
-        number = asked.number or gpus
-        print_error(f"launch: {_counted(gpus, 'GPU')} visible, {_counted(number, 'rank')}")
-    return Ranks(number, gpus, machines, file_decides=False)
+    if gpus and number > gpus * machines:
+        raise LaunchRefused(
+            f"launch: more ranks than GPUs\n  got:  {asked.by}={number}, {_gpus(gpus, named)}\n"
+            f"  why:  each rank needs a GPU of its own\n  type: NPROC={gpus * machines} {PROGRAM}   "
+            f"(or ACCELERATE_USE_CPU=true before NPROC={number}: ranks on the CPU)"
+        )
+    why = f"{_gpus(gpus, named)}, " if gpus else f"as {on_cpu} says: " if on_cpu else "no GPU visible: "
+    where = "" if machines == 1 else f" on {machines} machines"
+    where += "" if gpus else " on the CPU"
+    more = "" if gpus or asked.number else "; NPROC=2 for more"
+    print_error(f"launch: {why}{counted(number, 'rank')}{where}{more}")
+    return Ranks(number=number, gpus=gpus, machines=machines, gpu_ids=named)
+
+
+def _gpus(number: int, named: str) -> str:
+    return f"{counted(number, 'GPU')} " + (f"of gpu_ids {named}" if named else "visible")
+
+
+def _gpus_named(arguments: Arguments, file: LauncherFile) -> str:
+    ids = setting("gpu_ids", arguments, file) or "all"
+    return "" if ids == "all" else ids
+
+
+def _check_no_gpu_needed(named: str, file: LauncherFile) -> None:
+    """A file that is about GPUs would train on the CPU."""
+    asks = f"gpu_ids: {named}" if named else "distributed_type: MULTI_GPU"
+    if named or (file.users_own and file.get("distributed_type") == "MULTI_GPU"):
+        raise LaunchRefused(
+            f"launch: no GPU is visible here\n  got:  {asks} ({file.path})\n"
+            f"  why:  the ranks would train on the CPU\n"
+            f"  type: nvidia-smi   (or ACCELERATE_USE_CPU=true before {PROGRAM}: ranks on the CPU)"
+        )
 
 
 def _asked(arguments: Arguments, file: LauncherFile, environment: Mapping[str, str]) -> Asked:
@@ -67,7 +87,7 @@ def _asked(arguments: Arguments, file: LauncherFile, environment: Mapping[str, s
         "NPROC": environment.get("NPROC"),
         f"num_processes of {file.path}": file.get("num_processes") if file.users_own else None,
     }
-    stated = {by: str(value) for by, value in ways.items() if value not in (None, "")}
+    stated = {by: str(value) for by, value in ways.items() if value not in (None, "", -1, "-1")}
     if not stated:
         return Asked(None, "")
     by, value = next(iter(stated.items()))
@@ -93,7 +113,7 @@ def _cpu_asked(arguments: Arguments, file: LauncherFile, environment: Mapping[st
     return ""
 
 
-def count_gpus() -> int:
+def count_gpus(named: str = "") -> int:
     """torch knows best what it can use (CUDA_VISIBLE_DEVICES, MIG, a CPU build of torch).
 
     Asking it costs an import, so it is asked only where the machine seems to have a GPU.
@@ -101,9 +121,6 @@ def count_gpus() -> int:
     if not (shutil.which("nvidia-smi") or any(Path("/dev").glob("nvidia[0-9]*")) or Path("/dev/kfd").exists()):
         return 0
     code = "import torch; print(torch.cuda.device_count())"
-    done = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, check=False, env=os.environ)
+    environment = os.environ | ({"CUDA_VISIBLE_DEVICES": named} if named else {})
+    done = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, check=False, env=environment)
     return int(done.stdout or 0)
-
-
-def _counted(number: int | None, what: str) -> str:
-    return counted(number, what) if number else f"? {what}s"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from train.launching.arguments import CLONE, IS_CLONE, Arguments, LaunchRefused
 from train.launching.choose import PROGRAM, Ranks
-from train.launching.launcher_file import LauncherFile
+from train.launching.launcher_file import DEFAULT, LauncherFile
 
 TORCHRUN_FLAGS = ("--max_restarts", "--rdzv_", "--monitor_interval", "--log_dir", "--tee")
 
@@ -32,69 +32,79 @@ class Command:
 
 def build(arguments: Arguments, file: LauncherFile, ranks: Ranks, grace: int) -> Command:
     variables = _variables(ranks, grace)
+    if ranks.gpu_ids:
+        variables["CUDA_VISIBLE_DEVICES"] = ranks.gpu_ids
     module = "train.config" if arguments.prints_config else f"train.{arguments.loop}"
     program = ["-m", module, arguments.config, *arguments.words]
     if not arguments.needs_ranks:
         return Command([sys.executable, *program], variables)
-    if ranks.number == 1 and ranks.machines == 1 and file.is_plain and _only_number(arguments):
+    if ranks.number == 1 and not file.get("enable_cpu_affinity") and _only_number(arguments):
         # accelerate's own launcher of one process costs 1.8 CPU seconds to set these.
-        variables |= {"ACCELERATE_MIXED_PRECISION": file.mixed_precision, "ACCELERATE_DYNAMO_BACKEND": "NO"}
+        variables |= {"ACCELERATE_MIXED_PRECISION": "no", "ACCELERATE_DYNAMO_BACKEND": "NO"}
         variables.setdefault("OMP_NUM_THREADS", os.environ.get("OMP_NUM_THREADS", "1"))
         return Command([sys.executable, *program], variables)
     return Command([sys.executable, *_accelerate(arguments, file, ranks), *program], variables)
 
 
 def _accelerate(arguments: Arguments, file: LauncherFile, ranks: Ranks) -> list[str]:
-    words = ["-m", "accelerate.commands.launch", "--config_file", str(file.path)]
+    words = ["-m", "accelerate.commands.launch", "--config_file", str(DEFAULT), *taken(file, ranks.machines)]
     several = ranks.number != 1
-    number = None if ranks.file_decides and ranks.machines == 1 and not os.environ.get("NPROC") else ranks.number
     torchrun_flag = next((flag for flag in arguments.flags if _is_torchrun(flag)), None)
-    if not several and file.names_no_engine and torchrun_flag:
-        _check_lone_rank(torchrun_flag, arguments, file)
-        several = True
-        number = None  # the file says 1: accelerate refuses --multi_gpu beside --num_processes 1
-    if number:
-        words += ["--num_processes", str(number)]
+    if not several and torchrun_flag:
+        _check_lone_rank(torchrun_flag, arguments)
+        several = True  # the file says 1: accelerate refuses --multi_gpu beside --num_processes 1
+    elif ranks.number:
+        words += ["--num_processes", str(ranks.number)]
     if ranks.machines == 1:
         words += ["--main_process_port", "0"]  # a free one: two launches on one machine do not meet
-    # Only where the file names no engine: beside FSDP, --multi_gpu silently switches FSDP off. A lone rank needs
-    # --cpu, because accelerate overwrites ACCELERATE_USE_CPU for it; several ranks would become one by that flag.
-    if file.names_no_engine and several:
+    # A lone rank needs --cpu, because accelerate overwrites ACCELERATE_USE_CPU for it; several ranks would become one
+    # by that flag.
+    if several:
         words.append("--multi_gpu")
-    elif file.names_no_engine and ranks.gpus == 0:
+    elif ranks.gpus == 0:
         words.append("--cpu")
-    return words + _without_cpu(arguments.flags)
+    return words + _not_set_by_variables(arguments.flags)
 
 
-def _without_cpu(flags: list[str]) -> list[str]:
-    """Said by ACCELERATE_USE_CPU: by the flag, accelerate makes one rank of several."""
-    return [flag for flag in flags if flag not in ("--cpu", "--use_cpu")]
+def taken(file: LauncherFile, machines: int) -> list[str]:
+    """What a launcher file says to accelerate, as its flags."""
+    words = ["--enable_cpu_affinity"] if file.get("enable_cpu_affinity") else []
+    meeting = ("num_machines", "machine_rank", "main_process_ip", "main_process_port", "rdzv_backend")
+    for key in meeting if machines > 1 else ():
+        if file.get(key) is not None:
+            words += [f"--{key}", str(file.get(key))]
+    return words
+
+
+def _not_set_by_variables(flags: list[str]) -> list[str]:
+    """Without --cpu, by which accelerate makes one rank of several, and --gpu_ids, of which it wants two or more."""
+    kept = []
+    for place, flag in enumerate(flags):
+        is_ids = flag.replace("-", "_").startswith("__gpu_ids")
+        is_value = place > 0 and flags[place - 1].replace("-", "_") == "__gpu_ids"
+        if flag not in ("--cpu", "--use_cpu") and not is_ids and not is_value:
+            kept.append(flag)
+    return kept
 
 
 def _only_number(arguments: Arguments) -> bool:
     """Whether no flag says more than how many ranks."""
     number = ("1", "--num_processes", "--num-processes", "--num_processes=1", "--num-processes=1")
-    return all(flag in number for flag in _without_cpu(arguments.flags))
+    return all(flag in number for flag in _not_set_by_variables(arguments.flags))
 
 
 def _is_torchrun(flag: str) -> bool:
     return ("--" + flag.removeprefix("--").replace("-", "_")).startswith(TORCHRUN_FLAGS)
 
 
-def _check_lone_rank(flag: str, arguments: Arguments, file: LauncherFile) -> None:
-    """accelerate sends one rank to torchrun by --multi_gpu, but refuses where a flag, or a GPU's name, says one."""
-    wrong = ""
-    if file.get("num_processes") not in (1, "1"):
-        wrong = f"no num_processes: 1 in {file.path}"
+def _check_lone_rank(flag: str, arguments: Arguments) -> None:
+    """accelerate sends one rank to torchrun by --multi_gpu, but refuses that where a flag says one."""
     if arguments.flag("num_processes"):
-        wrong = "--num_processes 1"
-    if file.names_gpus:
-        wrong = "gpu_ids that name a GPU"
-    if wrong:
         raise LaunchRefused(
-            f"launch: {flag} for one rank has to be asked for in another way\n  got:  {wrong}, beside {flag}\n"
-            f"  why:  accelerate would start the rank without torchrun, which alone knows that flag, or not at all\n"
-            f"  type: NPROC=1 {PROGRAM} ... -- {flag} ...   (no LAUNCHER; CUDA_VISIBLE_DEVICES names a GPU)"
+            f"launch: {flag} for one rank has to be asked for in another way\n"
+            f"  got:  --num_processes 1, beside {flag}\n"
+            f"  why:  accelerate would start the rank without torchrun, which alone knows that flag\n"
+            f"  type: NPROC=1 {PROGRAM} ... -- {flag} ..."
         )
 
 

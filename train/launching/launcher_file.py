@@ -10,20 +10,11 @@ from typing import Any
 
 from train.launching.arguments import CLONE, Arguments, LaunchRefused
 
-PLAIN: dict[str, tuple[Any, ...]] = {
-    "compute_environment": ("LOCAL_MACHINE",),
-    "distributed_type": ("NO", "no", False, "MULTI_CPU", "MULTI_GPU"),
-    "debug": (False,),
-    "enable_cpu_affinity": (False,),
-    "gpu_ids": ("all",),
-    "num_machines": (1,),
-    "dynamo_backend": ("NO", "no", False),
-    "downcast_bf16": ("no", False),
-    "machine_rank": (0,),
-}
-"""Values under which one rank needs no launcher of its own; those of the keys below do not matter to it."""
-WITHOUT_MEANING = {"main_process_port", "main_process_ip", "main_training_function", "rdzv_backend", "same_network"}
-KNOWN = {"num_processes", "mixed_precision", "use_cpu"}
+DEFAULT = CLONE / "configs" / "accelerate" / "ddp.yaml"
+if not DEFAULT.exists():  # an installed package
+    DEFAULT = Path(__file__).parent / "ddp.yaml"
+"""The only file that accelerate itself reads: what is taken of another becomes flags, and nothing of it acts unseen.
+accelerate 1.15 itself drops a file's rdzv_backend, same_network and enable_cpu_affinity, and fails at a bare `no`."""
 
 
 @dataclass(frozen=True)
@@ -36,44 +27,18 @@ class LauncherFile:
     def get(self, name: str) -> Any:
         return self.values.get(name)
 
-    @property
-    def names_no_engine(self) -> bool:
-        return self.get("distributed_type") in (None, "NO", "no", False, "MULTI_CPU")
-
-    @property
-    def names_gpus(self) -> bool:
-        return self.get("gpu_ids") not in (None, "all", "")
-
-    @property
-    def is_plain(self) -> bool:
-        """Says nothing that only accelerate's launcher can do."""
-        for key, value in self.values.items():
-            if key in WITHOUT_MEANING or key in KNOWN or value in (None, {}):
-                continue
-            if value not in PLAIN.get(key, ()):
-                return False
-        return True
-
-    @property
-    def mixed_precision(self) -> str:
-        value = self.get("mixed_precision")
-        return "no" if value in (None, False) else str(value)  # a bare `no` is false in YAML
-
 
 def find(asked: str | None) -> LauncherFile:
-    default = CLONE / "configs" / "accelerate" / "ddp.yaml"
-    if not default.exists():  # of an installed package
-        default = Path(__file__).parent / "ddp.yaml"
     if not asked:
-        return LauncherFile(default, _read(default), users_own=False)
+        return LauncherFile(DEFAULT, _read(DEFAULT), users_own=False)
     for path in (Path(asked), CLONE / asked):
         if path.is_file():
-            return LauncherFile(path, _read(path), users_own=path.resolve() != default.resolve())
+            return LauncherFile(path, _read(path), users_own=path.resolve() != DEFAULT.resolve())
     raise LaunchRefused(
         f"launch: there is no launcher file LAUNCHER={asked}\n"
         f"  got:  neither here ({Path.cwd()}) nor in {CLONE} is there a file of that name\n"
         f"  why:  accelerate would take your own default file, and silently train another way\n"
-        f"  type: ls {default.parent}"
+        f"  type: ls {DEFAULT.parent}"
     )
 
 

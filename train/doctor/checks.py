@@ -1,0 +1,170 @@
+"""Judges the facts of one rank."""
+
+from packaging.requirements import Requirement
+
+from train.doctor.facts import PORT, Facts
+from train.doctor.findings import Finding, doubtful, fine, wrong
+
+FULL_GIB, LOW_GIB = 1, 10
+SHARED_GIB = 1
+OPEN_FILES = 4096
+
+
+def check_versions(facts: Facts) -> list[Finding]:
+    expected = ("torch", "accelerate", "datasets", "wandb", "omegaconf")
+    missing = [name for name in expected if name not in facts.packages]
+    if missing:
+        return wrong(f"{', '.join(missing)} cannot be found", "Run: pip install -c constraints.txt -e .")
+    found: list[Finding] = []
+    for requirement in map(Requirement, facts.requirements):
+        version = facts.packages.get(requirement.name)
+        if version and not requirement.specifier.contains(version, prereleases=True):
+            found += wrong(
+                f"{requirement.name} {version} is here, and {requirement} is needed",
+                f"Run: pip install -c constraints.txt '{requirement}'",
+            )
+    versions = ", ".join(f"{name} {facts.packages[name]}" for name in expected)
+    cuda = f"CUDA {facts.wheel_cuda}" if facts.wheel_cuda else "no CUDA"
+    return found or fine(f"Python {facts.python}, {versions}, {cuda}")
+
+
+def check_driver(facts: Facts) -> list[Finding]:
+    """The driver against the CUDA of the wheel: a driver runs every CUDA of its own major version and older ones."""
+    if facts.gpus or not facts.gpu_files:
+        return fine(f"driver {facts.driver} (CUDA {facts.driver_cuda})") if facts.driver_cuda else []
+    has = f"this machine has {facts.gpu_files} GPU(s)"
+    if not facts.wheel_cuda:
+        return wrong(f"{has}, and this torch was built for CPUs", "Run: pip install --force-reinstall torch")
+    if facts.driver_cuda and _major(facts.driver_cuda) < _major(facts.wheel_cuda):
+        return wrong(
+            f"driver {facts.driver} knows CUDA {facts.driver_cuda} at most, and torch was built for {facts.wheel_cuda}",
+            f"Update the driver, or install a torch built for CUDA {_major(facts.driver_cuda)} (https://pytorch.org)",
+        )
+    if "CUDA_VISIBLE_DEVICES" in facts.variables:
+        named = facts.variables["CUDA_VISIBLE_DEVICES"]
+        return doubtful(f"{has}, and CUDA_VISIBLE_DEVICES={named} hides them", "Run: unset CUDA_VISIBLE_DEVICES")
+    return wrong(f"{has}, and torch cannot use them ({facts.gpu_error or 'no reason given'})", "Run: nvidia-smi")
+
+
+def check_gpus(facts: Facts) -> list[Finding]:
+    if not facts.gpus:
+        return fine("no GPU: ranks work on the CPU")
+    found = fine(f"{len(facts.gpus)} x {facts.gpus[0].name}, NCCL {facts.nccl or 'missing'}")
+    if facts.ranks_here > len(facts.gpus) and not facts.on_cpu:
+        found = wrong(
+            f"{facts.ranks_here} ranks share {len(facts.gpus)} GPU(s), and each needs its own",
+            f"Set: NPROC={len(facts.gpus) * facts.machines}",
+        )
+    for index, gpu in enumerate(facts.gpus):
+        if gpu.free_gib < 0.8 * gpu.memory_gib:
+            found += doubtful(
+                f"GPU {index} has {gpu.free_gib:g} of {gpu.memory_gib:g} GiB free: another process uses it",
+                "Run: nvidia-smi",
+            )
+    return found
+
+
+def check_names(facts: Facts) -> list[Finding]:
+    """gloo listens at the address that the machine's own name leads to."""
+    shown = ", ".join(f"{name} {address}" for name, address in facts.interfaces.items()) or "none but the loopback"
+    remedy = f"Set: GLOO_SOCKET_IFNAME={next(iter(facts.interfaces), 'eth0')}, or correct /etc/hosts"
+    if facts.machines == 1:
+        return fine(f"host {facts.host}, interfaces: {shown}")
+    if not facts.resolved:
+        return wrong(f"the host name {facts.host} leads to no address", remedy)
+    if facts.resolved.startswith("127.") and "GLOO_SOCKET_IFNAME" not in facts.variables:
+        return wrong(f"the host name {facts.host} leads to {facts.resolved}, which no other machine can reach", remedy)
+    return fine(f"host {facts.host} is {facts.resolved}, interfaces: {shown}")
+
+
+def check_interfaces(facts: Facts) -> list[Finding]:
+    found: list[Finding] = []
+    for variable in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
+        # NCCL takes beginnings of names; ^ excludes, = wants the whole name.
+        named = [name.lstrip("=") for name in facts.variables.get(variable, "").split(",") if name[:1] not in ("", "^")]
+        for name in named:
+            if not any(known.startswith(name) for known in (*facts.interfaces, "lo")):
+                known = ", ".join(facts.interfaces) or "the loopback only"
+                found += wrong(f"{variable} names {name}, which is not up here", f"Set one of: {known}")
+    return found
+
+
+def check_ports(facts: Facts) -> list[Finding]:
+    port = facts.variables.get("MASTER_PORT")
+    if port:
+        return fine(f"the ranks meet at {facts.variables.get('MASTER_ADDR', 'localhost')}:{port}")
+    if facts.port_is_free:
+        return fine(f"port {PORT} is free")
+    return doubtful(f"port {PORT} is in use", "On several machines, set another: -- --main_process_port 29501")
+
+
+def check_disks(facts: Facts) -> list[Finding]:
+    found: list[Finding] = []
+    for name, disk in facts.disks.items():
+        what = f"{name} ({disk.path})"
+        if not disk.writable:
+            found += wrong(f"{what} cannot be written", f"Run: ls -ld {disk.path}")
+        elif disk.free_gib < FULL_GIB:
+            found += wrong(f"{what} has {disk.free_gib:g} GiB free", f"Run: df -h {disk.path}")
+        elif disk.free_gib < LOW_GIB:
+            found += doubtful(f"{what} has {disk.free_gib:g} GiB free", "Checkpoints of a large model may not fit")
+        else:
+            found += fine(f"{what} has {disk.free_gib:g} GiB free")
+    return found
+
+
+def check_shared_memory(facts: Facts) -> list[Finding]:
+    """NCCL and the workers of a loader put their buffers there; a container has 64 MiB unless told otherwise."""
+    if facts.shared_memory_gib is None:
+        return []
+    text = f"/dev/shm has {facts.shared_memory_gib:g} GiB free"
+    if facts.shared_memory_gib >= SHARED_GIB:
+        return fine(text)
+    return doubtful(f"{text}: NCCL and data.workers need more", "In a container, set: docker run --shm-size=8g")
+
+
+def check_limits(facts: Facts) -> list[Finding]:
+    found = fine(f"limit of open files {'none' if facts.open_files < 0 else facts.open_files}")
+    if 0 <= facts.open_files < OPEN_FILES:
+        found = doubtful(f"no more than {facts.open_files} files may be open", f"Run: ulimit -n {OPEN_FILES}")
+    if facts.infiniband and facts.locked_memory_kib >= 0:
+        found += wrong(
+            f"InfiniBand cannot lock its buffers: the limit of locked memory is {facts.locked_memory_kib} KiB",
+            "Run: ulimit -l unlimited (under SLURM, the daemon's limit; docker run --ulimit memlock=-1)",
+        )
+    return found
+
+
+def check_timeouts(facts: Facts) -> list[Finding]:
+    found = fine(f"ranks wait {facts.timeout_seconds:g} s for each other (runtime.timeout_seconds)")
+    if facts.variables.get("TORCH_NCCL_ASYNC_ERROR_HANDLING") == "0":
+        found += doubtful(
+            "TORCH_NCCL_ASYNC_ERROR_HANDLING=0: torch does not end a rank whose NCCL message failed",
+            "Run: unset TORCH_NCCL_ASYNC_ERROR_HANDLING",
+        )
+    for name in ("NCCL_P2P_DISABLE", "NCCL_IB_DISABLE", "NCCL_SHM_DISABLE"):
+        if facts.variables.get(name) == "1":
+            found += doubtful(f"{name}=1 takes NCCL a fast way", f"If it cured nothing, run: unset {name}")
+    return found
+
+
+CHECKS = (
+    check_versions,
+    check_driver,
+    check_gpus,
+    check_names,
+    check_interfaces,
+    check_ports,
+    check_disks,
+    check_shared_memory,
+    check_limits,
+    check_timeouts,
+)
+
+
+def judge(facts: Facts) -> list[Finding]:
+    return [finding for check in CHECKS for finding in check(facts)]
+
+
+def _major(version: str) -> int:
+    return int(version.partition(".")[0])

@@ -1,0 +1,216 @@
+"""What one rank sees of its machine. Gathers, and judges nothing."""
+
+import os
+import re
+import resource
+import shutil
+import socket
+import subprocess
+import tempfile
+import tomllib
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+
+from train.launching.arguments import CLONE
+from train.report.environment import environment
+
+PORT = 29500
+"""Where several machines meet unless another is named."""
+VARIABLES = ("NCCL_", "TORCH_NCCL_", "GLOO_", "CUDA_VISIBLE_DEVICES", "MASTER_")
+
+
+@dataclass(frozen=True)
+class Disk:
+    path: str
+    free_gib: float
+    writable: bool
+
+
+@dataclass(frozen=True)
+class Gpu:
+    name: str
+    free_gib: float
+    memory_gib: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Facts:
+    host: str = "here"
+    rank: int = 0
+    ranks: int = 1
+    ranks_here: int = 1
+    machines: int = 1
+    python: str = ""
+    packages: dict[str, str] = field(default_factory=dict)
+    requirements: tuple[str, ...] = ()
+    """Of pyproject.toml."""
+    commit: str = ""
+    wheel_cuda: str = ""
+    """Of the torch wheel; empty where it was built for CPUs."""
+    nccl: str = ""
+    driver: str = ""
+    driver_cuda: str = ""
+    """The newest CUDA that the driver knows; empty where nvidia-smi does not say."""
+    gpu_files: int = 0
+    """Devices that the machine has, whether or not this process may use them."""
+    gpus: tuple[Gpu, ...] = ()
+    gpu_error: str = ""
+    on_cpu: bool = False
+    """ACCELERATE_USE_CPU asks for it."""
+    variables: dict[str, str] = field(default_factory=dict)
+    resolved: str = ""
+    """The address that this machine's own name leads to; empty where it leads nowhere."""
+    interfaces: dict[str, str] = field(default_factory=dict)
+    """Name to IPv4 address of those that are up, the loopback left out."""
+    port_is_free: bool = True
+    disks: dict[str, Disk] = field(default_factory=dict)
+    shared_memory_gib: float | None = None
+    open_files: int = -1
+    """The limit; -1: none."""
+    locked_memory_kib: int = -1
+    infiniband: bool = False
+    timeout_seconds: float = 1800
+
+
+def gather(output_dir: str, timeout_seconds: float) -> Facts:
+    found = environment([], "")
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    driver, driver_cuda = _driver()
+    gpus, gpu_error = _gpus()
+    return Facts(
+        host=socket.gethostname(),
+        rank=int(os.environ.get("RANK", "0")),
+        ranks=world_size,
+        ranks_here=ranks_here,
+        machines=max(1, world_size // ranks_here),
+        python=found["python"],
+        packages=found["packages"],
+        requirements=_requirements(),
+        commit=found.get("git", {}).get("commit") or "",
+        wheel_cuda=torch.version.cuda or torch.version.hip or "",
+        nccl=found.get("nccl") or "",
+        driver=driver,
+        driver_cuda=driver_cuda,
+        gpu_files=len(list(Path("/dev").glob("nvidia[0-9]*"))),
+        gpus=gpus,
+        gpu_error=gpu_error,
+        on_cpu=os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("true", "1", "yes"),
+        variables={name: value for name, value in sorted(os.environ.items()) if name.startswith(VARIABLES)},
+        resolved=_resolved(),
+        interfaces=_interfaces(),
+        port_is_free=_is_free(PORT),
+        disks=_disks(output_dir),
+        shared_memory_gib=_free_gib(Path("/dev/shm")) if Path("/dev/shm").exists() else None,
+        open_files=_limit(resource.RLIMIT_NOFILE),
+        locked_memory_kib=_limit(resource.RLIMIT_MEMLOCK) // 1024 if _limit(resource.RLIMIT_MEMLOCK) >= 0 else -1,
+        infiniband=any(Path("/sys/class/infiniband").glob("*")),
+        timeout_seconds=timeout_seconds,
+    )
+
+
+def _requirements() -> tuple[str, ...]:
+    """None where the package is installed: pip has seen to them."""
+    file = CLONE / "pyproject.toml"
+    return tuple(tomllib.loads(file.read_text())["project"]["dependencies"]) if file.exists() else ()
+
+
+def _driver() -> tuple[str, str]:
+    """NVIDIA's driver, and the newest CUDA that it knows."""
+    try:
+        done = subprocess.run(["nvidia-smi"], capture_output=True, text=True, timeout=30, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return "", ""
+    return read_nvidia_smi(done.stdout)
+
+
+def read_nvidia_smi(text: str) -> tuple[str, str]:
+    driver = re.search(r"Driver Version: *([\d.]+)", text)
+    cuda = re.search(r"CUDA Version: *([\d.]+)", text)
+    return (driver[1] if driver else "", cuda[1] if cuda else "")
+
+
+def _gpus() -> tuple[tuple[Gpu, ...], str]:
+    """Those that this process may use; why there are none, where torch knows."""
+    if not torch.version.cuda and not torch.version.hip:
+        return (), ""
+    try:
+        torch.zeros(1, device="cuda")
+    except (RuntimeError, AssertionError) as error:
+        return (), str(error).partition("\n")[0]
+    return tuple(_gpu(index) for index in range(torch.cuda.device_count())), ""
+
+
+def _gpu(index: int) -> Gpu:
+    card = torch.cuda.get_device_properties(index)
+    free = card.total_memory
+    # To ask for it takes memory of that GPU: a rank asks for its own only.
+    if os.environ.get("LOCAL_RANK", str(index)) == str(index):
+        free = torch.cuda.mem_get_info(index)[0]
+    return Gpu(card.name, round(free / 2**30, 1), round(card.total_memory / 2**30, 1))
+
+
+def _resolved() -> str:
+    try:
+        return socket.gethostbyname(socket.gethostname())
+    except OSError:
+        return ""
+
+
+def _interfaces() -> dict[str, str]:
+    states = psutil.net_if_stats()
+    found = {}
+    for name, addresses in psutil.net_if_addrs().items():
+        ipv4 = [each.address for each in addresses if each.family == socket.AF_INET]
+        if ipv4 and states[name].isup and not ipv4[0].startswith("127."):
+            found[name] = ipv4[0]
+    return found
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("", port))
+        except OSError:
+            return False
+    return True
+
+
+def _disks(output_dir: str) -> dict[str, Disk]:
+    cache = os.environ.get("HF_HOME") or Path("~/.cache/huggingface").expanduser()
+    places: dict[str, Any] = {
+        "output_dir": output_dir,
+        "the cache of Hugging Face": os.environ.get("HF_DATASETS_CACHE") or cache,
+        "the temporary folder": tempfile.gettempdir(),
+    }
+    return {name: _disk(Path(place)) for name, place in places.items()}
+
+
+def _disk(path: Path) -> Disk:
+    """Of a folder that may not be there yet."""
+    there = path.absolute()
+    while not there.exists():
+        there = there.parent
+    return Disk(str(path), _free_gib(there), _can_write(there))
+
+
+def _can_write(folder: Path) -> bool:
+    """By writing: neither root's rights nor a read-only file system can be read off a mode."""
+    with suppress(OSError), tempfile.TemporaryFile(dir=folder):
+        return True
+    return False
+
+
+def _free_gib(path: Path) -> float:
+    return round(shutil.disk_usage(path).free / 2**30, 2)
+
+
+def _limit(kind: int) -> int:
+    soft = resource.getrlimit(kind)[0]
+    return -1 if soft == resource.RLIM_INFINITY else soft

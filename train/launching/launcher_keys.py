@@ -1,0 +1,210 @@
+"""What becomes of each key of accelerate's launcher file, and of each flag after `--`: one table.
+
+The names are those of accelerate 1.15: a test compares them with its source. docs/cluster.md shows the same table.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+TAKEN, NO_EFFECT, REFUSED = "taken", "no effect", "refused"
+
+PRECISIONS = ("bf16", "fp16")
+
+
+@dataclass(frozen=True)
+class Row:
+    keys: tuple[str, ...]
+    fate: str
+    says: str
+    """What the key becomes, or why it is refused and what to set instead."""
+    values: tuple[Any, ...] = ()
+    """The row holds for these values only; for all where there are none."""
+
+    def shown(self) -> str:
+        """A row of the table in docs/cluster.md."""
+        values = ", ".join(dict.fromkeys(str(value) for value in self.values))
+        keys = ", ".join(f"`{key}: {values}`" if values else f"`{key}`" for key in self.keys)
+        return f"| {keys} | {self.fate} | {self.says} |"
+
+
+def _row(keys: str, fate: str, says: str, values: tuple[Any, ...] = ()) -> Row:
+    return Row(tuple(keys.split()), fate, says, values)
+
+
+_PARALLEL = "every rank holds the whole model (data parallelism) so far. Set: distributed_type: MULTI_GPU"
+_SAGEMAKER = "SageMaker starts programs in its own way. Start launch.sh on the machine itself; remove the key"
+_DEEPSPEED = f"DeepSpeed replaces optimizer and loop, and {_PARALLEL}; remove deepspeed_config"
+_SHARDING = f"there is no sharding yet: {_PARALLEL}; remove fsdp_config"
+_MEGATRON = f"Megatron-LM replaces model, data and loop, and {_PARALLEL}; remove megatron_lm_config"
+_SPLIT = f"there is no tensor, context or sequence parallelism: {_PARALLEL}; remove parallelism_config"
+_TPU = "ranks work on NVIDIA or AMD GPUs and on CPUs. Remove the key"
+_OURS = "launch.sh names the program and its words. Remove the flag"
+_FP8 = "there is no fp8. Set: precision=bf16 in the config; remove the key"
+
+ROWS = (
+    # What launch.sh takes.
+    _row("distributed_type", TAKEN, "data parallelism, by as many ranks as num_processes says", ("NO", "MULTI_CPU")),
+    _row("distributed_type", TAKEN, "the same; refused where no GPU is visible", ("MULTI_GPU",)),
+    _row("multi_gpu", TAKEN, "several ranks; launch.sh adds it"),
+    _row("num_processes", TAKEN, "the ranks of all machines together; -1: one per visible GPU; NPROC overrides it"),
+    _row("use_cpu cpu", TAKEN, "ranks on the CPU"),
+    _row("gpu_ids", TAKEN, "CUDA_VISIBLE_DEVICES; one rank per GPU that is named"),
+    _row("num_machines machine_rank main_process_ip main_process_port", TAKEN, "where the machines meet"),
+    _row("rdzv_backend", TAKEN, "how the machines meet", ("static", "c10d")),
+    _row("rdzv_backend", REFUSED, "only static and c10d were tried. Set: rdzv_backend: c10d"),
+    _row("mixed_precision", TAKEN, "must be the config's precision, which decides", PRECISIONS),
+    _row("mixed_precision", REFUSED, "no such precision. Set: precision=bf16 in the config; mixed_precision: 'no'"),
+    _row("fp16", REFUSED, "belongs to the config. Set: precision=fp16 there; remove the key"),
+    _row("enable_cpu_affinity", TAKEN, "accelerate binds each rank to the cores near its GPU"),
+    _row("num_cpu_threads_per_process", TAKEN, "OMP_NUM_THREADS"),
+    _row("max_restarts monitor_interval rdzv_conf role log_dir tee quiet", TAKEN, "torchrun's; passed on"),
+    # What changes nothing in a run.
+    _row("compute_environment", NO_EFFECT, "launch.sh starts ranks on this machine", ("LOCAL_MACHINE",)),
+    _row("same_network", NO_EFFECT, "machines meet at main_process_ip and main_process_port either way"),
+    _row("main_training_function", NO_EFFECT, "only TPUs start a function by its name"),
+    _row("debug", NO_EFFECT, "checks accelerate's own collectives, which a run does not use"),
+    # What belongs to the config of the run.
+    _row("gradient_accumulation_steps", NO_EFFECT, "the batch belongs to the config", (1, "1")),
+    _row(
+        "gradient_accumulation_steps", REFUSED, "belongs to the config. Set: batch.accumulation_steps; remove the key"
+    ),
+    _row(
+        "megatron_lm_num_micro_batches", REFUSED, "belongs to the config. Set: batch.accumulation_steps; remove the key"
+    ),
+    _row(
+        "gradient_clipping megatron_lm_gradient_clipping",
+        REFUSED,
+        "belongs to the config. Set: optimizer.max_grad_norm; remove the key",
+    ),
+    _row(
+        "fsdp_activation_checkpointing megatron_lm_recompute_activations",
+        REFUSED,
+        "belongs to the config. Set: memory.activation_checkpointing=true; remove the key",
+    ),
+    _row(
+        "dynamo_config dynamo_backend dynamo_mode dynamo_use_fullgraph dynamo_use_dynamic "
+        "dynamo_use_regional_compilation",
+        REFUSED,
+        "belongs to the config. Set: model.compile=true, or the name of a backend; remove the key",
+    ),
+    # Other engines.
+    _row("distributed_type", REFUSED, _SHARDING, ("FSDP",)),
+    _row(
+        "fsdp_config use_fsdp fsdp_version fsdp_offload_params fsdp_min_num_params fsdp_sharding_strategy "
+        "fsdp_reshard_after_forward fsdp_auto_wrap_policy fsdp_transformer_layer_cls_to_wrap fsdp_backward_prefetch "
+        "fsdp_state_dict_type fsdp_forward_prefetch fsdp_use_orig_params fsdp_cpu_ram_efficient_loading "
+        "fsdp_sync_module_states fsdp_activation_checkpointing_offload",
+        REFUSED,
+        _SHARDING,
+    ),
+    _row("distributed_type", REFUSED, _DEEPSPEED, ("DEEPSPEED",)),
+    _row(
+        "deepspeed_config use_deepspeed deepspeed_config_file zero_stage offload_optimizer_device offload_param_device "
+        "offload_optimizer_nvme_path offload_param_nvme_path zero3_init_flag zero3_save_16bit_model deepspeed_hostfile "
+        "deepspeed_exclusion_filter deepspeed_inclusion_filter deepspeed_multinode_launcher "
+        "deepspeed_moe_layer_cls_names",
+        REFUSED,
+        _DEEPSPEED,
+    ),
+    _row("distributed_type", REFUSED, _MEGATRON, ("MEGATRON_LM",)),
+    _row(
+        "megatron_lm_config use_megatron_lm megatron_lm_tp_degree megatron_lm_use_custom_fsdp "
+        "megatron_lm_no_load_optim megatron_lm_eod_mask_loss megatron_lm_overlap_cpu_optimizer_d2h_h2d "
+        "megatron_lm_no_save_optim megatron_lm_optimizer_cpu_offload megatron_lm_use_precision_aware_optimizer "
+        "megatron_lm_decoder_last_pipeline_num_layers megatron_lm_pp_degree megatron_lm_sequence_parallelism "
+        "megatron_lm_use_distributed_optimizer megatron_lm_recompute_granularity megatron_lm_recompute_method "
+        "megatron_lm_recompute_num_layers megatron_lm_attention_backend megatron_lm_expert_model_parallel_size "
+        "megatron_lm_context_parallel_size megatron_lm_attention_dropout megatron_lm_hidden_dropout "
+        "megatron_lm_attention_softmax_in_fp32 megatron_lm_expert_tensor_parallel_size "
+        "megatron_lm_calculate_per_token_loss megatron_lm_use_rotary_position_embeddings",
+        REFUSED,
+        _MEGATRON,
+    ),
+    _row(
+        "parallelism_config use_parallelism_config parallelism_config_dp_replicate_size "
+        "parallelism_config_dp_shard_size parallelism_config_tp_size parallelism_config_cp_size "
+        "parallelism_config_cp_backend parallelism_config_cp_comm_strategy parallelism_config_sp_size "
+        "parallelism_config_sp_backend parallelism_config_sp_seq_length "
+        "parallelism_config_sp_seq_length_is_variable parallelism_config_sp_attn_implementation",
+        REFUSED,
+        _SPLIT,
+    ),
+    _row(
+        "fp8_config fp8_backend fp8_use_autocast_during_eval fp8_margin fp8_interval fp8_format fp8_amax_history_len "
+        "fp8_amax_compute_algo fp8_override_linear_precision fp8_opt_level fp8_enable_fsdp_float8_all_gather "
+        "fp8_pad_inner_dim",
+        REFUSED,
+        _FP8,
+    ),
+    # Other machines.
+    _row("distributed_type", REFUSED, "ranks work on NVIDIA or AMD GPUs and on CPUs. Set: distributed_type: MULTI_GPU"),
+    _row(
+        "tpu tpu_cluster no_tpu_cluster tpu_name tpu_zone tpu_use_cluster tpu_use_sudo tpu_vm tpu_env vm env commands "
+        "command_file downcast_bf16",
+        REFUSED,
+        _TPU,
+    ),
+    _row("mpirun_config mpirun_hostfile", REFUSED, "torchrun starts the ranks, not mpirun. Remove the key"),
+    _row(
+        "compute_environment ec2_instance_type iam_role_name image_uri profile region base_job_name pytorch_version "
+        "transformers_version py_version sagemaker_inputs_file sagemaker_metrics_file additional_args "
+        "aws_access_key_id aws_secret_access_key",
+        REFUSED,
+        _SAGEMAKER,
+    ),
+    _row("config_file", REFUSED, "it would replace the file that was read. Type: LAUNCHER=FILE before ./launch.sh"),
+    _row("module no_python help", REFUSED, _OURS),
+)
+
+USUAL = {"compute_environment": "LOCAL_MACHINE", "same_network": True, "main_training_function": "main"}
+"""Written into every file."""
+
+SECTIONS = {
+    "fsdp_config": "fsdp_",
+    "deepspeed_config": "",
+    "megatron_lm_config": "megatron_lm_",
+    "parallelism_config": "parallelism_config_",
+    "fp8_config": "fp8_",
+    "dynamo_config": "dynamo_",
+    "mpirun_config": "mpirun_",
+}
+"""Sections of the file, and what accelerate puts before the names of their keys where it is missing."""
+
+_SWITCHES = (
+    "cpu multi_gpu tpu enable_cpu_affinity dynamo_use_fullgraph dynamo_use_dynamic dynamo_use_regional_compilation "
+    "use_deepspeed use_fsdp use_parallelism_config use_megatron_lm same_network debug quiet module no_python help "
+    "tpu_cluster no_tpu_cluster tpu_use_sudo downcast_bf16 fp8_use_autocast_during_eval"
+)
+SWITCHES = frozenset(_SWITCHES.split())
+"""Flags without a value."""
+_ONLY_FLAGS = "multi_gpu cpu num_cpu_threads_per_process max_restarts monitor_interval rdzv_conf role log_dir tee quiet"
+ONLY_FLAGS = frozenset(_ONLY_FLAGS.split())
+ONLY_IN_FILE = frozenset(("distributed_type", "compute_environment", "use_cpu"))
+SHORT = {"-m": "module", "-q": "quiet", "-h": "help", "-t": "tee"}
+NUMBERS = frozenset(("num_processes", "num_machines", "machine_rank", "main_process_port"))
+TRUE_OR_FALSE = frozenset(("use_cpu", "enable_cpu_affinity"))
+
+VARIABLES = {
+    "ACCELERATE_MIXED_PRECISION": "mixed_precision",
+    "ACCELERATE_DYNAMO_BACKEND": "dynamo_backend",
+    "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "gradient_accumulation_steps",
+    "ACCELERATE_USE_FSDP": "use_fsdp",
+    "ACCELERATE_USE_DEEPSPEED": "use_deepspeed",
+    "ACCELERATE_USE_MEGATRON_LM": "use_megatron_lm",
+    "ACCELERATE_USE_PARALLELISM_CONFIG": "use_parallelism_config",
+}
+"""By these accelerate's launcher tells its ranks; they may also be the user's own."""
+
+
+def row_of(key: str, value: Any) -> Row | None:
+    """None: accelerate has no such key."""
+    for row in ROWS:
+        if key in row.keys and (not row.values or value in row.values):
+            return row
+    return None
+
+
+def asks_nothing(key: str, value: Any) -> bool:
+    """How `accelerate config` writes what was not chosen. A bare `no` is false in YAML."""
+    unchosen = value is None or value is False or value in ("", "no", "NO", "false", "False", [], {}, [""])
+    return unchosen or USUAL.get(key) == value
