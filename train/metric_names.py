@@ -38,7 +38,7 @@ SMALLEST_PEAK = "memory/smallest_peak_gib"
 WEIGHTS = "memory/weights_gib"
 GRADIENTS = "memory/gradients_gib"
 OPTIMIZER_STATE = "memory/optimizer_gib"
-ACTIVATIONS = "memory/activations_gib"  # of their peak, what forward and backward give back: at least so much
+ACTIVATIONS = "memory/activations_gib"  # GPU: of the peak, what forward and backward give back; CPU: what is saved
 ALLOCATOR_RETRIES = "memory/allocator_retries"
 
 SAMPLES_PER_SECOND = "throughput/samples_per_second"
