@@ -51,6 +51,7 @@ SYNC_SECONDS = "time/sync_seconds"
 OPTIMIZER_SECONDS = "time/optimizer_seconds"
 SAVE_SECONDS = "time/save_seconds"
 REST_SECONDS = "time/rest_seconds"
+CPU_WAIT = "time/cpu_wait_share"  # of the time since the last row: ready to run, and no processor free; max over ranks
 
 EVAL = "eval/"
 EVAL_LOSS = "eval/loss"

@@ -1,12 +1,12 @@
 """Activations on a CPU: the bytes that autograd holds for the backward pass, at most at once.
 
 A GPU's allocator counts every byte of a step. On a CPU there is none to ask, and the memory of the process is mostly
-that of Python and torch. So autograd itself is asked, by its hooks around what is saved. They cost time for each tensor:
-what is counted is the step before that of a row, so that the times in the row are those of a step without them.
+that of Python and torch. So autograd itself is asked, by its hooks around what is saved. They cost time for each
+tensor: what is counted is the step before that of a row, so that the times in the row are those of a step without them.
 
-A storage counts once, however many operations saved it, from the first until the backward pass has freed the last. What
-is there anyway counts nowhere: weights, buffers, and the samples as they were read. What an operation needs for a moment
-only is not seen.
+A storage counts once, however many operations saved it, from the first until the backward pass has freed the last.
+What is there anyway counts nowhere: weights, buffers, and the samples as they were read. What an operation needs for a
+moment only is not seen.
 
 Absent rather than wrong. Hooks of others hide from ours what is saved inside theirs, as activation checkpointing does,
 torch.func refuses to work under any, and a compiled model decides for itself what it saves. Whether all can be counted
