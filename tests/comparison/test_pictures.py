@@ -191,7 +191,15 @@ def test_costs(tmp_path: Path) -> None:
 def test_memory_of_a_cpu_is_the_models_beside_that_of_the_process(tmp_path: Path) -> None:
     held = {names.WEIGHTS: 1 / 1024, names.GRADIENTS: 1 / 1024, names.OPTIMIZER_STATE: 2 / 1024}
     for name, micro, activations in (("whole", 100, 8 / 1024), ("split", 25, 2 / 1024)):
-        make_run(tmp_path / name, derived={"micro_batch": micro}, extra=held | {names.ACTIVATIONS: activations})
+        folder = make_run(
+            tmp_path / name, derived={"micro_batch": micro}, extra=held | {names.ACTIVATIONS: activations}
+        )
+        rows = (
+            (folder / "metrics.jsonl")
+            .read_text()
+            .replace('"memory/peak_rss_gib": 0.5', '"memory/peak_rss_gib": 0.4', 9)
+        )
+        (folder / "metrics.jsonl").write_text(rows)
     figures = pictures(compared(tmp_path / "whole", tmp_path / "split"))
 
     model, process = figures["costs"].axes
@@ -201,6 +209,8 @@ def test_memory_of_a_cpu_is_the_models_beside_that_of_the_process(tmp_path: Path
     (axes,) = figures["memory_throughput"].axes
     assert axes.get_xlabel() == "activations, largest rank (MiB)"
     assert axes.get_xlim()[0] == 0, "a ratio is seen as one"
+    drawn = [float(x) for line in axes.get_lines() for x in np.asarray(line.get_xdata())]
+    assert set(drawn) == {2, 8}, "the noise of the process is none of theirs"
 
 
 def test_no_label_is_cut(tmp_path: Path) -> None:

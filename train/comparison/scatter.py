@@ -95,7 +95,7 @@ def _points(costs: Sequence[Cost], memory: Memory) -> list[_Point]:
     for cost in costs:
         gib, speed = memory.of(cost), cost.samples_per_second
         if gib and speed:
-            found.append(_Point(gib, cost.noise_gib, speed))
+            found.append(_Point(gib, cost.noise_gib if memory.is_process else 0.0, speed))
     return found
 
 
