@@ -12,8 +12,9 @@ from pathlib import Path
 
 from train.comparison.agree import agreement, unequal
 from train.comparison.data import as_data
+from train.comparison.facts import Comparison
 from train.comparison.group import losses
-from train.comparison.judge import Comparison, compare
+from train.comparison.judge import compare
 from train.comparison.page import page
 from train.comparison.pictures import draw
 from train.comparison.read import CannotRead, Found, find
@@ -73,7 +74,9 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def _tell(comparison: Comparison) -> None:
-    print(comparison.verdict)
+    print(comparison.headline)
+    if comparison.details:
+        print(comparison.details)
     for table in tables(comparison):
         print(f"\n{table}")
     if comparison.notes:

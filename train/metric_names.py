@@ -38,7 +38,7 @@ SMALLEST_PEAK = "memory/smallest_peak_gib"
 WEIGHTS = "memory/weights_gib"
 GRADIENTS = "memory/gradients_gib"
 OPTIMIZER_STATE = "memory/optimizer_gib"
-ACTIVATIONS = "memory/activations_gib"  # of their peak, what forward and backward give back: at least so much
+ACTIVATIONS = "memory/activations_gib"  # GPU: of the peak, what forward and backward give back; CPU: what is saved
 ALLOCATOR_RETRIES = "memory/allocator_retries"
 
 SAMPLES_PER_SECOND = "throughput/samples_per_second"
@@ -51,6 +51,7 @@ SYNC_SECONDS = "time/sync_seconds"
 OPTIMIZER_SECONDS = "time/optimizer_seconds"
 SAVE_SECONDS = "time/save_seconds"
 REST_SECONDS = "time/rest_seconds"
+CPU_WAIT = "time/cpu_wait_share"  # of the time since the last row: ready to run, and no processor free; max over ranks
 
 EVAL = "eval/"
 EVAL_LOSS = "eval/loss"

@@ -43,20 +43,23 @@ def make_learner(config: Config, task: Task, accelerator: Accelerator, effective
     numbers = scaled_numbers(config.optimizer, effective_batch)
     optimizer = make_optimizer(config.optimizer, numbers, trained)
     uses_fp16 = config.precision == "fp16"
+    device = accelerator.device
+    if device.type == "cpu":
+        device = torch.device("cpu")  # accelerate's, launched, is cpu:0, and torch copies each batch from cpu to there
     return Learner(
         accelerator=accelerator,
-        device=accelerator.device,
+        device=device,
         world_size=accelerator.num_processes,
         parallel=Replicated(module, ranks),
         model=module,
         module=module,
         parameters=list(trained.values()),
         dtype=dtype,
-        feed=Feed(accelerator.device, dtype),
+        feed=Feed(device, dtype),
         task=task,
         coefficients=coefficients_of(task),
         optimizer=optimizer,
-        scaler=torch.amp.GradScaler(accelerator.device.type, enabled=uses_fp16),
+        scaler=torch.amp.GradScaler(device.type, enabled=uses_fp16),
         skips_on_device=can_skip_on_device(optimizer),
         max_grad_norm=config.optimizer.max_grad_norm,
         stop_at_nonfinite=config.on_nonfinite == "stop",

@@ -20,8 +20,9 @@ from statistics import fmean
 from tests.campaigns.launched import RESULTS, Launch, commit_of, copy_small, run_all, write_between
 from train import metric_names as names
 from train.comparison.agree import Agreement, agreement
+from train.comparison.facts import Comparison
 from train.comparison.group import Group
-from train.comparison.judge import Comparison, compare
+from train.comparison.judge import compare
 from train.comparison.page import page
 from train.comparison.pictures import draw
 from train.comparison.read import find

@@ -165,7 +165,7 @@ def test_text_has_the_parts_in_order(tmp_path: Path, capsys: pytest.CaptureFixtu
     main(pair(tmp_path, extra=known, environment={"git": {"commit": "2", "dirty": True}}))
 
     text = capsys.readouterr().out
-    titles = ["Same mathematics", "Set-up", "Outcome at equal samples", "Cost in time", "Memory", "Keys", "Notes"]
+    titles = ["Same curve", "Set-up", "Outcome at equal samples", "Cost in time", "Memory", "Keys", "Notes"]
     places = [text.index(f"\n{title}" if index else title) for index, title in enumerate(titles)]
     assert places == sorted(places)
     assert re.search(r"noise scale +fastest micro-steps\n +first .* -$", text, re.MULTILINE)
@@ -259,4 +259,4 @@ def test_the_script_imports_neither_torch_nor_matplotlib_nor_wandb(tmp_path: Pat
     script = [sys.executable, ROOT / "scripts" / "compare.py", *pair(tmp_path / "elsewhere")]
     done = subprocess.run(script, check=False, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("Same mathematics")
+    assert done.stdout.startswith("Same curve: train/loss")

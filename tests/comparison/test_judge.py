@@ -9,7 +9,8 @@ import pytest
 
 from tests.comparison.folders import loss_at, make_run
 from train import metric_names as names
-from train.comparison.judge import Comparison, compare
+from train.comparison.facts import Comparison
+from train.comparison.judge import compare
 from train.comparison.read import find
 
 GPU = {"memory/peak_allocated_gib": 2.0, "memory/peak_reserved_gib": 3.0}
@@ -91,7 +92,7 @@ def test_several_recipes_each_executed_in_two_ways(tmp_path: Path) -> None:
 
     assert "Other mathematics (batch.effective differs)" in result.verdict
     assert (
-        "where mathematics and seed are the same, train/loss differs by at most 1e-07 (60 common rows" in result.verdict
+        "Where mathematics and seed are the same, train/loss differs by at most 1e-07 (60 common rows" in result.verdict
     )
 
 
@@ -284,3 +285,90 @@ def test_set_ups_without_a_common_seed_are_told(tmp_path: Path) -> None:
 
     assert len(result.groups) == 2
     assert any(note.startswith("no seed is in all set-ups") for note in result.notes)
+
+
+def cpu(activations_gib: float, **more: float) -> dict[str, float]:
+    return {"memory/activations_gib": activations_gib, **more}
+
+
+def test_the_first_sentence_says_one_thing(tmp_path: Path) -> None:
+    """The same curve, what the smaller memory is, and what it cost; whichever of the two is named first."""
+    split: dict[str, Any] = {"derived": {"micro_batch": 25}, "extra": cpu(1 / 1024)}
+    folders = [make_run(tmp_path / "whole", extra=cpu(4 / 1024)), make_run(tmp_path / "split", **split)]
+    slow_down(folders[1])
+
+    for result in (compared(*folders), compared(*reversed(folders))):
+        told = "Same curve: train/loss differs by at most 0; split takes 1 MiB of activations instead of 4 MiB in whole"
+        assert result.headline == f"{told}, at 50 % less throughput."
+        assert result.verdict.startswith(result.headline)
+        assert len(result.headline) <= 3 * 110  # characters of a line on a page of 1280 px
+
+
+def slow_down(folder: Path) -> None:
+    """Each row comes after twice the time."""
+    path = folder / "metrics.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    for row in rows:
+        row["progress/hours"] *= 2
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def test_curves_that_part_under_the_same_mathematics_are_not_the_same(tmp_path: Path) -> None:
+    whole = make_run(tmp_path / "whole")
+    split = make_run(tmp_path / "split", derived={"micro_batch": 25}, loss=lambda s: loss_at(s) * (1 + s / 1e6))
+
+    assert compared(whole, split).headline.startswith(
+        "Same mathematics, but not the same curve: train/loss differs by up to 0.00097, at 30,000 samples; "
+    )
+
+
+@pytest.mark.parametrize(
+    ("precision", "apart", "is_same"),
+    [("fp64", 1e-8, False), ("fp64", 1e-11, True), ("fp32", 1e-8, True), ("fp32", 0.01, False), ("bf16", 0.01, True)],
+)
+def test_how_far_rounding_may_reach_depends_on_the_precision(
+    tmp_path: Path, precision: str, apart: float, is_same: bool
+) -> None:
+    identity = {"precision": precision}
+    whole = make_run(tmp_path / "whole", identity=identity)
+    far: dict[str, Any] = {"loss": lambda s: loss_at(s) * (1 + apart), "derived": {"micro_batch": 25}}
+
+    told = compared(whole, make_run(tmp_path / "split", identity=identity, **far)).headline
+
+    assert told.startswith("Same curve") == is_same
+
+
+def test_a_run_that_waited_for_a_processor_was_timed_under_other_load(tmp_path: Path) -> None:
+    quiet = make_run(tmp_path / "quiet", extra=cpu(4 / 1024, **{names.CPU_WAIT: 0.01}))
+    loaded: dict[str, Any] = {"derived": {"micro_batch": 25}, "extra": cpu(1 / 1024, **{names.CPU_WAIT: 0.3})}
+    busy = make_run(tmp_path / "busy", **loaded)
+
+    result = compared(quiet, busy)
+
+    assert result.headline.endswith("at the same throughput (timed under other load).")
+    (note,) = [note for note in result.notes if note.startswith("timed under other load")]
+    assert "busy waited for a processor 30 % of its time" in note
+    assert "quiet" not in note
+
+
+def test_a_difference_inside_the_noise_of_a_process_is_none(tmp_path: Path) -> None:
+    """The peak of the second goes up and down by 8 MiB from row to row; the first is 4 MiB below its highest."""
+    steady = make_run(tmp_path / "steady", extra={names.PEAK_RSS: 0.5})
+    noisy = make_run(tmp_path / "noisy", derived={"micro_batch": 25})
+    path = noisy / "metrics.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    for index, row in enumerate(rows):
+        row[names.PEAK_RSS] = 0.5 + (4 / 1024 if index % 2 else -4 / 1024)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    result = compared(steady, noisy)
+
+    assert "peak memory (process RSS) is the same within the noise of the measurement, 8 MiB" in result.headline
+    assert "the memory of a process varies from row to row by up to 8 MiB: less is no difference" in result.notes
+
+
+def test_activations_of_a_gpu_are_not_compared_with_those_of_a_cpu(tmp_path: Path) -> None:
+    here = make_run(tmp_path / "cpu", extra=cpu(1.0))
+    there = make_run(tmp_path / "gpu", derived={"device": "H100"}, extra=GPU | cpu(0.5))
+
+    assert "activations" not in compared(here, there).verdict

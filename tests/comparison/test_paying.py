@@ -10,7 +10,7 @@ from tests.comparison.test_judge import compared
 from train import metric_names as names
 from train.comparison.critical_batch import Estimate, Worth
 from train.comparison.data import as_data
-from train.comparison.judge import Comparison
+from train.comparison.facts import Comparison
 from train.comparison.tables import tables
 
 MICRO = {"micro_batch": 25, "accumulation_steps": 4}

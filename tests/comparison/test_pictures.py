@@ -17,7 +17,7 @@ from tests.comparison.folders import loss_at, make_run
 from tests.comparison.test_judge import compared
 from train import metric_names as names
 from train.comparison import bars, curves, scatter
-from train.comparison.judge import Comparison
+from train.comparison.facts import Comparison
 from train.comparison.style import RC
 
 PHASES = {
@@ -151,7 +151,7 @@ def test_memory_against_throughput(tmp_path: Path) -> None:
     figure = pictures(two_set_ups(tmp_path, lambda samples: 0.0))["memory_throughput"]
     (axes,) = figure.axes
 
-    assert labels(axes) == ("peak memory (GiB, GPU allocated, largest rank)", "throughput (samples/s)")
+    assert labels(axes) == ("peak memory (GPU allocated), largest rank (GiB)", "throughput (samples/s)")
     whole, split, joined = axes.get_lines()
     for line, points in ((whole, 2), (split, 2), (joined, 2)):
         assert np.asarray(line.get_xdata()) == pytest.approx([2.0] * points)
@@ -174,7 +174,7 @@ def test_only_points_of_the_same_mathematics_are_joined(tmp_path: Path) -> None:
 def test_costs(tmp_path: Path) -> None:
     time, memory = pictures(two_set_ups(tmp_path, lambda samples: 0.0))["costs"].axes
 
-    assert (time.get_xlabel(), memory.get_xlabel()) == ("time per step (ms)", "peak memory (GiB, GPU allocated)")
+    assert (time.get_xlabel(), memory.get_xlabel()) == ("time per step (ms)", "memory (GiB, peak, GPU allocated)")
     for axes in (time, memory):
         assert [label.get_text() for label in axes.get_yticklabels()] == ["all", "split"]
     parts = {each.get_label(): [bar.get_width() for bar in each] for each in time.containers}  # type: ignore[union-attr]
@@ -186,3 +186,46 @@ def test_costs(tmp_path: Path) -> None:
     assert parts == {"all else": [2, 2], "reserved beyond": [1, 1]}
     (optimizer,) = memory.get_lines()
     assert (optimizer.get_label(), list(np.asarray(optimizer.get_xdata()))) == ("peak of optimizer", [1, 1])
+
+
+def test_memory_of_a_cpu_is_the_models_beside_that_of_the_process(tmp_path: Path) -> None:
+    held = {names.WEIGHTS: 1 / 1024, names.GRADIENTS: 1 / 1024, names.OPTIMIZER_STATE: 2 / 1024}
+    for name, micro, activations in (("whole", 100, 8 / 1024), ("split", 25, 2 / 1024)):
+        folder = make_run(
+            tmp_path / name, derived={"micro_batch": micro}, extra=held | {names.ACTIVATIONS: activations}
+        )
+        rows = (
+            (folder / "metrics.jsonl")
+            .read_text()
+            .replace('"memory/peak_rss_gib": 0.5', '"memory/peak_rss_gib": 0.4', 9)
+        )
+        (folder / "metrics.jsonl").write_text(rows)
+    figures = pictures(compared(tmp_path / "whole", tmp_path / "split"))
+
+    model, process = figures["costs"].axes
+    parts = {each.get_label(): [bar.get_width() for bar in each] for each in model.containers}  # type: ignore[union-attr]
+    assert parts == {"weights": [1, 1], "gradients": [1, 1], "optimizer": [2, 2], "activations": [8, 2]}  # MiB
+    assert (model.get_xlim()[0], process.get_xlim()[0] > 400) == (0, True)
+    (axes,) = figures["memory_throughput"].axes
+    assert axes.get_xlabel() == "activations, largest rank (MiB)"
+    assert axes.get_xlim()[0] == 0, "a ratio is seen as one"
+    drawn = [float(x) for line in axes.get_lines() for x in np.asarray(line.get_xdata())]
+    assert set(drawn) == {2, 8}, "the noise of the process is none of theirs"
+
+
+def test_no_label_is_cut(tmp_path: Path) -> None:
+    names_of_runs = [f"a-name-that-somebody-found-telling-{'and-still-longer-' * 3}{last}" for last in ("x", "y$z$")]
+    for name, batch in zip(names_of_runs, (100, 200), strict=True):
+        make_run(tmp_path / name, identity={"batch.effective": batch, "data.source": name * 2}, extra=PHASES)
+    result = compared(tmp_path)
+    labels_of_groups = [group.label for group in result.groups]
+
+    for figure in pictures(result).values():
+        inside = figure.bbox
+        texts = [text for legend in figure.legends for text in legend.get_texts()]
+        texts += [label for axes in figure.axes for label in axes.get_yticklabels()]
+        for text in texts:
+            box = text.get_window_extent()
+            assert box.width == 0 or (box.x0 >= inside.x0 - 1 and box.x1 <= inside.x1 + 1), text.get_text()
+        shown = "".join(text.get_text() for text in texts).replace("\n", "").replace("\\$", "$")
+        assert all(label.replace(" ", "") in shown.replace(" ", "") for label in labels_of_groups)

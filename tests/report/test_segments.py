@@ -6,7 +6,8 @@ from typing import Any
 
 from tests.helpers import argv, rows
 from train.accumulate import compute_gradient
-from train.comparison.judge import Comparison, compare
+from train.comparison.facts import Comparison
+from train.comparison.judge import compare
 from train.comparison.read import find
 from train.main import main
 

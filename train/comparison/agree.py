@@ -16,6 +16,8 @@ class Agreement:
     metric: str
     largest: float
     """Largest absolute difference between two runs with the same seed; infinite where only one of them is finite."""
+    relative: float
+    """Largest difference as a share of the values there."""
     at_samples: int
     rows: int
     """Places that were compared: samples seen, seed by seed, at which two runs or more have a row."""
@@ -32,6 +34,7 @@ def agreement(runs: Sequence[Run], metric: str, same_recipe: bool = False) -> Ag
     None: no two of them have a row at the same samples seen.
     """
     largest, at_samples, rows, seeds = -1.0, 0, 0, {}
+    relative = 0.0
     recipes = dict.fromkeys(run.recipe_hash for run in runs) if same_recipe else [None]
     alike = [[run for run in runs if recipe in (None, run.recipe_hash)] for recipe in recipes]
     for seed, same in (item for several in alike for item in by_seed(several).items()):
@@ -41,9 +44,11 @@ def agreement(runs: Sequence[Run], metric: str, same_recipe: bool = False) -> Ag
         rows += len(places)
         for samples, values in places.items():
             apart = _apart(values)
+            size = max(map(abs, values))
+            relative = max(relative, apart / size if apart else 0.0) if math.isfinite(apart) else math.inf
             if apart > largest:
                 largest, at_samples = apart, samples
-    return Agreement(metric, largest, at_samples, rows, tuple(seeds)) if rows else None
+    return Agreement(metric, largest, relative, at_samples, rows, tuple(seeds)) if rows else None
 
 
 def by_seed(runs: Sequence[Run]) -> dict[Any, list[Run]]:

@@ -2,7 +2,7 @@
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from train import metric_names
@@ -17,6 +17,10 @@ PHASES = {
     metric_names.OPTIMIZER_SECONDS: "optimizer",
     metric_names.REST_SECONDS: "rest",
 }
+ACTIVATIONS = "activations"
+PROCESS = KINDS[metric_names.PEAK_RSS]
+BUSY = 0.05
+"""A run that waited for a processor for more than this share of its time was timed beside something else."""
 FEWEST_FOR_P95 = 20
 """Rows; with fewer, the 95th percentile would be the maximum."""
 
@@ -27,6 +31,8 @@ class Cost:
 
     memory_kind: str | None
     peak_gib: float | None
+    noise_gib: float  # of the peak, as far as full steps show it: of a process from row to row, of an allocator none
+    activations_gib: float | None  # what a CPU run saves for the backward pass; a GPU's peak holds them
     peaks_gib: dict[str, float]  # every memory/*_gib of the run: its largest value
     samples_per_second: float | None
     step_seconds: float | None  # mean over rows
@@ -35,12 +41,41 @@ class Cost:
     phase_seconds: dict[str, float]  # of a full step, by name; the sync taken out of forward + backward
     hours: float | None  # of training, up to the last row
     mfu: float | None  # mean over rows: a share of the devices' peak
+    step_error: float  # two standard errors of the mean of step_seconds, as a share of it; 0 where there are few rows
+    cpu_wait: float | None  # mean over rows: the share of the time in which a rank had no processor
+
+    @property
+    def was_disturbed(self) -> bool:
+        return self.cpu_wait is not None and self.cpu_wait > BUSY
 
     @property
     def shares(self) -> dict[str, float]:
         """Of the phases in their sum."""
         total = sum(self.phase_seconds.values())
         return {name: seconds / total for name, seconds in self.phase_seconds.items()} if total > 0 else {}
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What stands for the memory of all runs of a comparison."""
+
+    name: str
+    of: Callable[[Cost], float | None]
+    """GiB."""
+    is_process: bool
+    """Mostly Python and torch, and never the same twice."""
+
+
+def memory_of(costs: Iterable[Cost]) -> Memory | None:
+    """Activations where all runs counted them on a CPU, else the peak; None where not all have the same kind."""
+    known = list(costs)
+    kinds = {cost.memory_kind for cost in known}
+    if kinds == {PROCESS} and all(cost.activations_gib for cost in known):
+        return Memory(ACTIVATIONS, lambda cost: cost.activations_gib, is_process=False)
+    if len(kinds) != 1 or None in kinds:
+        return None
+    kind = kinds.pop()
+    return Memory(f"peak memory ({kind})", lambda cost: cost.peak_gib, is_process=kind == PROCESS)
 
 
 def cost_of(run: Run) -> Cost:
@@ -50,9 +85,13 @@ def cost_of(run: Run) -> Cost:
     peaks = {metric: max(values) for metric in sizes if (values := _of(rows, metric))}
     kind = next((metric for metric in KINDS if metric in peaks), None)
     steps = _of(later, metric_names.STEP_SECONDS)
+    waits = _of(later, metric_names.CPU_WAIT)
+    is_process = kind == metric_names.PEAK_RSS
     return Cost(
         memory_kind=KINDS[kind] if kind else None,
         peak_gib=peaks[kind] if kind else None,
+        noise_gib=_range([row for row in later if run.is_full(row)], metric_names.PEAK_RSS) if is_process else 0.0,
+        activations_gib=peaks.get(metric_names.ACTIVATIONS) if is_process else None,
         peaks_gib=peaks,
         samples_per_second=_throughput(rows),
         step_seconds=statistics.fmean(steps) if steps else None,
@@ -61,6 +100,8 @@ def cost_of(run: Run) -> Cost:
         phase_seconds=_phases([row for row in later if run.is_full(row)]),
         hours=max(_of(rows, metric_names.HOURS), default=None),
         mfu=statistics.fmean(used) if (used := _of(later, metric_names.MFU)) else None,
+        step_error=_error(steps),
+        cpu_wait=statistics.fmean(waits) if waits else None,
     )
 
 
@@ -84,6 +125,18 @@ def _phases(rows: Sequence[Row]) -> dict[str, float]:
     if metric_names.SYNC_SECONDS in means and metric_names.FORWARD_BACKWARD_SECONDS in means:
         means[metric_names.FORWARD_BACKWARD_SECONDS] -= means[metric_names.SYNC_SECONDS]
     return {PHASES[metric]: seconds for metric, seconds in means.items()}
+
+
+def _range(rows: Sequence[Row], metric: str) -> float:
+    values = _of(rows, metric)
+    return max(values) - min(values) if values else 0.0
+
+
+def _error(values: Sequence[float]) -> float:
+    mean = statistics.fmean(values) if values else 0.0
+    if len(values) < 3 or not mean:
+        return 0.0
+    return 2 * statistics.stdev(values) / math.sqrt(len(values)) / mean
 
 
 def _p95(values: Sequence[float]) -> float | None:

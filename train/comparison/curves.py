@@ -10,10 +10,10 @@ from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter, StrMethod
 
 from train import metric_names
 from train.comparison.agree import by_seed
+from train.comparison.facts import Comparison
 from train.comparison.figures import time_unit
 from train.comparison.group import Group, common
-from train.comparison.judge import Comparison
-from train.comparison.style import WIDTH_INCHES, Look, legend_above, look, short
+from train.comparison.style import WIDTH_INCHES, Look, legend_above, look, wrapped
 
 Points = Mapping[int, Sequence[float]]  # samples seen -> a value of each run
 Pairs = Mapping[int, Sequence[tuple[float, float]]]
@@ -204,7 +204,7 @@ def _entries(
         Line2D([], [], color=s.colour, ls=s.dash, lw=min(s.width, 3.5), marker=s.marker if with_marker else None, ms=6)
         for s in looks
     ]
-    return handles, [f"{short(group.label)}{_of_seeds(group)}" for group in groups]
+    return handles, [f"{wrapped(group.label)}{_of_seeds(group)}" for group in groups]
 
 
 def _of_seeds(group: Group) -> str:

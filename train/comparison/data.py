@@ -4,8 +4,8 @@ import dataclasses
 import math
 from typing import Any
 
+from train.comparison.facts import Comparison
 from train.comparison.group import Spread
-from train.comparison.judge import Comparison
 from train.comparison.run import Run
 
 
@@ -13,6 +13,7 @@ def as_data(comparison: Comparison) -> dict[str, Any]:
     """What is unknown is absent or null; so is what is not finite."""
     groups = zip(comparison.groups, comparison.costs, comparison.outcomes, strict=True)
     told = {
+        "headline": comparison.headline,
         "verdict": comparison.verdict,
         "same_mathematics": comparison.same_mathematics,
         "agreements": comparison.agreements,

@@ -48,6 +48,27 @@ def hours_figure(hours: Spread | None) -> str:
     return f"{with_spread(scaled(hours, scale), len(hours.values))} {unit}"
 
 
+def size(gib: float) -> str:
+    """In KiB, MiB or GiB, as is readable, to three digits."""
+    unit, scale = size_unit(gib)
+    value = gib * scale
+    return f"{value:,.0f} {unit}" if value >= 1000 else f"{value:.3g} {unit}"
+
+
+def sizes(value: Spread | None, runs: int) -> str:
+    if value is None:
+        return UNKNOWN
+    unit, scale = size_unit(value.mean)
+    return f"{with_spread(scaled(value, scale), runs)} {unit}"
+
+
+def size_unit(gib: float) -> tuple[str, float]:
+    """(unit, how many of it are a GiB)"""
+    if gib >= 1:
+        return "GiB", 1.0
+    return ("MiB", 1024.0) if gib * 1024 >= 1 else ("KiB", 1024.0**2)
+
+
 def time_unit(hours: float) -> tuple[str, float]:
     """(unit, how many of it are an hour)"""
     if hours < 1 / 30:

@@ -2,7 +2,8 @@
 
 from collections.abc import Sequence
 
-from train.comparison.cost import FEWEST_FOR_P95, Cost
+from train.comparison.cost import ACTIVATIONS, FEWEST_FOR_P95, Cost, memory_of
+from train.comparison.figures import size
 from train.comparison.group import Group, shared_seeds
 from train.comparison.keys import machines
 from train.comparison.outcome import Target, equal_samples
@@ -24,6 +25,7 @@ def notes(
         *_about_runs(runs),
         *_about_seeds(groups),
         *_about_rows(groups, runs),
+        *_about_load(flat, runs),
         *_about_costs(flat, runs),
         *_about_target(target),
         *_about_accumulation(groups),
@@ -65,6 +67,17 @@ def _about_rows(groups: Sequence[Group], runs: Sequence[Run]) -> list[str]:
     return told
 
 
+def _about_load(costs: Sequence[Cost], runs: Sequence[Run]) -> list[str]:
+    told = []
+    for run, cost in zip(runs, costs, strict=True):
+        if cost.was_disturbed and cost.cpu_wait is not None:
+            told.append(f"{run.name} waited for a processor {100 * cost.cpu_wait:.0f} % of its time")
+    if not told:
+        return []
+    why = "beside other programs, or more ranks and threads than processors: throughput and times of these runs are low"
+    return [f"timed under other load: {_listed(told)} ({why})"]
+
+
 def _about_costs(costs: Sequence[Cost], runs: Sequence[Run]) -> list[str]:
     told = []
     places = machines(runs)
@@ -74,6 +87,15 @@ def _about_costs(costs: Sequence[Cost], runs: Sequence[Run]) -> list[str]:
     if len(kinds) > 1:
         named = _listed(sorted(str(kind) for kind in kinds - {None}))
         told.append(f"memory is not of one kind ({named}{'; unknown for some' if None in kinds else ''}): not compared")
+    memory = memory_of(costs)
+    if memory and memory.name == ACTIVATIONS:
+        told.append(
+            "activations are the bytes that autograd saves for the backward pass, the most at once on any rank; "
+            "the memory of the process is mostly that of Python and torch"
+        )
+    if memory and memory.is_process:
+        noise = max(cost.noise_gib for cost in costs)
+        told.append(f"the memory of a process varies from row to row by up to {size(noise)}: less is no difference")
     if any(cost.step_p50_seconds is not None for cost in costs):
         told.append(
             "a step's time is the mean over the steps of a row, p50 and p95 are over rows, the first left out"

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from train.comparison.judge import Comparison
+from train.comparison.facts import Comparison
 from train.errors import UserError
 
 

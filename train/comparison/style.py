@@ -1,5 +1,6 @@
 """How pictures look: large type, colours that colour-blind readers can tell apart, and a second sign for each."""
 
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,8 +11,9 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#E69F00", "#5
 """Okabe and Ito (2008), without their yellow, which is too pale for a line on white."""
 DASHES = ("-", (0, (5, 1.5)), (0, (1.5, 1.2)), (0, (7, 1.5, 1.5, 1.5)), (0, (3, 1)), (0, (9, 2)), (0, (1, 2.5)))
 MARKERS = "osD^vPX"
-LONGEST_LABEL = 36
-WIDTH_INCHES = 7.2
+LONGEST_LINE = 28
+"""Characters of a label."""
+WIDTH_INCHES = 6.4
 MOST_COLUMNS = 6
 RC: dict[Any, Any] = {
     "font.family": "DejaVu Sans",  # matplotlib brings it along: the same everywhere
@@ -49,9 +51,15 @@ def look(index: int, total: int, nested: bool = False) -> Look:
     return Look(COLOURS[place], dash, MARKERS[(place + index // len(COLOURS)) % len(MARKERS)], width)
 
 
-def short(label: str) -> str:
-    """A long name without its middle."""
-    return label if len(label) <= LONGEST_LABEL else f"{label[: LONGEST_LABEL // 3]}...{label[-LONGEST_LABEL // 2 :]}"
+def wrapped(label: str) -> str:
+    """In several lines where it is long, so that nothing of it is cut; a $ is no formula."""
+    return "\n".join(textwrap.wrap(label.replace("$", r"\$"), LONGEST_LINE))
+
+
+def limits(least: float, most: float, share: float = 0.1) -> tuple[float, float]:
+    """Of an axis that does not begin at zero: over a share of the value at least, so that noise looks like noise."""
+    middle, width = (least + most) / 2, max(1.15 * (most - least), share * most)
+    return middle - width / 2, middle + width / 2
 
 
 def legend_above(figure: Figure, handles: Sequence[Any], labels: Sequence[str]) -> None:

@@ -4,8 +4,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from train.comparison.cost import KINDS, PHASES, Cost
-from train.comparison.figures import UNKNOWN, estimate, figure, hours_figure, plain, scaled, with_spread
-from train.comparison.judge import Comparison
+from train.comparison.facts import Comparison
+from train.comparison.figures import UNKNOWN, estimate, figure, hours_figure, plain, scaled, sizes, with_spread
 from train.comparison.outcome import Outcome
 from train.errors import counted
 
@@ -110,12 +110,22 @@ def _speed(comparison: Comparison) -> Table:
                 with_spread(comparison.cost(index, lambda cost: cost.samples_per_second), len(group.runs)),
                 *(with_spread(scaled(each, 1000), len(group.runs)) for each in step),
                 with_spread(scaled(comparison.cost(index, lambda cost: cost.mfu), 100), len(group.runs)),
+                with_spread(scaled(comparison.cost(index, lambda cost: cost.cpu_wait), 100), len(group.runs)),
                 hours_figure(hours),
                 reached,
             )
         )
     to = f"to {target.metric} <= {target.loss:.4g}" if target else "to the target"
-    header = ("set-up", "samples/s", "step p50 (ms)", "step p95 (ms)", "MFU (%)", "training time", to)
+    header = (
+        "set-up",
+        "samples/s",
+        "step p50 (ms)",
+        "step p95 (ms)",
+        "MFU (%)",
+        "no processor (%)",
+        "training time",
+        to,
+    )
     return Table("Cost in time", header, tuple(rows))
 
 
@@ -138,12 +148,12 @@ def _memory(comparison: Comparison) -> Table:
     rows = [
         (
             group.label,
-            *(with_spread(comparison.cost(index, _peak(metric)), len(group.runs)) for metric in metrics),
+            *(sizes(comparison.cost(index, _peak(metric)), len(group.runs)) for metric in metrics),
         )
         for index, group in enumerate(comparison.groups)
     ]
     header = ("set-up", *(_metric_title(metric) for metric in metrics))
-    return Table("Memory in GiB: the largest value of a run", header, tuple(rows))
+    return Table("Memory: the largest value of a run", header, tuple(rows))
 
 
 def _peak(metric: str) -> Callable[[Cost], float | None]:

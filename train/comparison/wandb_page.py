@@ -14,7 +14,8 @@ from itertools import islice
 from typing import Any, TypeVar
 
 from train import metric_names
-from train.comparison.judge import Comparison, compare
+from train.comparison.facts import Comparison
+from train.comparison.judge import compare
 from train.comparison.online import read_wandb
 from train.comparison.panels import Panel, panels
 from train.comparison.read import Found

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from train import metric_names
-from train.batch.window import Window
+from train.batch.window import Batch, Window
 from train.distributed.ranks import Ranks
+from train.memory.activations import SavedBytes, can_be_counted, held, without_samples
 from train.parts import Metrics, Part
 from train.step import ComputeGradient, Learner
 
@@ -22,9 +23,12 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
-def part(learner: Learner, ranks: Ranks, row_due: Callable[[int], bool]) -> Part:
+def part(learner: Learner, samples: Batch, ranks: Ranks, row_due: Callable[[int], bool]) -> Part:
+    """`samples`: some that were read already; two of them show whether activations can be counted on a CPU."""
     allocator = Allocator(learner.device) if learner.device.type == "cuda" else None
     memory = Memory(learner.module, learner.optimizer, row_due, allocator)
+    if learner.device.type == "cpu":
+        memory.counts_saved = can_be_counted(learner, {name: column[:2] for name, column in samples.items()})
 
     def measured(metrics: Metrics) -> Metrics:
         return {**metrics, **over_ranks(ranks.gather(memory.take()))}
@@ -90,6 +94,7 @@ class Memory:
         self._allocator = allocator
         self._row_due = row_due
         self._update_hook: Any = None  # on a step that is measured
+        self.counts_saved = False  # activations are counted as what autograd saves: on a CPU, where it can be done
         self._peaks: dict[str, float] = {}
         self._before = 0.0  # allocated when the gradient began
         self._held: dict[str, float] = {}  # all the time, once the optimizer has its state
@@ -99,10 +104,9 @@ class Memory:
 
     def _weigh(self) -> None:
         """Right after an update: the gradients are still there, and the optimizer's state is."""
-        weights = [*self._module.parameters(), *self._module.buffers()]
         gradients = [p.grad for p in self._module.parameters() if p.grad is not None]
         parts = {
-            metric_names.WEIGHTS: weights,
+            metric_names.WEIGHTS: held(self._module),
             metric_names.GRADIENTS: gradients,
             metric_names.OPTIMIZER_STATE: _tensors(self._optimizer.state),
         }
@@ -124,23 +128,34 @@ class Memory:
             # nobody's activations, whoever holds them.
             stays = max(self._before, self._allocator.allocated())
             peaks[metric_names.ACTIVATIONS] = peaks[phase] - stays
+        self._keep(peaks)
+
+    def _keep(self, peaks: Mapping[str, float]) -> None:
         for name, peak in peaks.items():
             self._peaks[name] = max(peak, self._peaks.get(name, 0.0))
 
     def gradient(self, compute_gradient: ComputeGradient) -> ComputeGradient:
         """The same function, its peak and that of the update kept on the steps that get a row."""
 
+        def counted(learner: Learner, window: Window) -> Tensor:
+            with SavedBytes(self._module) as saved:
+                losses = compute_gradient(learner, without_samples(window, saved))
+            if saved.saw_all:
+                self._keep({metric_names.ACTIVATIONS: saved.peak / GIB})
+            return losses
+
         def watched(learner: Learner, window: Window) -> Tensor:
             if self._update_hook is not None:
                 self._update_hook.remove()
                 self._update_hook = None
+            gradient = counted if self.counts_saved and self._row_due(window.k + 1) else compute_gradient
             if not self._row_due(window.k):
-                return compute_gradient(learner, window)
+                return gradient(learner, window)
             self.mark()
             if self._allocator is not None:
                 self._before = self._allocator.allocated()
             try:
-                return compute_gradient(learner, window)
+                return gradient(learner, window)
             finally:
                 self.mark(metric_names.FORWARD_BACKWARD_PEAK)
                 self._update_hook = self._optimizer.register_step_post_hook(self._on_update)
@@ -167,11 +182,11 @@ class Memory:
 
     def take(self) -> dict[str, float]:
         """{metric: GiB} since the last call."""
-        if self._allocator is None:
-            peak = _peak_rss_bytes()
-            return self._held | ({metric_names.PEAK_RSS: peak / GIB} if _reset_peak_rss() and peak else {})
         self.mark()
         peaks, self._peaks = self._peaks, {}
+        if self._allocator is None:
+            peak = _peak_rss_bytes()
+            return self._held | peaks | ({metric_names.PEAK_RSS: peak / GIB} if _reset_peak_rss() and peak else {})
         return self._held | peaks | {metric_names.ALLOCATOR_RETRIES: self._allocator.retries()}
 
     def summary(self) -> str:

@@ -18,6 +18,7 @@ from torch import nn
 from train import metric_names
 from train.batch.window import Window
 from train.distributed.ranks import Ranks
+from train.metrics.cpu_wait import CpuWait, over_ranks
 from train.parts import Metrics, Part
 from train.step import Learner
 
@@ -27,9 +28,10 @@ T = TypeVar("T")
 
 def part(learner: Learner, ranks: Ranks, row_due: Callable[[int], bool]) -> Part:
     timing = StepTiming(ranks, learner.optimizer, learner.parameters, row_due)
+    waiting = CpuWait()
 
     def timed(metrics: Metrics) -> Metrics:
-        return {**metrics, **timing.take()}
+        return {**metrics, **timing.take(), **over_ranks(waiting, ranks)}
 
     return Part(
         name="step_timing",
