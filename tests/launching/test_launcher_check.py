@@ -17,6 +17,7 @@ from train.launching.command import build
 from train.launching.launcher_check import check
 from train.launching.launcher_file import find
 from train.launching.launcher_keys import ONLY_FLAGS, ONLY_IN_FILE, REFUSED, ROWS, SWITCHES, Row
+from train.launching.machines import find_machines
 
 DOCS = Path(__file__).parents[2] / "docs" / "cluster.md"
 OLD_KEYS = {"fp16", "dynamo_backend"}
@@ -208,6 +209,7 @@ def command(path: Path, *words: str, gpus: int, **environment: str) -> list[str]
         arguments = parse(["my.yaml", *words])
         file = find(str(path))
         check(file, arguments.flags, environment, lambda: "bf16")
+        arguments = find_machines(arguments, file, environment).among(arguments)
         made = build(arguments, file, choose.choose(arguments, file, environment), 120)
     return [*(f"{name}={value}" for name, value in made.variables.items()), *made.words]
 

@@ -47,7 +47,9 @@ def build(arguments: Arguments, file: LauncherFile, ranks: Ranks, grace: int) ->
 
 
 def _accelerate(arguments: Arguments, file: LauncherFile, ranks: Ranks) -> list[str]:
-    words = ["-m", "accelerate.commands.launch", "--config_file", str(DEFAULT), *taken(file, ranks.machines)]
+    words = ["-m", "accelerate.commands.launch", "--config_file", str(DEFAULT)]
+    if file.get("enable_cpu_affinity"):
+        words.append("--enable_cpu_affinity")
     several = ranks.number != 1
     torchrun_flag = next((flag for flag in arguments.flags if _is_torchrun(flag)), None)
     if not several and torchrun_flag:
@@ -64,16 +66,6 @@ def _accelerate(arguments: Arguments, file: LauncherFile, ranks: Ranks) -> list[
     elif ranks.gpus == 0:
         words.append("--cpu")
     return words + _not_set_by_variables(arguments.flags)
-
-
-def taken(file: LauncherFile, machines: int) -> list[str]:
-    """What a launcher file says to accelerate, as its flags."""
-    words = ["--enable_cpu_affinity"] if file.get("enable_cpu_affinity") else []
-    meeting = ("num_machines", "machine_rank", "main_process_ip", "main_process_port", "rdzv_backend")
-    for key in meeting if machines > 1 else ():
-        if file.get(key) is not None:
-            words += [f"--{key}", str(file.get(key))]
-    return words
 
 
 def _not_set_by_variables(flags: list[str]) -> list[str]:
