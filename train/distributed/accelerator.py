@@ -11,6 +11,7 @@ from accelerate.utils import (
     GradientAccumulationPlugin,
     GradScalerKwargs,
     InitProcessGroupKwargs,
+    parse_flag_from_env,
 )
 
 from train.config import Config
@@ -21,8 +22,32 @@ from train.launching.launcher_check import of_environment, other_precision, refu
 DATA_PARALLEL = (DistributedType.NO, DistributedType.MULTI_GPU, DistributedType.MULTI_CPU)
 
 
+UNTRIED = {"mps": "an Apple GPU (MPS)", "xpu": "an Intel GPU (XPU)", "rocm": "an AMD GPU (ROCm)"}
+"""Devices that torch knows and that nothing here was tried on, by name."""
+
+
 class Unsupported(UserError):
     """What the config asks for cannot be had with this device or this model."""
+
+
+def trains_on_cpu() -> bool:
+    """Whether the launcher asked for the CPU, GPUs or not: then no GPU is looked at. As accelerate reads it."""
+    return bool(parse_flag_from_env("ACCELERATE_USE_CPU"))
+
+
+def check_device() -> None:
+    """Raise Unsupported for a device that nothing here was tried on. Before accelerate takes it."""
+    # None: there is no GPU, and training is on the CPU. No context is opened by asking.
+    found = None if trains_on_cpu() else torch.accelerator.current_accelerator(check_available=True)
+    if found is None:
+        return
+    kind = "rocm" if torch.version.hip else found.type
+    if kind != "cuda":
+        raise Unsupported(
+            f"this torch ({torch.__version__}) computes on {UNTRIED.get(kind, kind)}. Only NVIDIA GPUs (CUDA) and the "
+            f"CPU are supported: no figure of this project was measured on another device. To train on the CPU, "
+            f"type: ACCELERATE_USE_CPU=true ./launch.sh ..."
+        )
 
 
 def connect(config: Config) -> tuple[Accelerator, Ranks]:
@@ -30,6 +55,7 @@ def connect(config: Config) -> tuple[Accelerator, Ranks]:
 
     Raises LaunchError where others met than were asked for, and Unsupported.
     """
+    check_device()
     meet_after_restart(_patience(config))
     accelerator = _accelerator(config)
     check_world_size(accelerator.num_processes)
