@@ -73,7 +73,8 @@ def repeatable(folder: Path) -> list[dict[str, Any]]:
     ]
 
 
-# Checkpoints at 3, 6, 9: steps 7 and 8, or step 4, are trained twice.
+# Checkpoints at 3, 6, 9: steps 7 and 8, or step 4, are trained twice. One rank that accumulates, with dropout:
+# tests/gpu/test_resume.py.
 @pytest.mark.parametrize(("extra", "killed_before"), [(DROPOUT, 9), (STREAM, 5)], ids=["dropout", "stream"])
 @pytest.mark.parametrize(("world_size", "loop", "micro"), WAYS)
 def test_bit_identical_on_the_same_ranks(
