@@ -5,10 +5,12 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from tests.helpers import argv
 from train.accumulate import compute_gradient
-from train.distributed.accelerator import Unsupported, check_device
+from train.config import load
+from train.distributed.accelerator import Unsupported, check_device, notes_on_arithmetic
 from train.main import main
 
 
@@ -67,3 +69,32 @@ def test_a_run_on_the_cpu_opens_no_context_beside_gpus(run_ranks: Any, tmp_path:
     assert run_ranks(2, train_on_the_cpu_beside_gpus, arguments) == [(0, [])] * 2
 
     assert '"name": "cpu"' in (tmp_path / "run" / "environment.json").read_text()
+
+
+@pytest.mark.parametrize(
+    ("device", "words", "layer", "supported", "notes"),
+    [
+        ("cuda", ("precision=fp32",), nn.Conv2d(1, 1, 1), True, 1),
+        ("cuda", ("precision=fp32", "runtime.tf32=true"), nn.Conv2d(1, 1, 1), True, 0),
+        ("cuda", ("precision=bf16",), nn.Conv2d(1, 1, 1), True, 0),
+        ("cuda", ("precision=fp32",), nn.Linear(1, 1), True, 0),
+        ("cuda", ("precision=fp32",), nn.Conv2d(1, 1, 1), False, 0),  # a card that has no TF32
+        ("cpu", ("precision=fp32",), nn.Conv2d(1, 1, 1), False, 0),
+    ],
+)
+def test_convolutions_that_are_slower_than_by_torchs_default_are_said(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    device: str,
+    words: tuple[str, ...],
+    layer: nn.Module,
+    supported: bool,
+    notes: int,
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_tf32_supported", lambda: supported)
+    config = load(argv(tmp_path, *words)).config
+
+    said = notes_on_arithmetic(nn.Sequential(layer), torch.device(device), config)
+
+    assert len(said) == notes
+    assert all("Set: runtime.tf32=true" in note for note in said)

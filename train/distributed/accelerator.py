@@ -13,12 +13,14 @@ from accelerate.utils import (
     InitProcessGroupKwargs,
     parse_flag_from_env,
 )
+from torch import nn
 
 from train.config import Config
 from train.distributed.ranks import LaunchError, Ranks, check_world_size, meet_after_restart
 from train.errors import UserError
 from train.launching.launcher_check import of_environment, other_precision, refused
 
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 DATA_PARALLEL = (DistributedType.NO, DistributedType.MULTI_GPU, DistributedType.MULTI_CPU)
 
 
@@ -81,6 +83,18 @@ def check_launcher(config: Config) -> None:
         raise LaunchError("\n".join(f"the launcher was told {problem}" for problem in problems))
 
 
+def notes_on_arithmetic(module: nn.Module, device: torch.device, config: Config) -> list[str]:
+    """For the screen: where float32 is slower here than by torch's defaults."""
+    if device.type != "cuda" or config.precision != "fp32" or config.runtime.tf32:
+        return []
+    if not any(isinstance(part, CONVOLUTIONS) for part in module.modules()) or not torch.cuda.is_tf32_supported():
+        return []
+    return [
+        "convolutions are computed in float32; torch's default rounds their inputs to TF32, which is faster and not "
+        "exact. Set: runtime.tf32=true"
+    ]
+
+
 def _patience(config: Config) -> float:
     """Seconds that a message waits for the others, until the watchdog looks after that."""
     return config.runtime.timeout_seconds + max(60, config.runtime.timeout_seconds)
@@ -94,6 +108,8 @@ def _mixed_precision(config: Config) -> str:
 def _accelerator(config: Config) -> Accelerator:
     runtime = config.runtime
     torch.set_float32_matmul_precision("high" if runtime.tf32 else "highest")
+    # torch's default is True, for convolutions alone: they would not keep the bound of float32. notes_on_arithmetic
+    # says so.
     torch.backends.cudnn.allow_tf32 = runtime.tf32
     if runtime.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
