@@ -193,7 +193,7 @@ class Trace:
 
 def flat(tensors: Sequence[Tensor]) -> Array:
     joined = torch.cat([t.detach().flatten() for t in tensors])
-    return (joined.float() if joined.dtype is torch.bfloat16 else joined).numpy().copy()  # NumPy has no bfloat16
+    return (joined.float() if joined.dtype is torch.bfloat16 else joined).cpu().numpy().copy()  # NumPy has no bfloat16
 
 
 def record(

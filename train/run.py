@@ -103,14 +103,14 @@ class Run:
     def log(self, window: Window, losses: Tensor | None, norm: Tensor | None) -> None:
         """Here the host waits for the device: once per row, not once per step."""
         skips = self.learner.skips
-        skips.look()
+        of_step = skips.look([] if losses is None or norm is None else [losses, norm])
         numbers: dict[str, float] = {
             metric_names.LEARNING_RATE: self.plan.rate.at(window.k),
             metric_names.SKIPPED_STEPS: skips.total,
         }
-        if losses is not None and norm is not None:
-            numbers |= mean_losses(self.learner, window, self.ranks.sum(losses.tolist()))
-            numbers[metric_names.GRAD_NORM] = norm.item()
+        if of_step:
+            numbers |= mean_losses(self.learner, window, self.ranks.sum(of_step[0]))
+            numbers[metric_names.GRAD_NORM] = of_step[1][0]
         self.report.train_row(window, numbers | self.metrics())
         skips.check(window.k, self.config.max_nonfinite_steps)
 

@@ -10,7 +10,7 @@ from torch import nn
 from train.config import Config
 from train.data import Sets
 from train.data.device_prefetch import Feed
-from train.distributed.accelerator import Unsupported
+from train.distributed.accelerator import Unsupported, notes_on_arithmetic
 from train.distributed.parallel import Replicated, Tried, parallelize, place
 from train.distributed.ranks import Ranks
 from train.exactness.first_backward import first_backward, samples_of_rank, watch_foreign
@@ -36,6 +36,7 @@ def make_learner(config: Config, task: Task, accelerator: Accelerator, effective
     checkpoint_blocks(module, config.memory.activation_checkpointing)
     dtype = parameter_dtype(config)
     notes += notes_on_precision(module, dtype)
+    notes += notes_on_arithmetic(module, accelerator.device, config)
     open_door(module, dtype)
     compile_model(module, config.model.compile)
     module = place(module, accelerator)

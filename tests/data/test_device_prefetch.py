@@ -1,12 +1,12 @@
 """Copies to a GPU that overlap with the work of the micro-batch before, on a side stream that is played here."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
 
 from train.batch.window import Batch, MicroBatch
-from train.data.device_prefetch import Feed
+from train.data.device_prefetch import Feed, Side, one_ahead, travelling
 from train.data.shares import RankShare
 
 CPU = torch.device("cpu")
@@ -137,3 +137,105 @@ def test_what_is_announced_is_pinned_as_it_travels(
     for micro_batch in announced:
         for column in micro_batch.batch.values():
             assert column.untyped_storage().data_ptr() in pinned
+
+
+class Recorded:
+    """Stands for a stream of torch.cuda, and writes down what is asked of it, and of the others, in order."""
+
+    now: "Recorded"  # the current one
+    calls: list[str]  # of all
+
+    def __init__(self, name: str = "side") -> None:
+        self.name = name
+
+    def wait_stream(self, other: "Recorded") -> None:
+        self.calls.append(f"{self.name} waits for {other.name}")
+
+    def __enter__(self) -> None:
+        self.before, Recorded.now = Recorded.now, self
+
+    def __exit__(self, *_: object) -> None:
+        Recorded.now = self.before
+
+
+@pytest.fixture(name="calls")
+def recorded_streams(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The calls of a real Side on a machine without a GPU: allocations and copies too, each with its stream."""
+    calls: list[str] = []
+    Recorded.calls, Recorded.now = calls, Recorded("compute")
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: Recorded())
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: Recorded.now)
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: stream)
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda column: (calls.append(f"pin {int(column[0])}"), column)[1])
+    empty_like, copy = torch.empty_like, torch.Tensor.copy_
+
+    def allocate(column: torch.Tensor, **options: object) -> torch.Tensor:
+        calls.append(f"{Recorded.now.name} allocates for {int(column[0])}")
+        return empty_like(column, **options)  # type: ignore[arg-type]
+
+    def start_copy(into: torch.Tensor, column: torch.Tensor, non_blocking: bool = False) -> torch.Tensor:
+        assert non_blocking, "the host would wait"
+        calls.append(f"{Recorded.now.name} copies {int(column[0])}")
+        return copy(into, column)
+
+    monkeypatch.setattr(torch, "empty_like", allocate)
+    monkeypatch.setattr(torch.Tensor, "copy_", start_copy)
+    return calls
+
+
+def test_the_order_on_both_streams(calls: list[str]) -> None:
+    """Memory belongs to the computing stream; a copy waits for what used it, and its own use waits for the copy."""
+    feed = Feed(CPU, torch.float32)
+    feed._side = Side(CPU, torch.float32)
+    window = [micro_batch(number) for number in (1, 2, 3)]
+    feed.expect(window)
+
+    for each in window:
+        feed.take(each)
+        calls.append(f"compute uses {int(each.batch['x'][0])}")
+
+    assert calls == [
+        "compute waits for side",
+        # The first one is copied at once, on the computing stream.
+        "compute allocates for 2",
+        "side waits for compute",
+        "side copies 2",
+        "compute uses 1",
+        "compute waits for side",
+        "compute allocates for 3",
+        "side waits for compute",
+        "side copies 3",
+        "compute uses 2",
+        "compute waits for side",
+        "compute uses 3",
+    ]
+
+
+def test_an_evaluation_reads_and_sends_one_batch_ahead(calls: list[str]) -> None:
+    def read() -> Iterator[Batch]:
+        for number in (1, 2, 3):
+            calls.append(f"host reads {number}")
+            yield {"x": torch.tensor([number])}
+
+    for batch in one_ahead(read(), Side(CPU, torch.float32)):
+        calls.append(f"compute uses {int(batch['x'][0])}")
+
+    def sent(number: int) -> list[str]:
+        start = [f"host reads {number}", "compute waits for side", f"pin {number}"]
+        return [*start, f"compute allocates for {number}", "side waits for compute", f"side copies {number}"]
+
+    # Each use is ordered behind its copy, and before the next copy is waited for.
+    uses = ["compute uses 1", *sent(3), "compute uses 2", "compute waits for side", "compute uses 3"]
+    assert calls == [*sent(1), *sent(2), *uses]
+
+
+def test_on_a_cpu_nothing_is_read_ahead() -> None:
+    read: list[int] = []
+
+    def batches() -> Iterator[Batch]:
+        for number in (1, 2):
+            read.append(number)
+            yield {"x": torch.tensor([number])}
+
+    for number, batch in enumerate(travelling(batches(), CPU, torch.float64), start=1):
+        assert (int(batch["x"][0]), read[-1]) == (number, number)

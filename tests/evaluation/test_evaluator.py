@@ -10,15 +10,17 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.helpers import rank_group
 from train.batch.window import Batch
 from train.distributed.ranks import Ranks
 from train.evaluation.evaluator import Evaluation, EvaluationFailed, NoRoom
-from train.evaluation.sums import BadMetric
+from train.evaluation.sums import BadMetric, read_sums
 from train.tasks.regression import Regression
 
 CPU = torch.device("cpu")
+META = torch.device("meta")  # a device that is not the host
 
 
 @dataclass
@@ -53,6 +55,35 @@ def evaluation(sets: Any, task: Any, ranks: Ranks | None = None, size: int = 4) 
 def met() -> Ranks:
     """The ranks of this process, or the one that has no others."""
     return rank_group() if "RANK" in os.environ else Ranks()
+
+
+# Host and device
+
+
+class Copies(TorchDispatchMode):
+    """Records what is copied from the host: on a GPU it would wait there for all that is still to be computed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = function(*args, **(kwargs or {}))
+        was_on_host = any(isinstance(each, Tensor) and each.device == CPU for each in args)
+        if was_on_host and isinstance(result, Tensor) and result.device == META:
+            self.found.append(str(function))
+        return result
+
+
+def test_a_number_of_the_host_is_not_copied_to_the_device() -> None:
+    numbers = [5, 2.5, True, np.float32(3), torch.tensor(7.0), torch.tensor([9])]
+
+    with Copies() as copies:
+        sums = read_sums({str(i): (torch.zeros((), device=META), n) for i, n in enumerate(numbers)}, META)
+
+    assert not copies.found
+    assert {mean.weight.device for mean in sums.values()} == {META}
+    assert {mean.weight.dtype for mean in sums.values()} == {torch.float64}
 
 
 # Names

@@ -12,13 +12,14 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.helpers import argv, flat, rank_group
 from train.accumulate import compute_gradient
 from train.batch.window import Window
 from train.config import load
 from train.errors import RanksDisagree
-from train.gradients.rank_consistency import PIECE, _checksums, _words
+from train.gradients.rank_consistency import PIECE, _checksums, _joined
 from train.loop import fit
 from train.run import build
 from train.step import Learner
@@ -122,7 +123,43 @@ def test_no_pattern_of_signs_hides_that_all_are_wrong() -> None:
 
 
 def checksums(tensor: Tensor) -> list[int]:
-    return _checksums(_words(tensor).split(PIECE))
+    return _checksums(list(_joined([tensor], PIECE)))
+
+
+class Kernels(TorchDispatchMode):
+    """Counts the operators that a GPU would launch a kernel for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = function(*args, **(kwargs or {}))
+        self.count += not function.is_view
+        return result
+
+
+def test_many_small_tensors_cost_few_kernels() -> None:
+    """Of 300 tensors in three types each took three kernels; joined in pieces all of them take 15."""
+    types = (torch.float32, torch.bfloat16, torch.float64)
+    tensors = [torch.randn(1000).to(types[i % 3]) for i in range(300)]
+
+    with Kernels() as kernels:
+        pieces = list(_joined(tensors, PIECE))
+        _checksums(pieces)
+
+    assert [len(piece) for piece in pieces] == [262000, 138000]
+    assert kernels.count < 20
+
+
+@pytest.mark.parametrize("place", [0, 6, 7, 8, 29])
+def test_a_word_that_differs_is_seen_wherever_the_pieces_are_cut(place: int) -> None:
+    mine, theirs = torch.zeros(3, 10), torch.zeros(3, 10)
+    theirs.view(-1)[place] = -0.0
+
+    sums = [_checksums(list(_joined(tensors, 7))) for tensors in (mine, theirs)]
+
+    assert sums[0] != sums[1]
 
 
 def test_weights_that_drift_apart_are_seen_every_100_steps(run_ranks: Any, tmp_path: Path) -> None:

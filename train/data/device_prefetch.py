@@ -57,6 +57,27 @@ class Side:
         torch.cuda.current_stream(self._device).wait_stream(self._stream)
 
 
+def travelling(batches: Iterable[Batch], device: torch.device, dtype: torch.dtype) -> Iterator[Batch]:
+    """Each batch on the device: on a GPU the next one is read, and travels, while the present one is worked on."""
+    if device.type != "cuda":
+        for batch in batches:
+            yield to_device(batch, device, dtype)
+        return
+    yield from one_ahead(batches, Side(device, dtype))
+
+
+def one_ahead(batches: Iterable[Batch], side: Side) -> Iterator[Batch]:
+    coming: Batch | None = None
+    for batch in batches:
+        side.wait()  # for the one that travels, before the next one starts: its work shall not wait for that
+        present, coming = coming, side.start(_pinned(batch))
+        if present is not None:
+            yield present
+    if coming is not None:
+        side.wait()
+        yield coming
+
+
 class Feed:
     """Hands out micro-batches on the device, in the order in which they are trained."""
 

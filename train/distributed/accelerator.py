@@ -11,18 +11,45 @@ from accelerate.utils import (
     GradientAccumulationPlugin,
     GradScalerKwargs,
     InitProcessGroupKwargs,
+    parse_flag_from_env,
 )
+from torch import nn
 
 from train.config import Config
 from train.distributed.ranks import LaunchError, Ranks, check_world_size, meet_after_restart
 from train.errors import UserError
 from train.launching.launcher_check import of_environment, other_precision, refused
 
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 DATA_PARALLEL = (DistributedType.NO, DistributedType.MULTI_GPU, DistributedType.MULTI_CPU)
+
+
+UNTRIED = {"mps": "an Apple GPU (MPS)", "xpu": "an Intel GPU (XPU)", "rocm": "an AMD GPU (ROCm)"}
+"""Devices that torch knows and that nothing here was tried on, by name."""
 
 
 class Unsupported(UserError):
     """What the config asks for cannot be had with this device or this model."""
+
+
+def trains_on_cpu() -> bool:
+    """Whether the launcher asked for the CPU, GPUs or not: then no GPU is looked at. As accelerate reads it."""
+    return bool(parse_flag_from_env("ACCELERATE_USE_CPU"))
+
+
+def check_device() -> None:
+    """Raise Unsupported for a device that nothing here was tried on. Before accelerate takes it."""
+    # None: there is no GPU, and training is on the CPU. No context is opened by asking.
+    found = None if trains_on_cpu() else torch.accelerator.current_accelerator(check_available=True)
+    if found is None:
+        return
+    kind = "rocm" if torch.version.hip else found.type
+    if kind != "cuda":
+        raise Unsupported(
+            f"this torch ({torch.__version__}) computes on {UNTRIED.get(kind, kind)}. Only NVIDIA GPUs (CUDA) and the "
+            f"CPU are supported: no figure of this project was measured on another device. To train on the CPU, "
+            f"type: ACCELERATE_USE_CPU=true ./launch.sh ..."
+        )
 
 
 def connect(config: Config) -> tuple[Accelerator, Ranks]:
@@ -30,6 +57,7 @@ def connect(config: Config) -> tuple[Accelerator, Ranks]:
 
     Raises LaunchError where others met than were asked for, and Unsupported.
     """
+    check_device()
     meet_after_restart(_patience(config))
     accelerator = _accelerator(config)
     check_world_size(accelerator.num_processes)
@@ -55,6 +83,18 @@ def check_launcher(config: Config) -> None:
         raise LaunchError("\n".join(f"the launcher was told {problem}" for problem in problems))
 
 
+def notes_on_arithmetic(module: nn.Module, device: torch.device, config: Config) -> list[str]:
+    """For the screen: where float32 is slower here than by torch's defaults."""
+    if device.type != "cuda" or config.precision != "fp32" or config.runtime.tf32:
+        return []
+    if not any(isinstance(part, CONVOLUTIONS) for part in module.modules()) or not torch.cuda.is_tf32_supported():
+        return []
+    return [
+        "convolutions are computed in float32; torch's default rounds their inputs to TF32, which is faster and not "
+        "exact. Set: runtime.tf32=true"
+    ]
+
+
 def _patience(config: Config) -> float:
     """Seconds that a message waits for the others, until the watchdog looks after that."""
     return config.runtime.timeout_seconds + max(60, config.runtime.timeout_seconds)
@@ -68,6 +108,8 @@ def _mixed_precision(config: Config) -> str:
 def _accelerator(config: Config) -> Accelerator:
     runtime = config.runtime
     torch.set_float32_matmul_precision("high" if runtime.tf32 else "highest")
+    # torch's default is True, for convolutions alone: they would not keep the bound of float32. notes_on_arithmetic
+    # says so.
     torch.backends.cudnn.allow_tf32 = runtime.tf32
     if runtime.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")

@@ -59,7 +59,8 @@ class Ema:
     def _update(self, *_: object) -> None:
         """Called where the optimizer made a step, or left it out by a flag on the device."""
         skipped = getattr(self._optimizer, "found_inf", None)
-        share = torch.where(self._updates == 0, 1.0, self._later)
+        # Not torch.where: it makes a tensor of the 1.0 on the host, for whose copy a GPU waits.
+        share = self._later.masked_fill(self._updates == 0, 1.0)
         if skipped is None:
             self._updates += 1
         else:

@@ -12,7 +12,7 @@ from torch import nn
 from train.batch import first_of, key_of, share
 from train.batch.window import Batch
 from train.data import EvaluationSet
-from train.data.device_prefetch import to_device
+from train.data.device_prefetch import travelling
 from train.distributed.ranks import Ranks
 from train.errors import RunFailed, UserError, ends_in_a_sentence, is_out_of_memory, print_error
 from train.evaluation.main_buffers import take_main
@@ -111,10 +111,9 @@ class Evaluation:
         generators = Generators(self.device)
 
         def add(numbered: tuple[int, Batch]) -> None:
-            number, cpu_batch = numbered
+            number, batch = numbered
             start_seconds = time.perf_counter()
             self.ranks.pulse.beat()
-            batch = to_device(cpu_batch, self.device, self.dtype)
             # What a model or a task draws depends on the place in the set, not on what was drawn before.
             generators.seed(key_of(DATA_SEED, EVALUATION, 0, start + number * self.batch_size) >> 1)
             with self._in_a_sentence("eval_sums"):
@@ -123,7 +122,8 @@ class Evaluation:
 
         most = share(len(rows), 0, self.ranks.world_size)  # rank 0 has no fewer than any other
         count = -(-most // self.batch_size)
-        side_by_side(enumerate(rows.batches(ids, self.batch_size)), count, add, self.ranks, self.stopping)
+        batches = travelling(rows.batches(ids, self.batch_size), self.device, self.dtype)
+        side_by_side(enumerate(batches), count, add, self.ranks, self.stopping)
         return sums
 
     def _in_a_sentence(self, method: str) -> Any:

@@ -78,6 +78,9 @@ def _number(name: str, what: str, value: Any, device: torch.device) -> Tensor:
             f"eval_sums: the {what} of {name!r} must be one real number for the whole batch, got {_kind(value)}. "
             f"Add it up over the samples: .sum()"
         )
+    if number.device.type == "cpu" and device.type != "cpu":
+        # Not copied: for a copy from memory that is not pinned the host waits until all before it is computed.
+        return torch.full((), number.item(), dtype=torch.float64, device=device)
     return number.detach().reshape(()).to(device, torch.float64)
 
 

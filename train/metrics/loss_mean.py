@@ -33,7 +33,7 @@ class LossMean:
         # By term, of the applied steps since the last row. Losses are this rank's; weights are those of all ranks.
         self._losses: dict[str, float] = {}
         self._weights: dict[str, float] = {}
-        self._skips.watchers.append(self._count)
+        self._skips.watchers.append(self)
 
     def gradient(self, compute_gradient: ComputeGradient) -> ComputeGradient:
         steps = self._steps
@@ -45,22 +45,23 @@ class LossMean:
 
         return watched
 
-    def _count(self, applied: Sequence[bool]) -> None:
+    def pending(self) -> Tensor | None:
+        return torch.stack([losses for losses, _ in self._steps.values()]) if self._steps else None
+
+    def count(self, applied: Sequence[bool], numbers: Sequence[float]) -> None:
         """Add up what was applied; a step that ended the run before its update is not among `applied`."""
-        pairs = zip(self._steps.values(), applied, strict=False)
-        kept = [step for step, was_applied in pairs if was_applied]
+        read = iter(numbers)
+        for number, (_, weights) in enumerate(self._steps.values()):
+            was_applied = number < len(applied) and applied[number]
+            for term, weight in weights.items():
+                loss = next(read)
+                if was_applied:
+                    self._losses[term] = self._losses.get(term, 0.0) + loss
+                    self._weights[term] = self._weights.get(term, 0.0) + weight
         self._steps.clear()
-        if not kept:
-            return
-        of_steps = torch.stack([losses for losses, _ in kept]).tolist()  # the host waits for the device, once
-        for (_, weights), losses in zip(kept, of_steps, strict=True):
-            for (term, weight), loss in zip(weights.items(), losses, strict=True):
-                self._losses[term] = self._losses.get(term, 0.0) + loss
-                self._weights[term] = self._weights.get(term, 0.0) + weight
 
     def metrics(self, metrics: Metrics) -> Metrics:
-        """Absent where no step was applied. All ranks come here together."""
-        self._skips.look()
+        """Absent where no step was applied. All ranks come here together; the skipped steps were looked at."""
         counted = {term: weight for term, weight in self._weights.items() if weight}
         totals = self._ranks.sum([self._losses[term] for term in counted]) if counted else []
         self._losses.clear()

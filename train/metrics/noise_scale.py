@@ -3,8 +3,7 @@
 import math
 import statistics
 from collections import deque
-from collections.abc import Callable, Mapping
-from dataclasses import replace
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -16,6 +15,7 @@ from train.comparison.critical_batch import Averages, Worth
 from train.config import Config
 from train.distributed.ranks import Ranks
 from train.errors import counted
+from train.metrics.micro_steps import announcing
 from train.parts import Part
 from train.step import ComputeGradient, Learner
 
@@ -79,7 +79,7 @@ class NoiseScale:
                 torch.linalg.vector_norm(gradient, dtype=torch.promote_types(gradient.dtype, torch.float32))
             )
 
-        announced = replace(learner, task=_Announced(learner.task, lambda: norms.append([])))
+        announced = announcing(learner, lambda: norms.append([]))
         hooks = [parameter.register_hook(on_gradient) for parameter in learner.parameters]
         try:
             losses = compute_gradient(announced, window)
@@ -169,18 +169,3 @@ class NoiseScale:
         often = "" if self._every_steps == 1 else " (noise_scale.every_steps=1 measures at each step)"
         count = counted(self._averages.count, "measurement")
         return f"accumulation: whether it pays is unknown: {what} after {count}{often}"
-
-
-class _Announced:
-    """A task that tells when a micro-step begins: loss_sum is called once in each."""
-
-    def __init__(self, task: Any, begin: Callable[[], None]) -> None:
-        self._task = task
-        self._begin = begin
-
-    def loss_sum(self, model: Any, batch: Any) -> Any:
-        self._begin()
-        return self._task.loss_sum(model, batch)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._task, name)

@@ -13,14 +13,16 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import ParamSpec, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from train import metric_names
 from train.batch.window import Window
 from train.distributed.ranks import Ranks
 from train.metrics.cpu_wait import CpuWait, over_ranks
+from train.metrics.micro_steps import announcing
 from train.parts import Metrics, Part
-from train.step import Learner
+from train.step import ComputeGradient, Learner
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -89,16 +91,26 @@ class StepTiming:
 
         return apart
 
-    def around(self, compute_gradient: Callable[P, T]) -> Callable[P, T]:
+    def around(self, compute_gradient: ComputeGradient) -> ComputeGradient:
         """The same function, its beginning, end and last local gradient marked on the steps that are sampled."""
 
-        def watched(*args: P.args, **kwargs: P.kwargs) -> T:
+        def watched(learner: Learner, window: Window) -> Tensor:
             if not self._armed:
-                return compute_gradient(*args, **kwargs)
-            hooks = [p.register_post_accumulate_grad_hook(self._on_gradient) for p in self._synchronised]
+                return compute_gradient(learner, window)
+            hooks: list[RemovableHandle] = []
+            ahead = len(window.micro_batches)
+
+            def begin_micro_step() -> None:
+                # A hook is called for each parameter: only the last micro-step has the last local gradient.
+                nonlocal ahead
+                ahead -= 1
+                if ahead == 0:
+                    hooks.extend(p.register_post_accumulate_grad_hook(self._on_gradient) for p in self._synchronised)
+
+            announced = announcing(learner, begin_micro_step) if self._synchronised else learner
             self._mark("start")
             try:
-                return compute_gradient(*args, **kwargs)
+                return compute_gradient(announced, window)
             finally:
                 self._mark("gradient")
                 for hook in hooks:
@@ -120,7 +132,7 @@ class StepTiming:
         between = self._between
         before = between(self._begin, marks["start"])
         data = min(self._data_seconds, before)  # on a GPU the host may have waited while the device was still at work
-        sync = {metric_names.SYNC_SECONDS: between(marks["local"], marks["gradient"])} if self._synchronised else {}
+        sync = {metric_names.SYNC_SECONDS: between(marks["local"], marks["gradient"])} if "local" in marks else {}
         return {
             metric_names.DATA_SECONDS: data,
             metric_names.FORWARD_BACKWARD_SECONDS: between(marks["start"], marks["gradient"]),
@@ -129,13 +141,13 @@ class StepTiming:
             metric_names.REST_SECONDS: before - data,
         }
 
-    def _on_gradient(self, parameter: torch.Tensor) -> None:
+    def _on_gradient(self, parameter: Tensor) -> None:
         self._mark("local")
 
     def _mark(self, name: str) -> None:
         event = self._marks.get(name)
         if isinstance(event, torch.cuda.Event):
-            event.record()  # the one that is there: this is called once for each parameter and micro-batch
+            event.record()  # the one that is there: this is called once for each parameter
         else:
             self._marks[name] = self._now()
 

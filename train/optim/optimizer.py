@@ -42,13 +42,50 @@ def make_optimizer(
     """
     target: Callable[..., torch.optim.Optimizer] = resolve(config.target, "torch.optim")
     args: dict[str, Any] = dict(numbers.args)
-    has_fused = "fused" in inspect.signature(target).parameters
-    takes_all = all(parameter.is_floating_point() for parameter in parameters.values())  # no complex ones
-    if has_fused and takes_all and not args.keys() & {"fused", "foreach", "differentiable"}:
-        args["fused"] = True  # one kernel for all parameters, and no extra copy of them
     groups = _groups(config, numbers, parameters)
+    has_fused = "fused" in inspect.signature(target).parameters
     with ends_in_a_sentence(OptimizerError, f"optimizer.target={config.target} does not take optimizer.args"):
-        return target(groups, lr=numbers.lr, **args)
+        is_open = has_fused and not args.keys() & {"fused", "foreach", "differentiable"}
+        if is_open and _has_fused_kernels(target, args, parameters):
+            args["fused"] = True  # not False in the other case: torch would leave out foreach, too
+        optimizer = target(groups, lr=numbers.lr, **args)
+    if isinstance(optimizer, torch.optim.SGD):
+        _begin_momentum(optimizer)
+    return optimizer
+
+
+def _has_fused_kernels(
+    target: Callable[..., torch.optim.Optimizer],
+    args: Mapping[str, Any],
+    parameters: Mapping[str, torch.nn.Parameter],
+) -> bool:
+    """Whether one kernel can update all parameters, with no extra copy of them.
+
+    torch is asked by a step on one number of each kind: it has none for complex numbers, and 2.8 has no Adagrad on
+    CUDA, which shows at the first step only.
+    """
+    tried = []
+    for device, dtype in {(parameter.device, parameter.dtype) for parameter in parameters.values()}:
+        number = torch.zeros(1, device=device, dtype=dtype, requires_grad=True)
+        number.grad = torch.zeros_like(number)
+        tried.append(number)
+    try:
+        target(tried, lr=0.0, **args, fused=True).step()
+    except RuntimeError:
+        return False
+    return True
+
+
+def _begin_momentum(optimizer: torch.optim.SGD) -> None:
+    """Give fused SGD its momentum before the first step: zeros, from which that step makes the gradient.
+
+    Left to SGD, a first step that is skipped on the device would leave memory that nobody initialised (torch 2.13).
+    With dampening the first step is another one: there SGD keeps its own, and the host asks (can_skip_on_device).
+    """
+    for group in optimizer.param_groups:
+        if group["fused"] and group["momentum"] and not group["dampening"]:
+            for parameter in group["params"]:
+                optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
 
 
 def _groups(
@@ -76,11 +113,13 @@ def _groups(
 def can_skip_on_device(optimizer: torch.optim.Optimizer) -> bool:
     """Whether step() leaves everything as it was where `optimizer.found_inf` is 1, with no word from the host.
 
-    The fused kernels do, through the two attributes by which torch.amp.GradScaler speaks to them. SGD's is left out: a
-    first step that is skipped leaves its momentum buffer uninitialised (torch 2.13).
+    The fused kernels do, through the two attributes by which torch.amp.GradScaler speaks to them. SGD's does where its
+    momentum is there from the start: see _begin_momentum.
     """
-    fused = getattr(optimizer, "_step_supports_amp_scaling", False)
-    return bool(fused) and not isinstance(optimizer, torch.optim.SGD)
+    if not getattr(optimizer, "_step_supports_amp_scaling", False):
+        return False
+    is_sgd = isinstance(optimizer, torch.optim.SGD)
+    return not is_sgd or not any(group["momentum"] and group["dampening"] for group in optimizer.param_groups)
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,9 @@
 """Counts the steps that were not applied, without making the host wait for the device."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -13,6 +15,18 @@ class NonFiniteGradient(RunFailed):
     """The gradient of a step, or of too many in a row, is not finite, and the run was told to stop there."""
 
 
+class Watcher(Protocol):
+    """Wants to know which steps were applied, and numbers of its own that are on the device."""
+
+    def pending(self) -> Tensor | None:
+        """What is read together with everything else, once; None: nothing waits."""
+        ...
+
+    def count(self, applied: Sequence[bool], numbers: Sequence[float]) -> None:
+        """Of the steps since the last look; `numbers`: what was pending, flat."""
+        ...
+
+
 @dataclass
 class SkippedSteps:
     """Steps that were not applied because their gradient was not finite; the device is asked when somebody looks."""
@@ -20,8 +34,7 @@ class SkippedSteps:
     total: int = 0
     in_a_row: int = 0  # up to the last step
     longest: int = 0  # in a row, ever
-    watchers: list[Callable[[Sequence[bool]], object]] = field(default_factory=list)
-    """Whenever somebody looks, they are given which of the steps since the last look were applied."""
+    watchers: list[Watcher] = field(default_factory=list)
     _finite: list[Tensor] = field(default_factory=list)  # of the steps since somebody looked: 0-dim, on the device
 
     def add(self, finite: Tensor) -> None:
@@ -36,16 +49,20 @@ class SkippedSteps:
     def load_state_dict(self, state: Mapping[str, int]) -> None:
         self.total, self.in_a_row, self.longest = state["total"], state["in_a_row"], state["longest"]
 
-    def look(self) -> None:
-        """Bring the counts up to date; the host waits for the device here."""
-        applied = torch.stack(self._finite).tolist() if self._finite else []
-        for finite in applied:
-            self.in_a_row = 0 if finite else self.in_a_row + 1
-            self.total += not finite
-            self.longest = max(self.longest, self.in_a_row)
+    def look(self, more: Sequence[Tensor] = ()) -> list[list[float]]:
+        """Bring all counts up to date, and give the numbers of `more`: one copy, for which the host waits once."""
+        finite = torch.stack(self._finite) if self._finite else None
+        of_watchers = [watcher.pending() for watcher in self.watchers]
+        flags, *numbers = read_together([finite, *of_watchers, *more])
+        applied = [flag == 1 for flag in flags]
         self._finite.clear()
-        for watcher in self.watchers:
-            watcher(applied)
+        for was_applied in applied:
+            self.in_a_row = 0 if was_applied else self.in_a_row + 1
+            self.total += not was_applied
+            self.longest = max(self.longest, self.in_a_row)
+        for watcher, own in zip(self.watchers, numbers, strict=False):
+            watcher.count(applied, own)
+        return numbers[len(self.watchers) :]
 
     def check(self, k: int, limit: int) -> None:
         """Raises NonFiniteGradient where `limit` steps in a row were not applied, by step k."""
@@ -55,3 +72,11 @@ class SkippedSteps:
                 f"(max_nonfinite_steps={limit}). Try a smaller optimizer.lr, a warm-up, "
                 f"optimizer.max_grad_norm=1.0; precision=fp32 tells whether low precision is to blame"
             )
+
+
+def read_together(tensors: Sequence[Tensor | None]) -> list[list[float]]:
+    """The numbers of each, flat, by one copy from the device; none of None."""
+    flat = [tensor.detach().reshape(-1).double() for tensor in tensors if tensor is not None]
+    numbers = iter(torch.cat(flat).tolist() if flat else [])
+    sizes = [0 if tensor is None else tensor.numel() for tensor in tensors]
+    return [list(islice(numbers, size)) for size in sizes]

@@ -20,6 +20,7 @@ import psutil
 import torch
 
 import train
+from train.distributed.accelerator import trains_on_cpu
 from train.redaction import clean, clean_patch
 
 PACKAGES = ("torch", "accelerate", "datasets", "wandb", "omegaconf", "numpy", "safetensors")
@@ -172,10 +173,12 @@ def _packages() -> dict[str, str]:
 
 
 def _devices() -> dict[str, Any]:
-    """The devices that this process sees, and the versions that drive them."""
-    if not torch.cuda.is_available():
-        found = torch.accelerator.current_accelerator()
-        return {"devices": [{"name": found.type if found else "cpu"}]}
+    """The devices that this process may train on, and the versions that drive them.
+
+    Of a run on the CPU it asks for no GPU's properties: that opens a context of hundreds of MiB on each.
+    """
+    if trains_on_cpu() or not torch.cuda.is_available():
+        return {"devices": [{"name": "cpu"}]}
     properties = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
     devices = [{"name": each.name, "memory_gib": round(each.total_memory / 2**30, 1)} for each in properties]
     nccl_version: Callable[[], tuple[int, ...]] = torch.cuda.nccl.version
