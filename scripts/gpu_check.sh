@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# What only a GPU can show, in about ten minutes on one or two of them: tests/gpu, and a report of what came of it.
+# What only a GPU can show, on one or two of them: tests/gpu, and a report of what came of it. Meant for ten minutes.
 # What is named besides goes to pytest as it is.
 #
 #   ./scripts/gpu_check.sh                  all; the last line names the report, which can be committed under docs/
