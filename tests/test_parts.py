@@ -41,8 +41,8 @@ def home(name: str) -> str:
     return found
 
 
-def test_a_part_has_nine_fields() -> None:
-    names = "name gradient windows evaluation save metrics state exports closing_line"
+def test_a_part_has_ten_fields() -> None:
+    names = "name gradient windows evaluation save metrics of_rank state exports closing_line"
 
     assert [field.name for field in fields(Part)] == names.split()
 
@@ -157,7 +157,7 @@ def test_parts_stand_around_each_other_in_their_order() -> None:
         calls.clear()
         assert chain(lambda: "core")() == "outer(inner(core))"
         assert calls == ["outer begins", "inner begins", "inner ends", "outer ends"]
-    assert parts.metrics() == {"inner": 0.0, "outer": 1.0}
+    assert parts.metrics(dict) == {"inner": 0.0, "outer": 1.0}
     assert parts.closing_lines() == ["inner says", "", "outer says"]
     assert parts.states() == parts.exports() == {}
 

@@ -45,6 +45,8 @@ class Part:
 
     One that talks to the other ranks does so before anything that may fail on one of them alone.
     """
+    of_rank: Callable[[], Metrics] = dict
+    """For a row too: values of this rank, of which the row gets the largest over ranks, all parts' by one message."""
     state: HasState | None = None
     """For checkpoints."""
     exports: Mapping[str, Any] = field(default_factory=dict)
@@ -71,12 +73,17 @@ class Parts:
     def save(self, save: Any) -> Any:
         return _folded(save, [part.save for part in self.parts])
 
-    def metrics(self, kept: Kept = nullcontext) -> dict[str, float]:
+    def metrics(self, over_ranks: Callable[[Metrics], Metrics], kept: Kept = nullcontext) -> dict[str, float]:
         """{metric: value} for a row, of all parts; all ranks call it together.
 
-        What fails inside `kept()` may be raised later: the parts that follow are asked all the same.
+        `over_ranks` takes the values of this rank and gives those of all. What fails inside `kept()` may be raised
+        later: the parts that follow are asked all the same.
         """
-        metrics: Metrics = {}
+        own: dict[str, float] = {}
+        for part in self.parts:
+            with kept():
+                own |= part.of_rank()
+        metrics = over_ranks(own)
         for part in self.parts:
             with kept():
                 metrics = part.metrics(metrics)

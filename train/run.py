@@ -26,6 +26,7 @@ from train.gradients.seeding import seeded
 from train.gradients.whole import Whole
 from train.memory import peaks
 from train.metrics import loss_mean, loss_scale, mfu, noise_scale, profiler, step_timing
+from train.metrics.largest import largest
 from train.metrics.losses import mean_losses
 from train.models.weights import save_weights
 from train.parts import Part, Parts
@@ -197,7 +198,7 @@ def list_parts(setting: Setting, report: Reporter) -> tuple[Part, ...]:
         # Its times are those of a whole step, and of no measuring; an evaluation or a save belongs to none.
         step_timing.part(learner, ranks, row_due),
         # The peak of an evaluation is that of all of the above.
-        peaks.part(learner, setting.tried.trial, ranks, row_due),
+        peaks.part(learner, setting.tried.trial, row_due),
         # Takes the times of a step from those above. What puts the gradient elsewhere than into .grad stands above it.
         noise_scale.part(config, ranks),
         loss_scale.part(learner),
@@ -237,7 +238,7 @@ def _join(setting: Setting, checkpoints: Checkpoints, report: Reporter) -> Run:
         evaluation_due=Interval(every.every_steps, every.every_samples, every.every_tokens).due,
         save_checkpoint=parts.save(save_in_own(checkpoints, setting.folder)),
         row_due=setting.row_due(),
-        metrics=partial(parts.metrics, ranks.alone.kept),
+        metrics=partial(parts.metrics, largest(ranks), ranks.alone.kept),
         exports={"model": learner.module, **parts.exports()},
         closing_lines=parts.closing_lines,
         whole=whole,

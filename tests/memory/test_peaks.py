@@ -12,7 +12,8 @@ from torch import nn
 
 from tests.helpers import Trace, argv, record, rows
 from train import metric_names as names
-from train.memory.peaks import GIB, Allocator, Memory, over_ranks, stored_bytes
+from train.memory.peaks import GIB, Allocator, Memory, stored_bytes
+from train.metrics.largest import over_ranks
 from train.run import Run
 
 

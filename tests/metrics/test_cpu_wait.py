@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from train import metric_names
 from train.metrics import cpu_wait
 from train.metrics.cpu_wait import CpuWait, waited_seconds
 
@@ -28,7 +29,7 @@ def test_beside_another_process_on_the_same_processor() -> None:
         os.sched_setaffinity(0, {min(allowed)})
         wait, start, ran = CpuWait(), time.perf_counter(), time.thread_time()
         spin(0.4, min(allowed))
-        share = wait.take()
+        share = wait.take()[metric_names.CPU_WAIT]
         not_running = 1 - (time.thread_time() - ran) / (time.perf_counter() - start)
     finally:
         os.sched_setaffinity(0, allowed)
@@ -42,4 +43,4 @@ def test_beside_another_process_on_the_same_processor() -> None:
 def test_absent_where_the_kernel_does_not_count(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(cpu_wait, "SCHEDSTAT", tmp_path / "missing")
 
-    assert CpuWait().take() is None
+    assert CpuWait().take() == {}

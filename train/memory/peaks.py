@@ -4,7 +4,7 @@ The peak is that of the GPU's allocator, or of the process on a CPU.
 """
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
@@ -13,9 +13,8 @@ from torch import Tensor, nn
 
 from train import metric_names
 from train.batch.window import Batch, Window
-from train.distributed.ranks import Ranks
 from train.memory.activations import SavedBytes, can_be_counted, held, without_samples
-from train.parts import Metrics, Part
+from train.parts import Part
 from train.step import ComputeGradient, Learner
 
 GIB = 2**30
@@ -23,21 +22,18 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
-def part(learner: Learner, samples: Batch, ranks: Ranks, row_due: Callable[[int], bool]) -> Part:
+def part(learner: Learner, samples: Batch, row_due: Callable[[int], bool]) -> Part:
     """`samples`: some that were read already; two of them show whether activations can be counted on a CPU."""
     allocator = Allocator(learner.device) if learner.device.type == "cuda" else None
     memory = Memory(learner.module, learner.optimizer, row_due, allocator)
     if learner.device.type == "cpu":
         memory.counts_saved = can_be_counted(learner, {name: column[:2] for name, column in samples.items()})
 
-    def measured(metrics: Metrics) -> Metrics:
-        return {**metrics, **over_ranks(ranks.gather(memory.take()))}
-
     return Part(
         name="memory",
         gradient=memory.gradient,
         evaluation=memory.evaluation,
-        metrics=measured,
+        of_rank=memory.take,
         closing_line=memory.summary,
     )
 
@@ -46,15 +42,6 @@ def stored_bytes(tensors: Iterable[Tensor]) -> int:
     """Of the storages behind the tensors; one that several share (tied weights, buckets of gradients) counts once."""
     storages = (tensor.untyped_storage() for tensor in tensors)
     return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
-
-
-def over_ranks(of_ranks: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """The largest of each value, and the smallest of the peak; one that a rank does not know is left out."""
-    known = [name for name in of_ranks[0] if all(name in of_rank for of_rank in of_ranks)]
-    found = {name: max(of_rank[name] for of_rank in of_ranks) for name in known}
-    for name in {metric_names.PEAK_ALLOCATED, metric_names.PEAK_RSS} & found.keys() if len(of_ranks) > 1 else ():
-        found[metric_names.SMALLEST_PEAK] = min(of_rank[name] for of_rank in of_ranks)
-    return found
 
 
 class Allocator:

@@ -10,7 +10,6 @@ import time
 from pathlib import Path
 
 from train import metric_names
-from train.distributed.ranks import Ranks
 
 SCHEDSTAT = Path("/proc/thread-self/schedstat")
 
@@ -30,17 +29,12 @@ class CpuWait:
         self._waited = waited_seconds()
         self._at = time.perf_counter()
 
-    def take(self) -> float | None:
+    def take(self) -> dict[str, float]:
+        """Empty where the kernel does not count."""
         waited, now = waited_seconds(), time.perf_counter()
-        share = None
+        found = {}
         if waited is not None and self._waited is not None:
-            share = (waited - self._waited) / (now - self._at)
+            found[metric_names.CPU_WAIT] = (waited - self._waited) / (now - self._at)
         self._waited = waited
         self._at = now
-        return share
-
-
-def over_ranks(wait: CpuWait, ranks: Ranks) -> dict[str, float]:
-    """The largest; all ranks call this together. Nothing where a rank does not know."""
-    shares = ranks.gather(wait.take())
-    return {} if None in shares else {metric_names.CPU_WAIT: max(shares)}
+        return found

@@ -19,7 +19,7 @@ from torch.utils.hooks import RemovableHandle
 from train import metric_names
 from train.batch.window import Window
 from train.distributed.ranks import Ranks
-from train.metrics.cpu_wait import CpuWait, over_ranks
+from train.metrics.cpu_wait import CpuWait
 from train.metrics.micro_steps import announcing
 from train.parts import Metrics, Part
 from train.step import ComputeGradient, Learner
@@ -30,10 +30,9 @@ T = TypeVar("T")
 
 def part(learner: Learner, ranks: Ranks, row_due: Callable[[int], bool]) -> Part:
     timing = StepTiming(ranks, learner.optimizer, learner.parameters, row_due)
-    waiting = CpuWait()
 
     def timed(metrics: Metrics) -> Metrics:
-        return {**metrics, **timing.take(), **over_ranks(waiting, ranks)}
+        return {**metrics, **timing.take()}
 
     return Part(
         name="step_timing",
@@ -42,6 +41,7 @@ def part(learner: Learner, ranks: Ranks, row_due: Callable[[int], bool]) -> Part
         evaluation=timing.outside,
         save=timing.outside,
         metrics=timed,
+        of_rank=CpuWait().take,
     )
 
 
