@@ -279,9 +279,12 @@ def test_nothing_is_raised_without_a_name() -> None:
             if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call) and bare_name(node.exc) in BASES:
                 found.append(f"{path.relative_to(PACKAGE)}: {bare_name(node.exc)}")
 
-    # Of a forward pass, whose place the preflight names; and of a disk, which ends a run as any other failing write.
+    # Of a state, which becomes NotSavable; of a disk, which ends a run as any other failing write; in autograd's own
+    # words; and of a forward pass, whose place the preflight names.
     assert sorted(found) == [
+        "checkpoint/files.py: ValueError",
         *["disk.py: OSError"] * 2,
+        "memory/activations.py: RuntimeError",
         "models/convnet.py: ValueError",
         *["report/journal.py: OSError"] * 2,
     ]
@@ -300,6 +303,7 @@ NOT_THE_USERS = {
     "Displaced",
     "NonFiniteGradient",
     "NoRoom",
+    "NotMet",
     "NotSaved",
     "RankFailed",
     "RanksDisagree",

@@ -74,7 +74,7 @@ class Run:
         """Count the step; then row, save and evaluation, where each is due. finish() follows the last step."""
         progress = self.report.progress
         progress.advance(window, self.plan.batch.samples_per_epoch)
-        self.whole.counted(window.k)
+        self.whole.step = window.k
         last = window.k == self.plan.rate.total_steps
         progress.evaluation_owed = last or self.evaluation_due(progress, window)
         if self.row_due(window.k):

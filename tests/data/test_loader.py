@@ -163,11 +163,11 @@ def test_a_lost_worker_is_told_when_its_samples_are_asked_for(tmp_path: Path) ->
         list(islice(parts, 2))
 
 
-def parts_of_sixteen(tmp_path: Path) -> Iterator[RankShare]:
-    """Four, read by a worker, which is ahead by two."""
-    path = write(tmp_path / "own.csv", {"inputs": [1.0] * 16, "labels": [0] * 16})
+def many_parts(tmp_path: Path) -> Iterator[RankShare]:
+    """Sixteen, read by a worker, which is ahead by two."""
+    path = write(tmp_path / "own.csv", {"inputs": [1.0] * 64, "labels": [0] * 64})
     train = opened(tmp_path, path, f"data.transform={HERE}.noisy", "data.workers=1").train
-    return train.shares(make_plan(4, "all", None, world_size=1, dataset_size=16), 0, 0, Place(), None)
+    return train.shares(make_plan(4, "all", None, world_size=1, dataset_size=64), 0, 0, Place(), None)
 
 
 KEPT = []
@@ -176,7 +176,7 @@ KEPT = []
 def reads_while_others_are_told_to_stop(tmp_path: Path) -> tuple[int, float]:
     """What could be read then; and when. It leaves with a worker that runs."""
     os.environ["JOB"] = str(tmp_path)
-    parts = parts_of_sixteen(tmp_path)
+    parts = many_parts(tmp_path)
     KEPT.append(parts)
     next(parts)
     managers = [each for each in psutil.process_iter(["name"]) if each.info["name"] == "torch_shm_manager"]

@@ -16,6 +16,7 @@ from train.accumulate import compute_gradient
 from train.batch.window import Window
 from train.checkpoint import Checkpoints
 from train.main import main
+from train.metrics.cpu_wait import waited_seconds
 from train.plan.run_plan import RunPlan
 from train.report.best import Best, UnknownDirection
 from train.report.progress import Interval, Progress, duration
@@ -40,13 +41,14 @@ CPU_KEYS = {
     names.GRADIENTS,
     names.OPTIMIZER_STATE,
     names.PEAK_RSS,
+    names.ACTIVATIONS,
     names.SAMPLES_PER_SECOND,
     names.STEP_SECONDS,
     names.DATA_SECONDS,
     names.FORWARD_BACKWARD_SECONDS,
     names.OPTIMIZER_SECONDS,
     names.REST_SECONDS,
-}
+} | ({names.CPU_WAIT} if waited_seconds() is not None else set())
 
 
 def start(output_dir: Path, *overrides: str) -> int:
@@ -162,7 +164,8 @@ def test_crash_leaves_a_readable_folder(tmp_path: Path, monkeypatch: pytest.Monk
         start(tmp_path)
 
     ended = json.loads((tmp_path / "run" / "ended.json").read_text())
-    assert (ended["reason"], ended["code"], ended["step"]) == ("ZeroDivisionError: on purpose", 1, 2)
+    assert ended["reason"].startswith("ZeroDivisionError: on purpose. Step 2 is saved")
+    assert (ended["code"], ended["step"]) == (1, 2)
     assert len(rows(tmp_path, names.LOSS)) == 2
 
 

@@ -57,7 +57,8 @@ class Windows:
         numbers = [0.0 for _ in self.terms]
         try:
             stop = self.stop_requested()
-            self.ranks.alone.check()
+            if self.ranks.alone.error is not None:
+                raise self.ranks.alone.error
             if self.ranks.world_size > 1:
                 self.check()
             share = next(self.shares)

@@ -17,15 +17,15 @@ class Alone:
 
     def __init__(self) -> None:
         self.messages = 0  # in which this rank has taken part
-        self._error: Exception | None = None
+        self.error: Exception | None = None
 
     def check(self) -> None:
         """Raises what was kept. Asked where all ranks agree."""
-        if self._error is not None:
-            raise self._error
+        if self.error is not None:
+            raise self.error
 
     def keep(self, error: Exception) -> None:
-        self._error = self._error or error
+        self.error = self.error or error
 
     @contextmanager
     def kept(self) -> Iterator[None]:
@@ -40,8 +40,9 @@ class Alone:
 
     def windows(self, windows: Iterable[T], layers: Callable[[Iterable[T]], Iterable[T]]) -> Iterator[T]:
         """`layers(windows)`; from where a layer fails on, `windows` without them."""
-        inner = _Inner(windows)
-        chain = iter(layers(inner))
+        inner: _Inner[T] = _Inner()
+        stream = inner.remembered(windows)
+        chain = iter(layers(stream))
         seen: T | None = None
         while True:
             try:
@@ -52,7 +53,7 @@ class Alone:
                 if inner.failed:  # on all ranks
                     raise
                 self.keep(error)
-                chain = inner
+                chain = stream
                 if inner.given is None or inner.given is seen:
                     continue
                 window = inner.given  # the layer has taken it, and not handed it on
@@ -61,22 +62,17 @@ class Alone:
 
 
 class _Inner(Generic[T]):
-    """Remembers what it has given."""
+    """What the layers were given last, and whether it was the windows themselves that failed."""
 
-    def __init__(self, windows: Iterable[T]) -> None:
-        self._windows = iter(windows)
+    def __init__(self) -> None:
         self.given: T | None = None
         self.failed = False
 
-    def __iter__(self) -> Iterator[T]:
-        return self
-
-    def __next__(self) -> T:
+    def remembered(self, windows: Iterable[T]) -> Iterator[T]:
         try:
-            self.given = next(self._windows)
-        except StopIteration:
-            raise
-        except BaseException:
+            for window in windows:
+                self.given = window
+                yield window
+        except Exception:
             self.failed = True
             raise
-        return self.given

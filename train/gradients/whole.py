@@ -22,7 +22,7 @@ class Whole:
         self.step: int | None = step
         self._module = learner.module
         self._buffers = list(learner.module.buffers())
-        self._is_computing = False  # a gradient
+        self._computing: int | None = None  # the step of the last gradient that was begun
         self._before: list[Tensor] | None = None
         if _can_be_put_back(learner.module):
             self._before = [buffer.detach().clone() for buffer in self._buffers]
@@ -30,7 +30,7 @@ class Whole:
 
     def around(self, compute_gradient: ComputeGradient) -> ComputeGradient:
         def marked(learner: Learner, window: Window) -> Tensor:
-            self._is_computing = True
+            self._computing = window.k
             if self._before is None:
                 self.step = None
             elif self._buffers:
@@ -40,13 +40,9 @@ class Whole:
 
         return marked
 
-    def counted(self, step: int) -> None:
-        self.step = step
-        self._is_computing = False
-
     def put_back(self) -> int | None:
         """`step`, to whose state this rank is brought back; None where that cannot be."""
-        if self.step is None or self._before is None or not self._is_computing:
+        if self.step is None or self._before is None or self._computing in (None, self.step):
             return self.step
         if [id(buffer) for buffer in self._module.buffers()] != [id(buffer) for buffer in self._buffers]:
             return None  # the module has put others in their place
