@@ -24,7 +24,6 @@ PACKAGES = {"torch": "2.9.0", "accelerate": "1.15.0", "datasets": "5.0.0", "wand
 H100 = Gpu("H100", 79.0, 80.0)
 GOOD = Facts(
     host="node1",
-    ranks=4,
     ranks_here=2,
     machines=2,
     python="3.11.7",
@@ -67,11 +66,6 @@ BAD: list[tuple[dict[str, Any], str, str]] = [
     ({"resolved": "127.0.1.1"}, WRONG, "node1 leads to 127.0.1.1, which no other machine can reach. Set: GLOO_SOCKET"),
     ({"resolved": ""}, WRONG, "node1 leads to no address. Set: GLOO_SOCKET_IFNAME=eth0, or correct /etc/hosts"),
     ({"variables": {"NCCL_SOCKET_IFNAME": "=eth1"}}, WRONG, "names eth1, which is not up here. Set one of: eth0, ib0"),
-    (
-        {"port_is_free": False},
-        DOUBTFUL,
-        "port 29500 is in use. On several machines, set another: --",
-    ),
     ({"disks": {"output_dir": Disk("runs", 0.2, True)}}, WRONG, "output_dir (runs) has 0.2 GiB free. Run: df -h runs"),
     ({"disks": {"output_dir": Disk("runs", 5, True)}}, DOUBTFUL, "output_dir (runs) has 5 GiB free. Checkpoints"),
     (

@@ -10,6 +10,7 @@ from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
+from accelerate.utils import parse_flag_from_env
 from torch.distributed.rendezvous import rendezvous
 
 from train.distributed.alone import Alone
@@ -99,7 +100,7 @@ def meet_after_restart(timeout_seconds: float) -> None:
     if attempt == "0" or launched_world_size() == 1 or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
         return
     store, rank, world_size = next(rendezvous("env://"))
-    on_cpu = not torch.cuda.is_available() or os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("true", "1", "yes")
+    on_cpu = not torch.cuda.is_available() or parse_flag_from_env("ACCELERATE_USE_CPU")
     dist.init_process_group(
         "gloo" if on_cpu else "nccl",
         store=dist.distributed_c10d.PrefixStore(f"attempt-{attempt}", store),

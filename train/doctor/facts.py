@@ -16,11 +16,10 @@ from typing import Any
 import psutil
 import torch
 
+from train.distributed.accelerator import trains_on_cpu
 from train.launching.arguments import CLONE
 from train.report.environment import environment
 
-PORT = 29500
-"""Where several machines meet unless another is named."""
 VARIABLES = ("NCCL_", "TORCH_NCCL_", "GLOO_", "CUDA_VISIBLE_DEVICES", "MASTER_")
 
 
@@ -42,7 +41,6 @@ class Gpu:
 class Facts:
     host: str = "here"
     rank: int = 0
-    ranks: int = 1
     ranks_here: int = 1
     machines: int = 1
     python: str = ""
@@ -67,7 +65,6 @@ class Facts:
     """The address that this machine's own name leads to; empty where it leads nowhere."""
     interfaces: dict[str, str] = field(default_factory=dict)
     """Name to IPv4 address of those that are up, the loopback left out."""
-    port_is_free: bool = True
     disks: dict[str, Disk] = field(default_factory=dict)
     shared_memory_gib: float | None = None
     open_files: int = -1
@@ -86,7 +83,6 @@ def gather(output_dir: str, timeout_seconds: float) -> Facts:
     return Facts(
         host=socket.gethostname(),
         rank=int(os.environ.get("RANK", "0")),
-        ranks=world_size,
         ranks_here=ranks_here,
         machines=max(1, world_size // ranks_here),
         python=found["python"],
@@ -100,11 +96,10 @@ def gather(output_dir: str, timeout_seconds: float) -> Facts:
         gpu_files=len(list(Path("/dev").glob("nvidia[0-9]*"))),
         gpus=gpus,
         gpu_error=gpu_error,
-        on_cpu=os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("true", "1", "yes"),
+        on_cpu=trains_on_cpu(),
         variables={name: value for name, value in sorted(os.environ.items()) if name.startswith(VARIABLES)},
         resolved=_resolved(),
         interfaces=_interfaces(),
-        port_is_free=_is_free(PORT),
         disks=_disks(output_dir),
         shared_memory_gib=_free_gib(Path("/dev/shm")) if Path("/dev/shm").exists() else None,
         open_files=_limit(resource.RLIMIT_NOFILE),
@@ -170,16 +165,6 @@ def _interfaces() -> dict[str, str]:
         if ipv4 and states[name].isup and not ipv4[0].startswith("127."):
             found[name] = ipv4[0]
     return found
-
-
-def _is_free(port: int) -> bool:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("", port))
-        except OSError:
-            return False
-    return True
 
 
 def _disks(output_dir: str) -> dict[str, Disk]:

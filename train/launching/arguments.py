@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from train.errors import UserError
+from train.launching.launcher_keys import SWITCHES
 
 USAGE = (Path(__file__).parent / "usage.txt").read_text(encoding="utf-8")
 CLONE = Path(__file__).resolve().parents[2]
@@ -47,7 +48,7 @@ class Arguments:
             is_named = key.removeprefix("--").replace("-", "_") in names and word.startswith("--")
             if not is_named and not is_value:
                 kept.append(word)
-            is_value = is_named and not equals
+            is_value = is_named and not equals and key.removeprefix("--") not in SWITCHES
         return kept
 
 

@@ -52,12 +52,27 @@ def choose(arguments: Arguments, file: LauncherFile, environment: Mapping[str, s
             f"  why:  each rank needs a GPU of its own\n  type: NPROC={gpus * machines} {PROGRAM}   "
             f"(or ACCELERATE_USE_CPU=true before NPROC={number}: ranks on the CPU)"
         )
-    why = f"{_gpus(gpus, named)}, " if gpus else f"as {on_cpu} says: " if on_cpu else "no GPU visible: "
-    where = "" if machines == 1 else f" on {machines} machines"
-    where += "" if gpus else " on the CPU"
-    more = "" if gpus or asked.number else "; NPROC=2 for more"
-    print_error(f"launch: {why}{counted(number, 'rank')}{where}{more}")
+    print_error(f"launch: {_told(gpus, named, on_cpu)}{counted(number, 'rank')}{_where(machines, gpus, asked)}")
     return Ranks(number=number, gpus=gpus, machines=machines, gpu_ids=named)
+
+
+def _told(gpus: int, named: str, on_cpu: str) -> str:
+    if gpus:
+        return f"{_gpus(gpus, named)}, "
+    if on_cpu:
+        return f"as {on_cpu} says: "
+    return "no GPU visible: "
+
+
+def _where(machines: int, gpus: int, asked: Asked) -> str:
+    words = []
+    if machines > 1:
+        words.append(f" on {machines} machines")
+    if not gpus:
+        words.append(" on the CPU")
+    if not gpus and not asked.number:
+        words.append("; NPROC=2 for more")
+    return "".join(words)
 
 
 def _gpus(number: int, named: str) -> str:

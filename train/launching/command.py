@@ -12,6 +12,8 @@ from train.launching.choose import PROGRAM, Ranks
 from train.launching.launcher_file import DEFAULT, LauncherFile
 
 TORCHRUN_FLAGS = ("--max_restarts", "--rdzv_", "--monitor_interval", "--log_dir", "--tee")
+SET_BY_VARIABLES = ("cpu", "gpu_ids")
+"""By the flags, accelerate makes one rank of several, and wants two GPUs or more."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,7 @@ def _accelerate(arguments: Arguments, file: LauncherFile, ranks: Ranks) -> list[
     if not several and torchrun_flag:
         _check_lone_rank(torchrun_flag, arguments)
         several = True  # the file says 1: accelerate refuses --multi_gpu beside --num_processes 1
-    elif ranks.number:
+    else:
         words += ["--num_processes", str(ranks.number)]
     if ranks.machines == 1:
         words += ["--main_process_port", "0"]  # a free one: two launches on one machine do not meet
@@ -65,24 +67,13 @@ def _accelerate(arguments: Arguments, file: LauncherFile, ranks: Ranks) -> list[
         words.append("--multi_gpu")
     elif ranks.gpus == 0:
         words.append("--cpu")
-    return words + _not_set_by_variables(arguments.flags)
-
-
-def _not_set_by_variables(flags: list[str]) -> list[str]:
-    """Without --cpu, by which accelerate makes one rank of several, and --gpu_ids, of which it wants two or more."""
-    kept = []
-    for place, flag in enumerate(flags):
-        is_ids = flag.replace("-", "_").startswith("__gpu_ids")
-        is_value = place > 0 and flags[place - 1].replace("-", "_") == "__gpu_ids"
-        if flag not in ("--cpu", "--use_cpu") and not is_ids and not is_value:
-            kept.append(flag)
-    return kept
+    return words + arguments.without(SET_BY_VARIABLES)
 
 
 def _only_number(arguments: Arguments) -> bool:
     """Whether no flag says more than how many ranks."""
     number = ("1", "--num_processes", "--num-processes", "--num_processes=1", "--num-processes=1")
-    return all(flag in number for flag in _not_set_by_variables(arguments.flags))
+    return all(flag in number for flag in arguments.without(SET_BY_VARIABLES))
 
 
 def _is_torchrun(flag: str) -> bool:

@@ -51,7 +51,7 @@ def check(
         where = f"{file.path}, and what follows --," if flags else str(file.path)
         lines = "\n".join(f"  {problem}" for problem in problems)
         raise LaunchRefused(f"launch: {where} asks for what a run does not do\n{lines}")
-    for note in without_effect(asked) + on_one_machine(file):
+    for note in without_effect(asked) + on_one_machine(file, asked):
         print_error(f"launch: {note}")
 
 
@@ -110,9 +110,10 @@ def without_effect(asked: Sequence[Asked]) -> list[str]:
     return notes
 
 
-def on_one_machine(file: LauncherFile) -> list[str]:
+def on_one_machine(file: LauncherFile, asked: Sequence[Asked]) -> list[str]:
     """What the file says of a meeting that does not take place."""
-    if file.get("num_machines") not in (None, 1):
+    machines = {str(each.value) for each in asked if each.key in ("num_machines", "nnodes")}
+    if machines - {"1"}:
         return []
     keys = ("machine_rank", "main_process_ip", "main_process_port")
     stated = [f"{key}: {file.get(key)}" for key in keys if file.get(key) not in (None, 0)]

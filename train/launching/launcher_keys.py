@@ -37,7 +37,7 @@ _DEEPSPEED = f"DeepSpeed replaces optimizer and loop, and {_PARALLEL}; remove de
 _SHARDING = f"there is no sharding yet: {_PARALLEL}; remove fsdp_config"
 _MEGATRON = f"Megatron-LM replaces model, data and loop, and {_PARALLEL}; remove megatron_lm_config"
 _SPLIT = f"there is no tensor, context or sequence parallelism: {_PARALLEL}; remove parallelism_config"
-_TPU = "ranks work on NVIDIA or AMD GPUs and on CPUs. Remove the key"
+_TPU = "ranks work on NVIDIA GPUs and on CPUs. Remove the key"
 _OURS = "launch.sh names the program and its words. Remove the flag"
 _FP8 = "there is no fp8. Set: precision=bf16 in the config; remove the key"
 
@@ -137,7 +137,7 @@ ROWS = (
         _FP8,
     ),
     # Other machines.
-    _row("distributed_type", REFUSED, "ranks work on NVIDIA or AMD GPUs and on CPUs. Set: distributed_type: MULTI_GPU"),
+    _row("distributed_type", REFUSED, "ranks work on NVIDIA GPUs and on CPUs. Set: distributed_type: MULTI_GPU"),
     _row(
         "tpu tpu_cluster no_tpu_cluster tpu_name tpu_zone tpu_use_cluster tpu_use_sudo tpu_vm tpu_env vm env commands "
         "command_file downcast_bf16",
