@@ -318,8 +318,24 @@ def test_curves_that_part_under_the_same_mathematics_are_not_the_same(tmp_path: 
     split = make_run(tmp_path / "split", derived={"micro_batch": 25}, loss=lambda s: loss_at(s) * (1 + s / 1e6))
 
     assert compared(whole, split).headline.startswith(
-        "Same mathematics, but not the same curve: train/loss differs by up to 0.00097, at 30,000 samples; "
+        "Same mathematics, but not the same curve: eval/loss differs by up to 0.00097, at 30,000 samples; "
     )
+
+
+@pytest.mark.parametrize(("apart", "is_same"), [(2.7e-4, True), (2.7e-3, False)])
+def test_rounding_is_measured_by_the_height_of_the_curve(tmp_path: Path, apart: float, is_same: bool) -> None:
+    """Digits, overfitted over 450 steps in fp32: micro-batches of 15 and of 100 were 2.7e-4 apart at a loss of 1e-3."""
+
+    def overfitted(samples: int) -> float:
+        return 2.3 * 0.5 ** (samples / 2000) + 1e-4
+
+    def rounded(samples: int) -> float:
+        return overfitted(samples) + (apart if samples > 15_000 else 0.0)
+
+    whole = make_run(tmp_path / "whole", loss=overfitted)
+    split = make_run(tmp_path / "split", loss=rounded, derived={"micro_batch": 15})
+
+    assert compared(whole, split).headline.startswith("Same curve") == is_same
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,8 @@ class Agreement:
     largest: float
     """Largest absolute difference between two runs with the same seed; infinite where only one of them is finite."""
     relative: float
-    """Largest difference as a share of the values there."""
+    """`largest` as a share of the largest value on the curves: at the end of an overfitted run a loss of 1e-4 is no more
+    than the rounding of what came before it."""
     at_samples: int
     rows: int
     """Places that were compared: samples seen, seed by seed, at which two runs or more have a row."""
@@ -34,7 +35,7 @@ def agreement(runs: Sequence[Run], metric: str, same_recipe: bool = False) -> Ag
     None: no two of them have a row at the same samples seen.
     """
     largest, at_samples, rows, seeds = -1.0, 0, 0, {}
-    relative = 0.0
+    size = 0.0
     recipes = dict.fromkeys(run.recipe_hash for run in runs) if same_recipe else [None]
     alike = [[run for run in runs if recipe in (None, run.recipe_hash)] for recipe in recipes]
     for seed, same in (item for several in alike for item in by_seed(several).items()):
@@ -44,11 +45,13 @@ def agreement(runs: Sequence[Run], metric: str, same_recipe: bool = False) -> Ag
         rows += len(places)
         for samples, values in places.items():
             apart = _apart(values)
-            size = max(map(abs, values))
-            relative = max(relative, apart / size if apart else 0.0) if math.isfinite(apart) else math.inf
+            size = max([size, *(abs(value) for value in values if math.isfinite(value))])
             if apart > largest:
                 largest, at_samples = apart, samples
-    return Agreement(metric, largest, relative, at_samples, rows, tuple(seeds)) if rows else None
+    if not rows:
+        return None
+    relative = largest / size if size else largest
+    return Agreement(metric, largest, relative, at_samples, rows, tuple(seeds))
 
 
 def by_seed(runs: Sequence[Run]) -> dict[Any, list[Run]]:
