@@ -318,7 +318,7 @@ def test_curves_that_part_under_the_same_mathematics_are_not_the_same(tmp_path: 
     split = make_run(tmp_path / "split", derived={"micro_batch": 25}, loss=lambda s: loss_at(s) * (1 + s / 1e6))
 
     assert compared(whole, split).headline.startswith(
-        "Same mathematics, but not the same curve: eval/loss differs by up to 0.00097, at 30,000 samples; "
+        "Same mathematics, but not the same curve: train/loss differs by up to 0.00097, at 30,000 samples; "
     )
 
 

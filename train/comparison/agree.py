@@ -16,9 +16,8 @@ class Agreement:
     metric: str
     largest: float
     """Largest absolute difference between two runs with the same seed; infinite where only one of them is finite."""
-    relative: float
-    """`largest` as a share of the largest value on the curves: at the end of an overfitted run a loss of 1e-4 is no more
-    than the rounding of what came before it."""
+    height: float
+    """The largest value on the curves."""
     at_samples: int
     rows: int
     """Places that were compared: samples seen, seed by seed, at which two runs or more have a row."""
@@ -35,7 +34,7 @@ def agreement(runs: Sequence[Run], metric: str, same_recipe: bool = False) -> Ag
     None: no two of them have a row at the same samples seen.
     """
     largest, at_samples, rows, seeds = -1.0, 0, 0, {}
-    size = 0.0
+    height = 0.0
     recipes = dict.fromkeys(run.recipe_hash for run in runs) if same_recipe else [None]
     alike = [[run for run in runs if recipe in (None, run.recipe_hash)] for recipe in recipes]
     for seed, same in (item for several in alike for item in by_seed(several).items()):
@@ -45,13 +44,10 @@ def agreement(runs: Sequence[Run], metric: str, same_recipe: bool = False) -> Ag
         rows += len(places)
         for samples, values in places.items():
             apart = _apart(values)
-            size = max([size, *(abs(value) for value in values if math.isfinite(value))])
+            height = max([height, *(abs(value) for value in values if math.isfinite(value))])
             if apart > largest:
                 largest, at_samples = apart, samples
-    if not rows:
-        return None
-    relative = largest / size if size else largest
-    return Agreement(metric, largest, relative, at_samples, rows, tuple(seeds))
+    return Agreement(metric, largest, height, at_samples, rows, tuple(seeds)) if rows else None
 
 
 def by_seed(runs: Sequence[Run]) -> dict[Any, list[Run]]:

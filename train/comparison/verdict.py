@@ -13,7 +13,7 @@ from train.comparison.outcome import Outcome
 from train.errors import counted
 
 SAME = {"fp64": 1e-9, "fp32": 1e-3}
-"""Up to this share of a loss a difference is the rounding of that precision, grown over the steps."""
+"""Up to this share of the largest loss a difference is the rounding of that precision, grown over the steps."""
 SAME_IN_LOW_PRECISION = 0.05
 
 
@@ -31,7 +31,9 @@ def details(comparison: Comparison) -> str:
 def is_same_curve(comparison: Comparison) -> bool:
     precisions = {str(group.first.identity.get("precision")) for group in comparison.groups}
     allowed = max(SAME.get(precision, SAME_IN_LOW_PRECISION) for precision in precisions)
-    return all(agreed.relative <= allowed for agreed in comparison.agreements)
+    # By the height of the curves: the last losses of an overfitted run are as small as the rounding of the first ones.
+    height = max((agreed.height for agreed in comparison.agreements), default=0.0)
+    return all(agreed.largest <= allowed * height for agreed in comparison.agreements)
 
 
 def _curve(comparison: Comparison) -> str:
@@ -44,7 +46,7 @@ def _curve(comparison: Comparison) -> str:
         if len({run.seed for run in comparison.runs}) == len(comparison.runs):
             return "Same mathematics, but no two runs share a seed, so no curves can be equal"
         return "Same mathematics, but no two runs with the same seed have a loss at the same samples seen"
-    worst = max(comparison.agreements, key=lambda agreed: agreed.relative)
+    worst = max(comparison.agreements, key=lambda agreed: agreed.largest)
     if is_same_curve(comparison):
         return f"Same curve: {worst.metric} differs by at most {worst.largest:.2g}"
     return f"Same mathematics, but not the same curve: {worst.metric} differs by up to {_apart(worst)}"
