@@ -14,6 +14,7 @@ import torch.distributed as dist
 from datasets import Dataset, IterableDataset
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, mse_loss
 
 from train.batch import sample_ids
@@ -192,7 +193,9 @@ class Trace:
 
 
 def flat(tensors: Sequence[Tensor]) -> Array:
-    joined = torch.cat([t.detach().flatten() for t in tensors])
+    """Where they are divided among the ranks, all ranks call it together."""
+    whole = [t.full_tensor() if isinstance(t, DTensor) else t for t in tensors]
+    joined = torch.cat([t.detach().flatten() for t in whole])
     return (joined.float() if joined.dtype is torch.bfloat16 else joined).cpu().numpy().copy()  # NumPy has no bfloat16
 
 

@@ -1,10 +1,9 @@
 """build(config) -> Run: all that a loop needs. The one place where features are joined on."""
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -28,12 +27,12 @@ from train.memory import peaks
 from train.metrics import loss_mean, loss_scale, mfu, noise_scale, profiler, step_timing
 from train.metrics.largest import largest
 from train.metrics.losses import mean_losses
-from train.models.weights import save_weights
 from train.parts import Part, Parts
 from train.plan.make import prepare
 from train.plan.run_plan import RunPlan
 from train.report import Interval, Progress, Reporter, RunFolder, RunState, best_weights, checked_best, claim
 from train.report.displaced import save_in_own
+from train.report.run_weights import RunWeights
 from train.setting import Setting, open_checkpoints, open_evaluation, open_report, open_windows
 from train.setup import make_learner, share_work
 from train.step import ComputeGradient, Learner
@@ -58,7 +57,7 @@ class Run:
     save_checkpoint: Callable[..., None]
     row_due: Callable[[int], bool]  # after step k
     metrics: Callable[[], dict[str, float]]  # of all parts, for a row
-    exports: Mapping[str, nn.Module]  # by the names of their files in final/
+    weights: RunWeights
     closing_lines: Callable[[], list[str]]
     whole: Whole
 
@@ -99,7 +98,7 @@ class Run:
             self.report.eval_row(self.evaluation(self.learner.module))
             best = self.report.best
             if self.config.evaluate.best and best.is_new(self.report.progress.step):
-                self.ranks.from_main(lambda: best_weights.write(self.folder.inside(), best, self.write_weights))
+                self.weights.write_best(best)
 
     def log(self, window: Window, losses: Tensor | None, norm: Tensor | None) -> None:
         """Here the host waits for the device: once per row, not once per step."""
@@ -126,17 +125,11 @@ class Run:
     def finish(self) -> None:
         """What was trained is kept first: an evaluation runs the user's code, which may fail."""
         self.save()
-        self.ranks.from_main(lambda: self.write_weights(self.folder.inside("final")))
+        self.weights.write_final()
         self.evaluate_where_owed()
 
     def close(self, reason: str, code: int) -> None:
         self.report.close(reason, code, self.closing_lines)
-
-    def write_weights(self, folder: Path) -> None:
-        """Of the model, and of what parts export. On one rank."""
-        with self.ranks.pulse.writing():
-            for name, module in self.exports.items():
-                save_weights(module, folder, name, partial(save_tokenizer, self.config.data.tokenizer))
 
 
 def build(loaded: Loaded, loop: str) -> Run:
@@ -200,7 +193,7 @@ def list_parts(setting: Setting, report: Reporter) -> tuple[Part, ...]:
         # The peak of an evaluation is that of all of the above.
         peaks.part(learner, setting.tried.trial, row_due),
         # Takes the times of a step from those above. What puts the gradient elsewhere than into .grad stands above it.
-        noise_scale.part(config, ranks),
+        noise_scale.part(learner, config, ranks),
         loss_scale.part(learner),
         mfu.part(learner, setting.tried.trial, ranks, report, config),
         # Counts what comes out of a step, whatever was done for it inside.
@@ -239,7 +232,12 @@ def _join(setting: Setting, checkpoints: Checkpoints, report: Reporter) -> Run:
         save_checkpoint=parts.save(save_in_own(checkpoints, setting.folder)),
         row_due=setting.row_due(),
         metrics=partial(parts.metrics, largest(ranks), ranks.alone.kept),
-        exports={"model": learner.module, **parts.exports()},
+        weights=RunWeights(
+            {"model": learner.module, **parts.exports()},
+            setting.folder,
+            ranks,
+            partial(save_tokenizer, config.data.tokenizer),
+        ),
         closing_lines=parts.closing_lines,
         whole=whole,
     )

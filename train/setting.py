@@ -114,6 +114,7 @@ def open_evaluation(setting: Setting, report: Reporter) -> Evaluation:
         device=learner.device,
         dtype=learner.dtype,
         batch_size=setting.plan.batch.micro,
+        in_step=learner.parallel.is_sharded,
         stopping=setting.stop.requested,
         timed=report.eval_batch,
     )

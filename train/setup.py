@@ -1,5 +1,7 @@
 """The learner of a run: model and optimizer as the config describes them, and how the ranks share the work on them."""
 
+import os
+from functools import partial
 from typing import Any
 
 import psutil
@@ -11,10 +13,13 @@ from train.config import Config
 from train.data import Sets
 from train.data.device_prefetch import Feed
 from train.distributed.accelerator import Unsupported, notes_on_arithmetic
-from train.distributed.parallel import Replicated, Tried, parallelize, place
+from train.distributed.parallel import Parallel, Replicated, Tried, norm_for, parallelize, place
 from train.distributed.ranks import Ranks
+from train.distributed.sharded import NotShardable, Sharded, Sharding, asked_sharding, shard
+from train.errors import some
 from train.exactness.first_backward import first_backward, samples_of_rank, watch_foreign
-from train.models.activation_checkpointing import checkpoint_blocks
+from train.exactness.same_model import check_same_weights
+from train.models.activation_checkpointing import checkpoint_blocks, listed_blocks
 from train.models.init_from import initial_model
 from train.models.modes import set_training
 from train.models.precision import notes_on_precision, open_door
@@ -31,28 +36,31 @@ def make_learner(config: Config, task: Task, accelerator: Accelerator, effective
 
     accelerate's prepared optimizer would cost 60 to 390 us per step (1.15).
     """
-    module = ranks.together(lambda: initial_model(config))  # the same weights on every rank
-    notes = set_training(module)
-    checkpoint_blocks(module, config.memory.activation_checkpointing)
-    dtype = parameter_dtype(config)
-    notes += notes_on_precision(module, dtype)
-    notes += notes_on_arithmetic(module, accelerator.device, config)
-    open_door(module, dtype)
-    compile_model(module, config.model.compile)
-    module = place(module, accelerator)
+    sharding = asked_sharding(os.environ) if ranks.world_size > 1 else None
+    reduces_each = config.batch.sync == "micro"
+    if reduces_each and not sharding:
+        raise Unsupported(
+            "batch.sync=micro saves memory where weights are divided among several ranks, and here each rank holds all "
+            "of them. Leave it out, or type: LAUNCHER=configs/accelerate/fsdp2.yaml NPROC=2 ./launch.sh ..."
+        )
+    module, notes = _make_module(config, accelerator, ranks, sharding)
+    parallel: Parallel = Replicated(module, ranks)
+    if sharding:
+        second = partial(_make_module, config, accelerator, ranks, sharding)
+        parallel = Sharded(module, ranks, norm_for(module), reduces_each, lambda: second()[0])
     trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
     numbers = scaled_numbers(config.optimizer, effective_batch)
     optimizer = make_optimizer(config.optimizer, numbers, trained)
-    uses_fp16 = config.precision == "fp16"
     device = accelerator.device
     if device.type == "cpu":
         device = torch.device("cpu")  # accelerate's, launched, is cpu:0, and torch copies each batch from cpu to there
+    dtype = parameter_dtype(config)
     return Learner(
         accelerator=accelerator,
         device=device,
         world_size=accelerator.num_processes,
-        parallel=Replicated(module, ranks),
-        model=module,
+        parallel=parallel,
+        model=parallel.model,
         module=module,
         parameters=list(trained.values()),
         dtype=dtype,
@@ -60,7 +68,7 @@ def make_learner(config: Config, task: Task, accelerator: Accelerator, effective
         task=task,
         coefficients=coefficients_of(task),
         optimizer=optimizer,
-        scaler=torch.amp.GradScaler(device.type, enabled=uses_fp16),
+        scaler=torch.amp.GradScaler(device.type, enabled=config.precision == "fp16"),
         skips_on_device=can_skip_on_device(optimizer),
         max_grad_norm=config.optimizer.max_grad_norm,
         stop_at_nonfinite=config.on_nonfinite == "stop",
@@ -69,24 +77,61 @@ def make_learner(config: Config, task: Task, accelerator: Accelerator, effective
     )
 
 
+def _make_module(
+    config: Config, accelerator: Accelerator, ranks: Ranks, sharding: Sharding | None
+) -> tuple[nn.Module, list[str]]:
+    """The model on its device, divided among the ranks where `sharding` says so; and notes for the screen."""
+    module = ranks.together(lambda: initial_model(config))  # the same weights on every rank
+    notes = set_training(module)
+    checkpoint_blocks(module, config.memory.activation_checkpointing)
+    dtype = parameter_dtype(config)
+    notes += notes_on_precision(module, dtype)
+    notes += notes_on_arithmetic(module, accelerator.device, config)
+    open_door(module, dtype)
+    compile_model(module, config.model.compile)
+    module = place(module, accelerator, moves=sharding is None)
+    if sharding:
+        check_same_weights(module, ranks)
+        ranks.together(lambda: shard(module, _blocks(module, sharding), sharding, accelerator.device, ranks))
+    return module, notes
+
+
 def share_work(learner: Learner, sets: Sets, config: Config, ranks: Ranks) -> None:
     """Put around the module what lets the ranks train it together, by what a backward pass of each has shown.
 
     After the first forward was tried: what is wrong with model or data is said there. Raises ForeignGradient.
     """
-    samples = samples_of_rank(sets, config.seed, ranks)
+    parallel = learner.parallel
+    samples = samples_of_rank(sets, config.seed, ranks, same=isinstance(parallel, Sharded))
     seed = seed_of_rank(config.seed, ranks.rank)
     order = ranks.together(lambda: first_backward(learner, samples, seed))
     trained = [name for name, p in learner.module.named_parameters() if p.requires_grad]
+    trained_without = set(trained) - set(order)
     watch_foreign(learner)
+    if isinstance(parallel, Sharded):  # it is shared already: before anything was tried
+        parallel.expect_unused([p for name, p in learner.module.named_parameters() if name in trained_without])
+        return
     # Found out before any rank enters a synchronised backward pass, in which the others would wait for ever.
-    of_ranks = ranks.gather([name for name in trained if name not in set(order)])
-    unused = set().union(*of_ranks)
+    unused = set().union(*ranks.gather(trained_without))
     tried = Tried(order=ranks.from_main(lambda: order), unused=[name for name in trained if name in unused])
     learner.parallel = parallelize(
         learner.module, learner.accelerator, ranks, learner.dtype, config.runtime.reduction, tried
     )
     learner.model = learner.parallel.model
+
+
+def _blocks(module: nn.Module, sharding: Sharding) -> list[nn.Module]:
+    """The modules whose weights are gathered together. Raises NotShardable for a class that the model has not."""
+    kinds = {type(part).__name__: part for part in module.modules()}
+    for name in sharding.blocks:
+        if name not in kinds:
+            raise NotShardable(
+                f"fsdp_transformer_layer_cls_to_wrap={name}: the model has no module of this class. Its classes are "
+                f"{some(sorted(kinds), 12)}. Leave it out to take the layers in the model's nn.ModuleLists"
+            )
+    if not sharding.blocks:
+        return listed_blocks(module)
+    return [part for part in module.modules() if type(part).__name__ in sharding.blocks]
 
 
 def compile_model(module: nn.Module, wanted: bool | str) -> None:

@@ -40,7 +40,7 @@ class Steps:
         self.optimizer = torch.optim.SGD([self.parameter], lr=0.0)
         self.asked: list[int] = []
         ranks: Any = SimpleNamespace(world_size=world_size)
-        self.phases = StepTiming(ranks, self.optimizer, [self.parameter], self.sampled)
+        self.phases = StepTiming(False, self.optimizer, [self.parameter] if ranks.world_size > 1 else [], self.sampled)
         self.every, self.steps = every, steps
 
     def sampled(self, k: int) -> bool:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from train.checkpoint.buffers import RankBuffers, file_of, write_buffers
 from train.checkpoint.choose import NoCheckpoint, abandon_newer
 from train.checkpoint.commit import commit
-from train.checkpoint.files import MODEL, TENSORS, TRAINER, ExtraState, read_model, read_state, write_state
+from train.checkpoint.files import ExtraState, read_model, read_state, write_state
 from train.checkpoint.manifest import name_of, verify
 from train.distributed.ranks import Ranks
 from train.errors import RunFailed, UserError, is_out_of_memory
@@ -46,11 +46,12 @@ class Checkpoints:
         if resumed_from is not None:
             if ranks.is_main and resumed_from.parent == folder:
                 abandon_newer(folder, resumed_from)
-            read_model(resumed_from, module)
-            same_ranks = verify(resumed_from, contents=False)["world_size"] == ranks.world_size
+            told = verify(resumed_from, contents=False)
+            read_model(resumed_from, module, told["files"])
+            same_ranks = told["world_size"] == ranks.world_size
             self._buffers.read(resumed_from, same_ranks)
             with _names_checkpoint(resumed_from):
-                self._saved = read_state(resumed_from)
+                self._saved = read_state(resumed_from, told["files"])
         self.add({"extra_state": ExtraState(module)})
 
     def add(self, states: Mapping[str, HasState]) -> None:
@@ -85,8 +86,7 @@ class Checkpoints:
             written.append(file_of(self.ranks.rank))
             write_buffers(folder / written[0], buffers)
         if self.writes_state:
-            write_state(folder, self.module, state)
-            written += [MODEL, TENSORS, TRAINER]
+            written += write_state(folder, self.module, state, self.ranks.rank)
         return written
 
     def forget(self) -> None:

@@ -1,7 +1,7 @@
 """What a checkpoint is made of: tensors in safetensors, everything else in JSON. Nothing in it can run code."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,9 +10,19 @@ import torch
 from safetensors.torch import load_file, load_model, save, save_file, save_model
 from torch import Tensor, nn
 
+from train.checkpoint.pieces import (
+    Stored,
+    file_of,
+    own_rows,
+    pieces_among,
+    read_pieces,
+    whole,
+    write_pieces,
+)
 from train.checkpoint.tensors import known, restored, separate
 from train.disk import Unreadable, read_json
-from train.errors import UserError, ends_in_a_sentence, print_error
+from train.distributed.sharded import is_part, local
+from train.errors import UserError, ends_in_a_sentence, print_error, some
 from train.redaction import clean_known
 
 KEYS = (bool, int, float, str)
@@ -21,15 +31,48 @@ LARGEST = 2**30
 MODEL, TENSORS, TRAINER = "model.safetensors", "optimizer.safetensors", "trainer.json"
 
 
-def write_state(folder: Path, module: nn.Module, state: Mapping[str, Any]) -> None:
-    """The model's tensors under its own names, tied weights once, and whatever `state` holds beside it."""
-    write_tensors(folder / MODEL, module)
-    write_value(folder / TRAINER, folder / TENSORS, state)
+def write_state(folder: Path, module: nn.Module, state: Mapping[str, Any], rank: int = 0) -> list[str]:
+    """The model's tensors under its own names, tied weights once, and whatever `state` holds beside it.
+
+    Of tensors that are divided among the ranks each rank writes its part, and rank 0 all else. Returns the names of
+    this rank's files.
+    """
+    written = write_model(folder, MODEL, module, rank)
+    tensors: dict[str, Tensor] = {}
+    _told(state, "", tensors)
+    divided = {name: tensor for name, tensor in tensors.items() if is_part(tensor)}
+    if divided:
+        written.append(file_of(TENSORS, rank))
+        write_pieces(folder / written[-1], divided, {})
+    if rank == 0:
+        write_value(folder / TRAINER, folder / TENSORS, state)
+        written += [TENSORS, TRAINER]
+    return written
 
 
-def read_state(folder: Path) -> dict[str, Any]:
-    """`state` as it was given to write_state, its tensors on the CPU."""
-    state = read_value(folder / TRAINER, folder / TENSORS)
+def write_model(folder: Path, file: str, module: nn.Module, rank: int = 0) -> list[str]:
+    """As write_state does, of the model alone."""
+    written = []
+    divided, aliases = {}, {}
+    for names, tensor in _by_names(module):
+        if is_part(tensor):
+            divided[names[0]] = tensor
+            aliases.update(dict.fromkeys(names[1:], names[0]))
+    if divided:
+        written.append(file_of(file, rank))
+        write_pieces(folder / written[0], divided, aliases)
+    if rank == 0:
+        write_tensors(folder / file, module)
+        written.append(file)
+    return written
+
+
+def read_state(folder: Path, files: Collection[str] = ()) -> dict[str, Any]:
+    """`state` as it was given to write_state, its tensors on the CPU; those that were divided are Pieces.
+
+    `files`: the names of all files of the checkpoint.
+    """
+    state = read_value(folder / TRAINER, folder / TENSORS, [folder / name for name in pieces_among(files, TENSORS)])
     if not isinstance(state, dict):
         raise Unreadable(f"{folder / TRAINER} is damaged: it holds no mapping")
     return state
@@ -43,11 +86,49 @@ class NotSavable(UserError):
     """A model of which no checkpoint could be made."""
 
 
-def read_model(folder: Path, module: nn.Module) -> None:
-    """Raises OtherModel where names or shapes differ."""
+def read_model(folder: Path, module: nn.Module, files: Collection[str] = ()) -> None:
+    """Raises OtherModel where names or shapes differ. `files`: the names of all files of the checkpoint."""
     what = f"{folder} does not fit the model. Set: model.args as they were there"
+    pieces = [folder / name for name in pieces_among(files, MODEL)]
     with ends_in_a_sentence(OtherModel, what, of=RuntimeError):  # not of a file that cannot be read
-        read_tensors(folder / MODEL, module)
+        if pieces or any(is_part(p) for p in module.parameters()):
+            _read_rows(module, {**load_file(str(folder / MODEL)), **read_pieces(pieces)})
+        else:
+            read_tensors(folder / MODEL, module)
+
+
+@torch.no_grad()
+def _read_rows(module: nn.Module, stored: Mapping[str, Stored]) -> None:
+    """What this rank holds of the module's tensors. Raises RuntimeError, and changes nothing, where names or shapes
+    differ."""
+    found: list[tuple[Stored, Tensor]] = []
+    wrong, known_names = [], set()
+    for names, tensor in _by_names(module):
+        known_names.update(names)
+        there = next((stored[name] for name in names if name in stored), None)
+        shape = torch.view_as_real(local(tensor)).shape[1:] if tensor.dtype == torch.complex128 else tensor.shape[1:]
+        if there is None:
+            wrong.append(f"{names[0]} is not there")
+        elif tuple(there.shape[1:]) != tuple(shape) or (tensor.dim() and there.shape[0] != tensor.shape[0]):
+            wrong.append(f"size mismatch for {names[0]}: {tuple(there.shape)} there, {tuple(tensor.shape)} here")
+        else:
+            found.append((there, tensor))
+    wrong += [f"{name} is there only" for name in stored if name not in known_names]
+    if wrong:
+        raise RuntimeError(some(wrong, 5))
+    for there, tensor in found:
+        local(tensor).copy_(own_rows(there, tensor))
+
+
+def _by_names(module: nn.Module) -> list[tuple[list[str], Tensor]]:
+    """The tensors of state_dict, each with all names that it has there."""
+    names: dict[int, list[str]] = {}
+    tensors: dict[int, Tensor] = {}
+    for name, tensor in module.state_dict(keep_vars=True).items():
+        if isinstance(tensor, Tensor):
+            names.setdefault(id(tensor), []).append(name)
+            tensors[id(tensor)] = tensor
+    return [(names[key], tensor) for key, tensor in tensors.items()]
 
 
 def check_savable(module: nn.Module) -> None:
@@ -59,7 +140,7 @@ def check_savable(module: nn.Module) -> None:
         if isinstance(value, Tensor):
             what = f"a checkpoint cannot hold {name!r} of the model. Register it with persistent=False, or convert it"
         with ends_in_a_sentence(NotSavable, what):
-            _try(value, name)
+            _try(local(value) if isinstance(value, Tensor) else value, name)
 
 
 def _try(value: Any, name: str) -> None:
@@ -80,7 +161,8 @@ class _Tensors:
     module: nn.Module
 
     def state_dict(self) -> dict[str, Tensor]:
-        tensors = {name: x for name, x in self.module.state_dict().items() if isinstance(x, Tensor)}
+        state = self.module.state_dict()
+        tensors = {name: x for name, x in state.items() if isinstance(x, Tensor) and not is_part(x)}
         # A piece of something larger is stored as a tensor like others; tied ones are found by safetensors.
         return {name: known(x if _is_whole(x) else x.clone()) for name, x in tensors.items()}
 
@@ -123,19 +205,22 @@ class ExtraState:
 
 
 def write_value(file: Path, tensor_file: Path, value: Any) -> None:
-    """Numbers, texts, tensors, and lists and dicts of these. Raises TypeError for anything else."""
+    """Numbers, texts, tensors, and lists and dicts of these. Raises TypeError for anything else.
+
+    Of a tensor that is divided among the ranks only the name is written.
+    """
     tensors: dict[str, Tensor] = {}
     told = json.dumps(_told(value, "", tensors))
     if clean_known(told) != told:
         print_error(f"{file} holds a secret, from the model's get_extra_state(): what a run resumes from is not edited")
-    save_file(separate(tensors), str(tensor_file))
+    save_file(separate({name: x for name, x in tensors.items() if not is_part(x)}), str(tensor_file))
     file.write_text(told, encoding="utf-8")
 
 
-def read_value(file: Path, tensor_file: Path) -> Any:
-    """What write_value was given, its tensors on the CPU."""
+def read_value(file: Path, tensor_file: Path, pieces: Iterable[Path] = ()) -> Any:
+    """What write_value was given, its tensors on the CPU; those that `pieces` hold, as Pieces."""
     told = read_json(file, (dict, list, str, int, float, type(None)), LARGEST)
-    return _read(told, load_file(str(tensor_file)))
+    return _read(told, {**load_file(str(tensor_file)), **read_pieces(pieces)})
 
 
 def _told(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:
@@ -159,14 +244,14 @@ def _told(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:
     raise TypeError(f"a checkpoint holds tensors, numbers, texts, lists and dicts; {path} is a {kind}")
 
 
-def _read(told: Any, tensors: Mapping[str, Tensor]) -> Any:
+def _read(told: Any, tensors: Mapping[str, Stored]) -> Any:
     if not isinstance(told, dict):
         return told
     ((kind, content),) = told.items()
     if kind == "tensor":
         return tensors[content]
     if kind == "complex128":
-        return torch.view_as_complex(tensors[content])
+        return torch.view_as_complex(whole(tensors[content]))
     if kind == "dict":
         return {key: _read(item, tensors) for key, item in content}
     items = [_read(item, tensors) for item in content]

@@ -18,6 +18,7 @@ PRECISIONS = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16", "half": 
 CHOICES: dict[str, tuple[str, ...]] = {
     "precision": ("fp32", "bf16", "fp16", "fp64", *PRECISIONS),
     "on_nonfinite": ("skip", "stop"),
+    "batch.sync": ("step", "micro"),
     "batch.exact": ("warn", "required", "ignore"),
     "optimizer.lr_scaling": ("none", "linear", "sqrt", "sde", "halflife"),
     "schedule.name": ("constant", "linear", "cosine", "wsd"),

@@ -17,7 +17,8 @@ EXECUTION = (
     *("ema", "batch.effective_tokens"),  # an average that is only watched; what batch.effective says already
     "noise_scale",
     *("data.preload", "data.workers", "data.eval_transform"),
-    *("batch.micro", "batch.accumulation_steps", "batch.exact", "runtime.timeout_seconds", "runtime.deterministic"),
+    *("batch.micro", "batch.accumulation_steps", "batch.exact", "batch.sync"),
+    *("runtime.timeout_seconds", "runtime.deterministic"),
     *("batch.micro_tokens", "model.compile", "memory", "runtime.reduction", "runtime.watch_launcher"),
 )
 """Keys, and sections, that change how a run is executed or watched, but not what it computes."""
@@ -28,7 +29,7 @@ COMPUTING = (
     *("batch/*.py", "data/*.py", "tasks/*.py", "models/*.py", "optim/*.py"),
     *("distributed/accelerator.py", "distributed/parallel.py", "distributed/flat_buckets.py", "randomness.py"),
     "gradients/seeding.py",
-    "distributed/bucket_order.py",
+    *("distributed/bucket_order.py", "distributed/sharded.py"),
     *("plan/steps.py", "config/name_patterns.py"),
 )
 """Files whose change may change a curve. A test asks of each other file that it is said not to."""

@@ -20,6 +20,9 @@ class Batch:
     micro_tokens: int | None = None
     """In place of `micro` and `accumulation_steps`, for texts with data.max_length: tokens that one rank puts through
     the model at once, padding included. Texts of a step that are about equally long go together, cut to the longest."""
+    sync: str = "step"
+    """Under FSDP2, when the ranks add up their gradients: once per `step`, for which each keeps whole gradients between
+    micro-steps, or at every `micro`-step, which keeps the rank's own part of them only."""
     exact: str = "warn"
     """Where the gradient would not be exactly that of the one big batch: warn, ignore, or required (refuse)."""
 

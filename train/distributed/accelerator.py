@@ -1,6 +1,8 @@
 """Meet the other ranks through accelerate, and see that they are those that were asked for."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 
 import torch
@@ -18,7 +20,7 @@ from torch import nn
 from train.config import Config
 from train.distributed.ranks import LaunchError, Ranks, check_world_size, meet_after_restart
 from train.errors import UserError
-from train.launching.launcher_check import of_environment, other_precision, refused
+from train.launching.launcher_check import first_fsdp, of_environment, other_precision, refused
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 DATA_PARALLEL = (DistributedType.NO, DistributedType.MULTI_GPU, DistributedType.MULTI_CPU)
@@ -59,7 +61,8 @@ def connect(config: Config) -> tuple[Accelerator, Ranks]:
     """
     check_device()
     meet_after_restart(_patience(config))
-    accelerator = _accelerator(config)
+    with _no_sharding_by_accelerate():
+        accelerator = _accelerator(config)
     check_world_size(accelerator.num_processes)
     if accelerator.distributed_type not in DATA_PARALLEL:
         raise LaunchError(
@@ -78,7 +81,7 @@ def check_launcher(config: Config) -> None:
     Raises LaunchError. Of the config that the user wrote, not of a variant in another precision.
     """
     asked = list(of_environment(os.environ))
-    problems = refused(asked) + other_precision(asked, lambda: config.precision)
+    problems = refused(asked) + other_precision(asked, lambda: config.precision) + first_fsdp(asked)
     if problems:
         raise LaunchError("\n".join(f"the launcher was told {problem}" for problem in problems))
 
@@ -93,6 +96,20 @@ def notes_on_arithmetic(module: nn.Module, device: torch.device, config: Config)
         "convolutions are computed in float32; torch's default rounds their inputs to TF32, which is faster and not "
         "exact. Set: runtime.tf32=true"
     ]
+
+
+@contextmanager
+def _no_sharding_by_accelerate() -> Iterator[None]:
+    """accelerate 1.15 would compute in bf16 weights in place of autocast; on a CPU it takes DDP without a word.
+
+    The ranks are divided by train/distributed/sharded.py instead, in the same way on both.
+    """
+    asked = os.environ.pop("ACCELERATE_USE_FSDP", None)
+    try:
+        yield
+    finally:
+        if asked is not None:
+            os.environ["ACCELERATE_USE_FSDP"] = asked
 
 
 def _patience(config: Config) -> float:

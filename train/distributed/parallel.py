@@ -1,12 +1,11 @@
 """How the ranks share the work on one model: all that depends on the kind of parallelism, and nothing else does.
 
 `learner.parallel` is one of the classes below. Step, checkpoints, the comparison of ranks and whoever computes a
-gradient ask it, and never which wrapper a model has. Another kind, such as FSDP2, is one more class here and one more
-line in `parallelize`.
+gradient ask it, and never which wrapper a model has. FSDP2's class is in train/distributed/sharded.py.
 """
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -44,11 +43,19 @@ class Parallel(Protocol):
     frees_gradients: bool
     """Whether clearing a gradient frees it (None), or zeroes it in place. Passed on as `set_to_none`."""
 
+    is_sharded: bool
+    """Whether each rank holds a part of each parameter, of its gradient and of the optimizer's state, and a forward
+    pass needs all ranks. Else each holds all, and may go forward alone."""
+
     writes_state: bool
     """Whether this rank writes weights and optimizer state into a checkpoint. Rank 0 alone where all hold the same."""
 
     state: HasState | None
     """What a checkpoint must hold for a resumed run to reduce in the same order; read before `around` is called."""
+
+    second: Callable[[], nn.Module] | None
+    """Makes another module, divided as the one that is trained, with the weights that it began with. None where
+    copy.deepcopy makes one."""
 
     note: str
     """For the screen, where the user may want to know how gradients are reduced; else empty."""
@@ -67,6 +74,10 @@ class Parallel(Protocol):
 
         Where each rank holds a part of it: over all ranks.
         """
+        ...
+
+    def norms(self, tensors: Iterable[Tensor]) -> Tensor:
+        """(n,), float64, on the CPU: the 2-norm of each gradient, of which `tensors` are what this rank holds."""
         ...
 
     @property
@@ -94,24 +105,33 @@ def _norm_of_narrow(gradients: list[Tensor]) -> Tensor:
     return torch.linalg.vector_norm(torch.stack(norms)).float()
 
 
+def norm_for(module: nn.Module) -> Callable[[list[Tensor]], Tensor]:
+    """The norm of gradients of the types of this module's parameters."""
+    return _norm_of_narrow if any(parameter.dtype in NARROW for parameter in module.parameters()) else _norm
+
+
 class Replicated:
     """Every rank holds all weights, gradients and optimizer state. Also the one process that has no other ranks."""
 
+    is_sharded = False
     frees_gradients = True
     state: HasState | None = None
+    second: Callable[[], nn.Module] | None = None
     note = ""
 
     def __init__(self, model: Any, ranks: Ranks) -> None:
         self.model = model
         self.writes_state = ranks.is_main
-        is_narrow = any(parameter.dtype in NARROW for parameter in model.parameters())
-        self.total_norm = _norm_of_narrow if is_narrow else _norm
+        self.total_norm = norm_for(model)
 
     def around(self, compute_gradient: ComputeGradient) -> ComputeGradient:
         return compute_gradient
 
     def check(self) -> None:
         pass
+
+    def norms(self, tensors: Iterable[Tensor]) -> Tensor:
+        return torch.stack([torch.linalg.vector_norm(tensor).double() for tensor in tensors]).cpu()
 
     # As it is: nothing stands between, at each step.
     clip = staticmethod(torch.nn.utils.clip_grads_with_norm_)
@@ -205,15 +225,18 @@ class ExplicitReduction(Replicated):
         return self._buckets.around(compute_gradient)
 
 
-def place(module: nn.Module, accelerator: Accelerator) -> nn.Module:
-    """The module on its device, under the autocast of the precision: not shared among the ranks yet."""
+def place(module: nn.Module, accelerator: Accelerator, moves: bool = True) -> nn.Module:
+    """The module on its device, under the autocast of the precision: not shared among the ranks yet.
+
+    `moves`: False leaves it where it is.
+    """
     if isinstance(module, DistributedDataParallel):
         raise Unsupported(
             f"model.target returns a model inside DDP ({type(module.module).__name__}): return the plain one; "
             f"it is wrapped here"
         )
     # "For evaluation" is accelerate's word for a model without DDP.
-    placed: nn.Module = accelerator.prepare_model(module, evaluation_mode=True)
+    placed: nn.Module = accelerator.prepare_model(module, device_placement=moves, evaluation_mode=True)
     return placed
 
 

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from train.checkpoint.pieces import own_rows
+from train.distributed.sharded import local
 from train.errors import UserError, ends_in_a_sentence
 from train.evaluation.evaluator import Evaluate
 from train.parts import Part
@@ -45,7 +47,8 @@ class Ema:
     """
 
     def __init__(self, learner: Learner, decay: float) -> None:
-        self.module = _second(learner.module)
+        second = learner.parallel.second
+        self.module = second() if second else _copied(learner.module)
         """The model with the averaged weights, up to date after an evaluation or a save."""
         self._source, self._optimizer, self._decay = learner.module, learner.optimizer, decay
         self._averages = {name: _wide(p.detach()) for name, p in self.module.named_parameters() if _moves(p)}
@@ -68,14 +71,14 @@ class Ema:
             share = share * applied
             self._updates += applied.long()
         for name, average in self._averages.items():
-            average.lerp_(self._weights[name].to(average.dtype), share.to(average.dtype))
+            local(average).lerp_(local(self._weights[name]).to(average.dtype), share.to(average.dtype))
 
     @torch.no_grad()
     def _refresh(self) -> None:
         """Bring the module to the averages, and all that is not averaged to the model."""
         parameters = dict(self._source.named_parameters())
         for name, parameter in self.module.named_parameters():
-            parameter.copy_(self._averages.get(name, parameters[name]))
+            local(parameter).copy_(local(self._averages.get(name, parameters[name])))
         buffers = dict(self._source.named_buffers())
         for name, buffer in self.module.named_buffers():
             buffer.copy_(buffers[name])
@@ -104,12 +107,12 @@ class Ema:
         """Raises EmaError for the average of another model."""
         for name, average in self._averages.items():
             stored = state.get(f"module.{name}")
-            if stored is None or stored.shape != average.shape:
+            if stored is None or tuple(stored.shape) != tuple(average.shape):
                 raise EmaError(
                     f"the checkpoint holds no average of {name} of this shape. Set: ema.decay=null, or model.args as "
                     f"they were there"
                 )
-            average.copy_(stored)
+            local(average).copy_(own_rows(stored, average))
         self._updates.copy_(state["n_averaged"])
         self._refresh()
 
@@ -123,7 +126,7 @@ def _wide(parameter: Tensor) -> Tensor:
     return parameter.to(torch.promote_types(parameter.dtype, torch.float32))
 
 
-def _second(module: nn.Module) -> nn.Module:
+def _copied(module: nn.Module) -> nn.Module:
     """A copy of the model. Raises EmaError where it holds something that cannot be copied."""
     what = "ema.decay keeps a second model, and this one cannot be copied (copy.deepcopy). Set: ema.decay=null"
     with ends_in_a_sentence(EmaError, what), torch.no_grad(), _CopiesOfResults():

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -47,6 +48,8 @@ class Evaluation:
     dtype: torch.dtype
     batch_size: int
     """Samples that a rank takes at once; halved on all ranks where one of them runs out of memory."""
+    in_step: bool = False
+    """A forward pass needs all ranks: each computes as many batches as the one that has most."""
     stopping: Callable[[], bool] = lambda: False
     """Whether a stop was asked for on this rank: Abandoned is then raised on all of them, before the next batch."""
     timed: Callable[[float], None] = lambda seconds: None
@@ -106,9 +109,13 @@ class Evaluation:
     def _local_sums(self, module: nn.Module, rows: EvaluationSet) -> Sums:
         """Over this rank's part of the set, on the device; nothing where it has no part."""
         start = first_of(len(rows), self.ranks.rank, self.ranks.world_size)
-        ids = start + np.arange(share(len(rows), self.ranks.rank, self.ranks.world_size))
+        own = share(len(rows), self.ranks.rank, self.ranks.world_size)
+        ids = start + np.arange(own)
         sums: Sums = {}
         generators = Generators(self.device)
+
+        def batches_of(samples: int) -> int:
+            return -(-samples // self.batch_size)
 
         def add(numbered: tuple[int, Batch]) -> None:
             number, batch = numbered
@@ -117,13 +124,17 @@ class Evaluation:
             # What a model or a task draws depends on the place in the set, not on what was drawn before.
             generators.seed(key_of(DATA_SEED, EVALUATION, 0, start + number * self.batch_size) >> 1)
             with self._in_a_sentence("eval_sums"):
-                join(sums, read_sums(self.task.eval_sums(module, batch), self.device))
+                found = read_sums(self.task.eval_sums(module, batch), self.device)
+            if number < batches_of(own):
+                join(sums, found)
             self.timed(time.perf_counter() - start_seconds)
 
-        most = share(len(rows), 0, self.ranks.world_size)  # rank 0 has no fewer than any other
-        count = -(-most // self.batch_size)
-        batches = travelling(rows.batches(ids, self.batch_size), self.device, self.dtype)
-        side_by_side(enumerate(batches), count, add, self.ranks, self.stopping)
+        count = batches_of(share(len(rows), 0, self.ranks.world_size))  # rank 0 has no fewer than any other
+        read = rows.batches(ids, self.batch_size)
+        if self.in_step:  # one that does not count, where this rank has fewer
+            read = chain(read, (next(rows.batches(np.zeros(1, int), 1)) for _ in range(batches_of(own), count)))
+        batches = travelling(read, self.device, self.dtype)
+        side_by_side(enumerate(batches), count, add, self.ranks, self.stopping, self.in_step)
         return sums
 
     def _in_a_sentence(self, method: str) -> Any:

@@ -67,12 +67,12 @@ def sampled(
     samples = getattr(learner.task, "samples", None)
     if samples is None or not sets.evaluation:
         return evaluate
-    rows = next(iter(sets.evaluation.values()))
-    ids = np.arange(1, ROWS + 1) * len(rows) // (ROWS + 1)
+    held_out = next(iter(sets.evaluation.values()))
+    ids = np.arange(1, ROWS + 1) * len(held_out) // (ROWS + 1)
     decode = ranks.together(lambda: make_tokenizer(config.data)).decode
 
     def with_samples(module: nn.Module) -> dict[str, float]:
-        read = ranks.together(lambda: next(rows.batches(ids, len(ids))))
+        read = ranks.together(lambda: next(held_out.batches(ids, len(ids))))
         batch = to_device(read, learner.device, learner.dtype)
         table: list[Mapping[str, str]] = []
 
@@ -83,7 +83,9 @@ def sampled(
 
         with undisturbed(module, learner.device), torch.no_grad():
             module.eval()
-            ranks.together(lambda: side_by_side(iter(range(len(ids))), len(ids), add, ranks, stopping))
+            rows = iter(range(len(ids)))
+            in_step = learner.parallel.is_sharded
+            ranks.together(lambda: side_by_side(rows, len(ids), add, ranks, stopping, in_step))
         show(table)
         return evaluate(module)
 

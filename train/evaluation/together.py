@@ -13,13 +13,20 @@ class Abandoned(Exception):
 
 
 def side_by_side(
-    batches: Iterator[T], count: int, work: Callable[[T], None], ranks: Ranks, stopping: Callable[[], bool]
+    batches: Iterator[T],
+    count: int,
+    work: Callable[[T], None],
+    ranks: Ranks,
+    stopping: Callable[[], bool],
+    in_step: bool = False,
 ) -> None:
     """`work(batch)` for each of `batches`, of which no rank has more than `count`.
 
     Each batch costs one small message, for which the next batch does not wait. What `work` raises is raised here on
     its own rank, and the others return early: they have to ask each other next whether all went well. Raises Abandoned
     on all ranks where none failed and one was `stopping`.
+
+    `in_step`: the work on a batch needs all ranks, so none leaves it out because it alone was told to stop.
     """
     failure: Exception | None = None
     message: Sum | None = None
@@ -28,7 +35,7 @@ def side_by_side(
         is_stopping = False
         try:
             is_stopping = stopping()
-            is_leaving = is_stopping or failure is not None
+            is_leaving = failure is not None or (is_stopping and not in_step)
             batch = None if is_leaving else next(batches, None)
             if batch is not None:
                 work(batch)

@@ -1,6 +1,7 @@
 """The first backward pass, on the plain module: which parameters get a gradient, and does one arrive anywhere else?"""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -27,8 +28,10 @@ class ForeignGradient(UserError):
     """A tensor outside of the model requires a gradient: it would pile up, and nothing would be trained by it."""
 
 
-def samples_of_rank(sets: Sets, seed: int, ranks: Ranks) -> Batch:
-    """A few samples of the first steps, other ones on each rank where the data has so many."""
+def samples_of_rank(sets: Sets, seed: int, ranks: Ranks, same: bool = False) -> Batch:
+    """A few samples of the first steps, other ones on each rank where the data has so many; or the `same` on all."""
+    if same:
+        return sets.trial(seed, SAMPLES)
     batch = sets.trial(seed, SAMPLES * min(ranks.world_size, RANKS))
     size = len(next(iter(batch.values())))
     start = ranks.rank * SAMPLES % size
@@ -69,8 +72,9 @@ def _first_backward(learner: Learner, batch: Batch, seed: int) -> list[str]:
         parameter.grad = None  # freed at once: all together they might not fit beside the activations
 
     with undisturbed(learner.module, learner.device), plain_forward(learner.module):
-        loss = _loss(learner, batch, seed)
-        foreign = _leaves(loss) - names.keys()
+        with _seen_parameters(learner.module) as own:
+            loss = _loss(learner, batch, seed)
+        foreign = _leaves(loss) - own
         if foreign:
             # A tensor that is made anew for each batch, such as inputs that a task derives by, is nobody's to train.
             foreign &= _leaves(_loss(learner, batch, seed))
@@ -82,12 +86,30 @@ def _first_backward(learner: Learner, batch: Batch, seed: int) -> list[str]:
         try:
             if loss.requires_grad:
                 torch.autograd.backward(loss)
+            # FSDP2 puts them there itself, and no hook is called.
+            arrived.update(dict.fromkeys(name for p, name in names.items() if p.grad is not None))
         finally:
             for hook in hooks:
                 hook.remove()
             for parameter in names:
                 parameter.grad = None
     return list(arrived)
+
+
+@contextmanager
+def _seen_parameters(module: nn.Module) -> Iterator[set[Any]]:
+    """The parameters, and those that stand in their place while a forward pass is under way (FSDP2's)."""
+    seen: set[Any] = set(module.parameters())
+
+    def look(part: nn.Module, *_: object) -> None:
+        seen.update(part.parameters(recurse=False))
+
+    hooks = [part.register_forward_pre_hook(look) for part in module.modules()]
+    try:
+        yield seen
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def _loss(learner: Learner, batch: Batch, seed: int) -> Tensor:

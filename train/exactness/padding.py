@@ -32,8 +32,8 @@ def padding_reasons(learner: Learner, batch: Batch, padding: Padding, tolerance:
                     f"cuts to its {length}: {type(error).__name__}: {error}. "
                     f"Type: batch.micro_tokens=null batch.micro=8 (or the like)"
                 ) from error
-            apart += squares([a - b for a, b in zip(whole, cut, strict=True)])
-            size += squares(whole)
+            apart += squares(learner, [a - b for a, b in zip(whole, cut, strict=True)])
+            size += squares(learner, whole)
     for what, relative in zip(("loss", "gradient"), (apart / size).sqrt().tolist(), strict=True):
         if relative > tolerance:  # not where both are 0, or not finite
             yield (

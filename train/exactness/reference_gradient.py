@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from train.batch.window import Batch
 from train.data.device_prefetch import to_device
+from train.distributed.sharded import local
 from train.errors import UserError
 from train.models.preserve_state import undisturbed
 from train.step import Learner
@@ -17,7 +18,7 @@ from train.tasks import by_term
 T = TypeVar("T")
 
 Result = Sequence[Tensor]
-"""The sum of the losses, 0-dim; then a gradient per parameter."""
+"""The sum of the losses, 0-dim; then a gradient per parameter: what this rank holds of it."""
 
 
 class MixedTypes(UserError):
@@ -83,6 +84,8 @@ def sums_of(learner: Learner, batch: Batch) -> Mapping[str, Tensor]:
 def loss_and_gradient(learner: Learner, batch: Batch) -> Result:
     """The sum of the losses in `batch` (on the CPU), its terms by their coefficients; then a gradient per parameter."""
     try:
+        if learner.parallel.is_sharded:  # the graph does not hold its parameters: autograd.grad would give zeros
+            return _backward(learner, batch)
         loss = _loss(learner, batch)
         if not loss.requires_grad:
             return loss, *map(torch.zeros_like, learner.parameters)
@@ -102,14 +105,16 @@ def loss_and_gradient(learner: Learner, batch: Batch) -> Result:
 
 
 def _backward(learner: Learner, batch: Batch) -> Result:
-    """By `.grad`, for checkpointing with use_reentrant=True. A wrapper's hooks stay asleep: its forward did not run."""
+    """By `.grad`. DDP's hooks stay asleep: its forward did not run. FSDP2's give the mean over the ranks, which have
+    all computed the same."""
     kept = [p.grad for p in learner.parameters]
     try:
         for p in learner.parameters:
             p.grad = None
         loss = _loss(learner, batch)
-        loss.backward()
-        found = [torch.zeros_like(p) if p.grad is None else p.grad for p in learner.parameters]
+        if loss.requires_grad:
+            loss.backward()
+        found = [local(torch.zeros_like(p) if p.grad is None else p.grad) for p in learner.parameters]
     finally:
         for p, grad in zip(learner.parameters, kept, strict=True):
             p.grad = grad
@@ -121,10 +126,11 @@ def _loss(learner: Learner, batch: Batch) -> Tensor:
     return torch.stack([learner.coefficients[term] * value for term, value in sums.items()]).sum()
 
 
-def squares(values: Sequence[Tensor]) -> Tensor:
-    """(2,): the squared norms of the first, and of all others together."""
-    norms = torch.stack([torch.linalg.vector_norm(value).double() for value in values]).square().cpu()
-    return torch.stack([norms[0], norms[1:].sum()])
+def squares(learner: Learner, result: Result) -> Tensor:
+    """(2,): the squared norms of the loss and of the gradient."""
+    loss, *gradient = result
+    of_loss = torch.linalg.vector_norm(loss).double().square().cpu()
+    return torch.stack([of_loss, learner.parallel.norms(gradient).square().sum()])
 
 
 def at_work(module: nn.Module, kind: type[nn.Module]) -> list[str]:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from train.distributed.sharded import local
 from train.exactness.reference_gradient import loss_and_gradient
 from train.exactness.trial import Outcome, Trial
 
@@ -44,7 +45,7 @@ def explains(trial: Trial, apart: float, measured_again: Callable[[], float]) ->
 
 @contextmanager
 def _rounded_weights(trial: Trial, eps: float) -> Iterator[None]:
-    parameters = [p for p in trial.learner.parameters if p.is_floating_point() or p.is_complex()]
+    parameters = [local(p) for p in trial.learner.parameters if p.is_floating_point() or p.is_complex()]
     kept = [p.detach().clone() for p in parameters]
     trial.generators.seed(0)
     try:

@@ -1,7 +1,7 @@
 """Do all ranks train the same function? Weights are rank 0's on all of them; what else a model holds is not."""
 
 import torch
-from torch import Tensor
+from torch import nn
 
 from train.batch.window import Batch
 from train.distributed.ranks import Ranks
@@ -17,6 +17,19 @@ DIFFERENCE = 1e-2
 
 class DifferentModels(UserError):
     """The ranks were given the same samples, and did not compute the same."""
+
+
+def check_same_weights(module: nn.Module, ranks: Ranks) -> None:
+    """Raises DifferentModels, on all ranks, where a rank has made other weights than rank 0: each keeps a part of its
+    own, so together they would be nobody's."""
+    weights = [p.detach() for p in module.parameters()]
+    of_ranks = ranks.gather([float(p.abs().sum(dtype=torch.float64)) for p in weights])
+    for rank, sums in enumerate(of_ranks):
+        if sums != of_ranks[0]:
+            raise DifferentModels(
+                f"rank {rank} begins with other weights than rank 0. Does the model draw them from a generator without "
+                f"a seed, or from the rank's number? Draw them from torch's or NumPy's global generator"
+            )
 
 
 def check_same_model(learner: Learner, batch: Batch, ranks: Ranks) -> None:
@@ -54,5 +67,5 @@ def _norms(learner: Learner, batch: Batch) -> list[float]:
         drawn_from(DATA_SEED),
     ):
         module.eval()
-        found: list[Tensor] = [value.detach() for value in loss_and_gradient(learner, batch)]
-    return torch.stack([torch.linalg.vector_norm(value).double() for value in found]).tolist()
+        loss, *gradient = loss_and_gradient(learner, batch)
+    return [abs(float(loss)), *learner.parallel.norms(gradient).tolist()]

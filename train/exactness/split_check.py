@@ -14,6 +14,7 @@ from train.batch.window import Batch, Place
 from train.data import ByLength, TrainingSet, Windows
 from train.data.device_prefetch import to_device
 from train.distributed.ranks import Ranks
+from train.distributed.sharded import local
 from train.exactness.additivity import BOUNDS, ROUNDS
 from train.exactness.reference_gradient import at_work
 from train.step import ComputeGradient, Learner
@@ -154,10 +155,10 @@ class Step:
 
     def compare(self, reference: Sequence[Tensor], found: Sequence[Tensor], count: int) -> Line:
         names = [name for name, p in self.learner.module.named_parameters() if p.requires_grad]
-        apart = [torch.linalg.vector_norm(a - b) for a, b in zip(found, reference, strict=True)]
-        size = [torch.linalg.vector_norm(a) for a in reference]
+        apart = self.learner.parallel.norms(a - b for a, b in zip(found, reference, strict=True))
+        size = self.learner.parallel.norms(reference)
         relative = [float(d / s) if s else float(d) for d, s in zip(apart, size, strict=True)]
-        error = float(torch.stack(apart).norm() / torch.stack(size).norm())
+        error = float(apart.norm() / size.norm())
         loop = "standard" if count == 1 else "accumulate"
         worst = names[relative.index(max(relative))]
         return Line(self.precision, f"{self.plan.world_size} x {count} ({loop})", error, worst)
@@ -180,4 +181,4 @@ class Step:
     def _taken(self) -> list[Tensor]:
         wide = torch.promote_types(self.learner.dtype, torch.float32)
         grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.learner.parameters]
-        return [gradient.to(wide, copy=True) for gradient in grads]
+        return [local(gradient).to(wide, copy=True) for gradient in grads]

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from train.batch.window import Batch
 from train.data import Padding
 from train.exactness.forced_draws import forced_draws
-from train.exactness.reference_gradient import Result, loss_and_gradient, sums_of
+from train.exactness.reference_gradient import Result, loss_and_gradient, squares, sums_of
 from train.exactness.state import State, capture
 from train.randomness import Generators, States
 from train.step import Learner
@@ -124,7 +124,7 @@ class Trial:
             moved = self.generators.states().moved_since(before)
             drawn.update(dict.fromkeys(self._drawn_in_model if self._task_is_invariant() else moved))
             total = tuple(a + b for a, b in zip(total, found, strict=True)) if total else tuple(found)
-            loss, norm = size_of(found)
+            loss, norm = self._size_of(found)
             losses += loss
             norms += norm
         after = capture(self.learner.module, self.learner.task)
@@ -158,7 +158,7 @@ class Trial:
 
     def apart(self, found: Outcome, expected: Outcome) -> float:
         """The larger one of the relative differences of the loss and of the gradient."""
-        differences = size_of([a - b for a, b in zip(found.total, expected.total, strict=True)])
+        differences = self._size_of([a - b for a, b in zip(found.total, expected.total, strict=True)])
         relative = 0.0
         for difference, first, second in zip(differences, found.size, expected.size, strict=True):
             if difference != difference or max(first, second) == float("inf"):
@@ -166,6 +166,11 @@ class Trial:
             if difference:
                 relative = max(relative, difference / max(first, second))
         return relative
+
+    def _size_of(self, values: Sequence[Tensor]) -> tuple[float, float]:
+        """Of the loss, and of the gradient."""
+        loss, gradient = squares(self.learner, values).sqrt().tolist()
+        return loss, gradient
 
     def _task_is_invariant(self) -> bool:
         return bool(getattr(self.learner.task, INVARIANT, False))
@@ -202,9 +207,3 @@ class Trial:
 def says_invariant(module: nn.Module) -> dict[str, nn.Module]:
     """Modules that say that their draws are the same however a batch is cut."""
     return {name: part for name, part in module.named_modules() if getattr(part, INVARIANT, False)}
-
-
-def size_of(values: Sequence[Tensor]) -> tuple[float, float]:
-    """Of the loss, and of the gradient."""
-    norms = torch.stack([torch.linalg.vector_norm(value).double().cpu() for value in values])
-    return float(norms[0]), float(torch.linalg.vector_norm(norms[1:]))

@@ -25,15 +25,15 @@ cache, on a GPU it is worth a kernel."""
 def part(learner: Learner, ranks: Ranks) -> Part:
     return Part(
         name="rank_consistency",
-        gradient=lambda compute_gradient: guarded(compute_gradient, ranks),
+        gradient=lambda compute_gradient: guarded(compute_gradient, learner, ranks),
         evaluation=lambda evaluate: reduced(evaluate, learner, ranks),
         save=lambda save: agreed(save, learner, ranks),
     )
 
 
-def guarded(compute_gradient: ComputeGradient, ranks: Ranks) -> ComputeGradient:
+def guarded(compute_gradient: ComputeGradient, learner: Learner, ranks: Ranks) -> ComputeGradient:
     """The same function, after which weights and gradients of all ranks are compared, at some steps."""
-    if ranks.world_size == 1:
+    if ranks.world_size == 1 or learner.parallel.is_sharded:  # where nothing is held twice
         return compute_gradient
     looked = False
 
@@ -65,7 +65,8 @@ def agreed(save: Callable[..., None], learner: Learner, ranks: Ranks) -> Callabl
 
     def checked(step: int, **options: object) -> None:
         ranks.together(learner.parallel.check)
-        _check_agreement(_weights(learner), f"after step {step}", "nothing was saved", ranks)
+        if not learner.parallel.is_sharded:
+            _check_agreement(_weights(learner), f"after step {step}", "nothing was saved", ranks)
         save(step, **options)
 
     return checked

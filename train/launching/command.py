@@ -9,7 +9,9 @@ from pathlib import Path
 
 from train.launching.arguments import CLONE, IS_CLONE, Arguments, LaunchRefused
 from train.launching.choose import PROGRAM, Ranks
+from train.launching.launcher_check import of_flags
 from train.launching.launcher_file import DEFAULT, LauncherFile
+from train.launching.sharding import is_sharding_flag, sharding_variables
 
 TORCHRUN_FLAGS = ("--max_restarts", "--rdzv_", "--monitor_interval", "--log_dir", "--tee")
 SET_BY_VARIABLES = ("cpu", "gpu_ids")
@@ -33,7 +35,7 @@ class Command:
 
 
 def build(arguments: Arguments, file: LauncherFile, ranks: Ranks, grace: int) -> Command:
-    variables = _variables(ranks, grace)
+    variables = _variables(ranks, grace) | sharding_variables(arguments, file)
     if ranks.gpu_ids:
         variables["CUDA_VISIBLE_DEVICES"] = ranks.gpu_ids
     module = "train.config" if arguments.prints_config else f"train.{arguments.loop}"
@@ -67,7 +69,8 @@ def _accelerate(arguments: Arguments, file: LauncherFile, ranks: Ranks) -> list[
         words.append("--multi_gpu")
     elif ranks.gpus == 0:
         words.append("--cpu")
-    return words + arguments.without(SET_BY_VARIABLES)
+    sharding = [each.key for each in of_flags(arguments.flags) if is_sharding_flag(each.key)]
+    return words + arguments.without((*SET_BY_VARIABLES, *sharding))
 
 
 def _only_number(arguments: Arguments) -> bool:

@@ -44,7 +44,7 @@ def check(
     `precision()`: the config's; asked for only where accelerate is to know one.
     """
     asked = [*of_file(file.values), *of_flags(flags), *of_environment(environment)]
-    problems = refused(asked) + other_precision(asked, precision)
+    problems = refused(asked) + other_precision(asked, precision) + first_fsdp(asked)
     if file.users_own and file.get("distributed_type") is None:
         problems.append("distributed_type is missing: accelerate's files state it. Set: distributed_type: MULTI_GPU")
     if problems:
@@ -118,6 +118,20 @@ def on_one_machine(file: LauncherFile, asked: Sequence[Asked]) -> list[str]:
     keys = ("machine_rank", "main_process_ip", "main_process_port")
     stated = [f"{key}: {file.get(key)}" for key in keys if file.get(key) not in (None, 0)]
     return [f"{', '.join(stated)} has no effect on one machine: a free port is taken"] if stated else []
+
+
+def first_fsdp(asked: Sequence[Asked]) -> list[str]:
+    """Where FSDP is asked for, and no version of it."""
+    wanted = [each.shown for each in asked if asks_for_sharding(each)]
+    if not wanted or any(each.key == "fsdp_version" for each in asked):
+        return []
+    return [f"{wanted[0]}: without fsdp_version accelerate means FSDP 1. Set: fsdp_version: 2 (FSDP_VERSION=2)"]
+
+
+def asks_for_sharding(asked: Asked) -> bool:
+    if asked.key == "distributed_type":
+        return bool(asked.value == "FSDP")
+    return asked.key == "use_fsdp" and not asks_nothing(asked.key, asked.value)
 
 
 def other_precision(asked: Sequence[Asked], precision: Callable[[], str]) -> list[str]:

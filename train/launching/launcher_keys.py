@@ -31,10 +31,12 @@ def _row(keys: str, fate: str, says: str, values: tuple[Any, ...] = ()) -> Row:
     return Row(tuple(keys.split()), fate, says, values)
 
 
-_PARALLEL = "every rank holds the whole model (data parallelism) so far. Set: distributed_type: MULTI_GPU"
+_PARALLEL = "ranks share the samples of a step (data parallelism). Set: distributed_type: MULTI_GPU, or FSDP"
 _SAGEMAKER = "SageMaker starts programs in its own way. Start launch.sh on the machine itself; remove the key"
 _DEEPSPEED = f"DeepSpeed replaces optimizer and loop, and {_PARALLEL}; remove deepspeed_config"
-_SHARDING = f"there is no sharding yet: {_PARALLEL}; remove fsdp_config"
+_FSDP1 = "FSDP 1 is not supported, FSDP 2 is. Set: fsdp_version: 2"
+_OFFLOAD = "weights and optimizer stay on the device: offloading was not tried. Set: fsdp_offload_params: false"
+_BY_SIZE = "weights are gathered block by block. Set: fsdp_auto_wrap_policy: TRANSFORMER_BASED_WRAP; remove the key"
 _MEGATRON = f"Megatron-LM replaces model, data and loop, and {_PARALLEL}; remove megatron_lm_config"
 _SPLIT = f"there is no tensor, context or sequence parallelism: {_PARALLEL}; remove parallelism_config"
 _TPU = "ranks work on NVIDIA GPUs and on CPUs. Remove the key"
@@ -58,7 +60,24 @@ ROWS = (
     _row("enable_cpu_affinity", TAKEN, "accelerate binds each rank to the cores near its GPU"),
     _row("num_cpu_threads_per_process", TAKEN, "OMP_NUM_THREADS"),
     _row("max_restarts monitor_interval rdzv_conf role log_dir tee quiet", TAKEN, "torchrun's; passed on"),
+    _row("distributed_type", TAKEN, "FSDP2: each rank keeps a part of the model", ("FSDP",)),
+    _row("fsdp_config use_fsdp", TAKEN, "the same; fsdp_version must say 2"),
+    _row("fsdp_version", TAKEN, "2", (2, "2")),
+    _row(
+        "fsdp_reshard_after_forward",
+        TAKEN,
+        "whether a block's weights are freed between its forward and backward pass",
+        (True, False, "true", "false", "True", "False"),
+    ),
+    _row("fsdp_transformer_layer_cls_to_wrap", TAKEN, "the blocks, by their class; unset: what nn.ModuleLists hold"),
+    _row("fsdp_auto_wrap_policy", TAKEN, "blocks, as above", ("TRANSFORMER_BASED_WRAP", "NO_WRAP")),
     # What changes nothing in a run.
+    _row(
+        "fsdp_state_dict_type fsdp_cpu_ram_efficient_loading fsdp_sync_module_states fsdp_use_orig_params "
+        "fsdp_backward_prefetch fsdp_forward_prefetch",
+        NO_EFFECT,
+        "weights are drawn or read alike on every rank, divided block by block, and saved in a file per rank",
+    ),
     _row("compute_environment", NO_EFFECT, "launch.sh starts ranks on this machine", ("LOCAL_MACHINE",)),
     _row("same_network", NO_EFFECT, "machines meet at main_process_ip and main_process_port either way"),
     _row("main_training_function", NO_EFFECT, "only TPUs start a function by its name"),
@@ -88,15 +107,12 @@ ROWS = (
         "belongs to the config. Set: model.compile=true, or the name of a backend; remove the key",
     ),
     # Other engines.
-    _row("distributed_type", REFUSED, _SHARDING, ("FSDP",)),
-    _row(
-        "fsdp_config use_fsdp fsdp_version fsdp_offload_params fsdp_min_num_params fsdp_sharding_strategy "
-        "fsdp_reshard_after_forward fsdp_auto_wrap_policy fsdp_transformer_layer_cls_to_wrap fsdp_backward_prefetch "
-        "fsdp_state_dict_type fsdp_forward_prefetch fsdp_use_orig_params fsdp_cpu_ram_efficient_loading "
-        "fsdp_sync_module_states fsdp_activation_checkpointing_offload",
-        REFUSED,
-        _SHARDING,
-    ),
+    _row("fsdp_version", REFUSED, _FSDP1),
+    _row("fsdp_reshard_after_forward", REFUSED, "FSDP 1's names. Set: fsdp_reshard_after_forward: true, or false"),
+    _row("fsdp_auto_wrap_policy", REFUSED, _BY_SIZE),
+    _row("fsdp_min_num_params", REFUSED, _BY_SIZE),
+    _row("fsdp_sharding_strategy", REFUSED, "FSDP 1's. Set: fsdp_version: 2; remove the key"),
+    _row("fsdp_offload_params fsdp_activation_checkpointing_offload", REFUSED, _OFFLOAD),
     _row("distributed_type", REFUSED, _DEEPSPEED, ("DEEPSPEED",)),
     _row(
         "deepspeed_config use_deepspeed deepspeed_config_file zero_stage offload_optimizer_device offload_param_device "
@@ -189,6 +205,9 @@ VARIABLES = {
     "ACCELERATE_DYNAMO_BACKEND": "dynamo_backend",
     "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "gradient_accumulation_steps",
     "ACCELERATE_USE_FSDP": "use_fsdp",
+    "FSDP_VERSION": "fsdp_version",
+    "FSDP_OFFLOAD_PARAMS": "fsdp_offload_params",
+    "FSDP_ACTIVATION_CHECKPOINTING": "fsdp_activation_checkpointing",
     "ACCELERATE_USE_DEEPSPEED": "use_deepspeed",
     "ACCELERATE_USE_MEGATRON_LM": "use_megatron_lm",
     "ACCELERATE_USE_PARALLELISM_CONFIG": "use_parallelism_config",

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from train import metric_names
 from train.batch.window import Batch, Window
+from train.distributed.sharded import local
 from train.memory.activations import SavedBytes, can_be_counted, held, without_samples
 from train.parts import Part
 from train.step import ComputeGradient, Learner
@@ -26,7 +27,8 @@ def part(learner: Learner, samples: Batch, row_due: Callable[[int], bool]) -> Pa
     """`samples`: some that were read already; two of them show whether activations can be counted on a CPU."""
     allocator = Allocator(learner.device) if learner.device.type == "cuda" else None
     memory = Memory(learner.module, learner.optimizer, row_due, allocator)
-    if learner.device.type == "cpu":
+    # Under FSDP2 autograd also saves weights that were gathered: they would count as activations.
+    if learner.device.type == "cpu" and not learner.parallel.is_sharded:
         memory.counts_saved = can_be_counted(learner, {name: column[:2] for name, column in samples.items()})
 
     return Part(
@@ -39,8 +41,11 @@ def part(learner: Learner, samples: Batch, row_due: Callable[[int], bool]) -> Pa
 
 
 def stored_bytes(tensors: Iterable[Tensor]) -> int:
-    """Of the storages behind the tensors; one that several share (tied weights, buckets of gradients) counts once."""
-    storages = (tensor.untyped_storage() for tensor in tensors)
+    """Of the storages behind the tensors; one that several share (tied weights, buckets of gradients) counts once.
+
+    Of a tensor that is divided among the ranks: what this rank holds.
+    """
+    storages = (local(tensor).untyped_storage() for tensor in tensors)
     return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
 
 

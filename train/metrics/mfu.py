@@ -17,6 +17,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
@@ -100,13 +101,21 @@ def flops_per_sample(learner: Learner, batch: Batch) -> float | None:
             with FlopCounterMode(display=False) as counter, seen:
                 losses = by_term(learner.task.loss_sum(learner.module, on_device))
                 forward = counter.get_total_flops()
-                torch.autograd.grad(list(losses.values()), learner.parameters, allow_unused=True)
+                _go_back(learner, list(losses.values()))
                 backward = counter.get_total_flops() - forward
     except Exception:  # whatever a model does that cannot be counted: it may still be trained
         return None
     if seen.unknown or not forward:
         return None
     return (forward + min(backward, 2 * forward)) / len(next(iter(batch.values())))
+
+
+def _go_back(learner: Learner, losses: list[Tensor]) -> None:
+    if learner.parallel.is_sharded:  # the graph does not hold its parameters: autograd.grad would not go back
+        torch.autograd.backward(losses)
+        learner.optimizer.zero_grad(set_to_none=True)
+    else:
+        torch.autograd.grad(losses, learner.parameters, allow_unused=True)
 
 
 class _Operators(TorchDispatchMode):
@@ -118,7 +127,7 @@ class _Operators(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = str(func)
-        is_own = not name.startswith(("aten.", "prim."))
+        is_own = not name.startswith(("aten.", "prim.", "c10d.", "fsdp."))
         if func._overloadpacket not in flop_registry and (is_own or _HEAVY.search(name)):
             self.unknown.add(name)
         return func(*args, **(kwargs or {}))

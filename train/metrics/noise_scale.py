@@ -23,10 +23,14 @@ PENDING = 1000  # measurements that wait for a row
 ROWS = 100  # timings that are remembered
 
 
-def part(config: Config, ranks: Ranks) -> Part:
+def part(learner: Learner, config: Config, ranks: Ranks) -> Part:
     """It takes the times of a step from the metrics of the parts inside it."""
-    by_length = config.batch.micro_tokens is not None
-    noise = NoiseScale(ranks, config.noise_scale.every_steps, by_length)
+    obstacle = ""
+    if config.batch.micro_tokens is not None:
+        obstacle = "the estimate needs micro-batches drawn at random, and batch.micro_tokens sorts them by length"
+    elif learner.parallel.is_sharded:
+        obstacle = "the estimate needs the gradient of each micro-batch on each rank, of which FSDP2 shows none"
+    noise = NoiseScale(ranks, config.noise_scale.every_steps, obstacle)
     return Part(
         name="noise_scale",
         gradient=noise.around,
@@ -39,12 +43,12 @@ def part(config: Config, ranks: Ranks) -> Part:
 class NoiseScale:
     """Armed steps read each gradient once more per micro-step; on the others it does nothing."""
 
-    def __init__(self, ranks: Ranks, every_steps: int, sorted_by_length: bool = False) -> None:
-        """Where micro-batches are sorted by length nothing is measured: they are no random part of their step."""
+    def __init__(self, ranks: Ranks, every_steps: int, obstacle: str = "") -> None:
+        """`obstacle`: why nothing can be measured."""
         self._ranks = ranks
         self._wanted = bool(every_steps)
-        self._sorted = sorted_by_length
-        self._every_steps = 0 if sorted_by_length else every_steps
+        self._obstacle = obstacle
+        self._every_steps = 0 if obstacle else every_steps
         self._averages = Averages()
         self._pending: deque[tuple[Tensor, Tensor, int, int]] = deque(maxlen=PENDING)  # see _measure
         self._costs: deque[tuple[float, float]] = deque(maxlen=ROWS)  # (micro_seconds, update_seconds)
@@ -110,7 +114,7 @@ class NoiseScale:
 
         Here the host waits for the device, and the ranks send each other two numbers for each measurement.
         """
-        if self._sorted:  # what was measured before a resume is of another division
+        if self._obstacle:  # what was measured before a resume is of another division
             return dict(seconds)
         self._settle()
         timed = metric_names.FORWARD_BACKWARD_SECONDS in seconds and not self._ragged
@@ -157,9 +161,8 @@ class NoiseScale:
 
     def verdict(self) -> str:
         """One sentence for the end of a run; nothing where there was nothing to measure."""
-        if self._sorted:
-            why = "the estimate needs micro-batches drawn at random, and batch.micro_tokens sorts them by length"
-            return f"accumulation: whether it pays is unknown: {why}" if self._wanted else ""
+        if self._obstacle:
+            return f"accumulation: whether it pays is unknown: {self._obstacle}" if self._wanted else ""
         if self._usual is None:
             return ""
         worth = self._worth()

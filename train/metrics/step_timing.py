@@ -29,7 +29,9 @@ T = TypeVar("T")
 
 
 def part(learner: Learner, ranks: Ranks, row_due: Callable[[int], bool]) -> Part:
-    timing = StepTiming(ranks, learner.optimizer, learner.parameters, row_due)
+    # FSDP2 reduces block by block, and no hook of a parameter tells when: there is no last local gradient.
+    synchronised = learner.parameters if ranks.world_size > 1 and not learner.parallel.is_sharded else ()
+    timing = StepTiming(learner.device.type == "cuda", learner.optimizer, synchronised, row_due)
 
     def timed(metrics: Metrics) -> Metrics:
         return {**metrics, **timing.take()}
@@ -50,13 +52,14 @@ class StepTiming:
 
     def __init__(
         self,
-        ranks: Ranks,
+        cuda: bool,
         optimizer: torch.optim.Optimizer,
-        parameters: Sequence[nn.Parameter],
+        synchronised: Sequence[nn.Parameter],
         sampled: Callable[[int], bool],
     ) -> None:
-        self._cuda = parameters[0].is_cuda
-        self._synchronised = parameters if ranks.world_size > 1 else ()
+        """`synchronised`: parameters whose gradients are reduced over the ranks when the last of them has arrived."""
+        self._cuda = cuda
+        self._synchronised = synchronised
         self._sampled = sampled
         self._armed = False  # this step is sampled
         self._upcoming: bool | None = None  # the next one is; not known before the first

@@ -41,6 +41,11 @@ def checkpoint_blocks(module: nn.Module, wanted: bool | str) -> None:
         block.forward = partial(checkpoint, block.forward, use_reentrant=False)
 
 
+def listed_blocks(module: nn.Module) -> list[nn.Module]:
+    """What the model's outermost nn.ModuleLists hold: the layers of most models."""
+    return list(_outermost(module, True))
+
+
 def _outermost(module: nn.Module, wanted: bool | str, prefix: str = "", listed: bool = False) -> Iterator[nn.Module]:
     """`listed`: the module is a ModuleList, so its children are blocks."""
     for name, part in module.named_children():

@@ -1,7 +1,7 @@
 """Any model of transformers, fed and asked as the tasks here do it. It needs the extra `hf`."""
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -96,9 +96,12 @@ class HF(nn.Module):
         old = self.inner.gradient_checkpointing_enable
         getattr(self.inner, "activation_checkpointing_enable", old)(gradient_checkpointing_kwargs)
 
-    def save_pretrained(self, folder: Path) -> None:
+    def save_pretrained(self, folder: Path, state: Mapping[str, Tensor] | None = None) -> None:
         """Write what from_pretrained opens; the weights as one file, model.safetensors."""
-        self.inner.save_pretrained(folder, max_shard_size=2**60)
+        own = None
+        if state is not None:
+            own = {name.removeprefix("inner."): tensor for name, tensor in state.items()}
+        self.inner.save_pretrained(folder, state_dict=own, max_shard_size=2**60)
 
     def load_pretrained(self, file: Path) -> None:
         """Read all weights back. Some models, those with experts, are saved under other names than they have at work,

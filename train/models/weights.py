@@ -1,17 +1,22 @@
 """A trained model on disk, and back."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 import torch
 from safetensors import SafetensorError
-from torch import nn
+from safetensors.torch import load_file
+from torch import Tensor, nn
 
-from train.checkpoint.files import ExtraState, read_tensors, read_value, write_tensors, write_value
+from train.checkpoint.files import ExtraState, read_tensors, read_value, write_model, write_tensors, write_value
+from train.checkpoint.pieces import join
 from train.config import Config, Foreign, load, resolve
 from train.disk import remove
+from train.distributed.ranks import Ranks
+from train.distributed.sharded import is_part
 from train.errors import RunFailed, UserError, ends_in_a_sentence
 from train.models import ModelError
 from train.models.precision import cast_parameters
@@ -31,6 +36,7 @@ class NotSaved(RunFailed):
     """Trained weights that could not be written; the checkpoints are as they were."""
 
 
+AGAIN = "Type the same command again once that is mended; it goes on from the newest checkpoint"
 FINAL = Path("final") / "model.safetensors"
 
 
@@ -38,8 +44,8 @@ FINAL = Path("final") / "model.safetensors"
 class Pretrained(Protocol):
     """A module that has a format of its own, such as that of train/models/hf.py."""
 
-    def save_pretrained(self, folder: Path) -> None:
-        """Write model.safetensors, and whatever belongs beside it."""
+    def save_pretrained(self, folder: Path, state: Mapping[str, Tensor] | None) -> None:
+        """Write model.safetensors, and whatever belongs beside it. `state`: the module's state_dict; None: its own."""
         ...
 
     def load_pretrained(self, file: Path) -> None:
@@ -64,34 +70,75 @@ def make_model(config: Config) -> nn.Module:
     return module
 
 
+@contextmanager
+def divided_weights(modules: Mapping[str, nn.Module], folder: Path, ranks: Ranks) -> Iterator[Path | None]:
+    """Inside, the parts of weights that are divided among the ranks lie in `folder`, from where save_weights takes
+    them; no rank holds all. None where every rank does.
+
+    `modules`: by the names of their files. All ranks call it together. Raises NotSaved.
+    """
+    if not any(is_part(p) for module in modules.values() for p in module.parameters()):
+        yield None
+        return
+    ranks.from_main(lambda: _begin(folder))
+
+    def write() -> None:
+        try:
+            for name, module in modules.items():
+                write_model(folder, f"{name}.safetensors", module, ranks.rank)
+        except (OSError, SafetensorError) as error:
+            raise NotSaved(f"could not write this rank's weights into {folder}: {error}. {AGAIN}") from error
+
+    ranks.together(write)
+    try:
+        yield folder
+    finally:
+        ranks.from_main(lambda: remove(folder))
+
+
+def _begin(folder: Path) -> None:
+    remove(folder)
+    folder.mkdir()
+
+
 def save_weights(
-    module: nn.Module, folder: Path, name: str = "model", save_beside: Callable[[Path], object] | None = None
+    module: nn.Module,
+    folder: Path,
+    name: str = "model",
+    save_beside: Callable[[Path], object] | None = None,
+    divided: Path | None = None,
 ) -> Path:
     """Plain weights under the model's own parameter names, as folder/NAME.safetensors; tied ones once.
 
     Beside them what a module of transformers writes too, and what `save_beside(folder)` writes, such as a tokenizer.
-    Raises NotSaved.
+    `divided`: where the parts of all ranks lie. Raises NotSaved.
     """
     try:
-        return _save_weights(module, folder, name, save_beside)
+        return _save_weights(module, folder, name, save_beside, divided)
     except (OSError, SafetensorError) as error:
-        raise NotSaved(
-            f"could not write {folder / name}.safetensors: {error}. Type the same command again once that is mended; "
-            f"it goes on from the newest checkpoint"
-        ) from error
+        raise NotSaved(f"could not write {folder / name}.safetensors: {error}. {AGAIN}") from error
 
 
-def _save_weights(module: nn.Module, folder: Path, name: str, save_beside: Callable[[Path], object] | None) -> Path:
+def _save_weights(
+    module: nn.Module,
+    folder: Path,
+    name: str,
+    save_beside: Callable[[Path], object] | None,
+    divided: Path | None,
+) -> Path:
     path = folder / f"{name}.safetensors"
     folder.mkdir(exist_ok=True)
     unfinished = folder / f".{name}.unfinished"
     remove(unfinished)
     unfinished.mkdir()
     written = unfinished / FINAL.name
+    if divided is not None:
+        join(divided, f"{name}.safetensors", written)
     if isinstance(module, Pretrained):
-        module.save_pretrained(unfinished)
+        module.save_pretrained(unfinished, None if divided is None else load_file(str(written)))
     else:
-        write_tensors(written, module)
+        if divided is None:
+            write_tensors(written, module)
         if extra := ExtraState(module).state_dict():
             write_value(*_extra_files(written), extra)
     if save_beside is not None:

@@ -7,9 +7,11 @@ from typing import Any
 
 import torch
 
+from train.checkpoint.pieces import Stored, as_divided
 from train.config import resolve
 from train.config.name_patterns import matching
 from train.config.recipe import Optimizer as OptimizerConfig
+from train.distributed.sharded import is_part, like_one_row
 from train.errors import UserError, ends_in_a_sentence
 from train.optim.batch_scaling import Scaled, scale
 
@@ -62,11 +64,12 @@ def _has_fused_kernels(
     """Whether one kernel can update all parameters, with no extra copy of them.
 
     torch is asked by a step on one number of each kind: it has none for complex numbers, and 2.8 has no Adagrad on
-    CUDA, which shows at the first step only.
+    CUDA, which shows at the first step only. SGD's does not know tensors that are divided among the ranks (2.13).
     """
+    kinds = {(parameter.device, parameter.dtype, is_part(parameter)): parameter for parameter in parameters.values()}
     tried = []
-    for device, dtype in {(parameter.device, parameter.dtype) for parameter in parameters.values()}:
-        number = torch.zeros(1, device=device, dtype=dtype, requires_grad=True)
+    for parameter in kinds.values():
+        number = like_one_row(parameter).requires_grad_()
         number.grad = torch.zeros_like(number)
         tried.append(number)
     try:
@@ -133,4 +136,9 @@ class OptimizerState:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         groups = self.optimizer.state_dict()["param_groups"]
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        for number, of_parameter in state["state"].items():
+            for key, value in of_parameter.items():
+                if isinstance(value, Stored):
+                    of_parameter[key] = as_divided(value, parameters[number])
         self.optimizer.load_state_dict({"state": state["state"], "param_groups": groups})

@@ -1,0 +1,236 @@
+"""FSDP2 on real ranks: the same gradient, curve, evaluation and checkpoints as where each rank holds everything."""
+
+import os
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from tests.helpers import Array, Trace, argv, distance, record, rows, steps, whole_batch
+from train import load as load_trained
+from train.accumulate import compute_gradient
+from train.batch.window import Window
+from train.config import load
+from train.run import build
+from train.step import Learner
+
+FSDP2 = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
+RAGGED = ("data.args.size=37", "batch.effective=11", "batch.micro=2", "optimizer.lr=0.3")
+ADAMW = ("optimizer.target=adamw", "optimizer.lr=0.01", "optimizer.max_grad_norm=0.1")
+
+
+def sharded(function: Callable[..., Any], *args: Any, **options: Any) -> Any:
+    """As a rank that accelerate's launcher started with its FSDP settings."""
+    os.environ.update(FSDP2)
+    return function(*args, **options)
+
+
+def several(given: list[list[str]], **options: Any) -> list[Trace]:
+    os.environ.update(FSDP2)
+    return [record(arguments, **options) for arguments in given]
+
+
+@pytest.mark.parametrize("world_size", [2, 3])
+def test_the_gradient_is_that_of_the_one_big_batch(run_ranks: Any, tmp_path: Path, world_size: int) -> None:
+    """Ragged steps, ranks without samples, any micro-batch; reduced once per step or at every micro-step."""
+    given = {}
+    for name, words in {"a": (), "micro": ("batch.sync=micro",), "one": ("batch.micro=all",)}.items():
+        given[name] = argv(tmp_path, *RAGGED, *words, f"name={name}")
+
+    traces = run_ranks(world_size, several, list(given.values()))
+
+    for trace in traces[0]:
+        for k, ids in enumerate(steps(37, 11), 1):
+            expected = whole_batch(given["a"], trace.weights[k - 1], ids, cross_entropy)[1]
+            assert distance(trace.gradients[k], expected) <= 1e-12
+    for of_rank in traces[1:]:
+        for ours, theirs in zip(traces[0], of_rank, strict=True):
+            assert np.array_equal(ours.weights[-1], theirs.weights[-1])
+
+
+def test_the_curve_the_evaluation_and_the_average_are_those_of_one_rank(run_ranks: Any, tmp_path: Path) -> None:
+    """AdamW, clipped at each step, with an average; a held-out set that the ranks cannot share evenly."""
+    words = (*ADAMW, "duration.steps=9", "data.eval_fraction=0.2", "evaluate.every_steps=4", "ema.decay=0.8")
+    one = record(argv(tmp_path, *RAGGED, *ADAMW, *words, "name=one"))
+
+    three = run_ranks(3, several, [argv(tmp_path, *RAGGED, *ADAMW, *words, "name=three")])[0][0]
+
+    assert distance(three.weights[-1], one.weights[-1]) <= 1e-12
+    for key in ("train/loss", "train/grad_norm", "eval/loss", "eval/accuracy", "eval/ema/loss"):
+        ours, theirs = ([row[key] for row in rows(tmp_path, key, name)] for name in ("three", "one"))
+        assert ours
+        assert np.allclose(ours, theirs, rtol=1e-12, atol=0)
+    for name in ("model", "ema"):
+        ours, theirs = (load_trained(tmp_path / run, name).state_dict() for run in ("three", "one"))
+        for key, value in theirs.items():
+            assert torch.allclose(ours[key], value, rtol=1e-12, atol=1e-15)
+    assert not (tmp_path / "three" / ".divided").exists()
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [((2, True), (1, False)), ((1, False), (2, True)), ((3, True), (2, True)), ((2, False), (2, True))],
+)
+def test_it_resumes_on_other_ranks_divided_or_not(
+    run_ranks: Any, tmp_path: Path, before: tuple[int, bool], after: tuple[int, bool]
+) -> None:
+    words = (*RAGGED, *ADAMW, "ema.decay=0.8", "data.eval_fraction=0.2")
+    expected = record(argv(tmp_path, *words, "duration.steps=8", "name=whole"))
+    half = argv(tmp_path, *words, "duration.steps=8", "name=run", "checkpoint.every_steps=4", "checkpoint.resume=auto")
+
+    stopped = [*half, "duration.steps=4"]
+
+    run_ranks(before[0], on_ranks, before[1], stopped)
+    traces = run_ranks(after[0], on_ranks, after[1], half)
+
+    assert len(traces[0].windows) == 4
+    assert distance(traces[0].weights[-1], expected.weights[-1]) <= 1e-13
+    assert rows(tmp_path, "eval/ema/loss")[-1]["eval/ema/loss"] == pytest.approx(
+        rows(tmp_path, "eval/ema/loss", "whole")[-1]["eval/ema/loss"], rel=1e-12
+    )
+
+
+def on_ranks(divided: bool, arguments: list[str]) -> Trace:
+    if divided:
+        os.environ.update(FSDP2)
+    return record(arguments)
+
+
+class Counting(TorchDispatchMode):
+    """The messages between ranks inside, by the name of their operator."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.namespace == "c10d":
+            self.counts[func._schema.name] += 1
+        return func(*args, **(kwargs or {}))
+
+
+def collectives(arguments: list[str]) -> list[Counter[str]]:
+    """Of each step, in its gradient."""
+    os.environ.update(FSDP2)
+    of_steps: list[Counter[str]] = []
+
+    def counted(learner: Learner, window: Window) -> Tensor:
+        with Counting() as found:
+            losses = compute_gradient(learner, window)
+        of_steps.append(found.counts)
+        return losses
+
+    record(arguments, compute_gradient=counted)
+    return of_steps
+
+
+@pytest.mark.parametrize(("sync", "expected"), [("step", 1), ("micro", 4)])
+def test_one_reduction_per_block_and_step_or_micro_step(
+    run_ranks: Any, tmp_path: Path, sync: str, expected: int
+) -> None:
+    words = ("batch.effective=16", "batch.micro=2", "duration.steps=3", f"batch.sync={sync}")
+
+    found = run_ranks(2, collectives, argv(tmp_path, *words, "model.target=tests.distributed.test_sharded.Blocks"))
+
+    print(found[0])
+    assert len(found[0]) == 3
+    for step in found[0][:2]:  # the last one has fewer samples
+        assert step["c10d.reduce_scatter_tensor_coalesced_"] == expected * 3  # two blocks, and the rest of the model
+
+
+class Blocks(nn.Module):
+    """Two blocks in a list, tied weights across it, an odd number of rows, a bias that nothing uses."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(6, 5, bias=False)
+        self.blocks = nn.ModuleList(nn.Sequential(nn.Linear(5, 5), nn.Tanh()) for _ in range(2))
+        self.head = nn.Linear(5, 3)
+        self.other = nn.Linear(6, 5, bias=False)
+        self.other.weight = self.first.weight
+        self.unused = nn.Parameter(torch.ones(3))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        hidden = self.first(inputs) + 0.5 * self.other(inputs.flip(1))
+        for block in self.blocks:
+            hidden = hidden + block(hidden)
+        return self.head(hidden)
+
+
+class Coupled(nn.Module):
+    """Each sample sees the mean of its micro-batch: the gradient depends on how a batch is cut."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(6, 3)
+        self.far = nn.Parameter(torch.zeros(3))  # the loss stays the same, the gradient does not
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.layer(inputs) + self.far * inputs[:, :3].mean(0)
+
+
+def test_tied_weights_are_stored_once_and_loaded_again(run_ranks: Any, tmp_path: Path) -> None:
+    words = (
+        "model.target=tests.distributed.test_sharded.Blocks",
+        "model.args={}",
+        "duration.steps=4",
+        "data.eval_fraction=0.2",
+    )
+    one = record(argv(tmp_path, *words, *ADAMW, "name=one", "batch.micro=2"))
+
+    two = run_ranks(2, on_ranks, True, argv(tmp_path, *words, *ADAMW, "name=run", "batch.micro=2"))[0]
+
+    assert distance(two.weights[-1], one.weights[-1]) <= 1e-13
+    again = load_trained(tmp_path / "run", trust=True)
+    assert again.first.weight is again.other.weight
+    merged = torch.cat([p.detach().flatten() for p in again.parameters()]).numpy()
+    assert distance(merged, one.weights[-1]) <= 1e-13
+    names = sorted(path.name for path in next((tmp_path / "run" / "checkpoints").iterdir()).iterdir())
+    assert [name for name in names if name.startswith("model")] == [
+        "model-rank-00000.safetensors",
+        "model-rank-00001.safetensors",
+        "model.safetensors",
+    ]
+
+
+def verdict(arguments: list[str]) -> tuple[str, tuple[str, ...], float]:
+    os.environ.update(FSDP2)
+    run = build(load(arguments), "accumulate")
+    told = (run.folder.path / "plan.json").read_text()
+    run.close("finished", 0)
+    return told
+
+
+def test_the_trial_looks_at_gradients_of_parts(run_ranks: Any, tmp_path: Path) -> None:
+    """autograd.grad gives zeros for them: whatever the model does would be "verified"."""
+    told = run_ranks(2, verdict, argv(tmp_path, "model.target=tests.distributed.test_sharded.Coupled", "model.args={}"))
+
+    assert '"exact": "false"' in told[0]
+
+
+@pytest.mark.parametrize("optimizer", [("optimizer.target=sgd",), ADAMW])
+def test_a_gradient_that_is_not_finite_is_left_out_on_all_ranks(
+    run_ranks: Any, tmp_path: Path, optimizer: tuple[str, ...]
+) -> None:
+    """In the first step too, whose moments are not there yet."""
+    words = ("data.args.nan=[0]", "duration.steps=3", "data.args.size=64", *optimizer)
+
+    found = run_ranks(2, nan_first, argv(tmp_path, *words))
+
+    for first, second, last, skipped in found:
+        assert np.array_equal(first, second)
+        assert not np.array_equal(second, last)
+        assert np.isfinite(last).all()
+        assert skipped == 1
+
+
+def nan_first(arguments: list[str]) -> tuple[Array, Array, Array, int]:
+    trace = on_ranks(True, arguments)
+    return trace.weights[0], trace.weights[1], trace.weights[-1], trace.skipped_steps

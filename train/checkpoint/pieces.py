@@ -1,0 +1,137 @@
+"""Tensors that are divided among the ranks, in a file for each rank: by rows, in the order of the ranks.
+
+Read on any number of ranks, divided or not: a rank maps the files, and touches the rows that it needs.
+"""
+
+import json
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from train.checkpoint.tensors import known, restored
+from train.distributed.sharded import as_part, is_part, local, span
+
+FIRST_ROWS = "first_rows"
+"""In a file's metadata: {name: the row of the whole tensor with which this part begins}."""
+ALIASES = "aliases"
+NAMES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.complex64: "C64",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
+"""Of types in a safetensors file (its format: github.com/huggingface/safetensors)."""
+RANK = re.compile(r"(.+)-rank-\d{5}\.safetensors")
+
+
+@dataclass(frozen=True)
+class Pieces:
+    """A stored tensor of which each file holds some rows."""
+
+    parts: Sequence[tuple[int, Tensor]]
+    """(its first row, the part), in order."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (sum(len(part) for _, part in self.parts), *self.parts[0][1].shape[1:])
+
+    def rows(self, start: int, stop: int) -> Tensor:
+        """A copy."""
+        found = []
+        for first, part in self.parts:
+            found.append(part[max(start - first, 0) : max(stop - first, 0)])
+        return torch.cat(found)
+
+
+Stored = Tensor | Pieces
+"""A tensor of a checkpoint, on the CPU; its memory is the file's until it is read."""
+
+
+def whole(stored: Stored) -> Tensor:
+    return stored.rows(0, stored.shape[0]) if isinstance(stored, Pieces) else stored
+
+
+def own_rows(stored: Stored, wanted: Tensor) -> Tensor:
+    """What this rank holds of `wanted`, a tensor of the same shape, divided among the ranks or not."""
+    start, stop = span(wanted) if wanted.dim() else (0, 1)
+    found = stored.rows(start, stop) if isinstance(stored, Pieces) else stored
+    if isinstance(stored, Tensor) and is_part(wanted):
+        found = stored[start:stop]
+    return restored(found, wanted)
+
+
+def as_divided(stored: Stored, like: Tensor) -> Tensor:
+    """The stored tensor, divided as `like` is; whole where `like` is whole, or of another shape."""
+    if is_part(like) and tuple(stored.shape) == tuple(like.shape):
+        return as_part(own_rows(stored, like), like)
+    return whole(stored)
+
+
+def file_of(file: str, rank: int) -> str:
+    """`file`: the one that holds what is not divided."""
+    return f"{Path(file).stem}-rank-{rank:05}.safetensors"
+
+
+def pieces_among(names: Iterable[str], file: str) -> list[str]:
+    """Those of `names` that hold the ranks' parts beside `file`."""
+    matches = (RANK.fullmatch(name) for name in names)
+    return sorted(match[0] for match in matches if match and match[1] == Path(file).stem)
+
+
+def write_pieces(file: Path, tensors: Mapping[str, Tensor], aliases: Mapping[str, str]) -> None:
+    """This rank's rows of tensors that are divided. `aliases`: {further name of a tied one: its name}."""
+    first_rows = {name: span(tensor)[0] for name, tensor in tensors.items()}
+    # Cloned: a part may be a view into what a gather needs, and safetensors would write all of that.
+    parts = {name: known(local(tensor.detach())).clone() for name, tensor in tensors.items()}
+    save_file(parts, str(file), metadata={FIRST_ROWS: json.dumps(first_rows), ALIASES: json.dumps(dict(aliases))})
+
+
+def read_pieces(files: Iterable[Path]) -> dict[str, Pieces]:
+    """{name: its pieces} of what all ranks wrote."""
+    found: dict[str, list[tuple[int, Tensor]]] = {}
+    for file in files:
+        first_rows = json.loads(_metadata(file)[FIRST_ROWS])
+        for name, part in load_file(str(file)).items():
+            found.setdefault(name, []).append((first_rows[name], part))
+    return {name: Pieces(sorted(parts, key=lambda part: part[0])) for name, parts in found.items()}
+
+
+def _metadata(file: Path) -> dict[str, str]:
+    with safe_open(str(file), framework="pt") as opened:
+        return opened.metadata() or {}
+
+
+def join(folder: Path, file: str, joined: Path) -> None:
+    """What write_model put into `folder`, as one file. Written tensor by tensor: no more of it is in memory."""
+    files = [folder / name for name in pieces_among((path.name for path in folder.iterdir()), file)]
+    tensors: dict[str, Stored] = {**load_file(str(folder / file)), **read_pieces(files)}
+    aliases = json.loads(_metadata(files[0])[ALIASES])
+    # Tied weights: as safetensors' save_model writes them.
+    header: dict[str, object] = {"__metadata__": {"format": "pt", **_metadata(folder / file), **aliases}}
+    end = 0
+    for name, stored in tensors.items():
+        kind = stored.parts[0][1] if isinstance(stored, Pieces) else stored
+        start, end = end, end + math.prod(stored.shape) * kind.element_size()
+        header[name] = {"dtype": NAMES[kind.dtype], "shape": list(stored.shape), "data_offsets": [start, end]}
+    told = json.dumps(header).encode()
+    told += b" " * (-len(told) % 8)  # tensors begin at a multiple of 8
+    with joined.open("wb") as out:
+        out.write(len(told).to_bytes(8, "little") + told)
+        for stored in tensors.values():
+            flat = whole(stored).contiguous().reshape(-1)
+            if flat.numel():
+                out.write(flat.view(torch.uint8).numpy().data)

@@ -1,0 +1,249 @@
+"""FSDP2: each rank keeps a part of each parameter, of its gradient and of the optimizer's state.
+
+torch's fully_shard gathers the weights of a block when its forward or backward pass begins, and adds up its gradients
+when that has ended. A parameter is cut along its first dimension, in the order of the ranks.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from accelerate.utils import parse_flag_from_env
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor
+
+from train.distributed.flat_buckets import ComputeGradient
+from train.distributed.ranks import Ranks
+from train.errors import UserError, some
+from train.parts import HasState
+
+
+class NotShardable(UserError):
+    """A model that FSDP2 cannot divide among the ranks."""
+
+
+@dataclass(frozen=True)
+class Sharding:
+    """What the launcher asked for."""
+
+    blocks: tuple[str, ...] = ()
+    """Classes of the modules whose weights are gathered together; none: those that a model's lists hold."""
+    reshards: bool = True
+    """Whether a block's weights are freed after its forward pass, and gathered once more for its backward pass."""
+
+
+def asked_sharding(environment: Mapping[str, str]) -> Sharding | None:
+    """By the variables with which accelerate's launcher tells its ranks; None: no sharding."""
+    if not parse_flag_from_env("ACCELERATE_USE_FSDP"):
+        return None
+    names = environment.get("FSDP_TRANSFORMER_CLS_TO_WRAP", "").split(",")
+    return Sharding(
+        blocks=tuple(name.strip() for name in names if name.strip()),
+        reshards=environment.get("FSDP_RESHARD_AFTER_FORWARD", "true").lower() != "false",
+    )
+
+
+# Tensors of which this rank holds a part
+
+
+def is_part(tensor: object) -> bool:
+    return isinstance(tensor, DTensor)
+
+
+def local(tensor: Tensor) -> Tensor:
+    """What this rank holds of it, in the same memory; a tensor that is whole, as it is."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def span(tensor: Tensor) -> tuple[int, int]:
+    """(start, stop): the rows that this rank holds. Cut as torch.chunk does: the last ranks may have fewer, or none."""
+    rows = len(tensor)
+    if not isinstance(tensor, DTensor):
+        return 0, rows
+    mesh = tensor.device_mesh
+    size = -(-rows // mesh.size())
+    start = min(mesh.get_local_rank() * size, rows)
+    return start, min(start + size, rows)
+
+
+def as_part(rows: Tensor, like: Tensor) -> Tensor:
+    """This rank's `rows` of a tensor that is divided as `like` is."""
+    assert isinstance(like, DTensor)
+    own = rows.to(like.device)
+    return DTensor.from_local(
+        own, like.device_mesh, like.placements, run_check=False, shape=like.shape, stride=like.stride()
+    )
+
+
+def like_one_row(tensor: Tensor) -> Tensor:
+    """A zero for each rank, divided as `tensor` is."""
+    zero = torch.zeros(1, device=tensor.device, dtype=tensor.dtype)
+    if not isinstance(tensor, DTensor):
+        return zero
+    return DTensor.from_local(zero, tensor.device_mesh, tensor.placements, run_check=False)
+
+
+# The model
+
+
+class _Reducing(nn.Module):
+    """What a task calls. accelerate asks a wrapper for its `no_sync`."""
+
+    def __init__(self, module: nn.Module, reduces_each: bool) -> None:
+        super().__init__()
+        self.module = module
+        self._reduces_each = reduces_each
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self.module(*args, **kwargs)
+
+    @contextmanager
+    def no_sync(self) -> Iterator[None]:
+        """Inside, a backward pass adds to gradients that are not divided, unless batch.sync=micro."""
+        with nullcontext() if self._reduces_each else _not_reducing(self.module):
+            yield
+
+
+@contextmanager
+def _not_reducing(module: Any) -> Iterator[None]:
+    module.set_requires_gradient_sync(False)
+    try:
+        yield
+    finally:
+        module.set_requires_gradient_sync(True)
+
+
+class Sharded:
+    """The `learner.parallel` of FSDP2."""
+
+    is_sharded = True
+    frees_gradients = True
+    writes_state = True  # each rank its own part
+    state: HasState | None = None
+
+    def __init__(
+        self,
+        module: nn.Module,
+        ranks: Ranks,
+        norm: Callable[[list[Tensor]], Tensor],
+        reduces_each: bool,
+        second: Callable[[], nn.Module],
+    ) -> None:
+        """`norm`: that of the tensors of one rank. `second`: makes another such module; torch copies none."""
+        self.second: Callable[[], nn.Module] | None = second
+        self.model = _Reducing(module, reduces_each)
+        self._ranks = ranks
+        self._norm = norm
+        self._unused: list[nn.Parameter] = []
+        self.note = _note(module, ranks, reduces_each)
+
+    def expect_unused(self, parameters: Sequence[nn.Parameter]) -> None:
+        """`parameters`: those that got no gradient in a trial of all ranks. From here on ranks may use different ones.
+
+        A parameter that one rank uses and another does not would make them add up what does not belong together, unless
+        zeros take the place of what is not there: torch 2.13 can.
+        """
+        self._unused = list(parameters)
+        module: Any = self.model.module
+        if hasattr(module, "set_reduce_scatter_unused_params"):
+            module.set_reduce_scatter_unused_params(True)
+
+    def around(self, compute_gradient: ComputeGradient) -> ComputeGradient:
+        """The same function. What got no gradient on any rank has None, which an optimizer leaves alone: AdamW lets
+        zeros decay. Looked at, by one more message, where the trial found such parameters."""
+        if not self._unused:
+            return compute_gradient
+
+        def looked_through(learner: Any, window: Any) -> Tensor:
+            losses = compute_gradient(learner, window)
+            found = [p for p in self._unused if p.grad is not None]
+            if found:
+                norms = self.norms(local(p.grad) for p in found if p.grad is not None)
+                for parameter, norm in zip(found, norms.tolist(), strict=True):
+                    if norm == 0:
+                        parameter.grad = None
+            return losses
+
+        return looked_through
+
+    def check(self) -> None:
+        pass
+
+    def total_norm(self, gradients: list[Tensor]) -> Tensor:
+        own = self._norm([local(gradient) for gradient in gradients])
+        square = own.double().square()
+        self._ranks.add_up([square])
+        return square.sqrt().to(own.dtype)
+
+    def norms(self, tensors: Iterable[Tensor]) -> Tensor:
+        """(n,), float64, on the CPU: of tensors of which each rank has a part, as `local` gives it."""
+        squares = torch.stack([torch.linalg.vector_norm(tensor).double().square() for tensor in tensors])
+        self._ranks.add_up([squares])
+        return squares.sqrt().cpu()
+
+    @staticmethod
+    def clip(parameters: Sequence[nn.Parameter], max_norm: float, total_norm: Tensor) -> None:
+        """As torch.nn.utils.clip_grads_with_norm_ does, on what this rank holds."""
+        gradients = [local(p.grad) for p in parameters if p.grad is not None]
+        torch._foreach_mul_(gradients, (max_norm / (total_norm + 1e-6)).clamp(max=1.0))
+
+
+def shard(
+    module: nn.Module, blocks: Iterable[nn.Module], sharding: Sharding, device: torch.device, ranks: Ranks
+) -> None:
+    """Divide the weights of `module`, on the CPU, among the ranks, in place: block by block onto `device`.
+
+    `blocks`: those whose weights are gathered together; what is in none of them is gathered with the model itself.
+    Raises NotShardable.
+    """
+    _check_parameters(module)
+    mesh = init_device_mesh(device.type, (ranks.world_size,))
+    # Gradients narrower than float32 are added up in float32, over micro-batches and over ranks.
+    policy = MixedPrecisionPolicy(reduce_dtype=torch.float32) if _is_narrow(module) else MixedPrecisionPolicy()
+    for block in blocks:
+        fully_shard(block, mesh=mesh, mp_policy=policy, reshard_after_forward=sharding.reshards)
+    fully_shard(module, mesh=mesh, mp_policy=policy)
+    module.register_forward_hook(_free_after_looking)
+
+
+def _free_after_looking(module: nn.Module, *_: object) -> None:
+    """After a forward pass that no backward pass follows, the gathered weights would stay, and grow old unseen."""
+    if not torch.is_grad_enabled():
+        for part in module.modules():
+            if isinstance(part, FSDPModule):
+                part.reshard()
+
+
+def _check_parameters(module: nn.Module) -> None:
+    scalars = [name for name, p in module.named_parameters() if p.dim() == 0]
+    if scalars:
+        raise NotShardable(
+            f"FSDP2 divides parameters along their first dimension, and {some(scalars)} has none. "
+            f"Make it a tensor of shape (1,), or type: LAUNCHER=configs/accelerate/ddp.yaml"
+        )
+
+
+def _is_narrow(module: nn.Module) -> bool:
+    return any(torch.promote_types(p.dtype, torch.float32) != p.dtype for p in module.parameters())
+
+
+def _note(module: nn.Module, ranks: Ranks, reduces_each: bool) -> str:
+    parameters = [p for p in module.parameters() if p.requires_grad]
+    own = sum(local(p).nbytes for p in module.parameters())
+    whole = sum(p.numel() * p.element_size() for p in module.parameters())
+    gradients = sum(p.numel() * p.element_size() for p in parameters)
+    kept = "batch.sync=micro: gradients are added up over the ranks at every micro-step"
+    if not reduces_each:
+        kept = (
+            f"between micro-steps each rank keeps whole gradients, {_mib(gradients)}; batch.sync=micro keeps its part "
+            f"of them, and adds up over the ranks at every micro-step"
+        )
+    return f"FSDP2: each of {ranks.world_size} ranks keeps {_mib(own)} of {_mib(whole)} of weights; {kept}"
+
+
+def _mib(size: int) -> str:
+    return f"{size / 2**20:,.1f} MiB"
