@@ -13,7 +13,8 @@ from train.config import Config
 from train.data import Sets
 from train.data.device_prefetch import Feed
 from train.distributed.accelerator import Unsupported, notes_on_arithmetic
-from train.distributed.parallel import Parallel, Replicated, Tried, norm_for, parallelize, place
+from train.distributed.norms import norm_for
+from train.distributed.parallel import Parallel, Replicated, Tried, parallelize, place
 from train.distributed.ranks import Ranks
 from train.distributed.sharded import NotShardable, Sharded, Sharding, asked_sharding, shard
 from train.errors import some

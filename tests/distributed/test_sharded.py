@@ -23,6 +23,7 @@ from train.step import Learner
 
 FSDP2 = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
 RAGGED = ("data.args.size=37", "batch.effective=11", "batch.micro=2", "optimizer.lr=0.3")
+BLOCKS = ("model.target=tests.distributed.test_sharded.Blocks", "model.args={}")
 ADAMW = ("optimizer.target=adamw", "optimizer.lr=0.01", "optimizer.max_grad_norm=0.1")
 
 
@@ -137,12 +138,11 @@ def test_one_reduction_per_block_and_step_or_micro_step(
 ) -> None:
     words = ("batch.effective=16", "batch.micro=2", "duration.steps=3", f"batch.sync={sync}")
 
-    found = run_ranks(2, collectives, argv(tmp_path, *words, "model.target=tests.distributed.test_sharded.Blocks"))
+    found = run_ranks(2, collectives, argv(tmp_path, *words, *BLOCKS))
 
-    print(found[0])
     assert len(found[0]) == 3
     for step in found[0][:2]:  # the last one has fewer samples
-        assert step["c10d.reduce_scatter_tensor_coalesced_"] == expected * 3  # two blocks, and the rest of the model
+        assert step["c10d::_reduce_scatter_base_"] == expected * 3  # two blocks, and the rest of the model
 
 
 class Blocks(nn.Module):
@@ -177,15 +177,10 @@ class Coupled(nn.Module):
 
 
 def test_tied_weights_are_stored_once_and_loaded_again(run_ranks: Any, tmp_path: Path) -> None:
-    words = (
-        "model.target=tests.distributed.test_sharded.Blocks",
-        "model.args={}",
-        "duration.steps=4",
-        "data.eval_fraction=0.2",
-    )
-    one = record(argv(tmp_path, *words, *ADAMW, "name=one", "batch.micro=2"))
+    words = (*BLOCKS, *ADAMW, "batch.micro=2", "duration.steps=4", "data.eval_fraction=0.2")
+    one = record(argv(tmp_path, *words, "name=one"))
 
-    two = run_ranks(2, on_ranks, True, argv(tmp_path, *words, *ADAMW, "name=run", "batch.micro=2"))[0]
+    two = run_ranks(2, on_ranks, True, argv(tmp_path, *words))[0]
 
     assert distance(two.weights[-1], one.weights[-1]) <= 1e-13
     again = load_trained(tmp_path / "run", trust=True)

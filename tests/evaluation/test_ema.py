@@ -39,7 +39,7 @@ def test_is_that_of_a_loop_by_hand(tmp_path: Path, target: str, skipped: tuple[i
     kept: list[Ema] = []
 
     def prepare(run: Run, trace: Any) -> None:
-        kept.append(run.exports["ema"])
+        kept.append(run.weights.modules["ema"])
 
     trace = record(argv(tmp_path, *given, f"data.args={{size: 40, nan: {places}}}"), prepare=prepare)
 

@@ -142,10 +142,11 @@ def test_no_unfinished_marks() -> None:
     assert not found, "\n".join(found)
 
 
-def test_torch_distributed_is_used_in_ranks_only() -> None:
+def test_torch_distributed_is_used_in_two_places() -> None:
+    """For messages, and to divide a model."""
     users = {path.relative_to(PACKAGE).as_posix() for path in modules() if "torch.distributed" in path.read_text()}
 
-    assert users == {"distributed/ranks.py"}
+    assert users == {"distributed/ranks.py", "distributed/sharded.py"}
 
 
 def test_the_wrapper_is_asked_for_in_one_place() -> None:

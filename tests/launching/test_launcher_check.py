@@ -43,7 +43,8 @@ def test_every_key_and_flag_of_accelerate_has_its_row_and_no_other() -> None:
     assert {name for name, alone in options().items() if alone} == SWITCHES
     had = {key for row in ROWS if row.fate != REFUSED for key in row.keys}
     assert had - set(options()) == ONLY_IN_FILE
-    assert had - fields - {"gradient_accumulation_steps"} == ONLY_FLAGS  # that one lies in deepspeed_config
+    in_sections = {key for key in had if key.startswith("fsdp_")} | {"gradient_accumulation_steps"}
+    assert had - fields - in_sections - {"use_fsdp"} == ONLY_FLAGS
 
 
 # What `accelerate config` writes
@@ -79,16 +80,22 @@ WRITTEN: list[tuple[str, dict[str, Any], set[str]]] = [
         GPUS | {"optimize your script": True, "customize the defaults": True},
         {"dynamo_backend", "dynamo_mode"},
     ),
-    ("FSDP 2", GPUS | {"FullyShardedDataParallel": True}, {"FSDP", "fsdp_version: 2", "fsdp_reshard_after_forward"}),
+    ("FSDP 2", GPUS | {"FullyShardedDataParallel": True}, set()),
+    ("FSDP 2 offloaded", GPUS | {"FullyShardedDataParallel": True, "offload param": True}, {"fsdp_offload_params"}),
+    (
+        "FSDP 2 by size",
+        GPUS | {"FullyShardedDataParallel": True, "auto wrap policy": "SIZE_BASED_WRAP"},
+        {"fsdp_auto_wrap_policy: SIZE_BASED_WRAP", "fsdp_min_num_params"},
+    ),
     (
         "FSDP 1",
         GPUS | {"FullyShardedDataParallel": True, "FSDP version": 1, "FSDP activation checkpointing": True},
-        {"FSDP", "fsdp_version", "fsdp_backward_prefetch", "memory.activation_checkpointing"},
+        {"fsdp_version: 1", "fsdp_reshard_after_forward: FULL_SHARD", "memory.activation_checkpointing"},
     ),
     (
         "parallelism",
         GPUS | {"FullyShardedDataParallel": True, "parallelism config?": True},
-        {"FSDP", "parallelism_config_tp_size", "parallelism_config_dp_shard_size"},
+        {"parallelism_config_tp_size", "parallelism_config_dp_shard_size"},
     ),
     (
         "DeepSpeed",
@@ -162,7 +169,7 @@ def examples() -> list[tuple[Row, str, Any]]:
 def test_each_row_of_the_table(plain: Path, row: Row, key: str, value: Any) -> None:
     if key in options():
         flags = [f"--{key}"] if key in SWITCHES else [f"--{key}", str(value)]
-        said = refusal(plain, *flags, precision=str(value))
+        said = refusal(plain, *flags, *(["--fsdp_version", "2"] if key == "use_fsdp" else []), precision=str(value))
     else:
         values = {"distributed_type": "NO", key: True if key in launcher_keys.TRUE_OR_FALSE else value}
         plain.write_text(yaml.safe_dump(values))
@@ -191,16 +198,42 @@ def test_all_is_told_at_once_from_file_flags_and_variables(plain: Path) -> None:
     flags = ["--zero-stage=2", "--max_restarts", "3", "--no_such", "4", "x.py", "--compute_environment", "-m"]
     said = refusal(plain, *flags, environment={"ACCELERATE_USE_FSDP": "true", "ACCELERATE_USE_DEEPSPEED": "false"})
 
-    for named in ("distributed_type is missing", "fsdp_version: 2, fsdp_config.fsdp_new: 1", "7: 8", "--zero-stage=2"):
+    for named in (
+        "distributed_type is missing",
+        "fsdp_config.fsdp_new: 1: accelerate has no",
+        "7: 8",
+        "--zero-stage=2",
+    ):
         assert named in said
     for named in ("--no_such 4: accelerate has no", "x.py", "--compute_environment: is no", "-m: launch.sh"):
         assert named in said
-    assert "ACCELERATE_USE_FSDP=true: there is no sharding" in said
+    assert "ACCELERATE_USE_FSDP" not in said
     assert "max_restarts" not in said
     assert "DEEPSPEED=false" not in said
 
 
 # What is taken
+
+
+def test_fsdp_without_a_version_is_that_of_accelerate(plain: Path) -> None:
+    for flags, environment in ((["--use_fsdp"], {}), ([], {"ACCELERATE_USE_FSDP": "true"})):
+        assert "without fsdp_version accelerate means FSDP 1" in refusal(plain, *flags, environment=environment)
+        assert not refusal(plain, *flags, environment={**environment, "FSDP_VERSION": "2"})
+    assert "FSDP_VERSION=1: FSDP 1 is not supported" in refusal(plain, environment={"FSDP_VERSION": "1"})
+
+
+def test_fsdp_2_reaches_the_ranks_by_variables(plain: Path) -> None:
+    plain.write_text(
+        "distributed_type: FSDP\nfsdp_config: {fsdp_version: 2, fsdp_reshard_after_forward: false, "
+        "fsdp_transformer_layer_cls_to_wrap: 'A,B'}\n"
+    )
+
+    words = command(plain, "--", "--num_processes", "2", "--fsdp_version=2", gpus=2)
+
+    assert {"ACCELERATE_USE_FSDP=true", "FSDP_VERSION=2", "FSDP_RESHARD_AFTER_FORWARD=False"} <= set(words)
+    assert "FSDP_TRANSFORMER_CLS_TO_WRAP=A,B" in words
+    assert not any("fsdp" in word for word in words if word.startswith("--"))
+    assert "--multi_gpu" in words
 
 
 def command(path: Path, *words: str, gpus: int, **environment: str) -> list[str]:

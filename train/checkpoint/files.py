@@ -12,17 +12,18 @@ from torch import Tensor, nn
 
 from train.checkpoint.pieces import (
     Stored,
+    by_names,
     file_of,
-    own_rows,
     pieces_among,
     read_pieces,
+    read_rows,
     whole,
     write_pieces,
 )
 from train.checkpoint.tensors import known, restored, separate
 from train.disk import Unreadable, read_json
 from train.distributed.sharded import is_part, local
-from train.errors import UserError, ends_in_a_sentence, print_error, some
+from train.errors import UserError, ends_in_a_sentence, print_error
 from train.redaction import clean_known
 
 KEYS = (bool, int, float, str)
@@ -54,7 +55,7 @@ def write_model(folder: Path, file: str, module: nn.Module, rank: int = 0) -> li
     """As write_state does, of the model alone."""
     written = []
     divided, aliases = {}, {}
-    for names, tensor in _by_names(module):
+    for names, tensor in by_names(module):
         if is_part(tensor):
             divided[names[0]] = tensor
             aliases.update(dict.fromkeys(names[1:], names[0]))
@@ -92,43 +93,9 @@ def read_model(folder: Path, module: nn.Module, files: Collection[str] = ()) -> 
     pieces = [folder / name for name in pieces_among(files, MODEL)]
     with ends_in_a_sentence(OtherModel, what, of=RuntimeError):  # not of a file that cannot be read
         if pieces or any(is_part(p) for p in module.parameters()):
-            _read_rows(module, {**load_file(str(folder / MODEL)), **read_pieces(pieces)})
+            read_rows(module, {**load_file(str(folder / MODEL)), **read_pieces(pieces)})
         else:
             read_tensors(folder / MODEL, module)
-
-
-@torch.no_grad()
-def _read_rows(module: nn.Module, stored: Mapping[str, Stored]) -> None:
-    """What this rank holds of the module's tensors. Raises RuntimeError, and changes nothing, where names or shapes
-    differ."""
-    found: list[tuple[Stored, Tensor]] = []
-    wrong, known_names = [], set()
-    for names, tensor in _by_names(module):
-        known_names.update(names)
-        there = next((stored[name] for name in names if name in stored), None)
-        shape = torch.view_as_real(local(tensor)).shape[1:] if tensor.dtype == torch.complex128 else tensor.shape[1:]
-        if there is None:
-            wrong.append(f"{names[0]} is not there")
-        elif tuple(there.shape[1:]) != tuple(shape) or (tensor.dim() and there.shape[0] != tensor.shape[0]):
-            wrong.append(f"size mismatch for {names[0]}: {tuple(there.shape)} there, {tuple(tensor.shape)} here")
-        else:
-            found.append((there, tensor))
-    wrong += [f"{name} is there only" for name in stored if name not in known_names]
-    if wrong:
-        raise RuntimeError(some(wrong, 5))
-    for there, tensor in found:
-        local(tensor).copy_(own_rows(there, tensor))
-
-
-def _by_names(module: nn.Module) -> list[tuple[list[str], Tensor]]:
-    """The tensors of state_dict, each with all names that it has there."""
-    names: dict[int, list[str]] = {}
-    tensors: dict[int, Tensor] = {}
-    for name, tensor in module.state_dict(keep_vars=True).items():
-        if isinstance(tensor, Tensor):
-            names.setdefault(id(tensor), []).append(name)
-            tensors[id(tensor)] = tensor
-    return [(names[key], tensor) for key, tensor in tensors.items()]
 
 
 def check_savable(module: nn.Module) -> None:

@@ -13,10 +13,11 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from train.checkpoint.tensors import known, restored
 from train.distributed.sharded import as_part, is_part, local, span
+from train.errors import some
 
 FIRST_ROWS = "first_rows"
 """In a file's metadata: {name: the row of the whole tensor with which this part begins}."""
@@ -108,6 +109,40 @@ def read_pieces(files: Iterable[Path]) -> dict[str, Pieces]:
         for name, part in load_file(str(file)).items():
             found.setdefault(name, []).append((first_rows[name], part))
     return {name: Pieces(sorted(parts, key=lambda part: part[0])) for name, parts in found.items()}
+
+
+@torch.no_grad()
+def read_rows(module: nn.Module, stored: Mapping[str, Stored]) -> None:
+    """What this rank holds of the module's tensors. Raises RuntimeError, and changes nothing, where names or shapes
+    differ."""
+    found: list[tuple[Stored, Tensor]] = []
+    wrong, known_names = [], set()
+    for names, tensor in by_names(module):
+        known_names.update(names)
+        there = next((stored[name] for name in names if name in stored), None)
+        shape = torch.view_as_real(local(tensor)).shape[1:] if tensor.dtype == torch.complex128 else tensor.shape[1:]
+        if there is None:
+            wrong.append(f"{names[0]} is not there")
+        elif tuple(there.shape[1:]) != tuple(shape) or (tensor.dim() and there.shape[0] != tensor.shape[0]):
+            wrong.append(f"size mismatch for {names[0]}: {tuple(there.shape)} there, {tuple(tensor.shape)} here")
+        else:
+            found.append((there, tensor))
+    wrong += [f"{name} is there only" for name in stored if name not in known_names]
+    if wrong:
+        raise RuntimeError(some(wrong, 5))
+    for there, tensor in found:
+        local(tensor).copy_(own_rows(there, tensor))
+
+
+def by_names(module: nn.Module) -> list[tuple[list[str], Tensor]]:
+    """The tensors of state_dict, each with all names that it has there."""
+    names: dict[int, list[str]] = {}
+    tensors: dict[int, Tensor] = {}
+    for name, tensor in module.state_dict(keep_vars=True).items():
+        if isinstance(tensor, Tensor):
+            names.setdefault(id(tensor), []).append(name)
+            tensors[id(tensor)] = tensor
+    return [(names[key], tensor) for key, tensor in tensors.items()]
 
 
 def _metadata(file: Path) -> dict[str, str]:

@@ -29,7 +29,7 @@ COMPUTING = (
     *("batch/*.py", "data/*.py", "tasks/*.py", "models/*.py", "optim/*.py"),
     *("distributed/accelerator.py", "distributed/parallel.py", "distributed/flat_buckets.py", "randomness.py"),
     "gradients/seeding.py",
-    *("distributed/bucket_order.py", "distributed/sharded.py"),
+    *("distributed/bucket_order.py", "distributed/sharded.py", "distributed/norms.py"),
     *("plan/steps.py", "config/name_patterns.py"),
 )
 """Files whose change may change a curve. A test asks of each other file that it is said not to."""

@@ -61,7 +61,7 @@ ROWS = (
     _row("num_cpu_threads_per_process", TAKEN, "OMP_NUM_THREADS"),
     _row("max_restarts monitor_interval rdzv_conf role log_dir tee quiet", TAKEN, "torchrun's; passed on"),
     _row("distributed_type", TAKEN, "FSDP2: each rank keeps a part of the model", ("FSDP",)),
-    _row("fsdp_config use_fsdp", TAKEN, "the same; fsdp_version must say 2"),
+    _row("use_fsdp", TAKEN, "the same; fsdp_version must say 2"),
     _row("fsdp_version", TAKEN, "2", (2, "2")),
     _row(
         "fsdp_reshard_after_forward",
@@ -107,6 +107,7 @@ ROWS = (
         "belongs to the config. Set: model.compile=true, or the name of a backend; remove the key",
     ),
     # Other engines.
+    _row("fsdp_config", REFUSED, "accelerate has no such key in fsdp_config. Remove it"),
     _row("fsdp_version", REFUSED, _FSDP1),
     _row("fsdp_reshard_after_forward", REFUSED, "FSDP 1's names. Set: fsdp_reshard_after_forward: true, or false"),
     _row("fsdp_auto_wrap_policy", REFUSED, _BY_SIZE),
