@@ -7,7 +7,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 LAYERS = (
-    ("evaluate", "prepare", "verify", "compare", "sweep", "new", "launch", "doctor"),
+    ("evaluate", "merge", "prepare", "verify", "compare", "sweep", "new", "launch", "doctor"),
     ("standard", "accumulate"),
     ("main",),
     ("loop",),

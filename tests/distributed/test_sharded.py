@@ -2,7 +2,6 @@
 
 import os
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,22 +14,19 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.helpers import Array, Trace, argv, distance, record, rows, steps, whole_batch
 from train import load as load_trained
+from train import merge
 from train.accumulate import compute_gradient
 from train.batch.window import Window
 from train.config import load
-from train.run import build
+from train.distributed.sharded import local
+from train.errors import UserError
+from train.run import Run, build
 from train.step import Learner
 
 FSDP2 = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
 RAGGED = ("data.args.size=37", "batch.effective=11", "batch.micro=2", "optimizer.lr=0.3")
 BLOCKS = ("model.target=tests.distributed.test_sharded.Blocks", "model.args={}")
 ADAMW = ("optimizer.target=adamw", "optimizer.lr=0.01", "optimizer.max_grad_norm=0.1")
-
-
-def sharded(function: Callable[..., Any], *args: Any, **options: Any) -> Any:
-    """As a rank that accelerate's launcher started with its FSDP settings."""
-    os.environ.update(FSDP2)
-    return function(*args, **options)
 
 
 def several(given: list[list[str]], **options: Any) -> list[Trace]:
@@ -187,6 +183,11 @@ def test_tied_weights_are_stored_once_and_loaded_again(run_ranks: Any, tmp_path:
     assert again.first.weight is again.other.weight
     merged = torch.cat([p.detach().flatten() for p in again.parameters()]).numpy()
     assert distance(merged, one.weights[-1]) <= 1e-13
+    assert merge.main([str(tmp_path / "run"), str(tmp_path / "merged"), "--trust"]) == 0
+    assert (tmp_path / "merged" / "final" / "model.safetensors").stat().st_size < 2000
+    from_checkpoint = load_trained(tmp_path / "merged", trust=True).state_dict()
+    assert all(torch.equal(from_checkpoint[key], value) for key, value in again.state_dict().items())
+    assert merge.main([str(tmp_path / "run"), str(tmp_path / "merged"), "--trust"]) == 2
     names = sorted(path.name for path in next((tmp_path / "run" / "checkpoints").iterdir()).iterdir())
     assert [name for name in names if name.startswith("model")] == [
         "model-rank-00000.safetensors",
@@ -201,6 +202,64 @@ def verdict(arguments: list[str]) -> tuple[str, tuple[str, ...], float]:
     told = (run.folder.path / "plan.json").read_text()
     run.close("finished", 0)
     return told
+
+
+def held(arguments: list[str]) -> tuple[int, int, int]:
+    """Bytes of weights, of gradients and of the optimizer's moments on this rank, after a step."""
+    os.environ.update(FSDP2)
+    sizes: list[tuple[int, int, int]] = []
+
+    def prepare(run: Run, trace: Trace) -> None:
+        def look(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+            moments = [value for state in optimizer.state.values() for value in state.values() if value.dim()]
+            gradients = [p.grad for p in run.learner.parameters]
+            kinds = (run.learner.parameters, gradients, moments)
+            sizes.append(tuple(sum(local(tensor).nbytes for tensor in tensors) for tensors in kinds))
+
+        run.learner.optimizer.register_step_post_hook(look)
+
+    record(arguments, prepare=prepare)
+    return sizes[-1]
+
+
+def test_each_rank_holds_its_part(run_ranks: Any, tmp_path: Path) -> None:
+    """By hand: 60 x 6 + 60 and 2 x 60 + 2 numbers of 8 bytes, cut by rows among 2 ranks."""
+    words = ("model.args.hidden=[60]", "model.args.outputs=4", *ADAMW, "duration.steps=2")
+
+    found = run_ranks(2, held, argv(tmp_path, *words))
+
+    numbers = (30 * 6 + 30) + (2 * 60 + 2)
+    assert found == [(8 * numbers, 8 * numbers, 16 * numbers)] * 2
+
+
+class Scalar(nn.Linear):
+    def __init__(self) -> None:
+        super().__init__(6, 3)
+        self.temperature = nn.Parameter(torch.tensor(1.0))
+
+
+def refused(arguments: list[str]) -> str:
+    os.environ.update(FSDP2)
+    with pytest.raises(UserError) as error:
+        build(load(arguments), "accumulate")
+    return str(error.value)
+
+
+def test_what_cannot_be_divided_ends_in_a_sentence(run_ranks: Any, tmp_path: Path) -> None:
+    here = "tests.distributed.test_sharded"
+    said = run_ranks(2, refused, argv(tmp_path, f"model.target={here}.Scalar", "model.args={}"))
+
+    assert "temperature has none" in said[0]
+    assert "LAUNCHER=configs/accelerate/ddp.yaml" in said[0]
+
+    said = run_ranks(2, refused, argv(tmp_path, f"model.target={here}.RanksApart", "model.args={}"))
+    assert "rank 1 begins with other weights than rank 0" in said[0]
+
+
+class RanksApart(nn.Linear):
+    def __init__(self) -> None:
+        super().__init__(6, 3)
+        nn.init.constant_(self.weight, float(os.environ["RANK"]))
 
 
 def test_the_trial_looks_at_gradients_of_parts(run_ranks: Any, tmp_path: Path) -> None:

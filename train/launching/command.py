@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from train.errors import print_error
 from train.launching.arguments import CLONE, IS_CLONE, Arguments, LaunchRefused
 from train.launching.choose import PROGRAM, Ranks
 from train.launching.launcher_check import of_flags
@@ -35,7 +36,10 @@ class Command:
 
 
 def build(arguments: Arguments, file: LauncherFile, ranks: Ranks, grace: int) -> Command:
-    variables = _variables(ranks, grace) | sharding_variables(arguments, file)
+    sharding = sharding_variables(arguments, file)
+    if sharding and ranks.number == 1 and arguments.needs_ranks:
+        print_error("launch: FSDP divides the model among ranks, and there is one: it holds all. NPROC=2 for more")
+    variables = _variables(ranks, grace) | sharding
     if ranks.gpu_ids:
         variables["CUDA_VISIBLE_DEVICES"] = ranks.gpu_ids
     module = "train.config" if arguments.prints_config else f"train.{arguments.loop}"

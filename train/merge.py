@@ -1,0 +1,63 @@
+"""The model of a checkpoint as one file, whether the ranks saved it in parts or whole.
+
+python -m train.merge CHECKPOINT OUT [--trust]
+
+OUT becomes a folder that train.load opens, and OUT/final one for from_pretrained where the model is transformers' own.
+"""
+
+import shutil
+import sys
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+from train.checkpoint import NoCheckpoint, named
+from train.checkpoint.files import read_model
+from train.checkpoint.manifest import verify
+from train.config import Foreign, load
+from train.data import save_tokenizer
+from train.errors import BAD_CONFIG, FAILED, FINISHED, RunFailed, UserError, entry_point, exit_code, print_error
+from train.models.weights import make_model, save_weights
+
+USAGE = (
+    "usage: python -m train.merge CHECKPOINT OUT [--trust]      CHECKPOINT: runs/NAME, or one of runs/NAME/checkpoints"
+)
+
+
+class NotMerged(UserError):
+    """A checkpoint that cannot be found, or a folder that is taken."""
+
+
+@entry_point
+def main(argv: Sequence[str]) -> int:
+    words = [word for word in argv if word != "--trust"]
+    if len(words) != 2 or {"-h", "--help"} & set(argv):
+        print(USAGE)
+        return FINISHED if {"-h", "--help"} & set(argv) else BAD_CONFIG
+    try:
+        print(merge(Path(words[0]), Path(words[1]), trust="--trust" in argv))
+    except RunFailed as error:
+        print_error(str(error))
+        return exit_code(str(error), FAILED, 0)
+    return exit_code("finished", FINISHED, 0)
+
+
+def merge(checkpoint: Path, out: Path, trust: bool = False) -> Path:
+    """The file that was written. The model is in memory once, on the CPU."""
+    if out.exists():
+        raise NotMerged(f"{out} is there already. Name a folder that is not")
+    try:
+        checkpoint = named(checkpoint.expanduser().absolute())
+    except NoCheckpoint as error:
+        raise NotMerged(str(error).removeprefix("checkpoint.resume=")) from error
+    run = checkpoint.parent.parent
+    config = load([str(run / "config.yaml")], Foreign(run, frozenset({"model.target"}), trust, "--trust")).config
+    module = make_model(config)
+    read_model(checkpoint, module, verify(checkpoint, contents=False)["files"])
+    out.mkdir(parents=True)
+    shutil.copy(run / "config.yaml", out / "config.yaml")
+    return save_weights(module, out / "final", save_beside=partial(save_tokenizer, config.data.tokenizer))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
