@@ -16,6 +16,7 @@ import psutil
 import pytest
 import yaml
 
+from tests.launching.cards import cards
 from train.launching import choose
 from train.launching import command as launch_command
 from train.launching.arguments import LaunchRefused, parse
@@ -302,7 +303,7 @@ def test_a_rank_that_was_killed_is_started_again_where_that_is_asked_for(clone, 
 
 
 def test_a_lone_rank_that_accelerate_would_not_restart_is_refused(monkeypatch):
-    monkeypatch.setattr(choose, "count_gpus", lambda named="": 0)
+    monkeypatch.setattr(choose, "ask_torch", lambda named: cards(0))
     words, file = parse(["my.yaml", "--", "--max-restarts=3", "--num_processes", "1"]), find(None)
     with pytest.raises(LaunchRefused, match=r"--num_processes 1, beside(.|\n)*type: NPROC=1"):
         build(words, file, choose.choose(words, file, {}), 120)
@@ -334,7 +335,7 @@ def test_a_wrong_request_is_refused_before_anything_starts(clone, wrong):
 
 
 def test_more_ranks_than_gpus_are_refused(monkeypatch, capsys):
-    monkeypatch.setattr(choose, "count_gpus", lambda named="": 2)
+    monkeypatch.setattr(choose, "ask_torch", lambda named: cards(2))
     chosen = choose.choose(parse(["my.yaml"]), find(None), {})
     assert (chosen.number, chosen.gpus) == (2, 2)
     assert "launch: 2 GPUs visible, 2 ranks" in capsys.readouterr().err
@@ -365,7 +366,7 @@ def test_what_the_package_reads_beside_its_code_is_in_the_wheel():
 
 
 def test_an_installed_package_does_not_stand_before_the_modules_of_python(monkeypatch):
-    monkeypatch.setattr(choose, "count_gpus", lambda named="": 0)
+    monkeypatch.setattr(choose, "ask_torch", lambda named: cards(0))
     words, file = parse(["my.yaml"]), find(None)
     ranks = choose.choose(words, file, {})
     monkeypatch.delenv("PYTHONPATH", raising=False)
@@ -379,7 +380,7 @@ def test_an_installed_package_does_not_stand_before_the_modules_of_python(monkey
     [("", True), ("-- --cpu", True), ("-- --quiet", False), ("file", False)],
 )
 def test_one_rank_needs_no_launcher_of_its_own_unless_something_asks_for_it(tmp_path, how, direct, monkeypatch):
-    monkeypatch.setattr(choose, "count_gpus", lambda named="": 0)
+    monkeypatch.setattr(choose, "ask_torch", lambda named: cards(0))
     (tmp_path / "mine.yaml").write_text("distributed_type: 'NO'\nenable_cpu_affinity: true\n")
     file = find(str(tmp_path / "mine.yaml") if how == "file" else None)
     words = parse(["my.yaml", *how.replace("file", "").split()])

@@ -12,13 +12,16 @@ import pytest
 import torch
 
 from tests.helpers import argv
+from tests.launching.cards import cards
 from train.doctor.__main__ import main
 from train.doctor.across import compare, compare_clocks
 from train.doctor.checks import check_names, judge
-from train.doctor.facts import Disk, Facts, Gpu, gather, read_nvidia_smi
+from train.doctor.facts import Disk, Facts, Gpu, gather
 from train.doctor.findings import DOUBTFUL, FINE, WRONG, Finding
 from train.doctor.report import lines
 from train.doctor.talk import judge_sum
+from train.launching.gpus import Seen
+from train.launching.torch_builds import Machine
 
 PACKAGES = {"torch": "2.9.0", "accelerate": "1.15.0", "datasets": "5.0.0", "wandb": "0.31.0", "omegaconf": "2.3.0"}
 H100 = Gpu("H100", 79.0, 80.0)
@@ -30,11 +33,9 @@ GOOD = Facts(
     packages=PACKAGES,
     requirements=("torch>=2.8,<3", "accelerate>=1.10,<2"),
     commit="0123456789abcdef",
-    wheel_cuda="12.8",
+    seen=cards(2),
     nccl="2.27.3",
-    driver="570.86",
-    driver_cuda="12.8",
-    gpu_files=2,
+    machine=Machine(("H100", "H100"), ((9, 0), (9, 0)), driver="580.65.06"),
     gpus=(H100, H100),
     resolved="10.0.0.1",
     interfaces={"eth0": "10.0.0.1", "ib0": "10.1.0.1"},
@@ -53,14 +54,17 @@ def test_a_good_machine_is_fine() -> None:
 BAD: list[tuple[dict[str, Any], str, str]] = [
     ({"packages": {}}, WRONG, "torch, accelerate, datasets, wandb, omegaconf cannot be found. Run: pip install"),
     ({"packages": PACKAGES | {"torch": "2.4.1"}}, WRONG, "torch 2.4.1 is here, and torch<3,>=2.8 is needed. Run:"),
-    ({"gpus": (), "wheel_cuda": ""}, WRONG, "has 2 GPU(s), and this torch was built for CPUs. Run: pip install"),
     (
-        {"gpus": (), "driver": "470.1", "driver_cuda": "11.4"},
+        {"gpus": (), "seen": Seen(version="2.13.0+cpu")},
         WRONG,
-        "driver 470.1 knows CUDA 11.4 at most, and torch was built for 12.8. Update the driver, or install",
+        "2 GPUs (H100, driver 580.65.06): this torch (2.13.0+cpu)",
     ),
-    ({"gpus": (), "gpu_error": "unknown error"}, WRONG, "torch cannot use them (unknown error). Run: nvidia-smi"),
-    ({"gpus": (), "variables": {"CUDA_VISIBLE_DEVICES": ""}}, DOUBTFUL, "hides them. Run: unset CUDA_VISIBLE_DEVICES"),
+    ({"gpus": (), "seen": replace(cards(0), error="unknown error")}, WRONG, "use them: unknown error. Run: nvidia-smi"),
+    (
+        {"gpus": (), "seen": cards(0), "variables": {"CUDA_VISIBLE_DEVICES": ""}},
+        DOUBTFUL,
+        "hides all. Run: unset CUDA_VISIBLE_DEVICES",
+    ),
     ({"ranks_here": 4}, WRONG, "4 ranks share 2 GPU(s), and each needs its own. Set: NPROC=4"),
     ({"gpus": (H100, Gpu("H100", 3.0, 80.0))}, DOUBTFUL, "GPU 1 has 3 of 80 GiB free: another process uses it. Run:"),
     ({"resolved": "127.0.1.1"}, WRONG, "node1 leads to 127.0.1.1, which no other machine can reach. Set: GLOO_SOCKET"),
@@ -141,12 +145,6 @@ def test_what_is_wrong_comes_first_and_says_where() -> None:
         "fine      all is well",
         "doctor: 1 wrong, 1 doubtful, 1 fine; 2 ranks on 2 machines",
     ]
-
-
-def test_the_head_of_nvidia_smi_names_driver_and_cuda() -> None:
-    head = "| NVIDIA-SMI 570.86.15     Driver Version: 570.86.15     CUDA Version: 12.8     |"
-    assert read_nvidia_smi(head) == ("570.86.15", "12.8")
-    assert read_nvidia_smi("No devices were found") == ("", "")
 
 
 def test_facts_of_this_machine(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from accelerate.commands.config import cluster
 from accelerate.commands.config.config_args import ClusterConfig, SageMakerConfig
 from accelerate.commands.launch import launch_command_parser
 
+from tests.launching.cards import cards
 from train.launching import choose, launcher_keys
 from train.launching.arguments import LaunchRefused, parse
 from train.launching.command import build
@@ -238,7 +239,7 @@ def test_fsdp_2_reaches_the_ranks_by_variables(plain: Path) -> None:
 
 def command(path: Path, *words: str, gpus: int, **environment: str) -> list[str]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(choose, "count_gpus", lambda named="": len(named.split(",")) if named and gpus else gpus)
+        patch.setattr(choose, "ask_torch", lambda named: cards(len(named.split(",")) if named and gpus else gpus))
         arguments = parse(["my.yaml", *words])
         file = find(str(path))
         check(file, arguments.flags, environment, lambda: "bf16")

@@ -20,6 +20,7 @@ from torch import nn
 from train.config import Config
 from train.distributed.ranks import LaunchError, Ranks, check_world_size, meet_after_restart
 from train.errors import UserError
+from train.launching.gpus import find_trouble, look_by_torch, refusal
 from train.launching.launcher_check import first_fsdp, of_environment, other_precision, refused
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -40,9 +41,17 @@ def trains_on_cpu() -> bool:
 
 
 def check_device() -> None:
-    """Raise Unsupported for a device that nothing here was tried on. Before accelerate takes it."""
-    # None: there is no GPU, and training is on the CPU. No context is opened by asking.
-    found = None if trains_on_cpu() else torch.accelerator.current_accelerator(check_available=True)
+    """Raise Unsupported for a device that nothing here was tried on, and for a GPU that torch cannot use.
+
+    Before accelerate takes it, or takes the CPU where torch can open no GPU. No context is opened by asking.
+    """
+    if trains_on_cpu():
+        return
+    found = torch.accelerator.current_accelerator(check_available=True)
+    if found is None or found.type == "cuda":
+        trouble = find_trouble(look_by_torch(), os.environ.get("CUDA_VISIBLE_DEVICES"))
+        if trouble:
+            raise Unsupported(refusal(trouble))
     if found is None:
         return
     kind = "rocm" if torch.version.hip else found.type

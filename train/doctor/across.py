@@ -14,7 +14,7 @@ def compare(of_ranks: Sequence[Facts]) -> list[Finding]:
     for name in sorted({name for facts in of_ranks for name in facts.packages}):
         found += _same(of_ranks, name, partial(_version, name))
     found += _same(of_ranks, "Python", lambda facts: facts.python)
-    found += _same(of_ranks, "CUDA of torch", lambda facts: facts.wheel_cuda or "none")
+    found += _same(of_ranks, "CUDA of torch", lambda facts: facts.seen.cuda or "none")
     found += _same(of_ranks, "the commit of the code", lambda facts: facts.commit[:12] or "unknown")
     found += _same(of_ranks, "runtime.timeout_seconds", lambda facts: f"{facts.timeout_seconds:g}")
     kinds = _by_value(of_ranks, lambda facts: ", ".join(sorted({gpu.name for gpu in facts.gpus})) or "no GPU")

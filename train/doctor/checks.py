@@ -4,6 +4,8 @@ from packaging.requirements import Requirement
 
 from train.doctor.facts import Facts
 from train.doctor.findings import Finding, doubtful, fine, wrong
+from train.errors import counted
+from train.launching.gpus import find_trouble, hides_all
 
 FULL_GIB, LOW_GIB = 1, 10
 SHARED_GIB = 1
@@ -24,26 +26,20 @@ def check_versions(facts: Facts) -> list[Finding]:
                 f"Run: pip install -c constraints.txt '{requirement}'",
             )
     versions = ", ".join(f"{name} {facts.packages[name]}" for name in expected)
-    cuda = f"CUDA {facts.wheel_cuda}" if facts.wheel_cuda else "no CUDA"
+    cuda = f"CUDA {facts.seen.cuda}" if facts.seen.cuda else "no CUDA"
     return found or fine(f"Python {facts.python}, {versions}, {cuda}")
 
 
 def check_driver(facts: Facts) -> list[Finding]:
-    """The driver against the CUDA of the wheel: a driver runs every CUDA of its own major version and older ones."""
-    if facts.gpus or not facts.gpu_files:
-        return fine(f"driver {facts.driver} (CUDA {facts.driver_cuda})") if facts.driver_cuda else []
-    has = f"this machine has {facts.gpu_files} GPU(s)"
-    if not facts.wheel_cuda:
-        return wrong(f"{has}, and this torch was built for CPUs", "Run: pip install --force-reinstall torch")
-    if facts.driver_cuda and _major(facts.driver_cuda) < _major(facts.wheel_cuda):
-        return wrong(
-            f"driver {facts.driver} knows CUDA {facts.driver_cuda} at most, and torch was built for {facts.wheel_cuda}",
-            f"Update the driver, or install a torch built for CUDA {_major(facts.driver_cuda)} (https://pytorch.org)",
-        )
-    if "CUDA_VISIBLE_DEVICES" in facts.variables:
-        named = facts.variables["CUDA_VISIBLE_DEVICES"]
-        return doubtful(f"{has}, and CUDA_VISIBLE_DEVICES={named} hides them", "Run: unset CUDA_VISIBLE_DEVICES")
-    return wrong(f"{has}, and torch cannot use them ({facts.gpu_error or 'no reason given'})", "Run: nvidia-smi")
+    """Driver and cards against torch: as launch.sh and each rank judge them."""
+    visible = facts.variables.get("CUDA_VISIBLE_DEVICES")
+    trouble = find_trouble(facts.seen, visible, lambda: facts.machine)
+    if trouble:
+        return wrong(f"{trouble.got}: {trouble.why}", f"Run: {trouble.remedy}")
+    if facts.machine.cards and hides_all(visible):
+        has = counted(len(facts.machine.cards), "GPU")
+        return doubtful(f"{has}, and CUDA_VISIBLE_DEVICES={visible} hides all", "Run: unset CUDA_VISIBLE_DEVICES")
+    return fine(f"driver {facts.machine.driver}") if facts.machine.driver else []
 
 
 def check_gpus(facts: Facts) -> list[Finding]:
@@ -161,7 +157,3 @@ CHECKS = (
 
 def judge(facts: Facts) -> list[Finding]:
     return [finding for check in CHECKS for finding in check(facts)]
-
-
-def _major(version: str) -> int:
-    return int(version.partition(".")[0])

@@ -1,11 +1,9 @@
 """What one rank sees of its machine. Gathers, and judges nothing."""
 
 import os
-import re
 import resource
 import shutil
 import socket
-import subprocess
 import tempfile
 import tomllib
 from contextlib import suppress
@@ -18,6 +16,8 @@ import torch
 
 from train.distributed.accelerator import trains_on_cpu
 from train.launching.arguments import CLONE
+from train.launching.gpus import Seen, look_by_torch
+from train.launching.torch_builds import Machine, look_at_machine
 from train.report.environment import environment
 
 VARIABLES = ("NCCL_", "TORCH_NCCL_", "GLOO_", "CUDA_VISIBLE_DEVICES", "MASTER_")
@@ -48,16 +48,11 @@ class Facts:
     requirements: tuple[str, ...] = ()
     """Of pyproject.toml."""
     commit: str = ""
-    wheel_cuda: str = ""
-    """Of the torch wheel; empty where it was built for CPUs."""
+    seen: Seen = field(default_factory=Seen)
+    """What torch makes of the GPUs."""
     nccl: str = ""
-    driver: str = ""
-    driver_cuda: str = ""
-    """The newest CUDA that the driver knows; empty where nvidia-smi does not say."""
-    gpu_files: int = 0
-    """Devices that the machine has, whether or not this process may use them."""
+    machine: Machine = field(default_factory=Machine)
     gpus: tuple[Gpu, ...] = ()
-    gpu_error: str = ""
     on_cpu: bool = False
     """ACCELERATE_USE_CPU asks for it."""
     variables: dict[str, str] = field(default_factory=dict)
@@ -78,8 +73,7 @@ def gather(output_dir: str, timeout_seconds: float) -> Facts:
     found = environment([], "")
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    driver, driver_cuda = _driver()
-    gpus, gpu_error = _gpus()
+    seen = look_by_torch()
     return Facts(
         host=socket.gethostname(),
         rank=int(os.environ.get("RANK", "0")),
@@ -89,13 +83,10 @@ def gather(output_dir: str, timeout_seconds: float) -> Facts:
         packages=found["packages"],
         requirements=_requirements(),
         commit=found.get("git", {}).get("commit") or "",
-        wheel_cuda=torch.version.cuda or torch.version.hip or "",
+        seen=seen,
         nccl=found.get("nccl") or "",
-        driver=driver,
-        driver_cuda=driver_cuda,
-        gpu_files=len(list(Path("/dev").glob("nvidia[0-9]*"))),
-        gpus=gpus,
-        gpu_error=gpu_error,
+        machine=look_at_machine(),
+        gpus=tuple(_gpu(index) for index in range(len(seen.gpus))),
         on_cpu=trains_on_cpu(),
         variables={name: value for name, value in sorted(os.environ.items()) if name.startswith(VARIABLES)},
         resolved=_resolved(),
@@ -113,32 +104,6 @@ def _requirements() -> tuple[str, ...]:
     """None where the package is installed: pip has seen to them."""
     file = CLONE / "pyproject.toml"
     return tuple(tomllib.loads(file.read_text())["project"]["dependencies"]) if file.exists() else ()
-
-
-def _driver() -> tuple[str, str]:
-    """NVIDIA's driver, and the newest CUDA that it knows."""
-    try:
-        done = subprocess.run(["nvidia-smi"], capture_output=True, text=True, timeout=30, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return "", ""
-    return read_nvidia_smi(done.stdout)
-
-
-def read_nvidia_smi(text: str) -> tuple[str, str]:
-    driver = re.search(r"Driver Version: *([\d.]+)", text)
-    cuda = re.search(r"CUDA Version: *([\d.]+)", text)
-    return (driver[1] if driver else "", cuda[1] if cuda else "")
-
-
-def _gpus() -> tuple[tuple[Gpu, ...], str]:
-    """Those that this process may use; why there are none, where torch knows."""
-    if not torch.version.cuda and not torch.version.hip:
-        return (), ""
-    try:
-        torch.zeros(1, device="cuda")
-    except (RuntimeError, AssertionError) as error:
-        return (), str(error).partition("\n")[0]
-    return tuple(_gpu(index) for index in range(torch.cuda.device_count())), ""
 
 
 def _gpu(index: int) -> Gpu:

@@ -28,6 +28,10 @@ class Arguments:
     needs_ranks: bool = True
     prints_config: bool = False
 
+    @property
+    def trains(self) -> bool:
+        return self.needs_ranks and self.loop != "doctor"
+
     def flag(self, name: str) -> str | None:
         """The value of accelerate's --NAME, the last one; "" where it has none; None where it is not there."""
         found = None

@@ -1,17 +1,14 @@
 """How many ranks, and on what."""
 
-import os
 import re
-import shutil
-import subprocess
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 from train.errors import counted, print_error
 from train.launching.arguments import IS_CLONE, Arguments, LaunchRefused
+from train.launching.gpus import Seen, ask_torch, find_trouble, refusal
 from train.launching.launcher_file import LauncherFile, setting
+from train.launching.torch_builds import look_at_machine
 
 PROGRAM = "./launch.sh" if IS_CLONE else "python -m train.launch"
 
@@ -35,7 +32,12 @@ def choose(arguments: Arguments, file: LauncherFile, environment: Mapping[str, s
     asked = _asked(arguments, file, environment)
     on_cpu = _cpu_asked(arguments, file, environment)
     named = "" if on_cpu else _gpus_named(arguments, file)
-    gpus = 0 if on_cpu else count_gpus(named)
+    visible = named or environment.get("CUDA_VISIBLE_DEVICES")
+    seen = Seen() if on_cpu else ask_torch(named)
+    gpus = len(seen.gpus)
+    trouble = None if on_cpu else find_trouble(seen, visible)
+    if trouble and arguments.trains:  # the doctor finds it too, and more; a plan needs no GPU
+        raise LaunchRefused(f"launch: {refusal(trouble)}")
     machines = int(setting("num_machines", arguments, file) or 1)
     if gpus == 0 and not on_cpu:
         _check_no_gpu_needed(named, file)
@@ -47,13 +49,35 @@ def choose(arguments: Arguments, file: LauncherFile, environment: Mapping[str, s
             f"  why:  accelerate starts as many ranks on each\n  type: NPROC={number - number % machines or machines}"
         )
     if gpus and number > gpus * machines:
-        raise LaunchRefused(
-            f"launch: more ranks than GPUs\n  got:  {asked.by}={number}, {_gpus(gpus, named)}\n"
-            f"  why:  each rank needs a GPU of its own\n  type: NPROC={gpus * machines} {PROGRAM}   "
-            f"(or ACCELERATE_USE_CPU=true before NPROC={number}: ranks on the CPU)"
-        )
+        raise _too_many(asked, seen, named, machines)
+    for note in _of_mig(seen, visible or ""):
+        print_error(f"launch: {note}")
     print_error(f"launch: {_told(gpus, named, on_cpu)}{counted(number, 'rank')}{_where(machines, gpus, asked)}")
     return Ranks(number=number, gpus=gpus, machines=machines, gpu_ids=named)
+
+
+def _too_many(asked: Asked, seen: Seen, named: str, machines: int) -> LaunchRefused:
+    gpus = len(seen.gpus)
+    mig = any(gpu.is_mig for gpu in seen.gpus)
+    why = "a process opens one MIG instance only, and NCCL joins none" if mig else "each rank needs a GPU of its own"
+    return LaunchRefused(
+        f"launch: more ranks than GPUs\n  got:  {asked.by}={asked.number}, {_gpus(gpus, named)}\n"
+        f"  why:  {why}\n  type: NPROC={gpus * machines} {PROGRAM}   "
+        f"(or ACCELERATE_USE_CPU=true before NPROC={asked.number}: ranks on the CPU)"
+    )
+
+
+def _of_mig(seen: Seen, visible: str) -> list[str]:
+    """CUDA opens one instance for a process, the first; NCCL takes two of one card for the same card."""
+    if not any(gpu.is_mig for gpu in seen.gpus):
+        return []
+    number = len(visible.split(",")) if visible.startswith("MIG-") else look_at_machine().mig_instances
+    if number < 2:
+        return []
+    return [
+        f"of {number} MIG instances a process opens the first alone. A run on another: "
+        f"CUDA_VISIBLE_DEVICES=MIG-... {PROGRAM}; one run on all: take MIG away, or make one larger instance"
+    ]
 
 
 def _told(gpus: int, named: str, on_cpu: str) -> str:
@@ -119,23 +143,10 @@ def _asked(arguments: Arguments, file: LauncherFile, environment: Mapping[str, s
 
 def _cpu_asked(arguments: Arguments, file: LauncherFile, environment: Mapping[str, str]) -> str:
     """What says so; empty where nothing does."""
-    if environment.get("ACCELERATE_USE_CPU", "").lower() in ("true", "1", "yes"):
+    if environment.get("ACCELERATE_USE_CPU", "").lower() in ("true", "1", "yes", "on", "t", "y"):
         return "ACCELERATE_USE_CPU"
     if arguments.flag("cpu") is not None:
         return "--cpu"
     if file.get("use_cpu") in (True, "true") or file.get("distributed_type") == "MULTI_CPU":
         return str(file.path)
     return ""
-
-
-def count_gpus(named: str = "") -> int:
-    """torch knows best what it can use (CUDA_VISIBLE_DEVICES, MIG, a CPU build of torch).
-
-    Asking it costs an import, so it is asked only where the machine seems to have a GPU.
-    """
-    if not (shutil.which("nvidia-smi") or any(Path("/dev").glob("nvidia[0-9]*")) or Path("/dev/kfd").exists()):
-        return 0
-    code = "import torch; print(torch.cuda.device_count())"
-    environment = os.environ | ({"CUDA_VISIBLE_DEVICES": named} if named else {})
-    done = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, check=False, env=environment)
-    return int(done.stdout or 0)
