@@ -48,13 +48,25 @@ class RankFailed(RunFailed):
     """Another rank could not compute its part of the gradient; its own error says why."""
 
 
-def is_out_of_memory(error: BaseException) -> bool:
-    """Of the device or the host; torch raises several kinds for it. None of our own sentences, which may name it."""
-    if isinstance(error, UserError | RunFailed):
-        return False
-    text = str(error).lower()
-    words = ("out of memory", "can't allocate memory", "not enough memory")
-    return isinstance(error, MemoryError) or any(each in text for each in words)
+def is_out_of_memory(error: BaseException | None) -> bool:
+    """Of the device or the host, itself or by its cause; torch raises several kinds for it.
+
+    None of our own sentences, which may name it.
+    """
+    words = (
+        "out of memory",
+        "can't allocate memory",
+        "cannot allocate memory",
+        "not enough memory",
+        "status_alloc_failed",  # cuBLAS, cuDNN and their like, for their workspaces
+    )
+    while error is not None and not isinstance(error, UserError | RunFailed):
+        text = str(error).lower()
+        is_of_machine = isinstance(error, RuntimeError | OSError) and any(each in text for each in words)
+        if is_of_machine or isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+            return True
+        error = error.__cause__
+    return False
 
 
 @contextmanager

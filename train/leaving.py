@@ -1,9 +1,12 @@
 """How a run leaves that has failed: what is whole on all ranks is saved first."""
 
 import json
+import os
 import socket
 import time
+import traceback
 from contextlib import suppress
+from dataclasses import asdict, dataclass
 
 import torch
 
@@ -12,8 +15,10 @@ from train.checkpoint.commit import complete
 from train.distributed.board import Board
 from train.distributed.ranks import lost_rank
 from train.errors import RanksDisagree
+from train.memory.shortage import Shortage, Training, in_training
 from train.report.folder import Displaced
 from train.run import Run
+from train.terminal import on_lines, write_lines
 
 WAIT_SECONDS = 5.0  # for the other ranks to fail at the same place
 
@@ -41,17 +46,76 @@ def save_what_is_whole(run: Run, board: Board, error: BaseException) -> str:
     return ""
 
 
-def loss_of_rank(run: Run, board: Board) -> str:
-    """For a rank that has lost another one: which, why where that one could say it, and what there is to go on from."""
-    said = []
-    for rank, why in enumerate(board.read("why")):
-        if why is not None and rank != run.ranks.rank:
-            said.append(f"rank {rank} on {why}")
-    lost = "; ".join(said) or "another rank is gone (killed, out of memory, or its machine is lost)"
-    there = complete(run.checkpoints.folder)
-    newest = f"the last complete checkpoint is {there[-1]}" if there else "there is no checkpoint yet"
+@dataclass(frozen=True)
+class Ended:
+    reason: str
+    is_common: bool
+    """All ranks have ended alike, and know it."""
+
+
+def out_of_memory(run: Run, board: Board, error: BaseException) -> Ended:
+    """For a rank that has run out of memory. It is printed here, unless all ranks end alike."""
     step = run.report.progress.step
-    return f"{lost}. This rank was at step {step:,}; {newest}. Type the same command again: it goes on from there"
+    training = Training(
+        rank=run.ranks.rank,
+        steps_done=step,
+        device=run.learner.device,
+        is_sharded=run.learner.parallel.is_sharded,
+        config=run.config,
+        plan=run.plan,
+    )
+    shortage = in_training(error, training)
+    own = json.dumps(asdict(shortage))
+    board.pin("shortage", own)  # now: the others may soon be gone
+    # The frames hold what did not fit: a save needs room.
+    traceback.clear_frames(error.__traceback__)
+    kept = save_what_is_whole(run, board, error)
+    is_common = bool(kept or (not step and _of_all(run, board, "shortage", own)))
+    reason = shortage.told(_where_to_resume(run, kept))
+    if not is_common:
+        write_lines(on_lines(reason))
+    return Ended(reason, is_common)
+
+
+def shortage_elsewhere(run: Run, board: Board, kept: str = "") -> str:
+    """What a rank that has run out of memory leaves for the others; empty where none has."""
+    for text in board.read("shortage"):
+        if text is not None:
+            return Shortage(**json.loads(text)).told(_where_to_resume(run, kept))
+    return ""
+
+
+def loss_of_rank(run: Run, board: Board) -> str:
+    """For a rank that has lost another one: which, why where that one could say it, and what there is to go on from.
+
+    It is printed here.
+    """
+    rank = run.ranks.rank
+    shortage = shortage_elsewhere(run, board)
+    if shortage:
+        # What to type, once on each machine.
+        shown = shortage if os.environ.get("LOCAL_RANK", "0") == "0" else shortage.splitlines()[0]
+        write_lines(on_lines(f"rank {rank}: {shown}"))
+        return shortage
+    said = []
+    for other, why in enumerate(board.read("why")):
+        if why is not None and other != rank:
+            said.append(f"rank {other} on {why}")
+    lost = "; ".join(said) or "another rank is gone (killed, out of memory, or its machine is lost)"
+    at = f"This rank was at step {run.report.progress.step:,}; {_newest(run)}"
+    reason = f"{lost}. {at}. Type the same command again: it goes on from there"
+    write_lines(on_lines(f"rank {rank}: {reason}"))
+    return reason
+
+
+def _where_to_resume(run: Run, kept: str) -> str:
+    """`kept`: as save_what_is_whole says it, of which what follows is to be typed otherwise."""
+    return kept.partition(". ")[0].replace("Step", "step") if kept else _newest(run)
+
+
+def _newest(run: Run) -> str:
+    there = complete(run.checkpoints.folder)
+    return f"the last complete checkpoint is {there[-1]}" if there else "there is no checkpoint yet"
 
 
 def _go_on(run: Run) -> str:
@@ -66,17 +130,20 @@ def _agreed(run: Run, board: Board) -> bool:
     step = None
     with suppress(RuntimeError):  # memory that is full, a device that is gone
         step = run.whole.put_back() if _finite(run) else None
-    board.pin("end", json.dumps(step))
+    ends = _of_all(run, board, "end", json.dumps(step), hopeless=json.dumps(None))
+    return len(set(ends)) == 1
+
+
+def _of_all(run: Run, board: Board, subject: str, text: str, hopeless: str = "") -> list[str]:
+    """What each rank has pinned up, this one `text`; none where one does not come in time, or is `hopeless`."""
+    board.pin(subject, text)
     deadline = time.monotonic() + WAIT_SECONDS
     while True:
-        ends = board.read("end")
-        known = [end for end in ends if end is not None]
-        if json.dumps(None) in known:
-            return False
-        if len(known) == run.ranks.world_size:
-            return len(set(known)) == 1
-        if time.monotonic() > deadline:
-            return False
+        texts = [each for each in board.read(subject) if each is not None]
+        if hopeless in texts or time.monotonic() > deadline:
+            return []
+        if len(texts) == run.ranks.world_size:
+            return texts
         run.ranks.pulse.beat()
         time.sleep(0.01)
 

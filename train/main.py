@@ -7,23 +7,27 @@ from typing import cast
 
 from train.checkpoint import NoCheckpoint
 from train.config import Loaded, load
+from train.distributed.board import Board
 from train.distributed.ranks import launched_rank, lost_rank, yield_to_failed_rank
 from train.distributed.watchdog import watched
 from train.errors import (
     FAILED,
     FINISHED,
     STOPPED,
+    RankFailed,
     RunFailed,
     UserError,
     code_of,
     entry_point,
     exit_code,
+    is_out_of_memory,
     print_error,
     write_ending,
 )
 from train.evaluation.together import Abandoned
-from train.leaving import loss_of_rank, save_what_is_whole
+from train.leaving import loss_of_rank, out_of_memory, save_what_is_whole, shortage_elsewhere
 from train.loop import fit
+from train.memory.shortage import at_start
 from train.plan.make import show_plan
 from train.plan.smoke import smoke
 from train.report import AlreadyFinished, Displaced, NoProgress
@@ -68,8 +72,14 @@ def _train_once(loaded: Loaded, loop: str, compute_gradient: ComputeGradient) ->
         return Ending(str(error), FAILED)
     except AlreadyFinished as error:
         return Ending(str(error), FINISHED)
-    except RuntimeError as error:
-        yield_to_failed_rank(error)
+    except (RuntimeError, MemoryError, OSError) as error:
+        if is_out_of_memory(error):  # before the first step
+            shortage = at_start(error, launched_rank(), loaded.config)
+            # By an exit code that is not 0: the other ranks may wait for this one.
+            write_lines(on_lines(shortage.told("all that was there before")))
+            raise SystemExit(FAILED) from error
+        if isinstance(error, RuntimeError):
+            yield_to_failed_rank(error)
         raise
 
 
@@ -110,24 +120,31 @@ def _fit(run: Run, compute_gradient: ComputeGradient) -> Left:
     except Abandoned:
         return _stopped(run)
     except BaseException as error:
-        kept = save_what_is_whole(run, board, error)
-        if lost_rank(error):
-            yield_to_failed_rank(cast(RuntimeError, error))
-            reason = loss_of_rank(run, board)
-            write_lines(on_lines(f"rank {run.ranks.rank}: {reason}"))
-            return Left(reason, FAILED, SystemExit(FAILED))
-        if not isinstance(error, UserError | RunFailed):
-            told = f"{type(error).__name__}: {error}"
-            if kept:
-                print_error(kept)
-            if isinstance(error, SystemExit):  # of the user's code: whatever it says, this run has not finished
-                print_error(told)
-                error = SystemExit(FAILED)
-            return Left(f"{told}. {kept}" if kept else told, code_of(error), error)
-        if isinstance(error, RunFailed):
-            yield_to_failed_rank(error)
-        # On all ranks alike: one sentence, no stack trace.
-        return Left(f"{error}. {kept}" if kept else str(error), code_of(error))
+        return _failed(run, board, error)
+
+
+def _failed(run: Run, board: Board, error: BaseException) -> Left:
+    if is_out_of_memory(error):
+        ended = out_of_memory(run, board, error)
+        return Left(ended.reason, FAILED, None if ended.is_common else SystemExit(FAILED))
+    kept = save_what_is_whole(run, board, error)
+    if lost_rank(error):
+        yield_to_failed_rank(cast(RuntimeError, error))
+        reason = loss_of_rank(run, board)
+        return Left(reason, FAILED, SystemExit(FAILED))
+    if not isinstance(error, UserError | RunFailed):
+        told = f"{type(error).__name__}: {error}"
+        if kept:
+            print_error(kept)
+        if isinstance(error, SystemExit):  # of the user's code: whatever it says, this run has not finished
+            print_error(told)
+            error = SystemExit(FAILED)
+        return Left(f"{told}. {kept}" if kept else told, code_of(error), error)
+    if isinstance(error, RunFailed):
+        yield_to_failed_rank(error)
+    elsewhere = shortage_elsewhere(run, board, kept) if isinstance(error, RankFailed) else ""
+    # On all ranks alike: one sentence, no stack trace.
+    return Left(elsewhere or (f"{error}. {kept}" if kept else str(error)), code_of(error))
 
 
 def _finish(run: Run) -> Left:

@@ -103,6 +103,10 @@ def test_a_slip_in_ones_own_model_is_found_by_its_line(tmp_path: Path, capsys: p
     assert f"test_first_forward.py:{line})" in said
 
 
-def test_a_lack_of_memory_is_no_misfit(tmp_path: Path) -> None:
-    with pytest.raises(torch.OutOfMemoryError):
+def test_a_lack_of_memory_is_no_misfit(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="1"):
         start(tmp_path, "model={target: tests.exactness.test_first_forward.Faulty, args: {full: true}}")
+
+    said = capsys.readouterr().err
+    assert "ran out of memory before the first step" in said
+    assert "OutOfMemoryError: one sample does not fit the memory" in said

@@ -14,7 +14,7 @@ from torch import nn
 from train.batch.window import Batch
 from train.data import DataError, Sets, TrainingSet, in_range
 from train.data.device_prefetch import to_device
-from train.errors import UserError
+from train.errors import UserError, is_out_of_memory
 from train.exactness.additivity import check_sets
 from train.exactness.reference_gradient import as_many_as_fit
 from train.models.preserve_state import undisturbed
@@ -66,7 +66,7 @@ def _explained(learner: Learner, batch: Batch) -> Iterator[None]:
     except NO_MISFIT:
         raise
     except Exception as error:
-        if "can't allocate memory" in str(error):  # torch has no kind of its own for a CPU's
+        if is_out_of_memory(error):  # torch has no kind of its own for a CPU's
             raise
         frames = list(traceback.walk_tb(error.__traceback__))
         got = [f"{n} {tuple(c.shape)} {str(c.dtype)[6:]}" for n, c in batch.items() if n != "sample_id"]

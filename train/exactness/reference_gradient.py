@@ -1,7 +1,7 @@
 """Loss and gradient of some samples beside the loop: nothing is accumulated, and no hook of a wrapper fires."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, nullcontext
 from typing import TypeVar
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from train.batch.window import Batch
 from train.data.device_prefetch import to_device
 from train.distributed.sharded import local
-from train.errors import UserError
+from train.errors import UserError, is_out_of_memory
 from train.models.preserve_state import undisturbed
 from train.step import Learner
 from train.tasks import by_term
@@ -28,8 +28,11 @@ class MixedTypes(UserError):
 def as_many_as_fit(trial: Callable[[Batch], T], batch: Batch) -> T:
     """`trial` of `batch`, or of the first half of it, a quarter ... where more does not fit the memory."""
     while True:
-        with suppress(torch.OutOfMemoryError):
+        try:
             return trial(batch)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
         size = len(next(iter(batch.values())))
         if size == 1:
             raise torch.OutOfMemoryError("one sample does not fit the memory")
@@ -69,9 +72,9 @@ def widest_forward(learner: Learner, batch: Batch) -> Iterator[str]:
 def _error_of(function: Callable[[], object]) -> str:
     try:
         function()
-    except torch.OutOfMemoryError:
-        raise
     except Exception as error:
+        if is_out_of_memory(error):
+            raise
         return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0][:200]}"
     return ""
 

@@ -72,8 +72,7 @@ def look_by_torch() -> Seen:
         return seen
     seen = replace(seen, kernels=tuple(torch.cuda.get_arch_list()))
     try:
-        # Before this, torch counts by NVML.
-        torch.cuda.init()  # type: ignore[no-untyped-call]
+        torch.cuda.current_device()  # before this, torch counts by NVML
         cards = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
     except (RuntimeError, AssertionError) as error:
         return replace(seen, error=str(error).partition("\n")[0].partition(". ")[0])

@@ -178,7 +178,8 @@ class Reporter:
         step = self.progress.step
         total = self._plan.total_steps
         steps = f"{total:,} steps" if step == total else f"step {step:,} of {total:,}"
-        line = f"{reason}: {steps} in {duration(self.clock.seconds_so_far)}"
+        first_line = reason.partition("\n")[0]  # the rest is to type, and is printed last
+        line = f"{first_line}: {steps} in {duration(self.clock.seconds_so_far)}"
         return f"{line}; {self.best}" if str(self.best) else line
 
     def _write(self, row: Mapping[str, float]) -> None:
