@@ -163,6 +163,26 @@ def in_micro_step(k: int, i: int, action: Action, only: int | None = None) -> No
     train.accumulate.forward_backward = forward_backward
 
 
+def short_of_memory(k: int, where: str, only: int | None = None) -> None:
+    """Step k runs out of memory: in the forward or backward of its first or last micro-step, or in its update."""
+    ours, seen = train.accumulate.forward_backward, [0]
+    _before.append(lambda learner, window: seen.__setitem__(0, 0))
+
+    def forward_backward(learner: Learner, micro_batch: MicroBatch, window: Window) -> Tensor:
+        place = {1: "first", len(window.micro_batches): "last"}.get(seen[0] + 1, "")
+        seen[0] += 1
+        is_here = window.k == k and only in (None, rank())
+        if is_here and where == f"{place} forward":
+            out_of_memory()
+        if is_here and where == f"{place} backward":
+            learner.accelerator.backward = lambda loss: out_of_memory()
+        if is_here and where == "update":
+            learner.optimizer.step = out_of_memory
+        return ours(learner, micro_batch, window)
+
+    train.accumulate.forward_backward = forward_backward
+
+
 def while_building(action: Action, only: int) -> None:
     """`action` where the model is made."""
     ours = train.setup.initial_model

@@ -62,15 +62,29 @@ def rank_ends(here: Path, full: bool) -> str:
 
 
 def out_of_memory(here: Path, full: bool) -> str:
-    told = []
-    for where, only in {"on one rank": 1, "on all ranks": None}.items():
-        own = folder(here, where.replace(" ", "-"))
-        words = command(own, "batch.micro=1")
-        codes, job = train(own, 2, words, partial(ranks.at_step, 7, ranks.out_of_memory, only))
-        assert codes == [1, 1], f"{where}: {codes}\n{job.told()}"
-        assert "out of memory" in job.told(1).lower()
-        told.append(f"{where} {seconds_since_fault(own):.1f} s")
-    return f"all ranks left: {', '.join(told)}; hangs: 0"
+    cases = [("first forward", 1, 1), ("last backward", None, 2)]
+    if full:
+        places = ("first forward", "first backward", "last forward", "last backward", "update")
+        cases = [(where, only, micro) for where in places for only in (0, 1, None) for micro in (1, 2)]
+    slowest = 0.0
+    for number, (where, only, micro) in enumerate(cases):
+        own = folder(here, f"case-{number}")
+        words = command(own, f"batch.micro={micro}")
+        codes, job = train(own, 2, words, partial(ranks.short_of_memory, 7, where, only))
+        name = f"{where} on rank {only}, micro-batch {micro}"
+        assert codes == [1, 1], f"{name}: {codes}\n{job.told()}"
+        check_fired(own, "out of memory", 2 if only is None else 1)
+        slowest = max(slowest, seconds_since_fault(own))
+        headline = f"rank {only or 0} ran out of memory in step 7, in "
+        assert headline in job.told(0), f"{name}\n{job.told(0)}"
+        assert only is None or headline in job.told(only), f"{name}\n{job.told(only)}"
+        assert "Traceback" not in job.told(), f"{name}\n{job.told()}"
+        smaller = "batch.micro=1 name=run" in job.told(0)
+        assert smaller == (micro == 2 and where != "update"), f"{name}\n{job.told(0)}"
+        newest = complete(own / "run" / "checkpoints")[-1]
+        assert newest.name == name_of(6 if only is None else 5), f"{name}: {newest}"
+    assert slowest < 30
+    return f"{len(cases)} of {len(cases)}: all ranks left within {slowest:.1f} s with what to type; hangs: 0"
 
 
 def not_a_number(here: Path, full: bool) -> str:
@@ -176,9 +190,9 @@ ROWS = (
     ),
     Row(
         "20",
-        "out of memory at micro-batch 1",
-        "raised in step 7, on one rank and on all",
-        "all ranks leave together with a message",
+        "out of memory",
+        "in step 7: forward or backward of the first or last micro-step, the update; on each rank and on all",
+        "all ranks leave with one sentence that says what is kept and what to type",
         out_of_memory,
     ),
     Row(
