@@ -8,6 +8,9 @@
 # all that is needed is used as it is, whatever its versions. Otherwise CLONE/.venv holds the tested set, and
 # .venv/isobatch-stamp says for which pyproject.toml, constraints.txt and extras it was installed. A .venv that is a link
 # belongs to somebody else: it counts as active, and nothing is installed into what it leads to.
+#
+# torch comes in the build that suits driver and card (train/launching/torch_builds.py; TORCH_BUILD=cu126 names another),
+# or is that of a module of the cluster, on which .venv is then made.
 
 # On a terminal the last line may hold the live line of a rank: it is cleared before.
 say() {
@@ -100,10 +103,10 @@ use_active_python() { # CLONE EXTRAS
         "        made here"
 }
 
-install_line() { # PYTHON CLONE EXTRAS
+install_line() { # PYTHON CLONE EXTRAS [CONSTRAINTS]
     local target=.
     if [[ -n $3 ]]; then target=".[$3]"; fi
-    printf '(cd %q && %q -m pip install -e %q -c constraints.txt)' "$2" "$1" "$target"
+    printf '(cd %q && %q -m pip install -e %q -c %q)' "$2" "$1" "$target" "${4:-constraints.txt}"
 }
 
 sha256() { if command -v sha256sum >/dev/null; then sha256sum; else shasum -a 256; fi | cut -d ' ' -f 1; }
@@ -120,6 +123,7 @@ stamped() { # CLONE hash|extras
 
 venv_is_current() { # CLONE EXTRAS
     local clone=$1 extra installed
+    [[ -z ${TORCH_BUILD:-} || $(stamped "$clone" build) == "$TORCH_BUILD" ]] || return 1
     [[ -x $clone/.venv/bin/python && $(stamped "$clone" hash) == "$(fingerprint "$clone")" ]] || return 1
     installed=",$(stamped "$clone" extras),"
     for extra in ${2//,/ }; do
@@ -160,26 +164,75 @@ take_lock() { # CLONE
     flock 9
 }
 
-install_into_venv() { # CLONE EXTRAS
-    local clone=$1 extras=$2 venv="$1/.venv" python hash target=.
-    # Taken before the installation: a file edited meanwhile makes the stamp out of date, as it should be.
-    hash=$(fingerprint "$clone")
-    # Without a stamp until all is there, so that an installation that was killed is done again.
-    rm -f -- "$venv/isobatch-stamp"
-    if [[ ! -x $venv/bin/python ]]; then
-        python=$(python_for_venv)
+# The torch of an interpreter that a loaded module, or a container of NVIDIA, has brought: it was built for the drivers
+# and the network there. Its version, if the code can use it.
+torch_of_module() { # PYTHON
+    [[ -n ${LOADEDMODULES:-}${NVIDIA_PYTORCH_VERSION:-} ]] || return 1
+    "$1" -c '
+import sys
+from importlib.metadata import version
+found = version("torch")
+print(found)
+sys.exit(tuple(map(int, found.split(".")[:2])) < (2, 8))
+' 2>/dev/null
+}
+
+make_venv() { # CLONE
+    local venv="$1/.venv" python version
+    python=$(python_for_venv)
+    if version=$(torch_of_module "$python"); then
+        say "environment: making $venv on torch $version of $(command -v "$python")," \
+            "since a module brings it: ${LOADEDMODULES:-PyTorch $NVIDIA_PYTORCH_VERSION}"
+        "$python" -m venv --clear --system-site-packages "$venv"
+        echo "torch==$version" >"$venv/torch-of-module"
+    else
         say "environment: making $venv with $("$python" --version 2>&1)"
         "$python" -m venv --clear "$venv"
     fi
+}
+
+# The build of torch that suits this machine, before pip takes the one that it finds by itself. Where it cannot be had,
+# that one is taken: whether it can use the cards is judged by the launch.
+install_torch() { # CLONE EXTRAS
+    local clone=$1 venv="$1/.venv" build why name pins=()
+    { read -r build && read -r why; } < <("$venv/bin/python" -P "$clone/train/launching/torch_builds.py") || true
+    if [[ -z ${why:-} ]]; then return 0; fi
+    say "environment: torch in the build ${build:-that pip finds} ($why)"
+    if [[ -z $build ]]; then return 0; fi
+    for name in torch torchvision; do
+        if [[ $name == torch || ",$2," == *,vision,* ]]; then
+            pins+=("$name==$(sed -n "s/^$name==//p" "$clone/constraints.txt")+$build")
+        fi
+    done
+    "$venv/bin/python" -m pip install --no-deps --retries 1 "${pins[@]}" \
+        --extra-index-url "https://download.pytorch.org/whl/$build" >&2 ||
+        say "environment: ${pins[*]} cannot be had (pip says why above); what pip finds by itself follows"
+}
+
+install_into_venv() { # CLONE EXTRAS
+    local clone=$1 extras=$2 venv="$1/.venv" hash target=. constraints=constraints.txt
+    # Taken before the installation: a file edited meanwhile makes the stamp out of date, as it should be.
+    hash=$(fingerprint "$clone")
+    # Named once, it stays: a login node without a GPU cannot find it out.
+    export TORCH_BUILD=${TORCH_BUILD:-$(stamped "$clone" build)}
+    # Without a stamp until all is there, so that an installation that was killed is done again.
+    rm -f -- "$venv/isobatch-stamp"
+    if [[ ! -x $venv/bin/python ]]; then make_venv "$clone"; fi
     "$venv/bin/python" -m pip --version >/dev/null 2>&1 || "$venv/bin/python" -m ensurepip >&2 ||
         die 1 "environment: $venv has no pip, and ensurepip cannot bring it" "  type: rm -r $(printf %q "$venv")"
     if [[ -n $extras ]]; then target=".[$extras]"; fi
     say "environment: installing the tested set (constraints.txt); torch is large, the first time takes minutes"
-    (cd -- "$clone" && .venv/bin/python -m pip install -e "$target" -c constraints.txt) >&2 ||
+    if [[ -e $venv/torch-of-module ]]; then
+        constraints=.venv/constraints.txt
+        sed -E '/^torch(vision)?==/d' "$clone/constraints.txt" | cat - "$venv/torch-of-module" >"$venv/constraints.txt"
+    else
+        install_torch "$clone" "$extras"
+    fi
+    (cd -- "$clone" && .venv/bin/python -m pip install -e "$target" -c "$constraints") >&2 ||
         die 1 "environment: pip could not install; its own message stands above" \
-            "  type: $(install_line "$venv/bin/python" "$clone" "$extras")" \
+            "  type: $(install_line "$venv/bin/python" "$clone" "$extras" "$constraints")" \
             "  or, to start from nothing: rm -r $(printf %q "$venv")"
-    printf 'hash %s\nextras %s\n' "$hash" "$extras" >"$venv/isobatch-stamp.new"
+    printf 'hash %s\nextras %s\nbuild %s\n' "$hash" "$extras" "$TORCH_BUILD" >"$venv/isobatch-stamp.new"
     mv -- "$venv/isobatch-stamp.new" "$venv/isobatch-stamp"
 }
 

@@ -16,7 +16,7 @@ import psutil
 import pytest
 import yaml
 
-from tests.launching.cards import cards
+from tests.launching.cards import A100, cards, listed, nvidia_smi
 from train.launching import choose
 from train.launching import command as launch_command
 from train.launching.arguments import LaunchRefused, parse
@@ -464,3 +464,76 @@ class TestStamp:
     def test_two_at_once_install_once(self):
         assert [process.wait(60) for process in (self.prepare(""), self.prepare(""))] == [0, 0]
         assert self.log.read_text().split() == ["."]
+
+
+class TestBuildOfTorch:
+    """What pip is asked for. Both pythons are stubs that note it; the choice of the build is made for real."""
+
+    STUB = """#!/bin/sh
+case "$1 $2 $3" in
+  -P*) exec {python} "$@" ;;
+  "-m pip install") echo "$*" >>"{log}"; case "$*" in *download.pytorch.org*) exit "${{NO_INDEX:-0}}" ;; esac ;;
+  "-m venv --clear") for last; do :; done; mkdir -p "$last/bin"; cp "$0" "$last/bin/python"; echo "$*" >>"{log}" ;;
+  -c*find_spec*) exit 1 ;;
+  -c*importlib.metadata*) echo 2.9.1 ;;
+esac
+"""
+
+    @pytest.fixture(autouse=True)
+    def stub(self, clone, bare_python):
+        self.clone, self.log = clone, clone.out / "pip.log"
+        for name in ("python", "python3"):
+            program = clone.out / "bin" / name
+            program.parent.mkdir(exist_ok=True)
+            program.write_text(self.STUB.format(python=bare_python / "bin" / "python", log=self.log))
+            program.chmod(0o755)
+        clone.env["PATH"] = f"{clone.out}/bin:/usr/bin:/bin"
+
+    def install(self, extras: str = "", **environment: str) -> tuple[list[str], str]:
+        """(the commands, what is said)"""
+        self.log.write_text("")
+        script = 'source "$1/scripts/environment.sh" && use_environment "$1" "$2"'
+        words = ["bash", "-euo", "pipefail", "-c", script, "bash", self.clone.path, extras]
+        code, _, stderr = self.clone.run(*words, **environment)
+        assert code == 0, stderr
+        return self.log.read_text().splitlines(), stderr
+
+    @property
+    def torch(self) -> str:
+        return next(line for line in (ROOT / "constraints.txt").read_text().splitlines() if line.startswith("torch=="))
+
+    def test_an_old_driver_gets_the_build_for_it(self):
+        nvidia_smi(self.clone.out / "bin", listed(), "550.54.14", "8.0")
+        (_, torch, rest), said = self.install("vision")
+        assert f"--no-deps --retries 1 {self.torch}+cu126 torchvision==" in torch
+        assert torch.endswith("--extra-index-url https://download.pytorch.org/whl/cu126")
+        assert rest.endswith("-e .[vision] -c constraints.txt")
+        assert f"environment: torch in the build cu126 (driver 550.54.14, {A100})" in said
+
+    def test_a_build_that_cannot_be_had_is_said(self):
+        (_, torch, rest), said = self.install(NO_INDEX="1")
+        assert f"{self.torch}+cpu" in torch
+        assert rest.endswith("-e . -c constraints.txt")
+        assert f"environment: {self.torch}+cpu cannot be had" in said
+
+    def test_a_login_node_is_told_once(self):
+        (self.clone.out / "bin" / "sbatch").touch(mode=0o755)
+        (_, rest), said = self.install()
+        assert "-e . -c" in rest
+        assert "no GPU here, but sbatch" in said
+        (torch, _), said = self.install(TORCH_BUILD="cu126")
+        assert f"{self.torch}+cu126" in torch
+        (self.clone.path / "pyproject.toml").write_text("[project]\n")
+        (torch, _), _ = self.install()
+        assert f"{self.torch}+cu126" in torch, "an update keeps it"
+
+    def test_a_module_of_the_cluster_keeps_its_torch(self):
+        nvidia_smi(self.clone.out / "bin", listed(), "550.54.14", "8.0")
+        (made, rest), said = self.install(LOADEDMODULES="gcc/13:pytorch/2.9.1")
+        assert "--system-site-packages" in made
+        assert rest.endswith("-e . -c .venv/constraints.txt")
+        constraints = (self.clone.path / ".venv" / "constraints.txt").read_text().splitlines()
+        assert [line for line in constraints if line.startswith("torch")] == ["torch==2.9.1"]
+        assert "accelerate==" in "\n".join(constraints)
+        assert "on torch 2.9.1 of" in said
+        assert "since a module brings it: gcc/13:pytorch/2.9.1" in said

@@ -172,6 +172,31 @@ def test_without_nvidia_smi_the_files_of_the_driver_are_asked(folder: Path) -> N
     assert look_at_machine() == Machine(("nvidia0",), driver="580.65.06")
 
 
+# The build that scripts/environment.sh installs
+
+
+@pytest.mark.parametrize(
+    ("machine", "environment", "on_path", "build", "why"),
+    [
+        (OLD, {}, [], "cu126", f"driver 550.54.14, {A100}"),
+        (NEW, {}, [], "", f"driver 580.65.06, {A100}"),
+        (replace(NEW, capabilities=((7, 0),)), {}, [], "cu126", "driver 580.65.06"),  # V100
+        (replace(OLD, capabilities=((12, 0),)), {}, [], "", "no build knows both"),
+        (replace(OLD, driver="470.1"), {}, [], "", "no build knows both"),
+        (Machine(), {}, [], "cpu", "no NVIDIA GPU here"),
+        (Machine(), {}, ["sbatch"], "", "no GPU here, but sbatch"),
+        (OLD, {"TORCH_BUILD": "cu130"}, [], "cu130", "as TORCH_BUILD says"),
+    ],
+)
+def test_the_build_follows_driver_and_card(
+    machine: Machine, environment: dict[str, str], on_path: list[str], build: str, why: str
+) -> None:
+    chosen, said = torch_builds.choose(machine, environment, on_path)
+
+    assert chosen == build
+    assert why in said
+
+
 # The launcher and a rank
 
 

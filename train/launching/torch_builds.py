@@ -124,10 +124,15 @@ def find_build(machine: Machine) -> Build | None:
 
 
 def choose(machine: Machine, environment: Mapping[str, str], on_path: Sequence[str] = ()) -> tuple[str, str]:
-    """(name of a build, why). Empty: the one that pip finds. `on_path`: the schedulers that can be called here."""
+    """(name of a build, why). Empty: the one that pip finds. `on_path`: the schedulers that can be called here.
+
+    A build for CPUs is chosen where no GPU is, and no scheduler, by which the training would go to another machine.
+    """
     asked = environment.get("TORCH_BUILD", "")
     if asked:
         return asked, "as TORCH_BUILD says"
+    if sys.platform != "linux":
+        return "", "there is one for this system"
     if not machine.cards and on_path:
         return "", f"no GPU here, but {on_path[0]}: for jobs on nodes with a driver before 580, TORCH_BUILD=cu126"
     if not machine.cards:
