@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 
+import psutil
 import pytest
 
 from tests.conftest import free_port
@@ -189,6 +190,37 @@ def test_a_name_that_leads_to_the_loopback_is_refused(monkeypatch):
 def test_an_interface_that_was_named_is_kept(monkeypatch):
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "ib0")
     assert addresses.for_gloo("127.0.0.1") == {}
+
+
+# A rank that another launcher has started
+
+
+def test_a_name_that_only_this_machine_understands(monkeypatch):
+    addressed = {"node1": "127.0.1.1", "head": "10.0.0.1", "good": "10.0.0.2"}
+    monkeypatch.setattr(socket, "getaddrinfo", lambda name, *_, **__: [(0, 0, 0, "", (addressed[name], 0))])
+    monkeypatch.setattr(socket, "gethostname", lambda: "node1")
+    monkeypatch.setattr(addresses, "_own_address", lambda head: "127.0.0.1")  # of `lo`, which every machine has
+    several = {"WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "head"}
+
+    said = addresses.gloo_trouble(several)
+
+    assert "got:  node1 leads to 127.0.1.1, and GLOO_SOCKET_IFNAME is not set" in said
+    assert "type: export GLOO_SOCKET_IFNAME=lo" in said
+    for fine in (
+        several | {"GLOO_SOCKET_IFNAME": "lo"},
+        several | {"LOCAL_WORLD_SIZE": "4"},
+        several | {"MASTER_ADDR": "node1"},  # the same machine, by namespaces or containers
+        {"WORLD_SIZE": "1"},
+    ):
+        assert addresses.gloo_trouble(fine) == ""
+    monkeypatch.setattr(socket, "gethostname", lambda: "good")
+    assert addresses.gloo_trouble(several) == ""
+
+
+def test_an_interface_that_is_not_there(monkeypatch):
+    said = addresses.gloo_trouble({"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "GLOO_SOCKET_IFNAME": "lo,eth77"})
+    assert said.startswith("GLOO_SOCKET_IFNAME=lo,eth77 names no network interface")
+    assert "got:  " + next(iter(psutil.net_if_addrs())) in said
 
 
 def test_a_message_of_another_language_is_none():

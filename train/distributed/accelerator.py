@@ -20,6 +20,7 @@ from torch import nn
 from train.config import Config
 from train.distributed.ranks import LaunchError, Ranks, check_world_size, meet_after_restart
 from train.errors import UserError
+from train.launching.addresses import gloo_trouble
 from train.launching.gpus import find_trouble, look_by_torch, refusal
 from train.launching.launcher_check import first_fsdp, of_environment, other_precision, refused
 
@@ -69,6 +70,9 @@ def connect(config: Config) -> tuple[Accelerator, Ranks]:
     Raises LaunchError where others met than were asked for, and Unsupported.
     """
     check_device()
+    trouble = gloo_trouble(os.environ)
+    if trouble:
+        raise LaunchError(trouble)
     meet_after_restart(_patience(config))
     with _no_sharding_by_accelerate():
         accelerator = _accelerator(config)

@@ -3,10 +3,12 @@
 import ipaddress
 import os
 import socket
+from collections.abc import Mapping
 from contextlib import suppress
 
 import psutil
 
+from train.errors import some
 from train.launching.arguments import LaunchRefused
 
 
@@ -32,3 +34,52 @@ def for_gloo(address: str) -> dict[str, str]:
             if address in {each.address.partition("%")[0] for each in addresses}:
                 return {"GLOO_SOCKET_IFNAME": name}
     return {}
+
+
+def gloo_trouble(environment: Mapping[str, str]) -> str:
+    """For a rank, before it meets the others: why they would not find it by gloo. Empty where nothing is wrong.
+
+    ./launch.sh names the interface to its ranks; another launcher does not. gloo itself gives up on one machine after a
+    second, and after 103 s on another, without a word of the variable.
+    """
+    if environment.get("WORLD_SIZE", "1") == "1":
+        return ""
+    known = psutil.net_if_addrs()
+    named = environment.get("GLOO_SOCKET_IFNAME", "")
+    missing = [name for name in named.split(",") if name and name not in known]
+    if missing:
+        return (
+            f"GLOO_SOCKET_IFNAME={named} names no network interface of this machine\n  got:  {some(list(known), 8)}\n"
+            f"  why:  the ranks talk by it\n  type: unset GLOO_SOCKET_IFNAME, or export it with one of these"
+        )
+    head = environment.get("MASTER_ADDR", "localhost")
+    is_alone = environment.get("LOCAL_WORLD_SIZE", environment["WORLD_SIZE"]) == environment["WORLD_SIZE"]
+    host = socket.gethostname()
+    if named or is_alone or _is_loopback(head) or not _is_loopback(host):
+        return ""
+    own = next(iter(for_gloo(_own_address(head)).values()), "eth0")
+    return (
+        f"the ranks of other machines cannot reach this one by its name\n"
+        f"  got:  {host} leads to {some(_addresses(host)) or 'no address'}, and GLOO_SOCKET_IFNAME is not set\n"
+        f"  why:  gloo listens where the name of its machine leads\n"
+        f"  type: export GLOO_SOCKET_IFNAME={own}   (on each machine, with its own; or ./launch.sh, which finds it)"
+    )
+
+
+def _is_loopback(host: str) -> bool:
+    """Or no address at all."""
+    return all(ipaddress.ip_address(address).is_loopback for address in _addresses(host))
+
+
+def _addresses(host: str) -> list[str]:
+    with suppress(OSError):
+        return [str(found[4][0]) for found in socket.getaddrinfo(host, None, proto=socket.IPPROTO_TCP)]
+    return []
+
+
+def _own_address(head: str) -> str:
+    """By which this machine would reach `head`. Nothing is sent."""
+    with suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as way:
+        way.connect((head, 9))
+        return str(way.getsockname()[0])
+    return ""
