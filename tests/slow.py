@@ -26,6 +26,8 @@ SLOW = (
     "tests/gpu/test_exactness.py",
     "tests/gpu/test_resume.py",
     "tests/gpu/test_steps.py::test_the_host_never_waits_inside_a_step",
+    "tests/launching/test_gpus.py::test_the_launcher_and_a_rank",
+    "tests/memory/test_shortage.py::test_one_rank_alone",
     "tests/metrics/test_loss_mean.py",
     "tests/metrics/test_mfu.py",
     "tests/metrics/test_noise_scale.py",

@@ -16,6 +16,7 @@ from train.distributed.board import Board
 from train.distributed.ranks import lost_rank
 from train.errors import RanksDisagree
 from train.memory.shortage import Shortage, Training, in_training
+from train.models.activation_checkpointing import has_blocks
 from train.report.folder import Displaced
 from train.run import Run
 from train.terminal import on_lines, write_lines
@@ -61,6 +62,7 @@ def out_of_memory(run: Run, board: Board, error: BaseException) -> Ended:
         steps_done=step,
         device=run.learner.device,
         is_sharded=run.learner.parallel.is_sharded,
+        has_blocks=has_blocks(run.learner.module),
         config=run.config,
         plan=run.plan,
     )

@@ -175,9 +175,16 @@ def test_one_rank_alone_takes_the_other_along(run_ranks: Any, tmp_path: Path) ->
 # What is proposed
 
 
-def training(config: Config, plan: RunPlan, is_sharded: bool = False) -> Training:
-    device = torch.device("cpu")
-    return Training(rank=0, steps_done=0, device=device, is_sharded=is_sharded, config=config, plan=plan)
+def training(config: Config, plan: RunPlan, is_sharded: bool = False, has_blocks: bool = False) -> Training:
+    return Training(
+        rank=0,
+        steps_done=0,
+        device=torch.device("cpu"),
+        is_sharded=is_sharded,
+        has_blocks=has_blocks,
+        config=config,
+        plan=plan,
+    )
 
 
 @pytest.mark.parametrize(
@@ -215,9 +222,23 @@ def test_ranks_may_share_what_each_of_them_holds(tmp_path: Path) -> None:
     of_two = replace(plan, batch=replace(plan.batch, world_size=2))
     error = torch.OutOfMemoryError()
 
-    assert "LAUNCHER" not in in_training(error, training(loaded.config, plan)).advice
+    alone = in_training(error, training(loaded.config, plan)).advice
+    assert "LAUNCHER" not in alone
+    assert "activation_checkpointing" not in alone, "the model has no blocks"
+    blocks = in_training(error, training(loaded.config, plan, has_blocks=True)).advice
+    assert "memory.activation_checkpointing=true   (" in blocks
     assert "LAUNCHER=configs/accelerate/fsdp2.yaml before" in in_training(error, training(loaded.config, of_two)).advice
     assert "batch.sync=micro" in in_training(error, training(loaded.config, of_two, is_sharded=True)).advice
+
+
+def test_what_another_rank_has_had_is_said_of_that_one(tmp_path: Path) -> None:
+    loaded = load(argv(tmp_path))
+    plan = prepare(loaded, "accumulate", Ranks()).plan
+
+    shortage = in_training(torch.OutOfMemoryError(f"rank 3: {SAID}"), training(loaded.config, plan))
+
+    assert shortage.headline.startswith("rank 3 ran out of memory in step 1 (the host with ")
+    assert shortage.headline.endswith(f"OutOfMemoryError: {SAID}")
 
 
 def test_before_the_first_step(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -5,6 +5,7 @@ ask there too.
 """
 
 import os
+import re
 import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -22,8 +23,12 @@ from train.plan.run_plan import RunPlan
 PACKAGE = Path(__file__).parents[1]
 SHARDING = "configs/accelerate/fsdp2.yaml"
 
+OF_OTHER = r"rank (\d+): "
+"""How an error begins that another rank has had (Ranks.together)."""
+
 MICRO_BATCH, READING, UPDATE = "a micro-batch", "reading samples", "the optimizer's step"
 EVALUATION, SAVE = "an evaluation", "a save"
+UNKNOWN = ""
 
 
 @dataclass(frozen=True)
@@ -45,6 +50,8 @@ class Training:
     steps_done: int
     device: torch.device
     is_sharded: bool
+    has_blocks: bool
+    """For activation checkpointing."""
     config: Config
     plan: RunPlan
 
@@ -52,21 +59,20 @@ class Training:
 def in_training(error: BaseException, training: Training) -> Shortage:
     config, plan, step = training.config, training.plan, training.steps_done
     place = place_of(error)
-    where = (
-        f"in step {step + 1:,}, in {place}" if place in (MICRO_BATCH, UPDATE) else f"after step {step:,}, in {place}"
-    )
+    when = f"after step {step:,}" if place in (EVALUATION, SAVE) else f"in step {step + 1:,}"
+    where = f"{when}, in {place}" if place else when
     if place == MICRO_BATCH:
         where += f" of {plan.batch.micro:,}"
     # By another command line, a run without a name in its config would be another one.
     same_run = f" name={plan.name}" if step else ""
     lines: list[str] = []
-    if place in (MICRO_BATCH, READING, EVALUATION):
+    if place not in (UPDATE, SAVE):
         lines += _smaller_pieces(config, plan, same_run)
     if place == READING and config.data.workers:
         lines.append(f"data.workers=0{same_run}   (reads slower)")
-    if place == MICRO_BATCH:
-        lines += _fewer_activations(config, same_run)
-    if place in (MICRO_BATCH, UPDATE):
+    if place in (MICRO_BATCH, UNKNOWN):
+        lines += _fewer_activations(config, same_run, training.has_blocks)
+    if place in (MICRO_BATCH, UPDATE, UNKNOWN):
         lines += _smaller_state(plan.batch.world_size, training.is_sharded, config)
     return Shortage(_headline(error, training.rank, where, training.device), _advice(lines))
 
@@ -76,12 +82,14 @@ def at_start(error: BaseException, rank: int, config: Config) -> Shortage:
     on_gpu = torch.cuda.is_available() and not trains_on_cpu()
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if on_gpu else torch.device("cpu")
     is_sharded = asked_sharding(os.environ) is not None
-    lines = [*_fewer_activations(config, ""), *_smaller_state(launched_world_size(), is_sharded, config)]
+    lines = [*_fewer_activations(config), *_smaller_state(launched_world_size(), is_sharded, config)]
     return Shortage(_headline(error, rank, "before the first step", device), _advice(lines))
 
 
 def place_of(error: BaseException) -> str:
-    """By the functions of this package that were under way, the outermost first."""
+    """By the functions of this package that were under way, the outermost first. UNKNOWN: on another rank."""
+    if re.match(OF_OTHER, str(error)):
+        return UNKNOWN
     for frame, _ in traceback.walk_tb(error.__traceback__):
         file = Path(frame.f_code.co_filename)
         name = file.relative_to(PACKAGE).as_posix() if file.is_relative_to(PACKAGE) else ""
@@ -97,10 +105,14 @@ def place_of(error: BaseException) -> str:
 
 
 def _headline(error: BaseException, rank: int, where: str, device: torch.device) -> str:
+    text = str(error).strip().partition("\n")[0]
+    of_other = re.match(OF_OTHER, text)
+    if of_other:
+        text = text.removeprefix(of_other[0])
     # What torch adds on its own allocator fills a screen.
-    said = [sentence for sentence in str(error).strip().partition("\n")[0].split(". ") if sentence]
-    why = f"{type(error).__name__}: {'. '.join(said[:3]).rstrip('.')}"
-    return f"rank {rank} ran out of memory {where} ({_capacity(error, device)}). {why}"
+    said = ". ".join([sentence for sentence in text.split(". ") if sentence][:3]).rstrip(".")
+    who = of_other[1] if of_other else rank
+    return f"rank {who} ran out of memory {where} ({_capacity(error, device)}). {type(error).__name__}: {said}"
 
 
 def _capacity(error: BaseException, device: torch.device) -> str:
@@ -130,8 +142,8 @@ def _smaller_pieces(config: Config, plan: RunPlan, same_run: str) -> Iterator[st
     yield f"{' '.join(words)}{same_run}   ({why})"
 
 
-def _fewer_activations(config: Config, same_run: str) -> Iterator[str]:
-    if not config.memory.activation_checkpointing:
+def _fewer_activations(config: Config, same_run: str = "", has_blocks: bool = True) -> Iterator[str]:
+    if has_blocks and not config.memory.activation_checkpointing:
         key = f"memory.activation_checkpointing=true{same_run}"
         yield f"{key}   (the same gradient, for about a third more computation)"
     if config.precision == "fp32":

@@ -46,6 +46,13 @@ def listed_blocks(module: nn.Module) -> list[nn.Module]:
     return list(_outermost(module, True))
 
 
+def has_blocks(module: nn.Module) -> bool:
+    """Whether memory.activation_checkpointing=true would find any."""
+    return callable(getattr(module, "gradient_checkpointing_enable", None)) or any(
+        True for _ in _outermost(module, True)
+    )
+
+
 def _outermost(module: nn.Module, wanted: bool | str, prefix: str = "", listed: bool = False) -> Iterator[nn.Module]:
     """`listed`: the module is a ModuleList, so its children are blocks."""
     for name, part in module.named_children():
