@@ -153,10 +153,13 @@ def ending(reason: str, code: int, step: int) -> dict[str, Any]:
     }
 
 
-def write_ending(reason: str, code: int, step: int) -> bool:
-    """Write the exit code down for the launch.sh of this machine; False where there is none."""
+def write_ending(reason: str, code: int, step: int, alone: bool = False) -> bool:
+    """Write the exit code down for the launch.sh of this machine; False where there is none.
+
+    `alone`: this rank ends before the others, of which the first of the machine may be ended without a word.
+    """
     file = os.environ.get("ISOBATCH_ENDED")
-    if file and _is_first_of_node():
+    if file and (alone or _is_first_of_node()):
         content = {**ending(reason, code, step), "main": _is_main()}
         with suppress(FileNotFoundError):  # that launch was killed, and a later one has swept its folder
             Path(file).write_text(json.dumps(content), encoding="utf-8")

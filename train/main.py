@@ -76,7 +76,10 @@ def _train_once(loaded: Loaded, loop: str, compute_gradient: ComputeGradient) ->
         if is_out_of_memory(error):  # before the first step
             shortage = at_start(error, launched_rank(), loaded.config)
             # By an exit code that is not 0: the other ranks may wait for this one.
-            write_lines(on_lines(shortage.told("all that was there before")))
+            reason = shortage.told("all that was there before")
+            write_lines(on_lines(reason))
+            with suppress(OSError):
+                write_ending(reason, FAILED, 0, alone=True)
             raise SystemExit(FAILED) from error
         if isinstance(error, RuntimeError):
             yield_to_failed_rank(error)
@@ -91,6 +94,8 @@ class Left:
     code: int
     error: BaseException | None = None
     """To be raised once the run is closed."""
+    alone: bool = False
+    """Memory ran out on this rank, and the others wait for it."""
 
 
 def train(loaded: Loaded, loop: str, compute_gradient: ComputeGradient) -> Ending:
@@ -99,10 +104,10 @@ def train(loaded: Loaded, loop: str, compute_gradient: ComputeGradient) -> Endin
     deadline, progress = loaded.config.runtime.timeout_seconds, run.report.progress
     with watched(run.ranks, deadline, run.folder.path, lambda: progress.step, run.folder.end_early):
         left = _fit(run, compute_gradient)
-    if left.error is None:
+    if left.error is None or left.alone:
         with suppress(OSError):
             # exit_code writes it again. First: a signal may end this process while weights are sent.
-            write_ending(left.reason, left.code, progress.step)
+            write_ending(left.reason, left.code, progress.step, left.alone)
     run.close(left.reason, left.code)  # no watchdog: it may wait long for W&B
     if left.error is not None:
         raise left.error
@@ -126,7 +131,9 @@ def _fit(run: Run, compute_gradient: ComputeGradient) -> Left:
 def _failed(run: Run, board: Board, error: BaseException) -> Left:
     if is_out_of_memory(error):
         ended = out_of_memory(run, board, error)
-        return Left(ended.reason, FAILED, None if ended.is_common else SystemExit(FAILED))
+        if ended.is_common:
+            return Left(ended.reason, FAILED)
+        return Left(ended.reason, FAILED, SystemExit(FAILED), alone=True)
     kept = save_what_is_whole(run, board, error)
     if lost_rank(error):
         yield_to_failed_rank(cast(RuntimeError, error))

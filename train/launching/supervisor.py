@@ -15,7 +15,7 @@ import select
 import signal
 import subprocess
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import FrameType
 from typing import Any
 
@@ -66,6 +66,7 @@ class Supervisor:
             self._wait_for_child(pipe)
             self._wait_for_the_rest()
             code = self._code()
+            print_last_words(self._ended(), self._child.returncode, self._command.words)
             self._requeue(code)
         finally:
             self._folder.remove()
@@ -220,6 +221,13 @@ class Supervisor:
             failed = True
         if failed:
             print_error("launch: scontrol requeue failed; type: sbatch again, it goes on from there")
+
+
+def print_last_words(ended: Mapping[str, Any], returncode: int, words: Sequence[str]) -> None:
+    """The reason of a rank that failed alone, once more: torchrun's own trace stands below it by now."""
+    is_restarted = any(word.replace("-", "_").startswith("__max_restarts") for word in words)  # it may be an older one
+    if returncode and ended.get("code") == FAILED and not is_restarted:
+        print_error(f"launch: {ended['reason']}")
 
 
 def _job(environment: Mapping[str, str]) -> str:

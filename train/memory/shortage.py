@@ -109,6 +109,7 @@ def _headline(error: BaseException, rank: int, where: str, device: torch.device)
     of_other = re.match(OF_OTHER, text)
     if of_other:
         text = text.removeprefix(of_other[0])
+    text = re.sub(r"^\[enforce fail at [^\]]*\] err == 0\. ", "", text)
     # What torch adds on its own allocator fills a screen.
     said = ". ".join([sentence for sentence in text.split(". ") if sentence][:3]).rstrip(".")
     who = of_other[1] if of_other else rank
