@@ -10,8 +10,7 @@ from tests.campaigns import precisions
 from tests.campaigns.precisions import CASES, PRECISIONS, Row, Spec, compare, measure, wrappers
 from tests.test_synchronisation import always_synchronised
 
-MLP, _, GPT = CASES
-QUICK = [(MLP, "tf32"), (MLP, "fp16"), (GPT, "bf16 parameters")]
+QUICK = [(CASES[0], name) for name in ("tf32", "fp16", "bf16 parameters")]
 
 
 def rows_of(run_ranks: Any, folder: Path, ranks: int, specs: list[Spec], compute: Any = None) -> list[Row]:
