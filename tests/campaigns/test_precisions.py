@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from tests.campaigns import precisions
-from tests.campaigns.precisions import CASES, PRECISIONS, Row, Spec, compare, measure, wrappers
+from tests.campaigns.precision_runs import CASES, PRECISIONS, Spec, measure, rounded, wrappers
+from tests.campaigns.precisions import Row, compare
 from tests.test_synchronisation import always_synchronised
 
 QUICK = [(CASES[0], name) for name in ("tf32", "fp16", "bf16 parameters")]
@@ -48,4 +49,4 @@ def test_every_bound_is_stated() -> None:
 
 @pytest.mark.parametrize(("number", "expected"), [(1.0, 1.0), (1 + 2**-10, 1 + 2**-10), (1 + 2**-12, 1.0)])
 def test_ten_bits_are_kept(number: float, expected: float) -> None:
-    assert precisions._rounded(torch.tensor([number])).item() == expected
+    assert rounded(torch.tensor([number])).item() == expected
