@@ -40,7 +40,6 @@ class MicroBatches(Protocol):
     @property
     def sizes(self) -> Sequence[int]:
         """Samples of each; 0 for a filler. Known without reading any."""
-        ...
 
     def __len__(self) -> int: ...
 
