@@ -6,6 +6,7 @@ the report. What goes is what takes long for what it covers: launches by the she
 
 SLOW = (
     "tests/campaigns/test_faults.py",
+    "tests/campaigns/test_precisions.py",
     "tests/comparison/test_compare.py",
     "tests/comparison/test_critical_batch.py",
     "tests/comparison/test_online.py",

@@ -2,48 +2,68 @@
 
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
-import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.nn.parallel import DistributedDataParallel
 
-from tests.helpers import Trace, argv, distance, record, steps, whole_batch
+from tests.helpers import Trace, argv, distance, record, rows, steps, whole_batch
 from tests.test_synchronisation import SEVERAL_BUCKETS, counting
 from train.accumulate import compute_gradient
+from train.batch.window import Batch
 from train.config import load
 from train.distributed import accelerator
 from train.distributed.accelerator import Unsupported
 from train.main import main
+from train.metrics.compilations import graphs
 from train.models.mlp import MLP
 from train.run import build
+from train.tasks.classification import Classification
 
 COMPILED = ("model.compile=aot_eager",)
 
 
-def compiled_forwards(arguments: list[str]) -> tuple[Trace, int]:
-    """(trace, graphs that were compiled)."""
-    torch._dynamo.utils.counters.clear()
-    trace = record(arguments)
-    return trace, torch._dynamo.utils.counters["stats"]["unique_graphs"]
+class Showing(Classification):
+    """Its texts grow, in the eyes of a compiler."""
+
+    compiled: ClassVar[list[int]] = []  # graphs, for the samples of each evaluation
+
+    def samples(self, model: Any, batch: Batch, decode: Any) -> list[dict[str, str]]:
+        before = graphs()
+        for copies in (1, 2, 3):
+            model(batch["inputs"].repeat(copies, 1))
+        Showing.compiled.append(graphs() - before)
+        return []
+
+
+def compiled_forwards(arguments: list[str]) -> tuple[Trace, int, int, list[int]]:
+    """(trace, graphs that torch has made before the first step, and after it, and for samples)."""
+    before: list[int] = []
+    trace = record(arguments, prepare=lambda *_: before.append(graphs()))
+    return trace, before[0], graphs() - before[0], Showing.compiled
 
 
 @pytest.mark.parametrize("world_size", [1, 2])
-@pytest.mark.parametrize(("size", "effective", "micro"), [(24, 8, 2), (37, 10, 3)])
-def test_a_compiled_model_has_the_gradient_of_the_whole_batch(
-    run_ranks: Any, tmp_path: Path, world_size: int, size: int, effective: int, micro: int
-) -> None:
-    batch = (f"data.args.size={size}", f"batch.effective={effective}", f"batch.micro={micro}")
-    arguments = argv(tmp_path, *COMPILED, *batch)
+def test_a_compiled_model_has_the_gradient_of_the_whole_batch(run_ranks: Any, tmp_path: Path, world_size: int) -> None:
+    """Micro-batches of 9, 8 and 1; evaluations, of 9 and 7, apart."""
+    batch = ("batch={effective: 17, micro: 9}", "duration={epochs: 1}", "data={args: {size: 52}, eval_split: train}")
+    given = (*COMPILED, *batch, "task=tests.test_setup.Showing", "evaluate.every_steps=2")
+    arguments = argv(tmp_path, *given)
 
-    for trace, graphs in run_ranks(world_size, compiled_forwards, arguments):
-        assert graphs >= 1
-        for k, ids in enumerate(steps(size, effective), start=1):
+    for trace, before, after, for_samples in run_ranks(world_size, compiled_forwards, arguments):
+        assert set(for_samples) == {0}
+        assert before + after >= 2
+        for k, ids in enumerate(steps(52, 17), start=1):
             _, expected = whole_batch(arguments, trace.weights[k - 1], ids, cross_entropy)
             assert distance(trace.gradients[k], expected) <= 1e-12
+
+    last = rows(tmp_path, "compile/training_graphs")[-1]
+    assert 1 <= last["compile/training_graphs"] <= 3
+    assert 1 <= last["compile/evaluation_graphs"] <= 3
+    assert "compiled: " in (tmp_path / "run" / "log.txt").read_text()
 
 
 @pytest.mark.parametrize("micro_steps", [1, 4])

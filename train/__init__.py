@@ -26,7 +26,7 @@ LAYERS = (
     ("models", "data", "tasks", "optim"),
     ("checkpoint",),
     ("distributed",),
-    ("randomness",),
+    ("randomness", "chunked_loss"),
     ("comparison",),
     ("batch", "config"),
     ("parts", "metric_names", "launching"),

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from train.chunked_loss import chunk_loss
 from train.config import Foreign, load
 from train.data import DataError, open_sets
 from train.disk import Unreadable, read_json
@@ -75,6 +76,7 @@ def evaluate(run_folder: Path, overrides: Sequence[str], trust: bool = False) ->
     check_launcher(config)
     accelerator, ranks = connect(config)
     module = trained_model(config, weights)
+    chunk_loss(module, task, config.memory.chunked_loss)
     open_door(module, parameter_dtype(config))
     module = accelerator.prepare_model(module, evaluation_mode=True)
     evaluate_module = Evaluation(

@@ -41,6 +41,9 @@ OPTIMIZER_STATE = "memory/optimizer_gib"
 ACTIVATIONS = "memory/activations_gib"  # GPU: of the peak, what forward and backward give back; CPU: what is saved
 ALLOCATOR_RETRIES = "memory/allocator_retries"
 
+TRAINING_GRAPHS = "compile/training_graphs"  # that torch.compile has made since the start
+EVALUATION_GRAPHS = "compile/evaluation_graphs"
+
 SAMPLES_PER_SECOND = "throughput/samples_per_second"
 TOKENS_PER_SECOND = "throughput/tokens_per_second"
 MFU = "throughput/mfu"

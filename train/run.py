@@ -24,7 +24,7 @@ from train.gradients import rank_consistency
 from train.gradients.seeding import seeded
 from train.gradients.whole import Whole
 from train.memory import peaks
-from train.metrics import loss_mean, loss_scale, mfu, noise_scale, profiler, step_timing
+from train.metrics import compilations, loss_mean, loss_scale, mfu, noise_scale, profiler, step_timing
 from train.metrics.largest import largest
 from train.metrics.losses import mean_losses
 from train.parts import Part, Parts
@@ -196,6 +196,7 @@ def list_parts(setting: Setting, report: Reporter) -> tuple[Part, ...]:
         noise_scale.part(learner, config, ranks),
         loss_scale.part(learner),
         mfu.part(learner, setting.tried.trial, ranks, report, config),
+        compilations.part(learner),
         # Counts what comes out of a step, whatever was done for it inside.
         loss_mean.part(learner, ranks),
         # Looks at what the optimizer is about to get, and at the weights before anything is saved.

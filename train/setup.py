@@ -9,6 +9,7 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
+from train.chunked_loss import chunk_loss
 from train.config import Config
 from train.data import Sets
 from train.data.device_prefetch import Feed
@@ -44,10 +45,10 @@ def make_learner(config: Config, task: Task, accelerator: Accelerator, effective
             "batch.sync=micro saves memory where weights are divided among several ranks, and here each rank holds all "
             "of them. Leave it out, or type: LAUNCHER=configs/accelerate/fsdp2.yaml NPROC=2 ./launch.sh ..."
         )
-    module, notes = _make_module(config, accelerator, ranks, sharding)
+    module, notes = _make_module(config, task, accelerator, ranks, sharding)
     parallel: Parallel = Replicated(module, ranks)
     if sharding:
-        second = partial(_make_module, config, accelerator, ranks, sharding)
+        second = partial(_make_module, config, task, accelerator, ranks, sharding)
         parallel = Sharded(module, ranks, norm_for(module), reduces_each, lambda: second()[0])
     trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
     numbers = scaled_numbers(config.optimizer, effective_batch)
@@ -79,11 +80,12 @@ def make_learner(config: Config, task: Task, accelerator: Accelerator, effective
 
 
 def _make_module(
-    config: Config, accelerator: Accelerator, ranks: Ranks, sharding: Sharding | None
+    config: Config, task: Task, accelerator: Accelerator, ranks: Ranks, sharding: Sharding | None
 ) -> tuple[nn.Module, list[str]]:
     """The model on its device, divided among the ranks where `sharding` says so; and notes for the screen."""
     module = ranks.together(lambda: initial_model(config))  # the same weights on every rank
     notes = set_training(module)
+    chunk_loss(module, task, config.memory.chunked_loss)
     checkpoint_blocks(module, config.memory.activation_checkpointing)
     dtype = parameter_dtype(config)
     notes += notes_on_precision(module, dtype)

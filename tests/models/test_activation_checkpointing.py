@@ -1,5 +1,6 @@
 """Activation checkpointing, the user's own and ours: the gradient is that without it."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,23 +10,28 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
 from tests.helpers import Trace, argv, distance, record, record_all, steps, whole_batch
+from tests.live_bytes import LiveBytes
 from train.accumulate import compute_gradient
+from train.batch.window import Window
 from train.main import main
 from train.models.activation_checkpointing import NoBlocks, checkpoint_blocks
 from train.run import Run
+from train.step import Learner
 
 
 class Net(nn.Module):
     """(samples, 6) -> (samples, 3) through three blocks in a list, which `own` checkpoints by the user's own hand."""
 
-    def __init__(self, own: str = "none", dropout: float = 0.0) -> None:
+    def __init__(self, own: str = "none", dropout: float = 0.0, tanhs: int = 1) -> None:
         super().__init__()
         self.own = own
         self.first = nn.Linear(6, 8)
-        self.blocks = nn.ModuleList(nn.Sequential(nn.Linear(8, 8), nn.Tanh(), nn.Dropout(dropout)) for _ in range(3))
+        self.blocks = nn.ModuleList()
+        for _ in range(3):
+            self.blocks.append(nn.Sequential(nn.Linear(8, 8), *[nn.Tanh()] * tanhs, nn.Dropout(dropout)))
         self.last = nn.Linear(8, 3)
 
     def forward(self, inputs: Tensor) -> Tensor:
@@ -33,9 +39,14 @@ class Net(nn.Module):
         for block in self.blocks:
             if self.own == "none":
                 hidden = block(hidden)
+            elif self.own == "selective":  # the products are kept, all else is computed again
+                hidden = checkpoint(block, hidden, use_reentrant=False, context_fn=keep_products)
             else:
                 hidden = checkpoint(block, hidden, use_reentrant=self.own == "reentrant")
         return self.last(hidden)
+
+
+keep_products = partial(create_selective_checkpoint_contexts, [torch.ops.aten.addmm.default])
 
 
 class Declares(nn.Linear):
@@ -103,13 +114,32 @@ def test_what_is_inside_a_block_is_computed_again_and_nothing_else(
     assert forwards_per_micro_batch(arguments) == expected
 
 
-def test_random_masks_are_drawn_once(tmp_path: Path) -> None:
-    without, with_it = (
-        record(argv(tmp_path, net(dropout=0.5), "batch.micro=2", f"memory.activation_checkpointing={wanted}"))
-        for wanted in ("false", "true")
+def measured(arguments: list[str]) -> tuple[Trace, int]:
+    """(trace, the most bytes that a gradient has needed at once)."""
+    peaks = []
+
+    def compute(learner: Learner, window: Window) -> Tensor:
+        with LiveBytes() as live:
+            losses = compute_gradient(learner, window)
+        peaks.append(live.peak)
+        return losses
+
+    return record(arguments, compute_gradient=compute), max(peaks)
+
+
+def test_random_masks_are_drawn_once_and_memory_is_saved(tmp_path: Path) -> None:
+    """20 activations in each of 3 blocks: where blocks are checkpointed those of one block are there at once."""
+    several = (
+        (net(dropout=0.5, tanhs=20),),
+        (net(dropout=0.5, tanhs=20), "memory.activation_checkpointing=true"),
+        (net(dropout=0.5, tanhs=20, own="selective"),),
     )
 
-    assert max(distance(with_it.gradients[k], without.gradients[k]) for k in without.gradients) <= 1e-12
+    (without, most), *others = (measured(argv(tmp_path, *given)) for given in several)
+
+    for trace, peak in others:
+        assert all(np.array_equal(trace.gradients[k], without.gradients[k]) for k in without.gradients)
+        assert peak < 0.6 * most
 
 
 def test_autocast_is_the_same_the_second_time(run_ranks: Any, tmp_path: Path) -> None:

@@ -31,6 +31,7 @@ class MicroBatch:
 
     batch: Batch  # on the CPU: each moves when its turn comes
     samples: int  # 0: a filler, a sample of the step that counts nowhere, so that every rank has equally many steps
+    pixels: frozenset[str] = frozenset()  # columns of 0 to 255, of which the device makes float32 in [0, 1]
 
 
 class MicroBatches(Protocol):
@@ -39,7 +40,6 @@ class MicroBatches(Protocol):
     @property
     def sizes(self) -> Sequence[int]:
         """Samples of each; 0 for a filler. Known without reading any."""
-        ...
 
     def __len__(self) -> int: ...
 

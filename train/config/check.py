@@ -69,6 +69,7 @@ RANGES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "ema.decay": ("from 0 to below 1", lambda value: 0 <= value < 1),
     "log.every_steps": _AT_LEAST_1,
     "noise_scale.every_steps": _AT_LEAST_0,
+    "memory.chunked_loss": _AT_LEAST_0,
     "runtime.timeout_seconds": _AT_LEAST_1,
 }
 

@@ -45,6 +45,7 @@ _FOREIGN: tuple[tuple[str, str, str], ...] = (
         "true, or a pattern of names of blocks",
         "gradient_checkpointing activation_checkpointing ac",
     ),
+    ("memory.chunked_loss", "true, or so many tokens at a time", "use_liger_kernel num_output_chunks"),
     ("runtime.tf32", "", "tf32 allow_tf32"),
     ("runtime.deterministic", "", "full_determinism use_deterministic_algorithms"),
     ("runtime.timeout_seconds", "", "ddp_timeout dist_timeout"),

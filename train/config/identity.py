@@ -28,7 +28,7 @@ COMPUTING = (
     *("standard.py", "accumulate.py", "loop.py", "step.py", "setup.py"),
     *("batch/*.py", "data/*.py", "tasks/*.py", "models/*.py", "optim/*.py"),
     *("distributed/accelerator.py", "distributed/parallel.py", "distributed/flat_buckets.py", "randomness.py"),
-    "gradients/seeding.py",
+    *("gradients/seeding.py", "chunked_loss.py"),
     *("distributed/bucket_order.py", "distributed/sharded.py", "distributed/norms.py"),
     *("plan/steps.py", "config/name_patterns.py"),
 )

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from train.batch.window import Batch, MicroBatch
+from train.data.pixels import scaled
 from train.data.shares import RankShare
 
 
@@ -102,7 +103,14 @@ class Feed:
         self._coming.extend(micro_batches)
 
     def take(self, micro_batch: MicroBatch) -> Batch:
-        """The micro-batch on the device. The one that is expected next starts to travel."""
+        """The micro-batch on the device, its pixels scaled. The one that is expected next starts to travel."""
+        batch = self._arrived(micro_batch)
+        for name in micro_batch.pixels:
+            image = scaled(batch[name])
+            batch[name] = image.double() if self._dtype is torch.float64 else image
+        return batch
+
+    def _arrived(self, micro_batch: MicroBatch) -> Batch:
         if self._side is None:
             return to_device(micro_batch.batch, self._device, self._dtype)
         is_here = self._travelling is not None and self._travelling[0] is micro_batch

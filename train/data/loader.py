@@ -7,7 +7,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import tee
 from typing import Any, cast
 
@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader
 from train.batch import Assignment, BatchPlan, sample_ids
 from train.batch.order import Ids
 from train.batch.window import Batch, Place
+from train.data.pixels import pixels_of
 from train.data.reading import stack
 from train.data.rows import Rows, Table, finished
 from train.data.shares import DataError, RankShare, assignments
@@ -50,6 +51,7 @@ class Loader:
     seed: int
     workers: int
     timeout_seconds: float  # for one request
+    keeps_pixels: bool = False  # images of 8 bits as they are stored: the device scales them
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -61,7 +63,8 @@ class Loader:
     def fetch(self, ids: Ids, epoch: int = 0) -> Batch:
         picked, images = self.samples.pick(ids), self.samples.images
         if self.transform is None:
-            return finished(stack(picked, ids), images, ids)
+            batch = stack(picked, ids)
+            return finished(batch, images - pixels_of(batch, images) if self.keeps_pixels else images, ids)
         made: dict[str, list[torch.Tensor]] = {}
         generators = Generators()
         with generators.kept():  # without workers the training draws from these
@@ -100,7 +103,7 @@ class Loader:
             (epoch, np.concatenate([found.ids, found.filler_ids]) if 0 in found.sizes else found.ids)
             for epoch, found in asked
         )
-        with self._read(requests) as read:
+        with replace(self, keeps_pixels=True)._read(requests) as read:
             for (epoch, found), batch in zip(wanted, read, strict=False):
                 count = sum(found.sizes)
                 filler = {}
@@ -112,6 +115,7 @@ class Loader:
                     samples={name: column[:count] for name, column in batch.items()},
                     sizes=found.sizes,
                     filler=filler,
+                    pixels=pixels_of(batch, self.samples.images) if self.transform is None else frozenset(),
                     largest=found.largest,
                 )
 

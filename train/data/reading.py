@@ -176,11 +176,6 @@ def stack(picked: Mapping[str, Column], rows: Sequence[int] | Ids | range) -> Ba
     return {name: c if isinstance(c, Tensor) else _stacked(name, c, rows) for name, c in picked.items()}
 
 
-def scaled(image: Tensor) -> Tensor:
-    """Pixels of whole numbers, of 8 or 16 bits, as float32 in [0, 1]; those of a float image as they are."""
-    return image.float() / torch.iinfo(image.dtype).max if not image.is_floating_point() else image
-
-
 def mask_of(column: str) -> str:
     """The name of the column that says which tokens of a column of texts belong to the text."""
     return MASK if column == INPUTS else f"{column}_{MASK}"

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -11,7 +12,8 @@ from torch import Tensor
 from train.batch import Assignment, BatchPlan, sample_ids
 from train.batch.order import Ids
 from train.batch.window import Batch, Place
-from train.data.reading import Picked, Reader, scaled, stack
+from train.data.pixels import pixels_of, scaled
+from train.data.reading import Picked, Reader, stack
 from train.data.shares import RankShare, assignments
 
 
@@ -37,9 +39,12 @@ class Rows:
 
     def fetch(self, ids: Ids) -> Batch:
         """The samples `ids`, in that order, with their `sample_id`."""
+        return self._fetch(ids, self.images)
+
+    def _fetch(self, ids: Ids, images: frozenset[str]) -> Batch:
         index = torch.from_numpy(ids.copy())
         batch = {name: column.index_select(0, index) for name, column in self.columns.items()} | {"sample_id": index}
-        return {name: scaled(c) if name in self.images else c for name, c in batch.items()} if self.images else batch
+        return {name: scaled(c) if name in images else c for name, c in batch.items()} if images else batch
 
     def batches(self, ids: Ids, size: int) -> Iterator[Batch]:
         return (self.fetch(ids[start : start + size]) for start in range(0, len(ids), size))
@@ -52,14 +57,17 @@ class Rows:
         return self.read(assignments(plan, seed, rank, place, overfit))
 
     def read(self, wanted: Iterable[tuple[int, Assignment]]) -> Iterator[RankShare]:
+        pixels = pixels_of(self.columns, self.images)
+        fetch = partial(self._fetch, images=self.images - pixels)
         for epoch, found in wanted:
-            filler = self.fetch(found.filler_ids) if 0 in found.sizes else {}
+            filler = fetch(found.filler_ids) if 0 in found.sizes else {}
             yield RankShare(
                 epoch=epoch,
                 last_of_epoch=found.last_of_epoch,
-                samples=self.fetch(found.ids),
+                samples=fetch(found.ids),
                 sizes=found.sizes,
                 filler=filler,
+                pixels=pixels,
                 largest=found.largest,
                 tokens=self.tokens_of(found.ids),
             )

@@ -11,6 +11,7 @@ from train.batch import Assignment, BatchPlan, assign
 from train.batch.order import Ids
 from train.batch.plan import split_evenly
 from train.batch.window import Batch, MicroBatch, Place
+from train.data.pixels import Scaled
 from train.errors import UserError
 
 
@@ -27,6 +28,7 @@ class RankShare:
     samples: Batch  # micro-batch after micro-batch
     sizes: tuple[int, ...]  # of the micro-batches; 0: nothing left, take the filler
     filler: Batch  # one sample of the step; {} where no micro-batch is empty
+    pixels: frozenset[str] = frozenset()  # columns of 0 to 255, which a task gets as float32 in [0, 1]
     largest: int  # samples of the rank that has the most: none needs more micro-batches than that one
     tokens: int | None = None  # in these samples, without what fills a block up; None: samples are no blocks
     trim: Callable[[Batch], Batch] | None = None  # cuts padding off a micro-batch
@@ -39,6 +41,10 @@ class RankShare:
         if self._micro_batches is None:
             self._micro_batches = self._cut()
         return iter(self._micro_batches)
+
+    def as_a_task_gets_it(self) -> Batch:
+        """All samples; pixels are scaled when a task asks for them, which counts labels as a rule."""
+        return Scaled(self.samples, self.pixels) if self.pixels else self.samples
 
     def recut(self, micro: int) -> "RankShare":
         count = max(1, math.ceil(self.largest / micro))
@@ -61,7 +67,7 @@ class RankShare:
         batches = split(self.samples, self.sizes, self.filler)
         if self.trim is not None:
             batches = tuple(map(self.trim, batches))
-        return tuple(map(MicroBatch, batches, self.sizes))
+        return tuple(MicroBatch(batch, size, self.pixels) for batch, size in zip(batches, self.sizes, strict=True))
 
 
 class TrainingSet(Protocol):

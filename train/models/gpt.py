@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import gelu, linear, scaled_dot_product_attention
 
+from train.chunked_loss import Head, TokenLoss
 from train.models import ModelError
 
 
@@ -13,7 +14,8 @@ class GPT(nn.Module):
     """Rotary positions, pre-norm, no biases, no dropout, the embedding used again as the last layer.
 
     tokens (samples, T) -> logits (samples, T, vocabulary). With `documents` (samples, T), a number for the document
-    that each token belongs to, no token sees another document. `width` is a multiple of 2 * heads.
+    that each token belongs to, no token sees another document. `width` is a multiple of 2 * heads. With `loss`, its sum
+    in place of the logits.
     """
 
     def __init__(self, vocabulary: int, layers: int = 4, heads: int = 4, width: int = 128) -> None:
@@ -32,12 +34,14 @@ class GPT(nn.Module):
                 added = name.endswith(("out.weight", "down.weight"))
                 nn.init.normal_(parameter, std=0.02 / math.sqrt(2 * layers) if added else 0.02)
 
-    def forward(self, tokens: Tensor, documents: Tensor | None = None) -> Tensor:
+    def forward(self, tokens: Tensor, documents: Tensor | None = None, loss: TokenLoss | None = None) -> Tensor:
         mask = None if documents is None else same_document(documents)
         x = self.embedding(tokens)
         turns = rotations(tokens.shape[1], self.pairs, x)
         for block in self.blocks:
             x = block(x, turns, mask)
+        if loss is not None:
+            return loss(self.norm(x), Head(self.embedding.weight))
         return linear(self.norm(x), self.embedding.weight)
 
 

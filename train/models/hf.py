@@ -9,8 +9,10 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from train.chunked_loss import Head, TokenLoss
 from train.models import ModelError
 from train.models._extras import library
+from train.models.hf_head import find_finish
 
 TASKS = {
     "sequence-classification": "AutoModelForSequenceClassification",
@@ -52,6 +54,8 @@ class HF(nn.Module):
     one, tokens that are the config's pad_token_id are not seen. None is masked then where the config has no
     pad_token_id, and in a causal-lm, whose padding has to be on the right, where no earlier token sees it.
 
+    With `loss` (memory.chunked_loss), a causal-lm gives its sum in place of the logits.
+
     Raises ModelError. Parameters are named as in transformers, below `inner`; saved ones exactly as there.
     """
 
@@ -72,7 +76,13 @@ class HF(nn.Module):
         self.inner.train()  # from_pretrained hands it over in eval mode
         _add_decoder_start(self.inner.config)
 
-    def forward(self, inputs: Tensor, documents: Tensor | None = None, attention_mask: Tensor | None = None) -> Any:
+    def forward(
+        self,
+        inputs: Tensor,
+        documents: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        loss: TokenLoss | None = None,
+    ) -> Any:
         if documents is not None:
             raise ModelError("model.target=hf cannot keep documents apart. Type: task.args.document_mask=false")
         ids, padding = inputs.long(), self.inner.config.pad_token_id
@@ -83,6 +93,10 @@ class HF(nn.Module):
             attention_mask = ids != padding
         if attention_mask is not None:
             fed["attention_mask"] = attention_mask.long()
+        if loss is not None:
+            head = self.inner.get_output_embeddings()
+            hidden = self.inner.base_model(input_ids=ids, **fed).last_hidden_state
+            return loss(hidden, Head(head.weight, head.bias, self._finish))
         outputs = self.inner(input_ids=ids, **fed)
         if self.task == "token-classification":
             return outputs.logits.transpose(1, 2)
@@ -90,6 +104,10 @@ class HF(nn.Module):
         if isinstance(router_loss, Tensor):
             return outputs.logits, router_loss * _router_coefficient(self.inner.config)
         return outputs.logits
+
+    def find_head(self) -> None:
+        """Asked once, before a first `loss`. Raises NoChunks."""
+        self._finish = find_finish(self.inner)
 
     def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict[str, Any]) -> None:
         """The word of transformers up to 5; its new one goes first, since the old one warns."""

@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 
 from train.batch.window import IGNORED, Batch
+from train.chunked_loss import TokenLoss, nats
 from train.errors import UserError
 from train.tasks._calling import outputs_of
 from train.tasks._labels import wrong_numbers
@@ -33,6 +33,9 @@ class CausalLM:
     Texts in blocks (data.block_size) have all four columns.
     """
 
+    chunk: int | None = None
+    """Tokens whose logits are in memory at once, where memory.chunked_loss sets it."""
+
     def __init__(self, document_mask: bool = False, bits_per_byte: bool = False, router_loss: bool = False) -> None:
         self.document_mask, self.bits_per_byte = document_mask, bits_per_byte
         self.router_loss = self.couples_samples = router_loss
@@ -54,19 +57,17 @@ class CausalLM:
         return predicted
 
     def loss_sum(self, model: Any, batch: Batch) -> Tensor | dict[str, Tensor]:
-        logits, router = self._outputs(model, batch)
-        nats = _nats(logits, batch["labels"])
-        return nats if router is None else {TOKENS: nats, ROUTER: router * len(batch["labels"])}
+        loss, router = self._loss(model, batch)
+        return loss if router is None else {TOKENS: loss, ROUTER: router * len(batch["labels"])}
 
     def eval_sums(self, model: Any, batch: Batch) -> dict[str, tuple[Tensor, Tensor | float]]:
-        logits, router = self._outputs(model, batch)
-        nats = _nats(logits, batch["labels"])
-        sums: dict[str, tuple[Tensor, Tensor | float]] = {"loss": (nats, (batch["labels"] != IGNORED).sum())}
+        loss, router = self._loss(model, batch)
+        sums: dict[str, tuple[Tensor, Tensor | float]] = {"loss": (loss, (batch["labels"] != IGNORED).sum())}
         if router is not None:
             samples = float(len(batch["labels"]))
             sums[ROUTER] = (router * samples, samples)
         if self.bits_per_byte:
-            sums["bits_per_byte"] = (nats / math.log(2), batch["bytes"].sum())
+            sums["bits_per_byte"] = (loss / math.log(2), batch["bytes"].sum())
         return sums
 
     def finish(self, metrics: dict[str, float]) -> dict[str, float]:
@@ -77,10 +78,18 @@ class CausalLM:
     def _logits(self, model: Any, batch: Batch) -> Tensor:
         return self._outputs(model, batch)[0]
 
-    def _outputs(self, model: Any, batch: Batch) -> tuple[Tensor, Tensor | None]:
-        """(logits, router loss)"""
+    def _loss(self, model: Any, batch: Batch) -> tuple[Tensor, Tensor | None]:
+        """(sum of the cross-entropies of all tokens that count, router loss)"""
+        labels = batch["labels"]
+        if self.chunk is not None:
+            return self._outputs(model, batch, loss=TokenLoss(labels, self.chunk))
+        logits, router = self._outputs(model, batch)
+        return nats(logits.flatten(0, 1), labels.flatten()), router
+
+    def _outputs(self, model: Any, batch: Batch, **named: Any) -> tuple[Tensor, Tensor | None]:
+        """(logits, or the loss that is asked for by its name; router loss)"""
         more = (batch["documents"],) if self.document_mask else ()
-        outputs = outputs_of(model, batch, *more)
+        outputs = outputs_of(model, batch, *more, **named)
         if isinstance(outputs, tuple) != self.router_loss:
             raise UserError(
                 "the model gives a router loss beside its logits, which the task leaves out. "
@@ -116,9 +125,3 @@ class CausalLM:
             drawn = torch.multinomial(chances, 1, generator=generator).to(tokens)
             tokens = torch.cat((tokens, drawn), dim=1)
         return [{"prompt": decode(row[:known]), "text": decode(row[known:])} for row in tokens.tolist()]
-
-
-def _nats(logits: Tensor, labels: Tensor) -> Tensor:
-    """The sum of the cross-entropies of all tokens that count."""
-    wide = logits if logits.dtype == torch.float64 else logits.float()
-    return cross_entropy(wide.flatten(0, 1), labels.flatten().long(), ignore_index=IGNORED, reduction="sum")

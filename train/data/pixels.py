@@ -1,0 +1,52 @@
+"""Images of 8 bits stay so until they are on the device, which makes float32 in [0, 1] of them: a quarter of the bytes.
+
+Where a transform of the user's looks at them, which is given [0, 1], and in streams and evaluations they are scaled
+when they are read.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from train.batch.window import Batch
+
+
+def pixels_of(batch: Batch, images: frozenset[str]) -> frozenset[str]:
+    """Which of these columns are images of 8 bits, not scaled yet."""
+    return frozenset(name for name in images if batch[name].dtype == torch.uint8)
+
+
+def scaled(image: Tensor) -> Tensor:
+    """Pixels of whole numbers, of 8 or 16 bits, as float32 in [0, 1]; those of a float image as they are."""
+    if image.is_floating_point():
+        return image
+    # By a tensor: on a GPU, torch multiplies by the inverse of a number, which rounds otherwise than a CPU's division.
+    return image.float() / torch.full((), torch.iinfo(image.dtype).max, dtype=torch.float32, device=image.device)
+
+
+class Scaled(dict[str, Tensor]):
+    """A batch, its pixels scaled where somebody asks for them: who counts labels does not."""
+
+    def __init__(self, batch: Batch, pixels: frozenset[str]) -> None:
+        super().__init__(batch)
+        self._pixels = pixels
+
+    def __getitem__(self, name: str) -> Tensor:
+        column = super().__getitem__(name)
+        return scaled(column) if name in self._pixels else column
+
+    def get(self, name: str, default: Any = None) -> Any:
+        if name not in self:
+            return default
+        return self[name]
+
+    def items(self) -> Any:
+        return [(name, self[name]) for name in self]
+
+    def values(self) -> Any:
+        return [self[name] for name in self]
+
+    def __iter__(self) -> Iterator[str]:  # else dict(batch) would copy what is stored
+        return super().__iter__()
