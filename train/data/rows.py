@@ -11,7 +11,8 @@ from torch import Tensor
 from train.batch import Assignment, BatchPlan, sample_ids
 from train.batch.order import Ids
 from train.batch.window import Batch, Place
-from train.data.reading import Picked, Reader, scaled, stack
+from train.data.pixels import scaled
+from train.data.reading import Picked, Reader, stack
 from train.data.shares import RankShare, assignments
 
 

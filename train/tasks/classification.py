@@ -8,7 +8,7 @@ from torch.nn.functional import cross_entropy
 
 from train.batch.window import IGNORED, Batch
 from train.tasks._calling import outputs_of
-from train.tasks._labels import wrong_numbers
+from train.tasks._labels import classes_of, wrong_numbers
 
 
 class Classification:
@@ -33,10 +33,10 @@ class Classification:
         return float((batch["labels"] != IGNORED).sum())
 
     def loss_sum(self, model: Any, batch: Batch) -> Tensor:
-        return self._loss_sum(outputs_of(model, batch), batch["labels"])
+        return self._loss_sum(outputs_of(model, batch), classes_of(batch["labels"]))
 
     def eval_sums(self, model: Any, batch: Batch) -> dict[str, tuple[Tensor, Tensor]]:
-        logits, labels = outputs_of(model, batch), batch["labels"]
+        logits, labels = outputs_of(model, batch), classes_of(batch["labels"])
         counted = labels != IGNORED
         correct = (logits.argmax(1) == labels) & counted
         weight = counted.sum()
@@ -44,7 +44,9 @@ class Classification:
 
     def check(self, model: Any, one: Batch, columns: Batch) -> str | None:
         """PyTorch would find a wrong label in the middle of the training: an IndexError, or the end of a GPU's work."""
-        return wrong_numbers("labels", columns["labels"], outputs_of(model, one).shape[1])
+        labels = columns["labels"]
+        are_whole = labels.is_floating_point() and labels.equal(labels.floor())
+        return wrong_numbers("labels", classes_of(labels) if are_whole else labels, outputs_of(model, one).shape[1])
 
     def _loss_sum(self, logits: Tensor, labels: Tensor) -> Tensor:
         if not isinstance(logits, Tensor):
