@@ -120,7 +120,7 @@ def test_one_target_may_come_with_or_without_its_dimension(tmp_path: Path) -> No
     assert means[0] == means[1]
 
 
-def labelled(train: int = 0, held_out: int = 0, kind: str = "int64") -> dict[str, Dataset]:
+def labelled(train: float = 0, held_out: int = 0, kind: str = "int64") -> dict[str, Dataset]:
     """Labels in 0..2, and one other in each split."""
     random = np.random.default_rng(0)
 
@@ -143,7 +143,7 @@ SPLITS = "source: tests.tasks.test_tasks.labelled, eval_split: test"
         ),
         ((f"data={{{SPLITS}, args: {{train: 7}}}}",), "labels go from 0 to 2"),
         ((f"data={{{SPLITS}, args: {{held_out: -1}}}}",), "of split 'test' has the label -1"),
-        ((f"data={{{SPLITS}, args: {{kind: float32}}}}",), "task=regression"),
+        ((f"data={{{SPLITS}, args: {{kind: float32, train: 0.5}}}}",), "task=regression"),
         ((*LM, "model.args.vocabulary=128"), "inputs holds 151, 156"),
         ((*REGRESSION, "model.args.outputs=4"), "targets have shape (3,), but the model returns (4,)"),
     ],
@@ -155,6 +155,15 @@ def test_what_cannot_be_learnt_is_refused_before_the_first_step(
 
     assert message in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+def test_whole_labels_stored_as_floats_are_classes(tmp_path: Path) -> None:
+    losses = []
+    for kind in ("int64", "float32"):
+        data = f"data={{{SPLITS}, args: {{kind: {kind}}}}}"
+        losses.append(evaluate(argv(tmp_path, data)))
+
+    assert losses[0] == losses[1]
 
 
 def test_labels_that_do_not_count_are_no_mistake(tmp_path: Path) -> None:

@@ -61,6 +61,9 @@ def find_arguments(
     None: nothing that was tried does that. Where no columns are asked for, a table of several will do.
     """
     second_best: dict[str, Any] | None = None
+    is_read = _types_under(file, given, wanted) is not None
+    if is_read and not numbers:
+        return None
     for more in _candidates(file, given, bool(wanted)):
         types = _types_under(file, {**given, **more}, wanted)
         if types is None:
@@ -68,7 +71,6 @@ def find_arguments(
         if all(types.get(name) not in ("str", None) for name in numbers):
             return {**given, **more}
         second_best = second_best or {**given, **more}
-    is_read = _types_under(file, given, wanted) is not None
     return None if is_read else second_best
 
 
@@ -105,19 +107,19 @@ def _types_under(file: Path, args: Mapping[str, Any], wanted: Sequence[str]) -> 
 
 def _candidates(file: Path, given: Mapping[str, Any], by_name: bool) -> Iterator[dict[str, Any]]:
     """Arguments to try besides those given, the fewest first. Lines are skipped only to find columns `by_name`."""
-    encoding = None if "encoding" in given else encoding_of(file)
-    always = {} if encoding is None else {"encoding": encoding}
-    text = head_of(file).decode(encoding or str(given.get("encoding") or "utf-8"), "replace")
-    choices = {name: own for name, own in _choices(text).items() if name not in given}
-    if "delimiter" in given:
-        choices.pop("sep", None)
+    encoding = encoding_of(file) or ("utf-8" if "encoding" in given else None)
+    always = {} if encoding == given.get("encoding") else {"encoding": encoding}
+    text = head_of(file).decode(encoding or "utf-8", "replace")
+    choices = _choices(text)
+    if "delimiter" in given:  # another name for sep, which counts where both are given
+        choices["delimiter"] = choices.pop("sep")
     if not by_name:
         choices.pop("skiprows", None)
     for count in range(MOST_CHANGES + 1):
         for names in combinations(choices, count):
             for values in product(*(choices[name] for name in names)):
                 more = {**always, **dict(zip(names, values, strict=True))}
-                if more:
+                if any(given.get(name) != value for name, value in more.items()):
                     yield more
 
 

@@ -3,13 +3,22 @@
 import dataclasses
 import difflib
 import glob
+import logging
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import datasets
-from datasets import Dataset, DatasetBuilder, DatasetDict, IterableDataset, load_dataset, load_from_disk
+from datasets import (
+    Dataset,
+    DatasetBuilder,
+    DatasetDict,
+    IterableDataset,
+    concatenate_datasets,
+    load_dataset,
+    load_from_disk,
+)
 from datasets.data_files import DataFilesDict, DataFilesList
 from datasets.packaged_modules.arrow.arrow import Arrow
 from datasets.packaged_modules.json.json import Json
@@ -22,10 +31,11 @@ from train.data.csv_tables import CsvTables
 from train.data.digest import digest_of_files, digest_of_rows
 from train.data.folders import HOW_SPLITS, kind_of
 from train.data.image_folders import class_names_of
-from train.data.json_rows import columns_of
+from train.data.json_rows import NoObject, as_arrow, columns_of, rows_of
 from train.data.misread import Asked, told, unreadable
 from train.data.own_files import OwnFiles, own_files
 from train.data.shares import DataError
+from train.errors import UserError
 
 Readable: TypeAlias = Dataset | IterableDataset
 
@@ -127,27 +137,38 @@ def _read(files: OwnFiles, split: str, streaming: bool, asked: Asked) -> Readabl
         return rows.to_iterable_dataset() if streaming else rows
     if files.kind == "imagefolder":
         return _load(files.kind, split, streaming, {"data_dir": glob.escape(str(files.root)), **files.args})
+    # datasets logs an error that it raises as well.
+    logging.getLogger("datasets.packaged_modules").setLevel(logging.CRITICAL)
     try:
         builder = _reader_of(files)
-        if files.kind == "json" and (columns := _in_columns(files, split)) is not None:
+        columns = _columns_of_json(files, split) if files.kind == "json" else None
+        if columns is not None:
             return columns.to_iterable_dataset() if streaming else columns
         if streaming:
             return builder.as_streaming_dataset(split)
         builder.download_and_prepare()
         return builder.as_dataset(split)
     except Exception as error:
+        slowly = _rows_of_json(files, split) if files.kind == "json" and not isinstance(error, UserError) else None
+        if slowly is not None:
+            return slowly.to_iterable_dataset() if streaming else slowly
         raise unreadable(files, split, asked, error, _reader_of) from error
 
 
-def _in_columns(files: OwnFiles, split: str) -> Dataset | None:
-    """What one JSON file holds as {column: values}."""
-    columns = [columns_of(file, files.args) for file in files.by_split[split]]
-    found = [each for each in columns if each is not None]
-    if not found:
+def _columns_of_json(files: OwnFiles, split: str) -> Dataset | None:
+    """What files hold as {column: values}; None: they hold rows."""
+    found = [columns_of(file, files.args) for file in files.by_split[split]]
+    if any(each is None for each in found):
         return None
-    if len(found) > 1 or len(columns) > 1:
-        raise DataError(f"{files.root}: JSON files that hold columns in place of rows are read one by one. Name one")
-    return Dataset.from_dict(found[0])
+    return concatenate_datasets([Dataset(as_arrow(each)) for each in found if each is not None])
+
+
+def _rows_of_json(files: OwnFiles, split: str) -> Dataset | None:
+    """What Arrow cannot read, as Python does: values of several kinds in a column, long numbers, other encodings."""
+    try:
+        return concatenate_datasets([Dataset(as_arrow(rows_of(file, files.args))) for file in files.by_split[split]])
+    except (ValueError, OSError, NoObject):  # no JSON
+        return None
 
 
 def _reader_of(files: OwnFiles) -> DatasetBuilder:

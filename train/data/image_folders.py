@@ -77,25 +77,28 @@ def _shared(folders: Sequence[Parts]) -> Parts:
 
 def _splits(inside: Mapping[Path, Parts], folder: Path) -> dict[str, dict[Path, Parts]]:
     """{split: {file: the folders around it, but for that of its split}}; {}: there are no splits."""
-    for level in (0, 1):  # train/cat or cat/train
-        if not all(len(parts) > level for parts in inside.values()):
-            break
-        words = {file: SPLITS.get(parts[level].lower()) for file, parts in inside.items()}
-        known = {word for word in words.values() if word}
-        is_nested = any(words[file] and len(parts) > level + 1 for file, parts in inside.items())
-        others = [file for file, word in words.items() if not word]
-        if others and known and is_nested and level == 0:
-            raise DataError(f"{first_of(others)} belongs to no split, while others do. {HOW_SPLITS}")
-        # Classes may be called test and control, or valid and invalid: images then lie in these very folders.
-        if known and not others and ("train" in known or is_nested):
-            split: dict[str, dict[Path, Parts]] = {}
+    for level in (0, 1):  # train/cat, or cat/train
+        if _is_of_splits(inside, level):
+            found: dict[str, dict[Path, Parts]] = {}
             for file, parts in inside.items():
-                split.setdefault(words[file] or "", {})[file] = (*parts[:level], *parts[level + 1 :])
-            return split
-    if not all(inside.values()) and any(parts and parts[0].lower() in SPLITS for parts in inside.values()):
-        flat = [file for file, parts in inside.items() if not parts]
-        raise DataError(f"{first_of(flat)} belongs to no split, while others in {folder} do. {HOW_SPLITS}")
+                split = SPLITS[parts[level].lower()]
+                found.setdefault(split, {})[file] = (*parts[:level], *parts[level + 1 :])
+            return found
+    named = [file for file, parts in inside.items() if parts and parts[0].lower() in SPLITS]
+    others = [file for file, parts in inside.items() if not parts or parts[0].lower() not in SPLITS]
+    is_nested = any(len(inside[file]) > 1 for file in named)
+    if named and others and (is_nested or any(not inside[file] for file in others)):
+        raise DataError(f"{first_of(others)} belongs to no split, while others in {folder} do. {HOW_SPLITS}")
     return {}
+
+
+def _is_of_splits(inside: Mapping[Path, Parts], level: int) -> bool:
+    """Whether the folders at a level are splits. Classes may be called test and control, or valid and invalid: images
+    then lie in these very folders, and none is for training."""
+    if not all(len(parts) > level and parts[level].lower() in SPLITS for parts in inside.values()):
+        return False
+    is_nested = any(len(parts) > level + 1 for parts in inside.values())
+    return is_nested or any(SPLITS[parts[level].lower()] == "train" for parts in inside.values())
 
 
 def _classes(inside: Mapping[Path, Parts], folder: Path) -> list[str]:

@@ -2,11 +2,14 @@
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import fsspec
+import pyarrow as pa
+
+from train.data.shares import DataError
 
 KINDS = {
     str: "text",
@@ -29,39 +32,85 @@ def text_of(file: Path, encoding: str | None) -> Any:
 
 
 def columns_of(file: Path, args: Mapping[str, Any]) -> dict[str, list[Any]] | None:
-    """{column: its values}, where that is what a file holds in place of rows; None: it is not.
+    """{column: its values}, where a file holds one object in place of rows; None: it does not.
 
-    Raises ValueError, with what to type, where the rows are inside of something else.
+    Raises DataError, with what to type, where the rows are inside of something else.
     """
     whole = _whole(file, args)
+    field = args.get("field")
+    if field is not None and isinstance(whole, dict):
+        if field not in whole:
+            raise DataError(f"{file} has no field {field!r}; it has: {', '.join(whole)}. Correct data.args.field")
+        whole = whole[field]
+        if _is_rows(whole):
+            return _by_column(whole)
     if not isinstance(whole, dict) or not whole:
         return None
     values = list(whole.values())
     if all(isinstance(value, dict) for value in values):  # as pandas writes it: {column: {row: value}}
-        if len({tuple(value) for value in values}) == 1:
-            return {name: list(column.values()) for name, column in whole.items()}
-        return None
-    if all(isinstance(value, list) for value in values) and not any(map(_is_rows, values)):
-        if len({len(value) for value in values}) == 1:
-            return whole
-        lengths = ", ".join(f"{name}: {len(value)}" for name, value in whole.items())
-        raise ValueError(f"its columns are not equally long ({lengths}). Write one object for each row")
+        alike = len({tuple(value) for value in values}) == 1
+        return {name: list(column.values()) for name, column in whole.items()} if alike else None
+    lengths = {len(value) for value in values if isinstance(value, list)}
+    are_lists = all(isinstance(value, list) for value in values)
+    if are_lists and len(lengths) == 1 and (len(values) > 1 or not _is_rows(values[0])):
+        return whole
     fields = [name for name, value in whole.items() if _is_rows(value)]
     if fields:
         typed = f"'data.args={{field: {json.dumps(fields[0])}}}'"
-        raise ValueError(f"it holds one object, whose rows are inside of it, as {fields[0]!r}. Type: {typed}")
+        raise DataError(f"{file} holds one object, whose rows are inside of it, as {fields[0]!r}. Type: {typed}")
+    if are_lists and len(lengths) > 1:
+        shown = ", ".join(f"{name}: {len(value)}" for name, value in whole.items())
+        raise DataError(f"{file} holds columns that are not equally long ({shown}). Write one object for each row")
     return None
+
+
+def rows_of(file: Path, args: Mapping[str, Any]) -> dict[str, list[Any]]:
+    """{column: its values} of rows, as Python reads them. Raises ValueError and NoObject for what is no JSON."""
+    with text_of(file, args.get("encoding")) as opened:
+        if _first_letter(opened) != "[":
+            return _by_column([row for _, row in _values(opened)])
+        whole = json.load(opened)
+    if not _is_rows(whole):
+        raise NoObject("its list does not hold objects alone. Each row must be one, {column: value}")
+    return _by_column(whole)
+
+
+def as_arrow(columns: Mapping[str, list[Any]]) -> pa.Table:
+    """A column whose values Arrow does not take together as the text of each."""
+    arrays = {}
+    for name, values in columns.items():
+        try:
+            arrays[name] = pa.array(values)
+        except (pa.ArrowException, OverflowError):
+            numbers = all(value is None or type(value) in (int, float) for value in values)
+            arrays[name] = pa.array([_as_one(value, numbers) for value in values])
+    return pa.table(arrays)
+
+
+def _as_one(value: Any, is_number: bool) -> float | str | None:
+    if value is None or isinstance(value, str):
+        return value
+    return float(value) if is_number else json.dumps(value)
+
+
+def _by_column(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
+    names = dict.fromkeys(name for row in rows for name in row)
+    return {name: [row.get(name) for row in rows] for name in names}
+
+
+def _first_letter(opened: Any) -> str:
+    first = opened.read(1)
+    while first.isspace():
+        first = opened.read(1)
+    opened.seek(0)
+    return str(first)
 
 
 def what_is_wrong(file: Path, args: Mapping[str, Any]) -> str:
     """Where it is no JSON; nothing: ''. Raises UnicodeError."""
     with text_of(file, args.get("encoding")) as opened:
-        first = opened.read(1)
-        while first.isspace():
-            first = opened.read(1)
-        opened.seek(0)
         try:
-            if first == "[":
+            if _first_letter(opened) == "[":
                 json.load(opened)
                 return ""
             for _ in _values(opened):
@@ -138,7 +187,7 @@ def _at(error: json.JSONDecodeError, line: int) -> json.JSONDecodeError:
 
 def _whole(file: Path, args: Mapping[str, Any]) -> Any:
     """The one value of a file; None for JSON lines, for a long file, and where it is none."""
-    if args.get("field") is not None or file.stat().st_size > LONGEST:
+    if file.stat().st_size > LONGEST:
         return None
     try:
         with text_of(file, args.get("encoding")) as opened:

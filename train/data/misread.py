@@ -67,6 +67,8 @@ def advised(files: OwnFiles | None, asked: Asked) -> Iterator[None]:
 def _better(files: OwnFiles, asked: Asked, error: Misread) -> str | None:
     """What to do about the files; None: nothing that is known here."""
     for file in next(iter(files.by_split.values())):
+        if files.kind in ("json", "text") and (encoding := encoding_of(file)) not in (None, files.args.get("encoding")):
+            return f"{file} is read right with another encoding. Type: {typed({**files.args, 'encoding': encoding})}"
         if files.kind == "json" and error.column and (odd := odd_value(file, error.column, files.args)):
             return f"{odd[0].upper()}{odd[1:]}"
         if files.kind == "text" and error.column is None:
