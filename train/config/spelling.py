@@ -1,4 +1,4 @@
-"""Numbers that YAML reads otherwise than they are written: 1:30 is 90, 010 is 8, and a name 1.10 becomes 1.1. Pure."""
+"""What YAML reads otherwise than it is written: 1:30 is 90, 010 is 8, a name 1.10 is 1.1, and `on` is true. Pure."""
 
 import re
 from collections.abc import Iterator
@@ -35,9 +35,10 @@ class Misspelt:
     @property
     def sentence(self) -> str:
         why = ""
-        if PLAIN.fullmatch(self.text) is None:
+        if not isinstance(self.value, bool) and PLAIN.fullmatch(self.text) is None:
             why = " (base 60)" if ":" in self.text else " (a number that begins with 0 is not decimal)"
-        got = f"got {self.text}, which YAML reads as the number {self.value!r}{why}"
+        kind = str(self.value).lower() if isinstance(self.value, bool) else f"the number {self.value!r}"
+        got = f"got {self.text}, which YAML reads as {kind}{why}"
         if self.takes_text and self.takes_numbers:
             return f"{got}. For the number, write {self.value!r}; for the text, {self.instead}"
         return f"{got}. Write {self.instead}"
@@ -69,7 +70,9 @@ def _walk(node: yaml.Node, path: Path, seen: set[int]) -> Iterator[Misspelt]:
 def _of_scalar(node: yaml.ScalarNode, path: Path) -> Iterator[Misspelt]:
     text = node.value
     is_power = POWER.fullmatch(text) is not None
-    if not is_power and node.tag not in ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float"):
+    is_number = is_power or node.tag in ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
+    is_truth = node.tag == "tag:yaml.org,2002:bool"
+    if not is_number and not is_truth:
         return
     value = float(text.replace("_", "")) if is_power else yaml.safe_load(text)
     key = owner(path)
@@ -77,8 +80,10 @@ def _of_scalar(node: yaml.ScalarNode, path: Path) -> Iterator[Misspelt]:
     is_open = bool(types & {Any, dict[str, Any]}) or dict in map(get_origin, types)
     takes_text = is_open or bool(types & {str, list[str]})
     takes_numbers = is_open or bool(types & {int, float, list[int]})
+    if is_truth:
+        takes_numbers = is_open or bool in types
     loses = takes_text and not takes_numbers and str(value) != text
-    if loses or PLAIN.fullmatch(text) is None:
+    if loses or (is_number and PLAIN.fullmatch(text) is None):
         yield Misspelt(
             line=node.start_mark.line + 1,
             path=path,

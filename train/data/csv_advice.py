@@ -11,7 +11,7 @@ from typing import Any
 import fsspec
 from datasets.packaged_modules.csv.csv import CsvConfig
 
-from train.data.csv_tables import column_types, frames, options_of
+from train.data.csv_tables import column_types, frames, header_of, options_of
 
 HEAD = 2**16
 """Bytes at the beginning of a file that are looked at."""
@@ -19,6 +19,9 @@ HEAD = 2**16
 SEPARATORS = (";", "\t", "|", ",", r"\s+", ":")
 QUOTING_NONE = 3  # csv.QUOTE_NONE
 MOST_CHANGES = 3  # at once
+
+NUMBER = r"[-+]?[\d.,]+([eE][-+]?\d+)?(\.\d+)?"
+"""As it may stand in the place of a name; pandas writes a second 1 as 1.1."""
 
 ENCODED = {
     codecs.BOM_UTF32_LE: "utf-32",
@@ -74,6 +77,21 @@ def find_arguments(
     return None if is_read else second_best
 
 
+def separator_in_header(file: Path, given: Mapping[str, Any]) -> str | None:
+    """What parts the one name that is read as a header into several; None: there are several, or nothing does."""
+    try:
+        header = header_of(str(file), options_of(CsvConfig(**given)))
+    except Exception:
+        return None
+    if len(header) != 1:
+        return None
+    found = [sep for sep in SEPARATORS[:4] if sep in header[0]]
+    if found:
+        return max(found, key=header[0].count)
+    values = [part for part in header[0].split() if re.fullmatch(NUMBER, part)]
+    return r"\s+" if len(values) > 1 else None  # a row, with no header above it
+
+
 def without_header(file: Path, given: Mapping[str, Any]) -> int:
     """How many columns a file has whose first line holds numbers in place of names; 0: it has names."""
     try:
@@ -82,8 +100,12 @@ def without_header(file: Path, given: Mapping[str, Any]) -> int:
     except Exception:
         return 0
     stated = given.get("names") is not None or given.get("header", "infer") is None
-    numbers = [name for name in names if re.fullmatch(r"[-+]?[\d.]+([eE][-+]?\d+)?(\.\d+)?", str(name))]
+    numbers = [name for name in names if re.fullmatch(NUMBER, str(name))]
     return len(names) if len(numbers) * 2 > len(names) and not stated else 0
+
+
+def reads(file: Path, args: Mapping[str, Any], wanted: Sequence[str]) -> bool:
+    return _types_under(file, args, wanted) is not None
 
 
 def typed(args: Mapping[str, Any]) -> str:
@@ -115,6 +137,8 @@ def _candidates(file: Path, given: Mapping[str, Any], by_name: bool) -> Iterator
         choices["delimiter"] = choices.pop("sep")
     if not by_name:
         choices.pop("skiprows", None)
+        for name in choices.keys() & {"sep", "delimiter"}:  # every text with a blank in it is parted by blanks
+            choices[name] = [sep for sep in choices[name] if sep in SEPARATORS[:3]]
     for count in range(MOST_CHANGES + 1):
         for names in combinations(choices, count):
             for values in product(*(choices[name] for name in names)):

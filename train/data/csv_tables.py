@@ -142,9 +142,13 @@ def check_lengths(file: str, options: Options, names: int, longer: bool = False)
     with fsspec.open(file, "rt", encoding=encoding, compression="infer", newline="") as text:
         how = {name: options[name] for name in ("quotechar", "quoting", "doublequote", "escapechar")}
         rows = csv.reader(text, delimiter=sep, skipinitialspace=options["skipinitialspace"], strict=False, **how)
+        replaced = options.get("names") is not None and options["header"] == 0  # a header that does not count
         for row in rows:
             is_comment = bool(comment and row and row[0].startswith(comment))
             if rows.line_num <= skipped or is_comment or not "".join(row).strip():
+                continue
+            if replaced:
+                replaced = False
                 continue
             surplus = any(field.strip() for field in row[names:])
             if surplus if longer else len(row) < names:

@@ -12,7 +12,7 @@ from typing import Any
 from datasets import DatasetBuilder
 from datasets.packaged_modules.csv.csv import CsvConfig
 
-from train.data.csv_advice import encoding_of, find_arguments, typed, without_header
+from train.data.csv_advice import encoding_of, find_arguments, reads, separator_in_header, typed, without_header
 from train.data.csv_tables import SURPLUS, BadLine, InFile, check_lengths, frames, header_of, options_of
 from train.data.json_rows import odd_value, what_is_wrong
 from train.data.own_files import OwnFiles
@@ -84,6 +84,9 @@ def _better(files: OwnFiles, asked: Asked, error: Misread) -> str | None:
             found = find_arguments(file, files.given, (), ())
         if found is not None:
             return f"{_how(found, files.given)}{file} is read right with other arguments. Type: {typed(found)}"
+        if error.column is None and (sep := separator_in_header(file, files.given)):
+            parted = {**files.given, "sep": sep}  # which may show what else is odd
+            return f"{_how(parted, files.given)}type: {typed(parted)}"
         if error.column is None and (count := without_header(file, files.given)):
             return _without_names(file, count, asked, files.given)
     return None
@@ -145,30 +148,40 @@ def _of_encoding(file: Path, cause: UnicodeError) -> tuple[str, str]:
 
 def _of_csv(file: Path, given: Mapping[str, Any], asked: Asked, cause: Exception) -> tuple[str, str]:
     wanted, numbers = _wanted(asked)
+    line = _bad_line(file, given, cause)
+    said = _in_one_line(cause) if line is None else str(line)
     found = find_arguments(file, given, wanted, numbers) or find_arguments(file, given, (), ())
-    try:
-        options = options_of(CsvConfig(**given))
-        names = 0
-        if SURPLUS in str(cause) or "Expected" in str(cause):
-            names = len(header_of(str(file), options))
-            check_lengths(str(file), options, names, longer=True)
-    except BadLine as line:
-        cause = line
-    except Exception:  # the arguments themselves are wrong: that is the cause
-        return _in_one_line(cause), f"Look at data.args: {typed(given)}"
-    said = str(cause) if isinstance(cause, BadLine) else _in_one_line(cause)
     if found is not None:
         return said, f"It is read with other arguments. Type: {typed(found)}"
-    if isinstance(cause, BadLine) and cause.fields < cause.names:
+    if isinstance(cause, UnicodeError):
+        return _of_encoding(file, cause)
+    if line is not None and line.fields < line.names:
         return said, "Where one is empty, write its comma all the same: the fields behind it have moved"
-    if isinstance(cause, BadLine):
-        every = header_of(str(file), options)
+    if line is not None and line.fields == line.names + 1:
+        every = header_of(str(file), options_of(CsvConfig(**given)))
         first = typed({**given, "header": 0, "names": ["row", *every]})
         last = typed({**given, "header": 0, "names": [*every, "more"]})
-        if SURPLUS in str(cause.__context__ or "") or cause.fields == names + 1:
-            return said, f"If the first field has no name, type: {first} If the last one has none: {last}"
+        return said, f"If the first field has no name, type: {first} If the last one has none: {last}"
     skipping = {**given, "on_bad_lines": "skip"}
-    return said, f"Correct the line, or leave such lines out, type: {typed(skipping)}"
+    if reads(file, skipping, wanted):
+        return said, f"Correct the line, or leave such lines out, type: {typed(skipping)}"
+    return said, "Correct it there" if not given else f"Correct it there, or look at {typed(given)}"
+
+
+def _bad_line(file: Path, given: Mapping[str, Any], cause: Exception) -> BadLine | None:
+    """Where rows and header do not fit together; None: that is not what is wrong."""
+    if isinstance(cause, BadLine):
+        return cause
+    if SURPLUS not in str(cause) and "Expected" not in str(cause):
+        return None
+    try:
+        options = options_of(CsvConfig(**given))
+        check_lengths(str(file), options, len(header_of(str(file), options)), longer=True)
+    except BadLine as line:
+        return line
+    except Exception:  # the arguments themselves are wrong
+        return None
+    return None
 
 
 def _wanted(asked: Asked) -> tuple[list[str], list[str]]:

@@ -12,7 +12,7 @@ from pathlib import Path
 import datasets
 
 from tests.campaigns.inputs import folders, json_files, parquet, tables, yaml_forms
-from tests.campaigns.inputs.case import ADVISED, BAD, FAILS, REFUSED, RIGHT, SILENT, TRACE, Case, Outcome, judge
+from tests.campaigns.inputs.case import ADVISED, BAD, FAILS, REFUSED, RIGHT, SILENT, TRACE, Input, Outcome
 
 ROOT = Path(__file__).parents[3]
 PAGE = ROOT / "docs" / "inputs.md"
@@ -22,7 +22,7 @@ VERDICTS = (RIGHT, ADVISED, REFUSED, SILENT, TRACE, FAILS)
 HEAD = """# Inputs as people have them
 
 Generated tables, JSON, Parquet, folders of images and YAML, read by `data.source` and compared with what was written.
-*right*: the same numbers and classes. *right as advised*: refused, and right once what the error tells to type is typed.
+*right*: the same numbers and classes. *right as advised*: refused, and right once one types what the error tells to.
 *refused*: the file itself must be changed. The other three are faults. Made by:
 
     python -m tests.campaigns.inputs
@@ -30,7 +30,7 @@ Generated tables, JSON, Parquet, folders of images and YAML, read by `data.sourc
 """
 
 
-def every_case(count: int) -> list[Case]:
+def every_case(count: int) -> list[Input]:
     parts = (folders.cases(), folders.linked(), json_files.cases(), parquet.cases(), yaml_forms.cases())
     return [*tables.cases(count), *itertools.chain(*parts)]
 
@@ -59,7 +59,7 @@ def main(argv: Sequence[str]) -> int:
     with tempfile.TemporaryDirectory() as folder:
         datasets.config.HF_DATASETS_CACHE = Path(folder) / "cache"
         for number, case in enumerate(every_case(int(argv[0]) if argv else TABLES)):
-            outcome = judge(case, Path(folder) / str(number))
+            outcome = case.judge(Path(folder) / str(number))
             outcomes.append(outcome)
             if outcome.verdict in BAD:
                 print(f"{outcome.verdict}: {case.kind}: {case.name}: {outcome.said}", flush=True)

@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,7 +26,7 @@ RIGHT, ADVISED, REFUSED = "right", "right as advised", "refused"
 SILENT, TRACE, FAILS = "SILENT", "TRACE", "ADVICE FAILS"
 BAD = (SILENT, TRACE, FAILS)
 
-_KEY = r"(?:data|task|name|wandb|batch|model)[\w.]*="
+_KEY = r"(?:data|task|name|output_dir|duration|wandb|batch|model)[\w.]*="
 _TYPED = re.compile(rf"'({_KEY}[^']*)'|({_KEY}[^\s',;)]+)")
 
 
@@ -46,10 +47,26 @@ class Case:
     truth: Truth
     may_be_refused: bool = False  # nothing that is typed reads it: the file itself must be changed
 
+    def judge(self, folder: Path) -> "Outcome":
+        home = folder / "input"
+        home.mkdir(parents=True)
+        source = self.write(home)
+        return _tried(self, folder, (f"data.source={source}", *self.overrides), TRIES)
+
+
+class Input(Protocol):
+    @property
+    def kind(self) -> str: ...
+
+    @property
+    def name(self) -> str: ...
+
+    def judge(self, folder: Path) -> "Outcome": ...
+
 
 @dataclass(frozen=True)
 class Outcome:
-    case: Case
+    case: Input
     verdict: str
     said: str  # the last error, or what was read
 
@@ -60,13 +77,6 @@ class Outcome:
 
 def table_truth(names: Sequence[str] = ("0", "1")) -> Truth:
     return Truth(np.stack([A, B], axis=1), [names[label] for label in LABEL])
-
-
-def judge(case: Case, folder: Path) -> Outcome:
-    home = folder / "input"
-    home.mkdir(parents=True)
-    source = case.write(home)
-    return _tried(case, folder, (f"data.source={source}", *case.overrides), TRIES)
 
 
 def _tried(case: Case, folder: Path, overrides: tuple[str, ...], tries: int) -> Outcome:

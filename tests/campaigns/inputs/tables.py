@@ -99,6 +99,7 @@ def _case(form: Form) -> Case:
         write=partial(write, form),
         overrides=(COLUMNS,),
         truth=table_truth(names),
+        may_be_refused=form.header == "title" and form.rows == "short_header",
     )
 
 
