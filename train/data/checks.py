@@ -44,7 +44,7 @@ def check_values(table: pa.Table, reader: Reader, split: str, first: int = 0) ->
     """
     for name in reader.names:
         column = table.column(name)
-        _check_utf8(column, name)
+        _check_text(column, name)
         missing = pc.is_null(column, nan_is_null=kinds.is_floating(column.type))
         count = pc.sum(missing).as_py() or 0
         if count:
@@ -90,7 +90,7 @@ def class_names(table: pa.Table | None, features: Features | None, own: str | Se
         return tuple(features[own].names)
     if table is None or not is_text(table.schema.field(own).type):
         return ()
-    _check_utf8(table.column(own), own)
+    _check_text(table.column(own), own)
     found = sorted(name for name in pc.unique(table.column(own)).to_pylist() if name is not None)
     bare: dict[str, str] = {}
     for name in found:
@@ -123,7 +123,7 @@ def _check_kinds(column: pa.ChunkedArray, name: str, split: str, first: int) -> 
     )
 
 
-def _check_utf8(column: pa.ChunkedArray, name: str) -> None:
+def _check_text(column: pa.ChunkedArray, name: str) -> None:
     """Arrow takes the bytes of a JSON file as they are."""
     if not is_text(column.type):
         return
@@ -132,6 +132,9 @@ def _check_utf8(column: pa.ChunkedArray, name: str) -> None:
     except pa.ArrowInvalid as error:
         what = f"column {name!r} holds bytes that are no UTF-8"
         raise Misread(what, "Write the file as UTF-8", name) from error
+    row = pc.index(pc.match_substring(column, "\0"), True).as_py()
+    if row >= 0:
+        raise DataError(f"column {name!r} holds a zero byte in row {row}, which is no text. Take it out of the file")
 
 
 def _filling(column: pa.ChunkedArray, name: str) -> tuple[str, str]:

@@ -44,7 +44,9 @@ def chosen_columns(known: Sequence[str], given: Columns, needed: Sequence[str]) 
         wanted = ", ".join(f"{name} (as column {', '.join(map(repr, own))})" for name, own in missing.items())
         raise Misread(
             what=f"the task needs {wanted}; the data has the columns {', '.join(known)}",
-            fix=f"Say which column is what: 'data.columns={{{_example(known, list(missing))}}}'",
+            fix=f"Say which column is what: 'data.columns={{{_example(known, list(missing))}}}'"
+            if len(known) >= len(missing)
+            else "It lacks what the task needs: write it into the data, a column for each",
         )
     return names
 

@@ -187,7 +187,8 @@ def _at(error: json.JSONDecodeError, line: int) -> json.JSONDecodeError:
 
 def _whole(file: Path, args: Mapping[str, Any]) -> Any:
     """The one value of a file; None for JSON lines, for a long file, and where it is none."""
-    if file.stat().st_size > LONGEST:
+    in_lines = {".jsonl", ".ndjson"} & set(file.suffixes)
+    if in_lines or file.stat().st_size > LONGEST:
         return None
     try:
         with text_of(file, args.get("encoding")) as opened:

@@ -12,7 +12,15 @@ from typing import Any
 from datasets import DatasetBuilder
 from datasets.packaged_modules.csv.csv import CsvConfig
 
-from train.data.csv_advice import encoding_of, find_arguments, reads, separator_in_header, typed, without_header
+from train.data.csv_advice import (
+    encoding_of,
+    find_arguments,
+    head_of,
+    reads,
+    separator_in_header,
+    typed,
+    without_header,
+)
 from train.data.csv_tables import SURPLUS, BadLine, InFile, check_lengths, frames, header_of, options_of
 from train.data.json_rows import odd_value, what_is_wrong
 from train.data.own_files import OwnFiles
@@ -21,6 +29,8 @@ from train.errors import UserError, is_out_of_memory, some
 
 NOT_THE_FILE = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EROFS}
 """Of an OSError: the machine's trouble, which another start may cure."""
+
+DAMAGED = "Is it damaged, or not what its name says? Write it again, or take it out"
 
 Asked = Mapping[str, str | Sequence[str]]
 """{name of the task: column, or columns of numbers}"""
@@ -51,6 +61,8 @@ def unreadable(
         cause, advice = _second_look(files, file, asked, _cause(error))
     except UnicodeError as other:
         cause, advice = _of_encoding(file, other)
+    except Exception as other:  # no file of that kind at all, such as a .gz that is none
+        cause, advice = _in_one_line(other), DAMAGED
     return DataError(f"cannot read {file}: {cause}. {advice}")
 
 
@@ -137,7 +149,7 @@ def _second_look(files: OwnFiles, file: Path, asked: Asked, cause: Exception) ->
             return "it is no UTF-8", f"Type: {typed({**files.args, 'encoding': encoding})}"
         if wrong := what_is_wrong(file, files.args):
             return wrong, "Correct it there"
-    return _in_one_line(cause), "Is it damaged, or not what its name says? Write it again, or take it out"
+    return _in_one_line(cause), DAMAGED
 
 
 def _of_encoding(file: Path, cause: UnicodeError) -> tuple[str, str]:
@@ -162,6 +174,8 @@ def _of_csv(file: Path, given: Mapping[str, Any], asked: Asked, cause: Exception
         first = typed({**given, "header": 0, "names": ["row", *every]})
         last = typed({**given, "header": 0, "names": [*every, "more"]})
         return said, f"If the first field has no name, type: {first} If the last one has none: {last}"
+    if b"\0" in head_of(file):
+        return said, "It holds bytes that are no text. Is it a spreadsheet, or packed? Save it as CSV"
     skipping = {**given, "on_bad_lines": "skip"}
     if reads(file, skipping, wanted):
         return said, f"Correct the line, or leave such lines out, type: {typed(skipping)}"

@@ -73,8 +73,10 @@ def _named_files(data: Data) -> OwnFiles | None:
             if not matches:
                 raise DataError(f"data.args.data_files: there is no file {name} in {Path.cwd()}")
             by_split.setdefault(str(split), []).extend(matches)
-    if not by_split:
+    if not by_split and "data_dir" in args:
         return None
+    if not by_split:
+        raise DataError(f"data.source={data.source} is a kind of file. Name the file: data.source=FILE.{data.source}")
     every = [file for files in by_split.values() for file in files]
     root = Path(os.path.commonpath([file.resolve().parent for file in every])) if len(every) > 1 else every[0]
     resolved = by_split if len(every) == 1 else {split: [f.resolve() for f in own] for split, own in by_split.items()}

@@ -66,11 +66,18 @@ def _explained(splits: Splits, config: Config) -> Callable[[Exception], Exceptio
     return lambda error: explain(source, config.data.split, error)
 
 
+def _names_of(train: Readable, explained: Callable[[Exception], Exception]) -> list[str]:
+    try:
+        return train.column_names or list(next(iter(train), {}))
+    except Exception as error:
+        raise explained(error) from error
+
+
 def _opened(config: Config, needed: Sequence[str], splits: Splits) -> Sets:
     data = config.data
     train = _training(config, splits)
     # Streams that name no columns are asked for those of their first sample.
-    columns = chosen_columns(train.column_names or list(next(iter(train), {})), data.columns, needed)
+    columns = chosen_columns(_names_of(train, _explained(splits, config)), data.columns, needed)
     names = class_names(_arrow(train), train.features, columns.get(LABELS))
     tokenizer = make_tokenizer(data)
     if data.max_length is not None and not isinstance(tokenizer, Bytes | Saved):
@@ -122,7 +129,7 @@ def _packed(config: Config, needed: Sequence[str], splits: Splits) -> Sets:
         notes += ("loading   blocks are held in memory, whatever data.preload says",)
     if isinstance(train, Dataset):
         return Sets(pack(train, data, needed), evaluation, notes=notes)
-    check_columns(train.column_names or list(next(iter(train), {})), column, needed)
+    check_columns(_names_of(train, _explained(splits, config)), column, needed)
     assert data.block_size is not None
     tokenizer = make_tokenizer(data)
     cut = PackedStream(

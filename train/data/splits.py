@@ -9,7 +9,7 @@ from train.config import Config
 from train.config.recipe import Data
 from train.data.checks import check_values
 from train.data.choosing import asked_columns, check_names, chosen_columns
-from train.data.files import Readable, Source
+from train.data.files import Readable, Source, explain
 from train.data.misread import advised
 from train.data.packing import check_columns, check_text, make_tokenizer
 from train.data.reading import LABELS, Columns, Reader, is_text
@@ -48,7 +48,11 @@ def _load_splits(config: Config, needed: Sequence[str]) -> Splits:
     source = Source(data, asked_columns(data.columns, needed if data.block_size is None else ("text",)))
 
     def read(split: str, streaming: bool = False) -> Readable:
-        return as_meant(source.split(split, streaming), source.columns, data.fill)
+        rows = source.split(split, streaming)
+        try:
+            return as_meant(rows, source.columns, data.fill)
+        except Exception as error:
+            raise explain(source, split, error) from error
 
     train = read(data.split, data.streaming)
     held_out: dict[str, Readable] = {}
