@@ -243,8 +243,11 @@ def test_launcher_files_and_sweeps_are_not_suggested() -> None:
         ("runtime.tf32=maybe", "runtime.tf32: got 'maybe'; it takes true or false"),
         ("batch.micro=1.5", "batch.micro: got 1.5; it takes a whole number or text"),
         ("batch.micro=auto", "batch.micro: got 'auto'; it takes a whole number of 1 or more, or all"),
-        ("name=no", "name: got false; `no` and `off` are YAML for false: quote the word, as in 'no'"),
-        ("on_nonfinite=off", "on_nonfinite: got false; `no` and `off` are YAML for false"),
+        ("name=no", 'name: got no, which YAML reads as false. Write "no". Type: \'name="no"\''),
+        ("on_nonfinite=off", "on_nonfinite: got off, which YAML reads as false"),
+        ("name=1.10", 'name: got 1.10, which YAML reads as the number 1.1. Write "1.10". Type: \'name="1.10"\''),
+        ("wandb.tags=[010, a]", "Type: 'wandb.tags=[\"010\", a]'"),
+        ("duration.steps=1:30", "duration.steps: got 1:30, which YAML reads as the number 90 (base 60). Write 90"),
         ("data.columns.inputs=yes", "data.columns.inputs: got true; `yes` and `on` are YAML for true"),
         ("data.columns={a: [1]}", "data.columns.a: got [1]; it takes the name of a column, or a list of names"),
         ("profile.steps=3", "profile.steps: got 3; it takes a list of whole numbers"),
@@ -414,3 +417,11 @@ def test_plain_problems_are_told_where_torch_cannot_be_imported() -> None:
     )
     assert "command line: lr: got 1" in printed
     assert "command line: seed: got 'x'" in printed
+
+
+@pytest.mark.parametrize("line", ["name: 010", "wandb: {tags: [1:30]}", "model: {args: {bias: 0x10}}", "010: 3"])
+def test_what_yaml_reads_otherwise_than_it_is_written_is_refused_with_its_line(line: str) -> None:
+    write("odd.yaml", f"extends: base.yaml\n# a comment\n{line}\n")
+
+    assert "odd.yaml:3: " in the_problem("odd.yaml")
+    assert "which YAML reads as the number" in the_problem("odd.yaml")

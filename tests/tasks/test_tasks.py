@@ -120,7 +120,7 @@ def test_one_target_may_come_with_or_without_its_dimension(tmp_path: Path) -> No
     assert means[0] == means[1]
 
 
-def labelled(train: int = 0, held_out: int = 0, kind: str = "int64") -> dict[str, Dataset]:
+def labelled(train: float = 0, held_out: int = 0, kind: str = "int64") -> dict[str, Dataset]:
     """Labels in 0..2, and one other in each split."""
     random = np.random.default_rng(0)
 
@@ -143,7 +143,7 @@ SPLITS = "source: tests.tasks.test_tasks.labelled, eval_split: test"
         ),
         ((f"data={{{SPLITS}, args: {{train: 7}}}}",), "labels go from 0 to 2"),
         ((f"data={{{SPLITS}, args: {{held_out: -1}}}}",), "of split 'test' has the label -1"),
-        ((f"data={{{SPLITS}, args: {{kind: float32}}}}",), "task=regression"),
+        ((f"data={{{SPLITS}, args: {{kind: float32, train: 0.5}}}}",), "task=regression"),
         ((*LM, "model.args.vocabulary=128"), "inputs holds 151, 156"),
         ((*REGRESSION, "model.args.outputs=4"), "targets have shape (3,), but the model returns (4,)"),
     ],
@@ -155,6 +155,92 @@ def test_what_cannot_be_learnt_is_refused_before_the_first_step(
 
     assert message in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+class Answers(torch.nn.Module):
+    """A model that returns its logits as others do."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.layer = torch.nn.Linear(6, 3)
+        self.how = how
+
+    def forward(self, inputs: torch.Tensor) -> Any:
+        logits = self.layer(inputs)
+        return {
+            "tensor": logits,
+            "mapping": {"loss": None, "logits": logits},
+            "one": (logits,),
+            "two": (logits, logits),
+            "named": {"scores": logits, "features": inputs},
+            "flat": logits[:, 0],
+            "none": None,
+        }[self.how]
+
+
+class Bare(torch.nn.Module):
+    def __init__(self, frozen: bool = False) -> None:
+        super().__init__()
+        self.layers = torch.nn.Linear(6, 3).requires_grad_(False) if frozen else [torch.nn.Linear(6, 3)]
+
+
+class Detached(Answers):
+    def forward(self, inputs: torch.Tensor) -> Any:
+        return self.layer(inputs).detach()
+
+
+def answers(how: str) -> str:
+    return f"model={{target: tests.tasks.test_tasks.Answers, args: {{how: {how}}}}}"
+
+
+def test_logits_under_their_own_name_are_the_logits(tmp_path: Path) -> None:
+    metrics = [evaluate(argv(tmp_path, HELD_OUT, answers(how))) for how in ("tensor", "mapping", "one")]
+
+    assert metrics[0] == metrics[1] == metrics[2]
+
+
+@pytest.mark.parametrize(
+    ("model", "said"),
+    [
+        (answers("two"), "the model Answers returns tuple with 0, 1, and the task needs one tensor"),
+        (answers("named"), "return super().forward(*inputs, **more)['scores']"),
+        (answers("none"), "the model Answers returns NoneType, and the task needs one tensor. Let forward return it"),
+        (answers("flat"), "shape (8,) for 8 samples, and classification needs one number for each class"),
+        ("model=tests.tasks.test_tasks.Bare", "has no parameters, so there is nothing to train"),
+        ("model={target: tests.tasks.test_tasks.Bare, args: {frozen: true}}", "have requires_grad=False"),
+        ("model={target: tests.tasks.test_tasks.Detached, args: {how: tensor}}", "no trainable parameter of Detached"),
+        ("model=tests.tasks.test_tasks.labelled", "gives dict; it must give a torch.nn.Module"),
+    ],
+)
+def test_a_model_that_cannot_be_trained_is_told_what_to_return(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], model: str, said: str
+) -> None:
+    assert main(argv(tmp_path, model), "accumulate", compute_gradient) == 2
+
+    assert said in capsys.readouterr().err
+
+
+def test_the_class_that_an_error_tells_to_write_works(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert main(argv(tmp_path, answers("two")), "accumulate", compute_gradient) == 2
+    lines = [line[4:] for line in capsys.readouterr().err.splitlines() if line.startswith("    ")]
+    (tmp_path / "one.py").write_text("\n".join(lines))
+    monkeypatch.syspath_prepend(tmp_path)
+
+    assert evaluate(argv(tmp_path, HELD_OUT, "model={target: one.One, args: {how: two}}"))
+
+
+HELD_OUT = "data.eval_fraction=0.3"
+
+
+def test_whole_labels_stored_as_floats_are_classes(tmp_path: Path) -> None:
+    losses = []
+    for kind in ("int64", "float32"):
+        data = f"data={{{SPLITS}, args: {{kind: {kind}}}}}"
+        losses.append(evaluate(argv(tmp_path, data)))
+
+    assert losses[0] == losses[1]
 
 
 def test_labels_that_do_not_count_are_no_mistake(tmp_path: Path) -> None:

@@ -14,6 +14,8 @@ from train.config.hints import nearest
 from train.config.keys import TYPES, Path
 from train.config.merge import Layer, flatten
 from train.config.problems import ConfigError, Problem
+from train.config.spelling import misspelt
+from train.config.yaml_text import Loader
 
 WHERE = "command line"
 
@@ -106,8 +108,10 @@ def _setting(override: str) -> tuple[Path, Any] | Problem:
     except (YAMLError, OmegaConfBaseException) as error:
         return Problem(WHERE, key, f"got {text}; it is not valid YAML: {str(error).splitlines()[0]}. Quote it")
     assert isinstance(parsed, dict)
-    path = (int(part[1:-1]) if part[0] == "[" else part for part in re.findall(r"\[\d+\]|[^.\[\]]+", key))
-    return tuple(path), parsed["value"]
+    path = tuple(int(part[1:-1]) if part[0] == "[" else part for part in re.findall(r"\[\d+\]|[^.\[\]]+", key))
+    for wrong in misspelt(text, Loader, tuple(part for part in path if isinstance(part, str))):
+        return Problem(WHERE, key, f"{wrong.sentence}. Type: '{key}={text.replace(wrong.text, wrong.instead)}'")
+    return path, parsed["value"]
 
 
 def _nested(path: Path, value: Any) -> dict[Path, Any]:

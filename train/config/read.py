@@ -14,8 +14,10 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import MarkedYAMLError, YAMLError
 
 from train.config.home import expand
+from train.config.keys import dotted
 from train.config.merge import Layer, flatten
 from train.config.problems import ConfigError, Problem
+from train.config.spelling import misspelt
 from train.config.yaml_text import Loader, yaml_text
 from train.redaction import learn
 
@@ -73,6 +75,9 @@ def read_yaml(path: Path) -> dict[Any, Any]:
         if plain is not None and not isinstance(plain, dict):
             kind = "a list" if isinstance(plain, list) else "one text or number"
             raise ConfigError([Problem(str(path), "", f"holds {kind}, not a mapping. Write `key: value` lines")])
+        wrong = [Problem(f"{path}:{each.line}", dotted(each.path), each.sentence) for each in misspelt(text, Loader)]
+        if wrong:
+            raise ConfigError(wrong)
         loaded = OmegaConf.load(io.StringIO(text))
     except FileNotFoundError:
         raise

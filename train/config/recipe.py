@@ -44,6 +44,8 @@ class Data:
     columns: dict[str, Any] = field(default_factory=dict)
     """Which column is what: {name that the task asks for: name in the data, or a list of columns of numbers, which are
     put side by side}. Same names need no entry. Text under the name `labels` becomes numbers, its values sorted."""
+    fill: dict[str, Any] = field(default_factory=dict)
+    """What stands for a missing value: {column of the data: value}. Unset: a missing value is refused, with its row."""
     block_size: int | None = None
     """Tokens in a sample: join the texts of the column `text` (see columns) and cut them into blocks of so many. A
     document's first token is not predicted from the document before. Unset: samples are what the columns hold."""

@@ -22,8 +22,10 @@ from typing import Any, cast
 FILES = {
     ".csv": "csv",
     ".tsv": "csv",
+    ".tab": "csv",
     ".json": "json",
     ".jsonl": "json",
+    ".ndjson": "json",
     ".parquet": "parquet",
     ".txt": "text",
     ".arrow": "arrow",

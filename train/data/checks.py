@@ -12,20 +12,10 @@ import pyarrow.types as kinds
 from datasets import ClassLabel, Features
 
 from train.batch.window import IGNORED
+from train.data.json_rows import KINDS
 from train.data.reading import LABELS, SHOWN, Reader, is_text
-from train.data.shares import DataError
+from train.data.shares import DataError, Misread, Missing
 from train.errors import some
-
-KINDS = {
-    str: "text",
-    bool: "true or false",
-    int: "a number",
-    float: "a number",
-    list: "a list",
-    dict: "an object",
-    type(None): "null",
-}
-"""What a value of JSON is, in words."""
 
 
 @dataclass(frozen=True)
@@ -54,13 +44,14 @@ def check_values(table: pa.Table, reader: Reader, split: str, first: int = 0) ->
     """
     for name in reader.names:
         column = table.column(name)
+        _check_text(column, name)
         missing = pc.is_null(column, nan_is_null=kinds.is_floating(column.type))
         count = pc.sum(missing).as_py() or 0
         if count:
             row = first + pc.index(missing, True).as_py()
             more = f" (and in {count - 1} more)" if count > 1 else ""
-            raise DataError(
-                f"column {name!r} has no value in row {row} of split {split!r}{more}. Fill it in, or leave the row out"
+            raise Missing(
+                f"column {name!r} has no value in row {row} of split {split!r}{more}", *_filling(column, name)
             )
         _check_kinds(column, name, split, first)
         _check_finite(column, name, split, first)
@@ -78,6 +69,8 @@ def label_range(table: pa.Table | None, reader: Reader, split: str) -> LabelRang
     column = table.column(own)
     if is_text(column.type) and LABELS in reader.classes:
         column = pc.index_in(column, pa.array(reader.classes[LABELS], column.type))
+    if kinds.is_floating(column.type) and pc.all(pc.equal(column, pc.floor(column))).as_py():
+        column = column.cast(pa.int64())  # 1.0 is a class as well as 1
     if not kinds.is_integer(column.type) or column.null_count:  # null: a class that the reader will tell of
         return None
     labels = column.to_numpy()
@@ -97,7 +90,15 @@ def class_names(table: pa.Table | None, features: Features | None, own: str | Se
         return tuple(features[own].names)
     if table is None or not is_text(table.schema.field(own).type):
         return ()
-    return tuple(sorted(name for name in pc.unique(table.column(own)).to_pylist() if name is not None))
+    _check_text(table.column(own), own)
+    found = sorted(name for name in pc.unique(table.column(own)).to_pylist() if name is not None)
+    bare: dict[str, str] = {}
+    for name in found:
+        other = bare.setdefault(name.strip(), name)
+        if other != name:
+            what = f"column {own!r} has the classes {other!r} and {name!r}, which differ in nothing but blanks"
+            raise Misread(what, "Write them in the same way", own)
+    return tuple(found)
 
 
 def class_line(name: str, classes: Sequence[str]) -> str:
@@ -112,14 +113,42 @@ def _check_kinds(column: pa.ChunkedArray, name: str, split: str, first: int) -> 
     found = [KINDS[type(json.loads(value))] for value in written]
     (usual, count), *others = Counter(found).most_common()
     odd = next((row for row, kind in enumerate(found) if kind != usual), None)
-    where = f"all {count} looked at here are {usual}"
-    if odd is not None:
-        more = f", and {sum(number for _, number in others) - 1} more are not" if len(found) - count > 1 else ""
-        where = (
-            f"row {first + odd} of split {split!r} has {found[odd]}, {written[odd]:.40}, where {count} others have "
-            f"{usual}{more}"
-        )
-    raise DataError(f"column {name!r} holds values of several kinds: {where}. Write all of them as {usual}")
+    what = f"column {name!r} holds values of several kinds"
+    if odd is None:  # datasets writes the text "5" and the number 5 in the same way: the file knows
+        raise Misread(what, "Some of them are texts that look like others", name)
+    more = f", and {sum(number for _, number in others) - 1} more are not" if len(found) - count > 1 else ""
+    raise DataError(
+        f"{what}: row {first + odd} of split {split!r} has {found[odd]}, {written[odd]:.40}, where {count} others have "
+        f"{usual}{more}. Write all of them as {usual}"
+    )
+
+
+def _check_text(column: pa.ChunkedArray, name: str) -> None:
+    """Arrow takes the bytes of a JSON file as they are."""
+    if not is_text(column.type):
+        return
+    try:
+        column.validate(full=True)
+    except pa.ArrowInvalid as error:
+        what = f"column {name!r} holds bytes that are no UTF-8"
+        raise Misread(what, "Write the file as UTF-8", name) from error
+    row = pc.index(pc.match_substring(column, "\0"), True).as_py()
+    if row >= 0:
+        raise DataError(f"column {name!r} holds a zero byte in row {row}, which is no text. Take it out of the file")
+
+
+def _filling(column: pa.ChunkedArray, name: str) -> tuple[str, str]:
+    """(what to do about missing values, their column)"""
+    if is_text(column.type):
+        value = "unknown"
+    elif kinds.is_integer(column.type) or kinds.is_floating(column.type):
+        known = pc.drop_null(column) if kinds.is_integer(column.type) else column.filter(pc.is_finite(column))
+        middle = pc.quantile(known, 0.5, interpolation="lower")[0].as_py() if len(known) else None
+        value = "0" if middle is None else f"{middle:.6g}"
+    else:
+        return "Fill it in, or leave the row out", name
+    typed = f"'data.fill={{{json.dumps(name)}: {value}}}'"
+    return f"Leave the row out of the data, or fill in a value that you choose, such as the median, type: {typed}", name
 
 
 def _check_finite(column: pa.ChunkedArray, name: str, split: str, first: int) -> None:
@@ -156,8 +185,8 @@ def _check_number(column: pa.ChunkedArray, name: str, split: str, first: int) ->
         try:
             float(value)
         except ValueError:
-            raise DataError(
-                f"column {name!r} does not hold numbers: it is {value!r} in row {row} of split {split!r}. "
-                f"Correct it, or leave the column out of data.columns"
+            raise Misread(
+                what=f"column {name!r} does not hold numbers: it is {value!r} in row {row} of split {split!r}",
+                fix="Correct it, or leave the column out of data.columns",
+                column=name,
             ) from None
-    raise DataError(f"column {name!r} holds numbers written as text. Write them without quotes")

@@ -1,6 +1,8 @@
 """Which rows are held out, and which columns are read."""
 
 import difflib
+import json
+import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -9,7 +11,8 @@ from train.batch import sample_ids
 from train.batch.order import Ids
 from train.batch.window import MASK
 from train.data.reading import Columns
-from train.data.shares import DataError
+from train.data.shares import DataError, Misread
+from train.errors import counted
 
 HOLDOUT_SEED = 0  # not the run's: runs with different seeds are compared on the same held-out samples
 
@@ -19,9 +22,11 @@ def hold_out(size: int, fraction: float) -> tuple[Ids, Ids]:
     count = round(size * fraction)
     if count in (0, size):
         kept = "nothing" if count == 0 else "everything"
-        raise DataError(
-            f"data.eval_fraction={fraction} of {size} samples holds out {kept}. Type: data.eval_fraction=0.1"
-        )
+        if size == 1:
+            fix = "One sample cannot be parted. Type: data.eval_fraction=0"
+        else:
+            fix = f"Type: data.eval_fraction={1 / size:.2g}"
+        raise DataError(f"data.eval_fraction={fraction} of {counted(size, 'sample')} holds out {kept}. {fix}")
     order = sample_ids(size, HOLDOUT_SEED, 0, 0, size)
     return np.sort(order[count:]), np.sort(order[:count])
 
@@ -31,19 +36,35 @@ def chosen_columns(known: Sequence[str], given: Columns, needed: Sequence[str]) 
     check_names(given, needed)
     if MASK in given and MASK not in needed:
         needed = [*needed, MASK]
-    names = {name: given.get(name, name) for name in needed}
+    names = asked_columns(given, needed)
     lists = {name: [own] if isinstance(own, str) else list(own) for name, own in names.items()}
     missing = {name: [column for column in own if column not in known] for name, own in lists.items()}
     missing = {name: own for name, own in missing.items() if own}
     if missing:
-        _check_separator(known)
         wanted = ", ".join(f"{name} (as column {', '.join(map(repr, own))})" for name, own in missing.items())
-        example = ", ".join(f"{name}: {known[0] if known else 'NAME'}" for name in missing)
-        raise DataError(
-            f"the task needs {wanted}; the data has the columns {', '.join(known)}. "
-            f"Say which column is what: 'data.columns={{{example}}}'"
+        raise Misread(
+            what=f"the task needs {wanted}; the data has the columns {', '.join(known)}",
+            fix=f"Say which column is what: 'data.columns={{{_example(known, list(missing))}}}'"
+            if len(known) >= len(missing)
+            else "It lacks what the task needs: write it into the data, a column for each",
         )
     return names
+
+
+def asked_columns(given: Columns, needed: Sequence[str]) -> dict[str, str | Sequence[str]]:
+    """{name that the task asks for: name in the data, or several}, whether the data has them or not."""
+    return {name: given.get(name, name) for name in needed}
+
+
+def _example(known: Sequence[str], missing: Sequence[str]) -> str:
+    """What may well be meant: the label is called so, or comes last, and the inputs are the others."""
+    names = [name if re.fullmatch(r"[A-Za-z_]\w*", name) else json.dumps(name) for name in known] or ["NAME"]
+    told = [name for name in names if re.search("label|class|target|species", name.lower())]
+    last = (told or names)[-1]
+    others = [name for name in names if name != last] or names
+    inputs = others[0] if len(others) == 1 else f"[{', '.join(others)}]"
+    given = {"labels": last, "targets": last, "inputs": inputs}
+    return ", ".join(f"{name}: {given.get(name, names[0])}" for name in missing)
 
 
 def check_names(given: Columns, needed: Sequence[str]) -> None:
@@ -56,16 +77,3 @@ def check_names(given: Columns, needed: Sequence[str]) -> None:
                 f"data.columns.{name}: the task asks for {', '.join(needed)}, and not for {name!r}. Did you mean "
                 f"data.columns.{near[0]}? To take it out of a config, type: data.columns.{name}=null"
             )
-
-
-def _check_separator(known: Sequence[str]) -> None:
-    """A table whose values are not parted by commas has one column, named like the whole first line."""
-    found = [separator for separator in (";", "\t", "|") if len(known) == 1 and separator in known[0]]
-    if found:
-        separator = max(found, key=known[0].count)
-        sep = f'sep: "{separator}"'.replace("\t", "\\t")
-        decimal = f"; where numbers have commas: 'data.args={{{sep}, decimal: \",\"}}'" if separator == ";" else ""
-        raise DataError(
-            f"the data has one column, {known[0]!r}: its values seem to be parted by {separator!r}, not by commas. "
-            f"Type: 'data.args={{{sep}}}'{decimal}"
-        )

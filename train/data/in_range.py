@@ -40,12 +40,24 @@ class InRange:
     def checked(self, batch: Batch, epoch: int) -> Batch:
         for name, outputs in self.outputs.items():
             column = batch.get(name)
-            if column is None or not column.numel() or column.is_floating_point():  # a rank may have nothing left
+            if column is None or not column.numel():  # a rank may have nothing left
+                continue
+            if column.is_floating_point() and (name != LABELS or not column.equal(column.floor())):
+                self._refuse_fractions(name, column, batch["sample_id"])
                 continue
             lowest, highest = (end.item() for end in column.aminmax())
             if lowest < 0 or highest >= outputs:
                 self._check_each(name, column, outputs, batch["sample_id"], epoch)
         return batch
+
+    def _refuse_fractions(self, name: str, column: Tensor, ids: Tensor) -> None:
+        if name != LABELS:
+            return
+        first = (column != column.floor()).nonzero()[0]
+        raise DataError(
+            f"sample {ids[first[0]]} holds {column[tuple(first)]:.6g} in {name!r}, where whole numbers from 0 are "
+            f"needed. For numbers to come near to, type: task=regression"
+        )
 
     def _check_each(self, name: str, column: Tensor, outputs: int, ids: Tensor, epoch: int) -> None:
         wrong = (column < 0) | (column >= outputs)

@@ -17,6 +17,7 @@ from torch import Tensor
 from train.batch.order import Ids
 from train.batch.window import MASK, Batch
 from train.data.even_lists import arrays_of_one_shape
+from train.data.image_reading import pixels
 from train.data.shares import DataError
 from train.data.tokenizers import Saved, TokenizerError
 from train.errors import some
@@ -74,7 +75,7 @@ class Reader:
             return _side_by_side(table, own)
         feature = table.features[own]
         if isinstance(feature, Image):
-            return [_pixels(feature, value, own, row) for value, row in zip(table.values(own), table.rows, strict=True)]
+            return [pixels(feature, value, own, row) for value, row in zip(table.values(own), table.rows, strict=True)]
         kind = table.kind(own)
         if own in self.texts and not is_text(kind):
             tokens = table.arrow.column(own)
@@ -159,6 +160,8 @@ class _Table:
         """A column as NumPy has it, its numbers as they are stored: left to itself, datasets (5.2) makes float32 of
         float64 and int64 of uint8, without a word."""
         kind = self.kind(name)
+        if kinds.is_decimal(kind):
+            return self.arrow.column(name).cast(pa.float64()).to_numpy()
         while hasattr(kind, "value_type"):  # a list of lists of ...
             kind = kind.value_type
         plain = kinds.is_integer(kind) or kinds.is_floating(kind)
@@ -196,29 +199,19 @@ def _stacked(name: str, samples: list[Tensor], rows: Sequence[int] | Ids | range
     return torch.stack(samples)
 
 
-def _pixels(feature: Image, value: Any, own: str, row: int) -> Tensor:
-    """(channels, height, width), whole numbers as they are stored."""
-    try:
-        image = feature.decode_example(value)
-        if image.mode in ("P", "CMYK"):  # numbers of a palette, or inks
-            image = image.convert("RGB")
-        array = np.array(image.convert("L") if image.mode == "1" else image)
-    except ImportError as error:
-        raise DataError("reading images needs Pillow. Type: pip install pillow") from error
-    except Exception as error:  # PIL raises SyntaxError, OSError, ValueError, DecompressionBombError ...
-        place = (value or {}).get("path") or f"column {own!r}"
-        said = f"{type(error).__name__}: {error}"
-        raise DataError(f"cannot read the image {place} (row {row}): {said}. Is it damaged?") from error
-    return torch.from_numpy(array[None] if array.ndim == 2 else array.transpose(2, 0, 1).copy())
-
-
 def _side_by_side(table: "_Table", own: Sequence[str]) -> Tensor:
     """(rows, columns), floating-point whatever the columns are: they are inputs."""
     columns = []
     for name in own:
+        if is_text(table.kind(name)):  # data.checks has seen that they are numbers
+            columns.append(np.array([float(text) for text in table.values(name)]))
+            continue
         values = np.asarray(table.numbers(name))
         if values.ndim != 1 or not (np.issubdtype(values.dtype, np.number) or values.dtype == bool):
-            raise DataError(f"column {name!r} does not hold one number in each row, as columns side by side must")
+            raise DataError(
+                f"column {name!r} holds {table.kind(name)}, and columns side by side must hold one number in each row. "
+                f"Leave it out of data.columns, or make numbers of it in a function that data.source names"
+            )
         columns.append(values)
     kind = np.result_type(np.float32, *(column.dtype for column in columns))
     return torch.from_numpy(np.stack(columns, axis=1).astype(kind))

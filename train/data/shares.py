@@ -19,6 +19,20 @@ class DataError(UserError):
     """The data is not what the config says; the message says what to type."""
 
 
+class Misread(DataError):
+    """The data is not what the config says, and the cause may be how a file was read: `fix` holds where it was not."""
+
+    def __init__(self, what: str, fix: str, column: str | None = None) -> None:
+        super().__init__(f"{what}. {fix}")
+        self.what = what
+        self.fix = fix
+        self.column = column
+
+
+class Missing(Misread):
+    """A value is not there; or a word was taken for none."""
+
+
 @dataclass(kw_only=True)
 class RankShare:
     """One rank's samples of a step, and how they are cut into micro-batches (train.batch.window.MicroBatches)."""

@@ -1,6 +1,6 @@
 """Which samples are trained on, which are held out, and how they are read."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -14,8 +14,9 @@ from train.config import Config, resolve, resolve_source
 from train.data.by_length import ByLength, Padding, cut_by_length
 from train.data.checks import LabelRange, check_values, class_line, class_names, label_range
 from train.data.choosing import HOLDOUT_SEED, chosen_columns, hold_out
-from train.data.files import Readable, damaged
+from train.data.files import Readable, explain
 from train.data.loader import Loader, Transform
+from train.data.misread import advised
 from train.data.packed_stream import PackedStream
 from train.data.packing import check_columns, make_tokenizer, pack
 from train.data.reading import LABELS, Reader
@@ -53,15 +54,30 @@ def open_sets(config: Config, needed: Sequence[str], splits: Splits | None = Non
     """
     splits = splits or load_splits(config, needed)
     opened = _packed if config.data.block_size is not None else _opened
-    with drawn_from(DATA_SEED):
+    files, asked = (splits.source.files, splits.source.asked) if splits.source is not None else (None, {})
+    with drawn_from(DATA_SEED), advised(files, asked):
         return replace(opened(config, needed, splits), digests=splits.digests)
+
+
+def _explained(splits: Splits, config: Config) -> Callable[[Exception], Exception]:
+    """What a stream says of what cannot be read."""
+    source = splits.source
+    assert source is not None
+    return lambda error: explain(source, config.data.split, error)
+
+
+def _names_of(train: Readable, explained: Callable[[Exception], Exception]) -> list[str]:
+    try:
+        return train.column_names or list(next(iter(train), {}))
+    except Exception as error:
+        raise explained(error) from error
 
 
 def _opened(config: Config, needed: Sequence[str], splits: Splits) -> Sets:
     data = config.data
     train = _training(config, splits)
     # Streams that name no columns are asked for those of their first sample.
-    columns = chosen_columns(train.column_names or list(next(iter(train), {})), data.columns, needed)
+    columns = chosen_columns(_names_of(train, _explained(splits, config)), data.columns, needed)
     names = class_names(_arrow(train), train.features, columns.get(LABELS))
     tokenizer = make_tokenizer(data)
     if data.max_length is not None and not isinstance(tokenizer, Bytes | Saved):
@@ -71,7 +87,8 @@ def _opened(config: Config, needed: Sequence[str], splits: Splits) -> Sets:
         )
     saved = tokenizer if isinstance(tokenizer, Saved) else None
     classes = {LABELS: names} if names else {}
-    opening = _Opening(config, Reader(columns, classes, data.max_length, saved, splits.texts))
+    reader = Reader(columns, classes, data.max_length, saved, splits.texts)
+    opening = _Opening(config, reader, _explained(splits, config))
     held_out = {name: opening.checked(dataset, name) for name, dataset in splits.held_out.items()}
     evaluation: dict[str, EvaluationSet] = {}
     kept = None
@@ -112,7 +129,7 @@ def _packed(config: Config, needed: Sequence[str], splits: Splits) -> Sets:
         notes += ("loading   blocks are held in memory, whatever data.preload says",)
     if isinstance(train, Dataset):
         return Sets(pack(train, data, needed), evaluation, notes=notes)
-    check_columns(train.column_names or list(next(iter(train), {})), column, needed)
+    check_columns(_names_of(train, _explained(splits, config)), column, needed)
     assert data.block_size is not None
     tokenizer = make_tokenizer(data)
     cut = PackedStream(
@@ -120,7 +137,7 @@ def _packed(config: Config, needed: Sequence[str], splits: Splits) -> Sets:
         reader=Reader({"text": column}),
         shuffle_buffer=data.shuffle_buffer,
         by_rank=data.split_by_node,
-        explain=lambda error: damaged(data, error),
+        explain=_explained(splits, config),
         by_user_code=resolve_source(data.source) is not None or not isinstance(tokenizer, Bytes | Saved),
         tokenizer=tokenizer,
         block_size=data.block_size,
@@ -147,6 +164,7 @@ class _Opening:
 
     config: Config
     reader: Reader
+    explain: Callable[[Exception], Exception]
 
     def checked(self, dataset: Readable, split: str) -> Dataset:
         dataset = whole(dataset)
@@ -165,7 +183,7 @@ class _Opening:
                 reader=self.reader,
                 shuffle_buffer=data.shuffle_buffer,
                 by_rank=data.split_by_node,
-                explain=lambda error: damaged(data, error),
+                explain=self.explain,
                 by_user_code=resolve_source(data.source) is not None,
             )
         return self._with(self._samples(dataset, rows, transform is not None), transform, self.config.seed)

@@ -8,12 +8,14 @@ from datasets import Dataset, IterableDataset, concatenate_datasets, disable_pro
 from train.config import Config
 from train.config.recipe import Data
 from train.data.checks import check_values
-from train.data.choosing import check_names, chosen_columns
-from train.data.files import Readable, Source
+from train.data.choosing import asked_columns, check_names, chosen_columns
+from train.data.files import Readable, Source, explain
+from train.data.misread import advised
 from train.data.packing import check_columns, check_text, make_tokenizer
 from train.data.reading import LABELS, Columns, Reader, is_text
 from train.data.tokenizers import Saved
 from train.data.tokens import LOSSY, Tokenising, identify
+from train.data.values import as_meant
 from train.distributed.ranks import launched_rank
 from train.randomness import DATA_SEED, drawn_from
 
@@ -27,6 +29,7 @@ class Splits:
     texts: frozenset[str] = frozenset()  # columns of the data that hold tokens, except in a stream
     notes: tuple[str, ...] = ()  # for the screen
     digests: Mapping[str, str] = field(default_factory=dict)  # what the data of each split is
+    source: Source | None = None
 
 
 def load_splits(config: Config, needed: Sequence[str]) -> Splits:
@@ -42,20 +45,29 @@ def load_splits(config: Config, needed: Sequence[str]) -> Splits:
 
 def _load_splits(config: Config, needed: Sequence[str]) -> Splits:
     data = config.data
-    source = Source(data)
-    train = source.split(data.split, data.streaming)
+    source = Source(data, asked_columns(data.columns, needed if data.block_size is None else ("text",)))
+
+    def read(split: str, streaming: bool = False) -> Readable:
+        rows = source.split(split, streaming)
+        try:
+            return as_meant(rows, source.columns, data.fill)
+        except Exception as error:
+            raise explain(source, split, error) from error
+
+    train = read(data.split, data.streaming)
     held_out: dict[str, Readable] = {}
     digests = {data.split: source.digest(data.split, train)}
     for name in dict.fromkeys(filter(None, [data.eval_split, *config.evaluate.sets.values()])):
         # What is evaluated again and again is not a stream.
         is_read = name == data.split and not data.streaming
-        held_out[name] = train if is_read else source.split(name)
+        held_out[name] = train if is_read else read(name)
         if name not in digests:
             digests[name] = source.digest(name, held_out[name])
-    splits = Splits(train, held_out, digests=digests)
-    if data.block_size is not None:
-        return _documents(splits, data, needed)
-    return splits if data.max_length is None else _texts(splits, data, needed)
+    splits = Splits(train, held_out, notes=source.notes, digests=digests, source=source)
+    with advised(source.files, source.asked):
+        if data.block_size is not None:
+            return _documents(splits, data, needed)
+        return splits if data.max_length is None else _texts(splits, data, needed)
 
 
 def whole(dataset: Readable) -> Dataset:
@@ -78,7 +90,7 @@ def _documents(splits: Splits, data: Data, needed: Sequence[str]) -> Splits:
         check_text(column, texts.features.arrow_schema.field(column).type)
         return how.of(texts)
 
-    return replace(_each(splits, data, made), notes=(how.note(data.tokenizer),))
+    return replace(_each(splits, data, made), notes=(*splits.notes, how.note(data.tokenizer)))
 
 
 def _texts(splits: Splits, data: Data, needed: Sequence[str]) -> Splits:
@@ -98,7 +110,8 @@ def _texts(splits: Splits, data: Data, needed: Sequence[str]) -> Splits:
         return rows
 
     splits = _each(splits, data, made)
-    return replace(splits, texts=frozenset(found), notes=tuple(how.note(data.tokenizer) for how in found.values()))
+    notes = (how.note(data.tokenizer) for how in found.values())
+    return replace(splits, texts=frozenset(found), notes=(*splits.notes, *notes))
 
 
 def _each(splits: Splits, data: Data, made: Callable[[Dataset, str], Dataset]) -> Splits:

@@ -12,7 +12,6 @@ from train.batch import BatchPlan, divide, key_of
 from train.batch import share as share_of
 from train.batch.window import Batch, Place
 from train.data.checks import check_values
-from train.data.files import ERRORS
 from train.data.reading import Reader, stack
 from train.data.rows import finished
 from train.data.shares import DataError, RankShare
@@ -35,7 +34,7 @@ class Stream:
     reader: Reader
     shuffle_buffer: int  # samples; 0: the order of the source
     by_rank: bool
-    explain: Callable[[Exception], DataError] | None = None  # what cannot be read, such as a damaged file
+    explain: Callable[[Exception], Exception] | None = None  # what cannot be read, such as a damaged file
     by_user_code: bool = False  # the user's own code makes the samples while they are read, and may draw
 
     @property
@@ -82,7 +81,7 @@ class Stream:
             yield
         except DataError:
             raise
-        except ERRORS as error:
+        except Exception as error:
             raise (self.explain(error) if self.explain else error) from error
 
     def _own_shares(self, plan: BatchPlan, seed: int, rank: int, place: Place) -> Iterator[RankShare]:

@@ -17,7 +17,7 @@ from train.exactness.held_tensors import held_tensors
 from train.exactness.reference_gradient import as_many_as_fit, plain_forward
 from train.models.preserve_state import undisturbed
 from train.randomness import Generators
-from train.step import Learner
+from train.step import Learner, NoGradient
 from train.tasks import by_term
 
 SAMPLES = 8  # of each rank
@@ -74,6 +74,12 @@ def _first_backward(learner: Learner, batch: Batch, seed: int) -> list[str]:
     with undisturbed(learner.module, learner.device), plain_forward(learner.module):
         with _seen_parameters(learner.module) as own:
             loss = _loss(learner, batch, seed)
+        if not loss.requires_grad:
+            kind = type(learner.module).__name__
+            raise NoGradient(
+                f"the loss depends on no trainable parameter of {kind}: does its forward, or the task, call detach(), "
+                f".item(), .numpy() or torch.no_grad()? Take that out"
+            )
         foreign = _leaves(loss) - own
         if foreign:
             # A tensor that is made anew for each batch, such as inputs that a task derives by, is nobody's to train.
@@ -84,8 +90,7 @@ def _first_backward(learner: Learner, batch: Batch, seed: int) -> list[str]:
             parameter.grad = None
         hooks = [p.register_post_accumulate_grad_hook(take) for p in names]
         try:
-            if loss.requires_grad:
-                torch.autograd.backward(loss)
+            torch.autograd.backward(loss)
             # FSDP2 puts them there itself, and no hook is called.
             arrived.update(dict.fromkeys(name for p, name in names.items() if p.grad is not None))
         finally:

@@ -20,8 +20,9 @@ from train.exactness.reference_gradient import as_many_as_fit
 from train.models.preserve_state import undisturbed
 from train.step import Learner
 from train.tasks import TaskError, by_term
+from train.tasks._calling import ModelOutputs
 
-NO_MISFIT = (DataError, TaskError, MemoryError, OSError, torch.OutOfMemoryError, torch.AcceleratorError)
+NO_MISFIT = (DataError, ModelOutputs, TaskError, MemoryError, OSError, torch.OutOfMemoryError, torch.AcceleratorError)
 """What is told in words of its own, or is the machine's fault: another start may help."""
 
 TORCH = str(Path(torch.__file__).parent)

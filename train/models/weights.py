@@ -66,8 +66,25 @@ def make_model(config: Config) -> nn.Module:
     what = f"model.target={config.model.target} cannot be made from model.args"
     with ends_in_a_sentence(ModelError, what), drawn_from(config.seed):
         module: nn.Module = constructor(**config.model.args)
+    _check_trainable(module, config.model.target)
     cast_parameters(module, parameter_dtype(config), lambda: constructor(**config.model.args))
     return module
+
+
+def _check_trainable(module: nn.Module, target: str) -> None:
+    if not isinstance(module, nn.Module):
+        raise ModelError(f"model.target={target} gives {type(module).__name__}; it must give a torch.nn.Module")
+    parameters = list(module.parameters())
+    if not parameters:
+        raise ModelError(
+            f"model.target={target} has no parameters, so there is nothing to train: layers are found where they are "
+            f"attributes of the module, or stand in an nn.ModuleList or nn.ModuleDict, not in a plain list"
+        )
+    if not any(parameter.requires_grad for parameter in parameters):
+        raise ModelError(
+            f"model.target={target}: all its parameters have requires_grad=False, so there is nothing to train. "
+            f"Leave some of them trainable; model.freeze holds others as they are"
+        )
 
 
 @contextmanager

@@ -5,6 +5,11 @@ from torch import Tensor
 from train.batch.window import IGNORED
 
 
+def classes_of(labels: Tensor) -> Tensor:
+    """Labels as whole numbers: a table may hold 1.0 for class 1, where a value was missing before it was cleaned."""
+    return labels.long() if labels.is_floating_point() else labels
+
+
 def wrong_numbers(name: str, labels: Tensor, outputs: int) -> str | None:
     """What is wrong with a column of labels, for a model with so many outputs; None: nothing."""
     if labels.is_floating_point():

@@ -10,7 +10,7 @@ from torch import Tensor
 from train.batch.window import IGNORED, Batch
 from train.chunked_loss import TokenLoss, nats
 from train.errors import UserError
-from train.tasks._calling import outputs_of
+from train.tasks._calling import outputs_of, tensor_of
 from train.tasks._labels import wrong_numbers
 
 TOKENS, ROUTER = "cross_entropy", "router"
@@ -99,7 +99,7 @@ class CausalLM:
                 "Set: task.args.router_loss=false, or model.args.output_router_logits=true"
             )
         if not self.router_loss:
-            return outputs, None
+            return tensor_of(model, outputs), None
         logits, router = outputs
         return logits, router if router.dtype == torch.float64 else router.float()
 

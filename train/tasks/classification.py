@@ -7,8 +7,8 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from train.batch.window import IGNORED, Batch
-from train.tasks._calling import outputs_of
-from train.tasks._labels import wrong_numbers
+from train.tasks._calling import ModelOutputs, outputs_of, tensor_of
+from train.tasks._labels import classes_of, wrong_numbers
 
 
 class Classification:
@@ -26,17 +26,16 @@ class Classification:
     def num_classes(self, model: Any, batch: Batch) -> int:
         """How many classes the model tells apart; labels are compared with it before training."""
         with torch.no_grad():
-            logits: Tensor = outputs_of(model, batch)
-        return logits.shape[1] if isinstance(logits, Tensor) else 2**63  # loss_sum tells what is wrong
+            return self._logits(model, batch).shape[1]
 
     def loss_weight(self, batch: Batch) -> float:
         return float((batch["labels"] != IGNORED).sum())
 
     def loss_sum(self, model: Any, batch: Batch) -> Tensor:
-        return self._loss_sum(outputs_of(model, batch), batch["labels"])
+        return self._loss_sum(self._logits(model, batch), classes_of(batch["labels"]))
 
     def eval_sums(self, model: Any, batch: Batch) -> dict[str, tuple[Tensor, Tensor]]:
-        logits, labels = outputs_of(model, batch), batch["labels"]
+        logits, labels = self._logits(model, batch), classes_of(batch["labels"])
         counted = labels != IGNORED
         correct = (logits.argmax(1) == labels) & counted
         weight = counted.sum()
@@ -44,10 +43,19 @@ class Classification:
 
     def check(self, model: Any, one: Batch, columns: Batch) -> str | None:
         """PyTorch would find a wrong label in the middle of the training: an IndexError, or the end of a GPU's work."""
-        return wrong_numbers("labels", columns["labels"], outputs_of(model, one).shape[1])
+        labels = columns["labels"]
+        are_whole = labels.is_floating_point() and labels.equal(labels.floor())
+        return wrong_numbers("labels", classes_of(labels) if are_whole else labels, self._logits(model, one).shape[1])
+
+    def _logits(self, model: Any, batch: Batch) -> Tensor:
+        logits = tensor_of(model, outputs_of(model, batch))
+        if logits.dim() < 2:
+            raise ModelOutputs(
+                f"the model returns a tensor of shape {tuple(logits.shape)} for {len(batch['labels'])} samples, and "
+                f"classification needs one number for each class: (samples, classes). Two classes are 2 outputs"
+            )
+        return logits
 
     def _loss_sum(self, logits: Tensor, labels: Tensor) -> Tensor:
-        if not isinstance(logits, Tensor):
-            raise TypeError(f"the model must return the logits as one tensor, got {type(logits).__name__}")
         wide = logits if logits.dtype == torch.float64 else logits.float()
         return cross_entropy(wide, labels, reduction="sum", label_smoothing=self.label_smoothing)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from train.batch.window import Batch
-from train.tasks._calling import outputs_of
+from train.tasks._calling import outputs_of, tensor_of
 from train.tasks.moments import Moments
 
 
@@ -44,7 +44,7 @@ class Regression:
 
     def check(self, model: Any, one: Batch, columns: Batch) -> str | None:
         """Shapes that differ would be broadcast against each other, and the loss mean nothing."""
-        found, wanted = outputs_of(model, one).shape[1:], columns["targets"].shape[1:]
+        found, wanted = tensor_of(model, outputs_of(model, one)).shape[1:], columns["targets"].shape[1:]
         if found in (wanted, (*wanted, 1)):
             return None
         return (
@@ -52,7 +52,7 @@ class Regression:
         )
 
     def _errors(self, model: Any, batch: Batch) -> Tensor:
-        outputs, targets = outputs_of(model, batch), batch["targets"]
+        outputs, targets = tensor_of(model, outputs_of(model, batch)), batch["targets"]
         wide = outputs if outputs.dtype == torch.float64 else outputs.float()
         return wide.view_as(targets) - targets
 
