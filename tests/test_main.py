@@ -136,7 +136,7 @@ def ended(environment: dict[str, str], arguments: list[str]) -> tuple[int, str]:
             {"ACCELERATE_DYNAMO_BACKEND": "INDUCTOR"},
             ("ACCELERATE_DYNAMO_BACKEND=INDUCTOR", "model.compile=true"),
         ),
-        ({"ACCELERATE_USE_FSDP": "true"}, ("the launcher was told ACCELERATE_USE_FSDP=true: there is no sharding",)),
+        ({"ACCELERATE_USE_FSDP": "true"}, ("the launcher was told ACCELERATE_USE_FSDP=true: without fsdp_version",)),
         ({"ISOBATCH_WORLD_SIZE": "3"}, ("3 ranks were asked for by ISOBATCH_WORLD_SIZE", "NPROC=3 ./launch.sh")),
     ],
 )
@@ -279,10 +279,11 @@ def test_nothing_is_raised_without_a_name() -> None:
             if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call) and bare_name(node.exc) in BASES:
                 found.append(f"{path.relative_to(PACKAGE)}: {bare_name(node.exc)}")
 
-    # Of a state, which becomes NotSavable; of a disk, which ends a run as any other failing write; in autograd's own
-    # words; and of a forward pass, whose place the preflight names.
+    # Of a state, which becomes NotSavable; of names, which becomes OtherModel; of a disk, which ends a run as any other
+    # failing write; in autograd's own words; and of a forward pass, whose place the preflight names.
     assert sorted(found) == [
         "checkpoint/files.py: ValueError",
+        "checkpoint/pieces.py: RuntimeError",
         *["disk.py: OSError"] * 2,
         "memory/activations.py: RuntimeError",
         "models/convnet.py: ValueError",

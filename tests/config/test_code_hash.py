@@ -18,7 +18,17 @@ PACKAGE = Path(__file__).parents[2] / "train"
 
 NOT_COMPUTING = (
     # The commands, and what stands around the loop.
-    *("__init__.py", "compare.py", "evaluate.py", "main.py", "new.py", "prepare.py", "sweep.py", "verify.py"),
+    *(
+        "__init__.py",
+        "compare.py",
+        "evaluate.py",
+        "main.py",
+        "merge.py",
+        "new.py",
+        "prepare.py",
+        "sweep.py",
+        "verify.py",
+    ),
     *("errors.py", "metric_names.py", "parts.py", "run.py", "setting.py", "terminal.py", "output.py"),
     *("launch.py", "launching/*.py", "leaving.py", "disk.py", "doctor/*.py"),
     # What checks, watches or reports a run.

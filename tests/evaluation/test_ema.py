@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 from tests.helpers import argv, flat, record, rows
 from train.config import load
+from train.distributed.parallel import Replicated
+from train.distributed.ranks import Ranks
 from train.evaluation.ema import Ema, EmaError
 from train.loop import fit
 from train.run import Run, build
@@ -51,6 +53,7 @@ def test_is_that_of_a_loop_by_hand(tmp_path: Path, target: str, skipped: tuple[i
 
 def small_learner(module: nn.Module, dtype: torch.dtype = torch.float32) -> Learner:
     learner: Any = Learner.__new__(Learner)
+    learner.parallel = Replicated(module, Ranks())
     learner.module, learner.dtype, learner.device = module, dtype, torch.device("cpu")
     learner.optimizer = torch.optim.SGD(module.parameters(), lr=0.01)
     return learner

@@ -14,6 +14,8 @@ from train.data import WorkerLost
 from train.evaluation.generations import SamplesFailed, sampled
 from train.evaluation.together import Abandoned
 
+WHOLE = SimpleNamespace(is_sharded=False)
+
 
 class LostOn1:
     def __init__(self, rank: int) -> None:
@@ -30,7 +32,7 @@ class LostOn1:
 
 def lose_a_worker() -> str:
     ranks = rank_group()
-    learner: Any = SimpleNamespace(task=SimpleNamespace(samples=lambda *args: ()))
+    learner: Any = SimpleNamespace(task=SimpleNamespace(samples=lambda *args: ()), parallel=WHOLE)
     sets: Any = SimpleNamespace(evaluation={"": LostOn1(ranks.rank)})
     config = load(["configs/digits.yaml"]).config
     evaluate = sampled(lambda module: {}, learner, sets, config, ranks, lambda table: None)
@@ -53,7 +55,7 @@ def fail_to_show() -> str:
         return []
 
     learner: Any = SimpleNamespace(
-        task=SimpleNamespace(samples=samples), device=torch.device("cpu"), dtype=torch.float32
+        task=SimpleNamespace(samples=samples), device=torch.device("cpu"), dtype=torch.float32, parallel=WHOLE
     )
     sets: Any = SimpleNamespace(evaluation={"": Readable(ranks.rank)})
     config = load(["configs/digits.yaml"]).config
@@ -81,7 +83,7 @@ def stop_after_a_text() -> int:
         return []
 
     learner: Any = SimpleNamespace(
-        task=SimpleNamespace(samples=samples), device=torch.device("cpu"), dtype=torch.float32
+        task=SimpleNamespace(samples=samples), device=torch.device("cpu"), dtype=torch.float32, parallel=WHOLE
     )
     sets: Any = SimpleNamespace(evaluation={"": Readable(ranks.rank)})
     config = load(["configs/digits.yaml"]).config
