@@ -35,7 +35,7 @@ OPTIMIZERS: dict[str, dict[str, Any]] = {
 @pytest.fixture(autouse=True)
 def _a_second_model(monkeypatch: pytest.MonkeyPatch) -> None:
     """copy.deepcopy knows no fake tensors (torch 2.13): the average has a model made for it."""
-    monkeypatch.setattr(ema, "_second", lambda module: PerToken())
+    monkeypatch.setattr(ema, "_copied", lambda module: PerToken())
 
 
 class Task:

@@ -104,15 +104,17 @@ class Feed:
 
     def take(self, micro_batch: MicroBatch) -> Batch:
         """The micro-batch on the device, its pixels scaled. The one that is expected next starts to travel."""
-        batch = self._arrived(micro_batch)
+        if self._side is None:
+            batch = to_device(micro_batch.batch, self._device, self._dtype)
+        else:
+            batch = self._arrived(micro_batch)
         for name in micro_batch.pixels:
             image = scaled(batch[name])
             batch[name] = image.double() if self._dtype is torch.float64 else image
         return batch
 
     def _arrived(self, micro_batch: MicroBatch) -> Batch:
-        if self._side is None:
-            return to_device(micro_batch.batch, self._device, self._dtype)
+        assert self._side is not None
         is_here = self._travelling is not None and self._travelling[0] is micro_batch
         if not is_here and not any(each is micro_batch for each in self._coming):
             return to_device(micro_batch.batch, self._device, self._dtype)  # nobody announced it

@@ -33,7 +33,7 @@ from train.data.folders import HOW_SPLITS, kind_of
 from train.data.image_folders import class_names_of
 from train.data.json_rows import NoObject, as_arrow, columns_of, rows_of
 from train.data.misread import Asked, told, unreadable
-from train.data.own_files import OwnFiles, own_files
+from train.data.own_files import BUILDING, OF_DATASETS, PREPARING, OwnFiles, own_files
 from train.data.shares import DataError
 from train.errors import UserError
 
@@ -146,8 +146,8 @@ def _read(files: OwnFiles, split: str, streaming: bool, asked: Asked) -> Readabl
             return columns.to_iterable_dataset() if streaming else columns
         if streaming:
             return builder.as_streaming_dataset(split)
-        builder.download_and_prepare()
-        return builder.as_dataset(split)
+        builder.download_and_prepare(**{name: files.args[name] for name in PREPARING if name in files.args})
+        return builder.as_dataset(split, in_memory=bool(files.args.get("keep_in_memory")))
     except Exception as error:
         slowly = _rows_of_json(files, split) if files.kind == "json" and not isinstance(error, UserError) else None
         if slowly is not None:
@@ -175,6 +175,7 @@ def _reader_of(files: OwnFiles) -> DatasetBuilder:
     """What reads tables into the cache of datasets; files go by their names, where datasets would take patterns."""
     kind = READERS[files.kind]
     known = [option.name for option in dataclasses.fields(kind.BUILDER_CONFIG_CLASS)]
+    known += OF_DATASETS
     for name in files.args:
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1)
@@ -188,7 +189,8 @@ def _reader_of(files: OwnFiles) -> DatasetBuilder:
         for split, own in files.by_split.items()
     }
     version = OWN_VERSION if kind is CsvTables else datasets.__version__
-    return kind(data_files=DataFilesDict(chosen), hash=version, **files.given)
+    building = {name: files.args[name] for name in BUILDING if name in files.args}
+    return kind(data_files=DataFilesDict(chosen), hash=version, **building, **files.given)
 
 
 def _state(file: Path) -> tuple[str, ...]:

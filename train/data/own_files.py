@@ -14,6 +14,11 @@ from train.data.shares import DataError
 TABLES = ("csv", "json", "parquet", "text", "arrow")
 """Kinds of files that hold rows, by the names that datasets has for what reads them."""
 
+BUILDING = ("cache_dir", "storage_options", "token")
+PREPARING = ("download_mode", "verification_mode", "num_proc")
+OF_DATASETS = (*BUILDING, *PREPARING, "keep_in_memory")
+"""Arguments of load_dataset besides those of a format: for its builder, and for the work of that."""
+
 
 @dataclass(frozen=True)
 class OwnFiles:
@@ -29,7 +34,7 @@ class OwnFiles:
         """The arguments with which the files are read."""
         first = next(iter(self.by_split.values()))[0]
         is_tsv = ".tsv" in first.suffixes or ".tab" in first.suffixes
-        return ({"sep": "\t"} if is_tsv else {}) | dict(self.args)
+        return ({"sep": "\t"} if is_tsv else {}) | {n: value for n, value in self.args.items() if n not in OF_DATASETS}
 
     def of(self, file: Path) -> "OwnFiles":
         """One of them alone, as the split `train`."""

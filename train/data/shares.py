@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import repeat
 from typing import Protocol
 
 import torch
@@ -81,7 +82,7 @@ class RankShare:
         batches = split(self.samples, self.sizes, self.filler)
         if self.trim is not None:
             batches = tuple(map(self.trim, batches))
-        return tuple(MicroBatch(batch, size, self.pixels) for batch, size in zip(batches, self.sizes, strict=True))
+        return tuple(map(MicroBatch, batches, self.sizes, repeat(self.pixels)))
 
 
 class TrainingSet(Protocol):

@@ -65,7 +65,7 @@ class Windows:
             samples = sum(share.sizes)
             tokens = share.tokens or 0
             if samples:  # what adds up over micro-batches may as well be counted at once
-                weights = self.loss_weight(share.as_a_task_gets_it())
+                weights = self.loss_weight(share.as_a_task_gets_it() if share.pixels else share.samples)
                 numbers = [weights[term] for term in self.terms]
         except Exception as error:  # sent to the other ranks first: they would wait for this one in the next reduction
             failure = error

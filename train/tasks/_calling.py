@@ -37,7 +37,9 @@ def _takes_mask(kind: Hashable) -> bool:
 
 def tensor_of(model: Any, outputs: Any) -> Tensor:
     """The one tensor that a model returns: itself, or what it calls its logits. Raises ModelOutputs."""
-    found = outputs
+    if isinstance(outputs, Tensor):
+        return outputs
+    found = None
     if isinstance(outputs, Mapping):
         found = outputs.get("logits")
     elif isinstance(outputs, tuple | list) and len(outputs) == 1:

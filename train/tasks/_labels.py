@@ -7,7 +7,7 @@ from train.batch.window import IGNORED
 
 def classes_of(labels: Tensor) -> Tensor:
     """Labels as whole numbers: a table may hold 1.0 for class 1, where a value was missing before it was cleaned."""
-    return labels.long() if labels.is_floating_point() else labels
+    return labels.long() if labels.dtype.is_floating_point else labels
 
 
 def wrong_numbers(name: str, labels: Tensor, outputs: int) -> str | None:

@@ -32,7 +32,10 @@ class Classification:
         return float((batch["labels"] != IGNORED).sum())
 
     def loss_sum(self, model: Any, batch: Batch) -> Tensor:
-        return self._loss_sum(self._logits(model, batch), classes_of(batch["labels"]))
+        labels = batch["labels"]
+        if labels.dtype.is_floating_point:
+            labels = classes_of(labels)
+        return self._loss_sum(self._logits(model, batch), labels)
 
     def eval_sums(self, model: Any, batch: Batch) -> dict[str, tuple[Tensor, Tensor]]:
         logits, labels = self._logits(model, batch), classes_of(batch["labels"])
@@ -48,8 +51,10 @@ class Classification:
         return wrong_numbers("labels", classes_of(labels) if are_whole else labels, self._logits(model, one).shape[1])
 
     def _logits(self, model: Any, batch: Batch) -> Tensor:
-        logits = tensor_of(model, outputs_of(model, batch))
-        if logits.dim() < 2:
+        logits = outputs_of(model, batch)
+        if not isinstance(logits, Tensor):
+            logits = tensor_of(model, logits)
+        if logits.ndim < 2:
             raise ModelOutputs(
                 f"the model returns a tensor of shape {tuple(logits.shape)} for {len(batch['labels'])} samples, and "
                 f"classification needs one number for each class: (samples, classes). Two classes are 2 outputs"

@@ -16,7 +16,7 @@ TAKEN = {
 }
 REFUSED = {
     "gradient_accumulation_steps": "distributed_type: 'NO'\ngradient_accumulation_steps: 4\n",
-    "FSDP": "distributed_type: FSDP\nnum_processes: 2\nfsdp_config: {fsdp_version: 2, fsdp_offload_params: true}\n",
+    "fsdp_offload_params": "distributed_type: FSDP\nfsdp_config: {fsdp_version: 2, fsdp_offload_params: true}\n",
     "mixed_precision: bf16": "distributed_type: MULTI_CPU\nnum_processes: 2\nmixed_precision: bf16\n",
     "DEEPSPEED": "distributed_type: DEEPSPEED\ndeepspeed_config: {zero_stage: 2, gradient_accumulation_steps: 4}\n",
     "MEGATRON_LM": "distributed_type: MEGATRON_LM\nmegatron_lm_config: {megatron_lm_tp_degree: 2}\n",

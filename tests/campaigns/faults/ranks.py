@@ -269,11 +269,11 @@ def slow_write(step: int, seconds: float) -> None:
     """The save of `step` takes rank 0 so long."""
     ours = train.checkpoint.checkpoints.write_state
 
-    def write_state(folder: Path, *args: Any) -> None:
+    def write_state(folder: Path, *args: Any) -> list[str]:
         if f"step-{step:08}" in folder.name:
             fired("slow")
             time.sleep(seconds)
-        ours(folder, *args)
+        return ours(folder, *args)
 
     train.checkpoint.checkpoints.write_state = write_state
 

@@ -9,6 +9,8 @@ from torch import nn
 from tests.exactness.zoo.animals import Animal, data, made
 from tests.exactness.zoo.exact import EXACT
 from tests.exactness.zoo.inexact import INEXACT
+from train.distributed.parallel import Replicated
+from train.distributed.ranks import Ranks
 from train.exactness.additivity import Exactness, judge
 from train.tasks import coefficients_of
 
@@ -28,6 +30,7 @@ def judged(module: nn.Module, task: Any, dtype: torch.dtype = torch.float32) -> 
     batch = {name: column[:TRIAL] for name, column in data().items()}
     learner = SimpleNamespace(
         module=module,
+        parallel=Replicated(module, Ranks()),
         task=task,
         device=torch.device("cpu"),
         dtype=dtype,
