@@ -14,6 +14,8 @@ from PIL import Image
 
 from tests.data.files import opened, picture, pictures
 from train.data import DataError, Rows
+from train.data.checks import check_values
+from train.data.reading import Reader
 
 COLUMNS = "data.columns={inputs: [a, b], labels: label}"
 IMAGES = "data.columns={inputs: image, labels: label}"
@@ -170,3 +172,12 @@ def test_files_of_images_in_a_table_are_images(tmp_path: Path, make: Callable[[l
     rows = read(tmp_path, tmp_path / "own.parquet", IMAGES)
 
     assert rows.fetch(np.arange(3))["inputs"].amax((1, 2, 3)).tolist() == pytest.approx([0, 0.2, 0.4])
+
+
+def test_a_zero_byte_may_stand_in_a_text_and_utf_16_is_told() -> None:
+    reader = Reader(columns={"labels": "word"}, classes={"labels": ["a"]})
+    check_values(pa.table({"word": ["a line with a \0 in it, and more than that"]}), reader, "train")
+
+    wide = "as some editors write it".encode("utf-16-le").decode()
+    with pytest.raises(DataError, match="24 zero bytes in row 0, as UTF-16"):
+        check_values(pa.table({"word": ["plain", wide][1:]}), reader, "train")

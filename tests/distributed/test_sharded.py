@@ -1,8 +1,6 @@
 """FSDP2 on real ranks: the same gradient, curve, evaluation and checkpoints as where each rank holds everything."""
 
 import os
-import re
-import resource
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -290,52 +288,3 @@ def test_a_gradient_that_is_not_finite_is_left_out_on_all_ranks(
 def nan_first(arguments: list[str]) -> tuple[Array, Array, Array, int]:
     trace = on_ranks(True, arguments)
     return trace.weights[0], trace.weights[1], trace.weights[-1], trace.skipped_steps
-
-
-class Deep(nn.Module):
-    """35 million numbers, in six blocks."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.first = nn.Linear(6, 2400)
-        self.blocks = nn.ModuleList(nn.Linear(2400, 2400) for _ in range(6))
-        self.last = nn.Linear(2400, 3)
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        hidden = self.first(inputs)
-        for block in self.blocks:
-            hidden = torch.tanh(block(hidden))
-        return self.last(hidden)
-
-
-def in_little_memory(divided: bool, arguments: list[str]) -> str:
-    """The rank may allocate 430 MiB from here on; weights, gradients and AdamW's moments of Deep are 528 MiB."""
-    if divided:
-        os.environ.update(FSDP2)
-    data = re.search(r"^VmData:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
-    assert data is not None
-    most = int(data[1]) * 1024 + 430 * 2**20
-    resource.setrlimit(resource.RLIMIT_DATA, (most, most))
-    try:
-        record(arguments)
-    except (RuntimeError, MemoryError) as error:
-        return str(error)
-    return "trained"
-
-
-def test_a_model_that_does_not_fit_on_one_rank_trains_on_two(run_ranks: Any, tmp_path: Path) -> None:
-    here = "tests.distributed.test_sharded"
-    words = (
-        f"model.target={here}.Deep",
-        "model.args={}",
-        "precision=fp32",
-        *ADAMW,
-        "duration.steps=2",
-        "batch.micro=2",
-    )
-
-    alone = run_ranks(1, in_little_memory, False, argv(tmp_path, *words))
-    two = run_ranks(2, in_little_memory, True, argv(tmp_path, *words, "batch.sync=micro", "name=two"))
-
-    assert "can't allocate memory" in alone[0]
-    assert two == ["trained", "trained"]

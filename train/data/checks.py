@@ -132,9 +132,13 @@ def _check_text(column: pa.ChunkedArray, name: str) -> None:
     except pa.ArrowInvalid as error:
         what = f"column {name!r} holds bytes that are no UTF-8"
         raise Misread(what, "Write the file as UTF-8", name) from error
-    row = pc.index(pc.match_substring(column, "\0"), True).as_py()
-    if row >= 0:
-        raise DataError(f"column {name!r} holds a zero byte in row {row}, which is no text. Take it out of the file")
+    zeros = pc.count_substring(column, "\0")
+    row = pc.index(pc.greater(pc.multiply(zeros, 4), pc.max_element_wise(pc.utf8_length(column), 32)), True).as_py()
+    if row >= 0:  # UTF-16 has one in each letter; a single one may stand in a text
+        raise DataError(
+            f"column {name!r} holds {zeros[row]} zero bytes in row {row}, as UTF-16 read as another encoding does. "
+            f"Write the file as UTF-8"
+        )
 
 
 def _filling(column: pa.ChunkedArray, name: str) -> tuple[str, str]:
