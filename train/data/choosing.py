@@ -57,7 +57,11 @@ def asked_columns(given: Columns, needed: Sequence[str]) -> dict[str, str | Sequ
 
 
 def _example(known: Sequence[str], missing: Sequence[str]) -> str:
-    """What may well be meant: the label is called so, or comes last, and the inputs are the others."""
+    """What may well be meant: the label is called so, or comes last, and the inputs are the others.
+
+    Not a column that has no name, as pandas calls it where each row ends in a comma.
+    """
+    known = [name for name in known if not name.startswith("Unnamed: ")] or known
     names = [name if re.fullmatch(r"[A-Za-z_]\w*", name) else json.dumps(name) for name in known] or ["NAME"]
     told = [name for name in names if re.search("label|class|target|species", name.lower())]
     last = (told or names)[-1]
