@@ -1,7 +1,5 @@
 """The learner of a run: model and optimizer as the config describes them, and how the ranks share the work on them."""
 
-import os
-from functools import partial
 from typing import Any
 
 import psutil
@@ -38,7 +36,7 @@ def make_learner(config: Config, task: Task, accelerator: Accelerator, effective
 
     accelerate's prepared optimizer would cost 60 to 390 us per step (1.15).
     """
-    sharding = asked_sharding(os.environ) if ranks.world_size > 1 else None
+    sharding = asked_sharding() if ranks.world_size > 1 else None
     reduces_each = config.batch.sync == "micro"
     if reduces_each and not sharding:
         raise Unsupported(
@@ -48,8 +46,11 @@ def make_learner(config: Config, task: Task, accelerator: Accelerator, effective
     module, notes = _make_module(config, task, accelerator, ranks, sharding)
     parallel: Parallel = Replicated(module, ranks)
     if sharding:
-        second = partial(_make_module, config, task, accelerator, ranks, sharding)
-        parallel = Sharded(module, ranks, norm_for(module), reduces_each, lambda: second()[0])
+
+        def second() -> nn.Module:
+            return _make_module(config, task, accelerator, ranks, sharding)[0]
+
+        parallel = Sharded(module, ranks, norm_for(module), reduces_each, second)
     trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
     numbers = scaled_numbers(config.optimizer, effective_batch)
     optimizer = make_optimizer(config.optimizer, numbers, trained)
@@ -105,8 +106,9 @@ def share_work(learner: Learner, sets: Sets, config: Config, ranks: Ranks) -> No
     After the first forward was tried: what is wrong with model or data is said there. Raises ForeignGradient.
     """
     parallel = learner.parallel
-    samples = samples_of_rank(sets, config.seed, ranks, same=isinstance(parallel, Sharded))
-    seed = seed_of_rank(config.seed, ranks.rank)
+    # A forward pass of a divided model is one of all ranks: they try the same, so that they take the same branches.
+    samples = samples_of_rank(sets, config.seed, ranks, same=parallel.is_sharded)
+    seed = seed_of_rank(config.seed, 0 if parallel.is_sharded else ranks.rank)
     order = ranks.together(lambda: first_backward(learner, samples, seed))
     trained = [name for name, p in learner.module.named_parameters() if p.requires_grad]
     trained_without = set(trained) - set(order)
@@ -124,7 +126,10 @@ def share_work(learner: Learner, sets: Sets, config: Config, ranks: Ranks) -> No
 
 
 def _blocks(module: nn.Module, sharding: Sharding) -> list[nn.Module]:
-    """The modules whose weights are gathered together. Raises NotShardable for a class that the model has not."""
+    """The modules whose weights are gathered together, those inside of others first.
+
+    Raises NotShardable for a class that the model has not.
+    """
     kinds = {type(part).__name__: part for part in module.modules()}
     for name in sharding.blocks:
         if name not in kinds:
@@ -134,7 +139,8 @@ def _blocks(module: nn.Module, sharding: Sharding) -> list[nn.Module]:
             )
     if not sharding.blocks:
         return listed_blocks(module)
-    return [part for part in module.modules() if type(part).__name__ in sharding.blocks]
+    named = [part for part in module.modules() if type(part).__name__ in sharding.blocks and part is not module]
+    return named[::-1]
 
 
 def compile_model(module: nn.Module, wanted: bool | str) -> None:

@@ -142,7 +142,7 @@ def test_one_reduction_per_block_and_step_or_micro_step(
 
 
 class Blocks(nn.Module):
-    """Two blocks in a list, tied weights across it, an odd number of rows, a bias that nothing uses."""
+    """Two blocks in a list, tied weights across it, an odd number of rows, what nothing uses, a buffer of 16 bits."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -152,6 +152,7 @@ class Blocks(nn.Module):
         self.other = nn.Linear(6, 5, bias=False)
         self.other.weight = self.first.weight
         self.unused = nn.Parameter(torch.ones(3))
+        self.register_buffer("table", torch.arange(5).to(torch.uint16))
 
     def forward(self, inputs: Tensor) -> Tensor:
         hidden = self.first(inputs) + 0.5 * self.other(inputs.flip(1))
@@ -170,6 +171,42 @@ class Coupled(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         return self.layer(inputs) + self.far * inputs[:, :3].mean(0)
+
+
+class Pair(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inside = nn.Sequential(nn.Linear(6, 6), nn.Tanh())
+        self.last = nn.Linear(6, 6)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return inputs + self.last(self.inside(inputs))
+
+
+class Nested(nn.Module):
+    """Blocks inside of blocks, all of classes that the launcher file names, and the model's own among them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pair = Pair()
+        self.head = nn.Linear(6, 3)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.head(self.pair(inputs))
+
+
+def by_class(arguments: list[str]) -> list[Counter[str]]:
+    os.environ["FSDP_TRANSFORMER_CLS_TO_WRAP"] = "Nested, Pair, Sequential"
+    return collectives(arguments)
+
+
+def test_blocks_are_the_classes_that_the_launcher_names(run_ranks: Any, tmp_path: Path) -> None:
+    words = ("batch.effective=8", "batch.micro=2", "duration.steps=1")
+    nested = ("model.target=tests.distributed.test_sharded.Nested", "model.args={}")
+
+    found = run_ranks(2, by_class, argv(tmp_path, *words, *nested))
+
+    assert found[0][0]["c10d::_reduce_scatter_base_"] == 3
 
 
 def test_tied_weights_are_stored_once_and_loaded_again(run_ranks: Any, tmp_path: Path) -> None:

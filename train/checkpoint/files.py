@@ -22,7 +22,7 @@ from train.checkpoint.pieces import (
 )
 from train.checkpoint.tensors import known, restored, separate
 from train.disk import Unreadable, read_json
-from train.distributed.sharded import is_part, local
+from train.distributed.sharded import is_divided, is_part, local
 from train.errors import UserError, ends_in_a_sentence, print_error
 from train.redaction import clean_known
 
@@ -92,7 +92,7 @@ def read_model(folder: Path, module: nn.Module, files: Collection[str] = ()) -> 
     what = f"{folder} does not fit the model. Set: model.args as they were there"
     pieces = [folder / name for name in pieces_among(files, MODEL)]
     with ends_in_a_sentence(OtherModel, what, of=RuntimeError):  # not of a file that cannot be read
-        if pieces or any(is_part(p) for p in module.parameters()):
+        if pieces or is_divided(module):
             read_rows(module, {**load_file(str(folder / MODEL)), **read_pieces(pieces)})
         else:
             read_tensors(folder / MODEL, module)

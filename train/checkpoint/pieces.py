@@ -22,20 +22,7 @@ from train.errors import some
 FIRST_ROWS = "first_rows"
 """In a file's metadata: {name: the row of the whole tensor with which this part begins}."""
 ALIASES = "aliases"
-NAMES = {
-    torch.float64: "F64",
-    torch.float32: "F32",
-    torch.float16: "F16",
-    torch.bfloat16: "BF16",
-    torch.complex64: "C64",
-    torch.int64: "I64",
-    torch.int32: "I32",
-    torch.int16: "I16",
-    torch.int8: "I8",
-    torch.uint8: "U8",
-    torch.bool: "BOOL",
-}
-"""Of types in a safetensors file (its format: github.com/huggingface/safetensors)."""
+"""In a file's metadata: {further name of a tied tensor: the name under which it is stored}."""
 RANK = re.compile(r"(.+)-rank-\d{5}\.safetensors")
 
 
@@ -68,11 +55,10 @@ def whole(stored: Stored) -> Tensor:
 
 def own_rows(stored: Stored, wanted: Tensor) -> Tensor:
     """What this rank holds of `wanted`, a tensor of the same shape, divided among the ranks or not."""
-    start, stop = span(wanted) if wanted.dim() else (0, 1)
-    found = stored.rows(start, stop) if isinstance(stored, Pieces) else stored
-    if isinstance(stored, Tensor) and is_part(wanted):
-        found = stored[start:stop]
-    return restored(found, wanted)
+    if not is_part(wanted):
+        return restored(whole(stored), wanted)
+    start, stop = span(wanted)
+    return restored(stored.rows(start, stop) if isinstance(stored, Pieces) else stored[start:stop], wanted)
 
 
 def as_divided(stored: Stored, like: Tensor) -> Tensor:
@@ -150,18 +136,29 @@ def _metadata(file: Path) -> dict[str, str]:
         return opened.metadata() or {}
 
 
+def _types(file: Path) -> dict[str, str]:
+    """{tensor: its type, in the words of the format}"""
+    with safe_open(str(file), framework="pt") as opened:
+        return {name: opened.get_slice(name).get_dtype() for name in opened.offset_keys()}
+
+
 def join(folder: Path, file: str, joined: Path) -> None:
-    """What write_model put into `folder`, as one file. Written tensor by tensor: no more of it is in memory."""
+    """What write_model put into `folder`, as one file of safetensors (its format: github.com/huggingface/safetensors).
+
+    Written tensor by tensor, where its own save_file would have all of them in memory.
+    """
     files = [folder / name for name in pieces_among((path.name for path in folder.iterdir()), file)]
     tensors: dict[str, Stored] = {**load_file(str(folder / file)), **read_pieces(files)}
+    types = _types(folder / file) | _types(files[0])
     aliases = json.loads(_metadata(files[0])[ALIASES])
     # Tied weights: as safetensors' save_model writes them.
     header: dict[str, object] = {"__metadata__": {"format": "pt", **_metadata(folder / file), **aliases}}
     end = 0
     for name, stored in tensors.items():
+        start = end
         kind = stored.parts[0][1] if isinstance(stored, Pieces) else stored
-        start, end = end, end + math.prod(stored.shape) * kind.element_size()
-        header[name] = {"dtype": NAMES[kind.dtype], "shape": list(stored.shape), "data_offsets": [start, end]}
+        end += math.prod(stored.shape) * kind.element_size()
+        header[name] = {"dtype": types[name], "shape": list(stored.shape), "data_offsets": [start, end]}
     told = json.dumps(header).encode()
     told += b" " * (-len(told) % 8)  # tensors begin at a multiple of 8
     with joined.open("wb") as out:

@@ -4,8 +4,9 @@ torch's fully_shard gathers the weights of a block when its forward or backward 
 when that has ended. A parameter is cut along its first dimension, in the order of the ranks.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +17,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
+from train.comparison.figures import size
 from train.distributed.flat_buckets import ComputeGradient
 from train.distributed.ranks import Ranks
 from train.errors import UserError, some
@@ -36,14 +38,14 @@ class Sharding:
     """Whether a block's weights are freed after its forward pass, and gathered once more for its backward pass."""
 
 
-def asked_sharding(environment: Mapping[str, str]) -> Sharding | None:
+def asked_sharding() -> Sharding | None:
     """By the variables with which accelerate's launcher tells its ranks; None: no sharding."""
     if not parse_flag_from_env("ACCELERATE_USE_FSDP"):
         return None
-    names = environment.get("FSDP_TRANSFORMER_CLS_TO_WRAP", "").split(",")
+    names = os.environ.get("FSDP_TRANSFORMER_CLS_TO_WRAP", "").split(",")
     return Sharding(
         blocks=tuple(name.strip() for name in names if name.strip()),
-        reshards=environment.get("FSDP_RESHARD_AFTER_FORWARD", "true").lower() != "false",
+        reshards=parse_flag_from_env("FSDP_RESHARD_AFTER_FORWARD", default=True),
     )
 
 
@@ -52,6 +54,10 @@ def asked_sharding(environment: Mapping[str, str]) -> Sharding | None:
 
 def is_part(tensor: object) -> bool:
     return isinstance(tensor, DTensor)
+
+
+def is_divided(module: nn.Module) -> bool:
+    return any(is_part(parameter) for parameter in module.parameters())
 
 
 def local(tensor: Tensor) -> Tensor:
@@ -104,17 +110,12 @@ class _Reducing(nn.Module):
     @contextmanager
     def no_sync(self) -> Iterator[None]:
         """Inside, a backward pass adds to gradients that are not divided, unless batch.sync=micro."""
-        with nullcontext() if self._reduces_each else _not_reducing(self.module):
+        module: Any = self.module
+        module.set_requires_gradient_sync(self._reduces_each)
+        try:
             yield
-
-
-@contextmanager
-def _not_reducing(module: Any) -> Iterator[None]:
-    module.set_requires_gradient_sync(False)
-    try:
-        yield
-    finally:
-        module.set_requires_gradient_sync(True)
+        finally:
+            module.set_requires_gradient_sync(True)
 
 
 class Sharded:
@@ -232,18 +233,16 @@ def _is_narrow(module: nn.Module) -> bool:
 
 
 def _note(module: nn.Module, ranks: Ranks, reduces_each: bool) -> str:
-    parameters = [p for p in module.parameters() if p.requires_grad]
-    own = sum(local(p).nbytes for p in module.parameters())
-    whole = sum(p.numel() * p.element_size() for p in module.parameters())
-    gradients = sum(p.numel() * p.element_size() for p in parameters)
-    kept = "batch.sync=micro: gradients are added up over the ranks at every micro-step"
-    if not reduces_each:
-        kept = (
-            f"between micro-steps each rank keeps whole gradients, {_mib(gradients)}; batch.sync=micro keeps its part "
-            f"of them, and adds up over the ranks at every micro-step"
-        )
-    return f"FSDP2: each of {ranks.world_size} ranks keeps {_mib(own)} of {_mib(whole)} of weights; {kept}"
-
-
-def _mib(size: int) -> str:
-    return f"{size / 2**20:,.1f} MiB"
+    own, whole, gradients = 0, 0, 0
+    for parameter in module.parameters():
+        count = parameter.numel() * parameter.element_size()
+        own += local(parameter).nbytes
+        whole += count
+        gradients += count if parameter.requires_grad else 0
+    share = f"FSDP2: each of {ranks.world_size} ranks keeps {size(own / 2**30)} of {size(whole / 2**30)} of weights"
+    if reduces_each:
+        return f"{share}; batch.sync=micro: gradients are added up over the ranks at every micro-step"
+    return (
+        f"{share}, and whole gradients between micro-steps, {size(gradients / 2**30)}. batch.sync=micro keeps its part "
+        f"of them, and adds up over the ranks at every micro-step"
+    )

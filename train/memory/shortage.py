@@ -81,7 +81,7 @@ def at_start(error: BaseException, rank: int, config: Config) -> Shortage:
     """Before the first step: weights alone, or a trial with few samples."""
     on_gpu = torch.cuda.is_available() and not trains_on_cpu()
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if on_gpu else torch.device("cpu")
-    is_sharded = asked_sharding(os.environ) is not None
+    is_sharded = asked_sharding() is not None
     lines = [*_fewer_activations(config), *_smaller_state(launched_world_size(), is_sharded, config)]
     return Shortage(_headline(error, rank, "before the first step", device), _advice(lines))
 

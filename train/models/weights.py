@@ -16,7 +16,7 @@ from train.checkpoint.pieces import join
 from train.config import Config, Foreign, load, resolve
 from train.disk import remove
 from train.distributed.ranks import Ranks
-from train.distributed.sharded import is_part
+from train.distributed.sharded import is_divided
 from train.errors import RunFailed, UserError, ends_in_a_sentence
 from train.models import ModelError
 from train.models.precision import cast_parameters
@@ -94,7 +94,7 @@ def divided_weights(modules: Mapping[str, nn.Module], folder: Path, ranks: Ranks
 
     `modules`: by the names of their files. All ranks call it together. Raises NotSaved.
     """
-    if not any(is_part(p) for module in modules.values() for p in module.parameters()):
+    if not any(map(is_divided, modules.values())):
         yield None
         return
     ranks.from_main(lambda: _begin(folder))
