@@ -43,7 +43,7 @@ def train_and_compare(folder: str) -> dict[str, Any]:
     out = io.StringIO()
     with contextlib.redirect_stdout(io.StringIO()):
         code = train(folder, "wandb.mode=online", "duration.steps=30")
-    run_id = next(iter(Path(folder, "tracked", "wandb").glob("run-*"))).name.rpartition("-")[2]
+    run_id = next(iter(Path(folder, "tracked", "wandb").glob("run-*"))).name.split("-")[2]
     with contextlib.redirect_stdout(out):
         path = f"tester/isobatch/{run_id}"
         compared = main([f"{folder}/tracked", path, "--json", "--assert-equal", "1e-12"])
@@ -62,8 +62,12 @@ def train_and_compare(folder: str) -> dict[str, Any]:
     }
 
 
-def train_offline(folder: str) -> str:
+def train_offline(folder: str, same_second: bool) -> str:
     """In two starts; the line to type, as the head of the second one says it."""
+    if same_second:
+        import wandb
+
+        wandb.Settings.timespec = property(lambda _: "20261129_192458")  # type: ignore[method-assign]
     out = io.StringIO()
     with contextlib.redirect_stdout(out):
         codes = [train(folder, "wandb.mode=offline", f"duration.steps={steps}") for steps in (30, 32)]
@@ -119,8 +123,12 @@ def test_a_run_that_begins_from_another_is_one_of_its_own(tracked: tuple[WandbSe
     assert run_of(tracked).summary["train/global_step"] == 32
 
 
-def test_a_run_that_is_synced_later_is_the_same(tracked: tuple[WandbServer, Ended], tmp_path: Path) -> None:
-    line = in_process(train_offline, clean_environ(tmp_path), tmp_path, folder="runs").result
+@pytest.mark.parametrize("same_second", [False, pytest.param(True, id="two starts in one second")])
+def test_a_run_that_is_synced_later_is_the_same(
+    tracked: tuple[WandbServer, Ended], tmp_path: Path, same_second: bool
+) -> None:
+    said = {"folder": "runs", "same_second": same_second}
+    line = in_process(train_offline, clean_environ(tmp_path), tmp_path, **said).result
     assert line.startswith("wandb sync runs/tracked/wandb/offline-run-*-")
 
     with WandbServer() as server:

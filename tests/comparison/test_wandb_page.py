@@ -76,7 +76,7 @@ def train_twice(folder: str) -> list[str]:
     common = [str(ROOT / "configs" / "digits.yaml"), f"output_dir={folder}", "wandb.mode=online", "duration.steps=6"]
     for more in (["name=whole"], ["name=split", "wandb.name=in_two|parts", "batch.micro=50"]):
         assert train([*common, "log.every_steps=2", *more], "accumulate", compute_gradient) == 0
-    return [next(Path(folder, name, "wandb").glob("run-*")).name[-12:] for name in ("whole", "split")]
+    return [next(Path(folder, name, "wandb").glob("run-*")).name.split("-")[2] for name in ("whole", "split")]
 
 
 def train_and_save(folder: str) -> dict[str, Any]:
