@@ -221,11 +221,8 @@ class Tracker:
 
 
 def _all_starts(folder: Path, run_id: str) -> str:
-    """For a shell: this folder of an offline run, and those of its earlier starts, in their order.
-
-    wandb names a folder by the second of its start, and ends the name of another one of that second in -1.
-    """
-    name = f"offline-run-*-{shlex.quote(run_id)}*"
+    """For a shell: this folder of an offline run, and those of its earlier starts, in their order."""
+    name = f"offline-run-*-{shlex.quote(run_id)}*"  # a second start of one second ends in -1
     if len(list(folder.parent.glob(name))) < 2:
         return shlex.quote(str(folder))
     return f"{shlex.quote(str(folder.parent))}/{name}"
