@@ -20,7 +20,7 @@ from train.checkpoint.pieces import (
     whole,
     write_pieces,
 )
-from train.checkpoint.tensors import known, restored, separate
+from train.checkpoint.tensors import alone, known, restored, separate
 from train.disk import Unreadable, read_json
 from train.distributed.sharded import is_divided, is_part, local
 from train.errors import UserError, ends_in_a_sentence, print_error
@@ -131,17 +131,13 @@ class _Tensors:
         state = self.module.state_dict()
         tensors = {name: x for name, x in state.items() if isinstance(x, Tensor) and not is_part(x)}
         # A piece of something larger is stored as a tensor like others; tied ones are found by safetensors.
-        return {name: known(x if _is_whole(x) else x.clone()) for name, x in tensors.items()}
+        return {name: known(alone(x)) for name, x in tensors.items()}
 
     def load_state_dict(self, stored: Mapping[str, Tensor], strict: bool) -> tuple[list[str], list[str]]:
         own = self.module.state_dict()
         given = {name: restored(x, own[name]) if name in own else x for name, x in stored.items()}
         missing, unexpected = self.module.load_state_dict(given, strict=strict)
         return [name for name in missing if isinstance(own.get(name), Tensor)], unexpected
-
-
-def _is_whole(tensor: Tensor) -> bool:
-    return tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size()
 
 
 def write_tensors(file: Path, module: nn.Module) -> None:

@@ -15,7 +15,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from train.checkpoint.tensors import known, restored
+from train.checkpoint.tensors import alone, known, restored
 from train.distributed.sharded import as_part, is_part, local, span
 from train.errors import some
 
@@ -82,8 +82,7 @@ def pieces_among(names: Iterable[str], file: str) -> list[str]:
 def write_pieces(file: Path, tensors: Mapping[str, Tensor], aliases: Mapping[str, str]) -> None:
     """This rank's rows of tensors that are divided. `aliases`: {further name of a tied one: its name}."""
     first_rows = {name: span(tensor)[0] for name, tensor in tensors.items()}
-    # Cloned: a part may be a view into what a gather needs, and safetensors would write all of that.
-    parts = {name: known(local(tensor.detach())).clone() for name, tensor in tensors.items()}
+    parts = {name: known(alone(local(tensor.detach()))) for name, tensor in tensors.items()}
     save_file(parts, str(file), metadata={FIRST_ROWS: json.dumps(first_rows), ALIASES: json.dumps(dict(aliases))})
 
 

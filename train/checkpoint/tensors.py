@@ -21,6 +21,12 @@ def restored(stored: Tensor, wanted: Tensor) -> Tensor:
     return stored
 
 
+def alone(tensor: Tensor) -> Tensor:
+    """A copy of a piece of something larger, all of whose memory a file would else hold."""
+    is_whole = tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size()
+    return tensor if is_whole else tensor.clone()
+
+
 def separate(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Tied ones as copies, and those that are pieces of something larger."""
     seen: set[int] = set()
