@@ -16,8 +16,8 @@ from train.accumulate import compute_gradient
 from train.batch.window import MicroBatch, Window
 from train.config.recipe import Optimizer as OptimizerConfig
 from train.data.device_prefetch import Feed
-from train.distributed.parallel import Replicated
 from train.distributed.ranks import Ranks
+from train.distributed.replicated import Replicated
 from train.evaluation import ema
 from train.optim.batch_scaling import Scaled
 from train.optim.optimizer import can_skip_on_device, make_optimizer

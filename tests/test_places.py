@@ -18,7 +18,8 @@ from tests.helpers import Trace, argv, distance, record, rows
 from train.accumulate import compute_gradient
 from train.batch.window import Window
 from train.config.check import CHOICES
-from train.distributed.parallel import Parallel, Replicated
+from train.distributed.parallel import Parallel
+from train.distributed.replicated import Replicated
 from train.errors import RankFailed
 from train.main import main
 from train.optim import batch_scaling

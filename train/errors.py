@@ -48,6 +48,13 @@ class RankFailed(RunFailed):
     """Another rank could not compute its part of the gradient; its own error says why."""
 
 
+class ShortOfMemory(RankFailed):
+    """Ranks ran out of memory before the reduction, and nothing else failed: all ranks raise it together.
+
+    Its cause is the error of this rank, where it is one of them.
+    """
+
+
 def is_out_of_memory(error: BaseException | None) -> bool:
     """Of the device or the host, itself or by its cause; torch raises several kinds for it.
 

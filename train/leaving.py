@@ -6,7 +6,7 @@ import socket
 import time
 import traceback
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import torch
 
@@ -57,6 +57,7 @@ class Ended:
 def out_of_memory(run: Run, board: Board, error: BaseException) -> Ended:
     """For a rank that has run out of memory. It is printed here, unless all ranks end alike."""
     step = run.report.progress.step
+    most = run.whole.most
     training = Training(
         rank=run.ranks.rank,
         steps_done=step,
@@ -64,7 +65,8 @@ def out_of_memory(run: Run, board: Board, error: BaseException) -> Ended:
         is_sharded=run.learner.parallel.is_sharded,
         has_blocks=has_blocks(run.learner.module),
         config=run.config,
-        plan=run.plan,
+        plan=run.plan if most is None else replace(run.plan, batch=run.plan.batch.recut(most)),
+        remembered=run.shrink.remembered,
     )
     shortage = in_training(error, training)
     own = json.dumps(asdict(shortage))

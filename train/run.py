@@ -22,6 +22,7 @@ from train.exactness.preflight import preflight
 from train.exactness.same_model import check_same_model
 from train.gradients import rank_consistency
 from train.gradients.seeding import seeded
+from train.gradients.shrink import Shrink
 from train.gradients.whole import Whole
 from train.memory import peaks
 from train.metrics import compilations, loss_mean, loss_scale, mfu, noise_scale, profiler, step_timing
@@ -60,6 +61,7 @@ class Run:
     weights: RunWeights
     closing_lines: Callable[[], list[str]]
     whole: Whole
+    shrink: Shrink
 
     def begin(self) -> None:
         self.report.begin()
@@ -77,7 +79,8 @@ class Run:
         last = window.k == self.plan.rate.total_steps
         progress.evaluation_owed = last or self.evaluation_due(progress, window)
         if self.row_due(window.k):
-            self.log(window, losses, norm)
+            computed = self.whole.window
+            self.log(window if losses is None or computed is None else computed, losses, norm)
         if not last and window.k % self.config.checkpoint.every_steps == 0:
             self.save()
         if not last:
@@ -205,12 +208,13 @@ def list_parts(setting: Setting, report: Reporter) -> tuple[Part, ...]:
 
 
 def _join(setting: Setting, checkpoints: Checkpoints, report: Reporter) -> Run:
-    config, learner, ranks = setting.config, setting.learner, setting.ranks
+    config, learner, ranks, folder = setting.config, setting.learner, setting.ranks, setting.folder
     parts = Parts(list_parts(setting, report))
     ranks.together(lambda: checkpoints.add(parts.states()))
     checkpoints.forget()
     every = config.evaluate
     whole = Whole(report.progress.step, learner)
+    shrink = Shrink(setting.plan, config, whole, learner, ranks, folder.path, report.warn)
 
     def watch(compute_gradient: ComputeGradient) -> ComputeGradient:
         # Inside all that may compute a gradient twice: it then draws the same twice.
@@ -224,21 +228,22 @@ def _join(setting: Setting, checkpoints: Checkpoints, report: Reporter) -> Run:
         ranks=ranks,
         stop=setting.stop,
         report=report,
-        folder=setting.folder,
+        folder=folder,
         checkpoints=checkpoints,
         windows=ranks.alone.windows(open_windows(setting, report.progress), parts.windows),
         watch=watch,
         evaluation=parts.evaluation(open_evaluation(setting, report)) if setting.prepared.sets.evaluation else None,
         evaluation_due=Interval(every.every_steps, every.every_samples, every.every_tokens).due,
-        save_checkpoint=parts.save(save_in_own(checkpoints, setting.folder)),
+        save_checkpoint=parts.save(save_in_own(checkpoints, folder)),
         row_due=setting.row_due(),
         metrics=partial(parts.metrics, largest(ranks), ranks.alone.kept),
         weights=RunWeights(
             {"model": learner.module, **parts.exports()},
-            setting.folder,
+            folder,
             ranks,
             partial(save_tokenizer, config.data.tokenizer),
         ),
         closing_lines=parts.closing_lines,
         whole=whole,
+        shrink=shrink,
     )

@@ -13,8 +13,9 @@ from train.data import Sets
 from train.data.device_prefetch import Feed
 from train.distributed.accelerator import Unsupported, notes_on_arithmetic
 from train.distributed.norms import norm_for
-from train.distributed.parallel import Parallel, Replicated, Tried, parallelize, place
+from train.distributed.parallel import Parallel, Tried, parallelize, place
 from train.distributed.ranks import Ranks
+from train.distributed.replicated import Replicated
 from train.distributed.sharded import NotShardable, Sharded, Sharding, asked_sharding, shard
 from train.errors import some
 from train.exactness.first_backward import first_backward, samples_of_rank, watch_foreign

@@ -23,7 +23,7 @@ from torch.utils._pytree import tree_leaves
 from tests.helpers import Array, Trace, argv, points, record, rows
 from train import metric_names as names
 from train.config import load
-from train.distributed.parallel import Ddp
+from train.distributed.ddp import Ddp
 from train.distributed.sharded import Sharded
 from train.run import Run
 from train.step import ComputeGradient

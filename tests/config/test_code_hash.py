@@ -33,11 +33,12 @@ NOT_COMPUTING = (
     *("launch.py", "launching/*.py", "leaving.py", "disk.py", "doctor/*.py"),
     # What checks, watches or reports a run.
     *("comparison/*.py", "evaluation/*.py", "exactness/*.py", "memory/*.py", "metrics/*.py"),
-    *("report/*.py", "gradients/__init__.py", "gradients/rank_consistency.py", "gradients/whole.py"),
+    *("report/*.py", "gradients/__init__.py", "gradients/rank_consistency.py"),
+    *("gradients/whole.py", "gradients/shrink.py", "plan/smaller.py"),
     # What brings a run to its start, or back to where it was: its values are in the identity, or are checked.
     "redaction/*.py",
     *("config/*.py", "checkpoint/*.py", "plan/__init__.py", "plan/make.py", "plan/run_plan.py", "plan/smoke.py"),
-    *("distributed/__init__.py", "distributed/ranks.py", "distributed/stop.py"),
+    *("distributed/__init__.py", "distributed/ranks.py", "distributed/stop.py", "distributed/failures.py"),
     *("distributed/watchdog.py", "distributed/board.py", "distributed/parents.py"),
     *("distributed/outside.py", "distributed/pulse.py", "distributed/alone.py"),
 )

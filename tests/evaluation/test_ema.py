@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from tests.helpers import argv, flat, record, rows
 from train.config import load
-from train.distributed.parallel import Replicated
 from train.distributed.ranks import Ranks
+from train.distributed.replicated import Replicated
 from train.evaluation.ema import Ema, EmaError
 from train.loop import fit
 from train.run import Run, build

@@ -108,6 +108,7 @@ GIVEN = (
     "duration={steps: 4}",
     "batch.micro=2",
     "precision=fp32",
+    "batch.on_oom=stop",
 )
 
 

@@ -1,7 +1,7 @@
 """The batch contract: any two of effective batch, micro-batch and accumulation steps; ranks come from the launcher."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from train.errors import UserError
 
@@ -52,6 +52,12 @@ class BatchPlan:
             return math.ceil(samples / self.effective)
         epochs, rest = divmod(samples, self.samples_per_epoch)
         return int(epochs) * self.steps_per_epoch + math.ceil(rest / self.effective)
+
+    def recut(self, micro: int) -> "BatchPlan":
+        """The same steps in micro-batches of at most `micro` samples."""
+        largest = share(self.effective, 0, self.world_size)
+        steps = math.ceil(largest / micro)
+        return replace(self, micro=math.ceil(largest / steps), accumulation_steps=steps)
 
     def arithmetic(self) -> str:
         """`100 samples = 34+33+33 on 3 ranks, in micro-batches of 12+11+11`."""

@@ -19,6 +19,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "precision": ("fp32", "bf16", "fp16", "fp64", *PRECISIONS),
     "on_nonfinite": ("skip", "stop"),
     "batch.sync": ("step", "micro"),
+    "batch.on_oom": ("shrink", "stop"),
     "batch.exact": ("warn", "required", "ignore"),
     "optimizer.lr_scaling": ("none", "linear", "sqrt", "sde", "halflife"),
     "schedule.name": ("constant", "linear", "cosine", "wsd"),

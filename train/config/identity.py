@@ -17,7 +17,7 @@ EXECUTION = (
     *("ema", "batch.effective_tokens"),  # an average that is only watched; what batch.effective says already
     "noise_scale",
     *("data.preload", "data.workers", "data.eval_transform"),
-    *("batch.micro", "batch.accumulation_steps", "batch.exact", "batch.sync"),
+    *("batch.micro", "batch.accumulation_steps", "batch.exact", "batch.sync", "batch.on_oom"),
     *("runtime.timeout_seconds", "runtime.deterministic"),
     *("batch.micro_tokens", "model.compile", "memory", "runtime.reduction", "runtime.watch_launcher"),
 )
@@ -27,7 +27,8 @@ EXECUTION = (
 COMPUTING = (
     *("standard.py", "accumulate.py", "loop.py", "step.py", "setup.py"),
     *("batch/*.py", "data/*.py", "tasks/*.py", "models/*.py", "optim/*.py"),
-    *("distributed/accelerator.py", "distributed/parallel.py", "distributed/flat_buckets.py", "randomness.py"),
+    *("distributed/accelerator.py", "distributed/parallel.py", "distributed/replicated.py", "distributed/ddp.py"),
+    *("distributed/flat_buckets.py", "randomness.py"),
     *("gradients/seeding.py", "chunked_loss.py"),
     *("distributed/bucket_order.py", "distributed/sharded.py", "distributed/norms.py"),
     *("plan/steps.py", "config/name_patterns.py"),

@@ -23,6 +23,9 @@ class Batch:
     sync: str = "step"
     """Under FSDP2, when the ranks add up their gradients: once per `step`, for which each keeps whole gradients between
     micro-steps, or at every `micro`-step, which keeps the rank's own part of them only."""
+    on_oom: str = "shrink"
+    """Where memory runs out in a step of the accumulation loop: `shrink` does it again in smaller micro-batches, with
+    the same gradient, and goes on so; or `stop`."""
     exact: str = "warn"
     """Where the gradient would not be exactly that of the one big batch: warn, ignore, or required (refuse)."""
 

@@ -85,6 +85,7 @@ class Feed:
     def __init__(self, device: torch.device, dtype: torch.dtype) -> None:
         self._device, self._dtype = device, dtype
         self._side = Side(device, dtype) if device.type == "cuda" else None
+        self._most: int | None = None  # samples of a micro-batch
         self._coming: deque[MicroBatch] = deque()
         self._travelling: tuple[MicroBatch, Batch] | None = None
 
@@ -94,13 +95,20 @@ class Feed:
 
     def _announced(self, shares: Iterator[RankShare]) -> Iterator[RankShare]:
         for share in shares:
-            pinned = share.placed(_pinned)
+            cut = share if self._most is None else share.recut(self._most)
+            pinned = cut.placed(_pinned)
             self.expect(pinned)
             yield pinned
 
     def expect(self, micro_batches: Iterable[MicroBatch]) -> None:
         """These are the next ones to be trained, after those that were announced before."""
         self._coming.extend(micro_batches)
+
+    def shrink(self, most: int) -> None:
+        """From now on micro-batches of at most `most` samples; what was expected comes in others."""
+        self._most = most
+        self._coming.clear()
+        self._travelling = None
 
     def take(self, micro_batch: MicroBatch) -> Batch:
         """The micro-batch on the device, its pixels scaled. The one that is expected next starts to travel."""

@@ -5,16 +5,15 @@ bf16 that is a sum in bf16, which at 256 micro-batches is off by more than 1e-2.
 no_sync, its gradients are added to flat buckets as they arrive, and the buckets are reduced once per step.
 """
 
-import sys
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from train.distributed.failures import agree
 from train.distributed.ranks import Ranks
-from train.errors import RankFailed
 
 BUCKET_ELEMENTS = 2**23  # 32 MiB of float32: what one message to the other ranks holds
 
@@ -45,7 +44,7 @@ class FlatBuckets:
     def around(self, compute_gradient: ComputeGradient) -> ComputeGradient:
         """The same function, whose gradient is reduced here: also for a model inside DDP, which then reduces nothing.
 
-        What it raises on one rank is raised there, and RankFailed on the others.
+        What it raises on one rank ends it on all, as failures.agree says.
         """
 
         if not self.buckets:  # not before: what is tried before the first step needs the room
@@ -57,7 +56,7 @@ class FlatBuckets:
                 with learner.accelerator.no_sync(learner.model), self._collecting():
                     losses = compute_gradient(learner, window)
             except Exception as error:
-                self._agree(error)  # the others would wait in the reduction for ever
+                self._agree(error)
                 raise
             self._reduce(self._agree(None))
             return losses
@@ -99,26 +98,9 @@ class FlatBuckets:
 
     def _agree(self, error: Exception | None) -> Collection[nn.Parameter]:
         """The parameters that got a gradient on any rank, by one message between the last backward pass and the
-        reduction.
-
-        `error`: what kept this rank from computing its part; the others raise RankFailed then. It is printed, since the
-        first rank of a machine, which speaks for all, does not know it.
+        reduction. `error`: what kept this rank from computing its part.
         """
-        if self.ranks.world_size == 1:
-            return self._arrived
-        arrived = [float(parameter in self._arrived) for parameter in self.parameters]
-        number = self.ranks.rank + 1 if error is not None else 0
-        message = [error is not None, number, *arrived]
-        if error is not None:
-            text = f"rank {self.ranks.rank}: {type(error).__name__}: {error}"
-            print(text, file=sys.stderr, flush=True)
-            with suppress(RuntimeError):  # one of the others is gone already: this one's own error is what ends it
-                self.ranks.sum(message)
-            return ()
-        failed, numbers, *of_ranks = self.ranks.sum(message)
-        if failed:
-            who = f"rank {numbers - 1:.0f}" if failed == 1 else f"{failed:.0f} ranks"
-            raise RankFailed(f"{who} could not compute its part of the gradient: see its own error")
+        of_ranks = agree(self.ranks, error, [float(parameter in self._arrived) for parameter in self.parameters])
         return {p for p, ranks in zip(self.parameters, of_ranks, strict=True) if ranks}
 
 

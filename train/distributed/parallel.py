@@ -4,7 +4,6 @@
 gradient ask it, and never which wrapper a model has. FSDP2's class is in train/distributed/sharded.py.
 """
 
-import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -15,16 +14,12 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from train.distributed.accelerator import Unsupported
-from train.distributed.bucket_order import BucketOrder, fix_buckets, zero_loss
+from train.distributed.ddp import Ddp, wrapped
 from train.distributed.flat_buckets import ComputeGradient, FlatBuckets
-from train.distributed.norms import norm_for
 from train.distributed.ranks import Ranks
-from train.errors import UserError, some
+from train.distributed.replicated import Replicated
+from train.errors import some
 from train.parts import HasState
-
-
-class NotReduced(UserError):
-    """A parameter got no gradient in a micro-batch in which DDP reduces the gradients of all."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +64,13 @@ class Parallel(Protocol):
         """Raises what keeps this rank from going on. Asked where all ranks agree, so that all end by the same error."""
         ...
 
+    def reduce_late(self, steps: int) -> None:
+        """Reduce the gradients of so many steps after the last backward pass of all ranks, to the same bits.
+
+        Where memory runs out on one rank, the others then learn it before they wait for it, by ShortOfMemory.
+        """
+        ...
+
     @property
     def total_norm(self) -> Callable[[list[Tensor]], Tensor]:
         """Takes gradients, and gives the 2-norm of the whole gradient: 0-dim, on the device.
@@ -85,104 +87,6 @@ class Parallel(Protocol):
     def clip(self) -> Callable[[Sequence[nn.Parameter], float, Tensor], object]:
         """Takes (parameters, max_norm, total_norm): scales their gradients so that their norm is at most `max_norm`."""
         ...
-
-
-class Replicated:
-    """Every rank holds all weights, gradients and optimizer state. Also the one process that has no other ranks."""
-
-    is_sharded = False
-    frees_gradients = True
-    state: HasState | None = None
-    second: Callable[[], nn.Module] | None = None
-    note = ""
-
-    def __init__(self, model: Any, ranks: Ranks) -> None:
-        self.model = model
-        self.writes_state = ranks.is_main
-        self.total_norm = norm_for(model)
-
-    def around(self, compute_gradient: ComputeGradient) -> ComputeGradient:
-        return compute_gradient
-
-    def check(self) -> None:
-        pass
-
-    def norms(self, tensors: Iterable[Tensor]) -> Tensor:
-        return torch.stack([torch.linalg.vector_norm(tensor).double() for tensor in tensors]).cpu()
-
-    # As it is: nothing stands between, at each step.
-    clip = staticmethod(torch.nn.utils.clip_grads_with_norm_)
-
-
-class Ddp(Replicated):
-    """torch's DistributedDataParallel: reduces in buckets while the last backward pass is still under way."""
-
-    model: DistributedDataParallel
-
-    # The buckets hold the gradients, which are views of them: cleared in place they lie in memory once. Freed, the
-    # micro-steps under no_sync would write new ones beside the buckets. A zero is not None to an optimizer, but here
-    # every trained parameter gets a gradient in each step, or the run ends.
-    frees_gradients = False
-
-    def __init__(self, model: DistributedDataParallel, ranks: Ranks, order: Sequence[str]) -> None:
-        super().__init__(model, ranks)
-        # Each rank keeps its own buffers: to bring them together in every forward would be a second collective per
-        # step. (Not an argument: torch 2.13 would warn, and accelerate does not know the new name.)
-        model.broadcast_buffers = False
-        if model.static_graph:
-            # With no_sync it ends in an internal assertion of torch (2.13; accelerate issue 3679). No key of ours sets
-            # it.
-            raise Unsupported(
-                "DDP's static_graph=True does not work with several micro-steps per step. Take it out of the "
-                "DistributedDataParallelKwargs in train/distributed/accelerator.py"
-            )
-        trained = [(name, p) for name, p in model.module.named_parameters() if p.requires_grad]
-        self._trained = dict(trained)
-        self._rank = ranks.rank
-        self._order = BucketOrder(list(self._trained), order)
-        self._buckets_are_fixed = False
-        self._failure: NotReduced | None = None
-        self.state = self._order
-
-    def around(self, compute_gradient: ComputeGradient) -> ComputeGradient:
-        """The same function. Where a gradient is missing, the reduction is completed, and `check` raises from then on.
-
-        The ranks are brought to the same error by their next agreement: no message of its own is sent at each step.
-        """
-        if not self._buckets_are_fixed:  # not before: a checkpoint may say in which order
-            fix_buckets(self.model, [self._trained[name] for name in self._order.names])
-            self._buckets_are_fixed = True
-
-        def completed(learner: Any, window: Any) -> Tensor:
-            losses = compute_gradient(learner, window)
-            try:
-                # Documented for this use; asks a flag, about 1 us. DDP itself asks in the next forward pass, after the
-                # optimizer has used the gradients.
-                self.model._check_reducer_finalized()
-            except RuntimeError as error:
-                self._complete(error, window.k)
-            return losses
-
-        return completed
-
-    def check(self) -> None:
-        if self._failure is not None:
-            raise self._failure
-
-    def _complete(self, error: RuntimeError, k: int) -> None:
-        """Hand in the gradients that the other ranks wait for: this rank has 0 to add to them."""
-        found = re.search(r"did not receive grad for rank \d+: ([\d ]+)", str(error))
-        if not found:
-            raise error
-        names = list(self._trained)
-        missing = [names[int(index)] for index in found[1].split()]
-        zero_loss([self._trained[name] for name in missing]).backward()
-        if self._failure is None:
-            self._failure = NotReduced(
-                f"step {k}: {some(missing)} got no gradient in the last micro-batch of rank {self._rank} (a branch "
-                f"that was not taken, an expert without tokens?), and DDP reduces those of all parameters or none. "
-                f"Nothing was saved since the last checkpoint. Type the same command with: runtime.reduction=explicit"
-            )
 
 
 class ExplicitReduction(Replicated):
@@ -233,15 +137,4 @@ def parallelize(
     if tried.unused:
         note = f"reduction after the last micro-batch, not during it: no gradient on some rank for {some(tried.unused)}"
         return ExplicitReduction(module, ranks, note)
-    return Ddp(_wrapped(module, accelerator), ranks, tried.order)
-
-
-def _wrapped(module: nn.Module, accelerator: Accelerator) -> DistributedDataParallel:
-    """As accelerate's prepare_model does, which would put the module under autocast a second time."""
-    device = accelerator.device
-    handler = accelerator.ddp_handler
-    model = DistributedDataParallel(
-        module, device_ids=None if device.type == "cpu" else [device.index], **handler.to_kwargs()
-    )
-    handler.register_comm_hook(model)
-    return model
+    return Ddp(wrapped(module, accelerator), ranks, tried.order)

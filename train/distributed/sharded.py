@@ -145,12 +145,11 @@ class Sharded:
     def expect_unused(self, parameters: Sequence[nn.Parameter]) -> None:
         """`parameters`: those that got no gradient in a trial of all ranks. From here on ranks may use different ones.
 
-        A parameter that one rank uses and another does not would make them add up what does not belong together, unless
-        zeros take the place of what is not there: torch 2.13 can.
+        They would then add up what does not belong together, unless zeros take the place of what is not there.
         """
         self._unused = list(parameters)
         module: Any = self.model.module
-        if hasattr(module, "set_reduce_scatter_unused_params"):
+        if hasattr(module, "set_reduce_scatter_unused_params"):  # from torch 2.13 on
             module.set_reduce_scatter_unused_params(True)
 
     def around(self, compute_gradient: ComputeGradient) -> ComputeGradient:
@@ -172,6 +171,9 @@ class Sharded:
         return looked_through
 
     def check(self) -> None:
+        pass
+
+    def reduce_late(self, steps: int) -> None:
         pass
 
     def total_norm(self, gradients: list[Tensor]) -> Tensor:

@@ -1,7 +1,7 @@
 """Out of memory: what ran out, where, and what to type, the cheapest first.
 
-What is an out-of-memory is decided by errors.is_out_of_memory alone. A step that is done again in smaller pieces would
-ask there too.
+What is an out-of-memory is decided by errors.is_out_of_memory alone. In a step of the accumulation loop it is done
+again in smaller pieces first (gradients/shrink.py): this here is for where that cannot be.
 """
 
 import os
@@ -54,6 +54,8 @@ class Training:
     """For activation checkpointing."""
     config: Config
     plan: RunPlan
+    remembered: int | None = None
+    """Samples of a micro-batch with which the next start of this run goes on."""
 
 
 def in_training(error: BaseException, training: Training) -> Shortage:
@@ -66,7 +68,9 @@ def in_training(error: BaseException, training: Training) -> Shortage:
     # By another command line, a run without a name in its config would be another one.
     same_run = f" name={plan.name}" if step else ""
     lines: list[str] = []
-    if place not in (UPDATE, SAVE):
+    if training.remembered:
+        lines.append(f"nothing else: it goes on in micro-batches of {training.remembered} (the same curve)")
+    elif place not in (UPDATE, SAVE):
         lines += _smaller_pieces(config, plan, same_run)
     if place == READING and config.data.workers:
         lines.append(f"data.workers=0{same_run}   (reads slower)")

@@ -1,6 +1,7 @@
 """All of a run that follows from config and data before the first step: its task, its data sets, its plan."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 from train.config import (
     Config,
@@ -16,6 +17,7 @@ from train.distributed.ranks import LaunchError, Ranks, asked_world_size
 from train.models.init_from import digests
 from train.optim.optimizer import scaled_numbers
 from train.plan.run_plan import RunPlan
+from train.plan.smaller import remembered, shrunk
 from train.plan.steps import plan_batch, plan_rate
 from train.redaction import clean
 from train.tasks import Task, make_task
@@ -40,7 +42,9 @@ def prepare(loaded: Loaded, loop: str, ranks: Ranks) -> Prepared:
     weights = ranks.from_main(lambda: digests(config))
     prepared = ranks.together(lambda: _prepare(loaded, loop, task, splits, weights))
     check_same_everywhere(prepared.plan, ranks)
-    return prepared
+    folder = Path(config.output_dir) / prepared.plan.name
+    found = ranks.from_main(lambda: remembered(folder) if config.batch.on_oom == "shrink" else None)
+    return replace(prepared, plan=shrunk(prepared.plan, found))
 
 
 def load_data(config: Config) -> tuple[Task, Splits]:

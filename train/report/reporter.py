@@ -92,6 +92,12 @@ class Reporter:
         text = f"{self._plan.name}: by step {self.progress.step:,}, {skipped_steps:.0f} steps were not applied"
         self._outlets.tracker.alert("a gradient was not finite", text, "WARN")
 
+    def warn(self, title: str, text: str) -> None:
+        """On the screen, and to W&B as an alert."""
+        if self._outlets is not None:
+            self._attempt(partial(self._outlets.screen.say, f"warning   {text}"))
+            self._outlets.tracker.alert(title, f"{self._plan.name}: {text}", "WARN")
+
     def _warn_of_slow_stop(self, step_seconds: float) -> None:
         """Once, where a stop takes longer than the ranks are given for it."""
         if self._warned_of_slow_stop or self._outlets is None:

@@ -9,8 +9,8 @@ from torch import nn
 from tests.exactness.zoo.animals import Animal, data, made
 from tests.exactness.zoo.exact import EXACT
 from tests.exactness.zoo.inexact import INEXACT
-from train.distributed.parallel import Replicated
 from train.distributed.ranks import Ranks
+from train.distributed.replicated import Replicated
 from train.exactness.additivity import Exactness, judge
 from train.tasks import coefficients_of
 

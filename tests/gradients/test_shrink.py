@@ -1,0 +1,270 @@
+"""Out of memory in a step: done again in smaller micro-batches, to the bit as a run that has the smaller size."""
+
+import contextlib
+import io
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import train.distributed.ranks
+import train.leaving
+from tests.helpers import argv, record, rows
+from train import config, load
+from train.accumulate import compute_gradient
+from train.batch.window import Batch, Window
+from train.loop import fit
+from train.main import main
+from train.run import build
+from train.step import ComputeGradient, Learner
+from train.tasks.classification import Classification
+
+GIVEN = (
+    *("task=tests.gradients.test_shrink.Hungry", "model.target=tests.gradients.test_shrink.Stateful", "model.args={}"),
+    *("data.args.size=40", "batch.effective=16", "batch.micro=4", "batch.exact=ignore", "optimizer.target=adamw"),
+    *("optimizer.lr=0.01", "precision=fp32", "checkpoint={resume: auto, every_steps: 1}", "duration.steps=5"),
+)
+LINEAR = "model.args={in_features: 6, out_features: 3}"
+FSDP2 = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
+FAULTS = [
+    pytest.param("forward", 1, id="forward of the first micro-batch"),
+    pytest.param("forward", -1, id="forward of the last"),
+    pytest.param("backward", 1, id="backward of the first"),
+    pytest.param("backward", -1, id="backward of the last"),
+]
+
+
+class Stateful(nn.Module):
+    """Draws masks, and keeps statistics of what it has seen: both must be put back before a step is done again."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Dropout(0.5), nn.Linear(8, 3))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.layers(inputs)
+
+
+class Hungry(Classification):
+    """Runs out of memory in one micro-batch of a step, once; `micro_step`: from 1, or -1 for the last."""
+
+    step = micro_step = seen = 0
+    where = ""
+
+    def loss_sum(self, model: Any, batch: Batch) -> Tensor:
+        loss = super().loss_sum(model, batch)
+        Hungry.seen += 1
+        if Hungry.where and Hungry.seen == Hungry.micro_step:
+            if Hungry.where == "forward":
+                fill()
+            loss.register_hook(fill)
+        return loss
+
+
+def fill(*_: Any) -> None:
+    Hungry.where = ""
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
+
+
+def failing(step: int, where: str, micro_step: int, rank: int | None = None) -> ComputeGradient:
+    """`rank`: None for all."""
+    done = False
+
+    def compute(learner: Learner, window: Window) -> Tensor:
+        nonlocal done
+        if not done and window.k == step and rank in (None, int(os.environ.get("RANK", "0"))):
+            done = True
+            last = len(window.micro_batches)
+            Hungry.seen, Hungry.where, Hungry.micro_step = 0, where, last if micro_step < 0 else micro_step
+        return compute_gradient(learner, window)
+
+    return compute
+
+
+def train_twice(whole: list[str], parts: list[list[str]], *fault: Any) -> list[int]:
+    """A run in which a step runs out of memory; one that is begun again with the smaller size."""
+    return [train_to_the_end(whole, failing(*fault)), *(train_to_the_end(each, compute_gradient) for each in parts)]
+
+
+def train_to_the_end(arguments: list[str], compute: ComputeGradient) -> int:
+    """The number of steps that the run has then; the ranks stay together."""
+    run = build(config.load(arguments), "accumulate")
+    fit(run, run.watch(compute))
+    run.finish()
+    run.close("finished", 0)
+    return run.report.progress.step
+
+
+def arguments(folder: Path, *words: str) -> tuple[list[str], list[list[str]]]:
+    """Step 2 fails, with micro-batches of 4."""
+    given = argv(folder, *GIVEN, "schedule.name=constant", *words)
+    whole, parts = [*given, "name=whole"], [*given, "name=parts"]
+    return whole, [[*parts, "duration.steps=1"], [*parts, "batch.micro=2"]]
+
+
+def check_equal(folder: Path) -> None:
+    """To the bit: weights, and statistics of what was seen."""
+    ours, expected = (load(folder / name, trust=True).state_dict() for name in ("whole", "parts"))
+    assert all(torch.equal(ours[name], value) for name, value in expected.items())
+    sizes, counts = (
+        [row[key] for row in rows(folder, key, "whole")] for key in ("batch/micro_size", "batch/accumulation_steps")
+    )
+    assert sizes[0] == 4
+    assert set(sizes[1:]) == {2}
+    assert counts[1] == 2 * counts[0]
+
+
+@pytest.mark.parametrize(("where", "micro_step"), FAULTS)
+def test_the_step_is_that_of_a_run_with_the_smaller_size(tmp_path: Path, where: str, micro_step: int) -> None:
+    assert train_twice(*arguments(tmp_path), 2, where, micro_step) == [5, 1, 5]
+    check_equal(tmp_path)
+
+
+@pytest.mark.parametrize(("where", "micro_step"), FAULTS)
+def test_ranks_do_it_again_together(run_ranks: Any, tmp_path: Path, where: str, micro_step: int) -> None:
+    """Where one of them alone runs out of memory."""
+    reduction = "explicit" if (where, micro_step) == ("forward", -1) else "auto"
+    given = arguments(tmp_path, f"runtime.reduction={reduction}")
+
+    assert run_ranks(2, train_twice, *given, 2, where, micro_step, 1) == [[5, 1, 5]] * 2
+    check_equal(tmp_path)
+
+
+def several(given: list[list[str]]) -> list[Any]:
+    return [record(each).weights for each in given]
+
+
+def test_a_late_reduction_gives_the_same_bits(run_ranks: Any, tmp_path: Path) -> None:
+    """On three ranks, where the order of additions shows; narrow buckets, so that there are some."""
+    given = [
+        argv(tmp_path, "data.args.size=40", "batch.effective=16", "batch.micro=2", "precision=fp32", *words)
+        for words in (["batch.on_oom=stop", "name=a"], ["batch.on_oom=shrink", "name=b"])
+    ]
+    for stop, shrink in run_ranks(3, several, given):
+        assert len(stop) == 4
+        assert all(map(np.array_equal, stop, shrink))
+
+
+def end(arguments: list[str], divided: bool, *fault: Any) -> tuple[int, str]:
+    """The exit code, and what was said."""
+    with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(out):
+        code = end_silently(arguments, divided, *fault)
+    return code, out.getvalue()
+
+
+def end_silently(arguments: list[str], divided: bool, *fault: Any) -> int:
+    if divided:
+        os.environ.update(FSDP2)
+    train.leaving.WAIT_SECONDS = 1.0
+    train.distributed.ranks.YIELD_SECONDS = 0.5
+    try:
+        return main(arguments, "accumulate", failing(*fault) if fault else compute_gradient)
+    except SystemExit as left:
+        return int(str(left.code))
+
+
+@pytest.mark.parametrize("divided", [False, True], ids=["DDP, a size that was proven", "FSDP2"])
+def test_where_ranks_cannot_agree_the_next_start_takes_the_smaller_size(
+    run_ranks: Any, tmp_path: Path, divided: bool
+) -> None:
+    given = argv(tmp_path, *GIVEN, "model.target=mlp", "model.args={inputs: 6, hidden: [8], outputs: 3}")
+
+    (code, _), (code_of_failed, said) = run_ranks(2, end, given, divided, 4, "backward", -1, 1)
+
+    assert (code, code_of_failed) == (1, 1)
+    assert "nothing else: it goes on in micro-batches of 2" in said
+    left = json.loads((tmp_path / "run" / "micro.json").read_text())
+    assert left == {"planned": 4, "world_size": 2, "micro": 2, "step": 4}
+    (code, said), (other, _) = run_ranks(2, end, given, divided)
+    assert (code, other) == (0, 0)
+    assert "not 4: step 4 ran out of memory" in said
+    assert [row["batch/micro_size"] for row in rows(tmp_path)] == [4, 4, 4, 2, 2]
+    assert end([*given, "name=expected", "batch.micro=2"], False)[0] == 0
+    ours, theirs = ([row["train/loss"] for row in rows(tmp_path, name=name)] for name in ("run", "expected"))
+    assert np.allclose(ours, theirs, rtol=1e-6)
+
+
+def test_it_ends_where_one_sample_is_too_much(tmp_path: Path) -> None:
+    tried = []
+
+    def always(learner: Learner, window: Window) -> Tensor:
+        tried.append(max(window.micro_batches.sizes))
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(io.StringIO()) as err:
+        assert main(argv(tmp_path, *GIVEN), "accumulate", always) == 1
+
+    assert tried == [4, 2, 1]
+    assert "in a micro-batch of 1 (" in err.getvalue()
+    assert "batch.micro=" not in err.getvalue()
+    assert out.getvalue().count("ran out of memory (CUDA out of memory): it is done again") == 2
+
+
+def test_the_size_is_kept_for_the_plan_that_ran_out_of_memory_alone(tmp_path: Path) -> None:
+    given = argv(tmp_path, *GIVEN)
+    record(given, compute_gradient=failing(2, "forward", 1))
+    for words, micro in (
+        (["duration.steps=6"], 2),
+        (["duration.steps=7", "batch.micro=8"], 8),
+        (["duration.steps=8", "batch.on_oom=stop"], 4),
+    ):
+        record([*given, *words])
+        assert rows(tmp_path)[-1]["batch/micro_size"] == micro
+    for text in ("{", "[1]", '{"planned": 4}', '{"planned": 4, "world_size": 1, "micro": 0, "step": 1}'):
+        (tmp_path / "run" / "micro.json").write_text(text)
+        record([*given, "duration.steps=9", "checkpoint.resume=never"])
+        assert rows(tmp_path)[-1]["batch/micro_size"] == 4
+
+
+@pytest.mark.parametrize("words", [["batch.on_oom=stop"], ["batch.micro=1", "model.target=torch.nn.Linear", LINEAR]])
+def test_where_nothing_can_shrink_the_error_is_the_users(tmp_path: Path, words: list[str]) -> None:
+    code, said = end(argv(tmp_path, *GIVEN, *words), False, 2, "forward", 1)
+    assert code == 1
+    assert "done again" not in said
+
+
+class Teacher(nn.Module):
+    """A model whose frozen half follows the trained one in each forward pass."""
+
+    through_data = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.teacher = nn.Linear(6, 3), nn.Linear(6, 3)
+        self.teacher.requires_grad_(False)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        with torch.no_grad():
+            for own, other in zip(self.teacher.parameters(), self.layer.parameters(), strict=True):
+                (own.data if self.through_data else own).lerp_(other, 0.1)
+        return self.layer(inputs)
+
+
+class TeacherThroughData(Teacher):
+    through_data = True
+
+
+class HalfFrozen(Teacher):
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.layer(inputs) + self.teacher(inputs)
+
+
+@pytest.mark.parametrize(("kind", "again"), [("Teacher", 0), ("TeacherThroughData", 0), ("HalfFrozen", 1)])
+def test_a_teacher_that_moves_cannot_be_put_back(tmp_path: Path, kind: str, again: int) -> None:
+    given = argv(tmp_path, *GIVEN, f"model.target=tests.gradients.test_shrink.{kind}")
+    assert end(given, False, 4, "forward", 2)[0] == 1 - again
+
+
+def test_the_standard_loop_has_one_micro_batch(tmp_path: Path) -> None:
+    words = [*GIVEN, "batch.micro=all"]
+
+    def full(*_: Any) -> Tensor:
+        raise torch.OutOfMemoryError("no room")
+
+    assert main(argv(tmp_path, *words), "standard", full) == 1
+    assert not (tmp_path / "run" / "micro.json").exists()
