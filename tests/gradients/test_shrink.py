@@ -100,10 +100,13 @@ def train_to_the_end(arguments: list[str], compute: ComputeGradient) -> int:
     return run.report.progress.step
 
 
+def given(folder: Path, *words: str) -> list[str]:
+    return argv(folder, *GIVEN, "schedule.name=constant", *words)
+
+
 def arguments(folder: Path, *words: str) -> tuple[list[str], list[list[str]]]:
     """Step 2 fails, with micro-batches of 4."""
-    given = argv(folder, *GIVEN, "schedule.name=constant", *words)
-    whole, parts = [*given, "name=whole"], [*given, "name=parts"]
+    whole, parts = given(folder, *words, "name=whole"), given(folder, *words, "name=parts")
     return whole, [[*parts, "duration.steps=1"], [*parts, "batch.micro=2"]]
 
 
@@ -129,23 +132,23 @@ def test_the_step_is_that_of_a_run_with_the_smaller_size(tmp_path: Path, where: 
 def test_ranks_do_it_again_together(run_ranks: Any, tmp_path: Path, where: str, micro_step: int) -> None:
     """Where one of them alone runs out of memory."""
     reduction = "explicit" if (where, micro_step) == ("forward", -1) else "auto"
-    given = arguments(tmp_path, f"runtime.reduction={reduction}")
+    both = arguments(tmp_path, f"runtime.reduction={reduction}")
 
-    assert run_ranks(2, train_twice, *given, 2, where, micro_step, 1) == [[5, 1, 5]] * 2
+    assert run_ranks(2, train_twice, *both, 2, where, micro_step, 1) == [[5, 1, 5]] * 2
     check_equal(tmp_path)
 
 
-def several(given: list[list[str]]) -> list[Any]:
-    return [record(each).weights for each in given]
+def several(runs: list[list[str]]) -> list[Any]:
+    return [record(each).weights for each in runs]
 
 
 def test_a_late_reduction_gives_the_same_bits(run_ranks: Any, tmp_path: Path) -> None:
     """On three ranks, where the order of additions shows; narrow buckets, so that there are some."""
-    given = [
+    both = [
         argv(tmp_path, "data.args.size=40", "batch.effective=16", "batch.micro=2", "precision=fp32", *words)
         for words in (["batch.on_oom=stop", "name=a"], ["batch.on_oom=shrink", "name=b"])
     ]
-    for stop, shrink in run_ranks(3, several, given):
+    for stop, shrink in run_ranks(3, several, both):
         assert len(stop) == 4
         assert all(map(np.array_equal, stop, shrink))
 
@@ -172,19 +175,19 @@ def end_silently(arguments: list[str], divided: bool, *fault: Any) -> int:
 def test_where_ranks_cannot_agree_the_next_start_takes_the_smaller_size(
     run_ranks: Any, tmp_path: Path, divided: bool
 ) -> None:
-    given = argv(tmp_path, *GIVEN, "model.target=mlp", "model.args={inputs: 6, hidden: [8], outputs: 3}")
+    typed = argv(tmp_path, *GIVEN, "model.target=mlp", "model.args={inputs: 6, hidden: [8], outputs: 3}")
 
-    (code, _), (code_of_failed, said) = run_ranks(2, end, given, divided, 4, "backward", -1, 1)
+    (code, _), (code_of_failed, said) = run_ranks(2, end, typed, divided, 4, "backward", -1, 1)
 
     assert (code, code_of_failed) == (1, 1)
     assert "nothing else: it goes on in micro-batches of 2" in said
     left = json.loads((tmp_path / "run" / "micro.json").read_text())
     assert left == {"planned": 4, "world_size": 2, "micro": 2, "step": 4}
-    (code, said), (other, _) = run_ranks(2, end, given, divided)
+    (code, said), (other, _) = run_ranks(2, end, typed, divided)
     assert (code, other) == (0, 0)
     assert "not 4: step 4 ran out of memory" in said
     assert [row["batch/micro_size"] for row in rows(tmp_path)] == [4, 4, 4, 2, 2]
-    assert end([*given, "name=expected", "batch.micro=2"], False)[0] == 0
+    assert end([*typed, "name=expected", "batch.micro=2"], False)[0] == 0
     ours, theirs = ([row["train/loss"] for row in rows(tmp_path, name=name)] for name in ("run", "expected"))
     assert np.allclose(ours, theirs, rtol=1e-6)
 
@@ -206,18 +209,18 @@ def test_it_ends_where_one_sample_is_too_much(tmp_path: Path) -> None:
 
 
 def test_the_size_is_kept_for_the_plan_that_ran_out_of_memory_alone(tmp_path: Path) -> None:
-    given = argv(tmp_path, *GIVEN)
-    record(given, compute_gradient=failing(2, "forward", 1))
+    typed = argv(tmp_path, *GIVEN)
+    record(typed, compute_gradient=failing(2, "forward", 1))
     for words, micro in (
         (["duration.steps=6"], 2),
         (["duration.steps=7", "batch.micro=8"], 8),
         (["duration.steps=8", "batch.on_oom=stop"], 4),
     ):
-        record([*given, *words])
+        record([*typed, *words])
         assert rows(tmp_path)[-1]["batch/micro_size"] == micro
     for text in ("{", "[1]", '{"planned": 4}', '{"planned": 4, "world_size": 1, "micro": 0, "step": 1}'):
         (tmp_path / "run" / "micro.json").write_text(text)
-        record([*given, "duration.steps=9", "checkpoint.resume=never"])
+        record([*typed, "duration.steps=9", "checkpoint.resume=never"])
         assert rows(tmp_path)[-1]["batch/micro_size"] == 4
 
 
@@ -256,8 +259,8 @@ class HalfFrozen(Teacher):
 
 @pytest.mark.parametrize(("kind", "again"), [("Teacher", 0), ("TeacherThroughData", 0), ("HalfFrozen", 1)])
 def test_a_teacher_that_moves_cannot_be_put_back(tmp_path: Path, kind: str, again: int) -> None:
-    given = argv(tmp_path, *GIVEN, f"model.target=tests.gradients.test_shrink.{kind}")
-    assert end(given, False, 4, "forward", 2)[0] == 1 - again
+    typed = argv(tmp_path, *GIVEN, f"model.target=tests.gradients.test_shrink.{kind}")
+    assert end(typed, False, 4, "forward", 2)[0] == 1 - again
 
 
 def test_the_standard_loop_has_one_micro_batch(tmp_path: Path) -> None:
