@@ -102,3 +102,44 @@ def test_phases_add_up_to_the_step(tmp_path: Path) -> None:
     # A single row may hold a hiccup of the host, which the device does not see.
     apart = sorted(abs(sum(row[part] for part in parts) / row[names.STEP_SECONDS] - 1) for row in whole)
     assert apart[len(apart) // 2] <= 0.02
+
+
+class Hungry(torch.nn.Module):
+    """Needs 2 MiB a sample in its hidden layer, and as much again for the backward pass."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = torch.nn.Sequential(torch.nn.Linear(6, 2**19), torch.nn.Tanh(), torch.nn.Linear(2**19, 3))
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        return self.layers(inputs)
+
+
+def short_of_memory(arguments: list[str], mib: int) -> None:
+    """As on a GPU with so much memory: CUDA's own allocator refuses more."""
+    total = torch.cuda.get_device_properties(0).total_memory
+    torch.cuda.set_per_process_memory_fraction(mib * 2**20 / total)
+    record(arguments)
+
+
+@pytest.mark.gpus(1)
+@pytest.mark.parametrize(
+    "world_size", [pytest.param(1, marks=pytest.mark.gpus(1)), pytest.param(2, marks=pytest.mark.gpus(2))]
+)
+def test_a_step_that_does_not_fit_is_done_again(tmp_path: Path, world_size: int) -> None:
+    """The CPU form, with errors that are raised: tests/gradients/test_shrink.py.
+
+    512 samples at once need 1 GiB for one activation alone; weights, gradients and moments: 84 MiB.
+    """
+    given = argv(
+        tmp_path,
+        *("data.args.size=2048", "batch.effective=1024", "model.target=tests.gpu.test_memory.Hungry", "model.args={}"),
+        *("optimizer.target=adamw", "optimizer.lr=0.001", "precision=fp32", "duration.steps=4", "batch.exact=ignore"),
+    )
+
+    run_on("cuda", world_size, short_of_memory, [*given, "batch.micro=512", "name=shrunk"], 1200)
+    run_on("cuda", world_size, record, [*given, "batch.micro=16", "name=small"])
+
+    shrunk, small = rows(tmp_path, name="shrunk"), rows(tmp_path, name="small")
+    assert 16 <= shrunk[-1][names.MICRO_SIZE] < 512
+    assert [row[names.LOSS] for row in shrunk] == pytest.approx([row[names.LOSS] for row in small], rel=1e-5)
