@@ -60,17 +60,17 @@ def draw(number: int, random_: random.Random) -> Trial:
     )
 
 
-def on_rank(folder: Path, trials: Sequence[Trial]) -> None:
+def on_rank(folder: Path, command: list[str], trials: Sequence[Trial]) -> None:
     with contextlib.redirect_stdout(io.StringIO()):
         for trial in trials:
             fault = failing(trial.step, trial.where, trial.micro_step, trial.rank)
-            train_to_the_end(given(folder, *trial.words(trial.name)), fault)
-            parts = trial.words(f"{trial.name}-parts")
+            train_to_the_end([*command, *trial.words(trial.name)], fault)
+            parts = [*command, *trial.words(f"{trial.name}-parts")]
             if trial.step > 1:
-                train_to_the_end(given(folder, *parts, f"duration.steps={trial.step - 1}"), compute_gradient)
+                train_to_the_end([*parts, f"duration.steps={trial.step - 1}"], compute_gradient)
             smaller = remembered(folder / trial.name)
             assert smaller is not None, "nothing ran out of memory"
-            train_to_the_end(given(folder, *parts, f"batch.micro={smaller.micro}"), compute_gradient)
+            train_to_the_end([*parts, f"batch.micro={smaller.micro}"], compute_gradient)
 
 
 def is_same(folder: Path, trial: Trial) -> bool:
@@ -92,7 +92,7 @@ def main() -> None:
         for first in range(0, len(own), PER_SESSION):
             session = own[first : first + PER_SESSION]
             with tempfile.TemporaryDirectory() as name:
-                run_ranks(ranks, on_rank, Path(name), session)
+                run_ranks(ranks, on_rank, Path(name), given(Path(name)), session)
                 for trial in session:
                     same = is_same(Path(name), trial)
                     found["same to the bit" if same else "other"] += 1
