@@ -100,6 +100,18 @@ def on_ranks(divided: bool, arguments: list[str]) -> Trace:
     return record(arguments)
 
 
+def test_a_compiled_model_trains_as_it_does_uncompiled(run_ranks: Any, tmp_path: Path) -> None:
+    compiled = "model.compile=aot_eager"
+    given = [argv(tmp_path, *RAGGED, *ADAMW, *words) for words in (["name=a"], [compiled, "name=b"])]
+    given += [argv(tmp_path, *RAGGED, *ADAMW, *BLOCKS, *words) for words in (["name=c"], [compiled, "name=d"])]
+
+    traces = run_ranks(2, several, given)[0]
+
+    for plain, ours in (traces[:2], traces[2:]):
+        assert distance(ours.weights[-1], plain.weights[-1]) <= 1e-12
+    assert rows(tmp_path, "compile/training_graphs", "b")[-1]["compile/training_graphs"] >= 1
+
+
 class Counting(TorchDispatchMode):
     """The messages between ranks inside, by the name of their operator."""
 
