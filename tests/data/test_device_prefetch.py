@@ -96,6 +96,28 @@ def test_what_nobody_announced_is_copied_at_once_and_the_order_stays(feed: Feed,
     assert side.started == [2]
 
 
+def test_after_a_shrink_smaller_ones_are_announced(feed: Feed, side: Played, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What travels when memory runs out is waited for, and let go of; windows announced later are cut before."""
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor)
+    samples = [{"x": torch.arange(8) + 8 * k} for k in range(3)]
+    shares = feed.announced(
+        RankShare(epoch=0, last_of_epoch=False, samples=each, sizes=(4, 4), filler={}, largest=8) for each in samples
+    )
+    feed_pinned = [next(shares), next(shares)]  # a step ahead
+    feed.take(next(iter(feed_pinned[0])))
+    assert len(side.under_way) == 1
+
+    feed.shrink(2)
+
+    assert not side.under_way
+    again = [feed.take(each)["x"].tolist() for share in feed_pinned for each in share.recut(2)]
+    assert again == [[i, i + 1] for i in range(0, 16, 2)]
+    third = next(shares)
+    before = len(side.started)
+    assert [feed.take(each)["x"].tolist() for each in third] == [[16, 17], [18, 19], [20, 21], [22, 23]]
+    assert side.started[before:] == [18, 20, 22]
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
 def test_columns_arrive_in_their_own_types_and_only_float64_widens_them(dtype: torch.dtype) -> None:
     batch = {"x": torch.ones(2), "half": torch.ones(2).half(), "labels": torch.ones(2, dtype=torch.int64)}

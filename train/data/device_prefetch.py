@@ -107,6 +107,8 @@ class Feed:
     def shrink(self, most: int) -> None:
         """From now on micro-batches of at most `most` samples; what was expected comes in others."""
         self._most = most
+        if self._side is not None and self._travelling is not None:
+            self._side.wait()  # before the memory of a copy that nobody takes is used again
         self._coming.clear()
         self._travelling = None
 
