@@ -28,6 +28,7 @@ from train.memory import peaks
 from train.metrics import compilations, loss_mean, loss_scale, mfu, noise_scale, profiler, step_timing
 from train.metrics.largest import largest
 from train.metrics.losses import mean_losses
+from train.optim import stage_numbers
 from train.parts import Part, Parts
 from train.plan.make import prepare
 from train.plan.run_plan import RunPlan
@@ -108,7 +109,7 @@ class Run:
         skips = self.learner.skips
         of_step = skips.look([] if losses is None or norm is None else [losses, norm])
         numbers: dict[str, float] = {
-            metric_names.LEARNING_RATE: self.plan.rate.at(window.k),
+            metric_names.LEARNING_RATE: self.plan.rate.at(window.k, window.seen),
             metric_names.SKIPPED_STEPS: skips.total,
         }
         if of_step:
@@ -185,6 +186,7 @@ def list_parts(setting: Setting, report: Reporter) -> tuple[Part, ...]:
     config, learner, ranks, folder = setting.config, setting.learner, setting.ranks, setting.folder
     row_due = setting.row_due()
     return (
+        stage_numbers.part(config.optimizer, setting.plan.batch, learner.optimizer, learner.module),
         # Evaluates a second module as the first one: all that stands around an evaluation sees both.
         ema.part(learner, config.ema.decay),
         # Outside of the average, which writes no texts.

@@ -101,6 +101,7 @@ def open_windows(setting: Setting, progress: Progress) -> Windows:
         check=learner.parallel.check,
         stop_requested=setting.stop.requested,
         first=progress.step + 1,
+        seen=progress.samples_seen,
         last=plan.total_steps,
     )
 

@@ -20,6 +20,11 @@ class BatchPlan:
     world_size: int
     dataset_size: int | None  # None, as are the numbers of an epoch: a stream, whose length nobody knows
     drop_tail: bool
+    stages: tuple[tuple[int, int], ...] = ()  # (samples seen, effective batch from there on): plan/stages.py
+
+    def at(self, seen: int) -> "BatchPlan":
+        """The plan of a step that starts when `seen` samples have been trained, over all ranks."""
+        return self
 
     @property
     def steps_per_epoch(self) -> int | None:
@@ -58,25 +63,6 @@ class BatchPlan:
         largest = share(self.effective, 0, self.world_size)
         steps = math.ceil(largest / micro)
         return replace(self, micro=math.ceil(largest / steps), accumulation_steps=steps)
-
-    def arithmetic(self) -> str:
-        """`100 samples = 34+33+33 on 3 ranks, in micro-batches of 12+11+11`."""
-        longest, world_size = share(self.effective, 0, self.world_size), self.world_size
-        longer = self.effective % world_size
-        if longer == 0:
-            shares = f"{world_size} x {longest}" if world_size > 1 else f"{longest}"
-        elif world_size <= 8:
-            shares = "+".join(str(share(self.effective, rank, world_size)) for rank in range(world_size))
-        else:
-            shares = f"{longer} x {longest} + {world_size - longer} x {longest - 1}"
-        steps = self.accumulation_steps
-        if steps == 1:
-            sizes = "one micro-batch"
-        elif steps <= 8:
-            sizes = "micro-batches of " + "+".join(map(str, split_evenly(longest, steps)))
-        else:
-            sizes = f"{steps} micro-batches of at most {self.micro}"
-        return f"{self.effective} samples = {shares} on {ranks(world_size)}, in {sizes}"
 
 
 def ranks(world_size: int) -> str:

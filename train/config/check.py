@@ -22,13 +22,20 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "batch.on_oom": ("shrink", "stop"),
     "batch.exact": ("warn", "required", "ignore"),
     "optimizer.lr_scaling": ("none", "linear", "sqrt", "sde", "halflife"),
+    "optimizer.lr_on_schedule": ("rescale", "keep"),
     "schedule.name": ("constant", "linear", "cosine", "wsd"),
     "schedule.decay_shape": ("linear", "1-sqrt"),
     "wandb.mode": ("auto", "online", "offline", "disabled"),
     "runtime.reduction": ("auto", "explicit"),
 }
 
-TOKENS = ("batch.effective_tokens", "duration.tokens", "schedule.warmup_tokens", "evaluate.every_tokens")
+TOKENS = (
+    "batch.effective_tokens",
+    "batch.schedule_tokens",
+    "duration.tokens",
+    "schedule.warmup_tokens",
+    "evaluate.every_tokens",
+)
 
 _AT_LEAST_1: tuple[str, Callable[[Any], bool]] = ("1 or more", lambda value: value >= 1)
 _AT_LEAST_0: tuple[str, Callable[[Any], bool]] = ("0 or more", lambda value: value >= 0)

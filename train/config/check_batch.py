@@ -4,6 +4,11 @@ from collections.abc import Iterator
 
 from train.config.problems import Finding, Values, show
 
+STATING = ("batch.effective", "batch.effective_tokens", "batch.schedule", "batch.schedule_tokens")
+SCHEDULES = ("batch.schedule", "batch.schedule_tokens")
+TO_ONE_SIZE = {"data.drop_tail": False, "data.overfit": None, "data.split_by_node": False}
+"""{key that is about steps of one size: its value beside a schedule}."""
+
 
 def _micro(values: Values) -> Iterator[Finding]:
     micro = values["batch.micro"]
@@ -15,8 +20,7 @@ def _micro(values: Values) -> Iterator[Finding]:
 def _batch(values: Values) -> Iterator[Finding]:
     """Two of three; `micro: all` is the default and says nothing by itself."""
     micro, steps = values["batch.micro"], values["batch.accumulation_steps"]
-    stated = values["batch.effective"] is not None or values["batch.effective_tokens"] is not None
-    if stated or (micro != "all" and steps is not None):
+    if any(values[key] is not None for key in STATING) or (micro != "all" and steps is not None):
         return
     if values["batch.micro_tokens"] and (micro != "all" or steps is not None):
         return  # they exclude each other: which of them is meant is asked first
@@ -54,4 +58,24 @@ def _micro_tokens(values: Values) -> Iterator[Finding]:
         yield "batch.micro_tokens", f"got {tokens}; {why}"
 
 
-BATCH_RULES = (_micro, _batch, _micro_tokens)
+def _schedule(values: Values) -> Iterator[Finding]:
+    for key in SCHEDULES:
+        stages = values[key]
+        if stages is None:
+            continue
+        if 0 not in stages:
+            why = "its first stage begins at 0"
+            yield key, f"got {show(stages)}; {why}. Add 0: the effective batch of the first steps"
+        for start, effective in stages.items():
+            if start < 0 or effective < 1:
+                yield key, f"got {start}: {effective}; a stage begins at 0 or more, and its batch is 1 or more"
+        for other, neutral in TO_ONE_SIZE.items():
+            if values[other] != neutral:
+                yield (
+                    other,
+                    f"got {show(values[other])} beside {key}; it is about steps of one size. "
+                    f"Write {other}={show(neutral)}, or batch.effective in place of the schedule",
+                )
+
+
+BATCH_RULES = (_micro, _batch, _micro_tokens, _schedule)

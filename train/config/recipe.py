@@ -12,6 +12,12 @@ class Batch:
     """Samples per optimizer step, over all ranks."""
     effective_tokens: int | None = None
     """In place of `effective`, where samples are blocks of tokens: a multiple of data.block_size."""
+    schedule: dict[int, int] | None = None
+    """In place of `effective`: {samples seen: effective batch from there on}, such as {0: 64, 20000: 128}. A stage
+    begins with the first step that starts at or after its number of samples. Steps grow by accumulation: `micro: all`
+    and accumulation_steps are those of the first stage."""
+    schedule_tokens: dict[int, int] | None = None
+    """The same, where samples are blocks of tokens: {tokens seen: effective_tokens from there on}."""
     micro: int | str = "all"
     """Samples that one rank puts through the model at once; `all`: the whole share of a rank (or of a micro-step,
     where accumulation_steps is stated)."""
@@ -133,6 +139,9 @@ class Optimizer:
     """How the peak rate follows the effective batch: none, linear, sqrt, sde, halflife."""
     lr_reference_batch: int | None = None
     """Effective batch, in samples, at which `lr` was tuned. Needed by every lr_scaling but none."""
+    lr_on_schedule: str = "rescale"
+    """What a stage of batch.schedule does to the optimizer's numbers: rescale them by lr_scaling to the batch of the
+    stage, or keep those of the first stage, so that a larger batch means less noise."""
     max_grad_norm: float | None = None
     """Largest norm of the gradient of a step; a longer one is scaled down to it. Unset: never."""
     no_decay: list[str] = field(default_factory=list)

@@ -15,6 +15,9 @@ from train.distributed.sharded import is_part, like_one_row
 from train.errors import UserError, ends_in_a_sentence
 from train.optim.batch_scaling import Scaled, scale
 
+SCALED = ("betas", "eps", "weight_decay")
+"""Arguments of an optimizer that a rule may change."""
+
 
 class OptimizerError(UserError):
     """An optimizer that cannot be made as the config says."""
@@ -22,10 +25,7 @@ class OptimizerError(UserError):
 
 def scaled_numbers(config: OptimizerConfig, effective_batch: int) -> Scaled:
     """Peak learning rate and arguments at this effective batch."""
-    target = resolve(config.target, "torch.optim")
-    defaults = {
-        n: p.default for n, p in inspect.signature(target).parameters.items() if n in ("betas", "eps", "weight_decay")
-    }
+    defaults = _defaults(config)
     scaled = scale(config.lr_scaling, config.lr, defaults | config.args, effective_batch, config.lr_reference_batch)
     changed = {n: v for n, v in scaled.args.items() if n in config.args or v != defaults[n]}
     groups = tuple(
@@ -33,6 +33,12 @@ def scaled_numbers(config: OptimizerConfig, effective_batch: int) -> Scaled:
         for group in config.groups
     )
     return Scaled(scaled.lr, changed, scaled.arithmetic, groups)
+
+
+def _defaults(config: OptimizerConfig) -> dict[str, Any]:
+    """Of the arguments that a rule may change."""
+    parameters = inspect.signature(resolve(config.target, "torch.optim")).parameters
+    return {name: parameters[name].default for name in SCALED if name in parameters}
 
 
 def make_optimizer(
@@ -111,6 +117,17 @@ def _groups(
         decay = {"weight_decay": 0.0} if without_decay else {}
         groups.append({"params": chosen, "lr": numbers.lr * factor, "lr_multiplier": factor, **own, **decay})
     return groups
+
+
+def numbers_of_groups(
+    config: OptimizerConfig, numbers: Scaled, parameters: Mapping[str, torch.nn.Parameter]
+) -> list[dict[str, Any]]:
+    """What a rule may change, of each group of the optimizer that make_optimizer gives, in the same order."""
+    found = []
+    for group in _groups(config, numbers, parameters):
+        every = {**_defaults(config), **numbers.args, **group}
+        found.append({name: every[name] for name in SCALED if name in every})
+    return found
 
 
 def can_skip_on_device(optimizer: torch.optim.Optimizer) -> bool:
