@@ -13,14 +13,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.functional import cross_entropy
 
+from tests.data.test_by_length import LENGTH, TEXTS
 from tests.data.test_stream import numbers, of_all_ranks, told
+from tests.exactness.test_lone_sample import MODEL
 from tests.helpers import Array, Trace, argv, distance, flat, record, rows, tiny
 from tests.test_resume import segment
+from train.accumulate import compute_gradient
 from train.batch import make_plan, sample_ids
 from train.batch.window import Place
 from train.config import ConfigError, load
 from train.data.reading import Reader
 from train.data.stream import Stream
+from train.main import main
 from train.optim.lr_schedule import Rate, RateInStages
 from train.plan.make import show_plan
 from train.plan.stages import Staircase, in_stages
@@ -105,6 +109,41 @@ def test_resumes_in_the_middle_of_a_stage_on_other_ranks(
         assert distance(rank.weights, uninterrupted.weights) < 1e-12
         assert distance(rank.moments, uninterrupted.moments) < 1e-12
     assert [row["batch/effective_size"] for row in rows(parts)] == STEPS
+
+
+def test_texts_by_length_follow_it(run_ranks: Any, tmp_path: Path) -> None:
+    given = (*TEXTS, SCHEDULE, "duration={samples: 111}")
+    (whole,) = run_ranks(1, record, argv(tmp_path, *given))
+
+    traces: list[Trace] = run_ranks(2, record, argv(tmp_path, *given, f"batch.micro_tokens={2 * LENGTH}"))
+
+    assert [window.samples for window in traces[0].windows] == STEPS
+    for k, ids in enumerate(whole.ids):
+        assert sorted(i for trace in traces for i in trace.ids[k]) == sorted(ids)
+    assert distance(traces[0].weights[-1], whole.weights[-1]) < 1e-12
+    assert max(len(sizes) for sizes in traces[0].sizes) >= 4
+
+
+@pytest.mark.parametrize(
+    ("schedule", "code", "told"),
+    [("{0: 6, 12: 9}", 2, "step 10 takes 1 sample, the tail of an epoch"), ("{0: 6, 12: 8}", 0, "")],
+)
+def test_a_lone_sample_of_any_stage_is_found(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], schedule: str, code: int, told: str
+) -> None:
+    """37 = 6 + 6 + 9 + 9 + 7, then 9 x 4 + 1; or 6 + 6 + 8 + 8 + 8 + 1, where the first epoch has one, too."""
+    samples = 74 if code else 28
+
+    assert (
+        main(
+            argv(tmp_path, MODEL, f"batch.schedule={schedule}", f"duration={{samples: {samples}}}"),
+            "accumulate",
+            compute_gradient,
+        )
+        == code
+    )
+
+    assert told in capsys.readouterr().err
 
 
 def walked(stages: dict[int, int], size: int | None, steps: int) -> list[int]:

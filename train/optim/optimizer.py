@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from train.batch import BatchPlan
 from train.checkpoint.pieces import Stored, as_divided
 from train.config import resolve
 from train.config.name_patterns import matching
@@ -33,6 +34,15 @@ def scaled_numbers(config: OptimizerConfig, effective_batch: int) -> Scaled:
         for group in config.groups
     )
     return Scaled(scaled.lr, changed, scaled.arithmetic, groups)
+
+
+def numbers_of_stages(config: OptimizerConfig, batch: BatchPlan) -> list[Scaled]:
+    """Of each stage; of a batch without a schedule, which is one."""
+    effective = [batch.effective]
+    if config.lr_on_schedule == "rescale":
+        effective = [size for _, size in batch.stages] or effective
+    numbers = [scaled_numbers(config, size) for size in effective]
+    return numbers * max(1, len(batch.stages)) if len(numbers) == 1 else numbers
 
 
 def _defaults(config: OptimizerConfig) -> dict[str, Any]:

@@ -9,18 +9,8 @@ import torch
 from train.batch import BatchPlan
 from train.batch.window import Window
 from train.config.recipe import Optimizer as OptimizerConfig
-from train.optim.batch_scaling import Scaled
-from train.optim.optimizer import numbers_of_groups, scaled_numbers
+from train.optim.optimizer import numbers_of_groups, numbers_of_stages
 from train.parts import Part
-
-
-def numbers_of_stages(config: OptimizerConfig, batch: BatchPlan) -> list[Scaled]:
-    """Of each stage; of a batch without a schedule, which is one."""
-    effective = [batch.effective]
-    if config.lr_on_schedule == "rescale":
-        effective = [size for _, size in batch.stages] or effective
-    numbers = [scaled_numbers(config, size) for size in effective]
-    return numbers * max(1, len(batch.stages)) if len(numbers) == 1 else numbers
 
 
 def part(

@@ -15,7 +15,7 @@ from train.config import (
 from train.data import ByLength, Sets, Splits, load_splits, open_sets
 from train.distributed.ranks import LaunchError, Ranks, asked_world_size
 from train.models.init_from import digests
-from train.optim.stage_numbers import numbers_of_stages
+from train.optim.optimizer import numbers_of_stages
 from train.plan.run_plan import RunPlan
 from train.plan.smaller import remembered, shrunk
 from train.plan.steps import plan_batch, plan_rate
