@@ -171,8 +171,7 @@ def in_stages(blocks: Blocks, plan: BatchPlan, seen: int) -> Blocks:
             held, first = table, start
         else:
             held = pa.concat_tables([held, table])
-        # More than a step's: what is given on is then not the last of the epoch.
-        while held.num_rows > (size := plan.at(seen).effective) or (last and held.num_rows):
+        while held.num_rows >= (size := plan.at(seen).effective) or (last and held.num_rows):
             step, held = held.slice(0, size), held.slice(size)
             yield first, step, last and not held.num_rows
             seen += step.num_rows
