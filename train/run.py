@@ -25,13 +25,14 @@ from train.gradients.seeding import seeded
 from train.gradients.shrink import Shrink
 from train.gradients.whole import Whole
 from train.memory import peaks
-from train.metrics import compilations, loss_mean, loss_scale, mfu, noise_scale, profiler, step_timing
+from train.metrics import compilations, loss_mean, loss_scale, mfu, noise_scale, profiler, scaling_regime, step_timing
 from train.metrics.largest import largest
 from train.metrics.losses import mean_losses
 from train.optim import stage_numbers
 from train.parts import Part, Parts
 from train.plan.make import prepare
 from train.plan.run_plan import RunPlan
+from train.plan.scaling_table import changes
 from train.report import Interval, Progress, Reporter, RunFolder, RunState, best_weights, checked_best, claim
 from train.report.displaced import save_in_own
 from train.report.run_weights import RunWeights
@@ -188,7 +189,7 @@ def list_parts(setting: Setting, report: Reporter) -> tuple[Part, ...]:
     return (
         stage_numbers.part(config.optimizer, setting.plan.batch, learner.optimizer, learner.module),
         # Evaluates a second module as the first one: all that stands around an evaluation sees both.
-        ema.part(learner, config.ema.decay),
+        ema.part(learner, setting.plan.ema_decays),
         # Outside of the average, which writes no texts.
         generations.part(learner, setting.prepared.sets, config, ranks, report.show, setting.stop.requested),
         # Records the reading of windows, but none of the measuring around it.
@@ -199,6 +200,7 @@ def list_parts(setting: Setting, report: Reporter) -> tuple[Part, ...]:
         peaks.part(learner, setting.tried.trial, row_due),
         # Takes the times of a step from those above. What puts the gradient elsewhere than into .grad stands above it.
         noise_scale.part(learner, config, ranks),
+        scaling_regime.part(config.optimizer, changes(config, setting.plan.batch), report.say),
         loss_scale.part(learner),
         mfu.part(learner, setting.tried.trial, ranks, report, config),
         compilations.part(learner),

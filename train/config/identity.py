@@ -47,6 +47,8 @@ def mathematics(config: Config, effective_batch: int, stages: Sequence[tuple[int
     """
     flat = flatten(dataclasses.asdict(config))
     kept = {key: value for key, value in flat.items() if not is_execution(key)}
+    if config.optimizer.lr_scaling != "noise":  # beside another rule it is a hint
+        kept["optimizer.noise_scale"] = None
     if not stages:
         return kept | {"batch.effective": effective_batch}
     return kept | {"batch.schedule": ", ".join(f"{start}: {effective}" for start, effective in stages)}

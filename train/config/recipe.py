@@ -136,9 +136,13 @@ class Optimizer:
     lr: float = 1e-3
     """Peak learning rate at lr_reference_batch."""
     lr_scaling: str = "none"
-    """How the peak rate follows the effective batch: none, linear, sqrt, sde, halflife."""
+    """How the optimizer's numbers, and ema.decay, follow the effective batch: none, linear (SGD), sqrt, sde, halflife
+    (Adam), or noise, which bends where the batch comes near to noise_scale. The plan shows each number."""
     lr_reference_batch: int | None = None
     """Effective batch, in samples, at which `lr` was tuned. Needed by every lr_scaling but none."""
+    noise_scale: float | None = None
+    """Gradient noise scale in samples, as a run has measured it (batch/noise_scale). Needed by lr_scaling=noise; beside
+    another rule it tells whether that one holds."""
     lr_on_schedule: str = "rescale"
     """What a stage of batch.schedule does to the optimizer's numbers: rescale them by lr_scaling to the batch of the
     stage, or keep those of the first stage, so that a larger batch means less noise."""
@@ -193,4 +197,4 @@ class Duration:
 class Ema:
     decay: float | None = None
     """Keep a moving average of the weights, evaluated and saved beside them: after each update it moves by 1 - decay
-    of the way. Such as 0.999. Unset: none."""
+    of the way. Such as 0.999, at optimizer.lr_reference_batch where lr_scaling is on. Unset: none."""

@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -14,26 +14,51 @@ from train.config.name_patterns import matching
 from train.config.recipe import Optimizer as OptimizerConfig
 from train.distributed.sharded import is_part, like_one_row
 from train.errors import UserError, ends_in_a_sentence
-from train.optim.batch_scaling import Scaled, scale
+from train.optim.batch_scaling import Change, Scaled, scale
 
 SCALED = ("betas", "eps", "weight_decay")
 """Arguments of an optimizer that a rule may change."""
+
+
+COUPLED = (
+    *(torch.optim.SGD, torch.optim.ASGD, torch.optim.Adam, torch.optim.Adamax, torch.optim.NAdam, torch.optim.RAdam),
+    *(torch.optim.Adagrad, torch.optim.Adadelta, torch.optim.RMSprop),
+)
+"""torch's optimizers that add weight_decay to the gradient, unless they are told otherwise."""
 
 
 class OptimizerError(UserError):
     """An optimizer that cannot be made as the config says."""
 
 
+def change_of(config: OptimizerConfig, effective_batch: int) -> Change | None:
+    """What a rule for this batch and this optimizer goes by. None: no reference is stated."""
+    if config.lr_reference_batch is None:
+        return None
+    target = resolve(config.target, "torch.optim")
+    kind = target if isinstance(target, type) else object
+    is_decoupled = issubclass(kind, torch.optim.AdamW) or not issubclass(kind, COUPLED)
+    return Change(
+        batch=effective_batch,
+        reference=config.lr_reference_batch,
+        noise_scale=config.noise_scale,
+        is_adaptive=not issubclass(kind, torch.optim.SGD | torch.optim.ASGD),
+        is_decoupled=is_decoupled or bool(config.args.get("decoupled_weight_decay")),
+    )
+
+
 def scaled_numbers(config: OptimizerConfig, effective_batch: int) -> Scaled:
     """Peak learning rate and arguments at this effective batch."""
     defaults = _defaults(config)
-    scaled = scale(config.lr_scaling, config.lr, defaults | config.args, effective_batch, config.lr_reference_batch)
+    change = change_of(config, effective_batch)
+    scaled = scale(config.lr_scaling, config.lr, defaults | config.args, change)
     changed = {n: v for n, v in scaled.args.items() if n in config.args or v != defaults[n]}
-    groups = tuple(
-        scale(config.lr_scaling, config.lr, group.args, effective_batch, config.lr_reference_batch).args
-        for group in config.groups
-    )
-    return Scaled(scaled.lr, changed, scaled.arithmetic, groups)
+    rows, groups = [*scaled.rows], []
+    for number, group in enumerate(config.groups):
+        of_group = scale(config.lr_scaling, config.lr, group.args, change)
+        groups.append(of_group.args)
+        rows += [replace(row, name=f"groups[{number}].{row.name}") for row in of_group.rows[1:]]
+    return replace(scaled, args=changed, rows=tuple(rows), groups=tuple(groups))
 
 
 def numbers_of_stages(config: OptimizerConfig, batch: BatchPlan) -> list[Scaled]:

@@ -17,6 +17,7 @@ from train.distributed.ranks import LaunchError, Ranks, asked_world_size
 from train.models.init_from import digests
 from train.optim.optimizer import numbers_of_stages
 from train.plan.run_plan import RunPlan
+from train.plan.scaling_table import ema_decays, scaling_hints, scaling_tables
 from train.plan.smaller import remembered, shrunk
 from train.plan.steps import plan_batch, plan_rate
 from train.redaction import clean
@@ -86,7 +87,9 @@ def make_plan(loaded: Loaded, loop: str, sets: Sets, weights: dict[str, str]) ->
         precision=config.precision,
         batch=batch,
         rate=plan_rate(config, batch, *(each.lr for each in numbers)),
-        rate_arithmetic=tuple(line for each in dict.fromkeys(each.arithmetic for each in numbers) for line in each),
+        scaling=scaling_tables(config, batch),
+        scaling_hints=scaling_hints(config, batch),
+        ema_decays=ema_decays(config, batch),
         tokens_per_sample=config.data.block_size or 0,
         eval_samples={name: len(rows) for name, rows in sets.evaluation.items()},
         data=sets.digests,

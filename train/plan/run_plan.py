@@ -7,6 +7,7 @@ from typing import Any
 from train.batch import BatchPlan, ranks
 from train.optim.lr_schedule import Rate, RateInStages
 from train.plan.arithmetic import arithmetic
+from train.plan.scaling_table import Table
 from train.plan.stages import Staircase
 from train.plan.steps import counting
 
@@ -18,12 +19,14 @@ class RunPlan:
     precision: str
     batch: BatchPlan
     rate: Rate
-    rate_arithmetic: tuple[str, ...]  # how the optimizer's numbers follow from the effective batch
     eval_samples: Mapping[str, int]  # of each set; "" is the main one
     tokens_per_sample: int  # data.block_size; 0: samples are no blocks
     identity: Mapping[str, Any]  # all that decides the curve
     curve_hash: str
     recipe_hash: str
+    scaling: tuple[Table, ...] = ()  # how the optimizer's numbers follow from the effective batch
+    scaling_hints: tuple[str, ...] = ()  # what speaks against that
+    ema_decays: tuple[tuple[int, float], ...] = ()  # (samples seen, decay from there on)
     data: Mapping[str, str] = field(default_factory=dict)  # what the data of each split is
     classes: Mapping[str, Sequence[str]] = field(default_factory=dict)  # names, in the order of their numbers
     notes: tuple[str, ...] = ()  # on the data, for the screen
@@ -49,6 +52,7 @@ class RunPlan:
         return {
             "loop": self.loop,
             "lr_peak": self.rate.peak,
+            "scaling": [table.flat() for table in self.scaling] or None,
             "effective_batch": None if batch.stages else batch.effective,
             "batch_schedule": self.identity.get("batch.schedule"),
             "micro_batch": None if self.micro_steps else batch.micro,
@@ -78,7 +82,8 @@ class RunPlan:
             *self._small(),
             *self.notes,
             f"duration  {self.total_steps:,} steps = {self._samples()}",
-            *(f"scaling   {line}" for line in self.rate_arithmetic),
+            *(f"scaling   {line}" for table in self.scaling for line in table.lines()),
+            *(f"hint      {hint}" for hint in self.scaling_hints),
             f"rate      peak {self._peak()}, {fall}{warm}",
             *self._warmup(),
         ]

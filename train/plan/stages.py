@@ -3,7 +3,7 @@
 import sys
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from itertools import pairwise
 
 from train.batch import BatchPlan, make_plan, share
@@ -22,6 +22,9 @@ class Staircase(BatchPlan):
     def at(self, seen: int) -> BatchPlan:
         _, effective = self.stages[bisect_right(self.stages, (seen, FOREVER)) - 1]
         return make_plan(effective, self.micro, None, world_size=self.world_size, dataset_size=self.dataset_size)
+
+    def recut(self, micro: int) -> BatchPlan:
+        return replace(self, micro=micro, accumulation_steps=self.at(0).recut(micro).accumulation_steps)
 
     @property
     def steps_per_epoch(self) -> None:
