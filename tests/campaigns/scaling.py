@@ -2,10 +2,10 @@
 
 OMP_NUM_THREADS=1 python -m tests.campaigns.scaling        prints tables for docs/results.md
 
-Linear regression on 64 features whose variances fall as 1/i, targets with noise; evaluated without it, so that the loss is
-the distance to the optimum. The base run takes 16 samples a step; others take kappa times as many, their numbers moved by a
-rule, through the whole scaffold. A figure is the root mean square, over 16 evaluations at the same samples seen, of
-the difference in log eval/loss, each a mean over seeds.
+Linear regression on 64 features whose variances fall as 1/i, targets with noise; evaluated without it, so that the loss
+is the distance to the optimum. The base run takes 16 samples a step; others take kappa times as many, their numbers
+moved by a rule, through the whole scaffold. A figure is the root mean square, over 16 evaluations at the same samples
+seen, of the difference in log eval/loss, each a mean over seeds.
 """
 
 import contextlib
