@@ -12,7 +12,6 @@ from train import metric_names
 from train.batch.window import Window
 from train.checkpoint import Checkpoints, named, newest
 from train.config import Config, Loaded
-from train.data import save_tokenizer
 from train.distributed.accelerator import check_launcher, connect
 from train.distributed.ranks import Ranks
 from train.distributed.stop import Stop
@@ -36,7 +35,7 @@ from train.plan.scaling_table import changes
 from train.report import Interval, Progress, Reporter, RunFolder, RunState, best_weights, checked_best, claim
 from train.report.displaced import save_in_own
 from train.report.run_weights import RunWeights
-from train.setting import Setting, open_checkpoints, open_evaluation, open_report, open_windows
+from train.setting import Setting, open_checkpoints, open_evaluation, open_report, open_weights, open_windows
 from train.setup import make_learner, share_work
 from train.step import ComputeGradient, Learner
 
@@ -241,12 +240,7 @@ def _join(setting: Setting, checkpoints: Checkpoints, report: Reporter) -> Run:
         save_checkpoint=parts.save(save_in_own(checkpoints, folder)),
         row_due=setting.row_due(),
         metrics=partial(parts.metrics, largest(ranks), ranks.alone.kept),
-        weights=RunWeights(
-            {"model": learner.module, **parts.exports()},
-            folder,
-            ranks,
-            partial(save_tokenizer, config.data.tokenizer),
-        ),
+        weights=open_weights(setting, parts.exports()),
         closing_lines=parts.closing_lines,
         whole=whole,
         shrink=shrink,

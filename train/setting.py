@@ -1,11 +1,13 @@
 """What a run is made of once it has its folder: its checkpoints, its report, its windows, its evaluation."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 from train.checkpoint import Checkpoints, check_savable
 from train.config import Config, Loaded
-from train.data import Windows
+from train.data import Windows, save_tokenizer
 from train.distributed.ranks import Ranks
 from train.distributed.stop import Stop
 from train.evaluation.evaluator import Evaluation
@@ -14,6 +16,7 @@ from train.optim.optimizer import OptimizerState
 from train.plan.make import Prepared
 from train.plan.run_plan import RunPlan
 from train.report import Outlets, Progress, Reporter, RunFolder, RunState, open_outlets
+from train.report.run_weights import RunWeights
 from train.setup import summary
 from train.step import Learner
 from train.tasks import by_term
@@ -104,6 +107,13 @@ def open_windows(setting: Setting, progress: Progress) -> Windows:
         seen=progress.samples_seen,
         last=plan.total_steps,
     )
+
+
+def open_weights(setting: Setting, exports: Mapping[str, Any]) -> RunWeights:
+    """What a finished run keeps: the model's, and those of its parts."""
+    tokenizer = setting.config.data.tokenizer
+    modules = {"model": setting.learner.module, **exports}
+    return RunWeights(modules, setting.folder, setting.ranks, partial(save_tokenizer, tokenizer))
 
 
 def open_evaluation(setting: Setting, report: Reporter) -> Evaluation:
