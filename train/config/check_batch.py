@@ -1,6 +1,7 @@
 """The rules for the batch: which numbers say the others, and what cannot be stated together."""
 
 from collections.abc import Iterator
+from typing import Any
 
 from train.config.problems import Finding, Values, show
 
@@ -12,9 +13,35 @@ TO_ONE_SIZE = {"data.drop_tail": False, "data.overfit": None, "data.split_by_nod
 
 def _micro(values: Values) -> Iterator[Finding]:
     micro = values["batch.micro"]
-    if micro != "all" and not (isinstance(micro, int) and micro >= 1):
-        unquoted = f". Write {micro} without quotes" if str(micro).isdigit() and int(micro) else ""
-        yield "batch.micro", f"got {show(micro)}; it takes a whole number of 1 or more, or all{unquoted}"
+    if micro == "all" or _is_count(micro) or _are_counts(micro):
+        return
+    unquoted = f". Write {micro} without quotes" if str(micro).isdigit() and int(micro) else ""
+    takes = "a whole number of 1 or more, a list of them, one a rank, or all"
+    yield "batch.micro", f"got {show(micro)}; it takes {takes}{unquoted}"
+
+
+def _shares(values: Values) -> Iterator[Finding]:
+    shares, micro = values["batch.shares"], values["batch.micro"]
+    if shares != "equal" and not _are_counts(shares):
+        yield "batch.shares", f"got {show(shares)}; it takes equal, or a list of whole numbers, one a rank, as [3, 1]"
+        return
+    key = "batch.shares" if shares != "equal" else "batch.micro"
+    if shares == "equal" and not isinstance(micro, list):
+        return
+    if all(values[other] is None for other in STATING):
+        why = "no effective batch follows from it. Add batch.effective=..., the samples per step over all ranks"
+        yield key, f"got {show(values[key])}; {why}"
+    if values["batch.micro_tokens"] is not None:
+        why = "batch.micro_tokens deals texts by their tokens. Leave one of them out"
+        yield key, f"got {show(values[key])}; {why}"
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+def _are_counts(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(map(_is_count, value))
 
 
 def _batch(values: Values) -> Iterator[Finding]:
@@ -78,4 +105,4 @@ def _schedule(values: Values) -> Iterator[Finding]:
                 )
 
 
-BATCH_RULES = (_micro, _batch, _micro_tokens, _schedule)
+BATCH_RULES = (_micro, _shares, _batch, _micro_tokens, _schedule)

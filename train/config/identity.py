@@ -18,7 +18,7 @@ EXECUTION = (
     *("batch.effective_tokens", "batch.schedule", "batch.schedule_tokens"),  # what follows is in the identity, below
     "noise_scale",
     *("data.preload", "data.workers", "data.eval_transform"),
-    *("batch.micro", "batch.accumulation_steps", "batch.exact", "batch.sync", "batch.on_oom"),
+    *("batch.micro", "batch.shares", "batch.accumulation_steps", "batch.exact", "batch.sync", "batch.on_oom"),
     *("runtime.timeout_seconds", "runtime.deterministic"),
     *("batch.micro_tokens", "model.compile", "memory", "runtime.reduction", "runtime.watch_launcher"),
 )
@@ -32,7 +32,7 @@ COMPUTING = (
     *("distributed/flat_buckets.py", "randomness.py"),
     *("gradients/seeding.py", "chunked_loss.py", "permutation.py"),
     *("distributed/bucket_order.py", "distributed/sharded.py", "distributed/norms.py"),
-    *("plan/steps.py", "plan/stages.py", "config/name_patterns.py"),
+    *("plan/steps.py", "plan/stages.py", "plan/unequal.py", "config/name_patterns.py"),
 )
 """Files whose change may change a curve. A test asks of each other file that it is said not to."""
 

@@ -9,7 +9,6 @@ from datasets import Features, Image, IterableDataset
 from datasets.distributed import split_dataset_by_node
 
 from train.batch import BatchPlan, divide, key_of
-from train.batch import share as share_of
 from train.batch.window import Batch, Place
 from train.data.checks import check_values
 from train.data.reading import Reader, stack
@@ -74,7 +73,7 @@ class Stream:
                     samples=self._batch(table, first, sum(sizes), ids),
                     sizes=sizes,
                     filler=filler,
-                    largest=share_of(table.num_rows, 0, plan.world_size),
+                    largest=max(plan.shares(table.num_rows)),
                     tokens=self._tokens(table, first, sum(sizes)),
                 )
             place = Place(0 if overfit else place.epoch + 1, 0, seen)
@@ -105,7 +104,7 @@ class Stream:
                 samples=self._batch(table, 0, sum(sizes), ids),
                 sizes=sizes,
                 filler=filler,
-                largest=share_of(plan.effective, 0, plan.world_size),
+                largest=max(plan.shares(plan.effective)),
                 tokens=self._tokens(table, 0, sum(sizes)),
             )
 

@@ -121,7 +121,7 @@ def _remedy(plan: RunPlan, kinds: Sequence[Kind], kind: Kind) -> str:
         return "Use GroupNorm or LayerNorm, freeze it by .eval() in the model's constructor, or state another schedule"
     if kind.is_tail and plan.batch.samples_per_epoch != plan.batch.tail_samples:
         ways.append(f"data.drop_tail=true (leaves {kind.samples} samples out of each epoch)")
-    cut = _other_cut(plan.batch, kinds) if plan.loop == "accumulate" else None
+    cut = _other_cut(plan.batch, kinds) if plan.loop == "accumulate" and not plan.batch.weights else None
     if cut is not None:
         ways.append(f"batch.effective={cut.effective} batch.micro={cut.micro}")
     if not ways:

@@ -6,7 +6,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 from itertools import pairwise
 
-from train.batch import BatchPlan, make_plan, share
+from train.batch import BatchPlan, make_plan
+from train.plan.unequal import limits_of, unequal
 
 FOREVER = sys.maxsize
 
@@ -21,7 +22,9 @@ class Staircase(BatchPlan):
 
     def at(self, seen: int) -> BatchPlan:
         _, effective = self.stages[bisect_right(self.stages, (seen, FOREVER)) - 1]
-        return make_plan(effective, self.micro, None, world_size=self.world_size, dataset_size=self.dataset_size)
+        size = self.dataset_size
+        stage = make_plan(effective, self.micro, None, world_size=self.world_size, dataset_size=size)
+        return unequal(stage, self.weights, limits_of(self)) if self.weights else stage
 
     def recut(self, micro: int) -> BatchPlan:
         return replace(self, micro=micro, accumulation_steps=self.at(0).recut(micro).accumulation_steps)
@@ -79,7 +82,7 @@ def in_stages(first: BatchPlan, stages: Mapping[int, int], micro: int | None) ->
     """The plan of all stages, from that of the first one; `micro`: the limit that was stated, if one was."""
     if len(stages) < 2:
         return first
-    largest = share(max(stages.values()), 0, first.world_size)
+    largest = max(first.shares(max(stages.values())))
     values = {field.name: getattr(first, field.name) for field in fields(BatchPlan)}
     values["micro"] = min(micro, largest) if micro else first.micro
     values["stages"] = tuple(sorted(stages.items()))

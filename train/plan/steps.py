@@ -9,6 +9,7 @@ from train.batch import BatchPlan, PlanError, make_plan, ranks
 from train.config import Config
 from train.optim.lr_schedule import Rate, RateInStages
 from train.plan.stages import in_stages
+from train.plan.unequal import unequal
 
 __all__ = ["PlanError", "counting", "plan_batch", "plan_rate"]
 
@@ -22,17 +23,21 @@ def plan_batch(config: Config, loop: str, world_size: int, dataset_size: int | N
     stages = stages_of(config)
     tokens, longest = batch.micro_tokens, config.data.max_length
     micro = tokens // longest if tokens and longest else batch.micro
+    weights = batch.shares if isinstance(batch.shares, list) else [1] * world_size
+    is_unequal = isinstance(batch.shares, list) or isinstance(micro, list)
     plan = make_plan(
         stages.get(0, effective),
-        micro,
-        batch.accumulation_steps,
+        "all" if is_unequal else micro,
+        None if is_unequal else batch.accumulation_steps,
         world_size=world_size,
         dataset_size=dataset_size,
         drop_tail=config.data.drop_tail,
     )
+    if is_unequal:
+        plan = unequal(plan, weights, None if micro == "all" else micro, batch.accumulation_steps)
     if loop == "standard":
         _check_standard(config, plan)
-    plan = in_stages(plan, stages, None if micro == "all" else int(micro))
+    plan = in_stages(plan, stages, micro if isinstance(micro, int) else None)
     if loop == "standard":
         for start, _ in plan.stages:
             _check_standard_stage(plan.at(start), start)
@@ -56,7 +61,7 @@ def _check_standard(config: Config, plan: BatchPlan) -> None:
         return
     batch = config.batch
     tokens, longest = batch.micro_tokens, config.data.max_length
-    share = math.ceil(plan.effective / plan.world_size)
+    share = max(plan.shares(plan.effective))
     stated = f"batch.micro={batch.micro}" if batch.micro != "all" else f"{batch.accumulation_steps=}"
     instead = "batch.micro=all"
     if tokens and longest:
