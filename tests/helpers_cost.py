@@ -56,7 +56,7 @@ def ours(run: Run) -> Iterator[None]:
     gradient = run.watch(compute_gradient)
     for window in run.windows:
         losses = gradient(run.learner, window)
-        norm = update(run.learner, run.plan.rate.at(window.k))
+        norm = update(run.learner, run.plan.rate.at(window.k, window.seen))
         with contextlib.redirect_stdout(io.StringIO()):
             run.after_step(window, losses, norm)
         yield

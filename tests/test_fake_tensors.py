@@ -52,7 +52,7 @@ def learner_of(optimizer: str, precision: str, args: dict[str, Any]) -> Learner:
     if precision == "bf16":  # as accelerate does it
         module.forward = torch.autocast("cpu", torch.bfloat16)(module.forward)  # type: ignore[method-assign]
     parameters = dict(module.named_parameters())
-    made = make_optimizer(OptimizerConfig(target=optimizer, lr=0.1, args=args), Scaled(0.1, args, ()), parameters)
+    made = make_optimizer(OptimizerConfig(target=optimizer, lr=0.1, args=args), Scaled(0.1, args), parameters)
     ranks: Any = Ranks()
     return Learner(
         accelerator=Accelerator(cpu=True),

@@ -181,7 +181,7 @@ def test_a_retry_after_out_of_memory(run_ranks: Any, tmp_path: Path) -> None:
 def test_a_new_scaling_rule(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """optim/batch_scaling.py: one function in RULES, and its name among the choices of config/check.py."""
     monkeypatch.setitem(
-        batch_scaling.RULES, "cube", lambda kappa: Factors(lr=kappa ** (1 / 3), lr_symbol="cbrt(kappa)")
+        batch_scaling.RULES, "cube", lambda change: Factors(lr=change.kappa ** (1 / 3), lr_symbol="cbrt(kappa)")
     )
     monkeypatch.setitem(CHOICES, "optimizer.lr_scaling", ("cube",))
 

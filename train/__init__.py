@@ -29,7 +29,7 @@ LAYERS = (
     ("randomness", "chunked_loss"),
     ("comparison",),
     ("batch", "config"),
-    ("parts", "metric_names", "launching"),
+    ("parts", "metric_names", "launching", "permutation"),
     ("disk",),
     ("errors",),
     ("terminal", "output"),

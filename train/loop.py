@@ -13,5 +13,5 @@ def fit(run: Run, compute_gradient: ComputeGradient) -> None:
         losses = norm = None
         if not window.is_empty:  # else no label counts on any rank: there is no gradient, and nothing moves
             losses = compute_gradient(run.learner, window)
-            norm = update(run.learner, run.plan.rate.at(window.k))
+            norm = update(run.learner, run.plan.rate.at(window.k, window.seen))
         run.after_step(window, losses, norm)

@@ -12,7 +12,6 @@ from train import metric_names
 from train.batch.window import Window
 from train.checkpoint import Checkpoints, named, newest
 from train.config import Config, Loaded
-from train.data import save_tokenizer
 from train.distributed.accelerator import check_launcher, connect
 from train.distributed.ranks import Ranks
 from train.distributed.stop import Stop
@@ -25,16 +24,18 @@ from train.gradients.seeding import seeded
 from train.gradients.shrink import Shrink
 from train.gradients.whole import Whole
 from train.memory import peaks
-from train.metrics import compilations, loss_mean, loss_scale, mfu, noise_scale, profiler, step_timing
+from train.metrics import compilations, loss_mean, loss_scale, mfu, noise_scale, profiler, scaling_regime, step_timing
 from train.metrics.largest import largest
 from train.metrics.losses import mean_losses
+from train.optim import stage_numbers
 from train.parts import Part, Parts
 from train.plan.make import prepare
 from train.plan.run_plan import RunPlan
+from train.plan.scaling_table import changes
 from train.report import Interval, Progress, Reporter, RunFolder, RunState, best_weights, checked_best, claim
 from train.report.displaced import save_in_own
 from train.report.run_weights import RunWeights
-from train.setting import Setting, open_checkpoints, open_evaluation, open_report, open_windows
+from train.setting import Setting, open_checkpoints, open_evaluation, open_report, open_weights, open_windows
 from train.setup import make_learner, share_work
 from train.step import ComputeGradient, Learner
 
@@ -108,7 +109,7 @@ class Run:
         skips = self.learner.skips
         of_step = skips.look([] if losses is None or norm is None else [losses, norm])
         numbers: dict[str, float] = {
-            metric_names.LEARNING_RATE: self.plan.rate.at(window.k),
+            metric_names.LEARNING_RATE: self.plan.rate.at(window.k, window.seen),
             metric_names.SKIPPED_STEPS: skips.total,
         }
         if of_step:
@@ -185,8 +186,9 @@ def list_parts(setting: Setting, report: Reporter) -> tuple[Part, ...]:
     config, learner, ranks, folder = setting.config, setting.learner, setting.ranks, setting.folder
     row_due = setting.row_due()
     return (
+        stage_numbers.part(config.optimizer, setting.plan.batch, learner.optimizer, learner.module),
         # Evaluates a second module as the first one: all that stands around an evaluation sees both.
-        ema.part(learner, config.ema.decay),
+        ema.part(learner, setting.plan.ema_decays),
         # Outside of the average, which writes no texts.
         generations.part(learner, setting.prepared.sets, config, ranks, report.show, setting.stop.requested),
         # Records the reading of windows, but none of the measuring around it.
@@ -197,6 +199,7 @@ def list_parts(setting: Setting, report: Reporter) -> tuple[Part, ...]:
         peaks.part(learner, setting.tried.trial, row_due),
         # Takes the times of a step from those above. What puts the gradient elsewhere than into .grad stands above it.
         noise_scale.part(learner, config, ranks),
+        scaling_regime.part(config.optimizer, changes(config, setting.plan.batch), report.say),
         loss_scale.part(learner),
         mfu.part(learner, setting.tried.trial, ranks, report, config),
         compilations.part(learner),
@@ -237,12 +240,7 @@ def _join(setting: Setting, checkpoints: Checkpoints, report: Reporter) -> Run:
         save_checkpoint=parts.save(save_in_own(checkpoints, folder)),
         row_due=setting.row_due(),
         metrics=partial(parts.metrics, largest(ranks), ranks.alone.kept),
-        weights=RunWeights(
-            {"model": learner.module, **parts.exports()},
-            folder,
-            ranks,
-            partial(save_tokenizer, config.data.tokenizer),
-        ),
+        weights=open_weights(setting, parts.exports()),
         closing_lines=parts.closing_lines,
         whole=whole,
         shrink=shrink,

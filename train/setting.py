@@ -1,11 +1,13 @@
 """What a run is made of once it has its folder: its checkpoints, its report, its windows, its evaluation."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 from train.checkpoint import Checkpoints, check_savable
 from train.config import Config, Loaded
-from train.data import Windows
+from train.data import Windows, save_tokenizer
 from train.distributed.ranks import Ranks
 from train.distributed.stop import Stop
 from train.evaluation.evaluator import Evaluation
@@ -14,6 +16,7 @@ from train.optim.optimizer import OptimizerState
 from train.plan.make import Prepared
 from train.plan.run_plan import RunPlan
 from train.report import Outlets, Progress, Reporter, RunFolder, RunState, open_outlets
+from train.report.run_weights import RunWeights
 from train.setup import summary
 from train.step import Learner
 from train.tasks import by_term
@@ -101,8 +104,16 @@ def open_windows(setting: Setting, progress: Progress) -> Windows:
         check=learner.parallel.check,
         stop_requested=setting.stop.requested,
         first=progress.step + 1,
+        seen=progress.samples_seen,
         last=plan.total_steps,
     )
+
+
+def open_weights(setting: Setting, exports: Mapping[str, Any]) -> RunWeights:
+    """What a finished run keeps: the model's, and those of its parts."""
+    tokenizer = setting.config.data.tokenizer
+    modules = {"model": setting.learner.module, **exports}
+    return RunWeights(modules, setting.folder, setting.ranks, partial(save_tokenizer, tokenizer))
 
 
 def open_evaluation(setting: Setting, report: Reporter) -> Evaluation:
@@ -113,7 +124,7 @@ def open_evaluation(setting: Setting, report: Reporter) -> Evaluation:
         ranks=setting.ranks,
         device=learner.device,
         dtype=learner.dtype,
-        batch_size=setting.plan.batch.micro,
+        batch_size=setting.plan.batch.least_micro if setting.plan.batch.weights else setting.plan.batch.micro,
         in_step=learner.parallel.is_sharded,
         stopping=setting.stop.requested,
         timed=report.eval_batch,

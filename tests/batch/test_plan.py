@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from train.batch import BatchPlan, PlanError, assign, make_plan, share
 from train.batch.plan import split_evenly
+from train.plan.arithmetic import arithmetic
 
 SIZES = st.integers(1, 500)
 RANKS = st.integers(1, 16)
@@ -161,4 +162,4 @@ def test_no_step_left_to_train_is_refused() -> None:
     ],
 )
 def test_arithmetic(effective: int, micro: int | str, world_size: int, text: str) -> None:
-    assert make_plan(effective, micro, None, world_size=world_size, dataset_size=500).arithmetic() == text
+    assert arithmetic(make_plan(effective, micro, None, world_size=world_size, dataset_size=500)) == text

@@ -92,8 +92,8 @@ MUTANTS = [
     Mutant(
         "rate moved R times per step",
         "train/loop.py",
-        "run.plan.rate.at(window.k)",
-        "run.plan.rate.at(min(window.k * run.ranks.world_size, run.plan.total_steps))",
+        "run.plan.rate.at(window.k, window.seen)",
+        "run.plan.rate.at(min(window.k * run.ranks.world_size, run.plan.total_steps), window.seen)",
     ),
     Mutant(
         "last micro-batch's loss logged",

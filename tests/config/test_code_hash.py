@@ -39,6 +39,7 @@ NOT_COMPUTING = (
     "redaction/*.py",
     *("config/*.py", "checkpoint/*.py", "plan/__init__.py", "plan/make.py", "plan/run_plan.py", "plan/smoke.py"),
     *("distributed/__init__.py", "distributed/ranks.py", "distributed/stop.py", "distributed/failures.py"),
+    *("plan/arithmetic.py", "plan/scaling_table.py"),
     *("distributed/watchdog.py", "distributed/board.py", "distributed/parents.py"),
     *("distributed/outside.py", "distributed/pulse.py", "distributed/alone.py"),
 )

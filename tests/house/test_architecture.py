@@ -27,6 +27,7 @@ PURE = (
     "optim.batch_scaling",
     "optim.lr_schedule",
     "parts",
+    "permutation",
     "redaction",
     "sweep",
     "terminal",

@@ -13,7 +13,7 @@ from train.optim.optimizer import can_skip_on_device, make_optimizer
 
 def optimizer_of(target: str, parameters: dict[str, nn.Parameter], **args: Any) -> torch.optim.Optimizer:
     config = OptimizerConfig(target=target, lr=0.1, args=args)
-    return make_optimizer(config, Scaled(0.1, args, ()), parameters)
+    return make_optimizer(config, Scaled(0.1, args), parameters)
 
 
 class WithoutKernels(torch.optim.Adagrad):

@@ -34,7 +34,7 @@ def assign(plan: BatchPlan, seed: int, epoch: int, start: int, rank: int) -> Ass
         samples=samples,
         ids=sample_ids(plan.dataset_size, seed, epoch, start + first, start + first + sum(sizes)),
         sizes=sizes,
-        largest=share(samples, 0, plan.world_size),
+        largest=max(plan.shares(samples)) if plan.weights else share(samples, 0, plan.world_size),
         filler_ids=sample_ids(plan.dataset_size, seed, epoch, start, start + 1),
     )
 
@@ -44,7 +44,18 @@ def divide(plan: BatchPlan, samples: int, rank: int) -> tuple[int, tuple[int, ..
 
     Every rank has equally many of them: where its samples are too few, some are of size 0.
     """
+    if plan.weights:
+        return _divide_unequally(plan, samples, rank)
     longest = share(samples, 0, plan.world_size)
     micro_steps = plan.accumulation_steps if samples == plan.effective else math.ceil(longest / plan.micro)
     sizes = split_evenly(share(samples, rank, plan.world_size), micro_steps)
     return first_of(samples, rank, plan.world_size), tuple(sizes)
+
+
+def _divide_unequally(plan: BatchPlan, samples: int, rank: int) -> tuple[int, tuple[int, ...]]:
+    """A micro-batch of a rank is no larger than in a full step."""
+    own, steps = plan.shares(samples), plan.accumulation_steps
+    if samples != plan.effective:
+        limits = [max(1, -(-full // steps)) for full in plan.shares(plan.effective)]
+        steps = max(-(-part // limit) for part, limit in zip(own, limits, strict=True))
+    return sum(own[:rank]), tuple(split_evenly(own[rank], steps))

@@ -1,6 +1,7 @@
 """The batch contract: any two of effective batch, micro-batch and accumulation steps; ranks come from the launcher."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from train.errors import UserError
@@ -20,6 +21,12 @@ class BatchPlan:
     world_size: int
     dataset_size: int | None  # None, as are the numbers of an epoch: a stream, whose length nobody knows
     drop_tail: bool
+    weights: tuple[int, ...] = ()  # of the ranks' shares, where they are not equal: plan/unequal.py
+    stages: tuple[tuple[int, int], ...] = ()  # (samples seen, effective batch from there on): plan/stages.py
+
+    def at(self, seen: int) -> "BatchPlan":
+        """The plan of a step that starts when `seen` samples have been trained, over all ranks."""
+        return self
 
     @property
     def steps_per_epoch(self) -> int | None:
@@ -53,30 +60,20 @@ class BatchPlan:
         epochs, rest = divmod(samples, self.samples_per_epoch)
         return int(epochs) * self.steps_per_epoch + math.ceil(rest / self.effective)
 
+    def shares(self, samples: int) -> list[int]:
+        """Of a step of so many, those of each rank. They follow each other in the order of the data."""
+        return in_proportion(samples, self.weights or (1,) * self.world_size)
+
+    @property
+    def least_micro(self) -> int:
+        """Samples at once for which every rank has room."""
+        return min(max(1, -(-own // self.accumulation_steps)) for own in self.shares(self.effective))
+
     def recut(self, micro: int) -> "BatchPlan":
         """The same steps in micro-batches of at most `micro` samples."""
-        largest = share(self.effective, 0, self.world_size)
+        largest = max(self.shares(self.effective))
         steps = math.ceil(largest / micro)
         return replace(self, micro=math.ceil(largest / steps), accumulation_steps=steps)
-
-    def arithmetic(self) -> str:
-        """`100 samples = 34+33+33 on 3 ranks, in micro-batches of 12+11+11`."""
-        longest, world_size = share(self.effective, 0, self.world_size), self.world_size
-        longer = self.effective % world_size
-        if longer == 0:
-            shares = f"{world_size} x {longest}" if world_size > 1 else f"{longest}"
-        elif world_size <= 8:
-            shares = "+".join(str(share(self.effective, rank, world_size)) for rank in range(world_size))
-        else:
-            shares = f"{longer} x {longest} + {world_size - longer} x {longest - 1}"
-        steps = self.accumulation_steps
-        if steps == 1:
-            sizes = "one micro-batch"
-        elif steps <= 8:
-            sizes = "micro-batches of " + "+".join(map(str, split_evenly(longest, steps)))
-        else:
-            sizes = f"{steps} micro-batches of at most {self.micro}"
-        return f"{self.effective} samples = {shares} on {ranks(world_size)}, in {sizes}"
 
 
 def ranks(world_size: int) -> str:
@@ -141,6 +138,19 @@ def share(samples: int, rank: int, world_size: int) -> int:
 def first_of(samples: int, rank: int, world_size: int) -> int:
     """Where a rank's share begins, counted from the first sample."""
     return rank * (samples // world_size) + min(rank, samples % world_size)
+
+
+def in_proportion(samples: int, weights: Sequence[int]) -> list[int]:
+    """`samples` in parts as `weights` has them, by largest remainders, the first of equal ones: the sum is exact.
+
+    Equal weights give what `share` gives.
+    """
+    total = sum(weights)
+    parts = [samples * weight // total for weight in weights]
+    by_remainder = sorted(range(len(weights)), key=lambda i: -(samples * weights[i] % total))
+    for i in by_remainder[: samples - sum(parts)]:
+        parts[i] += 1
+    return parts
 
 
 def split_evenly(samples: int, count: int) -> list[int]:

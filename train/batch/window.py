@@ -23,6 +23,7 @@ class Place:
 
     epoch: int = 0
     samples: int = 0  # of this epoch, already trained
+    seen: int = 0  # of all epochs
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,7 @@ class Window:
     samples: int  # of the step, over all ranks, counted
     weights: Mapping[str, float]  # by term, over all ranks: what the sum of a term's losses is divided by
     last_of_epoch: bool
+    seen: int = 0  # samples, before this step
     tokens: int | None = None  # of the step, over all ranks, counted; None: samples are no blocks of tokens
 
     @property

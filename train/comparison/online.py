@@ -43,7 +43,7 @@ def from_wandb(
     return Run(
         where=path,
         name=name,
-        identity=mathematics | {"batch.effective": derived.get("effective_batch")},
+        identity=mathematics | _batch(derived),
         execution=execution,
         derived=derived,
         environment=environment if isinstance(environment, Mapping) else {},
@@ -51,3 +51,10 @@ def from_wandb(
         rows=rows,
         remarks=("from W&B, which does not know the hash over its sources alone; the recipe's hash covers them",),
     )
+
+
+def _batch(derived: Mapping[str, Any]) -> dict[str, Any]:
+    """What a plan's identity says of the batch."""
+    if derived.get("batch_schedule"):
+        return {"batch.schedule": derived["batch_schedule"]}
+    return {"batch.effective": derived.get("effective_batch")}

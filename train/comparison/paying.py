@@ -29,7 +29,7 @@ def range_of(group: Group, metric: str) -> tuple[float, float] | None:
 def sentence(group: Group) -> str:
     """What the closing lines of its runs say, as one; empty where none of them could."""
     between, k = range_of(group, metric_names.BREAK_EVEN), group.of_derived("accumulation_steps")
-    if between is None or not k:
+    if between is None or not k or not group.of_derived("effective_batch"):
         return ""
     known = [worth for run in group.runs if (worth := _worth(run, group.of_derived("effective_batch") / k))]
     best, longer = fmean(worth.best for worth in known), fmean(worth.longer(k) for worth in known)

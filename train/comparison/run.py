@@ -60,6 +60,8 @@ class Run:
     def is_full(self, row: Row) -> bool:
         """Whether its step took the effective batch, which the ragged last step of an epoch does not."""
         effective = self.derived.get("effective_batch")
+        if effective is None:  # of a schedule: steps differ
+            return True
         return self.derived.get("steps_per_epoch") == 1 or row.get(metric_names.EFFECTIVE_SIZE, effective) == effective
 
     @cached_property

@@ -21,14 +21,21 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "batch.sync": ("step", "micro"),
     "batch.on_oom": ("shrink", "stop"),
     "batch.exact": ("warn", "required", "ignore"),
-    "optimizer.lr_scaling": ("none", "linear", "sqrt", "sde", "halflife"),
+    "optimizer.lr_scaling": ("none", "linear", "sqrt", "sde", "halflife", "noise"),
+    "optimizer.lr_on_schedule": ("rescale", "keep"),
     "schedule.name": ("constant", "linear", "cosine", "wsd"),
     "schedule.decay_shape": ("linear", "1-sqrt"),
     "wandb.mode": ("auto", "online", "offline", "disabled"),
     "runtime.reduction": ("auto", "explicit"),
 }
 
-TOKENS = ("batch.effective_tokens", "duration.tokens", "schedule.warmup_tokens", "evaluate.every_tokens")
+TOKENS = (
+    "batch.effective_tokens",
+    "batch.schedule_tokens",
+    "duration.tokens",
+    "schedule.warmup_tokens",
+    "evaluate.every_tokens",
+)
 
 _AT_LEAST_1: tuple[str, Callable[[Any], bool]] = ("1 or more", lambda value: value >= 1)
 _AT_LEAST_0: tuple[str, Callable[[Any], bool]] = ("0 or more", lambda value: value >= 0)
@@ -50,6 +57,7 @@ RANGES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "data.eval_fraction": ("from 0 to below 1", lambda value: 0 <= value < 1),
     "optimizer.lr": _POSITIVE,
     "optimizer.lr_reference_batch": _AT_LEAST_1,
+    "optimizer.noise_scale": _POSITIVE,
     "optimizer.max_grad_norm": ("above 0", lambda value: value > 0),
     "schedule.warmup_steps": _AT_LEAST_0,
     "schedule.warmup_fraction": _SHARE,
@@ -186,6 +194,9 @@ def _scaling(values: Values) -> Iterator[Finding]:
     if values["optimizer.lr_scaling"] != "none" and values["optimizer.lr_reference_batch"] is None:
         why = f"lr_scaling={values['optimizer.lr_scaling']} starts from the batch that lr was tuned at"
         yield "optimizer.lr_reference_batch", f"got nothing; {why}. Add optimizer.lr_reference_batch=..."
+    if values["optimizer.lr_scaling"] == "noise" and values["optimizer.noise_scale"] is None:
+        why = "lr_scaling=noise goes by the noise scale, which runs measure as batch/noise_scale, in samples"
+        yield "optimizer.noise_scale", f"got nothing; {why}. Add optimizer.noise_scale=..."
 
 
 def _optimizer_arguments(values: Values) -> Iterator[Finding]:

@@ -1,22 +1,53 @@
 """The rules for the batch: which numbers say the others, and what cannot be stated together."""
 
 from collections.abc import Iterator
+from typing import Any
 
 from train.config.problems import Finding, Values, show
+
+STATING = ("batch.effective", "batch.effective_tokens", "batch.schedule", "batch.schedule_tokens")
+SCHEDULES = ("batch.schedule", "batch.schedule_tokens")
+TO_ONE_SIZE = {"data.drop_tail": False, "data.overfit": None, "data.split_by_node": False}
+"""{key that is about steps of one size: its value beside a schedule}."""
 
 
 def _micro(values: Values) -> Iterator[Finding]:
     micro = values["batch.micro"]
-    if micro != "all" and not (isinstance(micro, int) and micro >= 1):
-        unquoted = f". Write {micro} without quotes" if str(micro).isdigit() and int(micro) else ""
-        yield "batch.micro", f"got {show(micro)}; it takes a whole number of 1 or more, or all{unquoted}"
+    if micro == "all" or _is_count(micro) or _are_counts(micro):
+        return
+    unquoted = f". Write {micro} without quotes" if str(micro).isdigit() and int(micro) else ""
+    takes = "a whole number of 1 or more, a list of them, one a rank, or all"
+    yield "batch.micro", f"got {show(micro)}; it takes {takes}{unquoted}"
+
+
+def _shares(values: Values) -> Iterator[Finding]:
+    shares, micro = values["batch.shares"], values["batch.micro"]
+    if shares != "equal" and not _are_counts(shares):
+        yield "batch.shares", f"got {show(shares)}; it takes equal, or a list of whole numbers, one a rank, as [3, 1]"
+        return
+    key = "batch.shares" if shares != "equal" else "batch.micro"
+    if shares == "equal" and not isinstance(micro, list):
+        return
+    if all(values[other] is None for other in STATING):
+        why = "no effective batch follows from it. Add batch.effective=..., the samples per step over all ranks"
+        yield key, f"got {show(values[key])}; {why}"
+    if values["batch.micro_tokens"] is not None:
+        why = "batch.micro_tokens deals texts by their tokens. Leave one of them out"
+        yield key, f"got {show(values[key])}; {why}"
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+def _are_counts(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(map(_is_count, value))
 
 
 def _batch(values: Values) -> Iterator[Finding]:
     """Two of three; `micro: all` is the default and says nothing by itself."""
     micro, steps = values["batch.micro"], values["batch.accumulation_steps"]
-    stated = values["batch.effective"] is not None or values["batch.effective_tokens"] is not None
-    if stated or (micro != "all" and steps is not None):
+    if any(values[key] is not None for key in STATING) or (micro != "all" and steps is not None):
         return
     if values["batch.micro_tokens"] and (micro != "all" or steps is not None):
         return  # they exclude each other: which of them is meant is asked first
@@ -54,4 +85,24 @@ def _micro_tokens(values: Values) -> Iterator[Finding]:
         yield "batch.micro_tokens", f"got {tokens}; {why}"
 
 
-BATCH_RULES = (_micro, _batch, _micro_tokens)
+def _schedule(values: Values) -> Iterator[Finding]:
+    for key in SCHEDULES:
+        stages = values[key]
+        if stages is None:
+            continue
+        if 0 not in stages:
+            why = "its first stage begins at 0"
+            yield key, f"got {show(stages)}; {why}. Add 0: the effective batch of the first steps"
+        for start, effective in stages.items():
+            if start < 0 or effective < 1:
+                yield key, f"got {start}: {effective}; a stage begins at 0 or more, and its batch is 1 or more"
+        for other, neutral in TO_ONE_SIZE.items():
+            if values[other] != neutral:
+                yield (
+                    other,
+                    f"got {show(values[other])} beside {key}; it is about steps of one size. "
+                    f"Write {other}={show(neutral)}, or batch.effective in place of the schedule",
+                )
+
+
+BATCH_RULES = (_micro, _shares, _batch, _micro_tokens, _schedule)

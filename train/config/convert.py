@@ -19,6 +19,7 @@ _WORDS = {
     bool: "true or false",
     type(None): "null",
     list[int]: "a list of whole numbers",
+    dict[int, int]: "a mapping of whole numbers, such as {0: 64, 20000: 128}",
     list[str]: "a list of texts",
     list[Group]: "a list of {match: pattern, lr_multiplier: number, args: {...}}",
 }
@@ -122,7 +123,7 @@ def resolve_values(config: DictConfig, origins: Origins) -> tuple[dict[str, Any]
         except OmegaConfBaseException as error:
             problems.append(_unresolved(key, error, origins))
             continue
-        for name in map(str, value) if isinstance(value, DictConfig) else ():  # the schema's have text for keys
+        for name in list(value) if isinstance(value, DictConfig) else ():
             try:
                 values[key][name] = _plain(value[name])
             except OmegaConfBaseException as error:

@@ -14,10 +14,11 @@ from train.config.targets import resolve, resolve_source, resolve_tokenizer
 
 EXECUTION = (
     *("name", "output_dir", "log", "wandb", "checkpoint", "duration.hours", "profile", "evaluate", "data.eval_split"),
-    *("ema", "batch.effective_tokens"),  # an average that is only watched; what batch.effective says already
+    "ema",  # an average that is only watched
+    *("batch.effective_tokens", "batch.schedule", "batch.schedule_tokens"),  # what follows is in the identity, below
     "noise_scale",
     *("data.preload", "data.workers", "data.eval_transform"),
-    *("batch.micro", "batch.accumulation_steps", "batch.exact", "batch.sync", "batch.on_oom"),
+    *("batch.micro", "batch.shares", "batch.accumulation_steps", "batch.exact", "batch.sync", "batch.on_oom"),
     *("runtime.timeout_seconds", "runtime.deterministic"),
     *("batch.micro_tokens", "model.compile", "memory", "runtime.reduction", "runtime.watch_launcher"),
 )
@@ -29,9 +30,9 @@ COMPUTING = (
     *("batch/*.py", "data/*.py", "tasks/*.py", "models/*.py", "optim/*.py"),
     *("distributed/accelerator.py", "distributed/parallel.py", "distributed/replicated.py", "distributed/ddp.py"),
     *("distributed/flat_buckets.py", "randomness.py"),
-    *("gradients/seeding.py", "chunked_loss.py"),
+    *("gradients/seeding.py", "chunked_loss.py", "permutation.py"),
     *("distributed/bucket_order.py", "distributed/sharded.py", "distributed/norms.py"),
-    *("plan/steps.py", "config/name_patterns.py"),
+    *("plan/steps.py", "plan/stages.py", "plan/unequal.py", "config/name_patterns.py"),
 )
 """Files whose change may change a curve. A test asks of each other file that it is said not to."""
 
@@ -39,11 +40,18 @@ TOKENIZER = ("tokenizer*.json", "vocab*", "merges.txt", "special_tokens_map.json
 """What a tokenizer is in a folder, which may hold a model besides."""
 
 
-def mathematics(config: Config, effective_batch: int) -> dict[str, Any]:
-    """{dotted key: value} of all that decides the curve; the effective batch as it follows from the plan."""
+def mathematics(config: Config, effective_batch: int, stages: Sequence[tuple[int, int]] = ()) -> dict[str, Any]:
+    """{dotted key: value} of all that decides the curve; the effective batch as it follows from the plan.
+
+    `stages`: (samples seen, effective batch from there on) of a schedule.
+    """
     flat = flatten(dataclasses.asdict(config))
     kept = {key: value for key, value in flat.items() if not is_execution(key)}
-    return kept | {"batch.effective": effective_batch}
+    if config.optimizer.lr_scaling != "noise":  # beside another rule it is a hint
+        kept["optimizer.noise_scale"] = None
+    if not stages:
+        return kept | {"batch.effective": effective_batch}
+    return kept | {"batch.schedule": ", ".join(f"{start}: {effective}" for start, effective in stages)}
 
 
 def flatten(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -15,11 +15,13 @@ ALTERNATIVES: tuple[tuple[str, ...], ...] = (
     ("duration.steps", "duration.epochs", "duration.samples", "duration.tokens"),
     ("schedule.warmup_steps", "schedule.warmup_fraction", "schedule.warmup_samples", "schedule.warmup_tokens"),
     ("evaluate.every_steps", "evaluate.every_samples", "evaluate.every_tokens"),
-    ("batch.effective", "batch.effective_tokens"),
+    ("batch.effective", "batch.effective_tokens", "batch.schedule", "batch.schedule_tokens"),
 )
 """Groups of which at most one key is stated."""
-BATCH = ("batch.effective", "batch.effective_tokens", "batch.micro", "batch.accumulation_steps", "batch.micro_tokens")
+BATCH = (*ALTERNATIVES[-1], "batch.micro", "batch.accumulation_steps", "batch.micro_tokens")
 """Two of these say the others. The first ones are kept when a later layer states others."""
+WHOLE = ("batch.schedule", "batch.schedule_tokens")
+"""Mappings that are one value: a later one replaces the earlier, and is not merged into it."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,7 @@ def flatten(values: Mapping[Any, Any], prefix: Path = ()) -> dict[Path, Any]:
         path = (*prefix, key)
         if isinstance(value, str) and TARGETS.get(dotted(path)) == f"{dotted(path)}.target":
             flat[*path, "target"] = value
-        elif isinstance(value, Mapping) and value:
+        elif isinstance(value, Mapping) and value and dotted(path) not in WHOLE:
             flat |= flatten(value, path)
         else:
             flat[path] = value

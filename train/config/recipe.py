@@ -12,9 +12,18 @@ class Batch:
     """Samples per optimizer step, over all ranks."""
     effective_tokens: int | None = None
     """In place of `effective`, where samples are blocks of tokens: a multiple of data.block_size."""
-    micro: int | str = "all"
+    schedule: dict[int, int] | None = None
+    """In place of `effective`: {samples seen: effective batch from there on}, such as {0: 64, 20000: 128}. A stage
+    begins with the first step that starts at or after its number of samples. Steps grow by accumulation: `micro: all`
+    and accumulation_steps are those of the first stage."""
+    schedule_tokens: dict[int, int] | None = None
+    """The same, where samples are blocks of tokens: {tokens seen: effective_tokens from there on}."""
+    micro: Any = "all"
     """Samples that one rank puts through the model at once; `all`: the whole share of a rank (or of a micro-step,
-    where accumulation_steps is stated)."""
+    where accumulation_steps is stated). A list has one number a rank, for machines of unequal memory."""
+    shares: Any = "equal"
+    """Of a step's samples, what each rank takes: equal, or a list of weights, one a rank, such as [3, 1] where the
+    first is three times as fast. The step and its gradient stay the same."""
     accumulation_steps: int | None = None
     """Micro-batches of one rank per optimizer step."""
     micro_tokens: int | None = None
@@ -130,9 +139,16 @@ class Optimizer:
     lr: float = 1e-3
     """Peak learning rate at lr_reference_batch."""
     lr_scaling: str = "none"
-    """How the peak rate follows the effective batch: none, linear, sqrt, sde, halflife."""
+    """How the optimizer's numbers, and ema.decay, follow the effective batch: none, linear (SGD), sqrt, sde, halflife
+    (Adam), or noise, which bends where the batch comes near to noise_scale. The plan shows each number."""
     lr_reference_batch: int | None = None
     """Effective batch, in samples, at which `lr` was tuned. Needed by every lr_scaling but none."""
+    noise_scale: float | None = None
+    """Gradient noise scale in samples, as a run has measured it (batch/noise_scale). Needed by lr_scaling=noise; beside
+    another rule it tells whether that one holds."""
+    lr_on_schedule: str = "rescale"
+    """What a stage of batch.schedule does to the optimizer's numbers: rescale them by lr_scaling to the batch of the
+    stage, or keep those of the first stage, so that a larger batch means less noise."""
     max_grad_norm: float | None = None
     """Largest norm of the gradient of a step; a longer one is scaled down to it. Unset: never."""
     no_decay: list[str] = field(default_factory=list)
@@ -184,4 +200,4 @@ class Duration:
 class Ema:
     decay: float | None = None
     """Keep a moving average of the weights, evaluated and saved beside them: after each update it moves by 1 - decay
-    of the way. Such as 0.999. Unset: none."""
+    of the way. Such as 0.999, at optimizer.lr_reference_batch where lr_scaling is on. Unset: none."""

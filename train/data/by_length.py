@@ -95,7 +95,8 @@ class ByLength:
     def _dealt(
         self, plan: BatchPlan, seed: int, rank: int, place: Place, overfit: int | None
     ) -> Iterator[tuple[int, Assignment]]:
-        alone = replace(plan, world_size=1, micro=plan.effective, accumulation_steps=1)
+        largest = max([plan.effective, *(effective for _, effective in plan.stages)])
+        alone = replace(plan, world_size=1, micro=largest, accumulation_steps=1)
         for epoch, step in islice(assignments(alone, seed, 0, place, overfit), self.steps):
             lengths = self.lengths[step.ids]
             of_ranks = deal(lengths, plan.world_size, self.limit)
@@ -114,7 +115,8 @@ class ByLength:
     def micro_steps(self, plan: BatchPlan) -> tuple[int, int]:
         """The fewest and the most micro-batches of a rank that a full step can have, whatever its samples are."""
         ascending = np.sort(self.lengths).tolist()
-        shortest, longest = ascending[: plan.effective], ascending[-plan.effective :]
+        sizes = [plan.effective, *(effective for _, effective in plan.stages)]
+        shortest, longest = ascending[: min(sizes)], ascending[-max(sizes) :]
         return micro_steps(shortest, plan.world_size, self.limit), micro_steps(longest, plan.world_size, self.limit)
 
     def limited(self, plan: BatchPlan, seed: int) -> "ByLength":

@@ -132,10 +132,11 @@ def assignments(
     """(epoch, which samples) of one step after the other, of data whose size is known; it may begin anywhere."""
     if overfit:
         place = Place(0, place.samples % (overfit * plan.effective))
-    epoch, taken = place.epoch, place.samples
+    epoch, taken, seen = place.epoch, place.samples, place.seen
     while True:
-        found = assign(plan, seed, epoch, taken, rank)
+        found = assign(plan.at(seen) if plan.stages else plan, seed, epoch, taken, rank)
         yield epoch, found
         taken += found.samples
+        seen += found.samples
         if found.last_of_epoch or taken == (overfit and overfit * plan.effective):
             epoch, taken = 0 if overfit else epoch + 1, 0

@@ -9,7 +9,6 @@ from datasets import Features, Image, IterableDataset
 from datasets.distributed import split_dataset_by_node
 
 from train.batch import BatchPlan, divide, key_of
-from train.batch import share as share_of
 from train.batch.window import Batch, Place
 from train.data.checks import check_values
 from train.data.reading import Reader, stack
@@ -60,8 +59,12 @@ class Stream:
             ordered = self._order(self.dataset, seed, place.epoch)
             end = overfit * plan.effective if overfit else None
             found = self._blocks(ordered, plan.effective, place.samples, end, plan.drop_tail)
+            if plan.stages:
+                found = in_stages(found, plan, place.seen)
+            seen = place.seen
             for start, table, last in self._apart(found, seed, place.epoch):
-                first, sizes = divide(plan, table.num_rows, rank)
+                first, sizes = divide(plan.at(seen), table.num_rows, rank)
+                seen += table.num_rows
                 filler = self._batch(table, 0, 1, range(start, start + 1)) if 0 in sizes else {}
                 ids = range(start + first, start + first + sum(sizes))
                 yield RankShare(
@@ -70,10 +73,10 @@ class Stream:
                     samples=self._batch(table, first, sum(sizes), ids),
                     sizes=sizes,
                     filler=filler,
-                    largest=share_of(table.num_rows, 0, plan.world_size),
+                    largest=max(plan.shares(table.num_rows)),
                     tokens=self._tokens(table, first, sum(sizes)),
                 )
-            place = Place(0 if overfit else place.epoch + 1)
+            place = Place(0 if overfit else place.epoch + 1, 0, seen)
 
     @contextmanager
     def _explained(self) -> Iterator[None]:
@@ -101,7 +104,7 @@ class Stream:
                 samples=self._batch(table, 0, sum(sizes), ids),
                 sizes=sizes,
                 filler=filler,
-                largest=share_of(plan.effective, 0, plan.world_size),
+                largest=max(plan.shares(plan.effective)),
                 tokens=self._tokens(table, 0, sum(sizes)),
             )
 
@@ -156,3 +159,19 @@ def one_ahead(tables: Iterable[pa.Table], start: int) -> Blocks:
     if ahead is None:
         raise DataError("the stream has no samples, or fewer than data.drop_tail needs for one step")
     yield start, ahead, True
+
+
+def in_stages(blocks: Blocks, plan: BatchPlan, seen: int) -> Blocks:
+    """The same samples, in blocks as large as the steps that a schedule makes of them."""
+    held: pa.Table | None = None  # read, and not yet given on
+    first = 0
+    for start, table, last in blocks:
+        if held is None or not held.num_rows:
+            held, first = table, start
+        else:
+            held = pa.concat_tables([held, table])
+        while held.num_rows >= (size := plan.at(seen).effective) or (last and held.num_rows):
+            step, held = held.slice(0, size), held.slice(size)
+            yield first, step, last and not held.num_rows
+            seen += step.num_rows
+            first += step.num_rows

@@ -37,15 +37,18 @@ class Windows:
     stop_requested: Callable[[], bool]
     last: int
     first: int = 1
+    seen: int = 0  # samples, over all ranks, before the first of these steps
     check: Callable[[], None] = lambda: None  # raises what keeps this rank from going on: all ranks end by it
 
     def __iter__(self) -> Iterator[Window]:
         ahead = self._start(self.first) if self.first <= self.last else None
+        seen = self.seen
         while ahead is not None:
             following = self._start(ahead.k + 1) if ahead.k < self.last else None
-            window = self._finish(ahead)
+            window = self._finish(ahead, seen)
             if window is None:
                 return
+            seen += window.samples
             self.ranks.pulse.window = window.k
             yield window
             ahead = following
@@ -72,7 +75,7 @@ class Windows:
         message = self.ranks.start_sum([failure is not None, stop, samples, tokens, *numbers])
         return _Ahead(k, share, failure, message)
 
-    def _finish(self, ahead: _Ahead) -> Window | None:
+    def _finish(self, ahead: _Ahead, seen: int) -> Window | None:
         failed, stop, samples, tokens, *weights = ahead.message.wait()
         if failed:  # every rank ends by the same error, which names the rank that met it
             self.ranks.together(ahead.check)
@@ -86,5 +89,6 @@ class Windows:
             samples=int(samples),
             weights=dict(zip(self.terms, weights, strict=True)),
             last_of_epoch=ahead.share.last_of_epoch,
+            seen=seen,
             tokens=None if ahead.share.tokens is None else int(tokens),
         )

@@ -1,18 +1,21 @@
 """A moving average of the weights, evaluated and saved beside them. It changes nothing about the training."""
 
-from collections.abc import Mapping
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from copy import deepcopy
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from train.batch.window import Window
 from train.checkpoint.pieces import own_rows
 from train.distributed.sharded import local
 from train.errors import UserError, ends_in_a_sentence
 from train.evaluation.evaluator import Evaluate
-from train.parts import Part
+from train.parts import Part, unchanged
 from train.step import Learner
 
 PREFIX = "ema/"  # of its metrics: eval/ema/loss
@@ -22,13 +25,14 @@ class EmaError(UserError):
     """No average can be kept of this model, or not the one that a checkpoint holds."""
 
 
-def part(learner: Learner, decay: float | None) -> Part:
-    """`decay`: ema.decay; None: no average is kept."""
-    if decay is None:
+def part(learner: Learner, decays: Sequence[tuple[int, float]]) -> Part:
+    """`decays`: (samples seen, ema.decay from there on), the first from 0 on; none: no average is kept."""
+    if not decays:
         return Part(name="ema")
-    ema = Ema(learner, decay)
+    ema = Ema(learner, decays[0][1])
     return Part(
         name="ema",
+        windows=partial(ema.following, decays) if len(decays) > 1 else unchanged,
         evaluation=ema.around,
         state=ema,
         exports={"ema": ema.module},
@@ -50,7 +54,7 @@ class Ema:
         second = learner.parallel.second
         self.module = second() if second else _copied(learner.module)
         """The model with the averaged weights, up to date after an evaluation or a save."""
-        self._source, self._optimizer, self._decay = learner.module, learner.optimizer, decay
+        self._source, self._optimizer = learner.module, learner.optimizer
         self._averages = {name: _wide(p.detach()) for name, p in self.module.named_parameters() if _moves(p)}
         self._weights = {name: p for name, p in learner.module.named_parameters() if _moves(p)}
         dtype = torch.promote_types(learner.dtype, torch.float32)
@@ -72,6 +76,14 @@ class Ema:
             self._updates += applied.long()
         for name, average in self._averages.items():
             local(average).lerp_(local(self._weights[name]).to(average.dtype), share.to(average.dtype))
+
+    def following(self, decays: Sequence[tuple[int, float]], windows: Iterable[Window]) -> Iterator[Window]:
+        """The same windows, before each of which the decay is that of its stage."""
+        starts = [start for start, _ in decays]
+        for window in windows:
+            _, decay = decays[bisect_right(starts, window.seen) - 1]
+            self._later.fill_(1 - decay)
+            yield window
 
     @torch.no_grad()
     def _refresh(self) -> None:

@@ -14,6 +14,7 @@ from train.errors import UserError, some
 from train.exactness.reference_gradient import at_work, sums_of, widest_forward
 from train.models.preserve_state import undisturbed
 from train.plan.run_plan import RunPlan
+from train.plan.stages import Staircase
 from train.step import Learner
 
 TORCH_REFUSES = "Expected more than 1 value per channel"
@@ -25,11 +26,12 @@ class LoneSample(UserError):
 
 @dataclass(frozen=True)
 class Kind:
-    """One of the two sizes that a step can have."""
+    """One of the sizes that a step can have."""
 
     first: int  # step of that size, counted from 1
     samples: int
     is_tail: bool
+    batch: BatchPlan
 
 
 def check_lone_samples(learner: Learner, batch: Batch, plan: RunPlan, config: Config) -> None:
@@ -41,12 +43,12 @@ def check_lone_samples(learner: Learner, batch: Batch, plan: RunPlan, config: Co
     if plan.micro_tokens is not None:
         return
     kinds = _kinds(plan, config.data.overfit)
-    alone = [kind for kind in kinds if has_lone_sample(plan.batch, kind.samples)]
+    alone = [kind for kind in kinds if has_lone_sample(kind.batch, kind.samples)]
     if not alone or not _refuses(learner, batch):
         return
     kind = alone[0]
     norms = some(at_work(learner.module, nn.modules.batchnorm._BatchNorm)) or "the model"
-    sizes = "+".join(str(size or "1 that does not count") for size in _lonely_rank(plan.batch, kind.samples))
+    sizes = "+".join(str(size or "1 that does not count") for size in _lonely_rank(kind.batch, kind.samples))
     samples = f"{kind.samples} samples" if kind.samples > 1 else "1 sample"
     tail = ", the tail of an epoch," if kind.is_tail else ""
     raise LoneSample(
@@ -71,18 +73,35 @@ def _lonely_rank(batch: BatchPlan, samples: int) -> tuple[int, ...]:
 
 
 def _kinds(plan: RunPlan, overfit: int | None) -> list[Kind]:
-    """The full step, and the tail of an epoch, where the run has them."""
+    """The full step, and the tail of an epoch, where the run has them; with a schedule, those of each stage."""
     batch, steps = plan.batch, plan.total_steps
+    if isinstance(batch, Staircase):
+        return _kinds_in_stages(batch, steps)
     if batch.dataset_size is None:
-        return [Kind(1, batch.effective, False)]
+        return [Kind(1, batch.effective, False, batch)]
     kinds = []
     if batch.dataset_size >= batch.effective:
-        kinds.append(Kind(1, batch.effective, False))
+        kinds.append(Kind(1, batch.effective, False, batch))
     of_epoch = batch.steps_per_epoch or 0
     reached = of_epoch <= steps and (overfit is None or of_epoch <= overfit)
     if batch.tail_samples and not batch.drop_tail and reached:
-        kinds.append(Kind(of_epoch, batch.tail_samples, True))
+        kinds.append(Kind(of_epoch, batch.tail_samples, True, batch))
     return kinds
+
+
+def _kinds_in_stages(batch: Staircase, steps: int) -> list[Kind]:
+    found: dict[tuple[int, int], Kind] = {}
+    step, seen = 1, 0
+    for count, samples in batch.runs():
+        if step > steps:
+            break
+        stage = batch.at(seen)
+        if count:
+            kind = Kind(step, samples, samples < stage.effective, stage)
+            found.setdefault((samples, stage.effective), kind)
+        step += count
+        seen += count * samples
+    return list(found.values())
 
 
 def _refuses(learner: Learner, batch: Batch) -> bool:
@@ -98,9 +117,11 @@ def _refuses(learner: Learner, batch: Batch) -> bool:
 
 def _remedy(plan: RunPlan, kinds: Sequence[Kind], kind: Kind) -> str:
     ways = []
+    if plan.batch.stages:
+        return "Use GroupNorm or LayerNorm, freeze it by .eval() in the model's constructor, or state another schedule"
     if kind.is_tail and plan.batch.samples_per_epoch != plan.batch.tail_samples:
         ways.append(f"data.drop_tail=true (leaves {kind.samples} samples out of each epoch)")
-    cut = _other_cut(plan.batch, kinds) if plan.loop == "accumulate" else None
+    cut = _other_cut(plan.batch, kinds) if plan.loop == "accumulate" and not plan.batch.weights else None
     if cut is not None:
         ways.append(f"batch.effective={cut.effective} batch.micro={cut.micro}")
     if not ways:

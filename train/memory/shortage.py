@@ -140,7 +140,7 @@ def _smaller_pieces(config: Config, plan: RunPlan, same_run: str) -> Iterator[st
     if half == plan.batch.micro:
         return
     words = [f"batch.micro={half}"]
-    if stated.effective is None and stated.effective_tokens is None:
+    if stated.effective is None and stated.effective_tokens is None and not plan.batch.stages:
         words.append(f"batch.effective={plan.batch.effective}")  # else it would follow from micro
     if stated.accumulation_steps is not None:
         words.append("batch.accumulation_steps=null")

@@ -2,37 +2,78 @@
 
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
+from train.batch import BatchPlan
 from train.checkpoint.pieces import Stored, as_divided
 from train.config import resolve
 from train.config.name_patterns import matching
 from train.config.recipe import Optimizer as OptimizerConfig
 from train.distributed.sharded import is_part, like_one_row
 from train.errors import UserError, ends_in_a_sentence
-from train.optim.batch_scaling import Scaled, scale
+from train.optim.batch_scaling import Change, Scaled, scale
+
+SCALED = ("betas", "eps", "weight_decay")
+"""Arguments of an optimizer that a rule may change."""
+
+
+COUPLED = (
+    *(torch.optim.SGD, torch.optim.ASGD, torch.optim.Adam, torch.optim.Adamax, torch.optim.NAdam, torch.optim.RAdam),
+    *(torch.optim.Adagrad, torch.optim.Adadelta, torch.optim.RMSprop),
+)
+"""torch's optimizers that add weight_decay to the gradient, unless they are told otherwise."""
 
 
 class OptimizerError(UserError):
     """An optimizer that cannot be made as the config says."""
 
 
+def change_of(config: OptimizerConfig, effective_batch: int) -> Change | None:
+    """What a rule for this batch and this optimizer goes by. None: no reference is stated."""
+    if config.lr_reference_batch is None:
+        return None
+    target = resolve(config.target, "torch.optim")
+    kind = target if isinstance(target, type) else object
+    is_decoupled = issubclass(kind, torch.optim.AdamW) or not issubclass(kind, COUPLED)
+    return Change(
+        batch=effective_batch,
+        reference=config.lr_reference_batch,
+        noise_scale=config.noise_scale,
+        is_adaptive=not issubclass(kind, torch.optim.SGD | torch.optim.ASGD),
+        is_decoupled=is_decoupled or bool(config.args.get("decoupled_weight_decay")),
+    )
+
+
 def scaled_numbers(config: OptimizerConfig, effective_batch: int) -> Scaled:
     """Peak learning rate and arguments at this effective batch."""
-    target = resolve(config.target, "torch.optim")
-    defaults = {
-        n: p.default for n, p in inspect.signature(target).parameters.items() if n in ("betas", "eps", "weight_decay")
-    }
-    scaled = scale(config.lr_scaling, config.lr, defaults | config.args, effective_batch, config.lr_reference_batch)
+    defaults = _defaults(config)
+    change = change_of(config, effective_batch)
+    scaled = scale(config.lr_scaling, config.lr, defaults | config.args, change)
     changed = {n: v for n, v in scaled.args.items() if n in config.args or v != defaults[n]}
-    groups = tuple(
-        scale(config.lr_scaling, config.lr, group.args, effective_batch, config.lr_reference_batch).args
-        for group in config.groups
-    )
-    return Scaled(scaled.lr, changed, scaled.arithmetic, groups)
+    rows, groups = [*scaled.rows], []
+    for number, group in enumerate(config.groups):
+        of_group = scale(config.lr_scaling, config.lr, group.args, change)
+        groups.append(of_group.args)
+        rows += [replace(row, name=f"groups[{number}].{row.name}") for row in of_group.rows[1:]]
+    return replace(scaled, args=changed, rows=tuple(rows), groups=tuple(groups))
+
+
+def numbers_of_stages(config: OptimizerConfig, batch: BatchPlan) -> list[Scaled]:
+    """Of each stage; of a batch without a schedule, which is one."""
+    effective = [batch.effective]
+    if config.lr_on_schedule == "rescale":
+        effective = [size for _, size in batch.stages] or effective
+    numbers = [scaled_numbers(config, size) for size in effective]
+    return numbers * max(1, len(batch.stages)) if len(numbers) == 1 else numbers
+
+
+def _defaults(config: OptimizerConfig) -> dict[str, Any]:
+    """Of the arguments that a rule may change."""
+    parameters = inspect.signature(resolve(config.target, "torch.optim")).parameters
+    return {name: parameters[name].default for name in SCALED if name in parameters}
 
 
 def make_optimizer(
@@ -111,6 +152,17 @@ def _groups(
         decay = {"weight_decay": 0.0} if without_decay else {}
         groups.append({"params": chosen, "lr": numbers.lr * factor, "lr_multiplier": factor, **own, **decay})
     return groups
+
+
+def numbers_of_groups(
+    config: OptimizerConfig, numbers: Scaled, parameters: Mapping[str, torch.nn.Parameter]
+) -> list[dict[str, Any]]:
+    """What a rule may change, of each group of the optimizer that make_optimizer gives, in the same order."""
+    found = []
+    for group in _groups(config, numbers, parameters):
+        every = {**_defaults(config), **numbers.args, **group}
+        found.append({name: every[name] for name in SCALED if name in every})
+    return found
 
 
 def can_skip_on_device(optimizer: torch.optim.Optimizer) -> bool:

@@ -15,8 +15,9 @@ from train.config import (
 from train.data import ByLength, Sets, Splits, load_splits, open_sets
 from train.distributed.ranks import LaunchError, Ranks, asked_world_size
 from train.models.init_from import digests
-from train.optim.optimizer import scaled_numbers
+from train.optim.optimizer import numbers_of_stages
 from train.plan.run_plan import RunPlan
+from train.plan.scaling_table import ema_decays, scaling_hints, scaling_tables
 from train.plan.smaller import remembered, shrunk
 from train.plan.steps import plan_batch, plan_rate
 from train.redaction import clean
@@ -70,8 +71,8 @@ def make_plan(loaded: Loaded, loop: str, sets: Sets, weights: dict[str, str]) ->
     config = loaded.config
     samples = sets.train
     batch = plan_batch(config, loop, asked_world_size(), samples.size)
-    numbers = scaled_numbers(config.optimizer, batch.effective)
-    identity = mathematics(config, batch.effective) | weights
+    numbers = numbers_of_stages(config.optimizer, batch)
+    identity = mathematics(config, batch.effective, batch.stages) | weights
     if config.data.split in sets.digests:
         identity["data"] = sets.digests[config.data.split]
     code = source_hash(config)
@@ -85,8 +86,10 @@ def make_plan(loaded: Loaded, loop: str, sets: Sets, weights: dict[str, str]) ->
         loop=loop,
         precision=config.precision,
         batch=batch,
-        rate=plan_rate(config, batch, numbers.lr),
-        rate_arithmetic=numbers.arithmetic,
+        rate=plan_rate(config, batch, *(each.lr for each in numbers)),
+        scaling=scaling_tables(config, batch),
+        scaling_hints=scaling_hints(config, batch),
+        ema_decays=ema_decays(config, batch),
         tokens_per_sample=config.data.block_size or 0,
         eval_samples={name: len(rows) for name, rows in sets.evaluation.items()},
         data=sets.digests,

@@ -5,7 +5,10 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from train.batch import BatchPlan, ranks
-from train.optim.lr_schedule import Rate
+from train.optim.lr_schedule import Rate, RateInStages
+from train.plan.arithmetic import arithmetic
+from train.plan.scaling_table import Table
+from train.plan.stages import Staircase
 from train.plan.steps import counting
 
 
@@ -16,12 +19,14 @@ class RunPlan:
     precision: str
     batch: BatchPlan
     rate: Rate
-    rate_arithmetic: tuple[str, ...]  # how the optimizer's numbers follow from the effective batch
     eval_samples: Mapping[str, int]  # of each set; "" is the main one
     tokens_per_sample: int  # data.block_size; 0: samples are no blocks
     identity: Mapping[str, Any]  # all that decides the curve
     curve_hash: str
     recipe_hash: str
+    scaling: tuple[Table, ...] = ()  # how the optimizer's numbers follow from the effective batch
+    scaling_hints: tuple[str, ...] = ()  # what speaks against that
+    ema_decays: tuple[tuple[int, float], ...] = ()  # (samples seen, decay from there on)
     data: Mapping[str, str] = field(default_factory=dict)  # what the data of each split is
     classes: Mapping[str, Sequence[str]] = field(default_factory=dict)  # names, in the order of their numbers
     notes: tuple[str, ...] = ()  # on the data, for the screen
@@ -47,7 +52,9 @@ class RunPlan:
         return {
             "loop": self.loop,
             "lr_peak": self.rate.peak,
-            "effective_batch": batch.effective,
+            "scaling": [table.flat() for table in self.scaling] or None,
+            "effective_batch": None if batch.stages else batch.effective,
+            "batch_schedule": self.identity.get("batch.schedule"),
             "micro_batch": None if self.micro_steps else batch.micro,
             "accumulation_steps": self._accumulation_steps(),
             "world_size": batch.world_size,
@@ -69,13 +76,15 @@ class RunPlan:
         return [
             f"run       {self.name}: {self.loop} loop, {self.precision}{parameters}",
             f"batch     {self._batch()}",
+            *self._stages(),
             f"data      {'; '.join([self._epoch(), *sets])}",
             *self._tokens(),
             *self._small(),
             *self.notes,
             f"duration  {self.total_steps:,} steps = {self._samples()}",
-            *(f"scaling   {line}" for line in self.rate_arithmetic),
-            f"rate      peak {rate.peak:.4g}, {fall}{warm}",
+            *(f"scaling   {line}" for table in self.scaling for line in table.lines()),
+            *(f"hint      {hint}" for hint in self.scaling_hints),
+            f"rate      peak {self._peak()}, {fall}{warm}",
             *self._warmup(),
         ]
 
@@ -85,13 +94,13 @@ class RunPlan:
             return []
         return [
             f"warning   {rate.warmup_steps:,} steps of warm-up in a run of {steps:,}: the rate never reaches its peak, "
-            f"the last step is taken at {rate.at(steps):.4g} (schedule.warmup_*)"
+            f"the last step is taken at {rate.at(steps, self.batch.samples_after(steps - 1)):.4g} (schedule.warmup_*)"
         ]
 
     def _batch(self) -> str:
         batch = self.batch
         if self.micro_steps is None:
-            return batch.arithmetic()
+            return arithmetic(batch)
         least, most = self.micro_steps
         count = f"{least} to {most}" if least < most else f"{most}"
         return (
@@ -99,8 +108,29 @@ class RunPlan:
             f"most {self.micro_tokens:,} tokens with their padding"
         )
 
+    def _stages(self) -> list[str]:
+        """Those of a schedule that follow the first; a later one is divided as the first is."""
+        if not isinstance(self.batch, Staircase):
+            return []
+        lines = []
+        for (start, effective), first_step in zip(self.batch.stages[1:], self.batch.first_steps()[1:], strict=True):
+            how = f"{effective} samples, by length" if self.micro_steps else arithmetic(self.batch.at(start))
+            reached = f"step {first_step:,}" if first_step <= self.total_steps else "after the end of this run"
+            lines.append(f"          from {start:,} samples on ({reached}): {how}")
+        return lines
+
+    def _peak(self) -> str:
+        peaks = [self.rate.peak]
+        if isinstance(self.rate, RateInStages):
+            peaks = [peak for _, _, peak in self.rate.stages]
+        if len(set(peaks)) == 1:
+            return f"{peaks[0]:.4g}"
+        return f"{', '.join(f'{peak:.4g}' for peak in peaks)} in the stages of the batch"
+
     def _accumulation_steps(self) -> int | None:
         """None where it varies from step to step."""
+        if self.batch.stages:
+            return None
         if self.micro_steps is None:
             return self.batch.accumulation_steps
         least, most = self.micro_steps
@@ -111,6 +141,9 @@ class RunPlan:
         if not size:
             return []
         total = self.total_samples * size
+        if batch.stages:
+            sizes = ", ".join(f"{effective * size:,}" for _, effective in batch.stages)
+            return [f"tokens    {sizes} per step in the stages of the batch; at most {total:,} in all"]
         # At most: a set's last block may be filled up, and the epochs of a stream may end in smaller steps.
         return [f"tokens    {batch.effective * size:,} per step = {batch.effective} x {size}; at most {total:,} in all"]
 
@@ -119,6 +152,8 @@ class RunPlan:
         if batch.dataset_size is None:
             return "a stream of unknown length"
         full, tail = divmod(batch.dataset_size, batch.effective)
+        if batch.stages:
+            return f"{batch.dataset_size:,} samples"
         text = f"{batch.dataset_size:,} samples = {full:,} x {batch.effective}"
         if not tail:
             return text
@@ -126,11 +161,12 @@ class RunPlan:
 
     def _small(self) -> list[str]:
         batch = self.batch
-        if batch.dataset_size is None or batch.dataset_size >= batch.effective:
+        largest = max([batch.effective, *(effective for _, effective in batch.stages)])
+        if batch.dataset_size is None or batch.dataset_size >= largest:
             return []
         return [
-            f"warning   fewer samples than batch.effective={batch.effective}: each step takes {batch.dataset_size}; "
-            f"optimizer.lr_scaling follows the stated {batch.effective}"
+            f"warning   fewer samples than batch.effective={largest}: each step takes {batch.dataset_size}; "
+            f"optimizer.lr_scaling follows the stated {largest}"
         ]
 
     def _samples(self) -> str:

@@ -33,6 +33,8 @@ Stopped = Callable[[], bool]
 
 OWN = {"ended.json", "environment.json", "config.yaml", "git.patch", "log.txt", "restarts.json", "wandb", "checkpoints"}
 """What a start that did not come to its plan.json may leave, beside names that begin with a dot."""
+IN_IDENTITY = ("effective", "stages", "dataset_size", "drop_tail")
+"""Fields of a plan's batch that are mathematics, and are compared with the others of that kind."""
 
 
 class AlreadyFinished(RuntimeError):
@@ -203,7 +205,7 @@ def _changes(path: Path, plan: RunPlan) -> tuple[str, ...]:
     earlier = _read(path / "plan.json", PLAN)
     now = plan.as_dict()
     batch = differences(earlier.get("batch", {}), now["batch"])
-    execution = {key: pair for key, pair in batch.items() if key not in ("effective", "dataset_size", "drop_tail")}
+    execution = {key: pair for key, pair in batch.items() if key not in IN_IDENTITY}
     data = differences(earlier.get("data", plan.data), plan.data)
     held_out = {f"data of {split}": pair for split, pair in data.items() if split != plan.identity["data.split"]}
     return tuple(lines({**differences(earlier.get("identity", {}), plan.identity), **execution, **held_out}))

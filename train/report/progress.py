@@ -24,7 +24,7 @@ class Progress:
 
     @property
     def place(self) -> Place:
-        return Place(self.complete_epochs, self.samples_of_epoch)
+        return Place(self.complete_epochs, self.samples_of_epoch, self.samples_seen)
 
     def advance(self, window: Window, samples_per_epoch: int | None) -> None:
         self.step = window.k

@@ -122,6 +122,11 @@ class Reporter:
         if self._outlets is not None:
             self._attempt(partial(self._outlets.tables.show, self._position(), table))
 
+    def say(self, line: str) -> None:
+        """On the screen, and in log.txt."""
+        if self._outlets is not None:
+            self._attempt(partial(self._outlets.screen.say, line))
+
     def eval_batch(self, seconds: float) -> None:
         self._batch_seconds = max(self._batch_seconds, seconds)
 

@@ -1,0 +1,169 @@
+"""Ranks of unequal speed: other shares of the same steps, the same curve."""
+
+import os
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from tests.helpers import Trace, argv, distance, record, rows, steps
+from train.batch import PlanError, assign, make_plan, share
+from train.batch.plan import in_proportion
+from train.config import ConfigError, load
+from train.plan.arithmetic import arithmetic
+from train.plan.steps import plan_batch
+from train.plan.unequal import unequal
+from train.tasks.classification import Classification
+
+WEIGHTS = st.lists(st.integers(1, 20), min_size=1, max_size=6)
+FAST, SLOW = 0.005, 0.015  # seconds per sample
+
+
+class Slow(Classification):
+    """Rank 1 is slower by three, and computing is nothing beside."""
+
+    def loss_sum(self, model: Any, batch: dict[str, Tensor]) -> Tensor:
+        time.sleep(len(batch["labels"]) * (SLOW if os.environ.get("RANK") == "1" else FAST))
+        return super().loss_sum(model, batch)
+
+
+@given(samples=st.integers(0, 500), weights=WEIGHTS)
+def test_parts_are_exact_and_as_near_as_can_be(samples: int, weights: list[int]) -> None:
+    parts = in_proportion(samples, weights)
+
+    assert sum(parts) == samples
+    for part, weight in zip(parts, weights, strict=True):
+        assert abs(part - samples * weight / sum(weights)) < 1
+
+
+@given(samples=st.integers(0, 500), ranks=st.integers(1, 9), weight=st.integers(1, 9))
+def test_equal_weights_give_the_even_split(samples: int, ranks: int, weight: int) -> None:
+    assert in_proportion(samples, [weight] * ranks) == [share(samples, rank, ranks) for rank in range(ranks)]
+
+
+@given(
+    weights=WEIGHTS,
+    effective=st.integers(1, 60),
+    size=st.integers(1, 150),
+    micro=st.none() | st.integers(1, 20),
+    own=st.booleans(),
+)
+def test_each_sample_once_and_equally_many_micro_steps(
+    weights: list[int], effective: int, size: int, micro: int | None, own: bool
+) -> None:
+    even = make_plan(effective, "all", None, world_size=len(weights), dataset_size=size)
+    limits = [micro + rank for rank in range(len(weights))] if micro and own else micro
+    plan = unequal(even, weights, limits)
+    alone = make_plan(effective, "all", None, world_size=1, dataset_size=size)
+
+    for start in range(0, size, effective):
+        found = [assign(plan, 0, 0, start, rank) for rank in range(len(weights))]
+        ids = [i for each in found for i in each.ids.tolist()]
+        assert ids == assign(alone, 0, 0, start, 0).ids.tolist()
+        assert len({len(each.sizes) for each in found}) == 1
+        for rank, each in enumerate(found):
+            assert sum(each.sizes) == len(each.ids)
+            limit = limits[rank] if isinstance(limits, list) else limits
+            assert limit is None or max(each.sizes) <= limit
+            assert each.largest == max(len(other.ids) for other in found)
+
+
+@pytest.mark.parametrize(
+    ("weights", "extra"),
+    [
+        ([3, 1], ("batch.micro=all",)),
+        ([1, 7], ("batch.micro=[1,3]",)),
+        ([5, 1, 2], ("batch.micro=2",)),
+        ([3, 1], ("data.source=tests.helpers.stream", "data.shuffle_buffer=0", "batch.micro=3")),
+        ([2, 1], ("batch.schedule={0: 4, 20: 9}", "batch.micro=all")),
+    ],
+)
+def test_the_curve_is_that_of_one_rank(
+    run_ranks: Any, tmp_path: Path, weights: list[int], extra: tuple[str, ...]
+) -> None:
+    own = ("optimizer={target: adamw, lr: 0.01}", "duration={samples: 74}", *extra)
+    (whole,) = run_ranks(1, record, argv(tmp_path, *own, "batch.micro=all"))
+    expected = rows(tmp_path)
+
+    traces: list[Trace] = run_ranks(len(weights), record, argv(tmp_path, *own, f"batch.shares={weights}"))
+
+    for k, ids in enumerate(whole.ids):
+        assert [i for trace in traces for i in trace.ids[k]] == ids
+    assert [len(trace.ids[0]) for trace in traces] == in_proportion(len(whole.ids[0]), weights)
+    for trace in traces:
+        assert distance(trace.weights[-1], whole.weights[-1]) < 1e-10
+    for key in ("train/loss", "train/grad_norm"):
+        assert [row[key] for row in rows(tmp_path)] == pytest.approx([row[key] for row in expected], rel=1e-10)
+
+
+def test_a_slow_rank_costs_no_more_than_its_part(run_ranks: Any, tmp_path: Path) -> None:
+    """16 samples at 5 and 15 ms: 12 and 4 take 60 ms each, 8 and 8 take 120."""
+
+    def seconds(shares: str) -> float:
+        arguments = argv(
+            tmp_path,
+            "task=tests.plan.test_unequal.Slow",
+            "batch.effective=16",
+            "duration={steps: 8}",
+            "data.args={size: 160}",
+            f"batch.shares={shares}",
+        )
+        traces = run_ranks(2, record, arguments)
+        assert [len(ids) for ids in traces[0].ids] == [8 if shares == "equal" else 12] * 8
+        return statistics.median(row["time/step_seconds"] for row in rows(tmp_path)[2:])
+
+    ideal = 12 * FAST
+    equal, split = seconds("equal"), seconds("[3,1]")
+    assert ideal <= split <= 1.15 * ideal
+    assert 2 * ideal <= equal
+
+
+def test_the_plan_shows_the_shares() -> None:
+    even = make_plan(100, "all", None, world_size=2, dataset_size=500)
+
+    assert arithmetic(unequal(even, [3, 1], None)) == "100 samples = 75+25 on 2 ranks, in one micro-batch each"
+    assert arithmetic(unequal(even, [3, 1], [24, 8])) == (
+        "100 samples = 75+25 on 2 ranks, in 4 micro-batches each, of at most 19+7"
+    )
+
+
+@pytest.mark.parametrize(
+    ("override", "text"),
+    [
+        ("batch.shares=[3,0]", "it takes equal, or a list of whole numbers"),
+        ("batch.shares=fast", "it takes equal, or a list of whole numbers"),
+        ("batch.micro=[4,x]", "it takes a whole number of 1 or more, a list of them"),
+        ("batch={effective: null, micro: 4, accumulation_steps: 2, shares: [3, 1]}", "no effective batch follows"),
+    ],
+)
+def test_what_are_no_shares_is_refused(tmp_path: Path, override: str, text: str) -> None:
+    with pytest.raises(ConfigError, match=text):
+        load(argv(tmp_path, override))
+
+
+@pytest.mark.parametrize(
+    ("override", "text"),
+    [
+        ("batch.shares=[3,1,1]", r"batch\.shares has 3 numbers, and the run 2 ranks"),
+        ("batch.micro=[3]", r"batch\.micro has 1 numbers"),
+        ("batch={shares: [3, 1], micro: 2, accumulation_steps: 2}", r"Type: batch\.accumulation_steps=3 \(or null\)"),
+    ],
+)
+def test_what_does_not_fit_the_ranks_is_refused(tmp_path: Path, override: str, text: str) -> None:
+    config = load(argv(tmp_path, "batch.effective=8", override)).config
+
+    with pytest.raises(PlanError, match=text):
+        plan_batch(config, "accumulate", 2, 37)
+
+
+def test_an_equal_plan_has_no_weights(tmp_path: Path) -> None:
+    plan = plan_batch(load(argv(tmp_path)).config, "accumulate", 2, 37)
+
+    assert plan.weights == ()
+    assert np.array_equal(steps(37, 8)[0][:4], assign(plan, 0, 0, 0, 0).ids)

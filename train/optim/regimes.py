@@ -1,0 +1,50 @@
+"""Where a scaling rule holds: what it is for, and how far it is from what the noise scale says. Pure: no torch."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+
+from train.optim.batch_scaling import RULES, Change
+
+FAR = 1.25  # a rate that is off by more, to either side, is told
+NOISY = ("linear", "sqrt", "sde")
+"""Rules for batches that are small against the noise scale."""
+
+
+def hints(rule: str, change: Change | None) -> Iterator[str]:
+    """What speaks against a rule before the first step."""
+    if change is None or change.kappa == 1.0:
+        return
+    kappa = f"kappa = {change.kappa:.4g}"
+    if rule == "linear" and change.is_adaptive:
+        yield "linear is a rule for SGD; an optimizer like Adam moves with the root. Set: optimizer.lr_scaling=sqrt"
+    if rule in ("sqrt", "sde", "halflife") and not change.is_adaptive:
+        yield f"{rule} is a rule for optimizers like Adam. Set: optimizer.lr_scaling=linear"
+    if rule in ("sqrt", "sde") and change.is_adaptive and change.kappa < 1 / 8:
+        yield f"{rule} falls too fast towards small batches ({kappa}). Set: optimizer.lr_scaling=halflife"
+    if rule == "halflife" and change.kappa > 1:
+        yield f"halflife is a rule for smaller batches ({kappa}). Set: optimizer.lr_scaling=sqrt"
+    if change.noise_scale is not None:
+        yield from against_noise(rule, change, "the stated")
+
+
+def against_noise(rule: str, change: Change | None, which: str) -> Iterator[str]:
+    """Where the noise scale of `change`, `which` one, says another rate than a rule that knows none."""
+    if change is None or change.noise_scale is None or rule not in NOISY or change.kappa == 1.0:
+        return
+    ratio = RULES[rule](change).lr / RULES["noise"](change).lr
+    if 1 / FAR <= ratio <= FAR:
+        return
+    scale = float(f"{change.noise_scale:.3g}")
+    share = max(change.batch, change.reference) / change.noise_scale
+    yield (
+        f"{rule} holds while batches are small against the noise scale. At {which} {scale:,.0f} samples the larger "
+        f"batch is {share:.2g} times that, and the rate {ratio:.3g} times what the noise scale says. "
+        f"Set: optimizer.lr_scaling=noise optimizer.noise_scale={scale:g}"
+    )
+
+
+def measured(change: Change | None, noise_scale: float) -> Change | None:
+    if change is None or not (math.isfinite(noise_scale) and noise_scale > 0):
+        return None
+    return replace(change, noise_scale=noise_scale)

@@ -1,0 +1,89 @@
+"""batch.schedule: an effective batch that follows the samples seen."""
+
+import sys
+from bisect import bisect_right
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields, replace
+from itertools import pairwise
+
+from train.batch import BatchPlan, make_plan
+from train.plan.unequal import limits_of, unequal
+
+FOREVER = sys.maxsize
+
+
+@dataclass(frozen=True)
+class Staircase(BatchPlan):
+    """A plan in stages. A stage begins with the first step that starts at or after its number of samples.
+
+    `effective` and `accumulation_steps` are those of the first stage. `micro` is the largest micro-batch of any stage:
+    a step grows by accumulation, so memory stays.
+    """
+
+    def at(self, seen: int) -> BatchPlan:
+        _, effective = self.stages[bisect_right(self.stages, (seen, FOREVER)) - 1]
+        size = self.dataset_size
+        stage = make_plan(effective, self.micro, None, world_size=self.world_size, dataset_size=size)
+        return unequal(stage, self.weights, limits_of(self)) if self.weights else stage
+
+    def recut(self, micro: int) -> BatchPlan:
+        return replace(self, micro=micro, accumulation_steps=self.at(0).recut(micro).accumulation_steps)
+
+    @property
+    def steps_per_epoch(self) -> None:
+        """Another number in each epoch in which a stage begins."""
+
+    @property
+    def tail_samples(self) -> None:
+        """Likewise."""
+
+    def runs(self) -> Iterator[tuple[int, int]]:
+        """(number of steps, samples of each), from the first step on, without end; of a stream as if it had none."""
+        size = self.dataset_size or FOREVER
+        seen = place = 0  # place: of the epoch
+        for (_, effective), (end, _) in pairwise([*self.stages, (FOREVER, 0)]):
+            while seen < end:
+                count = min(-((seen - end) // effective), (size - place) // effective)
+                yield count, effective
+                seen += count * effective
+                place += count * effective
+                tail = size - place
+                if seen < end and 0 < tail < effective:
+                    yield 1, tail
+                    seen += tail
+                    place = size
+                if place == size:
+                    place = 0
+
+    def samples_after(self, steps: int) -> int:
+        samples = 0
+        for count, size in self.runs():
+            if steps <= count:
+                break
+            steps -= count
+            samples += count * size
+        return samples + steps * size
+
+    def steps_for(self, samples: float) -> int:
+        steps = 0
+        for count, size in self.runs():
+            if samples <= count * size:
+                break
+            steps += count
+            samples -= count * size
+        return steps + int(-(-samples // size))
+
+    def first_steps(self) -> list[int]:
+        """Of each stage, counted from 1."""
+        return [self.steps_for(start) + 1 for start, _ in self.stages]
+
+
+def in_stages(first: BatchPlan, stages: Mapping[int, int], micro: int | None) -> BatchPlan:
+    """The plan of all stages, from that of the first one; `micro`: the limit that was stated, if one was."""
+    if len(stages) < 2:
+        return first
+    largest = max(first.shares(max(stages.values())))
+    values = {field.name: getattr(first, field.name) for field in fields(BatchPlan)}
+    values["micro"] = min(micro, largest) if micro else first.micro
+    values["stages"] = tuple(sorted(stages.items()))
+    return Staircase(**values)
