@@ -36,6 +36,8 @@ class Part:
     """Around compute_gradient(learner, window) -> losses."""
     windows: Around = unchanged
     """Around the iterable of windows."""
+    shares: Around = unchanged
+    """Around the iterator of this rank's shares of steps, before any of them is counted."""
     evaluation: Around = unchanged
     """Around evaluate(module) -> {metric: value}."""
     save: Around = unchanged
@@ -57,7 +59,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Parts:
-    """The parts of a run, the innermost first. Each of the four chains is folded when it is asked for, once."""
+    """The parts of a run, the innermost first. Each chain is folded when it is asked for, once."""
 
     parts: Sequence[Part]
 
@@ -66,6 +68,9 @@ class Parts:
 
     def windows(self, windows: Any) -> Any:
         return _folded(windows, [part.windows for part in self.parts])
+
+    def shares(self, shares: Any) -> Any:
+        return _folded(shares, [part.shares for part in self.parts])
 
     def evaluation(self, evaluate: Any) -> Any:
         return _folded(evaluate, [part.evaluation for part in self.parts])

@@ -19,7 +19,7 @@ from train.errors import code_of, print_error
 from train.evaluation import ema, generations
 from train.exactness.preflight import preflight
 from train.exactness.same_model import check_same_model
-from train.gradients import rank_consistency
+from train.gradients import measured_shares, rank_consistency
 from train.gradients.seeding import seeded
 from train.gradients.shrink import Shrink
 from train.gradients.whole import Whole
@@ -191,6 +191,8 @@ def list_parts(setting: Setting, report: Reporter) -> tuple[Part, ...]:
         ema.part(learner, setting.plan.ema_decays),
         # Outside of the average, which writes no texts.
         generations.part(learner, setting.prepared.sets, config, ranks, report.show, setting.stop.requested),
+        # The innermost: it times what a rank computes, and nothing that is measured besides.
+        measured_shares.part(config.batch, setting.plan.batch, learner, ranks, report, setting.shares),
         # Records the reading of windows, but none of the measuring around it.
         profiler.part(config.profile.steps, folder.inside, ranks),
         # Its times are those of a whole step, and of no measuring; an evaluation or a save belongs to none.
@@ -233,7 +235,7 @@ def _join(setting: Setting, checkpoints: Checkpoints, report: Reporter) -> Run:
         report=report,
         folder=folder,
         checkpoints=checkpoints,
-        windows=ranks.alone.windows(open_windows(setting, report.progress), parts.windows),
+        windows=ranks.alone.windows(open_windows(setting, report.progress, parts.shares), parts.windows),
         watch=watch,
         evaluation=parts.evaluation(open_evaluation(setting, report)) if setting.prepared.sets.evaluation else None,
         evaluation_due=Interval(every.every_steps, every.every_samples, every.every_tokens).due,

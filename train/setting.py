@@ -1,18 +1,22 @@
 """What a run is made of once it has its folder: its checkpoints, its report, its windows, its evaluation."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from train.batch import BatchPlan
+from train.batch.window import Place
 from train.checkpoint import Checkpoints, check_savable
 from train.config import Config, Loaded
 from train.data import Windows, save_tokenizer
+from train.data.shares import RankShare
 from train.distributed.ranks import Ranks
 from train.distributed.stop import Stop
 from train.evaluation.evaluator import Evaluation
 from train.exactness.preflight import Preflight
 from train.optim.optimizer import OptimizerState
+from train.parts import Around
 from train.plan.make import Prepared
 from train.plan.run_plan import RunPlan
 from train.report import Outlets, Progress, Reporter, RunFolder, RunState, open_outlets
@@ -41,6 +45,11 @@ class Setting:
     @property
     def plan(self) -> RunPlan:
         return self.prepared.plan
+
+    def shares(self, batch: BatchPlan, place: Place) -> Iterator[RankShare]:
+        """Of this rank, of one step after the other from `place` on."""
+        seed, overfit = self.config.seed, self.config.data.overfit
+        return self.learner.feed.announced(self.tried.samples.shares(batch, seed, self.ranks.rank, place, overfit))
 
     def row_due(self) -> Callable[[int], bool]:
         """Whether step k gets a row. Asked several times at each step: it looks nothing up."""
@@ -89,15 +98,12 @@ def _open_outlets(setting: Setting, state: RunState) -> Outlets:
     return open_outlets(state, setting.plan, setting.loaded, setting.folder, facts, lines)
 
 
-def open_windows(setting: Setting, progress: Progress) -> Windows:
-    """Those that are still to be trained."""
-    learner, plan, config = setting.learner, setting.plan, setting.config
+def open_windows(setting: Setting, progress: Progress, around: Around) -> Windows:
+    """Those that are still to be trained; `around`: what parts put around this rank's shares."""
+    learner, plan = setting.learner, setting.plan
     loss_weight = learner.task.loss_weight
-    shares = setting.tried.samples.shares(
-        plan.batch, config.seed, setting.ranks.rank, progress.place, config.data.overfit
-    )
     return Windows(
-        shares=learner.feed.announced(shares),
+        shares=around(setting.shares(plan.batch, progress.place)),
         ranks=setting.ranks,
         terms=setting.tried.exactness.terms,
         loss_weight=lambda batch: by_term(loss_weight(batch)),

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tests.helpers import Trace, argv, distance, record, rows, steps
+from tests.test_resume import segment
 from train.batch import PlanError, assign, make_plan, share
 from train.batch.plan import in_proportion
 from train.config import ConfigError, load
@@ -22,7 +23,7 @@ from train.plan.unequal import unequal
 from train.tasks.classification import Classification
 
 WEIGHTS = st.lists(st.integers(1, 20), min_size=1, max_size=6)
-FAST, SLOW = 0.005, 0.015  # seconds per sample
+FAST, SLOW = 0.015, 0.045  # seconds per sample
 
 
 class Slow(Classification):
@@ -103,25 +104,47 @@ def test_the_curve_is_that_of_one_rank(
 
 
 def test_a_slow_rank_costs_no_more_than_its_part(run_ranks: Any, tmp_path: Path) -> None:
-    """16 samples at 5 and 15 ms: 12 and 4 take 60 ms each, 8 and 8 take 120."""
+    """16 samples at 15 and 45 ms: 12 and 4 take 180 ms each, 8 and 8 take 360."""
 
     def seconds(shares: str) -> float:
         arguments = argv(
             tmp_path,
             "task=tests.plan.test_unequal.Slow",
             "batch.effective=16",
-            "duration={steps: 8}",
+            "duration={steps: 6}",
             "data.args={size: 160}",
             f"batch.shares={shares}",
         )
         traces = run_ranks(2, record, arguments)
-        assert [len(ids) for ids in traces[0].ids] == [8 if shares == "equal" else 12] * 8
+        assert [len(ids) for ids in traces[0].ids] == [8 if shares == "equal" else 12] * 6
         return statistics.median(row["time/step_seconds"] for row in rows(tmp_path)[2:])
 
     ideal = 12 * FAST
     equal, split = seconds("equal"), seconds("[3,1]")
     assert ideal <= split <= 1.15 * ideal
     assert 2 * ideal <= equal
+
+
+def test_shares_are_measured_once_and_kept(run_ranks: Any, tmp_path: Path) -> None:
+    own = ("task=tests.plan.test_unequal.Slow", "batch.effective=8", "data.args={size: 37}", "batch.shares=measured")
+    own = (*own, "checkpoint={resume: auto, every_steps: 10}", "optimizer={target: adamw, lr: 0.01}", "batch.micro=3")
+    plain = tmp_path / "plain"
+    plain.mkdir()
+    (whole,) = run_ranks(1, record, argv(plain, "batch.effective=8", "duration={steps: 13}", own[-2]))
+
+    first = run_ranks(2, segment, argv(tmp_path, *own, "duration={steps: 13}"), "accumulate", 12)
+    again = run_ranks(2, segment, argv(tmp_path, *own, "duration={steps: 13}"), "accumulate")
+
+    assert [len(first[0].ids[k]) for k in (1, 2, 3, 4, 6, 7)] == [4, 4, 4, 4, 4, 4]
+    assert [(len(first[0].ids[k]), len(first[1].ids[k])) for k in (8, 9, 11)] == [(6, 2)] * 3
+    assert min(again[0].ids) == 11
+    assert [(len(again[0].ids[k]), len(again[1].ids[k])) for k in (11, 12, 13)] == [(6, 2)] * 3
+    together = {k: first[0].ids[k] + first[1].ids[k] for k in first[0].ids}
+    together |= {k: again[0].ids[k] + again[1].ids[k] for k in again[0].ids}
+    assert list(together.values()) == whole.ids
+    for rank in again:
+        assert distance(rank.weights, whole.weights[-1]) < 1e-10
+    assert "shares    measured: " in (tmp_path / "run/log.txt").read_text()
 
 
 def test_the_plan_shows_the_shares() -> None:
@@ -136,8 +159,8 @@ def test_the_plan_shows_the_shares() -> None:
 @pytest.mark.parametrize(
     ("override", "text"),
     [
-        ("batch.shares=[3,0]", "it takes equal, or a list of whole numbers"),
-        ("batch.shares=fast", "it takes equal, or a list of whole numbers"),
+        ("batch.shares=[3,0]", "it takes equal, measured, or a list of whole numbers"),
+        ("batch.shares=fast", "it takes equal, measured, or a list of whole numbers"),
         ("batch.micro=[4,x]", "it takes a whole number of 1 or more, a list of them"),
         ("batch={effective: null, micro: 4, accumulation_steps: 2, shares: [3, 1]}", "no effective batch follows"),
     ],

@@ -22,14 +22,18 @@ def _micro(values: Values) -> Iterator[Finding]:
 
 def _shares(values: Values) -> Iterator[Finding]:
     shares, micro = values["batch.shares"], values["batch.micro"]
-    if shares != "equal" and not _are_counts(shares):
-        yield "batch.shares", f"got {show(shares)}; it takes equal, or a list of whole numbers, one a rank, as [3, 1]"
+    if shares not in ("equal", "measured") and not _are_counts(shares):
+        takes = "equal, measured, or a list of whole numbers, one a rank, as [3, 1]"
+        yield "batch.shares", f"got {show(shares)}; it takes {takes}"
         return
     key = "batch.shares" if shares != "equal" else "batch.micro"
     if shares == "equal" and not isinstance(micro, list):
         return
     if all(values[other] is None for other in STATING):
         why = "no effective batch follows from it. Add batch.effective=..., the samples per step over all ranks"
+        yield key, f"got {show(values[key])}; {why}"
+    if values["data.split_by_node"]:
+        why = "with data.split_by_node each rank reads shards of its own. Write data.split_by_node=false"
         yield key, f"got {show(values[key])}; {why}"
     if values["batch.micro_tokens"] is not None:
         why = "batch.micro_tokens deals texts by their tokens. Leave one of them out"

@@ -30,7 +30,7 @@ COMPUTING = (
     *("batch/*.py", "data/*.py", "tasks/*.py", "models/*.py", "optim/*.py"),
     *("distributed/accelerator.py", "distributed/parallel.py", "distributed/replicated.py", "distributed/ddp.py"),
     *("distributed/flat_buckets.py", "randomness.py"),
-    *("gradients/seeding.py", "chunked_loss.py", "permutation.py"),
+    *("gradients/seeding.py", "gradients/measured_shares.py", "chunked_loss.py", "permutation.py"),
     *("distributed/bucket_order.py", "distributed/sharded.py", "distributed/norms.py"),
     *("plan/steps.py", "plan/stages.py", "plan/unequal.py", "config/name_patterns.py"),
 )

@@ -22,8 +22,8 @@ class Batch:
     """Samples that one rank puts through the model at once; `all`: the whole share of a rank (or of a micro-step,
     where accumulation_steps is stated). A list has one number a rank, for machines of unequal memory."""
     shares: Any = "equal"
-    """Of a step's samples, what each rank takes: equal, or a list of weights, one a rank, such as [3, 1] where the
-    first is three times as fast. The step and its gradient stay the same."""
+    """Of a step's samples, what each rank takes: equal; a list of weights, one a rank, such as [3, 1] where the first
+    is three times as fast; or measured, from the first steps. The step and its gradient stay the same."""
     accumulation_steps: int | None = None
     """Micro-batches of one rank per optimizer step."""
     micro_tokens: int | None = None

@@ -117,6 +117,7 @@ class Loader:
                     filler=filler,
                     pixels=pixels_of(batch, self.samples.images) if self.transform is None else frozenset(),
                     largest=found.largest,
+                    of_step=found.samples,
                 )
 
     @contextmanager

@@ -69,6 +69,7 @@ class Rows:
                 filler=filler,
                 pixels=pixels,
                 largest=found.largest,
+                of_step=found.samples,
                 tokens=self.tokens_of(found.ids),
             )
 

@@ -45,6 +45,7 @@ class RankShare:
     filler: Batch  # one sample of the step; {} where no micro-batch is empty
     pixels: frozenset[str] = frozenset()  # columns of 0 to 255, which a task gets as float32 in [0, 1]
     largest: int  # samples of the rank that has the most: none needs more micro-batches than that one
+    of_step: int = 0  # samples, over all ranks
     tokens: int | None = None  # in these samples, without what fills a block up; None: samples are no blocks
     trim: Callable[[Batch], Batch] | None = None  # cuts padding off a micro-batch
     _micro_batches: tuple[MicroBatch, ...] | None = field(default=None, init=False)  # cut once, when first asked for

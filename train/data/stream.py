@@ -74,6 +74,7 @@ class Stream:
                     sizes=sizes,
                     filler=filler,
                     largest=max(plan.shares(table.num_rows)),
+                    of_step=table.num_rows,
                     tokens=self._tokens(table, first, sum(sizes)),
                 )
             place = Place(0 if overfit else place.epoch + 1, 0, seen)

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from train.batch import BatchPlan, PlanError, ranks
 from train.batch.plan import in_proportion
+from train.config.recipe import Batch
 
 
 def unequal(
@@ -33,6 +34,13 @@ def unequal(
             )
         steps = accumulation_steps
     return replace(plan, weights=tuple(weights), accumulation_steps=steps, micro=math.ceil(max(shares) / steps))
+
+
+def measured(plan: BatchPlan, weights: Sequence[int], config: Batch) -> BatchPlan:
+    """A plan of equal shares, with those that were measured: what was stated of its micro-batches holds for them."""
+    if config.micro == "all":
+        return unequal(plan, weights, None, config.accumulation_steps)
+    return unequal(plan, weights, config.micro)
 
 
 def limits_of(plan: BatchPlan) -> list[int]:
