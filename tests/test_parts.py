@@ -41,8 +41,8 @@ def home(name: str) -> str:
     return found
 
 
-def test_a_part_has_ten_fields() -> None:
-    names = "name gradient windows evaluation save metrics of_rank state exports closing_line"
+def test_a_part_has_eleven_fields() -> None:
+    names = "name gradient windows shares evaluation save metrics of_rank state exports closing_line"
 
     assert [field.name for field in fields(Part)] == names.split()
 
