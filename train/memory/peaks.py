@@ -100,7 +100,7 @@ class Memory:
         parts = {
             metric_names.WEIGHTS: held(self._module),
             metric_names.GRADIENTS: gradients,
-            metric_names.OPTIMIZER_STATE: _tensors(self._optimizer.state),
+            metric_names.OPTIMIZER_STATE: tensors_of(self._optimizer.state),
         }
         self._held = {name: stored_bytes(tensors) / GIB for name, tensors in parts.items()}
 
@@ -187,15 +187,15 @@ class Memory:
         return f"memory: {', '.join(f'{part} {_size(gib)}' for part, gib in parts.items())}" if parts else ""
 
 
-def _tensors(state: Any) -> Iterator[Tensor]:
+def tensors_of(state: Any) -> Iterator[Tensor]:
     if isinstance(state, Tensor):
         yield state
     elif isinstance(state, Mapping):
         for value in state.values():
-            yield from _tensors(value)
+            yield from tensors_of(value)
     elif isinstance(state, list | tuple):
         for value in state:
-            yield from _tensors(value)
+            yield from tensors_of(value)
 
 
 def _size(gib: float) -> str:
