@@ -16,7 +16,8 @@ import torch
 
 from train.batch.window import Batch
 from train.config import Config, load, resolve
-from train.data import open_sets
+from train.data import Rows, open_sets
+from train.data.loader import Loader
 from train.distributed.accelerator import connect
 from train.distributed.ranks import Ranks
 from train.errors import FINISHED, entry_point
@@ -50,9 +51,17 @@ def foresee(
     """
     config, notes = traceable(config, target)
     task = make_task(config)
-    like = open_sets(config, task.columns).trial(config.seed, 8)
-    sample = bytes_of(like.values()) // len(next(iter(like.values())))
-    found = Foresight(target=target, sample_bytes=sample, notes=notes)
+    sets = open_sets(config, task.columns)
+    like = sets.trial(config.seed, 8)
+    in_memory = [rows for rows in (sets.train, *sets.evaluation.values()) if isinstance(rows, Rows)]
+    held = [column for rows in in_memory for column in rows.columns.values()]
+    found = Foresight(
+        target=target,
+        sample_bytes=bytes_of(like.values()) // len(next(iter(like.values()))),
+        samples_held=bytes_of(held),
+        workers=config.data.workers if isinstance(sets.train, Loader) else 0,
+        notes=notes,
+    )
     tracing = Tracing(like, CUDA_BLOCK if target == "cuda" else 1, sorted(set(sizes)))
     for name in variants:
         memory = replace(config.memory, **CHANGES[name])

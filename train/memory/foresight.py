@@ -30,6 +30,8 @@ class Foresight:
 
     target: str  # cuda or cpu
     sample_bytes: int  # of one sample, as it travels
+    samples_held: int = 0  # in the host's memory, by each rank, from the start to the end
+    workers: int = 0  # processes of each rank that read samples ahead of it, into shared memory
     notes: Sequence[str] = ()  # what the trace leaves out
     parameters: int = 0  # numbers; 0: the model could not be made without memory
     weights: int = 0  # buffers too
