@@ -30,9 +30,6 @@ from train.setup import make_learner
 from train.step import Learner
 from train.tasks import by_term, make_task
 
-CUDA_BLOCK = 512
-"""Bytes: torch's allocator on a GPU gives multiples of it."""
-
 
 @entry_point
 def main(argv: Sequence[str]) -> int:
@@ -43,7 +40,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def foresee(
-    config: Config, target: str, variants: Sequence[str] = (AS_CONFIGURED,), sizes: Sequence[int] = (16,)
+    config: Config, target: str, variants: Sequence[str] = (AS_CONFIGURED,), sizes: Sequence[int] = (1, 16)
 ) -> Foresight:
     """What a step holds on a `target` ("cuda" or "cpu"), as the config has it and with the `variants` of its memory.
 
@@ -62,7 +59,7 @@ def foresee(
         workers=config.data.workers if isinstance(sets.train, Loader) else 0,
         notes=notes,
     )
-    tracing = Tracing(like, CUDA_BLOCK if target == "cuda" else 1, sorted(set(sizes)))
+    tracing = Tracing(like, target, sorted(set(sizes)))
     for name in variants:
         memory = replace(config.memory, **CHANGES[name])
         if name == AS_CONFIGURED or memory != config.memory:
@@ -72,10 +69,10 @@ def foresee(
 
 @dataclass(frozen=True)
 class Tracing:
-    """Samples as those that are trained, the granularity of an allocator, and sizes of micro-batches."""
+    """Samples as those that are trained, what they are trained on, and sizes of micro-batches."""
 
     like: Batch
-    block: int
+    target: str
     sizes: Sequence[int]
 
     def add(self, found: Foresight, name: str, config: Config) -> Foresight:
@@ -87,7 +84,7 @@ class Tracing:
                 learner = make_learner(config, task, connect(config)[0], 1, Ranks())
                 if name == AS_CONFIGURED:
                     found = replace(found, **_held(learner, config))
-                peaks = peaks_of(lambda size: record(learner, self.like, terms, size, self.block), self.sizes)
+                peaks = peaks_of(lambda size: record(learner, self.like, terms, size, self.target), self.sizes)
                 if name == AS_CONFIGURED:
                     found = replace(found, optimizer=bytes_of(tensors_of(learner.optimizer.state)))
             return replace(found, peaks={**found.peaks, name: peaks})

@@ -68,7 +68,7 @@ class Foresight:
 
 
 def foresee_apart(
-    words: Sequence[str], target: str, variants: Sequence[str] = (AS_CONFIGURED,), sizes: Sequence[int] = (16,)
+    words: Sequence[str], target: str, variants: Sequence[str] = (AS_CONFIGURED,), sizes: Sequence[int] = (1, 16)
 ) -> Foresight:
     """Of the config that `words` of a command line ask for. Where the process ends without an answer, that is said."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith(OF_A_RANK)}

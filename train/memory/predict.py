@@ -18,7 +18,7 @@ from train.memory.tracer import KINDS
 Array = NDArray[Any]
 
 FITTED = (2, 3)
-"""Samples of the two micro-batches that are fitted. One of 1 is often made of other operations."""
+"""Samples of the two micro-batches that are fitted."""
 
 NEAR = 0.001
 """Relative: rounding to whole blocks."""
@@ -46,18 +46,18 @@ class NotTraced(KeyError):
 
 @dataclass(frozen=True)
 class Peaks:
-    """Of a step, by the size of its micro-batches: the largest of `moments`; or, where there are none, as traced."""
+    """Of a step, by the size of its micro-batches: as it was traced, else the largest of `moments`, if any."""
 
     moments: Sequence[Moment] = ()
     traced: Mapping[int, Mapping[str, int]] = field(default_factory=dict)
 
     def anatomy(self, samples: int) -> dict[str, int]:
         """{kind: bytes} at the moment of the peak. Raises NotTraced."""
-        if self.moments:
-            return max((moment.at(samples) for moment in self.moments), key=lambda kinds: sum(kinds.values()))
-        if samples not in self.traced:
+        if samples in self.traced:
+            return dict(self.traced[samples])
+        if not self.moments:
             raise NotTraced(samples)
-        return dict(self.traced[samples])
+        return max((moment.at(samples) for moment in self.moments), key=lambda kinds: sum(kinds.values()))
 
     def at(self, samples: int) -> int:
         """Bytes. Raises NotTraced."""
@@ -76,17 +76,26 @@ def peaks_of(record: Callable[[int], Mapping[int, Recorded]], sizes: Sequence[in
     """{micro-batches in a step, 1 or 2: its peaks}, from what `record` gives for a micro-batch of some size.
 
     Two traces are fitted, and the fit is held against a third one, of the largest of `sizes`. Where that is another,
-    since what is computed depends on the size (a loss in pieces, a branch), each of `sizes` is traced.
+    since what is computed depends on the size (a loss in pieces, a branch), each of `sizes` is traced. So is a single
+    sample in any case, of which a step is often made of other operations.
     """
+    traced = {size: record(size) for size in {min(sizes), max(sizes), *FITTED}}
+    fitted: dict[int, Peaks] = {}
     try:
-        first, second, largest = record(FITTED[0]), record(FITTED[1]), record(max(sizes))
+        first, second = (traced[size] for size in FITTED)
         fitted = {steps: fit(first[steps], second[steps]) for steps in first}
-        if all(abs(fitted[steps].at(each.samples) - each.peak) <= NEAR * each.peak for steps, each in largest.items()):
-            return fitted
+        largest = traced[max(sizes)]
+        if any(abs(fitted[steps].at(each.samples) - each.peak) > NEAR * each.peak for steps, each in largest.items()):
+            fitted = {}
     except OtherOperations:
         pass
-    traced = {size: record(size) for size in sizes}
-    return {steps: Peaks((), {size: traced[size][steps].anatomy() for size in sizes}) for steps in traced[sizes[0]]}
+    if not fitted:
+        traced |= {size: record(size) for size in sizes if size not in traced}
+    found = {}
+    for steps in (1, 2):
+        known = {size: of[steps].anatomy() for size, of in traced.items()}
+        found[steps] = Peaks(fitted[steps].moments if fitted else (), known)
+    return found
 
 
 def fit(first: Recorded, second: Recorded) -> Peaks:

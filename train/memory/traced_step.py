@@ -12,8 +12,11 @@ from train.batch.window import Batch, MicroBatch, Window
 from train.distributed.flat_buckets import FlatBuckets
 from train.distributed.ranks import Ranks
 from train.memory.peaks import tensors_of
-from train.memory.tracer import GRADIENTS, KINDS, OPTIMIZER, SAMPLES, WEIGHTS, LiveStorages
+from train.memory.tracer import GRADIENTS, KINDS, OPTIMIZER, SAMPLES, WEIGHTS, LiveStorages, inside_onednn
 from train.step import ComputeGradient, Learner, forward_backward, update
+
+CUDA_BLOCK = 512
+"""Bytes: torch's allocator on a GPU gives multiples of it."""
 
 
 @dataclass(frozen=True)
@@ -74,14 +77,15 @@ class Stepper:
         update(self.learner, 1e-3)
 
 
-def record(learner: Learner, like: Batch, terms: Sequence[str], samples: int, block: int) -> dict[int, Recorded]:
+def record(learner: Learner, like: Batch, terms: Sequence[str], samples: int, target: str) -> dict[int, Recorded]:
     """{micro-batches in the step: what was live in it}, for 2 (so for any more) and for 1, each of `samples`.
 
     Call it inside of the FakeTensorMode in which `learner` was made, which is another one afterwards. The first step,
-    in which the optimizer makes its state, is not recorded.
+    in which the optimizer makes its state, is not recorded. `target`: cpu or cuda.
     """
     found = {}
-    with LiveStorages(block) as tracer:
+    on_cpu = target == "cpu"
+    with LiveStorages(inside=inside_onednn) if on_cpu else LiveStorages(CUDA_BLOCK) as tracer:
         tracer.hold([*learner.module.parameters(), *learner.module.buffers()], WEIGHTS)
         tracer.hold(tensors_of(learner.optimizer.state), OPTIMIZER)
         stepper = Stepper.of(learner, terms)

@@ -1,12 +1,13 @@
 """The bytes of all tensors that are alive, after each operation: what an allocator counts, without one too.
 
 A storage counts once, however many tensors are views of it, from the operation that made it until nothing holds it.
-Not seen is what an operation needs inside itself for a moment, such as the workspace of a convolution.
+Not seen is what an operation needs inside itself for a moment, such as the workspace of a convolution, except where
+`inside` knows it.
 """
 
 import math
 import weakref
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
 
@@ -26,10 +27,13 @@ OUTSIDE = ""
 class LiveStorages(TorchDispatchMode):
     """Counts while it is entered, on this thread."""
 
-    def __init__(self, block: int = 1, limit: int | None = None) -> None:
+    def __init__(
+        self, block: int = 1, limit: int | None = None, inside: Callable[[Any, Any, Any], Sequence[int]] = lambda *_: ()
+    ) -> None:
         """`block`: an allocator's granularity, to a multiple of which each storage is rounded up.
 
-        `limit`: bytes beyond which an operation raises torch.OutOfMemoryError.
+        `limit`: bytes beyond which an operation raises torch.OutOfMemoryError. `inside(operation, arguments, made)`:
+        at some moments of it, how many bytes more it has in use than when it is done. They are only written down.
         """
         super().__init__()
         self.peak = 0
@@ -39,6 +43,7 @@ class LiveStorages(TorchDispatchMode):
         self._total = 0
         self._block = block
         self._limit = limit
+        self._inside = inside
         self._kinds: dict[int, tuple[str, int]] = {}  # and bytes, by the address of the storage
         self._alive: dict[int, weakref.ref[Any]] = {}
         self._names: list[str] | None = None
@@ -81,8 +86,9 @@ class LiveStorages(TorchDispatchMode):
                 if storage is not None and storage._cdata not in self._kinds:
                     self._count(storage, ACTIVATIONS)
         if self._names is not None:
-            self._names.append(func.name())
-            self._live.append(list(self._now.values()))
+            for more in (0, *self._inside(func, args, made)):
+                self._names.append(func.name())
+                self._live.append(list((self._now | {ACTIVATIONS: self._now[ACTIVATIONS] + more}).values()))
         return made
 
     def _count(self, storage: Any, kind: str) -> None:
@@ -122,3 +128,21 @@ def _one(dtype: torch.dtype) -> Any:
     if dtype is torch.bool:
         return True
     return 1.0 if dtype.is_floating_point else 1
+
+
+def inside_onednn(operation: Any, arguments: Any, made: Any) -> Sequence[int]:
+    """On a CPU: a convolution's gradients are made in the layout of oneDNN first, from a copy in that layout.
+
+    As torch 2.13 does it for most shapes: the gradient of the inputs twice beside the copy, then that of the weight.
+    """
+    if operation is not torch.ops.aten.convolution_backward.default or not _uses_onednn(*arguments[1:3]):
+        return ()
+    copied, of_inputs, of_weight = (
+        0 if each is None else each.numel() * each.element_size() for each in (arguments[0], *made[:2])
+    )
+    return (copied + of_inputs - of_weight, copied + of_weight)
+
+
+def _uses_onednn(inputs: Tensor, weight: Tensor) -> bool:
+    """A small image alone is computed without it (ConvParams::use_mkldnn in torch)."""
+    return inputs.shape[0] > 1 or inputs.numel() > 20480 or min(weight.shape[2:]) > 3
