@@ -24,7 +24,7 @@ from train.gradients import rank_consistency
 from train.gradients.seeding import seeded
 from train.gradients.shrink import Shrink
 from train.gradients.whole import Whole
-from train.memory import peaks
+from train.memory import auto_micro, peaks
 from train.metrics import compilations, loss_mean, loss_scale, mfu, noise_scale, profiler, step_timing
 from train.metrics.largest import largest
 from train.metrics.losses import mean_losses
@@ -148,20 +148,20 @@ def build(loaded: Loaded, loop: str) -> Run:
     stop.listen()  # not before: a signal then ends a rank that waits for one that never comes
     best = ranks.together(lambda: checked_best(config))
     prepared = prepare(loaded, loop, ranks)
-    plan = prepared.plan
-    learner = make_learner(config, prepared.task, accelerator, plan.batch.effective, ranks)
-    tried = ranks.together(lambda: preflight(learner, prepared.sets, plan, config))
+    learner = make_learner(config, prepared.task, accelerator, prepared.plan.batch.effective, ranks)
+    tried = ranks.together(lambda: preflight(learner, prepared.sets, prepared.plan, config))
+    prepared = auto_micro.sized(prepared, learner, tried, loaded, ranks)
     share_work(learner, prepared.sets, config, ranks)
     check_same_model(learner, tried.trial, ranks)
     find = partial(newest, say=print_error)
-    folder = ranks.from_main(lambda: claim(config, plan, find, named, stop.requested))
+    folder = ranks.from_main(lambda: claim(config, prepared.plan, find, named, stop.requested))
     setting = Setting(
         loaded=loaded, prepared=prepared, learner=learner, ranks=ranks, stop=stop, tried=tried, folder=folder
     )
     try:
         if ranks.is_main:
             stop.watch(folder.path / "stop", folder.is_held)
-        state = RunState(best, plan.tokens_per_sample)
+        state = RunState(best, prepared.plan.tokens_per_sample)
         checkpoints = ranks.together(lambda: open_checkpoints(setting, state))
         if config.evaluate.best and folder.resumed_from:
             best_weights.settle(folder.path, best, ranks, state.progress)

@@ -7,9 +7,16 @@ from train.config.problems import Finding, Values, show
 
 def _micro(values: Values) -> Iterator[Finding]:
     micro = values["batch.micro"]
-    if micro != "all" and not (isinstance(micro, int) and micro >= 1):
+    if micro not in ("all", "auto") and not (isinstance(micro, int) and micro >= 1):
         unquoted = f". Write {micro} without quotes" if str(micro).isdigit() and int(micro) else ""
-        yield "batch.micro", f"got {show(micro)}; it takes a whole number of 1 or more, or all{unquoted}"
+        yield "batch.micro", f"got {show(micro)}; it takes a whole number of 1 or more, all or auto{unquoted}"
+
+
+def _auto(values: Values) -> Iterator[Finding]:
+    steps = values["batch.accumulation_steps"]
+    if values["batch.micro"] == "auto" and steps is not None:
+        why = "the micro-batch that is found decides it. Leave one of them out"
+        yield "batch.accumulation_steps", f"got {steps} beside batch.micro=auto; {why}"
 
 
 def _batch(values: Values) -> Iterator[Finding]:
@@ -54,4 +61,4 @@ def _micro_tokens(values: Values) -> Iterator[Finding]:
         yield "batch.micro_tokens", f"got {tokens}; {why}"
 
 
-BATCH_RULES = (_micro, _batch, _micro_tokens)
+BATCH_RULES = (_micro, _auto, _batch, _micro_tokens)

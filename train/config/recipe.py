@@ -14,7 +14,8 @@ class Batch:
     """In place of `effective`, where samples are blocks of tokens: a multiple of data.block_size."""
     micro: int | str = "all"
     """Samples that one rank puts through the model at once; `all`: the whole share of a rank (or of a micro-step,
-    where accumulation_steps is stated)."""
+    where accumulation_steps is stated); `auto`: tried before the first step, the smallest within 3 % of the fastest
+    that fits in memory."""
     accumulation_steps: int | None = None
     """Micro-batches of one rank per optimizer step."""
     micro_tokens: int | None = None

@@ -74,7 +74,7 @@ class Stepper:
         micro_batches = [MicroBatch(batch, len(next(iter(batch.values())))) for batch in batches]
         self.gradient(self.learner, window_of(micro_batches, self.terms))
         before_update()
-        update(self.learner, 1e-3)
+        update(self.learner, 0.0)  # no step is kept
 
 
 def record(learner: Learner, like: Batch, terms: Sequence[str], samples: int, target: str) -> dict[int, Recorded]:

@@ -26,6 +26,7 @@ class RunPlan:
     classes: Mapping[str, Sequence[str]] = field(default_factory=dict)  # names, in the order of their numbers
     notes: tuple[str, ...] = ()  # on the data, for the screen
     micro_tokens: int | None = None  # batch.micro_tokens: the plan's micro-batches are then those of the longest texts
+    micro_search: Mapping[str, Any] | None = None  # batch.micro=auto: what was found, and how
     micro_steps: tuple[int, int] | None = None  # with it: fewest and most micro-batches of a rank in a full step
 
     @property
@@ -70,6 +71,7 @@ class RunPlan:
             f"run       {self.name}: {self.loop} loop, {self.precision}{parameters}",
             f"batch     {self._batch()}",
             f"data      {'; '.join([self._epoch(), *sets])}",
+            *self._found(),
             *self._tokens(),
             *self._small(),
             *self.notes,
@@ -98,6 +100,18 @@ class RunPlan:
             f"{batch.effective} samples on {ranks(batch.world_size)}, by length: {count} micro-batches each, of at "
             f"most {self.micro_tokens:,} tokens with their padding"
         )
+
+    def _found(self) -> list[str]:
+        if self.micro_search is None:
+            return []
+        found = self.micro_search
+        return [
+            f"micro     auto: {found['chosen']} ({found['source']}); the largest that fits: {found['largest_fitting']}"
+        ]
+
+    @property
+    def samples_evaluated_at_once(self) -> int:
+        return self.batch.micro if self.micro_search is None else self.micro_search["evaluation"]
 
     def _accumulation_steps(self) -> int | None:
         """None where it varies from step to step."""

@@ -26,6 +26,11 @@ def plan_batch(config: Config, loop: str, world_size: int, dataset_size: int | N
         dataset_size=dataset_size,
         drop_tail=config.data.drop_tail,
     )
+    if loop == "standard" and batch.micro == "auto":
+        raise PlanError(
+            "the standard loop takes each step in one micro-batch: there is nothing to find for batch.micro=auto. "
+            "Type: batch.micro=all, or use the accumulation loop: train.accumulate"
+        )
     if loop == "standard" and plan.accumulation_steps > 1:
         stated = f"batch.micro={batch.micro}" if batch.micro != "all" else f"{batch.accumulation_steps=}"
         instead = "batch.micro=all"
