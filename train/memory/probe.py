@@ -22,7 +22,7 @@ from train.distributed.ranks import Ranks, launched_local_world_size
 from train.errors import is_out_of_memory
 from train.memory.peaks import GIB, tensors_of
 from train.memory.traced_step import Stepper
-from train.memory.tracer import GRADIENTS, OPTIMIZER, WEIGHTS, LiveStorages
+from train.memory.tracer import GRADIENTS, OPTIMIZER, SAMPLES, WEIGHTS, LiveStorages
 from train.optim.skipped_steps import SkippedSteps
 from train.step import Learner
 
@@ -74,7 +74,7 @@ class Probe:
             for _ in range(steps):
                 self.stepper.step(batches)
 
-        return self._within(work)
+        return self._within(work, batches[0])
 
     def evaluates(self, samples: int) -> bool:
         """Whether an evaluation of so many samples at once fits."""
@@ -88,7 +88,7 @@ class Probe:
 
         try:
             module.eval()
-            return self._within(work)
+            return self._within(work, batch)
         finally:
             for part, mode in modes:
                 part.training = mode
@@ -115,9 +115,9 @@ class Probe:
             torch.accelerator.synchronize()  # the host would measure how fast it hands over work
         marks.append(self.clock())
 
-    def _within(self, work: Callable[[], None]) -> bool:
+    def _within(self, work: Callable[[], None], batch: Batch) -> bool:
         try:
-            return self._on_gpu(work) if self.learner.device.type == "cuda" else self._on_cpu(work)
+            return self._on_gpu(work) if self.learner.device.type == "cuda" else self._on_cpu(work, batch)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -125,11 +125,12 @@ class Probe:
             self._let_go()
         return False
 
-    def _on_cpu(self, work: Callable[[], None]) -> bool:
+    def _on_cpu(self, work: Callable[[], None], batch: Batch) -> bool:
         module, optimizer = self.learner.module, self.learner.optimizer
         with _uncompiled(), LiveStorages(limit=self.limit - self.average) as live:
             live.hold([*module.parameters(), *module.buffers()], WEIGHTS)
             live.hold(tensors_of(optimizer.state), OPTIMIZER)
+            live.hold(batch.values(), SAMPLES)
             live.hold([*self.stepper.buckets, *self._gradients()], GRADIENTS)
             work()
         return True
