@@ -1,6 +1,7 @@
 """batch.micro=auto on real runs, on a memory that the test limits and a clock that it holds."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -171,6 +172,19 @@ def test_a_prediction_is_where_the_search_begins(tmp_path: Path, monkeypatch: py
     found = json.loads((tmp_path / "run" / "plan.json").read_text())["micro_search"]
     assert (found["predicted"], found["largest_fitting"]) == (6, 6)
     assert asked == [6, 8]
+
+
+@pytest.mark.usefixtures("leaves_files_open")
+def test_a_prediction_is_held_against_the_allocator(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Under --smoke, on a CPU: 24 samples of a net that is 2 MiB of activations wide."""
+    model = "model={target: mlp, args: {inputs: 6, hidden: [4096, 64], outputs: 3}}"
+    arguments = arguments_of(tmp_path, 1, model, "batch.micro=auto")
+
+    assert main([*arguments, "--smoke"], "accumulate", compute_gradient) == 0
+
+    found = re.search(r"the peak of a step was predicted to ([+-][0-9.]+)%", capsys.readouterr().out)
+    assert found is not None
+    assert abs(float(found[1])) <= 1.0
 
 
 @pytest.mark.usefixtures("leaves_files_open")

@@ -14,7 +14,7 @@ from train.batch.window import Batch
 from train.config import Config, load
 from train.data import open_sets
 from train.distributed.accelerator import connect
-from train.memory.cpu_allocator import allocated_peak
+from train.memory.cpu_allocator import AllocatedPeak
 from train.memory.foresight import AS_CONFIGURED, CHECKPOINTED, CHUNKED, SMALLEST, VARIANTS, foresee_apart
 from train.memory.peaks import tensors_of
 from train.memory.predict import OtherOperations, Peaks, fit
@@ -108,7 +108,10 @@ class Real:
     def allocated(self, samples: int, steps: int) -> int:
         batches = self.batches(samples, steps)
         held = self.held(batches)
-        return held + allocated_peak(lambda: self.stepper.step(batches))
+        allocated = AllocatedPeak()
+        allocated.start()
+        self.stepper.step(batches)
+        return held + allocated.stop()
 
 
 def config_of(folder: Path, *overrides: str) -> Config:

@@ -13,7 +13,7 @@ from train.config import Loaded
 from train.distributed.accelerator import Unsupported
 from train.distributed.ranks import Ranks
 from train.exactness.preflight import Preflight
-from train.memory.foresight import AS_CONFIGURED, foresee_apart
+from train.memory.foresight import AS_CONFIGURED, foresee_apart, keep, recalled
 from train.memory.kept import as_it_was
 from train.memory.peaks import GIB, stored_bytes
 from train.memory.probe import Probe, limit_of
@@ -46,7 +46,7 @@ def sized(prepared: Prepared, learner: Learner, tried: Preflight, loaded: Loaded
     where not one sample fits on one of them, and Unsupported where weights are divided among the ranks.
     """
     if loaded.config.batch.micro != "auto":
-        return prepared
+        return _with_prediction(prepared, learner, loaded, ranks)
     if learner.parallel.is_sharded:
         raise Unsupported(
             "batch.micro=auto: a forward pass of a divided model (FSDP2) is one of all ranks, and one that runs out of "
@@ -58,7 +58,25 @@ def sized(prepared: Prepared, learner: Learner, tried: Preflight, loaded: Loaded
     stated = replace(config, batch=replace(config.batch, micro=found.chosen))
     plan = prepared.plan
     batch = plan_batch(stated, plan.loop, plan.batch.world_size, plan.batch.dataset_size)
-    return replace(prepared, plan=replace(plan, batch=batch, micro_search=asdict(found)))
+    prepared = replace(prepared, plan=replace(plan, batch=batch, micro_search=asdict(found)))
+    return _with_prediction(prepared, learner, loaded, ranks)
+
+
+def _with_prediction(prepared: Prepared, learner: Learner, loaded: Loaded, ranks: Ranks) -> Prepared:
+    """With the peak that was predicted, where somebody has traced this model, and it can be held against a peak."""
+    target = learner.device.type
+    if target != "cuda" and not (target == "cpu" and "--smoke" in loaded.flags):
+        return prepared
+    foresight = ranks.from_main(lambda: recalled(loaded.config, target))
+    batch = prepared.plan.batch
+    if foresight is None:
+        return prepared
+    with suppress(KeyError):  # not traced in this size
+        anatomy = foresight.anatomy(batch.micro, batch.accumulation_steps, batch.world_size)
+        if target == "cpu":
+            del anatomy["samples"]  # they are on the device already
+        return replace(prepared, plan=replace(prepared.plan, predicted_peak=sum(anatomy.values())))
+    return prepared
 
 
 class _Search:
@@ -147,6 +165,7 @@ class _Search:
         words = [str(self.loaded.path), *self.loaded.overrides]
         target = self.learner.device.type
         foresight = foresee_apart(words, target, (AS_CONFIGURED,), doublings(self.sizes))
+        keep(foresight, self.loaded.config)
         fitting = []
         for size in self.sizes:
             with suppress(KeyError):

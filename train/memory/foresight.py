@@ -6,11 +6,15 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from train.config import Config
 from train.memory.predict import Peaks
+from train.memory.remembered import key_of, recall, remember
 
 AS_CONFIGURED = "as configured"
 CHECKPOINTED = "memory.activation_checkpointing=true"
@@ -22,6 +26,8 @@ OF_A_RANK = ("RANK", "LOCAL_", "WORLD_SIZE", "MASTER_", "GROUP_", "ROLE_", "TORC
 """How variables begin that would make a rank of the process, or tell it what its launcher was told."""
 
 SECONDS = 600
+
+KIND = "traced"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,3 +91,30 @@ def foresee_apart(
         if file.is_file():
             return Foresight.from_dict(json.loads(file.read_text()))
     return Foresight(target=target, sample_bytes=0, failures={AS_CONFIGURED: said[-1][:300]})
+
+
+def keep(foresight: Foresight, config: Config) -> None:
+    """For the runs of this model, which are held against it."""
+    if foresight.peaks:
+        peaks = {AS_CONFIGURED: foresight.peaks[AS_CONFIGURED]} if AS_CONFIGURED in foresight.peaks else {}
+        remember(KIND, _key(config, foresight.target), replace(foresight, peaks=peaks).as_dict())
+
+
+def recalled(config: Config, target: str) -> Foresight | None:
+    """What was kept of this model on such a device."""
+    found = recall(KIND, _key(config, target))
+    try:
+        return None if found is None else Foresight.from_dict(found)
+    except (TypeError, KeyError):  # of another edition
+        return None
+
+
+def _key(config: Config, target: str) -> str:
+    """Of all that a step's peak depends on, but its size."""
+    data = config.data
+    sections = (config.model, config.task, config.optimizer, replace(config.memory, limit_gib=None), config.ema)
+    shape = [data.source, data.args, data.columns, data.block_size, data.max_length, data.transform]
+    facts = {type(section).__name__: asdict(section) for section in sections}
+    return key_of(
+        {**facts, "shape": shape, "precision": config.precision, "target": target, "torch": torch.__version__}
+    )

@@ -15,7 +15,7 @@ from train.data import open_sets
 from train.distributed.ranks import asked_world_size
 from train.errors import FINISHED, UserError, entry_point, leave
 from train.memory.fits import counted_on, line_for, recommended, sizes_to_trace, tabulate
-from train.memory.foresight import VARIANTS, foresee_apart
+from train.memory.foresight import VARIANTS, foresee_apart, keep
 from train.memory.page import Page
 from train.plan.make import make_plan
 from train.plan.run_plan import RunPlan
@@ -57,6 +57,7 @@ def make_page(loaded: Loaded, asked: Asked) -> tuple[Page, RunPlan]:
     effective = plan.batch.effective
     words = [str(loaded.path), *loaded.overrides]
     foresight = foresee_apart(words, "cuda", VARIANTS, sizes_to_trace(effective, world_sizes))
+    keep(foresight, loaded.config)
     usable = counted_on(asked.memory)
     tables = tabulate(foresight, effective, world_sizes, usable)
     found = recommended(tables)

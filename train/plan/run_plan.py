@@ -27,6 +27,7 @@ class RunPlan:
     notes: tuple[str, ...] = ()  # on the data, for the screen
     micro_tokens: int | None = None  # batch.micro_tokens: the plan's micro-batches are then those of the longest texts
     micro_search: Mapping[str, Any] | None = None  # batch.micro=auto: what was found, and how
+    predicted_peak: int | None = None  # bytes on the device, where it was traced (--plan --memory, batch.micro=auto)
     micro_steps: tuple[int, int] | None = None  # with it: fewest and most micro-batches of a rank in a full step
 
     @property
