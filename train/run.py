@@ -194,7 +194,7 @@ def list_parts(setting: Setting, report: Reporter) -> tuple[Part, ...]:
         # Its times are those of a whole step, and of no measuring; an evaluation or a save belongs to none.
         step_timing.part(learner, ranks, row_due),
         # The peak of an evaluation is that of all of the above.
-        peaks.part(learner, setting.tried.trial, row_due, setting.plan.predicted_peak),
+        peaks.part(learner, setting.tried.trial, row_due, setting.plan.prediction),
         # Takes the times of a step from those above. What puts the gradient elsewhere than into .grad stands above it.
         noise_scale.part(learner, config, ranks),
         loss_scale.part(learner),

@@ -178,7 +178,7 @@ def test_a_prediction_is_where_the_search_begins(tmp_path: Path, monkeypatch: py
 def test_a_prediction_is_held_against_the_allocator(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Under --smoke, on a CPU: 24 samples of a net that is 2 MiB of activations wide."""
     model = "model={target: mlp, args: {inputs: 6, hidden: [4096, 64], outputs: 3}}"
-    arguments = arguments_of(tmp_path, 1, model, "batch.micro=auto")
+    arguments = arguments_of(tmp_path, 1, model, "batch.micro=auto", "data.args.size=100")
 
     assert main([*arguments, "--smoke"], "accumulate", compute_gradient) == 0
 

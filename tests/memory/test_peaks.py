@@ -144,7 +144,7 @@ def test_activations_are_what_forward_and_backward_give_back(micro_steps: int, g
     optimizer.register_step_pre_hook(lambda *_: gpu.take(0.5))
     optimizer.register_step_post_hook(lambda *_: gpu.free(0.5))
     predicted = 1.1 * (10 + gradient_copies + 4) * GIB
-    memory = Memory(module, optimizer, row_due=lambda k: k != 2, allocator=gpu, predicted=int(predicted))
+    memory = Memory(module, optimizer, row_due=lambda k: k != 2, allocator=gpu, prediction=(int(predicted), 8))
 
     def compute_gradient(learner: Any, window: Any) -> torch.Tensor:
         module(torch.ones(1, 2)).sum().backward()
@@ -159,7 +159,8 @@ def test_activations_are_what_forward_and_backward_give_back(micro_steps: int, g
 
     found = []
     for k in (1, 2, 3):
-        memory.gradient(compute_gradient)(None, SimpleNamespace(k=k))  # type: ignore[arg-type]
+        window: Any = SimpleNamespace(k=k, samples=8)
+        memory.gradient(compute_gradient)(None, window)  # type: ignore[arg-type]
         optimizer.step()
         optimizer.zero_grad()
         gpu.free(gradient_copies)

@@ -24,13 +24,15 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
-def part(learner: Learner, samples: Batch, row_due: Callable[[int], bool], predicted: int | None = None) -> Part:
+def part(
+    learner: Learner, samples: Batch, row_due: Callable[[int], bool], prediction: tuple[int, int] | None = None
+) -> Part:
     """`samples`: some that were read already; two of them show whether activations can be counted on a CPU.
 
-    `predicted`: bytes of a step, which the first one that is measured is held against; on a CPU by torch's profiler.
+    `prediction`: bytes and samples of a full step; the first one that is measured is held against it.
     """
     allocator = Allocator(learner.device) if learner.device.type == "cuda" else None
-    memory = Memory(learner.module, learner.optimizer, row_due, allocator, predicted)
+    memory = Memory(learner.module, learner.optimizer, row_due, allocator, prediction)
     # Under FSDP2 autograd also saves weights that were gathered: they would count as activations.
     if learner.device.type == "cpu" and not learner.parallel.is_sharded:
         memory.counts_saved = can_be_counted(learner, {name: column[:2] for name, column in samples.items()})
@@ -85,10 +87,10 @@ class Memory:
         optimizer: torch.optim.Optimizer,
         row_due: Callable[[int], bool],
         allocator: Allocator | None = None,
-        predicted: int | None = None,
+        prediction: tuple[int, int] | None = None,
     ) -> None:
         """`row_due(k)`: whether step k gets a row; its phases are measured apart. `allocator`: None on a CPU."""
-        self._plan = PlanCheck(predicted) if predicted is not None else None
+        self._plan = PlanCheck(prediction) if prediction is not None else None
         self._allocator = allocator
         self._row_due = row_due
         self._update_hook: Any = None  # on a step that is measured
@@ -153,8 +155,10 @@ class Memory:
             gradient = counted if self.counts_saved and self._row_due(window.k + 1) else compute_gradient
             if not self._row_due(window.k):
                 return gradient(learner, window)
-            if self._plan is not None and self._allocator is None and self._held:  # step 1 made the optimizer's state
-                self._plan.begin(self._all_held())
+            if self._plan is not None:
+                self._plan.sees(window)
+                if self._allocator is None and self._held:  # step 1 made the optimizer's state
+                    self._plan.begin(self._all_held())
             self.mark()
             if self._allocator is not None:
                 self._before = self._allocator.allocated()

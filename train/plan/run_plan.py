@@ -111,6 +111,11 @@ class RunPlan:
         ]
 
     @property
+    def prediction(self) -> tuple[int, int] | None:
+        """Bytes at the peak of a full step, and its samples over all ranks."""
+        return None if self.predicted_peak is None else (self.predicted_peak, self.batch.effective)
+
+    @property
     def samples_evaluated_at_once(self) -> int:
         return self.batch.micro if self.micro_search is None else self.micro_search["evaluation"]
 
