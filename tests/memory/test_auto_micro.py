@@ -66,7 +66,7 @@ def arguments_of(folder: Path, world_size: int, *overrides: str) -> list[str]:
 def needed(arguments: list[str], world_size: int) -> dict[int, int]:
     """{micro-batch: bytes of a step}, counted by the counter of other tests on a model of its own."""
     real, found = Real(load(arguments).config), {}
-    for size in candidates(SHARE):
+    for size in candidates(SHARE)[1:]:  # BatchNorm takes no single sample
         # Of several ranks each keeps its gradients, as one does between micro-steps.
         steps = 2 if world_size > 1 or size < SHARE else 1
         batches = real.batches(size, 1) * steps
@@ -109,7 +109,7 @@ def test_the_largest_that_fits_on_all_ranks(run_ranks: Any, tmp_path: Path, worl
         assert plan["batch"]["micro"] == chosen <= 6
         assert max(trace.sizes[0]) == chosen
         assert plan["batch"]["effective"] == SHARE * world_size
-        assert set(plan["micro_search"]["samples_per_second"]) <= {"1", "2", "4", "6"}
+        assert set(plan["micro_search"]["samples_per_second"]) <= {"2", "4", "6"}
     expected = run_ranks(world_size, record, [*arguments, f"batch.micro={chosen}", "name=stated"])
     for (trace, _), stated in zip(found, expected, strict=True):
         assert trace.sizes == stated.sizes
@@ -155,10 +155,13 @@ def test_an_evaluation_has_a_size_of_its_own(tmp_path: Path, monkeypatch: pytest
     assert found["chosen"] <= 2 < found["evaluation"]
 
 
-def test_a_prediction_is_where_the_search_begins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("leaves_files_open")
+def test_a_prediction_is_where_the_search_begins_and_is_held_against_the_allocator(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """A model that can be traced, on a limit for 6 samples: two probes, the one that fits and the next."""
-    model = "model={target: mlp, args: {inputs: 6, hidden: [64], outputs: 3}}"
-    arguments = arguments_of(tmp_path, 1, model)
+    model = "model={target: mlp, args: {inputs: 6, hidden: [4096, 64], outputs: 3}}"
+    arguments = arguments_of(tmp_path, 1, model, "data.args.size=100", "data.eval_fraction=0")
     of_size = needed(arguments, 1)
     asked, fits = [], auto_micro.Probe.fits
 
@@ -167,24 +170,16 @@ def test_a_prediction_is_where_the_search_begins(tmp_path: Path, monkeypatch: py
         return fits(self, samples, steps)
 
     monkeypatch.setattr(auto_micro.Probe, "fits", watched)
-    record([*arguments, "batch.micro=auto", f"memory.limit_gib={(of_size[6] + of_size[8]) / 2 / GIB!r}"])
+    limit = f"memory.limit_gib={(of_size[6] + of_size[8]) / 2 / GIB!r}"
 
-    found = json.loads((tmp_path / "run" / "plan.json").read_text())["micro_search"]
-    assert (found["predicted"], found["largest_fitting"]) == (6, 6)
+    assert main([*arguments, "batch.micro=auto", limit, "--smoke"], "accumulate", compute_gradient) == 0
+
+    told = capsys.readouterr().out
     assert asked == [6, 8]
-
-
-@pytest.mark.usefixtures("leaves_files_open")
-def test_a_prediction_is_held_against_the_allocator(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Under --smoke, on a CPU: 24 samples of a net that is 2 MiB of activations wide."""
-    model = "model={target: mlp, args: {inputs: 6, hidden: [4096, 64], outputs: 3}}"
-    arguments = arguments_of(tmp_path, 1, model, "batch.micro=auto", "data.args.size=100")
-
-    assert main([*arguments, "--smoke"], "accumulate", compute_gradient) == 0
-
-    found = re.search(r"the peak of a step was predicted to ([+-][0-9.]+)%", capsys.readouterr().out)
-    assert found is not None
-    assert abs(float(found[1])) <= 1.0
+    assert "the largest that fits: 6" in told
+    missed = re.search(r"the peak of a step was predicted to ([+-][0-9.]+)%", told)
+    assert missed is not None
+    assert abs(float(missed[1])) <= 1.0
 
 
 @pytest.mark.usefixtures("leaves_files_open")

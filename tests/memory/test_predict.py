@@ -85,7 +85,7 @@ class Real:
         accelerator, ranks = connect(config)
         self.learner = make_learner(config, task, accelerator, 1, ranks)
         self.stepper = Stepper.of(self.learner, list(by_term(task.loss_weight(self.like))))
-        self.stepper.step(self.batches(1, 1))  # the optimizer makes its state
+        self.stepper.step(self.batches(2, 1))  # the optimizer makes its state
 
     def batches(self, samples: int, steps: int) -> list[Batch]:
         places = torch.arange(samples) % 8

@@ -12,6 +12,7 @@ from train.batch.window import MASK
 from train.config import Loaded
 from train.distributed.accelerator import Unsupported
 from train.distributed.ranks import Ranks
+from train.exactness.lone_sample import check_lone_samples
 from train.exactness.preflight import Preflight
 from train.memory.foresight import AS_CONFIGURED, foresee_apart, keep, recalled
 from train.memory.kept import as_it_was
@@ -59,6 +60,8 @@ def sized(prepared: Prepared, learner: Learner, tried: Preflight, loaded: Loaded
     plan = prepared.plan
     batch = plan_batch(stated, plan.loop, plan.batch.world_size, plan.batch.dataset_size)
     prepared = replace(prepared, plan=replace(plan, batch=batch, micro_search=asdict(found)))
+    # Was tried with another micro-batch: the tail of an epoch may now leave one sample alone.
+    ranks.together(lambda: check_lone_samples(learner, tried.trial, prepared.plan, config))
     return _with_prediction(prepared, learner, loaded, ranks)
 
 
@@ -89,7 +92,6 @@ class _Search:
         self.evaluated = max(
             (-(-len(rows) // plan.world_size) for rows in prepared.sets.evaluation.values()), default=0
         )
-        self.sizes = candidates(self.share)
         like = {name: torch.ones_like(c) if name == MASK else c for name, c in tried.trial.items()}
         module = learner.module
         average = stored_bytes([*module.parameters(), *module.buffers()]) if config.ema.decay is not None else 0
@@ -104,6 +106,11 @@ class _Search:
                 clock=CLOCK,
             )
         )
+
+        self.sizes = candidates(self.share)
+        if not self._agreed(self.probe.takes_one_sample):
+            several = [size for size in self.sizes if self.share // self._steps(size) > 1]
+            self.sizes = several or self.sizes
 
     def found(self) -> Found:
         key = self.ranks.from_main(lambda: key_of(self._facts()))

@@ -76,6 +76,14 @@ class Probe:
 
         return self._within(work, batches[0])
 
+    def takes_one_sample(self) -> bool:
+        """Whether a micro-batch of one can be trained on: BatchNorm takes no statistics from it."""
+        try:
+            self._within(partial(self.stepper.step, [self.batch(1)]), self.batch(1))
+            return True
+        except Exception:  # whatever it is, a number of samples is looked for that the model takes
+            return False
+
     def evaluates(self, samples: int) -> bool:
         """Whether an evaluation of so many samples at once fits."""
         module, task, device, dtype = (getattr(self.learner, name) for name in ("module", "task", "device", "dtype"))
