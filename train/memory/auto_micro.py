@@ -20,7 +20,7 @@ from train.memory.peaks import GIB, stored_bytes
 from train.memory.probe import Probe, limit_of
 from train.memory.remembered import key_of, recall, remember
 from train.memory.search import candidates, doublings, largest_fitting, measured_down, smallest_fast
-from train.plan.make import Prepared
+from train.plan.make import Prepared, as_shrunk
 from train.plan.steps import plan_batch
 from train.step import Learner
 
@@ -60,6 +60,7 @@ def sized(prepared: Prepared, learner: Learner, tried: Preflight, loaded: Loaded
     plan = prepared.plan
     batch = plan_batch(stated, plan.loop, plan.batch.world_size, plan.batch.dataset_size)
     prepared = replace(prepared, plan=replace(plan, batch=batch, micro_search=asdict(found)))
+    prepared = as_shrunk(prepared, config, ranks)
     # Was tried with another micro-batch: the tail of an epoch may now leave one sample alone.
     ranks.together(lambda: check_lone_samples(learner, tried.trial, prepared.plan, config))
     return _with_prediction(prepared, learner, loaded, ranks)

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from train.batch.window import Batch
 from train.data.device_prefetch import to_device
-from train.distributed.parallel import Replicated
 from train.distributed.ranks import Ranks, launched_local_world_size
+from train.distributed.replicated import Replicated
 from train.errors import is_out_of_memory
 from train.memory.peaks import GIB, tensors_of
 from train.memory.traced_step import Stepper
