@@ -69,7 +69,8 @@ def sized(prepared: Prepared, learner: Learner, tried: Preflight, loaded: Loaded
 def _with_prediction(prepared: Prepared, learner: Learner, loaded: Loaded, ranks: Ranks) -> Prepared:
     """With the peak that was predicted, where somebody has traced this model, and it can be held against a peak."""
     target = learner.device.type
-    if target != "cuda" and not (target == "cpu" and "--smoke" in loaded.flags):
+    is_measured = target == "cuda" or (target == "cpu" and "--smoke" in loaded.flags)
+    if not is_measured or learner.parallel.is_sharded:  # what was traced holds all of the model
         return prepared
     foresight = ranks.from_main(lambda: recalled(loaded.config, target))
     batch = prepared.plan.batch
