@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from tests.helpers import Trace, argv, record
 from tests.live_bytes import LiveBytes
-from tests.memory.test_predict import Real
+from tests.memory.test_predict import GPT, Real
 from train.accumulate import compute_gradient
 from train.config import load
 from train.main import main
@@ -51,6 +51,7 @@ RUN = (
     "duration={steps: 2}",
     "batch.exact=ignore",
     "data.eval_fraction=0.3",
+    "data.args.size=200",
 )
 
 
@@ -160,8 +161,7 @@ def test_a_prediction_is_where_the_search_begins_and_is_held_against_the_allocat
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A model that can be traced, on a limit for 6 samples: two probes, the one that fits and the next."""
-    model = "model={target: mlp, args: {inputs: 6, hidden: [4096, 64], outputs: 3}}"
-    arguments = arguments_of(tmp_path, 1, model, "data.args.size=100", "data.eval_fraction=0")
+    arguments = arguments_of(tmp_path, 1, *GPT, "data.args.size=100", "precision=fp32")
     of_size = needed(arguments, 1)
     asked, fits = [], auto_micro.Probe.fits
 
@@ -219,7 +219,11 @@ def test_nothing_is_left_of_what_was_tried(tmp_path: Path) -> None:
         state = [value for of in learner.optimizer.state.values() for value in of.values()]
         tensors = [*net.parameters(), *net.buffers(), *state, torch.get_rng_state(), net.own.get_state()]
         numbers = [group["lr"] for group in learner.optimizer.param_groups]
-        return [*(tensor.clone() for tensor in tensors), torch.tensor(numbers), np.random.get_state()[1].copy()]
+        return [
+            *(tensor.detach().clone() for tensor in tensors),
+            torch.tensor(numbers),
+            np.random.get_state()[1].copy(),
+        ]
 
     before, storages = everything(), [p.data_ptr() for p in net.parameters()]
     with as_it_was(learner):

@@ -63,10 +63,10 @@ NETS = {"gpt": GPT, "residual": RESIDUAL, "bert": BERT}
 ADAMW = ("precision=fp32", "optimizer={target: adamw, lr: 0.001, max_grad_norm: 1.0}")
 
 
-def ids() -> Any:
+def ids(size: int = 20) -> Any:
     from datasets import Dataset
 
-    tokens = torch.randint(300, (20, 17), generator=torch.Generator().manual_seed(0))
+    tokens = torch.randint(300, (size, 17), generator=torch.Generator().manual_seed(0))
     return Dataset.from_dict({"inputs": tokens[:, :-1].tolist(), "labels": tokens[:, 1:].tolist()})
 
 
