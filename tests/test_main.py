@@ -236,6 +236,8 @@ def test_verify_asks_the_launcher_for_the_precision_of_the_config(run_ranks: Any
         "new",
         "config.__main__",
         "doctor.__main__",
+        "plan.__main__",
+        "trace",
         "comparison.wandb_page",
     ],
 )
@@ -318,6 +320,7 @@ NOT_THE_USERS = {
     "Damaged",
     "NoCheckpoint",
     "NoProgress",
+    "OtherOperations",
     "TargetError",
     "TokenizerError",
     "Unreadable",

@@ -7,7 +7,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 LAYERS = (
-    ("evaluate", "merge", "prepare", "verify", "compare", "sweep", "new", "launch", "doctor"),
+    ("evaluate", "merge", "prepare", "verify", "compare", "sweep", "new", "launch", "doctor", "trace"),
     ("standard", "accumulate"),
     ("main",),
     ("loop",),

@@ -40,6 +40,7 @@ GRADIENTS = "memory/gradients_gib"
 OPTIMIZER_STATE = "memory/optimizer_gib"
 ACTIVATIONS = "memory/activations_gib"  # GPU: of the peak, what forward and backward give back; CPU: what is saved
 ALLOCATOR_RETRIES = "memory/allocator_retries"
+PLAN_ERROR = "memory/plan_error"  # predicted / measured - 1, of the peak of the first step that was measured; once
 
 TRAINING_GRAPHS = "compile/training_graphs"  # that torch.compile has made since the start
 EVALUATION_GRAPHS = "compile/evaluation_graphs"

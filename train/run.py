@@ -23,7 +23,7 @@ from train.gradients import measured_shares, rank_consistency
 from train.gradients.seeding import seeded
 from train.gradients.shrink import Shrink
 from train.gradients.whole import Whole
-from train.memory import peaks
+from train.memory import auto_micro, peaks
 from train.metrics import compilations, loss_mean, loss_scale, mfu, noise_scale, profiler, scaling_regime, step_timing
 from train.metrics.largest import largest
 from train.metrics.losses import mean_losses
@@ -149,20 +149,20 @@ def build(loaded: Loaded, loop: str) -> Run:
     stop.listen()  # not before: a signal then ends a rank that waits for one that never comes
     best = ranks.together(lambda: checked_best(config))
     prepared = prepare(loaded, loop, ranks)
-    plan = prepared.plan
-    learner = make_learner(config, prepared.task, accelerator, plan.batch.effective, ranks)
-    tried = ranks.together(lambda: preflight(learner, prepared.sets, plan, config))
+    learner = make_learner(config, prepared.task, accelerator, prepared.plan.batch.effective, ranks)
+    tried = ranks.together(lambda: preflight(learner, prepared.sets, prepared.plan, config))
+    prepared = auto_micro.sized(prepared, learner, tried, loaded, ranks)
     share_work(learner, prepared.sets, config, ranks)
     check_same_model(learner, tried.trial, ranks)
     find = partial(newest, say=print_error)
-    folder = ranks.from_main(lambda: claim(config, plan, find, named, stop.requested))
+    folder = ranks.from_main(lambda: claim(config, prepared.plan, find, named, stop.requested))
     setting = Setting(
         loaded=loaded, prepared=prepared, learner=learner, ranks=ranks, stop=stop, tried=tried, folder=folder
     )
     try:
         if ranks.is_main:
             stop.watch(folder.path / "stop", folder.is_held)
-        state = RunState(best, plan.tokens_per_sample)
+        state = RunState(best, prepared.plan.tokens_per_sample)
         checkpoints = ranks.together(lambda: open_checkpoints(setting, state))
         if config.evaluate.best and folder.resumed_from:
             best_weights.settle(folder.path, best, ranks, state.progress)
@@ -198,7 +198,7 @@ def list_parts(setting: Setting, report: Reporter) -> tuple[Part, ...]:
         # Its times are those of a whole step, and of no measuring; an evaluation or a save belongs to none.
         step_timing.part(learner, ranks, row_due),
         # The peak of an evaluation is that of all of the above.
-        peaks.part(learner, setting.tried.trial, row_due),
+        peaks.part(learner, setting.tried.trial, row_due, setting.plan.prediction),
         # Takes the times of a step from those above. What puts the gradient elsewhere than into .grad stands above it.
         noise_scale.part(learner, config, ranks),
         scaling_regime.part(config.optimizer, changes(config, setting.plan.batch), report.say),

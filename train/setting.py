@@ -130,7 +130,7 @@ def open_evaluation(setting: Setting, report: Reporter) -> Evaluation:
         ranks=setting.ranks,
         device=learner.device,
         dtype=learner.dtype,
-        batch_size=setting.plan.batch.least_micro if setting.plan.batch.weights else setting.plan.batch.micro,
+        batch_size=setting.plan.samples_evaluated_at_once,
         in_step=learner.parallel.is_sharded,
         stopping=setting.stop.requested,
         timed=report.eval_batch,

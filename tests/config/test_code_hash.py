@@ -27,6 +27,7 @@ NOT_COMPUTING = (
         "new.py",
         "prepare.py",
         "sweep.py",
+        "trace.py",
         "verify.py",
     ),
     *("errors.py", "metric_names.py", "parts.py", "run.py", "setting.py", "terminal.py", "output.py"),
@@ -37,7 +38,8 @@ NOT_COMPUTING = (
     *("gradients/whole.py", "gradients/shrink.py", "plan/smaller.py"),
     # What brings a run to its start, or back to where it was: its values are in the identity, or are checked.
     "redaction/*.py",
-    *("config/*.py", "checkpoint/*.py", "plan/__init__.py", "plan/make.py", "plan/run_plan.py", "plan/smoke.py"),
+    *("config/*.py", "checkpoint/*.py", "plan/__init__.py", "plan/__main__.py", "plan/make.py"),
+    *("plan/run_plan.py", "plan/smoke.py"),
     *("distributed/__init__.py", "distributed/ranks.py", "distributed/stop.py", "distributed/failures.py"),
     *("plan/arithmetic.py", "plan/scaling_table.py"),
     *("distributed/watchdog.py", "distributed/board.py", "distributed/parents.py"),

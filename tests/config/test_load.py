@@ -242,7 +242,7 @@ def test_launcher_files_and_sweeps_are_not_suggested() -> None:
         ("optimizer.lr=fast", "optimizer.lr: got 'fast'; it takes a number"),
         ("runtime.tf32=maybe", "runtime.tf32: got 'maybe'; it takes true or false"),
         ("batch.micro=1.5", "batch.micro: got 1.5; it takes a whole number or text"),
-        ("batch.micro=auto", "batch.micro: got 'auto'; it takes a whole number of 1 or more, or all"),
+        ("batch.micro=most", "batch.micro: got 'most'; it takes a whole number of 1 or more, all or auto"),
         ("name=no", 'name: got no, which YAML reads as false. Write "no". Type: \'name="no"\''),
         ("on_nonfinite=off", "on_nonfinite: got off, which YAML reads as false"),
         ("name=1.10", 'name: got 1.10, which YAML reads as the number 1.1. Write "1.10". Type: \'name="1.10"\''),

@@ -75,9 +75,11 @@ def test_imports_go_down() -> None:
         if path == PACKAGE / "__init__.py":  # holds train.load, which imports when called
             continue
         own = top_level(path)
+        # What is started as `python -m train.plan` stands at the top, wherever its package does.
+        layer = -1 if path.name == "__main__.py" else LAYER_OF[own]
         for line, module in imports(path):
             other = room(module)
-            if other not in ("", own) and LAYER_OF[other] <= LAYER_OF[own]:
+            if other not in ("", own) and LAYER_OF[other] <= layer:
                 wrong.append(f"{path.relative_to(ROOT)}:{line} imports {module}")
 
     assert not wrong, "\n".join(wrong)

@@ -143,7 +143,8 @@ def test_activations_are_what_forward_and_backward_give_back(micro_steps: int, g
     optimizer = torch.optim.Adam(module.parameters())
     optimizer.register_step_pre_hook(lambda *_: gpu.take(0.5))
     optimizer.register_step_post_hook(lambda *_: gpu.free(0.5))
-    memory = Memory(module, optimizer, row_due=lambda k: k != 2, allocator=gpu)
+    predicted = 1.1 * (10 + gradient_copies + 4) * GIB
+    memory = Memory(module, optimizer, row_due=lambda k: k != 2, allocator=gpu, prediction=(int(predicted), 8))
 
     def compute_gradient(learner: Any, window: Any) -> torch.Tensor:
         module(torch.ones(1, 2)).sum().backward()
@@ -158,7 +159,8 @@ def test_activations_are_what_forward_and_backward_give_back(micro_steps: int, g
 
     found = []
     for k in (1, 2, 3):
-        memory.gradient(compute_gradient)(None, SimpleNamespace(k=k))  # type: ignore[arg-type]
+        window: Any = SimpleNamespace(k=k, samples=8)
+        memory.gradient(compute_gradient)(None, window)  # type: ignore[arg-type]
         optimizer.step()
         optimizer.zero_grad()
         gpu.free(gradient_copies)
@@ -170,6 +172,10 @@ def test_activations_are_what_forward_and_backward_give_back(micro_steps: int, g
         assert row[names.OPTIMIZER_PEAK] == 10 + gradient_copies + 0.5
         assert row[names.PEAK_RESERVED] == 64
         assert row[names.ALLOCATOR_RETRIES] == 4
+    # A plan is held against the first step that was measured; in one row.
+    assert found[0][names.PLAN_ERROR] == pytest.approx(0.1)
+    assert names.PLAN_ERROR not in found[1].keys() | found[2].keys()
+    assert memory.summary().endswith("the peak of a step was predicted to +10.00%")
     # No row is due: nothing is measured apart.
     assert not {names.ACTIVATIONS, names.OPTIMIZER_PEAK} & found[1].keys()
 

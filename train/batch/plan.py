@@ -89,11 +89,11 @@ def make_plan(
     dataset_size: int | None,
     drop_tail: bool = False,
 ) -> BatchPlan:
-    """Work out the third number from the two that are stated; `micro` is a number or "all" (not stated).
+    """Work out the third number from the two that are stated; `micro` is a number, or "all" or "auto" (not stated).
 
     Raises PlanError where they contradict each other or leave no step to train.
     """
-    stated = None if micro == "all" else int(micro)
+    stated = None if micro in ("all", "auto") else int(micro)
     if effective is None:
         if stated is None or accumulation_steps is None:
             raise PlanError("batch: two of effective, micro and accumulation_steps are needed. Add: batch.effective=64")

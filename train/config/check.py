@@ -79,6 +79,7 @@ RANGES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "log.every_steps": _AT_LEAST_1,
     "noise_scale.every_steps": _AT_LEAST_0,
     "memory.chunked_loss": _AT_LEAST_0,
+    "memory.limit_gib": _POSITIVE,
     "runtime.timeout_seconds": _AT_LEAST_1,
 }
 

@@ -13,10 +13,10 @@ TO_ONE_SIZE = {"data.drop_tail": False, "data.overfit": None, "data.split_by_nod
 
 def _micro(values: Values) -> Iterator[Finding]:
     micro = values["batch.micro"]
-    if micro == "all" or _is_count(micro) or _are_counts(micro):
+    if micro in ("all", "auto") or _is_count(micro) or _are_counts(micro):
         return
     unquoted = f". Write {micro} without quotes" if str(micro).isdigit() and int(micro) else ""
-    takes = "a whole number of 1 or more, a list of them, one a rank, or all"
+    takes = "a whole number of 1 or more, a list of them, one a rank, all or auto"
     yield "batch.micro", f"got {show(micro)}; it takes {takes}{unquoted}"
 
 
@@ -38,6 +38,9 @@ def _shares(values: Values) -> Iterator[Finding]:
     if values["batch.micro_tokens"] is not None:
         why = "batch.micro_tokens deals texts by their tokens. Leave one of them out"
         yield key, f"got {show(values[key])}; {why}"
+    if micro == "auto":
+        why = "batch.micro=auto finds one size for all ranks. Write a list of sizes, one a rank, or all"
+        yield "batch.micro", f"got auto beside batch.shares={show(shares)}; {why}"
 
 
 def _is_count(value: Any) -> bool:
@@ -46,6 +49,13 @@ def _is_count(value: Any) -> bool:
 
 def _are_counts(value: Any) -> bool:
     return isinstance(value, list) and bool(value) and all(map(_is_count, value))
+
+
+def _auto(values: Values) -> Iterator[Finding]:
+    steps = values["batch.accumulation_steps"]
+    if values["batch.micro"] == "auto" and steps is not None:
+        why = "the micro-batch that is found decides it. Leave one of them out"
+        yield "batch.accumulation_steps", f"got {steps} beside batch.micro=auto; {why}"
 
 
 def _batch(values: Values) -> Iterator[Finding]:
@@ -109,4 +119,4 @@ def _schedule(values: Values) -> Iterator[Finding]:
                 )
 
 
-BATCH_RULES = (_micro, _shares, _batch, _micro_tokens, _schedule)
+BATCH_RULES = (_micro, _auto, _shares, _batch, _micro_tokens, _schedule)

@@ -20,7 +20,8 @@ class Batch:
     """The same, where samples are blocks of tokens: {tokens seen: effective_tokens from there on}."""
     micro: Any = "all"
     """Samples that one rank puts through the model at once; `all`: the whole share of a rank (or of a micro-step,
-    where accumulation_steps is stated). A list has one number a rank, for machines of unequal memory."""
+    where accumulation_steps is stated). A list has one number a rank, for machines of unequal memory. `auto`: tried
+    before the first step, the smallest within 3 % of the fastest that fits in memory."""
     shares: Any = "equal"
     """Of a step's samples, what each rank takes: equal; a list of weights, one a rank, such as [3, 1] where the first
     is three times as fast; or measured, from the first steps. The step and its gradient stay the same."""

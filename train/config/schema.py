@@ -83,6 +83,9 @@ class Memory:
     """Keep the inputs of the model's blocks only, and compute what is inside them again in the backward pass: less
     memory, about a third more computation, the same gradient. true: the blocks are those that a Hugging Face model
     declares itself, else the items of the model's ModuleLists. A text names them: `layers.*`, `encoder.block?`."""
+    limit_gib: float | None = None
+    """What batch.micro=auto may use of each rank's memory. On a CPU it counts the tensors of a step that is tried.
+    Unset: 0.92 of a GPU's memory, or half of what the host has free, shared by its ranks."""
     chunked_loss: bool | int = False
     """Of a language model, keep the logits of so many tokens only (true: 1024), and compute them again in the backward
     pass: the same gradient, and a large vocabulary takes no memory. For task=causal_lm, with gpt and hf."""

@@ -11,6 +11,8 @@ USAGE = (Path(__file__).parent / "usage.txt").read_text(encoding="utf-8")
 CLONE = Path(__file__).resolve().parents[2]
 """Above the package: the clone, or the folder into which a wheel was installed."""
 IS_CLONE = (CLONE / "launch.sh").exists()
+OF_THE_PLANNER = ("--memory", "--ranks")
+"""Options with a value, behind a blank or a `=`: what fits, as train/plan/__main__.py prints it."""
 
 
 class LaunchRefused(UserError):
@@ -27,6 +29,7 @@ class Arguments:
     dry_run: bool = False
     needs_ranks: bool = True
     prints_config: bool = False
+    plans_memory: bool = False
 
     @property
     def trains(self) -> bool:
@@ -66,8 +69,14 @@ def parse(argv: Sequence[str]) -> Arguments:
         words = words[:cut]
     if words and words[0] in ("standard", "accumulate", "doctor"):
         found.loop = words.pop(0)
-    for word in words:
-        _sort(word, found)
+    values = iter(words)
+    for word in values:
+        if word in OF_THE_PLANNER:
+            found.words += [word, next(values, "")]
+        else:
+            _sort(word, found)
+    found.plans_memory = any(word.startswith(OF_THE_PLANNER) for word in found.words)
+    found.needs_ranks &= not found.plans_memory
     if not found.config and not found.help:
         found.config = _quick_start()
     return found

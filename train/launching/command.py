@@ -44,6 +44,8 @@ def build(arguments: Arguments, file: LauncherFile, ranks: Ranks, grace: int) ->
         variables["CUDA_VISIBLE_DEVICES"] = ranks.gpu_ids
     module = "train.config" if arguments.prints_config else f"train.{arguments.loop}"
     program = ["-m", module, arguments.config, *arguments.words]
+    if arguments.plans_memory:
+        program = ["-m", "train.plan", arguments.loop, arguments.config, *arguments.words]
     if not arguments.needs_ranks:
         return Command([sys.executable, *program], variables)
     if ranks.number == 1 and not file.get("enable_cpu_affinity") and _only_number(arguments):

@@ -15,6 +15,7 @@ from train import metric_names
 from train.batch.window import Batch, Window
 from train.distributed.sharded import local
 from train.memory.activations import SavedBytes, can_be_counted, held, without_samples
+from train.memory.plan_check import PlanCheck
 from train.parts import Part
 from train.step import ComputeGradient, Learner
 
@@ -23,10 +24,15 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
-def part(learner: Learner, samples: Batch, row_due: Callable[[int], bool]) -> Part:
-    """`samples`: some that were read already; two of them show whether activations can be counted on a CPU."""
+def part(
+    learner: Learner, samples: Batch, row_due: Callable[[int], bool], prediction: tuple[int, int] | None = None
+) -> Part:
+    """`samples`: some that were read already; two of them show whether activations can be counted on a CPU.
+
+    `prediction`: bytes and samples of a full step; the first one that is measured is held against it.
+    """
     allocator = Allocator(learner.device) if learner.device.type == "cuda" else None
-    memory = Memory(learner.module, learner.optimizer, row_due, allocator)
+    memory = Memory(learner.module, learner.optimizer, row_due, allocator, prediction)
     # Under FSDP2 autograd also saves weights that were gathered: they would count as activations.
     if learner.device.type == "cpu" and not learner.parallel.is_sharded:
         memory.counts_saved = can_be_counted(learner, {name: column[:2] for name, column in samples.items()})
@@ -81,8 +87,10 @@ class Memory:
         optimizer: torch.optim.Optimizer,
         row_due: Callable[[int], bool],
         allocator: Allocator | None = None,
+        prediction: tuple[int, int] | None = None,
     ) -> None:
         """`row_due(k)`: whether step k gets a row; its phases are measured apart. `allocator`: None on a CPU."""
+        self._plan = PlanCheck(prediction) if prediction is not None else None
         self._allocator = allocator
         self._row_due = row_due
         self._update_hook: Any = None  # on a step that is measured
@@ -100,9 +108,13 @@ class Memory:
         parts = {
             metric_names.WEIGHTS: held(self._module),
             metric_names.GRADIENTS: gradients,
-            metric_names.OPTIMIZER_STATE: _tensors(self._optimizer.state),
+            metric_names.OPTIMIZER_STATE: tensors_of(self._optimizer.state),
         }
         self._held = {name: stored_bytes(tensors) / GIB for name, tensors in parts.items()}
+
+    def _all_held(self) -> int:
+        gradients = [p.grad for p in self._module.parameters() if p.grad is not None]
+        return stored_bytes([*held(self._module), *gradients, *tensors_of(self._optimizer.state)])
 
     def mark(self, phase: str | None = None) -> None:
         """A phase ends here: keep its peak under this metric name (GPUs only; asks the allocator's own counters)."""
@@ -143,6 +155,10 @@ class Memory:
             gradient = counted if self.counts_saved and self._row_due(window.k + 1) else compute_gradient
             if not self._row_due(window.k):
                 return gradient(learner, window)
+            if self._plan is not None:
+                self._plan.sees(window)
+                if self._allocator is None and self._held:  # step 1 made the optimizer's state
+                    self._plan.begin(self._all_held())
             self.mark()
             if self._allocator is not None:
                 self._before = self._allocator.allocated()
@@ -156,6 +172,8 @@ class Memory:
 
     def _on_update(self, *_: object) -> None:
         """Not where a step is left out: there is no update then, and no peak of one."""
+        if self._plan is not None:
+            self._plan.end()
         if not self._held:
             self._weigh()
         self.mark(metric_names.OPTIMIZER_PEAK)
@@ -178,24 +196,32 @@ class Memory:
         peaks, self._peaks = self._peaks, {}
         if self._allocator is None:
             peak = _peak_rss_bytes()
-            return self._held | peaks | ({metric_names.PEAK_RSS: peak / GIB} if _reset_peak_rss() and peak else {})
-        return self._held | peaks | {metric_names.ALLOCATOR_RETRIES: self._allocator.retries()}
+            rss = {metric_names.PEAK_RSS: peak / GIB} if _reset_peak_rss() and peak else {}
+            return self._held | peaks | rss | self._plan_error()
+        phases = (metric_names.FORWARD_BACKWARD_PEAK, metric_names.OPTIMIZER_PEAK)
+        if self._plan is not None and all(phase in peaks for phase in phases):
+            self._plan.measured(max(peaks[phase] for phase in phases) * GIB)
+        return self._held | peaks | self._plan_error() | {metric_names.ALLOCATOR_RETRIES: self._allocator.retries()}
 
     def summary(self) -> str:
         """One line for the end of a run; nothing where there was no update."""
         parts = {name.removeprefix("memory/").removesuffix("_gib"): gib for name, gib in self._held.items()}
-        return f"memory: {', '.join(f'{part} {_size(gib)}' for part, gib in parts.items())}" if parts else ""
+        line = f"memory: {', '.join(f'{part} {_size(gib)}' for part, gib in parts.items())}" if parts else ""
+        return line + self._plan.summary() if line and self._plan is not None else line
+
+    def _plan_error(self) -> dict[str, float]:
+        return {} if self._plan is None else self._plan.error()
 
 
-def _tensors(state: Any) -> Iterator[Tensor]:
+def tensors_of(state: Any) -> Iterator[Tensor]:
     if isinstance(state, Tensor):
         yield state
     elif isinstance(state, Mapping):
         for value in state.values():
-            yield from _tensors(value)
+            yield from tensors_of(value)
     elif isinstance(state, list | tuple):
         for value in state:
-            yield from _tensors(value)
+            yield from tensors_of(value)
 
 
 def _size(gib: float) -> str:

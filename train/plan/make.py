@@ -43,6 +43,11 @@ def prepare(loaded: Loaded, loop: str, ranks: Ranks) -> Prepared:
     weights = ranks.from_main(lambda: digests(config))
     prepared = ranks.together(lambda: _prepare(loaded, loop, task, splits, weights))
     check_same_everywhere(prepared.plan, ranks)
+    return as_shrunk(prepared, config, ranks)
+
+
+def as_shrunk(prepared: Prepared, config: Config, ranks: Ranks) -> Prepared:
+    """With the micro-batches that an earlier start of this run has shrunk to, where one ran out of memory."""
     folder = Path(config.output_dir) / prepared.plan.name
     found = ranks.from_main(lambda: remembered(folder) if config.batch.on_oom == "shrink" else None)
     return replace(prepared, plan=shrunk(prepared.plan, found))

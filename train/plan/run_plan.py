@@ -31,6 +31,8 @@ class RunPlan:
     classes: Mapping[str, Sequence[str]] = field(default_factory=dict)  # names, in the order of their numbers
     notes: tuple[str, ...] = ()  # on the data, for the screen
     micro_tokens: int | None = None  # batch.micro_tokens: the plan's micro-batches are then those of the longest texts
+    micro_search: Mapping[str, Any] | None = None  # batch.micro=auto: what was found, and how
+    predicted_peak: int | None = None  # bytes on the device, where it was traced (--plan --memory, batch.micro=auto)
     micro_steps: tuple[int, int] | None = None  # with it: fewest and most micro-batches of a rank in a full step
 
     @property
@@ -78,6 +80,7 @@ class RunPlan:
             f"batch     {self._batch()}",
             *self._stages(),
             f"data      {'; '.join([self._epoch(), *sets])}",
+            *self._found(),
             *self._tokens(),
             *self._small(),
             *self.notes,
@@ -126,6 +129,25 @@ class RunPlan:
         if len(set(peaks)) == 1:
             return f"{peaks[0]:.4g}"
         return f"{', '.join(f'{peak:.4g}' for peak in peaks)} in the stages of the batch"
+
+    def _found(self) -> list[str]:
+        if self.micro_search is None:
+            return []
+        found = self.micro_search
+        return [
+            f"micro     auto: {found['chosen']} ({found['source']}); the largest that fits: {found['largest_fitting']}"
+        ]
+
+    @property
+    def prediction(self) -> tuple[int, int] | None:
+        """Bytes at the peak of a full step, and its samples over all ranks."""
+        return None if self.predicted_peak is None else (self.predicted_peak, self.batch.effective)
+
+    @property
+    def samples_evaluated_at_once(self) -> int:
+        if self.micro_search is not None:
+            return int(self.micro_search["evaluation"])
+        return self.batch.least_micro if self.batch.weights else self.batch.micro
 
     def _accumulation_steps(self) -> int | None:
         """None where it varies from step to step."""

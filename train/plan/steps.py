@@ -57,6 +57,11 @@ def stages_of(config: Config) -> dict[int, int]:
 
 def _check_standard(config: Config, plan: BatchPlan) -> None:
     """Raises PlanError where a step is cut."""
+    if config.batch.micro == "auto":
+        raise PlanError(
+            "the standard loop takes each step in one micro-batch: there is nothing to find for batch.micro=auto. "
+            "Type: batch.micro=all, or use the accumulation loop: train.accumulate"
+        )
     if plan.accumulation_steps == 1:
         return
     batch = config.batch

@@ -1,0 +1,252 @@
+"""batch.micro=auto on real runs, on a memory that the test limits and a clock that it holds."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tests.helpers import Trace, argv, record
+from tests.live_bytes import LiveBytes
+from tests.memory.test_predict import GPT, Real
+from train.accumulate import compute_gradient
+from train.config import load
+from train.main import main
+from train.memory import auto_micro
+from train.memory.foresight import Foresight
+from train.memory.kept import as_it_was
+from train.memory.remembered import key_of, recall, remember
+from train.memory.search import candidates
+
+GIB = 2**30
+SHARE = 24
+
+
+class Net(nn.Module):
+    """(samples, 6) -> (samples, 3). With statistics, masks and a generator of its own."""
+
+    seconds = 0.0
+    """What all forward passes would have taken: 0.1 for each, and 1 for each sample."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Linear(6, 64), nn.BatchNorm1d(64, momentum=0.5), nn.Dropout(0.5), nn.Linear(64, 3)
+        )
+        self.own = torch.Generator().manual_seed(3)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        Net.seconds += 0.1 + len(inputs)
+        outputs = self.layers(inputs)
+        return outputs + (torch.rand(1, generator=self.own).item() if self.training else 0.0)
+
+
+RUN = (
+    "model={target: tests.memory.test_auto_micro.Net, args: {}}",
+    "optimizer={target: adamw, lr: 0.01}",
+    "duration={steps: 2}",
+    "batch.exact=ignore",
+    "data.eval_fraction=0.3",
+    "data.args.size=200",
+)
+
+
+@pytest.fixture(autouse=True)
+def _a_cache_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+def arguments_of(folder: Path, world_size: int, *overrides: str) -> list[str]:
+    return argv(folder, *RUN, f"batch.effective={SHARE * world_size}", *overrides)
+
+
+def needed(arguments: list[str], world_size: int) -> dict[int, int]:
+    """{micro-batch: bytes of a step}, counted by the counter of other tests on a model of its own."""
+    real, found = Real(load(arguments).config), {}
+    for size in candidates(SHARE)[1:]:  # BatchNorm takes no single sample
+        # Of several ranks each keeps its gradients, as one does between micro-steps.
+        steps = 2 if world_size > 1 or size < SHARE else 1
+        batches = real.batches(size, 1) * steps
+        held = real.held(batches)
+        with LiveBytes() as live:
+            real.stepper.step(batches)
+        found[size] = held + live.peak
+    return found
+
+
+def untraced(*_: Any) -> Foresight:
+    return Foresight(target="cpu", sample_bytes=0)
+
+
+def search(arguments: list[str], limits: list[int], folder: str) -> tuple[Trace, dict[str, Any]]:
+    """On this rank, which has a limit of its own; and plan.json."""
+    import os
+
+    os.environ["XDG_CACHE_HOME"] = f"{folder}/cache"
+    auto_micro.foresee_apart = untraced  # type: ignore[assignment]
+    limit = limits[int(os.environ.get("RANK", "0"))]
+    trace = record([*arguments, "batch.micro=auto", f"memory.limit_gib={limit / GIB!r}"])
+    return trace, json.loads((Path(folder) / "run" / "plan.json").read_text())
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_the_largest_that_fits_on_all_ranks(run_ranks: Any, tmp_path: Path, world_size: int) -> None:
+    """Of two ranks one has room for 12 samples, the other for 6; the run is that of this micro-batch, bit for bit."""
+    arguments = arguments_of(tmp_path, world_size)
+    of_size = needed(arguments, world_size)
+    limits = [(of_size[12] + of_size[24]) // 2, (of_size[6] + of_size[8]) // 2][-world_size:]
+    assert of_size[6] + 100 < limits[-1] < of_size[8] - 100
+
+    found = run_ranks(world_size, search, arguments, limits, str(tmp_path))
+
+    for trace, plan in found:
+        assert plan["micro_search"]["largest_fitting"] == 6
+        assert plan["micro_search"]["source"] == "searched"
+        chosen = plan["micro_search"]["chosen"]
+        assert plan["batch"]["micro"] == chosen <= 6
+        assert max(trace.sizes[0]) == chosen
+        assert plan["batch"]["effective"] == SHARE * world_size
+        assert set(plan["micro_search"]["samples_per_second"]) <= {"2", "4", "6"}
+    expected = run_ranks(world_size, record, [*arguments, f"batch.micro={chosen}", "name=stated"])
+    for (trace, _), stated in zip(found, expected, strict=True):
+        assert trace.sizes == stated.sizes
+        assert all(map(np.array_equal, trace.weights, stated.weights))
+
+
+def test_the_smallest_within_three_percent_is_chosen_and_remembered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A forward pass takes 0.1 and 1 for each sample: 4 at once are 2 % slower than 24, and 2 are 5 % slower."""
+    monkeypatch.setattr(auto_micro, "CLOCK", lambda: Net.seconds)
+    monkeypatch.setattr(auto_micro, "foresee_apart", untraced)
+    arguments = arguments_of(tmp_path, 1, "batch.micro=auto")
+
+    def searched(name: str) -> dict[str, Any]:
+        record([*arguments, f"name={name}"])
+        return json.loads((tmp_path / name / "plan.json").read_text())["micro_search"]
+
+    found = searched("first")
+    assert (found["largest_fitting"], found["chosen"]) == (24, 4)
+    assert found["samples_per_second"]["24"] == pytest.approx(24 / 24.1)
+    assert found["samples_per_second"]["4"] == pytest.approx(24 / (6 * 4.1))
+    assert found["predicted"] is None
+
+    again = searched("again")
+    assert again == found | {"source": "remembered"}
+
+    # What was remembered is tried: where it no longer fits, all begins anew.
+    monkeypatch.setattr(auto_micro, "limit_of", lambda *_: needed(arguments, 1)[2] + 100)
+    smaller = searched("smaller")
+    assert (smaller["largest_fitting"], smaller["source"]) == (2, "searched")
+
+
+def test_an_evaluation_has_a_size_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without gradients more samples fit at once."""
+    monkeypatch.setattr(auto_micro, "foresee_apart", untraced)
+    arguments = arguments_of(tmp_path, 1)
+    limit = needed(arguments, 1)[2] + 100
+
+    record([*arguments, "batch.micro=auto", f"memory.limit_gib={limit / GIB!r}"])
+
+    found = json.loads((tmp_path / "run" / "plan.json").read_text())["micro_search"]
+    assert found["chosen"] <= 2 < found["evaluation"]
+
+
+@pytest.mark.usefixtures("leaves_files_open")
+def test_a_prediction_is_where_the_search_begins_and_is_held_against_the_allocator(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A model that can be traced, on a limit for 6 samples: two probes, the one that fits and the next."""
+    arguments = arguments_of(tmp_path, 1, *GPT, "data.args.size=100", "precision=fp32")
+    of_size = needed(arguments, 1)
+    asked, fits = [], auto_micro.Probe.fits
+
+    def watched(self: Any, samples: int, steps: int) -> bool:
+        asked.append(samples)
+        return fits(self, samples, steps)
+
+    monkeypatch.setattr(auto_micro.Probe, "fits", watched)
+    limit = f"memory.limit_gib={(of_size[6] + of_size[8]) / 2 / GIB!r}"
+
+    assert main([*arguments, "batch.micro=auto", limit, "--smoke"], "accumulate", compute_gradient) == 0
+
+    told = capsys.readouterr().out
+    assert asked == [6, 8]
+    assert "the largest that fits: 6" in told
+    missed = re.search(r"the peak of a step was predicted to ([+-][0-9.]+)%", told)
+    assert missed is not None
+    assert abs(float(missed[1])) <= 1.0
+
+
+@pytest.mark.usefixtures("leaves_files_open")
+def test_where_not_one_sample_fits_it_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(auto_micro, "foresee_apart", untraced)
+
+    with pytest.raises(SystemExit) as ended:
+        main(arguments_of(tmp_path, 1, "batch.micro=auto", "memory.limit_gib=1e-6"), "accumulate", compute_gradient)
+
+    assert ended.value.code == 1
+    assert "not one sample at a time fits" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("loop", "override", "says"),
+    [
+        ("standard", "batch.micro=auto", "batch.micro=all"),
+        ("accumulate", "batch={micro: auto, accumulation_steps: 2}", "batch.accumulation_steps"),
+    ],
+)
+def test_what_auto_cannot_be_beside(
+    tmp_path: Path, loop: str, override: str, says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments_of(tmp_path, 1, override), loop, compute_gradient) == 2
+
+    assert says in capsys.readouterr().err
+
+
+def test_nothing_is_left_of_what_was_tried(tmp_path: Path) -> None:
+    """Weights, statistics, the optimizer, all generators and plain attributes, bit for bit."""
+    real = Real(load(arguments_of(tmp_path, 1)).config)
+    learner, net = real.learner, real.learner.module
+
+    def everything() -> list[Any]:
+        state = [value for of in learner.optimizer.state.values() for value in of.values()]
+        tensors = [*net.parameters(), *net.buffers(), *state, torch.get_rng_state(), net.own.get_state()]
+        numbers = [group["lr"] for group in learner.optimizer.param_groups]
+        return [
+            *(tensor.detach().clone() for tensor in tensors),
+            torch.tensor(numbers),
+            np.random.get_state()[1].copy(),
+        ]
+
+    before, storages = everything(), [p.data_ptr() for p in net.parameters()]
+    with as_it_was(learner):
+        real.stepper.step(real.batches(5, 2))
+        with torch.no_grad():
+            next(net.parameters()).add_(1.0)
+        np.random.rand(3)
+        inside = everything()
+    after = everything()
+
+    assert not all(np.array_equal(a, b) for a, b in zip(before, inside, strict=True))
+    assert all(np.array_equal(a, b) for a, b in zip(before, after, strict=True))
+    assert storages == [p.data_ptr() for p in net.parameters()]
+    assert all(p.grad is None for p in net.parameters())
+
+
+def test_what_is_remembered_is_of_these_facts_alone(tmp_path: Path) -> None:
+    first, second = key_of({"model": "a", "share": 4}), key_of({"share": 4, "model": "b"})
+    remember("some", first, {"chosen": 3})
+
+    assert first != second
+    assert first == key_of({"share": 4, "model": "a"})
+    assert recall("some", first) == {"chosen": 3}
+    assert recall("some", second) is None
+    (tmp_path / "cache" / "isobatch" / "some.json").write_text("{")
+    assert recall("some", first) is None

@@ -1,0 +1,97 @@
+"""What fits, as it is printed and as JSON; and that the line to paste is one that trains."""
+
+import json
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.helpers import argv, record, rows
+from tests.memory.test_predict import ADAMW, GPT
+from train.launching.arguments import parse as parse_launch
+from train.launching.choose import Ranks
+from train.launching.command import build
+from train.launching.launcher_file import find
+from train.memory.fits import counted_on
+from train.memory.foresight import AS_CONFIGURED
+from train.plan import __main__ as plan
+
+MIB = 2**20
+RUN = (*ADAMW, *GPT, "batch={effective: 12}", "model.args.width=64")
+
+
+@pytest.fixture(autouse=True)
+def _a_cache_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+def test_a_page_whose_line_trains(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A memory of which so much is counted on that 6 samples fit on a rank, and 12 do not."""
+    monkeypatch.setattr(plan, "VARIANTS", (AS_CONFIGURED,))  # the others: tests/memory/test_predict.py
+    words = argv(tmp_path, *RUN)
+    assert plan.main([*words, "--memory=562MiB", "--ranks", "1,2", "--json"]) == 0
+    page: dict[str, Any] = json.loads(capsys.readouterr().out)
+
+    usable = int(0.92 * 562 * MIB) - 512 * MIB
+    assert page["usable_bytes"] == counted_on(562 * MIB) == usable
+    numbers = page["model"]["parameters"]
+    assert numbers == 300 * 64 + 3 * (12 * 64 * 64 + 2 * 64) + 64  # embedding, three blocks, the last norm
+    assert page["model"]["optimizer"] == 8 * numbers + 4 * 20  # two moments, and a counter for each of 20 tensors
+    alone, two = page["ranks"]
+    assert [row["micro"] for row in alone["rows"]] == [1, 2, 4, 6, 12]
+    assert [row["accumulation_steps"] for row in alone["rows"]] == [12, 6, 3, 2, 1]
+    for row in (*alone["rows"], *two["rows"]):
+        assert row["fits"] == (row["peak"] <= usable)
+        assert row["source"] == "predicted"
+        assert row["peak"] == sum(row["anatomy"].values())
+    assert [row["fits"] for row in alone["rows"]] == [True, True, True, True, False]
+    assert all(row["fits"] for row in two["rows"])
+    # Of two ranks each keeps its gradients, as DDP's buckets, as one does that has several micro-steps.
+    assert two["rows"][-1]["peak"] == alone["rows"][3]["peak"]
+    assert alone["all_reduce_bytes_per_sample"] == 0
+    assert two["all_reduce_bytes_per_sample"] == 4 * numbers / 12
+
+    assert page["recommended"]["micro"] == 6
+    launched = shlex.split(page["line"])
+    assert launched[:3] == ["NPROC=1", "./launch.sh", "accumulate"]
+    trace = record(launched[3:])
+    assert len(trace.weights) > 1
+    assert {row["batch/micro_size"] for row in rows(tmp_path)} >= {6}
+
+
+def test_what_cannot_be_traced_has_the_part_that_is_known(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = "model={target: tests.memory.test_predict.Reading, args: {}}"
+
+    assert plan.main(["standard", *argv(tmp_path, "precision=fp32", model), "--memory", "24GiB"]) == 0
+
+    text = capsys.readouterr().out
+    assert "21 parameters: weights and buffers 8.01e-05 MiB" in text
+    assert "cannot be traced without memory (DataDependentOutputException" in text
+    assert "NPROC" not in text
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ([], "Type: --memory 24GiB"),
+        (["--memory", "12"], "got --memory 12"),
+        (["--memory", "0GiB"], "got --memory 0GiB"),
+        (["--memory", "24GiB", "--ranks", "0,1"], "Type: --ranks 1,2,4,8"),
+    ],
+)
+def test_what_is_asked_for_in_other_words(words: list[str], says: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert plan.main(["my.yaml", *words]) == 2
+
+    assert says in capsys.readouterr().err
+
+
+def test_launch_hands_it_over() -> None:
+    arguments = parse_launch(["standard", "--plan", "--memory", "24GiB", "--ranks=1,2", "my.yaml", "batch.micro=4"])
+    command = build(arguments, find(None), Ranks(2, gpus=0, machines=1), 120)
+
+    assert (arguments.config, arguments.needs_ranks) == ("my.yaml", False)
+    words = ["train.plan", "standard", "my.yaml", "--plan", "--memory", "24GiB", "--ranks=1,2", "batch.micro=4"]
+    assert command.words[1:] == ["-m", *words]

@@ -1,0 +1,145 @@
+"""python -m train.trace FILE CONFIG [key=value ...]: what a step holds in memory, into FILE as JSON; takes none itself.
+
+A process of its own, for --plan and batch.micro=auto: it traces the user's model on tensors without values, and a fault
+in there can end a process without a word (tensors without values on a GPU do, in torch 2.13 for the CPU).
+"""
+
+import inspect
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from train.batch.window import Batch
+from train.config import Config, load, resolve
+from train.data import Rows, open_sets
+from train.data.loader import Loader
+from train.distributed.accelerator import connect
+from train.distributed.ranks import Ranks
+from train.errors import FINISHED, entry_point
+from train.memory.foresight import AS_CONFIGURED, CHECKPOINTED, CHUNKED, SMALLEST, Foresight
+from train.memory.peaks import tensors_of
+from train.memory.predict import peaks_of
+from train.memory.traced_step import bytes_of, record
+from train.memory.without_values import without_values
+from train.setup import make_learner
+from train.step import Learner
+from train.tasks import by_term, make_task
+
+
+@entry_point
+def main(argv: Sequence[str]) -> int:
+    file, target, variants, sizes, *words = argv
+    foresight = foresee(load(words).config, target, variants.split(","), [int(size) for size in sizes.split(",")])
+    Path(file).write_text(json.dumps(foresight.as_dict()), encoding="utf-8")
+    return FINISHED
+
+
+def foresee(
+    config: Config, target: str, variants: Sequence[str] = (AS_CONFIGURED,), sizes: Sequence[int] = (1, 16)
+) -> Foresight:
+    """What a step holds on a `target` ("cuda" or "cpu"), as the config has it and with the `variants` of its memory.
+
+    `sizes`: micro-batches that matter. What cannot be traced is said in it.
+    """
+    config, notes = traceable(config, target)
+    task = make_task(config)
+    sets = open_sets(config, task.columns)
+    like = sets.trial(config.seed, 8)
+    in_memory = [rows for rows in (sets.train, *sets.evaluation.values()) if isinstance(rows, Rows)]
+    held = [column for rows in in_memory for column in rows.columns.values()]
+    found = Foresight(
+        target=target,
+        sample_bytes=bytes_of(like.values()) // len(next(iter(like.values()))),
+        samples_held=bytes_of(held),
+        workers=config.data.workers if isinstance(sets.train, Loader) else 0,
+        notes=notes,
+    )
+    tracing = Tracing(like, target, sorted(set(sizes)))
+    for name in variants:
+        memory = replace(config.memory, **CHANGES[name])
+        if name == AS_CONFIGURED or memory != config.memory:
+            found = tracing.add(found, name, replace(config, memory=memory))
+    return found
+
+
+@dataclass(frozen=True)
+class Tracing:
+    """Samples as those that are trained, what they are trained on, and sizes of micro-batches."""
+
+    like: Batch
+    target: str
+    sizes: Sequence[int]
+
+    def add(self, found: Foresight, name: str, config: Config) -> Foresight:
+        """`found`, and in it what is known of this variant."""
+        try:
+            task = make_task(config)
+            terms = list(by_term(task.loss_weight(self.like)))
+            with without_values():
+                learner = make_learner(config, task, connect(config)[0], 1, Ranks())
+                if name == AS_CONFIGURED:
+                    found = replace(found, **_held(learner, config))
+                peaks = peaks_of(lambda size: record(learner, self.like, terms, size, self.target), self.sizes)
+                if name == AS_CONFIGURED:
+                    found = replace(found, optimizer=bytes_of(tensors_of(learner.optimizer.state)))
+            return replace(found, peaks={**found.peaks, name: peaks})
+        except Exception as error:  # whatever a user's model does: what is known without a step is there all the same
+            sentence = f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0][:200]}"
+            return replace(found, failures={**found.failures, name: sentence})
+
+
+CHANGES: Mapping[str, dict[str, Any]] = {
+    AS_CONFIGURED: {},
+    CHECKPOINTED: {"activation_checkpointing": True},
+    CHUNKED: {"chunked_loss": True},
+    SMALLEST: {"activation_checkpointing": True, "chunked_loss": True},
+}
+
+
+def _held(learner: Learner, config: Config) -> dict[str, Any]:
+    """What is known without a step."""
+    module = learner.module
+    wide = torch.promote_types(learner.dtype, torch.float32).itemsize
+    weights = bytes_of([*module.parameters(), *module.buffers()])
+    ema = weights if config.ema.decay is not None else 0
+    if ema and learner.dtype.itemsize < wide:
+        ema += sum(p.numel() * wide for p in module.parameters())
+    trained = sum(p.numel() for p in learner.parameters)
+    return {
+        "parameters": sum(p.numel() for p in module.parameters()),
+        "weights": weights,
+        "gradients": trained * wide,
+        "reduced_bytes": trained * wide,
+        "ema": ema,
+    }
+
+
+def traceable(config: Config, target: str) -> tuple[Config, tuple[str, ...]]:
+    """The config as it is traced on a CPU, and what that leaves out."""
+    notes = []
+    model, precision, optimizer = config.model, config.precision, config.optimizer
+    if model.init_from is not None:
+        model = replace(model, init_from=None)
+    if model.compile:
+        model = replace(model, compile=False)
+        notes.append("model.compile: traced as it is without")
+    if precision == "fp16":
+        precision = "bf16"
+        notes.append("precision=fp16: traced in bf16, which is as wide")
+    if target == "cuda":
+        kinds = inspect.signature(resolve(optimizer.target, "torch.optim")).parameters
+        # torch's default on a GPU; on a CPU, it takes parameters one by one.
+        if "foreach" in kinds and "fused" not in kinds and not optimizer.args.keys() & {"foreach", "differentiable"}:
+            optimizer = replace(optimizer, args={**optimizer.args, "foreach": True})
+    wandb = replace(config.wandb, mode="disabled")
+    config = replace(config, model=model, precision=precision, optimizer=optimizer, wandb=wandb, on_nonfinite="skip")
+    return config, tuple(notes)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
