@@ -149,7 +149,7 @@ def build(loaded: Loaded, loop: str) -> Run:
     best = ranks.together(lambda: checked_best(config))
     prepared = prepare(loaded, loop, ranks)
     plan = prepared.plan
-    learner = make_learner(config, prepared.task, accelerator, plan.batch.effective, ranks)
+    learner = make_learner(config, prepared.task, accelerator, plan.batch.effective, ranks, prepared.sets.fitted)
     tried = ranks.together(lambda: preflight(learner, prepared.sets, plan, config))
     share_work(learner, prepared.sets, config, ranks)
     check_same_model(learner, tried.trial, ranks)

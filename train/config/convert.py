@@ -19,6 +19,7 @@ _WORDS = {
     bool: "true or false",
     type(None): "null",
     list[int]: "a list of whole numbers",
+    list[float]: "a list of numbers",
     list[str]: "a list of texts",
     list[Group]: "a list of {match: pattern, lr_multiplier: number, args: {...}}",
 }

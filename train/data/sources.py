@@ -19,8 +19,9 @@ from train.data.loader import Loader, Transform
 from train.data.misread import advised
 from train.data.packed_stream import PackedStream
 from train.data.packing import check_columns, make_tokenizer, pack
-from train.data.reading import LABELS, Reader
+from train.data.reading import INPUTS, LABELS, Reader
 from train.data.rows import Rows, Table, preload
+from train.data.scales import Fitted, far_apart, input_names
 from train.data.shares import DataError, EvaluationSet, TrainingSet
 from train.data.splits import Splits, load_splits, whole
 from train.data.stream import Stream
@@ -41,6 +42,7 @@ class Sets:
     notes: tuple[str, ...] = ()  # for the screen
     padding: Padding | None = None  # what micro-batches are cut to get rid of (batch.micro_tokens)
     digests: Mapping[str, str] = field(default_factory=dict)  # what the data of each split is
+    fitted: Fitted | None = None  # by which inputs are scaled (data.normalize)
 
     def trial(self, seed: int, count: int) -> Batch:
         """A few samples to try things on, uncut: the first ones, and where texts are cut, the shortest of all."""
@@ -219,6 +221,8 @@ class _Opening:
     def notes(self, samples: TrainingSet) -> Iterator[str]:
         """What the screen says of the samples that are trained on."""
         yield from (class_line(name, classes) for name, classes in self.reader.classes.items())
+        if not self.config.data.normalize and INPUTS in self.reader.columns:
+            yield from far_apart(samples, input_names(self.config.data))
         if not isinstance(samples, Loader):
             return
         data, table = self.config.data, samples.samples
