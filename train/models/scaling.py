@@ -92,9 +92,11 @@ def write_scaling(module: nn.Module, folder: Path) -> None:
         save_file({name: tensor.contiguous() for name, tensor in scaling.state_dict().items()}, folder / FILE)
 
 
-def read_scaling(module: nn.Module, weights: Path, dtype: torch.dtype) -> None:
-    """What lies beside weights is put in front of the model; nothing where there is none."""
-    file = weights.parent / FILE
-    if file.is_file():
-        numbers = load_file(str(file))
-        Scaling(numbers["mean"], numbers["deviation"], dtype).install(module)
+def read_scaling(module: nn.Module, weights: Path, dtype: torch.dtype) -> bool:
+    """What lies beside weights is put in front of the model. False: there is nothing."""
+    file = weights.with_name(FILE)
+    if not file.is_file():
+        return False
+    numbers = load_file(str(file))
+    Scaling(numbers["mean"], numbers["deviation"], dtype).install(module)
+    return True

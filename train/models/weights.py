@@ -20,6 +20,7 @@ from train.distributed.sharded import is_divided
 from train.errors import RunFailed, UserError, ends_in_a_sentence
 from train.models import ModelError
 from train.models.precision import cast_parameters
+from train.models.scaling import FILE as SCALING_FILE
 from train.models.scaling import read_scaling, write_scaling
 from train.randomness import drawn_from
 from train.redaction import clean_known
@@ -223,5 +224,10 @@ def trained_model(config: Config, weights: Path) -> nn.Module:
         args["pretrained"] = False  # nothing is fetched that is replaced at once
     module = make_model(dataclasses.replace(config, model=dataclasses.replace(config.model, args=args)))
     load_weights(module, weights)
-    read_scaling(module, weights, parameter_dtype(config))
+    is_scaled = config.data.normalize or bool(config.data.image.mean)
+    if not read_scaling(module, weights, parameter_dtype(config)) and is_scaled:
+        raise NotFinished(
+            f"{weights.with_name(SCALING_FILE)} is not there: the model was trained on inputs that are scaled, and "
+            f"these are the numbers. Copy all of {weights.parent}"
+        )
     return module
