@@ -31,7 +31,7 @@ class Batch:
 
 
 @dataclass(frozen=True)
-class Image:
+class ImageForm:
     """What images become before anybody looks at them: 8 bits for each number, until they are on the device."""
 
     size: Any = None
@@ -66,7 +66,7 @@ class Data:
     normalize: bool = False
     """Scale each number under the name `inputs` by its mean and deviation over the rows that are trained on, as it
     enters the model: in evaluations and train.load too."""
-    image: Image = field(default_factory=Image)
+    image: ImageForm = field(default_factory=ImageForm)
     """Size, mode and range of images."""
     block_size: int | None = None
     """Tokens in a sample: join the texts of the column `text` (see columns) and cut them into blocks of so many. A

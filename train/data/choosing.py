@@ -45,8 +45,9 @@ def chosen_columns(known: Sequence[str], given: Columns, needed: Sequence[str]) 
         raise Misread(
             what=f"the task needs {wanted}; the data has the columns {', '.join(known)}",
             fix=f"Say which column is what: 'data.columns={{{_example(known, list(missing))}}}'"
-            if len(known) >= len(missing)
-            else "It lacks what the task needs: write it into the data, a column for each",
+            if len(known) >= len(names)
+            else "It lacks what the task needs: write it into the data, a column for each (images: a folder for each "
+            "class)",
         )
     return names
 

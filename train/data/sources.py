@@ -15,6 +15,7 @@ from train.data.by_length import ByLength, Padding, cut_by_length
 from train.data.checks import LabelRange, check_values, class_line, class_names, label_range
 from train.data.choosing import HOLDOUT_SEED, chosen_columns, hold_out
 from train.data.files import Readable, explain
+from train.data.image_reading import check_form
 from train.data.loader import Loader, Transform
 from train.data.misread import advised
 from train.data.packed_stream import PackedStream
@@ -89,7 +90,8 @@ def _opened(config: Config, needed: Sequence[str], splits: Splits) -> Sets:
         )
     saved = tokenizer if isinstance(tokenizer, Saved) else None
     classes = {LABELS: names} if names else {}
-    reader = Reader(columns, classes, data.max_length, saved, splits.texts)
+    reader = Reader(columns, classes, data.max_length, saved, splits.texts, data.image)
+    check_form(data.image, train.features, reader.names)
     opening = _Opening(config, reader, _explained(splits, config))
     held_out = {name: opening.checked(dataset, name) for name, dataset in splits.held_out.items()}
     evaluation: dict[str, EvaluationSet] = {}
