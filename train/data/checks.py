@@ -44,6 +44,7 @@ def check_values(table: pa.Table, reader: Reader, split: str, first: int = 0) ->
     """
     for name in reader.names:
         column = table.column(name)
+        _check_flat(column.type, name)
         _check_text(column, name)
         missing = pc.is_null(column, nan_is_null=kinds.is_floating(column.type))
         count = pc.sum(missing).as_py() or 0
@@ -120,6 +121,26 @@ def _check_kinds(column: pa.ChunkedArray, name: str, split: str, first: int) -> 
     raise DataError(
         f"{what}: row {first + odd} of split {split!r} has {found[odd]}, {written[odd]:.40}, where {count} others have "
         f"{usual}{more}. Write all of them as {usual}"
+    )
+
+
+def _check_flat(kind: pa.DataType, name: str) -> None:
+    """Raises DataError for objects, but for images, which Arrow holds as {bytes, path}."""
+    inner = kind
+    while kinds.is_list(inner) or kinds.is_large_list(inner) or kinds.is_fixed_size_list(inner):
+        inner = inner.value_type
+    keys = [field.name for field in inner] if kinds.is_struct(inner) else []
+    if not keys or set(keys) == {"bytes", "path"}:
+        return
+    told = some(keys, SHOWN)
+    if inner is not kind and ({"role", "content"} <= set(keys) or {"from", "value"} <= set(keys)):
+        raise DataError(
+            f"column {name!r} holds conversations ({told} of each message), which are not read as such yet. Make one "
+            f"text of each in a function of your own, and name it: data.source=my_chats.texts"
+        )
+    raise DataError(
+        f"column {name!r} holds objects within objects ({told}), which are not read as such. Give each value a column "
+        f"of its own in a function, such as by pandas.json_normalize, and name it: data.source=my_rows.flat"
     )
 
 

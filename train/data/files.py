@@ -46,6 +46,8 @@ READERS: dict[str, type[DatasetBuilder]] = {
     "text": Text,
     "arrow": Arrow,
 }
+SAMPLE_BY = ("line", "paragraph", "document")
+"""What a sample of a text file may be; between paragraphs stands an empty line."""
 OWN_VERSION = "isobatch-1"
 """To be changed with what CsvTables makes of a file: the cache of datasets keeps it under this name."""
 
@@ -74,7 +76,12 @@ class Source:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        return (self.files.note,) if self.files is not None and self.files.note else ()
+        """For the screen: what was left out, and what a sample of plain text is."""
+        if self.files is None:
+            return ()
+        by = self.files.args.get("sample_by", "line")
+        told = f"texts     each {by} is a text of its own (data.args.sample_by: {', '.join(SAMPLE_BY)})"
+        return tuple(filter(None, [self.files.note, told if self.files.kind == "text" else None]))
 
     def split(self, name: str, streaming: bool = False) -> Readable:
         """Raises DataError where there is none."""
@@ -184,6 +191,8 @@ def _reader_of(files: OwnFiles) -> DatasetBuilder:
                 f"data.args.{name}: what reads {files.kind} files takes no such argument. {mean}It takes: "
                 f"{', '.join(known)}"
             )
+    if files.args.get("sample_by", SAMPLE_BY[0]) not in SAMPLE_BY:
+        raise DataError(f"data.args.sample_by={files.args['sample_by']}: a text is one of {', '.join(SAMPLE_BY)}")
     chosen = {
         split: DataFilesList([str(file.absolute()) for file in own], [_state(file) for file in own])
         for split, own in files.by_split.items()
