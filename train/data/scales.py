@@ -67,8 +67,8 @@ def fit(train: TrainingSet, names: Sequence[str]) -> Fitted:
     mean = mean_of(lambda rows: rows)
     mean = mean + mean_of(lambda rows: rows - mean)  # what rounding has left
     deviation = mean_of(lambda rows: (rows - mean).square()).sqrt()
-    # A column of one value has a deviation of no more than the rounding of its mean.
-    is_one_value = deviation <= mean.abs() * 2**-50
+    first = _numbers(samples, np.arange(1))  # of a column of one value, whose deviation may be that of rounding
+    is_one_value = mean_of(lambda rows: (rows != first).double()) == 0
     return Fitted(mean, torch.where(is_one_value, 1.0, deviation), size)
 
 
