@@ -25,6 +25,14 @@ from train.main import main as train
 
 ROOT = Path(__file__).parents[2]
 SEEDS, FOLDS = 5, 5
+WAYS = {
+    "data.normalize, linear": (True, "[]"),
+    "data.normalize, hidden: [32]": (True, "[32]"),
+    "linear, as the data are": (False, "[]"),
+    "hidden: [32], as the data are": (False, "[32]"),
+}
+TOLERANCE = 0.005
+"""Of the mean accuracy over 25 folds, whose standard error is about as large."""
 
 
 @dataclass(frozen=True)
@@ -56,8 +64,8 @@ def reference(table: Table, kept: Any, held: Any) -> float:
     return float(model.score(table.inputs.iloc[held], table.labels.iloc[held]))
 
 
-def ours(folder: Path, table: Table, kept: Any, held: Any, seed: int, normalize: bool) -> float:
-    """configs/csv.yaml on train.csv and test.csv."""
+def ours(folder: Path, table: Table, kept: Any, held: Any, seed: int, normalize: bool, hidden: str) -> float:
+    """configs/csv.yaml on train.csv and test.csv; `hidden` layers of its model."""
     own = folder / "own"
     own.mkdir(parents=True)
     for split, chosen in (("train", kept), ("test", held)):
@@ -70,7 +78,7 @@ def ours(folder: Path, table: Table, kept: Any, held: Any, seed: int, normalize:
         "data.eval_split=test",
         "data.eval_fraction=0.0",
         f"data.normalize={str(normalize).lower()}",
-        f"model.args={{inputs: {len(table.inputs.columns)}, hidden: [32], outputs: {table.labels.nunique()}}}",
+        f"model.args={{inputs: {len(table.inputs.columns)}, hidden: {hidden}, outputs: {table.labels.nunique()}}}",
         f"seed={seed}",
         "evaluate={every_steps: null, best: null}",
         "name=run",
@@ -87,22 +95,23 @@ def main() -> int:
     from sklearn.model_selection import StratifiedKFold
 
     datasets.disable_progress_bars()
-    print(f"| table | rows | scaled logistic regression | data.normalize | as the data are |\n|{'---|' * 5}")
+    print(f"| table | rows | {' | '.join(('scikit-learn: scaled logistic regression', *WAYS))} |\n|{'---|' * 7}")
     is_reached = True
     with tempfile.TemporaryDirectory() as home:
         datasets.config.HF_DATASETS_CACHE = Path(home) / "cache"
         for table in tables():
-            found: dict[str, list[float]] = {"reference": [], "on": [], "off": []}
+            found: dict[str, list[float]] = {way: [] for way in ("reference", *WAYS)}
             for seed in range(SEEDS):
                 folds = StratifiedKFold(FOLDS, shuffle=True, random_state=seed)
                 for number, (kept, held) in enumerate(folds.split(table.inputs, table.labels)):
                     found["reference"].append(reference(table, kept, held))
-                    for way, normalize in (("on", True), ("off", False)):
-                        folder = Path(home) / f"{table.name}-{seed}-{number}-{way}"
-                        found[way].append(ours(folder, table, kept, held, seed, normalize))
+                    for way, (normalize, hidden) in WAYS.items():
+                        folder = Path(home) / f"{table.name}-{seed}-{number}-{normalize}-{len(hidden)}"
+                        found[way].append(ours(folder, table, kept, held, seed, normalize, hidden))
             told = [f"{statistics.mean(values):.3f}" for values in found.values()]
             print(f"| {table.name} | {len(table.labels)} | {' | '.join(told)} |", flush=True)
-            is_reached &= statistics.mean(found["on"]) >= statistics.mean(found["reference"]) - 0.005
+            reached = (statistics.mean(found[way]) for way, (normalize, _) in WAYS.items() if normalize)
+            is_reached &= max(reached) >= statistics.mean(found["reference"]) - TOLERANCE
     return int(not is_reached)
 
 

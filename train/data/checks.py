@@ -212,6 +212,6 @@ def _check_number(column: pa.ChunkedArray, name: str, split: str, first: int) ->
         except ValueError:
             raise Misread(
                 what=f"column {name!r} does not hold numbers: it is {value!r} in row {row} of split {split!r}",
-                fix="Correct it, or leave the column out of data.columns",
+                fix="Correct it, leave the column out of data.columns, or see docs/own_data.md for categories",
                 column=name,
             ) from None

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.types as kinds
 import torch
-from datasets import ClassLabel, Features, Image
+from datasets import ClassLabel, Features, Image, Value
 from datasets.formatting import get_formatter
 from numpy.typing import NDArray
 from torch import Tensor
@@ -193,6 +193,11 @@ def mask_of(column: str) -> str:
 
 def is_text(kind: pa.DataType) -> bool:
     return bool(kinds.is_string(kind) or kinds.is_large_string(kind) or kinds.is_string_view(kind))
+
+
+def is_text_value(feature: Any) -> bool:
+    """Of a column as datasets has it."""
+    return isinstance(feature, Value) and feature.dtype in ("string", "large_string")
 
 
 def _stacked(name: str, samples: list[Tensor], rows: Sequence[int] | Ids | range, made_by: str | None) -> Tensor:

@@ -20,7 +20,7 @@ from train.data.loader import Loader, Transform
 from train.data.misread import advised
 from train.data.packed_stream import PackedStream
 from train.data.packing import check_columns, make_tokenizer, pack
-from train.data.reading import INPUTS, LABELS, Reader
+from train.data.reading import INPUTS, LABELS, Reader, is_text_value
 from train.data.rows import Rows, Table, preload
 from train.data.scales import Fitted, far_apart, input_names
 from train.data.shares import DataError, EvaluationSet, TrainingSet
@@ -80,7 +80,8 @@ def _opened(config: Config, needed: Sequence[str], splits: Splits) -> Sets:
     data = config.data
     train = _training(config, splits)
     # Streams that name no columns are asked for those of their first sample.
-    columns = chosen_columns(_names_of(train, _explained(splits, config)), data.columns, needed)
+    texts = [name for name, kind in (train.features or {}).items() if is_text_value(kind)]
+    columns = chosen_columns(_names_of(train, _explained(splits, config)), data.columns, needed, texts)
     names = class_names(_arrow(train), train.features, columns.get(LABELS))
     tokenizer = make_tokenizer(data)
     if data.max_length is not None and not isinstance(tokenizer, Bytes | Saved):
