@@ -91,6 +91,8 @@ class Source:
                 self._made = self._function(**data.args)
             return _chosen(self._made, name, data.source)
         if self.files is not None:
+            if name not in self.files.by_split:
+                raise DataError(_no_split(self.files, name, data.split))
             return _read(self.files, name, streaming, self.asked)
         if self._path.exists():
             return _saved(self._path, data.args, name)
@@ -130,13 +132,19 @@ def _saved(path: Path, args: Mapping[str, Any], split: str) -> Readable:
     return _chosen(saved, split, str(path))
 
 
+def _no_split(files: OwnFiles, split: str, trained_on: str) -> str:
+    known = list(files.by_split)
+    others = [name for name in known if name != trained_on]
+    if split == trained_on:
+        fix = f"To train on {known[0]!r}, type: data.split={known[0]}"
+    elif others:
+        fix = f"To evaluate on {others[0]!r}, type: data.eval_split={others[0]}"
+    else:
+        fix = "To hold out a part of it, type: data.eval_split=null data.eval_fraction=0.2"
+    return f"{files.root} has no split {split!r}; it has: {', '.join(known)}. {HOW_SPLITS}. {fix}"
+
+
 def _read(files: OwnFiles, split: str, streaming: bool, asked: Asked) -> Readable:
-    if split not in files.by_split:
-        known = list(files.by_split)
-        raise DataError(
-            f"{files.root} has no split {split!r}; it has: {', '.join(known)}. {HOW_SPLITS}. To train on "
-            f"{known[0]!r}, type: data.split={known[0]}"
-        )
     if files.pictures:
         if files.args:
             raise DataError(f"data.args={dict(files.args)}: a folder of images takes none. Type: data.args=null")
