@@ -65,7 +65,6 @@ def fit(train: TrainingSet, names: Sequence[str]) -> Fitted:
         return torch.stack(parts).sum(0) / size
 
     mean = mean_of(lambda rows: rows)
-    mean = mean + mean_of(lambda rows: rows - mean)  # what rounding has left
     deviation = mean_of(lambda rows: (rows - mean).square()).sqrt()
     first = _numbers(samples, np.arange(1))  # of a column of one value, whose deviation may be that of rounding
     is_one_value = mean_of(lambda rows: (rows != first).double()) == 0
