@@ -89,15 +89,18 @@ def test_what_is_transparent_is_white(tmp_path: Path) -> None:
     assert found[1].unique().tolist() == pytest.approx([0.6])
 
 
-@pytest.mark.parametrize("mode", ["L", "RGB", "I;16", "F"])
+@pytest.mark.parametrize("mode", ["L", "RGB", "I;16", "I;16B", "F"])
 def test_a_size(tmp_path: Path, mode: str) -> None:
     """Against PyTorch's own resize with antialiasing, to the rounding of what is stored."""
     random = np.random.default_rng(0)
     levels = random.random((30, 40, 3) if mode == "RGB" else (30, 40))
-    kind = {"L": np.uint8, "RGB": np.uint8, "I;16": np.uint16, "F": np.float32}[mode]
+    kind = {"L": np.uint8, "RGB": np.uint8, "I;16": np.uint16, "I;16B": np.uint16, "F": np.float32}[mode]
     most = 1 if mode == "F" else np.iinfo(kind).max
     stored = (levels * most).astype(kind)
-    own = saved(tmp_path / "own", {"0.tif": Image.fromarray(stored)})
+    image = Image.fromarray(stored)
+    if mode == "I;16B":
+        image = Image.frombytes(mode, (40, 30), stored.astype(">u2").tobytes())
+    own = saved(tmp_path / "own", {"0.tif": image})
 
     [found] = read(own, "data.image.size=[9, 16]")
 

@@ -74,7 +74,7 @@ def _resized(image: "PIL.Image.Image", size: Any) -> NDArray[Any]:
     how = PIL.Image.Resampling.BILINEAR  # over all pixels that become one
     if not image.mode.startswith("I;16"):
         return np.array(image.resize((width, height), how))
-    wide = PIL.Image.fromarray(np.array(image).astype(np.float32))  # PIL has no filter for 16 bits
+    wide = PIL.Image.fromarray(np.array(image).astype(np.float32))  # PIL itself resizes I;16B wrongly
     return np.rint(np.array(wide.resize((width, height), how))).astype(np.uint16)
 
 
