@@ -12,12 +12,13 @@ from functools import partial
 from pathlib import Path
 
 from train.checkpoint import NoCheckpoint, named
-from train.checkpoint.files import read_model
+from train.checkpoint.files import read_model, read_state
 from train.checkpoint.manifest import verify
 from train.config import Foreign, load
 from train.data import save_tokenizer
 from train.errors import BAD_CONFIG, FAILED, FINISHED, RunFailed, UserError, entry_point, exit_code, print_error
-from train.models.weights import make_model, save_weights
+from train.models.scaling import STATE, Scaling
+from train.models.weights import make_model, parameter_dtype, save_weights
 
 USAGE = (
     "usage: python -m train.merge CHECKPOINT OUT [--trust]      CHECKPOINT: runs/NAME, or one of runs/NAME/checkpoints"
@@ -53,7 +54,11 @@ def merge(checkpoint: Path, out: Path, trust: bool = False) -> Path:
     run = checkpoint.parent.parent
     config = load([str(run / "config.yaml")], Foreign(run, frozenset({"model.target"}), trust, "--trust")).config
     module = make_model(config)
-    read_model(checkpoint, module, verify(checkpoint, contents=False)["files"])
+    files = verify(checkpoint, contents=False)["files"]
+    read_model(checkpoint, module, files)
+    if config.data.normalize or config.data.image.mean:
+        numbers = read_state(checkpoint, files)[STATE]
+        Scaling(numbers["mean"], numbers["deviation"], parameter_dtype(config)).install(module)
     out.mkdir(parents=True)
     shutil.copy(run / "config.yaml", out / "config.yaml")
     return save_weights(module, out / "final", save_beside=partial(save_tokenizer, config.data.tokenizer))

@@ -149,7 +149,8 @@ def build(loaded: Loaded, loop: str) -> Run:
     stop.listen()  # not before: a signal then ends a rank that waits for one that never comes
     best = ranks.together(lambda: checked_best(config))
     prepared = prepare(loaded, loop, ranks)
-    learner = make_learner(config, prepared.task, accelerator, prepared.plan.batch.effective, ranks)
+    effective, fitted = prepared.plan.batch.effective, prepared.sets.fitted
+    learner = make_learner(config, prepared.task, accelerator, effective, ranks, fitted)
     tried = ranks.together(lambda: preflight(learner, prepared.sets, prepared.plan, config))
     prepared = auto_micro.sized(prepared, learner, tried, loaded, ranks)
     share_work(learner, prepared.sets, config, ranks)

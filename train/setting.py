@@ -15,13 +15,12 @@ from train.distributed.ranks import Ranks
 from train.distributed.stop import Stop
 from train.evaluation.evaluator import Evaluation
 from train.exactness.preflight import Preflight
-from train.optim.optimizer import OptimizerState
 from train.parts import Around
 from train.plan.make import Prepared
 from train.plan.run_plan import RunPlan
 from train.report import Outlets, Progress, Reporter, RunFolder, RunState, open_outlets
 from train.report.run_weights import RunWeights
-from train.setup import summary
+from train.setup import kept_states, notes_of, summary
 from train.step import Learner
 from train.tasks import by_term
 
@@ -71,10 +70,7 @@ def open_checkpoints(setting: Setting, state: RunState) -> Checkpoints:
         resumed_from=setting.folder.resumed_from,
         run=setting.folder.run,
     )
-    optimizer = OptimizerState(learner.optimizer)
-    checkpoints.add({"optimizer": optimizer, "skips": learner.skips, "scaler": learner.scaler, "report": state})
-    if learner.parallel.state is not None:
-        checkpoints.add({"parallel": learner.parallel.state})
+    checkpoints.add({**kept_states(learner), "report": state})
     resumed_from = setting.folder.resumed_from
     if resumed_from and resumed_from.parent.resolve() != checkpoints.folder.resolve():
         state.progress.evaluation_owed = False  # by the run that this one begins from
@@ -93,8 +89,7 @@ def _open_outlets(setting: Setting, state: RunState) -> Outlets:
     exactness = setting.tried.exactness
     verdict = {"exact": exactness.exact, "exact_reasons": "; ".join(exactness.reasons)}
     facts = verdict | summary(setting.learner)
-    notes = [*setting.learner.notes, *filter(None, [setting.learner.parallel.note])]
-    lines = [*notes, *exactness.lines(setting.config.batch.exact)]
+    lines = [*notes_of(setting.learner), *exactness.lines(setting.config.batch.exact)]
     return open_outlets(state, setting.plan, setting.loaded, setting.folder, facts, lines)
 
 

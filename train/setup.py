@@ -9,7 +9,7 @@ from torch import nn
 
 from train.chunked_loss import chunk_loss
 from train.config import Config
-from train.data import Sets
+from train.data import Fitted, Sets
 from train.data.device_prefetch import Feed
 from train.distributed.accelerator import Unsupported, notes_on_arithmetic
 from train.distributed.norms import norm_for
@@ -24,17 +24,27 @@ from train.models.activation_checkpointing import checkpoint_blocks, listed_bloc
 from train.models.init_from import initial_model
 from train.models.modes import set_training
 from train.models.precision import notes_on_precision, open_door
+from train.models.scaling import STATE, Scaling, of_images, scaling_of
 from train.models.weights import parameter_dtype
-from train.optim.optimizer import can_skip_on_device, make_optimizer, scaled_numbers
+from train.optim.optimizer import OptimizerState, can_skip_on_device, make_optimizer, scaled_numbers
 from train.optim.skipped_steps import SkippedSteps
+from train.parts import HasState
 from train.randomness import seed_of_rank
 from train.step import Learner
 from train.tasks import Task, coefficients_of
 
 
-def make_learner(config: Config, task: Task, accelerator: Accelerator, effective_batch: int, ranks: Ranks) -> Learner:
+def make_learner(
+    config: Config,
+    task: Task,
+    accelerator: Accelerator,
+    effective_batch: int,
+    ranks: Ranks,
+    fitted: Fitted | None = None,
+) -> Learner:
     """The model beside a bare optimizer, whose numbers follow `effective_batch`; share_work must follow.
 
+    `fitted`: what data.normalize found.
     accelerate's prepared optimizer would cost 60 to 390 us per step (1.15).
     """
     sharding = asked_sharding() if ranks.world_size > 1 else None
@@ -44,12 +54,13 @@ def make_learner(config: Config, task: Task, accelerator: Accelerator, effective
             "batch.sync=micro saves memory where weights are divided among several ranks, and here each rank holds all "
             "of them. Leave it out, or type: LAUNCHER=configs/accelerate/fsdp2.yaml NPROC=2 ./launch.sh ..."
         )
-    module, notes = _make_module(config, task, accelerator, ranks, sharding)
+    scaling = _scaling(config, fitted)
+    module, notes = _make_module(config, task, accelerator, ranks, sharding, scaling)
     parallel: Parallel = Replicated(module, ranks)
     if sharding:
 
         def second() -> nn.Module:
-            return _make_module(config, task, accelerator, ranks, sharding)[0]
+            return _make_module(config, task, accelerator, ranks, sharding, scaling)[0]
 
         parallel = Sharded(module, ranks, norm_for(module), reduces_each, second)
     trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
@@ -81,8 +92,21 @@ def make_learner(config: Config, task: Task, accelerator: Accelerator, effective
     )
 
 
+def _scaling(config: Config, fitted: Fitted | None) -> Scaling | None:
+    """What stands in front of the model, as data.normalize and data.image say."""
+    dtype, image = parameter_dtype(config), config.data.image
+    if fitted is not None:
+        return Scaling(fitted.mean, fitted.deviation, dtype)
+    return of_images(image.mean, image.std, dtype) if image.mean else None
+
+
 def _make_module(
-    config: Config, task: Task, accelerator: Accelerator, ranks: Ranks, sharding: Sharding | None
+    config: Config,
+    task: Task,
+    accelerator: Accelerator,
+    ranks: Ranks,
+    sharding: Sharding | None,
+    scaling: Scaling | None,
 ) -> tuple[nn.Module, list[str]]:
     """The model on its device, divided among the ranks where `sharding` says so; and notes for the screen."""
     module = ranks.together(lambda: initial_model(config))  # the same weights on every rank
@@ -93,6 +117,8 @@ def _make_module(
     notes += notes_on_precision(module, dtype)
     notes += notes_on_arithmetic(module, accelerator.device, config)
     open_door(module, dtype)
+    if scaling is not None:
+        scaling.install(module)
     compile_model(module, config.model.compile)
     module = place(module, accelerator, moves=sharding is None)
     if sharding:
@@ -157,6 +183,26 @@ def compile_model(module: nn.Module, wanted: bool | str) -> None:
         known = ", ".join(torch.compiler.list_backends())
         raise Unsupported(f"model.compile={backend}: torch has the backends {known}. Type: model.compile=true")
     module.compile(backend=backend)
+
+
+def kept_states(learner: Learner) -> dict[str, HasState]:
+    """What a checkpoint holds of a learner beside its model."""
+    states: dict[str, HasState] = {
+        "optimizer": OptimizerState(learner.optimizer),
+        "skips": learner.skips,
+        "scaler": learner.scaler,
+    }
+    for name, state in (("parallel", learner.parallel.state), (STATE, scaling_of(learner.module))):
+        if state is not None:
+            states[name] = state
+    return states
+
+
+def notes_of(learner: Learner) -> list[str]:
+    """For the screen: what was decided about the model, and what a checkpoint has brought."""
+    scaling = scaling_of(learner.module)
+    told = [learner.parallel.note, None if scaling is None else scaling.kept]
+    return [*learner.notes, *filter(None, told)]
 
 
 def summary(learner: Learner) -> dict[str, Any]:

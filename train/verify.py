@@ -14,7 +14,7 @@ from accelerate.state import AcceleratorState
 
 from train.accumulate import compute_gradient
 from train.config import Config, load
-from train.data import open_sets
+from train.data import normalized, open_sets
 from train.distributed.accelerator import check_launcher, connect
 from train.distributed.ranks import asked_world_size, launched_rank
 from train.errors import FAILED, FINISHED, entry_point, exit_code
@@ -53,14 +53,14 @@ def verify(config: Config) -> tuple[list[Line], list[str]]:
     """A line for each precision and split, and what is at fault where one is not exact."""
     check_launcher(config)
     task = make_task(config)
-    sets = open_sets(config, task.columns)
+    sets = normalized(open_sets(config, task.columns), config)
     plan = plan_batch(config, "accumulate", asked_world_size(), sets.train.size)
     lines: list[Line] = []
     remedies: list[str] = []
     for variant in _precisions(config):
         AcceleratorState._reset_state()  # it knows one precision per process
         accelerator, ranks = connect(variant)
-        learner = make_learner(variant, task, accelerator, plan.effective, ranks)
+        learner = make_learner(variant, task, accelerator, plan.effective, ranks, sets.fitted)
         step = Step(
             learner=learner,
             data=sets.train,

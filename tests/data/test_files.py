@@ -79,8 +79,9 @@ def test_a_data_set_saved_to_disk(tmp_path: Path) -> None:
         opened(tmp_path, tmp_path / "several", SIDE_BY_SIDE, "data.eval_split=validation")
 
 
-def test_text_of_lines(tmp_path: Path) -> None:
-    (tmp_path / "own.txt").write_text("ab\nä\n")
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+def test_text_of_lines(tmp_path: Path, encoding: str) -> None:
+    (tmp_path / "own.txt").write_text("ab\nä\n", encoding=encoding)
 
     sets = opened(tmp_path, tmp_path / "own.txt", "data.columns={inputs: text, labels: text}", "data.max_length=3")
 

@@ -82,6 +82,16 @@ def test_commas_at_the_ends_of_rows_move_nothing(tmp_path: Path) -> None:
     assert read(tmp_path, path, COLUMNS).columns["inputs"].tolist() == [[i, 2] for i in range(4)]
 
 
+def test_a_column_without_a_name_is_not_proposed(tmp_path: Path) -> None:
+    """pandas calls it `Unnamed: 3`, where header and rows end in a comma; it would be the last one, as labels are."""
+    path = table(tmp_path, "a,b,kind,\n" + "".join(f"{i},2,{i % 2},\n" for i in range(4)))
+
+    [typed] = re.findall(r"'(data\.columns=[^']*)'", refused(tmp_path, path))
+
+    assert typed == "data.columns={inputs: [a, b], labels: kind}"
+    assert read(tmp_path, path, typed).columns["labels"].tolist() == [0, 1, 0, 1]
+
+
 def test_missing_values_are_filled_by_what_one_types(tmp_path: Path) -> None:
     path = table(tmp_path, "a,b,label\n,2,0\n3,4,1\n5,6,1\n")
 

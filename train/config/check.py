@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from train.config.check_batch import BATCH_RULES
+from train.config.check_data import DATA_RULES
 from train.config.check_names import NAME_RULES
 from train.config.check_wandb import WANDB_RULES
 from train.config.merge import ALTERNATIVES
@@ -102,8 +103,8 @@ def check(values: Values) -> list[Finding]:
         _groups,
         _profile,
         _resume,
-        _columns,
         _name,
+        *DATA_RULES,
         *NAME_RULES,
         *WANDB_RULES,
     )
@@ -219,13 +220,6 @@ def _profile(values: Values) -> Iterator[Finding]:
     steps = values["profile.steps"]
     if steps and not (len(steps) == 2 and 1 <= steps[0] <= steps[1]):
         yield "profile.steps", f"got {show(steps)}; it takes the first and the last step, such as [10, 12]"
-
-
-def _columns(values: Values) -> Iterator[Finding]:
-    for name, own in values["data.columns"].items():
-        texts = own if isinstance(own, list) and own else [own]
-        if not all(isinstance(text, str) for text in texts):
-            yield f"data.columns.{name}", f"got {show(own)}; it takes the name of a column, or a list of names"
 
 
 def _resume(values: Values) -> Iterator[Finding]:

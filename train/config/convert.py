@@ -20,6 +20,7 @@ _WORDS = {
     type(None): "null",
     list[int]: "a list of whole numbers",
     dict[int, int]: "a mapping of whole numbers, such as {0: 64, 20000: 128}",
+    list[float]: "a list of numbers",
     list[str]: "a list of texts",
     list[Group]: "a list of {match: pattern, lr_multiplier: number, args: {...}}",
 }

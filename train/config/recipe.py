@@ -41,6 +41,20 @@ class Batch:
 
 
 @dataclass(frozen=True)
+class ImageForm:
+    """What images become before anybody looks at them: 8 bits for each number, until they are on the device."""
+
+    size: Any = None
+    """Stretched to so many pixels: a number for height and width, or [height, width]. Unset: as they are."""
+    mode: str | None = None
+    """L (grey) or RGB, whatever they are stored as; what is transparent is laid on white. Unset: as they are."""
+    mean: list[float] = field(default_factory=list)
+    """Taken from what enters the model, of 0 to 1: a number for each channel. With `std`; neither: 0 to 1."""
+    std: list[float] = field(default_factory=list)
+    """By which the rest is divided, a number for each channel."""
+
+
+@dataclass(frozen=True)
 class Data:
     source: str = "???"
     """A file (csv, tsv, json, jsonl, parquet, txt), a folder of such files or of images, a data set saved to disk, a
@@ -59,6 +73,11 @@ class Data:
     put side by side}. Same names need no entry. Text under the name `labels` becomes numbers, its values sorted."""
     fill: dict[str, Any] = field(default_factory=dict)
     """What stands for a missing value: {column of the data: value}. Unset: a missing value is refused, with its row."""
+    normalize: bool = False
+    """Scale each number under the name `inputs` by its mean and deviation over the rows that are trained on, as it
+    enters the model: in evaluations and train.load too."""
+    image: ImageForm = field(default_factory=ImageForm)
+    """Size, mode and range of images."""
     block_size: int | None = None
     """Tokens in a sample: join the texts of the column `text` (see columns) and cut them into blocks of so many. A
     document's first token is not predicted from the document before. Unset: samples are what the columns hold."""

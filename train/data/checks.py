@@ -44,6 +44,7 @@ def check_values(table: pa.Table, reader: Reader, split: str, first: int = 0) ->
     """
     for name in reader.names:
         column = table.column(name)
+        _check_flat(column.type, name)
         _check_text(column, name)
         missing = pc.is_null(column, nan_is_null=kinds.is_floating(column.type))
         count = pc.sum(missing).as_py() or 0
@@ -123,6 +124,26 @@ def _check_kinds(column: pa.ChunkedArray, name: str, split: str, first: int) -> 
     )
 
 
+def _check_flat(kind: pa.DataType, name: str) -> None:
+    """Raises DataError for objects, but for images, which Arrow holds as {bytes, path}."""
+    inner = kind
+    while kinds.is_list(inner) or kinds.is_large_list(inner) or kinds.is_fixed_size_list(inner):
+        inner = inner.value_type
+    keys = [field.name for field in inner] if kinds.is_struct(inner) else []
+    if not keys or set(keys) == {"bytes", "path"}:
+        return
+    told = some(keys, SHOWN)
+    if inner is not kind and ({"role", "content"} <= set(keys) or {"from", "value"} <= set(keys)):
+        raise DataError(
+            f"column {name!r} holds conversations ({told} of each message), which are not read as such yet. Make one "
+            f"text of each in a function of your own, and name it: data.source=my_chats.texts"
+        )
+    raise DataError(
+        f"column {name!r} holds objects within objects ({told}), which are not read as such. Give each value a column "
+        f"of its own in a function, such as by pandas.json_normalize, and name it: data.source=my_rows.flat"
+    )
+
+
 def _check_text(column: pa.ChunkedArray, name: str) -> None:
     """Arrow takes the bytes of a JSON file as they are."""
     if not is_text(column.type):
@@ -191,6 +212,6 @@ def _check_number(column: pa.ChunkedArray, name: str, split: str, first: int) ->
         except ValueError:
             raise Misread(
                 what=f"column {name!r} does not hold numbers: it is {value!r} in row {row} of split {split!r}",
-                fix="Correct it, or leave the column out of data.columns",
+                fix="Correct it, leave the column out of data.columns, or see docs/own_data.md for categories",
                 column=name,
             ) from None

@@ -31,8 +31,13 @@ def hold_out(size: int, fraction: float) -> tuple[Ids, Ids]:
     return np.sort(order[count:]), np.sort(order[:count])
 
 
-def chosen_columns(known: Sequence[str], given: Columns, needed: Sequence[str]) -> dict[str, str | Sequence[str]]:
-    """{name that the task asks for: name in the data, or several}. A mask that is given is read too."""
+def chosen_columns(
+    known: Sequence[str], given: Columns, needed: Sequence[str], texts: Sequence[str] = ()
+) -> dict[str, str | Sequence[str]]:
+    """{name that the task asks for: name in the data, or several}. A mask that is given is read too.
+
+    `texts`: columns of text, which are not proposed beside columns of numbers.
+    """
     check_names(given, needed)
     if MASK in given and MASK not in needed:
         needed = [*needed, MASK]
@@ -44,9 +49,10 @@ def chosen_columns(known: Sequence[str], given: Columns, needed: Sequence[str]) 
         wanted = ", ".join(f"{name} (as column {', '.join(map(repr, own))})" for name, own in missing.items())
         raise Misread(
             what=f"the task needs {wanted}; the data has the columns {', '.join(known)}",
-            fix=f"Say which column is what: 'data.columns={{{_example(known, list(missing))}}}'"
-            if len(known) >= len(missing)
-            else "It lacks what the task needs: write it into the data, a column for each",
+            fix=f"Say which column is what: 'data.columns={{{_example(known, list(missing), texts)}}}'"
+            if len(known) >= len(names)
+            else "It lacks what the task needs: write it into the data, a column for each (images: a folder for each "
+            "class)",
         )
     return names
 
@@ -56,16 +62,18 @@ def asked_columns(given: Columns, needed: Sequence[str]) -> dict[str, str | Sequ
     return {name: given.get(name, name) for name in needed}
 
 
-def _example(known: Sequence[str], missing: Sequence[str]) -> str:
-    """What may well be meant: the label is called so, or comes last, and the inputs are the others.
+def _example(known: Sequence[str], missing: Sequence[str], texts: Sequence[str]) -> str:
+    """What may well be meant: the label is called so, or comes last, and the inputs are the other numbers.
 
     Not a column that has no name, as pandas calls it where each row ends in a comma.
     """
     known = [name for name in known if not name.startswith("Unnamed: ")] or known
-    names = [name if re.fullmatch(r"[A-Za-z_]\w*", name) else json.dumps(name) for name in known] or ["NAME"]
+    written = {name: name if re.fullmatch(r"[A-Za-z_]\w*", name) else json.dumps(name) for name in known}
+    names = list(written.values()) or ["NAME"]
     told = [name for name in names if re.search("label|class|target|species", name.lower())]
     last = (told or names)[-1]
     others = [name for name in names if name != last] or names
+    others = [name for own, name in written.items() if name in others and own not in texts] or others
     inputs = others[0] if len(others) == 1 else f"[{', '.join(others)}]"
     given = {"labels": last, "targets": last, "inputs": inputs}
     return ", ".join(f"{name}: {given.get(name, names[0])}" for name in missing)

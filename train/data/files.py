@@ -46,6 +46,8 @@ READERS: dict[str, type[DatasetBuilder]] = {
     "text": Text,
     "arrow": Arrow,
 }
+SAMPLE_BY = ("line", "paragraph", "document")
+"""What a sample of a text file may be; between paragraphs stands an empty line."""
 OWN_VERSION = "isobatch-1"
 """To be changed with what CsvTables makes of a file: the cache of datasets keeps it under this name."""
 
@@ -74,7 +76,12 @@ class Source:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        return (self.files.note,) if self.files is not None and self.files.note else ()
+        """For the screen: what was left out, and what a sample of plain text is."""
+        if self.files is None:
+            return ()
+        by = self.files.args.get("sample_by", "line")
+        told = f"texts     each {by} is a text of its own (data.args.sample_by: {', '.join(SAMPLE_BY)})"
+        return tuple(filter(None, [self.files.note, told if self.files.kind == "text" else None]))
 
     def split(self, name: str, streaming: bool = False) -> Readable:
         """Raises DataError where there is none."""
@@ -84,6 +91,8 @@ class Source:
                 self._made = self._function(**data.args)
             return _chosen(self._made, name, data.source)
         if self.files is not None:
+            if name not in self.files.by_split:
+                raise DataError(_no_split(self.files, name, data.split))
             return _read(self.files, name, streaming, self.asked)
         if self._path.exists():
             return _saved(self._path, data.args, name)
@@ -123,13 +132,19 @@ def _saved(path: Path, args: Mapping[str, Any], split: str) -> Readable:
     return _chosen(saved, split, str(path))
 
 
+def _no_split(files: OwnFiles, split: str, trained_on: str) -> str:
+    known = list(files.by_split)
+    others = [name for name in known if name != trained_on]
+    if split == trained_on:
+        fix = f"To train on {known[0]!r}, type: data.split={known[0]}"
+    elif others:
+        fix = f"To evaluate on {others[0]!r}, type: data.eval_split={others[0]}"
+    else:
+        fix = "To hold out a part of it, type: data.eval_split=null data.eval_fraction=0.2"
+    return f"{files.root} has no split {split!r}; it has: {', '.join(known)}. {HOW_SPLITS}. {fix}"
+
+
 def _read(files: OwnFiles, split: str, streaming: bool, asked: Asked) -> Readable:
-    if split not in files.by_split:
-        known = list(files.by_split)
-        raise DataError(
-            f"{files.root} has no split {split!r}; it has: {', '.join(known)}. {HOW_SPLITS}. To train on "
-            f"{known[0]!r}, type: data.split={known[0]}"
-        )
     if files.pictures:
         if files.args:
             raise DataError(f"data.args={dict(files.args)}: a folder of images takes none. Type: data.args=null")
@@ -184,6 +199,8 @@ def _reader_of(files: OwnFiles) -> DatasetBuilder:
                 f"data.args.{name}: what reads {files.kind} files takes no such argument. {mean}It takes: "
                 f"{', '.join(known)}"
             )
+    if files.args.get("sample_by", SAMPLE_BY[0]) not in SAMPLE_BY:
+        raise DataError(f"data.args.sample_by={files.args['sample_by']}: a text is one of {', '.join(SAMPLE_BY)}")
     chosen = {
         split: DataFilesList([str(file.absolute()) for file in own], [_state(file) for file in own])
         for split, own in files.by_split.items()

@@ -75,7 +75,7 @@ class Loader:
                 generators.seed(seed)
                 for name, value in self.transform(sample, torch.Generator().manual_seed(seed)).items():
                     made.setdefault(name, []).append(torch.as_tensor(value))
-        return finished(stack(made, ids), frozenset(), ids)
+        return finished(stack(made, ids, "data.transform"), frozenset(), ids)
 
     def __getitems__(self, request: Request) -> Batch | DataError:
         """What DataLoader calls. An error of the data is handed over as it is, not as a worker's traceback."""

@@ -34,7 +34,10 @@ class OwnFiles:
         """The arguments with which the files are read."""
         first = next(iter(self.by_split.values()))[0]
         is_tsv = ".tsv" in first.suffixes or ".tab" in first.suffixes
-        return ({"sep": "\t"} if is_tsv else {}) | {n: value for n, value in self.args.items() if n not in OF_DATASETS}
+        usual = {"sep": "\t"} if is_tsv else {}
+        if self.kind == "text":
+            usual = {"encoding": "utf-8-sig"}  # UTF-8, with a mark at its head or without
+        return usual | {n: value for n, value in self.args.items() if n not in OF_DATASETS}
 
     def of(self, file: Path) -> "OwnFiles":
         """One of them alone, as the split `train`."""

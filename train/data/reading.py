@@ -9,15 +9,17 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.types as kinds
 import torch
-from datasets import ClassLabel, Features, Image
+from datasets import ClassLabel, Features, Image, Value
 from datasets.formatting import get_formatter
 from numpy.typing import NDArray
 from torch import Tensor
 
 from train.batch.order import Ids
 from train.batch.window import MASK, Batch
+from train.config.recipe import ImageForm
 from train.data.even_lists import arrays_of_one_shape
-from train.data.image_reading import pixels
+from train.data.image_reading import AS_STORED, one_form, pixels
+from train.data.pixels import scaled
 from train.data.shares import DataError
 from train.data.tokenizers import Saved, TokenizerError
 from train.errors import some
@@ -44,6 +46,7 @@ class Reader:
     max_length: int | None = None  # tokens of a text
     tokenizer: Saved | None = None  # else a text is its bytes
     texts: frozenset[str] = frozenset()  # columns of the data that hold the tokens of texts in their place
+    image: ImageForm = AS_STORED  # what images become
 
     @property
     def padding(self) -> int:
@@ -75,7 +78,8 @@ class Reader:
             return _side_by_side(table, own)
         feature = table.features[own]
         if isinstance(feature, Image):
-            return [pixels(feature, value, own, row) for value, row in zip(table.values(own), table.rows, strict=True)]
+            values = zip(table.values(own), table.rows, strict=True)
+            return [pixels(feature, value, own, row, self.image) for value, row in values]
         kind = table.kind(own)
         if own in self.texts and not is_text(kind):
             tokens = table.arrow.column(own)
@@ -174,9 +178,12 @@ class _Table:
         return get_formatter("numpy", features=features, **stored).format_column(self.arrow.select([name]))
 
 
-def stack(picked: Mapping[str, Column], rows: Sequence[int] | Ids | range) -> Batch:
-    """One tensor for each column. Raises DataError for a sample of another shape."""
-    return {name: c if isinstance(c, Tensor) else _stacked(name, c, rows) for name, c in picked.items()}
+def stack(picked: Mapping[str, Column], rows: Sequence[int] | Ids | range, made_by: str | None = None) -> Batch:
+    """One tensor for each column. Raises DataError for a sample of another shape.
+
+    `made_by`: the key that names what has made the samples; None: lists are images as the reader has them.
+    """
+    return {name: c if isinstance(c, Tensor) else _stacked(name, c, rows, made_by) for name, c in picked.items()}
 
 
 def mask_of(column: str) -> str:
@@ -188,14 +195,21 @@ def is_text(kind: pa.DataType) -> bool:
     return bool(kinds.is_string(kind) or kinds.is_large_string(kind) or kinds.is_string_view(kind))
 
 
-def _stacked(name: str, samples: list[Tensor], rows: Sequence[int] | Ids | range) -> Tensor:
+def is_text_value(feature: Any) -> bool:
+    """Of a column as datasets has it."""
+    return isinstance(feature, Value) and feature.dtype in ("string", "large_string")
+
+
+def _stacked(name: str, samples: list[Tensor], rows: Sequence[int] | Ids | range, made_by: str | None) -> Tensor:
     for sample, row in zip(samples, rows, strict=True):
         if sample.shape != samples[0].shape:
+            how = f"{made_by} must give them one" if made_by else one_form([tuple(each.shape) for each in samples])
             raise DataError(
                 f"{name}: row {row} is of shape {tuple(sample.shape)}, row {rows[0]} of {tuple(samples[0].shape)}; the "
-                f"samples of a batch must be of one shape. Bring them to it by a function of your own: "
-                f"data.transform=my.module.resize (and data.eval_transform)"
+                f"samples of a batch must be of one shape. {how}"
             )
+    if len({sample.dtype for sample in samples}) > 1 and not made_by:
+        samples = [scaled(sample) for sample in samples]  # images of 8 bits beside those of 16, or of floats
     return torch.stack(samples)
 
 

@@ -15,12 +15,14 @@ from train.data.by_length import ByLength, Padding, cut_by_length
 from train.data.checks import LabelRange, check_values, class_line, class_names, label_range
 from train.data.choosing import HOLDOUT_SEED, chosen_columns, hold_out
 from train.data.files import Readable, explain
+from train.data.image_reading import check_form
 from train.data.loader import Loader, Transform
 from train.data.misread import advised
 from train.data.packed_stream import PackedStream
 from train.data.packing import check_columns, make_tokenizer, pack
-from train.data.reading import LABELS, Reader
+from train.data.reading import INPUTS, LABELS, Reader, is_text_value
 from train.data.rows import Rows, Table, preload
+from train.data.scales import Fitted, far_apart, input_names
 from train.data.shares import DataError, EvaluationSet, TrainingSet
 from train.data.splits import Splits, load_splits, whole
 from train.data.stream import Stream
@@ -41,6 +43,7 @@ class Sets:
     notes: tuple[str, ...] = ()  # for the screen
     padding: Padding | None = None  # what micro-batches are cut to get rid of (batch.micro_tokens)
     digests: Mapping[str, str] = field(default_factory=dict)  # what the data of each split is
+    fitted: Fitted | None = None  # by which inputs are scaled (data.normalize)
 
     def trial(self, seed: int, count: int) -> Batch:
         """A few samples to try things on, uncut: the first ones, and where texts are cut, the shortest of all."""
@@ -77,7 +80,8 @@ def _opened(config: Config, needed: Sequence[str], splits: Splits) -> Sets:
     data = config.data
     train = _training(config, splits)
     # Streams that name no columns are asked for those of their first sample.
-    columns = chosen_columns(_names_of(train, _explained(splits, config)), data.columns, needed)
+    texts = [name for name, kind in (train.features or {}).items() if is_text_value(kind)]
+    columns = chosen_columns(_names_of(train, _explained(splits, config)), data.columns, needed, texts)
     names = class_names(_arrow(train), train.features, columns.get(LABELS))
     tokenizer = make_tokenizer(data)
     if data.max_length is not None and not isinstance(tokenizer, Bytes | Saved):
@@ -87,7 +91,8 @@ def _opened(config: Config, needed: Sequence[str], splits: Splits) -> Sets:
         )
     saved = tokenizer if isinstance(tokenizer, Saved) else None
     classes = {LABELS: names} if names else {}
-    reader = Reader(columns, classes, data.max_length, saved, splits.texts)
+    reader = Reader(columns, classes, data.max_length, saved, splits.texts, data.image)
+    check_form(data.image, train.features, reader.names)
     opening = _Opening(config, reader, _explained(splits, config))
     held_out = {name: opening.checked(dataset, name) for name, dataset in splits.held_out.items()}
     evaluation: dict[str, EvaluationSet] = {}
@@ -219,6 +224,8 @@ class _Opening:
     def notes(self, samples: TrainingSet) -> Iterator[str]:
         """What the screen says of the samples that are trained on."""
         yield from (class_line(name, classes) for name, classes in self.reader.classes.items())
+        if not self.config.data.normalize and INPUTS in self.reader.columns:
+            yield from far_apart(samples, input_names(self.config.data))
         if not isinstance(samples, Loader):
             return
         data, table = self.config.data, samples.samples

@@ -12,6 +12,7 @@ class MLP(nn.Module):
 
     def __init__(self, inputs: int, hidden: Sequence[int], outputs: int, dropout: float = 0.0) -> None:
         super().__init__()
+        self.inputs = inputs
         widths = [inputs, *hidden]
         layers: list[nn.Module] = []
         for before, after in pairwise(widths):
@@ -21,5 +22,11 @@ class MLP(nn.Module):
         self.layers = nn.Sequential(*layers, nn.Linear(widths[-1], outputs))
 
     def forward(self, inputs: Tensor) -> Tensor:
-        logits: Tensor = self.layers(inputs.reshape(len(inputs), -1))
+        flat = inputs.reshape(len(inputs), -1)
+        if flat.shape[1] != self.inputs:
+            raise ValueError(
+                f"MLP(inputs={self.inputs}) takes {self.inputs} numbers a sample, and gets {flat.shape[1]}. Type: "
+                f"model.args.inputs={flat.shape[1]}"
+            )
+        logits: Tensor = self.layers(flat)
         return logits

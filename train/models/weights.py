@@ -20,6 +20,8 @@ from train.distributed.sharded import is_divided
 from train.errors import RunFailed, UserError, ends_in_a_sentence
 from train.models import ModelError
 from train.models.precision import cast_parameters
+from train.models.scaling import FILE as SCALING_FILE
+from train.models.scaling import read_scaling, write_scaling
 from train.randomness import drawn_from
 from train.redaction import clean_known
 
@@ -158,6 +160,7 @@ def _save_weights(
             write_tensors(written, module)
         if extra := ExtraState(module).state_dict():
             write_value(*_extra_files(written), extra)
+    write_scaling(module, unfinished)
     if save_beside is not None:
         save_beside(unfinished)
     for described in unfinished.glob("*config.json"):
@@ -221,4 +224,10 @@ def trained_model(config: Config, weights: Path) -> nn.Module:
         args["pretrained"] = False  # nothing is fetched that is replaced at once
     module = make_model(dataclasses.replace(config, model=dataclasses.replace(config.model, args=args)))
     load_weights(module, weights)
+    is_scaled = config.data.normalize or bool(config.data.image.mean)
+    if not read_scaling(module, weights, parameter_dtype(config)) and is_scaled:
+        raise NotFinished(
+            f"{weights.with_name(SCALING_FILE)} is not there: the model was trained on inputs that are scaled, and "
+            f"these are the numbers. Copy all of {weights.parent}"
+        )
     return module

@@ -12,7 +12,7 @@ from train.config import (
     run_name,
     source_hash,
 )
-from train.data import ByLength, Sets, Splits, load_splits, open_sets
+from train.data import ByLength, Sets, Splits, load_splits, normalized, open_sets
 from train.distributed.ranks import LaunchError, Ranks, asked_world_size
 from train.models.init_from import digests
 from train.optim.optimizer import numbers_of_stages
@@ -41,7 +41,9 @@ def prepare(loaded: Loaded, loop: str, ranks: Ranks) -> Prepared:
     config = loaded.config
     task, splits = ranks.first_of_node(lambda: load_data(config))
     weights = ranks.from_main(lambda: digests(config))
-    prepared = ranks.together(lambda: _prepare(loaded, loop, task, splits, weights))
+    sets = ranks.together(lambda: open_sets(config, task.columns, splits))
+    sets = normalized(sets, config, ranks.from_main)
+    prepared = Prepared(task, sets, ranks.together(lambda: make_plan(loaded, loop, sets, weights)))
     check_same_everywhere(prepared.plan, ranks)
     return as_shrunk(prepared, config, ranks)
 
@@ -59,15 +61,10 @@ def load_data(config: Config) -> tuple[Task, Splits]:
     return task, load_splits(config, task.columns)
 
 
-def _prepare(loaded: Loaded, loop: str, task: Task, splits: Splits, weights: dict[str, str]) -> Prepared:
-    sets = open_sets(loaded.config, task.columns, splits)
-    return Prepared(task, sets, make_plan(loaded, loop, sets, weights))
-
-
 def show_plan(loaded: Loaded, loop: str) -> None:
     """The plan on the screen, for the ranks that launch.sh or the launcher would start; touches no device."""
     task = make_task(loaded.config)
-    sets = open_sets(loaded.config, task.columns)
+    sets = normalized(open_sets(loaded.config, task.columns), loaded.config)
     print(*make_plan(loaded, loop, sets, {}).lines(), sep="\n")
 
 

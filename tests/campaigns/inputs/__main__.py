@@ -11,7 +11,7 @@ from pathlib import Path
 
 import datasets
 
-from tests.campaigns.inputs import folders, json_files, parquet, tables, yaml_forms
+from tests.campaigns.inputs import folders, json_files, mixed_images, parquet, scales, tables, texts, yaml_forms
 from tests.campaigns.inputs.case import ADVISED, BAD, FAILS, REFUSED, RIGHT, SILENT, TRACE, Input, Outcome
 
 ROOT = Path(__file__).parents[3]
@@ -21,7 +21,8 @@ VERDICTS = (RIGHT, ADVISED, REFUSED, SILENT, TRACE, FAILS)
 
 HEAD = """# Inputs as people have them
 
-Generated tables, JSON, Parquet, folders of images and YAML, read by `data.source` and compared with what was written.
+Generated tables, JSON, Parquet, folders of images (also of several modes and sizes in one), texts and YAML, read by
+`data.source` and compared with what was written; and columns of any size under `data.normalize`, against fractions.
 *right*: the same numbers and classes. *right as advised*: refused, and right once one types what the error tells to.
 *refused*: the file itself must be changed. The other three are faults. Made by:
 
@@ -32,7 +33,8 @@ Generated tables, JSON, Parquet, folders of images and YAML, read by `data.sourc
 
 def every_case(count: int) -> list[Input]:
     parts = (folders.cases(), folders.linked(), json_files.cases(), parquet.cases(), yaml_forms.cases())
-    return [*tables.cases(count), *itertools.chain(*parts)]
+    own = (mixed_images.cases(), texts.cases(), scales.cases())
+    return [*tables.cases(count), *itertools.chain(*parts, *own)]
 
 
 def page(outcomes: Sequence[Outcome]) -> str:

@@ -1,0 +1,115 @@
+"""How large the numbers of `inputs` are: mean and deviation over the rows that are trained on (data.normalize)."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from train.batch.order import Ids
+from train.config.recipe import Data
+from train.data.loader import Loader
+from train.data.reading import INPUTS, SHOWN, mask_of
+from train.data.rows import Rows, Table
+from train.data.shares import DataError, TrainingSet
+from train.errors import some
+
+BLOCK = 10_000  # rows at a time
+FAR = 100
+"""How many times larger one column may be than another before a run speaks of it."""
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """Of each number of a sample, in float64."""
+
+    mean: Tensor
+    deviation: Tensor  # the root of the mean square; 1 where all rows hold the same
+    rows: int
+
+    def lines(self, names: Sequence[str]) -> list[str]:
+        """For the screen; `names`: of the columns side by side, or of the only one."""
+        rows = f"of {self.rows:,} rows that are trained on"
+        if self.mean.dim() == 1 and len(names) == len(self.mean):
+            pairs = zip(names, self.mean.tolist(), self.deviation.tolist(), strict=True)
+            each = [f"{name} {mean:.6g} +- {deviation:.6g}" for name, mean, deviation in pairs]
+            return [f"normalize mean +- deviation {rows}: {some(each, SHOWN)}"]
+        count = self.mean.numel()
+        what = f"each of the {count} numbers of {names[0]!r}" if count > 1 else f"{names[0]!r}"
+        ends = f"means {self.mean.min():.6g} to {self.mean.max():.6g}"
+        spread = f"deviations {self.deviation.min():.6g} to {self.deviation.max():.6g}"
+        return [f"normalize {what}, by its mean and deviation {rows}: {ends}, {spread}"]
+
+
+def input_names(data: Data) -> list[str]:
+    """The columns of the data that are the inputs."""
+    own = data.columns.get(INPUTS, INPUTS)
+    return [own] if isinstance(own, str) else list(own)
+
+
+def fit(train: TrainingSet, names: Sequence[str]) -> Fitted:
+    """Raises DataError where `inputs` holds no numbers, or where the rows come as a stream."""
+    samples = train.samples if isinstance(train, Loader) else train
+    if not isinstance(samples, Rows | Table):
+        raise DataError(
+            "data.normalize needs all rows before the first step, and here they come as a stream, or by length. Type: "
+            "data.normalize=false, or data.streaming=false"
+        )
+    _check(samples, names)
+    size = len(samples)
+    blocks = [np.arange(start, min(start + BLOCK, size)) for start in range(0, size, BLOCK)]
+
+    def mean_of(values: Callable[[Tensor], Tensor]) -> Tensor:
+        parts = [values(_numbers(samples, ids)).sum(0) for ids in blocks]
+        return torch.stack(parts).sum(0) / size
+
+    mean = mean_of(lambda rows: rows)
+    deviation = mean_of(lambda rows: (rows - mean).square()).sqrt()
+    first = _numbers(samples, np.arange(1))  # of a column of one value, whose deviation may be that of rounding
+    is_one_value = mean_of(lambda rows: (rows != first).double()) == 0
+    return Fitted(mean, torch.where(is_one_value, 1.0, deviation), size)
+
+
+def _check(samples: Rows | Table, names: Sequence[str]) -> None:
+    first = samples.pick(np.arange(1))
+    if INPUTS not in first:
+        raise DataError(
+            f"data.normalize scales the column that the task calls inputs; this task has {', '.join(first)}. Type: "
+            f"data.normalize=false"
+        )
+    if INPUTS in samples.images:
+        raise DataError(
+            f"data.normalize is for numbers, and column {names[0]!r} holds images. Type: data.normalize=false "
+            f"'data.image={{mean: [0.5], std: [0.5]}}'"
+        )
+    if mask_of(INPUTS) in first:
+        raise DataError(
+            f"data.normalize is for numbers, and column {names[0]!r} holds text. Type: data.normalize=false"
+        )
+
+
+def _numbers(samples: Rows | Table, ids: Ids) -> Tensor:
+    column = samples.pick(ids)[INPUTS]
+    assert isinstance(column, Tensor)  # images alone are lists
+    return column.double()
+
+
+def far_apart(train: TrainingSet, names: Sequence[str]) -> list[str]:
+    """What the screen says where columns that stand side by side differ in size by more than FAR times.
+
+    Looks at BLOCK rows at most, from all over the set.
+    """
+    samples = train.samples if isinstance(train, Loader) and train.transform is None else train
+    if not isinstance(samples, Rows | Table) or len(names) < 2:
+        return []
+    rows = np.linspace(0, len(samples) - 1, min(BLOCK, len(samples))).astype(np.int64)
+    sizes = _numbers(samples, rows).square().mean(0).sqrt()
+    known = [(size, name) for size, name in zip(sizes.tolist(), names, strict=True) if size]
+    if not known or max(known)[0] <= FAR * min(known)[0]:
+        return []
+    (least, small), (most, large) = min(known), max(known)
+    return [
+        f"warning   columns differ in scale: {large} is of about {most:.3g}, {small} of about {least:.3g}, and a model "
+        f"learns from large ones first. Type: data.normalize=true"
+    ]
