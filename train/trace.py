@@ -22,9 +22,9 @@ from train.distributed.accelerator import connect
 from train.distributed.ranks import Ranks
 from train.errors import FINISHED, entry_point
 from train.memory.foresight import AS_CONFIGURED, CHECKPOINTED, CHUNKED, SMALLEST, Foresight
-from train.memory.peaks import tensors_of
 from train.memory.predict import peaks_of
-from train.memory.traced_step import bytes_of, record
+from train.memory.sizes import bytes_of, tensors_of
+from train.memory.traced_step import record
 from train.memory.without_values import without_values
 from train.setup import make_learner
 from train.step import Learner

@@ -16,9 +16,9 @@ from train.data import open_sets
 from train.distributed.accelerator import connect
 from train.memory.cpu_allocator import AllocatedPeak
 from train.memory.foresight import AS_CONFIGURED, CHECKPOINTED, CHUNKED, SMALLEST, VARIANTS, foresee_apart
-from train.memory.peaks import tensors_of
 from train.memory.predict import OtherOperations, Peaks, fit
-from train.memory.traced_step import Recorded, Stepper, bytes_of
+from train.memory.sizes import bytes_of, tensors_of
+from train.memory.traced_step import Recorded, Stepper
 from train.setup import make_learner
 from train.tasks import by_term, make_task
 from train.trace import foresee

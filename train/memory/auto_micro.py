@@ -16,10 +16,10 @@ from train.exactness.lone_sample import check_lone_samples
 from train.exactness.preflight import Preflight
 from train.memory.foresight import AS_CONFIGURED, foresee_apart, keep, recalled
 from train.memory.kept import as_it_was
-from train.memory.peaks import GIB, stored_bytes
 from train.memory.probe import Probe, limit_of
 from train.memory.remembered import key_of, recall, remember
 from train.memory.search import candidates, doublings, largest_fitting, measured_down, smallest_fast
+from train.memory.sizes import GIB, stored_bytes
 from train.plan.make import Prepared, as_shrunk
 from train.plan.steps import plan_batch
 from train.step import Learner

@@ -4,7 +4,7 @@ The peak is that of the GPU's allocator, or of the process on a CPU.
 """
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
@@ -13,13 +13,12 @@ from torch import Tensor, nn
 
 from train import metric_names
 from train.batch.window import Batch, Window
-from train.distributed.sharded import local
 from train.memory.activations import SavedBytes, can_be_counted, held, without_samples
 from train.memory.plan_check import PlanCheck
+from train.memory.sizes import GIB, stored_bytes, tensors_of
 from train.parts import Part
 from train.step import ComputeGradient, Learner
 
-GIB = 2**30
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -44,15 +43,6 @@ def part(
         of_rank=memory.take,
         closing_line=memory.summary,
     )
-
-
-def stored_bytes(tensors: Iterable[Tensor]) -> int:
-    """Of the storages behind the tensors; one that several share (tied weights, buckets of gradients) counts once.
-
-    Of a tensor that is divided among the ranks: what this rank holds.
-    """
-    storages = (local(tensor).untyped_storage() for tensor in tensors)
-    return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
 
 
 class Allocator:
@@ -211,17 +201,6 @@ class Memory:
 
     def _plan_error(self) -> dict[str, float]:
         return {} if self._plan is None else self._plan.error()
-
-
-def tensors_of(state: Any) -> Iterator[Tensor]:
-    if isinstance(state, Tensor):
-        yield state
-    elif isinstance(state, Mapping):
-        for value in state.values():
-            yield from tensors_of(value)
-    elif isinstance(state, list | tuple):
-        for value in state:
-            yield from tensors_of(value)
 
 
 def _size(gib: float) -> str:

@@ -20,7 +20,7 @@ from train.data.device_prefetch import to_device
 from train.distributed.ranks import Ranks, launched_local_world_size
 from train.distributed.replicated import Replicated
 from train.errors import is_out_of_memory
-from train.memory.peaks import GIB, tensors_of
+from train.memory.sizes import GIB, tensors_of
 from train.memory.traced_step import Stepper
 from train.memory.tracer import GRADIENTS, OPTIMIZER, SAMPLES, WEIGHTS, LiveStorages
 from train.optim.skipped_steps import SkippedSteps

@@ -1,6 +1,6 @@
 """Full optimizer steps of a learner without values, watched by the tracer: every byte, and no memory."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from train.batch.window import Batch, MicroBatch, Window
 from train.distributed.flat_buckets import FlatBuckets
 from train.distributed.ranks import Ranks
-from train.memory.peaks import tensors_of
+from train.memory.sizes import tensors_of
 from train.memory.tracer import GRADIENTS, KINDS, OPTIMIZER, SAMPLES, WEIGHTS, LiveStorages, inside_onednn
 from train.step import ComputeGradient, Learner, forward_backward, update
 
@@ -114,9 +114,3 @@ def _told(parameter: nn.Parameter, tracer: LiveStorages) -> Any:
             tracer.hold([changed.grad], GRADIENTS)
 
     return parameter.register_post_accumulate_grad_hook(arrived)
-
-
-def bytes_of(tensors: Iterable[Tensor]) -> int:
-    """Of the storages behind the tensors, each once. Also of tensors without values, which have no address."""
-    storages = (tensor.untyped_storage() for tensor in tensors)
-    return sum({storage._cdata: storage.nbytes() for storage in storages}.values())
