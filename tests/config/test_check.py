@@ -28,7 +28,7 @@ def test_the_rules_name_existing_keys_only() -> None:
         ({"seed": 2**63}, "seed", "from 0 to 2**63 - 1"),
         ({"batch.effective": 0}, "batch.effective", "got 0; it must be 1 or more"),
         ({"batch.accumulation_steps": 0}, "batch.accumulation_steps", "1 or more"),
-        ({"batch.micro": 0}, "batch.micro", "got 0; it takes a whole number of 1 or more, all or auto"),
+        ({"batch.micro": 0}, "batch.micro", "a list of them, one a rank, all or auto"),
         ({"batch.micro": "most"}, "batch.micro", "got 'most'; it takes a whole number"),
         ({"batch.micro": "16"}, "batch.micro", "Write 16 without quotes"),
         (
