@@ -289,6 +289,7 @@ def test_nothing_is_raised_without_a_name() -> None:
         *["disk.py: OSError"] * 2,
         "memory/activations.py: RuntimeError",
         "models/convnet.py: ValueError",
+        "models/mlp.py: ValueError",
         *["report/journal.py: OSError"] * 2,
     ]
 

@@ -68,7 +68,7 @@ def test_a_compiled_model_has_the_gradient_of_the_whole_batch(run_ranks: Any, tm
 
 @pytest.mark.parametrize("micro_steps", [1, 4])
 def test_a_compiled_model_is_reduced_once_per_step(run_ranks: Any, tmp_path: Path, micro_steps: int) -> None:
-    batch = ("data.args.size=96", "batch.effective=32", f"batch.accumulation_steps={micro_steps}")
+    batch = ("data.args.size=96", "batch.effective=32", f"batch.accumulation_steps={micro_steps}", "batch.on_oom=stop")
 
     for _, reductions, found in run_ranks(2, counting, argv(tmp_path, *SEVERAL_BUCKETS, *COMPILED, *batch)):
         assert found[2] == found[3] >= 2

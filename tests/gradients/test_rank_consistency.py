@@ -61,7 +61,8 @@ def fit_until_stopped(
     gradient: Any = compute_gradient,
 ) -> tuple[str, str, bool]:
     """(what stopped the run, its message, whether the last window left the weights as they were)."""
-    run = build(load(arguments), "accumulate")
+    # From the first step on by DDP itself: what is inside of a late reduction is reduced once more.
+    run = build(load([*arguments, "batch.on_oom=stop"]), "accumulate")
     before = flat(run.learner.parameters)
 
     def tampered(learner: Learner, window: Window) -> Tensor:
@@ -165,7 +166,7 @@ def test_a_word_that_differs_is_seen_wherever_the_pieces_are_cut(place: int) -> 
 def test_weights_that_drift_apart_are_seen_every_100_steps(run_ranks: Any, tmp_path: Path) -> None:
     """The gradients of all later steps are the same on every rank again."""
     words = ("duration={steps: 300}", "checkpoint.every_steps=1000", "log.every_steps=1000")
-    runs = [(argv(tmp_path, f"name={k}", *words), all_moved, k) for k in (3, 101)]
+    runs = [(argv(tmp_path, f"name={k}", *words), all_moved, k) for k in (4, 101)]
 
     for told in run_ranks(2, fit_each, runs):
         for seen_at, (kind, message, unchanged) in zip((100, 200), told, strict=True):
@@ -177,15 +178,15 @@ def test_weights_that_drift_apart_are_seen_every_100_steps(run_ranks: Any, tmp_p
 def test_weights_that_have_drifted_apart_are_not_saved(run_ranks: Any, tmp_path: Path) -> None:
     """Before a save, in its step, in the last step."""
     words = ("duration={steps: 8}", "checkpoint.every_steps=5")
-    runs = [(argv(tmp_path, f"name={k}", *words), all_moved, k) for k in (3, 5, 8)]
+    runs = [(argv(tmp_path, f"name={k}", *words), all_moved, k) for k in (4, 5, 8)]
 
     for told in run_ranks(2, fit_each, runs):
         for seen_after, (kind, message, _) in zip((5, 5, 8), told, strict=True):
             assert kind == "RanksDisagree"
             assert f"after step {seen_after}: rank(s) 1 differ from rank 0 in layers.0.weight" in message
             assert "nothing was saved" in message
-    saved = {k: [path.name for path in (tmp_path / k / "checkpoints").glob("step-*")] for k in "358"}
-    assert (saved, list(tmp_path.glob("*/final"))) == ({"3": [], "5": [], "8": ["step-00000005"]}, [])
+    saved = {k: [path.name for path in (tmp_path / k / "checkpoints").glob("step-*")] for k in "458"}
+    assert (saved, list(tmp_path.glob("*/final"))) == ({"4": [], "5": [], "8": ["step-00000005"]}, [])
 
 
 def test_the_first_step_after_a_resume(run_ranks: Any, tmp_path: Path) -> None:
@@ -195,6 +196,12 @@ def test_the_first_step_after_a_resume(run_ranks: Any, tmp_path: Path) -> None:
     for kind, message, unchanged in run_ranks(2, fit_until_stopped, arguments, shifted, 6):
         assert (kind, unchanged) == ("RanksDisagree", True)
         assert "step 6: rank(s) 1 differ" in message
+
+
+def test_the_first_step_that_ddp_reduces_by_itself_is_looked_at(run_ranks: Any, tmp_path: Path) -> None:
+    for kind, message, unchanged in run_ranks(2, fit_until_stopped, argv(tmp_path), shifted, 3):
+        assert (kind, unchanged) == ("RanksDisagree", True)
+        assert "step 3: rank(s) 1 differ" in message
 
 
 def test_no_reduction_at_all(run_ranks: Any, tmp_path: Path) -> None:

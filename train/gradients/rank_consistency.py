@@ -15,7 +15,10 @@ from train.evaluation.evaluator import Evaluate
 from train.parts import Part
 from train.step import ComputeGradient, Learner
 
-EVERY_STEPS = 100  # and the first of a start: what is wrong with a model shows there
+EVERY_STEPS = 100
+FIRST_STEPS = 3
+"""Of a start, too: what is wrong with a model shows there. The third is the first that DDP reduces by itself, where the
+two before have shown that their size fits (gradients/shrink.py)."""
 PIECE = 2**18
 PIECE_OF_GPU = 2**22
 """Words that are added up at once. What they take, 8 bytes each, stays small beside a model; on a CPU it stays in the
@@ -35,13 +38,13 @@ def guarded(compute_gradient: ComputeGradient, learner: Learner, ranks: Ranks) -
     """The same function, after which weights and gradients of all ranks are compared, at some steps."""
     if ranks.world_size == 1 or learner.parallel.is_sharded:  # where nothing is held twice
         return compute_gradient
-    looked = False
+    ahead = FIRST_STEPS
 
     def checked(learner: Learner, window: Window) -> Tensor:
-        nonlocal looked
+        nonlocal ahead
         losses = compute_gradient(learner, window)
-        if window.k % EVERY_STEPS == 0 or not looked:
-            looked = True
+        if window.k % EVERY_STEPS == 0 or ahead:
+            ahead = max(0, ahead - 1)
             _check_agreement(_weights(learner) | _gradients(learner), f"step {window.k}", "no update was made", ranks)
         return losses
 
