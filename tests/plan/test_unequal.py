@@ -1,7 +1,6 @@
 """Ranks of unequal speed: other shares of the same steps, the same curve."""
 
 import os
-import statistics
 import time
 from pathlib import Path
 from typing import Any
@@ -117,7 +116,7 @@ def test_a_slow_rank_costs_no_more_than_its_part(run_ranks: Any, tmp_path: Path)
         )
         traces = run_ranks(2, record, arguments)
         assert [len(ids) for ids in traces[0].ids] == [8 if shares == "equal" else 12] * 6
-        return statistics.median(row["time/step_seconds"] for row in rows(tmp_path)[2:])
+        return min(row["time/step_seconds"] for row in rows(tmp_path)[2:])  # what else runs only adds to it
 
     ideal = 12 * FAST
     equal, split = seconds("equal"), seconds("[3,1]")
