@@ -66,7 +66,8 @@ def out_of_memory(run: Run, board: Board, error: BaseException) -> Ended:
         has_blocks=has_blocks(run.learner.module),
         config=run.config,
         plan=run.plan if most is None else replace(run.plan, batch=run.plan.batch.recut(most)),
-        remembered=run.shrink.remembered,
+        remembered=run.whole.remembered,
+        has_checkpoint=bool(complete(run.checkpoints.folder)),
     )
     shortage = in_training(error, training)
     own = json.dumps(asdict(shortage))

@@ -21,7 +21,6 @@ from train.exactness.preflight import preflight
 from train.exactness.same_model import check_same_model
 from train.gradients import measured_shares, rank_consistency
 from train.gradients.seeding import seeded
-from train.gradients.shrink import Shrink
 from train.gradients.whole import Whole
 from train.memory import auto_micro, peaks
 from train.metrics import compilations, loss_mean, loss_scale, mfu, noise_scale, profiler, scaling_regime, step_timing
@@ -35,7 +34,7 @@ from train.plan.scaling_table import changes
 from train.report import Interval, Progress, Reporter, RunFolder, RunState, best_weights, checked_best, claim
 from train.report.displaced import save_in_own
 from train.report.run_weights import RunWeights
-from train.setting import Setting, open_checkpoints, open_evaluation, open_report, open_weights, open_windows
+from train.setting import Setting, open_checkpoints, open_evaluation, open_report, open_weights, open_windows, whole_of
 from train.setup import make_learner, share_work
 from train.step import ComputeGradient, Learner
 
@@ -62,7 +61,6 @@ class Run:
     weights: RunWeights
     closing_lines: Callable[[], list[str]]
     whole: Whole
-    shrink: Shrink
 
     def begin(self) -> None:
         self.report.begin()
@@ -193,7 +191,7 @@ def list_parts(setting: Setting, report: Reporter) -> tuple[Part, ...]:
         # Outside of the average, which writes no texts.
         generations.part(learner, setting.prepared.sets, config, ranks, report.show, setting.stop.requested),
         # The innermost: it times what a rank computes, and nothing that is measured besides.
-        measured_shares.part(config.batch, setting.plan.batch, learner, ranks, report, setting.shares),
+        measured_shares.part(config.batch, setting.plan, learner, ranks, report, setting.shares),
         # Records the reading of windows, but none of the measuring around it.
         profiler.part(config.profile.steps, folder.inside, ranks),
         # Its times are those of a whole step, and of no measuring; an evaluation or a save belongs to none.
@@ -219,8 +217,7 @@ def _join(setting: Setting, checkpoints: Checkpoints, report: Reporter) -> Run:
     ranks.together(lambda: checkpoints.add(parts.states()))
     checkpoints.forget()
     every = config.evaluate
-    whole = Whole(report.progress.step, learner)
-    shrink = Shrink(setting.plan, config, whole, learner, ranks, folder.path, report.warn)
+    whole = whole_of(setting, report)
 
     def watch(compute_gradient: ComputeGradient) -> ComputeGradient:
         # Inside all that may compute a gradient twice: it then draws the same twice.
@@ -246,5 +243,4 @@ def _join(setting: Setting, checkpoints: Checkpoints, report: Reporter) -> Run:
         weights=open_weights(setting, parts.exports()),
         closing_lines=parts.closing_lines,
         whole=whole,
-        shrink=shrink,
     )

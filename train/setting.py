@@ -14,7 +14,10 @@ from train.data.shares import RankShare
 from train.distributed.ranks import Ranks
 from train.distributed.stop import Stop
 from train.evaluation.evaluator import Evaluation
+from train.exactness.lone_sample import refuses_lone_samples
 from train.exactness.preflight import Preflight
+from train.gradients.shrink import Shrink
+from train.gradients.whole import Whole
 from train.parts import Around
 from train.plan.make import Prepared
 from train.plan.run_plan import RunPlan
@@ -115,6 +118,23 @@ def open_weights(setting: Setting, exports: Mapping[str, Any]) -> RunWeights:
     tokenizer = setting.config.data.tokenizer
     modules = {"model": setting.learner.module, **exports}
     return RunWeights(modules, setting.folder, setting.ranks, partial(save_tokenizer, tokenizer))
+
+
+def whole_of(setting: Setting, report: Reporter) -> Whole:
+    """With an answer to a step that runs out of memory."""
+    learner = setting.learner
+    whole = Whole(report.progress.step, learner)
+    Shrink(
+        plan=setting.plan,
+        config=setting.config,
+        whole=whole,
+        learner=learner,
+        ranks=setting.ranks,
+        folder=setting.folder.path,
+        tell=report.warn,
+        refuses=refuses_lone_samples(learner, setting.tried.trial, setting.plan, setting.config),
+    )
+    return whole
 
 
 def open_evaluation(setting: Setting, report: Reporter) -> Evaluation:

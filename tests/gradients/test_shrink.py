@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import os
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -200,7 +201,7 @@ def test_it_ends_where_one_sample_is_too_much(tmp_path: Path) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(io.StringIO()) as err:
-        assert main(argv(tmp_path, *GIVEN), "accumulate", always) == 1
+        assert main(argv(tmp_path, *GIVEN, "model.target=torch.nn.Linear", LINEAR), "accumulate", always) == 1
 
     assert tried == [4, 2, 1]
     assert "in a micro-batch of 1 (" in err.getvalue()
@@ -271,3 +272,101 @@ def test_the_standard_loop_has_one_micro_batch(tmp_path: Path) -> None:
 
     assert main(argv(tmp_path, *words), "standard", full) == 1
     assert not (tmp_path / "run" / "micro.json").exists()
+
+
+def test_a_second_start_shrinks_further_and_a_third_knows_it(tmp_path: Path) -> None:
+    typed = [*argv(tmp_path, *GIVEN, "model.target=torch.nn.Linear", LINEAR), "schedule.name=constant"]
+    for steps, micro in ((5, 2), (6, 1)):
+        more = f"duration.steps={steps}"
+        assert end([*typed, more], False, steps, "forward", 1)[0] == 0
+        assert json.loads((tmp_path / "run" / "micro.json").read_text())["micro"] == micro
+    code, said = end([*typed, "duration.steps=7"], False)
+    assert (code, rows(tmp_path)[-1]["batch/micro_size"]) == (0, 1)
+    assert "micro-batches of at most 1, not 4: step 6 ran out of memory" in said
+
+
+def test_before_the_first_checkpoint_what_is_typed_starts_over_in_the_smaller_size(
+    run_ranks: Any, tmp_path: Path
+) -> None:
+    typed = argv(tmp_path, *GIVEN, "model.target=torch.nn.Linear", LINEAR, "checkpoint.every_steps=100")
+
+    (_, _), (code, said) = run_ranks(2, end, typed, False, 4, "forward", 1, 1)
+
+    assert code == 1
+    assert "        checkpoint.resume=never   (it starts over in micro-batches of 2)" in said
+    assert run_ranks(2, end, [*typed, "checkpoint.resume=never"], False)[0][0] == 0
+    assert {row["batch/micro_size"] for row in rows(tmp_path)} == {2}
+    assert run_ranks(2, end, [*typed, "duration.steps=7"], False)[0][0] == 0
+    assert rows(tmp_path)[-1]["batch/micro_size"] == 2
+
+
+@pytest.mark.parametrize(
+    ("size", "sizes"), [(37, {4, 3}), (40, {4, 2})], ids=["a tail of 5 in twos leaves one alone", "a tail of 8"]
+)
+def test_a_size_that_the_model_cannot_take_is_passed_over(tmp_path: Path, size: int, sizes: set[int]) -> None:
+    """BatchNorm has no statistics of one sample."""
+    typed = argv(tmp_path, *GIVEN, f"data.args.size={size}", "duration.steps=6")
+    assert end(typed, False, 1, "forward", 1)[0] == 0
+    assert {row["batch/micro_size"] for row in rows(tmp_path)} == sizes - {4}
+    assert end([*typed, "duration.steps=8"], False)[0] == 0
+
+
+def test_where_no_size_suits_the_model_the_run_ends_in_the_sentence(tmp_path: Path) -> None:
+    code, said = end(argv(tmp_path, *GIVEN, "batch.micro=2"), False, 2, "forward", 1)
+    assert code == 1
+    assert "ran out of memory in step 2, in a micro-batch of 2" in said
+    assert "Traceback" not in said
+
+
+def test_the_standard_loop_does_not_shrink_by_what_another_loop_has_left(tmp_path: Path) -> None:
+    words = [*GIVEN, "batch.micro=all"]
+    assert end(argv(tmp_path, *words), False, 2, "forward", 1)[0] == 0
+    assert json.loads((tmp_path / "run" / "micro.json").read_text())["planned"] == 16
+
+    from train.standard import compute_gradient as standard
+
+    assert main([*argv(tmp_path, *words), "duration.steps=7"], "standard", standard) == 0
+    assert rows(tmp_path)[-1]["batch/micro_size"] == 16
+
+
+def held_while_again(arguments: list[str]) -> list[bool]:
+    """Whether what did not fit is still there when the step is done again."""
+    seen: list[Any] = []
+    held = []
+
+    def compute(learner: Learner, window: Window) -> Tensor:
+        if window.k == 2 and not seen:
+            activation = torch.ones(1000)
+            seen.append(weakref.ref(activation))
+            raise torch.OutOfMemoryError(f"no room beside {activation.numel()} numbers")
+        if window.k == 2:
+            held.append(seen[0]() is not None)
+        return compute_gradient(learner, window)
+
+    record(arguments, compute_gradient=compute)
+    return held
+
+
+@pytest.mark.parametrize(("ranks", "reduction"), [(1, "auto"), (2, "auto"), (2, "explicit")])
+def test_what_did_not_fit_is_gone_before_the_step_is_done_again(
+    run_ranks: Any, tmp_path: Path, ranks: int, reduction: str
+) -> None:
+    typed = argv(tmp_path, *GIVEN, f"runtime.reduction={reduction}")
+    assert run_ranks(ranks, held_while_again, typed) == [[False]] * ranks
+
+
+def test_buffers_are_not_put_back_to_before_a_step_that_is_complete(tmp_path: Path) -> None:
+    """A step without labels computes no gradient, and is counted all the same."""
+    run = build(config.load(argv(tmp_path, *GIVEN)), "accumulate")
+    buffers = run.learner.module.layers[1].running_mean
+    computed = run.watch(compute_gradient)
+    windows = iter(run.windows)
+    window = next(windows)
+    run.after_step(window, computed(run.learner, window), torch.ones(1))
+    run.whole.step = 2
+    after = buffers.clone()
+
+    assert run.whole.put_back() == 2
+    assert torch.equal(buffers, after)
+    assert after.any()
+    run.close("finished", 0)

@@ -144,7 +144,7 @@ def test_activations_are_what_forward_and_backward_give_back(micro_steps: int, g
     optimizer.register_step_pre_hook(lambda *_: gpu.take(0.5))
     optimizer.register_step_post_hook(lambda *_: gpu.free(0.5))
     predicted = 1.1 * (10 + gradient_copies + 4) * GIB
-    memory = Memory(module, optimizer, row_due=lambda k: k != 2, allocator=gpu, prediction=(int(predicted), 8))
+    memory = Memory(module, optimizer, row_due=lambda k: k != 2, allocator=gpu, prediction=(int(predicted), 8, 4))
 
     def compute_gradient(learner: Any, window: Any) -> torch.Tensor:
         module(torch.ones(1, 2)).sum().backward()
@@ -159,7 +159,7 @@ def test_activations_are_what_forward_and_backward_give_back(micro_steps: int, g
 
     found = []
     for k in (1, 2, 3):
-        window: Any = SimpleNamespace(k=k, samples=8)
+        window: Any = SimpleNamespace(k=k, samples=8, micro_batches=range(4))
         memory.gradient(compute_gradient)(None, window)  # type: ignore[arg-type]
         optimizer.step()
         optimizer.zero_grad()

@@ -65,6 +65,8 @@ class RankShare:
     def recut(self, micro: int) -> "RankShare":
         count = max(1, math.ceil(self.largest / micro))
         sizes = tuple(split_evenly(sum(self.sizes), count))
+        if sizes == self.sizes:
+            return self  # whose micro-batches may be announced
         # Another cut may need a filler where this one does not; any sample of the step will do.
         filler = self.filler or {name: column[:1] for name, column in self.samples.items()}
         return replace(self, sizes=sizes, filler=filler)

@@ -97,7 +97,10 @@ class Ddp(Replicated):
         finally:
             for hook in hooks:
                 hook.remove()
-        agree(self._ranks, error)
+        try:
+            agree(self._ranks, error)
+        finally:
+            del error  # its frames, this one among them, hold what did not fit
         buckets = {p.grad.untyped_storage().data_ptr(): p.grad for p in self._trained.values() if p.grad is not None}
         flat = [torch.empty(0, dtype=g.dtype, device=g.device).set_(g.untyped_storage()) for g in buckets.values()]
         for bucket in flat:

@@ -1,6 +1,6 @@
 """A micro-batch of one sample ends a run whose BatchNorm is in train mode. The plan knows where it will come."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -56,6 +56,22 @@ def check_lone_samples(learner: Learner, batch: Batch, plan: RunPlan, config: Co
         f"of {sizes}, and BatchNorm in train mode ({norms}) cannot take one sample alone: the run would end there "
         f"({TORCH_REFUSES} when training). {_remedy(plan, kinds, kind)}"
     )
+
+
+def refuses_lone_samples(learner: Learner, batch: Batch, plan: RunPlan, config: Config) -> Callable[[BatchPlan], bool]:
+    """Takes the run's plan in other micro-batches: would a step take one sample alone, which torch refuses?
+
+    Tried here, on the first sample of `batch` (on the CPU), and only where there is a BatchNorm in train mode.
+    """
+    normalising = at_work(learner.module, nn.modules.batchnorm._BatchNorm)
+    if not normalising or learner.parallel.is_sharded or not _refuses(learner, batch):
+        return lambda other: False
+
+    def refuses(other: BatchPlan) -> bool:
+        kinds = _kinds(replace(plan, batch=other), config.data.overfit)
+        return any(has_lone_sample(kind.batch, kind.samples) for kind in kinds)
+
+    return refuses
 
 
 def has_lone_sample(batch: BatchPlan, samples: int) -> bool:

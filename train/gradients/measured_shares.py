@@ -9,6 +9,7 @@ checkpoint holds them; on another number of ranks they are measured again.
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any, Protocol, cast
 
 import torch
@@ -22,6 +23,7 @@ from train.distributed.ranks import Ranks
 from train.errors import UserError
 from train.parts import Part
 from train.plan.arithmetic import arithmetic
+from train.plan.run_plan import RunPlan
 from train.plan.unequal import measured
 from train.step import ComputeGradient, Learner
 
@@ -53,9 +55,7 @@ class NoTime(UserError):
     """A rank's own time cannot be told from that of the others."""
 
 
-def part(
-    config: BatchConfig, plan: BatchPlan, learner: Learner, ranks: Ranks, report: Report, open_shares: Open
-) -> Part:
+def part(config: BatchConfig, plan: RunPlan, learner: Learner, ranks: Ranks, report: Report, open_shares: Open) -> Part:
     if config.shares != "measured" or ranks.world_size == 1:
         return Part(name="measured_shares")
     if learner.parallel.is_sharded:
@@ -63,7 +63,9 @@ def part(
             "batch.shares=measured needs the time of each rank by itself, and under FSDP2 ranks wait for each other in "
             "each block. State the shares: batch.shares=[3,1] or the like"
         )
-    shares = MeasuredShares(config, plan, ranks, report, open_shares)
+    if plan.shrunk is not None:
+        config = replace(config, micro=plan.batch.micro)
+    shares = MeasuredShares(config, plan.batch, ranks, report, open_shares)
     return Part(name="measured_shares", gradient=shares.around, shares=shares.shares, state=shares)
 
 

@@ -1,5 +1,6 @@
 """Which step is complete on this rank: what a run that fails may still save, and from where a step is done again."""
 
+import gc
 from collections.abc import Callable, Sequence
 
 import torch
@@ -28,6 +29,7 @@ class Whole:
         self.step: int | None = step
         self.again: Again = lambda error, window: None
         self.most: int | None = None  # samples of a micro-batch, where it is fewer than windows come with
+        self.remembered: int | None = None  # the same, for the start after this one, where this one has to end
         self.window: Window | None = None  # of the last gradient that was computed
         self._learner = learner
         self._buffers = list(learner.module.buffers())
@@ -62,13 +64,14 @@ class Whole:
                         if isinstance(error, ShortOfMemory) and error.__cause__ is not None:
                             raise error.__cause__ from error.__cause__.__cause__  # it knows where memory ran out
                         raise
+                free_memory(learner.device)  # not before: until here the error holds what did not fit
                 window = instead
 
         return marked
 
     def put_back(self) -> int | None:
         """`step`, to whose state this rank is brought back; None where that cannot be."""
-        if self.step is None or self._before is None or self._computing in (None, self.step):
+        if self.step is None or self._before is None or self._computing != self.step + 1:
             return self.step
         if self._frozen.have_moved:
             return None
@@ -81,6 +84,14 @@ class Whole:
 
     def _begin_update(self, *_: object) -> None:
         self.step = None
+
+
+def free_memory(device: torch.device) -> None:
+    """What nobody holds any more: errors and frames hold each other, and pieces of the old sizes may be of no use to
+    smaller ones."""
+    gc.collect()
+    if device.type != "cpu":
+        torch.get_device_module(device).empty_cache()
 
 
 class _Frozen:

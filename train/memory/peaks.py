@@ -24,11 +24,11 @@ T = TypeVar("T")
 
 
 def part(
-    learner: Learner, samples: Batch, row_due: Callable[[int], bool], prediction: tuple[int, int] | None = None
+    learner: Learner, samples: Batch, row_due: Callable[[int], bool], prediction: tuple[int, int, int] | None = None
 ) -> Part:
     """`samples`: some that were read already; two of them show whether activations can be counted on a CPU.
 
-    `prediction`: bytes and samples of a full step; the first one that is measured is held against it.
+    `prediction`: bytes, samples and micro-batches of a full step; the first one that is measured is held against it.
     """
     allocator = Allocator(learner.device) if learner.device.type == "cuda" else None
     memory = Memory(learner.module, learner.optimizer, row_due, allocator, prediction)
@@ -77,7 +77,7 @@ class Memory:
         optimizer: torch.optim.Optimizer,
         row_due: Callable[[int], bool],
         allocator: Allocator | None = None,
-        prediction: tuple[int, int] | None = None,
+        prediction: tuple[int, int, int] | None = None,
     ) -> None:
         """`row_due(k)`: whether step k gets a row; its phases are measured apart. `allocator`: None on a CPU."""
         self._plan = PlanCheck(prediction) if prediction is not None else None

@@ -8,17 +8,18 @@ from train.memory.cpu_allocator import AllocatedPeak
 class PlanCheck:
     """Of the peak of a step, on this rank."""
 
-    def __init__(self, prediction: tuple[int, int]) -> None:
-        """Bytes of a full step, and its samples over all ranks."""
-        self._predicted, self._samples = prediction
+    def __init__(self, prediction: tuple[int, int, int]) -> None:
+        """Bytes of a full step, its samples over all ranks, and a rank's micro-batches."""
+        self._predicted, self._samples, self._micro_steps = prediction
         self._is_full = False
         self._error: float | None = None
         self._was_given = False
         self._on_cpu: tuple[AllocatedPeak, int] | None = None
 
     def sees(self, window: Window) -> None:
-        """The step that comes; the last one of an epoch may be smaller, and is left out."""
-        self._is_full = window.samples == self._samples
+        """The step that comes; the last one of an epoch may be smaller, one that ran out of memory is cut otherwise:
+        they are left out."""
+        self._is_full = (window.samples, len(window.micro_batches)) == (self._samples, self._micro_steps)
 
     def begin(self, held: int) -> None:
         """A step on a CPU, before which `held` bytes are in use; the first one alone is looked at."""

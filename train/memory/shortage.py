@@ -56,6 +56,7 @@ class Training:
     plan: RunPlan
     remembered: int | None = None
     """Samples of a micro-batch with which the next start of this run goes on."""
+    has_checkpoint: bool = True
 
 
 def in_training(error: BaseException, training: Training) -> Shortage:
@@ -68,8 +69,10 @@ def in_training(error: BaseException, training: Training) -> Shortage:
     # By another command line, a run without a name in its config would be another one.
     same_run = f" name={plan.name}" if step else ""
     lines: list[str] = []
-    if training.remembered:
+    if training.remembered and training.has_checkpoint:
         lines.append(f"nothing else: it goes on in micro-batches of {training.remembered} (the same curve)")
+    elif training.remembered:
+        lines.append(f"checkpoint.resume=never   (it starts over in micro-batches of {training.remembered})")
     elif place not in (UPDATE, SAVE):
         lines += _smaller_pieces(config, plan, same_run)
     if place == READING and config.data.workers:

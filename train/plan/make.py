@@ -18,7 +18,7 @@ from train.models.init_from import digests
 from train.optim.optimizer import numbers_of_stages
 from train.plan.run_plan import RunPlan
 from train.plan.scaling_table import ema_decays, scaling_hints, scaling_tables
-from train.plan.smaller import remembered, shrunk
+from train.plan.smaller import can_shrink, remembered, shrunk
 from train.plan.steps import plan_batch, plan_rate
 from train.redaction import clean
 from train.tasks import Task, make_task
@@ -51,7 +51,7 @@ def prepare(loaded: Loaded, loop: str, ranks: Ranks) -> Prepared:
 def as_shrunk(prepared: Prepared, config: Config, ranks: Ranks) -> Prepared:
     """With the micro-batches that an earlier start of this run has shrunk to, where one ran out of memory."""
     folder = Path(config.output_dir) / prepared.plan.name
-    found = ranks.from_main(lambda: remembered(folder) if config.batch.on_oom == "shrink" else None)
+    found = ranks.from_main(lambda: remembered(folder) if can_shrink(prepared.plan, config) else None)
     return replace(prepared, plan=shrunk(prepared.plan, found))
 
 

@@ -13,6 +13,19 @@ from train.plan.steps import counting
 
 
 @dataclass(frozen=True)
+class Shrunk:
+    """What micro.json holds."""
+
+    planned: int
+    """Samples of a micro-batch, as the config has it."""
+    world_size: int
+    micro: int
+    """Those that it was shrunk to."""
+    step: int
+    """Which ran out of memory."""
+
+
+@dataclass(frozen=True)
 class RunPlan:
     name: str
     loop: str  # standard or accumulate
@@ -31,6 +44,7 @@ class RunPlan:
     classes: Mapping[str, Sequence[str]] = field(default_factory=dict)  # names, in the order of their numbers
     notes: tuple[str, ...] = ()  # on the data, for the screen
     micro_tokens: int | None = None  # batch.micro_tokens: the plan's micro-batches are then those of the longest texts
+    shrunk: Shrunk | None = None  # an earlier start ran out of memory: the plan's micro-batches are smaller
     micro_search: Mapping[str, Any] | None = None  # batch.micro=auto: what was found, and how
     predicted_peak: int | None = None  # bytes on the device, where it was traced (--plan --memory, batch.micro=auto)
     micro_steps: tuple[int, int] | None = None  # with it: fewest and most micro-batches of a rank in a full step
@@ -139,9 +153,11 @@ class RunPlan:
         ]
 
     @property
-    def prediction(self) -> tuple[int, int] | None:
-        """Bytes at the peak of a full step, and its samples over all ranks."""
-        return None if self.predicted_peak is None else (self.predicted_peak, self.batch.effective)
+    def prediction(self) -> tuple[int, int, int] | None:
+        """Bytes at the peak of a full step, its samples over all ranks, and a rank's micro-batches."""
+        if self.predicted_peak is None:
+            return None
+        return self.predicted_peak, self.batch.effective, self.batch.accumulation_steps
 
     @property
     def samples_evaluated_at_once(self) -> int:
