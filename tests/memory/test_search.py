@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from train.batch.plan import make_plan
-from train.memory.search import candidates, doublings, largest_fitting, measured_down, smallest_fast
+from train.memory.search import all_fitting, candidates, doublings, largest_fitting, measured_down, smallest_fast
 
 SHARES = st.integers(1, 5000)
 GUESSES = st.one_of(st.none(), st.integers(1, 6000))
@@ -64,6 +64,33 @@ def test_a_good_guess_takes_two_probes() -> None:
 
     assert largest_fitting(candidates(100), fits, guess=25) == 25
     assert asked == [25, 34]
+
+
+@given(SHARES, st.floats(0, 3000), st.floats(0.1, 100), st.floats(0, 10_000), st.booleans())
+def test_a_whole_share_may_fit_though_half_of_it_does_not(
+    share: int, gradients: float, per_sample: float, memory: float, is_traced: bool
+) -> None:
+    """Between micro-steps the gradients stay; of a step of one micro-batch none is there before it."""
+    sizes = candidates(share)
+    asked = []
+
+    def fits(size: int) -> bool:
+        asked.append(size)
+        return per_sample * size + (gradients if size < share else 0) <= memory
+
+    fitting = [size for size in sizes if fits(size)]
+    asked.clear()
+
+    assert all_fitting(sizes, fits, max(fitting, default=None) if is_traced else None) == fitting
+    assert len(asked) == len(set(asked))
+
+
+def test_a_whole_share_alone() -> None:
+    assert all_fitting([1, 2, 4, 8], lambda size: size == 8) == [8]
+    assert all_fitting([1, 2, 4, 8], lambda size: size in (1, 2, 8), guess=8) == [1, 2, 8]
+    assert all_fitting([1, 2, 4, 8], lambda size: size <= 2, guess=2) == [1, 2]
+    assert all_fitting([8], lambda size: True) == [8]
+    assert doublings([1, 2, 8]) == [1, 2, 8]
 
 
 def test_the_smallest_within_three_percent_of_the_best() -> None:

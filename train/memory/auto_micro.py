@@ -18,7 +18,7 @@ from train.memory.foresight import AS_CONFIGURED, foresee_apart, keep, recalled
 from train.memory.kept import as_it_was
 from train.memory.probe import Probe, limit_of
 from train.memory.remembered import key_of, recall, remember
-from train.memory.search import candidates, doublings, largest_fitting, measured_down, smallest_fast
+from train.memory.search import all_fitting, candidates, doublings, largest_fitting, measured_down, smallest_fast
 from train.memory.sizes import GIB, stored_bytes
 from train.plan.make import Prepared, as_shrunk
 from train.plan.steps import plan_batch
@@ -128,17 +128,16 @@ class _Search:
 
     def _searched(self) -> Found:
         guess = self.ranks.from_main(self._predicted)
-        largest = largest_fitting(self.sizes, self._fits, guess)
-        if largest is None:
+        fitting = all_fitting(self.sizes, self._fits, guess)
+        if not fitting:
             raise torch.OutOfMemoryError(
                 f"out of memory: not one sample at a time fits on each rank (batch.micro=auto; "
                 f"{self.probe.limit / GIB:.3g} GiB may be used)"
             )
-        ladder = doublings([size for size in self.sizes if size <= largest])
-        throughput = measured_down(ladder, self._samples_per_second)
+        throughput = measured_down(doublings(fitting), self._samples_per_second)
         chosen = smallest_fast(throughput)
         return Found(
-            largest_fitting=largest,
+            largest_fitting=fitting[-1],
             chosen=chosen,
             evaluation=self._evaluation(chosen),
             samples_per_second={str(size): speed for size, speed in throughput.items()},

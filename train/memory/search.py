@@ -55,6 +55,21 @@ def largest_fitting(sizes: Sequence[int], fits: Callable[[int], bool], guess: in
     return sizes[low] if low >= 0 else None
 
 
+def all_fitting(sizes: Sequence[int], fits: Callable[[int], bool], guess: int | None = None) -> list[int]:
+    """Those of ascending `sizes` that fit, where the last may do so though a smaller one does not.
+
+    The last is a whole share in one micro-step, beside which a lone rank holds no gradients. It is asked by itself,
+    unless a `guess` says that it does not fit.
+    """
+    *several, whole = sizes
+    is_likely = guess is None or guess >= whole
+    largest = largest_fitting(several, fits, guess)
+    fitting = [size for size in several if largest is not None and size <= largest]
+    if (is_likely or fitting == several) and fits(whole):
+        fitting.append(whole)
+    return fitting
+
+
 def smallest_fast(throughput: Mapping[int, float]) -> int:
     """Of {size: samples per second}: the smallest size within SLACK of the best."""
     best = max(throughput.values())
