@@ -117,6 +117,27 @@ def test_the_largest_that_fits_on_all_ranks(run_ranks: Any, tmp_path: Path, worl
         assert all(map(np.array_equal, trace.weights, stated.weights))
 
 
+def test_a_later_stage_has_more_micro_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A limit on which 24 samples fit where they are the step, and not where gradients of 24 others stay beside."""
+    monkeypatch.setattr(auto_micro, "foresee_apart", untraced)
+    arguments = argv(tmp_path, *RUN, "batch.schedule={0: 24, 72: 96}", "optimizer.lr_on_schedule=keep")
+    real = Real(load([*arguments, "batch.micro=24"]).config)
+    peaks = []
+    for steps in (1, 2):
+        batches = real.batches(24, 1) * steps
+        held = real.held(batches)
+        with LiveBytes() as live:
+            real.stepper.step(batches)
+        peaks.append(held + live.peak)
+    limit = sum(peaks) / 2
+
+    record([*arguments, "batch.micro=auto", f"memory.limit_gib={limit / GIB!r}"])
+
+    assert peaks[0] + 100 < limit
+    found = json.loads((tmp_path / "run" / "plan.json").read_text())["micro_search"]
+    assert found["largest_fitting"] == 12
+
+
 def test_the_smallest_within_three_percent_is_chosen_and_remembered(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -9,13 +9,16 @@ import pytest
 
 from tests.helpers import argv, record, rows
 from tests.memory.test_predict import ADAMW, GPT
+from train.batch import make_plan
 from train.launching.arguments import parse as parse_launch
 from train.launching.choose import Ranks
 from train.launching.command import build
 from train.launching.launcher_file import find
-from train.memory.fits import counted_on
-from train.memory.foresight import AS_CONFIGURED
+from train.memory.fits import counted_on, tabulate
+from train.memory.foresight import AS_CONFIGURED, Foresight
+from train.memory.predict import Peaks
 from train.plan import __main__ as plan
+from train.plan.stages import in_stages
 
 MIB = 2**20
 RUN = (*ADAMW, *GPT, "batch={effective: 12}", "model.args.width=64")
@@ -60,6 +63,25 @@ def test_a_page_whose_line_trains(
     trace = record(launched[3:])
     assert len(trace.weights) > 1
     assert {row["batch/micro_size"] for row in rows(tmp_path)} >= {6}
+
+
+def foresight() -> Foresight:
+    """10 bytes a sample, and 100 of gradients where they stay."""
+    sizes = range(1, 257)
+    peaks = {steps: Peaks(traced={n: {"all": 10 * n + 100 * (steps - 1)} for n in sizes}) for steps in (1, 2)}
+    return Foresight(target="cuda", sample_bytes=3, peaks={AS_CONFIGURED: peaks})
+
+
+def test_a_later_stage_of_a_schedule_has_more_micro_steps() -> None:
+    """A lone rank holds gradients between the 4 micro-steps of 64 samples that the second stage has."""
+    stages = in_stages(make_plan(64, "all", None, world_size=1, dataset_size=640), {0: 64, 640: 256}, None)
+
+    (table,) = tabulate(foresight(), stages, [1], 739)
+
+    assert [row.micro for row in table.rows] == [1, 2, 4, 8, 16, 32, 64]
+    assert [(row.accumulation_steps, row.peak) for row in table.rows][-2:] == [(8, 420), (4, 740)]
+    assert [row.fits for row in table.rows][-2:] == [True, False]
+    assert table.host_bytes == 2 * 256 * 3
 
 
 def test_what_cannot_be_traced_has_the_part_that_is_known(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

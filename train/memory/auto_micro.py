@@ -21,6 +21,7 @@ from train.memory.remembered import key_of, recall, remember
 from train.memory.search import all_fitting, candidates, doublings, largest_fitting, measured_down, smallest_fast
 from train.memory.sizes import GIB, stored_bytes
 from train.plan.make import Prepared, as_shrunk
+from train.plan.stages import largest_effective
 from train.plan.steps import plan_batch
 from train.step import Learner
 
@@ -91,6 +92,7 @@ class _Search:
         plan, config = prepared.plan.batch, loaded.config
         self.ranks, self.loaded, self.learner = ranks, loaded, learner
         self.share = -(-plan.effective // plan.world_size)
+        self.largest_share = -(-largest_effective(plan) // plan.world_size)
         self.evaluated = max(
             (-(-len(rows) // plan.world_size) for rows in prepared.sets.evaluation.values()), default=0
         )
@@ -111,7 +113,7 @@ class _Search:
 
         self.sizes = candidates(self.share)
         if not self._agreed(self.probe.takes_one_sample):
-            several = [size for size in self.sizes if self.share // self._steps(size) > 1]
+            several = [size for size in self.sizes if self.share // -(-self.share // size) > 1]
             self.sizes = several or self.sizes
 
     def found(self) -> Found:
@@ -163,10 +165,11 @@ class _Search:
 
     def _samples_per_second(self, size: int) -> float:
         own = self.ranks.together(lambda: self.probe.seconds(size, self._steps(size)))
-        return self.share / max(self.ranks.gather(own))
+        return self.largest_share / max(self.ranks.gather(own))
 
     def _steps(self, size: int) -> int:
-        return -(-self.share // size)
+        """Of the largest stage: between them gradients stay, which a lone rank does not hold beside a single one."""
+        return -(-self.largest_share // size)
 
     def _predicted(self) -> int | None:
         """The largest that is predicted to fit on rank 0; None where the model cannot be traced."""
@@ -194,7 +197,7 @@ class _Search:
             "average": config.ema.decay is not None,
             "precision": config.precision,
             "samples": {name: (list(c.shape[1:]), str(c.dtype)) for name, c in self.probe.like.items()},
-            "share": self.share,
+            "share": [self.share, self.largest_share],
             "evaluated": self.evaluated,
             "world_size": self.ranks.world_size,
             "device": card,

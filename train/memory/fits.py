@@ -8,6 +8,7 @@ from train.batch import BatchPlan
 from train.config import Loaded
 from train.memory.foresight import AS_CONFIGURED, CHECKPOINTED, CHUNKED, SMALLEST, Foresight
 from train.memory.search import candidates, doublings
+from train.plan.stages import largest_effective
 
 SHARE = 0.92
 """Of a GPU's memory; the rest is lost between the blocks of its allocator."""
@@ -32,7 +33,7 @@ class Fit:
 
     world_size: int
     micro: int
-    accumulation_steps: int
+    accumulation_steps: int  # of the largest stage of a schedule
     variant: str = AS_CONFIGURED
     peak: int  # bytes
     anatomy: Mapping[str, int]  # {kind: bytes} at the peak
@@ -55,35 +56,36 @@ class Table:
     shared_bytes: int  # of it, in shared memory (/dev/shm)
 
 
-def tabulate(foresight: Foresight, effective: int, world_sizes: Sequence[int], usable: int | None) -> list[Table]:
-    return [_table(foresight, effective, world_size, usable) for world_size in world_sizes]
+def tabulate(foresight: Foresight, plan: BatchPlan, world_sizes: Sequence[int], usable: int | None) -> list[Table]:
+    return [_table(foresight, plan, world_size, usable) for world_size in world_sizes]
 
 
-def sizes_to_trace(effective: int, world_sizes: Sequence[int]) -> list[int]:
+def sizes_to_trace(plan: BatchPlan, world_sizes: Sequence[int]) -> list[int]:
     """Those of the rows, over all numbers of ranks."""
-    sizes = {size for world_size in world_sizes for size in doublings(candidates(_share(effective, world_size)))}
+    sizes = {size for ranks in world_sizes for size in doublings(candidates(_share(plan, plan.effective, ranks)))}
     return sorted(sizes)
 
 
-def _share(effective: int, world_size: int) -> int:
-    return -(-effective // world_size)
+def _share(plan: BatchPlan, samples: int, world_size: int) -> int:
+    return max(plan.shares(samples)) if plan.weights else -(-samples // world_size)
 
 
-def _table(foresight: Foresight, effective: int, world_size: int, usable: int | None) -> Table:
-    share = _share(effective, world_size)
-    fits = {name: _fits(foresight, share, world_size, usable, name) for name in foresight.peaks}
+def _table(foresight: Foresight, plan: BatchPlan, world_size: int, usable: int | None) -> Table:
+    share = _share(plan, plan.effective, world_size)
+    largest = _share(plan, largest_effective(plan), world_size)  # a later stage has more micro-steps
+    fits = {name: _fits(foresight, share, largest, world_size, usable, name) for name in foresight.peaks}
     own = fits.get(AS_CONFIGURED, [])
     shown = set(doublings(candidates(share)))
     best = _largest(own)
     rows = [fit for fit in own if fit.micro in shown or fit is best]
-    step = share * foresight.sample_bytes
+    step = largest * foresight.sample_bytes
     shared = foresight.workers * IN_WORKER * step
     return Table(
         world_size=world_size,
         share=share,
         rows=rows,
         others={name: _largest(of) or of[0] for name, of in fits.items() if of and name != AS_CONFIGURED},
-        all_reduce_bytes_per_sample=2 * (world_size - 1) / world_size * foresight.reduced_bytes / effective,
+        all_reduce_bytes_per_sample=2 * (world_size - 1) / world_size * foresight.reduced_bytes / plan.effective,
         divided=_divided(foresight, best or own[0]) if own and world_size > 1 else None,
         # The step that is trained and the next one, which is counted ahead.
         host_bytes=foresight.samples_held + 2 * step + shared,
@@ -91,11 +93,11 @@ def _table(foresight: Foresight, effective: int, world_size: int, usable: int | 
     )
 
 
-def _fits(foresight: Foresight, share: int, world_size: int, usable: int | None, name: str) -> list[Fit]:
+def _fits(foresight: Foresight, share: int, largest: int, world_size: int, usable: int | None, name: str) -> list[Fit]:
     """Of each size that is known, ascending."""
     found = []
     for micro in candidates(share):
-        steps = -(-share // micro)
+        steps = -(-largest // micro)
         try:
             anatomy = foresight.anatomy(micro, steps, world_size, name)
         except KeyError:

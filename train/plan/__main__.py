@@ -54,12 +54,11 @@ def make_page(loaded: Loaded, asked: Asked) -> tuple[Page, RunPlan]:
     sets = open_sets(loaded.config, make_task(loaded.config).columns)
     plan = make_plan(loaded, asked.loop, sets, {})
     world_sizes = asked.ranks or [asked_world_size()]
-    effective = plan.batch.effective
     words = [str(loaded.path), *loaded.overrides]
-    foresight = foresee_apart(words, "cuda", VARIANTS, sizes_to_trace(effective, world_sizes))
+    foresight = foresee_apart(words, "cuda", VARIANTS, sizes_to_trace(plan.batch, world_sizes))
     keep(foresight, loaded.config)
     usable = counted_on(asked.memory)
-    tables = tabulate(foresight, effective, world_sizes, usable)
+    tables = tabulate(foresight, plan.batch, world_sizes, usable)
     found = recommended(tables)
     page = Page(
         memory=asked.memory,

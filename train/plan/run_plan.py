@@ -8,7 +8,7 @@ from train.batch import BatchPlan, ranks
 from train.optim.lr_schedule import Rate, RateInStages
 from train.plan.arithmetic import arithmetic
 from train.plan.scaling_table import Table
-from train.plan.stages import Staircase
+from train.plan.stages import Staircase, largest_effective
 from train.plan.steps import counting
 
 
@@ -199,7 +199,7 @@ class RunPlan:
 
     def _small(self) -> list[str]:
         batch = self.batch
-        largest = max([batch.effective, *(effective for _, effective in batch.stages)])
+        largest = largest_effective(batch)
         if batch.dataset_size is None or batch.dataset_size >= largest:
             return []
         return [

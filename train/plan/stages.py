@@ -17,7 +17,7 @@ class Staircase(BatchPlan):
     """A plan in stages. A stage begins with the first step that starts at or after its number of samples.
 
     `effective` and `accumulation_steps` are those of the first stage. `micro` is the largest micro-batch of any stage:
-    a step grows by accumulation, so memory stays.
+    a step grows by accumulation, so memory stays, but for the gradients that a lone rank holds between micro-steps.
     """
 
     def at(self, seen: int) -> BatchPlan:
@@ -76,6 +76,10 @@ class Staircase(BatchPlan):
     def first_steps(self) -> list[int]:
         """Of each stage, counted from 1."""
         return [self.steps_for(start) + 1 for start, _ in self.stages]
+
+
+def largest_effective(plan: BatchPlan) -> int:
+    return max((effective for _, effective in plan.stages), default=plan.effective)
 
 
 def in_stages(first: BatchPlan, stages: Mapping[int, int], micro: int | None) -> BatchPlan:
