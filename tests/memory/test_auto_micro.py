@@ -3,6 +3,7 @@
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,15 +13,18 @@ from torch import Tensor, nn
 
 from tests.helpers import Trace, argv, record
 from tests.live_bytes import LiveBytes
+from tests.memory.test_fits import foresight
 from tests.memory.test_predict import GPT, Real
 from train.accumulate import compute_gradient
 from train.config import load
+from train.distributed.ranks import Ranks
 from train.main import main
 from train.memory import auto_micro
 from train.memory.foresight import Foresight
 from train.memory.kept import as_it_was
 from train.memory.remembered import key_of, recall, remember
 from train.memory.search import candidates
+from train.plan.make import prepare
 
 GIB = 2**30
 SHARE = 24
@@ -229,6 +233,20 @@ def test_what_auto_cannot_be_beside(
     assert main(arguments_of(tmp_path, 1, override), loop, compute_gradient) == 2
 
     assert says in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("shares", "expected"), [("equal", 240), ("[1]", None)])
+def test_ranks_of_unequal_shares_are_held_against_no_prediction(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shares: str, expected: int | None
+) -> None:
+    """It is that of the rank with the largest share."""
+    monkeypatch.setattr(auto_micro, "recalled", lambda *_: foresight())
+    loaded = load([*arguments_of(tmp_path, 1, "batch.micro=all", f"batch.shares={shares}"), "--smoke"])
+    learner: Any = SimpleNamespace(device=torch.device("cpu"), parallel=SimpleNamespace(is_sharded=False))
+
+    prepared = auto_micro.sized(prepare(loaded, "accumulate", Ranks()), learner, None, loaded, Ranks())  # type: ignore[arg-type]
+
+    assert prepared.plan.predicted_peak == expected
 
 
 def test_nothing_is_left_of_what_was_tried(tmp_path: Path) -> None:

@@ -68,7 +68,9 @@ def test_a_page_whose_line_trains(
 def foresight() -> Foresight:
     """10 bytes a sample, and 100 of gradients where they stay."""
     sizes = range(1, 257)
-    peaks = {steps: Peaks(traced={n: {"all": 10 * n + 100 * (steps - 1)} for n in sizes}) for steps in (1, 2)}
+    peaks = {
+        steps: Peaks(traced={n: {"all": 10 * n + 100 * (steps - 1), "samples": 0} for n in sizes}) for steps in (1, 2)
+    }
     return Foresight(target="cuda", sample_bytes=3, peaks={AS_CONFIGURED: peaks})
 
 

@@ -73,6 +73,8 @@ def _with_prediction(prepared: Prepared, learner: Learner, loaded: Loaded, ranks
     is_measured = target == "cuda" or (target == "cpu" and "--smoke" in loaded.flags)
     if not is_measured or learner.parallel.is_sharded:  # what was traced holds all of the model
         return prepared
+    if prepared.plan.batch.weights:  # the largest share alone is predicted, and each rank measures its own
+        return prepared
     foresight = ranks.from_main(lambda: recalled(loaded.config, target))
     batch = prepared.plan.batch
     if foresight is None:
