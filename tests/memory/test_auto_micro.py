@@ -249,6 +249,17 @@ def test_ranks_of_unequal_shares_are_held_against_no_prediction(
     assert prepared.plan.predicted_peak == expected
 
 
+def test_an_answer_is_of_the_code_it_was_found_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    learner = SimpleNamespace(device=torch.device("cpu"))
+    search: Any = SimpleNamespace(loaded=load(arguments_of(tmp_path, 1)), learner=learner, ranks=Ranks())
+    search.probe, search.share, search.largest_share, search.evaluated = SimpleNamespace(like={}, limit=1), 24, 24, 60
+    before = auto_micro._Search._facts(search)
+
+    assert auto_micro._Search._facts(search) == before
+    monkeypatch.setattr(auto_micro, "source_hash", lambda config: "edited since")
+    assert auto_micro._Search._facts(search) != before
+
+
 def test_nothing_is_left_of_what_was_tried(tmp_path: Path) -> None:
     """Weights, statistics, the optimizer, all generators and plain attributes, bit for bit."""
     real = Real(load(arguments_of(tmp_path, 1)).config)

@@ -10,12 +10,13 @@ import pytest
 from tests.helpers import argv, record, rows
 from tests.memory.test_predict import ADAMW, GPT
 from train.batch import make_plan
+from train.config import load
 from train.launching.arguments import parse as parse_launch
 from train.launching.choose import Ranks
 from train.launching.command import build
 from train.launching.launcher_file import find
 from train.memory.fits import counted_on, tabulate
-from train.memory.foresight import AS_CONFIGURED, Foresight
+from train.memory.foresight import AS_CONFIGURED, Foresight, keep, recalled
 from train.memory.predict import Peaks
 from train.plan import __main__ as plan
 from train.plan.stages import in_stages
@@ -84,6 +85,18 @@ def test_a_later_stage_of_a_schedule_has_more_micro_steps() -> None:
     assert [(row.accumulation_steps, row.peak) for row in table.rows][-2:] == [(8, 420), (4, 740)]
     assert [row.fits for row in table.rows][-2:] == [True, False]
     assert table.host_bytes == 2 * 256 * 3
+
+
+def test_what_was_traced_is_of_these_samples_and_this_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    small, large = (load(argv(tmp_path, f"data.image.size={size}")).config for size in (32, 224))
+    keep(foresight(), small)
+
+    known = recalled(small, "cuda")
+    assert known is not None
+    assert known.peak(8, accumulation_steps=2) == 180
+    assert recalled(large, "cuda") is None
+    monkeypatch.setattr("train.memory.foresight.source_hash", lambda config: "edited since")
+    assert recalled(small, "cuda") is None
 
 
 def test_what_cannot_be_traced_has_the_part_that_is_known(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from train.config import Config
+from train.config import Config, source_hash
 from train.memory.predict import Peaks
 from train.memory.remembered import key_of, recall, remember
 
@@ -113,8 +113,7 @@ def _key(config: Config, target: str) -> str:
     """Of all that a step's peak depends on, but its size."""
     data = config.data
     sections = (config.model, config.task, config.optimizer, replace(config.memory, limit_gib=None), config.ema)
-    shape = [data.source, data.args, data.columns, data.block_size, data.max_length, data.transform]
-    facts = {type(section).__name__: asdict(section) for section in sections}
-    return key_of(
-        {**facts, "shape": shape, "precision": config.precision, "target": target, "torch": torch.__version__}
-    )
+    shape = [data.source, data.args, data.columns, data.block_size, data.max_length, data.transform, asdict(data.image)]
+    facts: dict[str, Any] = {type(section).__name__: asdict(section) for section in sections}
+    facts |= {"shape": shape, "precision": config.precision, "code": source_hash(config)}
+    return key_of(facts | {"target": target, "torch": torch.__version__})
