@@ -15,11 +15,13 @@ from train.launching.arguments import parse as parse_launch
 from train.launching.choose import Ranks
 from train.launching.command import build
 from train.launching.launcher_file import find
-from train.memory.fits import counted_on, tabulate
+from train.memory.fits import counted_on, line_for, recommended, sizes_to_trace, tabulate
 from train.memory.foresight import AS_CONFIGURED, Foresight, keep, recalled
 from train.memory.predict import Peaks
 from train.plan import __main__ as plan
 from train.plan.stages import in_stages
+from train.plan.steps import plan_batch
+from train.plan.unequal import unequal
 
 MIB = 2**20
 RUN = (*ADAMW, *GPT, "batch={effective: 12}", "model.args.width=64")
@@ -85,6 +87,40 @@ def test_a_later_stage_of_a_schedule_has_more_micro_steps() -> None:
     assert [(row.accumulation_steps, row.peak) for row in table.rows][-2:] == [(8, 420), (4, 740)]
     assert [row.fits for row in table.rows][-2:] == [True, False]
     assert table.host_bytes == 2 * 256 * 3
+
+
+@pytest.mark.parametrize("stated", ["in a file", "on the command line"])
+def test_the_line_keeps_a_schedule(tmp_path: Path, stated: str) -> None:
+    config, *words = argv(tmp_path, "batch.schedule={0: 12, 30: 24}", "optimizer.lr_on_schedule=keep")
+    if stated == "in a file":
+        own = tmp_path / "own.yaml"
+        own.write_text(f"extends: {Path(config).absolute()}\nbatch: {{schedule: {{0: 12, 30: 24}}}}\n")
+        config, words = str(own), [word for word in words if not word.startswith("batch.")]
+    loaded = load([config, *words])
+    batch = plan_batch(loaded.config, "accumulate", 1, 37)
+    fit = recommended(tabulate(foresight(), batch, [1], None))
+    assert fit is not None
+
+    line = shlex.split(line_for(fit, loaded, "accumulate", batch))
+
+    assert line[:3] == ["NPROC=1", "./launch.sh", "accumulate"]
+    typed = load(line[3:]).config
+    assert (typed.batch.schedule, typed.batch.micro, typed.batch.effective) == ({0: 12, 30: 24}, 12, None)
+
+
+def test_a_rank_with_a_larger_share_is_what_must_fit() -> None:
+    batch = unequal(make_plan(64, "all", None, world_size=2, dataset_size=640), [3, 1], None)
+
+    (table,) = tabulate(foresight(), batch, [2], None)
+
+    assert table.share == max(row.micro for row in table.rows) == max(sizes_to_trace(batch, [2])) == 48
+    assert table.rows[-1].peak == 480 + 100
+
+
+def test_a_list_of_one_number_a_rank_is_for_so_many(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert plan.main([*argv(tmp_path, "batch.shares=[1]"), "--memory", "24GiB", "--ranks", "1,2"]) == 2
+
+    assert "got --ranks 1,2, but batch.shares" in capsys.readouterr().err
 
 
 def test_what_was_traced_is_of_these_samples_and_this_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

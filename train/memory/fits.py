@@ -154,7 +154,8 @@ def _settings(fit: Fit, loaded: Loaded, plan: BatchPlan) -> Iterator[tuple[str, 
         yield "batch.micro_tokens", str(fit.micro * longest)
     else:
         yield "batch.micro", str(fit.micro)
-    if stated.effective is None and stated.effective_tokens is None:
+    sizes = (stated.effective, stated.effective_tokens, stated.schedule, stated.schedule_tokens)
+    if all(size is None for size in sizes):
         yield "batch.effective", str(plan.effective)  # else it would follow from micro
     if stated.accumulation_steps is not None:
         yield "batch.accumulation_steps", "null"

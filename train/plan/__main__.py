@@ -50,10 +50,15 @@ def main(argv: Sequence[str]) -> int:
 
 
 def make_page(loaded: Loaded, asked: Asked) -> tuple[Page, RunPlan]:
-    """What fits, beside the plan of the run itself."""
+    """What fits, beside the plan of the run itself. Raises NotAsked."""
     sets = open_sets(loaded.config, make_task(loaded.config).columns)
     plan = make_plan(loaded, asked.loop, sets, {})
     world_sizes = asked.ranks or [asked_world_size()]
+    if plan.batch.weights and world_sizes != [plan.batch.world_size]:
+        raise NotAsked(
+            f"got --ranks {','.join(map(str, world_sizes))}, but batch.shares or batch.micro is a list, one number a "
+            f"rank: it says nothing about other numbers of ranks. Type: --ranks {plan.batch.world_size}"
+        )
     words = [str(loaded.path), *loaded.overrides]
     foresight = foresee_apart(words, "cuda", VARIANTS, sizes_to_trace(plan.batch, world_sizes))
     keep(foresight, loaded.config)
