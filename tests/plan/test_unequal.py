@@ -18,7 +18,7 @@ from train.batch.plan import in_proportion
 from train.config import ConfigError, load
 from train.plan.arithmetic import arithmetic
 from train.plan.steps import plan_batch
-from train.plan.unequal import unequal
+from train.plan.unequal import measured, unequal
 from train.tasks.classification import Classification
 
 WEIGHTS = st.lists(st.integers(1, 20), min_size=1, max_size=6)
@@ -144,6 +144,27 @@ def test_shares_are_measured_once_and_kept(run_ranks: Any, tmp_path: Path) -> No
     for rank in again:
         assert distance(rank.weights, whole.weights[-1]) < 1e-10
     assert "shares    measured: " in (tmp_path / "run/log.txt").read_text()
+
+
+@pytest.mark.parametrize(
+    ("words", "sizes", "micro"),
+    [
+        (["batch.shares=[3,1]", "batch.micro=16"], [[16] * 6, [6, 6, 5, 5, 5, 5]], 16),  # 96+32
+        (["batch.micro=[16,8]"], [[8] * 8, [8] * 8], 8),  # 64+64
+        (["batch.shares=[3,1]"], [[6] * 16, [2] * 16], 6),  # the first stage's: nothing else was stated
+        (["batch.shares=measured", "batch.micro=16"], [[16] * 6, [6, 6, 5, 5, 5, 5]], 16),
+    ],
+)
+def test_the_stated_micro_batch_holds_in_later_stages(
+    tmp_path: Path, words: list[str], sizes: list[list[int]], micro: int
+) -> None:
+    config = load(argv(tmp_path, "batch.schedule={0: 8, 80: 128}", *words)).config
+    plan = plan_batch(config, "accumulate", 2, 1437)
+
+    assert plan.micro == micro
+    stated = measured(plan, [3, 1], config.batch) if config.batch.shares == "measured" else plan
+    assert [list(assign(stated.at(80), 0, 0, 80, rank).sizes) for rank in range(2)] == sizes
+    assert max(assign(stated.recut(4).at(80), 0, 0, 80, 0).sizes) <= 4
 
 
 def test_the_plan_shows_the_shares() -> None:
