@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from train.batch.window import MASK
-from train.config import Loaded
+from train.config import Loaded, source_hash
 from train.distributed.accelerator import Unsupported
 from train.distributed.ranks import Ranks
 from train.exactness.lone_sample import check_lone_samples
@@ -188,6 +188,7 @@ class _Search:
         config, device = self.loaded.config, self.learner.device
         card = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
         return {
+            "code": source_hash(config),
             "model": asdict(config.model),
             "task": asdict(config.task),
             "optimizer": asdict(config.optimizer),

@@ -113,7 +113,7 @@ def _key(config: Config, target: str) -> str:
     """Of all that a step's peak depends on, but its size."""
     data = config.data
     sections = (config.model, config.task, config.optimizer, replace(config.memory, limit_gib=None), config.ema)
-    shape = [data.source, data.args, data.columns, data.block_size, data.max_length, data.transform]
+    shape = [data.source, data.args, data.columns, data.block_size, data.max_length, data.transform, asdict(data.image)]
     facts = {type(section).__name__: asdict(section) for section in sections}
     return key_of(
         {**facts, "shape": shape, "precision": config.precision, "target": target, "torch": torch.__version__}
