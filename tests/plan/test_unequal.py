@@ -3,6 +3,7 @@
 import os
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from train.batch import PlanError, assign, make_plan, share
 from train.batch.plan import in_proportion
 from train.config import ConfigError, load
 from train.plan.arithmetic import arithmetic
+from train.plan.run_plan import RunPlan
 from train.plan.steps import plan_batch
 from train.plan.unequal import measured, unequal
 from train.tasks.classification import Classification
@@ -174,6 +176,16 @@ def test_the_plan_shows_the_shares() -> None:
     assert arithmetic(unequal(even, [3, 1], [24, 8])) == (
         "100 samples = 75+25 on 2 ranks, in 4 micro-batches each, of at most 19+7"
     )
+
+
+def test_a_prediction_for_the_largest_share_is_held_against_no_other() -> None:
+    even = make_plan(100, "all", None, world_size=2, dataset_size=500)
+    prediction: Any = RunPlan.prediction
+    plan = SimpleNamespace(predicted_peak=7, batch=even)
+
+    assert prediction.fget(plan) == (7, 100, 1)
+    plan.batch = unequal(even, [3, 1], None)
+    assert prediction.fget(plan) is None
 
 
 @pytest.mark.parametrize(
