@@ -19,7 +19,7 @@ from train.errors import code_of, print_error
 from train.evaluation import ema, generations
 from train.exactness.preflight import preflight
 from train.exactness.same_model import check_same_model
-from train.gradients import measured_shares, rank_consistency
+from train.gradients import measured_shares, rank_consistency, unproven
 from train.gradients.seeding import seeded
 from train.gradients.whole import Whole
 from train.memory import auto_micro, peaks
@@ -191,7 +191,8 @@ def list_parts(setting: Setting, report: Reporter) -> tuple[Part, ...]:
         # Outside of the average, which writes no texts.
         generations.part(learner, setting.prepared.sets, config, ranks, report.show, setting.stop.requested),
         # The innermost: it times what a rank computes, and nothing that is measured besides.
-        measured_shares.part(config.batch, setting.plan, learner, ranks, report, setting.shares),
+        measured_shares.part(config, setting.plan, learner, ranks, report, setting.shares),
+        unproven.part(config, setting.plan),
         # Records the reading of windows, but none of the measuring around it.
         profiler.part(config.profile.steps, folder.inside, ranks),
         # Its times are those of a whole step, and of no measuring; an evaluation or a save belongs to none.

@@ -6,6 +6,7 @@ import pytest
 
 from tests.comparison.folders import make_run
 from train.comparison.read import CannotRead, find
+from train.comparison.rows import split_config
 
 
 def names(*arguments: Path) -> list[str]:
@@ -97,3 +98,10 @@ def test_nothing_but_damaged_runs_is_refused(tmp_path: Path) -> None:
 
     with pytest.raises(CannotRead, match=r"no run can be compared\n.*bad: its plan\.json is damaged"):
         find([str(tmp_path)])
+
+
+@pytest.mark.parametrize("key", ["schedule", "schedule_tokens"])
+def test_a_schedule_of_the_batch_is_told_by_the_plan_alone(key: str) -> None:
+    config = {"batch": {key: {0: 64, 120: 128}, "micro": 8}, "seed": 1}
+
+    assert split_config(config) == ({"seed": 1}, {"batch.micro": 8})

@@ -124,6 +124,13 @@ def test_a_wrong_value_is_refused(changes: dict[str, Any], key: str, said: str) 
     assert said in findings[0][1]
 
 
+def test_auto_alone_is_not_sent_to_what_it_cannot_be_beside() -> None:
+    ((key, said),) = check({**GOOD, "batch.effective": None, "batch.micro": "auto"})
+
+    assert key == "batch"
+    assert said.endswith("Add batch.effective=..., the samples per step over all ranks")
+
+
 @pytest.mark.parametrize(
     "changes",
     [

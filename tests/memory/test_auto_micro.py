@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,10 +18,11 @@ from tests.memory.test_fits import foresight
 from tests.memory.test_predict import GPT, Real
 from train.accumulate import compute_gradient
 from train.config import load
+from train.config.recipe import ImageForm
 from train.distributed.ranks import Ranks
 from train.main import main
 from train.memory import auto_micro
-from train.memory.foresight import Foresight
+from train.memory.foresight import AS_CONFIGURED, Foresight, keep, recalled
 from train.memory.kept import as_it_was
 from train.memory.remembered import key_of, recall, remember
 from train.memory.search import candidates
@@ -300,3 +302,28 @@ def test_what_is_remembered_is_of_these_facts_alone(tmp_path: Path) -> None:
     assert recall("some", second) is None
     (tmp_path / "cache" / "isobatch" / "some.json").write_text("{")
     assert recall("some", first) is None
+
+
+def test_another_code_and_other_images_are_other_facts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    code = tmp_path / "net_of_mine.py"
+    code.write_text("from torch import nn\n\n\nclass Net(nn.Linear):\n    pass\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    config = load(argv(tmp_path, "model={target: net_of_mine.Net, args: {in_features: 6, out_features: 3}}")).config
+    search: Any = SimpleNamespace(
+        loaded=SimpleNamespace(config=config),
+        learner=SimpleNamespace(device=torch.device("cpu")),
+        probe=SimpleNamespace(like={}),
+        ranks=SimpleNamespace(world_size=1),
+        share=8,
+        evaluated=0,
+    )
+
+    before = auto_micro._Search._facts(search)
+    assert auto_micro._Search._facts(search) == before
+    code.write_text(code.read_text().replace("pass", "wide = True"))
+    assert auto_micro._Search._facts(search) != before
+
+    small, large = (replace(config, data=replace(config.data, image=ImageForm(size=size))) for size in (32, 224))
+    keep(Foresight(target="cpu", sample_bytes=8, peaks={AS_CONFIGURED: {}}), small)
+    assert recalled(small, "cpu") is not None
+    assert recalled(large, "cpu") is None

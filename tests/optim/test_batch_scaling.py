@@ -48,6 +48,19 @@ def test_at_four_times_the_reference(rule: str, lr: float, args: dict[str, objec
     assert 0.99**scaled.ema_power == pytest.approx(0.99 if rule == "none" else 0.99**4)
 
 
+@pytest.mark.parametrize("rule", ["sqrt", "sde", "halflife"])
+def test_what_has_not_the_form_of_adams_is_kept(rule: str) -> None:
+    adan = {"betas": (0.98, 0.92, 0.99), "eps": None, "weight_decay": 0.0}
+    config = OptimizerConfig(target="adafactor", lr=0.01, lr_scaling=rule, lr_reference_batch=8)
+
+    scaled, adafactor = scale(rule, 1e-3, adan, change()), scaled_numbers(config, 32)
+
+    assert scaled.args == adan
+    assert {row.name: row.how for row in scaled.rows if row.name != "lr"} == dict.fromkeys(adan, "kept")
+    assert "eps" not in adafactor.args  # its own default stays
+    assert adafactor.lr == pytest.approx(0.01 if rule == "halflife" else 0.02)
+
+
 @pytest.mark.parametrize("rule", RULES)
 @given(batch=st.integers(1, 10_000), reference=st.integers(1, 10_000), noise=st.floats(1, 1e6))
 def test_there_and_back_is_where_it_started(rule: str, batch: int, reference: int, noise: float) -> None:

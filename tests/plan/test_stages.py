@@ -2,6 +2,7 @@
 
 import json
 import math
+import shlex
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -235,12 +236,16 @@ def test_a_schedule_in_tokens_is_that_of_its_blocks(tmp_path: Path) -> None:
     assert (plan.effective, plan.micro, plan.accumulation_steps) == (4, 2, 1)
     assert (plan.at(62).effective, plan.at(63).effective, plan.at(63).accumulation_steps) == (4, 8, 2)
     broken = load(argv(tmp_path, *tokens, "batch.schedule_tokens={0: 64, 1000: 100}")).config
-    with pytest.raises(PlanError, match=r"batch\.schedule_tokens\.1000=100 is no whole number of blocks"):
+    with pytest.raises(PlanError, match=r"batch\.schedule_tokens\.1000=100 is no whole number of blocks") as error:
         plan_batch(broken, "accumulate", 2, None)
+    lines = shlex.split(str(error.value).partition("Type: ")[2])
+    assert lines == ["batch.schedule_tokens={0: 64, 1000: 96}", "or", "batch.schedule_tokens={0: 64, 1000: 112}"]
+    assert load(argv(tmp_path, *tokens, lines[0])).config.batch.schedule_tokens == {0: 64, 1000: 96}
 
 
 def test_the_whole_staircase_is_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    show_plan(load(argv(tmp_path, *OWN, "batch.schedule={0: 5, 30: 8, 71: 16, 500: 32}")), "accumulate")
+    words = argv(tmp_path, *OWN, "schedule.final_fraction=0.1", "batch.schedule={0: 5, 30: 8, 71: 16, 500: 32}")
+    show_plan(load(words), "accumulate")
 
     shown = capsys.readouterr().out
     for line in (
@@ -249,7 +254,7 @@ def test_the_whole_staircase_is_shown(tmp_path: Path, capsys: pytest.CaptureFixt
         "          from 71 samples on (step 13): 16 samples = 16 on 1 rank, in micro-batches of 4+4+4+4",
         "          from 500 samples on (after the end of this run): 32 samples = 32 on 1 rank",
         "duration  15 steps = 111 samples = 3 epochs",
-        "rate      peak 0.007906, 0.01, 0.01414, 0.02 in the stages of the batch",
+        "rate      peak 0.007906, 0.01, 0.01414, 0.02 in the stages of the batch, cosine to 0.001414 after",
     ):
         assert line in shown
 
@@ -291,3 +296,10 @@ def test_it_belongs_to_the_identity_and_its_form_does_not(tmp_path: Path) -> Non
     assert plain["curve_hash"] == one["curve_hash"]
     assert len({plain["curve_hash"], two["curve_hash"], other["curve_hash"]}) == 3
     assert (one["effective_batch"], two["effective_batch"], two["batch_schedule"]) == (8, None, "0: 8, 20: 16")
+
+
+def test_the_peak_of_a_run_is_that_of_its_largest_stage(tmp_path: Path) -> None:
+    record(argv(tmp_path, *OWN, "batch.schedule={0: 5, 30: 8, 71: 16, 500: 32}"))
+
+    plan = json.loads((tmp_path / "run/plan.json").read_text())
+    assert plan["derived"]["lr_peak"] == pytest.approx(0.01 * math.sqrt(16 / 8))  # 500 is after the end

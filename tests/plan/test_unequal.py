@@ -3,6 +3,7 @@
 import os
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,8 +18,9 @@ from train.batch import PlanError, assign, make_plan, share
 from train.batch.plan import in_proportion
 from train.config import ConfigError, load
 from train.plan.arithmetic import arithmetic
+from train.plan.run_plan import RunPlan
 from train.plan.steps import plan_batch
-from train.plan.unequal import unequal
+from train.plan.unequal import measured, unequal
 from train.tasks.classification import Classification
 
 WEIGHTS = st.lists(st.integers(1, 20), min_size=1, max_size=6)
@@ -146,6 +148,27 @@ def test_shares_are_measured_once_and_kept(run_ranks: Any, tmp_path: Path) -> No
     assert "shares    measured: " in (tmp_path / "run/log.txt").read_text()
 
 
+@pytest.mark.parametrize(
+    ("words", "sizes", "micro"),
+    [
+        (["batch.shares=[3,1]", "batch.micro=16"], [[16] * 6, [6, 6, 5, 5, 5, 5]], 16),  # 96+32
+        (["batch.micro=[16,8]"], [[8] * 8, [8] * 8], 8),  # 64+64
+        (["batch.shares=[3,1]"], [[6] * 16, [2] * 16], 6),  # the first stage's: nothing else was stated
+        (["batch.shares=measured", "batch.micro=16"], [[16] * 6, [6, 6, 5, 5, 5, 5]], 16),
+    ],
+)
+def test_the_stated_micro_batch_holds_in_later_stages(
+    tmp_path: Path, words: list[str], sizes: list[list[int]], micro: int
+) -> None:
+    config = load(argv(tmp_path, "batch.schedule={0: 8, 80: 128}", *words)).config
+    plan = plan_batch(config, "accumulate", 2, 1437)
+
+    assert plan.micro == micro
+    stated = measured(plan, [3, 1], config.batch) if config.batch.shares == "measured" else plan
+    assert [list(assign(stated.at(80), 0, 0, 80, rank).sizes) for rank in range(2)] == sizes
+    assert max(assign(stated.recut(4).at(80), 0, 0, 80, 0).sizes) <= 4
+
+
 def test_the_plan_shows_the_shares() -> None:
     even = make_plan(100, "all", None, world_size=2, dataset_size=500)
 
@@ -153,6 +176,16 @@ def test_the_plan_shows_the_shares() -> None:
     assert arithmetic(unequal(even, [3, 1], [24, 8])) == (
         "100 samples = 75+25 on 2 ranks, in 4 micro-batches each, of at most 19+7"
     )
+
+
+def test_a_prediction_for_the_largest_share_is_held_against_no_other() -> None:
+    even = make_plan(100, "all", None, world_size=2, dataset_size=500)
+    prediction: Any = RunPlan.prediction
+    plan = SimpleNamespace(predicted_peak=7, batch=even)
+
+    assert prediction.fget(plan) == (7, 100, 1)
+    plan.batch = unequal(even, [3, 1], None)
+    assert prediction.fget(plan) is None
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,7 @@ class BatchPlan:
     dataset_size: int | None  # None, as are the numbers of an epoch: a stream, whose length nobody knows
     drop_tail: bool
     weights: tuple[int, ...] = ()  # of the ranks' shares, where they are not equal: plan/unequal.py
+    limits: tuple[int, ...] = ()  # with them: the largest micro-batch that each rank may have
     stages: tuple[tuple[int, int], ...] = ()  # (samples seen, effective batch from there on): plan/stages.py
 
     def at(self, seen: int) -> "BatchPlan":

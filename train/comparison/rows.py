@@ -7,6 +7,8 @@ from typing import Any
 from train import metric_names
 from train.comparison.run import Row
 from train.config import flatten, is_execution
+from train.config.check_batch import SCHEDULES
+from train.config.identity import under
 from train.disk import Unreadable, parse
 from train.errors import counted
 
@@ -52,8 +54,8 @@ def _number(value: float) -> float:
 
 
 def split_config(config: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """(mathematics, execution) of a nested config."""
-    flat = flatten(config)
+    """(mathematics, execution) of a nested config; a schedule of the batch is neither: what follows is in the plan."""
+    flat = {key: value for key, value in flatten(config).items() if not under(key, SCHEDULES)}
     return (
         {key: value for key, value in flat.items() if not is_execution(key)},
         {key: value for key, value in flat.items() if is_execution(key)},

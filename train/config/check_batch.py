@@ -69,7 +69,7 @@ def _batch(values: Values) -> Iterator[Finding]:
     if steps is not None:
         got, other = f"batch.accumulation_steps={steps} alone", ", or batch.micro=..."
     elif micro != "all":
-        got, other = f"batch.micro={micro} alone", ", or batch.accumulation_steps=..."
+        got, other = f"batch.micro={micro} alone", ", or batch.accumulation_steps=..." if micro != "auto" else ""
     why = "no effective batch follows from it. Add batch.effective=..., the samples per step over all ranks"
     yield "batch", f"got {got}; {why}{other}"
 

@@ -17,13 +17,16 @@ from torch import Tensor
 
 from train.batch import BatchPlan
 from train.batch.window import Place, Window
+from train.config import Config
 from train.config.recipe import Batch as BatchConfig
 from train.data.shares import RankShare
 from train.distributed.ranks import Ranks
 from train.errors import UserError
+from train.gradients.shrink import STEPS_TO_PROVE
 from train.parts import Part
 from train.plan.arithmetic import arithmetic
 from train.plan.run_plan import RunPlan
+from train.plan.smaller import can_shrink
 from train.plan.unequal import measured
 from train.step import ComputeGradient, Learner
 
@@ -55,23 +58,39 @@ class NoTime(UserError):
     """A rank's own time cannot be told from that of the others."""
 
 
-def part(config: BatchConfig, plan: RunPlan, learner: Learner, ranks: Ranks, report: Report, open_shares: Open) -> Part:
-    if config.shares != "measured" or ranks.world_size == 1:
+def part(config: Config, plan: RunPlan, learner: Learner, ranks: Ranks, report: Report, open_shares: Open) -> Part:
+    if config.batch.shares != "measured" or ranks.world_size == 1:
         return Part(name="measured_shares")
     if learner.parallel.is_sharded:
         raise NoTime(
             "batch.shares=measured needs the time of each rank by itself, and under FSDP2 ranks wait for each other in "
             "each block. State the shares: batch.shares=[3,1] or the like"
         )
+    batch = config.batch
     if plan.shrunk is not None:
-        config = replace(config, micro=plan.batch.micro)
-    shares = MeasuredShares(config, plan.batch, ranks, report, open_shares)
+        batch = replace(batch, micro=plan.batch.micro)
+
+    def on_change() -> None:
+        if can_shrink(plan, config):
+            learner.parallel.reduce_late(1 + STEPS_TO_PROVE)  # the step that comes is still an equal one
+
+    shares = MeasuredShares(batch, plan.batch, ranks, report, open_shares, on_change)
     return Part(name="measured_shares", gradient=shares.around, shares=shares.shares, state=shares)
 
 
 class MeasuredShares:
-    def __init__(self, config: BatchConfig, plan: BatchPlan, ranks: Ranks, report: Report, open_shares: Open) -> None:
+    def __init__(
+        self,
+        config: BatchConfig,
+        plan: BatchPlan,
+        ranks: Ranks,
+        report: Report,
+        open_shares: Open,
+        on_change: Callable[[], None],
+    ) -> None:
+        """`on_change` is called on all ranks, one step before the first with new shares."""
         self._config = config
+        self._on_change = on_change
         self._plan = plan
         self._ranks = ranks
         self._say = report.say
@@ -148,6 +167,7 @@ class MeasuredShares:
             return
         seconds = [each or max(known) for each in seconds]
         self._weights = [max(1, round(FINE * min(known) / each)) for each in seconds]
+        self._on_change()
         shown = " and ".join(f"{1000 * each:.3g}" for each in seconds)
         batch = measured(self._plan, self._weights, self._config)
         self._say(f"shares    measured: {shown} ms a sample; from step {self._last + 2:,} on {arithmetic(batch)}")

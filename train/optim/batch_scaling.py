@@ -121,16 +121,21 @@ def scale(rule: str, lr: float, args: Mapping[str, Any], change: Change | None) 
 
 
 def _rows(args: Mapping[str, Any], factors: Factors, change: Change) -> Sequence[Row]:
-    """Those of `args` that a rule may change."""
+    """Those of `args` that a rule may change. A rule is about Adam's: what has another form is kept (Adafactor's eps is
+    a pair, Adan's betas are three)."""
     rows = []
     if "betas" in args:
-        powers = factors.beta_powers
-        resolved = tuple(beta**power for beta, power in zip(args["betas"], powers, strict=True))
+        betas, powers = args["betas"], factors.beta_powers
+        resolved = betas
+        if isinstance(betas, Sequence) and len(betas) == len(powers) and all(map(_is_number, betas)):
+            resolved = tuple(beta**power for beta, power in zip(betas, powers, strict=True))
+            betas = tuple(betas)
         how = "** kappa" if powers[0] == powers[1] else "the second ** kappa"
-        rows.append(_row("betas", tuple(args["betas"]), resolved, how))
+        rows.append(_row("betas", betas, resolved, how))
     if "eps" in args:
-        rows.append(_row("eps", args["eps"], args["eps"] * factors.eps, "/ sqrt(kappa)"))
-    if "weight_decay" in args:
+        eps = args["eps"]
+        rows.append(_row("eps", eps, eps * factors.eps if _is_number(eps) else eps, "/ sqrt(kappa)"))
+    if _is_number(args.get("weight_decay")):
         decay = args["weight_decay"]
         factor = change.kappa / factors.lr if change.is_decoupled else 1.0
         rows.append(_row("weight_decay", decay, decay * factor, f"* kappa / ({factors.lr_symbol})"))
@@ -139,6 +144,10 @@ def _rows(args: Mapping[str, Any], factors: Factors, change: Change) -> Sequence
 
 def ema_row(decay: float, power: float) -> Row:
     return _row("ema.decay", decay, decay**power, "** kappa")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float)
 
 
 def _row(name: str, reference: Any, resolved: Any, how: str) -> Row:

@@ -67,7 +67,7 @@ class RunPlan:
         batch = self.batch
         return {
             "loop": self.loop,
-            "lr_peak": self.rate.peak,
+            "lr_peak": max(self._peaks()),
             "scaling": [table.flat() for table in self.scaling] or None,
             "effective_batch": None if batch.stages else batch.effective,
             "batch_schedule": self.identity.get("batch.schedule"),
@@ -84,7 +84,8 @@ class RunPlan:
 
     def lines(self) -> list[str]:
         rate = self.rate
-        fall = "constant" if rate.name == "constant" else f"{rate.name} to {rate.final_fraction * rate.peak:.4g}"
+        floor = rate.final_fraction * self._peaks()[-1]
+        fall = "constant" if rate.name == "constant" else f"{rate.name} to {floor:.4g}"
         fall += f" in the last {rate.decay_steps} steps ({rate.decay_shape})" if rate.name == "wsd" else ""
         warm = f" after {rate.warmup_steps} steps of warm-up" if rate.warmup_steps else ""
         sets = [f"{size:,} in {name}" if name else f"{size:,} held out" for name, size in self.eval_samples.items()]
@@ -136,6 +137,13 @@ class RunPlan:
             lines.append(f"          from {start:,} samples on ({reached}): {how}")
         return lines
 
+    def _peaks(self) -> list[float]:
+        """Of the stages that begin before the end of the run."""
+        if not (isinstance(self.rate, RateInStages) and isinstance(self.batch, Staircase)):
+            return [self.rate.peak]
+        begins = zip(self.batch.first_steps(), self.rate.stages, strict=True)
+        return [peak for first_step, (_, _, peak) in begins if first_step <= self.total_steps]
+
     def _peak(self) -> str:
         peaks = [self.rate.peak]
         if isinstance(self.rate, RateInStages):
@@ -154,8 +162,11 @@ class RunPlan:
 
     @property
     def prediction(self) -> tuple[int, int, int] | None:
-        """Bytes at the peak of a full step, its samples over all ranks, and a rank's micro-batches."""
-        if self.predicted_peak is None:
+        """Bytes at the peak of a full step, its samples over all ranks, and a rank's micro-batches.
+
+        None with unequal shares, too: it is that of the largest one, and each rank would hold its own against it.
+        """
+        if self.predicted_peak is None or self.batch.weights:
             return None
         return self.predicted_peak, self.batch.effective, self.batch.accumulation_steps
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields, replace
 from itertools import pairwise
 
 from train.batch import BatchPlan, make_plan
-from train.plan.unequal import limits_of, unequal
+from train.plan.unequal import unequal
 
 FOREVER = sys.maxsize
 
@@ -24,10 +24,11 @@ class Staircase(BatchPlan):
         _, effective = self.stages[bisect_right(self.stages, (seen, FOREVER)) - 1]
         size = self.dataset_size
         stage = make_plan(effective, self.micro, None, world_size=self.world_size, dataset_size=size)
-        return unequal(stage, self.weights, limits_of(self)) if self.weights else stage
+        return unequal(stage, self.weights, self.limits) if self.weights else stage
 
     def recut(self, micro: int) -> BatchPlan:
-        return replace(self, micro=micro, accumulation_steps=self.at(0).recut(micro).accumulation_steps)
+        cut = replace(self, micro=micro, limits=tuple(min(micro, limit) for limit in self.limits))
+        return replace(cut, accumulation_steps=cut.at(0).accumulation_steps)
 
     @property
     def steps_per_epoch(self) -> None:
@@ -90,4 +91,7 @@ def in_stages(first: BatchPlan, stages: Mapping[int, int], micro: int | None) ->
     values = {field.name: getattr(first, field.name) for field in fields(BatchPlan)}
     values["micro"] = min(micro, largest) if micro else first.micro
     values["stages"] = tuple(sorted(stages.items()))
-    return Staircase(**values)
+    plan = Staircase(**values)
+    if plan.weights:
+        plan = replace(plan, micro=max(plan.at(start).micro for start in stages))
+    return plan

@@ -1,7 +1,7 @@
 """From the config, the ranks and the size of the data to the numbers of a run."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from fractions import Fraction
 
@@ -49,10 +49,14 @@ def stages_of(config: Config) -> dict[int, int]:
     tokens, size = config.batch.schedule_tokens, config.data.block_size
     if tokens is None:
         return dict(config.batch.schedule or {})
-    return {
-        _samples(start, size): _whole_blocks(f"batch.schedule_tokens.{start}", effective, size)
-        for start, effective in tokens.items()
-    }
+    stages = {}
+    for start, effective in tokens.items():
+
+        def line(tokens_per_step: int, start: int = start) -> str:
+            return f"'batch.schedule_tokens={tokens | {start: tokens_per_step}}'"
+
+        stages[_samples(start, size)] = _whole_blocks(f"batch.schedule_tokens.{start}", effective, size, line)
+    return stages
 
 
 def _check_standard(config: Config, plan: BatchPlan) -> None:
@@ -167,11 +171,13 @@ def _samples(tokens: int, block_size: int | None) -> int:
     return math.ceil(Fraction(tokens, block_size))
 
 
-def _whole_blocks(key: str, tokens: int, block_size: int | None) -> int:
+def _whole_blocks(key: str, tokens: int, block_size: int | None, line: Callable[[int], str] | None = None) -> int:
+    """`line`: what to type for so many tokens, where that is not `key=tokens`."""
     assert block_size is not None
     count, rest = divmod(tokens, block_size)
     if rest:
-        near = " or ".join(f"{key}={n * block_size}" for n in (count, count + 1) if n)
+        sizes = [n * block_size for n in (count, count + 1) if n]
+        near = " or ".join(line(size) if line else f"{key}={size}" for size in sizes)
         raise PlanError(
             f"{key}={tokens} is no whole number of blocks of data.block_size={block_size} tokens: it "
             f"would be {count} blocks and {rest} tokens. Type: {near}"

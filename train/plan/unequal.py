@@ -33,7 +33,15 @@ def unequal(
                 f"Type: batch.accumulation_steps={steps} (or null)"
             )
         steps = accumulation_steps
-    return replace(plan, weights=tuple(weights), accumulation_steps=steps, micro=math.ceil(max(shares) / steps))
+    if micro is None:
+        limits = [max(1, math.ceil(own / steps)) for own in shares]
+    return replace(
+        plan,
+        weights=tuple(weights),
+        limits=tuple(limits),
+        accumulation_steps=steps,
+        micro=math.ceil(max(shares) / steps),
+    )
 
 
 def measured(plan: BatchPlan, weights: Sequence[int], config: Batch) -> BatchPlan:
@@ -41,11 +49,6 @@ def measured(plan: BatchPlan, weights: Sequence[int], config: Batch) -> BatchPla
     if config.micro == "all":
         return unequal(plan, weights, None, config.accumulation_steps)
     return unequal(plan, weights, config.micro)
-
-
-def limits_of(plan: BatchPlan) -> list[int]:
-    """The largest micro-batch of each rank."""
-    return [max(1, math.ceil(own / plan.accumulation_steps)) for own in plan.shares(plan.effective)]
 
 
 def _one_a_rank(key: str, numbers: Sequence[int], world_size: int) -> Sequence[int]:
