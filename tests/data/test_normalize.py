@@ -133,7 +133,7 @@ def test_a_run_that_resumes_keeps_its_numbers(tmp_path: Path, capsys: pytest.Cap
     assert "data: '1 file of " in capsys.readouterr().err
     on = f"checkpoint.resume={tmp_path / 'run'}"
     assert main([*words, on, "duration={steps: 6}"], "accumulate", compute_gradient) == 0
-    assert "normalize the checkpoint's numbers are kept" in capsys.readouterr().out
+    assert "normalize the numbers that the weights were trained with are kept" in capsys.readouterr().out
     assert numbers(tmp_path / "run") == before
 
 
@@ -254,3 +254,19 @@ def test_weights_without_their_numbers_are_seen(tmp_path: Path) -> None:
 
     with pytest.raises(train.models.weights.NotFinished, match=r"inputs\.safetensors is not there"):
         train.load(tmp_path / "copy")
+
+
+def test_weights_that_are_started_from_bring_their_numbers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(argv(tmp_path, SOURCE, *OWN, *STEPS, "name=base"), "accumulate", compute_gradient) == 0
+    base, own = tmp_path / "base", f"model.init_from={tmp_path / 'base'}"
+    other = tmp_path / "other.parquet"
+    columns(shift=5.0).to_parquet(other)
+    words = argv(tmp_path, f"data.source={other}", *OWN, *STEPS, own)
+    capsys.readouterr()
+
+    assert main(words, "accumulate", compute_gradient) == 0
+
+    assert "normalize the numbers that the weights were trained with are kept" in capsys.readouterr().out
+    assert numbers(tmp_path / "run") == numbers(base)
+    assert main([*words, "data.normalize=false", "name=raw"], "accumulate", compute_gradient) == 2
+    assert "Type: data.normalize=true" in capsys.readouterr().err
