@@ -270,3 +270,23 @@ def test_weights_that_are_started_from_bring_their_numbers(tmp_path: Path, capsy
     assert numbers(tmp_path / "run") == numbers(base)
     assert main([*words, "data.normalize=false", "name=raw"], "accumulate", compute_gradient) == 2
     assert "Type: data.normalize=true" in capsys.readouterr().err
+
+
+def test_numbers_are_those_of_the_checkpoint_and_not_of_the_config(tmp_path: Path) -> None:
+    """A run that goes on without data.normalize leaves nothing that would scale its model."""
+    words = argv(tmp_path, SOURCE, *OWN, "checkpoint={every_steps: 2, keep: 9}")
+    run = tmp_path / "run"
+    assert main([*words, "duration={steps: 2}"], "accumulate", compute_gradient) == 0
+    of_run = numbers(run)
+    on = (f"checkpoint.resume={run}", "data.normalize=false", "duration={steps: 4}")
+    assert main([*words, *on], "accumulate", compute_gradient) == 0
+    assert scaling_of(train.load(run)) is None
+
+    for step in (2, 4):
+        merge(run / "checkpoints" / f"step-{step:08d}", tmp_path / str(step))
+    assert numbers(tmp_path / "2") == of_run
+    assert scaling_of(train.load(tmp_path / "4")) is None
+    text = (run / "config.yaml").read_text()
+    (run / "config.yaml").write_text(text.replace("normalize: false", "normalize: true"))
+    merge(run / "checkpoints" / "step-00000004", tmp_path / "told")
+    assert not (tmp_path / "told" / "final" / "inputs.safetensors").exists()
