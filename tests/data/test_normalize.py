@@ -23,7 +23,7 @@ from train.evaluate import evaluate
 from train.main import main
 from train.merge import merge
 from train.models.mlp import MLP
-from train.models.scaling import scaling_of
+from train.models.scaling import Scaling, scaling_of
 from train.verify import main as verify
 
 SIZE, HELD_OUT = 60, 0.25
@@ -290,3 +290,11 @@ def test_numbers_are_those_of_the_checkpoint_and_not_of_the_config(tmp_path: Pat
     (run / "config.yaml").write_text(text.replace("normalize: false", "normalize: true"))
     merge(run / "checkpoints" / "step-00000004", tmp_path / "told")
     assert not (tmp_path / "told" / "final" / "inputs.safetensors").exists()
+
+
+def test_columns_of_yes_and_no() -> None:
+    module = torch.nn.Identity()
+    mean, deviation = torch.tensor([0.5, 0.25]).double(), torch.tensor([0.5, 0.125]).double()
+    Scaling(mean, deviation, torch.float32).install(module)
+
+    assert module(torch.tensor([[True, False], [False, True]])).tolist() == [[1.0, -2.0], [-1.0, 6.0]]

@@ -36,6 +36,8 @@ class Scaling:
         first, *others = args or (None,)
         if not isinstance(first, Tensor) or not self._fits(first):
             raise ModelError(self._misfit(first))
+        if first.dtype is torch.bool:  # torch subtracts none
+            first = first.to(self.mean.dtype)
         if self.mean.device != first.device:  # once: a model moves seldom
             self.mean, self.deviation = self.mean.to(first.device), self.deviation.to(first.device)
         return ((first - self.mean).div_(self.deviation).to(self._dtype), *others)
