@@ -56,8 +56,8 @@ def merge(checkpoint: Path, out: Path, trust: bool = False) -> Path:
     module = make_model(config)
     files = verify(checkpoint, contents=False)["files"]
     read_model(checkpoint, module, files)
-    if config.data.normalize or config.data.image.mean:
-        numbers = read_state(checkpoint, files)[STATE]
+    numbers = read_state(checkpoint, files).get(STATE)  # config.yaml is that of the last start, and may say otherwise
+    if numbers is not None:
         Scaling(numbers["mean"], numbers["deviation"], parameter_dtype(config)).install(module)
     out.mkdir(parents=True)
     shutil.copy(run / "config.yaml", out / "config.yaml")

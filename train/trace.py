@@ -16,8 +16,9 @@ import torch
 
 from train.batch.window import Batch
 from train.config import Config, load, resolve
-from train.data import Rows, open_sets
+from train.data import Fitted, Rows, open_sets
 from train.data.loader import Loader
+from train.data.reading import INPUTS
 from train.distributed.accelerator import connect
 from train.distributed.ranks import Ranks
 from train.errors import FINISHED, entry_point
@@ -81,7 +82,8 @@ class Tracing:
             task = make_task(config)
             terms = list(by_term(task.loss_weight(self.like)))
             with without_values():
-                learner = make_learner(config, task, connect(config)[0], 1, Ranks())
+                fitted = _like_fitted(self.like) if config.data.normalize else None
+                learner = make_learner(config, task, connect(config)[0], 1, Ranks(), fitted)
                 if name == AS_CONFIGURED:
                     found = replace(found, **_held(learner, config))
                 peaks = peaks_of(lambda size: record(learner, self.like, terms, size, self.target), self.sizes)
@@ -99,6 +101,12 @@ CHANGES: Mapping[str, dict[str, Any]] = {
     CHUNKED: {"chunked_loss": True},
     SMALLEST: {"activation_checkpointing": True, "chunked_loss": True},
 }
+
+
+def _like_fitted(like: Batch) -> Fitted:
+    """As data.normalize finds numbers: their size counts, and their type, in which inputs are scaled."""
+    like_one = torch.zeros(like[INPUTS].shape[1:], dtype=torch.float64)
+    return Fitted(mean=like_one, deviation=torch.ones_like(like_one), rows=1)
 
 
 def _held(learner: Learner, config: Config) -> dict[str, Any]:

@@ -16,6 +16,9 @@ from tests.data.files import FLOWERS, SIDE_BY_SIDE, Table, opened, write
 from tests.helpers import argv, record
 from train.config import load
 from train.data import DataError, Rows, open_sets
+from train.data.choosing import chosen_columns
+from train.data.reading import Columns
+from train.data.shares import Misread
 from train.main import main
 from train.standard import compute_gradient
 
@@ -206,3 +209,19 @@ def test_a_streamed_split_to_evaluate_on_keeps_its_classes(tmp_path: Path) -> No
     sets = open_sets(config, ("inputs", "labels"))
 
     assert next(iter(sets.evaluation[""].batches(np.arange(2), 2)))["labels"].tolist() == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("given", "typed"),
+    [
+        ({"labels": "survived"}, "{inputs: [age, fare]}"),
+        ({"labels": "fare"}, "{inputs: [survived, age]}"),
+        ({"inputs": ["age", "fare"]}, "{labels: survived}"),
+        ({}, "{inputs: [survived, age], labels: fare}"),
+    ],
+)
+def test_a_column_that_is_given_is_not_proposed_again(given: Columns, typed: str) -> None:
+    with pytest.raises(Misread) as error:
+        chosen_columns(["survived", "age", "fare"], given, ["inputs", "labels"])
+
+    assert error.value.fix == f"Say which column is what: 'data.columns={typed}'"

@@ -197,3 +197,20 @@ def test_data_without_images_and_another_number_of_channels(tmp_path: Path) -> N
     words = argv(tmp_path, f"data.source={own}", IMAGES, "model={target: convnet, args: {outputs: 2, channels: 3}}")
     with pytest.raises(UserError, match=r"numbers of shape \(4, 1, 1\) .* the first argument is of shape"):
         record([*words, "data.image={mean: [0, 0, 0, 0], std: [1, 1, 1, 1]}"])
+
+
+@pytest.mark.parametrize("value", [200.0, -0.1, float("nan")])
+def test_floats_of_which_nothing_says_what_is_white(tmp_path: Path, value: float) -> None:
+    own = saved(tmp_path / "own", {"0.tif": Image.fromarray(np.full((4, 6), value, np.float32))})
+
+    with pytest.raises(DataError, match=r"0\.tif .*floats \(mode F\) outside 0 to 1"):
+        read(own, "data.image.mode=L")
+
+
+def test_lab_as_brightness(tmp_path: Path) -> None:
+    """Middle grey of CIE Lab: L* = 50 is 119 of 255 in sRGB."""
+    lab = Image.merge("LAB", [Image.new("L", (6, 4), value) for value in (128, 128, 128)])
+
+    found = read(saved(tmp_path / "own", {"0.tif": lab}), "data.image.mode=L")
+
+    assert found.unique().tolist() == pytest.approx([119 / 255], abs=4 / 255)

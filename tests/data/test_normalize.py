@@ -23,7 +23,7 @@ from train.evaluate import evaluate
 from train.main import main
 from train.merge import merge
 from train.models.mlp import MLP
-from train.models.scaling import scaling_of
+from train.models.scaling import Scaling, scaling_of
 from train.verify import main as verify
 
 SIZE, HELD_OUT = 60, 0.25
@@ -133,7 +133,7 @@ def test_a_run_that_resumes_keeps_its_numbers(tmp_path: Path, capsys: pytest.Cap
     assert "data: '1 file of " in capsys.readouterr().err
     on = f"checkpoint.resume={tmp_path / 'run'}"
     assert main([*words, on, "duration={steps: 6}"], "accumulate", compute_gradient) == 0
-    assert "normalize the checkpoint's numbers are kept" in capsys.readouterr().out
+    assert "normalize the numbers that the weights were trained with are kept" in capsys.readouterr().out
     assert numbers(tmp_path / "run") == before
 
 
@@ -254,3 +254,47 @@ def test_weights_without_their_numbers_are_seen(tmp_path: Path) -> None:
 
     with pytest.raises(train.models.weights.NotFinished, match=r"inputs\.safetensors is not there"):
         train.load(tmp_path / "copy")
+
+
+def test_weights_that_are_started_from_bring_their_numbers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(argv(tmp_path, SOURCE, *OWN, *STEPS, "name=base"), "accumulate", compute_gradient) == 0
+    base, own = tmp_path / "base", f"model.init_from={tmp_path / 'base'}"
+    other = tmp_path / "other.parquet"
+    columns(shift=5.0).to_parquet(other)
+    words = argv(tmp_path, f"data.source={other}", *OWN, *STEPS, own)
+    capsys.readouterr()
+
+    assert main(words, "accumulate", compute_gradient) == 0
+
+    assert "normalize the numbers that the weights were trained with are kept" in capsys.readouterr().out
+    assert numbers(tmp_path / "run") == numbers(base)
+    assert main([*words, "data.normalize=false", "name=raw"], "accumulate", compute_gradient) == 2
+    assert "Type: data.normalize=true" in capsys.readouterr().err
+
+
+def test_numbers_are_those_of_the_checkpoint_and_not_of_the_config(tmp_path: Path) -> None:
+    """A run that goes on without data.normalize leaves nothing that would scale its model."""
+    words = argv(tmp_path, SOURCE, *OWN, "checkpoint={every_steps: 2, keep: 9}")
+    run = tmp_path / "run"
+    assert main([*words, "duration={steps: 2}"], "accumulate", compute_gradient) == 0
+    of_run = numbers(run)
+    on = (f"checkpoint.resume={run}", "data.normalize=false", "duration={steps: 4}")
+    assert main([*words, *on], "accumulate", compute_gradient) == 0
+    assert scaling_of(train.load(run)) is None
+
+    for step in (2, 4):
+        merge(run / "checkpoints" / f"step-{step:08d}", tmp_path / str(step))
+    assert numbers(tmp_path / "2") == of_run
+    assert scaling_of(train.load(tmp_path / "4")) is None
+    text = (run / "config.yaml").read_text()
+    (run / "config.yaml").write_text(text.replace("normalize: false", "normalize: true"))
+    merge(run / "checkpoints" / "step-00000004", tmp_path / "told")
+    assert not (tmp_path / "told" / "final" / "inputs.safetensors").exists()
+
+
+def test_columns_of_yes_and_no() -> None:
+    module = torch.nn.Identity()
+    mean, deviation = torch.tensor([0.5, 0.25]).double(), torch.tensor([0.5, 0.125]).double()
+    Scaling(mean, deviation, torch.float32).install(module)
+
+    assert module(torch.tensor([[True, False], [False, True]])).tolist() == [[1.0, -2.0], [-1.0, 6.0]]

@@ -47,9 +47,11 @@ def chosen_columns(
     missing = {name: own for name, own in missing.items() if own}
     if missing:
         wanted = ", ".join(f"{name} (as column {', '.join(map(repr, own))})" for name, own in missing.items())
+        used = {column for name, own in lists.items() if name not in missing for column in own}
+        free = [column for column in known if column not in used]
         raise Misread(
             what=f"the task needs {wanted}; the data has the columns {', '.join(known)}",
-            fix=f"Say which column is what: 'data.columns={{{_example(known, list(missing), texts)}}}'"
+            fix=f"Say which column is what: 'data.columns={{{_example(free, list(missing), texts)}}}'"
             if len(known) >= len(names)
             else "It lacks what the task needs: write it into the data, a column for each (images: a folder for each "
             "class)",
@@ -65,14 +67,17 @@ def asked_columns(given: Columns, needed: Sequence[str]) -> dict[str, str | Sequ
 def _example(known: Sequence[str], missing: Sequence[str], texts: Sequence[str]) -> str:
     """What may well be meant: the label is called so, or comes last, and the inputs are the other numbers.
 
-    Not a column that has no name, as pandas calls it where each row ends in a comma.
+    `known`: the columns that nothing is said of yet. Not a column that has no name, as pandas calls it where each row
+    ends in a comma.
     """
     known = [name for name in known if not name.startswith("Unnamed: ")] or known
     written = {name: name if re.fullmatch(r"[A-Za-z_]\w*", name) else json.dumps(name) for name in known}
     names = list(written.values()) or ["NAME"]
     told = [name for name in names if re.search("label|class|target|species", name.lower())]
     last = (told or names)[-1]
-    others = [name for name in names if name != last] or names
+    others = names
+    if {"labels", "targets"} & set(missing):
+        others = [name for name in names if name != last] or names
     others = [name for own, name in written.items() if name in others and own not in texts] or others
     inputs = others[0] if len(others) == 1 else f"[{', '.join(others)}]"
     given = {"labels": last, "targets": last, "inputs": inputs}

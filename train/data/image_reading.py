@@ -43,13 +43,28 @@ def pixels(feature: Image, value: Any, own: str, row: int, form: ImageForm = AS_
             f"them is white. Save it as 16-bit (I;16), as 32-bit floats from 0 to 1 (F), or as 8-bit (L), such as by "
             f"Image.fromarray((np.array(image) / LARGEST).astype(np.float32)).save(NAME.tif)"
         )
-    if form.mode is not None:
-        image = _in_mode(image, form.mode)
-    elif image.mode in MEANT:
-        image = image.convert(MEANT[image.mode])
-    array = np.array(image) if form.size is None else _resized(image, form.size)
+    if form.mode is not None and image.mode == "F" and not _is_from_0_to_1(image):
+        raise DataError(
+            f"{_place(value, own)} (row {row}) is an image of floats (mode F) outside 0 to 1, and nothing says which "
+            f"of them is white. Save it as floats from 0 to 1, or as 8-bit (L), such as by "
+            f"Image.fromarray((np.array(image) / LARGEST).astype(np.float32)).save(NAME.tif)"
+        )
+    try:
+        if image.mode in MEANT and (form.mode is None or image.mode != "P"):  # one of a palette may be transparent
+            image = image.convert(MEANT[image.mode])
+        if form.mode is not None:
+            image = _in_mode(image, form.mode)
+        array = np.array(image) if form.size is None else _resized(image, form.size)
+    except (OSError, ValueError) as error:
+        said = f"{type(error).__name__}: {error}"
+        raise DataError(f"cannot convert the image {_place(value, own)} (row {row}): {said}") from error
     array = array.astype(array.dtype.newbyteorder("="))  # a TIFF may have the bytes of its numbers the other way round
     return torch.from_numpy(array[None] if array.ndim == 2 else array.transpose(2, 0, 1).copy())
+
+
+def _is_from_0_to_1(image: "PIL.Image.Image") -> bool:
+    array = np.array(image)
+    return bool(((array >= 0) & (array <= 1)).all())  # not where one is NaN
 
 
 def _in_mode(image: "PIL.Image.Image", mode: str) -> "PIL.Image.Image":
@@ -57,7 +72,7 @@ def _in_mode(image: "PIL.Image.Image", mode: str) -> "PIL.Image.Image":
     import PIL.Image  # here: data without images needs no Pillow
 
     if image.mode == "F":
-        image = PIL.Image.fromarray(np.rint(255 * np.array(image).clip(0, 1)).astype(np.uint8))
+        image = PIL.Image.fromarray(np.rint(255 * np.array(image)).astype(np.uint8))
     elif image.mode.startswith("I;16"):
         image = PIL.Image.fromarray(np.rint(np.array(image) / 257).astype(np.uint8))
     elif image.has_transparency_data:

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from train.checkpoint.files import read_tensors
@@ -10,6 +11,7 @@ from train.checkpoint.tensors import known
 from train.config import Config, digest, tokenizer_files
 from train.config.name_patterns import PatternError, matching
 from train.errors import UserError
+from train.models.scaling import Scaling, beside
 from train.models.weights import FINAL, Pretrained, load_extra_state, make_model
 
 PRETRAINED = ("config.json", "*.safetensors", "*.bin", "*.index.json")
@@ -28,6 +30,25 @@ def initial_model(config: Config) -> nn.Module:
     if config.model.freeze:
         freeze(module, config.model.freeze)
     return module
+
+
+def initial_scaling(config: Config, own: Scaling | None) -> Scaling | None:
+    """What stands in front of the model: for weights trained on normalized inputs the numbers beside them, not `own`.
+
+    Raises WeightsError where the config scales nothing and those weights need it.
+    """
+    if config.model.init_from is None or config.data.image.mean:  # those are typed, not fitted
+        return own
+    file = beside(_find(config.model.init_from))
+    if not file.is_file():
+        return own
+    if own is None:
+        raise WeightsError(
+            f"model.init_from: {file} is there: those weights were trained on scaled inputs, and this config scales "
+            f"none. Type: data.normalize=true (images: data.image.mean and data.image.std as they were)"
+        )
+    own.load_state_dict(load_file(str(file)))
+    return own
 
 
 def digests(config: Config) -> dict[str, str]:

@@ -36,6 +36,8 @@ class Scaling:
         first, *others = args or (None,)
         if not isinstance(first, Tensor) or not self._fits(first):
             raise ModelError(self._misfit(first))
+        if first.dtype is torch.bool:  # torch subtracts none
+            first = first.to(self.mean.dtype)
         if self.mean.device != first.device:  # once: a model moves seldom
             self.mean, self.deviation = self.mean.to(first.device), self.deviation.to(first.device)
         return ((first - self.mean).div_(self.deviation).to(self._dtype), *others)
@@ -68,7 +70,7 @@ class Scaling:
         """The numbers that the weights were trained with count, whatever the data would give now."""
         own = self.state_dict()
         if any(not torch.equal(own[name], state[name]) for name in own):
-            self.kept = "normalize the checkpoint's numbers are kept; the data of today would give others"
+            self.kept = "normalize the numbers that the weights were trained with are kept; this data has others"
         self.mean = state["mean"].to(self.mean.device)
         self.deviation = state["deviation"].to(self.deviation.device)
 
@@ -85,6 +87,11 @@ def scaling_of(module: nn.Module) -> Scaling | None:
     return next((hook for hook in module._forward_pre_hooks.values() if isinstance(hook, Scaling)), None)
 
 
+def beside(weights: Path) -> Path:
+    """Where the numbers lie."""
+    return weights.with_name(FILE)
+
+
 def write_scaling(module: nn.Module, folder: Path) -> None:
     """Beside weights."""
     scaling = scaling_of(module)
@@ -94,7 +101,7 @@ def write_scaling(module: nn.Module, folder: Path) -> None:
 
 def read_scaling(module: nn.Module, weights: Path, dtype: torch.dtype) -> bool:
     """What lies beside weights is put in front of the model. False: there is nothing."""
-    file = weights.with_name(FILE)
+    file = beside(weights)
     if not file.is_file():
         return False
     numbers = load_file(str(file))

@@ -21,7 +21,7 @@ from train.errors import RunFailed, UserError, ends_in_a_sentence
 from train.models import ModelError
 from train.models.precision import cast_parameters
 from train.models.scaling import FILE as SCALING_FILE
-from train.models.scaling import read_scaling, write_scaling
+from train.models.scaling import read_scaling, scaling_of, write_scaling
 from train.randomness import drawn_from
 from train.redaction import clean_known
 
@@ -166,6 +166,8 @@ def _save_weights(
     for described in unfinished.glob("*config.json"):
         # transformers writes down what it was called with.
         described.write_text(clean_known(described.read_text(encoding="utf-8")), encoding="utf-8")
+    if scaling_of(module) is None:  # what a model before this one has left there would scale it
+        (folder / SCALING_FILE).unlink(missing_ok=True)
     for other in unfinished.iterdir():
         if other != written:
             other.rename(folder / other.name)
