@@ -51,10 +51,8 @@ def test_another_number_of_inputs(
 
     said = capsys.readouterr().err
     assert code == 2
-    assert (
-        f"layers.0 (Linear) of MLP raised RuntimeError: mat1 and mat2 shapes cannot be multiplied (6x2 and {inputs}x8"
-        in said
-    )
+    assert f"MLP raised ValueError: MLP(inputs={inputs}) takes {inputs} numbers a sample, and gets 2" in said
+    assert "Type: model.args.inputs=2" in said
     assert "mlp.py:" in said
     assert "a batch of inputs (6, 2) float64, labels (6,) int64. Look at model.args and data.columns" in said
     assert "Traceback" not in said
