@@ -88,7 +88,7 @@ def _of_ranks(table: Table) -> Iterator[str]:
 
 
 def _row(cells: Sequence[str]) -> str:
-    return "".join(f"{cell:>12}" for cell in cells)
+    return "".join(f"{cell:>13}" for cell in cells)
 
 
 def _gib(size: int) -> str:
