@@ -6,9 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from datasets import Dataset
+from safetensors.torch import save_file
 from torch.nn.functional import cross_entropy
 
 import train
@@ -23,7 +26,7 @@ from train.evaluate import evaluate
 from train.main import main
 from train.merge import merge
 from train.models.mlp import MLP
-from train.models.scaling import Scaling, scaling_of
+from train.models.scaling import FILE, Scaling, of_images, read_scaling, scaling_of
 from train.verify import main as verify
 
 SIZE, HELD_OUT = 60, 0.25
@@ -298,3 +301,51 @@ def test_columns_of_yes_and_no() -> None:
     Scaling(mean, deviation, torch.float32).install(module)
 
     assert module(torch.tensor([[True, False], [False, True]])).tolist() == [[1.0, -2.0], [-1.0, 6.0]]
+
+
+def test_a_loaded_model_may_be_cast(tmp_path: Path) -> None:
+    """The numbers follow the parameters: of train.load(...).double(), too."""
+    module = torch.nn.Linear(2, 1)
+    save_file({"mean": torch.ones(2).double(), "deviation": torch.full((2,), 2.0).double()}, tmp_path / FILE)
+    assert read_scaling(module, tmp_path / "model.safetensors")
+    inputs = torch.tensor([[3.0, 5.0]])
+
+    for dtype in (torch.float32, torch.float64, torch.bfloat16):
+        expected = torch.nn.functional.linear(torch.tensor([[1.0, 2.0]], dtype=dtype), *module.to(dtype).parameters())
+        assert torch.equal(module(inputs), expected)
+
+
+def test_numbers_of_the_config_are_no_state() -> None:
+    """A run that goes on with another data.image.mean trains with that; what was fitted to data is kept."""
+    before, now = (of_images([mean], [0.5], torch.float32) for mean in (0.25, 0.75))
+    now.load_state_dict(before.state_dict())
+    assert now.mean.item() == 0.75
+    assert now.kept is None
+
+
+@pytest.mark.parametrize(("mode", "half"), [("L", "[0.5]"), ("RGB", "[0.5, 0.5, 0.5]")])
+def test_what_is_proposed_for_images_has_a_number_for_each_channel(tmp_path: Path, mode: str, half: str) -> None:
+    own = pictures(tmp_path / "own")
+    words = [f"data.source={own}", "data.columns={inputs: image, labels: label}", f"data.image.mode={mode}"]
+    config = load(argv(tmp_path, *words, "data.normalize=true")).config
+
+    with pytest.raises(DataError) as refused:
+        normalized(open_sets(config, ("inputs", "labels")), config)
+
+    assert f"'data.image={{mean: {half}, std: {half}}}'" in str(refused.value)
+    load(argv(tmp_path, *words, f"data.image.mean={half}", f"data.image.std={half}"))
+
+
+@pytest.mark.parametrize(
+    ("labels", "advice"),
+    [([0, None, 1], "'data.fill={\"y\": -100}'"), (["a", None, "b"], "leave it out of the data")],
+)
+def test_a_missing_label_is_not_filled_with_a_class(tmp_path: Path, labels: list[Any], advice: str) -> None:
+    pq.write_table(pa.table({"x": [0.0, 1.0, 2.0], "y": labels}), tmp_path / "own.parquet")
+    config = load(argv(tmp_path, f"data.source={tmp_path}/own.parquet", "data.columns={inputs: x, labels: y}")).config
+
+    with pytest.raises(DataError) as refused:
+        open_sets(config, ("inputs", "labels"))
+
+    assert advice in str(refused.value)
+    assert "unknown" not in str(refused.value)

@@ -52,7 +52,8 @@ def check_values(table: pa.Table, reader: Reader, split: str, first: int = 0) ->
             row = first + pc.index(missing, True).as_py()
             more = f" (and in {count - 1} more)" if count > 1 else ""
             raise Missing(
-                f"column {name!r} has no value in row {row} of split {split!r}{more}", *_filling(column, name)
+                f"column {name!r} has no value in row {row} of split {split!r}{more}",
+                *_filling(column, name, is_label=reader.columns.get(LABELS) == name),
             )
         _check_kinds(column, name, split, first)
         _check_finite(column, name, split, first)
@@ -162,8 +163,16 @@ def _check_text(column: pa.ChunkedArray, name: str) -> None:
         )
 
 
-def _filling(column: pa.ChunkedArray, name: str) -> tuple[str, str]:
+def _filling(column: pa.ChunkedArray, name: str, is_label: bool) -> tuple[str, str]:
     """(what to do about missing values, their column)"""
+    if is_label and kinds.is_integer(column.type):
+        typed = f"'data.fill={{{json.dumps(name)}: {IGNORED}}}'"
+        return (
+            f"Leave the row out of the data, or out of the loss by the label that does not count, type: {typed}",
+            name,
+        )
+    if is_label:
+        return "A row without a label teaches nothing: leave it out of the data", name
     if is_text(column.type):
         value = "unknown"
     elif kinds.is_integer(column.type) or kinds.is_floating(column.type):

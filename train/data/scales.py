@@ -79,9 +79,10 @@ def _check(samples: Rows | Table, names: Sequence[str]) -> None:
             f"data.normalize=false"
         )
     if INPUTS in samples.images:
+        half = [0.5] * (first[INPUTS][0].shape[0] if first[INPUTS][0].ndim > 2 else 1)
         raise DataError(
             f"data.normalize is for numbers, and column {names[0]!r} holds images. Type: data.normalize=false "
-            f"'data.image={{mean: [0.5], std: [0.5]}}'"
+            f"'data.image={{mean: {half}, std: {half}}}'"
         )
     if mask_of(INPUTS) in first:
         raise DataError(

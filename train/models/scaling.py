@@ -25,8 +25,13 @@ class Scaling:
     Computed in the wider type of argument and numbers, and given to the model in `dtype`.
     """
 
-    def __init__(self, mean: Tensor, deviation: Tensor, dtype: torch.dtype) -> None:
-        """`mean`, `deviation`: of one shape, to which the last dimensions of the argument must be equal, or 1."""
+    def __init__(self, mean: Tensor, deviation: Tensor, dtype: torch.dtype | None, is_fitted: bool = True) -> None:
+        """`mean`, `deviation`: of one shape, to which the last dimensions of the argument must be equal, or 1.
+
+        `dtype`: None for that of the model's parameters, as they are then. `is_fitted`: to data; else the config says
+        them, and a checkpoint does not.
+        """
+        self._is_fitted = is_fitted
         self.mean = mean
         self.deviation = deviation
         self.kept: str | None = None  # what a checkpoint had to say
@@ -40,7 +45,8 @@ class Scaling:
             first = first.to(self.mean.dtype)
         if self.mean.device != first.device:  # once: a model moves seldom
             self.mean, self.deviation = self.mean.to(first.device), self.deviation.to(first.device)
-        return ((first - self.mean).div_(self.deviation).to(self._dtype), *others)
+        dtype = self._dtype or next((p.dtype for p in module.parameters() if p.is_floating_point()), first.dtype)
+        return ((first - self.mean).div_(self.deviation).to(dtype), *others)
 
     def __deepcopy__(self, memo: Any) -> "Scaling":
         """Copies of a model, such as the average of its weights, share the numbers."""
@@ -68,6 +74,8 @@ class Scaling:
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """The numbers that the weights were trained with count, whatever the data would give now."""
+        if not self._is_fitted:
+            return
         own = self.state_dict()
         if any(not torch.equal(own[name], state[name]) for name in own):
             self.kept = "normalize the numbers that the weights were trained with are kept; this data has others"
@@ -79,7 +87,7 @@ def of_images(mean: Sequence[float], deviation: Sequence[float], dtype: torch.dt
     """Of images (samples, channels, height, width), a number for each channel."""
     wide = torch.float64 if dtype is torch.float64 else torch.float32
     means, deviations = (torch.tensor(numbers, dtype=wide)[:, None, None] for numbers in (mean, deviation))
-    return Scaling(means, deviations, dtype)
+    return Scaling(means, deviations, dtype, is_fitted=False)
 
 
 def scaling_of(module: nn.Module) -> Scaling | None:
@@ -99,11 +107,11 @@ def write_scaling(module: nn.Module, folder: Path) -> None:
         save_file({name: tensor.contiguous() for name, tensor in scaling.state_dict().items()}, folder / FILE)
 
 
-def read_scaling(module: nn.Module, weights: Path, dtype: torch.dtype) -> bool:
+def read_scaling(module: nn.Module, weights: Path) -> bool:
     """What lies beside weights is put in front of the model. False: there is nothing."""
     file = beside(weights)
     if not file.is_file():
         return False
     numbers = load_file(str(file))
-    Scaling(numbers["mean"], numbers["deviation"], dtype).install(module)
+    Scaling(numbers["mean"], numbers["deviation"], None).install(module)
     return True

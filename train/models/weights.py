@@ -227,7 +227,7 @@ def trained_model(config: Config, weights: Path) -> nn.Module:
     module = make_model(dataclasses.replace(config, model=dataclasses.replace(config.model, args=args)))
     load_weights(module, weights)
     is_scaled = config.data.normalize or bool(config.data.image.mean)
-    if not read_scaling(module, weights, parameter_dtype(config)) and is_scaled:
+    if not read_scaling(module, weights) and is_scaled:
         raise NotFinished(
             f"{weights.with_name(SCALING_FILE)} is not there: the model was trained on inputs that are scaled, and "
             f"these are the numbers. Copy all of {weights.parent}"
