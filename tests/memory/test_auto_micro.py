@@ -315,6 +315,7 @@ def test_another_code_and_other_images_are_other_facts(tmp_path: Path, monkeypat
         probe=SimpleNamespace(like={}),
         ranks=SimpleNamespace(world_size=1),
         share=8,
+        largest_share=8,
         evaluated=0,
     )
 
