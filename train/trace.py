@@ -24,7 +24,7 @@ from train.distributed.ranks import Ranks
 from train.errors import FINISHED, entry_point
 from train.memory.foresight import AS_CONFIGURED, CHECKPOINTED, CHUNKED, SMALLEST, Foresight
 from train.memory.predict import peaks_of
-from train.memory.sizes import bytes_of, tensors_of
+from train.memory.sizes import stored_bytes, tensors_of
 from train.memory.traced_step import record
 from train.memory.without_values import without_values
 from train.setup import make_learner
@@ -55,8 +55,8 @@ def foresee(
     held = [column for rows in in_memory for column in rows.columns.values()]
     found = Foresight(
         target=target,
-        sample_bytes=bytes_of(like.values()) // len(next(iter(like.values()))),
-        samples_held=bytes_of(held),
+        sample_bytes=stored_bytes(like.values()) // len(next(iter(like.values()))),
+        samples_held=stored_bytes(held),
         workers=config.data.workers if isinstance(sets.train, Loader) else 0,
         notes=notes,
     )
@@ -88,7 +88,7 @@ class Tracing:
                     found = replace(found, **_held(learner, config))
                 peaks = peaks_of(lambda size: record(learner, self.like, terms, size, self.target), self.sizes)
                 if name == AS_CONFIGURED:
-                    found = replace(found, optimizer=bytes_of(tensors_of(learner.optimizer.state)))
+                    found = replace(found, optimizer=stored_bytes(tensors_of(learner.optimizer.state)))
             return replace(found, peaks={**found.peaks, name: peaks})
         except Exception as error:  # whatever a user's model does: what is known without a step is there all the same
             sentence = f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0][:200]}"
@@ -113,7 +113,7 @@ def _held(learner: Learner, config: Config) -> dict[str, Any]:
     """What is known without a step."""
     module = learner.module
     wide = torch.promote_types(learner.dtype, torch.float32).itemsize
-    weights = bytes_of([*module.parameters(), *module.buffers()])
+    weights = stored_bytes([*module.parameters(), *module.buffers()])
     ema = weights if config.ema.decay is not None else 0
     if ema and learner.dtype.itemsize < wide:
         ema += sum(p.numel() * wide for p in module.parameters())

@@ -17,7 +17,7 @@ from train.distributed.accelerator import connect
 from train.memory.cpu_allocator import AllocatedPeak
 from train.memory.foresight import AS_CONFIGURED, CHECKPOINTED, CHUNKED, SMALLEST, VARIANTS, foresee_apart
 from train.memory.predict import OtherOperations, Peaks, fit
-from train.memory.sizes import bytes_of, tensors_of
+from train.memory.sizes import stored_bytes, tensors_of
 from train.memory.traced_step import Recorded, Stepper
 from train.setup import make_learner
 from train.tasks import by_term, make_task
@@ -96,7 +96,7 @@ class Real:
         module = self.learner.module
         state = tensors_of(self.learner.optimizer.state)
         of_batches = [column for batch in batches for column in batch.values()]
-        return bytes_of([*module.parameters(), *module.buffers(), *state, *self.stepper.buckets, *of_batches])
+        return stored_bytes([*module.parameters(), *module.buffers(), *state, *self.stepper.buckets, *of_batches])
 
     def counted(self, samples: int, steps: int) -> int:
         """By the counter of other tests, that of torch's storages."""

@@ -1,5 +1,6 @@
 """Meet the other ranks through accelerate, and see that they are those that were asked for."""
 
+import gc
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -156,3 +157,14 @@ def _accelerator(config: Config) -> Accelerator:
             InitProcessGroupKwargs(timeout=timedelta(seconds=_patience(config))),
         ],
     )
+
+
+def free_memory(device: torch.device) -> None:
+    """Give back what nobody holds any more, once an out-of-memory has been dealt with.
+
+    Errors and frames hold each other; and what the allocator keeps in pieces of the old sizes may be of no use to
+    smaller ones.
+    """
+    gc.collect()
+    if device.type != "cpu":
+        torch.get_device_module(device).empty_cache()

@@ -14,6 +14,7 @@ from train.batch import first_of, key_of, share
 from train.batch.window import Batch
 from train.data import EvaluationSet
 from train.data.device_prefetch import travelling
+from train.distributed.accelerator import free_memory
 from train.distributed.ranks import Ranks
 from train.errors import RunFailed, UserError, ends_in_a_sentence, is_out_of_memory, print_error
 from train.evaluation.main_buffers import take_main
@@ -95,7 +96,7 @@ class Evaluation:
                 )
             self.batch_size = (self.batch_size + 1) // 2
             print_error(f"an evaluation ran out of memory: from here on {self.batch_size} samples at once on each rank")
-            _free_memory(self.device)
+            free_memory(self.device)
 
     def _sums_or_none(self, module: nn.Module, rows: EvaluationSet) -> Sums | None:
         """None where the memory is not enough. The error is not kept: it would keep what it could not free."""
@@ -139,9 +140,3 @@ class Evaluation:
 
     def _in_a_sentence(self, method: str) -> Any:
         return ends_in_a_sentence(EvaluationFailed, f"{method} of task {type(self.task).__name__} raised")
-
-
-def _free_memory(device: torch.device) -> None:
-    """Give back what the allocator keeps: in pieces of the old sizes it may be of no use to smaller ones."""
-    if device.type != "cpu":
-        torch.get_device_module(device).empty_cache()

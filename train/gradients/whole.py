@@ -1,12 +1,12 @@
 """Which step is complete on this rank: what a run that fails may still save, and from where a step is done again."""
 
-import gc
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from train.batch.window import Window
+from train.distributed.accelerator import free_memory
 from train.errors import ShortOfMemory
 from train.step import ComputeGradient, Learner
 
@@ -84,14 +84,6 @@ class Whole:
 
     def _begin_update(self, *_: object) -> None:
         self.step = None
-
-
-def free_memory(device: torch.device) -> None:
-    """What nobody holds any more: errors and frames hold each other, and pieces of the old sizes may be of no use to
-    smaller ones."""
-    gc.collect()
-    if device.type != "cpu":
-        torch.get_device_module(device).empty_cache()
 
 
 class _Frozen:

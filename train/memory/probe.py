@@ -4,7 +4,6 @@ Nothing here talks to another rank inside a step: there is no wrapper yet, and g
 would. So a rank that runs out of memory leaves no other waiting.
 """
 
-import gc
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -17,6 +16,7 @@ from torch import Tensor
 
 from train.batch.window import Batch
 from train.data.device_prefetch import to_device
+from train.distributed.accelerator import free_memory
 from train.distributed.ranks import Ranks, launched_local_world_size
 from train.distributed.replicated import Replicated
 from train.errors import is_out_of_memory
@@ -163,9 +163,7 @@ class Probe:
                 parameter.grad = None
             elif parameter.grad is not None:
                 parameter.grad.zero_()
-        gc.collect()
-        if self.learner.device.type == "cuda":
-            torch.cuda.empty_cache()
+        free_memory(self.learner.device)
 
 
 def limit_of(device: torch.device, limit_gib: float | None) -> int:

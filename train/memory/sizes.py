@@ -16,12 +16,7 @@ def stored_bytes(tensors: Iterable[Tensor]) -> int:
     Of a tensor that is divided among the ranks: what this rank holds.
     """
     storages = (local(tensor).untyped_storage() for tensor in tensors)
-    return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
-
-
-def bytes_of(tensors: Iterable[Tensor]) -> int:
-    """Of the storages behind the tensors, each once. Also of tensors without values, which have no address."""
-    storages = (tensor.untyped_storage() for tensor in tensors)
+    # By the storage itself, not by its memory: tensors without values have none.
     return sum({storage._cdata: storage.nbytes() for storage in storages}.values())
 
 
