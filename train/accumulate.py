@@ -15,10 +15,10 @@ from train.step import Learner, forward_backward
 
 def compute_gradient(learner: Learner, window: Window) -> Tensor:
     """The gradient of the window in `.grad`, reduced over the ranks; returns this rank's sums of losses: (terms,)."""
-    *earlier, last = window.micro_batches
+    micro_batches = iter(window.micro_batches)  # each may be read only now
     with learner.accelerator.no_sync(learner.model):  # around forward and backward: DDP decides in the forward
-        parts = [forward_backward(learner, micro_batch, window) for micro_batch in earlier]
-    return sum(parts, start=forward_backward(learner, last, window))
+        parts = [forward_backward(learner, next(micro_batches), window) for _ in range(len(window.micro_batches) - 1)]
+    return sum(parts, start=forward_backward(learner, next(micro_batches), window))
 
 
 if __name__ == "__main__":

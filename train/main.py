@@ -28,6 +28,7 @@ from train.evaluation.together import Abandoned
 from train.leaving import loss_of_rank, out_of_memory, save_what_is_whole, shortage_elsewhere
 from train.loop import fit
 from train.memory.shortage import at_start
+from train.optim.skipped_steps import NonFiniteGradient
 from train.plan.make import show_plan
 from train.plan.smoke import smoke
 from train.report import AlreadyFinished, Displaced, NoProgress
@@ -124,8 +125,19 @@ def _fit(run: Run, compute_gradient: ComputeGradient) -> Left:
         return _finish(run)
     except Abandoned:
         return _stopped(run)
+    except NonFiniteGradient as error:
+        return _failed(run, board, _cause(run, error))
     except BaseException as error:
         return _failed(run, board, error)
+
+
+def _cause(run: Run, error: NonFiniteGradient) -> Exception:
+    """Samples that one rank could not read, where the gradient is NaN for that reason."""
+    try:
+        run.ranks.together(run.ranks.alone.check_whole)
+    except Exception as unread:
+        return unread
+    return error
 
 
 def _failed(run: Run, board: Board, error: BaseException) -> Left:

@@ -46,6 +46,7 @@ class Task:
     """What a loss is. It never divides, and knows nothing of micro-batches and ranks: the loop divides."""
 
     columns = ("inputs", "targets", "known")  # of a batch; `data.columns` of the config says where each comes from
+    weight_columns = ("known",)  # those that loss_weight reads
 
     def __init__(self, delta: float = 1.0) -> None:  # `task.args` of the config
         self.delta = delta

@@ -19,7 +19,7 @@ from train.errors import code_of, print_error
 from train.evaluation import ema, generations
 from train.exactness.preflight import preflight
 from train.exactness.same_model import check_same_model
-from train.gradients import measured_shares, rank_consistency, unproven
+from train.gradients import late_weights, measured_shares, rank_consistency, unproven
 from train.gradients.seeding import seeded
 from train.gradients.whole import Whole
 from train.memory import auto_micro, peaks
@@ -185,6 +185,7 @@ def list_parts(setting: Setting, report: Reporter) -> tuple[Part, ...]:
     config, learner, ranks, folder = setting.config, setting.learner, setting.ranks, setting.folder
     row_due = setting.row_due()
     return (
+        late_weights.part(setting.tried.reading.is_late),  # the innermost: all others see the gradient of the step
         stage_numbers.part(config.optimizer, setting.plan.batch, learner.optimizer, learner.module),
         # Evaluates a second module as the first one: all that stands around an evaluation sees both.
         ema.part(learner, setting.plan.ema_decays),

@@ -9,7 +9,7 @@ from train.batch import BatchPlan
 from train.batch.window import Place
 from train.checkpoint import Checkpoints, check_savable
 from train.config import Config, Loaded
-from train.data import Windows, save_tokenizer
+from train.data import Spare, Windows, save_tokenizer
 from train.data.shares import RankShare
 from train.distributed.ranks import Ranks
 from train.distributed.stop import Stop
@@ -51,7 +51,7 @@ class Setting:
     def shares(self, batch: BatchPlan, place: Place) -> Iterator[RankShare]:
         """Of this rank, of one step after the other from `place` on."""
         seed, overfit = self.config.seed, self.config.data.overfit
-        return self.learner.feed.announced(self.tried.samples.shares(batch, seed, self.ranks.rank, place, overfit))
+        return self.tried.reading.samples.shares(batch, seed, self.ranks.rank, place, overfit)
 
     def row_due(self) -> Callable[[int], bool]:
         """Whether step k gets a row. Asked several times at each step: it looks nothing up."""
@@ -92,7 +92,7 @@ def _open_outlets(setting: Setting, state: RunState) -> Outlets:
     exactness = setting.tried.exactness
     verdict = {"exact": exactness.exact, "exact_reasons": "; ".join(exactness.reasons)}
     facts = verdict | summary(setting.learner)
-    lines = [*notes_of(setting.learner), *exactness.lines(setting.config.batch.exact)]
+    lines = [*setting.tried.reading.notes, *notes_of(setting.learner), *exactness.lines(setting.config.batch.exact)]
     return open_outlets(state, setting.plan, setting.loaded, setting.folder, facts, lines)
 
 
@@ -106,6 +106,8 @@ def open_windows(setting: Setting, progress: Progress, around: Around) -> Window
         terms=setting.tried.exactness.terms,
         loss_weight=lambda batch: by_term(loss_weight(batch)),
         check=learner.parallel.check,
+        announce=learner.feed.announce,
+        spare=Spare(setting.tried.trial, setting.ranks.alone),
         stop_requested=setting.stop.requested,
         first=progress.step + 1,
         seen=progress.samples_seen,

@@ -56,13 +56,13 @@ def forward_backward(learner: Learner, micro_batch: MicroBatch, window: Window) 
     number R: the factor R undoes it. A filler counts 0, and still takes part in the reduction.
     """
     sums = by_term(learner.task.loss_sum(learner.model, learner.feed.take(micro_batch)))
-    ranks = learner.world_size if micro_batch.samples else 0
+    ranks = learner.world_size if micro_batch.samples else micro_batch.filler_factor
     losses = []
     for term, weight in window.weights.items():
         losses.append(sums[term] * (learner.coefficients[term] * ranks / weight if weight else 0.0))
     learner.accelerator.backward(learner.scaler.scale(losses[0] if len(losses) == 1 else torch.stack(losses).sum()))
     detached = torch.stack([sums[term].detach() for term in window.weights])
-    return detached if ranks else torch.zeros_like(detached)
+    return detached if micro_batch.samples else torch.full_like(detached, micro_batch.filler_factor)
 
 
 def update(learner: Learner, rate: float) -> Tensor:

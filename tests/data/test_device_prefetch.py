@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from train.batch.window import Batch, MicroBatch
+from train.data.deferred import DeferredReads
 from train.data.device_prefetch import Feed, Side, one_ahead, travelling
 from train.data.shares import RankShare
 
@@ -32,8 +33,15 @@ class Played:
         self.under_way = []
 
 
-def micro_batch(number: int) -> MicroBatch:
-    return MicroBatch({"x": torch.tensor([number])}, 1)
+def step(*numbers: int, sizes: tuple[int, ...] = ()) -> RankShare:
+    """With micro-batches of one sample each, unless `sizes` says otherwise."""
+    sizes = sizes or (1,) * len(numbers)
+    samples = {"x": torch.tensor(numbers)}
+    return RankShare(epoch=0, last_of_epoch=False, samples=samples, sizes=sizes, largest=sum(sizes))
+
+
+def step_of_three(k: int, count: int = 3) -> RankShare:
+    return step(*(10 * k + i for i in range(count)))
 
 
 @pytest.fixture(name="side")
@@ -42,23 +50,23 @@ def played_side() -> Played:
 
 
 @pytest.fixture(name="feed")
-def feed_beside(side: Played) -> Feed:
+def feed_beside(side: Played, monkeypatch: pytest.MonkeyPatch) -> Feed:
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor)
     feed = Feed(CPU, torch.float32)
     feed._side = side  # type: ignore[assignment]
     return feed
 
 
 def test_each_travels_while_the_one_before_is_worked_on(feed: Feed, side: Played) -> None:
-    windows = [[micro_batch(10 * k + i) for i in range(3)] for k in range(4)]
+    windows = [feed.announce(step_of_three(0))]
     given = []
 
-    feed.expect(windows[0])
-    for k, window in enumerate(windows):
-        if k + 1 < len(windows):
-            feed.expect(windows[k + 1])
-        for each in window:
+    for k in range(4):
+        if k < 3:
+            windows.append(feed.announce(step_of_three(k + 1)))
+        for each in windows[k]:
             given.append(int(feed.take(each)["x"][0]))
-            if each is not windows[-1][-1]:  # also where the next one is of the next step
+            if given[-1] != 32:  # also where the next one is of the next step
                 assert side.started[-1] != given[-1]
                 assert len(side.under_way) == 1, "more than one is on its way"
 
@@ -71,53 +79,72 @@ def test_each_travels_while_the_one_before_is_worked_on(feed: Feed, side: Played
 @pytest.mark.parametrize("count", [1, 2, 3])
 def test_a_step_that_is_left_out_is_passed_over(feed: Feed, side: Played, count: int) -> None:
     """None of its labels counts: it is announced as the others, and never taken."""
-    windows = [[micro_batch(10 * k + i) for i in range(count)] for k in range(6)]
+    windows = [feed.announce(step_of_three(0, count))]
     given = []
 
-    feed.expect(windows[0])
-    for k, window in enumerate(windows):
-        if k + 1 < len(windows):
-            feed.expect(windows[k + 1])
-        for each in window if k != 2 else ():
+    for k in range(6):
+        windows.append(feed.announce(step_of_three(k + 1, count)))
+        for each in windows[k] if k != 2 else ():
             given.append(int(feed.take(each)["x"][0]))
             assert len(side.under_way) <= 1, "a copy was let go of before it had ended"
 
     assert given == [10 * k + i for k in (0, 1, 3, 4, 5) for i in range(count)]
-    assert side.started[-(2 * count) :] == given[-(2 * count) :], "the later ones do not travel"
+    assert side.started[-2 * count : -1] == given[-(2 * count) + 1 :], "the later ones do not travel"
 
 
 def test_what_nobody_announced_is_copied_at_once_and_the_order_stays(feed: Feed, side: Played) -> None:
-    first, second, other = (micro_batch(number) for number in (1, 2, 9))
-    feed.expect([first, second])
+    (other,) = step(9)
+    announced = iter(feed.announce(step(1, 2)))
 
-    given = [int(feed.take(each)["x"][0]) for each in (other, first, other, second)]
+    def given(micro_batch: MicroBatch) -> int:
+        return int(feed.take(micro_batch)["x"][0])
 
-    assert given == [9, 1, 9, 2]
+    assert [given(other), given(next(announced)), given(other), given(next(announced))] == [9, 1, 9, 2]
     assert side.started == [2]
 
 
-def test_after_a_shrink_smaller_ones_are_announced(feed: Feed, side: Played, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_is_read_while_the_one_before_is_worked_on(feed: Feed, side: Played) -> None:
+    """Where samples are read in the step: the next one, also of the next step, is on the host when it is to travel."""
+    read: list[int] = []
+
+    def deferred(*numbers: int) -> RankShare:
+        def one(start: int, stop: int) -> Batch:
+            read.append(numbers[start])
+            return {"x": torch.tensor(numbers[start:stop])}
+
+        sizes = (1,) * len(numbers)
+        samples = DeferredReads(one, dict, None, sizes)
+        return RankShare(epoch=0, last_of_epoch=False, samples=samples, sizes=sizes, largest=len(numbers))
+
+    steps = [feed.announce(deferred(1, 2, 3)), feed.announce(deferred(4, 5))]
+    happened = []
+    for micro_batches in steps:
+        for each in micro_batches:
+            before = list(read)
+            given = int(feed.take(each)["x"][0])
+            assert read == before, "the copy of the next one waited for its being read"
+            happened.append((given, read[-1], side.started[-1] if side.started else 0))
+
+    assert happened == [(1, 2, 2), (2, 3, 3), (3, 4, 4), (4, 5, 5), (5, 5, 5)]
+
+
+def test_after_a_shrink_smaller_ones_are_announced(feed: Feed, side: Played) -> None:
     """What travels when memory runs out is waited for, and let go of; windows announced later are cut before."""
-    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor)
-    samples = [{"x": torch.arange(8) + 8 * k} for k in range(3)]
-    shares = feed.announced(
-        RankShare(epoch=0, last_of_epoch=False, samples=each, sizes=(4, 4), filler={}, largest=8) for each in samples
-    )
-    feed_pinned = [next(shares), next(shares)]  # a step ahead
-    feed.take(next(iter(feed_pinned[0])))
+    shares = [step(*range(8 * k, 8 * k + 8), sizes=(4, 4)) for k in range(3)]
+    announced = [feed.announce(share) for share in shares[:2]]  # a step ahead
+    feed.take(next(iter(announced[0])))
     assert len(side.under_way) == 1
 
     feed.shrink(2)
 
     assert not side.under_way
-    again = [feed.take(each)["x"].tolist() for share in feed_pinned for each in share.recut(2)]
+    again = [feed.take(each)["x"].tolist() for share in announced for each in share.recut(2)]
     assert again == [[i, i + 1] for i in range(0, 16, 2)]
-    third = next(shares)
+    third = feed.announce(shares[2])
     before = len(side.started)
     given = [feed.take(each)["x"].tolist() for each in third.recut(2)]  # as the step asks for them
     assert given == [[16, 17], [18, 19], [20, 21], [22, 23]]
     assert side.started[before:] == [18, 20, 22]
-    assert not feed._coming
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
@@ -150,14 +177,13 @@ def test_what_is_announced_is_pinned_as_it_travels(
 
     monkeypatch.setattr(torch.Tensor, "pin_memory", pin)
     samples = {"inputs": torch.arange(12).view(3, 4), "sample_id": torch.arange(3)}
-    share = RankShare(epoch=0, last_of_epoch=False, samples=samples, sizes=(2, 1), filler={}, largest=3, trim=trim)
+    share = RankShare(epoch=0, last_of_epoch=False, samples=samples, sizes=(2, 1), largest=3, trim=trim)
     feed = Feed(CPU, torch.float32)
     monkeypatch.setattr(feed, "_side", side)
 
-    (announced,) = feed.announced(iter([share]))
+    announced = list(feed.announce(share))
 
     assert [m.samples for m in announced] == [2, 1]
-    assert {id(m) for m in feed._coming} == {id(m) for m in announced}, "another micro-batch than the announced one"
     for micro_batch in announced:
         for column in micro_batch.batch.values():
             assert column.untyped_storage().data_ptr() in pinned
@@ -211,10 +237,10 @@ def test_the_order_on_both_streams(calls: list[str]) -> None:
     """Memory belongs to the computing stream; a copy waits for what used it, and its own use waits for the copy."""
     feed = Feed(CPU, torch.float32)
     feed._side = Side(CPU, torch.float32)
-    window = [micro_batch(number) for number in (1, 2, 3)]
-    feed.expect(window)
+    announced = feed.announce(step(1, 2, 3))
+    calls.clear()  # they are pinned
 
-    for each in window:
+    for each in announced:
         feed.take(each)
         calls.append(f"compute uses {int(each.batch['x'][0])}")
 

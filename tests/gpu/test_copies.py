@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from tests.gpu.devices import ON_CPU, ON_GPU
-from train.batch.window import Batch, MicroBatch
+from train.batch.window import Batch
+from train.data.deferred import DeferredReads
 from train.data.device_prefetch import Feed, travelling
 from train.data.shares import RankShare
 
@@ -20,21 +21,21 @@ def keep_busy(device: torch.device, cycles: int) -> None:
         torch.cuda._sleep(cycles)
 
 
-def in_pinned_memory(number: int, device: torch.device) -> Batch:
-    column = torch.full((NUMBERS,), float(number))
-    return {"x": column.pin_memory() if device.type == "cuda" else column}
+def read(start: int, stop: int) -> Batch:
+    return {"x": torch.full((stop - start, NUMBERS), float(start))}
 
 
 @pytest.mark.parametrize("kind", [ON_CPU, ON_GPU])
 def test_values_are_the_hosts_behind_slow_kernels(kind: str) -> None:
     device = torch.device(kind)
     feed = Feed(device, torch.float32)
-    window = [MicroBatch(in_pinned_memory(number, device), 1) for number in range(12)]
-    feed.expect(window)
+    sizes = (1,) * 12
+    samples = DeferredReads(read, dict, None, sizes)
+    share = RankShare(epoch=0, last_of_epoch=False, samples=samples, sizes=sizes, largest=12)
     sums, most = [], 0
     before = torch.cuda.memory_allocated() if kind == "cuda" else 0
 
-    for micro_batch in window:
+    for micro_batch in feed.announce(share):
         keep_busy(device, SHORT)  # the device is behind when the copy starts
         batch = feed.take(micro_batch)
         keep_busy(device, SHORT)  # and when the values are used
@@ -50,7 +51,7 @@ def shares(count: int) -> Iterator[RankShare]:
     """Of two micro-batches each, which hold the number of the share."""
     for number in range(count):
         samples = {"x": torch.full((2, NUMBERS // 2), float(number))}
-        yield RankShare(epoch=0, last_of_epoch=False, samples=samples, sizes=(1, 1), filler={}, largest=1, trim=None)
+        yield RankShare(epoch=0, last_of_epoch=False, samples=samples, sizes=(1, 1), largest=1)
 
 
 @pytest.mark.parametrize("kind", [ON_CPU, ON_GPU])
@@ -65,8 +66,8 @@ def test_pinned_memory_is_not_used_again_while_a_copy_waits(kind: str) -> None:
         done.record()
     means = []
 
-    for number, share in enumerate(feed.announced(shares(50))):
-        for micro_batch in share:
+    for number, announced in enumerate(map(feed.announce, shares(50))):
+        for micro_batch in announced:
             means.append(feed.take(micro_batch)["x"].mean())
         if number == 20 and done is not None:
             assert not done.query(), "the host was never ahead: the test shows nothing"
@@ -77,10 +78,10 @@ def test_pinned_memory_is_not_used_again_while_a_copy_waits(kind: str) -> None:
 @pytest.mark.parametrize("kind", [ON_CPU, ON_GPU])
 def test_an_evaluations_batches_arrive(kind: str) -> None:
     device = torch.device(kind)
-    read = ({"x": torch.full((NUMBERS,), float(number))} for number in range(20))
+    batches = ({"x": torch.full((NUMBERS,), float(number))} for number in range(20))
     means = []
 
-    for batch in travelling(read, device, torch.float32):
+    for batch in travelling(batches, device, torch.float32):
         keep_busy(device, SHORT)
         means.append(batch["x"].mean())
 

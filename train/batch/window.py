@@ -33,6 +33,7 @@ class MicroBatch:
     batch: Batch  # on the CPU: each moves when its turn comes
     samples: int  # 0: a filler, a sample of the step that counts nowhere, so that every rank has equally many steps
     pixels: frozenset[str] = frozenset()  # columns of 0 to 255, of which the device makes float32 in [0, 1]
+    filler_factor: float = 0.0  # of a filler's loss; NaN in the place of what could not be read: no rank updates
 
 
 class MicroBatches(Protocol):

@@ -30,8 +30,8 @@ COMPUTING = (
     *("batch/*.py", "data/*.py", "tasks/*.py", "models/*.py", "optim/*.py"),
     *("distributed/accelerator.py", "distributed/parallel.py", "distributed/replicated.py", "distributed/ddp.py"),
     *("distributed/flat_buckets.py", "randomness.py"),
-    *("gradients/seeding.py", "gradients/measured_shares.py", "chunked_loss.py", "permutation.py"),
-    *("distributed/bucket_order.py", "distributed/sharded.py", "distributed/norms.py"),
+    *("gradients/seeding.py", "gradients/measured_shares.py", "gradients/late_weights.py", "permutation.py"),
+    *("chunked_loss.py", "distributed/bucket_order.py", "distributed/sharded.py", "distributed/norms.py"),
     *("plan/steps.py", "plan/stages.py", "plan/unequal.py", "config/name_patterns.py"),
 )
 """Files whose change may change a curve. A test asks of each other file that it is said not to."""

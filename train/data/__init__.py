@@ -2,7 +2,8 @@
 
 from train.data.by_length import ByLength, Padding, in_memory
 from train.data.in_range import in_range
-from train.data.loader import WorkerLost
+from train.data.in_step import Spare
+from train.data.in_turn import InTurn, read_in_turn
 from train.data.normalize import normalized
 from train.data.packing import make_tokenizer
 from train.data.rows import Rows
@@ -12,15 +13,18 @@ from train.data.sources import Sets, open_sets
 from train.data.splits import Splits, load_splits
 from train.data.tokenizers import save_tokenizer
 from train.data.windows import Windows
+from train.data.workers import WorkerLost
 
 __all__ = [
     "ByLength",
     "DataError",
     "EvaluationSet",
     "Fitted",
+    "InTurn",
     "Padding",
     "Rows",
     "Sets",
+    "Spare",
     "Splits",
     "TrainingSet",
     "Windows",
@@ -31,5 +35,6 @@ __all__ = [
     "make_tokenizer",
     "normalized",
     "open_sets",
+    "read_in_turn",
     "save_tokenizer",
 ]

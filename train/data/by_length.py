@@ -4,7 +4,7 @@ Which samples make up a step, in which order, and where a run goes on, stays as 
 model on which padding has no influence, which is tried before the first step (train/exactness/additivity.py).
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from itertools import islice
@@ -111,6 +111,14 @@ class ByLength:
                     filler_ids=step.ids[[lengths.argmin()]],
                 ),
             )
+
+    @property
+    def is_weighed(self) -> bool:
+        return self.samples.is_weighed
+
+    def deferred(self, weighed: Sequence[str]) -> "ByLength":
+        """As data.shares has it."""
+        return replace(self, samples=self.samples.deferred(weighed))
 
     def micro_steps(self, plan: BatchPlan) -> tuple[int, int]:
         """The fewest and the most micro-batches of a rank that a full step can have, whatever its samples are."""

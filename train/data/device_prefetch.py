@@ -1,14 +1,14 @@
 """Micro-batches on their way to the device: on a GPU the next one travels while the present one is worked on."""
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from train.batch.window import Batch, MicroBatch
+from train.batch.window import Batch, MicroBatch, MicroBatches
 from train.data.pixels import scaled
-from train.data.shares import RankShare
 
 
 def to_device(batch: Batch, device: torch.device, dtype: torch.dtype) -> Batch:
@@ -79,6 +79,14 @@ def one_ahead(batches: Iterable[Batch], side: Side) -> Iterator[Batch]:
         yield coming
 
 
+class Placeable(MicroBatches, Protocol):
+    def placed(self, place: Callable[[Batch], Batch]) -> MicroBatches:
+        """The same, their samples where `place` puts a batch."""
+        ...
+
+    def recut(self, micro: int) -> "Placeable": ...
+
+
 class Feed:
     """Hands out micro-batches on the device, in the order in which they are trained."""
 
@@ -86,57 +94,111 @@ class Feed:
         self._device, self._dtype = device, dtype
         self._side = Side(device, dtype) if device.type == "cuda" else None
         self._most: int | None = None  # samples of a micro-batch
-        self._coming: deque[MicroBatch] = deque()
+        self._steps: deque[Announced] = deque()  # that are still to come, the one that is trained first
+        self._present: MicroBatch | None = None  # the one that was read out last
         self._travelling: tuple[MicroBatch, Batch] | None = None
 
-    def announced(self, shares: Iterator[RankShare]) -> Iterator[RankShare]:
-        """The same shares, a step ahead of their training: on a GPU in pinned memory, and expected in this order."""
-        return shares if self._side is None else self._announced(shares)
+    def announce(self, micro_batches: Placeable) -> MicroBatches:
+        """The same, of the step after those that were announced before: on a GPU in pinned memory, each read one ahead
+        of its turn."""
+        if self._side is None:
+            return micro_batches
+        cut = micro_batches if self._most is None else micro_batches.recut(self._most)
+        announced = Announced(cut.placed(_pinned), self)
+        self._steps.append(announced)
+        return announced
 
-    def _announced(self, shares: Iterator[RankShare]) -> Iterator[RankShare]:
-        for share in shares:
-            cut = share if self._most is None else share.recut(self._most)
-            pinned = cut.placed(_pinned)
-            self.expect(pinned)
-            yield pinned
+    def begin(self, step: "Announced") -> None:
+        """Those before it are trained, or left out."""
+        while self._steps and self._steps[0] is not step:
+            self._steps.popleft()
 
-    def expect(self, micro_batches: Iterable[MicroBatch]) -> None:
-        """These are the next ones to be trained, after those that were announced before."""
-        self._coming.extend(micro_batches)
+    def hand_out(self, micro_batch: MicroBatch) -> None:
+        """It is the next to be trained. The one after it is read now: what was asked of the device goes on."""
+        self._present = micro_batch
+        self._following()
+
+    def _following(self) -> MicroBatch | None:
+        for step in self._steps:
+            following = step.upcoming()
+            if following is not None:
+                return following
+        return None
 
     def shrink(self, most: int) -> None:
-        """From now on micro-batches of at most `most` samples; what was expected comes in others."""
+        """From now on micro-batches of at most `most` samples; what was announced comes in others."""
         self._most = most
         if self._side is not None and self._travelling is not None:
             self._side.wait()  # before the memory of a copy that nobody takes is used again
-        self._coming.clear()
+        self._steps.clear()
         self._travelling = None
 
     def take(self, micro_batch: MicroBatch) -> Batch:
         """The micro-batch on the device, its pixels scaled. The one that is expected next starts to travel."""
-        if self._side is None:
+        if self._side is None or micro_batch is not self._present:  # nobody announced it
             batch = to_device(micro_batch.batch, self._device, self._dtype)
         else:
-            batch = self._arrived(micro_batch)
+            batch = self._arrived(micro_batch, self._side)
         for name in micro_batch.pixels:
             image = scaled(batch[name])
             batch[name] = image.double() if self._dtype is torch.float64 else image
         return batch
 
-    def _arrived(self, micro_batch: MicroBatch) -> Batch:
-        assert self._side is not None
-        is_here = self._travelling is not None and self._travelling[0] is micro_batch
-        if not is_here and not any(each is micro_batch for each in self._coming):
-            return to_device(micro_batch.batch, self._device, self._dtype)  # nobody announced it
+    def _arrived(self, micro_batch: MicroBatch, side: Side) -> Batch:
         # Before the next copy starts: what is computed now shall not wait for that one. Also for a copy that nobody
         # takes, since its step was left out: before its memory is used again.
-        self._side.wait()
-        if self._travelling and is_here:
+        side.wait()
+        if self._travelling and self._travelling[0] is micro_batch:
             batch = self._travelling[1]
         else:
             batch = to_device(micro_batch.batch, self._device, self._dtype)
-            while self._coming.popleft() is not micro_batch:
-                pass
-        following = self._coming.popleft() if self._coming else None
-        self._travelling = (following, self._side.start(following.batch)) if following else None
+        following = self._following()
+        self._travelling = (following, side.start(following.batch)) if following else None
         return batch
+
+
+class Announced:
+    """Micro-batches of a step, of which the next one is read while the present one is worked on
+    (train.batch.window.MicroBatches). The first time: nobody expects them again."""
+
+    def __init__(self, inner: MicroBatches, feed: Feed) -> None:
+        self._inner = inner
+        self._feed = feed
+        self._reading: Iterator[MicroBatch] | None = None
+        self._read: MicroBatch | None = None  # and not handed out
+        self._has_begun = False
+
+    @property
+    def sizes(self) -> Sequence[int]:
+        return self._inner.sizes
+
+    def __len__(self) -> int:
+        return len(self._inner)
+
+    def __iter__(self) -> Iterator[MicroBatch]:
+        if self._has_begun:
+            return iter(self._inner)
+        self._has_begun = True
+        return self._handed_out()
+
+    def _handed_out(self) -> Iterator[MicroBatch]:
+        self._feed.begin(self)
+        while True:
+            present = self.upcoming()
+            if present is None:
+                return
+            self._read = None
+            self._feed.hand_out(present)
+            yield present
+
+    def upcoming(self) -> MicroBatch | None:
+        """The next to be handed out, read now if it was not; None: there is none."""
+        if self._reading is None:
+            self._reading = iter(self._inner)
+        if self._read is None:
+            self._read = next(self._reading, None)
+        return self._read
+
+    def recut(self, micro: int) -> MicroBatches:
+        cut = self._inner.recut(micro)
+        return self if cut is self._inner else cut

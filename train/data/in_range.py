@@ -3,13 +3,15 @@
 PyTorch would find a wrong one in the middle of the training: an IndexError, or the end of a GPU's work.
 """
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 
 from torch import Tensor
 
 from train.batch import BatchPlan
 from train.batch.window import IGNORED, Batch, Place
+from train.data.deferred import Deferred
 from train.data.packed_stream import PackedStream
 from train.data.reading import LABELS, Columns
 from train.data.rows import Rows
@@ -34,8 +36,19 @@ class InRange:
     def shares(self, plan: BatchPlan, seed: int, rank: int, place: Place, overfit: int | None) -> Iterator[RankShare]:
         """As data.shares has it."""
         for share in self.samples.shares(plan, seed, rank, place, overfit):
-            self.checked(share.samples, share.epoch)
-            yield share
+            if isinstance(share.samples, Deferred):
+                yield replace(share, check=partial(self.checked, epoch=share.epoch))
+            else:
+                self.checked(share.samples, share.epoch)
+                yield share
+
+    @property
+    def is_weighed(self) -> bool:
+        return self.samples.is_weighed
+
+    def deferred(self, weighed: Sequence[str]) -> "InRange":
+        """As data.shares has it; each is looked at when it is read."""
+        return replace(self, samples=self.samples.deferred(weighed))
 
     def checked(self, batch: Batch, epoch: int) -> Batch:
         for name, outputs in self.outputs.items():

@@ -1,43 +1,36 @@
 """Samples that cost time: read from the disk or transformed, in worker processes, ahead of the step that needs them."""
 
-import multiprocessing
-import multiprocessing.process
-import multiprocessing.util
-import signal
-import threading
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import tee
-from typing import Any, cast
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader
 
 from train.batch import Assignment, BatchPlan, sample_ids
 from train.batch.order import Ids
 from train.batch.window import Batch, Place
+from train.data.deferred import Deferred, cut_anew, spans
 from train.data.pixels import pixels_of
+from train.data.read_ahead import Queue
 from train.data.reading import stack
 from train.data.rows import Rows, Table, finished
 from train.data.shares import DataError, RankShare, assignments
-from train.errors import RunFailed
-from train.launching import STOP_SIGNALS
+from train.data.workers import answered, check_shared_memory
 from train.randomness import Generators, seed_of_sample
-from train.redaction import guard_streams
 
 Transform = Callable[[Batch, torch.Generator], Batch]
 """(one sample, a generator for its random numbers) -> the sample; columns without a dimension for samples."""
-Request = tuple[int, Ids]
-"""(epoch, samples)"""
 
-AHEAD = 2  # requests that wait in each worker
-LOOK_SECONDS = 1.0  # between two looks whether all workers are there, while one is waited for
+WEIGHED_AT_ONCE = 1024  # samples
 
 
-class WorkerLost(RunFailed):
-    """A process that loads samples was killed, or gave nothing for too long."""
+class Request(NamedTuple):
+    epoch: int
+    ids: Ids
+    weighs: bool = False  # only the columns that weights are counted from
 
 
 @dataclass(frozen=True)
@@ -52,6 +45,8 @@ class Loader:
     workers: int
     timeout_seconds: float  # for one request
     keeps_pixels: bool = False  # images of 8 bits as they are stored: the device scales them
+    is_deferred: bool = False  # requests are micro-batches, not a step's samples
+    weighing: Rows | Table | None = None  # the same samples, with the columns that weights are counted from
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -59,6 +54,16 @@ class Loader:
     @property
     def size(self) -> int:
         return len(self)
+
+    @property
+    def is_weighed(self) -> bool:
+        return self.weighing is not None
+
+    def deferred(self, weighed: Sequence[str]) -> "Loader":
+        """As data.shares has it. What a transform makes is known when it is made."""
+        can_weigh = bool(weighed) and self.transform is None and self.samples.has(weighed)
+        weighing = self.samples.only(weighed) if can_weigh else None
+        return replace(self, keeps_pixels=True, is_deferred=True, weighing=weighing)
 
     def fetch(self, ids: Ids, epoch: int = 0) -> Batch:
         picked, images = self.samples.pick(ids), self.samples.images
@@ -79,32 +84,45 @@ class Loader:
 
     def __getitems__(self, request: Request) -> Batch | DataError:
         """What DataLoader calls. An error of the data is handed over as it is, not as a worker's traceback."""
-        epoch, ids = request
         try:
-            return self.fetch(ids, epoch)
+            if request.weighs:
+                assert self.weighing is not None
+                return finished(stack(self.weighing.pick(request.ids), request.ids), self.weighing.images, request.ids)
+            return self.fetch(request.ids, request.epoch)
         except DataError as error:
             return error
 
     def first(self, seed: int, count: int) -> Batch:
         return self.fetch(sample_ids(len(self), seed, 0, 0, min(count, len(self))))
 
+    @cached_property
+    def bytes_of_sample(self) -> int:
+        """Of the first one, as it is read."""
+        return sum(column.nbytes for column in self.fetch(np.arange(min(1, len(self)))).values())
+
     def batches(self, ids: Ids, size: int) -> Iterator[Batch]:
-        with self._read([(0, ids[start : start + size]) for start in range(0, len(ids), size)]) as read:
-            yield from read
+        self._check_shared(min(size, len(ids)))
+        requests = (Request(0, ids[start : start + size]) for start in range(0, len(ids), size))
+        with answered(requests, self, self.workers, self.timeout_seconds) as read:
+            yield from map(_raised, read)
 
     def shares(self, plan: BatchPlan, seed: int, rank: int, place: Place, overfit: int | None) -> Iterator[RankShare]:
         """As data.shares has it."""
         return self.read(assignments(plan, seed, rank, place, overfit))
 
     def read(self, wanted: Iterable[tuple[int, Assignment]]) -> Iterator[RankShare]:
+        """This rank's shares of the steps that are wanted: (epoch, which samples)."""
+        return self._deferred(wanted) if self.is_deferred else replace(self, keeps_pixels=True)._whole(wanted)
+
+    def _whole(self, wanted: Iterable[tuple[int, Assignment]]) -> Iterator[RankShare]:
         """A filler is read behind the samples of its step."""
         wanted, asked = tee(wanted)
         requests = (
-            (epoch, np.concatenate([found.ids, found.filler_ids]) if 0 in found.sizes else found.ids)
+            Request(epoch, np.concatenate([found.ids, found.filler_ids]) if 0 in found.sizes else found.ids)
             for epoch, found in asked
         )
-        with replace(self, keeps_pixels=True)._read(requests) as read:
-            for (epoch, found), batch in zip(wanted, read, strict=False):
+        with answered(self._checked(requests), self, self.workers, self.timeout_seconds) as read:
+            for (epoch, found), batch in zip(wanted, map(_raised, read), strict=False):
                 count = sum(found.sizes)
                 filler = {}
                 if 0 in found.sizes:
@@ -120,104 +138,111 @@ class Loader:
                     of_step=found.samples,
                 )
 
-    @contextmanager
-    def _read(self, requests: Iterable[Request]) -> Iterator[Iterator[Batch]]:
-        """The samples of each request, in order. Afterwards no worker is left, not even one that is stuck."""
-        # DataLoader draws a seed for its workers from it. Nothing else does: each sample has a seed of its own.
-        own = torch.Generator()
-        loader: Iterable[Batch | DataError] = DataLoader(
-            cast(Any, self),
-            batch_sampler=cast(Any, requests),
-            collate_fn=cast(Any, _as_it_is),
-            num_workers=self.workers,
-            prefetch_factor=AHEAD if self.workers else None,
-            timeout=LOOK_SECONDS if self.workers else 0,
-            worker_init_fn=_begin_worker,
-            generator=own,
-        )
-        others = set(multiprocessing.active_children())
-        with _begun(loader) as read:
-            workers = set(multiprocessing.active_children()) - others
-            # Of a rank that ends by an error. multiprocessing itself would ask by SIGTERM, and wait.
-            at_exit = multiprocessing.util.Finalize(None, _kill, (workers,), exitpriority=1)
-            try:
-                yield self._checked(read)
-            finally:
-                _end(read, workers)
-                at_exit.cancel()
+    def _deferred(self, wanted: Iterable[tuple[int, Assignment]]) -> Iterator[RankShare]:
+        wanted, asked = tee(wanted)
+        queue = Queue()
+        requests = self._checked(queue.noted(self._micro_batches(asked)))
+        with answered(requests, self, self.workers, self.timeout_seconds) as read, queue.reading(map(_raised, read)):
+            for number, (epoch, found) in enumerate(wanted):
+                yield RankShare(
+                    epoch=epoch,
+                    last_of_epoch=found.last_of_epoch,
+                    samples=_Requested(self, queue, number, epoch, found),
+                    sizes=found.sizes,
+                    largest=found.largest,
+                    of_step=found.samples,
+                )
 
-    def _checked(self, read: Iterator[Batch | DataError]) -> Iterator[Batch]:
-        while True:
-            try:
-                batch = self._next(read)
-            except StopIteration:
-                return
-            if isinstance(batch, DataError):
-                raise batch
+    def _micro_batches(self, asked: Iterable[tuple[int, Assignment]]) -> Iterator[tuple[tuple[int, int], Request]]:
+        """((step, part of it), request), about in the order in which a run takes them: the weights of a step one step
+        before its micro-batches."""
+        before: tuple[int, int, Assignment] | None = None
+        for number, (epoch, found) in enumerate(asked):
+            if self.weighing is None:
+                yield from _of_step(number, epoch, found)
+                continue
+            for i, start in enumerate(range(0, len(found.ids), WEIGHED_AT_ONCE)):
+                yield (number, -1 - i), Request(epoch, found.ids[start : start + WEIGHED_AT_ONCE], weighs=True)
+            if before is not None:
+                yield from _of_step(*before)
+            before = number, epoch, found
+        if before is not None:
+            yield from _of_step(*before)
+
+    def _checked(self, requests: Iterable[Request]) -> Iterator[Request]:
+        """Raises TooLittleShared before the first of them."""
+        for number, request in enumerate(requests):
+            if number == 0:
+                self._check_shared(len(request.ids))
+            yield request
+
+    def _check_shared(self, samples: int) -> None:
+        if self.workers:
+            check_shared_memory(self.workers, samples * self.bytes_of_sample)
+
+
+class _Requested(Deferred):
+    """One rank's samples of a step that were asked for as micro-batches."""
+
+    def __init__(self, loader: Loader, queue: Queue, number: int, epoch: int, found: Assignment) -> None:
+        self.images = loader.samples.images if loader.transform is None else frozenset()
+        self.is_weighed = loader.weighing is not None
+        self._loader = loader
+        self._queue = queue
+        self._number = number
+        self._epoch = epoch
+        self._found = found
+        self._is_taken = False  # workers read it once
+        self._filler: Batch | None = None
+
+    def pieces(self, sizes: Sequence[int]) -> Iterator[Batch]:
+        full = [size for size in sizes if size]
+        read = self._again(full) if self._is_taken else self._ahead(full)
+        self._is_taken = True
+        for size in sizes:
+            yield next(read) if size else self._one_filler()
+
+    def _ahead(self, full: Sequence[int]) -> Iterator[Batch]:
+        """In the sizes that were asked for, or cut anew."""
+        asked = [(i, size) for i, size in enumerate(self._found.sizes) if size]
+        pieces = self._taken(i for i, _ in asked)
+        return pieces if [size for _, size in asked] == list(full) else cut_anew(pieces, full)
+
+    def _taken(self, parts: Iterable[int]) -> Iterator[Batch]:
+        starts = list(spans(self._found.sizes))
+        for part in parts:
+            batch = self._queue.take((self._number, part))
+            yield self._fetch(*starts[part]) if batch is None else batch
+
+    def _again(self, full: Sequence[int]) -> Iterator[Batch]:
+        return (self._fetch(start, stop) for start, stop in spans(full))
+
+    def _fetch(self, start: int, stop: int) -> Batch:
+        return self._loader.fetch(self._found.ids[start:stop], self._epoch)
+
+    def _one_filler(self) -> Batch:
+        if self._filler is None:
+            read = self._queue.take((self._number, self._found.sizes.index(0))) if 0 in self._found.sizes else None
+            self._filler = self._loader.fetch(self._found.filler_ids, self._epoch) if read is None else read
+        return self._filler
+
+    def weighed(self) -> Iterator[Batch]:
+        for i in range(-(-len(self._found.ids) // WEIGHED_AT_ONCE)):
+            batch = self._queue.take((self._number, -1 - i))
+            assert batch is not None, "weights are counted once"
             yield batch
 
-    def _next(self, read: Iterator[Batch | DataError]) -> Batch | DataError:
-        """Raises WorkerLost."""
-        looks = 0  # counted, not timed: a job that wakes from a long freeze has waited for one
-        while True:
-            looks += 1
-            try:
-                return next(read)
-            except RuntimeError as error:
-                said = str(error)
-                if not said.startswith("DataLoader"):
-                    raise
-                late = said.startswith("DataLoader timed out")  # no worker is gone: it may be asked again
-                if late and looks * LOOK_SECONDS < self.timeout_seconds:
-                    continue
-                why = f"no worker gave anything for {self.timeout_seconds:g} s" if late else said
-                raise WorkerLost(
-                    f"loading samples: {why}. data.workers=0 loads in the rank itself and shows where; a machine out "
-                    f"of memory kills workers too: try fewer. They may take half of runtime.timeout_seconds"
-                ) from error
+
+def _of_step(number: int, epoch: int, found: Assignment) -> Iterator[tuple[tuple[int, int], Request]]:
+    """A filler is asked for once."""
+    for part, (start, stop) in enumerate(spans(found.sizes)):
+        if stop > start:
+            yield (number, part), Request(epoch, found.ids[start:stop])
+    if 0 in found.sizes:
+        yield (number, found.sizes.index(0)), Request(epoch, found.filler_ids)
 
 
-@contextmanager
-def _begun(loader: Iterable[Batch | DataError]) -> Iterator[Iterator[Batch | DataError]]:
-    """Without torch's handler, which raises the loss of a worker wherever the rank happens to be: in the midst of a
-    message to the others, say, who then never hear of it. `next` finds it too."""
-    is_main_thread = threading.current_thread() is threading.main_thread()
-    handler = signal.getsignal(signal.SIGCHLD)
-    read = iter(loader)
-    if is_main_thread:
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    try:
-        yield read
-    finally:
-        if is_main_thread:
-            signal.signal(signal.SIGCHLD, handler)
-
-
-def _end(read: object, workers: Iterable[multiprocessing.process.BaseProcess]) -> None:
-    """At once, so that an error reaches the other ranks before they give up: DataLoader itself waits for a worker that
-    is stuck, and for ever where it was stopped."""
-    _kill(workers)
-    getattr(read, "_shutdown_workers", lambda: None)()  # signs them off; deleting `read` would, but errors keep it
-
-
-def _kill(workers: Iterable[multiprocessing.process.BaseProcess]) -> None:
-    for worker in workers:
-        worker.kill()
-        worker.join()
-
-
-def _as_it_is(batch: Batch) -> Batch:
-    return batch
-
-
-def _begin_worker(_: int) -> None:
-    """A signal to stop is for the rank, which goes on until its step is done.
-
-    SLURM sends it to every process of a job, as systemd does: to the workers, and to the torch_shm_manager that each of
-    them starts, which holds what was read and inherits what is ignored. A rank crashes where one of these is gone.
-    """
-    guard_streams()  # a forked one has them already
-    # The default hands a batch over with the worker's help: a rank would wait without limit for one that was stopped.
-    cast(Any, torch.multiprocessing).set_sharing_strategy("file_system")
-    for name in STOP_SIGNALS:
-        signal.signal(getattr(signal, name), signal.SIG_IGN)
+def _raised(answer: Batch | DataError) -> Batch:
+    if isinstance(answer, DataError):
+        raise answer
+    return answer

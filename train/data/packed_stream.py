@@ -1,7 +1,7 @@
 """Blocks of tokens out of a stream of documents: every rank tokenises all of them, and keeps its own blocks."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 
 import pyarrow as pa
@@ -62,13 +62,22 @@ class PackedStream(Stream):
                 raise DataError(f"data.tokenizer: {error}") from error
             row += table.num_rows
 
-    def _batch(self, table: pa.Table, first: int, count: int, ids: range) -> Batch:
-        if not count:  # nothing left for this rank: it takes the filler
+    def _has(self, names: Sequence[str]) -> bool:
+        return set(names) <= set(self.needed)
+
+    def _only(self, names: Sequence[str]) -> "PackedStream":
+        return replace(self, needed=names)
+
+    def _images(self, rows: pa.Table) -> frozenset[str]:
+        return frozenset()
+
+    def _batch(self, rows: pa.Table, ids: range) -> Batch:
+        if not rows.num_rows:  # nothing left for this rank: it takes the filler
             return {}
-        flat = table.slice(first, count).column("block").combine_chunks().flatten().to_numpy()
-        pieces = flat.copy().reshape(count, self.block_size + 1)  # Arrow's own memory is not to be written to
+        flat = rows.column("block").combine_chunks().flatten().to_numpy()
+        pieces = flat.copy().reshape(rows.num_rows, self.block_size + 1)  # Arrow's own memory is not to be written to
         try:
             columns = columns_of(pieces, self.tokenizer, self.needed)
         except TokenizerError as error:
             raise DataError(f"data.tokenizer: {error}") from error
-        return finished({name: torch.from_numpy(columns[name]) for name in self.needed}, frozenset(), ids[:count])
+        return finished({name: torch.from_numpy(columns[name]) for name in self.needed}, frozenset(), ids)

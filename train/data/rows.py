@@ -1,7 +1,7 @@
 """Samples that can be fetched by their place: held in memory, or read from the disk when their turn comes."""
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -12,6 +12,7 @@ from torch import Tensor
 from train.batch import Assignment, BatchPlan, sample_ids
 from train.batch.order import Ids
 from train.batch.window import Batch, Place
+from train.data.deferred import DeferredReads
 from train.data.pixels import pixels_of, scaled
 from train.data.reading import Picked, Reader, stack
 from train.data.shares import RankShare, assignments
@@ -24,6 +25,8 @@ class Rows:
     columns: Batch
     images: frozenset[str] = frozenset()  # columns of whole numbers that are given out as float32 in [0, 1]
     tokens: Tensor | None = None  # (samples,): of each block, without what fills it up; None: samples are no blocks
+    is_deferred: bool = False  # samples are fetched when their micro-batch's turn comes
+    weighing: "Rows | None" = None  # with it: the same samples, with the columns that weights are counted from
 
     def __len__(self) -> int:
         return len(next(iter(self.columns.values())))
@@ -56,10 +59,30 @@ class Rows:
         """As data.shares has it. Any share can be read without those before it."""
         return self.read(assignments(plan, seed, rank, place, overfit))
 
+    @property
+    def is_weighed(self) -> bool:
+        return self.weighing is not None
+
+    def deferred(self, weighed: Sequence[str]) -> "Rows":
+        """As data.shares has it."""
+        weighing = self.only(weighed) if weighed and self.has(weighed) else None
+        return replace(self, is_deferred=True, weighing=weighing)
+
+    def has(self, names: Sequence[str]) -> bool:
+        return set(names) <= self.columns.keys()
+
+    def only(self, names: Sequence[str]) -> "Rows":
+        """Without the other columns."""
+        return Rows({name: self.columns[name] for name in names}, self.images.intersection(names))
+
     def read(self, wanted: Iterable[tuple[int, Assignment]]) -> Iterator[RankShare]:
+        """This rank's shares of the steps that are wanted: (epoch, which samples)."""
         pixels = pixels_of(self.columns, self.images)
         fetch = partial(self._fetch, images=self.images - pixels)
         for epoch, found in wanted:
+            if self.is_deferred:
+                yield self._deferred(epoch, found, fetch)
+                continue
             filler = fetch(found.filler_ids) if 0 in found.sizes else {}
             yield RankShare(
                 epoch=epoch,
@@ -72,6 +95,25 @@ class Rows:
                 of_step=found.samples,
                 tokens=self.tokens_of(found.ids),
             )
+
+    def _deferred(self, epoch: int, found: Assignment, fetch: Callable[[Ids], Batch]) -> RankShare:
+        weighing = self.weighing
+        samples = DeferredReads(
+            read=lambda start, stop: fetch(found.ids[start:stop]),
+            filler=lambda: fetch(found.filler_ids),
+            weighed=None if weighing is None else lambda start, stop: weighing.fetch(found.ids[start:stop]),
+            sizes=found.sizes,
+            images=self.images,
+        )
+        return RankShare(
+            epoch=epoch,
+            last_of_epoch=found.last_of_epoch,
+            samples=samples,
+            sizes=found.sizes,
+            largest=found.largest,
+            of_step=found.samples,
+            tokens=self.tokens_of(found.ids),
+        )
 
     def tokens_of(self, ids: Ids) -> int | None:
         return None if self.tokens is None else int(self.tokens[torch.from_numpy(ids.copy())].sum())
@@ -88,6 +130,14 @@ class Table:
 
     def __len__(self) -> int:
         return len(self.dataset)
+
+    def has(self, names: Sequence[str]) -> bool:
+        return set(names) <= self.reader.columns.keys()
+
+    def only(self, names: Sequence[str]) -> "Table":
+        """Without the other columns."""
+        reader = replace(self.reader, columns={name: self.reader.columns[name] for name in names})
+        return Table(self.dataset.select_columns(reader.names), reader, self.images.intersection(names), self.rows)
 
     def pick(self, ids: Ids) -> Picked:
         """The samples `ids`, in that order, as they are stored."""

@@ -1,7 +1,7 @@
 """One rank's share of a step, as it was read: the ranks have not agreed on anything about it yet."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import repeat
 from typing import Protocol
@@ -12,7 +12,8 @@ from train.batch import Assignment, BatchPlan, assign
 from train.batch.order import Ids
 from train.batch.plan import split_evenly
 from train.batch.window import Batch, MicroBatch, Place
-from train.data.pixels import Scaled
+from train.data.deferred import Deferred
+from train.data.pixels import as_a_task_gets_it, pixels_of
 from train.errors import UserError
 
 
@@ -40,33 +41,56 @@ class RankShare:
 
     epoch: int
     last_of_epoch: bool
-    samples: Batch  # micro-batch after micro-batch
+    samples: Batch | Deferred  # micro-batch after micro-batch; Deferred: read when its turn comes
     sizes: tuple[int, ...]  # of the micro-batches; 0: nothing left, take the filler
-    filler: Batch  # one sample of the step; {} where no micro-batch is empty
+    filler: Batch = field(default_factory=dict)  # one sample of the step; {} where none is needed, or none is read yet
     pixels: frozenset[str] = frozenset()  # columns of 0 to 255, which a task gets as float32 in [0, 1]
     largest: int  # samples of the rank that has the most: none needs more micro-batches than that one
     of_step: int = 0  # samples, over all ranks
     tokens: int | None = None  # in these samples, without what fills a block up; None: samples are no blocks
     trim: Callable[[Batch], Batch] | None = None  # cuts padding off a micro-batch
+    check: Callable[[Batch], object] | None = None  # of samples that are read later; raises DataError
     _micro_batches: tuple[MicroBatch, ...] | None = field(default=None, init=False)  # cut once, when first asked for
 
     def __len__(self) -> int:
         return len(self.sizes)
 
     def __iter__(self) -> Iterator[MicroBatch]:
+        if isinstance(self.samples, Deferred):
+            return self._read(self.samples)
         if self._micro_batches is None:
-            self._micro_batches = self._cut()
+            self._micro_batches = self._cut(self.samples)
         return iter(self._micro_batches)
 
-    def as_a_task_gets_it(self) -> Batch:
-        """All samples; pixels are scaled when a task asks for them, which counts labels as a rule."""
-        return Scaled(self.samples, self.pixels) if self.pixels else self.samples
+    @property
+    def is_deferred(self) -> bool:
+        """Samples are read when their micro-batch's turn comes."""
+        return isinstance(self.samples, Deferred)
+
+    @property
+    def is_late(self) -> bool:
+        """Weights are known when the last micro-batch is read."""
+        return isinstance(self.samples, Deferred) and not self.samples.is_weighed
+
+    def weights(self, loss_weight: Callable[[Batch], Mapping[str, float]]) -> Mapping[str, float]:
+        """By term, of all samples, unless they are known late."""
+        if not isinstance(self.samples, Deferred):
+            return loss_weight(as_a_task_gets_it(self.samples, self.pixels))
+        sums: dict[str, float] = {}
+        for batch in self.samples.weighed():
+            if self.check is not None:
+                self.check(batch)
+            for term, weight in loss_weight(batch).items():
+                sums[term] = sums.get(term, 0.0) + weight
+        return sums
 
     def recut(self, micro: int) -> "RankShare":
         count = max(1, math.ceil(self.largest / micro))
         sizes = tuple(split_evenly(sum(self.sizes), count))
         if sizes == self.sizes:
             return self  # whose micro-batches may be announced
+        if isinstance(self.samples, Deferred):
+            return replace(self, sizes=sizes)
         # Another cut may need a filler where this one does not; any sample of the step will do.
         filler = self.filler or {name: column[:1] for name, column in self.samples.items()}
         return replace(self, sizes=sizes, filler=filler)
@@ -74,18 +98,29 @@ class RankShare:
     def placed(self, place: Callable[[Batch], Batch]) -> "RankShare":
         """The same share, its samples where `place` puts a batch, such as into pinned memory.
 
-        Where padding is trimmed, each micro-batch is placed after that, which would copy it to elsewhere.
+        Each micro-batch by itself where it is read later, or its padding trimmed, which would copy it to elsewhere.
         """
-        if self.trim is None:
-            return replace(self, samples=place(self.samples), filler=place(self.filler))
-        trim = self.trim
-        return replace(self, trim=lambda batch: place(trim(batch)))
+        if isinstance(self.samples, Deferred) or self.trim is not None:
+            trim = self.trim or _as_it_is
+            return replace(self, trim=lambda batch: place(trim(batch)))
+        return replace(self, samples=place(self.samples), filler=place(self.filler))
 
-    def _cut(self) -> tuple[MicroBatch, ...]:
-        batches = split(self.samples, self.sizes, self.filler)
+    def _cut(self, samples: Batch) -> tuple[MicroBatch, ...]:
+        batches = split(samples, self.sizes, self.filler)
         if self.trim is not None:
             batches = tuple(map(self.trim, batches))
         return tuple(map(MicroBatch, batches, self.sizes, repeat(self.pixels)))
+
+    def _read(self, samples: Deferred) -> Iterator[MicroBatch]:
+        for size, batch in zip(self.sizes, samples.pieces(self.sizes), strict=True):
+            if self.check is not None:
+                self.check(batch)
+            cut = batch if self.trim is None else self.trim(batch)
+            yield MicroBatch(cut, size, pixels_of(batch, samples.images))
+
+
+def _as_it_is(batch: Batch) -> Batch:
+    return batch
 
 
 class TrainingSet(Protocol):
@@ -105,6 +140,19 @@ class TrainingSet(Protocol):
 
         `overfit`: the steps 1 .. overfit again and again.
         """
+        ...
+
+    def deferred(self, weighed: Sequence[str]) -> "TrainingSet":
+        """The same samples, read when their micro-batch's turn comes.
+
+        `weighed`: the columns that their weights are counted from, which are read ahead.
+        """
+        ...
+
+    @property
+    def is_weighed(self) -> bool:
+        """Of deferred samples: the columns of their weights can be had without the others. Else the weights of a step
+        are unknown until its last micro-batch is read."""
         ...
 
 

@@ -1,8 +1,8 @@
 """Samples that come one after the other, as many as there are: read by every rank in one global order."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pyarrow as pa
 from datasets import Features, Image, IterableDataset
@@ -11,6 +11,8 @@ from datasets.distributed import split_dataset_by_node
 from train.batch import BatchPlan, divide, key_of
 from train.batch.window import Batch, Place
 from train.data.checks import check_values
+from train.data.deferred import DeferredReads
+from train.data.pixels import pixels_of, scaled
 from train.data.reading import Reader, stack
 from train.data.rows import finished
 from train.data.shares import DataError, RankShare
@@ -35,6 +37,8 @@ class Stream:
     by_rank: bool
     explain: Callable[[Exception], Exception] | None = None  # what cannot be read, such as a damaged file
     by_user_code: bool = False  # the user's own code makes the samples while they are read, and may draw
+    is_deferred: bool = False  # samples are decoded when their micro-batch's turn comes
+    weighing: "Stream | None" = None  # with it: the same, with the columns that weights are counted from
 
     @property
     def size(self) -> None:
@@ -43,7 +47,8 @@ class Stream:
     def first(self, seed: int, count: int) -> Batch:
         with self._explained():
             _, table, _ = next(self._apart(self._blocks(self._order(self.dataset, seed, 0), count), seed, 0))
-        return self._batch(table, 0, table.num_rows, range(table.num_rows))
+        batch, images = self._batch(table, range(table.num_rows)), self._images(table)
+        return {name: scaled(column) if name in images else column for name, column in batch.items()}
 
     def shares(self, plan: BatchPlan, seed: int, rank: int, place: Place, overfit: int | None) -> Iterator[RankShare]:
         """As data.shares has it; to begin at a place, what comes before it is read and left out."""
@@ -65,17 +70,19 @@ class Stream:
             for start, table, last in self._apart(found, seed, place.epoch):
                 first, sizes = divide(plan.at(seen), table.num_rows, rank)
                 seen += table.num_rows
-                filler = self._batch(table, 0, 1, range(start, start + 1)) if 0 in sizes else {}
-                ids = range(start + first, start + first + sum(sizes))
-                yield RankShare(
-                    epoch=place.epoch,
-                    last_of_epoch=last,
-                    samples=self._batch(table, first, sum(sizes), ids),
-                    sizes=sizes,
-                    filler=filler,
-                    largest=max(plan.shares(table.num_rows)),
-                    of_step=table.num_rows,
-                    tokens=self._tokens(table, first, sum(sizes)),
+                yield self._share(
+                    RankShare(
+                        epoch=place.epoch,
+                        last_of_epoch=last,
+                        samples={},
+                        sizes=sizes,
+                        largest=max(plan.shares(table.num_rows)),
+                        of_step=table.num_rows,
+                        tokens=self._tokens(table, first, sum(sizes)),
+                    ),
+                    table.slice(first, sum(sizes)),
+                    range(start + first, start + first + sum(sizes)),
+                    (table.slice(0, 1), range(start, start + 1)),
                 )
             place = Place(0 if overfit else place.epoch + 1, 0, seen)
 
@@ -98,16 +105,55 @@ class Stream:
         found = self._blocks(own.repeat(None), wanted, place.samples // plan.effective * wanted)
         for start, table, _ in self._apart(found, seed, 0):
             ids = range(rank + start * plan.world_size, rank + (start + wanted) * plan.world_size, plan.world_size)
-            filler = self._batch(table, 0, 1, ids) if 0 in sizes else {}
-            yield RankShare(
-                epoch=0,
-                last_of_epoch=False,
-                samples=self._batch(table, 0, sum(sizes), ids),
-                sizes=sizes,
-                filler=filler,
-                largest=max(plan.shares(plan.effective)),
-                tokens=self._tokens(table, 0, sum(sizes)),
+            yield self._share(
+                RankShare(
+                    epoch=0,
+                    last_of_epoch=False,
+                    samples={},
+                    sizes=sizes,
+                    largest=max(plan.shares(plan.effective)),
+                    tokens=self._tokens(table, 0, sum(sizes)),
+                ),
+                table.slice(0, sum(sizes)),
+                ids[: sum(sizes)],
+                (table.slice(0, 1), ids[:1]),
             )
+
+    @property
+    def is_weighed(self) -> bool:
+        return self.weighing is not None
+
+    def deferred(self, weighed: Sequence[str]) -> "Stream":
+        """As data.shares has it; rows are kept undecoded until their step is over."""
+        weighing = self._only(weighed) if weighed and self._has(weighed) else None
+        return replace(self, is_deferred=True, weighing=weighing)
+
+    def _has(self, names: Sequence[str]) -> bool:
+        return set(names) <= self.reader.columns.keys()
+
+    def _only(self, names: Sequence[str]) -> "Stream":
+        return replace(self, reader=replace(self.reader, columns={name: self.reader.columns[name] for name in names}))
+
+    def _share(self, share: RankShare, rows: pa.Table, ids: range, filler: tuple[pa.Table, range]) -> RankShare:
+        """The share with its samples: `rows`, with these `sample_id`s, decoded now or later; `filler`: one of them."""
+        if self.is_deferred:
+            weighing = self.weighing
+            share.samples = DeferredReads(
+                read=lambda start, stop: self._read(rows, start, stop, ids),
+                filler=lambda: self._batch(*filler),
+                weighed=None if weighing is None else lambda start, stop: weighing._read(rows, start, stop, ids),
+                sizes=share.sizes,
+                images=self._images(rows),
+            )
+            return share
+        share.samples = self._batch(rows, ids)
+        share.filler = self._batch(*filler) if 0 in share.sizes else {}
+        share.pixels = pixels_of(share.samples, self._images(rows)) if share.samples else frozenset()
+        return share
+
+    def _read(self, rows: pa.Table, start: int, stop: int, ids: range) -> Batch:
+        with self._explained():
+            return self._batch(rows.slice(start, stop - start), ids[start:stop])
 
     def _tokens(self, table: pa.Table, first: int, count: int) -> int | None:
         """Of some rows of a table, where samples are blocks of tokens."""
@@ -136,17 +182,22 @@ class Stream:
         chosen = chosen.skip(start) if start else chosen
         return one_ahead(chosen.with_format("arrow").iter(batch_size=size, drop_last_batch=drop_tail), start)
 
-    def _batch(self, table: pa.Table, first: int, count: int, ids: range) -> Batch:
-        """Some rows of a table, under the names of the task, with these `sample_id`s (as many as there are rows)."""
-        if not count:  # nothing left for this rank: it takes the filler
+    def _batch(self, rows: pa.Table, ids: range) -> Batch:
+        """Rows under the names of the task, with these `sample_id`s."""
+        if not rows.num_rows:  # nothing left for this rank: it takes the filler
             return {}
-        features = self.dataset.features or Features.from_arrow_schema(table.schema)
-        rows = table.slice(first, count)
         check_values(rows, self.reader, "train", ids.start)
-        images = frozenset(
-            name for name, own in self.reader.columns.items() if isinstance(features.get(str(own)), Image)
-        )
-        return finished(stack(self.reader.read(rows, features, ids[:count]), ids), images, ids[:count])
+        batch = stack(self.reader.read(rows, self._features(rows), ids), ids)
+        images = self._images(rows)
+        return finished(batch, images - pixels_of(batch, images), ids)
+
+    def _features(self, rows: pa.Table) -> Features:
+        return self.dataset.features or Features.from_arrow_schema(rows.schema)
+
+    def _images(self, rows: pa.Table) -> frozenset[str]:
+        """Columns of images, by the names of the task."""
+        features = self._features(rows)
+        return frozenset(name for name, own in self.reader.columns.items() if isinstance(features.get(str(own)), Image))
 
 
 def one_ahead(tables: Iterable[pa.Table], start: int) -> Blocks:

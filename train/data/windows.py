@@ -2,8 +2,11 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
-from train.batch.window import Batch, Window
+from train.batch.window import MicroBatches, Window
+from train.data.device_prefetch import Placeable
+from train.data.in_step import InStep, LateWeights, LossWeight, Spare
 from train.data.shares import RankShare
 from train.distributed.ranks import Ranks, Sum
 
@@ -14,6 +17,8 @@ class _Ahead:
 
     k: int
     share: RankShare | None  # None: it could not be read
+    micro_batches: MicroBatches | None
+    late: LateWeights | None
     failure: Exception | None
     message: Sum  # [ranks that failed, ranks that were asked to stop, samples, tokens, weight of each term]
 
@@ -27,18 +32,22 @@ class Windows:
     """Iterates over the windows of steps first .. last, one for each of `shares`.
 
     It ends earlier, on every rank before the same step, once `stop_requested()` was true on any of them. A failure to
-    read is raised on every rank before the step it belongs to.
+    read is raised on every rank before the step it belongs to. Where samples are read in the step itself, no rank
+    updates from that step on, until all raise it (one rank alone raises it at once).
     """
 
     shares: Iterator[RankShare]
     ranks: Ranks
     terms: Sequence[str]  # of the loss, in an order that all ranks share
-    loss_weight: Callable[[Batch], Mapping[str, float]]  # by term
+    loss_weight: LossWeight
     stop_requested: Callable[[], bool]
     last: int
     first: int = 1
     seen: int = 0  # samples, over all ranks, before the first of these steps
     check: Callable[[], None] = lambda: None  # raises what keeps this rank from going on: all ranks end by it
+    announce: Callable[[Placeable], MicroBatches] = lambda micro_batches: micro_batches
+    """Takes those of each step in order, one step before they are trained, and gives the same."""
+    spare: Spare | None = None  # needed for samples that are read in the step itself
 
     def __iter__(self) -> Iterator[Window]:
         ahead = self._start(self.first) if self.first <= self.last else None
@@ -54,7 +63,8 @@ class Windows:
             ahead = following
 
     def _start(self, k: int) -> _Ahead:
-        share = failure = None
+        share = late = failure = None
+        micro_batches: MicroBatches | None = None
         samples = tokens = 0
         stop = False
         numbers = [0.0 for _ in self.terms]
@@ -67,13 +77,23 @@ class Windows:
             share = next(self.shares)
             samples = sum(share.sizes)
             tokens = share.tokens or 0
-            if samples:  # what adds up over micro-batches may as well be counted at once
-                weights = self.loss_weight(share.as_a_task_gets_it() if share.pixels else share.samples)
+            if samples and not share.is_late:  # what adds up over micro-batches may as well be counted at once
+                weights = share.weights(self.loss_weight)
                 numbers = [weights[term] for term in self.terms]
+            late = LateWeights(self.terms, self.ranks) if share.is_late else None
+            micro_batches = self.announce(self._in_step(share, late) if share.is_deferred else share)
         except Exception as error:  # sent to the other ranks first: they would wait for this one in the next reduction
             failure = error
         message = self.ranks.start_sum([failure is not None, stop, samples, tokens, *numbers])
-        return _Ahead(k, share, failure, message)
+        return _Ahead(k, share, micro_batches, late, failure, message)
+
+    def _in_step(self, share: RankShare, late: LateWeights | None) -> InStep:
+        # One rank alone raises what it cannot read.
+        return InStep(share, self.loss_weight, late, self.spare if self.ranks.world_size > 1 else None)
+
+    @cached_property
+    def _weight_of_sample(self) -> float:
+        return 1.0 if self.spare is None else self.spare.weight(self.loss_weight)
 
     def _finish(self, ahead: _Ahead, seen: int) -> Window | None:
         failed, stop, samples, tokens, *weights = ahead.message.wait()
@@ -82,12 +102,16 @@ class Windows:
         if stop:
             return None
         assert ahead.share is not None  # else there was a failure
+        assert ahead.micro_batches is not None
+        by_term: Mapping[str, float] = dict(zip(self.terms, weights, strict=True))
+        if ahead.late is not None:
+            by_term = ahead.late.expecting(samples * self._weight_of_sample)
         return Window(
             k=ahead.k,
             epoch=ahead.share.epoch,
-            micro_batches=ahead.share,
+            micro_batches=ahead.micro_batches,
             samples=int(samples),
-            weights=dict(zip(self.terms, weights, strict=True)),
+            weights=by_term,
             last_of_epoch=ahead.share.last_of_epoch,
             seen=seen,
             tokens=None if ahead.share.tokens is None else int(tokens),

@@ -18,6 +18,13 @@ class Alone:
     def __init__(self) -> None:
         self.messages = 0  # in which this rank has taken part
         self.error: Exception | None = None
+        self.left_out = False
+        """A step was not applied, since this rank could not read its samples: no state after it is to be saved."""
+
+    def check_whole(self) -> None:
+        """Raises what kept a step from being applied. Asked where all ranks agree."""
+        if self.left_out:
+            self.check()
 
     def check(self) -> None:
         """Raises what was kept. Asked where all ranks agree."""

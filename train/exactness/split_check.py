@@ -141,7 +141,8 @@ class Step:
         data = self.data.limited(plan, self.seed) if isinstance(self.data, ByLength) else self.data
         shares = data.shares(plan, self.seed, self.ranks.rank, Place(), None)
         windows = Windows(
-            shares=self.learner.feed.announced(shares),
+            shares=shares,
+            announce=self.learner.feed.announce,
             ranks=self.ranks,
             terms=terms,
             loss_weight=lambda batch: by_term(task.loss_weight(batch)),

@@ -55,7 +55,7 @@ def reduced(evaluate: Evaluate, learner: Learner, ranks: Ranks) -> Evaluate:
     """The same function, which is not reached where the last reduction went wrong on a rank: it may save weights."""
 
     def checked(module: nn.Module) -> dict[str, float]:
-        ranks.together(learner.parallel.check)
+        ranks.together(lambda: _check_whole(learner, ranks))
         return evaluate(module)
 
     return evaluate if ranks.world_size == 1 else checked
@@ -67,12 +67,18 @@ def agreed(save: Callable[..., None], learner: Learner, ranks: Ranks) -> Callabl
         return save
 
     def checked(step: int, **options: object) -> None:
-        ranks.together(learner.parallel.check)
+        ranks.together(lambda: _check_whole(learner, ranks))
         if not learner.parallel.is_sharded:
             _check_agreement(_weights(learner), f"after step {step}", "nothing was saved", ranks)
         save(step, **options)
 
     return checked
+
+
+def _check_whole(learner: Learner, ranks: Ranks) -> None:
+    """Raises what has kept a step from being applied on this rank, or its gradients from being reduced."""
+    learner.parallel.check()
+    ranks.alone.check_whole()
 
 
 def _weights(learner: Learner) -> dict[str, Tensor]:

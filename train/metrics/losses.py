@@ -8,7 +8,7 @@ from train.step import Learner
 
 
 def mean_losses(learner: Learner, window: Window, totals: Sequence[float]) -> dict[str, float]:
-    """{metric: value} of each term of the loss, and of the loss that was optimised.
+    """{metric: value} of each term of the loss, and of the loss that was optimised; empty where nothing counts.
 
     `totals`: the sums of forward_backward, over all micro-batches and ranks of the step.
     """
@@ -18,5 +18,4 @@ def mean_losses(learner: Learner, window: Window, totals: Sequence[float]) -> di
         if weight:
             metrics[f"train/{term}"] = total / weight
             loss += learner.coefficients[term] * (total / weight)
-    metrics[metric_names.LOSS] = loss
-    return metrics
+    return metrics | {metric_names.LOSS: loss} if metrics else {}

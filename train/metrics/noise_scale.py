@@ -84,6 +84,7 @@ class NoiseScale:
             )
 
         announced = announcing(learner, lambda: norms.append([]))
+        expected = sum(window.weights.values())
         hooks = [parameter.register_hook(on_gradient) for parameter in learner.parameters]
         try:
             losses = compute_gradient(announced, window)
@@ -96,6 +97,8 @@ class NoiseScale:
             if size and found:  # a filler has no weight
                 parts += torch.stack(found).square().sum() * (window.samples / size)
         parts /= learner.world_size**2  # the step multiplies by the number of ranks what their mean divides by
+        total = sum(window.weights.values())
+        parts *= (expected / total) ** 2 if total else math.nan  # they may be known late, and divided by late
         gradients = [p.grad for p in learner.parameters if p.grad is not None]
         assert gradients, "a part that leaves the gradient elsewhere stands outside of the noise scale"
         whole = learner.parallel.total_norm(gradients).double() ** 2

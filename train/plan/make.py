@@ -12,7 +12,7 @@ from train.config import (
     run_name,
     source_hash,
 )
-from train.data import ByLength, Sets, Splits, load_splits, normalized, open_sets
+from train.data import ByLength, Sets, Splits, load_splits, normalized, open_sets, read_in_turn
 from train.distributed.ranks import LaunchError, Ranks, asked_world_size
 from train.models.init_from import digests
 from train.optim.optimizer import numbers_of_stages
@@ -21,7 +21,7 @@ from train.plan.scaling_table import ema_decays, scaling_hints, scaling_tables
 from train.plan.smaller import can_shrink, remembered, shrunk
 from train.plan.steps import plan_batch, plan_rate
 from train.redaction import clean
-from train.tasks import Task, make_task
+from train.tasks import Task, by_term, make_task, weight_columns
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,18 @@ def show_plan(loaded: Loaded, loop: str) -> None:
     """The plan on the screen, for the ranks that launch.sh or the launcher would start; touches no device."""
     task = make_task(loaded.config)
     sets = normalized(open_sets(loaded.config, task.columns), loaded.config)
-    print(*make_plan(loaded, loop, sets, {}).lines(), sep="\n")
+    plan = make_plan(loaded, loop, sets, {})
+    print(*plan.lines(), *_reading(task, sets, plan, loaded.config), sep="\n")
+
+
+def _reading(task: Task, sets: Sets, plan: RunPlan, config: Config) -> tuple[str, ...]:
+    """What the samples of a step take in memory. What is wrong with a task is said before the first step."""
+    trial = sets.trial(config.seed, 1)
+    try:
+        terms = len(by_term(task.loss_weight(trial)))
+    except Exception:
+        return ()
+    return read_in_turn(sets.train, trial, weight_columns(task), terms, plan.batch, config).notes
 
 
 def make_plan(loaded: Loaded, loop: str, sets: Sets, weights: dict[str, str]) -> RunPlan:

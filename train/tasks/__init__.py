@@ -6,7 +6,7 @@ gradients. It never divides, never reduces over ranks and knows nothing of micro
 
 import math
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from numbers import Real
 from typing import Any, Protocol, TypeVar
 
@@ -57,6 +57,10 @@ class Task(Protocol):
 
     # Optional, for tasks that have more to say:
     #
+    # weight_columns: those that loss_weight reads. Where no transform makes them, weights are counted from these alone,
+    # one step ahead, and samples are read as their micro-batch comes. Else a loss of one term is divided once, at the
+    # update; one of several holds all samples of a step in memory.
+    #
     # split_invariant_draws = True (of the task, or of a module): what it draws from the global generators gives a
     # sample the same numbers however a batch is cut. Any other draw in training makes a run not exact.
     #
@@ -95,6 +99,19 @@ def coefficients_of(task: Task) -> Mapping[str, float]:
         if isinstance(factor, bool) or not isinstance(factor, Real) or not math.isfinite(factor):
             raise TaskError(f"{name}.coefficients[{term!r}] must be a finite number: got {factor!r}")
     return defaultdict(lambda: 1.0, given)
+
+
+def weight_columns(task: Task) -> Sequence[str]:
+    """Those that the task says its weights are counted from; none where loss_weight is of a class that says nothing,
+    such as the user's own, made from one that does."""
+    if "weight_columns" in vars(task):
+        return tuple(vars(task)["weight_columns"])
+    for kind in type(task).__mro__:
+        if "weight_columns" in vars(kind):
+            return tuple(vars(kind)["weight_columns"])
+        if "loss_weight" in vars(kind):
+            return ()
+    return ()
 
 
 def make_task(config: Config) -> Task:

@@ -43,6 +43,7 @@ class CausalLM:
         self.columns = ("inputs", "labels", *(name for name, wanted in more.items() if wanted))
 
     class_columns = ("inputs", "labels")
+    weight_columns = ("labels",)
 
     def num_classes(self, model: Any, batch: Batch) -> int:
         """The tokens that the model knows."""

@@ -19,6 +19,7 @@ class Classification:
     """
 
     columns = ("inputs", "labels")
+    weight_columns = ("labels",)
 
     def __init__(self, label_smoothing: float = 0.0) -> None:
         self.label_smoothing = label_smoothing

@@ -19,6 +19,7 @@ class Regression:
     """
 
     columns = ("inputs", "targets")
+    weight_columns = ("targets",)
 
     def loss_weight(self, batch: Batch) -> float:
         return float(batch["targets"].numel())

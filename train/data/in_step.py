@@ -1,0 +1,143 @@
+"""Micro-batches that are read while their step is computed: what is counted then, and what is done where one fails."""
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+from train.batch.window import Batch, MicroBatch
+from train.data.pixels import as_a_task_gets_it
+from train.data.shares import RankShare
+from train.distributed.alone import Alone
+from train.distributed.ranks import Ranks, Sum
+
+LossWeight = Callable[[Batch], Mapping[str, float]]
+"""By term."""
+
+
+class LateWeights(dict[str, float]):
+    """The weight of a step's only term, known once all ranks have read their last micro-batch.
+
+    Until then a power of two near to what is expected: to divide by it changes no bit of a gradient but its exponent.
+    """
+
+    def __init__(self, terms: Sequence[str], ranks: Ranks) -> None:
+        (self._term,) = terms
+        super().__init__({self._term: 1.0})
+        self._ranks = ranks
+        self._own = 0.0  # of this rank's micro-batches that were read so far
+        self._message: Sum | None = None
+        self._is_settled = False
+
+    def __reduce__(self) -> tuple[type[dict[str, float]], tuple[dict[str, float]]]:
+        """What is kept of a step for later is its weight alone."""
+        return dict, (dict(self),)
+
+    def expecting(self, weight: float) -> "LateWeights":
+        """The same; `weight` is what is expected, on all ranks alike."""
+        self[self._term] = 2.0 ** round(math.log2(weight)) if weight > 0 else 1.0
+        return self
+
+    def begin(self) -> None:
+        """The first micro-batch is read, perhaps again."""
+        self._own = 0.0
+
+    def add(self, weights: Mapping[str, float]) -> None:
+        self._own += weights[self._term]
+
+    def send(self) -> None:
+        """All of this rank's micro-batches are read."""
+        if self._message is None and not self._is_settled:  # else they were read again
+            self._message = self._ranks.start_sum([self._own])
+
+    def settle(self) -> float:
+        """The factor by which the gradient is to be multiplied. From now on the weight is that of the step, for which
+        a gradient that is computed again needs no factor."""
+        if self._message is None:
+            return 1.0
+        (weight,) = self._message.wait()
+        # A step in which nothing counts is left out, as one whose gradient is not finite.
+        factor = self[self._term] / weight if weight else math.nan
+        self[self._term] = weight
+        self._message, self._is_settled = None, True
+        return factor
+
+
+class Spare:
+    """A few samples, the same on every rank: they stand for those which one could not read, and show what a sample's
+    weight is like."""
+
+    def __init__(self, samples: Batch, alone: Alone) -> None:
+        self._samples = samples
+        self._alone = alone
+
+    def weight(self, loss_weight: LossWeight) -> float:
+        """Of a sample on average."""
+        return sum(loss_weight(self._samples).values()) / len(next(iter(self._samples.values())))
+
+    @property
+    def is_needed(self) -> bool:
+        return self._alone.left_out
+
+    def after(self, error: Exception) -> None:
+        """A micro-batch could not be read: it is told to the other ranks when all agree on something next."""
+        self._alone.keep(error)
+        self._alone.left_out = True
+
+    def micro_batch(self, size: int) -> MicroBatch:
+        """Of at most `size` samples, with a weight of NaN."""
+        samples = {name: column[: max(1, size)] for name, column in self._samples.items()}
+        return MicroBatch(samples, samples=0, filler_factor=math.nan)
+
+
+class InStep:
+    """Micro-batches of a share that are read in the step (train.batch.window.MicroBatches)."""
+
+    def __init__(
+        self, share: RankShare, loss_weight: LossWeight, late: LateWeights | None, spare: Spare | None
+    ) -> None:
+        """`spare`: what is computed from a micro-batch on that cannot be read, so that no rank updates, and none waits
+        for this one. None: an error is raised."""
+        self._share = share
+        self._loss_weight = loss_weight
+        self._late = late
+        self._spare = spare
+
+    @property
+    def sizes(self) -> Sequence[int]:
+        return self._share.sizes
+
+    def __len__(self) -> int:
+        return len(self._share.sizes)
+
+    def __iter__(self) -> Iterator[MicroBatch]:
+        read = iter(self._share)
+        if self._late is not None:
+            self._late.begin()
+        for number, size in enumerate(self.sizes, start=1):
+            micro_batch = self._next(read, size)
+            if self._late is not None and number == len(self):
+                self._late.send()
+            yield micro_batch
+
+    def _next(self, read: Iterator[MicroBatch], size: int) -> MicroBatch:
+        spare = self._spare
+        if spare is not None and spare.is_needed:
+            return spare.micro_batch(size)
+        try:
+            micro_batch = next(read)
+            if self._late is not None and size:
+                self._late.add(self._loss_weight(as_a_task_gets_it(micro_batch.batch, micro_batch.pixels)))
+        except Exception as error:
+            if spare is None:
+                raise
+            spare.after(error)
+            return spare.micro_batch(size)
+        return micro_batch
+
+    def recut(self, micro: int) -> "InStep":
+        return self._with(self._share.recut(micro))
+
+    def placed(self, place: Callable[[Batch], Batch]) -> "InStep":
+        return self._with(self._share.placed(place))
+
+    def _with(self, share: RankShare) -> "InStep":
+        return self if share is self._share else InStep(share, self._loss_weight, self._late, self._spare)

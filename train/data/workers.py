@@ -1,0 +1,162 @@
+"""Processes that read samples ahead of the step that needs them, and hand them over in shared memory."""
+
+import math
+import multiprocessing
+import multiprocessing.process
+import multiprocessing.util
+import shutil
+import signal
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol, cast
+
+import torch
+from torch.utils.data import DataLoader
+
+from train.distributed.ranks import launched_local_world_size
+from train.errors import RunFailed, UserError, counted
+from train.launching import STOP_SIGNALS
+from train.redaction import guard_streams
+
+AHEAD = 2  # requests that wait in each worker
+LOOK_SECONDS = 1.0  # between two looks whether all workers are there, while one is waited for
+
+SHARED = Path("/dev/shm")
+"""Where a worker leaves what it has read."""
+
+
+class WorkerLost(RunFailed):
+    """A process that loads samples was killed, or gave nothing for too long."""
+
+
+class TooLittleShared(UserError):
+    """What workers read ahead does not fit the shared memory."""
+
+
+class Answers(Protocol):
+    def __getitems__(self, request: Any) -> Any: ...
+
+
+@contextmanager
+def answered(
+    requests: Iterable[Any], answers: Answers, workers: int, timeout_seconds: float
+) -> Iterator[Iterator[Any]]:
+    """What `answers` makes of each request, in order, `timeout_seconds` at most for one. No workers: in this process,
+    when its turn comes. Afterwards no worker is left, not even one that is stuck."""
+    # DataLoader draws a seed for its workers from it. Nothing else does: each sample has a seed of its own.
+    own = torch.Generator()
+    loader: Iterable[Any] = DataLoader(
+        cast(Any, answers),
+        batch_sampler=cast(Any, requests),
+        collate_fn=cast(Any, _as_it_is),
+        num_workers=workers,
+        prefetch_factor=AHEAD if workers else None,
+        timeout=LOOK_SECONDS if workers else 0,
+        worker_init_fn=_begin_worker,
+        generator=own,
+    )
+    others = set(multiprocessing.active_children())
+    with _begun(loader) as read:
+        started = set(multiprocessing.active_children()) - others
+        # Of a rank that ends by an error. multiprocessing itself would ask by SIGTERM, and wait.
+        at_exit = multiprocessing.util.Finalize(None, _kill, (started,), exitpriority=1)
+        try:
+            yield _looked_after(read, timeout_seconds)
+        finally:
+            _end(read, started)
+            at_exit.cancel()
+
+
+def check_shared_memory(workers: int, bytes_of_request: int) -> None:
+    """Raises TooLittleShared: a worker that finds no room in shared memory is killed by a bus error."""
+    if not workers or not SHARED.is_dir():
+        return
+    needed = shared_bytes(workers, bytes_of_request) * launched_local_world_size()
+    free = shutil.disk_usage(SHARED).free
+    if needed > free:
+        per_worker = needed / workers
+        fits = int(free / per_worker)
+        raise TooLittleShared(
+            f"{counted(workers, 'worker')} per rank read up to {needed / 2**20:,.0f} MiB ahead into shared memory, and "
+            f"{SHARED} has {free / 2**20:,.0f} MiB free: a worker would be killed. Type: data.workers={fits}, a "
+            f"smaller batch.micro, or start the container with --shm-size={math.ceil(needed / 2**30)}g (or --ipc=host)"
+        )
+
+
+def shared_bytes(workers: int, bytes_of_request: int) -> int:
+    """Of shared memory, that the workers of a rank fill: what waits in each, and the request that is worked on."""
+    return bytes_of_request * (AHEAD * workers + 1) if workers else 0
+
+
+def _looked_after(read: Iterator[Any], timeout_seconds: float) -> Iterator[Any]:
+    """Raises WorkerLost."""
+    looks = 0  # counted, not timed: a job that wakes from a long freeze has waited for one
+    while True:
+        looks += 1
+        try:
+            answer = next(read)
+        except StopIteration:
+            return
+        except RuntimeError as error:
+            said = str(error)
+            if not said.startswith("DataLoader"):
+                raise
+            late = said.startswith("DataLoader timed out")  # no worker is gone: it may be asked again
+            if late and looks * LOOK_SECONDS < timeout_seconds:
+                continue
+            why = f"no worker gave anything for {timeout_seconds:g} s" if late else said
+            shared = f" (is {SHARED} full? Start the container with --shm-size=8g)" if "us error" in said else ""
+            raise WorkerLost(
+                f"loading samples: {why}{shared}. data.workers=0 loads in the rank itself and shows where; a machine "
+                f"out of memory kills workers too: try fewer. They may take half of runtime.timeout_seconds"
+            ) from error
+        looks = 0
+        yield answer
+
+
+@contextmanager
+def _begun(loader: Iterable[Any]) -> Iterator[Iterator[Any]]:
+    """Without torch's handler, which raises the loss of a worker wherever the rank happens to be: in the midst of a
+    message to the others, say, who then never hear of it. `next` finds it too."""
+    is_main_thread = threading.current_thread() is threading.main_thread()
+    handler = signal.getsignal(signal.SIGCHLD)
+    read = iter(loader)
+    if is_main_thread:
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    try:
+        yield read
+    finally:
+        if is_main_thread:
+            signal.signal(signal.SIGCHLD, handler)
+
+
+def _end(read: object, workers: Iterable[multiprocessing.process.BaseProcess]) -> None:
+    """At once, so that an error reaches the other ranks before they give up: DataLoader itself waits for a worker that
+    is stuck, and for ever where it was stopped."""
+    _kill(workers)
+    getattr(read, "_shutdown_workers", lambda: None)()  # signs them off; deleting `read` would, but errors keep it
+
+
+def _kill(workers: Iterable[multiprocessing.process.BaseProcess]) -> None:
+    for worker in workers:
+        worker.kill()
+        worker.join()
+
+
+def _as_it_is(answer: Any) -> Any:
+    return answer
+
+
+def _begin_worker(_: int) -> None:
+    """A signal to stop is for the rank, which goes on until its step is done.
+
+    SLURM sends it to every process of a job, as systemd does: to the workers, and to the torch_shm_manager that each of
+    them starts, which holds what was read and inherits what is ignored. A rank crashes where one of these is gone.
+    """
+    guard_streams()  # a forked one has them already
+    # The default hands a batch over with the worker's help: a rank would wait without limit for one that was stopped.
+    cast(Any, torch.multiprocessing).set_sharing_strategy("file_system")
+    for name in STOP_SIGNALS:
+        signal.signal(getattr(signal, name), signal.SIG_IGN)
