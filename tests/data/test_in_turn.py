@@ -14,7 +14,7 @@ from torch.nn.functional import cross_entropy
 
 from tests.data.files import write
 from tests.helpers import Trace, WeightedCE, argv, distance, record, rows, steps, whole_batch
-from train.batch import make_plan
+from train.batch import make_plan, sample_ids
 from train.batch.window import Batch, Place
 from train.config import load
 from train.data import open_sets
@@ -162,6 +162,9 @@ def test_pieces_of_other_sizes() -> None:
 
 # What cannot be read in the midst of a step
 
+LATER = 5 * 8 + 4 + 2
+"""Of step 6, where two ranks have four samples each: the third one of rank 1. It is none of those that are tried."""
+
 
 def bad(sample: Batch, generator: torch.Generator) -> Batch:
     if sample["labels"] == 2:
@@ -171,14 +174,12 @@ def bad(sample: Batch, generator: torch.Generator) -> Batch:
 
 def with_a_bad_one(tmp_path: Path, place: int) -> list[str]:
     """Steps of 8 samples; the one at this place of the order of the data has label 2."""
-    from train.batch import sample_ids
-
-    labels = [0] * 32
-    labels[sample_ids(32, 0, 0, 0, 32)[place]] = 2
-    path = write(tmp_path / "own.csv", {"a": [float(i) for i in range(32)], "b": [2.0] * 32, "labels": labels})
+    labels = [0] * 64
+    labels[sample_ids(64, 0, 0, 0, 64)[place]] = 2
+    path = write(tmp_path / "own.csv", {"a": [float(i) for i in range(64)], "b": [2.0] * 64, "labels": labels})
     columns = ("data.columns={inputs: [a, b]}", "model.args={inputs: 2, hidden: [4], outputs: 3}", "batch.micro=1")
     own = (f"data.source={path}", f"data.transform={HERE}.bad", "data.workers=0", "checkpoint.every_steps=1")
-    return argv(tmp_path, *own, *columns, "optimizer.target=sgd", "duration.steps=4")
+    return argv(tmp_path, *own, *columns, "optimizer.target=sgd", "duration.steps=8", "checkpoint.keep=100")
 
 
 def ends(arguments: Sequence[str]) -> int:
@@ -189,22 +190,21 @@ def ends(arguments: Sequence[str]) -> int:
 
 @pytest.mark.parametrize("more", ["on_nonfinite=skip", "on_nonfinite=stop"])
 def test_no_rank_updates_where_one_cannot_read_and_all_say_why(run_ranks: Any, tmp_path: Path, more: str) -> None:
-    """The third micro-batch of rank 1 in step 2: both ranks end by it, and nothing after step 1 is saved."""
-    codes = run_ranks(2, ends, [*with_a_bad_one(tmp_path, 8 + 4 + 2), more])
+    """Both ranks end by it, and nothing after step 5 is saved."""
+    codes = run_ranks(2, ends, [*with_a_bad_one(tmp_path, LATER), more])
 
     assert codes == [2, 2]
     ended = json.loads((tmp_path / "run" / "ended.json").read_text())
     assert ended["reason"].startswith("rank 1: this sample cannot be read")
     saved = sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir())
-    assert saved == ["step-00000001"]
+    assert saved == [f"step-{step:08}" for step in range(1, 6)]
 
 
 def test_one_rank_alone_keeps_what_it_has_trained(tmp_path: Path, run_ranks: Any) -> None:
-    (code,) = run_ranks(1, ends, [*with_a_bad_one(tmp_path, 8 + 4 + 2), "checkpoint.every_steps=1000"])
+    (code,) = run_ranks(1, ends, [*with_a_bad_one(tmp_path, LATER), "checkpoint.every_steps=1000"])
 
     assert code == 2
-    saved = sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir())
-    assert saved == ["step-00000001"]
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-00000005"]
 
 
 # What a task says of its weights
