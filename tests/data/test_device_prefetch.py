@@ -8,6 +8,7 @@ import torch
 from train.batch.window import Batch, MicroBatch
 from train.data.deferred import DeferredReads
 from train.data.device_prefetch import Feed, Side, one_ahead, travelling
+from train.data.pixels import Scaled
 from train.data.shares import RankShare
 
 CPU = torch.device("cpu")
@@ -267,7 +268,7 @@ def test_an_evaluation_reads_and_sends_one_batch_ahead(calls: list[str]) -> None
             calls.append(f"host reads {number}")
             yield {"x": torch.tensor([number])}
 
-    for batch in one_ahead(read(), Side(CPU, torch.float32)):
+    for batch in one_ahead(read(), Side(CPU, torch.float32), torch.float32):
         calls.append(f"compute uses {int(batch['x'][0])}")
 
     def sent(number: int) -> list[str]:
@@ -277,6 +278,19 @@ def test_an_evaluation_reads_and_sends_one_batch_ahead(calls: list[str]) -> None
     # Each use is ordered behind its copy, and before the next copy is waited for.
     uses = ["compute uses 1", *sent(3), "compute uses 2", "compute waits for side", "compute uses 3"]
     assert calls == [*sent(1), *sent(2), *uses]
+
+
+def test_an_evaluations_pixels_travel_as_they_are_stored(side: Played, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor)
+    stored = torch.tensor([0, 51, 255], dtype=torch.uint8)
+    started: list[torch.dtype] = []
+    start = side.start
+    monkeypatch.setattr(side, "start", lambda batch: (started.append(batch["x"].dtype), start(batch))[1])
+
+    (given,) = one_ahead([Scaled({"x": stored}, frozenset("x"))], side, torch.float32)  # type: ignore[arg-type]
+
+    assert started == [torch.uint8]
+    assert given["x"].tolist() == [0.0, pytest.approx(0.2), 1.0]
 
 
 def test_on_a_cpu_nothing_is_read_ahead() -> None:

@@ -19,9 +19,10 @@ from tests.helpers import argv, record, rows
 from train.batch import make_plan, sample_ids
 from train.batch.window import Batch, Place
 from train.data import Rows
-from train.data.loader import Loader, WorkerLost
+from train.data.loader import Loader
 from train.data.rows import Table
 from train.data.shares import RankShare
+from train.data.workers import WorkerLost
 from train.launching import STOP_SIGNALS
 
 IMAGES = "data.columns={inputs: image, labels: label}"
@@ -175,6 +176,7 @@ KEPT = []
 
 def reads_while_others_are_told_to_stop(tmp_path: Path) -> tuple[int, float]:
     """What could be read then; and when. It leaves with a worker that runs."""
+    multiprocessing.set_start_method("fork", force=True)  # of data workers: as in a rank that nobody has forked
     os.environ["JOB"] = str(tmp_path)
     parts = many_parts(tmp_path)
     KEPT.append(parts)

@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 
 from train.batch.window import Batch, MicroBatch, MicroBatches
-from train.data.pixels import scaled
+from train.data.pixels import Scaled, scaled
+
+NONE: frozenset[str] = frozenset()
 
 
 def to_device(batch: Batch, device: torch.device, dtype: torch.dtype) -> Batch:
@@ -64,19 +66,28 @@ def travelling(batches: Iterable[Batch], device: torch.device, dtype: torch.dtyp
         for batch in batches:
             yield to_device(batch, device, dtype)
         return
-    yield from one_ahead(batches, Side(device, dtype))
+    yield from one_ahead(batches, Side(device, dtype), dtype)
 
 
-def one_ahead(batches: Iterable[Batch], side: Side) -> Iterator[Batch]:
-    coming: Batch | None = None
+def one_ahead(batches: Iterable[Batch], side: Side, dtype: torch.dtype) -> Iterator[Batch]:
+    coming: tuple[Batch, frozenset[str]] | None = None  # and which columns are pixels
     for batch in batches:
+        stored, pixels = (batch.stored(), batch.pixels) if isinstance(batch, Scaled) else (batch, NONE)
         side.wait()  # for the one that travels, before the next one starts: its work shall not wait for that
-        present, coming = coming, side.start(_pinned(batch))
+        present, coming = coming, (side.start(_pinned(stored)), pixels)
         if present is not None:
-            yield present
+            yield _scaled(*present, dtype)
     if coming is not None:
         side.wait()
-        yield coming
+        yield _scaled(*coming, dtype)
+
+
+def _scaled(batch: Batch, pixels: frozenset[str], dtype: torch.dtype) -> Batch:
+    """The same batch, its pixels scaled where they are."""
+    for name in pixels:
+        image = scaled(batch[name])
+        batch[name] = image.double() if dtype is torch.float64 else image
+    return batch
 
 
 class Placeable(MicroBatches, Protocol):
@@ -139,10 +150,7 @@ class Feed:
             batch = to_device(micro_batch.batch, self._device, self._dtype)
         else:
             batch = self._arrived(micro_batch, self._side)
-        for name in micro_batch.pixels:
-            image = scaled(batch[name])
-            batch[name] = image.double() if self._dtype is torch.float64 else image
-        return batch
+        return _scaled(batch, micro_batch.pixels, self._dtype)
 
     def _arrived(self, micro_batch: MicroBatch, side: Side) -> Batch:
         # Before the next copy starts: what is computed now shall not wait for that one. Also for a copy that nobody

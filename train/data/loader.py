@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import tee
+from itertools import starmap, tee
 from typing import NamedTuple
 
 import numpy as np
@@ -13,7 +13,7 @@ from train.batch import Assignment, BatchPlan, sample_ids
 from train.batch.order import Ids
 from train.batch.window import Batch, Place
 from train.data.deferred import Deferred, cut_anew, spans
-from train.data.pixels import pixels_of
+from train.data.pixels import as_a_task_gets_it, pixels_of
 from train.data.read_ahead import Queue
 from train.data.reading import stack
 from train.data.rows import Rows, Table, finished
@@ -103,8 +103,11 @@ class Loader:
     def batches(self, ids: Ids, size: int) -> Iterator[Batch]:
         self._check_shared(min(size, len(ids)))
         requests = (Request(0, ids[start : start + size]) for start in range(0, len(ids), size))
-        with answered(requests, self, self.workers, self.timeout_seconds) as read:
-            yield from map(_raised, read)
+        stored = replace(self, keeps_pixels=True)
+        with answered(requests, stored, self.workers, self.timeout_seconds) as read:
+            for batch in map(_raised, read):
+                pixels = pixels_of(batch, self.samples.images) if self.transform is None else frozenset()
+                yield as_a_task_gets_it(batch, pixels)
 
     def shares(self, plan: BatchPlan, seed: int, rank: int, place: Place, overfit: int | None) -> Iterator[RankShare]:
         """As data.shares has it."""
@@ -197,7 +200,7 @@ class _Requested(Deferred):
 
     def pieces(self, sizes: Sequence[int]) -> Iterator[Batch]:
         full = [size for size in sizes if size]
-        read = self._again(full) if self._is_taken else self._ahead(full)
+        read = starmap(self._fetch, spans(full)) if self._is_taken else self._ahead(full)
         self._is_taken = True
         for size in sizes:
             yield next(read) if size else self._one_filler()
@@ -209,13 +212,10 @@ class _Requested(Deferred):
         return pieces if [size for _, size in asked] == list(full) else cut_anew(pieces, full)
 
     def _taken(self, parts: Iterable[int]) -> Iterator[Batch]:
-        starts = list(spans(self._found.sizes))
+        places = list(spans(self._found.sizes))
         for part in parts:
             batch = self._queue.take((self._number, part))
-            yield self._fetch(*starts[part]) if batch is None else batch
-
-    def _again(self, full: Sequence[int]) -> Iterator[Batch]:
-        return (self._fetch(start, stop) for start, stop in spans(full))
+            yield self._fetch(*places[part]) if batch is None else batch
 
     def _fetch(self, start: int, stop: int) -> Batch:
         return self._loader.fetch(self._found.ids[start:stop], self._epoch)

@@ -1,7 +1,6 @@
 """Images of 8 bits stay so until they are on the device, which makes float32 in [0, 1] of them: a quarter of the bytes.
 
-Where a transform of the user's looks at them, which is given [0, 1], and in streams and evaluations they are scaled
-when they are read.
+Where a transform of the user's looks at them, which is given [0, 1], they are scaled when they are read.
 """
 
 from collections.abc import Iterator
@@ -31,11 +30,15 @@ class Scaled(dict[str, Tensor]):
 
     def __init__(self, batch: Batch, pixels: frozenset[str]) -> None:
         super().__init__(batch)
-        self._pixels = pixels
+        self.pixels = pixels
 
     def __getitem__(self, name: str) -> Tensor:
         column = super().__getitem__(name)
-        return scaled(column) if name in self._pixels else column
+        return scaled(column) if name in self.pixels else column
+
+    def stored(self) -> Batch:
+        """As the columns are, not scaled."""
+        return {name: dict.__getitem__(self, name) for name in self}
 
     def get(self, name: str, default: Any = None) -> Any:
         if name not in self:

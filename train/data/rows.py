@@ -13,7 +13,7 @@ from train.batch import Assignment, BatchPlan, sample_ids
 from train.batch.order import Ids
 from train.batch.window import Batch, Place
 from train.data.deferred import DeferredReads
-from train.data.pixels import pixels_of, scaled
+from train.data.pixels import as_a_task_gets_it, pixels_of, scaled
 from train.data.reading import Picked, Reader, stack
 from train.data.shares import RankShare, assignments
 
@@ -50,7 +50,9 @@ class Rows:
         return {name: scaled(c) if name in images else c for name, c in batch.items()} if images else batch
 
     def batches(self, ids: Ids, size: int) -> Iterator[Batch]:
-        return (self.fetch(ids[start : start + size]) for start in range(0, len(ids), size))
+        pixels = pixels_of(self.columns, self.images)
+        for start in range(0, len(ids), size):
+            yield as_a_task_gets_it(self._fetch(ids[start : start + size], self.images - pixels), pixels)
 
     def first(self, seed: int, count: int) -> Batch:
         return self.fetch(sample_ids(len(self), seed, 0, 0, min(count, len(self))))
