@@ -43,6 +43,7 @@ BERT = "configs/finetune.yaml"
 CONV = "configs/text.yaml"
 DOCUMENTS = "data={source: tests.campaigns.lengths.documents, columns: {inputs: text, labels: kind}}"
 LOG_NORMAL = "data={source: tests.campaigns.lengths.log_normal, columns: {inputs: inputs, labels: labels}}"
+WIDE = ("model.args.from_config.hidden_size=128", "model.args.from_config.intermediate_size=512")
 FILLED, IN_ORDER, FEWEST, OURS, GROUPED = range(5)
 WAYS = (
     "all filled up",
@@ -71,6 +72,7 @@ COUNTED = [
 TIMED = [
     Case("lines, bert", BERT, 80, 32),
     *(Case("log-normal, bert", BERT, 512, effective, 8, (LOG_NORMAL,)) for effective in (32, 128)),
+    Case("log-normal, bert of width 128", BERT, 512, 32, 8, (LOG_NORMAL, *WIDE)),
     Case("log-normal, text_conv", CONV, 512, 32, 8, (LOG_NORMAL,)),
     Case("documents, text_conv", CONV, 4096, 32, 8, (DOCUMENTS,)),
 ]
