@@ -17,24 +17,21 @@ import statistics
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from unittest import mock
 
 import numpy as np
 import torch
 from datasets import Dataset
-from transformers.trainer_pt_utils import get_length_grouped_indices
 
+from tests.campaigns.length_ways import FILLED, IN_ORDER, OURS, WAYS, in_this_way
 from tests.helpers_cost import ours
-from train.batch import Assignment, BatchPlan
 from train.batch.window import Place
 from train.config import load
 from train.data import ByLength, open_sets
 from train.data.lengths import deal
 from train.data.python_docs import python_docs
-from train.data.shares import assignments
 from train.plan.steps import plan_batch
 from train.run import Run, build
 
@@ -44,14 +41,6 @@ CONV = "configs/text.yaml"
 DOCUMENTS = "data={source: tests.campaigns.lengths.documents, columns: {inputs: text, labels: kind}}"
 LOG_NORMAL = "data={source: tests.campaigns.lengths.log_normal, columns: {inputs: inputs, labels: labels}}"
 WIDE = ("model.args.from_config.hidden_size=128", "model.args.from_config.intermediate_size=512")
-FILLED, IN_ORDER, FEWEST, OURS, GROUPED = range(5)
-WAYS = (
-    "all filled up",
-    "cut, in the order of the data",
-    "by length, fewest micro-batches",
-    "by length",
-    "*group_by_length: other texts share a step*",
-)
 
 
 @dataclass(frozen=True)
@@ -92,48 +81,12 @@ def log_normal(size: int = 512) -> Dataset:
     return Dataset.from_dict({"inputs": texts, "labels": random.integers(0, 2, size)})
 
 
-class InOrder(ByLength):
-    """Texts that are cut, but not sorted."""
-
-    def _dealt(
-        self, plan: BatchPlan, seed: int, rank: int, place: Place, overfit: int | None
-    ) -> Iterator[tuple[int, Assignment]]:
-        return assignments(plan, seed, rank, place, overfit)
-
-
-class Grouped(ByLength):
-    """Each epoch in the order of transformers' LengthGroupedSampler, which is given the samples of a rank's step."""
-
-    def _dealt(
-        self, plan: BatchPlan, seed: int, rank: int, place: Place, overfit: int | None
-    ) -> Iterator[tuple[int, Assignment]]:
-        order: list[int] = []
-        for epoch, step in assignments(plan, seed, rank, place, overfit):
-            if not order:
-                generator = torch.Generator().manual_seed(seed + epoch)
-                size = plan.effective // plan.world_size
-                order = get_length_grouped_indices(self.lengths.tolist(), size, generator=generator)
-            members, order = order[: step.samples], order[step.samples :]
-            yield epoch, replace(step, ids=np.array(members[rank :: plan.world_size]))
-
-
 def arguments(case: Case, way: int) -> list[str]:
     room = f"batch.micro={case.micro}" if way == FILLED else f"batch.micro_tokens={case.micro * case.max_length}"
     given = [str(ROOT / case.config), *case.overrides, f"data.max_length={case.max_length}", room]
     given += [f"batch.effective={case.effective}", "data.eval_fraction=0", "evaluate.best=null", "name=run"]
     given += ["checkpoint.resume=never", "wandb.mode=disabled", "duration.steps=1000000"]
     return [*given, "log.every_steps=1000000", "noise_scale.every_steps=0"]
-
-
-@contextlib.contextmanager
-def in_this_way(way: int) -> Iterator[None]:
-    kind = {IN_ORDER: InOrder, GROUPED: Grouped}.get(way, ByLength)
-    # Without a search for the least padding there is the evenest cut into the fewest, as it was before.
-    with (
-        mock.patch("train.data.by_length.ByLength", kind),
-        mock.patch("train.data.lengths.RUNS", 0 if way == FEWEST else 32),
-    ):
-        yield
 
 
 @dataclass(frozen=True)
