@@ -1,11 +1,13 @@
-"""What length-aware windows save on texts as they are: tokens computed, and time, beside the usual ways of padding.
+"""What length-aware windows save: the useful share of the tokens computed, and useful tokens per second.
 
 OMP_NUM_THREADS=1 python -m tests.campaigns.lengths [--epochs N]        prints tables for docs/results.md
 
-Two distributions: the lines of configs/data/manual.csv, and whole documents, the topics of Python's documentation.
-Three ways, each with room for as many tokens at once: texts filled up to data.max_length; micro-batches of the order of
-the data, each cut to its longest text; batch.micro_tokens. In the second table each step is taken three times, once in
-each way, one after the other in one process; the ratio is that of an epoch's processor time on one thread.
+Three distributions: the lines of configs/data/manual.csv; whole documents, the topics of Python's documentation; texts
+with log-normal lengths. Each way has room for as many tokens at once: texts filled up to data.max_length; cut to the
+longest of the micro-batch, the data in its order (what transformers' DataCollatorWithPadding does); batch.micro_tokens,
+and with as few micro-batches as there is room for; and the sampler that transformers has for group_by_length, which
+changes which texts share a step, and so the curve. In the second table each step is taken once in each way, one after
+the other in one process; ratios are those of an epoch's processor time on one thread.
 """
 
 import argparse
@@ -18,18 +20,18 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from unittest import mock
 
+import numpy as np
 import torch
 from datasets import Dataset
 
+from tests.campaigns.length_ways import FILLED, IN_ORDER, OURS, WAYS, in_this_way
 from tests.helpers_cost import ours
-from train.batch import Assignment, BatchPlan
 from train.batch.window import Place
 from train.config import load
 from train.data import ByLength, open_sets
+from train.data.lengths import deal
 from train.data.python_docs import python_docs
-from train.data.shares import assignments
 from train.plan.steps import plan_batch
 from train.run import Run, build
 
@@ -37,7 +39,8 @@ ROOT = Path(__file__).parents[2]
 BERT = "configs/finetune.yaml"
 CONV = "configs/text.yaml"
 DOCUMENTS = "data={source: tests.campaigns.lengths.documents, columns: {inputs: text, labels: kind}}"
-WAYS = ("all filled up", "cut, in the order of the data", "by length")
+LOG_NORMAL = "data={source: tests.campaigns.lengths.log_normal, columns: {inputs: inputs, labels: labels}}"
+WIDE = ("model.args.from_config.hidden_size=128", "model.args.from_config.intermediate_size=512")
 
 
 @dataclass(frozen=True)
@@ -46,17 +49,21 @@ class Case:
     config: str
     max_length: int
     effective: int
-    micro: int  # texts of max_length that there is room for at once
+    micro: int = 8  # texts of max_length that there is room for at once
     overrides: tuple[str, ...] = ()
 
 
-LINES = [Case("lines", CONV, 80, 32, micro) for micro in (16, 8, 4)]
-TOPICS = [Case("documents", CONV, 4096, 16, micro, (DOCUMENTS,)) for micro in (8, 4, 2)]
+COUNTED = [
+    *(Case("lines", CONV, 80, effective) for effective in (32, 128)),
+    *(Case("log-normal", CONV, 512, effective, 8, (LOG_NORMAL,)) for effective in (32, 128)),
+    Case("documents", CONV, 4096, 32, 8, (DOCUMENTS,)),
+]
 TIMED = [
-    Case("lines, text_conv", CONV, 80, 32, 8),
-    Case("lines, bert", BERT, 80, 32, 8),
-    Case("documents, text_conv", CONV, 4096, 16, 4, (DOCUMENTS,)),
-    Case("documents, bert", BERT, 512, 16, 4, (DOCUMENTS,)),
+    Case("lines, bert", BERT, 80, 32),
+    *(Case("log-normal, bert", BERT, 512, effective, 8, (LOG_NORMAL,)) for effective in (32, 128)),
+    Case("log-normal, bert of width 128", BERT, 512, 32, 8, (LOG_NORMAL, *WIDE)),
+    Case("log-normal, text_conv", CONV, 512, 32, 8, (LOG_NORMAL,)),
+    Case("documents, text_conv", CONV, 4096, 32, 8, (DOCUMENTS,)),
 ]
 
 
@@ -66,70 +73,95 @@ def documents() -> Dataset:
     return data.add_column("kind", [int(topic < "m") for topic in data["topic"]])
 
 
-class InOrder(ByLength):
-    """Texts that are cut, but not sorted."""
+def log_normal(size: int = 512) -> Dataset:
+    """Half of the texts have fewer than 90 letters, one in twenty more than 205."""
+    random = np.random.default_rng(0)
+    lengths = np.clip(random.lognormal(4.5, 0.5, size).astype(int), 1, 512)
+    texts = ["".join(random.choice([*"abcde"], length)) for length in lengths]
+    return Dataset.from_dict({"inputs": texts, "labels": random.integers(0, 2, size)})
 
-    def _dealt(
-        self, plan: BatchPlan, seed: int, rank: int, place: Place, overfit: int | None
-    ) -> Iterator[tuple[int, Assignment]]:
-        return assignments(plan, seed, rank, place, overfit)
 
-
-def arguments(case: Case, way: str) -> list[str]:
-    room = f"batch.micro={case.micro}" if way == WAYS[0] else f"batch.micro_tokens={case.micro * case.max_length}"
+def arguments(case: Case, way: int) -> list[str]:
+    room = f"batch.micro={case.micro}" if way == FILLED else f"batch.micro_tokens={case.micro * case.max_length}"
     given = [str(ROOT / case.config), *case.overrides, f"data.max_length={case.max_length}", room]
     given += [f"batch.effective={case.effective}", "data.eval_fraction=0", "evaluate.best=null", "name=run"]
     given += ["checkpoint.resume=never", "wandb.mode=disabled", "duration.steps=1000000"]
     return [*given, "log.every_steps=1000000", "noise_scale.every_steps=0"]
 
 
-def in_this_way(way: str) -> contextlib.AbstractContextManager[object]:
-    return mock.patch("train.data.by_length.ByLength", InOrder if way == WAYS[1] else ByLength)
+@dataclass(frozen=True)
+class Computed:
+    """Of an epoch, padding included."""
+
+    tokens: int
+    busiest: int  # the sum over the steps of the rank that has most of them
+    micro_steps: float  # per step
+    at_once: int  # the most tokens
 
 
-def computed(case: Case, way: str, ranks: int) -> tuple[int, int, float, int]:
-    """(tokens that are computed in an epoch, those of the busiest rank of each step, micro-steps per step, the most
-    tokens at once)"""
+def computed(case: Case, way: int, ranks: int) -> Computed:
     config = load(arguments(case, way)).config
     with in_this_way(way):
         train = open_sets(config, ("inputs", "labels")).train
-    plan = plan_batch(config, "accumulate", ranks, train.size)
-    assert plan.steps_per_epoch is not None
-    micro_steps = []
-    sums = []  # [rank][step]
-    largest = 0
-    for rank in range(ranks):
-        sums.append([0] * plan.steps_per_epoch)
-        for k, part in enumerate(islice(train.shares(plan, config.seed, rank, Place(), None), plan.steps_per_epoch)):
-            sizes = [micro_batch.batch["inputs"].numel() for micro_batch in part]
-            micro_steps.append(len(sizes))
-            largest = max(largest, *sizes)
-            sums[rank][k] = sum(sizes)
-    busiest = sum(map(max, zip(*sums, strict=True)))
-    return sum(map(sum, sums)), busiest, statistics.fmean(micro_steps), largest
+        plan = plan_batch(config, "accumulate", ranks, train.size)
+        assert plan.steps_per_epoch is not None
+        micro_steps = []
+        sums = np.zeros((ranks, plan.steps_per_epoch), int)
+        at_once = 0
+        for rank in range(ranks):
+            shares = islice(train.shares(plan, config.seed, rank, Place(), None), plan.steps_per_epoch)
+            for k, part in enumerate(shares):
+                sizes = [micro_batch.batch["inputs"].numel() for micro_batch in part]
+                micro_steps.append(len(sizes))
+                at_once = max(at_once, *sizes)
+                sums[rank, k] = sum(sizes)
+    return Computed(int(sums.sum()), int(sums.max(0).sum()), statistics.fmean(micro_steps), at_once)
+
+
+def real_tokens(case: Case) -> int:
+    train = open_sets(load(arguments(case, OURS)).config, ("inputs", "labels")).train
+    assert isinstance(train, ByLength)
+    return int(train.lengths.sum())
+
+
+def row(*cells: object) -> None:
+    print("|", " | ".join(map(str, cells)), "|", flush=True)
 
 
 def tokens(cases: list[Case]) -> None:
-    head = ("texts", "tokens at once, at most", "ranks", *WAYS, "padding left", "micro-steps per step", "busiest rank")
-    print("|", " | ".join(head), "|\n" + "|---" * len(head) + "|")
+    head = ("texts", "effective", "ranks", "way", "useful share", "busiest rank, tokens", "micro-steps per step")
+    row(*head)
+    row(*["---"] * len(head))
     for case in cases:
-        train = open_sets(load(arguments(case, WAYS[2])).config, ("inputs", "labels")).train
-        assert isinstance(train, ByLength)
-        real, room = int(train.lengths.sum()), case.micro * case.max_length
+        real = real_tokens(case)
         for ranks in (1, 2):
-            found = [computed(case, way, ranks) for way in WAYS]
-            sums, busiest, micro_steps, largest = zip(*found, strict=True)
-            assert max(largest) <= room
-            cells = [f"{case.name}, {case.max_length:,}", f"{room:,}", ranks, f"{sums[0]:,}"]
-            cells += [f"{sums[1] / sums[0]:.0%}", f"{sums[2] / sums[0]:.0%}"]
-            cells.append(", ".join(f"{1 - real / each:.0%}" for each in sums))
-            cells.append(", ".join(f"{each:.3g}" for each in micro_steps))
-            cells.append(", ".join(f"{each / busiest[0]:.0%}" for each in busiest))
-            print("|", " | ".join(map(str, cells)), "|", flush=True)
+            found = [computed(case, way, ranks) for way in range(len(WAYS))]
+            assert max(each.at_once for each in found) <= case.micro * case.max_length
+            usual = found[IN_ORDER].busiest
+            for name, each in zip(WAYS, found, strict=True):
+                cells = (f"{real / each.tokens:.2f}", f"{each.busiest / usual:.2f}", f"{each.micro_steps:.3g}")
+                row(f"{case.name}, {case.max_length:,}", case.effective, ranks, name, *cells)
+
+
+def dealing(count: int = 1024) -> None:
+    """What the cut of a large step takes."""
+    print()
+    row("texts of a step, log-normal", "tokens at once", "ranks", "ms to cut, best", "median", "worst")
+    row(*["---"] * 6)
+    for ranks in (1, 2, 8):
+        for micro in (4, 8, 32):
+            spent = []
+            for seed in range(30):
+                lengths = np.clip(np.random.default_rng(seed).lognormal(4.5, 0.5, count).astype(int), 1, 512)
+                start = time.perf_counter()
+                deal(lengths, ranks, micro * 512, micro)
+                spent.append((time.perf_counter() - start) * 1e3)
+            cells = [f"{each:.2f}" for each in (min(spent), statistics.median(spent), max(spent))]
+            row(f"{count:,}", f"{micro * 512:,}", ranks, *cells)
 
 
 @contextlib.contextmanager
-def running(case: Case, way: str, folder: Path) -> Iterator[Run]:
+def running(case: Case, way: int, folder: Path) -> Iterator[Run]:
     """One rank's run."""
     with in_this_way(way), contextlib.redirect_stdout(io.StringIO()):
         run = build(load([*arguments(case, way), f"output_dir={folder}"]), "accumulate")
@@ -146,24 +178,33 @@ def seconds(steps: Iterator[None]) -> float:
 
 
 def times(epochs: int) -> None:
-    head = ("texts, model", "way", "ms per step", "of those filled up")
-    print("\n|", " | ".join([*head, "single epochs"]), "|\n" + "|---" * 5 + "|")
+    head = ("texts, model", "effective", "way", "useful tokens per second", "of those in the order of the data")
+    print()
+    row(*head, "single epochs")
+    row(*["---"] * (len(head) + 1))
     for case in TIMED:
-        with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
-            runs = [stack.enter_context(running(case, way, Path(folder) / str(i))) for i, way in enumerate(WAYS)]
-            steps = [ours(run) for run in runs]
-            count = runs[0].plan.batch.steps_per_epoch or 1
-            spent = [[0.0] * len(WAYS) for _ in range(epochs + 1)]  # the first one is warm-up
-            for k in range(count * (epochs + 1)):
-                for way in sorted(range(len(WAYS)), key=lambda way: (way + k) % len(WAYS)):
-                    spent[k // count][way] += seconds(steps[way])
+        spent = epoch_times(case, epochs)
+        real = real_tokens(case)
         for way, name in enumerate(WAYS):
-            ratios = sorted(epoch[way] / epoch[0] for epoch in spent[1:])
-            per_step = statistics.median(epoch[way] for epoch in spent[1:]) / count * 1e3
+            ratios = sorted(epoch[IN_ORDER] / epoch[way] for epoch in spent)
+            rate = real / statistics.median(epoch[way] for epoch in spent)
             spread = f"{ratios[0]:.2f} - {ratios[-1]:.2f}"
-            print(
-                "|", " | ".join((case.name, name, f"{per_step:.3g}", f"{statistics.median(ratios):.2f}", spread)), "|"
-            )
+            row(case.name, case.effective, name, f"{rate:,.0f}", f"{statistics.median(ratios):.2f}", spread)
+
+
+def epoch_times(case: Case, epochs: int) -> list[list[float]]:
+    """[epoch][way] -> seconds, after an epoch of warm-up."""
+    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
+        ways = range(len(WAYS))
+        runs = [stack.enter_context(running(case, way, Path(folder) / str(way))) for way in ways]
+        steps = [ours(run) for run in runs]
+        count = runs[0].plan.batch.steps_per_epoch or 1
+        spent = [[0.0] * len(WAYS) for _ in range(epochs + 1)]
+        for k in range(count * (epochs + 1)):
+            for way in sorted(ways, key=lambda way: (way + k) % len(WAYS)):
+                with in_this_way(way):
+                    spent[k // count][way] += seconds(steps[way])
+    return spent[1:]
 
 
 def main() -> None:
@@ -171,7 +212,8 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=5, help="timed; 0: tokens only")
     asked = parser.parse_args()
     torch.set_num_threads(1)
-    tokens([*LINES, *TOPICS])
+    tokens(COUNTED)
+    dealing()
     if asked.epochs:
         times(asked.epochs)
 

@@ -22,6 +22,7 @@ from train.batch import make_plan, sample_ids
 from train.batch.window import Batch, Place
 from train.config import load
 from train.data import ByLength, Padding, Sets, open_sets
+from train.data.lengths import micro_steps
 from train.data.shares import RankShare
 from train.evaluate import evaluate
 from train.exactness.reference_gradient import plain_forward
@@ -31,6 +32,7 @@ from train.verify import main as verify
 
 HERE = "tests.data.test_by_length"
 LENGTH = 24
+LONG = 256
 TEXTS = (f"data={{source: {HERE}.texts, max_length: {LENGTH}}}", "model={target: text_conv, args: {outputs: 3}}")
 ADAMW = "optimizer={target: adamw, lr: 0.01}"
 BERT = (
@@ -55,6 +57,14 @@ def words(size: int) -> list[str]:
 def texts(size: int = 37) -> Dataset:
     labels = np.random.default_rng(1).integers(0, 3, size)
     return Dataset.from_dict({"inputs": words(size), "labels": labels})
+
+
+def long_texts(size: int = 64) -> Dataset:
+    """Of up to LONG bytes: long enough that more micro-steps than there must be save more than they cost."""
+    random = np.random.default_rng(0)
+    lengths = np.clip(random.lognormal(4.2, 0.6, size).astype(int), 1, LONG)
+    data = ["".join(random.choice([*"abcde"], length)) for length in lengths]
+    return Dataset.from_dict({"inputs": data, "labels": random.integers(0, 3, size)})
 
 
 def full(size: int = 40) -> Dataset:
@@ -196,17 +206,17 @@ class Asking:
         return {"loss": (self.loss_sum(model, batch), self.loss_weight(batch))}
 
 
-def padded(text: str) -> list[int]:
-    encoded = text.encode()[:LENGTH]
-    return [*encoded] + [256] * (LENGTH - len(encoded))
+def padded(text: str, length: int = LENGTH) -> list[int]:
+    encoded = text.encode()[:length]
+    return [*encoded] + [256] * (length - len(encoded))
 
 
-def whole_gradient(weights: Array, ids: Array, data: Dataset, model: nn.Module) -> Array:
-    """One backward pass over the samples, all of LENGTH tokens, in plain PyTorch."""
+def whole_gradient(weights: Array, ids: Array, data: Dataset, model: nn.Module, length: int = LENGTH) -> Array:
+    """One backward pass over the samples, all of `length` tokens, in plain PyTorch."""
     module = model.double()
     nn.utils.vector_to_parameters(torch.from_numpy(weights), module.parameters())
     chosen = data[ids]
-    inputs, labels = torch.tensor([padded(text) for text in chosen["inputs"]]), torch.tensor(chosen["labels"])
+    inputs, labels = torch.tensor([padded(text, length) for text in chosen["inputs"]]), torch.tensor(chosen["labels"])
     loss = cross_entropy(module(inputs), labels)
     return flat(torch.autograd.grad(loss, list(module.parameters())))
 
@@ -251,6 +261,29 @@ def test_gradient_and_samples_are_those_of_the_whole_batch(
         assert mine["train/loss"] == pytest.approx(other["train/loss"], rel=1e-10)
     if size == 37 and tokens < 100:
         assert max(len(sizes) for sizes in ranks[0][1].sizes) > 1
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_more_micro_steps_than_there_must_be_give_the_same_gradient(
+    run_ranks: Any, tmp_path: Path, world_size: int
+) -> None:
+    limit = 8 * LONG
+    data = f"data={{source: {HERE}.long_texts, max_length: {LONG}}}"
+    given = (data, TEXTS[1], "batch.effective=32", f"batch.micro_tokens={limit}", "duration.epochs=2")
+
+    ranks = run_ranks(world_size, record, argv(tmp_path, *given))
+
+    lengths = np.array([len(text) for text in long_texts()["inputs"]])
+    more = []
+    for k, ids in enumerate(steps(64, 32, epochs=2)):
+        assert sorted(i for trace in ranks for i in trace.ids[k]) == sorted(ids.tolist())
+        count = len(ranks[0].sizes[k])
+        assert count <= 32 // 8 // world_size
+        more.append(count - micro_steps(np.sort(lengths[ids]).tolist(), world_size, limit))
+        assert {len(trace.sizes[k]) for trace in ranks} == {count}
+        expected = whole_gradient(ranks[0].weights[k], ids, long_texts(), TextConv(outputs=3), LONG)
+        assert all(distance(trace.gradients[k + 1], expected) <= 1e-12 for trace in ranks)
+    assert max(more) > 0
 
 
 @pytest.mark.parametrize("world_size", [1, 2])

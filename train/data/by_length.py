@@ -4,6 +4,7 @@ Which samples make up a step, in which order, and where a run goes on, stays as 
 model on which padding has no influence, which is tried before the first step (train/exactness/additivity.py).
 """
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
@@ -88,7 +89,7 @@ class ByLength:
         return self.samples.fetch(np.append(first, shortest[int(counts.int().argmax())]))
 
     def shares(self, plan: BatchPlan, seed: int, rank: int, place: Place, overfit: int | None) -> Iterator[RankShare]:
-        """As data.shares has it; micro-batches are as many as the limit asks for, not the plan."""
+        """As data.shares has it; a rank's micro-batches are as many as pay, and at most those of the plan."""
         for share in self.samples.read(self._dealt(plan, seed, rank, place, overfit)):
             yield replace(share, trim=self.padding.cut)
 
@@ -99,7 +100,7 @@ class ByLength:
         alone = replace(plan, world_size=1, micro=largest, accumulation_steps=1)
         for epoch, step in islice(assignments(alone, seed, 0, place, overfit), self.steps):
             lengths = self.lengths[step.ids]
-            of_ranks = deal(lengths, plan.world_size, self.limit)
+            of_ranks = deal(lengths, plan.world_size, self.limit, plan.micro)
             own = of_ranks[rank]
             yield (
                 epoch,
@@ -121,11 +122,13 @@ class ByLength:
         return replace(self, samples=self.samples.deferred(weighed))
 
     def micro_steps(self, plan: BatchPlan) -> tuple[int, int]:
-        """The fewest and the most micro-batches of a rank that a full step can have, whatever its samples are."""
+        """No full step has fewer micro-batches of a rank than the first number, nor more than the second."""
         ascending = np.sort(self.lengths).tolist()
         sizes = [plan.effective, *(effective for _, effective in plan.stages)]
         shortest, longest = ascending[: min(sizes)], ascending[-max(sizes) :]
-        return micro_steps(shortest, plan.world_size, self.limit), micro_steps(longest, plan.world_size, self.limit)
+        filled_up = math.ceil(math.ceil(len(longest) / plan.world_size) / plan.micro)
+        needed = [micro_steps(texts, plan.world_size, self.limit) for texts in (shortest, longest)]
+        return needed[0], max(needed[1], filled_up)
 
     def limited(self, plan: BatchPlan, seed: int) -> "ByLength":
         """Its first step only, with the limit that makes the plan's number of micro-batches of it, or fewer."""
