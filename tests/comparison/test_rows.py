@@ -62,6 +62,18 @@ def by_hand(lines: list[str]) -> tuple[list[dict[str, float]], int]:
     return found, damaged
 
 
+@pytest.mark.parametrize("end", ["", "}\n"])
+@pytest.mark.parametrize("line", ['{"a/b": {"progress/samples_seen": ', '{"a/b":\n', '{"a/b": [', "{", '{"a/\xff":'])
+def test_nothing_damaged_ends_the_process(line: str, end: str) -> None:
+    """Arrow's parser takes a stack frame a level, and ends the process where there is no room for another."""
+    content = (line * 100_000).encode("latin-1") + b"0" + (end.strip() * 100_000 + end).encode()
+
+    rows, (remark,) = parse_rows([content])
+
+    assert len(rows) == 0
+    assert "damaged line" in remark
+
+
 @pytest.mark.parametrize("other", LINES)
 @pytest.mark.parametrize("end", ["\n", ""])
 def test_the_quick_way_and_the_slow_one_find_the_same(other: str, end: str) -> None:
