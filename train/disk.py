@@ -113,15 +113,6 @@ def misfit(value: Any, shape: Shape, place: str = "") -> str:
 NAMES = {dict: "a mapping", list: "a list", str: "a text", int: "an integer", float: "a number", bool: "true or false"}
 
 
-def open_lines(path: Path, longest: int = 2**20) -> Iterator[bytes]:
-    """The lines of a file, however many; of one that is longer, pieces. Raises as read_bytes does."""
-    number = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    _check_regular(path, number)
-    with os.fdopen(number, "rb") as file:
-        while line := file.readline(longest):
-            yield line
-
-
 def open_blocks(path: Path, size: int = 2**20, longest: int = 2**20) -> Iterator[bytes]:
     """The lines of a file, many at a time; of one that is longer, pieces. Raises as read_bytes does."""
     number = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
