@@ -6,11 +6,12 @@ Whoever copies, shares or mends a run folder may leave a pipe, a device, a link 
 import errno
 import json
 import os
+import re
 import shutil
 import stat
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 MOST_BYTES = 16 * 2**20
 """Of a file that is read as a whole; the largest of ours has some kilobytes."""
@@ -112,13 +113,32 @@ def misfit(value: Any, shape: Shape, place: str = "") -> str:
 NAMES = {dict: "a mapping", list: "a list", str: "a text", int: "an integer", float: "a number", bool: "true or false"}
 
 
-def open_lines(path: Path, longest: int = 2**20) -> Iterator[bytes]:
-    """The lines of a file, however many; of one that is longer, pieces. Raises as read_bytes does."""
+def open_blocks(path: Path, size: int = 2**20, longest: int = 2**20) -> Iterator[bytes]:
+    """The lines of a file, many at a time; of one that is longer, pieces. Raises as read_bytes does."""
     number = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     _check_regular(path, number)
     with os.fdopen(number, "rb") as file:
-        while line := file.readline(longest):
-            yield line
+        while block := file.read(size):
+            yield block + file.readline(longest)
+
+
+def lines_from_end(file: BinaryIO, size: int = 2**20) -> Iterator[tuple[int, list[bytes]]]:
+    """(place of the first, lines), some at a time: the last ones of the file come first. Of a line that is longer than
+    `size`, pieces.
+    """
+    start, later = file.seek(0, os.SEEK_END), b""
+    while start:
+        begin = max(0, start - size)
+        file.seek(begin)
+        block = file.read(start - begin) + later
+        # What ends within the block, but begins before it, waits for the block before.
+        cut = block.find(b"\n") + 1 if begin else 0
+        if cut or not begin or len(block) > size:
+            later, whole = block[:cut], block[cut:]
+            yield begin + cut, [line for line in re.split(rb"(?<=\n)", whole) if line]
+        else:
+            later = block
+        start = begin
 
 
 def _check_regular(path: Path, number: int) -> None:

@@ -76,8 +76,7 @@ def open_checkpoints(setting: Setting, state: RunState) -> Checkpoints:
     checkpoints.add({**kept_states(learner), "report": state})
     resumed_from = setting.folder.resumed_from
     if resumed_from and resumed_from.parent.resolve() != checkpoints.folder.resolve():
-        state.progress.evaluation_owed = False  # by the run that this one begins from
-        state.run_id = None  # nor is that one's run in W&B ours
+        state.begin_from_another()
     return checkpoints
 
 

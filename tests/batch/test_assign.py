@@ -1,9 +1,14 @@
 """The samples of a step depend on data, seed and effective batch alone; ranks and micro-batches only divide them."""
 
+from typing import Any
+
+import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from train.batch import Assignment, BatchPlan, assign, make_plan
+from train.batch import Assignment, BatchPlan, assign, key_of, make_plan, order
+from train.permutation import permute
 
 PLANS = {
     "effective": st.integers(1, 60),
@@ -69,6 +74,8 @@ def test_every_rank_takes_the_same_number_of_micro_steps(
     for a in assignments:
         assert sum(a.sizes) == len(a.ids)
         assert a.filler_ids.tolist()[0] in ids(assignments)
+        if 0 in a.sizes:
+            assert a.filler_ids.tolist() == ids(assignments)[:1]
 
 
 def test_a_tail_ends_its_epoch() -> None:
@@ -100,3 +107,36 @@ def test_seeds_give_other_steps() -> None:
     plan = make_plan(16, "all", None, world_size=1, dataset_size=64)
 
     assert len({tuple(of_rank(plan, seed, 1, 0).ids) for seed in range(20)}) == 20
+
+
+@pytest.fixture(name="permuted")
+def counted_positions(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many positions each call of the permutation was asked for."""
+    counts = []
+
+    def count(positions: np.ndarray[Any, np.dtype[np.uint64]], size: int, key: int) -> Any:
+        counts.append(positions.size)
+        return permute(positions, size, key)
+
+    monkeypatch.setattr(order, "permute", count)
+    order._pieces.cache_clear()
+    return counts
+
+
+@pytest.mark.parametrize("size", [10**4, 10**7, 10**10])
+@pytest.mark.parametrize(("ranks", "effective"), [(1, 64), (1, 20_000), (64, 4096), (4096, 4096 * 64), (4096, 1000)])
+def test_a_step_costs_a_rank_its_own_share(permuted: list[int], ranks: int, effective: int, size: int) -> None:
+    plan, rank = make_plan(effective, "all", None, world_size=ranks, dataset_size=size), ranks // 2
+    share = max(1, effective // ranks)
+    starts = range(0, size, effective)[-min(2000, 2**17 // share) :]
+
+    found = [assign(plan, 3, 1, start, rank) for start in starts]
+
+    asked = sum(max(1, len(one.ids)) for one in found)
+    assert sum(permuted) <= asked + order.AT_ONCE + share, "positions that no step asked for"
+    assert len(permuted) <= asked / order.AT_ONCE + 2 * len(found) * (share > order.AT_ONCE) + 3, "each takes 0.2 ms"
+    for start, one in zip(starts, found, strict=True):
+        if one.samples == effective and (start // effective) % 97 == 0:
+            first = start + rank * effective // ranks
+            positions = np.arange(first, first + len(one.ids), dtype=np.uint64)
+            assert one.ids.tolist() == permute(positions, size, key_of(3, 1)).tolist()

@@ -8,8 +8,8 @@ from numpy.typing import NDArray
 
 from train.batch import key_of, sample_ids
 
-BLOCK = 65536
-AROUND_A_BLOCK = [BLOCK - 1, BLOCK, BLOCK + 1, 2 * BLOCK, 2 * BLOCK + 3]
+BLOCK = 16384
+AROUND_A_BLOCK = [BLOCK - 1, BLOCK, BLOCK + 1, 2 * BLOCK, 2 * BLOCK + 3, 65536, 65537]
 
 
 @given(size=st.integers(1, 3000), seed=st.integers(0, 2**63 - 1), epoch=st.integers(0, 10**6))

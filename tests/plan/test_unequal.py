@@ -37,7 +37,7 @@ class Slow(Classification):
 
 @given(samples=st.integers(0, 500), weights=WEIGHTS)
 def test_parts_are_exact_and_as_near_as_can_be(samples: int, weights: list[int]) -> None:
-    parts = in_proportion(samples, weights)
+    parts = in_proportion(samples, tuple(weights))
 
     assert sum(parts) == samples
     for part, weight in zip(parts, weights, strict=True):
@@ -46,7 +46,7 @@ def test_parts_are_exact_and_as_near_as_can_be(samples: int, weights: list[int])
 
 @given(samples=st.integers(0, 500), ranks=st.integers(1, 9), weight=st.integers(1, 9))
 def test_equal_weights_give_the_even_split(samples: int, ranks: int, weight: int) -> None:
-    assert in_proportion(samples, [weight] * ranks) == [share(samples, rank, ranks) for rank in range(ranks)]
+    assert in_proportion(samples, (weight,) * ranks) == tuple(share(samples, rank, ranks) for rank in range(ranks))
 
 
 @given(
@@ -97,7 +97,7 @@ def test_the_curve_is_that_of_one_rank(
 
     for k, ids in enumerate(whole.ids):
         assert [i for trace in traces for i in trace.ids[k]] == ids
-    assert [len(trace.ids[0]) for trace in traces] == in_proportion(len(whole.ids[0]), weights)
+    assert [len(trace.ids[0]) for trace in traces] == list(in_proportion(len(whole.ids[0]), tuple(weights)))
     for trace in traces:
         assert distance(trace.weights[-1], whole.weights[-1]) < 1e-10
     for key in ("train/loss", "train/grad_norm"):

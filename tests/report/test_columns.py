@@ -82,6 +82,31 @@ def test_they_are_those_of_all_rows_after_a_resume_too(told: dict[str, Any], tmp
     assert told["ended/reason"] == "finished"
 
 
+def test_a_resume_reads_no_row(told: dict[str, Any], tmp_path: Path) -> None:
+    """The checkpoint holds what they add up to: rows that stay are not looked at, damaged or not."""
+    assert train(tmp_path, 4) == 0
+    expected = counted(tmp_path)
+    told.clear()
+    path = tmp_path / "run" / "metrics.jsonl"
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(lines[0] * 30_000 + b"".join(lines[-3:]))
+
+    assert train(tmp_path, 4, "duration={steps: 5}") == 0
+
+    assert told["run/peak_rss_gib"] == expected["run/peak_rss_gib"]
+
+
+def test_a_run_that_begins_from_another_counts_its_own_rows(told: dict[str, Any], tmp_path: Path) -> None:
+    assert train(tmp_path, 4) == 0
+    shutil.move(tmp_path / "run", tmp_path / "other")
+    told.clear()
+
+    begun = f"checkpoint.resume={tmp_path / 'other' / 'checkpoints' / 'step-00000004'}"
+    assert train(tmp_path, 8, begun) == 0
+
+    assert_columns(told, {key: value for key, value in counted(tmp_path).items() if key.startswith("run/")})
+
+
 def test_a_run_that_goes_on_has_not_ended(told: dict[str, Any], tmp_path: Path) -> None:
     assert train(tmp_path, 2) == 0
     assert told["ended/step"] == 2

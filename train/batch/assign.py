@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from functools import partial
 
 from train.batch.order import Ids, sample_ids
 from train.batch.plan import BatchPlan, first_of, share, split_evenly
@@ -16,7 +17,7 @@ class Assignment:
     ids: Ids  # this rank's samples, micro-batch after micro-batch
     sizes: tuple[int, ...]  # of this rank's micro-batches; 0: nothing left, take the filler
     largest: int  # samples of the rank that has the most
-    filler_ids: Ids  # one sample of the step, for the micro-batches that would be empty
+    filler_ids: Ids  # one sample of the step; its first where micro-batches would be empty, which take it
 
 
 def assign(plan: BatchPlan, seed: int, epoch: int, start: int, rank: int) -> Assignment:
@@ -24,18 +25,20 @@ def assign(plan: BatchPlan, seed: int, epoch: int, start: int, rank: int) -> Ass
 
     The samples of a step depend on place, seed and effective batch alone; ranks and micro-batches only divide them.
     """
-    samples_per_epoch = plan.samples_per_epoch
-    assert plan.dataset_size is not None
+    size, samples_per_epoch = plan.dataset_size, plan.samples_per_epoch
+    assert size is not None
     assert samples_per_epoch is not None
-    samples = min(plan.effective, plan.dataset_size - start)
+    samples = min(plan.effective, size - start)
     first, sizes = divide(plan, samples, rank)
+    order = partial(sample_ids, size, seed, epoch, stride=samples if samples == plan.effective else 0)
+    ids = order(start + first, start + first + sum(sizes))
     return Assignment(
         last_of_epoch=start + samples >= samples_per_epoch,
         samples=samples,
-        ids=sample_ids(plan.dataset_size, seed, epoch, start + first, start + first + sum(sizes)),
+        ids=ids,
         sizes=sizes,
         largest=max(plan.shares(samples)) if plan.weights else share(samples, 0, plan.world_size),
-        filler_ids=sample_ids(plan.dataset_size, seed, epoch, start, start + 1),
+        filler_ids=order(start, start + 1) if 0 in sizes else ids[:1],
     )
 
 

@@ -12,26 +12,29 @@ from train.permutation import key_of, permute
 
 Ids = NDArray[np.int64]
 
-BLOCK = 1 << 16  # positions computed at a time: numpy's cost per call disappears, the memory stays at 0.5 MB
+AT_ONCE = 1 << 14  # positions computed together: a call of numpy costs as much as a hundred of them
 
 
-def sample_ids(size: int, seed: int, epoch: int, start: int, stop: int) -> Ids:
+def sample_ids(size: int, seed: int, epoch: int, start: int, stop: int, stride: int = 0) -> Ids:
     """The samples at positions [start, stop) of the epoch's order, a permutation of range(size).
 
-    Pure: the same arguments give the same ids on every machine and for every number of ranks.
+    Pure: the same arguments give the same ids on every machine and for every number of ranks. Who goes on to ask for
+    the positions `stride` further on, again and again, says so: these are then computed together, and nothing between.
     """
-    first = start // BLOCK
-    last = max(start, stop - 1) // BLOCK
-    joined = _block(size, seed, epoch, first)
-    if last > first:
-        further = [_block(size, seed, epoch, b) for b in range(first + 1, last + 1)]
-        joined = np.concatenate([joined, *further])
-    return joined[start - first * BLOCK : stop - first * BLOCK]
+    count, stride = stop - start, stride or size
+    if count > AT_ONCE:
+        firsts = range(start, stop, AT_ONCE)
+        return np.concatenate([sample_ids(size, seed, epoch, i, min(i + AT_ONCE, stop)) for i in firsts])
+    group, row = divmod(start // stride, AT_ONCE // max(1, count))
+    return _pieces(size, seed, epoch, start % stride, count, stride, group)[row]
 
 
 @lru_cache(maxsize=4)
-def _block(size: int, seed: int, epoch: int, block: int) -> Ids:
-    positions = np.arange(block * BLOCK, min((block + 1) * BLOCK, size), dtype=np.uint64)
-    ids = permute(positions, size, key_of(seed, epoch)).astype(np.int64)
+def _pieces(size: int, seed: int, epoch: int, first: int, count: int, stride: int, group: int) -> Ids:
+    """(pieces, count): those of one group, as far as the epoch has them."""
+    rows = AT_ONCE // max(1, count)
+    starts = first + stride * np.arange(group * rows, (group + 1) * rows)
+    positions = starts[starts <= size - count, None] + np.arange(count)
+    ids = permute(positions.ravel().astype(np.uint64), size, key_of(seed, epoch)).astype(np.int64)
     ids.setflags(write=False)
-    return ids
+    return ids.reshape(positions.shape)

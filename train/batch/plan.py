@@ -1,8 +1,8 @@
 """The batch contract: any two of effective batch, micro-batch and accumulation steps; ranks come from the launcher."""
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 from train.errors import UserError
 
@@ -63,12 +63,7 @@ class BatchPlan:
 
     def shares(self, samples: int) -> list[int]:
         """Of a step of so many, those of each rank. They follow each other in the order of the data."""
-        return in_proportion(samples, self.weights or (1,) * self.world_size)
-
-    @property
-    def least_micro(self) -> int:
-        """Samples at once for which every rank has room."""
-        return min(max(1, -(-own // self.accumulation_steps)) for own in self.shares(self.effective))
+        return list(in_proportion(samples, self.weights)) if self.weights else split_evenly(samples, self.world_size)
 
     def recut(self, micro: int) -> "BatchPlan":
         """The same steps in micro-batches of at most `micro` samples."""
@@ -141,19 +136,18 @@ def first_of(samples: int, rank: int, world_size: int) -> int:
     return rank * (samples // world_size) + min(rank, samples % world_size)
 
 
-def in_proportion(samples: int, weights: Sequence[int]) -> list[int]:
-    """`samples` in parts as `weights` has them, by largest remainders, the first of equal ones: the sum is exact.
-
-    Equal weights give what `share` gives.
-    """
+@lru_cache(maxsize=8)  # asked for several times a step, also where thousands of ranks have weights
+def in_proportion(samples: int, weights: tuple[int, ...]) -> tuple[int, ...]:
+    """`samples` in parts as `weights` has them, by largest remainders, the first of equal ones: the sum is exact."""
     total = sum(weights)
     parts = [samples * weight // total for weight in weights]
     by_remainder = sorted(range(len(weights)), key=lambda i: -(samples * weights[i] % total))
     for i in by_remainder[: samples - sum(parts)]:
         parts[i] += 1
-    return parts
+    return tuple(parts)
 
 
 def split_evenly(samples: int, count: int) -> list[int]:
     """`samples` in `count` parts that differ by at most one, the larger ones first; 0 where there are too few."""
-    return [share(samples, i, count) for i in range(count)]
+    each, larger = divmod(samples, count)
+    return [each + 1] * larger + [each] * (count - larger)

@@ -1,10 +1,13 @@
 """How far the curves of runs with the same seed are apart, where they have rows at the same samples seen. Pure."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
+from train.comparison.columns import Numbers
+from train.comparison.curve import Curve, Places, common
 from train.comparison.run import Run
 from train.errors import counted
 
@@ -38,15 +41,15 @@ def agreement(runs: Sequence[Run], metric: str, same_recipe: bool = False) -> Ag
     recipes = dict.fromkeys(run.recipe_hash for run in runs) if same_recipe else [None]
     alike = [[run for run in runs if recipe in (None, run.recipe_hash)] for recipe in recipes]
     for seed, same in (item for several in alike for item in by_seed(several).items()):
-        places = shared_values(same, metric)
-        if places:
-            seeds[seed] = True
+        places, apart, here = shared_places([run.curve(metric) for run in same])
+        if not len(places):
+            continue
+        seeds[seed] = True
         rows += len(places)
-        for samples, values in places.items():
-            apart = _apart(values)
-            height = max([height, *(abs(value) for value in values if math.isfinite(value))])
-            if apart > largest:
-                largest, at_samples = apart, samples
+        height = max(height, here)
+        farthest = int(apart.argmax())
+        if apart[farthest] > largest:
+            largest, at_samples = float(apart[farthest]), int(places[farthest])
     return Agreement(metric, largest, height, at_samples, rows, tuple(seeds)) if rows else None
 
 
@@ -57,13 +60,27 @@ def by_seed(runs: Sequence[Run]) -> dict[Any, list[Run]]:
     return found
 
 
-def shared_values(runs: Sequence[Run], metric: str) -> dict[int, list[float]]:
-    """{samples seen: the values there}, where two runs or more have one."""
-    values: dict[int, list[float]] = {}
-    for run in runs:
-        for samples, value in run.curve(metric).items():
-            values.setdefault(samples, []).append(value)
-    return {samples: several for samples, several in sorted(values.items()) if len(several) > 1}
+def shared_places(curves: Sequence[Curve]) -> tuple[Places, Numbers, float]:
+    """Where two curves or more have a value: the samples seen, in order, how far the values are apart there, and the
+    largest that is finite.
+
+    Values that are all not finite count as the same; one that is, beside one that is not, is infinitely far.
+    """
+    samples = np.concatenate([curve.samples for curve in curves])
+    values = np.concatenate([curve.heights for curve in curves])
+    order = np.argsort(samples, kind="stable")
+    places, starts, counts = np.unique(samples[order], return_index=True, return_counts=True)
+    if not (counts > 1).any():
+        return np.empty(0, np.int64), np.empty(0), 0.0
+    values = values[order]
+    is_finite = np.isfinite(values)
+    most = np.maximum.reduceat(np.where(is_finite, values, -np.inf), starts)
+    least = np.minimum.reduceat(np.where(is_finite, values, np.inf), starts)
+    known = np.add.reduceat(is_finite.astype(np.int64), starts)
+    apart = np.where(known == counts, most - least, np.where(known == 0, 0.0, np.inf))
+    is_shared = counts > 1
+    heights = np.abs(values[np.repeat(is_shared, counts) & is_finite])
+    return places[is_shared], apart[is_shared], float(heights.max(initial=0.0))
 
 
 def without_partner(runs: Sequence[Run], metric: str) -> list[Run]:
@@ -71,8 +88,8 @@ def without_partner(runs: Sequence[Run], metric: str) -> list[Run]:
     alone = []
     for same in by_seed(runs).values():
         for run in same:
-            own = run.curve(metric).keys()
-            if not any(own & other.curve(metric).keys() for other in same if other is not run):
+            own = run.curve(metric)
+            if not any(len(common([own, other.curve(metric)])) for other in same if other is not run):
                 alone.append(run)
     return alone
 
@@ -94,11 +111,3 @@ def unequal(runs: Sequence[Run], metrics: Sequence[str], tolerance: float) -> li
 
 def _state(run: Run) -> str:
     return f"ended early: {run.ended}" if run.ended else "has not ended, or was killed"
-
-
-def _apart(values: Sequence[float]) -> float:
-    """Largest difference; two values that are both not finite count as the same."""
-    finite = [value for value in values if math.isfinite(value)]
-    if not finite:
-        return 0.0
-    return max(finite) - min(finite) if len(finite) == len(values) else math.inf

@@ -5,8 +5,13 @@ import statistics
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
+
 from train import metric_names
-from train.comparison.run import Row, Run
+from train.comparison.run import Run, finite
+
+Places = NDArray[np.int64]  # of rows
 
 KINDS = {metric_names.PEAK_ALLOCATED: "GPU allocated", metric_names.PEAK_RSS: "process RSS"}
 """What stands for the memory of a run, the first that it has; each the largest rank."""
@@ -80,55 +85,57 @@ def memory_of(costs: Iterable[Cost]) -> Memory | None:
 
 def cost_of(run: Run) -> Cost:
     rows = run.train_rows
-    later = rows[1:] or rows
+    later = rows[1:] if len(rows) > 1 else rows
+    full = later[run.are_full[later]]
     sizes = [metric for metric in run.metrics if metric.startswith("memory/") and metric.endswith("_gib")]
-    peaks = {metric: max(values) for metric in sizes if (values := _of(rows, metric))}
+    peaks = {metric: max(values) for metric in sizes if (values := _of(run, rows, metric))}
     kind = next((metric for metric in KINDS if metric in peaks), None)
-    steps = _of(later, metric_names.STEP_SECONDS)
-    waits = _of(later, metric_names.CPU_WAIT)
+    steps = _of(run, later, metric_names.STEP_SECONDS)
+    waits = _of(run, later, metric_names.CPU_WAIT)
     is_process = kind == metric_names.PEAK_RSS
     return Cost(
         memory_kind=KINDS[kind] if kind else None,
         peak_gib=peaks[kind] if kind else None,
-        noise_gib=_range([row for row in later if run.is_full(row)], metric_names.PEAK_RSS) if is_process else 0.0,
+        noise_gib=_range(_of(run, full, metric_names.PEAK_RSS)) if is_process else 0.0,
         activations_gib=peaks.get(metric_names.ACTIVATIONS) if is_process else None,
         peaks_gib=peaks,
-        samples_per_second=_throughput(rows),
+        samples_per_second=_throughput(run, rows),
         step_seconds=statistics.fmean(steps) if steps else None,
         step_p50_seconds=statistics.median(steps) if steps else None,
         step_p95_seconds=_p95(steps),
-        phase_seconds=_phases([row for row in later if run.is_full(row)]),
-        hours=max(_of(rows, metric_names.HOURS), default=None),
-        mfu=statistics.fmean(used) if (used := _of(later, metric_names.MFU)) else None,
+        phase_seconds=_phases(run, full),
+        hours=max(_of(run, rows, metric_names.HOURS), default=None),
+        mfu=statistics.fmean(used) if (used := _of(run, later, metric_names.MFU)) else None,
         step_error=_error(steps),
         cpu_wait=statistics.fmean(waits) if waits else None,
     )
 
 
-def _throughput(rows: Sequence[Row]) -> float | None:
+def _throughput(run: Run, rows: Places) -> float | None:
     """Samples over time between the first row and the last; of a lone row, what it says itself."""
-    timed = [row for row in rows if metric_names.HOURS in row]
+    timed = rows[run.rows.have(metric_names.HOURS)[rows]]
     if len(timed) > 1:
-        hours = timed[-1][metric_names.HOURS] - timed[0][metric_names.HOURS]
-        samples = timed[-1][metric_names.SAMPLES_SEEN] - timed[0][metric_names.SAMPLES_SEEN]
+        ends = timed[[0, -1]]
+        hours = float(np.diff(run.rows.values(metric_names.HOURS)[ends])[0])
+        samples = float(np.diff(run.rows.values(metric_names.SAMPLES_SEEN)[ends])[0])
         return samples / (hours * 3600) if hours > 0 and samples > 0 else None
-    return next(iter(_of(rows, metric_names.SAMPLES_PER_SECOND)), None)
+    return next(iter(_of(run, rows, metric_names.SAMPLES_PER_SECOND)), None)
 
 
-def _phases(rows: Sequence[Row]) -> dict[str, float]:
+def _phases(run: Run, rows: Places) -> dict[str, float]:
     """Means over the rows that have all phases that the run measures: those of one step add up."""
-    measured = [metric for metric in PHASES if _of(rows, metric)]
-    full = [row for row in rows if all(math.isfinite(row.get(metric, math.nan)) for metric in measured)]
-    if not measured or not full:
+    values = {metric: run.rows.values(metric)[rows] for metric in PHASES}
+    measured = {metric: each for metric, each in values.items() if np.isfinite(each).any()}
+    full = np.all([np.isfinite(each) for each in measured.values()], axis=0)
+    if not measured or not full.any():
         return {}
-    means = {metric: statistics.fmean(row[metric] for row in full) for metric in measured}
+    means = {metric: statistics.fmean(each[full].tolist()) for metric, each in measured.items()}
     if metric_names.SYNC_SECONDS in means and metric_names.FORWARD_BACKWARD_SECONDS in means:
         means[metric_names.FORWARD_BACKWARD_SECONDS] -= means[metric_names.SYNC_SECONDS]
     return {PHASES[metric]: seconds for metric, seconds in means.items()}
 
 
-def _range(rows: Sequence[Row], metric: str) -> float:
-    values = _of(rows, metric)
+def _range(values: Sequence[float]) -> float:
     return max(values) - min(values) if values else 0.0
 
 
@@ -143,5 +150,6 @@ def _p95(values: Sequence[float]) -> float | None:
     return statistics.quantiles(values, n=20, method="inclusive")[-1] if len(values) >= FEWEST_FOR_P95 else None
 
 
-def _of(rows: Sequence[Row], metric: str) -> list[float]:
-    return [row[metric] for row in rows if math.isfinite(row.get(metric, math.nan))]
+def _of(run: Run, rows: Places, metric: str) -> list[float]:
+    found: list[float] = finite(run.rows.values(metric)[rows]).tolist()
+    return found

@@ -10,9 +10,10 @@ from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter, StrMethod
 
 from train import metric_names
 from train.comparison.agree import by_seed
+from train.comparison.curve import common
 from train.comparison.facts import Comparison
 from train.comparison.figures import time_unit
-from train.comparison.group import Group, common
+from train.comparison.group import Group
 from train.comparison.style import WIDTH_INCHES, Look, legend_above, look, wrapped
 
 Points = Mapping[int, Sequence[float]]  # samples seen -> a value of each run
@@ -94,7 +95,8 @@ def evaluation(comparison: Comparison) -> tuple[Figure, str] | None:
     return figure, "Evaluation loss: thin lines are runs, thick ones their mean at the same samples seen."
 
 
-def _timed(hours: Mapping[int, float], curve: Mapping[int, float]) -> list[tuple[float, float]]:
+def _timed(timed: Mapping[int, float], curve: Mapping[int, float]) -> list[tuple[float, float]]:
+    hours = dict(timed)
     return [(hours[samples], value) for samples, value in curve.items() if samples in hours]
 
 
@@ -107,8 +109,9 @@ def _x_axis(groups: Sequence[Group], x: str) -> tuple[float, str]:
 
 def _line(axes: Axes, group: Group, points: Points, style: Look, x: str, scale: float) -> None:
     """The mean as a line, the range as a band."""
-    places = [samples for samples in points if samples in group.x[x]]
-    xs = [group.x[x][samples] * scale for samples in places]
+    of_samples = dict(group.x[x])
+    places = [samples for samples in points if samples in of_samples]
+    xs = [of_samples[samples] * scale for samples in places]
     means = [sum(points[samples]) / len(points[samples]) for samples in places]
     marker = style.marker if len(places) < FEW else None
     axes.plot(xs, means, color=style.colour, ls=style.dash, lw=style.width, marker=marker, ms=4.5)
@@ -123,8 +126,11 @@ def _both(first: Group, group: Group) -> Pairs:
     ours, theirs = by_seed(group.runs), by_seed(first.runs)
     for seed in ours.keys() & theirs.keys():
         other, own = theirs[seed][0].curve(metric_names.LOSS), ours[seed][0].curve(metric_names.LOSS)
-        several.append({samples: (other[samples], own[samples]) for samples in common([other, own])})
-    return {samples: [one[samples] for one in several] for samples in common(several)}
+        places = common([other, own])
+        both = zip(other.at(places).tolist(), own.at(places).tolist(), strict=True)
+        several.append(dict(zip(places.tolist(), both, strict=True)))
+    shared = sorted(set(several[0]).intersection(*several[1:])) if several else []
+    return {samples: [one[samples] for one in several] for samples in shared}
 
 
 def _comparisons(

@@ -5,13 +5,16 @@ import json
 import math
 import re
 import statistics
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import numpy as np
+
 from train import metric_names
-from train.comparison.run import Curve, Run
+from train.comparison.curve import Curve, common
+from train.comparison.run import Run
 from train.config import under
 
 WATCHING = (
@@ -75,23 +78,31 @@ class Group:
         curves = self.curves(metric)
         if len(curves) < len(self.runs):
             return {}
-        return {samples: Spread(tuple(curve[samples] for curve in curves)) for samples in common(curves)}
+        places = common(curves)
+        values = zip(*(curve.at(places).tolist() for curve in curves), strict=True)
+        return dict(zip(places.tolist(), map(Spread, values), strict=True))
+
+    def spread_at(self, metric: str, samples: int) -> Spread | None:
+        """The same at one place."""
+        known = spread(run.curve(metric).get(samples) for run in self.runs)
+        return known if known and len(known.values) == len(self.runs) else None
+
+    def mean_at(self, x: str, samples: int) -> float | None:
+        """What `x` holds at one place."""
+        values = [run.at(x).get(samples) for run in self.runs]
+        known = [value for value in values if value is not None]
+        return statistics.fmean(known) if len(known) == len(values) else None
 
     @cached_property
-    def x(self) -> dict[str, dict[int, float]]:
+    def x(self) -> dict[str, Curve]:
         """{x: {samples seen: mean over its runs}}."""
         found = {}
         for x in ("samples", "steps", "hours"):
             several = [run.at(x) for run in self.runs]
-            found[x] = {samples: statistics.fmean(one[samples] for one in several) for samples in common(several)}
+            places = common(several)
+            values = zip(*(one.at(places).tolist() for one in several), strict=True)
+            found[x] = Curve(places, np.array(list(map(statistics.fmean, values)), float))
         return found
-
-
-def common(curves: Sequence[Mapping[int, Any]]) -> list[int]:
-    """Samples seen at which all of them have a value; in order."""
-    if not curves:
-        return []
-    return sorted(set(curves[0]).intersection(*curves[1:]))
 
 
 def common_metrics(groups: Sequence[Group], prefix: str) -> list[str]:

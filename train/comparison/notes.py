@@ -37,7 +37,7 @@ def _about_runs(runs: Sequence[Run]) -> list[str]:
     for run in runs:
         if run.ended != "finished":
             told.append(f"{run.name} {run.ended or 'has not ended, or was killed'}: compared as far as it got")
-        if not run.train_rows:
+        if not len(run.train_rows):
             told.append(f"{run.name} has no row of training: no step was due for one (log.every_steps) before it ended")
         if run.changes:
             told.append(f"{run.name} went on with other mathematics {'; '.join(run.changes)}")

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from train import metric_names
+from train.comparison.columns import Rows, rows_of
 from train.comparison.rows import clean_row, split_config
 from train.comparison.run import Run
 
@@ -23,20 +24,18 @@ def read_wandb(path: str) -> "Run | str":
         run = wandb.Api().run(path)
         config, name = dict(run.config), str(run.name)
         ended = str(dict(run.summary).get(REASON, run.state)) if run.state in ENDS else None
-        rows = tuple(filter(None, map(clean_row, run.scan_history())))
+        rows = rows_of(filter(None, map(clean_row, run.scan_history())))
     except Exception as error:  # whatever wandb raises, a network included, is a reason and no crash
         lines = str(error).strip().splitlines() or [""]
         return f"there is no folder of that name, and W&B says: {type(error).__name__}: {lines[0]}"
     return from_wandb(path, name, ended, config, rows)
 
 
-def from_wandb(
-    path: str, name: str, ended: str | None, config: Mapping[str, Any], rows: tuple[Mapping[str, float], ...]
-) -> "Run | str":
+def from_wandb(path: str, name: str, ended: str | None, config: Mapping[str, Any], rows: Rows) -> "Run | str":
     derived, environment = config.get("derived"), config.get("environment")
     if not isinstance(derived, Mapping) or not {"curve_hash", "recipe_hash"} <= set(derived):
         return "its config in W&B holds no `derived` block with hashes: no run of Isobatch, or an old one"
-    if not rows:
+    if not len(rows):
         return "it has no row in W&B"
     own = {key: value for key, value in config.items() if key not in ("derived", "environment", "_wandb")}
     mathematics, execution = split_config(own)

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 
 from train import metric_names
 from train.comparison.agree import Agreement, agreement
-from train.comparison.group import Group, Spread, common, common_metrics, spread
+from train.comparison.curve import common
+from train.comparison.group import Group, Spread, common_metrics, spread
 from train.comparison.paying import range_of
 from train.comparison.run import Run
 
@@ -37,8 +38,8 @@ def equal_samples(groups: Sequence[Group]) -> int | None:
     """The last samples seen at which all runs have an evaluation, or else a training loss."""
     for metric in (metric_names.EVAL_LOSS, metric_names.LOSS):
         shared = common([run.curve(metric) for group in groups for run in group.runs])
-        if shared:
-            return shared[-1]
+        if len(shared):
+            return int(shared[-1])
     return None
 
 
@@ -49,14 +50,14 @@ def outcomes(groups: Sequence[Group], metrics: Sequence[str]) -> list[Outcome]:
     for group in groups:
         samples = shared if shared is not None else _end(group)
         here = {
-            metric: group.over_seeds(metric).get(samples)
+            metric: group.spread_at(metric, samples)
             for metric in [*evaluated, metric_names.LOSS]
             if samples is not None
         }
         others = [*groups[0].runs, *group.runs] if group is not groups[0] else []
         apart = {metric: agreed for metric in metrics if (agreed := agreement(others, metric))}
         known = {metric: value for metric, value in here.items() if value}
-        steps = None if samples is None else group.x["steps"].get(samples)
+        steps = None if samples is None else group.mean_at("steps", samples)
         noise, best = (
             [run.last(metric) for run in group.runs] for metric in (metric_names.NOISE_SCALE, metric_names.BREAK_EVEN)
         )
@@ -78,7 +79,7 @@ def outcomes(groups: Sequence[Group], metrics: Sequence[str]) -> list[Outcome]:
 def _end(group: Group) -> int | None:
     """The last samples seen at which all of its runs have a loss; without any loss, those of their last rows."""
     common_end = equal_samples([group])
-    ends = {int(run.rows[-1][metric_names.SAMPLES_SEEN]) for run in group.runs}
+    ends = {int(run.rows.values(metric_names.SAMPLES_SEEN)[-1]) for run in group.runs}
     return ends.pop() if common_end is None and len(ends) == 1 else common_end
 
 

@@ -3,6 +3,7 @@
 import os
 import re
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,12 @@ from train.comparison.online import read_wandb
 from train.comparison.rows import parse_rows, split_config
 from train.comparison.run import Run
 from train.config.yaml_text import yaml_text
-from train.disk import Shape, Unreadable, misfit, open_lines, read_json
+from train.disk import Shape, Unreadable, misfit, open_blocks, read_json
 from train.errors import UserError
 
 PLAN: Shape = {"identity": dict, "derived": {"curve_hash": str, "recipe_hash": str, "segments?": list}}
+LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+READERS = 4  # at a time: Arrow reads numbers beside Python
 RUN_FILES = ("plan.json", "metrics.jsonl")
 
 
@@ -52,12 +55,12 @@ def read_folder(folder: Path) -> "Run | str":
     if wrong := misfit(plan, PLAN):
         return f"its plan.json is damaged: {wrong}"
     try:
-        rows, remarks = parse_rows(open_lines(folder / "metrics.jsonl"))
+        rows, remarks = parse_rows(open_blocks(folder / "metrics.jsonl"))
     except OSError as error:
         return f"its metrics.jsonl cannot be read: {error.strerror}"
     except Unreadable as error:
         return f"its metrics.jsonl cannot be read: {error}"
-    if not rows:
+    if not len(rows):
         return "its metrics.jsonl holds no row: it ended before one was due, or has just begun"
     environment, ended = _json(folder / "environment.json"), _json(folder / "ended.json")
     if isinstance(environment, str):
@@ -87,7 +90,7 @@ def run_folders(parent: Path) -> Iterator[Path]:
 
 def _execution(path: Path, remarks: list[str]) -> dict[str, Any]:
     try:
-        config = yaml.safe_load(yaml_text(path))
+        config = yaml.load(yaml_text(path), LOADER)
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         config = None
         remarks.append(f"its config.yaml cannot be read ({type(error).__name__}): execution keys are unknown")
@@ -142,7 +145,10 @@ def _runs_of(argument: str) -> "Iterator[tuple[str, Run | str]]":
             "  why:  a run leaves both in OUTPUT_DIR/NAME/\n"
             "  type: python scripts/compare.py runs   (all runs in runs/)"
         )
-    several = [(str(folder.resolve()), read_folder(folder)) for folder in folders]
+    with ThreadPoolExecutor(min(READERS, os.cpu_count() or 1)) as readers:
+        several = list(
+            zip((str(folder.resolve()) for folder in folders), readers.map(read_folder, folders), strict=True)
+        )
     yield from sorted(several, key=lambda each: _started(each[1]))  # the first to be trained comes first
 
 

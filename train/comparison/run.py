@@ -1,15 +1,16 @@
 """A run as a comparison sees it: what was asked for, and what was measured. Pure."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from train import metric_names
+import numpy as np
+from numpy.typing import NDArray
 
-Row = Mapping[str, float]  # a metric that was not finite is NaN; one that is not there was not measured
-Curve = dict[int, float]  # samples seen -> value
+from train import metric_names
+from train.comparison.columns import Numbers, Rows
+from train.comparison.curve import Curve
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ class Run:
     environment: Mapping[str, Any]
     ended: str | None
     """How it ended: `finished`, or why not. None: it has not ended, or was killed."""
-    rows: tuple[Row, ...]
+    rows: Rows
     remarks: tuple[str, ...] = ()
     """What was found damaged or missing in it."""
 
@@ -54,43 +55,53 @@ class Run:
         return None if exact is None else exact != "false"
 
     @cached_property
-    def train_rows(self) -> list[Row]:
-        return [row for row in self.rows if metric_names.LEARNING_RATE in row]
-
-    def is_full(self, row: Row) -> bool:
-        """Whether its step took the effective batch, which the ragged last step of an epoch does not."""
-        effective = self.derived.get("effective_batch")
-        if effective is None:  # of a schedule: steps differ
-            return True
-        return self.derived.get("steps_per_epoch") == 1 or row.get(metric_names.EFFECTIVE_SIZE, effective) == effective
+    def train_rows(self) -> NDArray[np.int64]:
+        """Which of the rows are of training, ascending."""
+        return np.flatnonzero(self.rows.have(metric_names.LEARNING_RATE))
 
     @cached_property
+    def are_full(self) -> NDArray[np.bool_]:
+        """(rows,): whether its step took the effective batch, which the ragged last step of an epoch does not."""
+        effective = self.derived.get("effective_batch")
+        # Without one: of a schedule, whose steps differ.
+        if effective is None or self.derived.get("steps_per_epoch") == 1:
+            return np.ones(len(self.rows), dtype=bool)
+        size = metric_names.EFFECTIVE_SIZE
+        return (self.rows.values(size) == effective) | ~self.rows.have(size)
+
+    @property
     def metrics(self) -> list[str]:
         """All metrics of all rows, in order of appearance."""
-        return list(dict.fromkeys(key for row in self.rows for key in row))
+        return self.rows.metrics
 
     def curve(self, metric: str) -> Curve:
-        """Of a metric; where a restart wrote a row again, the last one counts."""
-        return {int(row[metric_names.SAMPLES_SEEN]): row[metric] for row in self.rows if metric in row}
+        """Of a metric."""
+        column = self.rows.column(metric)
+        samples = self.rows.values(metric_names.SAMPLES_SEEN)[column.at]
+        return Curve(samples.astype(np.int64), column.values)
 
     def last(self, metric: str) -> float | None:
-        return next(reversed(self.curve(metric).values()), None)
+        return next(iter(self.curve(metric).heights[-1:].tolist()), None)
 
-    def at(self, x: str) -> dict[int, float]:
+    def at(self, x: str) -> Curve:
         """{samples seen: x} for x = `samples`, `steps` or `hours` of training; only where it was measured."""
         if x == "samples":
-            return {samples: float(samples) for samples in self.curve(metric_names.SAMPLES_SEEN)}
+            samples = self.curve(metric_names.SAMPLES_SEEN).samples
+            return Curve(samples, samples.astype(float))
         if x == "steps":
             return self.curve(metric_names.GLOBAL_STEP)
-        return {0: 0.0} | self.curve(metric_names.HOURS)
+        hours = self.curve(metric_names.HOURS)
+        return Curve(np.append(np.int64(0), hours.samples), np.append(0.0, hours.heights))
 
     def hours_to(self, metric: str, target: float) -> float | None:
         """Training time up to the first evaluation that is not above the target."""
-        hours = self.at("hours")
-        for samples, value in self.curve(metric).items():
-            if value <= target:
-                return hours.get(samples)
-        return None
+        curve = self.curve(metric)
+        reached = np.flatnonzero(curve.heights <= target)
+        return self.at("hours").get(int(curve.samples[reached[0]])) if len(reached) else None
 
     def lowest(self, metric: str) -> float | None:
-        return min((value for value in self.curve(metric).values() if math.isfinite(value)), default=None)
+        return min(finite(self.curve(metric).heights).tolist(), default=None)
+
+
+def finite(values: Numbers) -> Numbers:
+    return values[np.isfinite(values)]

@@ -174,7 +174,10 @@ class RunPlan:
     def samples_evaluated_at_once(self) -> int:
         if self.micro_search is not None:
             return int(self.micro_search["evaluation"])
-        return self.batch.least_micro if self.batch.weights else self.batch.micro
+        if not self.batch.weights:
+            return self.batch.micro
+        # For which every rank has room.
+        return max(1, -(-min(self.batch.shares(self.batch.effective)) // self.batch.accumulation_steps))
 
     def _accumulation_steps(self) -> int | None:
         """None where it varies from step to step."""

@@ -17,7 +17,7 @@ def unequal(
     `micro`: the most samples that a rank puts through the model at once, one for all or one a rank; None: its whole
     share. Raises PlanError.
     """
-    shares = in_proportion(plan.effective, _one_a_rank("batch.shares", weights, plan.world_size))
+    shares = in_proportion(plan.effective, tuple(_one_a_rank("batch.shares", weights, plan.world_size)))
     if micro is None:
         limits = [max(1, own) for own in shares]
     elif isinstance(micro, int):

@@ -1,14 +1,14 @@
 """metrics.jsonl: the record of truth. One JSON object for each row, on disk before the next step."""
 
-import errno
 import json
 import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import BinaryIO
 
 from train import metric_names
-from train.disk import NUMBER, Unreadable, misfit, open_lines, open_own, parse, write_whole
+from train.disk import NUMBER, Unreadable, lines_from_end, misfit, open_own, parse, write_whole
 from train.errors import counted, print_error
 
 
@@ -52,29 +52,40 @@ class Journal:
 def _cut(path: Path, last_step: int, evaluation_owed: bool) -> int:
     """Keep the rows up to a step; the last step of what was cut off, else 0.
 
-    A kill may have left half a row. Other lines that are none are kept beside.
+    Steps only grow, so the file is read from its end, back to a row of an earlier step: no more than a megabyte before
+    what is cut off. A kill may have left half a row. Other lines that are none are put beside, as far as it is read.
     """
-    try:
-        lines = list(open_lines(path))
-    except FileNotFoundError:
-        return 0
-    except Unreadable as error:
-        raise OSError(errno.EINVAL, str(error)) from error
-    steps = [_step(line) for line in lines]
-    kept = []
-    for line, step in zip(lines, steps, strict=True):
-        again = evaluation_owed and step == last_step and _is_evaluation(line)
-        if step is not None and step <= last_step and not again:
-            kept.append(line)
-    odd = [line for line, step in zip(lines, steps, strict=True) if step is None and line.endswith(b"\n")]
-    if odd:
-        aside = path.with_name(f"{path.name}.damaged")
-        write_whole(aside, b"".join(odd))
-        print_error(f"{path}: {counted(len(odd), 'line')} put aside that held no row of metrics; now in {aside}")
-    if kept != lines:
-        write_whole(path, b"".join(kept))
+    with os.fdopen(open_own(path), "rb") as file:
+        start, lines = _last_lines(file, last_step)
+        steps = [_step(line) for line in lines]
+        kept = []
+        for line, step in zip(lines, steps, strict=True):
+            again = evaluation_owed and step == last_step and _is_evaluation(line)
+            if step is not None and step <= last_step and not again:
+                kept.append(line)
+        odd = [line for line, step in zip(lines, steps, strict=True) if step is None and line.endswith(b"\n")]
+        if odd:
+            aside = path.with_name(f"{path.name}.damaged")
+            write_whole(aside, b"".join(odd))
+            print_error(f"{path}: {counted(len(odd), 'line')} put aside that held no row of metrics; now in {aside}")
+        if kept == lines[: len(kept)]:  # as a rule; a kill leaves the old end or the new one
+            os.ftruncate(file.fileno(), start + sum(map(len, kept)))
+        else:
+            file.seek(0)
+            write_whole(path, file.read(start) + b"".join(kept))
     later = [step for step in steps if step is not None and step > last_step]
     return int(max(later, default=0))
+
+
+def _last_lines(file: BinaryIO, last_step: int) -> tuple[int, list[bytes]]:
+    """(where they begin, the lines), back to a row of an earlier step."""
+    first, several = 0, []
+    for start, some in lines_from_end(file):
+        first = start
+        several.append(some)
+        if any(step is not None and step < last_step for step in map(_step, some)):
+            break
+    return first, [line for some in reversed(several) for line in some]
 
 
 def _is_evaluation(line: bytes) -> bool:

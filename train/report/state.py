@@ -10,6 +10,7 @@ from train.report.best import Best
 from train.report.login import check_login
 from train.report.progress import Clock, Progress
 from train.report.wandb_settings import check_settings
+from train.report.whole_run import WholeRun
 
 
 @dataclass
@@ -22,6 +23,7 @@ class RunState:
     clock: Clock = field(default_factory=Clock)
     run_id: str | None = None  # in W&B; known on rank 0
     last_save_seconds: float | None = None
+    whole_run: WholeRun = field(default_factory=WholeRun)  # known on rank 0
 
     def __post_init__(self) -> None:
         self.progress.tokens_per_sample = self.tokens_per_sample
@@ -29,6 +31,12 @@ class RunState:
     def begin(self) -> None:
         """Training begins now: what came before is not its time."""
         self.clock = Clock(self.clock.seconds)
+
+    def begin_from_another(self) -> None:
+        """It was read from another run's checkpoint: an evaluation is owed by that one, and its rows are not ours."""
+        self.progress.evaluation_owed = False
+        self.run_id = None
+        self.whole_run = WholeRun()
 
     def state_dict(self) -> dict[str, Any]:
         best = {"value": self.best.value, "step": self.best.step, "last": self.best.last}
@@ -38,6 +46,7 @@ class RunState:
             "best": {self.best.metric: best},
             "run_id": self.run_id,
             "last_save_seconds": self.last_save_seconds,
+            "whole_run": asdict(self.whole_run),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -51,6 +60,8 @@ class RunState:
             setattr(self.best, name, value)
         self.run_id = state["run_id"]
         self.last_save_seconds = state["last_save_seconds"]
+        # Of an earlier version: its figures begin here.
+        self.whole_run = WholeRun(**state.get("whole_run", {}))
 
 
 def checked_best(config: Config) -> Best:

@@ -1,0 +1,43 @@
+"""Figures of all rows of a run so far. A checkpoint holds them, so that a resume need not read the rows."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from train import metric_names
+
+PEAKS = {
+    metric_names.RUN_PEAK_ALLOCATED: metric_names.PEAK_ALLOCATED,
+    metric_names.RUN_PEAK_RSS: metric_names.PEAK_RSS,
+}
+"""{column: metric of the rows whose maximum it is}"""
+
+
+@dataclass
+class WholeRun:
+    peaks: dict[str, float] = field(default_factory=dict)
+    """By column."""
+    first: dict[str, float] | None = None
+    """Of rows of training: what a throughput needs. None: there was none."""
+    last: dict[str, float] | None = None
+
+    def see(self, row: Mapping[str, Any]) -> None:
+        for column, metric in PEAKS.items():
+            peak = row.get(metric)
+            if peak is not None and math.isfinite(peak):
+                self.peaks[column] = max(peak, self.peaks.get(column, peak))
+        if metric_names.LEARNING_RATE in row:
+            known = (metric_names.SAMPLES_SEEN, metric_names.HOURS, metric_names.SAMPLES_PER_SECOND)
+            self.last = {metric: row[metric] for metric in known if row.get(metric) is not None}
+            self.first = self.first or self.last
+
+    def throughput(self) -> float | None:
+        """From the first row to the last, as in a comparison: what comes before the first row is start-up as well."""
+        if self.first is None or self.last is None:
+            return None
+        samples = self.last[metric_names.SAMPLES_SEEN] - self.first[metric_names.SAMPLES_SEEN]
+        seconds = 3600 * (self.last[metric_names.HOURS] - self.first[metric_names.HOURS])
+        if samples > 0 and seconds > 0:
+            return samples / seconds
+        return self.last.get(metric_names.SAMPLES_PER_SECOND)
