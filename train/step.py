@@ -60,9 +60,16 @@ def forward_backward(learner: Learner, micro_batch: MicroBatch, window: Window) 
     losses = []
     for term, weight in window.weights.items():
         losses.append(sums[term] * (learner.coefficients[term] * ranks / weight if weight else 0.0))
-    learner.accelerator.backward(learner.scaler.scale(losses[0] if len(losses) == 1 else torch.stack(losses).sum()))
-    detached = torch.stack([sums[term].detach() for term in window.weights])
+    loss = losses[0] if len(losses) == 1 else torch.stack(losses).sum()
+    # Not accelerator.backward, which would divide by its own gradient_accumulation_steps, 1: two operators for nothing.
+    learner.scaler.scale(loss).backward()
+    detached = _stacked([sums[term].detach() for term in window.weights])
     return detached if micro_batch.samples else torch.full_like(detached, micro_batch.filler_factor)
+
+
+def _stacked(numbers: Sequence[Tensor]) -> Tensor:
+    """(n,), of n 0-dim tensors; of one a view."""
+    return numbers[0][None] if len(numbers) == 1 else torch.stack(list(numbers))
 
 
 def update(learner: Learner, rate: float) -> Tensor:
