@@ -12,8 +12,8 @@ from train.batch.window import MicroBatch, Window
 from train.data.device_prefetch import Feed
 from train.distributed.parallel import Parallel
 from train.errors import UserError
-from train.optim.skipped_steps import NonFiniteGradient, SkippedSteps
-from train.tasks import Task, by_term
+from train.optim.skipped_steps import SkippedSteps, is_not_finite, stop_at
+from train.tasks import Task, by_term, stacked
 
 
 @dataclass
@@ -61,15 +61,9 @@ def forward_backward(learner: Learner, micro_batch: MicroBatch, window: Window) 
     for term, weight in window.weights.items():
         losses.append(sums[term] * (learner.coefficients[term] * ranks / weight if weight else 0.0))
     loss = losses[0] if len(losses) == 1 else torch.stack(losses).sum()
-    # Not accelerator.backward, which would divide by its own gradient_accumulation_steps, 1: two operators for nothing.
-    learner.scaler.scale(loss).backward()
-    detached = _stacked([sums[term].detach() for term in window.weights])
+    torch.autograd.backward(learner.scaler.scale(loss))  # accelerator.backward would divide by 1, there and back
+    detached = stacked([sums[term].detach() for term in window.weights])
     return detached if micro_batch.samples else torch.full_like(detached, micro_batch.filler_factor)
-
-
-def _stacked(numbers: Sequence[Tensor]) -> Tensor:
-    """(n,), of n 0-dim tensors; of one a view."""
-    return numbers[0][None] if len(numbers) == 1 else torch.stack(list(numbers))
 
 
 def update(learner: Learner, rate: float) -> Tensor:
@@ -82,22 +76,19 @@ def update(learner: Learner, rate: float) -> Tensor:
         raise NoGradient("no parameter has a gradient: does the loss depend on the model's trainable parameters?")
     learner.scaler.unscale_(learner.optimizer)
     norm = learner.parallel.total_norm(gradients)
-    finite = norm.isfinite()
+    skipped = is_not_finite(norm)
     if learner.max_grad_norm is not None:
-        learner.parallel.clip(learner.parameters, learner.max_grad_norm, norm)
+        learner.parallel.clip(gradients, learner.max_grad_norm, norm)
     for group in learner.optimizer.param_groups:
         group["lr"] = rate * group["lr_multiplier"]
-    if learner.stop_at_nonfinite and not finite:  # the one read of the host that on_nonfinite=stop costs at each step
-        raise NonFiniteGradient(
-            f"the norm of the gradient is {norm.item()}, and on_nonfinite=stop: no update was made. Try a smaller "
-            f"optimizer.lr, a warm-up, optimizer.max_grad_norm=1.0, or on_nonfinite=skip"
-        )
+    if learner.stop_at_nonfinite and skipped:  # the one read of the host that on_nonfinite=stop costs at each step
+        raise stop_at(norm)
     if learner.skips_on_device:
-        learner.optimizer.found_inf = finite.logical_not().float()
+        learner.optimizer.found_inf = skipped
         learner.optimizer.step()
-    elif finite:  # on a GPU the host waits here, once per step: these optimizers cannot leave out an update
+    elif not skipped:  # on a GPU the host waits here, once per step: these optimizers cannot leave out an update
         learner.optimizer.step()
     learner.scaler.update()  # on the device: halved where the gradient was not finite
     learner.optimizer.zero_grad(set_to_none=learner.parallel.frees_gradients)
-    learner.skips.add(finite)
+    learner.skips.add(skipped)
     return norm

@@ -1,6 +1,6 @@
 """One rank of one cell of the benchmark: all loops in one process, a block of steps each, in turns.
 
-python -m tests.campaigns.bench_cell OUT.json MODEL ACCUMULATION_STEPS TURNS DATA CONFIG        (the launcher's variables set)
+python -m tests.campaigns.bench_cell OUT.json MODEL ACCUMULATION_STEPS TURNS DATA CONFIG
 """
 
 import gc
@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack
 from copy import deepcopy
-from itertools import islice
+from itertools import islice, pairwise
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -103,7 +103,7 @@ def timed(loop: Steps, count: int, cuda: bool) -> dict[str, list[float]]:
     if cuda:
         events.append(recorded())
         torch.cuda.synchronize()
-        found["gpu"] = [a.elapsed_time(b) / 1e3 for a, b in zip(events, events[1:], strict=False)]
+        found["gpu"] = [a.elapsed_time(b) / 1e3 for a, b in pairwise(events)]
     return found
 
 
@@ -114,7 +114,7 @@ def recorded() -> Any:
 
 
 def differences(times: list[float]) -> list[float]:
-    return [b - a for a, b in zip(times, times[1:], strict=False)]
+    return [b - a for a, b in pairwise(times)]
 
 
 class Operators(TorchDispatchMode):

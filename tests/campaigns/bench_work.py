@@ -1,7 +1,7 @@
-"""What the loops of the benchmark train: two models, their data in a parquet file, and the config of the same for us."""
+"""What the loops of the benchmark train: two models, their data in a parquet file, and our config of the same."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -90,13 +90,3 @@ def loss_of(name: str) -> Callable[[Tensor, Tensor], Tensor]:
     if name == "tiny":
         return cross_entropy
     return lambda logits, labels: cross_entropy(logits.flatten(0, 1), labels.flatten())
-
-
-def shuffled(samples: int, effective: int, accumulation_steps: int, rank: int, ranks: int) -> Iterator[list[Tensor]]:
-    """As a script does, of one rank: the samples of each micro-batch of one step after the other, without end."""
-    micro = effective // accumulation_steps // ranks
-    generator = torch.Generator().manual_seed(0)
-    while True:
-        order = torch.randperm(samples, generator=generator)
-        for start in range(0, samples, effective):
-            yield list(order[start : start + effective].split(micro)[rank::ranks])

@@ -56,8 +56,8 @@ MUTANTS = [
     Mutant(
         "zero the gradients late",
         "train/step.py",
-        "    learner.optimizer.zero_grad(set_to_none=learner.parallel.frees_gradients)\n    learner.skips.add(finite)",
-        "    learner.skips.add(finite)",
+        "    learner.optimizer.zero_grad(set_to_none=learner.parallel.frees_gradients)\n    learner.skips.add(skipped)",
+        "    learner.skips.add(skipped)",
     ),
     Mutant(
         "clip per micro-step",

@@ -24,6 +24,11 @@ def _norm_of_narrow(gradients: list[Tensor]) -> Tensor:
     return torch.linalg.vector_norm(torch.stack(norms)).float()
 
 
+def clip_gradients(gradients: list[Tensor], max_norm: float, norm: Tensor) -> None:
+    """torch.nn.utils.clip_grads_with_norm_, bit for bit, of gradients on one device: which they are is not asked."""
+    torch._foreach_mul_(gradients, (max_norm / (norm + 1e-6)).clamp_(max=1.0))
+
+
 def norm_for(module: nn.Module) -> Callable[[list[Tensor]], Tensor]:
     """The norm of gradients of the types of this module's parameters."""
     return _norm_of_narrow if any(parameter.dtype in NARROW for parameter in module.parameters()) else _norm

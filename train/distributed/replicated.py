@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from train.distributed.flat_buckets import ComputeGradient
-from train.distributed.norms import norm_for
+from train.distributed.norms import clip_gradients, norm_for
 from train.distributed.ranks import Ranks
 from train.parts import HasState
 
@@ -39,4 +39,4 @@ class Replicated:
         return torch.stack([torch.linalg.vector_norm(tensor).double() for tensor in tensors]).cpu()
 
     # As it is: nothing stands between, at each step.
-    clip = staticmethod(torch.nn.utils.clip_grads_with_norm_)
+    clip = staticmethod(clip_gradients)
