@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.campaigns.bench_loops import Job, by_hand, lean, ours
-from tests.campaigns.bench_work import WORKS, loss_of, read_columns
+from tests.campaigns.bench_work import WORKS, loss_of, read_columns, shipped_model
 from train import accumulate, standard
 from train.batch.window import Place
 from train.config import load
@@ -46,7 +46,7 @@ class Cell:
         self._accumulation_steps = accumulation_steps
         own = self._run("ours, accumulate")
         self.learner = own.learner
-        start = deepcopy(own.learner.module)
+        start = deepcopy(own.learner.module.state_dict())
         wanted = islice(assignments(own.plan.batch, 0, own.ranks.rank, Place(), None), self._steps_of(name))
         steps = [torch.from_numpy(found.ids.copy()).split(list(found.sizes)) for _, found in wanted]
         columns = read_columns(data)
@@ -60,7 +60,8 @@ class Cell:
         if own.ranks.world_size == 1 or accumulation_steps == 1:
             del self.hand["by hand, synchronising each micro-step (b)"]
         for kind, loop in self.hand.items():
-            module = deepcopy(start)
+            module = shipped_model(name).to(own.learner.device)
+            module.load_state_dict(start)
             job = Job(module, loss_of(name), columns, steps, own.learner.device, own.ranks.world_size)
             self._add(kind, loop(job), module)
         self._add("ours, accumulate", ours(own, accumulate.compute_gradient), own.learner.module)
