@@ -41,7 +41,8 @@ class Learner:
 
 
 ComputeGradient = Callable[[Learner, Window], Tensor]
-"""Leaves the gradient of a window in `.grad`, reduced over the ranks; returns this rank's sums of losses: (terms,)."""
+"""Leaves the gradient of a window in `.grad`, reduced over the ranks; returns this rank's sums of losses: (terms,), or
+0-dim where there is one."""
 
 
 class NoGradient(UserError):
@@ -49,7 +50,7 @@ class NoGradient(UserError):
 
 
 def forward_backward(learner: Learner, micro_batch: MicroBatch, window: Window) -> Tensor:
-    """Add this micro-batch's part of the step's gradient to `.grad`; return its sums of losses: (terms,), detached.
+    """Add this micro-batch's part of the step's gradient to `.grad`; return its sums of losses, detached.
 
     The loss of a step is sum(losses) / weight over all micro-batches and ranks, so each micro-batch is scaled by the
     weight of the whole window, however its own samples are distributed. DDP divides the sum over the ranks by their

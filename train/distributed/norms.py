@@ -25,7 +25,17 @@ def _norm_of_narrow(gradients: list[Tensor]) -> Tensor:
 
 
 def clip_gradients(gradients: list[Tensor], max_norm: float, norm: Tensor) -> None:
-    """torch.nn.utils.clip_grads_with_norm_, bit for bit, of gradients on one device: which they are is not asked."""
+    """torch.nn.utils.clip_grads_with_norm_, bit for bit, of gradients on one device: which they are is not asked.
+
+    A CPU reads the norm for nothing, and multiplies by 1 nothing that is well below the limit. A GPU's host would wait.
+    """
+    if norm.is_cpu and norm.item() < 0.99 * max_norm:
+        return
+    scale_down(gradients, max_norm, norm)
+
+
+def scale_down(gradients: list[Tensor], max_norm: float, norm: Tensor) -> None:
+    """By 1 where the norm is below the limit."""
     torch._foreach_mul_(gradients, (max_norm / (norm + 1e-6)).clamp_(max=1.0))
 
 

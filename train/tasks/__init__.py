@@ -30,8 +30,8 @@ def by_term(value: T | Mapping[str, T]) -> Mapping[str, T]:
 
 
 def stacked(values: Sequence[Tensor]) -> Tensor:
-    """(n,), of n 0-dim tensors; of one a view."""
-    return values[0][None] if len(values) == 1 else torch.stack(list(values))
+    """(n,), of n 0-dim tensors; one alone stays as it is: a stack of one costs each micro-step an operator."""
+    return values[0] if len(values) == 1 else torch.stack(list(values))
 
 
 class TaskError(UserError):
