@@ -41,8 +41,7 @@ class Learner:
 
 
 ComputeGradient = Callable[[Learner, Window], Tensor]
-"""Leaves the gradient of a window in `.grad`, reduced over the ranks; returns this rank's sums of losses: (terms,), or
-0-dim where there is one."""
+"""Leaves the gradient of a window in `.grad`, reduced over the ranks; returns this rank's sums of losses, by term."""
 
 
 class NoGradient(UserError):
