@@ -1,8 +1,8 @@
 """What the scaffold costs: the same training by other loops, side by side in one process; start-up and peak memory.
 
-OMP_NUM_THREADS=1 python -m tests.campaigns.bench [--quick] [--beside-other-work]        into docs/benchmark.md
+OMP_NUM_THREADS=1 python -m tests.campaigns.bench [--quick] [--beside-other-work] [--models tiny]    into docs/benchmark.md
 
-About 15 minutes on two quiet cores; --quick takes one to two, prints, and writes nothing. It uses a GPU where there is
+About 20 minutes on two quiet cores; --quick takes one to two, prints, and writes nothing. It uses a GPU where there is
 one (two ranks need two). The loops take turns, a block of steps each, so that a machine that slows down slows all of
 them; figures are paired turn by turn with those of the hand-written loop. The row A/A is that loop against itself: what
 is smaller than it is no difference.
@@ -103,8 +103,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Step times, start-up and memory beside other loops of the same work.")
     parser.add_argument("--quick", action="store_true", help="the tiny network, fewer turns; writes nothing")
     parser.add_argument("--beside-other-work", action="store_true", help="say so on the page")
+    parser.add_argument("--models", nargs="+", choices=WORKS, default=list(WORKS))
     options = parser.parse_args()
-    names = ["tiny"] if options.quick else list(WORKS)
+    names = ["tiny"] if options.quick else options.models
     accumulation = ACCUMULATION[:2] if options.quick else ACCUMULATION
     cells, fresh = [], {}
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:

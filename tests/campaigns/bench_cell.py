@@ -29,10 +29,8 @@ from train.config import load
 from train.data.shares import assignments
 from train.run import Run, build
 
-WARM_UP = 25
 FINGERPRINT = 3  # after so many steps the first moments are compared
-COUNTED = 9
-ROWS = 10  # steps between rows, as the default has it
+COUNTED = 4
 Steps = Iterator[torch.optim.Optimizer]
 
 
@@ -72,7 +70,7 @@ class Cell:
 
     def _steps_of(self, name: str) -> int:
         work = WORKS[name]
-        return WARM_UP + ROWS + COUNTED * 4 + work.steps * work.turns
+        return work.warm_up + COUNTED * 2 + work.steps * work.turns
 
     def _run(self, kind: str, *overrides: str) -> Run:
         label = "".join(filter(str.isalnum, kind))
@@ -163,7 +161,7 @@ def function_calls(loop: Steps) -> int:
 
 
 def counts(loop: Steps) -> dict[str, float]:
-    """Of a step without a row, armed for nothing: the least of several."""
+    """Of a step without a row, armed for nothing: the least of some."""
     calls = min(function_calls(loop) for _ in range(COUNTED))
     found = []
     for _ in range(COUNTED):
@@ -189,7 +187,7 @@ def measure(name: str, accumulation_steps: int, turns: int, data: Path, config: 
                 optimizer = next(loop)
             assert optimizer is not None
             moments[kind] = first_moments(cell.modules[kind], optimizer)
-            for _ in range((WARM_UP if name == "tiny" else ROWS) - FINGERPRINT):
+            for _ in range(WORKS[name].warm_up - FINGERPRINT):
                 next(loop)
         hand = moments["by hand (a)"]
         apart = {kind: float((found - hand).norm() / hand.norm()) for kind, found in moments.items()}

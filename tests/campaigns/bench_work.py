@@ -12,7 +12,7 @@ from torch.nn.functional import cross_entropy
 
 STEPS_OF_AN_EPOCH = 50
 NEVER = 1_000_000
-TOKENS = 16
+TOKENS = 8
 
 
 @dataclass(frozen=True)
@@ -22,6 +22,7 @@ class Work:
     task: str
     steps: int  # optimizer steps that are timed in one turn
     turns: int
+    warm_up: int  # optimizer steps before the first turn
 
     @property
     def samples(self) -> int:
@@ -31,8 +32,8 @@ class Work:
 TINY = {"target": "mlp", "args": {"inputs": 64, "hidden": [256, 256], "outputs": 10}}
 GPT = {"target": "gpt", "args": {"vocabulary": 256, "layers": 6, "heads": 4, "width": 256}}
 WORKS = {
-    "tiny": Work(64, TINY, "classification", steps=20, turns=20),
-    "gpt": Work(32, GPT, "causal_lm", steps=5, turns=8),
+    "tiny": Work(64, TINY, "classification", steps=20, turns=20, warm_up=22),
+    "gpt": Work(32, GPT, "causal_lm", steps=5, turns=8, warm_up=12),
 }
 
 
