@@ -1,6 +1,6 @@
 """What the scaffold costs: the same training by other loops, side by side in one process; start-up and peak memory.
 
-OMP_NUM_THREADS=1 python -m tests.campaigns.bench [--quick] [--beside-other-work] [--models tiny]    into docs/benchmark.md
+OMP_NUM_THREADS=1 python -m tests.campaigns.bench [--quick] [--models tiny] [--beside-other-work]  # docs/benchmark.md
 
 About 20 minutes on two quiet cores; --quick takes one to two, prints, and writes nothing. It uses a GPU where there is
 one (two ranks need two). The loops take turns, a block of steps each, so that a machine that slows down slows all of
