@@ -39,8 +39,9 @@ WORKS = {
 
 def write_data(name: str, file: Path) -> None:
     """Random: what is learnt does not matter here."""
-    from datasets import Dataset
+    from datasets import Dataset, disable_progress_bars
 
+    disable_progress_bars()
     generator = torch.Generator().manual_seed(0)
     samples = WORKS[name].samples
     if name == "tiny":
