@@ -56,7 +56,7 @@ def learner_of(optimizer: str, precision: str, args: dict[str, Any]) -> Learner:
     made = make_optimizer(OptimizerConfig(target=optimizer, lr=0.1, args=args), Scaled(0.1, args), parameters)
     ranks: Any = Ranks()
     parallel = Replicated(module, ranks)
-    parallel.clip = scale_down  # type: ignore[method-assign] # as on a GPU
+    parallel.clip = scale_down  # as on a GPU
     return Learner(
         accelerator=Accelerator(cpu=True),
         device=CPU,
