@@ -55,5 +55,5 @@ def test_calls_over_a_hand_written_loop(calls: Callable[[Callable[..., Iterator[
     per_micro_step = (own[8] - own[4] - (hand[8] - hand[4])) / 4
     per_step = own[1] - hand[1] - per_micro_step
     print(f"\nfunction calls over a hand-written loop: {per_micro_step:.1f} per micro-step, {per_step:.0f} per step")
-    assert 0 < per_micro_step <= 32
-    assert 0 < per_step <= 65
+    assert 0 < per_micro_step <= 20
+    assert 0 < per_step <= 30

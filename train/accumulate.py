@@ -4,6 +4,7 @@ accelerate launch -m train.accumulate CONFIG [key=value ...]
 """
 
 import sys
+from contextlib import nullcontext
 
 from torch import Tensor
 
@@ -16,8 +17,10 @@ from train.step import Learner, forward_backward
 def compute_gradient(learner: Learner, window: Window) -> Tensor:
     """The gradient of the window in `.grad`, reduced over the ranks; returns this rank's sums of losses: (terms,)."""
     micro_batches = iter(window.micro_batches)  # each may be read only now
-    with learner.accelerator.no_sync(learner.model):  # around forward and backward: DDP decides in the forward
-        parts = [forward_backward(learner, next(micro_batches), window) for _ in range(len(window.micro_batches) - 1)]
+    earlier = len(window.micro_batches) - 1
+    # Around forward and backward: DDP decides in the forward. Entering it for nothing would take time, too.
+    with learner.accelerator.no_sync(learner.model) if earlier else nullcontext():
+        parts = [forward_backward(learner, next(micro_batches), window) for _ in range(earlier)]
     return sum(parts, start=forward_backward(learner, next(micro_batches), window))
 
 

@@ -12,8 +12,8 @@ from train.batch.window import MicroBatch, Window
 from train.data.device_prefetch import Feed
 from train.distributed.parallel import Parallel
 from train.errors import UserError
-from train.optim.skipped_steps import NonFiniteGradient, SkippedSteps
-from train.tasks import Task, by_term
+from train.optim.skipped_steps import SkippedSteps, is_not_finite, stop_at
+from train.tasks import Task, by_term, stacked
 
 
 @dataclass
@@ -41,7 +41,7 @@ class Learner:
 
 
 ComputeGradient = Callable[[Learner, Window], Tensor]
-"""Leaves the gradient of a window in `.grad`, reduced over the ranks; returns this rank's sums of losses: (terms,)."""
+"""Leaves the gradient of a window in `.grad`, reduced over the ranks; returns this rank's sums of losses, by term."""
 
 
 class NoGradient(UserError):
@@ -49,7 +49,7 @@ class NoGradient(UserError):
 
 
 def forward_backward(learner: Learner, micro_batch: MicroBatch, window: Window) -> Tensor:
-    """Add this micro-batch's part of the step's gradient to `.grad`; return its sums of losses: (terms,), detached.
+    """Add this micro-batch's part of the step's gradient to `.grad`; return its sums of losses, detached.
 
     The loss of a step is sum(losses) / weight over all micro-batches and ranks, so each micro-batch is scaled by the
     weight of the whole window, however its own samples are distributed. DDP divides the sum over the ranks by their
@@ -60,8 +60,9 @@ def forward_backward(learner: Learner, micro_batch: MicroBatch, window: Window) 
     losses = []
     for term, weight in window.weights.items():
         losses.append(sums[term] * (learner.coefficients[term] * ranks / weight if weight else 0.0))
-    learner.accelerator.backward(learner.scaler.scale(losses[0] if len(losses) == 1 else torch.stack(losses).sum()))
-    detached = torch.stack([sums[term].detach() for term in window.weights])
+    loss = losses[0] if len(losses) == 1 else torch.stack(losses).sum()
+    torch.autograd.backward(learner.scaler.scale(loss))  # accelerator.backward would divide by 1, there and back
+    detached = stacked([sums[term].detach() for term in window.weights])
     return detached if micro_batch.samples else torch.full_like(detached, micro_batch.filler_factor)
 
 
@@ -75,22 +76,19 @@ def update(learner: Learner, rate: float) -> Tensor:
         raise NoGradient("no parameter has a gradient: does the loss depend on the model's trainable parameters?")
     learner.scaler.unscale_(learner.optimizer)
     norm = learner.parallel.total_norm(gradients)
-    finite = norm.isfinite()
+    skipped = is_not_finite(norm)
     if learner.max_grad_norm is not None:
-        learner.parallel.clip(learner.parameters, learner.max_grad_norm, norm)
+        learner.parallel.clip(gradients, learner.max_grad_norm, norm)
     for group in learner.optimizer.param_groups:
         group["lr"] = rate * group["lr_multiplier"]
-    if learner.stop_at_nonfinite and not finite:  # the one read of the host that on_nonfinite=stop costs at each step
-        raise NonFiniteGradient(
-            f"the norm of the gradient is {norm.item()}, and on_nonfinite=stop: no update was made. Try a smaller "
-            f"optimizer.lr, a warm-up, optimizer.max_grad_norm=1.0, or on_nonfinite=skip"
-        )
+    if learner.stop_at_nonfinite and skipped:  # the one read of the host that on_nonfinite=stop costs at each step
+        raise stop_at(norm)
     if learner.skips_on_device:
-        learner.optimizer.found_inf = finite.logical_not().float()
+        learner.optimizer.found_inf = skipped
         learner.optimizer.step()
-    elif finite:  # on a GPU the host waits here, once per step: these optimizers cannot leave out an update
+    elif not skipped:  # on a GPU the host waits here, once per step: these optimizers cannot leave out an update
         learner.optimizer.step()
     learner.scaler.update()  # on the device: halved where the gradient was not finite
     learner.optimizer.zero_grad(set_to_none=learner.parallel.frees_gradients)
-    learner.skips.add(finite)
+    learner.skips.add(skipped)
     return norm

@@ -56,22 +56,22 @@ MUTANTS = [
     Mutant(
         "zero the gradients late",
         "train/step.py",
-        "    learner.optimizer.zero_grad(set_to_none=learner.parallel.frees_gradients)\n    learner.skips.add(finite)",
-        "    learner.skips.add(finite)",
+        "    learner.optimizer.zero_grad(set_to_none=learner.parallel.frees_gradients)\n    learner.skips.add(skipped)",
+        "    learner.skips.add(skipped)",
     ),
     Mutant(
         "clip per micro-step",
         "train/step.py",
-        "    detached = torch.stack(",
+        "    detached = stacked(",
         "    if learner.max_grad_norm:\n"
         "        torch.nn.utils.clip_grad_norm_(learner.parameters, learner.max_grad_norm)\n"
-        "    detached = torch.stack(",
+        "    detached = stacked(",
     ),
     Mutant(
         "no_sync on the last micro-step too",
         "train/accumulate.py",
-        "    return sum(parts, start=forward_backward(learner, last, window))",
-        "        return sum(parts, start=forward_backward(learner, last, window))",
+        "    return sum(parts, start=forward_backward(learner, next(micro_batches), window))",
+        "        return sum(parts, start=forward_backward(learner, next(micro_batches), window))",
     ),
     Mutant(
         "forward outside no_sync",
@@ -98,8 +98,8 @@ MUTANTS = [
     Mutant(
         "last micro-batch's loss logged",
         "train/accumulate.py",
-        "sum(parts, start=forward_backward(learner, last, window))",
-        "forward_backward(learner, last, window) * len(window.micro_batches)",
+        "sum(parts, start=forward_backward(learner, next(micro_batches), window))",
+        "forward_backward(learner, next(micro_batches), window) * len(window.micro_batches)",
     ),
     Mutant(
         "tail dropped",

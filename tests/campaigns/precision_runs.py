@@ -179,7 +179,7 @@ def count_reductions(run: Run, count: Callable[[int], None]) -> None:
 
         run.learner.model.register_comm_hook(None, hook)
     elif isinstance(run.learner.parallel, Sharded):
-        run.learner.accelerator.backward = _scattering(run.learner.accelerator.backward, count)
+        torch.autograd.backward = _scattering(torch.autograd.backward, count)
     else:
         own = run.ranks.add_up
 

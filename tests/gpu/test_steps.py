@@ -13,6 +13,7 @@ from tests.helpers import Trace, argv, flat, record, rows
 from tests.test_update import OPTIMIZERS
 from train.accumulate import compute_gradient
 from train.config import load
+from train.distributed.norms import scale_down
 from train.run import Run, build
 from train.step import update
 
@@ -23,6 +24,7 @@ READS_ONCE = "{target: sgd, args: {momentum: 0.9, dampening: 0.1}}"
 def steps_without_reads(arguments: list[str]) -> int:
     """How many steps were trained; raises where the host waits for the device inside one."""
     run = build(load(arguments), "accumulate")
+    run.learner.parallel.clip = scale_down  # what a CPU would do in its place reads the norm
     compute = run.watch(compute_gradient)
     count = 0
     for window in run.windows:
@@ -97,6 +99,7 @@ def state(run: Run) -> list[Any]:
 def around_an_infinite_gradient(arguments: list[str], at: int) -> tuple[list[Any], list[Any], list[Any]]:
     """State before, right after and one step after step `at`, in which one number of one gradient is inf."""
     run = build(load(arguments), "accumulate")
+    run.learner.parallel.clip = scale_down  # what a CPU would do in its place reads the norm
     compute = run.watch(compute_gradient)
     found: dict[int, list[Any]] = {}
 

@@ -20,6 +20,8 @@ def to_device(batch: Batch, device: torch.device, dtype: torch.dtype) -> Batch:
     it (train/models/precision.py), and what the task keeps for itself never.
     """
     if dtype is not torch.float64:
+        if device.type == "cpu":
+            return dict(batch)
         return {name: column.to(device, non_blocking=True) for name, column in batch.items()}
     return {name: column.to(device, _widened(column), non_blocking=True) for name, column in batch.items()}
 

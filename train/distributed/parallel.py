@@ -84,8 +84,8 @@ class Parallel(Protocol):
         ...
 
     @property
-    def clip(self) -> Callable[[Sequence[nn.Parameter], float, Tensor], object]:
-        """Takes (parameters, max_norm, total_norm): scales their gradients so that their norm is at most `max_norm`."""
+    def clip(self) -> Callable[[list[Tensor], float, Tensor], object]:
+        """Takes (gradients, max_norm, norm), the norm being theirs: scales them so that it is at most `max_norm`."""
         ...
 
 

@@ -114,14 +114,13 @@ def meet_after_restart(timeout_seconds: float) -> None:
 class Sum:
     """A sum over the ranks that is still under way."""
 
-    values: torch.Tensor  # float64, on the CPU; the sum once the work is done
+    values: torch.Tensor | list[float]  # float64, on the CPU; the sum once the work is done. One rank: as they are
     work: dist.Work | None
 
     def wait(self) -> list[float]:
         if self.work is not None:
             self.work.wait()
-        result: list[float] = self.values.tolist()
-        return result
+        return self.values if isinstance(self.values, list) else cast(list[float], self.values.tolist())
 
 
 class Ranks:
@@ -155,10 +154,11 @@ class Ranks:
     def start_sum(self, values: Sequence[float]) -> Sum:
         """Begin to add up `values` (float64) over the ranks; every rank gets the sums, bit for bit the same."""
         self.alone.messages += 1
+        if self._group is None:
+            return Sum([float(value) for value in values], None)
         tensor = torch.tensor(values, dtype=torch.float64)
-        work = dist.all_reduce(tensor, group=self._group, async_op=True) if self._group else None
-        self._under_way = work
-        return Sum(tensor, work)
+        self._under_way = dist.all_reduce(tensor, group=self._group, async_op=True)
+        return Sum(tensor, self._under_way)
 
     def settle(self) -> None:
         """To be called before this rank leaves: a window ahead is counted in a thread of gloo, and another rank may

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from train.distributed.flat_buckets import ComputeGradient
-from train.distributed.norms import norm_for
+from train.distributed.norms import clip_for, norm_for
 from train.distributed.ranks import Ranks
 from train.parts import HasState
 
@@ -25,6 +25,7 @@ class Replicated:
         self.model = model
         self.writes_state = ranks.is_main
         self.total_norm = norm_for(model)
+        self.clip = clip_for(model)
 
     def around(self, compute_gradient: ComputeGradient) -> ComputeGradient:
         return compute_gradient
@@ -37,6 +38,3 @@ class Replicated:
 
     def norms(self, tensors: Iterable[Tensor]) -> Tensor:
         return torch.stack([torch.linalg.vector_norm(tensor).double() for tensor in tensors]).cpu()
-
-    # As it is: nothing stands between, at each step.
-    clip = staticmethod(torch.nn.utils.clip_grads_with_norm_)

@@ -19,6 +19,7 @@ from torch.distributed.tensor import DTensor
 
 from train.comparison.figures import size
 from train.distributed.flat_buckets import ComputeGradient
+from train.distributed.norms import clip_gradients
 from train.distributed.ranks import Ranks
 from train.errors import UserError, some
 from train.parts import HasState
@@ -189,10 +190,8 @@ class Sharded:
         return squares.sqrt().cpu()
 
     @staticmethod
-    def clip(parameters: Sequence[nn.Parameter], max_norm: float, total_norm: Tensor) -> None:
-        """As torch.nn.utils.clip_grads_with_norm_ does, on what this rank holds."""
-        gradients = [local(p.grad) for p in parameters if p.grad is not None]
-        torch._foreach_mul_(gradients, (max_norm / (total_norm + 1e-6)).clamp(max=1.0))
+    def clip(gradients: list[Tensor], max_norm: float, norm: Tensor) -> None:
+        clip_gradients([local(gradient) for gradient in gradients], max_norm, norm)
 
 
 def shard(

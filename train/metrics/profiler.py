@@ -20,17 +20,16 @@ BLOCK = 2**20
 
 def part(steps: Sequence[int], inside: Callable[[str], Path], ranks: Ranks) -> Part:
     """`steps`: profile.steps; `inside(name)`: a path in the run folder, where that is still the run's."""
+    if not steps or ranks.rank != 0:
+        return Part(name="profiler")
     return Part(
         name="profiler",
-        windows=lambda windows: profiled(windows, steps, partial(inside, "profile"), ranks.rank),
+        windows=lambda windows: profiled(windows, steps, partial(inside, "profile")),
     )
 
 
-def profiled(windows: Iterable[Window], steps: Sequence[int], place: Callable[[], Path], rank: int) -> Iterator[Window]:
-    """The same windows; steps = [first, last] are recorded on rank 0 and written to place()/trace.json."""
-    if not steps or rank != 0:
-        yield from windows
-        return
+def profiled(windows: Iterable[Window], steps: Sequence[int], place: Callable[[], Path]) -> Iterator[Window]:
+    """The same windows; steps = [first, last] are recorded, and written to place()/trace.json."""
     first, last = steps
     with ExitStack() as stack:  # ends the recording also where the run ends before `last`
         for window in windows:

@@ -15,6 +15,22 @@ class NonFiniteGradient(RunFailed):
     """The gradient of a step, or of too many in a row, is not finite, and the run was told to stop there."""
 
 
+def stop_at(norm: Tensor) -> NonFiniteGradient:
+    """What is raised under on_nonfinite=stop."""
+    return NonFiniteGradient(
+        f"the norm of the gradient is {norm.item()}, and on_nonfinite=stop: no update was made. Try a smaller "
+        f"optimizer.lr, a warm-up, optimizer.max_grad_norm=1.0, or on_nonfinite=skip"
+    )
+
+
+def is_not_finite(norm: Tensor) -> Tensor:
+    """1 where a norm is infinite or NaN, else 0: 0-dim float32 on its device, as a fused optimizer's found_inf.
+
+    Two operators, where isfinite alone is four: 0 times a number is 0, and times anything else NaN.
+    """
+    return norm.mul(0).nan_to_num_(1.0).float()
+
+
 class Watcher(Protocol):
     """Wants to know which steps were applied, and numbers of its own that are on the device."""
 
@@ -35,11 +51,12 @@ class SkippedSteps:
     in_a_row: int = 0  # up to the last step
     longest: int = 0  # in a row, ever
     watchers: list[Watcher] = field(default_factory=list)
-    _finite: list[Tensor] = field(default_factory=list)  # of the steps since somebody looked: 0-dim, on the device
+    _skipped: list[Tensor] = field(default_factory=list)  # of the steps since somebody looked: 0-dim, on the device
 
-    def add(self, finite: Tensor) -> None:
-        self._finite.append(finite)
-        if len(self._finite) >= 1000:  # rows are rare: let them not pile up
+    def add(self, skipped: Tensor) -> None:
+        """Of one step: 1 where it was not applied, else 0."""
+        self._skipped.append(skipped)
+        if len(self._skipped) >= 1000:  # rows are rare: let them not pile up
             self.look()
 
     def state_dict(self) -> dict[str, int]:
@@ -51,11 +68,11 @@ class SkippedSteps:
 
     def look(self, more: Sequence[Tensor] = ()) -> list[list[float]]:
         """Bring all counts up to date, and give the numbers of `more`: one copy, for which the host waits once."""
-        finite = torch.stack(self._finite) if self._finite else None
+        skipped = torch.stack(self._skipped) if self._skipped else None
         of_watchers = [watcher.pending() for watcher in self.watchers]
-        flags, *numbers = read_together([finite, *of_watchers, *more])
-        applied = [flag == 1 for flag in flags]
-        self._finite.clear()
+        flags, *numbers = read_together([skipped, *of_watchers, *more])
+        applied = [flag == 0 for flag in flags]
+        self._skipped.clear()
         for was_applied in applied:
             self.in_a_row = 0 if was_applied else self.in_a_row + 1
             self.total += not was_applied

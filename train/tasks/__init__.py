@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from numbers import Real
 from typing import Any, Protocol, TypeVar
 
+import torch
 from torch import Tensor
 
 from train.batch.window import Batch
@@ -26,6 +27,11 @@ ONLY = "loss"  # the name of the term of a task that has one
 def by_term(value: T | Mapping[str, T]) -> Mapping[str, T]:
     """What loss_weight and loss_sum give, by the names of the terms."""
     return value if isinstance(value, Mapping) else {ONLY: value}
+
+
+def stacked(values: Sequence[Tensor]) -> Tensor:
+    """(n,), of n 0-dim tensors; one alone stays as it is: a stack of one costs each micro-step an operator."""
+    return values[0] if len(values) == 1 else torch.stack(list(values))
 
 
 class TaskError(UserError):

@@ -52,7 +52,7 @@ class CausalLM:
             return self._logits(model, anything).shape[2]
 
     def loss_weight(self, batch: Batch) -> float | dict[str, float]:
-        predicted = float((batch["labels"] != IGNORED).sum())
+        predicted = float((batch["labels"] != IGNORED).count_nonzero())
         if self.router_loss:
             return {TOKENS: predicted, ROUTER: float(len(batch["labels"]))}
         return predicted

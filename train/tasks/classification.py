@@ -30,7 +30,7 @@ class Classification:
             return self._logits(model, batch).shape[1]
 
     def loss_weight(self, batch: Batch) -> float:
-        return float((batch["labels"] != IGNORED).sum())
+        return float((batch["labels"] != IGNORED).count_nonzero())
 
     def loss_sum(self, model: Any, batch: Batch) -> Tensor:
         labels = batch["labels"]
