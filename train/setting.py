@@ -97,20 +97,19 @@ def _open_outlets(setting: Setting, state: RunState) -> Outlets:
 
 def open_windows(setting: Setting, progress: Progress, around: Around) -> Windows:
     """Those that are still to be trained; `around`: what parts put around this rank's shares."""
-    learner, plan = setting.learner, setting.plan
-    loss_weight = learner.task.loss_weight
+    learner = setting.learner
     return Windows(
-        shares=around(setting.shares(plan.batch, progress.place)),
+        shares=around(setting.shares(setting.plan.batch, progress.place)),
         ranks=setting.ranks,
         terms=setting.tried.exactness.terms,
-        loss_weight=lambda batch: by_term(loss_weight(batch)),
+        loss_weight=lambda batch: by_term(learner.task.loss_weight(batch)),
         check=learner.parallel.check,
         announce=learner.feed.announce,
         spare=Spare(setting.tried.trial, setting.ranks.alone),
         stop_requested=setting.stop.requested,
         first=progress.step + 1,
         seen=progress.samples_seen,
-        last=plan.total_steps,
+        last=setting.plan.total_steps,
     )
 
 

@@ -35,7 +35,9 @@ def state(run: Path) -> dict[str, Any]:
     verify(last)
     other = read_state(last)
     told = {
-        key: value for key, value in other["report"].items() if key not in ("seconds", "run_id", "last_save_seconds", "whole_run")
+        key: value
+        for key, value in other["report"].items()
+        if key not in ("seconds", "run_id", "last_save_seconds", "whole_run")
     }
     files = [MODEL, TENSORS, *sorted(file.name for file in last.glob("rank-*"))]
     return {
