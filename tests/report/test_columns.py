@@ -83,17 +83,19 @@ def test_they_are_those_of_all_rows_after_a_resume_too(told: dict[str, Any], tmp
 
 
 def test_a_resume_reads_no_row(told: dict[str, Any], tmp_path: Path) -> None:
-    """The checkpoint holds what they add up to: rows that stay are not looked at, damaged or not."""
+    """The checkpoint holds what they add up to: rows that stay are not looked at."""
     assert train(tmp_path, 4) == 0
     expected = counted(tmp_path)
     told.clear()
     path = tmp_path / "run" / "metrics.jsonl"
     lines = path.read_bytes().splitlines(keepends=True)
-    path.write_bytes(lines[0] * 30_000 + b"".join(lines[-3:]))
+    changed = json.dumps(json.loads(lines[0]) | {"memory/peak_rss_gib": 999.0}).encode() + b"\n"
+    path.write_bytes(changed * 3000 + b"nonsense\n" + lines[1] * 10_000 + b"".join(lines[2:]))
 
-    assert train(tmp_path, 4, "duration={steps: 5}") == 0
+    assert train(tmp_path, 5) == 0
 
     assert told["run/peak_rss_gib"] == expected["run/peak_rss_gib"]
+    assert b"nonsense" in path.read_bytes()
 
 
 def test_a_run_that_begins_from_another_counts_its_own_rows(told: dict[str, Any], tmp_path: Path) -> None:
