@@ -1,7 +1,4 @@
-"""The order of the data: a keyed permutation that needs no memory, so that any rank can ask for any position.
-
-A later change would alter every curve ever trained: tests pin its values.
-"""
+"""The order of the data: a keyed permutation without memory. A later change would alter every curve ever trained."""
 
 from functools import lru_cache
 
