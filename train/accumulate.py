@@ -4,7 +4,6 @@ accelerate launch -m train.accumulate CONFIG [key=value ...]
 """
 
 import sys
-from contextlib import nullcontext
 
 from torch import Tensor
 
@@ -17,10 +16,10 @@ from train.step import Learner, forward_backward
 def compute_gradient(learner: Learner, window: Window) -> Tensor:
     """The gradient of the window in `.grad`, reduced over the ranks; returns this rank's sums of losses: (terms,)."""
     micro_batches = iter(window.micro_batches)  # each may be read only now
-    earlier = len(window.micro_batches) - 1
-    # Around forward and backward: DDP decides in the forward. Entering it for nothing would take time, too.
-    with learner.accelerator.no_sync(learner.model) if earlier else nullcontext():
-        parts = [forward_backward(learner, next(micro_batches), window) for _ in range(earlier)]
+    parts, earlier = list[Tensor](), len(window.micro_batches) - 1
+    if earlier:
+        with learner.accelerator.no_sync(learner.model):  # around forward and backward: DDP decides in the forward
+            parts = [forward_backward(learner, next(micro_batches), window) for _ in range(earlier)]
     return sum(parts, start=forward_backward(learner, next(micro_batches), window))
 
 
