@@ -56,4 +56,4 @@ def test_calls_over_a_hand_written_loop(calls: Callable[[Callable[..., Iterator[
     per_step = own[1] - hand[1] - per_micro_step
     print(f"\nfunction calls over a hand-written loop: {per_micro_step:.1f} per micro-step, {per_step:.0f} per step")
     assert 0 < per_micro_step <= 20
-    assert 0 < per_step <= 30
+    assert -30 < per_step <= 10  # the clip of the hand-written loop makes more calls than all of ours
