@@ -176,7 +176,8 @@ def draw(cells: Sequence[Cell], file: Path) -> None:
         for place, cell in enumerate(own):
             axis.fill_between([place - 0.45, place + 0.45], -cell.noise(), cell.noise(), color="0.8", zorder=0)
         axis.axhline(0, color="black", linewidth=0.8)
-        axis.set_xticks(range(len(own)), [f"accumulation {cell.accumulation_steps}" for cell in own])
+        axis.set_xticks(range(len(own)), [str(cell.accumulation_steps) for cell in own])
+        axis.set_xlabel("micro-steps per step")
         axis.set_title(f"{ranks} rank{'s' if ranks > 1 else ''}")
         axis.set_ylabel("us per step over the hand-written loop")
     axes[0][0].legend(fontsize=8)
