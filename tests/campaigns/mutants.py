@@ -50,7 +50,7 @@ MUTANTS = [
     Mutant(
         "forget the factor R",
         "train/step.py",
-        "ranks = learner.world_size if micro_batch.samples else 0",
+        "ranks = learner.world_size if micro_batch.samples else micro_batch.filler_factor",
         "ranks = 1 if micro_batch.samples else 0",
     ),
     Mutant(
@@ -85,8 +85,8 @@ MUTANTS = [
     Mutant(
         "weight counted on one rank only",
         "train/data/windows.py",
-        "weights=dict(zip(self.terms, weights, strict=True))",
-        "weights={t: float(sum(self.loss_weight(m.batch)[t] for m in ahead.micro_batches)) * self.ranks.world_size"
+        "by_term: Mapping[str, float] = dict(zip(self.terms, weights, strict=True))",
+        "by_term = {t: float(sum(self.loss_weight(m.batch)[t] for m in ahead.micro_batches)) * self.ranks.world_size"
         " for t in self.terms}",
     ),
     Mutant(
