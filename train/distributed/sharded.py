@@ -171,6 +171,8 @@ class Sharded:
 
         return looked_through
 
+    extra = around
+
     def check(self) -> None:
         pass
 

@@ -33,6 +33,9 @@ class State:
     """As it was when it was captured. `leaves`: by its name in the user's words."""
 
     leaves: dict[str, Any] = field(default_factory=dict)
+    on_host: bool = False  # copies lie there, also those of tensors on a device
+    uncopied: set[str] = field(default_factory=set)  # of the leaves: a change is seen, and cannot be put back
+    is_partial: bool = False  # there was more than is followed
     _undo: list[Callable[[], object]] = field(default_factory=list)
     _advance: list[Callable[[], object]] = field(default_factory=list)
     _seen: set[int] = field(default_factory=set)
@@ -54,14 +57,15 @@ class State:
         return [name for name in names if _differ(earlier.leaves.get(name), self.leaves.get(name), tolerance)]
 
 
-def capture(module: nn.Module, task: object) -> State:
+def capture(module: nn.Module, task: object, on_host: bool = False) -> State:
     """The state of all modules and of the task. Parameters are told by their version alone: a copy may not fit."""
-    state = State()
+    state = State(on_host=on_host)
     for name, part in module.named_modules():
         where = f"{name}." if name else ""
         _follow_buffers(state, part, where)
         for parameter_name, parameter in part.named_parameters(recurse=False):
             state.leaves[f"parameter {where}{parameter_name}"] = parameter._version
+            state.uncopied.add(f"parameter {where}{parameter_name}")
         _follow_attributes(state, part, f"{where}", 0)
     _follow_attributes(state, task, f"{type(task).__name__}.", 0)
     return state
@@ -99,7 +103,10 @@ def _follow_attributes(state: State, holder: object, where: str, depth: int) -> 
 
 def _follow(state: State, value: Any, name: str, depth: int) -> None:
     """Remember a value, and how to put it back where it can be changed in place."""
-    if len(state.leaves) >= MOST_LEAVES or isinstance(value, nn.Module | nn.Parameter | type):
+    if isinstance(value, nn.Module | nn.Parameter | type):
+        return
+    if len(state.leaves) >= MOST_LEAVES:
+        state.is_partial = True
         return
     if isinstance(value, bool | int | float | complex | str | bytes | None):
         state.leaves[name] = value
@@ -123,8 +130,9 @@ def _follow_tensor(state: State, value: Tensor, name: str) -> None:
     version = value._version
     if value.numel() * value.element_size() > LARGEST:
         state.leaves[name] = version
+        state.uncopied.add(name)
         return
-    copy = value.detach().clone()
+    copy = value.detach().to("cpu", copy=True) if state.on_host else value.detach().clone()
     state.leaves[name] = copy
 
     def put_back() -> None:
