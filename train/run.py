@@ -35,7 +35,7 @@ from train.plan.scaling_table import changes
 from train.report import Interval, Progress, Reporter, RunFolder, RunState, best_weights, checked_best, claim
 from train.report.displaced import save_in_own
 from train.report.run_weights import RunWeights
-from train.setting import Setting, open_checkpoints, open_evaluation, open_report, open_weights, open_windows, whole_of
+from train.setting import Setting, open_checkpoints, open_evaluation, open_report, open_windows, whole_of
 from train.setup import make_learner, share_work
 from train.step import ComputeGradient, Learner
 
@@ -245,7 +245,7 @@ def _join(setting: Setting, checkpoints: Checkpoints, report: Reporter) -> Run:
         save_checkpoint=parts.save(save_in_own(checkpoints, folder)),
         row_due=setting.row_due(),
         metrics=partial(parts.metrics, largest(ranks), ranks.alone.kept),
-        weights=open_weights(setting, parts.exports()),
+        weights=RunWeights({"model": learner.module, **parts.exports()}, folder, ranks, config.data.tokenizer),
         closing_lines=parts.closing_lines,
         whole=whole,
     )

@@ -3,10 +3,8 @@
 The peak is that of the GPU's allocator, or of the process on a CPU.
 """
 
-import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 import torch
@@ -16,6 +14,7 @@ from train import metric_names
 from train.batch.window import Batch, Window
 from train.memory.activations import SavedBytes, can_be_counted, held, without_samples
 from train.memory.plan_check import PlanCheck
+from train.memory.resident import peak_rss_bytes, reset_peak_rss
 from train.memory.sizes import GIB, stored_bytes, tensors_of
 from train.parts import Apart, Part
 from train.step import ComputeGradient, Learner
@@ -182,7 +181,7 @@ class Memory:
     def apart(self) -> Iterator[None]:
         """What takes place inside is no phase's."""
         self.mark()
-        peak = _peak_rss_bytes() if self._allocator is None else None
+        peak = peak_rss_bytes() if self._allocator is None else None
         if peak:
             self._keep({metric_names.PEAK_RSS: peak / GIB})
         if self._plan is not None:
@@ -193,7 +192,7 @@ class Memory:
             if self._allocator is not None:
                 self._allocator.reset_peaks()
             else:
-                _reset_peak_rss()
+                reset_peak_rss()
 
     def evaluation(self, evaluate: Callable[P, T]) -> Callable[P, T]:
         """The same function, its peak kept."""
@@ -212,9 +211,9 @@ class Memory:
         self.mark()
         peaks, self._peaks = self._peaks, {}
         if self._allocator is None:
-            peak = _peak_rss_bytes()
+            peak = peak_rss_bytes()
             earlier = peaks.pop(metric_names.PEAK_RSS, 0.0)
-            rss = {metric_names.PEAK_RSS: max(peak / GIB, earlier)} if _reset_peak_rss() and peak else {}
+            rss = {metric_names.PEAK_RSS: max(peak / GIB, earlier)} if reset_peak_rss() and peak else {}
             return self._held | peaks | rss | self._plan_error()
         phases = (metric_names.FORWARD_BACKWARD_PEAK, metric_names.OPTIMIZER_PEAK)
         if self._plan is not None and all(phase in peaks for phase in phases):
@@ -233,21 +232,3 @@ class Memory:
 
 def _size(gib: float) -> str:
     return f"{gib:.3g} GiB" if gib >= 0.1 else f"{gib * 1024:.3g} MiB"
-
-
-def _peak_rss_bytes() -> int | None:
-    """The kernel's high-water mark of this process; None where there is no /proc."""
-    try:
-        found = re.search(r"^VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
-    except OSError:
-        return None
-    return int(found[1]) * 1024 if found else None
-
-
-def _reset_peak_rss() -> bool:
-    """Lower the mark to what is used now; False where that is not permitted."""
-    try:
-        Path("/proc/self/clear_refs").write_text("5")
-    except OSError:
-        return False
-    return True

@@ -160,7 +160,7 @@ class Reporter:
         }
         if window.tokens is not None:
             position[metric_names.TOKENS_SEEN] = self.progress.tokens_seen + window.tokens
-        self._write(position | numbers)
+        self._write({**position, **numbers})
 
     def close(self, reason: str, code: int, closing_lines: Callable[[], Sequence[str]] = tuple) -> None:
         """The end, for people and for the launcher; every sink is closed even where another fails.

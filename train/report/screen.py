@@ -138,9 +138,8 @@ def _evaluation(row: Mapping[str, float]) -> str:
 def _audit(row: Mapping[str, float]) -> str:
     verdict = "verified" if row[metric_names.VERIFIED] else "not verified"
     seconds = duration(row[metric_names.AUDIT_SECONDS])
-    return (
-        f"audit: {verdict}, cut another way the gradient differs by {row[metric_names.SPLIT_ERROR]:.1e}, in {seconds}"
-    )
+    error = row[metric_names.SPLIT_ERROR]
+    return f"audit: {verdict}, cut another way the gradient differs by {error:.1e}, in {seconds}"
 
 
 def _shares(row: Mapping[str, float]) -> str:
