@@ -1,0 +1,69 @@
+"""Models that a test of the audit trains, named in configs by their dotted path, and what it reads of such a run."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tests.helpers import Array, record, rows
+from train import metric_names as names
+
+
+class Gated(nn.Module):
+    """An MLP; `opens` changes what it does with a micro-batch from some call or some value on."""
+
+    def __init__(self, opens: int = 10**9, kind: str = "none") -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(6, 8), nn.Tanh())
+        self.head = nn.Linear(8, 3)
+        self.opens, self.kind = opens, kind
+        self.calls = 0
+        self.queue: list[Tensor] = []
+        self.register_buffer("mean", torch.zeros(8))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        x = self.layers(inputs)
+        if self.training:
+            self.calls += 1
+            x = getattr(self, f"_{self.kind}")(x)
+        return self.head(x)
+
+    def _none(self, x: Tensor) -> Tensor:
+        return x
+
+    def _centred(self, x: Tensor) -> Tensor:
+        return x - x.mean(0) if self.calls > self.opens else x
+
+    def _queued(self, x: Tensor) -> Tensor:
+        """The mean of the last micro-batches counts once there are enough of them."""
+        self.queue.append(x.detach().mean(0))
+        if len(self.queue) <= self.opens:
+            return x
+        self.queue.pop(0)
+        return x + torch.stack(self.queue).mean(0)
+
+    def _averaged(self, x: Tensor) -> Tensor:
+        self.mean = 0.9 * self.mean + 0.1 * x.detach().mean(0)
+        return x - self.mean if self.calls > self.opens else x
+
+    def _dropped(self, x: Tensor) -> Tensor:
+        return x * (torch.rand(1) > 0.5) if self.calls > self.opens else x
+
+
+def audits(folder: Path, name: str = "run") -> dict[int, dict[str, Any]]:
+    """{step: the row of its audit}"""
+    return {row[names.GLOBAL_STEP]: row for row in rows(folder, names.SPLIT_ERROR, name)}
+
+
+def other_rows(folder: Path, name: str = "run") -> list[dict[str, Any]]:
+    """All that is measured of the training: without times and what the machine holds."""
+    kept = []
+    for row in rows(folder, names.LEARNING_RATE, name):
+        kept.append({key: value for key, value in row.items() if key.startswith(("train/", "batch/"))})
+    return kept
+
+
+def trained(arguments: list[str]) -> tuple[Array, list[list[int]]]:
+    trace = record(arguments)
+    return trace.weights[-1], trace.sizes
