@@ -1,13 +1,15 @@
 """Models that a test of the audit trains, named in configs by their dotted path, and what it reads of such a run."""
 
+import os
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from tests.helpers import Array, record, rows
+from tests.helpers import Array, Trace, record, rows
 from train import metric_names as names
+from train.run import Run
 
 
 class Gated(nn.Module):
@@ -67,3 +69,36 @@ def other_rows(folder: Path, name: str = "run") -> list[dict[str, Any]]:
 def trained(arguments: list[str]) -> tuple[Array, list[list[int]]]:
     trace = record(arguments)
     return trace.weights[-1], trace.sizes
+
+
+class Flipping(Gated):
+    """Rank `wrong` gets a gradient of its head in which bit `bit` of one number is another one, once it is armed.
+
+    `times`: in so many backward passes.
+    """
+
+    def __init__(self, wrong: int = 0, bit: int = 30, times: int = 10**9) -> None:
+        super().__init__()
+        self.is_armed = False
+        if int(os.environ.get("RANK", "0")) == wrong:
+            flipped = 0
+
+            def flip(gradient: Tensor) -> Tensor:
+                nonlocal flipped
+                flipped += self.is_armed
+                if not 0 < flipped <= times:
+                    return gradient
+                bits = gradient.clone().view(torch.int32)
+                bits[0, 0] ^= 1 << bit
+                return bits.view(torch.float32)
+
+            self.head.weight.register_hook(flip)
+
+
+def trained_armed(arguments: list[str]) -> None:
+    """What a rank computes before the first step is right."""
+
+    def arm(run: Run, _: Trace) -> None:
+        run.learner.module.is_armed = True
+
+    record(arguments, prepare=arm)

@@ -2,14 +2,12 @@
 
 import hashlib
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 from tests.exactness.audited import audits, other_rows, trained
-from tests.helpers import argv, record
+from tests.helpers import argv
 from train import metric_names as names
 from train.accumulate import compute_gradient
 from train.exactness.audit import next_audit
