@@ -102,3 +102,8 @@ def trained_armed(arguments: list[str]) -> None:
         run.learner.module.is_armed = True
 
     record(arguments, prepare=arm)
+
+
+def both_sharded(with_: list[str], without: list[str]) -> list[Array]:
+    os.environ.update(ACCELERATE_USE_FSDP="true", FSDP_VERSION="2")
+    return [record(arguments).weights[-1] for arguments in (with_, without)]

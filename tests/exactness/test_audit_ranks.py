@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.exactness.audited import audits, other_rows, trained, trained_armed
+from tests.exactness.audited import audits, both_sharded, other_rows, trained, trained_armed
 from tests.helpers import argv
 from train import metric_names as names
 
@@ -75,3 +75,15 @@ def test_a_bit_that_flips_once_is_a_fault(run_ranks: Callable[..., list[Any]], t
 
     assert audits(tmp_path)[1][names.VERIFIED] == 0
     assert named(tmp_path, "step 1: the gradient was computed wrong") == []
+
+
+@pytest.mark.parametrize("sync", ["step", "micro"])
+def test_a_divided_model_is_audited(run_ranks: Callable[..., list[Any]], sync: str, tmp_path: Path) -> None:
+    given = (*STEPS, "batch.effective=7", "batch.micro=2", f"batch.sync={sync}")
+
+    found = run_ranks(2, both_sharded, argv(tmp_path, *given, "name=with", ON), argv(tmp_path, *given, "name=without"))
+
+    assert list(audits(tmp_path, "with")) == [1, 2, 4]
+    assert all(row[names.SPLIT_ERROR] <= 1e-12 for row in audits(tmp_path, "with").values())
+    assert all(np.array_equal(audited, weights) for audited, weights in found)
+    assert other_rows(tmp_path, "with") == other_rows(tmp_path, "without")

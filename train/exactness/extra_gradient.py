@@ -28,15 +28,10 @@ def accumulated(learner: Learner, window: Window) -> Tensor:
 @contextmanager
 def put_aside(learner: Learner) -> Iterator[list[Tensor | None]]:
     """What stands in `.grad`, on the host, while others are computed in its place."""
-    frees = learner.parallel.frees_gradients
-    held = [p.grad for p in learner.parameters]
-    kept = [None if g is None else local(g).detach().to("cpu", copy=not frees) for g in held]
-    if not frees:
-        clear(learner)
-    del held
+    # Copied on a CPU too: a gradient may be a view of a bucket, into which the next one is added up.
+    kept = [None if p.grad is None else local(p.grad).detach().to("cpu", copy=True) for p in learner.parameters]
     try:
-        if frees:
-            clear(learner)
+        clear(learner)
         yield kept
     finally:
         _put_back(learner, kept)
