@@ -4,10 +4,12 @@ import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from datasets import Dataset
 from torch import Tensor, nn
 
-from tests.helpers import Array, Trace, record, rows
+from tests.helpers import Array, Trace, points, record, rows
 from train import metric_names as names
 from train.run import Run
 
@@ -93,6 +95,49 @@ class Flipping(Gated):
                 return bits.view(torch.float32)
 
             self.head.weight.register_hook(flip)
+
+
+class Known(nn.Module):
+    """Always the same weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        self.layers = nn.Sequential(nn.Linear(6, 32), nn.Tanh(), nn.Linear(32, 3))
+        with torch.no_grad():
+            for p in self.parameters():
+                p.copy_(torch.randn(p.shape, generator=generator))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.layers(inputs)
+
+
+def known(size: int = 37) -> Dataset:
+    inputs = torch.from_numpy(points(np.random.default_rng(0), size, 6))
+    with torch.no_grad():
+        targets = Known().double()(inputs.double()).float()
+    return Dataset.from_dict({"inputs": inputs.numpy(), "targets": targets.numpy()})
+
+
+class WrongForThree(torch.autograd.Function):
+    """A kernel that is wrong in float32 where it is given three samples."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, is_armed: bool) -> Tensor:
+        ctx.is_wrong = is_armed and len(x) == 3 and x.dtype == torch.float32
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return gradient * (1.01 if ctx.is_wrong else 1.0), None
+
+
+class WithKernel(Gated):
+    is_armed = False
+
+    def _none(self, x: Tensor) -> Tensor:
+        found: Tensor = WrongForThree.apply(x, self.is_armed)  # type: ignore[no-untyped-call]
+        return found
 
 
 def trained_armed(arguments: list[str]) -> None:

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from accelerate.state import AcceleratorState
 
-from tests.exactness.audited import audits, other_rows, trained
+from tests.exactness.audited import audits, other_rows, trained, trained_armed
 from tests.helpers import argv
 from train import metric_names as names
 from train.accumulate import compute_gradient
@@ -102,3 +103,55 @@ def test_what_draws_is_not_compared(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert list(audits(tmp_path, "with")) == [1, 4, 8, 10]
     assert said.count("could not be audited: it draws random numbers") == 1
     assert np.array_equal(weights, audited)
+
+
+def test_what_is_rounding_alone_is_no_fault(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The targets are the model's own outputs, in float64: its gradient in float32 is rounding and nothing else."""
+    given = (
+        "data.source=tests.exactness.audited.known",
+        "model={target: tests.exactness.audited.Known}",
+        "task=tests.helpers.Regression",
+        "precision=fp32",
+        "batch.micro=4",
+        "duration={steps: 1}",
+    )
+
+    trained(argv(tmp_path, *given, ON))
+
+    row = audits(tmp_path)[1]
+    assert row[names.VERIFIED] == 0
+    assert row[names.SPLIT_ERROR] > 1e-3
+    assert "step 1: the gradient differs by rounding alone" in capsys.readouterr().out
+
+
+def test_a_wrong_kernel_is_a_fault(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    given = (
+        "model={target: tests.exactness.audited.WithKernel}",
+        "precision=fp32",
+        "batch.micro=4",
+        "task=classification",
+    )
+    trained_armed(argv(tmp_path, *given, "duration={steps: 1}", ON))
+
+    assert audits(tmp_path)[1][names.VERIFIED] == 0
+    assert "does a kernel compute something else for other sizes?" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        ("precision=bf16",),
+        ("precision=bf16", "model.dtype=bf16"),
+        ("precision=fp32", "memory.activation_checkpointing=layers*", "model.compile=aot_eager"),
+    ],
+)
+def test_other_ways_to_compute_are_audited(given: tuple[str, ...], tmp_path: Path) -> None:
+    AcceleratorState._reset_state()  # it knows one precision per process
+    model = GATED % ("none", 0)
+
+    weights, _ = trained(argv(tmp_path, model, *given, "duration={steps: 3}", "batch.micro=4", "name=without"))
+    audited, _ = trained(argv(tmp_path, model, *given, "duration={steps: 3}", "batch.micro=4", "name=with", ON))
+
+    assert [row[names.VERIFIED] for row in audits(tmp_path, "with").values()] == [1, 1]
+    assert np.array_equal(weights, audited)
+    AcceleratorState._reset_state()

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from train.data.device_prefetch import Feed
-from train.models.precision import widened
+from train.models.precision import door_of, widened
 from train.step import Learner
 
 Change = Callable[[Tensor], Tensor]
@@ -40,15 +40,16 @@ def on_copies(learner: Learner, change: Change, dtype: torch.dtype) -> Iterator[
         for part, name, buffer in buffers:
             wide = widened(buffer.dtype) if dtype is torch.float64 else buffer.dtype
             part._buffers[name] = buffer.to(wide, copy=True)
-        yield replace(
-            learner,
-            world_size=1,
-            model=module,
-            parameters=[copies[id(p)] for p in learner.parameters],
-            dtype=dtype,
-            feed=Feed(learner.device, dtype),
-            scaler=torch.amp.GradScaler(learner.device.type, enabled=False),
-        )
+        with door_of(module, dtype):
+            yield replace(
+                learner,
+                world_size=1,
+                model=module,
+                parameters=[copies[id(p)] for p in learner.parameters],
+                dtype=dtype,
+                feed=Feed(learner.device, dtype),
+                scaler=torch.amp.GradScaler(learner.device.type, enabled=False),
+            )
     finally:
         for part, name, p in parameters:
             setattr(part, name, p)
