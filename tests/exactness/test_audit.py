@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from accelerate.state import AcceleratorState
 
-from tests.exactness.audited import audits, other_rows, trained, trained_armed
+from tests.exactness.audited import audits, counted_elsewhere, other_rows, trained, trained_armed
 from tests.helpers import argv
 from train import metric_names as names
 from train.accumulate import compute_gradient
@@ -67,9 +67,9 @@ def test_an_exact_run_is_verified_and_nothing_of_it_changes(case: str, tmp_path:
 def test_what_opens_late_is_found(kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """4 micro-batches a step; the trial before the first one has seen nothing."""
     opens = 40 if kind != "queued" else 60
-    given = (GATED % (kind, opens), "batch.micro=2", "duration={steps: 25}", "batch.audit_every_steps=4")
+    given = (GATED % (kind, opens), "batch.micro=2", "precision=fp32", "duration={steps: 25}")
 
-    trained(argv(tmp_path, *given))
+    trained(argv(tmp_path, *given, "batch.audit_every_steps=4"))
 
     found = audits(tmp_path)
     said = capsys.readouterr().out
@@ -155,3 +155,25 @@ def test_other_ways_to_compute_are_audited(given: tuple[str, ...], tmp_path: Pat
     assert [row[names.VERIFIED] for row in audits(tmp_path, "with").values()] == [1, 1]
     assert np.array_equal(weights, audited)
     AcceleratorState._reset_state()
+
+
+def test_counts_that_are_no_attributes_are_put_back(tmp_path: Path) -> None:
+    """In a global, in an attribute of the class, and in a closure."""
+    given = ("model={target: tests.exactness.audited.Elsewhere}", "batch.micro=2", "duration={steps: 7}")
+
+    with_audit = counted_elsewhere(argv(tmp_path, *given, "name=with", ON))
+    without = counted_elsewhere(argv(tmp_path, *given, "name=without"))
+
+    assert len(audits(tmp_path, "with")) == 3
+    assert with_audit == without
+
+
+def test_what_opens_late_by_a_global_is_found(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = "model={target: tests.exactness.audited.Elsewhere, args: {couples: true}}"
+
+    counted_elsewhere(argv(tmp_path, model, "batch.micro=2", "duration={steps: 30}", ON, "precision=fp32"))
+
+    said = capsys.readouterr().out
+    assert audits(tmp_path)[1][names.VERIFIED] == 1
+    assert "step 30: the gradient depends on how the batch is cut" in said
+    assert "gives a sample something else when it is with others" in said

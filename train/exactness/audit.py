@@ -23,8 +23,9 @@ from train.exactness.audit_compare import Comparison
 from train.exactness.audit_draws import has_drawn, may_draw
 from train.exactness.audit_verdict import VERIFIED, Unable, Verdict
 from train.exactness.extra_gradient import gradients, put_aside
+from train.exactness.hidden_state import capture_all
 from train.exactness.preflight import Preflight
-from train.exactness.state import State, capture, generators_of
+from train.exactness.state import State, generators_of
 from train.parts import Apart, Part
 from train.randomness import Generators, seed_of_rank, seed_of_step
 from train.step import ComputeGradient, Learner
@@ -111,7 +112,7 @@ class Audit:
             if window.k < self._due:
                 return compute_gradient(learner, window)
             with self._beside(learner):
-                before = capture(learner.module, learner.task, on_host=True)
+                before = _captured(learner)
             losses = compute_gradient(learner, window)
             with self._beside(learner):
                 self._look(learner, window, before)
@@ -134,7 +135,7 @@ class Audit:
         if size == size and size != float("inf"):
             self._due = next_audit(window.k + 1, self._every_steps)
             self._largest = max(self._largest, size)
-            after = capture(learner.module, learner.task, on_host=True)
+            after = _captured(learner)
             verdict = self._verdict(learner, window, before, after)
             if verdict is not None:
                 self._report_it(window, verdict, time.perf_counter() - start)
@@ -152,7 +153,7 @@ class Audit:
             before.restore()
             self._generators.seed(seed)
 
-        changed = [name for name in after.changed_since(before, 0.0) if not name.startswith("parameter ")]
+        changed = after.changed_since(before, 0.0)
         with self._generators.kept(), put_aside(learner) as kept:
             try:
                 comparison = Comparison(
@@ -176,6 +177,8 @@ class Audit:
 
     def _obstacle(self, learner: Learner, before: State, after: State, seed: int) -> str:
         """Why another cut would say nothing, or would leave a trace; empty where it may be tried."""
+        if before.is_partial or after.is_partial:
+            return "declared: model and task hold more than can be copied and put back"
         drawn = [] if may_draw(learner) else has_drawn(self._generators, seed)
         changed = after.changed_since(before, 0.0)
         drawn += generators_of(changed)
@@ -184,8 +187,6 @@ class Audit:
         fixed = [name for name in changed if name in before.uncopied]
         if fixed:
             return f"declared: {some(fixed)} changes while it is computed, and cannot be put back"
-        if before.is_partial:
-            return "declared: model and task hold more than can be copied and put back"
         return ""
 
     def _say_once(self, window: Window, why: str) -> None:
@@ -214,6 +215,14 @@ class Audit:
             self._report.say(f"audit     {text}")
         if verdict.has_failed and self._config.batch.exact == "required":
             raise NotVerified(f"batch.exact=required, and {text}. No update was made")
+
+
+def _captured(learner: Learner) -> State:
+    """Without anything, where something cannot be looked into: such a model is not audited."""
+    try:
+        return capture_all(learner.module, learner.task)
+    except Exception:  # the user's objects may do anything when they are copied
+        return State(is_partial=True)
 
 
 def _wait(device: torch.device) -> None:
