@@ -211,8 +211,7 @@ def list_parts(setting: Setting, report: Reporter) -> tuple[Part, ...]:
         loss_mean.part(learner, ranks),
         # Looks at what the optimizer is about to get, and at the weights before anything is saved.
         rank_consistency.part(learner, ranks),
-        # The last word before the update; what is computed a second time is measured by none of the above.
-        audit.part(learner, config, setting.tried, ranks, report, apart),
+        audit.part(learner, config, setting.tried, ranks, report, apart),  # the last word before the update
     )
 
 

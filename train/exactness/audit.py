@@ -70,7 +70,7 @@ def part(learner: Learner, config: Config, tried: Preflight, ranks: Ranks, repor
         report.say("audit     none: that the gradient is not exact is known (above)")
         return Part(name="audit")
     apart.add(lambda: report.clock.paused())
-    audit = Audit(config, tried.samples, ranks, report, apart, Generators(learner.device))
+    audit = Audit(config, tried.reading.samples, ranks, report, apart, Generators(learner.device))
     return Part(name="audit", gradient=audit.around)
 
 

@@ -9,6 +9,7 @@ import torch
 from train.batch.window import Window
 from train.config import Config
 from train.data import TrainingSet
+from train.data.in_step import LateWeights
 from train.distributed.ranks import Ranks, lost_rank
 from train.errors import is_out_of_memory
 from train.exactness.additivity import BOUNDS, arithmetic
@@ -91,7 +92,12 @@ class Comparison:
         return self._said(FAULT, apart, f"in float64 it is {wide:.0e}, {why}")
 
     def _again(self) -> float | None:
-        """By how much the same cut differs from itself; None where its bits are the same."""
+        """By how much the same cut differs from itself; None where its bits are the same.
+
+        Not asked where the gradient was divided by its weight afterwards, and would now be before.
+        """
+        if isinstance(self.window.weights, LateWeights):
+            return None
         self.begin()
         clear(self.learner)
         self._compute(self.window)

@@ -1,6 +1,6 @@
 """Another cut of a step: other sizes, another order, and on several ranks each other's samples."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from train.batch.order import Ids
-from train.batch.window import Batch, MicroBatch, Window
+from train.batch.window import Batch, MicroBatch, MicroBatches, Window
 from train.data.by_length import ByLength
 from train.data.in_range import InRange
 from train.data.loader import Loader
@@ -56,7 +56,21 @@ class Held:
         return Held(self.micro_batches[::-1])
 
 
-Whole = Fetched | Held
+@dataclass(frozen=True)
+class Reread:
+    """Those of this rank, each read once more when its turn comes; in their own order."""
+
+    micro_batches: MicroBatches
+
+    def __iter__(self) -> Iterator[MicroBatch]:
+        return iter(self.micro_batches)
+
+    def backwards(self) -> "Reread | Held":
+        """Single samples can only be put in another order; of others a part is enough."""
+        return Held(list(self)[::-1]) if max(self.micro_batches.sizes) == 1 else self
+
+
+Whole = Fetched | Held | Reread
 
 
 @dataclass(frozen=True)
@@ -123,18 +137,21 @@ def samples_of(window: Window, data: TrainingSet, ranks: Ranks) -> Samples:
     while isinstance(data, InRange):
         data = data.samples
     trim = data.padding.cut if isinstance(data, ByLength) else None
-    own = list(window.micro_batches)
+    inside: Any = data.samples if isinstance(data, ByLength) else data
     if ranks.world_size == 1:
-        return Samples(Held(own), Held(own), max(each.samples for each in own), trim)
-    fetch = _fetch_of(data.samples if isinstance(data, ByLength) else data, window.epoch)
+        whole = Reread(window.micro_batches) if inside.is_deferred else Held(list(window.micro_batches))
+        return Samples(whole, whole, max(window.micro_batches.sizes), trim)
+    largest = max(ranks.gather(max(window.micro_batches.sizes)))
     following = (ranks.rank + 1) % ranks.world_size
+    fetch = _fetch_of(inside, window.epoch)
     if fetch is None:
-        of_ranks = [Held(each) for each in ranks.gather([_alone(micro_batch) for micro_batch in own])]
-        return Samples(of_ranks[ranks.rank], of_ranks[following], _largest(of_ranks), trim)
-    named = ranks.gather([Named(each.batch["sample_id"].numpy(), each.samples) for each in own])
-    cut = fetch if trim is None else _then(fetch, trim)
-    fetched = [Fetched(of_rank, cut) for of_rank in named]
-    largest = max(each.samples for of_rank in named for each in of_rank)
+        own, sent = [], []
+        for micro_batch in window.micro_batches:
+            own.append(micro_batch)
+            sent.append(ranks.gather(_alone(micro_batch))[following])
+        return Samples(Held(own), Held(sent), largest, trim)
+    named = ranks.gather([Named(each.batch["sample_id"].numpy(), each.samples) for each in window.micro_batches])
+    fetched = [Fetched(of_rank, fetch if trim is None else _then(fetch, trim)) for of_rank in named]
     return Samples(fetched[ranks.rank], fetched[following], largest, trim)
 
 
@@ -142,7 +159,8 @@ def _fetch_of(data: Any, epoch: int) -> Callable[[Ids], Batch] | None:
     if isinstance(data, Rows):
         return data.fetch
     if isinstance(data, Loader):
-        return lambda ids: data.fetch(ids, epoch)
+        scaled = replace(data, keeps_pixels=False)
+        return lambda ids: scaled.fetch(ids, epoch)
     return None
 
 
@@ -153,7 +171,3 @@ def _then(fetch: Callable[[Ids], Batch], trim: Callable[[Batch], Batch]) -> Call
 def _alone(micro_batch: MicroBatch) -> MicroBatch:
     """Without what lies around it in memory, which would be sent too."""
     return replace(micro_batch, batch={name: column.clone() for name, column in micro_batch.batch.items()})
-
-
-def _largest(of_ranks: Iterable[Held]) -> int:
-    return max(micro_batch.samples for of_rank in of_ranks for micro_batch in of_rank)
