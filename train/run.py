@@ -211,7 +211,7 @@ def list_parts(setting: Setting, report: Reporter) -> tuple[Part, ...]:
         loss_mean.part(learner, ranks),
         # Looks at what the optimizer is about to get, and at the weights before anything is saved.
         rank_consistency.part(learner, ranks),
-        audit.part(learner, config, setting.tried, ranks, report, apart),  # the last word before the update
+        audit.part(learner, config, setting.tried, setting.plan, ranks, report, apart),  # the last before the update
     )
 
 

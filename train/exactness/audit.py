@@ -27,6 +27,7 @@ from train.exactness.hidden_state import capture_all
 from train.exactness.preflight import Preflight
 from train.exactness.state import State, generators_of
 from train.parts import Apart, Part
+from train.plan.run_plan import RunPlan
 from train.randomness import Generators, seed_of_rank, seed_of_step
 from train.step import ComputeGradient, Learner
 
@@ -62,16 +63,30 @@ class Clock(Protocol):
     def paused(self) -> AbstractContextManager[None]: ...
 
 
-def part(learner: Learner, config: Config, tried: Preflight, ranks: Ranks, report: Report, apart: Apart) -> Part:
+def part(
+    learner: Learner, config: Config, tried: Preflight, plan: RunPlan, ranks: Ranks, report: Report, apart: Apart
+) -> Part:
     """`tried`: what is trained on, and what was found out about it before the first step."""
-    if not config.batch.audit_every_steps:
+    every_steps = config.batch.audit_every_steps
+    if not every_steps:
         return Part(name="audit")
     if tried.exactness.beyond_rounding:
-        report.say("audit     none: that the gradient is not exact is known (above)")
+        report.say("audit     none: that the gradient is not exact is known already")
         return Part(name="audit")
+    report.say(planned(every_steps, plan.total_steps))
     apart.add(lambda: report.clock.paused())
     audit = Audit(config, tried.reading.samples, ranks, report, apart, Generators(learner.device))
     return Part(name="audit", gradient=audit.around)
+
+
+def planned(every_steps: int, total_steps: int) -> str:
+    """For the screen: when, and what it costs."""
+    early = [step for step in FIRST if step < min(every_steps, total_steps + 1)]
+    steps = f"at steps {', '.join(map(str, early))}" if early else ""
+    count = len([step for step in FIRST if step <= total_steps and step % every_steps]) + total_steps // every_steps
+    regular = f"every {every_steps:,} steps" if every_steps <= total_steps else ""
+    when = " and ".join(filter(None, [steps, regular]))
+    return f"audit     {when}: a gradient once more, cut another way; about {count / total_steps:.2g} of the run's time"
 
 
 def next_audit(step: int, every_steps: int) -> int:
