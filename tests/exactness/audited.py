@@ -149,6 +149,11 @@ def trained_armed(arguments: list[str]) -> None:
     record(arguments, prepare=arm)
 
 
+def trained_sharded(arguments: list[str]) -> None:
+    os.environ.update(ACCELERATE_USE_FSDP="true", FSDP_VERSION="2")
+    record(arguments)
+
+
 def both_sharded(with_: list[str], without: list[str]) -> list[Array]:
     os.environ.update(ACCELERATE_USE_FSDP="true", FSDP_VERSION="2")
     return [record(arguments).weights[-1] for arguments in (with_, without)]
