@@ -84,6 +84,7 @@ DRAWN = (
     "throughput/",
     "time/",
     LEARNING_RATE,
+    AUDIT_SECONDS,
     GRAD_NORM,
     LOSS_SCALE,
     EPOCH,

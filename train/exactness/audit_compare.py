@@ -3,6 +3,7 @@
 import socket
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from math import isfinite
 
 import torch
 
@@ -52,6 +53,8 @@ class Comparison:
             raise Unable("it draws random numbers, and would draw others for other micro-batches")
         apart = difference(self.learner, filled(self.learner, self.kept), found)
         del found
+        if self.learner.scaler.is_enabled() and not isfinite(apart.error):
+            raise Unable("its other cut overflows in float16")
         bound = BOUNDS[arithmetic(self.learner, self.config.precision)]
         if apart.error <= bound:
             return Verdict(kind=VERIFIED, error=apart.error)
