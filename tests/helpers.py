@@ -30,7 +30,7 @@ Array = NDArray[Any]
 
 CONFIG = """
 name: run
-batch: {effective: 8}
+batch: {effective: 8, audit_every_steps: 0}
 data: {source: tests.helpers.tiny}
 model: {target: mlp, args: {inputs: 6, hidden: [8], outputs: 3}}
 task: classification

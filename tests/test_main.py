@@ -311,6 +311,7 @@ NOT_THE_USERS = {
     "NoRoom",
     "NotMet",
     "NotSaved",
+    "NotVerified",
     "RankFailed",
     "RanksDisagree",
     "SaveFailed",
@@ -324,6 +325,7 @@ NOT_THE_USERS = {
     "OtherOperations",
     "TargetError",
     "TokenizerError",
+    "Unable",
     "Unreadable",
 }
 

@@ -45,6 +45,11 @@ PLAN_ERROR = "memory/plan_error"  # predicted / measured - 1, of the peak of the
 TRAINING_GRAPHS = "compile/training_graphs"  # that torch.compile has made since the start
 EVALUATION_GRAPHS = "compile/evaluation_graphs"
 
+SPLIT_ERROR = "exact/split_error"  # of an audit: |other cut's gradient - gradient| / |gradient|
+VERIFIED = "exact/verified"  # 1 where the audit found no more than the arithmetic explains, else 0
+VERIFIED_STEP = "exact/verified_step"  # the last one at which it was so
+AUDIT_SECONDS = "exact/audit_seconds"
+
 SAMPLES_PER_SECOND = "throughput/samples_per_second"
 TOKENS_PER_SECOND = "throughput/tokens_per_second"
 MFU = "throughput/mfu"
@@ -79,6 +84,7 @@ DRAWN = (
     "throughput/",
     "time/",
     LEARNING_RATE,
+    AUDIT_SECONDS,
     GRAD_NORM,
     LOSS_SCALE,
     EPOCH,

@@ -3,8 +3,8 @@
 The loop and the step know none of them: everything is put around the loop's functions once, before the first step.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -24,6 +24,23 @@ class HasState(Protocol):
 
 def unchanged(inner: Any) -> Any:
     return inner
+
+
+class Apart:
+    """What is computed beside the steps: `with apart():`. Who measures steps keeps its time and its memory out."""
+
+    def __init__(self) -> None:
+        self._keepers: list[Kept] = []
+
+    def add(self, keeper: Kept) -> None:
+        self._keepers.append(keeper)
+
+    @contextmanager
+    def __call__(self) -> Iterator[None]:
+        with ExitStack() as stack:
+            for keeper in self._keepers:
+                stack.enter_context(keeper())
+            yield
 
 
 @dataclass(frozen=True, kw_only=True)

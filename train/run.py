@@ -17,6 +17,7 @@ from train.distributed.ranks import Ranks
 from train.distributed.stop import Stop
 from train.errors import code_of, print_error
 from train.evaluation import ema, generations
+from train.exactness import audit
 from train.exactness.preflight import preflight
 from train.exactness.same_model import check_same_model
 from train.gradients import late_weights, measured_shares, rank_consistency, unproven
@@ -27,14 +28,14 @@ from train.metrics import compilations, loss_mean, loss_scale, mfu, noise_scale,
 from train.metrics.largest import largest
 from train.metrics.losses import mean_losses
 from train.optim import stage_numbers
-from train.parts import Part, Parts
+from train.parts import Apart, Part, Parts
 from train.plan.make import prepare
 from train.plan.run_plan import RunPlan
 from train.plan.scaling_table import changes
 from train.report import Interval, Progress, Reporter, RunFolder, RunState, best_weights, checked_best, claim
 from train.report.displaced import save_in_own
 from train.report.run_weights import RunWeights
-from train.setting import Setting, open_checkpoints, open_evaluation, open_report, open_weights, open_windows, whole_of
+from train.setting import Setting, open_checkpoints, open_evaluation, open_report, open_windows, whole_of
 from train.setup import make_learner, share_work
 from train.step import ComputeGradient, Learner
 
@@ -183,7 +184,7 @@ def list_parts(setting: Setting, report: Reporter) -> tuple[Part, ...]:
     One order serves the gradient, the windows, the evaluation and the save. A feature is its file and one entry here.
     """
     config, learner, ranks, folder = setting.config, setting.learner, setting.ranks, setting.folder
-    row_due = setting.row_due()
+    row_due, apart = setting.row_due(), Apart()
     return (
         late_weights.part(setting.tried.reading.is_late),  # the innermost: all others see the gradient of the step
         stage_numbers.part(config.optimizer, setting.plan.batch, learner.optimizer, learner.module),
@@ -197,9 +198,9 @@ def list_parts(setting: Setting, report: Reporter) -> tuple[Part, ...]:
         # Records the reading of windows, but none of the measuring around it.
         profiler.part(config.profile.steps, folder.inside, ranks),
         # Its times are those of a whole step, and of no measuring; an evaluation or a save belongs to none.
-        step_timing.part(learner, ranks, row_due),
+        step_timing.part(learner, ranks, row_due, apart),
         # The peak of an evaluation is that of all of the above.
-        peaks.part(learner, setting.tried.trial, row_due, setting.plan.prediction),
+        peaks.part(learner, setting.tried.trial, row_due, apart, setting.plan.prediction),
         # Takes the times of a step from those above. What puts the gradient elsewhere than into .grad stands above it.
         noise_scale.part(learner, config, ranks),
         scaling_regime.part(config.optimizer, changes(config, setting.plan.batch), report.say),
@@ -210,6 +211,7 @@ def list_parts(setting: Setting, report: Reporter) -> tuple[Part, ...]:
         loss_mean.part(learner, ranks),
         # Looks at what the optimizer is about to get, and at the weights before anything is saved.
         rank_consistency.part(learner, ranks),
+        audit.part(learner, config, setting.tried, setting.plan, ranks, report, apart),  # the last before the update
     )
 
 
@@ -242,7 +244,7 @@ def _join(setting: Setting, checkpoints: Checkpoints, report: Reporter) -> Run:
         save_checkpoint=parts.save(save_in_own(checkpoints, folder)),
         row_due=setting.row_due(),
         metrics=partial(parts.metrics, largest(ranks), ranks.alone.kept),
-        weights=open_weights(setting, parts.exports()),
+        weights=RunWeights({"model": learner.module, **parts.exports()}, folder, ranks, config.data.tokenizer),
         closing_lines=parts.closing_lines,
         whole=whole,
     )

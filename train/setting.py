@@ -1,15 +1,13 @@
 """What a run is made of once it has its folder: its checkpoints, its report, its windows, its evaluation."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
-from typing import Any
 
 from train.batch import BatchPlan
 from train.batch.window import Place
 from train.checkpoint import Checkpoints, check_savable
 from train.config import Config, Loaded
-from train.data import Spare, Windows, save_tokenizer
+from train.data import Spare, Windows
 from train.data.shares import RankShare
 from train.distributed.ranks import Ranks
 from train.distributed.stop import Stop
@@ -22,7 +20,6 @@ from train.parts import Around
 from train.plan.make import Prepared
 from train.plan.run_plan import RunPlan
 from train.report import Outlets, Progress, Reporter, RunFolder, RunState, open_outlets
-from train.report.run_weights import RunWeights
 from train.setup import kept_states, notes_of, summary
 from train.step import Learner
 from train.tasks import by_term
@@ -111,13 +108,6 @@ def open_windows(setting: Setting, progress: Progress, around: Around) -> Window
         seen=progress.samples_seen,
         last=setting.plan.total_steps,
     )
-
-
-def open_weights(setting: Setting, exports: Mapping[str, Any]) -> RunWeights:
-    """What a finished run keeps: the model's, and those of its parts."""
-    tokenizer = setting.config.data.tokenizer
-    modules = {"model": setting.learner.module, **exports}
-    return RunWeights(modules, setting.folder, setting.ranks, partial(save_tokenizer, tokenizer))
 
 
 def whole_of(setting: Setting, report: Reporter) -> Whole:

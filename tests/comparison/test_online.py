@@ -21,7 +21,16 @@ from train.comparison.run import Run
 from train.metric_names import EFFECTIVE_SIZE
 from train.report.wandb_run import DRAWN
 
-MEASURED = ("time/", "throughput/", "memory/", "progress/hours", "run/samples_per_second", "run/peak_rss_gib", "_")
+MEASURED = (
+    "time/",
+    "throughput/",
+    "memory/",
+    "progress/hours",
+    "run/samples_per_second",
+    "run/peak_rss_gib",
+    "exact/audit_seconds",
+    "_",
+)
 """How keys begin that differ from run to run."""
 
 # What runs in the other process.

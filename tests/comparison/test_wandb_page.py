@@ -42,6 +42,7 @@ COLUMNS = [
     "summary:run/peak_rss_gib",
     "summary:run/samples_per_second",
     "summary:run/exact",
+    "summary:exact/verified_step",
     "summary:best/accuracy",
     "summary:best/step",
 ]

@@ -33,8 +33,8 @@ def told(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
             del summary[name]
 
     falling: Iterator[int] = count(40 * GIB, -GIB)
-    monkeypatch.setattr(peaks, "_peak_rss_bytes", lambda: next(falling))
-    monkeypatch.setattr(peaks, "_reset_peak_rss", lambda: True)
+    monkeypatch.setattr(peaks, "peak_rss_bytes", lambda: next(falling))
+    monkeypatch.setattr(peaks, "reset_peak_rss", lambda: True)
     monkeypatch.setattr(Tracker, "summarise", lambda self, scalars: summary.update(scalars))
     monkeypatch.setattr(Tracker, "forget_end", forget_end)
     return summary

@@ -52,8 +52,8 @@ CPU_KEYS = {
 
 
 def start(output_dir: Path, *overrides: str) -> int:
-    argv = ["configs/digits.yaml", f"output_dir={output_dir}", "name=run", "log.every_steps=1", *overrides]
-    return main([*argv, "wandb.mode=disabled"], "accumulate", compute_gradient)
+    argv = ["configs/digits.yaml", f"output_dir={output_dir}", "name=run", "log.every_steps=1"]
+    return main([*argv, "wandb.mode=disabled", "batch.audit_every_steps=0", *overrides], "accumulate", compute_gradient)
 
 
 def train_on_ranks(output_dir: str) -> int:

@@ -55,6 +55,20 @@ class Run:
         return None if exact is None else exact != "false"
 
     @cached_property
+    def verified_at(self) -> str:
+        """The step of the last audit that found its gradient exact: `1000`, or `100, not at 1000`, or `never`.
+
+        Empty where it was not audited.
+        """
+        audits = self.rows.column(metric_names.SPLIT_ERROR).at
+        if not len(audits):
+            return ""
+        verified = self.last(metric_names.VERIFIED_STEP)
+        at = "never" if verified is None else f"{verified:.0f}"
+        step = self.rows.values(metric_names.GLOBAL_STEP)[audits[-1]]
+        return at if self.last(metric_names.VERIFIED) else f"{at}, not at {step:.0f}"
+
+    @cached_property
     def train_rows(self) -> NDArray[np.int64]:
         """Which of the rows are of training, ascending."""
         return np.flatnonzero(self.rows.have(metric_names.LEARNING_RATE))

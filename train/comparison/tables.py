@@ -62,8 +62,9 @@ def _set_up(comparison: Comparison) -> Table:
     for group in comparison.groups:
         told = {"precision": group.first.identity.get("precision"), **group.first.derived}
         cells = [plain(told.get(key)) for key in SET_UP]
+        cells.append(", ".join(run.verified_at for run in group.runs if run.verified_at) or UNKNOWN)
         rows.append((group.label, str(len(group.runs)), ", ".join(map(str, group.seeds)), *cells))
-    return Table("Set-up", ("set-up", "runs", "seeds", *SET_UP.values()), tuple(rows))
+    return Table("Set-up", ("set-up", "runs", "seeds", *SET_UP.values(), "verified at step"), tuple(rows))
 
 
 def _outcome(comparison: Comparison) -> Table:

@@ -38,6 +38,7 @@ COLUMNS = (
     metric_names.RUN_PEAK_RSS,
     metric_names.RUN_SAMPLES_PER_SECOND,
     metric_names.RUN_EXACT,
+    metric_names.VERIFIED_STEP,
 )
 """Of the table of runs, from the left. Behind them: the best of what was evaluated, and its step."""
 

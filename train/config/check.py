@@ -50,6 +50,7 @@ RANGES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "batch.effective_tokens": _AT_LEAST_1,
     "batch.accumulation_steps": _AT_LEAST_1,
     "batch.micro_tokens": _AT_LEAST_1,
+    "batch.audit_every_steps": _AT_LEAST_0,
     "data.shuffle_buffer": _AT_LEAST_0,
     "data.max_length": _AT_LEAST_1,
     "data.workers": _AT_LEAST_0,

@@ -19,6 +19,7 @@ EXECUTION = (
     "noise_scale",
     *("data.preload", "data.workers", "data.eval_transform"),
     *("batch.micro", "batch.shares", "batch.accumulation_steps", "batch.exact", "batch.sync", "batch.on_oom"),
+    "batch.audit_every_steps",
     *("runtime.timeout_seconds", "runtime.deterministic"),
     *("batch.micro_tokens", "model.compile", "memory", "runtime.reduction", "runtime.watch_launcher"),
 )

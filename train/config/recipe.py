@@ -37,7 +37,11 @@ class Batch:
     """Where memory runs out in a step of the accumulation loop: `shrink` does it again in smaller micro-batches, with
     the same gradient, and goes on so; or `stop`."""
     exact: str = "warn"
-    """Where the gradient would not be exactly that of the one big batch: warn, ignore, or required (refuse)."""
+    """Where the gradient would not be exactly that of the one big batch: warn, ignore, or required (refuse, or stop
+    before the update where an audit finds it)."""
+    audit_every_steps: int = 1000
+    """Optimizer steps between audits, which compute a step's gradient a second time, cut another way, and compare; the
+    first three are at steps 1, 10 and 100. They leave no trace in the training. 0: none."""
 
 
 @dataclass(frozen=True)

@@ -65,7 +65,10 @@ class Ddp(Replicated):
 
         def completed(learner: Any, window: Any) -> Tensor:
             if self._late_steps:
-                return self._reduced_late(compute_gradient, learner, window)
+                losses, missing = self._reduced_late(compute_gradient, learner, window)
+                self._late_steps -= 1
+                self._miss(missing, window.k)
+                return losses
             losses = compute_gradient(learner, window)
             try:
                 # Documented for this use; asks a flag, about 1 us. DDP itself asks in the next forward pass, after the
@@ -77,6 +80,9 @@ class Ddp(Replicated):
 
         return completed
 
+    def extra(self, compute_gradient: ComputeGradient) -> ComputeGradient:
+        return lambda learner, window: self._reduced_late(compute_gradient, learner, window)[0]
+
     def check(self) -> None:
         if self._failure is not None:
             raise self._failure
@@ -84,8 +90,13 @@ class Ddp(Replicated):
     def reduce_late(self, steps: int) -> None:
         self._late_steps = steps
 
-    def _reduced_late(self, compute_gradient: ComputeGradient, learner: Any, window: Any) -> Tensor:
-        """As DDP reduces: the same buckets, of which `.grad` are views, divided first and then added up."""
+    def _reduced_late(
+        self, compute_gradient: ComputeGradient, learner: Any, window: Any
+    ) -> tuple[Tensor, Sequence[str]]:
+        """As DDP reduces: the same buckets, of which `.grad` are views, divided first and then added up.
+
+        Gives the losses, and the parameters that got no gradient.
+        """
         arrived: set[nn.Parameter] = set()
         hooks = [p.register_post_accumulate_grad_hook(arrived.add) for p in self._trained.values()]
         error: Exception | None = None
@@ -106,9 +117,7 @@ class Ddp(Replicated):
         for bucket in flat:
             bucket.div_(self._ranks.world_size)
         self._ranks.add_up(flat)
-        self._late_steps -= 1
-        self._miss([name for name, p in self._trained.items() if p not in arrived], window.k)
-        return losses
+        return losses, [name for name, p in self._trained.items() if p not in arrived]
 
     def _complete(self, error: RuntimeError, k: int) -> None:
         """Hand in the gradients that the other ranks wait for: this rank has 0 to add to them."""

@@ -60,6 +60,11 @@ class Parallel(Protocol):
         """The same function, with what is left to do after the last backward pass: `.grad` is then reduced."""
         ...
 
+    def extra(self, compute_gradient: ComputeGradient) -> ComputeGradient:
+        """As `around`, for a gradient that no update follows: it is reduced after the last backward pass, and what
+        fails on one rank is raised on all, but under FSDP2."""
+        ...
+
     def check(self) -> None:
         """Raises what keeps this rank from going on. Asked where all ranks agree, so that all end by the same error."""
         ...
@@ -104,6 +109,8 @@ class ExplicitReduction(Replicated):
 
     def around(self, compute_gradient: ComputeGradient) -> ComputeGradient:
         return self._buckets.around(compute_gradient)
+
+    extra = around
 
 
 def place(module: nn.Module, accelerator: Accelerator, moves: bool = True) -> nn.Module:

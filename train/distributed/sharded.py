@@ -144,10 +144,8 @@ class Sharded:
         self.note = _note(module, ranks, reduces_each)
 
     def expect_unused(self, parameters: Sequence[nn.Parameter]) -> None:
-        """`parameters`: those that got no gradient in a trial of all ranks. From here on ranks may use different ones.
-
-        They would then add up what does not belong together, unless zeros take the place of what is not there.
-        """
+        """`parameters`: those that got no gradient in a trial of all ranks. From here on ranks may use different ones:
+        they would add up what does not belong together, unless zeros take the place of what is not there."""
         self._unused = list(parameters)
         module: Any = self.model.module
         if hasattr(module, "set_reduce_scatter_unused_params"):  # from torch 2.13 on
@@ -170,6 +168,8 @@ class Sharded:
             return losses
 
         return looked_through
+
+    extra = around
 
     def check(self) -> None:
         pass

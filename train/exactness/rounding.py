@@ -64,12 +64,12 @@ def _narrowest(trial: Trial) -> torch.dtype:
     """The narrowest floating-point type that anything is computed in."""
     trial.start.restore()
     trial.generators.seed(0)
-    with _Watching() as watching, torch.enable_grad():
+    with Watching() as watching, torch.enable_grad():
         loss_and_gradient(trial.learner, trial.whole)
     return watching.narrowest
 
 
-class _Watching(TorchDispatchMode):
+class Watching(TorchDispatchMode):
     """Sees the results of all operations inside."""
 
     def __init__(self) -> None:

@@ -16,6 +16,7 @@ from train.data.device_prefetch import to_device
 from train.distributed.ranks import Ranks
 from train.distributed.sharded import local
 from train.exactness.additivity import BOUNDS, ROUNDS
+from train.exactness.difference import difference
 from train.exactness.reference_gradient import at_work
 from train.step import ComputeGradient, Learner
 from train.tasks import by_term
@@ -155,14 +156,10 @@ class Step:
             return self._taken(), len(window.micro_batches)
 
     def compare(self, reference: Sequence[Tensor], found: Sequence[Tensor], count: int) -> Line:
-        names = [name for name, p in self.learner.module.named_parameters() if p.requires_grad]
-        apart = self.learner.parallel.norms(a - b for a, b in zip(found, reference, strict=True))
-        size = self.learner.parallel.norms(reference)
-        relative = [float(d / s) if s else float(d) for d, s in zip(apart, size, strict=True)]
-        error = float(apart.norm() / size.norm())
+        found_out = difference(self.learner, reference, found)
         loop = "standard" if count == 1 else "accumulate"
-        worst = names[relative.index(max(relative))]
-        return Line(self.precision, f"{self.plan.world_size} x {count} ({loop})", error, worst)
+        split = f"{self.plan.world_size} x {count} ({loop})"
+        return Line(self.precision, split, found_out.error, found_out.worst)
 
     @contextmanager
     def _fresh(self, draw: int) -> Iterator[None]:

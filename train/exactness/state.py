@@ -21,6 +21,11 @@ DEEPEST = 4
 LARGEST = 2**26
 """Bytes of a tensor that is copied; of a larger one it is seen whether it was written to, and no more."""
 
+LONG = 100
+"""Of more numbers and texts, such as a vocabulary, it is seen that they have changed, but not which."""
+
+PLAIN = (bool, int, float, complex, str, bytes, type(None))
+
 LIBRARIES = sys.stdlib_module_names | {"accelerate", "datasets", "numpy", "omegaconf", "torch", "transformers", "wandb"}
 """Whose objects are not followed: a logger leads to all others."""
 
@@ -33,6 +38,9 @@ class State:
     """As it was when it was captured. `leaves`: by its name in the user's words."""
 
     leaves: dict[str, Any] = field(default_factory=dict)
+    on_host: bool = False  # copies lie there, also those of tensors on a device
+    uncopied: set[str] = field(default_factory=set)  # of the leaves: a change is seen, and cannot be put back
+    is_partial: bool = False  # there was more than is followed
     _undo: list[Callable[[], object]] = field(default_factory=list)
     _advance: list[Callable[[], object]] = field(default_factory=list)
     _seen: set[int] = field(default_factory=set)
@@ -42,6 +50,10 @@ class State:
         with torch.no_grad():
             for undo in self._undo:
                 undo()
+
+    def undo(self, step: Callable[[], object]) -> None:
+        """One more thing to do where it is restored."""
+        self._undo.append(step)
 
     def advance(self) -> None:
         """Draw a number from each generator that model or task keep for themselves."""
@@ -54,14 +66,15 @@ class State:
         return [name for name in names if _differ(earlier.leaves.get(name), self.leaves.get(name), tolerance)]
 
 
-def capture(module: nn.Module, task: object) -> State:
+def capture(module: nn.Module, task: object, on_host: bool = False) -> State:
     """The state of all modules and of the task. Parameters are told by their version alone: a copy may not fit."""
-    state = State()
+    state = State(on_host=on_host)
     for name, part in module.named_modules():
         where = f"{name}." if name else ""
         _follow_buffers(state, part, where)
         for parameter_name, parameter in part.named_parameters(recurse=False):
             state.leaves[f"parameter {where}{parameter_name}"] = parameter._version
+            state.uncopied.add(f"parameter {where}{parameter_name}")
         _follow_attributes(state, part, f"{where}", 0)
     _follow_attributes(state, task, f"{type(task).__name__}.", 0)
     return state
@@ -78,7 +91,7 @@ def _follow_buffers(state: State, part: nn.Module, where: str) -> None:
     state._undo.append(bind)
     for name, buffer in kept.items():
         if buffer is not None:
-            _follow(state, buffer, f"buffer {where}{name}", 0)
+            follow(state, buffer, f"buffer {where}{name}", 0)
 
 
 def _follow_attributes(state: State, holder: object, where: str, depth: int) -> None:
@@ -94,14 +107,17 @@ def _follow_attributes(state: State, holder: object, where: str, depth: int) -> 
 
     state._undo.append(bind)
     for name, value in kept.items():
-        _follow(state, value, f"{where}{name}", depth)
+        follow(state, value, f"{where}{name}", depth)
 
 
-def _follow(state: State, value: Any, name: str, depth: int) -> None:
+def follow(state: State, value: Any, name: str, depth: int) -> None:
     """Remember a value, and how to put it back where it can be changed in place."""
-    if len(state.leaves) >= MOST_LEAVES or isinstance(value, nn.Module | nn.Parameter | type):
+    if isinstance(value, nn.Module | nn.Parameter | type):
         return
-    if isinstance(value, bool | int | float | complex | str | bytes | None):
+    if len(state.leaves) >= MOST_LEAVES:
+        state.is_partial = True
+        return
+    if isinstance(value, PLAIN):
         state.leaves[name] = value
         return
     if id(value) in state._seen:
@@ -123,8 +139,9 @@ def _follow_tensor(state: State, value: Tensor, name: str) -> None:
     version = value._version
     if value.numel() * value.element_size() > LARGEST:
         state.leaves[name] = version
+        state.uncopied.add(name)
         return
-    copy = value.detach().clone()
+    copy = value.detach().to("cpu", copy=True) if state.on_host else value.detach().clone()
     state.leaves[name] = copy
 
     def put_back() -> None:
@@ -137,6 +154,7 @@ def _follow_tensor(state: State, value: Tensor, name: str) -> None:
 
 
 def _follow_inside(state: State, value: Any, name: str, depth: int) -> None:
+    is_long = isinstance(value, list | deque | dict | set) and len(value) > LONG and _is_plain(value)
     if isinstance(value, list | deque):
         items = list(value)
 
@@ -147,8 +165,10 @@ def _follow_inside(state: State, value: Any, name: str, depth: int) -> None:
 
         state.leaves[f"{name} (length)"] = len(items)
         state._undo.append(refill_list)
-        for i, item in enumerate(items):
-            _follow(state, item, f"{name}[{i}]", depth)
+        if is_long:
+            state.leaves[f"{name} (values)"] = hash(tuple(items))
+        for i, item in enumerate(() if is_long else items):
+            follow(state, item, f"{name}[{i}]", depth)
     elif isinstance(value, dict | set):
         kept = value.copy()
 
@@ -159,13 +179,20 @@ def _follow_inside(state: State, value: Any, name: str, depth: int) -> None:
 
         state.leaves[f"{name} (length)"] = len(kept)
         state._undo.append(refill)
-        for key, item in kept.items() if isinstance(kept, dict) else ():
-            _follow(state, item, f"{name}[{key!r}]", depth)
+        if is_long:
+            state.leaves[f"{name} (values)"] = hash(tuple(kept.items() if isinstance(kept, dict) else kept))
+        for key, item in kept.items() if isinstance(kept, dict) and not is_long else ():
+            follow(state, item, f"{name}[{key!r}]", depth)
     elif isinstance(value, tuple):
         for i, item in enumerate(value):
-            _follow(state, item, f"{name}[{i}]", depth)
+            follow(state, item, f"{name}[{i}]", depth)
     elif not callable(value) and type(value).__module__.partition(".")[0] not in LIBRARIES:
         _follow_attributes(state, value, f"{name}.", depth)
+
+
+def _is_plain(value: Collection[Any]) -> bool:
+    items = value.values() if isinstance(value, dict) else value
+    return all(isinstance(item, PLAIN) for item in items)
 
 
 def _same_objects(some: Collection[Any], others: Collection[Any]) -> bool:

@@ -3,9 +3,8 @@
 The peak is that of the GPU's allocator, or of the process on a CPU.
 """
 
-import re
-from collections.abc import Callable, Mapping
-from pathlib import Path
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, ParamSpec, TypeVar
 
 import torch
@@ -15,8 +14,9 @@ from train import metric_names
 from train.batch.window import Batch, Window
 from train.memory.activations import SavedBytes, can_be_counted, held, without_samples
 from train.memory.plan_check import PlanCheck
+from train.memory.resident import peak_rss_bytes, reset_peak_rss
 from train.memory.sizes import GIB, stored_bytes, tensors_of
-from train.parts import Part
+from train.parts import Apart, Part
 from train.step import ComputeGradient, Learner
 
 P = ParamSpec("P")
@@ -24,7 +24,11 @@ T = TypeVar("T")
 
 
 def part(
-    learner: Learner, samples: Batch, row_due: Callable[[int], bool], prediction: tuple[int, int, int] | None = None
+    learner: Learner,
+    samples: Batch,
+    row_due: Callable[[int], bool],
+    apart: Apart,
+    prediction: tuple[int, int, int] | None = None,
 ) -> Part:
     """`samples`: some that were read already; two of them show whether activations can be counted on a CPU.
 
@@ -35,6 +39,7 @@ def part(
     # Under FSDP2 autograd also saves weights that were gathered: they would count as activations.
     if learner.device.type == "cpu" and not learner.parallel.is_sharded:
         memory.counts_saved = can_be_counted(learner, {name: column[:2] for name, column in samples.items()})
+    apart.add(memory.apart)
 
     return Part(
         name="memory",
@@ -83,6 +88,7 @@ class Memory:
         self._plan = PlanCheck(prediction) if prediction is not None else None
         self._allocator = allocator
         self._row_due = row_due
+        self._upcoming: tuple[int, bool] = (0, False)  # the next step, and whether it gets a row
         self._update_hook: Any = None  # on a step that is measured
         self.counts_saved = False  # activations are counted as what autograd saves: on a CPU, where it can be done
         self._peaks: dict[str, float] = {}
@@ -142,8 +148,11 @@ class Memory:
             if self._update_hook is not None:
                 self._update_hook.remove()
                 self._update_hook = None
-            gradient = counted if self.counts_saved and self._row_due(window.k + 1) else compute_gradient
-            if not self._row_due(window.k):
+            known, due = self._upcoming
+            due = due if known == window.k else self._row_due(window.k)
+            self._upcoming = window.k + 1, self._row_due(window.k + 1)
+            gradient = counted if self.counts_saved and self._upcoming[1] else compute_gradient
+            if not due:
                 return gradient(learner, window)
             if self._plan is not None:
                 self._plan.sees(window)
@@ -168,6 +177,23 @@ class Memory:
             self._weigh()
         self.mark(metric_names.OPTIMIZER_PEAK)
 
+    @contextmanager
+    def apart(self) -> Iterator[None]:
+        """What takes place inside is no phase's."""
+        self.mark()
+        peak = peak_rss_bytes() if self._allocator is None else None
+        if peak:
+            self._keep({metric_names.PEAK_RSS: peak / GIB})
+        if self._plan is not None:
+            self._plan.give_up()
+        try:
+            yield
+        finally:
+            if self._allocator is not None:
+                self._allocator.reset_peaks()
+            else:
+                reset_peak_rss()
+
     def evaluation(self, evaluate: Callable[P, T]) -> Callable[P, T]:
         """The same function, its peak kept."""
 
@@ -185,8 +211,9 @@ class Memory:
         self.mark()
         peaks, self._peaks = self._peaks, {}
         if self._allocator is None:
-            peak = _peak_rss_bytes()
-            rss = {metric_names.PEAK_RSS: peak / GIB} if _reset_peak_rss() and peak else {}
+            peak = peak_rss_bytes()
+            earlier = peaks.pop(metric_names.PEAK_RSS, 0.0)
+            rss = {metric_names.PEAK_RSS: max(peak / GIB, earlier)} if reset_peak_rss() and peak else {}
             return self._held | peaks | rss | self._plan_error()
         phases = (metric_names.FORWARD_BACKWARD_PEAK, metric_names.OPTIMIZER_PEAK)
         if self._plan is not None and all(phase in peaks for phase in phases):
@@ -205,21 +232,3 @@ class Memory:
 
 def _size(gib: float) -> str:
     return f"{gib:.3g} GiB" if gib >= 0.1 else f"{gib * 1024:.3g} MiB"
-
-
-def _peak_rss_bytes() -> int | None:
-    """The kernel's high-water mark of this process; None where there is no /proc."""
-    try:
-        found = re.search(r"^VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
-    except OSError:
-        return None
-    return int(found[1]) * 1024 if found else None
-
-
-def _reset_peak_rss() -> bool:
-    """Lower the mark to what is used now; False where that is not permitted."""
-    try:
-        Path("/proc/self/clear_refs").write_text("5")
-    except OSError:
-        return False
-    return True

@@ -27,6 +27,12 @@ class PlanCheck:
             self._on_cpu = (AllocatedPeak(), held)
             self._on_cpu[0].start()
 
+    def give_up(self) -> None:
+        """Something else is computed in the midst of the step that was begun: another one is looked at."""
+        if self._on_cpu is not None and self._error is None:
+            self._on_cpu[0].stop()
+            self._on_cpu = None
+
     def end(self) -> None:
         """Of the step that was begun, if one was."""
         if self._on_cpu is not None and self._error is None:

@@ -10,6 +10,7 @@ without a gradient.
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import ParamSpec, TypeVar
 
 import torch
@@ -21,17 +22,18 @@ from train.batch.window import Window
 from train.distributed.ranks import Ranks
 from train.metrics.cpu_wait import CpuWait
 from train.metrics.micro_steps import announcing
-from train.parts import Metrics, Part
+from train.parts import Apart, Metrics, Part
 from train.step import ComputeGradient, Learner
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
 
-def part(learner: Learner, ranks: Ranks, row_due: Callable[[int], bool]) -> Part:
+def part(learner: Learner, ranks: Ranks, row_due: Callable[[int], bool], apart: Apart) -> Part:
     # FSDP2 reduces block by block, and no hook of a parameter tells when: there is no last local gradient.
     synchronised = learner.parameters if ranks.world_size > 1 and not learner.parallel.is_sharded else ()
     timing = StepTiming(learner.device.type == "cuda", learner.optimizer, synchronised, row_due)
+    apart.add(timing.apart)
 
     def timed(metrics: Metrics) -> Metrics:
         return {**metrics, **timing.take()}
@@ -67,6 +69,7 @@ class StepTiming:
         self._begin: float | torch.cuda.Event = 0.0  # of this step, where it is sampled
         self._end: float | torch.cuda.Event | None = None  # of the step before
         self._data_seconds = 0.0
+        self._apart: list[tuple[bool, float | torch.cuda.Event, float | torch.cuda.Event]] = []  # see `apart`
         optimizer.register_step_post_hook(self._on_update)
 
     def windows(self, windows: Iterable[Window]) -> Iterator[Window]:
@@ -93,6 +96,18 @@ class StepTiming:
                 self._end = None
 
         return apart
+
+    @contextmanager
+    def apart(self) -> Iterator[None]:
+        """What takes place inside belongs to no step, though it does so in the midst of one."""
+        if not self._armed:
+            yield
+            return
+        begin = self._now()
+        try:
+            yield
+        finally:
+            self._apart.append(("gradient" in self._marks, begin, self._now()))
 
     def around(self, compute_gradient: ComputeGradient) -> ComputeGradient:
         """The same function, its beginning, end and last local gradient marked on the steps that are sampled."""
@@ -130,17 +145,20 @@ class StepTiming:
     def take(self) -> dict[str, float]:
         """{metric: seconds} of the step that was sampled last; call it when the device has caught up."""
         marks, self._marks = self._marks, {}
+        apart, self._apart = self._apart, []
         if "end" not in marks:
             return {}
         between = self._between
-        before = between(self._begin, marks["start"])
+        early = sum(between(begin, end) for is_late, begin, end in apart if not is_late)
+        late = sum(between(begin, end) for is_late, begin, end in apart if is_late)
+        before = between(self._begin, marks["start"]) - early
         data = min(self._data_seconds, before)  # on a GPU the host may have waited while the device was still at work
         sync = {metric_names.SYNC_SECONDS: between(marks["local"], marks["gradient"])} if "local" in marks else {}
         return {
             metric_names.DATA_SECONDS: data,
             metric_names.FORWARD_BACKWARD_SECONDS: between(marks["start"], marks["gradient"]),
             **sync,
-            metric_names.OPTIMIZER_SECONDS: between(marks["gradient"], marks["end"]),
+            metric_names.OPTIMIZER_SECONDS: between(marks["gradient"], marks["end"]) - late,
             metric_names.REST_SECONDS: before - data,
         }
 

@@ -150,6 +150,20 @@ def open_door(module: nn.Module, dtype: torch.dtype) -> None:
     module.register_forward_pre_hook(partial(_let_in, dtype), with_kwargs=True)
 
 
+@contextmanager
+def door_of(module: nn.Module, dtype: torch.dtype) -> Iterator[None]:
+    """Inside, floating arguments arrive in `dtype`: the parameters of the module are of another type for a while."""
+    hooks = module._forward_pre_hooks
+    kept = dict(hooks)
+    for key, hook in kept.items():
+        if isinstance(hook, partial) and hook.func is _let_in:
+            hooks[key] = partial(_let_in, dtype)
+    try:
+        yield
+    finally:
+        hooks.update(kept)
+
+
 def _let_in(dtype: torch.dtype, module: nn.Module, args: Any, kwargs: Any) -> Any:
     # Called in every micro-step: nothing is called where all arguments are as they should be.
     for value in (*args, *kwargs.values()) if kwargs else args:

@@ -21,6 +21,9 @@ PLANNED = {
 }
 """{column: key of the `derived` block}: known before the first step."""
 
+AUDITED = (metric_names.SPLIT_ERROR, metric_names.VERIFIED, metric_names.VERIFIED_STEP)
+"""Columns that are those of the last audit's row."""
+
 
 class Columns:
     """A sink: counts what the rows say, and keeps W&B's summary of the run up to date."""
@@ -31,6 +34,8 @@ class Columns:
         self._planned = {column: value for column, value in planned.items() if value is not None}
         self._best = best
         self._whole_run = whole_run
+        # By an audit of this start: no checkpoint holds it, and W&B keeps what an earlier start has said.
+        self._audited: dict[str, float] = {}
         self._tracker = tracker
         # Now: a run that is killed before its first row has them too.
         tracker.forget_end()
@@ -38,6 +43,8 @@ class Columns:
 
     def log(self, row: Mapping[str, float]) -> None:
         self._whole_run.see(row)
+        if metric_names.SPLIT_ERROR in row:
+            self._audited = {name: row[name] for name in AUDITED if name in row}
         self._tracker.summarise(self._measured())
 
     def finish(self, exit_code: int) -> None:
@@ -45,7 +52,7 @@ class Columns:
 
     def _measured(self) -> dict[str, float]:
         """{column: value}; what is not known is absent."""
-        found = dict(self._whole_run.peaks)
+        found = self._whole_run.peaks | self._audited
         throughput = self._whole_run.throughput()
         if throughput is not None:
             found[metric_names.RUN_SAMPLES_PER_SECOND] = throughput

@@ -151,6 +151,17 @@ class Reporter:
         position = self._position() | {metric_names.HOURS: self.clock.seconds_so_far / 3600}
         self._write(position | {metric_names.SAVE_SECONDS: seconds})
 
+    def audit_row(self, window: Window, numbers: Mapping[str, float]) -> None:
+        """What an audit of a step has found, before its update."""
+        position = self._position() | {
+            metric_names.GLOBAL_STEP: window.k,
+            metric_names.SAMPLES_SEEN: window.seen + window.samples,
+            metric_names.HOURS: self.clock.seconds_so_far / 3600,
+        }
+        if window.tokens is not None:
+            position[metric_names.TOKENS_SEEN] = self.progress.tokens_seen + window.tokens
+        self._write({**position, **numbers})
+
     def close(self, reason: str, code: int, closing_lines: Callable[[], Sequence[str]] = tuple) -> None:
         """The end, for people and for the launcher; every sink is closed even where another fails.
 

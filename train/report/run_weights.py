@@ -7,6 +7,7 @@ from pathlib import Path
 
 from torch import nn
 
+from train.data import save_tokenizer
 from train.distributed.ranks import Ranks
 from train.models.weights import divided_weights, save_weights
 from train.report import best_weights
@@ -22,7 +23,8 @@ class RunWeights:
     """By the names of their files."""
     folder: RunFolder
     ranks: Ranks
-    save_beside: Callable[[Path], object]
+    tokenizer: str
+    """data.tokenizer, which is saved beside them."""
 
     def write_final(self) -> None:
         self._written(lambda write: write(self.folder.inside("final")))
@@ -39,4 +41,4 @@ class RunWeights:
     def _write(self, divided: Path | None, folder: Path) -> None:
         with self.ranks.pulse.writing():
             for name, module in self.modules.items():
-                save_weights(module, folder, name, self.save_beside, divided)
+                save_weights(module, folder, name, partial(save_tokenizer, self.tokenizer), divided)

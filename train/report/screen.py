@@ -47,6 +47,9 @@ class Screen:
         if metric_names.SAVE_SECONDS in row:
             self.say(f"{self._step(row)}  saved in {duration(row[metric_names.SAVE_SECONDS])}")
             return
+        if metric_names.SPLIT_ERROR in row:
+            self.say(f"{self._step(row)}  {_audit(row)}")
+            return
         if metric_names.LEARNING_RATE not in row:
             self.say(self._step(row) + "  " + _evaluation(row))
             return
@@ -130,6 +133,13 @@ def _evaluation(row: Mapping[str, float]) -> str:
         elif key.startswith(metric_names.EVAL) and not name.endswith("/samples"):
             parts.append(f"{name} {value:.4f}")
     return "  ".join(parts)
+
+
+def _audit(row: Mapping[str, float]) -> str:
+    verdict = "verified" if row[metric_names.VERIFIED] else "not verified"
+    seconds = duration(row[metric_names.AUDIT_SECONDS])
+    error = row[metric_names.SPLIT_ERROR]
+    return f"audit: {verdict}, cut another way the gradient differs by {error:.1e}, in {seconds}"
 
 
 def _shares(row: Mapping[str, float]) -> str:

@@ -83,7 +83,7 @@ def go_on_from_older(folder: str, starts: int) -> None:
     from train.memory import peaks
 
     falling = count(400 * 2**30, -(2**30))
-    vars(peaks).update(_peak_rss_bytes=lambda: next(falling), _reset_peak_rss=lambda: True)
+    vars(peaks).update(peak_rss_bytes=lambda: next(falling), reset_peak_rss=lambda: True)
     draw = Random(0)
     with redirect_stdout(StringIO()):
         for start in range(1, starts + 1):

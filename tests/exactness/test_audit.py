@@ -1,0 +1,179 @@
+"""The audit of a running step: when, what it finds, and that it leaves no trace."""
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from accelerate.state import AcceleratorState
+
+from tests.exactness.audited import audits, counted_elsewhere, other_rows, trained, trained_armed
+from tests.helpers import argv
+from train import metric_names as names
+from train.accumulate import compute_gradient
+from train.exactness.audit import next_audit
+from train.main import main
+
+ON = "batch.audit_every_steps=3"
+GATED = "model={target: tests.exactness.audited.Gated, args: {kind: %s, opens: %d}}"
+
+
+def test_audits_are_due_at_1_10_100_and_then_regularly() -> None:
+    due, step = [], 1
+    while step < 4000:
+        due.append(next_audit(step, 1000))
+        step = due[-1] + 1
+
+    assert due == [1, 10, 100, 1000, 2000, 3000, 4000]
+    assert next_audit(2, 4) == 4
+
+
+def digests(folder: Path) -> dict[str, str]:
+    """Of all files of the checkpoints and of the final weights; times and memory are not the training's."""
+    found = {}
+    for path in sorted([*folder.rglob("*.safetensors"), *folder.rglob("optimizer*")]):
+        found[str(path.relative_to(folder))] = hashlib.sha256(path.read_bytes()).hexdigest()
+    return found
+
+
+CASES = {
+    "plain": ("batch.micro=2",),
+    "one micro-batch": ("batch.micro=8",),
+    "single samples": ("batch.micro=1",),
+    "state": (GATED % ("averaged", 10**9), "batch.micro=2"),
+    "queue": (GATED % ("queued", 10**9), "batch.micro=2"),
+    "adamw fp32": ("batch.micro=3", "precision=fp32", "optimizer={target: adamw, lr: 0.01}"),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_an_exact_run_is_verified_and_nothing_of_it_changes(case: str, tmp_path: Path) -> None:
+    given = (*CASES[case], "duration={steps: 7}", "checkpoint.every_steps=3", "checkpoint.keep=9")
+
+    weights, _ = trained(argv(tmp_path, *given, "name=without"))
+    audited, _ = trained(argv(tmp_path, *given, "name=with", ON))
+
+    found = audits(tmp_path, "with")
+    assert list(found) == [1, 3, 6]
+    assert all(row[names.VERIFIED] == 1 for row in found.values())
+    assert [row[names.VERIFIED_STEP] for row in found.values()] == [1, 3, 6]
+    assert all(row[names.AUDIT_SECONDS] > 0 for row in found.values())
+    assert np.array_equal(weights, audited)
+    assert other_rows(tmp_path, "without") == other_rows(tmp_path, "with")
+    assert digests(tmp_path / "without") == digests(tmp_path / "with") != {}
+
+
+@pytest.mark.parametrize("kind", ["centred", "queued", "averaged"])
+def test_what_opens_late_is_found(kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """4 micro-batches a step; the trial before the first one has seen nothing."""
+    opens = 40 if kind != "queued" else 60
+    given = (GATED % (kind, opens), "batch.micro=2", "precision=fp32", "duration={steps: 25}")
+
+    trained(argv(tmp_path, *given, "batch.audit_every_steps=4"))
+
+    found = audits(tmp_path)
+    said = capsys.readouterr().out
+    assert found[1][names.VERIFIED] == found[4][names.VERIFIED] == 1
+    late = found[20]
+    assert late[names.VERIFIED] == 0
+    assert late[names.SPLIT_ERROR] > 1e-4
+    assert late[names.VERIFIED_STEP] < 20
+    assert "step 20: the gradient depends on how the batch is cut" in said
+
+
+def test_required_stops_before_the_update(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    given = (GATED % ("centred", 40), "batch.micro=2", "duration={steps: 25}", "batch.audit_every_steps=4")
+
+    code = main(argv(tmp_path, *given, "batch.exact=required"), "accumulate", compute_gradient)
+
+    found = audits(tmp_path)
+    assert code == 1
+    assert found[max(found)][names.VERIFIED] == 0
+    assert max(other_rows(tmp_path)[-1:], key=len)["train/global_step"] == max(found) - 1
+    assert "No update was made" in capsys.readouterr().err
+
+
+def test_what_draws_is_not_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    given = (GATED % ("dropped", 40), "batch.micro=2", "duration={steps: 25}", "batch.audit_every_steps=4")
+
+    audited, _ = trained(argv(tmp_path, *given, "name=with"))
+    weights, _ = trained(argv(tmp_path, *given, "name=without", "batch.audit_every_steps=0"))
+
+    said = capsys.readouterr().out
+    assert list(audits(tmp_path, "with")) == [1, 4, 8, 10]
+    assert said.count("could not be audited: it draws random numbers") == 1
+    assert np.array_equal(weights, audited)
+
+
+def test_what_is_rounding_alone_is_no_fault(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The targets are the model's own outputs, in float64: its gradient in float32 is rounding and nothing else."""
+    given = (
+        "data.source=tests.exactness.audited.known",
+        "model={target: tests.exactness.audited.Known}",
+        "task=tests.helpers.Regression",
+        "precision=fp32",
+        "batch.micro=4",
+        "duration={steps: 1}",
+    )
+
+    trained(argv(tmp_path, *given, ON))
+
+    row = audits(tmp_path)[1]
+    assert row[names.VERIFIED] == 0
+    assert row[names.SPLIT_ERROR] > 1e-3
+    assert "step 1: the gradient differs by rounding alone" in capsys.readouterr().out
+
+
+def test_a_wrong_kernel_is_a_fault(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    given = (
+        "model={target: tests.exactness.audited.WithKernel}",
+        "precision=fp32",
+        "batch.micro=4",
+        "task=classification",
+    )
+    trained_armed(argv(tmp_path, *given, "duration={steps: 1}", ON))
+
+    assert audits(tmp_path)[1][names.VERIFIED] == 0
+    assert "does a kernel compute something else for other sizes?" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        ("precision=bf16",),
+        ("precision=bf16", "model.dtype=bf16"),
+        ("precision=fp32", "memory.activation_checkpointing=layers*", "model.compile=aot_eager"),
+    ],
+)
+def test_other_ways_to_compute_are_audited(given: tuple[str, ...], tmp_path: Path) -> None:
+    AcceleratorState._reset_state()  # it knows one precision per process
+    model = GATED % ("none", 0)
+
+    weights, _ = trained(argv(tmp_path, model, *given, "duration={steps: 3}", "batch.micro=4", "name=without"))
+    audited, _ = trained(argv(tmp_path, model, *given, "duration={steps: 3}", "batch.micro=4", "name=with", ON))
+
+    assert [row[names.VERIFIED] for row in audits(tmp_path, "with").values()] == [1, 1]
+    assert np.array_equal(weights, audited)
+    AcceleratorState._reset_state()
+
+
+def test_counts_that_are_no_attributes_are_put_back(tmp_path: Path) -> None:
+    """In a global, in an attribute of the class, and in a closure."""
+    given = ("model={target: tests.exactness.audited.Elsewhere}", "batch.micro=2", "duration={steps: 7}")
+
+    with_audit = counted_elsewhere(argv(tmp_path, *given, "name=with", ON))
+    without = counted_elsewhere(argv(tmp_path, *given, "name=without"))
+
+    assert len(audits(tmp_path, "with")) == 3
+    assert with_audit == without
+
+
+def test_what_opens_late_by_a_global_is_found(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = "model={target: tests.exactness.audited.Elsewhere, args: {couples: true}}"
+
+    counted_elsewhere(argv(tmp_path, model, "batch.micro=2", "duration={steps: 30}", ON, "precision=fp32"))
+
+    said = capsys.readouterr().out
+    assert audits(tmp_path)[1][names.VERIFIED] == 1
+    assert "step 30: the gradient depends on how the batch is cut" in said
+    assert "gives a sample something else when it is with others" in said

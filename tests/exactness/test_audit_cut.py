@@ -1,0 +1,82 @@
+"""Another cut of a step has the same samples, in no larger micro-batches, and equally many on every rank."""
+
+from collections.abc import Sequence
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from train.batch.window import MicroBatch
+from train.exactness.audit import planned
+from train.exactness.audit_cut import Held, OtherCut
+from train.exactness.faulty_rank import suspects
+
+
+def held(sizes: Sequence[int]) -> Held:
+    """Samples 0, 1, 2 ... in micro-batches of these sizes; 0: a filler, which is sample 0."""
+    micro_batches, first = [], 0
+    for size in sizes:
+        ids = torch.arange(first, first + size) if size else torch.zeros(1, dtype=torch.int64)
+        micro_batches.append(MicroBatch({"sample_id": ids}, size))
+        first += size
+    return Held(micro_batches)
+
+
+@given(st.lists(st.integers(0, 9), min_size=1, max_size=6), st.integers(0, 3))
+def test_it_is_the_same_step(sizes: list[int], seed: int) -> None:
+    parts = 2 if max(sizes) > 1 else 1
+    cut = OtherCut(held(sizes).backwards(), len(sizes), parts, seed, None)
+
+    found = list(cut)
+
+    assert len(found) == len(cut) == len(sizes) * parts
+    counted = [i for m in found if m.samples for i in m.batch["sample_id"].tolist()]
+    assert sorted(counted) == list(range(sum(sizes)))
+    assert max(m.samples for m in found) <= max(sizes)
+    assert all(len(m.batch["sample_id"]) == max(1, m.samples) for m in found)
+    assert [m.samples for m in found] == list(cut.sizes)
+
+
+def test_sizes_and_order_are_others() -> None:
+    found = list(OtherCut(held([8, 8]).backwards(), 2, 2, 7, None))
+
+    assert [m.samples for m in found] == [5, 3, 5, 3]
+    assert [i for m in found for i in m.batch["sample_id"].tolist()] != list(range(16))
+    assert {i for m in found[:2] for i in m.batch["sample_id"].tolist()} == set(range(8, 16))  # the last one first
+
+
+def test_single_samples_come_in_another_order() -> None:
+    found = list(OtherCut(held([1, 1, 1]).backwards(), 3, 1, 0, None))
+
+    assert [int(m.batch["sample_id"]) for m in found] == [2, 1, 0]
+
+
+@pytest.mark.parametrize(
+    ("pairs", "expected"),
+    [
+        ([], []),
+        ([(0, 1), (1, 0)], [0, 1]),  # two ranks
+        ([(0, 1), (1, 2)], [1]),  # of three, the one that disagrees with both
+        ([(3, 0), (2, 3)], [3]),
+        ([(1, 2)], [1, 2]),
+    ],
+)
+def test_the_rank_that_disagrees_with_both_others_is_suspect(pairs: list[tuple[int, int]], expected: list[int]) -> None:
+    assert suspects(pairs) == expected
+
+
+@pytest.mark.parametrize(
+    ("every_steps", "total_steps", "expected"),
+    [
+        (
+            1000,
+            4000,
+            "at steps 1, 10, 100 and every 1,000 steps: a gradient once more, cut another way; about 0.00",
+        ),
+        (1000, 50, "at steps 1, 10: a gradient once more, cut another way; about 0.04 of"),
+        (5, 20, "at steps 1 and every 5 steps: a gradient once more, cut another way; about 0.25 of"),
+    ],
+)
+def test_the_plan_says_when_and_what_it_costs(every_steps: int, total_steps: int, expected: str) -> None:
+    assert expected in planned(every_steps, total_steps)

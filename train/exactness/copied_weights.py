@@ -1,0 +1,74 @@
+"""The model on copies of its weights and buffers, for a gradient beside the training: in float64, or rounded once more.
+
+The copies take the places of the weights in the live module: a deep copy would call what is bound to the original, such
+as a block under activation checkpointing. The weights that are trained are not written to.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from train.data.device_prefetch import Feed
+from train.models.precision import door_of, widened
+from train.step import Learner
+
+Change = Callable[[Tensor], Tensor]
+
+
+@contextmanager
+def on_copies(learner: Learner, change: Change, dtype: torch.dtype) -> Iterator[Learner]:
+    """A learner whose parameters are `change` of the trained ones, and whose gradient is that of this rank alone.
+
+    `dtype`: of the copies. float64 widens buffers, too. Not under FSDP2, where no rank holds a weight.
+    """
+    module = learner.module
+    copies: dict[int, nn.Parameter] = {}
+    parameters: list[tuple[nn.Module, str, nn.Parameter]] = []
+    buffers: list[tuple[nn.Module, str, Tensor]] = []
+    for part in module.modules():
+        parameters += [(part, name, p) for name, p in part._parameters.items() if p is not None]
+        buffers += [(part, name, b) for name, b in part._buffers.items() if b is not None]
+    try:
+        for part, name, p in parameters:
+            if id(p) not in copies:
+                copies[id(p)] = nn.Parameter(change(p.detach()), p.requires_grad)
+            setattr(part, name, copies[id(p)])  # recurrent layers look at theirs again
+        for part, name, buffer in buffers:
+            wide = widened(buffer.dtype) if dtype is torch.float64 else buffer.dtype
+            part._buffers[name] = buffer.to(wide, copy=True)
+        with door_of(module, dtype):
+            yield replace(
+                learner,
+                world_size=1,
+                model=module,
+                parameters=[copies[id(p)] for p in learner.parameters],
+                dtype=dtype,
+                feed=Feed(learner.device, dtype),
+                scaler=torch.amp.GradScaler(learner.device.type, enabled=False),
+            )
+    finally:
+        for part, name, p in parameters:
+            setattr(part, name, p)
+        for part, name, buffer in buffers:
+            part._buffers[name] = buffer
+
+
+def in_float64(value: Tensor) -> Tensor:
+    return value.to(widened(value.dtype), copy=True)
+
+
+def rounded_once_more(eps: float, seed: int = 0) -> Change:
+    """Each number a little larger or smaller, by as much as one rounding may move it."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def rounded(value: Tensor) -> Tensor:
+        if not value.is_floating_point() and not value.is_complex():
+            return value.clone()
+        signs: Any = torch.rand(value.shape, generator=generator).round() * 2 - 1
+        return (value * (1 + eps * signs.to(value.device))).to(value.dtype)
+
+    return rounded
