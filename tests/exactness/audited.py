@@ -1,6 +1,7 @@
 """Models that a test of the audit trains, named in configs by their dotted path, and what it reads of such a run."""
 
 import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +96,22 @@ class Flipping(Gated):
                 return bits.view(torch.float32)
 
             self.head.weight.register_hook(flip)
+
+
+SLOW_SECONDS = 0.1
+
+
+class SlowForOne(Gated):
+    """Slow and large where it gets one sample: steps take two at a time, audits one."""
+
+    is_armed = False
+
+    def _none(self, x: Tensor) -> Tensor:
+        if self.is_armed and len(x) == 1:
+            time.sleep(SLOW_SECONDS)
+            large = torch.ones(2**26)  # 256 MiB for a moment
+            x = x + 0 * large[0]
+        return x
 
 
 class Known(nn.Module):

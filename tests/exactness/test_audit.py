@@ -7,8 +7,15 @@ import numpy as np
 import pytest
 from accelerate.state import AcceleratorState
 
-from tests.exactness.audited import audits, counted_elsewhere, other_rows, trained, trained_armed
-from tests.helpers import argv
+from tests.exactness.audited import (
+    SLOW_SECONDS,
+    audits,
+    counted_elsewhere,
+    other_rows,
+    trained,
+    trained_armed,
+)
+from tests.helpers import argv, rows
 from train import metric_names as names
 from train.accumulate import compute_gradient
 from train.exactness.audit import next_audit
@@ -177,3 +184,24 @@ def test_what_opens_late_by_a_global_is_found(tmp_path: Path, capsys: pytest.Cap
     assert audits(tmp_path)[1][names.VERIFIED] == 1
     assert "step 30: the gradient depends on how the batch is cut" in said
     assert "gives a sample something else when it is with others" in said
+
+
+def test_neither_its_time_nor_its_memory_is_the_trainings(tmp_path: Path) -> None:
+    """Eight samples one by one, slow and large, beside steps that take two at a time."""
+    model = "model={target: tests.exactness.audited.SlowForOne, args: {}}"
+    given = (model, "batch.micro=2", "duration={steps: 6}", "noise_scale.every_steps=0")
+
+    trained_armed(argv(tmp_path, *given, ON))
+
+    found = audits(tmp_path)
+    assert list(found) == [1, 3, 6]
+    assert all(row[names.AUDIT_SECONDS] >= 8 * SLOW_SECONDS for row in found.values())
+    of_steps = rows(tmp_path)
+    assert len(of_steps) == 6
+    for row in of_steps:
+        timed = {key: value for key, value in row.items() if key.startswith("time/") and key.endswith("_seconds")}
+        assert timed
+        assert max(timed.values()) < SLOW_SECONDS, timed
+        assert row["throughput/samples_per_second"] > 8 / SLOW_SECONDS
+    memory = [row["memory/peak_rss_gib"] for row in of_steps]
+    assert max(memory) - min(memory) < 0.2, "the 0.25 GiB that an audit takes for a moment"

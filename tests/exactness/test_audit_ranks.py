@@ -26,13 +26,24 @@ CASES = {
     "explicit": ("runtime.reduction=explicit", "precision=fp32"),
     "bf16 parameters": ("precision=bf16", "model.dtype=bf16", "optimizer={target: adamw, lr: 0.01}"),
     "stream": ("data={source: tests.helpers.stream, streaming: true}",),
+    "read in turn": ("data.preload=false", "data.workers=1"),
+    "weights known late": ("data.preload=false", "data.workers=0", "task=tests.helpers.WeightedCE"),
+    "by length": (
+        "data={source: tests.data.test_by_length.texts, max_length: 24}",
+        "model={target: text_conv, args: {outputs: 3}}",
+        "batch={effective: 8, micro: null, micro_tokens: 60}",
+    ),
 }
+OWN_DATA = ("stream", "by length")
+ALONE = ("read in turn", "weights known late", "by length")
 
 
-@pytest.mark.parametrize(("ranks", "case"), [*((2, case) for case in CASES), (3, "ddp"), (3, "uneven")])
+@pytest.mark.parametrize(
+    ("ranks", "case"), [*((2, case) for case in CASES), (3, "ddp"), (3, "uneven"), *((1, case) for case in ALONE)]
+)
 def test_nothing_changes(run_ranks: Callable[..., list[Any]], ranks: int, case: str, tmp_path: Path) -> None:
     given = (*STEPS, "batch.micro=2", *CASES[case])
-    if case == "stream":
+    if case in OWN_DATA:
         given = ("duration={steps: 4}", "batch.micro=2", *CASES[case])
     with_ = argv(tmp_path, *given, "name=with", ON)
     without = argv(tmp_path, *given, "name=without")
