@@ -189,7 +189,7 @@ def test_what_opens_late_by_a_global_is_found(tmp_path: Path, capsys: pytest.Cap
 def test_neither_its_time_nor_its_memory_is_the_trainings(tmp_path: Path) -> None:
     """Eight samples one by one, slow and large, beside steps that take two at a time."""
     model = "model={target: tests.exactness.audited.SlowForOne, args: {}}"
-    given = (model, "batch.micro=2", "duration={steps: 6}", "noise_scale.every_steps=0")
+    given = (model, "batch.micro=2", "data.args.size=48", "duration={steps: 6}", "noise_scale.every_steps=0")
 
     trained_armed(argv(tmp_path, *given, ON))
 
