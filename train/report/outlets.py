@@ -116,7 +116,7 @@ def _open(
     journal = Journal(folder.path / "metrics.jsonl", state.progress.step, state.progress.evaluation_owed)
     opened.callback(_abandon, journal)
     folder.follow("metrics.jsonl", journal.file)
-    columns = Columns(derived, state.best, state.whole_run, tracker)
+    columns = Columns(derived, state.best, state.whole_run, tracker, folder, state.progress.step)
     screen.say(*_about(tracker, state, journal.taken_out))
     state.run_id = tracker.run_id
     # Last: now the run has begun.
