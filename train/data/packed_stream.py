@@ -1,4 +1,4 @@
-"""Blocks of tokens out of a stream of documents: every rank tokenises all of them, and keeps its own blocks."""
+"""Blocks of tokens out of a stream of documents: whoever reads them all tokenises them (train.data.handout)."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace

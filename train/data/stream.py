@@ -1,4 +1,4 @@
-"""Samples that come one after the other, as many as there are: read by every rank in one global order."""
+"""Samples that come one after the other, as many as there are: each rank has its own, of one global order."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -12,10 +12,12 @@ from train.batch import BatchPlan, divide, key_of
 from train.batch.window import Batch, Place
 from train.data.checks import check_values
 from train.data.deferred import DeferredReads
+from train.data.handout import Step, parts
 from train.data.pixels import pixels_of, scaled
 from train.data.reading import Reader, stack
 from train.data.rows import finished
 from train.data.shares import DataError, RankShare
+from train.errors import RunFailed
 from train.randomness import read_apart
 
 Blocks = Iterator[tuple[int, pa.Table, bool]]
@@ -24,7 +26,8 @@ Blocks = Iterator[tuple[int, pa.Table, bool]]
 
 @dataclass(frozen=True)
 class Stream:
-    """Every rank reads all samples and keeps its own: no rank can run dry before the others, whatever the shards.
+    """One rank of each machine reads all samples, and hands the others theirs (train.data.handout): no rank can run dry
+    before the others, whatever the shards.
 
     With `by_rank` a rank reads its own shards only, and begins them again when they end:
     which samples make up a step then depends on the number of ranks, and small shards are seen more often. (Where the
@@ -58,6 +61,24 @@ class Stream:
             yield from self._shares(plan, seed, rank, place, overfit)
 
     def _shares(self, plan: BatchPlan, seed: int, rank: int, place: Place, overfit: int | None) -> Iterator[RankShare]:
+        for part in parts(self._steps(plan, seed, place, overfit), plan, rank):
+            count, first = part.rows.num_rows, part.start + part.first
+            yield self._share(
+                RankShare(
+                    epoch=part.epoch,
+                    last_of_epoch=part.last_of_epoch,
+                    samples={},
+                    sizes=part.sizes,
+                    largest=max(plan.shares(part.of_step)),
+                    of_step=part.of_step,
+                    tokens=self._tokens(part.rows, 0, count),
+                ),
+                part.rows,
+                range(first, first + count),
+                (part.filler, range(part.start, part.start + 1)),
+            )
+
+    def _steps(self, plan: BatchPlan, seed: int, place: Place, overfit: int | None) -> Iterator[Step]:
         if overfit:
             place = Place(0, place.samples % (overfit * plan.effective))
         while True:
@@ -67,30 +88,17 @@ class Stream:
             if plan.stages:
                 found = in_stages(found, plan, place.seen)
             seen = place.seen
-            for start, table, last in self._apart(found, seed, place.epoch):
-                first, sizes = divide(plan.at(seen), table.num_rows, rank)
-                seen += table.num_rows
-                yield self._share(
-                    RankShare(
-                        epoch=place.epoch,
-                        last_of_epoch=last,
-                        samples={},
-                        sizes=sizes,
-                        largest=max(plan.shares(table.num_rows)),
-                        of_step=table.num_rows,
-                        tokens=self._tokens(table, first, sum(sizes)),
-                    ),
-                    table.slice(first, sum(sizes)),
-                    range(start + first, start + first + sum(sizes)),
-                    (table.slice(0, 1), range(start, start + 1)),
-                )
+            with self._explained():  # here, where it was read: another rank only hears what it says
+                for start, table, last in self._apart(found, seed, place.epoch):
+                    yield Step(place.epoch, seen, start, last, table)
+                    seen += table.num_rows
             place = Place(0 if overfit else place.epoch + 1, 0, seen)
 
     @contextmanager
     def _explained(self) -> Iterator[None]:
         try:
             yield
-        except DataError:
+        except (DataError, RunFailed):
             raise
         except Exception as error:
             raise (self.explain(error) if self.explain else error) from error

@@ -84,6 +84,8 @@ class Windows:
             micro_batches = self.announce(self._in_step(share, late) if share.is_deferred else share)
         except Exception as error:  # sent to the other ranks first: they would wait for this one in the next reduction
             failure = error
+            if share is None:  # a rank that waits for this one to hand it its own hears so
+                getattr(self.shares, "close", lambda: None)()
         message = self.ranks.start_sum([failure is not None, stop, samples, tokens, *numbers])
         return _Ahead(k, share, micro_batches, late, failure, message)
 

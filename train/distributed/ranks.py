@@ -48,6 +48,11 @@ def launched_rank() -> int:
     return int(os.environ.get("RANK", "0"))
 
 
+def launched_local_rank() -> int:
+    """Among the ranks that share this machine."""
+    return int(os.environ.get("LOCAL_RANK", "0"))
+
+
 def launched_local_world_size() -> int:
     """The ranks that share this machine."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
@@ -219,7 +224,7 @@ class Ranks:
 
     def first_of_node(self, work: Callable[[], T]) -> T:
         """`work()` on one rank of each machine, then on the others, which find in its cache what took long."""
-        is_first = os.environ.get("LOCAL_RANK", "0") == "0"
+        is_first = launched_local_rank() == 0
         if self.world_size == 1:
             return work()
         early = self.together(lambda: work() if is_first else None)
