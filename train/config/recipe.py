@@ -102,8 +102,8 @@ class Data:
     eval_transform: str | None = None
     """The same for samples to evaluate on. Unset: they stay as they are."""
     streaming: bool = False
-    """Read the samples as they come instead of loading them first, for data that does not fit. Every rank reads all of
-    them and keeps its own."""
+    """Read the samples as they come instead of loading them first, for data that does not fit. One rank of each
+    machine reads all of them, and hands the others their own."""
     shuffle_buffer: int = 1000
     """With streaming: samples (with block_size: documents) among which the next one is drawn; 0 keeps the order of the
     source."""
