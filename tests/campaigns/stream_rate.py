@@ -36,7 +36,7 @@ def source(kind: str) -> IterableDataset:
 
 
 def rate(kind: str, rows: int) -> tuple[float, float]:
-    """(rows per second, seconds of a processor per 100,000 rows) of this rank; rows are blocks where there are texts."""
+    """(rows, or blocks of texts, per second; seconds of a processor per 100,000 of them) of this rank."""
     ranks = rank_group()
     if kind == "texts":
         reader = Reader({"text": "text"})

@@ -167,7 +167,7 @@ def test_the_death_of_the_rank_that_reads_ends_the_others(tmp_path: Path) -> Non
     assert ranks[0].exitcode == -signal.SIGKILL
 
 
-def windows_until(folder: Path, failing_rank: int) -> tuple[type[Exception], str, float]:
+def windows_until(folder: Path, failing_rank: int, at: int) -> tuple[type[Exception], str, float]:
     """One rank meets an error between two steps, before it asks for its samples: the others wait for none from it."""
     ranks = rank_group()
     plan = make_plan(8, 2, None, world_size=ranks.world_size, dataset_size=None)
@@ -176,7 +176,7 @@ def windows_until(folder: Path, failing_rank: int) -> tuple[type[Exception], str
     def check() -> None:
         nonlocal checks
         checks += 1
-        if checks == 3 and ranks.rank == failing_rank:
+        if checks == at and ranks.rank == failing_rank:
             raise RunFailed("this rank cannot go on")
 
     windows = Windows(
@@ -197,19 +197,16 @@ def windows_until(folder: Path, failing_rank: int) -> tuple[type[Exception], str
     raise AssertionError("no error")
 
 
-def test_a_rank_that_fails_before_it_reads_leaves_none_waiting(run_ranks: Any, tmp_path: Path) -> None:
-    of_reader, of_other = run_ranks(2, windows_until, tmp_path, 0)
+@pytest.mark.parametrize(("failing_rank", "at"), [(0, 1), (0, 3), (1, 3)])
+def test_a_rank_that_fails_before_it_reads_leaves_none_waiting(
+    run_ranks: Any, tmp_path: Path, failing_rank: int, at: int
+) -> None:
+    given = run_ranks(2, windows_until, tmp_path, failing_rank, at)
 
-    assert of_reader[:2] == (RunFailed, "this rank cannot go on")
-    assert of_other[0] is RankFailed
-    assert "has left" in of_other[1]
-    assert max(of_reader[2], of_other[2]) < 10
-
-
-def test_a_rank_that_fails_and_reads_for_none_ends_the_one_that_does(run_ranks: Any, tmp_path: Path) -> None:
-    for given in run_ranks(2, windows_until, tmp_path, 1):
-        assert given[0] is RunFailed
-        assert "this rank cannot go on" in given[1]
+    said = "this rank cannot go on"
+    for rank, (kind, sentence, seconds) in enumerate(given):
+        assert (kind, sentence) == (RunFailed, said if rank == failing_rank else f"rank {failing_rank}: {said}")
+        assert seconds < 10
 
 
 def test_ranks_that_share_no_machine_read_by_themselves(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """The windows of a run: fetched and counted one step ahead, so that what the ranks must agree on costs no waiting."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -84,8 +85,9 @@ class Windows:
             micro_batches = self.announce(self._in_step(share, late) if share.is_deferred else share)
         except Exception as error:  # sent to the other ranks first: they would wait for this one in the next reduction
             failure = error
-            if share is None:  # a rank that waits for this one to hand it its own hears so
-                getattr(self.shares, "close", lambda: None)()
+            if share is None and self.ranks.world_size > 1:
+                with suppress(Exception):  # read all the same: other ranks may wait for what this one hands them
+                    next(self.shares)
         message = self.ranks.start_sum([failure is not None, stop, samples, tokens, *numbers])
         return _Ahead(k, share, micro_batches, late, failure, message)
 
