@@ -22,18 +22,13 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 
 from train.batch import BatchPlan, divide
-from train.distributed.ranks import (
-    LaunchError,
-    launched_local_rank,
-    launched_local_world_size,
-    launched_rank,
-    launched_world_size,
-)
+from train.distributed import ranks
 from train.errors import RankFailed
 
 AHEAD = 2  # steps that wait for a rank which has not taken them
 LOOK_SECONDS = 0.5  # between two looks whether there is still something to wait for
 MEET_SECONDS = 300  # for the ranks of a machine to open a stream
+SENT_SECONDS = 0.02  # for a step to be sent: else threads that send it wait for Python's lock, 5 ms each time
 ERROR_SECONDS = 10  # for an error to reach the other ranks before this one ends
 
 JOB = ("MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RUN_ID", "SLURM_JOB_ID", "SLURM_STEP_ID", "ISOBATCH_ATTEMPT")
@@ -80,13 +75,13 @@ def parts(steps: Iterator[Step], plan: BatchPlan, rank: int) -> Iterator[Part]:
 
     An error of `steps` is raised on all ranks of the machine. Raises RankFailed where the one that reads is gone.
     """
-    others = launched_local_world_size() - 1
-    if not others or plan.world_size != launched_world_size() or rank != launched_rank():
+    others = ranks.launched_local_world_size() - 1
+    if not others or plan.world_size != ranks.launched_world_size() or rank != ranks.launched_rank():
         for step in steps:
             yield part_of(step, plan, rank)
         return
     address = _address(next(_OPENED))
-    if launched_local_rank():
+    if ranks.launched_local_rank():
         yield from _received(address, rank)
         return
     handout = _Handout(address, plan, others)
@@ -123,6 +118,10 @@ class _Handout:
                 with suppress(queue.Full):
                     waiting.put(step, timeout=LOOK_SECONDS)
                     break
+        for waiting in self._waiting:
+            with waiting.all_tasks_done:
+                if waiting.unfinished_tasks:
+                    waiting.all_tasks_done.wait(SENT_SECONDS)
 
     def fail(self, error: Exception) -> None:
         """Every other rank gets the error, unless it is late."""
@@ -162,6 +161,7 @@ class _Handout:
                     part = part_of(step, self._plan, rank)
                     connection.send(part._replace(filler=None, rows=None))
                     connection.send_bytes(_packed(pa.concat_tables([part.filler, part.rows])))
+                    waiting.task_done()
                 connection.send(None)
         finally:
             ended.set()
@@ -218,12 +218,12 @@ def _address(number: int) -> Path:
     said = [os.environ.get(name, "") for name in (*JOB, "TORCHELASTIC_RESTART_COUNT")]
     name = hashlib.sha256("\n".join([*said, str(number)]).encode()).hexdigest()[:16]
     # The path of a socket may have some 100 characters.
-    parent = next((path for path in (tempfile.gettempdir(), "/tmp") if len(path) <= 60), "/tmp")
-    folder = Path(parent) / f"isobatch-{os.getuid()}"
+    parent = tempfile.gettempdir()
+    folder = Path(parent if len(parent) <= 60 else "/tmp") / f"isobatch-{os.getuid()}"
     folder.mkdir(mode=0o700, exist_ok=True)
     found = folder.lstat()
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
-        raise LaunchError(
+        raise ranks.LaunchError(
             f"{folder} is not a folder of this user's alone: ranks of a machine would hand their samples to each other "
             f"there. Remove it, or set TMPDIR to another folder"
         )
