@@ -203,7 +203,7 @@ def training(config: Config, plan: RunPlan, is_sharded: bool = False, has_blocks
 def test_a_smaller_micro_batch_keeps_the_effective_one(tmp_path: Path, given: str, typed: list[str]) -> None:
     words = argv(tmp_path)
     config = tmp_path / "tiny.yaml"
-    config.write_text(config.read_text().replace("batch: {effective: 8}", f"batch: {given}"))
+    config.write_text(config.read_text().replace("batch: {effective: 8,", f"batch: {given[:-1]},"))
     loaded = load(words)
     plan = prepare(loaded, "accumulate", Ranks()).plan
 
