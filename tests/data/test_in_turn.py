@@ -2,6 +2,7 @@
 for one that cannot read."""
 
 import json
+import weakref
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
@@ -163,6 +164,27 @@ def test_pieces_of_other_sizes() -> None:
     found = [batch["x"].tolist() for batch in cut_anew(pieces, (3, 3, 1, 4))]
 
     assert found == [piece.tolist() for piece in numbers.split([3, 3, 1, 4])]
+
+
+ALIVE: list["weakref.ref[Tensor]"] = []
+MOST: list[int] = []
+
+
+class Seen(Classification):
+    def loss_sum(self, model: Any, batch: Batch) -> Tensor:
+        ALIVE.append(weakref.ref(batch["inputs"]))
+        MOST.append(sum(reference() is not None for reference in ALIVE))
+        return super().loss_sum(model, batch)
+
+
+def test_few_micro_batches_are_in_memory_at_once(tmp_path: Path) -> None:
+    """Also on steps whose activations are counted, for a row."""
+    own = (f"data.transform={HERE}.same", "data.workers=0", f"task={HERE}.Seen", "batch.micro=1", "precision=fp32")
+
+    record(argv(tmp_path, *own), prepare=lambda run, trace: (ALIVE.clear(), MOST.clear()))
+
+    assert len(MOST) >= 37
+    assert max(MOST) <= 4, "of eight, or of all since the last row"
 
 
 # What cannot be read in the midst of a step

@@ -54,6 +54,11 @@ class SavedBytes:
         for tensor in tensors:
             self._there[tensor.untyped_storage().data_ptr()] = tensor
 
+    def let_go(self, tensors: Iterable[Tensor]) -> None:
+        """They were left out, and are not kept any longer."""
+        for tensor in tensors:
+            self._there.pop(tensor.untyped_storage().data_ptr(), None)
+
     def _save(self, tensor: Tensor) -> "_Saved":
         try:
             storage = tensor.untyped_storage()
@@ -129,6 +134,7 @@ class _LeftOut:
         for micro_batch in self._inner:
             self._saved.leave_out(micro_batch.batch.values())
             yield micro_batch
+            self._saved.let_go(micro_batch.batch.values())  # its backward pass is over: others take its place
 
     def recut(self, micro: int) -> MicroBatches:
         return _LeftOut(self._inner.recut(micro), self._saved)
