@@ -201,7 +201,7 @@ def test_neither_its_time_nor_its_memory_is_the_trainings(tmp_path: Path) -> Non
     for row in of_steps:
         timed = {key: value for key, value in row.items() if key.startswith("time/") and key.endswith("_seconds")}
         assert timed
-        assert max(timed.values()) < SLOW_SECONDS, timed
-        assert row["throughput/samples_per_second"] > 8 / SLOW_SECONDS
+        assert max(timed.values()) < 5 * SLOW_SECONDS, timed  # also on a busy machine, where a step takes 0.1 s
+        assert row["throughput/samples_per_second"] > 8 / (5 * SLOW_SECONDS)
     memory = [row["memory/peak_rss_gib"] for row in of_steps]
     assert max(memory) - min(memory) < 0.2, "the 0.25 GiB that an audit takes for a moment"
