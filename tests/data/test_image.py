@@ -214,3 +214,12 @@ def test_lab_as_brightness(tmp_path: Path) -> None:
     found = read(saved(tmp_path / "own", {"0.tif": lab}), "data.image.mode=L")
 
     assert found.unique().tolist() == pytest.approx([119 / 255], abs=4 / 255)
+
+
+def test_without_pillow_a_folder_of_images_says_what_to_type(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As datasets has it in an environment that came without."""
+    own = saved(tmp_path / "own", {"0.png": grey(9, "L")})
+    monkeypatch.setattr("datasets.config.PIL_AVAILABLE", False)
+
+    with pytest.raises(DataError, match=r"Type: pip install pillow"):
+        read(own)

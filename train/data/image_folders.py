@@ -11,6 +11,7 @@ from pathlib import Path
 from datasets import ClassLabel, Dataset, Features, Image
 
 from train.data.folders import HOW_SPLITS, SPLITS, Found, counts_by_suffix, first_of
+from train.data.image_reading import NEEDS_PILLOW
 from train.data.shares import DataError
 
 Parts = tuple[str, ...]
@@ -31,7 +32,10 @@ class Pictures:
             numbers = {name: number for number, name in enumerate(names)}
             columns["label"] = [numbers[name] for name in self.classes]
             features["label"] = ClassLabel(names=list(names))
-        return Dataset.from_dict(columns, features=Features(features))
+        try:
+            return Dataset.from_dict(columns, features=Features(features))
+        except ImportError as error:
+            raise DataError(NEEDS_PILLOW) from error
 
 
 def pictures_by_split(found: Found, folder: Path) -> dict[str, Pictures]:

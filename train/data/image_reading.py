@@ -24,6 +24,7 @@ MEANT = {
 """{mode of an image whose numbers are no brightness: the one that is meant}: a palette, inks, other kinds of colour."""
 
 AS_STORED = ImageForm()
+NEEDS_PILLOW = "reading images needs Pillow. Type: pip install pillow"
 
 
 def pixels(feature: Image, value: Any, own: str, row: int, form: ImageForm = AS_STORED) -> Tensor:
@@ -32,7 +33,7 @@ def pixels(feature: Image, value: Any, own: str, row: int, form: ImageForm = AS_
         image = feature.decode_example(value)
         image.load()
     except ImportError as error:
-        raise DataError("reading images needs Pillow. Type: pip install pillow") from error
+        raise DataError(NEEDS_PILLOW) from error
     except Exception as error:  # PIL raises SyntaxError, OSError, ValueError, DecompressionBombError ...
         said = f"{type(error).__name__}: {error}"
         place = _place(value, own)
