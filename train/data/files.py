@@ -226,4 +226,5 @@ def _load(name: str, split: str, streaming: bool, args: Mapping[str, Any]) -> Re
         if "corresponds to no data" in str(error):
             raise DataError(f"{name} has no rows in split {split!r}") from error
         named = args.get("data_files") or args.get("data_dir")
-        raise told(error, f"cannot read data.source={name}{f' ({named})' if named else ''}") from error
+        here = f" ({named})" if named else ", which is no file or folder here" if not Path(name).exists() else ""
+        raise told(error, f"cannot read data.source={name}{here}") from error
