@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from tests.helpers import Array, Trace, points, record, rows
 from train import metric_names as names
+from train.batch import sample_ids
 from train.run import Run
 
 
@@ -112,6 +113,29 @@ class SlowForOne(Gated):
             large = torch.ones(2**26)  # 256 MiB for a moment
             x = x + 0 * large[0]
         return x
+
+
+class AtThreshold(Gated):
+    """One sample of the first step lies where a ReLU begins: rounding, which batches of another size do otherwise,
+    decides whether it counts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("threshold", torch.full((), 10.0))
+
+    def _none(self, x: Tensor) -> Tensor:
+        rounding = torch.finfo(x.dtype).eps / 2 * (1 if len(x) % 2 else -1)
+        return x + (x[:, :1] - self.threshold + rounding).relu()
+
+
+def trained_at_threshold(arguments: list[str]) -> None:
+    def place(run: Run, _: Trace) -> None:
+        (first,) = sample_ids(37, 0, 0, 0, 1)
+        inputs = torch.from_numpy(points(np.random.default_rng(0), 37, 6))[[first]]
+        with torch.no_grad():
+            run.learner.module.threshold.copy_(run.learner.module.layers(inputs)[0, 0])
+
+    record(arguments, prepare=place)
 
 
 class Known(nn.Module):

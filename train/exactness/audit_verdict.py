@@ -17,6 +17,10 @@ from train.exactness.reference_gradient import plain_forward
 from train.exactness.rounding import EXPLAINED, NARROWER, OF_TYPE, Watching
 from train.step import Learner
 
+ROUNDINGS = 12
+"""That are tried, each EXPLAINED times as large as one of a weight. A unit at its threshold (ReLU, max-pooling), which
+the sums of a layer may push over it, goes one way or the other: about every second one shows it."""
+
 VERIFIED, ROUNDING, INEXACT, FAULT = "verified", "rounding", "inexact", "fault"
 
 
@@ -67,9 +71,7 @@ class Copies:
         narrowest = watching.narrowest
         if apart <= OF_TYPE.get(narrowest, NARROWER):
             return apart, True
-        rounds = rounded_once_more(torch.finfo(narrowest).eps)
-        again = self._gradient(self.first, lambda p: rounds(in_float64(p)), torch.float64)
-        return apart, apart <= EXPLAINED * self._apart(first, again)
+        return apart, self._is_rounding(apart, first, narrowest, in_float64, torch.float64)
 
     def remember(self) -> bool:
         """Whether in float64, too, the same cut gives another gradient the second time."""
@@ -92,8 +94,17 @@ class Copies:
         narrowest = watching.narrowest
         if error <= OF_TYPE.get(narrowest, NARROWER):
             return True
-        rounds = rounded_once_more(torch.finfo(narrowest).eps)
-        return error <= EXPLAINED * self._apart(first, self._gradient(self.first, rounds, self.learner.dtype))
+        return self._is_rounding(error, first, narrowest, torch.clone, self.learner.dtype)
+
+    def _is_rounding(
+        self, apart: float, first: list[Tensor], narrowest: torch.dtype, change: Change, dtype: torch.dtype
+    ) -> bool:
+        """Whether such a difference comes where each weight, changed by `change`, is rounded more coarsely."""
+        for seed in range(ROUNDINGS):
+            rounds = rounded_once_more(EXPLAINED * torch.finfo(narrowest).eps, seed)
+            if apart <= self._apart(first, self._gradient(self.first, _after(change, rounds), dtype)):
+                return True
+        return False
 
     def _apart(self, first: list[Tensor], second: list[Tensor]) -> float:
         return difference(self.learner, first, second).error
@@ -122,3 +133,7 @@ class Copies:
             raise Unable(said[0])
         self.ranks.add_up(found)
         return found
+
+
+def _after(change: Change, rounds: Change) -> Change:
+    return lambda value: rounds(change(value))
