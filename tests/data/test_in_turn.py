@@ -21,6 +21,8 @@ from train.config import load
 from train.data import open_sets
 from train.data.deferred import cut_anew
 from train.data.in_step import LateWeights
+from train.data.loader import Loader
+from train.data.rows import Rows
 from train.data.shares import DataError, RankShare
 from train.data.workers import TooLittleShared, check_shared_memory
 from train.exactness.preflight import check_weight_columns
@@ -155,6 +157,48 @@ def test_a_window_that_is_read_again_is_the_same_and_the_next_one_too(tmp_path: 
 
 def ids_of(share: RankShare) -> list[int]:
     return [i for m in share for i in m.batch["sample_id"].tolist()]
+
+
+class Unread(Rows):
+    """The weight of sample 60 cannot be counted."""
+
+    def only(self, names: Sequence[str]) -> Rows:
+        return UnreadLabels(super().only(names).columns)
+
+
+class UnreadLabels(Rows):
+    def pick(self, ids: Any) -> Any:
+        if 60 in ids:
+            raise DataError("label 60 cannot be read")
+        return super().pick(ids)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_step_before_one_that_cannot_be_weighed_has_its_own_samples(workers: int) -> None:
+    """It is trained after the error was met, and saved."""
+    held = Unread({"inputs": torch.arange(64), "labels": torch.zeros(64)})
+    plan = make_plan(8, 2, None, world_size=1, dataset_size=64)
+    expected = sample_ids(64, 0, 0, 0, 64).reshape(-1, 8)
+    bad = [60 in ids for ids in expected].index(True)
+    assert bad > 0
+    loader = Loader(held, None, 0, workers, timeout_seconds=60).deferred(("labels",))
+    shares = loader.shares(plan, 0, 0, Place(), None)
+
+    before = next(shares)
+    before.weights(one_each)
+    for k in range(1, bad):
+        share = next(shares)
+        share.weights(one_each)
+        assert ids_of(before) == expected[k - 1].tolist()
+        before = share
+    with pytest.raises(DataError, match="label 60"):
+        next(shares).weights(one_each)
+
+    assert ids_of(before) == expected[bad - 1].tolist()
+
+
+def one_each(batch: Batch) -> dict[str, float]:
+    return {"loss": float(len(batch["labels"]))}
 
 
 def test_pieces_of_other_sizes() -> None:
