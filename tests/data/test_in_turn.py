@@ -348,3 +348,13 @@ def test_too_little_shared_memory_is_a_sentence(monkeypatch: pytest.MonkeyPatch)
     check_shared_memory(0, 2**40)
     with pytest.raises(TooLittleShared, match=r"up to 65 MiB .* has 64 MiB free.*data.workers=1.*--shm-size=1g"):
         check_shared_memory(2, 13 * 2**20)
+
+
+def test_the_columns_of_weights_are_not_taken_for_whole_samples(monkeypatch: pytest.MonkeyPatch) -> None:
+    """64 KiB a sample: 0.4 MiB for micro-batches of 2, and 6 MiB for all of a step, of which weights alone are read."""
+    held = Rows({"inputs": torch.zeros(64, 2**14), "labels": torch.zeros(64)})
+    plan = make_plan(32, 2, None, world_size=1, dataset_size=64)
+    shares = Loader(held, None, 0, 1, timeout_seconds=60).deferred(("labels",)).shares(plan, 0, 0, Place(), None)
+    monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 2**20}))
+
+    assert next(shares).weights(one_each) == {"loss": 32.0}

@@ -173,10 +173,12 @@ class Loader:
             yield from _of_step(*before)
 
     def _checked(self, requests: Iterable[Request]) -> Iterator[Request]:
-        """Raises TooLittleShared before the first of them."""
-        for number, request in enumerate(requests):
-            if number == 0:
+        """Raises TooLittleShared before the first of them that reads whole samples."""
+        is_checked = False
+        for request in requests:
+            if not is_checked and not request.weighs:
                 self._check_shared(len(request.ids))
+                is_checked = True
             yield request
 
     def _check_shared(self, samples: int) -> None:
