@@ -18,7 +18,7 @@ from tests.helpers import Trace, WeightedCE, argv, distance, record, rows, steps
 from train.batch import make_plan, sample_ids
 from train.batch.window import Batch, Place
 from train.config import load
-from train.data import open_sets
+from train.data import open_sets, read_in_turn
 from train.data.deferred import cut_anew
 from train.data.in_step import LateWeights
 from train.data.loader import Loader
@@ -338,6 +338,17 @@ def test_several_terms_without_columns_are_held_and_it_is_said(
     assert isinstance(window.micro_batches, RankShare)
     assert not window.micro_batches.is_deferred
     assert "at once, all of a rank's samples of a step: the loss has several terms" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("micro", "takes"), [("2", ": about 2 MiB of host memory per rank"), ("auto", "")])
+def test_what_a_micro_batch_takes_is_said_where_its_size_is_known(tmp_path: Path, micro: str, takes: str) -> None:
+    held = Rows({"inputs": torch.zeros(64, 2**16), "labels": torch.zeros(64)})  # 256 KiB a sample
+    config = load(argv(tmp_path, "batch.effective=32", f"batch.micro={micro}")).config
+    plan = make_plan(32, 2 if micro == "2" else "auto", None, world_size=1, dataset_size=64)
+
+    reading = read_in_turn(held, {"inputs": torch.zeros(1, 2**16)}, ("labels",), 1, plan, config)
+
+    assert reading.notes == (f"reading   a micro-batch at a time{takes}",)
 
 
 def test_too_little_shared_memory_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
