@@ -148,6 +148,26 @@ def test_after_a_shrink_smaller_ones_are_announced(feed: Feed, side: Played) -> 
     assert side.started[before:] == [18, 20, 22]
 
 
+def test_after_a_step_that_a_shrink_leaves_as_it_is_the_next_ones_travel(feed: Feed, side: Played) -> None:
+    """Such as the tail of an epoch: it was announced before, and is not cut anew."""
+    full, tail = feed.announce(step(0, 1, 2, 3, sizes=(4,))), feed.announce(step(10, 11, sizes=(2,)))
+    feed.take(next(iter(full)))
+    feed.shrink(2)
+    for each in full.recut(2):
+        feed.take(each)
+    side.started.clear()
+
+    given, present = [], tail
+    for number in (20, 30):
+        following = feed.announce(step(*range(number, number + 4), sizes=(2, 2)))
+        for each in present.recut(2):
+            given.append(feed.take(each)["x"].tolist())
+        present = following
+
+    assert given == [[10, 11], [20, 21], [22, 23]]
+    assert side.started == [20, 22, 30]
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
 def test_columns_arrive_in_their_own_types_and_only_float64_widens_them(dtype: torch.dtype) -> None:
     batch = {"x": torch.ones(2), "half": torch.ones(2).half(), "labels": torch.ones(2, dtype=torch.int64)}

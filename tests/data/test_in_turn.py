@@ -18,9 +18,11 @@ from tests.helpers import Trace, WeightedCE, argv, distance, record, rows, steps
 from train.batch import make_plan, sample_ids
 from train.batch.window import Batch, Place
 from train.config import load
-from train.data import open_sets
+from train.data import open_sets, read_in_turn
 from train.data.deferred import cut_anew
 from train.data.in_step import LateWeights
+from train.data.loader import Loader
+from train.data.rows import Rows
 from train.data.shares import DataError, RankShare
 from train.data.workers import TooLittleShared, check_shared_memory
 from train.exactness.preflight import check_weight_columns
@@ -155,6 +157,48 @@ def test_a_window_that_is_read_again_is_the_same_and_the_next_one_too(tmp_path: 
 
 def ids_of(share: RankShare) -> list[int]:
     return [i for m in share for i in m.batch["sample_id"].tolist()]
+
+
+class Unread(Rows):
+    """The weight of sample 60 cannot be counted."""
+
+    def only(self, names: Sequence[str]) -> Rows:
+        return UnreadLabels(super().only(names).columns)
+
+
+class UnreadLabels(Rows):
+    def pick(self, ids: Any) -> Any:
+        if 60 in ids:
+            raise DataError("label 60 cannot be read")
+        return super().pick(ids)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_step_before_one_that_cannot_be_weighed_has_its_own_samples(workers: int) -> None:
+    """It is trained after the error was met, and saved."""
+    held = Unread({"inputs": torch.arange(64), "labels": torch.zeros(64)})
+    plan = make_plan(8, 2, None, world_size=1, dataset_size=64)
+    expected = sample_ids(64, 0, 0, 0, 64).reshape(-1, 8)
+    bad = [60 in ids for ids in expected].index(True)
+    assert bad > 0
+    loader = Loader(held, None, 0, workers, timeout_seconds=60).deferred(("labels",))
+    shares = loader.shares(plan, 0, 0, Place(), None)
+
+    before = next(shares)
+    before.weights(one_each)
+    for k in range(1, bad):
+        share = next(shares)
+        share.weights(one_each)
+        assert ids_of(before) == expected[k - 1].tolist()
+        before = share
+    with pytest.raises(DataError, match="label 60"):
+        next(shares).weights(one_each)
+
+    assert ids_of(before) == expected[bad - 1].tolist()
+
+
+def one_each(batch: Batch) -> dict[str, float]:
+    return {"loss": float(len(batch["labels"]))}
 
 
 def test_pieces_of_other_sizes() -> None:
@@ -296,6 +340,17 @@ def test_several_terms_without_columns_are_held_and_it_is_said(
     assert "at once, all of a rank's samples of a step: the loss has several terms" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(("micro", "takes"), [("2", ": about 2 MiB of host memory per rank"), ("auto", "")])
+def test_what_a_micro_batch_takes_is_said_where_its_size_is_known(tmp_path: Path, micro: str, takes: str) -> None:
+    held = Rows({"inputs": torch.zeros(64, 2**16), "labels": torch.zeros(64)})  # 256 KiB a sample
+    config = load(argv(tmp_path, "batch.effective=32", f"batch.micro={micro}")).config
+    plan = make_plan(32, 2 if micro == "2" else "auto", None, world_size=1, dataset_size=64)
+
+    reading = read_in_turn(held, {"inputs": torch.zeros(1, 2**16)}, ("labels",), 1, plan, config)
+
+    assert reading.notes == (f"reading   a micro-batch at a time{takes}",)
+
+
 def test_too_little_shared_memory_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     usage = type("Usage", (), {"free": 64 * 2**20})
     monkeypatch.setattr("shutil.disk_usage", lambda path: usage)
@@ -304,3 +359,13 @@ def test_too_little_shared_memory_is_a_sentence(monkeypatch: pytest.MonkeyPatch)
     check_shared_memory(0, 2**40)
     with pytest.raises(TooLittleShared, match=r"up to 65 MiB .* has 64 MiB free.*data.workers=1.*--shm-size=1g"):
         check_shared_memory(2, 13 * 2**20)
+
+
+def test_the_columns_of_weights_are_not_taken_for_whole_samples(monkeypatch: pytest.MonkeyPatch) -> None:
+    """64 KiB a sample: 0.4 MiB for micro-batches of 2, and 6 MiB for all of a step, of which weights alone are read."""
+    held = Rows({"inputs": torch.zeros(64, 2**14), "labels": torch.zeros(64)})
+    plan = make_plan(32, 2, None, world_size=1, dataset_size=64)
+    shares = Loader(held, None, 0, 1, timeout_seconds=60).deferred(("labels",)).shares(plan, 0, 0, Place(), None)
+    monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 2**20}))
+
+    assert next(shares).weights(one_each) == {"loss": 32.0}

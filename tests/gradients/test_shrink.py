@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 import train.distributed.ranks
 import train.leaving
+from tests.data.test_in_turn import in_turn
 from tests.helpers import argv, record, rows
 from train import config, load
 from train.accumulate import compute_gradient
@@ -65,6 +66,13 @@ class Hungry(Classification):
                 fill()
             loss.register_hook(fill)
         return loss
+
+
+class Late(Hungry):
+    """It does not say which columns its weights are counted from."""
+
+    def loss_weight(self, batch: Batch) -> float:
+        return float((batch["labels"] >= 0).sum())
 
 
 def fill(*_: Any) -> None:
@@ -136,6 +144,19 @@ def test_ranks_do_it_again_together(run_ranks: Any, tmp_path: Path, where: str, 
     both = arguments(tmp_path, f"runtime.reduction={reduction}")
 
     assert run_ranks(2, train_twice, *both, 2, where, micro_step, 1) == [[5, 1, 5]] * 2
+    check_equal(tmp_path)
+
+
+def train_twice_in_turn(*given: Any) -> list[int]:
+    in_turn()
+    return train_twice(*given)
+
+
+def test_ranks_that_count_a_steps_weight_at_its_end_do_it_again_together(run_ranks: Any, tmp_path: Path) -> None:
+    """One fails before its last micro-batch, the other has computed all: both say next whether they failed."""
+    both = arguments(tmp_path, "task=tests.gradients.test_shrink.Late")
+
+    assert run_ranks(2, train_twice_in_turn, *both, 2, "forward", 1, 1) == [[5, 1, 5]] * 2
     check_equal(tmp_path)
 
 

@@ -123,7 +123,9 @@ class Feed:
 
     def begin(self, step: "Announced") -> None:
         """Those before it are trained, or left out."""
-        while self._steps and self._steps[0] is not step:
+        if step not in self._steps:  # announced before a shrink, which has not changed its sizes
+            self._steps.appendleft(step)
+        while self._steps[0] is not step:
             self._steps.popleft()
 
     def hand_out(self, micro_batch: MicroBatch) -> None:

@@ -7,16 +7,18 @@ from train.batch.window import Batch, MicroBatch
 from train.data.pixels import as_a_task_gets_it
 from train.data.shares import RankShare
 from train.distributed.alone import Alone
-from train.distributed.ranks import Ranks, Sum
+from train.distributed.ranks import Ranks
 
 LossWeight = Callable[[Batch], Mapping[str, float]]
 """By term."""
 
 
 class LateWeights(dict[str, float]):
-    """The weight of a step's only term, known once all ranks have read their last micro-batch.
+    """The weight of a step's only term, known once all ranks have computed their last micro-batch.
 
     Until then a power of two near to what is expected: to divide by it changes no bit of a gradient but its exponent.
+    The ranks add it up after the reduction, not before: one that fails in mid-step tells the others first, and its
+    messages would come in another order than theirs.
     """
 
     def __init__(self, terms: Sequence[str], ranks: Ranks) -> None:
@@ -24,7 +26,6 @@ class LateWeights(dict[str, float]):
         super().__init__({self._term: 1.0})
         self._ranks = ranks
         self._own = 0.0  # of this rank's micro-batches that were read so far
-        self._message: Sum | None = None
         self._is_settled = False
 
     def __reduce__(self) -> tuple[type[dict[str, float]], tuple[dict[str, float]]]:
@@ -43,21 +44,16 @@ class LateWeights(dict[str, float]):
     def add(self, weights: Mapping[str, float]) -> None:
         self._own += weights[self._term]
 
-    def send(self) -> None:
-        """All of this rank's micro-batches are read."""
-        if self._message is None and not self._is_settled:  # else they were read again
-            self._message = self._ranks.start_sum([self._own])
-
     def settle(self) -> float:
         """The factor by which the gradient is to be multiplied. From now on the weight is that of the step, for which
         a gradient that is computed again needs no factor."""
-        if self._message is None:
+        if self._is_settled:
             return 1.0
-        (weight,) = self._message.wait()
+        (weight,) = self._ranks.sum([self._own])
         # A step in which nothing counts is left out, as one whose gradient is not finite.
         factor = self[self._term] / weight if weight else math.nan
         self[self._term] = weight
-        self._message, self._is_settled = None, True
+        self._is_settled = True
         return factor
 
 
@@ -112,11 +108,8 @@ class InStep:
         read = iter(self._share)
         if self._late is not None:
             self._late.begin()
-        for number, size in enumerate(self.sizes, start=1):
-            micro_batch = self._next(read, size)
-            if self._late is not None and number == len(self):
-                self._late.send()
-            yield micro_batch
+        for size in self.sizes:
+            yield self._next(read, size)
 
     def _next(self, read: Iterator[MicroBatch], size: int) -> MicroBatch:
         spare = self._spare

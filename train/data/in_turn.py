@@ -45,16 +45,22 @@ def read_in_turn(
             f"what their weights are counted from is not known. Say it in the task: weight_columns = (...)"
         )
         return InTurn(samples, notes=(note,))
-    of_micro = round(of_sample * plan.micro)
-    host = f"reading   a micro-batch at a time: about {_mib(ALIVE * of_micro)} of host memory per rank"
-    workers = config.data.workers if is_costly else 0
-    if workers:
-        shared = shared_bytes(workers, of_micro)
-        host += f", {_mib(shared)} of shared memory by its {counted(workers, 'worker')}"
+    host = "reading   a micro-batch at a time"
+    if config.batch.micro != "auto":  # whose size is found later
+        host += _takes(round(of_sample * plan.micro), config.data.workers if is_costly else 0)
     if deferred.is_weighed:
         return InTurn(deferred, notes=(host,))
     late = "; what the losses are divided by is known with the last one: the gradient is divided once, at the update"
     return InTurn(deferred, is_late=True, notes=(host + late,))
+
+
+def _takes(of_micro: int, workers: int) -> str:
+    """How much memory, where a micro-batch has so many bytes."""
+    host = f": about {_mib(ALIVE * of_micro)} of host memory per rank"
+    if not workers:
+        return host
+    shared = shared_bytes(workers, of_micro)
+    return host + f", {_mib(shared)} of shared memory by its {counted(workers, 'worker')}"
 
 
 def _innermost(samples: TrainingSet) -> TrainingSet:

@@ -14,7 +14,7 @@ from train.batch.order import Ids
 from train.batch.window import Batch, Place
 from train.data.deferred import Deferred, cut_anew, spans
 from train.data.pixels import as_a_task_gets_it, pixels_of
-from train.data.read_ahead import Queue
+from train.data.read_ahead import Answer, Queue, raised
 from train.data.reading import stack
 from train.data.rows import Rows, Table, finished
 from train.data.shares import DataError, RankShare, assignments
@@ -82,7 +82,7 @@ class Loader:
                     made.setdefault(name, []).append(torch.as_tensor(value))
         return finished(stack(made, ids, "data.transform"), frozenset(), ids)
 
-    def __getitems__(self, request: Request) -> Batch | DataError:
+    def __getitems__(self, request: Request) -> Answer:
         """What DataLoader calls. An error of the data is handed over as it is, not as a worker's traceback."""
         try:
             if request.weighs:
@@ -105,7 +105,7 @@ class Loader:
         requests = (Request(0, ids[start : start + size]) for start in range(0, len(ids), size))
         stored = replace(self, keeps_pixels=True)
         with answered(requests, stored, self.workers, self.timeout_seconds) as read:
-            for batch in map(_raised, read):
+            for batch in map(raised, read):
                 pixels = pixels_of(batch, self.samples.images) if self.transform is None else frozenset()
                 yield as_a_task_gets_it(batch, pixels)
 
@@ -125,7 +125,7 @@ class Loader:
             for epoch, found in asked
         )
         with answered(self._checked(requests), self, self.workers, self.timeout_seconds) as read:
-            for (epoch, found), batch in zip(wanted, map(_raised, read), strict=False):
+            for (epoch, found), batch in zip(wanted, map(raised, read), strict=False):
                 count = sum(found.sizes)
                 filler = {}
                 if 0 in found.sizes:
@@ -145,7 +145,7 @@ class Loader:
         wanted, asked = tee(wanted)
         queue = Queue()
         requests = self._checked(queue.noted(self._micro_batches(asked)))
-        with answered(requests, self, self.workers, self.timeout_seconds) as read, queue.reading(map(_raised, read)):
+        with answered(requests, self, self.workers, self.timeout_seconds) as read, queue.reading(read):
             for number, (epoch, found) in enumerate(wanted):
                 yield RankShare(
                     epoch=epoch,
@@ -173,10 +173,12 @@ class Loader:
             yield from _of_step(*before)
 
     def _checked(self, requests: Iterable[Request]) -> Iterator[Request]:
-        """Raises TooLittleShared before the first of them."""
-        for number, request in enumerate(requests):
-            if number == 0:
+        """Raises TooLittleShared before the first of them that reads whole samples."""
+        is_checked = False
+        for request in requests:
+            if not is_checked and not request.weighs:
                 self._check_shared(len(request.ids))
+                is_checked = True
             yield request
 
     def _check_shared(self, samples: int) -> None:
@@ -240,9 +242,3 @@ def _of_step(number: int, epoch: int, found: Assignment) -> Iterator[tuple[tuple
             yield (number, part), Request(epoch, found.ids[start:stop])
     if 0 in found.sizes:
         yield (number, found.sizes.index(0)), Request(epoch, found.filler_ids)
-
-
-def _raised(answer: Batch | DataError) -> Batch:
-    if isinstance(answer, DataError):
-        raise answer
-    return answer

@@ -6,9 +6,11 @@ from contextlib import contextmanager
 from typing import TypeVar
 
 from train.batch.window import Batch
+from train.data.shares import DataError
 
 Key = tuple[int, int]
 """(step, part of it)"""
+Answer = Batch | DataError
 T = TypeVar("T")
 
 
@@ -17,8 +19,8 @@ class Queue:
 
     def __init__(self) -> None:
         self._coming: deque[Key] = deque()  # in the order in which they were asked for
-        self._waiting: dict[Key, Batch] = {}  # read before it was taken
-        self._read: Iterator[Batch] | None = None
+        self._waiting: dict[Key, Answer] = {}  # read before it was taken
+        self._read: Iterator[Answer] | None = None
 
     def noted(self, requests: Iterator[tuple[Key, T]]) -> Iterator[T]:
         for key, request in requests:
@@ -26,7 +28,7 @@ class Queue:
             yield request
 
     @contextmanager
-    def reading(self, read: Iterator[Batch]) -> Iterator[None]:
+    def reading(self, read: Iterator[Answer]) -> Iterator[None]:
         """`read` gives what was asked for, in order; after this nobody reads."""
         self._read = read
         try:
@@ -36,19 +38,25 @@ class Queue:
             self._waiting.clear()
 
     def take(self, key: Key) -> Batch | None:
-        """None: it is not to be had any more."""
+        """None: it is not to be had any more. Raises the error that is the answer to this key, and to no other."""
         over = [other for other in self._waiting if other[0] < key[0] - 1]
         for other in over:
             del self._waiting[other]
         while key not in self._waiting:
             if self._read is None:
                 return None
-            batch = next(self._read, None)  # before the key is looked up: it is noted when it is asked for
-            if batch is None:
+            answer = next(self._read, None)  # before the key is looked up: it is noted when it is asked for
+            if answer is None:
                 return None
             found = self._coming.popleft()
             if found[0] >= key[0] - 1:
-                self._waiting[found] = batch
+                self._waiting[found] = answer
             if found[0] > key[0] + 1:
                 return None
-        return self._waiting.pop(key)
+        return raised(self._waiting.pop(key))
+
+
+def raised(answer: Answer) -> Batch:
+    if isinstance(answer, DataError):
+        raise answer
+    return answer

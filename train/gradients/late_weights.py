@@ -17,8 +17,7 @@ def part(is_late: bool) -> Part:
 
 
 def divided(compute_gradient: ComputeGradient) -> ComputeGradient:
-    """The same function, its gradient that of the step's own weight. The ranks' sum of it was under way during the
-    last micro-batch."""
+    """The same function, its gradient that of the step's own weight."""
 
     def late(learner: Learner, window: Window) -> Tensor:
         losses = compute_gradient(learner, window)
