@@ -176,6 +176,25 @@ def both_sharded(with_: list[str], without: list[str]) -> list[Array]:
     return [record(arguments).weights[-1] for arguments in (with_, without)]
 
 
+class Unwritable(Gated):
+    """Holds what nobody can write to."""
+
+    shift = np.zeros(8, dtype=np.float32)
+    shift.setflags(write=False)
+    wide = torch.zeros(1).expand(8)
+
+
+class _Sealed(type):
+    def __setattr__(cls, name: str, value: object) -> None:
+        raise TypeError(f"{name} is sealed")
+
+
+class Sealed(Gated, metaclass=_Sealed):
+    """A class with an attribute that nobody can put back."""
+
+    factor = 1.0
+
+
 CALLS = {"number": 0}
 
 

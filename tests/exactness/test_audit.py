@@ -175,6 +175,21 @@ def test_counts_that_are_no_attributes_are_put_back(tmp_path: Path) -> None:
     assert with_audit == without
 
 
+@pytest.mark.parametrize(("kind", "audits_expected"), [("Unwritable", [1, 3]), ("Sealed", [])])
+def test_what_cannot_be_written_to_ends_no_run(
+    kind: str, audits_expected: list[int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Constants need no putting back; a class that refuses it is not audited, and that is said."""
+    model = f"model={{target: tests.exactness.audited.{kind}, args: {{}}}}"
+
+    trained(argv(tmp_path, model, "batch.micro=2", "duration={steps: 4}", ON))
+
+    said = capsys.readouterr().out
+    assert list(audits(tmp_path)) == audits_expected
+    assert ("cannot be put back" in said) == (not audits_expected)
+    assert "finished: 4 steps" in said
+
+
 def test_what_opens_late_by_a_global_is_found(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model = "model={target: tests.exactness.audited.Elsewhere, args: {couples: true}}"
 
