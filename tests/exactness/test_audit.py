@@ -18,6 +18,7 @@ from tests.exactness.audited import (
 from tests.helpers import argv, rows
 from train import metric_names as names
 from train.accumulate import compute_gradient
+from train.distributed.pulse import Pulse
 from train.exactness.audit import next_audit
 from train.main import main
 
@@ -112,23 +113,42 @@ def test_what_draws_is_not_compared(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert np.array_equal(weights, audited)
 
 
+ROUNDING = (
+    "data.source=tests.exactness.audited.known",
+    "model={target: tests.exactness.audited.Known}",
+    "task=tests.helpers.Regression",
+    "precision=fp32",
+)
+"""Its gradient at the start is rounding and nothing else."""
+
+
 def test_what_is_rounding_alone_is_no_fault(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The targets are the model's own outputs, in float64: its gradient in float32 is rounding and nothing else."""
-    given = (
-        "data.source=tests.exactness.audited.known",
-        "model={target: tests.exactness.audited.Known}",
-        "task=tests.helpers.Regression",
-        "precision=fp32",
-        "batch.micro=4",
-        "duration={steps: 1}",
-    )
-
-    trained(argv(tmp_path, *given, ON))
+    trained(argv(tmp_path, *ROUNDING, "batch.micro=4", "duration={steps: 1}", ON))
 
     row = audits(tmp_path)[1]
     assert row[names.VERIFIED] == 0
     assert row[names.SPLIT_ERROR] > 1e-3
     assert "step 1: the gradient differs by rounding alone" in capsys.readouterr().out
+
+
+def test_the_watchdog_sees_that_an_audit_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """float64 may be slower than the step by far: each micro-batch of it shows, and each gradient."""
+    beats = 0
+
+    def beat(_: Pulse) -> None:
+        nonlocal beats
+        beats += 1
+
+    monkeypatch.setattr(Pulse, "beat", beat)
+    given = (*ROUNDING, "batch.micro=4", "duration={steps: 1}")
+    trained(argv(tmp_path, *given, "name=without", "batch.audit_every_steps=0"))
+    of_others, beats = beats, 0
+
+    trained(argv(tmp_path, *given, "name=with", ON))
+
+    gradients, in_float64, micro_batches = 5, 2, 2
+    assert beats - of_others >= gradients + in_float64 * micro_batches
 
 
 def test_a_wrong_kernel_is_a_fault(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -165,6 +165,7 @@ class Audit:
             return None
 
         def begin() -> None:
+            self._ranks.pulse.beat()
             before.restore()
             self._generators.seed(seed)
 
