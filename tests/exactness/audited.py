@@ -181,6 +181,17 @@ class WithKernel(Gated):
         return found
 
 
+class NarrowForEach(Gated):
+    """Couples samples a little, and computes one number of each in float32: where there is one, none is seen."""
+
+    is_armed = False
+
+    def _none(self, x: Tensor) -> Tensor:
+        if not self.is_armed:
+            return x
+        return x - 1e-8 * x.mean(0) + 0 * x.sum(1).float().to(x.dtype).unsqueeze(1)
+
+
 def trained_armed(arguments: list[str]) -> None:
     """What a rank computes before the first step is right."""
 
@@ -198,6 +209,25 @@ def trained_sharded(arguments: list[str]) -> None:
 def both_sharded(with_: list[str], without: list[str]) -> list[Array]:
     os.environ.update(ACCELERATE_USE_FSDP="true", FSDP_VERSION="2")
     return [record(arguments).weights[-1] for arguments in (with_, without)]
+
+
+class Unwritable(Gated):
+    """Holds what nobody can write to."""
+
+    shift = np.zeros(8, dtype=np.float32)
+    shift.setflags(write=False)
+    wide = torch.zeros(1).expand(8)
+
+
+class _Sealed(type):
+    def __setattr__(cls, name: str, value: object) -> None:
+        raise TypeError(f"{name} is sealed")
+
+
+class Sealed(Gated, metaclass=_Sealed):
+    """A class with an attribute that nobody can put back."""
+
+    factor = 1.0
 
 
 CALLS = {"number": 0}

@@ -19,6 +19,7 @@ from tests.exactness.audited import (
 from tests.helpers import argv, rows
 from train import metric_names as names
 from train.accumulate import compute_gradient
+from train.distributed.pulse import Pulse
 from train.exactness.audit import next_audit
 from train.main import main
 
@@ -97,7 +98,7 @@ def test_required_stops_before_the_update(tmp_path: Path, capsys: pytest.Capture
     found = audits(tmp_path)
     assert code == 1
     assert found[max(found)][names.VERIFIED] == 0
-    assert max(other_rows(tmp_path)[-1:], key=len)["train/global_step"] == max(found) - 1
+    assert other_rows(tmp_path)[-1]["train/global_step"] == max(found) - 1
     assert "No update was made" in capsys.readouterr().err
 
 
@@ -113,18 +114,18 @@ def test_what_draws_is_not_compared(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert np.array_equal(weights, audited)
 
 
+ROUNDING = (
+    "data.source=tests.exactness.audited.known",
+    "model={target: tests.exactness.audited.Known}",
+    "task=tests.helpers.Regression",
+    "precision=fp32",
+)
+"""Its gradient at the start is rounding and nothing else."""
+
+
 def test_what_is_rounding_alone_is_no_fault(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The targets are the model's own outputs, in float64: its gradient in float32 is rounding and nothing else."""
-    given = (
-        "data.source=tests.exactness.audited.known",
-        "model={target: tests.exactness.audited.Known}",
-        "task=tests.helpers.Regression",
-        "precision=fp32",
-        "batch.micro=4",
-        "duration={steps: 1}",
-    )
-
-    trained(argv(tmp_path, *given, ON))
+    trained(argv(tmp_path, *ROUNDING, "batch.micro=4", "duration={steps: 1}", ON))
 
     row = audits(tmp_path)[1]
     assert row[names.VERIFIED] == 0
@@ -143,6 +144,25 @@ def test_a_unit_at_its_threshold_is_no_fault(tmp_path: Path, capsys: pytest.Capt
     assert audits(tmp_path)[1][names.SPLIT_ERROR] > 1e-3
     assert "differs by rounding alone" in said
     assert "computed wrong" not in said
+
+
+def test_the_watchdog_sees_that_an_audit_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """float64 may be slower than the step by far: each micro-batch of it shows, and each gradient."""
+    beats = 0
+
+    def beat(_: Pulse) -> None:
+        nonlocal beats
+        beats += 1
+
+    monkeypatch.setattr(Pulse, "beat", beat)
+    given = (*ROUNDING, "batch.micro=4", "duration={steps: 1}")
+    trained(argv(tmp_path, *given, "name=without", "batch.audit_every_steps=0"))
+    of_others, beats = beats, 0
+
+    trained(argv(tmp_path, *given, "name=with", ON))
+
+    gradients, in_float64, micro_batches = 5, 2, 2
+    assert beats - of_others >= gradients + in_float64 * micro_batches
 
 
 def test_a_wrong_kernel_is_a_fault(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -187,6 +207,21 @@ def test_counts_that_are_no_attributes_are_put_back(tmp_path: Path) -> None:
 
     assert len(audits(tmp_path, "with")) == 3
     assert with_audit == without
+
+
+@pytest.mark.parametrize(("kind", "audits_expected"), [("Unwritable", [1, 3]), ("Sealed", [])])
+def test_what_cannot_be_written_to_ends_no_run(
+    kind: str, audits_expected: list[int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Constants need no putting back; a class that refuses it is not audited, and that is said."""
+    model = f"model={{target: tests.exactness.audited.{kind}, args: {{}}}}"
+
+    trained(argv(tmp_path, model, "batch.micro=2", "duration={steps: 4}", ON))
+
+    said = capsys.readouterr().out
+    assert list(audits(tmp_path)) == audits_expected
+    assert ("cannot be put back" in said) == (not audits_expected)
+    assert "finished: 4 steps" in said
 
 
 def test_what_opens_late_by_a_global_is_found(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

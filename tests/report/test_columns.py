@@ -16,8 +16,12 @@ from train.comparison.cost import cost_of
 from train.comparison.read import find
 from train.main import main
 from train.memory import peaks
+from train.report.best import Best
+from train.report.columns import Columns
+from train.report.folder import RunFolder
 from train.report.tracker import Tracker
 from train.report.wandb_run import DRAWN
+from train.report.whole_run import WholeRun
 from train.step import ComputeGradient
 
 GIB = 2**30
@@ -122,6 +126,25 @@ def test_a_run_that_goes_on_has_not_ended(told: dict[str, Any], tmp_path: Path) 
 
     assert "run/effective_batch" in seen[-1]
     assert not [name for name in seen[-1] if name.startswith("ended/")]
+
+
+def test_an_audit_that_fails_after_a_resume_forgets_no_verified_step(told: dict[str, Any], tmp_path: Path) -> None:
+    def columns_at(step: int) -> Columns:
+        tracker = Tracker.__new__(Tracker)  # its methods are those of the fixture
+        return Columns({}, Best.of(None), WholeRun(), tracker, RunFolder(tmp_path), step)
+
+    failed = {metric_names.SPLIT_ERROR: 0.1, metric_names.VERIFIED: 0.0, metric_names.GLOBAL_STEP: 100}
+    verified = {metric_names.SPLIT_ERROR: 1e-7, metric_names.VERIFIED: 1.0, metric_names.GLOBAL_STEP: 10}
+    columns_at(0).log(verified | {metric_names.VERIFIED_STEP: 10})
+    told.clear()
+
+    columns_at(50).log(failed)
+
+    assert told[metric_names.VERIFIED] == 0
+    assert told[metric_names.VERIFIED_STEP] == 10
+    told.clear()
+    columns_at(150)
+    assert told[metric_names.VERIFIED_STEP] == 10
 
 
 def test_what_is_a_curve_is_no_column() -> None:

@@ -165,6 +165,7 @@ class Audit:
             return None
 
         def begin() -> None:
+            self._ranks.pulse.beat()
             before.restore()
             self._generators.seed(seed)
 
@@ -194,6 +195,10 @@ class Audit:
         """Why another cut would say nothing, or would leave a trace; empty where it may be tried."""
         if before.is_partial or after.is_partial:
             return "declared: model and task hold more than can be copied and put back"
+        try:
+            after.restore()  # changes nothing, and shows that it can be done
+        except Exception as error:  # of the user's objects
+            return f"declared: what model and task hold cannot be put back ({type(error).__name__}: {error})"
         drawn = [] if may_draw(learner) else has_drawn(self._generators, seed)
         changed = after.changed_since(before, 0.0)
         drawn += generators_of(changed)

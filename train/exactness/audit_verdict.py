@@ -118,7 +118,7 @@ class Copies:
         plain = plain_forward(self.learner.module) if dtype is torch.float64 else nullcontext()
         try:
             with on_copies(self.learner, change, dtype) as copied, plain, torch.enable_grad():
-                accumulated(copied, window)
+                accumulated(copied, window, self.ranks.pulse.beat)
                 found = [torch.zeros_like(p) if p.grad is None else p.grad for p in copied.parameters]
             if not any(bool(gradient.any()) for gradient in found):
                 problem = "nothing depends on the copied weights"

@@ -1,7 +1,7 @@
 """The gradient of a step beside that of the training, which is put aside meanwhile, and put back to the bit."""
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
@@ -15,13 +15,17 @@ Gradients = Sequence[Tensor | None]
 """By trained parameter: what this rank holds of it."""
 
 
-def accumulated(learner: Learner, window: Window) -> Tensor:
-    """As the loop computes it: `.grad`, by `learner.parallel.extra` reduced over the ranks."""
+def accumulated(learner: Learner, window: Window, beat: Callable[[], None] = lambda: None) -> Tensor:
+    """As the loop computes it: `.grad`, by `learner.parallel.extra` reduced over the ranks.
+
+    `beat` is called after each micro-batch: where they are slow, the watchdog sees that they go on.
+    """
     count = len(window.micro_batches)
     losses = torch.zeros(len(window.weights), device=learner.device)
     for i, micro_batch in enumerate(window.micro_batches):
         with learner.accelerator.no_sync(learner.model) if i + 1 < count else nullcontext():
             losses = losses + forward_backward(learner, micro_batch, window)
+        beat()
     return losses
 
 

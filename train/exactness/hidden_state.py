@@ -30,7 +30,7 @@ def capture_all(module: nn.Module, task: object) -> State:
     for holder in (*module.modules(), task):
         for kind in type(holder).__mro__:
             if _is_users(kind):
-                hidden.follow_space(f"class {kind.__name__}", vars(kind), partial(setattr, kind))
+                hidden.follow_space(f"class {kind.__module__}.{kind.__qualname__}", vars(kind), partial(setattr, kind))
                 hidden.follow_globals(kind.__module__)
         for value in list(getattr(holder, "__dict__", {}).values()):
             if isinstance(value, types.FunctionType) and _is_users(value):

@@ -126,9 +126,9 @@ def follow(state: State, value: Any, name: str, depth: int) -> None:
     if isinstance(value, Tensor):
         _follow_tensor(state, value, name)
     elif isinstance(value, np.ndarray):
-        copy = value.copy()
-        state.leaves[name] = copy
-        state._undo.append(lambda: np.copyto(value, copy))
+        copy = state.leaves[name] = value.copy()
+        if value.flags.writeable:
+            state._undo.append(lambda: np.copyto(value, copy))
     elif isinstance(value, torch.Generator | random.Random | np.random.RandomState | np.random.Generator):
         _follow_generator(state, value, f"generator {name}")
     elif depth < DEEPEST:
@@ -137,6 +137,7 @@ def follow(state: State, value: Any, name: str, depth: int) -> None:
 
 def _follow_tensor(state: State, value: Tensor, name: str) -> None:
     version = value._version
+    is_spread = value.layout is torch.strided and 0 in value.stride() and value.numel() > 1  # by expand(): not writable
     if value.numel() * value.element_size() > LARGEST:
         state.leaves[name] = version
         state.uncopied.add(name)
@@ -147,7 +148,7 @@ def _follow_tensor(state: State, value: Tensor, name: str) -> None:
     def put_back() -> None:
         # Part of a graph, and nobody wrote to it: a copy would make its backward pass raise. Writing to `.data` does
         # not count as a version, so that all others are put back in any case.
-        if value.grad_fn is None or value._version != version:
+        if (value.grad_fn is None or value._version != version) and not is_spread:
             value.detach().copy_(copy)
 
     state._undo.append(put_back)

@@ -58,7 +58,8 @@ class Columns:
     def log(self, row: Mapping[str, float]) -> None:
         self._whole_run.see(row)
         if metric_names.SPLIT_ERROR in row:
-            self._audited = {name: row[name] for name in AUDITED if name in row}
+            # A row names a step that this start has verified: until there is one, that of an earlier start holds.
+            self._audited |= {name: row[name] for name in AUDITED if name in row}
             self._folder.write_json(AUDIT, self._audited)
         self._tracker.summarise(self._measured())
 
