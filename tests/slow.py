@@ -5,6 +5,7 @@ the report. What goes is what takes long for what it covers: launches by the she
 """
 
 SLOW = (
+    "tests/campaigns/test_bench.py",
     "tests/campaigns/test_faults.py",
     "tests/campaigns/test_precisions.py",
     "tests/comparison/test_compare.py",

@@ -19,6 +19,7 @@ from train.evaluate import _micro_batch
 from train.report.best import Best
 from train.report.best_weights import _holds
 from train.report.claim import _is_restart, _run_of
+from train.report.columns import AUDITED, _last_audit
 from train.report.journal import Journal
 from train.report.restarts import pause
 from train.report.segments import _plan_of
@@ -91,6 +92,7 @@ READERS: dict[str, tuple[str, Callable[[Path], object]]] = {
     "run id": ("run.json", _run_of),
     "pause": ("restarts.json", lambda folder: pause(folder, None, 1, lambda: True)),
     "best": ("best/best.json", lambda folder: _holds(folder / "best", Best("eval/loss", False))),
+    "last audit": ("audit.json", lambda folder: _last_audit(folder, 3)),
     "resume of rows": ("metrics.jsonl", _resumed),
     "config": ("config.yaml", lambda folder: read_layers(folder / "config.yaml")),
     "manifest": ("checkpoints/step-00000001/manifest.json", lambda folder: newest(folder / "checkpoints", None, print)),
@@ -121,6 +123,17 @@ def damages(here: Path, reader: str) -> list[str]:
 @pytest.mark.parametrize("reader", READERS)
 def test_every_damage_is_a_sentence(tmp_path: Path, reader: str) -> None:
     assert damages(tmp_path, reader) == []
+
+
+def test_of_an_audit_only_its_numbers_are_taken(tmp_path: Path) -> None:
+    """They go into W&B's table of runs."""
+    told = dict.fromkeys(AUDITED, 1.0)
+    file = tmp_path / "audit.json"
+
+    file.write_text(json.dumps(told | {"run/exact": "verified"}))
+    assert _last_audit(tmp_path, 3) == told
+    file.write_text(json.dumps(told | {AUDITED[0]: "none"}))
+    assert _last_audit(tmp_path, 3) == {}
 
 
 NONSENSE: dict[str, Any] = {

@@ -112,7 +112,7 @@ def train_ours(kind: str, config: Path, out: Path, mark: Mark, marks: Marks) -> 
         module = train.main if name == "load" else train.run
         setattr(module, name, timed(getattr(module, name), part))
     peaks = []
-    after_step, reset = train.run.Run.after_step, train.memory.peaks._reset_peak_rss
+    after_step, reset = train.run.Run.after_step, train.memory.peaks.reset_peak_rss
 
     def noted() -> bool:  # a row lowers the mark
         peaks.append(peak_mib())
@@ -127,7 +127,7 @@ def train_ours(kind: str, config: Path, out: Path, mark: Mark, marks: Marks) -> 
             os._exit(0)
 
     train.run.Run.after_step = watched  # type: ignore[method-assign]
-    train.memory.peaks._reset_peak_rss = noted
+    train.memory.peaks.reset_peak_rss = noted
     wandb = "offline" if "W&B" in kind else "disabled"
     name = "".join(filter(str.isalnum, kind))
     argv = [str(config), f"name={name}", f"output_dir={out.parent / 'fresh'}", f"wandb.mode={wandb}"]

@@ -76,8 +76,8 @@ def make_runs(parent: Path) -> None:
                     file.write(json.dumps(place | evaluated) + "\n")
 
 
-def compared(package: Path, runs: Path) -> str:
-    """Seconds and MB of one comparison."""
+def compared(package: Path, runs: Path) -> tuple[str, str]:
+    """(seconds and MB, the text) of one comparison."""
     code = "import resource, sys; from train.compare import main; main(sys.argv[1:]); "
     code += "used = resource.getrusage(resource.RUSAGE_SELF); "
     code += "print(used.ru_utime + used.ru_stime, used.ru_maxrss / 1024, file=sys.stderr)"
@@ -86,7 +86,7 @@ def compared(package: Path, runs: Path) -> str:
     command = [sys.executable, "-c", code, str(runs)]
     done = subprocess.run(command, env=environment, cwd=package, check=True, capture_output=True, text=True)
     processor, peak = map(float, done.stderr.split()[-2:])
-    return f"{time.perf_counter() - start:.1f} s ({processor:.1f} s of a processor) | {peak:,.0f} MB"
+    return f"{time.perf_counter() - start:.1f} s ({processor:.1f} s of a processor) | {peak:,.0f} MB", done.stdout
 
 
 def main() -> None:
@@ -114,8 +114,9 @@ def main() -> None:
     for ranks, size in turns[0]["now"]:
         best = [min(turn[name][ranks, size] for turn in turns) for name in places]
         print(f"| {size:.0e} | {ranks:,} | {' | '.join(f'{cost:,.0f} us' for cost in best)} |")
-    for name, cost in comparisons.items():
-        print(f"| compare, {name} | {cost} |")
+    for name, (cost, text) in comparisons.items():
+        same = "the same text" if text == comparisons["now"][1] else "ANOTHER TEXT"
+        print(f"| compare, {name} | {cost} | {same} |")
 
 
 if __name__ == "__main__":

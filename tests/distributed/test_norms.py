@@ -47,6 +47,20 @@ def test_torchs_own_bits(types: tuple[torch.dtype, torch.dtype], share: float) -
     assert untouched == (share > 1.0) or share == 1.0
 
 
+@pytest.mark.parametrize("norm", [8.9e-6, 9.5e-6, 2e-5])
+def test_torchs_own_bits_where_its_epsilon_counts(norm: float) -> None:
+    """Below the limit of 1e-5, too, torch makes these smaller: the norm and 1e-6 are above it, or not."""
+    own, other = (nn.Linear(1, 1, bias=False) for _ in range(2))
+    for module in (own, other):
+        module.weight.grad = torch.full((1, 1), norm)
+
+    clip_for(own)(gradients_of(own), 1e-5, torch.tensor(norm))
+    nn.utils.clip_grads_with_norm_(other.parameters(), 1e-5, torch.tensor(norm))
+
+    assert torch.equal(gradients_of(own)[0], gradients_of(other)[0])
+    assert (gradients_of(own)[0].item() < 0.99 * norm) == (norm > 9e-6)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("value", [0.0, 1e-30, 3.0, 1e30, math.inf, math.nan])
 def test_what_is_no_number_is_seen(value: float, dtype: torch.dtype) -> None:

@@ -45,12 +45,6 @@ class Rows:
         """In order of appearance."""
         return list(self._columns)
 
-    @property
-    def bytes(self) -> int:
-        """Held by the columns, what they share once."""
-        owners = {id(column.at): column.at.nbytes for column in self._columns.values()}
-        return sum(owners.values()) + sum(sum(_own_bytes(column.values)) for column in self._columns.values())
-
     def column(self, metric: str) -> Column:
         """Empty where no row has it."""
         return self._columns.get(metric) or Column(np.empty(0, np.int32), np.empty(0))
@@ -98,7 +92,3 @@ def _compact(values: Numbers) -> Numbers:
     if len(values) and values[0] == values[-1] and (values == values[0]).all():
         return np.broadcast_to(values[:1].copy(), values.shape)
     return values
-
-
-def _own_bytes(values: Numbers) -> Iterator[int]:
-    yield 8 if values.strides == (0,) else values.nbytes

@@ -1,7 +1,7 @@
 """A metric over the samples seen. Pure."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from functools import reduce
+from functools import cached_property, reduce
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,15 +28,19 @@ class Curve(Mapping[int, float]):
         return iter(self.samples.tolist())
 
     def __getitem__(self, samples: int) -> float:
-        (found,) = np.nonzero(self.samples == samples)
-        if not len(found):
+        place = int(np.searchsorted(self.samples, samples, sorter=self._order))
+        if place == len(self) or self.samples[self._order[place]] != samples:
             raise KeyError(samples)
-        return float(self.heights[found[0]])
+        return float(self.heights[self._order[place]])
 
     def at(self, places: Places) -> Numbers:
         """Its values there; it has one at each of them."""
-        order = np.argsort(self.samples, kind="stable")
-        return self.heights[order[np.searchsorted(self.samples, places, sorter=order)]]
+        return self.heights[self._order[np.searchsorted(self.samples, places, sorter=self._order)]]
+
+    @cached_property
+    def _order(self) -> NDArray[np.intp]:
+        """Ascending. A picture asks a curve for each of its places: none may look at all of them."""
+        return np.argsort(self.samples, kind="stable")
 
 
 def common(curves: Sequence[Curve]) -> Places:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 NARROW = (torch.bfloat16, torch.float16)
+EPSILON = 1e-6  # torch's, beside the norm in a clip
 
 
 def _norm(gradients: list[Tensor]) -> Tensor:
@@ -29,14 +30,14 @@ def clip_gradients(gradients: list[Tensor], max_norm: float, norm: Tensor) -> No
 
     A CPU reads the norm for nothing, and multiplies by 1 nothing that is well below the limit. A GPU's host would wait.
     """
-    if norm.is_cpu and norm.item() < 0.99 * max_norm:
+    if norm.is_cpu and norm.item() + EPSILON < 0.99 * max_norm:
         return
     scale_down(gradients, max_norm, norm)
 
 
 def scale_down(gradients: list[Tensor], max_norm: float, norm: Tensor) -> None:
     """By 1 where the norm is below the limit."""
-    torch._foreach_mul_(gradients, (max_norm / (norm + 1e-6)).clamp_(max=1.0))
+    torch._foreach_mul_(gradients, (max_norm / (norm + EPSILON)).clamp_(max=1.0))
 
 
 def _clip_each_type(gradients: list[Tensor], max_norm: float, norm: Tensor) -> None:

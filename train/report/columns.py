@@ -4,7 +4,6 @@ They are counted over all rows (WholeRun). What W&B would count by itself is som
 or a minimum or maximum that begins anew where the run resumes (seen: wandb 0.31, a peak of 9 became 2).
 """
 
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -82,8 +81,10 @@ class Columns:
 
 def _last_audit(folder: Path, step: int) -> dict[str, float]:
     """By column, of the last audit of the run that goes on after `step`; empty where nobody knows of one."""
+    shape = {f"{name}?": NUMBER for name in AUDITED} | {metric_names.GLOBAL_STEP: NUMBER}
     try:
-        found: dict[str, float] = read_json(folder / AUDIT, {metric_names.GLOBAL_STEP: NUMBER})
+        found: dict[str, float] = read_json(folder / AUDIT, shape)
     except (OSError, Unreadable):
         return {}
-    return found if found.get(metric_names.GLOBAL_STEP, math.inf) <= step else {}
+    known = {name: found[name] for name in AUDITED if name in found}
+    return known if known[metric_names.GLOBAL_STEP] <= step else {}
