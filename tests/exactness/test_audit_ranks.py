@@ -88,6 +88,16 @@ def test_a_bit_that_flips_once_is_a_fault(run_ranks: Callable[..., list[Any]], t
     assert named(tmp_path, "step 1: the gradient was computed wrong") == []
 
 
+def test_ranks_that_see_other_types_agree(run_ranks: Callable[..., list[Any]], tmp_path: Path) -> None:
+    """Two samples on one rank, one on the other, which sees no number of float32."""
+    model = "model={target: tests.exactness.audited.NarrowForEach, args: {}}"
+
+    run_ranks(2, trained_armed, argv(tmp_path, model, *STEPS, "batch={effective: 3, micro: 2}", ON))
+
+    assert audits(tmp_path)[1][names.VERIFIED] == 0
+    assert "step 1: the gradient differs by rounding alone" in (tmp_path / "run" / "log.txt").read_text()
+
+
 @pytest.mark.parametrize("sync", ["step", "micro"])
 def test_a_divided_model_is_audited(run_ranks: Callable[..., list[Any]], sync: str, tmp_path: Path) -> None:
     given = (*STEPS, "batch.effective=7", "batch.micro=2", f"batch.sync={sync}")

@@ -10,11 +10,11 @@ from torch import Tensor
 from train.batch.window import Window
 from train.distributed.ranks import Ranks, lost_rank
 from train.errors import is_out_of_memory
-from train.exactness.copied_weights import Change, in_float64, on_copies, rounded_once_more
+from train.exactness.copied_weights import Change, in_float64, on_copies
 from train.exactness.difference import difference
 from train.exactness.extra_gradient import accumulated
 from train.exactness.reference_gradient import plain_forward
-from train.exactness.rounding import EXPLAINED, NARROWER, OF_TYPE, Watching
+from train.exactness.rounding import EXPLAINED, NARROWER, OF_TYPE, Watching, rounded_once_more
 from train.step import Learner
 
 ROUNDINGS = 12
@@ -68,7 +68,7 @@ class Copies:
             first = self._gradient(self.first, in_float64, torch.float64)
         other = self._gradient(self.other, in_float64, torch.float64)
         apart = self._apart(first, other)
-        narrowest = watching.narrowest
+        narrowest = self._of_all_ranks(watching)
         if apart <= OF_TYPE.get(narrowest, NARROWER):
             return apart, True
         return apart, self._is_rounding(apart, first, narrowest, in_float64, torch.float64)
@@ -78,11 +78,10 @@ class Copies:
         try:
             with Watching() as watching:
                 first = self._gradient(self.first, in_float64, torch.float64)
-            return self._apart(first, self._gradient(self.first, in_float64, torch.float64)) > OF_TYPE.get(
-                watching.narrowest, NARROWER
-            )
+            again = self._gradient(self.first, in_float64, torch.float64)
         except Unable:
             return False
+        return self._apart(first, again) > OF_TYPE.get(self._of_all_ranks(watching), NARROWER)
 
     def explains(self, error: float) -> bool:
         """Whether the rounding of the run's own precision makes such a difference."""
@@ -91,7 +90,7 @@ class Copies:
                 first = self._gradient(self.first, torch.clone, self.learner.dtype)
         except Unable:
             return True  # nothing is known against it
-        narrowest = watching.narrowest
+        narrowest = self._of_all_ranks(watching)
         if error <= OF_TYPE.get(narrowest, NARROWER):
             return True
         return self._is_rounding(error, first, narrowest, torch.clone, self.learner.dtype)
@@ -105,6 +104,10 @@ class Copies:
             if apart <= self._apart(first, self._gradient(self.first, _after(change, rounds), dtype)):
                 return True
         return False
+
+    def _of_all_ranks(self, watching: Watching) -> torch.dtype:
+        """The narrowest type: what is computed may depend on a rank's samples, and all have to go the same way."""
+        return max(self.ranks.gather(watching.narrowest), key=lambda dtype: torch.finfo(dtype).eps)
 
     def _apart(self, first: list[Tensor], second: list[Tensor]) -> float:
         return difference(self.learner, first, second).error

@@ -7,7 +7,6 @@ as a block under activation checkpointing. The weights that are trained are not 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -59,16 +58,3 @@ def on_copies(learner: Learner, change: Change, dtype: torch.dtype) -> Iterator[
 
 def in_float64(value: Tensor) -> Tensor:
     return value.to(widened(value.dtype), copy=True)
-
-
-def rounded_once_more(eps: float, seed: int = 0) -> Change:
-    """Each number a little larger or smaller, by as much as one rounding may move it."""
-    generator = torch.Generator().manual_seed(seed)
-
-    def rounded(value: Tensor) -> Tensor:
-        if not value.is_floating_point() and not value.is_complex():
-            return value.clone()
-        signs: Any = torch.rand(value.shape, generator=generator).round() * 2 - 1
-        return (value * (1 + eps * signs.to(value.device))).to(value.dtype)
-
-    return rounded

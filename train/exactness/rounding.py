@@ -45,19 +45,31 @@ def explains(trial: Trial, apart: float, measured_again: Callable[[], float]) ->
 
 @contextmanager
 def _rounded_weights(trial: Trial, eps: float) -> Iterator[None]:
-    parameters = [local(p) for p in trial.learner.parameters if p.is_floating_point() or p.is_complex()]
+    parameters = [local(p) for p in trial.learner.parameters]
     kept = [p.detach().clone() for p in parameters]
-    trial.generators.seed(0)
+    rounded = rounded_once_more(eps)
     try:
         with torch.no_grad():
             for p in parameters:
-                signs = torch.rand(p.shape, device=p.device).round() * 2 - 1
-                p.mul_((1 + eps * signs).to(p.dtype))
+                p.copy_(rounded(p))
         yield
     finally:
         with torch.no_grad():
             for p, value in zip(parameters, kept, strict=True):
                 p.copy_(value)
+
+
+def rounded_once_more(eps: float, seed: int = 0) -> Callable[[Tensor], Tensor]:
+    """A function that makes each number a little larger or smaller, by as much as one rounding may move it."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def rounded(value: Tensor) -> Tensor:
+        if not value.is_floating_point() and not value.is_complex():
+            return value.clone()
+        signs: Any = torch.rand(value.shape, generator=generator).round() * 2 - 1
+        return (value * (1 + eps * signs.to(value.device))).to(value.dtype)
+
+    return rounded
 
 
 def _narrowest(trial: Trial) -> torch.dtype:
