@@ -48,6 +48,7 @@ class SavedBytes:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self._hooks.__exit__(kind, error, at)
+        self._there.clear()  # the hooks and this object hold each other: it lives until Python looks for cycles
 
     def leave_out(self, tensors: Iterable[Tensor]) -> None:
         """They are there anyway."""
