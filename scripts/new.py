@@ -1,9 +1,12 @@
-"""python scripts/new.py NAME: a task, a config and a test of your own in my/, to start from. See train/new.py."""
+"""python scripts/new.py NAME: a task, a config and a test of your own in my/, to start from. See
+train/new.py.
+"""
 
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1]))  # the package beside this folder, installed or not
+# the package beside this folder, installed or not
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from train.new import main
 

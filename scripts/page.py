@@ -1,9 +1,12 @@
-"""python scripts/page.py ENTITY/PROJECT [RUN ...]: a saved view and a report in W&B; train/comparison/wandb_page.py."""
+"""python scripts/page.py ENTITY/PROJECT [RUN ...]: a saved view and a report in W&B;
+train/comparison/wandb_page.py.
+"""
 
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1]))  # the package beside this folder, installed or not
+# the package beside this folder, installed or not
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from train.comparison.wandb_page import main
 

@@ -1,9 +1,10 @@
-"""python scripts/prepare.py CONFIG [key=value ...]: load the data beforehand. See train/prepare.py."""
+"""python scripts/prepare.py CONFIG [key=value ...]: load the data first. See train/prepare.py."""
 
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1]))  # the package beside this folder, installed or not
+# the package beside this folder, installed or not
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from train.prepare import main
 

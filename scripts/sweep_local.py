@@ -1,9 +1,12 @@
-"""python scripts/sweep_local.py SWEEP.yaml [key=value ...]: a grid of runs without a server. See train/sweep.py."""
+"""python scripts/sweep_local.py SWEEP.yaml [key=value ...]: a grid of runs without a server. See
+train/sweep.py.
+"""
 
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1]))  # the package beside this folder, installed or not
+# the package beside this folder, installed or not
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from train.sweep import main
 

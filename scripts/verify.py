@@ -3,7 +3,8 @@
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1]))  # the package beside this folder, installed or not
+# the package beside this folder, installed or not
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from train.verify import main
 

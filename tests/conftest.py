@@ -28,7 +28,8 @@ if "HF_DATASETS_CACHE" not in os.environ:
     os.environ["HF_DATASETS_CACHE"] = tempfile.mkdtemp(prefix="isobatch-tests-")
     atexit.register(shutil.rmtree, os.environ["HF_DATASETS_CACHE"], ignore_errors=True)
 
-# The server imports these once and forks every rank from itself: a rank then starts in 0.1 s instead of 5.
+# The server imports these once and forks every rank from itself: a rank then starts in 0.1 s
+# instead of 5.
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(["train.main", "torch._dynamo", "tests.warm"])
 
@@ -44,7 +45,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture
 def leaves_files_open() -> Iterator[None]:
-    """What a library or a kill leaves open is collected here, and does not fail the test that happens to come next."""
+    """What a library or a kill leaves open is collected here, and does not fail the test that
+    happens to come next.
+    """
     with warnings.catch_warnings(action="ignore", category=ResourceWarning):
         handlers = {number: signal.getsignal(number) for number in SIGNALS}
         yield
@@ -73,7 +76,9 @@ def rank_environment(rank: int, world_size: int, port: int) -> dict[str, str]:
     }
 
 
-def _enter_rank(results: Any, environment: dict[str, str], function: Callable[..., Any], args: tuple[Any, ...]) -> None:
+def _enter_rank(
+    results: Any, environment: dict[str, str], function: Callable[..., Any], args: tuple[Any, ...]
+) -> None:
     os.environ.update(environment)
     import torch
     import torch.distributed as dist
@@ -100,12 +105,16 @@ def _enter_rank(results: Any, environment: dict[str, str], function: Callable[..
 def run_ranks(world_size: int, function: Callable[..., Any], *args: Any) -> list[Any]:
     """`function(*args)` on each of `world_size` ranks; its results in order of the ranks.
 
-    Fails where a rank fails, where the ranks that met are not `world_size`, or after WALL_LIMIT_SECONDS.
+    Fails where a rank fails, where the ranks that met are not `world_size`, or after
+    WALL_LIMIT_SECONDS.
     """
     results = FORKS.Queue()
     port = free_port()
     processes = [
-        FORKS.Process(target=_enter_rank, args=(results, rank_environment(rank, world_size, port), function, args))
+        FORKS.Process(
+            target=_enter_rank,
+            args=(results, rank_environment(rank, world_size, port), function, args),
+        )
         for rank in range(world_size)
     ]
     for process in processes:
@@ -119,7 +128,9 @@ def run_ranks(world_size: int, function: Callable[..., Any], *args: Any) -> list
                 process.kill()
     errors = [f"rank {rank}:\n{error}" for rank, _, _, error in told if error]
     assert not errors, "\n".join(errors)
-    assert [met for _, met, _, _ in told] == [world_size] * world_size, "another number of ranks met"
+    assert [met for _, met, _, _ in told] == [world_size] * world_size, (
+        "another number of ranks met"
+    )
     return [value for _, _, value, _ in sorted(told, key=lambda result: result[0])]
 
 

@@ -1,4 +1,6 @@
-"""Small data, models and tasks, named in configs by their dotted path, and what a rank records while it trains."""
+"""Small data, models and tasks, named in configs by their dotted path, and what a rank records
+while it trains.
+"""
 
 import importlib
 import json
@@ -58,11 +60,15 @@ def points(random: np.random.Generator, *shape: int) -> Array:
 
 
 def tiny(
-    size: int = 37, ignored: Sequence[int] = (0, 0), nan: Sequence[int] = (), loud: Sequence[int] = (0, 0)
+    size: int = 37,
+    ignored: Sequence[int] = (0, 0),
+    nan: Sequence[int] = (),
+    loud: Sequence[int] = (0, 0),
 ) -> Dataset:
     """Points in three classes. The other arguments are places in the order of epoch 0, seed 0.
 
-    ignored, loud: [start, stop) without a label, or with inputs five times as large. nan: with an input of NaN.
+    ignored, loud: [start, stop) without a label, or with inputs five times as large. nan: with an
+    input of NaN.
     """
     random, order = np.random.default_rng(0), sample_ids(size, 0, 0, 0, size)
     inputs, labels = points(random, size, 6), random.integers(0, 3, size)
@@ -73,8 +79,9 @@ def tiny(
 
 
 def stream(size: int = 37, shards: int = 3) -> IterableDataset:
-    """The samples of tiny, one after the other; a generator, so nobody knows how many. The first shard is the longest:
-    7/10 of the samples."""
+    """The samples of tiny, one after the other; a generator, so nobody knows how many. The first
+    shard is the longest: 7/10 of the samples.
+    """
     longest = size * 7 // 10 if shards > 1 else size
     cuts = [0, *np.linspace(longest, size, shards).astype(int)]
 
@@ -86,7 +93,9 @@ def stream(size: int = 37, shards: int = 3) -> IterableDataset:
     return IterableDataset.from_generator(some, gen_kwargs={"parts": list(pairwise(cuts))})
 
 
-def tokens(size: int = 24, length: int = 7, ignored: Sequence[int] = (0, 0), loud: Sequence[int] = (0, 0)) -> Dataset:
+def tokens(
+    size: int = 24, length: int = 7, ignored: Sequence[int] = (0, 0), loud: Sequence[int] = (0, 0)
+) -> Dataset:
     """Padded sequences with 0 to `length` labels that count; the other arguments: as in tiny."""
     random, order = np.random.default_rng(0), sample_ids(size, 0, 0, 0, size)
     inputs, labels = points(random, size, length, 6), random.integers(0, 3, (size, length))
@@ -99,7 +108,9 @@ def tokens(size: int = 24, length: int = 7, ignored: Sequence[int] = (0, 0), lou
 
 def regression(size: int = 37) -> Dataset:
     random = np.random.default_rng(0)
-    return Dataset.from_dict({"inputs": points(random, size, 6), "targets": points(random, size, 3)})
+    return Dataset.from_dict(
+        {"inputs": points(random, size, 6), "targets": points(random, size, 3)}
+    )
 
 
 def several_labels(size: int = 37) -> Dataset:
@@ -148,7 +159,9 @@ class WeightedCE(Classification):
 
     def loss_sum(self, model: Any, batch: Batch) -> Tensor:
         logits = model(batch["inputs"])
-        return cross_entropy(logits, batch["labels"], weight=self.class_weights.to(logits), reduction="sum")
+        return cross_entropy(
+            logits, batch["labels"], weight=self.class_weights.to(logits), reduction="sum"
+        )
 
 
 class Regression:
@@ -182,8 +195,10 @@ class Trace:
 
     windows: list[Window] = field(default_factory=list)  # without their tensors
     ids: list[list[int]] = field(default_factory=list)  # of each window: this rank's samples
-    weights: list[Array] = field(default_factory=list)  # before each window; one more: after the last
-    gradients: dict[int, Array] = field(default_factory=dict)  # by step: what optimizer.step was given; 0 for None
+    # before each window; one more: after the last
+    weights: list[Array] = field(default_factory=list)
+    # by step: what optimizer.step was given; 0 for None
+    gradients: dict[int, Array] = field(default_factory=dict)
     rates: dict[int, float] = field(default_factory=dict)
     skipped_steps: int = 0
 
@@ -196,7 +211,8 @@ def flat(tensors: Sequence[Tensor]) -> Array:
     """Where they are divided among the ranks, all ranks call it together."""
     whole = [t.full_tensor() if isinstance(t, DTensor) else t for t in tensors]
     joined = torch.cat([t.detach().flatten() for t in whole])
-    return (joined.float() if joined.dtype is torch.bfloat16 else joined).cpu().numpy().copy()  # NumPy has no bfloat16
+    # NumPy has no bfloat16
+    return (joined.float() if joined.dtype is torch.bfloat16 else joined).cpu().numpy().copy()
 
 
 def record(
@@ -206,7 +222,9 @@ def record(
     prepare: Callable[[Run, Trace], None] = lambda run, trace: None,
     left_out: Sequence[int] = (),
 ) -> Trace:
-    """Train as `python -m train.LOOP` does, on this rank; the windows of the steps `left_out` never reach the loop."""
+    """Train as `python -m train.LOOP` does, on this rank; the windows of the steps `left_out` never
+    reach the loop.
+    """
     run, trace = build(load(arguments), loop), Trace()
     prepare(run, trace)
 
@@ -215,15 +233,26 @@ def record(
             if window.k in left_out:
                 continue
             trace.windows.append(
-                replace(window, micro_batches=tuple(replace(m, batch={}) for m in window.micro_batches))
+                replace(
+                    window, micro_batches=tuple(replace(m, batch={}) for m in window.micro_batches)
+                )
             )
-            trace.ids.append([i for m in window.micro_batches if m.samples for i in m.batch["sample_id"].tolist()])
+            trace.ids.append(
+                [
+                    i
+                    for m in window.micro_batches
+                    if m.samples
+                    for i in m.batch["sample_id"].tolist()
+                ]
+            )
             trace.weights.append(flat(run.learner.parameters))
             yield window
 
     def before_step(optimizer: torch.optim.Optimizer, *_: Any) -> None:
         k = trace.windows[-1].k
-        trace.gradients[k] = flat([torch.zeros_like(p) if p.grad is None else p.grad for p in run.learner.parameters])
+        trace.gradients[k] = flat(
+            [torch.zeros_like(p) if p.grad is None else p.grad for p in run.learner.parameters]
+        )
         trace.rates[k] = optimizer.param_groups[0]["lr"]
 
     run.learner.optimizer.register_step_pre_hook(before_step)
@@ -261,7 +290,8 @@ def rank_group() -> Ranks:
 def whole_batch(
     arguments: Sequence[str], weights: Array, ids: Array, loss: Callable[..., Tensor]
 ) -> tuple[float, Array]:
-    """(loss, gradient) of one backward pass over all samples `ids` at once, in float64, at the given weights.
+    """(loss, gradient) of one backward pass over all samples `ids` at once, in float64, at the
+    given weights.
 
     `loss(outputs, labels or targets)` is a mean, as PyTorch's own losses are.
     """
@@ -269,7 +299,9 @@ def whole_batch(
     module = resolve(config.model.target, "train.models")(**config.model.args).double()
     parameters = [p for p in module.parameters() if p.requires_grad]
     nn.utils.vector_to_parameters(torch.from_numpy(weights).double(), parameters)
-    data = resolve(config.data.source, "")(**config.data.args).with_format("torch", dtype=torch.float64)[:]
+    data = resolve(config.data.source, "")(**config.data.args).with_format(
+        "torch", dtype=torch.float64
+    )[:]
     chosen = torch.from_numpy(np.array(ids))
     answers = data["labels"].long() if "labels" in data else data["targets"]
     value = loss(module(data["inputs"][chosen]), answers[chosen])
@@ -277,9 +309,13 @@ def whole_batch(
 
 
 def steps(size: int, effective: int, epochs: int = 1, seed: int = 0) -> list[Array]:
-    """The samples of each step, in order: the epoch's permutation, cut; the last piece of an epoch may be smaller."""
+    """The samples of each step, in order: the epoch's permutation, cut; the last piece of an epoch
+    may be smaller.
+    """
     orders = [sample_ids(size, seed, epoch, 0, size) for epoch in range(epochs)]
-    return [order[start : start + effective] for order in orders for start in range(0, size, effective)]
+    return [
+        order[start : start + effective] for order in orders for start in range(0, size, effective)
+    ]
 
 
 def distance(ours: Array, expected: Array) -> float:

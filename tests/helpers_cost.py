@@ -43,7 +43,10 @@ def hand_written(run: Run) -> Iterator[None]:
             samples = sum(len(batch["labels"]) for batch in window)
             for batch in window:
                 logits = model(batch["inputs"])
-                loss = torch.nn.functional.cross_entropy(logits, batch["labels"], reduction="sum") / samples
+                loss = (
+                    torch.nn.functional.cross_entropy(logits, batch["labels"], reduction="sum")
+                    / samples
+                )
                 loss.backward()
             torch.nn.utils.clip_grad_norm_(parameters, 1.0)
             optimizer.step()

@@ -1,7 +1,9 @@
-"""A linear regression whose gradient noise is known: trace(S) = 131.2, |G|^2 = 0.166, noise scale 790 samples.
+"""A linear regression whose gradient noise is known: trace(S) = 131.2, |G|^2 = 0.166, noise scale
+790 samples.
 
-x ~ N(0, diag(L)), y = x w + s e. At weights w + d the gradient of a sample, x (x d - s e), has the mean G = L d, and
-trace(S) = (d L d + s^2) trace(L) + |G|^2 (Isserlis). The loss is half the squared error.
+x ~ N(0, diag(L)), y = x w + s e. At weights w + d the gradient of a sample, x (x d - s e), has the
+mean G = L d, and trace(S) = (d L d + s^2) trace(L) + |G|^2 (Isserlis). The loss is half the squared
+error.
 """
 
 from collections.abc import Sequence
@@ -30,7 +32,9 @@ def draw(random: np.random.Generator, size: int) -> tuple[Array, Array]:
 
 def gaussian(size: int, seed: int = 0) -> Dataset:
     inputs, targets = draw(np.random.default_rng(seed), size)
-    return Dataset.from_dict({"inputs": inputs.astype(np.float32), "targets": targets.astype(np.float32)})
+    return Dataset.from_dict(
+        {"inputs": inputs.astype(np.float32), "targets": targets.astype(np.float32)}
+    )
 
 
 class Displaced(nn.Module):
@@ -61,7 +65,9 @@ def simulate(seed: int, steps: int, kind: str, averages: Sequence["Averages | Na
             if isinstance(each, Naive):
                 each.see(parts, whole, sizes)
             else:
-                each.add(float((parts**2).sum(axis=1) @ (samples / sizes)), whole, len(sizes), samples)
+                each.add(
+                    float((parts**2).sum(axis=1) @ (samples / sizes)), whole, len(sizes), samples
+                )
 
 
 class Naive:
@@ -80,4 +86,6 @@ class Naive:
 
     def noise_scale(self) -> float:
         noise, signal = np.array(self._noise), np.array(self._signal)
-        return float((noise / signal).mean() if self._ratio_of_each_step else noise.mean() / signal.mean())
+        return float(
+            (noise / signal).mean() if self._ratio_of_each_step else noise.mean() / signal.mean()
+        )

@@ -1,11 +1,13 @@
-"""Several machines on one: network namespaces joined by a bridge, each with its own hostname and /etc/hosts.
+"""Several machines on one: network namespaces joined by a bridge, each with its own hostname and
+/etc/hosts.
 
     with hosts(2) as pair:
         process = pair[0].start(["./launch.sh", ...], cwd=..., env=...)
         pair[1].cut()       # its cable; later: restore()
         pair[1].kill()      # all that runs there
 
-Files, process ids and shared memory stay those of this machine. Needs root; `why_not()` says why it cannot be had.
+Files, process ids and shared memory stay those of this machine. Needs root; `why_not()` says why it
+cannot be had.
 """
 
 import ctypes
@@ -26,7 +28,8 @@ import psutil
 PREFIX = "iso"
 CLONE_NEWNET, CLONE_NEWNS, CLONE_NEWUTS = 0x40000000, 0x00020000, 0x04000000
 
-# By `ip netns exec` a process gets the network; a host has a name of its own, and its own idea of the others', too.
+# By `ip netns exec` a process gets the network; a host has a name of its own, and its own idea of
+# the others', too.
 _ENTER = 'hostname "$1"; mount --bind "$2" /etc/hosts; shift 2; exec "$@"'
 
 
@@ -40,8 +43,20 @@ class Host:
     names: Path  # its /etc/hosts
 
     def command(self, words: Sequence[str]) -> list[str]:
-        """`words`, run on this host. The process that is started becomes that command: signals reach it."""
-        enter = ["unshare", "--mount", "--uts", "sh", "-c", _ENTER, "sh", self.name, str(self.names)]
+        """`words`, run on this host. The process that is started becomes that command: signals
+        reach it.
+        """
+        enter = [
+            "unshare",
+            "--mount",
+            "--uts",
+            "sh",
+            "-c",
+            _ENTER,
+            "sh",
+            self.name,
+            str(self.names),
+        ]
         return ["ip", "netns", "exec", self.namespace, *enter, *words]
 
     def start(self, words: Sequence[str], **options: Any) -> subprocess.Popen[str]:
@@ -51,7 +66,9 @@ class Host:
         """This process moves to this host; for one that was forked, before it starts a thread."""
         libc = ctypes.CDLL(None, use_errno=True)
         with Path(f"/run/netns/{self.namespace}").open() as namespace:
-            if libc.setns(namespace.fileno(), CLONE_NEWNET) or libc.unshare(CLONE_NEWNS | CLONE_NEWUTS):
+            if libc.setns(namespace.fileno(), CLONE_NEWNET) or libc.unshare(
+                CLONE_NEWNS | CLONE_NEWUTS
+            ):
                 raise OSError(ctypes.get_errno(), f"cannot enter {self.namespace}")
         _run("mount", "--make-rprivate", "/")
         _run("mount", "--bind", str(self.names), "/etc/hosts")
@@ -80,7 +97,9 @@ class Host:
 
 @contextmanager
 def hosts(number: int) -> Iterator[list[Host]]:
-    """`number` hosts, node1, node2, ... on a network of their own; whatever still runs there is killed at the end."""
+    """`number` hosts, node1, node2, ... on a network of their own; whatever still runs there is
+    killed at the end.
+    """
     _sweep()
     bridge = f"{PREFIX}{os.getpid()}"
     folder = Path(tempfile.mkdtemp(prefix="hosts-"))

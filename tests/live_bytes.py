@@ -1,4 +1,6 @@
-"""The bytes of all tensors that are alive at once, at most: what an allocator would count, on a CPU too."""
+"""The bytes of all tensors that are alive at once, at most: what an allocator would count, on a CPU
+too.
+"""
 
 import weakref
 from typing import Any
@@ -9,7 +11,9 @@ from torch.utils._pytree import tree_leaves
 
 
 class LiveBytes(TorchDispatchMode):
-    """Counts while it is entered; what was there before counts nowhere. Recomputation and backward passes included."""
+    """Counts while it is entered; what was there before counts nowhere. Recomputation and backward
+    passes included.
+    """
 
     def __init__(self) -> None:
         super().__init__()

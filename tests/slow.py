@@ -1,7 +1,8 @@
 """Which tests `./scripts/test.sh` leaves to `./scripts/test.sh --all`: node ids, or how they begin.
 
-What stays is what a change most likely breaks: the plan, the gradient on real ranks, the curve, the state, the parts,
-the report. What goes is what takes long for what it covers: launches by the shell, kills, W&B, extras, further cases.
+What stays is what a change most likely breaks: the plan, the gradient on real ranks, the curve, the
+state, the parts, the report. What goes is what takes long for what it covers: launches by the
+shell, kills, W&B, extras, further cases.
 """
 
 SLOW = (

@@ -1,4 +1,6 @@
-"""A terminal for tests: a pty, a process whose stdin, stdout and stderr it is, and what a person would see of it."""
+"""A terminal for tests: a pty, a process whose stdin, stdout and stderr it is, and what a person
+would see of it.
+"""
 
 import fcntl
 import os
@@ -19,7 +21,8 @@ _PART = re.compile(
 
 
 class Emulator:
-    """The lines on a terminal, those that have scrolled away too. A line that is too long goes on in the next one.
+    """The lines on a terminal, those that have scrolled away too. A line that is too long goes on
+    in the next one.
 
     Where the terminal gets narrower the lines stay as they are, as in xterm: nothing flows anew.
     """
@@ -81,12 +84,15 @@ class Emulator:
 
 
 class Terminal:
-    """`with Terminal(function, *args) as terminal:` runs `function(*args)` in a process of its own on a terminal.
+    """`with Terminal(function, *args) as terminal:` runs `function(*args)` in a process of its own
+    on a terminal.
 
     The process is forked from one that has imported train.main.
     """
 
-    def __init__(self, function: Callable[..., Any], *args: Any, columns: int = 80, **environ: str) -> None:
+    def __init__(
+        self, function: Callable[..., Any], *args: Any, columns: int = 80, **environ: str
+    ) -> None:
         self.master, slave = os.openpty()
         self.name = os.ttyname(slave)
         self._slave = slave
@@ -142,10 +148,13 @@ class Terminal:
         return True
 
 
-def _on_terminal(name: str, environ: dict[str, str], function: Callable[..., Any], args: tuple[Any, ...]) -> None:
+def _on_terminal(
+    name: str, environ: dict[str, str], function: Callable[..., Any], args: tuple[Any, ...]
+) -> None:
     os.environ.update(environ)
     os.setsid()
-    terminal = os.open(name, os.O_RDWR)  # the first that a session opens is the one that Ctrl-C reaches it by
+    # the first that a session opens is the one that Ctrl-C reaches it by
+    terminal = os.open(name, os.O_RDWR)
     for number in range(3):
         os.dup2(terminal, number)
     encoding = environ.get("PYTHONIOENCODING", "utf-8")

@@ -24,7 +24,10 @@ def micro_batches(size: int, micro: int, epochs: int = 1) -> list[tuple[Tensor, 
 
 
 def blog_loop(
-    model: nn.Module, optimizer: torch.optim.Optimizer, loader: Sequence[tuple[Tensor, Tensor]], accumulation_steps: int
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    loader: Sequence[tuple[Tensor, Tensor]],
+    accumulation_steps: int,
 ) -> None:
     """As the blogs have it."""
     for i, (inputs, labels) in enumerate(loader):
@@ -42,7 +45,9 @@ def fresh_model() -> nn.Module:
 
 
 @pytest.mark.parametrize("world_size", [1, 2])
-def test_same_parameters_where_micro_batches_are_equal(run_ranks: Any, tmp_path: Path, world_size: int) -> None:
+def test_same_parameters_where_micro_batches_are_equal(
+    run_ranks: Any, tmp_path: Path, world_size: int
+) -> None:
     arguments = argv(
         tmp_path,
         "data.args.size=160",
@@ -54,7 +59,9 @@ def test_same_parameters_where_micro_batches_are_equal(run_ranks: Any, tmp_path:
     model = fresh_model()
 
     trace = run_ranks(world_size, record, arguments)[0]
-    blog_loop(model, torch.optim.AdamW(model.parameters(), lr=0.01), micro_batches(160, 4, epochs=2), 4)
+    blog_loop(
+        model, torch.optim.AdamW(model.parameters(), lr=0.01), micro_batches(160, 4, epochs=2), 4
+    )
 
     assert len(trace.gradients) == 20
     assert distance(trace.weights[-1], flat(list(model.parameters()))) <= 1e-12  # measured: 1e-16
@@ -64,7 +71,9 @@ class Remembering(torch.optim.SGD):
     def __init__(self, model: nn.Module) -> None:
         super().__init__(model.parameters(), lr=0.5)
         self.gradients: list[Array] = []
-        self.register_step_pre_hook(lambda *_: self.gradients.append(flat([p.grad for p in model.parameters()])))
+        self.register_step_pre_hook(
+            lambda *_: self.gradients.append(flat([p.grad for p in model.parameters()]))
+        )
 
 
 def test_on_a_ragged_tail_the_blog_loop_takes_half_a_step(run_ranks: Any, tmp_path: Path) -> None:
@@ -82,11 +91,16 @@ def test_on_a_ragged_tail_the_blog_loop_takes_half_a_step(run_ranks: Any, tmp_pa
         assert distance(trace.gradients[k], optimizer.gradients[k - 1]) <= 1e-12
     assert distance(trace.gradients[3], full) <= 1e-12
     assert distance(optimizer.gradients[2], 2 / 4 * full) <= 1e-12
-    moved = [np.linalg.norm(w - trace.weights[2]) for w in (flat(list(model.parameters())), trace.weights[3])]
+    moved = [
+        np.linalg.norm(w - trace.weights[2])
+        for w in (flat(list(model.parameters())), trace.weights[3])
+    ]
     assert moved[0] == pytest.approx(moved[1] / 2, rel=1e-10)
 
 
-def test_on_a_ragged_micro_batch_the_blog_loop_weighs_samples_unequally(run_ranks: Any, tmp_path: Path) -> None:
+def test_on_a_ragged_micro_batch_the_blog_loop_weighs_samples_unequally(
+    run_ranks: Any, tmp_path: Path
+) -> None:
     """15 samples by 2: the last one has a micro-batch to itself and counts twice."""
     arguments = argv(tmp_path, "data.args.size=15", "batch.effective=15", "batch.micro=2")
     model = fresh_model()

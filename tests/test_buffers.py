@@ -1,4 +1,6 @@
-"""Buffers that follow the data are each rank's own: an evaluation, a save and a resume leave them so."""
+"""Buffers that follow the data are each rank's own: an evaluation, a save and a resume leave them
+so.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -24,7 +26,8 @@ class Statistics(nn.Module):
         self.register_buffer("mean", torch.zeros(6))
         self.register_buffer("seen", torch.zeros(4, dtype=torch.bool), persistent=False)
         self.register_buffer("queue", torch.zeros(3, 6), persistent=False)
-        self.register_buffer("table", torch.arange(5.0), persistent=False)  # as the constructor has made it
+        # as the constructor has made it
+        self.register_buffer("table", torch.arange(5.0), persistent=False)
 
     def forward(self, inputs: Tensor) -> Tensor:
         if self.training:
@@ -68,8 +71,17 @@ AGAIN = ("name=parts", "checkpoint={resume: auto, every_steps: 2}", SOMETIMES)
 def test_neither_evaluation_nor_resume_changes_them(run_ranks: Any, tmp_path: Path) -> None:
     whole = [
         argv(tmp_path, *GIVEN, "name=never", "duration={steps: 6}"),
-        argv(tmp_path, *GIVEN, "name=often", "duration={steps: 6}", OFTEN, "evaluate.at_start=true"),
-        argv(tmp_path, *GIVEN, "name=sometimes", "duration={steps: 6}", SOMETIMES, "checkpoint.every_steps=1"),
+        argv(
+            tmp_path, *GIVEN, "name=often", "duration={steps: 6}", OFTEN, "evaluate.at_start=true"
+        ),
+        argv(
+            tmp_path,
+            *GIVEN,
+            "name=sometimes",
+            "duration={steps: 6}",
+            SOMETIMES,
+            "checkpoint.every_steps=1",
+        ),
     ]
     parts = [argv(tmp_path, *GIVEN, *AGAIN, f"duration={{steps: {steps}}}") for steps in (3, 6)]
 
@@ -82,15 +94,21 @@ def test_neither_evaluation_nor_resume_changes_them(run_ranks: Any, tmp_path: Pa
         assert resumed[rank] == never
         for name in ("mean", "queue", "seen", "norm.running_mean"):
             assert rank == 0 or never[name] != ranks[0][0][name] or name == "seen", "the ranks' own"
-    losses = [rows(tmp_path, "eval/loss", name)[-1]["eval/loss"] for name in ("never", "often", "parts")]
+    losses = [
+        rows(tmp_path, "eval/loss", name)[-1]["eval/loss"] for name in ("never", "often", "parts")
+    ]
     assert losses == losses[:1] * 3
     files = verify(tmp_path / "parts" / "checkpoints" / "step-00000006")["files"]
     assert {name for name in files if name.startswith("rank-")} == {
         f"rank-{r:05}.safetensors" for r in range(WORLD_SIZE)
     }
 
-    main = load_file(tmp_path / "parts" / "checkpoints" / "step-00000006" / "rank-00000.safetensors")
-    assert set(main) == {"queue", "seen"}, "of rank 0 only what the weights do not tell, and training has changed"
+    main = load_file(
+        tmp_path / "parts" / "checkpoints" / "step-00000006" / "rank-00000.safetensors"
+    )
+    assert set(main) == {"queue", "seen"}, (
+        "of rank 0 only what the weights do not tell, and training has changed"
+    )
     _on_fewer_ranks(tmp_path, resumed[0])
 
 

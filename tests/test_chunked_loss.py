@@ -1,4 +1,6 @@
-"""memory.chunked_loss: the gradient of plain PyTorch, with a part of its memory; what cannot have it is refused."""
+"""memory.chunked_loss: the gradient of plain PyTorch, with a part of its memory; what cannot have
+it is refused.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -58,10 +60,14 @@ class Biased(nn.Module):
         return self.last(hidden).tanh()
 
 
-@pytest.mark.parametrize("make", [lambda: GPT(VOCABULARY, layers=1, heads=2, width=16), Biased], ids=["tied", "biased"])
+@pytest.mark.parametrize(
+    "make", [lambda: GPT(VOCABULARY, layers=1, heads=2, width=16), Biased], ids=["tied", "biased"]
+)
 @pytest.mark.parametrize("chunk", [1, 5, 1000])
 @pytest.mark.parametrize("is_weighted", [False, True])
-def test_the_gradient_is_that_of_all_logits_at_once(make: Any, chunk: int, is_weighted: bool) -> None:
+def test_the_gradient_is_that_of_all_logits_at_once(
+    make: Any, chunk: int, is_weighted: bool
+) -> None:
     model = make().double()
     tokens, labels = texts()
     weights = torch.linspace(0, 2, labels.numel()).view_as(labels) if is_weighted else None
@@ -73,9 +79,13 @@ def test_the_gradient_is_that_of_all_logits_at_once(make: Any, chunk: int, is_we
     assert distance(gradient(model, loss * 1024) / 1024, gradient(model, expected)) <= 1e-14
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["autocast", "bf16 parameters"])
+@pytest.mark.parametrize(
+    "dtype", [torch.float32, torch.bfloat16], ids=["autocast", "bf16 parameters"]
+)
 def test_many_pieces_lose_no_more_than_one(dtype: torch.dtype) -> None:
-    """Their parts of the weight's gradient would else be added up in bf16: 1.4 to 1.5 of the error with 64 pieces."""
+    """Their parts of the weight's gradient would else be added up in bf16: 1.4 to 1.5 of the error
+    with 64 pieces.
+    """
     torch.manual_seed(0)
     model = GPT(512, layers=1, heads=2, width=32).to(dtype)
     exact = GPT(512, layers=1, heads=2, width=32).double()
@@ -97,7 +107,10 @@ def test_memory_follows_the_piece() -> None:
     model = GPT(4096, layers=1, heads=2, width=16)
     tokens, labels = texts(4, 128, 4096)
     peaks = []
-    for ask in (lambda: plain_loss(model(tokens), labels), lambda: model(tokens, loss=TokenLoss(labels, 32))):
+    for ask in (
+        lambda: plain_loss(model(tokens), labels),
+        lambda: model(tokens, loss=TokenLoss(labels, 32)),
+    ):
         with LiveBytes() as live:
             ask().backward()
         peaks.append(live.peak / 2**20)
@@ -140,7 +153,9 @@ def test_a_run_is_the_same(run_ranks: Any, tmp_path: Path) -> None:
     for plain, ours in run_ranks(2, record_all, several):
         assert all(distance(ours.gradients[k], plain.gradients[k]) <= 1e-12 for k in (1, 2, 3))
 
-    expected, evaluated = ([row["eval/loss"] for row in rows(tmp_path, "eval/loss", n)] for n in ("plain", "pieces"))
+    expected, evaluated = (
+        [row["eval/loss"] for row in rows(tmp_path, "eval/loss", n)] for n in ("plain", "pieces")
+    )
     assert evaluated == pytest.approx(expected, rel=1e-12)
 
 
@@ -170,7 +185,9 @@ class OwnInPieces(CausalLM):
 def test_what_cannot_be_cut_is_refused(model: Any, task: Any, said: str) -> None:
     if isinstance(model, str):
         kind, *flags = model.split()
-        model = HF("causal-lm", from_config={"model_type": kind, **TINY} | dict.fromkeys(flags, True))
+        model = HF(
+            "causal-lm", from_config={"model_type": kind, **TINY} | dict.fromkeys(flags, True)
+        )
 
     with pytest.raises(NoChunks) as refused:
         chunk_loss(model, task, True)
@@ -190,6 +207,9 @@ def test_a_task_that_cuts_its_own_loss_is_taken_at_its_word() -> None:
 def test_a_refusal_ends_before_training(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(argv(tmp_path, "memory.chunked_loss=true"), "accumulate", compute_gradient) == 2
 
-    assert "memory.chunked_loss: Classification has no loss of tokens to cut" in capsys.readouterr().err
+    assert (
+        "memory.chunked_loss: Classification has no loss of tokens to cut"
+        in capsys.readouterr().err
+    )
     assert main(argv(tmp_path, "memory.chunked_loss=-1"), "accumulate", compute_gradient) == 2
     assert "memory.chunked_loss" in capsys.readouterr().err

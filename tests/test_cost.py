@@ -1,7 +1,8 @@
-"""What the scaffold adds to a step, counted in function calls: the same on every machine, however loaded.
+"""What the scaffold adds to a step, counted in function calls: the same on every machine, however
+loaded.
 
-Times are measured by tests/campaigns/bench.py. This guard is for what creeps in: a lookup in each micro-step, a second
-pass over the parameters.
+Times are measured by tests/campaigns/bench.py. This guard is for what creeps in: a lookup in each
+micro-step, a second pass over the parameters.
 """
 
 import statistics
@@ -48,12 +49,18 @@ def counted_calls(tmp_path: Path) -> Callable[[Callable[..., Iterator[None]], in
     return calls
 
 
-def test_calls_over_a_hand_written_loop(calls: Callable[[Callable[..., Iterator[None]], int], float]) -> None:
+def test_calls_over_a_hand_written_loop(
+    calls: Callable[[Callable[..., Iterator[None]], int], float],
+) -> None:
     hand = {k: calls(hand_written, k) for k in (1, 4, 8)}
     own = {k: calls(ours, k) for k in (1, 4, 8)}
 
     per_micro_step = (own[8] - own[4] - (hand[8] - hand[4])) / 4
     per_step = own[1] - hand[1] - per_micro_step
-    print(f"\nfunction calls over a hand-written loop: {per_micro_step:.1f} per micro-step, {per_step:.0f} per step")
+    print(
+        f"\nfunction calls over a hand-written loop: {per_micro_step:.1f} per micro-step, "
+        f"{per_step:.0f} per step"
+    )
     assert 0 < per_micro_step <= 20
-    assert -30 < per_step <= 10  # the clip of the hand-written loop makes more calls than all of ours
+    # the clip of the hand-written loop makes more calls than all of ours
+    assert -30 < per_step <= 10

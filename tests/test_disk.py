@@ -1,4 +1,6 @@
-"""Each file of a run folder, damaged in each way, and each of its readers: a sentence, never a traceback or a wait."""
+"""Each file of a run folder, damaged in each way, and each of its readers: a sentence, never a
+traceback or a wait.
+"""
 
 import json
 import os
@@ -33,7 +35,8 @@ CONTENTS: dict[str, bytes] = {
     "null": b"null",
     "NaN": b"NaN",
     "huge integer": b"9" * 10_000,
-    "huge values": b'{"batch": {"micro": %s}, "step": %s, "train/global_step": %s}\n' % ((b"9" * 400,) * 3),
+    "huge values": b'{"batch": {"micro": %s}, "step": %s, "train/global_step": %s}\n'
+    % ((b"9" * 400,) * 3),
     "deep": DEEP,
     "deep mapping": b'{"a":' * 100_000,
     "valid and deep": b"[" * 500 + b"]" * 500,
@@ -95,7 +98,10 @@ READERS: dict[str, tuple[str, Callable[[Path], object]]] = {
     "last audit": ("audit.json", lambda folder: _last_audit(folder, 3)),
     "resume of rows": ("metrics.jsonl", _resumed),
     "config": ("config.yaml", lambda folder: read_layers(folder / "config.yaml")),
-    "manifest": ("checkpoints/step-00000001/manifest.json", lambda folder: newest(folder / "checkpoints", None, print)),
+    "manifest": (
+        "checkpoints/step-00000001/manifest.json",
+        lambda folder: newest(folder / "checkpoints", None, print),
+    ),
 }
 
 

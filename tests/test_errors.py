@@ -12,8 +12,12 @@ from train.main import main
 from train.report.journal import Journal
 
 
-def test_launch_knows_the_code_before_the_sinks_are_closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Weights may go to W&B for half an hour: who stops that must not turn a finished run into a failed one."""
+def test_launch_knows_the_code_before_the_sinks_are_closed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Weights may go to W&B for half an hour: who stops that must not turn a finished run into a
+    failed one.
+    """
     told, codes, finish = tmp_path / "ended.json", [], Journal.finish
 
     def look(journal: Journal, exit_code: int) -> None:

@@ -25,11 +25,16 @@ DROPOUT = "model.args.dropout=0.5"
 
 
 class Marking(Classification):
-    """Adds a metric that tells which samples were taken: the sum of 2 ** sample_id, for fewer than 50 samples."""
+    """Adds a metric that tells which samples were taken: the sum of 2 ** sample_id, for fewer than
+    50 samples.
+    """
 
     def eval_sums(self, model: Any, batch: Batch) -> dict[str, tuple[Tensor, Tensor]]:
         marks = 2.0 ** batch["sample_id"].double()
-        return {**super().eval_sums(model, batch), "marks": (marks.sum(), torch.tensor(float(len(marks))))}
+        return {
+            **super().eval_sums(model, batch),
+            "marks": (marks.sum(), torch.tensor(float(len(marks)))),
+        }
 
 
 class Noisy(Classification):
@@ -41,7 +46,9 @@ class Noisy(Classification):
 
 
 def evaluate(arguments: list[str]) -> tuple[dict[str, float], bool, bool]:
-    """(metrics, whether all of the model is in train mode after it, whether the training's RNG is as it was)"""
+    """(metrics, whether all of the model is in train mode after it, whether the training's RNG is
+    as it was)
+    """
     run = build(load(arguments), "accumulate")
     assert run.evaluation is not None
     before = torch.get_rng_state()
@@ -52,7 +59,9 @@ def evaluate(arguments: list[str]) -> tuple[dict[str, float], bool, bool]:
 
 @pytest.mark.parametrize("world_size", [1, 2, 3])
 @pytest.mark.parametrize(("size", "count"), [(112, 28), (44, 11), (8, 2), (4, 1)])
-def test_exact_on_any_number_of_ranks(run_ranks: Any, tmp_path: Path, world_size: int, size: int, count: int) -> None:
+def test_exact_on_any_number_of_ranks(
+    run_ranks: Any, tmp_path: Path, world_size: int, size: int, count: int
+) -> None:
     data = (f"data.args={{size: {size}, ignored: [0, {size // 8}]}}", "data.eval_fraction=0.25")
     arguments = argv(tmp_path, "task=tests.test_evaluate.Marking", DROPOUT, "batch.micro=3", *data)
 
@@ -67,14 +76,18 @@ def test_exact_on_any_number_of_ranks(run_ranks: Any, tmp_path: Path, world_size
     for metrics, training, _ in ranks:
         assert metrics == ranks[0][0]
         assert metrics["samples"] == count
-        assert metrics["marks"] * count == pytest.approx(2**count - 1, rel=1e-12), "not every sample once"
+        assert metrics["marks"] * count == pytest.approx(2**count - 1, rel=1e-12), (
+            "not every sample once"
+        )
         assert metrics["loss"] == pytest.approx(cross_entropy(logits, labels).item(), rel=1e-12)
         assert metrics["accuracy"] == (logits.argmax(1) == labels)[counted].double().mean().item()
         assert training
 
 
 @pytest.mark.parametrize("world_size", [1, 2])
-def test_a_metric_without_a_label_is_absent(run_ranks: Any, tmp_path: Path, world_size: int) -> None:
+def test_a_metric_without_a_label_is_absent(
+    run_ranks: Any, tmp_path: Path, world_size: int
+) -> None:
     arguments = argv(tmp_path, "data.args={size: 12, ignored: [0, 12]}", "data.eval_fraction=0.25")
 
     for metrics, _, _ in run_ranks(world_size, evaluate, arguments):
@@ -93,8 +106,16 @@ def test_leaves_the_random_numbers_of_training_alone(
 
 
 @pytest.mark.parametrize("world_size", [1, 2])
-def test_training_is_the_same_with_and_without(run_ranks: Any, tmp_path: Path, world_size: int) -> None:
-    given = (DROPOUT, "data.args.size=60", "data.eval_fraction=0.25", "batch.micro=2", "duration.epochs=2")
+def test_training_is_the_same_with_and_without(
+    run_ranks: Any, tmp_path: Path, world_size: int
+) -> None:
+    given = (
+        DROPOUT,
+        "data.args.size=60",
+        "data.eval_fraction=0.25",
+        "batch.micro=2",
+        "duration.epochs=2",
+    )
     often = argv(tmp_path, *given, "name=often", "evaluate={every_steps: 1, at_start: true}")
     at_the_end = argv(tmp_path, *given, "name=rarely")
 
@@ -128,8 +149,14 @@ def fails_late(arguments: list[str]) -> tuple[int, str]:
         return main(arguments, "accumulate", compute_gradient), said.getvalue()
 
 
-def test_what_was_trained_is_saved_before_an_evaluation_that_fails_ends_the_run(run_ranks: Any, tmp_path: Path) -> None:
-    given = ("task=tests.test_evaluate.FailsLate", "data.eval_fraction=0.25", "evaluate.every_steps=1")
+def test_what_was_trained_is_saved_before_an_evaluation_that_fails_ends_the_run(
+    run_ranks: Any, tmp_path: Path
+) -> None:
+    given = (
+        "task=tests.test_evaluate.FailsLate",
+        "data.eval_fraction=0.25",
+        "evaluate.every_steps=1",
+    )
 
     ranks = run_ranks(2, fails_late, argv(tmp_path, *given, "checkpoint.every_steps=100"))
 
@@ -159,7 +186,10 @@ class Frozen(torch.nn.Module):
 
 
 def test_what_is_frozen_stays_frozen(tmp_path: Path) -> None:
-    run = build(load(argv(tmp_path, "model=tests.test_evaluate.Frozen", "data.eval_fraction=0.2")), "accumulate")
+    run = build(
+        load(argv(tmp_path, "model=tests.test_evaluate.Frozen", "data.eval_fraction=0.2")),
+        "accumulate",
+    )
 
     before = [module.training for module in run.learner.module.modules()]
     run.evaluate()

@@ -1,6 +1,8 @@
-"""Nothing in a step asks for a number that is still to be computed: tensors without values would raise there.
+"""Nothing in a step asks for a number that is still to be computed: tensors without values would
+raise there.
 
-Those of torch's own FakeTensorMode. What a GPU adds (copies from the host, streams) only tests/gpu can show.
+Those of torch's own FakeTensorMode. What a GPU adds (copies from the host, streams) only tests/gpu
+can show.
 """
 
 from typing import Any
@@ -53,7 +55,9 @@ def learner_of(optimizer: str, precision: str, args: dict[str, Any]) -> Learner:
     if precision == "bf16":  # as accelerate does it
         module.forward = torch.autocast("cpu", torch.bfloat16)(module.forward)  # type: ignore[method-assign]
     parameters = dict(module.named_parameters())
-    made = make_optimizer(OptimizerConfig(target=optimizer, lr=0.1, args=args), Scaled(0.1, args), parameters)
+    made = make_optimizer(
+        OptimizerConfig(target=optimizer, lr=0.1, args=args), Scaled(0.1, args), parameters
+    )
     ranks: Any = Ranks()
     parallel = Replicated(module, ranks)
     parallel.clip = scale_down  # as on a GPU
@@ -86,7 +90,9 @@ def window_of(k: int, micro_steps: int) -> Window:
     weights = {"loss": 14.0 * micro_steps, "size": 2.0 * micro_steps}
     samples = 2 * micro_steps
     cut: Any = tuple(batches)
-    return Window(k=k, epoch=0, micro_batches=cut, samples=samples, weights=weights, last_of_epoch=False)
+    return Window(
+        k=k, epoch=0, micro_batches=cut, samples=samples, weights=weights, last_of_epoch=False
+    )
 
 
 def three_steps(optimizer: str, precision: str, micro_steps: int, args: dict[str, Any]) -> Learner:
@@ -109,8 +115,12 @@ def test_no_step_asks_for_a_number(optimizer: str, precision: str, micro_steps: 
     assert len(learner.skips._skipped) == 3
 
 
-@pytest.mark.parametrize(("optimizer", "args"), [("rmsprop", {}), ("sgd", {"momentum": 0.9, "dampening": 0.1})])
-def test_the_one_read_of_those_that_cannot_skip_on_the_device(optimizer: str, args: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    ("optimizer", "args"), [("rmsprop", {}), ("sgd", {"momentum": 0.9, "dampening": 0.1})]
+)
+def test_the_one_read_of_those_that_cannot_skip_on_the_device(
+    optimizer: str, args: dict[str, Any]
+) -> None:
     """The host asks whether the gradient is finite: once in each step, as docs/edges.md says."""
     with FakeTensorMode(), pytest.raises(DataDependentOutputException):
         three_steps(optimizer, "fp32", 1, args)

@@ -1,4 +1,6 @@
-"""One job on two machines, by launch.sh on each. What may happen to it: rows 51 to 55 of the campaign of faults."""
+"""One job on two machines, by launch.sh on each. What may happen to it: rows 51 to 55 of the
+campaign of faults.
+"""
 
 import time
 from pathlib import Path

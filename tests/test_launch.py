@@ -1,4 +1,6 @@
-"""launch.sh and scripts/environment.sh, run for real: a copy of them starts a stand-in for the training."""
+"""launch.sh and scripts/environment.sh, run for real: a copy of them starts a stand-in for the
+training.
+"""
 
 import json
 import os
@@ -65,7 +67,11 @@ class Clone:
     """A copy of launch.sh in a folder with a space in its name, and how to run it from elsewhere."""
 
     def __init__(self, tmp_path: Path) -> None:
-        self.path, self.cwd, self.out = tmp_path / "the clone", tmp_path / "else where", tmp_path / "out put"
+        self.path, self.cwd, self.out = (
+            tmp_path / "the clone",
+            tmp_path / "else where",
+            tmp_path / "out put",
+        )
         for folder in (self.path / "scripts", self.path / "train", self.cwd, self.out):
             folder.mkdir(parents=True)
         for name in ("launch.sh", "scripts/environment.sh", "pyproject.toml", "constraints.txt"):
@@ -81,11 +87,13 @@ class Clone:
         (self.cwd / "train.py").write_text("raise SystemExit('the wrong train was imported')")
         self.started: list[subprocess.Popen[str]] = []
         self.env = {"PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin", "HOME": str(tmp_path)}
-        # A GPU of this machine would change what the tests see. By TMPDIR a test knows its processes again.
+        # A GPU of this machine would change what the tests see. By TMPDIR a test knows its
+        # processes again.
         self.env |= {"TMPDIR": str(tmp_path), "CUDA_VISIBLE_DEVICES": ""}
 
     def start(self, *command: str | Path, **env: str) -> subprocess.Popen[str]:
-        # A process that was started in the background ignores Ctrl-C, and so would all that it starts.
+        # A process that was started in the background ignores Ctrl-C, and so would all that it
+        # starts.
         process = subprocess.Popen(
             [str(word) for word in command],
             cwd=self.cwd,
@@ -108,7 +116,10 @@ class Clone:
 
     def ranks(self, number: int) -> list[dict]:
         """What the ranks said about themselves, as soon as all of them have."""
-        files, end = [self.out / f"rank-{rank}.json" for rank in range(number)], time.monotonic() + 40
+        files, end = (
+            [self.out / f"rank-{rank}.json" for rank in range(number)],
+            time.monotonic() + 40,
+        )
         while not all(file.exists() for file in files):
             assert self.started[-1].poll() is None, self.started[-1].communicate()[1]
             assert time.monotonic() < end, "the ranks did not start"
@@ -146,7 +157,16 @@ def bare_python(tmp_path):
 
 def test_dry_run_prints_a_line_to_paste_and_starts_nothing(clone):
     secret = "wandb.notes=hf_abcdefghijklmnopqrstuvwxyz012345"
-    words = ["standard", "my config.yaml", "note=two words", secret, "--dry-run", "--", "--max_restarts", "1"]
+    words = [
+        "standard",
+        "my config.yaml",
+        "note=two words",
+        secret,
+        "--dry-run",
+        "--",
+        "--max_restarts",
+        "1",
+    ]
     code, stdout, stderr = clone.run(clone.path / "launch.sh", *words, NPROC="2")
     command = shlex.split(stdout.splitlines()[0])
     assert code == 0
@@ -221,13 +241,17 @@ def test_a_signal_before_the_ranks_can_hear_it_ends_all(clone, nproc, name, code
 
 def is_rank(process: psutil.Process, nproc: int) -> bool:
     try:
-        return "train.accumulate" in process.cmdline() and (nproc == 1 or "RANK" in process.environ())
+        return "train.accumulate" in process.cmdline() and (
+            nproc == 1 or "RANK" in process.environ()
+        )
     except psutil.Error:  # it has just ended
         return False
 
 
 def test_nohup_goes_on_after_the_terminal_and_still_stops_when_asked(clone):
-    process = clone.start("nohup", clone.path / "launch.sh", "signals=1", "code=75", f"out={clone.out}")
+    process = clone.start(
+        "nohup", clone.path / "launch.sh", "signals=1", "code=75", f"out={clone.out}"
+    )
     clone.ranks(1)
     process.send_signal(signal.SIGHUP)
     time.sleep(0.3)
@@ -253,7 +277,9 @@ def test_only_a_ctrl_c_some_seconds_after_the_first_is_handed_on_too(clone, npro
 
 @pytest.mark.parametrize(("nproc", "to"), [(1, "launch.sh"), (2, "launch.sh"), (2, "torchrun too")])
 def test_ranks_that_do_not_stop_are_killed_when_their_time_is_over_and_not_before(clone, nproc, to):
-    process = clone.launch("signals=9", "helper=stays", NPROC=str(nproc), TORCH_ELASTIC_SHUTDOWN_TIMEOUT="3")
+    process = clone.launch(
+        "signals=9", "helper=stays", NPROC=str(nproc), TORCH_ELASTIC_SHUTDOWN_TIMEOUT="3"
+    )
     ranks, start = clone.ranks(nproc), time.monotonic()
     process.send_signal(signal.SIGTERM)
     if to == "torchrun too":  # as a scheduler does that signals all processes of a job
@@ -282,7 +308,9 @@ def test_a_second_ctrl_c_does_not_wait_for_ranks_that_hang(clone):
 def test_the_ranks_have_the_time_that_the_example_for_slurm_leaves(clone):
     _, stdout, _ = clone.run(clone.path / "launch.sh", "--dry-run")
     (left,) = re.findall(
-        r"^#SBATCH --signal=B:USR1@(\d+)$", (ROOT / "scripts" / "slurm.sbatch").read_text(), re.MULTILINE
+        r"^#SBATCH --signal=B:USR1@(\d+)$",
+        (ROOT / "scripts" / "slurm.sbatch").read_text(),
+        re.MULTILINE,
     )
     assert f"TORCH_ELASTIC_SHUTDOWN_TIMEOUT={left}" in shlex.split(stdout.splitlines()[0])
 
@@ -360,8 +388,12 @@ def test_the_launcher_file_of_an_installed_package_is_that_of_the_clone():
 
 def test_what_the_package_reads_beside_its_code_is_in_the_wheel():
     package = ROOT / "train"
-    patterns = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]["train"]
-    files = {file for file in package.rglob("*") if file.is_file() and file.suffix not in (".py", ".pyc")}
+    patterns = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"][
+        "package-data"
+    ]["train"]
+    files = {
+        file for file in package.rglob("*") if file.is_file() and file.suffix not in (".py", ".pyc")
+    }
     assert files == {file for pattern in patterns for file in package.glob(pattern)}
 
 
@@ -379,7 +411,9 @@ def test_an_installed_package_does_not_stand_before_the_modules_of_python(monkey
     ("how", "direct"),
     [("", True), ("-- --cpu", True), ("-- --quiet", False), ("file", False)],
 )
-def test_one_rank_needs_no_launcher_of_its_own_unless_something_asks_for_it(tmp_path, how, direct, monkeypatch):
+def test_one_rank_needs_no_launcher_of_its_own_unless_something_asks_for_it(
+    tmp_path, how, direct, monkeypatch
+):
     monkeypatch.setattr(choose, "ask_torch", lambda named: cards(0))
     (tmp_path / "mine.yaml").write_text("distributed_type: 'NO'\nenable_cpu_affinity: true\n")
     file = find(str(tmp_path / "mine.yaml") if how == "file" else None)
@@ -395,7 +429,9 @@ def test_no_environment_is_made_in_a_job_or_beside_an_active_one(clone, bare_pyt
     assert code == 1
     assert "type:" in stderr
     assert {"SLURM_JOB_ID": "login node", "VIRTUAL_ENV": "lacks torch, accelerate"}[kind] in stderr
-    _, stdout, stderr = clone.run(clone.path / "launch.sh", "--dry-run", "my.api_key=SECRETSECRET", **env)
+    _, stdout, stderr = clone.run(
+        clone.path / "launch.sh", "--dry-run", "my.api_key=SECRETSECRET", **env
+    )
     assert "SECRETSECRET" not in stdout + stderr
     assert not (clone.path / ".venv").exists()
 
@@ -404,7 +440,10 @@ def test_a_link_is_used_as_it_is_and_nothing_is_installed_through_it(clone, bare
     env, venv = {"PATH": "/usr/bin:/bin"}, clone.path / ".venv"
     venv.symlink_to(sys.prefix)
     process = clone.launch("--plan", "code=0", **env)
-    assert (process.wait(60), f"environment: {venv}/bin/python" in process.stderr.read()) == (0, True)
+    assert (process.wait(60), f"environment: {venv}/bin/python" in process.stderr.read()) == (
+        0,
+        True,
+    )
 
     venv.unlink()
     venv.symlink_to(bare_python)
@@ -421,7 +460,11 @@ class TestStamp:
 
     @pytest.fixture(autouse=True)
     def stub(self, clone, bare_python):
-        self.clone, self.log, python = clone, clone.out / "pip.log", clone.path / ".venv" / "bin" / "python"
+        self.clone, self.log, python = (
+            clone,
+            clone.out / "pip.log",
+            clone.path / ".venv" / "bin" / "python",
+        )
         python.parent.mkdir(parents=True)
         note, fail = f'echo "$5" >>"{self.log}"', f'[ ! -e "{clone.out}/offline" ]'
         python.write_text(f'#!/bin/sh\n[ "$3" = install ] || exit 0\n{note}\nsleep 0.3\n{fail}\n')
@@ -430,7 +473,9 @@ class TestStamp:
 
     def prepare(self, extras: str) -> subprocess.Popen[str]:
         script = 'source "$1/scripts/environment.sh" && use_environment "$1" "$2" && echo "$PYTHON"'
-        return self.clone.start("bash", "-euo", "pipefail", "-c", script, "bash", self.clone.path, extras)
+        return self.clone.start(
+            "bash", "-euo", "pipefail", "-c", script, "bash", self.clone.path, extras
+        )
 
     def installed(self, extras: str) -> list[str]:
         """What pip was asked to install while the environment was prepared."""
@@ -452,7 +497,8 @@ class TestStamp:
         constraints, offline = self.clone.path / "constraints.txt", self.clone.out / "offline"
         tested = constraints.read_text()
         assert self.installed("") == ["."]
-        # When an update fails halfway, going back to what was installed before is an installation too.
+        # When an update fails halfway, going back to what was installed before is an installation
+        # too.
         constraints.write_text("torch==9\n")
         offline.touch()
         assert self.prepare("").wait(60) == 1
@@ -460,14 +506,18 @@ class TestStamp:
         constraints.write_text(tested)
         assert self.installed("") == ["."]
 
-    @pytest.mark.skipif(not shutil.which("flock"), reason="two installers cannot take turns without flock")
+    @pytest.mark.skipif(
+        not shutil.which("flock"), reason="two installers cannot take turns without flock"
+    )
     def test_two_at_once_install_once(self):
         assert [process.wait(60) for process in (self.prepare(""), self.prepare(""))] == [0, 0]
         assert self.log.read_text().split() == ["."]
 
 
 class TestBuildOfTorch:
-    """What pip is asked for. Both pythons are stubs that note it; the choice of the build is made for real."""
+    """What pip is asked for. Both pythons are stubs that note it; the choice of the build is made
+    for real.
+    """
 
     STUB = """#!/bin/sh
 case "$1 $2 $3" in
@@ -485,7 +535,9 @@ esac
         for name in ("python", "python3"):
             program = clone.out / "bin" / name
             program.parent.mkdir(exist_ok=True)
-            program.write_text(self.STUB.format(python=bare_python / "bin" / "python", log=self.log))
+            program.write_text(
+                self.STUB.format(python=bare_python / "bin" / "python", log=self.log)
+            )
             program.chmod(0o755)
         clone.env["PATH"] = f"{clone.out}/bin:/usr/bin:/bin"
 
@@ -500,7 +552,11 @@ esac
 
     @property
     def torch(self) -> str:
-        return next(line for line in (ROOT / "constraints.txt").read_text().splitlines() if line.startswith("torch=="))
+        return next(
+            line
+            for line in (ROOT / "constraints.txt").read_text().splitlines()
+            if line.startswith("torch==")
+        )
 
     def test_an_old_driver_gets_the_build_for_it(self):
         nvidia_smi(self.clone.out / "bin", listed(), "550.54.14", "8.0")

@@ -1,4 +1,6 @@
-"""Save first: an evaluation that fails, at any place, costs no step, and is done first by the next start."""
+"""Save first: an evaluation that fails, at any place, costs no step, and is done first by the next
+start.
+"""
 
 import contextlib
 import json
@@ -30,7 +32,9 @@ GIVEN = (
 
 
 class Fragile(Classification):
-    """Its metric fails at the evaluation of a number that the environment names, on one rank or on all."""
+    """Its metric fails at the evaluation of a number that the environment names, on one rank or on
+    all.
+    """
 
     seen = 0
 
@@ -41,7 +45,9 @@ class Fragile(Classification):
             if rank in (None, int(os.environ.get("RANK", "0"))):
                 signal.raise_signal(signal.SIGTERM)
         elif Fragile.seen == at and rank in (None, int(os.environ.get("RANK", "0"))):
-            raise {"ValueError": ValueError, "MemoryError": RecursionError, "OSError": OSError}[kind]("a metric's own")
+            raise {"ValueError": ValueError, "MemoryError": RecursionError, "OSError": OSError}[
+                kind
+            ]("a metric's own")
         return super().eval_sums(model, batch)
 
 
@@ -52,10 +58,13 @@ def start(arguments: list[str], fault: str) -> int:
 
 
 def last_saved(folder: Path) -> int:
-    return max(int(path.name[5:]) for path in (folder / "run" / "checkpoints").glob("step-????????"))
+    return max(
+        int(path.name[5:]) for path in (folder / "run" / "checkpoints").glob("step-????????")
+    )
 
 
-# Evaluations: at the start, after step 3, after step 6, after step 7. More places: row 39 of the campaign of faults.
+# Evaluations: at the start, after step 3, after step 6, after step 7. More places: row 39 of the
+# campaign of faults.
 @pytest.mark.parametrize(
     ("world_size", "at", "kind", "rank", "step"),
     [
@@ -71,7 +80,8 @@ def test_a_metric_that_fails_costs_no_step(
         folder.mkdir()
     assert run_ranks(world_size, start, argv(whole, *GIVEN), "[-1, 0, null]") == [0] * world_size
 
-    with contextlib.suppress(AssertionError) if kind == "OSError" else contextlib.nullcontext():  # a stack trace
+    # a stack trace
+    with contextlib.suppress(AssertionError) if kind == "OSError" else contextlib.nullcontext():
         codes = run_ranks(world_size, start, argv(parts, *GIVEN), json.dumps([at, kind, rank]))
         assert codes == [2] * world_size
     ended = json.loads((parts / "run" / "ended.json").read_text())
@@ -91,7 +101,8 @@ def test_a_metric_that_fails_costs_no_step(
 
 # Evaluations have 4 batches on one rank, 2 on each of two.
 @pytest.mark.parametrize(
-    ("world_size", "at", "rank", "step"), [(1, 1, None, 0), (1, 6, None, 3), (2, 7, 1, 7), (2, 3, 1, 3)]
+    ("world_size", "at", "rank", "step"),
+    [(1, 1, None, 0), (1, 6, None, 3), (2, 7, 1, 7), (2, 3, 1, 3)],
 )
 def test_a_stop_in_an_evaluation_is_saved_and_the_evaluation_owed(
     run_ranks: Any, tmp_path: Path, world_size: int, at: int, rank: int | None, step: int
@@ -182,10 +193,19 @@ def test_a_step_that_fails_before_its_update_leaves_the_one_before_it(
 
     run_ranks(world_size, start_failing, starts)
 
-    for folder, step, why in ((failed, 5, "a step's own"), (stopped, 3, "on_nonfinite=stop: no update was made")):
+    for folder, step, why in (
+        (failed, 5, "a step's own"),
+        (stopped, 3, "on_nonfinite=stop: no update was made"),
+    ):
         reason = json.loads((folder / "run" / "ended.json").read_text())["reason"]
         assert why in reason
         assert f"Step {step} is saved." in reason
         name = f"run/checkpoints/step-{step:08}"
-        for file in (MODEL, TENSORS, *[f"rank-{rank:05}.safetensors" for rank in range(1, world_size)]):
-            assert digest(folder / name / file) == digest(whole / name / file), f"{folder.name}: {file}"
+        for file in (
+            MODEL,
+            TENSORS,
+            *[f"rank-{rank:05}.safetensors" for rank in range(1, world_size)],
+        ):
+            assert digest(folder / name / file) == digest(whole / name / file), (
+                f"{folder.name}: {file}"
+            )

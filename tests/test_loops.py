@@ -8,7 +8,13 @@ from safetensors.torch import load_file
 
 from tests.helpers import rows
 
-ARGV = ["configs/digits.yaml", "precision=fp64", "log.every_steps=1", "duration.epochs=2", "evaluate.every_steps=10"]
+ARGV = [
+    "configs/digits.yaml",
+    "precision=fp64",
+    "log.every_steps=1",
+    "duration.epochs=2",
+    "evaluate.every_steps=10",
+]
 
 
 def train(loop: str, output_dir: str, *overrides: str) -> int:
@@ -29,7 +35,9 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
     folders = {}
     for effective in (100, 128):
         folders[effective] = tmp_path_factory.mktemp(f"reference{effective}")
-        assert run_ranks(1, train, "accumulate", str(folders[effective]), f"batch.effective={effective}") == [0]
+        assert run_ranks(
+            1, train, "accumulate", str(folders[effective]), f"batch.effective={effective}"
+        ) == [0]
     return folders
 
 
@@ -49,9 +57,22 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
     ],
 )
 def test_same_curve(
-    run_ranks: Any, tmp_path: Path, reference: dict[int, Path], loop: str, world_size: int, effective: int, micro: str
+    run_ranks: Any,
+    tmp_path: Path,
+    reference: dict[int, Path],
+    loop: str,
+    world_size: int,
+    effective: int,
+    micro: str,
 ) -> None:
-    codes = run_ranks(world_size, train, loop, str(tmp_path), f"batch.effective={effective}", f"batch.micro={micro}")
+    codes = run_ranks(
+        world_size,
+        train,
+        loop,
+        str(tmp_path),
+        f"batch.effective={effective}",
+        f"batch.micro={micro}",
+    )
 
     assert codes == [0] * world_size
     ours, expected = rows(tmp_path), rows(reference[effective])
@@ -65,5 +86,7 @@ def test_same_curve(
     assert [r["eval/samples"] for r in mine_eval] == [359] * len(other_eval)
     assert [r["eval/accuracy"] for r in mine_eval] == [r["eval/accuracy"] for r in other_eval]
     weights = load_file(tmp_path / "run" / "final" / "model.safetensors")
-    for name, tensor in load_file(reference[effective] / "run" / "final" / "model.safetensors").items():
+    for name, tensor in load_file(
+        reference[effective] / "run" / "final" / "model.safetensors"
+    ).items():
         assert weights[name].sub(tensor).norm() <= 1e-10 * tensor.norm(), name

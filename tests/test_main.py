@@ -1,4 +1,6 @@
-"""What contradicts itself is refused, with numbers and a line to paste; a stop that was asked for is a clean end."""
+"""What contradicts itself is refused, with numbers and a line to paste; a stop that was asked for
+is a clean end.
+"""
 
 import ast
 import contextlib
@@ -36,32 +38,48 @@ def run_main(arguments: list[str], loop: str = "accumulate") -> int:
     ("batch", "parts"),
     [
         (("batch.micro=8",), ("batch.micro=8", "share of 32 samples", "into 4")),
-        (("batch.accumulation_steps=2",), ("batch.accumulation_steps=2", "share of 32 samples", "into 2")),
+        (
+            ("batch.accumulation_steps=2",),
+            ("batch.accumulation_steps=2", "share of 32 samples", "into 2"),
+        ),
     ],
 )
 def test_the_standard_loop_refuses_to_cut_a_step(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], batch: tuple[str, ...], parts: tuple[str, ...]
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    batch: tuple[str, ...],
+    parts: tuple[str, ...],
 ) -> None:
     code = run_main(argv(tmp_path, "batch.effective=32", *batch), "standard")
 
     said = capsys.readouterr().err
     assert code == 2
-    assert all(part in said for part in (*parts, "Type: batch.effective=32 batch.micro=all", "train.accumulate"))
+    assert all(
+        part in said
+        for part in (*parts, "Type: batch.effective=32 batch.micro=all", "train.accumulate")
+    )
 
 
-def test_numbers_that_contradict_each_other(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_numbers_that_contradict_each_other(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     code = run_main(argv(tmp_path, "batch={effective: 32, micro: 8, accumulation_steps: 2}"))
 
     assert code == 2
     assert capsys.readouterr().err.strip().endswith("batch.effective=32 batch.micro=8")
 
 
-def test_a_missing_column_is_told_with_those_that_exist(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_missing_column_is_told_with_those_that_exist(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     code = run_main(argv(tmp_path, "data.columns={labels: answer}"))
 
     said = capsys.readouterr().err
     assert code == 2
-    assert all(part in said for part in ("labels (as column 'answer')", "inputs, labels", "data.columns={labels: "))
+    assert all(
+        part in said
+        for part in ("labels (as column 'answer')", "inputs, labels", "data.columns={labels: ")
+    )
 
 
 @pytest.mark.parametrize("flag", ["--plan", "--print-config"])
@@ -78,7 +96,11 @@ def test_a_question_touches_no_device(
 
     said = capsys.readouterr()
     assert (code, said.err) == (0, "")
-    expected = "8 samples = 2 x 4 on 2 ranks, in micro-batches of 2+2" if flag == "--plan" else "effective: 8"
+    expected = (
+        "8 samples = 2 x 4 on 2 ranks, in micro-batches of 2+2"
+        if flag == "--plan"
+        else "effective: 8"
+    )
     assert expected in said.out
     assert not (tmp_path / "run").exists()
 
@@ -99,14 +121,34 @@ def build_in(environment: dict[str, str | None], arguments: list[str]) -> str:
 @pytest.mark.parametrize(
     ("world_size", "environment", "expected"),
     [
-        (2, {"ACCELERATE_USE_CPU": None}, "2 ranks were asked for by WORLD_SIZE (from the launcher), but 1 met"),
-        (1, {"ISOBATCH_WORLD_SIZE": "2"}, "2 ranks were asked for by ISOBATCH_WORLD_SIZE (from launch.sh), but 1 met"),
-        (2, {"ISOBATCH_WORLD_SIZE": "3"}, "3 ranks were asked for by ISOBATCH_WORLD_SIZE (from launch.sh), but 2 met"),
-        (2, {"ISOBATCH_WORLD_SIZE": "1"}, "1 ranks were asked for by ISOBATCH_WORLD_SIZE (from launch.sh), but 2 met"),
+        (
+            2,
+            {"ACCELERATE_USE_CPU": None},
+            "2 ranks were asked for by WORLD_SIZE (from the launcher), but 1 met",
+        ),
+        (
+            1,
+            {"ISOBATCH_WORLD_SIZE": "2"},
+            "2 ranks were asked for by ISOBATCH_WORLD_SIZE (from launch.sh), but 1 met",
+        ),
+        (
+            2,
+            {"ISOBATCH_WORLD_SIZE": "3"},
+            "3 ranks were asked for by ISOBATCH_WORLD_SIZE (from launch.sh), but 2 met",
+        ),
+        (
+            2,
+            {"ISOBATCH_WORLD_SIZE": "1"},
+            "1 ranks were asked for by ISOBATCH_WORLD_SIZE (from launch.sh), but 2 met",
+        ),
     ],
 )
 def test_another_number_of_ranks_than_asked_for(
-    run_ranks: Any, tmp_path: Path, world_size: int, environment: dict[str, str | None], expected: str
+    run_ranks: Any,
+    tmp_path: Path,
+    world_size: int,
+    environment: dict[str, str | None],
+    expected: str,
 ) -> None:
     for said in run_ranks(world_size, build_in, environment, argv(tmp_path)):
         assert said.startswith(expected)
@@ -118,7 +160,8 @@ def ended(environment: dict[str, str], arguments: list[str]) -> tuple[int, str]:
     os.environ.update(environment)
     with contextlib.redirect_stderr(io.StringIO()) as said:
         code = run_main(arguments)
-    if not dist.is_initialized():  # refused before the ranks met: they meet now, so that their number is counted
+    # refused before the ranks met: they meet now, so that their number is counted
+    if not dist.is_initialized():
         dist.init_process_group("gloo")
     dist.barrier()
     return code, said.getvalue()
@@ -136,12 +179,22 @@ def ended(environment: dict[str, str], arguments: list[str]) -> tuple[int, str]:
             {"ACCELERATE_DYNAMO_BACKEND": "INDUCTOR"},
             ("ACCELERATE_DYNAMO_BACKEND=INDUCTOR", "model.compile=true"),
         ),
-        ({"ACCELERATE_USE_FSDP": "true"}, ("the launcher was told ACCELERATE_USE_FSDP=true: without fsdp_version",)),
-        ({"ISOBATCH_WORLD_SIZE": "3"}, ("3 ranks were asked for by ISOBATCH_WORLD_SIZE", "NPROC=3 ./launch.sh")),
+        (
+            {"ACCELERATE_USE_FSDP": "true"},
+            ("the launcher was told ACCELERATE_USE_FSDP=true: without fsdp_version",),
+        ),
+        (
+            {"ISOBATCH_WORLD_SIZE": "3"},
+            ("3 ranks were asked for by ISOBATCH_WORLD_SIZE", "NPROC=3 ./launch.sh"),
+        ),
     ],
 )
 def test_what_the_launcher_was_told_ends_in_a_sentence(
-    run_ranks: Any, tmp_path: Path, world_size: int, environment: dict[str, str], parts: tuple[str, ...]
+    run_ranks: Any,
+    tmp_path: Path,
+    world_size: int,
+    environment: dict[str, str],
+    parts: tuple[str, ...],
 ) -> None:
     ranks = run_ranks(world_size, ended, environment, argv(tmp_path))
 
@@ -161,7 +214,9 @@ def of_this_rank(size: int = 37) -> Dataset:
 
 
 def test_ranks_that_see_other_data_end_in_a_sentence(run_ranks: Any, tmp_path: Path) -> None:
-    (first, said), *others = run_ranks(3, ended, {}, argv(tmp_path, "data.source=tests.test_main.of_this_rank"))
+    (first, said), *others = run_ranks(
+        3, ended, {}, argv(tmp_path, "data.source=tests.test_main.of_this_rank")
+    )
 
     assert [first, *(code for code, _ in others)] == [2, 2, 2]
     assert "the ranks do not agree on training samples: 37 on rank 0, 38 on rank 1" in said
@@ -177,7 +232,10 @@ GPT = "model={target: gpt, args: {vocabulary: 8, width: 30, heads: 4}}"
     [
         ([GPT], ("width=30 is no multiple of 2 * heads=8", "Set: model.args.width=32")),
         (["model.args.inputs=-6"], ("model.target=mlp cannot be made from model.args", ".py:")),
-        (["optimizer={target: adamw, lr: 0.1, args: {betas: [2, 3]}}"], ("optimizer.target=adamw", "Invalid beta")),
+        (
+            ["optimizer={target: adamw, lr: 0.1, args: {betas: [2, 3]}}"],
+            ("optimizer.target=adamw", "Invalid beta"),
+        ),
     ],
 )
 def test_arguments_that_a_constructor_refuses(
@@ -196,7 +254,9 @@ def test_weights_of_another_model(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert run_main(argv(tmp_path, held_out)) == 0
     run = tmp_path / "run"
 
-    other = argv(tmp_path, held_out, "name=other", "model.args.hidden=[9]", f"checkpoint.resume={run}")
+    other = argv(
+        tmp_path, held_out, "name=other", "model.args.hidden=[9]", f"checkpoint.resume={run}"
+    )
     assert run_main(other) == 2
     assert "does not fit the model. Set: model.args as they were there" in capsys.readouterr().err
     assert json.loads((tmp_path / "other" / "ended.json").read_text())["code"] == 2
@@ -214,7 +274,9 @@ def verdict(environment: dict[str, str], arguments: list[str]) -> tuple[int, str
     return code, said.getvalue()
 
 
-def test_verify_asks_the_launcher_for_the_precision_of_the_config(run_ranks: Any, tmp_path: Path) -> None:
+def test_verify_asks_the_launcher_for_the_precision_of_the_config(
+    run_ranks: Any, tmp_path: Path
+) -> None:
     """It looks in float64 first, whatever the config says."""
     told_bf16 = {"ACCELERATE_MIXED_PRECISION": "bf16"}
 
@@ -250,7 +312,9 @@ def test_every_entry_point_ends_a_user_error_in_the_same_way(
     def mistaken(*_: Any) -> int:
         raise UserError("got this. Type: that")
 
-    assert hasattr(main_of_entry, "__wrapped__"), f"{name}.main is not decorated by errors.entry_point"
+    assert hasattr(main_of_entry, "__wrapped__"), (
+        f"{name}.main is not decorated by errors.entry_point"
+    )
     index = main_of_entry.__code__.co_freevars.index("main")
     monkeypatch.setattr(main_of_entry.__closure__[index], "cell_contents", mistaken)
 
@@ -278,11 +342,16 @@ def test_nothing_is_raised_without_a_name() -> None:
     found = []
     for path in PACKAGE.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call) and bare_name(node.exc) in BASES:
+            if (
+                isinstance(node, ast.Raise)
+                and isinstance(node.exc, ast.Call)
+                and bare_name(node.exc) in BASES
+            ):
                 found.append(f"{path.relative_to(PACKAGE)}: {bare_name(node.exc)}")
 
-    # Of a state, which becomes NotSavable; of names, which becomes OtherModel; of a disk, which ends a run as any other
-    # failing write; in autograd's own words; and of a forward pass, whose place the preflight names.
+    # Of a state, which becomes NotSavable; of names, which becomes OtherModel; of a disk, which
+    # ends a run as any other failing write; in autograd's own words; and of a forward pass, whose
+    # place the preflight names.
     assert sorted(found) == [
         "checkpoint/files.py: ValueError",
         "checkpoint/pieces.py: RuntimeError",
@@ -330,7 +399,9 @@ NOT_THE_USERS = {
 }
 
 
-def train_until_told(arguments: list[str], loop: str, told_rank: int, number: int, at: int) -> tuple[int, int]:
+def train_until_told(
+    arguments: list[str], loop: str, told_rank: int, number: int, at: int
+) -> tuple[int, int]:
     """(exit code, last step trained) where one rank gets a signal in the middle of step `at`."""
     trained = 0
 
@@ -345,9 +416,16 @@ def train_until_told(arguments: list[str], loop: str, told_rank: int, number: in
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
-@pytest.mark.parametrize(("loop", "world_size", "told_rank"), [("standard", 1, 0), ("accumulate", 2, 1)])
+@pytest.mark.parametrize(
+    ("loop", "world_size", "told_rank"), [("standard", 1, 0), ("accumulate", 2, 1)]
+)
 def test_a_signal_to_one_rank_stops_all_at_the_same_step(
-    run_ranks: Any, tmp_path: Path, loop: str, world_size: int, told_rank: int, number: signal.Signals
+    run_ranks: Any,
+    tmp_path: Path,
+    loop: str,
+    world_size: int,
+    told_rank: int,
+    number: signal.Signals,
 ) -> None:
     arguments = argv(tmp_path, "duration={epochs: 100}")
 
@@ -364,9 +442,16 @@ def test_a_signal_to_one_rank_stops_all_at_the_same_step(
 
 
 def test_sigterm_to_a_process(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "train.accumulate", *argv(tmp_path, "duration={epochs: 1000000}")]
+    command = [
+        sys.executable,
+        "-m",
+        "train.accumulate",
+        *argv(tmp_path, "duration={epochs: 1000000}"),
+    ]
     environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
     try:
         journal, deadline = tmp_path / "run" / "metrics.jsonl", time.monotonic() + 60
         while not (journal.exists() and journal.stat().st_size) and time.monotonic() < deadline:

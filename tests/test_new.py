@@ -1,4 +1,6 @@
-"""scripts/new.py never writes over anything. That what it writes trains and is exact, the guide's test sees."""
+"""scripts/new.py never writes over anything. That what it writes trains and is exact, the guide's
+test sees.
+"""
 
 import os
 import subprocess
@@ -16,10 +18,14 @@ FILES = ["hearts.py", "hearts.yaml", "test_hearts.py"]
 def run(folder: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "WANDB_MODE": "disabled"}
     command = [sys.executable, *arguments]
-    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    return subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, check=False
+    )
 
 
-def test_what_it_writes_is_written_like_the_rest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_it_writes_is_written_like_the_rest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     assert main(["hearts"]) == 0
 
@@ -39,7 +45,9 @@ def test_never_overwrites(
     code = main(["hearts"])
 
     assert code == 2
-    assert [(path.name, path.read_text()) for path in (tmp_path / "my").iterdir()] == [(file, "mine")]
+    assert [(path.name, path.read_text()) for path in (tmp_path / "my").iterdir()] == [
+        (file, "mine")
+    ]
     told = capsys.readouterr().err
     assert f"got:  my/{file}" in told
     assert "type: python scripts/new.py hearts2" in told
@@ -60,7 +68,11 @@ def test_never_overwrites(
     ],
 )
 def test_checks_the_name(
-    name: str, proposal: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    name: str,
+    proposal: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
 
@@ -74,7 +86,11 @@ def test_checks_the_name(
     assert main([proposal]) == 0
 
 
-@pytest.mark.parametrize(("argv", "code"), [([], 2), (["--help"], 0), (["a", "b"], 2), (["--name"], 2)])
-def test_says_how_it_is_used(argv: list[str], code: int, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("argv", "code"), [([], 2), (["--help"], 0), (["a", "b"], 2), (["--name"], 2)]
+)
+def test_says_how_it_is_used(
+    argv: list[str], code: int, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(argv) == code
     assert "usage: new.py NAME" in capsys.readouterr().err

@@ -16,7 +16,9 @@ for number in range(5):
 
 
 def test_a_closed_pipe_ends_nothing() -> None:
-    process = subprocess.Popen([sys.executable, "-c", SAYS], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process = subprocess.Popen(
+        [sys.executable, "-c", SAYS], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
     assert process.stdout
     assert process.stderr
     process.stdout.close()
@@ -27,4 +29,9 @@ def test_a_closed_pipe_ends_nothing() -> None:
 
 def test_a_full_disk_under_stdout_ends_nothing() -> None:
     with Path("/dev/full").open("w") as full:
-        assert subprocess.run([sys.executable, "-c", SAYS], stdout=full, stderr=full, check=False).returncode == 0
+        assert (
+            subprocess.run(
+                [sys.executable, "-c", SAYS], stdout=full, stderr=full, check=False
+            ).returncode
+            == 0
+        )

@@ -42,7 +42,9 @@ def home(name: str) -> str:
 
 
 def test_a_part_has_eleven_fields() -> None:
-    names = "name gradient windows shares evaluation save metrics of_rank state exports closing_line"
+    names = (
+        "name gradient windows shares evaluation save metrics of_rank state exports closing_line"
+    )
 
     assert [field.name for field in fields(Part)] == names.split()
 
@@ -101,7 +103,9 @@ def train_without(arguments: list[str], loop: str, name: str | None) -> tuple[Ar
 
 
 @pytest.fixture(name="with_all", scope="module")
-def trained_with_all_parts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Array, list[float]]]:
+def trained_with_all_parts(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> dict[str, tuple[Array, list[float]]]:
     """{loop: (last weights, losses)}"""
     found = {}
     for loop, ranks in LOOPS:
@@ -162,8 +166,12 @@ def test_parts_stand_around_each_other_in_their_order() -> None:
     assert parts.states() == parts.exports() == {}
 
 
-def test_a_part_may_have_state_and_export_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Saved under its name, brought back where the run resumes, and in final/ under the name it gives."""
+def test_a_part_may_have_state_and_export_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Saved under its name, brought back where the run resumes, and in final/ under the name it
+    gives.
+    """
 
     class Counter:
         steps = 0

@@ -1,6 +1,8 @@
-"""Each row of the table "where does X go" in docs/design.md, tried: the smallest thing that works, in its place.
+"""Each row of the table "where does X go" in docs/design.md, tried: the smallest thing that works,
+in its place.
 
-What a later change puts there for good has tests of its own; these show that the place is enough for it.
+What a later change puts there for good has tests of its own; these show that the place is enough
+for it.
 """
 
 import dataclasses
@@ -46,7 +48,9 @@ def with_part(monkeypatch: pytest.MonkeyPatch, make: MakePart, before: str | Non
 
 
 def test_a_new_way_to_stop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """distributed/stop.py: whoever calls `ask` says why. Here a part does, once the loss is low enough."""
+    """distributed/stop.py: whoever calls `ask` says why. Here a part does, once the loss is low
+    enough.
+    """
 
     def make(setting: Setting) -> Part:
         def good_enough(metrics: Metrics) -> Metrics:
@@ -58,7 +62,10 @@ def test_a_new_way_to_stop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     with_part(monkeypatch, make)
 
     assert main(argv(tmp_path, "duration={epochs: 100}"), "accumulate", compute_gradient) == 75
-    assert '"reason": "stopped by a loss that is good enough"' in (tmp_path / "run" / "ended.json").read_text()
+    assert (
+        '"reason": "stopped by a loss that is good enough"'
+        in (tmp_path / "run" / "ended.json").read_text()
+    )
 
 
 def test_a_new_gauge(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -75,11 +82,15 @@ def test_a_new_gauge(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trace = record(argv(tmp_path))
 
     last = rows(tmp_path)[-1]
-    assert last["train/weight_norm"] == pytest.approx(float(np.linalg.norm(trace.weights[-1])), rel=1e-12)
+    assert last["train/weight_norm"] == pytest.approx(
+        float(np.linalg.norm(trace.weights[-1])), rel=1e-12
+    )
 
 
 class NaiveReduction(Replicated):
-    """distributed/parallel.py, another kind of parallelism: one all-reduce a parameter, after the last backward."""
+    """distributed/parallel.py, another kind of parallelism: one all-reduce a parameter, after the
+    last backward.
+    """
 
     def __init__(self, model: Any, ranks: Any) -> None:
         super().__init__(model, ranks)
@@ -111,21 +122,28 @@ def train_both_ways(arguments: list[str], other: list[str]) -> tuple[Trace, Trac
 
 
 def test_another_kind_of_parallelism(run_ranks: Any, tmp_path: Path) -> None:
-    several = [argv(tmp_path, "batch.micro=2", "optimizer.max_grad_norm=0.1", f"name={name}") for name in "ab"]
+    several = [
+        argv(tmp_path, "batch.micro=2", "optimizer.max_grad_norm=0.1", f"name={name}")
+        for name in "ab"
+    ]
 
     for ddp, naive in run_ranks(2, train_both_ways, *several):
         assert distance(naive.weights[-1], ddp.weights[-1]) <= 1e-12
 
 
 def test_an_automatic_micro_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """memory/find_micro_batch.py, called in run.build between the learner and the preflight: the plan is a value, so
-    another micro-batch is another plan. Here the search is `half of a rank's share`."""
+    """memory/find_micro_batch.py, called in run.build between the learner and the preflight: the
+    plan is a value, so another micro-batch is another plan. Here the search is `half of a rank's
+    share`.
+    """
     prepare = train.run.prepare
 
     def prepare_and_search(*args: Any) -> Any:
         prepared = prepare(*args)
         batch = prepared.plan.batch
-        smaller = dataclasses.replace(batch, micro=batch.micro // 2, accumulation_steps=2 * batch.accumulation_steps)
+        smaller = dataclasses.replace(
+            batch, micro=batch.micro // 2, accumulation_steps=2 * batch.accumulation_steps
+        )
         return dataclasses.replace(prepared, plan=dataclasses.replace(prepared.plan, batch=smaller))
 
     whole = record(argv(tmp_path, "name=whole"))
@@ -136,8 +154,12 @@ def test_an_automatic_micro_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert distance(halves.weights[-1], whole.weights[-1]) <= 1e-12
 
 
-def train_in_little_memory(arguments: list[str], whole: list[str]) -> tuple[Trace, Trace, list[int]]:
-    """(with room for all, where more than 2 samples at once do not fit on rank 1, sizes that were tried)."""
+def train_in_little_memory(
+    arguments: list[str], whole: list[str]
+) -> tuple[Trace, Trace, list[int]]:
+    """(with room for all, where more than 2 samples at once do not fit on rank 1, sizes that were
+    tried).
+    """
     tried: list[int] = []
 
     def around(compute_gradient: ComputeGradient) -> ComputeGradient:
@@ -159,29 +181,47 @@ def train_in_little_memory(arguments: list[str], whole: list[str]) -> tuple[Trac
 
     with_room = record(whole)
     with pytest.MonkeyPatch.context() as patch:
-        with_part(patch, lambda setting: Part(name="oom_retry", gradient=around), before="rank_consistency")
-        little = record([*arguments, "runtime.reduction=explicit"], compute_gradient=in_little_memory)
+        with_part(
+            patch,
+            lambda setting: Part(name="oom_retry", gradient=around),
+            before="rank_consistency",
+        )
+        little = record(
+            [*arguments, "runtime.reduction=explicit"], compute_gradient=in_little_memory
+        )
         return with_room, little, tried
 
 
 def test_a_retry_after_out_of_memory(run_ranks: Any, tmp_path: Path) -> None:
-    """gradients/oom_retry.py: a part that cuts the window again, around what measures the gradient. While a size is
-    unproven the gradient is reduced explicitly: a failure on one rank then leaves no other waiting."""
-    given = ("data.args.size=200", "duration={epochs: 2}", "noise_scale.every_steps=1", "optimizer.lr=0.01")
+    """gradients/oom_retry.py: a part that cuts the window again, around what measures the gradient.
+    While a size is unproven the gradient is reduced explicitly: a failure on one rank then leaves
+    no other waiting.
+    """
+    given = (
+        "data.args.size=200",
+        "duration={epochs: 2}",
+        "noise_scale.every_steps=1",
+        "optimizer.lr=0.01",
+    )
     several = [argv(tmp_path, *given, f"name={name}") for name in ("little", "whole")]
 
     for whole, little, tried in run_ranks(2, train_in_little_memory, *several):
         assert tried[:2] == [4, 2]
         assert distance(little.weights[-1], whole.weights[-1]) <= 1e-12
-    # Measured on what was computed in the end: other micro-batches, so another estimate of the same scale.
+    # Measured on what was computed in the end: other micro-batches, so another estimate of the same
+    # scale.
     assert rows(tmp_path, "batch/noise_scale", "whole"), "the fixture measures no noise scale"
     assert rows(tmp_path, "batch/noise_scale", "little")
 
 
 def test_a_new_scaling_rule(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """optim/batch_scaling.py: one function in RULES, and its name among the choices of config/check.py."""
+    """optim/batch_scaling.py: one function in RULES, and its name among the choices of
+    config/check.py.
+    """
     monkeypatch.setitem(
-        batch_scaling.RULES, "cube", lambda change: Factors(lr=change.kappa ** (1 / 3), lr_symbol="cbrt(kappa)")
+        batch_scaling.RULES,
+        "cube",
+        lambda change: Factors(lr=change.kappa ** (1 / 3), lr_symbol="cbrt(kappa)"),
     )
     monkeypatch.setitem(CHOICES, "optimizer.lr_scaling", ("cube",))
 
@@ -196,8 +236,9 @@ def test_the_rules_of_the_config_are_those_that_there_are() -> None:
 
 
 def test_exact_dropout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """gradients/exact_dropout.py: the innermost part knows the step and swaps the class of each dropout in place. Here
-    the mask is a function of (sample, step) alone, the same for every unit."""
+    """gradients/exact_dropout.py: the innermost part knows the step and swaps the class of each
+    dropout in place. Here the mask is a function of (sample, step) alone, the same for every unit.
+    """
     now = {"k": 0, "ids": torch.zeros(0)}
 
     class ByPlace(nn.Dropout):
@@ -227,19 +268,28 @@ def test_exact_dropout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         return Part(name="exact_dropout", gradient=around)
 
     given = ("model={target: tests.test_places.Dropped, args: {}}", "batch.exact=ignore")
-    native = [record(argv(tmp_path, *given, f"batch.micro={m}", f"name=native{m}")) for m in ("all", 2)]
+    native = [
+        record(argv(tmp_path, *given, f"batch.micro={m}", f"name=native{m}")) for m in ("all", 2)
+    ]
     with_part(monkeypatch, make, before="ema")
-    exact = [record(argv(tmp_path, *given, f"batch.micro={m}", f"name=exact{m}")) for m in ("all", 2)]
+    exact = [
+        record(argv(tmp_path, *given, f"batch.micro={m}", f"name=exact{m}")) for m in ("all", 2)
+    ]
 
-    assert distance(native[0].weights[-1], native[1].weights[-1]) > 1e-3, "the fixture draws the same masks anyway"
+    assert distance(native[0].weights[-1], native[1].weights[-1]) > 1e-3, (
+        "the fixture draws the same masks anyway"
+    )
     assert distance(exact[0].weights[-1], exact[1].weights[-1]) <= 1e-12
 
 
 class Dropped(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        # Two: of one alone, small micro-batches draw one after the other what the whole batch draws.
-        self.layers = nn.Sequential(nn.Linear(6, 8), nn.Dropout(0.4), nn.Linear(8, 8), nn.Dropout(0.4), nn.Linear(8, 3))
+        # Two: of one alone, small micro-batches draw one after the other what the whole batch
+        # draws.
+        self.layers = nn.Sequential(
+            nn.Linear(6, 8), nn.Dropout(0.4), nn.Linear(8, 8), nn.Dropout(0.4), nn.Linear(8, 3)
+        )
 
     def forward(self, inputs: Tensor) -> Tensor:
         outputs: Tensor = self.layers(inputs)

@@ -1,6 +1,8 @@
-"""Random numbers are a function of the place where they are drawn: whatever else draws before changes none of them.
+"""Random numbers are a function of the place where they are drawn: whatever else draws before
+changes none of them.
 
-The user's code below draws where users' code does. What it drew is compared as numbers, or as the losses of a run.
+The user's code below draws where users' code does. What it drew is compared as numbers, or as the
+losses of a run.
 """
 
 import importlib
@@ -64,7 +66,9 @@ class OwnGenerator(DrawnInConstructor):
     def __init__(self) -> None:
         super().__init__()
         # Entropy would give both ranks the same one in one of 720 runs.
-        self.order = np.random.default_rng(int(np.random.default_rng().integers(2**60))).permutation(6)
+        self.order = np.random.default_rng(
+            int(np.random.default_rng().integers(2**60))
+        ).permutation(6)
 
 
 class Mixup(Classification):
@@ -76,9 +80,13 @@ class Mixup(Classification):
         logits = model(part * batch["inputs"] + (1 - part) * batch["inputs"][other])
         logits = logits + 0.1 * torch.randn(logits.shape)
         mine = cross_entropy(logits, batch["labels"], reduction="sum")
-        return part * mine + (1 - part) * cross_entropy(logits, batch["labels"][other], reduction="sum")
+        return part * mine + (1 - part) * cross_entropy(
+            logits, batch["labels"][other], reduction="sum"
+        )
 
-    def eval_sums(self, model: Any, batch: Mapping[str, Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
+    def eval_sums(
+        self, model: Any, batch: Mapping[str, Tensor]
+    ) -> dict[str, tuple[Tensor, Tensor]]:
         stir(random.randrange(100))
         return super().eval_sums(model, batch)
 
@@ -90,7 +98,11 @@ class InBlock(nn.Module):
         self.kind = kind
 
     def forward(self, inputs: Tensor) -> Tensor:
-        draws = {"numpy": np.random.rand, "python": random.random, "torch": lambda: float(torch.rand(()))}
+        draws = {
+            "numpy": np.random.rand,
+            "python": random.random,
+            "torch": lambda: float(torch.rand(())),
+        }
         return inputs + draws[self.kind]() * self.layer(inputs)
 
 
@@ -118,19 +130,25 @@ def split_at_random() -> dict[str, Dataset]:
 
 
 def from_entropy() -> Dataset:
-    return Dataset.from_dict({"inputs": np.random.default_rng().normal(size=(37, 6)), "labels": [0, 1, 2, 0] * 9 + [1]})
+    return Dataset.from_dict(
+        {"inputs": np.random.default_rng().normal(size=(37, 6)), "labels": [0, 1, 2, 0] * 9 + [1]}
+    )
 
 
 def drawing_stream() -> IterableDataset:
     def noisy() -> Iterator[dict[str, Any]]:
         for row in tiny(37):
-            yield row | {"inputs": [x + np.random.normal() + random.random() for x in row["inputs"]]}
+            yield row | {
+                "inputs": [x + np.random.normal() + random.random() for x in row["inputs"]]
+            }
 
     return IterableDataset.from_generator(noisy)
 
 
 def drawing_transform(sample: dict[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
-    return sample | {"inputs": sample["inputs"] + np.random.normal() + random.random() + torch.rand(6)}
+    return sample | {
+        "inputs": sample["inputs"] + np.random.normal() + random.random() + torch.rand(6)
+    }
 
 
 # Places
@@ -212,7 +230,9 @@ def drawn_model(folder: Path, history: int) -> tuple[list[int], Array, Array]:
         kept["weights"] = flat(run.learner.parameters)
 
     folder.mkdir(exist_ok=True)
-    trace = record(argv(folder, f"model={{target: {HERE}.DrawnInConstructor, args: null}}"), prepare=look)
+    trace = record(
+        argv(folder, f"model={{target: {HERE}.DrawnInConstructor, args: null}}"), prepare=look
+    )
     return kept["order"], kept["weights"], trace.weights[-1]
 
 
@@ -224,7 +244,9 @@ def test_a_constructor_draws_from_the_seed(tmp_path: Path) -> None:
     assert (first[2] == second[2]).all()
     # By hand: as the libraries draw behind this seed.
     stir(0)
-    assert (first[1] == np.random.normal(size=(3, 6)).astype(np.float32).astype(np.float64).ravel()).all()
+    assert (
+        first[1] == np.random.normal(size=(3, 6)).astype(np.float32).astype(np.float64).ravel()
+    ).all()
     assert first[0] == np.random.permutation(6).tolist()
 
 
@@ -242,7 +264,9 @@ def refused_on_a_rank(folder: Path, *overrides: str) -> tuple[str, str]:
 
 def test_two_ranks_hold_the_same_permutation_or_say_so(tmp_path: Path, run_ranks: Any) -> None:
     one, two = run_ranks(2, on_a_rank_with_a_history, tmp_path)
-    refused = run_ranks(2, refused_on_a_rank, tmp_path, f"model={{target: {HERE}.OwnGenerator, args: null}}")
+    refused = run_ranks(
+        2, refused_on_a_rank, tmp_path, f"model={{target: {HERE}.OwnGenerator, args: null}}"
+    )
 
     assert one[0] == two[0]
     assert (one[1] == two[1]).all()
@@ -255,7 +279,9 @@ MIXUP = (f"task={HERE}.Mixup", "data.eval_split=train")
 
 
 def reimport(run: Run, _: object) -> None:
-    """Import the screen's library in the midst of a run: it draws once from Python's generator (rich 15)."""
+    """Import the screen's library in the midst of a run: it draws once from Python's generator
+    (rich 15).
+    """
     ours = run.report.train_row
 
     def train_row(*args: Any) -> None:
@@ -313,8 +339,12 @@ def test_a_resume_draws_what_the_run_would_have_drawn(tmp_path: Path) -> None:
 # Activation checkpointing
 
 
-@pytest.mark.parametrize(("kind", "name"), [("numpy", "NumPy's random"), ("python", "Python's random")])
-def test_foreign_draws_in_a_checkpointed_block_are_refused_by_name(tmp_path: Path, kind: str, name: str) -> None:
+@pytest.mark.parametrize(
+    ("kind", "name"), [("numpy", "NumPy's random"), ("python", "Python's random")]
+)
+def test_foreign_draws_in_a_checkpointed_block_are_refused_by_name(
+    tmp_path: Path, kind: str, name: str
+) -> None:
     model = f"model={{target: {HERE}.Blocks, args: {{kind: {kind}}}}}"
 
     with pytest.raises(DrawsTwice, match=rf"draws from {name} \(blocks\.1\)"):
@@ -338,7 +368,9 @@ EVALUATED: list[int] = []
 class Numbered(Classification):
     columns = ("inputs", "labels", "number")
 
-    def eval_sums(self, model: Any, batch: Mapping[str, Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
+    def eval_sums(
+        self, model: Any, batch: Mapping[str, Tensor]
+    ) -> dict[str, tuple[Tensor, Tensor]]:
         EVALUATED.extend(batch["number"].tolist())
         return super().eval_sums(model, batch)
 
@@ -357,7 +389,11 @@ def samples_and_calls(arguments: Sequence[str]) -> tuple[list[int], list[int], i
     return trained, list(EVALUATED), len(CALLS)
 
 
-SPLIT = (f"data={{source: {HERE}.split_at_random, eval_split: test}}", f"task={HERE}.Numbered", "batch.effective=12")
+SPLIT = (
+    f"data={{source: {HERE}.split_at_random, eval_split: test}}",
+    f"task={HERE}.Numbered",
+    "batch.effective=12",
+)
 
 
 def test_what_a_function_splits_at_random_stays_split(tmp_path: Path, run_ranks: Any) -> None:
@@ -383,12 +419,16 @@ def test_ranks_with_other_values_are_found(tmp_path: Path, run_ranks: Any) -> No
 
 
 def streamed(arguments: Sequence[str], last: int) -> list[list[float]]:
-    """The first input of each sample of this rank, step by step, up to step `last`; then the run is saved."""
+    """The first input of each sample of this rank, step by step, up to step `last`; then the run is
+    saved.
+    """
     stir(random.randrange(1000))
     run = build(load(arguments), "accumulate")
     seen = []
     for window in run.windows:
-        seen.append([x for m in window.micro_batches if m.samples for x in m.batch["inputs"][:, 0].tolist()])
+        seen.append(
+            [x for m in window.micro_batches if m.samples for x in m.batch["inputs"][:, 0].tolist()]
+        )
         run.report.progress.advance(window, None)
         random.random()
         np.random.rand()
@@ -399,7 +439,9 @@ def streamed(arguments: Sequence[str], last: int) -> list[list[float]]:
     return seen
 
 
-def test_a_stream_that_draws_is_the_same_on_all_ranks_and_after_a_resume(tmp_path: Path, run_ranks: Any) -> None:
+def test_a_stream_that_draws_is_the_same_on_all_ranks_and_after_a_resume(
+    tmp_path: Path, run_ranks: Any
+) -> None:
     options = (f"data={{source: {HERE}.drawing_stream, shuffle_buffer: 4}}", "duration={steps: 8}")
     whole = streamed(argv(tmp_path, *options, "name=one"), 8)
     two = run_ranks(2, streamed, argv(tmp_path, *options, "name=two"), 8)
@@ -421,7 +463,10 @@ def test_a_transform_draws_by_seed_epoch_and_sample(tmp_path: Path) -> None:
     assert mixed == losses(tmp_path / "again", transformed, "data.workers=1", *MIXUP)
     first = load(argv(tmp_path, transformed, "seed=1"))
     second = load(argv(tmp_path, transformed, "seed=2"))
-    one, two = (open_sets(loaded.config, ("inputs", "labels")).train.fetch(np.arange(4)) for loaded in (first, second))
+    one, two = (
+        open_sets(loaded.config, ("inputs", "labels")).train.fetch(np.arange(4))
+        for loaded in (first, second)
+    )
     noise = [batch["inputs"] - torch.tensor(tiny(37)["inputs"][:4]) for batch in (one, two)]
     assert not torch.equal(noise[0], noise[1]), "another seed, other augmentation"
     assert len({row[0].item() for row in noise[0]}) == 4, "each sample its own"

@@ -20,10 +20,20 @@ from train.main import train
 from train.run import build
 
 STEPS = 12  # of 8 samples; an epoch of 37 has 5, so that each run sees two ends of an epoch
-OWN = ("checkpoint.resume=auto", f"duration={{steps: {STEPS}}}", "optimizer.target=adamw", "optimizer.lr=0.01")
+OWN = (
+    "checkpoint.resume=auto",
+    f"duration={{steps: {STEPS}}}",
+    "optimizer.target=adamw",
+    "optimizer.lr=0.01",
+)
 STREAM = ("data.source=tests.helpers.stream", "data.shuffle_buffer=16")
 DROPOUT = ("model.args.dropout=0.3",)
-WAYS = [(1, "standard", "all"), (1, "accumulate", "3"), (2, "standard", "all"), (2, "accumulate", "1")]
+WAYS = [
+    (1, "standard", "all"),
+    (1, "accumulate", "3"),
+    (2, "standard", "all"),
+    (2, "accumulate", "1"),
+]
 UNREPEATABLE = ("time/", "throughput/", "memory/", "progress/hours")
 
 
@@ -50,7 +60,9 @@ def segment(arguments: list[str], loop: str, killed_before: int | None = None) -
         for window in run.windows:
             if window.k == killed_before:
                 raise Killed
-            ids[window.k] = [i for m in window.micro_batches if m.samples for i in m.batch["sample_id"].tolist()]
+            ids[window.k] = [
+                i for m in window.micro_batches if m.samples for i in m.batch["sample_id"].tolist()
+            ]
             yield window
 
     compute_gradient = importlib.import_module(f"train.{loop}").compute_gradient
@@ -61,7 +73,12 @@ def segment(arguments: list[str], loop: str, killed_before: int | None = None) -
     except Killed:
         pass
     state = run.learner.optimizer.state_dict()["state"]
-    moments = [value for of_one in state.values() for value in of_one.values() if isinstance(value, torch.Tensor)]
+    moments = [
+        value
+        for of_one in state.values()
+        for value in of_one.values()
+        if isinstance(value, torch.Tensor)
+    ]
     draws = [torch.rand(1).item(), float(np.random.rand())]
     return Segment(ids, flat(run.learner.parameters), flat([m.flatten() for m in moments]), draws)
 
@@ -73,13 +90,17 @@ def repeatable(folder: Path) -> list[dict[str, Any]]:
     ]
 
 
-# Checkpoints at 3, 6, 9: steps 7 and 8, or step 4, are trained twice. One rank that accumulates, with dropout:
-# tests/gpu/test_resume.py.
+# Checkpoints at 3, 6, 9: steps 7 and 8, or step 4, are trained twice. One rank that accumulates,
+# with dropout: tests/gpu/test_resume.py.
 @pytest.mark.parametrize(
     ("world_size", "loop", "micro", "extra", "killed_before"),
     [
         *(pytest.param(*way, STREAM, 5, id=f"{way[0]}-{way[1]}-stream") for way in WAYS),
-        *(pytest.param(*way, DROPOUT, 9, id=f"{way[0]}-{way[1]}-dropout") for way in WAYS if way != WAYS[1]),
+        *(
+            pytest.param(*way, DROPOUT, 9, id=f"{way[0]}-{way[1]}-dropout")
+            for way in WAYS
+            if way != WAYS[1]
+        ),
     ],
 )
 def test_bit_identical_on_the_same_ranks(
@@ -113,10 +134,16 @@ def test_bit_identical_on_the_same_ranks(
     assert [row["train/global_step"] for row in repeatable(parts)] == list(range(1, STEPS + 1))
 
 
-@pytest.mark.parametrize(("before", "after"), [((1, "8"), (2, "2")), ((2, "2"), (1, "3")), ((2, "4"), (3, "1"))])
+@pytest.mark.parametrize(
+    ("before", "after"), [((1, "8"), (2, "2")), ((2, "2"), (1, "3")), ((2, "4"), (3, "1"))]
+)
 @pytest.mark.parametrize("extra", [(), STREAM], ids=["rows", "stream"])
 def test_the_same_curve_on_other_ranks(
-    run_ranks: Any, tmp_path: Path, before: tuple[int, str], after: tuple[int, str], extra: tuple[str, ...]
+    run_ranks: Any,
+    tmp_path: Path,
+    before: tuple[int, str],
+    after: tuple[int, str],
+    extra: tuple[str, ...],
 ) -> None:
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     for folder in (whole, parts):
@@ -129,11 +156,20 @@ def test_the_same_curve_on_other_ranks(
 
     ours, expected = repeatable(parts), repeatable(whole)
     assert [row["batch/world_size"] for row in ours] == [before[0]] * 6 + [after[0]] * 6
-    for key in ("train/learning_rate", "batch/effective_size", "progress/samples_seen", "train/epoch"):
+    for key in (
+        "train/learning_rate",
+        "batch/effective_size",
+        "progress/samples_seen",
+        "train/epoch",
+    ):
         assert [row[key] for row in ours] == [row[key] for row in expected]
     for key in ("train/loss", "train/grad_norm"):
-        np.testing.assert_allclose([row[key] for row in ours], [row[key] for row in expected], rtol=1e-10)
-    assert f"world_size: {before[0]} there, {after[0]} now" in (parts / "run" / "log.txt").read_text()
+        np.testing.assert_allclose(
+            [row[key] for row in ours], [row[key] for row in expected], rtol=1e-10
+        )
+    assert (
+        f"world_size: {before[0]} there, {after[0]} now" in (parts / "run" / "log.txt").read_text()
+    )
 
 
 def stopped_inside(arguments: list[str]) -> tuple[str, int, int]:
@@ -164,7 +200,9 @@ def stopped_inside(arguments: list[str]) -> tuple[str, int, int]:
 
 
 @pytest.mark.parametrize("world_size", [1, 2])
-def test_a_stop_is_saved_at_the_end_of_a_step(run_ranks: Any, tmp_path: Path, world_size: int) -> None:
+def test_a_stop_is_saved_at_the_end_of_a_step(
+    run_ranks: Any, tmp_path: Path, world_size: int
+) -> None:
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     for folder in (whole, parts):
         folder.mkdir()
@@ -225,7 +263,9 @@ def test_from_an_older_checkpoint_by_name(run_ranks: Any, tmp_path: Path) -> Non
     before = repeatable(tmp_path)
     path = tmp_path / "run" / "checkpoints" / "step-00000006"
 
-    (after,) = run_ranks(1, segment, argv(tmp_path, *given, f"checkpoint.resume={path}"), "accumulate")
+    (after,) = run_ranks(
+        1, segment, argv(tmp_path, *given, f"checkpoint.resume={path}"), "accumulate"
+    )
 
     assert min(after.ids) == 7
     assert repeatable(tmp_path) == before, "neither a hole nor a duplicate"
@@ -236,7 +276,9 @@ def test_from_an_older_checkpoint_by_name(run_ranks: Any, tmp_path: Path) -> Non
 def test_another_run_begins_where_one_was(run_ranks: Any, tmp_path: Path) -> None:
     run_ranks(1, segment, argv(tmp_path, *OWN, "checkpoint.every_steps=3"), "accumulate")
 
-    fork = argv(tmp_path, *OWN, "name=fork", "optimizer.lr=0.001", f"checkpoint.resume={tmp_path / 'run'}")
+    fork = argv(
+        tmp_path, *OWN, "name=fork", "optimizer.lr=0.001", f"checkpoint.resume={tmp_path / 'run'}"
+    )
     (after,) = run_ranks(1, segment, [*fork, "duration={steps: 15}"], "accumulate")
 
     assert list(after.ids) == [13, 14, 15]
@@ -259,7 +301,11 @@ def test_tied_weights_are_kept_once(run_ranks: Any, tmp_path: Path) -> None:
 class Tied(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.first, self.second, self.last = nn.Linear(6, 6), nn.Linear(6, 6, bias=False), nn.Linear(6, 3, bias=False)
+        self.first, self.second, self.last = (
+            nn.Linear(6, 6),
+            nn.Linear(6, 6, bias=False),
+            nn.Linear(6, 3, bias=False),
+        )
         self.second.weight = self.first.weight
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:

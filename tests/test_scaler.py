@@ -1,6 +1,7 @@
 """float16: the loop scales the loss, and leaves out the steps whose scaled gradient overflows.
 
-Tried on a CPU, where the scaler is put into a run by hand: autocast to float16 needs a GPU, scaling does not.
+Tried on a CPU, where the scaler is put into a run by hand: autocast to float16 needs a GPU, scaling
+does not.
 """
 
 from pathlib import Path
@@ -18,11 +19,16 @@ from train.main import main
 from train.metrics import loss_scale
 from train.run import Run
 
-SCALE = 1024.0  # a power of two, as the scaler keeps it: float64 gradients are then the same bit for bit
+# a power of two, as the scaler keeps it: float64 gradients are then the same bit for bit
+SCALE = 1024.0
 
 
-def scaled(arguments: list[str], reference: list[str], k: int) -> tuple[Trace, Trace, dict[str, Any]]:
-    """(a run whose step k overflows in micro-step 1 of rank 1, the same without scaler and step k, scaler's state)."""
+def scaled(
+    arguments: list[str], reference: list[str], k: int
+) -> tuple[Trace, Trace, dict[str, Any]]:
+    """(a run whose step k overflows in micro-step 1 of rank 1, the same without scaler and step k,
+    scaler's state).
+    """
     kept: dict[str, Any] = {}
 
     def prepare(run: Run, trace: Trace) -> None:
@@ -32,7 +38,8 @@ def scaled(arguments: list[str], reference: list[str], k: int) -> tuple[Trace, T
         def overflow(gradient: Tensor) -> Tensor:
             nonlocal calls
             calls += 1
-            hit = trace.windows[-1].k == k and calls % 2 == 1 and run.ranks.rank == 1  # two micro-steps each
+            # two micro-steps each
+            hit = trace.windows[-1].k == k and calls % 2 == 1 and run.ranks.rank == 1
             return torch.full_like(gradient, torch.inf) if hit else gradient
 
         run.learner.parameters[0].register_hook(overflow)
@@ -46,8 +53,15 @@ def scaled(arguments: list[str], reference: list[str], k: int) -> tuple[Trace, T
 def test_all_ranks_leave_out_a_step_that_overflows_on_one(
     run_ranks: Any, tmp_path: Path, optimizer: str, k: int
 ) -> None:
-    given = (f"optimizer={OPTIMIZERS[optimizer]}", "optimizer.lr=0.05", "optimizer.max_grad_norm=0.1", "batch.micro=2")
-    arguments, reference = (argv(tmp_path, *given, "data.args.size=40", f"name={name}") for name in ("run", "plain"))
+    given = (
+        f"optimizer={OPTIMIZERS[optimizer]}",
+        "optimizer.lr=0.05",
+        "optimizer.max_grad_norm=0.1",
+        "batch.micro=2",
+    )
+    arguments, reference = (
+        argv(tmp_path, *given, "data.args.size=40", f"name={name}") for name in ("run", "plain")
+    )
 
     ranks = run_ranks(2, scaled, arguments, reference, k)
 
@@ -57,7 +71,8 @@ def test_all_ranks_leave_out_a_step_that_overflows_on_one(
     averaged = [row["train/global_step"] for row in rows(tmp_path, "train/loss_mean")]
     assert averaged == [step for step in range(1, 6) if step != k]
     logged, plain = (
-        [r["train/grad_norm"] for r in rows(tmp_path, "train/grad_norm", name)] for name in ("run", "plain")
+        [r["train/grad_norm"] for r in rows(tmp_path, "train/grad_norm", name)]
+        for name in ("run", "plain")
     )
     assert logged[k:] == plain[k - 1 :], "the norm that is logged is that of the unscaled gradient"
     for trace, without, state in ranks:
@@ -89,7 +104,10 @@ def test_the_refusal_says_what_to_type(tmp_path: Path, capsys: pytest.CaptureFix
     assert start_in_half(str(tmp_path)) == 2
     AcceleratorState._reset_state()
 
-    assert "precision=fp16 needs a GPU, and this is a CPU. Type: precision=bf16" in capsys.readouterr().err
+    assert (
+        "precision=fp16 needs a GPU, and this is a CPU. Type: precision=bf16"
+        in capsys.readouterr().err
+    )
 
 
 def test_only_one_scaler_scales(tmp_path: Path) -> None:
@@ -98,6 +116,7 @@ def test_only_one_scaler_scales(tmp_path: Path) -> None:
     record(argv(tmp_path, "duration={steps: 1}"), prepare=lambda run, _: seen.append(run))
 
     learner = seen[0].learner
-    assert learner.accelerator.scaler_handler.enabled is False  # accelerate's own, whose `backward` would scale too
+    # accelerate's own, whose `backward` would scale too
+    assert learner.accelerator.scaler_handler.enabled is False
     assert not learner.scaler.is_enabled()
     assert loss_scale.part(learner).metrics({}) == {}

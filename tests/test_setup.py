@@ -47,9 +47,15 @@ def compiled_forwards(arguments: list[str]) -> tuple[Trace, int, int, list[int]]
 
 
 @pytest.mark.parametrize("world_size", [1, 2])
-def test_a_compiled_model_has_the_gradient_of_the_whole_batch(run_ranks: Any, tmp_path: Path, world_size: int) -> None:
+def test_a_compiled_model_has_the_gradient_of_the_whole_batch(
+    run_ranks: Any, tmp_path: Path, world_size: int
+) -> None:
     """Micro-batches of 9, 8 and 1; evaluations, of 9 and 7, apart."""
-    batch = ("batch={effective: 17, micro: 9}", "duration={epochs: 1}", "data={args: {size: 52}, eval_split: train}")
+    batch = (
+        "batch={effective: 17, micro: 9}",
+        "duration={epochs: 1}",
+        "data={args: {size: 52}, eval_split: train}",
+    )
     given = (*COMPILED, *batch, "task=tests.test_setup.Showing", "evaluate.every_steps=2")
     arguments = argv(tmp_path, *given)
 
@@ -67,10 +73,19 @@ def test_a_compiled_model_has_the_gradient_of_the_whole_batch(run_ranks: Any, tm
 
 
 @pytest.mark.parametrize("micro_steps", [1, 4])
-def test_a_compiled_model_is_reduced_once_per_step(run_ranks: Any, tmp_path: Path, micro_steps: int) -> None:
-    batch = ("data.args.size=96", "batch.effective=32", f"batch.accumulation_steps={micro_steps}", "batch.on_oom=stop")
+def test_a_compiled_model_is_reduced_once_per_step(
+    run_ranks: Any, tmp_path: Path, micro_steps: int
+) -> None:
+    batch = (
+        "data.args.size=96",
+        "batch.effective=32",
+        f"batch.accumulation_steps={micro_steps}",
+        "batch.on_oom=stop",
+    )
 
-    for _, reductions, found in run_ranks(2, counting, argv(tmp_path, *SEVERAL_BUCKETS, *COMPILED, *batch)):
+    for _, reductions, found in run_ranks(
+        2, counting, argv(tmp_path, *SEVERAL_BUCKETS, *COMPILED, *batch)
+    ):
         assert found[2] == found[3] >= 2
         assert reductions == found
 
@@ -79,8 +94,12 @@ def start(arguments: list[str]) -> int:
     return main(arguments, "accumulate", compute_gradient)
 
 
-@pytest.mark.parametrize("overrides", [COMPILED, (*COMPILED, "precision=bf16"), (*COMPILED, "model.dtype=bf16")])
-def test_final_weights_have_the_models_own_names(run_ranks: Any, tmp_path: Path, overrides: tuple[str, ...]) -> None:
+@pytest.mark.parametrize(
+    "overrides", [COMPILED, (*COMPILED, "precision=bf16"), (*COMPILED, "model.dtype=bf16")]
+)
+def test_final_weights_have_the_models_own_names(
+    run_ranks: Any, tmp_path: Path, overrides: tuple[str, ...]
+) -> None:
     given = ("data.eval_fraction=0.2", "precision=fp32", *overrides)
 
     assert run_ranks(2, start, argv(tmp_path, *given)) == [0, 0]
@@ -89,7 +108,9 @@ def test_final_weights_have_the_models_own_names(run_ranks: Any, tmp_path: Path,
     assert load_file(tmp_path / "run" / "final" / "model.safetensors").keys() == expected.keys()
 
 
-def test_a_backend_that_does_not_exist_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_backend_that_does_not_exist_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert start(argv(tmp_path, "model.compile=inductr")) == 2
 
     assert "model.compile=inductr: torch has the backends" in capsys.readouterr().err
@@ -134,4 +155,6 @@ def test_a_model_that_comes_inside_ddp_is_refused(run_ranks: Any, tmp_path: Path
     arguments = argv(tmp_path, "model={target: tests.test_setup.Wrapped}")
 
     for said in run_ranks(2, refusal, arguments, False):
-        assert said.startswith("model.target returns a model inside DDP (Linear): return the plain one")
+        assert said.startswith(
+            "model.target returns a model inside DDP (Linear): return the plain one"
+        )

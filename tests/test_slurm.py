@@ -1,4 +1,6 @@
-"""scripts/slurm.sbatch under a stand-in for SLURM: what reaches launch.sh, and what becomes of its end."""
+"""scripts/slurm.sbatch under a stand-in for SLURM: what reaches launch.sh, and what becomes of its
+end.
+"""
 
 import json
 import shutil
@@ -18,8 +20,8 @@ from train.main import main
 
 ROOT = Path(__file__).parents[1]
 
-# The launcher's own supervisor, over a rank that costs nothing. It saves for a moment once it is told to stop, and what
-# was put back into the queue finishes at once.
+# The launcher's own supervisor, over a rank that costs nothing. It saves for a moment once it is
+# told to stop, and what was put back into the queue finishes at once.
 LAUNCH = f"""#!/usr/bin/env bash
 exec {sys.executable} launch.py "$@"
 """
@@ -98,7 +100,9 @@ def submit(slurm: Slurm, clone: Path, *words: str, **environment: str) -> list[J
     return slurm.sbatch(*options, "scripts/slurm.sbatch", *others, cwd=clone, env=env)
 
 
-def test_the_time_limit_of_one_task_of_an_array_requeues_that_one_alone(slurm: Slurm, clone: Path, seen: Seen) -> None:
+def test_the_time_limit_of_one_task_of_an_array_requeues_that_one_alone(
+    slurm: Slurm, clone: Path, seen: Seen
+) -> None:
     tasks = submit(slurm, clone, "--array=3-5", "my.yaml", "seed=%a", "name=run-%a")
     assert sorted(told["words"] for told in seen(3)) == [
         ["my.yaml", f"seed={seed}", f"name=run-{seed}"] for seed in (3, 4, 5)
@@ -117,7 +121,9 @@ def test_the_time_limit_of_one_task_of_an_array_requeues_that_one_alone(slurm: S
 
 def test_several_nodes(slurm: Slurm, clone: Path, seen: Seen) -> None:
     """CPUs and environment reach the step; the signal reaches each node; one of them requeues."""
-    (job,) = submit(slurm, clone, "--nodes=2", "--ntasks-per-node=4", "--cpus-per-task=3", "my.yaml", MINE="yes")
+    (job,) = submit(
+        slurm, clone, "--nodes=2", "--ntasks-per-node=4", "--cpus-per-task=3", "my.yaml", MINE="yes"
+    )
     told = seen(2)
     assert sorted((of["SLURM_NODEID"], of["MINE"], of["words"][0]) for of in told) == [
         ("0", "yes", "my.yaml"),
@@ -147,7 +153,9 @@ def test_a_trial_of_a_sweep_is_left_to_its_agent(slurm: Slurm, clone: Path, seen
 
 
 @pytest.mark.parametrize("how", ["scancel", "TERM to the batch shell"])
-def test_a_stop_of_several_nodes_is_saved_and_not_requeued(how: str, slurm: Slurm, clone: Path, seen: Seen) -> None:
+def test_a_stop_of_several_nodes_is_saved_and_not_requeued(
+    how: str, slurm: Slurm, clone: Path, seen: Seen
+) -> None:
     (job,) = submit(slurm, clone, "--nodes=2", "my.yaml")
     seen(2)
 
@@ -165,8 +173,12 @@ def test_a_stop_of_several_nodes_is_saved_and_not_requeued(how: str, slurm: Slur
     assert asked.exists() == (how != "scancel")
 
 
-def test_a_node_that_fails_leaves_the_others_their_time(slurm: Slurm, clone: Path, seen: Seen) -> None:
-    """Whatever the cluster says of KillOnBadExit and WaitTime; and what sbatch does not export, srun has to."""
+def test_a_node_that_fails_leaves_the_others_their_time(
+    slurm: Slurm, clone: Path, seen: Seen
+) -> None:
+    """Whatever the cluster says of KillOnBadExit and WaitTime; and what sbatch does not export,
+    srun has to.
+    """
     (job,) = submit(slurm, clone, "--nodes=2", "--export=NONE", "my.yaml", "fails")
     assert all(of["HOME"] for of in seen(2))
     time.sleep(1.5)
@@ -179,7 +191,9 @@ def test_a_node_that_fails_leaves_the_others_their_time(slurm: Slurm, clone: Pat
 
 
 def test_a_script_that_is_submitted_elsewhere_says_so(slurm: Slurm, clone: Path) -> None:
-    (job,) = slurm.sbatch("slurm.sbatch", "my.yaml", cwd=clone / "scripts", env={"PATH": "/usr/bin:/bin"})
+    (job,) = slurm.sbatch(
+        "slurm.sbatch", "my.yaml", cwd=clone / "scripts", env={"PATH": "/usr/bin:/bin"}
+    )
 
     assert slurm.wait(job) == "FAILED"
     assert "there is no launch.sh" in job.output.read_text()
@@ -188,7 +202,13 @@ def test_a_script_that_is_submitted_elsewhere_says_so(slurm: Slurm, clone: Path)
 def test_a_job_that_is_requeued_ends_as_if_it_had_not_been(tmp_path: Path) -> None:
     """On one node; on two: row 62 of the campaign of faults."""
     steps = ("duration.steps=150", "log.every_steps=1")
-    whole = ["configs/digits.yaml", *steps, "name=run", f"output_dir={tmp_path / 'whole'}", "wandb.mode=disabled"]
+    whole = [
+        "configs/digits.yaml",
+        *steps,
+        "name=run",
+        f"output_dir={tmp_path / 'whole'}",
+        "wandb.mode=disabled",
+    ]
     assert main(whole, "accumulate", compute_gradient) == 0
 
     run = requeued(tmp_path, 1, (*steps, "wandb.mode=offline"), Slurm.near_time_limit)

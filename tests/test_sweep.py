@@ -1,4 +1,6 @@
-"""Sweeps: each file is what `wandb sweep` takes, each of its runs can be trained, and a grid needs no server."""
+"""Sweeps: each file is what `wandb sweep` takes, each of its runs can be trained, and a grid needs
+no server.
+"""
 
 import json
 import os
@@ -23,8 +25,19 @@ SWEEPS = sorted((ROOT / "configs" / "sweeps").glob("*.yaml"))
 GOOD: dict[str, Any] = {
     "program": "train/accumulate.py",
     "method": "grid",
-    "parameters": {"batch.micro": {"values": [50, 25]}, "seed": {"values": [0, 1]}, "optimizer.lr": {"value": 1e-8}},
-    "command": ["accelerate", "launch", "-m", "train.accumulate", "configs/digits.yaml", "${args_no_hyphens}"],
+    "parameters": {
+        "batch.micro": {"values": [50, 25]},
+        "seed": {"values": [0, 1]},
+        "optimizer.lr": {"value": 1e-8},
+    },
+    "command": [
+        "accelerate",
+        "launch",
+        "-m",
+        "train.accumulate",
+        "configs/digits.yaml",
+        "${args_no_hyphens}",
+    ],
 }
 
 
@@ -36,7 +49,9 @@ def write(folder: Path, **changes: Any) -> str:
 
 @pytest.fixture(name="launched")
 def fake_launch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], list[str]]:
-    """In place of launch.sh: writes its arguments down, and exits with the seed where that is 2, 75 or 130."""
+    """In place of launch.sh: writes its arguments down, and exits with the seed where that is 2, 75
+    or 130.
+    """
     script, log = tmp_path / "launch.sh", tmp_path / "launched"
     script.write_text(
         f'#!/bin/sh\necho "$@" >>{log}\n'
@@ -67,12 +82,15 @@ def test_each_sweep_is_what_wandb_takes(path: Path, monkeypatch: pytest.MonkeyPa
     """The agent of wandb fills in the command; the same key=value come out as without it."""
     monkeypatch.chdir(ROOT)
     code = (
-        "import json, sys; from wandb.sdk.launch.sweeps.utils import create_sweep_command_args as fill; "
-        "print(json.dumps(fill({'args': json.loads(sys.argv[1])})['args_no_hyphens']))"
+        "import json, sys; from wandb.sdk.launch.sweeps.utils import create_sweep_command_args as "
+        "fill; print(json.dumps(fill({'args': json.loads(sys.argv[1])})['args_no_hyphens']))"
     )
     said = yaml.safe_load(path.read_text())
     parameters = said["parameters"].items()
-    first = {key: {"value": spec["values"][0] if "values" in spec else spec["value"]} for key, spec in parameters}
+    first = {
+        key: {"value": spec["values"][0] if "values" in spec else spec["value"]}
+        for key, spec in parameters
+    }
 
     filled = subprocess.run(
         [sys.executable, "-c", code, json.dumps(first)], check=True, capture_output=True, text=True
@@ -91,7 +109,9 @@ def test_a_grid_without_a_server(
 
     common = "accumulate configs/digits.yaml"
     more = "optimizer.lr=1.0e-08 output_dir=out log.every_steps=5"
-    assert launched() == [f"{common} batch.micro={m} seed={s} {more}" for m in (50, 25) for s in (0, 1)]
+    assert launched() == [
+        f"{common} batch.micro={m} seed={s} {more}" for m in (50, 25) for s in (0, 1)
+    ]
     assert "4 of 4 finished" in capsys.readouterr().out
 
 
@@ -112,14 +132,19 @@ def test_a_signal_stops_the_sweep(tmp_path: Path, launched: Callable[[], list[st
 
 
 @pytest.mark.parametrize(
-    ("number", "send"), [(signal.SIGINT, os.killpg), (signal.SIGINT, os.kill), (signal.SIGTERM, os.kill)]
+    ("number", "send"),
+    [(signal.SIGINT, os.killpg), (signal.SIGINT, os.kill), (signal.SIGTERM, os.kill)],
 )
-def test_a_stop_waits_until_the_trial_is_saved(tmp_path: Path, number: int, send: Callable[[int, int], None]) -> None:
-    """Ctrl-C (the whole group is told), a SIGINT and a SIGTERM to the sweep alone: launch.sh hears of it once."""
+def test_a_stop_waits_until_the_trial_is_saved(
+    tmp_path: Path, number: int, send: Callable[[int, int], None]
+) -> None:
+    """Ctrl-C (the whole group is told), a SIGINT and a SIGTERM to the sweep alone: launch.sh hears
+    of it once.
+    """
     script, log = tmp_path / "launch.sh", tmp_path / "log"
     script.write_text(
-        f"#!/bin/bash\ntrap 'echo told >>{log}; for i in 1 2 3 4; do sleep 0.5; done; echo saved >>{log}; exit 75' "
-        f"INT TERM\necho started >>{log}\nsleep 10 &>/dev/null &\nwait\n"
+        f"#!/bin/bash\ntrap 'echo told >>{log}; for i in 1 2 3 4; do sleep 0.5; done; echo saved "
+        f">>{log}; exit 75' INT TERM\necho started >>{log}\nsleep 10 &>/dev/null &\nwait\n"
     )
     script.chmod(0o755)
     code = (
@@ -146,12 +171,21 @@ def test_a_saved_stop_is_one_of_the_sweep(
     assert main([write(tmp_path, parameters={"seed": {"values": [0, 75, 1]}})]) == 75
 
     assert len(launched()) == 2
-    assert capsys.readouterr().out.splitlines()[-1] == "sweep: stopped in 2 of 3; type the same command to go on"
+    assert (
+        capsys.readouterr().out.splitlines()[-1]
+        == "sweep: stopped in 2 of 3; type the same command to go on"
+    )
 
 
 def test_either_command_names_loop_and_config(tmp_path: Path) -> None:
-    ours = read_sweep(Path(write(tmp_path, command=["./launch.sh", "standard", "my/a.yaml", "${args_no_hyphens}"])))
-    theirs = read_sweep(Path(write(tmp_path, command=["accelerate", "launch", "-m", "train.standard", "my/a.yaml"])))
+    ours = read_sweep(
+        Path(
+            write(tmp_path, command=["./launch.sh", "standard", "my/a.yaml", "${args_no_hyphens}"])
+        )
+    )
+    theirs = read_sweep(
+        Path(write(tmp_path, command=["accelerate", "launch", "-m", "train.standard", "my/a.yaml"]))
+    )
 
     assert (ours.loop, ours.config) == (theirs.loop, theirs.config) == ("standard", "my/a.yaml")
 
@@ -180,7 +214,10 @@ def test_bad_arguments(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
 
 
 def test_the_id_of_a_trial_joins_the_name_of_its_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    plain, named = load(["configs/digits.yaml", "seed=1"]), load(["configs/digits.yaml", "name=mine"])
+    plain, named = (
+        load(["configs/digits.yaml", "seed=1"]),
+        load(["configs/digits.yaml", "name=mine"]),
+    )
     monkeypatch.setenv("WANDB_RUN_ID", "trial/7")
     assert run_name(named) == "mine"  # an id alone is no sweep
 

@@ -1,4 +1,6 @@
-"""A sweep as it is typed: `wandb sweep`, `wandb agent`, launch.sh and ranks, each in processes of their own."""
+"""A sweep as it is typed: `wandb sweep`, `wandb agent`, launch.sh and ranks, each in processes of
+their own.
+"""
 
 import contextlib
 import json
@@ -32,7 +34,9 @@ class Desk:
     @property
     def environ(self) -> dict[str, str]:
         active = active_environment()
-        return online(self.server, self.clone.parent, PATH=active["PATH"], VIRTUAL_ENV=active["VIRTUAL_ENV"])
+        return online(
+            self.server, self.clone.parent, PATH=active["PATH"], VIRTUAL_ENV=active["VIRTUAL_ENV"]
+        )
 
     def sweep(self, **parameters: Any) -> StoredSweep:
         """`wandb sweep` of configs/sweeps/accumulation.yaml, with other parameters."""
@@ -45,7 +49,9 @@ class Desk:
         return sweep
 
     def agent(self, sweep: StoredSweep, ranks: int) -> psutil.Popen:
-        """`wandb agent`, which goes on until nothing is left of the sweep; each trial on so many ranks."""
+        """`wandb agent`, which goes on until nothing is left of the sweep; each trial on so many
+        ranks.
+        """
         command = [sys.executable, "-m", "wandb", "agent", f"tester/isobatch/{sweep.name}"]
         with (self.clone / f"agent-{ranks}").open("w") as out:
             environ = self.environ | {"NPROC": str(ranks)}
@@ -71,11 +77,16 @@ def desk(tmp_path: Path) -> Iterator[Desk]:
 
 @pytest.mark.timeout(300)
 def test_an_array_of_agents(desk: Desk) -> None:
-    """Two of one sweep at the same time, on one rank and on two: a trial finishes, one that is stopped is saved.
+    """Two of one sweep at the same time, on one rank and on two: a trial finishes, one that is
+    stopped is saved.
 
     An agent sends SIGTERM to the command alone, not to what that has started.
     """
-    fixed = {"precision": {"value": "fp64"}, "batch.micro": {"value": 50}, "log.every_steps": {"value": 1}}
+    fixed = {
+        "precision": {"value": "fp64"},
+        "batch.micro": {"value": 50},
+        "log.every_steps": {"value": 1},
+    }
     sweep = desk.sweep(**{"duration.steps": {"values": [10**6, 3]}, **fixed})
     agents = [desk.agent(sweep, ranks) for ranks in (1, 2)]
     family: list[psutil.Process] = []
@@ -98,7 +109,8 @@ def test_an_array_of_agents(desk: Desk) -> None:
     assert [run.attributes["sweep"] for run in (long, short)] == [sweep.name] * 2
     assert [run.state for run in (long, short)] == ["preempted", "finished"], told
     assert {run.config["derived"]["world_size"] for run in (long, short)} == {1, 2}
-    assert [run.config["duration.steps"] for run in (long, short)] == [10**6, 3]  # the sweep's name of the parameter
+    # the sweep's name of the parameter
+    assert [run.config["duration.steps"] for run in (long, short)] == [10**6, 3]
     assert [run.config["derived"]["micro_batch"] for run in (long, short)] == [50, 50]
     assert len([row for row in short.history if "train/loss" in row]) == 3
     # Each has a folder of its own, which has its id.
@@ -106,11 +118,18 @@ def test_an_array_of_agents(desk: Desk) -> None:
     assert {folder.name for folder in (desk.clone / "runs").iterdir()} == set(names)
     assert [name.rpartition("-")[2] for name in names] == sweep.started
     ends = [json.loads((desk.clone / "runs" / name / "ended.json").read_text()) for name in names]
-    assert [(end["reason"], end["code"]) for end in ends] == [("stopped by SIGTERM", 75), ("finished", 0)]
+    assert [(end["reason"], end["code"]) for end in ends] == [
+        ("stopped by SIGTERM", 75),
+        ("finished", 0),
+    ]
     assert list((desk.clone / "runs" / names[0] / "checkpoints").iterdir())
     assert desk.server.unknown == set()
 
 
 def one_finished_and_one_trains(server: WandbServer) -> bool:
     runs = list(server.runs.values())
-    return len(runs) == 2 and "finished" in [run.state for run in runs] and all(run.history for run in runs)
+    return (
+        len(runs) == 2
+        and "finished" in [run.state for run in runs]
+        and all(run.history for run in runs)
+    )

@@ -1,4 +1,6 @@
-"""Words on their way to a terminal: whole lines, escaped, in one write, and no error of the terminal's own."""
+"""Words on their way to a terminal: whole lines, escaped, in one write, and no error of the
+terminal's own.
+"""
 
 import io
 import os

@@ -1,4 +1,6 @@
-"""Check, clip, step, zero_grad: once per step, on the gradient of the whole step and on nothing else."""
+"""Check, clip, step, zero_grad: once per step, on the gradient of the whole step and on nothing
+else.
+"""
 
 import io
 import json
@@ -10,7 +12,18 @@ import numpy as np
 import pytest
 from torch.nn.functional import cross_entropy
 
-from tests.helpers import Array, Trace, argv, distance, flat, record, record_all, rows, steps, whole_batch
+from tests.helpers import (
+    Array,
+    Trace,
+    argv,
+    distance,
+    flat,
+    record,
+    record_all,
+    rows,
+    steps,
+    whole_batch,
+)
 from train.accumulate import compute_gradient
 from train.batch.window import Window
 from train.main import main
@@ -48,14 +61,17 @@ def test_a_gradient_from_before_never_reaches_the_first_step(
 def test_clips_the_whole_gradient_once(
     run_ranks: Any, tmp_path: Path, world_size: int, micro: str, limit: float, clipped: bool
 ) -> None:
-    arguments = argv(tmp_path, "data.args.size=20", f"batch.micro={micro}", f"optimizer.max_grad_norm={limit}")
+    arguments = argv(
+        tmp_path, "data.args.size=20", f"batch.micro={micro}", f"optimizer.max_grad_norm={limit}"
+    )
 
     trace = run_ranks(world_size, record, arguments)[0]
 
     for row, ids, weights in zip(rows(tmp_path), steps(20, 8), trace.weights, strict=False):
         _, gradient = whole_batch(arguments, weights, ids, cross_entropy)
         norm = np.linalg.norm(gradient)
-        expected = gradient * limit / (norm + 1e-6) if clipped else gradient  # the 1e-6 is PyTorch's
+        # the 1e-6 is PyTorch's
+        expected = gradient * limit / (norm + 1e-6) if clipped else gradient
         assert bool(norm > limit) is clipped
         assert row["train/grad_norm"] == pytest.approx(norm, rel=1e-12)
         assert distance(trace.gradients[row["train/global_step"]], expected) <= 1e-12
@@ -82,10 +98,18 @@ def test_a_step_that_is_not_finite_is_as_if_it_had_not_been(
     run_ranks: Any, tmp_path: Path, optimizer: str, k: int
 ) -> None:
     place = 8 * (k - 1) + 6  # the second micro-batch of rank 1, and nowhere else
-    given = (f"optimizer={OPTIMIZERS[optimizer]}", "optimizer.lr=0.05", "optimizer.max_grad_norm=1.0", "batch.micro=2")
-    given += ("runtime.deterministic=true",)  # PyTorch then fills memory that nobody initialised with NaN
+    given = (
+        f"optimizer={OPTIMIZERS[optimizer]}",
+        "optimizer.lr=0.05",
+        "optimizer.max_grad_norm=1.0",
+        "batch.micro=2",
+    )
+    # PyTorch then fills memory that nobody initialised with NaN
+    given += ("runtime.deterministic=true",)
     data = f"data.args={{size: 40, nan: [{place}]}}"
-    arguments, reference = (argv(tmp_path, *given, data, f"name={name}") for name in ("run", "reference"))
+    arguments, reference = (
+        argv(tmp_path, *given, data, f"name={name}") for name in ("run", "reference")
+    )
 
     ranks = run_ranks(2, with_and_without, arguments, reference, k)
 
@@ -102,7 +126,9 @@ def test_a_step_that_is_not_finite_is_as_if_it_had_not_been(
 
 
 def run_to_its_end(arguments: list[str]) -> tuple[int, str, int, Array, Array]:
-    """(exit code, stderr, last step computed, weights before that step, weights at the end) of a run on this rank."""
+    """(exit code, stderr, last step computed, weights before that step, weights at the end) of a
+    run on this rank.
+    """
     seen: dict[str, Any] = {}
 
     def watched(learner: Learner, window: Window) -> Any:
@@ -115,7 +141,9 @@ def run_to_its_end(arguments: list[str]) -> tuple[int, str, int, Array, Array]:
 
 
 @pytest.mark.parametrize("optimizer", ["AdamW fused", "SGD with momentum"])
-def test_on_nonfinite_stop_ends_the_run_before_the_update(run_ranks: Any, tmp_path: Path, optimizer: str) -> None:
+def test_on_nonfinite_stop_ends_the_run_before_the_update(
+    run_ranks: Any, tmp_path: Path, optimizer: str
+) -> None:
     arguments = argv(
         tmp_path,
         "data.args={size: 40, nan: [22]}",
@@ -135,11 +163,15 @@ def test_on_nonfinite_stop_ends_the_run_before_the_update(run_ranks: Any, tmp_pa
         assert np.array_equal(after, ranks[0][4])
 
 
-@pytest.mark.parametrize(("limit", "every", "code", "last"), [(3, 1, 1, 4), (4, 1, 0, 5), (3, 5, 1, 5), (4, 5, 0, 5)])
+@pytest.mark.parametrize(
+    ("limit", "every", "code", "last"), [(3, 1, 1, 4), (4, 1, 0, 5), (3, 5, 1, 5), (4, 5, 0, 5)]
+)
 def test_too_many_steps_in_a_row_that_are_not_finite(
     run_ranks: Any, tmp_path: Path, limit: int, every: int, code: int, last: int
 ) -> None:
-    """Steps 2 to 4 are not finite; the streak is found at the next row, also where it ended before that."""
+    """Steps 2 to 4 are not finite; the streak is found at the next row, also where it ended before
+    that.
+    """
     nan = "data.args={size: 40, nan: [8, 16, 24]}"
     arguments = argv(tmp_path, nan, f"max_nonfinite_steps={limit}", f"log.every_steps={every}")
 
@@ -149,7 +181,9 @@ def test_too_many_steps_in_a_row_that_are_not_finite(
     assert ("max_nonfinite_steps=3" in ranks[0][1]) is (code == 1)
 
 
-def test_the_rate_is_the_same_for_every_split_and_counts_every_window(run_ranks: Any, tmp_path: Path) -> None:
+def test_the_rate_is_the_same_for_every_split_and_counts_every_window(
+    run_ranks: Any, tmp_path: Path
+) -> None:
     """Window 2 has no label that counts, window 3 is not finite."""
     given = (
         "data.args={size: 52, ignored: [8, 16], nan: [20]}",
@@ -157,7 +191,10 @@ def test_the_rate_is_the_same_for_every_split_and_counts_every_window(run_ranks:
         "optimizer.lr=0.05",
         "schedule={name: cosine, warmup_steps: 2}",
     )
-    whole, *cut = (argv(tmp_path, *given, f"batch.micro={micro}", f"name=micro{micro}") for micro in ("all", 3, 1))
+    whole, *cut = (
+        argv(tmp_path, *given, f"batch.micro={micro}", f"name=micro{micro}")
+        for micro in ("all", 3, 1)
+    )
 
     several = [
         run_ranks(1, record_all, [whole, *cut])[0],

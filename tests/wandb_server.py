@@ -1,10 +1,11 @@
 """A W&B server for tests: in memory, on the loopback only.
 
-It answers what wandb asks for in online runs, in `wandb sync`, `wandb sweep` and `wandb agent`, through wandb.Api, and
-where workspaces and reports are saved.
+It answers what wandb asks for in online runs, in `wandb sync`, `wandb sweep` and `wandb agent`,
+through wandb.Api, and where workspaces and reports are saved.
 
     with WandbServer() as server:       # WANDB_BASE_URL=server.url, and a key of 40 characters
-        ...                             # what came in: server.runs, server.alerts, server.uploads, server.received
+        ...                             # what came in: server.runs, server.alerts, server.uploads,
+        server.received
 """
 
 import base64
@@ -20,7 +21,15 @@ from typing import Any
 import yaml
 
 ENTITY = "tester"
-ACCOUNT = {"id": "e", "name": ENTITY, "entity": ENTITY, "username": ENTITY, "email": "", "admin": False, "flags": "{}"}
+ACCOUNT = {
+    "id": "e",
+    "name": ENTITY,
+    "entity": ENTITY,
+    "username": ENTITY,
+    "email": "",
+    "admin": False,
+    "flags": "{}",
+}
 TEAMS = {"teams": {"edges": [{"node": {"name": ENTITY}}]}, "apiKeys": {"edges": []}}
 LONG_AGO = "2026-01-01T00:00:00Z"
 
@@ -31,7 +40,8 @@ class StoredRun:
 
     project: str
     id: str
-    attributes: dict[str, Any] = field(default_factory=dict)  # what UpsertBucket said: displayName, groupName ...
+    # what UpsertBucket said: displayName, groupName ...
+    attributes: dict[str, Any] = field(default_factory=dict)
     streams: dict[str, list[str]] = field(default_factory=dict)  # file -> its lines
     state: str = "running"
     preempting: bool = False  # mark_preempting was called
@@ -49,7 +59,9 @@ class StoredRun:
     @property
     def summary(self) -> dict[str, Any]:
         lines = self.streams.get("wandb-summary.json")
-        summary: dict[str, Any] = json.loads(lines[-1] if lines else self.attributes.get("summaryMetrics") or "{}")
+        summary: dict[str, Any] = json.loads(
+            lines[-1] if lines else self.attributes.get("summaryMetrics") or "{}"
+        )
         return summary
 
     def as_bucket(self) -> dict[str, Any]:
@@ -77,7 +89,11 @@ class StoredRun:
             "wandbConfig": '{"t": 1}',
             "historyLineCount": len(history),
             "historyTail": json.dumps(history[-1:]),
-            "historyKeys": {"lastStep": last_step, "sets": [], "keys": {k: count for row in self.history for k in row}},
+            "historyKeys": {
+                "lastStep": last_step,
+                "sets": [],
+                "keys": {k: count for row in self.history for k in row},
+            },
             "eventsLineCount": 0,
             "eventsTail": "[]",
             "logLineCount": 0,
@@ -91,7 +107,9 @@ class StoredRun:
 
 @dataclass
 class StoredSweep:
-    """A grid: each heartbeat of an idle agent takes one of its trials. `stopped`: as by the button in W&B."""
+    """A grid: each heartbeat of an idle agent takes one of its trials. `stopped`: as by the button
+    in W&B.
+    """
 
     name: str
     project: str
@@ -101,7 +119,10 @@ class StoredSweep:
 
     def __post_init__(self) -> None:
         said = yaml.safe_load(self.text)["parameters"]
-        axes = [[(key, value) for value in spec.get("values", [spec.get("value")])] for key, spec in said.items()]
+        axes = [
+            [(key, value) for value in spec.get("values", [spec.get("value")])]
+            for key, spec in said.items()
+        ]
         self._waiting = [dict(trial) for trial in itertools.product(*axes)]
 
     def commands(self, running: list[str]) -> list[dict[str, Any]]:
@@ -134,7 +155,9 @@ class WandbServer:
         self.url = f"http://127.0.0.1:{self._http.server_port}"
 
     def __enter__(self) -> "WandbServer":
-        threading.Thread(target=self._http.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+        threading.Thread(
+            target=self._http.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True
+        ).start()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -185,7 +208,10 @@ class WandbServer:
         answer = getattr(self, f"_on_{operation}", None)
         if answer is None:
             self.unknown.add(operation)
-            return {"data": None, "errors": [{"message": f"{operation} is not written in tests/wandb_server.py"}]}
+            return {
+                "data": None,
+                "errors": [{"message": f"{operation} is not written in tests/wandb_server.py"}],
+            }
         return {"data": answer(variables)}
 
     def _on_ServerFeaturesQuery(self, variables: dict[str, Any]) -> dict[str, Any]:
@@ -227,7 +253,9 @@ class WandbServer:
     # What wandb.Api asks for.
 
     def _project(self, said: dict[str, Any], **fields: Any) -> dict[str, Any]:
-        run = self.runs.get((said["project"], said.get("name") or said.get("run") or said.get("runName") or ""))
+        run = self.runs.get(
+            (said["project"], said.get("name") or said.get("run") or said.get("runName") or "")
+        )
         return {"project": {"internalId": "1", "run": run and (run.as_bucket() | fields)}}
 
     _on_Run = _on_RunState = _on_QueryRunInfo = _on_RunHistoryKeys = _project
@@ -238,11 +266,15 @@ class WandbServer:
             return {"project": None}
         edges = [{"node": run, "cursor": run["name"]} for run in runs]
         page = {"edges": edges, "pageInfo": {"endCursor": None, "hasNextPage": False}}
-        return {"project": {"internalId": "1", "runCount": len(runs), "readOnly": False, "runs": page}}
+        return {
+            "project": {"internalId": "1", "runCount": len(runs), "readOnly": False, "runs": page}
+        }
 
     def _on_HistoryPage(self, said: dict[str, Any]) -> dict[str, Any]:
         rows = self.runs[said["project"], said["run"]].history
-        page = [json.dumps(row) for row in rows if said["minStep"] <= row["_step"] < said["maxStep"]]
+        page = [
+            json.dumps(row) for row in rows if said["minStep"] <= row["_step"] < said["maxStep"]
+        ]
         return self._project(said, history=page)
 
     def _on_RunParquetHistory(self, said: dict[str, Any]) -> dict[str, Any]:
@@ -254,7 +286,9 @@ class WandbServer:
         sampled = []
         for spec in said.get("specs") or [said["spec"]]:
             keys = set(json.loads(spec).get("keys") or [])
-            sampled.append([{k: row[k] for k in keys | {"_step"}} for row in rows if keys <= row.keys()])
+            sampled.append(
+                [{k: row[k] for k in keys | {"_step"}} for row in rows if keys <= row.keys()]
+            )
         return self._project(said, sampledHistory=sampled)
 
     _on_SampledHistoryPage = _on_RunSampledHistory
@@ -270,35 +304,66 @@ class WandbServer:
 
     def _on_CreateArtifact(self, said: dict[str, Any]) -> dict[str, Any]:
         self.artifacts.append(said["input"] | {"state": "PENDING"})
-        told = {"id": str(len(self.artifacts) - 1), "state": "PENDING", "artifactSequence": {"latestArtifact": None}}
+        told = {
+            "id": str(len(self.artifacts) - 1),
+            "state": "PENDING",
+            "artifactSequence": {"latestArtifact": None},
+        }
         return {"createArtifact": {"artifact": told}}
 
     def _on_CreateArtifactManifest(self, said: dict[str, Any]) -> dict[str, Any]:
         url = f"{self.url}/artifacts/{said['artifactID']}/{said['name']}"
         file = {"id": "f", "uploadUrl": url, "uploadHeaders": []}
-        return {"createArtifactManifest": {"artifactManifest": {"id": said["artifactID"], "file": file}}}
+        return {
+            "createArtifactManifest": {"artifactManifest": {"id": said["artifactID"], "file": file}}
+        }
 
     def _on_CreateArtifactFiles(self, said: dict[str, Any]) -> dict[str, Any]:
         edges = []
         for file in said["input"]["artifactFiles"]:
             path = f"artifacts/{file['artifactID']}/{file['name']}"
             node = {"storagePath": path, "uploadUrl": f"{self.url}/{path}", "uploadHeaders": []}
-            edges.append({"node": node | {"uploadMultipartUrls": None, "artifact": {"id": file["artifactID"]}}})
+            edges.append(
+                {
+                    "node": node
+                    | {"uploadMultipartUrls": None, "artifact": {"id": file["artifactID"]}}
+                }
+            )
         return {"createArtifactFiles": {"files": {"edges": edges}}}
 
     def _on_CommitArtifact(self, said: dict[str, Any]) -> dict[str, Any]:
         artifact = self.artifacts[int(said["artifactID"])]
         artifact["state"] = "COMMITTED"
-        return {"commitArtifact": {"artifact": {"id": said["artifactID"], "digest": artifact["digest"]}}}
+        return {
+            "commitArtifact": {"artifact": {"id": said["artifactID"], "digest": artifact["digest"]}}
+        }
 
     def _on_ArtifactByID(self, said: dict[str, Any]) -> dict[str, Any]:
         artifact = self.artifacts[int(said["id"])]
         project = {"id": "p", "internalId": "1", "name": artifact["projectName"], "entity": ACCOUNT}
-        sequence = {"__typename": "ArtifactSequence", "id": "s", "name": artifact["artifactCollectionName"]}
+        sequence = {
+            "__typename": "ArtifactSequence",
+            "id": "s",
+            "name": artifact["artifactCollectionName"],
+        }
         known = {
-            **{"__typename": "Artifact", "id": said["id"], "state": artifact["state"], "digest": artifact["digest"]},
-            **{"artifactSequence": sequence | {"project": project}, "versionIndex": 0, "size": 0, "fileCount": 0},
-            **{"artifactType": {"name": artifact["artifactTypeName"]}, "ttlDurationSeconds": -1, "tags": []},
+            **{
+                "__typename": "Artifact",
+                "id": said["id"],
+                "state": artifact["state"],
+                "digest": artifact["digest"],
+            },
+            **{
+                "artifactSequence": sequence | {"project": project},
+                "versionIndex": 0,
+                "size": 0,
+                "fileCount": 0,
+            },
+            **{
+                "artifactType": {"name": artifact["artifactTypeName"]},
+                "ttlDurationSeconds": -1,
+                "tags": [],
+            },
             **{"ttlIsInherited": True, "createdAt": LONG_AGO, "aliases": []},
             **dict.fromkeys(("description", "metadata", "historyStep", "commitHash", "updatedAt")),
         }
@@ -309,14 +374,27 @@ class WandbServer:
     def _on_upsertView(self, said: dict[str, Any]) -> dict[str, Any]:
         self.views.append(said)
         project = {"id": "p", "name": said["projectName"], "entityName": said["entityName"]}
-        return {"upsertView": {"view": {**said, "id": f"view{len(self.views)}", "project": project}, "inserted": True}}
+        return {
+            "upsertView": {
+                "view": {**said, "id": f"view{len(self.views)}", "project": project},
+                "inserted": True,
+            }
+        }
 
     _on_UpsertView2 = _on_upsertView
 
     def _on_GetProjects(self, said: dict[str, Any]) -> dict[str, Any]:
         projects = dict.fromkeys(run.project for run in self.runs.values())
-        described = {"entityName": said["entity"], "createdAt": LONG_AGO, "isBenchmark": False, "user": None}
-        edges = [{"node": {"__typename": "Project", "id": "p", "name": name, **described}} for name in projects]
+        described = {
+            "entityName": said["entity"],
+            "createdAt": LONG_AGO,
+            "isBenchmark": False,
+            "user": None,
+        }
+        edges = [
+            {"node": {"__typename": "Project", "id": "p", "name": name, **described}}
+            for name in projects
+        ]
         page = {"__typename": "PageInfo", "endCursor": None, "hasNextPage": False}
         return {"models": {"edges": edges, "pageInfo": page}}
 
@@ -334,7 +412,9 @@ class WandbServer:
 
     def _on_SweepWithRuns(self, said: dict[str, Any]) -> dict[str, Any]:
         sweep = self.sweeps[said["sweep"]]
-        return {"project": {"sweep": {"id": sweep.name, "config": sweep.text, "runs": {"edges": []}}}}
+        return {
+            "project": {"sweep": {"id": sweep.name, "config": sweep.text, "runs": {"edges": []}}}
+        }
 
     def _on_CreateAgent(self, said: dict[str, Any]) -> dict[str, Any]:
         return {"createAgent": {"agent": {"id": said["sweep"]}}}
@@ -364,7 +444,9 @@ class _Handler(BaseHTTPRequestHandler):
         is_file = isinstance(answer, bytes)
         content = answer if isinstance(answer, bytes) else json.dumps(answer).encode()
         self.send_response(404 if answer is None else 200)
-        self.send_header("Content-Type", "application/octet-stream" if is_file else "application/json")
+        self.send_header(
+            "Content-Type", "application/octet-stream" if is_file else "application/json"
+        )
         self.send_header("Content-Length", str(len(content)))
         self.end_headers()
         self.wfile.write(content)

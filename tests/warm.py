@@ -1,4 +1,6 @@
-"""Imported once by the server from which the tests fork their ranks: what each of them would do again."""
+"""Imported once by the server from which the tests fork their ranks: what each of them would do
+again.
+"""
 
 from train.config.code_hash import code_hash
 from train.config.identity import computing_files

@@ -7,7 +7,18 @@ if TYPE_CHECKING:
     from torch import nn
 
 LAYERS = (
-    ("evaluate", "merge", "prepare", "verify", "compare", "sweep", "new", "launch", "doctor", "trace"),
+    (
+        "evaluate",
+        "merge",
+        "prepare",
+        "verify",
+        "compare",
+        "sweep",
+        "new",
+        "launch",
+        "doctor",
+        "trace",
+    ),
     ("standard", "accumulate"),
     ("main",),
     ("loop",),
@@ -35,14 +46,17 @@ LAYERS = (
     ("terminal", "output"),
     ("redaction",),
 )
-"""Modules and packages of this package: each imports only from layers below its own. A test walks the list."""
+"""Modules and packages of this package: each imports only from layers below its own. A test walks
+the list.
+"""
 
 
 def load(run_folder: str | Path, name: str = "model", trust: bool = False) -> "nn.Module":
-    """The trained model of a run folder, on the CPU, in evaluation mode; `ema`: with the average of its weights.
+    """The trained model of a run folder, on the CPU, in evaluation mode; `ema`: with the average of
+    its weights.
 
-    Its config names code. What is neither of this package, nor of my/, nor a module of an installed library is only
-    called with `trust`: for folders of your own.
+    Its config names code. What is neither of this package, nor of my/, nor a module of an installed
+    library is only called with `trust`: for folders of your own.
     """
     from train.models.weights import load_final  # here: `import train` alone stays free of torch
 

@@ -25,8 +25,8 @@ PAGE = "compare.html"
 EQUAL, UNEQUAL = 0, 1
 
 EPILOG = """\
-RUN is a run folder, a folder with run folders anywhere below, or entity/project/run in W&B. The first set-up is what
-the others are compared with. Runs that differ in their seed alone are one set-up.
+RUN is a run folder, a folder with run folders anywhere below, or entity/project/run in W&B.
+The others are compared with the first set-up. Runs that differ in their seed alone are one set-up.
 
 exit code: 0 told, 1 not equal as --assert-equal asks, 2 nothing that can be compared
 """
@@ -64,12 +64,24 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         "--assert-equal",
         type=float,
         metavar="TOLERANCE",
-        help="exit 1 unless the losses of all runs with the same seed are that close, absolutely, at all common rows",
+        help=(
+            "exit 1 unless the losses of all runs with the same seed are that close, absolutely, "
+            "at all common rows"
+        ),
     )
-    parser.add_argument("--target", type=float, metavar="LOSS", help="tell the training time to this evaluation loss")
+    parser.add_argument(
+        "--target",
+        type=float,
+        metavar="LOSS",
+        help="tell the training time to this evaluation loss",
+    )
     parser.add_argument("--json", action="store_true", help="print JSON instead of text")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="write pictures and compare.html there")
-    parser.add_argument("--x", choices=("samples", "steps", "hours"), default="samples", help="x-axis of the losses")
+    parser.add_argument(
+        "--out", type=Path, metavar="DIR", help="write pictures and compare.html there"
+    )
+    parser.add_argument(
+        "--x", choices=("samples", "steps", "hours"), default="samples", help="x-axis of the losses"
+    )
     return parser.parse_args(argv)
 
 
@@ -90,7 +102,9 @@ def _write(comparison: Comparison, folder: Path, x: str) -> None:
         pictures = draw(comparison, folder, x)
         (folder / PAGE).write_text(page(comparison, pictures), encoding="utf-8")
     except OSError as error:
-        raise CannotRead(f"compare: cannot write {folder}: {error.strerror}\n  type: --out ANOTHER") from error
+        raise CannotRead(
+            f"compare: cannot write {folder}: {error.strerror}\n  type: --out ANOTHER"
+        ) from error
     print("wrote", folder / PAGE, *(picture.path.name for picture in pictures), file=sys.stderr)
 
 
@@ -98,7 +112,12 @@ def _assert_equal(comparison: Comparison, found: Found, tolerance: float) -> int
     reasons = [f"{each.where} was left out: {each.why}" for each in found.left_out]
     reasons += unequal(found.runs, losses(comparison.groups), tolerance)
     if reasons:
-        print(f"not equal within {tolerance:g}:", *(f"  - {reason}" for reason in reasons), sep="\n", file=sys.stderr)
+        print(
+            f"not equal within {tolerance:g}:",
+            *(f"  - {reason}" for reason in reasons),
+            sep="\n",
+            file=sys.stderr,
+        )
         return UNEQUAL
     agreed = (agreement(found.runs, metric) for metric in losses(comparison.groups))
     told = "; ".join(str(each) for each in agreed if each)

@@ -1,6 +1,8 @@
-"""Small files of a run folder: read as if anybody could have put anything there, and written through no link.
+"""Small files of a run folder: read as if anybody could have put anything there, and written
+through no link.
 
-Whoever copies, shares or mends a run folder may leave a pipe, a device, a link or half a file under any of its names.
+Whoever copies, shares or mends a run folder may leave a pipe, a device, a link or half a file under
+any of its names.
 """
 
 import errno
@@ -19,7 +21,8 @@ DEEPEST = 100
 """Levels of lists and mappings in each other."""
 
 Shape = Any
-"""What a value must be: a type, a tuple of types, or {key: shape} for a mapping that has at least these keys.
+"""What a value must be: a type, a tuple of types, or {key: shape} for a mapping that has at least
+these keys.
 
 A key that ends in `?` may be absent.
 """
@@ -32,7 +35,9 @@ ENVIRONMENT: Shape = {"job?": dict}
 
 
 class Unreadable(ValueError):
-    """A file that is there, and is not what belongs there; the message says why, after the file's name."""
+    """A file that is there, and is not what belongs there; the message says why, after the file's
+    name.
+    """
 
 
 def read_bytes(path: Path, most: int = MOST_BYTES, through_links: bool = True) -> bytes:
@@ -59,14 +64,20 @@ def read_bytes(path: Path, most: int = MOST_BYTES, through_links: bool = True) -
     return content
 
 
-def read_json(path: Path, shape: Shape = dict, most: int = MOST_BYTES, through_links: bool = True) -> Any:
-    """What a JSON file holds. Raises Unreadable where that has not the shape, FileNotFoundError where none is there."""
+def read_json(
+    path: Path, shape: Shape = dict, most: int = MOST_BYTES, through_links: bool = True
+) -> Any:
+    """What a JSON file holds. Raises Unreadable where that has not the shape, FileNotFoundError
+    where none is there.
+    """
     try:
         value = parse(read_bytes(path, most, through_links))
     except FileNotFoundError:
         raise
     except Unreadable as error:
-        raise Unreadable(str(error) if str(path) in str(error) else f"{path} is damaged: {error}") from error
+        raise Unreadable(
+            str(error) if str(path) in str(error) else f"{path} is damaged: {error}"
+        ) from error
     if wrong := misfit(value, shape):
         raise Unreadable(f"{path} is damaged: {wrong}")
     return value
@@ -110,11 +121,20 @@ def misfit(value: Any, shape: Shape, place: str = "") -> str:
     return ""
 
 
-NAMES = {dict: "a mapping", list: "a list", str: "a text", int: "an integer", float: "a number", bool: "true or false"}
+NAMES = {
+    dict: "a mapping",
+    list: "a list",
+    str: "a text",
+    int: "an integer",
+    float: "a number",
+    bool: "true or false",
+}
 
 
 def open_blocks(path: Path, size: int = 2**20, longest: int = 2**20) -> Iterator[bytes]:
-    """The lines of a file, many at a time; of one that is longer, pieces. Raises as read_bytes does."""
+    """The lines of a file, many at a time; of one that is longer, pieces. Raises as read_bytes
+    does.
+    """
     number = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     _check_regular(path, number)
     with os.fdopen(number, "rb") as file:
@@ -123,8 +143,8 @@ def open_blocks(path: Path, size: int = 2**20, longest: int = 2**20) -> Iterator
 
 
 def lines_from_end(file: BinaryIO, size: int = 2**20) -> Iterator[tuple[int, list[bytes]]]:
-    """(place of the first, lines), some at a time: the last ones of the file come first. Of a line that is longer than
-    `size`, pieces.
+    """(place of the first, lines), some at a time: the last ones of the file come first. Of a line
+    that is longer than `size`, pieces.
     """
     start, later = file.seek(0, os.SEEK_END), b""
     while start:
@@ -149,7 +169,9 @@ def _check_regular(path: Path, number: int) -> None:
 
 
 def open_own(path: Path, fresh: bool = False) -> int:
-    """A file to append to, made where it is not there, or `fresh`. Raises OSError for a link, a pipe or a device."""
+    """A file to append to, made where it is not there, or `fresh`. Raises OSError for a link, a
+    pipe or a device.
+    """
     if fresh:
         path.unlink(missing_ok=True)
     flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
@@ -158,7 +180,9 @@ def open_own(path: Path, fresh: bool = False) -> int:
         number = os.open(path, flags, 0o666)
     except OSError as error:
         if error.errno == errno.ELOOP:
-            raise OSError(errno.ELOOP, "it is a link, and nothing is written through one", str(path)) from None
+            raise OSError(
+                errno.ELOOP, "it is a link, and nothing is written through one", str(path)
+            ) from None
         raise
     mode = os.fstat(number).st_mode
     if not stat.S_ISREG(mode):
@@ -173,7 +197,9 @@ def first_free(paths: Iterable[Path]) -> Path:
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """All of it or nothing, whenever a kill comes. A link of that name is replaced, not followed."""
+    """All of it or nothing, whenever a kill comes. A link of that name is replaced, not
+    followed.
+    """
     unfinished = path.with_name(f".{path.name}.unfinished")
     remove(unfinished)
     try:
@@ -224,7 +250,12 @@ def _shown(value: Any) -> str:
 
 
 def _kind(mode: int) -> str:
-    kinds = {stat.S_ISDIR: "a folder", stat.S_ISFIFO: "a pipe", stat.S_ISSOCK: "a socket", stat.S_ISLNK: "a link"}
+    kinds = {
+        stat.S_ISDIR: "a folder",
+        stat.S_ISFIFO: "a pipe",
+        stat.S_ISSOCK: "a socket",
+        stat.S_ISLNK: "a link",
+    }
     return next((name for test, name in kinds.items() if test(mode)), "a device")
 
 

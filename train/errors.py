@@ -1,7 +1,7 @@
 """How a process ends: the errors that a user can fix, the exit codes, and what joins the two.
 
-Imports no torch, and of the package only what prints, behind the doors that let no secret out: every entry point begins
-and ends through here.
+Imports no torch, and of the package only what prints, behind the doors that let no secret out:
+every entry point begins and ends through here.
 """
 
 import atexit
@@ -23,18 +23,22 @@ from train.terminal import on_lines, write_lines
 P = ParamSpec("P")
 
 FINISHED, FAILED, BAD_CONFIG, STOPPED = 0, 1, 2, 75
-"""Exit codes: finished; any other failure; config, data or the user's code must change; stopped and saved."""
+"""Exit codes: finished; any other failure; config, data or the user's code must change; stopped and
+saved.
+"""
 
 
 class UserError(ValueError):
-    """The config, the data, the launch or the user's own code must change; the message says what to type.
+    """The config, the data, the launch or the user's own code must change; the message says what to
+    type.
 
     Every entry point prints its message without a stack trace and ends with exit code 2.
     """
 
 
 class RunFailed(RuntimeError):
-    """A run that ends here, with what it saved; the message says why, in a sentence without a stack trace.
+    """A run that ends here, with what it saved; the message says why, in a sentence without a stack
+    trace.
 
     Exit code 1: no change of the config is known to fix it.
     """
@@ -49,7 +53,8 @@ class RankFailed(RunFailed):
 
 
 class ShortOfMemory(RankFailed):
-    """Ranks ran out of memory before the reduction, and nothing else failed: all ranks raise it together.
+    """Ranks ran out of memory before the reduction, and nothing else failed: all ranks raise it
+    together.
 
     Its cause is the error of this rank, where it is one of them.
     """
@@ -69,19 +74,28 @@ def is_out_of_memory(error: BaseException | None) -> bool:
     )
     while error is not None and not isinstance(error, UserError | RunFailed):
         text = str(error).lower()
-        is_of_machine = isinstance(error, RuntimeError | OSError) and any(each in text for each in words)
-        if is_of_machine or isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        is_of_machine = isinstance(error, RuntimeError | OSError) and any(
+            each in text for each in words
+        )
+        if (
+            is_of_machine
+            or isinstance(error, MemoryError)
+            or type(error).__name__ == "OutOfMemoryError"
+        ):
             return True
         error = error.__cause__
     return False
 
 
 @contextmanager
-def ends_in_a_sentence(kind: type[UserError], what: str, of: type[Exception] = Exception) -> Iterator[None]:
-    """What the user's own code or arguments raise inside, an error `of` this class, becomes `kind`, which says where.
+def ends_in_a_sentence(
+    kind: type[UserError], what: str, of: type[Exception] = Exception
+) -> Iterator[None]:
+    """What the user's own code or arguments raise inside, an error `of` this class, becomes `kind`,
+    which says where.
 
-    So does sys.exit, by which one rank would leave the others. Not what another start may cure: a full memory or disk,
-    a network.
+    So does sys.exit, by which one rank would leave the others. Not what another start may cure: a
+    full memory or disk, a network.
     """
     try:
         yield
@@ -98,7 +112,9 @@ def ends_in_a_sentence(kind: type[UserError], what: str, of: type[Exception] = E
 
 
 def raisable(error: Exception) -> type[Exception]:
-    """The kind of an error, for a rank that raises it with another text; some kinds take more than a text."""
+    """The kind of an error, for a rank that raises it with another text; some kinds take more than
+    a text.
+    """
     try:
         type(error)("")
     except TypeError:
@@ -108,7 +124,9 @@ def raisable(error: Exception) -> type[Exception]:
 
 def some(names: Sequence[str], count: int = 3) -> str:
     """The first names, and how many more there are."""
-    return ", ".join(names[:count]) + (f" and {len(names) - count} more" if len(names) > count else "")
+    return ", ".join(names[:count]) + (
+        f" and {len(names) - count} more" if len(names) > count else ""
+    )
 
 
 def counted(number: int, noun: str) -> str:
@@ -122,10 +140,11 @@ def code_of(error: BaseException) -> int:
 
 
 def entry_point(main: Callable[P, int]) -> Callable[P, int]:
-    """Decorates the `main` of an entry point: a UserError ends it in one sentence and with exit code 2.
+    """Decorates the `main` of an entry point: a UserError ends it in one sentence and with exit
+    code 2.
 
-    From here to the end of the process nothing is shown that is known to be secret, and what is printed where nobody
-    reads it any more is lost without an error.
+    From here to the end of the process nothing is shown that is known to be secret, and what is
+    printed where nobody reads it any more is lost without an error.
     """
 
     @functools.wraps(main)
@@ -144,7 +163,9 @@ def entry_point(main: Callable[P, int]) -> Callable[P, int]:
 
 
 def print_error(text: str) -> None:
-    """On stderr, once on each machine, since its ranks read the same files; all but the first machine say who."""
+    """On stderr, once on each machine, since its ranks read the same files; all but the first
+    machine say who.
+    """
     if _is_first_of_node():
         who = "" if _is_main() else f"rank {os.environ['RANK']}: "
         write_lines(who + on_lines(text))
@@ -163,12 +184,14 @@ def ending(reason: str, code: int, step: int) -> dict[str, Any]:
 def write_ending(reason: str, code: int, step: int, alone: bool = False) -> bool:
     """Write the exit code down for the launch.sh of this machine; False where there is none.
 
-    `alone`: this rank ends before the others, of which the first of the machine may be ended without a word.
+    `alone`: this rank ends before the others, of which the first of the machine may be ended
+    without a word.
     """
     file = os.environ.get("ISOBATCH_ENDED")
     if file and (alone or _is_first_of_node()):
         content = {**ending(reason, code, step), "main": _is_main()}
-        with suppress(FileNotFoundError):  # that launch was killed, and a later one has swept its folder
+        # that launch was killed, and a later one has swept its folder
+        with suppress(FileNotFoundError):
             Path(file).write_text(json.dumps(content), encoding="utf-8")
     return bool(file)
 
@@ -176,14 +199,16 @@ def write_ending(reason: str, code: int, step: int, alone: bool = False) -> bool
 def exit_code(reason: str, code: int, step: int) -> int:
     """The code for this process to exit with at an end that is the same on all ranks.
 
-    Under launch.sh (ISOBATCH_ENDED names a file) that is 0, and the file holds the code: accelerate's launcher knows
-    only 0 and 1, and would take any other code for a crash and restart the ranks.
-    A stop that was asked for is 0 too where torchrun, or accelerate, was told to restart ranks that fail.
+    Under launch.sh (ISOBATCH_ENDED names a file) that is 0, and the file holds the code:
+    accelerate's launcher knows only 0 and 1, and would take any other code for a crash and restart
+    the ranks. A stop that was asked for is 0 too where torchrun, or accelerate, was told to restart
+    ranks that fail.
     """
     if not write_ending(reason, code, step):
         return FINISHED if code == STOPPED and _may_be_restarted() else code
-    # On another machine a config may be bad that is good on the first one: its rank must not look as if all were well.
-    # A stop is no failure there: it would keep the launcher of the first machine waiting for 300 s.
+    # On another machine a config may be bad that is good on the first one: its rank must not look
+    # as if all were well. A stop is no failure there: it would keep the launcher of the first
+    # machine waiting for 300 s.
     failed_alone = code not in (FINISHED, STOPPED) and not _is_main() and _is_first_of_node()
     return code if failed_alone else FINISHED
 
@@ -196,8 +221,9 @@ def _may_be_restarted() -> bool:
 def leave(code: int) -> NoReturn:
     """End this process; to be called when all is written.
 
-    By os._exit: at commit 1294539 one of 17 launches of two or three ranks ended by SIGABRT in the end of the
-    interpreter itself, after all was saved. Why is not known; it was not seen again, with or without this.
+    By os._exit: at commit 1294539 one of 17 launches of two or three ranks ended by SIGABRT in the
+    end of the interpreter itself, after all was saved. Why is not known; it was not seen again,
+    with or without this.
     """
     for thread in threading.enumerate():
         if thread is not threading.current_thread() and not thread.daemon:

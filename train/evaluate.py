@@ -16,15 +16,33 @@ from train.data import DataError, open_sets
 from train.disk import Unreadable, read_json
 from train.distributed.accelerator import check_launcher, connect
 from train.distributed.ranks import launched_rank
-from train.errors import BAD_CONFIG, FAILED, FINISHED, RunFailed, entry_point, exit_code, print_error
+from train.errors import (
+    BAD_CONFIG,
+    FAILED,
+    FINISHED,
+    RunFailed,
+    entry_point,
+    exit_code,
+    print_error,
+)
 from train.evaluation.evaluator import Evaluation
 from train.models.precision import open_door
 from train.models.weights import NotFinished, final_weights, parameter_dtype, trained_model
 from train.tasks import make_task
 
-USAGE = "usage: python -m train.evaluate RUN [key=value ...] [--trust]      RUN: a run folder, such as runs/digits"
+USAGE = (
+    "usage: python -m train.evaluate RUN [key=value ...] [--trust]      RUN: a run folder, such "
+    "as runs/digits"
+)
 CALLED = frozenset(
-    {"model.target", "task.target", "data.source", "data.transform", "data.eval_transform", "data.tokenizer"}
+    {
+        "model.target",
+        "task.target",
+        "data.source",
+        "data.transform",
+        "data.eval_transform",
+        "data.tokenizer",
+    }
 )
 """Keys that name what is called."""
 
@@ -57,12 +75,16 @@ def _micro_batch(run_folder: Path) -> int:
     except Unreadable as error:
         raise NotFinished(f"{error}. Name another run folder, or train again") from error
     if micro < 1:
-        raise NotFinished(f"{plan} is damaged: batch.micro is {micro}. Name another run folder, or train again")
+        raise NotFinished(
+            f"{plan} is damaged: batch.micro is {micro}. Name another run folder, or train again"
+        )
     return micro
 
 
 def evaluate(run_folder: Path, overrides: Sequence[str], trust: bool = False) -> dict[str, float]:
-    """{metric: value} of the run's final weights on its evaluation sets, overrides above the run's own config."""
+    """{metric: value} of the run's final weights on its evaluation sets, overrides above the run's
+    own config.
+    """
     weights = final_weights(run_folder)
     foreign = Foreign(run_folder, CALLED, trust, "--trust")
     config = load([str(run_folder / "config.yaml"), *overrides], foreign).config
@@ -70,7 +92,8 @@ def evaluate(run_folder: Path, overrides: Sequence[str], trust: bool = False) ->
     sets = open_sets(config, task.columns)
     if not sets.evaluation:
         raise DataError(
-            "the config names no samples to evaluate on. Type: data.eval_fraction=0.2, or data.eval_split=test"
+            "the config names no samples to evaluate on. Type: data.eval_fraction=0.2, or "
+            "data.eval_split=test"
         )
     batch_size = _micro_batch(run_folder)
     check_launcher(config)

@@ -1,4 +1,5 @@
-"""Starts a training on all GPUs or on the CPU: python -m train.launch [standard|accumulate] CONFIG [key=value ...]
+"""Starts a training on all GPUs or on the CPU: python -m train.launch [standard|accumulate] CONFIG
+[key=value ...]
 
 ./launch.sh is the same, once it has found or made the environment.
 """
@@ -18,14 +19,22 @@ from train.launching.launcher_file import find
 from train.launching.machines import find_machines
 from train.launching.supervisor import Supervisor
 
-OF_AN_OUTER_RUN = ("RANK", "LOCAL_RANK", "ISOBATCH_WORLD_SIZE", "ISOBATCH_ENDED", "ISOBATCH_ATTEMPT")
+OF_AN_OUTER_RUN = (
+    "RANK",
+    "LOCAL_RANK",
+    "ISOBATCH_WORLD_SIZE",
+    "ISOBATCH_ENDED",
+    "ISOBATCH_ATTEMPT",
+)
 OF_ITS_MACHINES = ("PET_RDZV_ID", "PET_RDZV_ENDPOINT", "PET_NNODES", "PET_LOCAL_ADDR")
 INTERRUPTED = 130
 
 
 @entry_point
 def main(argv: Sequence[str]) -> int:
-    """The exit code: 0 finished, 2 bad config or data, 75 stopped on request and saved, else a failure."""
+    """The exit code: 0 finished, 2 bad config or data, 75 stopped on request and saved, else a
+    failure.
+    """
     _forget_outer_run(os.environ)
     arguments = parse(argv)
     if arguments.help:
@@ -69,4 +78,5 @@ def _precision(arguments: Arguments) -> str:
 
 
 if __name__ == "__main__":
-    leave(main(sys.argv[1:]))  # a Ctrl-C that comes while the interpreter ends would else be the exit code
+    # a Ctrl-C that comes while the interpreter ends would else be the exit code
+    leave(main(sys.argv[1:]))

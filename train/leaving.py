@@ -27,8 +27,8 @@ WAIT_SECONDS = 5.0  # for the other ranks to fail at the same place
 def save_what_is_whole(run: Run, board: Board, error: BaseException) -> str:
     """A sentence on what is kept of a run that `error` ends; empty where nothing was trained.
 
-    Saved is a step that all ranks have completed and hold now, or can go back to. Where one rank alone fails in the
-    midst of a step, nothing is saved: the others wait for it in the reduction.
+    Saved is a step that all ranks have completed and hold now, or can go back to. Where one rank
+    alone fails in the midst of a step, nothing is saved: the others wait for it in the reduction.
     """
     first_line = str(error).strip().partition("\n")[0]
     if not lost_rank(error):
@@ -36,8 +36,8 @@ def save_what_is_whole(run: Run, board: Board, error: BaseException) -> str:
     step = run.report.progress.step
     if lost_rank(error) or (not step and not run.report.progress.evaluation_owed):
         return ""
-    # A second Ctrl-C leaves at once; a save that has failed, weights that differ, or what was saved beside already, are
-    # not to be tried again.
+    # A second Ctrl-C leaves at once; a save that has failed, weights that differ, or what was saved
+    # beside already, are not to be tried again.
     hopeless = isinstance(error, KeyboardInterrupt | SaveFailed | RanksDisagree | Displaced)
     if not hopeless and _agreed(run, board):
         # Whatever goes wrong now: the error that ended the run is the one to be reported.
@@ -91,7 +91,8 @@ def shortage_elsewhere(run: Run, board: Board, kept: str = "") -> str:
 
 
 def loss_of_rank(run: Run, board: Board) -> str:
-    """For a rank that has lost another one: which, why where that one could say it, and what there is to go on from.
+    """For a rank that has lost another one: which, why where that one could say it, and what there
+    is to go on from.
 
     It is printed here.
     """
@@ -125,8 +126,8 @@ def _newest(run: Run) -> str:
 
 def _go_on(run: Run) -> str:
     return (
-        f"Once that is mended, type the same command again; where code that computes was changed, with "
-        f"checkpoint.resume={run.folder.path}"
+        "Once that is mended, type the same command again; where code that computes was changed, "
+        f"with checkpoint.resume={run.folder.path}"
     )
 
 
@@ -140,7 +141,9 @@ def _agreed(run: Run, board: Board) -> bool:
 
 
 def _of_all(run: Run, board: Board, subject: str, text: str, hopeless: str = "") -> list[str]:
-    """What each rank has pinned up, this one `text`; none where one does not come in time, or is `hopeless`."""
+    """What each rank has pinned up, this one `text`; none where one does not come in time, or is
+    `hopeless`.
+    """
     board.pin(subject, text)
     deadline = time.monotonic() + WAIT_SECONDS
     while True:

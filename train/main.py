@@ -48,7 +48,8 @@ class Ending:
 def main(argv: Sequence[str], loop: str, compute_gradient: ComputeGradient) -> int:
     """Train as the command line says.
 
-    Returns the exit code: 0 finished, 2 bad config, data or launch, 75 stopped on request and saved, 1 anything else.
+    Returns the exit code: 0 finished, 2 bad config, data or launch, 75 stopped on request and
+    saved, 1 anything else.
     """
     loaded = load(argv)
     if "--print-config" in loaded.flags:
@@ -107,7 +108,8 @@ def train(loaded: Loaded, loop: str, compute_gradient: ComputeGradient) -> Endin
         left = _fit(run, compute_gradient)
     if left.error is None or left.alone:
         with suppress(OSError):
-            # exit_code writes it again. First: a signal may end this process while weights are sent.
+            # exit_code writes it again. First: a signal may end this process while weights are
+            # sent.
             write_ending(left.reason, left.code, progress.step, left.alone)
     run.close(left.reason, left.code)  # no watchdog: it may wait long for W&B
     if left.error is not None:
@@ -155,7 +157,8 @@ def _failed(run: Run, board: Board, error: BaseException) -> Left:
         told = f"{type(error).__name__}: {error}"
         if kept:
             print_error(kept)
-        if isinstance(error, SystemExit):  # of the user's code: whatever it says, this run has not finished
+        # of the user's code: whatever it says, this run has not finished
+        if isinstance(error, SystemExit):
             print_error(told)
             error = SystemExit(FAILED)
         return Left(f"{told}. {kept}" if kept else told, code_of(error), error)
@@ -180,8 +183,11 @@ def _finish(run: Run) -> Left:
 
 
 def _stopped(run: Run) -> Left:
-    """All ranks have agreed on a stop. An evaluation that it cut short is owed: the checkpoint says so."""
+    """All ranks have agreed on a stop. An evaluation that it cut short is owed: the checkpoint says
+    so.
+    """
     run.save()
     run.ranks.together(run.ranks.alone.check)
-    cause = next(filter(None, run.ranks.gather(run.stop.cause)))  # it may have reached another rank only
+    # it may have reached another rank only
+    cause = next(filter(None, run.ranks.gather(run.stop.cause)))
     return Left(f"stopped by {cause}", STOPPED)

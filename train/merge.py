@@ -2,7 +2,8 @@
 
 python -m train.merge CHECKPOINT OUT [--trust]
 
-OUT becomes a folder that train.load opens, and OUT/final one for from_pretrained where the model is transformers' own.
+OUT becomes a folder that train.load opens, and OUT/final one for from_pretrained where the model is
+transformers' own.
 """
 
 import shutil
@@ -16,12 +17,22 @@ from train.checkpoint.files import read_model, read_state
 from train.checkpoint.manifest import verify
 from train.config import Foreign, load
 from train.data import save_tokenizer
-from train.errors import BAD_CONFIG, FAILED, FINISHED, RunFailed, UserError, entry_point, exit_code, print_error
+from train.errors import (
+    BAD_CONFIG,
+    FAILED,
+    FINISHED,
+    RunFailed,
+    UserError,
+    entry_point,
+    exit_code,
+    print_error,
+)
 from train.models.scaling import STATE, Scaling
 from train.models.weights import make_model, parameter_dtype, save_weights
 
 USAGE = (
-    "usage: python -m train.merge CHECKPOINT OUT [--trust]      CHECKPOINT: runs/NAME, or one of runs/NAME/checkpoints"
+    "usage: python -m train.merge CHECKPOINT OUT [--trust]      CHECKPOINT: runs/NAME, or one of "
+    "runs/NAME/checkpoints"
 )
 
 
@@ -52,16 +63,21 @@ def merge(checkpoint: Path, out: Path, trust: bool = False) -> Path:
     except NoCheckpoint as error:
         raise NotMerged(str(error).removeprefix("checkpoint.resume=")) from error
     run = checkpoint.parent.parent
-    config = load([str(run / "config.yaml")], Foreign(run, frozenset({"model.target"}), trust, "--trust")).config
+    config = load(
+        [str(run / "config.yaml")], Foreign(run, frozenset({"model.target"}), trust, "--trust")
+    ).config
     module = make_model(config)
     files = verify(checkpoint, contents=False)["files"]
     read_model(checkpoint, module, files)
-    numbers = read_state(checkpoint, files).get(STATE)  # config.yaml is that of the last start, and may say otherwise
+    # config.yaml is that of the last start, and may say otherwise
+    numbers = read_state(checkpoint, files).get(STATE)
     if numbers is not None:
         Scaling(numbers["mean"], numbers["deviation"], parameter_dtype(config)).install(module)
     out.mkdir(parents=True)
     shutil.copy(run / "config.yaml", out / "config.yaml")
-    return save_weights(module, out / "final", save_beside=partial(save_tokenizer, config.data.tokenizer))
+    return save_weights(
+        module, out / "final", save_beside=partial(save_tokenizer, config.data.tokenizer)
+    )
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
-"""Metric names. They live here and only here; the first part is the section in W&B, the suffix the unit.
+"""Metric names. They live here and only here; the first part is the section in W&B, the suffix the
+unit.
 
-Tokens are those of blocks (data.block_size), as the model takes them: the first tokens of documents count, which are
-not predicted, and what a set's last block is filled up with does not.
+Tokens are those of blocks (data.block_size), as the model takes them: the first tokens of documents
+count, which are not predicted, and what a set's last block is filled up with does not.
 """
 
 LOSS = "train/loss"
@@ -24,7 +25,8 @@ MICRO_SIZE = "batch/micro_size"
 ACCUMULATION_STEPS = "batch/accumulation_steps"
 WORLD_SIZE = "batch/world_size"
 NOISE_SCALE = "batch/noise_scale"
-NOISE_SCALE_ERROR = "batch/noise_scale_relative_error"  # one standard error of the estimate, as is the next
+# one standard error of the estimate, as is the next
+NOISE_SCALE_ERROR = "batch/noise_scale_relative_error"
 BREAK_EVEN = "batch/break_even_accumulation_steps"
 BREAK_EVEN_ERROR = "batch/break_even_relative_error"
 
@@ -38,9 +40,11 @@ SMALLEST_PEAK = "memory/smallest_peak_gib"
 WEIGHTS = "memory/weights_gib"
 GRADIENTS = "memory/gradients_gib"
 OPTIMIZER_STATE = "memory/optimizer_gib"
-ACTIVATIONS = "memory/activations_gib"  # GPU: of the peak, what forward and backward give back; CPU: what is saved
+# GPU: of the peak, what forward and backward give back; CPU: what is saved
+ACTIVATIONS = "memory/activations_gib"
 ALLOCATOR_RETRIES = "memory/allocator_retries"
-PLAN_ERROR = "memory/plan_error"  # predicted / measured - 1, of the peak of the first step that was measured; once
+# predicted / measured - 1, of the peak of the first step that was measured; once
+PLAN_ERROR = "memory/plan_error"
 
 TRAINING_GRAPHS = "compile/training_graphs"  # that torch.compile has made since the start
 EVALUATION_GRAPHS = "compile/evaluation_graphs"
@@ -60,7 +64,8 @@ SYNC_SECONDS = "time/sync_seconds"
 OPTIMIZER_SECONDS = "time/optimizer_seconds"
 SAVE_SECONDS = "time/save_seconds"
 REST_SECONDS = "time/rest_seconds"
-CPU_WAIT = "time/cpu_wait_share"  # of the time since the last row: ready to run, and no processor free; max over ranks
+# of the time since the last row: ready to run, and no processor free; max over ranks
+CPU_WAIT = "time/cpu_wait_share"
 
 EVAL = "eval/"
 EVAL_LOSS = "eval/loss"
@@ -95,4 +100,6 @@ DRAWN = (
     WORLD_SIZE,
     EVAL_SAMPLES,
 )
-"""How metrics begin that are curves alone: their last value says nothing of the run, and is no column."""
+"""How metrics begin that are curves alone: their last value says nothing of the run, and is no
+column.
+"""

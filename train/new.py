@@ -1,6 +1,7 @@
 """A task, a config and a test to start from, in my/: python -m train.new NAME
 
-What it writes trains, is exact and passes its test as it is; the comments in it say what to replace. Imports no torch.
+What it writes trains, is exact and passes its test as it is; the comments in it say what to
+replace. Imports no torch.
 """
 
 import importlib.util
@@ -13,7 +14,10 @@ from pathlib import Path
 from train.errors import BAD_CONFIG, FINISHED, UserError, entry_point
 
 FOLDER = Path("my")  # of the current folder, where targets are looked for (train/config/targets.py)
-USAGE = "usage: new.py NAME      writes my/NAME.py, my/NAME.yaml and my/test_NAME.py, such as: new.py hearts"
+USAGE = (
+    "usage: new.py NAME      writes my/NAME.py, my/NAME.yaml and my/test_NAME.py, such as: "
+    "new.py hearts"
+)
 
 MODULE = '''"""NAME: data and a loss of your own. The config that names them is my/NAME.yaml.
 
@@ -150,7 +154,8 @@ def write(name: str) -> list[Path]:
     if there:
         raise NameRefused(
             f"new: {name} is there already\n  got:  {', '.join(there)}\n"
-            f"  why:  it holds your work, and is never overwritten\n  type: python scripts/new.py {_free_name(name)}"
+            "  why:  it holds your work, and is never overwritten\n  type: python scripts/new.py "
+            f"{_free_name(name)}"
         )
     _check_importable(name)
     FOLDER.mkdir(exist_ok=True)
@@ -172,8 +177,8 @@ def check_name(name: str) -> None:
     proposal = f"my_{plain}" if keyword.iskeyword(plain) else plain or "hearts"
     raise NameRefused(
         f"new: {name!r} cannot be the name of a module\n  got:  {name!r}\n"
-        "  why:  configs name your functions by it, as NAME.data: small letters, digits and _, a letter first, "
-        f"no word of Python's own\n  type: python scripts/new.py {proposal}"
+        "  why:  configs name your functions by it, as NAME.data: small letters, digits and _, a "
+        f"letter first, no word of Python's own\n  type: python scripts/new.py {proposal}"
     )
 
 
@@ -184,7 +189,8 @@ def _check_importable(name: str) -> None:
         where = found.origin or ", ".join(found.submodule_search_locations or ())
         raise NameRefused(
             f"new: there is a module {name!r} already\n  got:  {where}\n"
-            f"  why:  it would be found before my/{name}.py\n  type: python scripts/new.py {_free_name(f'my_{name}')}"
+            f"  why:  it would be found before my/{name}.py\n  type: python scripts/new.py "
+            f"{_free_name(f'my_{name}')}"
         )
 
 

@@ -1,4 +1,5 @@
-"""A screen that goes away must not end what prints to it: a closed terminal, a `| tee log` that Ctrl-C has ended.
+"""A screen that goes away must not end what prints to it: a closed terminal, a `| tee log` that
+Ctrl-C has ended.
 
 Imports nothing of the package: every entry point begins here.
 """
@@ -15,9 +16,11 @@ _GONE = (errno.EPIPE, errno.EIO, errno.ENXIO)
 
 
 def keep_printing() -> None:
-    """From now on no write to stdout or stderr raises. metrics.jsonl and log.txt are the record of a run.
+    """From now on no write to stdout or stderr raises. metrics.jsonl and log.txt are the record of
+    a run.
 
-    Only the interpreter's own streams: a test, or a notebook, that put its own in their place keeps it.
+    Only the interpreter's own streams: a test, or a notebook, that put its own in their place keeps
+    it.
     """
     if sys.stdout is sys.__stdout__:
         sys.stdout = _kept(sys.stdout)

@@ -1,6 +1,8 @@
-"""Features beside the loop. Each is a Part: what of it stands around what. One order, from the inside out, serves all.
+"""Features beside the loop. Each is a Part: what of it stands around what. One order, from the
+inside out, serves all.
 
-The loop and the step know none of them: everything is put around the loop's functions once, before the first step.
+The loop and the step know none of them: everything is put around the loop's functions once, before
+the first step.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -27,7 +29,9 @@ def unchanged(inner: Any) -> Any:
 
 
 class Apart:
-    """What is computed beside the steps: `with apart():`. Who measures steps keeps its time and its memory out."""
+    """What is computed beside the steps: `with apart():`. Who measures steps keeps its time and its
+    memory out.
+    """
 
     def __init__(self) -> None:
         self._keepers: list[Kept] = []
@@ -65,11 +69,14 @@ class Part:
     One that talks to the other ranks does so before anything that may fail on one of them alone.
     """
     of_rank: Callable[[], Metrics] = dict
-    """For a row too: values of this rank, of which the row gets the largest over ranks, all parts' by one message."""
+    """For a row too: values of this rank, of which the row gets the largest over ranks, all parts'
+    by one message.
+    """
     state: HasState | None = None
     """For checkpoints."""
     exports: Mapping[str, Any] = field(default_factory=dict)
-    """Modules whose weights a finished run saves besides the model's, by the names of their files."""
+    """Modules whose weights a finished run saves besides the model's, by the names of their files.
+    """
     closing_line: Callable[[], str] = str
     """For the end of a run; empty where there is nothing to say."""
 
@@ -95,11 +102,13 @@ class Parts:
     def save(self, save: Any) -> Any:
         return _folded(save, [part.save for part in self.parts])
 
-    def metrics(self, over_ranks: Callable[[Metrics], Metrics], kept: Kept = nullcontext) -> dict[str, float]:
+    def metrics(
+        self, over_ranks: Callable[[Metrics], Metrics], kept: Kept = nullcontext
+    ) -> dict[str, float]:
         """{metric: value} for a row, of all parts; all ranks call it together.
 
-        `over_ranks` takes the values of this rank and gives those of all. What fails inside `kept()` may be raised
-        later: the parts that follow are asked all the same.
+        `over_ranks` takes the values of this rank and gives those of all. What fails inside
+        `kept()` may be raised later: the parts that follow are asked all the same.
         """
         own: dict[str, float] = {}
         for part in self.parts:

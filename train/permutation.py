@@ -7,14 +7,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 ROUNDS = 8
-MIN_BITS = 8  # a smaller domain mixes too little; a set of 5 samples then walks for some 10 ms per epoch
+# a smaller domain mixes too little; a set of 5 samples then walks for some 10 ms per epoch
+MIN_BITS = 8
 
 
 def permute(positions: NDArray[np.uint64], size: int, key: int) -> NDArray[np.uint64]:
     """A bijection of range(size), chosen by the 64-bit key.
 
-    Source: format-preserving encryption by a Feistel network with cycle walking (Black and Rogaway, 2002): the
-    network permutes range(2 ** bits); what falls outside range(size) is permuted again until it falls inside.
+    Source: format-preserving encryption by a Feistel network with cycle walking (Black and Rogaway,
+    2002): the network permutes range(2 ** bits); what falls outside range(size) is permuted again
+    until it falls inside.
     """
     bits = max(MIN_BITS, (size - 1).bit_length())
     result = _feistel(positions, bits, key)
@@ -45,7 +47,8 @@ def _feistel(values: NDArray[np.uint64], bits: int, key: int) -> NDArray[np.uint
     return (left << np.uint64(low)) | right
 
 
-# The finalizer of SplitMix64 (Steele, Lea and Flood, 2014): every input bit changes every output bit with chance 1/2.
+# The finalizer of SplitMix64 (Steele, Lea and Flood, 2014): every input bit changes every output
+# bit with chance 1/2.
 _MASK64 = (1 << 64) - 1
 _GAMMA, _M1, _M2 = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
 

@@ -1,10 +1,11 @@
-"""Load the data of a config beforehand, so that a training of many ranks finds it in the cache and none waits.
+"""Load the data of a config beforehand, so that a training of many ranks finds it in the cache and
+none waits.
 
 python -m train.prepare CONFIG [key=value ...]
 
-What takes long (a download, a conversion, tokens of texts) then happens once, on a machine that reaches the Hub, before
-the clock of a job runs. Exit code 0: the data can be trained on; 2: bad config or data. It writes to the cache of
-`datasets` only.
+What takes long (a download, a conversion, tokens of texts) then happens once, on a machine that
+reaches the Hub, before the clock of a job runs. Exit code 0: the data can be trained on; 2: bad
+config or data. It writes to the cache of `datasets` only.
 """
 
 import sys
@@ -26,9 +27,12 @@ def main(argv: Sequence[str]) -> int:
         return FINISHED if argv else BAD_CONFIG
     config = load(argv).config
     sets = open_sets(config, make_task(config).columns)
-    size = "a stream of unknown length" if sets.train.size is None else f"{sets.train.size:,} samples"
+    size = (
+        "a stream of unknown length" if sets.train.size is None else f"{sets.train.size:,} samples"
+    )
     held_out = [
-        f"; {len(samples):,} {f'in {name}' if name else 'held out'}" for name, samples in sets.evaluation.items()
+        f"; {len(samples):,} {f'in {name}' if name else 'held out'}"
+        for name, samples in sets.evaluation.items()
     ]
     print(f"data      {size}{''.join(held_out)}", *sets.notes, sep="\n")
     return FINISHED

@@ -1,8 +1,10 @@
-"""The random number generators of a process: Python's, NumPy's, torch's on the CPU and on the device.
+"""The random number generators of a process: Python's, NumPy's, torch's on the CPU and on the
+device.
 
-Each random number is a function of the place where it is drawn, never of what was drawn before: whoever lets the user's
-code draw sets all four first, from the seed and the place. So no evaluation, row, save or resume can change a draw of
-the training, and a checkpoint holds no generator.
+Each random number is a function of the place where it is drawn, never of what was drawn before:
+whoever lets the user's code draw sets all four first, from the seed and the place. So no
+evaluation, row, save or resume can change a draw of the training, and a checkpoint holds no
+generator.
 """
 
 import random
@@ -21,7 +23,8 @@ T = TypeVar("T")
 DATA_SEED = 0
 """What data is made from, whatever the run's seed: held-out samples are the same for every seed."""
 
-_STEP = 1  # stands behind the seed in the key of a step, so that none of its draws are those of a sample
+# stands behind the seed in the key of a step, so that none of its draws are those of a sample
+_STEP = 1
 _ODD = 0x9E3779B97F4A7C15  # 2**64 over the golden ratio
 
 
@@ -41,7 +44,8 @@ class States:
             "Python's random": self.python == earlier.python,
             "NumPy's random": all(map(np.array_equal, self.numpy, earlier.numpy)),
             "torch's on the CPU": torch.equal(self.torch_cpu, earlier.torch_cpu),
-            "torch's on the device": not has_device or torch.equal(self.torch_device, earlier.torch_device),
+            "torch's on the device": not has_device
+            or torch.equal(self.torch_device, earlier.torch_device),
         }
         return [name for name, unmoved in same.items() if not unmoved]
 
@@ -49,8 +53,8 @@ class States:
 class Generators:
     """All generators that code on `device` can draw from without making one of its own.
 
-    They are set by their own methods: torch.manual_seed would look for every kind of device first, at 160 us a call
-    (torch 2.13), these take 10 us together.
+    They are set by their own methods: torch.manual_seed would look for every kind of device first,
+    at 160 us a call (torch 2.13), these take 10 us together.
     """
 
     def __init__(self, device: torch.device | None = None) -> None:
@@ -91,7 +95,9 @@ class Generators:
 
 @contextmanager
 def drawn_from(seed: int) -> Iterator[None]:
-    """What is drawn inside follows from `seed`, on any device; afterwards the generators stand where they stood."""
+    """What is drawn inside follows from `seed`, on any device; afterwards the generators stand
+    where they stood.
+    """
     with Generators().kept():
         torch.manual_seed(seed)  # of all devices, also before they are used for the first time
         random.seed(seed)
@@ -100,7 +106,8 @@ def drawn_from(seed: int) -> Iterator[None]:
 
 
 def read_apart(items: Iterator[T], seed: int) -> Iterator[T]:
-    """The same items, read by code that may draw. All it draws follows from `seed` and from what it read before.
+    """The same items, read by code that may draw. All it draws follows from `seed` and from what it
+    read before.
 
     Between two items the generators stand where they stood.
     """
@@ -124,7 +131,8 @@ def seed_of_rank(seed: int, rank: int) -> int:
 
 
 def seed_of_step(first: int, k: int) -> int:
-    """What a rank's generators are set from at the start of optimizer step k; `first`: see seed_of_rank.
+    """What a rank's generators are set from at the start of optimizer step k; `first`: see
+    seed_of_rank.
 
     NumPy and torch look at the low 32 bits of a seed: an odd stride repeats none of these.
     """

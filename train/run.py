@@ -24,7 +24,16 @@ from train.gradients import late_weights, measured_shares, rank_consistency, unp
 from train.gradients.seeding import seeded
 from train.gradients.whole import Whole
 from train.memory import auto_micro, peaks
-from train.metrics import compilations, loss_mean, loss_scale, mfu, noise_scale, profiler, scaling_regime, step_timing
+from train.metrics import (
+    compilations,
+    loss_mean,
+    loss_scale,
+    mfu,
+    noise_scale,
+    profiler,
+    scaling_regime,
+    step_timing,
+)
 from train.metrics.largest import largest
 from train.metrics.losses import mean_losses
 from train.optim import stage_numbers
@@ -32,10 +41,26 @@ from train.parts import Apart, Part, Parts
 from train.plan.make import prepare
 from train.plan.run_plan import RunPlan
 from train.plan.scaling_table import changes
-from train.report import Interval, Progress, Reporter, RunFolder, RunState, best_weights, checked_best, claim
+from train.report import (
+    Interval,
+    Progress,
+    Reporter,
+    RunFolder,
+    RunState,
+    best_weights,
+    checked_best,
+    claim,
+)
 from train.report.displaced import save_in_own
 from train.report.run_weights import RunWeights
-from train.setting import Setting, open_checkpoints, open_evaluation, open_report, open_windows, whole_of
+from train.setting import (
+    Setting,
+    open_checkpoints,
+    open_evaluation,
+    open_report,
+    open_windows,
+    whole_of,
+)
 from train.setup import make_learner, share_work
 from train.step import ComputeGradient, Learner
 
@@ -72,7 +97,9 @@ class Run:
             self.evaluate_where_owed()
 
     def after_step(self, window: Window, losses: Tensor | None, norm: Tensor | None) -> None:
-        """Count the step; then row, save and evaluation, where each is due. finish() follows the last step."""
+        """Count the step; then row, save and evaluation, where each is due. finish() follows the
+        last step.
+        """
         progress = self.report.progress
         progress.advance(window, self.plan.batch.samples_per_epoch)
         self.whole.step = window.k
@@ -138,8 +165,8 @@ class Run:
 def build(loaded: Loaded, loop: str) -> Run:
     """All of a run. Each thing that can fail on one rank alone is done by all together.
 
-    Raises UserError where config, data, model and launch do not fit together, AlreadyFinished and NoCheckpoint where a
-    run of that name is there.
+    Raises UserError where config, data, model and launch do not fit together, AlreadyFinished and
+    NoCheckpoint where a run of that name is there.
     """
     config = loaded.config
     stop = Stop(config.duration.hours, config.runtime.watch_launcher)
@@ -157,7 +184,13 @@ def build(loaded: Loaded, loop: str) -> Run:
     find = partial(newest, say=print_error)
     folder = ranks.from_main(lambda: claim(config, prepared.plan, find, named, stop.requested))
     setting = Setting(
-        loaded=loaded, prepared=prepared, learner=learner, ranks=ranks, stop=stop, tried=tried, folder=folder
+        loaded=loaded,
+        prepared=prepared,
+        learner=learner,
+        ranks=ranks,
+        stop=stop,
+        tried=tried,
+        folder=folder,
     )
     try:
         if ranks.is_main:
@@ -181,27 +214,34 @@ def build(loaded: Loaded, loop: str) -> Run:
 def list_parts(setting: Setting, report: Reporter) -> tuple[Part, ...]:
     """The features of a run, from the inside out: each stands around what those above it do.
 
-    One order serves the gradient, the windows, the evaluation and the save. A feature is its file and one entry here.
+    One order serves the gradient, the windows, the evaluation and the save. A feature is its file
+    and one entry here.
     """
     config, learner, ranks, folder = setting.config, setting.learner, setting.ranks, setting.folder
     row_due, apart = setting.row_due(), Apart()
     return (
-        late_weights.part(setting.tried.reading.is_late),  # the innermost: all others see the gradient of the step
+        # the innermost: all others see the gradient of the step
+        late_weights.part(setting.tried.reading.is_late),
         stage_numbers.part(config.optimizer, setting.plan.batch, learner.optimizer, learner.module),
-        # Evaluates a second module as the first one: all that stands around an evaluation sees both.
+        # Evaluates a second module as the first one: all that stands around an evaluation sees
+        # both.
         ema.part(learner, setting.plan.ema_decays),
         # Outside of the average, which writes no texts.
-        generations.part(learner, setting.prepared.sets, config, ranks, report.show, setting.stop.requested),
+        generations.part(
+            learner, setting.prepared.sets, config, ranks, report.show, setting.stop.requested
+        ),
         # The innermost: it times what a rank computes, and nothing that is measured besides.
         measured_shares.part(config, setting.plan, learner, ranks, report, setting.shares),
         unproven.part(config, setting.plan),
         # Records the reading of windows, but none of the measuring around it.
         profiler.part(config.profile.steps, folder.inside, ranks),
-        # Its times are those of a whole step, and of no measuring; an evaluation or a save belongs to none.
+        # Its times are those of a whole step, and of no measuring; an evaluation or a save belongs
+        # to none.
         step_timing.part(learner, ranks, row_due, apart),
         # The peak of an evaluation is that of all of the above.
         peaks.part(learner, setting.tried.trial, row_due, apart, setting.plan.prediction),
-        # Takes the times of a step from those above. What puts the gradient elsewhere than into .grad stands above it.
+        # Takes the times of a step from those above. What puts the gradient elsewhere than into
+        # .grad stands above it.
         noise_scale.part(learner, config, ranks),
         scaling_regime.part(config.optimizer, changes(config, setting.plan.batch), report.say),
         loss_scale.part(learner),
@@ -211,7 +251,8 @@ def list_parts(setting: Setting, report: Reporter) -> tuple[Part, ...]:
         loss_mean.part(learner, ranks),
         # Looks at what the optimizer is about to get, and at the weights before anything is saved.
         rank_consistency.part(learner, ranks),
-        audit.part(learner, config, setting.tried, setting.plan, ranks, report, apart),  # the last before the update
+        # the last before the update
+        audit.part(learner, config, setting.tried, setting.plan, ranks, report, apart),
     )
 
 
@@ -237,14 +278,20 @@ def _join(setting: Setting, checkpoints: Checkpoints, report: Reporter) -> Run:
         report=report,
         folder=folder,
         checkpoints=checkpoints,
-        windows=ranks.alone.windows(open_windows(setting, report.progress, parts.shares), parts.windows),
+        windows=ranks.alone.windows(
+            open_windows(setting, report.progress, parts.shares), parts.windows
+        ),
         watch=watch,
-        evaluation=parts.evaluation(open_evaluation(setting, report)) if setting.prepared.sets.evaluation else None,
+        evaluation=parts.evaluation(open_evaluation(setting, report))
+        if setting.prepared.sets.evaluation
+        else None,
         evaluation_due=Interval(every.every_steps, every.every_samples, every.every_tokens).due,
         save_checkpoint=parts.save(save_in_own(checkpoints, folder)),
         row_due=setting.row_due(),
         metrics=partial(parts.metrics, largest(ranks), ranks.alone.kept),
-        weights=RunWeights({"model": learner.module, **parts.exports()}, folder, ranks, config.data.tokenizer),
+        weights=RunWeights(
+            {"model": learner.module, **parts.exports()}, folder, ranks, config.data.tokenizer
+        ),
         closing_lines=parts.closing_lines,
         whole=whole,
     )

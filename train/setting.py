@@ -1,4 +1,6 @@
-"""What a run is made of once it has its folder: its checkpoints, its report, its windows, its evaluation."""
+"""What a run is made of once it has its folder: its checkpoints, its report, its windows, its
+evaluation.
+"""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -88,7 +90,11 @@ def _open_outlets(setting: Setting, state: RunState) -> Outlets:
     exactness = setting.tried.exactness
     verdict = {"exact": exactness.exact, "exact_reasons": "; ".join(exactness.reasons)}
     facts = verdict | summary(setting.learner)
-    lines = [*setting.tried.reading.notes, *notes_of(setting.learner), *exactness.lines(setting.config.batch.exact)]
+    lines = [
+        *setting.tried.reading.notes,
+        *notes_of(setting.learner),
+        *exactness.lines(setting.config.batch.exact),
+    ]
     return open_outlets(state, setting.plan, setting.loaded, setting.folder, facts, lines)
 
 

@@ -1,4 +1,6 @@
-"""The learner of a run: model and optimizer as the config describes them, and how the ranks share the work on them."""
+"""The learner of a run: model and optimizer as the config describes them, and how the ranks share
+the work on them.
+"""
 
 from typing import Any
 
@@ -42,7 +44,8 @@ def make_learner(
     ranks: Ranks,
     fitted: Fitted | None = None,
 ) -> Learner:
-    """The model beside a bare optimizer, whose numbers follow `effective_batch`; share_work must follow.
+    """The model beside a bare optimizer, whose numbers follow `effective_batch`; share_work must
+    follow.
 
     `fitted`: what data.normalize found.
     accelerate's prepared optimizer would cost 60 to 390 us per step (1.15).
@@ -51,8 +54,9 @@ def make_learner(
     reduces_each = config.batch.sync == "micro"
     if reduces_each and not sharding:
         raise Unsupported(
-            "batch.sync=micro saves memory where weights are divided among several ranks, and here each rank holds all "
-            "of them. Leave it out, or type: LAUNCHER=configs/accelerate/fsdp2.yaml NPROC=2 ./launch.sh ..."
+            "batch.sync=micro saves memory where weights are divided among several ranks, and here "
+            "each rank holds all of them. Leave it out, or type: "
+            "LAUNCHER=configs/accelerate/fsdp2.yaml NPROC=2 ./launch.sh ..."
         )
     scaling = ranks.together(lambda: initial_scaling(config, _scaling(config, fitted)))
     module, notes = _make_module(config, task, accelerator, ranks, sharding, scaling)
@@ -68,7 +72,8 @@ def make_learner(
     optimizer = make_optimizer(config.optimizer, numbers, trained)
     device = accelerator.device
     if device.type == "cpu":
-        device = torch.device("cpu")  # accelerate's, launched, is cpu:0, and torch copies each batch from cpu to there
+        # accelerate's, launched, is cpu:0, and torch copies each batch from cpu to there
+        device = torch.device("cpu")
     dtype = parameter_dtype(config)
     return Learner(
         accelerator=accelerator,
@@ -108,7 +113,9 @@ def _make_module(
     sharding: Sharding | None,
     scaling: Scaling | None,
 ) -> tuple[nn.Module, list[str]]:
-    """The model on its device, divided among the ranks where `sharding` says so; and notes for the screen."""
+    """The model on its device, divided among the ranks where `sharding` says so; and notes for the
+    screen.
+    """
     module = ranks.together(lambda: initial_model(config))  # the same weights on every rank
     notes = set_training(module)
     chunk_loss(module, task, config.memory.chunked_loss)
@@ -123,17 +130,22 @@ def _make_module(
     module = place(module, accelerator, moves=sharding is None)
     if sharding:
         check_same_weights(module, ranks)
-        ranks.together(lambda: shard(module, _blocks(module, sharding), sharding, accelerator.device, ranks))
+        ranks.together(
+            lambda: shard(module, _blocks(module, sharding), sharding, accelerator.device, ranks)
+        )
     return module, notes
 
 
 def share_work(learner: Learner, sets: Sets, config: Config, ranks: Ranks) -> None:
-    """Put around the module what lets the ranks train it together, by what a backward pass of each has shown.
+    """Put around the module what lets the ranks train it together, by what a backward pass of each
+    has shown.
 
-    After the first forward was tried: what is wrong with model or data is said there. Raises ForeignGradient.
+    After the first forward was tried: what is wrong with model or data is said there. Raises
+    ForeignGradient.
     """
     parallel = learner.parallel
-    # A forward pass of a divided model is one of all ranks: they try the same, so that they take the same branches.
+    # A forward pass of a divided model is one of all ranks: they try the same, so that they take
+    # the same branches.
     samples = samples_of_rank(sets, config.seed, ranks, same=parallel.is_sharded)
     seed = seed_of_rank(config.seed, 0 if parallel.is_sharded else ranks.rank)
     order = ranks.together(lambda: first_backward(learner, samples, seed))
@@ -141,11 +153,16 @@ def share_work(learner: Learner, sets: Sets, config: Config, ranks: Ranks) -> No
     trained_without = set(trained) - set(order)
     watch_foreign(learner)
     if isinstance(parallel, Sharded):  # it is shared already: before anything was tried
-        parallel.expect_unused([p for name, p in learner.module.named_parameters() if name in trained_without])
+        parallel.expect_unused(
+            [p for name, p in learner.module.named_parameters() if name in trained_without]
+        )
         return
-    # Found out before any rank enters a synchronised backward pass, in which the others would wait for ever.
+    # Found out before any rank enters a synchronised backward pass, in which the others would wait
+    # for ever.
     unused = set().union(*ranks.gather(trained_without))
-    tried = Tried(order=ranks.from_main(lambda: order), unused=[name for name in trained if name in unused])
+    tried = Tried(
+        order=ranks.from_main(lambda: order), unused=[name for name in trained if name in unused]
+    )
     learner.parallel = parallelize(
         learner.module, learner.accelerator, ranks, learner.dtype, config.runtime.reduction, tried
     )
@@ -161,27 +178,35 @@ def _blocks(module: nn.Module, sharding: Sharding) -> list[nn.Module]:
     for name in sharding.blocks:
         if name not in kinds:
             raise NotShardable(
-                f"fsdp_transformer_layer_cls_to_wrap={name}: the model has no module of this class. Its classes are "
-                f"{some(sorted(kinds), 12)}. Leave it out to take the layers in the model's nn.ModuleLists"
+                f"fsdp_transformer_layer_cls_to_wrap={name}: the model has no module of this "
+                f"class. Its classes are {some(sorted(kinds), 12)}. Leave it out to take the "
+                "layers in the model's nn.ModuleLists"
             )
     if not sharding.blocks:
         return listed_blocks(module)
-    named = [part for part in module.modules() if type(part).__name__ in sharding.blocks and part is not module]
+    named = [
+        part
+        for part in module.modules()
+        if type(part).__name__ in sharding.blocks and part is not module
+    ]
     return named[::-1]
 
 
 def compile_model(module: nn.Module, wanted: bool | str) -> None:
-    """Compile in place: the module, its names and its type stay the user's own, and DDP is put around it afterwards.
+    """Compile in place: the module, its names and its type stay the user's own, and DDP is put
+    around it afterwards.
 
-    torch.compile knows when it is called inside DDP's forward and cuts its graph where DDP's buckets end. Raises
-    Unsupported.
+    torch.compile knows when it is called inside DDP's forward and cuts its graph where DDP's
+    buckets end. Raises Unsupported.
     """
     if not wanted:
         return
     backend = "inductor" if wanted is True else wanted
     if backend not in torch.compiler.list_backends(exclude_tags=()):
         known = ", ".join(torch.compiler.list_backends())
-        raise Unsupported(f"model.compile={backend}: torch has the backends {known}. Type: model.compile=true")
+        raise Unsupported(
+            f"model.compile={backend}: torch has the backends {known}. Type: model.compile=true"
+        )
     module.compile(backend=backend)
 
 

@@ -30,9 +30,11 @@ class Learner:
     dtype: torch.dtype  # of the parameters, and of the model's arguments
     feed: Feed
     task: Task
-    coefficients: Mapping[str, float]  # by which the terms of the loss are added up; 1 where the task names none
+    # by which the terms of the loss are added up; 1 where the task names none
+    coefficients: Mapping[str, float]
     optimizer: Any  # a torch.optim.Optimizer, whose fused kind also reads the attribute found_inf
-    scaler: torch.amp.GradScaler  # of the loss in float16, whose small gradients would be 0; disabled in all else
+    # of the loss in float16, whose small gradients would be 0; disabled in all else
+    scaler: torch.amp.GradScaler
     skips_on_device: bool  # the optimizer leaves out an update where a flag on the device says so
     max_grad_norm: float | None
     stop_at_nonfinite: bool
@@ -41,7 +43,9 @@ class Learner:
 
 
 ComputeGradient = Callable[[Learner, Window], Tensor]
-"""Leaves the gradient of a window in `.grad`, reduced over the ranks; returns this rank's sums of losses, by term."""
+"""Leaves the gradient of a window in `.grad`, reduced over the ranks; returns this rank's sums of
+losses, by term.
+"""
 
 
 class NoGradient(UserError):
@@ -49,11 +53,13 @@ class NoGradient(UserError):
 
 
 def forward_backward(learner: Learner, micro_batch: MicroBatch, window: Window) -> Tensor:
-    """Add this micro-batch's part of the step's gradient to `.grad`; return its sums of losses, detached.
+    """Add this micro-batch's part of the step's gradient to `.grad`; return its sums of losses,
+    detached.
 
-    The loss of a step is sum(losses) / weight over all micro-batches and ranks, so each micro-batch is scaled by the
-    weight of the whole window, however its own samples are distributed. DDP divides the sum over the ranks by their
-    number R: the factor R undoes it. A filler counts 0, and still takes part in the reduction.
+    The loss of a step is sum(losses) / weight over all micro-batches and ranks, so each micro-batch
+    is scaled by the weight of the whole window, however its own samples are distributed. DDP
+    divides the sum over the ranks by their number R: the factor R undoes it. A filler counts 0, and
+    still takes part in the reduction.
     """
     sums = by_term(learner.task.loss_sum(learner.model, learner.feed.take(micro_batch)))
     ranks = learner.world_size if micro_batch.samples else micro_batch.filler_factor
@@ -61,19 +67,24 @@ def forward_backward(learner: Learner, micro_batch: MicroBatch, window: Window) 
     for term, weight in window.weights.items():
         losses.append(sums[term] * (learner.coefficients[term] * ranks / weight if weight else 0.0))
     loss = losses[0] if len(losses) == 1 else torch.stack(losses).sum()
-    torch.autograd.backward(learner.scaler.scale(loss))  # accelerator.backward would divide by 1, there and back
+    # accelerator.backward would divide by 1, there and back
+    torch.autograd.backward(learner.scaler.scale(loss))
     detached = stacked([sums[term].detach() for term in window.weights])
     return detached if micro_batch.samples else torch.full_like(detached, micro_batch.filler_factor)
 
 
 def update(learner: Learner, rate: float) -> Tensor:
-    """Clip the gradient once, apply it unless it is not finite, clear it. Returns its norm before clipping: 0-dim.
+    """Clip the gradient once, apply it unless it is not finite, clear it. Returns its norm before
+    clipping: 0-dim.
 
-    After the reduction a gradient that is not finite is so on every rank: the norm alone is a flag on which all agree.
+    After the reduction a gradient that is not finite is so on every rank: the norm alone is a flag
+    on which all agree.
     """
     gradients = [p.grad for p in learner.parameters if p.grad is not None]
     if not gradients:
-        raise NoGradient("no parameter has a gradient: does the loss depend on the model's trainable parameters?")
+        raise NoGradient(
+            "no parameter has a gradient: does the loss depend on the model's trainable parameters?"
+        )
     learner.scaler.unscale_(learner.optimizer)
     norm = learner.parallel.total_norm(gradients)
     skipped = is_not_finite(norm)
@@ -81,12 +92,14 @@ def update(learner: Learner, rate: float) -> Tensor:
         learner.parallel.clip(gradients, learner.max_grad_norm, norm)
     for group in learner.optimizer.param_groups:
         group["lr"] = rate * group["lr_multiplier"]
-    if learner.stop_at_nonfinite and skipped:  # the one read of the host that on_nonfinite=stop costs at each step
+    # the one read of the host that on_nonfinite=stop costs at each step
+    if learner.stop_at_nonfinite and skipped:
         raise stop_at(norm)
     if learner.skips_on_device:
         learner.optimizer.found_inf = skipped
         learner.optimizer.step()
-    elif not skipped:  # on a GPU the host waits here, once per step: these optimizers cannot leave out an update
+    # on a GPU the host waits here, once per step: these optimizers cannot leave out an update
+    elif not skipped:
         learner.optimizer.step()
     learner.scaler.update()  # on the device: halved where the gradient was not finite
     learner.optimizer.zero_grad(set_to_none=learner.parallel.frees_gradients)

@@ -1,7 +1,8 @@
 """A grid of runs without a server: python -m train.sweep SWEEP.yaml [key=value ...]
 
-SWEEP.yaml is what `wandb sweep` takes, method grid. Each combination is a ./launch.sh of its own, one after the other.
-A run that has finished says so and is passed over, so the same command goes on where it was stopped.
+SWEEP.yaml is what `wandb sweep` takes, method grid. Each combination is a ./launch.sh of its own,
+one after the other. A run that has finished says so and is passed over, so the same command goes on
+where it was stopped.
 """
 
 import itertools
@@ -59,8 +60,11 @@ def _run_all(sweep: Sweep, overrides: Sequence[str], told: Sequence[int]) -> int
         command = [str(LAUNCH), sweep.loop, sweep.config, *trial, *overrides]
         _say(f"sweep: {number} of {len(sweep.trials)}: {shlex.join(trial)}")
         code = _run(command, told)
-        if told or code == STOPPED or code >= 128 or code < 0:  # what stopped the trial was meant for the sweep
-            _say(f"sweep: stopped in {number} of {len(sweep.trials)}; type the same command to go on")
+        # what stopped the trial was meant for the sweep
+        if told or code == STOPPED or code >= 128 or code < 0:
+            _say(
+                f"sweep: stopped in {number} of {len(sweep.trials)}; type the same command to go on"
+            )
             if code == FINISHED:
                 return STOPPED
             return code if code > 0 else 128 - code
@@ -76,7 +80,8 @@ def _say(*lines: str) -> None:
 
 
 def _run(command: Sequence[str], told: Sequence[int]) -> int:
-    """One trial, which hears of every signal once: it has a session of its own, so the terminal tells the sweep alone.
+    """One trial, which hears of every signal once: it has a session of its own, so the terminal
+    tells the sweep alone.
 
     As a terminal does, this tells the group: launch.sh may still wait for pip.
     """
@@ -95,7 +100,9 @@ def _run(command: Sequence[str], told: Sequence[int]) -> int:
 def _signals() -> Iterator[list[int]]:
     """Those that arrive meanwhile; none of them ends this process, which waits for its trial."""
     told: list[int] = []
-    before = {number: signal.signal(number, lambda number, _: told.append(number)) for number in SIGNALS}
+    before = {
+        number: signal.signal(number, lambda number, _: told.append(number)) for number in SIGNALS
+    }
     try:
         yield told
     finally:
@@ -106,14 +113,23 @@ def _signals() -> Iterator[list[int]]:
 def read_sweep(path: Path) -> Sweep:
     """Raises SweepError."""
     if not LAUNCH.exists():
-        raise SweepError(f"sweep: there is no {LAUNCH}\n  why:  it belongs to a clone; type this in one")
+        raise SweepError(
+            f"sweep: there is no {LAUNCH}\n  why:  it belongs to a clone; type this in one"
+        )
     try:
         said = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeError, yaml.YAMLError) as error:
-        raise SweepError(f"sweep: {path} cannot be read as YAML: {error}\n  type: ls configs/sweeps") from error
-    if not isinstance(said, dict) or not isinstance(said.get("parameters"), dict) or not said["parameters"]:
         raise SweepError(
-            f"sweep: {path} holds no parameters\n  why:  a sweep is `parameters: {{key: {{values: [...]}}}}`"
+            f"sweep: {path} cannot be read as YAML: {error}\n  type: ls configs/sweeps"
+        ) from error
+    if (
+        not isinstance(said, dict)
+        or not isinstance(said.get("parameters"), dict)
+        or not said["parameters"]
+    ):
+        raise SweepError(
+            f"sweep: {path} holds no parameters\n  why:  a sweep is `parameters: {{key: {{values: "
+            "[...]}}`"
         )
     if said.get("method") != "grid":
         raise SweepError(
@@ -122,18 +138,26 @@ def read_sweep(path: Path) -> Sweep:
             f"  type: wandb sweep {path}   (or write method: grid)"
         )
     loop, config = _target(said.get("command"), path)
-    axes = [[f"{key}={_text(value)}" for value in _values(key, spec)] for key, spec in said["parameters"].items()]
+    axes = [
+        [f"{key}={_text(value)}" for value in _values(key, spec)]
+        for key, spec in said["parameters"].items()
+    ]
     return Sweep(loop, config, tuple(itertools.product(*axes)))
 
 
 def _target(command: Any, path: Path) -> tuple[str, str]:
-    """The loop and the config that `./launch.sh LOOP CONFIG` names, or `accelerate launch ... -m train.LOOP CONFIG`."""
+    """The loop and the config that `./launch.sh LOOP CONFIG` names, or `accelerate launch ... -m
+    train.LOOP CONFIG`.
+    """
     words = [str(word) for word in command] if isinstance(command, list) else []
     for word, config in itertools.pairwise(words):
         loop = word.removeprefix("train.")
         if loop in LOOPS:
             return loop, config
-    raise SweepError(f"sweep: {path}: its command does not hold `./launch.sh, accumulate, CONFIG`\n  got:  {words}")
+    raise SweepError(
+        f"sweep: {path}: its command does not hold `./launch.sh, accumulate, CONFIG`\n  got:  "
+        f"{words}"
+    )
 
 
 def _values(key: str, spec: Any) -> list[Any]:
@@ -141,12 +165,19 @@ def _values(key: str, spec: Any) -> list[Any]:
         return list(spec["values"])
     if isinstance(spec, Mapping) and "value" in spec:
         return [spec["value"]]
-    raise SweepError(f"sweep: parameter {key}: got {spec!r}\n  why:  a grid needs `values: [...]` or `value: ...`")
+    raise SweepError(
+        f"sweep: parameter {key}: got {spec!r}\n  why:  a grid needs `values: [...]` or `value: "
+        "...`"
+    )
 
 
 def _text(value: Any) -> str:
     """As YAML: OmegaConf reads it back as the same value."""
-    return yaml.safe_dump(value, default_flow_style=True, width=10_000).removesuffix("\n").removesuffix("\n...")
+    return (
+        yaml.safe_dump(value, default_flow_style=True, width=10_000)
+        .removesuffix("\n")
+        .removesuffix("\n...")
+    )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,5 @@
-"""How words reach a terminal or a log: whole lines, each message in one write, nothing that moves a cursor.
+"""How words reach a terminal or a log: whole lines, each message in one write, nothing that moves a
+cursor.
 
 Imports nothing of the package: errors are printed through here too.
 """
@@ -10,14 +11,17 @@ from typing import TextIO
 
 LONGEST_LINE = 2_000
 MOST_LINES = 200
-"""Of one message. What is longer (the repr of a tensor in somebody's exception) would push all else off the screen."""
+"""Of one message. What is longer (the repr of a tensor in somebody's exception) would push all else
+off the screen.
+"""
 
 
 FRESH_LINE = "\r\x1b[K"
 
 
 def on_one_line(text: object, longest: int = LONGEST_LINE) -> str:
-    """`text` as one line of at most `longest` characters; what does not print is escaped as in Python: \\x1b, \\n.
+    """`text` as one line of at most `longest` characters; what does not print is escaped as in
+    Python: \\x1b, \\n.
 
     Bytes are read as UTF-8, other objects as str() gives them.
     """
@@ -41,9 +45,9 @@ def on_lines(text: object) -> str:
 def write_lines(text: str, stream: TextIO | None = None) -> None:
     """Print `text` and the end of its last line, to stderr unless said otherwise, in one write.
 
-    Two processes that print at the same time then do not share a line; on a terminal, the live line of another one is
-    cleared before. A terminal that is closed, a pipe without a reader, or an encoding that lacks a letter raises
-    nothing: none of them is a reason to end a training.
+    Two processes that print at the same time then do not share a line; on a terminal, the live line
+    of another one is cleared before. A terminal that is closed, a pipe without a reader, or an
+    encoding that lacks a letter raises nothing: none of them is a reason to end a training.
     """
     stream = stream or sys.stderr
     if stream is None:  # a process without a console, such as under pythonw
@@ -60,7 +64,9 @@ def moves_cursor(stream: TextIO) -> bool:
 
 
 def _may_hold_a_line(stream: TextIO) -> bool:
-    """Whether something of another process may stand in the last line; what this one shows there, rich puts aside."""
+    """Whether something of another process may stand in the last line; what this one shows there,
+    rich puts aside.
+    """
     return moves_cursor(stream) and not hasattr(stream, "rich_proxied_file")
 
 

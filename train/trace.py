@@ -1,7 +1,9 @@
-"""python -m train.trace FILE CONFIG [key=value ...]: what a step holds in memory, into FILE as JSON; takes none itself.
+"""python -m train.trace FILE CONFIG [key=value ...]: what a step holds in memory, into FILE as
+JSON; takes none itself.
 
-A process of its own, for --plan and batch.micro=auto: it traces the user's model on tensors without values, and a fault
-in there can end a process without a word (tensors without values on a GPU do, in torch 2.13 for the CPU).
+A process of its own, for --plan and batch.micro=auto: it traces the user's model on tensors without
+values, and a fault in there can end a process without a word (tensors without values on a GPU do,
+in torch 2.13 for the CPU).
 """
 
 import inspect
@@ -35,15 +37,21 @@ from train.tasks import by_term, make_task
 @entry_point
 def main(argv: Sequence[str]) -> int:
     file, target, variants, sizes, *words = argv
-    foresight = foresee(load(words).config, target, variants.split(","), [int(size) for size in sizes.split(",")])
+    foresight = foresee(
+        load(words).config, target, variants.split(","), [int(size) for size in sizes.split(",")]
+    )
     Path(file).write_text(json.dumps(foresight.as_dict()), encoding="utf-8")
     return FINISHED
 
 
 def foresee(
-    config: Config, target: str, variants: Sequence[str] = (AS_CONFIGURED,), sizes: Sequence[int] = (1, 16)
+    config: Config,
+    target: str,
+    variants: Sequence[str] = (AS_CONFIGURED,),
+    sizes: Sequence[int] = (1, 16),
 ) -> Foresight:
-    """What a step holds on a `target` ("cuda" or "cpu"), as the config has it and with the `variants` of its memory.
+    """What a step holds on a `target` ("cuda" or "cpu"), as the config has it and with the
+    `variants` of its memory.
 
     `sizes`: micro-batches that matter. What cannot be traced is said in it.
     """
@@ -86,12 +94,19 @@ class Tracing:
                 learner = make_learner(config, task, connect(config)[0], 1, Ranks(), fitted)
                 if name == AS_CONFIGURED:
                     found = replace(found, **_held(learner, config))
-                peaks = peaks_of(lambda size: record(learner, self.like, terms, size, self.target), self.sizes)
+                peaks = peaks_of(
+                    lambda size: record(learner, self.like, terms, size, self.target), self.sizes
+                )
                 if name == AS_CONFIGURED:
-                    found = replace(found, optimizer=stored_bytes(tensors_of(learner.optimizer.state)))
+                    found = replace(
+                        found, optimizer=stored_bytes(tensors_of(learner.optimizer.state))
+                    )
             return replace(found, peaks={**found.peaks, name: peaks})
-        except Exception as error:  # whatever a user's model does: what is known without a step is there all the same
-            sentence = f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0][:200]}"
+        # whatever a user's model does: what is known without a step is there all the same
+        except Exception as error:
+            sentence = (
+                f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0][:200]}"
+            )
             return replace(found, failures={**found.failures, name: sentence})
 
 
@@ -104,7 +119,9 @@ CHANGES: Mapping[str, dict[str, Any]] = {
 
 
 def _like_fitted(like: Batch) -> Fitted:
-    """As data.normalize finds numbers: their size counts, and their type, in which inputs are scaled."""
+    """As data.normalize finds numbers: their size counts, and their type, in which inputs are
+    scaled.
+    """
     like_one = torch.zeros(like[INPUTS].shape[1:], dtype=torch.float64)
     return Fitted(mean=like_one, deviation=torch.ones_like(like_one), rows=1)
 
@@ -142,10 +159,21 @@ def traceable(config: Config, target: str) -> tuple[Config, tuple[str, ...]]:
     if target == "cuda":
         kinds = inspect.signature(resolve(optimizer.target, "torch.optim")).parameters
         # torch's default on a GPU; on a CPU, it takes parameters one by one.
-        if "foreach" in kinds and "fused" not in kinds and not optimizer.args.keys() & {"foreach", "differentiable"}:
+        if (
+            "foreach" in kinds
+            and "fused" not in kinds
+            and not optimizer.args.keys() & {"foreach", "differentiable"}
+        ):
             optimizer = replace(optimizer, args={**optimizer.args, "foreach": True})
     wandb = replace(config.wandb, mode="disabled")
-    config = replace(config, model=model, precision=precision, optimizer=optimizer, wandb=wandb, on_nonfinite="skip")
+    config = replace(
+        config,
+        model=model,
+        precision=precision,
+        optimizer=optimizer,
+        wandb=wandb,
+        on_nonfinite="skip",
+    )
     return config, tuple(notes)
 
 

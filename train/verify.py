@@ -1,9 +1,11 @@
-"""Is the gradient exact on your own config, model, data and loss? One step, split in many ways, against the unsplit.
+"""Is the gradient exact on your own config, model, data and loss? One step, split in many ways,
+against the unsplit.
 
 python -m train.verify CONFIG [key=value ...]        (or under accelerate launch, on several ranks)
 
-The reference is one backward pass over the whole step on each process alone, in the same precision; float64 comes
-first, unless the model does not run in it. Exit code 0: exact; 1: it is not; 2: bad config. Nothing is written.
+The reference is one backward pass over the whole step on each process alone, in the same precision;
+float64 comes first, unless the model does not run in it. Exit code 0: exact; 1: it is not; 2: bad
+config. Nothing is written.
 """
 
 import dataclasses
@@ -31,7 +33,11 @@ def main(argv: Sequence[str]) -> int:
     lines, remedies = verify(load(argv).config)
     exact = not remedies and all(line.is_exact for line in lines)
     if launched_rank() == 0:
-        print(COLUMNS.format("precision", "ranks x micro-batches", "error", "worst parameter", "verdict"))
+        print(
+            COLUMNS.format(
+                "precision", "ranks x micro-batches", "error", "worst parameter", "verdict"
+            )
+        )
         print(*lines, sep="\n")
         print(_verdict(lines) if exact else _reasons(remedies))
     return exit_code("verified", FINISHED if exact else FAILED, 0)

@@ -1,4 +1,6 @@
-"""The samples of a step depend on data, seed and effective batch alone; ranks and micro-batches only divide them."""
+"""The samples of a step depend on data, seed and effective batch alone; ranks and micro-batches
+only divide them.
+"""
 
 from typing import Any
 
@@ -34,14 +36,18 @@ def ids(assignments: list[Assignment]) -> list[int]:
 
 
 @given(**PLANS)
-def test_each_epoch_takes_every_sample_once(effective: int, micro: int, ranks: int, size: int, seed: int) -> None:
+def test_each_epoch_takes_every_sample_once(
+    effective: int, micro: int, ranks: int, size: int, seed: int
+) -> None:
     plan = make_plan(effective, micro, None, world_size=ranks, dataset_size=size)
 
     for epoch in (0, 1):
         first = epoch * plan.steps_per_epoch + 1
         taken = [step(plan, seed, k) for k in range(first, first + plan.steps_per_epoch)]
         assert sorted(i for assignments in taken for i in ids(assignments)) == list(range(size))
-        assert [assignments[0].last_of_epoch for assignments in taken] == [False] * (len(taken) - 1) + [True]
+        assert [assignments[0].last_of_epoch for assignments in taken] == [False] * (
+            len(taken) - 1
+        ) + [True]
 
 
 @given(**PLANS, k=st.integers(1, 40))
@@ -124,8 +130,12 @@ def counted_positions(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 @pytest.mark.parametrize("size", [10**4, 10**7, 10**10])
-@pytest.mark.parametrize(("ranks", "effective"), [(1, 64), (1, 20_000), (64, 4096), (4096, 4096 * 64), (4096, 1000)])
-def test_a_step_costs_a_rank_its_own_share(permuted: list[int], ranks: int, effective: int, size: int) -> None:
+@pytest.mark.parametrize(
+    ("ranks", "effective"), [(1, 64), (1, 20_000), (64, 4096), (4096, 4096 * 64), (4096, 1000)]
+)
+def test_a_step_costs_a_rank_its_own_share(
+    permuted: list[int], ranks: int, effective: int, size: int
+) -> None:
     plan, rank = make_plan(effective, "all", None, world_size=ranks, dataset_size=size), ranks // 2
     share = max(1, effective // ranks)
     starts = range(0, size, effective)[-min(2000, 2**17 // share) :]
@@ -134,7 +144,9 @@ def test_a_step_costs_a_rank_its_own_share(permuted: list[int], ranks: int, effe
 
     asked = sum(max(1, len(one.ids)) for one in found)
     assert sum(permuted) <= asked + order.AT_ONCE + share, "positions that no step asked for"
-    assert len(permuted) <= asked / order.AT_ONCE + 2 * len(found) * (share > order.AT_ONCE) + 3, "each takes 0.2 ms"
+    assert len(permuted) <= asked / order.AT_ONCE + 2 * len(found) * (share > order.AT_ONCE) + 3, (
+        "each takes 0.2 ms"
+    )
     for start, one in zip(starts, found, strict=True):
         if one.samples == effective and (start // effective) % 97 == 0:
             first = start + rank * effective // ranks

@@ -19,7 +19,9 @@ def test_every_sample_once(size: int, seed: int, epoch: int) -> None:
     assert np.array_equal(np.sort(ids), np.arange(size))
 
 
-@pytest.mark.parametrize("size", [1, 2, 255, 256, 257, 4095, 4096, 4097, *AROUND_A_BLOCK, 1_000_003])
+@pytest.mark.parametrize(
+    "size", [1, 2, 255, 256, 257, 4095, 4096, 4097, *AROUND_A_BLOCK, 1_000_003]
+)
 def test_every_sample_once_at_the_edges(size: int) -> None:
     assert np.array_equal(np.sort(sample_ids(size, 5, 2, 0, size)), np.arange(size))
 
@@ -28,7 +30,9 @@ def test_every_sample_once_at_the_edges(size: int) -> None:
 @given(data=st.data())
 def test_any_piece_is_a_piece_of_the_whole(size: int, data: st.DataObject) -> None:
     whole = sample_ids(size, 3, 1, 0, size).copy()
-    start = data.draw(st.integers(0, size) | st.integers(max(0, min(size, BLOCK) - 3), min(size, BLOCK)))
+    start = data.draw(
+        st.integers(0, size) | st.integers(max(0, min(size, BLOCK) - 3), min(size, BLOCK))
+    )
     stop = data.draw(st.integers(start, size) | st.integers(start, min(start + 5, size)))
 
     assert np.array_equal(sample_ids(size, 3, 1, start, stop), whole[start:stop])
@@ -42,7 +46,9 @@ def test_what_a_caller_does_with_the_ids_changes_no_later_ones() -> None:
 
 
 def test_seeds_and_epochs_give_different_orders() -> None:
-    orders = {tuple(sample_ids(50, seed, epoch, 0, 50)) for seed in range(20) for epoch in range(20)}
+    orders = {
+        tuple(sample_ids(50, seed, epoch, 0, 50)) for seed in range(20) for epoch in range(20)
+    }
 
     assert len(orders) == 400
 
@@ -57,7 +63,9 @@ def test_each_number_matters_to_the_key(numbers: list[int], position: int) -> No
 
 
 def assert_uniform(counts: NDArray[np.int64]) -> None:
-    """Pearson's chi-square, within 5 standard deviations of its mean. Keys are fixed: it always passes, or never."""
+    """Pearson's chi-square, within 5 standard deviations of its mean. Keys are fixed: it always
+    passes, or never.
+    """
     expected, freedom = counts.sum() / counts.size, counts.size - 1
     statistic = float(((counts - expected) ** 2 / expected).sum())
     assert abs(statistic - freedom) < 5 * np.sqrt(2 * freedom)

@@ -1,4 +1,6 @@
-"""Any two of effective batch, micro-batch and accumulation steps; any effective batch on any number of ranks."""
+"""Any two of effective batch, micro-batch and accumulation steps; any effective batch on any number
+of ranks.
+"""
 
 from itertools import accumulate, cycle, islice
 
@@ -55,7 +57,13 @@ def test_splits_are_even(samples: int, count: int) -> None:
     assert sizes == sorted(sizes, reverse=True)
 
 
-@given(effective=SIZES, micro=SIZES | st.just("all"), steps=st.integers(1, 40) | st.none(), ranks=RANKS, size=SIZES)
+@given(
+    effective=SIZES,
+    micro=SIZES | st.just("all"),
+    steps=st.integers(1, 40) | st.none(),
+    ranks=RANKS,
+    size=SIZES,
+)
 @example(effective=4, micro="all", steps=3, ranks=1, size=1)  # 2+1+1, not 2+2
 @example(effective=10, micro="all", steps=4, ranks=2, size=1)
 def test_every_step_is_the_effective_batch_in_even_micro_batches(
@@ -92,8 +100,15 @@ def brute_force(plan: BatchPlan, steps: int) -> list[int]:
     return [0, *accumulate(islice(cycle(epoch), steps))]
 
 
-@given(effective=st.integers(1, 60), size=st.integers(1, 200), drop_tail=st.booleans(), samples=st.integers(0, 500))
-def test_samples_and_steps_are_inverse(effective: int, size: int, drop_tail: bool, samples: int) -> None:
+@given(
+    effective=st.integers(1, 60),
+    size=st.integers(1, 200),
+    drop_tail=st.booleans(),
+    samples=st.integers(0, 500),
+)
+def test_samples_and_steps_are_inverse(
+    effective: int, size: int, drop_tail: bool, samples: int
+) -> None:
     assume(not drop_tail or size >= effective)
     plan = make_plan(effective, "all", None, world_size=1, dataset_size=size, drop_tail=drop_tail)
 
@@ -104,11 +119,17 @@ def test_samples_and_steps_are_inverse(effective: int, size: int, drop_tail: boo
     assert plan.samples_per_epoch == seen[plan.steps_per_epoch]
 
 
-@pytest.mark.parametrize(("drop_tail", "steps_per_epoch", "samples_per_epoch"), [(False, 3, 37), (True, 2, 32)])
+@pytest.mark.parametrize(
+    ("drop_tail", "steps_per_epoch", "samples_per_epoch"), [(False, 3, 37), (True, 2, 32)]
+)
 def test_drop_tail(drop_tail: bool, steps_per_epoch: int, samples_per_epoch: int) -> None:
     plan = make_plan(16, "all", None, world_size=2, dataset_size=37, drop_tail=drop_tail)
 
-    assert (plan.steps_per_epoch, plan.samples_per_epoch, plan.tail_samples) == (steps_per_epoch, samples_per_epoch, 5)
+    assert (plan.steps_per_epoch, plan.samples_per_epoch, plan.tail_samples) == (
+        steps_per_epoch,
+        samples_per_epoch,
+        5,
+    )
 
 
 @pytest.mark.parametrize(
@@ -135,7 +156,11 @@ def test_a_contradiction_is_refused_with_a_line_to_paste(
         make_plan(*stated, world_size=world_size, dataset_size=100)
 
     assert str(refusal.value).rpartition(": ")[2] == line
-    assert all(str(number) in str(refusal.value) for number in stated if isinstance(number, int) and None not in stated)
+    assert all(
+        str(number) in str(refusal.value)
+        for number in stated
+        if isinstance(number, int) and None not in stated
+    )
 
 
 def test_the_line_to_paste_works() -> None:
@@ -162,4 +187,7 @@ def test_no_step_left_to_train_is_refused() -> None:
     ],
 )
 def test_arithmetic(effective: int, micro: int | str, world_size: int, text: str) -> None:
-    assert arithmetic(make_plan(effective, micro, None, world_size=world_size, dataset_size=500)) == text
+    assert (
+        arithmetic(make_plan(effective, micro, None, world_size=world_size, dataset_size=500))
+        == text
+    )

@@ -1,12 +1,14 @@
-"""What accumulation costs and gains: the same effective batch in one micro-batch, and in smaller and smaller ones.
+"""What accumulation costs and gains: the same effective batch in one micro-batch, and in smaller
+and smaller ones.
 
 python -m tests.campaigns.accumulation [FOLDER] [--quick]
 
-Digits and the language model, micro = all, 1/4 and 1/16 of the effective batch (rounded down), 1 and 2 ranks, 3 seeds:
-36 runs, of which those that have finished in FOLDER are not run again. They take turns: each seed goes through all
-set-ups, so a machine that slows down slows all of them, and a throughput is compared with that of the same seed.
-Verdict, tables and pictures of train.compare go into docs/results.md; --quick (a few steps, one seed) writes into
-FOLDER instead. Times need a machine that does nothing else.
+Digits and the language model, micro = all, 1/4 and 1/16 of the effective batch (rounded down), 1
+and 2 ranks, 3 seeds: 36 runs, of which those that have finished in FOLDER are not run again. They
+take turns: each seed goes through all set-ups, so a machine that slows down slows all of them, and
+a throughput is compared with that of the same seed. Verdict, tables and pictures of train.compare
+go into docs/results.md; --quick (a few steps, one seed) writes into FOLDER instead. Times need a
+machine that does nothing else.
 """
 
 import argparse
@@ -49,7 +51,11 @@ class Study:
                 for micro in ("all", *self.micros):
                     loop = "standard" if micro == "all" else "accumulate"
                     set_up = f"{loop if micro == 'all' else f'micro{micro}'}-{ranks}-rank{'s' if ranks > 1 else ''}"
-                    more = (f"batch.micro={micro}", f"seed={seed}", *(self.quick if quick else self.overrides))
+                    more = (
+                        f"batch.micro={micro}",
+                        f"seed={seed}",
+                        *(self.quick if quick else self.overrides),
+                    )
                     found.append(Launch(loop, self.config, f"{set_up}-seed{seed}", ranks, more))
         return found
 
@@ -61,8 +67,14 @@ STUDIES = (
         "configs/digits.yaml",
         (25, 6),
         ("precision=fp64",),
-        ("precision=fp64", "duration={steps: 40}", "evaluate.every_steps=10", "noise_scale.every_steps=2"),
-        "`configs/digits.yaml`, in float64, so that what rounding does to a curve is out of the way",
+        (
+            "precision=fp64",
+            "duration={steps: 40}",
+            "evaluate.every_steps=10",
+            "noise_scale.every_steps=2",
+        ),
+        "`configs/digits.yaml`, in float64, so that what rounding does to a curve is out of the "
+        "way",
     ),
     Study(
         "lm",
@@ -75,7 +87,12 @@ STUDIES = (
             "evaluate.every_tokens=61440",
             "noise_scale.every_steps=10",
         ),
-        ("duration={steps: 12}", "schedule.warmup_tokens=4096", "log.every_steps=2", "noise_scale.every_steps=1"),
+        (
+            "duration={steps: 12}",
+            "schedule.warmup_tokens=4096",
+            "log.every_steps=2",
+            "noise_scale.every_steps=1",
+        ),
         "`configs/lm.yaml`, in float32, at half its length (150 steps)",
     ),
 )
@@ -98,7 +115,12 @@ class Beside:
     @property
     def row(self) -> str:
         cells = (
-            *(str(self.ranks), str(self.micro), str(self.micro_steps), mean_and_range(self.milliseconds, "{:.3g}")),
+            *(
+                str(self.ranks),
+                str(self.micro),
+                str(self.micro_steps),
+                mean_and_range(self.milliseconds, "{:.3g}"),
+            ),
             mean_and_range(self.throughputs, "{:.2f}") if self.apart else "1",
             f"{mean_and_range(self.memory, '{:+.0f}')} MiB" if self.apart else "0",
             f"{self.apart.largest:.1e}" if self.apart else "0",
@@ -109,9 +131,10 @@ class Beside:
     def sentence(self, standard: "Beside") -> str:
         assert self.apart
         return (
-            f"{counted(self.ranks, 'rank')}, {self.micro_steps} micro-batches of {self.micro} instead of one of "
-            f"{standard.micro}: {fmean(self.memory):+.0f} MiB of memory (of {fmean(standard.peaks):.0f}), "
-            f"{fmean(self.throughputs):.2f} of the throughput; losses differ by at most {self.apart.largest:.1e}."
+            f"{counted(self.ranks, 'rank')}, {self.micro_steps} micro-batches of {self.micro} "
+            f"instead of one of {standard.micro}: {fmean(self.memory):+.0f} MiB of memory (of "
+            f"{fmean(standard.peaks):.0f}), {fmean(self.throughputs):.2f} of the throughput; "
+            f"losses differ by at most {self.apart.largest:.1e}."
         )
 
 
@@ -130,7 +153,9 @@ def beside_standard(comparison: Comparison) -> list[Beside]:
     for group, costs in zip(groups, comparison.costs, strict=True):
         told = group.of_derived
         base = next(
-            i for i, g in enumerate(groups) if is_standard(g) and g.of_derived("world_size") == told("world_size")
+            i
+            for i, g in enumerate(groups)
+            if is_standard(g) and g.of_derived("world_size") == told("world_size")
         )
         of_base = dict(zip(groups[base].seeds, comparison.costs[base], strict=True))
         pairs = list(zip(costs, (of_base[seed] for seed in group.seeds), strict=True))
@@ -139,12 +164,23 @@ def beside_standard(comparison: Comparison) -> list[Beside]:
                 ranks=told("world_size"),
                 micro=told("micro_batch"),
                 micro_steps=told("accumulation_steps"),
-                milliseconds=[1000 * _known(cost.step_p50_seconds) / told("accumulation_steps") for cost in costs],
+                milliseconds=[
+                    1000 * _known(cost.step_p50_seconds) / told("accumulation_steps")
+                    for cost in costs
+                ],
                 peaks=[1024 * _known(cost.peak_gib) for cost in costs],
-                throughputs=[_known(a.samples_per_second) / _known(b.samples_per_second) for a, b in pairs],
+                throughputs=[
+                    _known(a.samples_per_second) / _known(b.samples_per_second) for a, b in pairs
+                ],
                 memory=[1024 * (_known(a.peak_gib) - _known(b.peak_gib)) for a, b in pairs],
-                apart=None if is_standard(group) else agreement([*groups[base].runs, *group.runs], names.LOSS),
-                break_even=[value for run in group.runs for value in list(run.curve(names.BREAK_EVEN).values())[-1:]],
+                apart=None
+                if is_standard(group)
+                else agreement([*groups[base].runs, *group.runs], names.LOSS),
+                break_even=[
+                    value
+                    for run in group.runs
+                    for value in list(run.curve(names.BREAK_EVEN).values())[-1:]
+                ],
             )
         )
     return several
@@ -161,14 +197,18 @@ def sentences(comparison: Comparison) -> list[str]:
     """How the first run of each accumulating set-up closed, in its own words."""
     found = []
     for group in comparison.groups:
-        said = re.search(r"^accumulation: .*", (Path(group.first.where) / "log.txt").read_text(), re.MULTILINE)
+        said = re.search(
+            r"^accumulation: .*", (Path(group.first.where) / "log.txt").read_text(), re.MULTILINE
+        )
         if said and group.of_derived("loop") == "accumulate":
             found.append(f"- {group.first.name}: {said[0].removeprefix('accumulation: ')}")
     return found
 
 
 def report(study: Study, folder: Path, results: Path) -> str:
-    """The study's part of the page; its pictures lie beside the page, and a page of its own in the folder."""
+    """The study's part of the page; its pictures lie beside the page, and a page of its own in the
+    folder.
+    """
     found = find([str(folder)])
     comparison = compare(found.runs, found.left_out)
     drawn = draw(comparison, folder / "comparison", "samples")
@@ -183,12 +223,18 @@ def report(study: Study, folder: Path, results: Path) -> str:
         "\n".join(sentences(comparison)),
     ]
     for picture in drawn:
-        path = Path("pictures") / f"accumulation-{study.name}-{picture.path.stem.replace('_', '-')}.png"
+        path = (
+            Path("pictures")
+            / f"accumulation-{study.name}-{picture.path.stem.replace('_', '-')}.png"
+        )
         copy_small(picture.path, results.parent / path)
         parts.append(f"![{study.title}: {picture.title}]({path})\n\n{picture.caption}")
     notes = [f"  - {note}" for note in comparison.notes]
     text = "\n\n".join([*map(str, tables(comparison)), "\n".join(["Notes", *notes])])
-    parts.append(f"<details><summary>The tables of the comparison</summary>\n\n```\n{text}\n```\n\n</details>")
+    parts.append(
+        "<details><summary>The tables of the "
+        f"comparison</summary>\n\n```\n{text}\n```\n\n</details>"
+    )
     return "\n\n".join(parts)
 
 
@@ -207,29 +253,48 @@ and times, for micro-batches of that size and a rate that is tuned to each batch
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", nargs="?", type=Path, help="where the runs are kept (default: a temporary folder)")
-    parser.add_argument("--quick", action="store_true", help="a few steps, one seed; FOLDER/results.md")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "folder", nargs="?", type=Path, help="where the runs are kept (default: a temporary folder)"
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help="a few steps, one seed; FOLDER/results.md"
+    )
     asked = parser.parse_args()
     folder = (asked.folder or Path(tempfile.mkdtemp(prefix="accumulation-"))).resolve()
     quick = " --quick" if asked.quick else ""
-    print(f"stopped, this goes on: python -m tests.campaigns.accumulation {folder}{quick}", flush=True)
+    print(
+        f"stopped, this goes on: python -m tests.campaigns.accumulation {folder}{quick}", flush=True
+    )
     folder /= "quick" if asked.quick else "full"
     results, seeds = (folder / "results.md", SEEDS[:1]) if asked.quick else (RESULTS, SEEDS)
-    run_all([(launch, folder / study.name) for study in STUDIES for launch in study.launches(seeds, asked.quick)])
+    run_all(
+        [
+            (launch, folder / study.name)
+            for study in STUDIES
+            for launch in study.launches(seeds, asked.quick)
+        ]
+    )
     first = find([str(folder / STUDIES[0].name)]).runs[0]
     told = {"commit": commit_of(first), "seeds": ", ".join(map(str, seeds)), "quick": quick}
     parts = [INTRODUCTION.format(**told).strip()]
     parts += [report(study, folder / study.name, results) for study in STUDIES]
     write_between(results, "accumulation", "\n\n".join(parts))
     print(
-        f"wrote {results}, and {' and '.join(f'{study.name}/comparison/compare.html' for study in STUDIES)} in {folder}"
+        f"wrote {results}, and "
+        f"{' and '.join(f'{study.name}/comparison/compare.html' for study in STUDIES)} in {folder}"
     )
 
 
 def mean_and_range(values: Sequence[float], form: str) -> str:
     mean = form.format(fmean(values))
-    return mean if len(values) == 1 else f"{mean} ({form.format(min(values))} to {form.format(max(values))})"
+    return (
+        mean
+        if len(values) == 1
+        else f"{mean} ({form.format(min(values))} to {form.format(max(values))})"
+    )
 
 
 def _known(value: float | None) -> float:

@@ -1,8 +1,10 @@
-"""What start and audits find over the zoo: python -m tests.campaigns.audits > TABLE.md (five minutes, one core).
+"""What start and audits find over the zoo: python -m tests.campaigns.audits > TABLE.md (five
+minutes, one core).
 
-Each model is trained as a user would, in float32: 101 steps of 16 samples in four micro-batches, audits at their
-default steps. Then what an audit costs in the language model, what is said of injected faults, and whether a run with
-audits ends at the bits of one without. One of zoo, cost, faults, bits: that table alone.
+Each model is trained as a user would, in float32: 101 steps of 16 samples in four micro-batches,
+audits at their default steps. Then what an audit costs in the language model, what is said of
+injected faults, and whether a run with audits ends at the bits of one without. One of zoo, cost,
+faults, bits: that table alone.
 """
 
 import contextlib
@@ -39,7 +41,9 @@ log: {every_steps: 50}
 wandb: {mode: disabled}
 checkpoint: {resume: never}
 """
-ANIMALS: dict[str, Animal] = {animal.name: animal for animal in ZOO} | {late(0).name: late(OPENS) for late in LATE}
+ANIMALS: dict[str, Animal] = {animal.name: animal for animal in ZOO} | {
+    late(0).name: late(OPENS) for late in LATE
+}
 OPENED: dict[str, Animal] = {late(0).name: late(0) for late in LATE}
 """As they are once they have opened: of which the true error is."""
 
@@ -91,7 +95,9 @@ def found(name: str, folder: Path) -> tuple[str, str]:
     if said:
         return said[0].split(":")[0].removeprefix("warning   "), said[0].partition(": ")[2]
     if failed:
-        return "rounding", ", ".join(f"{row[names.SPLIT_ERROR]:.0e} at step {row[names.GLOBAL_STEP]}" for row in failed)
+        return "rounding", ", ".join(
+            f"{row[names.SPLIT_ERROR]:.0e} at step {row[names.GLOBAL_STEP]}" for row in failed
+        )
     not_audited = [line for line in log(folder) if "could not be" in line]
     if not_audited:
         return "declared", not_audited[0].partition(": ")[2]
@@ -111,7 +117,9 @@ def zoo() -> None:
         count[kind, column] += 1
         if name in OPENED or who not in ("start", ""):
             error = true_error(OPENED.get(name, animal), 10)
-            lines.append(f"| {name} | {kind} | {error:.0e} | {who or 'nobody'} | {said.replace('|', '/')} |")
+            lines.append(
+                f"| {name} | {kind} | {error:.0e} | {who or 'nobody'} | {said.replace('|', '/')} |"
+            )
         print(name, kind, who, said[:200], file=sys.stderr, flush=True)
     columns = ("start", "an audit", "declared", "rounding", "nobody")
     print(f"| | {' | '.join(columns)} |\n|---|{'---|' * len(columns)}")
@@ -140,16 +148,31 @@ def cost() -> None:
             audits = [row[names.AUDIT_SECONDS] for row in rows(Path(folder), names.AUDIT_SECONDS)]
         step, audit = statistics.median(steps), statistics.mean(audits)
         share = 4 * audit / (1000 * step)
-        print(f"| lm, micro-batches of {micro} | {step:.3f} s | {audit:.3f} s | {share:.2%} |", flush=True)
+        print(
+            f"| lm, micro-batches of {micro} | {step:.3f} s | {audit:.3f} s | {share:.2%} |",
+            flush=True,
+        )
 
 
-FLIPPED = "model={{target: tests.exactness.audited.Flipping, args: {{wrong: 1, bit: 29, times: {times}}}}}"
-TINY = ("precision=fp32", "data.args.size=32", "batch.micro=2", "batch.audit_every_steps=2", "duration={steps: 1}")
+FLIPPED = (
+    "model={{target: tests.exactness.audited.Flipping, args: {{wrong: 1, bit: 29, times: "
+    "{times}}}}}"
+)
+TINY = (
+    "precision=fp32",
+    "data.args.size=32",
+    "batch.micro=2",
+    "batch.audit_every_steps=2",
+    "duration={steps: 1}",
+)
 FAULTS = {
     "one bit, in each backward pass of rank 1": (2, FLIPPED.format(times=10**9)),
     "the same, three ranks": (3, FLIPPED.format(times=10**9)),
     "one bit, once, on rank 1": (3, FLIPPED.format(times=1)),
-    "a kernel that is wrong for three samples": (1, "model={target: tests.exactness.audited.WithKernel}"),
+    "a kernel that is wrong for three samples": (
+        1,
+        "model={target: tests.exactness.audited.WithKernel}",
+    ),
 }
 
 
@@ -161,7 +184,8 @@ def faults() -> None:
             run_ranks(ranks, trained_armed, given)
             (said,) = [line for line in log(Path(folder)) if line.startswith("warning   step 1:")]
         print(
-            f"| {name} | {ranks} | {said.removeprefix('warning   ').replace(socket.gethostname(), 'HOST')} |",
+            f"| {name} | {ranks} | "
+            f"{said.removeprefix('warning   ').replace(socket.gethostname(), 'HOST')} |",
             flush=True,
         )
 
@@ -176,15 +200,21 @@ BITS: dict[str, tuple[str, ...]] = {
     "float32, AdamW": ("precision=fp32", ADAMW),
     "explicit reduction": ("precision=fp32", "runtime.reduction=explicit", ADAMW),
     "bf16 parameters": ("precision=bf16", "model.dtype=bf16", ADAMW),
-    "buffers and a queue that change": ("model={target: tests.exactness.audited.Gated, args: {kind: queued}}",),
-    "dropout (not audited)": ("model={target: tests.exactness.audited.Gated, args: {kind: dropped, opens: -1}}",),
+    "buffers and a queue that change": (
+        "model={target: tests.exactness.audited.Gated, args: {kind: queued}}",
+    ),
+    "dropout (not audited)": (
+        "model={target: tests.exactness.audited.Gated, args: {kind: dropped, opens: -1}}",
+    ),
     "a stream": ("data={source: tests.helpers.stream, streaming: true}",),
     "FSDP2": ("precision=fp32", ADAMW),
 }
 
 
 def bits() -> None:
-    """Weights, optimizer state and checkpoints of nine steps, and all that rows say of the training."""
+    """Weights, optimizer state and checkpoints of nine steps, and all that rows say of the
+    training.
+    """
     print("| case | ranks | audits | files compared | the same |\n|---|---|---|---|---|")
     for name, given in BITS.items():
         for ranks in (1, 2, 3):
@@ -194,9 +224,22 @@ def bits() -> None:
                 folder = Path(place)
                 both = []
                 for audited in ("without", "with"):
-                    own = [*given, f"name={audited}", f"batch.audit_every_steps={3 * (audited == 'with')}"]
-                    plain = ("batch.micro=2", "duration={steps: 9}", "checkpoint.every_steps=3", "checkpoint.keep=9")
-                    run_ranks(ranks, trained_sharded if name == "FSDP2" else trained, argv(folder, *plain, *own))
+                    own = [
+                        *given,
+                        f"name={audited}",
+                        f"batch.audit_every_steps={3 * (audited == 'with')}",
+                    ]
+                    plain = (
+                        "batch.micro=2",
+                        "duration={steps: 9}",
+                        "checkpoint.every_steps=3",
+                        "checkpoint.keep=9",
+                    )
+                    run_ranks(
+                        ranks,
+                        trained_sharded if name == "FSDP2" else trained,
+                        argv(folder, *plain, *own),
+                    )
                     both.append((digests(folder / audited), other_rows(folder, audited)))
                 count = len(audits(folder, "with"))
             same = "yes" if both[0] == both[1] else "NO"

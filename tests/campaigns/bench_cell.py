@@ -37,7 +37,9 @@ Steps = Iterator[torch.optim.Optimizer]
 class Cell:
     """The loops of a cell, begun from the same weights, on the same samples."""
 
-    def __init__(self, stack: ExitStack, name: str, accumulation_steps: int, data: Path, config: Path) -> None:
+    def __init__(
+        self, stack: ExitStack, name: str, accumulation_steps: int, data: Path, config: Path
+    ) -> None:
         self.loops: dict[str, Steps] = {}
         self.modules: dict[str, nn.Module] = {}
         self._stack, self._config, self._folder = stack, config, data.parent
@@ -45,13 +47,17 @@ class Cell:
         own = self._run("ours, accumulate")
         self.learner = own.learner
         start = deepcopy(own.learner.module.state_dict())
-        wanted = islice(assignments(own.plan.batch, 0, own.ranks.rank, Place(), None), self._steps_of(name))
+        wanted = islice(
+            assignments(own.plan.batch, 0, own.ranks.rank, Place(), None), self._steps_of(name)
+        )
         steps = [torch.from_numpy(found.ids.copy()).split(list(found.sizes)) for _, found in wanted]
         columns = read_columns(data)
         self.hand = {
             "by hand (a)": lambda job: by_hand(job),
             "by hand, again (A/A)": lambda job: by_hand(job),
-            "by hand, synchronising each micro-step (b)": lambda job: by_hand(job, synchronises_always=True),
+            "by hand, synchronising each micro-step (b)": lambda job: by_hand(
+                job, synchronises_always=True
+            ),
             "lean accelerate (c)": lambda job: lean(job),
             "lean accelerate, norm, clip, check": lambda job: lean(job, checks=True),
         }
@@ -60,7 +66,9 @@ class Cell:
         for kind, loop in self.hand.items():
             module = shipped_model(name).to(own.learner.device)
             module.load_state_dict(start)
-            job = Job(module, loss_of(name), columns, steps, own.learner.device, own.ranks.world_size)
+            job = Job(
+                module, loss_of(name), columns, steps, own.learner.device, own.ranks.world_size
+            )
             self._add(kind, loop(job), module)
         self._add("ours, accumulate", ours(own, accumulate.compute_gradient), own.learner.module)
         if accumulation_steps == 1:
@@ -75,7 +83,13 @@ class Cell:
     def _run(self, kind: str, *overrides: str) -> Run:
         label = "".join(filter(str.isalnum, kind))
         batch = f"batch.accumulation_steps={self._accumulation_steps}"
-        argv = [str(self._config), f"name={label}", f"output_dir={self._folder / 'runs'}", batch, *overrides]
+        argv = [
+            str(self._config),
+            f"name={label}",
+            f"output_dir={self._folder / 'runs'}",
+            batch,
+            *overrides,
+        ]
         run = build(load(argv), "standard" if "standard" in kind else "accumulate")
         self._stack.callback(run.report.close, "measured", 0)
         return run
@@ -90,7 +104,9 @@ class Cell:
 
 
 def timed(loop: Steps, count: int, cuda: bool) -> dict[str, list[float]]:
-    """Seconds of each step: of the processor (all threads of this rank), by the wall clock, of the GPU."""
+    """Seconds of each step: of the processor (all threads of this rank), by the wall clock, of the
+    GPU.
+    """
     cpu, wall, events = [time.process_time()], [time.perf_counter()], []
     for _ in range(count):
         if cuda:
@@ -117,7 +133,9 @@ def differences(times: list[float]) -> list[float]:
 
 
 class Operators(TorchDispatchMode):
-    """Counts what reaches the kernels: operators, numbers that the host reads, and what travels to other ranks."""
+    """Counts what reaches the kernels: operators, numbers that the host reads, and what travels to
+    other ranks.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -135,7 +153,9 @@ class Operators(TorchDispatchMode):
             self.counts["operators"] += 1
             # Of a GPU also what is copied to the host; on a CPU a copy is none.
             to_host = "_to_copy" in name and (kwargs or {}).get("device") == torch.device("cpu")
-            self.counts["host reads"] += "_local_scalar_dense" in name or (to_host and args[0].device.type != "cpu")
+            self.counts["host reads"] += "_local_scalar_dense" in name or (
+                to_host and args[0].device.type != "cpu"
+            )
         return func(*args, **(kwargs or {}))
 
 
@@ -173,10 +193,14 @@ def counts(loop: Steps) -> dict[str, float]:
 
 
 def first_moments(module: nn.Module, optimizer: torch.optim.Optimizer) -> Tensor:
-    return torch.cat([optimizer.state[p]["exp_avg"].flatten().double() for p in module.parameters()])
+    return torch.cat(
+        [optimizer.state[p]["exp_avg"].flatten().double() for p in module.parameters()]
+    )
 
 
-def measure(name: str, accumulation_steps: int, turns: int, data: Path, config: Path) -> dict[str, Any]:
+def measure(
+    name: str, accumulation_steps: int, turns: int, data: Path, config: Path
+) -> dict[str, Any]:
     with ExitStack() as stack:
         cell = Cell(stack, name, accumulation_steps, data, config)
         cuda = cell.learner.device.type == "cuda"
@@ -190,7 +214,9 @@ def measure(name: str, accumulation_steps: int, turns: int, data: Path, config: 
             for _ in range(WORKS[name].warm_up - FINGERPRINT):
                 next(loop)
         hand = moments["by hand (a)"]
-        apart = {kind: float((found - hand).norm() / hand.norm()) for kind, found in moments.items()}
+        apart = {
+            kind: float((found - hand).norm() / hand.norm()) for kind, found in moments.items()
+        }
         times: dict[str, list[dict[str, list[float]]]] = {kind: [] for kind in cell.loops}
         order = list(cell.loops)
         for turn in range(turns):

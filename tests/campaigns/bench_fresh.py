@@ -1,4 +1,5 @@
-"""One fresh process of the benchmark: what it costs up to the end of its first step, part by part, and its peak memory.
+"""One fresh process of the benchmark: what it costs up to the end of its first step, part by part,
+and its peak memory.
 
 python -m tests.campaigns.bench_fresh OUT.json KIND MODEL DATA CONFIG
 """
@@ -63,7 +64,10 @@ def run_script(kind: str, name: str, data: Path, out: Path, mark: Mark) -> None:
     order = torch.randperm(work.samples)
     for step in range(STEPS):
         ids = order[step * work.effective :][: work.effective]
-        inputs, labels = columns["inputs"].index_select(0, ids), columns["labels"].index_select(0, ids)
+        inputs, labels = (
+            columns["inputs"].index_select(0, ids),
+            columns["labels"].index_select(0, ids),
+        )
         loss(model(inputs), labels).backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
@@ -130,7 +134,12 @@ def train_ours(kind: str, config: Path, out: Path, mark: Mark, marks: Marks) -> 
     train.memory.peaks.reset_peak_rss = noted
     wandb = "offline" if "W&B" in kind else "disabled"
     name = "".join(filter(str.isalnum, kind))
-    argv = [str(config), f"name={name}", f"output_dir={out.parent / 'fresh'}", f"wandb.mode={wandb}"]
+    argv = [
+        str(config),
+        f"name={name}",
+        f"output_dir={out.parent / 'fresh'}",
+        f"wandb.mode={wandb}",
+    ]
     train.main.main([*argv, "batch.accumulation_steps=1"], "accumulate", compute_gradient)
 
 

@@ -52,7 +52,9 @@ def by_hand(job: Job, synchronises_always: bool = False) -> Iterator[torch.optim
 
 
 def lean(job: Job, checks: bool = False) -> Iterator[torch.optim.Optimizer]:
-    """(c): accelerate prepares the model; the window is the loop's own. `checks`: norm, clip, and is it finite?"""
+    """(c): accelerate prepares the model; the window is the loop's own. `checks`: norm, clip, and
+    is it finite?
+    """
     accelerator = Accelerator()  # on the CPU where ACCELERATE_USE_CPU says so
     model: Any = accelerator.prepare(job.module)
     optimizer = job.optimizer()

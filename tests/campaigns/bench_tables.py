@@ -1,4 +1,6 @@
-"""The benchmark's tables and its picture. All times are paired with those of the hand-written loop, turn by turn."""
+"""The benchmark's tables and its picture. All times are paired with those of the hand-written loop,
+turn by turn.
+"""
 
 import statistics
 from collections.abc import Callable, Sequence
@@ -51,7 +53,9 @@ class Cell:
         turns: list[Turn] = self.found["times"][loop]
         return turns
 
-    def over(self, loop: str, of_turn: Callable[[Sequence[float]], float], clock: str = "") -> Paired:
+    def over(
+        self, loop: str, of_turn: Callable[[Sequence[float]], float], clock: str = ""
+    ) -> Paired:
         """Microseconds over the hand-written loop."""
         key = clock or self.clock
         pairs = zip(self.turns(loop), self.turns(HAND), strict=True)
@@ -70,7 +74,9 @@ class Cell:
 
     def wall(self, loop: str) -> str:
         pairs = zip(self.turns(loop), self.turns(HAND), strict=True)
-        ratios = [statistics.median(own["wall"]) / statistics.median(hand["wall"]) for own, hand in pairs]
+        ratios = [
+            statistics.median(own["wall"]) / statistics.median(hand["wall"]) for own, hand in pairs
+        ]
         return f"{statistics.median(ratios):.3f} [{min(ratios):.3f}, {max(ratios):.3f}]"
 
     def count(self, loop: str, what: str) -> float:
@@ -84,7 +90,14 @@ def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
 
 
 def times_table(name: str, cells: Sequence[Cell]) -> str:
-    head = ("ranks", "accumulation", "loop", "best step, us over (a)", "per micro-step", "median step, us over (a)")
+    head = (
+        "ranks",
+        "accumulation",
+        "loop",
+        "best step, us over (a)",
+        "per micro-step",
+        "median step, us over (a)",
+    )
     head = (*head, "mean step, us over (a)", "wall time, of (a)", "same work")
     rows: list[list[object]] = []
     for cell in (c for c in cells if c.name == name):
@@ -104,7 +117,9 @@ def times_table(name: str, cells: Sequence[Cell]) -> str:
                     f"{cell.found['apart'][loop]:.0e}",
                 ]
             )
-    kind = "GPU time by events" if cells[0].clock == "gpu" else "CPU time of rank 0, all its threads"
+    kind = (
+        "GPU time by events" if cells[0].clock == "gpu" else "CPU time of rank 0, all its threads"
+    )
     return f"**{name}** ({kind}; median of the turns [least, most])\n\n{table(head, rows)}"
 
 
@@ -127,7 +142,9 @@ def start_seconds(process: dict[str, Any]) -> float:
 
 
 def ratio_to_hand(fresh: Fresh, kind: str, of: Callable[[dict[str, Any]], float]) -> Paired:
-    return Paired([of(own) / of(hand) for own, hand in zip(fresh[kind], fresh["hand"], strict=True)])
+    return Paired(
+        [of(own) / of(hand) for own, hand in zip(fresh[kind], fresh["hand"], strict=True)]
+    )
 
 
 def fresh_table(name: str, fresh: Fresh) -> str:
@@ -139,8 +156,16 @@ def fresh_table(name: str, fresh: Fresh) -> str:
         share = peak / statistics.median(process["peak_mib"] for process in fresh["hand"])
         spread = f"{start.median:.2f} [{min(start.turns):.2f}, {max(start.turns):.2f}]"
         rows.append([kind, f"{seconds:.2f}", spread, f"{peak:.0f}", f"{share:.2f}"])
-    head = ("process", "CPU seconds to the end of step 1", "of (a)", "peak of 25 steps, MiB", "of (a)")
-    return f"**{name}**, {len(fresh['hand'])} fresh processes of each, one rank\n\n{table(head, rows)}"
+    head = (
+        "process",
+        "CPU seconds to the end of step 1",
+        "of (a)",
+        "peak of 25 steps, MiB",
+        "of (a)",
+    )
+    return (
+        f"**{name}**, {len(fresh['hand'])} fresh processes of each, one rank\n\n{table(head, rows)}"
+    )
 
 
 def parts_table(fresh: Fresh) -> str:
@@ -152,14 +177,18 @@ def parts_table(fresh: Fresh) -> str:
     for part in parts:
         row = []
         for processes in fresh.values():
-            found = [process["seconds"][part] for process in processes if part in process["seconds"]]
+            found = [
+                process["seconds"][part] for process in processes if part in process["seconds"]
+            ]
             row.append(f"{statistics.median(found):.3f}" if found else "")
         rows.append([part, *row])
     return table(("CPU seconds of the start, by part", *fresh), rows)
 
 
 def draw(cells: Sequence[Cell], file: Path) -> None:
-    """Best step of the tiny network over the hand-written loop; the band is what A/A does not resolve."""
+    """Best step of the tiny network over the hand-written loop; the band is what A/A does not
+    resolve.
+    """
     import matplotlib as mpl
 
     mpl.use("Agg")
@@ -174,7 +203,9 @@ def draw(cells: Sequence[Cell], file: Path) -> None:
             places = [place + (number - 1) * 0.26 for place in range(len(own))]
             axis.bar(places, [cell.best(loop).median for cell in own], 0.24, label=loop)
         for place, cell in enumerate(own):
-            axis.fill_between([place - 0.45, place + 0.45], -cell.noise(), cell.noise(), color="0.8", zorder=0)
+            axis.fill_between(
+                [place - 0.45, place + 0.45], -cell.noise(), cell.noise(), color="0.8", zorder=0
+            )
         axis.axhline(0, color="black", linewidth=0.8)
         axis.set_xticks(range(len(own)), [str(cell.accumulation_steps) for cell in own])
         axis.set_xlabel("micro-steps per step")

@@ -1,4 +1,6 @@
-"""What the loops of the benchmark train: two models, their data in a parquet file, and our config of the same."""
+"""What the loops of the benchmark train: two models, their data in a parquet file, and our config
+of the same.
+"""
 
 import json
 from collections.abc import Callable
@@ -61,7 +63,12 @@ def write_config(name: str, data: Path, file: Path) -> None:
         "model": work.model,
         "task": work.task,
         "batch": {"effective": work.effective},
-        "optimizer": {"target": "adamw", "lr": 1e-3, "args": {"weight_decay": 0.01}, "max_grad_norm": 1e6},
+        "optimizer": {
+            "target": "adamw",
+            "lr": 1e-3,
+            "args": {"weight_decay": 0.01},
+            "max_grad_norm": 1e6,
+        },
         "schedule": {"name": "constant"},
         "duration": {"steps": NEVER},
         "evaluate": {"every_steps": NEVER},
@@ -82,7 +89,9 @@ def read_columns(data: Path) -> dict[str, Tensor]:
 def make_model(name: str) -> nn.Module:
     """By torch alone where that is no work; the GPT is the class that we ship."""
     if name == "tiny":
-        return nn.Sequential(nn.Linear(64, 256), nn.ReLU(), nn.Linear(256, 256), nn.ReLU(), nn.Linear(256, 10))
+        return nn.Sequential(
+            nn.Linear(64, 256), nn.ReLU(), nn.Linear(256, 256), nn.ReLU(), nn.Linear(256, 10)
+        )
     return shipped_model(name)
 
 

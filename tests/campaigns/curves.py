@@ -1,7 +1,7 @@
 """How the two configs that need no download train: python -m tests.campaigns.curves [FOLDER]
 
-The standard loop on one rank, seed 0, each config as it is; a picture and a line of each go into docs/results.md.
-Stopped, the same command with the same FOLDER goes on.
+The standard loop on one rank, seed 0, each config as it is; a picture and a line of each go into
+docs/results.md. Stopped, the same command with the same FOLDER goes on.
 """
 
 import argparse
@@ -41,7 +41,9 @@ CURVES = (
 
 
 def picture(run: Run, curve: Curve, path: Path) -> None:
-    """The training loss of each row with the evaluations in it; below, on the same axis, the learning rate."""
+    """The training loss of each row with the evaluations in it; below, on the same axis, the
+    learning rate.
+    """
     with mpl.rc_context(RC):
         figure = Figure(figsize=(WIDTH_INCHES, 5.4), layout="constrained")
         above, below = figure.subplots(2, 1, sharex=True, height_ratios=[2.6, 1])
@@ -70,7 +72,11 @@ def picture(run: Run, curve: Curve, path: Path) -> None:
         below.xaxis.set_major_formatter(EngFormatter(sep=" "))
         figure.align_ylabels()
         handles = [Line2D([], [], **look) for look in looks.values()]
-        legend_above(figure, handles, ["training: the step that got a row", "evaluation: all held-out samples"])
+        legend_above(
+            figure,
+            handles,
+            ["training: the step that got a row", "evaluation: all held-out samples"],
+        )
         figure.savefig(path)
 
 
@@ -81,19 +87,25 @@ def told(run: Run, curve: Curve, picture_path: str) -> str:
     metric = curve.metric.removeprefix(names.EVAL).replace("_", " ")
     alt = f"{curve.title}: training loss, evaluation loss and learning rate against samples seen"
     return (
-        f"{curve.title} (`{curve.config}`): after {steps:,.0f} steps of {run.derived['effective_batch']} samples, "
-        f"evaluation loss {evaluated[names.EVAL_LOSS]:.4g}, {metric} "
-        f"{evaluated[curve.metric]:.4g} on {evaluated[names.EVAL_SAMPLES]:.0f} held-out samples.\n\n"
-        f"![{alt}]({picture_path})"
+        f"{curve.title} (`{curve.config}`): after {steps:,.0f} steps of "
+        f"{run.derived['effective_batch']} samples, evaluation loss "
+        f"{evaluated[names.EVAL_LOSS]:.4g}, {metric} {evaluated[curve.metric]:.4g} on "
+        f"{evaluated[names.EVAL_SAMPLES]:.0f} held-out samples.\n\n![{alt}]({picture_path})"
     )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", nargs="?", type=Path, help="where the runs are kept (default: a temporary folder)")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "folder", nargs="?", type=Path, help="where the runs are kept (default: a temporary folder)"
+    )
     folder = parser.parse_args().folder or Path(tempfile.mkdtemp(prefix="curves-"))
     print(f"runs are kept in {folder}", flush=True)
-    run_all([(Launch("standard", curve.config, curve.name, 1), folder.resolve()) for curve in CURVES])
+    run_all(
+        [(Launch("standard", curve.config, curve.name, 1), folder.resolve()) for curve in CURVES]
+    )
     parts = []
     for curve in CURVES:
         run = read_folder(folder / curve.name)
@@ -102,7 +114,9 @@ def main() -> None:
         picture(run, curve, folder / path.name)
         copy_small(folder / path.name, RESULTS.parent / path)
         parts.append(told(run, curve, str(path)))
-    command = f"`python -m tests.campaigns.curves` ({commit_of(run)}): standard loop, one rank, seed 0."
+    command = (
+        f"`python -m tests.campaigns.curves` ({commit_of(run)}): standard loop, one rank, seed 0."
+    )
     write_between(RESULTS, "curves", "\n\n".join(["## Two curves", command, *parts]))
 
 

@@ -19,10 +19,20 @@ MODELS = ("[256,256]", "[2048,2048,256]")  # hidden layers
 
 
 def measure(folder: str, hidden: str) -> tuple[int, float, float, float]:
-    """(parameters, seconds of a step, of the check at each step, of the comparison of all weights and gradients)."""
-    overrides = ("batch.micro=25", f"model.args.hidden={hidden}", "wandb.mode=disabled", "log.every_steps=1000000")
+    """(parameters, seconds of a step, of the check at each step, of the comparison of all weights
+    and gradients).
+    """
+    overrides = (
+        "batch.micro=25",
+        f"model.args.hidden={hidden}",
+        "wandb.mode=disabled",
+        "log.every_steps=1000000",
+    )
     run = build(
-        load(["configs/digits.yaml", f"output_dir={folder}", "checkpoint.resume=never", *overrides]), "accumulate"
+        load(
+            ["configs/digits.yaml", f"output_dir={folder}", "checkpoint.resume=never", *overrides]
+        ),
+        "accumulate",
     )
     from train.accumulate import compute_gradient
     from train.step import update
@@ -53,14 +63,18 @@ def measure(folder: str, hidden: str) -> tuple[int, float, float, float]:
 
 
 def main() -> None:
-    print("| parameters | step | flag, each step | weights and gradients, every 100 steps | share of a step's time |")
+    print(
+        "| parameters | step | flag, each step | weights and gradients, every 100 steps | share of "
+        "a step's time |"
+    )
     print("|---|---|---|---|---|")
     for hidden in MODELS:
         with tempfile.TemporaryDirectory() as folder:
             parameters, step, check, comparison = run_ranks(2, measure, folder, hidden)[0]
         share = (check + comparison / guard.EVERY_STEPS) / step
         print(
-            f"| {parameters:,} | {step * 1e3:.2f} ms | {check * 1e6:.1f} us | {comparison * 1e3:.2f} ms | {share:.2%} |"
+            f"| {parameters:,} | {step * 1e3:.2f} ms | {check * 1e6:.1f} us | "
+            f"{comparison * 1e3:.2f} ms | {share:.2%} |"
         )
 
 

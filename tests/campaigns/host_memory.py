@@ -1,10 +1,11 @@
-"""Host memory by the number of micro-batches in a step: what the samples of one take, beside a run of one micro-batch.
+"""Host memory by the number of micro-batches in a step: what the samples of one take, beside a run
+of one micro-batch.
 
 OMP_NUM_THREADS=1 python -m tests.campaigns.host_memory        prints a table for docs/results.md
 
-Each figure is of a process of its own, which trains three steps: the peak of its own memory, without the pages of files
-and what it shares, and the most that lay in shared memory meanwhile. Images of 3 x 224 x 224: 0.57 MiB as float32 or
-0.14 MiB as they are stored; a micro-batch holds 3.
+Each figure is of a process of its own, which trains three steps: the peak of its own memory,
+without the pages of files and what it shares, and the most that lay in shared memory meanwhile.
+Images of 3 x 224 x 224: 0.57 MiB as float32 or 0.14 MiB as they are stored; a micro-batch holds 3.
 """
 
 import argparse
@@ -48,7 +49,13 @@ CASES = (
     Case("a transform to float32, no workers", (f"data.transform={HERE}.floats", "data.workers=0")),
     Case("a transform to float32, 2 workers", (f"data.transform={HERE}.floats", "data.workers=2")),
     Case("in memory", ("data.preload=true",)),
-    Case("a stream", (f"data={{source: {HERE}.stream, streaming: true, shuffle_buffer: 0, args: {{size: 600}}}}",)),
+    Case(
+        "a stream",
+        (
+            f"data={{source: {HERE}.stream, streaming: true, shuffle_buffer: 0, args: {{size: "
+            "600}}",
+        ),
+    ),
     Case("in memory, a task of the user's", ("data.preload=true", f"task={HERE}.Plain")),
 )
 
@@ -95,17 +102,32 @@ def peaks(case: Case, count: int, cache: Path) -> tuple[float, float]:
     with tempfile.TemporaryDirectory() as folder:
         config = Path(folder) / "config.yaml"
         config.write_text("name: run\ntask: classification\n")
-        words = [f"data.source={HERE}.pictures", "data.args.size=600", "data.columns={inputs: image, labels: label}"]
-        words += [f"model={HERE}.Small", "optimizer={target: sgd, lr: 0.1}", "duration.steps=3", "wandb.mode=disabled"]
+        words = [
+            f"data.source={HERE}.pictures",
+            "data.args.size=600",
+            "data.columns={inputs: image, labels: label}",
+        ]
+        words += [
+            f"model={HERE}.Small",
+            "optimizer={target: sgd, lr: 0.1}",
+            "duration.steps=3",
+            "wandb.mode=disabled",
+        ]
         words += [
             f"output_dir={folder}",
             f"batch={{effective: {MICRO * count}, micro: {MICRO}}}",
             "noise_scale.every_steps=0",
         ]
         words += ["data.eval_fraction=0", "checkpoint.every_steps=1000", *case.overrides]
-        environment = os.environ | {"HF_DATASETS_CACHE": str(cache), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+        environment = os.environ | {
+            "HF_DATASETS_CACHE": str(cache),
+            "OMP_NUM_THREADS": "1",
+            "HF_HUB_OFFLINE": "1",
+        }
         command = [sys.executable, "-m", "train.accumulate", str(config), *words]
-        with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL) as process:
+        with subprocess.Popen(
+            command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL
+        ) as process:
             own, shared = watched(process)
         if process.returncode:
             raise SystemExit(f"{case.name}, {count} micro-batches: exit code {process.returncode}")
@@ -129,8 +151,15 @@ def watched(process: "subprocess.Popen[bytes]") -> tuple[float, float]:
 
 
 def main() -> None:
-    argparse.ArgumentParser(description="Host memory by the number of micro-batches in a step.").parse_args()
-    head = ["samples", *(f"{count} x {MICRO}" for count in COUNTS), "more for 64 than for 1", "shared memory, at 64"]
+    argparse.ArgumentParser(
+        description="Host memory by the number of micro-batches in a step."
+    ).parse_args()
+    head = [
+        "samples",
+        *(f"{count} x {MICRO}" for count in COUNTS),
+        "more for 64 than for 1",
+        "shared memory, at 64",
+    ]
     print("|", " | ".join(head), "|\n" + "|---" * len(head) + "|")
     with tempfile.TemporaryDirectory() as cache:
         for case in CASES:

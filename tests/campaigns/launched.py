@@ -1,4 +1,6 @@
-"""Runs as users start them, a campaign that goes on where it was stopped, and what it writes into docs/results.md."""
+"""Runs as users start them, a campaign that goes on where it was stopped, and what it writes into
+docs/results.md.
+"""
 
 import json
 import os
@@ -31,25 +33,50 @@ class Launch:
     def command(self, folder: Path) -> list[str]:
         launcher = ["--config_file", "configs/accelerate/ddp.yaml", "--main_process_port", "0"]
         # On a CPU, one rank by --multi_gpu is refused, and several by --cpu are one.
-        launcher += ["--num_processes", str(self.ranks), "--cpu" if self.ranks == 1 else "--multi_gpu"]
-        program = ["-m", f"train.{self.loop}", self.config, f"name={self.name}", f"output_dir={folder}"]
-        return [sys.executable, "-m", "accelerate.commands.launch", *launcher, *program, *self.overrides]
+        launcher += [
+            "--num_processes",
+            str(self.ranks),
+            "--cpu" if self.ranks == 1 else "--multi_gpu",
+        ]
+        program = [
+            "-m",
+            f"train.{self.loop}",
+            self.config,
+            f"name={self.name}",
+            f"output_dir={folder}",
+        ]
+        return [
+            sys.executable,
+            "-m",
+            "accelerate.commands.launch",
+            *launcher,
+            *program,
+            *self.overrides,
+        ]
 
     def is_finished(self, folder: Path) -> bool:
         ended = folder / self.name / "ended.json"
         return ended.exists() and json.loads(ended.read_text())["reason"] == "finished"
 
     def run(self, folder: Path) -> None:
-        """From its first step, also where it was stopped before its end: its times are then of one piece."""
+        """From its first step, also where it was stopped before its end: its times are then of one
+        piece.
+        """
         shutil.rmtree(folder / self.name, ignore_errors=True)
         folder.mkdir(parents=True, exist_ok=True)
         variables = {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "WANDB_MODE": "disabled"}
-        variables |= {"ISOBATCH_WORLD_SIZE": str(self.ranks), "PYTHONSAFEPATH": "1", "PYTHONPATH": str(ROOT)}
+        variables |= {
+            "ISOBATCH_WORLD_SIZE": str(self.ranks),
+            "PYTHONSAFEPATH": "1",
+            "PYTHONPATH": str(ROOT),
+        }
         log = folder / f"{self.name}.log"
         command, environment = self.command(folder), os.environ | variables
         with (
             log.open("w") as told,
-            subprocess.Popen(command, cwd=ROOT, env=environment, stdout=told, stderr=told) as process,
+            subprocess.Popen(
+                command, cwd=ROOT, env=environment, stdout=told, stderr=told
+            ) as process,
         ):
             try:
                 code = process.wait()
@@ -89,7 +116,9 @@ def copy_small(source: Path, target: Path) -> None:
     """With as many colours as the eye can tell apart: a third of the size."""
     target.parent.mkdir(exist_ok=True)
     with Image.open(source) as image:
-        image.convert("RGB").quantize(128, method=Image.Quantize.MAXCOVERAGE).save(target, optimize=True)
+        image.convert("RGB").quantize(128, method=Image.Quantize.MAXCOVERAGE).save(
+            target, optimize=True
+        )
 
 
 def commit_of(run: Run) -> str:

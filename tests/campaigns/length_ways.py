@@ -35,7 +35,9 @@ class InOrder(ByLength):
 
 
 class Grouped(ByLength):
-    """Each epoch in the order of transformers' LengthGroupedSampler, which is given the samples of a rank's step."""
+    """Each epoch in the order of transformers' LengthGroupedSampler, which is given the samples of
+    a rank's step.
+    """
 
     def _dealt(
         self, plan: BatchPlan, seed: int, rank: int, place: Place, overfit: int | None
@@ -53,7 +55,8 @@ class Grouped(ByLength):
 @contextlib.contextmanager
 def in_this_way(way: int) -> Iterator[None]:
     kind = {IN_ORDER: InOrder, GROUPED: Grouped}.get(way, ByLength)
-    # Without a search for the least padding there is the evenest cut into the fewest, as it was before.
+    # Without a search for the least padding there is the evenest cut into the fewest, as it was
+    # before.
     with (
         mock.patch("train.data.by_length.ByLength", kind),
         mock.patch("train.data.lengths.RUNS", 0 if way == FEWEST else RUNS),

@@ -1,13 +1,16 @@
-"""What length-aware windows save: the useful share of the tokens computed, and useful tokens per second.
+"""What length-aware windows save: the useful share of the tokens computed, and useful tokens per
+second.
 
-OMP_NUM_THREADS=1 python -m tests.campaigns.lengths [--epochs N]        prints tables for docs/results.md
+OMP_NUM_THREADS=1 python -m tests.campaigns.lengths [--epochs N]        prints tables for
+docs/results.md
 
-Three distributions: the lines of configs/data/manual.csv; whole documents, the topics of Python's documentation; texts
-with log-normal lengths. Each way has room for as many tokens at once: texts filled up to data.max_length; cut to the
-longest of the micro-batch, the data in its order (what transformers' DataCollatorWithPadding does); batch.micro_tokens,
-and with as few micro-batches as there is room for; and the sampler that transformers has for group_by_length, which
-changes which texts share a step, and so the curve. In the second table each step is taken once in each way, one after
-the other in one process; ratios are those of an epoch's processor time on one thread.
+Three distributions: the lines of configs/data/manual.csv; whole documents, the topics of Python's
+documentation; texts with log-normal lengths. Each way has room for as many tokens at once: texts
+filled up to data.max_length; cut to the longest of the micro-batch, the data in its order (what
+transformers' DataCollatorWithPadding does); batch.micro_tokens, and with as few micro-batches as
+there is room for; and the sampler that transformers has for group_by_length, which changes which
+texts share a step, and so the curve. In the second table each step is taken once in each way, one
+after the other in one process; ratios are those of an epoch's processor time on one thread.
 """
 
 import argparse
@@ -38,8 +41,12 @@ from train.run import Run, build
 ROOT = Path(__file__).parents[2]
 BERT = "configs/finetune.yaml"
 CONV = "configs/text.yaml"
-DOCUMENTS = "data={source: tests.campaigns.lengths.documents, columns: {inputs: text, labels: kind}}"
-LOG_NORMAL = "data={source: tests.campaigns.lengths.log_normal, columns: {inputs: inputs, labels: labels}}"
+DOCUMENTS = (
+    "data={source: tests.campaigns.lengths.documents, columns: {inputs: text, labels: kind}}"
+)
+LOG_NORMAL = (
+    "data={source: tests.campaigns.lengths.log_normal, columns: {inputs: inputs, labels: labels}}"
+)
 WIDE = ("model.args.from_config.hidden_size=128", "model.args.from_config.intermediate_size=512")
 
 
@@ -82,9 +89,18 @@ def log_normal(size: int = 512) -> Dataset:
 
 
 def arguments(case: Case, way: int) -> list[str]:
-    room = f"batch.micro={case.micro}" if way == FILLED else f"batch.micro_tokens={case.micro * case.max_length}"
+    room = (
+        f"batch.micro={case.micro}"
+        if way == FILLED
+        else f"batch.micro_tokens={case.micro * case.max_length}"
+    )
     given = [str(ROOT / case.config), *case.overrides, f"data.max_length={case.max_length}", room]
-    given += [f"batch.effective={case.effective}", "data.eval_fraction=0", "evaluate.best=null", "name=run"]
+    given += [
+        f"batch.effective={case.effective}",
+        "data.eval_fraction=0",
+        "evaluate.best=null",
+        "name=run",
+    ]
     given += ["checkpoint.resume=never", "wandb.mode=disabled", "duration.steps=1000000"]
     return [*given, "log.every_steps=1000000", "noise_scale.every_steps=0"]
 
@@ -109,7 +125,9 @@ def computed(case: Case, way: int, ranks: int) -> Computed:
         sums = np.zeros((ranks, plan.steps_per_epoch), int)
         at_once = 0
         for rank in range(ranks):
-            shares = islice(train.shares(plan, config.seed, rank, Place(), None), plan.steps_per_epoch)
+            shares = islice(
+                train.shares(plan, config.seed, rank, Place(), None), plan.steps_per_epoch
+            )
             for k, part in enumerate(shares):
                 sizes = [micro_batch.batch["inputs"].numel() for micro_batch in part]
                 micro_steps.append(len(sizes))
@@ -129,7 +147,15 @@ def row(*cells: object) -> None:
 
 
 def tokens(cases: list[Case]) -> None:
-    head = ("texts", "effective", "ranks", "way", "useful share", "busiest rank, tokens", "micro-steps per step")
+    head = (
+        "texts",
+        "effective",
+        "ranks",
+        "way",
+        "useful share",
+        "busiest rank, tokens",
+        "micro-steps per step",
+    )
     row(*head)
     row(*["---"] * len(head))
     for case in cases:
@@ -139,20 +165,33 @@ def tokens(cases: list[Case]) -> None:
             assert max(each.at_once for each in found) <= case.micro * case.max_length
             usual = found[IN_ORDER].busiest
             for name, each in zip(WAYS, found, strict=True):
-                cells = (f"{real / each.tokens:.2f}", f"{each.busiest / usual:.2f}", f"{each.micro_steps:.3g}")
+                cells = (
+                    f"{real / each.tokens:.2f}",
+                    f"{each.busiest / usual:.2f}",
+                    f"{each.micro_steps:.3g}",
+                )
                 row(f"{case.name}, {case.max_length:,}", case.effective, ranks, name, *cells)
 
 
 def dealing(count: int = 1024) -> None:
     """What the cut of a large step takes."""
     print()
-    row("texts of a step, log-normal", "tokens at once", "ranks", "ms to cut, best", "median", "worst")
+    row(
+        "texts of a step, log-normal",
+        "tokens at once",
+        "ranks",
+        "ms to cut, best",
+        "median",
+        "worst",
+    )
     row(*["---"] * 6)
     for ranks in (1, 2, 8):
         for micro in (4, 8, 32):
             spent = []
             for seed in range(30):
-                lengths = np.clip(np.random.default_rng(seed).lognormal(4.5, 0.5, count).astype(int), 1, 512)
+                lengths = np.clip(
+                    np.random.default_rng(seed).lognormal(4.5, 0.5, count).astype(int), 1, 512
+                )
                 start = time.perf_counter()
                 deal(lengths, ranks, micro * 512, micro)
                 spent.append((time.perf_counter() - start) * 1e3)
@@ -178,7 +217,13 @@ def seconds(steps: Iterator[None]) -> float:
 
 
 def times(epochs: int) -> None:
-    head = ("texts, model", "effective", "way", "useful tokens per second", "of those in the order of the data")
+    head = (
+        "texts, model",
+        "effective",
+        "way",
+        "useful tokens per second",
+        "of those in the order of the data",
+    )
     print()
     row(*head, "single epochs")
     row(*["---"] * (len(head) + 1))
@@ -189,7 +234,14 @@ def times(epochs: int) -> None:
             ratios = sorted(epoch[IN_ORDER] / epoch[way] for epoch in spent)
             rate = real / statistics.median(epoch[way] for epoch in spent)
             spread = f"{ratios[0]:.2f} - {ratios[-1]:.2f}"
-            row(case.name, case.effective, name, f"{rate:,.0f}", f"{statistics.median(ratios):.2f}", spread)
+            row(
+                case.name,
+                case.effective,
+                name,
+                f"{rate:,.0f}",
+                f"{statistics.median(ratios):.2f}",
+                spread,
+            )
 
 
 def epoch_times(case: Case, epochs: int) -> list[list[float]]:

@@ -1,8 +1,10 @@
-"""A model that does not fit into a stated limit of the operating system on one rank trains on two, divided.
+"""A model that does not fit into a stated limit of the operating system on one rank trains on two,
+divided.
 
 OMP_NUM_THREADS=1 python -m tests.campaigns.memory_limit
 
-Minutes on a busy machine: under mallopt, without which glibc keeps what was freed, each temporary is a mapping.
+Minutes on a busy machine: under mallopt, without which glibc keeps what was freed, each temporary
+is a mapping.
 """
 
 import ctypes
@@ -47,7 +49,9 @@ class Deep(nn.Module):
 
 
 def train_limited(divided: bool, arguments: list[str]) -> int:
-    """The exit code of a rank that may take LIMIT bytes of data beside what its process holds already."""
+    """The exit code of a rank that may take LIMIT bytes of data beside what its process holds
+    already.
+    """
     if divided:
         os.environ.update(FSDP2)
     libc = ctypes.CDLL(None)
@@ -64,13 +68,24 @@ def train_limited(divided: bool, arguments: list[str]) -> int:
 def main() -> None:
     words = [
         *("model.target=tests.campaigns.memory_limit.Deep", "model.args={}", "precision=fp32"),
-        *("optimizer.target=adamw", "duration.steps=2", "data.args.size=37", "batch.effective=11", "batch.micro=2"),
+        *(
+            "optimizer.target=adamw",
+            "duration.steps=2",
+            "data.args.size=37",
+            "batch.effective=11",
+            "batch.micro=2",
+        ),
     ]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         one = run_ranks(1, train_limited, False, argv(folder, *words, "name=one"))
-        two = run_ranks(2, train_limited, True, argv(folder, *words, "batch.sync=micro", "name=two"))
-    print(f"limit {LIMIT / 2**20:.0f} MiB: exit codes {one} on one rank, {two} on two, divided", flush=True)
+        two = run_ranks(
+            2, train_limited, True, argv(folder, *words, "batch.sync=micro", "name=two")
+        )
+    print(
+        f"limit {LIMIT / 2**20:.0f} MiB: exit codes {one} on one rank, {two} on two, divided",
+        flush=True,
+    )
     assert (one, two) == ([1], [0, 0])
 
 

@@ -1,6 +1,8 @@
-"""The predicted peak of a step beside that of torch's own allocator on a CPU, of three models at six micro-batches.
+"""The predicted peak of a step beside that of torch's own allocator on a CPU, of three models at
+six micro-batches.
 
-OMP_NUM_THREADS=1 python -m tests.campaigns.memory_peaks [NAME ...]        prints a table for docs/results.md
+OMP_NUM_THREADS=1 python -m tests.campaigns.memory_peaks [NAME ...]        prints a table for
+docs/results.md
 """
 
 import sys
@@ -32,7 +34,9 @@ def tokens() -> Dataset:
 
 
 def sentences() -> Dataset:
-    return Dataset.from_dict({"inputs": _drawn(30000, SAMPLES, 128).tolist(), "labels": [0, 1] * (SAMPLES // 2)})
+    return Dataset.from_dict(
+        {"inputs": _drawn(30000, SAMPLES, 128).tolist(), "labels": [0, 1] * (SAMPLES // 2)}
+    )
 
 
 def images() -> Dataset:
@@ -89,11 +93,18 @@ def compare(name: str, sizes: tuple[int, ...], *overrides: str) -> None:
         real = Real(config)
     print(f"\n{name}: {foresight.parameters:,} parameters, traced in {seconds:.1f} s\n")
     print(
-        "| micro-batch | predicted, MiB | allocator, MiB | predicted / allocator - 1 |\n|---|---|---|---|", flush=True
+        "| micro-batch | predicted, MiB | allocator, MiB | predicted / allocator - 1 "
+        "|\n|---|---|---|---|",
+        flush=True,
     )
     for samples in sizes:
         expected, found = foresight.peak(samples, 2), real.allocated(samples, 2)
-        row = [f"{samples}", f"{expected / 2**20:.2f}", f"{found / 2**20:.2f}", f"{expected / found - 1:+.4%}"]
+        row = [
+            f"{samples}",
+            f"{expected / 2**20:.2f}",
+            f"{found / 2**20:.2f}",
+            f"{expected / found - 1:+.4%}",
+        ]
         print(f"| {' | '.join(row)} |", flush=True)
 
 

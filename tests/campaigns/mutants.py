@@ -1,6 +1,8 @@
-"""Bugs that trainers really have, put into a copy of the code one at a time: which test notices each of them?
+"""Bugs that trainers really have, put into a copy of the code one at a time: which test notices
+each of them?
 
-python -m tests.campaigns.mutants [NAME ...]        prints a table for docs/results.md; exit code 1 if one survives
+python -m tests.campaigns.mutants [NAME ...]        prints a table for docs/results.md; exit code 1
+if one survives
 """
 
 import re
@@ -35,12 +37,16 @@ class Mutant:
     def source(self) -> str:
         """Today's file, mutated."""
         source = (ROOT / self.file).read_text()
-        assert source.count(self.old) == 1, f"{self.name}: {self.old!r} is not in {self.file} exactly once"
+        assert source.count(self.old) == 1, (
+            f"{self.name}: {self.old!r} is not in {self.file} exactly once"
+        )
         return source.replace(self.old, self.new)
 
 
 MUTANTS = [
-    Mutant("none: the code as it is", "train/step.py", "def forward_backward(", "def forward_backward("),
+    Mutant(
+        "none: the code as it is", "train/step.py", "def forward_backward(", "def forward_backward("
+    ),
     Mutant(
         "divide by the constant K",
         "train/step.py",
@@ -56,7 +62,8 @@ MUTANTS = [
     Mutant(
         "zero the gradients late",
         "train/step.py",
-        "    learner.optimizer.zero_grad(set_to_none=learner.parallel.frees_gradients)\n    learner.skips.add(skipped)",
+        "    learner.optimizer.zero_grad(set_to_none=learner.parallel.frees_gradients)\n    "
+        "learner.skips.add(skipped)",
         "    learner.skips.add(skipped)",
     ),
     Mutant(
@@ -76,7 +83,8 @@ MUTANTS = [
     Mutant(
         "forward outside no_sync",
         "train/step.py",
-        "    sums = by_term(learner.task.loss_sum(learner.model, learner.feed.take(micro_batch)))\n",
+        "    sums = by_term(learner.task.loss_sum(learner.model, "
+        "learner.feed.take(micro_batch)))\n",
         "    inside = getattr(learner.model, 'require_backward_grad_sync', None)\n"
         "    learner.model.require_backward_grad_sync = True\n"
         "    sums = by_term(learner.task.loss_sum(learner.model, learner.feed.take(micro_batch)))\n"
@@ -86,8 +94,8 @@ MUTANTS = [
         "weight counted on one rank only",
         "train/data/windows.py",
         "by_term: Mapping[str, float] = dict(zip(self.terms, weights, strict=True))",
-        "by_term = {t: float(sum(self.loss_weight(m.batch)[t] for m in ahead.micro_batches)) * self.ranks.world_size"
-        " for t in self.terms}",
+        "by_term = "
+        "{t: float(sum(self.loss_weight(m.batch)[t] for m in ahead.micro_batches)) * self.ranks.world_size for t in self.terms}",
     ),
     Mutant(
         "rate moved R times per step",
@@ -148,14 +156,17 @@ MUTANTS = [
     Mutant(
         "float16: the scaled gradient is measured and clipped",
         "train/step.py",
-        "    learner.scaler.unscale_(learner.optimizer)\n    norm = learner.parallel.total_norm(gradients)\n",
-        "    norm = learner.parallel.total_norm(gradients)\n    learner.scaler.unscale_(learner.optimizer)\n",
+        "    learner.scaler.unscale_(learner.optimizer)\n    norm = "
+        "learner.parallel.total_norm(gradients)\n",
+        "    norm = learner.parallel.total_norm(gradients)\n    "
+        "learner.scaler.unscale_(learner.optimizer)\n",
     ),
     Mutant(
         "float16: the scale stays where the gradient overflows",
         "train/step.py",
         "    learner.scaler.update()",
-        "    learner.scaler.update(learner.scaler.get_scale() if learner.scaler.is_enabled() else None)",
+        "    learner.scaler.update(learner.scaler.get_scale() if learner.scaler.is_enabled() else "
+        "None)",
     ),
 ]
 
@@ -165,11 +176,25 @@ def killer(mutant: Mutant) -> str | None:
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / "copy"
         shutil.copytree(
-            ROOT, copy, ignore=shutil.ignore_patterns(".git", ".venv", "runs", "__pycache__", ".*_cache", ".hypothesis")
+            ROOT,
+            copy,
+            ignore=shutil.ignore_patterns(
+                ".git", ".venv", "runs", "__pycache__", ".*_cache", ".hypothesis"
+            ),
         )
         (copy / mutant.file).write_text(mutant.source())
         # From the copy, so that its package is found before an installed one; its own output only.
-        command = [sys.executable, "-m", "pytest", "-x", "-q", "--no-header", "-p", "no:cacheprovider", *TESTS]
+        command = [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-x",
+            "-q",
+            "--no-header",
+            "-p",
+            "no:cacheprovider",
+            *TESTS,
+        ]
         done = subprocess.run(command, cwd=copy, capture_output=True, text=True, check=False)
         found = re.search(r"^(?:FAILED|ERROR) (.+?)(?: - |$)", done.stdout, re.MULTILINE)
         assert found or done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
@@ -183,7 +208,8 @@ def main(names: list[str]) -> int:
     for mutant in chosen:
         start = time.monotonic()
         test = killer(mutant)
-        expected = mutant.old == mutant.new  # a suite that fails by itself would seem to kill everything
+        # a suite that fails by itself would seem to kill everything
+        expected = mutant.old == mutant.new
         survivors += (test is None) is not expected
         told = f"`{test}`" if test else "survives, as it must" if expected else "**survived**"
         print(f"| {mutant.name} | {told} | {time.monotonic() - start:.0f} |", flush=True)

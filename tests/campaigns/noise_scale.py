@@ -1,9 +1,12 @@
-"""The noise scale against the analytic truth of a linear regression (790 samples), and what measuring it costs.
+"""The noise scale against the analytic truth of a linear regression (790 samples), and what
+measuring it costs.
 
-OMP_NUM_THREADS=1 python -m tests.campaigns.noise_scale [--repeats N] [--pairs N]     prints tables for docs/results.md
+OMP_NUM_THREADS=1 python -m tests.campaigns.noise_scale [--repeats N] [--pairs N]     prints tables
+for docs/results.md
 
-Parameters are fixed. The first table draws gradients in numpy, the second trains for 1,000 steps of 64 samples through
-the real loop (learning rate 1e-12), the third pairs blocks of steps of runs that differ in noise_scale.every_steps.
+Parameters are fixed. The first table draws gradients in numpy, the second trains for 1,000 steps of
+64 samples through the real loop (learning rate 1e-12), the third pairs blocks of steps of runs that
+differ in noise_scale.every_steps.
 """
 
 import argparse
@@ -49,7 +52,11 @@ def errors_of(job: tuple[int, str]) -> dict[tuple[str, int], float]:
     seed, kind = job
     found = {}
     for steps in STEPS:
-        averages, naive, ratios = Averages(), Naive(ratio_of_each_step=False), Naive(ratio_of_each_step=True)
+        averages, naive, ratios = (
+            Averages(),
+            Naive(ratio_of_each_step=False),
+            Naive(ratio_of_each_step=True),
+        )
         simulate(seed, steps, kind, [averages, naive, ratios])
         estimate = averages.noise_scale()
         found["ours", steps] = estimate.value / TRUTH - 1 if estimate else np.nan
@@ -80,13 +87,18 @@ def simulated(repeats: int) -> None:
 def last_row(arguments: list[str]) -> dict[str, Any]:
     with contextlib.redirect_stdout(io.StringIO()):
         assert train(arguments, "accumulate", compute_gradient) == 0
-    folder = Path(next(a for a in arguments if a.startswith("output_dir=")).partition("=")[2]) / "run"
+    folder = (
+        Path(next(a for a in arguments if a.startswith("output_dir=")).partition("=")[2]) / "run"
+    )
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return rows[-1]
 
 
 def real(repeats: int) -> None:
-    print("\n| ranks | micro-batches of a step | median error | worst | noise scale of the last rows |")
+    print(
+        "\n| ranks | micro-batches of a step | median error | worst | noise scale of the last rows "
+        "|"
+    )
     print("|---|---|---|---|---|")
     for world_size, micro, words in (
         (1, 8, "8 of 8"),
@@ -99,11 +111,19 @@ def real(repeats: int) -> None:
                 config = Path(folder) / "tiny.yaml"
                 config.write_text(CONFIG)
                 arguments = [str(config), f"output_dir={folder}", *REAL, f"batch.micro={micro}"]
-                arguments += ["noise_scale.every_steps=1", f"data.args={{size: 64000, seed: {seed}}}"]
-                values.append(run_ranks(world_size, last_row, arguments)[0].get(names.NOISE_SCALE, np.nan))
+                arguments += [
+                    "noise_scale.every_steps=1",
+                    f"data.args={{size: 64000, seed: {seed}}}",
+                ]
+                values.append(
+                    run_ranks(world_size, last_row, arguments)[0].get(names.NOISE_SCALE, np.nan)
+                )
         errors = np.abs(np.array(values) / TRUTH - 1)
         shown = ", ".join(f"{value:.0f}" for value in values)
-        print(f"| {world_size} | {words} | {np.median(errors):.1%} | {errors.max():.1%} | {shown} |", flush=True)
+        print(
+            f"| {world_size} | {words} | {np.median(errors):.1%} | {errors.max():.1%} | {shown} |",
+            flush=True,
+        )
 
 
 def seconds_per_step(steps: Iterator[None], count: int) -> float:
@@ -115,7 +135,10 @@ def seconds_per_step(steps: Iterator[None], count: int) -> float:
 
 
 def cost(pairs: int) -> None:
-    print("\n| hidden | accumulation | off, ms per step | noise_scale.every_steps | ratio | quartiles |")
+    print(
+        "\n| hidden | accumulation | off, ms per step | noise_scale.every_steps | ratio | "
+        "quartiles |"
+    )
     print("|---|---|---|---|---|---|")
     for model in (SMALL, LARGE):
         with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
@@ -126,7 +149,11 @@ def cost(pairs: int) -> None:
                 return ours(stack.enter_context(run))
 
             base = start("off", 0)
-            others = {"0, again (A/A)": start("again", 0), "20 (default)": start("twenty", 20), "1": start("one", 1)}
+            others = {
+                "0, again (A/A)": start("again", 0),
+                "20 (default)": start("twenty", 20),
+                "1": start("one", 1),
+            }
             for steps in (base, *others.values()):
                 seconds_per_step(steps, 25)
             times: dict[str, list[tuple[float, float]]] = {name: [] for name in others}
@@ -138,14 +165,25 @@ def cost(pairs: int) -> None:
         for name, measured in times.items():
             ratios = sorted(b / a for a, b in measured)
             quarter, off = len(ratios) // 4, statistics.median(a for a, _ in measured)
-            cells = (model[0].partition("=")[2], 4, f"{off * 1e3:.2f}", name, f"{statistics.median(ratios):.3f}")
+            cells = (
+                model[0].partition("=")[2],
+                4,
+                f"{off * 1e3:.2f}",
+                name,
+                f"{statistics.median(ratios):.3f}",
+            )
             print(
-                "|", " | ".join(map(str, cells)), f"| {ratios[quarter]:.3f} - {ratios[-1 - quarter]:.3f} |", flush=True
+                "|",
+                " | ".join(map(str, cells)),
+                f"| {ratios[quarter]:.3f} - {ratios[-1 - quarter]:.3f} |",
+                flush=True,
             )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="The noise scale against a known truth, and its cost.")
+    parser = argparse.ArgumentParser(
+        description="The noise scale against a known truth, and its cost."
+    )
     parser.add_argument("--repeats", type=int, default=20, help="0: the cost only")
     parser.add_argument("--pairs", type=int, default=20)
     asked = parser.parse_args()

@@ -1,9 +1,10 @@
-"""Memory runs out at random places of a step: is it done again to the bit, and does no rank wait for ever?
+"""Memory runs out at random places of a step: is it done again to the bit, and does no rank wait
+for ever?
 
 OMP_NUM_THREADS=1 python -m tests.campaigns.out_of_memory [--trials 100]
 
-Each trial is compared with a run that is begun again, at that step, with the smaller micro-batches. A hang would end
-the session by the time limit of run_ranks, and the campaign by its error.
+Each trial is compared with a run that is begun again, at that step, with the smaller micro-batches.
+A hang would end the session by the time limit of run_ranks, and the campaign by its error.
 """
 
 import argparse
@@ -74,12 +75,16 @@ def on_rank(folder: Path, command: list[str], trials: Sequence[Trial]) -> None:
 
 
 def is_same(folder: Path, trial: Trial) -> bool:
-    ours, expected = (load(folder / name, trust=True).state_dict() for name in (trial.name, f"{trial.name}-parts"))
+    ours, expected = (
+        load(folder / name, trust=True).state_dict() for name in (trial.name, f"{trial.name}-parts")
+    )
     return all(torch.equal(ours[name], value) for name, value in expected.items())
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--trials", type=int, default=100)
     asked = parser.parse_args()
     torch.set_num_threads(1)

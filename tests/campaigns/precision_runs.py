@@ -1,4 +1,6 @@
-"""The runs of the campaign of precisions (tests/campaigns/precisions.py), and what a rank of one measures."""
+"""The runs of the campaign of precisions (tests/campaigns/precisions.py), and what a rank of one
+measures.
+"""
 
 import io
 import os
@@ -49,7 +51,8 @@ PRECISIONS = (
 )
 WRAPPERS = {"none": (), "DDP": (), "explicit": ("runtime.reduction=explicit",), "FSDP2": ()}
 """How the ranks share the work, and what a config says for it."""
-FSDP2 = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}  # what accelerate's launcher tells its ranks
+# what accelerate's launcher tells its ranks
+FSDP2 = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
 
 
 @dataclass(frozen=True)
@@ -85,7 +88,9 @@ CASES = (
 
 def images() -> Dataset:
     random = np.random.default_rng(0)
-    return Dataset.from_dict({"inputs": points(random, SIZE, 6, 6), "labels": random.integers(0, 3, SIZE)})
+    return Dataset.from_dict(
+        {"inputs": points(random, SIZE, 6, 6), "labels": random.integers(0, 3, SIZE)}
+    )
 
 
 def texts(length: int = 7) -> Dataset:
@@ -112,7 +117,9 @@ class Spec:
         return "-".join(words).replace(" ", "_").replace(",", "")
 
     def arguments(self, folder: Path, num_steps: int) -> list[str]:
-        batch = f"batch={{effective: {EFFECTIVE}, micro: {'all' if self.loop == 'standard' else 1}}}"
+        batch = (
+            f"batch={{effective: {EFFECTIVE}, micro: {'all' if self.loop == 'standard' else 1}}}"
+        )
         given = (batch, f"duration={{steps: {num_steps}}}", "optimizer={target: adamw, lr: 0.01}")
         more = (*self.case.overrides, *self.precision.overrides, *WRAPPERS[self.wrapper])
         return argv(folder, f"name={self.name}", *given, *more)
@@ -137,7 +144,9 @@ class Found:
     memory_kib: float  # weights, gradients, optimizer and activations
 
 
-def measure(specs: Sequence[tuple[Spec, list[str]]], compute: ComputeGradient | None = None) -> list[Found]:
+def measure(
+    specs: Sequence[tuple[Spec, list[str]]], compute: ComputeGradient | None = None
+) -> list[Found]:
     """One run after the other, in one process group. `compute`: in place of the loop's own."""
     with redirect_stdout(io.StringIO()):
         return [_measure(spec, arguments, compute) for spec, arguments in specs]
@@ -154,18 +163,24 @@ def _measure(spec: Spec, arguments: list[str], compute: ComputeGradient | None) 
             run.learner.scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
 
         def count(numbers: int) -> None:
-            handed_in[trace.windows[-1].k if trace.windows else 0] += numbers  # 0: before the first step
+            # 0: before the first step
+            handed_in[trace.windows[-1].k if trace.windows else 0] += numbers
 
         count_reductions(run, count)
 
     AcceleratorState._reset_state()  # it knows one precision per process
-    with without_a_gpu(spec.precision), mock.patch.dict(os.environ, FSDP2 if spec.wrapper == "FSDP2" else {}):
+    with (
+        without_a_gpu(spec.precision),
+        mock.patch.dict(os.environ, FSDP2 if spec.wrapper == "FSDP2" else {}),
+    ):
         trace = record(arguments, spec.loop, compute, install)
     return Found(
         weights=trace.weights,
         gradients=trace.gradients,
         reductions=max(handed_in[k] / size for k in trace.gradients) if spec.ranks > 1 else 0.0,
-        memory_kib=_memory_kib(rows(Path(load(arguments).config.output_dir), names.LOSS, spec.name)),
+        memory_kib=_memory_kib(
+            rows(Path(load(arguments).config.output_dir), names.LOSS, spec.name)
+        ),
     )
 
 
@@ -192,9 +207,12 @@ def count_reductions(run: Run, count: Callable[[int], None]) -> None:
 
 def _scattering(backward: Any, count: Callable[[int], None]) -> Any:
     class Scattered(TorchDispatchMode):
-        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        def __torch_dispatch__(
+            self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
             if "reduce_scatter" in str(func):
-                count(max(t.numel() for t in tree_leaves(args) if isinstance(t, Tensor)))  # what enters
+                # what enters
+                count(max(t.numel() for t in tree_leaves(args) if isinstance(t, Tensor)))
             return func(*args, **(kwargs or {}))
 
     def watched(*args: Any) -> None:
@@ -217,7 +235,9 @@ def without_a_gpu(precision: Precision) -> Iterator[None]:
             stack.enter_context(mock.patch("torch.nn.functional.linear", _linear_in_tf32))
         if precision.autocast == torch.float16:
             where = "accelerate.accelerator.get_mixed_precision_context_manager"
-            stack.enter_context(mock.patch(where, return_value=torch.autocast("cpu", torch.float16)))
+            stack.enter_context(
+                mock.patch(where, return_value=torch.autocast("cpu", torch.float16))
+            )
         yield
 
 
@@ -227,7 +247,9 @@ def _linear_in_tf32(inputs: Tensor, weight: Tensor, bias: Tensor | None = None) 
 
 
 class _ProductInTF32(torch.autograd.Function):
-    """inputs @ weight.T, and its gradient: what enters a product is rounded, sums are kept in float32."""
+    """inputs @ weight.T, and its gradient: what enters a product is rounded, sums are kept in
+    float32.
+    """
 
     @staticmethod
     def forward(ctx: Any, inputs: Tensor, weight: Tensor) -> Tensor:

@@ -1,11 +1,14 @@
-"""Every precision, loop, wrapper and number of ranks against plain PyTorch: one big batch on one process.
+"""Every precision, loop, wrapper and number of ranks against plain PyTorch: one big batch on one
+process.
 
-OMP_NUM_THREADS=1 python -m tests.campaigns.precisions [--write]        --write: into docs/precision.md
+OMP_NUM_THREADS=1 python -m tests.campaigns.precisions [--write]        --write: into
+docs/precision.md
 
-Real ranks over gloo. At each of 50 steps the gradient that the optimizer is given is compared with that of the whole
-effective batch at the same weights, in float64 and in the precision of the run; then the curve with that of one rank
-and one micro-batch. What a CPU lacks is put in by hand: autocast to float16 under the loop's own scaler, and for TF32
-the rounding of what enters and leaves each nn.Linear. Exit code 1 where a row is out of its bounds.
+Real ranks over gloo. At each of 50 steps the gradient that the optimizer is given is compared with
+that of the whole effective batch at the same weights, in float64 and in the precision of the run;
+then the curve with that of one rank and one micro-batch. What a CPU lacks is put in by hand:
+autocast to float16 under the loop's own scaler, and for TF32 the rounding of what enters and leaves
+each nn.Linear. Exit code 1 where a row is out of its bounds.
 """
 
 import argparse
@@ -44,8 +47,17 @@ from train.exactness.additivity import BOUNDS
 
 EPOCHS = 7  # 56 steps
 
-CURVES = {"fp64": 1e-10, "fp32": 1e-5, "tf32": 2e-2, "fp16": 5e-2, "bf16": 5e-2, "bf16 parameters": 1e-1}
-"""The largest difference of a loss from that of one rank and one micro-batch in 50 steps, over the largest loss."""
+CURVES = {
+    "fp64": 1e-10,
+    "fp32": 1e-5,
+    "tf32": 2e-2,
+    "fp16": 5e-2,
+    "bf16": 5e-2,
+    "bf16 parameters": 1e-1,
+}
+"""The largest difference of a loss from that of one rank and one micro-batch in 50 steps, over the
+largest loss.
+"""
 
 
 def whole_batch(precision: Precision, arguments: list[str], weights: Array, ids: Array) -> Array:
@@ -56,7 +68,9 @@ def whole_batch(precision: Precision, arguments: list[str], weights: Array, ids:
         if (
             isinstance(part, nn.RMSNorm) and part.eps is None
         ):  # else float64 would be another function, not less rounding
-            part.eps = torch.finfo(torch.float64 if config.precision == "fp64" else torch.float32).eps
+            part.eps = torch.finfo(
+                torch.float64 if config.precision == "fp64" else torch.float32
+            ).eps
     parameters = list(module.parameters())
     nn.utils.vector_to_parameters(torch.from_numpy(weights).to(precision.dtype), parameters)
     data = resolve(config.data.source, "")(**config.data.args).with_format("torch")[:]
@@ -64,7 +78,9 @@ def whole_batch(precision: Precision, arguments: list[str], weights: Array, ids:
     if inputs.is_floating_point():
         inputs = inputs.to(precision.dtype)
     with without_a_gpu(precision):
-        with torch.autocast("cpu", precision.autocast or torch.bfloat16, enabled=precision.autocast is not None):
+        with torch.autocast(
+            "cpu", precision.autocast or torch.bfloat16, enabled=precision.autocast is not None
+        ):
             logits = module(inputs)
         wide = logits if logits.dtype == torch.float64 else logits.float()
         loss = cross_entropy(wide.flatten(0, -2), data["labels"][ids.tolist()].flatten())
@@ -84,14 +100,19 @@ class Row:
     @property
     def is_right(self) -> bool:
         expected = 1 if self.spec.ranks > 1 else 0
-        bounds = self.of_same <= BOUNDS[self.spec.precision.name] and self.of_curve <= CURVES[self.spec.precision.name]
-        return bounds and int(self.reductions) == expected  # FSDP2 fills up what it cannot cut evenly
+        bounds = (
+            self.of_same <= BOUNDS[self.spec.precision.name]
+            and self.of_curve <= CURVES[self.spec.precision.name]
+        )
+        # FSDP2 fills up what it cannot cut evenly
+        return bounds and int(self.reductions) == expected
 
     def __str__(self) -> str:
         spec = self.spec
         cells = [spec.case.name, spec.wrapper, spec.precision.name, str(spec.ranks), spec.loop]
         cells += [
-            f"{error:.1e}" for error in (self.of_float64, self.of_same, BOUNDS[spec.precision.name], self.of_curve)
+            f"{error:.1e}"
+            for error in (self.of_float64, self.of_same, BOUNDS[spec.precision.name], self.of_curve)
         ]
         cells += [f"{self.reductions:.3g}" if spec.ranks > 1 else "", f"{self.memory_kib:.1f}"]
         return f"| {' | '.join(cells)} | {'yes' if self.is_right else 'NO'} |"
@@ -120,9 +141,14 @@ def compare(folder: Path, spec: Spec, arguments: list[str], of_ranks: Sequence[F
 
 
 def _curve_difference(folder: Path, spec: Spec) -> float:
-    """From one rank and one micro-batch in the same precision, which has run before; over the largest loss."""
+    """From one rank and one micro-batch in the same precision, which has run before; over the
+    largest loss.
+    """
     base = replace(spec, ranks=1, loop="standard", wrapper=wrappers(spec.precision, 1)[0])
-    ours, expected = (np.array([row[names.LOSS] for row in rows(folder, names.LOSS, s.name)]) for s in (spec, base))
+    ours, expected = (
+        np.array([row[names.LOSS] for row in rows(folder, names.LOSS, s.name)])
+        for s in (spec, base)
+    )
     return float(np.max(np.abs(ours - expected)) / np.max(expected))
 
 
@@ -155,7 +181,9 @@ a CPU under the loop's own scaler: neither has been seen on a GPU.
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--write", action="store_true", help="into docs/precision.md")
     parser.add_argument("--steps", type=int, default=50)
     asked = parser.parse_args()
@@ -170,7 +198,9 @@ def main() -> None:
                 print(row, flush=True)
                 found.append(row)
     if asked.write:
-        introduction = INTRODUCTION.format(commit=commit(), steps=asked.steps, effective=EFFECTIVE, size=SIZE)
+        introduction = INTRODUCTION.format(
+            commit=commit(), steps=asked.steps, effective=EFFECTIVE, size=SIZE
+        )
         table = "\n".join([HEAD, *map(str, found)])
         write_between(ROOT / "docs" / "precision.md", "precisions", f"{introduction}\n{table}")
     sys.exit(0 if all(row.is_right for row in found) else 1)

@@ -1,9 +1,11 @@
-"""Is a resumed run the run that was not interrupted, bit for bit, on three and four ranks? Prints a table.
+"""Is a resumed run the run that was not interrupted, bit for bit, on three and four ranks? Prints a
+table.
 
 python -m tests.campaigns.resume_grid
 
-Each cell trains 12 steps in float32 with AdamW; another process group is killed before step 9, and a third one
-resumes from the checkpoint of step 6. Compared: the last weights and the optimizer's moments of every rank.
+Each cell trains 12 steps in float32 with AdamW; another process group is killed before step 9, and
+a third one resumes from the checkpoint of step 6. Compared: the last weights and the optimizer's
+moments of every rank.
 """
 
 import tempfile
@@ -34,7 +36,9 @@ MODELS = {
 
 
 class Experts(nn.Module):
-    """Each sample goes to the one of eight experts that it looks most like: most micro-batches leave some out."""
+    """Each sample goes to the one of eight experts that it looks most like: most micro-batches
+    leave some out.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -52,8 +56,18 @@ class Experts(nn.Module):
 
 
 OPTIONS = (
-    *("duration={steps: 12}", "checkpoint={every_steps: 6, resume: auto}", "evaluate.every_steps=null"),
-    *("wandb.mode=disabled", "batch.effective=24", "batch.micro=all", "log.every_steps=100", "precision=fp32"),
+    *(
+        "duration={steps: 12}",
+        "checkpoint={every_steps: 6, resume: auto}",
+        "evaluate.every_steps=null",
+    ),
+    *(
+        "wandb.mode=disabled",
+        "batch.effective=24",
+        "batch.micro=all",
+        "log.every_steps=100",
+        "precision=fp32",
+    ),
 )
 
 
@@ -63,9 +77,16 @@ def uninterrupted(arguments: list[str], killed: list[str]) -> Segment:
     return found
 
 
-def differing(world_size: int, accumulation_steps: int, overrides: tuple[str, ...], folder: Path) -> tuple[int, int]:
+def differing(
+    world_size: int, accumulation_steps: int, overrides: tuple[str, ...], folder: Path
+) -> tuple[int, int]:
     """(numbers that differ, numbers that were compared)"""
-    given = ("configs/digits.yaml", *OPTIONS, f"batch.accumulation_steps={accumulation_steps}", *overrides)
+    given = (
+        "configs/digits.yaml",
+        *OPTIONS,
+        f"batch.accumulation_steps={accumulation_steps}",
+        *overrides,
+    )
     whole, parts = ([*given, f"output_dir={folder}", f"name={name}"] for name in ("whole", "parts"))
     expected = run_ranks(world_size, uninterrupted, whole, parts)
     found = run_ranks(world_size, segment, parts, "accumulate")
@@ -85,8 +106,14 @@ def main() -> None:
         for world_size in (3, 4):
             for accumulation_steps in (1, 3):
                 with tempfile.TemporaryDirectory() as folder:
-                    wrong, compared = differing(world_size, accumulation_steps, overrides, Path(folder))
-                print(f"| {model} | {world_size} | {accumulation_steps} | {wrong:,} of {compared:,} |", flush=True)
+                    wrong, compared = differing(
+                        world_size, accumulation_steps, overrides, Path(folder)
+                    )
+                print(
+                    f"| {model} | {world_size} | {accumulation_steps} | {wrong:,} of {compared:,} "
+                    "|",
+                    flush=True,
+                )
 
 
 if __name__ == "__main__":

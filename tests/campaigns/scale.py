@@ -1,10 +1,13 @@
-"""What it costs a rank to know its samples of a step, by number of ranks and size of the data; what compare needs.
+"""What it costs a rank to know its samples of a step, by number of ranks and size of the data; what
+compare needs.
 
-OMP_NUM_THREADS=1 python -m tests.campaigns.scale [--before COMMIT]        prints the table of docs/results.md
+OMP_NUM_THREADS=1 python -m tests.campaigns.scale [--before COMMIT]        prints the table of
+docs/results.md
 
-64 samples a rank and step, 2,000 steps one after the other, on the rank in the middle. `--before`: the same in the code
-of another commit as well, in a process of its own, in turns. The best of three is printed.
-Then `compare` of 50 runs of 10,000 rows of 26 metrics each, ten set-ups of five seeds, as text.
+64 samples a rank and step, 2,000 steps one after the other, on the rank in the middle. `--before`:
+the same in the code of another commit as well, in a process of its own, in turns. The best of three
+is printed. Then `compare` of 50 runs of 10,000 rows of 26 metrics each, ten set-ups of five seeds,
+as text.
 """
 
 import argparse
@@ -46,7 +49,9 @@ def measured_in(package: Path) -> dict[tuple[int, int], float]:
     """(ranks, size) -> microseconds, by the package `train` that lies in this folder."""
     environment = os.environ | {"PYTHONPATH": f"{package}{os.pathsep}{ROOT}"}
     command = [sys.executable, str(Path(__file__).resolve()), "--measure"]
-    lines = subprocess.run(command, env=environment, cwd=package, check=True, capture_output=True, text=True).stdout
+    lines = subprocess.run(
+        command, env=environment, cwd=package, check=True, capture_output=True, text=True
+    ).stdout
     rows = [line.split() for line in lines.splitlines()]
     return {(int(ranks), int(size)): float(cost) for ranks, size, cost in rows}
 
@@ -66,13 +71,26 @@ def make_runs(parent: Path) -> None:
         with (folder / "metrics.jsonl").open("w") as file:
             for k in range(1, ROWS + 1):
                 hours += 1e-4 * (1 + chance.random())
-                place = {"train/global_step": k, "progress/samples_seen": 100 * k, "progress/hours": hours}
+                place = {
+                    "train/global_step": k,
+                    "progress/samples_seen": 100 * k,
+                    "progress/hours": hours,
+                }
                 loss = 2 / (1 + k / 500) + 0.05 * chance.random()
                 changing = {metric: chance.random() for metric in CHANGING}
-                row = place | {"train/learning_rate": 0.01, "train/loss": loss} | changing | dict.fromkeys(FIXED, 1)
+                row = (
+                    place
+                    | {"train/learning_rate": 0.01, "train/loss": loss}
+                    | changing
+                    | dict.fromkeys(FIXED, 1)
+                )
                 file.write(json.dumps(row) + "\n")
                 if k % 100 == 0:
-                    evaluated = {"eval/loss": loss, "eval/accuracy": chance.random(), "eval/samples": 100.0}
+                    evaluated = {
+                        "eval/loss": loss,
+                        "eval/accuracy": chance.random(),
+                        "eval/samples": 100.0,
+                    }
                     file.write(json.dumps(place | evaluated) + "\n")
 
 
@@ -84,9 +102,14 @@ def compared(package: Path, runs: Path) -> tuple[str, str]:
     environment = os.environ | {"PYTHONPATH": str(package)}
     start = time.perf_counter()
     command = [sys.executable, "-c", code, str(runs)]
-    done = subprocess.run(command, env=environment, cwd=package, check=True, capture_output=True, text=True)
+    done = subprocess.run(
+        command, env=environment, cwd=package, check=True, capture_output=True, text=True
+    )
     processor, peak = map(float, done.stderr.split()[-2:])
-    return f"{time.perf_counter() - start:.1f} s ({processor:.1f} s of a processor) | {peak:,.0f} MB", done.stdout
+    return (
+        f"{time.perf_counter() - start:.1f} s ({processor:.1f} s of a processor) | {peak:,.0f} MB",
+        done.stdout,
+    )
 
 
 def main() -> None:
@@ -102,13 +125,17 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         places = {"now": ROOT}
         if arguments.before:
-            archive = subprocess.check_output(["git", "archive", arguments.before, "train"], cwd=ROOT)
+            archive = subprocess.check_output(
+                ["git", "archive", arguments.before, "train"], cwd=ROOT
+            )
             with tarfile.open(fileobj=io.BytesIO(archive)) as package:
                 package.extractall(folder, filter="data")
             places = {f"commit {arguments.before}": Path(folder)} | places
         (Path(folder) / "runs").mkdir()
         make_runs(Path(folder) / "runs")
-        comparisons = {name: compared(place, Path(folder) / "runs") for name, place in places.items()}
+        comparisons = {
+            name: compared(place, Path(folder) / "runs") for name, place in places.items()
+        }
         turns = [{name: measured_in(place) for name, place in places.items()} for _ in range(TURNS)]
     print(f"| samples | ranks | {' | '.join(places)} |")
     for ranks, size in turns[0]["now"]:

@@ -1,9 +1,11 @@
-"""data.normalize against a scaled logistic regression, by the same cross-validation over five seeds.
+"""data.normalize against a scaled logistic regression, by the same cross-validation over five
+seeds.
 
 python -m tests.campaigns.scaled_tables
 
-Penguins, wine and breast cancer come with palmerpenguins and scikit-learn, which is the reference too. Neither belongs
-to the project: pip install --target FOLDER scikit-learn palmerpenguins, and PYTHONPATH=FOLDER.
+Penguins, wine and breast cancer come with palmerpenguins and scikit-learn, which is the reference
+too. Neither belongs to the project: pip install --target FOLDER scikit-learn palmerpenguins, and
+PYTHONPATH=FOLDER.
 """
 
 import contextlib
@@ -63,12 +65,16 @@ def reference(table: Table, kept: Any, held: Any) -> float:
     return float(model.score(table.inputs.iloc[held], table.labels.iloc[held]))
 
 
-def ours(folder: Path, table: Table, kept: Any, held: Any, seed: int, normalize: bool, hidden: str) -> float:
+def ours(
+    folder: Path, table: Table, kept: Any, held: Any, seed: int, normalize: bool, hidden: str
+) -> float:
     """configs/csv.yaml on train.csv and test.csv; `hidden` layers of its model."""
     own = folder / "own"
     own.mkdir(parents=True)
     for split, chosen in (("train", kept), ("test", held)):
-        table.inputs.assign(kind=table.labels).iloc[chosen].to_csv(own / f"{split}.csv", index=False)
+        table.inputs.assign(kind=table.labels).iloc[chosen].to_csv(
+            own / f"{split}.csv", index=False
+        )
     names = ", ".join(f'"{name}"' for name in table.inputs.columns)
     words = [
         str(ROOT / "configs" / "csv.yaml"),
@@ -77,14 +83,18 @@ def ours(folder: Path, table: Table, kept: Any, held: Any, seed: int, normalize:
         "data.eval_split=test",
         "data.eval_fraction=0.0",
         f"data.normalize={str(normalize).lower()}",
-        f"model.args={{inputs: {len(table.inputs.columns)}, hidden: {hidden}, outputs: {table.labels.nunique()}}}",
+        f"model.args={{inputs: {len(table.inputs.columns)}, hidden: {hidden}, outputs: "
+        f"{table.labels.nunique()}}}",
         f"seed={seed}",
         "evaluate={every_steps: null, best: null}",
         "name=run",
         f"output_dir={folder}",
         "wandb.mode=disabled",
     ]
-    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()) as said:
+    with (
+        contextlib.redirect_stdout(io.StringIO()),
+        contextlib.redirect_stderr(io.StringIO()) as said,
+    ):
         code = train(words, "accumulate", compute_gradient)
     assert code == 0, said.getvalue()
     return float(rows(folder, "eval/accuracy")[-1]["eval/accuracy"])
@@ -94,7 +104,10 @@ def main() -> int:
     from sklearn.model_selection import StratifiedKFold
 
     datasets.disable_progress_bars()
-    print(f"| table | rows | {' | '.join(('scikit-learn: scaled logistic regression', *WAYS))} |\n|{'---|' * 7}")
+    print(
+        f"| table | rows | {' | '.join(('scikit-learn: scaled logistic regression', *WAYS))} "
+        f"|\n|{'---|' * 7}"
+    )
     is_reached = True
     with tempfile.TemporaryDirectory() as home:
         datasets.config.HF_DATASETS_CACHE = Path(home) / "cache"
@@ -105,11 +118,15 @@ def main() -> int:
                 for number, (kept, held) in enumerate(folds.split(table.inputs, table.labels)):
                     found["reference"].append(reference(table, kept, held))
                     for way, (normalize, hidden) in WAYS.items():
-                        folder = Path(home) / f"{table.name}-{seed}-{number}-{normalize}-{len(hidden)}"
+                        folder = (
+                            Path(home) / f"{table.name}-{seed}-{number}-{normalize}-{len(hidden)}"
+                        )
                         found[way].append(ours(folder, table, kept, held, seed, normalize, hidden))
             told = [f"{statistics.mean(values):.3f}" for values in found.values()]
             print(f"| {table.name} | {len(table.labels)} | {' | '.join(told)} |", flush=True)
-            reached = (statistics.mean(found[way]) for way, (normalize, _) in WAYS.items() if normalize)
+            reached = (
+                statistics.mean(found[way]) for way, (normalize, _) in WAYS.items() if normalize
+            )
             is_reached &= max(reached) >= statistics.mean(found["reference"]) - TOLERANCE
     return int(not is_reached)
 

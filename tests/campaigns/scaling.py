@@ -1,11 +1,13 @@
-"""Trajectories under the scaling rules against their base run: what a rule promises, as far as it holds.
+"""Trajectories under the scaling rules against their base run: what a rule promises, as far as it
+holds.
 
 OMP_NUM_THREADS=1 python -m tests.campaigns.scaling        prints tables for docs/results.md
 
-Linear regression on 64 features whose variances fall as 1/i, targets with noise; evaluated without it, so that the loss
-is the distance to the optimum. The base run takes 16 samples a step; others take kappa times as many, their numbers
-moved by a rule, through the whole scaffold. A figure is the root mean square, over 16 evaluations at the same samples
-seen, of the difference in log eval/loss, each a mean over seeds.
+Linear regression on 64 features whose variances fall as 1/i, targets with noise; evaluated without
+it, so that the loss is the distance to the optimum. The base run takes 16 samples a step; others
+take kappa times as many, their numbers moved by a rule, through the whole scaffold. A figure is the
+root mean square, over 16 evaluations at the same samples seen, of the difference in log eval/loss,
+each a mean over seeds.
 """
 
 import contextlib
@@ -54,7 +56,9 @@ def lines(noise: float = 1.0, size: int = 16384) -> dict[str, Dataset]:
     def some(count: int, spread: float) -> Dataset:
         inputs = random.normal(size=(count, 64)) * deviations
         targets = inputs @ slopes + spread * random.normal(size=count)
-        return Dataset.from_dict({"inputs": inputs.astype(np.float32), "targets": targets[:, None].astype(np.float32)})
+        return Dataset.from_dict(
+            {"inputs": inputs.astype(np.float32), "targets": targets[:, None].astype(np.float32)}
+        )
 
     return {"train": some(size, noise), "test": some(1024, 0.0)}
 

@@ -1,6 +1,8 @@
-"""Rows per second of ranks that share a machine, take a stream and compute nothing, and the processor's time of each.
+"""Rows per second of ranks that share a machine, take a stream and compute nothing, and the
+processor's time of each.
 
-`python -m tests.campaigns.stream_rate --ranks 2 --kind rows --rows 15000`; with PYTHONPATH=FOLDER of another version.
+`python -m tests.campaigns.stream_rate --ranks 2 --kind rows --rows 15000`; with PYTHONPATH=FOLDER
+of another version.
 """
 
 import argparse
@@ -29,19 +31,30 @@ def source(kind: str) -> IterableDataset:
         for shard in shards:
             for i in range(OF_SHARD):
                 number = OF_SHARD * shard + i
-                text, row = "lorem ipsum dolor sit amet " * 8, {"x": [float(number)] * 64, "y": number % 10}
+                text, row = (
+                    "lorem ipsum dolor sit amet " * 8,
+                    {"x": [float(number)] * 64, "y": number % 10},
+                )
                 yield {"text": text} if kind == "texts" else row
 
     return IterableDataset.from_generator(some, gen_kwargs={"shards": list(range(SHARDS))})
 
 
 def rate(kind: str, rows: int) -> tuple[float, float]:
-    """(rows, or blocks of texts, per second; seconds of a processor per 100,000 of them) of this rank."""
+    """(rows, or blocks of texts, per second; seconds of a processor per 100,000 of them) of this
+    rank.
+    """
     ranks = rank_group()
     if kind == "texts":
         reader = Reader({"text": "text"})
         data: Stream = PackedStream(
-            source(kind), reader, 100, by_rank=False, tokenizer=Bytes(), block_size=128, needed=COLUMNS
+            source(kind),
+            reader,
+            100,
+            by_rank=False,
+            tokenizer=Bytes(),
+            block_size=128,
+            needed=COLUMNS,
         )
     else:
         data = Stream(source(kind), Reader({"x": "x", "y": "y"}), 1000, by_rank=False)
@@ -65,7 +78,10 @@ def main() -> None:
     given = run_ranks(options.ranks, rate, options.kind, options.rows)
     seconds = ", ".join(f"{own:.1f}" for _, own in given)
     load = os.getloadavg()[0]
-    print(f"{options.kind}, {options.ranks} ranks: {given[0][0]:,.0f} rows/s; {seconds} s a rank (load {load:.1f})")
+    print(
+        f"{options.kind}, {options.ranks} ranks: {given[0][0]:,.0f} rows/s; {seconds} s a rank "
+        f"(load {load:.1f})"
+    )
 
 
 if __name__ == "__main__":

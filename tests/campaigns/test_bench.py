@@ -1,4 +1,6 @@
-"""The benchmark takes 20 minutes: that its last part, which reaches into the package by name, still runs."""
+"""The benchmark takes 20 minutes: that its last part, which reaches into the package by name, still
+runs.
+"""
 
 import json
 import subprocess
@@ -15,8 +17,19 @@ def test_a_fresh_process_of_ours_says_what_its_start_took(tmp_path: Path) -> Non
     write_data("tiny", data)
     write_config("tiny", data, config)
 
-    command = [sys.executable, "-m", "tests.campaigns.bench_fresh", str(out), "ours", "tiny", str(data), str(config)]
-    done = subprocess.run(command, cwd=ROOT, env=environment(0, 1, 0), capture_output=True, text=True, check=False)
+    command = [
+        sys.executable,
+        "-m",
+        "tests.campaigns.bench_fresh",
+        str(out),
+        "ours",
+        "tiny",
+        str(data),
+        str(config),
+    ]
+    done = subprocess.run(
+        command, cwd=ROOT, env=environment(0, 1, 0), capture_output=True, text=True, check=False
+    )
 
     assert done.returncode == 0, done.stderr[-2000:]
     found = json.loads(out.read_text())

@@ -1,4 +1,6 @@
-"""The quick form of each row of the campaign of faults (python -m tests.campaigns.faults --full does it at length)."""
+"""The quick form of each row of the campaign of faults (python -m tests.campaigns.faults --full
+does it at length).
+"""
 
 from pathlib import Path
 
@@ -18,9 +20,13 @@ TRIED_ELSEWHERE = {
     "40": "tests/checkpoint/test_commit.py, row 2",
     "38": "tests/test_errors.py, tests/distributed/test_stop.py",
     "62": "tests/test_slurm.py",
-    **dict.fromkeys(("51", "52", "53", "54", "55"), "tests/test_hosts.py, tests/launching/test_door.py"),
+    **dict.fromkeys(
+        ("51", "52", "53", "54", "55"), "tests/test_hosts.py, tests/launching/test_door.py"
+    ),
 }
-"""Rows that take half a minute even in the quick form, for what other tests try in parts: left to the campaign."""
+"""Rows that take half a minute even in the quick form, for what other tests try in parts: left to
+the campaign.
+"""
 
 
 @pytest.mark.parametrize(

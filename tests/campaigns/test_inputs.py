@@ -11,7 +11,9 @@ from tests.campaigns.inputs.tables import Form, _case
 QUICK = every_case(60)[::22]
 
 
-@pytest.mark.parametrize("number", range(len(QUICK)), ids=[f"{case.kind}: {case.name}"[:60] for case in QUICK])
+@pytest.mark.parametrize(
+    "number", range(len(QUICK)), ids=[f"{case.kind}: {case.name}"[:60] for case in QUICK]
+)
 def test_an_input_is_read_right_or_its_error_says_how(tmp_path: Path, number: int) -> None:
     outcome = QUICK[number].judge(tmp_path / "case")
 

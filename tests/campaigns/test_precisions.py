@@ -1,4 +1,6 @@
-"""The campaign of precisions, in its quick form: the hardest splits, two steps; and that it sees a wrong loop."""
+"""The campaign of precisions, in its quick form: the hardest splits, two steps; and that it sees a
+wrong loop.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -14,11 +16,16 @@ from tests.test_synchronisation import always_synchronised
 QUICK = [(CASES[0], name) for name in ("tf32", "fp16", "bf16 parameters")]
 
 
-def rows_of(run_ranks: Any, folder: Path, ranks: int, specs: list[Spec], compute: Any = None) -> list[Row]:
+def rows_of(
+    run_ranks: Any, folder: Path, ranks: int, specs: list[Spec], compute: Any = None
+) -> list[Row]:
     asked = [(spec, spec.arguments(folder, 2)) for spec in specs]
     found = run_ranks(ranks, measure, asked, compute)
     of_ranks = zip(*found, strict=True)
-    return [compare(folder, spec, words, several) for (spec, words), several in zip(asked, of_ranks, strict=True)]
+    return [
+        compare(folder, spec, words, several)
+        for (spec, words), several in zip(asked, of_ranks, strict=True)
+    ]
 
 
 def spec_of(case: Any, name: str, ranks: int, loop: str) -> Spec:
@@ -47,6 +54,8 @@ def test_every_bound_is_stated() -> None:
     assert all(set(case.precisions) <= names for case in CASES)
 
 
-@pytest.mark.parametrize(("number", "expected"), [(1.0, 1.0), (1 + 2**-10, 1 + 2**-10), (1 + 2**-12, 1.0)])
+@pytest.mark.parametrize(
+    ("number", "expected"), [(1.0, 1.0), (1 + 2**-10, 1 + 2**-10), (1 + 2**-12, 1.0)]
+)
 def test_ten_bits_are_kept(number: float, expected: float) -> None:
     assert rounded(torch.tensor([number])).item() == expected

@@ -1,4 +1,6 @@
-"""The campaigns that write into docs/results.md, without the runs: what they start, pass over, and say."""
+"""The campaigns that write into docs/results.md, without the runs: what they start, pass over, and
+say.
+"""
 
 import json
 import re
@@ -18,7 +20,9 @@ from train.config import load
 @pytest.mark.parametrize("quick", [False, True])
 @pytest.mark.parametrize("study", STUDIES, ids=lambda study: study.name)
 def test_what_is_started(study: accumulation.Study, quick: bool, tmp_path: Path) -> None:
-    """The effective batch whole, in a quarter and a sixteenth of it, on one rank and two; every config is valid."""
+    """The effective batch whole, in a quarter and a sixteenth of it, on one rank and two; every
+    config is valid.
+    """
     launches = study.launches((0, 1), quick)
 
     assert len({launch.name for launch in launches}) == len(launches) == 2 * 2 * 3
@@ -28,7 +32,9 @@ def test_what_is_started(study: accumulation.Study, quick: bool, tmp_path: Path)
         config = load(words[words.index("-m", 3) + 2 :]).config
         assert (config.name, config.seed) == (launch.name, int(launch.name[-1]))
         if launch.loop == "accumulate":
-            effective = config.batch.effective or (config.batch.effective_tokens or 0) // (config.data.block_size or 1)
+            effective = config.batch.effective or (config.batch.effective_tokens or 0) // (
+                config.data.block_size or 1
+            )
             assert effective // int(config.batch.micro) in (4, 16)
         assert ("--cpu" in words) is (launch.ranks == 1)
         assert ("--multi_gpu" in words) is (launch.ranks == 2)
@@ -51,13 +57,18 @@ def test_what_has_finished_is_passed_over(
     run_all([(Launch("standard", "x.yaml", name, 1), tmp_path) for name in [*names_of, "new"]])
 
     assert re.findall(r"/(\w+)  (\w+)", capsys.readouterr().out)[0] == ("done", "has")
-    assert {json.loads((tmp_path / name / "ended.json").read_text())["reason"] for name in [*names_of, "new"]} == {
-        "finished"
-    }
+    assert {
+        json.loads((tmp_path / name / "ended.json").read_text())["reason"]
+        for name in [*names_of, "new"]
+    } == {"finished"}
 
 
-def test_a_run_that_fails_ends_the_campaign_with_its_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Launch, "command", lambda *_: [sys.executable, "-c", "raise SystemExit('no such loop')"])
+def test_a_run_that_fails_ends_the_campaign_with_its_words(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        Launch, "command", lambda *_: [sys.executable, "-c", "raise SystemExit('no such loop')"]
+    )
 
     with pytest.raises(SystemExit, match="bad: exit code 1\nno such loop"):
         run_all([(Launch("standard", "x.yaml", "bad", 1), tmp_path)])
@@ -79,7 +90,11 @@ def test_a_page_keeps_what_stands_outside_of_the_marks(tmp_path: Path) -> None:
 
 def test_what_the_page_says(tmp_path: Path) -> None:
     """Throughput and memory against the standard loop on as many ranks with the same seed."""
-    for ranks, micro, steps, speed, memory in ((1, 100, 1, 1.0, 0.5), (1, 25, 4, 0.5, 0.4), (2, 50, 1, 2.0, 0.5)):
+    for ranks, micro, steps, speed, memory in (
+        (1, 100, 1, 1.0, 0.5),
+        (1, 25, 4, 0.5, 0.4),
+        (2, 50, 1, 2.0, 0.5),
+    ):
         for seed in (0, 1):
             run = make_run(
                 tmp_path / "runs" / f"set{micro}-{ranks}-seed{seed}",
@@ -98,9 +113,13 @@ def test_what_the_page_says(tmp_path: Path) -> None:
     text = report(STUDIES[0], tmp_path / "runs", tmp_path / "page.md")
 
     assert (
-        "| 1 | 25 | 4 | 25 (25 to 25) | 0.50 (0.50 to 0.50) | -102 (-102 to -102) MiB | 0.0e+00 | 3 (3 to 3) |" in text
+        "| 1 | 25 | 4 | 25 (25 to 25) | 0.50 (0.50 to 0.50) | -102 (-102 to -102) MiB | 0.0e+00 | "
+        "3 (3 to 3) |" in text
     )
-    assert "1 rank, 4 micro-batches of 25 instead of one of 100: -102 MiB of memory (of 512), 0.50 of the" in text
+    assert (
+        "1 rank, 4 micro-batches of 25 instead of one of 100: -102 MiB of memory (of 512), 0.50 of "
+        "the" in text
+    )
     assert text.count("about 3 micro-steps") == 1
     assert "Same mathematics in 6 runs of 3 set-ups" in text
     for picture in re.findall(r"\]\((pictures/.*?)\)", text):

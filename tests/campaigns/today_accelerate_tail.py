@@ -1,9 +1,12 @@
-"""accelerate's own accumulation loop on an epoch that ends inside a window, beside the gradient of that window.
+"""accelerate's own accumulation loop on an epoch that ends inside a window, beside the gradient of
+that window.
 
-python -m tests.campaigns.today_accelerate_tail        (seen with accelerate 1.15.0, torch 2.13.0, November 2026)
+python -m tests.campaigns.today_accelerate_tail        (seen with accelerate 1.15.0, torch 2.13.0,
+November 2026)
 
-`accelerator.accumulate()` divides each micro-batch by the constant K. 10 micro-batches with K = 4 make windows of 4, 4
-and 2: the third gets 2/4 of its gradient. Isobatch divides by what the window holds; the last column is its error.
+`accelerator.accumulate()` divides each micro-batch by the constant K. 10 micro-batches with K = 4
+make windows of 4, 4 and 2: the third gets 2/4 of its gradient. Isobatch divides by what the window
+holds; the last column is its error.
 """
 
 import contextlib
@@ -30,8 +33,11 @@ def accelerates(weights: Array) -> list[Array]:
     torch.nn.utils.vector_to_parameters(torch.from_numpy(weights), module.parameters())
     order = torch.from_numpy(np.concatenate(steps(SAMPLES, MICRO * K)))
     data = tiny(SAMPLES).with_format("torch", dtype=torch.float64)[:]
-    loader = DataLoader(TensorDataset(data["inputs"][order], data["labels"][order].long()), batch_size=MICRO)
-    optimizer = torch.optim.SGD(module.parameters(), lr=0.0)  # the weights stay, so that the windows can be compared
+    loader = DataLoader(
+        TensorDataset(data["inputs"][order], data["labels"][order].long()), batch_size=MICRO
+    )
+    # the weights stay, so that the windows can be compared
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.0)
     module, optimizer, loader = accelerator.prepare(module, optimizer, loader)
     gradients = []
     for inputs, labels in loader:
@@ -45,17 +51,28 @@ def accelerates(weights: Array) -> list[Array]:
 
 
 def main() -> None:
-    batch = (f"data.args.size={SAMPLES}", f"batch.effective={MICRO * K}", f"batch.micro={MICRO}", "optimizer.lr=1e-300")
+    batch = (
+        f"data.args.size={SAMPLES}",
+        f"batch.effective={MICRO * K}",
+        f"batch.micro={MICRO}",
+        "optimizer.lr=1e-300",
+    )
     with tempfile.TemporaryDirectory() as folder:
         arguments = argv(Path(folder), *batch)
         with contextlib.redirect_stdout(io.StringIO()):
             ours = record(arguments)
         theirs = accelerates(ours.weights[0])
-        print("| step | micro-batches | accelerate: gradient / true | Isobatch: relative error |\n|---|---|---|---|")
+        print(
+            "| step | micro-batches | accelerate: gradient / true | Isobatch: relative error "
+            "|\n|---|---|---|---|"
+        )
         for k, ids in enumerate(steps(SAMPLES, MICRO * K), start=1):
             _, true = whole_batch(arguments, ours.weights[0], ids, cross_entropy)
             ratio = np.linalg.norm(theirs[k - 1]) / np.linalg.norm(true)
-            print(f"| {k} | {len(ids) // MICRO} | {ratio:.12f} | {distance(ours.gradients[k], true):.1e} |")
+            print(
+                f"| {k} | {len(ids) // MICRO} | {ratio:.12f} | "
+                f"{distance(ours.gradients[k], true):.1e} |"
+            )
 
 
 if __name__ == "__main__":

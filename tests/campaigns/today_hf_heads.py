@@ -1,10 +1,13 @@
-"""HF Trainer on a text classifier, with and without accumulation, beside the gradient of the same 16 samples at once.
+"""HF Trainer on a text classifier, with and without accumulation, beside the gradient of the same
+16 samples at once.
 
-python -m tests.campaigns.today_hf_heads        (seen with transformers 5.23.0, torch 2.13.0, November 2026; extra: hf)
+python -m tests.campaigns.today_hf_heads        (seen with transformers 5.23.0, torch 2.13.0,
+November 2026; extra: hf)
 
-The Trainer expects a model that accepts **kwargs to have divided its loss by the number of labels in the whole window.
-BertForSequenceClassification accepts them and takes the mean of its micro-batch, so the gradient comes out K times as
-large. Isobatch never asks a model for its loss: the task returns a sum, and the step divides it.
+The Trainer expects a model that accepts **kwargs to have divided its loss by the number of labels
+in the whole window. BertForSequenceClassification accepts them and takes the mean of its
+micro-batch, so the gradient comes out K times as large. Isobatch never asks a model for its loss:
+the task returns a sum, and the step divides it.
 """
 
 import contextlib
@@ -20,7 +23,13 @@ import torch
 from datasets import Dataset
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
-from transformers import BertConfig, BertForSequenceClassification, PrinterCallback, Trainer, TrainingArguments
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    PrinterCallback,
+    Trainer,
+    TrainingArguments,
+)
 
 from tests.helpers import Array, argv, flat, record, steps, whole_batch
 
@@ -28,13 +37,22 @@ SAMPLES, LENGTH, WORDS = 16, 8, 64
 
 
 class Bert(nn.Module):
-    """(samples, LENGTH) ids of words -> (samples, 3) logits; no dropout, so that gradients can be compared."""
+    """(samples, LENGTH) ids of words -> (samples, 3) logits; no dropout, so that gradients can be
+    compared.
+    """
 
     def __init__(self) -> None:
         super().__init__()
-        sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+        sizes = {
+            "hidden_size": 32,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "intermediate_size": 64,
+        }
         still = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
-        self.inner = BertForSequenceClassification(BertConfig(vocab_size=WORDS, num_labels=3, **sizes, **still))
+        self.inner = BertForSequenceClassification(
+            BertConfig(vocab_size=WORDS, num_labels=3, **sizes, **still)
+        )
 
     def forward(self, inputs: Tensor) -> Tensor:
         return self.inner(input_ids=inputs.long()).logits
@@ -86,9 +104,14 @@ def main() -> None:
             )
             with contextlib.redirect_stdout(io.StringIO()):
                 ours = record(arguments)
-            _, true = whole_batch(arguments, ours.weights[0], steps(SAMPLES, SAMPLES)[0], cross_entropy)
+            _, true = whole_batch(
+                arguments, ours.weights[0], steps(SAMPLES, SAMPLES)[0], cross_entropy
+            )
         theirs = trainers_gradient(ours.weights[0], accumulation_steps)
-        ratios = [np.linalg.norm(gradient) / np.linalg.norm(true) for gradient in (theirs, ours.gradients[1])]
+        ratios = [
+            np.linalg.norm(gradient) / np.linalg.norm(true)
+            for gradient in (theirs, ours.gradients[1])
+        ]
         print(f"| {accumulation_steps} | {ratios[0]:.4f} | {ratios[1]:.4f} |")
 
 

@@ -1,7 +1,7 @@
 """What jobs on SLURM print, for docs/cluster.md: python -m tests.campaigns.transcript [--write]
 
-The commands are those of a person, SLURM is the stand-in of tests/slurm, and its nodes are network namespaces (root) of
-this machine. Each scene is checked before it is shown.
+The commands are those of a person, SLURM is the stand-in of tests/slurm, and its nodes are network
+namespaces (root) of this machine. Each scene is checked before it is shown.
 """
 
 import json
@@ -53,7 +53,11 @@ class Scene:
         return [row["train/loss"] for row in map(json.loads, rows) if "train/loss" in row]
 
     def text(self) -> str:
-        text = "\n".join(self.lines).replace(str(self.clone), "<clone>").replace(sys.prefix, "<environment>")
+        text = (
+            "\n".join(self.lines)
+            .replace(str(self.clone), "<clone>")
+            .replace(sys.prefix, "<environment>")
+        )
         for path in ("/tmp", str(Path.home()), str(ROOT)):
             assert path not in text, text
         return text
@@ -83,19 +87,27 @@ def requeued(scene: Scene) -> None:
     scene.slurm.near_time_limit(job)
     scene.finished(job)
     assert job.restarts == 1
-    scene.lines.append("(while it trains, SLURM sends the SIGUSR1 of --signal, and puts the job back into the queue)")
+    scene.lines.append(
+        "(while it trains, SLURM sends the SIGUSR1 of --signal, and puts the job back into the "
+        "queue)"
+    )
     scene.show(job)
 
 
 def at_once(scene: Scene) -> None:
-    """Two jobs on the same two nodes at the same time; one of them is preempted, and their losses are the same."""
-    one, other = (scene.submit(f"--nodes=2 {SCRIPT} {SHORT} name={name}")[0] for name in ("one", "other"))
+    """Two jobs on the same two nodes at the same time; one of them is preempted, and their losses
+    are the same.
+    """
+    one, other = (
+        scene.submit(f"--nodes=2 {SCRIPT} {SHORT} name={name}")[0] for name in ("one", "other")
+    )
     trains(one, scene.clone / "runs" / "one", step=50)
     scene.slurm.preempt(one)
     scene.finished(one, other)
     assert scene.losses("one") == scene.losses("other")
     scene.lines.append(
-        f"(job {one.id} is preempted while it trains: SIGTERM to all its processes, then it starts again)"
+        f"(job {one.id} is preempted while it trains: SIGTERM to all its processes, then it starts "
+        "again)"
     )
     ports = [f"$ grep ports {job.output.name}" for job in (one, other)]
     for typed, job in zip(ports, (one, other), strict=True):
@@ -105,15 +117,23 @@ def at_once(scene: Scene) -> None:
 
 def seeds(scene: Scene) -> None:
     """Three seeds from one array, of which one comes to its time limit."""
-    tasks = scene.submit(f"--array=0-2 {SCRIPT} duration.steps=1000 log.every_steps=50 wandb.mode=disabled seed=%a")
+    tasks = scene.submit(
+        f"--array=0-2 {SCRIPT} duration.steps=1000 log.every_steps=50 wandb.mode=disabled seed=%a"
+    )
     names = [f"digits-steps1000-seed{number}" for number in range(3)]
     trains(tasks[2], scene.clone / "runs" / names[2], step=50)
     scene.slurm.near_time_limit(tasks[2])
     scene.finished(*tasks)
     assert [task.restarts for task in tasks] == [0, 0, 1]
-    ended = [json.loads((scene.clone / "runs" / name / "ended.json").read_text())["reason"] for name in names]
+    ended = [
+        json.loads((scene.clone / "runs" / name / "ended.json").read_text())["reason"]
+        for name in names
+    ]
     assert ended == ["finished"] * 3
-    scene.lines += ["(the last task comes to its time limit)", "$ tail -qn 1 slurm-*_*.out; ls runs"]
+    scene.lines += [
+        "(the last task comes to its time limit)",
+        "$ tail -qn 1 slurm-*_*.out; ls runs",
+    ]
     found = [task.output.read_text().splitlines()[-1] for task in tasks]
     scene.lines += [*found, *sorted(path.name for path in (scene.clone / "runs").iterdir())]
 
@@ -125,9 +145,17 @@ def main(words: list[str]) -> int:
     if why_not():
         print(f"transcript: {why_not()}", file=sys.stderr)
         return 1
-    commit = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True)
-    parts = [f"Commit {commit.stdout.strip()}, {date.today()}, by `python -m tests.campaigns.transcript --write`."]
-    with tempfile.TemporaryDirectory(prefix="transcript-") as folder, cluster(Path(folder), 2) as slurm:
+    commit = subprocess.run(
+        ["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True
+    )
+    parts = [
+        f"Commit {commit.stdout.strip()}, {date.today()}, by `python -m tests.campaigns.transcript "
+        "--write`."
+    ]
+    with (
+        tempfile.TemporaryDirectory(prefix="transcript-") as folder,
+        cluster(Path(folder), 2) as slurm,
+    ):
         for play in SCENES:
             own = Path(folder) / play.__name__
             own.mkdir()

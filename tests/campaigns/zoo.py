@@ -1,4 +1,6 @@
-"""The confusion table of `exact` over the zoo: python -m tests.campaigns.zoo > TABLE.md (half a minute, one core)."""
+"""The confusion table of `exact` over the zoo: python -m tests.campaigns.zoo > TABLE.md (half a
+minute, one core).
+"""
 
 import warnings
 from collections import Counter
@@ -19,7 +21,10 @@ def main() -> None:
         found = tried(animal)
         count[animal.exact, found.exact] += 1
         reason = "" if found.exact == "verified" else found.reasons[0].replace("|", "/")
-        rows.append(f"| {animal.name} | {_kind(animal)} | {true_error(animal, DRAWS):.0e} | {found.exact} | {reason} |")
+        rows.append(
+            f"| {animal.name} | {_kind(animal)} | {true_error(animal, DRAWS):.0e} | {found.exact} "
+            f"| {reason} |"
+        )
     print("| | verified | declared | false |\n|---|---|---|---|")
     for exact in (False, True):
         numbers = [count[exact, verdict] for verdict in ("verified", "declared", "false")]

@@ -1,4 +1,6 @@
-"""The commit protocol: at any moment there is a complete checkpoint, and nothing else is taken for one."""
+"""The commit protocol: at any moment there is a complete checkpoint, and nothing else is taken for
+one.
+"""
 
 import os
 import shutil
@@ -57,7 +59,9 @@ def calls(monkeypatch: pytest.MonkeyPatch, at: Callable[[int], None]) -> None:
 
 @pytest.mark.usefixtures("leaves_files_open")  # a kill closes no file
 def test_kills_at_every_point(tmp_path: Path) -> None:
-    """With keep=1, a save of step 3 that is killed before its n-th call leaves step 2 or step 3, whole."""
+    """With keep=1, a save of step 3 that is killed before its n-th call leaves step 2 or step 3,
+    whole.
+    """
     points, fired = 0, 0
     while True:
         folder = tmp_path / f"{points}"
@@ -88,7 +92,9 @@ def test_kills_at_every_point(tmp_path: Path) -> None:
 
 
 def test_what_is_on_disk_before_what(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The calls, in order: a kill leaves what the kernel holds, so that only a loss of power shows a missing fsync."""
+    """The calls, in order: a kill leaves what the kernel holds, so that only a loss of power shows
+    a missing fsync.
+    """
     save(tmp_path, 1)
     done: list[str] = []
     opened: dict[int, Path] = {}
@@ -146,7 +152,9 @@ def test_a_failed_save_takes_nothing_away(tmp_path: Path, monkeypatch: pytest.Mo
 
     with monkeypatch.context() as patch:
         patch.setattr("train.checkpoint.commit.os.fsync", full)
-        with pytest.raises(SaveFailed, match=r"No space left.*Complete checkpoints there: step-00000001"):
+        with pytest.raises(
+            SaveFailed, match=r"No space left.*Complete checkpoints there: step-00000001"
+        ):
             save(tmp_path, 2, keep=1)
 
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000001"]
@@ -176,7 +184,9 @@ def test_what_is_no_checkpoint(tmp_path: Path) -> None:
     assert not (tmp_path / ".step-00000009.unfinished").exists()
 
 
-@pytest.mark.parametrize("damage", ["flipped", "truncated", "missing", "no manifest", "manifest", "link"])
+@pytest.mark.parametrize(
+    "damage", ["flipped", "truncated", "missing", "no manifest", "manifest", "link"]
+)
 def test_a_damaged_one_is_passed_over_aloud(tmp_path: Path, damage: str) -> None:
     save(tmp_path, 1)
     save(tmp_path, 2)

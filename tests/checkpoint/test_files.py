@@ -31,7 +31,12 @@ class Odd(nn.Module):
         super().__init__()
         self.layer, self.twin = nn.Linear(6, 3), nn.Linear(6, 3)
         self.twin.weight = self.layer.weight
-        self.extra = extra or {"steps": 0, 1: (2.5, None), "1": [True], "kept": {"a": torch.zeros(2), "b": "text"}}
+        self.extra = extra or {
+            "steps": 0,
+            1: (2.5, None),
+            "1": [True],
+            "kept": {"a": torch.zeros(2), "b": "text"},
+        }
         table = torch.arange(6.0)
         self.register_buffer("low", table[:3])
         self.register_buffer("high", table[3:])
@@ -64,7 +69,9 @@ def same(one: Any, other: Any) -> bool:
     if isinstance(one, dict):
         return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
     if isinstance(one, list | tuple):
-        return type(one) is type(other) and all(same(*pair) for pair in zip(one, other, strict=True))
+        return type(one) is type(other) and all(
+            same(*pair) for pair in zip(one, other, strict=True)
+        )
     return type(one) is type(other) and one == other
 
 
@@ -84,7 +91,13 @@ def test_a_model_comes_back_as_it_was(tmp_path: Path) -> None:
 
 
 def test_values_come_back_as_they_were(tmp_path: Path) -> None:
-    value = {1: torch.ones(2), "1": torch.zeros(2), "a": {"b": torch.ones(1)}, "a/b": torch.zeros(1), "t": (1, [None])}
+    value = {
+        1: torch.ones(2),
+        "1": torch.zeros(2),
+        "a": {"b": torch.ones(1)},
+        "a/b": torch.zeros(1),
+        "t": (1, [None]),
+    }
 
     write_value(tmp_path / "a.json", tmp_path / "a.safetensors", value)
 
@@ -126,7 +139,9 @@ class Broken(nn.Linear):
 
 def test_the_run_ends_with_a_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code = main(
-        argv(tmp_path, "model={target: tests.checkpoint.test_files.Broken, args: {}}"), "accumulate", compute_gradient
+        argv(tmp_path, "model={target: tests.checkpoint.test_files.Broken, args: {}}"),
+        "accumulate",
+        compute_gradient,
     )
 
     assert code == 2
@@ -143,11 +158,16 @@ def test_sparse_is_refused() -> None:
 
 
 def test_extra_state_is_resumed_and_kept_beside_the_final_weights(tmp_path: Path) -> None:
-    given = ("model={target: tests.checkpoint.test_files.Odd, args: {}}", "checkpoint={resume: auto, every_steps: 2}")
+    given = (
+        "model={target: tests.checkpoint.test_files.Odd, args: {}}",
+        "checkpoint={resume: auto, every_steps: 2}",
+    )
     finals = []
     for name, cuts in (("whole", [5]), ("parts", [3, 5])):
         for steps in cuts:
-            arguments = argv(tmp_path, *given, f"name={name}", "precision=fp32", f"duration={{steps: {steps}}}")
+            arguments = argv(
+                tmp_path, *given, f"name={name}", "precision=fp32", f"duration={{steps: {steps}}}"
+            )
             assert main(arguments, "accumulate", compute_gradient) == 0
         finals.append(train.load(tmp_path / name, trust=True))
 

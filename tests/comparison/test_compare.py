@@ -27,18 +27,30 @@ PNG = b"\x89PNG\r\n"
 
 def pair(tmp_path: Path, apart: float = 0.0, **of_second: Any) -> list[str]:
     first = make_run(tmp_path / "first")
-    second = make_run(tmp_path / "second", derived={"micro_batch": 25}, loss=lambda s: loss_at(s) + apart, **of_second)
+    second = make_run(
+        tmp_path / "second",
+        derived={"micro_batch": 25},
+        loss=lambda s: loss_at(s) + apart,
+        **of_second,
+    )
     return [str(first), str(second)]
 
 
 def test_two_real_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    common = ["configs/digits.yaml", f"output_dir={tmp_path}", "wandb.mode=disabled", "precision=fp64"]
+    common = [
+        "configs/digits.yaml",
+        f"output_dir={tmp_path}",
+        "wandb.mode=disabled",
+        "precision=fp64",
+    ]
     common += ["duration.steps=20", "log.every_steps=2", "evaluate.every_steps=5"]
     for more in (["name=whole"], ["name=split", "batch.micro=30"]):
         assert train_main([*common, *more], "accumulate", compute_gradient) == 0
     capsys.readouterr()
 
-    code = main([str(tmp_path / "whole"), str(tmp_path / "split"), "--json", "--assert-equal", "1e-10"])
+    code = main(
+        [str(tmp_path / "whole"), str(tmp_path / "split"), "--json", "--assert-equal", "1e-10"]
+    )
 
     told = capsys.readouterr()
     result = json.loads(told.out)
@@ -49,22 +61,30 @@ def test_two_real_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
         ("eval/loss", 4),
     ]
     assert {key["key"] for key in result["differing_keys"]} == {"accumulation_steps", "micro_batch"}
-    rows = [json.loads(line) for line in (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()]
+    rows = [
+        json.loads(line) for line in (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()
+    ]
     hours = [row[names.HOURS] for row in rows]
     assert hours == sorted(hours), "an evaluation tells the training time so far"
 
 
-@pytest.mark.parametrize(("apart", "tolerance", "code"), [(0, 0, 0), (1e-7, 1e-6, 0), (1e-5, 1e-6, 1)])
+@pytest.mark.parametrize(
+    ("apart", "tolerance", "code"), [(0, 0, 0), (1e-7, 1e-6, 0), (1e-5, 1e-6, 1)]
+)
 def test_assert_equal(
     tmp_path: Path, apart: float, tolerance: float, code: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main([*pair(tmp_path, apart), "--assert-equal", str(tolerance)]) == code
 
     told = capsys.readouterr().err
-    assert told.startswith(f"equal within {tolerance:g}: train/loss" if code == 0 else "not equal within 1e-06:")
+    assert told.startswith(
+        f"equal within {tolerance:g}: train/loss" if code == 0 else "not equal within 1e-06:"
+    )
 
 
-def test_assert_equal_is_not_met_by_what_was_not_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_assert_equal_is_not_met_by_what_was_not_compared(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     other_seed = pair(tmp_path / "seeds", identity={"seed": 1})
     killed = pair(tmp_path / "killed", ended=None)
     other_rows = pair(tmp_path / "rows", every=1700, last=5100)
@@ -116,7 +136,9 @@ def test_a_run_that_only_saved(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert main([first, second]) == 0
     told = capsys.readouterr().out
 
-    assert re.search(r"Outcome at the end of each\n +set-up +samples +steps\n +second +700 +7\n", alone)
+    assert re.search(
+        r"Outcome at the end of each\n +set-up +samples +steps\n +second +700 +7\n", alone
+    )
     assert "second has no row of training" in alone
     assert re.search(r"\n +first +30,000 +300 ", told)
     assert re.search(r"\n +second +700 +7 ", told)
@@ -125,13 +147,17 @@ def test_a_run_that_only_saved(tmp_path: Path, capsys: pytest.CaptureFixture[str
 def test_points_are_joined_by_batch_and_ranks(tmp_path: Path) -> None:
     """A line from one rank to two would be no curve of anything."""
     for micro, ranks in ((100, 1), (25, 1), (50, 2), (25, 2)):
-        make_run(tmp_path / f"micro{micro}-{ranks}", derived={"micro_batch": micro, "world_size": ranks})
+        make_run(
+            tmp_path / f"micro{micro}-{ranks}", derived={"micro_batch": micro, "world_size": ranks}
+        )
     found = find([str(tmp_path)])
 
     figure, caption = memory_throughput(compare(found.runs)) or (None, "")
 
     assert "and ranks" in caption
-    assert {"batch 100, 1 rank", "batch 100, 2 ranks"} < {text.get_text() for text in figure.legends[0].get_texts()}
+    assert {"batch 100, 1 rank", "batch 100, 2 ranks"} < {
+        text.get_text() for text in figure.legends[0].get_texts()
+    }
 
 
 def test_a_run_without_a_micro_batch_of_its_own_joins_no_line(tmp_path: Path) -> None:
@@ -144,9 +170,15 @@ def test_a_run_without_a_micro_batch_of_its_own_joins_no_line(tmp_path: Path) ->
 
 
 def test_many_set_ups_are_counted_in_the_title(tmp_path: Path) -> None:
-    runs = [make_run(tmp_path / f"micro{micro}", derived={"micro_batch": micro}) for micro in (10, 20, 30, 40)]
+    runs = [
+        make_run(tmp_path / f"micro{micro}", derived={"micro_batch": micro})
+        for micro in (10, 20, 30, 40)
+    ]
 
-    for count, title in ((3, "Comparison of micro10, micro20, micro30"), (4, "Comparison of 4 set-ups")):
+    for count, title in (
+        (3, "Comparison of micro10, micro20, micro30"),
+        (4, "Comparison of 4 set-ups"),
+    ):
         assert main([*map(str, runs[:count]), "--out", str(tmp_path / "out")]) == 0
         assert f"<h1>{title}</h1>" in (tmp_path / "out" / "compare.html").read_text()
 
@@ -165,7 +197,15 @@ def test_text_has_the_parts_in_order(tmp_path: Path, capsys: pytest.CaptureFixtu
     main(pair(tmp_path, extra=known, environment={"git": {"commit": "2", "dirty": True}}))
 
     text = capsys.readouterr().out
-    titles = ["Same curve", "Set-up", "Outcome at equal samples", "Cost in time", "Memory", "Keys", "Notes"]
+    titles = [
+        "Same curve",
+        "Set-up",
+        "Outcome at equal samples",
+        "Cost in time",
+        "Memory",
+        "Keys",
+        "Notes",
+    ]
     places = [text.index(f"\n{title}" if index else title) for index, title in enumerate(titles)]
     assert places == sorted(places)
     assert re.search(r"noise scale +fastest micro-steps\n +first .* -$", text, re.MULTILINE)
@@ -184,7 +224,11 @@ class Links(HTMLParser):
         self.open: list[str] = []
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.found += [value or "" for name, value in attrs if name in ("src", "href", "srcset", "data", "action")]
+        self.found += [
+            value or ""
+            for name, value in attrs
+            if name in ("src", "href", "srcset", "data", "action")
+        ]
         if tag not in ("meta", "img", "!doctype"):
             self.open.append(tag)
 
@@ -194,12 +238,23 @@ class Links(HTMLParser):
 
 @pytest.mark.parametrize("x", ["samples", "steps", "hours"])
 def test_pictures_and_a_page_that_needs_nothing_else(tmp_path: Path, x: str) -> None:
-    gpu = {"memory/peak_allocated_gib": 2.0, "memory/peak_reserved_gib": 3.0, "memory/optimizer_peak_gib": 1.0}
-    phases = {"time/data_seconds": 0.02, "time/forward_backward_seconds": 0.07, "time/optimizer_seconds": 0.01}
+    gpu = {
+        "memory/peak_allocated_gib": 2.0,
+        "memory/peak_reserved_gib": 3.0,
+        "memory/optimizer_peak_gib": 1.0,
+    }
+    phases = {
+        "time/data_seconds": 0.02,
+        "time/forward_backward_seconds": 0.07,
+        "time/optimizer_seconds": 0.01,
+    }
     for seed in (0, 1):
         make_run(tmp_path / "runs" / f"a<b-{seed}", identity={"seed": seed}, extra=gpu | phases)
         make_run(
-            tmp_path / "runs" / f"c-{seed}", identity={"seed": seed}, derived={"world_size": 2}, extra=gpu | phases
+            tmp_path / "runs" / f"c-{seed}",
+            identity={"seed": seed},
+            derived={"world_size": 2},
+            extra=gpu | phases,
         )
 
     assert main([str(tmp_path / "runs"), "--out", str(tmp_path / "out"), "--x", x]) == 0
@@ -212,7 +267,8 @@ def test_pictures_and_a_page_that_needs_nothing_else(tmp_path: Path, x: str) -> 
     assert not links.open
     assert all(link.startswith("data:image/png;base64,") for link in links.found)
     assert [base64.b64decode(link.partition(",")[2]) for link in links.found] == [
-        pictures[name] for name in ("loss.png", "evaluation.png", "memory_throughput.png", "costs.png")
+        pictures[name]
+        for name in ("loss.png", "evaluation.png", "memory_throughput.png", "costs.png")
     ]
     assert all(picture.startswith(PNG) for picture in pictures.values())
     assert "a&lt;b" in text
@@ -252,9 +308,12 @@ def test_without_matplotlib(
 def test_the_script_imports_neither_torch_nor_matplotlib_nor_wandb(tmp_path: Path) -> None:
     code = (
         "import sys; from train.compare import main; main(sys.argv[1:]); "
-        "assert not {'torch', 'matplotlib', 'wandb', 'pandas', 'datasets'} & set(sys.modules), 'slow to start'"
+        "assert not {'torch', 'matplotlib', 'wandb', 'pandas', 'datasets'} & set(sys.modules), "
+        "'slow to start'"
     )
-    subprocess.run([sys.executable, "-c", code, *pair(tmp_path)], check=True, cwd=ROOT, capture_output=True)
+    subprocess.run(
+        [sys.executable, "-c", code, *pair(tmp_path)], check=True, cwd=ROOT, capture_output=True
+    )
 
     script = [sys.executable, ROOT / "scripts" / "compare.py", *pair(tmp_path / "elsewhere")]
     done = subprocess.run(script, check=False, cwd=tmp_path, capture_output=True, text=True)

@@ -19,7 +19,9 @@ def test_within_ten_percent_after_1000_steps(kind: str) -> None:
     assert 0.02 < found.error < 0.1  # the law sd(|G|^2) = 1.4 |G|^2 per step says 0.05
 
 
-@pytest.mark.parametrize(("kind", "ratio_of_each_step"), [("equal", True), ("unequal", True), ("unequal", False)])
+@pytest.mark.parametrize(
+    ("kind", "ratio_of_each_step"), [("equal", True), ("unequal", True), ("unequal", False)]
+)
 def test_a_naive_estimator_fails_the_same_test(kind: str, ratio_of_each_step: bool) -> None:
     outside = 0
     for seed in range(5):  # a mean of ratios may come close by luck
@@ -44,7 +46,9 @@ def test_the_standard_error_is_one() -> None:
 
 
 def test_parameters_that_move_are_followed() -> None:
-    """A noise scale that changes for good is found again, after the averages have forgotten the old one."""
+    """A noise scale that changes for good is found again, after the averages have forgotten the old
+    one.
+    """
     averages = Averages(smoothing=0.9)
     for value in [10.0] * 50 + [40.0] * 100:
         signal = 1.0
@@ -57,7 +61,9 @@ def test_parameters_that_move_are_followed() -> None:
 
 
 def feed(averages: Averages, steps: int, signal: float, spread: float = 0.0) -> None:
-    """Steps of 4 micro-batches of 8 samples with trace(S) = 1 and this |G|^2, give or take `spread`."""
+    """Steps of 4 micro-batches of 8 samples with trace(S) = 1 and this |G|^2, give or take
+    `spread`.
+    """
     for step in range(steps):
         g = signal + spread * (-1) ** step
         averages.add(g + 4 / 32, g + 1 / 32, 4, 32)
@@ -92,10 +98,14 @@ def test_a_step_that_is_not_finite_counts_for_nothing() -> None:
 
 
 def worth(noise_scale: float, update_ms: float, **options: float) -> Worth:
-    return Worth(Estimate(noise_scale, options.get("error", 0.0)), 8.0, 0.001, update_ms / 1000, 0.0)
+    return Worth(
+        Estimate(noise_scale, options.get("error", 0.0)), 8.0, 0.001, update_ms / 1000, 0.0
+    )
 
 
-@pytest.mark.parametrize(("noise_scale", "update_ms"), [(3102, 0.1), (3102, 1.0), (791, 5.0), (64, 0.01)])
+@pytest.mark.parametrize(
+    ("noise_scale", "update_ms"), [(3102, 0.1), (3102, 1.0), (791, 5.0), (64, 0.01)]
+)
 def test_the_break_even_number_is_the_fastest(noise_scale: float, update_ms: float) -> None:
     it, grid = worth(noise_scale, update_ms), np.geomspace(0.01, 1000, 20001)
 
@@ -105,7 +115,9 @@ def test_the_break_even_number_is_the_fastest(noise_scale: float, update_ms: flo
 
 
 def test_the_numbers_of_the_table() -> None:
-    """From an exactly solvable problem with a critical batch of 3102 samples: the best power of two, or next to it."""
+    """From an exactly solvable problem with a critical batch of 3102 samples: the best power of
+    two, or next to it.
+    """
     for ratio, best, measured in ((0.1, 6.2, 8), (1.0, 19.7, 32), (5.0, 44, 64)):
         found = worth(3102, ratio).best
         assert found == pytest.approx(best, rel=0.01)
@@ -126,16 +138,40 @@ def test_the_uncertainty_is_half_of_what_goes_in() -> None:
             8,
             "about 8 micro-steps would be fastest to the same loss; whether it pays is unknown",
         ),
-        (worth(512, 1.0, error=0.2), 10, "whether it pays is unknown: the estimate cannot tell them from the 10 of"),
-        (worth(512, 1.0, error=0.2), 11, "about 8 micro-steps (7 to 10) would be fastest to the same loss; the 11 of"),
+        (
+            worth(512, 1.0, error=0.2),
+            10,
+            "whether it pays is unknown: the estimate cannot tell them from the 10 of",
+        ),
+        (
+            worth(512, 1.0, error=0.2),
+            11,
+            "about 8 micro-steps (7 to 10) would be fastest to the same loss; the 11 of",
+        ),
         (worth(512, 1.0, error=0.2), 7, "unknown: the estimate cannot tell them from the 7 of"),
         (worth(512, 1.0, error=0.2), 6, "the 6 of this run take at most 5% longer"),
-        (worth(12, 1.0, error=0.6), 1, "1 micro-step (1 to 2) would be fastest to the same loss; whether it"),
-        (worth(12, 1.0, error=0.6), 4, "1 micro-step (1 to 2) would be fastest to the same loss; the 4 of this run t"),
+        (
+            worth(12, 1.0, error=0.6),
+            1,
+            "1 micro-step (1 to 2) would be fastest to the same loss; whether it",
+        ),
+        (
+            worth(12, 1.0, error=0.6),
+            4,
+            "1 micro-step (1 to 2) would be fastest to the same loss; the 4 of this run t",
+        ),
         (worth(512, 1.0, error=0.2), 32, "about 8 micro-steps (7 to 10) would be fastest"),
-        (worth(512, 1.0, error=0.2), 32, "the 32 of this run take 22% longer (estimated from a noise scale of 512 s"),
+        (
+            worth(512, 1.0, error=0.2),
+            32,
+            "the 32 of this run take 22% longer (estimated from a noise scale of 512 s",
+        ),
         (worth(512, 1.0), 1, "the 1 of this run takes 60% longer"),
-        (worth(16, 0.01), 16, "1 micro-step would be fastest to the same loss, so it does not pay by itself; the 16"),
+        (
+            worth(16, 0.01),
+            16,
+            "1 micro-step would be fastest to the same loss, so it does not pay by itself; the 16",
+        ),
         (worth(16, 0.01), 16, "the 16 of this run take 5.9 times as long"),
     ],
 )

@@ -1,4 +1,6 @@
-"""A curve is a mapping, whatever the order of its rows, and looks up one place without a look at all."""
+"""A curve is a mapping, whatever the order of its rows, and looks up one place without a look at
+all.
+"""
 
 from typing import Any
 
@@ -9,7 +11,9 @@ from train.comparison.curve import Curve, common
 
 
 def curve(points: list[tuple[int, float]]) -> Curve:
-    return Curve(np.array([at for at, _ in points], np.int64), np.array([value for _, value in points]))
+    return Curve(
+        np.array([at for at, _ in points], np.int64), np.array([value for _, value in points])
+    )
 
 
 @pytest.mark.parametrize(
@@ -26,7 +30,9 @@ def test_it_is_what_a_dict_of_its_rows_is(points: list[tuple[int, float]]) -> No
     expected, found = dict(points), curve(points)
 
     assert list(found.items()) == list(expected.items())
-    assert [found.get(at) for at in (0, 7, 8, 9, 16, 24, 25)] == [expected.get(at) for at in (0, 7, 8, 9, 16, 24, 25)]
+    assert [found.get(at) for at in (0, 7, 8, 9, 16, 24, 25)] == [
+        expected.get(at) for at in (0, 7, 8, 9, 16, 24, 25)
+    ]
     places = common([found])
     assert found.at(places).tolist() == [expected[at] for at in sorted(expected)]
 

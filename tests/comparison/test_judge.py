@@ -34,7 +34,12 @@ def test_same_mathematics_names_the_largest_difference_and_the_rows(tmp_path: Pa
 
     assert result.same_mathematics
     (train, evaluation) = result.agreements
-    assert (train.metric, train.rows, train.at_samples, train.seeds) == ("train/loss", 30, 7000, (0,))
+    assert (train.metric, train.rows, train.at_samples, train.seeds) == (
+        "train/loss",
+        30,
+        7000,
+        (0,),
+    )
     assert train.largest == pytest.approx(3e-5)
     assert (evaluation.metric, evaluation.rows) == ("eval/loss", 6)
     assert "Same mathematics in 2 runs of 2 set-ups" in result.verdict
@@ -46,7 +51,11 @@ def test_same_mathematics_names_the_largest_difference_and_the_rows(tmp_path: Pa
 
 def test_seeds_are_one_set_up_with_mean_and_spread(tmp_path: Path) -> None:
     for seed in range(3):
-        make_run(tmp_path / f"digits-seed{seed}", identity={"seed": seed}, loss=lambda s, seed=seed: loss_at(s) + seed)
+        make_run(
+            tmp_path / f"digits-seed{seed}",
+            identity={"seed": seed},
+            loss=lambda s, seed=seed: loss_at(s) + seed,
+        )
 
     result = compared(tmp_path)
 
@@ -62,7 +71,10 @@ def test_seeds_are_one_set_up_with_mean_and_spread(tmp_path: Path) -> None:
 def test_other_mathematics_are_compared_at_equal_samples(tmp_path: Path) -> None:
     small = make_run(tmp_path / "small")
     large = make_run(
-        tmp_path / "large", identity={"batch.effective": 200, "code": "c1"}, last=20_000, loss=lambda s: 2 * loss_at(s)
+        tmp_path / "large",
+        identity={"batch.effective": 200, "code": "c1"},
+        last=20_000,
+        loss=lambda s: 2 * loss_at(s),
     )
 
     result = compared(small, large)
@@ -74,7 +86,9 @@ def test_other_mathematics_are_compared_at_equal_samples(tmp_path: Path) -> None
     }
     assert [outcome.samples for outcome in result.outcomes] == [20_000, 20_000]
     assert "Other mathematics (batch.effective, code differ)" in result.verdict
-    assert "at 20,000 samples eval/loss is 0.04762 (small) against 0.09524 (large)" in result.verdict
+    assert (
+        "at 20,000 samples eval/loss is 0.04762 (small) against 0.09524 (large)" in result.verdict
+    )
 
 
 def test_several_recipes_each_executed_in_two_ways(tmp_path: Path) -> None:
@@ -92,7 +106,8 @@ def test_several_recipes_each_executed_in_two_ways(tmp_path: Path) -> None:
 
     assert "Other mathematics (batch.effective differs)" in result.verdict
     assert (
-        "Where mathematics and seed are the same, train/loss differs by at most 1e-07 (60 common rows" in result.verdict
+        "Where mathematics and seed are the same, train/loss differs by at most 1e-07 (60 common "
+        "rows" in result.verdict
     )
 
 
@@ -115,7 +130,8 @@ def test_other_intervals_are_compared_where_samples_agree(tmp_path: Path) -> Non
 def test_one_that_is_not_exact_is_named_in_the_verdict(tmp_path: Path) -> None:
     good = make_run(tmp_path / "good")
     bad = make_run(
-        tmp_path / "bad", derived={"exact": "false", "exact_reasons": "dropout draws anew", "micro_batch": 50}
+        tmp_path / "bad",
+        derived={"exact": "false", "exact_reasons": "dropout draws anew", "micro_batch": 50},
     )
 
     result = compared(good, bad)
@@ -141,13 +157,17 @@ def test_memory_of_two_kinds_is_not_compared(tmp_path: Path) -> None:
     result = compared(cpu, gpu)
 
     assert "memory" not in result.verdict
-    assert any("memory is not of one kind (GPU allocated; process RSS)" in note for note in result.notes)
+    assert any(
+        "memory is not of one kind (GPU allocated; process RSS)" in note for note in result.notes
+    )
 
 
 def test_uncommitted_changes_are_told(tmp_path: Path) -> None:
     clean = make_run(tmp_path / "clean")
     dirty = make_run(
-        tmp_path / "dirty", environment={"git": {"commit": "1", "dirty": True}}, derived={"micro_batch": 50}
+        tmp_path / "dirty",
+        environment={"git": {"commit": "1", "dirty": True}},
+        derived={"micro_batch": 50},
     )
 
     result = compared(clean, dirty)
@@ -159,7 +179,9 @@ def test_uncommitted_changes_are_told(tmp_path: Path) -> None:
 def test_a_loss_that_is_finite_in_one_run_only_is_no_agreement(tmp_path: Path) -> None:
     fine = make_run(tmp_path / "fine")
     broken = make_run(
-        tmp_path / "broken", derived={"micro_batch": 50}, loss=lambda s: None if s == 9000 else loss_at(s)
+        tmp_path / "broken",
+        derived={"micro_batch": 50},
+        loss=lambda s: None if s == 9000 else loss_at(s),
     )
 
     assert compared(fine, broken).agreements[0].largest == math.inf
@@ -174,7 +196,8 @@ def test_hours_to_the_target(tmp_path: Path) -> None:
     assert default is not None
     assert (default.loss, default.reached) == (loss_at(30_000), (1, 1))
     assert default.hours[1] is not None
-    assert default.hours[1].mean * 3600 == pytest.approx(30)  # a loss that equals the target has reached it
+    # a loss that equals the target has reached it
+    assert default.hours[1].mean * 3600 == pytest.approx(30)
     assert given is not None
     assert given.reached == (1, 1)
     assert [hours.mean * 3600 for hours in given.hours if hours] == pytest.approx([10, 20])
@@ -185,12 +208,20 @@ def test_hours_to_the_target(tmp_path: Path) -> None:
 
 
 def test_costs_leave_out_the_first_row_and_what_is_not_measured(tmp_path: Path) -> None:
-    phases = {"time/data_seconds": 0.02, "time/forward_backward_seconds": 0.07, "time/sync_seconds": 0.02}
+    phases = {
+        "time/data_seconds": 0.02,
+        "time/forward_backward_seconds": 0.07,
+        "time/sync_seconds": 0.02,
+    }
     run = make_run(
-        tmp_path / "run", last=10_000, extra=phases | {"time/optimizer_seconds": 0.01, "memory/new_gib": 7.0}
+        tmp_path / "run",
+        last=10_000,
+        extra=phases | {"time/optimizer_seconds": 0.01, "memory/new_gib": 7.0},
     )
     path = run / "metrics.jsonl"
-    path.write_text(path.read_text().replace('"time/step_seconds": 0.1', '"time/step_seconds": 99', 1))
+    path.write_text(
+        path.read_text().replace('"time/step_seconds": 0.1', '"time/step_seconds": 99', 1)
+    )
 
     ((cost,),) = compared(run).costs
 
@@ -217,7 +248,9 @@ def test_time_shares_are_of_full_steps(tmp_path: Path, tails: int) -> None:
 
     result = compared(run)
 
-    assert result.costs[0][0].phase_seconds == pytest.approx({"data": 0.01, "forward + backward": 0.09})
+    assert result.costs[0][0].phase_seconds == pytest.approx(
+        {"data": 0.01, "forward + backward": 0.09}
+    )
     assert any("shares are of the full steps that got a row" in note for note in result.notes)
 
 
@@ -241,8 +274,12 @@ def test_a_run_that_diverged_is_the_worst_of_many(tmp_path: Path) -> None:
 
 def test_a_host_that_nobody_knows_is_no_other_machine(tmp_path: Path) -> None:
     known = make_run(tmp_path / "known")
-    unknown = make_run(tmp_path / "unknown", derived={"micro_batch": 25}, environment={"host": None})
-    elsewhere = make_run(tmp_path / "elsewhere", derived={"micro_batch": 50}, environment={"host": "there"})
+    unknown = make_run(
+        tmp_path / "unknown", derived={"micro_batch": 25}, environment={"host": None}
+    )
+    elsewhere = make_run(
+        tmp_path / "elsewhere", derived={"micro_batch": 50}, environment={"host": "there"}
+    )
 
     assert "different machines" not in compared(known, unknown).verdict
     assert "different machines" in compared(known, elsewhere).verdict
@@ -258,10 +295,16 @@ def test_a_loss_of_zero_has_been_reached(tmp_path: Path) -> None:
 def test_means_are_over_the_seeds_that_all_set_ups_have(tmp_path: Path) -> None:
     """Seed 2 was lucky, and only one set-up has it."""
     for seed, bonus in enumerate((0.0, 0.1, -5.0)):
-        make_run(tmp_path / f"a-seed{seed}", identity={"seed": seed}, loss=lambda s, b=bonus: loss_at(s) + b)
+        make_run(
+            tmp_path / f"a-seed{seed}",
+            identity={"seed": seed},
+            loss=lambda s, b=bonus: loss_at(s) + b,
+        )
     for seed in (0, 1, 3):
         other = {"seed": seed, "optimizer.lr": 0.1}
-        make_run(tmp_path / f"b-seed{seed}", identity=other, extra={"memory/peak_rss_gib": float(seed)})
+        make_run(
+            tmp_path / f"b-seed{seed}", identity=other, extra={"memory/peak_rss_gib": float(seed)}
+        )
 
     result = compared(tmp_path)
 
@@ -292,13 +335,21 @@ def cpu(activations_gib: float, **more: float) -> dict[str, float]:
 
 
 def test_the_first_sentence_says_one_thing(tmp_path: Path) -> None:
-    """The same curve, what the smaller memory is, and what it cost; whichever of the two is named first."""
+    """The same curve, what the smaller memory is, and what it cost; whichever of the two is named
+    first.
+    """
     split: dict[str, Any] = {"derived": {"micro_batch": 25}, "extra": cpu(1 / 1024)}
-    folders = [make_run(tmp_path / "whole", extra=cpu(4 / 1024)), make_run(tmp_path / "split", **split)]
+    folders = [
+        make_run(tmp_path / "whole", extra=cpu(4 / 1024)),
+        make_run(tmp_path / "split", **split),
+    ]
     slow_down(folders[1])
 
     for result in (compared(*folders), compared(*reversed(folders))):
-        told = "Same curve: train/loss differs by at most 0; split takes 1 MiB of activations instead of 4 MiB in whole"
+        told = (
+            "Same curve: train/loss differs by at most 0; split takes 1 MiB of activations "
+            "instead of 4 MiB in whole"
+        )
         assert result.headline == f"{told}, at 50 % less throughput."
         assert result.verdict.startswith(result.headline)
         assert len(result.headline) <= 3 * 110  # characters of a line on a page of 1280 px
@@ -315,16 +366,23 @@ def slow_down(folder: Path) -> None:
 
 def test_curves_that_part_under_the_same_mathematics_are_not_the_same(tmp_path: Path) -> None:
     whole = make_run(tmp_path / "whole")
-    split = make_run(tmp_path / "split", derived={"micro_batch": 25}, loss=lambda s: loss_at(s) * (1 + s / 1e6))
+    split = make_run(
+        tmp_path / "split", derived={"micro_batch": 25}, loss=lambda s: loss_at(s) * (1 + s / 1e6)
+    )
 
     assert compared(whole, split).headline.startswith(
-        "Same mathematics, but not the same curve: train/loss differs by up to 0.00097, at 30,000 samples; "
+        "Same mathematics, but not the same curve: train/loss differs by up to 0.00097, at 30,000 "
+        "samples; "
     )
 
 
 @pytest.mark.parametrize(("apart", "is_same"), [(2.7e-4, True), (2.7e-3, False)])
-def test_rounding_is_measured_by_the_height_of_the_curve(tmp_path: Path, apart: float, is_same: bool) -> None:
-    """Digits, overfitted over 450 steps in fp32: micro-batches of 15 and of 100 were 2.7e-4 apart at a loss of 1e-3."""
+def test_rounding_is_measured_by_the_height_of_the_curve(
+    tmp_path: Path, apart: float, is_same: bool
+) -> None:
+    """Digits, overfitted over 450 steps in fp32: micro-batches of 15 and of 100 were 2.7e-4 apart
+    at a loss of 1e-3.
+    """
 
     def overfitted(samples: int) -> float:
         return 2.3 * 0.5 ** (samples / 2000) + 1e-4
@@ -340,14 +398,23 @@ def test_rounding_is_measured_by_the_height_of_the_curve(tmp_path: Path, apart: 
 
 @pytest.mark.parametrize(
     ("precision", "apart", "is_same"),
-    [("fp64", 1e-8, False), ("fp64", 1e-11, True), ("fp32", 1e-8, True), ("fp32", 0.01, False), ("bf16", 0.01, True)],
+    [
+        ("fp64", 1e-8, False),
+        ("fp64", 1e-11, True),
+        ("fp32", 1e-8, True),
+        ("fp32", 0.01, False),
+        ("bf16", 0.01, True),
+    ],
 )
 def test_how_far_rounding_may_reach_depends_on_the_precision(
     tmp_path: Path, precision: str, apart: float, is_same: bool
 ) -> None:
     identity = {"precision": precision}
     whole = make_run(tmp_path / "whole", identity=identity)
-    far: dict[str, Any] = {"loss": lambda s: loss_at(s) * (1 + apart), "derived": {"micro_batch": 25}}
+    far: dict[str, Any] = {
+        "loss": lambda s: loss_at(s) * (1 + apart),
+        "derived": {"micro_batch": 25},
+    }
 
     told = compared(whole, make_run(tmp_path / "split", identity=identity, **far)).headline
 
@@ -356,7 +423,10 @@ def test_how_far_rounding_may_reach_depends_on_the_precision(
 
 def test_a_run_that_waited_for_a_processor_was_timed_under_other_load(tmp_path: Path) -> None:
     quiet = make_run(tmp_path / "quiet", extra=cpu(4 / 1024, **{names.CPU_WAIT: 0.01}))
-    loaded: dict[str, Any] = {"derived": {"micro_batch": 25}, "extra": cpu(1 / 1024, **{names.CPU_WAIT: 0.3})}
+    loaded: dict[str, Any] = {
+        "derived": {"micro_batch": 25},
+        "extra": cpu(1 / 1024, **{names.CPU_WAIT: 0.3}),
+    }
     busy = make_run(tmp_path / "busy", **loaded)
 
     result = compared(quiet, busy)
@@ -368,7 +438,9 @@ def test_a_run_that_waited_for_a_processor_was_timed_under_other_load(tmp_path: 
 
 
 def test_a_difference_inside_the_noise_of_a_process_is_none(tmp_path: Path) -> None:
-    """The peak of the second goes up and down by 8 MiB from row to row; the first is 4 MiB below its highest."""
+    """The peak of the second goes up and down by 8 MiB from row to row; the first is 4 MiB below
+    its highest.
+    """
     steady = make_run(tmp_path / "steady", extra={names.PEAK_RSS: 0.5})
     noisy = make_run(tmp_path / "noisy", derived={"micro_batch": 25})
     path = noisy / "metrics.jsonl"
@@ -379,8 +451,14 @@ def test_a_difference_inside_the_noise_of_a_process_is_none(tmp_path: Path) -> N
 
     result = compared(steady, noisy)
 
-    assert "peak memory (process RSS) is the same within the noise of the measurement, 8 MiB" in result.headline
-    assert "the memory of a process varies from row to row by up to 8 MiB: less is no difference" in result.notes
+    assert (
+        "peak memory (process RSS) is the same within the noise of the measurement, 8 MiB"
+        in result.headline
+    )
+    assert (
+        "the memory of a process varies from row to row by up to 8 MiB: less is no difference"
+        in result.notes
+    )
 
 
 def test_activations_of_a_gpu_are_not_compared_with_those_of_a_cpu(tmp_path: Path) -> None:

@@ -1,4 +1,6 @@
-"""entity/project/run: a run that was tracked comes back as it was, through wandb.Api; one that was synced later too."""
+"""entity/project/run: a run that was tracked comes back as it was, through wandb.Api; one that was
+synced later too.
+"""
 
 import contextlib
 import io
@@ -46,7 +48,9 @@ def train(folder: str, *more: str) -> int:
 
 
 def train_and_compare(folder: str) -> dict[str, Any]:
-    """Trains while tracked, and reads the run back; goes on with it, and begins another one from it."""
+    """Trains while tracked, and reads the run back; goes on with it, and begins another one from
+    it.
+    """
     from train.compare import main
 
     out = io.StringIO()
@@ -79,7 +83,9 @@ def train_offline(folder: str, same_second: bool) -> str:
         wandb.Settings.timespec = property(lambda _: "20261129_192458")  # type: ignore[method-assign]
     out = io.StringIO()
     with contextlib.redirect_stdout(out):
-        codes = [train(folder, "wandb.mode=offline", f"duration.steps={steps}") for steps in (30, 32)]
+        codes = [
+            train(folder, "wandb.mode=offline", f"duration.steps={steps}") for steps in (30, 32)
+        ]
     assert codes == [0, 0]
     return out.getvalue().rpartition("W&B ")[2].partition("\n")[0].strip()
 
@@ -107,7 +113,11 @@ def test_a_tracked_run_is_equal_to_its_folder(tracked: tuple[WandbServer, Ended]
     assert ended.result["codes"] == [0, 0, 2, 0, 0], ended.stderr
     assert ended.result["ended"] == "finished"
     assert ended.result["changes"] == ["after step 30: duration.steps 30 -> 32"]
-    assert (summary["ended/reason"], summary["ended/step"], summary["best/step"]) == ("finished", 32, 32)
+    assert (summary["ended/reason"], summary["ended/step"], summary["best/step"]) == (
+        "finished",
+        32,
+        32,
+    )
     assert summary["best/accuracy"] == summary["eval/accuracy"]
     assert (summary["progress/samples_seen"], summary["train/skipped_steps"]) == (3076, 0)
     assert summary["progress/hours"] > 0
@@ -124,11 +134,15 @@ def test_a_tracked_run_is_equal_to_its_folder(tracked: tuple[WandbServer, Ended]
     assert "W&B says" in ended.stderr
 
 
-def test_a_run_that_begins_from_another_is_one_of_its_own(tracked: tuple[WandbServer, Ended]) -> None:
+def test_a_run_that_begins_from_another_is_one_of_its_own(
+    tracked: tuple[WandbServer, Ended],
+) -> None:
     server, _ = tracked
     names = {run.attributes["displayName"]: run for run in server.runs.values()}
     assert list(names) == ["tracked", "begun"]
-    assert [row["train/global_step"] for row in names["begun"].history if "train/loss" in row] == [34]
+    assert [row["train/global_step"] for row in names["begun"].history if "train/loss" in row] == [
+        34
+    ]
     assert run_of(tracked).summary["train/global_step"] == 32
 
 
@@ -161,4 +175,6 @@ def test_what_is_no_run_of_ours_is_told(tmp_path: Path) -> None:
     (run,) = find([str(make_run(tmp_path / "run"))]).runs
 
     assert "no `derived` block" in str(from_wandb("e/p/r", "name", "finished", {"lr": 1}, run.rows))
-    assert "no row" in str(from_wandb("e/p/r", "name", "finished", {"derived": dict(run.derived)}, ()))
+    assert "no row" in str(
+        from_wandb("e/p/r", "name", "finished", {"derived": dict(run.derived)}, ())
+    )

@@ -1,4 +1,6 @@
-"""What runs say at their end of accumulation, a comparison says too: the same number, its range, and the cost."""
+"""What runs say at their end of accumulation, a comparison says too: the same number, its range,
+and the cost.
+"""
 
 import re
 from pathlib import Path
@@ -36,7 +38,12 @@ def told_of(result: Comparison) -> str:
 
 @pytest.mark.parametrize(
     "worth",
-    [estimated(321, 0.4, 0.001), estimated(5000, 0.2, 0.0002), estimated(30, 0.3, 0.0001), estimated(9e5, 0.1, 0.05)],
+    [
+        estimated(321, 0.4, 0.001),
+        estimated(5000, 0.2, 0.0002),
+        estimated(30, 0.3, 0.0001),
+        estimated(9e5, 0.1, 0.05),
+    ],
 )
 def test_the_sentence_is_the_closing_line(tmp_path: Path, worth: Worth) -> None:
     result = compared(make_run(tmp_path / "whole"), run_of(tmp_path / "split", worth))
@@ -48,7 +55,8 @@ def test_the_sentence_is_the_closing_line(tmp_path: Path, worth: Worth) -> None:
 
 
 def test_over_seeds_the_range_holds_that_of_each(tmp_path: Path) -> None:
-    low, high = estimated(100, 0.1, 0.0005), estimated(400, 0.3, 0.0005)  # about 1.4 and 2.8 micro-steps
+    # about 1.4 and 2.8 micro-steps
+    low, high = estimated(100, 0.1, 0.0005), estimated(400, 0.3, 0.0005)
     for seed, worth in enumerate((low, high)):
         run_of(tmp_path / f"split-seed{seed}", worth, seed)
     make_run(tmp_path / "split-seed2", identity={"seed": 2}, derived=MICRO)
@@ -58,16 +66,22 @@ def test_over_seeds_the_range_holds_that_of_each(tmp_path: Path) -> None:
     (outcome,) = result.outcomes
     assert outcome.break_even_range == pytest.approx((1.2277, 3.880), rel=1e-3)
     assert outcome.noise_scale_range == pytest.approx((81.87, 728.8), rel=1e-3)
-    assert as_data(result)["set_ups"][0]["outcome"]["break_even_range"] == list(outcome.break_even_range or ())
+    assert as_data(result)["set_ups"][0]["outcome"]["break_even_range"] == list(
+        outcome.break_even_range or ()
+    )
     (told,) = (note for note in result.notes if note.startswith("accumulation in"))
     assert "about 2 micro-steps (1 to 4) would be fastest" in told
     assert told.endswith("(estimated in 2 runs of 3)")
-    assert re.search(r" 250 \(82 to 730\) \(2 of 3\) +2\.121 \(1\.2 to 3\.9\) \(2 of 3\)$", told_of(result), re.M)
+    assert re.search(
+        r" 250 \(82 to 730\) \(2 of 3\) +2\.121 \(1\.2 to 3\.9\) \(2 of 3\)$", told_of(result), re.M
+    )
 
 
 def test_an_error_that_was_not_recorded_is_not_made_up(tmp_path: Path) -> None:
     for seed, noise_scale in enumerate((100, 400)):
-        run_of(tmp_path / f"old-seed{seed}", estimated(noise_scale, 0.3, 0.0005), seed, recorded=False)
+        run_of(
+            tmp_path / f"old-seed{seed}", estimated(noise_scale, 0.3, 0.0005), seed, recorded=False
+        )
 
     result = compared(tmp_path)
 

@@ -15,10 +15,13 @@ def names(*arguments: Path) -> list[str]:
 
 def test_a_parent_stands_for_all_runs_below_in_the_order_of_their_start(tmp_path: Path) -> None:
     for number, name in enumerate(["b", "deep/er/a", "c"]):
-        make_run(tmp_path / name, environment={"started_at": f"2026-01-0{number + 1}T00:00:00+00:00"})
+        make_run(
+            tmp_path / name, environment={"started_at": f"2026-01-0{number + 1}T00:00:00+00:00"}
+        )
 
     (tmp_path / "b" / "checkpoints").mkdir()
-    (tmp_path / "b" / "checkpoints" / "plan.json").write_text("{}")  # what lies in a run folder is part of that run
+    # what lies in a run folder is part of that run
+    (tmp_path / "b" / "checkpoints" / "plan.json").write_text("{}")
 
     found = find([str(tmp_path)])
 
@@ -44,7 +47,9 @@ def test_a_run_named_twice_counts_once(tmp_path: Path) -> None:
         ("metrics.jsonl", None, "its metrics.jsonl cannot be read"),
     ],
 )
-def test_a_damaged_run_is_named_and_left_out(tmp_path: Path, file: str, text: str | None, why: str) -> None:
+def test_a_damaged_run_is_named_and_left_out(
+    tmp_path: Path, file: str, text: str | None, why: str
+) -> None:
     make_run(tmp_path / "good")
     path = make_run(tmp_path / "bad") / file
     if text is None:
@@ -63,7 +68,9 @@ def test_a_damaged_run_is_named_and_left_out(tmp_path: Path, file: str, text: st
 def test_a_run_that_was_killed_keeps_its_whole_rows(tmp_path: Path) -> None:
     folder = make_run(tmp_path / "run", ended=None)
     path = folder / "metrics.jsonl"
-    path.write_text(path.read_text()[:-40] + "\n[1]\n" + '{"train/loss": 1}\n{"progress/samples_seen": null}\n')
+    path.write_text(
+        path.read_text()[:-40] + "\n[1]\n" + '{"train/loss": 1}\n{"progress/samples_seen": null}\n'
+    )
     (folder / "environment.json").unlink()
     (folder / "config.yaml").write_text("a: [")
 
@@ -96,7 +103,9 @@ def test_what_is_no_run_is_refused_with_what_to_type(tmp_path: Path) -> None:
 def test_nothing_but_damaged_runs_is_refused(tmp_path: Path) -> None:
     (make_run(tmp_path / "bad") / "plan.json").write_text("")
 
-    with pytest.raises(CannotRead, match=r"no run can be compared\n.*bad: its plan\.json is damaged"):
+    with pytest.raises(
+        CannotRead, match=r"no run can be compared\n.*bad: its plan\.json is damaged"
+    ):
         find([str(tmp_path)])
 
 

@@ -44,7 +44,9 @@ def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def by_hand(lines: list[str]) -> tuple[list[dict[str, float]], int]:
-    """The rows, and how many lines are none, by Python's own json: a key that is there twice makes a line damaged."""
+    """The rows, and how many lines are none, by Python's own json: a key that is there twice makes
+    a line damaged.
+    """
     found, damaged = [], 0
     for line in lines:
         numbers: dict[str, float] = {}
@@ -63,9 +65,13 @@ def by_hand(lines: list[str]) -> tuple[list[dict[str, float]], int]:
 
 
 @pytest.mark.parametrize("end", ["", "}\n"])
-@pytest.mark.parametrize("line", ['{"a/b": {"progress/samples_seen": ', '{"a/b":\n', '{"a/b": [', "{", '{"a/\xff":'])
+@pytest.mark.parametrize(
+    "line", ['{"a/b": {"progress/samples_seen": ', '{"a/b":\n', '{"a/b": [', "{", '{"a/\xff":']
+)
 def test_nothing_damaged_ends_the_process(line: str, end: str) -> None:
-    """Arrow's parser takes a stack frame a level, and ends the process where there is no room for another."""
+    """Arrow's parser takes a stack frame a level, and ends the process where there is no room for
+    another.
+    """
     content = (line * 100_000).encode("latin-1") + b"0" + (end.strip() * 100_000 + end).encode()
 
     rows, (remark,) = parse_rows([content])
@@ -98,17 +104,30 @@ def test_blocks_are_whole_lines(tmp_path: Path) -> None:
     assert all(block.endswith(b"\n") for block in blocks)
 
 
-def test_each_row_is_read_once_and_held_in_few_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ten runs of 1,000 rows, with a metric that never changes: 8 bytes a number that does, and 4 for where it is."""
+def test_each_row_is_read_once_and_held_in_few_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ten runs of 1,000 rows, with a metric that never changes: 8 bytes a number that does, and 4
+    for where it is.
+    """
     read: list[int] = []
     slowly: list[bytes] = []
     numbers, row = reading._numbers, reading._row
-    monkeypatch.setattr(reading, "_numbers", lambda block: read.append(block.count(b"\n")) or numbers(block))
+    monkeypatch.setattr(
+        reading, "_numbers", lambda block: read.append(block.count(b"\n")) or numbers(block)
+    )
     monkeypatch.setattr(reading, "_row", lambda line: slowly.append(line) or row(line))
     for seed in range(10):
         derived = {"curve_hash": str(seed)}
         last, extra = 100_000, {"memory/weights_gib": 0.25}
-        make_run(tmp_path / f"s{seed}", identity={"seed": seed}, derived=derived, every=100, last=last, extra=extra)
+        make_run(
+            tmp_path / f"s{seed}",
+            identity={"seed": seed},
+            derived=derived,
+            every=100,
+            last=last,
+            extra=extra,
+        )
 
     found = find([str(tmp_path)])
     compare(found.runs)
@@ -117,7 +136,8 @@ def test_each_row_is_read_once_and_held_in_few_bytes(tmp_path: Path, monkeypatch
     assert sum(read) == 10 * (1000 + 20)
     assert slowly == []
     for run in found.runs:
-        # Place, step and hours of all rows and where they are; the loss of training and of the evaluation.
+        # Place, step and hours of all rows and where they are; the loss of training and of the
+        # evaluation.
         assert held_bytes(run.rows) < 1020 * (3 * 8 + 4) + 1000 * (8 + 4) + 20 * (8 + 4) + 200
 
 

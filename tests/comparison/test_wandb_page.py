@@ -28,7 +28,10 @@ PANELS = [
     ("progress/samples_seen", ["throughput/samples_per_second"]),
     (
         "progress/samples_seen",
-        [f"time/{phase}_seconds" for phase in ("data", "forward_backward", "sync", "optimizer", "rest")],
+        [
+            f"time/{phase}_seconds"
+            for phase in ("data", "forward_backward", "sync", "optimizer", "rest")
+        ],
     ),
     ("progress/samples_seen", ["train/learning_rate", "train/grad_norm"]),
 ]
@@ -51,7 +54,9 @@ COLUMNS = [
 REFUSED = {
     "isobatch": "it takes ENTITY/PROJECT",
     "tester/elsewhere": "W&B says: ValueError: Could not find project elsewhere",
-    "tester/isobatch missing": "tester/isobatch/missing: there is no folder of that name, and W&B says: ",
+    "tester/isobatch missing": (
+        "tester/isobatch/missing: there is no folder of that name, and W&B says: "
+    ),
 }
 """{what is typed: why nothing is saved}"""
 
@@ -74,10 +79,18 @@ def train_twice(folder: str) -> list[str]:
     from train.accumulate import compute_gradient
     from train.main import main as train
 
-    common = [str(ROOT / "configs" / "digits.yaml"), f"output_dir={folder}", "wandb.mode=online", "duration.steps=6"]
+    common = [
+        str(ROOT / "configs" / "digits.yaml"),
+        f"output_dir={folder}",
+        "wandb.mode=online",
+        "duration.steps=6",
+    ]
     for more in (["name=whole"], ["name=split", "wandb.name=in_two|parts", "batch.micro=50"]):
         assert train([*common, "log.every_steps=2", *more], "accumulate", compute_gradient) == 0
-    return [next(Path(folder, name, "wandb").glob("run-*")).name.split("-")[2] for name in ("whole", "split")]
+    return [
+        next(Path(folder, name, "wandb").glob("run-*")).name.split("-")[2]
+        for name in ("whole", "split")
+    ]
 
 
 def train_and_save(folder: str) -> dict[str, Any]:
@@ -123,9 +136,15 @@ def is_evaluation(config: dict[str, Any]) -> bool:
 
 def test_a_view_of_columns_and_eight_panels(typed: Typed) -> None:
     assert list(typed.told["tester/isobatch"]) == ["view"]
-    assert typed.told["tester/isobatch"]["view"].startswith(f"{typed.server.url}/tester/isobatch?nw=")
+    assert typed.told["tester/isobatch"]["view"].startswith(
+        f"{typed.server.url}/tester/isobatch?nw="
+    )
     view = typed.server.views[0]
-    assert (view["entityName"], view["projectName"], view["type"]) == ("tester", "isobatch", "project-view")
+    assert (view["entityName"], view["projectName"], view["type"]) == (
+        "tester",
+        "isobatch",
+        "project-view",
+    )
     section = json.loads(view["spec"])["section"]
     (runs,) = section["runSets"]
     assert list(runs["runFeed"]["columnPinned"]) == runs["runFeed"]["columnOrder"] == COLUMNS
@@ -154,7 +173,11 @@ def test_a_view_and_a_report_of_two_runs(typed: Typed) -> None:
     assert runs["runFeed"]["columnOrder"] == COLUMNS
     assert runs["runFeed"]["lockColumns"]
     (only,) = runs["filters"]["filters"]
-    assert (only["key"], only["op"], only["value"]) == ({"section": "run", "name": "name"}, "IN", typed.ids)
+    assert (only["key"], only["op"], only["value"]) == (
+        {"section": "run", "name": "name"},
+        "IN",
+        typed.ids,
+    )
 
 
 @pytest.mark.parametrize("line", REFUSED)
@@ -180,7 +203,9 @@ def test_a_server_that_is_not_there(tmp_path: Path) -> None:
     assert told.startswith("page: nothing was saved\n  got:  W&B says: ")
 
 
-def test_without_the_library(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+def test_without_the_library(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setitem(sys.modules, "wandb_workspaces", None)
 
     assert main(["tester/isobatch"]) == 2
@@ -189,6 +214,7 @@ def test_without_the_library(monkeypatch: pytest.MonkeyPatch, capfd: pytest.Capt
 
 def test_it_starts_without_torch() -> None:
     code = (
-        "import sys, train.comparison.wandb_page; assert not {'torch', 'wandb', 'wandb_workspaces'} & set(sys.modules)"
+        "import sys, train.comparison.wandb_page; assert not "
+        "{'torch', 'wandb', 'wandb_workspaces'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)

@@ -1,4 +1,6 @@
-"""What W&B refuses, the config check refuses too, naming the key: W&B's own validation says what is right."""
+"""What W&B refuses, the config check refuses too, naming the key: W&B's own validation says what is
+right.
+"""
 
 import sys
 from pathlib import Path
@@ -52,7 +54,10 @@ def test_tags(tags: list[str]) -> None:
 @pytest.mark.parametrize(
     ("said", "told"),
     [
-        ("wandb.project='team/mine'", "Write wandb.project=team-mine (a project of a team: wandb.entity=team wandb."),
+        (
+            "wandb.project='team/mine'",
+            "Write wandb.project=team-mine (a project of a team: wandb.entity=team wandb.",
+        ),
         ("wandb.project=''", "W&B takes 1 to 128 characters, this has 0"),
         (f"wandb.tags=[good,{'x' * 65}]", "W&B takes tags of 1 to 64 characters, this has 65"),
         (f"wandb.name={'n' * 129}", "W&B takes 128 characters at most, this has 129"),
@@ -72,6 +77,9 @@ def test_a_config_is_refused_without_wandb(tmp_path: Path, said: str, told: str)
 def test_print_config_imports_no_wandb(tmp_path: Path) -> None:
     import subprocess
 
-    code = "import sys; from train.config import load; load(sys.argv[1:]); assert 'wandb' not in sys.modules"
+    code = (
+        "import sys; from train.config import load; load(sys.argv[1:]); assert 'wandb' not in "
+        "sys.modules"
+    )
     command = [sys.executable, "-c", code, *argv(tmp_path, "wandb.mode=offline"), "--print-config"]
     subprocess.run(command, check=True, cwd=Path(__file__).parents[2])

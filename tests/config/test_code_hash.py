@@ -1,4 +1,6 @@
-"""Code is hashed by what it computes: what only readers see may change, and no other change is missed."""
+"""Code is hashed by what it computes: what only readers see may change, and no other change is
+missed.
+"""
 
 import ast
 import json
@@ -30,22 +32,37 @@ NOT_COMPUTING = (
         "trace.py",
         "verify.py",
     ),
-    *("errors.py", "metric_names.py", "parts.py", "run.py", "setting.py", "terminal.py", "output.py"),
+    *(
+        "errors.py",
+        "metric_names.py",
+        "parts.py",
+        "run.py",
+        "setting.py",
+        "terminal.py",
+        "output.py",
+    ),
     *("launch.py", "launching/*.py", "leaving.py", "disk.py", "doctor/*.py"),
     # What checks, watches or reports a run.
     *("comparison/*.py", "evaluation/*.py", "exactness/*.py", "memory/*.py", "metrics/*.py"),
     *("report/*.py", "gradients/__init__.py", "gradients/rank_consistency.py"),
     *("gradients/whole.py", "gradients/shrink.py", "gradients/unproven.py", "plan/smaller.py"),
-    # What brings a run to its start, or back to where it was: its values are in the identity, or are checked.
+    # What brings a run to its start, or back to where it was: its values are in the identity, or
+    # are checked.
     "redaction/*.py",
     *("config/*.py", "checkpoint/*.py", "plan/__init__.py", "plan/__main__.py", "plan/make.py"),
     *("plan/run_plan.py", "plan/smoke.py"),
-    *("distributed/__init__.py", "distributed/ranks.py", "distributed/stop.py", "distributed/failures.py"),
+    *(
+        "distributed/__init__.py",
+        "distributed/ranks.py",
+        "distributed/stop.py",
+        "distributed/failures.py",
+    ),
     *("plan/arithmetic.py", "plan/scaling_table.py"),
     *("distributed/watchdog.py", "distributed/board.py", "distributed/parents.py"),
     *("distributed/outside.py", "distributed/pulse.py", "distributed/alone.py"),
 )
-"""Files of the package whose change refuses nobody's run; where COMPUTING names one of a folder, that holds.
+"""Files of the package whose change refuses nobody's run; where COMPUTING names one of a folder,
+that holds.
 
 In folders that do both, each file is named: a new one must be put on one of the lists.
 """
@@ -101,7 +118,10 @@ SAME = {
     "more of __all__": ("RATE = 0.5", 'RATE = 0.5\n__all__ += ["RATE"]'),
     "an annotated __all__": ("__all__ =", "__all__: list[str] ="),
     "a longer condition for type checkers": ("RATE", "if typing.TYPE_CHECKING:\n    C = 1\nRATE"),
-    "what is for type checkers": ("RATE", "if TYPE_CHECKING:\n    from a import B\n    C = B\nRATE"),
+    "what is for type checkers": (
+        "RATE",
+        "if TYPE_CHECKING:\n    from a import B\n    C = B\nRATE",
+    ),
     "what is for a command": ("RATE", "if __name__ == '__main__':\n    print(1)\nRATE"),
 }
 
@@ -140,7 +160,10 @@ DIFFERENT = {
         "import math",
         "try:\n    import cmath as math\nexcept ImportError:\n    import math",
     ),
-    "what is not for type checkers": ("RATE", "if TYPE_CHECKING:\n    pass\nelse:\n    C = 1\nRATE"),
+    "what is not for type checkers": (
+        "RATE",
+        "if TYPE_CHECKING:\n    pass\nelse:\n    C = 1\nRATE",
+    ),
     "a condition that looks alike": ("RATE", "if __name__ != '__main__':\n    print(1)\nRATE"),
 }
 
@@ -193,7 +216,9 @@ ALIKE = [
 
 @pytest.mark.parametrize(("one", "other"), ALIKE)
 def test_expressions_that_look_alike_differ(one: str, other: str) -> None:
-    one_hash, other_hash = (hash_of(f"async def f():\n    return {text}\n") for text in (one, other))
+    one_hash, other_hash = (
+        hash_of(f"async def f():\n    return {text}\n") for text in (one, other)
+    )
 
     assert one_hash != other_hash
 
@@ -205,7 +230,10 @@ def test_each_edit_is_other_code_than_the_rest() -> None:
 
 
 def test_a_definition_moves_with_its_imports() -> None:
-    net = "from torch import nn\nfrom helpers.a import size\n\n\ndef net():\n    return nn.Linear(size, size)\n"
+    net = (
+        "from torch import nn\nfrom helpers.a import size\n\n\ndef net():\n    return "
+        "nn.Linear(size, size)\n"
+    )
     other = "size = 3\n"
     moved = "import torch.nn as nn\n\nsize = 3\n\n\ndef net():\n    return nn.Linear(size, size)\n"
 
@@ -214,7 +242,10 @@ def test_a_definition_moves_with_its_imports() -> None:
 
 
 def test_an_alias_that_changes_with_its_use_is_the_same_code() -> None:
-    long = "import torch.nn.functional\nfrom torch.nn import functional\n\n\ndef f(x):\n    return functional.relu(x)\n"
+    long = (
+        "import torch.nn.functional\nfrom torch.nn import functional\n\n\ndef f(x):\n    return "
+        "functional.relu(x)\n"
+    )
     short = "import torch.nn.functional as F\n\n\ndef f(x):\n    return F.relu(x)\n"
 
     assert hash_of(long) == hash_of(short)
@@ -227,7 +258,9 @@ def test_the_kind_of_hash_is_told() -> None:
     assert not is_comparable("0123456789abcdef")
 
 
-@pytest.mark.parametrize("source", [b"def f(:\n", b"\x7fELF\x00\x01", b"a = 1\x00", b"a = '\xff'\n"])
+@pytest.mark.parametrize(
+    "source", [b"def f(:\n", b"\x7fELF\x00\x01", b"a = 1\x00", b"a = '\xff'\n"]
+)
 def test_what_is_no_python_counts_by_its_bytes(source: bytes) -> None:
     own: set[str] = set()
 
@@ -279,7 +312,8 @@ def f(x, *, a, b=None, **more):
 
 class Größe(dict, metaclass=type): ...
 '''
-# What Pythons write down in different ways: pieces of f-strings, characters that are new in Unicode, empty lists.
+# What Pythons write down in different ways: pieces of f-strings, characters that are new in
+# Unicode, empty lists.
 
 
 HASHES = """
@@ -341,4 +375,6 @@ def test_every_file_computes_or_is_said_not_to() -> None:
 
     assert computing.isdisjoint(PACKAGE / name for name in by_name)
     forgotten = {*PACKAGE.rglob("*.py")} - computing - others
-    assert not forgotten, "add them to COMPUTING (train/config/identity.py), or to NOT_COMPUTING here"
+    assert not forgotten, (
+        "add them to COMPUTING (train/config/identity.py), or to NOT_COMPUTING here"
+    )

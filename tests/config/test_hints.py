@@ -83,7 +83,10 @@ def test_the_nearest_key_of_the_whole_config_is_found(name: str, keys: set[str])
 
 def test_an_unknown_key_names_file_key_and_value() -> None:
     [problem] = unknown({"batch": {"efective": 100}})
-    assert str(problem) == "x.yaml: batch.efective: got 100; there is no such key. Did you mean batch.effective?"
+    assert (
+        str(problem)
+        == "x.yaml: batch.efective: got 100; there is no such key. Did you mean batch.effective?"
+    )
 
 
 def test_the_line_to_type_holds_the_value_where_the_meaning_is_the_same() -> None:
@@ -116,4 +119,7 @@ def test_null_does_not_hide_an_unknown_key() -> None:
 
 
 def test_what_lies_below_args_is_not_ours_to_know() -> None:
-    assert unknown({"model": {"args": {"lr": 1, "deep": {"batch_size": 2}}}, "batch": None, "log": {}}) == []
+    assert (
+        unknown({"model": {"args": {"lr": 1, "deep": {"batch_size": 2}}}, "batch": None, "log": {}})
+        == []
+    )

@@ -11,7 +11,9 @@ from train.config import ConfigError, Loaded, load, run_name
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = [
-    path for path in sorted((ROOT / "configs").glob("**/*.yaml")) if not {"accelerate", "sweeps"} & set(path.parts)
+    path
+    for path in sorted((ROOT / "configs").glob("**/*.yaml"))
+    if not {"accelerate", "sweeps"} & set(path.parts)
 ]
 BASE = """\
 batch: {effective: 128, accumulation_steps: 4}
@@ -64,7 +66,10 @@ def test_there_are_configs_to_load() -> None:
 
 
 def test_the_config_may_stand_before_or_after_overrides_and_options() -> None:
-    loaded = [load(argv) for argv in (["base.yaml", "seed=3", "--plan"], ["--plan", "seed=3", "base.yaml"])]
+    loaded = [
+        load(argv)
+        for argv in (["base.yaml", "seed=3", "--plan"], ["--plan", "seed=3", "base.yaml"])
+    ]
     assert loaded[0] == loaded[1]
     assert loaded[0].config.seed == 3
     assert loaded[0].overrides == ("seed=3",)
@@ -101,7 +106,8 @@ def test_help_and_no_arguments_print_the_usage(
         ("extends=base.yaml", "command line: extends: only a file extends others"),
         (
             "other.yaml",
-            "it takes one config; got base.yaml and other.yaml. For a key, write base.yaml=other.yaml",
+            "it takes one config; got base.yaml and other.yaml. For a key, write "
+            "base.yaml=other.yaml",
         ),
     ],
 )
@@ -154,9 +160,15 @@ def test_an_element_of_a_list_is_overridden(key: str) -> None:
 
 def test_the_command_line_is_one_layer() -> None:
     said = the_problem("base.yaml", "duration.steps=3", "duration.samples=4")
-    assert said.startswith("command line: duration: got duration.steps=3 and duration.samples=4; they exclude")
+    assert said.startswith(
+        "command line: duration: got duration.steps=3 and duration.samples=4; they exclude"
+    )
     config = load(["base.yaml", "batch.micro=8"]).config
-    assert (config.batch.effective, config.batch.micro, config.batch.accumulation_steps) == (128, 8, None)
+    assert (config.batch.effective, config.batch.micro, config.batch.accumulation_steps) == (
+        128,
+        8,
+        None,
+    )
 
 
 # Files
@@ -167,13 +179,21 @@ def test_extended_files_lie_below_relative_to_the_file_that_names_them() -> None
     write("a/mid.yaml", "seed: 2\nlog: {every_steps: 2}\n")
     path = write("b/top.yaml", "extends: [../a/low.yaml, ../a/mid.yaml]\nseed: 3\n")
     config = load([path, "batch.micro=8"]).config
-    assert (config.name, config.log.every_steps, config.seed, config.batch.micro) == ("low", 2, 3, 8)
+    assert (config.name, config.log.every_steps, config.seed, config.batch.micro) == (
+        "low",
+        2,
+        3,
+        8,
+    )
 
 
 def test_files_that_extend_each_other_are_refused_with_the_chain() -> None:
     write("a.yaml", "extends: b.yaml\n")
     write("b.yaml", "extends: a.yaml\n")
-    assert "b.yaml: extends: the files extend each other: a.yaml -> b.yaml -> a.yaml" in the_problem("a.yaml")
+    assert (
+        "b.yaml: extends: the files extend each other: a.yaml -> b.yaml -> a.yaml"
+        in the_problem("a.yaml")
+    )
 
 
 def test_one_file_may_be_extended_twice() -> None:
@@ -192,10 +212,16 @@ def test_one_file_may_be_extended_twice() -> None:
         ("seed: 1\nname: a\nseed: 2\n", "x.yaml:3: found duplicate key seed"),
         ("log:\n  every_steps: 1\n  every_steps: 1\n", "x.yaml:3: found duplicate key every_steps"),
         ("seed: 1\nname: [a\n", "x.yaml:3: "),
-        ("log:\n\tevery_steps: 1\n", "x.yaml:2: found character that cannot start any token. YAML indents"),
+        (
+            "log:\n\tevery_steps: 1\n",
+            "x.yaml:2: found character that cannot start any token. YAML indents",
+        ),
         ("name: ${seed\n", "x.yaml: name: no viable alternative"),
         ("extends: 3\n", "x.yaml: extends: got 3; it takes a path or a list of paths"),
-        ("extends: bse.yaml\n", "x.yaml: extends: there is no file bse.yaml; did you mean base.yaml?"),
+        (
+            "extends: bse.yaml\n",
+            "x.yaml: extends: there is no file bse.yaml; did you mean base.yaml?",
+        ),
     ],
 )
 def test_a_file_that_cannot_be_read_says_where(text: str, said: str) -> None:
@@ -215,7 +241,10 @@ def test_text_in_another_encoding_is_refused() -> None:
 def test_a_config_that_does_not_exist_suggests_the_nearest(name: str) -> None:
     write("configs/digits.yaml", BASE)
     write("configs/accelerate/digits2.yaml", BASE)
-    assert the_problem(name) == f"command line: there is no file {name}; did you mean configs/digits.yaml?"
+    assert (
+        the_problem(name)
+        == f"command line: there is no file {name}; did you mean configs/digits.yaml?"
+    )
 
 
 def test_launcher_files_and_sweeps_are_not_suggested() -> None:
@@ -234,28 +263,55 @@ def test_launcher_files_and_sweeps_are_not_suggested() -> None:
             "command line: batch.effective: got 'many'; it takes a whole number or null",
         ),
         ("seed=1.5", "command line: seed: got 1.5; it takes a whole number"),
-        ("duration.samples=1e3", "got 1000.0; it takes a whole number or null. Write duration.samples=1000"),
+        (
+            "duration.samples=1e3",
+            "got 1000.0; it takes a whole number or null. Write duration.samples=1000",
+        ),
         ("seed=true", "seed: got true; it takes a whole number"),
         ("seed=None", "None is written null"),
         ("seed=[1]", "seed: got [1]; it takes a whole number"),
         ("seed.x=1", "seed: got {'x': 1}; it takes a whole number"),
         ("optimizer.lr=fast", "optimizer.lr: got 'fast'; it takes a number"),
         ("runtime.tf32=maybe", "runtime.tf32: got 'maybe'; it takes true or false"),
-        ("batch.micro=1.5", "batch.micro: got 1.5; it takes a whole number of 1 or more, a list of them"),
-        ("batch.micro=most", "batch.micro: got 'most'; it takes a whole number of 1 or more, a list of them"),
+        (
+            "batch.micro=1.5",
+            "batch.micro: got 1.5; it takes a whole number of 1 or more, a list of them",
+        ),
+        (
+            "batch.micro=most",
+            "batch.micro: got 'most'; it takes a whole number of 1 or more, a list of them",
+        ),
         ("name=no", 'name: got no, which YAML reads as false. Write "no". Type: \'name="no"\''),
         ("on_nonfinite=off", "on_nonfinite: got off, which YAML reads as false"),
-        ("name=1.10", 'name: got 1.10, which YAML reads as the number 1.1. Write "1.10". Type: \'name="1.10"\''),
+        (
+            "name=1.10",
+            'name: got 1.10, which YAML reads as the number 1.1. Write "1.10". Type: \'name="1.10"\'',
+        ),
         ("wandb.tags=[010, a]", "Type: 'wandb.tags=[\"010\", a]'"),
-        ("duration.steps=1:30", "duration.steps: got 1:30, which YAML reads as the number 90 (base 60). Write 90"),
-        ("data.columns.inputs=yes", "data.columns.inputs: got true; `yes` and `on` are YAML for true"),
-        ("data.columns={a: [1]}", "data.columns.a: got [1]; it takes the name of a column, or a list of names"),
+        (
+            "duration.steps=1:30",
+            "duration.steps: got 1:30, which YAML reads as the number 90 (base 60). Write 90",
+        ),
+        (
+            "data.columns.inputs=yes",
+            "data.columns.inputs: got true; `yes` and `on` are YAML for true",
+        ),
+        (
+            "data.columns={a: [1]}",
+            "data.columns.a: got [1]; it takes the name of a column, or a list of names",
+        ),
         ("profile.steps=3", "profile.steps: got 3; it takes a list of whole numbers"),
         ("profile.steps=[a]", "profile.steps[0]: it takes a list of whole numbers: Value 'a'"),
-        ("profile.steps=[1,'${nope}']", "profile.steps: cannot be resolved: Interpolation key 'nope'"),
+        (
+            "profile.steps=[1,'${nope}']",
+            "profile.steps: cannot be resolved: Interpolation key 'nope'",
+        ),
         ("wandb.tags={a: 1}", "wandb.tags: got {'a': 1}; it takes a list of texts"),
         ("model.args=3", "model.args: got 3; it takes a mapping"),
-        ("name=${nope}", "command line: name: cannot be resolved: Interpolation key 'nope' not found"),
+        (
+            "name=${nope}",
+            "command line: name: cannot be resolved: Interpolation key 'nope' not found",
+        ),
         ("seed=${output_dir}", "seed: cannot be resolved: While dereferencing interpolation"),
         ("optimizer.args.eps=${oc.env:NO_SUCH}", "optimizer.args.eps: cannot be resolved"),
         (
@@ -263,11 +319,18 @@ def test_launcher_files_and_sweeps_are_not_suggested() -> None:
             "command line: optimizer.args.eps: must be stated. Add optimizer.args.eps=...",
         ),
         ("log.every_steps=0", "command line: log.every_steps: got 0; it must be 1 or more"),
-        ("precision=float8", "command line: precision: got 'float8'; it takes one of fp32, bf16, fp16, fp64"),
-        ("optimizer.args.lr=1", "command line: optimizer.args.lr: got 1; the rate has a key of its own"),
+        (
+            "precision=float8",
+            "command line: precision: got 'float8'; it takes one of fp32, bf16, fp16, fp64",
+        ),
+        (
+            "optimizer.args.lr=1",
+            "command line: optimizer.args.lr: got 1; the rate has a key of its own",
+        ),
         (
             "lr=1",
-            "command line: lr: got 1; there is no such key. Here it is optimizer.lr: write optimizer.lr=1",
+            "command line: lr: got 1; there is no such key. Here it is optimizer.lr: write "
+            "optimizer.lr=1",
         ),
         ("duration=null", "base.yaml: duration: got nothing; a run needs an end"),
         ("batch.effective=null", "base.yaml: batch: got batch.accumulation_steps=4 alone"),
@@ -279,15 +342,23 @@ def test_launcher_files_and_sweeps_are_not_suggested() -> None:
             "model.args.bais=true",
             "command line: model.args.bais: Linear takes no argument 'bais'; did you mean 'bias'",
         ),
-        ("model.args.in_features=null", "base.yaml: model.args.in_features: Linear needs the argument"),
+        (
+            "model.args.in_features=null",
+            "base.yaml: model.args.in_features: Linear needs the argument",
+        ),
         (
             "optimizer.target=sdg",
             "command line: optimizer.target: torch.optim has no 'sdg'; did you mean 'sgd'?",
         ),
-        ("optimizer.args.params=[1]", "optimizer.args.params: AdamW is given 'params' by Isobatch itself"),
+        (
+            "optimizer.args.params=[1]",
+            "optimizer.args.params: AdamW is given 'params' by Isobatch itself",
+        ),
     ],
 )
-def test_a_wrong_override_is_one_problem_with_key_value_and_reason(override: str, said: str) -> None:
+def test_a_wrong_override_is_one_problem_with_key_value_and_reason(
+    override: str, said: str
+) -> None:
     assert said in the_problem("base.yaml", override)
 
 
@@ -304,13 +375,16 @@ def test_the_problem_names_the_file_that_set_the_key() -> None:
 def test_a_missing_argument_is_the_problem_of_the_file_that_named_the_target() -> None:
     write("low.yaml", BASE.replace(", out_features: 2", ""))
     said = the_problem(write("top.yaml", "extends: low.yaml\n"), "model.args.bias=false")
-    assert said.startswith("low.yaml: model.args.out_features: Linear needs the argument 'out_features'")
+    assert said.startswith(
+        "low.yaml: model.args.out_features: Linear needs the argument 'out_features'"
+    )
 
 
 def test_what_must_be_stated_and_is_not_is_told() -> None:
     path = write("x.yaml", "batch: {effective: 8}\nduration: {steps: 1}\n")
     assert problems(path) == [
-        f"x.yaml: {key}: must be stated. Add {key}=..." for key in ("data.source", "model.target", "task.target")
+        f"x.yaml: {key}: must be stated. Add {key}=..."
+        for key in ("data.source", "model.target", "task.target")
     ]
 
 
@@ -319,7 +393,8 @@ def test_all_problems_come_at_once_and_none_twice() -> None:
     path = write(
         "x.yaml",
         "extends: base.yaml\nlearning_rate: 0.1\nseed: one\nprecision: fp8\nname: ${nope}\n"
-        "model: {args: {in_features: 4, hiden: 3}}\ntask: torch.nn.MSELos\noptimizer: {args: {lr: 1}}\n",
+        "model: {args: {in_features: 4, hiden: 3}}\ntask: torch.nn.MSELos\noptimizer: "
+        "{args: {lr: 1}}\n",
     )
     # when, then
     keys = [said.split(": ")[1] for said in problems(path, "-x", "log.every_steps=0")]
@@ -348,7 +423,13 @@ def test_a_misspelt_key_is_not_also_missing() -> None:
 
 @pytest.mark.parametrize(
     ("name", "short"),
-    [("float32", "fp32"), ("bfloat16", "bf16"), ("float16", "fp16"), ("half", "fp16"), ("fp64", "fp64")],
+    [
+        ("float32", "fp32"),
+        ("bfloat16", "bf16"),
+        ("float16", "fp16"),
+        ("half", "fp16"),
+        ("fp64", "fp64"),
+    ],
 )
 def test_long_names_of_precisions_become_short(name: str, short: str) -> None:
     assert load(["base.yaml", f"precision={name}"]).config.precision == short
@@ -373,7 +454,9 @@ def test_interpolations_are_resolved_in_the_config_and_left_alone_in_the_yaml(
 
 
 def test_the_yaml_holds_every_key_and_loads_to_the_same_config() -> None:
-    loaded = load(["base.yaml", "batch.micro=8", "optimizer.args.betas=[0.9,0.95]", "precision=bfloat16"])
+    loaded = load(
+        ["base.yaml", "batch.micro=8", "optimizer.args.betas=[0.9,0.95]", "precision=bfloat16"]
+    )
     saved = OmegaConf.create(loaded.yaml())
     assert saved.runtime.timeout_seconds == 1800
     assert load([write("saved.yaml", loaded.yaml())]).config == loaded.config
@@ -395,7 +478,10 @@ def test_targets_in_the_current_folder_and_in_my_are_found(folder: Path) -> None
     (folder / "my" / "tasks").mkdir(parents=True)
     (folder / "my" / "tasks" / "mine_for_a_test.py").write_text("class Mine:\n    pass\n")
     (folder / "my" / "lone_for_a_test.py").write_text("class Lone:\n    pass\n")
-    assert load(["base.yaml", "task=lone_for_a_test.Lone"]).config.task.target == "lone_for_a_test.Lone"
+    assert (
+        load(["base.yaml", "task=lone_for_a_test.Lone"]).config.task.target
+        == "lone_for_a_test.Lone"
+    )
 
 
 # Without torch
@@ -419,7 +505,9 @@ def test_plain_problems_are_told_where_torch_cannot_be_imported() -> None:
     assert "command line: seed: got 'x'" in printed
 
 
-@pytest.mark.parametrize("line", ["name: 010", "wandb: {tags: [1:30]}", "model: {args: {bias: 0x10}}", "010: 3"])
+@pytest.mark.parametrize(
+    "line", ["name: 010", "wandb: {tags: [1:30]}", "model: {args: {bias: 0x10}}", "010: 3"]
+)
 def test_what_yaml_reads_otherwise_than_it_is_written_is_refused_with_its_line(line: str) -> None:
     write("odd.yaml", f"extends: base.yaml\n# a comment\n{line}\n")
 

@@ -69,8 +69,12 @@ E_, M, A, T = "effective", "micro", "accumulation_steps", "micro_tokens"
         ({E_: 32, T: 640}, {E_: 64}, {E_: 64, T: 640}),
     ],
 )
-def test_two_of_three_batch_numbers_survive(lower: dict[str, Any], later: dict[str, Any], left: dict[str, Any]) -> None:
-    assert merged({"batch": lower}, {"batch": later}) == {f"batch.{key}": value for key, value in left.items()}
+def test_two_of_three_batch_numbers_survive(
+    lower: dict[str, Any], later: dict[str, Any], left: dict[str, Any]
+) -> None:
+    assert merged({"batch": lower}, {"batch": later}) == {
+        f"batch.{key}": value for key, value in left.items()
+    }
 
 
 @pytest.mark.parametrize("section", ["model", "task", "optimizer", "data"])
@@ -116,15 +120,27 @@ def test_mappings_merge_by_key_and_lists_replace() -> None:
 @pytest.mark.parametrize("section", ["model", "task", "optimizer"])
 def test_a_bare_string_is_the_target(section: str) -> None:
     assert merged({section: "name"}) == {f"{section}.target": "name"}
-    assert merged({section: {"target": "name", "args": {"a": 1}}}, {section: "name"})[f"{section}.args.a"] == 1
+    assert (
+        merged({section: {"target": "name", "args": {"a": 1}}}, {section: "name"})[
+            f"{section}.args.a"
+        ]
+        == 1
+    )
 
 
 def test_other_sections_have_no_short_form() -> None:
-    assert merged({"schedule": "cosine", "data": "digits"}) == {"schedule": "cosine", "data": "digits"}
+    assert merged({"schedule": "cosine", "data": "digits"}) == {
+        "schedule": "cosine",
+        "data": "digits",
+    }
 
 
 def test_null_unsets_what_lower_layers_gave() -> None:
-    lower = {"optimizer": {"max_grad_norm": 1.0}, "model": {"args": {"a": 1}}, "schedule": {"name": "cosine"}}
+    lower = {
+        "optimizer": {"max_grad_norm": 1.0},
+        "model": {"args": {"a": 1}},
+        "schedule": {"name": "cosine"},
+    }
     later = {"optimizer": {"max_grad_norm": None}, "model": {"args": {"a": None}}, "schedule": None}
     assert merged(lower, later) == {}
 
@@ -153,7 +169,10 @@ def test_an_element_of_a_list_is_set_by_index() -> None:
     ],
 )
 def test_an_index_without_an_element_is_refused(path: Path, said: str) -> None:
-    layers = [Layer("a.yaml", flatten({"model": {"args": {"hidden": [1, 2]}}})), Layer("b", {}, [(path, 7)])]
+    layers = [
+        Layer("a.yaml", flatten({"model": {"args": {"hidden": [1, 2]}}})),
+        Layer("b", {}, [(path, 7)]),
+    ]
     _, problems = merge(layers)
     assert [problem.key for problem in problems] == [dotted(path)]
     assert said in problems[0].text
@@ -171,7 +190,9 @@ def test_a_setting_remembers_the_layer_it_came_from() -> None:
 
 _numbers = st.one_of(st.none(), st.integers(1, 9))
 _keys = [*BATCH, *(key for group in ALTERNATIVES for key in group), "seed", "model.args.x"]
-_layers = st.lists(st.dictionaries(st.sampled_from([tuple(key.split(".")) for key in _keys]), _numbers), max_size=4)
+_layers = st.lists(
+    st.dictionaries(st.sampled_from([tuple(key.split(".")) for key in _keys]), _numbers), max_size=4
+)
 
 
 @given(_layers)
@@ -179,7 +200,9 @@ def test_any_layers_leave_at_most_one_alternative_and_two_batch_numbers_of_diffe
     values: list[dict[Path, Any]],
 ) -> None:
     settings, _ = merge([Layer(str(number), layer) for number, layer in enumerate(values)])
-    stated = {dotted(path): item.origin for path, item in settings.items() if item.value is not None}
+    stated = {
+        dotted(path): item.origin for path, item in settings.items() if item.value is not None
+    }
     for group in ALTERNATIVES:
         assert len({stated[key] for key in group if key in stated}) <= 1
     batch = [stated[key] for key in BATCH if key in stated]
@@ -198,5 +221,8 @@ def test_merging_a_layer_twice_changes_nothing(values: list[dict[Path, Any]]) ->
     layers = [Layer(str(number), layer) for number, layer in enumerate(values)]
     once, _ = merge(layers)
     twice, _ = merge([*layers, *layers[-1:]])
-    stated = [{path: item.value for path, item in found.items() if item.value is not None} for found in (once, twice)]
+    stated = [
+        {path: item.value for path, item in found.items() if item.value is not None}
+        for found in (once, twice)
+    ]
     assert stated[0] == stated[1]

@@ -61,7 +61,10 @@ def test_the_tasks_of_an_array_have_names_of_their_own(
     assert run_name(load(["configs/digits.yaml", "--print-config", "name=mine"])) == "mine-trial7"
 
 
-@given(st.text(min_size=1), st.lists(st.tuples(st.sampled_from(["seed", "batch.micro"]), st.text(min_size=1))))
+@given(
+    st.text(min_size=1),
+    st.lists(st.tuples(st.sampled_from(["seed", "batch.micro"]), st.text(min_size=1))),
+)
 def test_every_name_is_safe_as_a_folder(stem: str, pairs: list[tuple[str, str]]) -> None:
     name = short_form(stem, [f"{key}={value}" for key, value in pairs])
     assert re.fullmatch(r"[A-Za-z0-9.+_-]{1,81}", name)

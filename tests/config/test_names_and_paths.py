@@ -23,7 +23,9 @@ def test_what_nobody_sees_is_refused(tmp_path: Path, key: str, letter: str) -> N
     assert letter == "\n" or letter not in str(refused.value)
 
 
-@pytest.mark.parametrize(("key", "value"), [("name", "é" * 101), ("output_dir", f"runs/{'x' * 256}"), ("name", "..")])
+@pytest.mark.parametrize(
+    ("key", "value"), [("name", "é" * 101), ("output_dir", f"runs/{'x' * 256}"), ("name", "..")]
+)
 def test_what_no_file_system_takes(tmp_path: Path, key: str, value: str) -> None:
     with pytest.raises(ConfigError, match=key):
         load(argv(tmp_path, f"{key}={value}"))
@@ -36,7 +38,9 @@ def test_other_scripts_are_names_too(tmp_path: Path) -> None:
 def test_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "own.yaml").write_text("extends: ~/tiny.yaml\noutput_dir: ~/here\n")
-    typed = argv(tmp_path, "output_dir=~/runs", "checkpoint.resume=~/", "model.init_from=~/w.safetensors")
+    typed = argv(
+        tmp_path, "output_dir=~/runs", "checkpoint.resume=~/", "model.init_from=~/w.safetensors"
+    )
 
     config = load(typed).config
     assert config.output_dir == f"{tmp_path}/runs"

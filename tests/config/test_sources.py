@@ -17,7 +17,10 @@ FILES = {
     "own/__init__.py": "",
     "own/net.py": "import torch, json\nfrom own.sums import add\nfrom . import beside\n"
     "def net():\n    import loose.late\n    return add\n",
-    "own/sums.py": "from train.models.mlp import MLP\nfrom library import f\n\n\ndef add():\n    import own.net\n",
+    "own/sums.py": (
+        "from train.models.mlp import MLP\nfrom library import f\n\n\ndef add():\n    import "
+        "own.net\n"
+    ),
     "own/beside.py": "",
     "own/other.py": "",
     "loose/late.py": "if False:\n    import no_such_module, broken\n",
@@ -74,7 +77,10 @@ def forget() -> None:
 
 
 def names(target: str, folder: Path) -> set[str]:
-    return {path.relative_to(folder).as_posix() for path in own_sources(target, resolve(target, "")).values()}
+    return {
+        path.relative_to(folder).as_posix()
+        for path in own_sources(target, resolve(target, "")).values()
+    }
 
 
 def test_imports_are_followed_but_not_into_libraries(folder: Path) -> None:
@@ -128,7 +134,9 @@ def test_a_helper_that_changes_is_another_curve(
     assert (hash_of(tmp_path, target) != before) is changes
 
 
-def test_a_definition_that_moves_to_another_helper_is_the_same_curve(folder: Path, tmp_path: Path) -> None:
+def test_a_definition_that_moves_to_another_helper_is_the_same_curve(
+    folder: Path, tmp_path: Path
+) -> None:
     before = hash_of(tmp_path, "plain.net")
 
     (folder / "plain.py").write_text(FILES["plain.py"].replace("helpers", "tools"))
@@ -140,7 +148,9 @@ def test_a_definition_that_moves_to_another_helper_is_the_same_curve(folder: Pat
     assert hash_of(tmp_path, "plain.net") == before
 
 
-def test_one_file_under_two_names_counts_once(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_file_under_two_names_counts_once(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     before = hash_of(tmp_path, "own.sums.add")
 
     # As the current folder and my/ in it are both searched.
@@ -151,7 +161,9 @@ def test_one_file_under_two_names_counts_once(folder: Path, tmp_path: Path, monk
     assert hash_of(tmp_path, "own.sums.add") == before
 
 
-def test_what_a_model_in_this_package_imports_is_found(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_a_model_in_this_package_imports_is_found(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (folder / "extra").mkdir()
     (folder / "extra/added.py").write_text("import helpers\n\n\ndef added():\n    pass\n")
     monkeypatch.setattr(models, "__path__", [*models.__path__, str(folder / "extra")])
@@ -163,9 +175,17 @@ def test_what_a_model_in_this_package_imports_is_found(folder: Path, monkeypatch
 
 
 @pytest.mark.parametrize(
-    "file", ["distributed/flat_buckets.py", "models/activation_checkpointing.py", "optim/lr_schedule.py", "step.py"]
+    "file",
+    [
+        "distributed/flat_buckets.py",
+        "models/activation_checkpointing.py",
+        "optim/lr_schedule.py",
+        "step.py",
+    ],
 )
-def test_a_file_of_the_package_that_computes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str) -> None:
+def test_a_file_of_the_package_that_computes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str
+) -> None:
     here = hash_of(tmp_path, "mlp")
     package = Path(identity.__file__).parents[1]
     shutil.copytree(package, tmp_path / "copy", ignore=shutil.ignore_patterns("__pycache__"))
@@ -178,10 +198,14 @@ def test_a_file_of_the_package_that_computes(tmp_path: Path, monkeypatch: pytest
     assert hash_of(tmp_path, "mlp") != here
 
 
-def test_another_place_is_the_same_curve(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_place_is_the_same_curve(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     here = hash_of(tmp_path, "own.net.net")
 
     enter(tmp_path / "elsewhere", monkeypatch)
 
-    assert {*own_sources("own.net.net", resolve("own.net.net", "")).values()}.isdisjoint(folder.rglob("*"))
+    assert {*own_sources("own.net.net", resolve("own.net.net", "")).values()}.isdisjoint(
+        folder.rglob("*")
+    )
     assert hash_of(tmp_path, "own.net.net") == here

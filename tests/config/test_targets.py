@@ -1,4 +1,6 @@
-"""Targets: found by file name or dotted path; errors say what is wrong; arguments fit the signature."""
+"""Targets: found by file name or dotted path; errors say what is wrong; arguments fit the
+signature.
+"""
 
 import importlib
 import sys
@@ -9,7 +11,13 @@ from typing import Any
 import pytest
 import torch
 
-from train.config.targets import TargetError, check_arguments, make_importable, resolve, resolve_source
+from train.config.targets import (
+    TargetError,
+    check_arguments,
+    make_importable,
+    resolve,
+    resolve_source,
+)
 
 HOUSE = {
     "__init__.py": "from house.shadow import shadow\n",
@@ -83,9 +91,18 @@ def test_an_optimizer_is_found_in_torch(target: str, optimizer: type) -> None:
         ("house.mpl.MLP", "house has no 'mpl'; did you mean 'mlp'?"),
         ("house.mlp.MPL", "house.mlp has no 'MPL'; did you mean 'MLP'?"),
         ("hous.mlp.MLP", "there is no module 'hous'; did you mean 'house'?"),
-        ("house.mlp", "house.mlp is a module; it must be a class or a function. There is: MLP, Block"),
-        ("house.constants.VALUE", "house.constants.VALUE is a int; it must be a class or a function"),
-        ("broken", "importing house.broken failed: ModuleNotFoundError: No module named 'no_such_package'"),
+        (
+            "house.mlp",
+            "house.mlp is a module; it must be a class or a function. There is: MLP, Block",
+        ),
+        (
+            "house.constants.VALUE",
+            "house.constants.VALUE is a int; it must be a class or a function",
+        ),
+        (
+            "broken",
+            "importing house.broken failed: ModuleNotFoundError: No module named 'no_such_package'",
+        ),
         ("broken", "broken.py:2)"),
         ("crash", "importing house.crash failed: ValueError: boom (house/crash.py:3)"),
         ("house.crash.Model", "ValueError: boom"),
@@ -104,7 +121,9 @@ def test_a_target_that_cannot_be_used_says_why(target: str, said: str) -> None:
 
 
 def test_a_home_that_does_not_exist_shows_a_place_in_a_file() -> None:
-    with pytest.raises(TargetError, match=r"importing no_home failed: ModuleNotFoundError.*\.py:\d+\)"):
+    with pytest.raises(
+        TargetError, match=r"importing no_home failed: ModuleNotFoundError.*\.py:\d+\)"
+    ):
         resolve("mlp", "no_home")
 
 
@@ -134,7 +153,9 @@ def test_the_built_in_source_is_found() -> None:
     assert source.__name__ == "digits"
 
 
-def test_the_current_folder_and_my_become_importable_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_current_folder_and_my_become_importable_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     # given
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", ["first"])
@@ -167,9 +188,18 @@ def mixed(first: int, /, second: int, *rest: int, third: int = 3, **options: obj
             MLP,
             {"inputs": 1, "hidden": [2], "hiden": [3]},
             (),
-            {"hiden": "MLP takes no argument 'hiden'; did you mean 'hidden'? It takes: inputs, hidden"},
+            {
+                "hiden": (
+                    "MLP takes no argument 'hiden'; did you mean 'hidden'? It takes: inputs, hidden"
+                )
+            },
         ),
-        (MLP, {"hidden": [2]}, (), {"inputs": "MLP needs the argument 'inputs', which is not given"}),
+        (
+            MLP,
+            {"hidden": [2]},
+            (),
+            {"inputs": "MLP needs the argument 'inputs', which is not given"},
+        ),
         (Plain, {"a": 1}, (), {"a": "Plain takes no argument 'a'. It takes none"}),
         (anything, {"a": 1}, (), {}),
         (mixed, {"a": 1}, ("first",), {"second": "needs the argument 'second'"}),
@@ -191,7 +221,10 @@ def mixed(first: int, /, second: int, *rest: int, third: int = 3, **options: obj
     ],
 )
 def test_arguments_are_checked_by_signature(
-    target: Callable[..., Any], args: dict[str, Any], given: tuple[str, ...], wrong: dict[str, str] | None
+    target: Callable[..., Any],
+    args: dict[str, Any],
+    given: tuple[str, ...],
+    wrong: dict[str, str] | None,
 ) -> None:
     found = dict(check_arguments(target, args, given))
     if wrong is not None:
@@ -200,4 +233,9 @@ def test_arguments_are_checked_by_signature(
 
 
 def test_a_callable_without_a_signature_passes() -> None:
-    assert check_arguments(type("Odd", (), {"__signature__": 3, "__call__": lambda self: None})(), {"a": 1}) == []
+    assert (
+        check_arguments(
+            type("Odd", (), {"__signature__": 3, "__call__": lambda self: None})(), {"a": 1}
+        )
+        == []
+    )

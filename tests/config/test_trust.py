@@ -1,4 +1,6 @@
-"""What the config of a foreign run folder may name: nothing of it is called, or imported, that is not known."""
+"""What the config of a foreign run folder may name: nothing of it is called, or imported, that is
+not known.
+"""
 
 import shutil
 import sys
@@ -17,11 +19,37 @@ from train.evaluate import evaluate
 from train.main import main
 
 MODELS = [
-    *("os.system", "subprocess.run", "subprocess.Popen", "builtins.eval", "builtins.exec", "shutil.rmtree"),
-    *("importlib.import_module", "runpy.run_path", "pickle.load", "torch.load", "torch.hub.load", "os.popen"),
-    *("train.errors.os.system", "train.models.hf.torch.hub.load", "train.config.targets.importlib.import_module"),
-    *("train.models.weights.load_final", "train.models.init_from.load_initial", "train.models.hf.library"),
-    *("torch.nn.modules.module.warnings.warn", "torch.nn.init.normal_", "torch.utils.cpp_extension.load"),
+    *(
+        "os.system",
+        "subprocess.run",
+        "subprocess.Popen",
+        "builtins.eval",
+        "builtins.exec",
+        "shutil.rmtree",
+    ),
+    *(
+        "importlib.import_module",
+        "runpy.run_path",
+        "pickle.load",
+        "torch.load",
+        "torch.hub.load",
+        "os.popen",
+    ),
+    *(
+        "train.errors.os.system",
+        "train.models.hf.torch.hub.load",
+        "train.config.targets.importlib.import_module",
+    ),
+    *(
+        "train.models.weights.load_final",
+        "train.models.init_from.load_initial",
+        "train.models.hf.library",
+    ),
+    *(
+        "torch.nn.modules.module.warnings.warn",
+        "torch.nn.init.normal_",
+        "torch.utils.cpp_extension.load",
+    ),
     *(
         "transformers.pipeline",
         "my.helpers.os.system",
@@ -29,7 +57,12 @@ MODELS = [
         "train.tasks.resolve",
         "train.models.ModelError",
     ),
-    *("timm.create_model", "torch.nn.Module.load_state_dict", "antigravity.webbrowser.open", "train.load"),
+    *(
+        "timm.create_model",
+        "torch.nn.Module.load_state_dict",
+        "antigravity.webbrowser.open",
+        "train.load",
+    ),
 ]
 TASKS = [
     "os.system",
@@ -70,7 +103,8 @@ def own_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "points.csv").write_text(f"a,b,c\n{rows}\n")
     words = argv(
         folder,
-        f"data={{source: {folder}/points.csv, eval_fraction: 0.2, columns: {{inputs: [a, b], labels: c}}}}",
+        f"data={{source: {folder}/points.csv, eval_fraction: 0.2, columns: {{inputs: [a, b], "
+        "labels: c}}",
         "model.args={inputs: 2, hidden: [4], outputs: 3}",
     )
     assert main(words, "accumulate", compute_gradient) == 0
@@ -79,17 +113,22 @@ def own_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def foreign(own_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy; in the current folder lie a module that leaves a mark when it is imported or called, and my/."""
+    """A copy; in the current folder lie a module that leaves a mark when it is imported or called,
+    and my/.
+    """
     shutil.copytree(own_run, tmp_path / "foreign")
     mark = tmp_path / "mark"
     planted = (
-        f"import os\nos.makedirs({str(mark)!r}, exist_ok=True)\ndef touch(**args): raise RuntimeError('planted')\n"
+        f"import os\nos.makedirs({str(mark)!r}, exist_ok=True)\ndef touch(**args): raise "
+        "RuntimeError('planted')\n"
     )
     (tmp_path / "planted.py").write_text(planted)
     (tmp_path / "my").mkdir()
     (tmp_path / "my" / "helpers.py").write_text(HELPERS)
     monkeypatch.chdir(tmp_path)
-    for name in [name for name in sys.modules if name.split(".")[0] in ("my", "helpers", "planted")]:
+    for name in [
+        name for name in sys.modules if name.split(".")[0] in ("my", "helpers", "planted")
+    ]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setattr(sys, "path", [path for path in sys.path if path != str(tmp_path)])
     return tmp_path / "foreign"
@@ -150,7 +189,11 @@ def test_data_that_are_not_made(foreign: Path, target: str) -> None:
 def test_helpers_of_the_data_that_are_not_called(foreign: Path, key: str, target: str) -> None:
     with_it = f"  {key}: {target}\n"
     config = foreign / "config.yaml"
-    lines = [line for line in config.read_text().splitlines(keepends=True) if not line.startswith(f"  {key}:")]
+    lines = [
+        line
+        for line in config.read_text().splitlines(keepends=True)
+        if not line.startswith(f"  {key}:")
+    ]
     lines.insert(next(i for i, line in enumerate(lines) if line.startswith("data:")) + 1, with_it)
     config.write_text("".join(lines))
 
@@ -170,7 +213,9 @@ def test_helpers_of_the_data_that_are_not_called(foreign: Path, key: str, target
         "url: 'https://example.org/?x=${oc.env:HF_TOKEN}'",
     ],
 )
-def test_arguments_that_run_code_or_spread_a_secret(foreign: Path, args: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_arguments_that_run_code_or_spread_a_secret(
+    foreign: Path, args: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("HF_TOKEN", "canary-in-variable")
     change(foreign, "    inputs: 2\n", f"    inputs: 2\n    {args}\n")
 
@@ -192,7 +237,9 @@ def test_ones_own_models_and_those_of_torch(foreign: Path) -> None:
         train.load(foreign)
 
 
-def test_a_my_of_the_foreign_folder_is_not_ones_own(foreign: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_my_of_the_foreign_folder_is_not_ones_own(
+    foreign: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (foreign / "my").mkdir()
     (foreign / "my" / "helpers.py").write_text("import os\nos.mkdir('mark')\nclass Net: pass\n")
     change(foreign, "target: mlp", "target: my.helpers.Net")

@@ -38,7 +38,9 @@ def write(path: Path, table: Table) -> Path:
     elif path.suffix == ".jsonl":
         path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     elif path.suffix == ".parquet":
-        pa.parquet.write_table(pa.table({name: list(column) for name, column in table.items()}), path)
+        pa.parquet.write_table(
+            pa.table({name: list(column) for name, column in table.items()}), path
+        )
     else:
         raise ValueError(path)
     return path

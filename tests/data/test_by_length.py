@@ -33,7 +33,10 @@ from train.verify import main as verify
 HERE = "tests.data.test_by_length"
 LENGTH = 24
 LONG = 256
-TEXTS = (f"data={{source: {HERE}.texts, max_length: {LENGTH}}}", "model={target: text_conv, args: {outputs: 3}}")
+TEXTS = (
+    f"data={{source: {HERE}.texts, max_length: {LENGTH}}}",
+    "model={target: text_conv, args: {outputs: 3}}",
+)
 ADAMW = "optimizer={target: adamw, lr: 0.01}"
 BERT = (
     "model_type: bert, vocab_size: 257, pad_token_id: 256, hidden_size: 16, num_hidden_layers: 1, "
@@ -51,7 +54,9 @@ def batches(share: RankShare) -> list[Batch]:
 def words(size: int) -> list[str]:
     """Texts of any length, of some bytes more than LENGTH too."""
     random = np.random.default_rng(0)
-    return ["".join(random.choice([*"abcdeé"], random.integers(0, LENGTH + 4))) for _ in range(size)]
+    return [
+        "".join(random.choice([*"abcdeé"], random.integers(0, LENGTH + 4))) for _ in range(size)
+    ]
 
 
 def texts(size: int = 37) -> Dataset:
@@ -60,7 +65,9 @@ def texts(size: int = 37) -> Dataset:
 
 
 def long_texts(size: int = 64) -> Dataset:
-    """Of up to LONG bytes: long enough that more micro-steps than there must be save more than they cost."""
+    """Of up to LONG bytes: long enough that more micro-steps than there must be save more than they
+    cost.
+    """
     random = np.random.default_rng(0)
     lengths = np.clip(random.lognormal(4.2, 0.6, size).astype(int), 1, LONG)
     data = ["".join(random.choice([*"abcde"], length)) for length in lengths]
@@ -68,7 +75,9 @@ def long_texts(size: int = 64) -> Dataset:
 
 
 def full(size: int = 40) -> Dataset:
-    """No text is shorter than LENGTH, but for the last one in the order of epoch 0, seed 0, which is empty."""
+    """No text is shorter than LENGTH, but for the last one in the order of epoch 0, seed 0, which
+    is empty.
+    """
     data = ["a" * LENGTH] * size
     data[sample_ids(size, 0, 0, 0, size)[-1]] = ""
     return Dataset.from_dict({"inputs": data, "labels": [0, 1] * (size // 2)})
@@ -82,7 +91,9 @@ def short_first(size: int = 20) -> Dataset:
 
 
 def tagged(size: int = 20, behind: int = 0, wrong: bool = False) -> Dataset:
-    """A label for each byte; `behind`: some more count than the text has bytes. `wrong`: one is no label."""
+    """A label for each byte; `behind`: some more count than the text has bytes. `wrong`: one is no
+    label.
+    """
     data = words(size)
     lengths = np.array([min(LENGTH, len(text.encode())) for text in data])
     labels = np.random.default_rng(1).integers(0, 3, (size, LENGTH))
@@ -92,7 +103,9 @@ def tagged(size: int = 20, behind: int = 0, wrong: bool = False) -> Dataset:
 
 
 def pairs(size: int = 20) -> Dataset:
-    return Dataset.from_dict({"inputs": words(size), "other": words(size)[::-1], "labels": [0] * size})
+    return Dataset.from_dict(
+        {"inputs": words(size), "other": words(size)[::-1], "labels": [0] * size}
+    )
 
 
 def masked(size: int = 20) -> Dataset:
@@ -154,7 +167,9 @@ class Flat(nn.Module):
 
     def __init__(self, outputs: int) -> None:
         super().__init__()
-        self.layers = nn.Sequential(nn.Embedding(257, 8), nn.Flatten(), nn.Linear(8 * LENGTH, outputs))
+        self.layers = nn.Sequential(
+            nn.Embedding(257, 8), nn.Flatten(), nn.Linear(8 * LENGTH, outputs)
+        )
 
     def forward(self, tokens: Tensor) -> Tensor:
         return self.layers(tokens)
@@ -165,14 +180,19 @@ class Wide(nn.Module):
 
     def __init__(self, outputs: int) -> None:
         super().__init__()
-        self.embedding, self.convolution = nn.Embedding(257, 8, padding_idx=256), nn.Conv1d(8, outputs, 16)
+        self.embedding, self.convolution = (
+            nn.Embedding(257, 8, padding_idx=256),
+            nn.Conv1d(8, outputs, 16),
+        )
 
     def forward(self, tokens: Tensor) -> Tensor:
         return self.convolution(self.embedding(tokens).transpose(1, 2)).amax(2)
 
 
 class Attending(nn.Module):
-    """The mean place of a text, by attention in which -1e30 masks: of a text without a token all places are seen."""
+    """The mean place of a text, by attention in which -1e30 masks: of a text without a token all
+    places are seen.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -211,12 +231,17 @@ def padded(text: str, length: int = LENGTH) -> list[int]:
     return [*encoded] + [256] * (length - len(encoded))
 
 
-def whole_gradient(weights: Array, ids: Array, data: Dataset, model: nn.Module, length: int = LENGTH) -> Array:
+def whole_gradient(
+    weights: Array, ids: Array, data: Dataset, model: nn.Module, length: int = LENGTH
+) -> Array:
     """One backward pass over the samples, all of `length` tokens, in plain PyTorch."""
     module = model.double()
     nn.utils.vector_to_parameters(torch.from_numpy(weights), module.parameters())
     chosen = data[ids]
-    inputs, labels = torch.tensor([padded(text, length) for text in chosen["inputs"]]), torch.tensor(chosen["labels"])
+    inputs, labels = (
+        torch.tensor([padded(text, length) for text in chosen["inputs"]]),
+        torch.tensor(chosen["labels"]),
+    )
     loss = cross_entropy(module(inputs), labels)
     return flat(torch.autograd.grad(loss, list(module.parameters())))
 
@@ -231,7 +256,14 @@ def sets_of(folder: Path, *overrides: str) -> Sets:
 
 @pytest.mark.parametrize(
     ("world_size", "size", "effective", "tokens"),
-    [(1, 37, 8, LENGTH), (1, 37, 16, 70), (2, 37, 10, 50), (3, 37, 10, 40), (2, 1, 1, 100), (3, 7, 7, LENGTH)],
+    [
+        (1, 37, 8, LENGTH),
+        (1, 37, 16, 70),
+        (2, 37, 10, 50),
+        (3, 37, 10, 40),
+        (2, 1, 1, 100),
+        (3, 7, 7, LENGTH),
+    ],
 )
 def test_gradient_and_samples_are_those_of_the_whole_batch(
     run_ranks: Any, tmp_path: Path, world_size: int, size: int, effective: int, tokens: int
@@ -246,7 +278,9 @@ def test_gradient_and_samples_are_those_of_the_whole_batch(
     for k, ids in enumerate(batches):
         for run in (0, 1):
             assert sorted(i for traces in ranks for i in traces[run].ids[k]) == sorted(ids.tolist())
-        assert len({len(traces[1].sizes[k]) for traces in ranks}) == 1, "another number of micro-steps"
+        assert len({len(traces[1].sizes[k]) for traces in ranks}) == 1, (
+            "another number of micro-steps"
+        )
         weights, gradient = ranks[0][1].weights[k], ranks[0][1].gradients[k + 1]
         expected = whole_gradient(weights, ids, texts(size), TextConv(outputs=3))
         assert distance(gradient, expected) <= 1e-12
@@ -254,9 +288,13 @@ def test_gradient_and_samples_are_those_of_the_whole_batch(
     logged = rows(tmp_path)
     assert len(logged) == len(batches)
     assert [row["batch/effective_size"] for row in logged] == [len(ids) for ids in batches]
-    assert [row["batch/accumulation_steps"] for row in logged] == [len(sizes) for sizes in ranks[0][1].sizes]
+    assert [row["batch/accumulation_steps"] for row in logged] == [
+        len(sizes) for sizes in ranks[0][1].sizes
+    ]
     sizes = zip(*(traces[1].sizes for traces in ranks), strict=True)
-    assert [row["batch/micro_size"] for row in logged] == [max(map(max, of_step)) for of_step in sizes]
+    assert [row["batch/micro_size"] for row in logged] == [
+        max(map(max, of_step)) for of_step in sizes
+    ]
     for mine, other in zip(logged, rows(tmp_path, name="plain"), strict=True):
         assert mine["train/loss"] == pytest.approx(other["train/loss"], rel=1e-10)
     if size == 37 and tokens < 100:
@@ -269,7 +307,13 @@ def test_more_micro_steps_than_there_must_be_give_the_same_gradient(
 ) -> None:
     limit = 8 * LONG
     data = f"data={{source: {HERE}.long_texts, max_length: {LONG}}}"
-    given = (data, TEXTS[1], "batch.effective=32", f"batch.micro_tokens={limit}", "duration.epochs=2")
+    given = (
+        data,
+        TEXTS[1],
+        "batch.effective=32",
+        f"batch.micro_tokens={limit}",
+        "duration.epochs=2",
+    )
 
     ranks = run_ranks(world_size, record, argv(tmp_path, *given))
 
@@ -287,7 +331,9 @@ def test_more_micro_steps_than_there_must_be_give_the_same_gradient(
 
 
 @pytest.mark.parametrize("world_size", [1, 2])
-def test_labels_of_tokens_are_cut_with_them(run_ranks: Any, tmp_path: Path, world_size: int) -> None:
+def test_labels_of_tokens_are_cut_with_them(
+    run_ranks: Any, tmp_path: Path, world_size: int
+) -> None:
     data = f"data={{source: {HERE}.tagged, max_length: {LENGTH}, args: {{behind: 3}}}}"
     given = (data, f"model={{target: {HERE}.Tagger, args: {{}}}}", "batch.effective=10")
 
@@ -299,15 +345,33 @@ def test_labels_of_tokens_are_cut_with_them(run_ranks: Any, tmp_path: Path, worl
 
 
 @pytest.mark.parametrize("world_size", [1, 2])
-def test_the_curve_of_the_text_config_is_the_same(run_ranks: Any, tmp_path: Path, world_size: int) -> None:
-    given = ["configs/text.yaml", "precision=fp64", "log.every_steps=1", "duration.epochs=2", "evaluate.every_steps=10"]
+def test_the_curve_of_the_text_config_is_the_same(
+    run_ranks: Any, tmp_path: Path, world_size: int
+) -> None:
+    given = [
+        "configs/text.yaml",
+        "precision=fp64",
+        "log.every_steps=1",
+        "duration.epochs=2",
+        "evaluate.every_steps=10",
+    ]
     given += [f"output_dir={tmp_path}", "wandb.mode=disabled"]
     assert run_ranks(1, start, [*given, "name=plain"]) == [0]
 
-    assert run_ranks(world_size, start, [*given, "name=ours", "batch.micro_tokens=400"]) == [0] * world_size
+    assert (
+        run_ranks(world_size, start, [*given, "name=ours", "batch.micro_tokens=400"])
+        == [0] * world_size
+    )
 
-    for key, count in (("train/loss", 26), ("train/grad_norm", 26), ("eval/loss", 3), ("eval/accuracy", 3)):
-        ours, plain = ([row[key] for row in rows(tmp_path, key, name)] for name in ("ours", "plain"))
+    for key, count in (
+        ("train/loss", 26),
+        ("train/grad_norm", 26),
+        ("eval/loss", 3),
+        ("eval/accuracy", 3),
+    ):
+        ours, plain = (
+            [row[key] for row in rows(tmp_path, key, name)] for name in ("ours", "plain")
+        )
         assert len(ours) == count
         assert ours == pytest.approx(plain, rel=1e-10), key
     plans = [json.loads((tmp_path / name / "plan.json").read_text()) for name in ("ours", "plain")]
@@ -323,12 +387,16 @@ def test_one_reduction_per_step_however_many_micro_steps(run_ranks: Any, tmp_pat
     arguments = argv(tmp_path, *TEXTS, "batch.effective=12", f"batch.micro_tokens={LENGTH}")
 
     for trace, reductions, _ in run_ranks(2, counting, arguments):
-        assert len({len(sizes) for sizes in trace.sizes}) > 1, "the same number of micro-steps in every step"
+        assert len({len(sizes) for sizes in trace.sizes}) > 1, (
+            "the same number of micro-steps in every step"
+        )
         assert reductions == dict.fromkeys(range(1, 5), 1)
 
 
 @pytest.mark.parametrize("world_size", [1, 2])
-def test_a_resumed_run_is_the_one_that_did_not_stop(run_ranks: Any, tmp_path: Path, world_size: int) -> None:
+def test_a_resumed_run_is_the_one_that_did_not_stop(
+    run_ranks: Any, tmp_path: Path, world_size: int
+) -> None:
     given = (*TEXTS, "checkpoint={resume: auto, every_steps: 3}", "duration={steps: 10}", ADAMW)
     given = (*given, "batch.micro_tokens=50")
     (tmp_path / "whole").mkdir()
@@ -362,9 +430,13 @@ def test_resuming_with_another_division_is_allowed(run_ranks: Any, tmp_path: Pat
 # What a micro-batch holds
 
 
-@pytest.mark.parametrize("options", [(), ("data.preload=false", "data.workers=0"), ("data.preload=false",)])
+@pytest.mark.parametrize(
+    "options", [(), ("data.preload=false", "data.workers=0"), ("data.preload=false",)]
+)
 @pytest.mark.parametrize("ranks", [1, 3])
-def test_micro_batches_are_cut_to_their_longest_text(tmp_path: Path, options: tuple[str, ...], ranks: int) -> None:
+def test_micro_batches_are_cut_to_their_longest_text(
+    tmp_path: Path, options: tuple[str, ...], ranks: int
+) -> None:
     limit = 60
     train = sets_of(tmp_path, f"batch.micro_tokens={limit}", *options).train
     assert isinstance(train, ByLength)
@@ -389,9 +461,13 @@ def test_micro_batches_are_cut_to_their_longest_text(tmp_path: Path, options: tu
 
 
 def test_of_an_empty_text_one_token_is_left(tmp_path: Path) -> None:
-    train = sets_of(tmp_path, f"data.source={HERE}.full", "data.args.size=2", f"batch.micro_tokens={LENGTH}").train
+    train = sets_of(
+        tmp_path, f"data.source={HERE}.full", "data.args.size=2", f"batch.micro_tokens={LENGTH}"
+    ).train
 
-    (part,) = islice(train.shares(make_plan(2, 1, None, world_size=1, dataset_size=2), 0, 0, Place(), None), 1)
+    (part,) = islice(
+        train.shares(make_plan(2, 1, None, world_size=1, dataset_size=2), 0, 0, Place(), None), 1
+    )
 
     assert [tuple(batch["inputs"].shape) for batch in batches(part)] == [(1, LENGTH), (1, 1)]
 
@@ -399,7 +475,9 @@ def test_of_an_empty_text_one_token_is_left(tmp_path: Path) -> None:
 def test_padding_is_that_of_a_saved_tokenizer(tmp_path: Path) -> None:
     train = sets_of(tmp_path, f"data.tokenizer={save_words(tmp_path / 'saved')}").train
 
-    (part,) = islice(train.shares(make_plan(37, 9, None, world_size=1, dataset_size=37), 0, 0, Place(), None), 1)
+    (part,) = islice(
+        train.shares(make_plan(37, 9, None, world_size=1, dataset_size=37), 0, 0, Place(), None), 1
+    )
 
     lengths = [2 + bool(text) for text in words(37)]  # [CLS], [SEP], and the word between them
     assert train.lengths.tolist() == lengths
@@ -407,18 +485,31 @@ def test_padding_is_that_of_a_saved_tokenizer(tmp_path: Path) -> None:
 
 
 def test_two_texts_of_a_sample_are_cut_alike(tmp_path: Path) -> None:
-    config = load(argv(tmp_path, f"data={{source: {HERE}.pairs, max_length: {LENGTH}}}", "batch.micro_tokens=100"))
+    config = load(
+        argv(
+            tmp_path,
+            f"data={{source: {HERE}.pairs, max_length: {LENGTH}}}",
+            "batch.micro_tokens=100",
+        )
+    )
     train = open_sets(config.config, ("inputs", "other", "labels")).train
     first, second = words(20), words(20)[::-1]
 
-    (part,) = islice(train.shares(make_plan(20, 4, None, world_size=1, dataset_size=20), 0, 0, Place(), None), 1)
+    (part,) = islice(
+        train.shares(make_plan(20, 4, None, world_size=1, dataset_size=20), 0, 0, Place(), None), 1
+    )
 
     for batch in batches(part):
-        longest = max(min(LENGTH, max(len(first[i].encode()), len(second[i].encode()))) for i in batch["sample_id"])
+        longest = max(
+            min(LENGTH, max(len(first[i].encode()), len(second[i].encode())))
+            for i in batch["sample_id"]
+        )
         assert batch["inputs"].shape == batch["other"].shape == (len(batch["labels"]), longest)
 
 
-def test_evaluation_counts_each_sample_once_and_gives_the_same(run_ranks: Any, tmp_path: Path) -> None:
+def test_evaluation_counts_each_sample_once_and_gives_the_same(
+    run_ranks: Any, tmp_path: Path
+) -> None:
     given = (*TEXTS, "data.eval_fraction=0.4", "duration={steps: 2}")
     run_ranks(1, start, argv(tmp_path, *given, "name=plain"))
 
@@ -436,11 +527,29 @@ def test_evaluation_counts_each_sample_once_and_gives_the_same(run_ranks: Any, t
 
 
 def test_the_plan_tells_what_is_known(tmp_path: Path) -> None:
-    assert start(argv(tmp_path, *TEXTS, "batch.micro_tokens=50", "noise_scale.every_steps=1", "duration.epochs=3")) == 0
+    assert (
+        start(
+            argv(
+                tmp_path,
+                *TEXTS,
+                "batch.micro_tokens=50",
+                "noise_scale.every_steps=1",
+                "duration.epochs=3",
+            )
+        )
+        == 0
+    )
 
     told = (tmp_path / "run" / "log.txt").read_text()
-    micro_steps = [row["batch/accumulation_steps"] for row in rows(tmp_path) if row["batch/effective_size"] == 8]
-    assert "batch     8 samples on 1 rank, by length: 2 to 4 micro-batches each, of at most 50 tokens" in told
+    micro_steps = [
+        row["batch/accumulation_steps"]
+        for row in rows(tmp_path)
+        if row["batch/effective_size"] == 8
+    ]
+    assert (
+        "batch     8 samples on 1 rank, by length: 2 to 4 micro-batches each, of at most 50 tokens"
+        in told
+    )
     assert 2 <= min(micro_steps) < max(micro_steps) <= 4
     assert "lengths   1 to 24 tokens, " in told
     plan = json.loads((tmp_path / "run" / "plan.json").read_text())
@@ -448,10 +557,13 @@ def test_the_plan_tells_what_is_known(tmp_path: Path) -> None:
     assert plan["derived"]["micro_batch"] is None
     assert plan["derived"]["accumulation_steps"] is None
     assert (
-        "accumulation: whether it pays is unknown: the estimate needs micro-batches drawn at random, and "
-        "batch.micro_tokens sorts them by length\n"
+        "accumulation: whether it pays is unknown: the estimate needs micro-batches drawn at "
+        "random, and batch.micro_tokens sorts them by length\n"
     ) in told
-    assert not any("batch/noise_scale" in row or "batch/break_even_accumulation_steps" in row for row in rows(tmp_path))
+    assert not any(
+        "batch/noise_scale" in row or "batch/break_even_accumulation_steps" in row
+        for row in rows(tmp_path)
+    )
 
 
 def test_one_number_of_micro_steps_is_told_as_one(tmp_path: Path) -> None:
@@ -469,13 +581,28 @@ def test_one_number_of_micro_steps_is_told_as_one(tmp_path: Path) -> None:
         (f"hf, args: {{num_labels: 3, from_config: {{{BERT}}}}}", "texts", "verified", "adds up"),
         (f"{HERE}.Attending", "full", "false", "changes with the padding"),
         (f"{HERE}.Mean", "texts", "false", "changes with the padding behind the texts"),
-        (f"{HERE}.UntrainedMean", "texts", "false", "the gradient changes with the padding behind the texts"),
-        (f"{HERE}.OnlyInTraining, args: {{outputs: 3}}", "texts", "false", "in train mode the gradient of a batch"),
+        (
+            f"{HERE}.UntrainedMean",
+            "texts",
+            "false",
+            "the gradient changes with the padding behind the texts",
+        ),
+        (
+            f"{HERE}.OnlyInTraining, args: {{outputs: 3}}",
+            "texts",
+            "false",
+            "in train mode the gradient of a batch",
+        ),
     ],
     ids=["text_conv", "bert", "an empty text", "mean", "an untrained mean", "only in training"],
 )
 def test_a_model_that_sees_the_padding_is_found(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], model: str, data: str, exact: str, reason: str
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    model: str,
+    data: str,
+    exact: str,
+    reason: str,
 ) -> None:
     given = (f"data={{source: {HERE}.{data}, max_length: {LENGTH}}}", f"model={{target: {model}}}")
     given = (*given, f"batch={{effective: 16, micro_tokens: {2 * LENGTH}}}", "duration={steps: 1}")
@@ -485,7 +612,9 @@ def test_a_model_that_sees_the_padding_is_found(
     derived = json.loads((tmp_path / "run" / "plan.json").read_text())["derived"]
     assert derived["exact"] == exact
     assert reason in derived["exact_reasons"]
-    assert start(argv(tmp_path, *given, "batch.exact=required")) == (0 if exact == "verified" else 2)
+    assert start(argv(tmp_path, *given, "batch.exact=required")) == (
+        0 if exact == "verified" else 2
+    )
     capsys.readouterr()
     code = verify(argv(tmp_path, *given))
     told = capsys.readouterr().out
@@ -495,12 +624,21 @@ def test_a_model_that_sees_the_padding_is_found(
 
 
 @pytest.mark.parametrize(
-    ("model", "found"), [("text_conv, args: {outputs: 3}", False), (f"{HERE}.HardlySeen, args: {{}}", True)]
+    ("model", "found"),
+    [("text_conv, args: {outputs: 3}", False), (f"{HERE}.HardlySeen, args: {{}}", True)],
 )
-def test_the_rounding_of_bf16_hides_no_padding(run_ranks: Any, tmp_path: Path, model: str, found: bool) -> None:
-    given = (TEXTS[0], f"model={{target: {model}}}", "precision=bf16", f"batch.micro_tokens={2 * LENGTH}")
+def test_the_rounding_of_bf16_hides_no_padding(
+    run_ranks: Any, tmp_path: Path, model: str, found: bool
+) -> None:
+    given = (
+        TEXTS[0],
+        f"model={{target: {model}}}",
+        "precision=bf16",
+        f"batch.micro_tokens={2 * LENGTH}",
+    )
 
-    assert run_ranks(1, start, argv(tmp_path, *given, "duration={steps: 1}")) == [0]  # a process has one precision
+    # a process has one precision
+    assert run_ranks(1, start, argv(tmp_path, *given, "duration={steps: 1}")) == [0]
 
     reasons = json.loads((tmp_path / "run" / "plan.json").read_text())["derived"]["exact_reasons"]
     assert "bf16 rounds each micro-batch" in reasons
@@ -532,25 +670,43 @@ def test_verify_with_workers_reads_its_one_step_only(tmp_path: Path) -> None:
     """A worker asks for steps ahead, and the limit of verify fits the first one only."""
     read = (f"data.source={HERE}.short_first", "data.preload=false", "data.workers=1")
 
-    assert verify(argv(tmp_path, *TEXTS, "batch.effective=1", f"batch.micro_tokens={LENGTH}", *read)) == 0
+    assert (
+        verify(argv(tmp_path, *TEXTS, "batch.effective=1", f"batch.micro_tokens={LENGTH}", *read))
+        == 0
+    )
 
 
 def test_the_shortest_text_of_the_trial_is_one_that_counts(tmp_path: Path) -> None:
     sets = sets_of(tmp_path, f"data.source={HERE}.unlabelled")
 
     assert sets.trial(0, 4)["labels"][-1] != -100
-    assert start(argv(tmp_path, *TEXTS, f"data.source={HERE}.unlabelled", f"batch.micro_tokens={LENGTH}")) == 0
+    assert (
+        start(
+            argv(tmp_path, *TEXTS, f"data.source={HERE}.unlabelled", f"batch.micro_tokens={LENGTH}")
+        )
+        == 0
+    )
     derived = json.loads((tmp_path / "run" / "plan.json").read_text())["derived"]
     assert derived["exact"] == "verified"
 
 
-def test_to_evaluate_a_run_no_training_text_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    given = argv(tmp_path, *TEXTS, "data.eval_fraction=0.4", f"batch.micro_tokens={LENGTH}", "duration={steps: 1}")
+def test_to_evaluate_a_run_no_training_text_is_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = argv(
+        tmp_path,
+        *TEXTS,
+        "data.eval_fraction=0.4",
+        f"batch.micro_tokens={LENGTH}",
+        "duration={steps: 1}",
+    )
     assert start(given) == 0
     measured = []
     lengths = Padding.lengths
     monkeypatch.setattr(
-        Padding, "lengths", lambda own, batch: measured.extend(batch["sample_id"]) or lengths(own, batch)
+        Padding,
+        "lengths",
+        lambda own, batch: measured.extend(batch["sample_id"]) or lengths(own, batch),
     )
 
     assert "loss" in evaluate(tmp_path / "run", [], trust=True)
@@ -565,9 +721,17 @@ def test_to_evaluate_a_run_no_training_text_is_measured(tmp_path: Path, monkeypa
 def test_a_wrong_label_of_a_token_is_found_before_the_first_step(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], place: str
 ) -> None:
-    fraction = 0.0 if place == "training" else 0.95  # the wrong one is in sample 0, which is held out with most
-    data = f"source: {HERE}.tagged, max_length: {LENGTH}, args: {{wrong: true}}, eval_fraction: {fraction}"
-    given = (f"data={{{data}}}", f"model={{target: {HERE}.Tagger, args: {{}}}}", "batch.micro_tokens=60")
+    # the wrong one is in sample 0, which is held out with most
+    fraction = 0.0 if place == "training" else 0.95
+    data = (
+        f"source: {HERE}.tagged, max_length: {LENGTH}, args: {{wrong: true}}, eval_fraction: "
+        f"{fraction}"
+    )
+    given = (
+        f"data={{{data}}}",
+        f"model={{target: {HERE}.Tagger, args: {{}}}}",
+        "batch.micro_tokens=60",
+    )
 
     assert start(argv(tmp_path, *given)) == 2
 
@@ -578,7 +742,11 @@ def test_a_wrong_label_of_a_token_is_found_before_the_first_step(
     ("overrides", "loop", "said"),
     [
         ((f"data.source={HERE}.stream",), "accumulate", "a stream does not tell them"),
-        (("data.source=tests.helpers.tiny",), "accumulate", "none of the columns of the task holds text: inputs"),
+        (
+            ("data.source=tests.helpers.tiny",),
+            "accumulate",
+            "none of the columns of the task holds text: inputs",
+        ),
         (
             (f"data.source={HERE}.masked", f"task={{target: {HERE}.Asking, args: {{more: mask}}}}"),
             "accumulate",
@@ -594,12 +762,27 @@ def test_a_wrong_label_of_a_token_is_found_before_the_first_step(
             "accumulate",
             "Kernel size can't be greater than actual input",
         ),
-        ((), "standard", "Type: batch.effective=8 batch.micro_tokens=192, or use the accumulation loop"),
+        (
+            (),
+            "standard",
+            "Type: batch.effective=8 batch.micro_tokens=192, or use the accumulation loop",
+        ),
     ],
-    ids=["stream", "no text", "numbers that may belong to tokens", "one length", "a least length", "standard loop"],
+    ids=[
+        "stream",
+        "no text",
+        "numbers that may belong to tokens",
+        "one length",
+        "a least length",
+        "standard loop",
+    ],
 )
 def test_what_cannot_be_is_refused(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], overrides: tuple[str, ...], loop: str, said: str
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    overrides: tuple[str, ...],
+    loop: str,
+    said: str,
 ) -> None:
     assert start(argv(tmp_path, *TEXTS, f"batch.micro_tokens={LENGTH}", *overrides), loop) == 2
 
@@ -607,12 +790,17 @@ def test_what_cannot_be_is_refused(
     assert not (tmp_path / "run").exists()
 
 
-def test_a_tokenizer_that_fills_up_in_front_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_tokenizer_that_fills_up_in_front_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder = save_words(tmp_path / "saved")
     about = tmp_path / "saved" / "tokenizer_config.json"
     about.write_text(json.dumps(json.loads(about.read_text()) | {"padding_side": "left"}))
 
-    assert start(argv(tmp_path, *TEXTS, f"data.tokenizer={folder}", f"batch.micro_tokens={LENGTH}")) == 2
+    assert (
+        start(argv(tmp_path, *TEXTS, f"data.tokenizer={folder}", f"batch.micro_tokens={LENGTH}"))
+        == 2
+    )
 
     told = capsys.readouterr().err
     assert "padding_side is left" in told

@@ -36,7 +36,9 @@ def changed(column: str, row: int, value: object) -> Table:
 def test_a_missing_value(tmp_path: Path, column: str, kind: str) -> None:
     path = write(tmp_path / f"own.{kind}", changed(column, 4, None))
 
-    with pytest.raises(DataError, match=f"column '{column}' has no value in row 4 of split 'train'"):
+    with pytest.raises(
+        DataError, match=f"column '{column}' has no value in row 4 of split 'train'"
+    ):
         opened(tmp_path, path, SIDE_BY_SIDE)
 
 
@@ -50,14 +52,23 @@ def test_nan_in_a_column_of_numbers(tmp_path: Path) -> None:
 @pytest.mark.parametrize("value", [math.inf, -math.inf])
 @pytest.mark.parametrize("streaming", ["false", "true"])
 def test_infinity_in_a_column_of_numbers(tmp_path: Path, value: float, streaming: str) -> None:
-    path = write(tmp_path / "own.parquet", {"inputs": [0.5, value, 2.0, value], "labels": [0, 1, 0, 1]})
+    path = write(
+        tmp_path / "own.parquet", {"inputs": [0.5, value, 2.0, value], "labels": [0, 1, 0, 1]}
+    )
 
-    with pytest.raises(DataError, match=rf"column 'inputs' is {value} in row 1 of split 'train' \(and 1 more are inf"):
-        opened(tmp_path, path, f"data.streaming={streaming}", "data.shuffle_buffer=0").train.first(0, 4)
+    with pytest.raises(
+        DataError,
+        match=rf"column 'inputs' is {value} in row 1 of split 'train' \(and 1 more are inf",
+    ):
+        opened(tmp_path, path, f"data.streaming={streaming}", "data.shuffle_buffer=0").train.first(
+            0, 4
+        )
 
 
 @pytest.mark.parametrize("at", [0, 3, 79])
-@pytest.mark.parametrize("task", ["{inputs: text, labels: kind}, max_length: 4", "{text: text}, block_size: 4"])
+@pytest.mark.parametrize(
+    "task", ["{inputs: text, labels: kind}, max_length: 4", "{text: text}, block_size: 4"]
+)
 @pytest.mark.parametrize("streaming", ["false", "true"])
 def test_a_number_among_texts(tmp_path: Path, at: int, task: str, streaming: str) -> None:
     texts: list[object] = [f"word {i}" for i in range(80)]
@@ -70,7 +81,10 @@ def test_a_number_among_texts(tmp_path: Path, at: int, task: str, streaming: str
         opened(tmp_path, path, data).train.first(0, 80)
 
     assert "column 'text' holds values of several kinds" in str(error.value)
-    assert f"row {at} of split 'train' has a number, 5, where 79 others have text. Write all of" in str(error.value)
+    assert (
+        f"row {at} of split 'train' has a number, 5, where 79 others have text. Write all of"
+        in str(error.value)
+    )
 
 
 def test_none_within_a_list(tmp_path: Path) -> None:
@@ -83,12 +97,16 @@ def test_none_within_a_list(tmp_path: Path) -> None:
 def test_a_word_among_numbers(tmp_path: Path) -> None:
     path = write(tmp_path / "own.csv", changed("leaves", 3, "four"))
 
-    with pytest.raises(DataError, match="column 'leaves' does not hold numbers: it is 'four' in row 3"):
+    with pytest.raises(
+        DataError, match="column 'leaves' does not hold numbers: it is 'four' in row 3"
+    ):
         opened(tmp_path, path, SIDE_BY_SIDE)
 
 
 def test_lists_of_several_lengths(tmp_path: Path) -> None:
-    path = write(tmp_path / "own.jsonl", {"inputs": [[1.0, 2.0], [1.0, 2.0], [3.0]], "labels": [0, 1, 0]})
+    path = write(
+        tmp_path / "own.jsonl", {"inputs": [[1.0, 2.0], [1.0, 2.0], [3.0]], "labels": [0, 1, 0]}
+    )
 
     with pytest.raises(DataError, match="row 2 is of another shape"):
         opened(tmp_path, path)
@@ -97,7 +115,9 @@ def test_lists_of_several_lengths(tmp_path: Path) -> None:
 def test_text_that_nobody_said_how_to_read(tmp_path: Path) -> None:
     path = write(tmp_path / "own.csv", FLOWERS)
 
-    with pytest.raises(DataError, match=r"column 'kind' holds text, not numbers. Type: data.max_length=256"):
+    with pytest.raises(
+        DataError, match=r"column 'kind' holds text, not numbers. Type: data.max_length=256"
+    ):
         opened(tmp_path, path, "data.columns={inputs: kind, labels: leaves}")
     with pytest.raises(DataError, match="not known before a stream has ended"):
         opened(tmp_path, path, SIDE_BY_SIDE, "data.streaming=true").train.first(0, 2)
@@ -106,7 +126,10 @@ def test_text_that_nobody_said_how_to_read(tmp_path: Path) -> None:
 def test_a_column_that_is_not_there(tmp_path: Path) -> None:
     path = write(tmp_path / "own.csv", FLOWERS)
 
-    with pytest.raises(DataError, match=r"inputs \(as column 'width'\); the data has the columns height, leaves, kind"):
+    with pytest.raises(
+        DataError,
+        match=r"inputs \(as column 'width'\); the data has the columns height, leaves, kind",
+    ):
         opened(tmp_path, path, "data.columns={inputs: [height, width], labels: kind}")
 
 
@@ -117,7 +140,10 @@ def test_a_column_that_is_not_there(tmp_path: Path) -> None:
             "columns: {inputs: leaves, labels: kind, label: kind}",
             r"columns\.label: .* mean data\.columns\.labels\?",
         ),
-        ("columns: {input: leaves, labels: kind}", r"columns\.input: .* mean data\.columns\.inputs\?"),
+        (
+            "columns: {input: leaves, labels: kind}",
+            r"columns\.input: .* mean data\.columns\.inputs\?",
+        ),
         ("columns: {texts: kind}, block_size: 4", r"columns\.texts: .* mean data\.columns\.text\?"),
     ],
 )
@@ -140,7 +166,8 @@ def test_a_class_that_only_the_evaluation_has(tmp_path: Path) -> None:
     write(tmp_path / "own" / "test.csv", changed("kind", 1, "thistle"))
 
     with pytest.raises(
-        DataError, match="'thistle' in row 1, a class that the training split has not: daisy, rose, tul"
+        DataError,
+        match="'thistle' in row 1, a class that the training split has not: daisy, rose, tul",
     ):
         opened(tmp_path, tmp_path / "own", SIDE_BY_SIDE, "data.eval_split=test")
 
@@ -182,15 +209,22 @@ def test_whole_labels_are_int64(tmp_path: Path, kind: pa.DataType) -> None:
     assert train.columns["labels"].dtype == torch.int64
 
 
-def test_fewer_samples_than_a_batch_train_and_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_fewer_samples_than_a_batch_train_and_are_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = write(tmp_path / "own.csv", FLOWERS)
     scaling = ("optimizer.lr_scaling=linear", "optimizer.lr_reference_batch=8")
 
-    code = main(argv(tmp_path, f"data.source={path}", *FLOWER_MODEL, *scaling), "standard", compute_gradient)
+    code = main(
+        argv(tmp_path, f"data.source={path}", *FLOWER_MODEL, *scaling), "standard", compute_gradient
+    )
 
     said = capsys.readouterr().out
     assert code == 0
-    assert "fewer samples than batch.effective=8: each step takes 6; optimizer.lr_scaling follows the stated 8" in said
+    assert (
+        "fewer samples than batch.effective=8: each step takes 6; optimizer.lr_scaling follows the "
+        "stated 8" in said
+    )
     plan = json.loads((tmp_path / "run" / "plan.json").read_text())
     assert plan["derived"]["lr_peak"] == 0.5
     assert plan["classes"] == {"labels": ["daisy", "rose", "tulip"]}
@@ -204,7 +238,9 @@ def named_classes() -> dict[str, Any]:
 
 
 def test_a_streamed_split_to_evaluate_on_keeps_its_classes(tmp_path: Path) -> None:
-    config = load(argv(tmp_path, "data={source: tests.data.test_checks.named_classes, eval_split: test}")).config
+    config = load(
+        argv(tmp_path, "data={source: tests.data.test_checks.named_classes, eval_split: test}")
+    ).config
 
     sets = open_sets(config, ("inputs", "labels"))
 

@@ -1,4 +1,6 @@
-"""The shipped configs of own data: those with data train, those of the Hub are planned on a stand-in."""
+"""The shipped configs of own data: those with data train, those of the Hub are planned on a
+stand-in.
+"""
 
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,8 +17,13 @@ from train.prepare import main as prepare
 from train.standard import compute_gradient
 
 CONFIGS = Path(__file__).parents[2] / "configs"
-NEEDS_VISION = pytest.mark.skipif(find_spec("timm") is None, reason="the extra vision is not installed")
-HEADER_OF_CIFAR10 = ("model.target=vision", "model.args={name: resnet18, norm_layer: groupnorm, outputs: 10}")
+NEEDS_VISION = pytest.mark.skipif(
+    find_spec("timm") is None, reason="the extra vision is not installed"
+)
+HEADER_OF_CIFAR10 = (
+    "model.target=vision",
+    "model.args={name: resnet18, norm_layer: groupnorm, outputs: 10}",
+)
 
 
 @pytest.mark.parametrize(("name", "accuracy"), [("csv", 0.85), ("text", 0.85)])
@@ -26,7 +33,9 @@ def test_a_config_with_its_data_trains(
     monkeypatch.chdir(CONFIGS.parent)
 
     code = main(
-        [str(CONFIGS / f"{name}.yaml"), f"output_dir={tmp_path}", "wandb.mode=disabled"], "standard", compute_gradient
+        [str(CONFIGS / f"{name}.yaml"), f"output_dir={tmp_path}", "wandb.mode=disabled"],
+        "standard",
+        compute_gradient,
     )
 
     assert code == 0
@@ -45,8 +54,13 @@ def test_a_config_of_the_hub_trains_on_a_stand_in(
     tmp_path: Path, name: str, column: str, shape: tuple[int, ...], model: tuple[str, ...]
 ) -> None:
     random = np.random.default_rng(0)
-    features = Features({column: Image(), "label": ClassLabel(names=[f"kind {i}" for i in range(10)])})
-    columns = {column: list(random.integers(0, 255, (20, *shape), dtype=np.uint8)), "label": [*range(10)] * 2}
+    features = Features(
+        {column: Image(), "label": ClassLabel(names=[f"kind {i}" for i in range(10)])}
+    )
+    columns = {
+        column: list(random.integers(0, 255, (20, *shape), dtype=np.uint8)),
+        "label": [*range(10)] * 2,
+    }
     data = Dataset.from_dict(columns, features=features)
     DatasetDict({"train": data, "test": data.select(range(4))}).save_to_disk(str(tmp_path / "own"))
     quick = (
@@ -58,7 +72,13 @@ def test_a_config_of_the_hub_trains_on_a_stand_in(
     )
 
     code = main(
-        [str(CONFIGS / f"{name}.yaml"), f"data.source={tmp_path / 'own'}", "name=run", *model, *quick],
+        [
+            str(CONFIGS / f"{name}.yaml"),
+            f"data.source={tmp_path / 'own'}",
+            "name=run",
+            *model,
+            *quick,
+        ],
         "standard",
         compute_gradient,
     )
@@ -68,8 +88,20 @@ def test_a_config_of_the_hub_trains_on_a_stand_in(
 
 
 def test_the_config_of_web_pages_trains_on_texts_in_their_place(tmp_path: Path) -> None:
-    columns = {"text": [f"Page {i}: {'naïve words ' * (i % 7)}" for i in range(60)], "score": [3.1] * 60}
-    rest = ("id", "dump", "url", "file_path", "language", "language_score", "token_count", "int_score")
+    columns = {
+        "text": [f"Page {i}: {'naïve words ' * (i % 7)}" for i in range(60)],
+        "score": [3.1] * 60,
+    }
+    rest = (
+        "id",
+        "dump",
+        "url",
+        "file_path",
+        "language",
+        "language_score",
+        "token_count",
+        "int_score",
+    )
     write(tmp_path / "own" / "0.parquet", columns | {name: ["x"] * 60 for name in rest})
     small = ("model.args={vocabulary: 257, layers: 1, heads: 2, width: 8}", "data.block_size=64")
     quick = (
@@ -79,7 +111,12 @@ def test_the_config_of_web_pages_trains_on_texts_in_their_place(tmp_path: Path) 
         "duration.steps=4",
         "schedule.warmup_tokens=1024",
     )
-    where = (f"data.source={tmp_path / 'own'}", "name=run", f"output_dir={tmp_path}", "wandb.mode=disabled")
+    where = (
+        f"data.source={tmp_path / 'own'}",
+        "name=run",
+        f"output_dir={tmp_path}",
+        "wandb.mode=disabled",
+    )
 
     code = main([str(CONFIGS / "fineweb.yaml"), *where, *small, *quick], "accumulate", accumulate)
 
@@ -92,18 +129,28 @@ def test_the_config_of_web_pages_trains_on_texts_in_their_place(tmp_path: Path) 
 @pytest.mark.usefixtures("leaves_files_open")
 @pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
 @pytest.mark.parametrize(("duration", "steps"), [("samples: 20", 3), ("steps: 4", 4)])
-def test_own_files_stream_until_the_duration_ends(tmp_path: Path, kind: str, duration: str, steps: int) -> None:
+def test_own_files_stream_until_the_duration_ends(
+    tmp_path: Path, kind: str, duration: str, steps: int
+) -> None:
     for i in range(3):
         table = {**FLOWERS, "kind": [i % 3 for i in range(6)]}
         write(tmp_path / "own" / f"{i}.{kind}", table)
-    overrides = (SIDE_BY_SIDE, "model.args={inputs: 2, hidden: [4], outputs: 3}", "data.streaming=true")
+    overrides = (
+        SIDE_BY_SIDE,
+        "model.args={inputs: 2, hidden: [4], outputs: 3}",
+        "data.streaming=true",
+    )
 
-    trace = record(argv(tmp_path, f"data.source={tmp_path / 'own'}", *overrides, f"duration={{{duration}}}"))
+    trace = record(
+        argv(tmp_path, f"data.source={tmp_path / 'own'}", *overrides, f"duration={{{duration}}}")
+    )
 
     assert [window.samples for window in trace.windows] == [8, 8, 2, 8][:steps]
 
 
-def test_prepare_says_what_training_would_find(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_prepare_says_what_training_would_find(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = write(tmp_path / "own.csv", FLOWERS)
     source = (f"data.source={path}", SIDE_BY_SIDE, "data.eval_fraction=0.34")
 
@@ -118,7 +165,11 @@ def test_prepare_says_what_training_would_find(tmp_path: Path, capsys: pytest.Ca
 
 def test_a_folder_of_pictures_trains(tmp_path: Path) -> None:
     pictures(tmp_path / "own", 6)
-    model = ("model.target=convnet", "model.args={outputs: 2, channels: 3, widths: [8]}", "precision=fp32")
+    model = (
+        "model.target=convnet",
+        "model.args={outputs: 2, channels: 3, widths: [8]}",
+        "precision=fp32",
+    )
     columns = "data.columns={inputs: image, labels: label}"
 
     trace = record(argv(tmp_path, f"data.source={tmp_path / 'own'}", columns, *model))

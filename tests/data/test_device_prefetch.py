@@ -1,4 +1,6 @@
-"""Copies to a GPU that overlap with the work of the micro-batch before, on a side stream that is played here."""
+"""Copies to a GPU that overlap with the work of the micro-batch before, on a side stream that is
+played here.
+"""
 
 from collections.abc import Callable, Iterator
 
@@ -90,22 +92,33 @@ def test_a_step_that_is_left_out_is_passed_over(feed: Feed, side: Played, count:
             assert len(side.under_way) <= 1, "a copy was let go of before it had ended"
 
     assert given == [10 * k + i for k in (0, 1, 3, 4, 5) for i in range(count)]
-    assert side.started[-2 * count : -1] == given[-(2 * count) + 1 :], "the later ones do not travel"
+    assert side.started[-2 * count : -1] == given[-(2 * count) + 1 :], (
+        "the later ones do not travel"
+    )
 
 
-def test_what_nobody_announced_is_copied_at_once_and_the_order_stays(feed: Feed, side: Played) -> None:
+def test_what_nobody_announced_is_copied_at_once_and_the_order_stays(
+    feed: Feed, side: Played
+) -> None:
     (other,) = step(9)
     announced = iter(feed.announce(step(1, 2)))
 
     def given(micro_batch: MicroBatch) -> int:
         return int(feed.take(micro_batch)["x"][0])
 
-    assert [given(other), given(next(announced)), given(other), given(next(announced))] == [9, 1, 9, 2]
+    assert [given(other), given(next(announced)), given(other), given(next(announced))] == [
+        9,
+        1,
+        9,
+        2,
+    ]
     assert side.started == [2]
 
 
 def test_each_is_read_while_the_one_before_is_worked_on(feed: Feed, side: Played) -> None:
-    """Where samples are read in the step: the next one, also of the next step, is on the host when it is to travel."""
+    """Where samples are read in the step: the next one, also of the next step, is on the host when
+    it is to travel.
+    """
     read: list[int] = []
 
     def deferred(*numbers: int) -> RankShare:
@@ -115,7 +128,9 @@ def test_each_is_read_while_the_one_before_is_worked_on(feed: Feed, side: Played
 
         sizes = (1,) * len(numbers)
         samples = DeferredReads(one, dict, None, sizes)
-        return RankShare(epoch=0, last_of_epoch=False, samples=samples, sizes=sizes, largest=len(numbers))
+        return RankShare(
+            epoch=0, last_of_epoch=False, samples=samples, sizes=sizes, largest=len(numbers)
+        )
 
     steps = [feed.announce(deferred(1, 2, 3)), feed.announce(deferred(4, 5))]
     happened = []
@@ -130,7 +145,9 @@ def test_each_is_read_while_the_one_before_is_worked_on(feed: Feed, side: Played
 
 
 def test_after_a_shrink_smaller_ones_are_announced(feed: Feed, side: Played) -> None:
-    """What travels when memory runs out is waited for, and let go of; windows announced later are cut before."""
+    """What travels when memory runs out is waited for, and let go of; windows announced later are
+    cut before.
+    """
     shares = [step(*range(8 * k, 8 * k + 8), sizes=(4, 4)) for k in range(3)]
     announced = [feed.announce(share) for share in shares[:2]]  # a step ahead
     feed.take(next(iter(announced[0])))
@@ -148,9 +165,14 @@ def test_after_a_shrink_smaller_ones_are_announced(feed: Feed, side: Played) -> 
     assert side.started[before:] == [18, 20, 22]
 
 
-def test_after_a_step_that_a_shrink_leaves_as_it_is_the_next_ones_travel(feed: Feed, side: Played) -> None:
+def test_after_a_step_that_a_shrink_leaves_as_it_is_the_next_ones_travel(
+    feed: Feed, side: Played
+) -> None:
     """Such as the tail of an epoch: it was announced before, and is not cut anew."""
-    full, tail = feed.announce(step(0, 1, 2, 3, sizes=(4,))), feed.announce(step(10, 11, sizes=(2,)))
+    full, tail = (
+        feed.announce(step(0, 1, 2, 3, sizes=(4,))),
+        feed.announce(step(10, 11, sizes=(2,))),
+    )
     feed.take(next(iter(full)))
     feed.shrink(2)
     for each in full.recut(2):
@@ -170,7 +192,11 @@ def test_after_a_step_that_a_shrink_leaves_as_it_is_the_next_ones_travel(feed: F
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
 def test_columns_arrive_in_their_own_types_and_only_float64_widens_them(dtype: torch.dtype) -> None:
-    batch = {"x": torch.ones(2), "half": torch.ones(2).half(), "labels": torch.ones(2, dtype=torch.int64)}
+    batch = {
+        "x": torch.ones(2),
+        "half": torch.ones(2).half(),
+        "labels": torch.ones(2, dtype=torch.int64),
+    }
 
     given = Feed(CPU, dtype).take(MicroBatch(batch, 2))
 
@@ -181,14 +207,19 @@ def test_columns_arrive_in_their_own_types_and_only_float64_widens_them(dtype: t
 
 
 def two_columns(batch: Batch) -> Batch:
-    return {name: column[:, :2].contiguous() if column.dim() > 1 else column for name, column in batch.items()}
+    return {
+        name: column[:, :2].contiguous() if column.dim() > 1 else column
+        for name, column in batch.items()
+    }
 
 
 @pytest.mark.parametrize("trim", [None, two_columns])
 def test_what_is_announced_is_pinned_as_it_travels(
     trim: Callable[[Batch], Batch] | None, side: Played, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also where padding is trimmed, which copies: the trimmed micro-batch is what must lie in pinned memory."""
+    """Also where padding is trimmed, which copies: the trimmed micro-batch is what must lie in
+    pinned memory.
+    """
     pinned: set[int] = set()
 
     def pin(column: torch.Tensor) -> torch.Tensor:
@@ -198,7 +229,9 @@ def test_what_is_announced_is_pinned_as_it_travels(
 
     monkeypatch.setattr(torch.Tensor, "pin_memory", pin)
     samples = {"inputs": torch.arange(12).view(3, 4), "sample_id": torch.arange(3)}
-    share = RankShare(epoch=0, last_of_epoch=False, samples=samples, sizes=(2, 1), largest=3, trim=trim)
+    share = RankShare(
+        epoch=0, last_of_epoch=False, samples=samples, sizes=(2, 1), largest=3, trim=trim
+    )
     feed = Feed(CPU, torch.float32)
     monkeypatch.setattr(feed, "_side", side)
 
@@ -211,7 +244,9 @@ def test_what_is_announced_is_pinned_as_it_travels(
 
 
 class Recorded:
-    """Stands for a stream of torch.cuda, and writes down what is asked of it, and of the others, in order."""
+    """Stands for a stream of torch.cuda, and writes down what is asked of it, and of the others, in
+    order.
+    """
 
     now: "Recorded"  # the current one
     calls: list[str]  # of all
@@ -231,20 +266,28 @@ class Recorded:
 
 @pytest.fixture(name="calls")
 def recorded_streams(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The calls of a real Side on a machine without a GPU: allocations and copies too, each with its stream."""
+    """The calls of a real Side on a machine without a GPU: allocations and copies too, each with
+    its stream.
+    """
     calls: list[str] = []
     Recorded.calls, Recorded.now = calls, Recorded("compute")
     monkeypatch.setattr(torch.cuda, "Stream", lambda device: Recorded())
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: Recorded.now)
     monkeypatch.setattr(torch.cuda, "stream", lambda stream: stream)
-    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda column: (calls.append(f"pin {int(column[0])}"), column)[1])
+    monkeypatch.setattr(
+        torch.Tensor,
+        "pin_memory",
+        lambda column: (calls.append(f"pin {int(column[0])}"), column)[1],
+    )
     empty_like, copy = torch.empty_like, torch.Tensor.copy_
 
     def allocate(column: torch.Tensor, **options: object) -> torch.Tensor:
         calls.append(f"{Recorded.now.name} allocates for {int(column[0])}")
         return empty_like(column, **options)  # type: ignore[arg-type]
 
-    def start_copy(into: torch.Tensor, column: torch.Tensor, non_blocking: bool = False) -> torch.Tensor:
+    def start_copy(
+        into: torch.Tensor, column: torch.Tensor, non_blocking: bool = False
+    ) -> torch.Tensor:
         assert non_blocking, "the host would wait"
         calls.append(f"{Recorded.now.name} copies {int(column[0])}")
         return copy(into, column)
@@ -255,7 +298,9 @@ def recorded_streams(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def test_the_order_on_both_streams(calls: list[str]) -> None:
-    """Memory belongs to the computing stream; a copy waits for what used it, and its own use waits for the copy."""
+    """Memory belongs to the computing stream; a copy waits for what used it, and its own use waits
+    for the copy.
+    """
     feed = Feed(CPU, torch.float32)
     feed._side = Side(CPU, torch.float32)
     announced = feed.announce(step(1, 2, 3))
@@ -293,19 +338,34 @@ def test_an_evaluation_reads_and_sends_one_batch_ahead(calls: list[str]) -> None
 
     def sent(number: int) -> list[str]:
         start = [f"host reads {number}", "compute waits for side", f"pin {number}"]
-        return [*start, f"compute allocates for {number}", "side waits for compute", f"side copies {number}"]
+        return [
+            *start,
+            f"compute allocates for {number}",
+            "side waits for compute",
+            f"side copies {number}",
+        ]
 
     # Each use is ordered behind its copy, and before the next copy is waited for.
-    uses = ["compute uses 1", *sent(3), "compute uses 2", "compute waits for side", "compute uses 3"]
+    uses = [
+        "compute uses 1",
+        *sent(3),
+        "compute uses 2",
+        "compute waits for side",
+        "compute uses 3",
+    ]
     assert calls == [*sent(1), *sent(2), *uses]
 
 
-def test_an_evaluations_pixels_travel_as_they_are_stored(side: Played, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_evaluations_pixels_travel_as_they_are_stored(
+    side: Played, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor)
     stored = torch.tensor([0, 51, 255], dtype=torch.uint8)
     started: list[torch.dtype] = []
     start = side.start
-    monkeypatch.setattr(side, "start", lambda batch: (started.append(batch["x"].dtype), start(batch))[1])
+    monkeypatch.setattr(
+        side, "start", lambda batch: (started.append(batch["x"].dtype), start(batch))[1]
+    )
 
     (given,) = one_ahead([Scaled({"x": stored}, frozenset("x"))], side, torch.float32)  # type: ignore[arg-type]
 

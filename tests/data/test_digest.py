@@ -1,4 +1,6 @@
-"""What the data is, in one text: equal for equal data wherever it lies, another one for any other data."""
+"""What the data is, in one text: equal for equal data wherever it lies, another one for any other
+data.
+"""
 
 import shutil
 from collections.abc import Iterator
@@ -35,12 +37,20 @@ def test_of_rows_every_byte_counts() -> None:
     assert digest_of_rows(chosen.shuffle(seed=1)) != digest_of_rows(chosen.shuffle(seed=2))
 
 
-def test_of_a_large_table_on_the_disk_both_ends_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_of_a_large_table_on_the_disk_both_ends_count(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(module, "LARGE", 1000)
     monkeypatch.setattr(module, "ROWS", 10)
     values = list(range(1000))
     found = {}
-    for name, changed in (("same", None), ("again", None), ("first", 0), ("middle", 500), ("last", 999)):
+    for name, changed in (
+        ("same", None),
+        ("again", None),
+        ("first", 0),
+        ("middle", 500),
+        ("last", 999),
+    ):
         own = [-1 if i == changed else i for i in values]
         Dataset.from_dict({"x": own}).save_to_disk(str(tmp_path / name))
         found[name] = digest_of_rows(load_from_disk(str(tmp_path / name)))
@@ -68,7 +78,9 @@ def test_of_files_names_sizes_and_ends_count(tmp_path: Path) -> None:
     def changed(name: str, place: int) -> str:
         own = tmp_path / name
         shutil.copytree(folder, own)
-        (own / "one.bin").write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
+        (own / "one.bin").write_bytes(
+            content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :]
+        )
         return digest(own)
 
     assert changed("start", 0) != expected
@@ -100,8 +112,16 @@ def test_a_source_has_the_same_digest_however_it_is_read(tmp_path: Path, saved: 
     if saved:
         tiny(30).save_to_disk(str(path))
     else:
-        path = write(tmp_path / "own.csv", {"inputs": [float(i) for i in range(30)], "labels": [0, 1, 2] * 10})
-    options = ([], ["data.preload=false"], ["data.preload=true"], ["data.streaming=true"] if not saved else [])
+        path = write(
+            tmp_path / "own.csv",
+            {"inputs": [float(i) for i in range(30)], "labels": [0, 1, 2] * 10},
+        )
+    options = (
+        [],
+        ["data.preload=false"],
+        ["data.preload=true"],
+        ["data.streaming=true"] if not saved else [],
+    )
     found = set()
     for overrides in options:
         config = load(argv(tmp_path, f"data.source={path}", *overrides)).config
@@ -111,7 +131,9 @@ def test_a_source_has_the_same_digest_however_it_is_read(tmp_path: Path, saved: 
     assert next(iter(found))[0] == "train"
 
 
-def test_data_that_changed_between_two_starts_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_data_that_changed_between_two_starts_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     data = tmp_path / "own"
     tiny(30).save_to_disk(str(data))
     words = argv(tmp_path, f"data.source={data}", "duration={steps: 2}", "checkpoint.resume=auto")

@@ -1,4 +1,6 @@
-"""Lists of Arrow as arrays: as `datasets` gives them, where each row has the same shape; else nothing."""
+"""Lists of Arrow as arrays: as `datasets` gives them, where each row has the same shape; else
+nothing.
+"""
 
 from typing import Any
 
@@ -48,7 +50,9 @@ def test_as_datasets_has_them(number: pa.DataType, fixed: bool) -> None:
     ids=str,
 )
 def test_others_are_left_to_datasets(rows: list[Any]) -> None:
-    column = pa.chunked_array([pa.array(rows)]) if rows else pa.chunked_array([], pa.list_(pa.int64()))
+    column = (
+        pa.chunked_array([pa.array(rows)]) if rows else pa.chunked_array([], pa.list_(pa.int64()))
+    )
 
     assert arrays_of_one_shape(column) is None
 

@@ -51,7 +51,8 @@ def test_a_folder_of_shards_in_the_order_of_their_names(tmp_path: Path, kind: st
 
 
 @pytest.mark.parametrize(
-    "names", [("train.csv", "test.csv"), ("train/a.csv", "test/a.csv"), ("x_train.csv", "x-test.csv")]
+    "names",
+    [("train.csv", "test.csv"), ("train/a.csv", "test/a.csv"), ("x_train.csv", "x-test.csv")],
 )
 def test_splits_by_name(tmp_path: Path, names: tuple[str, str]) -> None:
     for name, count in zip(names, (6, 2), strict=True):
@@ -62,7 +63,9 @@ def test_splits_by_name(tmp_path: Path, names: tuple[str, str]) -> None:
     assert rows_of(sets).columns["labels"].tolist() == LABELS
     held_out = sets.evaluation[""]
     assert isinstance(held_out, Rows)
-    assert held_out.columns["labels"].tolist() == [1, 0], "numbered by the classes of the training split"
+    assert held_out.columns["labels"].tolist() == [1, 0], (
+        "numbered by the classes of the training split"
+    )
 
 
 def test_a_data_set_saved_to_disk(tmp_path: Path) -> None:
@@ -73,7 +76,11 @@ def test_a_data_set_saved_to_disk(tmp_path: Path) -> None:
     one = opened(tmp_path, tmp_path / "one", SIDE_BY_SIDE)
     several = opened(tmp_path, tmp_path / "several", SIDE_BY_SIDE, "data.eval_split=test")
 
-    assert rows_of(one).columns["labels"].tolist() == rows_of(several).columns["labels"].tolist() == LABELS
+    assert (
+        rows_of(one).columns["labels"].tolist()
+        == rows_of(several).columns["labels"].tolist()
+        == LABELS
+    )
     assert len(several.evaluation[""]) == 1
     with pytest.raises(DataError, match="no split 'validation'; it has: train, test"):
         opened(tmp_path, tmp_path / "several", SIDE_BY_SIDE, "data.eval_split=validation")
@@ -83,7 +90,12 @@ def test_a_data_set_saved_to_disk(tmp_path: Path) -> None:
 def test_text_of_lines(tmp_path: Path, encoding: str) -> None:
     (tmp_path / "own.txt").write_text("ab\nä\n", encoding=encoding)
 
-    sets = opened(tmp_path, tmp_path / "own.txt", "data.columns={inputs: text, labels: text}", "data.max_length=3")
+    sets = opened(
+        tmp_path,
+        tmp_path / "own.txt",
+        "data.columns={inputs: text, labels: text}",
+        "data.max_length=3",
+    )
 
     assert rows_of(sets).columns["inputs"].tolist() == [[97, 98, 256], [195, 164, 256]]
 
@@ -122,7 +134,10 @@ def test_a_folder_of_images(tmp_path: Path, streaming: bool) -> None:
 def test_a_held_out_fraction_is_the_same_each_time(tmp_path: Path) -> None:
     path = write(tmp_path / "flowers.csv", FLOWERS)
 
-    sets = [opened(tmp_path, path, SIDE_BY_SIDE, "data.eval_fraction=0.34", f"seed={seed}") for seed in (0, 1)]
+    sets = [
+        opened(tmp_path, path, SIDE_BY_SIDE, "data.eval_fraction=0.34", f"seed={seed}")
+        for seed in (0, 1)
+    ]
 
     first, second = (rows_of(found).columns["inputs"].tolist() for found in sets)
     assert first == second
@@ -140,8 +155,14 @@ def test_a_held_out_fraction_is_the_same_each_time(tmp_path: Path) -> None:
             "b.jsonl: the object that begins in line 1",
         ),
         ({"b.parquet": "PAR1 and no more"}, "b.parquet: ArrowInvalid"),
-        ({"a.csv": "x,y\n1,2\n", "b.jsonl": '{"x": 1}\n'}, "1 x .csv (a.csv), 1 x .jsonl (b.jsonl)"),
-        ({"train.csv": "x\n1\n", "more.csv": "x\n1\n"}, "more.csv belongs to no split, while others do (train)"),
+        (
+            {"a.csv": "x,y\n1,2\n", "b.jsonl": '{"x": 1}\n'},
+            "1 x .csv (a.csv), 1 x .jsonl (b.jsonl)",
+        ),
+        (
+            {"train.csv": "x\n1\n", "more.csv": "x\n1\n"},
+            "more.csv belongs to no split, while others do (train)",
+        ),
         ({"test.csv": "x\n1\n"}, "no split 'train'; it has: test"),
         ({"a.bin": "x"}, "no file that can be read as samples. Known are: .csv"),
     ],
@@ -164,7 +185,9 @@ def test_a_parquet_file_that_was_cut_is_named(tmp_path: Path) -> None:
 
     for streaming in ("false", "true"):
         with pytest.raises(DataError, match=r"b\.parquet"):
-            opened(tmp_path, tmp_path / "own", SIDE_BY_SIDE, f"data.streaming={streaming}").train.first(0, 20)
+            opened(
+                tmp_path, tmp_path / "own", SIDE_BY_SIDE, f"data.streaming={streaming}"
+            ).train.first(0, 20)
 
 
 def test_a_name_that_is_no_file(tmp_path: Path) -> None:
@@ -190,14 +213,20 @@ def test_an_image_of_another_size_is_named(tmp_path: Path) -> None:
         opened(tmp_path, tmp_path / "own", "data.columns={inputs: image, labels: label}")
 
 
-@pytest.mark.parametrize(("mode", "value", "expected"), [("I;16", 65535, 1.0), ("I;16", 13107, 0.2), ("F", 0.25, 0.25)])
-def test_images_of_16_bits_and_of_floats(tmp_path: Path, mode: str, value: float, expected: float) -> None:
+@pytest.mark.parametrize(
+    ("mode", "value", "expected"), [("I;16", 65535, 1.0), ("I;16", 13107, 0.2), ("F", 0.25, 0.25)]
+)
+def test_images_of_16_bits_and_of_floats(
+    tmp_path: Path, mode: str, value: float, expected: float
+) -> None:
     image = Image.fromarray(np.full((4, 5), value, np.uint16 if mode == "I;16" else np.float32))
     for kind in ("cat", "dog"):
         (tmp_path / "pictures" / kind).mkdir(parents=True)
         image.save(tmp_path / "pictures" / kind / "0.tiff")
 
-    batch = opened(tmp_path, tmp_path / "pictures", "data.columns={inputs: image, labels: label}").train.first(0, 2)
+    batch = opened(
+        tmp_path, tmp_path / "pictures", "data.columns={inputs: image, labels: label}"
+    ).train.first(0, 2)
 
     assert batch["inputs"].dtype == torch.float32
     assert batch["inputs"].unique().tolist() == pytest.approx([expected], rel=1e-6)
@@ -205,13 +234,16 @@ def test_images_of_16_bits_and_of_floats(tmp_path: Path, mode: str, value: float
 
 @pytest.mark.usefixtures("leaves_files_open")  # datasets (5.2) closes no table
 def test_the_damaged_one_of_two_streamed_tables_is_named(tmp_path: Path) -> None:
-    good = {"height": [1.5, 2.0], "leaves": [3, 5], "kind": ["a, b, c", "d"]}  # commas, in a file parted by tabs
+    # commas, in a file parted by tabs
+    good = {"height": [1.5, 2.0], "leaves": [3, 5], "kind": ["a, b, c", "d"]}
     write(tmp_path / "tables" / "a.tsv", good)
     (tmp_path / "tables" / "b.tsv").write_bytes(b"height\tleaves\tkind\n\xff\xfe\t1\t2\n")
     columns = "data.columns={inputs: height, labels: leaves}"
     plan = make_plan(3, "all", None, world_size=1, dataset_size=None)
 
-    data = opened(tmp_path, tmp_path / "tables", "data.streaming=true", "data.shuffle_buffer=0", columns).train
+    data = opened(
+        tmp_path, tmp_path / "tables", "data.streaming=true", "data.shuffle_buffer=0", columns
+    ).train
     with pytest.raises(DataError, match=r"b\.tsv"):
         list(islice(data.shares(plan, 0, 0, Place(), None), 2))
 
@@ -233,7 +265,9 @@ def test_a_tokenizer_that_lacks_something_is_told_of_at_once(tmp_path: Path) -> 
     path = write(tmp_path / "flowers.parquet", FLOWERS)
 
     for streaming in ("false", "true"):
-        with pytest.raises(DataError, match=r"Part has no decode, no lengths. A tokenizer of your own needs voc"):
+        with pytest.raises(
+            DataError, match=r"Part has no decode, no lengths. A tokenizer of your own needs voc"
+        ):
             opened(
                 tmp_path,
                 path,
@@ -243,7 +277,9 @@ def test_a_tokenizer_that_lacks_something_is_told_of_at_once(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(("separator", "typed"), [(";", ";"), ("|", "|"), ("\t", "\\t")])
-def test_a_table_parted_by_something_else_than_commas(tmp_path: Path, separator: str, typed: str) -> None:
+def test_a_table_parted_by_something_else_than_commas(
+    tmp_path: Path, separator: str, typed: str
+) -> None:
     path = write(tmp_path / "flowers.csv", FLOWERS)
     path.write_text(path.read_text().replace(",", separator))
     argument = f'data.args={{sep: "{typed}"}}'
@@ -252,7 +288,9 @@ def test_a_table_parted_by_something_else_than_commas(tmp_path: Path, separator:
         opened(tmp_path, path, SIDE_BY_SIDE)
 
     assert f"Type: '{argument}'" in str(error.value)
-    assert rows_of(opened(tmp_path, path, SIDE_BY_SIDE, argument)).columns["inputs"].tolist() == INPUTS
+    assert (
+        rows_of(opened(tmp_path, path, SIDE_BY_SIDE, argument)).columns["inputs"].tolist() == INPUTS
+    )
 
 
 def test_decimal_commas(tmp_path: Path) -> None:
@@ -264,7 +302,10 @@ def test_decimal_commas(tmp_path: Path) -> None:
         opened(tmp_path, path, SIDE_BY_SIDE)
 
     assert f"'{argument}'" in str(error.value)
-    assert rows_of(opened(tmp_path, path, SIDE_BY_SIDE, argument)).columns["inputs"].tolist() == INPUTS[:2]
+    assert (
+        rows_of(opened(tmp_path, path, SIDE_BY_SIDE, argument)).columns["inputs"].tolist()
+        == INPUTS[:2]
+    )
 
 
 class Part:

@@ -1,4 +1,6 @@
-"""A stream on ranks that share a machine: one of them reads it, and each has the samples that it would have read."""
+"""A stream on ranks that share a machine: one of them reads it, and each has the samples that it
+would have read.
+"""
 
 import os
 import signal
@@ -54,7 +56,14 @@ def described(share: RankShare) -> tuple[Any, ...]:
         if isinstance(micro.batch, dict)
     ]
     return (
-        *(share.epoch, share.last_of_epoch, share.sizes, share.largest, share.of_step, share.tokens),
+        *(
+            share.epoch,
+            share.last_of_epoch,
+            share.sizes,
+            share.largest,
+            share.of_step,
+            share.tokens,
+        ),
         micro_batches,
     )
 
@@ -66,7 +75,9 @@ def of_all_kinds(folder: Path, rank: int, world_size: int) -> dict[str, Seen]:
     shuffled = replace(data, shuffle_buffer=16)
 
     def taken(data: Stream, plan: BatchPlan, place: Place, overfit: int | None = None) -> Seen:
-        return [described(share) for share in islice(data.shares(plan, 3, rank, place, overfit), 16)]
+        return [
+            described(share) for share in islice(data.shares(plan, 3, rank, place, overfit), 16)
+        ]
 
     return {
         "in order": taken(data, plan, Place()),
@@ -86,17 +97,20 @@ def read_all(folder: Path) -> tuple[int, dict[str, Seen]]:
 
 
 @pytest.mark.parametrize("world_size", [2, 3])
-def test_one_rank_reads_and_each_has_its_own_samples(run_ranks: Any, tmp_path: Path, world_size: int) -> None:
+def test_one_rank_reads_and_each_has_its_own_samples(
+    run_ranks: Any, tmp_path: Path, world_size: int
+) -> None:
     given = run_ranks(world_size, read_all, tmp_path)
     readers = {int(line) for line in (tmp_path / "readers").read_text().split()}
 
     assert readers == {given[0][0]}
     for rank, (_, seen) in enumerate(given):
-        assert seen == of_all_kinds(tmp_path, rank, world_size)  # this process reads all of them by itself
+        # this process reads all of them by itself
+        assert seen == of_all_kinds(tmp_path, rank, world_size)
     for k in range(6):  # of 8 samples each
-        assert [n for _, seen in given for micro in seen["in order"][k][-1] for n in micro["n"]] == list(
-            range(8 * k, 8 * k + 8)
-        )
+        assert [
+            n for _, seen in given for micro in seen["in order"][k][-1] for n in micro["n"]
+        ] == list(range(8 * k, 8 * k + 8))
 
 
 def error_of(folder: Path, fails_at: int | None) -> tuple[type[Exception], str, int]:
@@ -155,7 +169,9 @@ def until_it_ends(rank: int, port: int, folder: Path, ended: Any) -> None:
 
 def test_the_death_of_the_rank_that_reads_ends_the_others(tmp_path: Path) -> None:
     ended, port = FORKS.Queue(), free_port()
-    ranks = [FORKS.Process(target=until_it_ends, args=(rank, port, tmp_path, ended)) for rank in range(2)]
+    ranks = [
+        FORKS.Process(target=until_it_ends, args=(rank, port, tmp_path, ended)) for rank in range(2)
+    ]
     for rank in ranks:
         rank.start()
     for rank in ranks:
@@ -168,7 +184,9 @@ def test_the_death_of_the_rank_that_reads_ends_the_others(tmp_path: Path) -> Non
 
 
 def windows_until(folder: Path, failing_rank: int, at: int) -> tuple[type[Exception], str, float]:
-    """One rank meets an error between two steps, before it asks for its samples: the others wait for none from it."""
+    """One rank meets an error between two steps, before it asks for its samples: the others wait
+    for none from it.
+    """
     ranks = rank_group()
     plan = make_plan(8, 2, None, world_size=ranks.world_size, dataset_size=None)
     checks = 0
@@ -205,11 +223,16 @@ def test_a_rank_that_fails_before_it_reads_leaves_none_waiting(
 
     said = "this rank cannot go on"
     for rank, (kind, sentence, seconds) in enumerate(given):
-        assert (kind, sentence) == (RunFailed, said if rank == failing_rank else f"rank {failing_rank}: {said}")
+        assert (kind, sentence) == (
+            RunFailed,
+            said if rank == failing_rank else f"rank {failing_rank}: {said}",
+        )
         assert seconds < 10
 
 
-def test_ranks_that_share_no_machine_read_by_themselves(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_ranks_that_share_no_machine_read_by_themselves(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     for name, value in rank_environment(1, 2, 0).items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("LOCAL_RANK", "0")

@@ -53,14 +53,16 @@ MODES = ("L", "RGB", "RGBA", "LA", "P", "CMYK", "I;16", "F")
 @pytest.mark.parametrize(("mode", "channels"), [("L", 1), ("RGB", 3)])
 def test_whatever_they_are_stored_as(tmp_path: Path, mode: str, channels: int) -> None:
     images = {
-        f"{i}.{'tif' if m in ('F', 'I;16', 'CMYK') else 'png'}": grey(51 * (i % 5), m) for i, m in enumerate(MODES)
+        f"{i}.{'tif' if m in ('F', 'I;16', 'CMYK') else 'png'}": grey(51 * (i % 5), m)
+        for i, m in enumerate(MODES)
     }
 
     found = read(saved(tmp_path / "own", images), f"data.image.mode={mode}")
 
     assert found.shape == (len(MODES), channels, 4, 6)
     levels = np.array([51 * (i % 5) / 255 for i in range(len(MODES))], np.float32)
-    levels[MODES.index("P")] = found[MODES.index("P")].mean().item()  # the nearest colour of its palette
+    # the nearest colour of its palette
+    levels[MODES.index("P")] = found[MODES.index("P")].mean().item()
     assert found.mean((1, 2, 3)).tolist() == pytest.approx(levels.tolist(), abs=1e-6)
     assert found[MODES.index("P")].mean().item() == pytest.approx(204 / 255, abs=0.1)
 
@@ -82,7 +84,8 @@ def test_what_is_transparent_is_white(tmp_path: Path) -> None:
     half[..., 1] = 102
 
     found = read(
-        saved(tmp_path / "own", {"0.png": Image.fromarray(black), "1.png": Image.fromarray(half)}), "data.image.mode=L"
+        saved(tmp_path / "own", {"0.png": Image.fromarray(black), "1.png": Image.fromarray(half)}),
+        "data.image.mode=L",
     )
 
     assert found[0, 0, :, 0].tolist() == [0, 0, 1, 1]
@@ -94,7 +97,9 @@ def test_a_size(tmp_path: Path, mode: str) -> None:
     """Against PyTorch's own resize with antialiasing, to the rounding of what is stored."""
     random = np.random.default_rng(0)
     levels = random.random((30, 40, 3) if mode == "RGB" else (30, 40))
-    kind = {"L": np.uint8, "RGB": np.uint8, "I;16": np.uint16, "I;16B": np.uint16, "F": np.float32}[mode]
+    kind = {"L": np.uint8, "RGB": np.uint8, "I;16": np.uint16, "I;16B": np.uint16, "F": np.float32}[
+        mode
+    ]
     most = 1 if mode == "F" else np.iinfo(kind).max
     stored = (levels * most).astype(kind)
     image = Image.fromarray(stored)
@@ -109,14 +114,18 @@ def test_a_size(tmp_path: Path, mode: str) -> None:
     wanted = interpolate(plain[None], (9, 16), mode="bilinear", antialias=True)[0]
     assert found.shape == wanted.shape
     # PIL rounds after each of the two directions.
-    assert (found.double() - wanted).abs().max().item() <= (1.01 if most > 1 else 1e-6) / (most if most > 1 else 1)
+    assert (found.double() - wanted).abs().max().item() <= (1.01 if most > 1 else 1e-6) / (
+        most if most > 1 else 1
+    )
     assert read(own, "data.image.size=7").shape[2:] == (7, 7)
 
 
 def test_the_advice_about_images_that_differ(tmp_path: Path) -> None:
     own = saved(tmp_path / "own", {"0.png": grey(9, "L"), "1.png": grey(9, "RGB").resize((5, 5))})
 
-    with pytest.raises(DataError, match=r"Type: data\.image\.mode=RGB 'data\.image\.size=\[4, 5\]'"):
+    with pytest.raises(
+        DataError, match=r"Type: data\.image\.mode=RGB 'data\.image\.size=\[4, 5\]'"
+    ):
         read(own)
     assert read(own, "data.image.mode=RGB", "data.image.size=[4, 5]").shape == (2, 3, 4, 5)
 
@@ -134,7 +143,9 @@ def loss_of(module: torch.nn.Module, ids: list[int]) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("more", [(), ("data.preload=false", "data.workers=0"), STREAM])
-def test_the_model_gets_the_range_and_what_travels_stays_as_it_is(tmp_path: Path, more: tuple[str, ...]) -> None:
+def test_the_model_gets_the_range_and_what_travels_stays_as_it_is(
+    tmp_path: Path, more: tuple[str, ...]
+) -> None:
     travelled: set[torch.dtype] = set()
 
     def watch(run: Run, trace: Trace) -> None:
@@ -169,7 +180,9 @@ def test_evaluations_and_train_load_have_the_range_too(tmp_path: Path) -> None:
     wanted = loss_of(plain, list(range(10))).item()
     assert rows(tmp_path, "eval/loss")[-1]["eval/loss"] == pytest.approx(wanted, rel=1e-12)
     images = test_pixels.numbers()
-    torch.testing.assert_close(module(images), plain((images.double() - MEAN) / STD), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(
+        module(images), plain((images.double() - MEAN) / STD), rtol=1e-6, atol=1e-6
+    )
 
 
 @pytest.mark.parametrize(
@@ -191,11 +204,20 @@ def test_what_cannot_be_meant(tmp_path: Path, overrides: str, said: str) -> None
 
 def test_data_without_images_and_another_number_of_channels(tmp_path: Path) -> None:
     table = write(tmp_path / "own.csv", {"a": [1.0, 2.0], "label": [0, 1]})
-    with pytest.raises(DataError, match=r"none of the columns that are read holds images \(a, label\)"):
+    with pytest.raises(
+        DataError, match=r"none of the columns that are read holds images \(a, label\)"
+    ):
         opened(tmp_path, table, "data.columns={inputs: a, labels: label}", "data.image.size=8")
     own = pictures(tmp_path / "own", 4)
-    words = argv(tmp_path, f"data.source={own}", IMAGES, "model={target: convnet, args: {outputs: 2, channels: 3}}")
-    with pytest.raises(UserError, match=r"numbers of shape \(4, 1, 1\) .* the first argument is of shape"):
+    words = argv(
+        tmp_path,
+        f"data.source={own}",
+        IMAGES,
+        "model={target: convnet, args: {outputs: 2, channels: 3}}",
+    )
+    with pytest.raises(
+        UserError, match=r"numbers of shape \(4, 1, 1\) .* the first argument is of shape"
+    ):
         record([*words, "data.image={mean: [0, 0, 0, 0], std: [1, 1, 1, 1]}"])
 
 
@@ -216,7 +238,9 @@ def test_lab_as_brightness(tmp_path: Path) -> None:
     assert found.unique().tolist() == pytest.approx([119 / 255], abs=4 / 255)
 
 
-def test_without_pillow_a_folder_of_images_says_what_to_type(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_pillow_a_folder_of_images_says_what_to_type(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """As datasets has it in an environment that came without."""
     own = saved(tmp_path / "own", {"0.png": grey(9, "L")})
     monkeypatch.setattr("datasets.config.PIL_AVAILABLE", False)

@@ -1,4 +1,6 @@
-"""A label or token that the model has no output for: told as it comes, where the data is not in memory."""
+"""A label or token that the model has no output for: told as it comes, where the data is not in
+memory.
+"""
 
 import json
 from pathlib import Path
@@ -29,11 +31,20 @@ def table(folder: Path, label: int, row: int) -> Path:
 
 def streamed(folder: Path, label: int, row: int) -> list[str]:
     columns = "columns: {inputs: [a, b], labels: kind}, streaming: true, shuffle_buffer: 0"
-    return argv(folder, f"data={{source: {table(folder, label, row)}, {columns}}}", NUMBERS, "duration={steps: 8}")
+    return argv(
+        folder,
+        f"data={{source: {table(folder, label, row)}, {columns}}}",
+        NUMBERS,
+        "duration={steps: 8}",
+    )
 
 
-@pytest.mark.parametrize(("world_size", "label", "row"), [(1, 5, 45), (1, -1, 45), (2, 5, 45), (1, 3, 2)])
-def test_a_label_in_a_stream(run_ranks: Any, tmp_path: Path, world_size: int, label: int, row: int) -> None:
+@pytest.mark.parametrize(
+    ("world_size", "label", "row"), [(1, 5, 45), (1, -1, 45), (2, 5, 45), (1, 3, 2)]
+)
+def test_a_label_in_a_stream(
+    run_ranks: Any, tmp_path: Path, world_size: int, label: int, row: int
+) -> None:
     codes = run_ranks(world_size, start, streamed(tmp_path, label, row))
 
     assert codes == [2] * world_size
@@ -43,7 +54,8 @@ def test_a_label_in_a_stream(run_ranks: Any, tmp_path: Path, world_size: int, la
     else:
         reason = json.loads(ended.read_text())["reason"]
         expected = (
-            f"sample {row} of the stream, in the order of epoch 0, holds {label} in 'labels' (column 'kind'), but"
+            f"sample {row} of the stream, in the order of epoch 0, holds {label} in 'labels' "
+            "(column 'kind'), but"
         )
         assert expected in reason
         assert "the model has 3 outputs: it takes 0 to 2, and -100 for none" in reason
@@ -70,7 +82,9 @@ def test_a_tokenizer_with_more_tokens_than_the_model(
     said = capsys.readouterr().err
     assert code == (2 if vocabulary == 200 else 0)
     if code:
-        assert "tokens from 0 to 256 (data.tokenizer has 257), but the model has 200 outputs" in said
+        assert (
+            "tokens from 0 to 256 (data.tokenizer has 257), but the model has 200 outputs" in said
+        )
         assert not (tmp_path / "run").exists()
 
 
@@ -91,4 +105,7 @@ def test_tokens_that_are_read_from_the_disk(tmp_path: Path) -> None:
 
     assert code == 2
     reason = json.loads((tmp_path / "run" / "ended.json").read_text())["reason"]
-    assert f"sample {LAST} of the training set holds 300 in 'inputs', but the model has 200 outputs" in reason
+    assert (
+        f"sample {LAST} of the training set holds 300 in 'inputs', but the model has 200 outputs"
+        in reason
+    )

@@ -1,5 +1,6 @@
-"""Samples that are read when their micro-batch's turn comes: the same gradient, in less memory, and no rank that waits
-for one that cannot read."""
+"""Samples that are read when their micro-batch's turn comes: the same gradient, in less memory, and
+no rank that waits for one that cannot read.
+"""
 
 import json
 import weakref
@@ -63,10 +64,15 @@ def weighted(logits: Tensor, labels: Tensor) -> Tensor:
     ("source", "world_size"),
     [
         *((source, 1) for source in (*KNOWN, *(f"late: {name}" for name in LATE))),
-        *((source, 3) for source in ("rows", "on the disk", "late: rows", "late: with a transform")),
+        *(
+            (source, 3)
+            for source in ("rows", "on the disk", "late: rows", "late: with a transform")
+        ),
     ],
 )
-def test_the_gradient_is_that_of_the_whole_batch(run_ranks: Any, tmp_path: Path, source: str, world_size: int) -> None:
+def test_the_gradient_is_that_of_the_whole_batch(
+    run_ranks: Any, tmp_path: Path, source: str, world_size: int
+) -> None:
     """By plain PyTorch in float64; a tail of 5 samples, which leaves ranks of 3 with fillers."""
     late = source.startswith("late: ")
     overrides = LATE[source.removeprefix("late: ")] if late else KNOWN[source]
@@ -81,13 +87,17 @@ def test_the_gradient_is_that_of_the_whole_batch(run_ranks: Any, tmp_path: Path,
             _, expected = whole_batch(arguments, trace.weights[number], ids, loss)
             assert distance(trace.gradients[number + 1], expected) <= 1e-12
     for number, row in enumerate(rows(tmp_path)):
-        expected_loss, _ = whole_batch(arguments, traces[0][0].weights[number], steps(37, 8)[number], loss)
+        expected_loss, _ = whole_batch(
+            arguments, traces[0][0].weights[number], steps(37, 8)[number], loss
+        )
         assert row["train/loss"] == pytest.approx(expected_loss, rel=1e-12)
         assert row["train/loss_mean"] == pytest.approx(expected_loss, rel=1e-12)
 
 
 def recorded_modes(arguments: Sequence[str]) -> tuple[Trace, set[tuple[bool, bool]]]:
-    """What record gives, and of all windows: (whether samples are read in the step, whether weights are known late)."""
+    """What record gives, and of all windows: (whether samples are read in the step, whether weights
+    are known late).
+    """
     in_turn()
     modes = set()
 
@@ -223,7 +233,13 @@ class Seen(Classification):
 
 def test_few_micro_batches_are_in_memory_at_once(tmp_path: Path) -> None:
     """Also on steps whose activations are counted, for a row."""
-    own = (f"data.transform={HERE}.same", "data.workers=0", f"task={HERE}.Seen", "batch.micro=1", "precision=fp32")
+    own = (
+        f"data.transform={HERE}.same",
+        "data.workers=0",
+        f"task={HERE}.Seen",
+        "batch.micro=1",
+        "precision=fp32",
+    )
 
     record(argv(tmp_path, *own), prepare=lambda run, trace: (ALIVE.clear(), MOST.clear()))
 
@@ -234,7 +250,9 @@ def test_few_micro_batches_are_in_memory_at_once(tmp_path: Path) -> None:
 # What cannot be read in the midst of a step
 
 LATER = 5 * 8 + 4 + 2
-"""Of step 6, where two ranks have four samples each: the third one of rank 1. It is none of those that are tried."""
+"""Of step 6, where two ranks have four samples each: the third one of rank 1. It is none of those
+that are tried.
+"""
 
 
 def bad(sample: Batch, generator: torch.Generator) -> Batch:
@@ -247,10 +265,24 @@ def with_a_bad_one(tmp_path: Path, place: int) -> list[str]:
     """Steps of 8 samples; the one at this place of the order of the data has label 2."""
     labels = [0] * 64
     labels[sample_ids(64, 0, 0, 0, 64)[place]] = 2
-    path = write(tmp_path / "own.csv", {"a": [float(i) for i in range(64)], "b": [2.0] * 64, "labels": labels})
-    columns = ("data.columns={inputs: [a, b]}", "model.args={inputs: 2, hidden: [4], outputs: 3}", "batch.micro=1")
-    own = (f"data.source={path}", f"data.transform={HERE}.bad", "data.workers=0", "checkpoint.every_steps=1")
-    return argv(tmp_path, *own, *columns, "optimizer.target=sgd", "duration.steps=8", "checkpoint.keep=100")
+    path = write(
+        tmp_path / "own.csv",
+        {"a": [float(i) for i in range(64)], "b": [2.0] * 64, "labels": labels},
+    )
+    columns = (
+        "data.columns={inputs: [a, b]}",
+        "model.args={inputs: 2, hidden: [4], outputs: 3}",
+        "batch.micro=1",
+    )
+    own = (
+        f"data.source={path}",
+        f"data.transform={HERE}.bad",
+        "data.workers=0",
+        "checkpoint.every_steps=1",
+    )
+    return argv(
+        tmp_path, *own, *columns, "optimizer.target=sgd", "duration.steps=8", "checkpoint.keep=100"
+    )
 
 
 def ends(arguments: Sequence[str]) -> int:
@@ -260,7 +292,9 @@ def ends(arguments: Sequence[str]) -> int:
 
 
 @pytest.mark.parametrize("more", ["on_nonfinite=skip", "on_nonfinite=stop"])
-def test_no_rank_updates_where_one_cannot_read_and_all_say_why(run_ranks: Any, tmp_path: Path, more: str) -> None:
+def test_no_rank_updates_where_one_cannot_read_and_all_say_why(
+    run_ranks: Any, tmp_path: Path, more: str
+) -> None:
     """Both ranks end by it, and nothing after step 5 is saved."""
     codes = run_ranks(2, ends, [*with_a_bad_one(tmp_path, LATER), more])
 
@@ -337,11 +371,18 @@ def test_several_terms_without_columns_are_held_and_it_is_said(
 
     assert isinstance(window.micro_batches, RankShare)
     assert not window.micro_batches.is_deferred
-    assert "at once, all of a rank's samples of a step: the loss has several terms" in capsys.readouterr().out
+    assert (
+        "at once, all of a rank's samples of a step: the loss has several terms"
+        in capsys.readouterr().out
+    )
 
 
-@pytest.mark.parametrize(("micro", "takes"), [("2", ": about 2 MiB of host memory per rank"), ("auto", "")])
-def test_what_a_micro_batch_takes_is_said_where_its_size_is_known(tmp_path: Path, micro: str, takes: str) -> None:
+@pytest.mark.parametrize(
+    ("micro", "takes"), [("2", ": about 2 MiB of host memory per rank"), ("auto", "")]
+)
+def test_what_a_micro_batch_takes_is_said_where_its_size_is_known(
+    tmp_path: Path, micro: str, takes: str
+) -> None:
     held = Rows({"inputs": torch.zeros(64, 2**16), "labels": torch.zeros(64)})  # 256 KiB a sample
     config = load(argv(tmp_path, "batch.effective=32", f"batch.micro={micro}")).config
     plan = make_plan(32, 2 if micro == "2" else "auto", None, world_size=1, dataset_size=64)
@@ -357,15 +398,25 @@ def test_too_little_shared_memory_is_a_sentence(monkeypatch: pytest.MonkeyPatch)
 
     check_shared_memory(2, 12 * 2**20)  # five requests
     check_shared_memory(0, 2**40)
-    with pytest.raises(TooLittleShared, match=r"up to 65 MiB .* has 64 MiB free.*data.workers=1.*--shm-size=1g"):
+    with pytest.raises(
+        TooLittleShared, match=r"up to 65 MiB .* has 64 MiB free.*data.workers=1.*--shm-size=1g"
+    ):
         check_shared_memory(2, 13 * 2**20)
 
 
-def test_the_columns_of_weights_are_not_taken_for_whole_samples(monkeypatch: pytest.MonkeyPatch) -> None:
-    """64 KiB a sample: 0.4 MiB for micro-batches of 2, and 6 MiB for all of a step, of which weights alone are read."""
+def test_the_columns_of_weights_are_not_taken_for_whole_samples(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """64 KiB a sample: 0.4 MiB for micro-batches of 2, and 6 MiB for all of a step, of which
+    weights alone are read.
+    """
     held = Rows({"inputs": torch.zeros(64, 2**14), "labels": torch.zeros(64)})
     plan = make_plan(32, 2, None, world_size=1, dataset_size=64)
-    shares = Loader(held, None, 0, 1, timeout_seconds=60).deferred(("labels",)).shares(plan, 0, 0, Place(), None)
+    shares = (
+        Loader(held, None, 0, 1, timeout_seconds=60)
+        .deferred(("labels",))
+        .shares(plan, 0, 0, Place(), None)
+    )
     monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 2**20}))
 
     assert next(shares).weights(one_each) == {"loss": 32.0}

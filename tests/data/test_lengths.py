@@ -12,7 +12,8 @@ from train.batch.order import Ids
 from train.data.lengths import ATTENTION, MICRO_STEP, deal, micro_steps, smallest_limit
 
 LENGTHS = st.lists(st.integers(1, 60), min_size=1, max_size=40)
-LONG = st.lists(st.integers(1, 900), min_size=1, max_size=24)  # long enough that another micro-step may pay
+# long enough that another micro-step may pay
+LONG = st.lists(st.integers(1, 900), min_size=1, max_size=24)
 RANKS = st.integers(1, 5)
 SPARE = st.integers(0, 400)  # tokens of the limit beyond the longest text
 MICRO = st.integers(1, 12)
@@ -50,7 +51,9 @@ def test_each_text_once_within_the_limit_on_equally_many_micro_steps(
 
     dealt = deal(np.array(lengths), ranks, limit, micro)
 
-    assert sorted(place for share in dealt for micro_batch in share for place in micro_batch) == [*range(len(lengths))]
+    assert sorted(place for share in dealt for micro_batch in share for place in micro_batch) == [
+        *range(len(lengths))
+    ]
     assert all(tokens(micro_batch, lengths) <= limit for share in dealt for micro_batch in share)
     assert len(dealt) == ranks
     (steps,) = {len(share) for share in dealt}
@@ -61,7 +64,9 @@ def test_each_text_once_within_the_limit_on_equally_many_micro_steps(
         assert 0 not in sizes[: len(sizes) - sizes.count(0)], "what is left over stands last"
     assert any(share[-1].size for share in dealt), "a micro-step for nothing"
     again = deal(np.array(lengths), ranks, limit, micro)
-    assert [[m.tolist() for m in share] for share in again] == [[m.tolist() for m in share] for share in dealt]
+    assert [[m.tolist() for m in share] for share in again] == [
+        [m.tolist() for m in share] for share in dealt
+    ]
 
 
 @given(st.one_of(LENGTHS, LONG), RANKS, SPARE, MICRO)
@@ -85,8 +90,12 @@ def test_on_one_rank_no_cut_takes_less(lengths: list[int], spare: int, micro: in
     most = max(micro_steps(ascending, 1, limit), math.ceil(len(lengths) / micro))
     costs = []
     for cut in cuts(len(lengths)):
-        if len(cut) <= most and all((stop - start) * ascending[stop - 1] <= limit for start, stop in cut):
-            costs.append(sum(MICRO_STEP + work(np.arange(start, stop), ascending) for start, stop in cut))
+        if len(cut) <= most and all(
+            (stop - start) * ascending[stop - 1] <= limit for start, stop in cut
+        ):
+            costs.append(
+                sum(MICRO_STEP + work(np.arange(start, stop), ascending) for start, stop in cut)
+            )
 
     (share,) = deal(np.array(lengths), 1, limit, micro)
 
@@ -95,7 +104,9 @@ def test_on_one_rank_no_cut_takes_less(lengths: list[int], spare: int, micro: in
 
 
 @given(st.lists(st.integers(1, 900), min_size=1, max_size=9), RANKS)
-def test_in_one_micro_step_the_busiest_rank_has_as_little_as_can_be(lengths: list[int], ranks: int) -> None:
+def test_in_one_micro_step_the_busiest_rank_has_as_little_as_can_be(
+    lengths: list[int], ranks: int
+) -> None:
     """Against every way to cut the sorted texts; a 64th of the longest is not told apart."""
     ascending = sorted(lengths)
     busiest = [
@@ -112,14 +123,19 @@ def test_in_one_micro_step_the_busiest_rank_has_as_little_as_can_be(lengths: lis
 
 @pytest.mark.parametrize("ranks", [1, 2])
 @pytest.mark.parametrize(("effective", "useful"), [(32, 0.82), (128, 0.93)])
-def test_little_padding_with_room_for_eight_of_the_longest(ranks: int, effective: int, useful: float) -> None:
+def test_little_padding_with_room_for_eight_of_the_longest(
+    ranks: int, effective: int, useful: float
+) -> None:
     """With the fewest micro-steps that have room it was 0.65 of 32 texts and 0.81 of 128."""
     shares = []
     for seed in range(10):
         drawn = np.random.default_rng(seed).lognormal(4.5, 0.5, effective)
         lengths = np.clip(drawn.astype(int), 1, 512).tolist()
         dealt = deal(np.array(lengths), ranks, 8 * 512, 8)
-        shares.append(sum(lengths) / sum(tokens(micro_batch, lengths) for share in dealt for micro_batch in share))
+        shares.append(
+            sum(lengths)
+            / sum(tokens(micro_batch, lengths) for share in dealt for micro_batch in share)
+        )
         assert max(works(dealt, lengths)) <= 1.1 * sum(works(dealt, lengths)) / ranks
 
     assert np.mean(shares) >= useful
@@ -145,7 +161,8 @@ def test_attention_counts_where_ranks_are_balanced() -> None:
 def test_no_smaller_limit_would_do(lengths: list[int], runs: int) -> None:
     """Against every way to cut the sorted texts, by dynamic programming."""
     ascending = sorted(lengths)
-    best = [0] + [math.inf] * len(ascending)  # by how many of the shortest texts: the largest run of the best cut
+    # by how many of the shortest texts: the largest run of the best cut
+    best = [0] + [math.inf] * len(ascending)
     for _ in range(min(runs, len(ascending))):
         best = [0] + [
             min(max(best[start], (stop - start) * ascending[stop - 1]) for start in range(stop))
@@ -186,4 +203,8 @@ def test_texts_of_one_length_are_cut_evenly() -> None:
 def test_fewer_texts_than_ranks() -> None:
     dealt = deal(np.array([3, 9]), 3, 100, 10)
 
-    assert [[micro_batch.tolist() for micro_batch in share] for share in dealt] == [[[1]], [[0]], [[]]]
+    assert [[micro_batch.tolist() for micro_batch in share] for share in dealt] == [
+        [[1]],
+        [[0]],
+        [[]],
+    ]

@@ -1,5 +1,6 @@
-"""What a file holds is read as it is meant, or refused with the line to type; each of these was once read wrongly, or
-ended in a trace."""
+"""What a file holds is read as it is meant, or refused with the line to type; each of these was
+once read wrongly, or ended in a trace.
+"""
 
 import json
 import re
@@ -65,9 +66,15 @@ def test_a_word_after_the_first_rows_is_named_by_its_row(tmp_path: Path) -> None
             "line 2 has 4 fields, and the header names 3. If the first field",
         ),
         ("a,b,label\n1,2,0\n3,4,1,9\n", "line 3 has 4 fields, and the header names 3"),
-        ("a,b,label,more\n1,2,0,5\n3,1,5\n", "line 3 has 3 fields, and the header names 4. Where one is empty"),
+        (
+            "a,b,label,more\n1,2,0,5\n3,1,5\n",
+            "line 3 has 3 fields, and the header names 4. Where one is empty",
+        ),
         ("a,a,b,label\n1,2,3,0\n", "the data has the columns a.0, a.1, b, label"),
-        ("a,b,label\n1,2, cat\n1,2,cat\n", "the classes ' cat' and 'cat', which differ in nothing but blanks"),
+        (
+            "a,b,label\n1,2, cat\n1,2,cat\n",
+            "the classes ' cat' and 'cat', which differ in nothing but blanks",
+        ),
         ("a,b,label\n,2,0\n3,4,1\n", "type: 'data.fill={\"a\": 3}'"),
         ("a,b,label\n", "has no rows in split 'train'"),
     ],
@@ -77,13 +84,17 @@ def test_a_table_that_would_be_read_wrongly(tmp_path: Path, text: str, said: str
 
 
 def test_commas_at_the_ends_of_rows_move_nothing(tmp_path: Path) -> None:
-    path = table(tmp_path, "id,a,b,label,checked\n" + "".join(f"{i},{i},2,{i % 2},7,\n" for i in range(4)))
+    path = table(
+        tmp_path, "id,a,b,label,checked\n" + "".join(f"{i},{i},2,{i % 2},7,\n" for i in range(4))
+    )
 
     assert read(tmp_path, path, COLUMNS).columns["inputs"].tolist() == [[i, 2] for i in range(4)]
 
 
 def test_a_column_without_a_name_is_not_proposed(tmp_path: Path) -> None:
-    """pandas calls it `Unnamed: 3`, where header and rows end in a comma; it would be the last one, as labels are."""
+    """pandas calls it `Unnamed: 3`, where header and rows end in a comma; it would be the last one,
+    as labels are.
+    """
     path = table(tmp_path, "a,b,kind,\n" + "".join(f"{i},2,{i % 2},\n" for i in range(4)))
 
     [typed] = re.findall(r"'(data\.columns=[^']*)'", refused(tmp_path, path))
@@ -97,11 +108,21 @@ def test_missing_values_are_filled_by_what_one_types(tmp_path: Path) -> None:
 
     [typed] = re.findall(r"'(data\.fill=[^']*)'", refused(tmp_path, path, COLUMNS))
 
-    assert read(tmp_path, path, COLUMNS, typed).columns["inputs"].tolist() == [[3, 2], [3, 4], [5, 6]]
-    streamed = opened(tmp_path, path, COLUMNS, typed, "data.streaming=true", "data.shuffle_buffer=0").train
+    assert read(tmp_path, path, COLUMNS, typed).columns["inputs"].tolist() == [
+        [3, 2],
+        [3, 4],
+        [5, 6],
+    ]
+    streamed = opened(
+        tmp_path, path, COLUMNS, typed, "data.streaming=true", "data.shuffle_buffer=0"
+    ).train
     assert streamed.first(0, 3)["inputs"].tolist() == [[3, 2], [3, 4], [5, 6]]
-    assert "data.fill.c: the data has no such column" in refused(tmp_path, path, COLUMNS, "data.fill={c: 1}")
-    assert "'x' is no value of a column of double" in refused(tmp_path, path, COLUMNS, "data.fill={a: x}")
+    assert "data.fill.c: the data has no such column" in refused(
+        tmp_path, path, COLUMNS, "data.fill={c: 1}"
+    )
+    assert "'x' is no value of a column of double" in refused(
+        tmp_path, path, COLUMNS, "data.fill={a: x}"
+    )
 
 
 def test_an_argument_that_no_reader_takes(tmp_path: Path) -> None:
@@ -116,7 +137,9 @@ def test_an_argument_that_no_reader_takes(tmp_path: Path) -> None:
 def test_few_rows_are_held_out_as_one_types(tmp_path: Path, rows: int, typed: str) -> None:
     path = table(tmp_path, "a,b,label\n" + "1,2,0\n" * rows)
 
-    assert refused(tmp_path, path, COLUMNS, "data.eval_fraction=0.1").endswith(f"Type: data.eval_fraction={typed}")
+    assert refused(tmp_path, path, COLUMNS, "data.eval_fraction=0.1").endswith(
+        f"Type: data.eval_fraction={typed}"
+    )
     sets = opened(tmp_path, path, COLUMNS, f"data.eval_fraction={typed}")
     assert len(sets.evaluation.get("", ())) == (rows > 1)  # type: ignore[arg-type]
 
@@ -136,11 +159,19 @@ def test_a_number_as_text_is_named_by_its_line(tmp_path: Path) -> None:
     [
         (("cat/a/0", "dog/b/0", "dog/a/0"), "which of them is the class cannot be told"),
         (("0", "cat/0", "dog/0"), "0.png lies in no class folder, while others do"),
-        (("train/cat/0", "train/dog/0", "more/cat/0"), "0.png belongs to no split, while others in"),
-        (("train/cat/0", "train/dog/0", "test/0"), "or train on the others alone, type: data.source="),
+        (
+            ("train/cat/0", "train/dog/0", "more/cat/0"),
+            "0.png belongs to no split, while others in",
+        ),
+        (
+            ("train/cat/0", "train/dog/0", "test/0"),
+            "or train on the others alone, type: data.source=",
+        ),
     ],
 )
-def test_folders_that_can_be_understood_in_two_ways(tmp_path: Path, files: tuple[str, ...], said: str) -> None:
+def test_folders_that_can_be_understood_in_two_ways(
+    tmp_path: Path, files: tuple[str, ...], said: str
+) -> None:
     for file in files:
         picture(tmp_path / "own" / f"{file}.png", 7)
 
@@ -163,7 +194,9 @@ def test_a_class_of_which_nothing_can_be_read_does_not_vanish(tmp_path: Path) ->
     (own / "bird").mkdir()
     (own / "bird" / "0.heic").write_text("x")
 
-    assert "bird lies beside the folders of the other classes, and holds no image" in refused(tmp_path, own, IMAGES)
+    assert "bird lies beside the folders of the other classes, and holds no image" in refused(
+        tmp_path, own, IMAGES
+    )
 
 
 def test_whole_numbers_of_32_bits_are_no_brightness(tmp_path: Path) -> None:
@@ -174,19 +207,27 @@ def test_whole_numbers_of_32_bits_are_no_brightness(tmp_path: Path) -> None:
     assert "32-bit whole numbers (mode I)" in refused(tmp_path, tmp_path / "own", IMAGES)
 
 
-@pytest.mark.parametrize("make", [list, lambda images: [{"bytes": image, "path": None} for image in images]])
-def test_files_of_images_in_a_table_are_images(tmp_path: Path, make: Callable[[list[bytes]], object]) -> None:
+@pytest.mark.parametrize(
+    "make", [list, lambda images: [{"bytes": image, "path": None} for image in images]]
+)
+def test_files_of_images_in_a_table_are_images(
+    tmp_path: Path, make: Callable[[list[bytes]], object]
+) -> None:
     files = [picture(tmp_path / f"{i}.png", 51 * i).read_bytes() for i in range(3)]
     pq.write_table(pa.table({"image": make(files), "label": [0, 1, 0]}), tmp_path / "own.parquet")
 
     rows = read(tmp_path, tmp_path / "own.parquet", IMAGES)
 
-    assert rows.fetch(np.arange(3))["inputs"].amax((1, 2, 3)).tolist() == pytest.approx([0, 0.2, 0.4])
+    assert rows.fetch(np.arange(3))["inputs"].amax((1, 2, 3)).tolist() == pytest.approx(
+        [0, 0.2, 0.4]
+    )
 
 
 def test_a_zero_byte_may_stand_in_a_text_and_utf_16_is_told() -> None:
     reader = Reader(columns={"labels": "word"}, classes={"labels": ["a"]})
-    check_values(pa.table({"word": ["a line with a \0 in it, and more than that"]}), reader, "train")
+    check_values(
+        pa.table({"word": ["a line with a \0 in it, and more than that"]}), reader, "train"
+    )
 
     wide = "as some editors write it".encode("utf-16-le").decode()
     with pytest.raises(DataError, match="24 zero bytes in row 0, as UTF-16"):

@@ -1,4 +1,6 @@
-"""data.normalize: the model gets (x - mean) / deviation of the rows that are trained on, wherever it is called."""
+"""data.normalize: the model gets (x - mean) / deviation of the rows that are trained on, wherever
+it is called.
+"""
 
 import json
 import shutil
@@ -34,7 +36,9 @@ NAMES = ("small", "large", "far", "same")
 
 
 def table_of(shift: float = 0.0) -> tuple[Array, Array]:
-    """(rows, labels): four columns of other sizes, the last of one value; what is held out is of a size of its own."""
+    """(rows, labels): four columns of other sizes, the last of one value; what is held out is of a
+    size of its own.
+    """
     random = np.random.default_rng(3)
     table = random.normal(size=(SIZE, 4)) * [1e-3, 1e5, 1.0, 0.0] + [0.0, 3e5, 2007.0, 7.0] + shift
     table[hold_out(SIZE, HELD_OUT)[1]] *= 100
@@ -57,7 +61,9 @@ STEPS = ("duration={steps: 4}",)
 
 
 def expected() -> tuple[Array, Array, Array, Array]:
-    """(scaled inputs of all rows, labels, rows that are trained on, rows that are held out), by NumPy."""
+    """(scaled inputs of all rows, labels, rows that are trained on, rows that are held out), by
+    NumPy.
+    """
     table, labels = table_of()
     kept, held = hold_out(SIZE, HELD_OUT)
     own = table[kept]
@@ -66,10 +72,18 @@ def expected() -> tuple[Array, Array, Array, Array]:
     return (table - own.mean(axis=0)) / deviation, labels, kept, held
 
 
-@pytest.mark.parametrize(("world_size", "more"), [(1, ()), (1, ("data.preload=false", "data.workers=0")), (2, ())])
-def test_the_gradient_is_that_of_the_scaled_rows(tmp_path: Path, world_size: int, more: tuple[str, ...]) -> None:
-    """Against plain PyTorch in float64; held-out rows, a hundred times as large, have no part in the numbers."""
-    traces = run_ranks(world_size, record, argv(tmp_path, SOURCE, *OWN, *more, *STEPS, "batch.micro=3"))
+@pytest.mark.parametrize(
+    ("world_size", "more"), [(1, ()), (1, ("data.preload=false", "data.workers=0")), (2, ())]
+)
+def test_the_gradient_is_that_of_the_scaled_rows(
+    tmp_path: Path, world_size: int, more: tuple[str, ...]
+) -> None:
+    """Against plain PyTorch in float64; held-out rows, a hundred times as large, have no part in
+    the numbers.
+    """
+    traces = run_ranks(
+        world_size, record, argv(tmp_path, SOURCE, *OWN, *more, *STEPS, "batch.micro=3")
+    )
 
     assert len(traces) == world_size
     inputs, labels, kept, held = expected()
@@ -82,15 +96,21 @@ def test_the_gradient_is_that_of_the_scaled_rows(tmp_path: Path, world_size: int
         wanted = flat(torch.autograd.grad(loss, weights))
         assert all(distance(trace.gradients[step], wanted) < 1e-12 for trace in traces)
     torch.nn.utils.vector_to_parameters(torch.from_numpy(traces[0].weights[-1]), weights)
-    held_loss = cross_entropy(module(torch.from_numpy(inputs[held])), torch.from_numpy(labels[held])).item()
+    held_loss = cross_entropy(
+        module(torch.from_numpy(inputs[held])), torch.from_numpy(labels[held])
+    ).item()
     assert rows(tmp_path, "eval/loss")[-1]["eval/loss"] == pytest.approx(held_loss, rel=1e-9)
 
 
 def test_the_numbers_go_where_the_weights_go(tmp_path: Path) -> None:
-    """train.load, train.evaluate, also on other data, the average of the weights, and a merged checkpoint."""
+    """train.load, train.evaluate, also on other data, the average of the weights, and a merged
+    checkpoint.
+    """
     path = tmp_path / "own.parquet"
     columns().to_parquet(path)
-    words = argv(tmp_path, f"data.source={path}", *OWN, *STEPS, "ema.decay=0.5", "evaluate.best=eval/loss")
+    words = argv(
+        tmp_path, f"data.source={path}", *OWN, *STEPS, "ema.decay=0.5", "evaluate.best=eval/loss"
+    )
     assert main(words, "accumulate", compute_gradient) == 0
     run = tmp_path / "run"
     in_run = rows(tmp_path, "eval/loss")[-1]
@@ -102,7 +122,9 @@ def test_the_numbers_go_where_the_weights_go(tmp_path: Path) -> None:
     plain = MLP(4, [8], 3).double()
     plain.load_state_dict(train.load(run).state_dict())
     for module in (train.load(run), train.load(merged)):
-        torch.testing.assert_close(module(raw), plain(torch.from_numpy(inputs)), rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(
+            module(raw), plain(torch.from_numpy(inputs)), rtol=1e-9, atol=1e-9
+        )
     again = evaluate(run, [])
     assert again["loss"] == pytest.approx(in_run["eval/loss"], rel=1e-12)
     average = train.load(run, "ema")
@@ -113,12 +135,16 @@ def test_the_numbers_go_where_the_weights_go(tmp_path: Path) -> None:
     other = tmp_path / "other.parquet"
     columns(shift=5.0).to_parquet(other)
     moved = evaluate(run, [f"data.source={other}", "data.eval_split=train"])
-    loss = cross_entropy(train.load(run)(torch.from_numpy(table_of(5.0)[0])), torch.from_numpy(labels))
+    loss = cross_entropy(
+        train.load(run)(torch.from_numpy(table_of(5.0)[0])), torch.from_numpy(labels)
+    )
     assert moved["loss"] == pytest.approx(loss.item(), rel=1e-9)
     assert verify(words) == 0
 
 
-def test_a_run_that_resumes_keeps_its_numbers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_that_resumes_keeps_its_numbers(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = tmp_path / "own.parquet"
     columns().to_parquet(path)
     words = argv(tmp_path, f"data.source={path}", *OWN, "checkpoint={resume: auto, every_steps: 2}")
@@ -136,7 +162,10 @@ def test_a_run_that_resumes_keeps_its_numbers(tmp_path: Path, capsys: pytest.Cap
     assert "data: '1 file of " in capsys.readouterr().err
     on = f"checkpoint.resume={tmp_path / 'run'}"
     assert main([*words, on, "duration={steps: 6}"], "accumulate", compute_gradient) == 0
-    assert "normalize the numbers that the weights were trained with are kept" in capsys.readouterr().out
+    assert (
+        "normalize the numbers that the weights were trained with are kept"
+        in capsys.readouterr().out
+    )
     assert numbers(tmp_path / "run") == before
 
 
@@ -177,8 +206,12 @@ def entering(arguments: list[str]) -> list[float]:
     seen: list[torch.Tensor] = []
 
     def look(run: Any, _: Any) -> None:
-        first = next(part for part in run.learner.module.modules() if isinstance(part, torch.nn.Linear))
-        first.register_forward_pre_hook(lambda _, args: seen.append(args[0][:, 2].double()) if first.training else None)
+        first = next(
+            part for part in run.learner.module.modules() if isinstance(part, torch.nn.Linear)
+        )
+        first.register_forward_pre_hook(
+            lambda _, args: seen.append(args[0][:, 2].double()) if first.training else None
+        )
 
     record(arguments, prepare=look)
     return torch.cat(seen).tolist()
@@ -195,18 +228,31 @@ def test_numbers_are_scaled_before_they_are_narrowed(tmp_path: Path, more: tuple
 
 def test_the_plan_states_the_numbers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = write(tmp_path / "own.csv", {"a": [1.0, 3.0], "b": [400, 400], "label": [0, 1]})
-    words = argv(tmp_path, f"data.source={path}", "data.columns={inputs: [a, b], labels: label}", "model.args.inputs=2")
+    words = argv(
+        tmp_path,
+        f"data.source={path}",
+        "data.columns={inputs: [a, b], labels: label}",
+        "model.args.inputs=2",
+    )
 
     assert main([*words, "data.normalize=true", "--plan"], "accumulate", compute_gradient) == 0
     assert "of 2 rows that are trained on: a 2 +- 1, b 400 +- 1\n" in capsys.readouterr().out
     assert main([*words, "--plan"], "accumulate", compute_gradient) == 0
     assert "b is of about 400, a of about 2.24" in capsys.readouterr().out
-    assert main([*words, "duration.steps=1", "data.normalize=true"], "accumulate", compute_gradient) == 0
-    assert any("a 2 +- 1" in note for note in json.loads((tmp_path / "run" / "plan.json").read_text())["notes"])
+    assert (
+        main([*words, "duration.steps=1", "data.normalize=true"], "accumulate", compute_gradient)
+        == 0
+    )
+    assert any(
+        "a 2 +- 1" in note
+        for note in json.loads((tmp_path / "run" / "plan.json").read_text())["notes"]
+    )
 
 
 def test_columns_of_like_size_are_not_spoken_of(tmp_path: Path) -> None:
-    path = write(tmp_path / "own.csv", {"a": [1.0, 3.0], "b": [90, 100], "c": [0, 0], "label": [0, 1]})
+    path = write(
+        tmp_path / "own.csv", {"a": [1.0, 3.0], "b": [90, 100], "c": [0, 0], "label": [0, 1]}
+    )
 
     notes = opened(tmp_path, path, "data.columns={inputs: [a, b, c], labels: label}").notes
 
@@ -217,10 +263,15 @@ def test_columns_of_like_size_are_not_spoken_of(tmp_path: Path) -> None:
     ("overrides", "said"),
     [
         (("data.streaming=true",), "data.normalize needs all rows before the first step"),
-        (("data.columns={inputs: word, labels: label}", "data.max_length=8"), "column 'word' holds text"),
+        (
+            ("data.columns={inputs: word, labels: label}", "data.max_length=8"),
+            "column 'word' holds text",
+        ),
     ],
 )
-def test_what_has_no_numbers_is_refused(tmp_path: Path, overrides: tuple[str, ...], said: str) -> None:
+def test_what_has_no_numbers_is_refused(
+    tmp_path: Path, overrides: tuple[str, ...], said: str
+) -> None:
     path = write(tmp_path / "own.csv", {"a": [1.0, 3.0], "word": ["x", "y"], "label": [0, 1]})
     config = load(
         argv(
@@ -241,7 +292,9 @@ def test_images_have_a_key_of_their_own(tmp_path: Path) -> None:
     images = "data.columns={inputs: image, labels: label}"
     config = load(argv(tmp_path, f"data.source={own}", images, "data.normalize=true")).config
 
-    with pytest.raises(DataError, match=r"holds images\. Type: data\.normalize=false 'data\.image="):
+    with pytest.raises(
+        DataError, match=r"holds images\. Type: data\.normalize=false 'data\.image="
+    ):
         normalized(open_sets(config, ("inputs", "labels")), config)
 
 
@@ -259,8 +312,12 @@ def test_weights_without_their_numbers_are_seen(tmp_path: Path) -> None:
         train.load(tmp_path / "copy")
 
 
-def test_weights_that_are_started_from_bring_their_numbers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(argv(tmp_path, SOURCE, *OWN, *STEPS, "name=base"), "accumulate", compute_gradient) == 0
+def test_weights_that_are_started_from_bring_their_numbers(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert (
+        main(argv(tmp_path, SOURCE, *OWN, *STEPS, "name=base"), "accumulate", compute_gradient) == 0
+    )
     base, own = tmp_path / "base", f"model.init_from={tmp_path / 'base'}"
     other = tmp_path / "other.parquet"
     columns(shift=5.0).to_parquet(other)
@@ -269,7 +326,10 @@ def test_weights_that_are_started_from_bring_their_numbers(tmp_path: Path, capsy
 
     assert main(words, "accumulate", compute_gradient) == 0
 
-    assert "normalize the numbers that the weights were trained with are kept" in capsys.readouterr().out
+    assert (
+        "normalize the numbers that the weights were trained with are kept"
+        in capsys.readouterr().out
+    )
     assert numbers(tmp_path / "run") == numbers(base)
     assert main([*words, "data.normalize=false", "name=raw"], "accumulate", compute_gradient) == 2
     assert "Type: data.normalize=true" in capsys.readouterr().err
@@ -300,23 +360,33 @@ def test_columns_of_yes_and_no() -> None:
     mean, deviation = torch.tensor([0.5, 0.25]).double(), torch.tensor([0.5, 0.125]).double()
     Scaling(mean, deviation, torch.float32).install(module)
 
-    assert module(torch.tensor([[True, False], [False, True]])).tolist() == [[1.0, -2.0], [-1.0, 6.0]]
+    assert module(torch.tensor([[True, False], [False, True]])).tolist() == [
+        [1.0, -2.0],
+        [-1.0, 6.0],
+    ]
 
 
 def test_a_loaded_model_may_be_cast(tmp_path: Path) -> None:
     """The numbers follow the parameters: of train.load(...).double(), too."""
     module = torch.nn.Linear(2, 1)
-    save_file({"mean": torch.ones(2).double(), "deviation": torch.full((2,), 2.0).double()}, tmp_path / FILE)
+    save_file(
+        {"mean": torch.ones(2).double(), "deviation": torch.full((2,), 2.0).double()},
+        tmp_path / FILE,
+    )
     assert read_scaling(module, tmp_path / "model.safetensors")
     inputs = torch.tensor([[3.0, 5.0]])
 
     for dtype in (torch.float32, torch.float64, torch.bfloat16):
-        expected = torch.nn.functional.linear(torch.tensor([[1.0, 2.0]], dtype=dtype), *module.to(dtype).parameters())
+        expected = torch.nn.functional.linear(
+            torch.tensor([[1.0, 2.0]], dtype=dtype), *module.to(dtype).parameters()
+        )
         assert torch.equal(module(inputs), expected)
 
 
 def test_numbers_of_the_config_are_no_state() -> None:
-    """A run that goes on with another data.image.mean trains with that; what was fitted to data is kept."""
+    """A run that goes on with another data.image.mean trains with that; what was fitted to data is
+    kept.
+    """
     before, now = (of_images([mean], [0.5], torch.float32) for mean in (0.25, 0.75))
     now.load_state_dict(before.state_dict())
     assert now.mean.item() == 0.75
@@ -324,9 +394,15 @@ def test_numbers_of_the_config_are_no_state() -> None:
 
 
 @pytest.mark.parametrize(("mode", "half"), [("L", "[0.5]"), ("RGB", "[0.5, 0.5, 0.5]")])
-def test_what_is_proposed_for_images_has_a_number_for_each_channel(tmp_path: Path, mode: str, half: str) -> None:
+def test_what_is_proposed_for_images_has_a_number_for_each_channel(
+    tmp_path: Path, mode: str, half: str
+) -> None:
     own = pictures(tmp_path / "own")
-    words = [f"data.source={own}", "data.columns={inputs: image, labels: label}", f"data.image.mode={mode}"]
+    words = [
+        f"data.source={own}",
+        "data.columns={inputs: image, labels: label}",
+        f"data.image.mode={mode}",
+    ]
     config = load(argv(tmp_path, *words, "data.normalize=true")).config
 
     with pytest.raises(DataError) as refused:
@@ -340,9 +416,13 @@ def test_what_is_proposed_for_images_has_a_number_for_each_channel(tmp_path: Pat
     ("labels", "advice"),
     [([0, None, 1], "'data.fill={\"y\": -100}'"), (["a", None, "b"], "leave it out of the data")],
 )
-def test_a_missing_label_is_not_filled_with_a_class(tmp_path: Path, labels: list[Any], advice: str) -> None:
+def test_a_missing_label_is_not_filled_with_a_class(
+    tmp_path: Path, labels: list[Any], advice: str
+) -> None:
     pq.write_table(pa.table({"x": [0.0, 1.0, 2.0], "y": labels}), tmp_path / "own.parquet")
-    config = load(argv(tmp_path, f"data.source={tmp_path}/own.parquet", "data.columns={inputs: x, labels: y}")).config
+    config = load(
+        argv(tmp_path, f"data.source={tmp_path}/own.parquet", "data.columns={inputs: x, labels: y}")
+    ).config
 
     with pytest.raises(DataError) as refused:
         open_sets(config, ("inputs", "labels"))

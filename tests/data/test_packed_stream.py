@@ -41,19 +41,31 @@ def documents(count: int = 12, shards: int = 3) -> dict[str, IterableDataset]:
         yield from ({"text": text} for part in parts for text in part)
 
     of_shard = np.array_split(texts(count)["text"], shards)
-    train = IterableDataset.from_generator(some, gen_kwargs={"parts": [part.tolist() for part in of_shard]})
-    return {"train": train, "test": Dataset.from_dict({"text": ["one", "or two"]}).to_iterable_dataset()}
+    train = IterableDataset.from_generator(
+        some, gen_kwargs={"parts": [part.tolist() for part in of_shard]}
+    )
+    return {
+        "train": train,
+        "test": Dataset.from_dict({"text": ["one", "or two"]}).to_iterable_dataset(),
+    }
 
 
 def packed(dataset: IterableDataset, buffer: int, by_rank: bool = False) -> PackedStream:
     reader = Reader({"text": "text"})
-    return PackedStream(dataset, reader, buffer, by_rank, tokenizer=Bytes(), block_size=SIZE, needed=COLUMNS)
+    return PackedStream(
+        dataset, reader, buffer, by_rank, tokenizer=Bytes(), block_size=SIZE, needed=COLUMNS
+    )
 
 
-def taken(data: PackedStream, plan: BatchPlan, place: Place, count: int, **options: Any) -> list[list[list[int]]]:
+def taken(
+    data: PackedStream, plan: BatchPlan, place: Place, count: int, **options: Any
+) -> list[list[list[int]]]:
     """The blocks of `count` steps, over all ranks."""
     options = {"overfit": None} | options
-    parts = [list(islice(data.shares(plan, 0, rank, place, **options), count)) for rank in range(plan.world_size)]
+    parts = [
+        list(islice(data.shares(plan, 0, rank, place, **options), count))
+        for rank in range(plan.world_size)
+    ]
     return [
         [b for part in step if part.samples for b in part.samples["inputs"].tolist()]
         for step in zip(*parts, strict=True)
@@ -67,7 +79,9 @@ def taken(data: PackedStream, plan: BatchPlan, place: Place, count: int, **optio
     micro=st.integers(1, 4),
     ranks=st.integers(1, 3),
 )
-def test_an_epoch_is_what_a_loaded_set_is_cut_into(some: list[str], effective: int, micro: int, ranks: int) -> None:
+def test_an_epoch_is_what_a_loaded_set_is_cut_into(
+    some: list[str], effective: int, micro: int, ranks: int
+) -> None:
     dataset = Dataset.from_dict({"text": some})
     documents = Tokenising("text", Bytes(), identity=None).of(dataset)
     whole = pack(documents, Data(source="x", block_size=SIZE), COLUMNS)
@@ -91,7 +105,8 @@ def test_an_epoch_is_what_a_loaded_set_is_cut_into(some: list[str], effective: i
 def test_ranks_and_micro_batches_do_not_change_a_step_and_any_place_can_be_resumed_from() -> None:
     data = packed(documents()["train"], buffer=7)
     plans = [
-        make_plan(8, micro, None, world_size=ranks, dataset_size=None) for ranks, micro in ((1, 8), (2, 3), (3, 1))
+        make_plan(8, micro, None, world_size=ranks, dataset_size=None)
+        for ranks, micro in ((1, 8), (2, 3), (3, 1))
     ]
     whole = taken(data, plans[0], Place(), 80)
     ends = [k for k, step in enumerate(whole, start=1) if len(step) < 8]
@@ -104,7 +119,10 @@ def test_ranks_and_micro_batches_do_not_change_a_step_and_any_place_can_be_resum
 
 
 def test_a_dropped_tail_repeated_first_steps_and_own_shards() -> None:
-    data, plan = packed(documents()["train"], buffer=0), make_plan(8, 2, None, world_size=2, dataset_size=None)
+    data, plan = (
+        packed(documents()["train"], buffer=0),
+        make_plan(8, 2, None, world_size=2, dataset_size=None),
+    )
     whole = taken(data, plan, Place(), 20)
     tail = next(k for k, step in enumerate(whole) if len(step) < 8)
     dropping = make_plan(8, 2, None, world_size=2, dataset_size=None, drop_tail=True)
@@ -116,7 +134,9 @@ def test_a_dropped_tail_repeated_first_steps_and_own_shards() -> None:
     assert taken(own, plan, Place(0, 80), 3) == taken(own, plan, Place(), 13)[10:]
 
 
-def test_a_run_is_the_same_on_1_and_2_ranks_and_after_a_kill(run_ranks: Any, tmp_path: Path) -> None:
+def test_a_run_is_the_same_on_1_and_2_ranks_and_after_a_kill(
+    run_ranks: Any, tmp_path: Path
+) -> None:
     given = (*RUN, "checkpoint={resume: auto, every_steps: 3}", "duration={steps: 14}")
     (whole,) = run_ranks(1, segment, argv(tmp_path, *given, "name=whole"), "standard")
 
@@ -127,7 +147,8 @@ def test_a_run_is_the_same_on_1_and_2_ranks_and_after_a_kill(run_ranks: Any, tmp
     assert np.allclose(resumed[0].weights, whole.weights, rtol=1e-8, atol=1e-12)
     for key in ("train/loss", "eval/loss"):
         of_whole, of_split = (
-            {r["train/global_step"]: r[key] for r in rows(tmp_path, key, n)} for n in ("whole", "run")
+            {r["train/global_step"]: r[key] for r in rows(tmp_path, key, n)}
+            for n in ("whole", "run")
         )
         assert of_split == pytest.approx(of_whole, rel=1e-10)
 

@@ -35,7 +35,10 @@ def given_texts(texts: list[str]) -> Dataset:
 
 
 def opened(folder: Path, texts: object, needed: tuple[str, ...], data: str = "") -> Rows:
-    source = f"source: tests.data.test_packing.given_texts, args: {{texts: {json.dumps(texts)}}}, block_size: 128"
+    source = (
+        f"source: tests.data.test_packing.given_texts, args: {{texts: {json.dumps(texts)}}}, "
+        "block_size: 128"
+    )
     rows = open_sets(load(argv(folder, f"data={{{source}{data}}}")).config, needed).train
     assert isinstance(rows, Rows)
     return rows
@@ -51,7 +54,9 @@ def pairs(columns: dict[str, np.ndarray]) -> list[tuple[int, int]]:
     texts=st.lists(st.text(max_size=40), min_size=1, max_size=12).filter(lambda texts: any(texts)),
     size=st.integers(1, 50),
 )
-def test_every_token_of_every_document_is_predicted_once_from_the_one_before_it(texts: list[str], size: int) -> None:
+def test_every_token_of_every_document_is_predicted_once_from_the_one_before_it(
+    texts: list[str], size: int
+) -> None:
     columns = packed(texts, size)
 
     expected = []
@@ -59,7 +64,9 @@ def test_every_token_of_every_document_is_predicted_once_from_the_one_before_it(
         tokens = [START, *text.encode()]
         expected += list(pairwise(tokens))
     assert pairs(columns) == expected
-    assert Counter(b for _, b in pairs(columns)) == Counter(byte for text in texts for byte in text.encode())
+    assert Counter(b for _, b in pairs(columns)) == Counter(
+        byte for text in texts for byte in text.encode()
+    )
     assert columns["bytes"].sum() == sum(len(text.encode()) for text in texts)
     assert columns["inputs"].shape[1] == columns["labels"].shape[1] == size
 
@@ -75,7 +82,9 @@ def test_blocks_follow_each_other_and_the_last_is_filled_up() -> None:
 
 
 def test_the_manual_of_python_itself_is_packed_whole(tmp_path: Path) -> None:
-    rows = open_sets(load(argv(tmp_path, "data={source: python_docs, block_size: 128}")).config, COLUMNS).train
+    rows = open_sets(
+        load(argv(tmp_path, "data={source: python_docs, block_size: 128}")).config, COLUMNS
+    ).train
     assert isinstance(rows, Rows)
 
     text = "".join(python_docs()["text"]).encode()
@@ -116,7 +125,9 @@ def missing_text() -> Dataset:
 
 
 def test_a_missing_text_is_told_by_its_row(tmp_path: Path) -> None:
-    config = load(argv(tmp_path, "data={source: tests.data.test_packing.missing_text, block_size: 4}")).config
+    config = load(
+        argv(tmp_path, "data={source: tests.data.test_packing.missing_text, block_size: 4}")
+    ).config
 
     with pytest.raises(DataError, match="no value in row 1 of split 'train'"):
         open_sets(config, ("inputs", "labels"))

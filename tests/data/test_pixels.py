@@ -1,4 +1,6 @@
-"""Images of 8 bits travel as they are; what a task gets has the bits of an image that was scaled on the host."""
+"""Images of 8 bits travel as they are; what a task gets has the bits of an image that was scaled on
+the host.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -22,7 +24,9 @@ MODEL = "model={target: mlp, args: {inputs: 64, hidden: [4], outputs: 3}}"
 def pictures(size: int = 10) -> Dataset:
     random = np.random.default_rng(0)
     images = list(random.integers(0, 256, (size, 8, 8), dtype=np.uint8))
-    return Dataset.from_dict({"image": images, "label": [i % 3 for i in range(size)]}, features=FEATURES)
+    return Dataset.from_dict(
+        {"image": images, "label": [i % 3 for i in range(size)]}, features=FEATURES
+    )
 
 
 def numbers() -> Tensor:
@@ -59,7 +63,9 @@ def identity(sample: Batch, generator: torch.Generator) -> Batch:
         ("precision=fp64", torch.uint8),
     ],
 )
-def test_a_task_gets_what_the_host_would_have_made(tmp_path: Path, words: str, travels_as: torch.dtype) -> None:
+def test_a_task_gets_what_the_host_would_have_made(
+    tmp_path: Path, words: str, travels_as: torch.dtype
+) -> None:
     for seen in Brightness.seen:
         seen.clear()
     travelled: list[torch.dtype] = []
@@ -75,7 +81,13 @@ def test_a_task_gets_what_the_host_would_have_made(tmp_path: Path, words: str, t
         for seen in Brightness.seen:  # by what was tried before
             seen.clear()
 
-    given = (DATA, MODEL, "task=tests.data.test_pixels.Brightness", "batch={effective: 8, micro: 3}", "precision=fp32")
+    given = (
+        DATA,
+        MODEL,
+        "task=tests.data.test_pixels.Brightness",
+        "batch={effective: 8, micro: 3}",
+        "precision=fp32",
+    )
     record(argv(tmp_path, *given, words), prepare=watch)
 
     assert set(travelled) == {travels_as}

@@ -1,4 +1,6 @@
-"""A step can be cut again: the same samples in other micro-batches, equally many on each rank, the same gradient."""
+"""A step can be cut again: the same samples in other micro-batches, equally many on each rank, the
+same gradient.
+"""
 
 from itertools import islice
 from pathlib import Path
@@ -23,7 +25,11 @@ TEXTS = (
 )
 SOURCES: dict[str, tuple[str, ...]] = {
     "rows": ("batch.micro=4",),
-    "stream": ("data={source: tests.helpers.stream, streaming: true}", "batch.micro=4", "duration={steps: 5}"),
+    "stream": (
+        "data={source: tests.helpers.stream, streaming: true}",
+        "batch.micro=4",
+        "duration={steps: 5}",
+    ),
     "by length": TEXTS,
     "on the disk": ("data.preload=false", "data.workers=0", "batch.micro=4"),
 }
@@ -33,8 +39,12 @@ def sample_ids_of(micro_batches: MicroBatches) -> list[int]:
     return [i for m in micro_batches if m.samples for i in m.batch["sample_id"].tolist()]
 
 
-def cut_again(arguments: list[str]) -> list[tuple[list[int], dict[int, tuple[list[int], list[int], Array]]]]:
-    """For each step of an epoch: (samples of this rank, {micro: (their sizes, samples, gradient) when cut again})."""
+def cut_again(
+    arguments: list[str],
+) -> list[tuple[list[int], dict[int, tuple[list[int], list[int], Array]]]]:
+    """For each step of an epoch: (samples of this rank, {micro: (their sizes, samples, gradient)
+    when cut again}).
+    """
     run = build(load(arguments), "accumulate")
     learner = run.learner
     found = []
@@ -45,7 +55,11 @@ def cut_again(arguments: list[str]) -> list[tuple[list[int], dict[int, tuple[lis
             compute_gradient(learner, cut)
             gradient = flat([p.grad for p in learner.parameters if p.grad is not None])
             learner.optimizer.zero_grad(set_to_none=True)
-            of_window[micro] = list(cut.micro_batches.sizes), sample_ids_of(cut.micro_batches), gradient
+            of_window[micro] = (
+                list(cut.micro_batches.sizes),
+                sample_ids_of(cut.micro_batches),
+                gradient,
+            )
         found.append((sample_ids_of(window.micro_batches), of_window))
     run.close("finished", 0)
     return found
@@ -53,7 +67,9 @@ def cut_again(arguments: list[str]) -> list[tuple[list[int], dict[int, tuple[lis
 
 @pytest.mark.parametrize("source", SOURCES)
 @pytest.mark.parametrize("world_size", [1, 3])
-def test_the_same_samples_and_the_same_gradient(run_ranks: Any, tmp_path: Path, source: str, world_size: int) -> None:
+def test_the_same_samples_and_the_same_gradient(
+    run_ranks: Any, tmp_path: Path, source: str, world_size: int
+) -> None:
     """8 samples a step, and a tail of 5, of which a rank of 3 takes one or two: it needs fillers."""
     ranks = run_ranks(world_size, cut_again, argv(tmp_path, *SOURCES[source]))
 
@@ -64,7 +80,9 @@ def test_the_same_samples_and_the_same_gradient(run_ranks: Any, tmp_path: Path, 
             assert len({len(of_rank) for of_rank in sizes}) == 1, "another number of micro-batches"
             assert max(map(max, sizes)) <= micro
             largest = max(sum(of_rank) for of_rank in sizes)
-            assert len(sizes[0]) == max(1, -(-largest // micro)), "more micro-batches than are needed"
+            assert len(sizes[0]) == max(1, -(-largest // micro)), (
+                "more micro-batches than are needed"
+            )
             for ids, of_window in of_ranks:
                 assert of_window[micro][1] == ids
                 assert distance(of_window[micro][2], reference) <= 1e-12, (k, micro)
@@ -83,7 +101,9 @@ def test_the_gradient_is_that_of_the_whole_batch(run_ranks: Any, tmp_path: Path)
 
 
 def weights_and_cuts(arguments: list[str]) -> tuple[Array, list[Array]]:
-    """(weights, gradients of the steps of the first epoch at these weights, cut into micro-batches of 1, 2, 3, ...)."""
+    """(weights, gradients of the steps of the first epoch at these weights, cut into micro-batches
+    of 1, 2, 3, ...).
+    """
     run = build(load(arguments), "accumulate")
     learner = run.learner
     gradients = []
@@ -98,7 +118,9 @@ def weights_and_cuts(arguments: list[str]) -> tuple[Array, list[Array]]:
 
 def share(samples: int, largest: int) -> RankShare:
     columns = {"x": torch.arange(float(samples)), "sample_id": torch.arange(samples)}
-    filler = {} if samples else {"x": torch.zeros(1), "sample_id": torch.zeros(1, dtype=torch.int64)}
+    filler = (
+        {} if samples else {"x": torch.zeros(1), "sample_id": torch.zeros(1, dtype=torch.int64)}
+    )
     return RankShare(
         epoch=0,
         last_of_epoch=False,
@@ -117,10 +139,21 @@ def test_a_rank_with_nothing_left_takes_the_filler_as_often_as_the_others_take_s
 
 
 def test_micro_batches_can_be_read_twice_and_a_window_stays_as_it_was() -> None:
-    window = Window(k=1, epoch=0, micro_batches=share(5, 5), samples=5, weights={"loss": 5.0}, last_of_epoch=False)
+    window = Window(
+        k=1,
+        epoch=0,
+        micro_batches=share(5, 5),
+        samples=5,
+        weights={"loss": 5.0},
+        last_of_epoch=False,
+    )
 
     other = window.recut(2)
 
-    assert [m.samples for m in other.micro_batches] == [m.samples for m in other.micro_batches] == [2, 2, 1]
+    assert (
+        [m.samples for m in other.micro_batches]
+        == [m.samples for m in other.micro_batches]
+        == [2, 2, 1]
+    )
     assert [m.samples for m in window.micro_batches] == [5]
     assert (other.k, other.weights, other.samples) == (window.k, window.weights, window.samples)

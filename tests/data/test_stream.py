@@ -1,4 +1,6 @@
-"""Data of unknown length: one order for all ranks, each sample once, nothing left over for the next epoch."""
+"""Data of unknown length: one order for all ranks, each sample once, nothing left over for the next
+epoch.
+"""
 
 from itertools import islice
 from pathlib import Path
@@ -29,16 +31,22 @@ def numbers(size: int) -> IterableDataset:
     return IterableDataset.from_generator(some, gen_kwargs={"parts": list(range(size))})
 
 
-def of_all_ranks(data: Stream, plan: BatchPlan, place: Place, count: int, **options: Any) -> list[list[RankShare]]:
+def of_all_ranks(
+    data: Stream, plan: BatchPlan, place: Place, count: int, **options: Any
+) -> list[list[RankShare]]:
     """The parts of `count` steps, of each rank."""
     options = {"overfit": None} | options
-    return [list(islice(data.shares(plan, 0, rank, place, **options), count)) for rank in range(plan.world_size)]
+    return [
+        list(islice(data.shares(plan, 0, rank, place, **options), count))
+        for rank in range(plan.world_size)
+    ]
 
 
 def told(parts: list[list[RankShare]]) -> list[list[int]]:
     """What the samples of each step are, over all ranks."""
     return [
-        [n for part in step if part.samples for n in part.samples["n"].tolist()] for step in zip(*parts, strict=True)
+        [n for part in step if part.samples for n in part.samples["n"].tolist()]
+        for step in zip(*parts, strict=True)
     ]
 
 
@@ -50,7 +58,9 @@ def told(parts: list[list[RankShare]]) -> list[list[int]]:
     ranks=st.integers(1, 3),
     buffer=st.sampled_from([0, 7]),
 )
-def test_each_epoch_takes_every_sample_once(size: int, effective: int, micro: int, ranks: int, buffer: int) -> None:
+def test_each_epoch_takes_every_sample_once(
+    size: int, effective: int, micro: int, ranks: int, buffer: int
+) -> None:
     data = Stream(numbers(size), Reader({"n": "n"}), buffer, by_rank=False)
     plan = make_plan(effective, micro, None, world_size=ranks, dataset_size=None)
     per_epoch = -(-size // effective)
@@ -63,7 +73,9 @@ def test_each_epoch_takes_every_sample_once(size: int, effective: int, micro: in
         assert sorted(taken) == list(range(size))
         for of_rank in parts:
             assert [part.epoch for part in of_rank[steps]] == [epoch] * per_epoch
-            assert [part.last_of_epoch for part in of_rank[steps]] == [False] * (per_epoch - 1) + [True]
+            assert [part.last_of_epoch for part in of_rank[steps]] == [False] * (per_epoch - 1) + [
+                True
+            ]
     for step in zip(*parts, strict=True):
         assert len({len(part.sizes) for part in step}) == 1
         assert all(0 not in part.sizes or len(part.filler["n"]) == 1 for part in step)
@@ -72,7 +84,8 @@ def test_each_epoch_takes_every_sample_once(size: int, effective: int, micro: in
 def test_ranks_and_micro_batches_do_not_change_a_step() -> None:
     data = Stream(numbers(50), Reader({"n": "n"}), 16, by_rank=False)
     plans = [
-        make_plan(8, micro, None, world_size=ranks, dataset_size=None) for ranks, micro in ((1, 8), (2, 3), (3, 1))
+        make_plan(8, micro, None, world_size=ranks, dataset_size=None)
+        for ranks, micro in ((1, 8), (2, 3), (3, 1))
     ]
 
     steps = [told(of_all_ranks(data, plan, Place(), 14)) for plan in plans]
@@ -151,7 +164,11 @@ def test_the_same_samples_give_the_same_curve(run_ranks: Any, tmp_path: Path) ->
     for world_size, micro in ((1, 8), (2, 2), (3, 1)):
         folder = tmp_path / f"{world_size}"
         folder.mkdir()
-        overrides = ("data.source=tests.helpers.stream", "data.shuffle_buffer=16", f"batch.micro={micro}")
+        overrides = (
+            "data.source=tests.helpers.stream",
+            "data.shuffle_buffer=16",
+            f"batch.micro={micro}",
+        )
         run_ranks(world_size, record, argv(folder, *overrides, "duration={steps: 12}"))
         losses.append([row["train/loss"] for row in rows(folder)])
 
@@ -165,7 +182,9 @@ def test_streamed_images_on_a_rank_that_gets_none_of_a_tail(tmp_path: Path) -> N
 
     folder = pictures(tmp_path / "pictures", count=3, kinds=("cat",))
     pictures(folder, count=2, kinds=("dog",))
-    data = opened(tmp_path, folder, "data.streaming=true", "data.columns={inputs: image, labels: label}").train
+    data = opened(
+        tmp_path, folder, "data.streaming=true", "data.columns={inputs: image, labels: label}"
+    ).train
     plan = make_plan(4, "all", None, world_size=2, dataset_size=None)
 
     parts = list(islice(data.shares(plan, 0, 1, Place(), None), 2))  # of 4 and of 1 samples

@@ -1,4 +1,6 @@
-"""Tokens are made once, by one rank, and found by whoever asks for the same ones; by nobody who asks for others."""
+"""Tokens are made once, by one rank, and found by whoever asks for the same ones; by nobody who
+asks for others.
+"""
 
 import json
 import sys
@@ -73,8 +75,19 @@ def in_memory(folder: str) -> Dataset:
 
 
 def words(folder: Path, *overrides: str, tokenizer: str = "logged.Logged") -> list[str]:
-    data = f"data={{source: {folder / 'texts.txt'}, block_size: 16, eval_fraction: 0.4, tokenizer: {tokenizer}}}"
-    return argv(folder, data, MODEL, "task=causal_lm", "duration={steps: 1}", "batch={effective: 2}", *overrides)
+    data = (
+        f"data={{source: {folder / 'texts.txt'}, block_size: 16, eval_fraction: 0.4, tokenizer: "
+        f"{tokenizer}}}"
+    )
+    return argv(
+        folder,
+        data,
+        MODEL,
+        "task=causal_lm",
+        "duration={steps: 1}",
+        "batch={effective: 2}",
+        *overrides,
+    )
 
 
 def start(arguments: list[str], *path: str) -> int:
@@ -83,7 +96,9 @@ def start(arguments: list[str], *path: str) -> int:
 
 
 @pytest.mark.parametrize("source", ["a file", "a function"])
-def test_what_was_prepared_is_found(own: Path, source: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_was_prepared_is_found(
+    own: Path, source: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     of_function = ["data.source=tests.data.test_tokens.in_memory", f"data.args={{folder: {own}}}"]
     arguments = words(own, *(of_function if source == "a function" else []))
 
@@ -96,7 +111,9 @@ def test_what_was_prepared_is_found(own: Path, source: str, capsys: pytest.Captu
     assert calls(own) == 0
 
 
-def test_one_rank_makes_them_while_the_others_wait(own: Path, run_ranks: Callable[..., list[Any]]) -> None:
+def test_one_rank_makes_them_while_the_others_wait(
+    own: Path, run_ranks: Callable[..., list[Any]]
+) -> None:
     assert run_ranks(2, start, words(own), str(own)) == [0, 0]
 
     assert calls(own) == TEXTS
@@ -116,7 +133,9 @@ def test_others_are_made_anew(own: Path, changed: str) -> None:
 
 def test_those_of_another_tokenizer_are_not_found(own: Path) -> None:
     def inputs(tokenizer: str) -> np.ndarray:
-        samples = open_sets(load(words(own, tokenizer=tokenizer)).config, ("inputs", "labels")).train
+        samples = open_sets(
+            load(words(own, tokenizer=tokenizer)).config, ("inputs", "labels")
+        ).train
         assert isinstance(samples, Rows)
         return samples.columns["inputs"].numpy()
 
@@ -147,7 +166,9 @@ def test_who_wants_no_cache_gets_none(own: Path) -> None:
 
 
 def test_blocks_are_those_of_the_tokenizer_itself(own: Path) -> None:
-    config = load(words(own, "data.eval_fraction=0", tokenizer=save_byte_level(own / "saved"))).config
+    config = load(
+        words(own, "data.eval_fraction=0", tokenizer=save_byte_level(own / "saved"))
+    ).config
     tokenizer = make_tokenizer(config.data)
     texts = (own / "texts.txt").read_text().splitlines()
     documents = (document_tokens(text, tokenizer) for text in texts)
@@ -181,7 +202,10 @@ def classified(folder: str) -> Dataset:
 
 def test_texts_of_one_length_are_found_too(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tokenizer = save_words(own / "saved")
-    data = f"source: tests.data.test_tokens.classified, args: {{folder: {own}}}, tokenizer: {tokenizer}"
+    data = (
+        f"source: tests.data.test_tokens.classified, args: {{folder: {own}}}, tokenizer: "
+        f"{tokenizer}"
+    )
     columns = "columns: {inputs: text, labels: kind, targets: size}, preload: false"
 
     def batch(length: int) -> dict[str, Any]:
@@ -203,7 +227,9 @@ def test_texts_of_one_length_are_found_too(own: Path, monkeypatch: pytest.Monkey
     for name, column in made.items():
         np.testing.assert_array_equal(found[name].numpy(), column.numpy())
     assert found["inputs"].dtype == found["labels"].dtype
-    np.testing.assert_array_equal(found["inputs"].numpy(), np.stack([each["input_ids"] for each in theirs]))
+    np.testing.assert_array_equal(
+        found["inputs"].numpy(), np.stack([each["input_ids"] for each in theirs])
+    )
     np.testing.assert_array_equal(
         found["attention_mask"].numpy(), np.stack([each["attention_mask"] for each in theirs])
     )

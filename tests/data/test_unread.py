@@ -29,7 +29,9 @@ Written = tuple[str, tuple[str, ...]]
 """(what data.source names, what is typed besides)"""
 
 
-def table(text: str, *more: str, encoding: str = "utf-8", name: str = "own.csv") -> Callable[[Path], Written]:
+def table(
+    text: str, *more: str, encoding: str = "utf-8", name: str = "own.csv"
+) -> Callable[[Path], Written]:
     def write(folder: Path) -> Written:
         (folder / name).write_bytes(text.encode(encoding))
         return name, more or (COLUMNS,)
@@ -37,7 +39,9 @@ def table(text: str, *more: str, encoding: str = "utf-8", name: str = "own.csv")
     return write
 
 
-def images(*files: tuple[str, tuple[int, ...]], more: tuple[str, ...] = (IMAGES,)) -> Callable[[Path], Written]:
+def images(
+    *files: tuple[str, tuple[int, ...]], more: tuple[str, ...] = (IMAGES,)
+) -> Callable[[Path], Written]:
     def write(folder: Path) -> Written:
         for name, shape in files:
             picture(folder / "own" / name, 60, shape)
@@ -71,23 +75,38 @@ FILES: dict[str, Callable[[Path], Written]] = {
     "has no value in row": table(GOOD.replace("\n1.5", "\n")),
     "The file has 'None' there": table(GOOD.replace("0\n", "None\n").replace("1\n", "mild\n")),
     "line 3 has 4 fields, and the header names 3": table(GOOD.replace("3,1\n", "3,1,9\n")),
-    "does not hold numbers: it is 'red'": table(GOOD.replace(",2,", ",red,").replace(",3,", ",blue,")),
+    "does not hold numbers: it is 'red'": table(
+        GOOD.replace(",2,", ",red,").replace(",3,", ",blue,")
+    ),
     "the task needs inputs (as column 'inputs')": table(GOOD, "data.split=train"),
-    "takes 6 numbers a sample, and gets 2": table(GOOD, COLUMNS, "model.args={inputs: 6, hidden: [4], outputs: 3}"),
+    "takes 6 numbers a sample, and gets 2": table(
+        GOOD, COLUMNS, "model.args={inputs: 6, hidden: [4], outputs: 3}"
+    ),
     "the model tells 3 classes apart": table(GOOD.replace("1\n", "3\n"), COLUMNS, MODEL),
     "columns differ in scale": table(GOOD.replace("0.5,", "900,")),
-    "is of shape (3, 4, 4), row 0 of (1, 4, 4)": images(("cat/0.png", (4, 4)), ("dog/0.png", (4, 4, 3))),
-    "is of shape (3, 6, 5), row 0 of (3, 4, 4)": images(("cat/0.png", (4, 4, 3)), ("dog/0.png", (6, 5, 3))),
+    "is of shape (3, 4, 4), row 0 of (1, 4, 4)": images(
+        ("cat/0.png", (4, 4)), ("dog/0.png", (4, 4, 3))
+    ),
+    "is of shape (3, 6, 5), row 0 of (3, 4, 4)": images(
+        ("cat/0.png", (4, 4, 3)), ("dog/0.png", (6, 5, 3))
+    ),
     "32-bit whole numbers (mode I)": whole_numbers,
     "left out  2 x .heic": heic,
     "It lacks what the task needs": images(("0.png", (4, 4)), ("1.png", (4, 4))),
-    "lies in no class folder, while others do": images(("0.png", (4, 4)), ("cat/0.png", (4, 4)), ("dog/0.png", (4, 4))),
+    "lies in no class folder, while others do": images(
+        ("0.png", (4, 4)), ("cat/0.png", (4, 4)), ("dog/0.png", (4, 4))
+    ),
     "holds text, not numbers": table("one\ntwo\n", TEXT, name="own.txt"),
-    "each line is a text of its own": table("one\ntwo\n\nthree\n", TEXT, "data.max_length=8", name="own.txt"),
-    "holds conversations": table('{"text": [{"role": "user", "content": "x"}]}\n', TEXT, name="own.jsonl"),
+    "each line is a text of its own": table(
+        "one\ntwo\n\nthree\n", TEXT, "data.max_length=8", name="own.txt"
+    ),
+    "holds conversations": table(
+        '{"text": [{"role": "user", "content": "x"}]}\n', TEXT, name="own.jsonl"
+    ),
     "holds objects within objects": table('{"text": {"x": 1}}\n', TEXT, name="own.jsonl"),
     'has text, "0.25", where 3 others have a number': table(
-        "".join(f'{{"a": {a}, "b": 1, "label": 0}}\n' for a in ("0.5", "1.5", '"0.25"', "2.5")), name="own.jsonl"
+        "".join(f'{{"a": {a}, "b": 1, "label": 0}}\n' for a in ("0.5", "1.5", '"0.25"', "2.5")),
+        name="own.jsonl",
     ),
     "has no split 'test'; it has: train": table(GOOD, COLUMNS, "data.eval_split=test"),
     "holds out nothing": table(GOOD, COLUMNS, "data.eval_fraction=0.01"),

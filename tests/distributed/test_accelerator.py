@@ -1,4 +1,6 @@
-"""Which device a run takes, and which it leaves alone. What torch answers is faked: no GPU is needed."""
+"""Which device a run takes, and which it leaves alone. What torch answers is faked: no GPU is
+needed.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -27,10 +29,14 @@ def test_what_nothing_was_tried_on_is_refused_by_name(
     monkeypatch: pytest.MonkeyPatch, device: str, hip: str | None, name: str
 ) -> None:
     monkeypatch.delenv("ACCELERATE_USE_CPU", raising=False)
-    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda check_available: torch.device(device))
+    monkeypatch.setattr(
+        torch.accelerator, "current_accelerator", lambda check_available: torch.device(device)
+    )
     monkeypatch.setattr(torch.version, "hip", hip)
 
-    with pytest.raises(Unsupported, match=r"type: ACCELERATE_USE_CPU=true \./launch\.sh") as refused:
+    with pytest.raises(
+        Unsupported, match=r"type: ACCELERATE_USE_CPU=true \./launch\.sh"
+    ) as refused:
         check_device()
 
     assert f"computes on {name}." in str(refused.value)
@@ -39,7 +45,9 @@ def test_what_nothing_was_tried_on_is_refused_by_name(
 
 
 @pytest.mark.parametrize("device", [torch.device("cuda"), None])
-def test_an_nvidia_gpu_or_none_is_taken(monkeypatch: pytest.MonkeyPatch, device: torch.device | None) -> None:
+def test_an_nvidia_gpu_or_none_is_taken(
+    monkeypatch: pytest.MonkeyPatch, device: torch.device | None
+) -> None:
     monkeypatch.delenv("ACCELERATE_USE_CPU", raising=False)
     monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda check_available: device)
     monkeypatch.setattr(torch.version, "hip", None)
@@ -48,7 +56,9 @@ def test_an_nvidia_gpu_or_none_is_taken(monkeypatch: pytest.MonkeyPatch, device:
 
 
 def train_on_the_cpu_beside_gpus(arguments: list[str]) -> tuple[int, list[str]]:
-    """(exit code, what asked for a context): torch is told that there are two GPUs, and that opening one is noted."""
+    """(exit code, what asked for a context): torch is told that there are two GPUs, and that
+    opening one is noted.
+    """
     opened: list[str] = []
     cuda: Any = torch.cuda
 
@@ -63,7 +73,13 @@ def train_on_the_cpu_beside_gpus(arguments: list[str]) -> tuple[int, list[str]]:
 
 
 def test_a_run_on_the_cpu_opens_no_context_beside_gpus(run_ranks: Any, tmp_path: Path) -> None:
-    given = ("batch.micro=2", "ema.decay=0.9", "checkpoint.every_steps=2", "evaluate.every_steps=2", "seed=3")
+    given = (
+        "batch.micro=2",
+        "ema.decay=0.9",
+        "checkpoint.every_steps=2",
+        "evaluate.every_steps=2",
+        "seed=3",
+    )
     arguments = argv(tmp_path, *given, "data.eval_fraction=0.2", "duration={steps: 4}")
 
     assert run_ranks(2, train_on_the_cpu_beside_gpus, arguments) == [(0, [])] * 2

@@ -1,4 +1,6 @@
-"""What fails on one rank alone, outside of a step: all ranks end by it, and what they hold is saved."""
+"""What fails on one rank alone, outside of a step: all ranks end by it, and what they hold is
+saved.
+"""
 
 import json
 from collections.abc import Callable, Iterable, Iterator
@@ -76,7 +78,10 @@ def break_at(patch: pytest.MonkeyPatch, place: str, rank: int) -> None:
         ours = train.run.list_parts
         rows_made = count(1)
         sixth = failing(dict, lambda metrics: next(rows_made) == 6)
-        part = {"metrics": Part(name="own", metrics=sixth), "windows": Part(name="own", windows=taken)}[place]
+        part = {
+            "metrics": Part(name="own", metrics=sixth),
+            "windows": Part(name="own", windows=taken),
+        }[place]
         patch.setattr(train.run, "list_parts", lambda *args: (part, *ours(*args)))
 
 
@@ -89,7 +94,8 @@ def start(arguments: list[str]) -> str:
 
 def broken_and_resumed(cases: list[tuple[str, int, list[str]]]) -> list[tuple[str, int, str]]:
     """Of each case: how it ended, at which step all ranks were saved, how the resume ended."""
-    Accelerator.end_training = lambda self: None  # it would take the process group with it; the next run needs it
+    # it would take the process group with it; the next run needs it
+    Accelerator.end_training = lambda self: None
     found = []
     for place, rank, arguments in cases:
         folder = Path(arguments[1].removeprefix("output_dir=")) / "run"
@@ -98,7 +104,9 @@ def broken_and_resumed(cases: list[tuple[str, int, list[str]]]) -> list[tuple[st
             ended = start(arguments)
         saved = -1
         if launched_rank() == 0:  # the other may have left before it is written
-            saved = max(int(path.name[5:]) for path in (folder / "checkpoints").glob("step-????????"))
+            saved = max(
+                int(path.name[5:]) for path in (folder / "checkpoints").glob("step-????????")
+            )
             reason = json.loads((folder / "ended.json").read_text())["reason"]
             assert "a fault of one rank" in reason, f"{place}: {reason}"
             assert f"Step {saved} is saved" in reason, f"{place}: {reason}"
@@ -106,7 +114,8 @@ def broken_and_resumed(cases: list[tuple[str, int, list[str]]]) -> list[tuple[st
     return found
 
 
-# Where it fails, on which rank, and the step that is saved: a step is under way before the ranks next agree.
+# Where it fails, on which rank, and the step that is saved: a step is under way before the ranks
+# next agree.
 PLACES = (
     ("train row", 0, 2),
     ("evaluation row", 0, 4),
@@ -132,4 +141,6 @@ def test_all_ranks_end_and_what_they_hold_is_saved(run_ranks: Any, tmp_path: Pat
         assert of_ranks[0][1] == step, (place, of_ranks)
         assert [resumed for _, _, resumed in of_ranks] == ["0", "0"], (place, of_ranks)
         assert all("a fault of one rank" in ended for ended, _, _ in of_ranks), (place, of_ranks)
-        assert not differing(state(tmp_path / "undisturbed" / "run"), state(tmp_path / place / "run")), place
+        assert not differing(
+            state(tmp_path / "undisturbed" / "run"), state(tmp_path / place / "run")
+        ), place

@@ -1,4 +1,6 @@
-"""DDP reduces in one order, from the first step on and after each resume; its gradients lie in memory once."""
+"""DDP reduces in one order, from the first step on and after each resume; its gradients lie in
+memory once.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -22,13 +24,17 @@ HERE = "tests.distributed.test_bucket_order"
 
 
 class Flipping(nn.Module):
-    """Which of two branches comes first, and so which gradients arrive first, depends on weights and data."""
+    """Which of two branches comes first, and so which gradients arrive first, depends on weights
+    and data.
+    """
 
     is_turned = False
 
     def __init__(self) -> None:
         super().__init__()
-        self.left, self.right = (nn.Sequential(nn.Linear(6, 90), nn.Tanh(), nn.Linear(90, 3)) for _ in range(2))
+        self.left, self.right = (
+            nn.Sequential(nn.Linear(6, 90), nn.Tanh(), nn.Linear(90, 3)) for _ in range(2)
+        )
 
     def forward(self, inputs: Tensor) -> Tensor:
         weight = self.left[0].weight
@@ -55,7 +61,9 @@ def resumed(several: list[tuple[list[str], list[str]]]) -> list[Segment]:
 
 
 def orders(several: list[list[str]]) -> list[list[str]]:
-    """In which each of the runs would reduce, on a machine where the other branch is looked at first."""
+    """In which each of the runs would reduce, on a machine where the other branch is looked at
+    first.
+    """
     Flipping.is_turned = True
     found = []
     for arguments in several:
@@ -66,17 +74,26 @@ def orders(several: list[list[str]]) -> list[list[str]]:
     return found
 
 
-def test_a_resumed_run_is_bit_identical_on_three_ranks_and_more(run_ranks: Any, tmp_path: Path) -> None:
+def test_a_resumed_run_is_bit_identical_on_three_ranks_and_more(
+    run_ranks: Any, tmp_path: Path
+) -> None:
     given = (
         f"model={{target: {HERE}.Flipping}}",
-        *("data.args.size=72", "batch.effective=24", "duration={steps: 6}", "checkpoint.every_steps=3"),
+        *(
+            "data.args.size=72",
+            "batch.effective=24",
+            "duration={steps: 6}",
+            "checkpoint.every_steps=3",
+        ),
         *("precision=fp32", "checkpoint.resume=auto", "optimizer={target: adamw, lr: 0.01}"),
     )
     for world_size, micro_steps in ((3, (1, 3)), (4, (3,))):
         several = []
         for k in micro_steps:
             names = [f"name={world_size}-{k}-{kind}" for kind in ("whole", "parts")]
-            several.append([argv(tmp_path, *given, f"batch.accumulation_steps={k}", name) for name in names])
+            several.append(
+                [argv(tmp_path, *given, f"batch.accumulation_steps={k}", name) for name in names]
+            )
 
         uninterrupted = run_ranks(world_size, whole_and_killed, several)
         after = run_ranks(world_size, resumed, several)
@@ -89,7 +106,11 @@ def test_a_resumed_run_is_bit_identical_on_three_ranks_and_more(run_ranks: Any, 
 
 
 def test_a_checkpoint_brings_its_order_to_other_ranks(run_ranks: Any, tmp_path: Path) -> None:
-    given = (f"model={{target: {HERE}.Flipping}}", "checkpoint.resume=auto", "optimizer.target=adamw")
+    given = (
+        f"model={{target: {HERE}.Flipping}}",
+        "checkpoint.resume=auto",
+        "optimizer.target=adamw",
+    )
     long, longer, other = (
         argv(tmp_path, *given, f"name={name}", f"duration={{steps: {steps}}}")
         for name, steps in (("a", 2), ("a", 4), ("b", 2))
@@ -103,7 +124,9 @@ def test_a_checkpoint_brings_its_order_to_other_ranks(run_ranks: Any, tmp_path: 
 
 
 def buckets_of(order: list[str]) -> tuple[list[list[str]], list[bool]]:
-    """(parameters of each bucket that DDP sends in the last pass, whether each gradient is a view of zeros)."""
+    """(parameters of each bucket that DDP sends in the last pass, whether each gradient is a view
+    of zeros).
+    """
     rank_group()
     module = nn.ModuleDict({name: nn.Linear(400, 400) for name in "abcd"})
     module["c"].bias = nn.Parameter(torch.full([400], torch.nan, dtype=torch.complex64))
@@ -130,7 +153,9 @@ def buckets_of(order: list[str]) -> tuple[list[list[str]], list[bool]]:
 
 
 def test_the_buckets_have_the_order_that_is_asked_for(run_ranks: Any) -> None:
-    """Frozen by nothing else: neither by the order in which a model names its parameters, nor by their values."""
+    """Frozen by nothing else: neither by the order in which a model names its parameters, nor by
+    their values.
+    """
     order = ["b.weight", "d.bias", "a.weight", "a.bias", "c.weight", "b.bias", "c.bias", "d.weight"]
 
     for sent, zeros in run_ranks(2, buckets_of, order):

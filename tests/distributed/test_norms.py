@@ -34,7 +34,9 @@ def gradients_of(module: nn.Module) -> list[Tensor]:
 def test_torchs_own_bits(types: tuple[torch.dtype, torch.dtype], share: float) -> None:
     """The limit from far below to far above the norm, and a norm that is none."""
     own, other = module_of(types), module_of(types)
-    norm = nn.utils.get_total_norm([g.float() if g.dtype is torch.bfloat16 else g for g in gradients_of(own)])
+    norm = nn.utils.get_total_norm(
+        [g.float() if g.dtype is torch.bfloat16 else g for g in gradients_of(own)]
+    )
     limit = 1.0 if math.isnan(share) else share * norm.item()
     norm = norm * math.nan if math.isnan(share) else norm
 
@@ -49,7 +51,9 @@ def test_torchs_own_bits(types: tuple[torch.dtype, torch.dtype], share: float) -
 
 @pytest.mark.parametrize("norm", [8.9e-6, 9.5e-6, 2e-5])
 def test_torchs_own_bits_where_its_epsilon_counts(norm: float) -> None:
-    """Below the limit of 1e-5, too, torch makes these smaller: the norm and 1e-6 are above it, or not."""
+    """Below the limit of 1e-5, too, torch makes these smaller: the norm and 1e-6 are above it, or
+    not.
+    """
     own, other = (nn.Linear(1, 1, bias=False) for _ in range(2))
     for module in (own, other):
         module.weight.grad = torch.full((1, 1), norm)

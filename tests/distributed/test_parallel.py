@@ -1,4 +1,6 @@
-"""The explicit reduction: of bf16 parameters, whose gradients are summed in float32, and of unused ones."""
+"""The explicit reduction: of bf16 parameters, whose gradients are summed in float32, and of unused
+ones.
+"""
 
 import os
 from collections import Counter
@@ -39,7 +41,9 @@ def wide(tensors: Any) -> Array:
 
 
 def sums_of_a_window(arguments: list[str]) -> tuple[Array, Array, Array, Array]:
-    """(float64 sum of this rank's micro-gradients, our sum before the cast, `.grad`, the naive `.grad`)."""
+    """(float64 sum of this rank's micro-gradients, our sum before the cast, `.grad`, the naive
+    `.grad`).
+    """
     run = build(load(arguments), "accumulate")
     learner, window = run.learner, next(iter(run.windows))
     exact = {p: torch.zeros_like(p, dtype=torch.float64) for p in learner.parameters}
@@ -47,7 +51,9 @@ def sums_of_a_window(arguments: list[str]) -> tuple[Array, Array, Array, Array]:
     def record_micro_gradient(parameter: nn.Parameter) -> None:
         exact[parameter] += parameter.grad.double()
 
-    hooks = [p.register_post_accumulate_grad_hook(record_micro_gradient) for p in learner.parameters]
+    hooks = [
+        p.register_post_accumulate_grad_hook(record_micro_gradient) for p in learner.parameters
+    ]
     buckets = FlatBuckets(learner.parameters, run.ranks)
     buckets.around(compute_gradient)(learner, window)
     for hook in hooks:
@@ -60,9 +66,13 @@ def sums_of_a_window(arguments: list[str]) -> tuple[Array, Array, Array, Array]:
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3])
-def test_256_micro_batches_are_summed_in_float32(run_ranks: Any, tmp_path: Path, world_size: int) -> None:
+def test_256_micro_batches_are_summed_in_float32(
+    run_ranks: Any, tmp_path: Path, world_size: int
+) -> None:
     size = 256 * world_size
-    arguments = argv(tmp_path, *BF16, f"data.args.size={size}", f"batch.effective={size}", "batch.micro=1")
+    arguments = argv(
+        tmp_path, *BF16, f"data.args.size={size}", f"batch.effective={size}", "batch.micro=1"
+    )
 
     ranks = run_ranks(world_size, sums_of_a_window, arguments)
 
@@ -76,24 +86,43 @@ def test_256_micro_batches_are_summed_in_float32(run_ranks: Any, tmp_path: Path,
 
 def test_the_norm_of_bf16_gradients_is_no_number_of_bf16(tmp_path: Path) -> None:
     """Nor is the coefficient of a clip: each clipped number is the exact one, rounded once."""
-    given = (*BF16, "model.args.hidden=[2000, 20]", "optimizer.max_grad_norm=null", "duration={steps: 2}")
+    given = (
+        *BF16,
+        "model.args.hidden=[2000, 20]",
+        "optimizer.max_grad_norm=null",
+        "duration={steps: 2}",
+    )
     limit = 0.01
-    several = [argv(tmp_path, *given), argv(tmp_path, *given, f"optimizer.max_grad_norm={limit}", "name=clipped")]
+    several = [
+        argv(tmp_path, *given),
+        argv(tmp_path, *given, f"optimizer.max_grad_norm={limit}", "name=clipped"),
+    ]
 
     plain, clipped = record_all(several)
 
-    norms = {k: float(np.linalg.norm(gradient.astype(np.float64))) for k, gradient in plain.gradients.items()}
-    logged = {row["train/global_step"]: row["train/grad_norm"] for row in rows(tmp_path, "train/grad_norm")}
+    norms = {
+        k: float(np.linalg.norm(gradient.astype(np.float64)))
+        for k, gradient in plain.gradients.items()
+    }
+    logged = {
+        row["train/global_step"]: row["train/grad_norm"]
+        for row in rows(tmp_path, "train/grad_norm")
+    }
     assert logged == pytest.approx(norms, rel=1e-6)
     bf16_norms = [float(torch.tensor(norm).bfloat16()) for norm in norms.values()]
-    assert bf16_norms != pytest.approx([*norms.values()], rel=1e-4), "the fixture could not tell the two apart"
-    exact = torch.from_numpy(plain.gradients[1]).double() * (limit / (norms[1] + 1e-6))  # the 1e-6 is PyTorch's
+    assert bf16_norms != pytest.approx([*norms.values()], rel=1e-4), (
+        "the fixture could not tell the two apart"
+    )
+    # the 1e-6 is PyTorch's
+    exact = torch.from_numpy(plain.gradients[1]).double() * (limit / (norms[1] + 1e-6))
     assert np.array_equal(clipped.gradients[1], exact.bfloat16().float().numpy())
     assert rows(tmp_path, "train/grad_norm", "clipped")[0]["train/grad_norm"] == logged[1]
 
 
 def counting(arguments: list[str]) -> tuple[Trace, Counter[int], int]:
-    """(trace, reductions of each step, buckets): every all-reduce of a tensor larger than the ranks' messages."""
+    """(trace, reductions of each step, buckets): every all-reduce of a tensor larger than the
+    ranks' messages.
+    """
     train.distributed.flat_buckets.BUCKET_ELEMENTS = 2**18
     reductions: Counter[int] = Counter()
     sizes: list[int] = []
@@ -116,10 +145,16 @@ def counting(arguments: list[str]) -> tuple[Trace, Counter[int], int]:
 
 
 @pytest.mark.parametrize(("hidden", "several"), [("[20]", False), ("[600, 600, 600]", True)])
-def test_one_reduction_of_each_bucket_per_step(run_ranks: Any, tmp_path: Path, hidden: str, several: bool) -> None:
+def test_one_reduction_of_each_bucket_per_step(
+    run_ranks: Any, tmp_path: Path, hidden: str, several: bool
+) -> None:
     found = []
     for micro_steps in (1, 4, 8):
-        batch = ("data.args.size=96", "batch.effective=32", f"batch.accumulation_steps={micro_steps}")
+        batch = (
+            "data.args.size=96",
+            "batch.effective=32",
+            f"batch.accumulation_steps={micro_steps}",
+        )
         given = (*BF16, f"model.args.hidden={hidden}", f"name=k{micro_steps}")
         ranks = run_ranks(2, counting, argv(tmp_path, *given, *batch))
         for trace, reductions, buckets in ranks:
@@ -135,14 +170,24 @@ def test_one_reduction_of_each_bucket_per_step(run_ranks: Any, tmp_path: Path, h
 
 def test_the_curve_is_that_of_other_splits(run_ranks: Any, tmp_path: Path) -> None:
     """Weights are rounded to bf16 after each step, so that curves part slowly."""
-    given = (*BF16, "data.args.size=64", "duration={epochs: 3}", "optimizer={target: adamw, lr: 0.01}")
+    given = (
+        *BF16,
+        "data.args.size=64",
+        "duration={epochs: 3}",
+        "optimizer={target: adamw, lr: 0.01}",
+    )
     curves, weights = [], []
     for ranks in (1, 2, 3):
-        several = [argv(tmp_path, *given, f"batch.micro={m}", f"name=r{ranks}m{m}") for m in ("all", 3, 1)]
+        several = [
+            argv(tmp_path, *given, f"batch.micro={m}", f"name=r{ranks}m{m}") for m in ("all", 3, 1)
+        ]
         for traces in zip(*run_ranks(ranks, record_all, several), strict=True):
             assert all(np.array_equal(trace.weights[-1], traces[0].weights[-1]) for trace in traces)
             weights.append(traces[0].weights[-1])
-        curves += [[row["train/loss"] for row in rows(tmp_path, name=f"r{ranks}m{m}")] for m in ("all", 3, 1)]
+        curves += [
+            [row["train/loss"] for row in rows(tmp_path, name=f"r{ranks}m{m}")]
+            for m in ("all", 3, 1)
+        ]
 
     assert all(len(curve) == 24 for curve in curves)
     apart = max(abs(a / b - 1) for curve in curves for a, b in zip(curve, curves[0], strict=True))
@@ -151,7 +196,9 @@ def test_the_curve_is_that_of_other_splits(run_ranks: Any, tmp_path: Path) -> No
 
 
 def explicit_beside_ddp(arguments: list[str], explicit: list[str]) -> tuple[Trace, Trace, int]:
-    """(as DDP reduces, as the explicit reduction does for the same wrapped model, buckets that DDP sent then)."""
+    """(as DDP reduces, as the explicit reduction does for the same wrapped model, buckets that DDP
+    sent then).
+    """
     plain, sent = record(arguments), 0
 
     def hook(state: Any, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
@@ -168,8 +215,11 @@ def explicit_beside_ddp(arguments: list[str], explicit: list[str]) -> tuple[Trac
     def reducing(learner: Any, window: Any) -> Tensor:
         nonlocal sent
         if window.k == 1:
-            sent = 0  # from here on: what is sent before the first step fixes the order of the buckets
-        return FlatBuckets(learner.parameters, run[0].ranks).around(compute_gradient)(learner, window)
+            # from here on: what is sent before the first step fixes the order of the buckets
+            sent = 0
+        return FlatBuckets(learner.parameters, run[0].ranks).around(compute_gradient)(
+            learner, window
+        )
 
     return plain, record(explicit, compute_gradient=reducing, prepare=prepare), sent
 
@@ -180,7 +230,10 @@ def test_it_also_reduces_for_a_model_inside_ddp(run_ranks: Any, tmp_path: Path) 
 
     for plain, explicit, sent in run_ranks(2, explicit_beside_ddp, *several):
         assert sent == 0
-        assert max(distance(explicit.gradients[k], plain.gradients[k]) for k in plain.gradients) <= 1e-12
+        assert (
+            max(distance(explicit.gradients[k], plain.gradients[k]) for k in plain.gradients)
+            <= 1e-12
+        )
 
 
 def test_all_ranks_start_from_the_weights_of_rank_0(run_ranks: Any, tmp_path: Path) -> None:
@@ -193,7 +246,9 @@ def test_all_ranks_start_from_the_weights_of_rank_0(run_ranks: Any, tmp_path: Pa
 
 
 class Routed(nn.Module):
-    """Two experts: the sign of a sample's first input decides which one it goes to. A third one is never used."""
+    """Two experts: the sign of a sample's first input decides which one it goes to. A third one is
+    never used.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -210,7 +265,9 @@ class Routed(nn.Module):
 
 
 def sorted_by_expert(size: int = 8) -> Dataset:
-    """In the order of epoch 0, seed 0, the first half of the samples goes to one expert, the second to the other."""
+    """In the order of epoch 0, seed 0, the first half of the samples goes to one expert, the second
+    to the other.
+    """
     random, order = np.random.default_rng(0), sample_ids(size, 0, 0, 0, size)
     inputs = np.abs(random.normal(size=(size, 6))).astype(np.float32)
     inputs[order[size // 2 :], 0] *= -1
@@ -234,17 +291,25 @@ def routed_once(arguments: list[str]) -> tuple[dict[str, Array], dict[str, Array
 
 
 def test_an_expert_that_one_rank_uses_is_updated_on_all(run_ranks: Any, tmp_path: Path) -> None:
-    """Rank 0 uses one expert, rank 1 the other. The one that nobody uses keeps None: AdamW would decay it for zeros."""
+    """Rank 0 uses one expert, rank 1 the other. The one that nobody uses keeps None: AdamW would
+    decay it for zeros.
+    """
     here = "tests.distributed.test_parallel"
     data = f"data={{source: {here}.sorted_by_expert}}"
     optimizer = "optimizer={target: adamw, lr: 0.1, args: {weight_decay: 0.5}}"
     several, tolerances = [], (1e-12, 2**-7)  # bf16: one rounding of weight and gradient
     for precision, dtype in (("fp64", "null"), ("fp32", "bf16")):
         model = f"model={{target: {here}.Routed, dtype: {dtype}}}"
-        several.append(argv(tmp_path, data, model, optimizer, f"precision={precision}", "batch.exact=ignore"))
+        several.append(
+            argv(tmp_path, data, model, optimizer, f"precision={precision}", "batch.exact=ignore")
+        )
 
-    (alone,) = run_ranks(1, routed, [[*arguments, f"name=one{i}"] for i, arguments in enumerate(several)])
-    ranks = run_ranks(2, routed, [[*arguments, f"name=two{i}"] for i, arguments in enumerate(several)])
+    (alone,) = run_ranks(
+        1, routed, [[*arguments, f"name=one{i}"] for i, arguments in enumerate(several)]
+    )
+    ranks = run_ranks(
+        2, routed, [[*arguments, f"name=two{i}"] for i, arguments in enumerate(several)]
+    )
 
     for of_rank in ranks:
         for i, (before, after, without) in enumerate(of_rank):
@@ -252,7 +317,9 @@ def test_an_expert_that_one_rank_uses_is_updated_on_all(run_ranks: Any, tmp_path
             for name in before:
                 moved = bool((before[name] != after[name]).any())
                 assert moved is not name.startswith("unused"), name
-                assert np.array_equal(after[name], ranks[0][i][1][name]), "the ranks hold different weights"
+                assert np.array_equal(after[name], ranks[0][i][1][name]), (
+                    "the ranks hold different weights"
+                )
                 assert distance(after[name], alone[i][1][name]) <= tolerances[i]
 
 
@@ -277,7 +344,9 @@ def test_a_rank_that_fails_leaves_no_other_waiting(run_ranks: Any, tmp_path: Pat
 def test_what_is_saved_is_bf16(tmp_path: Path) -> None:
     from train.main import main
 
-    assert main(argv(tmp_path, *BF16, "data.eval_fraction=0.2"), "accumulate", compute_gradient) == 0
+    assert (
+        main(argv(tmp_path, *BF16, "data.eval_fraction=0.2"), "accumulate", compute_gradient) == 0
+    )
 
     assert {p.dtype for p in load_run(tmp_path / "run").parameters()} == {torch.bfloat16}
     assert "fp32, parameters in bf16" in (tmp_path / "run" / "log.txt").read_text()

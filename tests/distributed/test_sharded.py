@@ -1,4 +1,6 @@
-"""FSDP2 on real ranks: the same gradient, curve, evaluation and checkpoints as where each rank holds everything."""
+"""FSDP2 on real ranks: the same gradient, curve, evaluation and checkpoints as where each rank
+holds everything.
+"""
 
 import os
 from collections import Counter
@@ -35,10 +37,18 @@ def several(given: list[list[str]], **options: Any) -> list[Trace]:
 
 
 @pytest.mark.parametrize("world_size", [2, 3])
-def test_the_gradient_is_that_of_the_one_big_batch(run_ranks: Any, tmp_path: Path, world_size: int) -> None:
-    """Ragged steps, ranks without samples, any micro-batch; reduced once per step or at every micro-step."""
+def test_the_gradient_is_that_of_the_one_big_batch(
+    run_ranks: Any, tmp_path: Path, world_size: int
+) -> None:
+    """Ragged steps, ranks without samples, any micro-batch; reduced once per step or at every
+    micro-step.
+    """
     given = {}
-    for name, words in {"a": (), "micro": ("batch.sync=micro",), "one": ("batch.micro=all",)}.items():
+    for name, words in {
+        "a": (),
+        "micro": ("batch.sync=micro",),
+        "one": ("batch.micro=all",),
+    }.items():
         given[name] = argv(tmp_path, *RAGGED, *words, f"name={name}")
 
     traces = run_ranks(world_size, several, list(given.values()))
@@ -52,16 +62,28 @@ def test_the_gradient_is_that_of_the_one_big_batch(run_ranks: Any, tmp_path: Pat
             assert np.array_equal(ours.weights[-1], theirs.weights[-1])
 
 
-def test_the_curve_the_evaluation_and_the_average_are_those_of_one_rank(run_ranks: Any, tmp_path: Path) -> None:
-    """AdamW, clipped at each step, with an average; a held-out set that the ranks cannot share evenly."""
-    words = (*ADAMW, "duration.steps=9", "data.eval_fraction=0.2", "evaluate.every_steps=4", "ema.decay=0.8")
+def test_the_curve_the_evaluation_and_the_average_are_those_of_one_rank(
+    run_ranks: Any, tmp_path: Path
+) -> None:
+    """AdamW, clipped at each step, with an average; a held-out set that the ranks cannot share
+    evenly.
+    """
+    words = (
+        *ADAMW,
+        "duration.steps=9",
+        "data.eval_fraction=0.2",
+        "evaluate.every_steps=4",
+        "ema.decay=0.8",
+    )
     one = record(argv(tmp_path, *RAGGED, *ADAMW, *words, "name=one"))
 
     three = run_ranks(3, several, [argv(tmp_path, *RAGGED, *ADAMW, *words, "name=three")])[0][0]
 
     assert distance(three.weights[-1], one.weights[-1]) <= 1e-12
     for key in ("train/loss", "train/grad_norm", "eval/loss", "eval/accuracy", "eval/ema/loss"):
-        ours, theirs = ([row[key] for row in rows(tmp_path, key, name)] for name in ("three", "one"))
+        ours, theirs = (
+            [row[key] for row in rows(tmp_path, key, name)] for name in ("three", "one")
+        )
         assert ours
         assert np.allclose(ours, theirs, rtol=1e-12, atol=0)
     for name in ("model", "ema"):
@@ -73,14 +95,26 @@ def test_the_curve_the_evaluation_and_the_average_are_those_of_one_rank(run_rank
 
 @pytest.mark.parametrize(
     ("before", "after"),
-    [((2, True), (1, False)), ((1, False), (2, True)), ((3, True), (2, True)), ((2, False), (2, True))],
+    [
+        ((2, True), (1, False)),
+        ((1, False), (2, True)),
+        ((3, True), (2, True)),
+        ((2, False), (2, True)),
+    ],
 )
 def test_it_resumes_on_other_ranks_divided_or_not(
     run_ranks: Any, tmp_path: Path, before: tuple[int, bool], after: tuple[int, bool]
 ) -> None:
     words = (*RAGGED, *ADAMW, "ema.decay=0.8", "data.eval_fraction=0.2")
     expected = record(argv(tmp_path, *words, "duration.steps=8", "name=whole"))
-    half = argv(tmp_path, *words, "duration.steps=8", "name=run", "checkpoint.every_steps=4", "checkpoint.resume=auto")
+    half = argv(
+        tmp_path,
+        *words,
+        "duration.steps=8",
+        "name=run",
+        "checkpoint.every_steps=4",
+        "checkpoint.resume=auto",
+    )
 
     stopped = [*half, "duration.steps=4"]
 
@@ -102,8 +136,13 @@ def on_ranks(divided: bool, arguments: list[str]) -> Trace:
 
 def test_a_compiled_model_trains_as_it_does_uncompiled(run_ranks: Any, tmp_path: Path) -> None:
     compiled = "model.compile=aot_eager"
-    given = [argv(tmp_path, *RAGGED, *ADAMW, *words) for words in (["name=a"], [compiled, "name=b"])]
-    given += [argv(tmp_path, *RAGGED, *ADAMW, *BLOCKS, *words) for words in (["name=c"], [compiled, "name=d"])]
+    given = [
+        argv(tmp_path, *RAGGED, *ADAMW, *words) for words in (["name=a"], [compiled, "name=b"])
+    ]
+    given += [
+        argv(tmp_path, *RAGGED, *ADAMW, *BLOCKS, *words)
+        for words in (["name=c"], [compiled, "name=d"])
+    ]
 
     traces = run_ranks(2, several, given)[0]
 
@@ -150,11 +189,14 @@ def test_one_reduction_per_block_and_step_or_micro_step(
 
     assert len(found[0]) == 3
     for step in found[0][:2]:  # the last one has fewer samples
-        assert step["c10d::_reduce_scatter_base_"] == expected * 3  # two blocks, and the rest of the model
+        # two blocks, and the rest of the model
+        assert step["c10d::_reduce_scatter_base_"] == expected * 3
 
 
 class Blocks(nn.Module):
-    """Two blocks in a list, tied weights across it, an odd number of rows, what nothing uses, a buffer of 16 bits."""
+    """Two blocks in a list, tied weights across it, an odd number of rows, what nothing uses, a
+    buffer of 16 bits.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -196,7 +238,9 @@ class Pair(nn.Module):
 
 
 class Nested(nn.Module):
-    """Blocks inside of blocks, all of classes that the launcher file names, and the model's own among them."""
+    """Blocks inside of blocks, all of classes that the launcher file names, and the model's own
+    among them.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -235,9 +279,13 @@ def test_tied_weights_are_stored_once_and_loaded_again(run_ranks: Any, tmp_path:
     assert merge.main([str(tmp_path / "run"), str(tmp_path / "merged"), "--trust"]) == 0
     assert (tmp_path / "merged" / "final" / "model.safetensors").stat().st_size < 2000
     from_checkpoint = load_trained(tmp_path / "merged", trust=True).state_dict()
-    assert all(torch.equal(from_checkpoint[key], value) for key, value in again.state_dict().items())
+    assert all(
+        torch.equal(from_checkpoint[key], value) for key, value in again.state_dict().items()
+    )
     assert merge.main([str(tmp_path / "run"), str(tmp_path / "merged"), "--trust"]) == 2
-    names = sorted(path.name for path in next((tmp_path / "run" / "checkpoints").iterdir()).iterdir())
+    names = sorted(
+        path.name for path in next((tmp_path / "run" / "checkpoints").iterdir()).iterdir()
+    )
     assert [name for name in names if name.startswith("model")] == [
         "model-rank-00000.safetensors",
         "model-rank-00001.safetensors",
@@ -260,10 +308,17 @@ def held(arguments: list[str]) -> tuple[int, int, int]:
 
     def prepare(run: Run, trace: Trace) -> None:
         def look(optimizer: torch.optim.Optimizer, *_: Any) -> None:
-            moments = [value for state in optimizer.state.values() for value in state.values() if value.dim()]
+            moments = [
+                value
+                for state in optimizer.state.values()
+                for value in state.values()
+                if value.dim()
+            ]
             gradients = [p.grad for p in run.learner.parameters]
             kinds = (run.learner.parameters, gradients, moments)
-            sizes.append(tuple(sum(local(tensor).nbytes for tensor in tensors) for tensors in kinds))
+            sizes.append(
+                tuple(sum(local(tensor).nbytes for tensor in tensors) for tensors in kinds)
+            )
 
         run.learner.optimizer.register_step_post_hook(look)
 
@@ -313,7 +368,11 @@ class RanksApart(nn.Linear):
 
 def test_the_trial_looks_at_gradients_of_parts(run_ranks: Any, tmp_path: Path) -> None:
     """autograd.grad gives zeros for them: whatever the model does would be "verified"."""
-    told = run_ranks(2, verdict, argv(tmp_path, "model.target=tests.distributed.test_sharded.Coupled", "model.args={}"))
+    told = run_ranks(
+        2,
+        verdict,
+        argv(tmp_path, "model.target=tests.distributed.test_sharded.Coupled", "model.args={}"),
+    )
 
     assert '"exact": "false"' in told[0]
 

@@ -44,7 +44,9 @@ def test_an_interrupt_leaves_at_once_only_some_time_after_the_first(
         os.kill(os.getpid(), signal.SIGINT)
 
 
-def test_a_pause_is_shorter_than_the_others_wait(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_pause_is_shorter_than_the_others_wait(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / RESTARTS).write_text('{"from": "the start", "fruitless": 2000}')
 
     pause(tmp_path, None, 0.5, lambda: False)
@@ -60,7 +62,9 @@ def test_a_stop_ends_a_pause(tmp_path: Path, stop: Stop) -> None:
     pause(tmp_path, None, 1800, stop.requested)  # 300 s otherwise
 
 
-@pytest.mark.parametrize(("parent", "environment"), [("accelerate", {}), ("agent", {"TORCHELASTIC_RUN_ID": "7"})])
+@pytest.mark.parametrize(
+    ("parent", "environment"), [("accelerate", {}), ("agent", {"TORCHELASTIC_RUN_ID": "7"})]
+)
 def test_a_launcher_that_has_gone_asks_for_a_stop_and_a_shell_does_not(
     parent: str, environment: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -69,7 +73,9 @@ def test_a_launcher_that_has_gone_asks_for_a_stop_and_a_shell_does_not(
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     if parent == "accelerate":
-        monkeypatch.setattr(psutil.Process, "cmdline", lambda self: ["python", "/bin/accelerate", "launch", "x.py"])
+        monkeypatch.setattr(
+            psutil.Process, "cmdline", lambda self: ["python", "/bin/accelerate", "launch", "x.py"]
+        )
     launched = Stop(watch_launcher=True)
     off = Stop(watch_launcher=False)
     assert not launched.requested()

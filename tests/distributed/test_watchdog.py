@@ -1,4 +1,6 @@
-"""Whom the others wait for, from what all ranks say. Row 17 of the campaign of faults stops ranks for real."""
+"""Whom the others wait for, from what all ranks say. Row 17 of the campaign of faults stops ranks
+for real.
+"""
 
 import json
 import re
@@ -26,7 +28,9 @@ from train.distributed.watchdog import diagnosis
 def test_whom_the_others_wait_for(
     before: list[str | None], after: list[int | None], expected: str, tmp_path: Path
 ) -> None:
-    """`before`: places; `after`: the step that each rank says afterwards, None where it says nothing new."""
+    """`before`: places; `after`: the step that each rank says afterwards, None where it says
+    nothing new.
+    """
     then = [place and json.dumps({"told": 1, "step": 7, "place": place}) for place in before]
     now = [
         json.dumps({"told": 2, "step": step, "place": place}) if step else old

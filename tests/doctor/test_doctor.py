@@ -23,7 +23,13 @@ from train.doctor.talk import judge_sum
 from train.launching.gpus import Seen
 from train.launching.torch_builds import Machine
 
-PACKAGES = {"torch": "2.9.0", "accelerate": "1.15.0", "datasets": "5.0.0", "wandb": "0.31.0", "omegaconf": "2.3.0"}
+PACKAGES = {
+    "torch": "2.9.0",
+    "accelerate": "1.15.0",
+    "datasets": "5.0.0",
+    "wandb": "0.31.0",
+    "omegaconf": "2.3.0",
+}
 H100 = Gpu("H100", 79.0, 80.0)
 GOOD = Facts(
     host="node1",
@@ -52,41 +58,95 @@ def test_a_good_machine_is_fine() -> None:
 
 # What is other than on a good machine, the level, and what is said.
 BAD: list[tuple[dict[str, Any], str, str]] = [
-    ({"packages": {}}, WRONG, "torch, accelerate, datasets, wandb, omegaconf cannot be found. Run: pip install"),
-    ({"packages": PACKAGES | {"torch": "2.4.1"}}, WRONG, "torch 2.4.1 is here, and torch<3,>=2.8 is needed. Run:"),
+    (
+        {"packages": {}},
+        WRONG,
+        "torch, accelerate, datasets, wandb, omegaconf cannot be found. Run: pip install",
+    ),
+    (
+        {"packages": PACKAGES | {"torch": "2.4.1"}},
+        WRONG,
+        "torch 2.4.1 is here, and torch<3,>=2.8 is needed. Run:",
+    ),
     (
         {"gpus": (), "seen": Seen(version="2.13.0+cpu")},
         WRONG,
         "2 GPUs (H100, driver 580.65.06): this torch (2.13.0+cpu)",
     ),
-    ({"gpus": (), "seen": replace(cards(0), error="unknown error")}, WRONG, "use them: unknown error. Run: nvidia-smi"),
+    (
+        {"gpus": (), "seen": replace(cards(0), error="unknown error")},
+        WRONG,
+        "use them: unknown error. Run: nvidia-smi",
+    ),
     (
         {"gpus": (), "seen": cards(0), "variables": {"CUDA_VISIBLE_DEVICES": ""}},
         DOUBTFUL,
         "hides all. Run: unset CUDA_VISIBLE_DEVICES",
     ),
     ({"ranks_here": 4}, WRONG, "4 ranks share 2 GPU(s), and each needs its own. Set: NPROC=4"),
-    ({"gpus": (H100, Gpu("H100", 3.0, 80.0))}, DOUBTFUL, "GPU 1 has 3 of 80 GiB free: another process uses it. Run:"),
-    ({"resolved": "127.0.1.1"}, WRONG, "node1 leads to 127.0.1.1, which no other machine can reach. Set: GLOO_SOCKET"),
-    ({"resolved": ""}, WRONG, "node1 leads to no address. Set: GLOO_SOCKET_IFNAME=eth0, or correct /etc/hosts"),
-    ({"variables": {"NCCL_SOCKET_IFNAME": "=eth1"}}, WRONG, "names eth1, which is not up here. Set one of: eth0, ib0"),
-    ({"disks": {"output_dir": Disk("runs", 0.2, True)}}, WRONG, "output_dir (runs) has 0.2 GiB free. Run: df -h runs"),
-    ({"disks": {"output_dir": Disk("runs", 5, True)}}, DOUBTFUL, "output_dir (runs) has 5 GiB free. Checkpoints"),
+    (
+        {"gpus": (H100, Gpu("H100", 3.0, 80.0))},
+        DOUBTFUL,
+        "GPU 1 has 3 of 80 GiB free: another process uses it. Run:",
+    ),
+    (
+        {"resolved": "127.0.1.1"},
+        WRONG,
+        "node1 leads to 127.0.1.1, which no other machine can reach. Set: GLOO_SOCKET",
+    ),
+    (
+        {"resolved": ""},
+        WRONG,
+        "node1 leads to no address. Set: GLOO_SOCKET_IFNAME=eth0, or correct /etc/hosts",
+    ),
+    (
+        {"variables": {"NCCL_SOCKET_IFNAME": "=eth1"}},
+        WRONG,
+        "names eth1, which is not up here. Set one of: eth0, ib0",
+    ),
+    (
+        {"disks": {"output_dir": Disk("runs", 0.2, True)}},
+        WRONG,
+        "output_dir (runs) has 0.2 GiB free. Run: df -h runs",
+    ),
+    (
+        {"disks": {"output_dir": Disk("runs", 5, True)}},
+        DOUBTFUL,
+        "output_dir (runs) has 5 GiB free. Checkpoints",
+    ),
     (
         {"disks": {"output_dir": Disk("runs", 500, False)}},
         WRONG,
         "output_dir (runs) cannot be written. Run: ls -ld",
     ),
-    ({"shared_memory_gib": 0.06}, DOUBTFUL, "/dev/shm has 0.06 GiB free: NCCL and data.workers need more. In a"),
+    (
+        {"shared_memory_gib": 0.06},
+        DOUBTFUL,
+        "/dev/shm has 0.06 GiB free: NCCL and data.workers need more. In a",
+    ),
     ({"open_files": 256}, DOUBTFUL, "no more than 256 files may be open. Run: ulimit -n 4096"),
-    ({"locked_memory_kib": 64}, WRONG, "the limit of locked memory is 64 KiB. Run: ulimit -l unlimited"),
-    ({"variables": {"TORCH_NCCL_ASYNC_ERROR_HANDLING": "0"}}, DOUBTFUL, "message failed. Run: unset TORCH_NCCL_ASYNC"),
-    ({"variables": {"NCCL_IB_DISABLE": "1"}}, DOUBTFUL, "NCCL_IB_DISABLE=1 takes NCCL a fast way. If it cured nothing"),
+    (
+        {"locked_memory_kib": 64},
+        WRONG,
+        "the limit of locked memory is 64 KiB. Run: ulimit -l unlimited",
+    ),
+    (
+        {"variables": {"TORCH_NCCL_ASYNC_ERROR_HANDLING": "0"}},
+        DOUBTFUL,
+        "message failed. Run: unset TORCH_NCCL_ASYNC",
+    ),
+    (
+        {"variables": {"NCCL_IB_DISABLE": "1"}},
+        DOUBTFUL,
+        "NCCL_IB_DISABLE=1 takes NCCL a fast way. If it cured nothing",
+    ),
 ]
 
 
 @pytest.mark.parametrize(("other", "level", "text"), BAD, ids=[row[2][:40] for row in BAD])
-def test_what_is_bad_is_one_sentence_with_its_remedy(other: dict[str, Any], level: str, text: str) -> None:
+def test_what_is_bad_is_one_sentence_with_its_remedy(
+    other: dict[str, Any], level: str, text: str
+) -> None:
     found = [finding for finding in judge(replace(GOOD, **other)) if finding.level != FINE]
 
     assert [finding.level for finding in found] == [level]
@@ -102,11 +162,27 @@ def test_a_name_may_lead_to_the_loopback_where_nobody_else_asks_for_it() -> None
 @pytest.mark.parametrize(
     ("other", "level", "text"),
     [
-        ({"packages": PACKAGES | {"torch": "2.8.0"}}, WRONG, "differ in torch: 2.9.0 on node1; 2.8.0 on node2. Make"),
+        (
+            {"packages": PACKAGES | {"torch": "2.8.0"}},
+            WRONG,
+            "differ in torch: 2.9.0 on node1; 2.8.0 on node2. Make",
+        ),
         ({"python": "3.12.1"}, WRONG, "differ in Python: 3.11.7 on node1; 3.12.1 on node2"),
-        ({"commit": "fedcba9876543210"}, WRONG, "the commit of the code: 0123456789ab on node1; fedcba987654 on node2"),
-        ({"timeout_seconds": 60}, WRONG, "differ in runtime.timeout_seconds: 1800 on node1; 60 on node2"),
-        ({"gpus": (Gpu("A100", 40, 40),)}, DOUBTFUL, "other devices: H100 on node1; A100 on node2. The slowest"),
+        (
+            {"commit": "fedcba9876543210"},
+            WRONG,
+            "the commit of the code: 0123456789ab on node1; fedcba987654 on node2",
+        ),
+        (
+            {"timeout_seconds": 60},
+            WRONG,
+            "differ in runtime.timeout_seconds: 1800 on node1; 60 on node2",
+        ),
+        (
+            {"gpus": (Gpu("A100", 40, 40),)},
+            DOUBTFUL,
+            "other devices: H100 on node1; A100 on node2. The slowest",
+        ),
     ],
 )
 def test_machines_that_differ(other: dict[str, Any], level: str, text: str) -> None:
@@ -127,7 +203,9 @@ def test_clocks() -> None:
 
 
 def test_a_sum_that_is_wrong_or_slow() -> None:
-    assert judge_sum([True, False], 0.1, 256, "cuda")[0].text.startswith("the sum over the ranks is wrong on rank 1.")
+    assert judge_sum([True, False], 0.1, 256, "cuda")[0].text.startswith(
+        "the sum over the ranks is wrong on rank 1."
+    )
     # Of two ranks each sends what it has once: 256 MB in 0.1 s.
     assert judge_sum([True, True], 0.1, 256, "cuda")[0] == Finding(
         FINE, "all-reduce of 256 MB over 2 ranks (cuda): 2.6 GB/s"
@@ -167,7 +245,9 @@ def doctor(environment: dict[str, str], arguments: list[str]) -> tuple[int, str]
     return code, said.getvalue()
 
 
-def test_two_ranks_measure_what_lies_between_them(run_ranks: Callable[..., list[Any]], tmp_path: Path) -> None:
+def test_two_ranks_measure_what_lies_between_them(
+    run_ranks: Callable[..., list[Any]], tmp_path: Path
+) -> None:
     (code, said), (other_code, nothing) = run_ranks(2, doctor, {}, argv(tmp_path))
 
     assert (code, other_code, nothing) == (0, 0, "")
@@ -181,7 +261,11 @@ def test_two_ranks_measure_what_lies_between_them(run_ranks: Callable[..., list[
 def test_what_would_stop_a_run_is_the_exit_code_of_all_ranks(
     run_ranks: Callable[..., list[Any]], tmp_path: Path
 ) -> None:
-    told = {"ACCELERATE_MIXED_PRECISION": "bf16", "GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "eth77"}
+    told = {
+        "ACCELERATE_MIXED_PRECISION": "bf16",
+        "GLOO_SOCKET_IFNAME": "lo",
+        "NCCL_SOCKET_IFNAME": "eth77",
+    }
     (code, said), (other_code, _) = run_ranks(2, doctor, told, argv(tmp_path))
 
     assert (code, other_code) == (1, 1)

@@ -1,4 +1,6 @@
-"""The average of the weights is that of a loop by hand in float64, whatever was skipped, and from the first step on."""
+"""The average of the weights is that of a loop by hand in float64, whatever was skipped, and from
+the first step on.
+"""
 
 import math
 import warnings
@@ -27,7 +29,11 @@ def averaged_by_hand(weights: list[Any], skipped: set[int], decay: float) -> Any
     average, begun = weights[0].astype(np.float64), False
     for k in range(1, len(weights)):
         if k not in skipped:
-            average = decay * average + (1 - decay) * weights[k] if begun else weights[k].astype(np.float64)
+            average = (
+                decay * average + (1 - decay) * weights[k]
+                if begun
+                else weights[k].astype(np.float64)
+            )
             begun = True
     return average
 
@@ -43,7 +49,9 @@ def test_is_that_of_a_loop_by_hand(tmp_path: Path, target: str, skipped: tuple[i
     def prepare(run: Run, trace: Any) -> None:
         kept.append(run.weights.modules["ema"])
 
-    trace = record(argv(tmp_path, *given, f"data.args={{size: 40, nan: {places}}}"), prepare=prepare)
+    trace = record(
+        argv(tmp_path, *given, f"data.args={{size: 40, nan: {places}}}"), prepare=prepare
+    )
 
     assert trace.skipped_steps == len(skipped)
     expected = averaged_by_hand(trace.weights, set(skipped), DECAY)
@@ -77,7 +85,9 @@ def test_moves_in_bf16_where_a_step_of_it_is_less_than_a_digit() -> None:
 
 
 class Normed(nn.Module):
-    """Old weight norm: its weight is computed, which torch.deepcopy refuses; beside it a map kept from a forward."""
+    """Old weight norm: its weight is computed, which torch.deepcopy refuses; beside it a map kept
+    from a forward.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -92,7 +102,11 @@ class Normed(nn.Module):
 
 
 def test_of_a_model_that_holds_what_it_computed(tmp_path: Path) -> None:
-    model = ("model={target: tests.evaluation.test_ema.Normed, args: {}}", "data.eval_fraction=0.2", "ema.decay=0.0")
+    model = (
+        "model={target: tests.evaluation.test_ema.Normed, args: {}}",
+        "data.eval_fraction=0.2",
+        "ema.decay=0.0",
+    )
 
     record(argv(tmp_path, *model))
 
@@ -108,7 +122,9 @@ class Locked(nn.Linear):
 
 
 def test_a_model_that_cannot_be_copied_is_refused() -> None:
-    with pytest.raises(EmaError, match=r"ema\.decay=null.*cannot pickle 'generator'|cannot be copied"):
+    with pytest.raises(
+        EmaError, match=r"ema\.decay=null.*cannot pickle 'generator'|cannot be copied"
+    ):
         Ema(small_learner(Locked()), decay=0.9)
 
 
@@ -133,12 +149,19 @@ def test_a_checkpoint_of_torchs_own_average_is_read(tmp_path: Path) -> None:
 
 
 def test_resumes_where_it_was(tmp_path: Path) -> None:
-    given = ("ema.decay=0.9", "checkpoint={resume: auto, every_steps: 2}", "optimizer={target: adamw, lr: 0.1}")
+    given = (
+        "ema.decay=0.9",
+        "checkpoint={resume: auto, every_steps: 2}",
+        "optimizer={target: adamw, lr: 0.1}",
+    )
     nan = "data.args={size: 40, nan: [0]}"
     finals = []
     for name, cuts in (("whole", [5]), ("parts", [1, 3, 5])):
         for steps in cuts:
-            run = build(load(argv(tmp_path, *given, nan, f"name={name}", f"duration={{steps: {steps}}}")), "accumulate")
+            run = build(
+                load(argv(tmp_path, *given, nan, f"name={name}", f"duration={{steps: {steps}}}")),
+                "accumulate",
+            )
             from train.accumulate import compute_gradient
 
             fit(run, run.watch(compute_gradient))

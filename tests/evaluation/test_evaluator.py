@@ -1,4 +1,6 @@
-"""What is added up over batches and ranks: by name, with rank 0's buffers, in as many pieces as fit in memory."""
+"""What is added up over batches and ranks: by name, with rank 0's buffers, in as many pieces as fit
+in memory.
+"""
 
 import os
 from dataclasses import dataclass
@@ -49,7 +51,14 @@ class Task:
 
 def evaluation(sets: Any, task: Any, ranks: Ranks | None = None, size: int = 4) -> Evaluation:
     given = sets if isinstance(sets, dict) else {"": sets}
-    return Evaluation(sets=given, task=task, ranks=ranks or Ranks(), device=CPU, dtype=torch.float64, batch_size=size)
+    return Evaluation(
+        sets=given,
+        task=task,
+        ranks=ranks or Ranks(),
+        device=CPU,
+        dtype=torch.float64,
+        batch_size=size,
+    )
 
 
 def met() -> Ranks:
@@ -61,13 +70,17 @@ def met() -> Ranks:
 
 
 class Copies(TorchDispatchMode):
-    """Records what is copied from the host: on a GPU it would wait there for all that is still to be computed."""
+    """Records what is copied from the host: on a GPU it would wait there for all that is still to
+    be computed.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.found: list[str] = []
 
-    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
         result = function(*args, **(kwargs or {}))
         was_on_host = any(isinstance(each, Tensor) and each.device == CPU for each in args)
         if was_on_host and isinstance(result, Tensor) and result.device == META:
@@ -79,7 +92,9 @@ def test_a_number_of_the_host_is_not_copied_to_the_device() -> None:
     numbers = [5, 2.5, True, np.float32(3), torch.tensor(7.0), torch.tensor([9])]
 
     with Copies() as copies:
-        sums = read_sums({str(i): (torch.zeros((), device=META), n) for i, n in enumerate(numbers)}, META)
+        sums = read_sums(
+            {str(i): (torch.zeros((), device=META), n) for i, n in enumerate(numbers)}, META
+        )
 
     assert not copies.found
     assert {mean.weight.device for mean in sums.values()} == {META}
@@ -94,12 +109,17 @@ GUESSES = [0, 1, 0, 0, 1, 0, 0, 0, 1, 1, 1]
 
 
 def recall(model: Any, batch: Batch) -> dict[str, Any]:
-    """Only for the classes of the batch, the rarest first: each batch has its own names in its own order."""
+    """Only for the classes of the batch, the rarest first: each batch has its own names in its own
+    order.
+    """
     labels, guesses = batch["labels"], batch["guesses"]
     found: dict[str, Any] = {}
     for label in sorted(set(labels.tolist()), key=lambda label: int((labels == label).sum())):
         of_class = labels == label
-        found[f"recall_{label}"] = (int((guesses[of_class] == label).sum()), of_class.sum().to(torch.int32))
+        found[f"recall_{label}"] = (
+            int((guesses[of_class] == label).sum()),
+            of_class.sum().to(torch.int32),
+        )
     return found | {"all_right": (bool((labels == guesses).all()), 1)}
 
 
@@ -127,7 +147,10 @@ def test_metrics_are_joined_by_name(run_ranks: Any, world_size: int) -> None:
 @pytest.mark.parametrize(
     ("sums", "said"),
     [
-        ({"loss": (torch.ones(3), 3)}, "the sum of 'loss' must be one real number .* float32 tensor of shape (3,)"),
+        (
+            {"loss": (torch.ones(3), 3)},
+            "the sum of 'loss' must be one real number .* float32 tensor of shape (3,)",
+        ),
         ({"f1": (1.0, None)}, "the weight of 'f1' must be one real number .* NoneType"),
         ({"f1": 0.5}, "'f1' must be a pair"),
         ({"z": (1j, 1)}, "the sum of 'z' must be one real number"),
@@ -144,7 +167,9 @@ def test_what_is_no_metric_is_named(sums: Any, said: str) -> None:
 
 
 def test_without_a_loss_there_is_none() -> None:
-    metrics = evaluation(Table({"x": torch.zeros(4)}), Task(lambda model, batch: {"mine": (2.0, 4)}))(nn.Identity())
+    metrics = evaluation(
+        Table({"x": torch.zeros(4)}), Task(lambda model, batch: {"mine": (2.0, 4)})
+    )(nn.Identity())
 
     assert metrics == {"mine": 0.5, "samples": 4}
 
@@ -185,7 +210,9 @@ def exact_r2(targets: NDArray[Any], guesses: NDArray[Any]) -> Fraction:
         numbers = [Fraction(x) for x in of_column.tolist()]
         mean = sum(numbers, Fraction(0)) / len(numbers)
         spreads += sum((x - mean) ** 2 for x in numbers)
-        errors += sum((x - Fraction(g)) ** 2 for x, g in zip(numbers, guessed.tolist(), strict=True))
+        errors += sum(
+            (x - Fraction(g)) ** 2 for x, g in zip(numbers, guessed.tolist(), strict=True)
+        )
     return 1 - errors / spreads
 
 
@@ -210,7 +237,9 @@ def test_r2_has_its_digits_at_any_mean(run_ranks: Any, world_size: int) -> None:
 
 @pytest.mark.parametrize("value", [0.1, 1e6 + 0.3])
 def test_targets_that_are_all_the_same_have_no_r2(value: float) -> None:
-    held = Table({"inputs": torch.zeros(100, 2), "targets": torch.full((100, 2), value, dtype=torch.float64)})
+    held = Table(
+        {"inputs": torch.zeros(100, 2), "targets": torch.full((100, 2), value, dtype=torch.float64)}
+    )
 
     assert "r2" not in evaluation(held, Regression(), size=3)(Off())
 
@@ -249,7 +278,9 @@ def test_where_the_memory_is_full_all_ranks_take_half(run_ranks: Any, world_size
     for losses, taken, size in found:
         assert losses == [11.0, 11.0]
         assert size == 2
-        assert max(taken[-(23 // 2 // world_size) :]) == 2, "the second evaluation begins with what fitted"
+        assert max(taken[-(23 // 2 // world_size) :]) == 2, (
+            "the second evaluation begins with what fitted"
+        )
 
 
 def starving() -> str:
@@ -270,7 +301,8 @@ def test_what_a_task_raises_is_told_with_its_line() -> None:
         return {"loss": batch["y"]}
 
     with pytest.raises(
-        EvaluationFailed, match=r"eval_sums of task Task raised: KeyError: 'y' .*test_evaluator\.py:\d+"
+        EvaluationFailed,
+        match=r"eval_sums of task Task raised: KeyError: 'y' .*test_evaluator\.py:\d+",
     ):
         evaluation(Table({"x": torch.zeros(4)}), Task(broken))(nn.Identity())
 
@@ -301,12 +333,16 @@ class Keeper(nn.Module):
         self.register_buffer("mean", torch.tensor([float("nan"), -0.0, 1.5 + rank]))
         self.register_buffer("count", torch.tensor(rank))
         self.register_buffer("seen", torch.tensor([rank == 0, True]))
-        self.register_buffer("phase", torch.tensor([1j * rank], dtype=torch.complex128), persistent=False)
+        self.register_buffer(
+            "phase", torch.tensor([1j * rank], dtype=torch.complex128), persistent=False
+        )
         self.register_buffer("wide", torch.full((4, 3), rank, dtype=torch.bfloat16).T)
         self.register_buffer("none", torch.zeros(0))
 
     def forward(self) -> Tensor:
-        number: Tensor = self.mean[2] + self.count + self.seen[0] + self.phase.abs()[0] + self.wide.sum()
+        number: Tensor = (
+            self.mean[2] + self.count + self.seen[0] + self.phase.abs()[0] + self.wide.sum()
+        )
         return number
 
 

@@ -55,7 +55,10 @@ def fail_to_show() -> str:
         return []
 
     learner: Any = SimpleNamespace(
-        task=SimpleNamespace(samples=samples), device=torch.device("cpu"), dtype=torch.float32, parallel=WHOLE
+        task=SimpleNamespace(samples=samples),
+        device=torch.device("cpu"),
+        dtype=torch.float32,
+        parallel=WHOLE,
     )
     sets: Any = SimpleNamespace(evaluation={"": Readable(ranks.rank)})
     config = load(["configs/digits.yaml"]).config
@@ -71,7 +74,10 @@ def test_all_ranks_know_why_one_of_them_could_not_show(run_ranks: Any) -> None:
 
 
 def test_all_ranks_know_why_one_of_them_could_not_read(run_ranks: Any) -> None:
-    assert run_ranks(2, lose_a_worker) == ["rank 1: loading samples: killed", "loading samples: killed"]
+    assert run_ranks(2, lose_a_worker) == [
+        "rank 1: loading samples: killed",
+        "loading samples: killed",
+    ]
 
 
 def stop_after_a_text() -> int:
@@ -83,12 +89,17 @@ def stop_after_a_text() -> int:
         return []
 
     learner: Any = SimpleNamespace(
-        task=SimpleNamespace(samples=samples), device=torch.device("cpu"), dtype=torch.float32, parallel=WHOLE
+        task=SimpleNamespace(samples=samples),
+        device=torch.device("cpu"),
+        dtype=torch.float32,
+        parallel=WHOLE,
     )
     sets: Any = SimpleNamespace(evaluation={"": Readable(ranks.rank)})
     config = load(["configs/digits.yaml"]).config
     asked = iter([False, ranks.rank == 1])  # of one rank, before its second text
-    evaluate = sampled(lambda module: {}, learner, sets, config, ranks, lambda table: None, lambda: next(asked))
+    evaluate = sampled(
+        lambda module: {}, learner, sets, config, ranks, lambda table: None, lambda: next(asked)
+    )
     with pytest.raises(Abandoned):
         evaluate(nn.Identity())
     return len(texts)

@@ -1,4 +1,6 @@
-"""Models that a test of the audit trains, named in configs by their dotted path, and what it reads of such a run."""
+"""Models that a test of the audit trains, named in configs by their dotted path, and what it reads
+of such a run.
+"""
 
 import os
 import time
@@ -66,7 +68,9 @@ def other_rows(folder: Path, name: str = "run") -> list[dict[str, Any]]:
     """All that is measured of the training: without times and what the machine holds."""
     kept = []
     for row in rows(folder, names.LEARNING_RATE, name):
-        kept.append({key: value for key, value in row.items() if key.startswith(("train/", "batch/"))})
+        kept.append(
+            {key: value for key, value in row.items() if key.startswith(("train/", "batch/"))}
+        )
     return kept
 
 
@@ -76,7 +80,8 @@ def trained(arguments: list[str]) -> tuple[Array, list[list[int]]]:
 
 
 class Flipping(Gated):
-    """Rank `wrong` gets a gradient of its head in which bit `bit` of one number is another one, once it is armed.
+    """Rank `wrong` gets a gradient of its head in which bit `bit` of one number is another one,
+    once it is armed.
 
     `times`: in so many backward passes.
     """
@@ -116,8 +121,9 @@ class SlowForOne(Gated):
 
 
 class AtThreshold(Gated):
-    """One sample of the first step lies where a ReLU begins: rounding, which batches of another size do otherwise,
-    decides whether it counts."""
+    """One sample of the first step lies where a ReLU begins: rounding, which batches of another
+    size do otherwise, decides whether it counts.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -182,7 +188,9 @@ class WithKernel(Gated):
 
 
 class NarrowForEach(Gated):
-    """Couples samples a little, and computes one number of each in float32: where there is one, none is seen."""
+    """Couples samples a little, and computes one number of each in float32: where there is one,
+    none is seen.
+    """
 
     is_armed = False
 
@@ -234,7 +242,9 @@ CALLS = {"number": 0}
 
 
 class Elsewhere(Gated):
-    """Counts its calls where neither buffers nor attributes are; the count changes nothing, or centres from 40 on."""
+    """Counts its calls where neither buffers nor attributes are; the count changes nothing, or
+    centres from 40 on.
+    """
 
     total = 0
 

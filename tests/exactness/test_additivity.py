@@ -33,7 +33,11 @@ class Net(nn.Module):
         self.norm = nn.BatchNorm1d(8) if "norm" in kind else nn.Identity()
         if "head of zeros" in kind:
             nn.init.zeros_(self.second.weight)
-        self.drop = nn.Dropout(0.0 if kind == "dropout of 0" else 0.3) if "dropout" in kind else nn.Identity()
+        self.drop = (
+            nn.Dropout(0.0 if kind == "dropout of 0" else 0.3)
+            if "dropout" in kind
+            else nn.Identity()
+        )
 
     def train(self, mode: bool = True) -> "Net":
         super().train(mode)
@@ -60,11 +64,15 @@ class Contrastive(Classification):
 
     def loss_sum(self, model: Any, batch: Batch) -> Tensor:
         embeddings = nn.functional.normalize(model(batch["inputs"]), dim=1)
-        return cross_entropy(embeddings @ embeddings.T, torch.arange(len(embeddings)), reduction="sum")
+        return cross_entropy(
+            embeddings @ embeddings.T, torch.arange(len(embeddings)), reduction="sum"
+        )
 
 
 class Balanced(Classification):
-    """A little of what mixtures of experts add: at the start, when all classes are alike, a loss hardly tells."""
+    """A little of what mixtures of experts add: at the start, when all classes are alike, a loss
+    hardly tells.
+    """
 
     def loss_sum(self, model: Any, batch: Batch) -> Tensor:
         logits = model(batch["inputs"])
@@ -92,12 +100,17 @@ class OtherNames(Classification):
 
 
 class TwoTerms(Classification):
-    """Cross-entropy over the labels that count, and a penalty over the samples: each with its own denominator."""
+    """Cross-entropy over the labels that count, and a penalty over the samples: each with its own
+    denominator.
+    """
 
     coefficients: Mapping[str, float] = {"penalty": 0.25}
 
     def loss_weight(self, batch: Batch) -> dict[str, float]:
-        return {"cross_entropy": float((batch["labels"] != -100).sum()), "penalty": float(len(batch["labels"]))}
+        return {
+            "cross_entropy": float((batch["labels"] != -100).sum()),
+            "penalty": float(len(batch["labels"])),
+        }
 
     def loss_sum(self, model: Any, batch: Batch) -> dict[str, Tensor]:
         logits = model(batch["inputs"])
@@ -134,23 +147,37 @@ def judged(folder: Path) -> tuple[str, str]:
         ([net("dropout of 0")], "verified", "adds up"),
         ([net("functional noise")], "false", "other masks"),
         ([net("centred")], "false", "the model couples samples"),
-        ([net("dropout under a head of zeros")], "false", "other masks for other micro-batches (drop)"),
+        (
+            [net("dropout under a head of zeros")],
+            "false",
+            "other masks for other micro-batches (drop)",
+        ),
         ([net("centred under a head of zeros")], "false", "the model couples samples"),
         ([net("head of zeros")], "verified", "adds up"),
-        (["task=tests.exactness.test_additivity.Balanced", "precision=fp32"], "false", "couples the samples"),
+        (
+            ["task=tests.exactness.test_additivity.Balanced", "precision=fp32"],
+            "false",
+            "couples the samples",
+        ),
         (
             ["task=tests.exactness.test_additivity.Declared"],
             "false",
             "Declared says of its loss that it couples the samples",
         ),
-        (["task=tests.exactness.test_additivity.Contrastive"], "false", "couples the samples of a batch"),
+        (
+            ["task=tests.exactness.test_additivity.Contrastive"],
+            "false",
+            "couples the samples of a batch",
+        ),
         (["data.args.ignored=[0, 8]"], "declared", "none of the first 8 samples counts"),
         (["data.args.nan=[1]"], "false", "not finite before the first step"),
         (["task=tests.exactness.test_additivity.TwoTerms"], "verified", "adds up"),
         (["data.args.size=1"], "declared", "one sample cannot be split"),
     ],
 )
-def test_judged_before_the_first_step(tmp_path: Path, overrides: list[str], exact: str, reason: str) -> None:
+def test_judged_before_the_first_step(
+    tmp_path: Path, overrides: list[str], exact: str, reason: str
+) -> None:
     assert start(tmp_path, *overrides) == 0
 
     found, reasons = judged(tmp_path)
@@ -173,19 +200,29 @@ def start_here(folder: str, overrides: list[str]) -> int:
         (["precision=bf16", "model.dtype=bf16"], f"{ROUNDS['bf16 parameters']}:"),
     ],
 )
-def test_low_precision_comes_with_its_bound(run_ranks: Any, tmp_path: Path, overrides: list[str], reason: str) -> None:
-    assert run_ranks(1, start_here, str(tmp_path), overrides) == [0]  # a process has one precision for good
+def test_low_precision_comes_with_its_bound(
+    run_ranks: Any, tmp_path: Path, overrides: list[str], reason: str
+) -> None:
+    # a process has one precision for good
+    assert run_ranks(1, start_here, str(tmp_path), overrides) == [0]
 
     exact, reasons = judged(tmp_path)
     assert exact == "false"
-    assert reasons == f"{reason} within 2e-02 of the big batch's gradient (scripts/verify.py measures)"
+    assert (
+        reasons == f"{reason} within 2e-02 of the big batch's gradient (scripts/verify.py measures)"
+    )
 
 
 @pytest.mark.parametrize(
     ("override", "reason"),
-    [(net("dropout"), "other masks"), ("task=tests.exactness.test_additivity.Balanced", "couples the samples")],
+    [
+        (net("dropout"), "other masks"),
+        ("task=tests.exactness.test_additivity.Balanced", "couples the samples"),
+    ],
 )
-def test_low_precision_hides_nothing(run_ranks: Any, tmp_path: Path, override: str, reason: str) -> None:
+def test_low_precision_hides_nothing(
+    run_ranks: Any, tmp_path: Path, override: str, reason: str
+) -> None:
     """Autocast rounds by far more than these add."""
     assert run_ranks(1, start_here, str(tmp_path), ["precision=bf16", override]) == [0]
 
@@ -205,7 +242,9 @@ def test_low_precision_hides_nothing(run_ranks: Any, tmp_path: Path, override: s
         ("cuda", True, torch.bfloat16, "fp32", "bf16 parameters"),
     ],
 )
-def test_what_rounds_a_gradient(device: str, tf32: bool, dtype: torch.dtype, precision: str, expected: str) -> None:
+def test_what_rounds_a_gradient(
+    device: str, tf32: bool, dtype: torch.dtype, precision: str, expected: str
+) -> None:
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("high" if tf32 else "highest")
     try:
@@ -218,8 +257,13 @@ def test_what_rounds_a_gradient(device: str, tf32: bool, dtype: torch.dtype, pre
     assert {*ROUNDS, "fp32", "fp64"} == BOUNDS.keys() == TOLERANCE.keys()
 
 
-def test_required_refuses_before_a_folder_is_made(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert start(tmp_path, "batch.exact=required", "task=tests.exactness.test_additivity.Contrastive") == 2
+def test_required_refuses_before_a_folder_is_made(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert (
+        start(tmp_path, "batch.exact=required", "task=tests.exactness.test_additivity.Contrastive")
+        == 2
+    )
 
     told = capsys.readouterr().err
     assert "batch.exact=required" in told
@@ -258,7 +302,11 @@ class NoNumber(TwoTerms):
 @pytest.mark.parametrize(
     ("task", "message"),
     [
-        ("Misspelt", "names the term 'penalties', but the loss has the terms cross_entropy, penalty. Did you mean "),
+        (
+            "Misspelt",
+            "names the term 'penalties', but the loss has the terms cross_entropy, penalty. Did "
+            "you mean ",
+        ),
         ("NoMapping", "coefficients must be {term: number}: got float"),
         ("NoNumber", "coefficients['penalty'] must be a finite number: got 'a quarter'"),
     ],
@@ -273,7 +321,9 @@ def test_coefficients_of_terms_that_exist(
 
 
 def test_the_trial_disturbs_nothing(tmp_path: Path) -> None:
-    """Dropout draws the same masks, and BatchNorm has the same statistics, as if nothing had been tried."""
+    """Dropout draws the same masks, and BatchNorm has the same statistics, as if nothing had been
+    tried.
+    """
     for kind in ("dropout", "batch norm"):
         model = net(kind)
         gradients = []
@@ -282,7 +332,10 @@ def test_the_trial_disturbs_nothing(tmp_path: Path) -> None:
                 if place == "without":
                     from train.exactness.additivity import Exactness
 
-                    patch.setattr("train.exactness.preflight.judge", lambda *_: Exactness("declared", (), ("loss",)))
+                    patch.setattr(
+                        "train.exactness.preflight.judge",
+                        lambda *_: Exactness("declared", (), ("loss",)),
+                    )
                 gradients.append(record(argv(tmp_path, model, "duration={steps: 3}")).gradients[3])
         assert np.array_equal(*gradients)
 
@@ -297,22 +350,32 @@ def two_terms_at_once(arguments: list[str], weights: Any, ids: Any) -> tuple[dic
     data = tiny(**config.data.args).with_format("torch", dtype=torch.float64)[:]
     inputs, labels = data["inputs"][ids], data["labels"][ids].long()
     logits = module(inputs)
-    terms = {"cross_entropy": cross_entropy(logits, labels), "penalty": logits.square().sum() / len(ids)}
+    terms = {
+        "cross_entropy": cross_entropy(logits, labels),
+        "penalty": logits.square().sum() / len(ids),
+    }
     loss = terms["cross_entropy"] + 0.25 * terms["penalty"]
     values = {"loss": loss.item()} | {name: value.item() for name, value in terms.items()}
     return values, flat(torch.autograd.grad(loss, list(module.parameters())))
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3])
-def test_several_terms_each_with_its_own_denominator(run_ranks: Any, tmp_path: Path, world_size: int) -> None:
+def test_several_terms_each_with_its_own_denominator(
+    run_ranks: Any, tmp_path: Path, world_size: int
+) -> None:
     arguments = argv(
-        tmp_path, "task=tests.exactness.test_additivity.TwoTerms", "batch.micro=2", "data.args.ignored=[1, 5]"
+        tmp_path,
+        "task=tests.exactness.test_additivity.TwoTerms",
+        "batch.micro=2",
+        "data.args.ignored=[1, 5]",
     )
 
     trace = run_ranks(world_size, record, arguments)[0]
 
     for row, k, ids in zip(rows(tmp_path), trace.gradients, steps(37, 8), strict=True):
-        values, gradient = two_terms_at_once(arguments, trace.weights[k - 1], torch.from_numpy(ids.copy()))
+        values, gradient = two_terms_at_once(
+            arguments, trace.weights[k - 1], torch.from_numpy(ids.copy())
+        )
         assert distance(trace.gradients[k], gradient) <= 1e-12
         for name, value in values.items():
             assert row[f"train/{name}"] == pytest.approx(value, rel=1e-12)
@@ -324,7 +387,8 @@ def verify_on_a_rank(arguments: list[str]) -> int:
 
 @pytest.mark.parametrize("world_size", [1, 2])
 @pytest.mark.parametrize(
-    ("overrides", "arithmetic_told"), [(("precision=bf16",), "bf16"), (("model.dtype=bf16",), "bf16 parameters")]
+    ("overrides", "arithmetic_told"),
+    [(("precision=bf16",), "bf16"), (("model.dtype=bf16",), "bf16 parameters")],
 )
 def test_verify_in_low_precision(
     run_ranks: Any,
@@ -380,7 +444,9 @@ def test_verify_names_what_is_at_fault(
 
 
 class OneLayerOfDropout(nn.Module):
-    """(samples, 6) -> (samples, 3). On a CPU, halves draw one after the other what the whole draws at once."""
+    """(samples, 6) -> (samples, 3). On a CPU, halves draw one after the other what the whole draws
+    at once.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -427,7 +493,9 @@ class Watcher(OtherForOne):
         return self.only(inputs - self.mean)
 
 
-def test_what_no_gradient_tells_is_not_exact(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_no_gradient_tells_is_not_exact(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     model = "model={target: tests.exactness.test_additivity.Watcher}"
 
     assert verify(argv(tmp_path, model)) == 1
@@ -440,24 +508,44 @@ def test_what_no_gradient_tells_is_not_exact(tmp_path: Path, capsys: pytest.Capt
     assert "the loss in an evaluation is" in judged(tmp_path)[1]
 
 
-def test_verify_finds_one_layer_of_dropout(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert verify(argv(tmp_path, "model={target: tests.exactness.test_additivity.OneLayerOfDropout}")) == 1
+def test_verify_finds_one_layer_of_dropout(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert (
+        verify(argv(tmp_path, "model={target: tests.exactness.test_additivity.OneLayerOfDropout}"))
+        == 1
+    )
 
     told = capsys.readouterr().out
     assert told.count("NOT EXACT") == told.count("1 x ")
     assert "(only.0): same distribution, other numbers; a probability of 0 is exact" in told
 
 
-def test_verify_tries_the_split_of_the_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert verify(argv(tmp_path, "model={target: tests.exactness.test_additivity.OtherForOne}", "batch.micro=1")) == 1
+def test_verify_tries_the_split_of_the_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert (
+        verify(
+            argv(
+                tmp_path,
+                "model={target: tests.exactness.test_additivity.OtherForOne}",
+                "batch.micro=1",
+            )
+        )
+        == 1
+    )
 
-    verdicts = {line.split("(")[0]: line for line in capsys.readouterr().out.splitlines() if "1 x " in line}
+    verdicts = {
+        line.split("(")[0]: line for line in capsys.readouterr().out.splitlines() if "1 x " in line
+    }
     wrong = [split for split, line in verdicts.items() if "NOT EXACT" in line]
     assert [split.split()[1:4] for split in wrong] == [["1", "x", "8"]]
 
 
 @pytest.mark.parametrize("world_size", [1, 2])
-def test_verify_takes_the_largest_step_that_fits(run_ranks: Any, tmp_path: Path, world_size: int) -> None:
+def test_verify_takes_the_largest_step_that_fits(
+    run_ranks: Any, tmp_path: Path, world_size: int
+) -> None:
     overrides = (
         "model={target: tests.exactness.test_additivity.NoRoom}",
         "batch.micro=2",
@@ -469,7 +557,11 @@ def test_verify_takes_the_largest_step_that_fits(run_ranks: Any, tmp_path: Path,
 
     assert [code for code, _ in codes] == [0] * world_size
     told = codes[0][1]
-    assert told.count("9 samples do not fit unsplit; the reference is a step of 5\n") == 2  # in fp64 and fp32
+    # in fp64 and fp32
+    assert told.count("9 samples do not fit unsplit; the reference is a step of 5\n") == 2
     own = 3 if world_size == 1 else 2  # micro-batches of 2, on a rank
     for precision in ("fp64", "fp32"):
-        assert any(line.startswith(precision) and f"{world_size} x {own} " in line for line in told.splitlines())
+        assert any(
+            line.startswith(precision) and f"{world_size} x {own} " in line
+            for line in told.splitlines()
+        )

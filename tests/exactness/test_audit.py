@@ -38,7 +38,9 @@ def test_audits_are_due_at_1_10_100_and_then_regularly() -> None:
 
 
 def digests(folder: Path) -> dict[str, str]:
-    """Of all files of the checkpoints and of the final weights; times and memory are not the training's."""
+    """Of all files of the checkpoints and of the final weights; times and memory are not the
+    training's.
+    """
     found = {}
     for path in sorted([*folder.rglob("*.safetensors"), *folder.rglob("optimizer*")]):
         found[str(path.relative_to(folder))] = hashlib.sha256(path.read_bytes()).hexdigest()
@@ -73,7 +75,9 @@ def test_an_exact_run_is_verified_and_nothing_of_it_changes(case: str, tmp_path:
 
 
 @pytest.mark.parametrize("kind", ["centred", "queued", "averaged"])
-def test_what_opens_late_is_found(kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_opens_late_is_found(
+    kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """4 micro-batches a step; the trial before the first one has seen nothing."""
     opens = 40 if kind != "queued" else 60
     given = (GATED % (kind, opens), "batch.micro=2", "precision=fp32", "duration={steps: 25}")
@@ -90,8 +94,15 @@ def test_what_opens_late_is_found(kind: str, tmp_path: Path, capsys: pytest.Capt
     assert "step 20: the gradient depends on how the batch is cut" in said
 
 
-def test_required_stops_before_the_update(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    given = (GATED % ("centred", 40), "batch.micro=2", "duration={steps: 25}", "batch.audit_every_steps=4")
+def test_required_stops_before_the_update(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = (
+        GATED % ("centred", 40),
+        "batch.micro=2",
+        "duration={steps: 25}",
+        "batch.audit_every_steps=4",
+    )
 
     code = main(argv(tmp_path, *given, "batch.exact=required"), "accumulate", compute_gradient)
 
@@ -103,7 +114,12 @@ def test_required_stops_before_the_update(tmp_path: Path, capsys: pytest.Capture
 
 
 def test_what_draws_is_not_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    given = (GATED % ("dropped", 40), "batch.micro=2", "duration={steps: 25}", "batch.audit_every_steps=4")
+    given = (
+        GATED % ("dropped", 40),
+        "batch.micro=2",
+        "duration={steps: 25}",
+        "batch.audit_every_steps=4",
+    )
 
     audited, _ = trained(argv(tmp_path, *given, "name=with"))
     weights, _ = trained(argv(tmp_path, *given, "name=without", "batch.audit_every_steps=0"))
@@ -123,8 +139,12 @@ ROUNDING = (
 """Its gradient at the start is rounding and nothing else."""
 
 
-def test_what_is_rounding_alone_is_no_fault(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The targets are the model's own outputs, in float64: its gradient in float32 is rounding and nothing else."""
+def test_what_is_rounding_alone_is_no_fault(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The targets are the model's own outputs, in float64: its gradient in float32 is rounding and
+    nothing else.
+    """
     trained(argv(tmp_path, *ROUNDING, "batch.micro=4", "duration={steps: 1}", ON))
 
     row = audits(tmp_path)[1]
@@ -133,12 +153,17 @@ def test_what_is_rounding_alone_is_no_fault(tmp_path: Path, capsys: pytest.Captu
     assert "step 1: the gradient differs by rounding alone" in capsys.readouterr().out
 
 
-def test_a_unit_at_its_threshold_is_no_fault(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Found in a small convolutional network: in float32 the cuts differ by more than most roundings of its weights
-    make, in float64 by nothing."""
+def test_a_unit_at_its_threshold_is_no_fault(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Found in a small convolutional network: in float32 the cuts differ by more than most
+    roundings of its weights make, in float64 by nothing.
+    """
     model = "model={target: tests.exactness.audited.AtThreshold, args: {}}"
 
-    trained_at_threshold(argv(tmp_path, model, "precision=fp32", "batch.micro=4", "duration={steps: 1}", ON))
+    trained_at_threshold(
+        argv(tmp_path, model, "precision=fp32", "batch.micro=4", "duration={steps: 1}", ON)
+    )
 
     said = capsys.readouterr().out
     assert audits(tmp_path)[1][names.SPLIT_ERROR] > 1e-3
@@ -146,7 +171,9 @@ def test_a_unit_at_its_threshold_is_no_fault(tmp_path: Path, capsys: pytest.Capt
     assert "computed wrong" not in said
 
 
-def test_the_watchdog_sees_that_an_audit_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_watchdog_sees_that_an_audit_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """float64 may be slower than the step by far: each micro-batch of it shows, and each gradient."""
     beats = 0
 
@@ -190,8 +217,12 @@ def test_other_ways_to_compute_are_audited(given: tuple[str, ...], tmp_path: Pat
     AcceleratorState._reset_state()  # it knows one precision per process
     model = GATED % ("none", 0)
 
-    weights, _ = trained(argv(tmp_path, model, *given, "duration={steps: 3}", "batch.micro=4", "name=without"))
-    audited, _ = trained(argv(tmp_path, model, *given, "duration={steps: 3}", "batch.micro=4", "name=with", ON))
+    weights, _ = trained(
+        argv(tmp_path, model, *given, "duration={steps: 3}", "batch.micro=4", "name=without")
+    )
+    audited, _ = trained(
+        argv(tmp_path, model, *given, "duration={steps: 3}", "batch.micro=4", "name=with", ON)
+    )
 
     assert [row[names.VERIFIED] for row in audits(tmp_path, "with").values()] == [1, 1]
     assert np.array_equal(weights, audited)
@@ -200,7 +231,11 @@ def test_other_ways_to_compute_are_audited(given: tuple[str, ...], tmp_path: Pat
 
 def test_counts_that_are_no_attributes_are_put_back(tmp_path: Path) -> None:
     """In a global, in an attribute of the class, and in a closure."""
-    given = ("model={target: tests.exactness.audited.Elsewhere}", "batch.micro=2", "duration={steps: 7}")
+    given = (
+        "model={target: tests.exactness.audited.Elsewhere}",
+        "batch.micro=2",
+        "duration={steps: 7}",
+    )
 
     with_audit = counted_elsewhere(argv(tmp_path, *given, "name=with", ON))
     without = counted_elsewhere(argv(tmp_path, *given, "name=without"))
@@ -224,10 +259,14 @@ def test_what_cannot_be_written_to_ends_no_run(
     assert "finished: 4 steps" in said
 
 
-def test_what_opens_late_by_a_global_is_found(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_opens_late_by_a_global_is_found(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     model = "model={target: tests.exactness.audited.Elsewhere, args: {couples: true}}"
 
-    counted_elsewhere(argv(tmp_path, model, "batch.micro=2", "duration={steps: 30}", ON, "precision=fp32"))
+    counted_elsewhere(
+        argv(tmp_path, model, "batch.micro=2", "duration={steps: 30}", ON, "precision=fp32")
+    )
 
     said = capsys.readouterr().out
     assert audits(tmp_path)[1][names.VERIFIED] == 1
@@ -238,7 +277,13 @@ def test_what_opens_late_by_a_global_is_found(tmp_path: Path, capsys: pytest.Cap
 def test_neither_its_time_nor_its_memory_is_the_trainings(tmp_path: Path) -> None:
     """Eight samples one by one, slow and large, beside steps that take two at a time."""
     model = "model={target: tests.exactness.audited.SlowForOne, args: {}}"
-    given = (model, "batch.micro=2", "data.args.size=48", "duration={steps: 6}", "noise_scale.every_steps=0")
+    given = (
+        model,
+        "batch.micro=2",
+        "data.args.size=48",
+        "duration={steps: 6}",
+        "noise_scale.every_steps=0",
+    )
 
     trained_armed(argv(tmp_path, *given, ON))
 
@@ -248,9 +293,14 @@ def test_neither_its_time_nor_its_memory_is_the_trainings(tmp_path: Path) -> Non
     of_steps = rows(tmp_path)
     assert len(of_steps) == 6
     for row in of_steps:
-        timed = {key: value for key, value in row.items() if key.startswith("time/") and key.endswith("_seconds")}
+        timed = {
+            key: value
+            for key, value in row.items()
+            if key.startswith("time/") and key.endswith("_seconds")
+        }
         assert timed
-        assert max(timed.values()) < 5 * SLOW_SECONDS, timed  # also on a busy machine, where a step takes 0.1 s
+        # also on a busy machine, where a step takes 0.1 s
+        assert max(timed.values()) < 5 * SLOW_SECONDS, timed
         assert row["throughput/samples_per_second"] > 8 / (5 * SLOW_SECONDS)
     memory = [row["memory/peak_rss_gib"] for row in of_steps]
     assert max(memory) - min(memory) < 0.2, "the 0.25 GiB that an audit takes for a moment"

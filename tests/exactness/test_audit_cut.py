@@ -1,4 +1,6 @@
-"""Another cut of a step has the same samples, in no larger micro-batches, and equally many on every rank."""
+"""Another cut of a step has the same samples, in no larger micro-batches, and equally many on every
+rank.
+"""
 
 from collections.abc import Sequence
 
@@ -43,7 +45,8 @@ def test_sizes_and_order_are_others() -> None:
 
     assert [m.samples for m in found] == [5, 3, 5, 3]
     assert [i for m in found for i in m.batch["sample_id"].tolist()] != list(range(16))
-    assert {i for m in found[:2] for i in m.batch["sample_id"].tolist()} == set(range(8, 16))  # the last one first
+    # the last one first
+    assert {i for m in found[:2] for i in m.batch["sample_id"].tolist()} == set(range(8, 16))
 
 
 def test_single_samples_come_in_another_order() -> None:
@@ -62,7 +65,9 @@ def test_single_samples_come_in_another_order() -> None:
         ([(1, 2)], [1, 2]),
     ],
 )
-def test_the_rank_that_disagrees_with_both_others_is_suspect(pairs: list[tuple[int, int]], expected: list[int]) -> None:
+def test_the_rank_that_disagrees_with_both_others_is_suspect(
+    pairs: list[tuple[int, int]], expected: list[int]
+) -> None:
     assert suspects(pairs) == expected
 
 
@@ -72,11 +77,18 @@ def test_the_rank_that_disagrees_with_both_others_is_suspect(pairs: list[tuple[i
         (
             1000,
             4000,
-            "at steps 1, 10, 100 and every 1,000 steps: a gradient once more, cut another way; about 0.00",
+            "at steps 1, 10, 100 and every 1,000 steps: a gradient once more, cut another way; "
+            "about 0.00",
         ),
         (1000, 50, "at steps 1, 10: a gradient once more, cut another way; about 0.04 of"),
-        (5, 20, "at steps 1 and every 5 steps: a gradient once more, cut another way; about 0.25 of"),
+        (
+            5,
+            20,
+            "at steps 1 and every 5 steps: a gradient once more, cut another way; about 0.25 of",
+        ),
     ],
 )
-def test_the_plan_says_when_and_what_it_costs(every_steps: int, total_steps: int, expected: str) -> None:
+def test_the_plan_says_when_and_what_it_costs(
+    every_steps: int, total_steps: int, expected: str
+) -> None:
     assert expected in planned(every_steps, total_steps)

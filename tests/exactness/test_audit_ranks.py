@@ -24,7 +24,11 @@ CASES = {
     "ddp": (),
     "uneven": ("batch.effective=7",),
     "explicit": ("runtime.reduction=explicit", "precision=fp32"),
-    "bf16 parameters": ("precision=bf16", "model.dtype=bf16", "optimizer={target: adamw, lr: 0.01}"),
+    "bf16 parameters": (
+        "precision=bf16",
+        "model.dtype=bf16",
+        "optimizer={target: adamw, lr: 0.01}",
+    ),
     "stream": ("data={source: tests.helpers.stream, streaming: true}",),
     "read in turn": ("data.preload=false", "data.workers=1"),
     "weights known late": ("data.preload=false", "data.workers=0", "task=tests.helpers.WeightedCE"),
@@ -39,9 +43,12 @@ ALONE = ("read in turn", "weights known late", "by length")
 
 
 @pytest.mark.parametrize(
-    ("ranks", "case"), [*((2, case) for case in CASES), (3, "ddp"), (3, "uneven"), *((1, case) for case in ALONE)]
+    ("ranks", "case"),
+    [*((2, case) for case in CASES), (3, "ddp"), (3, "uneven"), *((1, case) for case in ALONE)],
 )
-def test_nothing_changes(run_ranks: Callable[..., list[Any]], ranks: int, case: str, tmp_path: Path) -> None:
+def test_nothing_changes(
+    run_ranks: Callable[..., list[Any]], ranks: int, case: str, tmp_path: Path
+) -> None:
     given = (*STEPS, "batch.micro=2", *CASES[case])
     if case in OWN_DATA:
         given = ("duration={steps: 4}", "batch.micro=2", *CASES[case])
@@ -60,7 +67,9 @@ def test_nothing_changes(run_ranks: Callable[..., list[Any]], ranks: int, case: 
     assert other_rows(tmp_path, "with") == other_rows(tmp_path, "without")
 
 
-@pytest.mark.parametrize(("ranks", "wrong", "said"), [(2, 1, ["rank 0", "rank 1"]), (3, 1, ["rank 1"])])
+@pytest.mark.parametrize(
+    ("ranks", "wrong", "said"), [(2, 1, ["rank 0", "rank 1"]), (3, 1, ["rank 1"])]
+)
 def test_a_rank_that_computes_wrong_is_named(
     run_ranks: Callable[..., list[Any]], ranks: int, wrong: int, said: list[str], tmp_path: Path
 ) -> None:
@@ -74,11 +83,15 @@ def test_a_rank_that_computes_wrong_is_named(
 
 
 def named(folder: Path, sentence: str) -> list[str]:
-    (line,) = [line for line in (folder / "run" / "log.txt").read_text().splitlines() if sentence in line]
+    (line,) = [
+        line for line in (folder / "run" / "log.txt").read_text().splitlines() if sentence in line
+    ]
     return [rank for rank in ("rank 0", "rank 1", "rank 2") if rank in line]
 
 
-def test_a_bit_that_flips_once_is_a_fault(run_ranks: Callable[..., list[Any]], tmp_path: Path) -> None:
+def test_a_bit_that_flips_once_is_a_fault(
+    run_ranks: Callable[..., list[Any]], tmp_path: Path
+) -> None:
     """Nobody knows where: asked once more, all ranks compute the same."""
     given = (FLIPPING % (1, 29, 1), "precision=fp32", *STEPS, "batch.micro=2", ON)
 
@@ -88,21 +101,33 @@ def test_a_bit_that_flips_once_is_a_fault(run_ranks: Callable[..., list[Any]], t
     assert named(tmp_path, "step 1: the gradient was computed wrong") == []
 
 
-def test_ranks_that_see_other_types_agree(run_ranks: Callable[..., list[Any]], tmp_path: Path) -> None:
+def test_ranks_that_see_other_types_agree(
+    run_ranks: Callable[..., list[Any]], tmp_path: Path
+) -> None:
     """Two samples on one rank, one on the other, which sees no number of float32."""
     model = "model={target: tests.exactness.audited.NarrowForEach, args: {}}"
 
     run_ranks(2, trained_armed, argv(tmp_path, model, *STEPS, "batch={effective: 3, micro: 2}", ON))
 
     assert audits(tmp_path)[1][names.VERIFIED] == 0
-    assert "step 1: the gradient differs by rounding alone" in (tmp_path / "run" / "log.txt").read_text()
+    assert (
+        "step 1: the gradient differs by rounding alone"
+        in (tmp_path / "run" / "log.txt").read_text()
+    )
 
 
 @pytest.mark.parametrize("sync", ["step", "micro"])
-def test_a_divided_model_is_audited(run_ranks: Callable[..., list[Any]], sync: str, tmp_path: Path) -> None:
+def test_a_divided_model_is_audited(
+    run_ranks: Callable[..., list[Any]], sync: str, tmp_path: Path
+) -> None:
     given = (*STEPS, "batch.effective=7", "batch.micro=2", f"batch.sync={sync}")
 
-    found = run_ranks(2, both_sharded, argv(tmp_path, *given, "name=with", ON), argv(tmp_path, *given, "name=without"))
+    found = run_ranks(
+        2,
+        both_sharded,
+        argv(tmp_path, *given, "name=with", ON),
+        argv(tmp_path, *given, "name=without"),
+    )
 
     assert list(audits(tmp_path, "with")) == [1, 2, 4]
     assert all(row[names.SPLIT_ERROR] <= 1e-12 for row in audits(tmp_path, "with").values())

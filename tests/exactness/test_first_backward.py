@@ -1,4 +1,6 @@
-"""What the first backward pass finds: which parameters get a gradient, and tensors that no model holds."""
+"""What the first backward pass finds: which parameters get a gradient, and tensors that no model
+holds.
+"""
 
 from functools import partial
 from pathlib import Path
@@ -81,11 +83,15 @@ class Teacher(Scaled):
 
     def scale(self, batch: Any) -> Tensor:
         with torch.no_grad():
-            return (self.asked(batch["inputs"][:1].float()) + self.frozen(batch["inputs"][:1].float())).sum()
+            return (
+                self.asked(batch["inputs"][:1].float()) + self.frozen(batch["inputs"][:1].float())
+            ).sum()
 
 
 class InputGradient(Classification):
-    """Derives by its inputs, as a gradient penalty does: they require a gradient, and nobody is to train them."""
+    """Derives by its inputs, as a gradient penalty does: they require a gradient, and nobody is to
+    train them.
+    """
 
     def loss_sum(self, model: Any, batch: Any) -> Tensor:
         with torch.enable_grad():
@@ -138,7 +144,9 @@ def built(folder: Path, *overrides: str) -> Run:
         ("model=Unregistered", "the model.blocks[0].weight"),
     ],
 )
-def test_what_would_never_be_trained_is_refused_by_name(tmp_path: Path, target: str, named: str) -> None:
+def test_what_would_never_be_trained_is_refused_by_name(
+    tmp_path: Path, target: str, named: str
+) -> None:
     key, name = target.split("=")
 
     with pytest.raises(ForeignGradient) as refused:
@@ -161,7 +169,9 @@ def test_what_is_not_to_be_trained_is_no_reason_to_refuse(tmp_path: Path, task: 
 
 
 class Counting(nn.Module):
-    """Draws, counts in a buffer, comes with a gradient; more than `fits` samples are more than memory holds."""
+    """Draws, counts in a buffer, comes with a gradient; more than `fits` samples are more than
+    memory holds.
+    """
 
     def __init__(self, fits: int = 100) -> None:
         super().__init__()
@@ -183,7 +193,9 @@ def test_it_names_what_got_a_gradient_and_leaves_no_trace(tmp_path: Path, fits: 
     run = built(tmp_path, f"model={{target: {HERE}.Counting, args: {{fits: {fits}}}}}")
     learner, module = run.learner, run.learner.module
     calls = module.calls.clone()
-    batch = {name: torch.randn(8, 6).double() for name in ["inputs"]} | {"labels": torch.zeros(8, dtype=torch.long)}
+    batch = {name: torch.randn(8, 6).double() for name in ["inputs"]} | {
+        "labels": torch.zeros(8, dtype=torch.long)
+    }
     draws = torch.random.get_rng_state()
 
     found = first_backward(learner, batch, seed=0)

@@ -1,4 +1,6 @@
-"""What does not fit together ends in a sentence and exit code 2, before anything is written; a full memory does not."""
+"""What does not fit together ends in a sentence and exit code 2, before anything is written; a full
+memory does not.
+"""
 
 from pathlib import Path
 
@@ -51,10 +53,16 @@ def test_another_number_of_inputs(
 
     said = capsys.readouterr().err
     assert code == 2
-    assert f"MLP raised ValueError: MLP(inputs={inputs}) takes {inputs} numbers a sample, and gets 2" in said
+    assert (
+        f"MLP raised ValueError: MLP(inputs={inputs}) takes {inputs} numbers a sample, and gets 2"
+        in said
+    )
     assert "Type: model.args.inputs=2" in said
     assert "mlp.py:" in said
-    assert "a batch of inputs (6, 2) float64, labels (6,) int64. Look at model.args and data.columns" in said
+    assert (
+        "a batch of inputs (6, 2) float64, labels (6,) int64. Look at model.args and data.columns"
+        in said
+    )
     assert "Traceback" not in said
     assert not (tmp_path / "run").exists()
 
@@ -63,7 +71,9 @@ def test_one_plain_column_of_numbers_trains(tmp_path: Path, flowers: str) -> Non
     assert start(tmp_path, flowers, "data.columns={inputs: height, labels: kind}", mlp(1)) == 0
 
 
-def test_one_plain_column_of_whole_numbers(tmp_path: Path, capsys: pytest.CaptureFixture[str], flowers: str) -> None:
+def test_one_plain_column_of_whole_numbers(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], flowers: str
+) -> None:
     code = start(tmp_path, flowers, "data.columns={inputs: leaves, labels: kind}", mlp(1))
 
     assert code == 2
@@ -71,10 +81,16 @@ def test_one_plain_column_of_whole_numbers(tmp_path: Path, capsys: pytest.Captur
     assert start(tmp_path, flowers, "data.columns={inputs: [leaves], labels: kind}", mlp(1)) == 0
 
 
-def test_coloured_images_for_a_model_of_grey_ones(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    source = f"data={{source: {pictures(tmp_path / 'own')}, columns: {{inputs: image, labels: label}}}}"
+def test_coloured_images_for_a_model_of_grey_ones(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = (
+        f"data={{source: {pictures(tmp_path / 'own')}, columns: {{inputs: image, labels: label}}}}"
+    )
 
-    code = start(tmp_path, source, "model={target: convnet, args: {outputs: 2, channels: 1, widths: [4]}}")
+    code = start(
+        tmp_path, source, "model={target: convnet, args: {outputs: 2, channels: 1, widths: [4]}}"
+    )
 
     said = capsys.readouterr().err
     assert code == 2
@@ -82,8 +98,12 @@ def test_coloured_images_for_a_model_of_grey_ones(tmp_path: Path, capsys: pytest
     assert "inputs (6, 3, 4, 5) float64" in said
 
 
-def test_text_for_a_model_of_numbers(tmp_path: Path, capsys: pytest.CaptureFixture[str], flowers: str) -> None:
-    code = start(tmp_path, flowers, "data={columns: {inputs: kind, labels: kind}, max_length: 4}", mlp(4))
+def test_text_for_a_model_of_numbers(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], flowers: str
+) -> None:
+    code = start(
+        tmp_path, flowers, "data={columns: {inputs: kind, labels: kind}, max_length: 4}", mlp(4)
+    )
 
     said = capsys.readouterr().err
     assert code == 2
@@ -91,11 +111,15 @@ def test_text_for_a_model_of_numbers(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "inputs (6, 4) int64" in said
 
 
-def test_a_slip_in_ones_own_model_is_found_by_its_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_slip_in_ones_own_model_is_found_by_its_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     code = start(tmp_path, "model={target: tests.exactness.test_first_forward.Faulty, args: {}}")
 
     said = capsys.readouterr().err
-    line = 1 + next(i for i, text in enumerate(Path(__file__).read_text().splitlines()) if "self.layr(" in text)
+    line = 1 + next(
+        i for i, text in enumerate(Path(__file__).read_text().splitlines()) if "self.layr(" in text
+    )
     assert code == 2
     assert "Faulty raised AttributeError: 'Faulty' object has no attribute 'layr'" in said
     assert f"test_first_forward.py:{line})" in said
@@ -103,7 +127,10 @@ def test_a_slip_in_ones_own_model_is_found_by_its_line(tmp_path: Path, capsys: p
 
 def test_a_lack_of_memory_is_no_misfit(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="1"):
-        start(tmp_path, "model={target: tests.exactness.test_first_forward.Faulty, args: {full: true}}")
+        start(
+            tmp_path,
+            "model={target: tests.exactness.test_first_forward.Faulty, args: {full: true}}",
+        )
 
     said = capsys.readouterr().err
     assert "ran out of memory before the first step" in said

@@ -16,7 +16,9 @@ from train.verify import main as verify
 
 
 class HalfOnly(nn.Module):
-    """(samples, 6) -> (samples, 3), by a kernel that takes half precision, as attention made for GPUs does."""
+    """(samples, 6) -> (samples, 3), by a kernel that takes half precision, as attention made for
+    GPUs does.
+    """
 
     def __init__(self, couples: bool = False) -> None:
         super().__init__()
@@ -47,7 +49,11 @@ def model(name: str, couples: bool = False) -> str:
 
 def trained(folder: str, *overrides: str) -> tuple[int, dict[str, Any]]:
     """In a process of its own: it has one precision for good."""
-    code = main(argv(Path(folder), *overrides, "precision=bf16", "duration={steps: 2}"), "accumulate", compute_gradient)
+    code = main(
+        argv(Path(folder), *overrides, "precision=bf16", "duration={steps: 2}"),
+        "accumulate",
+        compute_gradient,
+    )
     plan = Path(folder) / "run" / "plan.json"
     return code, json.loads(plan.read_text())["derived"] if plan.exists() else {}
 
@@ -63,15 +69,22 @@ def test_half_precision_only_is_declared(run_ranks: Any, tmp_path: Path) -> None
         (tmp_path / place).mkdir()
 
     # As in bf16 always.
-    [(code, _)] = run_ranks(1, trained, str(tmp_path / "required"), model("HalfOnly"), "batch.exact=required")
+    [(code, _)] = run_ranks(
+        1, trained, str(tmp_path / "required"), model("HalfOnly"), "batch.exact=required"
+    )
     assert code == 2
 
     [(code, derived)] = run_ranks(1, trained, str(tmp_path / "plain"), model("HalfOnly"))
     assert (code, derived["exact"]) == (0, "declared")
-    assert "the model runs in bf16 only (RuntimeError: FlashAttention only support" in derived["exact_reasons"]
+    assert (
+        "the model runs in bf16 only (RuntimeError: FlashAttention only support"
+        in derived["exact_reasons"]
+    )
     assert "bf16 rounds each micro-batch" in derived["exact_reasons"]
 
-    [(code, derived)] = run_ranks(1, trained, str(tmp_path / "coupled"), model("HalfOnly", couples=True))
+    [(code, derived)] = run_ranks(
+        1, trained, str(tmp_path / "coupled"), model("HalfOnly", couples=True)
+    )
     assert (code, derived["exact"]) == (0, "false")
     assert "couples" in derived["exact_reasons"]
 

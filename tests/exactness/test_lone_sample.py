@@ -1,4 +1,6 @@
-"""A micro-batch of one sample, which BatchNorm in train mode cannot take, is told before the first step."""
+"""A micro-batch of one sample, which BatchNorm in train mode cannot take, is told before the first
+step.
+"""
 
 import re
 from pathlib import Path
@@ -35,19 +37,35 @@ def start(folder: Path, *overrides: str, model: str = MODEL) -> int:
     ("overrides", "found", "remedy"),
     [
         # 37 = 4 x 9 + 1: the last step of an epoch is one sample.
-        (["batch.effective=9"], "step 5 takes 1 sample, the tail of an epoch, on 1 rank", "data.drop_tail=true"),
+        (
+            ["batch.effective=9"],
+            "step 5 takes 1 sample, the tail of an epoch, on 1 rank",
+            "data.drop_tail=true",
+        ),
         # 37 = 4 x 8 + 5, and 5 in micro-batches of at most 2 are 2+2+1.
-        (["batch.effective=8", "batch.micro=2"], "micro-batches of 2+2+1", "batch.effective=8 batch.micro=3"),
+        (
+            ["batch.effective=8", "batch.micro=2"],
+            "micro-batches of 2+2+1",
+            "batch.effective=8 batch.micro=3",
+        ),
         (
             ["batch.effective=7", "batch.micro=2", "data.drop_tail=true"],
             "step 1 takes 7 samples on 1 rank",
             "batch.micro=3",
         ),
-        (["batch={micro: 1, accumulation_steps: 8}"], "micro-batches of 1+1+1", "batch.effective=8 batch.micro="),
+        (
+            ["batch={micro: 1, accumulation_steps: 8}"],
+            "micro-batches of 1+1+1",
+            "batch.effective=8 batch.micro=",
+        ),
     ],
 )
 def test_refused_with_what_to_type(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], overrides: list[str], found: str, remedy: str
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    overrides: list[str],
+    found: str,
+    remedy: str,
 ) -> None:
     assert start(tmp_path, *overrides) == 2
 
@@ -71,5 +89,7 @@ def test_refused_with_what_to_type(
         (["batch.effective=9"], MODEL.replace("{}", "{frozen: true}")),
     ],
 )
-def test_what_meets_no_sample_alone_trains(tmp_path: Path, overrides: list[str], model: str) -> None:
+def test_what_meets_no_sample_alone_trains(
+    tmp_path: Path, overrides: list[str], model: str
+) -> None:
     assert start(tmp_path, *overrides, model=model) == 0

@@ -1,4 +1,6 @@
-"""The trial before the first step against a zoo: what is inexact is found, what is exact is not flagged."""
+"""The trial before the first step against a zoo: what is inexact is found, what is exact is not
+flagged.
+"""
 
 import copy
 import random
@@ -27,7 +29,8 @@ def test_what_is_inexact_is_found(animal: Animal) -> None:
     assert tried(animal).exact == "false"
 
 
-@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")  # of reentrant checkpointing in eval mode
+# of reentrant checkpointing in eval mode
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
 @pytest.mark.parametrize("animal", EXACT, ids=name)
 def test_what_is_exact_is_not_flagged(animal: Animal) -> None:
     assert true_error(animal) < 2e-7
@@ -56,7 +59,9 @@ class Keeps(nn.Module):
         self.cache["tensor"] += 1
         self.cache[f"new {self.calls}"] = 1
         self.late = self.calls
-        return self.drop(x) * (1 + 0.01 * self.own.random() + 0.01 * np.random.rand() + 0.01 * random.random())
+        return self.drop(x) * (
+            1 + 0.01 * self.own.random() + 0.01 * np.random.rand() + 0.01 * random.random()
+        )
 
 
 def test_the_trial_leaves_no_trace() -> None:
@@ -67,9 +72,19 @@ def test_the_trial_leaves_no_trace() -> None:
     for p in module.parameters():
         p.grad = torch.ones_like(p)
     inner = module[1]
-    buffers, weights = dict(inner.named_buffers()), [p.detach().clone() for p in module.parameters()]
-    before = copy.deepcopy({name: value for name, value in vars(inner).items() if name not in ("_buffers", "own")})
-    at = (inner.own.bit_generator.state, torch.get_rng_state(), random.getstate(), np.random.get_state()[1].copy())
+    buffers, weights = (
+        dict(inner.named_buffers()),
+        [p.detach().clone() for p in module.parameters()],
+    )
+    before = copy.deepcopy(
+        {name: value for name, value in vars(inner).items() if name not in ("_buffers", "own")}
+    )
+    at = (
+        inner.own.bit_generator.state,
+        torch.get_rng_state(),
+        random.getstate(),
+        np.random.get_state()[1].copy(),
+    )
 
     assert judged(module, task).exact == "false"
 

@@ -26,13 +26,22 @@ ROOT = Path(__file__).parents[2]
 class Outcomes:
     """A plugin of pytest: what came of each test, and progress on the screen beside pytest's own."""
 
-    rows: list[tuple[str, str, float, str]] = field(default_factory=list)  # (test, outcome, seconds, reason)
+    # (test, outcome, seconds, reason)
+    rows: list[tuple[str, str, float, str]] = field(default_factory=list)
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        # A test that passed or failed is told by its call; one that was skipped, or broke earlier, by its setup.
+        # A test that passed or failed is told by its call; one that was skipped, or broke earlier,
+        # by its setup.
         if report.when != "call" and report.passed:
             return
-        self.rows.append((report.nodeid.removeprefix("tests/gpu/"), report.outcome, report.duration, reason_of(report)))
+        self.rows.append(
+            (
+                report.nodeid.removeprefix("tests/gpu/"),
+                report.outcome,
+                report.duration,
+                reason_of(report),
+            )
+        )
 
     def count(self, outcome: str) -> int:
         return sum(found == outcome for _, found, _, _ in self.rows)
@@ -44,7 +53,11 @@ def reason_of(report: pytest.TestReport) -> str:
         return str(report.longrepr[2]).removeprefix("Skipped: ")
     if report.failed:
         lines = [line for line in report.longreprtext.splitlines() if line.startswith("E ")]
-        return lines[0][2:].strip()[:200] if lines else report.longreprtext.strip().splitlines()[-1][:200]
+        return (
+            lines[0][2:].strip()[:200]
+            if lines
+            else report.longreprtext.strip().splitlines()[-1][:200]
+        )
     return ""
 
 
@@ -55,11 +68,16 @@ def machine() -> list[tuple[str, str]]:
     named = []
     for index, card in enumerate(cards):
         memory_gib = card.total_memory / 2**30
-        named.append((f"GPU {index}", f"{card.name}, {memory_gib:.0f} GiB, sm_{card.major}{card.minor}"))
+        named.append(
+            (f"GPU {index}", f"{card.name}, {memory_gib:.0f} GiB, sm_{card.major}{card.minor}")
+        )
     return [
         *named,
         ("driver", driver()),
-        ("torch", f"{torch.__version__}, CUDA {torch.version.cuda}, NCCL {'.'.join(map(str, nccl))}"),
+        (
+            "torch",
+            f"{torch.__version__}, CUDA {torch.version.cuda}, NCCL {'.'.join(map(str, nccl))}",
+        ),
         ("accelerate", version("accelerate")),
         ("Python", platform.python_version()),
     ]
@@ -68,7 +86,9 @@ def machine() -> list[tuple[str, str]]:
 def driver() -> str:
     query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
     try:
-        return subprocess.run(query, capture_output=True, text=True, check=True, timeout=60).stdout.split("\n")[0]
+        return subprocess.run(
+            query, capture_output=True, text=True, check=True, timeout=60
+        ).stdout.split("\n")[0]
     except (OSError, subprocess.SubprocessError):
         return "unknown: nvidia-smi does not run"
 
@@ -79,13 +99,15 @@ def commit() -> str:
     return done.stdout.strip() or "unknown"
 
 
-def page(outcomes: Outcomes, facts: Sequence[tuple[str, str]], seconds: float, words: Sequence[str]) -> str:
+def page(
+    outcomes: Outcomes, facts: Sequence[tuple[str, str]], seconds: float, words: Sequence[str]
+) -> str:
     counts = [f"{outcomes.count(outcome)} {outcome}" for outcome in ("passed", "failed", "skipped")]
     lines = [
         "# What a GPU has shown",
         "",
-        f"`./scripts/gpu_check.sh{''.join(f' {word}' for word in words)}` on commit {commit()}, {date.today()}: "
-        f"{', '.join(counts)}, in {seconds:.0f} s.",
+        f"`./scripts/gpu_check.sh{''.join(f' {word}' for word in words)}` on commit {commit()}, "
+        f"{date.today()}: {', '.join(counts)}, in {seconds:.0f} s.",
         "",
         *(f"- {name}: {value}" for name, value in facts),
         "",
@@ -113,7 +135,8 @@ def main(words: Sequence[str]) -> int:
     reason = missing(1)
     if reason:
         print(
-            f"gpu_check: nothing to check, {reason}. Start it on a machine with one or two NVIDIA GPUs.",
+            f"gpu_check: nothing to check, {reason}. Start it on a machine with one or two NVIDIA "
+            "GPUs.",
             file=sys.stderr,
         )
         return 1

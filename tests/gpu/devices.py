@@ -1,4 +1,6 @@
-"""Where the tests of this folder run: on one GPU, on two over NCCL, and, to prove their bodies, on the CPU."""
+"""Where the tests of this folder run: on one GPU, on two over NCCL, and, to prove their bodies, on
+the CPU.
+"""
 
 import os
 from collections.abc import Callable, Iterator
@@ -37,11 +39,17 @@ class HostRead(AssertionError):
     """The host asked for a number that is still to be computed."""
 
 
-READS = {torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default, torch.ops.aten.equal.default}
+READS = {
+    torch.ops.aten._local_scalar_dense.default,
+    torch.ops.aten.nonzero.default,
+    torch.ops.aten.equal.default,
+}
 
 
 class _NoReads(TorchDispatchMode):
-    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
         if function in READS:
             raise HostRead(f"{function}: on a GPU the host would wait here")
         return function(*args, **(kwargs or {}))
@@ -49,7 +57,9 @@ class _NoReads(TorchDispatchMode):
 
 @contextmanager
 def no_host_reads(device: torch.device) -> Iterator[None]:
-    """What is inside must not make the host wait: CUDA raises by itself, on a CPU the operators that read do."""
+    """What is inside must not make the host wait: CUDA raises by itself, on a CPU the operators
+    that read do.
+    """
     if device.type == "cpu":
         with _NoReads():
             yield

@@ -1,4 +1,6 @@
-"""Micro-batches on a stream of their own arrive before they are used, and no memory is used again too early."""
+"""Micro-batches on a stream of their own arrive before they are used, and no memory is used again
+too early.
+"""
 
 from collections.abc import Iterator
 

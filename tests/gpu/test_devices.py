@@ -23,7 +23,12 @@ def opened(arguments: list[str]) -> bool:
 
 def test_a_run_on_the_cpu_opens_no_context(tmp_path: Path) -> None:
     """The CPU form, on a torch that is told of GPUs: tests/distributed/test_accelerator.py."""
-    given = ("ema.decay=0.9", "checkpoint.every_steps=2", "data.eval_fraction=0.2", "duration={steps: 4}")
+    given = (
+        "ema.decay=0.9",
+        "checkpoint.every_steps=2",
+        "data.eval_fraction=0.2",
+        "duration={steps: 4}",
+    )
 
     assert run_on("cpu", 1, opened, argv(tmp_path, *given)) == [False]
 

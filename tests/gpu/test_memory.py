@@ -23,7 +23,12 @@ LARGE = (
     "precision=fp32",
     "duration={steps: 6}",
 )
-PEAKS = (names.FORWARD_BACKWARD_PEAK, names.OPTIMIZER_PEAK, names.PEAK_ALLOCATED, names.PEAK_RESERVED)
+PEAKS = (
+    names.FORWARD_BACKWARD_PEAK,
+    names.OPTIMIZER_PEAK,
+    names.PEAK_ALLOCATED,
+    names.PEAK_RESERVED,
+)
 
 
 def measured(arguments: list[str]) -> dict[str, Any]:
@@ -61,24 +66,34 @@ CASES = [
 @pytest.mark.gpus(1)
 @pytest.mark.parametrize(
     ("world_size", "words"),
-    [pytest.param(size, words, marks=pytest.mark.gpus(size), id=f"{size}{' '.join(words)}") for size, words in CASES],
+    [
+        pytest.param(size, words, marks=pytest.mark.gpus(size), id=f"{size}{' '.join(words)}")
+        for size, words in CASES
+    ],
 )
-def test_memory_keys_are_torchs_own_counters(tmp_path: Path, world_size: int, words: tuple[str, ...]) -> None:
+def test_memory_keys_are_torchs_own_counters(
+    tmp_path: Path, world_size: int, words: tuple[str, ...]
+) -> None:
     """The CPU form, on counters that the test holds: tests/memory/test_peaks.py."""
     of_ranks = run_on("cuda", world_size, measured, argv(tmp_path, *LARGE, *words, "batch.micro=4"))
 
     row = {row["train/global_step"]: row for row in rows(tmp_path, names.FORWARD_BACKWARD_PEAK)}[4]
     for name in (names.FORWARD_BACKWARD_PEAK, names.ACTIVATIONS):
-        assert row[name] * GIB == pytest.approx(max(found[name] for found in of_ranks), rel=1e-3, abs=2**12)
+        assert row[name] * GIB == pytest.approx(
+            max(found[name] for found in of_ranks), rel=1e-3, abs=2**12
+        )
     assert row[names.WEIGHTS] * GIB == of_ranks[0]["weights"]
     assert max(row[name] for name in PEAKS) == row[names.PEAK_RESERVED]
-    for found in of_ranks:  # weights, an average, DDP's buckets or float32 sums of gradients: nothing of the trial
+    # weights, an average, DDP's buckets or float32 sums of gradients: nothing of the trial
+    for found in of_ranks:
         assert found["at the start"] <= 5.5 * found["weights"] + 2**20
 
 
 @pytest.mark.gpus(2)
 def test_accumulation_costs_no_memory_of_its_own(tmp_path: Path) -> None:
-    """The peak of a step of 8 micro-batches of 4 is that of a step of one of 4: gradients lie in memory once."""
+    """The peak of a step of 8 micro-batches of 4 is that of a step of one of 4: gradients lie in
+    memory once.
+    """
     for name, micro_steps in (("one", 1), ("eight", 8)):
         batch = f"batch={{effective: {8 * micro_steps}, accumulation_steps: {micro_steps}}}"
         run_on("cuda", 2, record, argv(tmp_path, *LARGE, batch, f"name={name}"))
@@ -96,11 +111,22 @@ def test_phases_add_up_to_the_step(tmp_path: Path) -> None:
 
     run_on("cuda", 1, record, argv(tmp_path, *given))
 
-    parts = (names.DATA_SECONDS, names.FORWARD_BACKWARD_SECONDS, names.OPTIMIZER_SECONDS, names.REST_SECONDS)
-    whole = [row for row in rows(tmp_path, names.STEP_SECONDS) if parts[1] in row and row["train/global_step"] > 2]
+    parts = (
+        names.DATA_SECONDS,
+        names.FORWARD_BACKWARD_SECONDS,
+        names.OPTIMIZER_SECONDS,
+        names.REST_SECONDS,
+    )
+    whole = [
+        row
+        for row in rows(tmp_path, names.STEP_SECONDS)
+        if parts[1] in row and row["train/global_step"] > 2
+    ]
     assert len(whole) >= 5
     # A single row may hold a hiccup of the host, which the device does not see.
-    apart = sorted(abs(sum(row[part] for part in parts) / row[names.STEP_SECONDS] - 1) for row in whole)
+    apart = sorted(
+        abs(sum(row[part] for part in parts) / row[names.STEP_SECONDS] - 1) for row in whole
+    )
     assert apart[len(apart) // 2] <= 0.02
 
 
@@ -109,7 +135,9 @@ class Hungry(torch.nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.layers = torch.nn.Sequential(torch.nn.Linear(6, 2**19), torch.nn.Tanh(), torch.nn.Linear(2**19, 3))
+        self.layers = torch.nn.Sequential(
+            torch.nn.Linear(6, 2**19), torch.nn.Tanh(), torch.nn.Linear(2**19, 3)
+        )
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         return self.layers(inputs)
@@ -124,7 +152,8 @@ def short_of_memory(arguments: list[str], mib: int) -> None:
 
 @pytest.mark.gpus(1)
 @pytest.mark.parametrize(
-    "world_size", [pytest.param(1, marks=pytest.mark.gpus(1)), pytest.param(2, marks=pytest.mark.gpus(2))]
+    "world_size",
+    [pytest.param(1, marks=pytest.mark.gpus(1)), pytest.param(2, marks=pytest.mark.gpus(2))],
 )
 def test_a_step_that_does_not_fit_is_done_again(tmp_path: Path, world_size: int) -> None:
     """The CPU form, with errors that are raised: tests/gradients/test_shrink.py.
@@ -133,8 +162,19 @@ def test_a_step_that_does_not_fit_is_done_again(tmp_path: Path, world_size: int)
     """
     given = argv(
         tmp_path,
-        *("data.args.size=2048", "batch.effective=1024", "model.target=tests.gpu.test_memory.Hungry", "model.args={}"),
-        *("optimizer.target=adamw", "optimizer.lr=0.001", "precision=fp32", "duration.steps=4", "batch.exact=ignore"),
+        *(
+            "data.args.size=2048",
+            "batch.effective=1024",
+            "model.target=tests.gpu.test_memory.Hungry",
+            "model.args={}",
+        ),
+        *(
+            "optimizer.target=adamw",
+            "optimizer.lr=0.001",
+            "precision=fp32",
+            "duration.steps=4",
+            "batch.exact=ignore",
+        ),
     )
 
     run_on("cuda", world_size, short_of_memory, [*given, "batch.micro=512", "name=shrunk"], 1200)
@@ -142,4 +182,6 @@ def test_a_step_that_does_not_fit_is_done_again(tmp_path: Path, world_size: int)
 
     shrunk, small = rows(tmp_path, name="shrunk"), rows(tmp_path, name="small")
     assert 16 <= shrunk[-1][names.MICRO_SIZE] < 512
-    assert [row[names.LOSS] for row in shrunk] == pytest.approx([row[names.LOSS] for row in small], rel=1e-5)
+    assert [row[names.LOSS] for row in shrunk] == pytest.approx(
+        [row[names.LOSS] for row in small], rel=1e-5
+    )

@@ -1,4 +1,6 @@
-"""Two ranks over NCCL: one reduction of each bucket per step, and nobody waits for one that is gone."""
+"""Two ranks over NCCL: one reduction of each bucket per step, and nobody waits for one that is
+gone.
+"""
 
 import os
 import time
@@ -27,14 +29,18 @@ def test_nccl_reduces_each_bucket_once_per_step(tmp_path: Path, micro_steps: int
     """The CPU form: tests/test_synchronisation.py."""
     batch = ("data.args.size=96", "batch.effective=32", f"batch.accumulation_steps={micro_steps}")
 
-    for _, reductions, buckets in run_on("cuda", 2, counting, argv(tmp_path, *SEVERAL_BUCKETS, *batch)):
+    for _, reductions, buckets in run_on(
+        "cuda", 2, counting, argv(tmp_path, *SEVERAL_BUCKETS, *batch)
+    ):
         assert buckets[2] == buckets[3] >= 2
         assert reductions == buckets
 
 
 @pytest.fixture(name="over_nccl")
 def ranks_over_nccl(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The rows of the campaign of faults, each rank on a GPU of its own. Their CPU form: tests/campaigns."""
+    """The rows of the campaign of faults, each rank on a GPU of its own. Their CPU form:
+    tests/campaigns.
+    """
     monkeypatch.setattr(jobs, "rank_environment", gpu_environment)
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
@@ -43,12 +49,16 @@ def fill_the_device() -> None:
     """A true out-of-memory: torch asks the driver for twice what the card has."""
     ranks.fired("fill_the_device")
     device = torch.device("cuda", torch.cuda.current_device())
-    torch.empty(2 * torch.cuda.get_device_properties(device).total_memory, dtype=torch.uint8, device=device)
+    torch.empty(
+        2 * torch.cuda.get_device_properties(device).total_memory, dtype=torch.uint8, device=device
+    )
 
 
 @pytest.mark.usefixtures("over_nccl")
 def test_out_of_memory_on_one_rank_ends_both(tmp_path: Path) -> None:
-    codes, job = train(tmp_path, 2, command(tmp_path), partial(ranks.at_step, 3, fill_the_device, 1))
+    codes, job = train(
+        tmp_path, 2, command(tmp_path), partial(ranks.at_step, 3, fill_the_device, 1)
+    )
 
     assert codes == [1, 1], job.told()
     assert seconds_since_fault(tmp_path) < 30
@@ -56,7 +66,9 @@ def test_out_of_memory_on_one_rank_ends_both(tmp_path: Path) -> None:
     assert "CUDA out of memory. Tried to allocate" in job.told(1)
     assert "type: the same command with one of these" in job.told(1)
     assert "Traceback" not in job.told(1)
-    assert "another rank is gone" in job.told(0) or "rank 1 ran out of memory" in job.told(0), job.told(0)
+    assert "another rank is gone" in job.told(0) or "rank 1 ran out of memory" in job.told(0), (
+        job.told(0)
+    )
 
 
 @pytest.mark.usefixtures("over_nccl")
@@ -67,13 +79,19 @@ def test_stopped_and_killed_in_a_window(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("over_nccl")
 def test_a_rank_that_exits_raises_or_is_killed(tmp_path: Path) -> None:
-    for name, action in {"exits": ranks.leave, "raises": ranks.fail, "is-killed": ranks.kill}.items():
+    for name, action in {
+        "exits": ranks.leave,
+        "raises": ranks.fail,
+        "is-killed": ranks.kill,
+    }.items():
         own = tmp_path / name
         own.mkdir()
         codes, job = train(own, 2, command(own), partial(ranks.at_step, 7, action, 1))
         assert all(codes), f"{name}: {codes}"
         assert seconds_since_fault(own) < 30
-        assert [path.name for path in complete(own / "run" / "checkpoints")] == [name_of(5)], job.told()
+        assert [path.name for path in complete(own / "run" / "checkpoints")] == [name_of(5)], (
+            job.told()
+        )
 
 
 @pytest.mark.usefixtures("over_nccl")
@@ -91,7 +109,9 @@ def test_a_hang_is_told_with_the_right_rank(tmp_path: Path) -> None:
 def test_sigusr1_of_a_scheduler_saves(tmp_path: Path) -> None:
     import signal
 
-    words = command(tmp_path, "duration.steps=1000000", "checkpoint.every_steps=1000000", "log.every_steps=1000")
+    words = command(
+        tmp_path, "duration.steps=1000000", "checkpoint.every_steps=1000000", "log.every_steps=1000"
+    )
     job = jobs.start_ranks(tmp_path, 2, ranks.train_rank, words)
     end = time.monotonic() + 120
     while not (tmp_path / "windows-0.jsonl").exists():
@@ -114,7 +134,9 @@ class Hungry:
         return float(len(batch["labels"]))
 
     def loss_sum(self, model: Any, batch: Any) -> torch.Tensor:
-        return torch.nn.functional.cross_entropy(model(batch["inputs"]), batch["labels"], reduction="sum")
+        return torch.nn.functional.cross_entropy(
+            model(batch["inputs"]), batch["labels"], reduction="sum"
+        )
 
     def eval_sums(self, model: Any, batch: Any) -> Any:
         on_gpu = batch["inputs"].device.type == "cuda"

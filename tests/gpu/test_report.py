@@ -1,4 +1,6 @@
-"""scripts/gpu_check.sh: what it writes where there are GPUs (played here), and how it ends where there is none."""
+"""scripts/gpu_check.sh: what it writes where there are GPUs (played here), and how it ends where
+there is none.
+"""
 
 import os
 import subprocess
@@ -20,7 +22,9 @@ def play(words: list[str], plugins: list[Any]) -> int:
     assert words == ["tests/gpu", "-v", "-m", "gpus", "-k", "some"]
 
     def told(name: str, when: Any, outcome: Any, longrepr: Any = None) -> None:
-        report = pytest.TestReport(f"tests/gpu/{name}", ("", 0, ""), {}, outcome, longrepr, when, duration=1.5)
+        report = pytest.TestReport(
+            f"tests/gpu/{name}", ("", 0, ""), {}, outcome, longrepr, when, duration=1.5
+        )
         plugins[0].pytest_runtest_logreport(report)
 
     for when in ("setup", "call", "teardown"):
@@ -33,12 +37,17 @@ def play(words: list[str], plugins: list[Any]) -> int:
         "def test_two():\nE   AssertionError: 1 is not 2\nE   assert 1 == 2",
     )
     told(
-        "test_b.py::test_three", "setup", "skipped", ("conftest.py", 12, "Skipped: needs 2 GPUs: torch can use 1 here")
+        "test_b.py::test_three",
+        "setup",
+        "skipped",
+        ("conftest.py", 12, "Skipped: needs 2 GPUs: torch can use 1 here"),
     )
     return 1
 
 
-def test_the_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_report(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     card = SimpleNamespace(name="NVIDIA A100-SXM4-80GB", total_memory=80 * 2**30, major=8, minor=0)
     (tmp_path / "docs").mkdir()
     monkeypatch.setattr(check, "ROOT", tmp_path)
@@ -88,10 +97,19 @@ def test_the_script_hands_over_to_the_environments_python(tmp_path: Path) -> Non
     python.parent.mkdir()
     python.write_text(PYTHON.format(folder=tmp_path))
     python.chmod(0o755)
-    environment = os.environ | {"VIRTUAL_ENV": str(tmp_path), "RANK": "3", "ACCELERATE_USE_CPU": "true"}
+    environment = os.environ | {
+        "VIRTUAL_ENV": str(tmp_path),
+        "RANK": "3",
+        "ACCELERATE_USE_CPU": "true",
+    }
     script = [str(ROOT / "scripts" / "gpu_check.sh"), "-k", "resume"]
 
-    done = subprocess.run(script, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(
+        script, env=environment, capture_output=True, text=True, timeout=60, check=False
+    )
 
     assert done.returncode == 7, done.stderr
-    assert done.stdout.splitlines() == ["-m tests.gpu -k resume", "rank unset, use cpu unset, hub 1"]
+    assert done.stdout.splitlines() == [
+        "-m tests.gpu -k resume",
+        "rank unset, use cpu unset, hub 1",
+    ]

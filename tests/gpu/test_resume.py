@@ -1,4 +1,6 @@
-"""A run that was killed and resumed has the bits of one that was not: on one GPU, and on two over NCCL."""
+"""A run that was killed and resumed has the bits of one that was not: on one GPU, and on two over
+NCCL.
+"""
 
 from pathlib import Path
 
@@ -44,9 +46,17 @@ def test_the_same_bits_after_a_kill(tmp_path: Path, kind: str, world_size: int, 
 @pytest.mark.gpus(1)
 def test_an_evaluation_with_dropout_in_the_training_moves_nothing(tmp_path: Path) -> None:
     """The CPU form: tests/test_randomness.py."""
-    given = ("precision=fp32", "duration={steps: 6}", "data.eval_fraction=0.2", "model.args.dropout=0.3", *REPEATABLE)
+    given = (
+        "precision=fp32",
+        "duration={steps: 6}",
+        "data.eval_fraction=0.2",
+        "model.args.dropout=0.3",
+        *REPEATABLE,
+    )
     plain = argv(tmp_path, *given, "name=plain")
-    evaluated = argv(tmp_path, *given, "name=evaluated", "evaluate.every_steps=1", "evaluate.at_start=true")
+    evaluated = argv(
+        tmp_path, *given, "name=evaluated", "evaluate.every_steps=1", "evaluate.at_start=true"
+    )
 
     [plain_run] = run_on("cuda", 1, record, plain)
     [evaluated_run] = run_on("cuda", 1, record, evaluated)

@@ -1,4 +1,6 @@
-"""Inside a step host and device never meet; a step that is not finite is left out by the device alone."""
+"""Inside a step host and device never meet; a step that is not finite is left out by the device
+alone.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -45,12 +47,21 @@ def each_optimizer(several: dict[str, list[str]]) -> dict[str, int]:
     return {name: steps_without_reads(arguments) for name, arguments in several.items()}
 
 
-def arguments_of(folder: Path, precision: str, micro: str, optimizers: dict[str, str]) -> dict[str, list[str]]:
-    given = (f"precision={precision}", f"batch.micro={micro}", "ema.decay=0.9", "optimizer.max_grad_norm=1.0")
+def arguments_of(
+    folder: Path, precision: str, micro: str, optimizers: dict[str, str]
+) -> dict[str, list[str]]:
+    given = (
+        f"precision={precision}",
+        f"batch.micro={micro}",
+        "ema.decay=0.9",
+        "optimizer.max_grad_norm=1.0",
+    )
     given += ("log.every_steps=100", "duration={steps: 3}", "optimizer.lr=0.01")
     found = {}
     for name, optimizer in optimizers.items():
-        found[name] = argv(folder, *given, f"optimizer={optimizer}", f"name={name.replace(' ', '-')}")
+        found[name] = argv(
+            folder, *given, f"optimizer={optimizer}", f"name={name.replace(' ', '-')}"
+        )
     return found
 
 
@@ -83,7 +94,9 @@ def reads_once(arguments: list[str]) -> bool:
 
 @pytest.mark.parametrize("kind", [ON_CPU, ON_GPU])
 def test_the_check_sees_a_read(tmp_path: Path, kind: str) -> None:
-    """SGD with dampening cannot leave out a step on the device: it reads the host, as edges.md says."""
+    """SGD with dampening cannot leave out a step on the device: it reads the host, as edges.md
+    says.
+    """
     [arguments] = arguments_of(tmp_path, "fp32", "all", {"dampened": READS_ONCE}).values()
 
     assert run_on(kind, 1, reads_once, arguments) == [True]
@@ -92,12 +105,18 @@ def test_the_check_sees_a_read(tmp_path: Path, kind: str) -> None:
 def state(run: Run) -> list[Any]:
     """Weights and all that the optimizer keeps, in an order."""
     kept = run.learner.optimizer.state_dict()["state"]
-    moments = [value for of_one in kept.values() for value in of_one.values() if isinstance(value, Tensor)]
+    moments = [
+        value for of_one in kept.values() for value in of_one.values() if isinstance(value, Tensor)
+    ]
     return [flat(run.learner.parameters), *[flat([moment]) for moment in moments]]
 
 
-def around_an_infinite_gradient(arguments: list[str], at: int) -> tuple[list[Any], list[Any], list[Any]]:
-    """State before, right after and one step after step `at`, in which one number of one gradient is inf."""
+def around_an_infinite_gradient(
+    arguments: list[str], at: int
+) -> tuple[list[Any], list[Any], list[Any]]:
+    """State before, right after and one step after step `at`, in which one number of one gradient
+    is inf.
+    """
     run = build(load(arguments), "accumulate")
     run.learner.parallel.clip = scale_down  # what a CPU would do in its place reads the norm
     compute = run.watch(compute_gradient)
@@ -119,9 +138,16 @@ def around_an_infinite_gradient(arguments: list[str], at: int) -> tuple[list[Any
 @pytest.mark.parametrize("kind", [ON_CPU, ON_GPU])
 @pytest.mark.parametrize("optimizer", ["AdamW fused", "SGD with momentum"])
 def test_an_infinite_gradient_moves_nothing(tmp_path: Path, kind: str, optimizer: str) -> None:
-    given = (f"optimizer={FUSED[optimizer]}", "optimizer.lr=0.01", "precision=fp32", "duration={steps: 3}")
+    given = (
+        f"optimizer={FUSED[optimizer]}",
+        "optimizer.lr=0.01",
+        "precision=fp32",
+        "duration={steps: 3}",
+    )
 
-    [(before, after, later)] = run_on(kind, 1, around_an_infinite_gradient, argv(tmp_path, *given), 2)
+    [(before, after, later)] = run_on(
+        kind, 1, around_an_infinite_gradient, argv(tmp_path, *given), 2
+    )
 
     assert len(before) == len(after) > 1
     for ours, expected in zip(after, before, strict=True):
@@ -130,7 +156,9 @@ def test_an_infinite_gradient_moves_nothing(tmp_path: Path, kind: str, optimizer
 
 
 def overflowing(arguments: list[str], k: int) -> tuple[Trace, dict[str, Any], dict[str, Any]]:
-    """(a run whose step k overflows on the last rank, the scaler's state at its end, and as the run began)."""
+    """(a run whose step k overflows on the last rank, the scaler's state at its end, and as the run
+    began).
+    """
     kept: list[Run] = []
     begun: list[dict[str, Any]] = []
 
@@ -150,13 +178,24 @@ def overflowing(arguments: list[str], k: int) -> tuple[Trace, dict[str, Any], di
 
 @pytest.mark.gpus(1)
 @pytest.mark.parametrize("world_size", [1, pytest.param(2, marks=pytest.mark.gpus(2))])
-def test_float16_halves_its_scale_and_a_resume_brings_it_back(tmp_path: Path, world_size: int) -> None:
+def test_float16_halves_its_scale_and_a_resume_brings_it_back(
+    tmp_path: Path, world_size: int
+) -> None:
     """The CPU form, with the scaler put in by hand: tests/test_scaler.py."""
-    given = ("precision=fp16", f"optimizer={FUSED['AdamW fused']}", "optimizer.lr=0.01", "checkpoint.resume=auto")
+    given = (
+        "precision=fp16",
+        f"optimizer={FUSED['AdamW fused']}",
+        "optimizer.lr=0.01",
+        "checkpoint.resume=auto",
+    )
     given += ("checkpoint.every_steps=3",)
 
-    first = run_on("cuda", world_size, overflowing, argv(tmp_path, *given, "duration={steps: 3}"), 2)
-    second = run_on("cuda", world_size, overflowing, argv(tmp_path, *given, "duration={steps: 5}"), 99)
+    first = run_on(
+        "cuda", world_size, overflowing, argv(tmp_path, *given, "duration={steps: 3}"), 2
+    )
+    second = run_on(
+        "cuda", world_size, overflowing, argv(tmp_path, *given, "duration={steps: 5}"), 99
+    )
 
     scales = [row["train/loss_scale"] for row in rows(tmp_path, "train/loss_scale")]
     assert scales[1] == scales[0] / 2

@@ -89,7 +89,9 @@ def fit_each(several: list[tuple[Any, ...]]) -> list[tuple[str, str, bool]]:
 
 
 @pytest.mark.parametrize(("world_size", "precision"), [(3, "fp32")])
-def test_one_rank_holds_another_gradient(run_ranks: Any, tmp_path: Path, world_size: int, precision: str) -> None:
+def test_one_rank_holds_another_gradient(
+    run_ranks: Any, tmp_path: Path, world_size: int, precision: str
+) -> None:
     tampers = (shifted, all_negated, one_negated, two_swapped)
     runs = [(argv(tmp_path, f"name={t.__name__}", f"precision={precision}"), t) for t in tampers]
 
@@ -134,7 +136,9 @@ class Kernels(TorchDispatchMode):
         super().__init__()
         self.count = 0
 
-    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
         result = function(*args, **(kwargs or {}))
         self.count += not function.is_view
         return result
@@ -171,7 +175,10 @@ def test_weights_that_drift_apart_are_seen_every_100_steps(run_ranks: Any, tmp_p
     for told in run_ranks(2, fit_each, runs):
         for seen_at, (kind, message, unchanged) in zip((100, 200), told, strict=True):
             assert (kind, unchanged) == ("RanksDisagree", True)
-            assert f"step {seen_at}: rank(s) 1 differ from rank 0 in layers.0.weight, layers.0.bias" in message
+            assert (
+                f"step {seen_at}: rank(s) 1 differ from rank 0 in layers.0.weight, layers.0.bias"
+                in message
+            )
             assert ".grad" not in message
 
 
@@ -183,14 +190,24 @@ def test_weights_that_have_drifted_apart_are_not_saved(run_ranks: Any, tmp_path:
     for told in run_ranks(2, fit_each, runs):
         for seen_after, (kind, message, _) in zip((5, 5, 8), told, strict=True):
             assert kind == "RanksDisagree"
-            assert f"after step {seen_after}: rank(s) 1 differ from rank 0 in layers.0.weight" in message
+            assert (
+                f"after step {seen_after}: rank(s) 1 differ from rank 0 in layers.0.weight"
+                in message
+            )
             assert "nothing was saved" in message
-    saved = {k: [path.name for path in (tmp_path / k / "checkpoints").glob("step-*")] for k in "458"}
-    assert (saved, list(tmp_path.glob("*/final"))) == ({"4": [], "5": [], "8": ["step-00000005"]}, [])
+    saved = {
+        k: [path.name for path in (tmp_path / k / "checkpoints").glob("step-*")] for k in "458"
+    }
+    assert (saved, list(tmp_path.glob("*/final"))) == (
+        {"4": [], "5": [], "8": ["step-00000005"]},
+        [],
+    )
 
 
 def test_the_first_step_after_a_resume(run_ranks: Any, tmp_path: Path) -> None:
-    arguments = argv(tmp_path, "duration={steps: 8}", "checkpoint.every_steps=5", "checkpoint.resume=auto")
+    arguments = argv(
+        tmp_path, "duration={steps: 8}", "checkpoint.every_steps=5", "checkpoint.resume=auto"
+    )
     run_ranks(2, fit_until_stopped, arguments, all_moved, 8)
 
     for kind, message, unchanged in run_ranks(2, fit_until_stopped, arguments, shifted, 6):
@@ -198,7 +215,9 @@ def test_the_first_step_after_a_resume(run_ranks: Any, tmp_path: Path) -> None:
         assert "step 6: rank(s) 1 differ" in message
 
 
-def test_the_first_step_that_ddp_reduces_by_itself_is_looked_at(run_ranks: Any, tmp_path: Path) -> None:
+def test_the_first_step_that_ddp_reduces_by_itself_is_looked_at(
+    run_ranks: Any, tmp_path: Path
+) -> None:
     for kind, message, unchanged in run_ranks(2, fit_until_stopped, argv(tmp_path), shifted, 3):
         assert (kind, unchanged) == ("RanksDisagree", True)
         assert "step 3: rank(s) 1 differ" in message
@@ -211,7 +230,9 @@ def test_no_reduction_at_all(run_ranks: Any, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("precision", [("fp64",), ("fp32",), ("bf16", "model.dtype=bf16")])
-def test_silent_where_all_is_well(run_ranks: Any, tmp_path: Path, precision: tuple[str, ...]) -> None:
+def test_silent_where_all_is_well(
+    run_ranks: Any, tmp_path: Path, precision: tuple[str, ...]
+) -> None:
     words = ("duration={steps: 5}", f"precision={precision[0]}", *precision[1:])
     nan = "data.args={nan: [0]}"  # in step 1: of one rank, until it is reduced
     runs = [(argv(tmp_path, "name=plain", *words),), (argv(tmp_path, "name=nan", nan, *words),)]

@@ -1,4 +1,6 @@
-"""Out of memory in a step: done again in smaller micro-batches, to the bit as a run that has the smaller size."""
+"""Out of memory in a step: done again in smaller micro-batches, to the bit as a run that has the
+smaller size.
+"""
 
 import contextlib
 import io
@@ -27,9 +29,24 @@ from train.step import ComputeGradient, Learner
 from train.tasks.classification import Classification
 
 GIVEN = (
-    *("task=tests.gradients.test_shrink.Hungry", "model.target=tests.gradients.test_shrink.Stateful", "model.args={}"),
-    *("data.args.size=40", "batch.effective=16", "batch.micro=4", "batch.exact=ignore", "optimizer.target=adamw"),
-    *("optimizer.lr=0.01", "precision=fp32", "checkpoint={resume: auto, every_steps: 1}", "duration.steps=5"),
+    *(
+        "task=tests.gradients.test_shrink.Hungry",
+        "model.target=tests.gradients.test_shrink.Stateful",
+        "model.args={}",
+    ),
+    *(
+        "data.args.size=40",
+        "batch.effective=16",
+        "batch.micro=4",
+        "batch.exact=ignore",
+        "optimizer.target=adamw",
+    ),
+    *(
+        "optimizer.lr=0.01",
+        "precision=fp32",
+        "checkpoint={resume: auto, every_steps: 1}",
+        "duration.steps=5",
+    ),
 )
 LINEAR = "model.args={in_features: 6, out_features: 3}"
 FSDP2 = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
@@ -42,18 +59,24 @@ FAULTS = [
 
 
 class Stateful(nn.Module):
-    """Draws masks, and keeps statistics of what it has seen: both must be put back before a step is done again."""
+    """Draws masks, and keeps statistics of what it has seen: both must be put back before a step is
+    done again.
+    """
 
     def __init__(self) -> None:
         super().__init__()
-        self.layers = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Dropout(0.5), nn.Linear(8, 3))
+        self.layers = nn.Sequential(
+            nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Dropout(0.5), nn.Linear(8, 3)
+        )
 
     def forward(self, inputs: Tensor) -> Tensor:
         return self.layers(inputs)
 
 
 class Hungry(Classification):
-    """Runs out of memory in one micro-batch of a step, once; `micro_step`: from 1, or -1 for the last."""
+    """Runs out of memory in one micro-batch of a step, once; `micro_step`: from 1, or -1 for the
+    last.
+    """
 
     step = micro_step = seen = 0
     where = ""
@@ -89,7 +112,11 @@ def failing(step: int, where: str, micro_step: int, rank: int | None = None) -> 
         if not done and window.k == step and rank in (None, int(os.environ.get("RANK", "0"))):
             done = True
             last = len(window.micro_batches)
-            Hungry.seen, Hungry.where, Hungry.micro_step = 0, where, last if micro_step < 0 else micro_step
+            Hungry.seen, Hungry.where, Hungry.micro_step = (
+                0,
+                where,
+                last if micro_step < 0 else micro_step,
+            )
         return compute_gradient(learner, window)
 
     return compute
@@ -97,7 +124,10 @@ def failing(step: int, where: str, micro_step: int, rank: int | None = None) -> 
 
 def train_twice(whole: list[str], parts: list[list[str]], *fault: Any) -> list[int]:
     """A run in which a step runs out of memory; one that is begun again with the smaller size."""
-    return [train_to_the_end(whole, failing(*fault)), *(train_to_the_end(each, compute_gradient) for each in parts)]
+    return [
+        train_to_the_end(whole, failing(*fault)),
+        *(train_to_the_end(each, compute_gradient) for each in parts),
+    ]
 
 
 def train_to_the_end(arguments: list[str], compute: ComputeGradient) -> int:
@@ -124,7 +154,8 @@ def check_equal(folder: Path) -> None:
     ours, expected = (load(folder / name, trust=True).state_dict() for name in ("whole", "parts"))
     assert all(torch.equal(ours[name], value) for name, value in expected.items())
     sizes, counts = (
-        [row[key] for row in rows(folder, key, "whole")] for key in ("batch/micro_size", "batch/accumulation_steps")
+        [row[key] for row in rows(folder, key, "whole")]
+        for key in ("batch/micro_size", "batch/accumulation_steps")
     )
     assert sizes[0] == 4
     assert set(sizes[1:]) == {2}
@@ -132,13 +163,17 @@ def check_equal(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(("where", "micro_step"), FAULTS)
-def test_the_step_is_that_of_a_run_with_the_smaller_size(tmp_path: Path, where: str, micro_step: int) -> None:
+def test_the_step_is_that_of_a_run_with_the_smaller_size(
+    tmp_path: Path, where: str, micro_step: int
+) -> None:
     assert train_twice(*arguments(tmp_path), 2, where, micro_step) == [5, 1, 5]
     check_equal(tmp_path)
 
 
 @pytest.mark.parametrize(("where", "micro_step"), FAULTS)
-def test_ranks_do_it_again_together(run_ranks: Any, tmp_path: Path, where: str, micro_step: int) -> None:
+def test_ranks_do_it_again_together(
+    run_ranks: Any, tmp_path: Path, where: str, micro_step: int
+) -> None:
     """Where one of them alone runs out of memory."""
     reduction = "explicit" if (where, micro_step) == ("forward", -1) else "auto"
     both = arguments(tmp_path, f"runtime.reduction={reduction}")
@@ -152,8 +187,12 @@ def train_twice_in_turn(*given: Any) -> list[int]:
     return train_twice(*given)
 
 
-def test_ranks_that_count_a_steps_weight_at_its_end_do_it_again_together(run_ranks: Any, tmp_path: Path) -> None:
-    """One fails before its last micro-batch, the other has computed all: both say next whether they failed."""
+def test_ranks_that_count_a_steps_weight_at_its_end_do_it_again_together(
+    run_ranks: Any, tmp_path: Path
+) -> None:
+    """One fails before its last micro-batch, the other has computed all: both say next whether they
+    failed.
+    """
     both = arguments(tmp_path, "task=tests.gradients.test_shrink.Late")
 
     assert run_ranks(2, train_twice_in_turn, *both, 2, "forward", 1, 1) == [[5, 1, 5]] * 2
@@ -167,7 +206,14 @@ def several(runs: list[list[str]]) -> list[Any]:
 def test_a_late_reduction_gives_the_same_bits(run_ranks: Any, tmp_path: Path) -> None:
     """On three ranks, where the order of additions shows; narrow buckets, so that there are some."""
     both = [
-        argv(tmp_path, "data.args.size=40", "batch.effective=16", "batch.micro=2", "precision=fp32", *words)
+        argv(
+            tmp_path,
+            "data.args.size=40",
+            "batch.effective=16",
+            "batch.micro=2",
+            "precision=fp32",
+            *words,
+        )
         for words in (["batch.on_oom=stop", "name=a"], ["batch.on_oom=shrink", "name=b"])
     ]
     for stop, shrink in run_ranks(3, several, both):
@@ -197,7 +243,9 @@ def end_silently(arguments: list[str], divided: bool, *fault: Any) -> int:
 def test_where_ranks_cannot_agree_the_next_start_takes_the_smaller_size(
     run_ranks: Any, tmp_path: Path, divided: bool
 ) -> None:
-    typed = argv(tmp_path, *GIVEN, "model.target=mlp", "model.args={inputs: 6, hidden: [8], outputs: 3}")
+    typed = argv(
+        tmp_path, *GIVEN, "model.target=mlp", "model.args={inputs: 6, hidden: [8], outputs: 3}"
+    )
 
     (code, _), (code_of_failed, said) = run_ranks(2, end, typed, divided, 4, "backward", -1, 1)
 
@@ -210,7 +258,9 @@ def test_where_ranks_cannot_agree_the_next_start_takes_the_smaller_size(
     assert "not 4: step 4 ran out of memory" in said
     assert [row["batch/micro_size"] for row in rows(tmp_path)] == [4, 4, 4, 2, 2]
     assert end([*typed, "name=expected", "batch.micro=2"], False)[0] == 0
-    ours, theirs = ([row["train/loss"] for row in rows(tmp_path, name=name)] for name in ("run", "expected"))
+    ours, theirs = (
+        [row["train/loss"] for row in rows(tmp_path, name=name)] for name in ("run", "expected")
+    )
     assert np.allclose(ours, theirs, rtol=1e-6)
 
 
@@ -221,8 +271,16 @@ def test_it_ends_where_one_sample_is_too_much(tmp_path: Path) -> None:
         tried.append(max(window.micro_batches.sizes))
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(io.StringIO()) as err:
-        assert main(argv(tmp_path, *GIVEN, "model.target=torch.nn.Linear", LINEAR), "accumulate", always) == 1
+    with (
+        contextlib.redirect_stdout(io.StringIO()) as out,
+        contextlib.redirect_stderr(io.StringIO()) as err,
+    ):
+        assert (
+            main(
+                argv(tmp_path, *GIVEN, "model.target=torch.nn.Linear", LINEAR), "accumulate", always
+            )
+            == 1
+        )
 
     assert tried == [4, 2, 1]
     assert "in a micro-batch of 1 (" in err.getvalue()
@@ -240,13 +298,20 @@ def test_the_size_is_kept_for_the_plan_that_ran_out_of_memory_alone(tmp_path: Pa
     ):
         record([*typed, *words])
         assert rows(tmp_path)[-1]["batch/micro_size"] == micro
-    for text in ("{", "[1]", '{"planned": 4}', '{"planned": 4, "world_size": 1, "micro": 0, "step": 1}'):
+    for text in (
+        "{",
+        "[1]",
+        '{"planned": 4}',
+        '{"planned": 4, "world_size": 1, "micro": 0, "step": 1}',
+    ):
         (tmp_path / "run" / "micro.json").write_text(text)
         record([*typed, "duration.steps=9", "checkpoint.resume=never"])
         assert rows(tmp_path)[-1]["batch/micro_size"] == 4
 
 
-@pytest.mark.parametrize("words", [["batch.on_oom=stop"], ["batch.micro=1", "model.target=torch.nn.Linear", LINEAR]])
+@pytest.mark.parametrize(
+    "words", [["batch.on_oom=stop"], ["batch.micro=1", "model.target=torch.nn.Linear", LINEAR]]
+)
 def test_where_nothing_can_shrink_the_error_is_the_users(tmp_path: Path, words: list[str]) -> None:
     code, said = end(argv(tmp_path, *GIVEN, *words), False, 2, "forward", 1)
     assert code == 1
@@ -279,7 +344,9 @@ class HalfFrozen(Teacher):
         return self.layer(inputs) + self.teacher(inputs)
 
 
-@pytest.mark.parametrize(("kind", "again"), [("Teacher", 0), ("TeacherThroughData", 0), ("HalfFrozen", 1)])
+@pytest.mark.parametrize(
+    ("kind", "again"), [("Teacher", 0), ("TeacherThroughData", 0), ("HalfFrozen", 1)]
+)
 def test_a_teacher_that_moves_cannot_be_put_back(tmp_path: Path, kind: str, again: int) -> None:
     typed = argv(tmp_path, *GIVEN, f"model.target=tests.gradients.test_shrink.{kind}")
     assert end(typed, False, 4, "forward", 2)[0] == 1 - again
@@ -296,7 +363,10 @@ def test_the_standard_loop_has_one_micro_batch(tmp_path: Path) -> None:
 
 
 def test_a_second_start_shrinks_further_and_a_third_knows_it(tmp_path: Path) -> None:
-    typed = [*argv(tmp_path, *GIVEN, "model.target=torch.nn.Linear", LINEAR), "schedule.name=constant"]
+    typed = [
+        *argv(tmp_path, *GIVEN, "model.target=torch.nn.Linear", LINEAR),
+        "schedule.name=constant",
+    ]
     for steps, micro in ((5, 2), (6, 1)):
         more = f"duration.steps={steps}"
         assert end([*typed, more], False, steps, "forward", 1)[0] == 0
@@ -309,7 +379,9 @@ def test_a_second_start_shrinks_further_and_a_third_knows_it(tmp_path: Path) -> 
 def test_before_the_first_checkpoint_what_is_typed_starts_over_in_the_smaller_size(
     run_ranks: Any, tmp_path: Path
 ) -> None:
-    typed = argv(tmp_path, *GIVEN, "model.target=torch.nn.Linear", LINEAR, "checkpoint.every_steps=100")
+    typed = argv(
+        tmp_path, *GIVEN, "model.target=torch.nn.Linear", LINEAR, "checkpoint.every_steps=100"
+    )
 
     (_, _), (code, said) = run_ranks(2, end, typed, False, 4, "forward", 1, 1)
 
@@ -322,9 +394,13 @@ def test_before_the_first_checkpoint_what_is_typed_starts_over_in_the_smaller_si
 
 
 @pytest.mark.parametrize(
-    ("size", "sizes"), [(37, {4, 3}), (40, {4, 2})], ids=["a tail of 5 in twos leaves one alone", "a tail of 8"]
+    ("size", "sizes"),
+    [(37, {4, 3}), (40, {4, 2})],
+    ids=["a tail of 5 in twos leaves one alone", "a tail of 8"],
 )
-def test_a_size_that_the_model_cannot_take_is_passed_over(tmp_path: Path, size: int, sizes: set[int]) -> None:
+def test_a_size_that_the_model_cannot_take_is_passed_over(
+    tmp_path: Path, size: int, sizes: set[int]
+) -> None:
     """BatchNorm has no statistics of one sample."""
     typed = argv(tmp_path, *GIVEN, f"data.args.size={size}", "duration.steps=6")
     assert end(typed, False, 1, "forward", 1)[0] == 0

@@ -1,4 +1,6 @@
-"""Larger micro-batches than before are reduced late, where a step that runs out of memory is done again."""
+"""Larger micro-batches than before are reduced late, where a step that runs out of memory is done
+again.
+"""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -36,7 +38,10 @@ class Recorded:
 
         gradient = part.gradient(compute_gradient)
         for self.k, samples in enumerate(seen, start=1):
-            gradient(self, SimpleNamespace(k=self.k, seen=samples, micro_batches=SimpleNamespace(sizes=[4])))
+            gradient(
+                self,
+                SimpleNamespace(k=self.k, seen=samples, micro_batches=SimpleNamespace(sizes=[4])),
+            )
         return self.asked
 
 
@@ -54,19 +59,28 @@ def planned(folder: Path, *words: str) -> tuple[Any, Any]:
         (["batch.micro=all"], []),
     ],
 )
-def test_a_stage_with_larger_micro_batches(tmp_path: Path, words: list[str], asked: list[tuple[int, int]]) -> None:
-    schedule = "batch.schedule={0: 8, 80: 24, 100: 16, 200: 128}"  # in micro-batches of 4, 12, 8 and 16
+def test_a_stage_with_larger_micro_batches(
+    tmp_path: Path, words: list[str], asked: list[tuple[int, int]]
+) -> None:
+    # in micro-batches of 4, 12, 8 and 16
+    schedule = "batch.schedule={0: 8, 80: 24, 100: 16, 200: 128}"
     config, plan = planned(tmp_path, schedule, *words)
 
     assert Recorded().walk(unproven.part(config, plan), [0, 8, 80, 104, 120, 208, 336]) == asked
 
 
 @pytest.mark.parametrize(("on_oom", "asked"), [("shrink", [(6, 3)]), ("stop", [])])
-def test_shares_that_were_measured(tmp_path: Path, on_oom: str, asked: list[tuple[int, int]]) -> None:
+def test_shares_that_were_measured(
+    tmp_path: Path, on_oom: str, asked: list[tuple[int, int]]
+) -> None:
     """After the sixth step; the seventh is still equal, the two after it prove the new sizes."""
-    config, plan = planned(tmp_path, "batch={effective: 8, shares: measured}", f"batch.on_oom={on_oom}")
+    config, plan = planned(
+        tmp_path, "batch={effective: 8, shares: measured}", f"batch.on_oom={on_oom}"
+    )
     ranks: Any = SimpleNamespace(world_size=2, rank=0, sum=lambda own: [0.1, 0.3])
-    report: Any = SimpleNamespace(progress=SimpleNamespace(place=None, step=0), say=lambda line: None)
+    report: Any = SimpleNamespace(
+        progress=SimpleNamespace(place=None, step=0), say=lambda line: None
+    )
     learner: Any = Recorded()
     part = measured_shares.part(config, plan, learner, ranks, report, lambda batch, place: iter([]))
 

@@ -23,7 +23,9 @@ def copy_repository(folder: Path) -> None:
 def write_from_guide(name: str, folder: Path) -> None:
     """A file that the guide shows, such as my/net.py."""
     guide = (ROOT / "docs" / "guide.md").read_text()
-    (block,) = re.findall(rf"^```\w+\n# {re.escape(name)}\n(.*?)^```", guide, re.MULTILINE | re.DOTALL)
+    (block,) = re.findall(
+        rf"^```\w+\n# {re.escape(name)}\n(.*?)^```", guide, re.MULTILINE | re.DOTALL
+    )
     (folder / Path(name).name).write_text(block)
 
 

@@ -1,4 +1,6 @@
-"""The guide: every command and every block is run, in a fresh copy; its keys and names are those of the code."""
+"""The guide: every command and every block is run, in a fresh copy; its keys and names are those of
+the code.
+"""
 
 import re
 import subprocess
@@ -20,7 +22,9 @@ def test_every_block_runs(tmp_path: Path) -> None:
     copy_repository(tmp_path)
 
     command = [sys.executable, "-m", "tests.house.type_blocks", str(GUIDE.relative_to(ROOT))]
-    done = subprocess.run(command, cwd=tmp_path, env=active_environment(), capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        command, cwd=tmp_path, env=active_environment(), capture_output=True, text=True, check=False
+    )
 
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-6000:]
     runs = {folder.name for folder in (tmp_path / "runs").iterdir()}
@@ -41,16 +45,26 @@ def test_links_lead_somewhere(page: Path) -> None:
 def test_keys_exist(page: Path) -> None:
     ours = page.read_text().partition("## Your old keys")[0]
     keys = re.findall(rf"(?<![\w./])((?:{'|'.join(SECTIONS)})\.[a-z_.]+)(?=[=`])", ours)
-    keys = [key for key in keys if Path(key).suffix not in (".py", ".yaml", ".json", ".jsonl", ".txt")]
+    keys = [
+        key for key in keys if Path(key).suffix not in (".py", ".yaml", ".json", ".jsonl", ".txt")
+    ]
 
     # `data.image={...}` is a section of its own.
-    assert [key for key in keys if owner(parts(key)) is None and not any(t.startswith(f"{key}.") for t in TYPES)] == []
+    assert [
+        key
+        for key in keys
+        if owner(parts(key)) is None and not any(t.startswith(f"{key}.") for t in TYPES)
+    ] == []
 
 
 def test_old_keys_are_led_to_ours() -> None:
     """What a config says to another trainer's key is what the table says."""
     table = GUIDE.read_text().partition("## Your old keys")[2]
-    rows = [line.strip("|").split("|") for line in table.splitlines() if line.startswith("| ") and "`" in line]
+    rows = [
+        line.strip("|").split("|")
+        for line in table.splitlines()
+        if line.startswith("| ") and "`" in line
+    ]
     wrong = []
     for _, *theirs, last in rows:
         ours = re.findall(r"`([^`]+)`", last)

@@ -1,4 +1,6 @@
-"""Every mutant of the campaign fits today's code. Which test kills it: python -m tests.campaigns.mutants, at length."""
+"""Every mutant of the campaign fits today's code. Which test kills it: python -m
+tests.campaigns.mutants, at length.
+"""
 
 import pytest
 

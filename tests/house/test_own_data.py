@@ -19,14 +19,18 @@ def test_a_newcomer_types_the_page(tmp_path: Path) -> None:
     (tmp_path / "my").mkdir(exist_ok=True)
 
     command = [sys.executable, "-m", "tests.house.type_blocks", str(PAGE.relative_to(ROOT))]
-    done = subprocess.run(command, cwd=tmp_path, env=active_environment(), capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        command, cwd=tmp_path, env=active_environment(), capture_output=True, text=True, check=False
+    )
 
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-6000:]
     accuracy = {
         name: last(tmp_path / "runs" / name, "eval/accuracy")
         for name in ("letters-epochs5", "all_letters-epochs5", "icons")
     }
-    assert min(accuracy["letters-epochs5"], accuracy["all_letters-epochs5"]) > 0.8, "of two classes of equal size"
+    assert min(accuracy["letters-epochs5"], accuracy["all_letters-epochs5"]) > 0.8, (
+        "of two classes of equal size"
+    )
     assert accuracy["icons"] >= 0
     assert last(tmp_path / "runs" / "texts", "eval/bits_per_byte") < 7
     assert "each document is a text of its own" in done.stdout
@@ -34,7 +38,9 @@ def test_a_newcomer_types_the_page(tmp_path: Path) -> None:
 
 
 def last(run: Path, key: str) -> float:
-    values = [json.loads(line).get(key) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    values = [
+        json.loads(line).get(key) for line in (run / "metrics.jsonl").read_text().splitlines()
+    ]
     return [value for value in values if value is not None][-1]
 
 

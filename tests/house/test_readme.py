@@ -10,7 +10,9 @@ from tests.house.fresh_copy import ROOT, active_environment, copy_repository
 
 
 def commands() -> list[str]:
-    blocks = re.findall(r"^```bash\n(.*?)^```", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
+    blocks = re.findall(
+        r"^```bash\n(.*?)^```", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL
+    )
     return [line for block in blocks for line in block.splitlines()]
 
 
@@ -18,11 +20,14 @@ def commands() -> list[str]:
 def test_every_command_runs(tmp_path: Path) -> None:
     copy_repository(tmp_path)
 
-    typed = [command for command in commands() if "scripts/test.sh" not in command]  # this one is running
+    # this one is running
+    typed = [command for command in commands() if "scripts/test.sh" not in command]
     assert [command.split()[0] for command in typed].count("./launch.sh") >= 3
     environment = active_environment()
     for command in typed:
-        done = subprocess.run(command, shell=True, cwd=tmp_path, env=environment, capture_output=True, text=True)
+        done = subprocess.run(
+            command, shell=True, cwd=tmp_path, env=environment, capture_output=True, text=True
+        )
         assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
 
     assert {folder.name for folder in (tmp_path / "runs").iterdir()} == {

@@ -1,7 +1,8 @@
 """Types the blocks of a page in the current folder: python -m tests.house.type_blocks PAGE
 
-Commands that train on one process are called in this one: a fresh interpreter would spend seconds on imports for each.
-All else (several ranks, scripts, pytest) is started as it is typed. Ends with 1 at the first block that fails.
+Commands that train on one process are called in this one: a fresh interpreter would spend seconds
+on imports for each. All else (several ranks, scripts, pytest) is started as it is typed. Ends with
+1 at the first block that fails.
 """
 
 import importlib
@@ -31,7 +32,9 @@ def main(page: Path) -> None:
     sys.path.append("my")
     importlib.invalidate_caches()
     for kind, text in blocks:
-        assert kind in ("bash", "python", "yaml", "text", "diff"), f"a block of kind {kind}, which nobody runs"
+        assert kind in ("bash", "python", "yaml", "text", "diff"), (
+            f"a block of kind {kind}, which nobody runs"
+        )
         assert kind != "yaml" or FILE.match(text), f"a YAML block that is no file:\n{text}"
         if kind == "diff":
             subprocess.run(["git", "apply", "-"], input=text, text=True, check=True)
@@ -53,7 +56,11 @@ def type_command(command: str) -> None:
     words = words[2:] if words[:2] == ["python", "-m"] else words
     if words[0] == "python" and words[1] == "scripts/verify.py":
         words = ["train.verify", *words[2:]]
-    code = call(*words) if words[0] in ENTRIES else subprocess.run(command, shell=True, check=False).returncode
+    code = (
+        call(*words)
+        if words[0] in ENTRIES
+        else subprocess.run(command, shell=True, check=False).returncode
+    )
     if code != 0:
         sys.exit(f"exit code {code}: {command}")
 

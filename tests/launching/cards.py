@@ -17,7 +17,9 @@ def cards(number: int, name: str = A100, capability: tuple[int, int] = (8, 0)) -
     )
 
 
-def nvidia_smi(folder: Path, listed: str, driver: str = "", capability: str = "", code: int = 0) -> Path:
+def nvidia_smi(
+    folder: Path, listed: str, driver: str = "", capability: str = "", code: int = 0
+) -> Path:
     """A folder for PATH with a program of that name. It answers `-L` and two queries."""
     folder.mkdir(exist_ok=True)
     program = folder / "nvidia-smi"
@@ -35,5 +37,8 @@ def listed(number: int = 1, name: str = A100, instances: int = 0) -> str:
     for card in range(number):
         lines.append(f"GPU {card}: {name} (UUID: GPU-5d5ba0d6-d33d-2b2c-524d-9e3d8d2b8a7{card})")
         for place in range(instances):
-            lines.append(f"  MIG 1g.5gb      Device  {place}: (UUID: MIG-c6d4f1ef-42e4-5de3-91c7-45d71c87eb3{place})")
+            lines.append(
+                f"  MIG 1g.5gb      Device  {place}: (UUID: "
+                f"MIG-c6d4f1ef-42e4-5de3-91c7-45d71c87eb3{place})"
+            )
     return "\n".join(lines)

@@ -107,7 +107,9 @@ def test_one_that_comes_once_more_or_late_is_refused(head):
 
 
 def said_by_the_next(machines: Machines, while_it_is: str) -> str:
-    """Of launches one after the other; the head may not have noticed yet that the one before has ended."""
+    """Of launches one after the other; the head may not have noticed yet that the one before has
+    ended.
+    """
     for _ in range(100):
         started = Started(machines)
         started.ends.set()
@@ -150,7 +152,10 @@ def test_machines_of_an_elastic_job_come_and_go(head, capsys):
 
 
 def test_a_guest_hears_of_the_loss_of_the_head(head, capsys):
-    with socket.create_server(("127.0.0.1", head.door)) as listening, launches(replace(head, rank=1)) as (one,):
+    with (
+        socket.create_server(("127.0.0.1", head.door)) as listening,
+        launches(replace(head, rank=1)) as (one,),
+    ):
         connection, _ = listening.accept()
         with connection:
             connection.recv(1000)
@@ -197,9 +202,12 @@ def test_an_interface_that_was_named_is_kept(monkeypatch):
 
 def test_a_name_that_only_this_machine_understands(monkeypatch):
     addressed = {"node1": "127.0.1.1", "head": "10.0.0.1", "good": "10.0.0.2"}
-    monkeypatch.setattr(socket, "getaddrinfo", lambda name, *_, **__: [(0, 0, 0, "", (addressed[name], 0))])
+    monkeypatch.setattr(
+        socket, "getaddrinfo", lambda name, *_, **__: [(0, 0, 0, "", (addressed[name], 0))]
+    )
     monkeypatch.setattr(socket, "gethostname", lambda: "node1")
-    monkeypatch.setattr(addresses, "_own_address", lambda head: "127.0.0.1")  # of `lo`, which every machine has
+    # of `lo`, which every machine has
+    monkeypatch.setattr(addresses, "_own_address", lambda head: "127.0.0.1")
     several = {"WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "head"}
 
     said = addresses.gloo_trouble(several)
@@ -218,7 +226,9 @@ def test_a_name_that_only_this_machine_understands(monkeypatch):
 
 
 def test_an_interface_that_is_not_there(monkeypatch):
-    said = addresses.gloo_trouble({"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "GLOO_SOCKET_IFNAME": "lo,eth77"})
+    said = addresses.gloo_trouble(
+        {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "GLOO_SOCKET_IFNAME": "lo,eth77"}
+    )
     assert said.startswith("GLOO_SOCKET_IFNAME=lo,eth77 names no network interface")
     assert "got:  " + next(iter(psutil.net_if_addrs())) in said
 

@@ -1,4 +1,6 @@
-"""A GPU that torch cannot use ends in a sentence that says what to install. Drivers and cards are faked."""
+"""A GPU that torch cannot use ends in a sentence that says what to install. Drivers and cards are
+faked.
+"""
 
 import os
 from dataclasses import replace
@@ -26,12 +28,36 @@ def remedy(build: str) -> str:
 
 TROUBLES: list[tuple[str, Seen, Machine, str, str]] = [
     ("an old driver", NONE, OLD, "CUDA 13.0, which needs driver 580 or later", remedy("cu126")),
-    ("an older driver", NONE, replace(OLD, driver="470.1"), "needs driver 580 or later", "update the driver to 580"),
+    (
+        "an older driver",
+        NONE,
+        replace(OLD, driver="470.1"),
+        "needs driver 580 or later",
+        "update the driver to 580",
+    ),
     ("a build for CPUs", ON_CPU, NEW, "2.13.0+cpu) was built for CPUs", remedy("cu130")),
-    ("a build for AMD", Seen(version="2.13.0+rocm7", hip="7.2"), NEW, "was built for AMD GPUs", remedy("cu130")),
+    (
+        "a build for AMD",
+        Seen(version="2.13.0+rocm7", hip="7.2"),
+        NEW,
+        "was built for AMD GPUs",
+        remedy("cu130"),
+    ),
     ("both", ON_CPU, OLD, "2.13.0+cpu) was built for CPUs", remedy("cu126")),
-    ("a new card, an old driver", NONE, replace(OLD, capabilities=((10, 0),)), "CUDA 13.0", "update the driver to 580"),
-    ("torch says no more", NONE, NEW, "torch cannot use them: no CUDA-capable device is detected", "nvidia-smi"),
+    (
+        "a new card, an old driver",
+        NONE,
+        replace(OLD, capabilities=((10, 0),)),
+        "CUDA 13.0",
+        "update the driver to 580",
+    ),
+    (
+        "torch says no more",
+        NONE,
+        NEW,
+        "torch cannot use them: no CUDA-capable device is detected",
+        "nvidia-smi",
+    ),
     (
         "no restart",
         NONE,
@@ -39,12 +65,20 @@ TROUBLES: list[tuple[str, Seen, Machine, str, str]] = [
         "library version mismatch",
         "nvidia-smi",
     ),
-    ("no import", Seen(error="ImportError: libcudart.so.13"), NEW, "libcudart.so.13", "-c 'import torch'"),
+    (
+        "no import",
+        Seen(error="ImportError: libcudart.so.13"),
+        NEW,
+        "libcudart.so.13",
+        "-c 'import torch'",
+    ),
 ]
 
 
 @pytest.mark.parametrize(
-    ("seen", "machine", "why", "to_type"), [row[1:] for row in TROUBLES], ids=[row[0] for row in TROUBLES]
+    ("seen", "machine", "why", "to_type"),
+    [row[1:] for row in TROUBLES],
+    ids=[row[0] for row in TROUBLES],
 )
 def test_a_card_that_torch_cannot_use(seen: Seen, machine: Machine, why: str, to_type: str) -> None:
     trouble = find_trouble(seen, None, lambda: machine)
@@ -59,7 +93,10 @@ def test_a_card_that_torch_cannot_use(seen: Seen, machine: Machine, why: str, to
 def test_a_number_that_no_card_has() -> None:
     trouble = find_trouble(NONE, "7", lambda: NEW)
     assert trouble is not None
-    assert (trouble.why, trouble.remedy) == ("CUDA_VISIBLE_DEVICES=7 names none of them", "unset CUDA_VISIBLE_DEVICES")
+    assert (trouble.why, trouble.remedy) == (
+        "CUDA_VISIBLE_DEVICES=7 names none of them",
+        "unset CUDA_VISIBLE_DEVICES",
+    )
 
 
 @pytest.mark.parametrize(
@@ -75,7 +112,9 @@ def test_a_number_that_no_card_has() -> None:
         ((6, 1), (), True),  # a build that does not say
     ],
 )
-def test_kernels_for_a_card(capability: tuple[int, int], kernels: tuple[str, ...], works: bool) -> None:
+def test_kernels_for_a_card(
+    capability: tuple[int, int], kernels: tuple[str, ...], works: bool
+) -> None:
     seen = replace(cards(1, "a card", capability), kernels=kernels)
     machine = Machine(cards=("a card",), capabilities=(capability,), driver="580.1")
 
@@ -132,11 +171,15 @@ def machine_without_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
     return tmp_path
 
 
-def test_nvidia_smi_names_cards_driver_and_instances(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nvidia_smi_names_cards_driver_and_instances(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     program = nvidia_smi(folder / "bin", listed(2, instances=3), "570.86.15\n570.86.15", "8.0\n8.0")
     monkeypatch.setenv("PATH", f"{program}:/usr/bin:/bin")
 
-    assert look_at_machine() == Machine((A100, A100), ((8, 0), (8, 0)), mig_instances=6, driver="570.86.15")
+    assert look_at_machine() == Machine(
+        (A100, A100), ((8, 0), (8, 0)), mig_instances=6, driver="570.86.15"
+    )
 
 
 @pytest.mark.parametrize(
@@ -144,7 +187,12 @@ def test_nvidia_smi_names_cards_driver_and_instances(folder: Path, monkeypatch: 
     [
         (True, 1, "Failed to initialize NVML: Driver/library version mismatch", 1),
         (True, 1, "No devices were found", 0),  # a job that has asked for none
-        (False, 0, "NVIDIA-SMI has failed because it couldn't communicate with the NVIDIA driver.", 0),
+        (
+            False,
+            0,
+            "NVIDIA-SMI has failed because it couldn't communicate with the NVIDIA driver.",
+            0,
+        ),
     ],
 )
 def test_an_nvidia_smi_that_fails(
@@ -154,7 +202,9 @@ def test_an_nvidia_smi_that_fails(
     for number in range(files):
         (folder / "dev" / f"nvidia{number}").touch()
     if driver:
-        (folder / "version").write_text("NVRM version: NVIDIA UNIX x86_64 Kernel Module  550.54.14  Thu Feb 22\n")
+        (folder / "version").write_text(
+            "NVRM version: NVIDIA UNIX x86_64 Kernel Module  550.54.14  Thu Feb 22\n"
+        )
 
     machine = look_at_machine()
 
@@ -165,7 +215,8 @@ def test_an_nvidia_smi_that_fails(
 def test_without_nvidia_smi_the_files_of_the_driver_are_asked(folder: Path) -> None:
     assert look_at_machine() == Machine()
     (folder / "version").write_text(
-        "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  580.65.06  Release Build  (dvs)\nGCC\n"
+        "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  580.65.06  Release Build  "
+        "(dvs)\nGCC\n"
     )
     (folder / "dev" / "nvidia0").touch()
     (folder / "dev" / "nvidia1").symlink_to("/nowhere")  # as one that may not be opened
@@ -200,8 +251,12 @@ def test_the_build_follows_driver_and_card(
 # The launcher and a rank
 
 
-def test_the_launcher_and_a_rank_refuse_in_the_same_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With the torch of this environment, which was built for CPUs, and an nvidia-smi that lists a card."""
+def test_the_launcher_and_a_rank_refuse_in_the_same_words(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the torch of this environment, which was built for CPUs, and an nvidia-smi that lists a
+    card.
+    """
     program = nvidia_smi(tmp_path / "bin", listed(), "580.65.06", "8.0")
     monkeypatch.setenv("PATH", f"{program}:{os.environ['PATH']}")
     for name in ("ACCELERATE_USE_CPU", "CUDA_VISIBLE_DEVICES"):
@@ -240,7 +295,9 @@ def test_of_several_instances_a_process_opens_one(
 
     assert choose.choose(parse(["my.yaml"]), find(None), named).number == 1
     assert "launch: of 2 MIG instances a process opens the first alone" in capsys.readouterr().err
-    with pytest.raises(LaunchRefused, match=r"one MIG instance only, and NCCL joins none(.|\n)*type: NPROC=1"):
+    with pytest.raises(
+        LaunchRefused, match=r"one MIG instance only, and NCCL joins none(.|\n)*type: NPROC=1"
+    ):
         choose.choose(parse(["my.yaml"]), find(None), named | {"NPROC": "2"})
     monkeypatch.setattr(choose, "look_at_machine", lambda: Machine((A100,), mig_instances=7))
     choose.choose(parse(["my.yaml"]), find(None), {})

@@ -1,4 +1,6 @@
-"""Every key of accelerate's launcher file and every flag of its launcher, taken or refused before ranks start."""
+"""Every key of accelerate's launcher file and every flag of its launcher, taken or refused before
+ranks start.
+"""
 
 import dataclasses
 from collections.abc import Callable
@@ -37,7 +39,11 @@ def options() -> dict[str, bool]:
 
 
 def test_every_key_and_flag_of_accelerate_has_its_row_and_no_other() -> None:
-    fields = {field.name for kind in (ClusterConfig, SageMakerConfig) for field in dataclasses.fields(kind)}
+    fields = {
+        field.name
+        for kind in (ClusterConfig, SageMakerConfig)
+        for field in dataclasses.fields(kind)
+    }
     ours = {key for row in ROWS for key in row.keys}
 
     assert ours == fields | set(options()) | OLD_KEYS
@@ -52,7 +58,9 @@ def test_every_key_and_flag_of_accelerate_has_its_row_and_no_other() -> None:
 
 
 def answering(answers: dict[str, Any]) -> Callable[..., Any]:
-    """In place of its questions: the answer whose key is in the question, else the default, else the first choice."""
+    """In place of its questions: the answer whose key is in the question, else the default, else
+    the first choice.
+    """
 
     def answer(question: str, *args: Any, **kwargs: Any) -> Any:
         for words, given in answers.items():
@@ -73,16 +81,28 @@ WRITTEN: list[tuple[str, dict[str, Any], set[str]]] = [
     ("one process", {"type of machine": cluster.DistributedType.NO}, set()),
     ("CPU", {"type of machine": cluster.DistributedType.MULTI_CPU, "should be used": 2}, set()),
     ("GPUs", GPUS, set()),
-    ("machines", GPUS | {"How many different machines": 2, "IP address": "10.0.0.1", "is the port": 29501}, set()),
+    (
+        "machines",
+        GPUS | {"How many different machines": 2, "IP address": "10.0.0.1", "is the port": 29501},
+        set(),
+    ),
     ("bf16", GPUS | {"mixed precision?": "bf16"}, set()),
-    ("mpirun", {"type of machine": cluster.DistributedType.MULTI_CPU, "mpirun?": True}, {"mpirun_hostfile"}),
+    (
+        "mpirun",
+        {"type of machine": cluster.DistributedType.MULTI_CPU, "mpirun?": True},
+        {"mpirun_hostfile"},
+    ),
     (
         "dynamo",
         GPUS | {"optimize your script": True, "customize the defaults": True},
         {"dynamo_backend", "dynamo_mode"},
     ),
     ("FSDP 2", GPUS | {"FullyShardedDataParallel": True}, set()),
-    ("FSDP 2 offloaded", GPUS | {"FullyShardedDataParallel": True, "offload param": True}, {"fsdp_offload_params"}),
+    (
+        "FSDP 2 offloaded",
+        GPUS | {"FullyShardedDataParallel": True, "offload param": True},
+        {"fsdp_offload_params"},
+    ),
     (
         "FSDP 2 by size",
         GPUS | {"FullyShardedDataParallel": True, "auto wrap policy": "SIZE_BASED_WRAP"},
@@ -90,8 +110,17 @@ WRITTEN: list[tuple[str, dict[str, Any], set[str]]] = [
     ),
     (
         "FSDP 1",
-        GPUS | {"FullyShardedDataParallel": True, "FSDP version": 1, "FSDP activation checkpointing": True},
-        {"fsdp_version: 1", "fsdp_reshard_after_forward: FULL_SHARD", "memory.activation_checkpointing"},
+        GPUS
+        | {
+            "FullyShardedDataParallel": True,
+            "FSDP version": 1,
+            "FSDP activation checkpointing": True,
+        },
+        {
+            "fsdp_version: 1",
+            "fsdp_reshard_after_forward: FULL_SHARD",
+            "memory.activation_checkpointing",
+        },
     ),
     (
         "parallelism",
@@ -100,7 +129,8 @@ WRITTEN: list[tuple[str, dict[str, Any], set[str]]] = [
     ),
     (
         "DeepSpeed",
-        GPUS | {"use DeepSpeed?": True, "gradient accumulation steps": 4, "use gradient clipping": True},
+        GPUS
+        | {"use DeepSpeed?": True, "gradient accumulation steps": 4, "use gradient clipping": True},
         {"DEEPSPEED", "zero_stage", "batch.accumulation_steps", "optimizer.max_grad_norm"},
     ),
     (
@@ -108,18 +138,36 @@ WRITTEN: list[tuple[str, dict[str, Any], set[str]]] = [
         GPUS | {"use DeepSpeed?": True, "json file": True, "path to the json": "ds.json"},
         {"DEEPSPEED", "deepspeed_config_file"},
     ),
-    ("Megatron", GPUS | {"use Megatron-LM": True}, {"MEGATRON_LM", "megatron_lm_tp_degree", "optimizer.max_grad_norm"}),
-    ("fp8", GPUS | {"mixed precision?": "fp8", "FP8 backend": "TE"}, {"mixed_precision: fp8", "fp8_config"}),
+    (
+        "Megatron",
+        GPUS | {"use Megatron-LM": True},
+        {"MEGATRON_LM", "megatron_lm_tp_degree", "optimizer.max_grad_norm"},
+    ),
+    (
+        "fp8",
+        GPUS | {"mixed precision?": "fp8", "FP8 backend": "TE"},
+        {"mixed_precision: fp8", "fp8_config"},
+    ),
     (
         "TPU",
-        {"type of machine": cluster.DistributedType.XLA, "a TPU cluster?": True, "name of your TPU": "pod"},
+        {
+            "type of machine": cluster.DistributedType.XLA,
+            "a TPU cluster?": True,
+            "name of your TPU": "pod",
+        },
         {"distributed_type: XLA", "tpu_name: pod", "tpu_use_cluster"},
     ),
-    ("XPUs", GPUS | {"type of machine": cluster.DistributedType.MULTI_XPU}, {"distributed_type: MULTI_XPU"}),
+    (
+        "XPUs",
+        GPUS | {"type of machine": cluster.DistributedType.MULTI_XPU},
+        {"distributed_type: MULTI_XPU"},
+    ),
 ]
 
 
-@pytest.mark.parametrize(("answers", "named"), [row[1:] for row in WRITTEN], ids=[row[0] for row in WRITTEN])
+@pytest.mark.parametrize(
+    ("answers", "named"), [row[1:] for row in WRITTEN], ids=[row[0] for row in WRITTEN]
+)
 def test_what_accelerate_config_writes_is_taken_or_refused_key_by_key(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answers: dict[str, Any], named: set[str]
 ) -> None:
@@ -139,7 +187,9 @@ def test_what_accelerate_config_writes_is_taken_or_refused_key_by_key(
         assert ". Set: " in line or ". Remove" in line or ". Start" in line, line
 
 
-def refusal(path: Path, *flags: str, precision: str = "bf16", environment: dict[str, str] | None = None) -> str:
+def refusal(
+    path: Path, *flags: str, precision: str = "bf16", environment: dict[str, str] | None = None
+) -> str:
     """Empty where all is taken."""
     try:
         check(find(str(path)), flags, environment or {}, lambda: precision)
@@ -161,7 +211,11 @@ def plain(tmp_path: Path) -> Path:
 def examples() -> list[tuple[Row, str, Any]]:
     found = []
     for row in ROWS:
-        value = row.values[0] if row.values else {"num_machines": 2, "use_cpu": True}.get(row.keys[0], "3")
+        value = (
+            row.values[0]
+            if row.values
+            else {"num_machines": 2, "use_cpu": True}.get(row.keys[0], "3")
+        )
         found += [(row, key, value) for key in row.keys]
     return found
 
@@ -170,9 +224,17 @@ def examples() -> list[tuple[Row, str, Any]]:
 def test_each_row_of_the_table(plain: Path, row: Row, key: str, value: Any) -> None:
     if key in options():
         flags = [f"--{key}"] if key in SWITCHES else [f"--{key}", str(value)]
-        said = refusal(plain, *flags, *(["--fsdp_version", "2"] if key == "use_fsdp" else []), precision=str(value))
+        said = refusal(
+            plain,
+            *flags,
+            *(["--fsdp_version", "2"] if key == "use_fsdp" else []),
+            precision=str(value),
+        )
     else:
-        values = {"distributed_type": "NO", key: True if key in launcher_keys.TRUE_OR_FALSE else value}
+        values = {
+            "distributed_type": "NO",
+            key: True if key in launcher_keys.TRUE_OR_FALSE else value,
+        }
         plain.write_text(yaml.safe_dump(values))
         said = refusal(plain, precision=str(value))
 
@@ -186,7 +248,10 @@ def test_each_row_of_the_table(plain: Path, row: Row, key: str, value: Any) -> N
         ("max_restarts: 3", "is a flag. Type: ./launch.sh ... -- --max_restarts"),
         ("num_machines: two", "num_machines: two: has to be a whole number"),
         ("use_cpu: 'yes'", "has to be true or false"),
-        ("mixed_precision: fp16", "mixed_precision: fp16: the config says precision=bf16. Set: precision=fp16"),
+        (
+            "mixed_precision: fp16",
+            "mixed_precision: fp16: the config says precision=bf16. Set: precision=fp16",
+        ),
     ],
 )
 def test_what_is_wrong_in_a_file(plain: Path, text: str, named: str) -> None:
@@ -196,8 +261,21 @@ def test_what_is_wrong_in_a_file(plain: Path, text: str, named: str) -> None:
 
 def test_all_is_told_at_once_from_file_flags_and_variables(plain: Path) -> None:
     plain.write_text("fsdp_config: {fsdp_version: 2, fsdp_new: 1}\n7: 8\n")
-    flags = ["--zero-stage=2", "--max_restarts", "3", "--no_such", "4", "x.py", "--compute_environment", "-m"]
-    said = refusal(plain, *flags, environment={"ACCELERATE_USE_FSDP": "true", "ACCELERATE_USE_DEEPSPEED": "false"})
+    flags = [
+        "--zero-stage=2",
+        "--max_restarts",
+        "3",
+        "--no_such",
+        "4",
+        "x.py",
+        "--compute_environment",
+        "-m",
+    ]
+    said = refusal(
+        plain,
+        *flags,
+        environment={"ACCELERATE_USE_FSDP": "true", "ACCELERATE_USE_DEEPSPEED": "false"},
+    )
 
     for named in (
         "distributed_type is missing",
@@ -206,7 +284,12 @@ def test_all_is_told_at_once_from_file_flags_and_variables(plain: Path) -> None:
         "--zero-stage=2",
     ):
         assert named in said
-    for named in ("--no_such 4: accelerate has no", "x.py", "--compute_environment: is no", "-m: launch.sh"):
+    for named in (
+        "--no_such 4: accelerate has no",
+        "x.py",
+        "--compute_environment: is no",
+        "-m: launch.sh",
+    ):
         assert named in said
     assert "ACCELERATE_USE_FSDP" not in said
     assert "max_restarts" not in said
@@ -218,9 +301,13 @@ def test_all_is_told_at_once_from_file_flags_and_variables(plain: Path) -> None:
 
 def test_fsdp_without_a_version_is_that_of_accelerate(plain: Path) -> None:
     for flags, environment in ((["--use_fsdp"], {}), ([], {"ACCELERATE_USE_FSDP": "true"})):
-        assert "without fsdp_version accelerate means FSDP 1" in refusal(plain, *flags, environment=environment)
+        assert "without fsdp_version accelerate means FSDP 1" in refusal(
+            plain, *flags, environment=environment
+        )
         assert not refusal(plain, *flags, environment={**environment, "FSDP_VERSION": "2"})
-    assert "FSDP_VERSION=1: FSDP 1 is not supported" in refusal(plain, environment={"FSDP_VERSION": "1"})
+    assert "FSDP_VERSION=1: FSDP 1 is not supported" in refusal(
+        plain, environment={"FSDP_VERSION": "1"}
+    )
 
 
 def test_fsdp_2_reaches_the_ranks_by_variables(plain: Path) -> None:
@@ -231,7 +318,11 @@ def test_fsdp_2_reaches_the_ranks_by_variables(plain: Path) -> None:
 
     words = command(plain, "--", "--num_processes", "2", "--fsdp_version=2", gpus=2)
 
-    assert {"ACCELERATE_USE_FSDP=true", "FSDP_VERSION=2", "FSDP_RESHARD_AFTER_FORWARD=False"} <= set(words)
+    assert {
+        "ACCELERATE_USE_FSDP=true",
+        "FSDP_VERSION=2",
+        "FSDP_RESHARD_AFTER_FORWARD=False",
+    } <= set(words)
     assert "FSDP_TRANSFORMER_CLS_TO_WRAP=A,B" in words
     assert not any("fsdp" in word for word in words if word.startswith("--"))
     assert "--multi_gpu" in words
@@ -239,7 +330,11 @@ def test_fsdp_2_reaches_the_ranks_by_variables(plain: Path) -> None:
 
 def command(path: Path, *words: str, gpus: int, **environment: str) -> list[str]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(choose, "ask_torch", lambda named: cards(len(named.split(",")) if named and gpus else gpus))
+        patch.setattr(
+            choose,
+            "ask_torch",
+            lambda named: cards(len(named.split(",")) if named and gpus else gpus),
+        )
         arguments = parse(["my.yaml", *words])
         file = find(str(path))
         check(file, arguments.flags, environment, lambda: "bf16")
@@ -249,15 +344,22 @@ def command(path: Path, *words: str, gpus: int, **environment: str) -> list[str]
 
 
 def test_accelerate_reads_our_file_alone_and_gets_what_was_taken_as_flags(plain: Path) -> None:
-    # Given a file whose bare `no` stops accelerate, and of which accelerate 1.15 drops the last two keys.
+    # Given a file whose bare `no` stops accelerate, and of which accelerate 1.15 drops the last two
+    # keys.
     plain.write_text(
-        "distributed_type: MULTI_GPU\nmixed_precision: no\nnum_machines: 2\nmachine_rank: 1\nmain_process_ip: head\n"
-        "main_process_port: 29501\nnum_processes: 8\nrdzv_backend: c10d\nenable_cpu_affinity: true\n"
+        "distributed_type: MULTI_GPU\nmixed_precision: no\nnum_machines: 2\nmachine_rank: "
+        "1\nmain_process_ip: head\nmain_process_port: 29501\nnum_processes: 8\nrdzv_backend: "
+        "c10d\nenable_cpu_affinity: true\n"
     )
     words = " ".join(command(plain, gpus=4))
 
     assert "mine.yaml" not in words
-    for flag in ("num_machines 2", "machine_rank 1", "main_process_ip head", "main_process_port 29501"):
+    for flag in (
+        "num_machines 2",
+        "machine_rank 1",
+        "main_process_ip head",
+        "main_process_port 29501",
+    ):
         assert f"--{flag}" in words
     assert "--rdzv_backend c10d" in words
     assert "--enable_cpu_affinity" in words
@@ -289,7 +391,9 @@ def test_no_number_of_processes_is_all_gpus(plain: Path) -> None:
     assert "ISOBATCH_WORLD_SIZE=4" in command(plain, gpus=4)
 
 
-@pytest.mark.parametrize("text", ["distributed_type: MULTI_GPU", "distributed_type: 'NO'\ngpu_ids: '0'"])
+@pytest.mark.parametrize(
+    "text", ["distributed_type: MULTI_GPU", "distributed_type: 'NO'\ngpu_ids: '0'"]
+)
 def test_a_file_about_gpus_does_not_train_on_the_cpu_unasked(plain: Path, text: str) -> None:
     plain.write_text(f"{text}\nnum_processes: 1\n")
     with pytest.raises(LaunchRefused, match="no GPU is visible"):
@@ -313,7 +417,9 @@ def test_what_has_no_effect_is_said(plain: Path, capsys: pytest.CaptureFixture[s
 
 
 def table() -> str:
-    return "\n".join(["| key | fate | what becomes of it |", "|---|---|---|", *(row.shown() for row in ROWS)])
+    return "\n".join(
+        ["| key | fate | what becomes of it |", "|---|---|---|", *(row.shown() for row in ROWS)]
+    )
 
 
 def test_the_docs_hold_the_table() -> None:

@@ -13,7 +13,9 @@ HEAD = "--main_process_ip node1"
 
 
 def found(flags: str = "", file: Path | None = None, **environment: str) -> Machines:
-    return find_machines(parse(["my.yaml", "--", *flags.split()]), find(str(file) if file else None), environment)
+    return find_machines(
+        parse(["my.yaml", "--", *flags.split()]), find(str(file) if file else None), environment
+    )
 
 
 def slurm(**changes: str) -> dict[str, str]:
@@ -38,7 +40,12 @@ def test_one_machine_meets_nobody():
 
 def test_slurm_says_who_and_where():
     machines = found(**slurm())
-    assert (machines.number, machines.rank, machines.head, machines.job) == (4, 2, "gpu007", "slurm-4711.0")
+    assert (machines.number, machines.rank, machines.head, machines.job) == (
+        4,
+        2,
+        "gpu007",
+        "slurm-4711.0",
+    )
     assert found(**slurm(SLURM_STEP_NODELIST="a1b[3-4],c7")).head == "a1b3"
     assert found("--main_process_port 29500", **slurm()).port == 29500
 
@@ -57,7 +64,8 @@ def test_a_trial_of_a_sweep_is_one_machines_own():
 
 def test_flags_come_before_slurm_and_that_before_the_file(tmp_path):
     (tmp_path / "mine.yaml").write_text(
-        "num_machines: 2\nmachine_rank: 1\nmain_process_ip: there\nmain_process_port: 29500\nrdzv_backend: static\n"
+        "num_machines: 2\nmachine_rank: 1\nmain_process_ip: there\nmain_process_port: "
+        "29500\nrdzv_backend: static\n"
     )
     of_file = found("", tmp_path / "mine.yaml")
     assert (of_file.number, of_file.rank, of_file.head, of_file.port) == (2, 1, "there", 29500)
@@ -79,7 +87,10 @@ def test_the_same_command_is_the_same_job_and_another_is_not():
 
 @pytest.mark.parametrize("backend", ["static", "c10d"])
 def test_what_accelerate_and_torchrun_are_told(backend):
-    flags = f"--num_machines=2 --debug --machine_rank 0 {HEAD} --main_process_port 7000 --rdzv_backend {backend}"
+    flags = (
+        f"--num_machines=2 --debug --machine_rank 0 {HEAD} --main_process_port 7000 "
+        f"--rdzv_backend {backend}"
+    )
     arguments = parse(["my.yaml", "--", *flags.split()])
     machines = find_machines(arguments, find(None), {})
     told = machines.among(arguments)
@@ -88,7 +99,9 @@ def test_what_accelerate_and_torchrun_are_told(backend):
     assert told.flag("main_process_port") == "7000"
     assert machines.variables()["PET_RDZV_ID"] == machines.job
     assert (told.flag("rdzv_conf") == "is_host=1") == (backend == "c10d")
-    assert machines.variables().get("PET_RDZV_ENDPOINT") == ("node1:7000" if backend == "c10d" else None)
+    assert machines.variables().get("PET_RDZV_ENDPOINT") == (
+        "node1:7000" if backend == "c10d" else None
+    )
 
 
 def test_an_elastic_job():
@@ -96,7 +109,11 @@ def test_an_elastic_job():
     arguments = parse(["my.yaml", "--", *flags.split()])
     machines = find_machines(arguments, find(None), {})
     told = machines.among(arguments)
-    assert (told.flag("num_machines"), told.flag("nnodes"), told.flag("rdzv_backend")) == ("1", None, "c10d")
+    assert (told.flag("num_machines"), told.flag("nnodes"), told.flag("rdzv_backend")) == (
+        "1",
+        None,
+        "c10d",
+    )
     assert told.flag("rdzv_conf") == "is_host=0,last_call_timeout=2"
     assert machines.variables()["PET_NNODES"] == "1:2"
 
@@ -127,7 +144,12 @@ def test_flags_are_taken_out_with_their_values():
 
 
 def test_a_launch_inside_a_run_is_no_machine_of_that_runs_job():
-    environment = {"RANK": "1", "PET_NNODES": "1:2", "PET_RDZV_ID": "outer", "ISOBATCH_ATTEMPT": "17"}
+    environment = {
+        "RANK": "1",
+        "PET_NNODES": "1:2",
+        "PET_RDZV_ID": "outer",
+        "ISOBATCH_ATTEMPT": "17",
+    }
     _forget_outer_run(environment)
     assert environment == {}
     users_own = {"PET_NNODES": "1:2"}

@@ -16,8 +16,11 @@ def age(folder: Path) -> None:
     os.utime(folder, (long_ago, long_ago))
 
 
-def test_only_what_a_killed_launch_left_is_swept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # Given a launch that lives, one that is just starting, one that was killed, and a link of somebody.
+def test_only_what_a_killed_launch_left_is_swept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given a launch that lives, one that is just starting, one that was killed, and a link of
+    # somebody.
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     lives = Scratch()
     age(lives.path)
@@ -33,12 +36,16 @@ def test_only_what_a_killed_launch_left_is_swept(tmp_path: Path, monkeypatch: py
 
     sweep()
 
-    assert sorted(tmp_path.iterdir()) == sorted([lives.path, starting, precious, tmp_path / "isobatch.link"])
+    assert sorted(tmp_path.iterdir()) == sorted(
+        [lives.path, starting, precious, tmp_path / "isobatch.link"]
+    )
     lives.remove()
     assert not lives.path.exists()
 
 
-def test_ranks_that_outlive_the_sweep_end_as_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ranks_that_outlive_the_sweep_end_as_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("ISOBATCH_ENDED", str(tmp_path / "isobatch.swept" / "ended.json"))
 
     assert write_ending("reason", 75, 5)

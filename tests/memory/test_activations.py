@@ -23,12 +23,18 @@ def run(arguments: list[str]) -> None:
 
 
 def of_samples(samples: int) -> int:
-    """Of tests.helpers.CONFIG in float32: the output of 8 ReLUs, 3 log-probabilities, and the weight of the sum."""
+    """Of tests.helpers.CONFIG in float32: the output of 8 ReLUs, 3 log-probabilities, and the
+    weight of the sum.
+    """
     return samples * (8 + 3) * 4 + 4
 
 
-@pytest.mark.parametrize(("world_size", "micro", "largest"), [(1, "all", 8), (1, "3", 3), (2, "all", 4), (2, "3", 2)])
-def test_a_small_network_by_hand(run_ranks: Any, tmp_path: Path, world_size: int, micro: str, largest: int) -> None:
+@pytest.mark.parametrize(
+    ("world_size", "micro", "largest"), [(1, "all", 8), (1, "3", 3), (2, "all", 4), (2, "3", 2)]
+)
+def test_a_small_network_by_hand(
+    run_ranks: Any, tmp_path: Path, world_size: int, micro: str, largest: int
+) -> None:
     """Steps of 8 samples: 3 + 3 + 2 of them at once, or 4 on each rank and there 2 + 2."""
     more = [f"batch.micro={micro}", "duration.steps=5", "precision=fp32", "log.every_steps=2"]
 
@@ -71,7 +77,9 @@ def test_a_transformer_by_its_graph(samples: int) -> None:
 
     loss = cross_entropy(model(tokens).flatten(0, 1), tokens.flatten())
     wanted = saved_in_graph(loss)
-    expected = sum(tensor.untyped_storage().nbytes() for at, tensor in wanted.items() if at not in weights)
+    expected = sum(
+        tensor.untyped_storage().nbytes() for at, tensor in wanted.items() if at not in weights
+    )
     with SavedBytes(model) as saved:
         cross_entropy(model(tokens).flatten(0, 1), tokens.flatten())
 
@@ -121,7 +129,10 @@ def test_what_is_modified_after_it_was_saved_is_an_error_as_without() -> None:
 
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         gradient()
-    with SavedBytes(nn.Linear(1, 1)), pytest.raises(RuntimeError, match="modified by an inplace operation"):
+    with (
+        SavedBytes(nn.Linear(1, 1)),
+        pytest.raises(RuntimeError, match="modified by an inplace operation"),
+    ):
         gradient()
 
 
@@ -167,7 +178,9 @@ def compiled() -> nn.Module:
     ],
     ids=["plain", "checkpointed", "sparse", "torch.func", "compiled"],
 )
-def test_what_cannot_be_counted_is_found_before(make: Callable[[], nn.Module], expected: bool) -> None:
+def test_what_cannot_be_counted_is_found_before(
+    make: Callable[[], nn.Module], expected: bool
+) -> None:
     module = make()
     learner: Any = SimpleNamespace(
         module=module,

@@ -100,8 +100,12 @@ def search(arguments: list[str], limits: list[int], folder: str) -> tuple[Trace,
 
 
 @pytest.mark.parametrize("world_size", [2])  # of one rank: the tests of what is predicted
-def test_the_largest_that_fits_on_all_ranks(run_ranks: Any, tmp_path: Path, world_size: int) -> None:
-    """Of two ranks one has room for 12 samples, the other for 6; the run is that of this micro-batch, bit for bit."""
+def test_the_largest_that_fits_on_all_ranks(
+    run_ranks: Any, tmp_path: Path, world_size: int
+) -> None:
+    """Of two ranks one has room for 12 samples, the other for 6; the run is that of this
+    micro-batch, bit for bit.
+    """
     arguments = arguments_of(tmp_path, world_size)
     of_size = needed(arguments, world_size)
     limits = [(of_size[12] + of_size[24]) // 2, (of_size[6] + of_size[8]) // 2][-world_size:]
@@ -123,10 +127,16 @@ def test_the_largest_that_fits_on_all_ranks(run_ranks: Any, tmp_path: Path, worl
         assert all(map(np.array_equal, trace.weights, stated.weights))
 
 
-def test_a_later_stage_has_more_micro_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A limit on which 24 samples fit where they are the step, and not where gradients of 24 others stay beside."""
+def test_a_later_stage_has_more_micro_steps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A limit on which 24 samples fit where they are the step, and not where gradients of 24 others
+    stay beside.
+    """
     monkeypatch.setattr(auto_micro, "foresee_apart", untraced)
-    arguments = argv(tmp_path, *RUN, "batch.schedule={0: 24, 72: 96}", "optimizer.lr_on_schedule=keep")
+    arguments = argv(
+        tmp_path, *RUN, "batch.schedule={0: 24, 72: 96}", "optimizer.lr_on_schedule=keep"
+    )
     real = Real(load([*arguments, "batch.micro=24"]).config)
     peaks = []
     for steps in (1, 2):
@@ -147,7 +157,9 @@ def test_a_later_stage_has_more_micro_steps(tmp_path: Path, monkeypatch: pytest.
 def test_the_smallest_within_three_percent_is_chosen_and_remembered(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A forward pass takes 0.1 and 1 for each sample: 4 at once are 2 % slower than 24, and 2 are 5 % slower."""
+    """A forward pass takes 0.1 and 1 for each sample: 4 at once are 2 % slower than 24, and 2 are 5
+    % slower.
+    """
     monkeypatch.setattr(auto_micro, "CLOCK", lambda: Net.seconds)
     monkeypatch.setattr(auto_micro, "foresee_apart", untraced)
     arguments = arguments_of(tmp_path, 1, "batch.micro=auto")
@@ -171,7 +183,9 @@ def test_the_smallest_within_three_percent_is_chosen_and_remembered(
     assert (smaller["largest_fitting"], smaller["source"]) == (2, "searched")
 
 
-def test_an_evaluation_has_a_size_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_evaluation_has_a_size_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Without gradients more samples fit at once."""
     monkeypatch.setattr(auto_micro, "foresee_apart", untraced)
     arguments = arguments_of(tmp_path, 1)
@@ -187,7 +201,9 @@ def test_an_evaluation_has_a_size_of_its_own(tmp_path: Path, monkeypatch: pytest
 def test_a_prediction_is_where_the_search_begins_and_is_held_against_the_allocator(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A model that can be traced, on a limit for 6 samples: two probes, the one that fits and the next."""
+    """A model that can be traced, on a limit for 6 samples: two probes, the one that fits and the
+    next.
+    """
     arguments = arguments_of(tmp_path, 1, *GPT, "data.args.size=100", "precision=fp32")
     of_size = needed(arguments, 1)
     asked, fits = [], auto_micro.Probe.fits
@@ -199,7 +215,10 @@ def test_a_prediction_is_where_the_search_begins_and_is_held_against_the_allocat
     monkeypatch.setattr(auto_micro.Probe, "fits", watched)
     limit = f"memory.limit_gib={(of_size[6] + of_size[8]) / 2 / GIB!r}"
 
-    assert main([*arguments, "batch.micro=auto", limit, "--smoke"], "accumulate", compute_gradient) == 0
+    assert (
+        main([*arguments, "batch.micro=auto", limit, "--smoke"], "accumulate", compute_gradient)
+        == 0
+    )
 
     told = capsys.readouterr().out
     assert asked == [6, 8]
@@ -216,7 +235,11 @@ def test_where_not_one_sample_fits_it_says_so(
     monkeypatch.setattr(auto_micro, "foresee_apart", untraced)
 
     with pytest.raises(SystemExit) as ended:
-        main(arguments_of(tmp_path, 1, "batch.micro=auto", "memory.limit_gib=1e-6"), "accumulate", compute_gradient)
+        main(
+            arguments_of(tmp_path, 1, "batch.micro=auto", "memory.limit_gib=1e-6"),
+            "accumulate",
+            compute_gradient,
+        )
 
     assert ended.value.code == 1
     assert "not one sample at a time fits" in capsys.readouterr().err
@@ -243,18 +266,33 @@ def test_ranks_of_unequal_shares_are_held_against_no_prediction(
 ) -> None:
     """It is that of the rank with the largest share."""
     monkeypatch.setattr(auto_micro, "recalled", lambda *_: foresight())
-    loaded = load([*arguments_of(tmp_path, 1, "batch.micro=all", f"batch.shares={shares}"), "--smoke"])
-    learner: Any = SimpleNamespace(device=torch.device("cpu"), parallel=SimpleNamespace(is_sharded=False))
+    loaded = load(
+        [*arguments_of(tmp_path, 1, "batch.micro=all", f"batch.shares={shares}"), "--smoke"]
+    )
+    learner: Any = SimpleNamespace(
+        device=torch.device("cpu"), parallel=SimpleNamespace(is_sharded=False)
+    )
 
-    prepared = auto_micro.sized(prepare(loaded, "accumulate", Ranks()), learner, None, loaded, Ranks())  # type: ignore[arg-type]
+    prepared = auto_micro.sized(
+        prepare(loaded, "accumulate", Ranks()), learner, None, loaded, Ranks()
+    )  # type: ignore[arg-type]
 
     assert prepared.plan.predicted_peak == expected
 
 
-def test_an_answer_is_of_the_code_it_was_found_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_answer_is_of_the_code_it_was_found_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     learner = SimpleNamespace(device=torch.device("cpu"))
-    search: Any = SimpleNamespace(loaded=load(arguments_of(tmp_path, 1)), learner=learner, ranks=Ranks())
-    search.probe, search.share, search.largest_share, search.evaluated = SimpleNamespace(like={}, limit=1), 24, 24, 60
+    search: Any = SimpleNamespace(
+        loaded=load(arguments_of(tmp_path, 1)), learner=learner, ranks=Ranks()
+    )
+    search.probe, search.share, search.largest_share, search.evaluated = (
+        SimpleNamespace(like={}, limit=1),
+        24,
+        24,
+        60,
+    )
     before = auto_micro._Search._facts(search)
 
     assert auto_micro._Search._facts(search) == before
@@ -269,7 +307,13 @@ def test_nothing_is_left_of_what_was_tried(tmp_path: Path) -> None:
 
     def everything() -> list[Any]:
         state = [value for of in learner.optimizer.state.values() for value in of.values()]
-        tensors = [*net.parameters(), *net.buffers(), *state, torch.get_rng_state(), net.own.get_state()]
+        tensors = [
+            *net.parameters(),
+            *net.buffers(),
+            *state,
+            torch.get_rng_state(),
+            net.own.get_state(),
+        ]
         numbers = [group["lr"] for group in learner.optimizer.param_groups]
         return [
             *(tensor.detach().clone() for tensor in tensors),
@@ -304,11 +348,15 @@ def test_what_is_remembered_is_of_these_facts_alone(tmp_path: Path) -> None:
     assert recall("some", first) is None
 
 
-def test_another_code_and_other_images_are_other_facts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_code_and_other_images_are_other_facts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     code = tmp_path / "net_of_mine.py"
     code.write_text("from torch import nn\n\n\nclass Net(nn.Linear):\n    pass\n")
     monkeypatch.syspath_prepend(tmp_path)
-    config = load(argv(tmp_path, "model={target: net_of_mine.Net, args: {in_features: 6, out_features: 3}}")).config
+    config = load(
+        argv(tmp_path, "model={target: net_of_mine.Net, args: {in_features: 6, out_features: 3}}")
+    ).config
     search: Any = SimpleNamespace(
         loaded=SimpleNamespace(config=config),
         learner=SimpleNamespace(device=torch.device("cpu")),
@@ -324,7 +372,9 @@ def test_another_code_and_other_images_are_other_facts(tmp_path: Path, monkeypat
     code.write_text(code.read_text().replace("pass", "wide = True"))
     assert auto_micro._Search._facts(search) != before
 
-    small, large = (replace(config, data=replace(config.data, image=ImageForm(size=size))) for size in (32, 224))
+    small, large = (
+        replace(config, data=replace(config.data, image=ImageForm(size=size))) for size in (32, 224)
+    )
     keep(Foresight(target="cpu", sample_bytes=8, peaks={AS_CONFIGURED: {}}), small)
     assert recalled(small, "cpu") is not None
     assert recalled(large, "cpu") is None

@@ -1,4 +1,6 @@
-"""What a run holds, to the byte; and what a GPU's counters are made into, with the counters held by the test."""
+"""What a run holds, to the byte; and what a GPU's counters are made into, with the counters held by
+the test.
+"""
 
 import os
 from itertools import count
@@ -48,9 +50,13 @@ def run(arguments: list[str]) -> None:
 def test_weights_gradients_and_state_to_the_byte(
     run_ranks: Any, tmp_path: Path, world_size: int, optimizer: str, moments: int, steps: int
 ) -> None:
-    """Three trained tensors of 36 + 18 + 3 numbers; AdamW keeps two moments of each and, in float32, its step."""
+    """Three trained tensors of 36 + 18 + 3 numbers; AdamW keeps two moments of each and, in
+    float32, its step.
+    """
     model = "model={target: tests.memory.test_peaks.Tied, args: {}}"
-    arguments = argv(tmp_path, model, f"optimizer.target={optimizer}", "optimizer.lr=0.01", "batch.micro=2")
+    arguments = argv(
+        tmp_path, model, f"optimizer.target={optimizer}", "optimizer.lr=0.01", "batch.micro=2"
+    )
 
     run_ranks(world_size, run, arguments)
 
@@ -60,7 +66,10 @@ def test_weights_gradients_and_state_to_the_byte(
         assert row[names.GRADIENTS] * GIB == trained
         assert row[names.OPTIMIZER_STATE] * GIB == moments * trained + steps * 4
         assert (names.SMALLEST_PEAK in row) == (world_size > 1)
-    assert "memory: weights 0.000473 MiB, gradients 0.000435 MiB" in (tmp_path / "run" / "log.txt").read_text()
+    assert (
+        "memory: weights 0.000473 MiB, gradients 0.000435 MiB"
+        in (tmp_path / "run" / "log.txt").read_text()
+    )
 
 
 def run_with_a_peak(arguments: list[str]) -> None:
@@ -78,7 +87,10 @@ def run_with_a_peak(arguments: list[str]) -> None:
     record(arguments, prepare=prepare)
 
 
-@pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="the kernel's mark cannot be lowered here")
+@pytest.mark.skipif(
+    not os.access("/proc/self/clear_refs", os.W_OK),
+    reason="the kernel's mark cannot be lowered here",
+)
 def test_the_peak_of_a_row_is_that_since_the_row_before(run_ranks: Any, tmp_path: Path) -> None:
     run_ranks(1, run_with_a_peak, argv(tmp_path))
 
@@ -130,13 +142,20 @@ class Counters(Allocator):
         return 4
 
 
-WEIGHTS, MOMENTS, AVERAGE, BUCKETS = 2.0, 4.0, 2.0, 2.0  # of a model in float32, with Adam, EMA and DDP or flat sums
+# of a model in float32, with Adam, EMA and DDP or flat sums
+WEIGHTS, MOMENTS, AVERAGE, BUCKETS = 2.0, 4.0, 2.0, 2.0
 
 
-@pytest.mark.parametrize("gradient_copies", [0.0, 2.0], ids=["views of the buckets", "a second copy"])
+@pytest.mark.parametrize(
+    "gradient_copies", [0.0, 2.0], ids=["views of the buckets", "a second copy"]
+)
 @pytest.mark.parametrize("micro_steps", [2, 4])
-def test_activations_are_what_forward_and_backward_give_back(micro_steps: int, gradient_copies: float) -> None:
-    """Each micro-step takes 3 GiB in its forward pass, and 1 more for a moment of the backward pass."""
+def test_activations_are_what_forward_and_backward_give_back(
+    micro_steps: int, gradient_copies: float
+) -> None:
+    """Each micro-step takes 3 GiB in its forward pass, and 1 more for a moment of the backward
+    pass.
+    """
     gpu = Counters()
     gpu.take(WEIGHTS + MOMENTS + AVERAGE + BUCKETS)
     module = nn.Linear(2, 2)
@@ -144,7 +163,13 @@ def test_activations_are_what_forward_and_backward_give_back(micro_steps: int, g
     optimizer.register_step_pre_hook(lambda *_: gpu.take(0.5))
     optimizer.register_step_post_hook(lambda *_: gpu.free(0.5))
     predicted = 1.1 * (10 + gradient_copies + 4) * GIB
-    memory = Memory(module, optimizer, row_due=lambda k: k != 2, allocator=gpu, prediction=(int(predicted), 8, 4))
+    memory = Memory(
+        module,
+        optimizer,
+        row_due=lambda k: k != 2,
+        allocator=gpu,
+        prediction=(int(predicted), 8, 4),
+    )
 
     def compute_gradient(learner: Any, window: Any) -> torch.Tensor:
         module(torch.ones(1, 2)).sum().backward()
@@ -168,7 +193,11 @@ def test_activations_are_what_forward_and_backward_give_back(micro_steps: int, g
 
     for row in (found[0], found[2]):  # the first one too
         assert row[names.ACTIVATIONS] == 4
-        assert row[names.FORWARD_BACKWARD_PEAK] == row[names.PEAK_ALLOCATED] == 10 + gradient_copies + 4
+        assert (
+            row[names.FORWARD_BACKWARD_PEAK]
+            == row[names.PEAK_ALLOCATED]
+            == 10 + gradient_copies + 4
+        )
         assert row[names.OPTIMIZER_PEAK] == 10 + gradient_copies + 0.5
         assert row[names.PEAK_RESERVED] == 64
         assert row[names.ALLOCATOR_RETRIES] == 4
@@ -183,7 +212,9 @@ def test_activations_are_what_forward_and_backward_give_back(micro_steps: int, g
 def test_each_peak_is_that_of_its_own_row() -> None:
     gpu = Counters()
     module = nn.Linear(2, 2)
-    memory = Memory(module, torch.optim.SGD(module.parameters()), row_due=lambda k: True, allocator=gpu)
+    memory = Memory(
+        module, torch.optim.SGD(module.parameters()), row_due=lambda k: True, allocator=gpu
+    )
 
     found = []
     for k, needed in enumerate((5.0, 1.0), start=1):

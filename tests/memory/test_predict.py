@@ -1,4 +1,6 @@
-"""The peak of a step as it is traced, beside what torch's own allocator gave out for that step, byte by byte."""
+"""The peak of a step as it is traced, beside what torch's own allocator gave out for that step,
+byte by byte.
+"""
 
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +17,14 @@ from train.config import Config, load
 from train.data import normalized, open_sets
 from train.distributed.accelerator import connect
 from train.memory.cpu_allocator import AllocatedPeak
-from train.memory.foresight import AS_CONFIGURED, CHECKPOINTED, CHUNKED, SMALLEST, VARIANTS, foresee_apart
+from train.memory.foresight import (
+    AS_CONFIGURED,
+    CHECKPOINTED,
+    CHUNKED,
+    SMALLEST,
+    VARIANTS,
+    foresee_apart,
+)
 from train.memory.predict import OtherOperations, Peaks, fit
 from train.memory.sizes import stored_bytes, tensors_of
 from train.memory.traced_step import Recorded, Stepper
@@ -96,7 +105,9 @@ class Real:
         module = self.learner.module
         state = tensors_of(self.learner.optimizer.state)
         of_batches = [column for batch in batches for column in batch.values()]
-        return stored_bytes([*module.parameters(), *module.buffers(), *state, *self.stepper.buckets, *of_batches])
+        return stored_bytes(
+            [*module.parameters(), *module.buffers(), *state, *self.stepper.buckets, *of_batches]
+        )
 
     def counted(self, samples: int, steps: int) -> int:
         """By the counter of other tests, that of torch's storages."""
@@ -126,7 +137,9 @@ def table() -> Any:
 
 
 def test_a_normalized_table_is_scaled_in_float64(tmp_path: Path) -> None:
-    """While it is scaled, a float32 row has two more of its size in float64 beside it, of which one stays a while."""
+    """While it is scaled, a float32 row has two more of its size in float64 beside it, of which one
+    stays a while.
+    """
     config = config_of(
         tmp_path,
         "data.source=tests.memory.test_predict.table",
@@ -139,7 +152,10 @@ def test_a_normalized_table_is_scaled_in_float64(tmp_path: Path) -> None:
 
     assert not foresight.failures
     for samples, steps in ((1, 1), (5, 2), (128, 1)):
-        assert abs(foresight.peak(samples, steps) - real.counted(samples, steps)) <= 16, (samples, steps)
+        assert abs(foresight.peak(samples, steps) - real.counted(samples, steps)) <= 16, (
+            samples,
+            steps,
+        )
 
 
 @pytest.mark.parametrize("net", NETS)
@@ -152,13 +168,20 @@ def test_a_peak_is_that_of_the_allocator(tmp_path: Path, net: str) -> None:
     assert not foresight.failures
     for samples, steps in ((1, 1), (1, 2), (5, 2), (16, 1)):
         if net != "residual":  # convolutions have more in use than tensors show
-            assert abs(foresight.peak(samples, steps) - real.counted(samples, steps)) <= 16, (samples, steps)
+            assert abs(foresight.peak(samples, steps) - real.counted(samples, steps)) <= 16, (
+                samples,
+                steps,
+            )
     assert foresight.peak(100, 2) == pytest.approx(real.allocated(100, 2), rel=0.01)
     # Weights and two moments; a gradient stays between micro-steps.
     numbers = sum(p.numel() for p in real.learner.parameters)
     anatomy = foresight.anatomy(16, 2)
     assert anatomy["gradients"] == foresight.gradients == 4 * numbers
-    assert anatomy["optimizer"] == foresight.optimizer == 8 * numbers + 4 * len(real.learner.parameters)
+    assert (
+        anatomy["optimizer"]
+        == foresight.optimizer
+        == 8 * numbers + 4 * len(real.learner.parameters)
+    )
 
 
 def test_bf16_parameters_keep_wide_sums_of_their_gradients(tmp_path: Path) -> None:
@@ -171,7 +194,9 @@ def test_bf16_parameters_keep_wide_sums_of_their_gradients(tmp_path: Path) -> No
 
 
 def test_less_memory_is_foreseen_as_it_is(tmp_path: Path) -> None:
-    """Of 80 samples of 16 tokens, chunked_loss takes 1,024 at a time: a fit of 2 and 3 samples misses that."""
+    """Of 80 samples of 16 tokens, chunked_loss takes 1,024 at a time: a fit of 2 and 3 samples
+    misses that.
+    """
     config = config_of(tmp_path, *GPT)
     foresight = foresee(config, "cpu", VARIANTS, (8, 80))
 
@@ -206,7 +231,9 @@ class Reading(nn.Module):
 
 
 def test_a_model_that_cannot_be_traced_is_said_so_with_what_is_known(tmp_path: Path) -> None:
-    words = argv(tmp_path, "precision=fp32", "model={target: tests.memory.test_predict.Reading, args: {}}")
+    words = argv(
+        tmp_path, "precision=fp32", "model={target: tests.memory.test_predict.Reading, args: {}}"
+    )
 
     foresight = foresee_apart(words, "cpu")
 
@@ -216,7 +243,9 @@ def test_a_model_that_cannot_be_traced_is_said_so_with_what_is_known(tmp_path: P
 
 
 def test_a_peak_is_the_largest_of_many_lines() -> None:
-    """One operation is the largest up to 4 samples, another from there on: a line through two peaks misses it."""
+    """One operation is the largest up to 4 samples, another from there on: a line through two peaks
+    misses it.
+    """
 
     def recorded(samples: int) -> Recorded:
         live = [[100, 0, 0, 0, 10 * samples], [20, 0, 0, 0, 30 * samples], [90, 0, 0, 0, 0]]
@@ -232,7 +261,10 @@ def test_a_peak_is_the_largest_of_many_lines() -> None:
 
 
 def test_steps_of_other_operations_are_not_fitted() -> None:
-    first, second = Recorded(2, ["mul"], [[0, 0, 0, 0, 8]]), Recorded(3, ["add"], [[0, 0, 0, 0, 12]])
+    first, second = (
+        Recorded(2, ["mul"], [[0, 0, 0, 0, 8]]),
+        Recorded(3, ["add"], [[0, 0, 0, 0, 12]]),
+    )
 
     with pytest.raises(OtherOperations, match="or others"):
         fit(first, second)

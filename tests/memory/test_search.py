@@ -7,7 +7,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from train.batch.plan import make_plan
-from train.memory.search import all_fitting, candidates, doublings, largest_fitting, measured_down, smallest_fast
+from train.memory.search import (
+    all_fitting,
+    candidates,
+    doublings,
+    largest_fitting,
+    measured_down,
+    smallest_fast,
+)
 
 SHARES = st.integers(1, 5000)
 GUESSES = st.one_of(st.none(), st.integers(1, 6000))
@@ -15,7 +22,10 @@ GUESSES = st.one_of(st.none(), st.integers(1, 6000))
 
 @given(SHARES)
 def test_candidates_are_the_micro_batches_of_all_plans(share: int) -> None:
-    plans = {make_plan(share, "all", steps, world_size=1, dataset_size=None).micro for steps in range(1, share + 1)}
+    plans = {
+        make_plan(share, "all", steps, world_size=1, dataset_size=None).micro
+        for steps in range(1, share + 1)
+    }
 
     assert candidates(share) == sorted(plans)
 
@@ -32,7 +42,11 @@ def test_doublings_leave_out_what_is_near(share: int) -> None:
 
 
 @given(
-    SHARES, st.floats(0, 1000), st.floats(0.1, 100), st.floats(0, 10_000), st.one_of(st.none(), st.integers(1, 6000))
+    SHARES,
+    st.floats(0, 1000),
+    st.floats(0.1, 100),
+    st.floats(0, 10_000),
+    st.one_of(st.none(), st.integers(1, 6000)),
 )
 def test_the_answer_fits_and_the_next_one_does_not(
     share: int, fixed: float, per_sample: float, memory: float, guess: int | None
@@ -50,7 +64,8 @@ def test_the_answer_fits_and_the_next_one_does_not(
     assert found == (fitting[-1] if fitting else None)
     assert len(asked) == len(set(asked))
     assert len(asked) <= 2 * math.log2(len(sizes)) + 3
-    if guess is None:  # nothing is tried that is more than twice as large as what has fitted, or its next
+    # nothing is tried that is more than twice as large as what has fitted, or its next
+    if guess is None:
         for before, size in pairwise(asked):
             assert size <= max(2 * before, sizes[min(sizes.index(before) + 1, len(sizes) - 1)])
 

@@ -1,4 +1,6 @@
-"""Out of memory ends a run in a sentence on all ranks, with what is kept and what to type: no stack trace."""
+"""Out of memory ends a run in a sentence on all ranks, with what is kept and what to type: no stack
+trace.
+"""
 
 import contextlib
 import io
@@ -29,7 +31,8 @@ from train.step import ComputeGradient, Learner
 from train.tasks.classification import Classification
 
 SAID = (
-    "CUDA out of memory. Tried to allocate 20.00 GiB. GPU 1 has a total capacity of 79.19 GiB of which 1.25 GiB is free"
+    "CUDA out of memory. Tried to allocate 20.00 GiB. GPU 1 has a total capacity of 79.19 GiB of "
+    "which 1.25 GiB is free"
 )
 MORE = ". Including non-PyTorch memory, this process has 77.9 GiB memory in use."
 
@@ -41,7 +44,9 @@ def chained() -> RuntimeError:
 
 
 def test_what_is_an_out_of_memory() -> None:
-    """The first two are those that torch and NumPy raise on this machine; the others are those of a GPU."""
+    """The first two are those that torch and NumPy raise on this machine; the others are those of a
+    GPU.
+    """
     with pytest.raises(RuntimeError) as of_torch:
         torch.empty(2**60, dtype=torch.uint8)
     with pytest.raises(MemoryError) as of_numpy:
@@ -51,7 +56,9 @@ def test_what_is_an_out_of_memory() -> None:
         of_torch.value,
         of_numpy.value,
         torch.OutOfMemoryError(SAID + MORE),
-        RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported"),
+        RuntimeError(
+            "CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported"
+        ),
         RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
         RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
         OSError(12, "Cannot allocate memory"),
@@ -68,7 +75,9 @@ def test_what_is_an_out_of_memory() -> None:
 
 
 class Hungry(Classification):
-    """Runs out of memory in a micro-step, counted from 1 in the step of a gradient; `where`: forward or backward."""
+    """Runs out of memory in a micro-step, counted from 1 in the step of a gradient; `where`:
+    forward or backward.
+    """
 
     at = seen = 0
     where = ""
@@ -148,7 +157,9 @@ def test_it_is_one_sentence_with_what_to_type(
     assert "non-PyTorch" not in said
     assert f"kept: {kept}" in said
     assert reason(tmp_path) in said
-    typed = {"forward": "batch.micro=1   (", "backward": "batch.micro=1 name=run   ("}.get(where, "type: nothing here")
+    typed = {"forward": "batch.micro=1   (", "backward": "batch.micro=1 name=run   ("}.get(
+        where, "type: nothing here"
+    )
     assert typed in said
     if where == "backward":
         assert start(argv(tmp_path, *GIVEN, "batch.micro=1", "name=run"), 0, "", 0, None) == 0
@@ -163,11 +174,15 @@ def start_alone(arguments: list[str], *fault: Any) -> tuple[int, str]:
 
 def test_one_rank_alone_takes_the_other_along(run_ranks: Any, tmp_path: Path) -> None:
     """In the last backward of a step. Other places: row 20 of the campaign of faults."""
-    (code, other_said), (code_of_failed, said) = run_ranks(2, start_alone, argv(tmp_path, *GIVEN), 3, "backward", 2, 1)
+    (code, other_said), (code_of_failed, said) = run_ranks(
+        2, start_alone, argv(tmp_path, *GIVEN), 3, "backward", 2, 1
+    )
 
     assert (code, code_of_failed) == (1, 1)
     assert said.startswith("rank 1 ran out of memory in step 3, in a micro-batch of 2")
-    assert f"kept: the last complete checkpoint is {tmp_path}/run/checkpoints/step-00000002\n" in said
+    assert (
+        f"kept: the last complete checkpoint is {tmp_path}/run/checkpoints/step-00000002\n" in said
+    )
     assert "batch.micro=1 name=run" in said
     assert f"rank 0: {said}" in other_said
     assert reason(tmp_path) == said.rstrip("\n")
@@ -176,7 +191,9 @@ def test_one_rank_alone_takes_the_other_along(run_ranks: Any, tmp_path: Path) ->
 # What is proposed
 
 
-def training(config: Config, plan: RunPlan, is_sharded: bool = False, has_blocks: bool = False) -> Training:
+def training(
+    config: Config, plan: RunPlan, is_sharded: bool = False, has_blocks: bool = False
+) -> Training:
     return Training(
         rank=0,
         steps_done=0,
@@ -192,7 +209,10 @@ def training(config: Config, plan: RunPlan, is_sharded: bool = False, has_blocks
     ("given", "typed"),
     [
         ("{effective: 8, micro: 4}", ["batch.micro=2"]),
-        ("{effective: 8, accumulation_steps: 2}", ["batch.micro=2", "batch.accumulation_steps=null"]),
+        (
+            "{effective: 8, accumulation_steps: 2}",
+            ["batch.micro=2", "batch.accumulation_steps=null"],
+        ),
         (
             "{micro: 4, accumulation_steps: 2}",
             ["batch.micro=2", "batch.effective=8", "batch.accumulation_steps=null"],
@@ -200,7 +220,9 @@ def training(config: Config, plan: RunPlan, is_sharded: bool = False, has_blocks
         ("{effective: 8, micro: 1}", []),
     ],
 )
-def test_a_smaller_micro_batch_keeps_the_effective_one(tmp_path: Path, given: str, typed: list[str]) -> None:
+def test_a_smaller_micro_batch_keeps_the_effective_one(
+    tmp_path: Path, given: str, typed: list[str]
+) -> None:
     words = argv(tmp_path)
     config = tmp_path / "tiny.yaml"
     config.write_text(config.read_text().replace("batch: {effective: 8,", f"batch: {given[:-1]},"))
@@ -228,8 +250,14 @@ def test_ranks_may_share_what_each_of_them_holds(tmp_path: Path) -> None:
     assert "activation_checkpointing" not in alone, "the model has no blocks"
     blocks = in_training(error, training(loaded.config, plan, has_blocks=True)).advice
     assert "memory.activation_checkpointing=true   (" in blocks
-    assert "LAUNCHER=configs/accelerate/fsdp2.yaml before" in in_training(error, training(loaded.config, of_two)).advice
-    assert "batch.sync=micro" in in_training(error, training(loaded.config, of_two, is_sharded=True)).advice
+    assert (
+        "LAUNCHER=configs/accelerate/fsdp2.yaml before"
+        in in_training(error, training(loaded.config, of_two)).advice
+    )
+    assert (
+        "batch.sync=micro"
+        in in_training(error, training(loaded.config, of_two, is_sharded=True)).advice
+    )
 
 
 def test_what_another_rank_has_had_is_said_of_that_one(tmp_path: Path) -> None:
@@ -244,12 +272,23 @@ def test_what_another_rank_has_had_is_said_of_that_one(tmp_path: Path) -> None:
 
 def test_before_the_first_step(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """Of the CPU's own allocator: 4 EiB."""
-    assert start(argv(tmp_path, "model=tests.memory.test_shortage.too_large", "precision=fp32"), 0, "", 0, None) == 1
+    assert (
+        start(
+            argv(tmp_path, "model=tests.memory.test_shortage.too_large", "precision=fp32"),
+            0,
+            "",
+            0,
+            None,
+        )
+        == 1
+    )
 
     said = capfd.readouterr().err
     assert "Traceback" not in said
     assert "rank 0 ran out of memory before the first step (the host with " in said
-    assert "). RuntimeError: DefaultCPUAllocator: can't allocate memory: you tried to allocate" in said
+    assert (
+        "). RuntimeError: DefaultCPUAllocator: can't allocate memory: you tried to allocate" in said
+    )
     assert "precision=bf16" in said
 
 

@@ -20,7 +20,12 @@ def test_views_count_once_and_what_is_freed_no_more() -> None:
         last = weight * 2
         names, bytes_of_kinds = live.recorded()
 
-    assert list(names) == ["aten::add.Tensor", "aten::view", "aten::add_.Tensor", "aten::mul.Tensor"]
+    assert list(names) == [
+        "aten::add.Tensor",
+        "aten::view",
+        "aten::add_.Tensor",
+        "aten::mul.Tensor",
+    ]
     assert [row[4] for row in bytes_of_kinds] == [40, 40, 40, 40]
     assert {row[0] for row in bytes_of_kinds} == {40}
     assert live.peak == 80

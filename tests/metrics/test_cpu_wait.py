@@ -21,7 +21,9 @@ def spin(seconds: float, processor: int) -> None:
 
 @pytest.mark.skipif(waited_seconds() is None, reason="the kernel does not count here")
 def test_beside_another_process_on_the_same_processor() -> None:
-    """This thread never sleeps: the time in which it was not running is the time in which it waited."""
+    """This thread never sleeps: the time in which it was not running is the time in which it
+    waited.
+    """
     allowed = os.sched_getaffinity(0)
     other = multiprocessing.get_context("fork").Process(target=spin, args=(1.5, min(allowed)))
     other.start()
@@ -40,7 +42,9 @@ def test_beside_another_process_on_the_same_processor() -> None:
     assert not_running > 0.3
 
 
-def test_absent_where_the_kernel_does_not_count(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_absent_where_the_kernel_does_not_count(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setattr(cpu_wait, "SCHEDSTAT", tmp_path / "missing")
 
     assert CpuWait().take() == {}

@@ -19,8 +19,14 @@ SIZE = 37  # 8 samples a step: the fifth step of each epoch has 5
 EMPTY = (16, 24)  # step 3: no label counts
 NAN = 9  # in step 2, and in one step of each later epoch
 DATA = f"data.args={{size: {SIZE}, ignored: {list(EMPTY)}, nan: [{NAN}]}}"
-GIVEN = (DATA, "task=tests.metrics.test_loss_mean.TwoTerms", "optimizer.max_grad_norm=0.1", "duration={steps: 11}")
-OPTIMIZERS = ("optimizer={target: sgd, lr: 0.5}", "optimizer={target: adamw, lr: 0.05}")  # skip on host, on device
+GIVEN = (
+    DATA,
+    "task=tests.metrics.test_loss_mean.TwoTerms",
+    "optimizer.max_grad_norm=0.1",
+    "duration={steps: 11}",
+)
+# skip on host, on device
+OPTIMIZERS = ("optimizer={target: sgd, lr: 0.5}", "optimizer={target: adamw, lr: 0.05}")
 
 
 class TwoTerms(Classification):
@@ -65,7 +71,10 @@ def counted_by_hand(trace: Trace, every: int) -> dict[int, float]:
 
 
 def logged(folder: Path, name: str = "run") -> dict[int, float]:
-    return {row["train/global_step"]: row["train/loss_mean"] for row in rows(folder, "train/loss_mean", name)}
+    return {
+        row["train/global_step"]: row["train/loss_mean"]
+        for row in rows(folder, "train/loss_mean", name)
+    }
 
 
 def record_both(arguments: list[list[str]]) -> list[Trace]:
@@ -73,9 +82,13 @@ def record_both(arguments: list[list[str]]) -> list[Trace]:
 
 
 @pytest.mark.parametrize(("world_size", "optimizer"), [(1, OPTIMIZERS[0]), (2, OPTIMIZERS[1])])
-def test_every_applied_step_since_the_last_row(run_ranks: Any, tmp_path: Path, world_size: int, optimizer: str) -> None:
+def test_every_applied_step_since_the_last_row(
+    run_ranks: Any, tmp_path: Path, world_size: int, optimizer: str
+) -> None:
     given = (*GIVEN, optimizer, "batch.micro=3")
-    several = [argv(tmp_path, *given, f"log.every_steps={every}", f"name=every{every}") for every in (4, 1)]
+    several = [
+        argv(tmp_path, *given, f"log.every_steps={every}", f"name=every{every}") for every in (4, 1)
+    ]
 
     seldom, always = run_ranks(world_size, record_both, several)[0]
 
@@ -83,7 +96,9 @@ def test_every_applied_step_since_the_last_row(run_ranks: Any, tmp_path: Path, w
     expected = counted_by_hand(seldom, 4)
     assert [*expected] == [4, 8, 11]
     assert logged(tmp_path, "every4") == pytest.approx(expected, rel=1e-12)
-    step_losses = {row["train/global_step"]: row["train/loss"] for row in rows(tmp_path, name="every4")}
+    step_losses = {
+        row["train/global_step"]: row["train/loss"] for row in rows(tmp_path, name="every4")
+    }
     apart = [abs(step_losses[k] / mean - 1) for k, mean in expected.items() if k in step_losses]
     assert max(apart) > 0.02, "the fixture could not tell the mean from the last step"
     text = (tmp_path / "every4" / "log.txt").read_text()
@@ -94,7 +109,9 @@ def test_every_applied_step_since_the_last_row(run_ranks: Any, tmp_path: Path, w
 
 
 def test_a_stop_between_two_rows_changes_nothing(run_ranks: Any, tmp_path: Path) -> None:
-    """Killed before step 8, resumed from the checkpoint of step 6: the row of step 8 is over steps 5 to 8."""
+    """Killed before step 8, resumed from the checkpoint of step 6: the row of step 8 is over steps
+    5 to 8.
+    """
     own = (*GIVEN, OPTIMIZERS[1], "log.every_steps=4", "checkpoint={resume: auto, every_steps: 3}")
     run_ranks(2, segment, argv(tmp_path, *own, "name=whole"), "accumulate")
     expected = logged(tmp_path, "whole")

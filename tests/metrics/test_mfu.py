@@ -1,4 +1,6 @@
-"""MFU: the FLOPs of models whose count is known, where it is absent, and that counting leaves no trace."""
+"""MFU: the FLOPs of models whose count is known, where it is absent, and that counting leaves no
+trace.
+"""
 
 import statistics
 from contextlib import nullcontext
@@ -49,13 +51,17 @@ def counted(arguments: list[str], by_matrices: bool = False) -> tuple[float | No
         (("model={target: tests.helpers.Stale, args: {}}",), 2 * 2 * 6 * 3),
     ],
 )
-def test_of_small_models(run_ranks: Any, tmp_path: Path, overrides: tuple[str, ...], expected: float) -> None:
+def test_of_small_models(
+    run_ranks: Any, tmp_path: Path, overrides: tuple[str, ...], expected: float
+) -> None:
     assert run_ranks(1, counted, argv(tmp_path, *overrides)) == [(expected, True)]
 
 
 @pytest.mark.parametrize("checkpointing", ["false", "true"])
 def test_of_a_transformer(run_ranks: Any, tmp_path: Path, checkpointing: str) -> None:
-    """Six times the weights of its matrix products for each token, and the attention; nothing computed twice counts."""
+    """Six times the weights of its matrix products for each token, and the attention; nothing
+    computed twice counts.
+    """
     weights = 2 * (3 + 1 + 4 + 4) * 16 * 16 + 257 * 16  # of two blocks, and of the last layer
     attention = 2 * 2 * 2 * 32 * 32 * 16  # two products of T x T x width in each block
     arguments = argv(tmp_path, *LM, f"memory.activation_checkpointing={checkpointing}")
@@ -63,8 +69,12 @@ def test_of_a_transformer(run_ranks: Any, tmp_path: Path, checkpointing: str) ->
     assert run_ranks(1, counted, arguments, True) == [(3 * (2 * weights * 32 + attention), True)]
 
 
-@pytest.mark.parametrize("overrides", [LM, ("model={target: tests.metrics.test_mfu.Foreign, args: {}}",)])
-def test_absent_where_an_operator_has_no_formula(run_ranks: Any, tmp_path: Path, overrides: tuple[str, ...]) -> None:
+@pytest.mark.parametrize(
+    "overrides", [LM, ("model={target: tests.metrics.test_mfu.Foreign, args: {}}",)]
+)
+def test_absent_where_an_operator_has_no_formula(
+    run_ranks: Any, tmp_path: Path, overrides: tuple[str, ...]
+) -> None:
     """torch counts no attention of a CPU; nor does it know an operator of somebody's own."""
     assert run_ranks(1, counted, argv(tmp_path, *overrides)) == [(None, True)]
 
@@ -100,7 +110,9 @@ def trained(arguments: list[str], peak: float | None) -> Any:
 
 
 @pytest.mark.parametrize("world_size", [1, 2])
-def test_a_run_tells_it_and_is_otherwise_the_same(run_ranks: Any, tmp_path: Path, world_size: int) -> None:
+def test_a_run_tells_it_and_is_otherwise_the_same(
+    run_ranks: Any, tmp_path: Path, world_size: int
+) -> None:
     more = ("model.args.dropout=0.5", "log.every_steps=2", "batch.micro=2")
     plain = run_ranks(world_size, trained, argv(tmp_path, *more, "name=plain"), None)
     told = run_ranks(world_size, trained, argv(tmp_path, *more), 1e6)
@@ -108,11 +120,17 @@ def test_a_run_tells_it_and_is_otherwise_the_same(run_ranks: Any, tmp_path: Path
     assert all((a == b).all() for a, b in zip(plain[0], told[0], strict=True))
     assert not rows(tmp_path, names.MFU, "plain")
     found = rows(tmp_path)
-    ratios = [row[names.MFU] / (MODEL * row[names.SAMPLES_PER_SECOND] / (1e6 * world_size)) for row in found]
+    ratios = [
+        row[names.MFU] / (MODEL * row[names.SAMPLES_PER_SECOND] / (1e6 * world_size))
+        for row in found
+    ]
     assert len(ratios) == 3
-    # The row's own clock runs on for some microseconds; for longer where another process gets this core just then.
+    # The row's own clock runs on for some microseconds; for longer where another process gets this
+    # core just then.
     assert statistics.median(ratios) == pytest.approx(1, rel=0.1)
 
 
 def test_every_card_has_a_peak_for_each_arithmetic() -> None:
-    assert all(set(peaks) == {"bf16", "fp16", "tf32", "fp32"} for peaks in utilisation.PEAKS.values())
+    assert all(
+        set(peaks) == {"bf16", "fp16", "tf32", "fp32"} for peaks in utilisation.PEAKS.values()
+    )

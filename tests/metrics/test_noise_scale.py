@@ -22,7 +22,9 @@ Measured = tuple[float, float, int, float]
 
 
 def measured(arguments: list[str], loop: str) -> tuple[Trace, list[Measured]]:
-    """(trace, what the averages were told): sum of |h_j|^2 / w_j, |g|^2, micro-batches, samples; of each step."""
+    """(trace, what the averages were told): sum of |h_j|^2 / w_j, |g|^2, micro-batches, samples; of
+    each step.
+    """
     told: list[Measured] = []
     add = worth.Averages.add
 
@@ -44,7 +46,9 @@ def separately(arguments: list[str], weights: Array, of_ranks: list[list[Array]]
     ids = [micro_batch for of_rank in of_ranks for micro_batch in of_rank if len(micro_batch)]
     samples = sum(map(len, ids))
     parts = sum(
-        (whole_batch(arguments, weights, i, cross_entropy)[1] ** 2).sum() * (len(i) / samples) ** 2 / (len(i) / samples)
+        (whole_batch(arguments, weights, i, cross_entropy)[1] ** 2).sum()
+        * (len(i) / samples) ** 2
+        / (len(i) / samples)
         for i in ids
     )
     whole = (whole_batch(arguments, weights, np.concatenate(ids), cross_entropy)[1] ** 2).sum()
@@ -65,7 +69,9 @@ def test_hooks_see_the_gradient_of_each_micro_batch(
     run_ranks: Any, tmp_path: Path, world_size: int, loop: str, batch: tuple[str, ...]
 ) -> None:
     """Unequal micro-batches, a ragged last window and fillers included."""
-    arguments = argv(tmp_path, *batch, "noise_scale.every_steps=1", "log.every_steps=3", "data.args.size=20")
+    arguments = argv(
+        tmp_path, *batch, "noise_scale.every_steps=1", "log.every_steps=3", "data.args.size=20"
+    )
 
     ranks = run_ranks(world_size, measured, arguments, loop)
 
@@ -97,14 +103,25 @@ def both(unarmed: list[str], armed: list[str]) -> tuple[Trace, Trace]:
 
 @pytest.mark.parametrize("world_size", [1, 2])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_weights_are_bitwise_the_same(run_ranks: Any, tmp_path: Path, world_size: int, precision: str) -> None:
-    common = (f"precision={precision}", "batch.micro=2", "optimizer.target=adamw", "optimizer.lr=0.01")
+def test_weights_are_bitwise_the_same(
+    run_ranks: Any, tmp_path: Path, world_size: int, precision: str
+) -> None:
+    common = (
+        f"precision={precision}",
+        "batch.micro=2",
+        "optimizer.target=adamw",
+        "optimizer.lr=0.01",
+    )
     common += ("duration.epochs=4", "model.args.dropout=0.1", "optimizer.max_grad_norm=0.5")
-    unarmed, armed = (argv(tmp_path, *common, f"name=every{n}", f"noise_scale.every_steps={n}") for n in (0, 1))
+    unarmed, armed = (
+        argv(tmp_path, *common, f"name=every{n}", f"noise_scale.every_steps={n}") for n in (0, 1)
+    )
 
     for without, with_hooks in run_ranks(world_size, both, unarmed, armed):
         assert len(without.weights) == 21
-        assert all(np.array_equal(a, b) for a, b in zip(without.weights, with_hooks.weights, strict=True))
+        assert all(
+            np.array_equal(a, b) for a, b in zip(without.weights, with_hooks.weights, strict=True)
+        )
 
 
 REGRESSION = (
@@ -124,8 +141,12 @@ def train(arguments: list[str]) -> int:
 
 
 @pytest.mark.parametrize(("world_size", "batch"), [(1, "batch.micro=16"), (2, "batch.micro=13")])
-def test_the_truth_through_the_real_loop(run_ranks: Any, tmp_path: Path, world_size: int, batch: str) -> None:
-    """Large steps (512 samples: as much as 8,000 steps of 64 tell of |G|^2 in 1,000), so that 100 are enough."""
+def test_the_truth_through_the_real_loop(
+    run_ranks: Any, tmp_path: Path, world_size: int, batch: str
+) -> None:
+    """Large steps (512 samples: as much as 8,000 steps of 64 tell of |G|^2 in 1,000), so that 100
+    are enough.
+    """
     arguments = argv(tmp_path, *REGRESSION, "batch.effective=512", batch)
 
     assert run_ranks(world_size, train, arguments) == [0] * world_size
@@ -136,12 +157,17 @@ def test_the_truth_through_the_real_loop(run_ranks: Any, tmp_path: Path, world_s
     assert row[names.BREAK_EVEN] > 0
     assert 0 < row[names.NOISE_SCALE_ERROR] <= 2 * row[names.BREAK_EVEN_ERROR] < 2
     told = (tmp_path / "run" / "log.txt").read_text()
-    noise = f"noise scale of {row[names.NOISE_SCALE]:,.3g} samples +- {2 * row[names.NOISE_SCALE_ERROR]:.0%}"
+    noise = (
+        f"noise scale of {row[names.NOISE_SCALE]:,.3g} samples +- "
+        f"{2 * row[names.NOISE_SCALE_ERROR]:.0%}"
+    )
     assert noise in told
     assert "would be fastest to the same loss" in told
 
 
-def test_the_break_even_number_follows_from_the_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_break_even_number_follows_from_the_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A micro-step takes 2 s and synchronisation and optimizer 9 s, whatever the clock says."""
     from train.metrics.step_timing import StepTiming
 
@@ -159,14 +185,22 @@ def test_the_break_even_number_follows_from_the_rows(tmp_path: Path, monkeypatch
     assert train(argv(tmp_path, *REGRESSION, "batch.effective=512", "batch.micro=16")) == 0
 
     row = rows(tmp_path)[-1]
-    assert row[names.BREAK_EVEN] == pytest.approx(np.sqrt(row[names.NOISE_SCALE] / 16 * 9 / 2), rel=1e-6)
+    assert row[names.BREAK_EVEN] == pytest.approx(
+        np.sqrt(row[names.NOISE_SCALE] / 16 * 9 / 2), rel=1e-6
+    )
 
 
-@pytest.mark.parametrize(("samples", "micro_steps", "timed"), [(100, 4, True), (38, 4, False), (75, 3, False)])
+@pytest.mark.parametrize(
+    ("samples", "micro_steps", "timed"), [(100, 4, True), (38, 4, False), (75, 3, False)]
+)
 def test_a_ragged_step_is_not_timed(samples: int, micro_steps: int, timed: bool) -> None:
-    """The last of an epoch, which rows may fall on more often than its share, has smaller micro-batches."""
+    """The last of an epoch, which rows may fall on more often than its share, has smaller
+    micro-batches.
+    """
     ranks: Any = SimpleNamespace(world_size=1)
-    window: Any = SimpleNamespace(k=10, samples=samples, micro_batches=SimpleNamespace(sizes=(1,) * micro_steps))
+    window: Any = SimpleNamespace(
+        k=10, samples=samples, micro_batches=SimpleNamespace(sizes=(1,) * micro_steps)
+    )
     gauge = noise.NoiseScale(ranks, every_steps=20)
     gauge.load_state_dict({"averages": {}, "usual": (25.0, 4)})
 
@@ -178,7 +212,9 @@ def test_a_ragged_step_is_not_timed(samples: int, micro_steps: int, timed: bool)
 
 def test_unknown_is_said_and_absent(tmp_path: Path) -> None:
     """Ten measurements with so much noise tell nothing."""
-    argument = argv(tmp_path, *REGRESSION, "data.args={size: 640}", "batch.effective=64", "batch.micro=16")
+    argument = argv(
+        tmp_path, *REGRESSION, "data.args={size: 640}", "batch.effective=64", "batch.micro=16"
+    )
     assert train([*argument, "log.every_steps=1"]) == 0
 
     assert not any(names.NOISE_SCALE in row or names.BREAK_EVEN in row for row in rows(tmp_path))
@@ -192,7 +228,9 @@ def test_armed_steps_are_not_those_of_rows(tmp_path: Path, monkeypatch: pytest.M
     armed: list[int] = []
     measure = noise.NoiseScale._measure
 
-    def watched(self: noise.NoiseScale, compute: Callable[..., Any], learner: Any, window: Any) -> Any:
+    def watched(
+        self: noise.NoiseScale, compute: Callable[..., Any], learner: Any, window: Any
+    ) -> Any:
         armed.append(window.k)
         return measure(self, compute, learner, window)
 
@@ -222,7 +260,12 @@ class OwnBackward:
 
 def test_a_task_with_a_backward_pass_of_its_own_is_not_measured(tmp_path: Path) -> None:
     _, told = measured(
-        argv(tmp_path, "task=tests.metrics.test_noise_scale.OwnBackward", "batch.micro=2", "noise_scale.every_steps=1"),
+        argv(
+            tmp_path,
+            "task=tests.metrics.test_noise_scale.OwnBackward",
+            "batch.micro=2",
+            "noise_scale.every_steps=1",
+        ),
         "accumulate",
     )
 

@@ -33,14 +33,18 @@ MICRO_BATCHES: Any = (1, 2, 3)  # only counted here
 class Steps:
     """A loop whose work takes the seconds that the test says."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, every: int, steps: int = 6, world_size: int = 2) -> None:
+    def __init__(
+        self, monkeypatch: pytest.MonkeyPatch, every: int, steps: int = 6, world_size: int = 2
+    ) -> None:
         self.now = 100.0
         monkeypatch.setattr(time, "perf_counter", lambda: self.now)
         self.parameter = torch.nn.Parameter(torch.ones(()))
         self.optimizer = torch.optim.SGD([self.parameter], lr=0.0)
         self.asked: list[int] = []
         ranks: Any = SimpleNamespace(world_size=world_size)
-        self.phases = StepTiming(False, self.optimizer, [self.parameter] if ranks.world_size > 1 else [], self.sampled)
+        self.phases = StepTiming(
+            False, self.optimizer, [self.parameter] if ranks.world_size > 1 else [], self.sampled
+        )
         self.every, self.steps = every, steps
 
     def sampled(self, k: int) -> bool:
@@ -54,7 +58,12 @@ class Steps:
         for k in range(1, self.steps + 1):
             self.spend(3 + k)  # data
             yield Window(
-                k=k, epoch=0, micro_batches=MICRO_BATCHES, samples=1, weights={"loss": 1.0}, last_of_epoch=False
+                k=k,
+                epoch=0,
+                micro_batches=MICRO_BATCHES,
+                samples=1,
+                weights={"loss": 1.0},
+                last_of_epoch=False,
             )
 
     def run(
@@ -90,7 +99,9 @@ class Steps:
 
 
 @pytest.mark.parametrize(("every", "row"), [(1, 0.0), (3, 0.0), (3, 40.0), (2, 40.0)])
-def test_the_parts_add_up_to_the_step(monkeypatch: pytest.MonkeyPatch, every: int, row: float) -> None:
+def test_the_parts_add_up_to_the_step(
+    monkeypatch: pytest.MonkeyPatch, every: int, row: float
+) -> None:
     found = Steps(monkeypatch, every).run(row=row)
 
     assert list(found) == list(range(every, 7, every))
@@ -110,7 +121,9 @@ def test_one_rank_synchronises_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     alone, of_two = Steps(monkeypatch, 3, world_size=1).run(), Steps(monkeypatch, 3).run()
 
     for k, times in alone.items():
-        assert times == {name: seconds for name, seconds in of_two[k].items() if name != names.SYNC_SECONDS}
+        assert times == {
+            name: seconds for name, seconds in of_two[k].items() if name != names.SYNC_SECONDS
+        }
 
 
 def test_a_row_after_every_step_is_part_of_the_next_one(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -119,7 +132,9 @@ def test_a_row_after_every_step_is_part_of_the_next_one(monkeypatch: pytest.Monk
     assert [times[names.REST_SECONDS] for times in found.values()] == [1, *[41.5] * 5]
 
 
-def test_hooks_see_the_gradients_of_the_last_micro_step_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hooks_see_the_gradients_of_the_last_micro_step_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """A model of 148 tensors and 16 micro-steps would call 2,368 of them in a step that gets a row."""
     steps, called = Steps(monkeypatch, 3), []
     on_gradient = steps.phases._on_gradient

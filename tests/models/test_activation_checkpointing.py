@@ -23,7 +23,9 @@ from train.step import Learner
 
 
 class Net(nn.Module):
-    """(samples, 6) -> (samples, 3) through three blocks in a list, which `own` checkpoints by the user's own hand."""
+    """(samples, 6) -> (samples, 3) through three blocks in a list, which `own` checkpoints by the
+    user's own hand.
+    """
 
     def __init__(self, own: str = "none", dropout: float = 0.0, tanhs: int = 1) -> None:
         super().__init__()
@@ -31,7 +33,9 @@ class Net(nn.Module):
         self.first = nn.Linear(6, 8)
         self.blocks = nn.ModuleList()
         for _ in range(3):
-            self.blocks.append(nn.Sequential(nn.Linear(8, 8), *[nn.Tanh()] * tanhs, nn.Dropout(dropout)))
+            self.blocks.append(
+                nn.Sequential(nn.Linear(8, 8), *[nn.Tanh()] * tanhs, nn.Dropout(dropout))
+            )
         self.last = nn.Linear(8, 3)
 
     def forward(self, inputs: Tensor) -> Tensor:
@@ -54,7 +58,9 @@ class Declares(nn.Linear):
 
     told: dict[str, Any] | None = None
 
-    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict[str, Any] | None = None) -> None:
+    def gradient_checkpointing_enable(
+        self, gradient_checkpointing_kwargs: dict[str, Any] | None = None
+    ) -> None:
         self.told = gradient_checkpointing_kwargs
 
 
@@ -88,14 +94,18 @@ def test_the_gradient_is_that_of_the_whole_batch(
 
 
 def forwards_per_micro_batch(arguments: list[str]) -> list[float]:
-    """How often three of the linear layers ran, per micro-batch: one inside the second block, two outside any."""
+    """How often three of the linear layers ran, per micro-batch: one inside the second block, two
+    outside any.
+    """
     counts: dict[str, int] = {}
 
     def prepare(run: Run, trace: Trace) -> None:
         for name, part in run.learner.module.named_modules():
             if isinstance(part, nn.Linear):
                 counts[name] = 0
-                part.register_forward_pre_hook(lambda *_, name=name: counts.update({name: counts[name] + 1}))
+                part.register_forward_pre_hook(
+                    lambda *_, name=name: counts.update({name: counts[name] + 1})
+                )
 
     trace = record(arguments, prepare=prepare)
     total = sum(len(window.micro_batches) for window in trace.windows)
@@ -128,7 +138,9 @@ def measured(arguments: list[str]) -> tuple[Trace, int]:
 
 
 def test_random_masks_are_drawn_once_and_memory_is_saved(tmp_path: Path) -> None:
-    """20 activations in each of 3 blocks: where blocks are checkpointed those of one block are there at once."""
+    """20 activations in each of 3 blocks: where blocks are checkpointed those of one block are
+    there at once.
+    """
     several = (
         (net(dropout=0.5, tanhs=20),),
         (net(dropout=0.5, tanhs=20), "memory.activation_checkpointing=true"),
@@ -138,25 +150,37 @@ def test_random_masks_are_drawn_once_and_memory_is_saved(tmp_path: Path) -> None
     (without, most), *others = (measured(argv(tmp_path, *given)) for given in several)
 
     for trace, peak in others:
-        assert all(np.array_equal(trace.gradients[k], without.gradients[k]) for k in without.gradients)
+        assert all(
+            np.array_equal(trace.gradients[k], without.gradients[k]) for k in without.gradients
+        )
         assert peak < 0.6 * most
 
 
 def test_autocast_is_the_same_the_second_time(run_ranks: Any, tmp_path: Path) -> None:
     given = (net(), "batch.micro=2", "precision=bf16")
-    several = [argv(tmp_path, *given, f"memory.activation_checkpointing={wanted}") for wanted in ("false", "true")]
+    several = [
+        argv(tmp_path, *given, f"memory.activation_checkpointing={wanted}")
+        for wanted in ("false", "true")
+    ]
 
     without, with_it = run_ranks(1, record_all, several)[0]
 
-    assert all(np.array_equal(with_it.gradients[k], without.gradients[k]) for k in without.gradients)
+    assert all(
+        np.array_equal(with_it.gradients[k], without.gradients[k]) for k in without.gradients
+    )
 
 
 def test_names_stay_the_models_own(tmp_path: Path) -> None:
-    arguments = argv(tmp_path, net(), "memory.activation_checkpointing=true", "model.compile=aot_eager")
+    arguments = argv(
+        tmp_path, net(), "memory.activation_checkpointing=true", "model.compile=aot_eager"
+    )
 
     assert main(arguments, "accumulate", compute_gradient) == 0
 
-    assert load_file(tmp_path / "run" / "final" / "model.safetensors").keys() == Net().state_dict().keys()
+    assert (
+        load_file(tmp_path / "run" / "final" / "model.safetensors").keys()
+        == Net().state_dict().keys()
+    )
 
 
 def test_only_the_outermost_of_nested_blocks_is_one() -> None:
@@ -165,7 +189,9 @@ def test_only_the_outermost_of_nested_blocks_is_one() -> None:
     checkpoint_blocks(module, "blocks*")
 
     assert "forward" in vars(module.blocks)
-    assert not any("forward" in vars(part) for part in module.blocks.modules() if part is not module.blocks)
+    assert not any(
+        "forward" in vars(part) for part in module.blocks.modules() if part is not module.blocks
+    )
 
 
 def test_a_model_that_declares_its_blocks_is_asked() -> None:
@@ -180,10 +206,21 @@ def test_a_model_that_declares_its_blocks_is_asked() -> None:
 def test_a_model_without_such_blocks_is_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], wanted: str
 ) -> None:
-    assert main(argv(tmp_path, f"memory.activation_checkpointing={wanted}"), "accumulate", compute_gradient) == 2
+    assert (
+        main(
+            argv(tmp_path, f"memory.activation_checkpointing={wanted}"),
+            "accumulate",
+            compute_gradient,
+        )
+        == 2
+    )
 
     said = capsys.readouterr().err
-    assert "has no nn.ModuleList" in said if wanted == "true" else "has no module whose name fits 'blocks.*'" in said
+    assert (
+        "has no nn.ModuleList" in said
+        if wanted == "true"
+        else "has no module whose name fits 'blocks.*'" in said
+    )
     assert "Its modules are layers, layers.0, layers.2" in said
 
 

@@ -1,4 +1,6 @@
-"""Models of transformers: the true gradient, folders that transformers opens, and the same curve on 1 and 2 ranks."""
+"""Models of transformers: the true gradient, folders that transformers opens, and the same curve on
+1 and 2 ranks.
+"""
 
 import shutil
 from pathlib import Path
@@ -24,13 +26,22 @@ from train.verify import main as verify
 
 mend_torchvision()  # before anything of transformers is
 LENGTH, WORDS = 8, 64
-SIZES = "hidden_size: 16, num_hidden_layers: 1, num_attention_heads: 2, intermediate_size: 32, vocab_size: 64"
+SIZES = (
+    "hidden_size: 16, num_hidden_layers: 1, num_attention_heads: 2, intermediate_size: 32, "
+    "vocab_size: 64"
+)
 STILL = "hidden_dropout_prob: 0.0, attention_probs_dropout_prob: 0.0"
 BERT = f"model_type: bert, {SIZES}, num_labels: 3"
-GPT2 = "model_type: gpt2, n_embd: 16, n_layer: 1, n_head: 2, vocab_size: 257, bos_token_id: 256, eos_token_id: 256"
+GPT2 = (
+    "model_type: gpt2, n_embd: 16, n_layer: 1, n_head: 2, vocab_size: 257, bos_token_id: 256, "
+    "eos_token_id: 256"
+)
 NO_DROPOUT = "resid_pdrop: 0.0, embd_pdrop: 0.0, attn_pdrop: 0.0"
 LLAMA = f"model_type: llama, {SIZES.replace('64', '257')}"
-MIXTRAL = f"model_type: mixtral, num_key_value_heads: 2, num_local_experts: 2, {SIZES.replace('64', '257')}"
+MIXTRAL = (
+    "model_type: mixtral, num_key_value_heads: 2, num_local_experts: 2, "
+    f"{SIZES.replace('64', '257')}"
+)
 SENTENCES = "data={source: tests.models.test_hf.sentences}"
 ADAMW = "optimizer={target: adamw, lr: 0.01}"
 TEXTS = "data={source: tests.tasks.test_tasks.texts, args: {size: 6}, block_size: 16, eval_fraction: 0.3}"
@@ -43,7 +54,10 @@ def sentences(size: int = 24, per_token: bool = False) -> Dataset:
     padding = np.arange(LENGTH) >= lengths[:, None]
     labels = np.where(padding, -100, random.integers(0, 3, (size, LENGTH)))
     return Dataset.from_dict(
-        {"inputs": np.where(padding, 0, words), "labels": labels if per_token else random.integers(0, 3, size)}
+        {
+            "inputs": np.where(padding, 0, words),
+            "labels": labels if per_token else random.integers(0, 3, size),
+        }
     )
 
 
@@ -52,7 +66,12 @@ class Plain(nn.Module):
 
     def __init__(self, dropout: float = 0.0) -> None:
         super().__init__()
-        sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+        sizes = {
+            "hidden_size": 16,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+            "intermediate_size": 32,
+        }
         still = {"hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout}
         config = transformers.BertConfig(vocab_size=WORDS, num_labels=3, **sizes, **still)
         self.inner = transformers.BertForSequenceClassification(config)
@@ -70,8 +89,15 @@ def start(arguments: list[str]) -> int:
 
 
 @pytest.mark.parametrize("world_size", [1, 2])
-def test_the_gradient_is_that_of_the_whole_batch(run_ranks: Any, tmp_path: Path, world_size: int) -> None:
-    given = (SENTENCES, hf(f"{BERT}, {STILL}"), "batch={effective: 8, micro: 2}", "duration={epochs: 1}")
+def test_the_gradient_is_that_of_the_whole_batch(
+    run_ranks: Any, tmp_path: Path, world_size: int
+) -> None:
+    given = (
+        SENTENCES,
+        hf(f"{BERT}, {STILL}"),
+        "batch={effective: 8, micro: 2}",
+        "duration={epochs: 1}",
+    )
 
     traces = run_ranks(world_size, record, argv(tmp_path, *given))
 
@@ -85,20 +111,34 @@ def test_the_gradient_is_that_of_the_whole_batch(run_ranks: Any, tmp_path: Path,
 
 @pytest.mark.parametrize("fields", [f"{GPT2}, {NO_DROPOUT}", LLAMA], ids=["gpt2", "llama"])
 def test_a_language_models_curve_is_the_same(run_ranks: Any, tmp_path: Path, fields: str) -> None:
-    given = (TEXTS, hf(fields, "causal-lm"), "task=causal_lm", "batch={effective: 6}", "duration={steps: 3}")
+    given = (
+        TEXTS,
+        hf(fields, "causal-lm"),
+        "task=causal_lm",
+        "batch={effective: 6}",
+        "duration={steps: 3}",
+    )
     run_ranks(1, start, argv(tmp_path, *given, "name=whole"))
 
     run_ranks(2, start, argv(tmp_path, *given, "name=split", "batch.micro=1"))
 
     for key in ("train/loss", "train/grad_norm", "eval/loss"):
-        whole, split = ([row[key] for row in rows(tmp_path, key, name)] for name in ("whole", "split"))
+        whole, split = (
+            [row[key] for row in rows(tmp_path, key, name)] for name in ("whole", "split")
+        )
         assert len(whole) >= 1
         assert split == pytest.approx(whole, rel=1e-10)
     assert len(rows(tmp_path, name="whole")) == 3
 
 
 def test_final_is_a_folder_that_transformers_opens(tmp_path: Path) -> None:
-    given = (SENTENCES, hf(f"{BERT}, {STILL}"), "duration={steps: 2}", "ema.decay=0.5", "data.eval_fraction=0.2")
+    given = (
+        SENTENCES,
+        hf(f"{BERT}, {STILL}"),
+        "duration={steps: 2}",
+        "ema.decay=0.5",
+        "data.eval_fraction=0.2",
+    )
     assert start(argv(tmp_path, *given)) == 0
 
     final = tmp_path / "run" / "final"
@@ -109,7 +149,11 @@ def test_final_is_a_folder_that_transformers_opens(tmp_path: Path) -> None:
     assert (theirs.config.num_labels, theirs.dtype) == (3, torch.float64)
     assert torch.equal(ours(inputs), expected)
     assert not torch.equal(average(inputs), expected)
-    assert sorted(path.name for path in final.iterdir()) == ["config.json", "ema.safetensors", "model.safetensors"]
+    assert sorted(path.name for path in final.iterdir()) == [
+        "config.json",
+        "ema.safetensors",
+        "model.safetensors",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -119,7 +163,13 @@ def test_final_is_a_folder_that_transformers_opens(tmp_path: Path) -> None:
 )
 def test_tied_weights_and_experts_come_back(tmp_path: Path, fields: str) -> None:
     """transformers saves a tied weight once, and each expert by itself."""
-    model = ("precision=fp32", TEXTS, hf(fields, "causal-lm"), "task=causal_lm", "batch={effective: 6}")
+    model = (
+        "precision=fp32",
+        TEXTS,
+        hf(fields, "causal-lm"),
+        "task=causal_lm",
+        "batch={effective: 6}",
+    )
     assert start(argv(tmp_path, *model, "duration={steps: 1}")) == 0
 
     inputs = torch.arange(16).reshape(2, 8)
@@ -132,7 +182,12 @@ def test_tied_weights_and_experts_come_back(tmp_path: Path, fields: str) -> None
 
 
 def test_a_resumed_run_goes_on_as_if_it_had_not_stopped(run_ranks: Any, tmp_path: Path) -> None:
-    model = (TEXTS, hf(f"{GPT2}, {NO_DROPOUT}", "causal-lm"), "task=causal_lm", "batch={effective: 6}")
+    model = (
+        TEXTS,
+        hf(f"{GPT2}, {NO_DROPOUT}", "causal-lm"),
+        "task=causal_lm",
+        "batch={effective: 6}",
+    )
     given = (*model, "checkpoint={resume: auto, every_steps: 2}", "duration={steps: 4}", ADAMW)
     (whole,) = run_ranks(1, segment, argv(tmp_path, *given, "name=whole"), "accumulate")
     run_ranks(1, segment, argv(tmp_path, *given), "accumulate", 4)
@@ -149,7 +204,9 @@ def test_another_model_in_the_same_folder_is_another_curve(tmp_path: Path) -> No
     for seed in (0, 0, 1):
         torch.manual_seed(seed)
         Plain().inner.bert.save_pretrained(tmp_path / "base")
-        found.append(digests(load(argv(tmp_path, SENTENCES, model)).config)["model.args.from_pretrained"])
+        found.append(
+            digests(load(argv(tmp_path, SENTENCES, model)).config)["model.args.from_pretrained"]
+        )
 
     assert found[0] == found[1] != found[2]
 
@@ -166,13 +223,24 @@ def test_from_a_folder_that_may_go_away_afterwards(tmp_path: Path) -> None:
     for name, weight in base.named_parameters():
         assert torch.allclose(ours.inner.bert.get_parameter(name).float(), weight, atol=1e-30)
     assert ours(torch.ones(2, 4)).shape == (2, 5)
-    assert "(inner.bert.embeddings.dropout" in (tmp_path / "run" / "log.txt").read_text()  # it trains in train mode
+    # it trains in train mode
+    assert "(inner.bert.embeddings.dropout" in (tmp_path / "run" / "log.txt").read_text()
 
 
 def test_a_label_for_each_token(tmp_path: Path) -> None:
     data = "data={source: tests.models.test_hf.sentences, args: {per_token: true}}"
 
-    assert start(argv(tmp_path, data, hf(f"{BERT}, {STILL}", "token-classification"), "duration={steps: 1}")) == 0
+    assert (
+        start(
+            argv(
+                tmp_path,
+                data,
+                hf(f"{BERT}, {STILL}", "token-classification"),
+                "duration={steps: 1}",
+            )
+        )
+        == 0
+    )
 
     assert train.load(tmp_path / "run")(torch.ones(2, 4)).shape == (2, 3, 4)
 
@@ -201,13 +269,18 @@ def test_activation_checkpointing_is_the_models_own(tmp_path: Path) -> None:
     ("args", "said"),
     [
         ("{}", "takes one of from_pretrained"),
-        ("{task: text-clasification, from_config: {model_type: bert}}", "it takes sequence-classification"),
+        (
+            "{task: text-clasification, from_config: {model_type: bert}}",
+            "it takes sequence-classification",
+        ),
         ("{from_config: {model_type: brt}}", "did you mean 'bert'?"),
         ("{from_config: {model_type: bert, hiden_size: 4}}", "did you mean 'hidden_size'?"),
         ("{from_pretrained: ./nowhere}", "from_pretrained=./nowhere cannot be opened"),
     ],
 )
-def test_mistakes_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str], args: str, said: str) -> None:
+def test_mistakes_are_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], args: str, said: str
+) -> None:
     assert start(argv(tmp_path, SENTENCES, f"model={{target: hf, args: {args}}}")) == 2
 
     assert said in capsys.readouterr().err
@@ -219,7 +292,10 @@ def test_another_head_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[s
 
     assert start(argv(tmp_path, SENTENCES, model)) == 2
 
-    assert "other shapes than model.args ask for: classifier.bias, classifier.weight" in capsys.readouterr().err
+    assert (
+        "other shapes than model.args ask for: classifier.bias, classifier.weight"
+        in capsys.readouterr().err
+    )
 
 
 def test_without_transformers(

@@ -1,4 +1,6 @@
-"""The guide's recipe for LoRA: the true gradient of the adapters, nothing else changed, and a way out."""
+"""The guide's recipe for LoRA: the true gradient of the adapters, nothing else changed, and a way
+out.
+"""
 
 import sys
 from collections.abc import Callable, Iterator
@@ -47,7 +49,9 @@ def there(folder: Path, function: Callable[..., Any], *args: Any) -> Any:
 
 
 @pytest.mark.parametrize("world_size", [1, 2])
-def test_the_gradient_is_that_of_the_whole_batch(run_ranks: Any, tmp_path: Path, of_bert: str, world_size: int) -> None:
+def test_the_gradient_is_that_of_the_whole_batch(
+    run_ranks: Any, tmp_path: Path, of_bert: str, world_size: int
+) -> None:
     arguments = argv(tmp_path, SENTENCES, of_bert, "batch={effective: 8, micro: 2}")
 
     traces = run_ranks(world_size, there, tmp_path, record, arguments)
@@ -70,12 +74,25 @@ def test_only_adapters_change_and_both_ways_out_give_the_same(tmp_path: Path) ->
         )
     )  # fmt: skip
     base.save_pretrained(tmp_path / "llama")
-    args = f"task: causal-lm, from_pretrained: {tmp_path}/llama, lora: {{r: 2, target_modules: all-linear}}"
-    model = (TEXTS, f"model={{target: lora.LoRA, args: {{{args}}}}}", "task=causal_lm", "precision=fp32")
+    args = (
+        f"task: causal-lm, from_pretrained: {tmp_path}/llama, lora: {{r: 2, target_modules: "
+        "all-linear}"
+    )
+    model = (
+        TEXTS,
+        f"model={{target: lora.LoRA, args: {{{args}}}}}",
+        "task=causal_lm",
+        "precision=fp32",
+    )
 
-    assert start(argv(tmp_path, *model, "batch={effective: 6, micro: 2}", "duration={steps: 3}")) == 0
+    assert (
+        start(argv(tmp_path, *model, "batch={effective: 6, micro: 2}", "duration={steps: 3}")) == 0
+    )
 
-    adapted, inputs = train.load(tmp_path / "run", trust=True).whole.inner, torch.arange(16).reshape(2, 8)
+    adapted, inputs = (
+        train.load(tmp_path / "run", trust=True).whole.inner,
+        torch.arange(16).reshape(2, 8),
+    )
     ours = adapted(input_ids=inputs).logits
     trained = {name for name, parameter in adapted.named_parameters() if parameter.requires_grad}
     for name, weight in base.named_parameters():
@@ -93,10 +110,18 @@ def test_only_adapters_change_and_both_ways_out_give_the_same(tmp_path: Path) ->
     assert torch.allclose(merged(input_ids=inputs).logits, ours, atol=1e-6)
 
 
-def test_a_resumed_run_goes_on_as_if_it_had_not_stopped(run_ranks: Any, tmp_path: Path, of_bert: str) -> None:
-    more = ("checkpoint={resume: auto, every_steps: 2}", "duration={steps: 4}", "optimizer={target: adamw, lr: 0.01}")
+def test_a_resumed_run_goes_on_as_if_it_had_not_stopped(
+    run_ranks: Any, tmp_path: Path, of_bert: str
+) -> None:
+    more = (
+        "checkpoint={resume: auto, every_steps: 2}",
+        "duration={steps: 4}",
+        "optimizer={target: adamw, lr: 0.01}",
+    )
     given = (SENTENCES, of_bert, *more)
-    (whole,) = run_ranks(1, there, tmp_path, segment, argv(tmp_path, *given, "name=whole"), "accumulate")
+    (whole,) = run_ranks(
+        1, there, tmp_path, segment, argv(tmp_path, *given, "name=whole"), "accumulate"
+    )
     run_ranks(1, there, tmp_path, segment, argv(tmp_path, *given), "accumulate", 4)
 
     (resumed,) = run_ranks(1, there, tmp_path, segment, argv(tmp_path, *given), "accumulate")

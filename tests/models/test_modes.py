@@ -50,7 +50,9 @@ def test_a_model_of_a_library_in_a_wrapper_trains() -> None:
 
 
 def test_a_layer_that_keeps_statistics_is_frozen_by_eval() -> None:
-    module = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2), nn.InstanceNorm1d(2, track_running_stats=True))
+    module = nn.Sequential(
+        nn.Linear(2, 2), nn.BatchNorm1d(2), nn.InstanceNorm1d(2, track_running_stats=True)
+    )
     module[1].eval()
     module[2].eval()
 
@@ -75,7 +77,12 @@ def test_what_is_not_trained_stays_as_it_came(by_config: bool) -> None:
         freeze(module, ["backbone.*"])
 
     assert set_training(module) == []
-    assert in_eval_mode(module) == {"backbone", "backbone.layer", "backbone.norm", "backbone.dropout"}
+    assert in_eval_mode(module) == {
+        "backbone",
+        "backbone.layer",
+        "backbone.norm",
+        "backbone.dropout",
+    }
 
 
 def test_frozen_parameters_alone_change_no_mode() -> None:

@@ -1,4 +1,6 @@
-"""Weights to start from, frozen parameters, groups with a rate of their own, the average of the weights."""
+"""Weights to start from, frozen parameters, groups with a rate of their own, the average of the
+weights.
+"""
 
 import json
 import shutil
@@ -26,13 +28,19 @@ def weights(folder: Path, name: str = "run", file: str = "model") -> dict[str, t
     return load_file(folder / name / "final" / f"{file}.safetensors")
 
 
-@pytest.mark.parametrize("kind", ["{0}/first", "{0}/first/final", "{0}/first/final/model.safetensors"])
+@pytest.mark.parametrize(
+    "kind", ["{0}/first", "{0}/first/final", "{0}/first/final/model.safetensors"]
+)
 def test_starts_from_the_weights_of_another_run(tmp_path: Path, kind: str) -> None:
     assert start(argv(tmp_path, "name=first")) == 0
 
-    trace = record(argv(tmp_path, f"model.init_from={kind.format(tmp_path)}", "seed=5", "duration={steps: 1}"))
+    trace = record(
+        argv(tmp_path, f"model.init_from={kind.format(tmp_path)}", "seed=5", "duration={steps: 1}")
+    )
 
-    expected = torch.cat([tensor.flatten() for _, tensor in sorted(weights(tmp_path, "first").items())])
+    expected = torch.cat(
+        [tensor.flatten() for _, tensor in sorted(weights(tmp_path, "first").items())]
+    )
     assert sorted(trace.weights[0].tolist()) == sorted(expected.tolist())
 
 
@@ -42,20 +50,32 @@ def curve(folder: Path, name: str) -> str:
 
 
 @pytest.mark.parametrize("world_size", [1, 2])
-def test_other_weights_are_another_curve_wherever_they_lie(run_ranks: Any, tmp_path: Path, world_size: int) -> None:
-    save_file({"layers.0.weight": torch.ones(3, 6), "layers.0.bias": torch.ones(3)}, tmp_path / "one.safetensors")
-    save_file({"layers.0.weight": torch.ones(3, 6), "layers.0.bias": torch.zeros(3)}, tmp_path / "two.safetensors")
+def test_other_weights_are_another_curve_wherever_they_lie(
+    run_ranks: Any, tmp_path: Path, world_size: int
+) -> None:
+    save_file(
+        {"layers.0.weight": torch.ones(3, 6), "layers.0.bias": torch.ones(3)},
+        tmp_path / "one.safetensors",
+    )
+    save_file(
+        {"layers.0.weight": torch.ones(3, 6), "layers.0.bias": torch.zeros(3)},
+        tmp_path / "two.safetensors",
+    )
     shutil.copy(tmp_path / "one.safetensors", tmp_path / "copy.safetensors")
 
     for name in ("one", "two", "copy"):
         model = ("model.args.hidden=[]", f"model.init_from={tmp_path}/{name}.safetensors")
-        codes = run_ranks(world_size, start, argv(tmp_path, *model, f"name={name}", "duration={steps: 1}"))
+        codes = run_ranks(
+            world_size, start, argv(tmp_path, *model, f"name={name}", "duration={steps: 1}")
+        )
         assert codes == [0] * world_size
 
     assert curve(tmp_path, "one") == curve(tmp_path, "copy") != curve(tmp_path, "two")
 
 
-def test_other_weights_under_the_name_of_a_run_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_other_weights_under_the_name_of_a_run_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert start(argv(tmp_path, "name=first")) == 0
     given = argv(tmp_path, f"model.init_from={tmp_path}/first", "checkpoint.resume=auto")
     assert start(given) == 0
@@ -93,14 +113,21 @@ def test_a_model_is_loaded_with_the_arguments_it_was_trained_with(tmp_path: Path
     [
         ({"layers.9.bias": torch.zeros(2)}, ["layers.9.bias is there, but not in the model"]),
         ({"layers.0.bias": None}, ["layers.0.bias is missing there"]),
-        ({"layers.0.bias": torch.zeros(3)}, ["layers.0.bias has shape (3,) there, (8,) in the model"]),
+        (
+            {"layers.0.bias": torch.zeros(3)},
+            ["layers.0.bias has shape (3,) there, (8,) in the model"],
+        ),
     ],
 )
 def test_weights_that_do_not_fit_are_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], change: dict[str, Any], messages: list[str]
 ) -> None:
     assert start(argv(tmp_path, "name=first")) == 0
-    changed = {name: tensor for name, tensor in (weights(tmp_path, "first") | change).items() if tensor is not None}
+    changed = {
+        name: tensor
+        for name, tensor in (weights(tmp_path, "first") | change).items()
+        if tensor is not None
+    }
     save_file(changed, tmp_path / "changed.safetensors")
 
     assert start(argv(tmp_path, f"model.init_from={tmp_path}/changed.safetensors")) == 2
@@ -110,9 +137,15 @@ def test_weights_that_do_not_fit_are_refused(
     assert not (tmp_path / "run").exists()
 
 
-def test_weights_that_are_not_there_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_weights_that_are_not_there_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "torn.safetensors").write_bytes(b"x" * 40)
-    for path, message in (("nowhere", "is not there"), (".", "has no final/"), ("torn.safetensors", "no whole")):
+    for path, message in (
+        ("nowhere", "is not there"),
+        (".", "has no final/"),
+        ("torn.safetensors", "no whole"),
+    ):
         assert start(argv(tmp_path, f"model.init_from={tmp_path}/{path}")) == 2
         assert message in capsys.readouterr().err
 
@@ -123,7 +156,10 @@ def test_what_is_frozen_is_not_trained(run_ranks: Any, tmp_path: Path, world_siz
     start(argv(tmp_path, "duration={steps: 1}", "optimizer.lr=1e-30", "name=untrained"))
 
     before, after = weights(tmp_path, "untrained"), weights(tmp_path, "frozen")
-    assert {name for name in after if torch.equal(before[name], after[name])} == {"layers.0.weight", "layers.0.bias"}
+    assert {name for name in after if torch.equal(before[name], after[name])} == {
+        "layers.0.weight",
+        "layers.0.bias",
+    }
 
 
 @pytest.mark.parametrize(
@@ -143,7 +179,9 @@ def test_a_pattern_that_matches_nothing_names_near_ones(
     assert "'layer.0.weight' matches no parameter. Near names, of 4: layers.0.weight" in told
 
 
-def test_a_part_of_a_name_is_no_pattern_but_a_hint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_part_of_a_name_is_no_pattern_but_a_hint(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert start(argv(tmp_path, "model.freeze=[bias]")) == 2
     assert "try '*bias*'" in capsys.readouterr().err
 
@@ -160,8 +198,15 @@ def built(*arguments: Any) -> Run:
 
 
 def test_groups_have_their_own_arguments(tmp_path: Path) -> None:
-    groups = "[{match: '*.0.*', lr_multiplier: 0.5, args: {weight_decay: 0.3}}, {match: '*', args: {momentum: 0.9}}]"
-    given = (f"optimizer.groups={groups}", "optimizer.no_decay=['*.bias']", "optimizer.args.weight_decay=0.1")
+    groups = (
+        "[{match: '*.0.*', lr_multiplier: 0.5, args: {weight_decay: 0.3}}, "
+        "{match: '*', args: {momentum: 0.9}}]"
+    )
+    given = (
+        f"optimizer.groups={groups}",
+        "optimizer.no_decay=['*.bias']",
+        "optimizer.args.weight_decay=0.1",
+    )
 
     run = built(tmp_path, *given)
 
@@ -184,7 +229,9 @@ def test_a_group_moves_at_its_own_rate(tmp_path: Path) -> None:
     rates = "optimizer.groups=[{match: 'layers.0.*', lr_multiplier: 0.25}]"
     moved = {}
     for name, given in (("plain", ()), ("grouped", (rates,))):
-        trace: Trace = record(argv(tmp_path, *given, f"name={name}", "duration={steps: 1}", "optimizer.lr=1"))
+        trace: Trace = record(
+            argv(tmp_path, *given, f"name={name}", "duration={steps: 1}", "optimizer.lr=1")
+        )
         run = built(tmp_path, *given, f"name={name}-again")
         sizes = {n: p.numel() for n, p in run.learner.module.named_parameters()}
         pieces = torch.from_numpy(trace.weights[1] - trace.weights[0]).split(list(sizes.values()))
@@ -207,7 +254,10 @@ def test_arguments_of_groups_follow_the_batch(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("optimizer.groups=[{match: a, args: {weight_dcay: 1}}]", "takes no argument 'weight_dcay'; did you mean"),
+        (
+            "optimizer.groups=[{match: a, args: {weight_dcay: 1}}]",
+            "takes no argument 'weight_dcay'; did you mean",
+        ),
         ("optimizer.groups=[{match: a, args: {lr: 1}}]", "is given 'lr' by Isobatch itself"),
         ("optimizer.groups=[{match: a, lr_mult: 1}]", "lr_multiplier"),
         ("optimizer.groups=[{lr_multiplier: 1}]", "Add match:"),
@@ -233,9 +283,16 @@ def average(trace: Trace, decay: float, applied: list[int]) -> torch.Tensor:
 
 @pytest.mark.parametrize("world_size", [1, 2])
 @pytest.mark.parametrize("target", ["adamw", "sgd"])
-def test_the_average_of_the_weights(run_ranks: Any, tmp_path: Path, world_size: int, target: str) -> None:
+def test_the_average_of_the_weights(
+    run_ranks: Any, tmp_path: Path, world_size: int, target: str
+) -> None:
     """One step is not applied (a NaN in its data): it does not move the average."""
-    given = ("ema.decay=0.8", f"optimizer={{target: {target}, lr: 0.1}}", "data.args.nan=[26]", "batch.micro=2")
+    given = (
+        "ema.decay=0.8",
+        f"optimizer={{target: {target}, lr: 0.1}}",
+        "data.args.nan=[26]",
+        "batch.micro=2",
+    )
     trace = run_ranks(1, record, argv(tmp_path, *given, "name=watched"))[0]
 
     run_ranks(world_size, start, argv(tmp_path, *given))
@@ -255,7 +312,9 @@ def test_the_average_is_evaluated_and_changes_nothing_else(tmp_path: Path) -> No
     one, other = (rows(tmp_path, "eval/loss", name)[-1] for name in ("without", "with"))
     assert one["eval/loss"] == other["eval/loss"]
     assert other["eval/ema/loss"] != other["eval/loss"]
-    assert torch.equal(*(weights(tmp_path, name)["layers.0.weight"] for name in ("without", "with")))
+    assert torch.equal(
+        *(weights(tmp_path, name)["layers.0.weight"] for name in ("without", "with"))
+    )
     ema = train.load(tmp_path / "with", "ema", trust=True).state_dict()
     assert not torch.equal(ema["layers.0.weight"], weights(tmp_path, "with")["layers.0.weight"])
 

@@ -1,4 +1,6 @@
-"""Nobody's numbers are narrowed: what a model holds, what enters it, and what a task keeps for itself."""
+"""Nobody's numbers are narrowed: what a model holds, what enters it, and what a task keeps for
+itself.
+"""
 
 import math
 import tempfile
@@ -55,7 +57,9 @@ def first_loss(model: Turning) -> float:
 
 @pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-6), ("fp64", 1e-14)])
 @pytest.mark.parametrize("complex_weights", [False, True])
-def test_a_complex_table_stays_complex(tmp_path: Path, precision: str, tolerance: float, complex_weights: bool) -> None:
+def test_a_complex_table_stays_complex(
+    tmp_path: Path, precision: str, tolerance: float, complex_weights: bool
+) -> None:
     model = f"model={{target: {HERE}.Turning, args: {{complex_weights: {complex_weights}}}}}"
     torch.manual_seed(0)
     expected = Turning(complex_weights)
@@ -68,7 +72,9 @@ def test_a_complex_table_stays_complex(tmp_path: Path, precision: str, tolerance
     assert rows(tmp_path)[0]["train/loss"] == pytest.approx(first_loss(expected), rel=tolerance)
 
 
-def dtypes_in(dtype: torch.dtype, module: nn.Module, construct: Any = None) -> dict[str, torch.dtype]:
+def dtypes_in(
+    dtype: torch.dtype, module: nn.Module, construct: Any = None
+) -> dict[str, torch.dtype]:
     cast_parameters(module, dtype, construct or type(module))
     return {name: t.dtype for name, t in (*module.named_parameters(), *module.named_buffers())}
 
@@ -79,7 +85,8 @@ class Every(nn.Module):
     def __init__(self, needs_numbers: bool = False) -> None:
         super().__init__()
         if needs_numbers:
-            float(torch.zeros(1).sum())  # as a schedule of rates does; there are none on the meta device
+            # as a schedule of rates does; there are none on the meta device
+            float(torch.zeros(1).sum())
         self.weight = nn.Parameter(torch.ones(2))
         self.wide = nn.Parameter(torch.ones(2, dtype=torch.float64))
         self.turns = nn.Parameter(torch.ones(2, dtype=torch.complex64))
@@ -88,18 +95,30 @@ class Every(nn.Module):
         self.register_buffer("mean", torch.zeros(2))
         self.register_buffer("count", torch.zeros((), dtype=torch.int32))
         self.tables = nn.Module()
-        self.tables.register_buffer("frequencies", 1.0 / torch.arange(1, 3, dtype=torch.int64).float())
+        self.tables.register_buffer(
+            "frequencies", 1.0 / torch.arange(1, 3, dtype=torch.int64).float()
+        )
         self.tables.register_buffer("default", torch.ones(2))
         self.tables.register_buffer("turns", torch.ones(2, dtype=torch.complex64))
 
 
 def test_parameters_are_cast_and_buffers_follow_their_constructor() -> None:
-    f32, f64, bf16, c64, c128 = torch.float32, torch.float64, torch.bfloat16, torch.complex64, torch.complex128
+    f32, f64, bf16, c64, c128 = (
+        torch.float32,
+        torch.float64,
+        torch.bfloat16,
+        torch.complex64,
+        torch.complex128,
+    )
 
     found = dtypes_in(bf16, Every())
 
     assert (found["weight"], found["wide"], found["norm.weight"]) == (bf16, bf16, bf16)
-    assert (found["mean"], found["norm.running_mean"], found["bare_norm.running_var"]) == (bf16, bf16, bf16)
+    assert (found["mean"], found["norm.running_mean"], found["bare_norm.running_var"]) == (
+        bf16,
+        bf16,
+        bf16,
+    )
     assert (found["tables.default"], found["tables.frequencies"]) == (bf16, f32)
     assert (found["turns"], found["tables.turns"]) == (c64, c64)
     assert (found["count"], found["norm.num_batches_tracked"]) == (torch.int32, torch.int64)
@@ -116,7 +135,9 @@ def test_where_a_constructor_cannot_be_asked_a_table_stays() -> None:
 
     found = dtypes_in(torch.bfloat16, model, lambda: Every(needs_numbers=True))
 
-    assert (found["mean"], found["norm.running_mean"], found["bare_norm.running_var"]) == (torch.bfloat16,) * 3
+    assert (found["mean"], found["norm.running_mean"], found["bare_norm.running_var"]) == (
+        torch.bfloat16,
+    ) * 3
     assert (found["tables.frequencies"], found["tables.default"]) == (torch.float32, torch.float32)
     (note,) = notes_on_precision(model, torch.bfloat16)
     assert note.endswith("tables.frequencies, tables.default")
@@ -137,7 +158,13 @@ def test_a_cast_leaves_no_trace_in_generators_ties_and_gradients() -> None:
     assert torch.get_default_dtype() == torch.float32
 
 
-SIZES = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32, "vocab_size": 64}
+SIZES = {
+    "hidden_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "intermediate_size": 32,
+    "vocab_size": 64,
+}
 GROUPED = SIZES | {"num_key_value_heads": 2}
 T5 = {"d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 1, "num_heads": 2, "vocab_size": 64}
 EXPERTS = {"num_experts": 2, "num_experts_per_tok": 2, "moe_intermediate_size": 8}
@@ -161,7 +188,18 @@ DEEPSEEK = {
     ("kind", "fields", "in_float32"),
     [
         ("llama", GROUPED, 2),
-        ("gpt2", {"n_embd": 16, "n_layer": 1, "n_head": 2, "vocab_size": 64, "bos_token_id": 1, "eos_token_id": 1}, 0),
+        (
+            "gpt2",
+            {
+                "n_embd": 16,
+                "n_layer": 1,
+                "n_head": 2,
+                "vocab_size": 64,
+                "bos_token_id": 1,
+                "eos_token_id": 1,
+            },
+            0,
+        ),
         ("bert", SIZES, 0),
         ("t5", T5, 0),
         ("mixtral", GROUPED | {"num_local_experts": 2}, 2),
@@ -219,13 +257,24 @@ def let_in(dtype: torch.dtype, *args: Any, **kwargs: Any) -> Any:
 
 def test_floating_arguments_are_cast_wherever_they_are() -> None:
     x, ids = torch.tensor([1.0, 0.1]), torch.tensor([300])
-    nested = {"list": [x, ids], "pair": Pair(x, 3), "box": Boxed(x), "text": "as it is", "none": None}
+    nested = {
+        "list": [x, ids],
+        "pair": Pair(x, 3),
+        "box": Boxed(x),
+        "text": "as it is",
+        "none": None,
+    }
 
     (given, told), options = let_in(torch.bfloat16, ids, nested, x=x, mask=x > 0.5)
 
     assert given is ids
     assert told["list"][1] is ids
-    assert (told["text"], told["none"], told["pair"].second, told["box"].name) == ("as it is", None, 3, "box")
+    assert (told["text"], told["none"], told["pair"].second, told["box"].name) == (
+        "as it is",
+        None,
+        3,
+        "box",
+    )
     for cast in (told["list"][0], told["pair"].first, told["box"].value, options["x"]):
         assert torch.equal(cast, x.bfloat16())
         assert cast.dtype == torch.bfloat16
@@ -258,11 +307,15 @@ def test_arguments_that_fit_are_handed_over_as_they_are(dtype: torch.dtype) -> N
 
 
 def measurements(size: int = 32, weight: float = 1.0) -> Dataset:
-    """Sixteen distinct targets near 2,000, in float64 as Python has them, and a weight for each sample."""
+    """Sixteen distinct targets near 2,000, in float64 as Python has them, and a weight for each
+    sample.
+    """
     random = np.random.default_rng(0)
     inputs = random.normal(size=(size, 6))
     targets = 2000 + 0.125 * random.permutation(np.arange(size) % 16)
-    return Dataset.from_dict({"inputs": inputs, "targets": targets[:, None], "importance": np.full(size, weight)})
+    return Dataset.from_dict(
+        {"inputs": inputs, "targets": targets[:, None], "importance": np.full(size, weight)}
+    )
 
 
 class Watching(nn.Linear):
@@ -297,7 +350,10 @@ class Weighted(Regression):
 
 
 def weighted(folder: Path, size: int, weight: float, *overrides: str) -> list[str]:
-    data = f"data={{source: {HERE}.measurements, args: {{size: {size}, weight: {weight}}}, eval_fraction: 0.25}}"
+    data = (
+        f"data={{source: {HERE}.measurements, args: {{size: {size}, weight: {weight}}}, "
+        "eval_fraction: 0.25}"
+    )
     model = f"model={{target: {HERE}.Watching, args: {{}}}}"
     return argv(folder, data, model, f"task={HERE}.Weighted", "optimizer.lr=1e-30", *overrides)
 
@@ -343,7 +399,9 @@ class InBlocks(nn.Module):
 
 
 def test_r2_is_that_of_the_targets_as_they_are(tmp_path: Path) -> None:
-    """The model answers 0: r2 = 1 - mean of squares / variance. Rounded to bf16, three targets are left."""
+    """The model answers 0: r2 = 1 - mean of squares / variance. Rounded to bf16, three targets are
+    left.
+    """
     data = f"data={{source: {HERE}.measurements, args: {{}}, eval_split: train}}"
     model = f"model={{target: {HERE}.Watching, args: {{zero: true}}}}"
 
@@ -365,8 +423,12 @@ def test_a_loss_between_two_types_is_named(tmp_path: Path) -> None:
     data = f"data={{source: {HERE}.measurements, args: {{}}}}"
     model = f"model={{target: {HERE}.Watching, args: {{}}}}"
 
-    with pytest.raises(UserError, match=r"targets float64\). Write in the task: target\.to\(output\.dtype\)"):
-        build(load(argv(tmp_path, data, model, f"task={HERE}.Huber", "precision=fp32")), "accumulate")
+    with pytest.raises(
+        UserError, match=r"targets float64\). Write in the task: target\.to\(output\.dtype\)"
+    ):
+        build(
+            load(argv(tmp_path, data, model, f"task={HERE}.Huber", "precision=fp32")), "accumulate"
+        )
 
 
 def window_weights(arguments: list[str]) -> list[float]:
@@ -376,7 +438,9 @@ def window_weights(arguments: list[str]) -> list[float]:
 
 def test_weights_are_counted_before_any_cast(run_ranks: Any, tmp_path: Path) -> None:
     """301 is 300 in bf16."""
-    given = weighted(tmp_path, 9, 43.0, *BF16, "data.eval_fraction=0", "batch.effective=7", "duration={steps: 1}")
+    given = weighted(
+        tmp_path, 9, 43.0, *BF16, "data.eval_fraction=0", "batch.effective=7", "duration={steps: 1}"
+    )
 
     assert window_weights(given) == [301.0]
     assert run_ranks(2, window_weights, given) == [[301.0], [301.0]]
@@ -400,6 +464,10 @@ def singles(size: int = 16) -> Dataset:
 def test_in_float64_too_weights_are_counted_as_the_data_holds_them(tmp_path: Path) -> None:
     Wide.seen.clear()
 
-    record(argv(tmp_path, f"data={{source: {HERE}.singles, args: {{}}}}", f"task={HERE}.Wide", *ONE_STEP))
+    record(
+        argv(
+            tmp_path, f"data={{source: {HERE}.singles, args: {{}}}}", f"task={HERE}.Wide", *ONE_STEP
+        )
+    )
 
     assert set(Wide.seen) == {torch.float32}

@@ -20,7 +20,9 @@ from train.main import main
 from train.models.vision import vision
 from train.verify import main as verify
 
-pytestmark = pytest.mark.skipif(find_spec("timm") is None, reason="the extra vision is not installed")
+pytestmark = pytest.mark.skipif(
+    find_spec("timm") is None, reason="the extra vision is not installed"
+)
 
 IMAGES = "data={source: tests.models.test_vision.images}"
 VIT = "name: test_vit, img_size: 32"  # timm's, for tests: 0.4 M parameters, LayerNorm
@@ -42,8 +44,12 @@ def start(arguments: list[str]) -> int:
 
 
 @pytest.mark.parametrize(("args", "world_size"), [(VIT, 1), (VIT, 2), (SQUEEZENET, 2)])
-def test_the_gradient_is_that_of_the_whole_batch(run_ranks: Any, tmp_path: Path, args: str, world_size: int) -> None:
-    arguments = argv(tmp_path, IMAGES, model(args), "batch={effective: 8, micro: 2}", "optimizer.lr=1e-3")
+def test_the_gradient_is_that_of_the_whole_batch(
+    run_ranks: Any, tmp_path: Path, args: str, world_size: int
+) -> None:
+    arguments = argv(
+        tmp_path, IMAGES, model(args), "batch={effective: 8, micro: 2}", "optimizer.lr=1e-3"
+    )
 
     traces = run_ranks(world_size, record, arguments)
 
@@ -59,7 +65,11 @@ def test_the_gradient_is_that_of_the_whole_batch(run_ranks: Any, tmp_path: Path,
     [
         (VIT, 0, "exact"),
         ("name: resnet18, norm_layer: groupnorm", 0, "exact"),
-        ("name: resnet18", 1, "BatchNorm in train mode takes its statistics from each micro-batch (bn1, layer1.0.bn1"),
+        (
+            "name: resnet18",
+            1,
+            "BatchNorm in train mode takes its statistics from each micro-batch (bn1, layer1.0.bn1",
+        ),
     ],
 )
 def test_verify_names_batchnorm(
@@ -70,11 +80,22 @@ def test_verify_names_batchnorm(
     assert said in capsys.readouterr().out.splitlines()[-1]
 
 
-def test_the_guides_frozen_batchnorm_is_exact(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_guides_frozen_batchnorm_is_exact(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     write_from_guide("my/frozen.py", tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
 
-    assert verify(argv(tmp_path, IMAGES, "model={target: frozen.frozen, args: {outputs: 3, name: test_resnet}}")) == 0
+    assert (
+        verify(
+            argv(
+                tmp_path,
+                IMAGES,
+                "model={target: frozen.frozen, args: {outputs: 3, name: test_resnet}}",
+            )
+        )
+        == 0
+    )
 
 
 def test_the_guides_vit_takes_its_pictures(tmp_path: Path) -> None:
@@ -88,7 +109,11 @@ def test_the_guides_vit_takes_its_pictures(tmp_path: Path) -> None:
 def test_a_folder_of_pictures_trains(tmp_path: Path) -> None:
     for i in range(12):
         picture(tmp_path / "own" / ("cat", "dog")[i % 2] / f"{i}.png", 20 * i, (64, 64, 3))
-    data = (f"data.source={tmp_path}/own", "data.columns={inputs: image, labels: label}", "data.eval_fraction=0.25")
+    data = (
+        f"data.source={tmp_path}/own",
+        "data.columns={inputs: image, labels: label}",
+        "data.eval_fraction=0.25",
+    )
 
     assert start(argv(tmp_path, *data, model("name: test_convnext"), "duration={steps: 2}")) == 0
 
@@ -101,9 +126,14 @@ def test_weights_of_a_file_and_the_head_drawn_anew(tmp_path: Path) -> None:
     torch.manual_seed(1)
     base = timm.create_model("test_vit", img_size=32, num_classes=7)
     torch.save(base.state_dict(), tmp_path / "base.pt")
-    args = f"{VIT}, pretrained: true, pretrained_cfg_overlay: {{file: {tmp_path}/base.pt, num_classes: 7}}"
+    args = (
+        f"{VIT}, pretrained: true, pretrained_cfg_overlay: {{file: {tmp_path}/base.pt, "
+        "num_classes: 7}"
+    )
 
-    assert start(argv(tmp_path, IMAGES, model(args), "duration={steps: 1}", "optimizer.lr=1e-30")) == 0
+    assert (
+        start(argv(tmp_path, IMAGES, model(args), "duration={steps: 1}", "optimizer.lr=1e-30")) == 0
+    )
 
     (tmp_path / "base.pt").unlink()
     ours = train.load(tmp_path / "run")
@@ -117,7 +147,11 @@ def test_final_is_a_file_that_timm_opens(tmp_path: Path) -> None:
     assert start(argv(tmp_path, IMAGES, model(VIT), "duration={steps: 1}")) == 0
 
     final = tmp_path / "run" / "final" / "model.safetensors"
-    theirs = timm.create_model("test_vit", img_size=32, num_classes=3, checkpoint_path=final).double().eval()
+    theirs = (
+        timm.create_model("test_vit", img_size=32, num_classes=3, checkpoint_path=final)
+        .double()
+        .eval()
+    )
     inputs = torch.rand(2, 3, 32, 32, dtype=torch.float64)
     assert torch.allclose(theirs(inputs), train.load(tmp_path / "run")(inputs), rtol=1e-6)
 
@@ -134,10 +168,13 @@ def test_timm_comes_first() -> None:
         ("name: fasterrcnn_resnet50_fpn", "no classifier of timm or of torchvision"),
         ("name: test_vit, hello: 1", "timm cannot make test_vit: "),
         ("name: shufflenet_v2_x0_5, in_chans: 1", "torchvision cannot make shufflenet_v2_x0_5: "),
-        ("name: test_vit, pretrained: true", "Weights in a file: model.init_from=FILE"),  # no way to the Hub
+        # no way to the Hub
+        ("name: test_vit, pretrained: true", "Weights in a file: model.init_from=FILE"),
     ],
 )
-def test_mistakes_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str], args: str, said: str) -> None:
+def test_mistakes_are_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], args: str, said: str
+) -> None:
     assert start(argv(tmp_path, IMAGES, model(args))) == 2
 
     assert said in capsys.readouterr().err
@@ -145,11 +182,19 @@ def test_mistakes_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str], 
 
 @pytest.mark.parametrize("package", ["timm", "torchvision"])
 def test_without_the_extra(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, package: str
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    package: str,
 ) -> None:
-    monkeypatch.setattr("train.models._extras.find_spec", lambda name: None if name == package else "there")
+    monkeypatch.setattr(
+        "train.models._extras.find_spec", lambda name: None if name == package else "there"
+    )
 
     assert start(argv(tmp_path, IMAGES, model(VIT))) == 2
 
     said = capsys.readouterr().err
-    assert f"model.target=vision needs {package}, which is not installed. Type: EXTRAS=vision ./launch.sh" in said
+    assert (
+        f"model.target=vision needs {package}, which is not installed. Type: EXTRAS=vision "
+        "./launch.sh" in said
+    )

@@ -35,7 +35,11 @@ def change(batch: int = 256, reference: int = 64, **facts: Any) -> Change:
         ("sqrt", 2e-3, {"betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.2}),
         ("sde", 2e-3, {"betas": (0.9**4, 0.999**4), "eps": 0.5e-8, "weight_decay": 0.2}),
         ("halflife", 1e-3, {"betas": (0.9, 0.999**4), "eps": 1e-8, "weight_decay": 0.4}),
-        ("noise", 1e-3 * GAIN**0.5, {"betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.4 / GAIN**0.5}),
+        (
+            "noise",
+            1e-3 * GAIN**0.5,
+            {"betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.4 / GAIN**0.5},
+        ),
     ],
 )
 def test_at_four_times_the_reference(rule: str, lr: float, args: dict[str, object]) -> None:
@@ -56,15 +60,20 @@ def test_what_has_not_the_form_of_adams_is_kept(rule: str) -> None:
     scaled, adafactor = scale(rule, 1e-3, adan, change()), scaled_numbers(config, 32)
 
     assert scaled.args == adan
-    assert {row.name: row.how for row in scaled.rows if row.name != "lr"} == dict.fromkeys(adan, "kept")
+    assert {row.name: row.how for row in scaled.rows if row.name != "lr"} == dict.fromkeys(
+        adan, "kept"
+    )
     assert "eps" not in adafactor.args  # its own default stays
     assert adafactor.lr == pytest.approx(0.01 if rule == "halflife" else 0.02)
 
 
 @pytest.mark.parametrize("rule", RULES)
 @given(batch=st.integers(1, 10_000), reference=st.integers(1, 10_000), noise=st.floats(1, 1e6))
-def test_there_and_back_is_where_it_started(rule: str, batch: int, reference: int, noise: float) -> None:
-    args = {"betas": (0.999, 0.999999), "eps": 1e-8, "weight_decay": 0.1}  # ** 10,000 stays above underflow
+def test_there_and_back_is_where_it_started(
+    rule: str, batch: int, reference: int, noise: float
+) -> None:
+    # ** 10,000 stays above underflow
+    args = {"betas": (0.999, 0.999999), "eps": 1e-8, "weight_decay": 0.1}
     there = scale(rule, 1e-3, args, change(batch, reference, noise_scale=noise))
 
     back = scale(rule, there.lr, there.args, change(reference, batch, noise_scale=noise))
@@ -80,7 +89,9 @@ def test_noise_is_the_old_rule_under_much_noise_and_none_without(
     is_adaptive: bool, limit: str, batch: int, reference: int
 ) -> None:
     def lr(rule: str, noise: float) -> float:
-        return scale(rule, 1.0, {}, change(batch, reference, noise_scale=noise, is_adaptive=is_adaptive)).lr
+        return scale(
+            rule, 1.0, {}, change(batch, reference, noise_scale=noise, is_adaptive=is_adaptive)
+        ).lr
 
     assert lr("noise", 1e12) == pytest.approx(lr(limit, 1e12), rel=1e-6)
     assert lr("noise", 1e-6) == pytest.approx(1.0, rel=1e-5)
@@ -106,7 +117,9 @@ def test_what_a_sample_does_to_a_decoupled_decay_stays(rule: str) -> None:
         ("adafactor", {}, True, True),
     ],
 )
-def test_what_an_optimizer_is(target: str, args: dict[str, Any], is_adaptive: bool, is_decoupled: bool) -> None:
+def test_what_an_optimizer_is(
+    target: str, args: dict[str, Any], is_adaptive: bool, is_decoupled: bool
+) -> None:
     found = change_of(OptimizerConfig(target=target, args=args, lr_reference_batch=8), 32)
 
     assert found is not None
@@ -123,7 +136,9 @@ def type_name(target: str) -> str:
     return {name.lower(): name for name in dir(torch.optim)}[target]
 
 
-@pytest.mark.parametrize(("rule", "given"), [("linear", change(64, 64)), ("sde", None), ("none", change())])
+@pytest.mark.parametrize(
+    ("rule", "given"), [("linear", change(64, 64)), ("sde", None), ("none", change())]
+)
 def test_nothing_to_scale(rule: str, given: Change | None) -> None:
     scaled = scale(rule, 1e-3, ARGS, given)
 
@@ -137,7 +152,9 @@ def test_a_number_that_the_optimizer_does_not_have_is_not_made_up() -> None:
 SCALING = "optimizer={target: adamw, lr: 1e-3, args: {weight_decay: 0.1}, lr_scaling: sde, lr_reference_batch: 2}"
 
 
-def test_the_resolved_table_is_printed_and_logged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_resolved_table_is_printed_and_logged(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     show_plan(load(argv(tmp_path, SCALING, "ema.decay=0.99")), "accumulate")
 
     shown = capsys.readouterr().out.splitlines()
@@ -165,7 +182,9 @@ def test_the_average_of_the_weights_follows(tmp_path: Path, stages: bool) -> Non
     def prepare(run: Any, _: Any) -> None:
         kept.update(run.weights.modules)
 
-    trace = record(argv(tmp_path, batch, SCALING, "ema.decay=0.9", "duration={samples: 37}"), prepare=prepare)
+    trace = record(
+        argv(tmp_path, batch, SCALING, "ema.decay=0.9", "duration={samples: 37}"), prepare=prepare
+    )
 
     average = trace.weights[1]
     for k, weights in enumerate(trace.weights[2:], 2):
@@ -187,7 +206,11 @@ def test_the_average_of_the_weights_follows(tmp_path: Path, stages: bool) -> Non
         ("halflife", {}, "halflife is a rule for smaller batches"),
         ("halflife", {"batch": 8}, ""),
         # 256 is 4 times the noise scale: linear gives 4, the noise scale 2 / 1.25.
-        ("linear", {"is_adaptive": False, "noise_scale": 64.0}, "the rate 2.5 times what the noise scale says"),
+        (
+            "linear",
+            {"is_adaptive": False, "noise_scale": 64.0},
+            "the rate 2.5 times what the noise scale says",
+        ),
         ("linear", {"is_adaptive": False, "noise_scale": 6400.0}, ""),
         ("sqrt", {"noise_scale": 64.0}, "the rate 1.58 times"),
         ("noise", {"noise_scale": 64.0}, ""),
@@ -219,7 +242,11 @@ def test_the_measured_noise_scale_is_held_against_the_rule_once() -> None:
 def test_a_run_says_so_itself(tmp_path: Path) -> None:
     """256 samples are many against the noise scale of these points before anything is learned."""
     given = "optimizer={target: sgd, lr: 0.001, lr_scaling: linear, lr_reference_batch: 1}"
-    noise = ("noise_scale.every_steps=1", "batch={effective: 256, micro: 16}", "duration={steps: 40}")
+    noise = (
+        "noise_scale.every_steps=1",
+        "batch={effective: 256, micro: 16}",
+        "duration={steps: 40}",
+    )
     data = "data={source: tests.helpers.tiny, args: {size: 2560}}"
 
     record(argv(tmp_path, given, *noise, data))
@@ -232,7 +259,10 @@ def test_a_run_says_so_itself(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("override", "text"),
     [
-        ("optimizer={lr_scaling: noise, lr_reference_batch: 8}", "optimizer.noise_scale: got nothing"),
+        (
+            "optimizer={lr_scaling: noise, lr_reference_batch: 8}",
+            "optimizer.noise_scale: got nothing",
+        ),
         ("optimizer.noise_scale=0", "must be above 0"),
     ],
 )

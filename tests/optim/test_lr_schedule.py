@@ -29,7 +29,9 @@ from train.plan.steps import plan_rate
         ("linear", 8, 4, 0.0, [1, 2, 3, 4]),
     ],
 )
-def test_closed_forms(name: str, warmup: int, total: int, final: float, expected: list[float]) -> None:
+def test_closed_forms(
+    name: str, warmup: int, total: int, final: float, expected: list[float]
+) -> None:
     rate = Rate(8.0, name, warmup, total, final)
 
     assert [rate.at(k) for k in range(1, total + 1)] == pytest.approx(expected, rel=1e-14)
@@ -46,7 +48,9 @@ def test_closed_forms(name: str, warmup: int, total: int, final: float, expected
         ("linear", 4, 4, 0.0, [2, 4, 6, 8, 8, 4]),  # the warm-up comes first
     ],
 )
-def test_warm_up_stable_decay(shape: str, warmup: int, decay: int, final: float, expected: list[float]) -> None:
+def test_warm_up_stable_decay(
+    shape: str, warmup: int, decay: int, final: float, expected: list[float]
+) -> None:
     rate = Rate(8.0, "wsd", warmup, 6, final, decay, shape)
 
     assert [rate.at(k) for k in range(1, 7)] == pytest.approx(expected, rel=1e-14)
@@ -63,7 +67,10 @@ def test_warm_up_stable_decay(shape: str, warmup: int, decay: int, final: float,
 def test_no_step_at_rate_zero_and_none_above_the_peak(
     name: str, warmup: int, total: int, final: float, decay: int, shape: str
 ) -> None:
-    rates = [Rate(0.1, name, warmup, total, final, min(decay, total), shape).at(k) for k in range(1, total + 1)]
+    rates = [
+        Rate(0.1, name, warmup, total, final, min(decay, total), shape).at(k)
+        for k in range(1, total + 1)
+    ]
 
     assert all(0 < rate <= 0.1 * (1 + 1e-15) for rate in rates)
     falling = rates[warmup:]

@@ -14,7 +14,12 @@ from train.run import Run
 
 
 def test_numbers_of_any_type_come_back_as_they_were() -> None:
-    tensors = [torch.tensor([True, False]), None, torch.tensor([[0.1], [2.0]]), torch.tensor(3, dtype=torch.bfloat16)]
+    tensors = [
+        torch.tensor([True, False]),
+        None,
+        torch.tensor([[0.1], [2.0]]),
+        torch.tensor(3, dtype=torch.bfloat16),
+    ]
 
     read = read_together(tensors)
 
@@ -23,8 +28,12 @@ def test_numbers_of_any_type_come_back_as_they_were() -> None:
 
 
 @pytest.mark.parametrize("every", [1, 2])
-def test_a_row_reads_the_device_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, every: int) -> None:
-    """Two terms of which one counts, skipped steps between, the mean loss over the steps since the last row."""
+def test_a_row_reads_the_device_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, every: int
+) -> None:
+    """Two terms of which one counts, skipped steps between, the mean loss over the steps since the
+    last row.
+    """
     reads: list[int] = []
     in_row = False
     log, tolist, item = Run.log, Tensor.tolist, Tensor.item
@@ -47,9 +56,17 @@ def test_a_row_reads_the_device_once(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(Run, "log", watched)
     monkeypatch.setattr(Tensor, "tolist", counted(tolist))
     monkeypatch.setattr(Tensor, "item", counted(item))
-    monkeypatch.setattr(Ranks, "sum", lambda self, values: list(values))  # a tensor of the host, of one rank
+    # a tensor of the host, of one rank
+    monkeypatch.setattr(Ranks, "sum", lambda self, values: list(values))
 
-    record(argv(tmp_path, "data.args={size: 48, nan: [9]}", f"log.every_steps={every}", "noise_scale.every_steps=0"))
+    record(
+        argv(
+            tmp_path,
+            "data.args={size: 48, nan: [9]}",
+            f"log.every_steps={every}",
+            "noise_scale.every_steps=0",
+        )
+    )
 
     assert reads == [1] * (6 // every)
     assert [row["train/skipped_steps"] for row in rows(tmp_path, "train/skipped_steps")][-1] == 1

@@ -1,4 +1,6 @@
-"""A batch schedule: the same curve on any ranks, from any place; against a loop by hand in plain PyTorch."""
+"""A batch schedule: the same curve on any ranks, from any place; against a loop by hand in plain
+PyTorch.
+"""
 
 import json
 import math
@@ -32,7 +34,8 @@ from train.plan.stages import Staircase, in_stages
 from train.plan.steps import PlanError, plan_batch
 
 SCHEDULE = "batch.schedule={0: 5, 30: 8, 71: 16}"
-STEPS = [5, 5, 5, 5, 5, 5, 7, 8, 8, 8, 8, 5, 16, 16, 5]  # of three epochs of 37 samples, counted by hand
+# of three epochs of 37 samples, counted by hand
+STEPS = [5, 5, 5, 5, 5, 5, 7, 8, 8, 8, 8, 5, 16, 16, 5]
 STAGES = [5] * 6 + [8] * 6 + [16] * 3  # the effective batch of each
 OWN = (
     SCHEDULE,
@@ -44,7 +47,9 @@ OWN = (
 
 def by_hand(weights: Array, on_schedule: str) -> tuple[Array, list[float]]:
     """(weights after the last step, rates) of a loop in plain PyTorch, float64."""
-    module = torch.nn.Sequential(torch.nn.Linear(6, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3)).double()
+    module = torch.nn.Sequential(
+        torch.nn.Linear(6, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3)
+    ).double()
     torch.nn.utils.vector_to_parameters(torch.from_numpy(weights), module.parameters())
     optimizer = torch.optim.AdamW(module.parameters())
     data = tiny().with_format("torch", dtype=torch.float64)[:]
@@ -52,7 +57,10 @@ def by_hand(weights: Array, on_schedule: str) -> tuple[Array, list[float]]:
     rates = []
     for end, size, effective in zip(accumulate(STEPS), STEPS, STAGES, strict=True):
         seen, kappa = end - size, (effective if on_schedule == "rescale" else 5) / 8
-        rising, falling = (seen + effective) / 12, (1 + math.cos(math.pi * (max(seen, 12) - 12) / (111 - 12))) / 2
+        rising, falling = (
+            (seen + effective) / 12,
+            (1 + math.cos(math.pi * (max(seen, 12) - 12) / (111 - 12))) / 2,
+        )
         rates.append(0.01 * math.sqrt(kappa) * (rising if seen + effective <= 12 else falling))
         optimizer.param_groups[0].update(
             lr=rates[-1],
@@ -68,12 +76,15 @@ def by_hand(weights: Array, on_schedule: str) -> tuple[Array, list[float]]:
 
 
 @pytest.mark.parametrize(
-    ("ranks", "micro", "on_schedule"), [(1, "all", "keep"), (2, "all", "rescale"), (3, 1, "rescale")]
+    ("ranks", "micro", "on_schedule"),
+    [(1, "all", "keep"), (2, "all", "rescale"), (3, 1, "rescale")],
 )
 def test_is_the_curve_of_a_loop_by_hand(
     run_ranks: Any, tmp_path: Path, ranks: int, micro: int | str, on_schedule: str
 ) -> None:
-    arguments = argv(tmp_path, *OWN, f"batch.micro={micro}", f"optimizer.lr_on_schedule={on_schedule}")
+    arguments = argv(
+        tmp_path, *OWN, f"batch.micro={micro}", f"optimizer.lr_on_schedule={on_schedule}"
+    )
 
     traces: list[Trace] = run_ranks(ranks, record, arguments)
 
@@ -83,13 +94,17 @@ def test_is_the_curve_of_a_loop_by_hand(
     assert list(first.rates.values()) == pytest.approx(rates, rel=1e-12)
     for trace in traces:
         assert distance(trace.weights[-1], expected) < 1e-12
-        assert max(size for sizes in trace.sizes for size in sizes) <= (-(-5 // ranks) if micro == "all" else micro)
+        assert max(size for sizes in trace.sizes for size in sizes) <= (
+            -(-5 // ranks) if micro == "all" else micro
+        )
     logged = rows(tmp_path)
     assert [row["batch/effective_size"] for row in logged] == STEPS
     assert [row["train/learning_rate"] for row in logged] == pytest.approx(rates, rel=1e-12)
 
 
-@pytest.mark.parametrize("source", [(), ("data.source=tests.helpers.stream", "data.shuffle_buffer=16")])
+@pytest.mark.parametrize(
+    "source", [(), ("data.source=tests.helpers.stream", "data.shuffle_buffer=16")]
+)
 def test_resumes_in_the_middle_of_a_stage_on_other_ranks(
     run_ranks: Any, tmp_path: Path, source: tuple[str, ...]
 ) -> None:
@@ -116,7 +131,9 @@ def test_texts_by_length_follow_it(run_ranks: Any, tmp_path: Path) -> None:
     given = (*TEXTS, SCHEDULE, "duration={samples: 111}")
     (whole,) = run_ranks(1, record, argv(tmp_path, *given))
 
-    traces: list[Trace] = run_ranks(2, record, argv(tmp_path, *given, f"batch.micro_tokens={2 * LENGTH}"))
+    traces: list[Trace] = run_ranks(
+        2, record, argv(tmp_path, *given, f"batch.micro_tokens={2 * LENGTH}")
+    )
 
     assert [window.samples for window in traces[0].windows] == STEPS
     for k, ids in enumerate(whole.ids):
@@ -127,12 +144,17 @@ def test_texts_by_length_follow_it(run_ranks: Any, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("schedule", "code", "told"),
-    [("{0: 6, 12: 9}", 2, "step 10 takes 1 sample, the tail of an epoch"), ("{0: 6, 12: 8}", 0, "")],
+    [
+        ("{0: 6, 12: 9}", 2, "step 10 takes 1 sample, the tail of an epoch"),
+        ("{0: 6, 12: 8}", 0, ""),
+    ],
 )
 def test_a_lone_sample_of_any_stage_is_found(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], schedule: str, code: int, told: str
 ) -> None:
-    """37 = 6 + 6 + 9 + 9 + 7, then 9 x 4 + 1; or 6 + 6 + 8 + 8 + 8 + 1, where the first epoch has one, too."""
+    """37 = 6 + 6 + 9 + 9 + 7, then 9 x 4 + 1; or 6 + 6 + 8 + 8 + 8 + 1, where the first epoch has
+    one, too.
+    """
     samples = 74 if code else 28
 
     assert (
@@ -163,7 +185,9 @@ def walked(stages: dict[int, int], size: int | None, steps: int) -> list[int]:
     size=st.none() | st.integers(1, 70),
     wanted=st.integers(0, 200),
 )
-def test_counts_steps_and_samples(later: dict[int, int], first: int, size: int | None, wanted: int) -> None:
+def test_counts_steps_and_samples(
+    later: dict[int, int], first: int, size: int | None, wanted: int
+) -> None:
     stages = {0: first, **later}
     plan = in_stages(make_plan(first, "all", None, world_size=2, dataset_size=size), stages, None)
     steps = walked(stages, size, 60)
@@ -190,10 +214,14 @@ def test_counts_steps_and_samples(later: dict[int, int], first: int, size: int |
     first=st.integers(1, 20),
     ranks=st.integers(1, 3),
 )
-def test_a_stream_is_cut_as_data_of_known_length(size: int, later: dict[int, int], first: int, ranks: int) -> None:
+def test_a_stream_is_cut_as_data_of_known_length(
+    size: int, later: dict[int, int], first: int, ranks: int
+) -> None:
     data = Stream(numbers(size), Reader({"n": "n"}), 0, by_rank=False)
     stages = {0: first, **later}
-    plan = in_stages(make_plan(first, "all", None, world_size=ranks, dataset_size=None), stages, None)
+    plan = in_stages(
+        make_plan(first, "all", None, world_size=ranks, dataset_size=None), stages, None
+    )
     steps = walked(stages, size, 9)
 
     parts = of_all_ranks(data, plan, Place(), 9)
@@ -220,7 +248,9 @@ def test_where_the_size_never_changes_the_rate_is_that_of_steps(
 ) -> None:
     plain = Rate(0.1, name, warmup, total, 0.1, min(decay, total))
     over_samples = Rate(1.0, name, warmup * size, total * size, 0.1, min(decay, total) * size)
-    staged = RateInStages(**vars(plain), over_samples=over_samples, stages=((0, size, 0.1), (3 * size, size, 0.1)))
+    staged = RateInStages(
+        **vars(plain), over_samples=over_samples, stages=((0, size, 0.1), (3 * size, size, 0.1))
+    )
 
     for k in range(1, total + 1):
         assert staged.at(k, (k - 1) * size) == pytest.approx(plain.at(k), rel=1e-12)
@@ -234,27 +264,44 @@ def test_a_schedule_in_tokens_is_that_of_its_blocks(tmp_path: Path) -> None:
 
     assert plan.stages == ((0, 4), (63, 8))  # 63 blocks are the first to hold 1,000 tokens
     assert (plan.effective, plan.micro, plan.accumulation_steps) == (4, 2, 1)
-    assert (plan.at(62).effective, plan.at(63).effective, plan.at(63).accumulation_steps) == (4, 8, 2)
+    assert (plan.at(62).effective, plan.at(63).effective, plan.at(63).accumulation_steps) == (
+        4,
+        8,
+        2,
+    )
     broken = load(argv(tmp_path, *tokens, "batch.schedule_tokens={0: 64, 1000: 100}")).config
-    with pytest.raises(PlanError, match=r"batch\.schedule_tokens\.1000=100 is no whole number of blocks") as error:
+    with pytest.raises(
+        PlanError, match=r"batch\.schedule_tokens\.1000=100 is no whole number of blocks"
+    ) as error:
         plan_batch(broken, "accumulate", 2, None)
     lines = shlex.split(str(error.value).partition("Type: ")[2])
-    assert lines == ["batch.schedule_tokens={0: 64, 1000: 96}", "or", "batch.schedule_tokens={0: 64, 1000: 112}"]
+    assert lines == [
+        "batch.schedule_tokens={0: 64, 1000: 96}",
+        "or",
+        "batch.schedule_tokens={0: 64, 1000: 112}",
+    ]
     assert load(argv(tmp_path, *tokens, lines[0])).config.batch.schedule_tokens == {0: 64, 1000: 96}
 
 
 def test_the_whole_staircase_is_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = argv(tmp_path, *OWN, "schedule.final_fraction=0.1", "batch.schedule={0: 5, 30: 8, 71: 16, 500: 32}")
+    words = argv(
+        tmp_path,
+        *OWN,
+        "schedule.final_fraction=0.1",
+        "batch.schedule={0: 5, 30: 8, 71: 16, 500: 32}",
+    )
     show_plan(load(words), "accumulate")
 
     shown = capsys.readouterr().out
     for line in (
         "batch     5 samples = 5 on 1 rank, in one micro-batch",
         "          from 30 samples on (step 7): 8 samples = 8 on 1 rank, in micro-batches of 4+4",
-        "          from 71 samples on (step 13): 16 samples = 16 on 1 rank, in micro-batches of 4+4+4+4",
+        "          from 71 samples on (step 13): 16 samples = 16 on 1 rank, in micro-batches of "
+        "4+4+4+4",
         "          from 500 samples on (after the end of this run): 32 samples = 32 on 1 rank",
         "duration  15 steps = 111 samples = 3 epochs",
-        "rate      peak 0.007906, 0.01, 0.01414, 0.02 in the stages of the batch, cosine to 0.001414 after",
+        "rate      peak 0.007906, 0.01, 0.01414, 0.02 in the stages of the batch, cosine to "
+        "0.001414 after",
     ):
         assert line in shown
 
@@ -262,7 +309,9 @@ def test_the_whole_staircase_is_shown(tmp_path: Path, capsys: pytest.CaptureFixt
 def test_the_standard_loop_refuses_what_grows_by_accumulation(tmp_path: Path) -> None:
     config = load(argv(tmp_path, SCHEDULE)).config
 
-    with pytest.raises(PlanError, match=r"8 samples, from 30 samples on, are 2 micro-batches.*accumulation loop"):
+    with pytest.raises(
+        PlanError, match=r"8 samples, from 30 samples on, are 2 micro-batches.*accumulation loop"
+    ):
         plan_batch(config, "standard", 1, 37)
 
 
@@ -270,7 +319,10 @@ def test_the_standard_loop_refuses_what_grows_by_accumulation(tmp_path: Path) ->
     ("override", "text"),
     [
         ("batch.schedule={1: 8}", "its first stage begins at 0"),
-        ("batch.schedule={0: 8, 9: 0}", "got 9: 0; a stage begins at 0 or more, and its batch is 1 or more"),
+        (
+            "batch.schedule={0: 8, 9: 0}",
+            "got 9: 0; a stage begins at 0 or more, and its batch is 1 or more",
+        ),
         ("data.drop_tail=true", "it is about steps of one size"),
         ("data.overfit=2", "it is about steps of one size"),
         ("batch.effective=8", "exclude each other"),
@@ -295,11 +347,16 @@ def test_it_belongs_to_the_identity_and_its_form_does_not(tmp_path: Path) -> Non
 
     assert plain["curve_hash"] == one["curve_hash"]
     assert len({plain["curve_hash"], two["curve_hash"], other["curve_hash"]}) == 3
-    assert (one["effective_batch"], two["effective_batch"], two["batch_schedule"]) == (8, None, "0: 8, 20: 16")
+    assert (one["effective_batch"], two["effective_batch"], two["batch_schedule"]) == (
+        8,
+        None,
+        "0: 8, 20: 16",
+    )
 
 
 def test_the_peak_of_a_run_is_that_of_its_largest_stage(tmp_path: Path) -> None:
     record(argv(tmp_path, *OWN, "batch.schedule={0: 5, 30: 8, 71: 16, 500: 32}"))
 
     plan = json.loads((tmp_path / "run/plan.json").read_text())
-    assert plan["derived"]["lr_peak"] == pytest.approx(0.01 * math.sqrt(16 / 8))  # 500 is after the end
+    # 500 is after the end
+    assert plan["derived"]["lr_peak"] == pytest.approx(0.01 * math.sqrt(16 / 8))

@@ -11,7 +11,9 @@ from tests.helpers import argv, record, rows
 # Of 37 samples, an epoch has four steps of 8 and one of 5.
 @pytest.mark.parametrize("wanted", [75, 80])
 @pytest.mark.parametrize("overfit", [1, 2, 5])
-def test_a_run_ends_with_the_step_that_reaches_the_samples(tmp_path: Path, wanted: int, overfit: int) -> None:
+def test_a_run_ends_with_the_step_that_reaches_the_samples(
+    tmp_path: Path, wanted: int, overfit: int
+) -> None:
     record(argv(tmp_path, f"data.overfit={overfit}", f"duration={{samples: {wanted}}}"))
 
     told = rows(tmp_path)

@@ -46,7 +46,9 @@ def test_parts_are_exact_and_as_near_as_can_be(samples: int, weights: list[int])
 
 @given(samples=st.integers(0, 500), ranks=st.integers(1, 9), weight=st.integers(1, 9))
 def test_equal_weights_give_the_even_split(samples: int, ranks: int, weight: int) -> None:
-    assert in_proportion(samples, (weight,) * ranks) == tuple(share(samples, rank, ranks) for rank in range(ranks))
+    assert in_proportion(samples, (weight,) * ranks) == tuple(
+        share(samples, rank, ranks) for rank in range(ranks)
+    )
 
 
 @given(
@@ -93,19 +95,27 @@ def test_the_curve_is_that_of_one_rank(
     (whole,) = run_ranks(1, record, argv(tmp_path, *own, "batch.micro=all"))
     expected = rows(tmp_path)
 
-    traces: list[Trace] = run_ranks(len(weights), record, argv(tmp_path, *own, f"batch.shares={weights}"))
+    traces: list[Trace] = run_ranks(
+        len(weights), record, argv(tmp_path, *own, f"batch.shares={weights}")
+    )
 
     for k, ids in enumerate(whole.ids):
         assert [i for trace in traces for i in trace.ids[k]] == ids
-    assert [len(trace.ids[0]) for trace in traces] == list(in_proportion(len(whole.ids[0]), tuple(weights)))
+    assert [len(trace.ids[0]) for trace in traces] == list(
+        in_proportion(len(whole.ids[0]), tuple(weights))
+    )
     for trace in traces:
         assert distance(trace.weights[-1], whole.weights[-1]) < 1e-10
     for key in ("train/loss", "train/grad_norm"):
-        assert [row[key] for row in rows(tmp_path)] == pytest.approx([row[key] for row in expected], rel=1e-10)
+        assert [row[key] for row in rows(tmp_path)] == pytest.approx(
+            [row[key] for row in expected], rel=1e-10
+        )
 
 
 def test_a_slow_rank_costs_no_more_than_its_part(run_ranks: Any, tmp_path: Path) -> None:
-    """16 samples at 15 and 45 ms: 12 and 4 take 180 ms each, 8 and 8 take 360. How near it comes: docs/results.md."""
+    """16 samples at 15 and 45 ms: 12 and 4 take 180 ms each, 8 and 8 take 360. How near it comes:
+    docs/results.md.
+    """
 
     def seconds(shares: str) -> float:
         arguments = argv(
@@ -118,7 +128,8 @@ def test_a_slow_rank_costs_no_more_than_its_part(run_ranks: Any, tmp_path: Path)
         )
         traces = run_ranks(2, record, arguments)
         assert [len(ids) for ids in traces[0].ids] == [8 if shares == "equal" else 12] * 6
-        return min(row["time/step_seconds"] for row in rows(tmp_path)[2:])  # what else runs only adds to it
+        # what else runs only adds to it
+        return min(row["time/step_seconds"] for row in rows(tmp_path)[2:])
 
     ideal = 12 * FAST
     equal, split = seconds("equal"), seconds("[3,1]")
@@ -128,11 +139,23 @@ def test_a_slow_rank_costs_no_more_than_its_part(run_ranks: Any, tmp_path: Path)
 
 
 def test_shares_are_measured_once_and_kept(run_ranks: Any, tmp_path: Path) -> None:
-    own = ("task=tests.plan.test_unequal.Slow", "batch.effective=8", "data.args={size: 37}", "batch.shares=measured")
-    own = (*own, "checkpoint={resume: auto, every_steps: 10}", "optimizer={target: adamw, lr: 0.01}", "batch.micro=3")
+    own = (
+        "task=tests.plan.test_unequal.Slow",
+        "batch.effective=8",
+        "data.args={size: 37}",
+        "batch.shares=measured",
+    )
+    own = (
+        *own,
+        "checkpoint={resume: auto, every_steps: 10}",
+        "optimizer={target: adamw, lr: 0.01}",
+        "batch.micro=3",
+    )
     plain = tmp_path / "plain"
     plain.mkdir()
-    (whole,) = run_ranks(1, record, argv(plain, "batch.effective=8", "duration={steps: 13}", own[-2]))
+    (whole,) = run_ranks(
+        1, record, argv(plain, "batch.effective=8", "duration={steps: 13}", own[-2])
+    )
 
     first = run_ranks(2, segment, argv(tmp_path, *own, "duration={steps: 13}"), "accumulate", 12)
     again = run_ranks(2, segment, argv(tmp_path, *own, "duration={steps: 13}"), "accumulate")
@@ -154,7 +177,8 @@ def test_shares_are_measured_once_and_kept(run_ranks: Any, tmp_path: Path) -> No
     [
         (["batch.shares=[3,1]", "batch.micro=16"], [[16] * 6, [6, 6, 5, 5, 5, 5]], 16),  # 96+32
         (["batch.micro=[16,8]"], [[8] * 8, [8] * 8], 8),  # 64+64
-        (["batch.shares=[3,1]"], [[6] * 16, [2] * 16], 6),  # the first stage's: nothing else was stated
+        # the first stage's: nothing else was stated
+        (["batch.shares=[3,1]"], [[6] * 16, [2] * 16], 6),
         (["batch.shares=measured", "batch.micro=16"], [[16] * 6, [6, 6, 5, 5, 5, 5]], 16),
     ],
 )
@@ -173,7 +197,10 @@ def test_the_stated_micro_batch_holds_in_later_stages(
 def test_the_plan_shows_the_shares() -> None:
     even = make_plan(100, "all", None, world_size=2, dataset_size=500)
 
-    assert arithmetic(unequal(even, [3, 1], None)) == "100 samples = 75+25 on 2 ranks, in one micro-batch each"
+    assert (
+        arithmetic(unequal(even, [3, 1], None))
+        == "100 samples = 75+25 on 2 ranks, in one micro-batch each"
+    )
     assert arithmetic(unequal(even, [3, 1], [24, 8])) == (
         "100 samples = 75+25 on 2 ranks, in 4 micro-batches each, of at most 19+7"
     )
@@ -195,7 +222,10 @@ def test_a_prediction_for_the_largest_share_is_held_against_no_other() -> None:
         ("batch.shares=[3,0]", "it takes equal, measured, or a list of whole numbers"),
         ("batch.shares=fast", "it takes equal, measured, or a list of whole numbers"),
         ("batch.micro=[4,x]", "it takes a whole number of 1 or more, a list of them"),
-        ("batch={effective: null, micro: 4, accumulation_steps: 2, shares: [3, 1]}", "no effective batch follows"),
+        (
+            "batch={effective: null, micro: 4, accumulation_steps: 2, shares: [3, 1]}",
+            "no effective batch follows",
+        ),
     ],
 )
 def test_what_are_no_shares_is_refused(tmp_path: Path, override: str, text: str) -> None:
@@ -208,7 +238,10 @@ def test_what_are_no_shares_is_refused(tmp_path: Path, override: str, text: str)
     [
         ("batch.shares=[3,1,1]", r"batch\.shares has 3 numbers, and the run 2 ranks"),
         ("batch.micro=[3]", r"batch\.micro has 1 numbers"),
-        ("batch={shares: [3, 1], micro: 2, accumulation_steps: 2}", r"Type: batch\.accumulation_steps=3 \(or null\)"),
+        (
+            "batch={shares: [3, 1], micro: 2, accumulation_steps: 2}",
+            r"Type: batch\.accumulation_steps=3 \(or null\)",
+        ),
     ],
 )
 def test_what_does_not_fit_the_ranks_is_refused(tmp_path: Path, override: str, text: str) -> None:

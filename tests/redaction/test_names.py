@@ -20,7 +20,9 @@ HARMLESS = """
 
 
 def test_secret_names() -> None:
-    assert [name for name in SECRET.split() if grade(name) not in (Grade.SURE, Grade.NUMBERED)] == []
+    assert [
+        name for name in SECRET.split() if grade(name) not in (Grade.SURE, Grade.NUMBERED)
+    ] == []
 
 
 def test_names_that_are_not_secret() -> None:

@@ -1,8 +1,10 @@
-"""By which routes a secret might reach disk, screen or W&B: each with a canary of its own, and none arrives.
+"""By which routes a secret might reach disk, screen or W&B: each with a canary of its own, and none
+arrives.
 
-A route is how a secret is written, and by which way it leaves. Not knowable, and so not among them: a value without a
-name, a known form or a variable of the environment (`my.value=abc123`, `mysql -pabc123`), what is compressed or
-encrypted, and what C code or another program writes to the descriptors itself.
+A route is how a secret is written, and by which way it leaves. Not knowable, and so not among them:
+a value without a name, a known form or a variable of the environment (`my.value=abc123`, `mysql
+-pabc123`), what is compressed or encrypted, and what C code or another program writes to the
+descriptors itself.
 """
 
 import base64
@@ -44,7 +46,9 @@ def test_a_patch(mark: str) -> None:
 
 
 def test_texts() -> None:
-    assert [source for source in (*CONFIG, *TEXT) if CANARY in clean_text(source.replace("@@", CANARY))] == []
+    assert [
+        source for source in (*CONFIG, *TEXT) if CANARY in clean_text(source.replace("@@", CANARY))
+    ] == []
 
 
 FORMS: dict[str, Callable[[str], str]] = {
@@ -56,7 +60,9 @@ FORMS: dict[str, Callable[[str], str]] = {
     "of an exception": lambda value: repr(ValueError(f"cannot use {value!r}")),
     "in base64": lambda value: base64.b64encode(value.encode()).decode(),
     "in base64 behind a user": lambda value: base64.b64encode(f"me:{value}".encode()).decode(),
-    "in base64 behind two letters": lambda value: base64.b64encode(f"x:{value}:y".encode()).decode(),
+    "in base64 behind two letters": lambda value: base64.b64encode(
+        f"x:{value}:y".encode()
+    ).decode(),
     "in hexadecimal": lambda value: value.encode().hex(),
     "shortened": lambda value: f"got '{value[:12]}...{value[-4:]}'",
     "over lines": lambda value: f"x {value[:9]}\n    {value[9:]} y",
@@ -131,21 +137,29 @@ def secretive(**args: Any) -> Any:
 
 
 def everything_under(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
 
 
 def test_a_run_keeps_and_shows_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Config, override, variable, interpolated name, notes, tags, group, URL, printed texts: of a whole run."""
+    """Config, override, variable, interpolated name, notes, tags, group, URL, printed texts: of a
+    whole run.
+    """
     monkeypatch.setenv("SOME_JWT", f"{CANARY}1")
     monkeypatch.setenv("SHORT_PWD", "k7Qz")
     words = argv(
         tmp_path,
         "data.source=tests.redaction.test_routes.secretive",
-        f"data.args={{token: {CANARY}2, stripe_key: {CANARY}3, url: 'https://x.org/f?sig={CANARY}4', pass: k8Qz}}",
+        f"data.args={{token: {CANARY}2, stripe_key: {CANARY}3, url: "
+        f"'https://x.org/f?sig={CANARY}4', pass: k8Qz}}",
         "name=run-${data.args.token}-${oc.env:SOME_JWT}",
-        f"wandb={{mode: offline, notes: 'pwd is {CANARY}5', tags: ['jwt={CANARY}6'], group: 'g-${{oc.env:SOME_JWT}}'}}",
+        f"wandb={{mode: offline, notes: 'pwd is {CANARY}5', tags: ['jwt={CANARY}6'], group: "
+        "'g-${oc.env:SOME_JWT}'}",
         "data.eval_fraction=0.2",
         "evaluate.at_start=true",
     )
@@ -167,10 +181,20 @@ def test_a_run_keeps_and_shows_nothing(
         assert b"k8Qz" not in content, where
 
 
-def test_what_raises_is_kept_and_shown_without_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = argv(tmp_path, "task=tests.redaction.test_routes.Cries", f"task.args={{token: {CANARY}, note: x}}")
+def test_what_raises_is_kept_and_shown_without_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = argv(
+        tmp_path,
+        "task=tests.redaction.test_routes.Cries",
+        f"task.args={{token: {CANARY}, note: x}}",
+    )
 
-    with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()), pytest.raises(RuntimeError):
+    with (
+        redirect_stdout(io.StringIO()),
+        redirect_stderr(io.StringIO()),
+        pytest.raises(RuntimeError),
+    ):
         main(words, "accumulate", compute_gradient)
 
     assert CANARY not in clean(f"RuntimeError: 401 for {CANARY}, x")

@@ -12,32 +12,133 @@ HEX = "0123456789abcdef" * 2 + "01234567"
 VALUE = "canary/value+1"
 
 HARMLESS = [
-    *("max_tokens=5", "tokens_seen: 9", "monkey=banana", "pad_token: <pad>", "author: Jane Doe", "authority=local"),
-    *("pass_through=true", "compass: north", "patience=5", "path: /a/b", "pattern: x*", "keys: [a, b]"),
-    *(f"commit {HEX}", f"sha256: {'ab12' * 16}", "run id 3k2j1h5g", "d9428888-122b-11e1-b85c-61cd3cbb3210"),
-    *("step 100/2000 loss 2.1", "model.args.hidden=[64,64]", "tokenizer: gpt2", "sort_key: length", "primary_key=id"),
-    *("key: labels", "class TokenEmbedding(nn.Module):", "eos_token=</s>", "data.columns={inputs: x, targets: y}"),
-    *("https://huggingface.co/datasets/org/name", "git@github.com:me/x.git", "unexpected token: }", "[redacted]"),
-    *("KeyError: 'labels'", "sorting by key ascending", "wandb: synced run-20261129_070000-abcd1234", "passes: 3"),
-    *("tokens    1,024 per step = 64 x 16; at most 20,480 in all", "passed 3 of 5", "signature mismatch", "tok: bpe"),
+    *(
+        "max_tokens=5",
+        "tokens_seen: 9",
+        "monkey=banana",
+        "pad_token: <pad>",
+        "author: Jane Doe",
+        "authority=local",
+    ),
+    *(
+        "pass_through=true",
+        "compass: north",
+        "patience=5",
+        "path: /a/b",
+        "pattern: x*",
+        "keys: [a, b]",
+    ),
+    *(
+        f"commit {HEX}",
+        f"sha256: {'ab12' * 16}",
+        "run id 3k2j1h5g",
+        "d9428888-122b-11e1-b85c-61cd3cbb3210",
+    ),
+    *(
+        "step 100/2000 loss 2.1",
+        "model.args.hidden=[64,64]",
+        "tokenizer: gpt2",
+        "sort_key: length",
+        "primary_key=id",
+    ),
+    *(
+        "key: labels",
+        "class TokenEmbedding(nn.Module):",
+        "eos_token=</s>",
+        "data.columns={inputs: x, targets: y}",
+    ),
+    *(
+        "https://huggingface.co/datasets/org/name",
+        "git@github.com:me/x.git",
+        "unexpected token: }",
+        "[redacted]",
+    ),
+    *(
+        "KeyError: 'labels'",
+        "sorting by key ascending",
+        "wandb: synced run-20261129_070000-abcd1234",
+        "passes: 3",
+    ),
+    *(
+        "tokens    1,024 per step = 64 x 16; at most 20,480 in all",
+        "passed 3 of 5",
+        "signature mismatch",
+        "tok: bpe",
+    ),
     "RuntimeError: mat1 and mat2 shapes cannot be multiplied (3x4 and 5x6)",
-    *("no module named 'authlib'", "keyword argument 'key' repeated", "secret santa dataset", "basic block 12345"),
-    *("checkpoints/step-00000100/model.safetensors", "tokens/s: 12000", "conv1.weight has shape (3, 4)"),
+    *(
+        "no module named 'authlib'",
+        "keyword argument 'key' repeated",
+        "secret santa dataset",
+        "basic block 12345",
+    ),
+    *(
+        "checkpoints/step-00000100/model.safetensors",
+        "tokens/s: 12000",
+        "conv1.weight has shape (3, 4)",
+    ),
 ]
 HARMLESS += [
-    *("Invalid token:\nstep 3", "password:\nother: 1", "tokens:\n1234", "the password:\nis not set"),
+    *(
+        "Invalid token:\nstep 3",
+        "password:\nother: 1",
+        "tokens:\n1234",
+        "the password:\nis not set",
+    ),
     *("set HF_TOKEN\nhttps://example.org/a1b2c3d4", "bad signature\n0123456789abcdef0123"),
-    *("docker run -p 8080:80 x", "mysql -P 3306", "echo hi | sort", "Missing key(s) in state_dict:\n  layer1.0.weight"),
+    *(
+        "docker run -p 8080:80 x",
+        "mysql -P 3306",
+        "echo hi | sort",
+        "Missing key(s) in state_dict:\n  layer1.0.weight",
+    ),
 ]
 
 HARMLESS_CODE = [
-    *("token = next(tokens)", "key = self.key_proj(x)", "password = getpass()", "token_ids = batch['tokens']"),
-    *("def token(self, key: str) -> str:", "x = d['key']", "sorted(xs, key=len)", "attn(key=key, value=value)"),
-    *("class Auth(Base):", "token: int", "if token in special:", "pad_token = '<pad>'", "assert key in state_dict"),
-    *("columns = ['token', 'label']", "import secrets", "return token", "for key, value in items():", "auth = None"),
-    *("token = os.environ['HF_TOKEN']", "token = os.environ.get('HF_TOKEN')", "key: str = 'inputs'", "password: str"),
-    *("hf_token=None", "self.token = token", "sig = inspect.signature(f)", "raise ValueError('token is missing')"),
-    *("token = config['token']", "api_key: str | None = None", "session = requests.Session()", "passed = True"),
+    *(
+        "token = next(tokens)",
+        "key = self.key_proj(x)",
+        "password = getpass()",
+        "token_ids = batch['tokens']",
+    ),
+    *(
+        "def token(self, key: str) -> str:",
+        "x = d['key']",
+        "sorted(xs, key=len)",
+        "attn(key=key, value=value)",
+    ),
+    *(
+        "class Auth(Base):",
+        "token: int",
+        "if token in special:",
+        "pad_token = '<pad>'",
+        "assert key in state_dict",
+    ),
+    *(
+        "columns = ['token', 'label']",
+        "import secrets",
+        "return token",
+        "for key, value in items():",
+        "auth = None",
+    ),
+    *(
+        "token = os.environ['HF_TOKEN']",
+        "token = os.environ.get('HF_TOKEN')",
+        "key: str = 'inputs'",
+        "password: str",
+    ),
+    *(
+        "hf_token=None",
+        "self.token = token",
+        "sig = inspect.signature(f)",
+        "raise ValueError('token is missing')",
+    ),
+    *(
+        "token = config['token']",
+        "api_key: str | None = None",
+        "session = requests.Session()",
+        "passed = True",
+    ),
     "parser.add_argument('--token', help='the token of the hub')",
 ]
 
@@ -71,8 +172,16 @@ def test_nested_values() -> None:
 
 
 def test_a_reference_stays_but_its_default_goes() -> None:
-    config = {"token": "${oc.env:HF_TOKEN}", "api_key": "${oc.env:KEY,abc}", "x": "${oc.env:HF_TOKEN,abc}"}
-    expected = {"token": "${oc.env:HF_TOKEN}", "api_key": REDACTED, "x": "${oc.env:HF_TOKEN,[redacted]}"}
+    config = {
+        "token": "${oc.env:HF_TOKEN}",
+        "api_key": "${oc.env:KEY,abc}",
+        "x": "${oc.env:HF_TOKEN,abc}",
+    }
+    expected = {
+        "token": "${oc.env:HF_TOKEN}",
+        "api_key": REDACTED,
+        "x": "${oc.env:HF_TOKEN,[redacted]}",
+    }
     assert clean(config) == expected
 
 
@@ -81,7 +190,10 @@ def test_a_reference_stays_but_its_default_goes() -> None:
     [
         ("--password=x --user y", "--password=[redacted] --user y"),
         ("--password x --n 3", "--password [redacted] --n 3"),
-        ("wandb.api_key=a data.args.token=b seed=1", "wandb.api_key=[redacted] data.args.token=[redacted] seed=1"),
+        (
+            "wandb.api_key=a data.args.token=b seed=1",
+            "wandb.api_key=[redacted] data.args.token=[redacted] seed=1",
+        ),
         ("data.args.auth={user: a, pass: b}", "data.args.auth=[redacted]"),
         ("https://me:pw@example.org/x", "https://example.org/x"),
         ("git+https://abc@example.org/x", "git+https://example.org/x"),
@@ -115,7 +227,12 @@ def test_false_alarms_in_code() -> None:
 
 def test_a_row_of_a_step_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     """A password that is an ordinary word, or a short number, is not looked for in other texts."""
-    for name, value in {"A_PASS": "loss", "B_PASS": "1234", "C_PASS": "abc", "D_TOKEN": "true"}.items():
+    for name, value in {
+        "A_PASS": "loss",
+        "B_PASS": "1234",
+        "C_PASS": "abc",
+        "D_TOKEN": "true",
+    }.items():
         monkeypatch.setenv(name, value)
     row = "step 1234/2000  loss 2.3012 (2.3055)  lr 1.00e-03  batch 64  12,345/s abc true"
     assert clean(row) == row
@@ -151,7 +268,14 @@ def test_a_binary_file_with_a_secret_is_not_kept() -> None:
 
 @pytest.mark.timeout(60)
 def test_a_large_text_takes_linear_time() -> None:
-    for text in ("a" * 10**5, "token=" * 10**4, "://" * 10**4, "[ {" * 10**4, "token" * 10**4, "token='" * 10**4):
+    for text in (
+        "a" * 10**5,
+        "token=" * 10**4,
+        "://" * 10**4,
+        "[ {" * 10**4,
+        "token" * 10**4,
+        "token='" * 10**4,
+    ):
         begun = time.perf_counter()
         clean(text)
         assert time.perf_counter() - begun < 2, text[:8]

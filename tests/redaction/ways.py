@@ -1,4 +1,5 @@
-"""The ways by which a text reaches the screen, each in a process of its own: python -m tests.redaction.ways
+"""The ways by which a text reaches the screen, each in a process of its own: python -m
+tests.redaction.ways
 
 Without torch: a process is forked for each.
 """
@@ -39,7 +40,9 @@ def leave_by(way: str) -> None:
     elif way == "exit":
         raise SystemExit(text)
     elif way == "thread":
-        thread = threading.Thread(target=lambda: 1 / len(text[:0]) if text else None, name=f"{CANARY}0")
+        thread = threading.Thread(
+            target=lambda: 1 / len(text[:0]) if text else None, name=f"{CANARY}0"
+        )
         thread.start()
         thread.join()
     elif way == "key":

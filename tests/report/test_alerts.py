@@ -28,7 +28,11 @@ def test_a_good_run_alerts_nobody(told: Told, tmp_path: Path) -> None:
 
     alerts, summary = told
     assert alerts == []
-    assert (summary["ended/reason"], summary["ended/code"], summary["ended/step"]) == ("finished", 0, 4)
+    assert (summary["ended/reason"], summary["ended/code"], summary["ended/step"]) == (
+        "finished",
+        0,
+        4,
+    )
     assert summary["best/step"] == 4
     assert summary["best/loss"] > 0
 
@@ -38,11 +42,15 @@ def test_a_gradient_that_is_not_finite_alerts_once(told: Told, tmp_path: Path) -
 
     assert main(nan, "accumulate", compute_gradient) == 0
 
-    assert told[0] == [("a gradient was not finite", "run: by step 1, 1 steps were not applied", "WARN")]
+    assert told[0] == [
+        ("a gradient was not finite", "run: by step 1, 1 steps were not applied", "WARN")
+    ]
 
 
 @pytest.mark.parametrize("how", ["on_nonfinite=stop", "crash"])
-def test_a_run_that_fails_alerts(told: Told, tmp_path: Path, how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_that_fails_alerts(
+    told: Told, tmp_path: Path, how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def crash(*_: Any) -> Any:
         raise ZeroDivisionError("on purpose")
 

@@ -28,7 +28,9 @@ def start(arguments: list[str]) -> int:
 
 
 def test_two_runs_of_one_name_at_a_time(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The first is another process that has the folder; the second is refused even where it would start over."""
+    """The first is another process that has the folder; the second is refused even where it would
+    start over.
+    """
     assert start(argv(tmp_path, "name=run")) == 0
     holding = (
         "import sys, time; from pathlib import Path; from train.report import folder;"
@@ -76,12 +78,16 @@ def test_a_lock_ends_with_its_owner_whatever_that_has_forked(tmp_path: Path) -> 
 def missing_on_one_rank() -> Dataset:
     if launched_rank() == 1:
         raise DataError("the file is not on this machine")
-    return Dataset.from_dict({"inputs": np.zeros((8, 6), np.float32), "labels": np.zeros(8, np.int64)})
+    return Dataset.from_dict(
+        {"inputs": np.zeros((8, 6), np.float32), "labels": np.zeros(8, np.int64)}
+    )
 
 
 def more_on_one_rank() -> Dataset:
     size = 8 + launched_rank()
-    return Dataset.from_dict({"inputs": np.zeros((size, 6), np.float32), "labels": np.zeros(size, np.int64)})
+    return Dataset.from_dict(
+        {"inputs": np.zeros((size, 6), np.float32), "labels": np.zeros(size, np.int64)}
+    )
 
 
 def refused(arguments: list[str]) -> str:
@@ -112,16 +118,29 @@ def test_an_unfinished_profile_is_written_all_the_same(tmp_path: Path) -> None:
 def test_further_sets_without_a_main_one(tmp_path: Path) -> None:
     assert start(argv(tmp_path, "evaluate.sets={again: train}")) == 0
 
-    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    rows = [
+        json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    ]
     assert [row["eval/again/samples"] for row in rows if "eval/again/loss" in row] == [37]
 
 
 def test_a_failing_smoke_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ISOBATCH_ENDED", str(tmp_path / "ended.json"))
 
-    arguments = argv(tmp_path, "--smoke", "on_nonfinite=stop", "optimizer.lr=1e30", "task=tests.helpers.Regression")
+    arguments = argv(
+        tmp_path,
+        "--smoke",
+        "on_nonfinite=stop",
+        "optimizer.lr=1e30",
+        "task=tests.helpers.Regression",
+    )
     code = start(
-        [*arguments, "data.source=tests.helpers.regression", "precision=fp32", "optimizer.args={momentum: 0.9}"]
+        [
+            *arguments,
+            "data.source=tests.helpers.regression",
+            "precision=fp32",
+            "optimizer.args={momentum: 0.9}",
+        ]
     )
 
     told = json.loads((tmp_path / "ended.json").read_text())
@@ -131,7 +150,9 @@ def test_a_failing_smoke_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.parametrize("function", ["open_report", "list_parts"])
-def test_an_early_failure_leaves_an_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, function: str) -> None:
+def test_an_early_failure_leaves_an_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, function: str
+) -> None:
     def broken(*_: Any) -> None:
         raise OSError("no space left on device")
 
@@ -144,7 +165,9 @@ def test_an_early_failure_leaves_an_end(tmp_path: Path, monkeypatch: pytest.Monk
     assert not (tmp_path / "run" / ".lock").exists()
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere; the message is tested by a file in the way")
+@pytest.mark.skipif(
+    os.geteuid() == 0, reason="root may write anywhere; the message is tested by a file in the way"
+)
 def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
     tmp_path.chmod(0o500)
     assert start(argv(tmp_path)) == 2

@@ -61,8 +61,12 @@ def calls(monkeypatch: pytest.MonkeyPatch, at: Callable[[], None]) -> None:
 
 @pytest.mark.usefixtures("leaves_files_open")
 @pytest.mark.parametrize("committed", [False, True])
-def test_kills_at_every_point(tmp_path: Path, committed: bool, capsys: pytest.CaptureFixture[str]) -> None:
-    """The best of step 8 is in a checkpoint; those of 15 and 17 come after it, and a checkpoint after them, or none."""
+def test_kills_at_every_point(
+    tmp_path: Path, committed: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The best of step 8 is in a checkpoint; those of 15 and 17 come after it, and a checkpoint
+    after them, or none.
+    """
     points = 0
     while True:
         points += 1
@@ -218,7 +222,10 @@ def test_another_run_that_begins_there_has_a_best_of_its_own(tmp_path: Path) -> 
     start(tmp_path)
 
     known = start(
-        tmp_path, "name=fork", "duration={steps: 8}", f"checkpoint.resume={tmp_path}/run/checkpoints/step-00000004"
+        tmp_path,
+        "name=fork",
+        "duration={steps: 8}",
+        f"checkpoint.resume={tmp_path}/run/checkpoints/step-00000004",
     )
 
     assert known.value is None

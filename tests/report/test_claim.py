@@ -1,4 +1,6 @@
-"""A start makes its folder at once: whatever ends it, the same command starts, and nobody else is in its way."""
+"""A start makes its folder at once: whatever ends it, the same command starts, and nobody else is
+in its way.
+"""
 
 import errno
 import json
@@ -32,7 +34,9 @@ FUNCTIONS = (
 
 
 def stop_at(patch: pytest.MonkeyPatch, last: int, error: BaseException) -> list[int]:
-    """`error` at the `last` call that changes what is on disk, counted before and after it; [last] once it fired."""
+    """`error` at the `last` call that changes what is on disk, counted before and after it; [last]
+    once it fired.
+    """
     number, fired = 0, list[int]()
 
     def around(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -61,7 +65,9 @@ def stop_at(patch: pytest.MonkeyPatch, last: int, error: BaseException) -> list[
     "error", [Killed(), OSError(errno.ENOSPC, "No space left on device")], ids=["kill", "disk full"]
 )
 def test_a_claim_that_ends_anywhere_blocks_nothing(tmp_path: Path, error: BaseException) -> None:
-    """Before and after its n-th call: the folder is not there, or whole, and the next start leaves nothing else."""
+    """Before and after its n-th call: the folder is not there, or whole, and the next start leaves
+    nothing else.
+    """
     points, fired = 0, [0]
     while fired:
         path = tmp_path / f"{points}" / "run"
@@ -94,11 +100,18 @@ def close_if_of(number: int, folder: Path) -> None:
 
 
 def start(folder: Path, *overrides: str) -> int:
-    settings = ("checkpoint.resume=auto", "checkpoint.every_steps=2", "duration={steps: 2}", *overrides)
+    settings = (
+        "checkpoint.resume=auto",
+        "checkpoint.every_steps=2",
+        "duration={steps: 2}",
+        *overrides,
+    )
     return main(argv(folder, *settings), "standard", compute_gradient)
 
 
-@pytest.mark.parametrize("place", ["train.run.open_checkpoints", "train.report.outlets._write_first_files"])
+@pytest.mark.parametrize(
+    "place", ["train.run.open_checkpoints", "train.report.outlets._write_first_files"]
+)
 def test_what_fails_before_the_first_files_blocks_no_name(
     tmp_path: Path, place: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -124,7 +137,9 @@ def test_what_an_earlier_version_left_half_made(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", [".lock", "log.txt"])
-def test_a_link_in_the_way_is_refused(tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_link_in_the_way_is_refused(
+    tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "mine.txt").write_text("mine\n")
     assert start(tmp_path) == 0
     (tmp_path / "run" / "ended.json").unlink()
@@ -164,18 +179,30 @@ def test_what_a_killed_rotation_leaves_is_swept_by_the_next_start(tmp_path: Path
 
     _sweep(run)
 
-    left = sorted(str(path.relative_to(run)) for path in run.rglob("*") if path.is_file() or not any(path.iterdir()))
+    left = sorted(
+        str(path.relative_to(run))
+        for path in run.rglob("*")
+        if path.is_file() or not any(path.iterdir())
+    )
     whole = "checkpoints/step-00000001"
     assert left == [f"{whole}/a", f"{whole}/manifest.json", "final", "mine.txt"]
 
 
-def test_sealed_nonsense_in_a_checkpoint_is_a_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_sealed_nonsense_in_a_checkpoint_is_a_sentence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Hashes that are right, of a state that is none."""
     from train.checkpoint.manifest import MANIFEST, entry, render
 
     assert start(tmp_path) == 0
     (checkpoint,) = (tmp_path / "run" / "checkpoints").iterdir()
-    for nonsense in ("{}", "[]", '{"dict": [["report", 3]]}', '{"dict": [["optimizer", {"tensor": "nowhere"}]]}', "{"):
+    for nonsense in (
+        "{}",
+        "[]",
+        '{"dict": [["report", 3]]}',
+        '{"dict": [["optimizer", {"tensor": "nowhere"}]]}',
+        "{",
+    ):
         (checkpoint / "trainer.json").write_text(nonsense)
         files = {path.name: entry(path) for path in checkpoint.iterdir() if path.name != MANIFEST}
         (checkpoint / MANIFEST).write_bytes(render(2, 1, files))

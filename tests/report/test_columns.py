@@ -1,4 +1,6 @@
-"""The columns of a run in a table of runs are figures of the whole run: counted here anew, from metrics.jsonl."""
+"""The columns of a run in a table of runs are figures of the whole run: counted here anew, from
+metrics.jsonl.
+"""
 
 import json
 import shutil
@@ -44,19 +46,29 @@ def told(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     return summary
 
 
-def train(folder: Path, steps: int, *more: str, gradient: ComputeGradient = compute_gradient) -> int:
-    said = ["data.eval_fraction=0.2", "checkpoint={resume: auto, every_steps: 2}", f"duration={{steps: {steps}}}"]
+def train(
+    folder: Path, steps: int, *more: str, gradient: ComputeGradient = compute_gradient
+) -> int:
+    said = [
+        "data.eval_fraction=0.2",
+        "checkpoint={resume: auto, every_steps: 2}",
+        f"duration={{steps: {steps}}}",
+    ]
     return main(argv(folder, *said, "evaluate.every_steps=1", *more), "accumulate", gradient)
 
 
 def counted(folder: Path) -> dict[str, float]:
-    rows = [json.loads(line) for line in (folder / "run" / "metrics.jsonl").read_text().splitlines()]
+    rows = [
+        json.loads(line) for line in (folder / "run" / "metrics.jsonl").read_text().splitlines()
+    ]
     first, *_, last = [row for row in rows if "train/learning_rate" in row]
     samples = last["progress/samples_seen"] - first["progress/samples_seen"]
     seconds = (last["progress/hours"] - first["progress/hours"]) * 3600
     best = min((row for row in rows if "eval/loss" in row), key=lambda row: float(row["eval/loss"]))
     return {
-        "run/peak_rss_gib": max(row["memory/peak_rss_gib"] for row in rows if "memory/peak_rss_gib" in row),
+        "run/peak_rss_gib": max(
+            row["memory/peak_rss_gib"] for row in rows if "memory/peak_rss_gib" in row
+        ),
         "run/samples_per_second": samples / seconds,
         "best/loss": best["eval/loss"],
         "best/step": best["train/global_step"],
@@ -67,21 +79,33 @@ def assert_columns(told: dict[str, Any], expected: dict[str, float]) -> None:
     assert {name: told.get(name) for name in expected} == pytest.approx(expected, rel=1e-12)
 
 
-def test_they_are_those_of_all_rows_after_a_resume_too(told: dict[str, Any], tmp_path: Path) -> None:
+def test_they_are_those_of_all_rows_after_a_resume_too(
+    told: dict[str, Any], tmp_path: Path
+) -> None:
     assert train(tmp_path, 5, "batch.micro=4") == 0
     first = dict(told)
     assert_columns(first, counted(tmp_path))
 
-    # The newest checkpoint is lost: step 5 is trained again, and the rows that were of it before count no more.
+    # The newest checkpoint is lost: step 5 is trained again, and the rows that were of it before
+    # count no more.
     shutil.rmtree(tmp_path / "run" / "checkpoints" / "step-00000005")
     told.clear()  # an offline run begins without a summary where it resumes
     assert train(tmp_path, 8, "batch.micro=4") == 0
 
     assert_columns(told, counted(tmp_path))
-    assert told["run/peak_rss_gib"] == first["run/peak_rss_gib"]  # of the first start: it fell ever since
+    # of the first start: it fell ever since
+    assert told["run/peak_rss_gib"] == first["run/peak_rss_gib"]
     (run,) = find([str(tmp_path / "run")]).runs
-    assert cost_of(run).samples_per_second == pytest.approx(told["run/samples_per_second"], rel=1e-12)
-    planned = {"effective_batch": 8, "micro_batch": 4, "accumulation_steps": 2, "world_size": 1, "exact": "verified"}
+    assert cost_of(run).samples_per_second == pytest.approx(
+        told["run/samples_per_second"], rel=1e-12
+    )
+    planned = {
+        "effective_batch": 8,
+        "micro_batch": 4,
+        "accumulation_steps": 2,
+        "world_size": 1,
+        "exact": "verified",
+    }
     assert {name: told[f"run/{name}"] for name in planned} == planned
     assert told["ended/reason"] == "finished"
 
@@ -102,7 +126,9 @@ def test_a_resume_reads_no_row(told: dict[str, Any], tmp_path: Path) -> None:
     assert b"nonsense" in path.read_bytes()
 
 
-def test_a_run_that_begins_from_another_counts_its_own_rows(told: dict[str, Any], tmp_path: Path) -> None:
+def test_a_run_that_begins_from_another_counts_its_own_rows(
+    told: dict[str, Any], tmp_path: Path
+) -> None:
     assert train(tmp_path, 4) == 0
     shutil.move(tmp_path / "run", tmp_path / "other")
     told.clear()
@@ -110,7 +136,9 @@ def test_a_run_that_begins_from_another_counts_its_own_rows(told: dict[str, Any]
     begun = f"checkpoint.resume={tmp_path / 'other' / 'checkpoints' / 'step-00000004'}"
     assert train(tmp_path, 8, begun) == 0
 
-    assert_columns(told, {key: value for key, value in counted(tmp_path).items() if key.startswith("run/")})
+    assert_columns(
+        told, {key: value for key, value in counted(tmp_path).items() if key.startswith("run/")}
+    )
 
 
 def test_a_run_that_goes_on_has_not_ended(told: dict[str, Any], tmp_path: Path) -> None:
@@ -128,13 +156,23 @@ def test_a_run_that_goes_on_has_not_ended(told: dict[str, Any], tmp_path: Path) 
     assert not [name for name in seen[-1] if name.startswith("ended/")]
 
 
-def test_an_audit_that_fails_after_a_resume_forgets_no_verified_step(told: dict[str, Any], tmp_path: Path) -> None:
+def test_an_audit_that_fails_after_a_resume_forgets_no_verified_step(
+    told: dict[str, Any], tmp_path: Path
+) -> None:
     def columns_at(step: int) -> Columns:
         tracker = Tracker.__new__(Tracker)  # its methods are those of the fixture
         return Columns({}, Best.of(None), WholeRun(), tracker, RunFolder(tmp_path), step)
 
-    failed = {metric_names.SPLIT_ERROR: 0.1, metric_names.VERIFIED: 0.0, metric_names.GLOBAL_STEP: 100}
-    verified = {metric_names.SPLIT_ERROR: 1e-7, metric_names.VERIFIED: 1.0, metric_names.GLOBAL_STEP: 10}
+    failed = {
+        metric_names.SPLIT_ERROR: 0.1,
+        metric_names.VERIFIED: 0.0,
+        metric_names.GLOBAL_STEP: 100,
+    }
+    verified = {
+        metric_names.SPLIT_ERROR: 1e-7,
+        metric_names.VERIFIED: 1.0,
+        metric_names.GLOBAL_STEP: 10,
+    }
     columns_at(0).log(verified | {metric_names.VERIFIED_STEP: 10})
     told.clear()
 

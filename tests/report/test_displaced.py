@@ -1,4 +1,6 @@
-"""A run whose folder is moved, deleted or replaced while it trains: saved beside, and nobody else's is touched."""
+"""A run whose folder is moved, deleted or replaced while it trains: saved beside, and nobody else's
+is touched.
+"""
 
 import json
 import os
@@ -51,7 +53,12 @@ def train(folder: Path, fault: Callable[[Path], None] | None, at: int, *override
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("train.loop.update", updated)
-        settings = ("checkpoint.resume=auto", "checkpoint.every_steps=3", "duration={steps: 8}", *overrides)
+        settings = (
+            "checkpoint.resume=auto",
+            "checkpoint.every_steps=3",
+            "duration={steps: 8}",
+            *overrides,
+        )
         return main(argv(folder, *settings), "accumulate", compute_gradient)
 
 
@@ -84,7 +91,10 @@ def test_it_is_saved_beside_and_goes_on(
         assert not (tmp_path / "run").exists()
 
     assert train(tmp_path, None, 0, f"name={beside.name}") == 0
-    steps = [json.loads(line).get("train/global_step") for line in (beside / "metrics.jsonl").read_text().splitlines()]
+    steps = [
+        json.loads(line).get("train/global_step")
+        for line in (beside / "metrics.jsonl").read_text().splitlines()
+    ]
     assert sorted(set(steps)) == list(range(1, 9)), "rows of before and after, none lost"
 
 

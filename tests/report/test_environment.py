@@ -10,11 +10,23 @@ import pytest
 from train.report import environment as module
 from train.report.environment import environment, git_patch, private
 
-COMMIT = ["-c", "user.name=me", "-c", "user.email=me@example.org", "commit", "-q", "--allow-empty", "-m", "first"]
+COMMIT = [
+    "-c",
+    "user.name=me",
+    "-c",
+    "user.email=me@example.org",
+    "commit",
+    "-q",
+    "--allow-empty",
+    "-m",
+    "first",
+]
 
 
 def git(folder: Path, *arguments: str) -> str:
-    done = subprocess.run(["git", "-C", folder, *arguments], check=True, capture_output=True, text=True)
+    done = subprocess.run(
+        ["git", "-C", folder, *arguments], check=True, capture_output=True, text=True
+    )
     return done.stdout.strip()
 
 
@@ -57,7 +69,9 @@ def test_without_git(no_git: None) -> None:
     assert git_patch() is None
 
 
-def test_outside_of_a_repository_it_is_that_of_the_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_outside_of_a_repository_it_is_that_of_the_code(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     here = git(Path(module.__file__).parent, "rev-parse", "HEAD")
     assert environment([], "digits.yaml")["git"]["commit"] == here
@@ -65,7 +79,13 @@ def test_outside_of_a_repository_it_is_that_of_the_code(tmp_path: Path, monkeypa
 
 def test_secrets_do_not_appear(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", "canary-in-variable")
-    argv = ["train", "data.args.token=canary-in-override", "--password", "canary-in-option", "x=canary-in-variable"]
+    argv = [
+        "train",
+        "data.args.token=canary-in-override",
+        "--password",
+        "canary-in-option",
+        "x=canary-in-variable",
+    ]
     told = json.dumps(environment(argv, "digits.yaml"))
     assert "canary" not in told
     assert "data.args.token=[redacted]" in told

@@ -53,7 +53,11 @@ CPU_KEYS = {
 
 def start(output_dir: Path, *overrides: str) -> int:
     argv = ["configs/digits.yaml", f"output_dir={output_dir}", "name=run", "log.every_steps=1"]
-    return main([*argv, "wandb.mode=disabled", "batch.audit_every_steps=0", *overrides], "accumulate", compute_gradient)
+    return main(
+        [*argv, "wandb.mode=disabled", "batch.audit_every_steps=0", *overrides],
+        "accumulate",
+        compute_gradient,
+    )
 
 
 def train_on_ranks(output_dir: str) -> int:
@@ -65,23 +69,50 @@ def test_run_folder_and_rows(run_ranks: Any, tmp_path: Path, world_size: int) ->
     codes = run_ranks(world_size, train_on_ranks, str(tmp_path))
 
     assert codes == [0] * world_size
-    kept = {path.relative_to(tmp_path / "run").as_posix() for path in (tmp_path / "run").rglob("*") if path.is_file()}
-    checkpoint = {path.rpartition("/")[2] for path in kept if path.startswith("checkpoints/step-00000015/")}
-    assert checkpoint == {"manifest.json", "model.safetensors", "optimizer.safetensors", "trainer.json"}
+    kept = {
+        path.relative_to(tmp_path / "run").as_posix()
+        for path in (tmp_path / "run").rglob("*")
+        if path.is_file()
+    }
+    checkpoint = {
+        path.rpartition("/")[2] for path in kept if path.startswith("checkpoints/step-00000015/")
+    }
+    assert checkpoint == {
+        "manifest.json",
+        "model.safetensors",
+        "optimizer.safetensors",
+        "trainer.json",
+    }
     kept = {path for path in kept if not path.startswith("checkpoints/")}
-    wanted = {"config.yaml", "plan.json", "run.json", "environment.json", "ended.json", "log.txt", "metrics.jsonl"}
+    wanted = {
+        "config.yaml",
+        "plan.json",
+        "run.json",
+        "environment.json",
+        "ended.json",
+        "log.txt",
+        "metrics.jsonl",
+    }
     wanted |= {"best/model.safetensors", "best/best.json"}
-    assert wanted | {"final/model.safetensors"} <= kept <= wanted | {"final/model.safetensors", "git.patch"}
+    assert (
+        wanted | {"final/model.safetensors"}
+        <= kept
+        <= wanted | {"final/model.safetensors", "git.patch"}
+    )
     steps = rows(tmp_path, names.LOSS)
     assert [row[names.GLOBAL_STEP] for row in steps] == list(range(1, 16))
     for row in steps:
-        assert set(row) == CPU_KEYS | ({names.SMALLEST_PEAK, names.SYNC_SECONDS} if world_size > 1 else set())
+        assert set(row) == CPU_KEYS | (
+            {names.SMALLEST_PEAK, names.SYNC_SECONDS} if world_size > 1 else set()
+        )
         assert row[names.WORLD_SIZE] == world_size
         assert 0 < row.get(names.SYNC_SECONDS, 1e-9) <= row[names.FORWARD_BACKWARD_SECONDS]
         assert row[names.PEAK_RSS] > 0.05
     # measured: the tail shows as a dip
     assert [row[names.EFFECTIVE_SIZE] for row in steps] == [100] * 14 + [38]
-    assert [row[names.ACCUMULATION_STEPS] for row in steps] == ([7] * 14 + [3] if world_size == 1 else [4] * 14 + [2])
+    assert [row[names.ACCUMULATION_STEPS] for row in steps] == (
+        [7] * 14 + [3] if world_size == 1 else [4] * 14 + [2]
+    )
     assert [row[names.SAMPLES_SEEN] for row in steps] == [*range(100, 1401, 100), 1438]
     (evaluation,) = rows(tmp_path, names.EVAL_LOSS)
     assert evaluation[names.EVAL_SAMPLES] == 359
@@ -90,7 +121,9 @@ def test_run_folder_and_rows(run_ranks: Any, tmp_path: Path, world_size: int) ->
     assert "finished: 15 steps" in (tmp_path / "run" / "log.txt").read_text()
 
 
-def test_load_gives_the_model_back_and_evaluate_the_numbers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_load_gives_the_model_back_and_evaluate_the_numbers(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     from train.evaluate import main as evaluate
 
     start(tmp_path, "duration.epochs=1", "precision=fp64")
@@ -105,14 +138,18 @@ def test_load_gives_the_model_back_and_evaluate_the_numbers(tmp_path: Path, caps
     assert {p.dtype for p in model.parameters()} == {torch.float64}
 
 
-def test_evaluate_refuses_what_is_no_finished_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_evaluate_refuses_what_is_no_finished_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     from train.evaluate import main as evaluate
 
     assert evaluate([str(tmp_path / "nothing")]) == 2
     assert "is no run folder, or its run has not finished" in capsys.readouterr().err
 
 
-def test_evaluate_tells_of_a_lost_worker(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_evaluate_tells_of_a_lost_worker(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     from train import evaluate
     from train.data import WorkerLost
 
@@ -138,10 +175,15 @@ def test_at_start_further_sets_and_best(tmp_path: Path) -> None:
     # before the first step, at the steps that complete 1,000 and 2,000 samples, after the last
     assert [row[names.GLOBAL_STEP] for row in evaluations] == [0, 10, 21, 30]
     assert all(row["eval/again/samples"] == 1797 for row in evaluations)
-    said = [line for line in (tmp_path / "run" / "log.txt").read_text().splitlines() if "eval " in line]
+    said = [
+        line for line in (tmp_path / "run" / "log.txt").read_text().splitlines() if "eval " in line
+    ]
     assert len(said) == 4
     assert all(
-        re.search(r"accuracy [\d.]+  on 359 samples  again/loss [\d.]+  again/accuracy [\d.]+$", line) for line in said
+        re.search(
+            r"accuracy [\d.]+  on 359 samples  again/loss [\d.]+  again/accuracy [\d.]+$", line
+        )
+        for line in said
     )
     assert evaluations[0][names.EVAL_LOSS] == pytest.approx(2.3, abs=0.1)
 
@@ -154,7 +196,8 @@ def test_crash_leaves_a_readable_folder(tmp_path: Path, monkeypatch: pytest.Monk
 
     def explode(task: Any, model: Any, batch: Any) -> Any:
         nonlocal calls
-        calls += len(batch["labels"]) > 8 and torch.is_grad_enabled()  # a step, not the trial before the first
+        # a step, not the trial before the first
+        calls += len(batch["labels"]) > 8 and torch.is_grad_enabled()
         if calls == 3:
             raise ZeroDivisionError("on purpose")
         return honest(task, model, batch)
@@ -169,7 +212,9 @@ def test_crash_leaves_a_readable_folder(tmp_path: Path, monkeypatch: pytest.Monk
     assert len(rows(tmp_path, names.LOSS)) == 2
 
 
-def test_a_save_tells_how_long_training_stood_still(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_save_tells_how_long_training_stood_still(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The saves at steps 2 and 4 take 1 and 0.5 s more; no step counts that as its own."""
     save = Checkpoints.save
     spent: list[float] = []
@@ -237,7 +282,9 @@ def test_best_direction(wanted: str | None, more_is_better: bool) -> None:
     for step, value in enumerate([0.5, 0.7, 0.2], start=1):
         best.see({names.GLOBAL_STEP: step, best.metric: value})
 
-    assert (best.value, best.step, best.last) == ((0.7, 2, 0.2) if more_is_better else (0.2, 3, 0.2))
+    assert (best.value, best.step, best.last) == (
+        (0.7, 2, 0.2) if more_is_better else (0.2, 3, 0.2)
+    )
 
 
 def test_best_of_an_unknown_metric() -> None:
@@ -249,14 +296,23 @@ def test_interval_in_samples() -> None:
     """Due at the step that completes a multiple, however large the step."""
     due, progress = [], Progress()
     for k, samples in enumerate([40, 40, 40, 200, 10], start=1):
-        window = Window(k=k, epoch=0, micro_batches=(), samples=samples, weights={"loss": 1.0}, last_of_epoch=False)
+        window = Window(
+            k=k,
+            epoch=0,
+            micro_batches=(),
+            samples=samples,
+            weights={"loss": 1.0},
+            last_of_epoch=False,
+        )
         progress.advance(window, samples_per_epoch=1000)
         due.append(Interval(samples=100).due(progress, window))
 
     assert due == [False, False, True, True, False]
 
 
-@pytest.mark.parametrize(("seconds", "text"), [(4.23, "4.2 s"), (187, "3:07 min"), (18131, "5:02:11 h")])
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(4.23, "4.2 s"), (187, "3:07 min"), (18131, "5:02:11 h")]
+)
 def test_duration(seconds: float, text: str) -> None:
     assert duration(seconds) == text
 
@@ -289,7 +345,11 @@ def test_plan_is_complete(tmp_path: Path) -> None:
     derived = plan["derived"]
     assert derived["parameters"] == 85002
     assert derived["device"] == "cpu"
-    assert (derived["effective_batch"], derived["world_size"], derived["tail_samples"]) == (100, 1, 38)
+    assert (derived["effective_batch"], derived["world_size"], derived["tail_samples"]) == (
+        100,
+        1,
+        38,
+    )
     assert len(derived["curve_hash"]) == len(derived["recipe_hash"]) == 16
 
 
@@ -298,5 +358,8 @@ def test_a_warm_up_that_outlasts_the_run_is_told(tmp_path: Path, steps: int, tol
     warmup = ("schedule.name=cosine", "schedule.warmup_steps=4", "optimizer.lr=0.4")
     assert start(tmp_path, f"duration.steps={steps}", "optimizer.max_grad_norm=1", *warmup) == 0
 
-    warning = "4 steps of warm-up in a run of 3: the rate never reaches its peak, the last step is taken at 0.3"
+    warning = (
+        "4 steps of warm-up in a run of 3: the rate never reaches its peak, the last step is "
+        "taken at 0.3"
+    )
     assert (warning in (tmp_path / "run" / "log.txt").read_text()) is told

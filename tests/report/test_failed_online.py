@@ -20,7 +20,9 @@ ROOT = Path(__file__).parents[2]
 
 
 class Breaks(Classification):
-    """Raises on the last rank, in the middle of the training: an evaluation comes before its first step."""
+    """Raises on the last rank, in the middle of the training: an evaluation comes before its first
+    step.
+    """
 
     is_evaluated = False
     calls = 0
@@ -39,7 +41,11 @@ class Breaks(Classification):
 @pytest.mark.parametrize(
     ("more", "ranks", "why"),
     [
-        (["on_nonfinite=stop", "data.args={size: 37, nan: [20]}"], 1, "the norm of the gradient is nan"),
+        (
+            ["on_nonfinite=stop", "data.args={size: 37, nan: [20]}"],
+            1,
+            "the norm of the gradient is nan",
+        ),
         (["task=tests.report.test_failed_online.Breaks"], 1, "ZeroDivisionError: on purpose"),
         (
             ["task=tests.report.test_failed_online.Breaks"],
@@ -49,8 +55,20 @@ class Breaks(Classification):
     ],
 )
 def test_a_run_that_fails(tmp_path: Path, more: list[str], ranks: int, why: str) -> None:
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks)]
-    command = [*launch, "-m", "train.accumulate", *argv(tmp_path, "wandb={mode: online}", "data.eval_fraction=0.2")]
+    launch = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node",
+        str(ranks),
+    ]
+    command = [
+        *launch,
+        "-m",
+        "train.accumulate",
+        *argv(tmp_path, "wandb={mode: online}", "data.eval_fraction=0.2"),
+    ]
     with WandbServer() as server:
         environ = online(server, tmp_path, ACCELERATE_USE_CPU="true")
         done = subprocess.run(
@@ -68,6 +86,9 @@ def test_a_run_that_fails(tmp_path: Path, more: list[str], ranks: int, why: str)
         assert why in alert["text"]
         assert server.run.state == "failed"
         summary = server.run.summary
-        assert (summary["ended/reason"], summary["ended/code"]) == (alert["text"].partition(": ")[2], 1)
+        assert (summary["ended/reason"], summary["ended/code"]) == (
+            alert["text"].partition(": ")[2],
+            1,
+        )
         assert 0 < summary["ended/step"] < 5
         assert summary["best/step"] == 0

@@ -29,7 +29,13 @@ def cut(path: Path, step: int, owed: bool = False) -> int:
 @pytest.mark.parametrize("size", [1, 50, 64, 1000, 2**20])
 def test_lines_from_the_end_are_those_from_the_start(tmp_path: Path, size: int) -> None:
     path = tmp_path / "file"
-    for content in (b"", b"\n", b"a", b"a\n\nbb\r\nccc\n", b"x" * 200 + b"\n" + b"y\n" * 30 + b"torn"):
+    for content in (
+        b"",
+        b"\n",
+        b"a",
+        b"a\n\nbb\r\nccc\n",
+        b"x" * 200 + b"\n" + b"y\n" * 30 + b"torn",
+    ):
         path.write_bytes(content)
         with path.open("rb") as file:
             pieces = list(disk.lines_from_end(file, size))
@@ -38,22 +44,34 @@ def test_lines_from_the_end_are_those_from_the_start(tmp_path: Path, size: int) 
         for start, lines in pieces:
             assert content[start:].startswith(b"".join(lines))
         if size > 200:
-            assert [line for _, lines in pieces for line in lines] == content.splitlines(keepends=True)
+            assert [line for _, lines in pieces for line in lines] == content.splitlines(
+                keepends=True
+            )
 
 
 @pytest.mark.parametrize("owed", [False, True])
 @pytest.mark.parametrize("size", [70, 400, 2**20])
 def test_rows_after_the_checkpoint_are_cut_off(
-    tmp_path: Path, size: int, owed: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path,
+    size: int,
+    owed: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """Two attempts have written already; the second was killed in the middle of a row, after the first's step 12."""
+    """Two attempts have written already; the second was killed in the middle of a row, after the
+    first's step 12.
+    """
     path = tmp_path / "metrics.jsonl"
     monkeypatch.setattr(module, "lines_from_end", lambda file: disk.lines_from_end(file, size))
-    first = b"".join(row(step) + (evaluation(step) if step % 5 == 0 else b"") for step in range(1, 31))
+    first = b"".join(
+        row(step) + (evaluation(step) if step % 5 == 0 else b"") for step in range(1, 31)
+    )
     path.write_bytes(first)
 
     assert cut(path, 12) == 30
-    kept = b"".join(row(step) + (evaluation(step) if step % 5 == 0 else b"") for step in range(1, 13))
+    kept = b"".join(
+        row(step) + (evaluation(step) if step % 5 == 0 else b"") for step in range(1, 13)
+    )
     assert path.read_bytes() == kept
 
     second = b"".join(map(row, range(13, 21))) + evaluation(20)

@@ -1,4 +1,6 @@
-"""The screen on a terminal: 80x24, resized, dumb, without letters, closed; whatever is printed beside the live line."""
+"""The screen on a terminal: 80x24, resized, dumb, without letters, closed; whatever is printed
+beside the live line.
+"""
 
 import json
 import subprocess
@@ -43,7 +45,9 @@ def wait_for_file(path: str) -> None:
 
 
 def show(folder: str, stop_at: int = 10**6) -> None:
-    """Two messages, a live line, resized when FOLDER/go is there, a print of the user's own, the end."""
+    """Two messages, a live line, resized when FOLDER/go is there, a print of the user's own, the
+    end.
+    """
     with (Path(folder) / "log.txt").open("w", encoding="utf-8") as log:
         screen = Screen(200, log, 80.0)
         screen.say("plan      100 samples ±0", f"sample    {NASTY}")
@@ -82,8 +86,16 @@ def test_the_live_line_at_80_and_at_40_columns(tmp_path: Path) -> None:
     assert seen.shown[1].startswith("sample    \\x1b[2J\\x1b[31mred \\x07")
     after = [line for line in seen.shown[2:] if not line.startswith("xx")]
     assert after[0].endswith("(100,000 characters)") or "... (" in "".join(seen.shown)
-    assert after[-5:] == ["of another process", "mine [/b] :smile:", "a warning", "finished: 200 steps", ""]
-    assert not any("step " in line for line in seen.shown), "the live line is gone, and left nothing behind"
+    assert after[-5:] == [
+        "of another process",
+        "mine [/b] :smile:",
+        "a warning",
+        "finished: 200 steps",
+        "",
+    ]
+    assert not any("step " in line for line in seen.shown), (
+        "the live line is gone, and left nothing behind"
+    )
     assert terminal.process.exitcode == 0
     log = (tmp_path / "log.txt").read_text().splitlines()
     assert [line.partition("  loss")[0] for line in log if line.startswith("step")] == [
@@ -91,7 +103,9 @@ def test_the_live_line_at_80_and_at_40_columns(tmp_path: Path) -> None:
     ]
 
 
-@pytest.mark.parametrize("environ", [{"TERM": "dumb"}, {"TERM": "xterm", "PYTHONIOENCODING": "ascii", "NO_COLOR": "1"}])
+@pytest.mark.parametrize(
+    "environ", [{"TERM": "dumb"}, {"TERM": "xterm", "PYTHONIOENCODING": "ascii", "NO_COLOR": "1"}]
+)
 def test_a_terminal_that_can_do_less(tmp_path: Path, environ: dict[str, Any]) -> None:
     (tmp_path / "go").touch()
     (tmp_path / "end").touch()
@@ -100,7 +114,9 @@ def test_a_terminal_that_can_do_less(tmp_path: Path, environ: dict[str, Any]) ->
 
     assert terminal.process.exitcode == 0, seen.shown
     assert (seen.unknown, seen.hidden) == ([], False)
-    assert seen.shown[0] == "plan      100 samples " + ("±0" if environ["TERM"] == "dumb" else "\\xb10")
+    assert seen.shown[0] == "plan      100 samples " + (
+        "±0" if environ["TERM"] == "dumb" else "\\xb10"
+    )
     steps = [line for line in seen.shown if line.startswith("step")]
     assert len(steps) == (3 if environ["TERM"] == "dumb" else 0)
     assert seen.shown[-2:] == ["finished: 200 steps", ""]
@@ -150,7 +166,9 @@ def show_with_errors_elsewhere(folder: str) -> None:
         show(folder)
 
 
-def test_samples_that_are_no_texts_do_not_fill_the_screen(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_samples_that_are_no_texts_do_not_fill_the_screen(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     short: Any = {"prompt": "\udc80", "output": 3}
     samples: Any = [{"prompt": b"\xff\x00", "output": NASTY, "label": None}, *[short] * 999]
     with (tmp_path / "log.txt").open("w", encoding="utf-8") as log:
@@ -171,7 +189,10 @@ def test_samples_that_are_no_texts_do_not_fill_the_screen(tmp_path: Path, capsys
 
 def test_rows_that_wandb_gets_twice_are_told(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
-    path.write_text("".join(json.dumps({names.GLOBAL_STEP: step}) + "\n" for step in (19, 20, 21, 30)) + '{"half')
+    path.write_text(
+        "".join(json.dumps({names.GLOBAL_STEP: step}) + "\n" for step in (19, 20, 21, 30))
+        + '{"half'
+    )
     journal = Journal(path, last_step=20)
     journal.finish(0)
     again = Journal(path, last_step=20)
@@ -184,7 +205,10 @@ def test_rows_that_wandb_gets_twice_are_told(tmp_path: Path) -> None:
     assert again.taken_out == 0
     assert _about(tracker, state, 30) == ["W&B       not tracked: wandb.mode=disabled"]
     tracker.run_id = "abc"
-    twice = "          has rows of steps 21 to 30 from before, and gets them again; metrics.jsonl has each once"
+    twice = (
+        "          has rows of steps 21 to 30 from before, and gets them again; metrics.jsonl "
+        "has each once"
+    )
     assert _about(tracker, state, 30)[1:] == [twice]
     assert _about(tracker, state, 0)[1:] == []
     tracker.run_id = "another"

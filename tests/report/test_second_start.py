@@ -1,4 +1,6 @@
-"""What a second start of the same name does: nothing is ever lost, and each refusal holds the lines to paste."""
+"""What a second start of the same name does: nothing is ever lost, and each refusal holds the lines
+to paste.
+"""
 
 import errno
 import json
@@ -14,7 +16,13 @@ from train.report.restarts import MOST_REQUEUES, RESTARTS
 
 
 def start(output_dir: Path, *overrides: str) -> int:
-    argv = ["configs/digits.yaml", f"output_dir={output_dir}", "wandb.mode=disabled", "duration.steps=2", *overrides]
+    argv = [
+        "configs/digits.yaml",
+        f"output_dir={output_dir}",
+        "wandb.mode=disabled",
+        "duration.steps=2",
+        *overrides,
+    ]
     return main(argv, "accumulate", compute_gradient)
 
 
@@ -52,7 +60,9 @@ def rewrite_identity(run: Path, **values: object) -> None:
     (run / "plan.json").write_text(json.dumps(plan))
 
 
-def test_a_run_of_the_first_edition_is_refused_once(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_of_the_first_edition_is_refused_once(
+    finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     run = finished / "run"
     (run / "ended.json").unlink()
     rewrite_identity(run, code="0123456789abcdef")  # of names and bytes of files
@@ -61,7 +71,10 @@ def test_a_run_of_the_first_edition_is_refused_once(finished: Path, capsys: pyte
     message = capsys.readouterr().err
     assert "holds a run of an earlier version" in message
     assert "code: '0123456789abcdef' there, 'definitions " in message
-    assert "This one hashes what\nthey compute: the two hashes cannot be compared. Nothing else differs." in message
+    assert (
+        "This one hashes what\nthey compute: the two hashes cannot be compared. Nothing else "
+        "differs." in message
+    )
     assert f"checkpoint.resume={run}" in message
 
     assert start(finished, "name=run", f"checkpoint.resume={run}") == 0
@@ -70,7 +83,9 @@ def test_a_run_of_the_first_edition_is_refused_once(finished: Path, capsys: pyte
     assert "holds this very run" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("code", "seed"), [("0123456789abcdef", 1), ("definitions 0123456789abcdef", 0)])
+@pytest.mark.parametrize(
+    ("code", "seed"), [("0123456789abcdef", 1), ("definitions 0123456789abcdef", 0)]
+)
 def test_other_code_or_more_than_code_is_other_mathematics(
     finished: Path, code: str, seed: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -81,7 +96,9 @@ def test_other_code_or_more_than_code_is_other_mathematics(
     assert "with other mathematics" in message
     assert f"code: {code!r} there" in message
     assert "a run of an earlier version" not in message
-    assert ("An earlier version wrote it" in message) == (seed == 1), "code of another kind explains itself"
+    assert ("An earlier version wrote it" in message) == (seed == 1), (
+        "code of another kind explains itself"
+    )
 
 
 def test_the_lines_to_paste_work(finished: Path) -> None:
@@ -90,11 +107,16 @@ def test_the_lines_to_paste_work(finished: Path) -> None:
     assert start(finished, "name=run", "seed=2", "checkpoint.resume=never") == 0
 
     assert {path.name for path in finished.iterdir()} == {"run", "run-2", "run.1", "run.2"}
-    seeds = [json.loads((finished / name / "plan.json").read_text())["identity"]["seed"] for name in ("run.1", "run")]
+    seeds = [
+        json.loads((finished / name / "plan.json").read_text())["identity"]["seed"]
+        for name in ("run.1", "run")
+    ]
     assert seeds == [0, 2]
 
 
-def test_unfinished(finished: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unfinished(
+    finished: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     (finished / "run" / "ended.json").unlink()
     shutil.rmtree(finished / "run" / "checkpoints")
 
@@ -121,13 +143,18 @@ def test_a_job_that_is_requeued_without_a_new_checkpoint_stops_and_another_job_g
     (run / "ended.json").unlink()
     environment = json.loads((run / "environment.json").read_text())
     (run / "environment.json").write_text(json.dumps(environment | {"job": {"SLURM_JOB_ID": "17"}}))
-    (run / RESTARTS).write_text(json.dumps({"from": "step-00000002", "fruitless": MOST_REQUEUES - 1}))
+    (run / RESTARTS).write_text(
+        json.dumps({"from": "step-00000002", "fruitless": MOST_REQUEUES - 1})
+    )
     monkeypatch.setenv("SLURM_JOB_ID", "17")
     monkeypatch.setenv("SLURM_RESTART_COUNT", "6")
 
     assert start(finished, "name=run") == 1
     message = capsys.readouterr().err
-    assert f"put back into the queue {MOST_REQUEUES} times, and began from step-00000002 each time" in message
+    assert (
+        f"put back into the queue {MOST_REQUEUES} times, and began from step-00000002 each time"
+        in message
+    )
 
     monkeypatch.delenv("SLURM_RESTART_COUNT")
     monkeypatch.setenv("SLURM_JOB_ID", "18")
@@ -160,11 +187,15 @@ def test_whatever_fails_before_the_first_step_is_written_down(
     assert not (tmp_path / "run" / ".lock").exists()
 
 
-def test_a_start_that_finds_no_room_ends_what_it_tracks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_start_that_finds_no_room_ends_what_it_tracks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     ended: list[int] = []
     full = OSError(errno.ENOSPC, "No space left on device")
     monkeypatch.setattr("train.report.outlets.Journal", Mock(side_effect=full))
-    monkeypatch.setattr("train.report.tracker.Tracker.finish", lambda tracker, code: ended.append(code))
+    monkeypatch.setattr(
+        "train.report.tracker.Tracker.finish", lambda tracker, code: ended.append(code)
+    )
 
     assert start(tmp_path, "name=run") == 2
     assert ended == [1]

@@ -58,10 +58,19 @@ def server() -> Iterator[WandbServer]:
 
 def clean_environ(home: Path, **more: str) -> dict[str, str]:
     """The environment of somebody who has never used W&B and whose home is `home`."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("WANDB_", "SLURM_"))}
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("WANDB_", "SLURM_"))
+    }
     kept.pop("NETRC", None)
     package = str(Path(__file__).parents[2])
-    mine = {"HOME": str(home), "WANDB_DIR": str(home), "PYTHONPATH": package, "OMP_NUM_THREADS": "1"}
+    mine = {
+        "HOME": str(home),
+        "WANDB_DIR": str(home),
+        "PYTHONPATH": package,
+        "OMP_NUM_THREADS": "1",
+    }
     return kept | mine | more
 
 
@@ -76,7 +85,9 @@ def in_process(
     meanwhile: Callable[[], None] | None = None,
     **said: Any,
 ) -> Ended:
-    """`function(**said)` in a new process without wandb; `meanwhile` runs here while it waits in `hand_over`."""
+    """`function(**said)` in a new process without wandb; `meanwhile` runs here while it waits in
+    `hand_over`.
+    """
     started = time.monotonic()
     with tempfile.TemporaryDirectory() as name:
         talk = Path(name)
@@ -94,11 +105,19 @@ def in_process(
             process.kill()
             process.join()
         assert (talk / "out").read_text() == "", "wandb wrote to our screen"
-        return Ended(json.loads((talk / "result").read_text()), (talk / "err").read_text(), time.monotonic() - started)
+        return Ended(
+            json.loads((talk / "result").read_text()),
+            (talk / "err").read_text(),
+            time.monotonic() - started,
+        )
 
 
 def _in_fork(
-    function: Callable[..., Any], environ: dict[str, str], cwd: Path, talk: Path, said: dict[str, Any]
+    function: Callable[..., Any],
+    environ: dict[str, str],
+    cwd: Path,
+    talk: Path,
+    said: dict[str, Any],
 ) -> None:
     """What a new interpreter would do, in a process that has imported torch already, and wandb not."""
     assert "wandb" not in sys.modules
@@ -109,8 +128,11 @@ def _in_fork(
         target = os.open(talk / file, os.O_WRONLY | os.O_CREAT)
         os.dup2(target, number)
         os.close(target)
-    # forkserver gives no standard streams of its own to what it forks: these are a new interpreter's.
-    sys.stdout, sys.stderr = (os.fdopen(number, "w", buffering=1, closefd=False) for number in (1, 2))
+    # forkserver gives no standard streams of its own to what it forks: these are a new
+    # interpreter's.
+    sys.stdout, sys.stderr = (
+        os.fdopen(number, "w", buffering=1, closefd=False) for number in (1, 2)
+    )
     torch.set_num_threads(1)
     (talk / "result").write_text(json.dumps(function(**said)))
     atexit._run_exitfuncs()  # which a child of multiprocessing would leave out
@@ -148,7 +170,10 @@ def track(
     argv = ["train.accumulate", "digits.yaml", f"data.args.token={CANARIES['override']}"]
     run_config = {
         "batch": {"effective": 128},
-        "data": {"source": "digits", "args": {"api_key": CANARIES["yaml"], "token": "${oc.env:HF_TOKEN}"}},
+        "data": {
+            "source": "digits",
+            "args": {"api_key": CANARIES["yaml"], "token": "${oc.env:HF_TOKEN}"},
+        },
         "environment": environment(argv, "digits.yaml"),
         "derived": {"lr_peak": 0.001, "loop": "accumulate", "exact": "verified"},
     }
@@ -166,7 +191,11 @@ def track(
     for step in range(*steps):
         if trouble and step == sum(steps) // 2:
             make_trouble(trouble)
-        row = {"train/global_step": step, "progress/samples_seen": 128 * step, "train/loss": 1 / (step + 1)}
+        row = {
+            "train/global_step": step,
+            "progress/samples_seen": 128 * step,
+            "train/loss": 1 / (step + 1),
+        }
         if step % 5 == 4:
             row = {**row, "eval/loss": (step - 9) ** 2, "eval/accuracy": step / 100}
         started = time.perf_counter()
@@ -194,7 +223,9 @@ def make_trouble(kind: str) -> None:
         return
     import psutil
 
-    (core,) = [child for child in psutil.Process().children() if child.name().startswith("wandb-core")]
+    (core,) = [
+        child for child in psutil.Process().children() if child.name().startswith("wandb-core")
+    ]
     os.kill(core.pid, {"kill": signal.SIGKILL, "freeze": signal.SIGSTOP}[kind])
     time.sleep(0.5)
 
@@ -212,7 +243,11 @@ def read_back(path: str) -> dict[str, Any]:
 
 
 def everything_under(folder: Path) -> bytes:
-    return b"\0".join(path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.parent.name != ".git")
+    return b"\0".join(
+        path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file() and path.parent.name != ".git"
+    )
 
 
 def make_repository(folder: Path) -> None:
@@ -235,7 +270,11 @@ def tracked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[WandbSer
     make_repository(home)
     with WandbServer() as server:
         environ = online(server, home, HF_TOKEN=CANARIES["variable"])
-        yield server, in_process(track, environ, home, folder=str(home), wandb=SECRETIVE, alert=ALERT), home
+        yield (
+            server,
+            in_process(track, environ, home, folder=str(home), wandb=SECRETIVE, alert=ALERT),
+            home,
+        )
 
 
 def steps_of(rows: list[dict[str, Any]]) -> list[Any]:
@@ -247,12 +286,22 @@ def test_online_run(tracked: tuple[WandbServer, Ended, Path]) -> None:
     run = server.run
 
     assert ended.stderr == ""
-    assert ended.result["how_to_see"] == ended.result["url"] == f"{server.url}/tester/isobatch/runs/{run.id}"
+    assert (
+        ended.result["how_to_see"]
+        == ended.result["url"]
+        == f"{server.url}/tester/isobatch/runs/{run.id}"
+    )
     assert steps_of(run.history) == list(range(20))
-    assert [row["progress/samples_seen"] for row in run.history] == [128 * step for step in range(20)]
+    assert [row["progress/samples_seen"] for row in run.history] == [
+        128 * step for step in range(20)
+    ]
     assert (run.state, server.unknown) == ("finished", set())
     said = run.attributes
-    assert (said["displayName"], said["groupName"], said["jobType"]) == ("digits-micro16", "digits", "train")
+    assert (said["displayName"], said["groupName"], said["jobType"]) == (
+        "digits-micro16",
+        "digits",
+        "train",
+    )
     assert said["tags"] == ["mlp", "token=[redacted]"]
     assert run.config["derived"] == {"lr_peak": 0.001, "loop": "accumulate", "exact": "verified"}
     assert run.config["data"]["args"] == {"api_key": "[redacted]", "token": "${oc.env:HF_TOKEN}"}
@@ -265,13 +314,18 @@ def test_online_run(tracked: tuple[WandbServer, Ended, Path]) -> None:
 def test_only_what_we_hand_over_is_sent(tracked: tuple[WandbServer, Ended, Path]) -> None:
     server, _, _ = tracked
     assert {Path(path).name for path in server.uploads} == {"config.yaml", "wandb-summary.json"}
-    assert set(server.run.streams) <= {"wandb-history.jsonl", "wandb-summary.json", "wandb-events.jsonl"}
+    assert set(server.run.streams) <= {
+        "wandb-history.jsonl",
+        "wandb-summary.json",
+        "wandb-events.jsonl",
+    }
     assert server.run.attributes["program"] == "isobatch"
 
 
 def test_samples_seen_is_the_x_axis_of_everything(tracked: tuple[WandbServer, Ended, Path]) -> None:
     server, _, _ = tracked
-    metrics = server.run.config["_wandb"]["m"]  # "1": name, "2": glob, "5": number of the x-axis, from 1
+    # "1": name, "2": glob, "5": number of the x-axis, from 1
+    metrics = server.run.config["_wandb"]["m"]
     named = {metric.get("1") or metric.get("2"): metric for metric in metrics}
     assert metrics[named["*"]["5"] - 1]["1"] == "progress/samples_seen"
     assert metrics[named["memory/peak_rss_gib"]["5"] - 1]["1"] == "progress/samples_seen"
@@ -295,17 +349,35 @@ def test_api_reads_config_summary_and_history(tracked: tuple[WandbServer, Ended,
     assert read["summary"]["train/loss"] == pytest.approx(1 / 20)
     assert read["summary"]["eval/loss"] == 100
     assert steps_of(read["history"]) == list(range(20))
-    assert [row["train/loss"] for row in read["history"]] == pytest.approx([1 / (step + 1) for step in range(20)])
-    assert read["labels"] == ["digits-micro16", "digits", "train", ["mlp", "token=[redacted]"], "finished"]
+    assert [row["train/loss"] for row in read["history"]] == pytest.approx(
+        [1 / (step + 1) for step in range(20)]
+    )
+    assert read["labels"] == [
+        "digits-micro16",
+        "digits",
+        "train",
+        ["mlp", "token=[redacted]"],
+        "finished",
+    ]
 
 
 def test_same_id_goes_on_with_the_history(server: WandbServer, tmp_path: Path) -> None:
-    first = in_process(track, online(server, tmp_path), tmp_path, folder=str(tmp_path / "a"), steps=[0, 10]).result
-    in_process(track, online(server, tmp_path), tmp_path, folder=str(tmp_path / "b"), steps=[5, 15], run_id=first["id"])
+    first = in_process(
+        track, online(server, tmp_path), tmp_path, folder=str(tmp_path / "a"), steps=[0, 10]
+    ).result
+    in_process(
+        track,
+        online(server, tmp_path),
+        tmp_path,
+        folder=str(tmp_path / "b"),
+        steps=[5, 15],
+        run_id=first["id"],
+    )
 
     # Steps 5 to 9 were trained again after a checkpoint at 5: W&B has them twice, and drops none.
     assert steps_of(server.run.history) == [*range(10), *range(5, 15)]
-    assert [row["_step"] for row in server.run.history] == list(range(20))  # W&B's own count goes on too
+    # W&B's own count goes on too
+    assert [row["_step"] for row in server.run.history] == list(range(20))
     assert server.run.state == "finished"
 
 
@@ -323,7 +395,14 @@ def test_offline_run_is_synced_by_the_line_we_print(server: WandbServer, tmp_pat
     program, *line = ended.result["how_to_see"].split(" ")
     assert program == "wandb"
     command = [sys.executable, "-m", "wandb", *line]
-    subprocess.run(command, cwd=tmp_path, env=online(server, tmp_path), check=True, capture_output=True, timeout=60)
+    subprocess.run(
+        command,
+        cwd=tmp_path,
+        env=online(server, tmp_path),
+        check=True,
+        capture_output=True,
+        timeout=60,
+    )
     assert steps_of(server.run.history) == list(range(20))
     assert server.run.config["derived"]["lr_peak"] == 0.001
     assert CANARY not in b"\n".join(server.received)
@@ -344,14 +423,18 @@ def test_server_that_dies_costs_one_warning(server: WandbServer, tmp_path: Path)
 
 def test_server_that_is_not_there_costs_one_warning(server: WandbServer, tmp_path: Path) -> None:
     server.stop()
-    ended = in_process(track, online(server, tmp_path), tmp_path, folder=str(tmp_path), limits=(1, 2))
+    ended = in_process(
+        track, online(server, tmp_path), tmp_path, folder=str(tmp_path), limits=(1, 2)
+    )
     assert ended.stderr.count("\n") == 1
     assert "tracking offline" in ended.stderr
     assert ended.result["how_to_see"].startswith("wandb sync wandb/offline-run-")
 
 
 @pytest.mark.parametrize("trouble", ["kill", pytest.param("freeze", marks=pytest.mark.slow)])
-def test_dead_or_stuck_wandb_core_costs_one_warning(server: WandbServer, tmp_path: Path, trouble: str) -> None:
+def test_dead_or_stuck_wandb_core_costs_one_warning(
+    server: WandbServer, tmp_path: Path, trouble: str
+) -> None:
     many = [0, 3000]  # more than the socket to a stuck wandb-core takes
     ended = in_process(  # returns when nobody holds its stderr any more, wandb-core included
         *(track, online(server, tmp_path), tmp_path),
@@ -364,8 +447,12 @@ def test_dead_or_stuck_wandb_core_costs_one_warning(server: WandbServer, tmp_pat
 
 def test_privacy_and_the_id_of_a_sweep(server: WandbServer, tmp_path: Path) -> None:
     make_repository(tmp_path)
-    environ = online(server, tmp_path, WANDB_SWEEP_ID="sweep1", WANDB_RUN_ID="trial7", WANDB_PROJECT="swept")
-    ended = in_process(track, environ, tmp_path, folder=str(tmp_path), wandb={"privacy": True, "project": "mine"})
+    environ = online(
+        server, tmp_path, WANDB_SWEEP_ID="sweep1", WANDB_RUN_ID="trial7", WANDB_PROJECT="swept"
+    )
+    ended = in_process(
+        track, environ, tmp_path, folder=str(tmp_path), wandb={"privacy": True, "project": "mine"}
+    )
     assert (ended.stderr, ended.result["id"]) == ("", "trial7")
     assert list(server.runs) == [("swept", "trial7")]
     assert not server.run.attributes.get("host")
@@ -388,7 +475,9 @@ def nobody(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_auto_is_online_where_somebody_is_logged_in(nobody: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto_is_online_where_somebody_is_logged_in(
+    nobody: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert chosen_mode(Wandb()) == "offline"
     (nobody / ".netrc").write_text("machine api.wandb.ai\n  login user\n  password nothing\n")
     assert chosen_mode(Wandb()) == "online"
@@ -410,7 +499,9 @@ def test_auto_follows_wandb_mode(nobody: Path, monkeypatch: pytest.MonkeyPatch, 
 
 
 def test_online_without_a_key_is_refused_with_the_line_to_type(nobody: Path) -> None:
-    with pytest.raises(TrackerError, match=r"nobody is logged in to https://api.wandb.ai here. Type `wandb login`"):
+    with pytest.raises(
+        TrackerError, match=r"nobody is logged in to https://api.wandb.ai here. Type `wandb login`"
+    ):
         check_login(Wandb(mode="online"))
     check_login(Wandb(mode="auto"))
 
@@ -422,6 +513,8 @@ def test_disabled_does_nothing_and_imports_nothing(tmp_path: Path) -> None:
     )
     environ = clean_environ(tmp_path)
     command = [sys.executable, "-c", code]
-    ended = subprocess.run(command, cwd=tmp_path, env=environ, check=True, capture_output=True, text=True)
+    ended = subprocess.run(
+        command, cwd=tmp_path, env=environ, check=True, capture_output=True, text=True
+    )
     assert ended.stdout == "not tracked: wandb.mode=disabled False\n"
     assert list(tmp_path.iterdir()) == []

@@ -1,6 +1,8 @@
-"""The run in W&B is ours alone, and its end is said as it was: against a server on the loopback, or offline.
+"""The run in W&B is ours alone, and its end is said as it was: against a server on the loopback, or
+offline.
 
-What runs beside one of the user's own, and on a full disk, is in rows 29b and 29s of the campaign of faults.
+What runs beside one of the user's own, and on a full disk, is in rows 29b and 29s of the campaign
+of faults.
 """
 
 import json
@@ -119,7 +121,9 @@ def in_a_trial(folder: str) -> str:
 
 
 def on_a_full_disk(folder: str) -> str:
-    """From the middle on wandb-core can write no more: a limit on the size of its files, set from outside."""
+    """From the middle on wandb-core can write no more: a limit on the size of its files, set from
+    outside.
+    """
     import resource
     import signal
     import time
@@ -131,7 +135,11 @@ def on_a_full_disk(folder: str) -> str:
     for step in range(600):
         if step == 300:
             time.sleep(0.5)
-            (core,) = [child for child in psutil.Process().children() if child.name().startswith("wandb-core")]
+            (core,) = [
+                child
+                for child in psutil.Process().children()
+                if child.name().startswith("wandb-core")
+            ]
             resource.prlimit(core.pid, resource.RLIMIT_FSIZE, (8192, 8192))
         tracker.log(row(step) | {f"m{number}": number * 1.5 for number in range(40)})
     tracker.finish(0)
@@ -142,11 +150,15 @@ def on_a_full_disk(folder: str) -> str:
 
 
 def test_a_saved_stop_offline(tmp_path: Path) -> None:
-    run_id = in_process(end, clean_environ(tmp_path), tmp_path, folder=str(tmp_path), codes=[75]).result
+    run_id = in_process(
+        end, clean_environ(tmp_path), tmp_path, folder=str(tmp_path), codes=[75]
+    ).result
 
     (log,) = tmp_path.glob(f"wandb/offline-run-*/run-{run_id}.wandb")
     command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(log)]
-    done = subprocess.run(command, check=True, capture_output=True, text=True, env=clean_environ(tmp_path))
+    done = subprocess.run(
+        command, check=True, capture_output=True, text=True, env=clean_environ(tmp_path)
+    )
     records = [json.loads(line) for line in done.stdout.splitlines()]
     kinds = [record["type"] for record in records]
     assert kinds.index("preempting") < kinds.index("exit")
@@ -157,7 +169,10 @@ def test_a_run_that_goes_on_has_not_ended(server: WandbServer, tmp_path: Path) -
     ended = in_process(go_on, online(server, tmp_path), tmp_path, folder=str(tmp_path))
 
     assert ended.stderr == ""
-    assert (server.run.summary["train/global_step"], server.run.summary["run/effective_batch"]) == (2, 100)
+    assert (server.run.summary["train/global_step"], server.run.summary["run/effective_batch"]) == (
+        2,
+        100,
+    )
     assert "ended/reason" not in server.run.summary
 
 
@@ -171,8 +186,12 @@ def test_a_run_that_other_code_ends_costs_one_warning(server: WandbServer, tmp_p
 
 def test_in_a_trial_of_a_sweep_there_is_one_run(server: WandbServer, tmp_path: Path) -> None:
     trial = {"WANDB_SWEEP_ID": "sweep1", "WANDB_RUN_ID": "trial7", "WANDB_SILENT": "true"}
-    ended = in_process(in_a_trial, online(server, tmp_path, **trial), tmp_path, folder=str(tmp_path))
+    ended = in_process(
+        in_a_trial, online(server, tmp_path, **trial), tmp_path, folder=str(tmp_path)
+    )
 
-    assert "has called wandb.init before the training, and has opened the run trial7" in ended.result
+    assert (
+        "has called wandb.init before the training, and has opened the run trial7" in ended.result
+    )
     assert server.run.attributes["displayName"] == "theirs"
     assert server.run.history == []

@@ -1,4 +1,6 @@
-"""WANDB_* variables: each is used where the config leaves it open, refused where W&B refuses it, or named as unused."""
+"""WANDB_* variables: each is used where the config leaves it open, refused where W&B refuses it, or
+named as unused.
+"""
 
 import os
 from pathlib import Path
@@ -36,8 +38,15 @@ def called(**config: Any) -> dict[str, Any]:
     return labels(Wandb(**config), run_name="r" * 200, group="stem", job_type="train")
 
 
-def test_the_config_comes_first_then_the_environment_then_our_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    own = {"project": "isobatch", "run_name": "r" * 128, "run_group": "stem", "run_job_type": "train"}
+def test_the_config_comes_first_then_the_environment_then_our_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    own = {
+        "project": "isobatch",
+        "run_name": "r" * 128,
+        "run_group": "stem",
+        "run_job_type": "train",
+    }
     assert called() == own
 
     for name, value in SAID.items():
@@ -52,8 +61,21 @@ def test_the_config_comes_first_then_the_environment_then_our_own(monkeypatch: p
         "run_notes": "their notes",
     }
     assert called() == theirs
-    config = {"project": "mine", "entity": "me", "name": "my-name", "group": "g", "tags": ["t"], "notes": "n"}
-    mine = {"project": "mine", "entity": "me", "run_name": "my-name", "run_group": "g", "run_tags": ["t"]}
+    config = {
+        "project": "mine",
+        "entity": "me",
+        "name": "my-name",
+        "group": "g",
+        "tags": ["t"],
+        "notes": "n",
+    }
+    mine = {
+        "project": "mine",
+        "entity": "me",
+        "run_name": "my-name",
+        "run_group": "g",
+        "run_tags": ["t"],
+    }
     assert called(**config) == theirs | mine | {"run_notes": "n"}
 
     monkeypatch.setenv("WANDB_SWEEP_ID", "sweep1")
@@ -67,7 +89,13 @@ def test_the_project_that_wandb_init_wrote_down(tmp_path: Path) -> None:
 
 
 def test_what_is_not_used_is_named() -> None:
-    used = {**CLOSED, **called(project="mine"), "root_dir": "/run", "mode": "offline", "run_id": "abc"}
+    used = {
+        **CLOSED,
+        **called(project="mine"),
+        "root_dir": "/run",
+        "mode": "offline",
+        "run_id": "abc",
+    }
     environ = {
         "WANDB_PROJECT": "theirs",
         "WANDB_DIR": "/elsewhere",
@@ -89,7 +117,14 @@ def test_what_is_not_used_is_named() -> None:
     assert "WANDB_DIR (the run folder and its checkpoints decide it)" in told
     assert "WANDB_LOG_MODEL (type wandb.log_model=true)" in told
     named = {name for name in environ if name in told}
-    assert named == {"WANDB_PROJECT", "WANDB_DIR", "WANDB_RUN_ID", "WANDB_CONSOLE", "WANDB_WATCH", "WANDB_LOG_MODEL"}
+    assert named == {
+        "WANDB_PROJECT",
+        "WANDB_DIR",
+        "WANDB_RUN_ID",
+        "WANDB_CONSOLE",
+        "WANDB_WATCH",
+        "WANDB_LOG_MODEL",
+    }
     assert "theirs" not in told
     assert unused(used, {"WANDB_NOTES": "used"}) == ""
 
@@ -102,7 +137,11 @@ def test_what_is_not_used_is_named() -> None:
         ("WANDB_BASE_URL", "nonsense", "WANDB_BASE_URL, in the environment: W&B refuses it"),
         ("WANDB_MODE", "nonsense", "WANDB_MODE, in the environment: W&B refuses it"),
         ("WANDB_RUN_ID", "a/b", "WANDB_RUN_ID, in the environment: W&B refuses it"),
-        ("WANDB_API_KEY", " secret-secret", "WANDB_API_KEY, in the environment: W&B refuses it: API key cannot"),
+        (
+            "WANDB_API_KEY",
+            " secret-secret",
+            "WANDB_API_KEY, in the environment: W&B refuses it: API key cannot",
+        ),
     ],
 )
 def test_what_wandb_refuses_is_refused_before_the_training(

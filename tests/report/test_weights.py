@@ -1,4 +1,6 @@
-"""wandb.log_model: what arrives of a run's final weights, and what a W&B that does not take them costs."""
+"""wandb.log_model: what arrives of a run's final weights, and what a W&B that does not take them
+costs.
+"""
 
 import subprocess
 import sys
@@ -23,7 +25,9 @@ def train(folder: str, mode: str, *more: str) -> dict[str, Any]:
 
     screen = io.StringIO()
     with contextlib.redirect_stdout(screen):
-        code = main(argv(Path(folder), f"wandb={{mode: {mode}}}", *more), "accumulate", compute_gradient)
+        code = main(
+            argv(Path(folder), f"wandb={{mode: {mode}}}", *more), "accumulate", compute_gradient
+        )
     return {"code": code, "screen": screen.getvalue()}
 
 
@@ -33,7 +37,9 @@ def log_model(folder: str, mode: str) -> dict[str, Any]:
 
 def test_final_weights_arrive(tmp_path: Path) -> None:
     with WandbServer() as server:
-        ended = in_process(log_model, online(server, tmp_path), tmp_path, folder=str(tmp_path), mode="online")
+        ended = in_process(
+            log_model, online(server, tmp_path), tmp_path, folder=str(tmp_path), mode="online"
+        )
 
         assert (ended.result["code"], ended.stderr, server.unknown) == (0, "", set())
         assert "goes to W&B" in ended.result["screen"]
@@ -53,42 +59,60 @@ def test_nobody_learns_where_the_run_folder_is(tmp_path: Path, current: str) -> 
     outputs.mkdir()
     cwd.mkdir(exist_ok=True)
     with WandbServer() as server:
-        ended = in_process(log_model, online(server, tmp_path), cwd, folder=str(outputs), mode="online")
+        ended = in_process(
+            log_model, online(server, tmp_path), cwd, folder=str(outputs), mode="online"
+        )
 
         assert (ended.result["code"], ended.stderr) == (0, "")
         manifest = server.uploads["/artifacts/0/wandb_manifest.json"]
         assert b"model.safetensors" in manifest
         assert b"alice" not in manifest
-        assert (outputs / "run" / "final" / "model.safetensors").exists()  # the link to it is gone, not the file
+        # the link to it is gone, not the file
+        assert (outputs / "run" / "final" / "model.safetensors").exists()
 
 
 def test_off_by_default(tmp_path: Path) -> None:
     with WandbServer() as server:
-        ended = in_process(train, online(server, tmp_path), tmp_path, folder=str(tmp_path), mode="online")
+        ended = in_process(
+            train, online(server, tmp_path), tmp_path, folder=str(tmp_path), mode="online"
+        )
 
         assert (ended.result["code"], server.artifacts) == (0, [])
         assert not [path for path in server.uploads if "safetensors" in path]
 
 
-def test_a_server_that_does_not_take_them_costs_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_that_does_not_take_them_costs_a_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.delattr(WandbServer, "_on_CreateArtifactFiles")
     with WandbServer() as server:
-        ended = in_process(log_model, online(server, tmp_path), tmp_path, folder=str(tmp_path), mode="online")
+        ended = in_process(
+            log_model, online(server, tmp_path), tmp_path, folder=str(tmp_path), mode="online"
+        )
 
         assert ended.result["code"] == 0
-        assert ended.stderr.startswith(f"W&B: {tmp_path / 'run' / 'final'} was not sent (ValueError: ")
+        assert ended.stderr.startswith(
+            f"W&B: {tmp_path / 'run' / 'final'} was not sent (ValueError: "
+        )
         assert ended.stderr.count("\n") == 1
         assert (server.run.state, server.run.summary["ended/reason"]) == ("finished", "finished")
 
 
 def test_offline_they_are_sent_by_wandb_sync(tmp_path: Path) -> None:
-    ended = in_process(log_model, clean_environ(tmp_path), tmp_path, folder=str(tmp_path), mode="offline")
+    ended = in_process(
+        log_model, clean_environ(tmp_path), tmp_path, folder=str(tmp_path), mode="offline"
+    )
     assert (ended.result["code"], ended.stderr) == (0, "")
     (run,) = (tmp_path / "run" / "wandb").glob("offline-run-*")
 
     with WandbServer() as server:
         command = [sys.executable, "-m", "wandb", "sync", str(run)]
-        typed = {"cwd": tmp_path, "env": online(server, tmp_path), "capture_output": True, "timeout": 60}
+        typed = {
+            "cwd": tmp_path,
+            "env": online(server, tmp_path),
+            "capture_output": True,
+            "timeout": 60,
+        }
         subprocess.run(command, check=True, **typed)
 
         weights = (tmp_path / "run" / "final" / "model.safetensors").read_bytes()
@@ -96,7 +120,9 @@ def test_offline_they_are_sent_by_wandb_sync(tmp_path: Path) -> None:
 
 
 def test_an_untracked_run_says_nothing_of_it(tmp_path: Path) -> None:
-    ended = in_process(log_model, clean_environ(tmp_path), tmp_path, folder=str(tmp_path), mode="disabled")
+    ended = in_process(
+        log_model, clean_environ(tmp_path), tmp_path, folder=str(tmp_path), mode="disabled"
+    )
 
     assert (ended.result["code"], ended.stderr) == (0, "")
     assert "goes to W&B" not in ended.result["screen"]
@@ -132,7 +158,9 @@ def test_nothing_is_promised_of_a_dead_tracker(tmp_path: Path) -> None:
     assert ended.result == {"line": "", "finish_seconds": 60.0}
 
 
-def test_a_failed_upload_is_told_after_another_warning(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_failed_upload_is_told_after_another_warning(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     tracker = Tracker()
     tracker.warn("something else")
 

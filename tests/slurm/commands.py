@@ -36,7 +36,9 @@ class Srun:
         self.command = list(words[command:])
         pairs = [word.removeprefix("--").partition("=") for word in words[:command]]
         self.options = {name: value for name, _, value in pairs}
-        self.nodes = list(json.loads(CONF.read_text())["nodes"].items())[: int(os.environ["SLURM_JOB_NUM_NODES"])]
+        self.nodes = list(json.loads(CONF.read_text())["nodes"].items())[
+            : int(os.environ["SLURM_JOB_NUM_NODES"])
+        ]
         self.tasks = int(self.options.get("ntasks", os.environ["SLURM_NTASKS"]))
         self.step = self._next_step()
         self.received: list[int] = []
@@ -45,11 +47,14 @@ class Srun:
 
     def _next_step(self) -> str:
         steps = CONF.parent / "steps.jsonl"
-        earlier = [json.loads(line) for line in steps.read_text().splitlines()] if steps.exists() else []
+        earlier = (
+            [json.loads(line) for line in steps.read_text().splitlines()] if steps.exists() else []
+        )
         # A job that was put back into the queue counts from 0 again.
         start = [JOB, os.environ.get("SLURM_RESTART_COUNT", "0")]
         number = sum(told["start"] == start for told in earlier)
-        # Since 22.05 not that of sbatch, whose SLURM_CPUS_PER_TASK is passed on all the same: srun(1), --cpus-per-task.
+        # Since 22.05 not that of sbatch, whose SLURM_CPUS_PER_TASK is passed on all the same:
+        # srun(1), --cpus-per-task.
         cpus = self.options.get("cpus-per-task", os.environ.get("SRUN_CPUS_PER_TASK", "1"))
         said = {"start": start, "step": number, "cpus_per_task": int(cpus), "tasks": self.tasks}
         with steps.open("a") as file:
@@ -145,7 +150,11 @@ def scontrol(words: Sequence[str]) -> int:
 def _means(name: str, number: str, array: dict[str, str]) -> bool:
     """The number of an array is that of its last task too, and means all of them."""
     of_array = array.get("SLURM_ARRAY_JOB_ID")
-    return name in (number if of_array != number else "", of_array, f"{of_array}_{array.get('SLURM_ARRAY_TASK_ID')}")
+    return name in (
+        number if of_array != number else "",
+        of_array,
+        f"{of_array}_{array.get('SLURM_ARRAY_TASK_ID')}",
+    )
 
 
 if __name__ == "__main__":

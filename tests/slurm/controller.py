@@ -1,13 +1,16 @@
-"""SLURM, as far as a batch script meets it: sbatch, srun, scontrol and scancel for one user, without a queue.
+"""SLURM, as far as a batch script meets it: sbatch, srun, scontrol and scancel for one user,
+without a queue.
 
     slurm = Slurm(tmp_path / "slurm", {"node1": [], "node2": []})
-    (job,) = slurm.sbatch("--nodes=2", "scripts/slurm.sbatch", "my.yaml", cwd=clone, env=environment)
-    slurm.near_time_limit(job)                  # as --signal says
-    assert slurm.wait(job) == "COMPLETED"       # started again as often as it was put back into the queue
+    (job,) = slurm.sbatch("--nodes=2", "scripts/slurm.sbatch", "my.yaml", cwd=clone,
+    env=environment) slurm.near_time_limit(job)                  # as --signal says
+    assert slurm.wait(job) == "COMPLETED"       # started again as often as it was put back into the
+    queue
 
-Whatever has no source beside it was seen with SLURM 22.05.8 (Debian's; two slurmd on one machine, KillWait=10). Where
-clusters differ, this one is set so that a script which leaves it to the cluster fails: KillOnBadExit, WaitTime.
-Not here: queues, priorities, limits of memory, accounting. A requeued job starts at once (there: after 120 s).
+Whatever has no source beside it was seen with SLURM 22.05.8 (Debian's; two slurmd on one machine,
+KillWait=10). Where clusters differ, this one is set so that a script which leaves it to the cluster
+fails: KillOnBadExit, WaitTime. Not here: queues, priorities, limits of memory, accounting. A
+requeued job starts at once (there: after 120 s).
 """
 
 import json
@@ -60,7 +63,9 @@ class Job:
 
 
 class Slurm:
-    def __init__(self, folder: Path, nodes: Mapping[str, Sequence[str]], kill_wait: float = 30) -> None:
+    def __init__(
+        self, folder: Path, nodes: Mapping[str, Sequence[str]], kill_wait: float = 30
+    ) -> None:
         """`nodes`: for each, the words before a command that let it run there."""
         self.folder = folder
         self.nodes = {name: list(enter) for name, enter in nodes.items()}
@@ -125,7 +130,9 @@ class Slurm:
     # What happens
 
     def near_time_limit(self, job: Job) -> None:
-        """sbatch(1), --signal: with B: the batch shell alone, else all steps and not the batch shell."""
+        """sbatch(1), --signal: with B: the batch shell alone, else all steps and not the batch
+        shell.
+        """
         to, _, when = job.options["signal"].rpartition(":")
         number = signal.Signals[f"SIG{when.partition('@')[0]}"]
         if to == "B" and job.process:
@@ -142,7 +149,9 @@ class Slurm:
         end = time.monotonic() + seconds
         while job.state in ("PENDING", "RUNNING"):
             self.look()
-            assert time.monotonic() < end, f"job {job.name} after {seconds} s:\n{job.output.read_text()[-3000:]}"
+            assert time.monotonic() < end, (
+                f"job {job.name} after {seconds} s:\n{job.output.read_text()[-3000:]}"
+            )
             time.sleep(LOOK_SECONDS)
         return job.state
 
@@ -162,13 +171,17 @@ class Slurm:
         send(number, processes(str(self._conf), str(job.id), steps_only=True))
 
     def _requeue(self, job: Job) -> None:
-        """scontrol(1), sbatch(1) --requeue: the script starts from its beginning, under the same number."""
+        """scontrol(1), sbatch(1) --requeue: the script starts from its beginning, under the same
+        number.
+        """
         self._terminate(job)
         job.restarts += 1
         self._start(job)
 
     def _terminate(self, job: Job) -> None:
-        """All processes of batch shell and steps, in whatever session: CONT and TERM, KILL after KillWait."""
+        """All processes of batch shell and steps, in whatever session: CONT and TERM, KILL after
+        KillWait.
+        """
         # srun hears of it first: the TERM that reaches it too then kills nothing.
         ending = self.folder / f"ending-{job.id}"
         ending.touch()
@@ -206,15 +219,28 @@ class Slurm:
         cpus = job.options.get("cpus-per-task")
         names = list(self.nodes)[:nodes]
         path = f"{self.folder / 'bin'}{os.pathsep}{job.environment['PATH']}"
-        # sbatch(1), --export=NONE: nothing of the user's but what a login makes; and srun does likewise.
+        # sbatch(1), --export=NONE: nothing of the user's but what a login makes; and srun does
+        # likewise.
         alone = job.options.get("export") == "NONE"
-        found = {"HOME": str(Path.home()), "SLURM_EXPORT_ENV": "NONE"} if alone else dict(job.environment)
+        found = (
+            {"HOME": str(Path.home()), "SLURM_EXPORT_ENV": "NONE"}
+            if alone
+            else dict(job.environment)
+        )
         found |= {"PATH": path, "SLURM_CONF": str(self._conf)}
         found |= {"SLURM_JOB_ID": str(job.id), "SLURM_JOBID": str(job.id)}
         found |= {"SLURM_JOB_NUM_NODES": str(nodes), "SLURM_NNODES": str(nodes)}
         found |= {"SLURM_JOB_NODELIST": _nodelist(names), "SLURM_NODELIST": _nodelist(names)}
-        found |= {"SLURM_SUBMIT_DIR": str(job.folder), "SLURM_JOB_NAME": job.options.get("job-name", "slurm_script")}
-        found |= {"SLURM_NODEID": "0", "SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURMD_NODENAME": names[0]}
+        found |= {
+            "SLURM_SUBMIT_DIR": str(job.folder),
+            "SLURM_JOB_NAME": job.options.get("job-name", "slurm_script"),
+        }
+        found |= {
+            "SLURM_NODEID": "0",
+            "SLURM_PROCID": "0",
+            "SLURM_LOCALID": "0",
+            "SLURMD_NODENAME": names[0],
+        }
         found |= {"SLURM_NTASKS": str(nodes * per_node), "SLURM_NTASKS_PER_NODE": str(per_node)}
         found |= {"SLURM_CPUS_PER_TASK": cpus} if cpus else {}
         gpus = job.options.get("gpus-per-node")

@@ -1,4 +1,6 @@
-"""The processes of a job, as SLURM knows them. Imports nothing of ours: the commands are started alone."""
+"""The processes of a job, as SLURM knows them. Imports nothing of ours: the commands are started
+alone.
+"""
 
 import os
 from collections.abc import Sequence
@@ -7,7 +9,8 @@ from pathlib import Path
 
 
 def processes(conf: str, job: str, step: str | None = None, steps_only: bool = False) -> list[int]:
-    """All that was started there, whatever its parent or session, by what stands in its environment.
+    """All that was started there, whatever its parent or session, by what stands in its
+    environment.
 
     slurmstepd signals all of a step: src/slurmd/slurmstepd/req.c, _handle_signal_container.
     """

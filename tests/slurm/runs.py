@@ -1,4 +1,6 @@
-"""Runs by scripts/slurm.sbatch in a copy of the clone, on nodes that are network namespaces where that is permitted."""
+"""Runs by scripts/slurm.sbatch in a copy of the clone, on nodes that are network namespaces where
+that is permitted.
+"""
 
 import json
 import os
@@ -20,10 +22,15 @@ OPTIONS = ("--cpus-per-task=1", "scripts/slurm.sbatch", "configs/digits.yaml")
 def cluster(folder: Path, nodes: int) -> Iterator[Slurm]:
     """Where there are no namespaces, all nodes are this machine."""
     if nodes == 1 or why_not():
-        with Slurm(folder / "slurm", {"localhost" + "." * number: [] for number in range(nodes)}) as slurm:
+        with Slurm(
+            folder / "slurm", {"localhost" + "." * number: [] for number in range(nodes)}
+        ) as slurm:
             yield slurm
         return
-    with hosts(nodes) as made, Slurm(folder / "slurm", {host.name: host.command([]) for host in made}) as slurm:
+    with (
+        hosts(nodes) as made,
+        Slurm(folder / "slurm", {host.name: host.command([]) for host in made}) as slurm,
+    ):
         yield slurm
 
 
@@ -38,16 +45,31 @@ def copy_of_the_clone(folder: Path) -> Path:
 
 def environment() -> dict[str, str]:
     """Of the person who submits."""
-    own = {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}", "VIRTUAL_ENV": sys.prefix}
-    return {**os.environ, **own, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    own = {
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "VIRTUAL_ENV": sys.prefix,
+    }
+    return {
+        **os.environ,
+        **own,
+        "ACCELERATE_USE_CPU": "true",
+        "OMP_NUM_THREADS": "1",
+        "HF_HUB_OFFLINE": "1",
+    }
 
 
-def requeued(folder: Path, nodes: int, words: Sequence[str], interrupt: Callable[[Slurm, Job], None]) -> Path:
-    """The folder of a run whose job was interrupted once while it trained, put back into the queue, and finished."""
+def requeued(
+    folder: Path, nodes: int, words: Sequence[str], interrupt: Callable[[Slurm, Job], None]
+) -> Path:
+    """The folder of a run whose job was interrupted once while it trained, put back into the queue,
+    and finished.
+    """
     clone = copy_of_the_clone(folder)
     run = clone / "runs" / "run"
     with cluster(folder, nodes) as slurm:
-        (job,) = slurm.sbatch(f"--nodes={nodes}", *OPTIONS, "name=run", *words, cwd=clone, env=environment())
+        (job,) = slurm.sbatch(
+            f"--nodes={nodes}", *OPTIONS, "name=run", *words, cwd=clone, env=environment()
+        )
         trains(job, run)
         interrupt(slurm, job)
         assert slurm.wait(job, 200) == "COMPLETED", job.output.read_text()[-3000:]

@@ -1,4 +1,6 @@
-"""Metrics are exact over a whole set, whatever the micro-batch and the ranks; wrong data is refused before step 1."""
+"""Metrics are exact over a whole set, whatever the micro-batch and the ranks; wrong data is refused
+before step 1.
+"""
 
 import json
 import math
@@ -36,7 +38,9 @@ REGRESSION = ("data={source: tests.helpers.regression, eval_fraction: 0.3}", "ta
 def texts(size: int = 20) -> Dataset:
     random = np.random.default_rng(0)
     words = ["naïve", "blocks", "of", "text", "日本"]
-    return Dataset.from_dict({"text": [" ".join(random.choice(words, n)) for n in random.integers(1, 12, size)]})
+    return Dataset.from_dict(
+        {"text": [" ".join(random.choice(words, n)) for n in random.integers(1, 12, size)]}
+    )
 
 
 def evaluate(arguments: list[str]) -> dict[str, float]:
@@ -48,7 +52,9 @@ def evaluate(arguments: list[str]) -> dict[str, float]:
 
 
 @pytest.mark.parametrize(("world_size", "micro"), [(1, "all"), (1, "3"), (2, "3")])
-def test_perplexity_and_bits_per_byte(run_ranks: Any, tmp_path: Path, world_size: int, micro: str) -> None:
+def test_perplexity_and_bits_per_byte(
+    run_ranks: Any, tmp_path: Path, world_size: int, micro: str
+) -> None:
     arguments = argv(tmp_path, *LM, f"batch.micro={micro}")
 
     metrics = run_ranks(world_size, evaluate, arguments)[0]
@@ -62,7 +68,9 @@ def test_perplexity_and_bits_per_byte(run_ranks: Any, tmp_path: Path, world_size
     nats = cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="sum").item()
     assert metrics["loss"] == pytest.approx(nats / int((labels != IGNORED).sum()), rel=1e-12)
     assert metrics["perplexity"] == pytest.approx(math.exp(metrics["loss"]), rel=1e-12)
-    assert metrics["bits_per_byte"] == pytest.approx(nats / math.log(2) / int(columns["bytes"].sum()), rel=1e-12)
+    assert metrics["bits_per_byte"] == pytest.approx(
+        nats / math.log(2) / int(columns["bytes"].sum()), rel=1e-12
+    )
 
 
 @pytest.mark.parametrize(("world_size", "micro"), [(1, "all"), (1, "2"), (2, "3")])
@@ -89,7 +97,9 @@ def test_regression(run_ranks: Any, tmp_path: Path, world_size: int, micro: str)
 
 
 @pytest.mark.parametrize("overrides", [LM, REGRESSION])
-def test_the_gradient_is_exact(tmp_path: Path, capsys: pytest.CaptureFixture[str], overrides: tuple[str, ...]) -> None:
+def test_the_gradient_is_exact(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], overrides: tuple[str, ...]
+) -> None:
     assert verify(argv(tmp_path, *overrides)) == 0
     assert capsys.readouterr().out.splitlines()[-1] == "exact"
 
@@ -114,8 +124,15 @@ def one_target(shape: int = 0) -> Dataset:
 def test_one_target_may_come_with_or_without_its_dimension(tmp_path: Path) -> None:
     means = []
     for shape in (0, 1):
-        data = f"data={{source: tests.tasks.test_tasks.one_target, args: {{shape: {shape}}}, eval_fraction: 0.5}}"
-        means.append(evaluate(argv(tmp_path, data, "task=regression", "model=tests.tasks.test_tasks.Narrow"))["r2"])
+        data = (
+            f"data={{source: tests.tasks.test_tasks.one_target, args: {{shape: {shape}}}, "
+            "eval_fraction: 0.5}"
+        )
+        means.append(
+            evaluate(
+                argv(tmp_path, data, "task=regression", "model=tests.tasks.test_tasks.Narrow")
+            )["r2"]
+        )
 
     assert means[0] == means[1]
 
@@ -145,7 +162,10 @@ SPLITS = "source: tests.tasks.test_tasks.labelled, eval_split: test"
         ((f"data={{{SPLITS}, args: {{held_out: -1}}}}",), "of split 'test' has the label -1"),
         ((f"data={{{SPLITS}, args: {{kind: float32, train: 0.5}}}}",), "task=regression"),
         ((*LM, "model.args.vocabulary=128"), "inputs holds 151, 156"),
-        ((*REGRESSION, "model.args.outputs=4"), "targets have shape (3,), but the model returns (4,)"),
+        (
+            (*REGRESSION, "model.args.outputs=4"),
+            "targets have shape (3,), but the model returns (4,)",
+        ),
     ],
 )
 def test_what_cannot_be_learnt_is_refused_before_the_first_step(
@@ -181,7 +201,9 @@ class Answers(torch.nn.Module):
 class Bare(torch.nn.Module):
     def __init__(self, frozen: bool = False) -> None:
         super().__init__()
-        self.layers = torch.nn.Linear(6, 3).requires_grad_(False) if frozen else [torch.nn.Linear(6, 3)]
+        self.layers = (
+            torch.nn.Linear(6, 3).requires_grad_(False) if frozen else [torch.nn.Linear(6, 3)]
+        )
 
 
 class Detached(Answers):
@@ -194,7 +216,9 @@ def answers(how: str) -> str:
 
 
 def test_logits_under_their_own_name_are_the_logits(tmp_path: Path) -> None:
-    metrics = [evaluate(argv(tmp_path, HELD_OUT, answers(how))) for how in ("tensor", "mapping", "one")]
+    metrics = [
+        evaluate(argv(tmp_path, HELD_OUT, answers(how))) for how in ("tensor", "mapping", "one")
+    ]
 
     assert metrics[0] == metrics[1] == metrics[2]
 
@@ -202,13 +226,29 @@ def test_logits_under_their_own_name_are_the_logits(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("model", "said"),
     [
-        (answers("two"), "the model Answers returns tuple with 0, 1, and the task needs one tensor"),
+        (
+            answers("two"),
+            "the model Answers returns tuple with 0, 1, and the task needs one tensor",
+        ),
         (answers("named"), "return super().forward(*inputs, **more)['scores']"),
-        (answers("none"), "the model Answers returns NoneType, and the task needs one tensor. Let forward return it"),
-        (answers("flat"), "shape (8,) for 8 samples, and classification needs one number for each class"),
+        (
+            answers("none"),
+            "the model Answers returns NoneType, and the task needs one tensor. Let forward return "
+            "it",
+        ),
+        (
+            answers("flat"),
+            "shape (8,) for 8 samples, and classification needs one number for each class",
+        ),
         ("model=tests.tasks.test_tasks.Bare", "has no parameters, so there is nothing to train"),
-        ("model={target: tests.tasks.test_tasks.Bare, args: {frozen: true}}", "have requires_grad=False"),
-        ("model={target: tests.tasks.test_tasks.Detached, args: {how: tensor}}", "no trainable parameter of Detached"),
+        (
+            "model={target: tests.tasks.test_tasks.Bare, args: {frozen: true}}",
+            "have requires_grad=False",
+        ),
+        (
+            "model={target: tests.tasks.test_tasks.Detached, args: {how: tensor}}",
+            "no trainable parameter of Detached",
+        ),
         ("model=tests.tasks.test_tasks.labelled", "gives dict; it must give a torch.nn.Module"),
     ],
 )

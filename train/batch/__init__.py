@@ -1,4 +1,6 @@
-"""The batch contract: what one optimizer step consists of, and who does which part of it. Pure: no torch."""
+"""The batch contract: what one optimizer step consists of, and who does which part of it. Pure: no
+torch.
+"""
 
 from train.batch.assign import Assignment, assign, divide
 from train.batch.order import sample_ids

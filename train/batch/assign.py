@@ -1,4 +1,6 @@
-"""Which sample goes to which rank and micro-step. Pure: data size, seed and plan decide, nothing else."""
+"""Which sample goes to which rank and micro-step. Pure: data size, seed and plan decide, nothing
+else.
+"""
 
 import math
 from dataclasses import dataclass
@@ -17,20 +19,24 @@ class Assignment:
     ids: Ids  # this rank's samples, micro-batch after micro-batch
     sizes: tuple[int, ...]  # of this rank's micro-batches; 0: nothing left, take the filler
     largest: int  # samples of the rank that has the most
-    filler_ids: Ids  # one sample of the step; its first where micro-batches would be empty, which take it
+    # one sample of the step; its first where micro-batches would be empty, which take it
+    filler_ids: Ids
 
 
 def assign(plan: BatchPlan, seed: int, epoch: int, start: int, rank: int) -> Assignment:
     """This rank's samples of the step that begins at sample `start` of the epoch's order.
 
-    The samples of a step depend on place, seed and effective batch alone; ranks and micro-batches only divide them.
+    The samples of a step depend on place, seed and effective batch alone; ranks and micro-batches
+    only divide them.
     """
     size, samples_per_epoch = plan.dataset_size, plan.samples_per_epoch
     assert size is not None
     assert samples_per_epoch is not None
     samples = min(plan.effective, size - start)
     first, sizes = divide(plan, samples, rank)
-    order = partial(sample_ids, size, seed, epoch, stride=samples if samples == plan.effective else 0)
+    order = partial(
+        sample_ids, size, seed, epoch, stride=samples if samples == plan.effective else 0
+    )
     ids = order(start + first, start + first + sum(sizes))
     return Assignment(
         last_of_epoch=start + samples >= samples_per_epoch,
@@ -50,7 +56,9 @@ def divide(plan: BatchPlan, samples: int, rank: int) -> tuple[int, tuple[int, ..
     if plan.weights:
         return _divide_unequally(plan, samples, rank)
     longest = share(samples, 0, plan.world_size)
-    micro_steps = plan.accumulation_steps if samples == plan.effective else math.ceil(longest / plan.micro)
+    micro_steps = (
+        plan.accumulation_steps if samples == plan.effective else math.ceil(longest / plan.micro)
+    )
     sizes = split_evenly(share(samples, rank, plan.world_size), micro_steps)
     return first_of(samples, rank, plan.world_size), tuple(sizes)
 

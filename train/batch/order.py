@@ -1,4 +1,6 @@
-"""The order of the data: a keyed permutation without memory. A later change would alter every curve ever trained."""
+"""The order of the data: a keyed permutation without memory. A later change would alter every curve
+ever trained.
+"""
 
 from functools import lru_cache
 
@@ -15,19 +17,24 @@ AT_ONCE = 1 << 14  # positions computed together: a call of numpy costs as much 
 def sample_ids(size: int, seed: int, epoch: int, start: int, stop: int, stride: int = 0) -> Ids:
     """The samples at positions [start, stop) of the epoch's order, a permutation of range(size).
 
-    Pure: the same arguments give the same ids on every machine and for every number of ranks. Who goes on to ask for
-    the positions `stride` further on, again and again, says so: these are then computed together, and nothing between.
+    Pure: the same arguments give the same ids on every machine and for every number of ranks. Who
+    goes on to ask for the positions `stride` further on, again and again, says so: these are then
+    computed together, and nothing between.
     """
     count, stride = stop - start, stride or size
     if count > AT_ONCE:
         firsts = range(start, stop, AT_ONCE)
-        return np.concatenate([sample_ids(size, seed, epoch, i, min(i + AT_ONCE, stop)) for i in firsts])
+        return np.concatenate(
+            [sample_ids(size, seed, epoch, i, min(i + AT_ONCE, stop)) for i in firsts]
+        )
     group, row = divmod(start // stride, AT_ONCE // max(1, count))
     return _pieces(size, seed, epoch, start % stride, count, stride, group)[row]
 
 
 @lru_cache(maxsize=4)
-def _pieces(size: int, seed: int, epoch: int, first: int, count: int, stride: int, group: int) -> Ids:
+def _pieces(
+    size: int, seed: int, epoch: int, first: int, count: int, stride: int, group: int
+) -> Ids:
     """(pieces, count): those of one group, as far as the epoch has them."""
     rows = AT_ONCE // max(1, count)
     starts = first + stride * np.arange(group * rows, (group + 1) * rows)

@@ -1,4 +1,6 @@
-"""The batch contract: any two of effective batch, micro-batch and accumulation steps; ranks come from the launcher."""
+"""The batch contract: any two of effective batch, micro-batch and accumulation steps; ranks come
+from the launcher.
+"""
 
 import math
 from dataclasses import dataclass, replace
@@ -13,17 +15,21 @@ class PlanError(UserError):
 
 @dataclass(frozen=True)
 class BatchPlan:
-    """How every step of a run is executed. The effective batch is mathematics, all else is execution."""
+    """How every step of a run is executed. The effective batch is mathematics, all else is
+    execution.
+    """
 
     effective: int  # samples per optimizer step, over all ranks
     micro: int  # the most samples that one rank puts through the model at once
     accumulation_steps: int  # micro-batches of one rank per full step
     world_size: int
-    dataset_size: int | None  # None, as are the numbers of an epoch: a stream, whose length nobody knows
+    # None, as are the numbers of an epoch: a stream, whose length nobody knows
+    dataset_size: int | None
     drop_tail: bool
     weights: tuple[int, ...] = ()  # of the ranks' shares, where they are not equal: plan/unequal.py
     limits: tuple[int, ...] = ()  # with them: the largest micro-batch that each rank may have
-    stages: tuple[tuple[int, int], ...] = ()  # (samples seen, effective batch from there on): plan/stages.py
+    # (samples seen, effective batch from there on): plan/stages.py
+    stages: tuple[tuple[int, int], ...] = ()
 
     def at(self, seen: int) -> "BatchPlan":
         """The plan of a step that starts when `seen` samples have been trained, over all ranks."""
@@ -38,7 +44,9 @@ class BatchPlan:
 
     @property
     def tail_samples(self) -> int | None:
-        """Samples in the last step of an epoch where they are fewer than the effective batch; else 0."""
+        """Samples in the last step of an epoch where they are fewer than the effective batch; else
+        0.
+        """
         return None if self.dataset_size is None else self.dataset_size % self.effective
 
     @property
@@ -48,7 +56,9 @@ class BatchPlan:
         return self.dataset_size - self.dataset_size % self.effective
 
     def samples_after(self, steps: int) -> int:
-        """Samples seen, over all ranks, once `steps` optimizer steps have been taken; of a stream: at most."""
+        """Samples seen, over all ranks, once `steps` optimizer steps have been taken; of a stream:
+        at most.
+        """
         if self.steps_per_epoch is None or self.samples_per_epoch is None:
             return steps * self.effective
         epochs, rest = divmod(steps, self.steps_per_epoch)
@@ -62,8 +72,14 @@ class BatchPlan:
         return int(epochs) * self.steps_per_epoch + math.ceil(rest / self.effective)
 
     def shares(self, samples: int) -> list[int]:
-        """Of a step of so many, those of each rank. They follow each other in the order of the data."""
-        return list(in_proportion(samples, self.weights)) if self.weights else split_evenly(samples, self.world_size)
+        """Of a step of so many, those of each rank. They follow each other in the order of the
+        data.
+        """
+        return (
+            list(in_proportion(samples, self.weights))
+            if self.weights
+            else split_evenly(samples, self.world_size)
+        )
 
     def recut(self, micro: int) -> "BatchPlan":
         """The same steps in micro-batches of at most `micro` samples."""
@@ -85,14 +101,18 @@ def make_plan(
     dataset_size: int | None,
     drop_tail: bool = False,
 ) -> BatchPlan:
-    """Work out the third number from the two that are stated; `micro` is a number, or "all" or "auto" (not stated).
+    """Work out the third number from the two that are stated; `micro` is a number, or "all" or
+    "auto" (not stated).
 
     Raises PlanError where they contradict each other or leave no step to train.
     """
     stated = None if micro in ("all", "auto") else int(micro)
     if effective is None:
         if stated is None or accumulation_steps is None:
-            raise PlanError("batch: two of effective, micro and accumulation_steps are needed. Add: batch.effective=64")
+            raise PlanError(
+                "batch: two of effective, micro and accumulation_steps are needed. Add: "
+                "batch.effective=64"
+            )
         effective = stated * accumulation_steps * world_size
     largest_share = share(effective, 0, world_size)
     if accumulation_steps is None:
@@ -100,34 +120,41 @@ def make_plan(
     else:
         steps = accumulation_steps
         _check_consistent(effective, stated, steps, largest_share, world_size)
-    plan = BatchPlan(effective, math.ceil(largest_share / steps), steps, world_size, dataset_size, drop_tail)
+    plan = BatchPlan(
+        effective, math.ceil(largest_share / steps), steps, world_size, dataset_size, drop_tail
+    )
     if plan.steps_per_epoch == 0:
         raise PlanError(
-            f"the data has {dataset_size} samples, fewer than batch.effective={effective}, and data.drop_tail leaves "
-            f"them out: no step to train. Type: data.drop_tail=false (or batch.effective={max(1, dataset_size or 1)})"
+            f"the data has {dataset_size} samples, fewer than batch.effective={effective}, and "
+            "data.drop_tail leaves them out: no step to train. Type: data.drop_tail=false (or "
+            f"batch.effective={max(1, dataset_size or 1)})"
         )
     return plan
 
 
-def _check_consistent(effective: int, micro: int | None, steps: int, largest_share: int, world_size: int) -> None:
+def _check_consistent(
+    effective: int, micro: int | None, steps: int, largest_share: int, world_size: int
+) -> None:
     if steps > largest_share:
         raise PlanError(
-            f"batch.accumulation_steps={steps}, but batch.effective={effective} leaves a rank at most {largest_share} "
-            f"samples ({ranks(world_size)}): more micro-batches than samples. "
+            f"batch.accumulation_steps={steps}, but batch.effective={effective} leaves a rank at "
+            f"most {largest_share} samples ({ranks(world_size)}): more micro-batches than samples. "
             f"Type: batch.accumulation_steps={largest_share}"
         )
     needed = math.ceil(largest_share / steps)
     if micro is not None and math.ceil(largest_share / micro) != steps:
         raise PlanError(
-            f"batch.effective={effective}, micro={micro} and accumulation_steps={steps} contradict each other on "
-            f"{ranks(world_size)}: a rank's share is up to {largest_share} samples, which is "
-            f"{math.ceil(largest_share / micro)} micro-batches of {micro}, or {steps} of {needed}. "
-            f"State two of the three: batch.effective={effective} batch.micro={micro}"
+            f"batch.effective={effective}, micro={micro} and accumulation_steps={steps} contradict "
+            f"each other on {ranks(world_size)}: a rank's share is up to {largest_share} samples, "
+            f"which is {math.ceil(largest_share / micro)} micro-batches of {micro}, or {steps} of "
+            f"{needed}. State two of the three: batch.effective={effective} batch.micro={micro}"
         )
 
 
 def share(samples: int, rank: int, world_size: int) -> int:
-    """Samples of one rank: as even as possible, the first ranks take the remainder. 100 on 3 ranks: 34, 33, 33."""
+    """Samples of one rank: as even as possible, the first ranks take the remainder. 100 on 3 ranks:
+    34, 33, 33.
+    """
     return samples // world_size + (rank < samples % world_size)
 
 
@@ -138,7 +165,9 @@ def first_of(samples: int, rank: int, world_size: int) -> int:
 
 @lru_cache(maxsize=8)  # asked for several times a step, also where thousands of ranks have weights
 def in_proportion(samples: int, weights: tuple[int, ...]) -> tuple[int, ...]:
-    """`samples` in parts as `weights` has them, by largest remainders, the first of equal ones: the sum is exact."""
+    """`samples` in parts as `weights` has them, by largest remainders, the first of equal ones: the
+    sum is exact.
+    """
     total = sum(weights)
     parts = [samples * weight // total for weight in weights]
     by_remainder = sorted(range(len(weights)), key=lambda i: -(samples * weights[i] % total))
@@ -148,6 +177,8 @@ def in_proportion(samples: int, weights: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def split_evenly(samples: int, count: int) -> list[int]:
-    """`samples` in `count` parts that differ by at most one, the larger ones first; 0 where there are too few."""
+    """`samples` in `count` parts that differ by at most one, the larger ones first; 0 where there
+    are too few.
+    """
     each, larger = divmod(samples, count)
     return [each + 1] * larger + [each] * (count - larger)

@@ -11,15 +11,21 @@ IGNORED = -100
 """PyTorch's own mark for a label that does not count."""
 
 MASK = "attention_mask"
-"""The column (samples, T) that says which tokens of `inputs` belong to the text; the others fill it up."""
+"""The column (samples, T) that says which tokens of `inputs` belong to the text; the others fill it
+up.
+"""
 
 Batch = dict[str, "Tensor"]
-"""Columns by name; dim 0 of every tensor: samples. `sample_id` (int64) is the sample's position in the data."""
+"""Columns by name; dim 0 of every tensor: samples. `sample_id` (int64) is the sample's position in
+the data.
+"""
 
 
 @dataclass(frozen=True)
 class Place:
-    """How far training has come in the order of the data. Counted in samples: it holds for any number of ranks."""
+    """How far training has come in the order of the data. Counted in samples: it holds for any
+    number of ranks.
+    """
 
     epoch: int = 0
     samples: int = 0  # of this epoch, already trained
@@ -31,9 +37,13 @@ class MicroBatch:
     """What one rank puts through the model at once."""
 
     batch: Batch  # on the CPU: each moves when its turn comes
-    samples: int  # 0: a filler, a sample of the step that counts nowhere, so that every rank has equally many steps
-    pixels: frozenset[str] = frozenset()  # columns of 0 to 255, of which the device makes float32 in [0, 1]
-    filler_factor: float = 0.0  # of a filler's loss; NaN in the place of what could not be read: no rank updates
+    # 0: a filler, a sample of the step that counts nowhere, so that every rank has equally many
+    # steps
+    samples: int
+    # columns of 0 to 255, of which the device makes float32 in [0, 1]
+    pixels: frozenset[str] = frozenset()
+    # of a filler's loss; NaN in the place of what could not be read: no rank updates
+    filler_factor: float = 0.0
 
 
 class MicroBatches(Protocol):
@@ -48,7 +58,9 @@ class MicroBatches(Protocol):
     def __iter__(self) -> Iterator[MicroBatch]: ...
 
     def recut(self, micro: int) -> "MicroBatches":
-        """The same samples in micro-batches of at most `micro` samples, equally many on every rank that does so."""
+        """The same samples in micro-batches of at most `micro` samples, equally many on every rank
+        that does so.
+        """
         ...
 
 
@@ -60,10 +72,12 @@ class Window:
     epoch: int  # counted from 0
     micro_batches: MicroBatches  # of this rank; every rank has equally many
     samples: int  # of the step, over all ranks, counted
-    weights: Mapping[str, float]  # by term, over all ranks: what the sum of a term's losses is divided by
+    # by term, over all ranks: what the sum of a term's losses is divided by
+    weights: Mapping[str, float]
     last_of_epoch: bool
     seen: int = 0  # samples, before this step
-    tokens: int | None = None  # of the step, over all ranks, counted; None: samples are no blocks of tokens
+    # of the step, over all ranks, counted; None: samples are no blocks of tokens
+    tokens: int | None = None
 
     @property
     def is_empty(self) -> bool:
@@ -71,5 +85,7 @@ class Window:
         return not any(self.weights.values())
 
     def recut(self, micro: int) -> "Window":
-        """The same step in other micro-batches: for a retry after out-of-memory, or to compute its gradient twice."""
+        """The same step in other micro-batches: for a retry after out-of-memory, or to compute its
+        gradient twice.
+        """
         return replace(self, micro_batches=self.micro_batches.recut(micro))

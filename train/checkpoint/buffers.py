@@ -13,10 +13,12 @@ from train.distributed.ranks import Ranks
 
 
 class RankBuffers:
-    """While training, each rank has its own where they follow the data: running statistics, queues, codebooks.
+    """While training, each rank has its own where they follow the data: running statistics, queues,
+    codebooks.
 
-    model.safetensors holds rank 0's, those that state_dict names. A rank's file holds what is not as there: of rank 0
-    the others (persistent=False) where training has changed them, of each other rank all that are not as rank 0's.
+    model.safetensors holds rank 0's, those that state_dict names. A rank's file holds what is not
+    as there: of rank 0 the others (persistent=False) where training has changed them, of each other
+    rank all that are not as rank 0's.
     """
 
     def __init__(self, module: nn.Module, ranks: Ranks) -> None:
@@ -35,7 +37,9 @@ class RankBuffers:
             if not self._ranks.is_main:
                 expected = of_main
         found = _digests(buffers)
-        return {name: buffer for name, buffer in buffers.items() if found[name] != expected.get(name)}
+        return {
+            name: buffer for name, buffer in buffers.items() if found[name] != expected.get(name)
+        }
 
     @torch.no_grad()
     def read(self, folder: Path, same_ranks: bool) -> None:

@@ -19,7 +19,9 @@ from train.parts import HasState
 
 
 class Checkpoints:
-    """`writes_state` says whether this rank writes. No generator is in them: see train/randomness.py."""
+    """`writes_state` says whether this rank writes. No generator is in them: see
+    train/randomness.py.
+    """
 
     def __init__(
         self,
@@ -32,7 +34,9 @@ class Checkpoints:
         resumed_from: Path | None,
         run: str | None = None,
     ) -> None:
-        """`resumed_from`: the checkpoint that the run resumes from; it is read now. `run`: the id of the run."""
+        """`resumed_from`: the checkpoint that the run resumes from; it is read now. `run`: the id
+        of the run.
+        """
         self.folder = folder
         self.ranks = ranks
         self.keep = keep
@@ -55,7 +59,9 @@ class Checkpoints:
         self.add({"extra_state": ExtraState(module)})
 
     def add(self, states: Mapping[str, HasState]) -> None:
-        """From now on these are saved too; they are brought to where they were. What is new to the run begins now."""
+        """From now on these are saved too; they are brought to where they were. What is new to the
+        run begins now.
+        """
         for name, state in states.items():
             assert name not in self._state, f"two things are saved under the name {name!r}"
             self._state[name] = state
@@ -65,7 +71,8 @@ class Checkpoints:
                     state.load_state_dict(self._saved.pop(name))
 
     def save(self, step: int, first: Callable[[], object] = lambda: None) -> None:
-        """Raises SaveFailed, on all ranks, where it fails on one. What is there already is not written again.
+        """Raises SaveFailed, on all ranks, where it fails on one. What is there already is not
+        written again.
 
         `first`: what has to be on disk before the checkpoint is.
         """
@@ -78,7 +85,11 @@ class Checkpoints:
         commit(self.folder, step, self.keep, self.ranks, write, self.resumed_from, self.run)
 
     def _write(
-        self, state: Mapping[str, Any], buffers: Mapping[str, Tensor], first: Callable[[], object], folder: Path
+        self,
+        state: Mapping[str, Any],
+        buffers: Mapping[str, Tensor],
+        first: Callable[[], object],
+        folder: Path,
     ) -> list[str]:
         first()
         written = []
@@ -105,6 +116,7 @@ def _names_checkpoint(folder: Path) -> Iterator[None]:
         if is_out_of_memory(error):
             raise
         raise NoCheckpoint(
-            f"{folder} cannot be resumed from: {type(error).__name__}: {str(error).strip()[:200]}. Every file is as it "
-            f"was written, but not what this version writes. Type checkpoint.resume=PATH of another checkpoint"
+            f"{folder} cannot be resumed from: {type(error).__name__}: {str(error).strip()[:200]}. "
+            "Every file is as it was written, but not what this version writes. Type "
+            "checkpoint.resume=PATH of another checkpoint"
         ) from error

@@ -19,13 +19,17 @@ class Foreign(Damaged):
     """A checkpoint that another run has made."""
 
 
-def newest(folder: Path, run: str | None, say: Callable[[str], None], needed: Collection[str] = NEEDED) -> Path | None:
-    """The newest checkpoint in `folder` whose every file is as it was written; None where there never was any.
+def newest(
+    folder: Path, run: str | None, say: Callable[[str], None], needed: Collection[str] = NEEDED
+) -> Path | None:
+    """The newest checkpoint in `folder` whose every file is as it was written; None where there
+    never was any.
 
-    One of another run than that of the id `run` is none of ours; one without an id is of an earlier version.
+    One of another run than that of the id `run` is none of ours; one without an id is of an earlier
+    version.
 
-    One that is damaged is passed over, said, and renamed. Raises NoCheckpoint where all are, and leaves them as they
-    are: starting over without a word would throw a run away.
+    One that is damaged is passed over, said, and renamed. Raises NoCheckpoint where all are, and
+    leaves them as they are: starting over without a word would throw a run away.
     """
     damaged: dict[Path, Damaged] = {}
     for path in reversed(candidates(folder)):
@@ -41,8 +45,9 @@ def newest(folder: Path, run: str | None, say: Callable[[str], None], needed: Co
     if damaged:
         first = next(iter(damaged.values()))
         raise NoCheckpoint(
-            f"all {len(damaged)} checkpoints in {folder} are damaged, or of another run ({first}); nothing was "
-            f"started. Type checkpoint.resume=never to start over (the run folder is kept under another name)"
+            f"all {len(damaged)} checkpoints in {folder} are damaged, or of another run ({first}); "
+            "nothing was started. Type checkpoint.resume=never to start over (the run folder is "
+            "kept under another name)"
         )
     return None
 
@@ -50,11 +55,15 @@ def newest(folder: Path, run: str | None, say: Callable[[str], None], needed: Co
 def _verify_own(path: Path, run: str | None, needed: Collection[str]) -> None:
     made_by = verify(path, needed=needed).get("run")
     if made_by is not None and run is not None and made_by != run:
-        raise Foreign(f"{path} is of another run ({made_by}, not {run}); type checkpoint.resume={path} if it is meant")
+        raise Foreign(
+            f"{path} is of another run ({made_by}, not {run}); type checkpoint.resume={path} if it "
+            "is meant"
+        )
 
 
 def named(path: Path, needed: Collection[str] = NEEDED) -> Path:
-    """The checkpoint that the user named, or the newest of the run folder that was named. Never another one.
+    """The checkpoint that the user named, or the newest of the run folder that was named. Never
+    another one.
 
     Raises NoCheckpoint.
     """
@@ -72,7 +81,9 @@ def named(path: Path, needed: Collection[str] = NEEDED) -> Path:
 
 
 def abandon_newer(folder: Path, chosen: Path) -> None:
-    """What was trained after `chosen`, from which the run goes on now: it must not be taken for its future."""
+    """What was trained after `chosen`, from which the run goes on now: it must not be taken for its
+    future.
+    """
     for path in candidates(folder):
         if step_of(path) > step_of(chosen):
             set_aside(path, "abandoned")

@@ -1,8 +1,10 @@
-"""The commit protocol: at any moment, a kill leaves every complete checkpoint as it was, and never half of one.
+"""The commit protocol: at any moment, a kill leaves every complete checkpoint as it was, and never
+half of one.
 
-Everything is written into a folder of another name and brought to disk, the manifest last; one rename makes it a
-checkpoint; only then are older ones removed, and those are renamed before they are deleted. What is left of an
-interrupted save has a name that begins with a dot, and the next save sweeps it away.
+Everything is written into a folder of another name and brought to disk, the manifest last; one
+rename makes it a checkpoint; only then are older ones removed, and those are renamed before they
+are deleted. What is left of an interrupted save has a name that begins with a dot, and the next
+save sweeps it away.
 """
 
 import os
@@ -11,7 +13,16 @@ from collections.abc import Callable, Sequence
 from itertools import chain, count
 from pathlib import Path
 
-from train.checkpoint.manifest import MANIFEST, NAME, Damaged, entry, name_of, render, step_of, verify
+from train.checkpoint.manifest import (
+    MANIFEST,
+    NAME,
+    Damaged,
+    entry,
+    name_of,
+    render,
+    step_of,
+    verify,
+)
 from train.disk import first_free, remove
 from train.distributed.ranks import Ranks
 from train.errors import RunFailed
@@ -25,7 +36,13 @@ class SaveFailed(RunFailed):
 
 
 def commit(
-    folder: Path, step: int, keep: int, ranks: Ranks, write: Write, kept: Path | None, run: str | None = None
+    folder: Path,
+    step: int,
+    keep: int,
+    ranks: Ranks,
+    write: Write,
+    kept: Path | None,
+    run: str | None = None,
 ) -> None:
     """Make the checkpoint of `step` in `folder`, for the run of the id `run`.
 
@@ -38,7 +55,9 @@ def commit(
         ranks.from_main(lambda: _begin(folder, unfinished))
         own = ranks.together(lambda: _written(unfinished, write))
         files = {name: told for of_rank in ranks.gather(own) for name, told in of_rank.items()}
-        ranks.from_main(lambda: _finish(unfinished, final, render(step, ranks.world_size, files, run)))
+        ranks.from_main(
+            lambda: _finish(unfinished, final, render(step, ranks.world_size, files, run))
+        )
     except Exception as error:
         if ranks.is_main:
             shutil.rmtree(unfinished, ignore_errors=True)
@@ -50,7 +69,9 @@ def commit(
     try:
         ranks.from_main(lambda: rotate(folder, keep, kept))
     except Exception as error:
-        raise SaveFailed(f"{final} is complete, but an older checkpoint could not be removed: {error}") from error
+        raise SaveFailed(
+            f"{final} is complete, but an older checkpoint could not be removed: {error}"
+        ) from error
 
 
 def complete(folder: Path) -> list[Path]:
@@ -59,10 +80,14 @@ def complete(folder: Path) -> list[Path]:
 
 
 def candidates(folder: Path) -> list[Path]:
-    """Everything that has the name of a checkpoint and is a folder with something in it, oldest first."""
+    """Everything that has the name of a checkpoint and is a folder with something in it, oldest
+    first.
+    """
     if not folder.is_dir():
         return []
-    found = [p for p in folder.iterdir() if NAME.fullmatch(p.name) and p.is_dir() and not p.is_symlink()]
+    found = [
+        p for p in folder.iterdir() if NAME.fullmatch(p.name) and p.is_dir() and not p.is_symlink()
+    ]
     return sorted((path for path in found if any(path.iterdir())), key=step_of)
 
 
@@ -107,7 +132,8 @@ def _finish(unfinished: Path, final: Path, manifest: bytes) -> None:
     (unfinished / MANIFEST).write_bytes(manifest)
     sync(unfinished / MANIFEST)
     sync(unfinished)
-    if os.path.lexists(final):  # nothing of ours: a leftover that is no checkpoint, or one that was found damaged
+    # nothing of ours: a leftover that is no checkpoint, or one that was found damaged
+    if os.path.lexists(final):
         set_aside(final, "replaced")
     unfinished.rename(final)
     sync(final.parent)

@@ -1,4 +1,6 @@
-"""manifest.json: written last, names every other file with size and sha256. Without it there is no checkpoint."""
+"""manifest.json: written last, names every other file with size and sha256. Without it there is no
+checkpoint.
+"""
 
 import hashlib
 import json
@@ -37,22 +39,30 @@ def step_of(path: Path) -> int:
 
 def entry(path: Path) -> dict[str, Any]:
     with path.open("rb") as file:
-        return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+        return {
+            "bytes": path.stat().st_size,
+            "sha256": hashlib.file_digest(file, "sha256").hexdigest(),
+        }
 
 
 def render(step: int, world_size: int, files: Entries, run: str | None = None) -> bytes:
-    """`run`: the id of the run that it belongs to; None: of an earlier version, which wrote none."""
+    """`run`: the id of the run that it belongs to; None: of an earlier version, which
+    wrote none.
+    """
     told = {"format": 1, "step": step, "world_size": world_size, "files": dict(files)}
     if run is not None:
         told["run"] = run
     text = json.dumps(told, indent=1, sort_keys=True)
-    return json.dumps(told | {"sha256": hashlib.sha256(text.encode()).hexdigest()}, indent=1, sort_keys=True).encode()
+    return json.dumps(
+        told | {"sha256": hashlib.sha256(text.encode()).hexdigest()}, indent=1, sort_keys=True
+    ).encode()
 
 
 def verify(folder: Path, contents: bool = True, needed: Collection[str] = ()) -> dict[str, Any]:
     """The manifest of a checkpoint, which names at least the files `needed`.
 
-    Raises Damaged where a file is not as it says; without `contents` only sizes are looked at, which is quick.
+    Raises Damaged where a file is not as it says; without `contents` only sizes are looked at,
+    which is quick.
     """
     try:
         told = _manifest(folder)

@@ -1,6 +1,8 @@
-"""Tensors that are divided among the ranks, in a file for each rank: by rows, in the order of the ranks.
+"""Tensors that are divided among the ranks, in a file for each rank: by rows, in the order of the
+ranks.
 
-Read on any number of ranks, divided or not: a rank maps the files, and touches the rows that it needs.
+Read on any number of ranks, divided or not: a rank maps the files, and touches the rows that it
+needs.
 """
 
 import json
@@ -54,11 +56,15 @@ def whole(stored: Stored) -> Tensor:
 
 
 def own_rows(stored: Stored, wanted: Tensor) -> Tensor:
-    """What this rank holds of `wanted`, a tensor of the same shape, divided among the ranks or not."""
+    """What this rank holds of `wanted`, a tensor of the same shape, divided among the
+    ranks or not.
+    """
     if not is_part(wanted):
         return restored(whole(stored), wanted)
     start, stop = span(wanted)
-    return restored(stored.rows(start, stop) if isinstance(stored, Pieces) else stored[start:stop], wanted)
+    return restored(
+        stored.rows(start, stop) if isinstance(stored, Pieces) else stored[start:stop], wanted
+    )
 
 
 def as_divided(stored: Stored, like: Tensor) -> Tensor:
@@ -80,10 +86,16 @@ def pieces_among(names: Iterable[str], file: str) -> list[str]:
 
 
 def write_pieces(file: Path, tensors: Mapping[str, Tensor], aliases: Mapping[str, str]) -> None:
-    """This rank's rows of tensors that are divided. `aliases`: {further name of a tied one: its name}."""
+    """This rank's rows of tensors that are divided. `aliases`: {further name of a tied one: its
+    name}.
+    """
     first_rows = {name: span(tensor)[0] for name, tensor in tensors.items()}
     parts = {name: known(alone(local(tensor.detach()))) for name, tensor in tensors.items()}
-    save_file(parts, str(file), metadata={FIRST_ROWS: json.dumps(first_rows), ALIASES: json.dumps(dict(aliases))})
+    save_file(
+        parts,
+        str(file),
+        metadata={FIRST_ROWS: json.dumps(first_rows), ALIASES: json.dumps(dict(aliases))},
+    )
 
 
 def read_pieces(files: Iterable[Path]) -> dict[str, Pieces]:
@@ -98,18 +110,28 @@ def read_pieces(files: Iterable[Path]) -> dict[str, Pieces]:
 
 @torch.no_grad()
 def read_rows(module: nn.Module, stored: Mapping[str, Stored]) -> None:
-    """What this rank holds of the module's tensors. Raises RuntimeError, and changes nothing, where names or shapes
-    differ."""
+    """What this rank holds of the module's tensors. Raises RuntimeError, and changes nothing, where
+    names or shapes differ.
+    """
     found: list[tuple[Stored, Tensor]] = []
     wrong, known_names = [], set()
     for names, tensor in by_names(module):
         known_names.update(names)
         there = next((stored[name] for name in names if name in stored), None)
-        shape = torch.view_as_real(local(tensor)).shape[1:] if tensor.dtype == torch.complex128 else tensor.shape[1:]
+        shape = (
+            torch.view_as_real(local(tensor)).shape[1:]
+            if tensor.dtype == torch.complex128
+            else tensor.shape[1:]
+        )
         if there is None:
             wrong.append(f"{names[0]} is not there")
-        elif tuple(there.shape[1:]) != tuple(shape) or (tensor.dim() and there.shape[0] != tensor.shape[0]):
-            wrong.append(f"size mismatch for {names[0]}: {tuple(there.shape)} there, {tuple(tensor.shape)} here")
+        elif tuple(there.shape[1:]) != tuple(shape) or (
+            tensor.dim() and there.shape[0] != tensor.shape[0]
+        ):
+            wrong.append(
+                f"size mismatch for {names[0]}: {tuple(there.shape)} there, {tuple(tensor.shape)} "
+                "here"
+            )
         else:
             found.append((there, tensor))
     wrong += [f"{name} is there only" for name in stored if name not in known_names]
@@ -142,7 +164,8 @@ def _types(file: Path) -> dict[str, str]:
 
 
 def join(folder: Path, file: str, joined: Path) -> None:
-    """What write_model put into `folder`, as one file of safetensors (its format: github.com/huggingface/safetensors).
+    """What write_model put into `folder`, as one file of safetensors (its format:
+    github.com/huggingface/safetensors).
 
     Written tensor by tensor, where its own save_file would have all of them in memory.
     """
@@ -151,13 +174,19 @@ def join(folder: Path, file: str, joined: Path) -> None:
     types = _types(folder / file) | _types(files[0])
     aliases = json.loads(_metadata(files[0])[ALIASES])
     # Tied weights: as safetensors' save_model writes them.
-    header: dict[str, object] = {"__metadata__": {"format": "pt", **_metadata(folder / file), **aliases}}
+    header: dict[str, object] = {
+        "__metadata__": {"format": "pt", **_metadata(folder / file), **aliases}
+    }
     end = 0
     for name, stored in tensors.items():
         start = end
         kind = stored.parts[0][1] if isinstance(stored, Pieces) else stored
         end += math.prod(stored.shape) * kind.element_size()
-        header[name] = {"dtype": types[name], "shape": list(stored.shape), "data_offsets": [start, end]}
+        header[name] = {
+            "dtype": types[name],
+            "shape": list(stored.shape),
+            "data_offsets": [start, end],
+        }
     told = json.dumps(header).encode()
     told += b" " * (-len(told) % 8)  # tensors begin at a multiple of 8
     with joined.open("wb") as out:

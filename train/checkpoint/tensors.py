@@ -7,7 +7,9 @@ from torch import Tensor
 
 
 def known(tensor: Tensor) -> Tensor:
-    """The tensor as a file can hold it. safetensors 0.8 has no complex128: those as pairs, one dimension longer."""
+    """The tensor as a file can hold it. safetensors 0.8 has no complex128: those as pairs, one
+    dimension longer.
+    """
     plain = tensor.detach()
     if plain.dtype == torch.complex128:
         plain = torch.view_as_real(plain.resolve_conj())

@@ -1,4 +1,6 @@
-"""How far the curves of runs with the same seed are apart, where they have rows at the same samples seen. Pure."""
+"""How far the curves of runs with the same seed are apart, where they have rows at the same samples
+seen. Pure.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,12 +20,15 @@ class Agreement:
 
     metric: str
     largest: float
-    """Largest absolute difference between two runs with the same seed; infinite where only one of them is finite."""
+    """Largest absolute difference between two runs with the same seed; infinite where only one of
+    them is finite.
+    """
     height: float
     """The largest value on the curves."""
     at_samples: int
     rows: int
-    """Places that were compared: samples seen, seed by seed, at which two runs or more have a row."""
+    """Places that were compared: samples seen, seed by seed, at which two runs or more have a row.
+    """
     seeds: tuple[Any, ...]
 
     def __str__(self) -> str:
@@ -61,10 +66,11 @@ def by_seed(runs: Sequence[Run]) -> dict[Any, list[Run]]:
 
 
 def shared_places(curves: Sequence[Curve]) -> tuple[Places, Numbers, float]:
-    """Where two curves or more have a value: the samples seen, in order, how far the values are apart there, and the
-    largest that is finite.
+    """Where two curves or more have a value: the samples seen, in order, how far the values are
+    apart there, and the largest that is finite.
 
-    Values that are all not finite count as the same; one that is, beside one that is not, is infinitely far.
+    Values that are all not finite count as the same; one that is, beside one that is not, is
+    infinitely far.
     """
     samples = np.concatenate([curve.samples for curve in curves])
     values = np.concatenate([curve.heights for curve in curves])
@@ -89,7 +95,9 @@ def without_partner(runs: Sequence[Run], metric: str) -> list[Run]:
     for same in by_seed(runs).values():
         for run in same:
             own = run.curve(metric)
-            if not any(len(common([own, other.curve(metric)])) for other in same if other is not run):
+            if not any(
+                len(common([own, other.curve(metric)])) for other in same if other is not run
+            ):
                 alone.append(run)
     return alone
 
@@ -103,7 +111,8 @@ def unequal(runs: Sequence[Run], metrics: Sequence[str], tolerance: float) -> li
             reasons.append(f"{found}, at {found.at_samples:,} samples")
     train_loss = metrics[0]
     reasons += [
-        f"{run.name} (seed {run.seed}) has no partner: no other run with this seed has {train_loss} at the same samples"
+        f"{run.name} (seed {run.seed}) has no partner: no other run with this seed has "
+        f"{train_loss} at the same samples"
         for run in without_partner(runs, train_loss)
     ]
     return reasons

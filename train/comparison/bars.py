@@ -50,7 +50,9 @@ def costs(comparison: Comparison) -> tuple[Figure, str] | None:
     rows = len(comparison.groups)
     labels = [wrapped(group.label) for group in comparison.groups]
     heights = [
-        0.9 + 0.3 * sum(label.count("\n") + 1 for label in labels) + (0.8 if p is not _draw_process else 0.0)
+        0.9
+        + 0.3 * sum(label.count("\n") + 1 for label in labels)
+        + (0.8 if p is not _draw_process else 0.0)
         for p in panels
     ]
     figure = Figure(figsize=(WIDTH_INCHES, sum(heights)), layout="constrained")
@@ -63,13 +65,23 @@ def costs(comparison: Comparison) -> tuple[Figure, str] | None:
         axes.set_ylim(rows - 0.5, -0.5)  # the first on top
         handles, names = axes.get_legend_handles_labels()
         if len(names) > 1:
-            bars_first = sorted(zip(handles, names, strict=True), key=lambda entry: isinstance(entry[0], Line2D))
+            bars_first = sorted(
+                zip(handles, names, strict=True), key=lambda entry: isinstance(entry[0], Line2D)
+            )
             axes.legend(*zip(*bars_first, strict=True), **LEGEND)
-    of_steps = " Phases are of the full steps that got a row; the diamond is the mean over all steps, ragged ones too."
-    of_process = " The memory of the process does not begin at zero; lines reach over what it varies by within a run."
-    caption = (
-        f"Means over runs.{of_steps if _draw_time in panels else ''}{of_process if _draw_process in panels else ''}"
+    of_steps = (
+        " Phases are of the full steps that got a row; the diamond is the mean over all steps, "
+        "ragged ones too."
     )
+    of_process = (
+        " The memory of the process does not begin at zero; lines reach over what it varies by "
+        "within a run."
+    )
+    caption = "Means over runs."
+    if _draw_time in panels:
+        caption += of_steps
+    if _draw_process in panels:
+        caption += of_process
     return figure, caption
 
 
@@ -93,12 +105,20 @@ def _draw_memory(axes: Axes, comparison: Comparison) -> None:
 
 def _draw_process(axes: Axes, comparison: Comparison) -> None:
     """Points, which need no zero."""
-    runs = [(cost.peak_gib or 0.0, cost.noise_gib, i) for i, costs in enumerate(comparison.costs) for cost in costs]
+    runs = [
+        (cost.peak_gib or 0.0, cost.noise_gib, i)
+        for i, costs in enumerate(comparison.costs)
+        for cost in costs
+    ]
     unit, scale = size_unit(max(peak for peak, _, _ in runs))
     for peak, noise, index in runs:
-        axes.plot([scale * (peak - noise), scale * peak], [index, index], color="#777777", lw=3, alpha=0.6)
+        axes.plot(
+            [scale * (peak - noise), scale * peak], [index, index], color="#777777", lw=3, alpha=0.6
+        )
         axes.plot([scale * peak], [index], color="black", marker="o", ms=6, mec="white")
-    axes.set_xlim(limits(min(p - n for p, n, _ in runs) * scale, max(p for p, _, _ in runs) * scale))
+    axes.set_xlim(
+        limits(min(p - n for p, n, _ in runs) * scale, max(p for p, _, _ in runs) * scale)
+    )
     axes.ticklabel_format(axis="x", useOffset=False)
     axes.xaxis.set_major_locator(MaxNLocator(6))
     axes.set_xlabel(f"peak of the process, Python and torch included ({unit})")
@@ -117,14 +137,30 @@ def _is_process(comparison: Comparison) -> bool:
 def _stack(axes: Axes, parts: Parts, first_colour: int) -> None:
     left = [0.0] * len(next(iter(parts.values())))
     for index, (name, values) in enumerate(parts.items()):
-        colour, hatch = COLOURS[(first_colour + index) % len(COLOURS)], HATCHES[index % len(HATCHES)]
-        axes.barh(range(len(values)), values, 0.62, left, color=colour, hatch=hatch, ec="white", lw=0.6, label=name)
+        colour, hatch = (
+            COLOURS[(first_colour + index) % len(COLOURS)],
+            HATCHES[index % len(HATCHES)],
+        )
+        axes.barh(
+            range(len(values)),
+            values,
+            0.62,
+            left,
+            color=colour,
+            hatch=hatch,
+            ec="white",
+            lw=0.6,
+            label=name,
+        )
         left = [a + b for a, b in zip(left, values, strict=True)]
 
 
 def _time(comparison: Comparison) -> Parts:
     """Milliseconds of each phase; empty where no run measures them."""
-    parts = {name: [_milliseconds(comparison, i, name) for i in _indices(comparison)] for name in PHASES.values()}
+    parts = {
+        name: [_milliseconds(comparison, i, name) for i in _indices(comparison)]
+        for name in PHASES.values()
+    }
     return {name: values for name, values in parts.items() if any(values)}
 
 
@@ -133,8 +169,9 @@ def _milliseconds(comparison: Comparison, index: int, phase: str) -> float:
 
 
 def _memory(comparison: Comparison) -> Parts:
-    """Of a GPU, what the peak consists of, as far as it was measured, and what the allocator reserves beyond. Of a
-    process, what of it is the model's: the rest is another picture's."""
+    """Of a GPU, what the peak consists of, as far as it was measured, and what the allocator
+    reserves beyond. Of a process, what of it is the model's: the rest is another picture's.
+    """
     if _kind(comparison) is None:
         return {}
     metrics = {
@@ -154,9 +191,16 @@ def _memory(comparison: Comparison) -> Parts:
 
 def _rest_of_peak(comparison: Comparison, known: Parts) -> Parts:
     peaks = [_mean(comparison.cost(i, lambda cost: cost.peak_gib)) for i in _indices(comparison)]
-    reserved = [_mean(comparison.cost(i, _peak(metric_names.PEAK_RESERVED))) for i in _indices(comparison)]
-    rest = [max(0.0, peak - sum(parts)) for peak, *parts in zip(peaks, *known.values(), strict=True)]
-    beyond = [max(0.0, above - peak) if above else 0.0 for above, peak in zip(reserved, peaks, strict=True)]
+    reserved = [
+        _mean(comparison.cost(i, _peak(metric_names.PEAK_RESERVED))) for i in _indices(comparison)
+    ]
+    rest = [
+        max(0.0, peak - sum(parts)) for peak, *parts in zip(peaks, *known.values(), strict=True)
+    ]
+    beyond = [
+        max(0.0, above - peak) if above else 0.0
+        for above, peak in zip(reserved, peaks, strict=True)
+    ]
     return {"all else": rest, "reserved beyond": beyond}
 
 
@@ -169,11 +213,17 @@ def _mark_peaks(axes: Axes, comparison: Comparison, scale: float) -> None:
     for place, (metric, (name, marker)) in enumerate(MARKS.items()):
         peaks = [comparison.cost(i, _peak(metric)) for i in _indices(comparison)]
         _marks(
-            axes, [scale * peak.mean if peak else None for peak in peaks], f"peak of {name}", marker, 0.17 * (place - 1)
+            axes,
+            [scale * peak.mean if peak else None for peak in peaks],
+            f"peak of {name}",
+            marker,
+            0.17 * (place - 1),
         )
 
 
-def _marks(axes: Axes, values: Sequence[float | None], label: str, marker: str, lower: float = 0.0) -> None:
+def _marks(
+    axes: Axes, values: Sequence[float | None], label: str, marker: str, lower: float = 0.0
+) -> None:
     known = [(value, index + lower) for index, value in enumerate(values) if value]
     if known:
         drawn: dict[str, Any] = {

@@ -1,4 +1,6 @@
-"""The rows of a run as columns: eight bytes a number, and one number where it never changes. Pure."""
+"""The rows of a run as columns: eight bytes a number, and one number where it never
+changes. Pure.
+"""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -7,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 Numbers = NDArray[np.float64]
-Row = Mapping[str, float]  # a metric that was not finite is NaN; one that is not there was not measured
+# a metric that was not finite is NaN; one that is not there was not measured
+Row = Mapping[str, float]
 
 
 @dataclass(frozen=True)
@@ -38,7 +41,11 @@ class Rows:
         names = [set(column.at.tolist()) for column in self._columns.values()]
         dense = {name: self.values(name) for name in self._columns}
         for i in range(self.count):
-            yield {name: float(dense[name][i]) for name, at in zip(self._columns, names, strict=True) if i in at}
+            yield {
+                name: float(dense[name][i])
+                for name, at in zip(self._columns, names, strict=True)
+                if i in at
+            }
 
     @property
     def metrics(self) -> list[str]:
@@ -71,7 +78,10 @@ def rows_of(rows: Iterable[Row]) -> Rows:
             at.append(count)
             values.append(value)
         count += 1
-    columns = {name: Column(np.array(at, np.int32), np.array(values, float)) for name, (at, values) in found.items()}
+    columns = {
+        name: Column(np.array(at, np.int32), np.array(values, float))
+        for name, (at, values) in found.items()
+    }
     return Rows(count, columns)
 
 
@@ -82,8 +92,12 @@ def joined(pieces: Sequence[Rows]) -> Rows:
     columns = {}
     for name in names:
         several = [piece.column(name) for piece in pieces]
-        at = [column.at + np.int32(start) for column, start in zip(several, starts[:-1], strict=True)]
-        columns[name] = Column(np.concatenate(at), np.concatenate([column.values for column in several]))
+        at = [
+            column.at + np.int32(start) for column, start in zip(several, starts[:-1], strict=True)
+        ]
+        columns[name] = Column(
+            np.concatenate(at), np.concatenate([column.values for column in several])
+        )
     return Rows(int(starts[-1]), columns)
 
 

@@ -1,4 +1,6 @@
-"""What a run cost, from its rows. Nothing is estimated: what a run did not measure is None or absent. Pure."""
+"""What a run cost, from its rows. Nothing is estimated: what a run did not measure is None or
+absent. Pure.
+"""
 
 import math
 import statistics
@@ -25,28 +27,36 @@ PHASES = {
 ACTIVATIONS = "activations"
 PROCESS = KINDS[metric_names.PEAK_RSS]
 BUSY = 0.05
-"""A run that waited for a processor for more than this share of its time was timed beside something else."""
+"""A run that waited for a processor for more than this share of its time was timed beside something
+else.
+"""
 FEWEST_FOR_P95 = 20
 """Rows; with fewer, the 95th percentile would be the maximum."""
 
 
 @dataclass(frozen=True)
 class Cost:
-    """The first of several rows is left out of the times of a step: it holds the start-up of kernels and caches."""
+    """The first of several rows is left out of the times of a step: it holds the start-up of
+    kernels and caches.
+    """
 
     memory_kind: str | None
     peak_gib: float | None
-    noise_gib: float  # of the peak, as far as full steps show it: of a process from row to row, of an allocator none
-    activations_gib: float | None  # what a CPU run saves for the backward pass; a GPU's peak holds them
+    # of the peak, as far as full steps show it: of a process from row to row, of an allocator none
+    noise_gib: float
+    # what a CPU run saves for the backward pass; a GPU's peak holds them
+    activations_gib: float | None
     peaks_gib: dict[str, float]  # every memory/*_gib of the run: its largest value
     samples_per_second: float | None
     step_seconds: float | None  # mean over rows
     step_p50_seconds: float | None
     step_p95_seconds: float | None
-    phase_seconds: dict[str, float]  # of a full step, by name; the sync taken out of forward + backward
+    # of a full step, by name; the sync taken out of forward + backward
+    phase_seconds: dict[str, float]
     hours: float | None  # of training, up to the last row
     mfu: float | None  # mean over rows: a share of the devices' peak
-    step_error: float  # two standard errors of the mean of step_seconds, as a share of it; 0 where there are few rows
+    # two standard errors of the mean of step_seconds, as a share of it; 0 where there are few rows
+    step_error: float
     cpu_wait: float | None  # mean over rows: the share of the time in which a rank had no processor
 
     @property
@@ -57,7 +67,11 @@ class Cost:
     def shares(self) -> dict[str, float]:
         """Of the phases in their sum."""
         total = sum(self.phase_seconds.values())
-        return {name: seconds / total for name, seconds in self.phase_seconds.items()} if total > 0 else {}
+        return (
+            {name: seconds / total for name, seconds in self.phase_seconds.items()}
+            if total > 0
+            else {}
+        )
 
 
 @dataclass(frozen=True)
@@ -72,7 +86,9 @@ class Memory:
 
 
 def memory_of(costs: Iterable[Cost]) -> Memory | None:
-    """Activations where all runs counted them on a CPU, else the peak; None where not all have the same kind."""
+    """Activations where all runs counted them on a CPU, else the peak; None where not all have the
+    same kind.
+    """
     known = list(costs)
     kinds = {cost.memory_kind for cost in known}
     if kinds == {PROCESS} and all(cost.activations_gib for cost in known):
@@ -87,7 +103,9 @@ def cost_of(run: Run) -> Cost:
     rows = run.train_rows
     later = rows[1:] if len(rows) > 1 else rows
     full = later[run.are_full[later]]
-    sizes = [metric for metric in run.metrics if metric.startswith("memory/") and metric.endswith("_gib")]
+    sizes = [
+        metric for metric in run.metrics if metric.startswith("memory/") and metric.endswith("_gib")
+    ]
     peaks = {metric: max(values) for metric in sizes if (values := _of(run, rows, metric))}
     kind = next((metric for metric in KINDS if metric in peaks), None)
     steps = _of(run, later, metric_names.STEP_SECONDS)
@@ -147,7 +165,11 @@ def _error(values: Sequence[float]) -> float:
 
 
 def _p95(values: Sequence[float]) -> float | None:
-    return statistics.quantiles(values, n=20, method="inclusive")[-1] if len(values) >= FEWEST_FOR_P95 else None
+    return (
+        statistics.quantiles(values, n=20, method="inclusive")[-1]
+        if len(values) >= FEWEST_FOR_P95
+        else None
+    )
 
 
 def _of(run: Run, rows: Places, metric: str) -> list[float]:

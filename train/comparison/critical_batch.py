@@ -1,22 +1,24 @@
 """Is accumulation worth it? The arithmetic of the gradient noise scale; pure.
 
-Model (McCandlish et al. 2018, arXiv:1812.06162): the gradient of n samples is the true one, G, plus noise of variance
-trace(S) / n. The noise scale trace(S) / |G|^2, in samples, is the batch beyond which more samples hardly save steps.
-Estimated by an analysis of variance over the K micro-batches j of a step, of all ranks: n_j of its N samples each,
-w_j = n_j / N, and h_j what each added to the gradient g of the step:
+Model (McCandlish et al. 2018, arXiv:1812.06162): the gradient of n samples is the true one, G, plus
+noise of variance trace(S) / n. The noise scale trace(S) / |G|^2, in samples, is the batch beyond
+which more samples hardly save steps. Estimated by an analysis of variance over the K micro-batches
+j of a step, of all ranks: n_j of its N samples each, w_j = n_j / N, and h_j what each added to the
+gradient g of the step:
 
     trace(S) = N / (K - 1) * (sum of |h_j|^2 / w_j - |g|^2)        |G|^2 = |g|^2 - trace(S) / N
 
-Both are without bias, for micro-batches of any sizes, and either may be negative in one step: they are averaged over
-steps, apart, before they are divided. The unit is samples, also where a loss is divided by something else, such as
-tokens: the noise scale is then too large, by about the squared coefficient of variation of the weights (below 1 sample,
-as a rule).
+Both are without bias, for micro-batches of any sizes, and either may be negative in one step: they
+are averaged over steps, apart, before they are divided. The unit is samples, also where a loss is
+divided by something else, such as tokens: the noise scale is then too large, by about the squared
+coefficient of variation of the weights (below 1 sample, as a rule).
 """
 
 import math
 from dataclasses import dataclass
 
-SMOOTHING = 0.998  # of the averages: they reach back about 1,000 measurements, or to the start of a shorter run
+# of the averages: they reach back about 1,000 measurements, or to the start of a shorter run
+SMOOTHING = 0.998
 FEWEST = 10  # measurements before anything is said
 
 
@@ -27,20 +29,24 @@ class Estimate:
 
 
 class Averages:
-    """Numerator and denominator of the noise scale, each an exponential moving average without the bias of its start.
+    """Numerator and denominator of the noise scale, each an exponential moving average without the
+    bias of its start.
 
-    Its weights a_i sum up to 1, so the variance of an average is q times that of one measurement, q = sum of a_i^2.
+    Its weights a_i sum up to 1, so the variance of an average is q times that of one measurement, q
+    = sum of a_i^2.
     """
 
     def __init__(self, smoothing: float = SMOOTHING) -> None:
         self._smoothing = smoothing
         self.count = 0
-        # Of s = trace(S) and g = |G|^2: s, g, s*s, s*g, g*g; with weights that still sum up to less than 1.
+        # Of s = trace(S) and g = |G|^2: s, g, s*s, s*g, g*g; with weights that still sum up to less
+        # than 1.
         self._moments: tuple[float, ...] = (0.0,) * 5
         self._squares = 0.0  # the sum of the squares of those weights
 
     def add(self, parts: float, whole: float, count: int, samples: float) -> None:
-        """A step of `count` micro-batches and `samples` samples over all ranks: sum of |h_j|^2 / w_j, and |g|^2.
+        """A step of `count` micro-batches and `samples` samples over all ranks: sum of |h_j|^2 /
+        w_j, and |g|^2.
 
         One that is not finite counts for nothing, and so does one of a single micro-batch.
         """
@@ -51,12 +57,15 @@ class Averages:
         old, new = self._smoothing, 1 - self._smoothing
         self.count += 1
         self._moments = tuple(
-            old * m + new * x for m, x in zip(self._moments, (s, g, s * s, s * g, g * g), strict=True)
+            old * m + new * x
+            for m, x in zip(self._moments, (s, g, s * s, s * g, g * g), strict=True)
         )
         self._squares = old**2 * self._squares + new**2
 
     def noise_scale(self) -> Estimate | None:
-        """In samples. None while |G|^2 is not known to two standard errors: a ratio to noise is a wild number."""
+        """In samples. None while |G|^2 is not known to two standard errors: a ratio to noise is a
+        wild number.
+        """
         if self.count < FEWEST:
             return None
         total = 1 - self._smoothing**self.count
@@ -72,10 +81,12 @@ class Averages:
 
 @dataclass(frozen=True)
 class Worth:
-    """Is accumulation worth it? From the noise scale, taken for the critical batch, and what was measured of time.
+    """Is accumulation worth it? From the noise scale, taken for the critical batch, and what was
+    measured of time.
 
-    A step of k micro-steps takes k * micro_seconds + update_seconds, and the steps to a loss go with
-    1 + noise scale / (k * samples), if the rate is tuned to each batch: their product is least at k = best.
+    A step of k micro-steps takes k * micro_seconds + update_seconds, and the steps to a loss go
+    with 1 + noise scale / (k * samples), if the rate is tuned to each batch: their product is least
+    at k = best.
     """
 
     noise: Estimate
@@ -86,7 +97,9 @@ class Worth:
 
     @property
     def best(self) -> float:
-        """The break-even number of micro-steps: more of them take longer to the same loss than they save."""
+        """The break-even number of micro-steps: more of them take longer to the same loss than they
+        save.
+        """
         return math.sqrt(self.noise.value / self.samples * self.update_seconds / self.micro_seconds)
 
     @property
@@ -100,16 +113,21 @@ class Worth:
         return steps * (k * self.micro_seconds + self.update_seconds)
 
     def longer(self, k: float) -> float:
-        """How much more time `k` micro-steps per step take than the best whole number of them, as a ratio less 1."""
+        """How much more time `k` micro-steps per step take than the best whole number of them, as a
+        ratio less 1.
+        """
         return self.time(k) / self.time(whole(self.best)) - 1
 
     def sentence(self, k: int) -> str:
         """What that means for a run that took `k` micro-steps per step."""
-        told = advice(self.best, *around(self.best, self.error), self.longer(k), f"the {k} of this run", k)
+        told = advice(
+            self.best, *around(self.best, self.error), self.longer(k), f"the {k} of this run", k
+        )
         return (
-            f"accumulation: {told} (estimated from a noise scale of {self.noise.value:,.3g} samples "
-            f"+- {2 * self.noise.error:.0%}, {_time(self.micro_seconds)} per micro-step of {self.samples:.3g} samples, "
-            f"{_time(self.update_seconds)} per synchronisation and optimizer)"
+            f"accumulation: {told} (estimated from a noise scale of {self.noise.value:,.3g} "
+            f"samples +- {2 * self.noise.error:.0%}, {_time(self.micro_seconds)} per micro-step of "
+            f"{self.samples:.3g} samples, {_time(self.update_seconds)} per synchronisation and "
+            "optimizer)"
         )
 
 
@@ -123,7 +141,8 @@ def whole(micro_steps: float) -> int:
 
 
 def advice(best: float, least: float, most: float, longer: float, those: str, k: int) -> str:
-    """`about 2 micro-steps (2 to 3) would be fastest to the same loss; THOSE take 15% longer`, THOSE being `k`.
+    """`about 2 micro-steps (2 to 3) would be fastest to the same loss; THOSE take 15% longer`,
+    THOSE being `k`.
 
     Where the estimate's own range holds `k`, nobody knows whether more or fewer would be faster.
     """

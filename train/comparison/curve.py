@@ -12,7 +12,9 @@ Places = NDArray[np.int64]
 
 
 class Curve(Mapping[int, float]):
-    """{samples seen: value}, in the order of the rows; where a restart wrote a row again, the last one counts."""
+    """{samples seen: value}, in the order of the rows; where a restart wrote a row again, the last
+    one counts.
+    """
 
     def __init__(self, samples: Places, values: Numbers) -> None:
         if (np.diff(samples) <= 0).any():
@@ -39,7 +41,9 @@ class Curve(Mapping[int, float]):
 
     @cached_property
     def _order(self) -> NDArray[np.intp]:
-        """Ascending. A picture asks a curve for each of its places: none may look at all of them."""
+        """Ascending. A picture asks a curve for each of its places: none may look at
+        all of them.
+        """
         return np.argsort(self.samples, kind="stable")
 
 
@@ -47,4 +51,6 @@ def common(curves: Sequence[Curve]) -> Places:
     """Samples seen at which all of them have a value; in order."""
     if not curves:
         return np.empty(0, np.int64)
-    return reduce(np.intersect1d, [curve.samples for curve in curves[1:]], np.sort(curves[0].samples))
+    return reduce(
+        np.intersect1d, [curve.samples for curve in curves[1:]], np.sort(curves[0].samples)
+    )

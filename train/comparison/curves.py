@@ -33,15 +33,25 @@ def loss(comparison: Comparison, x: str) -> tuple[Figure, str] | None:
     has_strip = any(pairs)
     figure = Figure(figsize=(WIDTH_INCHES, 5.8 if has_strip else 4.4), layout="constrained")
     heights = [2.6, 1] if has_strip else [1]
-    above, *below = figure.subplots(len(heights), 1, sharex=True, squeeze=False, height_ratios=heights)[:, 0]
+    above, *below = figure.subplots(
+        len(heights), 1, sharex=True, squeeze=False, height_ratios=heights
+    )[:, 0]
     scale, label = _x_axis(groups, x)
     looks = [look(index, len(groups), comparison.same_mathematics) for index in range(len(groups))]
     for group, style in zip(groups, looks, strict=True):
-        _line(above, group, {s: v.values for s, v in group.over_seeds(metric_names.LOSS).items()}, style, x, scale)
+        _line(
+            above,
+            group,
+            {s: v.values for s, v in group.over_seeds(metric_names.LOSS).items()},
+            style,
+            x,
+            scale,
+        )
     _log_if_wide(above)
     above.set_ylabel("training loss")
     caption = (
-        "Training loss of the step that got a row: the mean over seeds; bands reach from the least to the largest."
+        "Training loss of the step that got a row: the mean over seeds; bands reach from the "
+        "least to the largest."
     )
     if has_strip:
         is_log = above.get_yscale() == "log"
@@ -58,7 +68,9 @@ def loss(comparison: Comparison, x: str) -> tuple[Figure, str] | None:
 
 
 def evaluation(comparison: Comparison) -> tuple[Figure, str] | None:
-    """The evaluation loss against training time, each run thin, their mean thick, and the target."""
+    """The evaluation loss against training time, each run thin, their mean thick, and
+    the target.
+    """
     groups, metric = comparison.groups, metric_names.EVAL_LOSS
     timed = [[_timed(run.at("hours"), run.curve(metric)) for run in group.runs] for group in groups]
     if not any(points for of_group in timed for points in of_group):
@@ -70,7 +82,13 @@ def evaluation(comparison: Comparison) -> tuple[Figure, str] | None:
     looks = [look(index, len(groups)) for index in range(len(groups))]
     for group, of_group, style in zip(groups, timed, looks, strict=True):
         for points in of_group if len(of_group) > 1 else ():
-            axes.plot([h * scale for h, _ in points], [v for _, v in points], color=style.colour, lw=0.8, alpha=0.45)
+            axes.plot(
+                [h * scale for h, _ in points],
+                [v for _, v in points],
+                color=style.colour,
+                lw=0.8,
+                alpha=0.45,
+            )
         mean = {samples: value.mean for samples, value in group.over_seeds(metric).items()}
         points = _timed(group.x["hours"], mean)
         axes.plot(
@@ -92,7 +110,10 @@ def evaluation(comparison: Comparison) -> tuple[Figure, str] | None:
     axes.set_ylabel("evaluation loss")
     axes.set_xlim(left=0)
     legend_above(figure, handles, labels)
-    return figure, "Evaluation loss: thin lines are runs, thick ones their mean at the same samples seen."
+    return (
+        figure,
+        "Evaluation loss: thin lines are runs, thick ones their mean at the same samples seen.",
+    )
 
 
 def _timed(timed: Mapping[int, float], curve: Mapping[int, float]) -> list[tuple[float, float]]:
@@ -103,7 +124,9 @@ def _timed(timed: Mapping[int, float], curve: Mapping[int, float]) -> list[tuple
 def _x_axis(groups: Sequence[Group], x: str) -> tuple[float, str]:
     if x != "hours":
         return 1.0, {"samples": "samples seen", "steps": "optimizer steps"}[x]
-    unit, scale = time_unit(max((max(group.x[x].values(), default=0.0) for group in groups), default=0.0))
+    unit, scale = time_unit(
+        max((max(group.x[x].values(), default=0.0) for group in groups), default=0.0)
+    )
     return scale, f"training time ({unit})"
 
 
@@ -121,11 +144,16 @@ def _line(axes: Axes, group: Group, points: Points, style: Look, x: str, scale: 
 
 
 def _both(first: Group, group: Group) -> Pairs:
-    """{samples seen: (first's loss, the group's) of each shared seed}, where all seeds have both."""
+    """{samples seen: (first's loss, the group's) of each shared seed}, where all seeds
+    have both.
+    """
     several = []
     ours, theirs = by_seed(group.runs), by_seed(first.runs)
     for seed in ours.keys() & theirs.keys():
-        other, own = theirs[seed][0].curve(metric_names.LOSS), ours[seed][0].curve(metric_names.LOSS)
+        other, own = (
+            theirs[seed][0].curve(metric_names.LOSS),
+            ours[seed][0].curve(metric_names.LOSS),
+        )
         places = common([other, own])
         both = zip(other.at(places).tolist(), own.at(places).tolist(), strict=True)
         several.append(dict(zip(places.tolist(), both, strict=True)))
@@ -142,8 +170,12 @@ def _comparisons(
     scale: float,
     is_log_above: bool,
 ) -> str:
-    """How far curves that may differ are apart, as one sees it above: on a log scale, a ratio. Returns the caption."""
-    everything = [value for points in pairs for values in points.values() for both in values for value in both]
+    """How far curves that may differ are apart, as one sees it above: on a log scale, a ratio.
+    Returns the caption.
+    """
+    everything = [
+        value for points in pairs for values in points.values() for both in values for value in both
+    ]
     ratio, shown = is_log_above and min(everything) > 0, []
     for group, points, style in zip(groups[1:], pairs, looks[1:], strict=True):
         told = {
@@ -163,10 +195,20 @@ def _comparisons(
 
 
 def _distances(
-    axes: Axes, groups: Sequence[Group], pairs: Sequence[Pairs], looks: Sequence[Look], x: str, scale: float
+    axes: Axes,
+    groups: Sequence[Group],
+    pairs: Sequence[Pairs],
+    looks: Sequence[Look],
+    x: str,
+    scale: float,
 ) -> str:
-    """How far curves that should be the same are apart, on a log scale. Returns what the caption says of it."""
-    largest = [{s: max(abs(own - other) for other, own in values) for s, values in points.items()} for points in pairs]
+    """How far curves that should be the same are apart, on a log scale. Returns what the caption
+    says of it.
+    """
+    largest = [
+        {s: max(abs(own - other) for other, own in values) for s, values in points.items()}
+        for points in pairs
+    ]
     positive = [distance for points in largest for distance in points.values() if distance > 0]
     zeros = sum(value == 0 for points in largest for value in points.values())
     floor = min(positive, default=0.0) / 3
@@ -176,16 +218,29 @@ def _distances(
         axes.set_ylim(-1, 1)
         axes.set_yticks([0])
     for group, points, style in zip(groups[1:], largest, looks[1:], strict=True):
-        _line(axes, group, {samples: [max(value, floor)] for samples, value in points.items()}, style, x, scale)
+        _line(
+            axes,
+            group,
+            {samples: [max(value, floor)] for samples, value in points.items()},
+            style,
+            x,
+            scale,
+        )
     axes.set_ylabel("|difference|\nto the first")
     at_zero = f" {zeros} points are 0 and drawn at the lower edge." if zeros and positive else ""
-    return f" Below: the largest distance over seeds from {groups[0].label}, at the same samples seen.{at_zero}"
+    return (
+        f" Below: the largest distance over seeds from {groups[0].label}, at the same samples "
+        f"seen.{at_zero}"
+    )
 
 
 def _log_if_wide(axes: Axes) -> None:
     """A log scale where values are positive and span more than a factor of ten."""
     values = [
-        value for line in axes.get_lines() for value in map(float, np.asarray(line.get_ydata())) if value == value
+        value
+        for line in axes.get_lines()
+        for value in map(float, np.asarray(line.get_ydata()))
+        if value == value
     ]
     if not values or min(values) <= 0 or max(values) <= 10 * min(values):
         return
@@ -193,7 +248,9 @@ def _log_if_wide(axes: Axes) -> None:
 
 
 def _log(axes: Axes, least: float, most: float, digits: Sequence[int]) -> None:
-    """A log scale of a decade at least; `digits` have a label where powers of ten alone would be one label or two."""
+    """A log scale of a decade at least; `digits` have a label where powers of ten alone would be
+    one label or two.
+    """
     axes.set_yscale("log")
     axes.yaxis.set_minor_formatter(NullFormatter())
     if most < 200 * least:
@@ -207,7 +264,15 @@ def _entries(
     groups: Sequence[Group], looks: Sequence[Look], with_marker: bool = False
 ) -> tuple[list[Line2D], list[str]]:
     handles = [
-        Line2D([], [], color=s.colour, ls=s.dash, lw=min(s.width, 3.5), marker=s.marker if with_marker else None, ms=6)
+        Line2D(
+            [],
+            [],
+            color=s.colour,
+            ls=s.dash,
+            lw=min(s.width, 3.5),
+            marker=s.marker if with_marker else None,
+            ms=6,
+        )
         for s in looks
     ]
     return handles, [f"{wrapped(group.label)}{_of_seeds(group)}" for group in groups]

@@ -17,7 +17,8 @@ def as_data(comparison: Comparison) -> dict[str, Any]:
         "verdict": comparison.verdict,
         "same_mathematics": comparison.same_mathematics,
         "agreements": comparison.agreements,
-        "target": comparison.target and {"metric": comparison.target.metric, "loss": comparison.target.loss},
+        "target": comparison.target
+        and {"metric": comparison.target.metric, "loss": comparison.target.loss},
         "set_ups": [
             {
                 "label": group.label,
@@ -32,7 +33,9 @@ def as_data(comparison: Comparison) -> dict[str, Any]:
             }
             for index, (group, costs, outcome) in enumerate(groups)
         ],
-        "differing_keys": [{"key": key.name, "kind": key.kind, "values": key.values} for key in comparison.keys],
+        "differing_keys": [
+            {"key": key.name, "kind": key.kind, "values": key.values} for key in comparison.keys
+        ],
         "left_out": comparison.left_out,
         "notes": comparison.notes,
     }
@@ -54,9 +57,15 @@ def _run(run: Run) -> dict[str, Any]:
 
 def _plain(value: Any) -> Any:
     if isinstance(value, Spread):
-        return {"mean": _plain(value.mean), "deviation": value.deviation, "values": _plain(value.values)}
+        return {
+            "mean": _plain(value.mean),
+            "deviation": value.deviation,
+            "values": _plain(value.values),
+        }
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+        return {
+            field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)
+        }
     if isinstance(value, dict):
         return {str(key): _plain(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):

@@ -17,7 +17,11 @@ def figure(value: float | None) -> str:
     if value == 0 or 1e-3 <= abs(value) < 1e5:
         rounded = float(f"{value:.4g}")
         if rounded == int(rounded):
-            return f"{int(rounded):,}" if abs(rounded) >= 1000 or value == rounded else f"{value:.{_decimals(value)}f}"
+            return (
+                f"{int(rounded):,}"
+                if abs(rounded) >= 1000 or value == rounded
+                else f"{value:.{_decimals(value)}f}"
+            )
         return f"{value:.{_decimals(value)}f}"
     return f"{value:,.0f}" if 1e5 <= abs(value) < 1e9 else f"{value:.3e}"
 
@@ -33,10 +37,14 @@ def with_spread(value: Spread | None, runs: int) -> str:
 
 
 def estimate(value: Spread | None, between: tuple[float, float] | None, runs: int) -> str:
-    """`2.71 (1.4 to 5.2)`: what runs estimated, and how far they may be wrong, where that was recorded."""
+    """`2.71 (1.4 to 5.2)`: what runs estimated, and how far they may be wrong, where that was
+    recorded.
+    """
     if value is None:
         return UNKNOWN
-    text = figure(value.mean) + (f" ({_rough(between[0])} to {_rough(between[1])})" if between else "")
+    text = figure(value.mean) + (
+        f" ({_rough(between[0])} to {_rough(between[1])})" if between else ""
+    )
     return text if len(value.values) == runs else f"{text} ({len(value.values)} of {runs})"
 
 

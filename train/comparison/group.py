@@ -21,7 +21,8 @@ WATCHING = (
     *("name", "output_dir", "log", "checkpoint", "wandb", "evaluate", "data.eval_split"),
     *("batch.micro", "batch.accumulation_steps", "batch.exact", "runtime.timeout_seconds"),
 )
-"""Execution keys that cost nothing by themselves, and the two that show as what followed from them."""
+"""Execution keys that cost nothing by themselves, and the two that show as what followed from them.
+"""
 EXECUTED = ("loop", "world_size", "accumulation_steps", "micro_batch", "device")
 
 
@@ -107,12 +108,18 @@ class Group:
 
 def common_metrics(groups: Sequence[Group], prefix: str) -> list[str]:
     """Metrics that begin so, of any run; in order of appearance."""
-    return list(dict.fromkeys(m for group in groups for run in group.runs for m in run.metrics if m.startswith(prefix)))
+    return list(
+        dict.fromkeys(
+            m for group in groups for run in group.runs for m in run.metrics if m.startswith(prefix)
+        )
+    )
 
 
 def losses(groups: Sequence[Group]) -> list[str]:
     """Metrics that tell whether two curves are the same."""
-    found = [metric for metric in common_metrics(groups, metric_names.EVAL) if metric.endswith("loss")]
+    found = [
+        metric for metric in common_metrics(groups, metric_names.EVAL) if metric.endswith("loss")
+    ]
     return [metric_names.LOSS, *found]
 
 
@@ -122,10 +129,15 @@ def make_groups(runs: Sequence[Run]) -> list[Group]:
     for run in runs:
         members.setdefault(_set_up(run), []).append(run)
     wanted = [_label(group) for group in members.values()]
-    labels = wanted if len(set(wanted)) == len(wanted) else [group[0].name for group in members.values()]
+    labels = (
+        wanted if len(set(wanted)) == len(wanted) else [group[0].name for group in members.values()]
+    )
     if len(set(labels)) < len(labels):
         labels = [group[0].where for group in members.values()]
-    return [Group(label, tuple(group)) for label, group in zip(_apart(labels), members.values(), strict=True)]
+    return [
+        Group(label, tuple(group))
+        for label, group in zip(_apart(labels), members.values(), strict=True)
+    ]
 
 
 def shared_seeds(groups: Sequence[Group]) -> set[Any]:
@@ -142,10 +154,14 @@ def with_seeds(groups: Sequence[Group], seeds: Collection[Any]) -> list[Group]:
 
 
 def _apart(labels: Sequence[str]) -> list[str]:
-    """Without the words that all begin or end with: micro16, micro8 of digits-micro16, digits-micro8."""
+    """Without the words that all begin or end with: micro16, micro8 of digits-micro16,
+    digits-micro8.
+    """
     words = [label.split("-") for label in labels]
     for end in (0, -1):
-        while all(len(each) > 1 for each in words) and len({each[end] for each in words}) == 1 < len(words):
+        while all(len(each) > 1 for each in words) and len(
+            {each[end] for each in words}
+        ) == 1 < len(words):
             for each in words:
                 each.pop(end)
     return ["-".join(each) for each in words]
@@ -162,9 +178,14 @@ def is_watching(key: str) -> bool:
 
 
 def _label(runs: Sequence[Run]) -> str:
-    """What the names of its runs begin with in common, the seed left out: digits-micro16 of digits-micro16-seed1."""
+    """What the names of its runs begin with in common, the seed left out: digits-micro16 of
+    digits-micro16-seed1.
+    """
     if len(runs) == 1:
         return runs[0].name
     characters = zip(*(run.name for run in runs), strict=False)  # the shortest name ends it
-    shared = "".join(same.pop() for same in itertools.takewhile(lambda seen: len(seen) == 1, map(set, characters)))
+    shared = "".join(
+        same.pop()
+        for same in itertools.takewhile(lambda seen: len(seen) == 1, map(set, characters))
+    )
     return re.sub(r"([-_. ]+(seed)?|seed)\d*$", "", shared) or runs[0].name

@@ -17,13 +17,18 @@ from train.comparison.verdict import details, headline
 NOT_SHARED = "means are over the seeds that all set-ups have, and some have no run of seed"
 
 
-def compare(runs: Sequence[Run], left_out: Sequence[LeftOut] = (), target: float | None = None) -> Comparison:
+def compare(
+    runs: Sequence[Run], left_out: Sequence[LeftOut] = (), target: float | None = None
+) -> Comparison:
     """`target`: an evaluation loss; unset, the lowest that every run reached."""
     groups = relabelled(make_groups(runs))
     seeds = shared_seeds(groups)
     if seeds:
         unshared = [run for run in runs if run.seed not in seeds]
-        left_out = [*left_out, *(LeftOut(run.where, f"{NOT_SHARED} {run.seed}") for run in unshared)]
+        left_out = [
+            *left_out,
+            *(LeftOut(run.where, f"{NOT_SHARED} {run.seed}") for run in unshared),
+        ]
         groups = with_seeds(groups, seeds)
     metrics = losses(groups)
     found = (agreement(runs, metric, same_recipe=True) for metric in metrics)

@@ -12,7 +12,17 @@ from train.config import flatten, under
 MATHEMATICS, EXECUTION = "mathematics", "execution"
 NOT_TOLD = ("name", "output_dir", "wandb", "batch.micro", "batch.accumulation_steps")
 """Keys that name a run, or that show as what followed from them."""
-SURROUNDINGS = ("git.commit", "git.dirty", "python", "packages", "platform", "host", "devices", "cuda", "nccl")
+SURROUNDINGS = (
+    "git.commit",
+    "git.dirty",
+    "python",
+    "packages",
+    "platform",
+    "host",
+    "devices",
+    "cuda",
+    "nccl",
+)
 """What is told of the environment."""
 ABSENT = "-"
 LONGEST_NAME = 24
@@ -33,27 +43,37 @@ def differing(groups: Sequence[Group]) -> list[Key]:
         told = [[tell(run) for run in group.runs] for group in groups]
         for name in dict.fromkeys(key for runs in told for run in runs for key in run):
             values = tuple(_shown(run.get(name) for run in runs) for runs in told)
-            if len(set(values)) > 1 and not (name == "code" and ABSENT in values):  # W&B does not know it
+            # W&B does not know it
+            if len(set(values)) > 1 and not (name == "code" and ABSENT in values):
                 found.append(Key(name, kind, values))
     return found
 
 
 def relabelled(groups: Sequence[Group]) -> list[Group]:
-    """Set-ups whose names are long are called by the first keys that tell them apart: `effective 25`."""
+    """Set-ups whose names are long are called by the first keys that tell them apart: `effective
+    25`.
+    """
     if max(len(group.label) for group in groups) <= LONGEST_NAME:
         return list(groups)
     telling = [key for key in differing(groups) if key.name not in ("seed", "code")]
     for count in range(1, len(telling) + 1):
-        labels = [", ".join(f"{_last(key)} {key.values[i]}" for key in telling[:count]) for i in range(len(groups))]
+        labels = [
+            ", ".join(f"{_last(key)} {key.values[i]}" for key in telling[:count])
+            for i in range(len(groups))
+        ]
         if len(set(labels)) == len(labels) and max(map(len, labels)) <= 2 * LONGEST_NAME:
             return [Group(label, group.runs) for label, group in zip(labels, groups, strict=True)]
     return list(groups)
 
 
 def machines(runs: Sequence[Run]) -> list[str]:
-    """Hosts and devices, each once, where more than one is known of either; what is not known makes no difference."""
+    """Hosts and devices, each once, where more than one is known of either; what is not known makes
+    no difference.
+    """
     told = [(run.environment.get("host"), run.derived.get("device")) for run in runs]
-    if all(len({part for part in parts if part is not None}) < 2 for parts in zip(*told, strict=True)):
+    if all(
+        len({part for part in parts if part is not None}) < 2 for parts in zip(*told, strict=True)
+    ):
         return []
     places = (", ".join(str(part) for part in place if part is not None) for place in told)
     return list(dict.fromkeys(filter(None, places)))
@@ -70,7 +90,9 @@ def _mathematics(run: Run) -> Mapping[str, Any]:
 
 def _execution(run: Run) -> dict[str, Any]:
     executed = {key: run.derived[key] for key in EXECUTED if key in run.derived}
-    return executed | _without(run.execution, NOT_TOLD) | _only(flatten(run.environment), SURROUNDINGS)
+    return (
+        executed | _without(run.execution, NOT_TOLD) | _only(flatten(run.environment), SURROUNDINGS)
+    )
 
 
 def _without(flat: Mapping[str, Any], left_out: Sequence[str]) -> dict[str, Any]:

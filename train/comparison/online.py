@@ -15,7 +15,9 @@ REASON = metric_names.ENDED + "reason"
 
 
 def read_wandb(path: str) -> "Run | str":
-    """The run at entity/project/run, or why it cannot be had. Asks no question: who is not logged in is told so."""
+    """The run at entity/project/run, or why it cannot be had. Asks no question: who is not logged
+    in is told so.
+    """
     os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # its own stack traces, to its makers
     import wandb  # here: it takes a second, which a comparison of folders need not pay
 
@@ -25,19 +27,29 @@ def read_wandb(path: str) -> "Run | str":
         config, name = dict(run.config), str(run.name)
         ended = str(dict(run.summary).get(REASON, run.state)) if run.state in ENDS else None
         rows = rows_of(filter(None, map(clean_row, run.scan_history())))
-    except Exception as error:  # whatever wandb raises, a network included, is a reason and no crash
+    # whatever wandb raises, a network included, is a reason and no crash
+    except Exception as error:
         lines = str(error).strip().splitlines() or [""]
         return f"there is no folder of that name, and W&B says: {type(error).__name__}: {lines[0]}"
     return from_wandb(path, name, ended, config, rows)
 
 
-def from_wandb(path: str, name: str, ended: str | None, config: Mapping[str, Any], rows: Rows) -> "Run | str":
+def from_wandb(
+    path: str, name: str, ended: str | None, config: Mapping[str, Any], rows: Rows
+) -> "Run | str":
     derived, environment = config.get("derived"), config.get("environment")
     if not isinstance(derived, Mapping) or not {"curve_hash", "recipe_hash"} <= set(derived):
-        return "its config in W&B holds no `derived` block with hashes: no run of Isobatch, or an old one"
+        return (
+            "its config in W&B holds no `derived` block with hashes: no run of Isobatch, or an "
+            "old one"
+        )
     if not len(rows):
         return "it has no row in W&B"
-    own = {key: value for key, value in config.items() if key not in ("derived", "environment", "_wandb")}
+    own = {
+        key: value
+        for key, value in config.items()
+        if key not in ("derived", "environment", "_wandb")
+    }
     mathematics, execution = split_config(own)
     return Run(
         where=path,
@@ -48,7 +60,10 @@ def from_wandb(path: str, name: str, ended: str | None, config: Mapping[str, Any
         environment=environment if isinstance(environment, Mapping) else {},
         ended=ended,
         rows=rows,
-        remarks=("from W&B, which does not know the hash over its sources alone; the recipe's hash covers them",),
+        remarks=(
+            "from W&B, which does not know the hash over its sources alone; the recipe's hash "
+            "covers them",
+        ),
     )
 
 

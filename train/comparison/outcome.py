@@ -13,16 +13,21 @@ from train.comparison.run import Run
 
 @dataclass(frozen=True)
 class Outcome:
-    """Of one set-up; `samples` differ between set-ups only where they share no row. None: its runs ended apart."""
+    """Of one set-up; `samples` differ between set-ups only where they share no row. None: its runs
+    ended apart.
+    """
 
     samples: int | None
     steps: float | None
     metrics: dict[str, Spread]
     noise_scale: Spread | None  # the last that each run estimated
-    noise_scale_range: tuple[float, float] | None  # of these estimates, as are those below: see paying.range_of
-    break_even: Spread | None  # the number of micro-steps per step that the run itself estimated last to be the fastest
+    # of these estimates, as are those below: see paying.range_of
+    noise_scale_range: tuple[float, float] | None
+    # the number of micro-steps per step that the run itself estimated last to be the fastest
+    break_even: Spread | None
     break_even_range: tuple[float, float] | None
-    apart: dict[str, Agreement]  # from the first set-up, by loss: over the whole curve, where seeds are shared
+    # from the first set-up, by loss: over the whole curve, where seeds are shared
+    apart: dict[str, Agreement]
 
 
 @dataclass(frozen=True)
@@ -46,7 +51,9 @@ def equal_samples(groups: Sequence[Group]) -> int | None:
 def outcomes(groups: Sequence[Group], metrics: Sequence[str]) -> list[Outcome]:
     """`metrics`: the losses whose curves are compared."""
     shared, found = equal_samples(groups), []
-    evaluated = [m for m in common_metrics(groups, metric_names.EVAL) if m != metric_names.EVAL_SAMPLES]
+    evaluated = [
+        m for m in common_metrics(groups, metric_names.EVAL) if m != metric_names.EVAL_SAMPLES
+    ]
     for group in groups:
         samples = shared if shared is not None else _end(group)
         here = {
@@ -59,7 +66,8 @@ def outcomes(groups: Sequence[Group], metrics: Sequence[str]) -> list[Outcome]:
         known = {metric: value for metric, value in here.items() if value}
         steps = None if samples is None else group.mean_at("steps", samples)
         noise, best = (
-            [run.last(metric) for run in group.runs] for metric in (metric_names.NOISE_SCALE, metric_names.BREAK_EVEN)
+            [run.last(metric) for run in group.runs]
+            for metric in (metric_names.NOISE_SCALE, metric_names.BREAK_EVEN)
         )
         found.append(
             Outcome(
@@ -77,23 +85,31 @@ def outcomes(groups: Sequence[Group], metrics: Sequence[str]) -> list[Outcome]:
 
 
 def _end(group: Group) -> int | None:
-    """The last samples seen at which all of its runs have a loss; without any loss, those of their last rows."""
+    """The last samples seen at which all of its runs have a loss; without any loss, those of their
+    last rows.
+    """
     common_end = equal_samples([group])
     ends = {int(run.rows.values(metric_names.SAMPLES_SEEN)[-1]) for run in group.runs}
     return ends.pop() if common_end is None and len(ends) == 1 else common_end
 
 
 def target_of(groups: Sequence[Group], given: float | None) -> Target | None:
-    """Unless it is given: the lowest evaluation loss that every run reached. None: some run has no evaluation."""
+    """Unless it is given: the lowest evaluation loss that every run reached. None: some run has no
+    evaluation.
+    """
     runs = [run for group in groups for run in group.runs]
     lowest = list(map(_lowest, runs))
     known = [loss for loss in lowest if loss is not None]
     if not known or (given is None and len(known) < len(lowest)):
         return None
     loss = max(known) if given is None else given
-    several = [[run.hours_to(metric_names.EVAL_LOSS, loss) for run in group.runs] for group in groups]
+    several = [
+        [run.hours_to(metric_names.EVAL_LOSS, loss) for run in group.runs] for group in groups
+    ]
     hours = tuple(spread(of_group) for of_group in several)
-    reaches = [[low is not None and low <= loss for low in map(_lowest, group.runs)] for group in groups]
+    reaches = [
+        [low is not None and low <= loss for low in map(_lowest, group.runs)] for group in groups
+    ]
     reached = tuple(map(sum, reaches))
     return Target(metric_names.EVAL_LOSS, loss, given is not None, hours, reached)
 

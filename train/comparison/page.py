@@ -1,4 +1,6 @@
-"""One HTML page that holds everything: verdict, pictures, tables, notes. It loads nothing from anywhere."""
+"""One HTML page that holds everything: verdict, pictures, tables, notes. It loads nothing from
+anywhere.
+"""
 
 import base64
 from collections.abc import Iterable, Sequence
@@ -50,7 +52,9 @@ MOST_NAMES = 3
 def page(comparison: Comparison, pictures: Sequence[Picture]) -> str:
     """A whole document, in UTF-8."""
     labels = [group.label for group in comparison.groups]
-    title = "Comparison of " + (", ".join(labels) if len(labels) <= MOST_NAMES else f"{len(labels)} set-ups")
+    title = "Comparison of " + (
+        ", ".join(labels) if len(labels) <= MOST_NAMES else f"{len(labels)} set-ups"
+    )
     return "\n".join(
         [
             '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">',
@@ -78,7 +82,9 @@ def _picture(picture: Picture) -> str:
 
 
 def _table(table: Table) -> str:
-    """On a narrow screen each row stands by itself, and each value has its column's name beside it."""
+    """On a narrow screen each row stands by itself, and each value has its column's
+    name beside it.
+    """
     header = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in table.header)
     rows = "\n".join(_row(table.header, row) for row in table.rows)
     head = f"<thead><tr>{header}</tr></thead>"

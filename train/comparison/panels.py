@@ -18,7 +18,9 @@ class Panel:
 
 
 def panels(metrics: Iterable[str]) -> list[Panel]:
-    """`metrics`: those that the runs have; which evaluations there are differs from task to task."""
+    """`metrics`: those that the runs have; which evaluations there are differs from
+    task to task.
+    """
     evaluations = (each for each in dict.fromkeys(metrics) if each.startswith(metric_names.EVAL))
     told = tuple(each for each in evaluations if each.rpartition("/")[2] != "samples")
     return [

@@ -1,4 +1,6 @@
-"""The pictures of a comparison: which there are, and what stands below them. matplotlib stays behind this module."""
+"""The pictures of a comparison: which there are, and what stands below them. matplotlib stays
+behind this module.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,7 +23,8 @@ class Picture:
 
 
 def draw(comparison: Comparison, folder: Path, x: str) -> list[Picture]:
-    """PNG files in `folder`, those for which the runs have the numbers. `x`: samples, steps or hours.
+    """PNG files in `folder`, those for which the runs have the numbers. `x`: samples, steps or
+    hours.
 
     Raises NoMatplotlib.
     """
@@ -37,15 +40,24 @@ def draw(comparison: Comparison, folder: Path, x: str) -> list[Picture]:
 
     wanted: list[tuple[str, str, Callable[[], tuple[Any, str] | None]]] = [
         ("loss", "Training loss", lambda: curves.loss(comparison, x)),
-        ("evaluation", "Evaluation loss against training time", lambda: curves.evaluation(comparison)),
-        ("memory_throughput", "Memory against throughput", lambda: scatter.memory_throughput(comparison)),
+        (
+            "evaluation",
+            "Evaluation loss against training time",
+            lambda: curves.evaluation(comparison),
+        ),
+        (
+            "memory_throughput",
+            "Memory against throughput",
+            lambda: scatter.memory_throughput(comparison),
+        ),
         ("costs", "Where a step's time goes, and the memory", lambda: bars.costs(comparison)),
     ]
     folder.mkdir(parents=True, exist_ok=True)
     pictures = []
     for name, title, make in wanted:
         path = folder / f"{name}.png"
-        path.unlink(missing_ok=True)  # of an earlier comparison, which may have had what this one lacks
+        # of an earlier comparison, which may have had what this one lacks
+        path.unlink(missing_ok=True)
         with mpl.rc_context(RC):
             made = make()
             if made is None:

@@ -17,7 +17,10 @@ from train.config.yaml_text import yaml_text
 from train.disk import Shape, Unreadable, misfit, open_blocks, read_json
 from train.errors import UserError
 
-PLAN: Shape = {"identity": dict, "derived": {"curve_hash": str, "recipe_hash": str, "segments?": list}}
+PLAN: Shape = {
+    "identity": dict,
+    "derived": {"curve_hash": str, "recipe_hash": str, "segments?": list},
+}
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 READERS = 4  # at a time: Arrow reads numbers beside Python
 RUN_FILES = ("plan.json", "metrics.jsonl")
@@ -93,7 +96,9 @@ def _execution(path: Path, remarks: list[str]) -> dict[str, Any]:
         config = yaml.load(yaml_text(path), LOADER)
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         config = None
-        remarks.append(f"its config.yaml cannot be read ({type(error).__name__}): execution keys are unknown")
+        remarks.append(
+            f"its config.yaml cannot be read ({type(error).__name__}): execution keys are unknown"
+        )
     return split_config(config)[1] if isinstance(config, dict) else {}
 
 
@@ -121,7 +126,9 @@ def find(arguments: Sequence[str]) -> Found:
                 found.add(where, read)
     if not found.runs:
         told = "\n".join(f"  got:  {each.where}: {each.why}" for each in found.left_out)
-        raise CannotRead(f"compare: no run can be compared\n{told}\n  type: ./launch.sh   (to train one)")
+        raise CannotRead(
+            f"compare: no run can be compared\n{told}\n  type: ./launch.sh   (to train one)"
+        )
     return found
 
 
@@ -132,8 +139,8 @@ def _runs_of(argument: str) -> "Iterator[tuple[str, Run | str]]":
             raise CannotRead(
                 f"compare: there is no folder {argument}\n"
                 f"  got:  {argument}, from {Path.cwd()}\n"
-                "  why:  it takes run folders, folders that hold some, or entity/project/run in W&B\n"
-                "  type: python scripts/compare.py runs   (all runs in runs/)"
+                "  why:  it takes run folders, folders that hold some, or entity/project/run in "
+                "W&B\n  type: python scripts/compare.py runs   (all runs in runs/)"
             )
         yield argument, read_wandb(argument)
         return
@@ -147,9 +154,14 @@ def _runs_of(argument: str) -> "Iterator[tuple[str, Run | str]]":
         )
     with ThreadPoolExecutor(min(READERS, os.cpu_count() or 1)) as readers:
         several = list(
-            zip((str(folder.resolve()) for folder in folders), readers.map(read_folder, folders), strict=True)
+            zip(
+                (str(folder.resolve()) for folder in folders),
+                readers.map(read_folder, folders),
+                strict=True,
+            )
         )
-    yield from sorted(several, key=lambda each: _started(each[1]))  # the first to be trained comes first
+    # the first to be trained comes first
+    yield from sorted(several, key=lambda each: _started(each[1]))
 
 
 def _started(read: "Run | str") -> str:

@@ -42,18 +42,27 @@ def _row(line: bytes) -> Row:
 
 
 def _numbers(block: bytes) -> Rows | None:
-    """Rows of finite numbers and nothing else, as most are: many times as fast. None: some line is another one."""
+    """Rows of finite numbers and nothing else, as most are: many times as fast. None: some line is
+    another one.
+    """
     count = block.count(b"\n")
-    # A mapping a line, nothing inside it: what is nested deep enough ends Arrow's parser, and the process (26.0).
-    is_flat = block.startswith(b"{") and block.endswith(b"}\n") and block.count(b"}\n{") == count - 1
+    # A mapping a line, nothing inside it: what is nested deep enough ends Arrow's parser, and the
+    # process (26.0).
+    is_flat = (
+        block.startswith(b"{") and block.endswith(b"}\n") and block.count(b"}\n{") == count - 1
+    )
     if not is_flat or block.count(b"{") != count or b"[" in block:
         return None
     try:
-        table = json.read_json(pa.BufferReader(block), json.ReadOptions(use_threads=False, block_size=len(block) + 1))
+        table = json.read_json(
+            pa.BufferReader(block), json.ReadOptions(use_threads=False, block_size=len(block) + 1)
+        )
         names = table.column_names
     except (pa.ArrowException, UnicodeDecodeError):
         return None
-    is_plain = all(pa.types.is_int64(each.type) or pa.types.is_float64(each.type) for each in table.schema)
+    is_plain = all(
+        pa.types.is_int64(each.type) or pa.types.is_float64(each.type) for each in table.schema
+    )
     if not is_plain or table.num_rows != count or not all("/" in name for name in names):
         return None
     # Arrow gives a null as it gives what is not there.
@@ -77,7 +86,9 @@ def _column(array: pa.Array) -> Column:
 
 
 def clean_row(row: Any) -> Row:
-    """Its numbers; what was not finite is written as null, or as a word by W&B. Empty where it is no row of a run."""
+    """Its numbers; what was not finite is written as null, or as a word by W&B. Empty where it is
+    no row of a run.
+    """
     if not isinstance(row, Mapping):
         return {}
     not_finite = (None, "NaN", "Infinity", "-Infinity")
@@ -101,7 +112,9 @@ def _number(value: float) -> float:
 
 
 def split_config(config: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """(mathematics, execution) of a nested config; a schedule of the batch is neither: what follows is in the plan."""
+    """(mathematics, execution) of a nested config; a schedule of the batch is neither: what follows
+    is in the plan.
+    """
     flat = {key: value for key, value in flatten(config).items() if not under(key, SCHEDULES)}
     return (
         {key: value for key, value in flat.items() if not is_execution(key)},

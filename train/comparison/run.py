@@ -43,7 +43,9 @@ class Run:
         """`after step 40: duration.steps 40 -> 60`: where it went on with other mathematics."""
         told = []
         for segment in self.derived.get("segments", [])[1:]:
-            changed = [f"{key} {there} -> {now}" for key, (there, now) in segment["changed"].items()]
+            changed = [
+                f"{key} {there} -> {now}" for key, (there, now) in segment["changed"].items()
+            ]
             what = ", ".join(changed) or f"resumed from {segment['resumed_from']}"
             told.append(f"after step {segment['after_step']}: {what}")
         return told
@@ -56,7 +58,8 @@ class Run:
 
     @cached_property
     def verified_at(self) -> str:
-        """The step of the last audit that found its gradient exact: `1000`, or `100, not at 1000`, or `never`.
+        """The step of the last audit that found its gradient exact: `1000`, or `100, not at 1000`,
+        or `never`.
 
         Empty where it was not audited.
         """
@@ -75,7 +78,9 @@ class Run:
 
     @cached_property
     def are_full(self) -> NDArray[np.bool_]:
-        """(rows,): whether its step took the effective batch, which the ragged last step of an epoch does not."""
+        """(rows,): whether its step took the effective batch, which the ragged last step of an
+        epoch does not.
+        """
         effective = self.derived.get("effective_batch")
         # Without one: of a schedule, whose steps differ.
         if effective is None or self.derived.get("steps_per_epoch") == 1:
@@ -98,7 +103,9 @@ class Run:
         return next(iter(self.curve(metric).heights[-1:].tolist()), None)
 
     def at(self, x: str) -> Curve:
-        """{samples seen: x} for x = `samples`, `steps` or `hours` of training; only where it was measured."""
+        """{samples seen: x} for x = `samples`, `steps` or `hours` of training; only where it was
+        measured.
+        """
         if x == "samples":
             samples = self.curve(metric_names.SAMPLES_SEEN).samples
             return Curve(samples, samples.astype(float))

@@ -44,7 +44,12 @@ def memory_throughput(comparison: Comparison) -> tuple[Figure, str] | None:
             "mec": "white",
             "mew": 0.8,
         }
-        axes.plot([scale * point.gib for point in points], [point.speed for point in points], **drawn, zorder=3)
+        axes.plot(
+            [scale * point.gib for point in points],
+            [point.speed for point in points],
+            **drawn,
+            zorder=3,
+        )
         for point in [point for point in points if point.noise]:
             reach = [scale * (point.gib - point.noise), scale * point.gib]
             axes.plot(reach, [point.speed] * 2, color=style.colour, lw=1.2, alpha=0.7, zorder=2.5)
@@ -63,7 +68,12 @@ def memory_throughput(comparison: Comparison) -> tuple[Figure, str] | None:
         handles.append(Line2D([], [], **drawn))
         labels.append(name)
     if memory.is_process:
-        axes.set_xlim(limits(min(p.gib - p.noise for p in everything) * scale, max(p.gib for p in everything) * scale))
+        axes.set_xlim(
+            limits(
+                min(p.gib - p.noise for p in everything) * scale,
+                max(p.gib for p in everything) * scale,
+            )
+        )
     else:
         axes.set_xlim(0, 1.08 * max(point.gib for point in everything) * scale)
     axes.set_ylim(0, 1.08 * max(point.speed for point in everything))
@@ -73,11 +83,16 @@ def memory_throughput(comparison: Comparison) -> tuple[Figure, str] | None:
     axes.yaxis.set_major_formatter(EngFormatter(sep=" "))
     legend_above(figure, handles, labels)
     told = (
-        " Lines join the means of set-ups with the same mathematics and ranks, from small micro-batches to large."
+        " Lines join the means of set-ups with the same mathematics and ranks, from small "
+        "micro-batches to large."
         if joined
         else ""
     )
-    noise = " Thin lines: how far the peak varies within a run, which is the noise." if memory.is_process else ""
+    noise = (
+        " Thin lines: how far the peak varies within a run, which is the noise."
+        if memory.is_process
+        else ""
+    )
     return figure, f"Each point is a run; up and to the left is better.{noise}{told}"
 
 
@@ -99,22 +114,34 @@ def _points(costs: Sequence[Cost], memory: Memory) -> list[_Point]:
     return found
 
 
-def _joined(comparison: Comparison, known: Sequence[Sequence[_Point]]) -> dict[str, list[tuple[float, float]]]:
-    """{name: means of set-ups with the same mathematics and ranks, from small micro-batches to large}, of several each.
+def _joined(
+    comparison: Comparison, known: Sequence[Sequence[_Point]]
+) -> dict[str, list[tuple[float, float]]]:
+    """{name: means of set-ups with the same mathematics and ranks, from small micro-batches to
+    large}, of several each.
 
-    The name is batch and ranks; where other mathematics have the same, also the first of its set-ups.
+    The name is batch and ranks; where other mathematics have the same, also the first of its
+    set-ups.
     """
     means: dict[tuple[str, str], list[tuple[int, float, float]]] = {}
     firsts: dict[tuple[str, str], str] = {}
     for group, points in zip(comparison.groups, known, strict=True):
         micro = group.of_derived("micro_batch")
         if points and micro is not None:  # by length, micro-batches differ
-            mean = (int(micro), fmean(point.gib for point in points), fmean(point.speed for point in points))
+            mean = (
+                int(micro),
+                fmean(point.gib for point in points),
+                fmean(point.speed for point in points),
+            )
             ranks = counted(int(group.of_derived("world_size") or 1), "rank")
             key = f"batch {group.of_derived('effective_batch')}, {ranks}", group.recipe
             means.setdefault(key, []).append(mean)
             firsts.setdefault(key, group.label)
-    lines = {key: [point[1:] for point in sorted(several)] for key, several in means.items() if len(several) > 1}
+    lines = {
+        key: [point[1:] for point in sorted(several)]
+        for key, several in means.items()
+        if len(several) > 1
+    }
     shared = Counter(name for name, _ in lines)
     return {
         key[0] if shared[key[0]] == 1 else f"{key[0]}, as {wrapped(firsts[key])}": points

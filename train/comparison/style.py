@@ -1,4 +1,6 @@
-"""How pictures look: large type, colours that colour-blind readers can tell apart, and a second sign for each."""
+"""How pictures look: large type, colours that colour-blind readers can tell apart, and a second
+sign for each.
+"""
 
 import textwrap
 from collections.abc import Sequence
@@ -9,7 +11,15 @@ from matplotlib.figure import Figure
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#E69F00", "#56B4E9")
 """Okabe and Ito (2008), without their yellow, which is too pale for a line on white."""
-DASHES = ("-", (0, (5, 1.5)), (0, (1.5, 1.2)), (0, (7, 1.5, 1.5, 1.5)), (0, (3, 1)), (0, (9, 2)), (0, (1, 2.5)))
+DASHES = (
+    "-",
+    (0, (5, 1.5)),
+    (0, (1.5, 1.2)),
+    (0, (7, 1.5, 1.5, 1.5)),
+    (0, (3, 1)),
+    (0, (9, 2)),
+    (0, (1, 2.5)),
+)
 MARKERS = "osD^vPX"
 LONGEST_LINE = 28
 """Characters of a label."""
@@ -48,7 +58,9 @@ def look(index: int, total: int, nested: bool = False) -> Look:
     place = index % len(COLOURS)
     dash = DASHES[(place + index // len(COLOURS)) % len(DASHES)]
     width = 1.5 + 3.0 * (total - 1 - index) / (total - 1) if nested and total > 1 else 1.8
-    return Look(COLOURS[place], dash, MARKERS[(place + index // len(COLOURS)) % len(MARKERS)], width)
+    return Look(
+        COLOURS[place], dash, MARKERS[(place + index // len(COLOURS)) % len(MARKERS)], width
+    )
 
 
 def wrapped(label: str) -> str:
@@ -57,7 +69,9 @@ def wrapped(label: str) -> str:
 
 
 def limits(least: float, most: float, share: float = 0.1) -> tuple[float, float]:
-    """Of an axis that does not begin at zero: over a share of the value at least, so that noise looks like noise."""
+    """Of an axis that does not begin at zero: over a share of the value at least, so that noise
+    looks like noise.
+    """
     middle, width = (least + most) / 2, max(1.15 * (most - least), share * most)
     return middle - width / 2, middle + width / 2
 
@@ -65,7 +79,9 @@ def limits(least: float, most: float, share: float = 0.1) -> tuple[float, float]
 def legend_above(figure: Figure, handles: Sequence[Any], labels: Sequence[str]) -> None:
     """Outside of the axes, where it hides nothing; in as many columns as fit, read row by row."""
     for columns in range(min(len(labels), MOST_COLUMNS), 0, -1):
-        order = [index for column in range(columns) for index in range(column, len(labels), columns)]
+        order = [
+            index for column in range(columns) for index in range(column, len(labels), columns)
+        ]
         legend = figure.legend(
             [handles[index] for index in order],
             [labels[index] for index in order],

@@ -5,7 +5,16 @@ from dataclasses import dataclass
 
 from train.comparison.cost import KINDS, PHASES, Cost
 from train.comparison.facts import Comparison
-from train.comparison.figures import UNKNOWN, estimate, figure, hours_figure, plain, scaled, sizes, with_spread
+from train.comparison.figures import (
+    UNKNOWN,
+    estimate,
+    figure,
+    hours_figure,
+    plain,
+    scaled,
+    sizes,
+    with_spread,
+)
 from train.comparison.outcome import Outcome
 from train.errors import counted
 
@@ -34,7 +43,11 @@ class Table:
 
     def without_empty_columns(self) -> "Table":
         """What no set-up measured is absent."""
-        kept = [i for i in range(len(self.header)) if i == 0 or any(row[i] != UNKNOWN for row in self.rows)]
+        kept = [
+            i
+            for i in range(len(self.header))
+            if i == 0 or any(row[i] != UNKNOWN for row in self.rows)
+        ]
         rows = tuple(tuple(row[i] for i in kept) for row in self.rows)
         return Table(self.title, tuple(self.header[i] for i in kept), rows)
 
@@ -52,7 +65,13 @@ class Table:
 
 
 def tables(comparison: Comparison) -> list[Table]:
-    several = [_set_up(comparison), _outcome(comparison), _speed(comparison), _shares(comparison), _memory(comparison)]
+    several = [
+        _set_up(comparison),
+        _outcome(comparison),
+        _speed(comparison),
+        _shares(comparison),
+        _memory(comparison),
+    ]
     kept = [table.without_empty_columns() for table in several]
     return [table for table in [*kept, _keys(comparison)] if len(table.header) > 1 and table.rows]
 
@@ -64,12 +83,18 @@ def _set_up(comparison: Comparison) -> Table:
         cells = [plain(told.get(key)) for key in SET_UP]
         cells.append(", ".join(run.verified_at for run in group.runs if run.verified_at) or UNKNOWN)
         rows.append((group.label, str(len(group.runs)), ", ".join(map(str, group.seeds)), *cells))
-    return Table("Set-up", ("set-up", "runs", "seeds", *SET_UP.values(), "verified at step"), tuple(rows))
+    return Table(
+        "Set-up", ("set-up", "runs", "seeds", *SET_UP.values(), "verified at step"), tuple(rows)
+    )
 
 
 def _outcome(comparison: Comparison) -> Table:
-    metrics = list(dict.fromkeys(metric for outcome in comparison.outcomes for metric in outcome.metrics))
-    losses = list(dict.fromkeys(metric for outcome in comparison.outcomes for metric in outcome.apart))
+    metrics = list(
+        dict.fromkeys(metric for outcome in comparison.outcomes for metric in outcome.metrics)
+    )
+    losses = list(
+        dict.fromkeys(metric for outcome in comparison.outcomes for metric in outcome.apart)
+    )
     equal = bool(metrics) and len({outcome.samples for outcome in comparison.outcomes}) == 1
     rows = [
         (
@@ -84,8 +109,18 @@ def _outcome(comparison: Comparison) -> Table:
         for group, outcome in zip(comparison.groups, comparison.outcomes, strict=True)
     ]
     differences = (f"max |{metric} - first|" for metric in losses)
-    header = ("set-up", "samples", "steps", *metrics, *differences, "noise scale", "fastest micro-steps")
-    return Table(f"Outcome {'at equal samples seen' if equal else 'at the end of each'}", header, tuple(rows))
+    header = (
+        "set-up",
+        "samples",
+        "steps",
+        *metrics,
+        *differences,
+        "noise scale",
+        "fastest micro-steps",
+    )
+    return Table(
+        f"Outcome {'at equal samples seen' if equal else 'at the end of each'}", header, tuple(rows)
+    )
 
 
 def _apart(outcome: Outcome, metric: str) -> str:
@@ -104,14 +139,22 @@ def _speed(comparison: Comparison) -> Table:
         reached = UNKNOWN
         if target:
             part = f" ({target.reached[index]} of {len(group.runs)})"
-            reached = hours_figure(target.hours[index]) + (part if target.reached[index] < len(group.runs) else "")
+            reached = hours_figure(target.hours[index]) + (
+                part if target.reached[index] < len(group.runs) else ""
+            )
         rows.append(
             (
                 group.label,
-                with_spread(comparison.cost(index, lambda cost: cost.samples_per_second), len(group.runs)),
+                with_spread(
+                    comparison.cost(index, lambda cost: cost.samples_per_second), len(group.runs)
+                ),
                 *(with_spread(scaled(each, 1000), len(group.runs)) for each in step),
-                with_spread(scaled(comparison.cost(index, lambda cost: cost.mfu), 100), len(group.runs)),
-                with_spread(scaled(comparison.cost(index, lambda cost: cost.cpu_wait), 100), len(group.runs)),
+                with_spread(
+                    scaled(comparison.cost(index, lambda cost: cost.mfu), 100), len(group.runs)
+                ),
+                with_spread(
+                    scaled(comparison.cost(index, lambda cost: cost.cpu_wait), 100), len(group.runs)
+                ),
                 hours_figure(hours),
                 reached,
             )
@@ -162,11 +205,16 @@ def _peak(metric: str) -> Callable[[Cost], float | None]:
 
 
 def _metric_title(metric: str) -> str:
-    return KINDS.get(metric) or metric.removeprefix("memory/").removesuffix("_gib").replace("_", " ")
+    return KINDS.get(metric) or metric.removeprefix("memory/").removesuffix("_gib").replace(
+        "_", " "
+    )
 
 
 def _keys(comparison: Comparison) -> Table:
-    rows = [(key.name, key.kind, *(_shortened(value) for value in key.values)) for key in comparison.keys]
+    rows = [
+        (key.name, key.kind, *(_shortened(value) for value in key.values))
+        for key in comparison.keys
+    ]
     header = ("key", "changes the", *(group.label for group in comparison.groups))
     return Table("Keys that differ", header, tuple(rows))
 

@@ -1,4 +1,6 @@
-"""What a comparison comes to, in words: one sentence that says one thing, and the figures behind it. Pure."""
+"""What a comparison comes to, in words: one sentence that says one thing, and the figures behind
+it. Pure.
+"""
 
 import math
 from collections.abc import Callable
@@ -13,7 +15,9 @@ from train.comparison.outcome import Outcome
 from train.errors import counted
 
 SAME = {"fp64": 1e-9, "fp32": 1e-3}
-"""Up to this share of the largest loss a difference is the rounding of that precision, grown over the steps."""
+"""Up to this share of the largest loss a difference is the rounding of that precision, grown over
+the steps.
+"""
 SAME_IN_LOW_PRECISION = 0.05
 
 
@@ -23,7 +27,12 @@ def headline(comparison: Comparison) -> str:
 
 
 def details(comparison: Comparison) -> str:
-    parts = [_mathematics(comparison), _within(comparison), _exactness(comparison), _costs(comparison)]
+    parts = [
+        _mathematics(comparison),
+        _within(comparison),
+        _exactness(comparison),
+        _costs(comparison),
+    ]
     told = "; ".join(filter(None, parts))
     return f"{told}." if told else ""
 
@@ -31,7 +40,8 @@ def details(comparison: Comparison) -> str:
 def is_same_curve(comparison: Comparison) -> bool:
     precisions = {str(group.first.identity.get("precision")) for group in comparison.groups}
     allowed = max(SAME.get(precision, SAME_IN_LOW_PRECISION) for precision in precisions)
-    # By the height of the curves: the last losses of an overfitted run are as small as the rounding of the first ones.
+    # By the height of the curves: the last losses of an overfitted run are as small as the rounding
+    # of the first ones.
     height = max((agreed.height for agreed in comparison.agreements), default=0.0)
     return all(agreed.largest <= allowed * height for agreed in comparison.agreements)
 
@@ -45,11 +55,16 @@ def _curve(comparison: Comparison) -> str:
     if not comparison.agreements:
         if len({run.seed for run in comparison.runs}) == len(comparison.runs):
             return "Same mathematics, but no two runs share a seed, so no curves can be equal"
-        return "Same mathematics, but no two runs with the same seed have a loss at the same samples seen"
+        return (
+            "Same mathematics, but no two runs with the same seed have a loss at the same "
+            "samples seen"
+        )
     worst = max(comparison.agreements, key=lambda agreed: agreed.largest)
     if is_same_curve(comparison):
         return f"Same curve: {worst.metric} differs by at most {worst.largest:.2g}"
-    return f"Same mathematics, but not the same curve: {worst.metric} differs by up to {_apart(worst)}"
+    return (
+        f"Same mathematics, but not the same curve: {worst.metric} differs by up to {_apart(worst)}"
+    )
 
 
 def _apart(agreed: Agreement) -> str:
@@ -60,7 +75,9 @@ def _apart(agreed: Agreement) -> str:
 
 def _other_mathematics(comparison: Comparison) -> str:
     names = [key.name for key in comparison.keys if key.kind == MATHEMATICS and key.name != "seed"]
-    shown = ", ".join(names[:4]) + (f" and {counted(len(names) - 4, 'more key')}" if len(names) > 4 else "")
+    shown = ", ".join(names[:4]) + (
+        f" and {counted(len(names) - 4, 'more key')}" if len(names) > 4 else ""
+    )
     shown = shown or "the hashes over config and sources"
     differ = f"Other mathematics ({shown} differ{'s' if len(names) == 1 else ''})"
     target = next(iter(comparison.outcomes[0].metrics), None)
@@ -69,13 +86,23 @@ def _other_mathematics(comparison: Comparison) -> str:
     known = [(outcome.metrics[target], group) for outcome, group in _with(comparison, target)]
     told = [f"{_figure(value)} ({group.label})" for value, group in known]
     if len(told) > 3:
-        ends = sorted(known, key=lambda each: each[0].mean if math.isfinite(each[0].mean) else math.inf)
-        told = [f"from {_figure(ends[0][0])} ({ends[0][1].label}) to {_figure(ends[-1][0])} ({ends[-1][1].label})"]
-    return f"{differ}: at {comparison.outcomes[0].samples:,} samples {target} is {' against '.join(told)}"
+        ends = sorted(
+            known, key=lambda each: each[0].mean if math.isfinite(each[0].mean) else math.inf
+        )
+        told = [
+            f"from {_figure(ends[0][0])} ({ends[0][1].label}) to {_figure(ends[-1][0])} "
+            f"({ends[-1][1].label})"
+        ]
+    return (
+        f"{differ}: at {comparison.outcomes[0].samples:,} samples {target} is "
+        f"{' against '.join(told)}"
+    )
 
 
 def _smaller_memory(comparison: Comparison) -> str:
-    """What the set-up with the smallest memory saves against that with the largest, and what it costs."""
+    """What the set-up with the smallest memory saves against that with the largest, and what it
+    costs.
+    """
     memory = comparison.memory
     if memory is None or len(comparison.groups) == 1:
         return ""
@@ -85,11 +112,18 @@ def _smaller_memory(comparison: Comparison) -> str:
             sizes[index] = value.mean
     if len(sizes) < 2:
         return ""
-    smallest, largest = min(sizes, key=sizes.__getitem__), max(sizes, key=sizes.__getitem__)  # the first of equal ones
+    # the first of equal ones
+    smallest, largest = min(sizes, key=sizes.__getitem__), max(sizes, key=sizes.__getitem__)
     least, most = sizes[smallest], sizes[largest]
-    noise = max(cost.noise_gib for costs in comparison.costs for cost in costs) if memory.is_process else 0.0
+    noise = (
+        max(cost.noise_gib for costs in comparison.costs for cost in costs)
+        if memory.is_process
+        else 0.0
+    )
     if most - least <= max(noise, 0.005 * most):
-        return f"{memory.name} {'are' if memory.name == ACTIVATIONS else 'is'} the same{_up_to(noise)}"
+        return (
+            f"{memory.name} {'are' if memory.name == ACTIVATIONS else 'is'} the same{_up_to(noise)}"
+        )
     small, large = comparison.groups[smallest].label, comparison.groups[largest].label
     saved = f"{small} takes {size(least)} of {memory.name} instead of {size(most)} in {large}"
     return f"{saved}{_speed(comparison, smallest, largest)}"
@@ -101,7 +135,9 @@ def _up_to(noise: float) -> str:
 
 def _speed(comparison: Comparison, small: int, large: int) -> str:
     """What it costs in throughput, where that is more than timing can be wrong by."""
-    ours, theirs = (comparison.cost(i, lambda cost: cost.samples_per_second) for i in (small, large))
+    ours, theirs = (
+        comparison.cost(i, lambda cost: cost.samples_per_second) for i in (small, large)
+    )
     if not ours or not theirs or not theirs.mean:
         return ""
     costs = [*comparison.costs[small], *comparison.costs[large]]
@@ -147,7 +183,11 @@ def _with(comparison: Comparison, metric: str) -> list[tuple[Outcome, Group]]:
 
 def _seeds(comparison: Comparison) -> str:
     counts = sorted({len(group.seeds) for group in comparison.groups})
-    return f"{counted(counts[0], 'seed')} each" if len(counts) == 1 else f"{counts[0]} to {counts[-1]} seeds each"
+    return (
+        f"{counted(counts[0], 'seed')} each"
+        if len(counts) == 1
+        else f"{counts[0]} to {counts[-1]} seeds each"
+    )
 
 
 def _exactness(comparison: Comparison) -> str:
@@ -155,7 +195,11 @@ def _exactness(comparison: Comparison) -> str:
     if not false:
         return ""
     shown = ", ".join(false[:3]) + (f" and {len(false) - 3} more" if len(false) > 3 else "")
-    return f"NOT exact by its own word: {shown}" if len(false) == 1 else f"NOT exact by their own word: {shown}"
+    return (
+        f"NOT exact by its own word: {shown}"
+        if len(false) == 1
+        else f"NOT exact by their own word: {shown}"
+    )
 
 
 def _costs(comparison: Comparison) -> str:
@@ -190,4 +234,6 @@ def _change(comparison: Comparison, name: str, number: Callable[[Cost], float | 
 def _figure(value: Spread) -> str:
     if not math.isfinite(value.mean):
         return "not finite"
-    return f"{value.mean:.4g}" + (f" ± {value.deviation:.2g}" if value.deviation is not None else "")
+    return f"{value.mean:.4g}" + (
+        f" ± {value.deviation:.2g}" if value.deviation is not None else ""
+    )

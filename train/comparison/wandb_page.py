@@ -40,11 +40,12 @@ COLUMNS = (
     metric_names.RUN_EXACT,
     metric_names.VERIFIED_STEP,
 )
-"""Of the table of runs, from the left. Behind them: the best of what was evaluated, and its step."""
+"""Of the table of runs, from the left. Behind them: the best of what was evaluated, and its step.
+"""
 
 EPILOG = """\
-RUN is the id of a run in that project, the last part of its address in W&B. The first set-up is what the others are
-compared with. Each call saves new pages, and prints their addresses.
+RUN is the id of a run in that project, the last part of its address in W&B. The others are compared
+with the first set-up. Each call saves new pages, and prints their addresses.
 
 exit code: 0 saved, 2 not
 """
@@ -67,7 +68,9 @@ def main(argv: Sequence[str]) -> int:
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="page.py",
-        description="Save a view of a project in W&B, and a report that compares the runs which are named.",
+        description=(
+            "Save a view of a project in W&B, and a report that compares the runs which are named."
+        ),
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -79,7 +82,9 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
 def save(project: str, runs: Sequence[str]) -> dict[str, str]:
     """{kind: address} of what was saved. Raises CannotSave."""
     if not re.fullmatch(r"[^/\s]+/[^/\s]+", project):
-        raise _refusal("it takes ENTITY/PROJECT, as in a project's address in W&B", f"{PROGRAM} ENTITY/PROJECT")
+        raise _refusal(
+            "it takes ENTITY/PROJECT, as in a project's address in W&B", f"{PROGRAM} ENTITY/PROJECT"
+        )
     _library("workspaces")  # before anybody is asked
     keys = _summary_keys(project)
     pages = {"view": _view(project, keys)}
@@ -120,7 +125,9 @@ def _refusal(got: str, type_this: str) -> CannotSave:
 
 
 def _summary_keys(project: str) -> list[str]:
-    """Of the newest runs: what is evaluated in the project, and what its runs tell of themselves."""
+    """Of the newest runs: what is evaluated in the project, and what its runs tell of
+    themselves.
+    """
     api = _api()
 
     def ask() -> list[str]:
@@ -134,7 +141,11 @@ def _columns(keys: Sequence[str]) -> list[str]:
     """As W&B calls them; those alone that a run has."""
     best = {key for key in keys if key.startswith(metric_names.BEST)} - {metric_names.BEST_STEP}
     wanted = [*COLUMNS, *sorted(best), metric_names.BEST_STEP]
-    return ["run:displayName", "run:state", *(f"summary:{column}" for column in wanted if column in keys)]
+    return [
+        "run:displayName",
+        "run:state",
+        *(f"summary:{column}" for column in wanted if column in keys),
+    ]
 
 
 def _view(project: str, keys: Sequence[str]) -> Any:
@@ -172,7 +183,11 @@ def _report(project: str, runs: Sequence[str], keys: Sequence[str]) -> Any:
     drawn = _drawn(panels(metric for run in comparison.runs for metric in run.metrics))
     # Locked: else W&B shows the other 150 keys of config and summary as well.
     shown = library.Runset(
-        entity=entity, project=name, filters=f"ID in {ids}", pinned_columns=_columns(keys), lock_columns=True
+        entity=entity,
+        project=name,
+        filters=f"ID in {ids}",
+        pinned_columns=_columns(keys),
+        lock_columns=True,
     )
     title = "Comparison of " + ", ".join(group.label for group in comparison.groups)
     return library.Report(
@@ -206,7 +221,9 @@ def _text(comparison: Comparison) -> str:
     """Verdict, tables and notes, in Markdown."""
     parts = [f"**{_escaped(comparison.verdict)}**", *map(_table, tables(comparison))]
     if comparison.notes:
-        parts.append("\n".join(["### Notes", *(f"- {_escaped(note)}" for note in comparison.notes)]))
+        parts.append(
+            "\n".join(["### Notes", *(f"- {_escaped(note)}" for note in comparison.notes)])
+        )
     return "\n\n".join(parts)
 
 

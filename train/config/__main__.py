@@ -1,6 +1,8 @@
-"""python -m train.config CONFIG [key=value ...]: the resolved config, without the seconds that torch takes to import.
+"""python -m train.config CONFIG [key=value ...]: the resolved config, without the seconds that
+torch takes to import.
 
-Keys, types and ranges are checked; whether targets exist and take their arguments is for --plan to say.
+Keys, types and ranges are checked; whether targets exist and take their arguments is for --plan to
+say.
 """
 
 import sys

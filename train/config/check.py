@@ -13,7 +13,13 @@ from train.config.check_wandb import WANDB_RULES
 from train.config.merge import ALTERNATIVES
 from train.config.problems import Finding, Values, show
 
-PRECISIONS = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16", "half": "fp16", "float64": "fp64"}
+PRECISIONS = {
+    "float32": "fp32",
+    "bfloat16": "bf16",
+    "float16": "fp16",
+    "half": "fp16",
+    "float64": "fp64",
+}
 """{long name: the short one that the config ends up with}."""
 
 CHOICES: dict[str, tuple[str, ...]] = {
@@ -41,7 +47,10 @@ TOKENS = (
 _AT_LEAST_1: tuple[str, Callable[[Any], bool]] = ("1 or more", lambda value: value >= 1)
 _AT_LEAST_0: tuple[str, Callable[[Any], bool]] = ("0 or more", lambda value: value >= 0)
 _SHARE: tuple[str, Callable[[Any], bool]] = ("from 0 to 1", lambda value: 0 <= value <= 1)
-_POSITIVE: tuple[str, Callable[[Any], bool]] = ("above 0 and finite", lambda value: 0 < value < math.inf)
+_POSITIVE: tuple[str, Callable[[Any], bool]] = (
+    "above 0 and finite",
+    lambda value: 0 < value < math.inf,
+)
 
 RANGES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "seed": ("from 0 to 2**63 - 1", lambda value: 0 <= value < 2**63),
@@ -138,11 +147,15 @@ def _dtype(values: Values) -> Iterator[Finding]:
     if dtype is None:
         return
     if PRECISIONS.get(dtype, dtype) != "bf16":
-        yield "model.dtype", f"got {show(dtype)}; it takes bf16, or null: float32, and float64 under precision=fp64"
+        yield (
+            "model.dtype",
+            f"got {show(dtype)}; it takes bf16, or null: float32, and float64 under precision=fp64",
+        )
     elif precision in ("fp16", "fp64"):
         yield (
             "model.dtype",
-            f"got {dtype}; precision={precision} needs wider parameters. Leave it out, or precision=bf16",
+            f"got {dtype}; precision={precision} needs wider parameters. Leave it out, or "
+            "precision=bf16",
         )
 
 
@@ -155,7 +168,10 @@ def _alternatives(values: Values) -> Iterator[Finding]:
     for group in ALTERNATIVES:
         stated = [f"{key}={values[key]}" for key in group if values[key] is not None]
         if len(stated) > 1:
-            yield group[0].partition(".")[0], f"got {' and '.join(stated)}; they exclude each other. Keep one"
+            yield (
+                group[0].partition(".")[0],
+                f"got {' and '.join(stated)}; they exclude each other. Keep one",
+            )
 
 
 def _duration(values: Values) -> Iterator[Finding]:
@@ -163,7 +179,8 @@ def _duration(values: Values) -> Iterator[Finding]:
     if all(values[key] is None for key in keys):
         yield (
             "duration",
-            f"got nothing; a run needs an end. Add one of {', '.join(keys)}, such as duration.epochs=10",
+            f"got nothing; a run needs an end. Add one of {', '.join(keys)}, such as "
+            "duration.epochs=10",
         )
 
 
@@ -173,7 +190,8 @@ def _tokens(values: Values) -> Iterator[Finding]:
         if values[key] is not None and values["data.block_size"] is None:
             yield (
                 key,
-                f"got {values[key]}; tokens are counted in blocks. Add data.block_size=..., tokens per sample",
+                f"got {values[key]}; tokens are counted in blocks. Add data.block_size=..., tokens "
+                "per sample",
             )
 
 
@@ -190,37 +208,61 @@ def _decay(values: Values) -> Iterator[Finding]:
     warmup, decay = values["schedule.warmup_fraction"] or 0, values["schedule.decay_fraction"]
     if values["schedule.name"] == "wsd" and warmup + decay > 1:
         why = f"with warmup_fraction={warmup} that is more than all steps"
-        yield "schedule.decay_fraction", f"got {decay}; {why}. Write schedule.decay_fraction={1 - warmup:.4g}"
+        yield (
+            "schedule.decay_fraction",
+            f"got {decay}; {why}. Write schedule.decay_fraction={1 - warmup:.4g}",
+        )
 
 
 def _scaling(values: Values) -> Iterator[Finding]:
     if values["optimizer.lr_scaling"] != "none" and values["optimizer.lr_reference_batch"] is None:
-        why = f"lr_scaling={values['optimizer.lr_scaling']} starts from the batch that lr was tuned at"
-        yield "optimizer.lr_reference_batch", f"got nothing; {why}. Add optimizer.lr_reference_batch=..."
+        why = (
+            f"lr_scaling={values['optimizer.lr_scaling']} starts from the batch that lr was tuned "
+            "at"
+        )
+        yield (
+            "optimizer.lr_reference_batch",
+            f"got nothing; {why}. Add optimizer.lr_reference_batch=...",
+        )
     if values["optimizer.lr_scaling"] == "noise" and values["optimizer.noise_scale"] is None:
-        why = "lr_scaling=noise goes by the noise scale, which runs measure as batch/noise_scale, in samples"
+        why = (
+            "lr_scaling=noise goes by the noise scale, which runs measure as batch/noise_scale, "
+            "in samples"
+        )
         yield "optimizer.noise_scale", f"got nothing; {why}. Add optimizer.noise_scale=..."
 
 
 def _optimizer_arguments(values: Values) -> Iterator[Finding]:
     if "lr" in values["optimizer.args"]:
         lr = values["optimizer.args"]["lr"]
-        yield "optimizer.args.lr", f"got {show(lr)}; the rate has a key of its own. Write optimizer.lr={lr}"
+        yield (
+            "optimizer.args.lr",
+            f"got {show(lr)}; the rate has a key of its own. Write optimizer.lr={lr}",
+        )
 
 
 def _groups(values: Values) -> Iterator[Finding]:
     for i, group in enumerate(values["optimizer.groups"]):
         if not group["match"]:
-            why = "a group is chosen by a pattern over the parameters' names. Add match: 'embedding.*'"
+            why = (
+                "a group is chosen by a pattern over the parameters' names. Add match: "
+                "'embedding.*'"
+            )
             yield "optimizer.groups", f"got no match in group {i}; {why}"
         if not 0 <= group["lr_multiplier"] < math.inf:
-            yield "optimizer.groups", f"got lr_multiplier {group['lr_multiplier']} in group {i}; it must be 0 or more"
+            yield (
+                "optimizer.groups",
+                f"got lr_multiplier {group['lr_multiplier']} in group {i}; it must be 0 or more",
+            )
 
 
 def _profile(values: Values) -> Iterator[Finding]:
     steps = values["profile.steps"]
     if steps and not (len(steps) == 2 and 1 <= steps[0] <= steps[1]):
-        yield "profile.steps", f"got {show(steps)}; it takes the first and the last step, such as [10, 12]"
+        yield (
+            "profile.steps",
+            f"got {show(steps)}; it takes the first and the last step, such as [10, 12]",
+        )
 
 
 def _resume(values: Values) -> Iterator[Finding]:
@@ -229,7 +271,10 @@ def _resume(values: Values) -> Iterator[Finding]:
         near = difflib.get_close_matches(str(resume).lower(), ("auto", "never"), n=1)
         did_you_mean = f". Did you mean {near[0]}?" if near else ""
         takes = "auto, never, or the path of a run folder or a checkpoint"
-        yield "checkpoint.resume", f"got {show(resume)}, which is not there; it takes {takes}{did_you_mean}"
+        yield (
+            "checkpoint.resume",
+            f"got {show(resume)}, which is not there; it takes {takes}{did_you_mean}",
+        )
 
 
 def _name(values: Values) -> Iterator[Finding]:
@@ -237,5 +282,6 @@ def _name(values: Values) -> Iterator[Finding]:
     if name is not None and (not name.strip(" .") or set(name) & set('/\\:*?"<>|')):
         yield (
             "name",
-            f"got {show(name)}; it names a folder: letters, digits, - and _ are safe on every system",
+            f"got {show(name)}; it names a folder: letters, digits, - and _ are safe on every "
+            "system",
         )

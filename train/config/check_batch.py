@@ -30,16 +30,25 @@ def _shares(values: Values) -> Iterator[Finding]:
     if shares == "equal" and not isinstance(micro, list):
         return
     if all(values[other] is None for other in STATING):
-        why = "no effective batch follows from it. Add batch.effective=..., the samples per step over all ranks"
+        why = (
+            "no effective batch follows from it. Add batch.effective=..., the samples per step "
+            "over all ranks"
+        )
         yield key, f"got {show(values[key])}; {why}"
     if values["data.split_by_node"]:
-        why = "with data.split_by_node each rank reads shards of its own. Write data.split_by_node=false"
+        why = (
+            "with data.split_by_node each rank reads shards of its own. Write "
+            "data.split_by_node=false"
+        )
         yield key, f"got {show(values[key])}; {why}"
     if values["batch.micro_tokens"] is not None:
         why = "batch.micro_tokens deals texts by their tokens. Leave one of them out"
         yield key, f"got {show(values[key])}; {why}"
     if micro == "auto":
-        why = "batch.micro=auto finds one size for all ranks. Write a list of sizes, one a rank, or all"
+        why = (
+            "batch.micro=auto finds one size for all ranks. Write a list of sizes, one a rank, "
+            "or all"
+        )
         yield "batch.micro", f"got auto beside batch.shares={show(shares)}; {why}"
 
 
@@ -69,32 +78,60 @@ def _batch(values: Values) -> Iterator[Finding]:
     if steps is not None:
         got, other = f"batch.accumulation_steps={steps} alone", ", or batch.micro=..."
     elif micro != "all":
-        got, other = f"batch.micro={micro} alone", ", or batch.accumulation_steps=..." if micro != "auto" else ""
-    why = "no effective batch follows from it. Add batch.effective=..., the samples per step over all ranks"
+        got, other = (
+            f"batch.micro={micro} alone",
+            ", or batch.accumulation_steps=..." if micro != "auto" else "",
+        )
+    why = (
+        "no effective batch follows from it. Add batch.effective=..., the samples per step over "
+        "all ranks"
+    )
     yield "batch", f"got {got}; {why}{other}"
 
 
 def _micro_tokens(values: Values) -> Iterator[Finding]:
-    """Micro-batches by the lengths of texts, which must differ, and be known before the first step."""
-    tokens, longest, block = (values[key] for key in ("batch.micro_tokens", "data.max_length", "data.block_size"))
+    """Micro-batches by the lengths of texts, which must differ, and be known before the
+    first step.
+    """
+    tokens, longest, block = (
+        values[key] for key in ("batch.micro_tokens", "data.max_length", "data.block_size")
+    )
     if not tokens or tokens < 0:
         return
-    instead = f"Leave it out, and write batch.micro={max(1, tokens // (block or longest or tokens))}"
+    instead = (
+        f"Leave it out, and write batch.micro={max(1, tokens // (block or longest or tokens))}"
+    )
     keys = ("batch.micro", "batch.accumulation_steps")
     others = [f"{key}={values[key]}" for key in keys if values[key] not in (None, "all")]
     if others:
-        yield "batch", f"got batch.micro_tokens={tokens} and {' and '.join(others)}; they exclude each other. Keep one"
+        yield (
+            "batch",
+            f"got batch.micro_tokens={tokens} and {' and '.join(others)}; they exclude each other. "
+            "Keep one",
+        )
     why = None
     if block is not None:
         why = f"blocks are all of data.block_size={block} tokens. {instead}"
     elif values["data.streaming"]:
-        why = f"the lengths of a stream are not known before the first step. {instead}, or data.streaming=false"
+        why = (
+            f"the lengths of a stream are not known before the first step. {instead}, or "
+            "data.streaming=false"
+        )
     elif values["data.transform"] or values["data.eval_transform"]:
-        why = f"a transform may change the length of a text, which must be known before the first step. {instead}"
+        why = (
+            "a transform may change the length of a text, which must be known before the first "
+            f"step. {instead}"
+        )
     elif longest is None:
-        why = "it counts the tokens of texts. Add data.max_length=..., or leave it out and write batch.micro=..."
+        why = (
+            "it counts the tokens of texts. Add data.max_length=..., or leave it out and write "
+            "batch.micro=..."
+        )
     elif tokens < longest:
-        why = f"a text of data.max_length={longest} tokens would not fit. Write batch.micro_tokens={longest} or more"
+        why = (
+            f"a text of data.max_length={longest} tokens would not fit. Write "
+            f"batch.micro_tokens={longest} or more"
+        )
     if why:
         yield "batch.micro_tokens", f"got {tokens}; {why}"
 
@@ -109,7 +146,11 @@ def _schedule(values: Values) -> Iterator[Finding]:
             yield key, f"got {show(stages)}; {why}. Add 0: the effective batch of the first steps"
         for start, effective in stages.items():
             if start < 0 or effective < 1:
-                yield key, f"got {start}: {effective}; a stage begins at 0 or more, and its batch is 1 or more"
+                yield (
+                    key,
+                    f"got {start}: {effective}; a stage begins at 0 or more, and its batch is 1 or "
+                    "more",
+                )
         for other, neutral in TO_ONE_SIZE.items():
             if values[other] != neutral:
                 yield (

@@ -11,7 +11,10 @@ def _columns(values: Values) -> Iterator[Finding]:
     for name, own in values["data.columns"].items():
         texts = own if isinstance(own, list) and own else [own]
         if not all(isinstance(text, str) for text in texts):
-            yield f"data.columns.{name}", f"got {show(own)}; it takes the name of a column, or a list of names"
+            yield (
+                f"data.columns.{name}",
+                f"got {show(own)}; it takes the name of a column, or a list of names",
+            )
 
 
 def _normalize(values: Values) -> Iterator[Finding]:
@@ -34,7 +37,10 @@ def _image_size(values: Values) -> Iterator[Finding]:
 def _image_mode(values: Values) -> Iterator[Finding]:
     mode = values["data.image.mode"]
     if mode is not None and mode not in CHANNELS:
-        yield "data.image.mode", f"got {show(mode)}; it takes one of {', '.join(CHANNELS)}, or null: as they are"
+        yield (
+            "data.image.mode",
+            f"got {show(mode)}; it takes one of {', '.join(CHANNELS)}, or null: as they are",
+        )
 
 
 def _image_range(values: Values) -> Iterator[Finding]:
@@ -42,7 +48,8 @@ def _image_range(values: Values) -> Iterator[Finding]:
     if len(mean) != len(std):
         yield (
             "data.image.std",
-            f"got {show(std)} beside data.image.mean={show(mean)}; they take a number a channel each",
+            f"got {show(std)} beside data.image.mean={show(mean)}; they take a number a channel "
+            "each",
         )
     elif not all(0 < deviation < float("inf") for deviation in std):
         yield "data.image.std", f"got {show(std)}; each must be above 0"
@@ -51,7 +58,10 @@ def _image_range(values: Values) -> Iterator[Finding]:
         why = f"images of mode {values['data.image.mode']} have {channels}"
         yield "data.image.mean", f"got {show(mean)}, a number for each channel; {why}"
     if mean and values["data.normalize"]:
-        yield "data.normalize", "got true beside data.image.mean; both scale what enters the model. Keep one"
+        yield (
+            "data.normalize",
+            "got true beside data.image.mean; both scale what enters the model. Keep one",
+        )
 
 
 DATA_RULES = (_columns, _normalize, _image_size, _image_mode, _image_range)

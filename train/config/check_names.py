@@ -1,4 +1,6 @@
-"""Texts that become names of folders, or are shown: what no file system takes, and what a terminal would obey."""
+"""Texts that become names of folders, or are shown: what no file system takes, and what a terminal
+would obey.
+"""
 
 import os
 import unicodedata
@@ -8,15 +10,31 @@ from train.config.problems import ConfigError, Finding, Problem, Values
 
 LONGEST_NAME, LONGEST_PART = 200, 255
 """Bytes: a file system takes 255, and names beside a run folder are longer than its own."""
-SHOWN = ("name", "output_dir", "wandb.entity", "wandb.project", "wandb.group", "wandb.name", "wandb.tags")
-HIDDEN = {"Cc": "a control character", "Cf": "an invisible character", "Cs": "no character", "Zl": "a line break"}
+SHOWN = (
+    "name",
+    "output_dir",
+    "wandb.entity",
+    "wandb.project",
+    "wandb.group",
+    "wandb.name",
+    "wandb.tags",
+)
+HIDDEN = {
+    "Cc": "a control character",
+    "Cf": "an invisible character",
+    "Cs": "no character",
+    "Zl": "a line break",
+}
 HIDDEN["Zp"] = HIDDEN["Zl"]
 
 
 def check_letters(argv: Sequence[str]) -> None:
     """Bytes of a command line that are no UTF-8 can be written into no file. Raises ConfigError."""
     broken = [word for word in argv if _is_broken(word)]
-    problems = [Problem("command line", "", f"got {word!a}, which is no UTF-8. Type it anew") for word in broken]
+    problems = [
+        Problem("command line", "", f"got {word!a}, which is no UTF-8. Type it anew")
+        for word in broken
+    ]
     if problems:
         raise ConfigError(problems)
 
@@ -36,10 +54,17 @@ def _long(values: Values) -> Iterator[Finding]:
     name = values["name"] or ""
     size = len(os.fsencode(name) if not _is_broken(name) else name)
     if size > LONGEST_NAME:
-        yield "name", f"got {size} bytes; it names a folder, and may have {LONGEST_NAME}. Write a shorter one"
+        yield (
+            "name",
+            f"got {size} bytes; it names a folder, and may have {LONGEST_NAME}. Write a shorter "
+            "one",
+        )
     for part in values["output_dir"].split("/"):
         if not _is_broken(part) and len(os.fsencode(part)) > LONGEST_PART:
-            yield "output_dir", f"got a part of {len(os.fsencode(part))} bytes; a file system takes {LONGEST_PART}"
+            yield (
+                "output_dir",
+                f"got a part of {len(os.fsencode(part))} bytes; a file system takes {LONGEST_PART}",
+            )
 
 
 def _is_broken(text: str) -> bool:
@@ -51,7 +76,11 @@ def _home(values: Values) -> Iterator[Finding]:
     path = values["output_dir"]
     if path.startswith("~"):
         user = path.partition("/")[0]
-        yield "output_dir", f"got {path}; there is no home folder of {user}. Write ./{path} for a folder of that name"
+        yield (
+            "output_dir",
+            f"got {path}; there is no home folder of {user}. Write ./{path} for a folder of that "
+            "name",
+        )
 
 
 NAME_RULES = (_hidden, _long, _home)

@@ -61,14 +61,17 @@ def parse(source: bytes) -> ast.Module | None:
             return None
 
 
-# Of a process that trains several times, such as the tests: reading this package takes a quarter of a second.
+# Of a process that trains several times, such as the tests: reading this package takes a quarter of
+# a second.
 @lru_cache(maxsize=1000)
 def _hashes(source: bytes, own: frozenset[str]) -> tuple[str, ...]:
     module = parse(source)
     if module is None:
         return (hashlib.sha256(source).hexdigest(),)
     origins = _origins(module, own)
-    return tuple(_sha256(" ".join(_words(statement, origins))) for statement in _computing(module.body))
+    return tuple(
+        _sha256(" ".join(_words(statement, origins))) for statement in _computing(module.body)
+    )
 
 
 def _words(statement: ast.stmt, origins: Mapping[str, str]) -> Iterator[str]:

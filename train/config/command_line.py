@@ -29,7 +29,8 @@ USAGE = "\n".join(
     [
         "usage: CONFIG [key=value ...] [option ...]",
         "  CONFIG             a YAML file, such as configs/digits.yaml",
-        "  key=value          sets a key above the file: batch.micro=8, model.args.hidden[0]=64, name=null",
+        "  key=value          sets a key above the file: batch.micro=8, model.args.hidden[0]=64, "
+        "name=null",
         *(f"  {option:<18} {text}" for option, text in OPTIONS.items()),
         "  -h, --help         print this and stop",
     ]
@@ -61,7 +62,11 @@ def parse(argv: Sequence[str]) -> CommandLine:
     problems = [_refused(argument) for argument in dashed if argument not in OPTIONS]
     if len(files) != 1 and not problems:
         got = " and ".join(files) or "none"
-        fix = f"For a key, write {files[-2]}={files[-1]}" if files else "Name one, such as configs/digits.yaml"
+        fix = (
+            f"For a key, write {files[-2]}={files[-1]}"
+            if files
+            else "Name one, such as configs/digits.yaml"
+        )
         problems.append(Problem(WHERE, "", f"it takes one config; got {got}. {fix}"))
     values: dict[Path, Any] = {}
     edits: list[tuple[Path, Any]] = []
@@ -81,7 +86,9 @@ def parse(argv: Sequence[str]) -> CommandLine:
 
 def _is_file_name(argument: str) -> bool:
     """A path may hold an equals sign too: runs/lr=1/config.yaml."""
-    return "=" not in argument or (argument.endswith((".yaml", ".yml")) and FilePath(argument).is_file())
+    return "=" not in argument or (
+        argument.endswith((".yaml", ".yml")) and FilePath(argument).is_file()
+    )
 
 
 def _refused(option: str) -> Problem:
@@ -95,22 +102,41 @@ def _refused(option: str) -> Problem:
 
 
 def _setting(override: str) -> tuple[Path, Any] | Problem:
-    """A key=value in parts; the value as OmegaConf parses it (1e-8 is a number), or what is wrong with it."""
+    """A key=value in parts; the value as OmegaConf parses it (1e-8 is a number), or what is wrong
+    with it.
+    """
     key, _, text = override.partition("=")
     if re.fullmatch(r"[^.\[\]]+(\.[^.\[\]]+|\[\d+\])*", key) is None:
-        return Problem(WHERE, "", f"got {override}; a key is written section.name=value or section.name[0]=value")
+        return Problem(
+            WHERE,
+            "",
+            f"got {override}; a key is written section.name=value or section.name[0]=value",
+        )
     if key == "extends":
-        return Problem(WHERE, key, "only a file extends others. Write it there, or name another CONFIG")
+        return Problem(
+            WHERE, key, "only a file extends others. Write it there, or name another CONFIG"
+        )
     if not text.strip():
-        return Problem(WHERE, key, f"got no value. To unset it, write {key}=null; for an empty text, {key}='\"\"'")
+        return Problem(
+            WHERE,
+            key,
+            f"got no value. To unset it, write {key}=null; for an empty text, {key}='\"\"'",
+        )
     try:
         parsed = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]))
     except (YAMLError, OmegaConfBaseException) as error:
-        return Problem(WHERE, key, f"got {text}; it is not valid YAML: {str(error).splitlines()[0]}. Quote it")
+        return Problem(
+            WHERE, key, f"got {text}; it is not valid YAML: {str(error).splitlines()[0]}. Quote it"
+        )
     assert isinstance(parsed, dict)
-    path = tuple(int(part[1:-1]) if part[0] == "[" else part for part in re.findall(r"\[\d+\]|[^.\[\]]+", key))
+    path = tuple(
+        int(part[1:-1]) if part[0] == "[" else part
+        for part in re.findall(r"\[\d+\]|[^.\[\]]+", key)
+    )
     for wrong in misspelt(text, Loader, tuple(part for part in path if isinstance(part, str))):
-        return Problem(WHERE, key, f"{wrong.sentence}. Type: '{key}={text.replace(wrong.text, wrong.instead)}'")
+        return Problem(
+            WHERE, key, f"{wrong.sentence}. Type: '{key}={text.replace(wrong.text, wrong.instead)}'"
+        )
     return path, parsed["value"]
 
 

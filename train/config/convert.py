@@ -1,4 +1,6 @@
-"""Settings to typed values: OmegaConf's structured conversion, key by key, its errors in our words."""
+"""Settings to typed values: OmegaConf's structured conversion, key by key, its errors
+in our words.
+"""
 
 from collections.abc import Mapping
 from typing import Any
@@ -35,12 +37,18 @@ class Origins:
     def __call__(self, key: str) -> str:
         if parts(key) in self._settings:
             return self._settings[parts(key)].origin
-        below = [setting.origin for path, setting in self._settings.items() if dotted(path).startswith(f"{key}.")]
+        below = [
+            setting.origin
+            for path, setting in self._settings.items()
+            if dotted(path).startswith(f"{key}.")
+        ]
         return below[-1] if below else self._config
 
 
 def convert(settings: Settings, origins: Origins) -> tuple[DictConfig, list[Problem]]:
-    """The structured config, interpolations unresolved; a key whose value does not fit keeps its default."""
+    """The structured config, interpolations unresolved; a key whose value does not fit keeps its
+    default.
+    """
     config: DictConfig = OmegaConf.structured(Config)
     for section in ("", *SECTIONS):  # a frozen dataclass is read-only at every node
         OmegaConf.set_readonly(OmegaConf.select(config, section) if section else config, False)
@@ -49,17 +57,21 @@ def convert(settings: Settings, origins: Origins) -> tuple[DictConfig, list[Prob
         wrong = _false_text(key, value)
         try:
             if wrong is None:
-                OmegaConf.update(config, key, value, merge=isinstance(value, list))  # makes a Group of a mapping
+                # makes a Group of a mapping
+                OmegaConf.update(config, key, value, merge=isinstance(value, list))
                 continue
         except OmegaConfBaseException as error:
-            place = str(error.full_key or key)  # of an element of a list: the element's own key alone
+            # of an element of a list: the element's own key alone
+            place = str(error.full_key or key)
             wrong = (place if place.startswith(key) else key, _misfit(key, place, value, error))
         problems.append(Problem(origins(wrong[0]), *wrong))
     return config, problems
 
 
 def _nested(settings: Settings) -> dict[str, Any]:
-    """One value per key of the schema; what is set below one (`model.args.hidden`) becomes a mapping."""
+    """One value per key of the schema; what is set below one (`model.args.hidden`) becomes a
+    mapping.
+    """
     values: dict[str, Any] = {}
     for path, setting in settings.items():
         key = owner(path)
@@ -74,9 +86,13 @@ def _nested(settings: Settings) -> dict[str, Any]:
 
 
 def _false_text(key: str, value: Any) -> tuple[str, str] | None:
-    """(key, text) where YAML made a truth value of a word: OmegaConf would make the text 'False' of it."""
+    """(key, text) where YAML made a truth value of a word: OmegaConf would make the text 'False' of
+    it.
+    """
     if isinstance(value, Mapping) and not key.endswith(".args"):
-        return next((wrong for name in value if (wrong := _bool_text(f"{key}.{name}", value[name]))), None)
+        return next(
+            (wrong for name in value if (wrong := _bool_text(f"{key}.{name}", value[name]))), None
+        )
     takes_text = str in types_of(key) and bool not in types_of(key)
     return _bool_text(key, value) if takes_text else None
 
@@ -85,7 +101,10 @@ def _bool_text(key: str, value: Any) -> tuple[str, str] | None:
     if not isinstance(value, bool):
         return None
     word, others = ("yes", "`yes` and `on`") if value else ("no", "`no` and `off`")
-    return key, f"got {show(value)}; {others} are YAML for {show(value)}: quote the word, as in '{word}'"
+    return (
+        key,
+        f"got {show(value)}; {others} are YAML for {show(value)}: quote the word, as in '{word}'",
+    )
 
 
 def _misfit(key: str, place: str, value: Any, error: OmegaConfBaseException) -> str:
@@ -104,7 +123,9 @@ def _takes(key: str) -> str:
 
 
 def missing(settings: Settings, origins: Origins) -> list[Problem]:
-    """What must be stated and is not: keys without a default, and what a file leaves open as ???."""
+    """What must be stated and is not: keys without a default, and what a file leaves
+    open as ???.
+    """
     left = [path for path, setting in settings.items() if repr(MISSING) in repr(setting.value)]
     required = [parts(key) for key, default in DEFAULTS.items() if default == MISSING]
     unset = [path for path in required if path not in settings or settings[path].value is None]
@@ -115,7 +136,9 @@ def missing(settings: Settings, origins: Origins) -> list[Problem]:
 
 
 def resolve_values(config: DictConfig, origins: Origins) -> tuple[dict[str, Any], list[Problem]]:
-    """{key: value}, interpolations resolved. What cannot be resolved is left out, or has its default."""
+    """{key: value}, interpolations resolved. What cannot be resolved is left out, or has its
+    default.
+    """
     values, problems = dict(DEFAULTS), []
     for key in TYPES:
         try:

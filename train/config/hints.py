@@ -1,4 +1,6 @@
-"""What an unknown key was probably meant to be: the nearest key, or ours for another trainer's name."""
+"""What an unknown key was probably meant to be: the nearest key, or ours for another trainer's
+name.
+"""
 
 import difflib
 from collections.abc import Container, Iterable
@@ -7,18 +9,41 @@ from train.config.keys import SECTIONS, TYPES, Path, dotted, owner, parts
 from train.config.merge import Layer
 from train.config.problems import Problem, show
 
-_MICRO = "what one rank puts through the model at once; batch.effective counts over all ranks and micro-batches"
+_MICRO = (
+    "what one rank puts through the model at once; batch.effective counts over all ranks and "
+    "micro-batches"
+)
 _EFFECTIVE = "samples per optimizer step over all ranks; what one rank takes at once is batch.micro"
 _STEPS = "optimizer steps, not micro-batches"
 
 _FOREIGN: tuple[tuple[str, str, str], ...] = (
-    ("batch.micro", _MICRO, "per_device_train_batch_size per_gpu_train_batch_size local_batch_size"),
-    ("batch.micro", _MICRO, "train_micro_batch_size_per_gpu micro_batch_size device_train_microbatch_size"),
+    (
+        "batch.micro",
+        _MICRO,
+        "per_device_train_batch_size per_gpu_train_batch_size local_batch_size",
+    ),
+    (
+        "batch.micro",
+        _MICRO,
+        "train_micro_batch_size_per_gpu micro_batch_size device_train_microbatch_size",
+    ),
     ("batch.micro", _MICRO, "device_batch_size"),
-    ("batch.effective", _EFFECTIVE, "batch_size train_batch_size global_batch_size global_train_batch_size"),
+    (
+        "batch.effective",
+        _EFFECTIVE,
+        "batch_size train_batch_size global_batch_size global_train_batch_size",
+    ),
     ("batch.effective", _EFFECTIVE, "total_batch_size effective_batch_size"),
-    ("batch.micro_tokens", "tokens that one rank puts through the model at once", "group_by_length max_tokens"),
-    ("batch.accumulation_steps", "", "gradient_accumulation_steps accumulate_grad_batches grad_accum_steps"),
+    (
+        "batch.micro_tokens",
+        "tokens that one rank puts through the model at once",
+        "group_by_length max_tokens",
+    ),
+    (
+        "batch.accumulation_steps",
+        "",
+        "gradient_accumulation_steps accumulate_grad_batches grad_accum_steps",
+    ),
     ("optimizer.lr", "", "lr learning_rate base_lr max_lr"),
     ("optimizer.target", "", "optim optimizer_name"),
     (
@@ -30,14 +55,34 @@ _FOREIGN: tuple[tuple[str, str, str], ...] = (
     ("optimizer.args.weight_decay", "", "weight_decay"),
     ("optimizer.args.momentum", "", "momentum"),
     ("optimizer.args.eps", "", "adam_epsilon"),
-    ("optimizer.args.betas", "a pair, such as [0.9, 0.95]", "adam_beta1 adam_beta2 beta1 beta2 betas"),
-    ("schedule.name", "constant, linear, cosine or wsd", "lr_scheduler_type lr_scheduler scheduler decay_lr"),
+    (
+        "optimizer.args.betas",
+        "a pair, such as [0.9, 0.95]",
+        "adam_beta1 adam_beta2 beta1 beta2 betas",
+    ),
+    (
+        "schedule.name",
+        "constant, linear, cosine or wsd",
+        "lr_scheduler_type lr_scheduler scheduler decay_lr",
+    ),
     ("schedule.warmup_steps", _STEPS, "warmup_steps warmup_iters num_warmup_steps"),
     ("schedule.warmup_fraction", "a share of all steps", "warmup_ratio t_warmup"),
-    ("schedule.final_fraction", "a share of the peak rate, not a rate", "min_lr min_lr_factor alpha_f"),
+    (
+        "schedule.final_fraction",
+        "a share of the peak rate, not a rate",
+        "min_lr min_lr_factor alpha_f",
+    ),
     ("duration.epochs", "", "num_train_epochs max_epochs num_epochs epochs"),
-    ("duration.epochs", "`10ep` is duration.epochs=10, `100ba` is duration.steps=100", "max_duration"),
-    ("duration.steps", _STEPS, "max_steps max_iters max_train_steps training_steps num_training_steps"),
+    (
+        "duration.epochs",
+        "`10ep` is duration.epochs=10, `100ba` is duration.steps=100",
+        "max_duration",
+    ),
+    (
+        "duration.steps",
+        _STEPS,
+        "max_steps max_iters max_train_steps training_steps num_training_steps",
+    ),
     ("precision", "fp32, bf16, fp16 or fp64", "bf16 fp16 mixed_precision amp dtype"),
     ("model.compile", "true, or the name of a backend", "torch_compile compile_model compile"),
     (
@@ -45,7 +90,11 @@ _FOREIGN: tuple[tuple[str, str, str], ...] = (
         "true, or a pattern of names of blocks",
         "gradient_checkpointing activation_checkpointing ac",
     ),
-    ("memory.chunked_loss", "true, or so many tokens at a time", "use_liger_kernel num_output_chunks"),
+    (
+        "memory.chunked_loss",
+        "true, or so many tokens at a time",
+        "use_liger_kernel num_output_chunks",
+    ),
     ("runtime.tf32", "", "tf32 allow_tf32"),
     ("runtime.deterministic", "", "full_determinism use_deterministic_algorithms"),
     ("runtime.timeout_seconds", "", "ddp_timeout dist_timeout"),
@@ -72,15 +121,22 @@ _FOREIGN: tuple[tuple[str, str, str], ...] = (
     ("wandb.project", "", "wandb_project project_name"),
     ("seed", "", "random_seed data_seed seed_everything"),
 )
-"""(our key, what to know, names in HF Trainer, Lightning, Composer, torchtitan, DeepSpeed, nanoGPT)."""
+"""(our key, what to know, names in HF Trainer, Lightning, Composer, torchtitan, DeepSpeed,
+nanoGPT).
+"""
 
-FOREIGN: dict[str, tuple[str, str]] = {name: (key, note) for key, note, names in _FOREIGN for name in names.split()}
+FOREIGN: dict[str, tuple[str, str]] = {
+    name: (key, note) for key, note, names in _FOREIGN for name in names.split()
+}
 """{name elsewhere: (our key, what to know)}."""
 
 
 def find_unknown(layer: Layer, stated: Container[Path]) -> list[Problem]:
     """The keys of a layer that do not exist; `stated` holds the keys of all layers."""
-    found = (_unknown(layer.name, path, value, stated) for path, value in [*layer.values.items(), *layer.edits])
+    found = (
+        _unknown(layer.name, path, value, stated)
+        for path, value in [*layer.values.items(), *layer.edits]
+    )
     return [problem for problem in found if problem is not None]
 
 
@@ -93,11 +149,15 @@ def _unknown(where: str, path: Path, value: object, stated: Container[Path]) -> 
         text = f"got {show(value)}; it is a section. Write one of its keys: {', '.join(below)}"
         return Problem(where, key, text)
     near = tuple(name for name in nearest(key) if parts(name) not in stated)
-    return Problem(where, key, f"got {show(value)}; there is no such key. {advice(key, value)}", near)
+    return Problem(
+        where, key, f"got {show(value)}; there is no such key. {advice(key, value)}", near
+    )
 
 
 def nearest(key: str) -> tuple[str, ...]:
-    """The keys that an unknown one may mean: those of its name in other sections, else the most alike."""
+    """The keys that an unknown one may mean: those of its name in other sections, else the most
+    alike.
+    """
     if foreign := _foreign(key):
         return (foreign[0],)
     last = key.rpartition(".")[2]
@@ -105,11 +165,17 @@ def nearest(key: str) -> tuple[str, ...]:
     close = [name for name in TYPES if name.rpartition(".")[2] == last]
     if close:
         best = max(alike[name] for name in close)
-        return tuple(name for name in sorted(close, key=lambda name: -alike[name]) if alike[name] > best - 0.16)
+        return tuple(
+            name
+            for name in sorted(close, key=lambda name: -alike[name])
+            if alike[name] > best - 0.16
+        )
     if max(alike.values()) >= 0.7:
         return (max(alike, key=lambda name: alike[name]),)
     last_parts = {name.rpartition(".")[2]: name for name in TYPES}
-    return tuple(last_parts[part] for part in difflib.get_close_matches(last.lower(), last_parts, 1, 0.7))
+    return tuple(
+        last_parts[part] for part in difflib.get_close_matches(last.lower(), last_parts, 1, 0.7)
+    )
 
 
 def advice(key: str, value: object) -> str:
@@ -117,7 +183,11 @@ def advice(key: str, value: object) -> str:
     section, _, rest = key.partition(".")
     if (foreign := _foreign(key)) is not None:
         name, note = foreign
-        return f"Here it is {name}: {note}" if note else f"Here it is {name}: write {name}={_typed(value)}"
+        return (
+            f"Here it is {name}: {note}"
+            if note
+            else f"Here it is {name}: write {name}={_typed(value)}"
+        )
     if close := nearest(key):
         return f"Did you mean {_either(close)}?"
     if f"{section}.args" in TYPES:

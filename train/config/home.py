@@ -1,4 +1,6 @@
-"""`~` at the beginning of a path is the home folder, as in a shell, which expands it nowhere behind `key=`."""
+"""`~` at the beginning of a path is the home folder, as in a shell, which expands it nowhere behind
+`key=`.
+"""
 
 import dataclasses
 from pathlib import Path

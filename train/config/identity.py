@@ -1,4 +1,6 @@
-"""Which runs must have the same curve: hashes over what changes the mathematics, and over nothing else."""
+"""Which runs must have the same curve: hashes over what changes the mathematics, and over nothing
+else.
+"""
 
 import dataclasses
 import hashlib
@@ -13,15 +15,39 @@ from train.config.sources import own_sources
 from train.config.targets import resolve, resolve_source, resolve_tokenizer
 
 EXECUTION = (
-    *("name", "output_dir", "log", "wandb", "checkpoint", "duration.hours", "profile", "evaluate", "data.eval_split"),
+    *(
+        "name",
+        "output_dir",
+        "log",
+        "wandb",
+        "checkpoint",
+        "duration.hours",
+        "profile",
+        "evaluate",
+        "data.eval_split",
+    ),
     "ema",  # an average that is only watched
-    *("batch.effective_tokens", "batch.schedule", "batch.schedule_tokens"),  # what follows is in the identity, below
+    # what follows is in the identity, below
+    *("batch.effective_tokens", "batch.schedule", "batch.schedule_tokens"),
     "noise_scale",
     *("data.preload", "data.workers", "data.eval_transform"),
-    *("batch.micro", "batch.shares", "batch.accumulation_steps", "batch.exact", "batch.sync", "batch.on_oom"),
+    *(
+        "batch.micro",
+        "batch.shares",
+        "batch.accumulation_steps",
+        "batch.exact",
+        "batch.sync",
+        "batch.on_oom",
+    ),
     "batch.audit_every_steps",
     *("runtime.timeout_seconds", "runtime.deterministic"),
-    *("batch.micro_tokens", "model.compile", "memory", "runtime.reduction", "runtime.watch_launcher"),
+    *(
+        "batch.micro_tokens",
+        "model.compile",
+        "memory",
+        "runtime.reduction",
+        "runtime.watch_launcher",
+    ),
 )
 """Keys, and sections, that change how a run is executed or watched, but not what it computes."""
 
@@ -29,20 +55,45 @@ EXECUTION = (
 COMPUTING = (
     *("standard.py", "accumulate.py", "loop.py", "step.py", "setup.py"),
     *("batch/*.py", "data/*.py", "tasks/*.py", "models/*.py", "optim/*.py"),
-    *("distributed/accelerator.py", "distributed/parallel.py", "distributed/replicated.py", "distributed/ddp.py"),
+    *(
+        "distributed/accelerator.py",
+        "distributed/parallel.py",
+        "distributed/replicated.py",
+        "distributed/ddp.py",
+    ),
     *("distributed/flat_buckets.py", "randomness.py"),
-    *("gradients/seeding.py", "gradients/measured_shares.py", "gradients/late_weights.py", "permutation.py"),
-    *("chunked_loss.py", "distributed/bucket_order.py", "distributed/sharded.py", "distributed/norms.py"),
+    *(
+        "gradients/seeding.py",
+        "gradients/measured_shares.py",
+        "gradients/late_weights.py",
+        "permutation.py",
+    ),
+    *(
+        "chunked_loss.py",
+        "distributed/bucket_order.py",
+        "distributed/sharded.py",
+        "distributed/norms.py",
+    ),
     *("plan/steps.py", "plan/stages.py", "plan/unequal.py", "config/name_patterns.py"),
 )
 """Files whose change may change a curve. A test asks of each other file that it is said not to."""
 
-TOKENIZER = ("tokenizer*.json", "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json", "*.model")
+TOKENIZER = (
+    "tokenizer*.json",
+    "vocab*",
+    "merges.txt",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "*.model",
+)
 """What a tokenizer is in a folder, which may hold a model besides."""
 
 
-def mathematics(config: Config, effective_batch: int, stages: Sequence[tuple[int, int]] = ()) -> dict[str, Any]:
-    """{dotted key: value} of all that decides the curve; the effective batch as it follows from the plan.
+def mathematics(
+    config: Config, effective_batch: int, stages: Sequence[tuple[int, int]] = ()
+) -> dict[str, Any]:
+    """{dotted key: value} of all that decides the curve; the effective batch as it follows from the
+    plan.
 
     `stages`: (samples seen, effective batch from there on) of a schedule.
     """
@@ -52,7 +103,9 @@ def mathematics(config: Config, effective_batch: int, stages: Sequence[tuple[int
         kept["optimizer.noise_scale"] = None
     if not stages:
         return kept | {"batch.effective": effective_batch}
-    return kept | {"batch.schedule": ", ".join(f"{start}: {effective}" for start, effective in stages)}
+    return kept | {
+        "batch.schedule": ", ".join(f"{start}: {effective}" for start, effective in stages)
+    }
 
 
 def flatten(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -77,7 +130,9 @@ def recipe_hash(mathematics: Mapping[str, Any], code: str) -> str:
 
 
 def joined_hash(segments: Sequence[tuple[int, str | None]]) -> str:
-    """Of a run that went on with other mathematics: (the step after which, the hash) of each segment."""
+    """Of a run that went on with other mathematics: (the step after which, the hash) of each
+    segment.
+    """
     if len(segments) == 1:
         return str(segments[0][1])
     return _digest(segments)
@@ -114,7 +169,9 @@ def computing_files() -> list[Path]:
 
 
 def tokenizer_files(tokenizer: str) -> list[Path]:
-    """Those that a tokenizer is made of: in its folder, or the sources of the user's own class. Raises TargetError."""
+    """Those that a tokenizer is made of: in its folder, or the sources of the user's own class.
+    Raises TargetError.
+    """
     folder = Path(tokenizer)
     if folder.is_dir():
         return [path for name in TOKENIZER for path in folder.glob(name) if path.is_file()]
@@ -133,7 +190,11 @@ def digest(files: Iterable[Path]) -> str:
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
     """{key: (old, new)} where they differ, values as JSON knows them."""
     old, new = json.loads(json.dumps(old, default=str)), json.loads(json.dumps(new, default=str))
-    return {key: (old.get(key), new.get(key)) for key in [*old, *(new.keys() - old)] if old.get(key) != new.get(key)}
+    return {
+        key: (old.get(key), new.get(key))
+        for key in [*old, *(new.keys() - old)]
+        if old.get(key) != new.get(key)
+    }
 
 
 def is_execution(key: str) -> bool:

@@ -28,7 +28,9 @@ def _leaves(section: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
 _LEAVES = list(_leaves(Config()))
 TYPES: dict[str, Any] = {key: annotation for key, annotation, _ in _LEAVES}
 DEFAULTS: dict[str, Any] = {key: default for key, _, default in _LEAVES}
-SECTIONS: tuple[str, ...] = tuple(dict.fromkeys(key.rpartition(".")[0] for key in TYPES if "." in key))
+SECTIONS: tuple[str, ...] = tuple(
+    dict.fromkeys(key.rpartition(".")[0] for key in TYPES if "." in key)
+)
 TARGETS: dict[str, str] = {
     section: f"{section}.target" if f"{section}.target" in TYPES else f"{section}.source"
     for section in SECTIONS
@@ -52,6 +54,8 @@ def owner(path: Path) -> str | None:
 
 
 def types_of(key: str) -> tuple[Any, ...]:
-    """The members of a key's type: (int, NoneType) for `int | None`, (list[int],) for `list[int]`."""
+    """The members of a key's type: (int, NoneType) for `int | None`, (list[int],) for
+    `list[int]`.
+    """
     annotation = TYPES[key]
     return get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)

@@ -22,7 +22,13 @@ from train.config.names import safe, short_form
 from train.config.problems import ConfigError, Problem, fresh
 from train.config.read import read_layers
 from train.config.schema import Config
-from train.config.targets import TargetError, check_arguments, make_importable, resolve, resolve_source
+from train.config.targets import (
+    TargetError,
+    check_arguments,
+    make_importable,
+    resolve,
+    resolve_source,
+)
 from train.config.trust import Foreign, check_trusted
 from train.redaction import REDACTED, clean, learn
 
@@ -45,15 +51,17 @@ class Loaded:
     unresolved: str = field(repr=False)
 
     def yaml(self) -> str:
-        """All keys, defaults included. Interpolations stay as written: resolved ones would spill secrets."""
+        """All keys, defaults included. Interpolations stay as written: resolved ones would spill
+        secrets.
+        """
         return self.unresolved
 
 
 def load(argv: Sequence[str], foreign: Foreign | None = None) -> Loaded:
     """The config that a command line asks for.
 
-    `foreign`: it is that of a run folder, and its targets are looked at before they are imported. Raises ConfigError
-    with all its problems, NotTrusted for what a foreign one must not name.
+    `foreign`: it is that of a run folder, and its targets are looked at before they are imported.
+    Raises ConfigError with all its problems, NotTrusted for what a foreign one must not name.
     """
     check_letters(argv)
     command = parse(argv)
@@ -75,7 +83,8 @@ def load(argv: Sequence[str], foreign: Foreign | None = None) -> Loaded:
     problems += fresh((Problem(origins(key), key, text) for key, text in check(values)), problems)
     if foreign is not None and not problems:
         check_trusted(values, OmegaConf.to_container(structured, resolve=False), origins, foreign)
-    if "--print-config" not in command.flags:  # it answers at once: targets are imported, and torch with them
+    # it answers at once: targets are imported, and torch with them
+    if "--print-config" not in command.flags:
         problems += fresh(_check_targets(values, origins, problems, foreign), problems)
     if problems:
         raise ConfigError(problems)
@@ -86,15 +95,17 @@ def load(argv: Sequence[str], foreign: Foreign | None = None) -> Loaded:
         precision=PRECISIONS.get(config.precision, config.precision),
         model=dataclasses.replace(config.model, dtype=dtype),
     )
-    return Loaded(config, command.path, command.overrides, command.flags, OmegaConf.to_yaml(structured))
+    return Loaded(
+        config, command.path, command.overrides, command.flags, OmegaConf.to_yaml(structured)
+    )
 
 
 def run_name(loaded: Loaded) -> str:
     """The name that the config states, or its stem and a short form of the overrides.
 
-    Under a W&B sweep the trial's id follows, which all ranks inherit: two trials never share a folder, and a trial that
-    is started again finds its own. In a SLURM array the number of the task does, where the name does not hold it yet
-    (`seed=%a`, scripts/slurm.sbatch).
+    Under a W&B sweep the trial's id follows, which all ranks inherit: two trials never share a
+    folder, and a trial that is started again finds its own. In a SLURM array the number of the task
+    does, where the name does not hold it yet (`seed=%a`, scripts/slurm.sbatch).
     """
     # It names a folder, and runs elsewhere: a secret that is spliced into it must not.
     stated = loaded.config.name and clean(loaded.config.name).replace(REDACTED, "redacted")
@@ -111,7 +122,9 @@ def run_name(loaded: Loaded) -> str:
 def _check_targets(
     values: Mapping[str, Any], origins: Origins, known: Sequence[Problem], foreign: Foreign | None
 ) -> list[Problem]:
-    """Targets that cannot be imported, and arguments that they do not take. Imports them, and so torch."""
+    """Targets that cannot be imported, and arguments that they do not take. Imports them, and so
+    torch.
+    """
     problems = []
     for key in FUNCTIONS:
         try:
@@ -120,10 +133,16 @@ def _check_targets(
         except TargetError as error:
             problems.append(Problem(origins(key), key, str(error)))
     for section, key in TARGETS.items():
-        if not fresh([Problem("", key, "")], known) or (foreign is not None and key not in foreign.needed):
+        if not fresh([Problem("", key, "")], known) or (
+            foreign is not None and key not in foreign.needed
+        ):
             continue
         try:
-            target = resolve(values[key], HOMES[section]) if section in HOMES else resolve_source(values[key])
+            target = (
+                resolve(values[key], HOMES[section])
+                if section in HOMES
+                else resolve_source(values[key])
+            )
         except TargetError as error:
             problems.append(Problem(origins(key), key, str(error)))
             continue
@@ -138,9 +157,14 @@ def _check_targets(
     return problems
 
 
-def _check_groups(target: Callable[..., Any], values: Mapping[str, Any], origins: Origins) -> list[Problem]:
+def _check_groups(
+    target: Callable[..., Any], values: Mapping[str, Any], origins: Origins
+) -> list[Problem]:
     """torch takes any key in a group of parameters, and lets it be."""
-    asked = [(f"optimizer.groups[{i}].args", group["args"]) for i, group in enumerate(values["optimizer.groups"])]
+    asked = [
+        (f"optimizer.groups[{i}].args", group["args"])
+        for i, group in enumerate(values["optimizer.groups"])
+    ]
     if values["optimizer.no_decay"]:
         asked.append(("optimizer.no_decay", {"weight_decay": 0.0}))
     return [

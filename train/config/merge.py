@@ -1,4 +1,5 @@
-"""Layers of settings, merged: a later one wins key by key; its choice among alternatives removes the earlier.
+"""Layers of settings, merged: a later one wins key by key; its choice among alternatives removes
+the earlier.
 
 A layer is flat: {path of a leaf: value}. Lists are leaves, so they replace each other. Pure.
 """
@@ -13,7 +14,12 @@ from train.config.problems import Problem, show
 
 ALTERNATIVES: tuple[tuple[str, ...], ...] = (
     ("duration.steps", "duration.epochs", "duration.samples", "duration.tokens"),
-    ("schedule.warmup_steps", "schedule.warmup_fraction", "schedule.warmup_samples", "schedule.warmup_tokens"),
+    (
+        "schedule.warmup_steps",
+        "schedule.warmup_fraction",
+        "schedule.warmup_samples",
+        "schedule.warmup_tokens",
+    ),
     ("evaluate.every_steps", "evaluate.every_samples", "evaluate.every_tokens"),
     ("batch.effective", "batch.effective_tokens", "batch.schedule", "batch.schedule_tokens"),
 )
@@ -85,7 +91,9 @@ def _replaced(settings: Settings, values: Mapping[Path, Any]) -> set[Path]:
     if chosen := _stated(values, BATCH):
         below = {path: setting.value for path, setting in settings.items() if path not in values}
         stated = _stated(below, BATCH)
-        earlier = [key for key in stated if below[parts(key)] != DEFAULTS[key] and parts(key) not in gone]
+        earlier = [
+            key for key in stated if below[parts(key)] != DEFAULTS[key] and parts(key) not in gone
+        ]
         kept = earlier[: max(0, 2 - len(chosen))]
         gone.update(parts(key) for key in BATCH if key not in kept)
     for section, target in TARGETS.items():
@@ -100,7 +108,9 @@ def _stated(values: Mapping[Path, Any], group: Sequence[str]) -> list[str]:
 
 
 def _changes(settings: Settings, values: Mapping[Path, Any], target: str) -> bool:
-    """Whether a layer names another target than the layers below it (or the default, if they name none)."""
+    """Whether a layer names another target than the layers below it (or the default, if they name
+    none).
+    """
     path, default = parts(target), DEFAULTS[target]
     if path not in values:
         return False
@@ -110,7 +120,9 @@ def _changes(settings: Settings, values: Mapping[Path, Any], target: str) -> boo
 
 
 def _put(settings: Settings, path: Path, setting: Setting) -> None:
-    """Sets one key; null unsets what lower layers gave, and is a value of its own where they gave nothing."""
+    """Sets one key; null unsets what lower layers gave, and is a value of its own where they gave
+    nothing.
+    """
     below = [other for other in settings if len(other) > len(path) and other[: len(path)] == path]
     if setting.value == {} and below:
         return
@@ -129,7 +141,10 @@ def _edit(settings: Settings, path: Path, setting: Setting) -> None:
     Raises LookupError.
     """
     heads = [path[:length] for length in range(1, len(path))]
-    head = next((head for head in heads if head in settings and isinstance(settings[head].value, list)), None)
+    head = next(
+        (head for head in heads if head in settings and isinstance(settings[head].value, list)),
+        None,
+    )
     if head is None and any(isinstance(part, int) for part in path):
         raise LookupError("there is no list in the layers below. Write the whole list")
     if head is None:
@@ -149,5 +164,7 @@ def _place(container: Any, part: Hashable) -> Any:
         return part
     length = len(container) if isinstance(container, list) else 0
     if not (str(part).isdigit() and int(str(part)) < length):
-        raise LookupError(f"there is no element {part!r}, only {length}, numbered from 0. Write the whole list")
+        raise LookupError(
+            f"there is no element {part!r}, only {length}, numbered from 0. Write the whole list"
+        )
     return int(str(part))

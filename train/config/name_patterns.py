@@ -1,4 +1,6 @@
-"""Parameters by patterns over their names, as a shell has them for files: `blocks.0.*`, `*norm*`. Pure: no torch."""
+"""Parameters by patterns over their names, as a shell has them for files: `blocks.0.*`, `*norm*`.
+Pure: no torch.
+"""
 
 import difflib
 from collections.abc import Iterable, Sequence
@@ -14,7 +16,8 @@ class PatternError(UserError):
 def matching(key: str, patterns: Iterable[str], names: Sequence[str]) -> list[str]:
     """The names that match any of the patterns, in their order.
 
-    Raises PatternError where a pattern matches nothing: a misspelt one would change nothing, without a word.
+    Raises PatternError where a pattern matches nothing: a misspelt one would change nothing,
+    without a word.
     """
     patterns = list(patterns)
     for pattern in patterns:

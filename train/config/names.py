@@ -12,7 +12,9 @@ _RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
 
 
 def short_form(stem: str, overrides: Sequence[str]) -> str:
-    """`digits-micro16-seed1`: the stem, then the last part of each key with its value, sorted by key."""
+    """`digits-micro16-seed1`: the stem, then the last part of each key with its value, sorted by
+    key.
+    """
     pairs = dict(override.split("=", 1) for override in overrides)
     told = sorted(pair for pair in pairs.items() if pair[0].split(".")[0] not in LEFT_OUT)
     name = safe("-".join([stem, *(_short(key, value) for key, value in told)]))

@@ -1,4 +1,6 @@
-"""Problems of a config, told so that the reader can fix them: where, key, what it got, why, what to type."""
+"""Problems of a config, told so that the reader can fix them: where, key, what it got, why, what to
+type.
+"""
 
 import reprlib
 from collections.abc import Iterable, Mapping, Sequence
@@ -34,11 +36,15 @@ class ConfigError(UserError):
     def __init__(self, problems: Sequence[Problem]) -> None:
         self.problems = list(problems)
         count = counted(len(problems), "problem")
-        super().__init__("\n".join([f"{count} in the config:", *(f"  - {problem}" for problem in problems)]))
+        super().__init__(
+            "\n".join([f"{count} in the config:", *(f"  - {problem}" for problem in problems)])
+        )
 
 
 def fresh(found: Iterable[Problem], known: Sequence[Problem]) -> list[Problem]:
-    """Those of `found` that do not merely follow from a known problem with the same key or section."""
+    """Those of `found` that do not merely follow from a known problem with the same key
+    or section.
+    """
     broken = {problem.key for problem in known}
     troubled = broken.union(*(problem.near for problem in known))
 

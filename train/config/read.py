@@ -40,7 +40,11 @@ def read_layers(path: Path) -> list[Layer]:
 def _read(path: Path, chain: tuple[Path, ...], problems: list[Problem]) -> list[Layer]:
     if path.resolve() in (file.resolve() for file in chain):
         shown = " -> ".join(str(file) for file in (*chain, path))
-        problems.append(Problem(str(chain[-1]), "extends", f"the files extend each other: {shown}. Take one out"))
+        problems.append(
+            Problem(
+                str(chain[-1]), "extends", f"the files extend each other: {shown}. Take one out"
+            )
+        )
         return []
     try:
         values = read_yaml(path)
@@ -54,7 +58,9 @@ def _read(path: Path, chain: tuple[Path, ...], problems: list[Problem]) -> list[
     parents = values.pop("extends", None) or []
     parents = [parents] if isinstance(parents, str) else parents
     if not (isinstance(parents, list) and all(isinstance(parent, str) for parent in parents)):
-        problems.append(Problem(str(path), "extends", f"got {parents!r}; it takes a path or a list of paths"))
+        problems.append(
+            Problem(str(path), "extends", f"got {parents!r}; it takes a path or a list of paths")
+        )
         return []
     layers = [Layer(str(path), flatten(values))]
     for parent in reversed(parents):
@@ -74,8 +80,13 @@ def read_yaml(path: Path) -> dict[Any, Any]:
         learn(plain)
         if plain is not None and not isinstance(plain, dict):
             kind = "a list" if isinstance(plain, list) else "one text or number"
-            raise ConfigError([Problem(str(path), "", f"holds {kind}, not a mapping. Write `key: value` lines")])
-        wrong = [Problem(f"{path}:{each.line}", dotted(each.path), each.sentence) for each in misspelt(text, Loader)]
+            raise ConfigError(
+                [Problem(str(path), "", f"holds {kind}, not a mapping. Write `key: value` lines")]
+            )
+        wrong = [
+            Problem(f"{path}:{each.line}", dotted(each.path), each.sentence)
+            for each in misspelt(text, Loader)
+        ]
         if wrong:
             raise ConfigError(wrong)
         loaded = OmegaConf.load(io.StringIO(text))
@@ -86,17 +97,23 @@ def read_yaml(path: Path) -> dict[Any, Any]:
         line = f":{mark.line + 1}" if mark else ""
         # The names of aliases and tags are words of a file that may be no YAML at all.
         problem = re.sub(r"(alias|handle) .+", r"\1", str(error.problem))
-        raise ConfigError([Problem(f"{path}{line}", "", f"{problem}{_yaml_hint(error)}")]) from error
+        raise ConfigError(
+            [Problem(f"{path}{line}", "", f"{problem}{_yaml_hint(error)}")]
+        ) from error
     except OmegaConfBaseException as error:
         text = f"{str(error.msg or error).splitlines()[0]}. An interpolation is written ${{key}}"
         raise ConfigError([Problem(str(path), str(error.full_key or ""), text)]) from error
     except RecursionError as error:
         raise ConfigError([Problem(str(path), "", "is nested too deep")]) from error
     except (OSError, ValueError, YAMLError) as error:
-        reason = f"cannot be read as YAML: {error}. It must be UTF-8 text with one `key: value` per line"
+        reason = (
+            f"cannot be read as YAML: {error}. It must be UTF-8 text with one `key: value` per line"
+        )
         raise ConfigError([Problem(str(path), "", reason)]) from error
     if not isinstance(loaded, DictConfig) or not loaded:
-        raise ConfigError([Problem(str(path), "", "is empty. Write at least one `key: value` line")])
+        raise ConfigError(
+            [Problem(str(path), "", "is empty. Write at least one `key: value` line")]
+        )
     values = OmegaConf.to_container(loaded, resolve=False)
     assert isinstance(values, dict)
     return values
@@ -106,7 +123,10 @@ def _yaml_hint(error: MarkedYAMLError) -> str:
     if "duplicate key" in str(error.problem):
         return ". Keep one of the two"
     if "cannot start any token" in str(error.problem):
-        return ". YAML indents with spaces, and a value that begins with a special character needs quotes"
+        return (
+            ". YAML indents with spaces, and a value that begins with a special character needs "
+            "quotes"
+        )
     return f" ({error.context})" if error.context else ""
 
 
@@ -114,7 +134,11 @@ def _suggestion(path: Path) -> str:
     """The existing config nearest in name, and where one would look for it."""
     files = {file.stem.lower(): file for file in sorted(_candidates(path), reverse=True)}
     near = difflib.get_close_matches(path.stem.lower(), files, n=1)
-    return f"; did you mean {files[near[0]]}?" if near else ". Name a YAML file, such as configs/digits.yaml"
+    return (
+        f"; did you mean {files[near[0]]}?"
+        if near
+        else ". Name a YAML file, such as configs/digits.yaml"
+    )
 
 
 def _candidates(path: Path) -> Iterable[Path]:

@@ -1,4 +1,6 @@
-"""What is trained: the typed defaults of batch, data, model, task, optimizer, schedule and duration."""
+"""What is trained: the typed defaults of batch, data, model, task, optimizer, schedule and
+duration.
+"""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,49 +13,72 @@ class Batch:
     effective: int | None = None
     """Samples per optimizer step, over all ranks."""
     effective_tokens: int | None = None
-    """In place of `effective`, where samples are blocks of tokens: a multiple of data.block_size."""
+    """In place of `effective`, where samples are blocks of tokens: a multiple of data.block_size.
+    """
     schedule: dict[int, int] | None = None
-    """In place of `effective`: {samples seen: effective batch from there on}, such as {0: 64, 20000: 128}. A stage
-    begins with the first step that starts at or after its number of samples. Steps grow by accumulation: `micro: all`
-    and accumulation_steps are those of the first stage."""
+    """In place of `effective`: {samples seen: effective batch from there on}, such as {0: 64,
+    20000: 128}. A stage begins with the first step that starts at or after its number of samples.
+    Steps grow by accumulation: `micro: all` and accumulation_steps are those of the first stage.
+    """
     schedule_tokens: dict[int, int] | None = None
-    """The same, where samples are blocks of tokens: {tokens seen: effective_tokens from there on}."""
+    """The same, where samples are blocks of tokens: {tokens seen: effective_tokens from there on}.
+    """
     micro: Any = "all"
-    """Samples that one rank puts through the model at once; `all`: the whole share of a rank (or of a micro-step,
-    where accumulation_steps is stated). A list has one number a rank, for machines of unequal memory. `auto`: tried
-    before the first step, the smallest within 3 % of the fastest that fits in memory."""
+    """Samples that one rank puts through the model at once; `all`: the whole share of a rank (or of
+    a micro-step, where accumulation_steps is stated). A list has one number a rank, for machines of
+    unequal memory. `auto`: tried before the first step, the smallest within 3 % of the fastest that
+    fits in memory.
+    """
     shares: Any = "equal"
-    """Of a step's samples, what each rank takes: equal; a list of weights, one a rank, such as [3, 1] where the first
-    is three times as fast; or measured, from the first steps. The step and its gradient stay the same."""
+    """Of a step's samples, what each rank takes: equal; a list of weights, one a rank, such as [3,
+    1] where the first is three times as fast; or measured, from the first steps. The step and its
+    gradient stay the same.
+    """
     accumulation_steps: int | None = None
     """Micro-batches of one rank per optimizer step."""
     micro_tokens: int | None = None
-    """In place of `micro` and `accumulation_steps`, for texts with data.max_length: tokens that one rank puts through
-    the model at once, padding included. Texts of a step that are about equally long go together, cut to the longest."""
+    """In place of `micro` and `accumulation_steps`, for texts with data.max_length: tokens that one
+    rank puts through the model at once, padding included. Texts of a step that are about equally
+    long go together, cut to the longest.
+    """
     sync: str = "step"
-    """Under FSDP2, when the ranks add up their gradients: once per `step`, for which each keeps whole gradients between
-    micro-steps, or at every `micro`-step, which keeps the rank's own part of them only."""
+    """Under FSDP2, when the ranks add up their gradients: once per `step`, for which each keeps
+    whole gradients between micro-steps, or at every `micro`-step, which keeps the rank's own part
+    of them only.
+    """
     on_oom: str = "shrink"
-    """Where memory runs out in a step of the accumulation loop: `shrink` does it again in smaller micro-batches, with
-    the same gradient, and goes on so; or `stop`."""
+    """Where memory runs out in a step of the accumulation loop: `shrink` does it again in smaller
+    micro-batches, with the same gradient, and goes on so; or `stop`.
+    """
     exact: str = "warn"
-    """Where the gradient would not be exactly that of the one big batch: warn, ignore, or required (refuse, or stop
-    before the update where an audit finds it)."""
+    """Where the gradient would not be exactly that of the one big batch: warn, ignore, or required
+    (refuse, or stop before the update where an audit finds it).
+    """
     audit_every_steps: int = 1000
-    """Optimizer steps between audits, which compute a step's gradient a second time, cut another way, and compare; the
-    first three are at steps 1, 10 and 100. They leave no trace in the training. 0: none."""
+    """Optimizer steps between audits, which compute a step's gradient a second time, cut another
+    way, and compare; the first three are at steps 1, 10 and 100. They leave no trace in the
+    training. 0: none.
+    """
 
 
 @dataclass(frozen=True)
 class ImageForm:
-    """What images become before anybody looks at them: 8 bits for each number, until they are on the device."""
+    """What images become before anybody looks at them: 8 bits for each number, until they are on
+    the device.
+    """
 
     size: Any = None
-    """Stretched to so many pixels: a number for height and width, or [height, width]. Unset: as they are."""
+    """Stretched to so many pixels: a number for height and width, or [height, width]. Unset: as
+    they are.
+    """
     mode: str | None = None
-    """L (grey) or RGB, whatever they are stored as; what is transparent is laid on white. Unset: as they are."""
+    """L (grey) or RGB, whatever they are stored as; what is transparent is laid on white. Unset: as
+    they are.
+    """
     mean: list[float] = field(default_factory=list)
-    """Taken from what enters the model, of 0 to 1: a number for each channel. With `std`; neither: 0 to 1."""
+    """Taken from what enters the model, of 0 to 1: a number for each channel. With `std`; neither:
+    0 to 1.
+    """
     std: list[float] = field(default_factory=list)
     """By which the rest is divided, a number for each channel."""
 
@@ -61,9 +86,10 @@ class ImageForm:
 @dataclass(frozen=True)
 class Data:
     source: str = "???"
-    """A file (csv, tsv, json, jsonl, parquet, txt), a folder of such files or of images, a data set saved to disk, a
-    built-in (`digits`), the dotted path of a function that returns a `datasets.Dataset`, or any name that
-    `datasets.load_dataset` takes."""
+    """A file (csv, tsv, json, jsonl, parquet, txt), a folder of such files or of images, a data set
+    saved to disk, a built-in (`digits`), the dotted path of a function that returns a
+    `datasets.Dataset`, or any name that `datasets.load_dataset` takes.
+    """
     args: dict[str, Any] = field(default_factory=dict)
     """Keyword arguments of the source."""
     split: str = "train"
@@ -73,63 +99,94 @@ class Data:
     eval_fraction: float = 0.0
     """Share of the samples held out for evaluation, in [0, 1). The same samples for every seed."""
     columns: dict[str, Any] = field(default_factory=dict)
-    """Which column is what: {name that the task asks for: name in the data, or a list of columns of numbers, which are
-    put side by side}. Same names need no entry. Text under the name `labels` becomes numbers, its values sorted."""
+    """Which column is what: {name that the task asks for: name in the data, or a list of columns of
+    numbers, which are put side by side}. Same names need no entry. Text under the name `labels`
+    becomes numbers, its values sorted.
+    """
     fill: dict[str, Any] = field(default_factory=dict)
-    """What stands for a missing value: {column of the data: value}. Unset: a missing value is refused, with its row."""
+    """What stands for a missing value: {column of the data: value}. Unset: a missing value is
+    refused, with its row.
+    """
     normalize: bool = False
-    """Scale each number under the name `inputs` by its mean and deviation over the rows that are trained on, as it
-    enters the model: in evaluations and train.load too."""
+    """Scale each number under the name `inputs` by its mean and deviation over the rows that are
+    trained on, as it enters the model: in evaluations and train.load too.
+    """
     image: ImageForm = field(default_factory=ImageForm)
     """Size, mode and range of images."""
     block_size: int | None = None
-    """Tokens in a sample: join the texts of the column `text` (see columns) and cut them into blocks of so many. A
-    document's first token is not predicted from the document before. Unset: samples are what the columns hold."""
+    """Tokens in a sample: join the texts of the column `text` (see columns) and cut them into
+    blocks of so many. A document's first token is not predicted from the document before. Unset:
+    samples are what the columns hold.
+    """
     tokenizer: str = "bytes"
-    """What makes tokens of text: `bytes`, the dotted path of a class like those in train/data/tokenizers.py, or the
-    folder of a tokenizer that transformers has saved, which also reads a column of text with data.max_length."""
+    """What makes tokens of text: `bytes`, the dotted path of a class like those in
+    train/data/tokenizers.py, or the folder of a tokenizer that transformers has saved, which also
+    reads a column of text with data.max_length.
+    """
     max_length: int | None = None
-    """Tokens of a text: longer ones are cut, shorter ones filled up with token 256. Unset: text is refused."""
+    """Tokens of a text: longer ones are cut, shorter ones filled up with token 256. Unset: text is
+    refused.
+    """
     preload: bool | None = None
-    """Hold the samples in memory. Unset: what takes at most a quarter of the machine's, shared by its ranks, but not
-    images with a transform. What is not held is read from the disk when it is needed. Blocks (block_size) are always
-    held."""
+    """Hold the samples in memory. Unset: what takes at most a quarter of the machine's, shared by
+    its ranks, but not images with a transform. What is not held is read from the disk when it is
+    needed. Blocks (block_size) are always held.
+    """
     workers: int = 2
-    """Processes of each rank that read and transform what is not simply held in memory; 0: the rank itself."""
+    """Processes of each rank that read and transform what is not simply held in memory; 0: the rank
+    itself.
+    """
     transform: str | None = None
-    """Dotted path of a function (sample, generator) -> sample for training samples, columns by the task's names, images
-    as float32 (channels, height, width) in [0, 1]. The generator is seeded by seed, epoch and sample."""
+    """Dotted path of a function (sample, generator) -> sample for training samples, columns by the
+    task's names, images as float32 (channels, height, width) in [0, 1]. The generator is seeded by
+    seed, epoch and sample.
+    """
     eval_transform: str | None = None
     """The same for samples to evaluate on. Unset: they stay as they are."""
     streaming: bool = False
-    """Read the samples as they come instead of loading them first, for data that does not fit. One rank of each
-    machine reads all of them, and hands the others their own."""
+    """Read the samples as they come instead of loading them first, for data that does not fit. One
+    rank of each machine reads all of them, and hands the others their own.
+    """
     shuffle_buffer: int = 1000
-    """With streaming: samples (with block_size: documents) among which the next one is drawn; 0 keeps the order of the
-    source."""
+    """With streaming: samples (with block_size: documents) among which the next one is drawn; 0
+    keeps the order of the source.
+    """
     split_by_node: bool = False
-    """With streaming: each rank reads its own shards only. Faster, but the samples of a step then depend on the number
-    of ranks, and a rank whose shards are small begins them again before the others."""
+    """With streaming: each rank reads its own shards only. Faster, but the samples of a step then
+    depend on the number of ranks, and a rank whose shards are small begins them again before the
+    others.
+    """
     overfit: int | None = None
-    """Repeat the first so many effective batches for ever: a model that cannot learn them by heart has a bug."""
+    """Repeat the first so many effective batches for ever: a model that cannot learn them by heart
+    has a bug.
+    """
     drop_tail: bool = False
-    """Leave out the last samples of an epoch that do not fill an effective batch. They are trained by default."""
+    """Leave out the last samples of an epoch that do not fill an effective batch. They are trained
+    by default.
+    """
 
 
 @dataclass(frozen=True)
 class Model:
     target: str = "???"
-    """A model of train/models (`mlp`) or the dotted path of a class or function that returns a module."""
+    """A model of train/models (`mlp`) or the dotted path of a class or function that returns a
+    module.
+    """
     args: dict[str, Any] = field(default_factory=dict)
     """Keyword arguments of the target."""
     dtype: str | None = None
-    """Of the parameters. Unset: float32, float64 under precision=fp64. bf16: parameters and the optimizer's state in
-    bfloat16, while the gradients of a step are summed in float32; an update of less than 1/256 of a value is lost."""
+    """Of the parameters. Unset: float32, float64 under precision=fp64. bf16: parameters and the
+    optimizer's state in bfloat16, while the gradients of a step are summed in float32; an update of
+    less than 1/256 of a value is lost.
+    """
     compile: bool | str = False
-    """Compile the model: true for PyTorch's default backend (inductor), or the name of another, such as aot_eager."""
+    """Compile the model: true for PyTorch's default backend (inductor), or the name of another,
+    such as aot_eager.
+    """
     init_from: str | None = None
-    """Weights to start from: a run folder (its final weights) or a .safetensors file, with every parameter's name and
-    shape. Unset: drawn from the seed."""
+    """Weights to start from: a run folder (its final weights) or a .safetensors file, with every
+    parameter's name and shape. Unset: drawn from the seed.
+    """
     freeze: list[str] = field(default_factory=list)
     """Parameters that are not trained: patterns over their names, such as `layers.0.*`."""
 
@@ -147,7 +204,9 @@ class Group:
     """Parameters with a rate, or arguments, of their own."""
 
     match: str = ""
-    """A pattern over the parameters' names, such as `embedding.*`. The first group that matches has a parameter."""
+    """A pattern over the parameters' names, such as `embedding.*`. The first group that matches has
+    a parameter.
+    """
     lr_multiplier: float = 1.0
     """The group's rate, as a multiple of the rate of the step."""
     args: dict[str, Any] = field(default_factory=dict)
@@ -163,22 +222,28 @@ class Optimizer:
     lr: float = 1e-3
     """Peak learning rate at lr_reference_batch."""
     lr_scaling: str = "none"
-    """How the optimizer's numbers, and ema.decay, follow the effective batch: none, linear (SGD), sqrt, sde, halflife
-    (Adam), or noise, which bends where the batch comes near to noise_scale. The plan shows each number."""
+    """How the optimizer's numbers, and ema.decay, follow the effective batch: none, linear (SGD),
+    sqrt, sde, halflife (Adam), or noise, which bends where the batch comes near to noise_scale. The
+    plan shows each number.
+    """
     lr_reference_batch: int | None = None
     """Effective batch, in samples, at which `lr` was tuned. Needed by every lr_scaling but none."""
     noise_scale: float | None = None
-    """Gradient noise scale in samples, as a run has measured it (batch/noise_scale). Needed by lr_scaling=noise; beside
-    another rule it tells whether that one holds."""
+    """Gradient noise scale in samples, as a run has measured it (batch/noise_scale). Needed by
+    lr_scaling=noise; beside another rule it tells whether that one holds.
+    """
     lr_on_schedule: str = "rescale"
-    """What a stage of batch.schedule does to the optimizer's numbers: rescale them by lr_scaling to the batch of the
-    stage, or keep those of the first stage, so that a larger batch means less noise."""
+    """What a stage of batch.schedule does to the optimizer's numbers: rescale them by lr_scaling to
+    the batch of the stage, or keep those of the first stage, so that a larger batch means less
+    noise.
+    """
     max_grad_norm: float | None = None
     """Largest norm of the gradient of a step; a longer one is scaled down to it. Unset: never."""
     no_decay: list[str] = field(default_factory=list)
     """Parameters without weight decay: patterns over their names, such as `*norm*` and `*.bias`."""
     groups: list[Group] = field(default_factory=list)
-    """Parameters with a rate, or arguments, of their own: a list of {match, lr_multiplier, args}."""
+    """Parameters with a rate, or arguments, of their own: a list of {match, lr_multiplier, args}.
+    """
 
 
 @dataclass(frozen=True)
@@ -186,7 +251,9 @@ class Schedule:
     """The learning rate over the steps, as a share of its peak."""
 
     name: str = "constant"
-    """constant, linear, cosine or wsd (constant, then a decay at the end): how the rate falls after warm-up."""
+    """constant, linear, cosine or wsd (constant, then a decay at the end): how the rate falls after
+    warm-up.
+    """
     warmup_steps: int | None = None
     """Optimizer steps in which the rate rises to its peak. State at most one warmup_*."""
     warmup_fraction: float | None = None
@@ -214,14 +281,18 @@ class Duration:
     samples: int | None = None
     """Samples, over all ranks; the step that reaches them is the last."""
     hours: float | None = None
-    """Beside one of the others: stop after so many hours of this start, saved, to be continued by the next (exit code
-    75)."""
+    """Beside one of the others: stop after so many hours of this start, saved, to be continued by
+    the next (exit code 75).
+    """
     tokens: int | None = None
-    """Tokens of blocks (data.block_size), over all ranks; the step that reaches them is the last."""
+    """Tokens of blocks (data.block_size), over all ranks; the step that reaches them is the last.
+    """
 
 
 @dataclass(frozen=True)
 class Ema:
     decay: float | None = None
-    """Keep a moving average of the weights, evaluated and saved beside them: after each update it moves by 1 - decay
-    of the way. Such as 0.999, at optimizer.lr_reference_batch where lr_scaling is on. Unset: none."""
+    """Keep a moving average of the weights, evaluated and saved beside them: after each update it
+    moves by 1 - decay of the way. Such as 0.999, at optimizer.lr_reference_batch where lr_scaling
+    is on. Unset: none.
+    """

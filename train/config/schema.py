@@ -1,4 +1,6 @@
-"""The typed defaults. A YAML file states only what differs; the docstring under a field says what it means."""
+"""The typed defaults. A YAML file states only what differs; the docstring under a field says what
+it means.
+"""
 
 from dataclasses import dataclass, field
 
@@ -20,8 +22,9 @@ class Evaluate:
     sets: dict[str, str] = field(default_factory=dict)
     """Further sets to evaluate on: {name: split of the data}."""
     best: str | None = None
-    """Metric that tells the best evaluation, such as eval/accuracy: whether more is better is known for loss,
-    accuracy, perplexity and their like; else write `max eval/mine` or `min eval/mine`."""
+    """Metric that tells the best evaluation, such as eval/accuracy: whether more is better is known
+    for loss, accuracy, perplexity and their like; else write `max eval/mine` or `min eval/mine`.
+    """
 
 
 @dataclass(frozen=True)
@@ -33,8 +36,9 @@ class Log:
 @dataclass(frozen=True)
 class NoiseScale:
     every_steps: int = 20
-    """Optimizer steps between measurements of the gradient noise scale, which tells whether accumulation pays. Each
-    reads every gradient once more, per micro-batch. 0: none."""
+    """Optimizer steps between measurements of the gradient noise scale, which tells whether
+    accumulation pays. Each reads every gradient once more, per micro-batch. 0: none.
+    """
 
 
 @dataclass(frozen=True)
@@ -44,14 +48,18 @@ class Checkpoint:
     keep: int = 2
     """Complete checkpoints that stay, the newest ones."""
     resume: str = "auto"
-    """What a second start of the same name does: `auto` goes on from the newest checkpoint; `never` moves the old run
-    folder to NAME.1 and starts over; a path (a checkpoint, or a run folder) goes on from there."""
+    """What a second start of the same name does: `auto` goes on from the newest checkpoint; `never`
+    moves the old run folder to NAME.1 and starts over; a path (a checkpoint, or a run folder) goes
+    on from there.
+    """
 
 
 @dataclass(frozen=True)
 class Profile:
     steps: list[int] = field(default_factory=list)
-    """[first, last]: record these optimizer steps with torch.profiler into the run folder. Empty: none."""
+    """[first, last]: record these optimizer steps with torch.profiler into the run folder. Empty:
+    none.
+    """
 
 
 @dataclass(frozen=True)
@@ -71,40 +79,55 @@ class Wandb:
     notes: str | None = None
     """A text about the run. Unset: WANDB_NOTES."""
     privacy: bool = False
-    """Send no host name, command, user, or repository address; only config, versions and metrics."""
+    """Send no host name, command, user, or repository address; only config, versions and metrics.
+    """
     log_model: bool = False
-    """Send the weights of a finished run (final/) too, as an artifact of type model. The end of the run waits for the
-    upload, for half an hour at most."""
+    """Send the weights of a finished run (final/) too, as an artifact of type model. The end of the
+    run waits for the upload, for half an hour at most.
+    """
 
 
 @dataclass(frozen=True)
 class Memory:
     activation_checkpointing: bool | str = False
-    """Keep the inputs of the model's blocks only, and compute what is inside them again in the backward pass: less
-    memory, about a third more computation, the same gradient. true: the blocks are those that a Hugging Face model
-    declares itself, else the items of the model's ModuleLists. A text names them: `layers.*`, `encoder.block?`."""
+    """Keep the inputs of the model's blocks only, and compute what is inside them again in the
+    backward pass: less memory, about a third more computation, the same gradient. true: the blocks
+    are those that a Hugging Face model declares itself, else the items of the model's ModuleLists.
+    A text names them: `layers.*`, `encoder.block?`.
+    """
     limit_gib: float | None = None
-    """What batch.micro=auto may use of each rank's memory. On a CPU it counts the tensors of a step that is tried.
-    Unset: 0.92 of a GPU's memory, or half of what the host has free, shared by its ranks."""
+    """What batch.micro=auto may use of each rank's memory. On a CPU it counts the tensors of a step
+    that is tried. Unset: 0.92 of a GPU's memory, or half of what the host has free, shared by its
+    ranks.
+    """
     chunked_loss: bool | int = False
-    """Of a language model, keep the logits of so many tokens only (true: 1024), and compute them again in the backward
-    pass: the same gradient, and a large vocabulary takes no memory. For task=causal_lm, with gpt and hf."""
+    """Of a language model, keep the logits of so many tokens only (true: 1024), and compute them
+    again in the backward pass: the same gradient, and a large vocabulary takes no memory. For
+    task=causal_lm, with gpt and hf.
+    """
 
 
 @dataclass(frozen=True)
 class Runtime:
     timeout_seconds: int = 1800
-    """A run in which nothing has moved for so long ends, says where each rank stands, and keeps their stacks."""
+    """A run in which nothing has moved for so long ends, says where each rank stands, and keeps
+    their stacks.
+    """
     watch_launcher: bool = True
-    """Stop and save where the launcher of the ranks was killed (./launch.sh, torchrun, accelerate launch): nobody waits
-    for them any more. A shell that ends is no launcher: `nohup python -m train.accumulate ... &` goes on."""
+    """Stop and save where the launcher of the ranks was killed (./launch.sh, torchrun, accelerate
+    launch): nobody waits for them any more. A shell that ends is no launcher: `nohup python -m
+    train.accumulate ... &` goes on.
+    """
     tf32: bool = False
-    """Let GPUs round the inputs of float32 matrix products to 10 bits of mantissa: faster, less exact."""
+    """Let GPUs round the inputs of float32 matrix products to 10 bits of mantissa: faster, less
+    exact.
+    """
     deterministic: bool = False
     """Use deterministic kernels only; an operation without one stops the run."""
     reduction: str = "auto"
-    """How ranks add up their gradients. auto: during the last backward pass (DDP), or where a trial shows that a
-    parameter may get no gradient, after it (explicit)."""
+    """How ranks add up their gradients. auto: during the last backward pass (DDP), or where a trial
+    shows that a parameter may get no gradient, after it (explicit).
+    """
 
 
 @dataclass(frozen=True)
@@ -112,15 +135,21 @@ class Config:
     name: str | None = None
     """Name of the run. Unset: the config's stem and a short form of the overrides."""
     seed: int = 0
-    """Seed of the order of data, of the model's initialisation and of everything random in training; 0 or more."""
+    """Seed of the order of data, of the model's initialisation and of everything random in
+    training; 0 or more.
+    """
     output_dir: str = "runs"
     """Folder that holds the run folders."""
     precision: str = "fp32"
-    """fp32, bf16 or fp16 (autocast: parameters and gradients stay float32; fp16 on GPUs only) or fp64."""
+    """fp32, bf16 or fp16 (autocast: parameters and gradients stay float32; fp16 on GPUs only) or
+    fp64.
+    """
     on_nonfinite: str = "skip"
     """A step whose gradient is not finite: skip it, or stop the run."""
     max_nonfinite_steps: int = 10
-    """With on_nonfinite=skip: stop after so many such steps in a row. Looked at when a row is logged."""
+    """With on_nonfinite=skip: stop after so many such steps in a row. Looked at when a row is
+    logged.
+    """
     batch: Batch = field(default_factory=Batch)
     data: Data = field(default_factory=Data)
     model: Model = field(default_factory=Model)

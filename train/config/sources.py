@@ -1,4 +1,6 @@
-"""The user's own code behind a target: the file that defines it, and the files that this one imports."""
+"""The user's own code behind a target: the file that defines it, and the files that this one
+imports.
+"""
 
 import ast
 import importlib.util
@@ -16,13 +18,15 @@ LIBRARIES = ("site-packages", "dist-packages")
 
 
 def own_sources(name: str, target: Callable[..., Any] | None) -> dict[str, Path]:
-    """{module: file} of the user's that a target is made of, found by following imports, whether or not they have run.
+    """{module: file} of the user's that a target is made of, found by following imports, whether or
+    not they have run.
 
-    It starts at what the config names and at where that says it was made: a wrapper, such as functools.partial, may
-    come from a library. Not followed: into this package, whose modules that compute are known, into libraries and into
-    Python's own modules. A library of the user's that was installed with `pip install -e` counts as own code; installed
-    normally, or by `pip install --target`, it does not. What is imported under a name that is only made up at run time
-    is not found.
+    It starts at what the config names and at where that says it was made: a wrapper, such as
+    functools.partial, may come from a library. Not followed: into this package, whose modules that
+    compute are known, into libraries and into Python's own modules. A library of the user's that
+    was installed with `pip install -e` counts as own code; installed normally, or by `pip install
+    --target`, it does not. What is imported under a name that is only made up at run time is not
+    found.
     """
     if target is None:
         return {}
@@ -50,7 +54,9 @@ def _own(name: str) -> Iterator[tuple[str, Path]]:
 
 
 def _is_installed(module: str, file: Path) -> bool:
-    """Whether it lies in a folder that pip keeps: one with a record of what was installed into it."""
+    """Whether it lies in a folder that pip keeps: one with a record of what was
+    installed into it.
+    """
     if not set(LIBRARIES).isdisjoint(file.parts):
         return True
     folder = file.parents[module.count(".") + (file.name == "__init__.py")]
@@ -69,12 +75,15 @@ def _is_ours(module: str) -> bool:
 def _spec(module: str) -> ModuleSpec | None:
     try:
         return importlib.util.find_spec(module)
-    except (Exception, SystemExit):  # no module, but something in one; or a package around it that raises when it runs
+    # no module, but something in one; or a package around it that raises when it runs
+    except (Exception, SystemExit):
         return None
 
 
 def _imported(path: Path, module: str) -> Iterator[str]:
-    """Names of modules that a file imports anywhere in it, and of what it takes from them: that may be a module too."""
+    """Names of modules that a file imports anywhere in it, and of what it takes from them: that may
+    be a module too.
+    """
     if path.suffix != ".py":
         return
     package = module if path.name == "__init__.py" else module.rpartition(".")[0]

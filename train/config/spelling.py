@@ -1,4 +1,6 @@
-"""What YAML reads otherwise than it is written: 1:30 is 90, 010 is 8, a name 1.10 is 1.1, and `on` is true. Pure."""
+"""What YAML reads otherwise than it is written: 1:30 is 90, 010 is 8, a name 1.10 is 1.1, and `on`
+is true. Pure.
+"""
 
 import re
 from collections.abc import Iterator
@@ -9,7 +11,9 @@ import yaml
 
 from train.config.keys import Path, owner, types_of
 
-PLAIN = re.compile(r"[-+]?(0|[1-9][0-9_]*)?(\.[0-9_]*)?([eE][-+]?[0-9]+)?|[-+]?\.(inf|nan)", re.IGNORECASE)
+PLAIN = re.compile(
+    r"[-+]?(0|[1-9][0-9_]*)?(\.[0-9_]*)?([eE][-+]?[0-9]+)?|[-+]?\.(inf|nan)", re.IGNORECASE
+)
 """What everybody reads in the same way: decimal, no zero in front, no colon."""
 
 POWER = re.compile(r"[-+]?[0-9][0-9_]*[eE][-+]?[0-9]+")
@@ -29,15 +33,25 @@ class Misspelt:
     def instead(self) -> str:
         """What to write in its place."""
         if self.path == ("name",):  # of a folder
-            return re.sub(r"[^A-Za-z0-9.-]", "-", self.text) if ":" in self.text else f'"{self.text}"'
+            return (
+                re.sub(r"[^A-Za-z0-9.-]", "-", self.text) if ":" in self.text else f'"{self.text}"'
+            )
         return f'"{self.text}"' if self.takes_text else repr(self.value)
 
     @property
     def sentence(self) -> str:
         why = ""
         if not isinstance(self.value, bool) and PLAIN.fullmatch(self.text) is None:
-            why = " (base 60)" if ":" in self.text else " (a number that begins with 0 is not decimal)"
-        kind = str(self.value).lower() if isinstance(self.value, bool) else f"the number {self.value!r}"
+            why = (
+                " (base 60)"
+                if ":" in self.text
+                else " (a number that begins with 0 is not decimal)"
+            )
+        kind = (
+            str(self.value).lower()
+            if isinstance(self.value, bool)
+            else f"the number {self.value!r}"
+        )
         got = f"got {self.text}, which YAML reads as {kind}{why}"
         if self.takes_text and self.takes_numbers:
             return f"{got}. For the number, write {self.value!r}; for the text, {self.instead}"

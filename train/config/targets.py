@@ -1,7 +1,9 @@
-"""Targets: what `model.target` and its like name, and whether it takes the arguments that it is given.
+"""Targets: what `model.target` and its like name, and whether it takes the arguments that it is
+given.
 
-A bare name is looked up by file name, without a registry: `causal_lm` in train.models is CausalLM in
-train/models/causal_lm.py; where there is no such file, an attribute of the home itself (torch.optim.AdamW).
+A bare name is looked up by file name, without a registry: `causal_lm` in train.models is CausalLM
+in train/models/causal_lm.py; where there is no such file, an attribute of the home itself
+(torch.optim.AdamW).
 """
 
 import difflib
@@ -38,7 +40,9 @@ class TargetError(Exception):
 
 
 def make_importable() -> None:
-    """Lets targets name modules of the current folder and of my/ in it; installed packages come first."""
+    """Lets targets name modules of the current folder and of my/ in it; installed packages come
+    first.
+    """
     for folder in (Path.cwd(), Path.cwd() / "my"):
         if str(folder) not in sys.path:
             sys.path.append(str(folder))
@@ -50,17 +54,21 @@ def resolve(target: str, home: str) -> Callable[..., Any]:
     Raises TargetError.
     """
     if not _is_dotted(target):
-        raise TargetError(f"got {target!r}; it takes a name or a dotted path, such as package.module.Name")
+        raise TargetError(
+            f"got {target!r}; it takes a name or a dotted path, such as package.module.Name"
+        )
     found = _dotted(target) if "." in target else _short(target, home)
     if not callable(found):
         raise TargetError(
-            f"{target} is a {type(found).__name__}; it must be a class or a function{_list(_defined(found))}"
+            f"{target} is a {type(found).__name__}; it must be a class or a "
+            f"function{_list(_defined(found))}"
         )
     return found
 
 
 def resolve_source(source: str) -> Callable[..., Any] | None:
-    """The function that a data source names; None for a file, a folder or a name for datasets.load_dataset.
+    """The function that a data source names; None for a file, a folder or a name for
+    datasets.load_dataset.
 
     Raises TargetError.
     """
@@ -80,7 +88,9 @@ def resolve_tokenizer(tokenizer: str) -> Callable[..., Any] | None:
 
 
 def is_named_function(source: str) -> bool:
-    """Whether a data source is the name of a function; of ours, or with dots. Imports nothing but our own."""
+    """Whether a data source is the name of a function; of ours, or with dots. Imports nothing but
+    our own.
+    """
     if not _is_dotted(source) or Path(source).exists() or Path(source).suffix.lower() in FILES:
         return False
     return "." in source or _has_module(_import("train.data"), source)
@@ -93,7 +103,9 @@ def _is_dotted(text: str) -> bool:
 def check_arguments(
     target: Callable[..., Any], args: Mapping[str, Any], given: Collection[str] = ()
 ) -> list[tuple[str, str]]:
-    """(argument, what is wrong) where keywords do not fit a signature; `given` are passed besides."""
+    """(argument, what is wrong) where keywords do not fit a signature; `given` are
+    passed besides.
+    """
     try:
         parameters = inspect.signature(target).parameters.values()
     except (TypeError, ValueError):  # some callables written in C have no signature
@@ -108,7 +120,9 @@ def check_arguments(
         if key in given:
             wrong.append((key, f"{name} is given {key!r} by Isobatch itself. Leave it out"))
         elif key not in keywords and not accepts_all:
-            wrong.append((key, f"{name} takes no argument {key!r}{_did_you_mean(key, own)} {takes}"))
+            wrong.append(
+                (key, f"{name} takes no argument {key!r}{_did_you_mean(key, own)} {takes}")
+            )
     for key in own:
         if keywords[key].default is inspect.Parameter.empty and key not in args:
             wrong.append((key, f"{name} needs the argument {key!r}, which is not given. {takes}"))
@@ -127,9 +141,13 @@ def _short(name: str, home: str) -> Callable[..., Any]:
         return found
     if module is not package:
         wanted = name.replace("_", "").lower()
-        raise TargetError(f"{_file(module)} has no class or function named {wanted}{_list(_defined(module))}")
+        raise TargetError(
+            f"{_file(module)} has no class or function named {wanted}{_list(_defined(module))}"
+        )
     known = [*_modules(package), *(attribute.lower() for attribute in _defined(package))]
-    raise TargetError(f"{home} has no {name!r}{_did_you_mean(name, known)} A dotted path names your own")
+    raise TargetError(
+        f"{home} has no {name!r}{_did_you_mean(name, known)} A dotted path names your own"
+    )
 
 
 def _match(module: ModuleType, name: str) -> Callable[..., Any] | None:
@@ -154,25 +172,34 @@ def _dotted(target: str) -> Any:
             found = getattr(found, part)
         else:
             path = ".".join([first, *rest[: position - 1]])
-            raise TargetError(f"{path} has no {part!r}{_did_you_mean(part, [*_modules(found), *dir(found)])}")
+            raise TargetError(
+                f"{path} has no {part!r}{_did_you_mean(part, [*_modules(found), *dir(found)])}"
+            )
     return found
 
 
 def _import(name: str) -> ModuleType:
     """Imports a module; an error in it is told as what it is, with its place.
 
-    A module of the user's may draw random numbers while it is imported: those of a constant, in every process.
+    A module of the user's may draw random numbers while it is imported: those of a constant, in
+    every process.
     """
     if name not in sys.modules:
         _set_generators()
     try:
         return importlib.import_module(name)
     except (Exception, SystemExit) as error:
-        frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith("<")]
+        frames = [
+            frame
+            for frame in traceback.extract_tb(error.__traceback__)
+            if not frame.filename.startswith("<")
+        ]
         place = f"{os.path.relpath(frames[-1].filename)}:{frames[-1].lineno}"
         if isinstance(error, SyntaxError) and error.filename:
             place = f"{os.path.relpath(error.filename)}:{error.lineno}"
-        raise TargetError(f"importing {name} failed: {type(error).__name__}: {error} ({place})") from error
+        raise TargetError(
+            f"importing {name} failed: {type(error).__name__}: {error} ({place})"
+        ) from error
 
 
 def _set_generators() -> None:
@@ -185,7 +212,9 @@ def _set_generators() -> None:
 
 
 def _has_module(package: Any, name: str) -> bool:
-    """Whether a package holds a module or a folder (a package even without __init__.py) of that name."""
+    """Whether a package holds a module or a folder (a package even without __init__.py) of that
+    name.
+    """
     is_package = isinstance(package, ModuleType) and hasattr(package, "__path__")
     return is_package and importlib.util.find_spec(f"{package.__name__}.{name}") is not None
 

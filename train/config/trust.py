@@ -1,7 +1,8 @@
-"""What the config of a run folder may name without being trusted: its targets are looked at before they are called.
+"""What the config of a run folder may name without being trusted: its targets are looked at before
+they are called.
 
-A config is code: `os.system` is a function like any other. One's own YAML is what one has written; a folder may come
-from anybody.
+A config is code: `os.system` is a function like any other. One's own YAML is what one has written;
+a folder may come from anybody.
 """
 
 import importlib
@@ -36,7 +37,9 @@ _VARIABLE = re.compile(r"\$\{oc\.env:(\w+)")
 
 
 class NotTrusted(UserError):
-    """A run folder whose config names what is not known to be harmless; the message says what would be called."""
+    """A run folder whose config names what is not known to be harmless; the message says what would
+    be called.
+    """
 
 
 @dataclass(frozen=True)
@@ -51,7 +54,9 @@ class Foreign:
     """What to type to trust it."""
 
 
-def check_trusted(values: Mapping[str, Any], unresolved: Any, origins: Origins, foreign: Foreign) -> None:
+def check_trusted(
+    values: Mapping[str, Any], unresolved: Any, origins: Origins, foreign: Foreign
+) -> None:
     """Raises NotTrusted. What the user has typed beside the folder is the user's own."""
     if foreign.trusted:
         return
@@ -68,8 +73,8 @@ def check_trusted(values: Mapping[str, Any], unresolved: Any, origins: Origins, 
         return
     lines = "\n".join(f"  {each}" for each in found)
     raise NotTrusted(
-        f"{foreign.folder} is not trusted: its config names what this package does not know to be harmless:\n{lines}\n"
-        f"Where you know who made the folder, type: {foreign.how}"
+        f"{foreign.folder} is not trusted: its config names what this package does not know to be "
+        f"harmless:\n{lines}\nWhere you know who made the folder, type: {foreign.how}"
     )
 
 
@@ -120,9 +125,16 @@ def _distrust_own(key: str, target: str, home: str) -> str:
     module = str(getattr(found, "__module__", ""))
     if module == "torch.optim" or not f"{module}.".startswith(f"{home}."):
         return f"it is not defined in {home}"
-    named_after = str(getattr(found, "__name__", "")).lower() == module.rpartition(".")[2].replace("_", "").lower()
+    named_after = (
+        str(getattr(found, "__name__", "")).lower()
+        == module.rpartition(".")[2].replace("_", "").lower()
+    )
     if inspect.isclass(found):
-        right = _is_module_class(found) if key == "model.target" else not issubclass(found, BaseException)
+        right = (
+            _is_module_class(found)
+            if key == "model.target"
+            else not issubclass(found, BaseException)
+        )
         return "" if right else "it is of another kind"
     transform = key in ("data.transform", "data.eval_transform") and module == "train.data.augment"
     return "" if (named_after or transform) and inspect.isfunction(found) else "it is a helper"
@@ -141,7 +153,9 @@ def _is_module_class(found: Any) -> bool:
 
 
 def _is_in_my(name: str, folder: Path) -> bool:
-    """Whether a module lies in my/ of the current folder, or of the clone, and not in the foreign folder."""
+    """Whether a module lies in my/ of the current folder, or of the clone, and not in the foreign
+    folder.
+    """
     folders = [Path("my").resolve(), Path(__file__).resolve().parents[2] / "my"]
     mine = [each for each in folders if not each.is_relative_to(folder.resolve())]
     if name == "train":
@@ -178,10 +192,16 @@ def _of_arguments(args: Any) -> Iterator[tuple[str, str]]:
 def _of_variables(key: str, value: Any) -> list[str]:
     """A secret of the environment that is spliced into something else: an address, say."""
     if isinstance(value, Mapping):
-        return [line for name, item in value.items() for line in _of_variables(f"{key}.{name}", item)]
+        return [
+            line for name, item in value.items() for line in _of_variables(f"{key}.{name}", item)
+        ]
     if isinstance(value, list):
         return [line for item in value for line in _of_variables(key, item)]
     names = _VARIABLE.findall(value) if isinstance(value, str) else []
-    alone = isinstance(value, str) and re.fullmatch(r"\$\{[\w.:]+\}", value) and grade(key) is not Grade.NO
+    alone = (
+        isinstance(value, str)
+        and re.fullmatch(r"\$\{[\w.:]+\}", value)
+        and grade(key) is not Grade.NO
+    )
     secret = [name for name in names if grade(name) is not Grade.NO]
     return [f"{key} takes the variable {name}" for name in secret] if not alone else []

@@ -1,4 +1,6 @@
-"""The text of a YAML file that a loader can take: a deep one ends the process, and aliases grow without bound."""
+"""The text of a YAML file that a loader can take: a deep one ends the process, and aliases grow
+without bound.
+"""
 
 from pathlib import Path
 
@@ -16,13 +18,19 @@ def yaml_text(path: Path) -> str:
 
     A shell hands over `<(command)` as a pipe; in a folder one would be waited for, for ever.
     """
-    text = path.read_text(encoding="utf-8") if str(path).startswith(PIPES) else read_bytes(path).decode()
+    text = (
+        path.read_text(encoding="utf-8")
+        if str(path).startswith(PIPES)
+        else read_bytes(path).decode()
+    )
     _check(path, text)
     return text
 
 
 def _check(path: Path, text: str) -> None:
-    """Event by event: libyaml calls itself for each level of a document, without a limit (it crashes at 100,000)."""
+    """Event by event: libyaml calls itself for each level of a document, without a limit (it
+    crashes at 100,000).
+    """
     nodes_of: dict[str, int] = {}
     open_nodes: list[tuple[str | None, int]] = [(None, 0)]
     for event in yaml.parse(text, Loader=Loader):

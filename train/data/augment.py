@@ -7,9 +7,11 @@ from train.batch.window import Batch
 
 
 def crop_and_flip(sample: Batch, generator: torch.Generator) -> Batch:
-    """A random crop of the image after 4 pixels of 0 were put around it, and half of the time its mirror image.
+    """A random crop of the image after 4 pixels of 0 were put around it, and half of the time its
+    mirror image.
 
-    inputs (channels, height, width) -> the same. Source: He et al., Deep Residual Learning, 2015, section 4.2.
+    inputs (channels, height, width) -> the same. Source: He et al., Deep Residual Learning, 2015,
+    section 4.2.
     """
     image = sample["inputs"]
     height, width = image.shape[-2:]

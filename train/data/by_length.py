@@ -1,7 +1,9 @@
-"""Texts without most of their padding: micro-batches of similar length, each cut to its longest text.
+"""Texts without most of their padding: micro-batches of similar length, each cut to its longest
+text.
 
-Which samples make up a step, in which order, and where a run goes on, stays as it is; and so does the gradient of a
-model on which padding has no influence, which is tried before the first step (train/exactness/additivity.py).
+Which samples make up a step, in which order, and where a run goes on, stays as it is; and so does
+the gradient of a model on which padding has no influence, which is tried before the first step
+(train/exactness/additivity.py).
 """
 
 import math
@@ -34,14 +36,19 @@ class Padding:
     fills: Mapping[str, int]  # by column: a text's token, or IGNORED for a label of each token
 
     def lengths(self, batch: Batch) -> Tensor:
-        """(samples,): places up to the last one that is filled with something else in any column; at least 1."""
+        """(samples,): places up to the last one that is filled with something else in any column;
+        at least 1.
+        """
         ends = [_ends(batch[name], fill) for name, fill in self.fills.items()]
         return torch.stack(ends).amax(0).clamp(min=1)
 
     def cut(self, batch: Batch) -> Batch:
         """The batch without what is padding in all of its samples."""
         longest = int(self.lengths(batch).max())
-        return {name: c[:, :longest].contiguous() if name in self.fills else c for name, c in batch.items()}
+        return {
+            name: c[:, :longest].contiguous() if name in self.fills else c
+            for name, c in batch.items()
+        }
 
 
 @dataclass(frozen=True)
@@ -64,7 +71,8 @@ class ByLength:
 
     samples: Rows | Loader
     padding: Padding
-    measured: Callable[[], Ids]  # the length of each sample; reads all of them when it is first called
+    # the length of each sample; reads all of them when it is first called
+    measured: Callable[[], Ids]
     limit: int
     steps: int | None = None  # after which there are no more
 
@@ -81,15 +89,21 @@ class ByLength:
         return self.samples.first(seed, count)
 
     def trial(self, seed: int, count: int) -> Batch:
-        """The same, two at least, the last of them the shortest text that counts: to it padding matters most."""
+        """The same, two at least, the last of them the shortest text that counts: to it padding
+        matters most.
+        """
         first = sample_ids(self.size, seed, 0, 0, min(max(1, count - 1), self.size))
         shortest = self.lengths.argsort(kind="stable")[:BLOCK]
         labels = self.samples.fetch(shortest).get(LABELS, torch.zeros(len(shortest)))
         counts = (labels != IGNORED).view(len(shortest), -1).any(1)
         return self.samples.fetch(np.append(first, shortest[int(counts.int().argmax())]))
 
-    def shares(self, plan: BatchPlan, seed: int, rank: int, place: Place, overfit: int | None) -> Iterator[RankShare]:
-        """As data.shares has it; a rank's micro-batches are as many as pay, and at most those of the plan."""
+    def shares(
+        self, plan: BatchPlan, seed: int, rank: int, place: Place, overfit: int | None
+    ) -> Iterator[RankShare]:
+        """As data.shares has it; a rank's micro-batches are as many as pay, and at most those of
+        the plan.
+        """
         for share in self.samples.read(self._dealt(plan, seed, rank, place, overfit)):
             yield replace(share, trim=self.padding.cut)
 
@@ -122,7 +136,9 @@ class ByLength:
         return replace(self, samples=self.samples.deferred(weighed))
 
     def micro_steps(self, plan: BatchPlan) -> tuple[int, int]:
-        """No full step has fewer micro-batches of a rank than the first number, nor more than the second."""
+        """No full step has fewer micro-batches of a rank than the first number, nor more than the
+        second.
+        """
         ascending = np.sort(self.lengths).tolist()
         sizes = [plan.effective, *(effective for _, effective in plan.stages)]
         shortest, longest = ascending[: min(sizes)], ascending[-max(sizes) :]
@@ -131,8 +147,12 @@ class ByLength:
         return needed[0], max(needed[1], filled_up)
 
     def limited(self, plan: BatchPlan, seed: int) -> "ByLength":
-        """Its first step only, with the limit that makes the plan's number of micro-batches of it, or fewer."""
-        lengths = np.sort(self.lengths[sample_ids(self.size, seed, 0, 0, min(plan.effective, self.size))])
+        """Its first step only, with the limit that makes the plan's number of micro-batches of it,
+        or fewer.
+        """
+        lengths = np.sort(
+            self.lengths[sample_ids(self.size, seed, 0, 0, min(plan.effective, self.size))]
+        )
         limit = smallest_limit(lengths.tolist(), plan.accumulation_steps * plan.world_size)
         return replace(self, limit=limit, steps=1)
 
@@ -143,17 +163,22 @@ class ByLength:
 
 
 def cut_by_length(
-    samples: TrainingSet, evaluation: Mapping[str, EvaluationSet], reader: Reader, types: pa.Schema | None, limit: int
+    samples: TrainingSet,
+    evaluation: Mapping[str, EvaluationSet],
+    reader: Reader,
+    types: pa.Schema | None,
+    limit: int,
 ) -> tuple[ByLength, dict[str, EvaluationSet], Padding]:
-    """The same sets without most of their padding. Texts to train on are measured when a length is first asked for,
-    which reads those that are not in memory once.
+    """The same sets without most of their padding. Texts to train on are measured when a length is
+    first asked for, which reads those that are not in memory once.
 
-    `types` are those of the columns in the data. Raises DataError where there is nothing to cut, or nobody knows what.
+    `types` are those of the columns in the data. Raises DataError where there is nothing to cut, or
+    nobody knows what.
     """
     if not isinstance(samples, Rows | Loader) or types is None:
         raise DataError(
-            "batch.micro_tokens needs the lengths of all texts before the first step, and a stream does not tell them. "
-            "Type: batch.micro_tokens=null, and batch.micro=8 or the like"
+            "batch.micro_tokens needs the lengths of all texts before the first step, and a stream "
+            "does not tell them. Type: batch.micro_tokens=null, and batch.micro=8 or the like"
         )
     padding = _padding(samples.first(0, 1), reader, types)
 
@@ -167,20 +192,29 @@ def cut_by_length(
 
 
 def _padding(first: Batch, reader: Reader, types: pa.Schema) -> Padding:
-    plain = {name: own for name, own in reader.columns.items() if isinstance(own, str) and name not in reader.classes}
-    texts = [name for name, own in plain.items() if own in reader.texts or is_text(types.field(own).type)]
+    plain = {
+        name: own
+        for name, own in reader.columns.items()
+        if isinstance(own, str) and name not in reader.classes
+    }
+    texts = [
+        name for name, own in plain.items() if own in reader.texts or is_text(types.field(own).type)
+    ]
     fills = dict.fromkeys(texts, reader.padding)
-    # These say how long a text is, also where it holds the padding's token itself; a transform may drop them.
+    # These say how long a text is, also where it holds the padding's token itself; a transform may
+    # drop them.
     fills |= {mask_of(name): 0 for name in texts if mask_of(name) in first}
     if not texts:
         raise DataError(
-            f"batch.micro_tokens balances texts by their tokens, and none of the columns of the task holds text: "
-            f"{', '.join(reader.columns)}. Type: batch.micro_tokens=null, and batch.micro=8 or the like"
+            "batch.micro_tokens balances texts by their tokens, and none of the columns of the "
+            f"task holds text: {', '.join(reader.columns)}. Type: batch.micro_tokens=null, and "
+            "batch.micro=8 or the like"
         )
     if reader.tokenizer is not None and reader.tokenizer.pads_left:
         raise DataError(
-            f"batch.micro_tokens cuts off what fills texts up behind their end, and {reader.tokenizer.folder} fills "
-            f"them up in front: its padding_side is left. Type: batch.micro_tokens=null batch.micro=8 (or the like)"
+            "batch.micro_tokens cuts off what fills texts up behind their end, and "
+            f"{reader.tokenizer.folder} fills them up in front: its padding_side is left. Type: "
+            "batch.micro_tokens=null batch.micro=8 (or the like)"
         )
     size = reader.max_length
     for name in first.keys() - fills.keys():
@@ -188,9 +222,10 @@ def _padding(first: Batch, reader: Reader, types: pa.Schema) -> Padding:
             continue
         if name != LABELS or first[name].is_floating_point():
             raise DataError(
-                f"batch.micro_tokens cuts texts to their length, and {name!r} holds {size} numbers for each, as "
-                f"many as data.max_length: if they belong to its tokens, nobody knows what fills them up. "
-                f"Type: batch.micro_tokens=null, and batch.micro=8 or the like (or another data.max_length)"
+                f"batch.micro_tokens cuts texts to their length, and {name!r} holds {size} numbers "
+                "for each, as many as data.max_length: if they belong to its tokens, nobody knows "
+                "what fills them up. Type: batch.micro_tokens=null, and batch.micro=8 or the like "
+                "(or another data.max_length)"
             )
         fills[name] = IGNORED
     return Padding(fills)

@@ -20,7 +20,9 @@ from train.errors import some
 
 @dataclass(frozen=True)
 class LabelRange:
-    """The smallest and the largest label of a split, and the rows that hold them; IGNORED does not count."""
+    """The smallest and the largest label of a split, and the rows that hold them; IGNORED does not
+    count.
+    """
 
     split: str
     column: str
@@ -32,8 +34,9 @@ class LabelRange:
         for label, row in (self.lowest, self.highest):
             if not 0 <= label < classes:
                 raise DataError(
-                    f"row {row} of split {self.split!r} has the label {label} (column {self.column!r}), but the model "
-                    f"tells {classes} classes apart: labels go from 0 to {classes - 1} ({IGNORED}: no label)"
+                    f"row {row} of split {self.split!r} has the label {label} (column "
+                    f"{self.column!r}), but the model tells {classes} classes apart: labels go "
+                    f"from 0 to {classes - 1} ({IGNORED}: no label)"
                 )
 
 
@@ -73,7 +76,8 @@ def label_range(table: pa.Table | None, reader: Reader, split: str) -> LabelRang
         column = pc.index_in(column, pa.array(reader.classes[LABELS], column.type))
     if kinds.is_floating(column.type) and pc.all(pc.equal(column, pc.floor(column))).as_py():
         column = column.cast(pa.int64())  # 1.0 is a class as well as 1
-    if not kinds.is_integer(column.type) or column.null_count:  # null: a class that the reader will tell of
+    # null: a class that the reader will tell of
+    if not kinds.is_integer(column.type) or column.null_count:
         return None
     labels = column.to_numpy()
     counted = np.flatnonzero(labels != IGNORED)
@@ -84,8 +88,12 @@ def label_range(table: pa.Table | None, reader: Reader, split: str) -> LabelRang
     return LabelRange(split, own, lowest, highest)
 
 
-def class_names(table: pa.Table | None, features: Features | None, own: str | Sequence[str] | None) -> tuple[str, ...]:
-    """The names of the classes in the order of their numbers; () where labels are numbers, or a stream's."""
+def class_names(
+    table: pa.Table | None, features: Features | None, own: str | Sequence[str] | None
+) -> tuple[str, ...]:
+    """The names of the classes in the order of their numbers; () where labels are numbers, or a
+    stream's.
+    """
     if not isinstance(own, str) or features is None:
         return ()
     if isinstance(features[own], ClassLabel):
@@ -98,13 +106,19 @@ def class_names(table: pa.Table | None, features: Features | None, own: str | Se
     for name in found:
         other = bare.setdefault(name.strip(), name)
         if other != name:
-            what = f"column {own!r} has the classes {other!r} and {name!r}, which differ in nothing but blanks"
+            what = (
+                f"column {own!r} has the classes {other!r} and {name!r}, which differ in nothing "
+                "but blanks"
+            )
             raise Misread(what, "Write them in the same way", own)
     return tuple(found)
 
 
 def class_line(name: str, classes: Sequence[str]) -> str:
-    return f"classes   {name}: {some([f'{number} {text}' for number, text in enumerate(classes)], SHOWN)}"
+    return (
+        f"classes   {name}: "
+        f"{some([f'{number} {text}' for number, text in enumerate(classes)], SHOWN)}"
+    )
 
 
 def _check_kinds(column: pa.ChunkedArray, name: str, split: str, first: int) -> None:
@@ -118,10 +132,14 @@ def _check_kinds(column: pa.ChunkedArray, name: str, split: str, first: int) -> 
     what = f"column {name!r} holds values of several kinds"
     if odd is None:  # datasets writes the text "5" and the number 5 in the same way: the file knows
         raise Misread(what, "Some of them are texts that look like others", name)
-    more = f", and {sum(number for _, number in others) - 1} more are not" if len(found) - count > 1 else ""
+    more = (
+        f", and {sum(number for _, number in others) - 1} more are not"
+        if len(found) - count > 1
+        else ""
+    )
     raise DataError(
-        f"{what}: row {first + odd} of split {split!r} has {found[odd]}, {written[odd]:.40}, where {count} others have "
-        f"{usual}{more}. Write all of them as {usual}"
+        f"{what}: row {first + odd} of split {split!r} has {found[odd]}, {written[odd]:.40}, where "
+        f"{count} others have {usual}{more}. Write all of them as {usual}"
     )
 
 
@@ -136,12 +154,14 @@ def _check_flat(kind: pa.DataType, name: str) -> None:
     told = some(keys, SHOWN)
     if inner is not kind and ({"role", "content"} <= set(keys) or {"from", "value"} <= set(keys)):
         raise DataError(
-            f"column {name!r} holds conversations ({told} of each message), which are not read as such yet. Make one "
-            f"text of each in a function of your own, and name it: data.source=my_chats.texts"
+            f"column {name!r} holds conversations ({told} of each message), which are not read as "
+            "such yet. Make one text of each in a function of your own, and name it: "
+            "data.source=my_chats.texts"
         )
     raise DataError(
-        f"column {name!r} holds objects within objects ({told}), which are not read as such. Give each value a column "
-        f"of its own in a function, such as by pandas.json_normalize, and name it: data.source=my_rows.flat"
+        f"column {name!r} holds objects within objects ({told}), which are not read as such. Give "
+        "each value a column of its own in a function, such as by pandas.json_normalize, and name "
+        "it: data.source=my_rows.flat"
     )
 
 
@@ -155,11 +175,13 @@ def _check_text(column: pa.ChunkedArray, name: str) -> None:
         what = f"column {name!r} holds bytes that are no UTF-8"
         raise Misread(what, "Write the file as UTF-8", name) from error
     zeros = pc.count_substring(column, "\0")
-    row = pc.index(pc.greater(pc.multiply(zeros, 4), pc.max_element_wise(pc.utf8_length(column), 32)), True).as_py()
+    row = pc.index(
+        pc.greater(pc.multiply(zeros, 4), pc.max_element_wise(pc.utf8_length(column), 32)), True
+    ).as_py()
     if row >= 0:  # UTF-16 has one in each letter; a single one may stand in a text
         raise DataError(
-            f"column {name!r} holds {zeros[row]} zero bytes in row {row}, as UTF-16 read as another encoding does. "
-            f"Write the file as UTF-8"
+            f"column {name!r} holds {zeros[row]} zero bytes in row {row}, as UTF-16 read as "
+            "another encoding does. Write the file as UTF-8"
         )
 
 
@@ -168,7 +190,8 @@ def _filling(column: pa.ChunkedArray, name: str, is_label: bool) -> tuple[str, s
     if is_label and kinds.is_integer(column.type):
         typed = f"'data.fill={{{json.dumps(name)}: {IGNORED}}}'"
         return (
-            f"Leave the row out of the data, or out of the loss by the label that does not count, type: {typed}",
+            "Leave the row out of the data, or out of the loss by the label that does not count, "
+            f"type: {typed}",
             name,
         )
     if is_label:
@@ -176,13 +199,21 @@ def _filling(column: pa.ChunkedArray, name: str, is_label: bool) -> tuple[str, s
     if is_text(column.type):
         value = "unknown"
     elif kinds.is_integer(column.type) or kinds.is_floating(column.type):
-        known = pc.drop_null(column) if kinds.is_integer(column.type) else column.filter(pc.is_finite(column))
+        known = (
+            pc.drop_null(column)
+            if kinds.is_integer(column.type)
+            else column.filter(pc.is_finite(column))
+        )
         middle = pc.quantile(known, 0.5, interpolation="lower")[0].as_py() if len(known) else None
         value = "0" if middle is None else f"{middle:.6g}"
     else:
         return "Fill it in, or leave the row out", name
     typed = f"'data.fill={{{json.dumps(name)}: {value}}}'"
-    return f"Leave the row out of the data, or fill in a value that you choose, such as the median, type: {typed}", name
+    return (
+        "Leave the row out of the data, or fill in a value that you choose, such as the median, "
+        f"type: {typed}",
+        name,
+    )
 
 
 def _check_finite(column: pa.ChunkedArray, name: str, split: str, first: int) -> None:
@@ -194,14 +225,18 @@ def _check_finite(column: pa.ChunkedArray, name: str, split: str, first: int) ->
         count = pc.sum(infinite).as_py()
         more = f" (and {count - 1} more are infinite)" if count > 1 else ""
         raise DataError(
-            f"column {name!r} is {column[row].as_py()} in row {first + row} of split {split!r}{more}: no number that "
-            f"can be trained on. Correct it, or leave the row out"
+            f"column {name!r} is {column[row].as_py()} in row {first + row} of split "
+            f"{split!r}{more}: no number that can be trained on. Correct it, or leave the row out"
         )
 
 
 def _check_lists(column: pa.ChunkedArray, name: str, split: str, first: int) -> None:
     inner = column
-    while kinds.is_list(inner.type) or kinds.is_large_list(inner.type) or kinds.is_fixed_size_list(inner.type):
+    while (
+        kinds.is_list(inner.type)
+        or kinds.is_large_list(inner.type)
+        or kinds.is_fixed_size_list(inner.type)
+    ):
         inner = pc.list_flatten(inner)
     if inner is not column and inner.null_count:
         row = next(row for row, value in enumerate(column.to_pylist(), first) if _has_none(value))
@@ -220,7 +255,13 @@ def _check_number(column: pa.ChunkedArray, name: str, split: str, first: int) ->
             float(value)
         except ValueError:
             raise Misread(
-                what=f"column {name!r} does not hold numbers: it is {value!r} in row {row} of split {split!r}",
-                fix="Correct it, leave the column out of data.columns, or see docs/own_data.md for categories",
+                what=(
+                    f"column {name!r} does not hold numbers: it is {value!r} in row {row} of "
+                    f"split {split!r}"
+                ),
+                fix=(
+                    "Correct it, leave the column out of data.columns, or see docs/own_data.md "
+                    "for categories"
+                ),
                 column=name,
             ) from None

@@ -1,4 +1,6 @@
-"""Which arguments read a CSV file as it is meant: they are tried, so that what is advised works when it is typed."""
+"""Which arguments read a CSV file as it is meant: they are tried, so that what is advised works
+when it is typed.
+"""
 
 import codecs
 import json
@@ -39,7 +41,9 @@ def head_of(file: Path) -> bytes:
 
 
 def encoding_of(file: Path) -> str | None:
-    """The encoding of a text that is not UTF-8, as far as its bytes tell; None: they say nothing against UTF-8."""
+    """The encoding of a text that is not UTF-8, as far as its bytes tell; None: they say nothing
+    against UTF-8.
+    """
     head = head_of(file)
     for mark, name in ENCODED.items():
         if head.startswith(mark):
@@ -51,7 +55,8 @@ def encoding_of(file: Path) -> str | None:
     try:
         whole.decode("utf-8")
     except UnicodeDecodeError:
-        # The bytes from 0x80 to 0x9f are letters in Windows' own encoding, and nothing that is written in Latin-1.
+        # The bytes from 0x80 to 0x9f are letters in Windows' own encoding, and nothing that is
+        # written in Latin-1.
         return "cp1252" if re.search(rb"[\x80-\x9f]", whole) else "latin-1"
     return None
 
@@ -59,9 +64,11 @@ def encoding_of(file: Path) -> str | None:
 def find_arguments(
     file: Path, given: Mapping[str, Any], wanted: Sequence[str], numbers: Sequence[str]
 ) -> dict[str, Any] | None:
-    """`given` and the fewest more under which the file holds the columns `wanted`, `numbers` of them in numbers.
+    """`given` and the fewest more under which the file holds the columns `wanted`, `numbers` of
+    them in numbers.
 
-    None: nothing that was tried does that. Where no columns are asked for, a table of several will do.
+    None: nothing that was tried does that. Where no columns are asked for, a table of several will
+    do.
     """
     second_best: dict[str, Any] | None = None
     is_read = _types_under(file, given, wanted) is not None
@@ -78,7 +85,9 @@ def find_arguments(
 
 
 def separator_in_header(file: Path, given: Mapping[str, Any]) -> str | None:
-    """What parts the one name that is read as a header into several; None: there are several, or nothing does."""
+    """What parts the one name that is read as a header into several; None: there are several, or
+    nothing does.
+    """
     try:
         header = header_of(str(file), options_of(CsvConfig(**given)))
     except Exception:
@@ -93,7 +102,9 @@ def separator_in_header(file: Path, given: Mapping[str, Any]) -> str | None:
 
 
 def without_header(file: Path, given: Mapping[str, Any]) -> int:
-    """How many columns a file has whose first line holds numbers in place of names; 0: it has names."""
+    """How many columns a file has whose first line holds numbers in place of names; 0: it has
+    names.
+    """
     try:
         options = options_of(CsvConfig(**given))
         names = list(next(frames(str(file), {**options, "nrows": 20, "chunksize": None})).columns)
@@ -110,17 +121,27 @@ def reads(file: Path, args: Mapping[str, Any], wanted: Sequence[str]) -> bool:
 
 def typed(args: Mapping[str, Any]) -> str:
     """data.args as one types it."""
-    return "'data.args={" + ", ".join(f"{name}: {json.dumps(value)}" for name, value in args.items()) + "}'"
+    return (
+        "'data.args={"
+        + ", ".join(f"{name}: {json.dumps(value)}" for name, value in args.items())
+        + "}'"
+    )
 
 
-def _types_under(file: Path, args: Mapping[str, Any], wanted: Sequence[str]) -> dict[str, str] | None:
+def _types_under(
+    file: Path, args: Mapping[str, Any], wanted: Sequence[str]
+) -> dict[str, str] | None:
     """{column: type} of the whole file; None where it cannot be read so, or lacks a column."""
     try:
         options = options_of(CsvConfig(**args))
         first = next(frames(str(file), {**options, "nrows": 20, "chunksize": None}))
         names = [str(name) for name in first.columns]
         missing = [name for name in wanted if name not in names]
-        if missing or len(names) < 2 or (not wanted and any(name.startswith("Unnamed: ") for name in names)):
+        if (
+            missing
+            or len(names) < 2
+            or (not wanted and any(name.startswith("Unnamed: ") for name in names))
+        ):
             return None
         return column_types(frames(str(file), options))
     except Exception:  # whatever pandas says of arguments that do not fit
@@ -128,7 +149,9 @@ def _types_under(file: Path, args: Mapping[str, Any], wanted: Sequence[str]) -> 
 
 
 def _candidates(file: Path, given: Mapping[str, Any], by_name: bool) -> Iterator[dict[str, Any]]:
-    """Arguments to try besides those given, the fewest first. Lines are skipped only to find columns `by_name`."""
+    """Arguments to try besides those given, the fewest first. Lines are skipped only to find
+    columns `by_name`.
+    """
     encoding = encoding_of(file) or ("utf-8" if "encoding" in given else None)
     always = {} if encoding == given.get("encoding") else {"encoding": encoding}
     text = head_of(file).decode(encoding or "utf-8", "replace")
@@ -137,7 +160,8 @@ def _candidates(file: Path, given: Mapping[str, Any], by_name: bool) -> Iterator
         choices["delimiter"] = choices.pop("sep")
     if not by_name:
         choices.pop("skiprows", None)
-        for name in choices.keys() & {"sep", "delimiter"}:  # every text with a blank in it is parted by blanks
+        # every text with a blank in it is parted by blanks
+        for name in choices.keys() & {"sep", "delimiter"}:
             choices[name] = [sep for sep in choices[name] if sep in SEPARATORS[:3]]
     for count in range(MOST_CHANGES + 1):
         for names in combinations(choices, count):
@@ -152,11 +176,15 @@ def _choices(text: str) -> dict[str, Sequence[Any]]:
     lines = text.splitlines()
     first = lines[0] if lines else ""
     choices: dict[str, Sequence[Any]] = {}
-    choices["sep"] = [sep for sep in SEPARATORS if re.search(sep if sep == r"\s+" else re.escape(sep), text)]
+    choices["sep"] = [
+        sep for sep in SEPARATORS if re.search(sep if sep == r"\s+" else re.escape(sep), text)
+    ]
     if re.search(r"\d,\d", text):
         choices["decimal"] = [","]
     mark = first.strip()[:1]
-    if mark in ("#", "%", "!", ";") and all(line.startswith(mark) for line in lines if mark in line):
+    if mark in ("#", "%", "!", ";") and all(
+        line.startswith(mark) for line in lines if mark in line
+    ):
         choices["comment"] = [mark]
     choices["skiprows"] = range(1, min(20, len(lines)))
     if re.search(r"[,;|\t] ", text):

@@ -1,7 +1,8 @@
-"""CSV files as tables: by pandas, through the cache of `datasets`; no field is moved, lost or read in two ways.
+"""CSV files as tables: by pandas, through the cache of `datasets`; no field is moved, lost or read
+in two ways.
 
-Left to itself, datasets (5.2) lets pandas (3.1) find the types anew every 10,000 rows, and make an index of what a row
-has more of than the header.
+Left to itself, datasets (5.2) lets pandas (3.1) find the types anew every 10,000 rows, and make an
+index of what a row has more of than the header.
 """
 
 import csv
@@ -46,7 +47,9 @@ class InFile(Exception):
 
 
 class CsvTables(Csv):
-    """The types of columns are those of all rows of all splits; of a stream, those of its first rows."""
+    """The types of columns are those of all rows of all splits; of a stream, those of its first
+    rows.
+    """
 
     def _info(self) -> DatasetInfo:
         return DatasetInfo()
@@ -63,7 +66,9 @@ class CsvTables(Csv):
     def _generate_shards(self, files: list[str], ahead: Sequence[str]) -> Iterator[str]:
         yield from files
 
-    def _generate_tables(self, files: list[str], ahead: Sequence[str]) -> Iterator[tuple[Key, pa.Table]]:
+    def _generate_tables(
+        self, files: list[str], ahead: Sequence[str]
+    ) -> Iterator[tuple[Key, pa.Table]]:
         options = options_of(self.config)
         types = column_types(chain.from_iterable(_named(file, options) for file in ahead))
         names: list[str] = []
@@ -72,22 +77,31 @@ class CsvTables(Csv):
                 types = column_types([next(_named(file, options))])
             for number, frame in enumerate(_named(file, options, types)):
                 names = names or list(frame.columns)
-                yield Key(shard, number), pa.Table.from_pandas(_in_order(frame, names, file), preserve_index=False)
+                yield (
+                    Key(shard, number),
+                    pa.Table.from_pandas(_in_order(frame, names, file), preserve_index=False),
+                )
 
 
 def options_of(config: CsvConfig) -> dict[str, Any]:
-    """The arguments of pandas that a config of datasets stands for; where it says nothing, our own defaults."""
+    """The arguments of pandas that a config of datasets stands for; where it says nothing, our own
+    defaults.
+    """
     options: dict[str, Any] = {**config.pd_read_csv_kwargs, "low_memory": False}
     if options["index_col"] is None:
-        options["index_col"] = False  # None: the first field is one where rows have more fields than the header
+        # None: the first field is one where rows have more fields than the header
+        options["index_col"] = False
     if options["keep_default_na"] is False and options["na_values"] is None:
-        options["na_values"] = [""]  # the words None and NA are values then; a field without anything is none
+        # the words None and NA are values then; a field without anything is none
+        options["na_values"] = [""]
     if options["engine"] not in (None, "c"):
         del options["low_memory"]
     return options
 
 
-def frames(file: str, options: Options, types: Mapping[str, str] | None = None) -> Iterator[pandas.DataFrame]:
+def frames(
+    file: str, options: Options, types: Mapping[str, str] | None = None
+) -> Iterator[pandas.DataFrame]:
     """The rows of a file, some thousand at a time. Raises what pandas raises, and BadLine."""
     repeated = repeated_names(file, options)
     checked = False
@@ -99,8 +113,8 @@ def frames(file: str, options: Options, types: Mapping[str, str] | None = None) 
                 frame = next(reader, None)
             if frame is None:
                 return
-            # A row that lacks a field in the middle is filled up at its end: the fields behind have moved, which shows
-            # in nothing but the last column.
+            # A row that lacks a field in the middle is filled up at its end: the fields behind have
+            # moved, which shows in nothing but the last column.
             if not checked and frame.shape[1] > 1 and frame.iloc[:, -1].isna().any():
                 check_lengths(file, options, frame.shape[1])
                 checked = True
@@ -108,7 +122,9 @@ def frames(file: str, options: Options, types: Mapping[str, str] | None = None) 
 
 
 def repeated_names(file: str, options: Options) -> dict[str, str]:
-    """{name that pandas gives: ours} for names that the header holds more than once: `a.0`, `a.1`, and no `a`."""
+    """{name that pandas gives: ours} for names that the header holds more than once: `a.0`, `a.1`,
+    and no `a`.
+    """
     if options["header"] not in ("infer", 0) or options.get("names") is not None:
         return {}
     header = header_of(file, options)
@@ -117,7 +133,15 @@ def repeated_names(file: str, options: Options) -> dict[str, str]:
 
 def header_of(file: str, options: Options) -> list[str]:
     """The fields of the first line that is not skipped."""
-    alone = {**options, "header": None, "names": None, "usecols": None, "nrows": 1, "chunksize": None, "dtype": str}
+    alone = {
+        **options,
+        "header": None,
+        "names": None,
+        "usecols": None,
+        "nrows": 1,
+        "chunksize": None,
+        "dtype": str,
+    }
     with _strict():
         first = pandas.read_csv(file, **{**alone, "keep_default_na": False, "na_values": None})
     return [str(name) for name in first.iloc[0]] if len(first) else []
@@ -133,16 +157,23 @@ def column_types(parts: Iterable[pandas.DataFrame]) -> dict[str, str]:
 
 
 def check_lengths(file: str, options: Options, names: int, longer: bool = False) -> None:
-    """Line by line, as Python reads CSV. Raises BadLine for a row with less than `names` fields, or with more."""
+    """Line by line, as Python reads CSV. Raises BadLine for a row with less than `names` fields, or
+    with more.
+    """
     sep, skipped = options["sep"], options.get("skiprows") or 0
     if len(sep) != 1 or not isinstance(skipped, int):
         return  # a regular expression, or a choice of lines
     comment = options.get("comment")
     encoding = options["encoding"] or "utf-8-sig"
     with fsspec.open(file, "rt", encoding=encoding, compression="infer", newline="") as text:
-        how = {name: options[name] for name in ("quotechar", "quoting", "doublequote", "escapechar")}
-        rows = csv.reader(text, delimiter=sep, skipinitialspace=options["skipinitialspace"], strict=False, **how)
-        replaced = options.get("names") is not None and options["header"] == 0  # a header that does not count
+        how = {
+            name: options[name] for name in ("quotechar", "quoting", "doublequote", "escapechar")
+        }
+        rows = csv.reader(
+            text, delimiter=sep, skipinitialspace=options["skipinitialspace"], strict=False, **how
+        )
+        # a header that does not count
+        replaced = options.get("names") is not None and options["header"] == 0
         for row in rows:
             is_comment = bool(comment and row and row[0].startswith(comment))
             if rows.line_num <= skipped or is_comment or not "".join(row).strip():
@@ -155,7 +186,9 @@ def check_lengths(file: str, options: Options, names: int, longer: bool = False)
                 raise BadLine(rows.line_num, len(row), names)
 
 
-def _named(file: str, options: Options, types: Mapping[str, str] | None = None) -> Iterator[pandas.DataFrame]:
+def _named(
+    file: str, options: Options, types: Mapping[str, str] | None = None
+) -> Iterator[pandas.DataFrame]:
     try:
         yield from frames(file, options, types)
     except Exception as error:
@@ -167,8 +200,8 @@ def _in_order(frame: pandas.DataFrame, names: Sequence[str], file: str) -> panda
     found = list(frame.columns)
     if set(found) != set(names):
         raise DataError(
-            f"{file} has the columns {', '.join(map(str, found))}, and the first file of its split has "
-            f"{', '.join(map(str, names))}. Give all of them the same columns"
+            f"{file} has the columns {', '.join(map(str, found))}, and the first file of its split "
+            f"has {', '.join(map(str, names))}. Give all of them the same columns"
         )
     return frame[list(names)]
 
@@ -193,7 +226,9 @@ def _joined(found: set[str]) -> str:
 
 
 class _strict(warnings.catch_warnings):
-    """Fields that pandas would leave out with a warning end in an error; of its engine it says nothing."""
+    """Fields that pandas would leave out with a warning end in an error; of its engine it says
+    nothing.
+    """
 
     def __enter__(self) -> None:
         super().__enter__()

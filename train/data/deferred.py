@@ -1,6 +1,8 @@
-"""Samples of a step that are read when their micro-batch's turn comes: what is in memory follows the micro-batch.
+"""Samples of a step that are read when their micro-batch's turn comes: what is in memory follows
+the micro-batch.
 
-Their weights are counted one step ahead, from the columns that the task names for it (Task.weight_columns).
+Their weights are counted one step ahead, from the columns that the task names for it
+(Task.weight_columns).
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -20,11 +22,15 @@ class Deferred:
     """Weights can be counted before the samples are read."""
 
     def pieces(self, sizes: Sequence[int]) -> Iterator[Batch]:
-        """The samples in pieces of these sizes, each read when it is asked for; one other sample of the step for 0."""
+        """The samples in pieces of these sizes, each read when it is asked for; one other sample of
+        the step for 0.
+        """
         raise NotImplementedError
 
     def weighed(self) -> Iterator[Batch]:
-        """All samples, some at a time, with the columns that their weights are counted from and `sample_id`."""
+        """All samples, some at a time, with the columns that their weights are counted from and
+        `sample_id`.
+        """
         raise NotImplementedError
 
 
@@ -39,7 +45,9 @@ class DeferredReads(Deferred):
         sizes: Sequence[int],
         images: frozenset[str] = frozenset(),
     ) -> None:
-        """`read`, `weighed` take (start, stop), places among this rank's samples. `weighed`: None where unknown."""
+        """`read`, `weighed` take (start, stop), places among this rank's samples. `weighed`: None
+        where unknown.
+        """
         self.images = images
         self.is_weighed = weighed is not None
         self._read = read
@@ -48,7 +56,10 @@ class DeferredReads(Deferred):
         self._sizes = sizes
 
     def pieces(self, sizes: Sequence[int]) -> Iterator[Batch]:
-        return (self._read(start, stop) if stop > start else self._filler() for start, stop in spans(sizes))
+        return (
+            self._read(start, stop) if stop > start else self._filler()
+            for start, stop in spans(sizes)
+        )
 
     def weighed(self) -> Iterator[Batch]:
         assert self._weighed is not None
@@ -63,7 +74,9 @@ def spans(sizes: Sequence[int]) -> Iterator[tuple[int, int]]:
 
 
 def cut_anew(pieces: Iterator[Batch], sizes: Iterable[int]) -> Iterator[Batch]:
-    """The samples of `pieces` in pieces of other sizes; of these, at most one more than is handed out is held."""
+    """The samples of `pieces` in pieces of other sizes; of these, at most one more than is handed
+    out is held.
+    """
     left: list[Batch] = []  # read, and not handed out
     held = 0
     for size in sizes:

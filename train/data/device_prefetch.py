@@ -1,4 +1,6 @@
-"""Micro-batches on their way to the device: on a GPU the next one travels while the present one is worked on."""
+"""Micro-batches on their way to the device: on a GPU the next one travels while the present one is
+worked on.
+"""
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -16,14 +18,17 @@ NONE: frozenset[str] = frozenset()
 def to_device(batch: Batch, device: torch.device, dtype: torch.dtype) -> Batch:
     """The batch on the device, in its own types; the host does not wait for pinned memory.
 
-    `dtype`: of the model's parameters. Only float64 widens the columns: else a model's arguments are cast as they enter
-    it (train/models/precision.py), and what the task keeps for itself never.
+    `dtype`: of the model's parameters. Only float64 widens the columns: else a model's arguments
+    are cast as they enter it (train/models/precision.py), and what the task keeps for itself never.
     """
     if dtype is not torch.float64:
         if device.type == "cpu":
             return dict(batch)
         return {name: column.to(device, non_blocking=True) for name, column in batch.items()}
-    return {name: column.to(device, _widened(column), non_blocking=True) for name, column in batch.items()}
+    return {
+        name: column.to(device, _widened(column), non_blocking=True)
+        for name, column in batch.items()
+    }
 
 
 def _widened(column: Tensor) -> torch.dtype:
@@ -44,8 +49,8 @@ class Side:
     def start(self, batch: Batch) -> Batch:
         """Tensors that will hold the batch.
 
-        Their memory is the computing stream's: what used it before is queued there already, and is waited for. So at
-        most two micro-batches are on the device, however far the host runs ahead.
+        Their memory is the computing stream's: what used it before is queued there already, and is
+        waited for. So at most two micro-batches are on the device, however far the host runs ahead.
         """
         on_device = {}
         for name, column in batch.items():
@@ -58,12 +63,18 @@ class Side:
         return on_device
 
     def wait(self) -> None:
-        """What is computed from here on comes after the copies that were started. The host waits for nothing."""
+        """What is computed from here on comes after the copies that were started. The host waits
+        for nothing.
+        """
         torch.cuda.current_stream(self._device).wait_stream(self._stream)
 
 
-def travelling(batches: Iterable[Batch], device: torch.device, dtype: torch.dtype) -> Iterator[Batch]:
-    """Each batch on the device: on a GPU the next one is read, and travels, while the present one is worked on."""
+def travelling(
+    batches: Iterable[Batch], device: torch.device, dtype: torch.dtype
+) -> Iterator[Batch]:
+    """Each batch on the device: on a GPU the next one is read, and travels, while the present one
+    is worked on.
+    """
     if device.type != "cuda":
         for batch in batches:
             yield to_device(batch, device, dtype)
@@ -74,8 +85,11 @@ def travelling(batches: Iterable[Batch], device: torch.device, dtype: torch.dtyp
 def one_ahead(batches: Iterable[Batch], side: Side, dtype: torch.dtype) -> Iterator[Batch]:
     coming: tuple[Batch, frozenset[str]] | None = None  # and which columns are pixels
     for batch in batches:
-        stored, pixels = (batch.stored(), batch.pixels) if isinstance(batch, Scaled) else (batch, NONE)
-        side.wait()  # for the one that travels, before the next one starts: its work shall not wait for that
+        stored, pixels = (
+            (batch.stored(), batch.pixels) if isinstance(batch, Scaled) else (batch, NONE)
+        )
+        # for the one that travels, before the next one starts: its work shall not wait for that
+        side.wait()
         present, coming = coming, (side.start(_pinned(stored)), pixels)
         if present is not None:
             yield _scaled(*present, dtype)
@@ -107,13 +121,15 @@ class Feed:
         self._device, self._dtype = device, dtype
         self._side = Side(device, dtype) if device.type == "cuda" else None
         self._most: int | None = None  # samples of a micro-batch
-        self._steps: deque[Announced] = deque()  # that are still to come, the one that is trained first
+        # that are still to come, the one that is trained first
+        self._steps: deque[Announced] = deque()
         self._present: MicroBatch | None = None  # the one that was read out last
         self._travelling: tuple[MicroBatch, Batch] | None = None
 
     def announce(self, micro_batches: Placeable) -> MicroBatches:
-        """The same, of the step after those that were announced before: on a GPU in pinned memory, each read one ahead
-        of its turn."""
+        """The same, of the step after those that were announced before: on a GPU in pinned memory,
+        each read one ahead of its turn.
+        """
         if self._side is None:
             return micro_batches
         cut = micro_batches if self._most is None else micro_batches.recut(self._most)
@@ -129,7 +145,9 @@ class Feed:
             self._steps.popleft()
 
     def hand_out(self, micro_batch: MicroBatch) -> None:
-        """It is the next to be trained. The one after it is read now: what was asked of the device goes on."""
+        """It is the next to be trained. The one after it is read now: what was asked of the device
+        goes on.
+        """
         self._present = micro_batch
         self._following()
 
@@ -141,7 +159,9 @@ class Feed:
         return None
 
     def shrink(self, most: int) -> None:
-        """From now on micro-batches of at most `most` samples; what was announced comes in others."""
+        """From now on micro-batches of at most `most` samples; what was announced comes
+        in others.
+        """
         self._most = most
         if self._side is not None and self._travelling is not None:
             self._side.wait()  # before the memory of a copy that nobody takes is used again
@@ -149,7 +169,9 @@ class Feed:
         self._travelling = None
 
     def take(self, micro_batch: MicroBatch) -> Batch:
-        """The micro-batch on the device, its pixels scaled. The one that is expected next starts to travel."""
+        """The micro-batch on the device, its pixels scaled. The one that is expected next starts to
+        travel.
+        """
         if self._side is None or micro_batch is not self._present:  # nobody announced it
             batch = to_device(micro_batch.batch, self._device, self._dtype)
         else:
@@ -157,8 +179,8 @@ class Feed:
         return _scaled(batch, micro_batch.pixels, self._dtype)
 
     def _arrived(self, micro_batch: MicroBatch, side: Side) -> Batch:
-        # Before the next copy starts: what is computed now shall not wait for that one. Also for a copy that nobody
-        # takes, since its step was left out: before its memory is used again.
+        # Before the next copy starts: what is computed now shall not wait for that one. Also for a
+        # copy that nobody takes, since its step was left out: before its memory is used again.
         side.wait()
         if self._travelling and self._travelling[0] is micro_batch:
             batch = self._travelling[1]

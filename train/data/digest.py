@@ -1,7 +1,8 @@
-"""What the data of a split is, in one short text: ranks compare it, and so does a second start of a run.
+"""What the data of a split is, in one short text: ranks compare it, and so does a second start of a
+run.
 
-Files count by their names, sizes, first and last 64 KiB; what a function or the Hub gives by its content; a stream of
-these by its list of shards.
+Files count by their names, sizes, first and last 64 KiB; what a function or the Hub gives by its
+content; a stream of these by its list of shards.
 """
 
 import hashlib
@@ -17,7 +18,9 @@ END = 2**16
 """Bytes at both ends of a file that are looked at."""
 
 LARGE = 2**30
-"""Bytes of a table on the disk above which only its first and last rows are looked at; one in memory is read whole."""
+"""Bytes of a table on the disk above which only its first and last rows are looked at; one in
+memory is read whole.
+"""
 
 ROWS = 1000  # at both ends of a large table
 
@@ -82,15 +85,21 @@ def _add(found: Any, table: pa.Table, on_disk: bool) -> None:
 
 
 def _arguments(part: Any) -> list[Any]:
-    """What the innermost parts of a stream are made from: their files, or the arguments of their generators."""
-    inner = [part.ex_iterable] if hasattr(part, "ex_iterable") else getattr(part, "ex_iterables", [])
+    """What the innermost parts of a stream are made from: their files, or the arguments of their
+    generators.
+    """
+    inner = (
+        [part.ex_iterable] if hasattr(part, "ex_iterable") else getattr(part, "ex_iterables", [])
+    )
     if not inner:
         return [getattr(part, "kwargs", {})]
     return [arguments for each in inner for arguments in _arguments(each)]
 
 
 def _leaves(value: Any) -> Iterator[str]:
-    """Numbers and texts in their order; of anything else its class, since its text may hold an address."""
+    """Numbers and texts in their order; of anything else its class, since its text may hold an
+    address.
+    """
     if isinstance(value, dict):
         for name in sorted(value, key=str):
             yield str(name)

@@ -1,7 +1,8 @@
 """1,797 handwritten digits of 8x8 pixels, shipped with the package: no download.
 
-Source: E. Alpaydin and C. Kaynak, Optical Recognition of Handwritten Digits, UCI Machine Learning Repository, 1998,
-https://doi.org/10.24432/C50P49 (CC BY 4.0); the test set, as scikit-learn's load_digits has it.
+Source: E. Alpaydin and C. Kaynak, Optical Recognition of Handwritten Digits, UCI Machine Learning
+Repository, 1998, https://doi.org/10.24432/C50P49 (CC BY 4.0); the test set, as scikit-learn's
+load_digits has it.
 """
 
 from importlib.resources import files

@@ -1,4 +1,6 @@
-"""Columns of Arrow in which each row is an array of numbers, all of one shape, read without a Python object per row."""
+"""Columns of Arrow in which each row is an array of numbers, all of one shape, read without a
+Python object per row.
+"""
 
 from typing import Any
 
@@ -12,8 +14,8 @@ from numpy.typing import NDArray
 def arrays_of_one_shape(column: pa.ChunkedArray) -> NDArray[Any] | None:
     """(rows, ...), of the type in which the numbers are stored.
 
-    None where the column is no list of numbers, has gaps, or rows of different lengths: `datasets` then reads it, which
-    knows more kinds and takes about 0.1 ms for a row of 64 numbers.
+    None where the column is no list of numbers, has gaps, or rows of different lengths: `datasets`
+    then reads it, which knows more kinds and takes about 0.1 ms for a row of 64 numbers.
     """
     parts = []
     for chunk in column.chunks:

@@ -1,4 +1,6 @@
-"""From data.source to a data set as `datasets` has it: own files, a saved data set, a function, a name on the Hub."""
+"""From data.source to a data set as `datasets` has it: own files, a saved data set, a function, a
+name on the Hub.
+"""
 
 import dataclasses
 import difflib
@@ -49,17 +51,22 @@ READERS: dict[str, type[DatasetBuilder]] = {
 SAMPLE_BY = ("line", "paragraph", "document")
 """What a sample of a text file may be; between paragraphs stands an empty line."""
 OWN_VERSION = "isobatch-1"
-"""To be changed with what CsvTables makes of a file: the cache of datasets keeps it under this name."""
+"""To be changed with what CsvTables makes of a file: the cache of datasets keeps it under this
+name.
+"""
 
 
 class Source:
-    """What data.source names, split by split. A function gives one data set, its split `train`, or several by name.
+    """What data.source names, split by split. A function gives one data set, its split `train`, or
+    several by name.
 
     It is called once: where it splits at random, no sample can be in two of its splits.
     """
 
     def __init__(self, data: Data, asked: Asked) -> None:
-        """`asked`: the columns that the task reads, for advice about files that do not hold them."""
+        """`asked`: the columns that the task reads, for advice about files that do not
+        hold them.
+        """
         self._data = data
         self.name = data.source
         self.asked = asked
@@ -80,7 +87,10 @@ class Source:
         if self.files is None:
             return ()
         by = self.files.args.get("sample_by", "line")
-        told = f"texts     each {by} is a text of its own (data.args.sample_by: {', '.join(SAMPLE_BY)})"
+        told = (
+            f"texts     each {by} is a text of its own (data.args.sample_by: "
+            f"{', '.join(SAMPLE_BY)})"
+        )
         return tuple(filter(None, [self.files.note, told if self.files.kind == "text" else None]))
 
     def split(self, name: str, streaming: bool = False) -> Readable:
@@ -97,7 +107,9 @@ class Source:
         if self._path.exists():
             return _saved(self._path, data.args, name)
         if data.source.startswith(("/", ".", "~")) or kind_of(self._path):
-            raise DataError(f"data.source={data.source}: there is no such file or folder in {Path.cwd()}")
+            raise DataError(
+                f"data.source={data.source}: there is no such file or folder in {Path.cwd()}"
+            )
         return _load(data.source, name, streaming, data.args)
 
     def digest(self, name: str, rows: Readable) -> str:
@@ -106,7 +118,11 @@ class Source:
             return digest_of_files(self.files.by_split[name], self.files.root)
         if self._function is not None or not self._path.exists():
             return digest_of_rows(rows)
-        files = [Path(file["filename"]) for file in rows.cache_files] if isinstance(rows, Dataset) else []
+        files = (
+            [Path(file["filename"]) for file in rows.cache_files]
+            if isinstance(rows, Dataset)
+            else []
+        )
         return digest_of_files(files, self._path)
 
 
@@ -147,11 +163,15 @@ def _no_split(files: OwnFiles, split: str, trained_on: str) -> str:
 def _read(files: OwnFiles, split: str, streaming: bool, asked: Asked) -> Readable:
     if files.pictures:
         if files.args:
-            raise DataError(f"data.args={dict(files.args)}: a folder of images takes none. Type: data.args=null")
+            raise DataError(
+                f"data.args={dict(files.args)}: a folder of images takes none. Type: data.args=null"
+            )
         rows = files.pictures[split].dataset(class_names_of(files.pictures))
         return rows.to_iterable_dataset() if streaming else rows
     if files.kind == "imagefolder":
-        return _load(files.kind, split, streaming, {"data_dir": glob.escape(str(files.root)), **files.args})
+        return _load(
+            files.kind, split, streaming, {"data_dir": glob.escape(str(files.root)), **files.args}
+        )
     # datasets logs an error that it raises as well.
     logging.getLogger("datasets.packaged_modules").setLevel(logging.CRITICAL)
     try:
@@ -161,10 +181,16 @@ def _read(files: OwnFiles, split: str, streaming: bool, asked: Asked) -> Readabl
             return columns.to_iterable_dataset() if streaming else columns
         if streaming:
             return builder.as_streaming_dataset(split)
-        builder.download_and_prepare(**{name: files.args[name] for name in PREPARING if name in files.args})
+        builder.download_and_prepare(
+            **{name: files.args[name] for name in PREPARING if name in files.args}
+        )
         return builder.as_dataset(split, in_memory=bool(files.args.get("keep_in_memory")))
     except Exception as error:
-        slowly = _rows_of_json(files, split) if files.kind == "json" and not isinstance(error, UserError) else None
+        slowly = (
+            _rows_of_json(files, split)
+            if files.kind == "json" and not isinstance(error, UserError)
+            else None
+        )
         if slowly is not None:
             return slowly.to_iterable_dataset() if streaming else slowly
         raise unreadable(files, split, asked, error, _reader_of) from error
@@ -179,15 +205,21 @@ def _columns_of_json(files: OwnFiles, split: str) -> Dataset | None:
 
 
 def _rows_of_json(files: OwnFiles, split: str) -> Dataset | None:
-    """What Arrow cannot read, as Python does: values of several kinds in a column, long numbers, other encodings."""
+    """What Arrow cannot read, as Python does: values of several kinds in a column, long numbers,
+    other encodings.
+    """
     try:
-        return concatenate_datasets([Dataset(as_arrow(rows_of(file, files.args))) for file in files.by_split[split]])
+        return concatenate_datasets(
+            [Dataset(as_arrow(rows_of(file, files.args))) for file in files.by_split[split]]
+        )
     except (ValueError, OSError, NoObject):  # no JSON
         return None
 
 
 def _reader_of(files: OwnFiles) -> DatasetBuilder:
-    """What reads tables into the cache of datasets; files go by their names, where datasets would take patterns."""
+    """What reads tables into the cache of datasets; files go by their names, where datasets would
+    take patterns.
+    """
     kind = READERS[files.kind]
     known = [option.name for option in dataclasses.fields(kind.BUILDER_CONFIG_CLASS)]
     known += OF_DATASETS
@@ -196,11 +228,14 @@ def _reader_of(files: OwnFiles) -> DatasetBuilder:
             near = difflib.get_close_matches(name, known, n=1)
             mean = f"Did you mean {near[0]}? " if near else ""
             raise DataError(
-                f"data.args.{name}: what reads {files.kind} files takes no such argument. {mean}It takes: "
-                f"{', '.join(known)}"
+                f"data.args.{name}: what reads {files.kind} files takes no such argument. {mean}It "
+                f"takes: {', '.join(known)}"
             )
     if files.args.get("sample_by", SAMPLE_BY[0]) not in SAMPLE_BY:
-        raise DataError(f"data.args.sample_by={files.args['sample_by']}: a text is one of {', '.join(SAMPLE_BY)}")
+        raise DataError(
+            f"data.args.sample_by={files.args['sample_by']}: a text is one of "
+            f"{', '.join(SAMPLE_BY)}"
+        )
     chosen = {
         split: DataFilesList([str(file.absolute()) for file in own], [_state(file) for file in own])
         for split, own in files.by_split.items()
@@ -226,5 +261,11 @@ def _load(name: str, split: str, streaming: bool, args: Mapping[str, Any]) -> Re
         if "corresponds to no data" in str(error):
             raise DataError(f"{name} has no rows in split {split!r}") from error
         named = args.get("data_files") or args.get("data_dir")
-        here = f" ({named})" if named else ", which is no file or folder here" if not Path(name).exists() else ""
+        here = (
+            f" ({named})"
+            if named
+            else ", which is no file or folder here"
+            if not Path(name).exists()
+            else ""
+        )
         raise told(error, f"cannot read data.source={name}{here}") from error

@@ -1,4 +1,6 @@
-"""What a folder holds: which files are samples, which kind they are of, and which split each one belongs to."""
+"""What a folder holds: which files are samples, which kind they are of, and which split each one
+belongs to.
+"""
 
 import os
 import re
@@ -22,9 +24,12 @@ SPLITS = {
     **dict.fromkeys(("validation", "valid", "val", "dev"), "validation"),
     **dict.fromkeys(("test", "testing", "eval", "evaluation"), "test"),
 }
-"""{word in the name of a file, or name of a folder: the split that it holds}, as datasets has them."""
+"""{word in the name of a file, or name of a folder: the split that it holds}, as datasets has them.
+"""
 
-LITTER = frozenset({".ds_store", "thumbs.db", "desktop.ini", ".gitkeep", ".gitignore", ".gitattributes"})
+LITTER = frozenset(
+    {".ds_store", "thumbs.db", "desktop.ini", ".gitkeep", ".gitignore", ".gitattributes"}
+)
 """What systems leave in folders; nobody takes it for a sample."""
 ABOUT = frozenset({"readme", "license", "licence"})
 """Stems of files that say what the others are."""
@@ -87,16 +92,24 @@ def one_kind(files: Sequence[Path], path: Path) -> str:
         unknown = path.is_file() and b"\0" not in path.read_bytes()[:4096]
         table = f"data.source=csv 'data.args={{data_files: \"{path}\"}}'"
         fix = f" If it is a table as text, type: {table}" if unknown else ""
-        raise DataError(f"data.source={path}: no file that can be read as samples. Known are: {known}.{fix}")
+        raise DataError(
+            f"data.source={path}: no file that can be read as samples. Known are: {known}.{fix}"
+        )
     if len(kinds) > 1:
-        counts = ", ".join(f"{len(own)} x {own[0].suffix} ({own[0].name})" for own in kinds.values())
+        counts = ", ".join(
+            f"{len(own)} x {own[0].suffix} ({own[0].name})" for own in kinds.values()
+        )
         kind, own = max(kinds.items(), key=lambda pair: len(pair[1]))
         if kind == "imagefolder":
             fix = f"Move the {len(beside)} others, from {beside[0]} on, out of it"
         else:
-            fix = f"Type: data.source={kind} 'data.args={{data_files: \"{path}/**/*{own[0].suffix}\"}}'"
+            fix = (
+                f"Type: data.source={kind} 'data.args={{data_files: "
+                f'"{path}/**/*{own[0].suffix}"}}\''
+            )
         raise DataError(
-            f"data.source={path} holds files of several kinds: {counts}; one data set is of one kind. {fix}"
+            f"data.source={path} holds files of several kinds: {counts}; one data set is of one "
+            f"kind. {fix}"
         )
     return next(iter(kinds))
 
@@ -107,17 +120,22 @@ def tables_by_split(files: Iterable[Path], folder: Path, kind: str) -> dict[str,
     for file in files:
         folders = [part.lower() for part in file.relative_to(folder).parts[:-1]]
         words = [*folders, *re.split(r"[-._ 0-9]+", file.name.lower())]
-        found.setdefault(next((SPLITS[word] for word in words if word in SPLITS), None), []).append(file)
+        found.setdefault(next((SPLITS[word] for word in words if word in SPLITS), None), []).append(
+            file
+        )
     rest = found.pop(None, [])
     named = {split: own for split, own in found.items() if split is not None}
     if not named:
         return {"train": rest}
     if rest:
         every = {**named, "train": [*named.get("train", []), *rest]}
-        typed = ", ".join(f"{split}: [{', '.join(_quoted(own))}]" for split, own in sorted(every.items()))
+        typed = ", ".join(
+            f"{split}: [{', '.join(_quoted(own))}]" for split, own in sorted(every.items())
+        )
         raise DataError(
-            f"{first_of(rest)} belongs to no split, while others do ({', '.join(named)}). {HOW_SPLITS}. To train on "
-            f"it too, type: data.source={kind} 'data.args={{data_files: {{{typed}}}}}'"
+            f"{first_of(rest)} belongs to no split, while others do ({', '.join(named)}). "
+            f"{HOW_SPLITS}. To train on it too, type: data.source={kind} 'data.args={{data_files: "
+            f"{{{typed}}}}}'"
         )
     return named
 

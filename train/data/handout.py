@@ -1,7 +1,9 @@
-"""Steps of a stream on ranks that share a machine: the first of them reads, and hands each other one its part.
+"""Steps of a stream on ranks that share a machine: the first of them reads, and hands each other
+one its part.
 
-Over a Unix socket in a folder that only this user can enter. Ranks find it by what their launcher told all of them, and
-by how many streams they have opened: all open the same ones in the same order.
+Over a Unix socket in a folder that only this user can enter. Ranks find it by what their launcher
+told all of them, and by how many streams they have opened: all open the same ones in the same
+order.
 """
 
 import hashlib
@@ -28,11 +30,21 @@ from train.errors import RankFailed
 AHEAD = 2  # steps that wait for a rank which has not taken them
 LOOK_SECONDS = 0.5  # between two looks whether there is still something to wait for
 MEET_SECONDS = 300  # for the ranks of a machine to open a stream
-SENT_SECONDS = 0.02  # for a step to be sent: else threads that send it wait for Python's lock, 5 ms each time
+# for a step to be sent: else threads that send it wait for Python's lock, 5 ms each time
+SENT_SECONDS = 0.02
 ERROR_SECONDS = 10  # for an error to reach the other ranks before this one ends
 
-JOB = ("MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RUN_ID", "SLURM_JOB_ID", "SLURM_STEP_ID", "ISOBATCH_ATTEMPT")
-"""With the number of restarts: the same on the ranks of a job, and on those of no other that runs on the machine."""
+JOB = (
+    "MASTER_ADDR",
+    "MASTER_PORT",
+    "TORCHELASTIC_RUN_ID",
+    "SLURM_JOB_ID",
+    "SLURM_STEP_ID",
+    "ISOBATCH_ATTEMPT",
+)
+"""With the number of restarts: the same on the ranks of a job, and on those of no other that runs
+on the machine.
+"""
 
 LEFT = "the rank that reads the stream for all ranks of this machine has left: see its own error"
 
@@ -67,16 +79,23 @@ def part_of(step: Step, plan: BatchPlan, rank: int) -> Part:
     count = step.samples.num_rows
     first, sizes = divide(plan.at(step.seen), count, rank)
     filler, rows = step.samples.slice(0, 1), step.samples.slice(first, sum(sizes))
-    return Part(step.epoch, step.seen, step.start, step.last_of_epoch, count, first, sizes, filler, rows)
+    return Part(
+        step.epoch, step.seen, step.start, step.last_of_epoch, count, first, sizes, filler, rows
+    )
 
 
 def parts(steps: Iterator[Step], plan: BatchPlan, rank: int) -> Iterator[Part]:
     """This rank's part of each of `steps`, which are read on the first rank of each machine alone.
 
-    An error of `steps` is raised on all ranks of the machine. Raises RankFailed where the one that reads is gone.
+    An error of `steps` is raised on all ranks of the machine. Raises RankFailed where the one that
+    reads is gone.
     """
     others = ranks.launched_local_world_size() - 1
-    if not others or plan.world_size != ranks.launched_world_size() or rank != ranks.launched_rank():
+    if (
+        not others
+        or plan.world_size != ranks.launched_world_size()
+        or rank != ranks.launched_rank()
+    ):
         for step in steps:
             yield part_of(step, plan, rank)
         return
@@ -97,20 +116,25 @@ def parts(steps: Iterator[Step], plan: BatchPlan, rank: int) -> Iterator[Part]:
 
 
 class _Handout:
-    """On the rank that reads. A thread for each other rank sends: to wait for one here could be to wait for each other,
-    where that one waits for this rank in a reduction."""
+    """On the rank that reads. A thread for each other rank sends: to wait for one here could be to
+    wait for each other, where that one waits for this rank in a reduction.
+    """
 
     def __init__(self, address: Path, plan: BatchPlan, others: int) -> None:
         self.over = threading.Event()
         self._plan = plan
-        self._waiting: list[queue.Queue[Step | Exception]] = [queue.Queue(AHEAD) for _ in range(others)]
+        self._waiting: list[queue.Queue[Step | Exception]] = [
+            queue.Queue(AHEAD) for _ in range(others)
+        ]
         self._ended = [threading.Event() for _ in range(others)]
         address.unlink(missing_ok=True)
         listening = socket.socket(socket.AF_UNIX)
         listening.bind(str(address))
         listening.listen(others)
         listening.settimeout(LOOK_SECONDS)
-        threading.Thread(target=self._meet, args=(listening, address), name="handout", daemon=True).start()
+        threading.Thread(
+            target=self._meet, args=(listening, address), name="handout", daemon=True
+        ).start()
 
     def give(self, step: Step | Exception) -> None:
         for waiting, ended in zip(self._waiting, self._ended, strict=True):
@@ -136,7 +160,9 @@ class _Handout:
                 if connection is None:
                     break
                 arguments = (connection, waiting, ended)
-                threading.Thread(target=self._send, args=arguments, name="handout", daemon=True).start()
+                threading.Thread(
+                    target=self._send, args=arguments, name="handout", daemon=True
+                ).start()
             address.unlink(missing_ok=True)
 
     def _accepted(self, listening: socket.socket) -> "Connection[Any, Any] | None":
@@ -148,7 +174,10 @@ class _Handout:
         return None
 
     def _send(
-        self, connection: "Connection[Any, Any]", waiting: "queue.Queue[Step | Exception]", ended: threading.Event
+        self,
+        connection: "Connection[Any, Any]",
+        waiting: "queue.Queue[Step | Exception]",
+        ended: threading.Event,
     ) -> None:
         """All that is given, to one rank; it may leave."""
         try:
@@ -209,8 +238,9 @@ def _connected(address: Path) -> "Connection[Any, Any]":
         else:
             return Connection(connecting.detach())
     raise RankFailed(
-        f"the rank that reads the stream for the ranks of this machine has not begun within {MEET_SECONDS} s, or has "
-        f"another temporary folder than {tempfile.gettempdir()} (TMPDIR): see its own error"
+        "the rank that reads the stream for the ranks of this machine has not begun within "
+        f"{MEET_SECONDS} s, or has another temporary folder than {tempfile.gettempdir()} (TMPDIR): "
+        "see its own error"
     )
 
 
@@ -224,8 +254,8 @@ def _address(number: int) -> Path:
     found = folder.lstat()
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
         raise ranks.LaunchError(
-            f"{folder} is not a folder of this user's alone: ranks of a machine would hand their samples to each other "
-            f"there. Remove it, or set TMPDIR to another folder"
+            f"{folder} is not a folder of this user's alone: ranks of a machine would hand their "
+            "samples to each other there. Remove it, or set TMPDIR to another folder"
         )
     return folder / name
 
@@ -238,7 +268,9 @@ def _packed(table: pa.Table) -> pa.Buffer:
 
 
 def portable(error: Exception) -> Exception:
-    """The error as another process can raise it: its kind, or the nearest that takes a text, with its text."""
+    """The error as another process can raise it: its kind, or the nearest that takes a text, with
+    its text.
+    """
     with suppress(Exception):
         copy = pickle.loads(pickle.dumps(error))
         if type(copy) is type(error) and str(copy) == str(error):

@@ -1,7 +1,9 @@
-"""A folder of images as a data set: a folder for each class, below one for each split where there are splits.
+"""A folder of images as a data set: a folder for each class, below one for each split where there
+are splits.
 
-datasets (5.2) looks for images by patterns, which pass over folders that begin with `__`, and takes the nearest folder
-for the class. Here the list of files is the data set, and a folder that can be understood in two ways is refused.
+datasets (5.2) looks for images by patterns, which pass over folders that begin with `__`, and takes
+the nearest folder for the class. Here the list of files is the data set, and a folder that can be
+understood in two ways is refused.
 """
 
 from collections.abc import Mapping, Sequence
@@ -51,12 +53,15 @@ def pictures_by_split(found: Found, folder: Path) -> dict[str, Pictures]:
     if labelled and labelled != classes.keys():
         odd = next(split for split in classes if split not in labelled)
         raise DataError(
-            f"{folder}: the images of split {odd!r} lie in no class folders ({first_of(list(splits[odd]))}), those of "
-            f"{', '.join(sorted(labelled))} do. Put them into folders named like the classes, or train on the others "
-            f"alone, type: data.source={_above(next(iter(splits[min(labelled)])), inside, folder)}"
+            f"{folder}: the images of split {odd!r} lie in no class folders "
+            f"({first_of(list(splits[odd]))}), those of {', '.join(sorted(labelled))} do. Put them "
+            "into folders named like the classes, or train on the others alone, type: "
+            f"data.source={_above(next(iter(splits[min(labelled)])), inside, folder)}"
         )
     _check_unread(found, {file.parent for file in found.files} if labelled else set())
-    return {split: Pictures(split, list(members), classes[split]) for split, members in splits.items()}
+    return {
+        split: Pictures(split, list(members), classes[split]) for split, members in splits.items()
+    }
 
 
 def class_names_of(splits: Mapping[str, Pictures]) -> list[str]:
@@ -80,7 +85,9 @@ def _shared(folders: Sequence[Parts]) -> Parts:
 
 
 def _splits(inside: Mapping[Path, Parts], folder: Path) -> dict[str, dict[Path, Parts]]:
-    """{split: {file: the folders around it, but for that of its split}}; {}: there are no splits."""
+    """{split: {file: the folders around it, but for that of its split}}; {}: there are
+    no splits.
+    """
     for level in (0, 1):  # train/cat, or cat/train
         if _is_of_splits(inside, level):
             found: dict[str, dict[Path, Parts]] = {}
@@ -92,13 +99,16 @@ def _splits(inside: Mapping[Path, Parts], folder: Path) -> dict[str, dict[Path, 
     others = [file for file, parts in inside.items() if not parts or parts[0].lower() not in SPLITS]
     is_nested = any(len(inside[file]) > 1 for file in named)
     if named and others and (is_nested or any(not inside[file] for file in others)):
-        raise DataError(f"{first_of(others)} belongs to no split, while others in {folder} do. {HOW_SPLITS}")
+        raise DataError(
+            f"{first_of(others)} belongs to no split, while others in {folder} do. {HOW_SPLITS}"
+        )
     return {}
 
 
 def _is_of_splits(inside: Mapping[Path, Parts], level: int) -> bool:
-    """Whether the folders at a level are splits. Classes may be called test and control, or valid and invalid: images
-    then lie in these very folders, and none is for training."""
+    """Whether the folders at a level are splits. Classes may be called test and control, or valid
+    and invalid: images then lie in these very folders, and none is for training.
+    """
     if not all(len(parts) > level and parts[level].lower() in SPLITS for parts in inside.values()):
         return False
     is_nested = any(len(parts) > level + 1 for parts in inside.values())
@@ -106,7 +116,9 @@ def _is_of_splits(inside: Mapping[Path, Parts], level: int) -> bool:
 
 
 def _classes(inside: Mapping[Path, Parts], folder: Path) -> list[str]:
-    """The class of each file: its folder. [] where all lie in one folder, with no split beside it."""
+    """The class of each file: its folder. [] where all lie in one folder, with no split
+    beside it.
+    """
     if not any(inside.values()):
         return []
     flat = [file for file, parts in inside.items() if not parts]
@@ -121,14 +133,18 @@ def _classes(inside: Mapping[Path, Parts], folder: Path) -> list[str]:
     # cat/photos and dog/photos: what is the same everywhere is no class.
     levels = range(max(len(parts) for parts in inside.values()))
     same_depth = len({len(parts) for parts in inside.values()}) == 1
-    telling = [level for level in levels if same_depth and len({parts[level] for parts in inside.values()}) > 1]
+    telling = [
+        level
+        for level in levels
+        if same_depth and len({parts[level] for parts in inside.values()}) > 1
+    ]
     if len(telling) == 1:
         return [parts[telling[0]] for parts in inside.values()]
     deep = max(inside, key=lambda file: len(inside[file]))
     raise DataError(
-        f"{folder}: {deep} lies in folders within folders ({'/'.join(inside[deep])}), and which of them is the class "
-        f"cannot be told. Give one of them alone, type: data.source={folder.joinpath(inside[deep][0])}, or let each "
-        f"class be one folder"
+        f"{folder}: {deep} lies in folders within folders ({'/'.join(inside[deep])}), and which of "
+        "them is the class cannot be told. Give one of them alone, type: "
+        f"data.source={folder.joinpath(inside[deep][0])}, or let each class be one folder"
     )
 
 
@@ -140,8 +156,13 @@ def _check_unread(found: Found, classes: set[Path]) -> None:
         if not path.is_dir() and not path.parent.name.startswith("."):
             unread.setdefault(path.parent, []).append(path)
     for folder, files in unread.items():
-        if folder not in classes and folder.parent in around and not any(folder in other.parents for other in classes):
+        if (
+            folder not in classes
+            and folder.parent in around
+            and not any(folder in other.parents for other in classes)
+        ):
             raise DataError(
-                f"{folder} lies beside the folders of the other classes, and holds no image that can be read: "
-                f"{counts_by_suffix(files)}. Save them as .png or .jpg, or move the folder away"
+                f"{folder} lies beside the folders of the other classes, and holds no image that "
+                f"can be read: {counts_by_suffix(files)}. Save them as .png or .jpg, or move the "
+                "folder away"
             )

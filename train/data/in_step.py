@@ -1,4 +1,6 @@
-"""Micro-batches that are read while their step is computed: what is counted then, and what is done where one fails."""
+"""Micro-batches that are read while their step is computed: what is counted then, and what is done
+where one fails.
+"""
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,9 +18,9 @@ LossWeight = Callable[[Batch], Mapping[str, float]]
 class LateWeights(dict[str, float]):
     """The weight of a step's only term, known once all ranks have computed their last micro-batch.
 
-    Until then a power of two near to what is expected: to divide by it changes no bit of a gradient but its exponent.
-    The ranks add it up after the reduction, not before: one that fails in mid-step tells the others first, and its
-    messages would come in another order than theirs.
+    Until then a power of two near to what is expected: to divide by it changes no bit of a gradient
+    but its exponent. The ranks add it up after the reduction, not before: one that fails in
+    mid-step tells the others first, and its messages would come in another order than theirs.
     """
 
     def __init__(self, terms: Sequence[str], ranks: Ranks) -> None:
@@ -45,8 +47,9 @@ class LateWeights(dict[str, float]):
         self._own += weights[self._term]
 
     def settle(self) -> float:
-        """The factor by which the gradient is to be multiplied. From now on the weight is that of the step, for which
-        a gradient that is computed again needs no factor."""
+        """The factor by which the gradient is to be multiplied. From now on the weight is that of
+        the step, for which a gradient that is computed again needs no factor.
+        """
         if self._is_settled:
             return 1.0
         (weight,) = self._ranks.sum([self._own])
@@ -58,8 +61,9 @@ class LateWeights(dict[str, float]):
 
 
 class Spare:
-    """A few samples, the same on every rank: they stand for those which one could not read, and show what a sample's
-    weight is like."""
+    """A few samples, the same on every rank: they stand for those which one could not read, and
+    show what a sample's weight is like.
+    """
 
     def __init__(self, samples: Batch, alone: Alone) -> None:
         self._samples = samples
@@ -74,7 +78,9 @@ class Spare:
         return self._alone.left_out
 
     def after(self, error: Exception) -> None:
-        """A micro-batch could not be read: it is told to the other ranks when all agree on something next."""
+        """A micro-batch could not be read: it is told to the other ranks when all agree on
+        something next.
+        """
         self._alone.keep(error)
         self._alone.left_out = True
 
@@ -88,10 +94,15 @@ class InStep:
     """Micro-batches of a share that are read in the step (train.batch.window.MicroBatches)."""
 
     def __init__(
-        self, share: RankShare, loss_weight: LossWeight, late: LateWeights | None, spare: Spare | None
+        self,
+        share: RankShare,
+        loss_weight: LossWeight,
+        late: LateWeights | None,
+        spare: Spare | None,
     ) -> None:
-        """`spare`: what is computed from a micro-batch on that cannot be read, so that no rank updates, and none waits
-        for this one. None: an error is raised."""
+        """`spare`: what is computed from a micro-batch on that cannot be read, so that no rank
+        updates, and none waits for this one. None: an error is raised.
+        """
         self._share = share
         self._loss_weight = loss_weight
         self._late = late
@@ -118,7 +129,9 @@ class InStep:
         try:
             micro_batch = next(read)
             if self._late is not None and size:
-                self._late.add(self._loss_weight(as_a_task_gets_it(micro_batch.batch, micro_batch.pixels)))
+                self._late.add(
+                    self._loss_weight(as_a_task_gets_it(micro_batch.batch, micro_batch.pixels))
+                )
         except Exception as error:
             if spare is None:
                 raise
@@ -133,4 +146,8 @@ class InStep:
         return self._with(self._share.placed(place))
 
     def _with(self, share: RankShare) -> "InStep":
-        return self if share is self._share else InStep(share, self._loss_weight, self._late, self._spare)
+        return (
+            self
+            if share is self._share
+            else InStep(share, self._loss_weight, self._late, self._spare)
+        )

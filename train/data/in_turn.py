@@ -1,4 +1,6 @@
-"""Whether the samples of a step are read at once, or each micro-batch when its turn comes: who decides, and says so."""
+"""Whether the samples of a step are read at once, or each micro-batch when its turn comes: who
+decides, and says so.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,9 +16,13 @@ from train.data.workers import shared_bytes
 from train.errors import counted
 
 AT_ONCE = 2**20
-"""Bytes: a rank's samples of a step in memory that are fewer are fetched at once, which costs less time."""
+"""Bytes: a rank's samples of a step in memory that are fewer are fetched at once, which costs less
+time.
+"""
 ALIVE = 4
-"""Micro-batches in a rank's memory: the one that is worked on, the next one, and what they are made of."""
+"""Micro-batches in a rank's memory: the one that is worked on, the next one, and what they are made
+of.
+"""
 
 
 @dataclass(frozen=True)
@@ -27,22 +33,34 @@ class InTurn:
 
 
 def read_in_turn(
-    samples: TrainingSet, trial: Batch, weight_columns: Sequence[str], terms: int, plan: BatchPlan, config: Config
+    samples: TrainingSet,
+    trial: Batch,
+    weight_columns: Sequence[str],
+    terms: int,
+    plan: BatchPlan,
+    config: Config,
 ) -> InTurn:
-    """The samples as they are to be read. `trial`: a few of them; `weight_columns`: those that the task counts weights
-    from, as far as it says so; `terms`: of its loss."""
+    """The samples as they are to be read. `trial`: a few of them; `weight_columns`: those that the
+    task counts weights from, as far as it says so; `terms`: of its loss.
+    """
     of_sample = sum(column.nbytes for column in trial.values()) / len(next(iter(trial.values())))
     largest = max([plan.effective, *(effective for _, effective in plan.stages)])
     of_share = of_sample * max(plan.shares(largest))
-    is_cut = plan.accumulation_steps > 1 or plan.stages or config.batch.micro == "auto" or config.batch.micro_tokens
+    is_cut = (
+        plan.accumulation_steps > 1
+        or plan.stages
+        or config.batch.micro == "auto"
+        or config.batch.micro_tokens
+    )
     is_costly = isinstance(_innermost(samples), Loader)
     if not is_cut or not (is_costly or of_share > AT_ONCE):
         return InTurn(samples)
     deferred = samples.deferred(weight_columns)
     if not deferred.is_weighed and terms > 1:
         note = (
-            f"reading   {_mib(of_share)} at once, all of a rank's samples of a step: the loss has several terms, and "
-            f"what their weights are counted from is not known. Say it in the task: weight_columns = (...)"
+            f"reading   {_mib(of_share)} at once, all of a rank's samples of a step: the loss has "
+            "several terms, and what their weights are counted from is not known. Say it in the "
+            "task: weight_columns = (...)"
         )
         return InTurn(samples, notes=(note,))
     host = "reading   a micro-batch at a time"
@@ -50,7 +68,10 @@ def read_in_turn(
         host += _takes(round(of_sample * plan.micro), config.data.workers if is_costly else 0)
     if deferred.is_weighed:
         return InTurn(deferred, notes=(host,))
-    late = "; what the losses are divided by is known with the last one: the gradient is divided once, at the update"
+    late = (
+        "; what the losses are divided by is known with the last one: the gradient is divided "
+        "once, at the update"
+    )
     return InTurn(deferred, is_late=True, notes=(host + late,))
 
 

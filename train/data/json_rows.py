@@ -1,4 +1,6 @@
-"""A second look at a JSON file: where it is no JSON, which value is of another kind, what else it holds than rows."""
+"""A second look at a JSON file: where it is no JSON, which value is of another kind, what else it
+holds than rows.
+"""
 
 import json
 from collections import Counter
@@ -28,7 +30,9 @@ LONGEST = 2**28
 
 def text_of(file: Path, encoding: str | None) -> Any:
     """Opened, whether it is compressed or not."""
-    return fsspec.open(str(file), "rt", encoding=encoding or "utf-8-sig", compression="infer", newline="")
+    return fsspec.open(
+        str(file), "rt", encoding=encoding or "utf-8-sig", compression="infer", newline=""
+    )
 
 
 def columns_of(file: Path, args: Mapping[str, Any]) -> dict[str, list[Any]] | None:
@@ -40,14 +44,18 @@ def columns_of(file: Path, args: Mapping[str, Any]) -> dict[str, list[Any]] | No
     field = args.get("field")
     if field is not None and isinstance(whole, dict):
         if field not in whole:
-            raise DataError(f"{file} has no field {field!r}; it has: {', '.join(whole)}. Correct data.args.field")
+            raise DataError(
+                f"{file} has no field {field!r}; it has: {', '.join(whole)}. Correct "
+                "data.args.field"
+            )
         whole = whole[field]
         if _is_rows(whole):
             return _by_column(whole)
     if not isinstance(whole, dict) or not whole:
         return None
     values = list(whole.values())
-    if all(isinstance(value, dict) for value in values):  # as pandas writes it: {column: {row: value}}
+    # as pandas writes it: {column: {row: value}}
+    if all(isinstance(value, dict) for value in values):
         alike = len({tuple(value) for value in values}) == 1
         return {name: list(column.values()) for name, column in whole.items()} if alike else None
     lengths = {len(value) for value in values if isinstance(value, list)}
@@ -57,21 +65,30 @@ def columns_of(file: Path, args: Mapping[str, Any]) -> dict[str, list[Any]] | No
     fields = [name for name, value in whole.items() if _is_rows(value)]
     if fields:
         typed = f"'data.args={{field: {json.dumps(fields[0])}}}'"
-        raise DataError(f"{file} holds one object, whose rows are inside of it, as {fields[0]!r}. Type: {typed}")
+        raise DataError(
+            f"{file} holds one object, whose rows are inside of it, as {fields[0]!r}. Type: {typed}"
+        )
     if are_lists and len(lengths) > 1:
         shown = ", ".join(f"{name}: {len(value)}" for name, value in whole.items())
-        raise DataError(f"{file} holds columns that are not equally long ({shown}). Write one object for each row")
+        raise DataError(
+            f"{file} holds columns that are not equally long ({shown}). Write one object for each "
+            "row"
+        )
     return None
 
 
 def rows_of(file: Path, args: Mapping[str, Any]) -> dict[str, list[Any]]:
-    """{column: its values} of rows, as Python reads them. Raises ValueError and NoObject for what is no JSON."""
+    """{column: its values} of rows, as Python reads them. Raises ValueError and NoObject for what
+    is no JSON.
+    """
     with text_of(file, args.get("encoding")) as opened:
         if _first_letter(opened) != "[":
             return _by_column([row for _, row in _values(opened)])
         whole = json.load(opened)
     if not _is_rows(whole):
-        raise NoObject("its list does not hold objects alone. Each row must be one, {column: value}")
+        raise NoObject(
+            "its list does not hold objects alone. Each row must be one, {column: value}"
+        )
     return _by_column(whole)
 
 
@@ -123,7 +140,9 @@ def what_is_wrong(file: Path, args: Mapping[str, Any]) -> str:
 
 
 def odd_value(file: Path, column: str, args: Mapping[str, Any]) -> str:
-    """The first value of a column that is not of the kind that most of them are of, and where it stands."""
+    """The first value of a column that is not of the kind that most of them are of, and where it
+    stands.
+    """
     found: list[tuple[int, Any]] = []
     try:
         with text_of(file, args.get("encoding")) as opened:
@@ -136,14 +155,18 @@ def odd_value(file: Path, column: str, args: Mapping[str, Any]) -> str:
     if len(counts) < 2:
         return ""
     usual, count = counts.most_common(1)[0]
-    row = next(row for row, (_, value) in enumerate(found) if value is not None and KINDS[type(value)] != usual)
+    row = next(
+        row
+        for row, (_, value) in enumerate(found)
+        if value is not None and KINDS[type(value)] != usual
+    )
     line, value = found[row]
     place = f"line {line:,} of {file}" if line else f"{file}"
     more = sum(counts.values()) - count - 1
     others = f", and {more} more are not" if more else ""
     return (
-        f"row {row} ({place}) has {KINDS[type(value)]}, {json.dumps(value):.60}, where {count} others have {usual}"
-        f"{others}. Write all of them as {usual}"
+        f"row {row} ({place}) has {KINDS[type(value)]}, {json.dumps(value):.60}, where {count} "
+        f"others have {usual}{others}. Write all of them as {usual}"
     )
 
 
@@ -167,11 +190,20 @@ def _values(opened: Any) -> Iterator[tuple[int, dict[str, Any]]]:
         except json.JSONDecodeError as error:
             if waiting.strip().startswith("{") and error.pos >= len(waiting.strip()):
                 continue  # its end is on a later line
-            raise json.JSONDecodeError(error.msg, waiting, error.pos) if begun == 1 else _at(error, begun) from None
+            raise (
+                json.JSONDecodeError(error.msg, waiting, error.pos)
+                if begun == 1
+                else _at(error, begun)
+            ) from None
         if not isinstance(value, dict):
-            raise NoObject(f"line {begun:,} holds {KINDS[type(value)]}. Each line must be an object, {{column: value}}")
+            raise NoObject(
+                f"line {begun:,} holds {KINDS[type(value)]}. Each line must be an object, "
+                "{column: value}"
+            )
         if waiting.strip()[end:].strip():
-            raise NoObject(f"line {begun:,} goes on after its object: {waiting.strip()[end:][:40]!r}")
+            raise NoObject(
+                f"line {begun:,} goes on after its object: {waiting.strip()[end:][:40]!r}"
+            )
         yield begun, value
         waiting = ""
     if waiting.strip():

@@ -1,7 +1,8 @@
-"""Which texts of a step go through the model together, and on which rank: those of similar length, for little padding.
+"""Which texts of a step go through the model together, and on which rank: those of similar length,
+for little padding.
 
-Pure: the lengths of the step's texts, the number of ranks and the limits decide, so that every rank finds the same.
-Work is counted in tokens: those of a text, and more for the attention among them.
+Pure: the lengths of the step's texts, the number of ranks and the limits decide, so that every rank
+finds the same. Work is counted in tokens: those of a text, and more for the attention among them.
 """
 
 import heapq
@@ -15,16 +16,19 @@ from numpy.typing import NDArray
 
 from train.batch.order import Ids
 
-# What a micro-step costs whatever it holds, in tokens: 52 to 68 of BERTs of width 128 to 768 on one CPU thread; more of
-# smaller models, and on a GPU. The model is not known here: so never more micro-steps than with all padding.
+# What a micro-step costs whatever it holds, in tokens: 52 to 68 of BERTs of width 128 to 768 on one
+# CPU thread; more of smaller models, and on a GPU. The model is not known here: so never more
+# micro-steps than with all padding.
 MICRO_STEP = 64
 
-# Texts of this length take twice the work of their tokens: in a block of a transformer, attention takes 4 x width x
-# length operations per token and all else 24 x width^2, so it is 6 x width. The width is not known here: BERT base's.
+# Texts of this length take twice the work of their tokens: in a block of a transformer, attention
+# takes 4 x width x length operations per token and all else 24 x width^2, so it is 6 x width. The
+# width is not known here: BERT base's.
 ATTENTION = 6 * 768
 
-# The cut with the least padding is looked for with so many micro-batches and places to cut at most, which keeps it
-# within a millisecond: in larger steps the places lie a few texts apart, and more micro-batches have little padding.
+# The cut with the least padding is looked for with so many micro-batches and places to cut at most,
+# which keeps it within a millisecond: in larger steps the places lie a few texts apart, and more
+# micro-batches have little padding.
 RUNS = 32
 PLACES = 64
 
@@ -33,13 +37,15 @@ Costs = NDArray[np.float32]
 
 
 def deal(lengths: Ids, ranks: int, limit: int, micro: int) -> list[list[Ids]]:
-    """[rank][micro-step] -> places of the texts that it takes at once; none where a rank has nothing left to do.
+    """[rank][micro-step] -> places of the texts that it takes at once; none where a rank has
+    nothing left to do.
 
-    A micro-batch is a run of the texts in order of length, and holds their number x the longest of them in tokens: at
-    most `limit`. All ranks have equally many micro-batches, and no more than with `micro` texts in each (or than the
-    limit asks for): fewer where another one saves less than it costs. The busiest rank has as little work as could be
-    found: among cuts with little padding and the evenest one. Each rank has its largest micro-batch first; rank 0 has
-    the micro-batch of the most texts, so that its size is the one to tell.
+    A micro-batch is a run of the texts in order of length, and holds their number x the longest of
+    them in tokens: at most `limit`. All ranks have equally many micro-batches, and no more than
+    with `micro` texts in each (or than the limit asks for): fewer where another one saves less than
+    it costs. The busiest rank has as little work as could be found: among cuts with little padding
+    and the evenest one. Each rank has its largest micro-batch first; rank 0 has the micro-batch of
+    the most texts, so that its size is the one to tell.
     """
     order = np.argsort(lengths, kind="stable")
     shares = _shares(lengths[order], ranks, limit, math.ceil(math.ceil(len(order) / ranks) / micro))
@@ -57,7 +63,9 @@ def _shares(ascending: Ids, ranks: int, limit: int, most: int) -> list[list[Run]
     cuts: list[list[Run]] = []
     if steps * ranks <= RUNS:
         places = _places(work)
-        cuts = _least_padding(_costs(places, ascending, work, limit), places, ranks, max(most, steps))
+        cuts = _least_padding(
+            _costs(places, ascending, work, limit), places, ranks, max(most, steps)
+        )
     if cuts:
         steps = math.ceil(len(cuts[0]) / ranks)
     if ranks > 1 or not cuts:
@@ -69,7 +77,9 @@ def _shares(ascending: Ids, ranks: int, limit: int, most: int) -> list[list[Run]
 
 
 def _places(work: Ids) -> Ids:
-    """Where a run may begin or end: between any two texts, or with about as much work from place to place."""
+    """Where a run may begin or end: between any two texts, or with about as much work from place to
+    place.
+    """
     if len(work) <= PLACES:
         return np.arange(len(work) + 1)
     done = work.cumsum()
@@ -78,10 +88,13 @@ def _places(work: Ids) -> Ids:
 
 
 def _costs(places: Ids, ascending: Ids, work: Ids, limit: int) -> Costs:
-    """[i, j]: the work of the texts between place i and place j + 1; infinite where that is no micro-batch."""
+    """[i, j]: the work of the texts between place i and place j + 1; infinite where that is no
+    micro-batch.
+    """
     last = places[1:] - 1
     sizes = last + 1 - places[:-1, None]
-    costs = (sizes * work[last]).astype(np.float32)  # half the time of float64, and exact enough for a choice
+    # half the time of float64, and exact enough for a choice
+    costs = (sizes * work[last]).astype(np.float32)
     costs[(sizes <= 0) | (sizes > limit // ascending[last])] = math.inf
     return costs
 
@@ -89,8 +102,8 @@ def _costs(places: Ids, ascending: Ids, work: Ids, limit: int) -> Costs:
 def _least_padding(costs: Costs, places: Ids, ranks: int, most: int) -> list[list[Run]]:
     """The cut of the least work, that of the micro-steps included; [] where none was found.
 
-    By dynamic programming over the number of micro-batches: the least work of all texts up to each place. The more
-    there are, the less another one saves.
+    By dynamic programming over the number of micro-batches: the least work of all texts up to each
+    place. The more there are, the less another one saves.
     """
     counts = range(1, min(most * ranks, RUNS) + 1)
     least = np.full((len(counts) + 1, len(places)), math.inf, np.float32)
@@ -152,7 +165,8 @@ def _smallest(loads: Sequence[int], runs: int, rooms: Sequence[int] = (), by: in
 
 
 def _ends(loads: Sequence[int], limit: int, rooms: Sequence[int] = ()) -> list[int]:
-    """Where the runs end, the last one first, and 0. As few as can be: each takes all that its limit allows.
+    """Where the runs end, the last one first, and 0. As few as can be: each takes all that its
+    limit allows.
 
     `rooms`: how many texts may be in a run that ends with each.
     """

@@ -1,4 +1,6 @@
-"""Samples that cost time: read from the disk or transformed, in worker processes, ahead of the step that needs them."""
+"""Samples that cost time: read from the disk or transformed, in worker processes, ahead of the step
+that needs them.
+"""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -22,7 +24,9 @@ from train.data.workers import answered, check_shared_memory
 from train.randomness import Generators, seed_of_sample
 
 Transform = Callable[[Batch, torch.Generator], Batch]
-"""(one sample, a generator for its random numbers) -> the sample; columns without a dimension for samples."""
+"""(one sample, a generator for its random numbers) -> the sample; columns without a dimension for
+samples.
+"""
 
 WEIGHED_AT_ONCE = 1024  # samples
 
@@ -35,9 +39,10 @@ class Request(NamedTuple):
 
 @dataclass(frozen=True)
 class Loader:
-    """Which samples a step gets, and what a transform makes of each, depends on seed, epoch and sample alone: never on
-    the number of workers, of ranks, or on where the run was resumed. That holds for draws from the generators that a
-    process has, too."""
+    """Which samples a step gets, and what a transform makes of each, depends on seed, epoch and
+    sample alone: never on the number of workers, of ranks, or on where the run was resumed. That
+    holds for draws from the generators that a process has, too.
+    """
 
     samples: Rows | Table
     transform: Transform | None
@@ -46,7 +51,8 @@ class Loader:
     timeout_seconds: float  # for one request
     keeps_pixels: bool = False  # images of 8 bits as they are stored: the device scales them
     is_deferred: bool = False  # requests are micro-batches, not a step's samples
-    weighing: Rows | Table | None = None  # the same samples, with the columns that weights are counted from
+    # the same samples, with the columns that weights are counted from
+    weighing: Rows | Table | None = None
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -69,25 +75,37 @@ class Loader:
         picked, images = self.samples.pick(ids), self.samples.images
         if self.transform is None:
             batch = stack(picked, ids)
-            return finished(batch, images - pixels_of(batch, images) if self.keeps_pixels else images, ids)
+            return finished(
+                batch, images - pixels_of(batch, images) if self.keeps_pixels else images, ids
+            )
         made: dict[str, list[torch.Tensor]] = {}
         generators = Generators()
         with generators.kept():  # without workers the training draws from these
             for i, sample_id in enumerate(ids.tolist()):
-                sample = finished({name: column[i] for name, column in picked.items()}, images, range(0))
+                sample = finished(
+                    {name: column[i] for name, column in picked.items()}, images, range(0)
+                )
                 del sample["sample_id"]
                 seed = seed_of_sample(self.seed, epoch, sample_id)
                 generators.seed(seed)
-                for name, value in self.transform(sample, torch.Generator().manual_seed(seed)).items():
+                for name, value in self.transform(
+                    sample, torch.Generator().manual_seed(seed)
+                ).items():
                     made.setdefault(name, []).append(torch.as_tensor(value))
         return finished(stack(made, ids, "data.transform"), frozenset(), ids)
 
     def __getitems__(self, request: Request) -> Answer:
-        """What DataLoader calls. An error of the data is handed over as it is, not as a worker's traceback."""
+        """What DataLoader calls. An error of the data is handed over as it is, not as a worker's
+        traceback.
+        """
         try:
             if request.weighs:
                 assert self.weighing is not None
-                return finished(stack(self.weighing.pick(request.ids), request.ids), self.weighing.images, request.ids)
+                return finished(
+                    stack(self.weighing.pick(request.ids), request.ids),
+                    self.weighing.images,
+                    request.ids,
+                )
             return self.fetch(request.ids, request.epoch)
         except DataError as error:
             return error
@@ -106,22 +124,33 @@ class Loader:
         stored = replace(self, keeps_pixels=True)
         with answered(requests, stored, self.workers, self.timeout_seconds) as read:
             for batch in map(raised, read):
-                pixels = pixels_of(batch, self.samples.images) if self.transform is None else frozenset()
+                pixels = (
+                    pixels_of(batch, self.samples.images) if self.transform is None else frozenset()
+                )
                 yield as_a_task_gets_it(batch, pixels)
 
-    def shares(self, plan: BatchPlan, seed: int, rank: int, place: Place, overfit: int | None) -> Iterator[RankShare]:
+    def shares(
+        self, plan: BatchPlan, seed: int, rank: int, place: Place, overfit: int | None
+    ) -> Iterator[RankShare]:
         """As data.shares has it."""
         return self.read(assignments(plan, seed, rank, place, overfit))
 
     def read(self, wanted: Iterable[tuple[int, Assignment]]) -> Iterator[RankShare]:
         """This rank's shares of the steps that are wanted: (epoch, which samples)."""
-        return self._deferred(wanted) if self.is_deferred else replace(self, keeps_pixels=True)._whole(wanted)
+        return (
+            self._deferred(wanted)
+            if self.is_deferred
+            else replace(self, keeps_pixels=True)._whole(wanted)
+        )
 
     def _whole(self, wanted: Iterable[tuple[int, Assignment]]) -> Iterator[RankShare]:
         """A filler is read behind the samples of its step."""
         wanted, asked = tee(wanted)
         requests = (
-            Request(epoch, np.concatenate([found.ids, found.filler_ids]) if 0 in found.sizes else found.ids)
+            Request(
+                epoch,
+                np.concatenate([found.ids, found.filler_ids]) if 0 in found.sizes else found.ids,
+            )
             for epoch, found in asked
         )
         with answered(self._checked(requests), self, self.workers, self.timeout_seconds) as read:
@@ -136,7 +165,9 @@ class Loader:
                     samples={name: column[:count] for name, column in batch.items()},
                     sizes=found.sizes,
                     filler=filler,
-                    pixels=pixels_of(batch, self.samples.images) if self.transform is None else frozenset(),
+                    pixels=pixels_of(batch, self.samples.images)
+                    if self.transform is None
+                    else frozenset(),
                     largest=found.largest,
                     of_step=found.samples,
                 )
@@ -145,7 +176,10 @@ class Loader:
         wanted, asked = tee(wanted)
         queue = Queue()
         requests = self._checked(queue.noted(self._micro_batches(asked)))
-        with answered(requests, self, self.workers, self.timeout_seconds) as read, queue.reading(read):
+        with (
+            answered(requests, self, self.workers, self.timeout_seconds) as read,
+            queue.reading(read),
+        ):
             for number, (epoch, found) in enumerate(wanted):
                 yield RankShare(
                     epoch=epoch,
@@ -156,16 +190,22 @@ class Loader:
                     of_step=found.samples,
                 )
 
-    def _micro_batches(self, asked: Iterable[tuple[int, Assignment]]) -> Iterator[tuple[tuple[int, int], Request]]:
-        """((step, part of it), request), about in the order in which a run takes them: the weights of a step one step
-        before its micro-batches."""
+    def _micro_batches(
+        self, asked: Iterable[tuple[int, Assignment]]
+    ) -> Iterator[tuple[tuple[int, int], Request]]:
+        """((step, part of it), request), about in the order in which a run takes them: the weights
+        of a step one step before its micro-batches.
+        """
         before: tuple[int, int, Assignment] | None = None
         for number, (epoch, found) in enumerate(asked):
             if self.weighing is None:
                 yield from _of_step(number, epoch, found)
                 continue
             for i, start in enumerate(range(0, len(found.ids), WEIGHED_AT_ONCE)):
-                yield (number, -1 - i), Request(epoch, found.ids[start : start + WEIGHED_AT_ONCE], weighs=True)
+                yield (
+                    (number, -1 - i),
+                    Request(epoch, found.ids[start : start + WEIGHED_AT_ONCE], weighs=True),
+                )
             if before is not None:
                 yield from _of_step(*before)
             before = number, epoch, found
@@ -189,7 +229,9 @@ class Loader:
 class _Requested(Deferred):
     """One rank's samples of a step that were asked for as micro-batches."""
 
-    def __init__(self, loader: Loader, queue: Queue, number: int, epoch: int, found: Assignment) -> None:
+    def __init__(
+        self, loader: Loader, queue: Queue, number: int, epoch: int, found: Assignment
+    ) -> None:
         self.images = loader.samples.images if loader.transform is None else frozenset()
         self.is_weighed = loader.weighing is not None
         self._loader = loader
@@ -224,8 +266,14 @@ class _Requested(Deferred):
 
     def _one_filler(self) -> Batch:
         if self._filler is None:
-            read = self._queue.take((self._number, self._found.sizes.index(0))) if 0 in self._found.sizes else None
-            self._filler = self._loader.fetch(self._found.filler_ids, self._epoch) if read is None else read
+            read = (
+                self._queue.take((self._number, self._found.sizes.index(0)))
+                if 0 in self._found.sizes
+                else None
+            )
+            self._filler = (
+                self._loader.fetch(self._found.filler_ids, self._epoch) if read is None else read
+            )
         return self._filler
 
     def weighed(self) -> Iterator[Batch]:
@@ -235,7 +283,9 @@ class _Requested(Deferred):
             yield batch
 
 
-def _of_step(number: int, epoch: int, found: Assignment) -> Iterator[tuple[tuple[int, int], Request]]:
+def _of_step(
+    number: int, epoch: int, found: Assignment
+) -> Iterator[tuple[tuple[int, int], Request]]:
     """A filler is asked for once."""
     for part, (start, stop) in enumerate(spans(found.sizes)):
         if stop > start:

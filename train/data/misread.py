@@ -1,4 +1,5 @@
-"""What readers raise because of a file, in a sentence: the file, the line or row where known, the cause, what to type.
+"""What readers raise because of a file, in a sentence: the file, the line or row where known, the
+cause, what to type.
 
 The one place that translates: pandas, Arrow, datasets and Python's own decoders end here.
 """
@@ -21,13 +22,29 @@ from train.data.csv_advice import (
     typed,
     without_header,
 )
-from train.data.csv_tables import SURPLUS, BadLine, InFile, check_lengths, frames, header_of, options_of
+from train.data.csv_tables import (
+    SURPLUS,
+    BadLine,
+    InFile,
+    check_lengths,
+    frames,
+    header_of,
+    options_of,
+)
 from train.data.json_rows import odd_value, what_is_wrong
 from train.data.own_files import OwnFiles
 from train.data.shares import DataError, Misread, Missing
 from train.errors import UserError, is_out_of_memory, some
 
-NOT_THE_FILE = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EROFS}
+NOT_THE_FILE = {
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EIO,
+    errno.EMFILE,
+    errno.ENFILE,
+    errno.ENOMEM,
+    errno.EROFS,
+}
 """Of an OSError: the machine's trouble, which another start may cure."""
 
 DAMAGED = "Is it damaged, or not what its name says? Write it again, or take it out"
@@ -37,7 +54,9 @@ Asked = Mapping[str, str | Sequence[str]]
 
 
 def told(error: Exception, what: str) -> Exception:
-    """The error itself where it is a sentence already, or no fault of the file's; else a DataError."""
+    """The error itself where it is a sentence already, or no fault of the file's; else
+    a DataError.
+    """
     cause = _cause(error)
     if isinstance(cause, UserError):
         return cause
@@ -47,15 +66,24 @@ def told(error: Exception, what: str) -> Exception:
 
 
 def unreadable(
-    files: OwnFiles, split: str, asked: Asked, error: Exception, alone: Callable[[OwnFiles], DatasetBuilder]
+    files: OwnFiles,
+    split: str,
+    asked: Asked,
+    error: Exception,
+    alone: Callable[[OwnFiles], DatasetBuilder],
 ) -> Exception:
-    """What `error` says of the files of a split. `alone` reads some of them, to find the one that it speaks of."""
+    """What `error` says of the files of a split. `alone` reads some of them, to find the one that
+    it speaks of.
+    """
     own = files.by_split[split]
     sentence = told(error, f"cannot read {own[0]}")
     if not isinstance(sentence, DataError) or isinstance(_cause(error), UserError):
         return sentence
     if "corresponds to no data" in str(error):
-        return DataError(f"{own[0]} has no rows in split {split!r}: nothing stands below its header, or in it at all")
+        return DataError(
+            f"{own[0]} has no rows in split {split!r}: nothing stands below its header, or in it "
+            "at all"
+        )
     file = _file_of(error) or _first_bad(files, split, alone) or own[0]
     try:
         cause, advice = _second_look(files, file, asked, _cause(error))
@@ -68,7 +96,9 @@ def unreadable(
 
 @contextmanager
 def advised(files: OwnFiles | None, asked: Asked) -> Iterator[None]:
-    """Where a file was read otherwise than it was meant, the error says with which arguments it is read right."""
+    """Where a file was read otherwise than it was meant, the error says with which arguments it is
+    read right.
+    """
     try:
         yield
     except Misread as error:
@@ -79,14 +109,29 @@ def advised(files: OwnFiles | None, asked: Asked) -> Iterator[None]:
 def _better(files: OwnFiles, asked: Asked, error: Misread) -> str | None:
     """What to do about the files; None: nothing that is known here."""
     for file in next(iter(files.by_split.values())):
-        if files.kind in ("json", "text") and (encoding := encoding_of(file)) not in (None, files.args.get("encoding")):
-            return f"{file} is read right with another encoding. Type: {typed({**files.args, 'encoding': encoding})}"
-        if files.kind == "json" and error.column and (odd := odd_value(file, error.column, files.args)):
+        if files.kind in ("json", "text") and (encoding := encoding_of(file)) not in (
+            None,
+            files.args.get("encoding"),
+        ):
+            return (
+                f"{file} is read right with another encoding. Type: "
+                f"{typed({**files.args, 'encoding': encoding})}"
+            )
+        if (
+            files.kind == "json"
+            and error.column
+            and (odd := odd_value(file, error.column, files.args))
+        ):
             return f"{odd[0].upper()}{odd[1:]}"
         if files.kind == "text" and error.column is None:
-            found = find_arguments(file, {"sep": ","}, *_wanted(asked)) or find_arguments(file, {}, *_wanted(asked))
+            found = find_arguments(file, {"sep": ","}, *_wanted(asked)) or find_arguments(
+                file, {}, *_wanted(asked)
+            )
             if found is not None:
-                return f"It is a table. Type: data.source=csv {typed({'data_files': str(file), **found})}"
+                return (
+                    "It is a table. Type: data.source=csv "
+                    f"{typed({'data_files': str(file), **found})}"
+                )
         if files.kind != "csv":
             continue
         if isinstance(error, Missing):
@@ -95,7 +140,10 @@ def _better(files: OwnFiles, asked: Asked, error: Misread) -> str | None:
         if found is None and error.column is None:
             found = find_arguments(file, files.given, (), ())
         if found is not None:
-            return f"{_how(found, files.given)}{file} is read right with other arguments. Type: {typed(found)}"
+            return (
+                f"{_how(found, files.given)}{file} is read right with other arguments. Type: "
+                f"{typed(found)}"
+            )
         if error.column is None and (sep := separator_in_header(file, files.given)):
             parted = {**files.given, "sep": sep}  # which may show what else is odd
             return f"{_how(parted, files.given)}type: {typed(parted)}"
@@ -105,7 +153,9 @@ def _better(files: OwnFiles, asked: Asked, error: Misread) -> str | None:
 
 
 def _words_for_nothing(file: Path, given: Mapping[str, Any], column: str) -> str | None:
-    """Where no field of a column is empty, but pandas takes words such as None and NA for nothing."""
+    """Where no field of a column is empty, but pandas takes words such as None and NA
+    for nothing.
+    """
     as_words = {**given, "keep_default_na": False}
     try:
         parts = [frame[column] for frame in frames(str(file), options_of(CsvConfig(**as_words)))]
@@ -114,26 +164,39 @@ def _words_for_nothing(file: Path, given: Mapping[str, Any], column: str) -> str
     if any(part.isna().any() for part in parts):
         return None
     read = frames(str(file), options_of(CsvConfig(**given)))
-    taken = {str(word) for part, frame in zip(parts, read, strict=True) for word in part[frame[column].isna()]}
+    taken = {
+        str(word)
+        for part, frame in zip(parts, read, strict=True)
+        for word in part[frame[column].isna()]
+    }
     words = some(sorted(map(repr, taken)))
-    return f"The file has {words} there, which pandas reads as nothing. If it is a value, type: {typed(as_words)}"
+    return (
+        f"The file has {words} there, which pandas reads as nothing. If it is a value, type: "
+        f"{typed(as_words)}"
+    )
 
 
 def _how(found: Mapping[str, Any], given: Mapping[str, Any]) -> str:
     if "sep" not in found or "sep" in given:
         return ""
     shown = "blanks" if found["sep"] == r"\s+" else repr(found["sep"])
-    return f"Its values seem to be parted by {shown}, not by {'commas' if found['sep'] != ',' else 'tabs'}: "
+    return (
+        f"Its values seem to be parted by {shown}, not by "
+        f"{'commas' if found['sep'] != ',' else 'tabs'}: "
+    )
 
 
 def _without_names(file: Path, count: int, asked: Asked, given: Mapping[str, Any]) -> str:
     wanted, _ = _wanted(asked)
     if len(wanted) == count:
-        return f"The first line of {file} holds values, not names. Type: {typed({**given, 'names': list(wanted)})}"
+        return (
+            f"The first line of {file} holds values, not names. Type: "
+            f"{typed({**given, 'names': list(wanted)})}"
+        )
     names = [f"c{number}" for number in range(count)]
     return (
-        f"The first line of {file} holds values, not names. Name all columns, and say which is what; if the last one "
-        f"is the label, type: {typed({**given, 'names': names})} "
+        f"The first line of {file} holds values, not names. Name all columns, and say which is "
+        f"what; if the last one is the label, type: {typed({**given, 'names': names})} "
         f"'data.columns={{inputs: [{', '.join(names[:-1])}], labels: {names[-1]}}}'"
     )
 
@@ -155,10 +218,14 @@ def _second_look(files: OwnFiles, file: Path, asked: Asked, cause: Exception) ->
 def _of_encoding(file: Path, cause: UnicodeError) -> tuple[str, str]:
     if encoding := encoding_of(file):
         return f"it is no UTF-8 ({_in_one_line(cause)})", f"Type: {typed({'encoding': encoding})}"
-    return _in_one_line(cause), f"It is UTF-8, as far as its bytes tell. Type: {typed({'encoding': 'utf-8'})}"
+    return _in_one_line(
+        cause
+    ), f"It is UTF-8, as far as its bytes tell. Type: {typed({'encoding': 'utf-8'})}"
 
 
-def _of_csv(file: Path, given: Mapping[str, Any], asked: Asked, cause: Exception) -> tuple[str, str]:
+def _of_csv(
+    file: Path, given: Mapping[str, Any], asked: Asked, cause: Exception
+) -> tuple[str, str]:
     wanted, numbers = _wanted(asked)
     line = _bad_line(file, given, cause)
     said = _in_one_line(cause) if line is None else str(line)
@@ -168,14 +235,23 @@ def _of_csv(file: Path, given: Mapping[str, Any], asked: Asked, cause: Exception
     if isinstance(cause, UnicodeError):
         return _of_encoding(file, cause)
     if line is not None and line.fields < line.names:
-        return said, "Where one is empty, write its comma all the same: the fields behind it have moved"
+        return (
+            said,
+            "Where one is empty, write its comma all the same: the fields behind it have moved",
+        )
     if line is not None and line.fields == line.names + 1:
         every = header_of(str(file), options_of(CsvConfig(**given)))
         first = typed({**given, "header": 0, "names": ["row", *every]})
         last = typed({**given, "header": 0, "names": [*every, "more"]})
-        return said, f"If the first field has no name, type: {first} If the last one has none: {last}"
+        return (
+            said,
+            f"If the first field has no name, type: {first} If the last one has none: {last}",
+        )
     if b"\0" in head_of(file):
-        return said, "It holds bytes that are no text. Is it a spreadsheet, or packed? Save it as CSV"
+        return (
+            said,
+            "It holds bytes that are no text. Is it a spreadsheet, or packed? Save it as CSV",
+        )
     skipping = {**given, "on_bad_lines": "skip"}
     if reads(file, skipping, wanted):
         return said, f"Correct the line, or leave such lines out, type: {typed(skipping)}"
@@ -205,7 +281,9 @@ def _wanted(asked: Asked) -> tuple[list[str], list[str]]:
     return list(dict.fromkeys(name for own in lists for name in own)), numbers
 
 
-def _first_bad(files: OwnFiles, split: str, alone: Callable[[OwnFiles], DatasetBuilder]) -> Path | None:
+def _first_bad(
+    files: OwnFiles, split: str, alone: Callable[[OwnFiles], DatasetBuilder]
+) -> Path | None:
     """The first file that cannot be read to its end, alone."""
     for file in files.by_split[split]:
         try:

@@ -1,4 +1,6 @@
-"""data.normalize: the inputs of a run are scaled by numbers that are found once, before the first step."""
+"""data.normalize: the inputs of a run are scaled by numbers that are found once, before the first
+step.
+"""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -16,7 +18,9 @@ def here(find: Callable[[], Fitted]) -> Fitted:
 
 
 def normalized(sets: Sets, config: Config, decide: Decide = here) -> Sets:
-    """With the numbers by which inputs are scaled, where data.normalize asks for them. Raises DataError."""
+    """With the numbers by which inputs are scaled, where data.normalize asks for them. Raises
+    DataError.
+    """
     if not config.data.normalize:
         return sets
     names = input_names(config.data)

@@ -17,7 +17,8 @@ TABLES = ("csv", "json", "parquet", "text", "arrow")
 BUILDING = ("cache_dir", "storage_options", "token")
 PREPARING = ("download_mode", "verification_mode", "num_proc")
 OF_DATASETS = (*BUILDING, *PREPARING, "keep_in_memory")
-"""Arguments of load_dataset besides those of a format: for its builder, and for the work of that."""
+"""Arguments of load_dataset besides those of a format: for its builder, and for the work of that.
+"""
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,8 @@ class OwnFiles:
     root: Path
     kind: str  # the name that datasets has for what reads them
     by_split: Mapping[str, Sequence[Path]]
-    pictures: Mapping[str, Pictures] = field(default_factory=dict)  # by split, where folders are the classes
+    # by split, where folders are the classes
+    pictures: Mapping[str, Pictures] = field(default_factory=dict)
     note: str | None = None  # what was left out
     args: Mapping[str, Any] = field(default_factory=dict)  # of the reader, as the config has them
 
@@ -60,7 +62,9 @@ def own_files(data: Data) -> OwnFiles | None:
         by_split: Mapping[str, Sequence[Path]] = tables_by_split(found.files, path, kind)
         return _checked(OwnFiles(path, kind, by_split, note=found.note, args=data.args))
     if any(kind_of(file) != kind for file in found.files):  # metadata.csv says what there is
-        return _checked(OwnFiles(path, kind, tables_by_split(found.files, path, kind), args=data.args))
+        return _checked(
+            OwnFiles(path, kind, tables_by_split(found.files, path, kind), args=data.args)
+        )
     pictures = pictures_by_split(found, path)
     files = {split: own.files for split, own in pictures.items()}
     return _checked(OwnFiles(path, kind, files, pictures, found.note, data.args))
@@ -77,17 +81,32 @@ def _named_files(data: Data) -> OwnFiles | None:
             if "://" in str(name):
                 return None
             path = Path(str(name)).expanduser()
-            matches = [path] if path.exists() else sorted(Path(path.anchor).glob(str(path.relative_to(path.anchor))))
+            matches = (
+                [path]
+                if path.exists()
+                else sorted(Path(path.anchor).glob(str(path.relative_to(path.anchor))))
+            )
             if not matches:
                 raise DataError(f"data.args.data_files: there is no file {name} in {Path.cwd()}")
             by_split.setdefault(str(split), []).extend(matches)
     if not by_split and "data_dir" in args:
         return None
     if not by_split:
-        raise DataError(f"data.source={data.source} is a kind of file. Name the file: data.source=FILE.{data.source}")
+        raise DataError(
+            f"data.source={data.source} is a kind of file. Name the file: "
+            f"data.source=FILE.{data.source}"
+        )
     every = [file for files in by_split.values() for file in files]
-    root = Path(os.path.commonpath([file.resolve().parent for file in every])) if len(every) > 1 else every[0]
-    resolved = by_split if len(every) == 1 else {split: [f.resolve() for f in own] for split, own in by_split.items()}
+    root = (
+        Path(os.path.commonpath([file.resolve().parent for file in every]))
+        if len(every) > 1
+        else every[0]
+    )
+    resolved = (
+        by_split
+        if len(every) == 1
+        else {split: [f.resolve() for f in own] for split, own in by_split.items()}
+    )
     return _checked(OwnFiles(root, data.source, resolved, args=args))
 
 

@@ -1,4 +1,6 @@
-"""Blocks of tokens out of a stream of documents: whoever reads them all tokenises them (train.data.handout)."""
+"""Blocks of tokens out of a stream of documents: whoever reads them all tokenises them
+(train.data.handout).
+"""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -24,7 +26,8 @@ AT_ONCE = 100  # documents
 class PackedStream(Stream):
     """The blocks that data.packing cuts; the shuffle buffer holds documents.
 
-    Where a block begins depends on all documents before it: to begin at a place, they are read and tokenised again.
+    Where a block begins depends on all documents before it: to begin at a place, they are read and
+    tokenised again.
     """
 
     tokenizer: Tokenizer
@@ -32,7 +35,12 @@ class PackedStream(Stream):
     needed: Sequence[str]  # columns, as data.packing has them
 
     def _blocks(
-        self, ordered: IterableDataset, size: int, start: int = 0, end: int | None = None, drop_tail: bool = False
+        self,
+        ordered: IterableDataset,
+        size: int,
+        start: int = 0,
+        end: int | None = None,
+        drop_tail: bool = False,
     ) -> Blocks:
         pieces = islice(blocks(self._documents(ordered), self.block_size), start, end)
         return one_ahead(self._tables(pieces, size, drop_tail), start)
@@ -57,7 +65,10 @@ class PackedStream(Stream):
             check_values(table, self.reader, "train", row)
             check_text(column, table.schema.field(column).type)
             try:
-                yield from (document_tokens(text, self.tokenizer) for text in table.column(column).to_pylist())
+                yield from (
+                    document_tokens(text, self.tokenizer)
+                    for text in table.column(column).to_pylist()
+                )
             except TokenizerError as error:
                 raise DataError(f"data.tokenizer: {error}") from error
             row += table.num_rows
@@ -75,9 +86,12 @@ class PackedStream(Stream):
         if not rows.num_rows:  # nothing left for this rank: it takes the filler
             return {}
         flat = rows.column("block").combine_chunks().flatten().to_numpy()
-        pieces = flat.copy().reshape(rows.num_rows, self.block_size + 1)  # Arrow's own memory is not to be written to
+        # Arrow's own memory is not to be written to
+        pieces = flat.copy().reshape(rows.num_rows, self.block_size + 1)
         try:
             columns = columns_of(pieces, self.tokenizer, self.needed)
         except TokenizerError as error:
             raise DataError(f"data.tokenizer: {error}") from error
-        return finished({name: torch.from_numpy(columns[name]) for name in self.needed}, frozenset(), ids)
+        return finished(
+            {name: torch.from_numpy(columns[name]) for name in self.needed}, frozenset(), ids
+        )

@@ -1,7 +1,8 @@
 """Documents of any length in blocks of one length, without losing a token.
 
-The usual way, to join and cut the documents of one `map` batch after the other, drops what is left at the end of each
-batch. Here one stream runs through all documents, and the last block is filled up.
+The usual way, to join and cut the documents of one `map` batch after the other, drops what is left
+at the end of each batch. Here one stream runs through all documents, and the last block is filled
+up.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -35,21 +36,29 @@ def make_tokenizer(data: Data) -> Tokenizer:
 
 
 def pack(documents: Dataset, data: Data, needed: Sequence[str]) -> Rows:
-    """The documents of a set, as data.tokens has them, in their order, as blocks of data.block_size tokens; the columns
-    `needed` of
+    """The documents of a set, as data.tokens has them, in their order, as blocks of data.block_size
+    tokens; the columns `needed` of
 
     inputs     (blocks, T) int32: each document begins with the tokenizer's document_start
-    labels     (blocks, T) int32: the token that follows, -100 where that is the start of another document: each token
-               of each document is predicted once, the last of a block from the block before it included
+    labels     (blocks, T) int32: the token that follows, -100 where that is the start of another
+    document: each token
+               of each document is predicted once, the last of a block from the block before it
+               included
     documents  (blocks, T) int32: numbers the documents within a block, for a mask
     bytes      (blocks,) int64: of UTF-8, that the labels of a block stand for
     """
-    column, tokenizer, size = data.columns.get("text", "text"), make_tokenizer(data), data.block_size
+    column, tokenizer, size = (
+        data.columns.get("text", "text"),
+        make_tokenizer(data),
+        data.block_size,
+    )
     assert size is not None
     try:
         cut = list(blocks(stream_of(documents, column), size))
         if not cut:
-            raise DataError(f"the column {column!r} of a set holds no text: nothing to cut into blocks")
+            raise DataError(
+                f"the column {column!r} of a set holds no text: nothing to cut into blocks"
+            )
         if isinstance(tokenizer, Saved):
             tokenizer.lossy = any_lossy(documents)
         columns = columns_of(filled(cut, size, tokenizer.document_start), tokenizer, needed)
@@ -60,7 +69,8 @@ def pack(documents: Dataset, data: Data, needed: Sequence[str]) -> Rows:
 
 
 def blocks(documents: Iterable[Tokens], size: int) -> Iterator[Tokens]:
-    """Cut the stream of all documents into pieces of `size` tokens, each with the one that follows: (size + 1,).
+    """Cut the stream of all documents into pieces of `size` tokens, each with the one that follows:
+    (size + 1,).
 
     The last piece may be shorter. One token that is left alone is no piece: nothing follows it.
     """
@@ -84,7 +94,9 @@ def filled(pieces: Sequence[Tokens], size: int, padding: int) -> Tokens:
 
 
 def columns_of(pieces: Tokens, tokenizer: Tokenizer, needed: Sequence[str]) -> Mapping[str, Tokens]:
-    """(blocks, T + 1) -> the columns of `pack`; `bytes` where it is needed, since not every tokenizer can tell."""
+    """(blocks, T + 1) -> the columns of `pack`; `bytes` where it is needed, since not every
+    tokenizer can tell.
+    """
     inputs, following = pieces[:, :-1], pieces[:, 1:]
     counts = following != tokenizer.document_start
     columns = {
@@ -101,8 +113,9 @@ def check_columns(known: Sequence[str], column: str, needed: Sequence[str]) -> N
     """Raises DataError where blocks cannot be had of this data, or not be what the task needs."""
     if column not in known:
         raise DataError(
-            f"data.block_size cuts a column of text, {column!r}, into blocks; the data has the columns "
-            f"{', '.join(known)}. Say which one it is: data.columns.text={known[0] if known else 'NAME'}"
+            f"data.block_size cuts a column of text, {column!r}, into blocks; the data has the "
+            f"columns {', '.join(known)}. Say which one it is: "
+            f"data.columns.text={known[0] if known else 'NAME'}"
         )
     other = [name for name in needed if name not in COLUMNS]
     if other:
@@ -114,4 +127,6 @@ def check_columns(known: Sequence[str], column: str, needed: Sequence[str]) -> N
 
 def check_text(column: str, kind: pa.DataType) -> None:
     if not is_text(kind):
-        raise DataError(f"data.block_size cuts a column of text into blocks, but column {column!r} holds {kind}")
+        raise DataError(
+            f"data.block_size cuts a column of text into blocks, but column {column!r} holds {kind}"
+        )

@@ -1,6 +1,8 @@
-"""Images of 8 bits stay so until they are on the device, which makes float32 in [0, 1] of them: a quarter of the bytes.
+"""Images of 8 bits stay so until they are on the device, which makes float32 in [0, 1] of them: a
+quarter of the bytes.
 
-Where a transform of the user's looks at them, which is given [0, 1], they are scaled when they are read.
+Where a transform of the user's looks at them, which is given [0, 1], they are scaled when they are
+read.
 """
 
 from collections.abc import Iterator
@@ -18,11 +20,16 @@ def pixels_of(batch: Batch, images: frozenset[str]) -> frozenset[str]:
 
 
 def scaled(image: Tensor) -> Tensor:
-    """Pixels of whole numbers, of 8 or 16 bits, as float32 in [0, 1]; those of a float image as they are."""
+    """Pixels of whole numbers, of 8 or 16 bits, as float32 in [0, 1]; those of a float image as
+    they are.
+    """
     if image.is_floating_point():
         return image
-    # By a tensor: on a GPU, torch multiplies by the inverse of a number, which rounds otherwise than a CPU's division.
-    return image.float() / torch.full((), torch.iinfo(image.dtype).max, dtype=torch.float32, device=image.device)
+    # By a tensor: on a GPU, torch multiplies by the inverse of a number, which rounds otherwise
+    # than a CPU's division.
+    return image.float() / torch.full(
+        (), torch.iinfo(image.dtype).max, dtype=torch.float32, device=image.device
+    )
 
 
 class Scaled(dict[str, Tensor]):

@@ -38,14 +38,17 @@ class Queue:
             self._waiting.clear()
 
     def take(self, key: Key) -> Batch | None:
-        """None: it is not to be had any more. Raises the error that is the answer to this key, and to no other."""
+        """None: it is not to be had any more. Raises the error that is the answer to this key, and
+        to no other.
+        """
         over = [other for other in self._waiting if other[0] < key[0] - 1]
         for other in over:
             del self._waiting[other]
         while key not in self._waiting:
             if self._read is None:
                 return None
-            answer = next(self._read, None)  # before the key is looked up: it is noted when it is asked for
+            # before the key is looked up: it is noted when it is asked for
+            answer = next(self._read, None)
             if answer is None:
                 return None
             found = self._coming.popleft()

@@ -42,10 +42,12 @@ Picked: TypeAlias = dict[str, Column]
 @dataclass(frozen=True)
 class Reader:
     columns: Columns
-    classes: Mapping[str, Sequence[str]] = field(default_factory=dict)  # by task's name; their order is their number
+    # by task's name; their order is their number
+    classes: Mapping[str, Sequence[str]] = field(default_factory=dict)
     max_length: int | None = None  # tokens of a text
     tokenizer: Saved | None = None  # else a text is its bytes
-    texts: frozenset[str] = frozenset()  # columns of the data that hold the tokens of texts in their place
+    # columns of the data that hold the tokens of texts in their place
+    texts: frozenset[str] = frozenset()
     image: ImageForm = AS_STORED  # what images become
 
     @property
@@ -56,7 +58,9 @@ class Reader:
     @property
     def names(self) -> list[str]:
         """The columns that are read, in the words of the data."""
-        every = [[names] if isinstance(names, str) else list(names) for names in self.columns.values()]
+        every = [
+            [names] if isinstance(names, str) else list(names) for names in self.columns.values()
+        ]
         return list(dict.fromkeys(name for names in every for name in names))
 
     def read(self, table: pa.Table, features: Features, rows: Ids | range) -> Picked:
@@ -83,13 +87,16 @@ class Reader:
         kind = table.kind(own)
         if own in self.texts and not is_text(kind):
             tokens = table.arrow.column(own)
-            return self._filled_up(pc.list_flatten(tokens).to_numpy(), pc.list_value_length(tokens).to_numpy())
+            return self._filled_up(
+                pc.list_flatten(tokens).to_numpy(), pc.list_value_length(tokens).to_numpy()
+            )
         if name in self.classes:
             return self._classes(table, name, own)
         if is_text(kind) and name == LABELS:
             raise DataError(
-                f"column {own!r} holds text, and which classes there are is not known before a stream has ended. "
-                f"Write their numbers into the data, or load it: data.streaming=false"
+                f"column {own!r} holds text, and which classes there are is not known before a "
+                "stream has ended. Write their numbers into the data, or load it: "
+                "data.streaming=false"
             )
         if is_text(kind):
             return self._tokens(table, own)
@@ -102,25 +109,31 @@ class Reader:
         if isinstance(feature, ClassLabel):
             if list(feature.names) == list(self.classes[name]):
                 return torch.tensor(values, dtype=torch.int64)
-            values = [feature.names[value] if value is not None and value >= 0 else value for value in values]
+            values = [
+                feature.names[value] if value is not None and value >= 0 else value
+                for value in values
+            ]
         known = {text: number for number, text in enumerate(self.classes[name])}
         for value, row in zip(values, table.rows, strict=True):
             if value not in known:
                 raise DataError(
-                    f"column {own!r} is {value!r} in row {row}, a class that the training split has not: "
-                    f"{some(self.classes[name], SHOWN)}"
+                    f"column {own!r} is {value!r} in row {row}, a class that the training split "
+                    f"has not: {some(self.classes[name], SHOWN)}"
                 )
         return torch.tensor([known[value] for value in values], dtype=torch.int64)
 
     def _tokens(self, table: "_Table", own: str) -> "_Texts":
         if self.max_length is None:
             raise DataError(
-                f"column {own!r} holds text, not numbers. Type: data.max_length=256 for its first 256 bytes as tokens "
-                f"(or, where it names the classes: 'data.columns={{{LABELS}: {own}}}')"
+                f"column {own!r} holds text, not numbers. Type: data.max_length=256 for its first "
+                f"256 bytes as tokens (or, where it names the classes: 'data.columns={{{LABELS}: "
+                f"{own}}}')"
             )
         if self.tokenizer is not None:
             try:
-                cut = [self.tokenizer.encode_one(text, self.max_length) for text in table.values(own)]
+                cut = [
+                    self.tokenizer.encode_one(text, self.max_length) for text in table.values(own)
+                ]
             except TokenizerError as error:
                 raise DataError(f"data.tokenizer: {error}") from error
         else:
@@ -161,8 +174,9 @@ class _Table:
         return values
 
     def numbers(self, name: str) -> object:
-        """A column as NumPy has it, its numbers as they are stored: left to itself, datasets (5.2) makes float32 of
-        float64 and int64 of uint8, without a word."""
+        """A column as NumPy has it, its numbers as they are stored: left to itself, datasets (5.2)
+        makes float32 of float64 and int64 of uint8, without a word.
+        """
         kind = self.kind(name)
         if kinds.is_decimal(kind):
             return self.arrow.column(name).cast(pa.float64()).to_numpy()
@@ -175,15 +189,23 @@ class _Table:
                 return even
         stored = {"dtype": kind.to_pandas_dtype()} if plain else {}
         features = Features({name: self.features[name]})
-        return get_formatter("numpy", features=features, **stored).format_column(self.arrow.select([name]))
+        return get_formatter("numpy", features=features, **stored).format_column(
+            self.arrow.select([name])
+        )
 
 
-def stack(picked: Mapping[str, Column], rows: Sequence[int] | Ids | range, made_by: str | None = None) -> Batch:
+def stack(
+    picked: Mapping[str, Column], rows: Sequence[int] | Ids | range, made_by: str | None = None
+) -> Batch:
     """One tensor for each column. Raises DataError for a sample of another shape.
 
-    `made_by`: the key that names what has made the samples; None: lists are images as the reader has them.
+    `made_by`: the key that names what has made the samples; None: lists are images as the reader
+    has them.
     """
-    return {name: c if isinstance(c, Tensor) else _stacked(name, c, rows, made_by) for name, c in picked.items()}
+    return {
+        name: c if isinstance(c, Tensor) else _stacked(name, c, rows, made_by)
+        for name, c in picked.items()
+    }
 
 
 def mask_of(column: str) -> str:
@@ -200,16 +222,23 @@ def is_text_value(feature: Any) -> bool:
     return isinstance(feature, Value) and feature.dtype in ("string", "large_string")
 
 
-def _stacked(name: str, samples: list[Tensor], rows: Sequence[int] | Ids | range, made_by: str | None) -> Tensor:
+def _stacked(
+    name: str, samples: list[Tensor], rows: Sequence[int] | Ids | range, made_by: str | None
+) -> Tensor:
     for sample, row in zip(samples, rows, strict=True):
         if sample.shape != samples[0].shape:
-            how = f"{made_by} must give them one" if made_by else one_form([tuple(each.shape) for each in samples])
+            how = (
+                f"{made_by} must give them one"
+                if made_by
+                else one_form([tuple(each.shape) for each in samples])
+            )
             raise DataError(
-                f"{name}: row {row} is of shape {tuple(sample.shape)}, row {rows[0]} of {tuple(samples[0].shape)}; the "
-                f"samples of a batch must be of one shape. {how}"
+                f"{name}: row {row} is of shape {tuple(sample.shape)}, row {rows[0]} of "
+                f"{tuple(samples[0].shape)}; the samples of a batch must be of one shape. {how}"
             )
     if len({sample.dtype for sample in samples}) > 1 and not made_by:
-        samples = [scaled(sample) for sample in samples]  # images of 8 bits beside those of 16, or of floats
+        # images of 8 bits beside those of 16, or of floats
+        samples = [scaled(sample) for sample in samples]
     return torch.stack(samples)
 
 
@@ -223,8 +252,9 @@ def _side_by_side(table: "_Table", own: Sequence[str]) -> Tensor:
         values = np.asarray(table.numbers(name))
         if values.ndim != 1 or not (np.issubdtype(values.dtype, np.number) or values.dtype == bool):
             raise DataError(
-                f"column {name!r} holds {table.kind(name)}, and columns side by side must hold one number in each row. "
-                f"Leave it out of data.columns, or make numbers of it in a function that data.source names"
+                f"column {name!r} holds {table.kind(name)}, and columns side by side must hold one "
+                "number in each row. Leave it out of data.columns, or make numbers of it in a "
+                "function that data.source names"
             )
         columns.append(values)
     kind = np.result_type(np.float32, *(column.dtype for column in columns))
@@ -235,16 +265,19 @@ def _tensor(name: str, values: object, rows: Ids | range) -> Tensor:
     array = np.asarray(values)
     if array.dtype == object:
         first = np.asarray(array[0])
-        others = (row for row, value in zip(rows, array, strict=True) if np.shape(value) != first.shape)
+        others = (
+            row for row, value in zip(rows, array, strict=True) if np.shape(value) != first.shape
+        )
         other = next(others, None)
         where = "" if other is None else f", and row {other} is of another shape"
         raise DataError(
-            f"column {name!r} does not hold one array of numbers per sample, all of one shape: its first value is of "
-            f"type {type(array[0]).__name__}, shape {first.shape}{where}. "
+            f"column {name!r} does not hold one array of numbers per sample, all of one shape: its "
+            f"first value is of type {type(array[0]).__name__}, shape {first.shape}{where}. "
             f"Say which column is what: data.columns={{inputs: NAME}}"
         )
     if not (np.issubdtype(array.dtype, np.number) or array.dtype == bool):
         raise DataError(
-            f"column {name!r} holds {array.dtype}, not numbers. Say which column is what: data.columns={{inputs: NAME}}"
+            f"column {name!r} holds {array.dtype}, not numbers. Say which column is what: "
+            "data.columns={inputs: NAME}"
         )
     return torch.from_numpy(np.array(array))

@@ -1,4 +1,6 @@
-"""Samples that can be fetched by their place: held in memory, or read from the disk when their turn comes."""
+"""Samples that can be fetched by their place: held in memory, or read from the disk when their turn
+comes.
+"""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -20,13 +22,18 @@ from train.data.shares import RankShare, assignments
 
 @dataclass(frozen=True)
 class Rows:
-    """A data set in memory, one tensor for each column: fetching costs a few microseconds a sample."""
+    """A data set in memory, one tensor for each column: fetching costs a few
+    microseconds a sample.
+    """
 
     columns: Batch
-    images: frozenset[str] = frozenset()  # columns of whole numbers that are given out as float32 in [0, 1]
-    tokens: Tensor | None = None  # (samples,): of each block, without what fills it up; None: samples are no blocks
+    # columns of whole numbers that are given out as float32 in [0, 1]
+    images: frozenset[str] = frozenset()
+    # (samples,): of each block, without what fills it up; None: samples are no blocks
+    tokens: Tensor | None = None
     is_deferred: bool = False  # samples are fetched when their micro-batch's turn comes
-    weighing: "Rows | None" = None  # with it: the same samples, with the columns that weights are counted from
+    # with it: the same samples, with the columns that weights are counted from
+    weighing: "Rows | None" = None
 
     def __len__(self) -> int:
         return len(next(iter(self.columns.values())))
@@ -46,18 +53,28 @@ class Rows:
 
     def _fetch(self, ids: Ids, images: frozenset[str]) -> Batch:
         index = torch.from_numpy(ids.copy())
-        batch = {name: column.index_select(0, index) for name, column in self.columns.items()} | {"sample_id": index}
-        return {name: scaled(c) if name in images else c for name, c in batch.items()} if images else batch
+        batch = {name: column.index_select(0, index) for name, column in self.columns.items()} | {
+            "sample_id": index
+        }
+        return (
+            {name: scaled(c) if name in images else c for name, c in batch.items()}
+            if images
+            else batch
+        )
 
     def batches(self, ids: Ids, size: int) -> Iterator[Batch]:
         pixels = pixels_of(self.columns, self.images)
         for start in range(0, len(ids), size):
-            yield as_a_task_gets_it(self._fetch(ids[start : start + size], self.images - pixels), pixels)
+            yield as_a_task_gets_it(
+                self._fetch(ids[start : start + size], self.images - pixels), pixels
+            )
 
     def first(self, seed: int, count: int) -> Batch:
         return self.fetch(sample_ids(len(self), seed, 0, 0, min(count, len(self))))
 
-    def shares(self, plan: BatchPlan, seed: int, rank: int, place: Place, overfit: int | None) -> Iterator[RankShare]:
+    def shares(
+        self, plan: BatchPlan, seed: int, rank: int, place: Place, overfit: int | None
+    ) -> Iterator[RankShare]:
         """As data.shares has it. Any share can be read without those before it."""
         return self.read(assignments(plan, seed, rank, place, overfit))
 
@@ -103,7 +120,9 @@ class Rows:
         samples = DeferredReads(
             read=lambda start, stop: fetch(found.ids[start:stop]),
             filler=lambda: fetch(found.filler_ids),
-            weighed=None if weighing is None else lambda start, stop: weighing.fetch(found.ids[start:stop]),
+            weighed=None
+            if weighing is None
+            else lambda start, stop: weighing.fetch(found.ids[start:stop]),
             sizes=found.sizes,
             images=self.images,
         )
@@ -139,7 +158,12 @@ class Table:
     def only(self, names: Sequence[str]) -> "Table":
         """Without the other columns."""
         reader = replace(self.reader, columns={name: self.reader.columns[name] for name in names})
-        return Table(self.dataset.select_columns(reader.names), reader, self.images.intersection(names), self.rows)
+        return Table(
+            self.dataset.select_columns(reader.names),
+            reader,
+            self.images.intersection(names),
+            self.rows,
+        )
 
     def pick(self, ids: Ids) -> Picked:
         """The samples `ids`, in that order, as they are stored."""
@@ -153,5 +177,7 @@ def preload(dataset: Dataset, reader: Reader, images: frozenset[str], rows: Ids)
 
 def finished(batch: Batch, images: frozenset[str], ids: Ids | range) -> Batch:
     """As a task gets it: images scaled, `sample_id` told."""
-    floats: dict[str, Tensor] = {name: scaled(c) if name in images else c for name, c in batch.items()}
+    floats: dict[str, Tensor] = {
+        name: scaled(c) if name in images else c for name, c in batch.items()
+    }
     return floats | {"sample_id": torch.from_numpy(np.array(ids, dtype=np.int64))}

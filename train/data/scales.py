@@ -1,4 +1,6 @@
-"""How large the numbers of `inputs` are: mean and deviation over the rows that are trained on (data.normalize)."""
+"""How large the numbers of `inputs` are: mean and deviation over the rows that are trained on
+(data.normalize).
+"""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -53,8 +55,8 @@ def fit(train: TrainingSet, names: Sequence[str]) -> Fitted:
     samples = train.samples if isinstance(train, Loader) else train
     if not isinstance(samples, Rows | Table):
         raise DataError(
-            "data.normalize needs all rows before the first step, and here they come as a stream, or by length. Type: "
-            "data.normalize=false, or data.streaming=false"
+            "data.normalize needs all rows before the first step, and here they come as a stream, "
+            "or by length. Type: data.normalize=false, or data.streaming=false"
         )
     _check(samples, names)
     size = len(samples)
@@ -66,7 +68,8 @@ def fit(train: TrainingSet, names: Sequence[str]) -> Fitted:
 
     mean = mean_of(lambda rows: rows)
     deviation = mean_of(lambda rows: (rows - mean).square()).sqrt()
-    first = _numbers(samples, np.arange(1))  # of a column of one value, whose deviation may be that of rounding
+    # of a column of one value, whose deviation may be that of rounding
+    first = _numbers(samples, np.arange(1))
     is_one_value = mean_of(lambda rows: (rows != first).double()) == 0
     return Fitted(mean, torch.where(is_one_value, 1.0, deviation), size)
 
@@ -75,18 +78,19 @@ def _check(samples: Rows | Table, names: Sequence[str]) -> None:
     first = samples.pick(np.arange(1))
     if INPUTS not in first:
         raise DataError(
-            f"data.normalize scales the column that the task calls inputs; this task has {', '.join(first)}. Type: "
-            f"data.normalize=false"
+            "data.normalize scales the column that the task calls inputs; this task has "
+            f"{', '.join(first)}. Type: data.normalize=false"
         )
     if INPUTS in samples.images:
         half = [0.5] * (first[INPUTS][0].shape[0] if first[INPUTS][0].ndim > 2 else 1)
         raise DataError(
-            f"data.normalize is for numbers, and column {names[0]!r} holds images. Type: data.normalize=false "
-            f"'data.image={{mean: {half}, std: {half}}}'"
+            f"data.normalize is for numbers, and column {names[0]!r} holds images. Type: "
+            f"data.normalize=false 'data.image={{mean: {half}, std: {half}}}'"
         )
     if mask_of(INPUTS) in first:
         raise DataError(
-            f"data.normalize is for numbers, and column {names[0]!r} holds text. Type: data.normalize=false"
+            f"data.normalize is for numbers, and column {names[0]!r} holds text. Type: "
+            "data.normalize=false"
         )
 
 
@@ -97,7 +101,8 @@ def _numbers(samples: Rows | Table, ids: Ids) -> Tensor:
 
 
 def far_apart(train: TrainingSet, names: Sequence[str]) -> list[str]:
-    """What the screen says where columns that stand side by side differ in size by more than FAR times.
+    """What the screen says where columns that stand side by side differ in size by more than FAR
+    times.
 
     Looks at BLOCK rows at most, from all over the set.
     """
@@ -111,6 +116,6 @@ def far_apart(train: TrainingSet, names: Sequence[str]) -> list[str]:
         return []
     (least, small), (most, large) = min(known), max(known)
     return [
-        f"warning   columns differ in scale: {large} is of about {most:.3g}, {small} of about {least:.3g}, and a model "
-        f"learns from large ones first. Type: data.normalize=true"
+        f"warning   columns differ in scale: {large} is of about {most:.3g}, {small} of about "
+        f"{least:.3g}, and a model learns from large ones first. Type: data.normalize=true"
     ]

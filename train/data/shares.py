@@ -1,4 +1,6 @@
-"""One rank's share of a step, as it was read: the ranks have not agreed on anything about it yet."""
+"""One rank's share of a step, as it was read: the ranks have not agreed on anything
+about it yet.
+"""
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,7 +24,9 @@ class DataError(UserError):
 
 
 class Misread(DataError):
-    """The data is not what the config says, and the cause may be how a file was read: `fix` holds where it was not."""
+    """The data is not what the config says, and the cause may be how a file was read: `fix` holds
+    where it was not.
+    """
 
     def __init__(self, what: str, fix: str, column: str | None = None) -> None:
         super().__init__(f"{what}. {fix}")
@@ -37,20 +41,28 @@ class Missing(Misread):
 
 @dataclass(kw_only=True)
 class RankShare:
-    """One rank's samples of a step, and how they are cut into micro-batches (train.batch.window.MicroBatches)."""
+    """One rank's samples of a step, and how they are cut into micro-batches
+    (train.batch.window.MicroBatches).
+    """
 
     epoch: int
     last_of_epoch: bool
     samples: Batch | Deferred  # micro-batch after micro-batch; Deferred: read when its turn comes
     sizes: tuple[int, ...]  # of the micro-batches; 0: nothing left, take the filler
-    filler: Batch = field(default_factory=dict)  # one sample of the step; {} where none is needed, or none is read yet
-    pixels: frozenset[str] = frozenset()  # columns of 0 to 255, which a task gets as float32 in [0, 1]
-    largest: int  # samples of the rank that has the most: none needs more micro-batches than that one
+    # one sample of the step; {} where none is needed, or none is read yet
+    filler: Batch = field(default_factory=dict)
+    # columns of 0 to 255, which a task gets as float32 in [0, 1]
+    pixels: frozenset[str] = frozenset()
+    # samples of the rank that has the most: none needs more micro-batches than that one
+    largest: int
     of_step: int = 0  # samples, over all ranks
-    tokens: int | None = None  # in these samples, without what fills a block up; None: samples are no blocks
+    # in these samples, without what fills a block up; None: samples are no blocks
+    tokens: int | None = None
     trim: Callable[[Batch], Batch] | None = None  # cuts padding off a micro-batch
-    check: Callable[[Batch], object] | None = None  # of samples that are read later; raises DataError
-    _micro_batches: tuple[MicroBatch, ...] | None = field(default=None, init=False)  # cut once, when first asked for
+    # of samples that are read later; raises DataError
+    check: Callable[[Batch], object] | None = None
+    # cut once, when first asked for
+    _micro_batches: tuple[MicroBatch, ...] | None = field(default=None, init=False)
 
     def __len__(self) -> int:
         return len(self.sizes)
@@ -98,7 +110,8 @@ class RankShare:
     def placed(self, place: Callable[[Batch], Batch]) -> "RankShare":
         """The same share, its samples where `place` puts a batch, such as into pinned memory.
 
-        Each micro-batch by itself where it is read later, or its padding trimmed, which would copy it to elsewhere.
+        Each micro-batch by itself where it is read later, or its padding trimmed, which would copy
+        it to elsewhere.
         """
         if isinstance(self.samples, Deferred) or self.trim is not None:
             trim = self.trim or _as_it_is
@@ -132,10 +145,14 @@ class TrainingSet(Protocol):
         ...
 
     def first(self, seed: int, count: int) -> Batch:
-        """The first `count` samples of the first epoch, or all where there are fewer; the same on every rank."""
+        """The first `count` samples of the first epoch, or all where there are fewer; the same on
+        every rank.
+        """
         ...
 
-    def shares(self, plan: BatchPlan, seed: int, rank: int, place: Place, overfit: int | None) -> Iterator[RankShare]:
+    def shares(
+        self, plan: BatchPlan, seed: int, rank: int, place: Place, overfit: int | None
+    ) -> Iterator[RankShare]:
         """This rank's shares of one step after the other, without end, from `place` on.
 
         `overfit`: the steps 1 .. overfit again and again.
@@ -151,8 +168,9 @@ class TrainingSet(Protocol):
 
     @property
     def is_weighed(self) -> bool:
-        """Of deferred samples: the columns of their weights can be had without the others. Else the weights of a step
-        are unknown until its last micro-batch is read."""
+        """Of deferred samples: the columns of their weights can be had without the others. Else the
+        weights of a step are unknown until its last micro-batch is read.
+        """
         ...
 
 
@@ -167,7 +185,9 @@ class EvaluationSet(Protocol):
 
 
 def split(samples: Batch, sizes: Sequence[int], filler: Batch) -> tuple[Batch, ...]:
-    """A rank's samples, cut into its micro-batches: views, except where the filler takes an empty one's place."""
+    """A rank's samples, cut into its micro-batches: views, except where the filler takes an empty
+    one's place.
+    """
     if len(sizes) == 1 and sizes[0]:
         return (samples,)
     pieces = {name: torch.split(column, list(sizes)) for name, column in samples.items()}
@@ -180,7 +200,9 @@ def split(samples: Batch, sizes: Sequence[int], filler: Batch) -> tuple[Batch, .
 def assignments(
     plan: BatchPlan, seed: int, rank: int, place: Place, overfit: int | None
 ) -> Iterator[tuple[int, Assignment]]:
-    """(epoch, which samples) of one step after the other, of data whose size is known; it may begin anywhere."""
+    """(epoch, which samples) of one step after the other, of data whose size is known; it may begin
+    anywhere.
+    """
     if overfit:
         place = Place(0, place.samples % (overfit * plan.effective))
     epoch, taken, seen = place.epoch, place.samples, place.seen

@@ -38,7 +38,8 @@ SHARE = 0.25
 class Sets:
     train: TrainingSet
     evaluation: dict[str, EvaluationSet]  # the main set has the name ""
-    classes: Mapping[str, Sequence[str]] = field(default_factory=dict)  # names, in the order of their numbers
+    # names, in the order of their numbers
+    classes: Mapping[str, Sequence[str]] = field(default_factory=dict)
     labels: tuple[LabelRange, ...] = ()
     notes: tuple[str, ...] = ()  # for the screen
     padding: Padding | None = None  # what micro-batches are cut to get rid of (batch.micro_tokens)
@@ -46,18 +47,25 @@ class Sets:
     fitted: Fitted | None = None  # by which inputs are scaled (data.normalize)
 
     def trial(self, seed: int, count: int) -> Batch:
-        """A few samples to try things on, uncut: the first ones, and where texts are cut, the shortest of all."""
-        return (self.train.trial if isinstance(self.train, ByLength) else self.train.first)(seed, count)
+        """A few samples to try things on, uncut: the first ones, and where texts are cut, the
+        shortest of all.
+        """
+        return (self.train.trial if isinstance(self.train, ByLength) else self.train.first)(
+            seed, count
+        )
 
 
 def open_sets(config: Config, needed: Sequence[str], splits: Splits | None = None) -> Sets:
-    """The training and evaluation samples, with the columns that the task needs under the task's own names.
+    """The training and evaluation samples, with the columns that the task needs under the task's
+    own names.
 
     Raises DataError for columns that are missing, and for values that cannot be trained on.
     """
     splits = splits or load_splits(config, needed)
     opened = _packed if config.data.block_size is not None else _opened
-    files, asked = (splits.source.files, splits.source.asked) if splits.source is not None else (None, {})
+    files, asked = (
+        (splits.source.files, splits.source.asked) if splits.source is not None else (None, {})
+    )
     with drawn_from(DATA_SEED), advised(files, asked):
         return replace(opened(config, needed, splits), digests=splits.digests)
 
@@ -81,13 +89,16 @@ def _opened(config: Config, needed: Sequence[str], splits: Splits) -> Sets:
     train = _training(config, splits)
     # Streams that name no columns are asked for those of their first sample.
     texts = [name for name, kind in (train.features or {}).items() if is_text_value(kind)]
-    columns = chosen_columns(_names_of(train, _explained(splits, config)), data.columns, needed, texts)
+    columns = chosen_columns(
+        _names_of(train, _explained(splits, config)), data.columns, needed, texts
+    )
     names = class_names(_arrow(train), train.features, columns.get(LABELS))
     tokenizer = make_tokenizer(data)
     if data.max_length is not None and not isinstance(tokenizer, Bytes | Saved):
         raise DataError(
-            f"data.max_length fills up texts, and data.tokenizer={data.tokenizer} does not say by which token. "
-            f"Type: data.tokenizer=bytes, or the folder of a tokenizer that transformers has saved"
+            f"data.max_length fills up texts, and data.tokenizer={data.tokenizer} does not say by "
+            "which token. Type: data.tokenizer=bytes, or the folder of a tokenizer that "
+            "transformers has saved"
         )
     saved = tokenizer if isinstance(tokenizer, Saved) else None
     classes = {LABELS: names} if names else {}
@@ -104,7 +115,9 @@ def _opened(config: Config, needed: Sequence[str], splits: Splits) -> Sets:
         if data.eval_split is None and data.eval_fraction:
             kept, held = hold_out(len(train), data.eval_fraction)
             evaluation[""] = opening.evaluation(train, held)
-    evaluation |= {name: opening.evaluation(held_out[split]) for name, split in config.evaluate.sets.items()}
+    evaluation |= {
+        name: opening.evaluation(held_out[split]) for name, split in config.evaluate.sets.items()
+    }
     samples = opening.training(train, kept)
     whole = {data.split: train, **held_out}
     ranges = (label_range(_arrow(rows), opening.reader, split) for split, rows in whole.items())
@@ -113,7 +126,9 @@ def _opened(config: Config, needed: Sequence[str], splits: Splits) -> Sets:
     if config.batch.micro_tokens is not None:
         types = train.features.arrow_schema if isinstance(train, Dataset) else None
         limit = config.batch.micro_tokens
-        samples, evaluation, padding = cut_by_length(samples, evaluation, opening.reader, types, limit)
+        samples, evaluation, padding = cut_by_length(
+            samples, evaluation, opening.reader, types, limit
+        )
     return Sets(samples, evaluation, opening.reader.classes, labels, notes, padding)
 
 
@@ -128,7 +143,9 @@ def _packed(config: Config, needed: Sequence[str], splits: Splits) -> Sets:
     elif data.eval_fraction and isinstance(train, Dataset):
         kept, held = hold_out(len(train), data.eval_fraction)
         train, held_out[""] = train.select(kept), train.select(held)
-    evaluation: dict[str, EvaluationSet] = {name: pack(held_out[name], data, needed) for name in sorted(held_out)}
+    evaluation: dict[str, EvaluationSet] = {
+        name: pack(held_out[name], data, needed) for name in sorted(held_out)
+    }
     notes = splits.notes
     if data.preload is False and (held_out or isinstance(train, Dataset)):
         notes += ("loading   blocks are held in memory, whatever data.preload says",)
@@ -143,7 +160,8 @@ def _packed(config: Config, needed: Sequence[str], splits: Splits) -> Sets:
         shuffle_buffer=data.shuffle_buffer,
         by_rank=data.split_by_node,
         explain=_explained(splits, config),
-        by_user_code=resolve_source(data.source) is not None or not isinstance(tokenizer, Bytes | Saved),
+        by_user_code=resolve_source(data.source) is not None
+        or not isinstance(tokenizer, Bytes | Saved),
         tokenizer=tokenizer,
         block_size=data.block_size,
         needed=needed,
@@ -158,7 +176,8 @@ def _training(config: Config, splits: Splits) -> Readable:
         train = train.to_iterable_dataset()
     if isinstance(train, IterableDataset) and data.eval_fraction and data.eval_split is None:
         raise DataError(
-            f"data.eval_fraction={data.eval_fraction} of a stream of unknown length. Type: data.eval_split=test"
+            f"data.eval_fraction={data.eval_fraction} of a stream of unknown length. Type: "
+            "data.eval_split=test"
         )
     return train
 
@@ -175,7 +194,9 @@ class _Opening:
         dataset = whole(dataset)
         chosen_columns(dataset.column_names, self.config.data.columns, list(self.reader.columns))
         if len(dataset) == 0:
-            raise DataError("a set of the data is empty. Look at data.split, data.eval_split and evaluate.sets")
+            raise DataError(
+                "a set of the data is empty. Look at data.split, data.eval_split and evaluate.sets"
+            )
         check_values(_arrow(dataset.select_columns(self.reader.names)), self.reader, split)
         return dataset
 
@@ -191,25 +212,36 @@ class _Opening:
                 explain=self.explain,
                 by_user_code=resolve_source(data.source) is not None,
             )
-        return self._with(self._samples(dataset, rows, transform is not None), transform, self.config.seed)
+        return self._with(
+            self._samples(dataset, rows, transform is not None), transform, self.config.seed
+        )
 
     def evaluation(self, dataset: Dataset, rows: Ids | None = None) -> EvaluationSet:
         name = self.config.data.eval_transform
         transform = resolve(name, "train.data") if name else None
-        return self._with(self._samples(dataset, rows, transform is not None), transform, HOLDOUT_SEED)
+        return self._with(
+            self._samples(dataset, rows, transform is not None), transform, HOLDOUT_SEED
+        )
 
     def _with(self, samples: Rows | Table, transform: Transform | None, seed: int) -> Rows | Loader:
         if isinstance(samples, Rows) and transform is None:
             return samples
-        timeout = self.config.runtime.timeout_seconds / 2  # before the other ranks give up waiting for this one
+        # before the other ranks give up waiting for this one
+        timeout = self.config.runtime.timeout_seconds / 2
         return Loader(samples, transform, seed, self.config.data.workers, timeout)
 
     def _samples(self, dataset: Dataset, rows: Ids | None, transformed: bool) -> Rows | Table:
         """`rows`: which of the data set; None: all."""
-        own = {name: column for name, column in self.reader.columns.items() if isinstance(column, str)}
-        images = frozenset(name for name, column in own.items() if isinstance(dataset.features[column], Image))
+        own = {
+            name: column for name, column in self.reader.columns.items() if isinstance(column, str)
+        }
+        images = frozenset(
+            name for name, column in own.items() if isinstance(dataset.features[column], Image)
+        )
         places = np.arange(len(dataset)) if rows is None else rows
-        chosen = (dataset if rows is None else dataset.select(rows)).select_columns(self.reader.names)
+        chosen = (dataset if rows is None else dataset.select(rows)).select_columns(
+            self.reader.names
+        )
         chosen = chosen.with_format("arrow")
         wanted = self.config.data.preload
         if wanted is None:
@@ -235,8 +267,13 @@ class _Opening:
             why = "data.preload=false"
         elif isinstance(table, Table) and not (table.images and data.transform):
             size, limit = self.bytes_of(table.dataset) / 2**30, memory_of_a_rank() / 2**30
-            why = f"about {size:.3g} GiB, over the {limit:.3g} GiB that a rank may fill: {SHARE:.0%} of the machine's"
-        workers = f"{data.workers} worker{'s' * (data.workers != 1)}" if data.workers else "no workers"
+            why = (
+                f"about {size:.3g} GiB, over the {limit:.3g} GiB that a rank may fill: "
+                f"{SHARE:.0%} of the machine's"
+            )
+        workers = (
+            f"{data.workers} worker{'s' * (data.workers != 1)}" if data.workers else "no workers"
+        )
         yield f"loading   {held}, as needed, by {workers} per rank ({why})"
 
 

@@ -1,4 +1,6 @@
-"""The data sets that a config names, with tokens in place of texts: what takes long, and is found in a cache."""
+"""The data sets that a config names, with tokens in place of texts: what takes long, and is found
+in a cache.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -33,7 +35,8 @@ class Splits:
 
 
 def load_splits(config: Config, needed: Sequence[str]) -> Splits:
-    """Downloads, makes tokens, and fills the cache of `datasets`; `needed` are the columns of the task.
+    """Downloads, makes tokens, and fills the cache of `datasets`; `needed` are the columns of the
+    task.
 
     Raises DataError where a source cannot be read, or a text is no text.
     """
@@ -45,7 +48,9 @@ def load_splits(config: Config, needed: Sequence[str]) -> Splits:
 
 def _load_splits(config: Config, needed: Sequence[str]) -> Splits:
     data = config.data
-    source = Source(data, asked_columns(data.columns, needed if data.block_size is None else ("text",)))
+    source = Source(
+        data, asked_columns(data.columns, needed if data.block_size is None else ("text",))
+    )
 
     def read(split: str, streaming: bool = False) -> Readable:
         rows = source.split(split, streaming)
@@ -94,7 +99,9 @@ def _documents(splits: Splits, data: Data, needed: Sequence[str]) -> Splits:
 
 
 def _texts(splits: Splits, data: Data, needed: Sequence[str]) -> Splits:
-    """Columns of text as data.max_length tokens of a saved tokenizer; texts that are their bytes are cut when read."""
+    """Columns of text as data.max_length tokens of a saved tokenizer; texts that are their bytes
+    are cut when read.
+    """
     tokenizer = make_tokenizer(data)
     if not isinstance(tokenizer, Saved):
         return splits
@@ -127,9 +134,13 @@ def _of_text(rows: Dataset, columns: Columns) -> list[str]:
     """Columns that are read as tokens and as nothing else; none where there are no rows."""
     types = rows.features.arrow_schema
     alone = {own for name, own in columns.items() if isinstance(own, str) and name != LABELS}
-    others = {own for given in columns.values() if not isinstance(given, str) for own in given} | {columns.get(LABELS)}
+    others = {own for given in columns.values() if not isinstance(given, str) for own in given} | {
+        columns.get(LABELS)
+    }
     return [own for own in sorted(alone - others) if len(rows) and is_text(types.field(own).type)]
 
 
 def _check(texts: Dataset, column: str, split: str) -> None:
-    check_values(texts.select_columns([column]).with_format("arrow")[:], Reader({"text": column}), split)
+    check_values(
+        texts.select_columns([column]).with_format("arrow")[:], Reader({"text": column}), split
+    )

@@ -1,4 +1,6 @@
-"""Samples that come one after the other, as many as there are: each rank has its own, of one global order."""
+"""Samples that come one after the other, as many as there are: each rank has its own, of one global
+order.
+"""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -26,22 +28,25 @@ Blocks = Iterator[tuple[int, pa.Table, bool]]
 
 @dataclass(frozen=True)
 class Stream:
-    """One rank of each machine reads all samples, and hands the others theirs (train.data.handout): no rank can run dry
-    before the others, whatever the shards.
+    """One rank of each machine reads all samples, and hands the others theirs (train.data.handout):
+    no rank can run dry before the others, whatever the shards.
 
     With `by_rank` a rank reads its own shards only, and begins them again when they end:
-    which samples make up a step then depends on the number of ranks, and small shards are seen more often. (Where the
-    shards cannot be dealt evenly, datasets deals single samples instead.)
+    which samples make up a step then depends on the number of ranks, and small shards are seen more
+    often. (Where the shards cannot be dealt evenly, datasets deals single samples instead.)
     """
 
     dataset: IterableDataset
     reader: Reader
     shuffle_buffer: int  # samples; 0: the order of the source
     by_rank: bool
-    explain: Callable[[Exception], Exception] | None = None  # what cannot be read, such as a damaged file
-    by_user_code: bool = False  # the user's own code makes the samples while they are read, and may draw
+    # what cannot be read, such as a damaged file
+    explain: Callable[[Exception], Exception] | None = None
+    # the user's own code makes the samples while they are read, and may draw
+    by_user_code: bool = False
     is_deferred: bool = False  # samples are decoded when their micro-batch's turn comes
-    weighing: "Stream | None" = None  # with it: the same, with the columns that weights are counted from
+    # with it: the same, with the columns that weights are counted from
+    weighing: "Stream | None" = None
 
     @property
     def size(self) -> None:
@@ -49,18 +54,26 @@ class Stream:
 
     def first(self, seed: int, count: int) -> Batch:
         with self._explained():
-            _, table, _ = next(self._apart(self._blocks(self._order(self.dataset, seed, 0), count), seed, 0))
+            _, table, _ = next(
+                self._apart(self._blocks(self._order(self.dataset, seed, 0), count), seed, 0)
+            )
         batch, images = self._batch(table, range(table.num_rows)), self._images(table)
-        return {name: scaled(column) if name in images else column for name, column in batch.items()}
+        return {
+            name: scaled(column) if name in images else column for name, column in batch.items()
+        }
 
-    def shares(self, plan: BatchPlan, seed: int, rank: int, place: Place, overfit: int | None) -> Iterator[RankShare]:
+    def shares(
+        self, plan: BatchPlan, seed: int, rank: int, place: Place, overfit: int | None
+    ) -> Iterator[RankShare]:
         """As data.shares has it; to begin at a place, what comes before it is read and left out."""
         with self._explained():
             if self.by_rank:
                 yield from self._own_shares(plan, seed, rank, place)
             yield from self._shares(plan, seed, rank, place, overfit)
 
-    def _shares(self, plan: BatchPlan, seed: int, rank: int, place: Place, overfit: int | None) -> Iterator[RankShare]:
+    def _shares(
+        self, plan: BatchPlan, seed: int, rank: int, place: Place, overfit: int | None
+    ) -> Iterator[RankShare]:
         for part in parts(self._steps(plan, seed, place, overfit), plan, rank):
             count, first = part.rows.num_rows, part.start + part.first
             yield self._share(
@@ -78,7 +91,9 @@ class Stream:
                 (part.filler, range(part.start, part.start + 1)),
             )
 
-    def _steps(self, plan: BatchPlan, seed: int, place: Place, overfit: int | None) -> Iterator[Step]:
+    def _steps(
+        self, plan: BatchPlan, seed: int, place: Place, overfit: int | None
+    ) -> Iterator[Step]:
         if overfit:
             place = Place(0, place.samples % (overfit * plan.effective))
         while True:
@@ -103,16 +118,26 @@ class Stream:
         except Exception as error:
             raise (self.explain(error) if self.explain else error) from error
 
-    def _own_shares(self, plan: BatchPlan, seed: int, rank: int, place: Place) -> Iterator[RankShare]:
-        """In each step as many samples as this rank's share of a full one, over the ends of its own shards."""
+    def _own_shares(
+        self, plan: BatchPlan, seed: int, rank: int, place: Place
+    ) -> Iterator[RankShare]:
+        """In each step as many samples as this rank's share of a full one, over the ends of its own
+        shards.
+        """
         own = self._order(split_dataset_by_node(self.dataset, rank, plan.world_size), seed, 0)
         if next(iter(own), None) is None:
-            raise DataError(f"rank {rank} has no samples of its own. Type: data.split_by_node=false")
+            raise DataError(
+                f"rank {rank} has no samples of its own. Type: data.split_by_node=false"
+            )
         _, sizes = divide(plan, plan.effective, rank)
         wanted = max(1, sum(sizes))  # one with no share needs a filler
         found = self._blocks(own.repeat(None), wanted, place.samples // plan.effective * wanted)
         for start, table, _ in self._apart(found, seed, 0):
-            ids = range(rank + start * plan.world_size, rank + (start + wanted) * plan.world_size, plan.world_size)
+            ids = range(
+                rank + start * plan.world_size,
+                rank + (start + wanted) * plan.world_size,
+                plan.world_size,
+            )
             yield self._share(
                 RankShare(
                     epoch=0,
@@ -140,23 +165,36 @@ class Stream:
         return set(names) <= self.reader.columns.keys()
 
     def _only(self, names: Sequence[str]) -> "Stream":
-        return replace(self, reader=replace(self.reader, columns={name: self.reader.columns[name] for name in names}))
+        return replace(
+            self,
+            reader=replace(
+                self.reader, columns={name: self.reader.columns[name] for name in names}
+            ),
+        )
 
-    def _share(self, share: RankShare, rows: pa.Table, ids: range, filler: tuple[pa.Table, range]) -> RankShare:
-        """The share with its samples: `rows`, with these `sample_id`s, decoded now or later; `filler`: one of them."""
+    def _share(
+        self, share: RankShare, rows: pa.Table, ids: range, filler: tuple[pa.Table, range]
+    ) -> RankShare:
+        """The share with its samples: `rows`, with these `sample_id`s, decoded now or later;
+        `filler`: one of them.
+        """
         if self.is_deferred:
             weighing = self.weighing
             share.samples = DeferredReads(
                 read=lambda start, stop: self._read(rows, start, stop, ids),
                 filler=lambda: self._batch(*filler),
-                weighed=None if weighing is None else lambda start, stop: weighing._read(rows, start, stop, ids),
+                weighed=None
+                if weighing is None
+                else lambda start, stop: weighing._read(rows, start, stop, ids),
                 sizes=share.sizes,
                 images=self._images(rows),
             )
             return share
         share.samples = self._batch(rows, ids)
         share.filler = self._batch(*filler) if 0 in share.sizes else {}
-        share.pixels = pixels_of(share.samples, self._images(rows)) if share.samples else frozenset()
+        share.pixels = (
+            pixels_of(share.samples, self._images(rows)) if share.samples else frozenset()
+        )
         return share
 
     def _read(self, rows: pa.Table, start: int, stop: int, ids: range) -> Batch:
@@ -173,22 +211,35 @@ class Stream:
             return dataset
         options = {}
         if self.by_user_code:
-            # From several shards at once datasets (5.2) would read in threads: these draw at any moment of a step.
+            # From several shards at once datasets (5.2) would read in threads: these draw at any
+            # moment of a step.
             options["max_buffer_input_shards"] = 1
-        # Seeded anew for each epoch: what set_epoch says is lost by the next method that is called (datasets 5.2).
-        return dataset.shuffle(seed=key_of(seed, epoch) >> 1, buffer_size=self.shuffle_buffer, **options)
+        # Seeded anew for each epoch: what set_epoch says is lost by the next method that is called
+        # (datasets 5.2).
+        return dataset.shuffle(
+            seed=key_of(seed, epoch) >> 1, buffer_size=self.shuffle_buffer, **options
+        )
 
     def _apart(self, blocks: Blocks, seed: int, epoch: int) -> Blocks:
-        """What the source draws is the same on every rank, and after a resume, which reads the epoch from its start."""
+        """What the source draws is the same on every rank, and after a resume, which reads the
+        epoch from its start.
+        """
         return read_apart(blocks, key_of(seed, epoch) >> 1) if self.by_user_code else blocks
 
     def _blocks(
-        self, ordered: IterableDataset, size: int, start: int = 0, end: int | None = None, drop_tail: bool = False
+        self,
+        ordered: IterableDataset,
+        size: int,
+        start: int = 0,
+        end: int | None = None,
+        drop_tail: bool = False,
     ) -> Blocks:
         """The samples from place `start` on, up to `end`, `size` at a time."""
         chosen = ordered if end is None else ordered.take(end)
         chosen = chosen.skip(start) if start else chosen
-        return one_ahead(chosen.with_format("arrow").iter(batch_size=size, drop_last_batch=drop_tail), start)
+        return one_ahead(
+            chosen.with_format("arrow").iter(batch_size=size, drop_last_batch=drop_tail), start
+        )
 
     def _batch(self, rows: pa.Table, ids: range) -> Batch:
         """Rows under the names of the task, with these `sample_id`s."""
@@ -205,11 +256,17 @@ class Stream:
     def _images(self, rows: pa.Table) -> frozenset[str]:
         """Columns of images, by the names of the task."""
         features = self._features(rows)
-        return frozenset(name for name, own in self.reader.columns.items() if isinstance(features.get(str(own)), Image))
+        return frozenset(
+            name
+            for name, own in self.reader.columns.items()
+            if isinstance(features.get(str(own)), Image)
+        )
 
 
 def one_ahead(tables: Iterable[pa.Table], start: int) -> Blocks:
-    """One block is read ahead, to know which is the last; `start` is the place of the first sample."""
+    """One block is read ahead, to know which is the last; `start` is the place of the
+    first sample.
+    """
     ahead = None
     for table in tables:
         if ahead is not None:
@@ -217,7 +274,9 @@ def one_ahead(tables: Iterable[pa.Table], start: int) -> Blocks:
             start += ahead.num_rows
         ahead = table
     if ahead is None:
-        raise DataError("the stream has no samples, or fewer than data.drop_tail needs for one step")
+        raise DataError(
+            "the stream has no samples, or fewer than data.drop_tail needs for one step"
+        )
     yield start, ahead, True
 
 

@@ -1,7 +1,8 @@
-"""From text to tokens and back. A config names one by `data.tokenizer`: `bytes`, the dotted path of your own, or the
-folder of one that transformers has saved.
+"""From text to tokens and back. A config names one by `data.tokenizer`: `bytes`, the dotted path of
+your own, or the folder of one that transformers has saved.
 
-A tokenizer of your own is made without arguments and has the members of `Tokenizer`. Pure: no torch.
+A tokenizer of your own is made without arguments and has the members of `Tokenizer`. Pure: no
+torch.
 """
 
 import json
@@ -23,7 +24,9 @@ class Tokenizer(Protocol):
 
     @property
     def document_start(self) -> int:
-        """The token that stands at the head of each document, and nowhere else: what its first real token follows."""
+        """The token that stands at the head of each document, and nowhere else: what its first real
+        token follows.
+        """
         ...
 
     def encode(self, text: str) -> Tokens:
@@ -38,7 +41,9 @@ class Tokenizer(Protocol):
 
 
 class Bytes:
-    """The 256 bytes of UTF-8, and one token for the start of a document: nothing to train, nothing to download."""
+    """The 256 bytes of UTF-8, and one token for the start of a document: nothing to train, nothing
+    to download.
+    """
 
     vocabulary = 257
     document_start = 256
@@ -59,7 +64,9 @@ class TokenizerError(ValueError):
 
 
 def complete(made: Tokenizer) -> Tokenizer:
-    """A tokenizer of one's own. Raises TokenizerError where it lacks a member: some are needed only late in a run."""
+    """A tokenizer of one's own. Raises TokenizerError where it lacks a member: some are needed only
+    late in a run.
+    """
     members = ("vocabulary", "document_start", "encode", "decode", "lengths")
     lacking = [name for name in members if not hasattr(made, name)]
     if lacking:
@@ -71,10 +78,12 @@ def complete(made: Tokenizer) -> Tokenizer:
 
 
 class Saved:
-    """A tokenizer that transformers has saved in a folder. It needs the extra `hf`. Raises TokenizerError.
+    """A tokenizer that transformers has saved in a folder. It needs the extra `hf`. Raises
+    TokenizerError.
 
-    document_start is its bos_token, else eos_token, else cls_token. A text that spells out such a token is split like
-    any other text. lengths are known for byte-level tokenizers (GPT-2, Llama 3, Qwen) only.
+    document_start is its bos_token, else eos_token, else cls_token. A text that spells out such a
+    token is split like any other text. lengths are known for byte-level tokenizers (GPT-2, Llama 3,
+    Qwen) only.
     """
 
     def __init__(self, folder: str) -> None:
@@ -85,9 +94,13 @@ class Saved:
             )
         library: Any = import_module("transformers")
         try:
-            self._inner = library.AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+            self._inner = library.AutoTokenizer.from_pretrained(
+                folder, local_files_only=True, trust_remote_code=False
+            )
         except (OSError, ValueError) as error:
-            raise TokenizerError(f"{folder} holds no tokenizer that transformers opens: {error}") from error
+            raise TokenizerError(
+                f"{folder} holds no tokenizer that transformers opens: {error}"
+            ) from error
         self.folder = folder
         self.vocabulary = len(self._inner)
         self._lengths: NDArray[np.int64] | None = _lengths(self._inner)
@@ -99,7 +112,9 @@ class Saved:
         for token in (inner.bos_token_id, inner.eos_token_id, inner.cls_token_id):
             if token is not None:
                 return int(token)
-        raise TokenizerError(f"{self.folder} has no bos_token, eos_token or cls_token to begin a document with")
+        raise TokenizerError(
+            f"{self.folder} has no bos_token, eos_token or cls_token to begin a document with"
+        )
 
     @property
     def padding(self) -> int:
@@ -116,12 +131,15 @@ class Saved:
         return tokens
 
     def loses(self, text: str, tokens: Tokens) -> bool:
-        """Whether a text has other bytes than its tokens: some change letters before they split: NFC, a space in
-        front."""
+        """Whether a text has other bytes than its tokens: some change letters before they split:
+        NFC, a space in front.
+        """
         return self._lengths is not None and int(self._lengths[tokens].sum()) != len(text.encode())
 
     def encode_one(self, text: str, size: int) -> Tokens:
-        """At most `size` tokens: a text as the model was trained on it, with [CLS], [SEP] or the like."""
+        """At most `size` tokens: a text as the model was trained on it, with [CLS], [SEP] or the
+        like.
+        """
         if self._inner.pad_token_id is None:
             raise TokenizerError(f"{self.folder} has no pad_token to fill texts up with")
         return np.array(self._ids(text, truncation=True, max_length=size), dtype=np.int32)
@@ -133,8 +151,8 @@ class Saved:
     def lengths(self, tokens: Tokens) -> NDArray[np.int64]:
         if self._lengths is None or self.lossy:
             raise TokenizerError(
-                f"how many bytes each token of {self.folder} stands for is not known: it does not keep every byte of a "
-                f"text. Type: task.args.bits_per_byte=false"
+                f"how many bytes each token of {self.folder} stands for is not known: it does not "
+                "keep every byte of a text. Type: task.args.bits_per_byte=false"
             )
         return self._lengths[tokens]
 
@@ -142,15 +160,21 @@ class Saved:
         self._inner.save_pretrained(folder)
 
     def _ids(self, text: str, **how: Any) -> list[int]:
-        ids: list[int] = self._inner(text, split_special_tokens=True, verbose=False, **how)["input_ids"]
+        ids: list[int] = self._inner(text, split_special_tokens=True, verbose=False, **how)[
+            "input_ids"
+        ]
         return ids
 
 
 def _lengths(inner: Any) -> NDArray[np.int64] | None:
-    """Bytes by token, special ones 0; None for a tokenizer that is not byte-level, where a letter is no byte."""
+    """Bytes by token, special ones 0; None for a tokenizer that is not byte-level, where a letter
+    is no byte.
+    """
     if "ByteLevel" not in str(json.loads(inner.backend_tokenizer.to_str())["decoder"]):
         return None
-    added = {token: len(str(content).encode()) for token, content in inner.added_tokens_decoder.items()}
+    added = {
+        token: len(str(content).encode()) for token, content in inner.added_tokens_decoder.items()
+    }
     words = inner.convert_ids_to_tokens(list(range(len(inner))))
     special = set(inner.all_special_ids)
     sizes = (0 if i in special else added.get(i, len(word or "")) for i, word in enumerate(words))
@@ -158,6 +182,8 @@ def _lengths(inner: Any) -> NDArray[np.int64] | None:
 
 
 def save_tokenizer(tokenizer: str, folder: Path) -> None:
-    """Write the tokenizer that data.tokenizer names into a folder, where it is one that was saved."""
+    """Write the tokenizer that data.tokenizer names into a folder, where it is one that
+    was saved.
+    """
     if Path(tokenizer).is_dir():
         Saved(tokenizer).save(folder)

@@ -1,7 +1,9 @@
-"""Texts as tokens, made once: by one rank while the others wait, or beforehand; then they are found.
+"""Texts as tokens, made once: by one rank while the others wait, or beforehand; then they are
+found.
 
-`map` of `datasets` makes them and shows how far it is. They lie in a folder of its cache, one file for each set of
-texts, column and tokenizer, and are read from there without being loaded (memory-mapped).
+`map` of `datasets` makes them and shows how far it is. They lie in a folder of its cache, one file
+for each set of texts, column and tokenizer, and are read from there without being loaded
+(memory-mapped).
 """
 
 import hashlib
@@ -37,10 +39,13 @@ class Tokenising:
     column: str
     tokenizer: Tokenizer
     identity: str | None  # of the tokenizer, as `identify` has it
-    max_length: int | None = None  # tokens of a text, at most; None: all, behind the start of a document
+    # tokens of a text, at most; None: all, behind the start of a document
+    max_length: int | None = None
 
     def of(self, texts: Dataset) -> Dataset:
-        """The column of a set, as tokens (int32), and which of the texts lost bytes. Raises DataError."""
+        """The column of a set, as tokens (int32), and which of the texts lost bytes. Raises
+        DataError.
+        """
         if not len(texts):
             return texts
         options: dict[str, Any] = {
@@ -54,17 +59,22 @@ class Tokenising:
         try:
             if self.identity is None or not datasets.is_caching_enabled():
                 unknown = generate_random_fingerprint()
-                return texts.map(self._tokens, keep_in_memory=True, new_fingerprint=unknown, **options)
+                return texts.map(
+                    self._tokens, keep_in_memory=True, new_fingerprint=unknown, **options
+                )
             name = self.fingerprint(texts)
             with _lock(name):
                 file = str(FOLDER / f"{name}.arrow")
-                return texts.map(self._tokens, cache_file_name=file, new_fingerprint=name, **options)
+                return texts.map(
+                    self._tokens, cache_file_name=file, new_fingerprint=name, **options
+                )
         except TokenizerError as error:
             raise DataError(f"data.tokenizer: {error}") from error
 
     def fingerprint(self, texts: Dataset) -> str:
-        """Over all that decides the tokens. datasets would pickle the tokenizer instead, and make them anew where that
-        fails or differs from process to process."""
+        """Over all that decides the tokens. datasets would pickle the tokenizer instead, and make
+        them anew where that fails or differs from process to process.
+        """
         code = digest([Path(tokenizers.__file__), Path(__file__)])
         parts = [texts._fingerprint, self.column, self.identity, self.max_length, code]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
@@ -72,8 +82,14 @@ class Tokenising:
     def note(self, name: str) -> str:
         """For the screen; `name` is data.tokenizer."""
         if self.identity is None:
-            return f"tokens    made anew by each rank at each start: nobody can tell data.tokenizer={name} from another"
-        return f"tokens    of column {self.column!r}: kept in the cache of datasets, where a run finds them"
+            return (
+                "tokens    made anew by each rank at each start: nobody can tell "
+                f"data.tokenizer={name} from another"
+            )
+        return (
+            f"tokens    of column {self.column!r}: kept in the cache of datasets, where a run "
+            "finds them"
+        )
 
     def _tokens(self, texts: Sequence[str]) -> dict[str, list[Any]]:
         if self.max_length is not None:
@@ -81,17 +97,22 @@ class Tokenising:
             cut = [self.tokenizer.encode_one(text, self.max_length) for text in texts]
             return {self.column: cut, LOSSY: [False] * len(cut)}
         documents = [document_tokens(text, self.tokenizer) for text in texts]
-        return {self.column: documents, LOSSY: [self._loses(*pair) for pair in zip(texts, documents, strict=True)]}
+        return {
+            self.column: documents,
+            LOSSY: [self._loses(*pair) for pair in zip(texts, documents, strict=True)],
+        }
 
     def _loses(self, text: str, document: Tokens) -> bool:
         return isinstance(self.tokenizer, Saved) and self.tokenizer.loses(text, document[1:])
 
 
 def identify(name: str, tokenizer: Tokenizer) -> str | None:
-    """Equal identities: the same tokens of the same text. None: what a tokenizer does cannot be told beforehand.
+    """Equal identities: the same tokens of the same text. None: what a tokenizer does cannot be
+    told beforehand.
 
-    `name` is data.tokenizer. Of the user's own class: its sources, and what it holds when it has been made, such as a
-    vocabulary that it has read. What it reads later is not known, and a class of a library may do anything.
+    `name` is data.tokenizer. Of the user's own class: its sources, and what it holds when it has
+    been made, such as a vocabulary that it has read. What it reads later is not known, and a class
+    of a library may do anything.
     """
     if type(tokenizer) is Bytes:
         return "bytes"
@@ -117,16 +138,20 @@ def stream_of(documents: Dataset, column: str) -> Iterator[Tokens]:
 
 
 def any_lossy(documents: Dataset) -> bool:
-    return bool(pc.any(documents.select_columns([LOSSY]).with_format("arrow")[:].column(LOSSY)).as_py())
+    return bool(
+        pc.any(documents.select_columns([LOSSY]).with_format("arrow")[:].column(LOSSY)).as_py()
+    )
 
 
 def _lock(name: str) -> AbstractContextManager[object]:
-    """Who else makes the same tokens, in another run or on another machine, waits for it, and finds them."""
+    """Who else makes the same tokens, in another run or on another machine, waits for it, and finds
+    them.
+    """
     try:
         FOLDER.mkdir(parents=True, exist_ok=True)
         return FileLock(FOLDER / f"{name}.lock").acquire()
     except OSError as error:
         raise DataError(
-            f"tokens are kept in the cache of datasets, and {FOLDER} cannot be written to: {error}. "
-            f"Type: HF_DATASETS_CACHE=FOLDER, a place that can, before the command"
+            f"tokens are kept in the cache of datasets, and {FOLDER} cannot be written to: "
+            f"{error}. Type: HF_DATASETS_CACHE=FOLDER, a place that can, before the command"
         ) from error

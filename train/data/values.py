@@ -1,4 +1,6 @@
-"""Columns as they are meant: images out of their bytes, and values in the place of missing ones (data.fill)."""
+"""Columns as they are meant: images out of their bytes, and values in the place of missing ones
+(data.fill).
+"""
 
 from collections.abc import Collection, Mapping
 from functools import partial
@@ -26,7 +28,9 @@ def as_meant(rows: Readable, columns: Collection[str], fill: Mapping[str, Any]) 
 
 
 def _holds_images(rows: Readable, name: str) -> bool:
-    """Whether a column holds files of images: bytes, or {bytes, path} as datasets and others write them."""
+    """Whether a column holds files of images: bytes, or {bytes, path} as datasets and others write
+    them.
+    """
     feature = rows.features[name]
     is_struct = isinstance(feature, dict) and feature.keys() == {"bytes", "path"}
     is_bytes = isinstance(feature, Value) and feature.dtype in ("binary", "large_binary")
@@ -41,8 +45,12 @@ def _filled(rows: Readable, fill: Mapping[str, Any]) -> Readable:
     features = rows.features
     unknown = [name for name in fill if features and name not in features]
     if unknown:
-        raise DataError(f"data.fill.{unknown[0]}: the data has no such column; it has {', '.join(features)}")
-    filled = rows.with_format("arrow").map(partial(_fill, fill=fill), batched=True, features=features)
+        raise DataError(
+            f"data.fill.{unknown[0]}: the data has no such column; it has {', '.join(features)}"
+        )
+    filled = rows.with_format("arrow").map(
+        partial(_fill, fill=fill), batched=True, features=features
+    )
     return filled.with_format(None)
 
 
@@ -52,8 +60,12 @@ def _fill(table: pa.Table, fill: Mapping[str, Any]) -> pa.Table:
         try:
             wanted = pa.scalar(value, column.type)
         except (pa.ArrowException, TypeError, ValueError) as error:
-            raise DataError(f"data.fill.{name}: {value!r} is no value of a column of {column.type}") from error
+            raise DataError(
+                f"data.fill.{name}: {value!r} is no value of a column of {column.type}"
+            ) from error
         if kinds.is_floating(column.type):
             column = pc.if_else(pc.is_nan(column), wanted, column)
-        table = table.set_column(table.schema.get_field_index(name), name, pc.fill_null(column, wanted))
+        table = table.set_column(
+            table.schema.get_field_index(name), name, pc.fill_null(column, wanted)
+        )
     return table

@@ -1,4 +1,6 @@
-"""The windows of a run: fetched and counted one step ahead, so that what the ranks must agree on costs no waiting."""
+"""The windows of a run: fetched and counted one step ahead, so that what the ranks must agree on
+costs no waiting.
+"""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -21,7 +23,8 @@ class _Ahead:
     micro_batches: MicroBatches | None
     late: LateWeights | None
     failure: Exception | None
-    message: Sum  # [ranks that failed, ranks that were asked to stop, samples, tokens, weight of each term]
+    # [ranks that failed, ranks that were asked to stop, samples, tokens, weight of each term]
+    message: Sum
 
     def check(self) -> None:
         if self.failure is not None:
@@ -32,9 +35,10 @@ class _Ahead:
 class Windows:
     """Iterates over the windows of steps first .. last, one for each of `shares`.
 
-    It ends earlier, on every rank before the same step, once `stop_requested()` was true on any of them. A failure to
-    read is raised on every rank before the step it belongs to. Where samples are read in the step itself, no rank
-    updates from that step on, until all raise it (one rank alone raises it at once).
+    It ends earlier, on every rank before the same step, once `stop_requested()` was true on any of
+    them. A failure to read is raised on every rank before the step it belongs to. Where samples are
+    read in the step itself, no rank updates from that step on, until all raise it (one rank alone
+    raises it at once).
     """
 
     shares: Iterator[RankShare]
@@ -45,7 +49,8 @@ class Windows:
     last: int
     first: int = 1
     seen: int = 0  # samples, over all ranks, before the first of these steps
-    check: Callable[[], None] = lambda: None  # raises what keeps this rank from going on: all ranks end by it
+    # raises what keeps this rank from going on: all ranks end by it
+    check: Callable[[], None] = lambda: None
     announce: Callable[[Placeable], MicroBatches] = lambda micro_batches: micro_batches
     """Takes those of each step in order, one step before they are trained, and gives the same."""
     spare: Spare | None = None  # needed for samples that are read in the step itself
@@ -78,22 +83,29 @@ class Windows:
             share = next(self.shares)
             samples = sum(share.sizes)
             tokens = share.tokens or 0
-            if samples and not share.is_late:  # what adds up over micro-batches may as well be counted at once
+            # what adds up over micro-batches may as well be counted at once
+            if samples and not share.is_late:
                 weights = share.weights(self.loss_weight)
                 numbers = [weights[term] for term in self.terms]
             late = LateWeights(self.terms, self.ranks) if share.is_late else None
-            micro_batches = self.announce(self._in_step(share, late) if share.is_deferred else share)
-        except Exception as error:  # sent to the other ranks first: they would wait for this one in the next reduction
+            micro_batches = self.announce(
+                self._in_step(share, late) if share.is_deferred else share
+            )
+        # sent to the other ranks first: they would wait for this one in the next reduction
+        except Exception as error:
             failure = error
             if share is None and self.ranks.world_size > 1:
-                with suppress(Exception):  # read all the same: other ranks may wait for what this one hands them
+                # read all the same: other ranks may wait for what this one hands them
+                with suppress(Exception):
                     next(self.shares)
         message = self.ranks.start_sum([failure is not None, stop, samples, tokens, *numbers])
         return _Ahead(k, share, micro_batches, late, failure, message)
 
     def _in_step(self, share: RankShare, late: LateWeights | None) -> InStep:
         # One rank alone raises what it cannot read.
-        return InStep(share, self.loss_weight, late, self.spare if self.ranks.world_size > 1 else None)
+        return InStep(
+            share, self.loss_weight, late, self.spare if self.ranks.world_size > 1 else None
+        )
 
     @cached_property
     def _weight_of_sample(self) -> float:

@@ -1,4 +1,6 @@
-"""Processes that read samples ahead of the step that needs them, and hand them over in shared memory."""
+"""Processes that read samples ahead of the step that needs them, and hand them over in shared
+memory.
+"""
 
 import math
 import multiprocessing
@@ -43,9 +45,12 @@ class Answers(Protocol):
 def answered(
     requests: Iterable[Any], answers: Answers, workers: int, timeout_seconds: float
 ) -> Iterator[Iterator[Any]]:
-    """What `answers` makes of each request, in order, `timeout_seconds` at most for one. No workers: in this process,
-    when its turn comes. Afterwards no worker is left, not even one that is stuck."""
-    # DataLoader draws a seed for its workers from it. Nothing else does: each sample has a seed of its own.
+    """What `answers` makes of each request, in order, `timeout_seconds` at most for one. No
+    workers: in this process, when its turn comes. Afterwards no worker is left, not even one that
+    is stuck.
+    """
+    # DataLoader draws a seed for its workers from it. Nothing else does: each sample has a seed of
+    # its own.
     own = torch.Generator()
     loader: Iterable[Any] = DataLoader(
         cast(Any, answers),
@@ -70,7 +75,9 @@ def answered(
 
 
 def check_shared_memory(workers: int, bytes_of_request: int) -> None:
-    """Raises TooLittleShared: a worker that finds no room in shared memory is killed by a bus error."""
+    """Raises TooLittleShared: a worker that finds no room in shared memory is killed by a bus
+    error.
+    """
     if not workers or not SHARED.is_dir():
         return
     needed = shared_bytes(workers, bytes_of_request) * launched_local_world_size()
@@ -79,14 +86,17 @@ def check_shared_memory(workers: int, bytes_of_request: int) -> None:
         per_worker = needed / workers
         fits = int(free / per_worker)
         raise TooLittleShared(
-            f"{counted(workers, 'worker')} per rank read up to {needed / 2**20:,.0f} MiB ahead into shared memory, and "
-            f"{SHARED} has {free / 2**20:,.0f} MiB free: a worker would be killed. Type: data.workers={fits}, a "
-            f"smaller batch.micro, or start the container with --shm-size={math.ceil(needed / 2**30)}g (or --ipc=host)"
+            f"{counted(workers, 'worker')} per rank read up to {needed / 2**20:,.0f} MiB ahead "
+            f"into shared memory, and {SHARED} has {free / 2**20:,.0f} MiB free: a worker would be "
+            f"killed. Type: data.workers={fits}, a smaller batch.micro, or start the container "
+            f"with --shm-size={math.ceil(needed / 2**30)}g (or --ipc=host)"
         )
 
 
 def shared_bytes(workers: int, bytes_of_request: int) -> int:
-    """Of shared memory, that the workers of a rank fill: what waits in each, and the request that is worked on."""
+    """Of shared memory, that the workers of a rank fill: what waits in each, and the request that
+    is worked on.
+    """
     return bytes_of_request * (AHEAD * workers + 1) if workers else 0
 
 
@@ -103,14 +113,20 @@ def _looked_after(read: Iterator[Any], timeout_seconds: float) -> Iterator[Any]:
             said = str(error)
             if not said.startswith("DataLoader"):
                 raise
-            late = said.startswith("DataLoader timed out")  # no worker is gone: it may be asked again
+            # no worker is gone: it may be asked again
+            late = said.startswith("DataLoader timed out")
             if late and looks * LOOK_SECONDS < timeout_seconds:
                 continue
             why = f"no worker gave anything for {timeout_seconds:g} s" if late else said
-            shared = f" (is {SHARED} full? Start the container with --shm-size=8g)" if "us error" in said else ""
+            shared = (
+                f" (is {SHARED} full? Start the container with --shm-size=8g)"
+                if "us error" in said
+                else ""
+            )
             raise WorkerLost(
-                f"loading samples: {why}{shared}. data.workers=0 loads in the rank itself and shows where; a machine "
-                f"out of memory kills workers too: try fewer. They may take half of runtime.timeout_seconds"
+                f"loading samples: {why}{shared}. data.workers=0 loads in the rank itself and "
+                "shows where; a machine out of memory kills workers too: try fewer. They may take "
+                "half of runtime.timeout_seconds"
             ) from error
         looks = 0
         yield answer
@@ -118,8 +134,9 @@ def _looked_after(read: Iterator[Any], timeout_seconds: float) -> Iterator[Any]:
 
 @contextmanager
 def _begun(loader: Iterable[Any]) -> Iterator[Iterator[Any]]:
-    """Without torch's handler, which raises the loss of a worker wherever the rank happens to be: in the midst of a
-    message to the others, say, who then never hear of it. `next` finds it too."""
+    """Without torch's handler, which raises the loss of a worker wherever the rank happens to be:
+    in the midst of a message to the others, say, who then never hear of it. `next` finds it too.
+    """
     is_main_thread = threading.current_thread() is threading.main_thread()
     handler = signal.getsignal(signal.SIGCHLD)
     read = iter(loader)
@@ -133,10 +150,12 @@ def _begun(loader: Iterable[Any]) -> Iterator[Iterator[Any]]:
 
 
 def _end(read: object, workers: Iterable[multiprocessing.process.BaseProcess]) -> None:
-    """At once, so that an error reaches the other ranks before they give up: DataLoader itself waits for a worker that
-    is stuck, and for ever where it was stopped."""
+    """At once, so that an error reaches the other ranks before they give up: DataLoader itself
+    waits for a worker that is stuck, and for ever where it was stopped.
+    """
     _kill(workers)
-    getattr(read, "_shutdown_workers", lambda: None)()  # signs them off; deleting `read` would, but errors keep it
+    # signs them off; deleting `read` would, but errors keep it
+    getattr(read, "_shutdown_workers", lambda: None)()
 
 
 def _kill(workers: Iterable[multiprocessing.process.BaseProcess]) -> None:
@@ -152,11 +171,13 @@ def _as_it_is(answer: Any) -> Any:
 def _begin_worker(_: int) -> None:
     """A signal to stop is for the rank, which goes on until its step is done.
 
-    SLURM sends it to every process of a job, as systemd does: to the workers, and to the torch_shm_manager that each of
-    them starts, which holds what was read and inherits what is ignored. A rank crashes where one of these is gone.
+    SLURM sends it to every process of a job, as systemd does: to the workers, and to the
+    torch_shm_manager that each of them starts, which holds what was read and inherits what is
+    ignored. A rank crashes where one of these is gone.
     """
     guard_streams()  # a forked one has them already
-    # The default hands a batch over with the worker's help: a rank would wait without limit for one that was stopped.
+    # The default hands a batch over with the worker's help: a rank would wait without limit for one
+    # that was stopped.
     cast(Any, torch.multiprocessing).set_sharing_strategy("file_system")
     for name in STOP_SIGNALS:
         signal.signal(getattr(signal, name), signal.SIG_IGN)

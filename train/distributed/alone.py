@@ -1,8 +1,9 @@
-"""What fails on one rank alone, between two steps: kept until all ranks can end by it together, with a save.
+"""What fails on one rank alone, between two steps: kept until all ranks can end by it together,
+with a save.
 
-Rank 0 writes rows, and records a profile; the others do not. A rank that raised at once would be missed in the step
-that the others are computing by then, and nothing could be saved. So it takes part until the ranks next agree on
-whether one has failed: before a step, or at the end.
+Rank 0 writes rows, and records a profile; the others do not. A rank that raised at once would be
+missed in the step that the others are computing by then, and nothing could be saved. So it takes
+part until the ranks next agree on whether one has failed: before a step, or at the end.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -19,7 +20,9 @@ class Alone:
         self.messages = 0  # in which this rank has taken part
         self.error: Exception | None = None
         self.left_out = False
-        """A step was not applied, since this rank could not read its samples: no state after it is to be saved."""
+        """A step was not applied, since this rank could not read its samples: no state after it is
+        to be saved.
+        """
 
     def check_whole(self) -> None:
         """Raises what kept a step from being applied. Asked where all ranks agree."""
@@ -36,7 +39,9 @@ class Alone:
 
     @contextmanager
     def kept(self) -> Iterator[None]:
-        """What fails inside is kept; it is raised where it has begun to talk to other ranks, which then wait for it."""
+        """What fails inside is kept; it is raised where it has begun to talk to other ranks, which
+        then wait for it.
+        """
         before = self.messages
         try:
             yield
@@ -45,7 +50,9 @@ class Alone:
                 raise
             self.keep(error)
 
-    def windows(self, windows: Iterable[T], layers: Callable[[Iterable[T]], Iterable[T]]) -> Iterator[T]:
+    def windows(
+        self, windows: Iterable[T], layers: Callable[[Iterable[T]], Iterable[T]]
+    ) -> Iterator[T]:
         """`layers(windows)`; from where a layer fails on, `windows` without them."""
         inner: _Inner[T] = _Inner()
         stream = inner.remembered(windows)

@@ -1,7 +1,8 @@
 """What ranks say to each other beside their messages: texts, over the store by which they met.
 
-No rank has to take part in anything. Where the store does not answer, since the process that holds it is gone or
-stopped, nothing happens; it may answer again later, when a job that was frozen goes on.
+No rank has to take part in anything. Where the store does not answer, since the process that holds
+it is gone or stopped, nothing happens; it may answer again later, when a job that was frozen goes
+on.
 """
 
 import os
@@ -13,9 +14,11 @@ _STARTS = count()
 
 
 def next_start() -> str:
-    """A name for a start of a training, the same on all ranks: they start the same ones, and start again together.
+    """A name for a start of a training, the same on all ranks: they start the same ones, and start
+    again together.
 
-    A store that is made anew for each start knows no earlier ones: there, machines that came later count for nothing.
+    A store that is made anew for each start knows no earlier ones: there, machines that came later
+    count for nothing.
     """
     outlives = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     restarts = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") if outlives else "0"
@@ -26,7 +29,9 @@ class Board:
     """Of one thread, which has a connection of its own."""
 
     def __init__(self, store: Any, rank: int, world_size: int, start: str) -> None:
-        """`start`: see next_start; a store outlives starts that failed, and holds what they have pinned up."""
+        """`start`: see next_start; a store outlives starts that failed, and holds what they have
+        pinned up.
+        """
         self._store, self._rank, self._world_size = store, rank, world_size
         self._start = start
 

@@ -1,9 +1,11 @@
-"""In which order DDP reduces gradients: fixed before the first step of a start, and the same after a resume.
+"""In which order DDP reduces gradients: fixed before the first step of a start, and the same after
+a resume.
 
-DDP guesses its buckets, and builds them a second time after its first synchronised backward pass, in the order in which
-gradients arrived there. Sums of three addends and more come out otherwise in another order, so that a resumed run,
-which begins with the guess again, would not be bit-identical; and where the order of execution depends on weights or
-data, its second guess would be another one too. Here that first backward pass is one of our own making.
+DDP guesses its buckets, and builds them a second time after its first synchronised backward pass,
+in the order in which gradients arrived there. Sums of three addends and more come out otherwise in
+another order, so that a resumed run, which begins with the guess again, would not be bit-identical;
+and where the order of execution depends on weights or data, its second guess would be another one
+too. Here that first backward pass is one of our own making.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -28,14 +30,18 @@ class BucketOrder:
         self.names = self._of_all(state["order"])
 
     def _of_all(self, order: Sequence[str]) -> list[str]:
-        """Also where other parameters are trained by now: those that the order does not know come last."""
+        """Also where other parameters are trained by now: those that the order does not know come
+        last.
+        """
         known = set(self._trained)
         kept = [name for name in order if name in known]
         return kept + [name for name in reversed(self._trained) if name not in set(kept)]
 
 
 class _Zero(nn.Module):
-    """Stands in for the wrapped module. No hook of the user's fires, nothing is drawn, no buffer moves."""
+    """Stands in for the wrapped module. No hook of the user's fires, nothing is drawn, no buffer
+    moves.
+    """
 
     def __init__(self, order: Sequence[nn.Parameter]) -> None:
         super().__init__()
@@ -46,9 +52,11 @@ class _Zero(nn.Module):
 
 
 def zero_loss(order: Sequence[nn.Parameter]) -> Tensor:
-    """0, whose backward pass gives each parameter a gradient of zeros, one after the other in this order.
+    """0, whose backward pass gives each parameter a gradient of zeros, one after the other in this
+    order.
 
-    autograd runs what was recorded last first, and a parameter's gradient is stored as soon as it is there.
+    autograd runs what was recorded last first, and a parameter's gradient is stored as soon as it
+    is there.
     """
     loss = torch.zeros((), device=order[0].device)
     for parameter in reversed(order):
@@ -60,13 +68,15 @@ def zero_loss(order: Sequence[nn.Parameter]) -> Tensor:
 def fix_buckets(model: Any, order: Sequence[nn.Parameter]) -> None:
     """Let DDP build its buckets in this order, and leave gradients of 0 that are views of them.
 
-    `model`: a DistributedDataParallel. All ranks call it together; rank 0's buckets are those of all.
+    `model`: a DistributedDataParallel. All ranks call it together; rank 0's buckets are those of
+    all.
     """
     module = model.module
     model.module = _Zero(order)
     try:
         with torch.enable_grad(), _without_hooks(order):
-            # The first pass shows DDP the order; before the second it builds the buckets. Then .grad are views of them.
+            # The first pass shows DDP the order; before the second it builds the buckets. Then
+            # .grad are views of them.
             for _ in range(2):
                 for parameter in order:
                     parameter.grad = None
@@ -78,7 +88,9 @@ def fix_buckets(model: Any, order: Sequence[nn.Parameter]) -> None:
 
 @contextmanager
 def _without_hooks(parameters: Sequence[Any]) -> Iterator[None]:
-    """Inside, the user's hooks on parameters see no gradient: these are of no sample. DDP's own are of another kind."""
+    """Inside, the user's hooks on parameters see no gradient: these are of no sample. DDP's own are
+    of another kind.
+    """
     hooks: list[dict[int, Any]] = []
     for parameter in parameters:
         hooks += filter(None, [parameter._backward_hooks, parameter._post_accumulate_grad_hooks])

@@ -23,26 +23,30 @@ class NotReduced(UserError):
 
 
 class Ddp(Replicated):
-    """torch's DistributedDataParallel: reduces in buckets while the last backward pass is still under way."""
+    """torch's DistributedDataParallel: reduces in buckets while the last backward pass is still
+    under way.
+    """
 
     model: DistributedDataParallel
 
-    # The buckets hold the gradients, which are views of them: cleared in place they lie in memory once. Freed, the
-    # micro-steps under no_sync would write new ones beside the buckets. A zero is not None to an optimizer, but here
-    # every trained parameter gets a gradient in each step, or the run ends.
+    # The buckets hold the gradients, which are views of them: cleared in place they lie in memory
+    # once. Freed, the micro-steps under no_sync would write new ones beside the buckets. A zero is
+    # not None to an optimizer, but here every trained parameter gets a gradient in each step, or
+    # the run ends.
     frees_gradients = False
 
     def __init__(self, model: DistributedDataParallel, ranks: Ranks, order: Sequence[str]) -> None:
         super().__init__(model, ranks)
-        # Each rank keeps its own buffers: to bring them together in every forward would be a second collective per
-        # step. (Not an argument: torch 2.13 would warn, and accelerate does not know the new name.)
+        # Each rank keeps its own buffers: to bring them together in every forward would be a second
+        # collective per step. (Not an argument: torch 2.13 would warn, and accelerate does not know
+        # the new name.)
         model.broadcast_buffers = False
         if model.static_graph:
-            # With no_sync it ends in an internal assertion of torch (2.13; accelerate issue 3679). No key of ours sets
-            # it.
+            # With no_sync it ends in an internal assertion of torch (2.13; accelerate issue 3679).
+            # No key of ours sets it.
             raise Unsupported(
-                "DDP's static_graph=True does not work with several micro-steps per step. Take it out of the "
-                "DistributedDataParallelKwargs in train/distributed/accelerator.py"
+                "DDP's static_graph=True does not work with several micro-steps per step. Take it "
+                "out of the DistributedDataParallelKwargs in train/distributed/accelerator.py"
             )
         trained = [(name, p) for name, p in model.module.named_parameters() if p.requires_grad]
         self._trained = dict(trained)
@@ -55,9 +59,11 @@ class Ddp(Replicated):
         self.state = self._order
 
     def around(self, compute_gradient: ComputeGradient) -> ComputeGradient:
-        """The same function. Where a gradient is missing, the reduction is completed, and `check` raises from then on.
+        """The same function. Where a gradient is missing, the reduction is completed, and `check`
+        raises from then on.
 
-        The ranks are brought to the same error by their next agreement: no message of its own is sent at each step.
+        The ranks are brought to the same error by their next agreement: no message of its own is
+        sent at each step.
         """
         if not self._buckets_are_fixed:  # not before: a checkpoint may say in which order
             fix_buckets(self.model, [self._trained[name] for name in self._order.names])
@@ -71,8 +77,8 @@ class Ddp(Replicated):
                 return losses
             losses = compute_gradient(learner, window)
             try:
-                # Documented for this use; asks a flag, about 1 us. DDP itself asks in the next forward pass, after the
-                # optimizer has used the gradients.
+                # Documented for this use; asks a flag, about 1 us. DDP itself asks in the next
+                # forward pass, after the optimizer has used the gradients.
                 self.model._check_reducer_finalized()
             except RuntimeError as error:
                 self._complete(error, window.k)
@@ -93,7 +99,8 @@ class Ddp(Replicated):
     def _reduced_late(
         self, compute_gradient: ComputeGradient, learner: Any, window: Any
     ) -> tuple[Tensor, Sequence[str]]:
-        """As DDP reduces: the same buckets, of which `.grad` are views, divided first and then added up.
+        """As DDP reduces: the same buckets, of which `.grad` are views, divided first and then
+        added up.
 
         Gives the losses, and the parameters that got no gradient.
         """
@@ -101,7 +108,8 @@ class Ddp(Replicated):
         hooks = [p.register_post_accumulate_grad_hook(arrived.add) for p in self._trained.values()]
         error: Exception | None = None
         try:
-            with learner.accelerator.no_sync(self.model):  # the loop's own, inside, comes back to this one
+            # the loop's own, inside, comes back to this one
+            with learner.accelerator.no_sync(self.model):
                 losses = compute_gradient(learner, window)
         except Exception as raised:
             error = raised
@@ -112,8 +120,15 @@ class Ddp(Replicated):
             agree(self._ranks, error)
         finally:
             del error  # its frames, this one among them, hold what did not fit
-        buckets = {p.grad.untyped_storage().data_ptr(): p.grad for p in self._trained.values() if p.grad is not None}
-        flat = [torch.empty(0, dtype=g.dtype, device=g.device).set_(g.untyped_storage()) for g in buckets.values()]
+        buckets = {
+            p.grad.untyped_storage().data_ptr(): p.grad
+            for p in self._trained.values()
+            if p.grad is not None
+        }
+        flat = [
+            torch.empty(0, dtype=g.dtype, device=g.device).set_(g.untyped_storage())
+            for g in buckets.values()
+        ]
         for bucket in flat:
             bucket.div_(self._ranks.world_size)
         self._ranks.add_up(flat)
@@ -132,14 +147,17 @@ class Ddp(Replicated):
     def _miss(self, missing: Sequence[str], k: int) -> None:
         if missing and self._failure is None:
             self._failure = NotReduced(
-                f"step {k}: {some(missing)} got no gradient in the last micro-batch of rank {self._rank} (a branch "
-                f"that was not taken, an expert without tokens?), and DDP reduces those of all parameters or none. "
-                f"Nothing was saved since the last checkpoint. Type the same command with: runtime.reduction=explicit"
+                f"step {k}: {some(missing)} got no gradient in the last micro-batch of rank "
+                f"{self._rank} (a branch that was not taken, an expert without tokens?), and DDP "
+                "reduces those of all parameters or none. Nothing was saved since the last "
+                "checkpoint. Type the same command with: runtime.reduction=explicit"
             )
 
 
 def wrapped(module: nn.Module, accelerator: Accelerator) -> DistributedDataParallel:
-    """As accelerate's prepare_model does, which would put the module under autocast a second time."""
+    """As accelerate's prepare_model does, which would put the module under autocast a
+    second time.
+    """
     device = accelerator.device
     handler = accelerator.ddp_handler
     model = DistributedDataParallel(

@@ -1,4 +1,6 @@
-"""What keeps a rank from its part of a gradient: told to all before the reduction, in which they would wait for it."""
+"""What keeps a rank from its part of a gradient: told to all before the reduction, in which they
+would wait for it.
+"""
 
 import sys
 from collections.abc import Sequence
@@ -8,10 +10,12 @@ from train.errors import RankFailed, ShortOfMemory, is_out_of_memory
 
 
 def agree(ranks: Ranks, error: Exception | None, values: Sequence[float] = ()) -> list[float]:
-    """The sums of `values` over the ranks, by one message; an error on all ranks where one of them comes with one.
+    """The sums of `values` over the ranks, by one message; an error on all ranks where one of them
+    comes with one.
 
-    ShortOfMemory where all that come with an error have run out of memory. Else their own error, which is printed,
-    since the first rank of a machine, which speaks for all, does not know it; and RankFailed on the others.
+    ShortOfMemory where all that come with an error have run out of memory. Else their own error,
+    which is printed, since the first rank of a machine, which speaks for all, does not know it; and
+    RankFailed on the others.
     """
     if ranks.world_size == 1:
         if error is not None:
@@ -19,9 +23,12 @@ def agree(ranks: Ranks, error: Exception | None, values: Sequence[float] = ()) -
         return list(values)
     number = ranks.rank + 1 if error is not None else 0
     try:
-        failed, short, numbers, *sums = ranks.sum([error is not None, is_out_of_memory(error), number, *values])
+        failed, short, numbers, *sums = ranks.sum(
+            [error is not None, is_out_of_memory(error), number, *values]
+        )
     except RuntimeError:
-        if error is not None:  # one of the others is gone already: this one's own error is what ends it
+        # one of the others is gone already: this one's own error is what ends it
+        if error is not None:
             raise error from None
         raise
     if not failed:

@@ -1,8 +1,10 @@
-"""Gradients summed in float32 or wider and reduced explicitly, in flat buckets: for where DDP cannot reduce them.
+"""Gradients summed in float32 or wider and reduced explicitly, in flat buckets: for where DDP
+cannot reduce them.
 
-DDP reduces a gradient while the last micro-batch is in its backward pass, as `.grad` then stands: for parameters in
-bf16 that is a sum in bf16, which at 256 micro-batches is off by more than 1e-2. Here every micro-batch runs under
-no_sync, its gradients are added to flat buckets as they arrive, and the buckets are reduced once per step.
+DDP reduces a gradient while the last micro-batch is in its backward pass, as `.grad` then stands:
+for parameters in bf16 that is a sum in bf16, which at 256 micro-batches is off by more than 1e-2.
+Here every micro-batch runs under no_sync, its gradients are added to flat buckets as they arrive,
+and the buckets are reduced once per step.
 """
 
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -42,7 +44,8 @@ class FlatBuckets:
                 self._sums[parameter] = part.view(parameter.shape)
 
     def around(self, compute_gradient: ComputeGradient) -> ComputeGradient:
-        """The same function, whose gradient is reduced here: also for a model inside DDP, which then reduces nothing.
+        """The same function, whose gradient is reduced here: also for a model inside DDP, which
+        then reduces nothing.
 
         What it raises on one rank ends it on all, as failures.agree says.
         """
@@ -65,7 +68,9 @@ class FlatBuckets:
 
     @contextmanager
     def _collecting(self) -> Iterator[None]:
-        """Inside, the gradient of each backward pass is added to the buckets, and `.grad` stays None."""
+        """Inside, the gradient of each backward pass is added to the buckets, and `.grad` stays
+        None.
+        """
         for bucket in self.buckets:
             bucket.zero_()
         self._arrived.clear()
@@ -84,7 +89,8 @@ class FlatBuckets:
         self._arrived.add(parameter)
 
     def _reduce(self, used: Collection[nn.Parameter]) -> None:
-        """Give `.grad` of the parameters `used` the mean over the ranks, in the parameter's own type.
+        """Give `.grad` of the parameters `used` the mean over the ranks, in the parameter's own
+        type.
 
         The others keep None, which an optimizer leaves alone: zeros would let AdamW decay them.
         """
@@ -97,15 +103,19 @@ class FlatBuckets:
                 parameter.grad = self._sums[parameter].to(parameter.dtype)
 
     def _agree(self, error: Exception | None) -> Collection[nn.Parameter]:
-        """The parameters that got a gradient on any rank, by one message between the last backward pass and the
-        reduction. `error`: what kept this rank from computing its part.
+        """The parameters that got a gradient on any rank, by one message between the last backward
+        pass and the reduction. `error`: what kept this rank from computing its part.
         """
-        of_ranks = agree(self.ranks, error, [float(parameter in self._arrived) for parameter in self.parameters])
+        of_ranks = agree(
+            self.ranks, error, [float(parameter in self._arrived) for parameter in self.parameters]
+        )
         return {p for p, ranks in zip(self.parameters, of_ranks, strict=True) if ranks}
 
 
 def _groups(parameters: Sequence[nn.Parameter]) -> list[list[nn.Parameter]]:
-    """Parameters of one type and device, in order, up to BUCKET_ELEMENTS together; a larger one alone."""
+    """Parameters of one type and device, in order, up to BUCKET_ELEMENTS together; a larger one
+    alone.
+    """
     groups: list[list[nn.Parameter]] = []
     for p in parameters:
         last = groups[-1] if groups else []

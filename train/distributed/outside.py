@@ -1,7 +1,9 @@
-"""A process beside a rank, for what no thread inside can do: to end it while something holds the GIL.
+"""A process beside a rank, for what no thread inside can do: to end it while something holds the
+GIL.
 
-It counts its own looks, not a clock. Not counted is time in which it was frozen together with the rank, or in which
-the rank alone was stopped. A timer inside the rank (faulthandler's) would end a job that wakes from a long freeze.
+It counts its own looks, not a clock. Not counted is time in which it was frozen together with the
+rank, or in which the rank alone was stopped. A timer inside the rank (faulthandler's) would end a
+job that wakes from a long freeze.
 """
 
 import faulthandler
@@ -12,12 +14,17 @@ import sys
 from contextlib import suppress
 from typing import TextIO
 
-SIGNAL = signal.SIGVTALRM  # nobody else's: profilers use SIGPROF, timers SIGALRM, schedulers the others
+# nobody else's: profilers use SIGPROF, timers SIGALRM, schedulers the others
+SIGNAL = signal.SIGVTALRM
 
-# Reads a byte for each look of the thread inside. No import but of what is built in: it starts in 15 ms.
+# Reads a byte for each look of the thread inside. No import but of what is built in: it starts in
+# 15 ms.
 _LOOK = """
 import os, select, signal, sys
-rank, period, limit, number = int(sys.argv[1]), float(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
+rank = int(sys.argv[1])
+period = float(sys.argv[2])
+limit = float(sys.argv[3])
+number = int(sys.argv[4])
 for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGUSR1"):
     signal.signal(getattr(signal, name), signal.SIG_IGN)
 
@@ -43,10 +50,13 @@ if os.getppid() == rank:
 
 
 class Outside:
-    """Of one rank. Where `tell` has not been called for `seconds`, it writes all stacks to `file` and ends the rank."""
+    """Of one rank. Where `tell` has not been called for `seconds`, it writes all stacks to `file`
+    and ends the rank.
+    """
 
     def __init__(self, period: float, seconds: float, file: TextIO, sentence: str) -> None:
-        faulthandler.register(SIGNAL, file=file, all_threads=True, chain=True)  # then what ends the process
+        # then what ends the process
+        faulthandler.register(SIGNAL, file=file, all_threads=True, chain=True)
         numbers = (os.getpid(), period, int(seconds / period), int(SIGNAL))
         self._process = subprocess.Popen(
             [sys.executable, "-I", "-S", "-c", _LOOK, *map(str, numbers), sentence],

@@ -1,4 +1,6 @@
-"""Whether anybody still waits for this process: a launcher that was killed outright tells nobody."""
+"""Whether anybody still waits for this process: a launcher that was killed outright
+tells nobody.
+"""
 
 import os
 from contextlib import suppress
@@ -9,12 +11,15 @@ import psutil
 from train.launching import LAUNCHER_PID
 
 LAUNCHERS = ("accelerate", "accelerate.commands.launch")
-"""Words of a command line by which accelerate is known; torchrun sets a variable. A shell is none of them:
-`nohup python -m ... &` outlives its own."""
+"""Words of a command line by which accelerate is known; torchrun sets a variable. A shell is none
+of them: `nohup python -m ... &` outlives its own.
+"""
 
 
 class Parents:
-    """The launchers above this process, as they were when it began: train.launch, torchrun's agent, accelerate's."""
+    """The launchers above this process, as they were when it began: train.launch, torchrun's agent,
+    accelerate's.
+    """
 
     def __init__(self) -> None:
         self._parent = os.getppid()

@@ -6,7 +6,9 @@ from contextlib import contextmanager, suppress
 import psutil
 
 LEAST_BYTES = 2**16
-"""Between two looks, for what is written to count as going on: logs and the watchdog itself write less."""
+"""Between two looks, for what is written to count as going on: logs and the watchdog itself write
+less.
+"""
 
 
 class Pulse:
@@ -23,7 +25,9 @@ class Pulse:
 
     @contextmanager
     def writing(self) -> Iterator[None]:
-        """Weights are written here, which may take long: meanwhile every piece that goes to a file is a beat."""
+        """Weights are written here, which may take long: meanwhile every piece that goes to a file
+        is a beat.
+        """
         self._writing += 1
         self.beat()
         try:
@@ -43,7 +47,9 @@ class Pulse:
 
 
 def _bytes_moved() -> int | None:
-    """That this process has read and written so far; None where the system does not count them (macOS)."""
+    """That this process has read and written so far; None where the system does not count them
+    (macOS).
+    """
     with suppress(psutil.Error, AttributeError, OSError):
         counted = psutil.Process().io_counters()
         return int(counted.read_chars + counted.write_chars)

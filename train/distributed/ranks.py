@@ -1,4 +1,6 @@
-"""The ranks of a run: who am I, what do all agree on. The only module that talks to torch.distributed."""
+"""The ranks of a run: who am I, what do all agree on. The only module that talks to
+torch.distributed.
+"""
 
 import os
 import time
@@ -30,8 +32,10 @@ YIELD_SECONDS = 2.0
 FAR = timedelta(days=100)
 
 _KEPT: list[object] = []
-"""Process groups, to the end of the process. Where one is destroyed earlier (with the model that DDP wraps), gloo joins
-its threads while it holds the GIL, for which such a thread may be waiting in turn: for ever (torch 2.13)."""
+"""Process groups, to the end of the process. Where one is destroyed earlier (with the model that
+DDP wraps), gloo joins its threads while it holds the GIL, for which such a thread may be waiting in
+turn: for ever (torch 2.13).
+"""
 
 
 def launched_world_size() -> int:
@@ -61,8 +65,8 @@ def launched_local_world_size() -> int:
 def check_world_size(found: int) -> None:
     """Raise LaunchError where the ranks that met are not the ranks that were asked for.
 
-    `accelerate launch` with several processes on a CPU can start one, or several that each believe to be alone: a run
-    would go on with another effective batch than it says.
+    `accelerate launch` with several processes on a CPU can start one, or several that each believe
+    to be alone: a run would go on with another effective batch than it says.
     """
     asked = {
         "WORLD_SIZE (from the launcher)": launched_world_size(),
@@ -72,15 +76,17 @@ def check_world_size(found: int) -> None:
         if number != found:
             raise LaunchError(
                 f"{number} ranks were asked for by {name}, but {found} met. On a CPU: "
-                f"NPROC={number} ./launch.sh ... (or ACCELERATE_USE_CPU=true accelerate launch --multi_gpu "
-                f"--num_processes {number} ...)"
+                f"NPROC={number} ./launch.sh ... (or ACCELERATE_USE_CPU=true accelerate launch "
+                f"--multi_gpu --num_processes {number} ...)"
             )
 
 
 def yield_to_failed_rank(error: RuntimeError) -> None:
-    """Where `error` says that another rank is gone: wait a moment, so that the launcher finds that one gone first.
+    """Where `error` says that another rank is gone: wait a moment, so that the launcher finds that
+    one gone first.
 
-    torchrun asks every 0.1 s who has left, names the first it finds, and of two found at once the lower rank.
+    torchrun asks every 0.1 s who has left, names the first it finds, and of two found at once the
+    lower rank.
     """
     if lost_rank(error) or isinstance(error, RankFailed):
         time.sleep(YIELD_SECONDS)
@@ -89,7 +95,9 @@ def yield_to_failed_rank(error: RuntimeError) -> None:
 def lost_rank(error: BaseException | None) -> bool:
     """Whether `error`, or what it came from, says that another rank is gone."""
     while error is not None:
-        if isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error)):
+        if isinstance(error, dist.DistError) or (
+            isinstance(error, RuntimeError) and "gloo" in str(error)
+        ):
             return True
         error = error.__cause__
     return False
@@ -98,11 +106,16 @@ def lost_rank(error: BaseException | None) -> bool:
 def meet_after_restart(timeout_seconds: float) -> None:
     """Where the launcher has started the ranks again: meet under keys of this attempt alone.
 
-    The launcher's store still holds the addresses of the ranks that are gone. torch 2.13 asks for them under the same
-    keys: a rank that is quicker than another then waits for a connection to nobody. accelerate takes this group over.
+    The launcher's store still holds the addresses of the ranks that are gone. torch 2.13 asks for
+    them under the same keys: a rank that is quicker than another then waits for a connection to
+    nobody. accelerate takes this group over.
     """
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-    if attempt == "0" or launched_world_size() == 1 or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+    if (
+        attempt == "0"
+        or launched_world_size() == 1
+        or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+    ):
         return
     store, rank, world_size = next(rendezvous("env://"))
     on_cpu = not torch.cuda.is_available() or parse_flag_from_env("ACCELERATE_USE_CPU")
@@ -119,20 +132,25 @@ def meet_after_restart(timeout_seconds: float) -> None:
 class Sum:
     """A sum over the ranks that is still under way."""
 
-    values: torch.Tensor | list[float]  # float64, on the CPU; the sum once the work is done. One rank: as they are
+    # float64, on the CPU; the sum once the work is done. One rank: as they are
+    values: torch.Tensor | list[float]
     work: dist.Work | None
 
     def wait(self) -> list[float]:
         if self.work is not None:
             self.work.wait()
-        return self.values if isinstance(self.values, list) else cast(list[float], self.values.tolist())
+        return (
+            self.values
+            if isinstance(self.values, list)
+            else cast(list[float], self.values.tolist())
+        )
 
 
 class Ranks:
     """This rank among `world_size`. What is agreed here are a few numbers on the CPU.
 
-    The messages use a gloo group of their own, so that they cannot be taken for the gradients of a reduction that is
-    under way at the same time.
+    The messages use a gloo group of their own, so that they cannot be taken for the gradients of a
+    reduction that is under way at the same time.
     """
 
     def __init__(self, rank: int = 0, world_size: int = 1, timeout_seconds: float = 1800) -> None:
@@ -151,13 +169,17 @@ class Ranks:
             _KEPT.extend((group, dist.group.WORLD))
 
     def wait_for_watchdog(self) -> None:
-        """From here on a message waits as long as the watchdog lets it: the groups' own clocks count frozen time."""
+        """From here on a message waits as long as the watchdog lets it: the groups' own clocks
+        count frozen time.
+        """
         if self._group:
             for group in (self._group, dist.group.WORLD):
                 dist.distributed_c10d._set_pg_timeout(FAR, group)
 
     def start_sum(self, values: Sequence[float]) -> Sum:
-        """Begin to add up `values` (float64) over the ranks; every rank gets the sums, bit for bit the same."""
+        """Begin to add up `values` (float64) over the ranks; every rank gets the sums, bit for bit
+        the same.
+        """
         self.alone.messages += 1
         if self._group is None:
             return Sum([float(value) for value in values], None)
@@ -166,8 +188,9 @@ class Ranks:
         return Sum(tensor, self._under_way)
 
     def settle(self) -> None:
-        """To be called before this rank leaves: a window ahead is counted in a thread of gloo, and another rank may
-        still wait for its part."""
+        """To be called before this rank leaves: a window ahead is counted in a thread of gloo, and
+        another rank may still wait for its part.
+        """
         if self._under_way is not None:
             with suppress(RuntimeError):  # another rank is gone
                 self._under_way.wait(timedelta(seconds=SETTLE_SECONDS))
@@ -185,7 +208,9 @@ class Ranks:
         return gathered
 
     def from_main(self, decide: Callable[[], T]) -> T:
-        """What `decide()` gives on rank 0, on every rank; an exception that it raises is raised on every rank."""
+        """What `decide()` gives on rank 0, on every rank; an exception that it raises is raised on
+        every rank.
+        """
         outcome: T | Exception | None = None
         if self.is_main:
             try:
@@ -198,7 +223,9 @@ class Ranks:
         return decided
 
     def together(self, work: Callable[[], T]) -> T:
-        """`work()` of this rank. Where it raises on one rank, all raise: no rank is left waiting for another."""
+        """`work()` of this rank. Where it raises on one rank, all raise: no rank is left waiting
+        for another.
+        """
         outcome: T | None = None
         error: Exception | None = None
         try:
@@ -214,7 +241,8 @@ class Ranks:
         return cast(T, outcome)
 
     def add_up(self, tensors: Sequence[torch.Tensor]) -> None:
-        """Overwrite each of `tensors` by its sum over the ranks, in the process group of their device (NCCL on GPUs).
+        """Overwrite each of `tensors` by its sum over the ranks, in the process group of their
+        device (NCCL on GPUs).
 
         All are under way at once. On a GPU the host does not wait: what follows in the stream does.
         """
@@ -223,7 +251,9 @@ class Ranks:
                 work.wait()
 
     def first_of_node(self, work: Callable[[], T]) -> T:
-        """`work()` on one rank of each machine, then on the others, which find in its cache what took long."""
+        """`work()` on one rank of each machine, then on the others, which find in its cache what
+        took long.
+        """
         is_first = launched_local_rank() == 0
         if self.world_size == 1:
             return work()

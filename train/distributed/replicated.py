@@ -13,7 +13,9 @@ from train.parts import HasState
 
 
 class Replicated:
-    """Every rank holds all weights, gradients and optimizer state. Also the one process that has no other ranks."""
+    """Every rank holds all weights, gradients and optimizer state. Also the one process that has no
+    other ranks.
+    """
 
     is_sharded = False
     frees_gradients = True

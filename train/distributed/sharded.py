@@ -1,7 +1,8 @@
 """FSDP2: each rank keeps a part of each parameter, of its gradient and of the optimizer's state.
 
-torch's fully_shard gathers the weights of a block when its forward or backward pass begins, and adds up its gradients
-when that has ended. A parameter is cut along its first dimension, in the order of the ranks.
+torch's fully_shard gathers the weights of a block when its forward or backward pass begins, and
+adds up its gradients when that has ended. A parameter is cut along its first dimension, in the
+order of the ranks.
 """
 
 import os
@@ -34,9 +35,13 @@ class Sharding:
     """What the launcher asked for."""
 
     blocks: tuple[str, ...] = ()
-    """Classes of the modules whose weights are gathered together; none: those that a model's lists hold."""
+    """Classes of the modules whose weights are gathered together; none: those that a model's lists
+    hold.
+    """
     reshards: bool = True
-    """Whether a block's weights are freed after its forward pass, and gathered once more for its backward pass."""
+    """Whether a block's weights are freed after its forward pass, and gathered once more for its
+    backward pass.
+    """
 
 
 def asked_sharding() -> Sharding | None:
@@ -67,7 +72,9 @@ def local(tensor: Tensor) -> Tensor:
 
 
 def span(tensor: Tensor) -> tuple[int, int]:
-    """(start, stop): the rows that this rank holds. Cut as torch.chunk does: the last ranks may have fewer, or none."""
+    """(start, stop): the rows that this rank holds. Cut as torch.chunk does: the last ranks may
+    have fewer, or none.
+    """
     rows = len(tensor)
     if not isinstance(tensor, DTensor):
         return 0, rows
@@ -82,7 +89,12 @@ def as_part(rows: Tensor, like: Tensor) -> Tensor:
     assert isinstance(like, DTensor)
     own = rows.to(like.device)
     return DTensor.from_local(
-        own, like.device_mesh, like.placements, run_check=False, shape=like.shape, stride=like.stride()
+        own,
+        like.device_mesh,
+        like.placements,
+        run_check=False,
+        shape=like.shape,
+        stride=like.stride(),
     )
 
 
@@ -110,7 +122,9 @@ class _Reducing(nn.Module):
 
     @contextmanager
     def no_sync(self) -> Iterator[None]:
-        """Inside, a backward pass adds to gradients that are not divided, unless batch.sync=micro."""
+        """Inside, a backward pass adds to gradients that are not divided, unless
+        batch.sync=micro.
+        """
         module: Any = self.module
         module.set_requires_gradient_sync(self._reduces_each)
         try:
@@ -135,7 +149,9 @@ class Sharded:
         reduces_each: bool,
         second: Callable[[], nn.Module],
     ) -> None:
-        """`norm`: that of the tensors of one rank. `second`: makes another such module; torch copies none."""
+        """`norm`: that of the tensors of one rank. `second`: makes another such module; torch
+        copies none.
+        """
         self.second: Callable[[], nn.Module] | None = second
         self.model = _Reducing(module, reduces_each)
         self._ranks = ranks
@@ -144,16 +160,20 @@ class Sharded:
         self.note = _note(module, ranks, reduces_each)
 
     def expect_unused(self, parameters: Sequence[nn.Parameter]) -> None:
-        """`parameters`: those that got no gradient in a trial of all ranks. From here on ranks may use different ones:
-        they would add up what does not belong together, unless zeros take the place of what is not there."""
+        """`parameters`: those that got no gradient in a trial of all ranks. From here on ranks may
+        use different ones: they would add up what does not belong together, unless zeros take the
+        place of what is not there.
+        """
         self._unused = list(parameters)
         module: Any = self.model.module
         if hasattr(module, "set_reduce_scatter_unused_params"):  # from torch 2.13 on
             module.set_reduce_scatter_unused_params(True)
 
     def around(self, compute_gradient: ComputeGradient) -> ComputeGradient:
-        """The same function. What got no gradient on any rank has None, which an optimizer leaves alone: AdamW lets
-        zeros decay. Looked at, by one more message, where the trial found such parameters."""
+        """The same function. What got no gradient on any rank has None, which an optimizer leaves
+        alone: AdamW lets zeros decay. Looked at, by one more message, where the trial found such
+        parameters.
+        """
         if not self._unused:
             return compute_gradient
 
@@ -184,8 +204,12 @@ class Sharded:
         return square.sqrt().to(own.dtype)
 
     def norms(self, tensors: Iterable[Tensor]) -> Tensor:
-        """(n,), float64, on the CPU: of tensors of which each rank has a part, as `local` gives it."""
-        squares = torch.stack([torch.linalg.vector_norm(tensor).double().square() for tensor in tensors])
+        """(n,), float64, on the CPU: of tensors of which each rank has a part, as
+        `local` gives it.
+        """
+        squares = torch.stack(
+            [torch.linalg.vector_norm(tensor).double().square() for tensor in tensors]
+        )
         self._ranks.add_up([squares])
         return squares.sqrt().cpu()
 
@@ -195,17 +219,26 @@ class Sharded:
 
 
 def shard(
-    module: nn.Module, blocks: Iterable[nn.Module], sharding: Sharding, device: torch.device, ranks: Ranks
+    module: nn.Module,
+    blocks: Iterable[nn.Module],
+    sharding: Sharding,
+    device: torch.device,
+    ranks: Ranks,
 ) -> None:
-    """Divide the weights of `module`, on the CPU, among the ranks, in place: block by block onto `device`.
+    """Divide the weights of `module`, on the CPU, among the ranks, in place: block by block onto
+    `device`.
 
-    `blocks`: those whose weights are gathered together; what is in none of them is gathered with the model itself.
-    Raises NotShardable.
+    `blocks`: those whose weights are gathered together; what is in none of them is gathered with
+    the model itself. Raises NotShardable.
     """
     _check_parameters(module)
     mesh = init_device_mesh(device.type, (ranks.world_size,))
     # Gradients narrower than float32 are added up in float32, over micro-batches and over ranks.
-    policy = MixedPrecisionPolicy(reduce_dtype=torch.float32) if _is_narrow(module) else MixedPrecisionPolicy()
+    policy = (
+        MixedPrecisionPolicy(reduce_dtype=torch.float32)
+        if _is_narrow(module)
+        else MixedPrecisionPolicy()
+    )
     for block in blocks:
         fully_shard(block, mesh=mesh, mp_policy=policy, reshard_after_forward=sharding.reshards)
     fully_shard(module, mesh=mesh, mp_policy=policy)
@@ -213,7 +246,9 @@ def shard(
 
 
 def _free_after_looking(module: nn.Module, *_: object) -> None:
-    """After a forward pass that no backward pass follows, the gathered weights would stay, and grow old unseen."""
+    """After a forward pass that no backward pass follows, the gathered weights would stay, and grow
+    old unseen.
+    """
     if not torch.is_grad_enabled():
         for part in module.modules():
             if isinstance(part, FSDPModule):
@@ -240,10 +275,15 @@ def _note(module: nn.Module, ranks: Ranks, reduces_each: bool) -> str:
         own += local(parameter).nbytes
         whole += count
         gradients += count if parameter.requires_grad else 0
-    share = f"FSDP2: each of {ranks.world_size} ranks keeps {size(own / 2**30)} of {size(whole / 2**30)} of weights"
+    share = (
+        f"FSDP2: each of {ranks.world_size} ranks keeps {size(own / 2**30)} of "
+        f"{size(whole / 2**30)} of weights"
+    )
     if reduces_each:
-        return f"{share}; batch.sync=micro: gradients are added up over the ranks at every micro-step"
+        return (
+            f"{share}; batch.sync=micro: gradients are added up over the ranks at every micro-step"
+        )
     return (
-        f"{share}, and whole gradients between micro-steps, {size(gradients / 2**30)}. batch.sync=micro keeps its part "
-        f"of them, and adds up over the ranks at every micro-step"
+        f"{share}, and whole gradients between micro-steps, {size(gradients / 2**30)}. "
+        "batch.sync=micro keeps its part of them, and adds up over the ranks at every micro-step"
     )

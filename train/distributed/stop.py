@@ -1,4 +1,6 @@
-"""A stop that was asked for: a signal, a deadline or a file sets a flag, on which the ranks agree before a step."""
+"""A stop that was asked for: a signal, a deadline or a file sets a flag, on which the ranks agree
+before a step.
+"""
 
 import os
 import signal
@@ -11,14 +13,16 @@ from types import FrameType
 from train.distributed.parents import Parents
 from train.launching import LAUNCHER_PID, LEAVE_SECONDS, STOP_SIGNALS
 
-LOOK_SECONDS = 1.0  # between two looks for the stop file: some file systems take milliseconds for an answer
+# between two looks for the stop file: some file systems take milliseconds for an answer
+LOOK_SECONDS = 1.0
 
 
 class Stop:
-    """SIGTERM, SIGINT, SIGUSR1, SIGHUP and SIGQUIT ask for a stop; Ctrl-C again after 2 s leaves at once.
+    """SIGTERM, SIGINT, SIGUSR1, SIGHUP and SIGQUIT ask for a stop; Ctrl-C again after 2 s leaves at
+    once.
 
-    So do `hours` since the start, a file of the name that `watch` is told, the end of the launcher where
-    `watch_launcher` says so, and whoever calls `ask`.
+    So do `hours` since the start, a file of the name that `watch` is told, the end of the launcher
+    where `watch_launcher` says so, and whoever calls `ask`.
     """
 
     def __init__(self, hours: float | None = None, watch_launcher: bool = False) -> None:
@@ -40,7 +44,9 @@ class Stop:
                 signal.signal(number, self._on_signal)
 
     def watch(self, file: Path, is_ours: Callable[[], bool] = lambda: True) -> None:
-        """`is_ours`: whether its folder is still this run's; the file of another run is left to that one."""
+        """`is_ours`: whether its folder is still this run's; the file of another run is left to
+        that one.
+        """
         self._file = file
         self._is_ours = is_ours
 
@@ -67,14 +73,18 @@ class Stop:
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self.cause = signal.Signals(number).name
-        if number != signal.SIGINT:  # counted alone: after any other cause the first one must not lose the save
+        # counted alone: after any other cause the first one must not lose the save
+        if number != signal.SIGINT:
             return
         now = time.monotonic()
         if self._interrupted_at is None:
             self._interrupted_at = now
             if LAUNCHER_PID not in os.environ and os.environ.get("RANK", "0") == "0":
                 # Not print: the handler may stand inside of one.
-                text = f"\nstopping, and saving; Ctrl-C again after {LEAVE_SECONDS:g} s leaves at once\n"
+                text = (
+                    f"\nstopping, and saving; Ctrl-C again after {LEAVE_SECONDS:g} s leaves at "
+                    "once\n"
+                )
                 _write(text)
         elif now - self._interrupted_at >= LEAVE_SECONDS:
             raise KeyboardInterrupt

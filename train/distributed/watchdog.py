@@ -1,4 +1,6 @@
-"""A run that stands still ends, and says where: stacks of all ranks, and which of them the others wait for."""
+"""A run that stands still ends, and says where: stacks of all ranks, and which of them the others
+wait for.
+"""
 
 import faulthandler
 import json
@@ -21,11 +23,17 @@ LONGEST_PERIOD_SECONDS = 10.0
 
 @contextmanager
 def watched(
-    ranks: Ranks, deadline_seconds: float, folder: Path, step: Callable[[], int], end: Callable[[str, int], None]
+    ranks: Ranks,
+    deadline_seconds: float,
+    folder: Path,
+    step: Callable[[], int],
+    end: Callable[[str, int], None],
 ) -> Iterator[None]:
-    """All that is done inside, on every rank: steps, evaluations, saves. `step()`: how many are done.
+    """All that is done inside, on every rank: steps, evaluations, saves. `step()`: how many are
+    done.
 
-    `end(reason, step)` writes down how the run ended; it is called on rank 0, just before the process ends.
+    `end(reason, step)` writes down how the run ended; it is called on rank 0, just before the
+    process ends.
     """
     watchdog = Watchdog(ranks, deadline_seconds, folder, step, end)
     ranks.wait_for_watchdog()
@@ -37,9 +45,11 @@ def watched(
 
 
 class Watchdog:
-    """Looks, in a thread of its own, whether the run still moves: at steps, batches of an evaluation, bytes of a save.
+    """Looks, in a thread of its own, whether the run still moves: at steps, batches of an
+    evaluation, bytes of a save.
 
-    It counts its looks, not a clock: time in which the process was frozen as a whole is not counted.
+    It counts its looks, not a clock: time in which the process was frozen as a whole is not
+    counted.
     """
 
     def __init__(
@@ -75,11 +85,18 @@ class Watchdog:
         self._watching.join(1)
 
     def _talk(self) -> None:
-        """A thread of its own: it waits for ever where the store is held by a process that is stopped."""
+        """A thread of its own: it waits for ever where the store is held by a process that is
+        stopped.
+        """
         told, board = 0, self._ranks.board()
         while not self._over.wait(self._period):
             told += 1
-            here = {"told": told, "step": self._ranks.pulse.window, "beats": self._beats, "place": self._place()}
+            here = {
+                "told": told,
+                "step": self._ranks.pulse.window,
+                "beats": self._beats,
+                "place": self._place(),
+            }
             board.pin("here", json.dumps(here))
             if not self._ranks.is_main:
                 of_main = board.read_of("here", 0)
@@ -108,30 +125,37 @@ class Watchdog:
                     self._stop(file)
             outside.end()
             with suppress(OSError):  # the folder may be gone, or another run's
-                if not self._stacks.stat().st_size and os.path.samestat(self._stacks.stat(), os.fstat(file.fileno())):
+                if not self._stacks.stat().st_size and os.path.samestat(
+                    self._stacks.stat(), os.fstat(file.fileno())
+                ):
                     self._stacks.unlink()
 
     def _held(self) -> str:
         """For the process outside: no thread of Python runs where something holds the GIL."""
         return (
-            f"rank {self._ranks.rank}: no progress for {self._deadline:g} s (runtime.timeout_seconds): something holds "
-            f"Python's lock (GIL). The stacks are in {self._stacks}"
+            f"rank {self._ranks.rank}: no progress for {self._deadline:g} s "
+            "(runtime.timeout_seconds): something holds Python's lock (GIL). The stacks are in "
+            f"{self._stacks}"
         )
 
     def _stop(self, file: TextIO) -> None:
         faulthandler.dump_traceback(file, all_threads=True)
         self._alarm.set()
-        if self._over.wait(5 * self._period):  # for the others to say something twice; one that is frozen does not
+        # for the others to say something twice; one that is frozen does not
+        if self._over.wait(5 * self._period):
             return
         reason = diagnosis(self._heard, self._deadline, self._folder)
         write_lines(f"rank {self._ranks.rank}: {reason}")
         if self._ranks.is_main:
             self._end(reason, self._step())
-        time.sleep(self._period)  # for the others to write their stacks: the launcher ends them when it sees the first
+        # for the others to write their stacks: the launcher ends them when it sees the first
+        time.sleep(self._period)
         os._exit(1)
 
     def _place(self) -> str:
-        """Where the main thread is: the innermost line of this package, or of the user's own code above it."""
+        """Where the main thread is: the innermost line of this package, or of the user's own code
+        above it.
+        """
         frame = sys._current_frames().get(self._main or 0)
         while frame and "site-packages" in frame.f_code.co_filename:
             frame = frame.f_back
@@ -145,7 +169,9 @@ class Watchdog:
 def diagnosis(heard: Sequence[Sequence[str | None]], deadline: float, folder: Path) -> str:
     """From what all ranks said, several times over: who is silent, who waits, and whom for."""
     lines, silent, waiting, steps = [], [], [], {}
-    for rank, (then, now) in enumerate(zip(heard[0], heard[-1], strict=True)) if len(heard) > 1 else ():
+    for rank, (then, now) in (
+        enumerate(zip(heard[0], heard[-1], strict=True)) if len(heard) > 1 else ()
+    ):
         said = json.loads(now) if now else None
         if said is None or then == now:
             silent.append(rank)
@@ -157,15 +183,30 @@ def diagnosis(heard: Sequence[Sequence[str | None]], deadline: float, folder: Pa
                 waiting.append(rank)
             lines.append(f"  rank {rank}: step {said['step']}, {said['place']}")
     # Those that are a step behind, or do something else than to wait for a message.
-    behind = [rank for rank, step in steps.items() if step == min(steps.values()) and rank not in waiting]
+    behind = [
+        rank for rank, step in steps.items() if step == min(steps.values()) and rank not in waiting
+    ]
     if not lines:
-        why = "the ranks cannot hear each other: what holds their store (the launcher, or rank 0) is stopped or gone"
+        why = (
+            "the ranks cannot hear each other: what holds their store (the launcher, or rank 0) "
+            "is stopped or gone"
+        )
     elif silent:
-        why = f"rank(s) {', '.join(map(str, silent))} no longer answer: stopped, out of memory, or the machine is gone"
+        why = (
+            f"rank(s) {', '.join(map(str, silent))} no longer answer: stopped, out of memory, or "
+            "the machine is gone"
+        )
     elif 0 < len(behind) < len(heard[-1]):
         why = f"the others wait for rank(s) {', '.join(map(str, behind))}"
     else:
         why = "it cannot be told which rank came first"
-    stacks = f"  the stacks are in {folder}/stacks-rank*.txt. If a step may take that long: runtime.timeout_seconds="
-    told = [f"no progress for {deadline:g} s (runtime.timeout_seconds): {why}", *lines, f"{stacks}{10 * deadline:g}"]
+    stacks = (
+        f"  the stacks are in {folder}/stacks-rank*.txt. If a step may take that long: "
+        "runtime.timeout_seconds="
+    )
+    told = [
+        f"no progress for {deadline:g} s (runtime.timeout_seconds): {why}",
+        *lines,
+        f"{stacks}{10 * deadline:g}",
+    ]
     return "\n".join(told)

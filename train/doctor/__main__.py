@@ -1,4 +1,5 @@
-"""Says what would stop a run on these machines, before one is started: python -m train.doctor [CONFIG] [key=value ...]
+"""Says what would stop a run on these machines, before one is started: python -m train.doctor
+[CONFIG] [key=value ...]
 
 On all ranks and machines: ./launch.sh doctor, with NPROC and with flags after `--` as for a run.
 """
@@ -48,7 +49,10 @@ def examine(facts: Facts, config: Config) -> tuple[list[str], int]:
         accelerator.end_training()
     except (LaunchError, RuntimeError) as error:
         why = "another rank is lost" if lost_rank(error) else str(error).partition("\n")[0]
-        apart = wrong(f"rank {facts.rank} did not meet the others: {why}", "Look at what the other machines print")
+        apart = wrong(
+            f"rank {facts.rank} did not meet the others: {why}",
+            "Look at what the other machines print",
+        )
         # Each machine for itself: what the others know is not known here.
         print_error("\n".join(lines([facts], [own], apart)))
         return ["doctor: the ranks did not meet"], FAILED
@@ -61,7 +65,10 @@ def _launcher(config: Config) -> list[Finding]:
     try:
         check_launcher(config)
     except LaunchError as error:
-        return [Finding(WRONG, line.removeprefix("the launcher was told ")) for line in str(error).splitlines()]
+        return [
+            Finding(WRONG, line.removeprefix("the launcher was told "))
+            for line in str(error).splitlines()
+        ]
     return []
 
 

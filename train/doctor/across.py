@@ -17,9 +17,13 @@ def compare(of_ranks: Sequence[Facts]) -> list[Finding]:
     found += _same(of_ranks, "CUDA of torch", lambda facts: facts.seen.cuda or "none")
     found += _same(of_ranks, "the commit of the code", lambda facts: facts.commit[:12] or "unknown")
     found += _same(of_ranks, "runtime.timeout_seconds", lambda facts: f"{facts.timeout_seconds:g}")
-    kinds = _by_value(of_ranks, lambda facts: ", ".join(sorted({gpu.name for gpu in facts.gpus})) or "no GPU")
+    kinds = _by_value(
+        of_ranks, lambda facts: ", ".join(sorted({gpu.name for gpu in facts.gpus})) or "no GPU"
+    )
     if len(kinds) > 1:
-        found += doubtful(f"ranks work on other devices: {_told(kinds)}", "The slowest sets the pace")
+        found += doubtful(
+            f"ranks work on other devices: {_told(kinds)}", "The slowest sets the pace"
+        )
     return found
 
 
@@ -29,11 +33,14 @@ def compare_clocks(of_ranks: Sequence[Facts], ahead_seconds: Sequence[float]) ->
         return []
     first = of_ranks[0].host
     found: list[Finding] = []
-    for host, seconds in dict(zip([facts.host for facts in of_ranks], ahead_seconds, strict=True)).items():
+    for host, seconds in dict(
+        zip([facts.host for facts in of_ranks], ahead_seconds, strict=True)
+    ).items():
         if abs(seconds) > SKEW_SECONDS:
             where = "ahead of" if seconds > 0 else "behind"
             found += doubtful(
-                f"the clock of {host} is {abs(seconds):.1f} s {where} that of {first}: logs and dates of files mislead",
+                f"the clock of {host} is {abs(seconds):.1f} s {where} that of {first}: logs and "
+                "dates of files mislead",
                 "Run there: chronyc makestep",
             )
     return found or fine(f"clocks agree within {max(map(abs, ahead_seconds)):.3f} s")

@@ -16,7 +16,9 @@ def check_versions(facts: Facts) -> list[Finding]:
     expected = ("torch", "accelerate", "datasets", "wandb", "omegaconf")
     missing = [name for name in expected if name not in facts.packages]
     if missing:
-        return wrong(f"{', '.join(missing)} cannot be found", "Run: pip install -c constraints.txt -e .")
+        return wrong(
+            f"{', '.join(missing)} cannot be found", "Run: pip install -c constraints.txt -e ."
+        )
     found: list[Finding] = []
     for requirement in map(Requirement, facts.requirements):
         version = facts.packages.get(requirement.name)
@@ -38,7 +40,10 @@ def check_driver(facts: Facts) -> list[Finding]:
         return wrong(f"{trouble.got}: {trouble.why}", f"Run: {trouble.remedy}")
     if facts.machine.cards and hides_all(visible):
         has = counted(len(facts.machine.cards), "GPU")
-        return doubtful(f"{has}, and CUDA_VISIBLE_DEVICES={visible} hides all", "Run: unset CUDA_VISIBLE_DEVICES")
+        return doubtful(
+            f"{has}, and CUDA_VISIBLE_DEVICES={visible} hides all",
+            "Run: unset CUDA_VISIBLE_DEVICES",
+        )
     return fine(f"driver {facts.machine.driver}") if facts.machine.driver else []
 
 
@@ -54,7 +59,8 @@ def check_gpus(facts: Facts) -> list[Finding]:
     for index, gpu in enumerate(facts.gpus):
         if gpu.free_gib < 0.8 * gpu.memory_gib:
             found += doubtful(
-                f"GPU {index} has {gpu.free_gib:g} of {gpu.memory_gib:g} GiB free: another process uses it",
+                f"GPU {index} has {gpu.free_gib:g} of {gpu.memory_gib:g} GiB free: another process "
+                "uses it",
                 "Run: nvidia-smi",
             )
     return found
@@ -62,14 +68,23 @@ def check_gpus(facts: Facts) -> list[Finding]:
 
 def check_names(facts: Facts) -> list[Finding]:
     """gloo listens at the address that the machine's own name leads to."""
-    shown = ", ".join(f"{name} {address}" for name, address in facts.interfaces.items()) or "none but the loopback"
-    remedy = f"Set: GLOO_SOCKET_IFNAME={next(iter(facts.interfaces), 'eth0')}, or correct /etc/hosts"
+    shown = (
+        ", ".join(f"{name} {address}" for name, address in facts.interfaces.items())
+        or "none but the loopback"
+    )
+    remedy = (
+        f"Set: GLOO_SOCKET_IFNAME={next(iter(facts.interfaces), 'eth0')}, or correct /etc/hosts"
+    )
     if facts.machines == 1:
         return fine(f"host {facts.host}, interfaces: {shown}")
     if not facts.resolved:
         return wrong(f"the host name {facts.host} leads to no address", remedy)
     if facts.resolved.startswith("127.") and "GLOO_SOCKET_IFNAME" not in facts.variables:
-        return wrong(f"the host name {facts.host} leads to {facts.resolved}, which no other machine can reach", remedy)
+        return wrong(
+            f"the host name {facts.host} leads to {facts.resolved}, which no other machine can "
+            "reach",
+            remedy,
+        )
     return fine(f"host {facts.host} is {facts.resolved}, interfaces: {shown}")
 
 
@@ -77,18 +92,28 @@ def check_interfaces(facts: Facts) -> list[Finding]:
     found: list[Finding] = []
     for variable in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
         # NCCL takes beginnings of names; ^ excludes, = wants the whole name.
-        named = [name.lstrip("=") for name in facts.variables.get(variable, "").split(",") if name[:1] not in ("", "^")]
+        named = [
+            name.lstrip("=")
+            for name in facts.variables.get(variable, "").split(",")
+            if name[:1] not in ("", "^")
+        ]
         for name in named:
             if not any(known.startswith(name) for known in (*facts.interfaces, "lo")):
                 known = ", ".join(facts.interfaces) or "the loopback only"
-                found += wrong(f"{variable} names {name}, which is not up here", f"Set one of: {known}")
+                found += wrong(
+                    f"{variable} names {name}, which is not up here", f"Set one of: {known}"
+                )
     return found
 
 
 def check_ports(facts: Facts) -> list[Finding]:
     """Where the ranks meet; that a port is taken is said by launch.sh, before it starts them."""
     port = facts.variables.get("MASTER_PORT")
-    return fine(f"the ranks meet at {facts.variables.get('MASTER_ADDR', 'localhost')}:{port}") if port else []
+    return (
+        fine(f"the ranks meet at {facts.variables.get('MASTER_ADDR', 'localhost')}:{port}")
+        if port
+        else []
+    )
 
 
 def check_disks(facts: Facts) -> list[Finding]:
@@ -100,30 +125,40 @@ def check_disks(facts: Facts) -> list[Finding]:
         elif disk.free_gib < FULL_GIB:
             found += wrong(f"{what} has {disk.free_gib:g} GiB free", f"Run: df -h {disk.path}")
         elif disk.free_gib < LOW_GIB:
-            found += doubtful(f"{what} has {disk.free_gib:g} GiB free", "Checkpoints of a large model may not fit")
+            found += doubtful(
+                f"{what} has {disk.free_gib:g} GiB free", "Checkpoints of a large model may not fit"
+            )
         else:
             found += fine(f"{what} has {disk.free_gib:g} GiB free")
     return found
 
 
 def check_shared_memory(facts: Facts) -> list[Finding]:
-    """NCCL and the workers of a loader put their buffers there; a container has 64 MiB unless told otherwise."""
+    """NCCL and the workers of a loader put their buffers there; a container has 64 MiB unless told
+    otherwise.
+    """
     if facts.shared_memory_gib is None:
         return []
     text = f"/dev/shm has {facts.shared_memory_gib:g} GiB free"
     if facts.shared_memory_gib >= SHARED_GIB:
         return fine(text)
-    return doubtful(f"{text}: NCCL and data.workers need more", "In a container, set: docker run --shm-size=8g")
+    return doubtful(
+        f"{text}: NCCL and data.workers need more", "In a container, set: docker run --shm-size=8g"
+    )
 
 
 def check_limits(facts: Facts) -> list[Finding]:
     found = fine(f"limit of open files {'none' if facts.open_files < 0 else facts.open_files}")
     if 0 <= facts.open_files < OPEN_FILES:
-        found = doubtful(f"no more than {facts.open_files} files may be open", f"Run: ulimit -n {OPEN_FILES}")
+        found = doubtful(
+            f"no more than {facts.open_files} files may be open", f"Run: ulimit -n {OPEN_FILES}"
+        )
     if facts.infiniband and facts.locked_memory_kib >= 0:
         found += wrong(
-            f"InfiniBand cannot lock its buffers: the limit of locked memory is {facts.locked_memory_kib} KiB",
-            "Run: ulimit -l unlimited (under SLURM, the daemon's limit; docker run --ulimit memlock=-1)",
+            "InfiniBand cannot lock its buffers: the limit of locked memory is "
+            f"{facts.locked_memory_kib} KiB",
+            "Run: ulimit -l unlimited (under SLURM, the daemon's limit; docker run --ulimit "
+            "memlock=-1)",
         )
     return found
 
@@ -132,12 +167,15 @@ def check_timeouts(facts: Facts) -> list[Finding]:
     found = fine(f"ranks wait {facts.timeout_seconds:g} s for each other (runtime.timeout_seconds)")
     if facts.variables.get("TORCH_NCCL_ASYNC_ERROR_HANDLING") == "0":
         found += doubtful(
-            "TORCH_NCCL_ASYNC_ERROR_HANDLING=0: torch does not end a rank whose NCCL message failed",
+            "TORCH_NCCL_ASYNC_ERROR_HANDLING=0: torch does not end a rank whose NCCL message "
+            "failed",
             "Run: unset TORCH_NCCL_ASYNC_ERROR_HANDLING",
         )
     for name in ("NCCL_P2P_DISABLE", "NCCL_IB_DISABLE", "NCCL_SHM_DISABLE"):
         if facts.variables.get(name) == "1":
-            found += doubtful(f"{name}=1 takes NCCL a fast way", f"If it cured nothing, run: unset {name}")
+            found += doubtful(
+                f"{name}=1 takes NCCL a fast way", f"If it cured nothing, run: unset {name}"
+            )
     return found
 
 

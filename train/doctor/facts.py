@@ -88,13 +88,17 @@ def gather(output_dir: str, timeout_seconds: float) -> Facts:
         machine=look_at_machine(),
         gpus=tuple(_gpu(index) for index in range(len(seen.gpus))),
         on_cpu=trains_on_cpu(),
-        variables={name: value for name, value in sorted(os.environ.items()) if name.startswith(VARIABLES)},
+        variables={
+            name: value for name, value in sorted(os.environ.items()) if name.startswith(VARIABLES)
+        },
         resolved=_resolved(),
         interfaces=_interfaces(),
         disks=_disks(output_dir),
         shared_memory_gib=_free_gib(Path("/dev/shm")) if Path("/dev/shm").exists() else None,
         open_files=_limit(resource.RLIMIT_NOFILE),
-        locked_memory_kib=_limit(resource.RLIMIT_MEMLOCK) // 1024 if _limit(resource.RLIMIT_MEMLOCK) >= 0 else -1,
+        locked_memory_kib=_limit(resource.RLIMIT_MEMLOCK) // 1024
+        if _limit(resource.RLIMIT_MEMLOCK) >= 0
+        else -1,
         infiniband=any(Path("/sys/class/infiniband").glob("*")),
         timeout_seconds=timeout_seconds,
     )
@@ -103,7 +107,9 @@ def gather(output_dir: str, timeout_seconds: float) -> Facts:
 def _requirements() -> tuple[str, ...]:
     """None where the package is installed: pip has seen to them."""
     file = CLONE / "pyproject.toml"
-    return tuple(tomllib.loads(file.read_text())["project"]["dependencies"]) if file.exists() else ()
+    return (
+        tuple(tomllib.loads(file.read_text())["project"]["dependencies"]) if file.exists() else ()
+    )
 
 
 def _gpu(index: int) -> Gpu:

@@ -7,8 +7,12 @@ from train.doctor.findings import DOUBTFUL, FINE, WRONG, Finding
 from train.errors import counted
 
 
-def lines(of_ranks: Sequence[Facts], own: Sequence[Sequence[Finding]], common: Sequence[Finding]) -> list[str]:
-    """`own`: of each rank; `common`: of all together. What several machines have in common is printed once."""
+def lines(
+    of_ranks: Sequence[Facts], own: Sequence[Sequence[Finding]], common: Sequence[Finding]
+) -> list[str]:
+    """`own`: of each rank; `common`: of all together. What several machines have in common is
+    printed once.
+    """
     hosts: dict[Finding, list[str]] = {}
     for facts, findings in zip(of_ranks, own, strict=True):
         for finding in findings:
@@ -22,7 +26,11 @@ def lines(of_ranks: Sequence[Facts], own: Sequence[Sequence[Finding]], common: S
             where = "" if len(named) == len(everywhere) else f"{', '.join(named)}: "
             if finding.level == level:
                 told.append(f"{level:<9} {where}{finding.text}")
-        told += [f"{level:<9} {finding.text}" for finding in dict.fromkeys(common) if finding.level == level]
+        told += [
+            f"{level:<9} {finding.text}"
+            for finding in dict.fromkeys(common)
+            if finding.level == level
+        ]
     return [*told, _summary([*hosts, *dict.fromkeys(common)], of_ranks)]
 
 
@@ -31,6 +39,9 @@ def is_wrong(findings: Sequence[Finding]) -> bool:
 
 
 def _summary(findings: Sequence[Finding], of_ranks: Sequence[Facts]) -> str:
-    counts = [f"{sum(each.level == level for each in findings)} {level}" for level in (WRONG, DOUBTFUL, FINE)]
+    counts = [
+        f"{sum(each.level == level for each in findings)} {level}"
+        for level in (WRONG, DOUBTFUL, FINE)
+    ]
     machines = counted(len({facts.host for facts in of_ranks}), "machine")
     return f"doctor: {', '.join(counts)}; {counted(len(of_ranks), 'rank')} on {machines}"

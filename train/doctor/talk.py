@@ -14,7 +14,9 @@ SLOW_GB_PER_SECOND = 1.0
 
 
 def clocks_ahead(ranks: Ranks) -> list[float]:
-    """Seconds by which each rank's clock is ahead of rank 0's, but for the time that a barrier takes to open."""
+    """Seconds by which each rank's clock is ahead of rank 0's, but for the time that a barrier
+    takes to open.
+    """
     rounds = []
     for _ in range(ROUNDS):
         ranks.barrier()
@@ -23,7 +25,9 @@ def clocks_ahead(ranks: Ranks) -> list[float]:
 
 
 def all_reduce(ranks: Ranks, device: torch.device) -> list[Finding]:
-    """The sum that a run's gradients take, in the group that they take: right, and how fast. The same on all ranks."""
+    """The sum that a run's gradients take, in the group that they take: right, and how fast. The
+    same on all ranks.
+    """
     if ranks.world_size == 1:
         return []
     megabytes = 256 if device.type == "cuda" else 16
@@ -40,20 +44,29 @@ def all_reduce(ranks: Ranks, device: torch.device) -> list[Finding]:
         seconds.append(time.perf_counter() - begun)
         is_right = is_right and bool((tensor == expected).all())
     # The first round opens the connections.
-    return judge_sum(ranks.gather(is_right), max(ranks.gather(median(seconds[1:]))), megabytes, device.type)
+    return judge_sum(
+        ranks.gather(is_right), max(ranks.gather(median(seconds[1:]))), megabytes, device.type
+    )
 
 
-def judge_sum(is_right: Sequence[bool], seconds: float, megabytes: int, device: str) -> list[Finding]:
+def judge_sum(
+    is_right: Sequence[bool], seconds: float, megabytes: int, device: str
+) -> list[Finding]:
     """`is_right`: of each rank."""
     bad = [str(rank) for rank, right in enumerate(is_right) if not right]
     if bad:
-        return wrong(f"the sum over the ranks is wrong on rank {', '.join(bad)}", "Set: NCCL_DEBUG=INFO, and try again")
+        return wrong(
+            f"the sum over the ranks is wrong on rank {', '.join(bad)}",
+            "Set: NCCL_DEBUG=INFO, and try again",
+        )
     # What each link of a ring carries, which nccl-tests calls the bus bandwidth.
     ranks = len(is_right)
     speed = 2 * (ranks - 1) / ranks * megabytes / 1000 / seconds
     text = f"all-reduce of {megabytes} MB over {ranks} ranks ({device}): {speed:.2g} GB/s"
     if device == "cuda" and speed < SLOW_GB_PER_SECOND:
-        return doubtful(f"{text}, which is slow for GPUs", "NCCL_DEBUG=INFO shows which way NCCL takes")
+        return doubtful(
+            f"{text}, which is slow for GPUs", "NCCL_DEBUG=INFO shows which way NCCL takes"
+        )
     return fine(text)
 
 

@@ -1,4 +1,6 @@
-"""A moving average of the weights, evaluated and saved beside them. It changes nothing about the training."""
+"""A moving average of the weights, evaluated and saved beside them. It changes nothing about the
+training.
+"""
 
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -26,7 +28,9 @@ class EmaError(UserError):
 
 
 def part(learner: Learner, decays: Sequence[tuple[int, float]]) -> Part:
-    """`decays`: (samples seen, ema.decay from there on), the first from 0 on; none: no average is kept."""
+    """`decays`: (samples seen, ema.decay from there on), the first from 0 on; none: no average is
+    kept.
+    """
     if not decays:
         return Part(name="ema")
     ema = Ema(learner, decays[0][1])
@@ -40,14 +44,15 @@ def part(learner: Learner, decays: Sequence[tuple[int, float]]) -> Part:
 
 
 class Ema:
-    """After each update the average moves by 1 - decay of the way to the weights; the first update sets it.
+    """After each update the average moves by 1 - decay of the way to the weights; the first update
+    sets it.
 
-    A step that was not applied, since its gradient was not finite, does neither. Whether one was is known on the device
-    alone, and the host does not ask. Averages are float32 or wider: in bf16 a step of 0.001 of the way is rounded off.
-    Buffers are the model's own.
+    A step that was not applied, since its gradient was not finite, does neither. Whether one was is
+    known on the device alone, and the host does not ask. Averages are float32 or wider: in bf16 a
+    step of 0.001 of the way is rounded off. Buffers are the model's own.
 
-    Not torch's AveragedModel (2.13): its first call sets the average even where the step was skipped, and it counts on
-    the CPU, for which a GPU waits at each step.
+    Not torch's AveragedModel (2.13): its first call sets the average even where the step was
+    skipped, and it counts on the CPU, for which a GPU waits at each step.
     """
 
     def __init__(self, learner: Learner, decay: float) -> None:
@@ -55,7 +60,9 @@ class Ema:
         self.module = second() if second else _copied(learner.module)
         """The model with the averaged weights, up to date after an evaluation or a save."""
         self._source, self._optimizer = learner.module, learner.optimizer
-        self._averages = {name: _wide(p.detach()) for name, p in self.module.named_parameters() if _moves(p)}
+        self._averages = {
+            name: _wide(p.detach()) for name, p in self.module.named_parameters() if _moves(p)
+        }
         self._weights = {name: p for name, p in learner.module.named_parameters() if _moves(p)}
         dtype = torch.promote_types(learner.dtype, torch.float32)
         self._updates = torch.zeros((), dtype=torch.int64, device=learner.device)
@@ -75,9 +82,13 @@ class Ema:
             share = share * applied
             self._updates += applied.long()
         for name, average in self._averages.items():
-            local(average).lerp_(local(self._weights[name]).to(average.dtype), share.to(average.dtype))
+            local(average).lerp_(
+                local(self._weights[name]).to(average.dtype), share.to(average.dtype)
+            )
 
-    def following(self, decays: Sequence[tuple[int, float]], windows: Iterable[Window]) -> Iterator[Window]:
+    def following(
+        self, decays: Sequence[tuple[int, float]], windows: Iterable[Window]
+    ) -> Iterator[Window]:
         """The same windows, before each of which the decay is that of its stage."""
         starts = [start for start, _ in decays]
         for window in windows:
@@ -103,7 +114,8 @@ class Ema:
             self._refresh()
             averaged = evaluate(self.module)
             for name, value in averaged.items():
-                if name.rpartition("/")[2] != "samples":  # how many there are stands in the row already
+                # how many there are stands in the row already
+                if name.rpartition("/")[2] != "samples":
                     plain[PREFIX + name] = value
             return plain
 
@@ -121,8 +133,8 @@ class Ema:
             stored = state.get(f"module.{name}")
             if stored is None or tuple(stored.shape) != tuple(average.shape):
                 raise EmaError(
-                    f"the checkpoint holds no average of {name} of this shape. Set: ema.decay=null, or model.args as "
-                    f"they were there"
+                    f"the checkpoint holds no average of {name} of this shape. Set: "
+                    "ema.decay=null, or model.args as they were there"
                 )
             local(average).copy_(own_rows(stored, average))
         self._updates.copy_(state["n_averaged"])
@@ -140,19 +152,25 @@ def _wide(parameter: Tensor) -> Tensor:
 
 def _copied(module: nn.Module) -> nn.Module:
     """A copy of the model. Raises EmaError where it holds something that cannot be copied."""
-    what = "ema.decay keeps a second model, and this one cannot be copied (copy.deepcopy). Set: ema.decay=null"
+    what = (
+        "ema.decay keeps a second model, and this one cannot be copied (copy.deepcopy). Set: "
+        "ema.decay=null"
+    )
     with ends_in_a_sentence(EmaError, what), torch.no_grad(), _CopiesOfResults():
         return deepcopy(module)
 
 
 class _CopiesOfResults(TorchFunctionMode):
-    """deepcopy also takes tensors that were computed, which torch refuses to copy with their history.
+    """deepcopy also takes tensors that were computed, which torch refuses to copy with their
+    history.
 
-    Those are what a module keeps of its last forward: the weight of torch.nn.utils.weight_norm and spectral_norm, which
-    their hooks compute anew, attention maps, caches.
+    Those are what a module keeps of its last forward: the weight of torch.nn.utils.weight_norm and
+    spectral_norm, which their hooks compute anew, attention maps, caches.
     """
 
-    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_function__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
         if function is Tensor.__deepcopy__ and not args[0].is_leaf:
             tensor, memo = args
             memo[id(tensor)] = tensor.detach().clone()

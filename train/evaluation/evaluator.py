@@ -27,7 +27,8 @@ from train.tasks import Task
 Evaluate = Callable[[nn.Module], dict[str, float]]
 """Takes a module, inside any wrapper: an evaluation reduces no gradients. Gives {metric: value}."""
 
-EVALUATION = 2  # in the key of a place in a set; of four numbers, as no key of a step or a sample is
+# in the key of a place in a set; of four numbers, as no key of a step or a sample is
+EVALUATION = 2
 
 
 class EvaluationFailed(UserError):
@@ -40,7 +41,9 @@ class NoRoom(RunFailed):
 
 @dataclass(kw_only=True)
 class Evaluation:
-    """The sets that a model is evaluated on: the main one under the name "", further ones under theirs."""
+    """The sets that a model is evaluated on: the main one under the name "", further ones under
+    theirs.
+    """
 
     sets: Mapping[str, EvaluationSet]
     task: Task
@@ -48,20 +51,23 @@ class Evaluation:
     device: torch.device
     dtype: torch.dtype
     batch_size: int
-    """Samples that a rank takes at once; halved on all ranks where one of them runs out of memory."""
+    """Samples that a rank takes at once; halved on all ranks where one of them runs out of memory.
+    """
     in_step: bool = False
     """A forward pass needs all ranks: each computes as many batches as the one that has most."""
     stopping: Callable[[], bool] = lambda: False
-    """Whether a stop was asked for on this rank: Abandoned is then raised on all of them, before the next batch."""
+    """Whether a stop was asked for on this rank: Abandoned is then raised on all of them, before
+    the next batch.
+    """
     timed: Callable[[float], None] = lambda seconds: None
     """Told the seconds that each batch took: a stop waits for so long."""
 
     def __call__(self, module: nn.Module) -> dict[str, float]:
-        """{metric: sum / weight over the whole set}, what the task makes of these, and `samples`; `set/metric` for
-        further sets.
+        """{metric: sum / weight over the whole set}, what the task makes of these, and `samples`;
+        `set/metric` for further sets.
 
-        A metric whose weight is 0 is left out: nobody knows it. All ranks evaluate with rank 0's buffers, and each has
-        its own again afterwards. Raises, on all ranks, what is raised on one.
+        A metric whose weight is 0 is left out: nobody knows it. All ranks evaluate with rank 0's
+        buffers, and each has its own again afterwards. Raises, on all ranks, what is raised on one.
         """
         with undisturbed(module, self.device), torch.no_grad():
             take_main(module, self.ranks)
@@ -83,7 +89,9 @@ class Evaluation:
             return {**finish(over_ranks(of_ranks)), SAMPLES: float(len(rows))}
 
     def _fitting_sums(self, module: nn.Module, rows: EvaluationSet) -> Sums:
-        """Those of this rank. Where a rank runs out of memory, all begin again with half as many samples at once."""
+        """Those of this rank. Where a rank runs out of memory, all begin again with half as many
+        samples at once.
+        """
         while True:
             sums = self.ranks.together(lambda: self._sums_or_none(module, rows))
             full = self.ranks.sum([sums is None])[0] > 0
@@ -91,15 +99,20 @@ class Evaluation:
                 return sums
             if self.batch_size == 1:
                 raise NoRoom(
-                    "an evaluation runs out of memory with one sample at a time on each rank. Take shorter samples "
-                    "for the evaluation sets, or a smaller model"
+                    "an evaluation runs out of memory with one sample at a time on each rank. Take "
+                    "shorter samples for the evaluation sets, or a smaller model"
                 )
             self.batch_size = (self.batch_size + 1) // 2
-            print_error(f"an evaluation ran out of memory: from here on {self.batch_size} samples at once on each rank")
+            print_error(
+                f"an evaluation ran out of memory: from here on {self.batch_size} samples at once "
+                "on each rank"
+            )
             free_memory(self.device)
 
     def _sums_or_none(self, module: nn.Module, rows: EvaluationSet) -> Sums | None:
-        """None where the memory is not enough. The error is not kept: it would keep what it could not free."""
+        """None where the memory is not enough. The error is not kept: it would keep what it could
+        not free.
+        """
         try:
             return self._local_sums(module, rows)
         except (RuntimeError, MemoryError) as error:
@@ -122,7 +135,8 @@ class Evaluation:
             number, batch = numbered
             start_seconds = time.perf_counter()
             self.ranks.pulse.beat()
-            # What a model or a task draws depends on the place in the set, not on what was drawn before.
+            # What a model or a task draws depends on the place in the set, not on what was drawn
+            # before.
             generators.seed(key_of(DATA_SEED, EVALUATION, 0, start + number * self.batch_size) >> 1)
             with self._in_a_sentence("eval_sums"):
                 found = read_sums(self.task.eval_sums(module, batch), self.device)
@@ -130,13 +144,19 @@ class Evaluation:
                 join(sums, found)
             self.timed(time.perf_counter() - start_seconds)
 
-        count = batches_of(share(len(rows), 0, self.ranks.world_size))  # rank 0 has no fewer than any other
+        # rank 0 has no fewer than any other
+        count = batches_of(share(len(rows), 0, self.ranks.world_size))
         read = rows.batches(ids, self.batch_size)
         if self.in_step:  # one that does not count, where this rank has fewer
-            read = chain(read, (next(rows.batches(np.zeros(1, int), 1)) for _ in range(batches_of(own), count)))
+            read = chain(
+                read,
+                (next(rows.batches(np.zeros(1, int), 1)) for _ in range(batches_of(own), count)),
+            )
         batches = travelling(read, self.device, self.dtype)
         side_by_side(enumerate(batches), count, add, self.ranks, self.stopping, self.in_step)
         return sums
 
     def _in_a_sentence(self, method: str) -> Any:
-        return ends_in_a_sentence(EvaluationFailed, f"{method} of task {type(self.task).__name__} raised")
+        return ends_in_a_sentence(
+            EvaluationFailed, f"{method} of task {type(self.task).__name__} raised"
+        )

@@ -1,4 +1,6 @@
-"""What the model makes of some held-out samples, in words, at each evaluation: for tasks that have `samples`."""
+"""What the model makes of some held-out samples, in words, at each evaluation: for tasks that have
+`samples`.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -22,7 +24,8 @@ from train.step import Learner
 
 Table = Sequence[Mapping[str, str]]
 
-ROWS = 2  # samples, from the inside of the held-out set: a document that begins with its title tells little
+# samples, from the inside of the held-out set: a document that begins with its title tells little
+ROWS = 2
 
 
 def part(
@@ -49,7 +52,8 @@ def _drawn(samples: Callable[..., Table], module: nn.Module, batch: Batch, decod
     with (
         ends_in_a_sentence(SamplesFailed, "samples() of the task raised"),
         drawn_from(DATA_SEED),
-        # A text that grows has another size at each token, and torch compiles a forward eight times at most.
+        # A text that grows has another size at each token, and torch compiles a forward eight times
+        # at most.
         torch.compiler.set_stance("force_eager"),
     ):
         return samples(module, batch, decode)
@@ -64,10 +68,12 @@ def sampled(
     show: Callable[[Table], None],
     stopping: Callable[[], bool] = lambda: False,
 ) -> Evaluate:
-    """The same evaluation; before it the task's table is made, on every rank alike, and handed to `show`.
+    """The same evaluation; before it the task's table is made, on every rank alike, and handed to
+    `show`.
 
     A sample at a time. Raises Abandoned, on all ranks, where a stop is asked for meanwhile.
-    As in an evaluation, the random numbers of training and the modes of the module stay as they were.
+    As in an evaluation, the random numbers of training and the modes of the module stay as they
+    were.
     """
     samples = getattr(learner.task, "samples", None)
     if samples is None or not sets.evaluation:

@@ -1,4 +1,6 @@
-"""Rank 0's buffers on every rank: while training, each rank has its own where they follow the data."""
+"""Rank 0's buffers on every rank: while training, each rank has its own where they
+follow the data.
+"""
 
 from collections.abc import Mapping
 
@@ -15,7 +17,9 @@ class BuffersDiffer(UserError):
 
 @torch.no_grad()
 def take_main(module: nn.Module, ranks: Ranks) -> None:
-    """Overwrite the buffers of `module`, of any type, by rank 0's. Raises BuffersDiffer on all ranks."""
+    """Overwrite the buffers of `module`, of any type, by rank 0's. Raises BuffersDiffer on all
+    ranks.
+    """
     if ranks.world_size == 1:
         return
     buffers = dict(module.named_buffers())
@@ -37,6 +41,7 @@ def _check_shapes(buffers: Mapping[str, Tensor], ranks: Ranks) -> None:
         if differing:
             name = differing[0]
             raise BuffersDiffer(
-                f"an evaluation uses rank 0's buffers, but {name} is {main.get(name)} on rank 0 and {other.get(name)} "
-                f"on rank {rank}. Give a buffer that follows the data one shape for good"
+                f"an evaluation uses rank 0's buffers, but {name} is {main.get(name)} on rank 0 "
+                f"and {other.get(name)} on rank {rank}. Give a buffer that follows the data one "
+                "shape for good"
             )

@@ -1,4 +1,6 @@
-"""What an evaluation adds up, by the names of the metrics: over batches on the device, then over the ranks."""
+"""What an evaluation adds up, by the names of the metrics: over batches on the device, then over
+the ranks.
+"""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -45,7 +47,10 @@ def join(sums: Sums, more: Mapping[str, Any]) -> None:
     for name, value in more.items():
         before = sums.get(name, value)
         if before.__class__ is not value.__class__:
-            raise BadMetric(f"eval_sums: {name!r} is a (sum, weight) here and Moments there. Use one kind throughout")
+            raise BadMetric(
+                f"eval_sums: {name!r} is a (sum, weight) here and Moments there. Use one kind "
+                "throughout"
+            )
         sums[name] = before.joined(value) if name in sums else value
 
 
@@ -75,11 +80,12 @@ def _number(name: str, what: str, value: Any, device: torch.device) -> Tensor:
         number = torch.empty(0)
     if number.numel() != 1 or is_complex:
         raise BadMetric(
-            f"eval_sums: the {what} of {name!r} must be one real number for the whole batch, got {_kind(value)}. "
-            f"Add it up over the samples: .sum()"
+            f"eval_sums: the {what} of {name!r} must be one real number for the whole batch, got "
+            f"{_kind(value)}. Add it up over the samples: .sum()"
         )
     if number.device.type == "cpu" and device.type != "cpu":
-        # Not copied: for a copy from memory that is not pinned the host waits until all before it is computed.
+        # Not copied: for a copy from memory that is not pinned the host waits until all before it
+        # is computed.
         return torch.full((), number.item(), dtype=torch.float64, device=device)
     return number.detach().reshape(()).to(device, torch.float64)
 
@@ -91,10 +97,11 @@ def _kind(value: Any) -> str:
 
 
 def over_ranks(of_ranks: Iterable[Mapping[str, Any]]) -> dict[str, float]:
-    """{metric: value} over all ranks, from the `numbers` of each: joined by name, in the order of the ranks.
+    """{metric: value} over all ranks, from the `numbers` of each: joined by name, in the order of
+    the ranks.
 
-    Every rank computes the same, bit for bit. A metric that a rank lacks counts nothing there; one that nobody knows
-    is left out.
+    Every rank computes the same, bit for bit. A metric that a rank lacks counts nothing there; one
+    that nobody knows is left out.
     """
     sums: Sums = {}
     for of_rank in of_ranks:

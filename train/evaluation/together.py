@@ -1,4 +1,6 @@
-"""The batches of an evaluation, on all ranks side by side: where one rank leaves, all leave at the same batch."""
+"""The batches of an evaluation, on all ranks side by side: where one rank leaves, all leave at the
+same batch.
+"""
 
 from collections.abc import Callable, Iterator
 from typing import TypeVar
@@ -22,11 +24,12 @@ def side_by_side(
 ) -> None:
     """`work(batch)` for each of `batches`, of which no rank has more than `count`.
 
-    Each batch costs one small message, for which the next batch does not wait. What `work` raises is raised here on
-    its own rank, and the others return early: they have to ask each other next whether all went well. Raises Abandoned
-    on all ranks where none failed and one was `stopping`.
+    Each batch costs one small message, for which the next batch does not wait. What `work` raises
+    is raised here on its own rank, and the others return early: they have to ask each other next
+    whether all went well. Raises Abandoned on all ranks where none failed and one was `stopping`.
 
-    `in_step`: the work on a batch needs all ranks, so none leaves it out because it alone was told to stop.
+    `in_step`: the work on a batch needs all ranks, so none leaves it out because it alone was told
+    to stop.
     """
     failure: Exception | None = None
     message: Sum | None = None

@@ -1,8 +1,9 @@
 """The audit: on a few steps of a run, the gradient of that very step once more, cut another way.
 
-Before the update, in the live state: other micro-batches (none of more samples than the step's own), another order, on
-several ranks each other's samples. Above what the arithmetic explains it is asked why (audit_compare.py). It leaves no
-trace: gradient, buffers, attributes and generators are put back, and nothing of it is in a checkpoint.
+Before the update, in the live state: other micro-batches (none of more samples than the step's
+own), another order, on several ranks each other's samples. Above what the arithmetic explains it is
+asked why (audit_compare.py). It leaves no trace: gradient, buffers, attributes and generators are
+put back, and nothing of it is in a checkpoint.
 """
 
 import time
@@ -38,7 +39,9 @@ NEVER = 2**62
 
 
 class NotVerified(RunFailed):
-    """batch.exact=required, and an audit has found a gradient that is not that of the one big batch."""
+    """batch.exact=required, and an audit has found a gradient that is not that of the one big
+    batch.
+    """
 
 
 class Report(Protocol):
@@ -64,7 +67,13 @@ class Clock(Protocol):
 
 
 def part(
-    learner: Learner, config: Config, tried: Preflight, plan: RunPlan, ranks: Ranks, report: Report, apart: Apart
+    learner: Learner,
+    config: Config,
+    tried: Preflight,
+    plan: RunPlan,
+    ranks: Ranks,
+    report: Report,
+    apart: Apart,
 ) -> Part:
     """`tried`: what is trained on, and what was found out about it before the first step."""
     every_steps = config.batch.audit_every_steps
@@ -86,7 +95,10 @@ def planned(every_steps: int, total_steps: int) -> str:
     count = len(early) + total_steps // every_steps
     regular = f"every {every_steps:,} steps" if every_steps <= total_steps else ""
     when = " and ".join(filter(None, [steps, regular]))
-    return f"audit     {when}: a gradient once more, cut another way; about {count / total_steps:.2g} of the run's time"
+    return (
+        f"audit     {when}: a gradient once more, cut another way; about "
+        f"{count / total_steps:.2g} of the run's time"
+    )
 
 
 def next_audit(step: int, every_steps: int) -> int:
@@ -155,7 +167,9 @@ class Audit:
             if verdict is not None:
                 self._report_it(window, verdict, time.perf_counter() - start)
 
-    def _verdict(self, learner: Learner, window: Window, before: State, after: State) -> Verdict | None:
+    def _verdict(
+        self, learner: Learner, window: Window, before: State, after: State
+    ) -> Verdict | None:
         """None where there can be none, which is said once."""
         seed = seed_of_step(self._first_seed, window.k)
         obstacles = self._ranks.gather(self._obstacle(learner, before, after, seed))
@@ -192,18 +206,26 @@ class Audit:
                 after.restore()
 
     def _obstacle(self, learner: Learner, before: State, after: State, seed: int) -> str:
-        """Why another cut would say nothing, or would leave a trace; empty where it may be tried."""
+        """Why another cut would say nothing, or would leave a trace; empty where it may
+        be tried.
+        """
         if before.is_partial or after.is_partial:
             return "declared: model and task hold more than can be copied and put back"
         try:
             after.restore()  # changes nothing, and shows that it can be done
         except Exception as error:  # of the user's objects
-            return f"declared: what model and task hold cannot be put back ({type(error).__name__}: {error})"
+            return (
+                f"declared: what model and task hold cannot be put back ({type(error).__name__}: "
+                f"{error})"
+            )
         drawn = [] if may_draw(learner) else has_drawn(self._generators, seed)
         changed = after.changed_since(before, 0.0)
         drawn += generators_of(changed)
         if drawn:
-            return f"it draws random numbers ({', '.join(drawn)}), and would draw others for other micro-batches"
+            return (
+                f"it draws random numbers ({', '.join(drawn)}), and would draw others for other "
+                "micro-batches"
+            )
         fixed = [name for name in changed if name in before.uncopied]
         if fixed:
             return f"declared: {some(fixed)} changes while it is computed, and cannot be put back"

@@ -17,7 +17,9 @@ TOLERANCE = 1e-5
 """Relative, of what a module gives for a sample."""
 
 
-def cause_of(learner: Learner, samples: Samples, begin: Callable[[], None], changed: Sequence[str]) -> str:
+def cause_of(
+    learner: Learner, samples: Samples, begin: Callable[[], None], changed: Sequence[str]
+) -> str:
     """`changed`: the names of what the gradient of the step has changed besides."""
     where = ""
     several = next((each for each in samples.own if each.samples > 1), None)
@@ -27,8 +29,14 @@ def cause_of(learner: Learner, samples: Samples, begin: Callable[[], None], chan
     if where:
         return f"{where} gives a sample something else when it is with others"
     if changed:
-        return f"{some(changed)} changes from one micro-batch to the next: does the gradient depend on it?"
-    return "the outputs of all modules are the same: look at the loss, at hooks, and at a state that is kept"
+        return (
+            f"{some(changed)} changes from one micro-batch to the next: does the gradient depend "
+            "on it?"
+        )
+    return (
+        "the outputs of all modules are the same: look at the loss, at hooks, and at a state "
+        "that is kept"
+    )
 
 
 def _first_module(learner: Learner, micro_batch: MicroBatch, begin: Callable[[], None]) -> str:

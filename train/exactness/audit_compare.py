@@ -1,4 +1,6 @@
-"""One audit: the gradient of a step against that of another cut, and what follows where they differ."""
+"""One audit: the gradient of a step against that of another cut, and what follows where they
+differ.
+"""
 
 import socket
 from collections.abc import Callable, Sequence
@@ -17,9 +19,24 @@ from train.exactness.additivity import BOUNDS, arithmetic
 from train.exactness.audit_cause import cause_of
 from train.exactness.audit_cut import Samples, samples_of
 from train.exactness.audit_draws import drawn_outside, may_draw
-from train.exactness.audit_verdict import FAULT, INEXACT, ROUNDING, VERIFIED, Copies, Unable, Verdict
+from train.exactness.audit_verdict import (
+    FAULT,
+    INEXACT,
+    ROUNDING,
+    VERIFIED,
+    Copies,
+    Unable,
+    Verdict,
+)
 from train.exactness.difference import Difference, difference
-from train.exactness.extra_gradient import Gradients, accumulated, clear, filled, gradients, uncompiled
+from train.exactness.extra_gradient import (
+    Gradients,
+    accumulated,
+    clear,
+    filled,
+    gradients,
+    uncompiled,
+)
 from train.exactness.faulty_rank import disagreeing
 from train.randomness import Generators
 from train.step import Learner
@@ -81,13 +98,19 @@ class Comparison:
             if again is not None:
                 return self._not_repeated(apart, again, wrong, copies)
             if wrong:
-                return self._said(FAULT, apart, f"from the same samples {self._named(wrong)} computes something else")
+                return self._said(
+                    FAULT,
+                    apart,
+                    f"from the same samples {self._named(wrong)} computes something else",
+                )
         try:
             wide, is_rounding = copies.in_float64()
         except Unable as error:
             return self._against_largest(apart, bound, str(error))
         if not is_rounding:
-            cause = self.ranks.gather(cause_of(self.learner, self.samples, self.begin, self.changed))[0]
+            cause = self.ranks.gather(
+                cause_of(self.learner, self.samples, self.begin, self.changed)
+            )[0]
             return self._said(INEXACT, apart, f"in float64 it is {wide:.0e}: {cause}")
         if copies.explains(apart.error):
             return self._said(ROUNDING, apart, f"in float64 it is {wide:.0e}")
@@ -110,8 +133,12 @@ class Comparison:
             return None
         return difference(self.learner, first, second).error
 
-    def _not_repeated(self, apart: Difference, again: float, wrong: Sequence[int] | None, copies: Copies) -> Verdict:
-        """Other bits the second time: a state that cannot be put back shows in float64, too; a fault does not."""
+    def _not_repeated(
+        self, apart: Difference, again: float, wrong: Sequence[int] | None, copies: Copies
+    ) -> Verdict:
+        """Other bits the second time: a state that cannot be put back shows in float64, too; a
+        fault does not.
+        """
         said = f"the same cut gave another gradient the second time, by {again:.0e}"
         if wrong:
             return self._said(FAULT, apart, f"{said}, and {self._named(wrong)} computes wrong")

@@ -75,7 +75,9 @@ Whole = Fetched | Held | Reread
 
 @dataclass(frozen=True)
 class Samples:
-    """The micro-batches of a window: of this rank, and of the one after it. All ranks ask for them together."""
+    """The micro-batches of a window: of this rank, and of the one after it. All ranks ask for them
+    together.
+    """
 
     own: Whole
     next: Whole
@@ -85,11 +87,14 @@ class Samples:
     def other_cut(self, window: Window) -> Window:
         """The step once more: each micro-batch of the next rank in two parts, the last one first.
 
-        So no more samples or tokens are put through at once than in the step itself. Equally many on every rank.
+        So no more samples or tokens are put through at once than in the step itself. Equally many
+        on every rank.
         """
         count = len(window.micro_batches)
         parts = 2 if self.largest > 1 else 1
-        return replace(window, micro_batches=OtherCut(self.next.backwards(), count, parts, window.k, self.trim))
+        return replace(
+            window, micro_batches=OtherCut(self.next.backwards(), count, parts, window.k, self.trim)
+        )
 
 
 @dataclass(frozen=True)
@@ -129,7 +134,9 @@ class OtherCut:
         """A filler where there are no places."""
         index = places if len(places) else torch.zeros(1, dtype=torch.int64)
         batch = {name: column[index] for name, column in micro_batch.batch.items()}
-        return replace(micro_batch, batch=self.trim(batch) if self.trim else batch, samples=len(places))
+        return replace(
+            micro_batch, batch=self.trim(batch) if self.trim else batch, samples=len(places)
+        )
 
 
 def samples_of(window: Window, data: TrainingSet, ranks: Ranks) -> Samples:
@@ -139,7 +146,9 @@ def samples_of(window: Window, data: TrainingSet, ranks: Ranks) -> Samples:
     trim = data.padding.cut if isinstance(data, ByLength) else None
     inside: Any = data.samples if isinstance(data, ByLength) else data
     if ranks.world_size == 1:
-        whole = Reread(window.micro_batches) if inside.is_deferred else Held(list(window.micro_batches))
+        whole = (
+            Reread(window.micro_batches) if inside.is_deferred else Held(list(window.micro_batches))
+        )
         return Samples(whole, whole, max(window.micro_batches.sizes), trim)
     largest = max(ranks.gather(max(window.micro_batches.sizes)))
     following = (ranks.rank + 1) % ranks.world_size
@@ -150,7 +159,9 @@ def samples_of(window: Window, data: TrainingSet, ranks: Ranks) -> Samples:
             own.append(micro_batch)
             sent.append(ranks.gather(_alone(micro_batch))[following])
         return Samples(Held(own), Held(sent), largest, trim)
-    named = ranks.gather([Named(each.batch["sample_id"].numpy(), each.samples) for each in window.micro_batches])
+    named = ranks.gather(
+        [Named(each.batch["sample_id"].numpy(), each.samples) for each in window.micro_batches]
+    )
     fetched = [Fetched(of_rank, fetch if trim is None else _then(fetch, trim)) for of_rank in named]
     return Samples(fetched[ranks.rank], fetched[following], largest, trim)
 
@@ -170,4 +181,6 @@ def _then(fetch: Callable[[Ids], Batch], trim: Callable[[Batch], Batch]) -> Call
 
 def _alone(micro_batch: MicroBatch) -> MicroBatch:
     """Without what lies around it in memory, which would be sent too."""
-    return replace(micro_batch, batch={name: column.clone() for name, column in micro_batch.batch.items()})
+    return replace(
+        micro_batch, batch={name: column.clone() for name, column in micro_batch.batch.items()}
+    )

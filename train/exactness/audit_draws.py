@@ -1,4 +1,6 @@
-"""Did a gradient draw random numbers? Another cut then draws others, and a comparison would say nothing."""
+"""Did a gradient draw random numbers? Another cut then draws others, and a comparison would say
+nothing.
+"""
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -24,7 +26,9 @@ def may_draw(learner: Learner) -> bool:
 
 @contextmanager
 def drawn_outside(learner: Learner, generators: Generators) -> Iterator[list[str]]:
-    """The generators from which something was drawn inside, other than by who says that its draws are invariant."""
+    """The generators from which something was drawn inside, other than by who says that its draws
+    are invariant.
+    """
     found: list[str] = []
     if getattr(learner.task, INVARIANT, False):
         yield found

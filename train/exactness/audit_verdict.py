@@ -1,4 +1,6 @@
-"""Two gradients of one step differ by more than the arithmetic explains: is it rounding, the model, or the machine?"""
+"""Two gradients of one step differ by more than the arithmetic explains: is it rounding, the model,
+or the machine?
+"""
 
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -18,8 +20,10 @@ from train.exactness.rounding import EXPLAINED, NARROWER, OF_TYPE, Watching, rou
 from train.step import Learner
 
 ROUNDINGS = 12
-"""That are tried, each EXPLAINED times as large as one of a weight. A unit at its threshold (ReLU, max-pooling), which
-the sums of a layer may push over it, goes one way or the other: about every second one shows it."""
+"""That are tried, each EXPLAINED times as large as one of a weight. A unit at its threshold (ReLU,
+max-pooling), which the sums of a layer may push over it, goes one way or the other: about every
+second one shows it.
+"""
 
 VERIFIED, ROUNDING, INEXACT, FAULT = "verified", "rounding", "inexact", "fault"
 
@@ -63,7 +67,9 @@ class Copies:
     other: Window
 
     def in_float64(self) -> tuple[float, bool]:
-        """The relative difference of the two cuts, and whether rounding explains it. Raises Unable."""
+        """The relative difference of the two cuts, and whether rounding explains it.
+        Raises Unable.
+        """
         with Watching() as watching:
             first = self._gradient(self.first, in_float64, torch.float64)
         other = self._gradient(self.other, in_float64, torch.float64)
@@ -96,17 +102,28 @@ class Copies:
         return self._is_rounding(error, first, narrowest, torch.clone, self.learner.dtype)
 
     def _is_rounding(
-        self, apart: float, first: list[Tensor], narrowest: torch.dtype, change: Change, dtype: torch.dtype
+        self,
+        apart: float,
+        first: list[Tensor],
+        narrowest: torch.dtype,
+        change: Change,
+        dtype: torch.dtype,
     ) -> bool:
-        """Whether such a difference comes where each weight, changed by `change`, is rounded more coarsely."""
+        """Whether such a difference comes where each weight, changed by `change`, is rounded more
+        coarsely.
+        """
         for seed in range(ROUNDINGS):
             rounds = rounded_once_more(EXPLAINED * torch.finfo(narrowest).eps, seed)
-            if apart <= self._apart(first, self._gradient(self.first, _after(change, rounds), dtype)):
+            if apart <= self._apart(
+                first, self._gradient(self.first, _after(change, rounds), dtype)
+            ):
                 return True
         return False
 
     def _of_all_ranks(self, watching: Watching) -> torch.dtype:
-        """The narrowest type: what is computed may depend on a rank's samples, and all have to go the same way."""
+        """The narrowest type: what is computed may depend on a rank's samples, and all have to go
+        the same way.
+        """
         return max(self.ranks.gather(watching.narrowest), key=lambda dtype: torch.finfo(dtype).eps)
 
     def _apart(self, first: list[Tensor], second: list[Tensor]) -> float:
@@ -122,7 +139,9 @@ class Copies:
         try:
             with on_copies(self.learner, change, dtype) as copied, plain, torch.enable_grad():
                 accumulated(copied, window, self.ranks.pulse.beat)
-                found = [torch.zeros_like(p) if p.grad is None else p.grad for p in copied.parameters]
+                found = [
+                    torch.zeros_like(p) if p.grad is None else p.grad for p in copied.parameters
+                ]
             if not any(bool(gradient.any()) for gradient in found):
                 problem = "nothing depends on the copied weights"
         except Exception as error:

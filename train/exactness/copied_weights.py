@@ -1,7 +1,9 @@
-"""The model on copies of its weights and buffers, for a gradient beside the training: in float64, or rounded once more.
+"""The model on copies of its weights and buffers, for a gradient beside the training: in float64,
+or rounded once more.
 
-The copies take the places of the weights in the live module: a deep copy would call what is bound to the original, such
-as a block under activation checkpointing. The weights that are trained are not written to.
+The copies take the places of the weights in the live module: a deep copy would call what is bound
+to the original, such as a block under activation checkpointing. The weights that are trained are
+not written to.
 """
 
 from collections.abc import Callable, Iterator
@@ -20,9 +22,11 @@ Change = Callable[[Tensor], Tensor]
 
 @contextmanager
 def on_copies(learner: Learner, change: Change, dtype: torch.dtype) -> Iterator[Learner]:
-    """A learner whose parameters are `change` of the trained ones, and whose gradient is that of this rank alone.
+    """A learner whose parameters are `change` of the trained ones, and whose gradient is that of
+    this rank alone.
 
-    `dtype`: of the copies. float64 widens buffers, too. Not under FSDP2, where no rank holds a weight.
+    `dtype`: of the copies. float64 widens buffers, too. Not under FSDP2, where no rank holds a
+    weight.
     """
     module = learner.module
     copies: dict[int, nn.Parameter] = {}

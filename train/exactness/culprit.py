@@ -1,4 +1,6 @@
-"""Which module it is: the first one whose output for a sample changes with the cut of the batch, or with the draws."""
+"""Which module it is: the first one whose output for a sample changes with the cut of the batch, or
+with the draws.
+"""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -11,11 +13,15 @@ from torch import Tensor, nn
 from train.exactness.trial import Part, Trial
 
 Outputs = dict[tuple[str, int], Tensor]
-"""By the name of the module and the how-manieth of its calls, in the order in which the calls ended."""
+"""By the name of the module and the how-manieth of its calls, in the order in which the calls
+ended.
+"""
 
 
 def first_that_couples(trial: Trial, parts: Sequence[Part], tolerance: float) -> str:
-    """In the user's words; empty where every module gives each sample the same whatever the cut: it is the loss."""
+    """In the user's words; empty where every module gives each sample the same whatever the cut: it
+    is the loss.
+    """
     whole = _outputs(trial, trial.all_at_once(), 1)
     split = _outputs(trial, parts, 1)
     return _first_difference(trial, whole, split, tolerance)
@@ -51,12 +57,16 @@ def _outputs(trial: Trial, parts: Sequence[Part], seed: int) -> Outputs:
             count.clear()
             trial.run_on([part], seed)
             size = len(part.places)
-            of_parts.append({key: value for key, value in calls.items() if value.dim() and len(value) == size})
+            of_parts.append(
+                {key: value for key, value in calls.items() if value.dim() and len(value) == size}
+            )
     order = torch.cat([part.places for part in parts]).argsort()
     joined: Outputs = {}
     for key, first in of_parts[0].items():
         pieces = [calls.get(key) for calls in of_parts]
-        found = [piece for piece in pieces if piece is not None and piece.shape[1:] == first.shape[1:]]
+        found = [
+            piece for piece in pieces if piece is not None and piece.shape[1:] == first.shape[1:]
+        ]
         if len(found) == len(parts):
             joined[key] = torch.cat(found)[order.to(first.device)]
     return joined

@@ -1,4 +1,6 @@
-"""By how much does one gradient differ from another? For `verify`, and for an audit of a running step."""
+"""By how much does one gradient differ from another? For `verify`, and for an audit of a running
+step.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,8 +20,12 @@ class Difference:
     apart: float  # |found - reference|
 
 
-def difference(learner: Learner, reference: Sequence[Tensor], found: Sequence[Tensor]) -> Difference:
-    """A gradient per parameter each: what this rank holds of it, on any device. All ranks get the same."""
+def difference(
+    learner: Learner, reference: Sequence[Tensor], found: Sequence[Tensor]
+) -> Difference:
+    """A gradient per parameter each: what this rank holds of it, on any device. All ranks get the
+    same.
+    """
     names = [name for name, p in learner.module.named_parameters() if p.requires_grad]
     norms = learner.parallel.norms
 

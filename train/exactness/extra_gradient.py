@@ -1,4 +1,6 @@
-"""The gradient of a step beside that of the training, which is put aside meanwhile, and put back to the bit."""
+"""The gradient of a step beside that of the training, which is put aside meanwhile, and put back to
+the bit.
+"""
 
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -15,7 +17,9 @@ Gradients = Sequence[Tensor | None]
 """By trained parameter: what this rank holds of it."""
 
 
-def accumulated(learner: Learner, window: Window, beat: Callable[[], None] = lambda: None) -> Tensor:
+def accumulated(
+    learner: Learner, window: Window, beat: Callable[[], None] = lambda: None
+) -> Tensor:
     """As the loop computes it: `.grad`, by `learner.parallel.extra` reduced over the ranks.
 
     `beat` is called after each micro-batch: where they are slow, the watchdog sees that they go on.
@@ -32,8 +36,12 @@ def accumulated(learner: Learner, window: Window, beat: Callable[[], None] = lam
 @contextmanager
 def put_aside(learner: Learner) -> Iterator[list[Tensor | None]]:
     """What stands in `.grad`, on the host, while others are computed in its place."""
-    # Copied on a CPU too: a gradient may be a view of a bucket, into which the next one is added up.
-    kept = [None if p.grad is None else local(p.grad).detach().to("cpu", copy=True) for p in learner.parameters]
+    # Copied on a CPU too: a gradient may be a view of a bucket, into which the next one is added
+    # up.
+    kept = [
+        None if p.grad is None else local(p.grad).detach().to("cpu", copy=True)
+        for p in learner.parameters
+    ]
     try:
         clear(learner)
         yield kept
@@ -61,20 +69,25 @@ def _put_back(learner: Learner, kept: Gradients) -> None:
 def gradients(learner: Learner) -> list[Tensor]:
     """What stands in `.grad` now; zeros for what is not there."""
     with torch.no_grad():
-        return [local(torch.zeros_like(p) if p.grad is None else p.grad) for p in learner.parameters]
+        return [
+            local(torch.zeros_like(p) if p.grad is None else p.grad) for p in learner.parameters
+        ]
 
 
 def filled(learner: Learner, kept: Gradients) -> list[Tensor]:
     """The same, of what was put aside."""
     found = []
     for p, gradient in zip(learner.parameters, kept, strict=True):
-        found.append(torch.zeros_like(local(p.detach()), device="cpu") if gradient is None else gradient)
+        found.append(
+            torch.zeros_like(local(p.detach()), device="cpu") if gradient is None else gradient
+        )
     return found
 
 
 def uncompiled() -> AbstractContextManager[object]:
     """Inside, what is compiled runs as it is written: other sizes would be compiled anew."""
-    if "torch._dynamo" not in sys.modules:  # nobody has compiled anything, and the import takes seconds
+    # nobody has compiled anything, and the import takes seconds
+    if "torch._dynamo" not in sys.modules:
         return nullcontext()
     stance: AbstractContextManager[object] = torch.compiler.set_stance("force_eager")
     return stance

@@ -1,4 +1,6 @@
-"""Which rank computes something else than the others from the same samples? Found by the bits of local gradients."""
+"""Which rank computes something else than the others from the same samples? Found by the bits of
+local gradients.
+"""
 
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
@@ -19,8 +21,8 @@ def disagreeing(
 ) -> list[int] | None:
     """The ranks of which it is known that one of them, or each, computes wrong; [] where all agree.
 
-    Each rank computes its own part of the step and that of the next rank. None where that cannot be compared: one
-    rank, FSDP2, machines of several kinds, or buffers that differ from rank to rank.
+    Each rank computes its own part of the step and that of the next rank. None where that cannot be
+    compared: one rank, FSDP2, machines of several kinds, or buffers that differ from rank to rank.
     """
     if ranks.world_size == 1 or learner.parallel.is_sharded:
         return None
@@ -50,7 +52,9 @@ def disagreeing(
 
 
 def suspects(pairs: Sequence[tuple[int, int]]) -> list[int]:
-    """The ranks that stand in most of the pairs that disagree: one alone where it disagrees with both others."""
+    """The ranks that stand in most of the pairs that disagree: one alone where it disagrees with
+    both others.
+    """
     count: dict[int, int] = {}
     for pair in pairs:
         for rank in pair:
@@ -67,7 +71,9 @@ def _of_part(learner: Learner, window: Window, whole: Whole) -> list[Tensor]:
 
 def _copied(micro_batch: MicroBatch) -> MicroBatch:
     """In memory of its own: a kernel may take another way through a view that begins elsewhere."""
-    return replace(micro_batch, batch={name: column.clone() for name, column in micro_batch.batch.items()})
+    return replace(
+        micro_batch, batch={name: column.clone() for name, column in micro_batch.batch.items()}
+    )
 
 
 class _Part(list[MicroBatch]):
@@ -85,7 +91,9 @@ def _digest(tensors: Iterable[Tensor]) -> str:
     found = hashlib.sha256()
     for tensor in tensors:
         plain = torch.view_as_real(tensor) if tensor.is_complex() else tensor
-        found.update(plain.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        found.update(
+            plain.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+        )
     return found.hexdigest()
 
 

@@ -1,4 +1,6 @@
-"""The first backward pass, on the plain module: which parameters get a gradient, and does one arrive anywhere else?"""
+"""The first backward pass, on the plain module: which parameters get a gradient, and does one
+arrive anywhere else?
+"""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -25,11 +27,15 @@ RANKS = 8  # that try samples of their own; more repeat theirs, since each rank 
 
 
 class ForeignGradient(UserError):
-    """A tensor outside of the model requires a gradient: it would pile up, and nothing would be trained by it."""
+    """A tensor outside of the model requires a gradient: it would pile up, and nothing would be
+    trained by it.
+    """
 
 
 def samples_of_rank(sets: Sets, seed: int, ranks: Ranks, same: bool = False) -> Batch:
-    """A few samples of the first steps, other ones on each rank where the data has so many; or the `same` on all."""
+    """A few samples of the first steps, other ones on each rank where the data has so many; or the
+    `same` on all.
+    """
     if same:
         return sets.trial(seed, SAMPLES)
     batch = sets.trial(seed, SAMPLES * min(ranks.world_size, RANKS))
@@ -39,16 +45,18 @@ def samples_of_rank(sets: Sets, seed: int, ranks: Ranks, same: bool = False) -> 
 
 
 def first_backward(learner: Learner, batch: Batch, seed: int) -> list[str]:
-    """Names of the trained parameters that get a gradient from `batch` (on the CPU), in the order in which they do.
+    """Names of the trained parameters that get a gradient from `batch` (on the CPU), in the order
+    in which they do.
 
-    Fewer samples are tried where these do not fit in memory. Leaves no gradient, and buffers and generators as they
-    were. Raises ForeignGradient.
+    Fewer samples are tried where these do not fit in memory. Leaves no gradient, and buffers and
+    generators as they were. Raises ForeignGradient.
     """
     return as_many_as_fit(lambda few: _first_backward(learner, few, seed), batch)
 
 
 def watch_foreign(learner: Learner) -> None:
-    """Let the gradient that first arrives in a tensor that task or model hold beside the parameters end the run.
+    """Let the gradient that first arrives in a tensor that task or model hold beside the parameters
+    end the run.
 
     A branch may be taken late; and a teacher that is only asked without a graph is right as it is.
     """
@@ -64,12 +72,15 @@ def _refuse(path: str, _: Tensor) -> None:
 
 
 def _first_backward(learner: Learner, batch: Batch, seed: int) -> list[str]:
-    names: dict[Any, str] = {p: name for name, p in learner.module.named_parameters() if p.requires_grad}
+    names: dict[Any, str] = {
+        p: name for name, p in learner.module.named_parameters() if p.requires_grad
+    }
     arrived: dict[str, None] = {}
 
     def take(parameter: nn.Parameter) -> None:
         arrived[names[parameter]] = None
-        parameter.grad = None  # freed at once: all together they might not fit beside the activations
+        # freed at once: all together they might not fit beside the activations
+        parameter.grad = None
 
     with undisturbed(learner.module, learner.device), plain_forward(learner.module):
         with _seen_parameters(learner.module) as own:
@@ -77,12 +88,13 @@ def _first_backward(learner: Learner, batch: Batch, seed: int) -> list[str]:
         if not loss.requires_grad:
             kind = type(learner.module).__name__
             raise NoGradient(
-                f"the loss depends on no trainable parameter of {kind}: does its forward, or the task, call detach(), "
-                f".item(), .numpy() or torch.no_grad()? Take that out"
+                f"the loss depends on no trainable parameter of {kind}: does its forward, or the "
+                "task, call detach(), .item(), .numpy() or torch.no_grad()? Take that out"
             )
         foreign = _leaves(loss) - own
         if foreign:
-            # A tensor that is made anew for each batch, such as inputs that a task derives by, is nobody's to train.
+            # A tensor that is made anew for each batch, such as inputs that a task derives by, is
+            # nobody's to train.
             foreign &= _leaves(_loss(learner, batch, seed))
         if foreign:
             raise ForeignGradient(_sentence(_names(learner, foreign)))
@@ -103,7 +115,9 @@ def _first_backward(learner: Learner, batch: Batch, seed: int) -> list[str]:
 
 @contextmanager
 def _seen_parameters(module: nn.Module) -> Iterator[set[Any]]:
-    """The parameters, and those that stand in their place while a forward pass is under way (FSDP2's)."""
+    """The parameters, and those that stand in their place while a forward pass is under way
+    (FSDP2's).
+    """
     seen: set[Any] = set(module.parameters())
 
     def look(part: nn.Module, *_: object) -> None:
@@ -120,14 +134,19 @@ def _seen_parameters(module: nn.Module) -> Iterator[set[Any]]:
 def _loss(learner: Learner, batch: Batch, seed: int) -> Tensor:
     Generators(learner.device).seed(seed)
     with torch.enable_grad(), learner.accelerator.autocast():
-        sums = by_term(learner.task.loss_sum(learner.module, to_device(batch, learner.device, learner.dtype)))
-        return torch.stack([learner.coefficients[term] * value for term, value in sums.items()]).sum()
+        sums = by_term(
+            learner.task.loss_sum(learner.module, to_device(batch, learner.device, learner.dtype))
+        )
+        return torch.stack(
+            [learner.coefficients[term] * value for term, value in sums.items()]
+        ).sum()
 
 
 def _leaves(loss: Tensor) -> set[Tensor]:
     """The tensors in which a backward pass would store a gradient.
 
-    Not those inside a block under reentrant checkpointing, whose graph is made in the backward pass.
+    Not those inside a block under reentrant checkpointing, whose graph is made in the backward
+    pass.
     """
     leaves, seen, waiting = set(), set(), [loss.grad_fn]
     while waiting:
@@ -153,7 +172,7 @@ def _names(learner: Learner, foreign: set[Tensor]) -> list[str]:
 
 def _sentence(names: Sequence[str]) -> str:
     return (
-        f"the loss depends on {', '.join(names)}, which requires a gradient and is no parameter of the model: nothing "
-        f"would train it. Make it an nn.Parameter of the model, which a task calls; or, where it is not to be trained: "
-        f".requires_grad_(False)"
+        f"the loss depends on {', '.join(names)}, which requires a gradient and is no parameter of "
+        "the model: nothing would train it. Make it an nn.Parameter of the model, which a task "
+        "calls; or, where it is not to be trained: .requires_grad_(False)"
     )

@@ -1,4 +1,6 @@
-"""Whether model, data and task fit together at all: the first forward and loss of a run, before anything is written."""
+"""Whether model, data and task fit together at all: the first forward and loss of a run, before
+anything is written.
+"""
 
 import os
 import traceback
@@ -22,7 +24,15 @@ from train.step import Learner
 from train.tasks import TaskError, by_term
 from train.tasks._calling import ModelOutputs
 
-NO_MISFIT = (DataError, ModelOutputs, TaskError, MemoryError, OSError, torch.OutOfMemoryError, torch.AcceleratorError)
+NO_MISFIT = (
+    DataError,
+    ModelOutputs,
+    TaskError,
+    MemoryError,
+    OSError,
+    torch.OutOfMemoryError,
+    torch.AcceleratorError,
+)
 """What is told in words of its own, or is the machine's fault: another start may help."""
 
 TORCH = str(Path(torch.__file__).parent)
@@ -32,17 +42,23 @@ class Misfit(UserError):
     """The first forward and loss have failed; the error that ended them is its cause."""
 
 
-def try_first(learner: Learner, sets: Sets, batch: Batch, columns: Mapping[str, Any]) -> TrainingSet:
-    """The first forward and loss, on a small batch (on the CPU), and what can be asked of the sets before.
+def try_first(
+    learner: Learner, sets: Sets, batch: Batch, columns: Mapping[str, Any]
+) -> TrainingSet:
+    """The first forward and loss, on a small batch (on the CPU), and what can be asked of the sets
+    before.
 
-    Gives the training set, whose labels are watched from then on where they are not in memory; `columns`: their names
-    in the data. Raises Misfit where forward or loss fail, DataError for a label that the model has no output for,
-    TaskError for a set that the task cannot be trained on. Buffers, modes and random numbers stay as they were.
+    Gives the training set, whose labels are watched from then on where they are not in memory;
+    `columns`: their names in the data. Raises Misfit where forward or loss fail, DataError for a
+    label that the model has no output for, TaskError for a set that the task cannot be trained on.
+    Buffers, modes and random numbers stay as they were.
     """
     return as_many_as_fit(lambda few: _try_first(learner, sets, few, columns), batch)
 
 
-def _try_first(learner: Learner, sets: Sets, batch: Batch, columns: Mapping[str, Any]) -> TrainingSet:
+def _try_first(
+    learner: Learner, sets: Sets, batch: Batch, columns: Mapping[str, Any]
+) -> TrainingSet:
     task, module = learner.task, learner.module
     on_device = to_device(batch, learner.device, learner.dtype)
     count_classes = getattr(task, "num_classes", None)
@@ -70,11 +86,14 @@ def _explained(learner: Learner, batch: Batch) -> Iterator[None]:
         if is_out_of_memory(error):  # torch has no kind of its own for a CPU's
             raise
         frames = list(traceback.walk_tb(error.__traceback__))
-        got = [f"{n} {tuple(c.shape)} {str(c.dtype)[6:]}" for n, c in batch.items() if n != "sample_id"]
+        got = [
+            f"{n} {tuple(c.shape)} {str(c.dtype)[6:]}" for n, c in batch.items() if n != "sample_id"
+        ]
         raise Misfit(
-            f"model, data and task do not fit together: {_raiser(learner, [frame for frame, _ in frames])} raised "
-            f"{type(error).__name__}: {str(error).strip()} ({_place(frames)}). It was given a batch of "
-            f"{', '.join(got)}. Look at model.args{_more(batch)}, or at the code in that line"
+            "model, data and task do not fit together: "
+            f"{_raiser(learner, [frame for frame, _ in frames])} raised {type(error).__name__}: "
+            f"{str(error).strip()} ({_place(frames)}). It was given a batch of {', '.join(got)}. "
+            f"Look at model.args{_more(batch)}, or at the code in that line"
         ) from error
 
 
@@ -93,7 +112,9 @@ def _raiser(learner: Learner, frames: list[FrameType]) -> str:
 def _place(frames: list[tuple[FrameType, int]]) -> str:
     """FILE:LINE of the last frame outside torch."""
     own = [(frame.f_code.co_filename, line) for frame, line in frames]
-    file, line = next((pair for pair in reversed(own) if not pair[0].startswith((TORCH, "<"))), own[-1])
+    file, line = next(
+        (pair for pair in reversed(own) if not pair[0].startswith((TORCH, "<"))), own[-1]
+    )
     relative = os.path.relpath(file)
     return f"{file if relative.startswith('..') else relative}:{line}"
 
@@ -103,4 +124,7 @@ def _more(batch: Batch) -> str:
     inputs = batch.get("inputs")
     if inputs is None or inputs.dim() > 1 or inputs.is_floating_point():
         return " and data.columns"
-    return " and data.columns; whole numbers become floating-point ones in a list: 'data.columns={inputs: [NAME]}'"
+    return (
+        " and data.columns; whole numbers become floating-point ones in a list: "
+        "'data.columns={inputs: [NAME]}'"
+    )

@@ -1,7 +1,7 @@
 """Rare random choices made certain: does a draw that changed nothing so far change anything at all?
 
-A block that is skipped with p = 0.02 is skipped in one trial of fifty. So the draws are forced: uniform numbers to the
-ends of their range, coins to one side, whatever their odds.
+A block that is skipped with p = 0.02 is skipped in one trial of fifty. So the draws are forced:
+uniform numbers to the ends of their range, coins to one side, whatever their odds.
 """
 
 import random
@@ -19,7 +19,9 @@ COINS = ("bernoulli", "bernoulli_")
 WHOLE = ("randint", "randint_like", "random_")
 
 FORCED_WORDS = 32
-"""Of the Mersenne Twister: the next 16 numbers. Those after them are random again, so that no loop waits for ever."""
+"""Of the Mersenne Twister: the next 16 numbers. Those after them are random again, so that no loop
+waits for ever.
+"""
 
 WORDS = {False: 0, True: 0x12DD9BB3}
 """The words of the Mersenne Twister's state that come out as all zeros, and as all ones."""
@@ -33,7 +35,11 @@ class _Forced(TorchDispatchMode):
         self.high = high
 
     def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+        self,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         drawn = func(*args, **(kwargs or {}))
         name = func.overloadpacket.__name__
@@ -52,7 +58,9 @@ class _Forced(TorchDispatchMode):
         return drawn
 
     def _side(self, args: tuple[Any, ...]) -> Tensor:
-        """Of coins: `bernoulli(odds)`, `bernoulli(x, odds)` or `bernoulli_(x, odds)`; odds of 0 and 1 are no choice."""
+        """Of coins: `bernoulli(odds)`, `bernoulli(x, odds)` or `bernoulli_(x, odds)`; odds of 0 and
+        1 are no choice.
+        """
         odds = args[1] if len(args) > 1 else args[0]
         odds = torch.as_tensor(odds, dtype=torch.float64)
         return odds.ceil() if self.high else odds.floor()
@@ -60,8 +68,9 @@ class _Forced(TorchDispatchMode):
 
 @contextmanager
 def forced_draws(high: bool) -> Iterator[None]:
-    """The next draws of torch, NumPy and Python are the highest, or the lowest, that there are. Leaves the generators
-    moved."""
+    """The next draws of torch, NumPy and Python are the highest, or the lowest, that there are.
+    Leaves the generators moved.
+    """
     word = WORDS[high]
     words = random.getstate()[1][FORCED_WORDS:-1]
     random.setstate((3, (word,) * FORCED_WORDS + words + (0,), None))

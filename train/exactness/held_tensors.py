@@ -7,7 +7,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-DEEPEST, LONGEST, MOST = 6, 1000, 20_000  # objects inside objects, members of one, and objects that are looked into
+# objects inside objects, members of one, and objects that are looked into
+DEEPEST, LONGEST, MOST = 6, 1000, 20_000
 
 _OPAQUE = (str, bytes, int, float, types.ModuleType, types.FunctionType, types.BuiltinFunctionType)
 _OF_EVERY_MODULE = frozenset(vars(nn.Module()))
@@ -22,7 +23,9 @@ def held_tensors(module: nn.Module, task: object) -> dict[str, Tensor]:
     return found | dict(_tensors(task, type(task).__name__, 0, seen, len(seen) + MOST))
 
 
-def _tensors(thing: Any, path: str, depth: int, seen: set[int], most: int) -> Iterator[tuple[str, Tensor]]:
+def _tensors(
+    thing: Any, path: str, depth: int, seen: set[int], most: int
+) -> Iterator[tuple[str, Tensor]]:
     if id(thing) in seen or depth > DEEPEST or len(seen) > most or isinstance(thing, _OPAQUE):
         return
     seen.add(id(thing))
@@ -43,7 +46,9 @@ def _members(thing: Any) -> list[tuple[str, Any]]:
         return [(f"[{key!r}]", member) for key, member in pairs] if len(thing) <= LONGEST else []
     attributes = dict(getattr(thing, "__dict__", {}))
     if isinstance(thing, nn.Module):
-        attributes = {name: member for name, member in attributes.items() if name not in _OF_EVERY_MODULE}
+        attributes = {
+            name: member for name, member in attributes.items() if name not in _OF_EVERY_MODULE
+        }
         attributes |= {**thing._parameters, **thing._buffers, **thing._modules}
     elif not isinstance(thing, type):
         # What its class holds: the attributes of all objects of it.

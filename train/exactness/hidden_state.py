@@ -1,4 +1,6 @@
-"""What a forward may change outside of modules and task: attributes of their classes, globals beside them, closures."""
+"""What a forward may change outside of modules and task: attributes of their classes, globals
+beside them, closures.
+"""
 
 import random
 import sys
@@ -20,17 +22,30 @@ NOT_LOOKED_INTO = LIBRARIES | {"train", "torchvision", "timm", "peft"}
 
 VALUES = (
     *(bool, int, float, complex, str, bytes, type(None), list, dict, set, deque),
-    *(Tensor, np.ndarray, torch.Generator, random.Random, np.random.RandomState, np.random.Generator),
+    *(
+        Tensor,
+        np.ndarray,
+        torch.Generator,
+        random.Random,
+        np.random.RandomState,
+        np.random.Generator,
+    ),
 )
 
 
 def capture_all(module: nn.Module, task: object) -> State:
-    """As `capture`, copies on the host; and what lies outside of modules and task, where the user's code does."""
+    """As `capture`, copies on the host; and what lies outside of modules and task, where the user's
+    code does.
+    """
     hidden = _Hidden(capture(module, task, on_host=True))
     for holder in (*module.modules(), task):
         for kind in type(holder).__mro__:
             if _is_users(kind):
-                hidden.follow_space(f"class {kind.__module__}.{kind.__qualname__}", vars(kind), partial(setattr, kind))
+                hidden.follow_space(
+                    f"class {kind.__module__}.{kind.__qualname__}",
+                    vars(kind),
+                    partial(setattr, kind),
+                )
                 hidden.follow_globals(kind.__module__)
         for value in list(getattr(holder, "__dict__", {}).values()):
             if isinstance(value, types.FunctionType) and _is_users(value):
@@ -48,7 +63,9 @@ class _Hidden:
     state: State
     _seen: set[Any] = field(default_factory=set)
 
-    def follow_space(self, where: str, space: Mapping[str, Any], put: Callable[[str, Any], object]) -> None:
+    def follow_space(
+        self, where: str, space: Mapping[str, Any], put: Callable[[str, Any], object]
+    ) -> None:
         if where in self._seen:
             return
         self._seen.add(where)
@@ -63,7 +80,9 @@ class _Hidden:
 
     def follow_function(self, function: types.FunctionType) -> None:
         self.follow_globals(function.__module__)
-        for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
+        for name, cell in zip(
+            function.__code__.co_freevars, function.__closure__ or (), strict=True
+        ):
             if id(cell) in self._seen:
                 continue
             self._seen.add(id(cell))
@@ -72,7 +91,9 @@ class _Hidden:
             except ValueError:  # it is empty
                 continue
             if isinstance(value, VALUES):
-                self._follow(f"{function.__name__}: {name}", value, partial(setattr, cell, "cell_contents"))
+                self._follow(
+                    f"{function.__name__}: {name}", value, partial(setattr, cell, "cell_contents")
+                )
 
     def _follow(self, name: str, value: Any, put: Callable[[Any], object]) -> None:
         self.state.undo(partial(put, value))

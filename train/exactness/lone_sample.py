@@ -1,4 +1,6 @@
-"""A micro-batch of one sample ends a run whose BatchNorm is in train mode. The plan knows where it will come."""
+"""A micro-batch of one sample ends a run whose BatchNorm is in train mode. The plan knows where it
+will come.
+"""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -21,7 +23,9 @@ TORCH_REFUSES = "Expected more than 1 value per channel"
 
 
 class LoneSample(UserError):
-    """A step of this run has a micro-batch of one sample, which its model cannot take in training."""
+    """A step of this run has a micro-batch of one sample, which its model cannot take
+    in training.
+    """
 
 
 @dataclass(frozen=True)
@@ -37,8 +41,8 @@ class Kind:
 def check_lone_samples(learner: Learner, batch: Batch, plan: RunPlan, config: Config) -> None:
     """Raises LoneSample where a step will take one sample alone, and torch refuses that.
 
-    Tried on the first sample of `batch` (on the CPU), only where there is such a step. Where texts are put together by
-    length the sizes are not known before, and nothing is tried.
+    Tried on the first sample of `batch` (on the CPU), only where there is such a step. Where texts
+    are put together by length the sizes are not known before, and nothing is tried.
     """
     if plan.micro_tokens is not None:
         return
@@ -48,20 +52,27 @@ def check_lone_samples(learner: Learner, batch: Batch, plan: RunPlan, config: Co
         return
     kind = alone[0]
     norms = some(at_work(learner.module, nn.modules.batchnorm._BatchNorm)) or "the model"
-    sizes = "+".join(str(size or "1 that does not count") for size in _lonely_rank(kind.batch, kind.samples))
+    sizes = "+".join(
+        str(size or "1 that does not count") for size in _lonely_rank(kind.batch, kind.samples)
+    )
     samples = f"{kind.samples} samples" if kind.samples > 1 else "1 sample"
     tail = ", the tail of an epoch," if kind.is_tail else ""
     raise LoneSample(
-        f"step {kind.first:,} takes {samples}{tail} on {ranks(plan.batch.world_size)}, on one of them in micro-batches "
-        f"of {sizes}, and BatchNorm in train mode ({norms}) cannot take one sample alone: the run would end there "
-        f"({TORCH_REFUSES} when training). {_remedy(plan, kinds, kind)}"
+        f"step {kind.first:,} takes {samples}{tail} on {ranks(plan.batch.world_size)}, on one of "
+        f"them in micro-batches of {sizes}, and BatchNorm in train mode ({norms}) cannot take one "
+        f"sample alone: the run would end there ({TORCH_REFUSES} when training). "
+        f"{_remedy(plan, kinds, kind)}"
     )
 
 
-def refuses_lone_samples(learner: Learner, batch: Batch, plan: RunPlan, config: Config) -> Callable[[BatchPlan], bool]:
-    """Takes the run's plan in other micro-batches: would a step take one sample alone, which torch refuses?
+def refuses_lone_samples(
+    learner: Learner, batch: Batch, plan: RunPlan, config: Config
+) -> Callable[[BatchPlan], bool]:
+    """Takes the run's plan in other micro-batches: would a step take one sample alone, which torch
+    refuses?
 
-    Tried here, on the first sample of `batch` (on the CPU), and only where there is a BatchNorm in train mode.
+    Tried here, on the first sample of `batch` (on the CPU), and only where there is a BatchNorm in
+    train mode.
     """
     normalising = at_work(learner.module, nn.modules.batchnorm._BatchNorm)
     if not normalising or learner.parallel.is_sharded or not _refuses(learner, batch):
@@ -75,12 +86,16 @@ def refuses_lone_samples(learner: Learner, batch: Batch, plan: RunPlan, config: 
 
 
 def has_lone_sample(batch: BatchPlan, samples: int) -> bool:
-    """Whether a rank puts one sample alone through the model in a step of so many: a filler is one, too."""
+    """Whether a rank puts one sample alone through the model in a step of so many: a filler is one,
+    too.
+    """
     return bool(_lonely_rank(batch, samples))
 
 
 def _lonely_rank(batch: BatchPlan, samples: int) -> tuple[int, ...]:
-    """The micro-batches of the first rank that has one of a single sample, or of none; () where no rank has."""
+    """The micro-batches of the first rank that has one of a single sample, or of none; () where no
+    rank has.
+    """
     for rank in range(batch.world_size):
         _, sizes = divide(batch, samples, rank)
         if min(sizes) < 2:
@@ -89,7 +104,9 @@ def _lonely_rank(batch: BatchPlan, samples: int) -> tuple[int, ...]:
 
 
 def _kinds(plan: RunPlan, overfit: int | None) -> list[Kind]:
-    """The full step, and the tail of an epoch, where the run has them; with a schedule, those of each stage."""
+    """The full step, and the tail of an epoch, where the run has them; with a schedule, those of
+    each stage.
+    """
     batch, steps = plan.batch, plan.total_steps
     if isinstance(batch, Staircase):
         return _kinds_in_stages(batch, steps)
@@ -123,7 +140,11 @@ def _kinds_in_stages(batch: Staircase, steps: int) -> list[Kind]:
 def _refuses(learner: Learner, batch: Batch) -> bool:
     """Whether torch says of one sample alone, in training, that a norm cannot take it."""
     one = {name: column[:1] for name, column in batch.items()}
-    with undisturbed(learner.module, learner.device), widest_forward(learner, batch), torch.no_grad():
+    with (
+        undisturbed(learner.module, learner.device),
+        widest_forward(learner, batch),
+        torch.no_grad(),
+    ):
         try:
             sums_of(learner, one)
         except ValueError as error:
@@ -134,19 +155,31 @@ def _refuses(learner: Learner, batch: Batch) -> bool:
 def _remedy(plan: RunPlan, kinds: Sequence[Kind], kind: Kind) -> str:
     ways = []
     if plan.batch.stages:
-        return "Use GroupNorm or LayerNorm, freeze it by .eval() in the model's constructor, or state another schedule"
+        return (
+            "Use GroupNorm or LayerNorm, freeze it by .eval() in the model's constructor, or "
+            "state another schedule"
+        )
     if kind.is_tail and plan.batch.samples_per_epoch != plan.batch.tail_samples:
         ways.append(f"data.drop_tail=true (leaves {kind.samples} samples out of each epoch)")
-    cut = _other_cut(plan.batch, kinds) if plan.loop == "accumulate" and not plan.batch.weights else None
+    cut = (
+        _other_cut(plan.batch, kinds)
+        if plan.loop == "accumulate" and not plan.batch.weights
+        else None
+    )
     if cut is not None:
         ways.append(f"batch.effective={cut.effective} batch.micro={cut.micro}")
     if not ways:
-        return "Use GroupNorm or LayerNorm, freeze it by .eval() in the model's constructor, or state another batch"
+        return (
+            "Use GroupNorm or LayerNorm, freeze it by .eval() in the model's constructor, or "
+            "state another batch"
+        )
     return f"Type: {' or '.join(ways)}"
 
 
 def _other_cut(batch: BatchPlan, kinds: Sequence[Kind]) -> BatchPlan | None:
-    """The next larger micro-batch, else the next smaller one, with which no step has a lone sample."""
+    """The next larger micro-batch, else the next smaller one, with which no step has a
+    lone sample.
+    """
     share = -(-batch.effective // batch.world_size)
     for micro in [*range(batch.micro + 1, share + 1), *range(batch.micro - 1, 1, -1)]:
         steps = -(-share // micro)

@@ -30,8 +30,8 @@ class Preflight:
 def preflight(learner: Learner, sets: Sets, plan: RunPlan, config: Config) -> Preflight:
     """Try the first forward, the first loss, and whether a batch adds up from its parts.
 
-    Raises what try_first, check_lone_samples and check_recomputation do, TaskError where loss and weight do not fit
-    together, NotExact where batch.exact=required cannot be kept.
+    Raises what try_first, check_lone_samples and check_recomputation do, TaskError where loss and
+    weight do not fit together, NotExact where batch.exact=required cannot be kept.
     """
     state = capture(learner.module, learner.task)
     try:
@@ -48,14 +48,22 @@ def _try(learner: Learner, sets: Sets, plan: RunPlan, config: Config) -> Preflig
     exactness = judge(learner, trial, config.precision, sets.padding)
     if exactness.mistakes and config.batch.exact != "ignore":
         raise TaskError(f"{exactness.mistakes[0]}. (batch.exact=ignore trains all the same)")
-    rounds = arithmetic(learner, config.precision) in ROUNDS  # so does what is declared for want of a wider type
+    # so does what is declared for want of a wider type
+    rounds = arithmetic(learner, config.precision) in ROUNDS
     if config.batch.exact == "required" and (exactness.exact == "false" or rounds):
         reasons = "".join(f"\n  {reason}" for reason in exactness.reasons)
-        raise NotExact(f"batch.exact=required, but this run would not be exact:{reasons}\nType: batch.exact=warn")
+        raise NotExact(
+            f"batch.exact=required, but this run would not be exact:{reasons}\nType: "
+            "batch.exact=warn"
+        )
     columns = weight_columns(learner.task)
     if columns:
         check_weight_columns(learner.task, columns, trial)
-    return Preflight(trial, read_in_turn(samples, trial, columns, len(exactness.terms), plan.batch, config), exactness)
+    return Preflight(
+        trial,
+        read_in_turn(samples, trial, columns, len(exactness.terms), plan.batch, config),
+        exactness,
+    )
 
 
 def check_weight_columns(task: Task, columns: Sequence[str], trial: Batch) -> None:
@@ -64,9 +72,14 @@ def check_weight_columns(task: Task, columns: Sequence[str], trial: Batch) -> No
     said = f"{name}.weight_columns = {tuple(columns)}"
     type_now = "Name all the columns that loss_weight reads, or leave weight_columns out"
     try:
-        alone = by_term(task.loss_weight({key: column for key, column in trial.items() if key in kept}))
+        alone = by_term(
+            task.loss_weight({key: column for key, column in trial.items() if key in kept})
+        )
     except KeyError as error:
         raise TaskError(f"{said}, but loss_weight reads {error.args[0]!r}. {type_now}") from error
     whole = by_term(task.loss_weight(trial))
     if dict(alone) != dict(whole):
-        raise TaskError(f"{said}, but from these alone loss_weight gives {alone}, from all columns {whole}. {type_now}")
+        raise TaskError(
+            f"{said}, but from these alone loss_weight gives {alone}, from all columns {whole}. "
+            f"{type_now}"
+        )

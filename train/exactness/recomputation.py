@@ -1,4 +1,5 @@
-"""Draws inside of a block under activation checkpointing: its second forward must draw what its first one drew.
+"""Draws inside of a block under activation checkpointing: its second forward must draw what its
+first one drew.
 
 torch brings its own generators back for that; Python's and NumPy's it does not know.
 """
@@ -18,15 +19,19 @@ from train.randomness import Generators
 from train.step import Learner
 from train.tasks import by_term
 
-REPLAYED = "torch's"  # how the names of generators begin that a second forward finds where the first one found them
+# how the names of generators begin that a second forward finds where the first one found them
+REPLAYED = "torch's"
 
 
 class DrawsTwice(UserError):
-    """A block under activation checkpointing draws from a generator that torch does not bring back."""
+    """A block under activation checkpointing draws from a generator that torch does not
+    bring back.
+    """
 
 
 def check_recomputation(learner: Learner, batch: Batch) -> None:
-    """Raises DrawsTwice where a backward pass over `batch` (on the CPU) draws from Python's or NumPy's generator.
+    """Raises DrawsTwice where a backward pass over `batch` (on the CPU) draws from Python's or
+    NumPy's generator.
 
     Costs one forward pass, and a backward pass only where the forward pass drew from one of these.
     """
@@ -38,7 +43,9 @@ def _check(learner: Learner, batch: Batch) -> None:
     generators = Generators(learner.device)
     with undisturbed(module, learner.device), widest_forward(learner, batch), torch.enable_grad():
         start = generators.states()
-        sums = by_term(learner.task.loss_sum(module, to_device(batch, learner.device, learner.dtype)))
+        sums = by_term(
+            learner.task.loss_sum(module, to_device(batch, learner.device, learner.dtype))
+        )
         loss = torch.stack(list(sums.values())).sum()
         forward = generators.states()
         if not _foreign(forward.moved_since(start)) or not loss.requires_grad:
@@ -56,9 +63,10 @@ def _check(learner: Learner, batch: Batch) -> None:
             learner.task.loss_sum(module, to_device(batch, learner.device, learner.dtype))
     where = f" ({', '.join(drawing)})" if drawing else ""
     raise DrawsTwice(
-        f"a block under activation checkpointing draws from {' and '.join(found)}{where}: its second forward, in the "
-        f"backward pass, draws other numbers than its first, and the gradient is that of neither. Draw from torch "
-        f"there, or set: memory.activation_checkpointing=false"
+        f"a block under activation checkpointing draws from {' and '.join(found)}{where}: its "
+        "second forward, in the backward pass, draws other numbers than its first, and the "
+        "gradient is that of neither. Draw from torch there, or set: "
+        "memory.activation_checkpointing=false"
     )
 
 
@@ -68,7 +76,9 @@ def _foreign(moved: list[str]) -> list[str]:
 
 @contextmanager
 def _drawing_modules(module: nn.Module) -> Iterator[list[str]]:
-    """The names of the innermost modules whose forward draws from Python's or NumPy's generator, inside."""
+    """The names of the innermost modules whose forward draws from Python's or NumPy's generator,
+    inside.
+    """
     generators = Generators()
     found: list[str] = []
     before = []

@@ -1,4 +1,6 @@
-"""Loss and gradient of some samples beside the loop: nothing is accumulated, and no hook of a wrapper fires."""
+"""Loss and gradient of some samples beside the loop: nothing is accumulated, and no hook of a
+wrapper fires.
+"""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -26,7 +28,9 @@ class MixedTypes(UserError):
 
 
 def as_many_as_fit(trial: Callable[[Batch], T], batch: Batch) -> T:
-    """`trial` of `batch`, or of the first half of it, a quarter ... where more does not fit the memory."""
+    """`trial` of `batch`, or of the first half of it, a quarter ... where more does not fit the
+    memory.
+    """
     while True:
         try:
             return trial(batch)
@@ -41,9 +45,13 @@ def as_many_as_fit(trial: Callable[[Batch], T], batch: Batch) -> T:
 
 @contextmanager
 def plain_forward(module: nn.Module) -> Iterator[None]:
-    """As its author wrote it, neither compiled nor under autocast, which accelerate puts around `forward`."""
+    """As its author wrote it, neither compiled nor under autocast, which accelerate puts around
+    `forward`.
+    """
     own: dict[str, object] = vars(module)
-    kept: dict[str, object] = {name: own[name] for name in ("forward", "_compiled_call_impl") if name in own}
+    kept: dict[str, object] = {
+        name: own[name] for name in ("forward", "_compiled_call_impl") if name in own
+    }
     own.update(forward=own.get("_original_forward", module.forward), _compiled_call_impl=None)
     try:
         yield
@@ -54,7 +62,8 @@ def plain_forward(module: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def widest_forward(learner: Learner, batch: Batch) -> Iterator[str]:
-    """Without autocast where the model runs so, else with it; gives the error that it raised without.
+    """Without autocast where the model runs so, else with it; gives the error that it raised
+    without.
 
     Attention made for GPUs may take half precision only.
     """
@@ -81,25 +90,36 @@ def _error_of(function: Callable[[], object]) -> str:
 
 def sums_of(learner: Learner, batch: Batch) -> Mapping[str, Tensor]:
     """The terms of the loss in `batch` (on the CPU)."""
-    return by_term(learner.task.loss_sum(learner.module, to_device(batch, learner.device, learner.dtype)))
+    return by_term(
+        learner.task.loss_sum(learner.module, to_device(batch, learner.device, learner.dtype))
+    )
 
 
 def loss_and_gradient(learner: Learner, batch: Batch) -> Result:
-    """The sum of the losses in `batch` (on the CPU), its terms by their coefficients; then a gradient per parameter."""
+    """The sum of the losses in `batch` (on the CPU), its terms by their coefficients; then a
+    gradient per parameter.
+    """
     try:
-        if learner.parallel.is_sharded:  # the graph does not hold its parameters: autograd.grad would give zeros
+        # the graph does not hold its parameters: autograd.grad would give zeros
+        if learner.parallel.is_sharded:
             return _backward(learner, batch)
         loss = _loss(learner, batch)
         if not loss.requires_grad:
             return loss, *map(torch.zeros_like, learner.parameters)
-        found = torch.autograd.grad(loss, list(learner.parameters), allow_unused=True, materialize_grads=True)
+        found = torch.autograd.grad(
+            loss, list(learner.parameters), allow_unused=True, materialize_grads=True
+        )
     except RuntimeError as error:
-        if "Found dtype" in str(error):  # some losses of torch take two types, and cannot go back through them
-            types = [f"{name} {str(c.dtype)[6:]}" for name, c in batch.items() if c.is_floating_point()]
+        # some losses of torch take two types, and cannot go back through them
+        if "Found dtype" in str(error):
+            types = [
+                f"{name} {str(c.dtype)[6:]}" for name, c in batch.items() if c.is_floating_point()
+            ]
             raise MixedTypes(
-                f"the gradient cannot be taken: {error}. A loss was given the model's outputs in one type and a column "
-                f"in another; columns have the types that they have in the data ({', '.join(types)}). "
-                f"Write in the task: target.to(output.dtype), or output.to(target.dtype)"
+                f"the gradient cannot be taken: {error}. A loss was given the model's outputs in "
+                "one type and a column in another; columns have the types that they have in the "
+                f"data ({', '.join(types)}). Write in the task: target.to(output.dtype), or "
+                "output.to(target.dtype)"
             ) from error
         if "use_reentrant" not in str(error):  # of torch.utils.checkpoint
             raise
@@ -108,8 +128,9 @@ def loss_and_gradient(learner: Learner, batch: Batch) -> Result:
 
 
 def _backward(learner: Learner, batch: Batch) -> Result:
-    """By `.grad`. DDP's hooks stay asleep: its forward did not run. FSDP2's give the mean over the ranks, which have
-    all computed the same."""
+    """By `.grad`. DDP's hooks stay asleep: its forward did not run. FSDP2's give the mean over the
+    ranks, which have all computed the same.
+    """
     kept = [p.grad for p in learner.parameters]
     try:
         for p in learner.parameters:
@@ -117,7 +138,9 @@ def _backward(learner: Learner, batch: Batch) -> Result:
         loss = _loss(learner, batch)
         if loss.requires_grad:
             loss.backward()
-        found = [local(torch.zeros_like(p) if p.grad is None else p.grad) for p in learner.parameters]
+        found = [
+            local(torch.zeros_like(p) if p.grad is None else p.grad) for p in learner.parameters
+        ]
     finally:
         for p, grad in zip(learner.parameters, kept, strict=True):
             p.grad = grad
@@ -137,5 +160,11 @@ def squares(learner: Learner, result: Result) -> Tensor:
 
 
 def at_work(module: nn.Module, kind: type[nn.Module]) -> list[str]:
-    """Modules of a kind that are at work in training: a frozen BatchNorm and a Dropout of 0 are not."""
-    return [n for n, m in module.named_modules() if isinstance(m, kind) and m.training and getattr(m, "p", 1.0) > 0]
+    """Modules of a kind that are at work in training: a frozen BatchNorm and a Dropout of 0 are
+    not.
+    """
+    return [
+        n
+        for n, m in module.named_modules()
+        if isinstance(m, kind) and m.training and getattr(m, "p", 1.0) > 0
+    ]

@@ -1,4 +1,6 @@
-"""Is a difference rounding? No tolerance knows: numbers that cancel lose digits, and a model may choose its types."""
+"""Is a difference rounding? No tolerance knows: numbers that cancel lose digits, and a model may
+choose its types.
+"""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -13,11 +15,14 @@ from train.exactness.reference_gradient import loss_and_gradient
 from train.exactness.trial import Outcome, Trial
 
 EXPLAINED = 32.0
-"""Differences up to so many times what one rounding of each weight makes are rounding: of a batch of another size the
-sums run in another order, in each of some tens of layers."""
+"""Differences up to so many times what one rounding of each weight makes are rounding: of a batch
+of another size the sums run in another order, in each of some tens of layers.
+"""
 
 OF_TYPE = {torch.float64: 1e-11, torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 5e-2}
-"""The largest relative difference that needs no further explanation where something is computed in that type."""
+"""The largest relative difference that needs no further explanation where something is computed in
+that type.
+"""
 
 NARROWER = 0.25
 """The same, for types of 8 bits."""
@@ -29,10 +34,12 @@ def is_rounding(trial: Trial, apart: float, whole: Outcome) -> bool:
 
 
 def explains(trial: Trial, apart: float, measured_again: Callable[[], float]) -> bool:
-    """Whether rounding makes such a difference; `measured_again`: the difference that the weights of now make.
+    """Whether rounding makes such a difference; `measured_again`: the difference that the weights
+    of now make.
 
-    A model may compute in a narrower type inside; and numbers that almost cancel (a confident softmax of large logits)
-    lose digits in any type: so many as they lose when each weight is rounded once more.
+    A model may compute in a narrower type inside; and numbers that almost cancel (a confident
+    softmax of large logits) lose digits in any type: so many as they lose when each weight is
+    rounded once more.
     """
     narrowest = _narrowest(trial)
     if torch.finfo(narrowest).eps > torch.finfo(trial.learner.dtype).eps:
@@ -60,7 +67,9 @@ def _rounded_weights(trial: Trial, eps: float) -> Iterator[None]:
 
 
 def rounded_once_more(eps: float, seed: int = 0) -> Callable[[Tensor], Tensor]:
-    """A function that makes each number a little larger or smaller, by as much as one rounding may move it."""
+    """A function that makes each number a little larger or smaller, by as much as one rounding may
+    move it.
+    """
     generator = torch.Generator().manual_seed(seed)
 
     def rounded(value: Tensor) -> Tensor:
@@ -89,7 +98,11 @@ class Watching(TorchDispatchMode):
         self.narrowest = torch.float64
 
     def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+        self,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         result = func(*args, **(kwargs or {}))
         for value in result if isinstance(result, tuple | list) else [result]:

@@ -1,4 +1,6 @@
-"""One step of a run, split in many ways, against the same step unsplit: by how much does its gradient differ?"""
+"""One step of a run, split in many ways, against the same step unsplit: by how much does its
+gradient differ?
+"""
 
 import contextlib
 import dataclasses
@@ -77,8 +79,9 @@ class Step:
                 seen.add(count)
 
     def unsplit(self, terms: Sequence[str]) -> list[Tensor]:
-        """One backward pass over the whole step, on each rank by itself; over the largest part that all have room for,
-        where not over the whole."""
+        """One backward pass over the whole step, on each rank by itself; over the largest part that
+        all have room for, where not over the whole.
+        """
         whole, too_large, largest = self.size, self.size, 0
         found = self._fitting(terms)
         if found is not None:
@@ -94,7 +97,9 @@ class Step:
             raise torch.OutOfMemoryError("one sample does not fit the memory")
         self._resize(largest)
         if self.ranks.is_main:
-            print(f"verify: {whole} samples do not fit unsplit; the reference is a step of {largest}")
+            print(
+                f"verify: {whole} samples do not fit unsplit; the reference is a step of {largest}"
+            )
         return found
 
     def _resize(self, samples: int) -> None:
@@ -114,7 +119,9 @@ class Step:
                     torch.cuda.empty_cache()
                 return None
             assert found is not None
-            if not self.learner.scaler.is_enabled() or all(gradient.isfinite().all() for gradient in found):
+            if not self.learner.scaler.is_enabled() or all(
+                gradient.isfinite().all() for gradient in found
+            ):
                 return found
             self.learner.scaler.update(self.learner.scaler.get_scale() / 2)  # too large for float16
 
@@ -123,14 +130,23 @@ class Step:
         with self._fresh(0):
             batch = self.samples(self.size)
             weights = by_term(learner.task.loss_weight(batch))
-            sums = by_term(learner.task.loss_sum(learner.module, to_device(batch, learner.device, learner.dtype)))
-            parts = [learner.coefficients[term] * sums[term] / weights[term] for term in terms if weights[term]]
+            sums = by_term(
+                learner.task.loss_sum(
+                    learner.module, to_device(batch, learner.device, learner.dtype)
+                )
+            )
+            parts = [
+                learner.coefficients[term] * sums[term] / weights[term]
+                for term in terms
+                if weights[term]
+            ]
             learner.accelerator.backward(learner.scaler.scale(torch.stack(parts).sum()))
             return self._taken()
 
     def gradient(self, accumulation_steps: int, terms: Sequence[str]) -> tuple[list[Tensor], int]:
-        """As the loop would compute it, in so many micro-batches on each rank; and how many there were: texts that are
-        cut to their length may need fewer."""
+        """As the loop would compute it, in so many micro-batches on each rank; and how many there
+        were: texts that are cut to their length may need fewer.
+        """
         plan = make_plan(
             self.size,
             "all",
@@ -163,8 +179,10 @@ class Step:
 
     @contextmanager
     def _fresh(self, draw: int) -> Iterator[None]:
-        """No gradients before or after, and the same buffers for every split; not the same random numbers, which may
-        agree by chance: halves draw one after the other what the whole draws at once."""
+        """No gradients before or after, and the same buffers for every split; not the same random
+        numbers, which may agree by chance: halves draw one after the other what the whole draws at
+        once.
+        """
         self.learner.optimizer.zero_grad(set_to_none=True)
         buffers = [(buffer, buffer.clone()) for buffer in self.learner.module.buffers()]
         torch.manual_seed(self.seed + draw)

@@ -1,4 +1,6 @@
-"""What a forward may change besides gradients: buffers, plain attributes, generators that a model keeps for itself."""
+"""What a forward may change besides gradients: buffers, plain attributes, generators that a model
+keeps for itself.
+"""
 
 import operator
 import random
@@ -19,17 +21,33 @@ DEEPEST = 4
 """How far lists, dicts and objects inside one another are followed."""
 
 LARGEST = 2**26
-"""Bytes of a tensor that is copied; of a larger one it is seen whether it was written to, and no more."""
+"""Bytes of a tensor that is copied; of a larger one it is seen whether it was written to, and no
+more.
+"""
 
 LONG = 100
-"""Of more numbers and texts, such as a vocabulary, it is seen that they have changed, but not which."""
+"""Of more numbers and texts, such as a vocabulary, it is seen that they have changed, but not
+which.
+"""
 
 PLAIN = (bool, int, float, complex, str, bytes, type(None))
 
-LIBRARIES = sys.stdlib_module_names | {"accelerate", "datasets", "numpy", "omegaconf", "torch", "transformers", "wandb"}
+LIBRARIES = sys.stdlib_module_names | {
+    "accelerate",
+    "datasets",
+    "numpy",
+    "omegaconf",
+    "torch",
+    "transformers",
+    "wandb",
+}
 """Whose objects are not followed: a logger leads to all others."""
 
-NOT_FOLLOWED = frozenset(vars(nn.Module())) | {"forward", "_original_forward", "_compiled_call_impl"}
+NOT_FOLLOWED = frozenset(vars(nn.Module())) | {
+    "forward",
+    "_original_forward",
+    "_compiled_call_impl",
+}
 """What nn.Module keeps for itself, and what accelerate and plain_forward put into a module."""
 
 
@@ -39,7 +57,8 @@ class State:
 
     leaves: dict[str, Any] = field(default_factory=dict)
     on_host: bool = False  # copies lie there, also those of tensors on a device
-    uncopied: set[str] = field(default_factory=set)  # of the leaves: a change is seen, and cannot be put back
+    # of the leaves: a change is seen, and cannot be put back
+    uncopied: set[str] = field(default_factory=set)
     is_partial: bool = False  # there was more than is followed
     _undo: list[Callable[[], object]] = field(default_factory=list)
     _advance: list[Callable[[], object]] = field(default_factory=list)
@@ -61,13 +80,21 @@ class State:
             draw()
 
     def changed_since(self, earlier: "State", tolerance: float) -> list[str]:
-        """Names of what differs by more than rounding; what was not there before counts as changed."""
+        """Names of what differs by more than rounding; what was not there before counts
+        as changed.
+        """
         names = dict.fromkeys([*earlier.leaves, *self.leaves])
-        return [name for name in names if _differ(earlier.leaves.get(name), self.leaves.get(name), tolerance)]
+        return [
+            name
+            for name in names
+            if _differ(earlier.leaves.get(name), self.leaves.get(name), tolerance)
+        ]
 
 
 def capture(module: nn.Module, task: object, on_host: bool = False) -> State:
-    """The state of all modules and of the task. Parameters are told by their version alone: a copy may not fit."""
+    """The state of all modules and of the task. Parameters are told by their version alone: a copy
+    may not fit.
+    """
     state = State(on_host=on_host)
     for name, part in module.named_modules():
         where = f"{name}." if name else ""
@@ -129,7 +156,9 @@ def follow(state: State, value: Any, name: str, depth: int) -> None:
         copy = state.leaves[name] = value.copy()
         if value.flags.writeable:
             state._undo.append(lambda: np.copyto(value, copy))
-    elif isinstance(value, torch.Generator | random.Random | np.random.RandomState | np.random.Generator):
+    elif isinstance(
+        value, torch.Generator | random.Random | np.random.RandomState | np.random.Generator
+    ):
         _follow_generator(state, value, f"generator {name}")
     elif depth < DEEPEST:
         _follow_inside(state, value, name, depth + 1)
@@ -137,7 +166,8 @@ def follow(state: State, value: Any, name: str, depth: int) -> None:
 
 def _follow_tensor(state: State, value: Tensor, name: str) -> None:
     version = value._version
-    is_spread = value.layout is torch.strided and 0 in value.stride() and value.numel() > 1  # by expand(): not writable
+    # by expand(): not writable
+    is_spread = value.layout is torch.strided and 0 in value.stride() and value.numel() > 1
     if value.numel() * value.element_size() > LARGEST:
         state.leaves[name] = version
         state.uncopied.add(name)
@@ -146,8 +176,9 @@ def _follow_tensor(state: State, value: Tensor, name: str) -> None:
     state.leaves[name] = copy
 
     def put_back() -> None:
-        # Part of a graph, and nobody wrote to it: a copy would make its backward pass raise. Writing to `.data` does
-        # not count as a version, so that all others are put back in any case.
+        # Part of a graph, and nobody wrote to it: a copy would make its backward pass raise.
+        # Writing to `.data` does not count as a version, so that all others are put back in any
+        # case.
         if (value.grad_fn is None or value._version != version) and not is_spread:
             value.detach().copy_(copy)
 
@@ -155,7 +186,9 @@ def _follow_tensor(state: State, value: Tensor, name: str) -> None:
 
 
 def _follow_inside(state: State, value: Any, name: str, depth: int) -> None:
-    is_long = isinstance(value, list | deque | dict | set) and len(value) > LONG and _is_plain(value)
+    is_long = (
+        isinstance(value, list | deque | dict | set) and len(value) > LONG and _is_plain(value)
+    )
     if isinstance(value, list | deque):
         items = list(value)
 
@@ -181,7 +214,9 @@ def _follow_inside(state: State, value: Any, name: str, depth: int) -> None:
         state.leaves[f"{name} (length)"] = len(kept)
         state._undo.append(refill)
         if is_long:
-            state.leaves[f"{name} (values)"] = hash(tuple(kept.items() if isinstance(kept, dict) else kept))
+            state.leaves[f"{name} (values)"] = hash(
+                tuple(kept.items() if isinstance(kept, dict) else kept)
+            )
         for key, item in kept.items() if isinstance(kept, dict) and not is_long else ():
             follow(state, item, f"{name}[{key!r}]", depth)
     elif isinstance(value, tuple):
@@ -229,7 +264,9 @@ def _differ(before: Any, after: Any, tolerance: float) -> bool:
             return True
         if not before.is_floating_point() and not before.is_complex():
             return not torch.equal(before, after)
-        apart = torch.linalg.vector_norm((after - before).double() if not before.is_complex() else after - before)
+        apart = torch.linalg.vector_norm(
+            (after - before).double() if not before.is_complex() else after - before
+        )
         size = torch.linalg.vector_norm(before.double() if not before.is_complex() else before)
         return bool(apart > tolerance * size)
     if isinstance(before, np.ndarray) and isinstance(after, np.ndarray):

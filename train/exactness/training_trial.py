@@ -1,4 +1,6 @@
-"""In training mode: do the gradients of the parts of a batch add up to its own, and what would be left behind?"""
+"""In training mode: do the gradients of the parts of a batch add up to its own, and what would be
+left behind?
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -15,7 +17,9 @@ from train.exactness.state import State, buffers_of, generators_of
 from train.exactness.trial import Outcome, Part, Trial, says_invariant
 
 UPDATES = 4
-"""So often are the samples put through before it is asked what that left behind: a counter or an average creeps."""
+"""So often are the samples put through before it is asked what that left behind: a counter or an
+average creeps.
+"""
 
 DRAWS = 4
 """With so many seeds is looked for what random numbers change, before they are forced."""
@@ -32,22 +36,25 @@ class Findings:
 
 
 def try_training(trial: Trial, tolerance: float) -> Findings:
-    """What training mode adds: statistics over a micro-batch, random masks, state. And what a loss does not show: under
-    a head of zeros it is the same whatever the model sees.
+    """What training mode adds: statistics over a micro-batch, random masks, state. And what a loss
+    does not show: under a head of zeros it is the same whatever the model sees.
     """
     found = Findings()
     normalising = at_work(trial.learner.module, nn.modules.batchnorm._BatchNorm)
     if normalising:
         found.reasons.append(
-            f"BatchNorm in train mode takes its statistics from each micro-batch ({some(normalising)}): use GroupNorm "
-            f"or LayerNorm, or freeze it by .eval() in the model's constructor"
+            "BatchNorm in train mode takes its statistics from each micro-batch "
+            f"({some(normalising)}): use GroupNorm or LayerNorm, or freeze it by .eval() in the "
+            "model's constructor"
         )
     if normalising and trial.samples == 1:
         return found
     with trial.counting_draws():
         whole = trial.run(trial.all_at_once(), 1)
         if not all(map(isfinite, whole.size)):
-            found.reasons.append("the gradient of the first samples is not finite before the first step")
+            found.reasons.append(
+                "the gradient of the first samples is not finite before the first step"
+            )
             return found
         _try_again(trial, whole, tolerance, found)
         if found.reasons:
@@ -56,12 +63,15 @@ def try_training(trial: Trial, tolerance: float) -> Findings:
         if not found.reasons:
             _try_state(trial, whole, tolerance, found)
         if not found.reasons:
-            # Once more, after some tens of calls: what creeps in a place that cannot be looked into.
+            # Once more, after some tens of calls: what creeps in a place that cannot be looked
+            # into.
             apart = trial.apart(trial.run(trial.all_at_once(), 1), whole)
             if not apart <= tolerance:
                 found.reasons.append(_remembers(apart))
     if any(p._post_accumulate_grad_hooks for p in trial.learner.parameters):
-        found.untried.append("what register_post_accumulate_grad_hook does to a gradient was not tried")
+        found.untried.append(
+            "what register_post_accumulate_grad_hook does to a gradient was not tried"
+        )
     return found
 
 
@@ -75,14 +85,17 @@ def _try_again(trial: Trial, whole: Outcome, tolerance: float, found: Findings) 
     else:
         if whole.drawn and not _forced_apart(trial, whole, tolerance):
             found.untried.append(
-                f"random numbers are drawn ({', '.join(whole.drawn)}), which changed nothing in {DRAWS + 3} tries: "
-                f"a part that draws the same however a batch is cut can say so (split_invariant_draws = True)"
+                f"random numbers are drawn ({', '.join(whole.drawn)}), which changed nothing in "
+                f"{DRAWS + 3} tries: a part that draws the same however a batch is cut can say so "
+                "(split_invariant_draws = True)"
             )
         elif whole.drawn:
             found.reasons.append(_random(trial, whole.drawn, tolerance))
         invariant = says_invariant(trial.learner.module)
         if invariant:
-            found.untried.append(f"{some(list(invariant))} says that its draws are the same however a batch is cut")
+            found.untried.append(
+                f"{some(list(invariant))} says that its draws are the same however a batch is cut"
+            )
         return
     if drawn:
         found.reasons.append(_random(trial, drawn, tolerance))
@@ -106,16 +119,16 @@ def _random(trial: Trial, drawn: Sequence[str], tolerance: float) -> str:
         seen = f"first seen in {where}, " if where else ""
         where = f"{seen}from {', '.join(drawn)}"
     return (
-        f"dropout or the like draws other masks for other micro-batches ({where}): same distribution, other numbers; "
-        f"a probability of 0 is exact"
+        f"dropout or the like draws other masks for other micro-batches ({where}): same "
+        "distribution, other numbers; a probability of 0 is exact"
     )
 
 
 def _remembers(apart: float) -> str:
     return (
-        f"the same samples give another gradient the second time, by {apart:.0e}: the model or the task keeps "
-        f"something from one micro-batch to the next that is no buffer and no attribute, or draws from a generator of "
-        f"its own"
+        f"the same samples give another gradient the second time, by {apart:.0e}: the model or the "
+        "task keeps something from one micro-batch to the next that is no buffer and no attribute, "
+        "or draws from a generator of its own"
     )
 
 
@@ -128,7 +141,8 @@ def _try_cuts(trial: Trial, whole: Outcome, tolerance: float, found: Findings) -
             raise
         except Exception as error:
             problem = (
-                f"{type(error).__name__}: {error}"  # of few samples, such as one alone: the loop may never have so
+                # of few samples, such as one alone: the loop may never have so
+                f"{type(error).__name__}: {error}"
             )
             continue
         cuts += 1
@@ -143,29 +157,39 @@ def _try_cuts(trial: Trial, whole: Outcome, tolerance: float, found: Findings) -
 
 def _coupled(trial: Trial, parts: Sequence[Part], apart: float, tolerance: float) -> str:
     start = (
-        f"in train mode the gradient of a batch is not the sum over its parts, by {apart:.0e}: the model couples "
-        f"samples, or the loss does"
+        f"in train mode the gradient of a batch is not the sum over its parts, by {apart:.0e}: the "
+        "model couples samples, or the loss does"
     )
     where = first_that_couples(trial, parts, tolerance)
     if where:
         return f"{start} ({where} gives a sample something else when it is with others)"
-    return f"{start} (the outputs of all modules are the same: look at the loss, at hooks, and at a state that is kept)"
+    return (
+        f"{start} (the outputs of all modules are the same: look at the loss, at hooks, and at a "
+        "state that is kept)"
+    )
 
 
 def _try_state(trial: Trial, whole: Outcome, tolerance: float, found: Findings) -> None:
-    """What a forward leaves behind: does it depend on the cut, and does that change the training or the evaluation?"""
+    """What a forward leaves behind: does it depend on the cut, and does that change the training or
+    the evaluation?
+    """
     changed = whole.state.changed_since(trial.start, 0.0)
     for name in changed:
         if name.startswith("parameter "):
             found.untried.append(
-                f"the forward changes the {name} in place: what that does to later steps was not tried"
+                f"the forward changes the {name} in place: what that does to later steps was not "
+                "tried"
             )
     if not changed or trial.samples == 1:
         return
     single = trial.cuts_of_one()
     after_whole = _updated(trial, trial.all_at_once())
     after_parts = _updated(trial, single)
-    names = [n for n in after_parts.changed_since(after_whole, tolerance) if not n.startswith("parameter ")]
+    names = [
+        n
+        for n in after_parts.changed_since(after_whole, tolerance)
+        if not n.startswith("parameter ")
+    ]
     if not names:
         return
     what = some(names)
@@ -174,26 +198,29 @@ def _try_state(trial: Trial, whole: Outcome, tolerance: float, found: Findings) 
     apart = trial.apart(second, first)
     if not apart <= tolerance and not is_rounding(trial, apart, whole):
         found.reasons.append(
-            f"the forward changes {what}, and what it becomes depends on how a batch is cut: after {UPDATES} updates "
-            f"the gradient is {apart:.0e} away. Update it once per step, or freeze it"
+            f"the forward changes {what}, and what it becomes depends on how a batch is cut: after "
+            f"{UPDATES} updates the gradient is {apart:.0e} away. Update it once per step, or "
+            "freeze it"
         )
         return
     apart = trial.evaluated_apart(after_whole, after_parts)
     if not apart <= tolerance:
         found.reasons.append(
-            f"the forward changes {what}, and what it becomes depends on how a batch is cut: after {UPDATES} updates "
-            f"the loss in an evaluation is {apart:.0e} away, though the gradient is not. Freeze it, or read eval/loss "
-            f"as one of this cut"
+            f"the forward changes {what}, and what it becomes depends on how a batch is cut: after "
+            f"{UPDATES} updates the loss in an evaluation is {apart:.0e} away, though the gradient "
+            "is not. Freeze it, or read eval/loss as one of this cut"
         )
         return
     own = generators_of(names)
     if own:
-        found.untried.append(f"{some(own)}: a generator of its own is drawn from, which changed nothing so far")
+        found.untried.append(
+            f"{some(own)}: a generator of its own is drawn from, which changed nothing so far"
+        )
     held = buffers_of(names)
     if held and _depends_on_data(trial, single, held, tolerance):
         found.untried.append(
-            f"{some(held)} depends on the data of each micro-batch, though neither the gradient nor the loss of the "
-            f"first samples does"
+            f"{some(held)} depends on the data of each micro-batch, though neither the gradient "
+            "nor the loss of the first samples does"
         )
 
 
@@ -204,7 +231,9 @@ def _updated(trial: Trial, parts: Sequence[Part]) -> State:
     return outcome.state
 
 
-def _depends_on_data(trial: Trial, single: Sequence[Part], names: Sequence[str], tolerance: float) -> bool:
+def _depends_on_data(
+    trial: Trial, single: Sequence[Part], names: Sequence[str], tolerance: float
+) -> bool:
     """Not where it only counts calls."""
     one = trial.run(single[:1], 1).state
     for part in single[1:]:

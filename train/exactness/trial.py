@@ -1,4 +1,6 @@
-"""Some samples of the first step, put through loss and gradient in several cuts: whole, in parts, one by one."""
+"""Some samples of the first step, put through loss and gradient in several cuts: whole, in parts,
+one by one.
+"""
 
 import contextlib
 from collections.abc import Iterator, Sequence
@@ -17,7 +19,9 @@ from train.randomness import Generators, States
 from train.step import Learner
 
 INVARIANT = "split_invariant_draws"
-"""A module or a task with this attribute set says that its random numbers are the same however a batch is cut."""
+"""A module or a task with this attribute set says that its random numbers are the same however a
+batch is cut.
+"""
 
 
 @dataclass(frozen=True)
@@ -33,7 +37,8 @@ class Outcome:
     """Of the parts of a cut, one after the other."""
 
     total: Result  # the sum of the losses, then a gradient per parameter; of all parts
-    size: tuple[float, float]  # sums over the parts of |loss| and |gradient|: what rounding is relative to
+    # sums over the parts of |loss| and |gradient|: what rounding is relative to
+    size: tuple[float, float]
     state: State  # afterwards
     drawn: tuple[str, ...]  # the generators that something was drawn from
 
@@ -47,7 +52,8 @@ class Trial:
     padding: Padding | None
     start: State = field(init=False)
     draws_in_eval: bool = False  # the loss itself draws random numbers
-    narrower_inside: str = ""  # the type of numbers that explained a difference, where it is not that of the weights
+    # the type of numbers that explained a difference, where it is not that of the weights
+    narrower_inside: str = ""
     generators: Generators = field(init=False)
     _drawn_in_model: list[str] = field(default_factory=list)
 
@@ -69,7 +75,9 @@ class Trial:
             yield self._cut(shortest_first, [1, count - 1])
         if count > 2:
             strided = torch.cat([order[first::3] for first in range(3)])
-            yield self._cut(strided, [count * 3 // 8, count - count * 3 // 8] if count > 3 else [1, 2])
+            yield self._cut(
+                strided, [count * 3 // 8, count - count * 3 // 8] if count > 3 else [1, 2]
+            )
             yield self._cut(order.flip(0), [1, (count - 1) // 3, count - 1 - (count - 1) // 3])
         yield self.cuts_of_one()
 
@@ -101,7 +109,8 @@ class Trial:
     ) -> Outcome:
         """The parts one after the other, as the loop would take them, from the state `start`.
 
-        `advance`: the generators that model and task keep for themselves stand elsewhere. `forced`: see forced_draws.
+        `advance`: the generators that model and task keep for themselves stand elsewhere. `forced`:
+        see forced_draws.
         """
         start = start or self.start
         start.restore()
@@ -115,15 +124,23 @@ class Trial:
         losses, norms = 0.0, 0.0
         drawn: dict[str, None] = {}
         for i, part in enumerate(parts):
-            # A part that says that its draws are invariant gets the same numbers in each micro-batch.
+            # A part that says that its draws are invariant gets the same numbers in each
+            # micro-batch.
             self.generators.seed(seed if self._invariant() else seed + 1000 * i)
             before = self.generators.states()
             self._drawn_in_model.clear()
-            with contextlib.nullcontext() if forced is None else forced_draws(forced), torch.enable_grad():
+            with (
+                contextlib.nullcontext() if forced is None else forced_draws(forced),
+                torch.enable_grad(),
+            ):
                 found = loss_and_gradient(self.learner, part.batch)
             moved = self.generators.states().moved_since(before)
-            drawn.update(dict.fromkeys(self._drawn_in_model if self._task_is_invariant() else moved))
-            total = tuple(a + b for a, b in zip(total, found, strict=True)) if total else tuple(found)
+            drawn.update(
+                dict.fromkeys(self._drawn_in_model if self._task_is_invariant() else moved)
+            )
+            total = (
+                tuple(a + b for a, b in zip(total, found, strict=True)) if total else tuple(found)
+            )
             loss, norm = self._size_of(found)
             losses += loss
             norms += norm
@@ -158,7 +175,9 @@ class Trial:
 
     def apart(self, found: Outcome, expected: Outcome) -> float:
         """The larger one of the relative differences of the loss and of the gradient."""
-        differences = self._size_of([a - b for a, b in zip(found.total, expected.total, strict=True)])
+        differences = self._size_of(
+            [a - b for a, b in zip(found.total, expected.total, strict=True)]
+        )
         relative = 0.0
         for difference, first, second in zip(differences, found.size, expected.size, strict=True):
             if difference != difference or max(first, second) == float("inf"):

@@ -1,6 +1,8 @@
-"""Divides the gradient of a step once, where what its losses are divided by is known with its last micro-batch.
+"""Divides the gradient of a step once, where what its losses are divided by is known with its last
+micro-batch.
 
-So it is where samples are read when their turn comes, and nothing says beforehand which labels of them count.
+So it is where samples are read when their turn comes, and nothing says beforehand which labels of
+them count.
 """
 
 import torch

@@ -1,9 +1,10 @@
 """batch.shares=measured: ranks take parts of a step by the speed that their first steps have shown.
 
-The first STEPS + 1 steps of a start are shared equally; the time of each rank's own forward and backward passes, up to
-its last local gradient, is taken on all but the first of them, on which things warm up. One message after the last of
-them fixes the shares, on all ranks alike, from the step after the next on: one window is always read ahead. A
-checkpoint holds them; on another number of ranks they are measured again.
+The first STEPS + 1 steps of a start are shared equally; the time of each rank's own forward and
+backward passes, up to its last local gradient, is taken on all but the first of them, on which
+things warm up. One message after the last of them fixes the shares, on all ranks alike, from the
+step after the next on: one window is always read ahead. A checkpoint holds them; on another number
+of ranks they are measured again.
 """
 
 import statistics
@@ -58,13 +59,15 @@ class NoTime(UserError):
     """A rank's own time cannot be told from that of the others."""
 
 
-def part(config: Config, plan: RunPlan, learner: Learner, ranks: Ranks, report: Report, open_shares: Open) -> Part:
+def part(
+    config: Config, plan: RunPlan, learner: Learner, ranks: Ranks, report: Report, open_shares: Open
+) -> Part:
     if config.batch.shares != "measured" or ranks.world_size == 1:
         return Part(name="measured_shares")
     if learner.parallel.is_sharded:
         raise NoTime(
-            "batch.shares=measured needs the time of each rank by itself, and under FSDP2 ranks wait for each other in "
-            "each block. State the shares: batch.shares=[3,1] or the like"
+            "batch.shares=measured needs the time of each rank by itself, and under FSDP2 ranks "
+            "wait for each other in each block. State the shares: batch.shares=[3,1] or the like"
         )
     batch = config.batch
     if plan.shrunk is not None:
@@ -72,7 +75,8 @@ def part(config: Config, plan: RunPlan, learner: Learner, ranks: Ranks, report: 
 
     def on_change() -> None:
         if can_shrink(plan, config):
-            learner.parallel.reduce_late(1 + STEPS_TO_PROVE)  # the step that comes is still an equal one
+            # the step that comes is still an equal one
+            learner.parallel.reduce_late(1 + STEPS_TO_PROVE)
 
     shares = MeasuredShares(batch, plan.batch, ranks, report, open_shares, on_change)
     return Part(name="measured_shares", gradient=shares.around, shares=shares.shares, state=shares)
@@ -131,10 +135,16 @@ class MeasuredShares:
 
         return timed
 
-    def _timed(self, compute_gradient: ComputeGradient, learner: Learner, window: Window) -> tuple[Tensor, float]:
-        """(losses, seconds up to the last local gradient): what follows may be waiting for other ranks."""
+    def _timed(
+        self, compute_gradient: ComputeGradient, learner: Learner, window: Window
+    ) -> tuple[Tensor, float]:
+        """(losses, seconds up to the last local gradient): what follows may be waiting for other
+        ranks.
+        """
         is_cuda = learner.device.type == "cuda"
-        marks = [cast(Any, torch.cuda.Event)(enable_timing=True) for _ in range(2)] if is_cuda else []
+        marks = (
+            [cast(Any, torch.cuda.Event)(enable_timing=True) for _ in range(2)] if is_cuda else []
+        )
         start = end = time.perf_counter()
 
         def on_gradient(_: Tensor) -> None:
@@ -143,7 +153,9 @@ class MeasuredShares:
                 marks[1].record()
             end = time.perf_counter()
 
-        hooks = [cast(Any, p).register_post_accumulate_grad_hook(on_gradient) for p in learner.parameters]
+        hooks = [
+            cast(Any, p).register_post_accumulate_grad_hook(on_gradient) for p in learner.parameters
+        ]
         if is_cuda:
             marks[0].record()
         try:
@@ -170,7 +182,10 @@ class MeasuredShares:
         self._on_change()
         shown = " and ".join(f"{1000 * each:.3g}" for each in seconds)
         batch = measured(self._plan, self._weights, self._config)
-        self._say(f"shares    measured: {shown} ms a sample; from step {self._last + 2:,} on {arithmetic(batch)}")
+        self._say(
+            f"shares    measured: {shown} ms a sample; from step {self._last + 2:,} on "
+            f"{arithmetic(batch)}"
+        )
 
     def state_dict(self) -> dict[str, Any]:
         return {"weights": self._weights}

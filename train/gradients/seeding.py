@@ -7,8 +7,12 @@ from train.randomness import Generators, seed_of_rank, seed_of_step
 from train.step import ComputeGradient, Learner
 
 
-def seeded(compute_gradient: ComputeGradient, learner: Learner, seed: int, rank: int) -> ComputeGradient:
-    """The same function; before it all generators are set for the step, so a repeated step draws the same again."""
+def seeded(
+    compute_gradient: ComputeGradient, learner: Learner, seed: int, rank: int
+) -> ComputeGradient:
+    """The same function; before it all generators are set for the step, so a repeated step draws
+    the same again.
+    """
     generators = Generators(learner.device)
     first = seed_of_rank(seed, rank)
 

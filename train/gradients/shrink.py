@@ -1,7 +1,8 @@
-"""Out of memory while a gradient is computed: the same step again, in smaller micro-batches, on all ranks.
+"""Out of memory while a gradient is computed: the same step again, in smaller micro-batches, on all
+ranks.
 
-Same effective batch, same samples, same draws: to the bit what a run with the smaller size computes. The size stays for
-the rest of the run, and for a start after it (plan/smaller.py).
+Same effective batch, same samples, same draws: to the bit what a run with the smaller size
+computes. The size stays for the rest of the run, and for a start after it (plan/smaller.py).
 """
 
 from collections.abc import Callable
@@ -18,8 +19,9 @@ from train.plan.smaller import can_shrink, remember
 from train.step import Learner
 
 STEPS_TO_PROVE = 2
-"""After so many steps a size has shown that it fits: the first update makes the optimizer's state, and the second
-gradient is computed beside it."""
+"""After so many steps a size has shown that it fits: the first update makes the optimizer's state,
+and the second gradient is computed beside it.
+"""
 
 Tell = Callable[[str, str], None]
 """Takes a title and a text."""
@@ -40,7 +42,9 @@ class Shrink:
         tell: Tell,
         refuses: Callable[[BatchPlan], bool],
     ) -> None:
-        """`refuses`: whether the model cannot take a micro-batch of such a plan, such as one sample in BatchNorm."""
+        """`refuses`: whether the model cannot take a micro-batch of such a plan, such as one sample
+        in BatchNorm.
+        """
         self._plan = plan
         self._can_shrink = can_shrink(plan, config)
         self._refuses = refuses
@@ -59,10 +63,14 @@ class Shrink:
     def after(self, error: Exception, window: Window) -> Window | None:
         """The window in smaller micro-batches; None where the run has to end.
 
-        All ranks come here by the same error, or none of them can go on: then the size is kept for the next start.
+        All ranks come here by the same error, or none of them can go on: then the size is kept for
+        the next start.
         """
         is_common = isinstance(error, ShortOfMemory) or self._ranks.world_size == 1
-        if not (isinstance(error, ShortOfMemory) or is_out_of_memory(error)) or not self._can_shrink:
+        if (
+            not (isinstance(error, ShortOfMemory) or is_out_of_memory(error))
+            or not self._can_shrink
+        ):
             return None
         most = self._smaller(window)
         if most is None:
@@ -102,6 +110,6 @@ class Shrink:
         said = str(error).strip().partition("\n")[0]
         self._tell(
             "a step ran out of memory",
-            f"step {step:,} ran out of memory ({said}): it is done again, and all that follow, in micro-batches of at "
-            f"most {most:,}; the batch and the curve stay",
+            f"step {step:,} ran out of memory ({said}): it is done again, and all that follow, in "
+            f"micro-batches of at most {most:,}; the batch and the curve stay",
         )

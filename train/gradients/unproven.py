@@ -1,6 +1,8 @@
-"""A stage of a schedule may have larger micro-batches than all before it: they are reduced late until they have proven.
+"""A stage of a schedule may have larger micro-batches than all before it: they are reduced late
+until they have proven.
 
-An out-of-memory in them is then one that all ranks learn of before they wait for each other (gradients/shrink.py).
+An out-of-memory in them is then one that all ranks learn of before they wait for each other
+(gradients/shrink.py).
 """
 
 from torch import Tensor

@@ -1,4 +1,6 @@
-"""Which step is complete on this rank: what a run that fails may still save, and from where a step is done again."""
+"""Which step is complete on this rank: what a run that fails may still save, and from where a step
+is done again.
+"""
 
 from collections.abc import Callable, Sequence
 
@@ -11,25 +13,31 @@ from train.errors import ShortOfMemory
 from train.step import ComputeGradient, Learner
 
 MOST_BYTES = 2**26
-"""Of buffers, for a copy of them before each step: it costs no more than a forward pass that reads them."""
+"""Of buffers, for a copy of them before each step: it costs no more than a forward pass that reads
+them.
+"""
 
 Again = Callable[[Exception, Window], Window | None]
 """What to compute in place of a window that has failed with this error; None: nothing."""
 
 
 class Whole:
-    """`step`: the one whose state this rank holds; None from the first write of an update until the step is counted.
+    """`step`: the one whose state this rank holds; None from the first write of an update until the
+    step is counted.
 
-    A gradient moves no trained weight, but what else is in a checkpoint may move in its forward passes. Buffers are
-    put back (torch counts no version of a BatchNorm's, so all are copied). Where that would not do, `step` is None from
-    the begin of the gradient on: frozen parameters may follow the others, an extra state is known to the module alone.
+    A gradient moves no trained weight, but what else is in a checkpoint may move in its forward
+    passes. Buffers are put back (torch counts no version of a BatchNorm's, so all are copied).
+    Where that would not do, `step` is None from the begin of the gradient on: frozen parameters may
+    follow the others, an extra state is known to the module alone.
     """
 
     def __init__(self, step: int, learner: Learner) -> None:
         self.step: int | None = step
         self.again: Again = lambda error, window: None
-        self.most: int | None = None  # samples of a micro-batch, where it is fewer than windows come with
-        self.remembered: int | None = None  # the same, for the start after this one, where this one has to end
+        # samples of a micro-batch, where it is fewer than windows come with
+        self.most: int | None = None
+        # the same, for the start after this one, where this one has to end
+        self.remembered: int | None = None
         self.window: Window | None = None  # of the last gradient that was computed
         self._learner = learner
         self._buffers = list(learner.module.buffers())
@@ -41,7 +49,9 @@ class Whole:
         learner.optimizer.register_step_pre_hook(self._begin_update)
 
     def around(self, compute_gradient: ComputeGradient) -> ComputeGradient:
-        """The same function; where it fails and `again` has an answer, that is computed from the state before."""
+        """The same function; where it fails and `again` has an answer, that is computed from the
+        state before.
+        """
 
         def marked(learner: Learner, window: Window) -> Tensor:
             self._computing = window.k
@@ -62,9 +72,11 @@ class Whole:
                     instead = self.again(error, window)
                     if instead is None:
                         if isinstance(error, ShortOfMemory) and error.__cause__ is not None:
-                            raise error.__cause__ from error.__cause__.__cause__  # it knows where memory ran out
+                            # it knows where memory ran out
+                            raise error.__cause__ from error.__cause__.__cause__
                         raise
-                free_memory(learner.device)  # not before: until here the error holds what did not fit
+                # not before: until here the error holds what did not fit
+                free_memory(learner.device)
                 window = instead
 
         return marked
@@ -75,7 +87,9 @@ class Whole:
             return self.step
         if self._frozen.have_moved:
             return None
-        if [id(buffer) for buffer in self._learner.module.buffers()] != [id(buffer) for buffer in self._buffers]:
+        if [id(buffer) for buffer in self._learner.module.buffers()] != [
+            id(buffer) for buffer in self._buffers
+        ]:
             return None  # the module has put others in their place
         with torch.no_grad():
             for buffer, before in zip(self._buffers, self._before, strict=True):
@@ -87,10 +101,11 @@ class Whole:
 
 
 class _Frozen:
-    """Parameters that are not trained: those of a teacher may follow the others while a gradient is computed.
+    """Parameters that are not trained: those of a teacher may follow the others while a gradient is
+    computed.
 
-    What is written into them counts their versions, except by way of `.data`: so their norms are looked at, too, when
-    the first steps of a start begin.
+    What is written into them counts their versions, except by way of `.data`: so their norms are
+    looked at, too, when the first steps of a start begin.
     """
 
     STEPS = 3

@@ -36,7 +36,9 @@ class Arguments:
         return self.needs_ranks and self.loop != "doctor"
 
     def flag(self, name: str) -> str | None:
-        """The value of accelerate's --NAME, the last one; "" where it has none; None where it is not there."""
+        """The value of accelerate's --NAME, the last one; "" where it has none; None where it is
+        not there.
+        """
         found = None
         for place, word in enumerate(self.flags):
             key, equals, value = word.partition("=")
@@ -93,7 +95,9 @@ def _sort(word: str, found: Arguments) -> None:
     elif word == "--print-config":
         found.needs_ranks = False
         found.prints_config = True
-    elif not word.startswith("-") and not found.config and ("=" not in word or Path(word).is_file()):
+    elif (
+        not word.startswith("-") and not found.config and ("=" not in word or Path(word).is_file())
+    ):
         # A file is a CONFIG even if its path holds a `=`, as the folder of a run may.
         found.config = word
     else:

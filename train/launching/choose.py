@@ -46,20 +46,28 @@ def choose(arguments: Arguments, file: LauncherFile, environment: Mapping[str, s
         raise LaunchRefused(
             f"launch: the ranks of all machines together must be a multiple of the machines\n"
             f"  got:  {asked.by}={number}, {machines} machines\n"
-            f"  why:  accelerate starts as many ranks on each\n  type: NPROC={number - number % machines or machines}"
+            "  why:  accelerate starts as many ranks on each\n  type: "
+            f"NPROC={number - number % machines or machines}"
         )
     if gpus and number > gpus * machines:
         raise _too_many(asked, seen, named, machines)
     for note in _of_mig(seen, visible or ""):
         print_error(f"launch: {note}")
-    print_error(f"launch: {_told(gpus, named, on_cpu)}{counted(number, 'rank')}{_where(machines, gpus, asked)}")
+    print_error(
+        "launch: "
+        f"{_told(gpus, named, on_cpu)}{counted(number, 'rank')}{_where(machines, gpus, asked)}"
+    )
     return Ranks(number=number, gpus=gpus, machines=machines, gpu_ids=named)
 
 
 def _too_many(asked: Asked, seen: Seen, named: str, machines: int) -> LaunchRefused:
     gpus = len(seen.gpus)
     mig = any(gpu.is_mig for gpu in seen.gpus)
-    why = "a process opens one MIG instance only, and NCCL joins none" if mig else "each rank needs a GPU of its own"
+    why = (
+        "a process opens one MIG instance only, and NCCL joins none"
+        if mig
+        else "each rank needs a GPU of its own"
+    )
     return LaunchRefused(
         f"launch: more ranks than GPUs\n  got:  {asked.by}={asked.number}, {_gpus(gpus, named)}\n"
         f"  why:  {why}\n  type: NPROC={gpus * machines} {PROGRAM}   "
@@ -68,15 +76,20 @@ def _too_many(asked: Asked, seen: Seen, named: str, machines: int) -> LaunchRefu
 
 
 def _of_mig(seen: Seen, visible: str) -> list[str]:
-    """CUDA opens one instance for a process, the first; NCCL takes two of one card for the same card."""
+    """CUDA opens one instance for a process, the first; NCCL takes two of one card for the same
+    card.
+    """
     if not any(gpu.is_mig for gpu in seen.gpus):
         return []
-    number = len(visible.split(",")) if visible.startswith("MIG-") else look_at_machine().mig_instances
+    number = (
+        len(visible.split(",")) if visible.startswith("MIG-") else look_at_machine().mig_instances
+    )
     if number < 2:
         return []
     return [
         f"of {number} MIG instances a process opens the first alone. A run on another: "
-        f"CUDA_VISIBLE_DEVICES=MIG-... {PROGRAM}; one run on all: take MIG away, or make one larger instance"
+        f"CUDA_VISIBLE_DEVICES=MIG-... {PROGRAM}; one run on all: take MIG away, or make one "
+        "larger instance"
     ]
 
 

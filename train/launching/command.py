@@ -32,13 +32,18 @@ class Command:
         settings = [f"{name}={value}" for name, value in self.variables.items()]
         print(shlex.join(["env", *settings, *self.words]))
         if adds:
-            print("# launch.sh adds ISOBATCH_ATTEMPT, ISOBATCH_ENDED and ISOBATCH_LAUNCHER_PID to it")
+            print(
+                "# launch.sh adds ISOBATCH_ATTEMPT, ISOBATCH_ENDED and ISOBATCH_LAUNCHER_PID to it"
+            )
 
 
 def build(arguments: Arguments, file: LauncherFile, ranks: Ranks, grace: int) -> Command:
     sharding = sharding_variables(arguments, file)
     if sharding and ranks.number == 1 and arguments.needs_ranks:
-        print_error("launch: FSDP divides the model among ranks, and there is one: it holds all. NPROC=2 for more")
+        print_error(
+            "launch: FSDP divides the model among ranks, and there is one: it holds all. NPROC=2 "
+            "for more"
+        )
     variables = _variables(ranks, grace) | sharding
     if ranks.gpu_ids:
         variables["CUDA_VISIBLE_DEVICES"] = ranks.gpu_ids
@@ -69,8 +74,8 @@ def _accelerate(arguments: Arguments, file: LauncherFile, ranks: Ranks) -> list[
         words += ["--num_processes", str(ranks.number)]
     if ranks.machines == 1:
         words += ["--main_process_port", "0"]  # a free one: two launches on one machine do not meet
-    # A lone rank needs --cpu, because accelerate overwrites ACCELERATE_USE_CPU for it; several ranks would become one
-    # by that flag.
+    # A lone rank needs --cpu, because accelerate overwrites ACCELERATE_USE_CPU for it; several
+    # ranks would become one by that flag.
     if several:
         words.append("--multi_gpu")
     elif ranks.gpus == 0:
@@ -90,19 +95,22 @@ def _is_torchrun(flag: str) -> bool:
 
 
 def _check_lone_rank(flag: str, arguments: Arguments) -> None:
-    """accelerate sends one rank to torchrun by --multi_gpu, but refuses that where a flag says one."""
+    """accelerate sends one rank to torchrun by --multi_gpu, but refuses that where a
+    flag says one.
+    """
     if arguments.flag("num_processes"):
         raise LaunchRefused(
             f"launch: {flag} for one rank has to be asked for in another way\n"
             f"  got:  --num_processes 1, beside {flag}\n"
-            f"  why:  accelerate would start the rank without torchrun, which alone knows that flag\n"
-            f"  type: NPROC=1 {PROGRAM} ... -- {flag} ..."
+            "  why:  accelerate would start the rank without torchrun, which alone knows that "
+            f"flag\n  type: NPROC=1 {PROGRAM} ... -- {flag} ..."
         )
 
 
 def _variables(ranks: Ranks, grace: int) -> dict[str, str]:
-    # The current directory comes last: at the front, a train.py or a folder train/ there would hide ours.
-    # An installed package is found anyway; at the front, its neighbours would hide modules of Python.
+    # The current directory comes last: at the front, a train.py or a folder train/ there would hide
+    # ours. An installed package is found anyway; at the front, its neighbours would hide modules of
+    # Python.
     ours = [str(CLONE)] if IS_CLONE else []
     entries = [*ours, *os.environ.get("PYTHONPATH", "").split(os.pathsep), str(Path.cwd())]
     variables = {
@@ -114,20 +122,26 @@ def _variables(ranks: Ranks, grace: int) -> dict[str, str]:
     }
     if ranks.number:
         variables["ISOBATCH_WORLD_SIZE"] = str(ranks.number)
-    # Without the first, two ranks on a CPU are two trainings that both believe they are alone. With more threads
-    # than cores, ranks wait for each other: a hundred times slower was seen.
+    # Without the first, two ranks on a CPU are two trainings that both believe they are alone. With
+    # more threads than cores, ranks wait for each other: a hundred times slower was seen.
     if ranks.gpus == 0:
-        variables |= {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
+        variables |= {
+            "ACCELERATE_USE_CPU": "true",
+            "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"),
+        }
     return variables
 
 
 def grace_seconds(environment: Mapping[str, str]) -> int:
-    """Torch's own variable: what torchrun gives its ranks when a scheduler sends it the signal directly."""
-    told = environment.get("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "120")  # as scripts/slurm.sbatch leaves
+    """Torch's own variable: what torchrun gives its ranks when a scheduler sends it the signal
+    directly.
+    """
+    # as scripts/slurm.sbatch leaves
+    told = environment.get("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "120")
     if told.isdecimal() and int(told) > 0:
         return int(told)
     raise LaunchRefused(
-        "launch: TORCH_ELASTIC_SHUTDOWN_TIMEOUT is the time that ranks have to save after a stop signal\n"
-        f"  got:  TORCH_ELASTIC_SHUTDOWN_TIMEOUT={told}\n  why:  it has to be a whole number of seconds, 1 or more\n"
-        f"  type: TORCH_ELASTIC_SHUTDOWN_TIMEOUT=120 {PROGRAM}"
+        "launch: TORCH_ELASTIC_SHUTDOWN_TIMEOUT is the time that ranks have to save after a stop "
+        f"signal\n  got:  TORCH_ELASTIC_SHUTDOWN_TIMEOUT={told}\n  why:  it has to be a whole "
+        f"number of seconds, 1 or more\n  type: TORCH_ELASTIC_SHUTDOWN_TIMEOUT=120 {PROGRAM}"
     )

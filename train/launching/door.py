@@ -1,8 +1,10 @@
-"""Launches of one job meet before their ranks do: machine 0 lets in those of its job, and refuses all others.
+"""Launches of one job meet before their ranks do: machine 0 lets in those of its job, and refuses
+all others.
 
-torch's store does not ask who comes: with its static rendezvous the machine of another job that reached the port was
-taken for one of this job, and both ended with exit code 0. A guest says who it is; it hears `go` once all are there,
-or why it is refused. The line then stays, so that each end hears of the loss of the other.
+torch's store does not ask who comes: with its static rendezvous the machine of another job that
+reached the port was taken for one of this job, and both ended with exit code 0. A guest says who it
+is; it hears `go` once all are there, or why it is refused. The line then stays, so that each end
+hears of the loss of the other.
 """
 
 import socket
@@ -34,9 +36,11 @@ class NotMet(RunFailed):
 
 @contextmanager
 def meet(machines: Machines, ranks: int) -> Iterator[dict[str, str]]:
-    """Gives the variables that are known only now: by which address and interface the others reach this machine.
+    """Gives the variables that are known only now: by which address and interface the others reach
+    this machine.
 
-    Raises LaunchRefused where a machine is none of this job, or a port is taken, and NotMet where one does not come.
+    Raises LaunchRefused where a machine is none of this job, or a port is taken, and NotMet where
+    one does not come.
     """
     if machines.number == 1:
         yield {}
@@ -97,16 +101,21 @@ class Head:
 
     def _wait(self) -> None:
         job = self._machines.job
-        print_error(f"launch: waiting for {counted(self._machines.number - 1, 'more machine')} of job {job}")
+        print_error(
+            f"launch: waiting for {counted(self._machines.number - 1, 'more machine')} of job {job}"
+        )
         with self._changed:
             met = self._changed.wait_for(lambda: self._begun, WAIT_SECONDS)
-            missing = [str(rank) for rank in range(1, self._machines.number) if rank not in self._guests]
+            missing = [
+                str(rank) for rank in range(1, self._machines.number) if rank not in self._guests
+            ]
         if not met:
             self.close()
             raise NotMet(
-                f"launch: machine {some(missing)} of job {job} did not come within {WAIT_SECONDS:.0f} s\n"
-                f"  why:  nothing was started there, or {self._machines.head}:{self._machines.door} is not reached\n"
-                f"  type: the same command on all machines, on each with its own --machine_rank"
+                f"launch: machine {some(missing)} of job {job} did not come within "
+                f"{WAIT_SECONDS:.0f} s\n  why:  nothing was started there, or "
+                f"{self._machines.head}:{self._machines.door} is not reached\n  type: the same "
+                "command on all machines, on each with its own --machine_rank"
             )
 
     def _answer_all(self) -> None:
@@ -115,7 +124,9 @@ class Head:
                 connection, _ = self._door.accept()
             except OSError:  # closed
                 return
-            threading.Thread(target=self._answer, args=(Line(connection),), name="door", daemon=True).start()
+            threading.Thread(
+                target=self._answer, args=(Line(connection),), name="door", daemon=True
+            ).start()
 
     def _answer(self, line: Line) -> None:
         card = line.receive(ANSWER_SECONDS)
@@ -156,17 +167,32 @@ class Head:
         host = card.get("host")
         rank = card.get("machine")
         if card.get("job") != here["job"]:
-            return f"{here['host']}:{self._machines.door} is of job {here['job']}, {host} of job {card.get('job')}"
+            return (
+                f"{here['host']}:{self._machines.door} is of job {here['job']}, {host} of job "
+                f"{card.get('job')}"
+            )
         if card.get("shape") != here["shape"]:
-            return f"job {here['job']} is {here['shape']} on {here['host']}, but {card.get('shape')} on {host}"
+            return (
+                f"job {here['job']} is {here['shape']} on {here['host']}, but {card.get('shape')} "
+                f"on {host}"
+            )
         if card.get("words") != here["words"]:
-            return f"config or key=value of job {here['job']} are others on {host} than on {here['host']}"
+            return (
+                f"config or key=value of job {here['job']} are others on {host} than on "
+                f"{here['host']}"
+            )
         if not isinstance(rank, int) or not 0 < rank < self._machines.number:
             return f"machine {rank} of job {here['job']} is {here['host']}, or none"
         if rank in self._guests:
-            return f"machine {rank} of job {here['job']} is there already; {host} needs a --machine_rank of its own"
+            return (
+                f"machine {rank} of job {here['job']} is there already; {host} needs a "
+                "--machine_rank of its own"
+            )
         if self._begun and not self._machines.is_elastic:
-            return f"job {here['job']} has begun; when it has ended, the same command on all machines goes on"
+            return (
+                f"job {here['job']} has begun; when it has ended, the same command on all "
+                "machines goes on"
+            )
         return ""
 
 
@@ -194,7 +220,9 @@ class Guest:
         lost = self._line.loss()
         if lost and not self._closed:
             machines = self._machines
-            print_error(f"launch: machine 0 ({machines.head}) of job {machines.job} is lost: {lost}")
+            print_error(
+                f"launch: machine 0 ({machines.head}) of job {machines.job} is lost: {lost}"
+            )
 
 
 def _reach(machines: Machines) -> socket.socket:
@@ -213,8 +241,8 @@ def _reach(machines: Machines) -> socket.socket:
         if time.monotonic() > deadline:
             raise NotMet(
                 f"launch: machine 0 of job {machines.job} did not answer for {WAIT_SECONDS:.0f} s\n"
-                f"  got:  {where}: {why}\n  why:  nothing was started there, or that is not its name\n"
-                f"  type: the same command there, with --machine_rank 0"
+                f"  got:  {where}: {why}\n  why:  nothing was started there, or that is not its "
+                "name\n  type: the same command there, with --machine_rank 0"
             )
         time.sleep(PAUSE_SECONDS)
 
@@ -224,7 +252,8 @@ def _not_let_in(answer: Card | None, machines: Machines) -> Exception:
         return LaunchRefused(
             f"launch: machine 0 refuses this machine\n  got:  {answer['refused']}\n"
             f"  why:  the ranks of all machines train one run\n"
-            f"  type: {PROGRAM} ... -- --main_process_ip HOST --main_process_port PORT --rdzv_id JOB   (of this job)"
+            f"  type: {PROGRAM} ... -- --main_process_ip HOST --main_process_port PORT --rdzv_id "
+            "JOB   (of this job)"
         )
     return NotMet(
         f"launch: {machines.head}:{machines.door} has hung up\n"
@@ -241,6 +270,7 @@ def _open(port: int, machines: Machines) -> socket.socket:
     except OSError as error:
         raise LaunchRefused(
             f"launch: port {port} of this machine cannot be had\n  got:  {error.strerror}\n"
-            f"  why:  job {machines.job} needs {machines.port} and {machines.door}; another job may have them\n"
-            f"  type: {PROGRAM} ... -- --main_process_port {machines.port + 10} ...   (on all machines)"
+            f"  why:  job {machines.job} needs {machines.port} and {machines.door}; another job "
+            f"may have them\n  type: {PROGRAM} ... -- --main_process_port {machines.port + 10} ... "
+            "  (on all machines)"
         ) from error

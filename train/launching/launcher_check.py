@@ -1,4 +1,6 @@
-"""Takes or refuses what was asked of accelerate, key by key: in the launcher file, by flags, by variables."""
+"""Takes or refuses what was asked of accelerate, key by key: in the launcher file, by flags, by
+variables.
+"""
 
 import difflib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -37,7 +39,10 @@ class Asked:
 
 
 def check(
-    file: LauncherFile, flags: Sequence[str], environment: Mapping[str, str], precision: Callable[[], str]
+    file: LauncherFile,
+    flags: Sequence[str],
+    environment: Mapping[str, str],
+    precision: Callable[[], str],
 ) -> None:
     """Raise LaunchRefused with all that cannot be had; say what has no effect.
 
@@ -46,7 +51,10 @@ def check(
     asked = [*of_file(file.values), *of_flags(flags), *of_environment(environment)]
     problems = refused(asked) + other_precision(asked, precision) + first_fsdp(asked)
     if file.users_own and file.get("distributed_type") is None:
-        problems.append("distributed_type is missing: accelerate's files state it. Set: distributed_type: MULTI_GPU")
+        problems.append(
+            "distributed_type is missing: accelerate's files state it. Set: distributed_type: "
+            "MULTI_GPU"
+        )
     if problems:
         where = f"{file.path}, and what follows --," if flags else str(file.path)
         lines = "\n".join(f"  {problem}" for problem in problems)
@@ -74,7 +82,9 @@ def of_flags(words: Sequence[str]) -> Iterator[Asked]:
     while left:
         word = left.pop(0)
         name, equals, value = word.partition("=")
-        key = SHORT.get(name, name.removeprefix("--").replace("-", "_") if name.startswith("--") else "")
+        key = SHORT.get(
+            name, name.removeprefix("--").replace("-", "_") if name.startswith("--") else ""
+        )
         if not key or key in ONLY_IN_FILE:
             yield Asked(word, word, word, "is no flag of accelerate launch")
         elif equals or key in SWITCHES:
@@ -117,7 +127,11 @@ def on_one_machine(file: LauncherFile, asked: Sequence[Asked]) -> list[str]:
         return []
     keys = ("machine_rank", "main_process_ip", "main_process_port")
     stated = [f"{key}: {file.get(key)}" for key in keys if file.get(key) not in (None, 0)]
-    return [f"{', '.join(stated)} has no effect on one machine: a free port is taken"] if stated else []
+    return (
+        [f"{', '.join(stated)} has no effect on one machine: a free port is taken"]
+        if stated
+        else []
+    )
 
 
 def first_fsdp(asked: Sequence[Asked]) -> list[str]:
@@ -125,7 +139,10 @@ def first_fsdp(asked: Sequence[Asked]) -> list[str]:
     wanted = [each.shown for each in asked if asks_for_sharding(each)]
     if not wanted or any(each.key == "fsdp_version" for each in asked):
         return []
-    return [f"{wanted[0]}: without fsdp_version accelerate means FSDP 1. Set: fsdp_version: 2 (FSDP_VERSION=2)"]
+    return [
+        f"{wanted[0]}: without fsdp_version accelerate means FSDP 1. Set: fsdp_version: 2 "
+        "(FSDP_VERSION=2)"
+    ]
 
 
 def asks_for_sharding(asked: Asked) -> bool:
@@ -135,14 +152,18 @@ def asks_for_sharding(asked: Asked) -> bool:
 
 
 def other_precision(asked: Sequence[Asked], precision: Callable[[], str]) -> list[str]:
-    stated = [each for each in asked if each.key == "mixed_precision" and not asks_nothing(each.key, each.value)]
+    stated = [
+        each
+        for each in asked
+        if each.key == "mixed_precision" and not asks_nothing(each.key, each.value)
+    ]
     stated = [each for each in stated if each.value in PRECISIONS]
     if not stated:
         return []
     ours = precision()
     return [
-        f"{each.shown}: the config says precision={ours}. Set: precision={each.value} in the config, or "
-        f"mixed_precision: 'no' in the launcher"
+        f"{each.shown}: the config says precision={ours}. Set: precision={each.value} in the "
+        "config, or mixed_precision: 'no' in the launcher"
         for each in stated
         if each.value != ours
     ]
@@ -169,4 +190,6 @@ def _why_not(asked: Asked) -> str:
 def _no_such_key(key: str) -> str:
     known = [name for row in ROWS for name in row.keys]
     near = difflib.get_close_matches(key, known, 1)
-    return "accelerate has no such key or flag" + (f"; did you mean {near[0]}?" if near else ". Remove it")
+    return "accelerate has no such key or flag" + (
+        f"; did you mean {near[0]}?" if near else ". Remove it"
+    )

@@ -1,6 +1,7 @@
 """The launcher file of accelerate, as far as a launch depends on it.
 
-Read by yaml itself: accelerate's own reader costs an import of torch, 2.5 CPU seconds (accelerate 1.15).
+Read by yaml itself: accelerate's own reader costs an import of torch, 2.5 CPU seconds (accelerate
+1.15).
 """
 
 import json
@@ -13,8 +14,10 @@ from train.launching.arguments import CLONE, Arguments, LaunchRefused
 DEFAULT = CLONE / "configs" / "accelerate" / "ddp.yaml"
 if not DEFAULT.exists():  # an installed package
     DEFAULT = Path(__file__).parent / "ddp.yaml"
-"""The only file that accelerate itself reads: what is taken of another becomes flags, and nothing of it acts unseen.
-accelerate 1.15 itself drops a file's rdzv_backend, same_network and enable_cpu_affinity, and fails at a bare `no`."""
+"""The only file that accelerate itself reads: what is taken of another becomes flags, and nothing
+of it acts unseen. accelerate 1.15 itself drops a file's rdzv_backend, same_network and
+enable_cpu_affinity, and fails at a bare `no`.
+"""
 
 
 @dataclass(frozen=True)

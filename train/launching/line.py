@@ -1,4 +1,6 @@
-"""A line between two launches: messages of JSON, one a line, over a TCP connection that stays for as long as both."""
+"""A line between two launches: messages of JSON, one a line, over a TCP connection that stays for
+as long as both.
+"""
 
 import json
 import socket
@@ -37,7 +39,9 @@ class Line:
             self._connection.sendall(json.dumps(message).encode() + b"\n")
 
     def receive(self, seconds: float) -> dict[str, Any] | None:
-        """One message; None where none comes in time, or the other end is gone or speaks another language."""
+        """One message; None where none comes in time, or the other end is gone or speaks another
+        language.
+        """
         with suppress(OSError, ValueError):
             self._connection.settimeout(seconds)
             message = json.loads(self._read())

@@ -1,4 +1,6 @@
-"""The machines of a job, and which of them this one is: by flags, else by SLURM, else by the launcher file."""
+"""The machines of a job, and which of them this one is: by flags, else by SLURM, else by the
+launcher file.
+"""
 
 import hashlib
 import re
@@ -31,7 +33,9 @@ FLAGS = (
 class Machines:
     number: int = 1
     least: int = 1
-    """With fewer than `number` the ranks are started too, and again whenever a machine comes or is lost."""
+    """With fewer than `number` the ranks are started too, and again whenever a machine comes or is
+    lost.
+    """
     rank: int = 0
     head: str = ""
     """The host name or address of machine 0."""
@@ -52,7 +56,9 @@ class Machines:
         return self.port + 1
 
     def among(self, arguments: Arguments) -> Arguments:
-        """`arguments` with the place of this machine as accelerate's flags, wherever it was found."""
+        """`arguments` with the place of this machine as accelerate's flags, wherever it
+        was found.
+        """
         given = arguments.without(FLAGS if self.number > 1 else ("nnodes", "rdzv_id"))
         return replace(arguments, flags=[*given, *self._flags()])
 
@@ -80,21 +86,27 @@ class Machines:
         """By which torchrun is told what accelerate has no flag for."""
         if self.number == 1:
             return {}
-        # Without an id of its own, a machine of another job that reaches this port is taken for one of this job.
+        # Without an id of its own, a machine of another job that reaches this port is taken for one
+        # of this job.
         variables = {"PET_RDZV_ID": self.job}
         if self.backend == "c10d":
             variables["PET_RDZV_ENDPOINT"] = f"{self.head}:{self.port}"
         if self.is_elastic:
             variables["PET_NNODES"] = f"{self.least}:{self.number}"
             variables["ISOBATCH_WORLD_SIZE"] = ""  # nobody knows yet
-            # A store for each start. A shared one tells starts apart by the restarts that an agent has counted
-            # (distributed.ranks), and the agent of a machine that came later has counted fewer.
+            # A store for each start. A shared one tells starts apart by the restarts that an agent
+            # has counted (distributed.ranks), and the agent of a machine that came later has
+            # counted fewer.
             variables["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
         return variables
 
 
-def find_machines(arguments: Arguments, file: LauncherFile, environment: Mapping[str, str]) -> Machines:
-    """Raises LaunchRefused where it is not known which machine this is, or where the first one is."""
+def find_machines(
+    arguments: Arguments, file: LauncherFile, environment: Mapping[str, str]
+) -> Machines:
+    """Raises LaunchRefused where it is not known which machine this is, or where the
+    first one is.
+    """
     found = _of_slurm(environment) | _of_flags(arguments)
     if file.users_own:
         found = {name: str(file.get(name)) for name in FLAGS if file.get(name) is not None} | found
@@ -102,25 +114,40 @@ def find_machines(arguments: Arguments, file: LauncherFile, environment: Mapping
     numbers = re.fullmatch(r"([1-9]\d*)(?::([1-9]\d*))?", by)
     least, most = (int(numbers[1]), int(numbers[2] or numbers[1])) if numbers else (0, 0)
     if not 0 < least <= most:
-        raise _refused(f"how many machines is {by}?", by, "it is a number, or LEAST:MOST", "--num_machines 2")
+        raise _refused(
+            f"how many machines is {by}?", by, "it is a number, or LEAST:MOST", "--num_machines 2"
+        )
     if most == 1:
         return Machines()
     rank = found.get("machine_rank", "")
     if not rank.isdecimal() or int(rank) >= most:
         got = f"--machine_rank {rank}" if rank else "no --machine_rank"
         raise _refused(
-            f"which of the {most} machines is this?", got, f"each has its own: 0 to {most - 1}", "--machine_rank 0"
+            f"which of the {most} machines is this?",
+            got,
+            f"each has its own: 0 to {most - 1}",
+            "--machine_rank 0",
         )
     head = found.get("main_process_ip", "")
     if not head:
         raise _refused(
-            "where is machine 0?", "no --main_process_ip", "the machines meet there", "--main_process_ip HOST"
+            "where is machine 0?",
+            "no --main_process_ip",
+            "the machines meet there",
+            "--main_process_ip HOST",
         )
-    words = hashlib.sha256("\0".join([arguments.loop, arguments.config, *arguments.words]).encode()).hexdigest()[:8]
+    words = hashlib.sha256(
+        "\0".join([arguments.loop, arguments.config, *arguments.words]).encode()
+    ).hexdigest()[:8]
     stem = re.sub(r"[^\w.-]", "_", Path(arguments.config).stem)
     job = found.get("rdzv_id") or f"{stem}-{words}"
     if not re.fullmatch(r"[\w.-]+", job):
-        raise _refused("--rdzv_id is the name of the job", job, "letters, digits, . _ - only", "--rdzv_id my-job")
+        raise _refused(
+            "--rdzv_id is the name of the job",
+            job,
+            "letters, digits, . _ - only",
+            "--rdzv_id my-job",
+        )
     backend = found.get("rdzv_backend", "static")
     if least < most:
         backend = "c10d"
@@ -137,7 +164,8 @@ def find_machines(arguments: Arguments, file: LauncherFile, environment: Mapping
         words=words,
     )
     print_error(
-        f"launch: machine {rank} of {by}; job {job}, machine 0 is {head}, ports {machines.port} and {machines.door}"
+        f"launch: machine {rank} of {by}; job {job}, machine 0 is {head}, ports {machines.port} "
+        f"and {machines.door}"
     )
     return machines
 
@@ -151,7 +179,9 @@ def _of_flags(arguments: Arguments) -> dict[str, str]:
 
 
 def _of_slurm(environment: Mapping[str, str]) -> dict[str, str]:
-    """Under srun with one task on each of several nodes. A trial of `wandb agent` is one machine's own."""
+    """Under srun with one task on each of several nodes. A trial of `wandb agent` is one machine's
+    own.
+    """
     nodes = int(environment.get("SLURM_STEP_NUM_NODES") or 1)
     if nodes == 1 or environment.get("WANDB_SWEEP_ID"):
         return {}
@@ -164,12 +194,15 @@ def _of_slurm(environment: Mapping[str, str]) -> dict[str, str]:
             f"  type: srun --ntasks-per-node=1 {PROGRAM}"
         )
     # The first of node[01-04,7],gpu3: what is in brackets is shortened to its first number.
-    first = re.sub(r"\[(\w+)[^\]]*\]", r"\1", environment.get("SLURM_STEP_NODELIST", "")).partition(",")[0]
+    nodes_stated = environment.get("SLURM_STEP_NODELIST", "")
+    first = re.sub(r"\[(\w+)[^\]]*\]", r"\1", nodes_stated).partition(",")[0]
+    job = environment.get("SLURM_JOB_ID", "0")
+    step = environment.get("SLURM_STEP_ID", "0")
     return {
         "nnodes": str(nodes),
         "machine_rank": environment.get("SLURM_NODEID", ""),
         "main_process_ip": first,
-        "rdzv_id": f"slurm-{environment.get('SLURM_JOB_ID', '0')}.{environment.get('SLURM_STEP_ID', '0')}",
+        "rdzv_id": f"slurm-{job}.{step}",
     }
 
 
@@ -177,7 +210,12 @@ def _port(stated: str, job: str) -> int:
     if stated not in ("", "0"):
         if stated.isdecimal() and int(stated) < 65_535:
             return int(stated)
-        raise _refused("which port?", f"--main_process_port {stated}", "it is 1 to 65534", "--main_process_port 29500")
+        raise _refused(
+            "which port?",
+            f"--main_process_port {stated}",
+            "it is 1 to 65534",
+            "--main_process_port 29500",
+        )
     slurm = re.fullmatch(r"slurm-(\d+)\.(\d+)", job)
     # Jobs that run at the same time have numbers near each other, and so have steps.
     number = int(slurm[1]) + 97 * int(slurm[2]) if slurm else zlib.crc32(job.encode())
@@ -191,4 +229,6 @@ def _check_restarts(arguments: Arguments, numbers: str) -> None:
 
 
 def _refused(what: str, got: str, why: str, flags: str) -> LaunchRefused:
-    return LaunchRefused(f"launch: {what}\n  got:  {got}\n  why:  {why}\n  type: {PROGRAM} ... -- {flags} ...")
+    return LaunchRefused(
+        f"launch: {what}\n  got:  {got}\n  why:  {why}\n  type: {PROGRAM} ... -- {flags} ..."
+    )

@@ -1,4 +1,6 @@
-"""The processes of one attempt, known by the mark in their environment: torchrun gives each rank its own session."""
+"""The processes of one attempt, known by the mark in their environment: torchrun gives each rank
+its own session.
+"""
 
 import os
 import signal
@@ -23,7 +25,8 @@ def remaining(attempt: str) -> list[psutil.Process]:
 
 
 def ranks_of(attempt: str, child: int, child_is_rank: bool) -> list[psutil.Process]:
-    """The ranks alone, not their data workers: a SIGTERM kills those, and with them the step that is under way.
+    """The ranks alone, not their data workers: a SIGTERM kills those, and with them the step that
+    is under way.
 
     Where the launcher of the ranks is gone, they are those whose parent is none of us.
     """
@@ -41,7 +44,8 @@ def ranks_of(attempt: str, child: int, child_is_rank: bool) -> list[psutil.Proce
 def listens(process: psutil.Process) -> bool:
     """Whether it has the handlers of a training; where that cannot be seen (no /proc): yes.
 
-    Known by that of SIGTERM: for SIGINT every Python has one, which ends it in the midst of an import.
+    Known by that of SIGTERM: for SIGINT every Python has one, which ends it in the midst of an
+    import.
     """
     try:
         lines = Path(f"/proc/{process.pid}/status").read_text().splitlines()
@@ -59,7 +63,9 @@ def send(number: int, processes: Iterable[psutil.Process]) -> None:
 
 def ignored_signals() -> list[int]:
     """`nohup`, and `command &` in a script, let a process ignore these."""
-    return [number for number in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT) if _is_ignored(number)]
+    return [
+        number for number in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT) if _is_ignored(number)
+    ]
 
 
 def _is_ignored(number: int) -> bool:
@@ -67,7 +73,9 @@ def _is_ignored(number: int) -> bool:
 
 
 def wake_up_pipe() -> int:
-    """Every signal that has a handler writes a byte into it: what waits, waits for that. The end to read from."""
+    """Every signal that has a handler writes a byte into it: what waits, waits for that. The end to
+    read from.
+    """
     read, write = os.pipe()
     for end in (read, write):
         os.set_blocking(end, False)

@@ -15,7 +15,9 @@ NEW_SECONDS = 60.0
 
 
 class Scratch:
-    """Held by a lock on the folder itself: what a launch that was killed left behind is known by the free lock."""
+    """Held by a lock on the folder itself: what a launch that was killed left behind is known by
+    the free lock.
+    """
 
     def __init__(self) -> None:
         self.path = Path(tempfile.mkdtemp(prefix=PREFIX))

@@ -1,4 +1,6 @@
-"""FSDP2 as the launcher file and the flags ask for it, in the variables by which accelerate tells its ranks."""
+"""FSDP2 as the launcher file and the flags ask for it, in the variables by which accelerate tells
+its ranks.
+"""
 
 from train.launching.arguments import Arguments
 from train.launching.launcher_check import asks_for_sharding, of_file, of_flags
@@ -12,7 +14,9 @@ VARIABLES = {
 
 
 def is_sharding_flag(key: str) -> bool:
-    """Such flags are not passed on: beside them accelerate takes no --multi_gpu, and on a CPU it drops them."""
+    """Such flags are not passed on: beside them accelerate takes no --multi_gpu, and on a CPU it
+    drops them.
+    """
     return key == "use_fsdp" or key.startswith("fsdp_")
 
 

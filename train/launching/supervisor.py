@@ -25,7 +25,14 @@ from train.disk import Unreadable, read_json
 from train.errors import FAILED, FINISHED, STOPPED, print_error
 from train.launching import ENDED, LAUNCHER_PID, LEAVE_SECONDS, MARK, STOP_SIGNALS
 from train.launching.command import Command
-from train.launching.processes import ignored_signals, listens, ranks_of, remaining, send, wake_up_pipe
+from train.launching.processes import (
+    ignored_signals,
+    listens,
+    ranks_of,
+    remaining,
+    send,
+    wake_up_pipe,
+)
 from train.launching.scratch import Scratch, sweep
 
 LEAVING_SECONDS = 10.0  # W&B is told the end
@@ -39,7 +46,8 @@ class Supervisor:
     def __init__(self, command: Command, grace: int) -> None:
         self._command = command
         self._grace = grace
-        self._is_rank = "accelerate.commands.launch" not in command.words  # the child: no launcher between
+        # the child: no launcher between
+        self._is_rank = "accelerate.commands.launch" not in command.words
         self._attempt = f"{time.time():.0f}-{os.getpid()}"
         sweep()
         self._folder = Scratch()
@@ -123,13 +131,17 @@ class Supervisor:
         if self._state is State.STARTING:
             self._deadline = now
             return
-        print_error(f"launch: SIGINT again: leaving; what still runs is killed in {LEAVING_SECONDS:.0f} s")
+        print_error(
+            f"launch: SIGINT again: leaving; what still runs is killed in {LEAVING_SECONDS:.0f} s"
+        )
         send(signal.SIGINT, self._ranks())
         self._state = State.LEAVING
         self._deadline = min(self._deadline, now + LEAVING_SECONDS)
 
     def _tell_or_end(self) -> None:
-        """Ranks that meet begin to listen at nearly the same time: all are told, or nothing was done yet."""
+        """Ranks that meet begin to listen at nearly the same time: all are told, or nothing was
+        done yet.
+        """
         assert self._asked is not None
         ranks = self._ranks()
         hear = [process for process in ranks if listens(process)]
@@ -143,14 +155,23 @@ class Supervisor:
             self._state = State.STOPPING
             self._deadline = time.monotonic() + 5
             # To torchrun too, which would start the ranks again; it ends them itself.
-            send(signal.SIGTERM, [process for process in remaining(self._attempt) if process.pid == self._child.pid])
+            send(
+                signal.SIGTERM,
+                [process for process in remaining(self._attempt) if process.pid == self._child.pid],
+            )
             send(signal.SIGTERM, ranks)
 
     def _tell(self, number: int) -> None:
         seconds = self._deadline - time.monotonic()
         name = signal.Signals(number).name
-        more = f"; Ctrl-C again after {LEAVE_SECONDS:.0f} s leaves at once" if number == signal.SIGINT else ""
-        print_error(f"launch: {name} handed on; waiting {seconds:.0f} s for the ranks to save and end{more}")
+        more = (
+            f"; Ctrl-C again after {LEAVE_SECONDS:.0f} s leaves at once"
+            if number == signal.SIGINT
+            else ""
+        )
+        print_error(
+            f"launch: {name} handed on; waiting {seconds:.0f} s for the ranks to save and end{more}"
+        )
         self._told.append(number)
         send(number, self._ranks())
 
@@ -167,7 +188,9 @@ class Supervisor:
         self._deadline = time.monotonic() + 5
 
     def _wait_for_the_rest(self) -> None:
-        """Ranks may outlive a launcher that was killed. What even KILL does not end is left behind."""
+        """Ranks may outlive a launcher that was killed. What even KILL does not end is
+        left behind.
+        """
         if not self._told and self._state is not State.KILLED:
             self._deadline = time.monotonic() + self._grace
             if self._child.returncode < 0:  # nobody told them: give them the chance to save
@@ -189,18 +212,21 @@ class Supervisor:
         return ended
 
     def _code(self) -> int:
-        """The program writes how it ended into a file and exits 0: a launcher would restart or flatten another code.
+        """The program writes how it ended into a file and exits 0: a launcher would restart or
+        flatten another code.
 
         Without that file nobody knows more than the launcher.
         """
-        code = FAILED if self._child.returncode else FINISHED  # as accelerate's launcher, where there is one
+        # as accelerate's launcher, where there is one
+        code = FAILED if self._child.returncode else FINISHED
         told = self._ended().get("code")
         if isinstance(told, int):
             return told if told != 0 or code == 0 or self._told else code
         return 128 + self._told[-1] if self._told else code
 
     def _requeue(self, code: int) -> None:
-        """SLURM announces the end of a job's time by SIGUSR1, to us (--signal=B:USR1@120) or to the ranks.
+        """SLURM announces the end of a job's time by SIGUSR1, to us (--signal=B:USR1@120) or to the
+        ranks.
 
         SIGTERM is scancel, which means it. The machine of rank 0 does it.
         """
@@ -211,7 +237,10 @@ class Supervisor:
             return
         if os.environ.get("WANDB_SWEEP_ID"):
             # A trial of `wandb agent`, whose job this is; W&B was told that the trial is preempted.
-            print_error("launch: saved; W&B puts the trial back into the queue of its sweep, so SLURM is not asked to")
+            print_error(
+                "launch: saved; W&B puts the trial back into the queue of its sweep, so SLURM is "
+                "not asked to"
+            )
             return
         print_error(f"launch: saved; job {job} goes back into the queue")
         try:
@@ -220,12 +249,17 @@ class Supervisor:
         except OSError:
             failed = True
         if failed:
-            print_error("launch: scontrol requeue failed; type: sbatch again, it goes on from there")
+            print_error(
+                "launch: scontrol requeue failed; type: sbatch again, it goes on from there"
+            )
 
 
 def print_last_words(ended: Mapping[str, Any], returncode: int, words: Sequence[str]) -> None:
-    """The reason of a rank that failed alone, once more: torchrun's own trace stands below it by now."""
-    is_restarted = any(word.replace("-", "_").startswith("__max_restarts") for word in words)  # it may be an older one
+    """The reason of a rank that failed alone, once more: torchrun's own trace stands below it by
+    now.
+    """
+    # it may be an older one
+    is_restarted = any(word.replace("-", "_").startswith("__max_restarts") for word in words)
     if returncode and ended.get("code") == FAILED and not is_restarted:
         print_error(f"launch: {ended['reason']}")
 
@@ -233,8 +267,8 @@ def print_last_words(ended: Mapping[str, Any], returncode: int, words: Sequence[
 def _job(environment: Mapping[str, str]) -> str:
     """What scontrol takes for this job; empty where this is none.
 
-    The number of one task of an array, the last one, is that of the array too: by it, all tasks would be killed and put
-    back into the queue (seen with SLURM 22.05).
+    The number of one task of an array, the last one, is that of the array too: by it, all tasks
+    would be killed and put back into the queue (seen with SLURM 22.05).
     """
     array, task = environment.get("SLURM_ARRAY_JOB_ID"), environment.get("SLURM_ARRAY_TASK_ID")
     return f"{array}_{task}" if array and task else environment.get("SLURM_JOB_ID", "")

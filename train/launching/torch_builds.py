@@ -1,7 +1,7 @@
 """Which build of torch suits a machine: by its driver and its cards.
 
-Imports Python's own modules only: scripts/environment.sh runs this file before there is an environment. It prints the
-name of a build (empty: the one that pip finds by itself), and why.
+Imports Python's own modules only: scripts/environment.sh runs this file before there is an
+environment. It prints the name of a build (empty: the one that pip finds by itself), and why.
 """
 
 import os
@@ -63,12 +63,16 @@ def look_at_machine() -> Machine:
     files = sorted(DEV.glob("nvidia[0-9]*"))
     driver = driver_in(PROC.read_text()) if PROC.exists() else ""
     if not shutil.which("nvidia-smi"):
-        return Machine(cards=tuple(file.name for file in files if _may_be_opened(file)), driver=driver)
+        return Machine(
+            cards=tuple(file.name for file in files if _may_be_opened(file)), driver=driver
+        )
     code, listed = _nvidia_smi("-L")
     cards = re.findall(r"^GPU \d+: (.+?) \(UUID", listed, re.MULTILINE)
     if code and driver and files and "No devices" not in listed:
         # Such as after an update of the driver without a restart.
-        return Machine(tuple(file.name for file in files), driver=driver, error=listed.partition("\n")[0])
+        return Machine(
+            tuple(file.name for file in files), driver=driver, error=listed.partition("\n")[0]
+        )
     versions = re.findall(r"^[\d.]+$", _query("driver_version"), re.MULTILINE)
     found = re.findall(r"^(\d+)\.(\d+)$", _query("compute_cap"), re.MULTILINE)
     return Machine(
@@ -86,7 +90,9 @@ def driver_in(text: str) -> str:
 
 
 def _may_be_opened(file: Path) -> bool:
-    """A scheduler forbids the cards that a job has not asked for; that shows only when they are opened."""
+    """A scheduler forbids the cards that a job has not asked for; that shows only when they are
+    opened.
+    """
     try:
         os.close(os.open(file, os.O_RDWR | os.O_CLOEXEC))
     except OSError:
@@ -101,7 +107,9 @@ def _query(field: str) -> str:
 def _nvidia_smi(*words: str) -> tuple[int, str]:
     """(exit code, what it prints)"""
     try:
-        done = subprocess.run(["nvidia-smi", *words], capture_output=True, text=True, timeout=SECONDS, check=False)
+        done = subprocess.run(
+            ["nvidia-smi", *words], capture_output=True, text=True, timeout=SECONDS, check=False
+        )
     except (OSError, subprocess.SubprocessError) as error:
         return 1, str(error)
     return done.returncode, done.stdout + done.stderr
@@ -123,10 +131,14 @@ def find_build(machine: Machine) -> Build | None:
     return next((build for build in BUILDS if suits(build, machine)), None)
 
 
-def choose(machine: Machine, environment: Mapping[str, str], on_path: Sequence[str] = ()) -> tuple[str, str]:
-    """(name of a build, why). Empty: the one that pip finds. `on_path`: the schedulers that can be called here.
+def choose(
+    machine: Machine, environment: Mapping[str, str], on_path: Sequence[str] = ()
+) -> tuple[str, str]:
+    """(name of a build, why). Empty: the one that pip finds. `on_path`: the schedulers that can be
+    called here.
 
-    A build for CPUs is chosen where no GPU is, and no scheduler, by which the training would go to another machine.
+    A build for CPUs is chosen where no GPU is, and no scheduler, by which the training would go to
+    another machine.
     """
     asked = environment.get("TORCH_BUILD", "")
     if asked:
@@ -134,7 +146,11 @@ def choose(machine: Machine, environment: Mapping[str, str], on_path: Sequence[s
     if sys.platform != "linux":
         return "", "there is one for this system"
     if not machine.cards and on_path:
-        return "", f"no GPU here, but {on_path[0]}: for jobs on nodes with a driver before 580, TORCH_BUILD=cu126"
+        return (
+            "",
+            f"no GPU here, but {on_path[0]}: for jobs on nodes with a driver before 580, "
+            "TORCH_BUILD=cu126",
+        )
     if not machine.cards:
         return "cpu", "no NVIDIA GPU here; TORCH_BUILD=cu130 for one"
     build = find_build(machine)
@@ -145,5 +161,11 @@ def choose(machine: Machine, environment: Mapping[str, str], on_path: Sequence[s
 
 
 if __name__ == "__main__":
-    print("\n".join(choose(look_at_machine(), os.environ, [name for name in SCHEDULERS if shutil.which(name)])))
+    print(
+        "\n".join(
+            choose(
+                look_at_machine(), os.environ, [name for name in SCHEDULERS if shutil.which(name)]
+            )
+        )
+    )
     sys.exit()

@@ -1,16 +1,17 @@
 """Activations on a CPU: the bytes that autograd holds for the backward pass, at most at once.
 
-A GPU's allocator counts every byte of a step. On a CPU there is none to ask, and the memory of the process is mostly
-that of Python and torch. So autograd itself is asked, by its hooks around what is saved. They cost time for each
-tensor: what is counted is the step before that of a row, so that the times in the row are those of a step without them.
+A GPU's allocator counts every byte of a step. On a CPU there is none to ask, and the memory of the
+process is mostly that of Python and torch. So autograd itself is asked, by its hooks around what is
+saved. They cost time for each tensor: what is counted is the step before that of a row, so that the
+times in the row are those of a step without them.
 
-A storage counts once, however many operations saved it, from the first until the backward pass has freed the last.
-What is there anyway counts nowhere: weights, buffers, and the samples as they were read. What an operation needs for a
-moment only is not seen.
+A storage counts once, however many operations saved it, from the first until the backward pass has
+freed the last. What is there anyway counts nowhere: weights, buffers, and the samples as they were
+read. What an operation needs for a moment only is not seen.
 
-Absent rather than wrong. Hooks of others hide from ours what is saved inside theirs, as activation checkpointing does,
-torch.func refuses to work under any, and a compiled model decides for itself what it saves. Whether all can be counted
-is tried before the first step.
+Absent rather than wrong. Hooks of others hide from ours what is saved inside theirs, as activation
+checkpointing does, torch.func refuses to work under any, and a compiled model decides for itself
+what it saves. Whether all can be counted is tried before the first step.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -38,7 +39,8 @@ class SavedBytes:
         self.saw_all = True
         self._now = 0
         self._saved: dict[int, int] = {}  # how often each storage is saved, by its address
-        self._there: dict[int, Tensor] = {}  # kept, so that nothing else gets their addresses meanwhile
+        # kept, so that nothing else gets their addresses meanwhile
+        self._there: dict[int, Tensor] = {}
         self.leave_out(held(module))
         self._hooks: Any = saved_tensors_hooks(self._save, _give_back)
 
@@ -46,9 +48,15 @@ class SavedBytes:
         self._hooks.__enter__()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        at: TracebackType | None,
+    ) -> None:
         self._hooks.__exit__(kind, error, at)
-        self._there.clear()  # the hooks and this object hold each other: it lives until Python looks for cycles
+        # the hooks and this object hold each other: it lives until Python looks for cycles
+        self._there.clear()
 
     def leave_out(self, tensors: Iterable[Tensor]) -> None:
         """They are there anyway."""
@@ -102,12 +110,14 @@ class _Saved:
 
 
 def _give_back(saved: _Saved) -> Tensor:
-    """Raises what autograd raises, which under hooks does not look itself: the gradient would be a wrong one."""
+    """Raises what autograd raises, which under hooks does not look itself: the gradient would be a
+    wrong one.
+    """
     if saved.tensor._version != saved.version:
         raise RuntimeError(
-            f"one of the variables needed for gradient computation has been modified by an inplace operation: a tensor "
-            f"of shape {list(saved.tensor.shape)} is at version {saved.tensor._version}; expected version "
-            f"{saved.version} instead"
+            "one of the variables needed for gradient computation has been modified by an inplace "
+            f"operation: a tensor of shape {list(saved.tensor.shape)} is at version "
+            f"{saved.tensor._version}; expected version {saved.version} instead"
         )
     return saved.tensor
 
@@ -135,7 +145,8 @@ class _LeftOut:
         for micro_batch in self._inner:
             self._saved.leave_out(micro_batch.batch.values())
             yield micro_batch
-            self._saved.let_go(micro_batch.batch.values())  # its backward pass is over: others take its place
+            # its backward pass is over: others take its place
+            self._saved.let_go(micro_batch.batch.values())
 
     def recut(self, micro: int) -> MicroBatches:
         return _LeftOut(self._inner.recut(micro), self._saved)
@@ -153,7 +164,9 @@ def can_be_counted(learner: Learner, batch: Batch) -> bool:
     counter = SavedBytes(learner.module)
 
     def is_ours(*_: object) -> None:
-        """Saves one more tensor, wherever a module is called: hooks that stand inside ours would take it."""
+        """Saves one more tensor, wherever a module is called: hooks that stand inside ours would
+        take it.
+        """
         before = len(counter._saved)
         with torch.inference_mode(False), torch.enable_grad():
             kept = torch.ones(1, requires_grad=True).exp()
@@ -162,8 +175,16 @@ def can_be_counted(learner: Learner, batch: Batch) -> bool:
 
     watch = register_module_forward_pre_hook(is_ours)
     try:
-        with undisturbed(learner.module, learner.device), torch.compiler.set_stance("force_eager"), counter:
-            losses = by_term(learner.task.loss_sum(learner.module, to_device(batch, learner.device, learner.dtype)))
+        with (
+            undisturbed(learner.module, learner.device),
+            torch.compiler.set_stance("force_eager"),
+            counter,
+        ):
+            losses = by_term(
+                learner.task.loss_sum(
+                    learner.module, to_device(batch, learner.device, learner.dtype)
+                )
+            )
             torch.autograd.grad(list(losses.values()), learner.parameters, allow_unused=True)
     except Exception:  # whatever a model does that cannot be counted: it may still be trained
         return False

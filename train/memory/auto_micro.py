@@ -1,4 +1,6 @@
-"""batch.micro=auto: before the first step, which micro-batch? On all ranks the same, and the batch stays what it is."""
+"""batch.micro=auto: before the first step, which micro-batch? On all ranks the same, and the batch
+stays what it is.
+"""
 
 import time
 from collections.abc import Callable, Mapping
@@ -18,7 +20,14 @@ from train.memory.foresight import AS_CONFIGURED, foresee_apart, keep, recalled
 from train.memory.kept import as_it_was
 from train.memory.probe import Probe, limit_of
 from train.memory.remembered import key_of, recall, remember
-from train.memory.search import all_fitting, candidates, doublings, largest_fitting, measured_down, smallest_fast
+from train.memory.search import (
+    all_fitting,
+    candidates,
+    doublings,
+    largest_fitting,
+    measured_down,
+    smallest_fast,
+)
 from train.memory.sizes import GIB, stored_bytes
 from train.plan.make import Prepared, as_shrunk
 from train.plan.stages import largest_effective
@@ -41,18 +50,23 @@ class Found:
     source: str = "searched"
 
 
-def sized(prepared: Prepared, learner: Learner, tried: Preflight, loaded: Loaded, ranks: Ranks) -> Prepared:
-    """What was prepared, with the micro-batch that batch.micro=auto finds; nothing else than that changes.
+def sized(
+    prepared: Prepared, learner: Learner, tried: Preflight, loaded: Loaded, ranks: Ranks
+) -> Prepared:
+    """What was prepared, with the micro-batch that batch.micro=auto finds; nothing else than that
+    changes.
 
-    Model, optimizer, buffers and generators are bit for bit as they were. Raises torch.OutOfMemoryError on all ranks
-    where not one sample fits on one of them, and Unsupported where weights are divided among the ranks.
+    Model, optimizer, buffers and generators are bit for bit as they were. Raises
+    torch.OutOfMemoryError on all ranks where not one sample fits on one of them, and Unsupported
+    where weights are divided among the ranks.
     """
     if loaded.config.batch.micro != "auto":
         return _with_prediction(prepared, learner, loaded, ranks)
     if learner.parallel.is_sharded:
         raise Unsupported(
-            "batch.micro=auto: a forward pass of a divided model (FSDP2) is one of all ranks, and one that runs out of "
-            "memory alone would leave the others waiting. Type a number, such as: batch.micro=8"
+            "batch.micro=auto: a forward pass of a divided model (FSDP2) is one of all ranks, and "
+            "one that runs out of memory alone would leave the others waiting. Type a number, such "
+            "as: batch.micro=8"
         )
     with as_it_was(learner):
         found = _Search(prepared, learner, tried, loaded, ranks).found()
@@ -67,13 +81,18 @@ def sized(prepared: Prepared, learner: Learner, tried: Preflight, loaded: Loaded
     return _with_prediction(prepared, learner, loaded, ranks)
 
 
-def _with_prediction(prepared: Prepared, learner: Learner, loaded: Loaded, ranks: Ranks) -> Prepared:
-    """With the peak that was predicted, where somebody has traced this model, and it can be held against a peak."""
+def _with_prediction(
+    prepared: Prepared, learner: Learner, loaded: Loaded, ranks: Ranks
+) -> Prepared:
+    """With the peak that was predicted, where somebody has traced this model, and it can be held
+    against a peak.
+    """
     target = learner.device.type
     is_measured = target == "cuda" or (target == "cpu" and "--smoke" in loaded.flags)
     if not is_measured or learner.parallel.is_sharded:  # what was traced holds all of the model
         return prepared
-    if prepared.plan.batch.weights:  # the largest share alone is predicted, and each rank measures its own
+    # the largest share alone is predicted, and each rank measures its own
+    if prepared.plan.batch.weights:
         return prepared
     foresight = ranks.from_main(lambda: recalled(loaded.config, target))
     batch = prepared.plan.batch
@@ -88,19 +107,28 @@ def _with_prediction(prepared: Prepared, learner: Learner, loaded: Loaded, ranks
 
 
 class _Search:
-    """All ranks ask the same in the same order: what one has found is agreed on before the next is asked."""
+    """All ranks ask the same in the same order: what one has found is agreed on before the next is
+    asked.
+    """
 
-    def __init__(self, prepared: Prepared, learner: Learner, tried: Preflight, loaded: Loaded, ranks: Ranks) -> None:
+    def __init__(
+        self, prepared: Prepared, learner: Learner, tried: Preflight, loaded: Loaded, ranks: Ranks
+    ) -> None:
         plan, config = prepared.plan.batch, loaded.config
         self.ranks, self.loaded, self.learner = ranks, loaded, learner
         self.share = -(-plan.effective // plan.world_size)
         self.largest_share = -(-largest_effective(plan) // plan.world_size)
         self.evaluated = max(
-            (-(-len(rows) // plan.world_size) for rows in prepared.sets.evaluation.values()), default=0
+            (-(-len(rows) // plan.world_size) for rows in prepared.sets.evaluation.values()),
+            default=0,
         )
         like = {name: torch.ones_like(c) if name == MASK else c for name, c in tried.trial.items()}
         module = learner.module
-        average = stored_bytes([*module.parameters(), *module.buffers()]) if config.ema.decay is not None else 0
+        average = (
+            stored_bytes([*module.parameters(), *module.buffers()])
+            if config.ema.decay is not None
+            else 0
+        )
         self.probe = ranks.together(
             lambda: Probe(
                 learner=learner,
@@ -124,7 +152,11 @@ class _Search:
         if known is not None:
             with suppress(TypeError):  # of another edition
                 found = Found(**known | {"source": "remembered"})
-                if found.chosen in self.sizes and self._fits(found.chosen) and self._evaluates(found.evaluation):
+                if (
+                    found.chosen in self.sizes
+                    and self._fits(found.chosen)
+                    and self._evaluates(found.evaluation)
+                ):
                     return found
         found = self._searched()
         self.ranks.from_main(lambda: remember(KIND, key, asdict(found)))
@@ -170,7 +202,9 @@ class _Search:
         return self.largest_share / max(self.ranks.gather(own))
 
     def _steps(self, size: int) -> int:
-        """Of the largest stage: between them gradients stay, which a lone rank does not hold beside a single one."""
+        """Of the largest stage: between them gradients stay, which a lone rank does not hold beside
+        a single one.
+        """
         return -(-self.largest_share // size)
 
     def _predicted(self) -> int | None:
@@ -199,7 +233,9 @@ class _Search:
             "memory": asdict(config.memory),
             "average": config.ema.decay is not None,
             "precision": config.precision,
-            "samples": {name: (list(c.shape[1:]), str(c.dtype)) for name, c in self.probe.like.items()},
+            "samples": {
+                name: (list(c.shape[1:]), str(c.dtype)) for name, c in self.probe.like.items()
+            },
             "share": [self.share, self.largest_share],
             "evaluated": self.evaluated,
             "world_size": self.ranks.world_size,

@@ -1,4 +1,6 @@
-"""What torch's own allocator on a CPU gave out, at most at once: its profiler writes down each block."""
+"""What torch's own allocator on a CPU gave out, at most at once: its profiler writes down each
+block.
+"""
 
 from typing import Any
 
@@ -9,13 +11,16 @@ MEMORY = "[memory]"
 
 
 class AllocatedPeak:
-    """Bytes in use at most at once from `start` to `stop`, beside those that were there before; workspaces included.
+    """Bytes in use at most at once from `start` to `stop`, beside those that were there before;
+    workspaces included.
 
     The profiler costs time for each operation, and keeps all that it has seen until the end.
     """
 
     def start(self) -> None:
-        self._profiler = profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True)
+        self._profiler = profile(
+            activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True
+        )
         self._profiler.start()
 
     def stop(self) -> int:

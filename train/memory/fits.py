@@ -1,4 +1,6 @@
-"""What fits in a memory of some size: the micro-batches that make sense, what each takes, and a line to type."""
+"""What fits in a memory of some size: the micro-batches that make sense, what each takes, and a
+line to type.
+"""
 
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
@@ -51,18 +53,25 @@ class Table:
     others: Mapping[str, Fit] = field(default_factory=dict)
     """By variant: its largest micro-batch that fits, or its smallest where none does."""
     all_reduce_bytes_per_sample: float
-    divided: int | None  # bytes at the peak of the row before the last that fits, were the model divided (estimated)
+    # bytes at the peak of the row before the last that fits, were the model divided (estimated)
+    divided: int | None
     host_bytes: int  # that samples take in the host's memory, of one rank
     shared_bytes: int  # of it, in shared memory (/dev/shm)
 
 
-def tabulate(foresight: Foresight, plan: BatchPlan, world_sizes: Sequence[int], usable: int | None) -> list[Table]:
+def tabulate(
+    foresight: Foresight, plan: BatchPlan, world_sizes: Sequence[int], usable: int | None
+) -> list[Table]:
     return [_table(foresight, plan, world_size, usable) for world_size in world_sizes]
 
 
 def sizes_to_trace(plan: BatchPlan, world_sizes: Sequence[int]) -> list[int]:
     """Those of the rows, over all numbers of ranks."""
-    sizes = {size for ranks in world_sizes for size in doublings(candidates(_share(plan, plan.effective, ranks)))}
+    sizes = {
+        size
+        for ranks in world_sizes
+        for size in doublings(candidates(_share(plan, plan.effective, ranks)))
+    }
     return sorted(sizes)
 
 
@@ -72,8 +81,11 @@ def _share(plan: BatchPlan, samples: int, world_size: int) -> int:
 
 def _table(foresight: Foresight, plan: BatchPlan, world_size: int, usable: int | None) -> Table:
     share = _share(plan, plan.effective, world_size)
-    largest = _share(plan, largest_effective(plan), world_size)  # a later stage has more micro-steps
-    fits = {name: _fits(foresight, share, largest, world_size, usable, name) for name in foresight.peaks}
+    # a later stage has more micro-steps
+    largest = _share(plan, largest_effective(plan), world_size)
+    fits = {
+        name: _fits(foresight, share, largest, world_size, usable, name) for name in foresight.peaks
+    }
     own = fits.get(AS_CONFIGURED, [])
     shown = set(doublings(candidates(share)))
     best = _largest(own)
@@ -84,8 +96,14 @@ def _table(foresight: Foresight, plan: BatchPlan, world_size: int, usable: int |
         world_size=world_size,
         share=share,
         rows=rows,
-        others={name: _largest(of) or of[0] for name, of in fits.items() if of and name != AS_CONFIGURED},
-        all_reduce_bytes_per_sample=2 * (world_size - 1) / world_size * foresight.reduced_bytes / plan.effective,
+        others={
+            name: _largest(of) or of[0] for name, of in fits.items() if of and name != AS_CONFIGURED
+        },
+        all_reduce_bytes_per_sample=2
+        * (world_size - 1)
+        / world_size
+        * foresight.reduced_bytes
+        / plan.effective,
         divided=_divided(foresight, best or own[0]) if own and world_size > 1 else None,
         # The step that is trained and the next one, which is counted ahead.
         host_bytes=foresight.samples_held + 2 * step + shared,
@@ -93,7 +111,9 @@ def _table(foresight: Foresight, plan: BatchPlan, world_size: int, usable: int |
     )
 
 
-def _fits(foresight: Foresight, share: int, largest: int, world_size: int, usable: int | None, name: str) -> list[Fit]:
+def _fits(
+    foresight: Foresight, share: int, largest: int, world_size: int, usable: int | None, name: str
+) -> list[Fit]:
     """Of each size that is known, ascending."""
     found = []
     for micro in candidates(share):
@@ -122,7 +142,9 @@ def _largest(fits: Sequence[Fit]) -> Fit | None:
 
 
 def _divided(foresight: Foresight, fit: Fit) -> int:
-    """Weights, gradients, state and average divided among the ranks; between micro-steps whole gradients are kept."""
+    """Weights, gradients, state and average divided among the ranks; between micro-steps whole
+    gradients are kept.
+    """
     state = foresight.weights + (foresight.optimizer or 0) + foresight.ema
     if fit.accumulation_steps == 1:
         state += foresight.gradients
@@ -130,7 +152,9 @@ def _divided(foresight: Foresight, fit: Fit) -> int:
 
 
 def recommended(tables: Sequence[Table]) -> Fit | None:
-    """The largest micro-batch that fits on the fewest ranks: as configured, else with the cheapest change."""
+    """The largest micro-batch that fits on the fewest ranks: as configured, else with the cheapest
+    change.
+    """
     for name in CHEAPEST_FIRST:
         for table in tables:
             found = _largest(table.rows) if name == AS_CONFIGURED else table.others.get(name)

@@ -1,4 +1,6 @@
-"""What a run will hold in memory, traced in a process of its own; and how another process gets it."""
+"""What a run will hold in memory, traced in a process of its own; and how another
+process gets it.
+"""
 
 import json
 import os
@@ -22,8 +24,19 @@ CHUNKED = "memory.chunked_loss=true"
 SMALLEST = f"{CHECKPOINTED} {CHUNKED}"
 VARIANTS = (AS_CONFIGURED, CHECKPOINTED, CHUNKED, SMALLEST)
 
-OF_A_RANK = ("RANK", "LOCAL_", "WORLD_SIZE", "MASTER_", "GROUP_", "ROLE_", "TORCHELASTIC_", "ISOBATCH_", "ACCELERATE_")
-"""How variables begin that would make a rank of the process, or tell it what its launcher was told."""
+OF_A_RANK = (
+    "RANK",
+    "LOCAL_",
+    "WORLD_SIZE",
+    "MASTER_",
+    "GROUP_",
+    "ROLE_",
+    "TORCHELASTIC_",
+    "ISOBATCH_",
+    "ACCELERATE_",
+)
+"""How variables begin that would make a rank of the process, or tell it what its launcher was told.
+"""
 
 SECONDS = 600
 
@@ -46,23 +59,40 @@ class Foresight:
     optimizer: int | None = None  # its state; None: not known without a step
     ema: int = 0
     peaks: Mapping[str, Mapping[int, Peaks]] = field(default_factory=dict)
-    """By variant, then by micro-batches of a step: 1, or 2 for any more. Without the average of the weights."""
+    """By variant, then by micro-batches of a step: 1, or 2 for any more. Without the average of the
+    weights.
+    """
     failures: Mapping[str, str] = field(default_factory=dict)
     """Why a variant could not be traced."""
 
-    def peak(self, samples: int, accumulation_steps: int, world_size: int = 1, variant: str = AS_CONFIGURED) -> int:
+    def peak(
+        self,
+        samples: int,
+        accumulation_steps: int,
+        world_size: int = 1,
+        variant: str = AS_CONFIGURED,
+    ) -> int:
         """Of a rank, in bytes. Raises KeyError (NotTraced is one) where it could not be traced."""
         return sum(self.anatomy(samples, accumulation_steps, world_size, variant).values())
 
     def anatomy(
-        self, samples: int, accumulation_steps: int, world_size: int = 1, variant: str = AS_CONFIGURED
+        self,
+        samples: int,
+        accumulation_steps: int,
+        world_size: int = 1,
+        variant: str = AS_CONFIGURED,
     ) -> dict[str, int]:
-        """{kind: bytes} of the peak. Under DDP gradients stay, as its buckets, which a lone rank frees in each step."""
+        """{kind: bytes} of the peak. Under DDP gradients stay, as its buckets, which a lone rank
+        frees in each step.
+        """
         several = accumulation_steps > 1 or world_size > 1
         return self.peaks[variant][2 if several else 1].anatomy(samples) | {"ema": self.ema}
 
     def as_dict(self) -> dict[str, Any]:
-        peaks = {name: {str(k): each.as_dict() for k, each in of.items()} for name, of in self.peaks.items()}
+        peaks = {
+            name: {str(k): each.as_dict() for k, each in of.items()}
+            for name, of in self.peaks.items()
+        }
         return asdict(self) | {"peaks": peaks}
 
     @classmethod
@@ -74,17 +104,26 @@ class Foresight:
 
 
 def foresee_apart(
-    words: Sequence[str], target: str, variants: Sequence[str] = (AS_CONFIGURED,), sizes: Sequence[int] = (1, 16)
+    words: Sequence[str],
+    target: str,
+    variants: Sequence[str] = (AS_CONFIGURED,),
+    sizes: Sequence[int] = (1, 16),
 ) -> Foresight:
-    """Of the config that `words` of a command line ask for. Where the process ends without an answer, that is said."""
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(OF_A_RANK)}
+    """Of the config that `words` of a command line ask for. Where the process ends without an
+    answer, that is said.
+    """
+    environment = {
+        name: value for name, value in os.environ.items() if not name.startswith(OF_A_RANK)
+    }
     environment |= {"ACCELERATE_USE_CPU": "true", "CUDA_VISIBLE_DEVICES": ""}
     with tempfile.TemporaryDirectory(prefix="isobatch-trace-") as folder:
         file = Path(folder) / "trace.json"
         command = [sys.executable, "-m", "train.trace", str(file), target]
         command += [",".join(variants), ",".join(map(str, sizes)), *words]
         try:
-            ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=SECONDS)
+            ended = subprocess.run(
+                command, env=environment, capture_output=True, text=True, timeout=SECONDS
+            )
             said = ended.stderr.strip().splitlines() or [f"it ended with code {ended.returncode}"]
         except subprocess.TimeoutExpired:
             said = [f"it took more than {SECONDS} seconds"]
@@ -96,7 +135,11 @@ def foresee_apart(
 def keep(foresight: Foresight, config: Config) -> None:
     """For the runs of this model, which are held against it."""
     if foresight.peaks:
-        peaks = {AS_CONFIGURED: foresight.peaks[AS_CONFIGURED]} if AS_CONFIGURED in foresight.peaks else {}
+        peaks = (
+            {AS_CONFIGURED: foresight.peaks[AS_CONFIGURED]}
+            if AS_CONFIGURED in foresight.peaks
+            else {}
+        )
         remember(KIND, _key(config, foresight.target), replace(foresight, peaks=peaks).as_dict())
 
 
@@ -112,8 +155,22 @@ def recalled(config: Config, target: str) -> Foresight | None:
 def _key(config: Config, target: str) -> str:
     """Of all that a step's peak depends on, but its size."""
     data = config.data
-    sections = (config.model, config.task, config.optimizer, replace(config.memory, limit_gib=None), config.ema)
-    shape = [data.source, data.args, data.columns, data.block_size, data.max_length, data.transform, asdict(data.image)]
+    sections = (
+        config.model,
+        config.task,
+        config.optimizer,
+        replace(config.memory, limit_gib=None),
+        config.ema,
+    )
+    shape = [
+        data.source,
+        data.args,
+        data.columns,
+        data.block_size,
+        data.max_length,
+        data.transform,
+        asdict(data.image),
+    ]
     facts: dict[str, Any] = {type(section).__name__: asdict(section) for section in sections}
     facts |= {"shape": shape, "precision": config.precision, "code": source_hash(config)}
     return key_of(facts | {"target": target, "torch": torch.__version__})

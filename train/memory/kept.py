@@ -1,4 +1,6 @@
-"""Model, optimizer, task and generators as they were, bit for bit, whatever training steps were tried in between."""
+"""Model, optimizer, task and generators as they were, bit for bit, whatever training steps were
+tried in between.
+"""
 
 import copy
 from collections.abc import Iterator
@@ -15,10 +17,15 @@ from train.step import Learner
 
 @contextmanager
 def as_it_was(learner: Learner) -> Iterator[None]:
-    """What is inside may train; copies lie in the host's memory meanwhile. Gradients are freed in the end."""
+    """What is inside may train; copies lie in the host's memory meanwhile. Gradients are freed in
+    the end.
+    """
     weights = [(p, p.detach().to("cpu", copy=True)) for p in learner.module.parameters()]
     state = _copied(learner.optimizer)
-    groups = [{name: value for name, value in g.items() if name != "params"} for g in learner.optimizer.param_groups]
+    groups = [
+        {name: value for name, value in g.items() if name != "params"}
+        for g in learner.optimizer.param_groups
+    ]
     had_flag = hasattr(learner.optimizer, "found_inf")
     attributes = capture(learner.module, learner.task)
     try:
@@ -47,7 +54,9 @@ def _copied(optimizer: Any) -> dict[Any, dict[str, tuple[Any, Any]]]:
 
 
 def _copy(value: Any) -> Any:
-    return value.detach().to("cpu", copy=True) if isinstance(value, Tensor) else copy.deepcopy(value)
+    return (
+        value.detach().to("cpu", copy=True) if isinstance(value, Tensor) else copy.deepcopy(value)
+    )
 
 
 def _put_back(optimizer: Any, state: dict[Any, dict[str, tuple[Any, Any]]]) -> None:

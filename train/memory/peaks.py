@@ -1,4 +1,5 @@
-"""What a run holds in memory: weights, gradients and optimizer state to the byte, and the peak since the last look.
+"""What a run holds in memory: weights, gradients and optimizer state to the byte, and the peak
+since the last look.
 
 The peak is that of the GPU's allocator, or of the process on a CPU.
 """
@@ -30,15 +31,19 @@ def part(
     apart: Apart,
     prediction: tuple[int, int, int] | None = None,
 ) -> Part:
-    """`samples`: some that were read already; two of them show whether activations can be counted on a CPU.
+    """`samples`: some that were read already; two of them show whether activations can be counted
+    on a CPU.
 
-    `prediction`: bytes, samples and micro-batches of a full step; the first one that is measured is held against it.
+    `prediction`: bytes, samples and micro-batches of a full step; the first one that is measured is
+    held against it.
     """
     allocator = Allocator(learner.device) if learner.device.type == "cuda" else None
     memory = Memory(learner.module, learner.optimizer, row_due, allocator, prediction)
     # Under FSDP2 autograd also saves weights that were gathered: they would count as activations.
     if learner.device.type == "cpu" and not learner.parallel.is_sharded:
-        memory.counts_saved = can_be_counted(learner, {name: column[:2] for name, column in samples.items()})
+        memory.counts_saved = can_be_counted(
+            learner, {name: column[:2] for name, column in samples.items()}
+        )
     apart.add(memory.apart)
 
     return Part(
@@ -84,13 +89,16 @@ class Memory:
         allocator: Allocator | None = None,
         prediction: tuple[int, int, int] | None = None,
     ) -> None:
-        """`row_due(k)`: whether step k gets a row; its phases are measured apart. `allocator`: None on a CPU."""
+        """`row_due(k)`: whether step k gets a row; its phases are measured apart. `allocator`: None
+        on a CPU.
+        """
         self._plan = PlanCheck(prediction) if prediction is not None else None
         self._allocator = allocator
         self._row_due = row_due
         self._upcoming: tuple[int, bool] = (0, False)  # the next step, and whether it gets a row
         self._update_hook: Any = None  # on a step that is measured
-        self.counts_saved = False  # activations are counted as what autograd saves: on a CPU, where it can be done
+        # activations are counted as what autograd saves: on a CPU, where it can be done
+        self.counts_saved = False
         self._peaks: dict[str, float] = {}
         self._before = 0.0  # allocated when the gradient began
         self._held: dict[str, float] = {}  # all the time, once the optimizer has its state
@@ -113,7 +121,9 @@ class Memory:
         return stored_bytes([*held(self._module), *gradients, *tensors_of(self._optimizer.state)])
 
     def mark(self, phase: str | None = None) -> None:
-        """A phase ends here: keep its peak under this metric name (GPUs only; asks the allocator's own counters)."""
+        """A phase ends here: keep its peak under this metric name (GPUs only; asks the allocator's
+        own counters).
+        """
         if self._allocator is None:
             return
         peaks = {
@@ -124,8 +134,8 @@ class Memory:
         if phase:
             peaks[phase] = peaks[metric_names.PEAK_ALLOCATED]
         if phase == metric_names.FORWARD_BACKWARD_PEAK:
-            # Not a sum of what is known to be held: averages of weights, buckets and second copies of gradients are
-            # nobody's activations, whoever holds them.
+            # Not a sum of what is known to be held: averages of weights, buckets and second copies
+            # of gradients are nobody's activations, whoever holds them.
             stays = max(self._before, self._allocator.allocated())
             peaks[metric_names.ACTIVATIONS] = peaks[phase] - stays
         self._keep(peaks)
@@ -213,17 +223,33 @@ class Memory:
         if self._allocator is None:
             peak = peak_rss_bytes()
             earlier = peaks.pop(metric_names.PEAK_RSS, 0.0)
-            rss = {metric_names.PEAK_RSS: max(peak / GIB, earlier)} if reset_peak_rss() and peak else {}
+            rss = (
+                {metric_names.PEAK_RSS: max(peak / GIB, earlier)}
+                if reset_peak_rss() and peak
+                else {}
+            )
             return self._held | peaks | rss | self._plan_error()
         phases = (metric_names.FORWARD_BACKWARD_PEAK, metric_names.OPTIMIZER_PEAK)
         if self._plan is not None and all(phase in peaks for phase in phases):
             self._plan.measured(max(peaks[phase] for phase in phases) * GIB)
-        return self._held | peaks | self._plan_error() | {metric_names.ALLOCATOR_RETRIES: self._allocator.retries()}
+        return (
+            self._held
+            | peaks
+            | self._plan_error()
+            | {metric_names.ALLOCATOR_RETRIES: self._allocator.retries()}
+        )
 
     def summary(self) -> str:
         """One line for the end of a run; nothing where there was no update."""
-        parts = {name.removeprefix("memory/").removesuffix("_gib"): gib for name, gib in self._held.items()}
-        line = f"memory: {', '.join(f'{part} {_size(gib)}' for part, gib in parts.items())}" if parts else ""
+        parts = {
+            name.removeprefix("memory/").removesuffix("_gib"): gib
+            for name, gib in self._held.items()
+        }
+        line = (
+            f"memory: {', '.join(f'{part} {_size(gib)}' for part, gib in parts.items())}"
+            if parts
+            else ""
+        )
         return line + self._plan.summary() if line and self._plan is not None else line
 
     def _plan_error(self) -> dict[str, float]:

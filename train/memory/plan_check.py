@@ -17,18 +17,26 @@ class PlanCheck:
         self._on_cpu: tuple[AllocatedPeak, int] | None = None
 
     def sees(self, window: Window) -> None:
-        """The step that comes; the last one of an epoch may be smaller, one that ran out of memory is cut otherwise:
-        they are left out."""
-        self._is_full = (window.samples, len(window.micro_batches)) == (self._samples, self._micro_steps)
+        """The step that comes; the last one of an epoch may be smaller, one that ran out of memory
+        is cut otherwise: they are left out.
+        """
+        self._is_full = (window.samples, len(window.micro_batches)) == (
+            self._samples,
+            self._micro_steps,
+        )
 
     def begin(self, held: int) -> None:
-        """A step on a CPU, before which `held` bytes are in use; the first one alone is looked at."""
+        """A step on a CPU, before which `held` bytes are in use; the first one alone is
+        looked at.
+        """
         if self._on_cpu is None and self._is_full:
             self._on_cpu = (AllocatedPeak(), held)
             self._on_cpu[0].start()
 
     def give_up(self) -> None:
-        """Something else is computed in the midst of the step that was begun: another one is looked at."""
+        """Something else is computed in the midst of the step that was begun: another one is looked
+        at.
+        """
         if self._on_cpu is not None and self._error is None:
             self._on_cpu[0].stop()
             self._on_cpu = None
@@ -51,4 +59,8 @@ class PlanCheck:
         return {metric_names.PLAN_ERROR: self._error}
 
     def summary(self) -> str:
-        return "" if self._error is None else f"; the peak of a step was predicted to {self._error:+.2%}"
+        return (
+            ""
+            if self._error is None
+            else f"; the peak of a step was predicted to {self._error:+.2%}"
+        )

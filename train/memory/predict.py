@@ -1,8 +1,9 @@
 """The peak of a step for any micro-batch, from two recorded ones.
 
-Live bytes after operation i of a step are a[i] + b[i] * m for a micro-batch of m samples, so the peak is the largest of
-many lines: piecewise linear and convex. A line through two peaks is not that: it was 34 % too low for GPT-2 at 16
-samples, where another operation is the largest one than at 1 and 2.
+Live bytes after operation i of a step are a[i] + b[i] * m for a micro-batch of m samples, so the
+peak is the largest of many lines: piecewise linear and convex. A line through two peaks is not
+that: it was 34 % too low for GPT-2 at 16 samples, where another operation is the largest one than
+at 1 and 2.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -37,7 +38,9 @@ class Moment:
     per_sample: Mapping[str, float]
 
     def at(self, samples: int) -> dict[str, int]:
-        return {kind: round(size + samples * self.per_sample[kind]) for kind, size in self.fixed.items()}
+        return {
+            kind: round(size + samples * self.per_sample[kind]) for kind, size in self.fixed.items()
+        }
 
 
 class NotTraced(KeyError):
@@ -46,7 +49,9 @@ class NotTraced(KeyError):
 
 @dataclass(frozen=True)
 class Peaks:
-    """Of a step, by the size of its micro-batches: as it was traced, else the largest of `moments`, if any."""
+    """Of a step, by the size of its micro-batches: as it was traced, else the largest of `moments`,
+    if any.
+    """
 
     moments: Sequence[Moment] = ()
     traced: Mapping[int, Mapping[str, int]] = field(default_factory=dict)
@@ -57,7 +62,9 @@ class Peaks:
             return dict(self.traced[samples])
         if not self.moments:
             raise NotTraced(samples)
-        return max((moment.at(samples) for moment in self.moments), key=lambda kinds: sum(kinds.values()))
+        return max(
+            (moment.at(samples) for moment in self.moments), key=lambda kinds: sum(kinds.values())
+        )
 
     def at(self, samples: int) -> int:
         """Bytes. Raises NotTraced."""
@@ -72,12 +79,16 @@ class Peaks:
         return cls([Moment(**moment) for moment in value["moments"]], traced)
 
 
-def peaks_of(record: Callable[[int], Mapping[int, Recorded]], sizes: Sequence[int]) -> dict[int, Peaks]:
-    """{micro-batches in a step, 1 or 2: its peaks}, from what `record` gives for a micro-batch of some size.
+def peaks_of(
+    record: Callable[[int], Mapping[int, Recorded]], sizes: Sequence[int]
+) -> dict[int, Peaks]:
+    """{micro-batches in a step, 1 or 2: its peaks}, from what `record` gives for a micro-batch of
+    some size.
 
-    Two traces are fitted, and the fit is held against a third one, of the largest of `sizes`. Where that is another,
-    since what is computed depends on the size (a loss in pieces, a branch), each of `sizes` is traced. So is a single
-    sample in any case, of which a step is often made of other operations.
+    Two traces are fitted, and the fit is held against a third one, of the largest of `sizes`. Where
+    that is another, since what is computed depends on the size (a loss in pieces, a branch), each
+    of `sizes` is traced. So is a single sample in any case, of which a step is often made of other
+    operations.
     """
     traced = {size: record(size) for size in {min(sizes), max(sizes), *FITTED}}
     fitted: dict[int, Peaks] = {}
@@ -85,7 +96,10 @@ def peaks_of(record: Callable[[int], Mapping[int, Recorded]], sizes: Sequence[in
         first, second = (traced[size] for size in FITTED)
         fitted = {steps: fit(first[steps], second[steps]) for steps in first}
         largest = traced[max(sizes)]
-        if any(abs(fitted[steps].at(each.samples) - each.peak) > NEAR * each.peak for steps, each in largest.items()):
+        if any(
+            abs(fitted[steps].at(each.samples) - each.peak) > NEAR * each.peak
+            for steps, each in largest.items()
+        ):
             fitted = {}
     except OtherOperations:
         pass
@@ -102,8 +116,8 @@ def fit(first: Recorded, second: Recorded) -> Peaks:
     """Raises OtherOperations."""
     if list(first.operations) != list(second.operations):
         raise OtherOperations(
-            f"a step of {first.samples} samples has {len(first.operations)} operations, one of {second.samples} has "
-            f"{len(second.operations)}, or others"
+            f"a step of {first.samples} samples has {len(first.operations)} operations, one of "
+            f"{second.samples} has {len(second.operations)}, or others"
         )
     low, high = np.array(first.live, dtype=float), np.array(second.live, dtype=float)
     per_sample = (high - low) / (second.samples - first.samples)

@@ -1,7 +1,8 @@
-"""Steps that are tried on the real model before the first one: do they fit in memory, and how long do they take?
+"""Steps that are tried on the real model before the first one: do they fit in memory, and how long
+do they take?
 
-Nothing here talks to another rank inside a step: there is no wrapper yet, and gradients stay in memory as DDP's buckets
-would. So a rank that runs out of memory leaves no other waiting.
+Nothing here talks to another rank inside a step: there is no wrapper yet, and gradients stay in
+memory as DDP's buckets would. So a rank that runs out of memory leaves no other waiting.
 """
 
 import time
@@ -55,9 +56,13 @@ class Probe:
     def __post_init__(self) -> None:
         learner = replace(
             self.learner,
-            parallel=Stays(self.learner.module, Ranks()) if self.world_size > 1 else self.learner.parallel,
+            parallel=Stays(self.learner.module, Ranks())
+            if self.world_size > 1
+            else self.learner.parallel,
             skips=SkippedSteps(),
-            scaler=torch.amp.GradScaler(self.learner.device.type, enabled=self.learner.scaler.is_enabled()),
+            scaler=torch.amp.GradScaler(
+                self.learner.device.type, enabled=self.learner.scaler.is_enabled()
+            ),
             stop_at_nonfinite=False,
         )
         if self.world_size > 1:
@@ -68,7 +73,8 @@ class Probe:
     def fits(self, samples: int, accumulation_steps: int) -> bool:
         """Whether a step of such micro-batches does. Another error than out-of-memory is raised."""
         batches = [self.batch(samples)] * min(2, accumulation_steps)
-        steps = 1 if self.learner.optimizer.state else 2  # the optimizer makes its state in the first one
+        # the optimizer makes its state in the first one
+        steps = 1 if self.learner.optimizer.state else 2
 
         def work() -> None:
             for _ in range(steps):
@@ -86,7 +92,9 @@ class Probe:
 
     def evaluates(self, samples: int) -> bool:
         """Whether an evaluation of so many samples at once fits."""
-        module, task, device, dtype = (getattr(self.learner, name) for name in ("module", "task", "device", "dtype"))
+        module, task, device, dtype = (
+            getattr(self.learner, name) for name in ("module", "task", "device", "dtype")
+        )
         batch = self.batch(samples)
         modes = [(part, part.training) for part in module.modules()]
 
@@ -116,7 +124,9 @@ class Probe:
         return min(found)
 
     def batch(self, samples: int) -> Batch:
-        return {name: column[torch.arange(samples) % len(column)] for name, column in self.like.items()}
+        return {
+            name: column[torch.arange(samples) % len(column)] for name, column in self.like.items()
+        }
 
     def _mark(self, marks: list[float]) -> None:
         if self.learner.device.type != "cpu":
@@ -125,7 +135,11 @@ class Probe:
 
     def _within(self, work: Callable[[], None], batch: Batch) -> bool:
         try:
-            return self._on_gpu(work) if self.learner.device.type == "cuda" else self._on_cpu(work, batch)
+            return (
+                self._on_gpu(work)
+                if self.learner.device.type == "cuda"
+                else self._on_cpu(work, batch)
+            )
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -157,7 +171,9 @@ class Probe:
         return [p.grad for p in self.learner.parameters if p.grad is not None]
 
     def _let_go(self) -> None:
-        """Gradients of a step that failed in the middle, and what the allocator keeps in pieces of its sizes."""
+        """Gradients of a step that failed in the middle, and what the allocator keeps in pieces of
+        its sizes.
+        """
         for parameter in self.learner.parameters:
             if self.stepper.learner.parallel.frees_gradients:
                 parameter.grad = None

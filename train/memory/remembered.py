@@ -1,4 +1,6 @@
-"""What was found out once about a model on a device, in a file of the user's: ~/.cache/isobatch (XDG_CACHE_HOME)."""
+"""What was found out once about a model on a device, in a file of the user's: ~/.cache/isobatch
+(XDG_CACHE_HOME).
+"""
 
 import hashlib
 import json

@@ -7,7 +7,9 @@ from pathlib import Path
 def peak_rss_bytes() -> int | None:
     """The kernel's high-water mark of this process; None where there is no /proc."""
     try:
-        found = re.search(r"^VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
+        found = re.search(
+            r"^VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE
+        )
     except OSError:
         return None
     return int(found[1]) * 1024 if found else None

@@ -1,7 +1,8 @@
 """Out of memory: what ran out, where, and what to type, the cheapest first.
 
-What is an out-of-memory is decided by errors.is_out_of_memory alone. In a step of the accumulation loop it is done
-again in smaller pieces first (gradients/shrink.py): this here is for where that cannot be.
+What is an out-of-memory is decided by errors.is_out_of_memory alone. In a step of the accumulation
+loop it is done again in smaller pieces first (gradients/shrink.py): this here is for where that
+cannot be.
 """
 
 import os
@@ -70,9 +71,13 @@ def in_training(error: BaseException, training: Training) -> Shortage:
     same_run = f" name={plan.name}" if step else ""
     lines: list[str] = []
     if training.remembered and training.has_checkpoint:
-        lines.append(f"nothing else: it goes on in micro-batches of {training.remembered} (the same curve)")
+        lines.append(
+            f"nothing else: it goes on in micro-batches of {training.remembered} (the same curve)"
+        )
     elif training.remembered:
-        lines.append(f"checkpoint.resume=never   (it starts over in micro-batches of {training.remembered})")
+        lines.append(
+            f"checkpoint.resume=never   (it starts over in micro-batches of {training.remembered})"
+        )
     elif place not in (UPDATE, SAVE):
         lines += _smaller_pieces(config, plan, same_run)
     if place == READING and config.data.workers:
@@ -87,14 +92,23 @@ def in_training(error: BaseException, training: Training) -> Shortage:
 def at_start(error: BaseException, rank: int, config: Config) -> Shortage:
     """Before the first step: weights alone, or a trial with few samples."""
     on_gpu = torch.cuda.is_available() and not trains_on_cpu()
-    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if on_gpu else torch.device("cpu")
+    device = (
+        torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        if on_gpu
+        else torch.device("cpu")
+    )
     is_sharded = asked_sharding() is not None
-    lines = [*_fewer_activations(config), *_smaller_state(launched_world_size(), is_sharded, config)]
+    lines = [
+        *_fewer_activations(config),
+        *_smaller_state(launched_world_size(), is_sharded, config),
+    ]
     return Shortage(_headline(error, rank, "before the first step", device), _advice(lines))
 
 
 def place_of(error: BaseException) -> str:
-    """By the functions of this package that were under way, the outermost first. UNKNOWN: on another rank."""
+    """By the functions of this package that were under way, the outermost first. UNKNOWN: on
+    another rank.
+    """
     if re.match(OF_OTHER, str(error)):
         return UNKNOWN
     for frame, _ in traceback.walk_tb(error.__traceback__):
@@ -120,13 +134,20 @@ def _headline(error: BaseException, rank: int, where: str, device: torch.device)
     # What torch adds on its own allocator fills a screen.
     said = ". ".join([sentence for sentence in text.split(". ") if sentence][:3]).rstrip(".")
     who = of_other[1] if of_other else rank
-    return f"rank {who} ran out of memory {where} ({_capacity(error, device)}). {type(error).__name__}: {said}"
+    return (
+        f"rank {who} ran out of memory {where} ({_capacity(error, device)}). "
+        f"{type(error).__name__}: {said}"
+    )
 
 
 def _capacity(error: BaseException, device: torch.device) -> str:
     """Of what ran out: in a training on a GPU, it can be the host's."""
-    if device.type == "cuda" and (isinstance(error, torch.OutOfMemoryError) or "CUDA" in str(error)):
-        return f"{device} with {torch.cuda.get_device_properties(device).total_memory / 2**30:.3g} GiB"
+    if device.type == "cuda" and (
+        isinstance(error, torch.OutOfMemoryError) or "CUDA" in str(error)
+    ):
+        return (
+            f"{device} with {torch.cuda.get_device_properties(device).total_memory / 2**30:.3g} GiB"
+        )
     return f"the host with {psutil.virtual_memory().total / 2**30:.3g} GiB"
 
 
@@ -150,7 +171,9 @@ def _smaller_pieces(config: Config, plan: RunPlan, same_run: str) -> Iterator[st
     yield f"{' '.join(words)}{same_run}   ({why})"
 
 
-def _fewer_activations(config: Config, same_run: str = "", has_blocks: bool = True) -> Iterator[str]:
+def _fewer_activations(
+    config: Config, same_run: str = "", has_blocks: bool = True
+) -> Iterator[str]:
     if has_blocks and not config.memory.activation_checkpointing:
         key = f"memory.activation_checkpointing=true{same_run}"
         yield f"{key}   (the same gradient, for about a third more computation)"
@@ -160,7 +183,10 @@ def _fewer_activations(config: Config, same_run: str = "", has_blocks: bool = Tr
 
 def _smaller_state(world_size: int, is_sharded: bool, config: Config) -> Iterator[str]:
     if world_size > 1 and not is_sharded:
-        yield f"LAUNCHER={SHARDING} before the command   (ranks share weights, gradients and optimizer)"
+        yield (
+            f"LAUNCHER={SHARDING} before the command   (ranks share weights, gradients and "
+            "optimizer)"
+        )
     if is_sharded and config.batch.sync == "step":
         yield "batch.sync=micro   (ranks keep no whole gradients; they add up at each micro-step)"
 
@@ -168,4 +194,6 @@ def _smaller_state(world_size: int, is_sharded: bool, config: Config) -> Iterato
 def _advice(lines: list[str]) -> str:
     if not lines:
         return "nothing here makes it smaller: a smaller model, shorter samples, or more memory"
-    return "the same command with one of these, the cheapest first\n" + "\n".join(f"        {line}" for line in lines)
+    return "the same command with one of these, the cheapest first\n" + "\n".join(
+        f"        {line}" for line in lines
+    )

@@ -11,7 +11,8 @@ GIB = 2**30
 
 
 def stored_bytes(tensors: Iterable[Tensor]) -> int:
-    """Of the storages behind the tensors; one that several share (tied weights, buckets of gradients) counts once.
+    """Of the storages behind the tensors; one that several share (tied weights, buckets of
+    gradients) counts once.
 
     Of a tensor that is divided among the ranks: what this rank holds.
     """

@@ -1,4 +1,6 @@
-"""Full optimizer steps of a learner without values, watched by the tracer: every byte, and no memory."""
+"""Full optimizer steps of a learner without values, watched by the tracer: every byte, and no
+memory.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +14,15 @@ from train.batch.window import Batch, MicroBatch, Window
 from train.distributed.flat_buckets import FlatBuckets
 from train.distributed.ranks import Ranks
 from train.memory.sizes import tensors_of
-from train.memory.tracer import GRADIENTS, KINDS, OPTIMIZER, SAMPLES, WEIGHTS, LiveStorages, inside_onednn
+from train.memory.tracer import (
+    GRADIENTS,
+    KINDS,
+    OPTIMIZER,
+    SAMPLES,
+    WEIGHTS,
+    LiveStorages,
+    inside_onednn,
+)
 from train.step import ComputeGradient, Learner, forward_backward, update
 
 CUDA_BLOCK = 512
@@ -38,19 +48,26 @@ class Recorded:
 
 def of_samples(like: Batch, samples: int) -> Batch:
     """A batch of `samples`, each of the shape of those in `like`, without anything in it."""
-    return {name: torch.empty((samples, *column.shape[1:]), dtype=column.dtype) for name, column in like.items()}
+    return {
+        name: torch.empty((samples, *column.shape[1:]), dtype=column.dtype)
+        for name, column in like.items()
+    }
 
 
 def window_of(micro_batches: Sequence[MicroBatch], terms: Sequence[str]) -> Window:
     cut: Any = tuple(micro_batches)
     weights: Mapping[str, float] = dict.fromkeys(terms, 1.0)
     samples = sum(each.samples for each in micro_batches)
-    return Window(k=1, epoch=0, micro_batches=cut, samples=samples, weights=weights, last_of_epoch=False)
+    return Window(
+        k=1, epoch=0, micro_batches=cut, samples=samples, weights=weights, last_of_epoch=False
+    )
 
 
 def compute_gradient(learner: Learner, window: Window) -> Tensor:
     """As the loops do it on one rank."""
-    return torch.stack([forward_backward(learner, each, window) for each in window.micro_batches]).sum(0)
+    return torch.stack(
+        [forward_backward(learner, each, window) for each in window.micro_batches]
+    ).sum(0)
 
 
 @dataclass(frozen=True)
@@ -66,10 +83,13 @@ class Stepper:
     def of(cls, learner: Learner, terms: Sequence[str]) -> "Stepper":
         if torch.promote_types(learner.dtype, torch.float32) == learner.dtype:
             return cls(learner, terms, compute_gradient)
-        buckets = FlatBuckets(learner.parameters, Ranks())  # narrow gradients are summed in wide ones
+        # narrow gradients are summed in wide ones
+        buckets = FlatBuckets(learner.parameters, Ranks())
         return cls(learner, terms, buckets.around(compute_gradient), buckets.buckets)
 
-    def step(self, batches: Sequence[Batch], before_update: Callable[[], object] = lambda: None) -> None:
+    def step(
+        self, batches: Sequence[Batch], before_update: Callable[[], object] = lambda: None
+    ) -> None:
         """One step of so many micro-batches."""
         micro_batches = [MicroBatch(batch, len(next(iter(batch.values())))) for batch in batches]
         self.gradient(self.learner, window_of(micro_batches, self.terms))
@@ -77,11 +97,15 @@ class Stepper:
         update(self.learner, 0.0)  # no step is kept
 
 
-def record(learner: Learner, like: Batch, terms: Sequence[str], samples: int, target: str) -> dict[int, Recorded]:
-    """{micro-batches in the step: what was live in it}, for 2 (so for any more) and for 1, each of `samples`.
+def record(
+    learner: Learner, like: Batch, terms: Sequence[str], samples: int, target: str
+) -> dict[int, Recorded]:
+    """{micro-batches in the step: what was live in it}, for 2 (so for any more) and for 1, each of
+    `samples`.
 
-    Call it inside of the FakeTensorMode in which `learner` was made, which is another one afterwards. The first step,
-    in which the optimizer makes its state, is not recorded. `target`: cpu or cuda.
+    Call it inside of the FakeTensorMode in which `learner` was made, which is another one
+    afterwards. The first step, in which the optimizer makes its state, is not recorded. `target`:
+    cpu or cuda.
     """
     found = {}
     on_cpu = target == "cpu"

@@ -1,8 +1,9 @@
-"""The bytes of all tensors that are alive, after each operation: what an allocator counts, without one too.
+"""The bytes of all tensors that are alive, after each operation: what an allocator counts, without
+one too.
 
-A storage counts once, however many tensors are views of it, from the operation that made it until nothing holds it.
-Not seen is what an operation needs inside itself for a moment, such as the workspace of a convolution, except where
-`inside` knows it.
+A storage counts once, however many tensors are views of it, from the operation that made it until
+nothing holds it. Not seen is what an operation needs inside itself for a moment, such as the
+workspace of a convolution, except where `inside` knows it.
 """
 
 import math
@@ -16,9 +17,17 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-WEIGHTS, GRADIENTS, OPTIMIZER, SAMPLES, ACTIVATIONS = "weights", "gradients", "optimizer", "samples", "activations"
+WEIGHTS, GRADIENTS, OPTIMIZER, SAMPLES, ACTIVATIONS = (
+    "weights",
+    "gradients",
+    "optimizer",
+    "samples",
+    "activations",
+)
 KINDS = (WEIGHTS, GRADIENTS, OPTIMIZER, SAMPLES, ACTIVATIONS)
-"""What a storage holds. Buffers are among the weights; activations are all that a step makes besides."""
+"""What a storage holds. Buffers are among the weights; activations are all that a step makes
+besides.
+"""
 
 OUTSIDE = ""
 """Of a storage that was there before, and that nobody has named: it counts nowhere."""
@@ -28,12 +37,16 @@ class LiveStorages(TorchDispatchMode):
     """Counts while it is entered, on this thread."""
 
     def __init__(
-        self, block: int = 1, limit: int | None = None, inside: Callable[[Any, Any, Any], Sequence[int]] = lambda *_: ()
+        self,
+        block: int = 1,
+        limit: int | None = None,
+        inside: Callable[[Any, Any, Any], Sequence[int]] = lambda *_: (),
     ) -> None:
         """`block`: an allocator's granularity, to a multiple of which each storage is rounded up.
 
-        `limit`: bytes beyond which an operation raises torch.OutOfMemoryError. `inside(operation, arguments, made)`:
-        at some moments of it, how many bytes more it has in use than when it is done. They are only written down.
+        `limit`: bytes beyond which an operation raises torch.OutOfMemoryError. `inside(operation,
+        arguments, made)`: at some moments of it, how many bytes more it has in use than when it is
+        done. They are only written down.
         """
         super().__init__()
         self.peak = 0
@@ -66,7 +79,9 @@ class LiveStorages(TorchDispatchMode):
         self._names, self._live = [], []
 
     def recorded(self) -> tuple[Sequence[str], Sequence[Sequence[int]]]:
-        """The names of the operations since `record`, and the live bytes of each of KINDS after each."""
+        """The names of the operations since `record`, and the live bytes of each of KINDS after
+        each.
+        """
         names, self._names = self._names, None
         assert names is not None
         return names, self._live
@@ -88,15 +103,17 @@ class LiveStorages(TorchDispatchMode):
         if self._names is not None:
             for more in (0, *self._inside(func, args, made)):
                 self._names.append(func.name())
-                self._live.append(list((self._now | {ACTIVATIONS: self._now[ACTIVATIONS] + more}).values()))
+                self._live.append(
+                    list((self._now | {ACTIVATIONS: self._now[ACTIVATIONS] + more}).values())
+                )
         return made
 
     def _count(self, storage: Any, kind: str) -> None:
         size = math.ceil(storage.nbytes() / self._block) * self._block
         if self._limit is not None and self._total + size > self._limit:
             raise torch.OutOfMemoryError(
-                f"out of memory: {size:,} bytes more than the {self._total:,} that are held would pass the limit of "
-                f"{self._limit:,}"
+                f"out of memory: {size:,} bytes more than the {self._total:,} that are held would "
+                f"pass the limit of {self._limit:,}"
             )
         self._watch(storage, kind, size)
         self._now[kind] += size
@@ -131,14 +148,19 @@ def _one(dtype: torch.dtype) -> Any:
 
 
 def inside_onednn(operation: Any, arguments: Any, made: Any) -> Sequence[int]:
-    """On a CPU: a convolution's gradients are made in the layout of oneDNN first, from a copy in that layout.
+    """On a CPU: a convolution's gradients are made in the layout of oneDNN first, from a copy in
+    that layout.
 
-    As torch 2.13 does it for most shapes: the gradient of the inputs twice beside the copy, then that of the weight.
+    As torch 2.13 does it for most shapes: the gradient of the inputs twice beside the copy, then
+    that of the weight.
     """
-    if operation is not torch.ops.aten.convolution_backward.default or not _uses_onednn(*arguments[1:3]):
+    if operation is not torch.ops.aten.convolution_backward.default or not _uses_onednn(
+        *arguments[1:3]
+    ):
         return ()
     copied, of_inputs, of_weight = (
-        0 if each is None else each.numel() * each.element_size() for each in (arguments[0], *made[:2])
+        0 if each is None else each.numel() * each.element_size()
+        for each in (arguments[0], *made[:2])
     )
     return (copied + of_inputs - of_weight, copied + of_weight)
 

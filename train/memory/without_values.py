@@ -1,5 +1,6 @@
-"""Inside, tensors have shapes and types and no values, and take no memory: torch's FakeTensorMode, with modules that
-can be moved and cast in it."""
+"""Inside, tensors have shapes and types and no values, and take no memory: torch's FakeTensorMode,
+with modules that can be moved and cast in it.
+"""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,10 +15,15 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 @contextmanager
 def without_values() -> Iterator[None]:
     """Values that were there before may be used inside; what is made of them has none."""
-    made: dict[int, tuple[nn.Parameter, nn.Parameter]] = {}  # by the old one's id: a tied weight stays tied
+    # by the old one's id: a tied weight stays tied
+    made: dict[int, tuple[nn.Parameter, nn.Parameter]] = {}
 
-    def apply(self: nn.Module, function: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
-        """nn.Module._apply, which swaps tensors in place; those without values refuse it (torch 2.13)."""
+    def apply(
+        self: nn.Module, function: Callable[[Tensor], Tensor], recurse: bool = True
+    ) -> nn.Module:
+        """nn.Module._apply, which swaps tensors in place; those without values refuse it (torch
+        2.13).
+        """
         for child in self.children() if recurse else ():
             apply(child, function)
         for name, parameter in self._parameters.items():
@@ -34,11 +40,14 @@ def without_values() -> Iterator[None]:
 
 
 def _moved(
-    parameter: nn.Parameter, function: Callable[[Tensor], Tensor], made: dict[int, tuple[nn.Parameter, nn.Parameter]]
+    parameter: nn.Parameter,
+    function: Callable[[Tensor], Tensor],
+    made: dict[int, tuple[nn.Parameter, nn.Parameter]],
 ) -> nn.Parameter:
     if id(parameter) not in made:
         with torch.no_grad():
             changed = function(parameter)
         new = parameter if changed is parameter else nn.Parameter(changed, parameter.requires_grad)
-        made[id(parameter)] = (parameter, new)  # the old one is kept, so that nothing else gets its id
+        # the old one is kept, so that nothing else gets its id
+        made[id(parameter)] = (parameter, new)
     return made[id(parameter)][1]

@@ -1,8 +1,9 @@
-"""How many graphs torch.compile has made: a run that makes more and more of them compiles in place of training.
+"""How many graphs torch.compile has made: a run that makes more and more of them compiles in place
+of training.
 
-torch compiles a forward anew for another mode or for sizes that it did not expect, and gives up after eight times
-(torch._dynamo.config.recompile_limit): from then on what is new runs as it was written, slower, and only a warning
-says so.
+torch compiles a forward anew for another mode or for sizes that it did not expect, and gives up
+after eight times (torch._dynamo.config.recompile_limit): from then on what is new runs as it was
+written, slower, and only a warning says so.
 """
 
 from collections.abc import Callable
@@ -53,11 +54,17 @@ class Compilations:
 
     def line(self) -> str:
         training, evaluation = self._found.values()
-        return f"compiled: {counted(training, 'graph')} in training, {evaluation} in evaluations, {self._before} before"
+        return (
+            f"compiled: {counted(training, 'graph')} in training, {evaluation} in evaluations, "
+            f"{self._before} before"
+        )
 
 
 def graphs() -> int:
-    """That were compiled in this process. What torch's own tests read; there is no public counter (2.13)."""
-    from torch._dynamo.utils import counters  # here: it takes a second, and is there where something was compiled
+    """That were compiled in this process. What torch's own tests read; there is no public counter
+    (2.13).
+    """
+    # here: it takes a second, and is there where something was compiled
+    from torch._dynamo.utils import counters
 
     return int(counters["stats"]["unique_graphs"])

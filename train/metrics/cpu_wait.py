@@ -1,9 +1,10 @@
-"""How long a rank waited for a processor: what shows that a run was timed while something else was at work.
+"""How long a rank waited for a processor: what shows that a run was timed while something else was
+at work.
 
-The kernel counts for each thread how long it was ready to run while others had the processor (sched_info, in
-/proc/thread-self/schedstat). Who the others are it does not say: other programs, or more ranks and threads of this run
-than there are processors. Work on other processors, which slows memory down, is not seen. Absent where the kernel does
-not count.
+The kernel counts for each thread how long it was ready to run while others had the processor
+(sched_info, in /proc/thread-self/schedstat). Who the others are it does not say: other programs, or
+more ranks and threads of this run than there are processors. Work on other processors, which slows
+memory down, is not seen. Absent where the kernel does not count.
 """
 
 import time

@@ -1,6 +1,8 @@
-"""The loss over all steps since the last row: of each term the sum of losses over the sum of weights, then added up.
+"""The loss over all steps since the last row: of each term the sum of losses over the sum of
+weights, then added up.
 
-Only of steps that were applied. `train/loss` is that of one step, and its noise is that of one batch.
+Only of steps that were applied. `train/loss` is that of one step, and its noise is that of one
+batch.
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,15 +24,19 @@ def part(learner: Learner, ranks: Ranks) -> Part:
 
 
 class LossMean:
-    """A step costs one entry in a dict. What it holds stays on the device until somebody looks at the skipped steps."""
+    """A step costs one entry in a dict. What it holds stays on the device until somebody looks at
+    the skipped steps.
+    """
 
     def __init__(self, learner: Learner, ranks: Ranks) -> None:
         self._coefficients = learner.coefficients
         self._skips = learner.skips
         self._ranks = ranks
-        # Of the steps since somebody looked, by number: a gradient that is computed twice counts once.
+        # Of the steps since somebody looked, by number: a gradient that is computed twice counts
+        # once.
         self._steps: dict[int, tuple[Tensor, Mapping[str, float]]] = {}
-        # By term, of the applied steps since the last row. Losses are this rank's; weights are those of all ranks.
+        # By term, of the applied steps since the last row. Losses are this rank's; weights are
+        # those of all ranks.
         self._losses: dict[str, float] = {}
         self._weights: dict[str, float] = {}
         self._skips.watchers.append(self)
@@ -49,7 +55,9 @@ class LossMean:
         return torch.stack([losses for losses, _ in self._steps.values()]) if self._steps else None
 
     def count(self, applied: Sequence[bool], numbers: Sequence[float]) -> None:
-        """Add up what was applied; a step that ended the run before its update is not among `applied`."""
+        """Add up what was applied; a step that ended the run before its update is not among
+        `applied`.
+        """
         read = iter(numbers)
         for number, (_, weights) in enumerate(self._steps.values()):
             was_applied = number < len(applied) and applied[number]
@@ -61,7 +69,9 @@ class LossMean:
         self._steps.clear()
 
     def metrics(self, metrics: Metrics) -> Metrics:
-        """Absent where no step was applied. All ranks come here together; the skipped steps were looked at."""
+        """Absent where no step was applied. All ranks come here together; the skipped steps were
+        looked at.
+        """
         counted = {term: weight for term, weight in self._weights.items() if weight}
         totals = self._ranks.sum([self._losses[term] for term in counted]) if counted else []
         self._losses.clear()
@@ -78,7 +88,9 @@ class LossMean:
         return {"losses": self._ranks.gather(self._losses), "weights": self._weights}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Each rank goes on with its own sums; on another number of ranks, rank 0 with those of all."""
+        """Each rank goes on with its own sums; on another number of ranks, rank 0 with those of
+        all.
+        """
         of_ranks = state["losses"]
         self._weights = dict(state["weights"])
         if len(of_ranks) == self._ranks.world_size:

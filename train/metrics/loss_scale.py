@@ -26,7 +26,11 @@ class LossScale:
 
     def pending(self) -> Tensor | None:
         scaler = self._learner.scaler
-        return scaler.scale(torch.ones((), device=self._learner.device)) if scaler.is_enabled() else None
+        return (
+            scaler.scale(torch.ones((), device=self._learner.device))
+            if scaler.is_enabled()
+            else None
+        )
 
     def count(self, applied: Sequence[bool], numbers: Sequence[float]) -> None:
         self._value = numbers[0] if numbers else None

@@ -8,7 +8,8 @@ from train.step import Learner
 
 
 def mean_losses(learner: Learner, window: Window, totals: Sequence[float]) -> dict[str, float]:
-    """{metric: value} of each term of the loss, and of the loss that was optimised; empty where nothing counts.
+    """{metric: value} of each term of the loss, and of the loss that was optimised; empty where
+    nothing counts.
 
     `totals`: the sums of forward_backward, over all micro-batches and ranks of the step.
     """

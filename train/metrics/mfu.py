@@ -1,15 +1,18 @@
-"""Model FLOPs utilisation (MFU, Chowdhery et al. 2022, arXiv:2204.02311): the share of the devices' peak that is used.
+"""Model FLOPs utilisation (MFU, Chowdhery et al. 2022, arXiv:2204.02311): the share of the devices'
+peak that is used.
 
     MFU = samples per second * model FLOPs per sample / the sum of the peaks of all ranks' devices
 
-FLOPs are counted before the first step, on two samples and outside of any wrapper, by torch's own counter: matrix
-products, convolutions and attention, forward and backward (causal attention as if it were full); what works element by
-element is not counted. Of the backward pass no more than twice the forward counts, as the model needs it: what
-activation checkpointing or flash attention computes again is no work of the model.
+FLOPs are counted before the first step, on two samples and outside of any wrapper, by torch's own
+counter: matrix products, convolutions and attention, forward and backward (causal attention as if
+it were full); what works element by element is not counted. Of the backward pass no more than twice
+the forward counts, as the model needs it: what activation checkpointing or flash attention computes
+again is no work of the model.
 
-Absent rather than wrong: where the peak of a device is not known (a CPU, a slice of a GPU), where samples differ in
-length (batch.micro_tokens), or where the model calls an operator that does such work and has no formula. Kernels that
-are called past torch's dispatcher cannot be seen, and would be missing from the count. No GPU has confirmed these.
+Absent rather than wrong: where the peak of a device is not known (a CPU, a slice of a GPU), where
+samples differ in length (batch.micro_tokens), or where the model calls an operator that does such
+work and has no formula. Kernels that are called past torch's dispatcher cannot be seen, and would
+be missing from the count. No GPU has confirmed these.
 """
 
 import re
@@ -46,17 +49,20 @@ PEAKS = {
     "NVIDIA A100 80GB PCIe": A100,
     "NVIDIA L40S": {"bf16": 362e12, "fp16": 362e12, "tf32": 183e12, "fp32": 91.6e12},
 }
-"""FLOP/s by the driver's name of a card and by arithmetic, dense (without sparsity), products summed in float32.
+"""FLOP/s by the driver's name of a card and by arithmetic, dense (without sparsity), products
+summed in float32.
 
-Sources: NVIDIA's H100 white paper (GH100, SXM5 and PCIe) and its data sheets of H100 NVL, H200, A100 and L40S. One more
-card is one more line.
+Sources: NVIDIA's H100 white paper (GH100, SXM5 and PCIe) and its data sheets of H100 NVL, H200,
+A100 and L40S. One more card is one more line.
 """
 
 _HEAVY = re.compile(r"mm|mv|dot|matmul|conv(?!ert)|attention|rnn|lstm|gru|fft|linalg|cdist|einsum")
 
 
 def part(learner: Learner, samples: Batch, ranks: Ranks, report: Reporter, config: Config) -> Part:
-    """`samples`: some that were read already, two of which the FLOPs are counted on. All ranks call this together."""
+    """`samples`: some that were read already, two of which the FLOPs are counted on. All ranks call
+    this together.
+    """
     measure = utilisation(learner, samples, ranks, report, config)
 
     def measured(metrics: Metrics) -> Metrics:
@@ -73,7 +79,11 @@ def utilisation(
     card = torch.cuda.get_device_name(learner.device) if cuda else learner.device.type
     peaks = ranks.gather(PEAKS.get(card, {}).get(arithmetic(learner, config.precision).split()[0]))
     unknown = None in peaks or config.batch.micro_tokens is not None
-    flops = None if unknown else flops_per_sample(learner, {name: column[:2] for name, column in samples.items()})
+    flops = (
+        None
+        if unknown
+        else flops_per_sample(learner, {name: column[:2] for name, column in samples.items()})
+    )
     if flops is None:
         return dict
     share = flops / sum(peaks)
@@ -111,7 +121,8 @@ def flops_per_sample(learner: Learner, batch: Batch) -> float | None:
 
 
 def _go_back(learner: Learner, losses: list[Tensor]) -> None:
-    if learner.parallel.is_sharded:  # the graph does not hold its parameters: autograd.grad would not go back
+    # the graph does not hold its parameters: autograd.grad would not go back
+    if learner.parallel.is_sharded:
         torch.autograd.backward(losses)
         learner.optimizer.zero_grad(set_to_none=True)
     else:

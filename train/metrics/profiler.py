@@ -19,7 +19,9 @@ BLOCK = 2**20
 
 
 def part(steps: Sequence[int], inside: Callable[[str], Path], ranks: Ranks) -> Part:
-    """`steps`: profile.steps; `inside(name)`: a path in the run folder, where that is still the run's."""
+    """`steps`: profile.steps; `inside(name)`: a path in the run folder, where that is still the
+    run's.
+    """
     if not steps or ranks.rank != 0:
         return Part(name="profiler")
     return Part(
@@ -28,7 +30,9 @@ def part(steps: Sequence[int], inside: Callable[[str], Path], ranks: Ranks) -> P
     )
 
 
-def profiled(windows: Iterable[Window], steps: Sequence[int], place: Callable[[], Path]) -> Iterator[Window]:
+def profiled(
+    windows: Iterable[Window], steps: Sequence[int], place: Callable[[], Path]
+) -> Iterator[Window]:
     """The same windows; steps = [first, last] are recorded, and written to place()/trace.json."""
     first, last = steps
     with ExitStack() as stack:  # ends the recording also where the run ends before `last`
@@ -56,7 +60,10 @@ def _export(recording: profile, folder: Path) -> None:
     unclean = folder / ".trace.unfinished"
     try:
         recording.export_chrome_trace(str(unclean))
-        with unclean.open(encoding="utf-8") as lines, (folder / "trace.json").open("w", encoding="utf-8") as cleaned:
+        with (
+            unclean.open(encoding="utf-8") as lines,
+            (folder / "trace.json").open("w", encoding="utf-8") as cleaned,
+        ):
             while block := lines.readlines(BLOCK):
                 cleaned.write(clean_known("".join(block)))
     finally:

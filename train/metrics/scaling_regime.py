@@ -1,4 +1,6 @@
-"""Whether the rule that scaled the optimizer's numbers holds at the noise scale that the run measures."""
+"""Whether the rule that scaled the optimizer's numbers holds at the noise scale that the run
+measures.
+"""
 
 from collections.abc import Callable, Sequence
 
@@ -10,8 +12,12 @@ from train.optim.regimes import against_noise, measured
 from train.parts import Metrics, Part
 
 
-def part(config: OptimizerConfig, changes: Sequence[Change | None], say: Callable[[str], None]) -> Part:
-    """Takes the noise scale from the parts inside it; `changes`: to each effective batch of the run."""
+def part(
+    config: OptimizerConfig, changes: Sequence[Change | None], say: Callable[[str], None]
+) -> Part:
+    """Takes the noise scale from the parts inside it; `changes`: to each effective batch of the
+    run.
+    """
     regime = Regime(config.lr_scaling, changes, say)
     return Part(name="scaling_regime", metrics=regime.see, closing_line=regime.tell)
 
@@ -19,7 +25,9 @@ def part(config: OptimizerConfig, changes: Sequence[Change | None], say: Callabl
 class Regime:
     """Says it once, when both ends of the estimate agree, and again at the end."""
 
-    def __init__(self, rule: str, changes: Sequence[Change | None], say: Callable[[str], None]) -> None:
+    def __init__(
+        self, rule: str, changes: Sequence[Change | None], say: Callable[[str], None]
+    ) -> None:
         self._rule = rule
         self._changes = changes
         self._say = say

@@ -1,11 +1,12 @@
 """Where the time of a step goes, measured on the steps that get a row.
 
-A step lasts from the end of the optimizer's step before it to the end of its own; where something else took place in
-between (an evaluation, the start, a step without an update) from the end of that. Its parts add up to it: data (what it
-waited for the window), forward_backward, of it sync (from this rank's last local gradient to the end of the reduction;
-one rank has none), optimizer (until its step is done), and the rest. On a GPU the marks are events in the stream, read
-once the host has waited for the row anyway: measuring adds no synchronisation; data is then no more than the time
-without a gradient.
+A step lasts from the end of the optimizer's step before it to the end of its own; where something
+else took place in between (an evaluation, the start, a step without an update) from the end of
+that. Its parts add up to it: data (what it waited for the window), forward_backward, of it sync
+(from this rank's last local gradient to the end of the reduction; one rank has none), optimizer
+(until its step is done), and the rest. On a GPU the marks are events in the stream, read once the
+host has waited for the row anyway: measuring adds no synchronisation; data is then no more than the
+time without a gradient.
 """
 
 import time
@@ -30,8 +31,11 @@ T = TypeVar("T")
 
 
 def part(learner: Learner, ranks: Ranks, row_due: Callable[[int], bool], apart: Apart) -> Part:
-    # FSDP2 reduces block by block, and no hook of a parameter tells when: there is no last local gradient.
-    synchronised = learner.parameters if ranks.world_size > 1 and not learner.parallel.is_sharded else ()
+    # FSDP2 reduces block by block, and no hook of a parameter tells when: there is no last local
+    # gradient.
+    synchronised = (
+        learner.parameters if ranks.world_size > 1 and not learner.parallel.is_sharded else ()
+    )
     timing = StepTiming(learner.device.type == "cuda", learner.optimizer, synchronised, row_due)
     apart.add(timing.apart)
 
@@ -50,7 +54,9 @@ def part(learner: Learner, ranks: Ranks, row_due: Callable[[int], bool], apart: 
 
 
 class StepTiming:
-    """Watches a step from outside the loop: around its iterator, around its gradient, and at its end."""
+    """Watches a step from outside the loop: around its iterator, around its gradient, and at its
+    end.
+    """
 
     def __init__(
         self,
@@ -59,7 +65,9 @@ class StepTiming:
         synchronised: Sequence[nn.Parameter],
         sampled: Callable[[int], bool],
     ) -> None:
-        """`synchronised`: parameters whose gradients are reduced over the ranks when the last of them has arrived."""
+        """`synchronised`: parameters whose gradients are reduced over the ranks when the last of
+        them has arrived.
+        """
         self._cuda = cuda
         self._synchronised = synchronised
         self._sampled = sampled
@@ -69,7 +77,8 @@ class StepTiming:
         self._begin: float | torch.cuda.Event = 0.0  # of this step, where it is sampled
         self._end: float | torch.cuda.Event | None = None  # of the step before
         self._data_seconds = 0.0
-        self._apart: list[tuple[bool, float | torch.cuda.Event, float | torch.cuda.Event]] = []  # see `apart`
+        # see `apart`
+        self._apart: list[tuple[bool, float | torch.cuda.Event, float | torch.cuda.Event]] = []
         optimizer.register_step_post_hook(self._on_update)
 
     def windows(self, windows: Iterable[Window]) -> Iterator[Window]:
@@ -83,7 +92,8 @@ class StepTiming:
                 return
             self._data_seconds = time.perf_counter() - start
             self._armed = self._sampled(window.k) if self._upcoming is None else self._upcoming
-            self._upcoming = self._sampled(window.k + 1)  # the end of this one will be its beginning
+            # the end of this one will be its beginning
+            self._upcoming = self._sampled(window.k + 1)
             yield window
 
     def outside(self, function: Callable[P, T]) -> Callable[P, T]:
@@ -110,7 +120,9 @@ class StepTiming:
             self._apart.append(("gradient" in self._marks, begin, self._now()))
 
     def around(self, compute_gradient: ComputeGradient) -> ComputeGradient:
-        """The same function, its beginning, end and last local gradient marked on the steps that are sampled."""
+        """The same function, its beginning, end and last local gradient marked on the steps that
+        are sampled.
+        """
 
         def watched(learner: Learner, window: Window) -> Tensor:
             if not self._armed:
@@ -119,11 +131,15 @@ class StepTiming:
             ahead = len(window.micro_batches)
 
             def begin_micro_step() -> None:
-                # A hook is called for each parameter: only the last micro-step has the last local gradient.
+                # A hook is called for each parameter: only the last micro-step has the last local
+                # gradient.
                 nonlocal ahead
                 ahead -= 1
                 if ahead == 0:
-                    hooks.extend(p.register_post_accumulate_grad_hook(self._on_gradient) for p in self._synchronised)
+                    hooks.extend(
+                        p.register_post_accumulate_grad_hook(self._on_gradient)
+                        for p in self._synchronised
+                    )
 
             announced = announcing(learner, begin_micro_step) if self._synchronised else learner
             self._mark("start")
@@ -143,7 +159,9 @@ class StepTiming:
             self._marks["end"] = self._end
 
     def take(self) -> dict[str, float]:
-        """{metric: seconds} of the step that was sampled last; call it when the device has caught up."""
+        """{metric: seconds} of the step that was sampled last; call it when the device has caught
+        up.
+        """
         marks, self._marks = self._marks, {}
         apart, self._apart = self._apart, []
         if "end" not in marks:
@@ -152,8 +170,13 @@ class StepTiming:
         early = sum(between(begin, end) for is_late, begin, end in apart if not is_late)
         late = sum(between(begin, end) for is_late, begin, end in apart if is_late)
         before = between(self._begin, marks["start"]) - early
-        data = min(self._data_seconds, before)  # on a GPU the host may have waited while the device was still at work
-        sync = {metric_names.SYNC_SECONDS: between(marks["local"], marks["gradient"])} if "local" in marks else {}
+        # on a GPU the host may have waited while the device was still at work
+        data = min(self._data_seconds, before)
+        sync = (
+            {metric_names.SYNC_SECONDS: between(marks["local"], marks["gradient"])}
+            if "local" in marks
+            else {}
+        )
         return {
             metric_names.DATA_SECONDS: data,
             metric_names.FORWARD_BACKWARD_SECONDS: between(marks["start"], marks["gradient"]),

@@ -1,4 +1,6 @@
-"""Libraries of the extras, imported when a model is made: it takes seconds, and a config is checked without them."""
+"""Libraries of the extras, imported when a model is made: it takes seconds, and a config is checked
+without them.
+"""
 
 from importlib import import_module
 from importlib.util import find_spec
@@ -23,9 +25,10 @@ def library(name: str, target: str, extra: str) -> Any:
 def mend_torchvision() -> None:
     """Import torchvision, where it is installed: also beside a torch that it was not built for.
 
-    PyPI's (0.28) is built for CUDA. Beside a torch for the CPU its compiled operators cannot be loaded, which only
-    detectors call. Yet it fails, as two of them are not there to be described, and with it timm, transformers and peft,
-    which all look whether it is installed. So those two are declared.
+    PyPI's (0.28) is built for CUDA. Beside a torch for the CPU its compiled operators cannot be
+    loaded, which only detectors call. Yet it fails, as two of them are not there to be described,
+    and with it timm, transformers and peft, which all look whether it is installed. So those two
+    are declared.
     """
     if find_spec("torchvision") is None:
         return
@@ -35,5 +38,8 @@ def mend_torchvision() -> None:
         if "operator torchvision::nms does not exist" not in str(error):
             raise
         for name in ("nms", "qnms"):
-            torch.library.define(f"torchvision::{name}", "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+            torch.library.define(
+                f"torchvision::{name}",
+                "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
+            )
         import_module("torchvision")

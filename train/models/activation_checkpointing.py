@@ -1,4 +1,6 @@
-"""Activation checkpointing: the blocks of a model keep their inputs only, and compute the rest again going back."""
+"""Activation checkpointing: the blocks of a model keep their inputs only, and compute the rest
+again going back.
+"""
 
 from collections.abc import Iterator
 from fnmatch import fnmatchcase
@@ -15,11 +17,12 @@ class NoBlocks(UserError):
 
 
 def checkpoint_blocks(module: nn.Module, wanted: bool | str) -> None:
-    """Checkpoint the blocks of `module` that memory.activation_checkpointing asks for; the outermost where they nest.
+    """Checkpoint the blocks of `module` that memory.activation_checkpointing asks for; the
+    outermost where they nest.
 
-    A block keeps its place and its name, so that weights, parameter names and hooks stay what they are: only its
-    `forward` is another. Non-reentrant: the random numbers and the autocast of the first pass are used again, and the
-    inputs need no gradient. Raises NoBlocks.
+    A block keeps its place and its name, so that weights, parameter names and hooks stay what they
+    are: only its `forward` is another. Non-reentrant: the random numbers and the autocast of the
+    first pass are used again, and the inputs need no gradient. Raises NoBlocks.
     """
     if not wanted:
         return
@@ -29,13 +32,22 @@ def checkpoint_blocks(module: nn.Module, wanted: bool | str) -> None:
         return
     found = list(_outermost(module, wanted))
     if not found:
-        names = [name for name, part in module.named_modules() if name and any(True for _ in part.parameters())]
+        names = [
+            name
+            for name, part in module.named_modules()
+            if name and any(True for _ in part.parameters())
+        ]
         known = f"{', '.join(names[:8])}{' ...' if len(names) > 8 else ''}" or "without parameters"
-        asked = "has no nn.ModuleList" if wanted is True else f"has no module whose name fits {wanted!r}"
+        asked = (
+            "has no nn.ModuleList"
+            if wanted is True
+            else f"has no module whose name fits {wanted!r}"
+        )
         example = f"{names[0]}*" if names else "blocks.*"
         raise NoBlocks(
-            f"memory.activation_checkpointing={wanted}: {type(module).__name__} {asked}. Its modules are {known}. "
-            f"Type a pattern for its blocks, such as memory.activation_checkpointing='{example}', or false"
+            f"memory.activation_checkpointing={wanted}: {type(module).__name__} {asked}. Its "
+            f"modules are {known}. Type a pattern for its blocks, such as "
+            f"memory.activation_checkpointing='{example}', or false"
         )
     for block in found:
         block.forward = partial(checkpoint, block.forward, use_reentrant=False)
@@ -53,7 +65,9 @@ def has_blocks(module: nn.Module) -> bool:
     )
 
 
-def _outermost(module: nn.Module, wanted: bool | str, prefix: str = "", listed: bool = False) -> Iterator[nn.Module]:
+def _outermost(
+    module: nn.Module, wanted: bool | str, prefix: str = "", listed: bool = False
+) -> Iterator[nn.Module]:
     """`listed`: the module is a ModuleList, so its children are blocks."""
     for name, part in module.named_children():
         path = f"{prefix}{name}"

@@ -6,13 +6,17 @@ from torch import Tensor, nn
 
 
 class ConvNet(nn.Module):
-    """Stages of 3x3 convolutions, each but the first halving the image, then the mean over all places.
+    """Stages of 3x3 convolutions, each but the first halving the image, then the mean over all
+    places.
 
-    images (samples, H, W), (samples, channels, H, W) or (samples, H, W, channels), uint8 (0 to 255) or floating point
-    (as it is) -> (samples, outputs). GroupNorm in place of BatchNorm, whose statistics would depend on the micro-batch.
+    images (samples, H, W), (samples, channels, H, W) or (samples, H, W, channels), uint8 (0 to 255)
+    or floating point (as it is) -> (samples, outputs). GroupNorm in place of BatchNorm, whose
+    statistics would depend on the micro-batch.
     """
 
-    def __init__(self, outputs: int, channels: int = 1, widths: Sequence[int] = (32, 64, 128)) -> None:
+    def __init__(
+        self, outputs: int, channels: int = 1, widths: Sequence[int] = (32, 64, 128)
+    ) -> None:
         super().__init__()
         self.channels = channels
         strides = [1] + [2] * (len(widths) - 1)
@@ -33,8 +37,9 @@ class ConvNet(nn.Module):
         if images.dim() == 4 and images.shape[3] == self.channels:
             return images.permute(0, 3, 1, 2)
         raise ValueError(
-            f"ConvNet(channels={self.channels}) takes images (samples, H, W), (samples, channels, H, W) or "
-            f"(samples, H, W, channels); got {tuple(images.shape)}. Set model.args.channels"
+            f"ConvNet(channels={self.channels}) takes images (samples, H, W), (samples, channels, "
+            f"H, W) or (samples, H, W, channels); got {tuple(images.shape)}. Set "
+            "model.args.channels"
         )
 
 

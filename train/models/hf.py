@@ -21,10 +21,28 @@ TASKS = {
 }
 """Names of the hub, and the class of transformers that makes a model for each."""
 
-FINDING = ("revision", "subfolder", "token", "trust_remote_code", "code_revision", "cache_dir", "local_files_only")
+FINDING = (
+    "revision",
+    "subfolder",
+    "token",
+    "trust_remote_code",
+    "code_revision",
+    "cache_dir",
+    "local_files_only",
+)
 BUILDING = ("attn_implementation", "experts_implementation", "trust_remote_code")
-LOADING = (*FINDING, *BUILDING, "quantization_config", "variant", "use_safetensors", "weights_only", "key_mapping")
-"""Arguments of from_pretrained that are no fields of a config: where weights are found, and how a model is built."""
+LOADING = (
+    *FINDING,
+    *BUILDING,
+    "quantization_config",
+    "variant",
+    "use_safetensors",
+    "weights_only",
+    "key_mapping",
+)
+"""Arguments of from_pretrained that are no fields of a config: where weights are found, and how a
+model is built.
+"""
 
 REFUSED = {
     "dtype": "model.dtype=bf16, or leave it out: float32",
@@ -37,26 +55,29 @@ REFUSED = {
 
 
 class HF(nn.Module):
-    """A transformers model from a folder or a name (`from_pretrained`), or drawn anew from the fields of its config
-    (`from_config`, with its `model_type`). `changes` are fields of the config too, such as num_labels, and arguments of
-    transformers, such as attn_implementation and quantization_config.
+    """A transformers model from a folder or a name (`from_pretrained`), or drawn anew from the
+    fields of its config (`from_config`, with its `model_type`). `changes` are fields of the config
+    too, such as num_labels, and arguments of transformers, such as attn_implementation and
+    quantization_config.
 
     ids of tokens (samples, T) -> logits
       sequence-classification  (samples, classes)         for task=classification
-      token-classification     (samples, classes, T)      for task=classification, with a label for each token
-      causal-lm                (samples, T, vocabulary)   for task=causal_lm
+      token-classification     (samples, classes, T)      for task=classification, with a label for
+      each token causal-lm                (samples, T, vocabulary)   for task=causal_lm
     The model's own loss is never asked for: of a text classifier it is the mean over a micro-batch.
 
-    A mixture of experts whose config has output_router_logits gives (logits, router loss times its coefficient): for
-    task=causal_lm with task.args.router_loss=true.
+    A mixture of experts whose config has output_router_logits gives (logits, router loss times its
+    coefficient): for task=causal_lm with task.args.router_loss=true.
 
-    attention_mask (samples, T): the tokens that are seen; the tokenizer's own where texts become tokens here. Without
-    one, tokens that are the config's pad_token_id are not seen. None is masked then where the config has no
-    pad_token_id, and in a causal-lm, whose padding has to be on the right, where no earlier token sees it.
+    attention_mask (samples, T): the tokens that are seen; the tokenizer's own where texts become
+    tokens here. Without one, tokens that are the config's pad_token_id are not seen. None is masked
+    then where the config has no pad_token_id, and in a causal-lm, whose padding has to be on the
+    right, where no earlier token sees it.
 
     With `loss` (memory.chunked_loss), a causal-lm gives its sum in place of the logits.
 
-    Raises ModelError. Parameters are named as in transformers, below `inner`; saved ones exactly as there.
+    Raises ModelError. Parameters are named as in transformers, below `inner`; saved ones exactly as
+    there.
     """
 
     def __init__(
@@ -70,7 +91,10 @@ class HF(nn.Module):
         if task not in TASKS:
             raise ModelError(f"model.args.task={task}: it takes {', '.join(TASKS)}")
         if (from_pretrained is None) == (from_config is None):
-            raise ModelError("model.args takes one of from_pretrained, a folder or a name, and from_config: {...}")
+            raise ModelError(
+                "model.args takes one of from_pretrained, a folder or a name, and from_config: "
+                "{...}"
+            )
         self.task = task
         self.inner: Any = _opened(task, from_pretrained, (from_config or {}) | changes)
         self.inner.train()  # from_pretrained hands it over in eval mode
@@ -84,7 +108,9 @@ class HF(nn.Module):
         loss: TokenLoss | None = None,
     ) -> Any:
         if documents is not None:
-            raise ModelError("model.target=hf cannot keep documents apart. Type: task.args.document_mask=false")
+            raise ModelError(
+                "model.target=hf cannot keep documents apart. Type: task.args.document_mask=false"
+            )
         ids, padding = inputs.long(), self.inner.config.pad_token_id
         fed: dict[str, Any] = {}
         if self.task == "causal-lm":
@@ -122,8 +148,10 @@ class HF(nn.Module):
         self.inner.save_pretrained(folder, state_dict=own, max_shard_size=2**60)
 
     def load_pretrained(self, file: Path) -> None:
-        """Read all weights back. Some models, those with experts, are saved under other names than they have at work,
-        so transformers reads them. Raises ModelError where the file does not fit."""
+        """Read all weights back. Some models, those with experts, are saved under other names than
+        they have at work, so transformers reads them. Raises ModelError where the file does not
+        fit.
+        """
         made, told = type(self.inner).from_pretrained(
             None,
             config=self.inner.config,
@@ -132,7 +160,11 @@ class HF(nn.Module):
             ignore_mismatched_sizes=True,  # told with the others
             output_loading_info=True,
         )
-        wrong = [f"{what}: {', '.join(sorted(map(str, names))[:4])}" for what, names in told.items() if names]
+        wrong = [
+            f"{what}: {', '.join(sorted(map(str, names))[:4])}"
+            for what, names in told.items()
+            if names
+        ]
         if wrong:
             raise ModelError(f"{file} does not fit the model: {'; '.join(wrong)}")
         self.inner.load_state_dict(made.state_dict())
@@ -147,25 +179,43 @@ def _opened(task: str, path: str | None, given: dict[str, Any]) -> Any:
         if path is None:
             config = _config(transformers.CONFIG_MAPPING, fields)
             _check_task(task, transformers, config)
-            return maker.from_config(config, dtype=torch.float32, **_only(BUILDING, passed, "from_config"))
-        # Where nothing is said, transformers asks on the terminal whether to run the code of a folder.
+            return maker.from_config(
+                config, dtype=torch.float32, **_only(BUILDING, passed, "from_config")
+            )
+        # Where nothing is said, transformers asks on the terminal whether to run the code of a
+        # folder.
         passed.setdefault("trust_remote_code", False)
-        config = transformers.AutoConfig.from_pretrained(path, **{k: passed[k] for k in FINDING if k in passed})
+        config = transformers.AutoConfig.from_pretrained(
+            path, **{k: passed[k] for k in FINDING if k in passed}
+        )
         _check_fields(config, fields)
         if not passed.get("trust_remote_code"):
             _check_task(task, transformers, config)
         model, told = maker.from_pretrained(
-            path, dtype=torch.float32, ignore_mismatched_sizes=True, output_loading_info=True, **passed, **fields
+            path,
+            dtype=torch.float32,
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+            **passed,
+            **fields,
         )
     except ModelError:
         raise
-    except (OSError, ValueError, ImportError) as error:  # the last one: a library that a quantisation needs
+    # the last one: a library that a quantisation needs
+    except (OSError, ValueError, ImportError) as error:
         what = "model.args.from_config" if path is None else f"model.args.from_pretrained={path}"
-        takes = "" if path is None else "\nIt takes a folder that save_pretrained has written, or a name of the hub"
+        takes = (
+            ""
+            if path is None
+            else "\nIt takes a folder that save_pretrained has written, or a name of the hub"
+        )
         raise ModelError(f"{what} cannot be opened: {error}{takes}") from error
     if told["mismatched_keys"]:
         names = ", ".join(sorted(str(key[0]) for key in told["mismatched_keys"]))
-        raise ModelError(f"{path} has other shapes than model.args ask for: {names}. Leave num_labels as it is there")
+        raise ModelError(
+            f"{path} has other shapes than model.args ask for: {names}. Leave num_labels as it is "
+            "there"
+        )
     return model
 
 
@@ -173,7 +223,9 @@ def _sorted_out(given: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """(arguments of transformers, fields of a config)"""
     for name, instead in REFUSED.items():
         if name in given:
-            raise ModelError(f"model.args.{name}={given[name]}: the run decides that. Set: {instead}")
+            raise ModelError(
+                f"model.args.{name}={given[name]}: the run decides that. Set: {instead}"
+            )
     passed = {name: value for name, value in given.items() if name in LOADING}
     return passed, {name: value for name, value in given.items() if name not in LOADING}
 
@@ -181,7 +233,10 @@ def _sorted_out(given: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
 def _only(known: Sequence[str], passed: dict[str, Any], where: str) -> dict[str, Any]:
     other = [name for name in passed if name not in known]
     if other:
-        raise ModelError(f"model.args.{other[0]} loads weights, and {where} has none. Set: model.args.from_pretrained")
+        raise ModelError(
+            f"model.args.{other[0]} loads weights, and {where} has none. Set: "
+            "model.args.from_pretrained"
+        )
     return passed
 
 
@@ -189,14 +244,26 @@ def _check_task(task: str, transformers: Any, config: Any) -> None:
     """Not every model has every head: an encoder-decoder is no causal-lm."""
     if type(config) in getattr(transformers, TASKS[task])._model_mapping:
         return
-    possible = [name for name, maker in TASKS.items() if type(config) in getattr(transformers, maker)._model_mapping]
+    possible = [
+        name
+        for name, maker in TASKS.items()
+        if type(config) in getattr(transformers, maker)._model_mapping
+    ]
     instead = f"Set: model.args.task={possible[0]}" if possible else "Choose another model_type"
-    able = f"it makes {', '.join(possible)}" if possible else "nor any other model that this project feeds"
-    raise ModelError(f"model.args.task={task}: transformers makes none of {config.model_type}; {able}. {instead}")
+    able = (
+        f"it makes {', '.join(possible)}"
+        if possible
+        else "nor any other model that this project feeds"
+    )
+    raise ModelError(
+        f"model.args.task={task}: transformers makes none of {config.model_type}; {able}. {instead}"
+    )
 
 
 def _add_decoder_start(config: Any) -> None:
-    """T5's config has lost what its decoder begins with, and its classifier asks for it (transformers 5.23)."""
+    """T5's config has lost what its decoder begins with, and its classifier asks for it
+    (transformers 5.23).
+    """
     if config.is_encoder_decoder and not hasattr(config, "decoder_start_token_id"):
         config.decoder_start_token_id = config.pad_token_id
 
@@ -213,7 +280,8 @@ def _router_coefficient(config: Any) -> float:
 
 def _transformers() -> Any:
     transformers = library("transformers", "hf", "hf")
-    transformers.utils.logging.disable_progress_bar()  # a run has one of its own, and each rank would draw these
+    # a run has one of its own, and each rank would draw these
+    transformers.utils.logging.disable_progress_bar()
     return transformers
 
 
@@ -221,7 +289,8 @@ def _config(kinds: Any, fields: dict[str, Any]) -> Any:
     kind = str(fields.get("model_type"))
     if kind not in kinds:
         raise ModelError(
-            f"model.args.from_config.model_type={kind} is no model of transformers{_near(kind, list(kinds.keys()))}"
+            f"model.args.from_config.model_type={kind} is no model of "
+            f"transformers{_near(kind, list(kinds.keys()))}"
         )
     given = {key: value for key, value in fields.items() if key != "model_type"}
     default = kinds[kind]()
@@ -235,7 +304,8 @@ def _check_fields(config: Any, given: dict[str, Any]) -> None:
     for key in given:
         if not hasattr(config, key):
             raise ModelError(
-                f"model.args: {type(config).__name__} has no field {key!r}{_near(key, list(vars(config)))}"
+                f"model.args: {type(config).__name__} has no field "
+                f"{key!r}{_near(key, list(vars(config)))}"
             )
 
 

@@ -1,7 +1,9 @@
-"""What a language model of transformers does between its body and its logits, found out by two tokens.
+"""What a language model of transformers does between its body and its logits, found out by two
+tokens.
 
-memory.chunked_loss applies the last layer itself, some tokens at a time. What stands before it, and what is done to the
-logits after it, differs between models, and so do its names in their configs: the model is asked, and not its config.
+memory.chunked_loss applies the last layer itself, some tokens at a time. What stands before it, and
+what is done to the logits after it, differs between models, and so do its names in their configs:
+the model is asked, and not its config.
 """
 
 from collections.abc import Callable
@@ -31,9 +33,11 @@ def scaled(factor: float, logits: Tensor) -> Tensor:
 
 
 def find_finish(model: Any) -> Finish:
-    """What the model makes of what its last layer gives: nothing, a factor or a soft cap. Raises NoChunks.
+    """What the model makes of what its last layer gives: nothing, a factor or a soft cap. Raises
+    NoChunks.
 
-    Also where something stands between its body (`base_model`) and its last layer, or that one is no nn.Linear.
+    Also where something stands between its body (`base_model`) and its last layer, or that one is
+    no nn.Linear.
     """
     head = model.get_output_embeddings()
     if type(head) is not nn.Linear:
@@ -57,8 +61,11 @@ def find_finish(model: Any) -> Finish:
             model.eval()
             hidden = model.base_model(input_ids=tokens, use_cache=False).last_hidden_state
             finished = model(input_ids=tokens, use_cache=False).logits
-    except Exception as error:  # whatever the code of a model of somebody else's does with two tokens
-        raise _refusal(model, f"its body cannot be asked apart from it ({type(error).__name__}: {error})") from error
+    # whatever the code of a model of somebody else's does with two tokens
+    except Exception as error:
+        raise _refusal(
+            model, f"its body cannot be asked apart from it ({type(error).__name__}: {error})"
+        ) from error
     finally:
         watch.remove()
     if len(entered) != 1 or not torch.equal(entered[0], hidden):
@@ -73,6 +80,6 @@ def find_finish(model: Any) -> Finish:
 
 def _refusal(model: Any, why: str) -> NoChunks:
     return NoChunks(
-        f"memory.chunked_loss: the loss of {type(model).__name__} cannot be computed in pieces: {why}. "
-        f"Set: memory.chunked_loss=false"
+        f"memory.chunked_loss: the loss of {type(model).__name__} cannot be computed in pieces: "
+        f"{why}. Set: memory.chunked_loss=false"
     )

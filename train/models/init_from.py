@@ -1,4 +1,6 @@
-"""What a model starts as: drawn from the seed or loaded from a file, some of its parameters frozen."""
+"""What a model starts as: drawn from the seed or loaded from a file, some of its
+parameters frozen.
+"""
 
 from pathlib import Path
 
@@ -23,7 +25,9 @@ class WeightsError(UserError):
 
 
 def initial_model(config: Config) -> nn.Module:
-    """The model before its first step. Raises WeightsError (model.init_from) and PatternError (model.freeze)."""
+    """The model before its first step. Raises WeightsError (model.init_from) and PatternError
+    (model.freeze).
+    """
     module = make_model(config)
     if config.model.init_from is not None:
         load_initial(module, config.model.init_from)
@@ -33,7 +37,8 @@ def initial_model(config: Config) -> nn.Module:
 
 
 def initial_scaling(config: Config, own: Scaling | None) -> Scaling | None:
-    """What stands in front of the model: for weights trained on normalized inputs the numbers beside them, not `own`.
+    """What stands in front of the model: for weights trained on normalized inputs the numbers
+    beside them, not `own`.
 
     Raises WeightsError where the config scales nothing and those weights need it.
     """
@@ -44,24 +49,29 @@ def initial_scaling(config: Config, own: Scaling | None) -> Scaling | None:
         return own
     if own is None:
         raise WeightsError(
-            f"model.init_from: {file} is there: those weights were trained on scaled inputs, and this config scales "
-            f"none. Type: data.normalize=true (images: data.image.mean and data.image.std as they were)"
+            f"model.init_from: {file} is there: those weights were trained on scaled inputs, and "
+            "this config scales none. Type: data.normalize=true (images: data.image.mean and "
+            "data.image.std as they were)"
         )
     own.load_state_dict(load_file(str(file)))
     return own
 
 
 def digests(config: Config) -> dict[str, str]:
-    """{key: sha256} for each key that names weights or a tokenizer on this machine: a path says nothing of the curve.
+    """{key: sha256} for each key that names weights or a tokenizer on this machine: a path says
+    nothing of the curve.
 
-    All of them are read, at about 1 GB per second. A name of the hub stays the name that it is. Raises WeightsError.
+    All of them are read, at about 1 GB per second. A name of the hub stays the name that it is.
+    Raises WeightsError.
     """
     found = {}
     if config.model.init_from is not None:
         found["model.init_from"] = digest([_find(config.model.init_from)])
     pretrained = config.model.args.get("from_pretrained")
     if isinstance(pretrained, str) and Path(pretrained).is_dir():
-        files = (path for name in PRETRAINED for path in Path(pretrained).glob(name) if path.is_file())
+        files = (
+            path for name in PRETRAINED for path in Path(pretrained).glob(name) if path.is_file()
+        )
         found["model.args.from_pretrained"] = digest(files)
     if Path(config.data.tokenizer).is_dir():
         found["data.tokenizer"] = digest(tokenizer_files(config.data.tokenizer))
@@ -83,7 +93,8 @@ def load_initial(module: nn.Module, path: str) -> None:
         if name in shapes and shapes[name] != wanted[name]
     ]
     if not problems:  # else it raises, with a sentence of its own
-        missing, unexpected = read_tensors(file, module, strict=False)  # knows tied weights, which are stored once
+        # knows tied weights, which are stored once
+        missing, unexpected = read_tensors(file, module, strict=False)
         problems += [f"{name} is missing there" for name in sorted(missing)]
         problems += [f"{name} is there, but not in the model" for name in sorted(unexpected)]
     if problems:
@@ -109,9 +120,14 @@ def _find(path: str) -> Path:
     place = Path(path)
     found = next((p for p in (place / FINAL, place / FINAL.name, place) if p.is_file()), None)
     if found is None:
-        what = "has no final/model.safetensors (has its run finished?)" if place.is_dir() else "is not there"
+        what = (
+            "has no final/model.safetensors (has its run finished?)"
+            if place.is_dir()
+            else "is not there"
+        )
         raise WeightsError(
-            f"model.init_from: {path} {what}. It takes a run folder, such as runs/digits, or a .safetensors file"
+            f"model.init_from: {path} {what}. It takes a run folder, such as runs/digits, or a "
+            ".safetensors file"
         )
     return found
 
@@ -119,6 +135,10 @@ def _find(path: str) -> Path:
 def _shapes(file: Path) -> dict[str, tuple[int, ...]]:
     try:
         with safe_open(str(file), framework="pt") as weights:
-            return {name: tuple(weights.get_slice(name).get_shape()) for name in list(weights.keys())}
+            return {
+                name: tuple(weights.get_slice(name).get_shape()) for name in list(weights.keys())
+            }
     except SafetensorError as error:
-        raise WeightsError(f"model.init_from: {file} is no whole .safetensors file ({error})") from error
+        raise WeightsError(
+            f"model.init_from: {file} is no whole .safetensors file ({error})"
+        ) from error

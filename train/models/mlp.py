@@ -7,10 +7,13 @@ from torch import Tensor, nn
 
 
 class MLP(nn.Module):
-    """Linear layers with ReLU between them. (samples, ...) -> (samples, outputs); what follows dim 0 is flattened,
-    and (samples,) is one number for each."""
+    """Linear layers with ReLU between them. (samples, ...) -> (samples, outputs); what follows dim
+    0 is flattened, and (samples,) is one number for each.
+    """
 
-    def __init__(self, inputs: int, hidden: Sequence[int], outputs: int, dropout: float = 0.0) -> None:
+    def __init__(
+        self, inputs: int, hidden: Sequence[int], outputs: int, dropout: float = 0.0
+    ) -> None:
         super().__init__()
         self.inputs = inputs
         widths = [inputs, *hidden]
@@ -25,8 +28,8 @@ class MLP(nn.Module):
         flat = inputs.reshape(len(inputs), -1)
         if flat.shape[1] != self.inputs:
             raise ValueError(
-                f"MLP(inputs={self.inputs}) takes {self.inputs} numbers a sample, and gets {flat.shape[1]}. Type: "
-                f"model.args.inputs={flat.shape[1]}"
+                f"MLP(inputs={self.inputs}) takes {self.inputs} numbers a sample, and gets "
+                f"{flat.shape[1]}. Type: model.args.inputs={flat.shape[1]}"
             )
         logits: Tensor = self.layers(flat)
         return logits

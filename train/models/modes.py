@@ -10,10 +10,11 @@ from train.errors import some
 def set_training(module: nn.Module) -> list[str]:
     """Put a model into train mode, except what is frozen; notes for the screen.
 
-    A library hands its models over in eval mode: inside a user's wrapper, that would train without dropout. So eval
-    mode means "frozen" only of a layer that keeps statistics (BatchNorm and the like), and of modules none of whose
-    parameters is trained: those that model.freeze or the constructor took out. A model that is in eval mode as a whole
-    trains as a whole, its BatchNorm too.
+    A library hands its models over in eval mode: inside a user's wrapper, that would train without
+    dropout. So eval mode means "frozen" only of a layer that keeps statistics (BatchNorm and the
+    like), and of modules none of whose parameters is trained: those that model.freeze or the
+    constructor took out. A model that is in eval mode as a whole trains as a whole, its BatchNorm
+    too.
     """
     if not module.training:
         module.train()

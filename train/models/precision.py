@@ -1,12 +1,14 @@
-"""In which precision a model holds its numbers and is fed them: nobody's numbers are narrowed behind their back.
+"""In which precision a model holds its numbers and is fed them: nobody's numbers are narrowed
+behind their back.
 
-Parameters in float32, with or without autocast: what is narrower is widened, and nothing else is touched.
-Parameters in bf16: floating parameters are cast; a buffer gets the type that its constructor gives it under that
-default type, so that a rotary table stays in float32.
+Parameters in float32, with or without autocast: what is narrower is widened, and nothing else is
+touched. Parameters in bf16: floating parameters are cast; a buffer gets the type that its
+constructor gives it under that default type, so that a rotary table stays in float32.
 float64: everything is widened.
 
-Complex numbers stay complex, whole numbers and 8-bit floats (quantised weights) what they are. `Module.to(dtype)` would
-make complex parameters and buffers real, and narrow every buffer (torch 2.13).
+Complex numbers stay complex, whole numbers and 8-bit floats (quantised weights) what they are.
+`Module.to(dtype)` would make complex parameters and buffers real, and narrow every buffer (torch
+2.13).
 """
 
 import copy
@@ -38,11 +40,13 @@ def widened(own: torch.dtype) -> torch.dtype:
     return torch.float64 if own in FLOATS else own
 
 
-def cast_parameters(module: nn.Module, dtype: torch.dtype, construct: Callable[[], nn.Module]) -> None:
+def cast_parameters(
+    module: nn.Module, dtype: torch.dtype, construct: Callable[[], nn.Module]
+) -> None:
     """Bring parameters and buffers to the precision of a run, in place; `dtype`: of the parameters.
 
-    `construct` makes the same model again. It is asked, on the meta device, where no memory is taken and no number
-    computed, which types a constructor gives its buffers.
+    `construct` makes the same model again. It is asked, on the meta device, where no memory is
+    taken and no number computed, which types a constructor gives its buffers.
     """
     made = _constructed(module, construct) if dtype == torch.bfloat16 else {}
     kept = set()
@@ -66,7 +70,9 @@ def _held_as(own: torch.dtype, dtype: torch.dtype) -> torch.dtype:
 
 
 def _constructed(module: nn.Module, construct: Callable[[], nn.Module]) -> Dtypes:
-    """The types of all buffers, and of the parameters of transformers' models, as constructors give them under bf16."""
+    """The types of all buffers, and of the parameters of transformers' models, as constructors give
+    them under bf16.
+    """
     found: dict[str, torch.dtype] = {}
     for path, part in _of_transformers(module):
         for name, dtype in _as_transformers_does(part).items():
@@ -77,16 +83,18 @@ def _constructed(module: nn.Module, construct: Callable[[], nn.Module]) -> Dtype
     try:
         with _meta():
             made = {name: buffer.dtype for name, buffer in construct().named_buffers()}
-    except Exception:  # whatever a constructor does that cannot be done without numbers, such as reading a file
+    # whatever a constructor does that cannot be done without numbers, such as reading a file
+    except Exception:
         made = {}
     return found | {name: made.get(name) or _by_place(module, name) for name in others}
 
 
 def _by_place(module: nn.Module, name: str) -> torch.dtype:
-    """Where a constructor cannot be asked: a module with parameters of its own computes in their type.
+    """Where a constructor cannot be asked: a module with parameters of its own computes in their
+    type.
 
-    One that has none holds a table, which stays as it is. Where that does not fit, the first forward pass fails; were
-    it narrowed, nobody would see it.
+    One that has none holds a table, which stays as it is. Where that does not fit, the first
+    forward pass fails; were it narrowed, nobody would see it.
     """
     owner = module.get_submodule(name.rpartition(".")[0])
     is_norm = isinstance(owner, nn.modules.batchnorm._NormBase)  # some have no parameters
@@ -104,13 +112,16 @@ def _of_transformers(module: nn.Module, path: str = "") -> Iterator[tuple[str, A
 
 
 def _as_transformers_does(model: Any) -> Dtypes:
-    """What from_pretrained(dtype=torch.bfloat16) gives: the constructor's types, and float32 where the model says."""
+    """What from_pretrained(dtype=torch.bfloat16) gives: the constructor's types, and float32 where
+    the model says.
+    """
     try:
         with _meta():
             twin = type(model)._from_config(copy.deepcopy(model.config), dtype=torch.bfloat16)
     except Exception:  # a model of somebody else's, that cannot be made without numbers
         return {}
-    # Names, or parts of them: transformers keeps these in float32 in bf16 too, those without "strict" in fp16 only.
+    # Names, or parts of them: transformers keeps these in float32 in bf16 too, those without
+    # "strict" in fp16 only.
     kept = [pattern.replace("*", ".*") for pattern in model._keep_in_fp32_modules_strict or ()]
     found = {}
     for name, tensor in (*twin.named_parameters(), *twin.named_buffers()):
@@ -142,17 +153,21 @@ def notes_on_precision(module: nn.Module, dtype: torch.dtype) -> list[str]:
 
 
 def open_door(module: nn.Module, dtype: torch.dtype) -> None:
-    """From here on the floating tensors among the arguments of the module arrive in the type of its parameters.
+    """From here on the floating tensors among the arguments of the module arrive in the type of its
+    parameters.
 
-    Also nested ones. Finite numbers stay finite: 3.4e38 in bf16 is the largest that there is. A task's targets, weights
-    and masks keep their types. A hook on the plain module: it works inside every wrapper, compiled, and in copies.
+    Also nested ones. Finite numbers stay finite: 3.4e38 in bf16 is the largest that there is. A
+    task's targets, weights and masks keep their types. A hook on the plain module: it works inside
+    every wrapper, compiled, and in copies.
     """
     module.register_forward_pre_hook(partial(_let_in, dtype), with_kwargs=True)
 
 
 @contextmanager
 def door_of(module: nn.Module, dtype: torch.dtype) -> Iterator[None]:
-    """Inside, floating arguments arrive in `dtype`: the parameters of the module are of another type for a while."""
+    """Inside, floating arguments arrive in `dtype`: the parameters of the module are of another
+    type for a while.
+    """
     hooks = module._forward_pre_hooks
     kept = dict(hooks)
     for key, hook in kept.items():
@@ -173,7 +188,9 @@ def _let_in(dtype: torch.dtype, module: nn.Module, args: Any, kwargs: Any) -> An
 
 
 def _cast(value: Any, dtype: torch.dtype) -> Any:
-    """The same value with its floating tensors in `dtype`; the value itself where there is nothing to cast."""
+    """The same value with its floating tensors in `dtype`; the value itself where there is nothing
+    to cast.
+    """
     if isinstance(value, Tensor):
         return _cast_tensor(value, dtype)
     if isinstance(value, Mapping):
@@ -190,7 +207,12 @@ def _cast(value: Any, dtype: torch.dtype) -> Any:
     return value
 
 
-def _with(value: Any, cast: dict[Any, Any], put: Callable[..., object], get: Callable[..., Any] | None = None) -> Any:
+def _with(
+    value: Any,
+    cast: dict[Any, Any],
+    put: Callable[..., object],
+    get: Callable[..., Any] | None = None,
+) -> Any:
     """A copy that holds what was cast."""
     held = get or type(value).__getitem__
     changed = {key: inner for key, inner in cast.items() if inner is not held(value, key)}

@@ -11,7 +11,9 @@ from train.randomness import Generators
 
 @contextmanager
 def undisturbed(module: nn.Module, device: torch.device) -> Iterator[Callable[[], None]]:
-    """Buffers, modes and generators are put back, whatever happens inside; gives what puts the modes back earlier."""
+    """Buffers, modes and generators are put back, whatever happens inside; gives what puts the
+    modes back earlier.
+    """
     buffers = []
     for part in module.modules():
         for name, buffer in part._buffers.items():

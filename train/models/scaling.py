@@ -1,7 +1,9 @@
-"""What enters a model, scaled: (x - mean) / deviation (data.normalize, and mean and std of data.image).
+"""What enters a model, scaled: (x - mean) / deviation (data.normalize, and mean and std of
+data.image).
 
-In training, evaluation, streams, copies and train.load alike. The data stays as it is, 8-bit images as they are stored,
-and a task sees it as it is. The numbers lie beside the weights, as inputs.safetensors, and in each checkpoint.
+In training, evaluation, streams, copies and train.load alike. The data stays as it is, 8-bit images
+as they are stored, and a task sees it as it is. The numbers lie beside the weights, as
+inputs.safetensors, and in each checkpoint.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,16 +22,20 @@ STATE = "scaling"
 
 
 class Scaling:
-    """A hook before the forward of a model: scales its first argument (samples, ...), floating-point afterwards.
+    """A hook before the forward of a model: scales its first argument (samples, ...),
+    floating-point afterwards.
 
     Computed in the wider type of argument and numbers, and given to the model in `dtype`.
     """
 
-    def __init__(self, mean: Tensor, deviation: Tensor, dtype: torch.dtype | None, is_fitted: bool = True) -> None:
-        """`mean`, `deviation`: of one shape, to which the last dimensions of the argument must be equal, or 1.
+    def __init__(
+        self, mean: Tensor, deviation: Tensor, dtype: torch.dtype | None, is_fitted: bool = True
+    ) -> None:
+        """`mean`, `deviation`: of one shape, to which the last dimensions of the argument must be
+        equal, or 1.
 
-        `dtype`: None for that of the model's parameters, as they are then. `is_fitted`: to data; else the config says
-        them, and a checkpoint does not.
+        `dtype`: None for that of the model's parameters, as they are then. `is_fitted`: to data;
+        else the config says them, and a checkpoint does not.
         """
         self._is_fitted = is_fitted
         self.mean = mean
@@ -45,7 +51,9 @@ class Scaling:
             first = first.to(self.mean.dtype)
         if self.mean.device != first.device:  # once: a model moves seldom
             self.mean, self.deviation = self.mean.to(first.device), self.deviation.to(first.device)
-        dtype = self._dtype or next((p.dtype for p in module.parameters() if p.is_floating_point()), first.dtype)
+        dtype = self._dtype or next(
+            (p.dtype for p in module.parameters() if p.is_floating_point()), first.dtype
+        )
         return ((first - self.mean).div_(self.deviation).to(dtype), *others)
 
     def __deepcopy__(self, memo: Any) -> "Scaling":
@@ -53,7 +61,9 @@ class Scaling:
         return self
 
     def install(self, module: nn.Module) -> None:
-        """Before all other hooks: what narrows the arguments of a model shall get the scaled ones."""
+        """Before all other hooks: what narrows the arguments of a model shall get the
+        scaled ones.
+        """
         module.register_forward_pre_hook(self, prepend=True)
 
     def _fits(self, argument: Tensor) -> bool:
@@ -62,23 +72,32 @@ class Scaling:
         return len(theirs) == count and all(a in (b, 1) for a, b in zip(own, theirs, strict=True))
 
     def _misfit(self, argument: object) -> str:
-        got = f"of shape {tuple(argument.shape)}" if isinstance(argument, Tensor) else "no tensor, by its place"
+        got = (
+            f"of shape {tuple(argument.shape)}"
+            if isinstance(argument, Tensor)
+            else "no tensor, by its place"
+        )
         return (
-            f"data.normalize and data.image scale what a task gives the model first, here numbers of shape "
-            f"{tuple(self.mean.shape)} for each sample; the first argument is {got}. Take them out of the config, or "
-            f"call model(inputs, ...) in the task"
+            "data.normalize and data.image scale what a task gives the model first, here numbers "
+            f"of shape {tuple(self.mean.shape)} for each sample; the first argument is {got}. Take "
+            "them out of the config, or call model(inputs, ...) in the task"
         )
 
     def state_dict(self) -> dict[str, Tensor]:
         return {"mean": self.mean.cpu(), "deviation": self.deviation.cpu()}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """The numbers that the weights were trained with count, whatever the data would give now."""
+        """The numbers that the weights were trained with count, whatever the data would
+        give now.
+        """
         if not self._is_fitted:
             return
         own = self.state_dict()
         if any(not torch.equal(own[name], state[name]) for name in own):
-            self.kept = "normalize the numbers that the weights were trained with are kept; this data has others"
+            self.kept = (
+                "normalize the numbers that the weights were trained with are kept; this data "
+                "has others"
+            )
         self.mean = state["mean"].to(self.mean.device)
         self.deviation = state["deviation"].to(self.deviation.device)
 
@@ -86,13 +105,17 @@ class Scaling:
 def of_images(mean: Sequence[float], deviation: Sequence[float], dtype: torch.dtype) -> Scaling:
     """Of images (samples, channels, height, width), a number for each channel."""
     wide = torch.float64 if dtype is torch.float64 else torch.float32
-    means, deviations = (torch.tensor(numbers, dtype=wide)[:, None, None] for numbers in (mean, deviation))
+    means, deviations = (
+        torch.tensor(numbers, dtype=wide)[:, None, None] for numbers in (mean, deviation)
+    )
     return Scaling(means, deviations, dtype, is_fitted=False)
 
 
 def scaling_of(module: nn.Module) -> Scaling | None:
     """What stands in front of a model."""
-    return next((hook for hook in module._forward_pre_hooks.values() if isinstance(hook, Scaling)), None)
+    return next(
+        (hook for hook in module._forward_pre_hooks.values() if isinstance(hook, Scaling)), None
+    )
 
 
 def beside(weights: Path) -> Path:
@@ -104,7 +127,10 @@ def write_scaling(module: nn.Module, folder: Path) -> None:
     """Beside weights."""
     scaling = scaling_of(module)
     if scaling is not None:
-        save_file({name: tensor.contiguous() for name, tensor in scaling.state_dict().items()}, folder / FILE)
+        save_file(
+            {name: tensor.contiguous() for name, tensor in scaling.state_dict().items()},
+            folder / FILE,
+        )
 
 
 def read_scaling(module: nn.Module, weights: Path) -> bool:

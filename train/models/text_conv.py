@@ -7,8 +7,9 @@ from torch import Tensor, nn
 class TextConv(nn.Module):
     """Convolutions over the bytes of a text, then the largest value over all places.
 
-    tokens (samples, length), 0 to 255, and 256 where a text has ended -> (samples, outputs). Source: Kim, Convolutional
-    Neural Networks for Sentence Classification, 2014; over characters: Zhang, Zhao and LeCun, 2015.
+    tokens (samples, length), 0 to 255, and 256 where a text has ended -> (samples, outputs).
+    Source: Kim, Convolutional Neural Networks for Sentence Classification, 2014; over characters:
+    Zhang, Zhao and LeCun, 2015.
     """
 
     padding = 256
@@ -21,6 +22,7 @@ class TextConv(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         features = torch.relu(self.convolution(self.embedding(tokens).transpose(1, 2)))
-        features = features * (tokens != self.padding).unsqueeze(1)  # what lies behind the end says nothing
+        # what lies behind the end says nothing
+        features = features * (tokens != self.padding).unsqueeze(1)
         logits: Tensor = self.head(features.amax(2))
         return logits

@@ -11,7 +11,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from train.checkpoint.files import ExtraState, read_tensors, read_value, write_model, write_tensors, write_value
+from train.checkpoint.files import (
+    ExtraState,
+    read_tensors,
+    read_value,
+    write_model,
+    write_tensors,
+    write_value,
+)
 from train.checkpoint.pieces import join
 from train.config import Config, Foreign, load, resolve
 from train.disk import remove
@@ -47,7 +54,9 @@ class Pretrained(Protocol):
     """A module that has a format of its own, such as that of train/models/hf.py."""
 
     def save_pretrained(self, folder: Path, state: Mapping[str, Tensor] | None) -> None:
-        """Write model.safetensors, and whatever belongs beside it. `state`: the module's state_dict; None: its own."""
+        """Write model.safetensors, and whatever belongs beside it. `state`: the module's
+        state_dict; None: its own.
+        """
         ...
 
     def load_pretrained(self, file: Path) -> None:
@@ -56,14 +65,18 @@ class Pretrained(Protocol):
 
 
 def parameter_dtype(config: Config) -> torch.dtype:
-    """Of the parameters, and of what enters the model; under autocast (bf16, fp16) both stay float32."""
+    """Of the parameters, and of what enters the model; under autocast (bf16, fp16) both stay
+    float32.
+    """
     if config.model.dtype == "bf16":
         return torch.bfloat16
     return torch.float64 if config.precision == "fp64" else torch.float32
 
 
 def make_model(config: Config) -> nn.Module:
-    """The model as the config describes it, drawn in float32 whatever the precision, from the run's seed."""
+    """The model as the config describes it, drawn in float32 whatever the precision, from the run's
+    seed.
+    """
     constructor = resolve(config.model.target, "train.models")
     what = f"model.target={config.model.target} cannot be made from model.args"
     with ends_in_a_sentence(ModelError, what), drawn_from(config.seed):
@@ -75,24 +88,29 @@ def make_model(config: Config) -> nn.Module:
 
 def _check_trainable(module: nn.Module, target: str) -> None:
     if not isinstance(module, nn.Module):
-        raise ModelError(f"model.target={target} gives {type(module).__name__}; it must give a torch.nn.Module")
+        raise ModelError(
+            f"model.target={target} gives {type(module).__name__}; it must give a torch.nn.Module"
+        )
     parameters = list(module.parameters())
     if not parameters:
         raise ModelError(
-            f"model.target={target} has no parameters, so there is nothing to train: layers are found where they are "
-            f"attributes of the module, or stand in an nn.ModuleList or nn.ModuleDict, not in a plain list"
+            f"model.target={target} has no parameters, so there is nothing to train: layers are "
+            "found where they are attributes of the module, or stand in an nn.ModuleList or "
+            "nn.ModuleDict, not in a plain list"
         )
     if not any(parameter.requires_grad for parameter in parameters):
         raise ModelError(
-            f"model.target={target}: all its parameters have requires_grad=False, so there is nothing to train. "
-            f"Leave some of them trainable; model.freeze holds others as they are"
+            f"model.target={target}: all its parameters have requires_grad=False, so there is "
+            "nothing to train. Leave some of them trainable; model.freeze holds others as they are"
         )
 
 
 @contextmanager
-def divided_weights(modules: Mapping[str, nn.Module], folder: Path, ranks: Ranks) -> Iterator[Path | None]:
-    """Inside, the parts of weights that are divided among the ranks lie in `folder`, from where save_weights takes
-    them; no rank holds all. None where every rank does.
+def divided_weights(
+    modules: Mapping[str, nn.Module], folder: Path, ranks: Ranks
+) -> Iterator[Path | None]:
+    """Inside, the parts of weights that are divided among the ranks lie in `folder`, from where
+    save_weights takes them; no rank holds all. None where every rank does.
 
     `modules`: by the names of their files. All ranks call it together. Raises NotSaved.
     """
@@ -106,7 +124,9 @@ def divided_weights(modules: Mapping[str, nn.Module], folder: Path, ranks: Ranks
             for name, module in modules.items():
                 write_model(folder, f"{name}.safetensors", module, ranks.rank)
         except (OSError, SafetensorError) as error:
-            raise NotSaved(f"could not write this rank's weights into {folder}: {error}. {AGAIN}") from error
+            raise NotSaved(
+                f"could not write this rank's weights into {folder}: {error}. {AGAIN}"
+            ) from error
 
     ranks.together(write)
     try:
@@ -127,10 +147,11 @@ def save_weights(
     save_beside: Callable[[Path], object] | None = None,
     divided: Path | None = None,
 ) -> Path:
-    """Plain weights under the model's own parameter names, as folder/NAME.safetensors; tied ones once.
+    """Plain weights under the model's own parameter names, as folder/NAME.safetensors; tied ones
+    once.
 
-    Beside them what a module of transformers writes too, and what `save_beside(folder)` writes, such as a tokenizer.
-    `divided`: where the parts of all ranks lie. Raises NotSaved.
+    Beside them what a module of transformers writes too, and what `save_beside(folder)` writes,
+    such as a tokenizer. `divided`: where the parts of all ranks lie. Raises NotSaved.
     """
     try:
         return _save_weights(module, folder, name, save_beside, divided)
@@ -171,15 +192,19 @@ def _save_weights(
     for other in unfinished.iterdir():
         if other != written:
             other.rename(folder / other.name)
-    written.rename(path)  # last, and at once: a kill leaves all of the weights or none, never half of them
+    # last, and at once: a kill leaves all of the weights or none, never half of them
+    written.rename(path)
     unfinished.rmdir()
     return path
 
 
 def load_weights(module: nn.Module, file: Path) -> None:
-    """What save_weights wrote, into a model of the same config. Raises OtherWeights where names or shapes differ."""
+    """What save_weights wrote, into a model of the same config. Raises OtherWeights where names or
+    shapes differ.
+    """
     what = f"{file} does not fit the model. Set: model.args as they were there"
-    with ends_in_a_sentence(OtherWeights, what, of=RuntimeError):  # not of a file that cannot be read
+    # not of a file that cannot be read
+    with ends_in_a_sentence(OtherWeights, what, of=RuntimeError):
         if isinstance(module, Pretrained):
             module.load_pretrained(file)
         else:
@@ -188,7 +213,9 @@ def load_weights(module: nn.Module, file: Path) -> None:
 
 
 def load_extra_state(module: nn.Module, file: Path) -> None:
-    """What lies beside these weights, for the module's set_extra_state; nothing where there is none."""
+    """What lies beside these weights, for the module's set_extra_state; nothing where there is
+    none.
+    """
     files = _extra_files(file)
     if all(each.is_file() for each in files):
         ExtraState(module).load_state_dict(read_value(*files))
@@ -203,18 +230,23 @@ def final_weights(run_folder: Path, name: str = "model") -> Path:
     """Where a run's trained weights are; raises NotFinished where they are not."""
     weights = run_folder / FINAL.with_stem(name)
     if not weights.is_file():
-        raise NotFinished(f"{weights} is not there: {run_folder} is no run folder, or its run has not finished")
+        raise NotFinished(
+            f"{weights} is not there: {run_folder} is no run folder, or its run has not finished"
+        )
     return weights
 
 
 def load_final(run_folder: str | Path, name: str = "model", trust: bool = False) -> nn.Module:
     """The trained model of a run folder, on the CPU, in evaluation mode.
 
-    `trust`: call whatever its config names; else NotTrusted is raised for what is not known to be harmless.
+    `trust`: call whatever its config names; else NotTrusted is raised for what is not known to be
+    harmless.
     """
     folder = Path(run_folder).expanduser()
     foreign = Foreign(folder, frozenset({"model.target"}), trust, "trust=True")
-    return trained_model(load([str(folder / "config.yaml")], foreign).config, final_weights(folder, name)).eval()
+    return trained_model(
+        load([str(folder / "config.yaml")], foreign).config, final_weights(folder, name)
+    ).eval()
 
 
 def trained_model(config: Config, weights: Path) -> nn.Module:
@@ -224,12 +256,14 @@ def trained_model(config: Config, weights: Path) -> nn.Module:
         args["from_pretrained"] = str(weights.parent)  # what it started from may be gone
     if config.model.target == "vision":
         args["pretrained"] = False  # nothing is fetched that is replaced at once
-    module = make_model(dataclasses.replace(config, model=dataclasses.replace(config.model, args=args)))
+    module = make_model(
+        dataclasses.replace(config, model=dataclasses.replace(config.model, args=args))
+    )
     load_weights(module, weights)
     is_scaled = config.data.normalize or bool(config.data.image.mean)
     if not read_scaling(module, weights) and is_scaled:
         raise NotFinished(
-            f"{weights.with_name(SCALING_FILE)} is not there: the model was trained on inputs that are scaled, and "
-            f"these are the numbers. Copy all of {weights.parent}"
+            f"{weights.with_name(SCALING_FILE)} is not there: the model was trained on inputs that "
+            f"are scaled, and these are the numbers. Copy all of {weights.parent}"
         )
     return module

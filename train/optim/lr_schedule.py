@@ -18,11 +18,12 @@ class Rate:
     decay_shape: str = "linear"  # of wsd: linear, or 1-sqrt (Haegele et al., 2024, 2405.18392)
 
     def at(self, k: int, seen: int = 0) -> float:
-        """The rate of optimizer step k = 1 .. total_steps, which starts when `seen` samples have been trained.
+        """The rate of optimizer step k = 1 .. total_steps, which starts when `seen` samples have
+        been trained.
 
-        It rises linearly to the peak, reached at step `warmup_steps`, and falls from the step after it (wsd: in the
-        last `decay_steps`) towards final_fraction * peak, which would be reached one step after the last: no step is
-        taken at a rate of 0.
+        It rises linearly to the peak, reached at step `warmup_steps`, and falls from the step after
+        it (wsd: in the last `decay_steps`) towards final_fraction * peak, which would be reached
+        one step after the last: no step is taken at a rate of 0.
         """
         if k <= self.warmup_steps:
             return self.peak * k / self.warmup_steps
@@ -45,17 +46,21 @@ class Rate:
 class RateInStages(Rate):
     """The rate of steps that are not all as large: a function of the samples seen.
 
-    It is that of a run in steps of one size where that size never changes. The fields of Rate hold for the first stage,
-    and count steps.
+    It is that of a run in steps of one size where that size never changes. The fields of Rate hold
+    for the first stage, and count steps.
     """
 
     over_samples: Rate  # the same horizons in samples; its peak is 1
-    stages: tuple[tuple[int, int, float], ...]  # (samples seen, effective batch, peak from there on)
+    # (samples seen, effective batch, peak from there on)
+    stages: tuple[tuple[int, int, float], ...]
 
     def at(self, k: int, seen: int = 0) -> float:
-        _, effective, peak = self.stages[bisect_right(self.stages, seen, key=lambda stage: stage[0]) - 1]
+        _, effective, peak = self.stages[
+            bisect_right(self.stages, seen, key=lambda stage: stage[0]) - 1
+        ]
         shape = self.over_samples
         if seen + effective <= shape.warmup_steps:
             return peak * shape.at(seen + effective)
-        # A step's place is where it starts: seen samples lie before it, as k - 1 steps do before step k.
+        # A step's place is where it starts: seen samples lie before it, as k - 1 steps do before
+        # step k.
         return peak * shape.at(max(seen, shape.warmup_steps) + 1)

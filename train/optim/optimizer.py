@@ -21,7 +21,14 @@ SCALED = ("betas", "eps", "weight_decay")
 
 
 COUPLED = (
-    *(torch.optim.SGD, torch.optim.ASGD, torch.optim.Adam, torch.optim.Adamax, torch.optim.NAdam, torch.optim.RAdam),
+    *(
+        torch.optim.SGD,
+        torch.optim.ASGD,
+        torch.optim.Adam,
+        torch.optim.Adamax,
+        torch.optim.NAdam,
+        torch.optim.RAdam,
+    ),
     *(torch.optim.Adagrad, torch.optim.Adadelta, torch.optim.RMSprop),
 )
 """torch's optimizers that add weight_decay to the gradient, unless they are told otherwise."""
@@ -79,7 +86,8 @@ def _defaults(config: OptimizerConfig) -> dict[str, Any]:
 def make_optimizer(
     config: OptimizerConfig, numbers: Scaled, parameters: Mapping[str, torch.nn.Parameter]
 ) -> torch.optim.Optimizer:
-    """The optimizer of the named parameters; `lr_multiplier` in each of its groups scales the rate of a step.
+    """The optimizer of the named parameters; `lr_multiplier` in each of its groups scales the rate
+    of a step.
 
     Raises PatternError where a pattern of no_decay or groups matches none of them.
     """
@@ -87,7 +95,9 @@ def make_optimizer(
     args: dict[str, Any] = dict(numbers.args)
     groups = _groups(config, numbers, parameters)
     has_fused = "fused" in inspect.signature(target).parameters
-    with ends_in_a_sentence(OptimizerError, f"optimizer.target={config.target} does not take optimizer.args"):
+    with ends_in_a_sentence(
+        OptimizerError, f"optimizer.target={config.target} does not take optimizer.args"
+    ):
         is_open = has_fused and not args.keys() & {"fused", "foreach", "differentiable"}
         if is_open and _has_fused_kernels(target, args, parameters):
             args["fused"] = True  # not False in the other case: torch would leave out foreach, too
@@ -104,10 +114,14 @@ def _has_fused_kernels(
 ) -> bool:
     """Whether one kernel can update all parameters, with no extra copy of them.
 
-    torch is asked by a step on one number of each kind: it has none for complex numbers, and 2.8 has no Adagrad on
-    CUDA, which shows at the first step only. SGD's does not know tensors that are divided among the ranks (2.13).
+    torch is asked by a step on one number of each kind: it has none for complex numbers, and 2.8
+    has no Adagrad on CUDA, which shows at the first step only. SGD's does not know tensors that are
+    divided among the ranks (2.13).
     """
-    kinds = {(parameter.device, parameter.dtype, is_part(parameter)): parameter for parameter in parameters.values()}
+    kinds = {
+        (parameter.device, parameter.dtype, is_part(parameter)): parameter
+        for parameter in parameters.values()
+    }
     tried = []
     for parameter in kinds.values():
         number = like_one_row(parameter).requires_grad_()
@@ -121,10 +135,12 @@ def _has_fused_kernels(
 
 
 def _begin_momentum(optimizer: torch.optim.SGD) -> None:
-    """Give fused SGD its momentum before the first step: zeros, from which that step makes the gradient.
+    """Give fused SGD its momentum before the first step: zeros, from which that step makes the
+    gradient.
 
-    Left to SGD, a first step that is skipped on the device would leave memory that nobody initialised (torch 2.13).
-    With dampening the first step is another one: there SGD keeps its own, and the host asks (can_skip_on_device).
+    Left to SGD, a first step that is skipped on the device would leave memory that nobody
+    initialised (torch 2.13). With dampening the first step is another one: there SGD keeps its own,
+    and the host asks (can_skip_on_device).
     """
     for group in optimizer.param_groups:
         if group["fused"] and group["momentum"] and not group["dampening"]:
@@ -150,14 +166,18 @@ def _groups(
         own = dict(numbers.groups[number]) if number >= 0 else {}
         factor = config.groups[number].lr_multiplier if number >= 0 else 1.0
         decay = {"weight_decay": 0.0} if without_decay else {}
-        groups.append({"params": chosen, "lr": numbers.lr * factor, "lr_multiplier": factor, **own, **decay})
+        groups.append(
+            {"params": chosen, "lr": numbers.lr * factor, "lr_multiplier": factor, **own, **decay}
+        )
     return groups
 
 
 def numbers_of_groups(
     config: OptimizerConfig, numbers: Scaled, parameters: Mapping[str, torch.nn.Parameter]
 ) -> list[dict[str, Any]]:
-    """What a rule may change, of each group of the optimizer that make_optimizer gives, in the same order."""
+    """What a rule may change, of each group of the optimizer that make_optimizer gives, in the same
+    order.
+    """
     found = []
     for group in _groups(config, numbers, parameters):
         every = {**_defaults(config), **numbers.args, **group}
@@ -166,20 +186,25 @@ def numbers_of_groups(
 
 
 def can_skip_on_device(optimizer: torch.optim.Optimizer) -> bool:
-    """Whether step() leaves everything as it was where `optimizer.found_inf` is 1, with no word from the host.
+    """Whether step() leaves everything as it was where `optimizer.found_inf` is 1, with no word
+    from the host.
 
-    The fused kernels do, through the two attributes by which torch.amp.GradScaler speaks to them. SGD's does where its
-    momentum is there from the start: see _begin_momentum.
+    The fused kernels do, through the two attributes by which torch.amp.GradScaler speaks to them.
+    SGD's does where its momentum is there from the start: see _begin_momentum.
     """
     if not getattr(optimizer, "_step_supports_amp_scaling", False):
         return False
     is_sgd = isinstance(optimizer, torch.optim.SGD)
-    return not is_sgd or not any(group["momentum"] and group["dampening"] for group in optimizer.param_groups)
+    return not is_sgd or not any(
+        group["momentum"] and group["dampening"] for group in optimizer.param_groups
+    )
 
 
 @dataclass(frozen=True)
 class OptimizerState:
-    """What an optimizer remembers, for a checkpoint; rates and other numbers of its groups come from the config."""
+    """What an optimizer remembers, for a checkpoint; rates and other numbers of its groups come
+    from the config.
+    """
 
     optimizer: torch.optim.Optimizer
 

@@ -1,4 +1,6 @@
-"""Where a scaling rule holds: what it is for, and how far it is from what the noise scale says. Pure: no torch."""
+"""Where a scaling rule holds: what it is for, and how far it is from what the noise scale says.
+Pure: no torch.
+"""
 
 import math
 from collections.abc import Iterator
@@ -17,11 +19,17 @@ def hints(rule: str, change: Change | None) -> Iterator[str]:
         return
     kappa = f"kappa = {change.kappa:.4g}"
     if rule == "linear" and change.is_adaptive:
-        yield "linear is a rule for SGD; an optimizer like Adam moves with the root. Set: optimizer.lr_scaling=sqrt"
+        yield (
+            "linear is a rule for SGD; an optimizer like Adam moves with the root. Set: "
+            "optimizer.lr_scaling=sqrt"
+        )
     if rule in ("sqrt", "sde", "halflife") and not change.is_adaptive:
         yield f"{rule} is a rule for optimizers like Adam. Set: optimizer.lr_scaling=linear"
     if rule in ("sqrt", "sde") and change.is_adaptive and change.kappa < 1 / 8:
-        yield f"{rule} falls too fast towards small batches ({kappa}). Set: optimizer.lr_scaling=halflife"
+        yield (
+            f"{rule} falls too fast towards small batches ({kappa}). Set: "
+            "optimizer.lr_scaling=halflife"
+        )
     if rule == "halflife" and change.kappa > 1:
         yield f"halflife is a rule for smaller batches ({kappa}). Set: optimizer.lr_scaling=sqrt"
     if change.noise_scale is not None:
@@ -29,7 +37,9 @@ def hints(rule: str, change: Change | None) -> Iterator[str]:
 
 
 def against_noise(rule: str, change: Change | None, which: str) -> Iterator[str]:
-    """Where the noise scale of `change`, `which` one, says another rate than a rule that knows none."""
+    """Where the noise scale of `change`, `which` one, says another rate than a rule that knows
+    none.
+    """
     if change is None or change.noise_scale is None or rule not in NOISY or change.kappa == 1.0:
         return
     ratio = RULES[rule](change).lr / RULES["noise"](change).lr
@@ -38,9 +48,9 @@ def against_noise(rule: str, change: Change | None, which: str) -> Iterator[str]
     scale = float(f"{change.noise_scale:.3g}")
     share = max(change.batch, change.reference) / change.noise_scale
     yield (
-        f"{rule} holds while batches are small against the noise scale. At {which} {scale:,.0f} samples the larger "
-        f"batch is {share:.2g} times that, and the rate {ratio:.3g} times what the noise scale says. "
-        f"Set: optimizer.lr_scaling=noise optimizer.noise_scale={scale:g}"
+        f"{rule} holds while batches are small against the noise scale. At {which} {scale:,.0f} "
+        f"samples the larger batch is {share:.2g} times that, and the rate {ratio:.3g} times what "
+        f"the noise scale says. Set: optimizer.lr_scaling=noise optimizer.noise_scale={scale:g}"
     )
 
 

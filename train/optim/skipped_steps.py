@@ -12,19 +12,22 @@ from train.errors import RunFailed
 
 
 class NonFiniteGradient(RunFailed):
-    """The gradient of a step, or of too many in a row, is not finite, and the run was told to stop there."""
+    """The gradient of a step, or of too many in a row, is not finite, and the run was told to stop
+    there.
+    """
 
 
 def stop_at(norm: Tensor) -> NonFiniteGradient:
     """What is raised under on_nonfinite=stop."""
     return NonFiniteGradient(
-        f"the norm of the gradient is {norm.item()}, and on_nonfinite=stop: no update was made. Try a smaller "
-        f"optimizer.lr, a warm-up, optimizer.max_grad_norm=1.0, or on_nonfinite=skip"
+        f"the norm of the gradient is {norm.item()}, and on_nonfinite=stop: no update was made. "
+        "Try a smaller optimizer.lr, a warm-up, optimizer.max_grad_norm=1.0, or on_nonfinite=skip"
     )
 
 
 def is_not_finite(norm: Tensor) -> Tensor:
-    """1 where a norm is infinite or NaN, else 0: 0-dim float32 on its device, as a fused optimizer's found_inf.
+    """1 where a norm is infinite or NaN, else 0: 0-dim float32 on its device, as a fused
+    optimizer's found_inf.
 
     Two operators, where isfinite alone is four: 0 times a number is 0, and times anything else NaN.
     """
@@ -45,13 +48,16 @@ class Watcher(Protocol):
 
 @dataclass
 class SkippedSteps:
-    """Steps that were not applied because their gradient was not finite; the device is asked when somebody looks."""
+    """Steps that were not applied because their gradient was not finite; the device is asked when
+    somebody looks.
+    """
 
     total: int = 0
     in_a_row: int = 0  # up to the last step
     longest: int = 0  # in a row, ever
     watchers: list[Watcher] = field(default_factory=list)
-    _skipped: list[Tensor] = field(default_factory=list)  # of the steps since somebody looked: 0-dim, on the device
+    # of the steps since somebody looked: 0-dim, on the device
+    _skipped: list[Tensor] = field(default_factory=list)
 
     def add(self, skipped: Tensor) -> None:
         """Of one step: 1 where it was not applied, else 0."""
@@ -64,10 +70,16 @@ class SkippedSteps:
         return {"total": self.total, "in_a_row": self.in_a_row, "longest": self.longest}
 
     def load_state_dict(self, state: Mapping[str, int]) -> None:
-        self.total, self.in_a_row, self.longest = state["total"], state["in_a_row"], state["longest"]
+        self.total, self.in_a_row, self.longest = (
+            state["total"],
+            state["in_a_row"],
+            state["longest"],
+        )
 
     def look(self, more: Sequence[Tensor] = ()) -> list[list[float]]:
-        """Bring all counts up to date, and give the numbers of `more`: one copy, for which the host waits once."""
+        """Bring all counts up to date, and give the numbers of `more`: one copy, for which the host
+        waits once.
+        """
         skipped = torch.stack(self._skipped) if self._skipped else None
         of_watchers = [watcher.pending() for watcher in self.watchers]
         flags, *numbers = read_together([skipped, *of_watchers, *more])
@@ -87,7 +99,8 @@ class SkippedSteps:
             raise NonFiniteGradient(
                 f"by step {k} the gradient was not finite in {self.longest} steps in a row "
                 f"(max_nonfinite_steps={limit}). Try a smaller optimizer.lr, a warm-up, "
-                f"optimizer.max_grad_norm=1.0; precision=fp32 tells whether low precision is to blame"
+                "optimizer.max_grad_norm=1.0; precision=fp32 tells whether low precision is to "
+                "blame"
             )
 
 

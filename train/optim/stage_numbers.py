@@ -19,7 +19,9 @@ def part(
     optimizer: torch.optim.Optimizer,
     module: torch.nn.Module,
 ) -> Part:
-    """Gives betas, eps and weight decay of the stage to the optimizer before each step. The rate is the plan's."""
+    """Gives betas, eps and weight decay of the stage to the optimizer before each step. The rate is
+    the plan's.
+    """
     if not batch.stages:
         return Part(name="stage_numbers")
     parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}

@@ -1,7 +1,8 @@
-"""python -m train.plan [standard|accumulate] CONFIG [key=value ...] --memory 24GiB [--ranks 1,2,4] [--json]
+"""python -m train.plan [standard|accumulate] CONFIG [key=value ...] --memory 24GiB [--ranks 1,2,4]
+[--json]
 
-What fits, without a GPU and without memory: the user's model is traced in a process of its own. ./launch.sh --plan
---memory ... starts it.
+What fits, without a GPU and without memory: the user's model is traced in a process of its own.
+./launch.sh --plan --memory ... starts it.
 """
 
 import json
@@ -56,8 +57,9 @@ def make_page(loaded: Loaded, asked: Asked) -> tuple[Page, RunPlan]:
     world_sizes = asked.ranks or [asked_world_size()]
     if plan.batch.weights and world_sizes != [plan.batch.world_size]:
         raise NotAsked(
-            f"got --ranks {','.join(map(str, world_sizes))}, but batch.shares or batch.micro is a list, one number a "
-            f"rank: it says nothing about other numbers of ranks. Type: --ranks {plan.batch.world_size}"
+            f"got --ranks {','.join(map(str, world_sizes))}, but batch.shares or batch.micro is a "
+            "list, one number a rank: it says nothing about other numbers of ranks. Type: --ranks "
+            f"{plan.batch.world_size}"
         )
     words = [str(loaded.path), *loaded.overrides]
     foresight = foresee_apart(words, "cuda", VARIANTS, sizes_to_trace(plan.batch, world_sizes))
@@ -105,8 +107,15 @@ def _pieces(word: str) -> list[str]:
 
 def _bytes(text: str) -> int:
     found = re.fullmatch(r"([0-9.]+) ?([a-z]+)", text.lower())
-    if found is None or found[2] not in UNITS or not re.fullmatch(r"\d+(\.\d+)?", found[1]) or not float(found[1]):
-        raise NotAsked(f"got --memory {text}; it takes a size with its unit. Type: --memory 24GiB, or 80GB")
+    if (
+        found is None
+        or found[2] not in UNITS
+        or not re.fullmatch(r"\d+(\.\d+)?", found[1])
+        or not float(found[1])
+    ):
+        raise NotAsked(
+            f"got --memory {text}; it takes a size with its unit. Type: --memory 24GiB, or 80GB"
+        )
     return round(float(found[1]) * UNITS[found[2]])
 
 

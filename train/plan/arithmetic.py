@@ -13,7 +13,9 @@ def arithmetic(plan: BatchPlan) -> str:
     if longer == 0:
         shares = f"{world_size} x {longest}" if world_size > 1 else f"{longest}"
     elif world_size <= 8:
-        shares = "+".join(str(share(plan.effective, rank, world_size)) for rank in range(world_size))
+        shares = "+".join(
+            str(share(plan.effective, rank, world_size)) for rank in range(world_size)
+        )
     else:
         shares = f"{longer} x {longest} + {world_size - longer} x {longest - 1}"
     steps = plan.accumulation_steps
@@ -32,5 +34,11 @@ def _unequal(plan: BatchPlan) -> str:
     largest = [-(-own // plan.accumulation_steps) for own in shares]
     each = "one micro-batch each"
     if plan.accumulation_steps > 1:
-        each = f"{plan.accumulation_steps} micro-batches each, of at most {'+'.join(map(str, largest))}"
-    return f"{plan.effective} samples = {'+'.join(map(str, shares))} on {ranks(plan.world_size)}, in {each}"
+        each = (
+            f"{plan.accumulation_steps} micro-batches each, of at most "
+            f"{'+'.join(map(str, largest))}"
+        )
+    return (
+        f"{plan.effective} samples = {'+'.join(map(str, shares))} on {ranks(plan.world_size)}, in "
+        f"{each}"
+    )

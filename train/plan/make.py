@@ -1,4 +1,6 @@
-"""All of a run that follows from config and data before the first step: its task, its data sets, its plan."""
+"""All of a run that follows from config and data before the first step: its task, its data sets,
+its plan.
+"""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -36,7 +38,8 @@ class Prepared:
 def prepare(loaded: Loaded, loop: str, ranks: Ranks) -> Prepared:
     """Task, data and plan of a run.
 
-    Raises PlanError, DataError, WeightsError and the like on every rank, and LaunchError where ranks differ.
+    Raises PlanError, DataError, WeightsError and the like on every rank, and LaunchError where
+    ranks differ.
     """
     config = loaded.config
     task, splits = ranks.first_of_node(lambda: load_data(config))
@@ -49,20 +52,28 @@ def prepare(loaded: Loaded, loop: str, ranks: Ranks) -> Prepared:
 
 
 def as_shrunk(prepared: Prepared, config: Config, ranks: Ranks) -> Prepared:
-    """With the micro-batches that an earlier start of this run has shrunk to, where one ran out of memory."""
+    """With the micro-batches that an earlier start of this run has shrunk to, where one ran out of
+    memory.
+    """
     folder = Path(config.output_dir) / prepared.plan.name
-    found = ranks.from_main(lambda: remembered(folder) if can_shrink(prepared.plan, config) else None)
+    found = ranks.from_main(
+        lambda: remembered(folder) if can_shrink(prepared.plan, config) else None
+    )
     return replace(prepared, plan=shrunk(prepared.plan, found))
 
 
 def load_data(config: Config) -> tuple[Task, Splits]:
-    """The task, and the data sets with its columns: what takes long once, and is then found in a cache."""
+    """The task, and the data sets with its columns: what takes long once, and is then found in a
+    cache.
+    """
     task = make_task(config)
     return task, load_splits(config, task.columns)
 
 
 def show_plan(loaded: Loaded, loop: str) -> None:
-    """The plan on the screen, for the ranks that launch.sh or the launcher would start; touches no device."""
+    """The plan on the screen, for the ranks that launch.sh or the launcher would start; touches no
+    device.
+    """
     task = make_task(loaded.config)
     sets = normalized(open_sets(loaded.config, task.columns), loaded.config)
     plan = make_plan(loaded, loop, sets, {})
@@ -70,7 +81,9 @@ def show_plan(loaded: Loaded, loop: str) -> None:
 
 
 def _reading(task: Task, sets: Sets, plan: RunPlan, config: Config) -> tuple[str, ...]:
-    """What the samples of a step take in memory. What is wrong with a task is said before the first step."""
+    """What the samples of a step take in memory. What is wrong with a task is said before the first
+    step.
+    """
     trial = sets.trial(config.seed, 1)
     try:
         terms = len(by_term(task.loss_weight(trial)))
@@ -122,7 +135,10 @@ def check_same_everywhere(plan: RunPlan, ranks: Ranks) -> None:
     Raises LaunchError on every rank.
     """
     own: dict[str, object] = {"training samples": plan.batch.dataset_size}
-    own |= {f"samples of {name or 'the evaluation set'}": size for name, size in plan.eval_samples.items()}
+    own |= {
+        f"samples of {name or 'the evaluation set'}": size
+        for name, size in plan.eval_samples.items()
+    }
     own |= {f"data of {split}": digest for split, digest in plan.data.items()}
     own |= {"curve_hash": plan.curve_hash}
     of_ranks = ranks.gather(own)
@@ -130,7 +146,8 @@ def check_same_everywhere(plan: RunPlan, ranks: Ranks) -> None:
         for name, value in of_ranks[0].items():
             if other.get(name) != value:
                 raise LaunchError(
-                    f"the ranks do not agree on {name}: {value} on rank 0, {other.get(name)} on rank {rank}. Do all "
-                    f"machines see the same files, and run the same code? Does the code that makes the data draw from "
-                    f"a generator without a seed, such as numpy.random.default_rng()? Set: its seed"
+                    f"the ranks do not agree on {name}: {value} on rank 0, {other.get(name)} on "
+                    f"rank {rank}. Do all machines see the same files, and run the same code? Does "
+                    "the code that makes the data draw from a generator without a seed, such as "
+                    "numpy.random.default_rng()? Set: its seed"
                 )

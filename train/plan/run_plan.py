@@ -41,13 +41,18 @@ class RunPlan:
     scaling_hints: tuple[str, ...] = ()  # what speaks against that
     ema_decays: tuple[tuple[int, float], ...] = ()  # (samples seen, decay from there on)
     data: Mapping[str, str] = field(default_factory=dict)  # what the data of each split is
-    classes: Mapping[str, Sequence[str]] = field(default_factory=dict)  # names, in the order of their numbers
+    # names, in the order of their numbers
+    classes: Mapping[str, Sequence[str]] = field(default_factory=dict)
     notes: tuple[str, ...] = ()  # on the data, for the screen
-    micro_tokens: int | None = None  # batch.micro_tokens: the plan's micro-batches are then those of the longest texts
-    shrunk: Shrunk | None = None  # an earlier start ran out of memory: the plan's micro-batches are smaller
+    # batch.micro_tokens: the plan's micro-batches are then those of the longest texts
+    micro_tokens: int | None = None
+    # an earlier start ran out of memory: the plan's micro-batches are smaller
+    shrunk: Shrunk | None = None
     micro_search: Mapping[str, Any] | None = None  # batch.micro=auto: what was found, and how
-    predicted_peak: int | None = None  # bytes on the device, where it was traced (--plan --memory, batch.micro=auto)
-    micro_steps: tuple[int, int] | None = None  # with it: fewest and most micro-batches of a rank in a full step
+    # bytes on the device, where it was traced (--plan --memory, batch.micro=auto)
+    predicted_peak: int | None = None
+    # with it: fewest and most micro-batches of a rank in a full step
+    micro_steps: tuple[int, int] | None = None
 
     @property
     def total_steps(self) -> int:
@@ -56,7 +61,9 @@ class RunPlan:
     @property
     def total_samples(self) -> int:
         """Over all ranks; of a stream: at most."""
-        return counting(self.batch, self.identity.get("data.overfit")).samples_after(self.total_steps)
+        return counting(self.batch, self.identity.get("data.overfit")).samples_after(
+            self.total_steps
+        )
 
     def as_dict(self) -> dict[str, Any]:
         """plan.json: the fields, and what follows from them."""
@@ -86,9 +93,16 @@ class RunPlan:
         rate = self.rate
         floor = rate.final_fraction * self._peaks()[-1]
         fall = "constant" if rate.name == "constant" else f"{rate.name} to {floor:.4g}"
-        fall += f" in the last {rate.decay_steps} steps ({rate.decay_shape})" if rate.name == "wsd" else ""
+        fall += (
+            f" in the last {rate.decay_steps} steps ({rate.decay_shape})"
+            if rate.name == "wsd"
+            else ""
+        )
         warm = f" after {rate.warmup_steps} steps of warm-up" if rate.warmup_steps else ""
-        sets = [f"{size:,} in {name}" if name else f"{size:,} held out" for name, size in self.eval_samples.items()]
+        sets = [
+            f"{size:,} in {name}" if name else f"{size:,} held out"
+            for name, size in self.eval_samples.items()
+        ]
         parameters = ", parameters in bf16" if self.identity.get("model.dtype") else ""
         return [
             f"run       {self.name}: {self.loop} loop, {self.precision}{parameters}",
@@ -111,8 +125,9 @@ class RunPlan:
         if rate.warmup_steps <= steps:
             return []
         return [
-            f"warning   {rate.warmup_steps:,} steps of warm-up in a run of {steps:,}: the rate never reaches its peak, "
-            f"the last step is taken at {rate.at(steps, self.batch.samples_after(steps - 1)):.4g} (schedule.warmup_*)"
+            f"warning   {rate.warmup_steps:,} steps of warm-up in a run of {steps:,}: the rate "
+            "never reaches its peak, the last step is taken at "
+            f"{rate.at(steps, self.batch.samples_after(steps - 1)):.4g} (schedule.warmup_*)"
         ]
 
     def _batch(self) -> str:
@@ -122,8 +137,8 @@ class RunPlan:
         least, most = self.micro_steps
         count = f"{least} to {most}" if least < most else f"{most}"
         return (
-            f"{batch.effective} samples on {ranks(batch.world_size)}, by length: {count} micro-batches each, of at "
-            f"most {self.micro_tokens:,} tokens with their padding"
+            f"{batch.effective} samples on {ranks(batch.world_size)}, by length: {count} "
+            f"micro-batches each, of at most {self.micro_tokens:,} tokens with their padding"
         )
 
     def _stages(self) -> list[str]:
@@ -131,9 +146,19 @@ class RunPlan:
         if not isinstance(self.batch, Staircase):
             return []
         lines = []
-        for (start, effective), first_step in zip(self.batch.stages[1:], self.batch.first_steps()[1:], strict=True):
-            how = f"{effective} samples, by length" if self.micro_steps else arithmetic(self.batch.at(start))
-            reached = f"step {first_step:,}" if first_step <= self.total_steps else "after the end of this run"
+        for (start, effective), first_step in zip(
+            self.batch.stages[1:], self.batch.first_steps()[1:], strict=True
+        ):
+            how = (
+                f"{effective} samples, by length"
+                if self.micro_steps
+                else arithmetic(self.batch.at(start))
+            )
+            reached = (
+                f"step {first_step:,}"
+                if first_step <= self.total_steps
+                else "after the end of this run"
+            )
             lines.append(f"          from {start:,} samples on ({reached}): {how}")
         return lines
 
@@ -157,14 +182,16 @@ class RunPlan:
             return []
         found = self.micro_search
         return [
-            f"micro     auto: {found['chosen']} ({found['source']}); the largest that fits: {found['largest_fitting']}"
+            f"micro     auto: {found['chosen']} ({found['source']}); the largest that fits: "
+            f"{found['largest_fitting']}"
         ]
 
     @property
     def prediction(self) -> tuple[int, int, int] | None:
         """Bytes at the peak of a full step, its samples over all ranks, and a rank's micro-batches.
 
-        None with unequal shares, too: it is that of the largest one, and each rank would hold its own against it.
+        None with unequal shares, too: it is that of the largest one, and each rank would hold its
+        own against it.
         """
         if self.predicted_peak is None or self.batch.weights:
             return None
@@ -177,7 +204,9 @@ class RunPlan:
         if not self.batch.weights:
             return self.batch.micro
         # For which every rank has room.
-        return max(1, -(-min(self.batch.shares(self.batch.effective)) // self.batch.accumulation_steps))
+        return max(
+            1, -(-min(self.batch.shares(self.batch.effective)) // self.batch.accumulation_steps)
+        )
 
     def _accumulation_steps(self) -> int | None:
         """None where it varies from step to step."""
@@ -195,9 +224,15 @@ class RunPlan:
         total = self.total_samples * size
         if batch.stages:
             sizes = ", ".join(f"{effective * size:,}" for _, effective in batch.stages)
-            return [f"tokens    {sizes} per step in the stages of the batch; at most {total:,} in all"]
-        # At most: a set's last block may be filled up, and the epochs of a stream may end in smaller steps.
-        return [f"tokens    {batch.effective * size:,} per step = {batch.effective} x {size}; at most {total:,} in all"]
+            return [
+                f"tokens    {sizes} per step in the stages of the batch; at most {total:,} in all"
+            ]
+        # At most: a set's last block may be filled up, and the epochs of a stream may end in
+        # smaller steps.
+        return [
+            f"tokens    {batch.effective * size:,} per step = {batch.effective} x {size}; at most "
+            f"{total:,} in all"
+        ]
 
     def _epoch(self) -> str:
         batch = self.batch
@@ -217,8 +252,8 @@ class RunPlan:
         if batch.dataset_size is None or batch.dataset_size >= largest:
             return []
         return [
-            f"warning   fewer samples than batch.effective={largest}: each step takes {batch.dataset_size}; "
-            f"optimizer.lr_scaling follows the stated {largest}"
+            f"warning   fewer samples than batch.effective={largest}: each step takes "
+            f"{batch.dataset_size}; optimizer.lr_scaling follows the stated {largest}"
         ]
 
     def _samples(self) -> str:

@@ -21,7 +21,9 @@ class Table:
     rows: tuple[Row, ...]
 
     def lines(self) -> list[str]:
-        """`betas  (0.9, 0.999) -> (0.6561, 0.996)  ** kappa`, below a line that says what kappa is."""
+        """`betas  (0.9, 0.999) -> (0.6561, 0.996)  ** kappa`, below a line that says
+        what kappa is.
+        """
         kappa = f"kappa = {self.batch}/{self.reference} = {self.batch / self.reference:.4g}"
         names = max(len(row.name) for row in self.rows)
         changes = [f"{short(row.reference)} -> {short(row.resolved)}" for row in self.rows]
@@ -34,20 +36,26 @@ class Table:
 
     def flat(self) -> dict[str, Any]:
         """For tables of runs."""
-        numbers = {row.name: {"reference": row.reference, "resolved": row.resolved} for row in self.rows}
+        numbers = {
+            row.name: {"reference": row.reference, "resolved": row.resolved} for row in self.rows
+        }
         return {"rule": self.rule, "kappa": self.batch / self.reference, **numbers}
 
 
 def scaling_tables(config: Config, batch: BatchPlan) -> tuple[Table, ...]:
     """One for each effective batch at which a rule changes something."""
     tables = {}
-    for size, numbers in zip(_sizes(config, batch), numbers_of_stages(config.optimizer, batch), strict=True):
+    for size, numbers in zip(
+        _sizes(config, batch), numbers_of_stages(config.optimizer, batch), strict=True
+    ):
         rows = numbers.rows
         if rows and config.ema.decay is not None:
             rows += (ema_row(config.ema.decay, numbers.ema_power),)
         if rows:
             assert config.optimizer.lr_reference_batch is not None
-            tables[size] = Table(config.optimizer.lr_scaling, size, config.optimizer.lr_reference_batch, rows)
+            tables[size] = Table(
+                config.optimizer.lr_scaling, size, config.optimizer.lr_reference_batch, rows
+            )
     return tuple(tables.values())
 
 
@@ -65,7 +73,9 @@ def ema_decays(config: Config, batch: BatchPlan) -> tuple[tuple[int, float], ...
         return ()
     starts = [start for start, _ in batch.stages] or [0]
     numbers = numbers_of_stages(config.optimizer, batch)
-    return tuple((start, decay**each.ema_power) for start, each in zip(starts, numbers, strict=True))
+    return tuple(
+        (start, decay**each.ema_power) for start, each in zip(starts, numbers, strict=True)
+    )
 
 
 def changes(config: Config, batch: BatchPlan) -> list[Change | None]:
@@ -81,4 +91,8 @@ def _sizes(config: Config, batch: BatchPlan) -> Sequence[int]:
 
 
 def short(value: Any) -> str:
-    return "(" + ", ".join(f"{v:.4g}" for v in value) + ")" if isinstance(value, tuple | list) else f"{value:.4g}"
+    return (
+        "(" + ", ".join(f"{v:.4g}" for v in value) + ")"
+        if isinstance(value, tuple | list)
+        else f"{value:.4g}"
+    )

@@ -1,6 +1,7 @@
 """The size of micro-batches that a run has shrunk to, for its next start: micro.json in its folder.
 
-It holds for the plan that ran out of memory: stated otherwise, or on another number of ranks, it is left alone.
+It holds for the plan that ran out of memory: stated otherwise, or on another number of ranks, it is
+left alone.
 """
 
 import json
@@ -16,12 +17,16 @@ FILE = "micro.json"
 
 
 def can_shrink(plan: RunPlan, config: Config) -> bool:
-    """The standard loop has one micro-batch; with micro_tokens, a limit on tokens says how many samples one has."""
+    """The standard loop has one micro-batch; with micro_tokens, a limit on tokens says how many
+    samples one has.
+    """
     return config.batch.on_oom == "shrink" and plan.loop == "accumulate" and not plan.micro_steps
 
 
 def remember(folder: Path, smaller: Shrunk) -> None:
-    """Any rank may write it. What cannot be written costs another out-of-memory, and nothing else."""
+    """Any rank may write it. What cannot be written costs another out-of-memory, and
+    nothing else.
+    """
     with suppress(OSError):
         write_whole(folder / FILE, json.dumps(asdict(smaller)).encode())
 
@@ -32,8 +37,8 @@ def shrunk(plan: RunPlan, found: Shrunk | None) -> RunPlan:
     if found is None or (found.planned, found.world_size) != (batch.micro, batch.world_size):
         return plan
     note = (
-        f"memory    micro-batches of at most {found.micro:,}, not {found.planned:,}: step {found.step:,} ran out of "
-        f"memory ({FILE}; delete it to try the larger ones again)"
+        f"memory    micro-batches of at most {found.micro:,}, not {found.planned:,}: step "
+        f"{found.step:,} ran out of memory ({FILE}; delete it to try the larger ones again)"
     )
     return replace(plan, batch=batch.recut(found.micro), shrunk=found, notes=(*plan.notes, note))
 
@@ -45,4 +50,8 @@ def remembered(folder: Path) -> Shrunk | None:
     except (OSError, Unreadable, TypeError):
         return None
     numbers = [found.planned, found.world_size, found.micro, found.step]
-    return found if all(type(n) is int and n > 0 for n in numbers) and found.micro <= found.planned else None
+    return (
+        found
+        if all(type(n) is int and n > 0 for n in numbers) and found.micro <= found.planned
+        else None
+    )

@@ -1,4 +1,6 @@
-"""--smoke: two steps, an evaluation, a save, a reload and a row, in a folder that is thrown away."""
+"""--smoke: two steps, an evaluation, a save, a reload and a row, in a folder that is
+thrown away.
+"""
 
 import dataclasses
 import tempfile
@@ -22,7 +24,10 @@ def smoke(loaded: Loaded, is_main: bool) -> Iterator[Loaded]:
         run_folder = Path(folder) / NAME
         if is_main and (run_folder / FINAL).exists():
             parameters = sum(p.numel() for p in load_final(run_folder).parameters())
-            print(f"smoke: trained, evaluated, saved and loaded again ({parameters:,} parameters); nothing is kept")
+            print(
+                f"smoke: trained, evaluated, saved and loaded again ({parameters:,} parameters); "
+                "nothing is kept"
+            )
 
 
 def _small(config: Config, folder: str) -> Config:
@@ -35,6 +40,8 @@ def _small(config: Config, folder: str) -> Config:
         checkpoint=Checkpoint(resume="never"),
         profile=Profile(),
         wandb=dataclasses.replace(
-            config.wandb, mode="disabled" if config.wandb.mode == "disabled" else "offline", log_model=False
+            config.wandb,
+            mode="disabled" if config.wandb.mode == "disabled" else "offline",
+            log_model=False,
         ),
     )

@@ -14,16 +14,20 @@ FOREVER = sys.maxsize
 
 @dataclass(frozen=True)
 class Staircase(BatchPlan):
-    """A plan in stages. A stage begins with the first step that starts at or after its number of samples.
+    """A plan in stages. A stage begins with the first step that starts at or after its number of
+    samples.
 
-    `effective` and `accumulation_steps` are those of the first stage. `micro` is the largest micro-batch of any stage:
-    a step grows by accumulation, so memory stays, but for the gradients that a lone rank holds between micro-steps.
+    `effective` and `accumulation_steps` are those of the first stage. `micro` is the largest
+    micro-batch of any stage: a step grows by accumulation, so memory stays, but for the gradients
+    that a lone rank holds between micro-steps.
     """
 
     def at(self, seen: int) -> BatchPlan:
         _, effective = self.stages[bisect_right(self.stages, (seen, FOREVER)) - 1]
         size = self.dataset_size
-        stage = make_plan(effective, self.micro, None, world_size=self.world_size, dataset_size=size)
+        stage = make_plan(
+            effective, self.micro, None, world_size=self.world_size, dataset_size=size
+        )
         return unequal(stage, self.weights, self.limits) if self.weights else stage
 
     def recut(self, micro: int) -> BatchPlan:
@@ -39,7 +43,9 @@ class Staircase(BatchPlan):
         """Likewise."""
 
     def runs(self) -> Iterator[tuple[int, int]]:
-        """(number of steps, samples of each), from the first step on, without end; of a stream as if it had none."""
+        """(number of steps, samples of each), from the first step on, without end; of a stream as
+        if it had none.
+        """
         size = self.dataset_size or FOREVER
         seen = place = 0  # place: of the epoch
         for (_, effective), (end, _) in pairwise([*self.stages, (FOREVER, 0)]):
@@ -84,7 +90,9 @@ def largest_effective(plan: BatchPlan) -> int:
 
 
 def in_stages(first: BatchPlan, stages: Mapping[int, int], micro: int | None) -> BatchPlan:
-    """The plan of all stages, from that of the first one; `micro`: the limit that was stated, if one was."""
+    """The plan of all stages, from that of the first one; `micro`: the limit that was stated, if
+    one was.
+    """
     if len(stages) < 2:
         return first
     largest = max(first.shares(max(stages.values())))

@@ -66,8 +66,17 @@ class Candidate:
 
     def _below(self) -> list[Span]:
         """On the line below the name there is nothing else, and it looks like a secret."""
-        below = None if self.code or self.rank is Grade.MAYBE else grammar.BELOW.match(self.text, self.end)
-        if below is None or is_hidden(below["value"]) or not looks_secret(below["value"]) or "://" in below["value"]:
+        below = (
+            None
+            if self.code or self.rank is Grade.MAYBE
+            else grammar.BELOW.match(self.text, self.end)
+        )
+        if (
+            below is None
+            or is_hidden(below["value"])
+            or not looks_secret(below["value"])
+            or "://" in below["value"]
+        ):
             return []
         begin = self.text.rfind("\n", 0, self.start) + 1
         is_alone = not self.text[begin : self.start].strip("+- |\t\"'`")
@@ -94,8 +103,14 @@ class Candidate:
         if self.text[place : place + 1] in ("(", "[", "{"):
             return self._bracket(place, code)
         if code:
-            return self._literals(place) if grammar.NEW_LINE.match(self.text, place) else self._expression(place)
-        if sign == ":" and (grammar.BLOCK.match(self.text, place) or grammar.NEW_LINE.match(self.text, place)):
+            return (
+                self._literals(place)
+                if grammar.NEW_LINE.match(self.text, place)
+                else self._expression(place)
+            )
+        if sign == ":" and (
+            grammar.BLOCK.match(self.text, place) or grammar.NEW_LINE.match(self.text, place)
+        ):
             return self._indented(place) or self._below()
         return self._bare(place, sign, joint["close"])
 
@@ -111,8 +126,12 @@ class Candidate:
 
     def _after_space(self, spaced: re.Match[str]) -> list[Span]:
         """--token x, ENV TOKEN x, the password is x."""
-        line = self.text[max(0, self.text.rfind("\n", 0, self.start) + 1, self.start - 80) : self.start]
-        sure = (self._is_option() and not spaced["close"]) or grammar.SETTER.search(line) is not None
+        line = self.text[
+            max(0, self.text.rfind("\n", 0, self.start) + 1, self.start - 80) : self.start
+        ]
+        sure = (self._is_option() and not spaced["close"]) or grammar.SETTER.search(
+            line
+        ) is not None
         place = spaced.end()
         if sure and self.text[place] == "-":
             return []
@@ -123,7 +142,11 @@ class Candidate:
         if value is None:
             return []
         inside = value[0].rstrip(".,;)\"'`")
-        if is_harmless(inside) or is_hidden(inside) or not (sure or looks_secret(padded(inside, spaced["be"]))):
+        if (
+            is_harmless(inside)
+            or is_hidden(inside)
+            or not (sure or looks_secret(padded(inside, spaced["be"])))
+        ):
             return []
         return [Span(place, place + len(inside))]
 
@@ -152,7 +175,11 @@ class Candidate:
             return self._literals(place, end)
         inside = self.text[place + 1 : end - 1]
         empty = not inside.strip() or is_hidden(self.text[place:end])
-        return [] if empty or not self._hides(inside, self.rank is not Grade.MAYBE) else [Span(place, end)]
+        return (
+            []
+            if empty or not self._hides(inside, self.rank is not Grade.MAYBE)
+            else [Span(place, end)]
+        )
 
     def _literals(self, place: int, end: int | None = None) -> list[Span]:
         """All texts in quotes of a bracket, or of an expression that begins on the next line."""
@@ -188,7 +215,11 @@ class Candidate:
     def _indented(self, place: int) -> list[Span]:
         """YAML: a folded text, a list or a mapping below the name."""
         lines = indented_lines(self.text, self.start, place)
-        return [span for span in lines if self._hides(self.text[span.start : span.end], self.rank is not Grade.MAYBE)]
+        return [
+            span
+            for span in lines
+            if self._hides(self.text[span.start : span.end], self.rank is not Grade.MAYBE)
+        ]
 
     def _bare(self, place: int, sign: str = "=", close: str = "") -> list[Span]:
         """Without quotes: to the next space, and to the end of a line that begins with the name."""
@@ -197,7 +228,11 @@ class Candidate:
         line_end = min(line_end, place + LONGEST_VALUE)
         begin = self.text.rfind("\n", 0, self.start) + 1
         head = self.text[max(begin, self.start - 80) : self.start]
-        first = begin >= self.start - 80 and grammar.LINE_START.fullmatch(head) and not self._is_option()
+        first = (
+            begin >= self.start - 80
+            and grammar.LINE_START.fullmatch(head)
+            and not self._is_option()
+        )
         rest = self.text[place:line_end]
         if is_hidden(rest):
             return []
@@ -212,8 +247,11 @@ class Candidate:
             value = re.split(r"\s", rest)[0].rstrip(")]},;")
             if opened in ("'", '"', "`"):
                 value = value.rstrip("\"'`")
-        prose = sign == ":" and not first and self.rank is Grade.NUMBERED and len(value) < 8  # unexpected token: }
-        if prose or not self._hides(value, self.rank is not Grade.MAYBE and sign not in ("==", "!=")):
+        # unexpected token: }
+        prose = sign == ":" and not first and self.rank is Grade.NUMBERED and len(value) < 8
+        if prose or not self._hides(
+            value, self.rank is not Grade.MAYBE and sign not in ("==", "!=")
+        ):
             return []
         return [Span(place, place + len(value))]
 
@@ -222,7 +260,11 @@ class Candidate:
         limit = min(len(self.text), place + LONGEST_VALUE)
         while end < limit and self.text[end] not in stops:
             end += 1
-        return [Span(place, end)] if self._hides(self.text[place:end], self.rank is not Grade.MAYBE) else []
+        return (
+            [Span(place, end)]
+            if self._hides(self.text[place:end], self.rank is not Grade.MAYBE)
+            else []
+        )
 
     # Judgement
 
@@ -239,5 +281,6 @@ class Candidate:
     def _is_option(self) -> bool:
         """`--token`; at the begin of a line, one dash is the mark of a patch."""
         return self.text.startswith("--", self.start) or (
-            self.text[self.start] == "-" and self.text[self.start - 1 : self.start] not in ("", "\n")
+            self.text[self.start] == "-"
+            and self.text[self.start - 1 : self.start] not in ("", "\n")
         )

@@ -1,4 +1,6 @@
-"""The one function through which everything passes that leaves the process, and what it knows of the process."""
+"""The one function through which everything passes that leaves the process, and what it knows of
+the process.
+"""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -7,7 +9,14 @@ from typing import Any, TypeVar
 from train.redaction.known import Known
 from train.redaction.names import Grade, grade
 from train.redaction.pairs import secret_spans
-from train.redaction.shapes import PASSWORDS, REDACTED, is_harmless, is_secret_parameter, looks_secret, redact_shapes
+from train.redaction.shapes import (
+    PASSWORDS,
+    REDACTED,
+    is_harmless,
+    is_secret_parameter,
+    looks_secret,
+    redact_shapes,
+)
 
 T = TypeVar("T")
 
@@ -19,19 +28,25 @@ _PARAMETER = re.compile(r"[?&]([\w.~-]{1,100})=([^&\s#]+)")
 
 
 def clean(value: Any) -> Any:
-    """`value` without secrets: a copy of its mappings, lists and texts; other things are returned as they are."""
+    """`value` without secrets: a copy of its mappings, lists and texts; other things are returned
+    as they are.
+    """
     if isinstance(value, str):
         return clean_text(value)
     if isinstance(value, Mapping):
         return _clean_mapping(value)
     if isinstance(value, list | tuple):
         pairs = zip((None, *value), value, strict=False)
-        return [REDACTED if _is_argument_of(before, item) else clean(item) for before, item in pairs]
+        return [
+            REDACTED if _is_argument_of(before, item) else clean(item) for before, item in pairs
+        ]
     return value
 
 
 def clean_text(text: str, code: bool = False) -> str:
-    """`code`: in Python, where what has no quotes is an expression: `token = next(tokens)` stays."""
+    """`code`: in Python, where what has no quotes is an expression: `token =
+    next(tokens)` stays.
+    """
     text = redact_shapes(_KNOWN.remove_from(text))
     parts: list[str] = []
     place = 0
@@ -57,7 +72,9 @@ def clean_known(value: Any) -> Any:
 
 
 def learn(value: Any) -> None:
-    """Remember the secrets in a config, or in a command line: they may turn up again in a name, an error, a trace."""
+    """Remember the secrets in a config, or in a command line: they may turn up again in a name, an
+    error, a trace.
+    """
     _KNOWN.add(secrets_in(value))
 
 
@@ -75,7 +92,11 @@ def _secrets_in(value: Any, rank: Grade) -> Iterator[str]:
     if isinstance(value, Mapping):
         named = value.get("name", value.get("key"))
         for key, item in value.items():
-            own = grade(named) if isinstance(named, str) and key in ("value", "default") else grade(str(key))
+            own = (
+                grade(named)
+                if isinstance(named, str) and key in ("value", "default")
+                else grade(str(key))
+            )
             yield from _secrets_in(item, own if rank in (Grade.NO, Grade.MAYBE) else rank)
     elif isinstance(value, list | tuple):
         for before, item in zip((None, *value), value, strict=False):
@@ -83,14 +104,18 @@ def _secrets_in(value: Any, rank: Grade) -> Iterator[str]:
     elif isinstance(value, int) and not isinstance(value, bool) and rank is Grade.SURE:
         yield str(value)
     elif isinstance(value, str):
-        named = rank in (Grade.SURE, Grade.NUMBERED) or (rank is Grade.MAYBE and looks_secret(value))
+        named = rank in (Grade.SURE, Grade.NUMBERED) or (
+            rank is Grade.MAYBE and looks_secret(value)
+        )
         if named and not _REFERENCE.fullmatch(value):
             yield value
         yield from _secrets_in_text(value)
 
 
 def _secrets_in_text(text: str) -> Iterator[str]:
-    """`name=value` in an override or a note, and what a URL holds. Ordinary words are none: a note is prose."""
+    """`name=value` in an override or a note, and what a URL holds. Ordinary words are none: a note
+    is prose.
+    """
     found = [text[span.start : span.end].strip("\"'") for span in secret_spans(text)]
     found += [value for name, value in _PARAMETER.findall(text) if is_secret_parameter(name)]
     yield from (value for value in found if len(value) >= 8 or not value.isalpha())

@@ -1,8 +1,8 @@
 """The last door: stdout and stderr of this process let no secret out, whoever writes there.
 
-The streams stay the objects that they are, since handlers of loggers hold them from the moment that a library was
-imported: only their `write` is replaced. A forked data worker inherits that. What C code writes to the descriptors
-passes it by.
+The streams stay the objects that they are, since handlers of loggers hold them from the moment that
+a library was imported: only their `write` is replaced. A forked data worker inherits that. What C
+code writes to the descriptors passes it by.
 """
 
 import contextlib
@@ -66,7 +66,11 @@ class Door:
     def remove(self) -> None:
         with contextlib.suppress(ValueError, OSError):  # it is closed
             self.flush()
-        for owner, name in ((self.stream, "write"), (self.stream, "flush"), (self.stream, "isobatch_door")):
+        for owner, name in (
+            (self.stream, "write"),
+            (self.stream, "flush"),
+            (self.stream, "isobatch_door"),
+        ):
             with contextlib.suppress(AttributeError):
                 delattr(owner, name)
         with contextlib.suppress(AttributeError):
@@ -104,7 +108,9 @@ class Door:
             return int(self._write_raw(data))
         content = bytes(data)
         self._write_raw(
-            clean_text(content.decode("utf-8", errors="surrogateescape")).encode("utf-8", "surrogateescape")
+            clean_text(content.decode("utf-8", errors="surrogateescape")).encode(
+                "utf-8", "surrogateescape"
+            )
         )
         return len(content)
 
@@ -149,7 +155,9 @@ def _show(kind: type[BaseException], error: BaseException, trace: TracebackType 
 
 
 def guard_streams() -> None:
-    """Put doors in front of stdout and stderr, once, and see to it that uncaught errors pass them whole."""
+    """Put doors in front of stdout and stderr, once, and see to it that uncaught errors pass them
+    whole.
+    """
     for stream in (sys.stdout, sys.stderr):
         if stream is not None and not hasattr(stream, "isobatch_door"):
             Door(stream)

@@ -1,4 +1,6 @@
-"""What stands between a secret's name and its value, in the languages in which configs, code and logs are written."""
+"""What stands between a secret's name and its value, in the languages in which configs, code and
+logs are written.
+"""
 
 import re
 
@@ -21,11 +23,14 @@ JOINT = re.compile(
 )
 SPACED = re.compile(r"(?P<close>\\?[\"'`]?)[ \t]+(?P<be>(?:is|was|-|\|)[ \t]+)?(?=[^\s=:,])")
 LATER = re.compile(
-    # What stands beside the name: add_argument("--token", default="x"), {"name": "TOKEN", "value": "x"}.
+    # What stands beside the name: add_argument("--token", default="x"), {"name": "TOKEN", "value":
+    # "x"}.
     r"\\?[\"'`]?[\])]?[ \t]*,?[ \t]*(?:\n[+\- ]?[ \t]*)?(?:\w+=[^,()\n]{1,60},[ \t]*){0,3}"
     r"\\?[\"']?(?:default|value|fallback|const)\\?[\"']?[ \t]*[=:][ \t]*(?=\S)"
 )
-BLOCK = re.compile(r"(?:[!&]\S{0,60}[ \t]+){0,2}[|>][+\-\d]{0,2}[ \t]*(?:#.*)?(?=\n)|(?:[!&]\S{0,60}[ \t]*){1,2}(?=\n)")
+BLOCK = re.compile(
+    r"(?:[!&]\S{0,60}[ \t]+){0,2}[|>][+\-\d]{0,2}[ \t]*(?:#.*)?(?=\n)|(?:[!&]\S{0,60}[ \t]*){1,2}(?=\n)"
+)
 """YAML, with a tag or an anchor before it."""
 BELOW = re.compile(
     r"[\"'`]?(?:[ \t]+is)?[ \t]*(?P<sign>[:=]?)[ \t|]*\\?\n(?P<rule>[+ ]?[ \t|:+-]*\n)?"
@@ -38,7 +43,8 @@ LINE_START = re.compile(
     r"[+\-! ]?[ \t]*(?:(?:-|\?|export|set|setenv|env|ENV|ARG|%env|#+|//|\*|;|>|\$)[ \t]+|[\"'{#;])*-{0,2}"
 )
 SETTER = re.compile(
-    r"(?:^[+\-]?|[ \t])(?:ENV|ARG|setenv|setx|set(?: -\w+)?|%env|export|\#define|-e|--env)[ \t]+\Z", re.IGNORECASE
+    r"(?:^[+\-]?|[ \t])(?:ENV|ARG|setenv|setx|set(?: -\w+)?|%env|export|\#define|-e|--env)[ \t]+\Z",
+    re.IGNORECASE,
 )
 CALL = re.compile(r"\w\([ \t]*[rbf]?\\?[\"']\Z")
 EXPRESSION = re.compile(r"[(\[]|\w\.[a-z_]|\{\w")

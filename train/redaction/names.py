@@ -19,59 +19,65 @@ class Grade(Enum):
 
 
 SURE = words(
-    "pass passwd password passwords passphrase passcode pwd passwort psk secret secrets credential credentials cred "
-    "creds authorization apikey apikeys jwt jwts bearer dsn pat htpasswd userpass keytab webhook otp totp "
-    "kennwort contrasena senha parola mnemonic"
+    "pass passwd password passwords passphrase passcode pwd passwort psk secret secrets credential "
+    "credentials cred creds authorization apikey apikeys jwt jwts bearer dsn pat htpasswd userpass "
+    "keytab webhook otp totp kennwort contrasena senha parola mnemonic"
 )
 NUMBERED = words("token auth oauth signature sig sas cookie cookies pw")
 """Words that also stand before a number or a switch: `max_token: 5`, `auth: true`."""
 
 KEYS = words(
-    "api access secret private signing signature encryption account deploy ssh master client service auth storage "
-    "shared subscription admin license licence rsa dsa gpg pgp aes hmac tls ssl root session server app "
-    "application host user personal sas push instrumentation ingest write read project team org bearer decryption "
-    "cipher openai anthropic claude cohere mistral groq gemini google gcp azure aws s3 r2 minio gcs hf "
-    "huggingface wandb comet neptune clearml mlflow kaggle replicate together deepseek openrouter perplexity xai "
-    "nvidia ngc pinecone weaviate qdrant elastic elasticsearch datadog dd sentry newrelic pagerduty stripe paypal "
-    "square braintree twilio sendgrid mailgun mailchimp postmark slack discord telegram github gitlab bitbucket "
-    "algolia mapbox X cloudflare digitalocean linode heroku vercel netlify npm pypi docker quay serper serpapi "
-    "tavily langchain langsmith langfuse helicone voyage jina assemblyai deepgram elevenlabs stability fal modal "
-    "runpod lambda vast paperspace coreweave roboflow labelbox scale wolfram nasa polygon binance coinbase "
-    "snowflake databricks mongo mongodb redis postgres mysql rabbitmq kafka vault consul jira atlassian linear "
-    "notion airtable zendesk shopify okta auth0 ldap smtp imap ftp sftp vpn wifi wpa ssm kms "
+    "api access secret private signing signature encryption account deploy ssh master client "
+    "service auth storage shared subscription admin license licence rsa dsa gpg pgp aes hmac tls "
+    "ssl root session server app application host user personal sas push instrumentation ingest "
+    "write read project team org bearer decryption cipher openai anthropic claude cohere mistral "
+    "groq gemini google gcp azure aws s3 r2 minio gcs hf huggingface wandb comet neptune clearml "
+    "mlflow kaggle replicate together deepseek openrouter perplexity xai nvidia ngc pinecone "
+    "weaviate qdrant elastic elasticsearch datadog dd sentry newrelic pagerduty stripe paypal "
+    "square braintree twilio sendgrid mailgun mailchimp postmark slack discord telegram github "
+    "gitlab bitbucket algolia mapbox X cloudflare digitalocean linode heroku vercel netlify npm "
+    "pypi docker quay serper serpapi tavily langchain langsmith langfuse helicone voyage jina "
+    "assemblyai deepgram elevenlabs stability fal modal runpod lambda vast paperspace coreweave "
+    "roboflow labelbox scale wolfram nasa polygon binance coinbase snowflake databricks mongo "
+    "mongodb redis postgres mysql rabbitmq kafka vault consul jira atlassian linear notion "
+    "airtable zendesk shopify okta auth0 ldap smtp imap ftp sftp vpn wifi wpa ssm kms "
 )
 """What stands before `key` where it opens something."""
 
 NO_KEYS = words(
-    "sort primary foreign weight weights column col label labels text input inputs output outputs image images group "
-    "partition row dict state hash join index lookup order metric monitor score loss target targets prediction feature "
-    "features query qk kv attention num size count cache public hot shortcut arrow answer config section yaml json map "
-    "meta data dataset sample samples batch id name value field unique natural composite surrogate music piano major "
-    "minor on in by per first last next prev same other each no not missing unknown duplicate bad invalid expected "
-    "new old max min default tensor param parameter parameters buffer module layer ema"
+    "sort primary foreign weight weights column col label labels text input inputs output outputs "
+    "image images group partition row dict state hash join index lookup order metric monitor score "
+    "loss target targets prediction feature features query qk kv attention num size count cache "
+    "public hot shortcut arrow answer config section yaml json map meta data dataset sample "
+    "samples batch id name value field unique natural composite surrogate music piano major minor "
+    "on in by per first last next prev same other each no not missing unknown duplicate bad "
+    "invalid expected new old max min default tensor param parameter parameters buffer module "
+    "layer ema"
 )
 """What stands before `key` where it names a place."""
 
 NO_TOKENS = words(
-    "pad eos bos unk sep cls mask image video audio start end stop begin first last next previous per special max min "
-    "num new added additional unexpected expected invalid unknown bad word sub subword each one every single same "
-    "document prefix suffix separator newline space vision boi eoi bom eom eot sot fim prompt target source language "
-    "lang task dist distill distillation register reg class cached numeric"
+    "pad eos bos unk sep cls mask image video audio start end stop begin first last next previous "
+    "per special max min num new added additional unexpected expected invalid unknown bad word sub "
+    "subword each one every single same document prefix suffix separator newline space vision boi "
+    "eoi bom eom eot sot fim prompt target source language lang task dist distill distillation "
+    "register reg class cached numeric"
 )
 """A tokenizer's `pad_token` is no secret, and neither is what a parser did not expect."""
 
 NO_PASSES = words(
-    "forward backward first second third single one two multi by low high band all full data test last next each every "
-    "per sync decoder encoder"
+    "forward backward first second third single one two multi by low high band all full data test "
+    "last next each every per sync decoder encoder"
 )
 NO_SIGNATURES = words("function method call class forward type")
 
 TAILS = words(
-    "file files path paths dir directory folder name names field fields column columns length len policy prompt method "
-    "methods class type types mode ids count counts size sizes sock agent provider manager store backend scope scopes "
-    "expiry expires expiration ttl timeout lifetime rotation required enabled disabled optional url uri endpoint host "
-    "port server format pattern regex index position positions embedding embeddings embed weight weights loss logits "
-    "mask dim limit budget rate usage cost cls error errors kind plus rings ring through ing es"
+    "file files path paths dir directory folder name names field fields column columns length len "
+    "policy prompt method methods class type types mode ids count counts size sizes sock agent "
+    "provider manager store backend scope scopes expiry expires expiration ttl timeout lifetime "
+    "rotation required enabled disabled optional url uri endpoint host port server format pattern "
+    "regex index position positions embedding embeddings embed weight weights loss logits mask dim "
+    "limit budget rate usage cost cls error errors kind plus rings ring through ing es"
 )
 """Words that turn a secret's name into that of something about it: token_type, password_file."""
 
@@ -90,16 +96,21 @@ _SQUEEZED = re.compile(
 """Endings of names without a sign of where a word ends: dbpassword."""
 _COMPOUND = re.compile(r"privatekey|secretkey|apikey|accesskey")
 _WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|[0-9]+")
-_ENDINGS = words("value val str string text raw plain b64 base64 hex encoded env var prod dev staging test v")
+_ENDINGS = words(
+    "value val str string text raw plain b64 base64 hex encoded env var prod dev staging test v"
+)
 """Words that may follow without a change of what is meant: token_value, password_prod."""
-_FILES = words("py pyc txt json jsonl yaml yml md pem sh toml cfg ini csv log ipynb pt bin safetensors html js")
+_FILES = words(
+    "py pyc txt json jsonl yaml yml md pem sh toml cfg ini csv log ipynb pt bin safetensors html js"
+)
 _HOME = frozenset({"PWD", "OLDPWD"})
 """Variables of the shell that hold a folder."""
 
 
 @lru_cache(maxsize=10_000)
 def grade(name: str) -> Grade:
-    """What the name of a key, an option or a variable says of its value: api_key, hfToken, --password, DB_PASS_2.
+    """What the name of a key, an option or a variable says of its value: api_key, hfToken,
+    --password, DB_PASS_2.
 
     A dotted path is looked at part by part: what lies below `credentials` belongs to it.
     """

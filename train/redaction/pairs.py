@@ -1,6 +1,8 @@
-"""Where in a text a secret stands after its name: `name = value`, in whatever language the text is written.
+"""Where in a text a secret stands after its name: `name = value`, in whatever language the text is
+written.
 
-Found are places, in one pass from left to right: a patch has many thousand words, and few of them are looked at twice.
+Found are places, in one pass from left to right: a patch has many thousand words, and few of them
+are looked at twice.
 """
 
 from collections.abc import Iterator
@@ -14,7 +16,9 @@ from train.redaction.written import (
 
 
 def secret_spans(text: str, code: bool = False) -> list[Span]:
-    """Where secrets stand behind their names, in order. `code`: Python, where what has no quotes is an expression."""
+    """Where secrets stand behind their names, in order. `code`: Python, where what has no quotes is
+    an expression.
+    """
     return list(_spans(text, code))
 
 

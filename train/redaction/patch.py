@@ -12,7 +12,9 @@ _NAMED = re.compile(r"^\+\+\+ b/(.*)$|^diff --git .* b/(.*)$", re.MULTILINE)
 
 
 def clean_patch(patch: str, read: Callable[[str], bytes]) -> str:
-    """`read(path)` gives the bytes of a file in the working tree, none where there is no such file."""
+    """`read(path)` gives the bytes of a file in the working tree, none where there is
+    no such file.
+    """
     return "".join(_clean_part(part, read) for part in _FILE.split(patch))
 
 
@@ -29,6 +31,10 @@ def _clean_part(part: str, read: Callable[[str], bytes]) -> str:
 
 
 def _holds_secret(content: bytes) -> bool:
-    """Looked for as UTF-8 and as UTF-16, which git takes for binary; what is compressed is not known."""
-    texts = [content.decode(coding, errors="ignore") for coding in ("utf-8", "utf-16-le", "utf-16-be")]
+    """Looked for as UTF-8 and as UTF-16, which git takes for binary; what is compressed is not
+    known.
+    """
+    texts = [
+        content.decode(coding, errors="ignore") for coding in ("utf-8", "utf-16-le", "utf-16-be")
+    ]
     return any(clean_text(text) != text for text in texts)

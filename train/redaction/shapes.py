@@ -1,4 +1,6 @@
-"""What a secret looks like: tokens of well-known services, private keys, passwords in URLs, values without a name."""
+"""What a secret looks like: tokens of well-known services, private keys, passwords in URLs, values
+without a name.
+"""
 
 import re
 
@@ -24,7 +26,9 @@ KEY_ENDS = re.compile(r"-----END [A-Z0-9 ]*PRIVATE KEY(?: BLOCK)?-----")
 _KEY_BLOCK = re.compile(rf"{KEY_BEGINS.pattern}[\s\S]*?(?:{KEY_ENDS.pattern}|\Z)")
 
 _USER_IN_URL = re.compile(r"(\b[a-zA-Z][a-zA-Z0-9+.-]{0,20}://)[^\s/?#'\"<>]{0,1000}@")
-_PASSWORD_IN_URL = re.compile(r"(\b[a-zA-Z][a-zA-Z0-9+.-]{0,20}://)[^\s/?#'\":@]{0,200}:[^\s'\"<>/]{1,200}@(?=[\w\[])")
+_PASSWORD_IN_URL = re.compile(
+    r"(\b[a-zA-Z][a-zA-Z0-9+.-]{0,20}://)[^\s/?#'\":@]{0,200}:[^\s'\"<>/]{1,200}@(?=[\w\[])"
+)
 """One with `#` or `?` in it, which should have been quoted and was not."""
 PASSWORDS = re.compile(r"://[^\s/:@'\"]{0,200}:([^\s/'\"<>]{1,200})@(?=[\w\[])")
 _QUERY = re.compile(r"(?P<name>[?&;#](?:amp;)?[\w.~-]{1,100}=)(?P<value>[^&\s#;'\"<>)\]}`\\]+)")
@@ -32,7 +36,9 @@ _HOOK = re.compile(
     r"(https://hooks\.slack\.com/(?:services|workflows|triggers)/|https://(?:\w+\.)?discord(?:app)?\.com/api/webhooks/"
     r"|https://[\w.-]+\.webhook\.office\.com/webhookb2/)[\w/@-]+"
 )
-_HEADER = re.compile(r"(?i)(\b(?:bearer|basic|digest|token|negotiate)\s+)(?=[^\s'\"]*\d|[\w+/=-]{24})[\w.~+/=:-]{8,}")
+_HEADER = re.compile(
+    r"(?i)(\b(?:bearer|basic|digest|token|negotiate)\s+)(?=[^\s'\"]*\d|[\w+/=-]{24})[\w.~+/=:-]{8,}"
+)
 _LOGIN = re.compile(r"(\s(?:-u|--user|--proxy-user)[\s=]*[\"']?[\w.@-]+:)[^\s\"']+")
 """curl -u me:password"""
 _SHORT_OPTION = re.compile(
@@ -41,7 +47,9 @@ _SHORT_OPTION = re.compile(
     r"|redis-cli\b[^\n|;&]{0,200}?\s-a[ \t]+|smbclient\b[^\n|;&]{0,200}?\s-U[ \t]?[\w\\.-]{1,60}%"
     r")[\"']?)[^\s\"']+"
 )
-"""Programs whose password is behind one letter: mysql -pX, docker login -p X, redis-cli -a X, smbclient -U me%X."""
+"""Programs whose password is behind one letter: mysql -pX, docker login -p X, redis-cli -a X,
+smbclient -U me%X.
+"""
 _PIPED = re.compile(
     r"(\becho[ \t]+(?:-n[ \t]+)?[\"']?)[^\s\"']+(?=[\"']?[ \t]*\|[ \t]*(?:sudo -S|[^\n|]{0,80}-stdin\b))"
 )
@@ -74,22 +82,31 @@ def redact_shapes(text: str) -> str:
 def is_secret_parameter(name: str) -> bool:
     """Of the query of a URL, where `key` and `sig` mean nothing else."""
     plain = name.lower()
-    return plain in _QUERY_NAMES or grade(name) is not Grade.NO or plain.endswith(("-credential", "-signature"))
+    return (
+        plain in _QUERY_NAMES
+        or grade(name) is not Grade.NO
+        or plain.endswith(("-credential", "-signature"))
+    )
 
 
 def _hide_in_query(match: re.Match[str]) -> str:
     name, value = match["name"], match["value"]
-    if value.startswith(("${", REDACTED[:-1])) or not is_secret_parameter(name.strip("?&;#=").removeprefix("amp;")):
+    if value.startswith(("${", REDACTED[:-1])) or not is_secret_parameter(
+        name.strip("?&;#=").removeprefix("amp;")
+    ):
         return match[0]
     return f"{name}{REDACTED}"
 
 
 _HARMLESS = words(
-    "true false none null nil undefined yes no on off auto default required optional str int float bytes bool any self "
-    "... *** **** ***** ****** ******** <pad> <redacted> redacted"
+    "true false none null nil undefined yes no on off auto default required optional str int float "
+    "bytes bool any self ... *** **** ***** ****** ******** <pad> <redacted> redacted"
 )
-_REFERENCE = re.compile(r"\$\{[\w.:\[\]]+\}|\$\{?\w+\}?|\$\(.*\)|%\w+%|\{\{.*\}\}|<[\w /-]+>|\*+|\.{3}|x{3,}|X{3,}")
-"""What names a secret without saying it: ${oc.env:HF_TOKEN}, $TOKEN, {{ secret }}, <your token>, ****.
+_REFERENCE = re.compile(
+    r"\$\{[\w.:\[\]]+\}|\$\{?\w+\}?|\$\(.*\)|%\w+%|\{\{.*\}\}|<[\w /-]+>|\*+|\.{3}|x{3,}|X{3,}"
+)
+"""What names a secret without saying it: ${oc.env:HF_TOKEN}, $TOKEN, {{ secret }}, <your token>,
+****.
 
 One with a default, ${oc.env:HF_TOKEN,abc}, may say it.
 """
@@ -97,7 +114,12 @@ One with a default, ${oc.env:HF_TOKEN,abc}, may say it.
 
 def is_harmless(value: str) -> bool:
     """Whether a value says no secret, whatever its name is."""
-    return not value or value.lower() in _HARMLESS or _REFERENCE.fullmatch(value) is not None or value == REDACTED
+    return (
+        not value
+        or value.lower() in _HARMLESS
+        or _REFERENCE.fullmatch(value) is not None
+        or value == REDACTED
+    )
 
 
 def looks_secret(value: str) -> bool:
@@ -105,11 +127,21 @@ def looks_secret(value: str) -> bool:
 
     Not: words, names, numbers, paths, versions, dates, shapes.
     """
-    if len(value) < 8 or " " in value or is_harmless(value) or value.startswith(("/", "./", "~", "<")):
+    if (
+        len(value) < 8
+        or " " in value
+        or is_harmless(value)
+        or value.startswith(("/", "./", "~", "<"))
+    ):
         return False
     letters = sum(letter.isalpha() for letter in value)
     digits = sum(letter.isdigit() for letter in value)
-    mixed = any(letter.islower() for letter in value[1:]) and any(letter.isupper() for letter in value[1:])
-    if re.fullmatch(r"[a-z]+([_-][a-z0-9]+)*|[\d.,:eE+-]+|v?\d+(\.\w+)*|[A-Z0-9_]+", value) and digits < 8:
+    mixed = any(letter.islower() for letter in value[1:]) and any(
+        letter.isupper() for letter in value[1:]
+    )
+    if (
+        re.fullmatch(r"[a-z]+([_-][a-z0-9]+)*|[\d.,:eE+-]+|v?\d+(\.\w+)*|[A-Z0-9_]+", value)
+        and digits < 8
+    ):
         return False
     return (letters >= 2 and digits >= 2) or (mixed and len(value) >= 16 and value.isalpha())

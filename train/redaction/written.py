@@ -62,7 +62,9 @@ def end_of_bracket(text: str, place: int) -> int:
 
 
 def indented_lines(text: str, start: int, place: int) -> list[Span]:
-    """The lines below the YAML key at `start` that belong to it: a folded text, a list, a mapping."""
+    """The lines below the YAML key at `start` that belong to it: a folded text, a list,
+    a mapping.
+    """
     begin = text.rfind("\n", 0, start) + 1
     head = text[begin:start]
     if not re.fullmatch(r"[+\- ]?[ \t]*(?:-[ \t]+)?[\"']?", head):

@@ -27,11 +27,14 @@ class Best:
 
     @classmethod
     def of(cls, wanted: str | None) -> "Best":
-        """From evaluate.best: `eval/accuracy`, or `max eval/mine` where the name does not tell. Unset: eval/loss."""
+        """From evaluate.best: `eval/accuracy`, or `max eval/mine` where the name does not tell.
+        Unset: eval/loss.
+        """
         direction, _, metric = (wanted or metric_names.EVAL_LOSS).rpartition(" ")
         if direction not in ("", "min", "max"):
             raise UnknownDirection(
-                f"evaluate.best={wanted}: it starts with {direction!r}. Type: evaluate.best='max {metric}'"
+                f"evaluate.best={wanted}: it starts with {direction!r}. Type: evaluate.best='max "
+                f"{metric}'"
             )
         last = metric.rsplit("/", 1)[-1]
         if not direction and last not in LESS_IS_BETTER + MORE_IS_BETTER:
@@ -46,7 +49,9 @@ class Best:
         if value is None or not math.isfinite(value):
             return
         self.last = value
-        if self.value is None or (value > self.value if self.more_is_better else value < self.value):
+        if self.value is None or (
+            value > self.value if self.more_is_better else value < self.value
+        ):
             self.value, self.step = value, int(row[metric_names.GLOBAL_STEP])
 
     def forget(self) -> None:
@@ -62,11 +67,14 @@ class Best:
         """For the live line."""
         if self.value is None:
             return ""
-        return f"{self.metric.removeprefix(metric_names.EVAL)} {self.last:.4f} (best {self.value:.4f})"
+        return (
+            f"{self.metric.removeprefix(metric_names.EVAL)} {self.last:.4f} (best {self.value:.4f})"
+        )
 
     def __str__(self) -> str:
         if self.value is None:
             return ""
         return (
-            f"{self.metric.removeprefix(metric_names.EVAL)} {self.last:.4f}, best {self.value:.4f} at step {self.step}"
+            f"{self.metric.removeprefix(metric_names.EVAL)} {self.last:.4f}, best "
+            f"{self.value:.4f} at step {self.step}"
         )

@@ -1,9 +1,10 @@
 """best/: the weights of the best evaluation so far, always whole, and of a step that the run knows.
 
-best.json lies beside them and tells which evaluation that was. A run that is killed resumes from its newest checkpoint,
-which knows the best evaluation up to there: where a better one comes before the next checkpoint, the weights that it
-replaces are kept as best.before until that checkpoint is made. So a resume finds those of the best that it knows, and
-sets aside those of steps that were lost.
+best.json lies beside them and tells which evaluation that was. A run that is killed resumes from
+its newest checkpoint, which knows the best evaluation up to there: where a better one comes before
+the next checkpoint, the weights that it replaces are kept as best.before until that checkpoint is
+made. So a resume finds those of the best that it knows, and sets aside those of steps that were
+lost.
 """
 
 import json
@@ -27,14 +28,16 @@ UNFINISHED, REMOVED = ".best.unfinished", ".best.removed"
 
 
 def write(run_folder: Path, best: Best, write_weights: Callable[[Path], object]) -> None:
-    """`write_weights(folder)` puts the weights there. On one rank. Raises NotSaved; what was there then stays."""
+    """`write_weights(folder)` puts the weights there. On one rank. Raises NotSaved; what was there
+    then stays.
+    """
     try:
         _write(run_folder / UNFINISHED, best, write_weights)
         _replace(run_folder)
     except OSError as error:
         raise NotSaved(
-            f"could not write {run_folder / BEST}: {error}. Type the same command again once that is fixed; it goes on "
-            f"from the newest checkpoint"
+            f"could not write {run_folder / BEST}: {error}. Type the same command again once that "
+            "is fixed; it goes on from the newest checkpoint"
         ) from error
 
 
@@ -44,7 +47,9 @@ def _write(unfinished: Path, best: Best, write_weights: Callable[[Path], object]
     write_weights(unfinished)
     written = sorted(path for path in unfinished.rglob("*") if path.is_file())
     files = {path.relative_to(unfinished).as_posix(): entry(path) for path in written}
-    (unfinished / TOLD).write_text(json.dumps(_evaluation(best) | {"files": files}, indent=1) + "\n", encoding="utf-8")
+    (unfinished / TOLD).write_text(
+        json.dumps(_evaluation(best) | {"files": files}, indent=1) + "\n", encoding="utf-8"
+    )
     for path in (*unfinished.rglob("*"), unfinished):
         sync(path)
 
@@ -67,8 +72,9 @@ def forget_before(run_folder: Path) -> None:
 def settle(run_folder: Path, best: Best, ranks: Ranks, progress: Progress) -> None:
     """Where a run resumes: best/ is brought to the evaluation that its checkpoint knows as `best`.
 
-    Where those weights are gone, `best` begins anew, so that it is never another one than that of best/.
-    Where an evaluation is owed, it is done first, and writes the weights of its step again: they are removed.
+    Where those weights are gone, `best` begins anew, so that it is never another one than that of
+    best/. Where an evaluation is owed, it is done first, and writes the weights of its step again:
+    they are removed.
     """
     owed_step = progress.step if progress.evaluation_owed else None
     if not ranks.from_main(lambda: _settle(run_folder, best, owed_step)):
@@ -87,10 +93,16 @@ def _settle(run_folder: Path, best: Best, owed_step: int | None = None) -> bool:
         if owed_step is not None and _step_of(place) == owed_step:
             shutil.rmtree(place)
         else:
-            print_error(f"{place} holds weights of steps that this run goes on without; now {_abandoned(place)}")
+            print_error(
+                f"{place} holds weights of steps that this run goes on without; now "
+                f"{_abandoned(place)}"
+            )
     if found is None:
         if best.value is not None:
-            print_error(f"the weights of the best evaluation so far ({best}) are not in {run_folder}: it begins anew")
+            print_error(
+                f"the weights of the best evaluation so far ({best}) are not in {run_folder}: it "
+                "begins anew"
+            )
         return best.value is None
     if found.name != BEST:
         found.rename(run_folder / BEST)
@@ -106,7 +118,9 @@ def _holds(place: Path, best: Best) -> bool:
     try:
         told: dict[str, Any] = read_json(place / TOLD, {"files": dict})
         files = told.pop("files")
-        return told == _evaluation(best) and all(entry(place / name) == files[name] for name in files)
+        return told == _evaluation(best) and all(
+            entry(place / name) == files[name] for name in files
+        )
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return False
 

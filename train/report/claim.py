@@ -1,4 +1,6 @@
-"""What a start of a run does with the folder of its name: it makes it, goes on in it, moves it away, or is refused."""
+"""What a start of a run does with the folder of its name: it makes it, goes on in it, moves it
+away, or is refused.
+"""
 
 import os
 from collections.abc import Callable
@@ -31,7 +33,16 @@ Find = Callable[[Path, str | None], Path | None]
 Named = Callable[[Path], Path]
 Stopped = Callable[[], bool]
 
-OWN = {"ended.json", "environment.json", "config.yaml", "git.patch", "log.txt", "restarts.json", "wandb", "checkpoints"}
+OWN = {
+    "ended.json",
+    "environment.json",
+    "config.yaml",
+    "git.patch",
+    "log.txt",
+    "restarts.json",
+    "wandb",
+    "checkpoints",
+}
 """What a start that did not come to its plan.json may leave, beside names that begin with a dot."""
 IN_IDENTITY = ("effective", "stages", "dataset_size", "drop_tail")
 """Fields of a plan's batch that are mathematics, and are compared with the others of that kind."""
@@ -44,11 +55,12 @@ class AlreadyFinished(RuntimeError):
 def claim(config: Config, plan: RunPlan, newest: Find, named: Named, stopped: Stopped) -> RunFolder:
     """The folder of a run that starts, or goes on, now.
 
-    `newest(RUN/checkpoints, id of the run)` finds the checkpoint to go on from, `named(path)` checks the one that
-    checkpoint.resume names; `stopped()` ends a pause before a restart. A folder that is there already goes on where it
-    holds the same mathematics and a checkpoint; it is moved to NAME.1 under checkpoint.resume=never, and where the
-    launcher or the scheduler starts a job again that had none yet. Else AlreadyFinished is raised where it holds the
-    same run, finished, and FolderRefused where it holds anything else, and always while another process trains into it,
+    `newest(RUN/checkpoints, id of the run)` finds the checkpoint to go on from, `named(path)`
+    checks the one that checkpoint.resume names; `stopped()` ends a pause before a restart. A folder
+    that is there already goes on where it holds the same mathematics and a checkpoint; it is moved
+    to NAME.1 under checkpoint.resume=never, and where the launcher or the scheduler starts a job
+    again that had none yet. Else AlreadyFinished is raised where it holds the same run, finished,
+    and FolderRefused where it holds anything else, and always while another process trains into it,
     or nothing can be written there.
     """
     path = Path(config.output_dir) / plan.name
@@ -58,7 +70,9 @@ def claim(config: Config, plan: RunPlan, newest: Find, named: Named, stopped: St
         raise cannot_write(path, error) from error
 
 
-def _claim(path: Path, config: Config, plan: RunPlan, newest: Find, named: Named, stopped: Stopped) -> RunFolder:
+def _claim(
+    path: Path, config: Config, plan: RunPlan, newest: Find, named: Named, stopped: Stopped
+) -> RunFolder:
     resume = config.checkpoint.resume
     chosen = named(Path(resume)) if resume not in ("auto", "never") else None
     if not os.path.lexists(path):
@@ -92,7 +106,9 @@ def _claim(path: Path, config: Config, plan: RunPlan, newest: Find, named: Named
     return folder
 
 
-def _go_on(path: Path, hold: Hold, found: Path, run: str | None, changed: tuple[str, ...]) -> RunFolder:
+def _go_on(
+    path: Path, hold: Hold, found: Path, run: str | None, changed: tuple[str, ...]
+) -> RunFolder:
     take(path, hold)
     folder = RunFolder(path, run=run, resumed_from=found, changed=changed)
     if run is None:  # of an earlier version
@@ -122,7 +138,8 @@ def cannot_write(path: Path, error: OSError) -> FolderRefused:
     why = error.strerror or error
     where = error.filename or path
     return FolderRefused(
-        f"cannot write into {path}: {where}: {why}. Type: output_dir=ANOTHER, or the same again once that is mended"
+        f"cannot write into {path}: {where}: {why}. Type: output_dir=ANOTHER, or the same again "
+        "once that is mended"
     )
 
 
@@ -134,7 +151,9 @@ def _make_instead(path: Path, hold: Hold, resumed_from: Path | None) -> RunFolde
 
 
 def _run_of(path: Path) -> str | None:
-    """The id of the run; None where an earlier version made the folder, or nothing readable tells it."""
+    """The id of the run; None where an earlier version made the folder, or nothing readable tells
+    it.
+    """
     run: str | None = _read(path / RUN, {"id": str}).get("id")
     return run
 
@@ -154,7 +173,9 @@ def _is_restart(path: Path) -> bool:
 
 
 def _check_same(path: Path, plan: RunPlan, restart: bool) -> None:
-    """Raises FolderRefused where the folder holds anything but this run, AlreadyFinished where that has finished."""
+    """Raises FolderRefused where the folder holds anything but this run, AlreadyFinished where that
+    has finished.
+    """
     ended = _read(path / "ended.json", ENDED)
     try:
         earlier = read_json(path / "plan.json", PLAN)
@@ -170,45 +191,70 @@ def _check_same(path: Path, plan: RunPlan, restart: bool) -> None:
     if "data" not in earlier["identity"]:  # written before it was looked at: nothing is known of it
         differing.pop("data", None)
     finished = ended.get("reason") == "finished"
-    if finished and plan.total_steps > ended["step"] and all(key.startswith("duration.") for key in differing):
+    if (
+        finished
+        and plan.total_steps > ended["step"]
+        and all(key.startswith("duration.") for key in differing)
+    ):
         return  # it goes on for longer
     if differing:
         all_the_same = f"\n  go on all the same:           checkpoint.resume={path}"
-        raise FolderRefused(f"{path} holds {other_run(differing)}\nType one of:\n{_ways_out(path)}{all_the_same}")
+        raise FolderRefused(
+            f"{path} holds {other_run(differing)}\nType one of:\n{_ways_out(path)}{all_the_same}"
+        )
     if finished:
         raise AlreadyFinished(
-            f"{path} holds this very run, finished at step {ended['step']}. To train again:\n{_ways_out(path)}"
+            f"{path} holds this very run, finished at step {ended['step']}. To train "
+            f"again:\n{_ways_out(path)}"
         )
 
 
 def _has_not_begun(path: Path) -> bool:
-    """A start that was killed, or found no room, before it had written all down: plan.json comes last."""
+    """A start that was killed, or found no room, before it had written all down: plan.json comes
+    last.
+    """
     names = {file.name for file in path.iterdir() if not file.name.startswith(".")}
     return RUN in names or "environment.json" in names or names <= OWN
 
 
 def _without_checkpoint(path: Path) -> str:
     ended = _read(path / "ended.json", ENDED)
-    state = f"ended at step {ended['step']} ({ended['reason']})" if ended else "has not ended, or was killed"
-    return f"{path} holds this very run, which {state} without a checkpoint. Type one of:\n{_ways_out(path)}"
+    state = (
+        f"ended at step {ended['step']} ({ended['reason']})"
+        if ended
+        else "has not ended, or was killed"
+    )
+    return (
+        f"{path} holds this very run, which {state} without a checkpoint. Type one "
+        f"of:\n{_ways_out(path)}"
+    )
 
 
 def _ways_out(path: Path) -> str:
     return (
         f"  another name:                name={free_name(path)}\n"
-        f"  start over, keep the old one: checkpoint.resume=never   (moves it to {_free_number(path)})"
+        "  start over, keep the old one: checkpoint.resume=never   (moves it to "
+        f"{_free_number(path)})"
     )
 
 
 def _changes(path: Path, plan: RunPlan) -> tuple[str, ...]:
-    """What differs from the last start of this run: mathematics, where the user insisted, and execution."""
+    """What differs from the last start of this run: mathematics, where the user insisted, and
+    execution.
+    """
     earlier = _read(path / "plan.json", PLAN)
     now = plan.as_dict()
     batch = differences(earlier.get("batch", {}), now["batch"])
     execution = {key: pair for key, pair in batch.items() if key not in IN_IDENTITY}
     data = differences(earlier.get("data", plan.data), plan.data)
-    held_out = {f"data of {split}": pair for split, pair in data.items() if split != plan.identity["data.split"]}
-    return tuple(lines({**differences(earlier.get("identity", {}), plan.identity), **execution, **held_out}))
+    held_out = {
+        f"data of {split}": pair
+        for split, pair in data.items()
+        if split != plan.identity["data.split"]
+    }
+    return tuple(
+        lines({**differences(earlier.get("identity", {}), plan.identity), **execution, **held_out})
+    )
 
 
 def _read(path: Path, shape: Shape) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """The columns of a run in a table of runs: few, and each a figure of the whole run.
 
-They are counted over all rows (WholeRun). What W&B would count by itself is something else: the value of the last row,
-or a minimum or maximum that begins anew where the run resumes (seen: wandb 0.31, a peak of 9 became 2).
+They are counted over all rows (WholeRun). What W&B would count by itself is something else: the
+value of the last row, or a minimum or maximum that begins anew where the run resumes (seen: wandb
+0.31, a peak of 9 became 2).
 """
 
 from collections.abc import Mapping
@@ -24,7 +25,12 @@ PLANNED = {
 }
 """{column: key of the `derived` block}: known before the first step."""
 
-AUDITED = (metric_names.SPLIT_ERROR, metric_names.VERIFIED, metric_names.VERIFIED_STEP, metric_names.GLOBAL_STEP)
+AUDITED = (
+    metric_names.SPLIT_ERROR,
+    metric_names.VERIFIED,
+    metric_names.VERIFIED_STEP,
+    metric_names.GLOBAL_STEP,
+)
 """Of the last audit's row. All but the last are columns."""
 AUDIT = "audit.json"
 """Holds them, in the folder: a checkpoint has the same bytes with audits and without."""
@@ -57,7 +63,8 @@ class Columns:
     def log(self, row: Mapping[str, float]) -> None:
         self._whole_run.see(row)
         if metric_names.SPLIT_ERROR in row:
-            # A row names a step that this start has verified: until there is one, that of an earlier start holds.
+            # A row names a step that this start has verified: until there is one, that of an
+            # earlier start holds.
             self._audited |= {name: row[name] for name in AUDITED if name in row}
             self._folder.write_json(AUDIT, self._audited)
         self._tracker.summarise(self._measured())
@@ -67,7 +74,9 @@ class Columns:
 
     def _measured(self) -> dict[str, float]:
         """{column: value}; what is not known is absent."""
-        audited = {name: value for name, value in self._audited.items() if name != metric_names.GLOBAL_STEP}
+        audited = {
+            name: value for name, value in self._audited.items() if name != metric_names.GLOBAL_STEP
+        }
         found = self._whole_run.peaks | audited
         throughput = self._whole_run.throughput()
         if throughput is not None:
@@ -80,7 +89,9 @@ class Columns:
 
 
 def _last_audit(folder: Path, step: int) -> dict[str, float]:
-    """By column, of the last audit of the run that goes on after `step`; empty where nobody knows of one."""
+    """By column, of the last audit of the run that goes on after `step`; empty where nobody knows
+    of one.
+    """
     shape = {f"{name}?": NUMBER for name in AUDITED} | {metric_names.GLOBAL_STEP: NUMBER}
     try:
         found: dict[str, float] = read_json(folder / AUDIT, shape)

@@ -23,8 +23,8 @@ def other_run(differing: Differing) -> str:
     if not _is_first_edition(differing):
         return f"a run with other mathematics:\n{shown}"
     why = (
-        "An earlier version wrote it, which hashed the files of the code by name and content. This one hashes what\n"
-        "they compute: the two hashes cannot be compared."
+        "An earlier version wrote it, which hashed the files of the code by name and content. This "
+        "one hashes what\nthey compute: the two hashes cannot be compared."
     )
     if [*differing] != ["code"]:
         return f"a run with other mathematics:\n{shown}\n{why}"

@@ -1,4 +1,6 @@
-"""A run whose folder was moved, deleted or replaced under it: its state is saved beside, and it ends."""
+"""A run whose folder was moved, deleted or replaced under it: its state is saved beside, and it
+ends.
+"""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,7 +10,8 @@ from train.report.folder import Displaced, RunFolder
 
 
 def save_in_own(checkpoints: Checkpoints, folder: RunFolder) -> Callable[..., None]:
-    """checkpoints.save, which looks first whose the folder is by now. Raises Displaced, on all ranks, after the save.
+    """checkpoints.save, which looks first whose the folder is by now. Raises Displaced, on all
+    ranks, after the save.
 
     The folder of another run that has the name now is not touched.
     """
@@ -22,9 +25,9 @@ def save_in_own(checkpoints: Checkpoints, folder: RunFolder) -> Callable[..., No
         checkpoints.folder = folder.path / "checkpoints"
         checkpoints.save(step, **options)
         raise Displaced(
-            f"{lost} was moved or deleted under this run, or is another run's by now; nothing there was changed. "
-            f"Saved at step {step} in {folder.path} instead. To go on there, type the same command with: "
-            f"name={folder.path.name}"
+            f"{lost} was moved or deleted under this run, or is another run's by now; nothing "
+            f"there was changed. Saved at step {step} in {folder.path} instead. To go on there, "
+            f"type the same command with: name={folder.path.name}"
         )
 
     return save

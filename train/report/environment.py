@@ -1,4 +1,6 @@
-"""Where a run ran: what one must know to run it again. Everything here is redacted and fits into JSON."""
+"""Where a run ran: what one must know to run it again. Everything here is redacted and fits into
+JSON.
+"""
 
 import configparser
 import netrc
@@ -57,7 +59,9 @@ def environment(argv: Sequence[str], config_path: str | Path) -> dict[str, Any]:
         "packages": _packages(),
         "host": socket.gethostname(),
         "platform": platform.platform(),
-        "cpu_count": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cpu_count": len(os.sched_getaffinity(0))
+        if hasattr(os, "sched_getaffinity")
+        else os.cpu_count(),
         "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
         **_devices(),
         "launcher": {name: os.environ[name] for name in LAUNCHER if name in os.environ},
@@ -69,23 +73,34 @@ def environment(argv: Sequence[str], config_path: str | Path) -> dict[str, Any]:
 def private(environment: Mapping[str, Any]) -> dict[str, Any]:
     """The part of an environment that names no machine, person, path or address."""
     kept = {key: environment[key] for key in PUBLIC if key in environment}
-    git = {key: environment["git"][key] for key in ("commit", "dirty") if key in environment.get("git", {})}
+    git = {
+        key: environment["git"][key]
+        for key in ("commit", "dirty")
+        if key in environment.get("git", {})
+    }
     return kept | ({"git": git} if git else {})
 
 
 def git_patch() -> str | None:
-    """git.patch: what `git apply` needs on top of the commit, and the names of files that git does not know.
+    """git.patch: what `git apply` needs on top of the commit, and the names of files that git does
+    not know.
 
-    None where nothing is changed, or there is no git. Redacted: a line that held a secret no longer applies.
+    None where nothing is changed, or there is no git. Redacted: a line that held a secret no longer
+    applies.
     """
     root = _repository()
-    changes = _git(root, "diff", "HEAD", "--binary", "--no-color", "--no-ext-diff", "--no-textconv") or ""
+    changes = (
+        _git(root, "diff", "HEAD", "--binary", "--no-color", "--no-ext-diff", "--no-textconv") or ""
+    )
     unknown = _git(root, "ls-files", "--others", "--exclude-standard", "--full-name") or ""
     if not changes and not unknown:
         return None
     size_mb = len(changes) / 1e6
     if size_mb > LARGEST_PATCH_MB:
-        changes = f"# The changes have {size_mb:.0f} MB, more than {LARGEST_PATCH_MB} MB: not kept. Commit them.\n"
+        changes = (
+            f"# The changes have {size_mb:.0f} MB, more than {LARGEST_PATCH_MB} MB: not kept. "
+            "Commit them.\n"
+        )
     named = "".join(f"# not in git: {name}\n" for name in unknown.splitlines())
     return clean(named) + clean_patch(changes, partial(_bytes_of, root))
 
@@ -98,13 +113,19 @@ def _bytes_of(root: Path | None, path: str) -> bytes:
 
 
 def wandb_setting(name: str) -> str:
-    """A setting of wandb's own: from the environment, else from its two files; read without importing wandb."""
+    """A setting of wandb's own: from the environment, else from its two files; read without
+    importing wandb.
+    """
     defaults = {"base_url": "https://api.wandb.ai", "mode": "auto"}
     folder = Path(os.environ.get("WANDB_CONFIG_DIR", "~/.config/wandb")).expanduser()
     files = configparser.ConfigParser(interpolation=None)
     with suppress(configparser.Error, OSError):
         files.read([folder / "settings", Path("wandb/settings")])
-    return os.environ.get(f"WANDB_{name.upper()}") or files.get("default", name, fallback="") or defaults.get(name, "")
+    return (
+        os.environ.get(f"WANDB_{name.upper()}")
+        or files.get("default", name, fallback="")
+        or defaults.get(name, "")
+    )
 
 
 def logged_in_to_wandb() -> bool:
@@ -113,7 +134,9 @@ def logged_in_to_wandb() -> bool:
         return True
     for place in [os.environ["NETRC"]] if os.environ.get("NETRC") else ["~/.netrc", "~/_netrc"]:
         with suppress(netrc.NetrcParseError, OSError):
-            if netrc.netrc(Path(place).expanduser()).authenticators(urlsplit(wandb_setting("base_url")).netloc):
+            if netrc.netrc(Path(place).expanduser()).authenticators(
+                urlsplit(wandb_setting("base_url")).netloc
+            ):
                 return True
     return False
 
@@ -131,7 +154,9 @@ def _git_state() -> dict[str, Any]:
         "dirty": any(not line.startswith("#") for line in lines),
         "remote": (_git(root, "remote", "get-url", "origin") or "").strip() or None,
     }
-    return {key: value for key, value in state.items() if value not in (None, "(initial)", "(detached)")}
+    return {
+        key: value for key, value in state.items() if value not in (None, "(initial)", "(detached)")
+    }
 
 
 def _repository() -> Path | None:
@@ -146,7 +171,8 @@ def _git(folder: Path | None, *arguments: str) -> str | None:
     """What git says; None where it is missing, fails, or takes too long."""
     if folder is None:
         return None
-    # Without optional locks: a `git commit` of the user's own, meanwhile, must not find the index locked.
+    # Without optional locks: a `git commit` of the user's own, meanwhile, must not find the index
+    # locked.
     settings = os.environ | {"GIT_OPTIONAL_LOCKS": "0", "GIT_TERMINAL_PROMPT": "0", "LC_ALL": "C"}
     try:
         done = subprocess.run(
@@ -175,12 +201,18 @@ def _packages() -> dict[str, str]:
 def _devices() -> dict[str, Any]:
     """The devices that this process may train on, and the versions that drive them.
 
-    Of a run on the CPU it asks for no GPU's properties: that opens a context of hundreds of MiB on each.
+    Of a run on the CPU it asks for no GPU's properties: that opens a context of hundreds of MiB on
+    each.
     """
     if trains_on_cpu() or not torch.cuda.is_available():
         return {"devices": [{"name": "cpu"}]}
-    properties = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
-    devices = [{"name": each.name, "memory_gib": round(each.total_memory / 2**30, 1)} for each in properties]
+    properties = [
+        torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())
+    ]
+    devices = [
+        {"name": each.name, "memory_gib": round(each.total_memory / 2**30, 1)}
+        for each in properties
+    ]
     nccl_version: Callable[[], tuple[int, ...]] = torch.cuda.nccl.version
     nccl: tuple[int, ...] = ()
     with suppress(AttributeError, RuntimeError, OSError):  # a torch that was built without it

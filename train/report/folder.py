@@ -1,7 +1,9 @@
-"""The run folder OUTPUT_DIR/NAME while a run writes into it: whose it is, and what is written by path.
+"""The run folder OUTPUT_DIR/NAME while a run writes into it: whose it is, and what is written by
+path.
 
-A folder may be moved, deleted, or replaced by that of another run of the same name while a run goes on. So the lock is
-held open, and before anything is written by path it is looked at whether the file of that name is still this one.
+A folder may be moved, deleted, or replaced by that of another run of the same name while a run goes
+on. So the lock is held open, and before anything is written by path it is looked at whether the
+file of that name is still this one.
 """
 
 import errno
@@ -28,7 +30,9 @@ ATTEMPTS = 10
 
 
 class FolderRefused(UserError):
-    """A run of this name is there, and going on would lose it; the message holds the lines to paste."""
+    """A run of this name is there, and going on would lose it; the message holds the lines to
+    paste.
+    """
 
 
 class Displaced(RunFailed, OSError):
@@ -37,7 +41,9 @@ class Displaced(RunFailed, OSError):
 
 @dataclass
 class Hold:
-    """What keeps others out of a folder: open files, of which the system lets go when the process ends."""
+    """What keeps others out of a folder: open files, of which the system lets go when the process
+    ends.
+    """
 
     lock: int
     folder: int  # open too: while it is, no other folder can get its inode
@@ -76,7 +82,9 @@ _HOLDS: dict[Path, Hold] = {}
 
 
 def _leave_locks_to_parent() -> None:
-    """A data worker is forked from its rank and may outlive it: for a moment, or for ever where it is stuck."""
+    """A data worker is forked from its rank and may outlive it: for a moment, or for ever where it
+    is stuck.
+    """
     for hold in _HOLDS.values():
         hold.close()
     _HOLDS.clear()
@@ -92,11 +100,15 @@ class RunFolder:
     moved_to: Path | None = None  # where an older run of the name is now
     resumed_from: Path | None = None  # the checkpoint that the run goes on from
     changed: tuple[str, ...] = ()  # lines: what is not as it was when that was written
-    _texts: dict[str, str] = field(default_factory=dict, repr=False)  # whole files that were written
-    _open: dict[str, IO[Any]] = field(default_factory=dict, repr=False)  # those that are appended to
+    # whole files that were written
+    _texts: dict[str, str] = field(default_factory=dict, repr=False)
+    # those that are appended to
+    _open: dict[str, IO[Any]] = field(default_factory=dict, repr=False)
 
     def is_held(self) -> bool:
-        """Whether what has its path is still this folder; ranks that hold no lock cannot know, and take it for so."""
+        """Whether what has its path is still this folder; ranks that hold no lock cannot know, and
+        take it for so.
+        """
         hold = _HOLDS.get(self.path)
         return hold is None or hold.is_at(self.path)
 
@@ -128,14 +140,18 @@ class RunFolder:
         self._texts[name] = cleaned
 
     def write_json(self, name: str, value: Mapping[str, Any]) -> None:
-        self.write_text(name, json.dumps(clean(value), indent=2, default=lambda item: clean(str(item))) + "\n")
+        self.write_text(
+            name, json.dumps(clean(value), indent=2, default=lambda item: clean(str(item))) + "\n"
+        )
 
     def follow(self, name: str, file: IO[Any]) -> None:
         """A file in it that is appended to: it moves where the folder does."""
         self._open[name] = file
 
     def move_beside(self) -> Path:
-        """From now on in a new folder beside it, with all that this run has written so far but weights."""
+        """From now on in a new folder beside it, with all that this run has written so far but
+        weights.
+        """
         beside = free(self.path.with_name(f"{self.path.name}.displaced-{time.strftime('%H%M%S')}"))
         hold = make_folder(beside, self.run)
         _HOLDS.pop(self.path).close()
@@ -185,8 +201,11 @@ def lock_folder(path: Path) -> int:
     except BlockingIOError:
         owner = os.pread(lock, 200, 0).decode(errors="replace").strip() or "another process"
         os.close(lock)
-        raise FolderRefused(f"{path} is being trained into by {owner}. Type: name={free_name(path)}") from None
-    except FileNotFoundError:  # it was let go of, and removed, in the moment between opening and locking it
+        raise FolderRefused(
+            f"{path} is being trained into by {owner}. Type: name={free_name(path)}"
+        ) from None
+    # it was let go of, and removed, in the moment between opening and locking it
+    except FileNotFoundError:
         os.close(lock)
         return lock_folder(path)
     except BaseException:
@@ -196,7 +215,9 @@ def lock_folder(path: Path) -> int:
 
 
 def make_folder(path: Path, run: str | None) -> Hold:
-    """A new run folder, locked, at once: a kill leaves all of it or none. Raises FileExistsError where one is there."""
+    """A new run folder, locked, at once: a kill leaves all of it or none. Raises FileExistsError
+    where one is there.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     _sweep_starts(path)
     for _ in range(ATTEMPTS):
@@ -219,7 +240,9 @@ def make_folder(path: Path, run: str | None) -> Hold:
                 raise FileExistsError(errno.EEXIST, "it is there by now", str(path)) from None
             raise
         return hold
-    raise FolderRefused(f"{path} could not be made: others keep starting it. Type: name={free_name(path)}")
+    raise FolderRefused(
+        f"{path} could not be made: others keep starting it. Type: name={free_name(path)}"
+    )
 
 
 def _sweep_starts(path: Path) -> None:

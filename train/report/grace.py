@@ -14,7 +14,8 @@ def grace_seconds() -> float:
 def slow_stop(step_seconds: float, save_seconds: float, batch_seconds: float = 0.0) -> str:
     """A warning where a stop takes longer, as far as its times are known; else nothing.
 
-    It waits for two steps, or for two batches of an evaluation (or one text that a generation makes), then saves.
+    It waits for two steps, or for two batches of an evaluation (or one text that a generation
+    makes), then saves.
     """
     evaluation_is_longer = batch_seconds > step_seconds
     waits_for = "two batches of an evaluation" if evaluation_is_longer else "two steps"
@@ -24,7 +25,8 @@ def slow_stop(step_seconds: float, save_seconds: float, batch_seconds: float = 0
         return ""
     enough = math.ceil(2 * needed)
     return (
-        f"warning   a stop takes {waits_for} and a save, here {duration(needed)} or more, and the ranks are killed "
-        f"{duration(grace)} after the signal: nothing is saved then. Type: TORCH_ELASTIC_SHUTDOWN_TIMEOUT={enough} "
-        f"./launch.sh ... (to SLURM: --signal=B:USR1@{enough} too)"
+        f"warning   a stop takes {waits_for} and a save, here {duration(needed)} or more, and the "
+        f"ranks are killed {duration(grace)} after the signal: nothing is saved then. Type: "
+        f"TORCH_ELASTIC_SHUTDOWN_TIMEOUT={enough} ./launch.sh ... (to SLURM: "
+        f"--signal=B:USR1@{enough} too)"
     )

@@ -1,4 +1,6 @@
-"""metrics.jsonl: the record of truth. One JSON object for each row, on disk before the next step."""
+"""metrics.jsonl: the record of truth. One JSON object for each row, on disk before the
+next step.
+"""
 
 import json
 import math
@@ -14,9 +16,11 @@ from train.errors import counted, print_error
 
 class Journal:
     def __init__(self, path: Path, last_step: int, evaluation_owed: bool = False) -> None:
-        """Goes on after `last_step`: rows of later steps, which will be trained once more, are taken out.
+        """Goes on after `last_step`: rows of later steps, which will be trained once more, are
+        taken out.
 
-        So is the evaluation of `last_step` itself where it is owed, since it will be done once more.
+        So is the evaluation of `last_step` itself where it is owed, since it will be done once
+        more.
         """
         self.taken_out = _cut(path, last_step, evaluation_owed)
         """The last step of the rows of later steps; 0: there were none."""
@@ -27,7 +31,8 @@ class Journal:
     def log(self, row: Mapping[str, float]) -> None:
         """Append a row. JSON knows no NaN: a value that is not finite is written as null.
 
-        Raises OSError where it cannot be written now; it is kept, and tried again before the next one.
+        Raises OSError where it cannot be written now; it is kept, and tried again before the next
+        one.
         """
         known = {key: value if math.isfinite(value) else None for key, value in row.items()}
         self._unwritten += (json.dumps(known) + "\n").encode()
@@ -52,8 +57,9 @@ class Journal:
 def _cut(path: Path, last_step: int, evaluation_owed: bool) -> int:
     """Keep the rows up to a step; the last step of what was cut off, else 0.
 
-    Steps only grow, so the file is read from its end, back to a row of an earlier step: no more than a megabyte before
-    what is cut off. A kill may have left half a row. Other lines that are none are put beside, as far as it is read.
+    Steps only grow, so the file is read from its end, back to a row of an earlier step: no more
+    than a megabyte before what is cut off. A kill may have left half a row. Other lines that are
+    none are put beside, as far as it is read.
     """
     with os.fdopen(open_own(path), "rb") as file:
         start, lines = _last_lines(file, last_step)
@@ -63,11 +69,18 @@ def _cut(path: Path, last_step: int, evaluation_owed: bool) -> int:
             again = evaluation_owed and step == last_step and _is_evaluation(line)
             if step is not None and step <= last_step and not again:
                 kept.append(line)
-        odd = [line for line, step in zip(lines, steps, strict=True) if step is None and line.endswith(b"\n")]
+        odd = [
+            line
+            for line, step in zip(lines, steps, strict=True)
+            if step is None and line.endswith(b"\n")
+        ]
         if odd:
             aside = path.with_name(f"{path.name}.damaged")
             write_whole(aside, b"".join(odd))
-            print_error(f"{path}: {counted(len(odd), 'line')} put aside that held no row of metrics; now in {aside}")
+            print_error(
+                f"{path}: {counted(len(odd), 'line')} put aside that held no row of metrics; now "
+                f"in {aside}"
+            )
         if kept == lines[: len(kept)]:  # as a rule; a kill leaves the old end or the new one
             os.ftruncate(file.fileno(), start + sum(map(len, kept)))
         else:

@@ -1,4 +1,6 @@
-"""The live line: the last line of a terminal, written over while a run goes on. By rich, where it is installed."""
+"""The live line: the last line of a terminal, written over while a run goes on. By rich, where it
+is installed.
+"""
 
 import os
 import sys
@@ -10,7 +12,8 @@ from train.terminal import encodable, moves_cursor
 
 
 class Sturdy:
-    """A stream for rich that raises nothing: the terminal may be closed, and its encoding may lack a letter.
+    """A stream for rich that raises nothing: the terminal may be closed, and its encoding may lack
+    a letter.
 
     rich itself ends the process where a pipe has no reader any more.
     """
@@ -36,7 +39,9 @@ class Sturdy:
 
 
 def live_line() -> Any:
-    """rich's live display, started; None where stdout is no terminal that can move its cursor, or rich is missing."""
+    """rich's live display, started; None where stdout is no terminal that can move its cursor, or
+    rich is missing.
+    """
     if not moves_cursor(sys.stdout):
         return None
     try:
@@ -51,7 +56,8 @@ def live_line() -> Any:
             return False
 
     stream: Any = Sturdy(sys.stdout)
-    # What others print goes through this console too: as it is, without markup and without new line breaks.
+    # What others print goes through this console too: as it is, without markup and without new line
+    # breaks.
     console = Plain(
         file=stream,
         force_terminal=True,
@@ -80,10 +86,14 @@ def _columns() -> int:
 
 
 class Fitted:
-    """What the live line shows: made anew at each refresh, since the terminal may have another width by then."""
+    """What the live line shows: made anew at each refresh, since the terminal may have another
+    width by then.
+    """
 
     def __init__(self, text: Callable[[int], str]) -> None:
-        """`text(width)` gives the line; one cell is left free, or some terminals would begin another line."""
+        """`text(width)` gives the line; one cell is left free, or some terminals would begin
+        another line.
+        """
         self._text = text
 
     def __rich_console__(self, console: Any, options: Any) -> Any:

@@ -1,4 +1,6 @@
-"""Whether a run is tracked online: from the config and from who is logged in, without importing wandb."""
+"""Whether a run is tracked online: from the config and from who is logged in, without importing
+wandb.
+"""
 
 import os
 
@@ -14,18 +16,26 @@ class TrackerError(UserError):
 
 
 def check_login(config: Wandb) -> None:
-    """Raise TrackerError where wandb.mode=online is asked for and nobody is logged in. Cheap, for every rank."""
+    """Raise TrackerError where wandb.mode=online is asked for and nobody is logged in. Cheap, for
+    every rank.
+    """
     if config.mode == "online" and not logged_in_to_wandb():
         raise TrackerError(
-            f"wandb.mode: got online, but nobody is logged in to {wandb_setting('base_url')} here. Type `wandb login` "
-            "(or set WANDB_API_KEY), or add wandb.mode=offline and type `wandb sync` afterwards"
+            f"wandb.mode: got online, but nobody is logged in to {wandb_setting('base_url')} here. "
+            "Type `wandb login` (or set WANDB_API_KEY), or add wandb.mode=offline and type `wandb "
+            "sync` afterwards"
         )
 
 
 def chosen_mode(config: Wandb) -> str:
     """online, offline or disabled; never a question to the user."""
     mode = config.mode
-    if mode == "auto" and os.environ.get("WANDB_DISABLED", "").lower() in ("1", "true", "yes", "on"):
+    if mode == "auto" and os.environ.get("WANDB_DISABLED", "").lower() in (
+        "1",
+        "true",
+        "yes",
+        "on",
+    ):
         return "disabled"  # Hugging Face's Trainer knows this variable
     if mode == "auto":
         mode = wandb_setting("mode")

@@ -58,14 +58,21 @@ class Outlets:
 
 
 def open_outlets(
-    state: RunState, plan: RunPlan, loaded: Loaded, folder: RunFolder, summary: Mapping[str, Any], lines: Sequence[str]
+    state: RunState,
+    plan: RunPlan,
+    loaded: Loaded,
+    folder: RunFolder,
+    summary: Mapping[str, Any],
+    lines: Sequence[str],
 ) -> Outlets:
     """Write down what is known before the first step, say it, and open all that rows go to.
 
-    `summary`, `lines`: what is known of the learner, for tables and for the screen. A state that goes on from a
-    checkpoint continues its rows and its W&B run, whose id is written into the state.
+    `summary`, `lines`: what is known of the learner, for tables and for the screen. A state that
+    goes on from a checkpoint continues its rows and its W&B run, whose id is written into the
+    state.
 
-    Nothing that looks like a secret is written, said or sent. Raises FolderRefused where nothing can be written.
+    Nothing that looks like a secret is written, said or sent. Raises FolderRefused where nothing
+    can be written.
     """
     with ExitStack() as opened:  # what is open when another fails to open is closed again
         try:
@@ -99,7 +106,10 @@ def _open(
     screen.say(*plan.lines(), _model_line(summary), *lines, f"outputs   {folder.path}")
     warning = ""
     if folder.resumed_from:
-        screen.say(f"resumed   from {folder.resumed_from}: step {state.progress.step:,} of {plan.total_steps:,}")
+        screen.say(
+            f"resumed   from {folder.resumed_from}: step {state.progress.step:,} of "
+            f"{plan.total_steps:,}"
+        )
         warning = slow_stop(0.0, state.last_save_seconds or 0.0)
         screen.say(*filter(None, [warning]), *folder.changed)
 
@@ -113,7 +123,9 @@ def _open(
         run_id=state.run_id,
     )
     opened.callback(_abandon, tracker)
-    journal = Journal(folder.path / "metrics.jsonl", state.progress.step, state.progress.evaluation_owed)
+    journal = Journal(
+        folder.path / "metrics.jsonl", state.progress.step, state.progress.evaluation_owed
+    )
     opened.callback(_abandon, journal)
     folder.follow("metrics.jsonl", journal.file)
     columns = Columns(derived, state.best, state.whole_run, tracker, folder, state.progress.step)
@@ -136,7 +148,8 @@ def _open(
 
 
 def _about(tracker: Tracker, state: RunState, last: int) -> list[str]:
-    """Where the rows go. `last`: the last step whose row an earlier start has written, and this one will again.
+    """Where the rows go. `last`: the last step whose row an earlier start has written, and this one
+    will again.
 
     W&B takes no row back.
     """
@@ -146,7 +159,10 @@ def _about(tracker: Tracker, state: RunState, last: int) -> list[str]:
     if last and tracker.run_id is not None and tracker.run_id == state.run_id:
         first = state.progress.step + 1
         steps = f"step {first:,}" if first == last else f"steps {first:,} to {last:,}"
-        lines.append(f"          has rows of {steps} from before, and gets them again; metrics.jsonl has each once")
+        lines.append(
+            f"          has rows of {steps} from before, and gets them again; metrics.jsonl has "
+            "each once"
+        )
     return lines
 
 
@@ -157,7 +173,9 @@ def _finished(loaded: Loaded, tracker: Tracker, folder: RunFolder) -> Callable[[
 
 
 def _derived(plan: RunPlan, folder: RunFolder) -> dict[str, Any]:
-    """What the plan gives, and the hashes of all that the run was trained with since its first step."""
+    """What the plan gives, and the hashes of all that the run was trained with since its first
+    step.
+    """
     segments = segments_of(plan, folder.resumed_from)
     return {**plan.derived(), **hashes(segments), "segments": segments}
 
@@ -194,6 +212,10 @@ def _next_line(folder: Path, config: Config) -> str:
     python = "python"
     if executable.is_relative_to(Path.cwd()):
         python = str(executable.relative_to(Path.cwd()))
-    called = {"model.target": config.model.target, "task.target": config.task.target, "data.source": config.data.source}
+    called = {
+        "model.target": config.model.target,
+        "task.target": config.task.target,
+        "data.source": config.data.source,
+    }
     trust = " --trust" if needs_trust(called, folder) else ""
     return f"next      {python} -m train.evaluate {shlex.quote(str(folder))}{trust}"

@@ -20,7 +20,8 @@ class Progress:
     empty_steps: int = 0  # steps in which no label counted: nothing to train on
     complete_epochs: int = 0
     samples_of_epoch: int = 0  # of the one under way
-    evaluation_owed: bool = False  # of this step: it comes after the save, and a resume does it first
+    # of this step: it comes after the save, and a resume does it first
+    evaluation_owed: bool = False
 
     @property
     def place(self) -> Place:
@@ -34,13 +35,17 @@ class Progress:
             self.complete_epochs, self.samples_of_epoch = window.epoch + 1, 0
         else:
             self.samples_of_epoch += window.samples
-        self.epoch = self.samples_seen / samples_per_epoch if samples_per_epoch else self.complete_epochs
+        self.epoch = (
+            self.samples_seen / samples_per_epoch if samples_per_epoch else self.complete_epochs
+        )
         self.empty_steps += window.is_empty
 
 
 @dataclass(frozen=True)
 class Interval:
-    """Something that takes place every so many steps, or at the step that completes every so many samples or tokens."""
+    """Something that takes place every so many steps, or at the step that completes every so many
+    samples or tokens.
+    """
 
     steps: int | None = None
     samples: int | None = None
@@ -102,4 +107,8 @@ def duration(seconds: float) -> str:
     if seconds < 60:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes}:{rest:02} min" if minutes < 60 else f"{minutes // 60}:{minutes % 60:02}:{rest:02} h"
+    return (
+        f"{minutes}:{rest:02} min"
+        if minutes < 60
+        else f"{minutes // 60}:{minutes % 60:02}:{rest:02} h"
+    )

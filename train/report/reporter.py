@@ -22,9 +22,16 @@ class Reporter:
     """Joins what is measured into rows, and hands them to the outlets."""
 
     def __init__(
-        self, plan: RunPlan, state: RunState, outlets: Outlets | None, stop: Callable[[str], None], kept: Kept
+        self,
+        plan: RunPlan,
+        state: RunState,
+        outlets: Outlets | None,
+        stop: Callable[[str], None],
+        kept: Kept,
     ) -> None:
-        """`stop` asks all ranks for a stop, and says why; what fails inside `kept()` ends all ranks before a step."""
+        """`stop` asks all ranks for a stop, and says why; what fails inside `kept()` ends all ranks
+        before a step.
+        """
         self.progress: Progress = state.progress
         self._plan = plan
         self._state = state
@@ -74,7 +81,8 @@ class Reporter:
         if window.tokens is not None:
             row |= {
                 metric_names.EFFECTIVE_TOKENS: window.tokens,
-                metric_names.TOKENS_PER_SECOND: (progress.tokens_seen - self._last_tokens) / seconds,
+                metric_names.TOKENS_PER_SECOND: (progress.tokens_seen - self._last_tokens)
+                / seconds,
             }
         self._last_tokens = progress.tokens_seen
         self._last_step = progress.step
@@ -89,7 +97,10 @@ class Reporter:
         if not skipped_steps or self._alerted or self._outlets is None:
             return
         self._alerted = True
-        text = f"{self._plan.name}: by step {self.progress.step:,}, {skipped_steps:.0f} steps were not applied"
+        text = (
+            f"{self._plan.name}: by step {self.progress.step:,}, {skipped_steps:.0f} steps were "
+            "not applied"
+        )
         self._outlets.tracker.alert("a gradient was not finite", text, "WARN")
 
     def warn(self, title: str, text: str) -> None:
@@ -141,7 +152,9 @@ class Reporter:
         self._attempt(partial(self._warn_of_slow_stop, 0.0))
 
     def sync(self) -> None:
-        """All rows so far are on disk: no checkpoint must know of a step that metrics.jsonl does not."""
+        """All rows so far are on disk: no checkpoint must know of a step that metrics.jsonl does
+        not.
+        """
         if self._outlets is not None:
             self._outlets.journal.sync()
 
@@ -162,7 +175,9 @@ class Reporter:
             position[metric_names.TOKENS_SEEN] = self.progress.tokens_seen + window.tokens
         self._write({**position, **numbers})
 
-    def close(self, reason: str, code: int, closing_lines: Callable[[], Sequence[str]] = tuple) -> None:
+    def close(
+        self, reason: str, code: int, closing_lines: Callable[[], Sequence[str]] = tuple
+    ) -> None:
         """The end, for people and for the launcher; every sink is closed even where another fails.
 
         `closing_lines` gives what else there is to say, empty lines for nothing.
@@ -181,7 +196,9 @@ class Reporter:
             folder = self._outlets.folder.path
             print_error(f"could not write the end of the run into {folder}: {error}")
 
-    def _close(self, outlets: Outlets, reason: str, code: int, closing_lines: Callable[[], Sequence[str]]) -> None:
+    def _close(
+        self, outlets: Outlets, reason: str, code: int, closing_lines: Callable[[], Sequence[str]]
+    ) -> None:
         with ExitStack() as stack:
             stack.callback(outlets.folder.release)
             for sink in outlets.sinks:
@@ -211,7 +228,9 @@ class Reporter:
                 self._attempt(partial(sink.log, row))
 
     def _attempt(self, write: Callable[[], object]) -> None:
-        """A full disk ends the run as any other stop does: saved, or not, by all ranks together. So does what fails."""
+        """A full disk ends the run as any other stop does: saved, or not, by all ranks together. So
+        does what fails.
+        """
         with self._kept():
             try:
                 write()

@@ -20,12 +20,15 @@ class NoProgress(RuntimeError):
     """A job that the scheduler starts again and again, from the same checkpoint."""
 
 
-def pause(folder: Path, checkpoint: Path | None, timeout_seconds: float, stopped: Callable[[], bool]) -> str:
-    """Before a restart that begins where the one before it began: 1 s, and twice as long each time, or up to a stop.
+def pause(
+    folder: Path, checkpoint: Path | None, timeout_seconds: float, stopped: Callable[[], bool]
+) -> str:
+    """Before a restart that begins where the one before it began: 1 s, and twice as long each time,
+    or up to a stop.
 
-    The other ranks wait meanwhile, a little longer than `timeout_seconds`: half of these are never passed.
-    Returns what restarts.json has to hold from now on. Raises NoProgress where a job has been put back into the queue
-    MOST_REQUEUES times and has saved nothing new.
+    The other ranks wait meanwhile, a little longer than `timeout_seconds`: half of these are never
+    passed. Returns what restarts.json has to hold from now on. Raises NoProgress where a job has
+    been put back into the queue MOST_REQUEUES times and has saved nothing new.
     """
     place = checkpoint.name if checkpoint else "the start"
     try:
@@ -47,16 +50,23 @@ def pause(folder: Path, checkpoint: Path | None, timeout_seconds: float, stopped
 
 def _no_progress(folder: Path, place: str) -> str:
     return (
-        f"this job was put back into the queue {MOST_REQUEUES} times, and began from {place} each time\n"
-        f"  got:  no new checkpoint in {folder / 'checkpoints'}\n"
-        "  why:  its time, or what it fails of, comes before its first save: it would start for ever\n"
-        f"  type: tail {folder / 'log.txt'}\n"
-        "  then: sbatch again, with checkpoint.every_steps=FEWER or --time=MORE; a new job counts from 0"
+        f"this job was put back into the queue {MOST_REQUEUES} times, and began from {place} each "
+        f"time\n  got:  no new checkpoint in {folder / 'checkpoints'}\n"
+        "  why:  its time, or what it fails of, comes before its first save: it would start for "
+        f"ever\n  type: tail {folder / 'log.txt'}\n"
+        "  then: sbatch again, with checkpoint.every_steps=FEWER or --time=MORE; a new job counts "
+        "from 0"
     )
 
 
 def job_id() -> dict[str, str]:
-    """What stays the same when the scheduler or the elastic launcher starts a job again; empty where nobody would."""
+    """What stays the same when the scheduler or the elastic launcher starts a job again; empty
+    where nobody would.
+    """
     names = ("SLURM_JOB_ID", "TORCHELASTIC_RUN_ID")
     found = {name: os.environ[name] for name in names if os.environ.get(name, "none") != "none"}
-    return found | ({"ISOBATCH_ATTEMPT": os.environ["ISOBATCH_ATTEMPT"]} if "ISOBATCH_ATTEMPT" in os.environ else {})
+    return found | (
+        {"ISOBATCH_ATTEMPT": os.environ["ISOBATCH_ATTEMPT"]}
+        if "ISOBATCH_ATTEMPT" in os.environ
+        else {}
+    )

@@ -17,7 +17,9 @@ from train.report.folder import RunFolder
 
 @dataclass(frozen=True)
 class RunWeights:
-    """All ranks call each method together; rank 0 writes, after the others where weights are divided."""
+    """All ranks call each method together; rank 0 writes, after the others where weights are
+    divided.
+    """
 
     modules: Mapping[str, nn.Module]
     """By the names of their files."""

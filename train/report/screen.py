@@ -1,4 +1,6 @@
-"""What a person sees: the plan, one live line (or plain lines where there is no terminal), the closing line."""
+"""What a person sees: the plan, one live line (or plain lines where there is no terminal), the
+closing line.
+"""
 
 import sys
 from collections.abc import Iterable, Mapping
@@ -28,7 +30,9 @@ class Screen:
         self._live = live_line()
 
     def say(self, *lines: str) -> None:
-        """What moves a cursor is escaped: a line may hold the text of any exception, or a file's name."""
+        """What moves a cursor is escaped: a line may hold the text of any exception, or a file's
+        name.
+        """
         if not lines:
             return
         text = on_lines(clean("\n".join(lines)))
@@ -76,13 +80,23 @@ class Screen:
         self._log_file.close()
 
     def _step(self, row: Mapping[str, float]) -> str:
-        return f"step {row[metric_names.GLOBAL_STEP]:>{len(str(self._total_steps))}.0f}/{self._total_steps}"
+        return (
+            "step "
+            f"{row[metric_names.GLOBAL_STEP]:>{len(str(self._total_steps))}.0f}/{self._total_steps}"
+        )
 
     def _live_text(self, row: Mapping[str, float], evaluation: str, width: int) -> str:
         """As many of the parts, the most wanted first, as there is room for."""
         left = (self._total_steps - row[metric_names.GLOBAL_STEP]) * row[metric_names.STEP_SECONDS]
         peak = [f"{text.removesuffix(' GiB')} of {self._memory_gib:.3g} GiB" for text in _peak(row)]
-        parts = [*_loss(row), evaluation, _speed(row), f"{duration(left)} left", *peak, _shares(row)]
+        parts = [
+            *_loss(row),
+            evaluation,
+            _speed(row),
+            f"{duration(left)} left",
+            *peak,
+            _shares(row),
+        ]
         return on_one_line(_fitted(self._step(row), parts, width))
 
 
@@ -95,7 +109,9 @@ def _fitted(line: str, parts: Iterable[str], width: int) -> str:
 
 
 def _loss(row: Mapping[str, float]) -> list[str]:
-    """Of the step, and in brackets the mean over all steps since the row before; either may be absent."""
+    """Of the step, and in brackets the mean over all steps since the row before; either may be
+    absent.
+    """
     loss, mean = row.get(metric_names.LOSS), row.get(metric_names.LOSS_MEAN)
     if loss is None:
         return [] if mean is None else [f"mean loss {mean:.4f}"]
@@ -124,7 +140,9 @@ def _step_parts(row: Mapping[str, float]) -> list[str]:
 
 
 def _evaluation(row: Mapping[str, float]) -> str:
-    """The size of the main set stands behind its metrics; those of the further sets are in metrics.jsonl."""
+    """The size of the main set stands behind its metrics; those of the further sets are in
+    metrics.jsonl.
+    """
     parts = ["eval"]
     for key, value in row.items():
         name = key.removeprefix(metric_names.EVAL)
@@ -147,7 +165,9 @@ def _shares(row: Mapping[str, float]) -> str:
     if metric_names.FORWARD_BACKWARD_SECONDS not in row:
         return ""
     sync = row.get(metric_names.SYNC_SECONDS, 0.0)
-    compute = row[metric_names.FORWARD_BACKWARD_SECONDS] - sync + row[metric_names.OPTIMIZER_SECONDS]
+    compute = (
+        row[metric_names.FORWARD_BACKWARD_SECONDS] - sync + row[metric_names.OPTIMIZER_SECONDS]
+    )
     parts = {
         "data": row[metric_names.DATA_SECONDS],
         "compute": compute,
@@ -155,5 +175,6 @@ def _shares(row: Mapping[str, float]) -> str:
         "rest": row[metric_names.REST_SECONDS],
     }
     total = sum(parts.values())
-    known = (name for name in parts if name != "sync" or metric_names.SYNC_SECONDS in row)  # one rank has none
+    # one rank has none
+    known = (name for name in parts if name != "sync" or metric_names.SYNC_SECONDS in row)
     return " ".join(f"{name} {parts[name] / total:.0%}" for name in known)

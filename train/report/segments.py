@@ -1,4 +1,6 @@
-"""With which mathematics a run was trained from which step on: it may have gone on with others than it began with."""
+"""With which mathematics a run was trained from which step on: it may have gone on with others than
+it began with.
+"""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -34,7 +36,9 @@ def segments_in(derived: Mapping[str, Any]) -> list[Segment]:
 
 
 def segments_of(plan: RunPlan, resumed_from: Path | None) -> list[Segment]:
-    """Of a run that starts, or resumes, now; to be called before its own plan.json is written again."""
+    """Of a run that starts, or resumes, now; to be called before its own plan.json is written
+    again.
+    """
     if resumed_from is None:
         return [_segment(plan, 0, {}, None)]
     step = step_of(resumed_from)
@@ -57,7 +61,9 @@ def hashes(segments: Sequence[Segment]) -> dict[str, str]:
     return found
 
 
-def _segment(plan: RunPlan, after_step: int, changed: Mapping[str, Any], resumed_from: Path | None) -> Segment:
+def _segment(
+    plan: RunPlan, after_step: int, changed: Mapping[str, Any], resumed_from: Path | None
+) -> Segment:
     return {
         "after_step": after_step,
         "curve_hash": plan.curve_hash,

@@ -18,7 +18,8 @@ class RunState:
     """Counted on every rank alike; a checkpoint holds rank 0's."""
 
     best: Best
-    tokens_per_sample: int = 0  # data.block_size, as the config has it now; 0: samples are no blocks
+    # data.block_size, as the config has it now; 0: samples are no blocks
+    tokens_per_sample: int = 0
     progress: Progress = field(default_factory=Progress)
     clock: Clock = field(default_factory=Clock)
     run_id: str | None = None  # in W&B; known on rank 0
@@ -33,7 +34,9 @@ class RunState:
         self.clock = Clock(self.clock.seconds)
 
     def begin_from_another(self) -> None:
-        """It was read from another run's checkpoint: an evaluation is owed by that one, and its rows are not ours."""
+        """It was read from another run's checkpoint: an evaluation is owed by that one, and its
+        rows are not ours.
+        """
         self.progress.evaluation_owed = False
         self.run_id = None
         self.whole_run = WholeRun()
@@ -51,7 +54,8 @@ class RunState:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.progress = Progress(**state["progress"])
-        if "tokens_seen" not in state["progress"]:  # of an earlier version, which took all blocks for full ones
+        # of an earlier version, which took all blocks for full ones
+        if "tokens_seen" not in state["progress"]:
             self.progress.tokens_seen = self.progress.samples_seen * self.tokens_per_sample
         self.progress.tokens_per_sample = self.tokens_per_sample
         self.clock = Clock(state["seconds"])
@@ -67,7 +71,8 @@ class RunState:
 def checked_best(config: Config) -> Best:
     """The metric that evaluate.best watches.
 
-    Raises what the user can fix of a report before anything is read: UnknownDirection, TrackerError.
+    Raises what the user can fix of a report before anything is read: UnknownDirection,
+    TrackerError.
     """
     check_login(config.wandb)
     if launched_rank() == 0:

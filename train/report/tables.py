@@ -43,7 +43,9 @@ class Tables:
 
 
 def _text(value: object) -> str:
-    """A sample that is no text (bytes, None, half of a surrogate pair) as one that every file and server takes."""
+    """A sample that is no text (bytes, None, half of a surrogate pair) as one that every file and
+    server takes.
+    """
     whole = value.decode(errors="backslashreplace") if isinstance(value, bytes) else str(value)
     return whole.encode(errors="backslashreplace").decode()
 

@@ -1,7 +1,9 @@
-"""W&B, wrapped: the rows of rank 0 go there too, and whatever happens to them there never reaches the training.
+"""W&B, wrapped: the rows of rank 0 go there too, and whatever happens to them there never reaches
+the training.
 
-metrics.jsonl is the record of truth. All calls of a running W&B are made in a thread of its own: one that raises, waits
-for a dead server or hangs (seen: `run.log`, for ever, where wandb-core is stuck) costs one warning, not a training run.
+metrics.jsonl is the record of truth. All calls of a running W&B are made in a thread of its own:
+one that raises, waits for a dead server or hangs (seen: `run.log`, for ever, where wandb-core is
+stuck) costs one warning, not a training run.
 """
 
 import os
@@ -35,7 +37,9 @@ LONGEST_TITLE = 63
 
 
 class Tracker:
-    """One run in W&B. Without a run (disabled, other ranks, a failed start) its methods do nothing."""
+    """One run in W&B. Without a run (disabled, other ranks, a failed start) its methods
+    do nothing.
+    """
 
     start_seconds = 30.0
     finish_seconds = 60.0
@@ -64,7 +68,8 @@ class Tracker:
         run_config: Mapping[str, Any],
         run_id: str | None = None,
     ) -> "Tracker":
-        """To be called on rank 0 only; files go to folder/wandb. `run_config` is sent as the run's config.
+        """To be called on rank 0 only; files go to folder/wandb. `run_config` is sent as the run's
+        config.
 
         `run_id`: of a run to go on with.
         A W&B that cannot be reached costs a warning: the run is then tracked offline.
@@ -103,7 +108,10 @@ class Tracker:
             except Exception as error:
                 failures.append(f"could not start {attempt} ({first_line(error)})")
         if failures:
-            self.warn(f"{', '.join(failures)}; {'tracking offline' if self._run else 'this run is not tracked'}")
+            self.warn(
+                f"{', '.join(failures)}; "
+                f"{'tracking offline' if self._run else 'this run is not tracked'}"
+            )
         if not self._run:
             return
         self.run_id, self.url = self._run.id, self._run.url
@@ -186,7 +194,9 @@ class Tracker:
         self._run.finish(exit_code=exit_code)
         # A full disk costs nothing online: the rows have arrived all the same (seen: 600 of 600).
         if self.url is None and not becomes_whole(self._file, GRACE_SECONDS):
-            lost = f"{self._file} ends before the run does, as on a full disk: W&B lacks the last rows"
+            lost = (
+                f"{self._file} ends before the run does, as on a full disk: W&B lacks the last rows"
+            )
             self.warn(f"{lost}, and metrics.jsonl has all. To send what it has: {self._where}")
 
     def _work(self) -> None:
@@ -196,11 +206,18 @@ class Tracker:
                 job()
         except Exception as error:
             is_over = "is finished" in str(error)
-            self._fail("other code has ended this run (wandb.finish)" if is_over else first_line(error))
+            self._fail(
+                "other code has ended this run (wandb.finish)" if is_over else first_line(error)
+            )
 
     def _on_thread_error(self, otherwise: Callable[[Any], object], error: Any) -> None:
-        """wandb's own threads end with a traceback each when wandb-core is gone; one warning says it all."""
-        modules = [frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.exc_traceback)]
+        """wandb's own threads end with a traceback each when wandb-core is gone; one warning says
+        it all.
+        """
+        modules = [
+            frame.f_globals.get("__name__", "")
+            for frame, _ in traceback.walk_tb(error.exc_traceback)
+        ]
         if any(module.startswith("wandb.") for module in modules):
             self._fail(first_line(error.exc_value))
         else:
@@ -208,7 +225,10 @@ class Tracker:
 
     def _fail(self, why: str) -> None:
         self._failed = True
-        self.warn(f"{why}. The training goes on, and metrics.jsonl has all rows; to send what W&B has: {self._where}")
+        self.warn(
+            f"{why}. The training goes on, and metrics.jsonl has all rows; to send what W&B has: "
+            f"{self._where}"
+        )
 
     def warn(self, text: str) -> None:
         """Once for a run: what follows is mostly the same trouble."""
@@ -221,7 +241,9 @@ class Tracker:
 
 
 def _all_starts(folder: Path, run_id: str) -> str:
-    """For a shell: this folder of an offline run, and those of its earlier starts, in their order."""
+    """For a shell: this folder of an offline run, and those of its earlier starts, in
+    their order.
+    """
     name = f"offline-run-*-{shlex.quote(run_id)}*"  # a second start of one second ends in -1
     if len(list(folder.parent.glob(name))) < 2:
         return shlex.quote(str(folder))
@@ -229,7 +251,9 @@ def _all_starts(folder: Path, run_id: str) -> str:
 
 
 def _abandon() -> None:
-    """Let go of wandb-core: the interpreter would wait for it at its end, and a `| tee` for the output it inherited."""
+    """Let go of wandb-core: the interpreter would wait for it at its end, and a `| tee` for the
+    output it inherited.
+    """
     import wandb
 
     # An error in it ends in _on_thread_error.

@@ -1,6 +1,7 @@
 """The file that wandb-core writes beside a run: whether all of it was written.
 
-Where the disk is full wandb 0.31 writes nothing more, to the end of the run, and `log` and `finish` say nothing.
+Where the disk is full wandb 0.31 writes nothing more, to the end of the run, and `log` and `finish`
+say nothing.
 """
 
 import struct
@@ -13,11 +14,15 @@ from typing import Any
 BLOCK_BYTES = 32 * 1024
 HEADER = struct.Struct("<IHB")  # checksum, length, kind
 WHOLE, FIRST, MIDDLE, LAST = 1, 2, 3, 4
-"""Kinds of a part of a record, in the format of LevelDB's log; a record may go on in the next block."""
+"""Kinds of a part of a record, in the format of LevelDB's log; a record may go on in the next
+block.
+"""
 
 
 def becomes_whole(path: Path, seconds: float) -> bool:
-    """As is_whole, within so many seconds: `finish` may return before wandb-core has written the last records."""
+    """As is_whole, within so many seconds: `finish` may return before wandb-core has written the
+    last records.
+    """
     end = time.monotonic() + seconds
     while not is_whole(path):
         if time.monotonic() > end:
@@ -27,7 +32,9 @@ def becomes_whole(path: Path, seconds: float) -> bool:
 
 
 def is_whole(path: Path) -> bool:
-    """Whether one of the last records ends a run; also where there is no such file: nothing is known then."""
+    """Whether one of the last records ends a run; also where there is no such file: nothing is
+    known then.
+    """
     try:
         with path.open("rb") as file:
             size = file.seek(0, 2)
@@ -40,7 +47,9 @@ def is_whole(path: Path) -> bool:
 
 
 def _records(blocks: bytes, is_first: bool) -> Iterator[bytes]:
-    """Of whole blocks and one that may be shorter. The first block of a file begins with 7 bytes of its own."""
+    """Of whole blocks and one that may be shorter. The first block of a file begins with 7 bytes of
+    its own.
+    """
     parts = b""
     place = HEADER.size if is_first else 0
     while place + HEADER.size <= len(blocks):

@@ -1,4 +1,6 @@
-"""What a run is called in W&B: by the config, else by WANDB_* variables and wandb's own files, else by us."""
+"""What a run is called in W&B: by the config, else by WANDB_* variables and wandb's own files, else
+by us.
+"""
 
 import os
 from collections.abc import Callable, Mapping
@@ -68,7 +70,9 @@ def labels(config: Wandb, *, run_name: str, group: str, job_type: str) -> dict[s
 
 
 def check_settings(config: Wandb) -> None:
-    """Raise TrackerError where wandb refuses what the config or a variable says. Imports wandb: for rank 0 alone."""
+    """Raise TrackerError where wandb refuses what the config or a variable says. Imports wandb: for
+    rank 0 alone.
+    """
     if chosen_mode(config) == "disabled":
         return
     try:
@@ -79,16 +83,23 @@ def check_settings(config: Wandb) -> None:
     for setting in KEYS.keys() & said.keys():
         why = _refusal(partial(wandb.Settings, **{setting: said[setting]}))
         if why:
-            raise TrackerError(f"{_origin(config, setting)}: got {show(said[setting])}; W&B refuses it: {why}")
+            raise TrackerError(
+                f"{_origin(config, setting)}: got {show(said[setting])}; W&B refuses it: {why}"
+            )
     for name, value in os.environ.items():
-        if name.startswith("WANDB_") and name != "WANDB_TAGS":  # what is used of the tags was looked at above
+        # what is used of the tags was looked at above
+        if name.startswith("WANDB_") and name != "WANDB_TAGS":
             why = _refusal(partial(wandb.Settings().update_from_env_vars, {name: value}))
             if why:
-                raise TrackerError(f"{name}, in the environment: W&B refuses it: {why}. Type: unset {name}")
+                raise TrackerError(
+                    f"{name}, in the environment: W&B refuses it: {why}. Type: unset {name}"
+                )
 
 
 def _refusal(ask: Callable[[], object]) -> str:
-    """Why wandb refuses; empty where it does not. Its own sentence, without the value, which may be a key."""
+    """Why wandb refuses; empty where it does not. Its own sentence, without the value, which may be
+    a key.
+    """
     import wandb
     from pydantic import ValidationError
 
@@ -110,7 +121,9 @@ def _origin(config: Wandb, setting: str) -> str:
 
 
 def unused(settings: Mapping[str, Any], environ: Mapping[str, str]) -> str:
-    """A line that names the variables which say otherwise than what is used, and why; empty where there are none."""
+    """A line that names the variables which say otherwise than what is used, and why; empty where
+    there are none.
+    """
     import wandb
 
     told = []

@@ -15,7 +15,8 @@ UPLOAD_SECONDS = 1800.0
 
 
 def log_model(tracker: Tracker, folder: Path) -> str:
-    """Send all files of a folder; a line that says so, empty where nobody tracks the run, or W&B has failed.
+    """Send all files of a folder; a line that says so, empty where nobody tracks the run, or W&B
+    has failed.
 
     Returns at once. Closing the tracker waits for it, and a failure costs a warning.
     """
@@ -32,7 +33,8 @@ def _send(tracker: Tracker, run: Any, folder: Path) -> None:
     try:
         artifact = wandb.Artifact(f"model-{run.id}", type="model")
         with _path_to_tell(folder, run.offline) as path:
-            # Nothing changes these files any more: no copy of them is made, neither for the upload nor for later.
+            # Nothing changes these files any more: no copy of them is made, neither for the upload
+            # nor for later.
             artifact.add_dir(path, skip_cache=True, policy="immutable")
             logged = run.log_artifact(artifact)
             if not run.offline:
@@ -43,7 +45,8 @@ def _send(tracker: Tracker, run: Any, folder: Path) -> None:
 
 @contextmanager
 def _path_to_tell(folder: Path, offline: bool) -> Iterator[str]:
-    """W&B is sent the files' paths too: those of a link, so that it does not learn where the folder is.
+    """W&B is sent the files' paths too: those of a link, so that it does not learn where the folder
+    is.
 
     Offline they must last until `wandb sync`, which tells them: relative, as in the line to sync.
     """

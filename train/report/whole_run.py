@@ -1,4 +1,6 @@
-"""Figures of all rows of a run so far. A checkpoint holds them, so that a resume need not read the rows."""
+"""Figures of all rows of a run so far. A checkpoint holds them, so that a resume need not read the
+rows.
+"""
 
 import math
 from collections.abc import Mapping
@@ -33,7 +35,9 @@ class WholeRun:
             self.first = self.first or self.last
 
     def throughput(self) -> float | None:
-        """From the first row to the last, as in a comparison: what comes before the first row is start-up as well."""
+        """From the first row to the last, as in a comparison: what comes before the first row is
+        start-up as well.
+        """
         if self.first is None or self.last is None:
             return None
         samples = self.last[metric_names.SAMPLES_SEEN] - self.first[metric_names.SAMPLES_SEEN]

@@ -18,10 +18,13 @@ class ModelOutputs(UserError):
 
 
 def outputs_of(model: Any, batch: Batch, *more: Any, **named: Any) -> Any:
-    """The model of the inputs, and of the mask of the tokens where the batch has one and the model takes it by name."""
+    """The model of the inputs, and of the mask of the tokens where the batch has one and the model
+    takes it by name.
+    """
     if MASK not in batch:
         return model(batch["inputs"], *more, **named)
-    inside: Any = type(getattr(model, "module", None))  # of a wrapper, which hands on whatever it is given
+    # of a wrapper, which hands on whatever it is given
+    inside: Any = type(getattr(model, "module", None))
     plain: Any = type(model)
     if _takes_mask(plain) or _takes_mask(inside):
         return model(batch["inputs"], *more, attention_mask=batch[MASK], **named)
@@ -36,7 +39,9 @@ def _takes_mask(kind: Hashable) -> bool:
 
 
 def tensor_of(model: Any, outputs: Any) -> Tensor:
-    """The one tensor that a model returns: itself, or what it calls its logits. Raises ModelOutputs."""
+    """The one tensor that a model returns: itself, or what it calls its logits. Raises
+    ModelOutputs.
+    """
     if isinstance(outputs, Tensor):
         return outputs
     found = None
@@ -48,7 +53,13 @@ def tensor_of(model: Any, outputs: Any) -> Tensor:
         return found
     kind = type(getattr(model, "module", model))
     shown = type(outputs).__name__
-    keys = list(outputs) if isinstance(outputs, Mapping) else list(range(len(outputs))) if shown in SEVERAL else []
+    keys = (
+        list(outputs)
+        if isinstance(outputs, Mapping)
+        else list(range(len(outputs)))
+        if shown in SEVERAL
+        else []
+    )
     fix = "Let forward return it"
     if keys:
         shown += f" with {', '.join(map(repr, keys))}"
@@ -59,4 +70,6 @@ def tensor_of(model: Any, outputs: Any) -> Tensor:
             f"        def forward(self, *inputs, **more):\n"
             f"            return super().forward(*inputs, **more)[{keys[0]!r}]"
         )
-    raise ModelOutputs(f"the model {kind.__name__} returns {shown}, and the task needs one tensor. {fix}")
+    raise ModelOutputs(
+        f"the model {kind.__name__} returns {shown}, and the task needs one tensor. {fix}"
+    )

@@ -21,22 +21,26 @@ TEMPERATURE = 0.7
 
 
 class CausalLM:
-    """Cross-entropy over the tokens that are predicted; each counts the same. Metrics: perplexity, bits_per_byte.
+    """Cross-entropy over the tokens that are predicted; each counts the same. Metrics: perplexity,
+    bits_per_byte.
 
-    Batch: inputs (samples, T); labels (samples, T), the token that follows each input (already shifted), -100 where
-    none is predicted. The model returns logits (samples, T, vocabulary).
-    document_mask: hand the model `documents` (samples, T) as a second argument, so that no document sees another.
-    router_loss: the model returns (logits, router loss of this micro-batch times its coefficient), as that of
-    train/models/hf.py does under output_router_logits: a second term, counted once per sample, logged as train/router.
-    It depends on which tokens are in a micro-batch together, as in every trainer.
-    bits_per_byte: the column `bytes` (samples,) tells how many bytes of text the labels of a sample stand for.
-    Texts in blocks (data.block_size) have all four columns.
+    Batch: inputs (samples, T); labels (samples, T), the token that follows each input (already
+    shifted), -100 where none is predicted. The model returns logits (samples, T, vocabulary).
+    document_mask: hand the model `documents` (samples, T) as a second argument, so that no document
+    sees another. router_loss: the model returns (logits, router loss of this micro-batch times its
+    coefficient), as that of train/models/hf.py does under output_router_logits: a second term,
+    counted once per sample, logged as train/router. It depends on which tokens are in a micro-batch
+    together, as in every trainer. bits_per_byte: the column `bytes` (samples,) tells how many bytes
+    of text the labels of a sample stand for. Texts in blocks (data.block_size) have all four
+    columns.
     """
 
     chunk: int | None = None
     """Tokens whose logits are in memory at once, where memory.chunked_loss sets it."""
 
-    def __init__(self, document_mask: bool = False, bits_per_byte: bool = False, router_loss: bool = False) -> None:
+    def __init__(
+        self, document_mask: bool = False, bits_per_byte: bool = False, router_loss: bool = False
+    ) -> None:
         self.document_mask, self.bits_per_byte = document_mask, bits_per_byte
         self.router_loss = self.couples_samples = router_loss
         more = {"documents": document_mask, "bytes": bits_per_byte}
@@ -63,7 +67,9 @@ class CausalLM:
 
     def eval_sums(self, model: Any, batch: Batch) -> dict[str, tuple[Tensor, Tensor | float]]:
         loss, router = self._loss(model, batch)
-        sums: dict[str, tuple[Tensor, Tensor | float]] = {"loss": (loss, (batch["labels"] != IGNORED).sum())}
+        sums: dict[str, tuple[Tensor, Tensor | float]] = {
+            "loss": (loss, (batch["labels"] != IGNORED).sum())
+        }
         if router is not None:
             samples = float(len(batch["labels"]))
             sums[ROUTER] = (router * samples, samples)
@@ -74,7 +80,8 @@ class CausalLM:
     def finish(self, metrics: dict[str, float]) -> dict[str, float]:
         if "loss" not in metrics:
             return metrics
-        return metrics | {"perplexity": math.exp(min(metrics["loss"], 700.0))}  # exp(710) is no float
+        # exp(710) is no float
+        return metrics | {"perplexity": math.exp(min(metrics["loss"], 700.0))}
 
     def _logits(self, model: Any, batch: Batch) -> Tensor:
         return self._outputs(model, batch)[0]
@@ -96,8 +103,8 @@ class CausalLM:
                 "the model gives a router loss beside its logits, which the task leaves out. "
                 "Set: task.args.router_loss=true, or model.args.output_router_logits=false"
                 if isinstance(outputs, tuple)
-                else "task.args.router_loss=true, but the model gives no router loss beside its logits. "
-                "Set: task.args.router_loss=false, or model.args.output_router_logits=true"
+                else "task.args.router_loss=true, but the model gives no router loss beside its "
+                "logits. Set: task.args.router_loss=false, or model.args.output_router_logits=true"
             )
         if not self.router_loss:
             return tensor_of(model, outputs), None
@@ -110,7 +117,9 @@ class CausalLM:
         wrong = (wrong_numbers(name, columns[name], vocabulary) for name in ("inputs", "labels"))
         return next(filter(None, wrong), None)
 
-    def samples(self, model: Any, batch: Batch, decode: Callable[[Sequence[int]], str]) -> list[dict[str, str]]:
+    def samples(
+        self, model: Any, batch: Batch, decode: Callable[[Sequence[int]], str]
+    ) -> list[dict[str, str]]:
         """How the model goes on from the first quarter of each sample: {prompt, text}.
 
         Drawn at a temperature of 0.7, by the same random numbers at every evaluation.
@@ -125,4 +134,6 @@ class CausalLM:
             chances = (last.double() / TEMPERATURE).softmax(1).cpu()
             drawn = torch.multinomial(chances, 1, generator=generator).to(tokens)
             tokens = torch.cat((tokens, drawn), dim=1)
-        return [{"prompt": decode(row[:known]), "text": decode(row[known:])} for row in tokens.tolist()]
+        return [
+            {"prompt": decode(row[:known]), "text": decode(row[known:])} for row in tokens.tolist()
+        ]

@@ -12,10 +12,11 @@ from train.tasks._labels import classes_of, wrong_numbers
 
 
 class Classification:
-    """Cross-entropy over the labels that count: integers from 0, or -100 for "no label". Metric: accuracy.
+    """Cross-entropy over the labels that count: integers from 0, or -100 for "no label". Metric:
+    accuracy.
 
-    Batch: inputs (samples, ...) as the model takes them, labels (samples, ...) int64. The model returns logits
-    (samples, classes, ...).
+    Batch: inputs (samples, ...) as the model takes them, labels (samples, ...) int64. The model
+    returns logits (samples, classes, ...).
     """
 
     columns = ("inputs", "labels")
@@ -43,13 +44,20 @@ class Classification:
         counted = labels != IGNORED
         correct = (logits.argmax(1) == labels) & counted
         weight = counted.sum()
-        return {"loss": (self._loss_sum(logits, labels), weight), "accuracy": (correct.sum(), weight)}
+        return {
+            "loss": (self._loss_sum(logits, labels), weight),
+            "accuracy": (correct.sum(), weight),
+        }
 
     def check(self, model: Any, one: Batch, columns: Batch) -> str | None:
-        """PyTorch would find a wrong label in the middle of the training: an IndexError, or the end of a GPU's work."""
+        """PyTorch would find a wrong label in the middle of the training: an IndexError, or the end
+        of a GPU's work.
+        """
         labels = columns["labels"]
         are_whole = labels.is_floating_point() and labels.equal(labels.floor())
-        return wrong_numbers("labels", classes_of(labels) if are_whole else labels, self._logits(model, one).shape[1])
+        return wrong_numbers(
+            "labels", classes_of(labels) if are_whole else labels, self._logits(model, one).shape[1]
+        )
 
     def _logits(self, model: Any, batch: Batch) -> Tensor:
         logits = outputs_of(model, batch)
@@ -57,8 +65,9 @@ class Classification:
             logits = tensor_of(model, logits)
         if logits.ndim < 2:
             raise ModelOutputs(
-                f"the model returns a tensor of shape {tuple(logits.shape)} for {len(batch['labels'])} samples, and "
-                f"classification needs one number for each class: (samples, classes). Two classes are 2 outputs"
+                f"the model returns a tensor of shape {tuple(logits.shape)} for "
+                f"{len(batch['labels'])} samples, and classification needs one number for each "
+                "class: (samples, classes). Two classes are 2 outputs"
             )
         return logits
 

@@ -1,4 +1,6 @@
-"""What a spread is made of, in a form that can be joined: over micro-batches and ranks, at any mean."""
+"""What a spread is made of, in a form that can be joined: over micro-batches and ranks, at any
+mean.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,10 +11,12 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Moments:
-    """Of each column of some numbers: how many, their mean, and the sum of their squared distances from it.
+    """Of each column of some numbers: how many, their mean, and the sum of their squared distances
+    from it.
 
-    A task gives it in the place of (sum, weight); the metric is then the variance, its mean over the columns. A sum of
-    squares would lose it where the mean is large: at a mean of 1e6 and a deviation of 1, 13 digits of 16.
+    A task gives it in the place of (sum, weight); the metric is then the variance, its mean over
+    the columns. A sum of squares would lose it where the mean is large: at a mean of 1e6 and a
+    deviation of 1, 13 digits of 16.
     """
 
     count: Tensor  # all four: (columns,), float64
@@ -41,7 +45,9 @@ class Moments:
             count=count,
             start=self.start,
             mean=self.mean + apart * (other.count / count),
-            squares=self.squares + other.squares + apart.square() * (self.count * other.count / count),
+            squares=self.squares
+            + other.squares
+            + apart.square() * (self.count * other.count / count),
         )
 
     def numbers(self) -> list[list[float]]:

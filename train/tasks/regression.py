@@ -13,9 +13,10 @@ from train.tasks.moments import Moments
 class Regression:
     """Mean squared error over all targets. Metrics, exact over a whole set: mse, rmse, mae, r2.
 
-    Batch: inputs (samples, ...) as the model takes them, targets (samples, ...). The model returns the targets' shape,
-    or that with one dimension of 1 behind it. r2 = 1 - sum of squared errors / sum of squared distances from the mean;
-    several targets have a mean each, and their sums are added up.
+    Batch: inputs (samples, ...) as the model takes them, targets (samples, ...). The model returns
+    the targets' shape, or that with one dimension of 1 behind it. r2 = 1 - sum of squared errors /
+    sum of squared distances from the mean; several targets have a mean each, and their sums are
+    added up.
     """
 
     columns = ("inputs", "targets")
@@ -31,7 +32,11 @@ class Regression:
         errors, targets = self._errors(model, batch).double(), batch["targets"]
         count = float(targets.numel())
         squares = errors.square().sum()
-        sums = {"loss": (squares, count), "mse": (squares, count), "mae": (errors.abs().sum(), count)}
+        sums = {
+            "loss": (squares, count),
+            "mse": (squares, count),
+            "mae": (errors.abs().sum(), count),
+        }
         return sums | {VARIANCE: Moments.of(targets.reshape(len(targets), -1))}
 
     def finish(self, metrics: dict[str, float]) -> dict[str, float]:
@@ -45,11 +50,15 @@ class Regression:
 
     def check(self, model: Any, one: Batch, columns: Batch) -> str | None:
         """Shapes that differ would be broadcast against each other, and the loss mean nothing."""
-        found, wanted = tensor_of(model, outputs_of(model, one)).shape[1:], columns["targets"].shape[1:]
+        found, wanted = (
+            tensor_of(model, outputs_of(model, one)).shape[1:],
+            columns["targets"].shape[1:],
+        )
         if found in (wanted, (*wanted, 1)):
             return None
         return (
-            f"targets have shape {tuple(wanted)}, but the model returns {tuple(found)} for a sample. Change model.args"
+            f"targets have shape {tuple(wanted)}, but the model returns {tuple(found)} for a "
+            "sample. Change model.args"
         )
 
     def _errors(self, model: Any, batch: Batch) -> Tensor:

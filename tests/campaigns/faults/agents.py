@@ -1,4 +1,6 @@
-"""Rows about plain torchrun and `accelerate launch`, told to restart ranks that fail, without launch.sh above them."""
+"""Rows about plain torchrun and `accelerate launch`, told to restart ranks that fail, without
+launch.sh above them.
+"""
 
 import json
 import os
@@ -17,7 +19,9 @@ from tests.campaigns.faults.row import Row, folder
 
 AGENTS = {
     "torchrun": "torchrun --standalone --nproc_per_node 2 --max_restarts 2",
-    "accelerate": "accelerate launch --multi_gpu --num_processes 2 --main_process_port 0 --max_restarts 2",
+    "accelerate": (
+        "accelerate launch --multi_gpu --num_processes 2 --main_process_port 0 --max_restarts 2"
+    ),
 }
 
 
@@ -46,12 +50,32 @@ TRIALS = [
 
 def start(here: Path, trial: Trial) -> subprocess.Popen[str]:
     program, *words = AGENTS[trial.agent].split()
-    command = [str(Path(sys.executable).parent / program), *words, "-m", "train.accumulate", "configs/digits.yaml"]
-    command += [*STEPS, f"output_dir={here}", "duration.steps=1000000", f"data.workers={trial.workers}"]
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("ISOBATCH_")}
-    environment |= {"TMPDIR": str(here), "ACCELERATE_USE_CPU": "true", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    command = [
+        str(Path(sys.executable).parent / program),
+        *words,
+        "-m",
+        "train.accumulate",
+        "configs/digits.yaml",
+    ]
+    command += [
+        *STEPS,
+        f"output_dir={here}",
+        "duration.steps=1000000",
+        f"data.workers={trial.workers}",
+    ]
+    environment = {
+        name: value for name, value in os.environ.items() if not name.startswith("ISOBATCH_")
+    }
+    environment |= {
+        "TMPDIR": str(here),
+        "ACCELERATE_USE_CPU": "true",
+        "HF_HUB_OFFLINE": "1",
+        "OMP_NUM_THREADS": "1",
+    }
     with (here / "out.txt").open("w") as out:  # the process has its own copy
-        return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=out, stderr=out, text=True)
+        return subprocess.Popen(
+            command, cwd=ROOT, env=environment, stdout=out, stderr=out, text=True
+        )
 
 
 def ended(here: Path, trial: Trial) -> tuple[float, int]:
@@ -83,7 +107,11 @@ def _ranks(here: Path, started: subprocess.Popen[str]) -> list[int]:
         assert started.poll() is None, (here / "out.txt").read_text()
         assert time.monotonic() < end, "it does not start"
         time.sleep(0.1)
-    found = [process.pid for process in ours(here) if process.ppid() == started.pid and "RANK" in process.environ()]
+    found = [
+        process.pid
+        for process in ours(here)
+        if process.ppid() == started.pid and "RANK" in process.environ()
+    ]
     assert len(found) == 2, f"{len(found)} ranks"
     return found
 
@@ -100,7 +128,9 @@ def stops(here: Path, full: bool) -> str:
         told = json.loads((own / "run" / "ended.json").read_text())
         assert told["code"] == 75, f"{trial.name}: {told}\n{out}"
         assert compare.train_steps(own / "run") == list(range(1, told["step"] + 1)), trial.name
-        assert (own / "run" / "checkpoints" / f"step-{told['step']:08}" / "manifest.json").exists(), trial.name
+        assert (
+            own / "run" / "checkpoints" / f"step-{told['step']:08}" / "manifest.json"
+        ).exists(), trial.name
         starts = out.count("accumulate loop")
         assert starts == 1, f"{trial.name}: started {starts} times\n{out}"
         assert took < 10, f"{trial.name}: {took:.1f} s"
@@ -108,14 +138,18 @@ def stops(here: Path, full: bool) -> str:
         worst = max(worst, took)
         shutil.rmtree(own)
     ends = f"exit codes of the agents after SIGTERM {sorted(codes['TERM'])}"
-    return f"{len(trials)} times, saved each time, started again: 0, orphans: 0; {ends}; worst {worst:.1f} s"
+    return (
+        f"{len(trials)} times, saved each time, started again: 0, orphans: 0; {ends}; worst "
+        f"{worst:.1f} s"
+    )
 
 
 ROWS = (
     Row(
         "38",
         "a stop under torchrun or `accelerate launch` with --max_restarts",
-        "SIGTERM to the agent or to one rank, kill -9 of the agent; 2 ranks, with data workers and without",
+        "SIGTERM to the agent or to one rank, kill -9 of the agent; 2 ranks, with data workers and "
+        "without",
         "saved, never started again; no orphan after 10 s",
         stops,
         slow=True,

@@ -17,7 +17,12 @@ from train.checkpoint.manifest import step_of, verify
 CHANGES = ("open", "os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.truncate", "shutil.rmtree")
 """Of Python's audit events, which it raises before each such call, whoever makes it."""
 NEVER = 10**9
-PLACES = {"checkpoints/": "a save or rotation", "best": "best", "final": "final", "": "the claim and files of a run"}
+PLACES = {
+    "checkpoints/": "a save or rotation",
+    "best": "best",
+    "final": "final",
+    "": "the claim and files of a run",
+}
 
 
 def train_until(argv: Sequence[str], output: Path, kill_at: int | None) -> int:
@@ -28,7 +33,9 @@ def train_until(argv: Sequence[str], output: Path, kill_at: int | None) -> int:
         if event not in CHANGES or not isinstance(args[0], str | os.PathLike | bytes):
             return
         path = os.fsdecode(args[0])
-        changes = event != "open" or (isinstance(args[2], int) and args[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT))
+        changes = event != "open" or (
+            isinstance(args[2], int) and args[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
+        )
         if not path.startswith(str(output)) or path == str(output) or not changes:
             return
         number, seen[0] = seen[0], seen[0] + 1
@@ -43,12 +50,21 @@ def train_until(argv: Sequence[str], output: Path, kill_at: int | None) -> int:
 
 def words(here: Path, output: Path) -> list[str]:
     here.mkdir(parents=True, exist_ok=True)
-    given = ("data.eval_fraction=0.2", "evaluate={every_steps: 1, best: eval/loss}", "duration={steps: 3}")
-    return [*argv(here, *given, "checkpoint={resume: auto, every_steps: 1, keep: 1}"), f"output_dir={output}"]
+    given = (
+        "data.eval_fraction=0.2",
+        "evaluate={every_steps: 1, best: eval/loss}",
+        "duration={steps: 3}",
+    )
+    return [
+        *argv(here, *given, "checkpoint={resume: auto, every_steps: 1, keep: 1}"),
+        f"output_dir={output}",
+    ]
 
 
 def start(here: Path, kill_at: int | None = None, restarts: int = 0) -> tuple[int, jobs.Job]:
-    """In a job that the scheduler starts again: what was killed before its first checkpoint begins anew."""
+    """In a job that the scheduler starts again: what was killed before its first checkpoint begins
+    anew.
+    """
     output = here / "runs"
     slurm = {"SLURM_JOB_ID": "7", "SLURM_RESTART_COUNT": str(restarts)}
     job = jobs.start_ranks(here, 1, train_until, words(here, output), output, kill_at, **slurm)
@@ -71,17 +87,31 @@ def killed_at_every_call(here: Path, full: bool) -> str:
         for path in left:
             verify(path)
         saved = step_of(left[-1]) if left else 0
-        rows = compare.train_steps(own / "runs" / "run") if (own / "runs/run/metrics.jsonl").exists() else []
-        assert saved >= len(rows) - 1, f"call {number}: {len(rows)} steps in metrics.jsonl, {saved} saved"
+        rows = (
+            compare.train_steps(own / "runs" / "run")
+            if (own / "runs/run/metrics.jsonl").exists()
+            else []
+        )
+        assert saved >= len(rows) - 1, (
+            f"call {number}: {len(rows)} steps in metrics.jsonl, {saved} saved"
+        )
         code, job = start(own, NEVER, restarts=1)
         assert code == 0, f"call {number}, {calls[number]}: {job.told()}"
-        went_on = f"step-{saved:08}: step {saved} of" in job.told() or "finished at step 3" in job.told()
+        went_on = (
+            f"step-{saved:08}: step {saved} of" in job.told() or "finished at step 3" in job.told()
+        )
         assert went_on or not saved, f"call {number}: {job.told()}"
-        differing = compare.differing(compare.state(apart / "runs/run"), compare.state(own / "runs/run"))
+        differing = compare.differing(
+            compare.state(apart / "runs/run"), compare.state(own / "runs/run")
+        )
         assert not differing, f"call {number}, {calls[number]}: {differing[:5]}"
-        of_best = [compare.digest(each / "runs/run/best/model.safetensors") for each in (apart, own)]
+        of_best = [
+            compare.digest(each / "runs/run/best/model.safetensors") for each in (apart, own)
+        ]
         assert of_best[0] == of_best[1], f"call {number}, {calls[number]}: another best"
-        left_over = [path.name for path in own.rglob("runs/.*")] + [p.name for p in own.rglob("run/checkpoints/.*")]
+        left_over = [path.name for path in own.rglob("runs/.*")] + [
+            p.name for p in own.rglob("run/checkpoints/.*")
+        ]
         assert not left_over, f"call {number}, {calls[number]}: {left_over}"
         fell[_place(calls[number]["path"])] += 1
     told = ", ".join(f"{name} {count}" for name, count in fell.items())
@@ -97,9 +127,10 @@ ROWS = (
     Row(
         "40",
         "kill at each call that changes a file",
-        "SIGKILL before each open for writing, mkdir, rename and removal of a run of 3 steps: claim, save, rotation, "
-        "best, final",
-        "the same command goes on from the newest checkpoint and ends bit-identical, nothing is left over",
+        "SIGKILL before each open for writing, mkdir, rename and removal of a run of 3 steps: "
+        "claim, save, rotation, best, final",
+        "the same command goes on from the newest checkpoint and ends bit-identical, nothing is "
+        "left over",
         killed_at_every_call,
     ),
 )

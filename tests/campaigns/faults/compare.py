@@ -21,7 +21,9 @@ def digest(path: Path) -> str:
 def rows(run: Path) -> list[dict[str, Any]]:
     """The rows of metrics.jsonl without times; those that tell of nothing else are left out."""
     read = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    kept = [{key: value for key, value in row.items() if not key.startswith(UNLIKE)} for row in read]
+    kept = [
+        {key: value for key, value in row.items() if not key.startswith(UNLIKE)} for row in read
+    ]
     return [row for row in kept if len(row) > 2]
 
 
@@ -30,7 +32,9 @@ def train_steps(run: Path) -> list[int]:
 
 
 def state(run: Path) -> dict[str, Any]:
-    """sha256 of weights, optimizer and each rank's own part; rate and counts; every row, its floats to the last bit."""
+    """sha256 of weights, optimizer and each rank's own part; rate and counts; every row, its floats
+    to the last bit.
+    """
     last = complete(run / "checkpoints")[-1]
     verify(last)
     other = read_state(last)
@@ -54,7 +58,11 @@ def differing(one: Any, other: Any, place: str = "") -> list[str]:
     """Where two states differ; empty: bit-identical."""
     if isinstance(one, dict) and isinstance(other, dict):
         keys = list(dict.fromkeys([*one, *other]))
-        return [where for key in keys for where in differing(one.get(key), other.get(key), f"{place}/{key}")]
+        return [
+            where
+            for key in keys
+            for where in differing(one.get(key), other.get(key), f"{place}/{key}")
+        ]
     if isinstance(one, list) and isinstance(other, list) and len(one) == len(other):
         pairs = enumerate(zip(one, other, strict=True))
         return [where for i, (a, b) in pairs for where in differing(a, b, f"{place}/{i}")]
@@ -73,11 +81,18 @@ def windows(here: Path, world_size: int) -> Iterator[tuple[int, dict[str, Any]]]
 
 
 def samples(here: Path, world_size: int) -> dict[int, list[int]]:
-    """{step: its samples over all ranks}. A step that was computed again must have taken the same ones."""
+    """{step: its samples over all ranks}. A step that was computed again must have taken the same
+    ones.
+    """
     of_rank: dict[tuple[int, int], list[int]] = {}
     for number, told in windows(here, world_size):
         assert told["world"] == world_size, f"{told['world']} ranks met, not {world_size}"
         before = of_rank.setdefault((told["k"], number), told["ids"])
-        assert before == told["ids"], f"step {told['k']}, rank {number}: {before}, then {told['ids']}"
+        assert before == told["ids"], (
+            f"step {told['k']}, rank {number}: {before}, then {told['ids']}"
+        )
     steps = sorted({k for k, _ in of_rank})
-    return {k: sorted(i for number in range(world_size) for i in of_rank.get((k, number), [])) for k in steps}
+    return {
+        k: sorted(i for number in range(world_size) for i in of_rank.get((k, number), []))
+        for k in steps
+    }

@@ -24,7 +24,9 @@ _samples = itertools.count(1)
 def uneven() -> IterableDataset:
     def some(shards: list[range]) -> Iterator[dict[str, Any]]:
         for shard in shards:
-            yield from ({"inputs": [float(n), 0.0, 0.0, 0.0, 0.0, 0.0], "labels": n % 3} for n in shard)
+            yield from (
+                {"inputs": [float(n), 0.0, 0.0, 0.0, 0.0, 0.0], "labels": n % 3} for n in shard
+            )
 
     return IterableDataset.from_generator(some, gen_kwargs={"shards": list(SHARDS)})
 
@@ -34,7 +36,8 @@ def sleepy() -> IterableDataset:
     starts: list[int] = []
 
     def some() -> Iterator[dict[str, Any]]:
-        from tests.campaigns.faults.ranks import fired, rank  # here: datasets pickles what is global, for a hash
+        # here: datasets pickles what is global, for a hash
+        from tests.campaigns.faults.ranks import fired, rank
 
         starts.append(1)
         for i, sample in enumerate(tiny()):
@@ -47,7 +50,9 @@ def sleepy() -> IterableDataset:
 
 
 def noisy(sample: Batch, generator: torch.Generator) -> Batch:
-    return sample | {"inputs": sample["inputs"] + torch.randn(sample["inputs"].shape, generator=generator)}
+    return sample | {
+        "inputs": sample["inputs"] + torch.randn(sample["inputs"].shape, generator=generator)
+    }
 
 
 # Transforms that end: the 30th sample of a data worker of rank 1 is its last

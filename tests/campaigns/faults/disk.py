@@ -7,7 +7,15 @@ from functools import partial
 from pathlib import Path
 
 from tests.campaigns.faults import compare, jobs, ranks
-from tests.campaigns.faults.row import Row, check_fired, check_same, command, folder, reference, train
+from tests.campaigns.faults.row import (
+    Row,
+    check_fired,
+    check_same,
+    command,
+    folder,
+    reference,
+    train,
+)
 from train.checkpoint.commit import candidates, complete
 from train.checkpoint.manifest import MANIFEST, name_of, step_of, verify
 from train.report.folder import make_folder
@@ -37,7 +45,10 @@ def one_rank_cannot_save(here: Path, full: bool) -> str:
         left = sorted(path.name for path in (own / "run" / "checkpoints").iterdir())
         assert left == [STEP_5], f"{name}: {left}"
         verify(own / "run" / "checkpoints" / STEP_5)
-    return f"{len(chosen)} of {len(chosen)} faults: all ranks left alike, within {slowest:.0f} s; hangs: 0"
+    return (
+        f"{len(chosen)} of {len(chosen)} faults: all ranks left alike, within {slowest:.0f} s; "
+        "hangs: 0"
+    )
 
 
 def stopped_run(here: Path, world_size: int, step: int = 12) -> None:
@@ -49,7 +60,10 @@ def stopped_run(here: Path, world_size: int, step: int = 12) -> None:
 
 def all_damaged(here: Path, full: bool) -> str:
     stopped_run(here, 2)
-    checkpoints, before = here / "run" / "checkpoints", (here / "run" / "metrics.jsonl").read_bytes()
+    checkpoints, before = (
+        here / "run" / "checkpoints",
+        (here / "run" / "metrics.jsonl").read_bytes(),
+    )
     (checkpoints / STEP_5 / MANIFEST).unlink()
     with (checkpoints / STEP_10 / "model.safetensors").open("r+b") as file:
         file.truncate(50)
@@ -112,7 +126,8 @@ def slow_save(here: Path, full: bool) -> str:
         time.sleep(1.0 if what == signal.SIGTERM else 0)
     assert job.wait(20) == [-signal.SIGKILL] * 2
     assert [path.name for path in complete(here / "run" / "checkpoints")] == [STEP_5]
-    # It goes on, with a save of 0.4 s; the next start says what such saves need (the limit is set to 0.2 s).
+    # It goes on, with a save of 0.4 s; the next start says what such saves need (the limit is set
+    # to 0.2 s).
     steps = (partial(ranks.slow_write, 10, 0.4), partial(ranks.at_step, 17, ranks.kill))
     codes, _ = train(here, 2, command(here), *steps)
     assert codes == [-signal.SIGKILL] * 2
@@ -121,9 +136,14 @@ def slow_save(here: Path, full: bool) -> str:
     assert "a stop takes two steps and a save" in job.told(0), job.told(0)
     check_same(here, undisturbed, 2)
     assert not [
-        path for path in candidates(here / "run" / "checkpoints") if path.name not in (name_of(15), name_of(20))
+        path
+        for path in candidates(here / "run" / "checkpoints")
+        if path.name not in (name_of(15), name_of(20))
     ]
-    return "killed 1 s after SIGTERM in a save of 60 s: step 5 of step 5 remained; warned at the next start"
+    return (
+        "killed 1 s after SIGTERM in a save of 60 s: step 5 of step 5 remained; warned at the "
+        "next start"
+    )
 
 
 TAKEN = ("moved", "deleted", "replaced")
@@ -148,7 +168,9 @@ def taken_away(here: Path, full: bool) -> str:
         for how in TAKEN if full else TAKEN[2:]:
             own = folder(here, f"{how}-{step}")
             words = command(own, "log.every_steps=1")
-            codes, job = train(own, 2, words, partial(ranks.at_step, step, partial(take_away, own, how), 0))
+            codes, job = train(
+                own, 2, words, partial(ranks.at_step, step, partial(take_away, own, how), 0)
+            )
             check_fired(own, how)
             assert codes == [1, 1], f"{how} at {step}: {codes}\n{job.told()}"
             assert "Traceback" not in job.told(), job.told()
@@ -164,7 +186,10 @@ def taken_away(here: Path, full: bool) -> str:
             apart = compare.differing(compare.state(undisturbed / "run"), compare.state(beside))
             assert not apart, f"{how} at {step}: {apart[:5]}"
             tried += 1
-    return f"{tried} of {tried}: saved beside, steps lost: 0, another's folder untouched; resumed bit-identical"
+    return (
+        f"{tried} of {tried}: saved beside, steps lost: 0, another's folder untouched; resumed "
+        "bit-identical"
+    )
 
 
 ROWS = (
@@ -172,7 +197,8 @@ ROWS = (
         "11b",
         "the run folder is taken away",
         "moved, deleted, replaced by another run's of the same name, while two ranks train",
-        "saved beside under a name that says so; all ranks end with a sentence; nothing of the other changes",
+        "saved beside under a name that says so; all ranks end with a sentence; nothing of the "
+        "other changes",
         taken_away,
     ),
     Row(
@@ -192,7 +218,8 @@ ROWS = (
     Row(
         "10",
         "leftovers",
-        "temporary folders, stray files, empty folders, links, dangling links, also where checkpoints will be",
+        "temporary folders, stray files, empty folders, links, dangling links, also where "
+        "checkpoints will be",
         "ignored, swept",
         leftovers,
     ),

@@ -1,4 +1,6 @@
-"""A row about the user's own code in an evaluation: it fails at any place, on any rank, and costs no step."""
+"""A row about the user's own code in an evaluation: it fails at any place, on any rank, and costs
+no step.
+"""
 
 import json
 import os
@@ -18,14 +20,17 @@ from train.checkpoint.manifest import step_of
 from train.tasks.classification import Classification
 
 STEPS = {1: 0, 2: 3, 3: 6, 4: 7}
-"""After which step each evaluation comes: at the start, twice in the middle, after the last step."""
+"""After which step each evaluation comes: at the start, twice in the middle, after the last step.
+"""
 KINDS = {
     "ValueError": "a metric's own",
     "out of memory": "out of memory with one sample at a time",
     "sys.exit": "SystemExit",
     "NaN": "",
 }
-"""What a metric does, and what the last sentence of the run says of it; a number that is none is reported as such."""
+"""What a metric does, and what the last sentence of the run says of it; a number that is none is
+reported as such.
+"""
 
 
 class Faulty(Classification):
@@ -78,15 +83,26 @@ def failing_evaluations(here: Path, full: bool) -> str:
         key = (case.world_size, case.best)
         if key not in undisturbed:
             undisturbed[key] = folder(here, f"reference-{case.world_size}-{case.best}")
-            codes, job = train(undisturbed[key], case.world_size, words(undisturbed[key], case.best))
+            codes, job = train(
+                undisturbed[key], case.world_size, words(undisturbed[key], case.best)
+            )
             assert codes == [0] * case.world_size, job.told()
         _fail_and_resume(folder(here, str(number)), case, undisturbed[key])
-    return f"{len(tried)} of {len(tried)}: steps lost 0, hangs 0; the resume did the owed evaluation, bit-identical"
+    return (
+        f"{len(tried)} of {len(tried)}: steps lost 0, hangs 0; the resume did the owed "
+        "evaluation, bit-identical"
+    )
 
 
 def words(here: Path, best: bool) -> list[str]:
-    given = ("task=tests.campaigns.faults.evaluating.Faulty", "data.eval_fraction=0.2", "duration={steps: 7}")
-    often = f"evaluate={{every_steps: 3, at_start: true, best: {'eval/accuracy' if best else 'null'}}}"
+    given = (
+        "task=tests.campaigns.faults.evaluating.Faulty",
+        "data.eval_fraction=0.2",
+        "duration={steps: 7}",
+    )
+    often = (
+        f"evaluate={{every_steps: 3, at_start: true, best: {'eval/accuracy' if best else 'null'}}}"
+    )
     return argv(here, *given, often, "checkpoint={resume: auto, every_steps: 100}")
 
 
@@ -110,7 +126,9 @@ def _fail_and_resume(own: Path, case: Case, undisturbed: Path) -> None:
     assert codes == [0] * case.world_size, f"{case}: {codes}\n{job.told()}"
     apart = compare.differing(compare.state(undisturbed / "run"), compare.state(own / "run"))
     assert not apart, f"{case}: {apart[:5]}"
-    evaluated = [row["train/global_step"] for row in compare.rows(own / "run") if "eval/loss" in row]
+    evaluated = [
+        row["train/global_step"] for row in compare.rows(own / "run") if "eval/loss" in row
+    ]
     assert evaluated == list(STEPS.values()), f"{case}: {evaluated}"
 
 
@@ -118,9 +136,10 @@ ROWS = (
     Row(
         "39",
         "a metric fails in an evaluation",
-        "an exception, out of memory, sys.exit, NaN; at the start, twice in the middle, at the end; on one rank or all "
-        "of 1 to 3; a best kept or not",
-        "no step lost, the metric's error is named, the resume evaluates first and ends bit-identical",
+        "an exception, out of memory, sys.exit, NaN; at the start, twice in the middle, at the "
+        "end; on one rank or all of 1 to 3; a best kept or not",
+        "no step lost, the metric's error is named, the resume evaluates first and ends "
+        "bit-identical",
         failing_evaluations,
     ),
 )

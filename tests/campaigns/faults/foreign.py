@@ -1,4 +1,6 @@
-"""Rows about what leaves a process and what comes into it: secrets, and the configs of other people's run folders."""
+"""Rows about what leaves a process and what comes into it: secrets, and the configs of other
+people's run folders.
+"""
 
 import pickle
 import re
@@ -45,7 +47,10 @@ def routes(here: Path, full: bool) -> str:
             written = source.replace("@@", CANARY)
             for mark in "+- ":
                 lines = "".join(f"{mark}{line}\n" for line in written.split("\n"))
-                patch = f"diff --git a/{file} b/{file}\n--- a/{file}\n+++ b/{file}\n@@ -1 +1 @@\n{lines}"
+                patch = (
+                    f"diff --git a/{file} b/{file}\n--- a/{file}\n+++ b/{file}\n@@ -1 +1 "
+                    f"@@\n{lines}"
+                )
                 see(f"{mark}{source}", clean_patch(patch, lambda path: b""))
             if file == "mine.txt":
                 see(source, clean_text(written))
@@ -59,7 +64,10 @@ def routes(here: Path, full: bool) -> str:
     alarms += [text for text in HARMLESS_CODE if clean_text(text, code=True) != text]
     assert not leaked, "; ".join(leaked[:5])
     assert not alarms, "; ".join(alarms[:5])
-    return f"leaked: 0 of {tried} knowable routes; false alarms: 0 of {len(HARMLESS) + len(HARMLESS_CODE)}"
+    return (
+        f"leaked: 0 of {tried} knowable routes; false alarms: 0 of "
+        f"{len(HARMLESS) + len(HARMLESS_CODE)}"
+    )
 
 
 def _screen(here: Path, way: str) -> str:
@@ -106,7 +114,9 @@ def payloads(here: Path, mark: Path) -> list[tuple[str, dict[str, Any]]]:
 
 
 def foreign_configs(here: Path, full: bool) -> str:
-    """Each payload as the model, the task and the data of a folder, and once more with trust, to see that it fires."""
+    """Each payload as the model, the task and the data of a folder, and once more with trust, to
+    see that it fires.
+    """
     codes, job = start(here, 1, argv(here, "data.eval_fraction=0.2"))
     assert codes == [0], job.told()
     mark, folder = here / "mark", here / "run"
@@ -144,11 +154,17 @@ def _is_refused(call: Callable[[], object]) -> bool:
 def _fires(target: str, args: dict[str, Any], mark: Path) -> bool:
     """In a process of its own, as train.load(trust=True) would call it."""
     code = (
-        "from train.config import resolve\nfrom train.config.targets import make_importable\nmake_importable()\n"
-        f"resolve({target!r}, 'train.models')(**{args!r})"
+        "from train.config import resolve\nfrom train.config.targets import "
+        f"make_importable\nmake_importable()\nresolve({target!r}, 'train.models')(**{args!r})"
     )
     environment = {"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1"}
-    subprocess.run([sys.executable, "-c", code], capture_output=True, env=environment, cwd=mark.parent, check=False)
+    subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        env=environment,
+        cwd=mark.parent,
+        check=False,
+    )
     found = mark.exists()
     if mark.is_dir():
         mark.rmdir()
@@ -160,15 +176,17 @@ ROWS = (
     Row(
         "30b",
         "routes of secrets",
-        "each way of writing one, in configs, code, shells, logs and notebooks, as a text and in git.patch (added, "
-        "removed, unchanged); each form of a known value; each way to the screen, in a process of its own",
+        "each way of writing one, in configs, code, shells, logs and notebooks, as a text and in "
+        "git.patch (added, removed, unchanged); each form of a known value; each way to the "
+        "screen, in a process of its own",
         "no canary; commits, hashes, ids, tokenizers and code stay readable",
         routes,
     ),
     Row(
         "31c",
         "configs of foreign folders",
-        "functions that write, run or unpickle as model, task and data of a run folder; train.load, train.evaluate",
+        "functions that write, run or unpickle as model, task and data of a run folder; "
+        "train.load, train.evaluate",
         "refused by name, nothing imported or called",
         foreign_configs,
         slow=True,

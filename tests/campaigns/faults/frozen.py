@@ -1,4 +1,6 @@
-"""Rows about time that does not count: a job that is frozen as a whole, a save that is slow and goes on."""
+"""Rows about time that does not count: a job that is frozen as a whole, a save that is slow and
+goes on.
+"""
 
 import signal
 import time
@@ -32,11 +34,13 @@ def frozen(here: Path, full: bool) -> str:
             given = (f"runtime.timeout_seconds={deadline}", *words)
             _freeze(folder(here, f"{case}-{number}"), world_size, given, TIMES * deadline)
     if full:  # longer than the process groups wait before the watchdog looks
-        _freeze(folder(here, "long"), 2, (f"runtime.timeout_seconds={DEADLINE}",), 3 * DEADLINE + 70)
+        _freeze(
+            folder(here, "long"), 2, (f"runtime.timeout_seconds={DEADLINE}",), 3 * DEADLINE + 70
+        )
     also = ", 1 for 76 s" if full else ""
     return (
-        f"{rounds * len(cases)} jobs of 1 to {cases[-1][0]} ranks frozen for {TIMES} x the time-out{also}, "
-        f"{launched} of 2 ranks with their launcher: all finished"
+        f"{rounds * len(cases)} jobs of 1 to {cases[-1][0]} ranks frozen for {TIMES} x the "
+        f"time-out{also}, {launched} of 2 ranks with their launcher: all finished"
     )
 
 
@@ -91,11 +95,16 @@ def slow_save(here: Path, full: bool) -> str:
     codes, job = start(stuck, 2, command(stuck, *given), partial(write_slowly, 1e6, 0))
     assert 0 not in codes, job.told()
     assert "no progress" in job.told(), job.told()
-    return f"a save of {seconds} s with a time-out of {DEADLINE} s: finished; one that writes nothing: ended"
+    return (
+        f"a save of {seconds} s with a time-out of {DEADLINE} s: finished; one that writes "
+        "nothing: ended"
+    )
 
 
 def write_slowly(seconds: float, piece: int) -> None:
-    """On rank 0, once: what is written before a checkpoint takes so long, and moves `piece` bytes each 0.05 s."""
+    """On rank 0, once: what is written before a checkpoint takes so long, and moves `piece` bytes
+    each 0.05 s.
+    """
     ours = train.checkpoint.files.write_tensors
 
     def slow(file: Path, *args: Any) -> None:
@@ -115,7 +124,8 @@ ROWS = (
     Row(
         "36",
         "a job is frozen as a whole",
-        f"SIGSTOP to all ranks, and to a launcher with its ranks, for {TIMES} x runtime.timeout_seconds, then SIGCONT",
+        f"SIGSTOP to all ranks, and to a launcher with its ranks, for {TIMES} x "
+        "runtime.timeout_seconds, then SIGCONT",
         "it goes on to its end; no stacks",
         frozen,
         slow=True,

@@ -21,13 +21,18 @@ STEP_5 = name_of(5)
 
 @contextmanager
 def small_disk(here: Path) -> Iterator[tuple[Path, str]]:
-    """20 MB, and how they were had: a tmpfs where mounting is permitted, else a limit on the size of a file."""
+    """20 MB, and how they were had: a tmpfs where mounting is permitted, else a limit on the size
+    of a file.
+    """
     disk = folder(here, "disk")
     mounted = subprocess.run(
         ["mount", "-t", "tmpfs", "-o", "size=20m", "tmpfs", disk], capture_output=True, check=False
     )
     try:
-        yield disk, "tmpfs of 20 MB" if mounted.returncode == 0 else "RLIMIT_FSIZE (no right to mount)"
+        yield (
+            disk,
+            "tmpfs of 20 MB" if mounted.returncode == 0 else "RLIMIT_FSIZE (no right to mount)",
+        )
     finally:
         if mounted.returncode == 0:
             subprocess.run(["umount", "--lazy", disk], check=True)
@@ -38,7 +43,9 @@ def fill_disk(disk: Path, mounted: bool) -> None:
     ranks.fired("full")
     if not mounted:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+        resource.setrlimit(
+            resource.RLIMIT_FSIZE, (1000, resource.getrlimit(resource.RLIMIT_FSIZE)[1])
+        )
         return
     with (disk / "filler").open("wb", buffering=0) as file:
         try:
@@ -80,7 +87,8 @@ def disk_full(here: Path, full: bool) -> str:
             if case == "to the last byte" or not mounted:
                 fill = partial(fill_disk, disk, mounted)
                 patches = [partial(ranks.at_step, 9, fill, 0)]
-                words.append("log.every_steps=1000")  # or a row would be the first to find the disk full
+                # or a row would be the first to find the disk full
+                words.append("log.every_steps=1000")
             begun = time.monotonic()
             codes, job = start(own, 2, command(own, *words), *patches)
             seconds = time.monotonic() - begun
@@ -96,7 +104,9 @@ def disk_full(here: Path, full: bool) -> str:
 
 
 def between_saves(here: Path, full: bool) -> str:
-    """The disk is full from some moment on: the run ends, and the same command goes on once there is room."""
+    """The disk is full from some moment on: the run ends, and the same command goes on once there
+    is room.
+    """
     undisturbed, told = reference(here, 2), []
     cases = {  # name: (where it fills, what is said, exit code)
         "a row": (lambda fill, free: [partial(ranks.at_step, 7, fill, 0)], "metrics.jsonl", 1),
@@ -109,7 +119,11 @@ def between_saves(here: Path, full: bool) -> str:
             75,
         ),
         "the start": (lambda fill, free: [partial(at_start, fill)], "cannot write into", 2),
-        "plan.json": (lambda fill, free: [partial(before, "train.report.outlets", "Journal", fill)], "plan.json", 2),
+        "plan.json": (
+            lambda fill, free: [partial(before, "train.report.outlets", "Journal", fill)],
+            "plan.json",
+            2,
+        ),
         "log.txt": (
             lambda fill, free: [partial(before, "train.report.outlets", "Screen", fill)],
             "cannot write into",
@@ -125,7 +139,9 @@ def between_saves(here: Path, full: bool) -> str:
         own = folder(here, case.replace(" ", "-").replace(",", ""))
         with small_disk(own) as (disk, how):
             mounted = how.startswith("tmpfs")
-            words = command(own, f"output_dir={disk}", *(["checkpoint.every_steps=1000"] if code == 75 else []))
+            words = command(
+                own, f"output_dir={disk}", *(["checkpoint.every_steps=1000"] if code == 75 else [])
+            )
             fill, free = partial(fill_disk, disk, mounted), partial(make_room, disk, mounted)
             begun = time.monotonic()
             codes, job = start(own, 2, words, *patches(fill, free))
@@ -139,7 +155,10 @@ def between_saves(here: Path, full: bool) -> str:
             assert codes == [0, 0], f"{case}: {job.told()}"
             (own / "run").symlink_to(disk / "run")
             check_same(own, undisturbed, 2)
-    return f"{how}; all ranks left alike, in a sentence: {', '.join(told)}; then the same command: bit-identical ends"
+    return (
+        f"{how}; all ranks left alike, in a sentence: {', '.join(told)}; then the same command: "
+        "bit-identical ends"
+    )
 
 
 def at_start(fill: Callable[[], None]) -> None:

@@ -1,6 +1,8 @@
-"""Starts ranks (gloo, on the CPU) and launchers, waits for them with a wall limit, ends only what it started itself.
+"""Starts ranks (gloo, on the CPU) and launchers, waits for them with a wall limit, ends only what
+it started itself.
 
-A server imports torch once and every process is forked from it: a rank starts in 0.1 s instead of 5 to 30.
+A server imports torch once and every process is forked from it: a rank starts in 0.1 s instead of 5
+to 30.
 """
 
 import multiprocessing
@@ -47,7 +49,9 @@ class Job:
     begun: float = field(default_factory=time.monotonic)
 
     def wait(self, seconds: float = LIMIT_SECONDS) -> list[int]:
-        """Exit codes, in order of the ranks; -n for one that signal n ended. Raises Hang, and leaves nothing behind."""
+        """Exit codes, in order of the ranks; -n for one that signal n ended. Raises Hang, and
+        leaves nothing behind.
+        """
         end = time.monotonic() + seconds
         for process in self.processes:
             process.join(max(0.0, end - time.monotonic()))
@@ -86,10 +90,13 @@ class Job:
         return "\n".join(log.read_text(errors="replace") for log in logs if log.exists())
 
 
-def _enter(log: Path, environment: Mapping[str, str], function: Callable[..., int], args: tuple[Any, ...]) -> None:
+def _enter(
+    log: Path, environment: Mapping[str, str], function: Callable[..., int], args: tuple[Any, ...]
+) -> None:
     for number in (1, 2):
         os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644), number)
-    multiprocessing.set_start_method("fork", force=True)  # of data workers: as in a rank that nobody has forked
+    # of data workers: as in a rank that nobody has forked
+    multiprocessing.set_start_method("fork", force=True)
     for name in CLEARED:
         os.environ.pop(name, None)
     os.environ.update({"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", **environment})
@@ -100,7 +107,11 @@ def _enter(log: Path, environment: Mapping[str, str], function: Callable[..., in
 
 
 def start(
-    here: Path, environments: Sequence[Mapping[str, str]], function: Callable[..., int], *args: Any, name: str = "rank"
+    here: Path,
+    environments: Sequence[Mapping[str, str]],
+    function: Callable[..., int],
+    *args: Any,
+    name: str = "rank",
 ) -> Job:
     """One process for each environment; its exit code is what `function(*args)` returns."""
     logs = [here / f"{name}-{number}.log" for number in range(len(environments))]
@@ -113,8 +124,12 @@ def start(
     return Job(processes, logs)
 
 
-def start_ranks(here: Path, world_size: int, function: Callable[..., int], *args: Any, **environment: str) -> Job:
-    """As a launcher that restarts nothing; one rank is started without any, as `python -m train.accumulate` is."""
+def start_ranks(
+    here: Path, world_size: int, function: Callable[..., int], *args: Any, **environment: str
+) -> Job:
+    """As a launcher that restarts nothing; one rank is started without any, as `python -m
+    train.accumulate` is.
+    """
     common = {"FAULTS_RECORD": str(here), **environment}
     if world_size == 1:
         return start(here, [{"ACCELERATE_USE_CPU": "true", **common}], function, *args)
@@ -124,7 +139,12 @@ def start_ranks(here: Path, world_size: int, function: Callable[..., int], *args
 
 
 def start_elastic(
-    here: Path, world_size: int, restarts: int, function: Callable[..., int], *args: Any, **environment: str
+    here: Path,
+    world_size: int,
+    restarts: int,
+    function: Callable[..., int],
+    *args: Any,
+    **environment: str,
 ) -> Job:
     """torchrun's agent, which forks its ranks; it tells them how to end as launch.sh does."""
     environment |= {
@@ -136,7 +156,9 @@ def start_elastic(
     return start(here, [environment], _agent, world_size, restarts, function, args, name="agent")
 
 
-def _agent(world_size: int, restarts: int, function: Callable[..., int], args: tuple[Any, ...]) -> int:
+def _agent(
+    world_size: int, restarts: int, function: Callable[..., int], args: tuple[Any, ...]
+) -> int:
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
@@ -168,7 +190,8 @@ def _elastic_rank(function: Callable[..., int], args: tuple[Any, ...]) -> None:
         code = function(*args)
     except BaseException:
         traceback.print_exc()
-    # A function that has returned waits for its agent's word, which an agent that was stopped never gives.
+    # A function that has returned waits for its agent's word, which an agent that was stopped never
+    # gives.
     if code or "FAULTS_STOPPED_AGENT" in os.environ:
         sys.stdout.flush()
         sys.stderr.flush()

@@ -12,14 +12,25 @@ ROOT = Path(__file__).parents[3]
 TAKEN = {
     "NO": "distributed_type: 'NO'\nnum_processes: 2\nuse_cpu: true\n",
     "MULTI_CPU": "distributed_type: MULTI_CPU\nnum_processes: 2\nsame_network: true\ndebug: true\n",
-    "a bare no": "distributed_type: MULTI_CPU\nnum_processes: 2\nmixed_precision: no\ndynamo_config: {}\n",
+    "a bare no": (
+        "distributed_type: MULTI_CPU\nnum_processes: 2\nmixed_precision: no\ndynamo_config: {}\n"
+    ),
 }
 REFUSED = {
     "gradient_accumulation_steps": "distributed_type: 'NO'\ngradient_accumulation_steps: 4\n",
-    "fsdp_offload_params": "distributed_type: FSDP\nfsdp_config: {fsdp_version: 2, fsdp_offload_params: true}\n",
-    "mixed_precision: bf16": "distributed_type: MULTI_CPU\nnum_processes: 2\nmixed_precision: bf16\n",
-    "DEEPSPEED": "distributed_type: DEEPSPEED\ndeepspeed_config: {zero_stage: 2, gradient_accumulation_steps: 4}\n",
-    "MEGATRON_LM": "distributed_type: MEGATRON_LM\nmegatron_lm_config: {megatron_lm_tp_degree: 2}\n",
+    "fsdp_offload_params": (
+        "distributed_type: FSDP\nfsdp_config: {fsdp_version: 2, fsdp_offload_params: true}\n"
+    ),
+    "mixed_precision: bf16": (
+        "distributed_type: MULTI_CPU\nnum_processes: 2\nmixed_precision: bf16\n"
+    ),
+    "DEEPSPEED": (
+        "distributed_type: DEEPSPEED\ndeepspeed_config: "
+        "{zero_stage: 2, gradient_accumulation_steps: 4}\n"
+    ),
+    "MEGATRON_LM": (
+        "distributed_type: MEGATRON_LM\nmegatron_lm_config: {megatron_lm_tp_degree: 2}\n"
+    ),
     "dynamo_backend": "distributed_type: 'NO'\ndynamo_config: {dynamo_backend: INDUCTOR}\n",
     "fp8": "distributed_type: 'NO'\nmixed_precision: fp8\nfp8_config: {backend: TE}\n",
     "XLA": "distributed_type: XLA\ntpu_use_cluster: true\ntpu_name: pod\n",
@@ -32,9 +43,24 @@ REFUSED = {
 def _launch(here: Path, text: str, *words: str) -> tuple[int, str]:
     file = here / "accelerate.yaml"
     file.write_text(text)
-    environment = {**os.environ, "LAUNCHER": str(file), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "train.launch", "configs/digits.yaml", f"output_dir={here}", "name=run", *words]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    environment = {
+        **os.environ,
+        "LAUNCHER": str(file),
+        "HF_HUB_OFFLINE": "1",
+        "OMP_NUM_THREADS": "1",
+    }
+    command = [
+        sys.executable,
+        "-m",
+        "train.launch",
+        "configs/digits.yaml",
+        f"output_dir={here}",
+        "name=run",
+        *words,
+    ]
+    done = subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+    )
     return done.returncode, done.stderr
 
 
@@ -59,16 +85,21 @@ def told_before_ranks_start(here: Path, full: bool) -> str:
 
 def _curve(here: Path, text: str) -> list[float]:
     """In float64, to the digits that no order of summation changes."""
-    code, errors = _launch(here, text, "duration.steps=4", "log.every_steps=1", "precision=fp64", "wandb.mode=disabled")
+    code, errors = _launch(
+        here, text, "duration.steps=4", "log.every_steps=1", "precision=fp64", "wandb.mode=disabled"
+    )
     assert code == 0, errors
-    return [round(row["train/loss"], 9) for row in compare.rows(here / "run") if "train/loss" in row]
+    return [
+        round(row["train/loss"], 9) for row in compare.rows(here / "run") if "train/loss" in row
+    ]
 
 
 ROWS = [
     Row(
         "61",
         "a launcher file for another engine, or with keys of the config",
-        "what accelerate config writes, by python -m train.launch; those that are taken, on two ranks",
+        "what accelerate config writes, by python -m train.launch; those that are taken, on two "
+        "ranks",
         "refused in a sentence for each key before ranks start (2); taken: the curve of one rank",
         told_before_ranks_start,
     ),

@@ -16,21 +16,38 @@ from tests.campaigns.faults import compare
 from tests.campaigns.faults.row import Row, folder
 
 ROOT = Path(__file__).parents[3]
-STEPS = ("duration.steps=4000", "log.every_steps=1", "checkpoint.every_steps=1000", "wandb.mode=disabled", "name=run")
+STEPS = (
+    "duration.steps=4000",
+    "log.every_steps=1",
+    "checkpoint.every_steps=1000",
+    "wandb.mode=disabled",
+    "name=run",
+)
 
 
-def launch(here: Path, *words: str, after: tuple[str, ...] = (), **variables: str) -> subprocess.Popen[str]:
+def launch(
+    here: Path, *words: str, after: tuple[str, ...] = (), **variables: str
+) -> subprocess.Popen[str]:
     """launch.sh on two ranks, with a scontrol that only notes its arguments."""
     scontrol = folder(here, "bin") / "scontrol"
     scontrol.write_text(f'#!/bin/sh\necho "$@" >> {here}/scontrol.txt\n')
     scontrol.chmod(0o755)
     path = f"{scontrol.parent}:{Path(sys.executable).parent}:{os.environ['PATH']}"
-    environment = {**os.environ, "PATH": path, "VIRTUAL_ENV": sys.prefix, "TMPDIR": str(here), "NPROC": "2"}
+    environment = {
+        **os.environ,
+        "PATH": path,
+        "VIRTUAL_ENV": sys.prefix,
+        "TMPDIR": str(here),
+        "NPROC": "2",
+    }
     environment |= {"ACCELERATE_USE_CPU": "true", "HF_HUB_OFFLINE": "1", **variables}
     command = [str(ROOT / "launch.sh"), "configs/digits.yaml", *STEPS, f"output_dir={here}", *words]
     command += ["--", *after] if after else []
-    with (here / "out.txt").open("w") as out, (here / "err.txt").open("w") as err:  # the process has its own copies
-        return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=out, stderr=err, text=True)
+    # the process has its own copies
+    with (here / "out.txt").open("w") as out, (here / "err.txt").open("w") as err:
+        return subprocess.Popen(
+            command, cwd=ROOT, env=environment, stdout=out, stderr=err, text=True
+        )
 
 
 def ours(here: Path) -> list[psutil.Process]:
@@ -38,7 +55,9 @@ def ours(here: Path) -> list[psutil.Process]:
     found = []
     for process in psutil.process_iter():
         try:
-            if process.status() != psutil.STATUS_ZOMBIE and process.environ().get("TMPDIR") == str(here):
+            if process.status() != psutil.STATUS_ZOMBIE and process.environ().get("TMPDIR") == str(
+                here
+            ):
                 found.append(process)
         except psutil.Error:
             continue
@@ -61,7 +80,11 @@ def _trains(here: Path, started: subprocess.Popen[str]) -> list[psutil.Process]:
         assert started.poll() is None, (here / "err.txt").read_text()
         assert time.monotonic() < end, "it does not start"
         time.sleep(0.1)
-    return [process for process in ours(here) if "train.accumulate" in process.cmdline() and _is_rank(process)]
+    return [
+        process
+        for process in ours(here)
+        if "train.accumulate" in process.cmdline() and _is_rank(process)
+    ]
 
 
 def _is_rank(process: psutil.Process) -> bool:
@@ -91,7 +114,9 @@ def requeued(here: Path, full: bool) -> str:
         code, errors = _end_without_orphans(own, started)
         assert code == 75, f"{name}: {code}\n{errors}"
         assert (own / "scontrol.txt").read_text() == "requeue 17\n", f"{name}: {errors}"
-        assert json.loads((own / "run" / "ended.json").read_text())["reason"] == "stopped by SIGUSR1"
+        assert (
+            json.loads((own / "run" / "ended.json").read_text())["reason"] == "stopped by SIGUSR1"
+        )
         told.append(f"{name} {time.monotonic() - begun:.1f} s")
     return f"to {', '.join(told)}: saved, exit code 75, requeued once; orphans: 0"
 
@@ -129,7 +154,8 @@ def crash_at_once(here: Path, full: bool) -> str:
     assert len(pauses) >= restarts - 1, f"{pauses}\n{errors[-3000:]}"
     assert not ours(here)
     return (
-        f"{restarts} restarts of {restarts}, pauses of {pauses} s, exit code 1 after {time.monotonic() - begun:.0f} s"
+        f"{restarts} restarts of {restarts}, pauses of {pauses} s, exit code 1 after "
+        f"{time.monotonic() - begun:.0f} s"
     )
 
 

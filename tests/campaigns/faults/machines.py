@@ -38,7 +38,11 @@ class Launched:
             raise AssertionError(f"it hangs\n{self.told()}") from error
 
     def told(self, machine: int | None = None) -> str:
-        files = sorted(self.here.glob("machine-*.txt") if machine is None else self.here.glob(f"machine-{machine}.txt"))
+        files = sorted(
+            self.here.glob("machine-*.txt")
+            if machine is None
+            else self.here.glob(f"machine-{machine}.txt")
+        )
         return "\n".join(f"== {file.name}\n{file.read_text()}" for file in files)
 
     def wait_for_step(self, step: int, run: str = "run") -> None:
@@ -51,11 +55,26 @@ class Launched:
 
 
 def launch(
-    here: Path, on: Sequence[Host], words: Sequence[str], flags: Sequence[str], first: int = 0, **variables: str
+    here: Path,
+    on: Sequence[Host],
+    words: Sequence[str],
+    flags: Sequence[str],
+    first: int = 0,
+    **variables: str,
 ) -> Launched:
-    """The same command on each of `on`, which are the machines `first`, `first` + 1, ... of the job."""
-    environment = {**os.environ, "VIRTUAL_ENV": sys.prefix, "ACCELERATE_USE_CPU": "true", "HF_HUB_OFFLINE": "1"}
-    environment |= {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
+    """The same command on each of `on`, which are the machines `first`, `first` + 1, ... of the
+    job.
+    """
+    environment = {
+        **os.environ,
+        "VIRTUAL_ENV": sys.prefix,
+        "ACCELERATE_USE_CPU": "true",
+        "HF_HUB_OFFLINE": "1",
+    }
+    environment |= {
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "OMP_NUM_THREADS": "1",
+    }
     environment |= variables
     started = []
     for machine, host in enumerate(on, first):
@@ -67,7 +86,11 @@ def launch(
 
 
 def losses(run: Path) -> dict[int, float]:
-    return {row["train/global_step"]: row["train/loss"] for row in compare.rows(run) if "train/loss" in row}
+    return {
+        row["train/global_step"]: row["train/loss"]
+        for row in compare.rows(run)
+        if "train/loss" in row
+    }
 
 
 def check_same_curve(here: Path, apart: Path, tolerance: float = 1e-10) -> float:
@@ -92,12 +115,21 @@ def long_run(here: Path, *overrides: str) -> list[str]:
 
 
 @contextmanager
-def beside_one_machine(here: Path, number: int, *overrides: str) -> Iterator[tuple[list[Host], Path]]:
+def beside_one_machine(
+    here: Path, number: int, *overrides: str
+) -> Iterator[tuple[list[Host], Path]]:
     """Hosts, and the folder of the same run on one machine, on one rank."""
     apart = folder(here, "one-machine")
-    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    environment = {
+        **os.environ,
+        "ACCELERATE_USE_CPU": "true",
+        "HF_HUB_OFFLINE": "1",
+        "OMP_NUM_THREADS": "1",
+    }
     words = [sys.executable, "-m", "train.accumulate", *long_run(apart, *overrides)]
-    done = subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        words, cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
     with hosts(number) as made:
         yield made, apart
@@ -124,7 +156,8 @@ def host_lost(here: Path, full: bool) -> str:
             assert "resumed" in job.told(0)
             difference = check_same_curve(own, apart)
             told.append(
-                f"machine {lost} lost: named, exit code 1 after {seconds:.0f} s, then the curve to {difference:.0e}"
+                f"machine {lost} lost: named, exit code 1 after {seconds:.0f} s, then the curve to "
+                f"{difference:.0e}"
             )
     return "; ".join(told)
 
@@ -145,7 +178,10 @@ def bridge_cut(here: Path, full: bool) -> str:
         assert job.wait() == [0, 0], job.told()
         assert "lost" not in job.told()
         difference = check_same_curve(own, apart)
-        told = f"{seconds:.0f} s: stood still, then went on to the curve of one machine, to {difference:.0e}"
+        told = (
+            f"{seconds:.0f} s: stood still, then went on to the curve of one machine, to "
+            f"{difference:.0e}"
+        )
         if not full:
             return told
         own = folder(here, "for-ever")
@@ -158,11 +194,16 @@ def bridge_cut(here: Path, full: bool) -> str:
         assert "no progress for 10 s" in job.told(0), job.told(0)
         assert "no progress for 10 s" in job.told(1), job.told(1)
         pair[1].restore()
-    return f"{told}; for ever: both ended after {time.monotonic() - begun:.0f} s (runtime.timeout_seconds=10)"
+    return (
+        f"{told}; for ever: both ended after {time.monotonic() - begun:.0f} s "
+        "(runtime.timeout_seconds=10)"
+    )
 
 
 def two_jobs(here: Path, full: bool) -> str:
-    """On one pair of machines at the same time; then with one port, and a second machine that goes to the wrong job."""
+    """On one pair of machines at the same time; then with one port, and a second machine that goes
+    to the wrong job.
+    """
     with beside_one_machine(here, 2) as (pair, apart):
         jobs = []
         for name in ("one", "two"):
@@ -182,17 +223,26 @@ def two_jobs(here: Path, full: bool) -> str:
         assert len(re.findall(r"tiny-\w{8}", wrong.told().split("got:")[1])) == 2, wrong.told()
         second = launch(taken, pair[:1], long_run(taken), port)
         assert second.wait() == [2], second.told()
-        assert "port 29500 of this machine cannot be had" in second.told() or "port 29501" in second.told()
+        assert (
+            "port 29500 of this machine cannot be had" in second.told()
+            or "port 29501" in second.told()
+        )
         right = launch(own, pair[1:], long_run(own), port, first=1)
         assert (job.wait(), right.wait()) == ([0], [0]), job.told()
         check_same_curve(own, apart)
         assert not (stranger / "run").exists()
-    return f"both had the curve of one machine (ports {', '.join(ports)}); on one port: exit code 2, both jobs named"
+    return (
+        f"both had the curve of one machine (ports {', '.join(ports)}); on one port: exit code 2, "
+        "both jobs named"
+    )
 
 
 def elastic(here: Path, full: bool) -> str:
     """Two machines, one of which is lost and, in the full form, comes back."""
-    with beside_one_machine(here, 2, "duration.steps=6000" if full else "duration.steps=1200") as (pair, apart):
+    with beside_one_machine(here, 2, "duration.steps=6000" if full else "duration.steps=1200") as (
+        pair,
+        apart,
+    ):
         own = folder(here, "elastic")
         words = long_run(own, "duration.steps=6000" if full else "duration.steps=1200")
         job = launch(own, pair, words, ELASTIC)
@@ -221,10 +271,17 @@ def _ranks(own: Path) -> int:
 def four(here: Path, full: bool) -> str:
     with beside_one_machine(here, 4) as (made, apart):
         own = folder(here, "four")
-        job = launch(own, made, long_run(own), ("--num_machines", "4", *(["--num_processes", "8"] if full else [])))
+        job = launch(
+            own,
+            made,
+            long_run(own),
+            ("--num_machines", "4", *(["--num_processes", "8"] if full else [])),
+        )
         assert job.wait() == [0] * 4, job.told()
         assert _ranks(own) == (8 if full else 4)
-        return f"{_ranks(own)} ranks, the curve of one machine to {check_same_curve(own, apart):.0e}"
+        return (
+            f"{_ranks(own)} ranks, the curve of one machine to {check_same_curve(own, apart):.0e}"
+        )
 
 
 _BY = "network namespaces on a bridge, launch.sh on each"
@@ -238,7 +295,14 @@ ROWS = (
         host_lost,
         slow=True,
     ),
-    Row("52", "the network is cut", f"{_BY}; 5 s, and for ever", "goes on; ends on both sides", bridge_cut, slow=True),
+    Row(
+        "52",
+        "the network is cut",
+        f"{_BY}; 5 s, and for ever",
+        "goes on; ends on both sides",
+        bridge_cut,
+        slow=True,
+    ),
     Row(
         "53",
         "two jobs on one pair of machines",

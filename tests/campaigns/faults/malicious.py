@@ -1,4 +1,6 @@
-"""Files that somebody has made to do harm: nothing in them is executed, nothing outside the folder is read."""
+"""Files that somebody has made to do harm: nothing in them is executed, nothing outside the folder
+is read.
+"""
 
 import os
 import pickle
@@ -64,7 +66,9 @@ def _paths_that_leave(here: Path) -> int:
         shutil.copytree(here / STEP_10, path)
         if name == "link":
             (path / name).symlink_to(outside)
-        known = {file.name: entry(file) for file in (here / STEP_10).iterdir() if file.name != MANIFEST}
+        known = {
+            file.name: entry(file) for file in (here / STEP_10).iterdir() if file.name != MANIFEST
+        }
         known[name] = entry(outside)
         (path / MANIFEST).write_bytes(render(10, 1, known))
         try:
@@ -112,14 +116,16 @@ ROWS = (
     Row(
         "31b",
         "damaged files of a run folder",
-        "each small file empty, cut, deep, huge, of wrong types, a pipe, a device, a folder, 60 MB; each reader",
+        "each small file empty, cut, deep, huge, of wrong types, a pipe, a device, a folder, 60 "
+        "MB; each reader",
         "a sentence; nothing is waited for, or read without end",
         damaged,
     ),
     Row(
         "31",
         "malicious files",
-        "a pickled payload in every file, also with a manifest made to match; YAML tags; paths that leave the folder",
+        "a pickled payload in every file, also with a manifest made to match; YAML tags; paths "
+        "that leave the folder",
         "refused, not executed",
         malicious,
     ),

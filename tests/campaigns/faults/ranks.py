@@ -1,4 +1,6 @@
-"""What runs in a rank of a campaign: the training itself, a record of what it takes, and the faults."""
+"""What runs in a rank of a campaign: the training itself, a record of what it takes, and the
+faults.
+"""
 
 import errno
 import hashlib
@@ -48,7 +50,9 @@ def attempt() -> int:
 
 def note(name: str, value: Any) -> None:
     """A line that outlives a SIGKILL."""
-    file = os.open(Path(os.environ["FAULTS_RECORD"]) / name, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    file = os.open(
+        Path(os.environ["FAULTS_RECORD"]) / name, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644
+    )
     os.write(file, (json.dumps(value) + "\n").encode())
     os.close(file)
 
@@ -61,7 +65,13 @@ def train_rank(argv: Sequence[str], loop: str = "accumulate", patches: Sequence[
 
     def compute_gradient(learner: Learner, window: Window) -> Tensor:
         ids = [i for m in window.micro_batches if m.samples for i in m.batch["sample_id"].tolist()]
-        told = {"attempt": attempt(), "pid": os.getpid(), "k": window.k, "world": learner.world_size, "ids": ids}
+        told = {
+            "attempt": attempt(),
+            "pid": os.getpid(),
+            "k": window.k,
+            "world": learner.world_size,
+            "ids": ids,
+        }
         note(f"windows-{rank()}.jsonl", told)
         for call in _before:
             call(learner, window)
@@ -86,7 +96,9 @@ def load_rank(argv: Sequence[str], patches: Sequence[Patch] = ()) -> int:
     def work() -> None:
         begun = time.time()
         length = len(load_splits(config, ("inputs", "labels")).train)
-        note("loaded.jsonl", {"rank": rank(), "length": length, "begun": begun, "ended": time.time()})
+        note(
+            "loaded.jsonl", {"rank": rank(), "length": length, "begun": begun, "ended": time.time()}
+        )
 
     group.first_of_node(work)
     return 0
@@ -164,7 +176,9 @@ def in_micro_step(k: int, i: int, action: Action, only: int | None = None) -> No
 
 
 def short_of_memory(k: int, where: str, only: int | None = None) -> None:
-    """Step k runs out of memory: in the forward or backward of its first or last micro-step, or in its update."""
+    """Step k runs out of memory: in the forward or backward of its first or last micro-step, or in
+    its update.
+    """
     ours, seen = train.accumulate.forward_backward, [0]
     _before.append(lambda learner, window: seen.__setitem__(0, 0))
 
@@ -222,7 +236,9 @@ def poison(k: int, only: int) -> None:
     train.accumulate.forward_backward = forward_backward
 
 
-def failing(name: str, holder: Any, when: Callable[..., bool], number: int, only: int | None = None) -> None:
+def failing(
+    name: str, holder: Any, when: Callable[..., bool], number: int, only: int | None = None
+) -> None:
     """holder.name raises OSError(number) where `when(*arguments)`."""
     ours = getattr(holder, name)
 
@@ -247,7 +263,13 @@ def failing_fsync(step: int, only: int | None = None, file: str = "") -> None:
 
 def failing_write(step: int, only: int) -> None:
     """A rank cannot write its part of the checkpoint of `step`."""
-    failing("_write", Checkpoints, lambda *arguments: f"step-{step:08}" in str(arguments[-1]), errno.EIO, only)
+    failing(
+        "_write",
+        Checkpoints,
+        lambda *arguments: f"step-{step:08}" in str(arguments[-1]),
+        errno.EIO,
+        only,
+    )
 
 
 def failing_rename(step: int) -> None:
@@ -309,7 +331,10 @@ def note_weights() -> None:
 
     def look(learner: Learner, window: Window) -> None:
         flat = torch.cat([p.detach().flatten() for p in learner.parameters])
-        note(f"weights-{rank()}.jsonl", [window.k, hashlib.sha256(flat.numpy().tobytes()).hexdigest()])
+        note(
+            f"weights-{rank()}.jsonl",
+            [window.k, hashlib.sha256(flat.numpy().tobytes()).hexdigest()],
+        )
 
     _before.append(look)
 

@@ -61,7 +61,9 @@ def grid(here: Path, full: bool) -> str:
     passed = 0
     for cell in cells(full):
         own = folder(here, str(cell))
-        undisturbed = reference(own, cell.ranks, *cell.words, "checkpoint.every_steps=100", loop=cell.loop)
+        undisturbed = reference(
+            own, cell.ranks, *cell.words, "checkpoint.every_steps=100", loop=cell.loop
+        )
         for place, step in PLACES.items() if full or cell.ranks == 1 else list(PLACES.items())[:1]:
             stopped = folder(own, place.replace(" ", "-"))
             words = command(stopped, *cell.words, f"checkpoint.every_steps={step}")
@@ -86,14 +88,18 @@ def other_ranks(here: Path, full: bool) -> str:
         own = folder(here, f"{before}-{after}")
         first = folder(own, "first")
         started = command(own, *words, "checkpoint.every_steps=7")
-        codes, job = train(own, before, started, partial(ranks.at_step, 8, ranks.kill), FAULTS_RECORD=str(first))
+        codes, job = train(
+            own, before, started, partial(ranks.at_step, 8, ranks.kill), FAULTS_RECORD=str(first)
+        )
         assert codes == [-signal.SIGKILL] * before, job.told()
         codes, job = train(own, after, started)
         assert codes == [0] * after, job.told()
         assert dict(compare.samples(own, after).items()) == {k: samples[k] for k in range(8, 15)}
         found = load_file(str(own / "run" / "final" / "model.safetensors"))
         for name, tensor in expected.items():
-            worst = max(worst, float((found[name] - tensor).norm() / torch.clamp(tensor.norm(), min=1e-300)))
+            worst = max(
+                worst, float((found[name] - tensor).norm() / torch.clamp(tensor.norm(), min=1e-300))
+            )
         assert worst <= 1e-10, f"{before} -> {after} ranks: {worst}"
         assert compare.train_steps(own / "run") == list(range(1, 15))
     told = ", ".join(f"{before}->{after}" for before, after in changes)
@@ -104,7 +110,8 @@ ROWS = (
     Row(
         "22",
         "resume grid",
-        "ranks 1, 2 x accumulation 1, 4 x middle, end of epoch x dropout x map, 2 workers, stream; both loops; SIGKILL",
+        "ranks 1, 2 x accumulation 1, 4 x middle, end of epoch x dropout x map, 2 workers, stream; "
+        "both loops; SIGKILL",
         "bit-identical weights, optimizer, rows; other ranks: 1e-10",
         grid,
     ),

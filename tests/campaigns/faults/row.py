@@ -11,7 +11,9 @@ from tests.campaigns.faults import compare, jobs, ranks
 from tests.helpers import argv
 
 Figure = Callable[[Path, bool], str]
-"""(an empty folder, whether there is time for all of it) -> the figure to report; AssertionError where it failed."""
+"""(an empty folder, whether there is time for all of it) -> the figure to report; AssertionError
+where it failed.
+"""
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,12 @@ class Row:
 
 def command(here: Path, *overrides: str) -> list[str]:
     """A run of 20 steps on 37 samples (5 steps per epoch), saved every 5 steps, that resumes."""
-    base = ["checkpoint.resume=auto", "duration.steps=20", "checkpoint.every_steps=5", "optimizer.target=adamw"]
+    base = [
+        "checkpoint.resume=auto",
+        "duration.steps=20",
+        "checkpoint.every_steps=5",
+        "optimizer.target=adamw",
+    ]
     return argv(here, *base, "optimizer.lr=0.01", "precision=fp32", *overrides)
 
 
@@ -37,7 +44,12 @@ def folder(here: Path, name: str) -> Path:
 
 
 def train(
-    here: Path, world_size: int, words: Sequence[str], *patches: ranks.Patch, loop: str = "accumulate", **env: str
+    here: Path,
+    world_size: int,
+    words: Sequence[str],
+    *patches: ranks.Patch,
+    loop: str = "accumulate",
+    **env: str,
 ) -> tuple[list[int], jobs.Job]:
     """One start of a run, to its end: (exit codes, job)."""
     job = jobs.start_ranks(here, world_size, ranks.train_rank, words, loop, patches, **env)

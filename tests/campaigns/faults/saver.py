@@ -53,9 +53,13 @@ class Holder:
 
 
 class Saves:
-    """Checkpoints whose every number is their step; each point of a save is noted, then shown to `visit`."""
+    """Checkpoints whose every number is their step; each point of a save is noted, then shown to
+    `visit`.
+    """
 
-    def __init__(self, folder: Path, keep: int = 2, visit: Callable[[str], None] = lambda name: None) -> None:
+    def __init__(
+        self, folder: Path, keep: int = 2, visit: Callable[[str], None] = lambda name: None
+    ) -> None:
         world_size = int(os.environ.get("WORLD_SIZE", "1"))
         if world_size > 1:
             dist.init_process_group("gloo")
@@ -98,7 +102,9 @@ class Saves:
             note("saved.jsonl", {"step": step, "swept": swept, "time": time.monotonic()})
 
     def last(self) -> int:
-        steps = self._ranks.from_main(lambda: [int(path.name.removeprefix("step-")) for path in complete(self.folder)])
+        steps = self._ranks.from_main(
+            lambda: [int(path.name.removeprefix("step-")) for path in complete(self.folder)]
+        )
         return steps[-1] if steps else 0
 
 

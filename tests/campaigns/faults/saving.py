@@ -20,7 +20,9 @@ from train.checkpoint.manifest import Damaged, name_of, step_of, verify
 
 
 def load_newest(checkpoints: Path) -> int:
-    """The step of the checkpoint that a start would go on from, loaded and compared with what was saved."""
+    """The step of the checkpoint that a start would go on from, loaded and compared with what was
+    saved.
+    """
     path = newest(checkpoints, None, print, ())
     assert path is not None, "no checkpoint is left"
     step = step_of(path)
@@ -46,14 +48,18 @@ def killed_in_a_save(here: Path, full: bool) -> str:
             where[_kill_one(own, world_size, number, one_save)] += 1
         assert notes(own, "saved.jsonl")[-1]["swept"], "leftovers stayed after the next save"
     told = ", ".join(f"{name} {count}" for name, count in where.most_common())
-    return f"{of_ranks[1]} kills on 1 rank, {of_ranks[2]} on 2; torn loaded 0, lost complete 0; fell in: {told}"
+    return (
+        f"{of_ranks[1]} kills on 1 rank, {of_ranks[2]} on 2; torn loaded 0, lost complete 0; fell "
+        f"in: {told}"
+    )
 
 
 def _kill_one(own: Path, world_size: int, number: int, one_save: float) -> str:
     """Kill one rank at a random moment of a save; returns where that was."""
     checkpoints, before = own / "checkpoints", len(notes(own, "saved.jsonl"))
     job = jobs.start_ranks(own, world_size, saver.save_for_ever, checkpoints, None)
-    while len(notes(own, "saved.jsonl")) == before:  # its first save has swept what the last kill left
+    # its first save has swept what the last kill left
+    while len(notes(own, "saved.jsonl")) == before:
         assert all(process.is_alive() for process in job.processes), job.told()
         time.sleep(0.002)
     assert notes(own, "saved.jsonl")[-1]["swept"], "leftovers stayed after the next save"
@@ -76,7 +82,9 @@ def killed_at_every_point(here: Path, full: bool) -> str:
     start = partial(jobs.start_ranks, template, 1)
     assert start(saver.save_steps, template / "checkpoints", [1, 2]).wait() == [0]
     shutil.copytree(template, here / "counted")
-    counted = jobs.start_ranks(here / "counted", 1, saver.save_steps, here / "counted" / "checkpoints", [3])
+    counted = jobs.start_ranks(
+        here / "counted", 1, saver.save_steps, here / "counted" / "checkpoints", [3]
+    )
     assert counted.wait() == [0], counted.told()
     points = notes(here / "counted", "point-0.jsonl")[len(notes(template, "point-0.jsonl")) :]
     chosen = range(len(points)) if full else range(0, len(points), 9)
@@ -88,12 +96,19 @@ def killed_at_every_point(here: Path, full: bool) -> str:
         committed = points.index("after commit") <= number
         renamed = points.index("after rename") <= number
         step = load_newest(own / "checkpoints")
-        assert step == 3 if renamed or committed else step == 2, f"step {step} after a kill at {points[number]}"
+        assert step == 3 if renamed or committed else step == 2, (
+            f"step {step} after a kill at {points[number]}"
+        )
         assert jobs.start_ranks(own, 1, saver.save_steps, own / "checkpoints", [4]).wait() == [0]
         left = sorted(path.name for path in (own / "checkpoints").iterdir())
-        assert left == [name_of(3 if step == 3 else 2), name_of(4)], f"after {points[number]}: {left}"
+        assert left == [name_of(3 if step == 3 else 2), name_of(4)], (
+            f"after {points[number]}: {left}"
+        )
         shutil.rmtree(own)
-    return f"{len(chosen)} of {len(chosen)} points ({len(points)} there are); torn 0, lost 0, left over 0"
+    return (
+        f"{len(chosen)} of {len(chosen)} points ({len(points)} there are); torn 0, lost 0, left "
+        "over 0"
+    )
 
 
 def keep_one(here: Path, full: bool) -> str:
@@ -128,7 +143,10 @@ def flipped_bits(here: Path, full: bool) -> str:
         _flip(file, place, bit)
     verify(path)
     assert sum(hit.values()) == number, f"found {sum(hit.values())} of {number}"
-    return f"{number} of {number} found: {', '.join(f'{count} in {name}' for name, count in hit.items())}"
+    return (
+        f"{number} of {number} found: "
+        f"{', '.join(f'{count} in {name}' for name, count in hit.items())}"
+    )
 
 
 def _flip(file: Path, place: int, bit: int) -> None:
@@ -161,5 +179,11 @@ ROWS = (
         "the old one stays",
         keep_one,
     ),
-    Row("bits", "a flipped bit", "random bits of all files of a checkpoint", "found before it is read", flipped_bits),
+    Row(
+        "bits",
+        "a flipped bit",
+        "random bits of all files of a checkpoint",
+        "found before it is read",
+        flipped_bits,
+    ),
 )

@@ -1,4 +1,6 @@
-"""The row about a job of two nodes that SLURM interrupts and starts again (its stand-in: tests/slurm)."""
+"""The row about a job of two nodes that SLURM interrupts and starts again (its stand-in:
+tests/slurm).
+"""
 
 import time
 from pathlib import Path
@@ -11,7 +13,10 @@ from train.accumulate import compute_gradient
 from train.main import main
 
 WORDS = ("duration.steps=300", "log.every_steps=1", "wandb.mode=disabled")
-INTERRUPTIONS = {"SIGUSR1 before the time limit": Slurm.near_time_limit, "preemption": Slurm.preempt}
+INTERRUPTIONS = {
+    "SIGUSR1 before the time limit": Slurm.near_time_limit,
+    "preemption": Slurm.preempt,
+}
 
 
 def _train(output_dir: Path) -> int:
@@ -31,14 +36,18 @@ def interrupted(here: Path, full: bool) -> str:
             assert losses(run) == losses(whole)
             assert weights(run) == weights(whole)
         told.append(f"{name} {trials} times, {(time.monotonic() - begun) / trials:.0f} s each")
-    return f"{'; '.join(told)}: one folder, losses and weights bit-identical to a run that nobody disturbed"
+    return (
+        f"{'; '.join(told)}: one folder, losses and weights bit-identical to a run that nobody "
+        "disturbed"
+    )
 
 
 ROWS = (
     Row(
         "62",
         "SLURM interrupts a job of two nodes and starts it again",
-        "scripts/slurm.sbatch under stand-ins for sbatch, srun and scontrol; nodes are network namespaces",
+        "scripts/slurm.sbatch under stand-ins for sbatch, srun and scontrol; nodes are network "
+        "namespaces",
         "saved, requeued once, finished; bit-identical",
         interrupted,
         slow=True,

@@ -13,7 +13,9 @@ from tests.campaigns.faults.row import Row, check_same, command, folder, referen
 
 def two_jobs(here: Path, full: bool) -> str:
     undisturbed = reference(here, 1)
-    first = jobs.start_ranks(here, 1, ranks.train_rank, command(here), "accumulate", (partial(ranks.pause_steps, 0.3),))
+    first = jobs.start_ranks(
+        here, 1, ranks.train_rank, command(here), "accumulate", (partial(ranks.pause_steps, 0.3),)
+    )
     while len(compare.notes(here, "windows-0.jsonl")) < 7:
         assert first.processes[0].is_alive(), first.told()
         time.sleep(0.02)
@@ -32,7 +34,8 @@ def two_jobs(here: Path, full: bool) -> str:
     for number in range(rounds):
         _at_once(folder(here, f"round-{number}"), together)
     return (
-        f"refused, naming process and host; a stale lock taken over; {rounds} rounds of {together} at once: 1 trained"
+        f"refused, naming process and host; a stale lock taken over; {rounds} rounds of "
+        f"{together} at once: 1 trained"
     )
 
 
@@ -41,13 +44,25 @@ def _at_once(own: Path, together: int) -> None:
     started = []
     for number in range(together):
         apart = folder(own, str(number))
-        started.append(jobs.start_ranks(apart, 1, ranks.train_rank, command(own), "accumulate", slow))
+        started.append(
+            jobs.start_ranks(apart, 1, ranks.train_rank, command(own), "accumulate", slow)
+        )
     codes = sorted(job.wait()[0] for job in started)
     assert codes == [0] + [2] * (together - 1), "\n".join(job.told() for job in started)
 
 
 def secrets(here: Path, full: bool) -> str:
-    routes = ("yaml", "reference", "override", "argument", "notes", "exception", "remote", "url", "variable")
+    routes = (
+        "yaml",
+        "reference",
+        "override",
+        "argument",
+        "notes",
+        "exception",
+        "remote",
+        "url",
+        "variable",
+    )
     canary = {route: f"Canary{number}x7Qz{route}9Lw" for number, route in enumerate(routes)}
     repository = folder(here, "repository")
     remote = f"https://me:{canary['remote']}@example.org/code.git"
@@ -64,23 +79,42 @@ def secrets(here: Path, full: bool) -> str:
     )
     config = Path(words[0])
     config.write_text(
-        config.read_text().replace("tests.helpers.tiny}", f"{SECRETIVE}, args: {{password: {canary['yaml']}}}}}")
+        config.read_text().replace(
+            "tests.helpers.tiny}", f"{SECRETIVE}, args: {{password: {canary['yaml']}}}}}"
+        )
     )
-    variables = {"HF_TOKEN": canary["reference"], "MY_SECRET": canary["variable"], "LEAK_TOKEN": canary["exception"]}
+    variables = {
+        "HF_TOKEN": canary["reference"],
+        "MY_SECRET": canary["variable"],
+        "LEAK_TOKEN": canary["exception"],
+    }
     typed = [*words, f"--api-key={canary['argument']}"]
     for name, loud in {"whole": None, "failing": partial(ranks.say_secret, "LEAK_TOKEN")}.items():
         patches = [partial(ranks.as_command, typed, repository)]
         patches += [partial(ranks.at_step, 12, loud)] if loud else []
         job = jobs.start_ranks(
-            here, 1, ranks.train_rank, [*words, f"name={name}"], "accumulate", tuple(patches), **variables
+            here,
+            1,
+            ranks.train_rank,
+            [*words, f"name={name}"],
+            "accumulate",
+            tuple(patches),
+            **variables,
         )
         assert job.wait() == [1 if loud else 0], job.told()
         shown = [route for route, text in canary.items() if text in job.told()]
         assert not shown, f"{', '.join(shown)} on the screen"
         assert list((repository / name / "checkpoints").iterdir())
         assert list((repository / name / "wandb").rglob("*.wandb"))
-    assert "401 for" in (repository / "failing" / "ended.json").read_text(), "the exception left no trace"
-    files = [path for name in ("whole", "failing") for path in (repository / name).rglob("*") if path.is_file()]
+    assert "401 for" in (repository / "failing" / "ended.json").read_text(), (
+        "the exception left no trace"
+    )
+    files = [
+        path
+        for name in ("whole", "failing")
+        for path in (repository / name).rglob("*")
+        if path.is_file()
+    ]
     hits = [
         f"{route} in {path.relative_to(repository)}"
         for path in files
@@ -88,7 +122,10 @@ def secrets(here: Path, full: bool) -> str:
         if text.encode() in path.read_bytes()
     ]
     assert not hits, "; ".join(hits)
-    return f"hits: 0 of {len(routes)} routes, in {len(files)} files of a run that finished and one that raised"
+    return (
+        f"hits: 0 of {len(routes)} routes, in {len(files)} files of a run that finished and one "
+        "that raised"
+    )
 
 
 SECRETIVE = "tests.campaigns.faults.ranks.secretive"
@@ -118,7 +155,11 @@ def bad_config(here: Path, full: bool) -> str:
         key = line.partition(":")[0]
         kept = [old for old in config.read_text().splitlines() if not old.startswith(f"{key}:")]
         config.write_text("\n".join([*kept, line]) + "\n")
-        words = [word for word in words if not word.startswith(f"{key}.") and not word.startswith(f"{key}=")]
+        words = [
+            word
+            for word in words
+            if not word.startswith(f"{key}.") and not word.startswith(f"{key}=")
+        ]
         start = time.monotonic()
         codes, job = train(own, 2, words, ranks.no_device)
         slowest = max(slowest, time.monotonic() - start)
@@ -127,7 +168,10 @@ def bad_config(here: Path, full: bool) -> str:
         assert job.told(0).strip(), f"{name}: nothing was said"
         assert "Traceback" not in job.told(), f"{name}: {job.told()}"
         assert not (own / "run").exists(), f"{name}: a run folder was made"
-    return f"{len(BAD)} of {len(BAD)} refused on both ranks, within {slowest:.1f} s (torch imported already)"
+    return (
+        f"{len(BAD)} of {len(BAD)} refused on both ranks, within {slowest:.1f} s (torch imported "
+        "already)"
+    )
 
 
 ROWS = (
@@ -141,7 +185,8 @@ ROWS = (
     Row(
         "30",
         "secrets",
-        "canaries in YAML, reference, override, argument, notes, exception, git remote, URL, environment",
+        "canaries in YAML, reference, override, argument, notes, exception, git remote, URL, "
+        "environment",
         "no canary in W&B files, logs, checkpoints, metrics.jsonl",
         secrets,
     ),

@@ -30,7 +30,9 @@ def killed_in_training(here: Path, full: bool) -> str:
     random.seed(4)
     slow = partial(ranks.pause_steps, STEP_SECONDS)
     start = time.monotonic()
-    job = jobs.start_elastic(here, 2, kills * 2 + 10, ranks.train_rank, command(here, *words), "accumulate", (slow,))
+    job = jobs.start_elastic(
+        here, 2, kills * 2 + 10, ranks.train_rank, command(here, *words), "accumulate", (slow,)
+    )
     killed = 0
     while killed < kills and job.processes[0].is_alive():
         wanted = killed
@@ -38,7 +40,8 @@ def killed_in_training(here: Path, full: bool) -> str:
         if living is None:
             time.sleep(0.01)
             continue
-        time.sleep(random.uniform(0, steps * STEP_SECONDS * 1.1 / kills))  # on the average it is through in time
+        # on the average it is through in time
+        time.sleep(random.uniform(0, steps * STEP_SECONDS * 1.1 / kills))
         killed += _kill(living[random.randrange(2)])
     codes = job.wait(300)
     seconds = time.monotonic() - start
@@ -50,9 +53,10 @@ def killed_in_training(here: Path, full: bool) -> str:
     assert max(lost) <= INTERVAL, f"steps lost: {lost}"
     over = len([path for path in here.iterdir() if path.name.startswith("run.")])
     return (
-        f"{killed} kills, {len(lost)} restarts ({over} from the start: no checkpoint yet); bit-identical end; "
-        f"steps lost per kill: mean {statistics.mean(lost):.1f}, most {max(lost)} (interval {INTERVAL}); "
-        f"goodput {steps / computed:.2f} of the steps computed, {steps * STEP_SECONDS / seconds:.2f} of the time"
+        f"{killed} kills, {len(lost)} restarts ({over} from the start: no checkpoint yet); "
+        f"bit-identical end; steps lost per kill: mean {statistics.mean(lost):.1f}, most "
+        f"{max(lost)} (interval {INTERVAL}); goodput {steps / computed:.2f} of the steps computed, "
+        f"{steps * STEP_SECONDS / seconds:.2f} of the time"
     )
 
 
@@ -74,7 +78,9 @@ def _kill(pid: int) -> bool:
 
 
 def _steps_lost(here: Path) -> tuple[list[int], int]:
-    """(for each restart, the steps that were begun before it and had to be done again; all steps computed)"""
+    """(for each restart, the steps that were begun before it and had to be done again; all steps
+    computed)
+    """
     of_attempt: dict[int, list[int]] = {}
     for rank, told in compare.windows(here, 2):
         if rank == 0:
@@ -101,7 +107,9 @@ def terminated(here: Path, full: bool) -> str:
         if code == 75 and (number < 2 or number % 5 == 0):
             codes, job = train(own, 2, command(own, *words))
             assert codes == [0, 0], job.told()
-            apart = compare.differing(compare.state(undisturbed / "run"), compare.state(own / "run"))
+            apart = compare.differing(
+                compare.state(undisturbed / "run"), compare.state(own / "run")
+            )
             assert not apart, apart
             assert compare.samples(own, 2) == samples
             exact += 1
@@ -110,16 +118,22 @@ def terminated(here: Path, full: bool) -> str:
     assert exact, "no stop was gone on from"
     told = statistics.quantiles(seconds, n=100) if len(seconds) > 1 else seconds * 99
     return (
-        f"{trials} times; ended {', '.join(f'{code}: {count}' for code, count in sorted(ends.items()))}; p50 "
-        f"{statistics.median(seconds):.2f} s, p99 {told[98]:.2f} s; {exact} of {exact} resumed, bit-identical; hangs: 0"
+        f"{trials} times; ended "
+        f"{', '.join(f'{code}: {count}' for code, count in sorted(ends.items()))}; p50 "
+        f"{statistics.median(seconds):.2f} s, p99 {told[98]:.2f} s; {exact} of {exact} resumed, "
+        "bit-identical; hangs: 0"
     )
 
 
 def _terminate_one(own: Path, words: tuple[str, ...], to_launcher: bool) -> tuple[int, float]:
-    """SIGTERM at a random moment between the first look at the config and the end: (code, seconds until all ended)."""
+    """SIGTERM at a random moment between the first look at the config and the end: (code, seconds
+    until all ended).
+    """
     patches = (partial(ranks.pause_steps, 0.02), ranks.note_start)
     stopped = {"FAULTS_STOPPED_AGENT": "1"} if to_launcher else {}
-    job = jobs.start_elastic(own, 2, 0, ranks.train_rank, command(own, *words), "accumulate", patches, **stopped)
+    job = jobs.start_elastic(
+        own, 2, 0, ranks.train_rank, command(own, *words), "accumulate", patches, **stopped
+    )
     while len(compare.notes(own, "started.jsonl")) < 2:
         assert job.processes[0].is_alive(), job.told()
         time.sleep(0.005)
@@ -129,7 +143,9 @@ def _terminate_one(own: Path, words: tuple[str, ...], to_launcher: bool) -> tupl
     fired = job.send(0, signal.SIGTERM) if to_launcher else _terminate(random.choice(pids))
     job.wait(60)
     took = time.monotonic() - begun
-    told: dict[str, Any] = json.loads((own / "told.json").read_text()) if (own / "told.json").exists() else {}
+    told: dict[str, Any] = (
+        json.loads((own / "told.json").read_text()) if (own / "told.json").exists() else {}
+    )
     code = told.get("code", 143)
     assert code in ((75, 0, 143) if fired else (0,)), f"{told}\n{job.told()}"
     trained = [path for path in own.glob("windows-*.jsonl") if path.stat().st_size]
@@ -166,7 +182,8 @@ ROWS = (
     Row(
         "4",
         "kill at random in training, elastic restart",
-        f"SIGKILL of a random rank of 2 at random moments; torchrun's agent restarts; saved every {INTERVAL} steps",
+        "SIGKILL of a random rank of 2 at random moments; torchrun's agent restarts; saved every "
+        f"{INTERVAL} steps",
         "the run completes, bit-identical",
         killed_in_training,
     ),

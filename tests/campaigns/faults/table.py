@@ -36,7 +36,11 @@ from tests.campaigns.faults.row import Row
 ROOT = Path(__file__).parents[3]
 RESULTS = ROOT / "docs" / "results.md"
 BEGIN, END = "<!-- faults: begin -->", "<!-- faults: end -->"
-HEAD = "| # | fault | injection | expected | figure | verdict | commit, date | seconds |\n" + "|---" * 8 + "|"
+HEAD = (
+    "| # | fault | injection | expected | figure | verdict | commit, date | seconds |\n"
+    + "|---" * 8
+    + "|"
+)
 
 _PARTS = (
     saving,
@@ -103,11 +107,15 @@ def run(row: Row, full: bool) -> Outcome:
 def commit() -> str:
     """Dirty where anything but the table itself was changed."""
     changed = _git("status", "--porcelain", "--", ".", f":!{RESULTS.relative_to(ROOT)}")
-    return f"{_git('describe', '--always') or 'unknown'}{'-dirty' if changed else ''}, {date.today()}"
+    return (
+        f"{_git('describe', '--always') or 'unknown'}{'-dirty' if changed else ''}, {date.today()}"
+    )
 
 
 def _git(*words: str) -> str:
-    return subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
+    return subprocess.run(
+        ["git", *words], cwd=ROOT, capture_output=True, text=True, check=False
+    ).stdout.strip()
 
 
 def _in_one_line(cell: str) -> str:

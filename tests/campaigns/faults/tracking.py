@@ -1,4 +1,6 @@
-"""Rows on W&B and on what is printed: the server is one on the loopback, the disk is limited from outside."""
+"""Rows on W&B and on what is printed: the server is one on the loopback, the disk is limited from
+outside.
+"""
 
 import os
 import shutil
@@ -30,25 +32,35 @@ def ends_and_strangers(here: Path, full: bool) -> str:
         own = folder(here, "ends")
         in_process(end, online(server, own), own, folder=str(own), codes=[*STATES] * times)
         told = [(run.exit_code, run.state, run.preempting) for run in server.runs.values()]
-    assert sorted(told) == sorted([(code, state, code == 75) for code, state in STATES.items()] * times)
+    assert sorted(told) == sorted(
+        [(code, state, code == 75) for code, state in STATES.items()] * times
+    )
     ways = ["before", "apart", "ends first"]
     strays = 0
     for number in range(times):
         with WandbServer() as server:
             own = folder(here, f"strangers-{number}")
-            ended = in_process(beside, online(server, own, WANDB_SILENT="true"), own, folder=str(own), ways=ways)
+            ended = in_process(
+                beside, online(server, own, WANDB_SILENT="true"), own, folder=str(own), ways=ways
+            )
             runs = by_name(server)
         assert ended.stderr == ""
-        assert ended.result == {"before": True, "apart": False, "ends first": True}  # theirs is wandb.run still
+        # theirs is wandb.run still
+        assert ended.result == {"before": True, "apart": False, "ends first": True}
         for how in ways:
             ours, theirs = runs[f"ours {how}"], runs[f"theirs {how}"]
             assert steps_of(ours.history) == [1, 2]
             assert (ours.state, theirs.state) == ("preempted", "finished")
-            assert [row["mine"] for row in theirs.history] == ([1] if how == "ends first" else [1, 2])
+            assert [row["mine"] for row in theirs.history] == (
+                [1] if how == "ends first" else [1, 2]
+            )
             assert "train/global_step" not in str(theirs.config)
             strays += sum("train/loss" in row for row in theirs.history)
     assert not strays
-    return f"{len(told)} ends, each with its state; {3 * times} runs beside one of the user's own: rows astray: 0"
+    return (
+        f"{len(told)} ends, each with its state; {3 * times} runs beside one of the user's own: "
+        "rows astray: 0"
+    )
 
 
 def disk_full_offline(here: Path, full: bool) -> str:
@@ -62,7 +74,9 @@ def disk_full_offline(here: Path, full: bool) -> str:
 
 
 def columns_through_resumes(here: Path, full: bool) -> str:
-    """Each start goes on from an older checkpoint than the newest: rows that W&B has are of a lost future."""
+    """Each start goes on from an older checkpoint than the newest: rows that W&B has are of a lost
+    future.
+    """
     starts = 12 if full else 3
     with WandbServer() as server:
         in_process(go_on_from_older, online(server, here), here, folder=str(here), starts=starts)
@@ -71,7 +85,9 @@ def columns_through_resumes(here: Path, full: bool) -> str:
     apart = [name for name, value in expected.items() if not close(summary.get(name), value)]
     assert not apart, (apart, summary, expected)
     assert summary["ended/reason"] == "finished"
-    return f"{starts} starts of one run: {len(expected)} columns, each as counted over metrics.jsonl"
+    return (
+        f"{starts} starts of one run: {len(expected)} columns, each as counted over metrics.jsonl"
+    )
 
 
 def close(told: float | None, expected: float) -> bool:
@@ -79,7 +95,9 @@ def close(told: float | None, expected: float) -> bool:
 
 
 def go_on_from_older(folder: str, starts: int) -> None:
-    """In another process. The peak of memory falls from row to row: its maximum is of the first start."""
+    """In another process. The peak of memory falls from row to row: its maximum is of the first
+    start.
+    """
     from train.memory import peaks
 
     falling = count(400 * 2**30, -(2**30))
@@ -95,7 +113,12 @@ def go_on_from_older(folder: str, starts: int) -> None:
 
 
 def train_on(folder: Path, *more: str) -> int:
-    said = ["data.eval_fraction=0.2", "checkpoint={resume: auto, every_steps: 1}", "evaluate.every_steps=1", *more]
+    said = [
+        "data.eval_fraction=0.2",
+        "checkpoint={resume: auto, every_steps: 1}",
+        "evaluate.every_steps=1",
+        *more,
+    ]
     return main(argv(folder, *said), "accumulate", compute_gradient)
 
 
@@ -110,7 +133,11 @@ def torn_messages(here: Path, full: bool) -> str:
     started = []
     for rank in range(1, processes + 1):
         environ = os.environ | {"RANK": str(rank), "LOCAL_RANK": "0"}
-        started.append(subprocess.Popen([sys.executable, "-c", code, str(rank)], cwd=ROOT, env=environ, stderr=writer))
+        started.append(
+            subprocess.Popen(
+                [sys.executable, "-c", code, str(rank)], cwd=ROOT, env=environ, stderr=writer
+            )
+        )
     os.close(writer)
     with os.fdopen(reader) as pipe:
         lines = pipe.read().splitlines()
@@ -144,7 +171,8 @@ ROWS = (
     Row(
         "29u",
         "W&B: the table of runs through resumes",
-        "every start goes on from a checkpoint drawn among those that are left; the peak of memory falls all the time",
+        "every start goes on from a checkpoint drawn among those that are left; the peak of memory "
+        "falls all the time",
         "peak, throughput, best and its step as counted over metrics.jsonl",
         columns_through_resumes,
         slow=True,

@@ -38,26 +38,40 @@ def rank_ends(here: Path, full: bool) -> str:
         assert seconds < 30, f"{name}: the other rank left after {seconds:.0f} s"
         assert [path.name for path in complete(own / "run" / "checkpoints")] == [name_of(5)]
         assert "Traceback" not in job.told(0), job.told(0)
-        assert f"the last complete checkpoint is {own}/run/checkpoints/{name_of(5)}" in job.told(0), job.told(0)
+        assert f"the last complete checkpoint is {own}/run/checkpoints/{name_of(5)}" in job.told(
+            0
+        ), job.told(0)
         assert name != "raises" or "RuntimeError: a fault of rank's own" in job.told(0), job.told(0)
         told.append(f"{name} {seconds:.1f} s")
-    alone = [(name, place) for name in ("exits", "is killed") for place in ("building", "training", "saving")]
-    rounds = [(name, place, size) for name, place in [("raises", "training"), *alone] for size in (2, 3)]
+    alone = [
+        (name, place)
+        for name in ("exits", "is killed")
+        for place in ("building", "training", "saving")
+    ]
+    rounds = [
+        (name, place, size) for name, place in [("raises", "training"), *alone] for size in (2, 3)
+    ]
     rounds = rounds * 2 if full else rounds[::7]
     for number, (name, place, size) in enumerate(rounds):
         own = folder(here, f"agent-{number}")
-        where = {"training": partial(ranks.at_step, 7), "saving": ranks.in_save, "building": ranks.while_building}[
-            place
-        ]
+        where = {
+            "training": partial(ranks.at_step, 7),
+            "saving": ranks.in_save,
+            "building": ranks.while_building,
+        }[place]
         patches = (partial(where, faults[name], size - 1),)
-        agent = jobs.start_elastic(own, size, 0, ranks.train_rank, command(own), "accumulate", patches)
+        agent = jobs.start_elastic(
+            own, size, 0, ranks.train_rank, command(own), "accumulate", patches
+        )
         assert agent.wait() == [1], agent.told()
         check_fired(own, {"exits": "leave", "raises": "fail", "is killed": "kill"}[name])
         last = f"rank +: {size - 1} \\(local_rank: {size - 1}\\)"
-        assert re.search(last, agent.told()), f"{name} while {place}: torchrun named another rank\n{agent.told()}"
+        assert re.search(last, agent.told()), (
+            f"{name} while {place}: torchrun named another rank\n{agent.told()}"
+        )
     return (
-        f"the other left after: {', '.join(told)}; torchrun's agent named the true first rank in {len(rounds)} of "
-        f"{len(rounds)} (the last of 2 or 3, while building, training or saving)"
+        f"the other left after: {', '.join(told)}; torchrun's agent named the true first rank in "
+        f"{len(rounds)} of {len(rounds)} (the last of 2 or 3, while building, training or saving)"
     )
 
 
@@ -65,7 +79,9 @@ def out_of_memory(here: Path, full: bool) -> str:
     cases = [("first forward", 1, 1), ("last backward", None, 2)]
     if full:
         places = ("first forward", "first backward", "last forward", "last backward", "update")
-        cases = [(where, only, micro) for where in places for only in (0, 1, None) for micro in (1, 2)]
+        cases = [
+            (where, only, micro) for where in places for only in (0, 1, None) for micro in (1, 2)
+        ]
     slowest = 0.0
     for number, (where, only, micro) in enumerate(cases):
         own = folder(here, f"case-{number}")
@@ -84,7 +100,10 @@ def out_of_memory(here: Path, full: bool) -> str:
         newest = complete(own / "run" / "checkpoints")[-1]
         assert newest.name == name_of(6 if only is None else 5), f"{name}: {newest}"
     assert slowest < 30
-    return f"{len(cases)} of {len(cases)}: all ranks left within {slowest:.1f} s with what to type; hangs: 0"
+    return (
+        f"{len(cases)} of {len(cases)}: all ranks left within {slowest:.1f} s with what to type; "
+        "hangs: 0"
+    )
 
 
 def not_a_number(here: Path, full: bool) -> str:
@@ -98,18 +117,24 @@ def not_a_number(here: Path, full: bool) -> str:
     assert of_ranks[0] == of_ranks[1], "the ranks have drifted apart"
     moved = [k for k in range(1, 20) if of_ranks[0][k] != of_ranks[0][k + 1]]
     assert moved == [k for k in range(1, 20) if k != 7], f"weights moved in {moved}"
-    assert [row["train/skipped_steps"] for row in compare.rows(skipping / "run")] == [0] * 6 + [1] * 14
+    assert [row["train/skipped_steps"] for row in compare.rows(skipping / "run")] == [0] * 6 + [
+        1
+    ] * 14
     codes, job = train(stopping, 2, command(stopping, *words, "on_nonfinite=stop"), poison)
     assert codes == [1, 1], job.told()
     assert "on_nonfinite=stop: no update was made" in job.told(0)
     assert "Traceback" not in job.told()
-    return "skip: both ranks left out step 7 alone, weights bit-identical; stop: exit code 1 on both"
+    return (
+        "skip: both ranks left out step 7 alone, weights bit-identical; stop: exit code 1 on both"
+    )
 
 
 def damaged_data(here: Path, full: bool) -> str:
     damages = {
         "truncated": lambda data: data[: len(data) // 2],
-        "footer flipped": lambda data: data[:-200] + bytes(byte ^ 0xFF for byte in data[-200:-8]) + data[-8:],
+        "footer flipped": lambda data: (
+            data[:-200] + bytes(byte ^ 0xFF for byte in data[-200:-8]) + data[-8:]
+        ),
         "empty": lambda data: b"",
         "missing": None,
     }
@@ -122,26 +147,43 @@ def damaged_data(here: Path, full: bool) -> str:
         for streaming in (False, True):
             for files in ((bad, bad), (good, bad)) if full or name == "empty" else ((good, bad),):
                 own = folder(here, f"{name}-{streaming}-{files[0].stem}".replace(" ", "-"))
-                words = ["data.source=parquet", "data.args.data_files=${oc.env:DATA}", f"data.streaming={streaming}"]
+                words = [
+                    "data.source=parquet",
+                    "data.args.data_files=${oc.env:DATA}",
+                    f"data.streaming={streaming}",
+                ]
                 words += [] if streaming else [f"data.args.cache_dir={own}/cache"]
                 start = time.monotonic()
                 port = jobs.free_port()
                 environments = [
-                    jobs.rank_environment(number, 2, port) | {"DATA": str(file), "FAULTS_RECORD": str(own)}
+                    jobs.rank_environment(number, 2, port)
+                    | {"DATA": str(file), "FAULTS_RECORD": str(own)}
                     for number, file in enumerate(files)
                 ]
                 job = jobs.start(own, environments, ranks.train_rank, command(own, *words))
                 codes = job.wait()
                 slowest = max(slowest, time.monotonic() - start)
                 assert all(codes), f"{name}: {codes}\n{job.told()}"
-                assert str(bad) in job.told(0) + job.told(1), f"{name}: no word of the file\n{job.told()}"
-                assert files[0] == bad or "rank 1" in job.told(0), f"{name}: the rank is not named\n{job.told(0)}"
+                assert str(bad) in job.told(0) + job.told(1), (
+                    f"{name}: no word of the file\n{job.told()}"
+                )
+                assert files[0] == bad or "rank 1" in job.told(0), (
+                    f"{name}: the rank is not named\n{job.told(0)}"
+                )
                 tried += 1
-    return f"{tried} of {tried} (on all ranks, and on one): file and rank named; all left within {slowest:.0f} s"
+    return (
+        f"{tried} of {tried} (on all ranks, and on one): file and rank named; all left within "
+        f"{slowest:.0f} s"
+    )
 
 
 def back_to_an_older_one(here: Path, full: bool) -> str:
-    words = ("duration.steps=60", "checkpoint.every_steps=10", "checkpoint.keep=5", "wandb.mode=offline")
+    words = (
+        "duration.steps=60",
+        "checkpoint.every_steps=10",
+        "checkpoint.keep=5",
+        "wandb.mode=offline",
+    )
     undisturbed = reference(here, 2, *words[:-1])
     codes, job = train(here, 2, command(here, *words), partial(ranks.at_step, 56, ranks.kill))
     assert codes == [-signal.SIGKILL] * 2, job.told()
@@ -155,7 +197,10 @@ def back_to_an_older_one(here: Path, full: bool) -> str:
     ids = [path.name.split("-")[3] for path in (here / "run" / "wandb").glob("offline-run-*")]
     assert len(ids) == 2, f"W&B runs: {ids}"
     assert len(set(ids)) == 1, f"W&B runs: {ids}"
-    return "from step 56 back to 20: 60 rows of 60, each once, bit-identical; the same W&B run id (offline mode)"
+    return (
+        "from step 56 back to 20: 60 rows of 60, each once, bit-identical; the same W&B run id "
+        "(offline mode)"
+    )
 
 
 def inside_a_window(here: Path, full: bool) -> str:
@@ -165,9 +210,13 @@ def inside_a_window(here: Path, full: bool) -> str:
     for name, action in {"SIGTERM": ranks.terminate, "SIGKILL": ranks.kill}.items():
         for only in (0, 1) if full else (1,):
             own = folder(here, f"{name}-{only}")
-            codes, job = train(own, 2, command(own, *words), partial(ranks.in_micro_step, 8, 3, action, only))
+            codes, job = train(
+                own, 2, command(own, *words), partial(ranks.in_micro_step, 8, 3, action, only)
+            )
             check_fired(own, "terminate" if name == "SIGTERM" else "kill")
-            assert (codes == [75, 75]) if name == "SIGTERM" else all(codes), f"{name}: {codes}\n{job.told()}"
+            assert (codes == [75, 75]) if name == "SIGTERM" else all(codes), (
+                f"{name}: {codes}\n{job.told()}"
+            )
             newest = complete(own / "run" / "checkpoints")[-1]
             verify(newest)
             steps.append(f"{name} on rank {only}: from {newest.name}")
@@ -176,7 +225,8 @@ def inside_a_window(here: Path, full: bool) -> str:
             check_same(own, undisturbed, 2)
             shutil.rmtree(own)
     return (
-        f"in micro-step 3 of 4 of step 8; {'; '.join(steps)}; bit-identical, each sample as often as in the reference"
+        f"in micro-step 3 of 4 of step 8; {'; '.join(steps)}; bit-identical, each sample as often "
+        "as in the reference"
     )
 
 
@@ -184,14 +234,16 @@ ROWS = (
     Row(
         "16",
         "a rank exits, raises, is killed",
-        "all three, on the last of 2 or 3 ranks in step 7; exits and is killed also while building and saving",
+        "all three, on the last of 2 or 3 ranks in step 7; exits and is killed also while building "
+        "and saving",
         "the others leave; non-zero exit; the true first rank is named",
         rank_ends,
     ),
     Row(
         "20",
         "out of memory",
-        "in step 7: forward or backward of the first or last micro-step, the update; on each rank and on all",
+        "in step 7: forward or backward of the first or last micro-step, the update; on each rank "
+        "and on all",
         "all ranks leave with one sentence that says what is kept and what to type",
         out_of_memory,
     ),

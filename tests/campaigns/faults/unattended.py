@@ -1,4 +1,6 @@
-"""Rows about a run whose terminal is closed, or whose launchers are killed outright: nobody is left to tell it."""
+"""Rows about a run whose terminal is closed, or whose launchers are killed outright: nobody is left
+to tell it.
+"""
 
 import json
 import os
@@ -19,7 +21,9 @@ LAUNCH = os.environ.get("FAULTS_LAUNCH", str(ROOT / "launch.sh"))
 
 
 def _log_in(slave: int) -> None:
-    """A terminal of its own, with the signals of a login: what runs in the background may ignore Ctrl-C."""
+    """A terminal of its own, with the signals of a login: what runs in the background may ignore
+    Ctrl-C.
+    """
     for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP):
         signal.signal(number, signal.SIG_DFL)
     os.login_tty(slave)
@@ -31,7 +35,13 @@ class Unattended:
     def __init__(self, here: Path, ranks: int, shell: str = 'exec "$0" "$@"') -> None:
         self.here = here
         self.master, slave = pty.openpty()
-        words = [LAUNCH, "configs/digits.yaml", *STEPS, f"output_dir={here}", "duration.steps=1000000"]
+        words = [
+            LAUNCH,
+            "configs/digits.yaml",
+            *STEPS,
+            f"output_dir={here}",
+            "duration.steps=1000000",
+        ]
         words.append("log.every_steps=20")
         path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
         own = {"PATH": path, "VIRTUAL_ENV": sys.prefix, "TMPDIR": str(here), "NPROC": str(ranks)}
@@ -67,7 +77,9 @@ class Unattended:
             return
 
     def ended(self, seconds: float) -> float:
-        """Until nothing of it is left; AssertionError where something stays. Then whether it was saved."""
+        """Until nothing of it is left; AssertionError where something stays. Then whether it was
+        saved.
+        """
         begun = time.monotonic()
         while (left := ours(self.here)) and time.monotonic() - begun < seconds:
             if self.master >= 0:
@@ -131,8 +143,12 @@ def launchers_killed(here: Path, full: bool) -> str:
             own = folder(here, f"{victim}-{number}")
             run = Unattended(own, ranks=2)
             run.trains(at_most=2 if full else 0.5)
-            (agent,) = [each.pid for each in ours(own) if "accelerate.commands.launch" in each.cmdline()]
-            for pid in {"supervisor": [run.process.pid], "accelerate": [agent]}.get(victim, [run.process.pid, agent]):
+            (agent,) = [
+                each.pid for each in ours(own) if "accelerate.commands.launch" in each.cmdline()
+            ]
+            for pid in {"supervisor": [run.process.pid], "accelerate": [agent]}.get(
+                victim, [run.process.pid, agent]
+            ):
                 os.kill(pid, signal.SIGKILL)
             worst = max(worst, run.ended(15))
             assert worst < 10, f"{victim}: {worst:.1f} s"

@@ -1,4 +1,6 @@
-"""Rows about ranks that wait: for one that is stuck, for data that are uneven, for a worker, for a cache."""
+"""Rows about ranks that wait: for one that is stuck, for data that are uneven, for a worker, for a
+cache.
+"""
 
 import json
 import signal
@@ -20,7 +22,11 @@ def stuck(here: Path, full: bool) -> str:
         seconds = _stopped(folder(here, f"stopped-{number}"), number)
         told.append(f"rank {number} stopped: {DEADLINE} + {seconds - DEADLINE:.1f} s")
     own = folder(here, "sleepy")
-    words = (f"data.source={HERE}.sleepy", "data.shuffle_buffer=0", f"runtime.timeout_seconds={DEADLINE}")
+    words = (
+        f"data.source={HERE}.sleepy",
+        "data.shuffle_buffer=0",
+        f"runtime.timeout_seconds={DEADLINE}",
+    )
     codes, job = train(own, 2, command(own, *words, "duration.steps=1000000"))
     assert codes == [1, 1], job.told()
     assert compare.notes(own, "fired.jsonl"), job.told()
@@ -31,13 +37,17 @@ def stuck(here: Path, full: bool) -> str:
         assert "stacks" in job.told(number)
         assert "Thread" in (own / "run" / f"stacks-rank{number}.txt").read_text()
     assert DEADLINE <= seconds < DEADLINE + 30, seconds
-    told.append(f"rank 1 reads for ever: {DEADLINE} + {seconds - DEADLINE:.1f} s, stacks of both ranks")
+    told.append(
+        f"rank 1 reads for ever: {DEADLINE} + {seconds - DEADLINE:.1f} s, stacks of both ranks"
+    )
     return f"{'; '.join(told)}; the rank waited for was named each time"
 
 
 def _stopped(own: Path, number: int) -> float:
     """Seconds from SIGSTOP on one rank to the end of the other."""
-    words = command(own, "duration.steps=1000000", f"runtime.timeout_seconds={DEADLINE}", "log.every_steps=1000")
+    words = command(
+        own, "duration.steps=1000000", f"runtime.timeout_seconds={DEADLINE}", "log.every_steps=1000"
+    )
     job, other = jobs.start_ranks(own, 2, ranks.train_rank, words), 1 - number
     while len(compare.notes(own, "windows-0.jsonl")) < 20:
         assert all(process.is_alive() for process in job.processes), job.told()
@@ -63,33 +73,54 @@ def uneven(here: Path, full: bool) -> str:
     small, large = (list(shard) for shard in data.SHARDS)
     words = (f"data.source={HERE}.uneven", "data.shuffle_buffer=0")
     own, steps = folder(here, "own-shards"), 10
-    codes, job = train(own, 2, command(own, *words, "data.split_by_node=true", "duration.steps=10"), ranks.note_inputs)
+    codes, job = train(
+        own,
+        2,
+        command(own, *words, "data.split_by_node=true", "duration.steps=10"),
+        ranks.note_inputs,
+    )
     assert codes == [0, 0], job.told()
-    for number, shard in enumerate((small, large)):  # the rule: who is through with its own begins again
+    # the rule: who is through with its own begins again
+    for number, shard in enumerate((small, large)):
         taken = compare.notes(own, f"inputs-{number}.jsonl")
         assert len(taken) == steps, f"rank {number}: {len(taken)} steps"
         expected = shard * (steps * 4 // len(shard))
         assert [n for ids in taken for n in ids] == expected, f"rank {number}: {taken}"
     apart, epochs = folder(here, "one-order"), 3
-    codes, job = train(apart, 2, command(apart, *words, f"duration.steps={4 * epochs}"), ranks.note_inputs)
+    codes, job = train(
+        apart, 2, command(apart, *words, f"duration.steps={4 * epochs}"), ranks.note_inputs
+    )
     assert codes == [0, 0], job.told()
     of_ranks = [compare.notes(apart, f"inputs-{number}.jsonl") for number in (0, 1)]
     together = [[*one, *other] for one, other in zip(*of_ranks, strict=True)]
     assert [len(step) for step in together] == [8, 8, 8, 6] * epochs, together
     for epoch in range(epochs):  # the rule: every sample once
-        assert sorted(n for step in together[4 * epoch : 4 * epoch + 4] for n in step) == [*small, *large]
+        assert sorted(n for step in together[4 * epoch : 4 * epoch + 4] for n in step) == [
+            *small,
+            *large,
+        ]
     return (
-        f"each rank its own shards: {steps} steps on both, the shard of 10 begun 4 times, that of 20 twice; one order "
-        f"for all, its length unknown: {len(together)} steps on both, every sample once in each of {epochs} epochs; "
-        f"hangs: 0"
+        f"each rank its own shards: {steps} steps on both, the shard of 10 begun 4 times, that of "
+        f"20 twice; one order for all, its length unknown: {len(together)} steps on both, every "
+        f"sample once in each of {epochs} epochs; hangs: 0"
     )
 
 
 def worker_lost(here: Path, full: bool) -> str:
     told, timeout = [], 20
-    training = [(how, (f"data.transform={HERE}.{how}",)) for how in ("killed", "stuck", "stopped")[: 3 if full else 2]]
-    held_out = ("data.args={size: 200}", "data.eval_fraction=0.5", f"data.eval_transform={HERE}.killed")
-    for how, where in [*training, ("killed in an evaluation", (*held_out, "evaluate.at_start=true"))]:
+    training = [
+        (how, (f"data.transform={HERE}.{how}",))
+        for how in ("killed", "stuck", "stopped")[: 3 if full else 2]
+    ]
+    held_out = (
+        "data.args={size: 200}",
+        "data.eval_fraction=0.5",
+        f"data.eval_transform={HERE}.killed",
+    )
+    for how, where in [
+        *training,
+        ("killed in an evaluation", (*held_out, "evaluate.at_start=true")),
+    ]:
         own = folder(here, how.replace(" ", "-"))
         words = (*where, "data.workers=1", f"runtime.timeout_seconds={timeout}")
         codes, job = train(own, 2, command(own, *words))
@@ -98,10 +129,15 @@ def worker_lost(here: Path, full: bool) -> str:
         assert "rank 1: loading samples: " in job.told(0), f"{how}: {job.told()}"
         assert "Traceback" not in job.told(), f"{how}: {job.told()}"
         ended = json.loads((own / "run" / "ended.json").read_text())
-        assert (ended["code"], "loading samples: " in ended["reason"]) == (1, True), f"{how}: {ended}"
+        assert (ended["code"], "loading samples: " in ended["reason"]) == (1, True), (
+            f"{how}: {ended}"
+        )
         assert seconds < (timeout if "killed" in how else timeout / 2 + 10), f"{how}: {seconds}"
         told.append(f"{how} {seconds:.1f} s")
-    return f"all ranks left, with one sentence: {', '.join(told)} (the loader waits for {timeout // 2} s); hangs: 0"
+    return (
+        f"all ranks left, with one sentence: {', '.join(told)} (the loader waits for "
+        f"{timeout // 2} s); hangs: 0"
+    )
 
 
 def cold_cache(here: Path, full: bool) -> str:
@@ -124,8 +160,9 @@ def cold_cache(here: Path, full: bool) -> str:
             assert prepared == [{"rank": 0}], f"prepared by {prepared}"
             _check_order(own)
     return (
-        f"{rounds} rounds each on {', '.join(map(str, sizes))} ranks: rank 0 prepared, the others waited and found it; "
-        f"{kills} killed while building, rebuilt by the next run; wrong lengths: 0"
+        f"{rounds} rounds each on {', '.join(map(str, sizes))} ranks: rank 0 prepared, the others "
+        f"waited and found it; {kills} killed while building, rebuilt by the next run; wrong "
+        "lengths: 0"
     )
 
 
@@ -163,7 +200,8 @@ ROWS = (
     Row(
         "26",
         "data worker killed or stuck",
-        "SIGKILL, SIGSTOP or sleep in the transform of rank 1, in training; SIGKILL in an evaluation",
+        "SIGKILL, SIGSTOP or sleep in the transform of rank 1, in training; SIGKILL in an "
+        "evaluation",
         "error on all ranks within the loader's time-out",
         worker_lost,
         slow=True,

@@ -1,1 +1,3 @@
-"""Inputs as people have them, made by generators, and what comes of them: python -m tests.campaigns.inputs"""
+"""Inputs as people have them, made by generators, and what comes of them: python -m
+tests.campaigns.inputs
+"""

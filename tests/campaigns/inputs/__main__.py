@@ -1,4 +1,6 @@
-"""python -m tests.campaigns.inputs [TABLES]: all inputs, so many tables among them; the counts go to docs/inputs.md."""
+"""python -m tests.campaigns.inputs [TABLES]: all inputs, so many tables among them; the counts go
+to docs/inputs.md.
+"""
 
 import itertools
 import subprocess
@@ -11,8 +13,27 @@ from pathlib import Path
 
 import datasets
 
-from tests.campaigns.inputs import folders, json_files, mixed_images, parquet, scales, tables, texts, yaml_forms
-from tests.campaigns.inputs.case import ADVISED, BAD, FAILS, REFUSED, RIGHT, SILENT, TRACE, Input, Outcome
+from tests.campaigns.inputs import (
+    folders,
+    json_files,
+    mixed_images,
+    parquet,
+    scales,
+    tables,
+    texts,
+    yaml_forms,
+)
+from tests.campaigns.inputs.case import (
+    ADVISED,
+    BAD,
+    FAILS,
+    REFUSED,
+    RIGHT,
+    SILENT,
+    TRACE,
+    Input,
+    Outcome,
+)
 
 ROOT = Path(__file__).parents[3]
 PAGE = ROOT / "docs" / "inputs.md"
@@ -32,7 +53,13 @@ Generated tables, JSON, Parquet, folders of images (also of several modes and si
 
 
 def every_case(count: int) -> list[Input]:
-    parts = (folders.cases(), folders.linked(), json_files.cases(), parquet.cases(), yaml_forms.cases())
+    parts = (
+        folders.cases(),
+        folders.linked(),
+        json_files.cases(),
+        parquet.cases(),
+        yaml_forms.cases(),
+    )
     own = (mixed_images.cases(), texts.cases(), scales.cases())
     return [*tables.cases(count), *itertools.chain(*parts, *own)]
 
@@ -46,13 +73,19 @@ def page(outcomes: Sequence[Outcome]) -> str:
         lines.append(f"| {kind} | {sum(own)} | {' | '.join(map(str, own))} |")
     total = [sum(counts[kind, verdict] for kind in kinds) for verdict in VERDICTS]
     lines.append(f"| all | {sum(total)} | {' | '.join(map(str, total))} |")
-    bad = [f"- {outcome.verdict}: {outcome.case.kind}, {outcome.case.name}" for outcome in outcomes if outcome.is_bad]
+    bad = [
+        f"- {outcome.verdict}: {outcome.case.kind}, {outcome.case.name}"
+        for outcome in outcomes
+        if outcome.is_bad
+    ]
     return HEAD + "\n".join([*lines, "", *bad, f"Commit {_commit()}, {date.today()}."]) + "\n"
 
 
 def _commit() -> str:
     command = ["git", "describe", "--always", "--dirty", "--exclude", "*"]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+    return subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.strip()
 
 
 def main(argv: Sequence[str]) -> int:

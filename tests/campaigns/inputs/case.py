@@ -1,4 +1,6 @@
-"""One input: what is written, what is right, and what comes of it when the advice of each error is typed."""
+"""One input: what is written, what is right, and what comes of it when the advice of each error is
+typed.
+"""
 
 import re
 from collections.abc import Callable, Sequence
@@ -93,7 +95,9 @@ def _tried(case: Case, folder: Path, overrides: tuple[str, ...], tries: int) -> 
     return Outcome(case, ADVISED if is_typed else RIGHT, "")
 
 
-def _advised(case: Case, folder: Path, overrides: tuple[str, ...], tries: int, said: str) -> Outcome:
+def _advised(
+    case: Case, folder: Path, overrides: tuple[str, ...], tries: int, said: str
+) -> Outcome:
     lines = typed_lines(said)
     outcomes = [_tried(case, folder, (*overrides, *line), tries - 1) for line in lines if tries]
     good = [outcome for outcome in outcomes if not outcome.is_bad]
@@ -131,6 +135,11 @@ def _difference(sets: Sets, truth: Truth) -> str:
         return f"{len(found)} rows of {len(truth.inputs)}"
     if found.shape != truth.inputs.shape or not np.allclose(found, truth.inputs, atol=2e-3):
         return (
-            f"other inputs: {found.reshape(len(found), -1)[0][:4]}, not {truth.inputs.reshape(len(found), -1)[0][:4]}"
+            f"other inputs: {found.reshape(len(found), -1)[0][:4]}, not "
+            f"{truth.inputs.reshape(len(found), -1)[0][:4]}"
         )
-    return "" if labels == list(truth.labels) else f"other labels: {labels[:6]}, not {list(truth.labels)[:6]}"
+    return (
+        ""
+        if labels == list(truth.labels)
+        else f"other labels: {labels[:6]}, not {list(truth.labels)[:6]}"
+    )

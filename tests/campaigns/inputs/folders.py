@@ -63,7 +63,9 @@ def cases() -> Iterator[Case]:
     for beside, layout in itertools.product(BESIDE, ("classes", "splits")):
         yield _case("plain", layout, beside, "RGB", "png")
     for mode in MODES:
-        yield _case("plain", "classes", "nothing", mode, "tif" if mode in ("I;16B", "F", "CMYK") else "png")
+        yield _case(
+            "plain", "classes", "nothing", mode, "tif" if mode in ("I;16B", "F", "CMYK") else "png"
+        )
     for suffix in SUFFIXES:
         yield _case("plain", "classes", "nothing", "RGB", suffix)
 
@@ -96,7 +98,9 @@ def _case(names: str, layout: str, beside: str, mode: str, suffix: str) -> Case:
     )
 
 
-def _write(classes: Sequence[str], layout: str, beside: str, mode: str, suffix: str, folder: Path) -> str:
+def _write(
+    classes: Sequence[str], layout: str, beside: str, mode: str, suffix: str, folder: Path
+) -> str:
     splits = ("train", "test") if "{split}" in layout else ("train",)
     for split, (number, name) in itertools.product(splits, enumerate(classes)):
         for i in range(COUNT if split == "train" else 1):

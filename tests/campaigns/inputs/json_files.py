@@ -22,7 +22,10 @@ LAYOUTS: Mapping[str, Callable[[Rows], str]] = {
     "columns": lambda rows: json.dumps(_columns(rows)),
     "columns over many lines": lambda rows: json.dumps(_columns(rows), indent=1),
     "as pandas writes it": lambda rows: json.dumps(
-        {name: {str(row): value for row, value in enumerate(column)} for name, column in _columns(rows).items()}
+        {
+            name: {str(row): value for row, value in enumerate(column)}
+            for name, column in _columns(rows).items()
+        }
     ),
     "rows inside": lambda rows: json.dumps({"version": 2, "data": rows}),
     "rows inside, over many lines": lambda rows: json.dumps({"rows": rows}, indent=1),
@@ -77,7 +80,10 @@ def _case(layout: str, values: str, file: str, encoding: str) -> Case:
 
 
 def _write(layout: str, values: str, file: str, encoding: str, folder: Path) -> str:
-    rows: Rows = [{"a": float(a), "b": float(b), "label": int(label)} for a, b, label in zip(A, B, LABEL, strict=True)]
+    rows: Rows = [
+        {"a": float(a), "b": float(b), "label": int(label)}
+        for a, b, label in zip(A, B, LABEL, strict=True)
+    ]
     for number, row in enumerate(rows):
         if number == 30 or values in IN_EACH_ROW:
             ({**IN_EACH_ROW, **IN_ROW_30})[values](number, row)

@@ -24,10 +24,14 @@ def cases() -> Iterator[Case]:
         wanted = "as they are" if len(channels) == 1 else "RGB" if max(channels) > 2 else "L"
         yield _case(modes, sizes, wanted, ())
     for mode, wanted in itertools.product(CHANNELS, ("L", "RGB")):
-        yield _case((mode, "L"), SIZES[1], wanted, (f"data.image.mode={wanted}", "data.image.size=4"))
+        yield _case(
+            (mode, "L"), SIZES[1], wanted, (f"data.image.mode={wanted}", "data.image.size=4")
+        )
 
 
-def _case(modes: tuple[str, ...], sizes: tuple[tuple[int, int], ...], wanted: str, typed: tuple[str, ...]) -> Case:
+def _case(
+    modes: tuple[str, ...], sizes: tuple[tuple[int, int], ...], wanted: str, typed: tuple[str, ...]
+) -> Case:
     height, width = (min(side) for side in zip(*sizes, strict=True))
     channels = {"L": 1, "RGB": 3}.get(wanted) or CHANNELS[modes[0]]
     values = [np.full((channels, height, width), _value(*place)) / 255 for place in _places(modes)]

@@ -41,10 +41,19 @@ LABELS: Mapping[str, tuple[tuple[str, str], Callable[[Any], Column]]] = {
     "uint64": (("0", "1"), lambda x: pa.array(x, pa.uint64())),
     "bool": (("0", "1"), lambda x: pa.array([bool(value) for value in x])),
     "double": (("0", "1"), lambda x: pa.array([float(value) for value in x])),
-    "decimal": (("0", "1"), lambda x: pa.array([Decimal(int(value)) for value in x], pa.decimal128(3, 0))),
+    "decimal": (
+        ("0", "1"),
+        lambda x: pa.array([Decimal(int(value)) for value in x], pa.decimal128(3, 0)),
+    ),
     "string": (("cat", "dog"), lambda x: pa.array([("cat", "dog")[value] for value in x])),
-    "large_string": (("cat", "dog"), lambda x: pa.array([("cat", "dog")[value] for value in x], pa.large_string())),
-    "dictionary": (("cat", "dog"), lambda x: pa.array([("cat", "dog")[value] for value in x]).dictionary_encode()),
+    "large_string": (
+        ("cat", "dog"),
+        lambda x: pa.array([("cat", "dog")[value] for value in x], pa.large_string()),
+    ),
+    "dictionary": (
+        ("cat", "dog"),
+        lambda x: pa.array([("cat", "dog")[value] for value in x]).dictionary_encode(),
+    ),
     "none": (("None", "dog"), lambda x: pa.array([("None", "dog")[value] for value in x])),
 }
 
@@ -52,10 +61,21 @@ LABELS: Mapping[str, tuple[tuple[str, str], Callable[[Any], Column]]] = {
 def cases() -> Iterator[Case]:
     for name in NUMBERS:
         yield Case(
-            "parquet", f"numbers: {name}", partial(_table, name, "int64"), (COLUMNS,), table_truth(), name in EDITED
+            "parquet",
+            f"numbers: {name}",
+            partial(_table, name, "int64"),
+            (COLUMNS,),
+            table_truth(),
+            name in EDITED,
         )
     for name, (names, _) in LABELS.items():
-        yield Case("parquet", f"labels: {name}", partial(_table, "double", name), (COLUMNS,), table_truth(names))
+        yield Case(
+            "parquet",
+            f"labels: {name}",
+            partial(_table, "double", name),
+            (COLUMNS,),
+            table_truth(names),
+        )
     pixels = np.stack([np.full((3, 4, 4), 200 * (i % 2) / 255) for i in range(6)])
     truth = Truth(pixels, [str(i % 2) for i in range(6)])
     for kind in ("struct", "bytes", "large bytes", "struct of jpeg"):
@@ -63,7 +83,11 @@ def cases() -> Iterator[Case]:
 
 
 def _table(numbers: str, labels: str, folder: Path) -> str:
-    columns = {"a": NUMBERS[numbers](A), "b": NUMBERS[numbers](B), "label": LABELS[labels][1](LABEL)}
+    columns = {
+        "a": NUMBERS[numbers](A),
+        "b": NUMBERS[numbers](B),
+        "label": LABELS[labels][1](LABEL),
+    }
     pq.write_table(pa.table(columns), folder / "own.parquet")
     return str(folder / "own.parquet")
 
@@ -78,5 +102,7 @@ def _images(kind: str, folder: Path) -> str:
     column = pa.array(images, pa.large_binary() if kind == "large bytes" else pa.binary())
     if "struct" in kind:
         column = pa.array([{"bytes": image, "path": None} for image in images])
-    pq.write_table(pa.table({"image": column, "label": [i % 2 for i in range(6)]}), folder / "own.parquet")
+    pq.write_table(
+        pa.table({"image": column, "label": [i % 2 for i in range(6)]}), folder / "own.parquet"
+    )
     return str(folder / "own.parquet")

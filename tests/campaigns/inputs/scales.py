@@ -1,4 +1,6 @@
-"""Columns of any size and kind under data.normalize, against exact fractions; and which are spoken of without it."""
+"""Columns of any size and kind under data.normalize, against exact fractions; and which are spoken
+of without it.
+"""
 
 import itertools
 from collections.abc import Callable, Iterator, Mapping
@@ -47,8 +49,14 @@ class Scale:
     def judge(self, folder: Path) -> Outcome:
         folder.mkdir(parents=True)
         column = KINDS[self.column](A * self.spread + self.middle)
-        pq.write_table(pa.table({"a": column, "b": B, "label": [0, 1] * (ROWS // 2)}), folder / "own.parquet")
-        words = argv(folder, f"data.source={folder / 'own.parquet'}", "data.columns={inputs: [a, b], labels: label}")
+        pq.write_table(
+            pa.table({"a": column, "b": B, "label": [0, 1] * (ROWS // 2)}), folder / "own.parquet"
+        )
+        words = argv(
+            folder,
+            f"data.source={folder / 'own.parquet'}",
+            "data.columns={inputs: [a, b], labels: label}",
+        )
         try:
             config = load([*words, "data.normalize=true", f"data.eval_fraction={HELD_OUT}"]).config
             sets = normalized(open_sets(config, ("inputs", "labels")), config)
@@ -81,7 +89,11 @@ class Scale:
         sizes = [np.sqrt((x**2).mean()) for x in (values, B) if x.any()]
         wanted = max(sizes) > 100 * min(sizes)
         is_said = any("columns differ in scale" in note for note in notes)
-        return "" if is_said == wanted else f"sizes {sizes}, and it is {'said' if is_said else 'not said'}"
+        return (
+            ""
+            if is_said == wanted
+            else f"sizes {sizes}, and it is {'said' if is_said else 'not said'}"
+        )
 
 
 def _held(sets: Any) -> set[int]:

@@ -1,4 +1,6 @@
-"""Tables as text: separators, quotes, encodings, headers, kinds of labels, line ends, columns that nobody asks for."""
+"""Tables as text: separators, quotes, encodings, headers, kinds of labels, line ends, columns that
+nobody asks for.
+"""
 
 import gzip
 import itertools
@@ -50,7 +52,17 @@ CHOICES: Mapping[str, tuple[str, ...]] = {
     "header": ("plain", "comment", "title", "none", "blanks"),
     "labels": tuple(LABELS),
     "ends": ("\n", "\r\n"),
-    "extra": ("none", "long_ids", "late_text", "dates", "gaps", "commas", "lines", "zeros", "repeated"),
+    "extra": (
+        "none",
+        "long_ids",
+        "late_text",
+        "dates",
+        "gaps",
+        "commas",
+        "lines",
+        "zeros",
+        "repeated",
+    ),
     "rows": ("plain", "trailing", "blank_lines", "short_header"),
     "suffix": (".csv", ".tsv", ".txt", ".csv.gz", ".dat", ".CSV"),
     "stem": ("own", "own[1]", "own*", "own ?", "größe", "test", "a,b", "x=1"),
@@ -58,8 +70,12 @@ CHOICES: Mapping[str, tuple[str, ...]] = {
 
 
 def cases(count: int, seed: int = 0) -> Iterator[Case]:
-    """Each form that differs in one thing, then as many that differ in several as it takes to be `count`."""
-    single = [replace(Form(), **{name: value}) for name, values in CHOICES.items() for value in values[1:]]
+    """Each form that differs in one thing, then as many that differ in several as it takes to be
+    `count`.
+    """
+    single = [
+        replace(Form(), **{name: value}) for name, values in CHOICES.items() for value in values[1:]
+    ]
     forms = {form: None for form in (Form(), *single) if _can_be(form)}
     drawn = random.Random(seed)
     while len(forms) < count:
@@ -72,7 +88,9 @@ def cases(count: int, seed: int = 0) -> Iterator[Case]:
 
 def _can_be(form: Form) -> bool:
     """Whether it can be told at all what is meant."""
-    if form.sep == " " and (form.extra in ("gaps", "commas") or form.header == "blanks" or form.rows == "trailing"):
+    if form.sep == " " and (
+        form.extra in ("gaps", "commas") or form.header == "blanks" or form.rows == "trailing"
+    ):
         return False
     if form.decimal == "," and form.sep == "," and form.quotes != "all":
         return False
@@ -89,7 +107,9 @@ def _can_be(form: Form) -> bool:
 
 def _case(form: Form) -> Case:
     plain = Form()
-    told = [f"{name}={value!r}" for name, value in vars(form).items() if value != getattr(plain, name)]
+    told = [
+        f"{name}={value!r}" for name, value in vars(form).items() if value != getattr(plain, name)
+    ]
     names = LABELS[form.labels]
     if form.labels in ("float", "bool"):
         names = ("0", "1")
@@ -104,12 +124,18 @@ def _case(form: Form) -> Case:
 
 
 def write(form: Form, folder: Path) -> str:
-    lines = [form.sep.join(_field(form, value, is_text) for value, is_text in row) for row in _rows(form)]
+    lines = [
+        form.sep.join(_field(form, value, is_text) for value, is_text in row) for row in _rows(form)
+    ]
     if form.rows == "trailing":
-        lines = [lines[0], *(line + form.sep for line in lines[1:])] if form.header != "none" else lines
+        lines = (
+            [lines[0], *(line + form.sep for line in lines[1:])] if form.header != "none" else lines
+        )
     if form.rows == "blank_lines":
         lines = [*lines[:5], "", *lines[5:], "", ""]
-    before = {"comment": ["# made by hand, 2024"], "title": ["My table", "second line"]}.get(form.header, [])
+    before = {"comment": ["# made by hand, 2024"], "title": ["My table", "second line"]}.get(
+        form.header, []
+    )
     text = form.ends.join([*before, *lines]) + form.ends
     if form.encoding in ("latin-1", "cp1252") and form.labels != "umlaut":
         text = text.replace("label", "label")
@@ -134,9 +160,15 @@ def _rows(form: Form) -> Iterator[list[tuple[str, bool]]]:
     label = LABELS[form.labels]
     for row in range(ROWS):
         numbers = [(f"{value[row]}".replace(".", form.decimal), False) for value in (A, B)]
-        last = label[LABEL[row]].replace(".", form.decimal) if form.labels == "float" else label[LABEL[row]]
+        last = (
+            label[LABEL[row]].replace(".", form.decimal)
+            if form.labels == "float"
+            else label[LABEL[row]]
+        )
         is_text = form.labels not in ("whole", "float", "bool")
-        extra = [(_extra(form.extra, row), form.extra in ("commas", "lines", "dates")) for _ in names]
+        extra = [
+            (_extra(form.extra, row), form.extra in ("commas", "lines", "dates")) for _ in names
+        ]
         yield [*extra, *numbers, (last, is_text)]
 
 

@@ -1,4 +1,6 @@
-"""Plain text by lines, paragraphs and documents; conversations and nested objects, which are refused in a sentence."""
+"""Plain text by lines, paragraphs and documents; conversations and nested objects, which are
+refused in a sentence.
+"""
 
 import itertools
 import json
@@ -22,7 +24,8 @@ SAMPLE_BY = {
 
 NESTED: dict[str, list[dict[str, Any]]] = {
     "messages": [
-        {"text": [{"role": "user", "content": f"{i}"}, {"role": "assistant", "content": "b"}]} for i in range(9)
+        {"text": [{"role": "user", "content": f"{i}"}, {"role": "assistant", "content": "b"}]}
+        for i in range(9)
     ],
     "turns": [{"text": [{"from": "human", "value": f"{i}"}]} for i in range(9)],
     "an object": [{"text": {"x": i, "y": 1}} for i in range(9)],
@@ -32,7 +35,9 @@ NESTED: dict[str, list[dict[str, Any]]] = {
 
 
 def cases() -> Iterator[Case]:
-    for by, ends, encoding in itertools.product(SAMPLE_BY, ("\n", "\r\n"), ("utf-8", "utf-8-sig", "utf-16", "latin-1")):
+    for by, ends, encoding in itertools.product(
+        SAMPLE_BY, ("\n", "\r\n"), ("utf-8", "utf-8-sig", "utf-16", "latin-1")
+    ):
         texts = SAMPLE_BY[by](WRITTEN)
         yield Case(
             kind="text",
@@ -42,7 +47,14 @@ def cases() -> Iterator[Case]:
             truth=Truth(np.stack([_tokens(text) for text in texts]), texts),
         )
     for name, rows in NESTED.items():
-        yield Case("text", name, partial(_json, rows), COLUMNS, Truth(np.zeros((9, 1)), []), may_be_refused=True)
+        yield Case(
+            "text",
+            name,
+            partial(_json, rows),
+            COLUMNS,
+            Truth(np.zeros((9, 1)), []),
+            may_be_refused=True,
+        )
 
 
 def _write(ends: str, encoding: str, folder: Path) -> str:

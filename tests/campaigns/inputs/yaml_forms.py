@@ -12,7 +12,21 @@ from tests.helpers import argv
 from train.config import ConfigError, load
 from train.config.schema import Config
 
-TEXT = ("1:30", "12:30:45", "010", "0x10", "08", "1.10", "1e3", "2024_01", "0b11", "007", "1:30.5", "+1", "2024-01-15")
+TEXT = (
+    "1:30",
+    "12:30:45",
+    "010",
+    "0x10",
+    "08",
+    "1.10",
+    "1e3",
+    "2024_01",
+    "0b11",
+    "007",
+    "1:30.5",
+    "+1",
+    "2024-01-15",
+)
 """What people mean as it stands."""
 QUOTED = ('"1:30"', "'010'", '"1.10"')
 WORDS = ("yes", "on", "no", "off", "true", "null", "~")

@@ -73,10 +73,12 @@ def data(samples: int = SAMPLES, seed: int = 0) -> Batch:
 
 
 def true_error(animal: Animal, draws: int = 1) -> float:
-    """Four steps of SGD on the whole batch, and on the same in micro-batches: how far apart do they end?
+    """Four steps of SGD on the whole batch, and on the same in micro-batches: how far apart do they
+    end?
 
-    The larger one of: the distance of the weights, relative to how far they moved; that of the loss in eval mode,
-    relative to it. The largest over the cuts; the mean over `draws` of the random numbers.
+    The larger one of: the distance of the weights, relative to how far they moved; that of the loss
+    in eval mode, relative to it. The largest over the cuts; the mean over `draws` of the random
+    numbers.
     """
     errors = []
     for draw in range(draws):
@@ -111,7 +113,10 @@ def _trained(animal: Animal, cut: list[int], seed: int) -> tuple[Tensor, Tensor,
         module.zero_grad()
         for part in parts:
             sums = _by_term(task.loss_sum(module, part))
-            loss = sum(getattr(task, "coefficients", {}).get(t, 1.0) * sums[t] / w for t, w in weights.items())
+            loss = sum(
+                getattr(task, "coefficients", {}).get(t, 1.0) * sums[t] / w
+                for t, w in weights.items()
+            )
             loss.backward()
         with torch.no_grad():
             for p in parameters:
@@ -145,7 +150,9 @@ def layers(*inner: nn.Module, width: int = 8, inputs: int = WIDTH) -> nn.Module:
 class Lambda(nn.Module):
     """(samples, 8) -> (samples, 8): `function(self, x)`, in training only where `training`."""
 
-    def __init__(self, function: Callable[[Any, Tensor], Tensor], training: bool = False, **buffers: Tensor) -> None:
+    def __init__(
+        self, function: Callable[[Any, Tensor], Tensor], training: bool = False, **buffers: Tensor
+    ) -> None:
         super().__init__()
         self.function = function
         self.only_in_training = training
@@ -160,4 +167,6 @@ def inside(
     function: Callable[[Any, Tensor], Tensor], training: bool = False, **buffers: Tensor
 ) -> Callable[[], nn.Module]:
     """A small network with `function` in its middle."""
-    return lambda: layers(nn.Tanh(), Lambda(function, training, **{n: b.clone() for n, b in buffers.items()}))
+    return lambda: layers(
+        nn.Tanh(), Lambda(function, training, **{n: b.clone() for n, b in buffers.items()})
+    )

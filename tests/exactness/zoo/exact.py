@@ -8,7 +8,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from tests.exactness.zoo.animals import CLASSES, WIDTH, WORDS, Animal, Labels, Lambda, Words, inside, layers
+from tests.exactness.zoo.animals import (
+    CLASSES,
+    WIDTH,
+    WORDS,
+    Animal,
+    Labels,
+    Lambda,
+    Words,
+    inside,
+    layers,
+)
 from tests.exactness.zoo.inexact import Attention, head_of_zeros, plain
 from train.batch.window import Batch
 
@@ -51,7 +61,9 @@ class Masked(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         length = tokens.shape[1]
         if len(self.positions) < length:
-            self.positions = torch.arange(length)[:, None] * torch.linspace(0, 1, 8).to(self.embed.weight)
+            self.positions = torch.arange(length)[:, None] * torch.linspace(0, 1, 8).to(
+                self.embed.weight
+            )
         self.table[length] = self.positions[:length].sin()
         seen = tokens != 0
         x = self.embed(tokens) + self.table[length]
@@ -85,10 +97,16 @@ class Checkpointed(nn.Module):
     def __init__(self, reentrant: bool) -> None:
         super().__init__()
         self.reentrant = reentrant
-        self.first, self.block, self.head = nn.Linear(WIDTH, 8), nn.Linear(8, 8), nn.Linear(8, CLASSES)
+        self.first, self.block, self.head = (
+            nn.Linear(WIDTH, 8),
+            nn.Linear(8, 8),
+            nn.Linear(8, CLASSES),
+        )
 
     def forward(self, inputs: Tensor) -> Tensor:
-        return self.head(checkpoint(self.block, self.first(inputs), use_reentrant=self.reentrant).tanh())
+        return self.head(
+            checkpoint(self.block, self.first(inputs), use_reentrant=self.reentrant).tanh()
+        )
 
 
 class Images(Labels):
@@ -105,7 +123,9 @@ class ClassWeights(Labels):
 
     def loss_sum(self, model: Any, batch: Batch) -> Tensor:
         logits = model(batch["inputs"])
-        return F.cross_entropy(logits, batch["labels"], weight=self.weight.to(logits), reduction="sum")
+        return F.cross_entropy(
+            logits, batch["labels"], weight=self.weight.to(logits), reduction="sum"
+        )
 
 
 class SampleWeights(Labels):
@@ -119,7 +139,9 @@ class SampleWeights(Labels):
 
 class Smoothed(Labels):
     def loss_sum(self, model: Any, batch: Batch) -> Tensor:
-        return F.cross_entropy(model(batch["inputs"]), batch["labels"], reduction="sum", label_smoothing=0.1)
+        return F.cross_entropy(
+            model(batch["inputs"]), batch["labels"], reduction="sum", label_smoothing=0.1
+        )
 
 
 class PerToken(Labels):
@@ -129,14 +151,19 @@ class PerToken(Labels):
         return float((batch["token_labels"] != -100).sum())
 
     def loss_sum(self, model: Any, batch: Batch) -> Tensor:
-        return F.cross_entropy(model(batch["tokens"]).flatten(0, 1), batch["token_labels"].flatten(), reduction="sum")
+        return F.cross_entropy(
+            model(batch["tokens"]).flatten(0, 1), batch["token_labels"].flatten(), reduction="sum"
+        )
 
 
 class TwoTerms(Labels):
     coefficients: Mapping[str, float] = {"penalty": 0.25}
 
     def loss_weight(self, batch: Batch) -> dict[str, float]:
-        return {"labels": float((batch["labels"] != 2).sum()), "penalty": float(batch["targets"].numel())}
+        return {
+            "labels": float((batch["labels"] != 2).sum()),
+            "penalty": float(batch["targets"].numel()),
+        }
 
     def loss_sum(self, model: Any, batch: Batch) -> dict[str, Tensor]:
         logits = model(batch["inputs"])
@@ -168,7 +195,9 @@ class Signed(Labels):
 
     def loss_sum(self, model: Any, batch: Batch) -> Tensor:
         reward = torch.where(batch["sample_id"] % 2 == 0, 1.0, -1.0).to(batch["targets"])
-        return (reward * F.cross_entropy(model(batch["inputs"]), batch["labels"], reduction="none")).sum()
+        return (
+            reward * F.cross_entropy(model(batch["inputs"]), batch["labels"], reduction="none")
+        ).sum()
 
 
 class Confident(Labels):
@@ -192,7 +221,9 @@ class InfoNce(Labels):
     def loss_sum(self, model: Any, batch: Batch) -> Tensor:
         views = torch.stack([batch["inputs"] * scale for scale in (1.0, 0.5, -1.0)], 1)
         return F.cross_entropy(
-            model(views.flatten(0, 1)).unflatten(0, (-1, 3)).sum(2), batch["labels"], reduction="sum"
+            model(views.flatten(0, 1)).unflatten(0, (-1, 3)).sum(2),
+            batch["labels"],
+            reduction="sum",
         )
 
 
@@ -224,7 +255,9 @@ class Counter(nn.Module):
 
 
 class KeyedNoise(nn.Module):
-    """Noise that is the same for a sample in any micro-batch; a generator of its own, set for each call."""
+    """Noise that is the same for a sample in any micro-batch; a generator of its own, set for each
+    call.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -253,13 +286,18 @@ def watched(module: Any, x: Tensor) -> Tensor:
 
 
 def weight_normed() -> nn.Module:
-    return nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(WIDTH, 8)), nn.Tanh(), nn.Linear(8, CLASSES))
+    return nn.Sequential(
+        nn.utils.parametrizations.weight_norm(nn.Linear(WIDTH, 8)), nn.Tanh(), nn.Linear(8, CLASSES)
+    )
 
 
 class FrozenSpectral(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.first, self.second = nn.utils.parametrizations.spectral_norm(nn.Linear(WIDTH, 8)), nn.Linear(8, CLASSES)
+        self.first, self.second = (
+            nn.utils.parametrizations.spectral_norm(nn.Linear(WIDTH, 8)),
+            nn.Linear(8, CLASSES),
+        )
 
     def train(self, mode: bool = True) -> "FrozenSpectral":
         super().train(mode)
@@ -331,6 +369,9 @@ EXACT = [
     _animal("float32 inside", HalfInside),
     _animal("ReZero", inside(lambda m, x: x + 0.0 * torch.tanh(x))),
     _animal("best expert per sample", inside(lambda m, x: torch.where(x[:, :1] > 0, x, 2 * x))),
-    _animal("a buffer that counts samples", inside(lambda m, x: (m.n.add_(len(x)), x)[1], n=torch.tensor(0.0))),
+    _animal(
+        "a buffer that counts samples",
+        inside(lambda m, x: (m.n.add_(len(x)), x)[1], n=torch.tensor(0.0)),
+    ),
     _animal("Lambda in eval mode", lambda: layers(Lambda(lambda m, x: x, training=True))),
 ]

@@ -8,7 +8,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tests.exactness.zoo.animals import CLASSES, WIDTH, WORDS, Animal, Labels, Lambda, Words, inside, layers
+from tests.exactness.zoo.animals import (
+    CLASSES,
+    WIDTH,
+    WORDS,
+    Animal,
+    Labels,
+    Lambda,
+    Words,
+    inside,
+    layers,
+)
 from train.batch.window import Batch
 
 
@@ -56,7 +66,11 @@ def codebook(module: Any, x: Tensor) -> Tensor:
             hot = F.one_hot(nearest, len(module.codes)).to(x)
             count = hot.sum(0)[:, None]
             module.codes.copy_(
-                torch.where(count > 0, 0.9 * module.codes + 0.1 * hot.T @ x / count.clamp(min=1), module.codes)
+                torch.where(
+                    count > 0,
+                    0.9 * module.codes + 0.1 * hot.T @ x / count.clamp(min=1),
+                    module.codes,
+                )
             )
     return 0.5 * x + 0.5 * module.codes[nearest]
 
@@ -147,7 +161,11 @@ class Attention(nn.Module):
 class Sdpa(Attention):
     def forward(self, tokens: Tensor) -> Tensor:
         x = self.embed(tokens)[:, None]
-        return self.head(F.scaled_dot_product_attention(x, x, x, dropout_p=0.2 if self.training else 0.0)[:, 0].mean(1))
+        return self.head(
+            F.scaled_dot_product_attention(x, x, x, dropout_p=0.2 if self.training else 0.0)[
+                :, 0
+            ].mean(1)
+        )
 
 
 class Recurrent(nn.Module):
@@ -189,7 +207,10 @@ class Experts(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.gate, self.experts = nn.Linear(WIDTH, 2), nn.ModuleList(nn.Linear(WIDTH, CLASSES) for _ in range(2))
+        self.gate, self.experts = (
+            nn.Linear(WIDTH, 2),
+            nn.ModuleList(nn.Linear(WIDTH, CLASSES) for _ in range(2)),
+        )
 
     def forward(self, inputs: Tensor) -> Tensor:
         gates = self.gate(inputs).softmax(1)
@@ -236,7 +257,10 @@ class HardlyBalanced(Balanced):
 
 class Worst(Labels):
     def loss_sum(self, model: Any, batch: Batch) -> Tensor:
-        return len(batch["labels"]) * F.cross_entropy(model(batch["inputs"]), batch["labels"], reduction="none").max()
+        return (
+            len(batch["labels"])
+            * F.cross_entropy(model(batch["inputs"]), batch["labels"], reduction="none").max()
+        )
 
 
 class Baseline(Labels):
@@ -245,7 +269,8 @@ class Baseline(Labels):
     def loss_sum(self, model: Any, batch: Batch) -> Tensor:
         reward = batch["targets"][:, 0]
         return (
-            (reward - reward.mean()) * F.cross_entropy(model(batch["inputs"]), batch["labels"], reduction="none")
+            (reward - reward.mean())
+            * F.cross_entropy(model(batch["inputs"]), batch["labels"], reduction="none")
         ).sum()
 
 
@@ -265,14 +290,18 @@ class NormalisedWeights(Labels):
 
     def loss_sum(self, model: Any, batch: Batch) -> Tensor:
         weight = batch["sample_weight"] / batch["sample_weight"].mean()
-        return (weight * F.cross_entropy(model(batch["inputs"]), batch["labels"], reduction="none")).sum()
+        return (
+            weight * F.cross_entropy(model(batch["inputs"]), batch["labels"], reduction="none")
+        ).sum()
 
 
 class Mixup(Labels):
     def loss_sum(self, model: Any, batch: Batch) -> Tensor:
         share = random.betavariate(0.4, 0.4)
         other = batch["inputs"].flip(0)
-        return F.cross_entropy(model(share * batch["inputs"] + (1 - share) * other), batch["labels"], reduction="sum")
+        return F.cross_entropy(
+            model(share * batch["inputs"] + (1 - share) * other), batch["labels"], reduction="sum"
+        )
 
 
 class Diffusion(Labels):
@@ -312,7 +341,11 @@ class OwnNoise(nn.Module):
         self.generator = torch.Generator().manual_seed(3)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + 0.1 * torch.randn(x.shape, generator=self.generator, dtype=x.dtype) if self.training else x
+        return (
+            x + 0.1 * torch.randn(x.shape, generator=self.generator, dtype=x.dtype)
+            if self.training
+            else x
+        )
 
 
 def _animal(name: str, model: Any, task: Any = Labels, smallest: int = 1) -> Animal:
@@ -328,7 +361,9 @@ RANDOM = torch.linspace(-1, 1, 32).reshape(4, 8)
 
 INEXACT = [
     _animal("batch norm", lambda: layers(nn.BatchNorm1d(8)), smallest=2),
-    _animal("normalised by the batch, functional", inside(lambda m, x: F.layer_norm(x.T, x.shape[:1]).T)),
+    _animal(
+        "normalised by the batch, functional", inside(lambda m, x: F.layer_norm(x.T, x.shape[:1]).T)
+    ),
     _animal("dropout", lambda: layers(nn.Dropout(0.1))),
     _animal("functional dropout", inside(lambda m, x: F.dropout(x, 0.1, m.training))),
     _animal("alpha dropout", lambda: layers(nn.SELU(), nn.AlphaDropout(0.1))),
@@ -337,13 +372,18 @@ INEXACT = [
     _animal("recurrent dropout", Recurrent, Words),
     _animal("randomised ReLU", lambda: layers(nn.RReLU())),
     _animal("noise from torch", inside(lambda m, x: x + 0.1 * torch.randn_like(x), training=True)),
-    _animal("noise from numpy", inside(lambda m, x: x + 0.1 * float(np.random.randn()), training=True)),
+    _animal(
+        "noise from numpy", inside(lambda m, x: x + 0.1 * float(np.random.randn()), training=True)
+    ),
     _animal("noise from random", inside(lambda m, x: x * random.uniform(0.9, 1.1), training=True)),
     _animal("noise from a generator of its own", lambda: layers(OwnNoise())),
     _animal("depth, 0.02 x 4, from torch", deep(lambda: float(torch.rand(())))),
     _animal("depth, 0.02 x 4, from numpy", deep(lambda: np.random.rand())),
     _animal("depth, 0.02 x 4, from random", deep(lambda: random.random())),
-    _animal("depth, 0.02 x 4, from coins", deep(lambda: 1.0 - float(torch.bernoulli(torch.tensor(0.02))))),
+    _animal(
+        "depth, 0.02 x 4, from coins",
+        deep(lambda: 1.0 - float(torch.bernoulli(torch.tensor(0.02)))),
+    ),
     _animal("pairs", inside(neighbours(2))),
     _animal("groups of four", inside(neighbours(4))),
     _animal("first sample special", inside(first_special)),

@@ -1,6 +1,8 @@
-"""Models and tasks that are exact at first: what depends on the cut, or does not, opens in the course of a run.
+"""Models and tasks that are exact at first: what depends on the cut, or does not, opens in the
+course of a run.
 
-Each is made by `opens`: after so many calls in training. The trial before the first step has some tens of them.
+Each is made by `opens`: after so many calls in training. The trial before the first step has some
+tens of them.
 """
 
 from collections import deque
@@ -153,7 +155,9 @@ class LateTask(Labels):
 Made = Callable[[int], nn.Module]
 
 
-def _late(name: str, exact: bool, model: Made, task: Callable[[int], Any] = lambda opens: Labels()) -> Any:
+def _late(
+    name: str, exact: bool, model: Made, task: Callable[[int], Any] = lambda opens: Labels()
+) -> Any:
     def animal(opens: int) -> Animal:
         return Animal(name=name, exact=exact, model=lambda: model(opens), task=lambda: task(opens))
 
@@ -179,6 +183,10 @@ LATE = [
     _late("of each sample, by an attribute", True, _inside(ByAttribute, of_each)),
     _late("of each sample, by a buffer", True, _inside(ByBuffer, of_each)),
     _late("of each sample, by a weight that grows", True, _inside(Grown, of_each)),
-    _late("a queue that nobody reads", True, lambda opens: layers(nn.Tanh(), Queue(opens, is_read=False))),
+    _late(
+        "a queue that nobody reads",
+        True,
+        lambda opens: layers(nn.Tanh(), Queue(opens, is_read=False)),
+    ),
 ]
 """Each takes `opens`, and gives an animal."""
