@@ -143,7 +143,7 @@ def test_the_heart_stays_small() -> None:
     files = [PACKAGE / name for name in HEART]
     files += (PACKAGE / "batch").glob("*.py")
 
-    assert sum(path.read_text().count("\n") for path in files) <= 900
+    assert sum(path.read_text().count("\n") for path in files) <= 1100
 
 
 def test_no_unfinished_marks() -> None:

@@ -6,6 +6,7 @@ import faulthandler
 import json
 import os
 import sys
+import sysconfig
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -19,6 +20,10 @@ from train.distributed.ranks import Ranks
 from train.terminal import write_lines
 
 LONGEST_PERIOD_SECONDS = 10.0
+STANDARD_LIBRARY = sysconfig.get_path("stdlib")
+# A rank whose main thread is in one of these files waits for another rank: in a message, or for
+# its part of a stream.
+WAITS_IN = ("ranks.py", "handout.py")
 
 
 @contextmanager
@@ -157,13 +162,15 @@ class Watchdog:
         above it.
         """
         frame = sys._current_frames().get(self._main or 0)
-        while frame and "site-packages" in frame.f_code.co_filename:
-            frame = frame.f_back
-        while frame and frame.f_code.co_filename.startswith("<"):
+        while frame and _is_of_a_library(frame.f_code.co_filename):
             frame = frame.f_back
         if not frame:
             return "nowhere"
         return f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno} {frame.f_code.co_name}"
+
+
+def _is_of_a_library(file: str) -> bool:
+    return "site-packages" in file or file.startswith(("<", STANDARD_LIBRARY))
 
 
 def diagnosis(heard: Sequence[Sequence[str | None]], deadline: float, folder: Path) -> str:
@@ -179,7 +186,7 @@ def diagnosis(heard: Sequence[Sequence[str | None]], deadline: float, folder: Pa
             lines.append(f"  rank {rank}: silent ({last})")
         else:
             steps[rank] = said["step"]
-            if said["place"].startswith("ranks.py"):
+            if said["place"].startswith(WAITS_IN):
                 waiting.append(rank)
             lines.append(f"  rank {rank}: step {said['step']}, {said['place']}")
     # Those that are a step behind, or do something else than to wait for a message.

@@ -32,7 +32,9 @@ def uneven() -> IterableDataset:
 
 
 def sleepy() -> IterableDataset:
-    """The samples of tiny, but rank 1 never gets those of a later epoch."""
+    """The samples of tiny, but the rank that reads for all of its machine, 0, never gets those
+    of a later epoch.
+    """
     starts: list[int] = []
 
     def some() -> Iterator[dict[str, Any]]:
@@ -41,7 +43,7 @@ def sleepy() -> IterableDataset:
 
         starts.append(1)
         for i, sample in enumerate(tiny()):
-            if rank() == 1 and len(starts) > 4 and i == 10:
+            if rank() == 0 and len(starts) > 4 and i == 10:
                 fired("sleep")
                 time.sleep(3600)
             yield sample

@@ -31,14 +31,14 @@ def stuck(here: Path, full: bool) -> str:
     assert codes == [1, 1], job.told()
     assert compare.notes(own, "fired.jsonl"), job.told()
     seconds = seconds_since_fault(own)
-    assert "the others wait for rank(s) 1" in job.told(0), job.told(0)
+    assert "the others wait for rank(s) 0" in job.told(0), job.told(0)
     assert "data.py" in job.told(0), job.told(0)
     for number in (0, 1):
         assert "stacks" in job.told(number)
         assert "Thread" in (own / "run" / f"stacks-rank{number}.txt").read_text()
     assert DEADLINE <= seconds < DEADLINE + 30, seconds
     told.append(
-        f"rank 1 reads for ever: {DEADLINE} + {seconds - DEADLINE:.1f} s, stacks of both ranks"
+        f"the rank that reads for both does so for ever: {DEADLINE} + {seconds - DEADLINE:.1f} s, stacks of both ranks"
     )
     return f"{'; '.join(told)}; the rank waited for was named each time"
 
@@ -185,7 +185,7 @@ ROWS = (
     Row(
         "17",
         "a rank is stuck",
-        "SIGSTOP to one of 2 ranks; a source that sleeps on rank 1; runtime.timeout_seconds=4",
+        "SIGSTOP to one of 2 ranks; a source that sleeps on the rank that reads; runtime.timeout_seconds=4",
         "abort at the configured deadline, stacks of all ranks that still run",
         stuck,
         slow=True,
