@@ -1,5 +1,4 @@
-"""The accumulation loop: a rank's part of a step is several micro-batches, reduced over the ranks
-once.
+"""The accumulation loop: a rank's part of a step is several micro-batches, reduced once.
 
 accelerate launch -m train.accumulate CONFIG [key=value ...]
 """
@@ -15,13 +14,15 @@ from train.step import Learner, forward_backward
 
 
 def compute_gradient(learner: Learner, window: Window) -> Tensor:
-    """The gradient of the window in `.grad`, reduced over the ranks; returns this rank's sums of
-    losses: (terms,).
+    """Leave the window's gradient in `.grad`, reduced over the ranks.
+
+    Returns this rank's sums of losses: (terms,).
     """
-    micro_batches = iter(window.micro_batches)  # each may be read only now
-    parts, earlier = list[Tensor](), len(window.micro_batches) - 1
+    micro_batches = iter(window.micro_batches)  # each may be read only when it is asked for
+    parts: list[Tensor] = []
+    earlier = len(window.micro_batches) - 1
     if earlier:
-        # around forward and backward: DDP decides in the forward
+        # Around forward and backward: DDP decides in the forward whether it will reduce.
         with learner.accelerator.no_sync(learner.model):
             parts = [forward_backward(learner, next(micro_batches), window) for _ in range(earlier)]
     return sum(parts, start=forward_backward(learner, next(micro_batches), window))

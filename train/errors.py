@@ -22,23 +22,23 @@ from train.terminal import on_lines, write_lines
 
 P = ParamSpec("P")
 
-FINISHED, FAILED, BAD_CONFIG, STOPPED = 0, 1, 2, 75
-"""Exit codes: finished; any other failure; config, data or the user's code must change; stopped and
-saved.
-"""
+# Exit codes.
+FINISHED = 0
+FAILED = 1
+BAD_CONFIG = 2  # config, data or the user's own code must change
+STOPPED = 75  # on request, and saved: EX_TEMPFAIL of sysexits.h, "try again"
 
 
 class UserError(ValueError):
-    """The config, the data, the launch or the user's own code must change; the message says what to
-    type.
+    """The config, the data, the launch or the user's own code must change.
 
-    Every entry point prints its message without a stack trace and ends with exit code 2.
+    The message says what to type. Every entry point prints it without a stack trace, and ends with
+    exit code 2.
     """
 
 
 class RunFailed(RuntimeError):
-    """A run that ends here, with what it saved; the message says why, in a sentence without a stack
-    trace.
+    """A run that ends here, with what it saved, in a sentence and without a stack trace.
 
     Exit code 1: no change of the config is known to fix it.
     """
@@ -53,35 +53,30 @@ class RankFailed(RunFailed):
 
 
 class ShortOfMemory(RankFailed):
-    """Ranks ran out of memory before the reduction, and nothing else failed: all ranks raise it
-    together.
+    """Ranks ran out of memory before the reduction: all ranks raise it together.
 
     Its cause is the error of this rank, where it is one of them.
     """
 
 
-def is_out_of_memory(error: BaseException | None) -> bool:
-    """Of the device or the host, itself or by its cause; torch raises several kinds for it.
+# torch raises errors of several kinds when memory runs out: these words tell them from others.
+NO_MEMORY = (
+    "out of memory",
+    "can't allocate memory",
+    "cannot allocate memory",
+    "not enough memory",
+    "status_alloc_failed",  # cuBLAS, cuDNN and their like, for their workspaces
+)
 
-    None of our own sentences, which may name it.
-    """
-    words = (
-        "out of memory",
-        "can't allocate memory",
-        "cannot allocate memory",
-        "not enough memory",
-        "status_alloc_failed",  # cuBLAS, cuDNN and their like, for their workspaces
-    )
+
+def is_out_of_memory(error: BaseException | None) -> bool:
+    """Whether memory of the device or the host ran out, here or in the cause of this error."""
+    # Our own errors may name such words in their advice: they are none.
     while error is not None and not isinstance(error, UserError | RunFailed):
+        if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+            return True
         text = str(error).lower()
-        is_of_machine = isinstance(error, RuntimeError | OSError) and any(
-            each in text for each in words
-        )
-        if (
-            is_of_machine
-            or isinstance(error, MemoryError)
-            or type(error).__name__ == "OutOfMemoryError"
-        ):
+        if isinstance(error, RuntimeError | OSError) and any(each in text for each in NO_MEMORY):
             return True
         error = error.__cause__
     return False
@@ -91,11 +86,10 @@ def is_out_of_memory(error: BaseException | None) -> bool:
 def ends_in_a_sentence(
     kind: type[UserError], what: str, of: type[Exception] = Exception
 ) -> Iterator[None]:
-    """What the user's own code or arguments raise inside, an error `of` this class, becomes `kind`,
-    which says where.
+    """Turns an error `of` this class, from the user's own code or arguments, into a `kind`.
 
-    So does sys.exit, by which one rank would leave the others. Not what another start may cure: a
-    full memory or disk, a network.
+    Its message says where it was raised. sys.exit becomes one too: one rank would leave the others.
+    Errors that another start may cure pass unchanged: a full memory or disk, a network.
     """
     try:
         yield
@@ -105,16 +99,14 @@ def ends_in_a_sentence(
         if is_out_of_memory(error):
             raise
         frames = traceback.extract_tb(error.__traceback__)
-        # The innermost that is no library's: there the reader can do something.
+        # The innermost frame that is no library's: there the reader can change something.
         frame = [f for f in frames if "site-packages" not in f.filename][-1]
-        place = f"{os.path.relpath(frame.filename)}:{frame.lineno}"
-        raise kind(f"{what}: {type(error).__name__}: {str(error).strip()} ({place})") from error
+        location = f"{os.path.relpath(frame.filename)}:{frame.lineno}"
+        raise kind(f"{what}: {type(error).__name__}: {str(error).strip()} ({location})") from error
 
 
 def raisable(error: Exception) -> type[Exception]:
-    """The kind of an error, for a rank that raises it with another text; some kinds take more than
-    a text.
-    """
+    """The class of an error, to raise it with another text; RuntimeError if it takes more."""
     try:
         type(error)("")
     except TypeError:
@@ -124,14 +116,16 @@ def raisable(error: Exception) -> type[Exception]:
 
 def some(names: Sequence[str], count: int = 3) -> str:
     """The first names, and how many more there are."""
-    return ", ".join(names[:count]) + (
-        f" and {len(names) - count} more" if len(names) > count else ""
-    )
+    text = ", ".join(names[:count])
+    if len(names) > count:
+        text += f" and {len(names) - count} more"
+    return text
 
 
 def counted(number: int, noun: str) -> str:
     """`1 rank`, `1,438 ranks`"""
-    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+    plural = "" if number == 1 else "s"
+    return f"{number:,} {noun}{plural}"
 
 
 def code_of(error: BaseException) -> int:
@@ -140,18 +134,17 @@ def code_of(error: BaseException) -> int:
 
 
 def entry_point(main: Callable[P, int]) -> Callable[P, int]:
-    """Decorates the `main` of an entry point: a UserError ends it in one sentence and with exit
-    code 2.
+    """Decorates the `main` of an entry point: a UserError ends it in one sentence, exit code 2.
 
-    From here to the end of the process nothing is shown that is known to be secret, and what is
-    printed where nobody reads it any more is lost without an error.
+    From here on nothing is shown that is known to be secret, and what is printed where nobody reads
+    it any more is lost without an error.
     """
 
     @functools.wraps(main)
     def checked(*args: P.args, **kwargs: P.kwargs) -> int:
-        guard_streams()  # what holds on to them by now, such as handlers of logging
+        guard_streams()  # the streams of now, which handlers of logging may hold already
         keep_printing()
-        guard_streams()
+        guard_streams()  # those that keep_printing has put in their place
         learn([*args, *sys.argv])
         try:
             return main(*args, **kwargs)
@@ -163,8 +156,9 @@ def entry_point(main: Callable[P, int]) -> Callable[P, int]:
 
 
 def print_error(text: str) -> None:
-    """On stderr, once on each machine, since its ranks read the same files; all but the first
-    machine say who.
+    """On stderr, once on each machine, since its ranks read the same files.
+
+    All machines but the first name the rank.
     """
     if _is_first_of_node():
         who = "" if _is_main() else f"rank {os.environ['RANK']}: "
@@ -182,15 +176,15 @@ def ending(reason: str, code: int, step: int) -> dict[str, Any]:
 
 
 def write_ending(reason: str, code: int, step: int, alone: bool = False) -> bool:
-    """Write the exit code down for the launch.sh of this machine; False where there is none.
+    """Write the exit code to the file that launch.sh reads; False where there is no such file.
 
-    `alone`: this rank ends before the others, of which the first of the machine may be ended
-    without a word.
+    `alone`: this rank ends before the others, and the first of the machine may be killed before it
+    can write.
     """
     file = os.environ.get("ISOBATCH_ENDED")
     if file and (alone or _is_first_of_node()):
         content = {**ending(reason, code, step), "main": _is_main()}
-        # that launch was killed, and a later one has swept its folder
+        # The folder is gone where that launch was killed and a later one has swept.
         with suppress(FileNotFoundError):
             Path(file).write_text(json.dumps(content), encoding="utf-8")
     return bool(file)
@@ -219,12 +213,9 @@ def _may_be_restarted() -> bool:
 
 
 def leave(code: int) -> NoReturn:
-    """End this process; to be called when all is written.
-
-    By os._exit: at commit 1294539 one of 17 launches of two or three ranks ended by SIGABRT in the
-    end of the interpreter itself, after all was saved. Why is not known; it was not seen again,
-    with or without this.
-    """
+    """End this process; to be called when all is written."""
+    # By os._exit: at commit 1294539 one of 17 launches of two or three ranks ended by SIGABRT while
+    # the interpreter shut down, after all was saved. The cause is unknown; it was not seen again.
     for thread in threading.enumerate():
         if thread is not threading.current_thread() and not thread.daemon:
             thread.join()

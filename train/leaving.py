@@ -25,10 +25,10 @@ WAIT_SECONDS = 5.0  # for the other ranks to fail at the same place
 
 
 def save_what_is_whole(run: Run, board: Board, error: BaseException) -> str:
-    """A sentence on what is kept of a run that `error` ends; empty where nothing was trained.
+    """Save what can be saved of a run that `error` ends, and say what, in a sentence or "".
 
-    Saved is a step that all ranks have completed and hold now, or can go back to. Where one rank
-    alone fails in the midst of a step, nothing is saved: the others wait for it in the reduction.
+    A step is saved if all ranks have completed it and hold it now, or can go back to it. Where one
+    rank alone fails within a step, nothing is: the others wait for it in the reduction.
     """
     first_line = str(error).strip().partition("\n")[0]
     if not lost_rank(error):
@@ -36,11 +36,11 @@ def save_what_is_whole(run: Run, board: Board, error: BaseException) -> str:
     step = run.report.progress.step
     if lost_rank(error) or (not step and not run.report.progress.evaluation_owed):
         return ""
-    # A second Ctrl-C leaves at once; a save that has failed, weights that differ, or what was saved
-    # beside already, are not to be tried again.
+    # A second Ctrl-C leaves at once. A save that has failed, weights that differ among the ranks,
+    # and a run that was saved in another folder already are not saved again.
     hopeless = isinstance(error, KeyboardInterrupt | SaveFailed | RanksDisagree | Displaced)
     if not hopeless and _agreed(run, board):
-        # Whatever goes wrong now: the error that ended the run is the one to be reported.
+        # Whatever goes wrong now, the error that ended the run is the one to report.
         with suppress(Exception):
             run.save()
             return f"Step {step:,} is saved. {_go_on(run)}"
@@ -71,8 +71,8 @@ def out_of_memory(run: Run, board: Board, error: BaseException) -> Ended:
     )
     shortage = in_training(error, training)
     own = json.dumps(asdict(shortage))
-    board.pin("shortage", own)  # now: the others may soon be gone
-    # The frames hold what did not fit: a save needs room.
+    board.pin("shortage", own)  # first: the other ranks may soon be gone
+    # The frames hold the tensors that did not fit, and a save needs memory.
     traceback.clear_frames(error.__traceback__)
     kept = save_what_is_whole(run, board, error)
     is_common = bool(kept or (not step and _of_all(run, board, "shortage", own)))
@@ -91,23 +91,25 @@ def shortage_elsewhere(run: Run, board: Board, kept: str = "") -> str:
 
 
 def loss_of_rank(run: Run, board: Board) -> str:
-    """For a rank that has lost another one: which, why where that one could say it, and what there
-    is to go on from.
+    """For a rank that has lost another one: which, why, and from which checkpoint to resume.
 
     It is printed here.
     """
     rank = run.ranks.rank
     shortage = shortage_elsewhere(run, board)
     if shortage:
-        # What to type, once on each machine.
-        shown = shortage if os.environ.get("LOCAL_RANK", "0") == "0" else shortage.splitlines()[0]
+        # The first line names the shortage; the rest is advice, once on each machine.
+        is_first_of_machine = os.environ.get("LOCAL_RANK", "0") == "0"
+        shown = shortage if is_first_of_machine else shortage.splitlines()[0]
         write_lines(on_lines(f"rank {rank}: {shown}"))
         return shortage
-    said = []
+    reasons = []
     for other, why in enumerate(board.read("why")):
         if why is not None and other != rank:
-            said.append(f"rank {other} on {why}")
-    lost = "; ".join(said) or "another rank is gone (killed, out of memory, or its machine is lost)"
+            reasons.append(f"rank {other} on {why}")
+    lost = "; ".join(reasons)
+    if not lost:
+        lost = "another rank is gone (killed, out of memory, or its machine is lost)"
     at = f"This rank was at step {run.report.progress.step:,}; {_newest(run)}"
     reason = f"{lost}. {at}. Type the same command again: it goes on from there"
     write_lines(on_lines(f"rank {rank}: {reason}"))
@@ -115,18 +117,22 @@ def loss_of_rank(run: Run, board: Board) -> str:
 
 
 def _where_to_resume(run: Run, kept: str) -> str:
-    """`kept`: as save_what_is_whole says it, of which what follows is to be typed otherwise."""
-    return kept.partition(". ")[0].replace("Step", "step") if kept else _newest(run)
+    """`kept`: the sentences of save_what_is_whole, of which the first one alone applies here."""
+    if not kept:
+        return _newest(run)
+    return kept.partition(". ")[0].replace("Step", "step")
 
 
 def _newest(run: Run) -> str:
-    there = complete(run.checkpoints.folder)
-    return f"the last complete checkpoint is {there[-1]}" if there else "there is no checkpoint yet"
+    checkpoints = complete(run.checkpoints.folder)
+    if not checkpoints:
+        return "there is no checkpoint yet"
+    return f"the last complete checkpoint is {checkpoints[-1]}"
 
 
 def _go_on(run: Run) -> str:
     return (
-        "Once that is mended, type the same command again; where code that computes was changed, "
+        "Once that is fixed, type the same command again; where code that computes was changed, "
         f"with checkpoint.resume={run.folder.path}"
     )
 
@@ -134,16 +140,14 @@ def _go_on(run: Run) -> str:
 def _agreed(run: Run, board: Board) -> bool:
     """Whether all ranks come here, having completed the same step."""
     step = None
-    with suppress(RuntimeError):  # memory that is full, a device that is gone
+    with suppress(RuntimeError):  # memory is full, or the device is gone
         step = run.whole.put_back() if _finite(run) else None
     ends = _of_all(run, board, "end", json.dumps(step), hopeless=json.dumps(None))
     return len(set(ends)) == 1
 
 
 def _of_all(run: Run, board: Board, subject: str, text: str, hopeless: str = "") -> list[str]:
-    """What each rank has pinned up, this one `text`; none where one does not come in time, or is
-    `hopeless`.
-    """
+    """The texts of all ranks, this one's `text`; [] where one is late, or has sent `hopeless`."""
     board.pin(subject, text)
     deadline = time.monotonic() + WAIT_SECONDS
     while True:

@@ -97,21 +97,23 @@ class Left:
     error: BaseException | None = None
     """To be raised once the run is closed."""
     alone: bool = False
-    """Memory ran out on this rank, and the others wait for it."""
+    """Memory ran out on this rank, and the others wait for it in the reduction."""
 
 
 def train(loaded: Loaded, loop: str, compute_gradient: ComputeGradient) -> Ending:
     """Build, fit, close."""
     run = build(loaded, loop)
-    deadline, progress = loaded.config.runtime.timeout_seconds, run.report.progress
+    deadline = loaded.config.runtime.timeout_seconds
+    progress = run.report.progress
     with watched(run.ranks, deadline, run.folder.path, lambda: progress.step, run.folder.end_early):
         left = _fit(run, compute_gradient)
     if left.error is None or left.alone:
         with suppress(OSError):
-            # exit_code writes it again. First: a signal may end this process while weights are
-            # sent.
+            # exit_code writes it again. Written here already, since a signal may end this process
+            # while weights are uploaded.
             write_ending(left.reason, left.code, progress.step, left.alone)
-    run.close(left.reason, left.code)  # no watchdog: it may wait long for W&B
+    # Outside of the watchdog: it may wait long for W&B.
+    run.close(left.reason, left.code)
     if left.error is not None:
         raise left.error
     run.ranks.settle()
@@ -120,7 +122,7 @@ def train(loaded: Loaded, loop: str, compute_gradient: ComputeGradient) -> Endin
 
 
 def _fit(run: Run, compute_gradient: ComputeGradient) -> Left:
-    # Now: a connection to a store that is gone would be waited for.
+    # Opened before anything can fail: a connection to a store that is gone would block.
     board = run.ranks.board()
     try:
         fit(run, run.watch(compute_gradient))
@@ -134,7 +136,7 @@ def _fit(run: Run, compute_gradient: ComputeGradient) -> Left:
 
 
 def _cause(run: Run, error: NonFiniteGradient) -> Exception:
-    """Samples that one rank could not read, where the gradient is NaN for that reason."""
+    """The error of reading, where a gradient is NaN because one rank could not read its samples."""
     try:
         run.ranks.together(run.ranks.alone.check_whole)
     except Exception as unread:
@@ -154,19 +156,26 @@ def _failed(run: Run, board: Board, error: BaseException) -> Left:
         reason = loss_of_rank(run, board)
         return Left(reason, FAILED, SystemExit(FAILED))
     if not isinstance(error, UserError | RunFailed):
-        told = f"{type(error).__name__}: {error}"
+        reason = f"{type(error).__name__}: {error}"
         if kept:
             print_error(kept)
-        # of the user's code: whatever it says, this run has not finished
+        # sys.exit(0) in the user's code does not mean that this run has finished.
         if isinstance(error, SystemExit):
-            print_error(told)
+            print_error(reason)
             error = SystemExit(FAILED)
-        return Left(f"{told}. {kept}" if kept else told, code_of(error), error)
+        return Left(_and_kept(reason, kept), code_of(error), error)
     if isinstance(error, RunFailed):
         yield_to_failed_rank(error)
-    elsewhere = shortage_elsewhere(run, board, kept) if isinstance(error, RankFailed) else ""
+    reason = _and_kept(str(error), kept)
+    if isinstance(error, RankFailed):
+        reason = shortage_elsewhere(run, board, kept) or reason
     # On all ranks alike: one sentence, no stack trace.
-    return Left(elsewhere or (f"{error}. {kept}" if kept else str(error)), code_of(error))
+    return Left(reason, code_of(error))
+
+
+def _and_kept(reason: str, kept: str) -> str:
+    """`kept`: a sentence on what is saved; may be empty."""
+    return f"{reason}. {kept}" if kept else reason
 
 
 def _finish(run: Run) -> Left:
@@ -176,18 +185,16 @@ def _finish(run: Run) -> Left:
     try:
         run.finish()
     except Displaced:
-        run.save()  # beside: raises it again, and says where
+        run.save()  # in another folder: raises Displaced again, which names it
         raise
     run.ranks.together(run.ranks.alone.check)
     return Left("finished", FINISHED)
 
 
 def _stopped(run: Run) -> Left:
-    """All ranks have agreed on a stop. An evaluation that it cut short is owed: the checkpoint says
-    so.
-    """
-    run.save()
+    """All ranks have agreed on a stop."""
+    run.save()  # also that an evaluation is owed, where the stop has cut it short
     run.ranks.together(run.ranks.alone.check)
-    # it may have reached another rank only
+    # The signal may have reached another rank only.
     cause = next(filter(None, run.ranks.gather(run.stop.cause)))
     return Left(f"stopped by {cause}", STOPPED)

@@ -1,8 +1,7 @@
-"""Features beside the loop. Each is a Part: what of it stands around what. One order, from the
-inside out, serves all.
+"""Features beside the loop: each is a Part, which wraps some of the loop's functions.
 
-The loop and the step know none of them: everything is put around the loop's functions once, before
-the first step.
+The wrapping is done once, before the first step: the loop and the step call nothing of a part by
+name. One order of parts, from the inside out, serves all functions.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -12,7 +11,7 @@ from typing import Any, Protocol
 
 Metrics = Mapping[str, float]
 Around = Callable[[Any], Any]
-"""Takes a function (or an iterable) and gives one that does the same, and something besides."""
+"""Takes a function (or an iterable) and returns one that does the same, and something besides."""
 
 Kept = Callable[[], AbstractContextManager[None]]
 
@@ -52,7 +51,7 @@ class Part:
     """A feature. All ranks have the same parts, and call each together."""
 
     name: str
-    """Under which a checkpoint holds its state."""
+    """The key of its state in a checkpoint."""
     gradient: Around = unchanged
     """Around compute_gradient(learner, window) -> losses."""
     windows: Around = unchanged
@@ -64,21 +63,18 @@ class Part:
     save: Around = unchanged
     """Around save(step), which makes a checkpoint."""
     metrics: Callable[[Metrics], Metrics] = unchanged
-    """For a row that is due: takes what the parts inside it gave, and gives that and its own.
+    """For a row that is due: takes the metrics of the parts inside it, and adds its own.
 
-    One that talks to the other ranks does so before anything that may fail on one of them alone.
+    A part that sends messages to other ranks does so before anything that may fail on one alone.
     """
     of_rank: Callable[[], Metrics] = dict
-    """For a row too: values of this rank, of which the row gets the largest over ranks, all parts'
-    by one message.
-    """
+    """Values of this rank for a row, which gets the largest over ranks, by one message."""
     state: HasState | None = None
     """For checkpoints."""
     exports: Mapping[str, Any] = field(default_factory=dict)
-    """Modules whose weights a finished run saves besides the model's, by the names of their files.
-    """
+    """By file name: modules whose weights a finished run saves besides the model's."""
     closing_line: Callable[[], str] = str
-    """For the end of a run; empty where there is nothing to say."""
+    """Printed at the end of a run, unless empty."""
 
 
 @dataclass(frozen=True)

@@ -97,8 +97,9 @@ class Run:
             self.evaluate_where_owed()
 
     def after_step(self, window: Window, losses: Tensor | None, norm: Tensor | None) -> None:
-        """Count the step; then row, save and evaluation, where each is due. finish() follows the
-        last step.
+        """Count the step; then row, save and evaluation, where each is due.
+
+        After the last step finish() saves and evaluates.
         """
         progress = self.report.progress
         progress.advance(window, self.plan.batch.samples_per_epoch)
@@ -122,7 +123,7 @@ class Run:
         if self.evaluation is None:
             return
         if self.learner.device.type != "cpu":
-            # Training that is still under way must not count as evaluation.
+            # Kernels of training that are still queued must not count as time of the evaluation.
             torch.accelerator.synchronize()
         with self.report.clock.paused():
             self.report.eval_row(self.evaluation(self.learner.module))
@@ -131,7 +132,7 @@ class Run:
                 self.weights.write_best(best)
 
     def log(self, window: Window, losses: Tensor | None, norm: Tensor | None) -> None:
-        """Here the host waits for the device: once per row, not once per step."""
+        """Write a row. Here the host waits for the device: once per row, not once per step."""
         skips = self.learner.skips
         of_step = skips.look([] if losses is None or norm is None else [losses, norm])
         numbers: dict[str, float] = {
@@ -153,7 +154,7 @@ class Run:
         self.report.save_row(time.perf_counter() - start)
 
     def finish(self) -> None:
-        """What was trained is kept first: an evaluation runs the user's code, which may fail."""
+        # Saved before the last evaluation, which runs the user's code and may fail.
         self.save()
         self.weights.write_final()
         self.evaluate_where_owed()
@@ -163,8 +164,10 @@ class Run:
 
 
 def build(loaded: Loaded, loop: str) -> Run:
-    """All of a run. Each thing that can fail on one rank alone is done by all together.
+    """Everything that a run needs, in the order in which it can be known.
 
+    What can fail on one rank alone is done in `ranks.together`: all ranks then raise the same
+    error, where a rank that leaves alone would keep the others waiting.
     Raises UserError where config, data, model and launch do not fit together, AlreadyFinished and
     NoCheckpoint where a run of that name is there.
     """
@@ -172,10 +175,13 @@ def build(loaded: Loaded, loop: str) -> Run:
     stop = Stop(config.duration.hours, config.runtime.watch_launcher)
     check_launcher(config)
     accelerator, ranks = connect(config)
-    stop.listen()  # not before: a signal then ends a rank that waits for one that never comes
+    # Only now: until here a signal shall end a rank at once, which may wait for one that never
+    # comes.
+    stop.listen()
     best = ranks.together(lambda: checked_best(config))
     prepared = prepare(loaded, loop, ranks)
-    effective, fitted = prepared.plan.batch.effective, prepared.sets.fitted
+    effective = prepared.plan.batch.effective
+    fitted = prepared.sets.fitted
     learner = make_learner(config, prepared.task, accelerator, effective, ranks, fitted)
     tried = ranks.together(lambda: preflight(learner, prepared.sets, prepared.plan, config))
     prepared = auto_micro.sized(prepared, learner, tried, loaded, ranks)
@@ -212,52 +218,56 @@ def build(loaded: Loaded, loop: str) -> Run:
 
 
 def list_parts(setting: Setting, report: Reporter) -> tuple[Part, ...]:
-    """The features of a run, from the inside out: each stands around what those above it do.
+    """The features of a run, from the inside out: each wraps what those above it have wrapped.
 
     One order serves the gradient, the windows, the evaluation and the save. A feature is its file
     and one entry here.
     """
-    config, learner, ranks, folder = setting.config, setting.learner, setting.ranks, setting.folder
-    row_due, apart = setting.row_due(), Apart()
+    config = setting.config
+    learner = setting.learner
+    ranks = setting.ranks
+    folder = setting.folder
+    row_due = setting.row_due()
+    apart = Apart()
     return (
-        # the innermost: all others see the gradient of the step
+        # The innermost: all others see the gradient of the step.
         late_weights.part(setting.tried.reading.is_late),
         stage_numbers.part(config.optimizer, setting.plan.batch, learner.optimizer, learner.module),
-        # Evaluates a second module as the first one: all that stands around an evaluation sees
-        # both.
+        # Evaluates a second module besides the first: what wraps an evaluation sees both.
         ema.part(learner, setting.plan.ema_decays),
-        # Outside of the average, which writes no texts.
+        # Outside of the average of the weights, which generates no texts.
         generations.part(
             learner, setting.prepared.sets, config, ranks, report.show, setting.stop.requested
         ),
-        # The innermost: it times what a rank computes, and nothing that is measured besides.
+        # Times what a rank computes, and none of the measuring below.
         measured_shares.part(config, setting.plan, learner, ranks, report, setting.shares),
         unproven.part(config, setting.plan),
         # Records the reading of windows, but none of the measuring around it.
         profiler.part(config.profile.steps, folder.inside, ranks),
-        # Its times are those of a whole step, and of no measuring; an evaluation or a save belongs
-        # to none.
+        # Its times are those of whole steps: an evaluation or a save belongs to none.
         step_timing.part(learner, ranks, row_due, apart),
         # The peak of an evaluation is that of all of the above.
         peaks.part(learner, setting.tried.trial, row_due, apart, setting.plan.prediction),
-        # Takes the times of a step from those above. What puts the gradient elsewhere than into
-        # .grad stands above it.
+        # Needs the times of a step from those above, and the gradient in .grad.
         noise_scale.part(learner, config, ranks),
         scaling_regime.part(config.optimizer, changes(config, setting.plan.batch), report.say),
         loss_scale.part(learner),
         mfu.part(learner, setting.tried.trial, ranks, report, config),
         compilations.part(learner),
-        # Counts what comes out of a step, whatever was done for it inside.
+        # Counts what comes out of a step, however often it was computed inside.
         loss_mean.part(learner, ranks),
         # Looks at what the optimizer is about to get, and at the weights before anything is saved.
         rank_consistency.part(learner, ranks),
-        # the last before the update
+        # The outermost: it computes gradients of its own, which none of the others may count.
         audit.part(learner, config, setting.tried, setting.plan, ranks, report, apart),
     )
 
 
 def _join(setting: Setting, checkpoints: Checkpoints, report: Reporter) -> Run:
-    config, learner, ranks, folder = setting.config, setting.learner, setting.ranks, setting.folder
+    config = setting.config
+    learner = setting.learner
+    ranks = setting.ranks
+    folder = setting.folder
     parts = Parts(list_parts(setting, report))
     ranks.together(lambda: checkpoints.add(parts.states()))
     checkpoints.forget()
@@ -265,10 +275,17 @@ def _join(setting: Setting, checkpoints: Checkpoints, report: Reporter) -> Run:
     whole = whole_of(setting, report)
 
     def watch(compute_gradient: ComputeGradient) -> ComputeGradient:
-        # Inside all that may compute a gradient twice: it then draws the same twice.
+        # Seeded inside of all parts that may compute a gradient twice: it then draws the same.
         drawing = seeded(compute_gradient, learner, config.seed, ranks.rank)
         return whole.around(parts.gradient(learner.parallel.around(drawing)))
 
+    windows = ranks.alone.windows(
+        open_windows(setting, report.progress, parts.shares), parts.windows
+    )
+    evaluation = None
+    if setting.prepared.sets.evaluation:
+        evaluation = parts.evaluation(open_evaluation(setting, report))
+    exports = {"model": learner.module, **parts.exports()}
     return Run(
         config=config,
         plan=setting.plan,
@@ -278,20 +295,14 @@ def _join(setting: Setting, checkpoints: Checkpoints, report: Reporter) -> Run:
         report=report,
         folder=folder,
         checkpoints=checkpoints,
-        windows=ranks.alone.windows(
-            open_windows(setting, report.progress, parts.shares), parts.windows
-        ),
+        windows=windows,
         watch=watch,
-        evaluation=parts.evaluation(open_evaluation(setting, report))
-        if setting.prepared.sets.evaluation
-        else None,
+        evaluation=evaluation,
         evaluation_due=Interval(every.every_steps, every.every_samples, every.every_tokens).due,
         save_checkpoint=parts.save(save_in_own(checkpoints, folder)),
         row_due=setting.row_due(),
         metrics=partial(parts.metrics, largest(ranks), ranks.alone.kept),
-        weights=RunWeights(
-            {"model": learner.module, **parts.exports()}, folder, ranks, config.data.tokenizer
-        ),
+        weights=RunWeights(exports, folder, ranks, config.data.tokenizer),
         closing_lines=parts.closing_lines,
         whole=whole,
     )

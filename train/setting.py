@@ -1,6 +1,4 @@
-"""What a run is made of once it has its folder: its checkpoints, its report, its windows, its
-evaluation.
-"""
+"""What a run opens once it has its folder: checkpoints, report, windows, evaluation."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -29,7 +27,7 @@ from train.tasks import by_term
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """All that is known once a run has its folder: what the rest of it is made of."""
+    """What is known once a run has its folder; the rest of it is made from this."""
 
     loaded: Loaded
     prepared: Prepared
@@ -48,19 +46,20 @@ class Setting:
         return self.prepared.plan
 
     def shares(self, batch: BatchPlan, place: Place) -> Iterator[RankShare]:
-        """Of this rank, of one step after the other from `place` on."""
-        seed, overfit = self.config.seed, self.config.data.overfit
-        return self.tried.reading.samples.shares(batch, seed, self.ranks.rank, place, overfit)
+        """This rank's shares of the steps from `place` on."""
+        samples = self.tried.reading.samples
+        config = self.config
+        return samples.shares(batch, config.seed, self.ranks.rank, place, config.data.overfit)
 
     def row_due(self) -> Callable[[int], bool]:
-        """Whether step k gets a row. Asked several times at each step: it looks nothing up."""
+        """Whether step k gets a row. Called several times a step: it looks nothing up."""
         every_steps = self.config.log.every_steps
         total_steps = self.plan.total_steps
         return lambda k: k % every_steps == 0 or k == total_steps
 
 
 def open_checkpoints(setting: Setting, state: RunState) -> Checkpoints:
-    """Brings the learner and the state of the run to where it resumes from, if it does."""
+    """Opens the checkpoints, and loads the one that the run resumes from, if there is one."""
     learner = setting.learner
     check_savable(learner.module)
     checkpoints = Checkpoints(
@@ -88,8 +87,8 @@ def open_report(setting: Setting, state: RunState) -> Reporter:
 
 def _open_outlets(setting: Setting, state: RunState) -> Outlets:
     exactness = setting.tried.exactness
-    verdict = {"exact": exactness.exact, "exact_reasons": "; ".join(exactness.reasons)}
-    facts = verdict | summary(setting.learner)
+    facts = {"exact": exactness.exact, "exact_reasons": "; ".join(exactness.reasons)}
+    facts |= summary(setting.learner)
     lines = [
         *setting.tried.reading.notes,
         *notes_of(setting.learner),
@@ -99,7 +98,7 @@ def _open_outlets(setting: Setting, state: RunState) -> Outlets:
 
 
 def open_windows(setting: Setting, progress: Progress, around: Around) -> Windows:
-    """Those that are still to be trained; `around`: what parts put around this rank's shares."""
+    """The windows of the steps that are left; `around`: how parts wrap this rank's shares."""
     learner = setting.learner
     return Windows(
         shares=around(setting.shares(setting.plan.batch, progress.place)),

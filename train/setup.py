@@ -1,6 +1,4 @@
-"""The learner of a run: model and optimizer as the config describes them, and how the ranks share
-the work on them.
-"""
+"""The learner of a run: model, optimizer, and how the ranks share the work on them."""
 
 from typing import Any
 
@@ -44,18 +42,18 @@ def make_learner(
     ranks: Ranks,
     fitted: Fitted | None = None,
 ) -> Learner:
-    """The model beside a bare optimizer, whose numbers follow `effective_batch`; share_work must
-    follow.
+    """The model and a bare optimizer, whose numbers follow `effective_batch`.
 
-    `fitted`: what data.normalize found.
-    accelerate's prepared optimizer would cost 60 to 390 us per step (1.15).
+    share_work must be called before the first step. `fitted`: what data.normalize has measured.
     """
+    # The optimizer is not prepared by accelerate: that costs 60 to 390 us per step (accelerate
+    # 1.15), and here the loop owns skipping and the loss scale.
     sharding = asked_sharding() if ranks.world_size > 1 else None
     reduces_each = config.batch.sync == "micro"
     if reduces_each and not sharding:
         raise Unsupported(
             "batch.sync=micro saves memory where weights are divided among several ranks, and here "
-            "each rank holds all of them. Leave it out, or type: "
+            "each rank holds all of them. Leave it out, or run: "
             "LAUNCHER=configs/accelerate/fsdp2.yaml NPROC=2 ./launch.sh ..."
         )
     scaling = ranks.together(lambda: initial_scaling(config, _scaling(config, fitted)))
@@ -72,7 +70,7 @@ def make_learner(
     optimizer = make_optimizer(config.optimizer, numbers, trained)
     device = accelerator.device
     if device.type == "cpu":
-        # accelerate's, launched, is cpu:0, and torch copies each batch from cpu to there
+        # When launched, accelerate's device is cpu:0, and torch would copy each batch from cpu.
         device = torch.device("cpu")
     dtype = parameter_dtype(config)
     return Learner(
@@ -89,7 +87,7 @@ def make_learner(
         coefficients=coefficients_of(task),
         optimizer=optimizer,
         scaler=torch.amp.GradScaler(device.type, enabled=config.precision == "fp16"),
-        # on a CPU the host reads the flag for nothing, where the optimizer would take 20 us for it
+        # A CPU's host reads the flag at no cost; given to the optimizer, it costs 20 us.
         skips_on_device=device.type != "cpu" and can_skip_on_device(optimizer),
         max_grad_norm=config.optimizer.max_grad_norm,
         stop_at_nonfinite=config.on_nonfinite == "stop",
@@ -99,11 +97,14 @@ def make_learner(
 
 
 def _scaling(config: Config, fitted: Fitted | None) -> Scaling | None:
-    """What stands in front of the model, as data.normalize and data.image say."""
-    dtype, image = parameter_dtype(config), config.data.image
+    """The layer in front of the model that data.normalize or data.image asks for."""
+    dtype = parameter_dtype(config)
+    image = config.data.image
     if fitted is not None:
         return Scaling(fitted.mean, fitted.deviation, dtype)
-    return of_images(image.mean, image.std, dtype) if image.mean else None
+    if image.mean:
+        return of_images(image.mean, image.std, dtype)
+    return None
 
 
 def _make_module(
@@ -114,9 +115,7 @@ def _make_module(
     sharding: Sharding | None,
     scaling: Scaling | None,
 ) -> tuple[nn.Module, list[str]]:
-    """The model on its device, divided among the ranks where `sharding` says so; and notes for the
-    screen.
-    """
+    """(the model on its device, sharded if `sharding` says so; notes for the screen)"""
     module = ranks.together(lambda: initial_model(config))  # the same weights on every rank
     notes = set_training(module)
     chunk_loss(module, task, config.memory.chunked_loss)
@@ -138,28 +137,27 @@ def _make_module(
 
 
 def share_work(learner: Learner, sets: Sets, config: Config, ranks: Ranks) -> None:
-    """Put around the module what lets the ranks train it together, by what a backward pass of each
-    has shown.
+    """Put DDP, or another kind of parallelism, around the module, after one backward pass on each
+    rank.
 
-    After the first forward was tried: what is wrong with model or data is said there. Raises
-    ForeignGradient.
+    Called after preflight, which reports what is wrong with model or data. Raises ForeignGradient.
     """
     parallel = learner.parallel
-    # A forward pass of a divided model is one of all ranks: they try the same, so that they take
-    # the same branches.
+    # A forward pass of a sharded model is one of all ranks: on the same samples they take the same
+    # branches, and gather the same blocks.
     samples = samples_of_rank(sets, config.seed, ranks, same=parallel.is_sharded)
     seed = seed_of_rank(config.seed, 0 if parallel.is_sharded else ranks.rank)
     order = ranks.together(lambda: first_backward(learner, samples, seed))
     trained = [name for name, p in learner.module.named_parameters() if p.requires_grad]
     trained_without = set(trained) - set(order)
     watch_foreign(learner)
-    if isinstance(parallel, Sharded):  # it is shared already: before anything was tried
+    if isinstance(parallel, Sharded):  # sharded when it was made
         parallel.expect_unused(
             [p for name, p in learner.module.named_parameters() if name in trained_without]
         )
         return
-    # Found out before any rank enters a synchronised backward pass, in which the others would wait
-    # for ever.
+    # DDP must know beforehand which parameters get no gradient: in its reduction the ranks would
+    # wait for each other forever.
     unused = set().union(*ranks.gather(trained_without))
     tried = Tried(
         order=ranks.from_main(lambda: order), unused=[name for name in trained if name in unused]
@@ -194,8 +192,7 @@ def _blocks(module: nn.Module, sharding: Sharding) -> list[nn.Module]:
 
 
 def compile_model(module: nn.Module, wanted: bool | str) -> None:
-    """Compile in place: the module, its names and its type stay the user's own, and DDP is put
-    around it afterwards.
+    """Compile in place: the module, its type and its names stay; DDP is put around it afterwards.
 
     torch.compile knows when it is called inside DDP's forward and cuts its graph where DDP's
     buckets end. Raises Unsupported.
@@ -206,7 +203,7 @@ def compile_model(module: nn.Module, wanted: bool | str) -> None:
     if backend not in torch.compiler.list_backends(exclude_tags=()):
         known = ", ".join(torch.compiler.list_backends())
         raise Unsupported(
-            f"model.compile={backend}: torch has the backends {known}. Type: model.compile=true"
+            f"model.compile={backend}: torch has the backends {known}. Set: model.compile=true"
         )
     module.compile(backend=backend)
 
@@ -226,9 +223,13 @@ def kept_states(learner: Learner) -> dict[str, HasState]:
 
 def notes_of(learner: Learner) -> list[str]:
     """For the screen: what was decided about the model, and what a checkpoint has brought."""
+    notes = [*learner.notes]
+    if learner.parallel.note:
+        notes.append(learner.parallel.note)
     scaling = scaling_of(learner.module)
-    told = [learner.parallel.note, None if scaling is None else scaling.kept]
-    return [*learner.notes, *filter(None, told)]
+    if scaling is not None and scaling.kept:
+        notes.append(scaling.kept)
+    return notes
 
 
 def summary(learner: Learner) -> dict[str, Any]:

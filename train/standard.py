@@ -14,8 +14,9 @@ from train.step import Learner, forward_backward
 
 
 def compute_gradient(learner: Learner, window: Window) -> Tensor:
-    """The gradient of the window in `.grad`, reduced over the ranks; returns this rank's sums of
-    losses: (terms,).
+    """Leave the window's gradient in `.grad`, reduced over the ranks.
+
+    Returns this rank's sums of losses: (terms,).
     """
     (micro_batch,) = window.micro_batches
     return forward_backward(learner, micro_batch, window)

@@ -27,7 +27,7 @@ class Learner:
     model: Any  # parallel.model: calling it is what makes the ranks reduce their gradients
     module: nn.Module  # the user's own, inside any wrapper
     parameters: Sequence[nn.Parameter]  # those that are trained
-    dtype: torch.dtype  # of the parameters, and of the model's arguments
+    dtype: torch.dtype  # of the parameters, and of the arguments that the model gets
     feed: Feed
     task: Task
     # by which the terms of the loss are added up; 1 where the task names none
@@ -53,8 +53,9 @@ class NoGradient(UserError):
 
 
 def forward_backward(learner: Learner, micro_batch: MicroBatch, window: Window) -> Tensor:
-    """Add this micro-batch's part of the step's gradient to `.grad`; return its sums of losses,
-    detached.
+    """Add this micro-batch's part of the step's gradient to `.grad`.
+
+    Returns its sums of losses, detached: (terms,).
 
     The loss of a step is sum(losses) / weight over all micro-batches and ranks, so each micro-batch
     is scaled by the weight of the whole window, however its own samples are distributed. DDP
@@ -65,17 +66,23 @@ def forward_backward(learner: Learner, micro_batch: MicroBatch, window: Window) 
     ranks = learner.world_size if micro_batch.samples else micro_batch.filler_factor
     losses = []
     for term, weight in window.weights.items():
-        losses.append(sums[term] * (learner.coefficients[term] * ranks / weight if weight else 0.0))
+        # Weight 0: no sample of the step has this term. Its sums are 0, and 0 / 0 would be NaN.
+        factor = learner.coefficients[term] * ranks / weight if weight else 0.0
+        losses.append(sums[term] * factor)
     loss = losses[0] if len(losses) == 1 else torch.stack(losses).sum()
-    # accelerator.backward would divide by 1, there and back
+    # accelerator.backward does the same, and divides by its own accumulation steps, which are 1.
     torch.autograd.backward(learner.scaler.scale(loss))
     detached = stacked([sums[term].detach() for term in window.weights])
-    return detached if micro_batch.samples else torch.full_like(detached, micro_batch.filler_factor)
+    if micro_batch.samples:
+        return detached
+    # A filler's loss counts nowhere; its 0 may be NaN, where a sample could not be read.
+    return torch.full_like(detached, micro_batch.filler_factor)
 
 
 def update(learner: Learner, rate: float) -> Tensor:
-    """Clip the gradient once, apply it unless it is not finite, clear it. Returns its norm before
-    clipping: 0-dim.
+    """Clip the gradient once, apply it unless it is not finite, and clear it.
+
+    Returns its norm before clipping: 0-dim, on the device.
 
     After the reduction a gradient that is not finite is so on every rank: the norm alone is a flag
     on which all agree.
@@ -92,14 +99,14 @@ def update(learner: Learner, rate: float) -> Tensor:
         learner.parallel.clip(gradients, learner.max_grad_norm, norm)
     for group in learner.optimizer.param_groups:
         group["lr"] = rate * group["lr_multiplier"]
-    # the one read of the host that on_nonfinite=stop costs at each step
+    # The host waits for the device here: the price of on_nonfinite=stop.
     if learner.stop_at_nonfinite and skipped:
         raise stop_at(norm)
     if learner.skips_on_device:
         learner.optimizer.found_inf = skipped
         learner.optimizer.step()
-    # on a GPU the host waits here, once per step: these optimizers cannot leave out an update
     elif not skipped:
+        # On a GPU the host has waited for the flag: these optimizers cannot skip on the device.
         learner.optimizer.step()
     learner.scaler.update()  # on the device: halved where the gradient was not finite
     learner.optimizer.zero_grad(set_to_none=learner.parallel.frees_gradients)

@@ -1,6 +1,4 @@
-"""The batch contract: what one optimizer step consists of, and who does which part of it. Pure: no
-torch.
-"""
+"""The batch contract: what an optimizer step consists of, and which rank does what. No torch."""
 
 from train.batch.assign import Assignment, assign, divide
 from train.batch.order import sample_ids

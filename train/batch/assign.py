@@ -1,6 +1,4 @@
-"""Which sample goes to which rank and micro-step. Pure: data size, seed and plan decide, nothing
-else.
-"""
+"""Which sample goes to which rank and micro-step: data size, seed and plan decide, nothing else."""
 
 import math
 from dataclasses import dataclass
@@ -26,25 +24,33 @@ class Assignment:
 def assign(plan: BatchPlan, seed: int, epoch: int, start: int, rank: int) -> Assignment:
     """This rank's samples of the step that begins at sample `start` of the epoch's order.
 
-    The samples of a step depend on place, seed and effective batch alone; ranks and micro-batches
-    only divide them.
+    The samples of a step depend on position, seed and effective batch alone. Ranks and
+    micro-batches only divide them.
     """
-    size, samples_per_epoch = plan.dataset_size, plan.samples_per_epoch
+    size = plan.dataset_size
+    samples_per_epoch = plan.samples_per_epoch
     assert size is not None
     assert samples_per_epoch is not None
     samples = min(plan.effective, size - start)
     first, sizes = divide(plan, samples, rank)
-    order = partial(
-        sample_ids, size, seed, epoch, stride=samples if samples == plan.effective else 0
-    )
+    # Full steps lie at equal distances, which lets the order compute many of them at once.
+    stride = plan.effective if samples == plan.effective else 0
+    order = partial(sample_ids, size, seed, epoch, stride=stride)
     ids = order(start + first, start + first + sum(sizes))
+    largest = share(samples, 0, plan.world_size)
+    if plan.weights:
+        largest = max(plan.shares(samples))
+    # A filler is any sample of the step; its own first one where it has some, which is read anyway.
+    filler_ids = ids[:1]
+    if 0 in sizes:
+        filler_ids = order(start, start + 1)
     return Assignment(
         last_of_epoch=start + samples >= samples_per_epoch,
         samples=samples,
         ids=ids,
         sizes=sizes,
-        largest=max(plan.shares(samples)) if plan.weights else share(samples, 0, plan.world_size),
-        filler_ids=order(start, start + 1) if 0 in sizes else ids[:1],
+        largest=largest,
+        filler_ids=filler_ids,
     )
 
 
@@ -55,18 +61,19 @@ def divide(plan: BatchPlan, samples: int, rank: int) -> tuple[int, tuple[int, ..
     """
     if plan.weights:
         return _divide_unequally(plan, samples, rank)
-    longest = share(samples, 0, plan.world_size)
-    micro_steps = (
-        plan.accumulation_steps if samples == plan.effective else math.ceil(longest / plan.micro)
-    )
+    # The tail of an epoch takes as few micro-batches as its largest share needs.
+    micro_steps = math.ceil(share(samples, 0, plan.world_size) / plan.micro)
+    if samples == plan.effective:
+        micro_steps = plan.accumulation_steps
     sizes = split_evenly(share(samples, rank, plan.world_size), micro_steps)
     return first_of(samples, rank, plan.world_size), tuple(sizes)
 
 
 def _divide_unequally(plan: BatchPlan, samples: int, rank: int) -> tuple[int, tuple[int, ...]]:
     """A micro-batch of a rank is no larger than in a full step."""
-    own, steps = plan.shares(samples), plan.accumulation_steps
+    shares = plan.shares(samples)
+    steps = plan.accumulation_steps
     if samples != plan.effective:
-        limits = [max(1, -(-full // steps)) for full in plan.shares(plan.effective)]
-        steps = max(-(-part // limit) for part, limit in zip(own, limits, strict=True))
-    return sum(own[:rank]), tuple(split_evenly(own[rank], steps))
+        limits = [max(1, math.ceil(full / steps)) for full in plan.shares(plan.effective)]
+        steps = max(math.ceil(part / most) for part, most in zip(shares, limits, strict=True))
+    return sum(shares[:rank]), tuple(split_evenly(shares[rank], steps))

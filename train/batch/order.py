@@ -1,5 +1,6 @@
-"""The order of the data: a keyed permutation without memory. A later change would alter every curve
-ever trained.
+"""The order of the data: a keyed permutation without memory.
+
+A later change of it would alter every curve ever trained.
 """
 
 from functools import lru_cache
@@ -11,17 +12,19 @@ from train.permutation import key_of, permute
 
 Ids = NDArray[np.int64]
 
-AT_ONCE = 1 << 14  # positions computed together: a call of numpy costs as much as a hundred of them
+# Positions computed together: one call of NumPy costs as much as computing a hundred of them.
+AT_ONCE = 1 << 14
 
 
 def sample_ids(size: int, seed: int, epoch: int, start: int, stop: int, stride: int = 0) -> Ids:
     """The samples at positions [start, stop) of the epoch's order, a permutation of range(size).
 
-    Pure: the same arguments give the same ids on every machine and for every number of ranks. Who
-    goes on to ask for the positions `stride` further on, again and again, says so: these are then
-    computed together, and nothing between.
+    The same arguments give the same ids on every machine and for every number of ranks. A caller
+    that will ask for the positions `stride` further on, again and again, states it: those of many
+    steps are then computed in one call, and nothing between them.
     """
-    count, stride = stop - start, stride or size
+    count = stop - start
+    stride = stride or size
     if count > AT_ONCE:
         firsts = range(start, stop, AT_ONCE)
         return np.concatenate(
@@ -35,7 +38,7 @@ def sample_ids(size: int, seed: int, epoch: int, start: int, stop: int, stride: 
 def _pieces(
     size: int, seed: int, epoch: int, first: int, count: int, stride: int, group: int
 ) -> Ids:
-    """(pieces, count): those of one group, as far as the epoch has them."""
+    """The ids of consecutive steps: (steps, count), as far as the epoch has them."""
     rows = AT_ONCE // max(1, count)
     starts = first + stride * np.arange(group * rows, (group + 1) * rows)
     positions = starts[starts <= size - count, None] + np.arange(count)

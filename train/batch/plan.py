@@ -1,6 +1,4 @@
-"""The batch contract: any two of effective batch, micro-batch and accumulation steps; ranks come
-from the launcher.
-"""
+"""Any two of effective batch, micro-batch and accumulation steps give the third."""
 
 import math
 from dataclasses import dataclass, replace
@@ -15,9 +13,7 @@ class PlanError(UserError):
 
 @dataclass(frozen=True)
 class BatchPlan:
-    """How every step of a run is executed. The effective batch is mathematics, all else is
-    execution.
-    """
+    """How each step is executed. The effective batch is mathematics, all else is execution."""
 
     effective: int  # samples per optimizer step, over all ranks
     micro: int  # the most samples that one rank puts through the model at once
@@ -44,9 +40,7 @@ class BatchPlan:
 
     @property
     def tail_samples(self) -> int | None:
-        """Samples in the last step of an epoch where they are fewer than the effective batch; else
-        0.
-        """
+        """Samples of an epoch's last step where it is ragged, else 0."""
         return None if self.dataset_size is None else self.dataset_size % self.effective
 
     @property
@@ -56,9 +50,7 @@ class BatchPlan:
         return self.dataset_size - self.dataset_size % self.effective
 
     def samples_after(self, steps: int) -> int:
-        """Samples seen, over all ranks, once `steps` optimizer steps have been taken; of a stream:
-        at most.
-        """
+        """Samples seen over all ranks after `steps` optimizer steps; of a stream: at most."""
         if self.steps_per_epoch is None or self.samples_per_epoch is None:
             return steps * self.effective
         epochs, rest = divmod(steps, self.steps_per_epoch)
@@ -72,14 +64,10 @@ class BatchPlan:
         return int(epochs) * self.steps_per_epoch + math.ceil(rest / self.effective)
 
     def shares(self, samples: int) -> list[int]:
-        """Of a step of so many, those of each rank. They follow each other in the order of the
-        data.
-        """
-        return (
-            list(in_proportion(samples, self.weights))
-            if self.weights
-            else split_evenly(samples, self.world_size)
-        )
+        """How many of a step's samples each rank takes, in the order of the data."""
+        if self.weights:
+            return list(in_proportion(samples, self.weights))
+        return split_evenly(samples, self.world_size)
 
     def recut(self, micro: int) -> "BatchPlan":
         """The same steps in micro-batches of at most `micro` samples."""
@@ -101,9 +89,9 @@ def make_plan(
     dataset_size: int | None,
     drop_tail: bool = False,
 ) -> BatchPlan:
-    """Work out the third number from the two that are stated; `micro` is a number, or "all" or
-    "auto" (not stated).
+    """Work out the third number from the two that are stated.
 
+    `micro` is a number, or "all" or "auto", which count as not stated.
     Raises PlanError where they contradict each other or leave no step to train.
     """
     stated = None if micro in ("all", "auto") else int(micro)
@@ -116,17 +104,24 @@ def make_plan(
         effective = stated * accumulation_steps * world_size
     largest_share = share(effective, 0, world_size)
     if accumulation_steps is None:
-        steps = math.ceil(largest_share / stated) if stated else 1
+        steps = 1
+        if stated:
+            steps = math.ceil(largest_share / stated)
     else:
         steps = accumulation_steps
         _check_consistent(effective, stated, steps, largest_share, world_size)
     plan = BatchPlan(
-        effective, math.ceil(largest_share / steps), steps, world_size, dataset_size, drop_tail
+        effective=effective,
+        micro=math.ceil(largest_share / steps),
+        accumulation_steps=steps,
+        world_size=world_size,
+        dataset_size=dataset_size,
+        drop_tail=drop_tail,
     )
     if plan.steps_per_epoch == 0:
         raise PlanError(
             f"the data has {dataset_size} samples, fewer than batch.effective={effective}, and "
-            "data.drop_tail leaves them out: no step to train. Type: data.drop_tail=false (or "
+            "data.drop_tail leaves them out: no step to train. Set: data.drop_tail=false (or "
             f"batch.effective={max(1, dataset_size or 1)})"
         )
     return plan
@@ -139,7 +134,7 @@ def _check_consistent(
         raise PlanError(
             f"batch.accumulation_steps={steps}, but batch.effective={effective} leaves a rank at "
             f"most {largest_share} samples ({ranks(world_size)}): more micro-batches than samples. "
-            f"Type: batch.accumulation_steps={largest_share}"
+            f"Set: batch.accumulation_steps={largest_share}"
         )
     needed = math.ceil(largest_share / steps)
     if micro is not None and math.ceil(largest_share / micro) != steps:
@@ -152,9 +147,7 @@ def _check_consistent(
 
 
 def share(samples: int, rank: int, world_size: int) -> int:
-    """Samples of one rank: as even as possible, the first ranks take the remainder. 100 on 3 ranks:
-    34, 33, 33.
-    """
+    """Samples of one rank, as even as possible, the larger shares first: 100 on 3: 34, 33, 33."""
     return samples // world_size + (rank < samples % world_size)
 
 
@@ -165,11 +158,10 @@ def first_of(samples: int, rank: int, world_size: int) -> int:
 
 @lru_cache(maxsize=8)  # asked for several times a step, also where thousands of ranks have weights
 def in_proportion(samples: int, weights: tuple[int, ...]) -> tuple[int, ...]:
-    """`samples` in parts as `weights` has them, by largest remainders, the first of equal ones: the
-    sum is exact.
-    """
+    """`samples` divided in proportion to `weights`, by largest remainders: the sum is exact."""
     total = sum(weights)
     parts = [samples * weight // total for weight in weights]
+    # A stable sort: of equal remainders the first ranks get what is left.
     by_remainder = sorted(range(len(weights)), key=lambda i: -(samples * weights[i] % total))
     for i in by_remainder[: samples - sum(parts)]:
         parts[i] += 1
@@ -177,8 +169,6 @@ def in_proportion(samples: int, weights: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def split_evenly(samples: int, count: int) -> list[int]:
-    """`samples` in `count` parts that differ by at most one, the larger ones first; 0 where there
-    are too few.
-    """
+    """`samples` in `count` parts that differ by at most one, the larger ones first."""
     each, larger = divmod(samples, count)
     return [each + 1] * larger + [each] * (count - larger)

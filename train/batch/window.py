@@ -11,21 +11,15 @@ IGNORED = -100
 """PyTorch's own mark for a label that does not count."""
 
 MASK = "attention_mask"
-"""The column (samples, T) that says which tokens of `inputs` belong to the text; the others fill it
-up.
-"""
+"""The column (samples, T) that is 1 at the tokens of the text and 0 at its padding."""
 
 Batch = dict[str, "Tensor"]
-"""Columns by name; dim 0 of every tensor: samples. `sample_id` (int64) is the sample's position in
-the data.
-"""
+"""Columns by name, dim 0 of each: samples. `sample_id` (int64) is the position in the data."""
 
 
 @dataclass(frozen=True)
 class Place:
-    """How far training has come in the order of the data. Counted in samples: it holds for any
-    number of ranks.
-    """
+    """The position in the order of the data, in samples: it holds for any number of ranks."""
 
     epoch: int = 0
     samples: int = 0  # of this epoch, already trained
@@ -37,12 +31,12 @@ class MicroBatch:
     """What one rank puts through the model at once."""
 
     batch: Batch  # on the CPU: each moves when its turn comes
-    # 0: a filler, a sample of the step that counts nowhere, so that every rank has equally many
-    # steps
+    # 0: a filler, a sample of the step whose loss is multiplied by 0. Every rank needs as many
+    # micro-steps as the others, or a reduction would wait forever.
     samples: int
     # columns of 0 to 255, of which the device makes float32 in [0, 1]
     pixels: frozenset[str] = frozenset()
-    # of a filler's loss; NaN in the place of what could not be read: no rank updates
+    # of a filler's loss; NaN where a sample could not be read: then no rank updates
     filler_factor: float = 0.0
 
 
@@ -58,9 +52,7 @@ class MicroBatches(Protocol):
     def __iter__(self) -> Iterator[MicroBatch]: ...
 
     def recut(self, micro: int) -> "MicroBatches":
-        """The same samples in micro-batches of at most `micro` samples, equally many on every rank
-        that does so.
-        """
+        """The same samples in micro-batches of at most `micro`, equally many on every rank."""
         ...
 
 
@@ -85,7 +77,5 @@ class Window:
         return not any(self.weights.values())
 
     def recut(self, micro: int) -> "Window":
-        """The same step in other micro-batches: for a retry after out-of-memory, or to compute its
-        gradient twice.
-        """
+        """The same step in other micro-batches: to retry it in less memory, or for an audit."""
         return replace(self, micro_batches=self.micro_batches.recut(micro))
