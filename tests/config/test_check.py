@@ -5,8 +5,9 @@ from typing import Any
 
 import pytest
 
-from train.config.check import CHOICES, RANGES, check
-from train.config.keys import DEFAULTS, TYPES
+from train.config.annotations import Range
+from train.config.check import check
+from train.config.keys import DEFAULTS, KEYS
 
 GOOD: dict[str, Any] = {**DEFAULTS, "batch.effective": 100, "duration.epochs": 20.0}
 BY_LENGTH: dict[str, Any] = {"batch.micro_tokens": 640, "data.max_length": 80}
@@ -17,8 +18,13 @@ def test_a_good_config_has_no_problem() -> None:
     assert check({**GOOD, **BY_LENGTH}) == []
 
 
-def test_the_rules_name_existing_keys_only() -> None:
-    assert set(RANGES) | set(CHOICES) <= set(TYPES)
+def test_each_default_is_in_its_range() -> None:
+    """The ranges and choices that stand beside the fields."""
+    ranges = {name: key.values for name, key in KEYS.items() if isinstance(key.values, Range)}
+
+    assert len(ranges) > 30
+    for name, each in ranges.items():
+        assert DEFAULTS[name] is None or each.contains(DEFAULTS[name]), name
 
 
 @pytest.mark.parametrize(

@@ -281,13 +281,13 @@ def test_launcher_files_and_sweeps_are_not_suggested() -> None:
             "batch.micro=most",
             "batch.micro: got 'most'; it takes a whole number of 1 or more, a list of them",
         ),
-        ("name=no", 'name: got no, which YAML reads as false. Write "no". Type: \'name="no"\''),
+        ("name=no", 'name: got no, which YAML reads as false. Write "no". Set: \'name="no"\''),
         ("on_nonfinite=off", "on_nonfinite: got off, which YAML reads as false"),
         (
             "name=1.10",
-            'name: got 1.10, which YAML reads as the number 1.1. Write "1.10". Type: \'name="1.10"\'',
+            'name: got 1.10, which YAML reads as the number 1.1. Write "1.10". Set: \'name="1.10"\'',
         ),
-        ("wandb.tags=[010, a]", "Type: 'wandb.tags=[\"010\", a]'"),
+        ("wandb.tags=[010, a]", "Set: 'wandb.tags=[\"010\", a]'"),
         (
             "duration.steps=1:30",
             "duration.steps: got 1:30, which YAML reads as the number 90 (base 60). Write 90",
@@ -325,7 +325,7 @@ def test_launcher_files_and_sweeps_are_not_suggested() -> None:
         ),
         (
             "optimizer.args.lr=1",
-            "command line: optimizer.args.lr: got 1; the rate has a key of its own",
+            "command line: optimizer.args.lr: got 1; the rate has its own key",
         ),
         (
             "lr=1",

@@ -110,7 +110,7 @@ RULES: dict[str, Callable[[Change], Factors]] = {
     "halflife": _halflife,
     "noise": _noise,
 }
-"""Their names are also those that config/check.py allows."""
+"""Their names are also those that optimizer.lr_scaling allows (config/recipe.py)."""
 
 
 def scale(rule: str, lr: float, args: Mapping[str, Any], change: Change | None) -> Scaled:
