@@ -228,6 +228,15 @@ def test_a_file_that_cannot_be_read_says_where(text: str, said: str) -> None:
     assert said in the_problem(write("x.yaml", text))
 
 
+@pytest.mark.parametrize("text", ["- a\n", "name: 1.10\n"])
+def test_a_readable_file_is_not_said_to_be_unreadable(text: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        load([write("x.yaml", text)])
+
+    assert "cannot be read" not in str(error.value)
+    assert len(str(error.value).splitlines()) == 2, "one problem, in one line"
+
+
 def test_a_folder_is_no_config() -> None:
     assert "is a folder" in the_problem(".")
 
