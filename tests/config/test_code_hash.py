@@ -50,7 +50,7 @@ NOT_COMPUTING = (
     # are checked.
     "redaction/*.py",
     *("config/*.py", "checkpoint/*.py", "plan/__init__.py", "plan/__main__.py", "plan/make.py"),
-    *("plan/run_plan.py", "plan/smoke.py"),
+    *("plan/describe.py", "plan/run_plan.py", "plan/smoke.py"),
     *(
         "distributed/__init__.py",
         "distributed/ranks.py",

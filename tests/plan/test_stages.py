@@ -274,7 +274,7 @@ def test_a_schedule_in_tokens_is_that_of_its_blocks(tmp_path: Path) -> None:
         PlanError, match=r"batch\.schedule_tokens\.1000=100 is no whole number of blocks"
     ) as error:
         plan_batch(broken, "accumulate", 2, None)
-    lines = shlex.split(str(error.value).partition("Type: ")[2])
+    lines = shlex.split(str(error.value).partition("Set: ")[2])
     assert lines == [
         "batch.schedule_tokens={0: 64, 1000: 96}",
         "or",

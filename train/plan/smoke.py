@@ -1,6 +1,4 @@
-"""--smoke: two steps, an evaluation, a save, a reload and a row, in a folder that is
-thrown away.
-"""
+"""--smoke: two steps, an evaluation, a save, a reload and a row, in a temporary folder."""
 
 import dataclasses
 import tempfile
@@ -31,6 +29,7 @@ def smoke(loaded: Loaded, is_main: bool) -> Iterator[Loaded]:
 
 
 def _small(config: Config, folder: str) -> Config:
+    mode = "disabled" if config.wandb.mode == "disabled" else "offline"
     return dataclasses.replace(
         config,
         name=NAME,
@@ -39,9 +38,5 @@ def _small(config: Config, folder: str) -> Config:
         log=Log(every_steps=1),
         checkpoint=Checkpoint(resume="never"),
         profile=Profile(),
-        wandb=dataclasses.replace(
-            config.wandb,
-            mode="disabled" if config.wandb.mode == "disabled" else "offline",
-            log_model=False,
-        ),
+        wandb=dataclasses.replace(config.wandb, mode=mode, log_model=False),
     )
