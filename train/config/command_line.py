@@ -63,11 +63,18 @@ def parse(argv: Sequence[str]) -> CommandLine:
     if not argv or "-h" in argv or "--help" in argv:
         print(USAGE)
         raise SystemExit(0 if argv else 2)
-    options = [argument for argument in argv if argument.startswith("-")]
-    words = [argument for argument in argv if not argument.startswith("-")]
-    files = [word for word in words if _is_file_name(word)]
-    overrides = [word for word in words if not _is_file_name(word)]
+    options: list[str] = []
+    files: list[str] = []
+    overrides: list[str] = []
+    for argument in argv:
+        if argument.startswith("-"):
+            options.append(argument)
+        elif _is_file_name(argument):
+            files.append(argument)
+        else:
+            overrides.append(argument)
     problems = [_unknown_option(option) for option in options if option not in OPTIONS]
+    # After an unknown option its value may look like a second file.
     if len(files) != 1 and not problems:
         problems.append(_not_one_file(files))
     values: dict[KeyPath, Any] = {}
@@ -143,12 +150,18 @@ def _setting(override: str) -> tuple[KeyPath, Any] | Problem:
         why = f"it is not valid YAML: {str(error).splitlines()[0]}"
         return Problem(WHERE, key, f"got {text}; {why}. Quote it")
     assert isinstance(parsed, dict)
-    path = tuple(int(part[1:-1]) if part[0] == "[" else part for part in _PART.findall(key))
+    path = _path(key)
+    # The schema has no types of single elements: those of the list decide.
     names = tuple(part for part in path if isinstance(part, str))
     for wrong in misspelt(text, Loader, names):
         line = f"{key}={text.replace(wrong.text, wrong.replacement)}"
         return Problem(WHERE, key, f"{wrong.sentence}. Set: '{line}'")
     return path, parsed["value"]
+
+
+def _path(key: str) -> KeyPath:
+    """section.name[0] -> ("section", "name", 0)"""
+    return tuple(int(part[1:-1]) if part[0] == "[" else part for part in _PART.findall(key))
 
 
 def _nested(path: KeyPath, value: Any) -> dict[KeyPath, Any]:

@@ -158,13 +158,13 @@ def nearest(key: str) -> tuple[str, ...]:
         return (foreign[0],)
     last = key.rpartition(".")[2]
     likeness = {name: _likeness(key, name) for name in KEYS}
-    same_last = [name for name in KEYS if name.rpartition(".")[2] == last]
+    by_likeness = sorted(KEYS, key=lambda name: -likeness[name])
+    same_last = [name for name in by_likeness if name.rpartition(".")[2] == last]
     if same_last:
-        most = max(likeness[name] for name in same_last)
-        # `every_steps` is in five sections: those whose section is alike, too.
-        close = [name for name in same_last if likeness[name] > most - 0.16]
-        return tuple(sorted(close, key=lambda name: -likeness[name]))
-    best = max(likeness, key=lambda name: likeness[name])
+        # `every_steps` is in several sections: only those whose section is alike, too.
+        least = likeness[same_last[0]] - 0.16
+        return tuple(name for name in same_last if likeness[name] > least)
+    best = by_likeness[0]
     if likeness[best] >= 0.7:
         return (best,)
     by_last_part = {name.rpartition(".")[2]: name for name in KEYS}

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from train.config.keys import under
 from train.errors import UserError, counted
 from train.redaction import clean
 
@@ -34,23 +35,21 @@ class ConfigError(UserError):
 
     def __init__(self, problems: Sequence[Problem]) -> None:
         self.problems = list(problems)
-        count = counted(len(problems), "problem")
-        super().__init__(
-            "\n".join([f"{count} in the config:", *(f"  - {problem}" for problem in problems)])
-        )
+        lines = [f"{counted(len(problems), 'problem')} in the config:"]
+        lines += [f"  - {problem}" for problem in problems]
+        super().__init__("\n".join(lines))
 
 
 def fresh(problems: Iterable[Problem], earlier: Sequence[Problem]) -> list[Problem]:
     """The problems that do not merely follow from an earlier one with the same key or section."""
     broken = {problem.key for problem in earlier}
+    # `batch.efective=8` makes "batch.effective must be stated" follow.
     meant = {key for problem in earlier for key in problem.near}
 
     def follows(key: str) -> bool:
-        is_below = any(key.startswith(f"{other}.") for other in broken)
-        is_same_or_above = any(
-            other == key or other.startswith(f"{key}.") for other in broken | meant
-        )
-        return is_below or is_same_or_above
+        is_below = any(under(key, (other,)) for other in broken)
+        is_above = any(under(other, (key,)) for other in broken | meant)
+        return is_below or is_above
 
     return [problem for problem in problems if not follows(problem.key)]
 
