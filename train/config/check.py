@@ -28,6 +28,7 @@ TOKENS = (
 
 def check(values: Values) -> list[Finding]:
     """Everything that is wrong with values of the right types."""
+    # In the order in which the problems are printed.
     rules = (
         _ranges,
         _choices,

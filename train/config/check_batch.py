@@ -67,7 +67,7 @@ def _are_counts(value: Any) -> bool:
 def _auto(values: Values) -> Iterator[Finding]:
     steps = values["batch.accumulation_steps"]
     if values["batch.micro"] == "auto" and steps is not None:
-        why = "it follows from the micro-batch that is found. Leave one of them out"
+        why = "it follows from the micro-batch that the search chooses. Leave one of them out"
         yield "batch.accumulation_steps", f"got {steps} beside batch.micro=auto; {why}"
 
 

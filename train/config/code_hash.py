@@ -29,16 +29,16 @@ END = object()
 """Closes a node, or a list, among what still has to be written."""
 
 
-def code_hash(sources: Iterable[bytes], own: Collection[str]) -> str:
+def code_hash(sources: Iterable[bytes], packages: Collection[str]) -> str:
     """`definitions ` and 16 hex digits, the same on Python 3.11, 3.12 and 3.13.
 
     `sources`: the contents of files, in any order. What is no Python counts by its bytes: an
     extension module, or a file with a syntax error, which never ran.
-    `own`: top-level names of the packages that the sources belong to. What is imported from these
-    counts by its name alone, since it may move from file to file.
+    `packages`: top-level names of the packages that the sources belong to. What is imported from
+    these counts by its name alone, since it may move from file to file.
     """
     hashes: list[str] = []
-    names = frozenset(own)
+    names = frozenset(packages)
     for source in sources:
         hashes += _hashes(source, names)
     return f"{KIND}{_sha256(' '.join(sorted(hashes)))[:16]}"
@@ -64,11 +64,11 @@ def parse(source: bytes) -> ast.Module | None:
 # Cached for processes that train several times, such as the tests: reading this package takes a
 # quarter of a second.
 @lru_cache(maxsize=1000)
-def _hashes(source: bytes, own: frozenset[str]) -> tuple[str, ...]:
+def _hashes(source: bytes, packages: frozenset[str]) -> tuple[str, ...]:
     module = parse(source)
     if module is None:
         return (hashlib.sha256(source).hexdigest(),)
-    origins = _origins(module, own)
+    origins = _origins(module, packages)
     texts = [" ".join(_words(statement, origins)) for statement in _computing(module.body)]
     return tuple(map(_sha256, texts))
 
@@ -170,11 +170,11 @@ def _joined(pieces: list[ast.expr]) -> list[ast.expr | str]:
     return [piece for piece in [*joined, text] if piece != ""]
 
 
-def _origins(module: ast.Module, own: Collection[str]) -> dict[str, str]:
+def _origins(module: ast.Module, packages: Collection[str]) -> dict[str, str]:
     """{name: what it stands for} of all that a file imports.
 
-    That is the full path in a library, and the last part of it in `own`. A name that is imported
-    twice, as in `try: ... except ImportError: ...`, stands for both.
+    That is the full path in a library, and the last part of it in `packages`. A name that is
+    imported twice, as in `try: ... except ImportError: ...`, stands for both.
     """
     paths_of: dict[str, set[str]] = {}
     for node in ast.walk(module):
@@ -182,18 +182,18 @@ def _origins(module: ast.Module, own: Collection[str]) -> dict[str, str]:
             for alias in node.names:
                 # `import a.b` binds a, `import a.b as c` binds a.b.
                 path = alias.name if alias.asname else alias.name.split(".")[0]
-                paths_of.setdefault(alias.asname or path, set()).add(_counted(path, own))
+                paths_of.setdefault(alias.asname or path, set()).add(_counted(path, packages))
         elif isinstance(node, ast.ImportFrom):
             for alias in node.names:
                 # An empty first part is a relative import, from a package of the same sources.
                 path = f"{'' if node.level else node.module}.{alias.name}"
-                paths_of.setdefault(alias.asname or alias.name, set()).add(_counted(path, own))
+                paths_of.setdefault(alias.asname or alias.name, set()).add(_counted(path, packages))
     return {name: "|".join(sorted(paths)) for name, paths in paths_of.items()}
 
 
-def _counted(path: str, own: Collection[str]) -> str:
+def _counted(path: str, packages: Collection[str]) -> str:
     parts = path.split(".")
-    return parts[-1] if parts[0] in ("", *own) else path
+    return parts[-1] if parts[0] in ("", *packages) else path
 
 
 def _sha256(text: str) -> str:

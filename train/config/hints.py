@@ -187,7 +187,7 @@ def advice(key: str, value: object) -> str:
         return f"Did you mean {_either(close)}?"
     section, _, rest = key.partition(".")
     if f"{section}.args" in KEYS:
-        return f"An argument of its own goes under args: {section}.args.{rest}"
+        return f"An argument of the target goes under args: {section}.args.{rest}"
     outside = [name for name in KEYS if "." not in name]
     return f"The sections are: {', '.join(SECTIONS)}; keys beside them: {', '.join(outside)}"
 

@@ -16,14 +16,13 @@ LIBRARIES = ("site-packages", "dist-packages")
 
 
 def own_sources(name: str, target: Callable[..., Any] | None) -> dict[str, Path]:
-    """{module: file} of the user's that a target is made of, by its imports, run or not.
+    """{module: file} of the user's that a target depends on, by its imports, run or not.
 
-    It starts at what the config names and at where that says it was made: a wrapper, such as
-    functools.partial, may come from a library. Not followed: into this package, whose modules that
-    compute are known, into libraries and into Python's own modules. A library of the user's that
-    was installed with `pip install -e` counts as own code; installed normally, or by `pip install
-    --target`, it does not. What is imported under a name that is only made up at run time is not
-    found.
+    It starts at the module that the config names and at the target's `__module__`: a wrapper, such
+    as functools.partial, may come from a library. Not followed: imports of this package, whose
+    computing modules are listed, of libraries and of Python's standard library. A library of the
+    user's that was installed with `pip install -e` counts as the user's code; installed normally,
+    or by `pip install --target`, it does not. An import whose name is made at run time is not seen.
     """
     if target is None:
         return {}

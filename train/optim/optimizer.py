@@ -147,9 +147,9 @@ def _has_fused_kernels(
 def _begin_momentum(optimizer: torch.optim.SGD) -> None:
     """Give fused SGD its momentum before the first step: zeros, so that it becomes the gradient.
 
-    Left to SGD, a first step that is skipped on the device would leave memory that nobody
-    initialised (torch 2.13). With dampening the first step is another one: there SGD keeps its own,
-    and the host asks (can_skip_on_device).
+    Left to SGD, a first step that is skipped on the device would leave uninitialised memory (torch
+    2.13). With dampening the first step differs: there SGD makes its own momentum, and the host
+    reads whether to skip (can_skip_on_device).
     """
     for group in optimizer.param_groups:
         if group["fused"] and group["momentum"] and not group["dampening"]:

@@ -46,7 +46,7 @@ class Watcher(Protocol):
 class SkippedSteps:
     """Steps that were not applied because their gradient was not finite.
 
-    What the device knows of them is read when it is asked for, not in a step.
+    They are counted on the device, and read when somebody looks, not in a step.
     """
 
     total: int = 0
@@ -101,7 +101,7 @@ class SkippedSteps:
             raise NonFiniteGradient(
                 f"by step {k} the gradient was not finite in {self.longest} steps in a row "
                 f"(max_nonfinite_steps={limit}). Try a smaller optimizer.lr, a warm-up, "
-                "optimizer.max_grad_norm=1.0; precision=fp32 tells whether low precision is to "
+                "optimizer.max_grad_norm=1.0; precision=fp32 shows whether low precision is to "
                 "blame"
             )
 

@@ -69,14 +69,14 @@ def make_page(loaded: Loaded, arguments: Arguments) -> tuple[Page, RunPlan]:
     keep(foresight, loaded.config)
     usable = counted_on(arguments.memory)
     tables = tabulate(foresight, plan.batch, world_sizes, usable)
-    found = recommended(tables)
+    choice = recommended(tables)
     page = Page(
         memory=arguments.memory,
         usable=usable,
         foresight=foresight,
         tables=tables,
-        recommended=found,
-        line=None if found is None else line_for(found, loaded, arguments.loop, plan.batch),
+        recommended=choice,
+        line=None if choice is None else line_for(choice, loaded, arguments.loop, plan.batch),
     )
     return page, plan
 

@@ -81,7 +81,7 @@ def _epoch(plan: RunPlan) -> str:
     full_steps, tail = divmod(batch.dataset_size, batch.effective)
     text = f"{batch.dataset_size:,} samples = {full_steps:,} x {batch.effective}"
     if tail and batch.drop_tail:
-        return f"{text} ({tail} left out: data.drop_tail)"
+        return f"{text} ({tail} skipped: data.drop_tail)"
     return f"{text} + {tail}" if tail else text
 
 

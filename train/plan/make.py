@@ -86,7 +86,7 @@ def _reading(task: Task, sets: Sets, plan: RunPlan, config: Config) -> tuple[str
 
 
 def make_plan(loaded: Loaded, loop: str, sets: Sets, weights: dict[str, str]) -> RunPlan:
-    """The plan for the ranks that were asked for; `weights`: see init_from.digests."""
+    """The plan for the ranks that will be started; `weights`: see init_from.digests."""
     config = loaded.config
     samples = sets.train
     batch = plan_batch(config, loop, asked_world_size(), samples.size)
@@ -123,7 +123,7 @@ def make_plan(loaded: Loaded, loop: str, sets: Sets, weights: dict[str, str]) ->
 
 
 def check_same_everywhere(plan: RunPlan, ranks: Ranks) -> None:
-    """Ranks that read other data, or run other code, would train something that nobody asked for.
+    """Ranks that read other data, or run other code, would train a mixture of the two.
 
     Raises LaunchError on every rank.
     """
