@@ -14,7 +14,7 @@ from typing import Any
 
 
 class Effect(Enum):
-    """What a key decides about a run."""
+    """What a key decides about a run. For the curve hash, NEUTRAL counts as execution."""
 
     MATHEMATICS = "what is computed: part of the curve hash"
     EXECUTION = "how it is computed, and so what it costs: no part of the curve hash"

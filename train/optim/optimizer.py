@@ -227,7 +227,9 @@ class OptimizerState:
         return {"state": self.optimizer.state_dict()["state"]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        # The groups stay as the config makes them: a resume may have changed their numbers.
         groups = self.optimizer.state_dict()["param_groups"]
+        # torch numbers the state in the order of the groups' parameters.
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         for number, of_parameter in state["state"].items():
             for key, value in of_parameter.items():

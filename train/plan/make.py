@@ -91,15 +91,18 @@ def make_plan(loaded: Loaded, loop: str, sets: Sets, weights: dict[str, str]) ->
     samples = sets.train
     batch = plan_batch(config, loop, asked_world_size(), samples.size)
     numbers = numbers_of_stages(config.optimizer, batch)
+    # Contents count as well, not only names: weights to start from, data, code.
     identity = mathematics(config, batch.effective, batch.stages) | weights
     if config.data.split in sets.digests:
         identity["data"] = sets.digests[config.data.split]
     code = source_hash(config)
     notes = sets.notes
     micro_steps = None
+    # By length, the number of micro-batches differs from step to step.
     if isinstance(samples, ByLength):
         notes += (samples.note(),)
         micro_steps = samples.micro_steps(batch)
+    # The hashes are over the values themselves; what is written and shown is without secrets.
     return RunPlan(
         name=run_name(loaded),
         loop=loop,

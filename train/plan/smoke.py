@@ -20,11 +20,13 @@ def smoke(loaded: Loaded, is_main: bool) -> Iterator[Loaded]:
     with tempfile.TemporaryDirectory(prefix="isobatch-smoke-") as folder:
         yield dataclasses.replace(loaded, config=_small(loaded.config, folder))
         run_folder = Path(folder) / NAME
+        # final/ is missing where the run has failed.
         if is_main and (run_folder / FINAL).exists():
-            parameters = sum(p.numel() for p in load_final(run_folder).parameters())
+            model = load_final(run_folder)
+            num_parameters = sum(parameter.numel() for parameter in model.parameters())
             print(
-                f"smoke: trained, evaluated, saved and loaded again ({parameters:,} parameters); "
-                "nothing is kept"
+                "smoke: trained, evaluated, saved and loaded again "
+                f"({num_parameters:,} parameters); nothing is kept"
             )
 
 

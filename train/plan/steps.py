@@ -23,6 +23,7 @@ def plan_batch(config: Config, loop: str, world_size: int, dataset_size: int | N
             "batch.effective_tokens", batch.effective_tokens, config.data.block_size
         )
     stages = stages_of(config)
+    # The first stage is planned like a batch without a schedule; in_stages adds the others.
     effective = stages.get(0, effective)
     micro = batch.micro
     if batch.micro_tokens and config.data.max_length:
@@ -128,6 +129,7 @@ def plan_rate(config: Config, batch: BatchPlan, peak: float, *later: float) -> R
     `later`: the peaks of the further stages of a schedule.
     """
     schedule = config.schedule
+    # duration.epochs counts real epochs, also where data.overfit repeats the first steps of one.
     samples_per_epoch = batch.samples_per_epoch
     batch = counting(batch, config.data.overfit)
     total_steps = _total_steps(config, batch, samples_per_epoch)
