@@ -28,7 +28,7 @@ def test_each_default_is_in_its_range() -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "key", "said"),
+    ("changes", "key", "message"),
     [
         ({"seed": -1}, "seed", "got -1; it must be from 0 to 2**63 - 1"),
         ({"seed": 2**63}, "seed", "from 0 to 2**63 - 1"),
@@ -184,17 +184,17 @@ def test_each_default_is_in_its_range() -> None:
         ({"name": ".."}, "name", "it names a folder"),
     ],
 )
-def test_a_wrong_value_is_refused(changes: dict[str, Any], key: str, said: str) -> None:
+def test_a_wrong_value_is_refused(changes: dict[str, Any], key: str, message: str) -> None:
     findings = check({**GOOD, **changes})
     assert [found for found, _ in findings] == [key]
-    assert said in findings[0][1]
+    assert message in findings[0][1]
 
 
 def test_auto_alone_is_not_sent_to_what_it_cannot_be_beside() -> None:
-    ((key, said),) = check({**GOOD, "batch.effective": None, "batch.micro": "auto"})
+    ((key, message),) = check({**GOOD, "batch.effective": None, "batch.micro": "auto"})
 
     assert key == "batch"
-    assert said.endswith("Add batch.effective=..., the samples per step over all ranks")
+    assert message.endswith("Add batch.effective=..., the samples per step over all ranks")
 
 
 @pytest.mark.parametrize(

@@ -162,20 +162,20 @@ def test_an_element_of_a_list_is_set_by_index() -> None:
 
 
 @pytest.mark.parametrize(
-    ("path", "said"),
+    ("path", "message"),
     [
         (("model", "args", "hidden", 2), "there is no element 2, only 2"),
         (("model", "args", "other", 0), "there is no list in the layers below"),
     ],
 )
-def test_an_index_without_an_element_is_refused(path: KeyPath, said: str) -> None:
+def test_an_index_without_an_element_is_refused(path: KeyPath, message: str) -> None:
     layers = [
         Layer("a.yaml", flatten({"model": {"args": {"hidden": [1, 2]}}})),
         Layer("b", {}, [(path, 7)]),
     ]
     _, problems = merge(layers)
     assert [problem.key for problem in problems] == [dotted(path)]
-    assert said in problems[0].text
+    assert message in problems[0].text
     assert "got 7" in problems[0].text
 
 
