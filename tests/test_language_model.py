@@ -172,7 +172,7 @@ def test_tokens_that_are_no_whole_blocks_are_refused(
 ) -> None:
     assert start(argv(tmp_path, *LM, "batch={effective_tokens: 50}")) == 2
 
-    assert "Type: batch.effective_tokens=48 or batch.effective_tokens=64" in capsys.readouterr().err
+    assert "Set: batch.effective_tokens=48 or batch.effective_tokens=64" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -56,7 +56,7 @@ def test_the_standard_loop_refuses_to_cut_a_step(
     assert code == 2
     assert all(
         part in said
-        for part in (*parts, "Type: batch.effective=32 batch.micro=all", "train.accumulate")
+        for part in (*parts, "Set: batch.effective=32 batch.micro=all", "train.accumulate")
     )
 
 

@@ -19,7 +19,8 @@ import train.run
 from tests.helpers import Trace, argv, distance, record, rows
 from train.accumulate import compute_gradient
 from train.batch.window import Window
-from train.config.check import CHOICES
+from train.config.annotations import one_of
+from train.config.keys import KEYS
 from train.distributed.parallel import Parallel
 from train.distributed.replicated import Replicated
 from train.errors import RankFailed
@@ -215,15 +216,16 @@ def test_a_retry_after_out_of_memory(run_ranks: Any, tmp_path: Path) -> None:
 
 
 def test_a_new_scaling_rule(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """optim/batch_scaling.py: one function in RULES, and its name among the choices of
-    config/check.py.
+    """optim/batch_scaling.py: one function in RULES, and its name beside lr_scaling in
+    config/recipe.py.
     """
     monkeypatch.setitem(
         batch_scaling.RULES,
         "cube",
         lambda change: Factors(lr=change.kappa ** (1 / 3), lr_symbol="cbrt(kappa)"),
     )
-    monkeypatch.setitem(CHOICES, "optimizer.lr_scaling", ("cube",))
+    key = dataclasses.replace(KEYS["optimizer.lr_scaling"], values=one_of("cube"))
+    monkeypatch.setitem(KEYS, "optimizer.lr_scaling", key)
 
     given = "optimizer={target: sgd, lr: 0.5, lr_scaling: cube, lr_reference_batch: 1}"
     trace = record(argv(tmp_path, given, "schedule.name=constant"))
@@ -232,7 +234,7 @@ def test_a_new_scaling_rule(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_the_rules_of_the_config_are_those_that_there_are() -> None:
-    assert set(CHOICES["optimizer.lr_scaling"]) == set(batch_scaling.RULES)
+    assert KEYS["optimizer.lr_scaling"].values == one_of(*batch_scaling.RULES)
 
 
 def test_exact_dropout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,8 +5,9 @@ from typing import Any
 
 import pytest
 
-from train.config.check import CHOICES, RANGES, check
-from train.config.keys import DEFAULTS, TYPES
+from train.config.annotations import Range
+from train.config.check import check
+from train.config.keys import DEFAULTS, KEYS
 
 GOOD: dict[str, Any] = {**DEFAULTS, "batch.effective": 100, "duration.epochs": 20.0}
 BY_LENGTH: dict[str, Any] = {"batch.micro_tokens": 640, "data.max_length": 80}
@@ -17,12 +18,17 @@ def test_a_good_config_has_no_problem() -> None:
     assert check({**GOOD, **BY_LENGTH}) == []
 
 
-def test_the_rules_name_existing_keys_only() -> None:
-    assert set(RANGES) | set(CHOICES) <= set(TYPES)
+def test_each_default_is_in_its_range() -> None:
+    """The ranges and choices that stand beside the fields."""
+    ranges = {name: key.values for name, key in KEYS.items() if isinstance(key.values, Range)}
+
+    assert len(ranges) > 30
+    for name, each in ranges.items():
+        assert DEFAULTS[name] is None or each.contains(DEFAULTS[name]), name
 
 
 @pytest.mark.parametrize(
-    ("changes", "key", "said"),
+    ("changes", "key", "message"),
     [
         ({"seed": -1}, "seed", "got -1; it must be from 0 to 2**63 - 1"),
         ({"seed": 2**63}, "seed", "from 0 to 2**63 - 1"),
@@ -178,17 +184,17 @@ def test_the_rules_name_existing_keys_only() -> None:
         ({"name": ".."}, "name", "it names a folder"),
     ],
 )
-def test_a_wrong_value_is_refused(changes: dict[str, Any], key: str, said: str) -> None:
+def test_a_wrong_value_is_refused(changes: dict[str, Any], key: str, message: str) -> None:
     findings = check({**GOOD, **changes})
     assert [found for found, _ in findings] == [key]
-    assert said in findings[0][1]
+    assert message in findings[0][1]
 
 
 def test_auto_alone_is_not_sent_to_what_it_cannot_be_beside() -> None:
-    ((key, said),) = check({**GOOD, "batch.effective": None, "batch.micro": "auto"})
+    ((key, message),) = check({**GOOD, "batch.effective": None, "batch.micro": "auto"})
 
     assert key == "batch"
-    assert said.endswith("Add batch.effective=..., the samples per step over all ranks")
+    assert message.endswith("Add batch.effective=..., the samples per step over all ranks")
 
 
 @pytest.mark.parametrize(

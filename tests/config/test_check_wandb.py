@@ -20,14 +20,14 @@ NOTHING: dict[str, Any] = {f"wandb.{name}": None for name in NAMES} | {"wandb.ta
 PRINTED = st.characters(categories=["L", "N", "P", "S"])
 
 
-def refused(**said: Any) -> set[str]:
-    values = NOTHING | {f"wandb.{name}": value for name, value in said.items()}
+def refused(**stated: Any) -> set[str]:
+    values = NOTHING | {f"wandb.{name}": value for name, value in stated.items()}
     return {key for rule in WANDB_RULES for key, _ in rule(values)}
 
 
-def wandb_refuses(**said: Any) -> bool:
+def wandb_refuses(**stated: Any) -> bool:
     try:
-        wandb.Settings(**said)
+        wandb.Settings(**stated)
     except (ValueError, wandb.errors.UsageError):
         return True
     return False
@@ -52,7 +52,7 @@ def test_tags(tags: list[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("said", "told"),
+    ("override", "message"),
     [
         (
             "wandb.project='team/mine'",
@@ -66,12 +66,12 @@ def test_tags(tags: list[str]) -> None:
         ('wandb.tags=["a\\tb"]', "it holds a control character"),
     ],
 )
-def test_a_config_is_refused_without_wandb(tmp_path: Path, said: str, told: str) -> None:
+def test_a_config_is_refused_without_wandb(tmp_path: Path, override: str, message: str) -> None:
     with pytest.raises(ConfigError) as error:
-        load(argv(tmp_path, said, "--print-config"))
+        load(argv(tmp_path, override, "--print-config"))
 
-    assert f"command line: {said.partition('=')[0]}: got" in str(error.value)
-    assert told in str(error.value)
+    assert f"command line: {override.partition('=')[0]}: got" in str(error.value)
+    assert message in str(error.value)
 
 
 def test_print_config_imports_no_wandb(tmp_path: Path) -> None:

@@ -50,7 +50,7 @@ NOT_COMPUTING = (
     # are checked.
     "redaction/*.py",
     *("config/*.py", "checkpoint/*.py", "plan/__init__.py", "plan/__main__.py", "plan/make.py"),
-    *("plan/run_plan.py", "plan/smoke.py"),
+    *("plan/describe.py", "plan/run_plan.py", "plan/smoke.py"),
     *(
         "distributed/__init__.py",
         "distributed/ranks.py",
@@ -359,18 +359,18 @@ def test_every_python_gives_the_same_hash(version: str, tmp_path: Path) -> None:
     assert not differing, f"Python {version} and {sys.version.split()[0]} differ"
 
 
-def found(pattern: str) -> set[Path]:
+def files_of(pattern: str) -> set[Path]:
     return set(PACKAGE.glob(pattern))
 
 
 @pytest.mark.parametrize("pattern", [*COMPUTING, *NOT_COMPUTING])
 def test_every_pattern_finds_a_file(pattern: str) -> None:
-    assert found(pattern)
+    assert files_of(pattern)
 
 
 def test_every_file_computes_or_is_said_not_to() -> None:
     computing = set(computing_files())
-    others = set().union(*map(found, NOT_COMPUTING))
+    others = set().union(*map(files_of, NOT_COMPUTING))
     by_name = [name for name in NOT_COMPUTING if "*" not in name]
 
     assert computing.isdisjoint(PACKAGE / name for name in by_name)

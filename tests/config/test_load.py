@@ -90,7 +90,7 @@ def test_help_and_no_arguments_print_the_usage(
 
 
 @pytest.mark.parametrize(
-    ("argument", "said"),
+    ("argument", "message"),
     [
         ("--opt.lr=1", "command line: got --opt.lr=1; keys have no dashes: write optimizer.lr=1"),
         ("--learning-rate=1", "write optimizer.lr=1"),
@@ -111,8 +111,8 @@ def test_help_and_no_arguments_print_the_usage(
         ),
     ],
 )
-def test_an_argument_that_makes_no_sense_is_refused(argument: str, said: str) -> None:
-    assert said in the_problem("base.yaml", argument)
+def test_an_argument_that_makes_no_sense_is_refused(argument: str, message: str) -> None:
+    assert message in the_problem("base.yaml", argument)
 
 
 def test_a_key_and_its_value_apart_are_told_how_to_join() -> None:
@@ -159,8 +159,8 @@ def test_an_element_of_a_list_is_overridden(key: str) -> None:
 
 
 def test_the_command_line_is_one_layer() -> None:
-    said = the_problem("base.yaml", "duration.steps=3", "duration.samples=4")
-    assert said.startswith(
+    message = the_problem("base.yaml", "duration.steps=3", "duration.samples=4")
+    assert message.startswith(
         "command line: duration: got duration.steps=3 and duration.samples=4; they exclude"
     )
     config = load(["base.yaml", "batch.micro=8"]).config
@@ -203,7 +203,7 @@ def test_one_file_may_be_extended_twice() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("", "x.yaml: is empty"),
         ("# nothing\n", "x.yaml: is empty"),
@@ -224,8 +224,17 @@ def test_one_file_may_be_extended_twice() -> None:
         ),
     ],
 )
-def test_a_file_that_cannot_be_read_says_where(text: str, said: str) -> None:
-    assert said in the_problem(write("x.yaml", text))
+def test_a_file_that_cannot_be_read_says_where(text: str, message: str) -> None:
+    assert message in the_problem(write("x.yaml", text))
+
+
+@pytest.mark.parametrize("text", ["- a\n", "name: 1.10\n"])
+def test_a_readable_file_is_not_said_to_be_unreadable(text: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        load([write("x.yaml", text)])
+
+    assert "cannot be read" not in str(error.value)
+    assert len(str(error.value).splitlines()) == 2, "one problem, in one line"
 
 
 def test_a_folder_is_no_config() -> None:
@@ -256,7 +265,7 @@ def test_launcher_files_and_sweeps_are_not_suggested() -> None:
 
 
 @pytest.mark.parametrize(
-    ("override", "said"),
+    ("override", "message"),
     [
         (
             "batch.effective=many",
@@ -281,13 +290,13 @@ def test_launcher_files_and_sweeps_are_not_suggested() -> None:
             "batch.micro=most",
             "batch.micro: got 'most'; it takes a whole number of 1 or more, a list of them",
         ),
-        ("name=no", 'name: got no, which YAML reads as false. Write "no". Type: \'name="no"\''),
+        ("name=no", 'name: got no, which YAML reads as false. Write "no". Set: \'name="no"\''),
         ("on_nonfinite=off", "on_nonfinite: got off, which YAML reads as false"),
         (
             "name=1.10",
-            'name: got 1.10, which YAML reads as the number 1.1. Write "1.10". Type: \'name="1.10"\'',
+            'name: got 1.10, which YAML reads as the number 1.1. Write "1.10". Set: \'name="1.10"\'',
         ),
-        ("wandb.tags=[010, a]", "Type: 'wandb.tags=[\"010\", a]'"),
+        ("wandb.tags=[010, a]", "Set: 'wandb.tags=[\"010\", a]'"),
         (
             "duration.steps=1:30",
             "duration.steps: got 1:30, which YAML reads as the number 90 (base 60). Write 90",
@@ -325,7 +334,7 @@ def test_launcher_files_and_sweeps_are_not_suggested() -> None:
         ),
         (
             "optimizer.args.lr=1",
-            "command line: optimizer.args.lr: got 1; the rate has a key of its own",
+            "command line: optimizer.args.lr: got 1; the rate has its own key",
         ),
         (
             "lr=1",
@@ -357,15 +366,15 @@ def test_launcher_files_and_sweeps_are_not_suggested() -> None:
     ],
 )
 def test_a_wrong_override_is_one_problem_with_key_value_and_reason(
-    override: str, said: str
+    override: str, message: str
 ) -> None:
-    assert said in the_problem("base.yaml", override)
+    assert message in the_problem("base.yaml", override)
 
 
 def test_the_problem_names_the_file_that_set_the_key() -> None:
     write("low.yaml", "extends: base.yaml\nseed: -1\n")
     path = write("top.yaml", "extends: low.yaml\nlog: {every_steps: 0}\n")
-    assert [said.partition(": got")[0] for said in problems(path, "name=a/b")] == [
+    assert [message.partition(": got")[0] for message in problems(path, "name=a/b")] == [
         "low.yaml: seed",
         "top.yaml: log.every_steps",
         "command line: name",
@@ -374,8 +383,8 @@ def test_the_problem_names_the_file_that_set_the_key() -> None:
 
 def test_a_missing_argument_is_the_problem_of_the_file_that_named_the_target() -> None:
     write("low.yaml", BASE.replace(", out_features: 2", ""))
-    said = the_problem(write("top.yaml", "extends: low.yaml\n"), "model.args.bias=false")
-    assert said.startswith(
+    message = the_problem(write("top.yaml", "extends: low.yaml\n"), "model.args.bias=false")
+    assert message.startswith(
         "low.yaml: model.args.out_features: Linear needs the argument 'out_features'"
     )
 
@@ -397,7 +406,7 @@ def test_all_problems_come_at_once_and_none_twice() -> None:
         "{args: {lr: 1}}\n",
     )
     # when, then
-    keys = [said.split(": ")[1] for said in problems(path, "-x", "log.every_steps=0")]
+    keys = [message.split(": ")[1] for message in problems(path, "-x", "log.every_steps=0")]
     assert sorted(keys) == sorted(
         [
             "got -x; there is no such option. The options are",
@@ -415,7 +424,10 @@ def test_all_problems_come_at_once_and_none_twice() -> None:
 
 def test_a_misspelt_key_is_not_also_missing() -> None:
     path = write("x.yaml", BASE.replace("epochs", "epoch").replace("source", "sorce"))
-    assert [said.split(": ")[1] for said in problems(path)] == ["data.sorce", "duration.epoch"]
+    assert [message.split(": ")[1] for message in problems(path)] == [
+        "data.sorce",
+        "duration.epoch",
+    ]
 
 
 # What comes out

@@ -6,11 +6,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from train.config.keys import Path, dotted
+from train.config.keys import KeyPath, dotted
 from train.config.merge import ALTERNATIVES, BATCH, Layer, flatten, merge
 
 
-def merged(*layers: dict[str, Any], edits: tuple[tuple[Path, Any], ...] = ()) -> dict[str, Any]:
+def merged(*layers: dict[str, Any], edits: tuple[tuple[KeyPath, Any], ...] = ()) -> dict[str, Any]:
     """Merges nested mappings, lowest first; `edits` belong to the last."""
     built = [Layer(f"layer {number}", flatten(values)) for number, values in enumerate(layers)]
     built[-1] = Layer(built[-1].name, built[-1].values, edits)
@@ -162,20 +162,20 @@ def test_an_element_of_a_list_is_set_by_index() -> None:
 
 
 @pytest.mark.parametrize(
-    ("path", "said"),
+    ("path", "message"),
     [
         (("model", "args", "hidden", 2), "there is no element 2, only 2"),
         (("model", "args", "other", 0), "there is no list in the layers below"),
     ],
 )
-def test_an_index_without_an_element_is_refused(path: Path, said: str) -> None:
+def test_an_index_without_an_element_is_refused(path: KeyPath, message: str) -> None:
     layers = [
         Layer("a.yaml", flatten({"model": {"args": {"hidden": [1, 2]}}})),
         Layer("b", {}, [(path, 7)]),
     ]
     _, problems = merge(layers)
     assert [problem.key for problem in problems] == [dotted(path)]
-    assert said in problems[0].text
+    assert message in problems[0].text
     assert "got 7" in problems[0].text
 
 
@@ -197,7 +197,7 @@ _layers = st.lists(
 
 @given(_layers)
 def test_any_layers_leave_at_most_one_alternative_and_two_batch_numbers_of_different_layers(
-    values: list[dict[Path, Any]],
+    values: list[dict[KeyPath, Any]],
 ) -> None:
     settings, _ = merge([Layer(str(number), layer) for number, layer in enumerate(values)])
     stated = {
@@ -210,14 +210,14 @@ def test_any_layers_leave_at_most_one_alternative_and_two_batch_numbers_of_diffe
 
 
 @given(_layers)
-def test_the_last_layer_always_gets_its_way(values: list[dict[Path, Any]]) -> None:
+def test_the_last_layer_always_gets_its_way(values: list[dict[KeyPath, Any]]) -> None:
     settings, _ = merge([Layer(str(number), layer) for number, layer in enumerate(values)])
     for path, value in (values[-1] if values else {}).items():
         assert (settings[path].value if path in settings else None) == value
 
 
 @given(_layers)
-def test_merging_a_layer_twice_changes_nothing(values: list[dict[Path, Any]]) -> None:
+def test_merging_a_layer_twice_changes_nothing(values: list[dict[KeyPath, Any]]) -> None:
     layers = [Layer(str(number), layer) for number, layer in enumerate(values)]
     once, _ = merge(layers)
     twice, _ = merge([*layers, *layers[-1:]])

@@ -83,7 +83,7 @@ def test_an_optimizer_is_found_in_torch(target: str, optimizer: type) -> None:
 
 
 @pytest.mark.parametrize(
-    ("target", "said"),
+    ("target", "message"),
     [
         ("mpl", "house has no 'mpl'; did you mean 'mlp'?"),
         ("MLPP", "did you mean 'mlp'?"),
@@ -114,10 +114,10 @@ def test_an_optimizer_is_found_in_torch(target: str, optimizer: type) -> None:
     ],
 )
 @pytest.mark.usefixtures("house")
-def test_a_target_that_cannot_be_used_says_why(target: str, said: str) -> None:
+def test_a_target_that_cannot_be_used_says_why(target: str, message: str) -> None:
     with pytest.raises(TargetError) as caught:
         resolve(target, "house")
-    assert said in str(caught.value)
+    assert message in str(caught.value)
 
 
 def test_a_home_that_does_not_exist_shows_a_place_in_a_file() -> None:

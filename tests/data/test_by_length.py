@@ -765,7 +765,7 @@ def test_a_wrong_label_of_a_token_is_found_before_the_first_step(
         (
             (),
             "standard",
-            "Type: batch.effective=8 batch.micro_tokens=192, or use the accumulation loop",
+            "Set: batch.effective=8 batch.micro_tokens=192, or use the accumulation loop",
         ),
     ],
     ids=[

@@ -21,7 +21,7 @@ from train.memory.predict import Peaks
 from train.plan import __main__ as plan
 from train.plan.stages import in_stages
 from train.plan.steps import plan_batch
-from train.plan.unequal import unequal
+from train.plan.unequal import with_shares
 
 MIB = 2**20
 RUN = (*ADAMW, *GPT, "batch={effective: 12}", "model.args.width=64")
@@ -126,7 +126,7 @@ def test_the_line_keeps_a_schedule(tmp_path: Path, stated: str) -> None:
 
 
 def test_a_rank_with_a_larger_share_is_what_must_fit() -> None:
-    batch = unequal(make_plan(64, "all", None, world_size=2, dataset_size=640), [3, 1], None)
+    batch = with_shares(make_plan(64, "all", None, world_size=2, dataset_size=640), [3, 1], None)
 
     (table,) = tabulate(foresight(), batch, [2], None)
 
@@ -178,10 +178,10 @@ def test_what_cannot_be_traced_has_the_part_that_is_known(
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        ([], "Type: --memory 24GiB"),
+        ([], "Set: --memory 24GiB"),
         (["--memory", "12"], "got --memory 12"),
         (["--memory", "0GiB"], "got --memory 0GiB"),
-        (["--memory", "24GiB", "--ranks", "0,1"], "Type: --ranks 1,2,4,8"),
+        (["--memory", "24GiB", "--ranks", "0,1"], "Set: --ranks 1,2,4,8"),
     ],
 )
 def test_what_is_asked_for_in_other_words(

@@ -126,9 +126,11 @@ def test_what_an_optimizer_is(
     assert (found.is_adaptive, found.is_decoupled) == (is_adaptive, is_decoupled)
     # torch itself: the gradient is 0, so that a coupled decay is all that there is.
     parameter = torch.nn.Parameter(torch.ones(1, dtype=torch.float64))
-    made = getattr(torch.optim, type_name(target))([parameter], lr=0.1, weight_decay=0.5, **args)
+    optimizer = getattr(torch.optim, type_name(target))(
+        [parameter], lr=0.1, weight_decay=0.5, **args
+    )
     parameter.grad = torch.zeros_like(parameter)
-    made.step()
+    optimizer.step()
     assert (parameter.item() == pytest.approx(0.95)) == (is_decoupled or target == "sgd")
 
 
@@ -196,7 +198,7 @@ def test_the_average_of_the_weights_follows(tmp_path: Path, stages: bool) -> Non
 
 
 @pytest.mark.parametrize(
-    ("rule", "facts", "told"),
+    ("rule", "facts", "message"),
     [
         ("linear", {}, "linear is a rule for SGD"),
         ("linear", {"is_adaptive": False}, ""),
@@ -217,26 +219,26 @@ def test_the_average_of_the_weights_follows(tmp_path: Path, stages: bool) -> Non
         ("none", {"noise_scale": 64.0}, ""),
     ],
 )
-def test_what_speaks_against_a_rule(rule: str, facts: dict[str, Any], told: str) -> None:
+def test_what_speaks_against_a_rule(rule: str, facts: dict[str, Any], message: str) -> None:
     found = list(hints(rule, change(**facts)))
 
-    assert len(found) == bool(told)
-    assert all(told in hint for hint in found)
+    assert len(found) == bool(message)
+    assert all(message in hint for hint in found)
 
 
 def test_the_measured_noise_scale_is_held_against_the_rule_once() -> None:
-    said: list[str] = []
-    regime = Regime("linear", [change(is_adaptive=False)], said.append)
+    messages: list[str] = []
+    regime = Regime("linear", [change(is_adaptive=False)], messages.append)
 
     assert regime.tell() == ""
     regime.see({"train/loss": 1.0})
     regime.see({"batch/noise_scale": 64.0, "batch/noise_scale_relative_error": 1.5})  # it may hold
-    assert (said, regime.tell()) == ([], "")
+    assert (messages, regime.tell()) == ([], "")
     for _ in range(2):
         regime.see({"batch/noise_scale": 64.0, "batch/noise_scale_relative_error": 0.1})
-    assert len(said) == 1
-    assert "At the measured 64 samples" in said[0]
-    assert regime.tell() == said[0]
+    assert len(messages) == 1
+    assert "At the measured 64 samples" in messages[0]
+    assert regime.tell() == messages[0]
 
 
 def test_a_run_says_so_itself(tmp_path: Path) -> None:
@@ -251,9 +253,9 @@ def test_a_run_says_so_itself(tmp_path: Path) -> None:
 
     record(argv(tmp_path, given, *noise, data))
 
-    told = (tmp_path / "run/log.txt").read_text()
-    measured = [line for line in told.splitlines() if line.startswith("hint: linear holds while")]
-    assert measured, told[-600:]
+    log = (tmp_path / "run/log.txt").read_text()
+    measured = [line for line in log.splitlines() if line.startswith("hint: linear holds while")]
+    assert measured, log[-600:]
 
 
 @pytest.mark.parametrize(

@@ -143,14 +143,14 @@ def test_texts_by_length_follow_it(run_ranks: Any, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("schedule", "code", "told"),
+    ("schedule", "code", "message"),
     [
         ("{0: 6, 12: 9}", 2, "step 10 takes 1 sample, the tail of an epoch"),
         ("{0: 6, 12: 8}", 0, ""),
     ],
 )
 def test_a_lone_sample_of_any_stage_is_found(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], schedule: str, code: int, told: str
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], schedule: str, code: int, message: str
 ) -> None:
     """37 = 6 + 6 + 9 + 9 + 7, then 9 x 4 + 1; or 6 + 6 + 8 + 8 + 8 + 1, where the first epoch has
     one, too.
@@ -166,7 +166,7 @@ def test_a_lone_sample_of_any_stage_is_found(
         == code
     )
 
-    assert told in capsys.readouterr().err
+    assert message in capsys.readouterr().err
 
 
 def walked(stages: dict[int, int], size: int | None, steps: int) -> list[int]:
@@ -274,7 +274,7 @@ def test_a_schedule_in_tokens_is_that_of_its_blocks(tmp_path: Path) -> None:
         PlanError, match=r"batch\.schedule_tokens\.1000=100 is no whole number of blocks"
     ) as error:
         plan_batch(broken, "accumulate", 2, None)
-    lines = shlex.split(str(error.value).partition("Type: ")[2])
+    lines = shlex.split(str(error.value).partition("Set: ")[2])
     assert lines == [
         "batch.schedule_tokens={0: 64, 1000: 96}",
         "or",

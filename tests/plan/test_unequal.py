@@ -20,7 +20,7 @@ from train.config import ConfigError, load
 from train.plan.arithmetic import arithmetic
 from train.plan.run_plan import RunPlan
 from train.plan.steps import plan_batch
-from train.plan.unequal import measured, unequal
+from train.plan.unequal import with_measured_shares, with_shares
 from train.tasks.classification import Classification
 
 WEIGHTS = st.lists(st.integers(1, 20), min_size=1, max_size=6)
@@ -63,7 +63,7 @@ def test_each_sample_once_and_equally_many_micro_steps(
 ) -> None:
     even = make_plan(effective, "all", None, world_size=len(weights), dataset_size=size)
     limits = [micro + rank for rank in range(len(weights))] if micro and own else micro
-    plan = unequal(even, weights, limits)
+    plan = with_shares(even, weights, limits)
     alone = make_plan(effective, "all", None, world_size=1, dataset_size=size)
 
     for start in range(0, size, effective):
@@ -189,7 +189,11 @@ def test_the_stated_micro_batch_holds_in_later_stages(
     plan = plan_batch(config, "accumulate", 2, 1437)
 
     assert plan.micro == micro
-    stated = measured(plan, [3, 1], config.batch) if config.batch.shares == "measured" else plan
+    stated = (
+        with_measured_shares(plan, [3, 1], config.batch)
+        if config.batch.shares == "measured"
+        else plan
+    )
     assert [list(assign(stated.at(80), 0, 0, 80, rank).sizes) for rank in range(2)] == sizes
     assert max(assign(stated.recut(4).at(80), 0, 0, 80, 0).sizes) <= 4
 
@@ -198,10 +202,10 @@ def test_the_plan_shows_the_shares() -> None:
     even = make_plan(100, "all", None, world_size=2, dataset_size=500)
 
     assert (
-        arithmetic(unequal(even, [3, 1], None))
+        arithmetic(with_shares(even, [3, 1], None))
         == "100 samples = 75+25 on 2 ranks, in one micro-batch each"
     )
-    assert arithmetic(unequal(even, [3, 1], [24, 8])) == (
+    assert arithmetic(with_shares(even, [3, 1], [24, 8])) == (
         "100 samples = 75+25 on 2 ranks, in 4 micro-batches each, of at most 19+7"
     )
 
@@ -212,7 +216,7 @@ def test_a_prediction_for_the_largest_share_is_held_against_no_other() -> None:
     plan = SimpleNamespace(predicted_peak=7, batch=even)
 
     assert prediction.fget(plan) == (7, 100, 1)
-    plan.batch = unequal(even, [3, 1], None)
+    plan.batch = with_shares(even, [3, 1], None)
     assert prediction.fget(plan) is None
 
 
@@ -240,7 +244,7 @@ def test_what_are_no_shares_is_refused(tmp_path: Path, override: str, text: str)
         ("batch.micro=[3]", r"batch\.micro has 1 numbers"),
         (
             "batch={shares: [3, 1], micro: 2, accumulation_steps: 2}",
-            r"Type: batch\.accumulation_steps=3 \(or null\)",
+            r"Set: batch\.accumulation_steps=3 \(or null\)",
         ),
     ],
 )

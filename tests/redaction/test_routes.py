@@ -98,11 +98,11 @@ def test_ways_to_the_screen(tmp_path: Path) -> None:
 
     done = subprocess.run(program, capture_output=True, env=environment, check=True, cwd=tmp_path)
 
-    said = done.stdout.decode() + done.stderr.decode()
-    assert re.findall(r"next (.+)", said) == list(WAYS)
-    assert said.count("[redacted]") >= len(WAYS)
-    assert said.count("Traceback") >= len(WAYS) - 1
-    assert "kanary" not in said
+    output = done.stdout.decode() + done.stderr.decode()
+    assert re.findall(r"next (.+)", output) == list(WAYS)
+    assert output.count("[redacted]") >= len(WAYS)
+    assert output.count("Traceback") >= len(WAYS) - 1
+    assert "kanary" not in output
 
 
 def test_a_refused_config_shows_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -119,8 +119,8 @@ def test_a_refused_config_shows_nothing(tmp_path: Path, capsys: pytest.CaptureFi
         f"model.args.api_key={CANARY}",
     ):
         assert main([*words, override], "accumulate", compute_gradient) == 2, override
-    said = capsys.readouterr()
-    assert CANARY not in said.out + said.err.replace("${oc.env:NO_SUCH_TOKEN}" + CANARY, "")
+    output = capsys.readouterr()
+    assert CANARY not in output.out + output.err.replace("${oc.env:NO_SUCH_TOKEN}" + CANARY, "")
 
 
 class Cries:
@@ -168,14 +168,14 @@ def test_a_run_keeps_and_shows_nothing(
     assert main(words, "accumulate", compute_gradient) == 0
 
     print("k7Qz k8Qz", f"{CANARY}2")
-    said = capsys.readouterr()
+    output = capsys.readouterr()
     runs = [path for path in tmp_path.iterdir() if path.is_dir()]
     assert [path.name for path in runs] == ["run-redacted-redacted"]
     files = everything_under(runs[0])
     files.pop("git.patch", None)  # this very file, where it has just been changed
     assert {"config.yaml", "plan.json", "environment.json", "log.txt", "ended.json"} <= set(files)
     assert any(name.endswith(".wandb") for name in files)
-    for where, content in {**files, "screen": (said.out + said.err).encode()}.items():
+    for where, content in {**files, "screen": (output.out + output.err).encode()}.items():
         assert b"kanary" not in content, where
         assert b"k7Qz" not in content, where
         assert b"k8Qz" not in content, where

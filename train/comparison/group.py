@@ -15,14 +15,8 @@ import numpy as np
 from train import metric_names
 from train.comparison.curve import Curve, common
 from train.comparison.run import Run
-from train.config import under
+from train.config import is_neutral
 
-WATCHING = (
-    *("name", "output_dir", "log", "checkpoint", "wandb", "evaluate", "data.eval_split"),
-    *("batch.micro", "batch.accumulation_steps", "batch.exact", "runtime.timeout_seconds"),
-)
-"""Execution keys that cost nothing by themselves, and the two that show as what followed from them.
-"""
 EXECUTED = ("loop", "world_size", "accumulation_steps", "micro_batch", "device")
 
 
@@ -168,13 +162,9 @@ def _apart(labels: Sequence[str]) -> list[str]:
 
 
 def _set_up(run: Run) -> str:
-    execution = {key: value for key, value in run.execution.items() if not is_watching(key)}
+    execution = {key: value for key, value in run.execution.items() if not is_neutral(key)}
     executed = {key: run.derived.get(key) for key in EXECUTED}
     return json.dumps([run.recipe_hash, execution, executed], sort_keys=True, default=str)
-
-
-def is_watching(key: str) -> bool:
-    return under(key, WATCHING)
 
 
 def _label(runs: Sequence[Run]) -> str:

@@ -12,7 +12,7 @@ from train import metric_names
 from train.comparison.columns import Column, Row, Rows, joined, rows_of
 from train.config import flatten, is_execution
 from train.config.check_batch import SCHEDULES
-from train.config.identity import under
+from train.config.keys import under
 from train.disk import Unreadable, parse
 from train.errors import counted
 

@@ -6,13 +6,14 @@ from train.config.identity import (
     digest,
     flatten,
     is_execution,
+    is_neutral,
     joined_hash,
     mathematics,
     recipe_hash,
     source_hash,
     tokenizer_files,
-    under,
 )
+from train.config.keys import under
 from train.config.load import Loaded, load, run_name
 from train.config.problems import ConfigError, Problem
 from train.config.schema import Config
@@ -31,6 +32,7 @@ __all__ = [
     "digest",
     "flatten",
     "is_execution",
+    "is_neutral",
     "joined_hash",
     "load",
     "mathematics",

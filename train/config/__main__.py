@@ -1,8 +1,7 @@
-"""python -m train.config CONFIG [key=value ...]: the resolved config, without the seconds that
-torch takes to import.
+"""python -m train.config CONFIG [key=value ...]: the resolved config, without importing torch.
 
-Keys, types and ranges are checked; whether targets exist and take their arguments is for --plan to
-say.
+Keys, types and ranges are checked. Whether targets exist and take their arguments is for --plan to
+report: that imports them, and torch, which takes seconds.
 """
 
 import sys

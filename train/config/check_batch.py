@@ -1,4 +1,4 @@
-"""The rules for the batch: which numbers say the others, and what cannot be stated together."""
+"""The rules for the batch: which numbers determine the others, and what excludes each other."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -6,50 +6,54 @@ from typing import Any
 from train.config.problems import Finding, Values, show
 
 STATING = ("batch.effective", "batch.effective_tokens", "batch.schedule", "batch.schedule_tokens")
+"""Each of these states the effective batch."""
 SCHEDULES = ("batch.schedule", "batch.schedule_tokens")
-TO_ONE_SIZE = {"data.drop_tail": False, "data.overfit": None, "data.split_by_node": False}
-"""{key that is about steps of one size: its value beside a schedule}."""
+FOR_ONE_SIZE = {"data.drop_tail": False, "data.overfit": None, "data.split_by_node": False}
+"""{key that only makes sense where all steps have one size: its value beside a schedule}."""
+
+_NO_EFFECTIVE_BATCH = (
+    "no effective batch follows from it. Add batch.effective=..., the samples per step over all "
+    "ranks"
+)
 
 
 def _micro(values: Values) -> Iterator[Finding]:
     micro = values["batch.micro"]
     if micro in ("all", "auto") or _is_count(micro) or _are_counts(micro):
         return
-    unquoted = f". Write {micro} without quotes" if str(micro).isdigit() and int(micro) else ""
     takes = "a whole number of 1 or more, a list of them, one a rank, all or auto"
-    yield "batch.micro", f"got {show(micro)}; it takes {takes}{unquoted}"
+    is_quoted_number = str(micro).isdigit() and int(micro) > 0
+    fix = f". Write {micro} without quotes" if is_quoted_number else ""
+    yield "batch.micro", f"got {show(micro)}; it takes {takes}{fix}"
 
 
 def _shares(values: Values) -> Iterator[Finding]:
-    shares, micro = values["batch.shares"], values["batch.micro"]
+    shares = values["batch.shares"]
+    micro = values["batch.micro"]
     if shares not in ("equal", "measured") and not _are_counts(shares):
         takes = "equal, measured, or a list of whole numbers, one a rank, as [3, 1]"
         yield "batch.shares", f"got {show(shares)}; it takes {takes}"
         return
-    key = "batch.shares" if shares != "equal" else "batch.micro"
-    if shares == "equal" and not isinstance(micro, list):
+    # Ranks are unequal by their shares, or by the sizes of their micro-batches.
+    if shares != "equal":
+        key = "batch.shares"
+    elif isinstance(micro, list):
+        key = "batch.micro"
+    else:
         return
+    got = f"got {show(values[key])}"
     if all(values[other] is None for other in STATING):
-        why = (
-            "no effective batch follows from it. Add batch.effective=..., the samples per step "
-            "over all ranks"
-        )
-        yield key, f"got {show(values[key])}; {why}"
+        yield key, f"{got}; {_NO_EFFECTIVE_BATCH}"
     if values["data.split_by_node"]:
-        why = (
-            "with data.split_by_node each rank reads shards of its own. Write "
-            "data.split_by_node=false"
-        )
-        yield key, f"got {show(values[key])}; {why}"
+        why = "with data.split_by_node each rank reads separate shards"
+        yield key, f"{got}; {why}. Write data.split_by_node=false"
     if values["batch.micro_tokens"] is not None:
-        why = "batch.micro_tokens deals texts by their tokens. Leave one of them out"
-        yield key, f"got {show(values[key])}; {why}"
+        why = "batch.micro_tokens deals texts by their tokens"
+        yield key, f"{got}; {why}. Leave one of them out"
     if micro == "auto":
-        why = (
-            "batch.micro=auto finds one size for all ranks. Write a list of sizes, one a rank, "
-            "or all"
-        )
-        yield "batch.micro", f"got auto beside batch.shares={show(shares)}; {why}"
+        why = "batch.micro=auto finds one size for all ranks"
+        fix = "Write a list of sizes, one a rank, or all"
+        yield "batch.micro", f"got auto beside batch.shares={show(shares)}; {why}. {fix}"
 
 
 def _is_count(value: Any) -> bool:
@@ -63,77 +67,76 @@ def _are_counts(value: Any) -> bool:
 def _auto(values: Values) -> Iterator[Finding]:
     steps = values["batch.accumulation_steps"]
     if values["batch.micro"] == "auto" and steps is not None:
-        why = "the micro-batch that is found decides it. Leave one of them out"
+        why = "it follows from the micro-batch that the search chooses. Leave one of them out"
         yield "batch.accumulation_steps", f"got {steps} beside batch.micro=auto; {why}"
 
 
-def _batch(values: Values) -> Iterator[Finding]:
-    """Two of three; `micro: all` is the default and says nothing by itself."""
-    micro, steps = values["batch.micro"], values["batch.accumulation_steps"]
-    if any(values[key] is not None for key in STATING) or (micro != "all" and steps is not None):
+def _two_of_three(values: Values) -> Iterator[Finding]:
+    """The effective batch, or what it follows from. `micro: all`, the default, states nothing."""
+    micro = values["batch.micro"]
+    steps = values["batch.accumulation_steps"]
+    states_micro = micro != "all"
+    states_steps = steps is not None
+    if any(values[key] is not None for key in STATING) or (states_micro and states_steps):
         return
-    if values["batch.micro_tokens"] and (micro != "all" or steps is not None):
-        return  # they exclude each other: which of them is meant is asked first
-    got, other = "nothing", ""
-    if steps is not None:
-        got, other = f"batch.accumulation_steps={steps} alone", ", or batch.micro=..."
-    elif micro != "all":
-        got, other = (
-            f"batch.micro={micro} alone",
-            ", or batch.accumulation_steps=..." if micro != "auto" else "",
-        )
-    why = (
-        "no effective batch follows from it. Add batch.effective=..., the samples per step over "
-        "all ranks"
-    )
-    yield "batch", f"got {got}; {why}{other}"
+    if values["batch.micro_tokens"] and (states_micro or states_steps):
+        return  # These exclude each other, which _micro_tokens reports first.
+    if states_steps:
+        got = f"batch.accumulation_steps={steps} alone"
+        alternative = ", or batch.micro=..."
+    elif states_micro:
+        got = f"batch.micro={micro} alone"
+        alternative = "" if micro == "auto" else ", or batch.accumulation_steps=..."
+    else:
+        got = "nothing"
+        alternative = ""
+    yield "batch", f"got {got}; {_NO_EFFECTIVE_BATCH}{alternative}"
 
 
 def _micro_tokens(values: Values) -> Iterator[Finding]:
-    """Micro-batches by the lengths of texts, which must differ, and be known before the
-    first step.
-    """
-    tokens, longest, block = (
-        values[key] for key in ("batch.micro_tokens", "data.max_length", "data.block_size")
-    )
+    """Micro-batches by the lengths of texts: these must differ, and be known before step 1."""
+    tokens = values["batch.micro_tokens"]
     if not tokens or tokens < 0:
         return
-    instead = (
-        f"Leave it out, and write batch.micro={max(1, tokens // (block or longest or tokens))}"
-    )
     keys = ("batch.micro", "batch.accumulation_steps")
     others = [f"{key}={values[key]}" for key in keys if values[key] not in (None, "all")]
     if others:
-        yield (
-            "batch",
-            f"got batch.micro_tokens={tokens} and {' and '.join(others)}; they exclude each other. "
-            "Keep one",
-        )
-    why = None
+        got = f"got batch.micro_tokens={tokens} and {' and '.join(others)}"
+        yield "batch", f"{got}; they exclude each other. Keep one"
+    why = _why_not_by_length(values, tokens)
+    if why:
+        yield "batch.micro_tokens", f"got {tokens}; {why}"
+
+
+def _why_not_by_length(values: Values, tokens: int) -> str:
+    """Why texts cannot be grouped by length, and what to write instead; empty where they can."""
+    longest = values["data.max_length"]
+    block = values["data.block_size"]
+    samples = max(1, tokens // (block or longest or tokens))
+    instead = f"Leave it out, and write batch.micro={samples}"
     if block is not None:
-        why = f"blocks are all of data.block_size={block} tokens. {instead}"
-    elif values["data.streaming"]:
-        why = (
+        return f"blocks are all of data.block_size={block} tokens. {instead}"
+    if values["data.streaming"]:
+        return (
             f"the lengths of a stream are not known before the first step. {instead}, or "
             "data.streaming=false"
         )
-    elif values["data.transform"] or values["data.eval_transform"]:
-        why = (
+    if values["data.transform"] or values["data.eval_transform"]:
+        return (
             "a transform may change the length of a text, which must be known before the first "
             f"step. {instead}"
         )
-    elif longest is None:
-        why = (
+    if longest is None:
+        return (
             "it counts the tokens of texts. Add data.max_length=..., or leave it out and write "
             "batch.micro=..."
         )
-    elif tokens < longest:
-        why = (
+    if tokens < longest:
+        return (
             f"a text of data.max_length={longest} tokens would not fit. Write "
             f"batch.micro_tokens={longest} or more"
         )
-    if why:
-        yield "batch.micro_tokens", f"got {tokens}; {why}"
+    return ""
 
 
 def _schedule(values: Values) -> Iterator[Finding]:
@@ -146,18 +149,13 @@ def _schedule(values: Values) -> Iterator[Finding]:
             yield key, f"got {show(stages)}; {why}. Add 0: the effective batch of the first steps"
         for start, effective in stages.items():
             if start < 0 or effective < 1:
-                yield (
-                    key,
-                    f"got {start}: {effective}; a stage begins at 0 or more, and its batch is 1 or "
-                    "more",
-                )
-        for other, neutral in TO_ONE_SIZE.items():
+                takes = "a stage begins at 0 or more, and its batch is 1 or more"
+                yield key, f"got {start}: {effective}; {takes}"
+        for other, neutral in FOR_ONE_SIZE.items():
             if values[other] != neutral:
-                yield (
-                    other,
-                    f"got {show(values[other])} beside {key}; it is about steps of one size. "
-                    f"Write {other}={show(neutral)}, or batch.effective in place of the schedule",
-                )
+                got = f"got {show(values[other])} beside {key}; it is about steps of one size"
+                fix = f"Write {other}={show(neutral)}"
+                yield other, f"{got}. {fix}, or batch.effective in place of the schedule"
 
 
-BATCH_RULES = (_micro, _auto, _shares, _batch, _micro_tokens, _schedule)
+BATCH_RULES = (_micro, _auto, _shares, _two_of_three, _micro_tokens, _schedule)

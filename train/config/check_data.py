@@ -1,5 +1,6 @@
-"""What data.* may be: from {key: value} to (key, what is wrong and what to type)."""
+"""The rules for data.*: from {key: value} to (key, what is wrong and what to type)."""
 
+import math
 from collections.abc import Iterator
 
 from train.config.problems import Finding, Values, show
@@ -8,20 +9,18 @@ CHANNELS = {"L": 1, "RGB": 3}
 
 
 def _columns(values: Values) -> Iterator[Finding]:
-    for name, own in values["data.columns"].items():
-        texts = own if isinstance(own, list) and own else [own]
-        if not all(isinstance(text, str) for text in texts):
-            yield (
-                f"data.columns.{name}",
-                f"got {show(own)}; it takes the name of a column, or a list of names",
-            )
+    takes = "it takes the name of a column, or a list of names"
+    for name, column in values["data.columns"].items():
+        names = column if isinstance(column, list) and column else [column]
+        if not all(isinstance(each, str) for each in names):
+            yield f"data.columns.{name}", f"got {show(column)}; {takes}"
 
 
 def _normalize(values: Values) -> Iterator[Finding]:
     if values["data.normalize"] and values["data.transform"]:
         why = "the numbers would be those of the rows before it"
-        how = "Write data.normalize=false, and scale in the transform"
-        yield "data.normalize", f"got true beside data.transform; {why}. {how}"
+        fix = "Write data.normalize=false, and scale in the transform"
+        yield "data.normalize", f"got true beside data.transform; {why}. {fix}"
 
 
 def _image_size(values: Values) -> Iterator[Finding]:
@@ -29,6 +28,7 @@ def _image_size(values: Values) -> Iterator[Finding]:
     if size is None:
         return
     sides = size if isinstance(size, list) else [size, size]
+    # Not isinstance: true would pass as 1.
     if len(sides) != 2 or not all(type(side) is int and side >= 1 for side in sides):
         takes = "it takes a number of pixels, such as 64, or [height, width]"
         yield "data.image.size", f"got {show(size)}; {takes}"
@@ -37,31 +37,26 @@ def _image_size(values: Values) -> Iterator[Finding]:
 def _image_mode(values: Values) -> Iterator[Finding]:
     mode = values["data.image.mode"]
     if mode is not None and mode not in CHANNELS:
-        yield (
-            "data.image.mode",
-            f"got {show(mode)}; it takes one of {', '.join(CHANNELS)}, or null: as they are",
-        )
+        takes = f"it takes one of {', '.join(CHANNELS)}, or null: as they are"
+        yield "data.image.mode", f"got {show(mode)}; {takes}"
 
 
 def _image_range(values: Values) -> Iterator[Finding]:
-    mean, std = values["data.image.mean"], values["data.image.std"]
+    mode = values["data.image.mode"]
+    mean = values["data.image.mean"]
+    std = values["data.image.std"]
     if len(mean) != len(std):
-        yield (
-            "data.image.std",
-            f"got {show(std)} beside data.image.mean={show(mean)}; they take a number a channel "
-            "each",
-        )
-    elif not all(0 < deviation < float("inf") for deviation in std):
+        got = f"got {show(std)} beside data.image.mean={show(mean)}"
+        yield "data.image.std", f"{got}; they take a number a channel each"
+    elif not all(0 < deviation < math.inf for deviation in std):
         yield "data.image.std", f"got {show(std)}; each must be above 0"
-    channels = CHANNELS.get(str(values["data.image.mode"]), len(mean))
+    channels = CHANNELS.get(str(mode), len(mean))
     if mean and len(mean) != channels:
-        why = f"images of mode {values['data.image.mode']} have {channels}"
+        why = f"images of mode {mode} have {channels}"
         yield "data.image.mean", f"got {show(mean)}, a number for each channel; {why}"
     if mean and values["data.normalize"]:
-        yield (
-            "data.normalize",
-            "got true beside data.image.mean; both scale what enters the model. Keep one",
-        )
+        why = "both scale what enters the model. Keep one"
+        yield "data.normalize", f"got true beside data.image.mean; {why}"
 
 
 DATA_RULES = (_columns, _normalize, _image_size, _image_mode, _image_range)

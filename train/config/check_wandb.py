@@ -1,12 +1,14 @@
-"""The rules for wandb.*: what W&B would refuse, found without importing it. A test asks W&B whether
-they are right.
+"""The rules for wandb.*: what W&B would refuse, checked without importing it.
+
+A test asks W&B itself whether they are right.
 """
 
 from collections.abc import Iterator
 
 from train.config.problems import Finding, Values, show
 
-LONGEST_PROJECT = LONGEST_NAME = 128
+LONGEST_PROJECT = 128
+LONGEST_NAME = 128
 LONGEST_TAG = 64
 NOT_IN_PROJECT = "/\\#?%:"
 
@@ -15,24 +17,20 @@ def _project(values: Values) -> Iterator[Finding]:
     project = values["wandb.project"]
     if project is None:
         return
-    wrong = sorted(set(project) & set(NOT_IN_PROJECT))
-    if wrong:
-        right = "".join("-" if letter in NOT_IN_PROJECT else letter for letter in project)
-        entity, slash, name = project.partition("/")
-        both = (
-            f" (a project of a team: wandb.entity={entity} wandb.project={name})" if slash else ""
-        )
+    got = f"got {show(project)}"
+    if set(project) & set(NOT_IN_PROJECT):
+        valid = project
+        for letter in NOT_IN_PROJECT:
+            valid = valid.replace(letter, "-")
         why = f"W&B takes none of {' '.join(NOT_IN_PROJECT)} in a project"
-        yield (
-            "wandb.project",
-            f"got {show(project)}; {why}. Write wandb.project={right[:LONGEST_PROJECT]}{both}",
-        )
-    elif not project or len(project) > LONGEST_PROJECT:
+        fix = f"Write wandb.project={valid[:LONGEST_PROJECT]}"
+        entity, slash, name = project.partition("/")
+        if slash:
+            fix += f" (a project of a team: wandb.entity={entity} wandb.project={name})"
+        yield "wandb.project", f"{got}; {why}. {fix}"
+    elif not 1 <= len(project) <= LONGEST_PROJECT:
         why = f"W&B takes 1 to {LONGEST_PROJECT} characters, this has {len(project)}"
-        yield (
-            "wandb.project",
-            f"got {show(project)}; {why}. Write wandb.project=isobatch, or a shorter one",
-        )
+        yield "wandb.project", f"{got}; {why}. Write wandb.project=isobatch, or a shorter one"
 
 
 def _names(values: Values) -> Iterator[Finding]:
@@ -44,34 +42,27 @@ def _names(values: Values) -> Iterator[Finding]:
     entity = values["wandb.entity"]
     if entity is not None and (not entity.strip() or "/" in entity or " " in entity):
         why = "it is one account or team, as in https://wandb.ai/ENTITY/PROJECT"
-        yield (
-            "wandb.entity",
-            f"got {show(entity)}; {why}. Write wandb.entity=ENTITY wandb.project=PROJECT",
-        )
+        fix = "Write wandb.entity=ENTITY wandb.project=PROJECT"
+        yield "wandb.entity", f"got {show(entity)}; {why}. {fix}"
 
 
 def _tags(values: Values) -> Iterator[Finding]:
+    fix = "Write a shorter one, and wandb.notes for the rest"
     for tag in values["wandb.tags"]:
         if not 1 <= len(tag) <= LONGEST_TAG:
             why = f"W&B takes tags of 1 to {LONGEST_TAG} characters, this has {len(tag)}"
-            yield (
-                "wandb.tags",
-                f"got {show(tag)}; {why}. Write a shorter one, and wandb.notes for the rest",
-            )
+            yield "wandb.tags", f"got {show(tag)}; {why}. {fix}"
 
 
 def _one_line(values: Values) -> Iterator[Finding]:
     """A line end or an escape sequence in a name is a slip, and shows up in every table."""
-    said = [
-        (key, values[key]) for key in ("wandb.project", "wandb.name", "wandb.group", "wandb.entity")
-    ]
-    for key, text in [*said, *(("wandb.tags", tag) for tag in values["wandb.tags"])]:
+    keys = ("wandb.project", "wandb.name", "wandb.group", "wandb.entity")
+    texts = [(key, values[key]) for key in keys]
+    texts += [("wandb.tags", tag) for tag in values["wandb.tags"]]
+    why = "it holds a control character. Write it on one line, letters only"
+    for key, text in texts:
         if text is not None and not text.isprintable():
-            yield (
-                key,
-                f"got {show(text)}; it holds a control character. Write it on one line, letters "
-                "only",
-            )
+            yield key, f"got {show(text)}; {why}"
 
 
 WANDB_RULES = (_project, _names, _tags, _one_line)

@@ -22,23 +22,23 @@ from typing import Any
 KIND = "definitions "
 """Before the digits. The first edition hashed names and bytes of files, and had digits alone."""
 
-READERS_ONLY = ("ctx", "type_comment")
+IGNORED_FIELDS = ("ctx", "type_comment")
 """Fields of a syntax tree that follow from others, or are comments."""
 
 END = object()
-"""Closes a node, or a list, among what is still to be written down."""
+"""Closes a node, or a list, among what still has to be written."""
 
 
-def code_hash(sources: Iterable[bytes], own: Collection[str]) -> str:
+def code_hash(sources: Iterable[bytes], packages: Collection[str]) -> str:
     """`definitions ` and 16 hex digits, the same on Python 3.11, 3.12 and 3.13.
 
-    `sources` are the contents of files, in any order. What is no Python counts by its bytes: an
-    extension module, or a file with a syntax error, which never ran. `own` are the top-level names
-    of the packages that the sources belong to: what is imported from these counts by its name
-    alone, since it may move from file to file.
+    `sources`: the contents of files, in any order. What is no Python counts by its bytes: an
+    extension module, or a file with a syntax error, which never ran.
+    `packages`: top-level names of the packages that the sources belong to. What is imported from
+    these counts by its name alone, since it may move from file to file.
     """
     hashes: list[str] = []
-    names = frozenset(own)
+    names = frozenset(packages)
     for source in sources:
         hashes += _hashes(source, names)
     return f"{KIND}{_sha256(' '.join(sorted(hashes)))[:16]}"
@@ -56,22 +56,21 @@ def parse(source: bytes) -> ast.Module | None:
         warnings.simplefilter("ignore")
         try:
             return ast.parse(source)
-        # ValueError: a null byte. The last two: nested too deeply for Python itself.
         except (SyntaxError, ValueError, RecursionError, MemoryError):
+            # ValueError: a null byte. The last two: nested too deeply for Python itself.
             return None
 
 
-# Of a process that trains several times, such as the tests: reading this package takes a quarter of
-# a second.
+# Cached for processes that train several times, such as the tests: reading this package takes a
+# quarter of a second.
 @lru_cache(maxsize=1000)
-def _hashes(source: bytes, own: frozenset[str]) -> tuple[str, ...]:
+def _hashes(source: bytes, packages: frozenset[str]) -> tuple[str, ...]:
     module = parse(source)
     if module is None:
         return (hashlib.sha256(source).hexdigest(),)
-    origins = _origins(module, own)
-    return tuple(
-        _sha256(" ".join(_words(statement, origins))) for statement in _computing(module.body)
-    )
+    origins = _origins(module, packages)
+    texts = [" ".join(_words(statement, origins)) for statement in _computing(module.body)]
+    return tuple(map(_sha256, texts))
 
 
 def _words(statement: ast.stmt, origins: Mapping[str, str]) -> Iterator[str]:
@@ -117,7 +116,7 @@ def _fields(node: ast.AST, origins: Mapping[str, str]) -> dict[str, Any]:
             value = _joined(value)
         elif isinstance(value, list):
             value = _computing(value)
-        if value is not None and value != [] and name not in READERS_ONLY:
+        if value is not None and value != [] and name not in IGNORED_FIELDS:
             fields[name] = value
     return fields
 
@@ -171,30 +170,30 @@ def _joined(pieces: list[ast.expr]) -> list[ast.expr | str]:
     return [piece for piece in [*joined, text] if piece != ""]
 
 
-def _origins(module: ast.Module, own: Collection[str]) -> dict[str, str]:
+def _origins(module: ast.Module, packages: Collection[str]) -> dict[str, str]:
     """{name: what it stands for} of all that a file imports.
 
-    That is the full path in a library, and the last part of it in `own`. A name that is imported
-    twice, as in `try: ... except ImportError: ...`, stands for both.
+    That is the full path in a library, and the last part of it in `packages`. A name that is
+    imported twice, as in `try: ... except ImportError: ...`, stands for both.
     """
-    found: dict[str, set[str]] = {}
+    paths_of: dict[str, set[str]] = {}
     for node in ast.walk(module):
         if isinstance(node, ast.Import):
             for alias in node.names:
                 # `import a.b` binds a, `import a.b as c` binds a.b.
                 path = alias.name if alias.asname else alias.name.split(".")[0]
-                found.setdefault(alias.asname or path, set()).add(_counted(path, own))
+                paths_of.setdefault(alias.asname or path, set()).add(_counted(path, packages))
         elif isinstance(node, ast.ImportFrom):
             for alias in node.names:
                 # An empty first part is a relative import, from a package of the same sources.
                 path = f"{'' if node.level else node.module}.{alias.name}"
-                found.setdefault(alias.asname or alias.name, set()).add(_counted(path, own))
-    return {name: "|".join(sorted(paths)) for name, paths in found.items()}
+                paths_of.setdefault(alias.asname or alias.name, set()).add(_counted(path, packages))
+    return {name: "|".join(sorted(paths)) for name, paths in paths_of.items()}
 
 
-def _counted(path: str, own: Collection[str]) -> str:
+def _counted(path: str, packages: Collection[str]) -> str:
     parts = path.split(".")
-    return parts[-1] if parts[0] in ("", *own) else path
+    return parts[-1] if parts[0] in ("", *packages) else path
 
 
 def _sha256(text: str) -> str:

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path as FilePath
+from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
@@ -11,13 +11,17 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from train.config.hints import nearest
-from train.config.keys import TYPES, Path
+from train.config.keys import KEYS, KeyPath
 from train.config.merge import Layer, flatten
 from train.config.problems import ConfigError, Problem
 from train.config.spelling import misspelt
 from train.config.yaml_text import Loader
 
 WHERE = "command line"
+
+_KEY = re.compile(r"[^.\[\]]+(\.[^.\[\]]+|\[\d+\])*")
+"""section.name, section.name[0]"""
+_PART = re.compile(r"\[\d+\]|[^.\[\]]+")
 
 OPTIONS: dict[str, str] = {
     "--plan": "print the plan of the run and stop",
@@ -37,12 +41,16 @@ USAGE = "\n".join(
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class CommandLine:
-    path: FilePath
+    path: Path
+    """The config file."""
     overrides: tuple[str, ...]
+    """The key=value arguments."""
     flags: frozenset[str]
+    """The options."""
     layer: Layer
+    """The overrides, parsed."""
     problems: list[Problem]
     """Arguments that make no sense."""
 
@@ -55,45 +63,65 @@ def parse(argv: Sequence[str]) -> CommandLine:
     if not argv or "-h" in argv or "--help" in argv:
         print(USAGE)
         raise SystemExit(0 if argv else 2)
-    dashed = [argument for argument in argv if argument.startswith("-")]
-    plain = [argument for argument in argv if not argument.startswith("-")]
-    files = [argument for argument in plain if _is_file_name(argument)]
-    overrides = [argument for argument in plain if not _is_file_name(argument)]
-    problems = [_refused(argument) for argument in dashed if argument not in OPTIONS]
+    options: list[str] = []
+    files: list[str] = []
+    overrides: list[str] = []
+    for argument in argv:
+        if argument.startswith("-"):
+            options.append(argument)
+        elif _is_file_name(argument):
+            files.append(argument)
+        else:
+            overrides.append(argument)
+    problems = [_unknown_option(option) for option in options if option not in OPTIONS]
+    # After an unknown option its value may look like a second file.
     if len(files) != 1 and not problems:
-        got = " and ".join(files) or "none"
-        fix = (
-            f"For a key, write {files[-2]}={files[-1]}"
-            if files
-            else "Name one, such as configs/digits.yaml"
-        )
-        problems.append(Problem(WHERE, "", f"it takes one config; got {got}. {fix}"))
-    values: dict[Path, Any] = {}
-    edits: list[tuple[Path, Any]] = []
+        problems.append(_not_one_file(files))
+    values: dict[KeyPath, Any] = {}
+    edits: list[tuple[KeyPath, Any]] = []
     for override in overrides:
         setting = _setting(override)
         if isinstance(setting, Problem):
             problems.append(setting)
-        elif any(isinstance(part, int) or str(part).isdigit() for part in setting[0]):
+            continue
+        path, value = setting
+        # An index can only be applied to the list that the layers below have made.
+        if any(isinstance(part, int) or str(part).isdigit() for part in path):
             edits.append(setting)
         else:
-            values |= _nested(*setting)
+            values |= _nested(path, value)
     if len(files) != 1:
         raise ConfigError(problems)
-    layer = Layer(WHERE, values, edits)
-    return CommandLine(FilePath(files[0]), tuple(overrides), frozenset(dashed), layer, problems)
-
-
-def _is_file_name(argument: str) -> bool:
-    """A path may hold an equals sign too: runs/lr=1/config.yaml."""
-    return "=" not in argument or (
-        argument.endswith((".yaml", ".yml")) and FilePath(argument).is_file()
+    return CommandLine(
+        path=Path(files[0]),
+        overrides=tuple(overrides),
+        flags=frozenset(options),
+        layer=Layer(WHERE, values, edits),
+        problems=problems,
     )
 
 
-def _refused(option: str) -> Problem:
+def _is_file_name(argument: str) -> bool:
+    """Whether it is a config, not a key=value. A path may hold an equals sign too: runs/lr=1/."""
+    if "=" not in argument:
+        return True
+    return argument.endswith((".yaml", ".yml")) and Path(argument).is_file()
+
+
+def _not_one_file(files: Sequence[str]) -> Problem:
+    if files:
+        # The words of `key value`, without an equals sign.
+        got = " and ".join(files)
+        fix = f"For a key, write {files[-2]}={files[-1]}"
+    else:
+        got = "none"
+        fix = "Name one, such as configs/digits.yaml"
+    return Problem(WHERE, "", f"it takes one config; got {got}. {fix}")
+
+
+def _unknown_option(option: str) -> Problem:
     key, equals, value = option.lstrip("-").partition("=")
-    near = (key,) if key in TYPES else nearest(key)
+    near = (key,) if key in KEYS else nearest(key)
     if near:
         fix = f"keys have no dashes: write {near[0]}={value if equals else 'VALUE'}"
     else:
@@ -101,46 +129,42 @@ def _refused(option: str) -> Problem:
     return Problem(WHERE, "", f"got {option}; {fix}")
 
 
-def _setting(override: str) -> tuple[Path, Any] | Problem:
-    """A key=value in parts; the value as OmegaConf parses it (1e-8 is a number), or what is wrong
-    with it.
+def _setting(override: str) -> tuple[KeyPath, Any] | Problem:
+    """A key=value in parts, or what is wrong with it.
+
+    The value is parsed by OmegaConf, for which 1e-8 is a number.
     """
     key, _, text = override.partition("=")
-    if re.fullmatch(r"[^.\[\]]+(\.[^.\[\]]+|\[\d+\])*", key) is None:
-        return Problem(
-            WHERE,
-            "",
-            f"got {override}; a key is written section.name=value or section.name[0]=value",
-        )
+    if _KEY.fullmatch(key) is None:
+        how = "a key is written section.name=value or section.name[0]=value"
+        return Problem(WHERE, "", f"got {override}; {how}")
     if key == "extends":
-        return Problem(
-            WHERE, key, "only a file extends others. Write it there, or name another CONFIG"
-        )
+        how = "only a file extends others. Write it there, or name another CONFIG"
+        return Problem(WHERE, key, how)
     if not text.strip():
-        return Problem(
-            WHERE,
-            key,
-            f"got no value. To unset it, write {key}=null; for an empty text, {key}='\"\"'",
-        )
+        how = f"To unset it, write {key}=null; for an empty text, {key}='\"\"'"
+        return Problem(WHERE, key, f"got no value. {how}")
     try:
         parsed = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]))
     except (YAMLError, OmegaConfBaseException) as error:
-        return Problem(
-            WHERE, key, f"got {text}; it is not valid YAML: {str(error).splitlines()[0]}. Quote it"
-        )
+        why = f"it is not valid YAML: {str(error).splitlines()[0]}"
+        return Problem(WHERE, key, f"got {text}; {why}. Quote it")
     assert isinstance(parsed, dict)
-    path = tuple(
-        int(part[1:-1]) if part[0] == "[" else part
-        for part in re.findall(r"\[\d+\]|[^.\[\]]+", key)
-    )
-    for wrong in misspelt(text, Loader, tuple(part for part in path if isinstance(part, str))):
-        return Problem(
-            WHERE, key, f"{wrong.sentence}. Type: '{key}={text.replace(wrong.text, wrong.instead)}'"
-        )
+    path = _path(key)
+    # The schema has no types of single elements: those of the list decide.
+    names = tuple(part for part in path if isinstance(part, str))
+    for wrong in misspelt(text, Loader, names):
+        line = f"{key}={text.replace(wrong.text, wrong.replacement)}"
+        return Problem(WHERE, key, f"{wrong.sentence}. Set: '{line}'")
     return path, parsed["value"]
 
 
-def _nested(path: Path, value: Any) -> dict[Path, Any]:
+def _path(key: str) -> KeyPath:
+    """section.name[0] -> ("section", "name", 0)"""
+    return tuple(int(part[1:-1]) if part[0] == "[" else part for part in _PART.findall(key))
+
+
+def _nested(path: KeyPath, value: Any) -> dict[KeyPath, Any]:
     for part in reversed(path):
         value = {part: value}
     return flatten(value)

@@ -1,6 +1,4 @@
-"""Settings to typed values: OmegaConf's structured conversion, key by key, its errors
-in our words.
-"""
+"""Settings to typed values: OmegaConf's structured conversion, key by key, errors in our words."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -8,13 +6,13 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from train.config.keys import DEFAULTS, MISSING, SECTIONS, TYPES, dotted, owner, parts, types_of
+from train.config.keys import DEFAULTS, KEYS, MISSING, SECTIONS, dotted, owner, parts, types_of
 from train.config.merge import Settings
 from train.config.problems import Problem, show
 from train.config.recipe import Group
 from train.config.schema import Config
 
-_WORDS = {
+_TYPE_WORDS = {
     int: "a whole number",
     float: "a number",
     str: "text",
@@ -29,10 +27,11 @@ _WORDS = {
 
 
 class Origins:
-    """Which layer a key comes from; what no layer set is the config file's to state."""
+    """The layer that set a key; what no layer set is for the config file to state."""
 
     def __init__(self, settings: Settings, config: str) -> None:
-        self._settings, self._config = settings, config
+        self._settings = settings
+        self._config = config
 
     def __call__(self, key: str) -> str:
         if parts(key) in self._settings:
@@ -46,71 +45,80 @@ class Origins:
 
 
 def convert(settings: Settings, origins: Origins) -> tuple[DictConfig, list[Problem]]:
-    """The structured config, interpolations unresolved; a key whose value does not fit keeps its
-    default.
+    """The structured config, interpolations unresolved, and the values that have a wrong type.
+
+    A key with such a value keeps its default.
     """
     config: DictConfig = OmegaConf.structured(Config)
-    for section in ("", *SECTIONS):  # a frozen dataclass is read-only at every node
-        OmegaConf.set_readonly(OmegaConf.select(config, section) if section else config, False)
+    # OmegaConf makes each node of a frozen dataclass read-only.
+    OmegaConf.set_readonly(config, False)
+    for section in SECTIONS:
+        OmegaConf.set_readonly(OmegaConf.select(config, section), False)
     problems = []
     for key, value in _nested(settings).items():
-        wrong = _false_text(key, value)
+        wrong = _truth_for_text(key, value)
+        if wrong is not None:
+            problems.append(Problem(origins(wrong[0]), *wrong))
+            continue
         try:
-            if wrong is None:
-                # makes a Group of a mapping
-                OmegaConf.update(config, key, value, merge=isinstance(value, list))
-                continue
+            # Merging a list makes a Group of each mapping in it.
+            OmegaConf.update(config, key, value, merge=isinstance(value, list))
         except OmegaConfBaseException as error:
-            # of an element of a list: the element's own key alone
-            place = str(error.full_key or key)
-            wrong = (place if place.startswith(key) else key, _misfit(key, place, value, error))
-        problems.append(Problem(origins(wrong[0]), *wrong))
+            # The error of a list's element names the element alone, without the key.
+            full_key = str(error.full_key or key)
+            shown = full_key if full_key.startswith(key) else key
+            text = _wrong_type(key, full_key, value, error)
+            problems.append(Problem(origins(shown), shown, text))
     return config, problems
 
 
 def _nested(settings: Settings) -> dict[str, Any]:
-    """One value per key of the schema; what is set below one (`model.args.hidden`) becomes a
-    mapping.
-    """
+    """One value per key of the schema; what is set below one (`model.args.hidden`) is nested."""
     values: dict[str, Any] = {}
     for path, setting in settings.items():
         key = owner(path)
         if key is None or (setting.value is None and not key.endswith(".args")):
             continue
         *above, last = (key, *path[len(parts(key)) :])
-        place: Any = values
+        container: Any = values
         for part in above:
-            place = place.setdefault(part, {})
-        place[last] = setting.value
+            container = container.setdefault(part, {})
+        container[last] = setting.value
     return {key: DEFAULTS[key] if value is None else value for key, value in values.items()}
 
 
-def _false_text(key: str, value: Any) -> tuple[str, str] | None:
-    """(key, text) where YAML made a truth value of a word: OmegaConf would make the text 'False' of
-    it.
+def _truth_for_text(key: str, value: Any) -> tuple[str, str] | None:
+    """(key, what is wrong) where YAML made a truth value of a word such as `no`.
+
+    OmegaConf would turn it into the text 'False'.
     """
-    if isinstance(value, Mapping) and not key.endswith(".args"):
-        return next(
-            (wrong for name in value if (wrong := _bool_text(f"{key}.{name}", value[name]))), None
-        )
-    takes_text = str in types_of(key) and bool not in types_of(key)
-    return _bool_text(key, value) if takes_text else None
-
-
-def _bool_text(key: str, value: Any) -> tuple[str, str] | None:
-    if not isinstance(value, bool):
+    if isinstance(value, Mapping):
+        if key.endswith(".args"):
+            return None
+        for name, item in value.items():
+            if isinstance(item, bool):
+                return f"{key}.{name}", _quote_it(item)
         return None
-    word, others = ("yes", "`yes` and `on`") if value else ("no", "`no` and `off`")
-    return (
-        key,
-        f"got {show(value)}; {others} are YAML for {show(value)}: quote the word, as in '{word}'",
-    )
+    takes_text = str in types_of(key) and bool not in types_of(key)
+    if takes_text and isinstance(value, bool):
+        return key, _quote_it(value)
+    return None
 
 
-def _misfit(key: str, place: str, value: Any, error: OmegaConfBaseException) -> str:
-    if place != key:
-        return f"it takes {_takes(key)}: {str(error).splitlines()[0]}"
-    text = f"got {show(value)}; it takes {_takes(key)}"
+def _quote_it(value: bool) -> str:
+    if value:
+        words = "`yes` and `on` are YAML for true: quote the word, as in 'yes'"
+    else:
+        words = "`no` and `off` are YAML for false: quote the word, as in 'no'"
+    return f"got {show(value)}; {words}"
+
+
+def _wrong_type(key: str, full_key: str, value: Any, error: OmegaConfBaseException) -> str:
+    """`full_key`: that of the element of a list or mapping, where the error is about one."""
+    takes = _takes(key)
+    if full_key != key:
+        return f"it takes {takes}: {str(error).splitlines()[0]}"
+    text = f"got {show(value)}; it takes {takes}"
     if value == "None":
         return f"{text}. None is written null"
     if isinstance(value, float) and value.is_integer() and int in types_of(key):
@@ -119,39 +127,41 @@ def _misfit(key: str, place: str, value: Any, error: OmegaConfBaseException) -> 
 
 
 def _takes(key: str) -> str:
-    return " or ".join(_WORDS.get(member, "a mapping {name: value}") for member in types_of(key))
+    words = [_TYPE_WORDS.get(member, "a mapping {name: value}") for member in types_of(key)]
+    return " or ".join(words)
 
 
 def missing(settings: Settings, origins: Origins) -> list[Problem]:
-    """What must be stated and is not: keys without a default, and what a file leaves
-    open as ???.
-    """
-    left = [path for path, setting in settings.items() if repr(MISSING) in repr(setting.value)]
+    """What must be stated and is not: keys without a default, and what a file leaves as ???."""
     required = [parts(key) for key, default in DEFAULTS.items() if default == MISSING]
     unset = [path for path in required if path not in settings or settings[path].value is None]
-    return [
-        Problem(origins(dotted(path)), dotted(path), f"must be stated. Add {dotted(path)}=...")
-        for path in dict.fromkeys([*unset, *left])
-    ]
+    # ??? may also stand inside a list.
+    left_open = [path for path, setting in settings.items() if repr(MISSING) in repr(setting.value)]
+    keys = dict.fromkeys(dotted(path) for path in [*unset, *left_open])
+    return [Problem(origins(key), key, f"must be stated. Add {key}=...") for key in keys]
 
 
 def resolve_values(config: DictConfig, origins: Origins) -> tuple[dict[str, Any], list[Problem]]:
-    """{key: value}, interpolations resolved. What cannot be resolved is left out, or has its
-    default.
+    """{key: value}, interpolations resolved, and those that cannot be resolved.
+
+    A key with such an interpolation has its default; an argument with one is missing.
     """
-    values, problems = dict(DEFAULTS), []
-    for key in TYPES:
+    values = dict(DEFAULTS)
+    problems = []
+    for key in KEYS:
         try:
             value = OmegaConf.select(config, key)
             values[key] = {} if isinstance(value, DictConfig) else _plain(value)
         except OmegaConfBaseException as error:
             problems.append(_unresolved(key, error, origins))
             continue
-        for name in list(value) if isinstance(value, DictConfig) else ():
+        if not isinstance(value, DictConfig):
+            continue
+        for name in value:
             try:
                 values[key][name] = _plain(value[name])
             except OmegaConfBaseException as error:
-                problems.append(_unresolved(f"{key}.{name}", error, origins))
+                problems.append(_unresolved(f"{key}.{name!s}", error, origins))
     return values, problems
 
 

@@ -1,11 +1,9 @@
-"""What an unknown key was probably meant to be: the nearest key, or ours for another trainer's
-name.
-"""
+"""What an unknown key was probably meant to be: the nearest key, or ours for another trainer's."""
 
 import difflib
 from collections.abc import Container, Iterable
 
-from train.config.keys import SECTIONS, TYPES, Path, dotted, owner, parts
+from train.config.keys import KEYS, SECTIONS, KeyPath, dotted, owner, parts
 from train.config.merge import Layer
 from train.config.problems import Problem, show
 
@@ -20,20 +18,16 @@ _FOREIGN: tuple[tuple[str, str, str], ...] = (
     (
         "batch.micro",
         _MICRO,
-        "per_device_train_batch_size per_gpu_train_batch_size local_batch_size",
+        "per_device_train_batch_size per_gpu_train_batch_size local_batch_size "
+        "train_micro_batch_size_per_gpu micro_batch_size device_train_microbatch_size "
+        "device_batch_size",
     ),
-    (
-        "batch.micro",
-        _MICRO,
-        "train_micro_batch_size_per_gpu micro_batch_size device_train_microbatch_size",
-    ),
-    ("batch.micro", _MICRO, "device_batch_size"),
     (
         "batch.effective",
         _EFFECTIVE,
-        "batch_size train_batch_size global_batch_size global_train_batch_size",
+        "batch_size train_batch_size global_batch_size global_train_batch_size "
+        "total_batch_size effective_batch_size",
     ),
-    ("batch.effective", _EFFECTIVE, "total_batch_size effective_batch_size"),
     (
         "batch.micro_tokens",
         "tokens that one rank puts through the model at once",
@@ -49,9 +43,8 @@ _FOREIGN: tuple[tuple[str, str, str], ...] = (
     (
         "optimizer.max_grad_norm",
         "",
-        "max_grad_norm gradient_clip_val gradient_clipping grad_clip clip_grad_norm",
+        "max_grad_norm gradient_clip_val gradient_clipping grad_clip clip_grad_norm max_norm",
     ),
-    ("optimizer.max_grad_norm", "", "max_norm"),
     ("optimizer.args.weight_decay", "", "weight_decay"),
     ("optimizer.args.momentum", "", "momentum"),
     ("optimizer.args.eps", "", "adam_epsilon"),
@@ -121,78 +114,81 @@ _FOREIGN: tuple[tuple[str, str, str], ...] = (
     ("wandb.project", "", "wandb_project project_name"),
     ("seed", "", "random_seed data_seed seed_everything"),
 )
-"""(our key, what to know, names in HF Trainer, Lightning, Composer, torchtitan, DeepSpeed,
-nanoGPT).
-"""
+"""(our key, what to know, names in HF Trainer, Lightning, Composer, torchtitan and others)"""
 
 FOREIGN: dict[str, tuple[str, str]] = {
     name: (key, note) for key, note, names in _FOREIGN for name in names.split()
 }
-"""{name elsewhere: (our key, what to know)}."""
+"""{name in another trainer: (our key, what to know)}"""
 
 
-def find_unknown(layer: Layer, stated: Container[Path]) -> list[Problem]:
+def find_unknown(layer: Layer, stated: Container[KeyPath]) -> list[Problem]:
     """The keys of a layer that do not exist; `stated` holds the keys of all layers."""
-    found = (
-        _unknown(layer.name, path, value, stated)
-        for path, value in [*layer.values.items(), *layer.edits]
-    )
-    return [problem for problem in found if problem is not None]
+    problems = []
+    for path, value in [*layer.values.items(), *layer.edits]:
+        problem = _unknown(layer.name, path, value, stated)
+        if problem is not None:
+            problems.append(problem)
+    return problems
 
 
-def _unknown(where: str, path: Path, value: object, stated: Container[Path]) -> Problem | None:
+def _unknown(
+    where: str, path: KeyPath, value: object, stated: Container[KeyPath]
+) -> Problem | None:
     key = dotted(path)
-    if owner(path) is not None or (key in SECTIONS and value in (None, {})):
+    is_empty_section = key in SECTIONS and value in (None, {})
+    if owner(path) is not None or is_empty_section:
         return None
     if key in SECTIONS:
-        below = [name for name in TYPES if name.startswith(f"{key}.")]
-        text = f"got {show(value)}; it is a section. Write one of its keys: {', '.join(below)}"
+        keys = ", ".join(name for name in KEYS if name.startswith(f"{key}."))
+        text = f"got {show(value)}; it is a section. Write one of its keys: {keys}"
         return Problem(where, key, text)
+    text = f"got {show(value)}; there is no such key. {advice(key, value)}"
     near = tuple(name for name in nearest(key) if parts(name) not in stated)
-    return Problem(
-        where, key, f"got {show(value)}; there is no such key. {advice(key, value)}", near
-    )
+    return Problem(where, key, text, near)
 
 
 def nearest(key: str) -> tuple[str, ...]:
-    """The keys that an unknown one may mean: those of its name in other sections, else the most
-    alike.
+    """The keys that an unknown one may mean, the most likely first.
+
+    That of another trainer's name; else those with the same last part; else the most alike.
     """
-    if foreign := _foreign(key):
+    foreign = _foreign(key)
+    if foreign is not None:
         return (foreign[0],)
     last = key.rpartition(".")[2]
-    alike = {name: difflib.SequenceMatcher(None, key.lower(), name).ratio() for name in TYPES}
-    close = [name for name in TYPES if name.rpartition(".")[2] == last]
-    if close:
-        best = max(alike[name] for name in close)
-        return tuple(
-            name
-            for name in sorted(close, key=lambda name: -alike[name])
-            if alike[name] > best - 0.16
-        )
-    if max(alike.values()) >= 0.7:
-        return (max(alike, key=lambda name: alike[name]),)
-    last_parts = {name.rpartition(".")[2]: name for name in TYPES}
-    return tuple(
-        last_parts[part] for part in difflib.get_close_matches(last.lower(), last_parts, 1, 0.7)
-    )
+    likeness = {name: _likeness(key, name) for name in KEYS}
+    by_likeness = sorted(KEYS, key=lambda name: -likeness[name])
+    same_last = [name for name in by_likeness if name.rpartition(".")[2] == last]
+    if same_last:
+        # `every_steps` is in several sections: only those whose section is alike, too.
+        least = likeness[same_last[0]] - 0.16
+        return tuple(name for name in same_last if likeness[name] > least)
+    best = by_likeness[0]
+    if likeness[best] >= 0.7:
+        return (best,)
+    by_last_part = {name.rpartition(".")[2]: name for name in KEYS}
+    near = difflib.get_close_matches(last.lower(), by_last_part, n=1, cutoff=0.7)
+    return tuple(by_last_part[part] for part in near)
+
+
+def _likeness(key: str, name: str) -> float:
+    return difflib.SequenceMatcher(None, key.lower(), name).ratio()
 
 
 def advice(key: str, value: object) -> str:
     """One sentence on what to type for an unknown key."""
-    section, _, rest = key.partition(".")
-    if (foreign := _foreign(key)) is not None:
+    foreign = _foreign(key)
+    if foreign is not None:
         name, note = foreign
-        return (
-            f"Here it is {name}: {note}"
-            if note
-            else f"Here it is {name}: write {name}={_typed(value)}"
-        )
-    if close := nearest(key):
+        return f"Here it is {name}: {note or f'write {name}={_typed(value)}'}"
+    close = nearest(key)
+    if close:
         return f"Did you mean {_either(close)}?"
-    if f"{section}.args" in TYPES:
-        return f"An argument of its own goes under args: {section}.args.{rest}"
-    outside = [name for name in TYPES if "." not in name]
+    section, _, rest = key.partition(".")
+    if f"{section}.args" in KEYS:
+        return f"An argument of the target goes under args: {section}.args.{rest}"
+    outside = [name for name in KEYS if "." not in name]
     return f"The sections are: {', '.join(SECTIONS)}; keys beside them: {', '.join(outside)}"
 
 

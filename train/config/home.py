@@ -1,12 +1,10 @@
-"""`~` at the beginning of a path is the home folder, as in a shell, which expands it nowhere behind
-`key=`.
-"""
+"""Expands `~` at the beginning of a path, as a shell does, but not behind `key=`."""
 
 import dataclasses
 from pathlib import Path
 from typing import Any
 
-from train.config.keys import dotted
+from train.config.keys import dotted, under
 from train.config.merge import Layer
 
 PATHS = (
@@ -21,7 +19,7 @@ PATHS = (
 )
 
 
-def at_home(layer: Layer) -> Layer:
+def with_home(layer: Layer) -> Layer:
     """The same settings, paths without `~`."""
     values = {path: _expanded(dotted(path), value) for path, value in layer.values.items()}
     return dataclasses.replace(layer, values=values)
@@ -30,7 +28,7 @@ def at_home(layer: Layer) -> Layer:
 def _expanded(key: str, value: Any) -> Any:
     if isinstance(value, list) and key in PATHS:
         return [_expanded(key, each) for each in value]
-    if isinstance(value, str) and value.startswith("~") and _names_path(key):
+    if isinstance(value, str) and value.startswith("~") and under(key, PATHS):
         return expand(value)
     return value
 
@@ -41,7 +39,3 @@ def expand(path: str) -> str:
         return str(Path(path).expanduser())
     except RuntimeError:
         return path
-
-
-def _names_path(key: str) -> bool:
-    return any(key == path or key.startswith(f"{path}.") for path in PATHS)

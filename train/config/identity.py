@@ -1,6 +1,4 @@
-"""Which runs must have the same curve: hashes over what changes the mathematics, and over nothing
-else.
-"""
+"""Which runs must have the same curve: hashes over what changes the mathematics, and no more."""
 
 import dataclasses
 import hashlib
@@ -9,74 +7,48 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from train.config.annotations import Effect
 from train.config.code_hash import code_hash
+from train.config.keys import under, with_effect
 from train.config.schema import Config
 from train.config.sources import own_sources
 from train.config.targets import resolve, resolve_source, resolve_tokenizer
 
-EXECUTION = (
-    *(
-        "name",
-        "output_dir",
-        "log",
-        "wandb",
-        "checkpoint",
-        "duration.hours",
-        "profile",
-        "evaluate",
-        "data.eval_split",
-    ),
-    "ema",  # an average that is only watched
-    # what follows is in the identity, below
-    *("batch.effective_tokens", "batch.schedule", "batch.schedule_tokens"),
-    "noise_scale",
-    *("data.preload", "data.workers", "data.eval_transform"),
-    *(
-        "batch.micro",
-        "batch.shares",
-        "batch.accumulation_steps",
-        "batch.exact",
-        "batch.sync",
-        "batch.on_oom",
-    ),
-    "batch.audit_every_steps",
-    *("runtime.timeout_seconds", "runtime.deterministic"),
-    *(
-        "batch.micro_tokens",
-        "model.compile",
-        "memory",
-        "runtime.reduction",
-        "runtime.watch_launcher",
-    ),
-)
-"""Keys, and sections, that change how a run is executed or watched, but not what it computes."""
-
+# The effect of a key stands beside its field, in recipe.py and schema.py.
+EXECUTION = with_effect(Effect.EXECUTION, Effect.NEUTRAL)
+NEUTRAL = with_effect(Effect.NEUTRAL)
 
 COMPUTING = (
-    *("standard.py", "accumulate.py", "loop.py", "step.py", "setup.py"),
-    *("batch/*.py", "data/*.py", "tasks/*.py", "models/*.py", "optim/*.py"),
-    *(
-        "distributed/accelerator.py",
-        "distributed/parallel.py",
-        "distributed/replicated.py",
-        "distributed/ddp.py",
-    ),
-    *("distributed/flat_buckets.py", "randomness.py"),
-    *(
-        "gradients/seeding.py",
-        "gradients/measured_shares.py",
-        "gradients/late_weights.py",
-        "permutation.py",
-    ),
-    *(
-        "chunked_loss.py",
-        "distributed/bucket_order.py",
-        "distributed/sharded.py",
-        "distributed/norms.py",
-    ),
-    *("plan/steps.py", "plan/stages.py", "plan/unequal.py", "config/name_patterns.py"),
+    "standard.py",
+    "accumulate.py",
+    "loop.py",
+    "step.py",
+    "setup.py",
+    "chunked_loss.py",
+    "permutation.py",
+    "randomness.py",
+    "batch/*.py",
+    "config/name_patterns.py",
+    "data/*.py",
+    "distributed/accelerator.py",
+    "distributed/bucket_order.py",
+    "distributed/ddp.py",
+    "distributed/flat_buckets.py",
+    "distributed/norms.py",
+    "distributed/parallel.py",
+    "distributed/replicated.py",
+    "distributed/sharded.py",
+    "gradients/late_weights.py",
+    "gradients/measured_shares.py",
+    "gradients/seeding.py",
+    "models/*.py",
+    "optim/*.py",
+    "plan/stages.py",
+    "plan/steps.py",
+    "plan/unequal.py",
+    "tasks/*.py",
 )
-"""Files whose change may change a curve. A test asks of each other file that it is said not to."""
+"""Files whose change may change a curve. A test asks that every other file is listed there."""
 
 TOKENIZER = (
     "tokenizer*.json",
@@ -86,26 +58,27 @@ TOKENIZER = (
     "added_tokens.json",
     "*.model",
 )
-"""What a tokenizer is in a folder, which may hold a model besides."""
+"""Files of a tokenizer in a folder, which may hold a model besides."""
 
 
 def mathematics(
     config: Config, effective_batch: int, stages: Sequence[tuple[int, int]] = ()
 ) -> dict[str, Any]:
-    """{dotted key: value} of all that decides the curve; the effective batch as it follows from the
-    plan.
+    """{dotted key: value} of all that decides the curve; the effective batch is the plan's.
 
     `stages`: (samples seen, effective batch from there on) of a schedule.
     """
     flat = flatten(dataclasses.asdict(config))
-    kept = {key: value for key, value in flat.items() if not is_execution(key)}
-    if config.optimizer.lr_scaling != "noise":  # beside another rule it is a hint
-        kept["optimizer.noise_scale"] = None
-    if not stages:
-        return kept | {"batch.effective": effective_batch}
-    return kept | {
-        "batch.schedule": ", ".join(f"{start}: {effective}" for start, effective in stages)
-    }
+    values = {key: value for key, value in flat.items() if not is_execution(key)}
+    # Beside another rule than `noise` it only leads to a warning in the plan.
+    if config.optimizer.lr_scaling != "noise":
+        values["optimizer.noise_scale"] = None
+    if stages:
+        steps = [f"{start}: {effective}" for start, effective in stages]
+        values["batch.schedule"] = ", ".join(steps)
+    else:
+        values["batch.effective"] = effective_batch
+    return values
 
 
 def flatten(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -130,8 +103,9 @@ def recipe_hash(mathematics: Mapping[str, Any], code: str) -> str:
 
 
 def joined_hash(segments: Sequence[tuple[int, str | None]]) -> str:
-    """Of a run that went on with other mathematics: (the step after which, the hash) of each
-    segment.
+    """Of a run that was resumed with other mathematics.
+
+    `segments`: (the step after which it begins, its hash) of each part.
     """
     if len(segments) == 1:
         return str(segments[0][1])
@@ -143,16 +117,18 @@ def source_hash(config: Config) -> str:
 
     What counts in a file: see code_hash.
     """
+    data = config.data
     targets = [
         (config.model.target, resolve(config.model.target, "train.models")),
         (config.task.target, resolve(config.task.target, "train.tasks")),
         (config.optimizer.target, resolve(config.optimizer.target, "torch.optim")),
-        (config.data.source, resolve_source(config.data.source)),
-        *((name, resolve(name, "train.data")) for name in [config.data.transform] if name),
+        (data.source, resolve_source(data.source)),
     ]
-    if config.data.block_size is not None:
-        targets.append((config.data.tokenizer, resolve_tokenizer(config.data.tokenizer)))
-    # A set: one file may be found under two names, my.net and net.
+    if data.transform:
+        targets.append((data.transform, resolve(data.transform, "train.data")))
+    if data.block_size is not None:
+        targets.append((data.tokenizer, resolve_tokenizer(data.tokenizer)))
+    # A set: one file may be reached under two names, my.net and net.
     files = set(computing_files())
     packages = {__name__.split(".")[0]}
     for name, target in targets:
@@ -165,46 +141,54 @@ def source_hash(config: Config) -> str:
 def computing_files() -> list[Path]:
     """The files of this package that compute."""
     package = Path(__file__).resolve().parents[1]
-    return [path for pattern in COMPUTING for path in package.glob(pattern)]
+    files: list[Path] = []
+    for pattern in COMPUTING:
+        files += package.glob(pattern)
+    return files
 
 
 def tokenizer_files(tokenizer: str) -> list[Path]:
-    """Those that a tokenizer is made of: in its folder, or the sources of the user's own class.
+    """The files of a tokenizer: in its folder, or the sources of the user's own class.
+
     Raises TargetError.
     """
     folder = Path(tokenizer)
-    if folder.is_dir():
-        return [path for name in TOKENIZER for path in folder.glob(name) if path.is_file()]
-    return list(own_sources(tokenizer, resolve_tokenizer(tokenizer)).values())
+    if not folder.is_dir():
+        return list(own_sources(tokenizer, resolve_tokenizer(tokenizer)).values())
+    files: list[Path] = []
+    for pattern in TOKENIZER:
+        files += (path for path in folder.glob(pattern) if path.is_file())
+    return files
 
 
 def digest(files: Iterable[Path]) -> str:
-    """Of what is in them, in the order of their names."""
-    whole = hashlib.sha256()
+    """Of the contents of files, in the order of their names."""
+    hashed = hashlib.sha256()
     for path in sorted(set(files)):
         with path.open("rb") as file:
-            whole.update(hashlib.file_digest(file, "sha256").digest())
-    return f"sha256 {whole.hexdigest()[:16]}"
+            hashed.update(hashlib.file_digest(file, "sha256").digest())
+    return f"sha256 {hashed.hexdigest()[:16]}"
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """{key: (old, new)} where they differ, values as JSON knows them."""
-    old, new = json.loads(json.dumps(old, default=str)), json.loads(json.dumps(new, default=str))
+    """{key: (old, new)} where they differ, values as JSON has them: a tuple equals a list."""
+    before = json.loads(json.dumps(old, default=str))
+    after = json.loads(json.dumps(new, default=str))
     return {
-        key: (old.get(key), new.get(key))
-        for key in [*old, *(new.keys() - old)]
-        if old.get(key) != new.get(key)
+        key: (before.get(key), after.get(key))
+        for key in [*before, *(after.keys() - before)]
+        if before.get(key) != after.get(key)
     }
 
 
 def is_execution(key: str) -> bool:
-    """Whether a key, dotted, says how a run is executed or watched, and not what it computes."""
+    """Whether a dotted key decides how a run is executed or reported, and not what it computes."""
     return under(key, EXECUTION)
 
 
-def under(key: str, names: Iterable[str]) -> bool:
-    """Whether a dotted key is one of `names`, or belongs to a section among them."""
-    return any(key == name or key.startswith(f"{name}.") for name in names)
+def is_neutral(key: str) -> bool:
+    """Whether runs that differ in this dotted key alone are repetitions of one set-up."""
+    return under(key, NEUTRAL)
 
 
 def _digest(value: Any) -> str:

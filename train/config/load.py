@@ -3,40 +3,28 @@
 import dataclasses
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
-from train.config.check import PRECISIONS, check
+from train.config.check import check
 from train.config.check_names import check_letters
+from train.config.check_targets import check_targets
 from train.config.command_line import parse
 from train.config.convert import Origins, convert, missing, resolve_values
 from train.config.hints import find_unknown
-from train.config.home import at_home
-from train.config.keys import TARGETS
+from train.config.home import with_home
 from train.config.merge import merge
 from train.config.names import safe, short_form
 from train.config.problems import ConfigError, Problem, fresh
 from train.config.read import read_layers
-from train.config.schema import Config
-from train.config.targets import (
-    TargetError,
-    check_arguments,
-    make_importable,
-    resolve,
-    resolve_source,
-)
+from train.config.schema import PRECISIONS, Config
+from train.config.targets import make_importable
 from train.config.trust import Foreign, check_trusted
 from train.redaction import REDACTED, clean, learn
-
-HOMES = {"model": "train.models", "task": "train.tasks", "optimizer": "torch.optim"}
-"""Where a section's bare target is looked up; that of data is train.data."""
-FUNCTIONS = ("data.transform", "data.eval_transform")
-GIVEN = {"optimizer": ("params", "lr")}
-"""Arguments that Isobatch passes itself."""
 
 
 @dataclass(frozen=True)
@@ -51,63 +39,72 @@ class Loaded:
     unresolved: str = field(repr=False)
 
     def yaml(self) -> str:
-        """All keys, defaults included. Interpolations stay as written: resolved ones would spill
-        secrets.
-        """
+        """All keys, defaults included. Interpolations stay as written: they may name secrets."""
         return self.unresolved
 
 
 def load(argv: Sequence[str], foreign: Foreign | None = None) -> Loaded:
     """The config that a command line asks for.
 
-    `foreign`: it is that of a run folder, and its targets are looked at before they are imported.
+    `foreign`: it is that of a run folder, and its targets are checked before they are imported.
     Raises ConfigError with all its problems, NotTrusted for what a foreign one must not name.
     """
     check_letters(argv)
     command = parse(argv)
-    layers = [at_home(layer) for layer in [*read_layers(command.path), command.layer]]
+    layers = [with_home(layer) for layer in [*read_layers(command.path), command.layer]]
     make_importable()
+
+    # All problems are reported at once, without those that only follow from another one. So each
+    # stage adds to `problems`, and what is wrong keeps its default for the stages after it.
     settings, misplaced = merge(layers)
     origins = Origins(settings, str(command.path))
-    problems = [
-        *command.problems,
-        *(problem for layer in layers for problem in find_unknown(layer, settings)),
-    ]
+    problems = [*command.problems]
+    for layer in layers:
+        problems += find_unknown(layer, settings)
     problems += fresh(misplaced, problems)
-    structured, misfits = convert(settings, origins)
-    problems += misfits
+    structured, wrong_types = convert(settings, origins)
+    problems += wrong_types
     problems += fresh(missing(settings, origins), problems)
     values, unresolvable = resolve_values(structured, origins)
-    learn(values)  # what interpolations have brought, too
+    # Resolving interpolations may have brought in secrets of the environment.
+    learn(values)
     problems += fresh(unresolvable, problems)
-    problems += fresh((Problem(origins(key), key, text) for key, text in check(values)), problems)
+    findings = [Problem(origins(key), key, text) for key, text in check(values)]
+    problems += fresh(findings, problems)
     if foreign is not None and not problems:
         check_trusted(values, OmegaConf.to_container(structured, resolve=False), origins, foreign)
-    # it answers at once: targets are imported, and torch with them
+    # --print-config answers at once: importing the targets would import torch.
     if "--print-config" not in command.flags:
-        problems += fresh(_check_targets(values, origins, problems, foreign), problems)
+        problems += fresh(check_targets(values, origins, problems, foreign), problems)
     if problems:
         raise ConfigError(problems)
-    config = cast(Config, OmegaConf.to_object(structured))
-    dtype = config.model.dtype and PRECISIONS.get(config.model.dtype, config.model.dtype)
-    config = dataclasses.replace(
-        config,
-        precision=PRECISIONS.get(config.precision, config.precision),
-        model=dataclasses.replace(config.model, dtype=dtype),
-    )
     return Loaded(
-        config, command.path, command.overrides, command.flags, OmegaConf.to_yaml(structured)
+        config=_to_config(structured),
+        path=command.path,
+        overrides=command.overrides,
+        flags=command.flags,
+        unresolved=OmegaConf.to_yaml(structured),
     )
+
+
+def _to_config(structured: DictConfig) -> Config:
+    """The dataclasses, with the short names of precisions."""
+    config = cast(Config, OmegaConf.to_object(structured))
+    model = config.model
+    if model.dtype is not None:
+        model = dataclasses.replace(model, dtype=PRECISIONS.get(model.dtype, model.dtype))
+    precision = PRECISIONS.get(config.precision, config.precision)
+    return dataclasses.replace(config, precision=precision, model=model)
 
 
 def run_name(loaded: Loaded) -> str:
     """The name that the config states, or its stem and a short form of the overrides.
 
     Under a W&B sweep the trial's id follows, which all ranks inherit: two trials never share a
-    folder, and a trial that is started again finds its own. In a SLURM array the number of the task
-    does, where the name does not hold it yet (`seed=%a`, scripts/slurm.sbatch).
+    folder, and a restarted trial finds its own. In a SLURM array the number of the task follows,
+    where the name does not hold it yet (`seed=%a`, scripts/slurm.sbatch).
     """
-    # It names a folder, and runs elsewhere: a secret that is spliced into it must not.
+    # It names a folder, and goes to W&B: a secret that is spliced into it must not.
     stated = loaded.config.name and clean(loaded.config.name).replace(REDACTED, "redacted")
     name = stated or short_form(loaded.path.stem, clean(loaded.overrides))
     if os.environ.get("WANDB_SWEEP_ID"):
@@ -117,58 +114,3 @@ def run_name(loaded: Loaded) -> str:
     if task and task not in re.findall(r"\d+", name):
         return f"{name}-task{safe(task)}"
     return name
-
-
-def _check_targets(
-    values: Mapping[str, Any], origins: Origins, known: Sequence[Problem], foreign: Foreign | None
-) -> list[Problem]:
-    """Targets that cannot be imported, and arguments that they do not take. Imports them, and so
-    torch.
-    """
-    problems = []
-    for key in FUNCTIONS:
-        try:
-            if values[key] and (foreign is None or key in foreign.needed):
-                resolve(values[key], "train.data")
-        except TargetError as error:
-            problems.append(Problem(origins(key), key, str(error)))
-    for section, key in TARGETS.items():
-        if not fresh([Problem("", key, "")], known) or (
-            foreign is not None and key not in foreign.needed
-        ):
-            continue
-        try:
-            target = (
-                resolve(values[key], HOMES[section])
-                if section in HOMES
-                else resolve_source(values[key])
-            )
-        except TargetError as error:
-            problems.append(Problem(origins(key), key, str(error)))
-            continue
-        if target is None:
-            continue
-        args = values[f"{section}.args"]
-        for argument, text in check_arguments(target, args, GIVEN.get(section, ())):
-            place = f"{section}.args.{argument}"
-            problems.append(Problem(origins(place if argument in args else key), place, text))
-        if section == "optimizer":
-            problems += _check_groups(target, values, origins)
-    return problems
-
-
-def _check_groups(
-    target: Callable[..., Any], values: Mapping[str, Any], origins: Origins
-) -> list[Problem]:
-    """torch takes any key in a group of parameters, and lets it be."""
-    asked = [
-        (f"optimizer.groups[{i}].args", group["args"])
-        for i, group in enumerate(values["optimizer.groups"])
-    ]
-    if values["optimizer.no_decay"]:
-        asked.append(("optimizer.no_decay", {"weight_decay": 0.0}))
-    return [
-        Problem(origins(place.partition("[")[0]), place, text)
-        for place, args in asked
-        for _, text in check_arguments(target, args, GIVEN["optimizer"])
-    ]

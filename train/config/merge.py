@@ -1,5 +1,4 @@
-"""Layers of settings, merged: a later one wins key by key; its choice among alternatives removes
-the earlier.
+"""Merges layers of settings: a later one wins key by key, and choice by choice.
 
 A layer is flat: {path of a leaf: value}. Lists are leaves, so they replace each other. Pure.
 """
@@ -9,7 +8,7 @@ from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from train.config.keys import DEFAULTS, MISSING, TARGETS, Path, dotted, parts
+from train.config.keys import DEFAULTS, MISSING, TARGETS, KeyPath, dotted, parts
 from train.config.problems import Problem, show
 
 ALTERNATIVES: tuple[tuple[str, ...], ...] = (
@@ -25,8 +24,8 @@ ALTERNATIVES: tuple[tuple[str, ...], ...] = (
 )
 """Groups of which at most one key is stated."""
 BATCH = (*ALTERNATIVES[-1], "batch.micro", "batch.accumulation_steps", "batch.micro_tokens")
-"""Two of these say the others. The first ones are kept when a later layer states others."""
-WHOLE = ("batch.schedule", "batch.schedule_tokens")
+"""The others follow from two of these. The first are kept where a later layer states others."""
+SCHEDULES = ("batch.schedule", "batch.schedule_tokens")
 """Mappings that are one value: a later one replaces the earlier, and is not merged into it."""
 
 
@@ -34,8 +33,8 @@ WHOLE = ("batch.schedule", "batch.schedule_tokens")
 class Layer:
     name: str
     """The file, or `command line`."""
-    values: Mapping[Path, Any]
-    edits: Sequence[tuple[Path, Any]] = ()
+    values: Mapping[KeyPath, Any]
+    edits: Sequence[tuple[KeyPath, Any]] = ()
     """Single elements of lists, by index; they apply after `values`."""
 
 
@@ -46,18 +45,18 @@ class Setting:
     """Name of the layer that set it."""
 
 
-Settings = dict[Path, Setting]
+Settings = dict[KeyPath, Setting]
 """In the order of their layers: the last one comes from the highest layer."""
 
 
-def flatten(values: Mapping[Any, Any], prefix: Path = ()) -> dict[Path, Any]:
+def flatten(values: Mapping[Any, Any], prefix: KeyPath = ()) -> dict[KeyPath, Any]:
     """A nested mapping as {path: leaf}. `task: NAME` is short for `task: {target: NAME}`."""
-    flat: dict[Path, Any] = {}
+    flat: dict[KeyPath, Any] = {}
     for key, value in values.items():
         path = (*prefix, key)
         if isinstance(value, str) and TARGETS.get(dotted(path)) == f"{dotted(path)}.target":
             flat[*path, "target"] = value
-        elif isinstance(value, Mapping) and value and dotted(path) not in WHOLE:
+        elif isinstance(value, Mapping) and value and dotted(path) not in SCHEDULES:
             flat |= flatten(value, path)
         else:
             flat[path] = value
@@ -69,8 +68,8 @@ def merge(layers: Sequence[Layer]) -> tuple[Settings, list[Problem]]:
     settings: Settings = {}
     problems = []
     for layer in layers:
-        for gone in _replaced(settings, layer.values):
-            del settings[gone]
+        for path in _replaced(settings, layer.values):
+            del settings[path]
         for path, value in layer.values.items():
             _put(settings, path, Setting(value, layer.name))
         for path, value in layer.edits:
@@ -82,36 +81,48 @@ def merge(layers: Sequence[Layer]) -> tuple[Settings, list[Problem]]:
     return settings, problems
 
 
-def _replaced(settings: Settings, values: Mapping[Path, Any]) -> set[Path]:
-    """What the choices of a layer remove from the layers below it."""
-    gone: set[Path] = set()
+def _replaced(settings: Settings, values: Mapping[KeyPath, Any]) -> set[KeyPath]:
+    """The settings of lower layers that a layer's choices remove, without what it sets itself."""
+    replaced: set[KeyPath] = set()
     for group in ALTERNATIVES:
         if _stated(values, group):
-            gone.update(parts(key) for key in group)
-    if chosen := _stated(values, BATCH):
-        below = {path: setting.value for path, setting in settings.items() if path not in values}
-        stated = _stated(below, BATCH)
-        earlier = [
-            key for key in stated if below[parts(key)] != DEFAULTS[key] and parts(key) not in gone
-        ]
-        kept = earlier[: max(0, 2 - len(chosen))]
-        gone.update(parts(key) for key in BATCH if key not in kept)
+            replaced.update(parts(key) for key in group)
+    replaced |= _replaced_batch(settings, values, replaced)
     for section, target in TARGETS.items():
         if _changes(settings, values, target):
             args = parts(f"{section}.args")
-            gone.update(path for path in settings if path[: len(args)] == args)
-    return (gone & settings.keys()) - values.keys()
+            replaced.update(path for path in settings if path[: len(args)] == args)
+    return (replaced & settings.keys()) - values.keys()
 
 
-def _stated(values: Mapping[Path, Any], group: Sequence[str]) -> list[str]:
+def _replaced_batch(
+    settings: Settings, values: Mapping[KeyPath, Any], replaced: set[KeyPath]
+) -> set[KeyPath]:
+    """All of BATCH but as many earlier keys as make two with those that the layer states.
+
+    So `batch.micro=8` above a file with batch.effective keeps the file's effective batch.
+    """
+    stated = _stated(values, BATCH)
+    if not stated:
+        return set()
+    below = {path: setting.value for path, setting in settings.items() if path not in values}
+    earlier = [
+        key
+        for key in _stated(below, BATCH)
+        if below[parts(key)] != DEFAULTS[key] and parts(key) not in replaced
+    ]
+    kept = earlier[: max(0, 2 - len(stated))]
+    return {parts(key) for key in BATCH if key not in kept}
+
+
+def _stated(values: Mapping[KeyPath, Any], group: Sequence[str]) -> list[str]:
     return [key for key in group if values.get(parts(key)) is not None]
 
 
-def _changes(settings: Settings, values: Mapping[Path, Any], target: str) -> bool:
-    """Whether a layer names another target than the layers below it (or the default, if they name
-    none).
-    """
-    path, default = parts(target), DEFAULTS[target]
+def _changes(settings: Settings, values: Mapping[KeyPath, Any], target: str) -> bool:
+    """Whether a layer names another target than the layers below it, or than the default."""
+    path = parts(target)
+    default = DEFAULTS[target]
     if path not in values:
         return False
     before = settings[path].value if path in settings else default
@@ -119,32 +130,28 @@ def _changes(settings: Settings, values: Mapping[Path, Any], target: str) -> boo
     return bool(before not in (MISSING, after))
 
 
-def _put(settings: Settings, path: Path, setting: Setting) -> None:
-    """Sets one key; null unsets what lower layers gave, and is a value of its own where they gave
-    nothing.
-    """
+def _put(settings: Settings, path: KeyPath, setting: Setting) -> None:
+    """Sets one key. null unsets what lower layers set, and is a value where they set nothing."""
     below = [other for other in settings if len(other) > len(path) and other[: len(path)] == path]
     if setting.value == {} and below:
         return
-    given = settings.pop(path, None) is not None or bool(below)
+    was_set = path in settings or bool(below)
+    # Popped, not overwritten: the order of the settings is that of their layers.
+    settings.pop(path, None)
     for other in below:
         del settings[other]
     for length in range(1, len(path)):
         settings.pop(path[:length], None)
-    if setting.value is not None or not given:
+    if setting.value is not None or not was_set:
         settings[path] = setting
 
 
-def _edit(settings: Settings, path: Path, setting: Setting) -> None:
+def _edit(settings: Settings, path: KeyPath, setting: Setting) -> None:
     """Sets an element of a list. `.0` may also name a key of a mapping, `[0]` may not.
 
     Raises LookupError.
     """
-    heads = [path[:length] for length in range(1, len(path))]
-    head = next(
-        (head for head in heads if head in settings and isinstance(settings[head].value, list)),
-        None,
-    )
+    head = _list_around(settings, path)
     if head is None and any(isinstance(part, int) for part in path):
         raise LookupError("there is no list in the layers below. Write the whole list")
     if head is None:
@@ -154,12 +161,22 @@ def _edit(settings: Settings, path: Path, setting: Setting) -> None:
     *above, last = path[len(head) :]
     container = changed
     for part in above:
-        container = container[_place(container, part)]
-    container[_place(container, last)] = setting.value
+        container = container[_index(container, part)]
+    container[_index(container, last)] = setting.value
     _put(settings, head, Setting(changed, setting.origin))
 
 
-def _place(container: Any, part: Hashable) -> Any:
+def _list_around(settings: Settings, path: KeyPath) -> KeyPath | None:
+    """The setting above `path` that is a list."""
+    for length in range(1, len(path)):
+        head = path[:length]
+        if head in settings and isinstance(settings[head].value, list):
+            return head
+    return None
+
+
+def _index(container: Any, part: Hashable) -> Any:
+    """`part` as an index of a list, or key of a mapping. Raises LookupError."""
     if isinstance(container, dict):
         return part
     length = len(container) if isinstance(container, list) else 0

@@ -1,6 +1,4 @@
-"""Parameters by patterns over their names, as a shell has them for files: `blocks.0.*`, `*norm*`.
-Pure: no torch.
-"""
+"""Parameters by patterns over their names, as a shell has them: `blocks.0.*`, `*norm*`. Pure."""
 
 import difflib
 from collections.abc import Iterable, Sequence
@@ -16,8 +14,8 @@ class PatternError(UserError):
 def matching(key: str, patterns: Iterable[str], names: Sequence[str]) -> list[str]:
     """The names that match any of the patterns, in their order.
 
-    Raises PatternError where a pattern matches nothing: a misspelt one would change nothing,
-    without a word.
+    Raises PatternError where a pattern matches nothing: a misspelt one would have no effect, and
+    nobody would notice.
     """
     patterns = list(patterns)
     for pattern in patterns:
@@ -27,7 +25,8 @@ def matching(key: str, patterns: Iterable[str], names: Sequence[str]) -> list[st
 
 
 def _near(pattern: str, names: Sequence[str]) -> str:
-    near = difflib.get_close_matches(pattern, names, n=5, cutoff=0.4) or list(names[:5])
-    inside = [name for name in names if pattern in name]
-    whole = f". A pattern covers the whole name: try '*{pattern}*'" if inside else ""
-    return f"Near names, of {len(names)}: {', '.join(near)}{whole}"
+    near = difflib.get_close_matches(pattern, names, n=5, cutoff=0.4) or names[:5]
+    text = f"Near names, of {len(names)}: {', '.join(near)}"
+    if any(pattern in name for name in names):
+        return f"{text}. A pattern covers the whole name: try '*{pattern}*'"
+    return text

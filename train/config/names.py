@@ -4,22 +4,21 @@ import hashlib
 import re
 from collections.abc import Sequence
 
-LEFT_OUT = ("name", "output_dir", "log", "checkpoint", "profile", "wandb", "runtime")
-"""Keys and sections that say nothing about what is trained."""
+NOT_IN_NAME = ("name", "output_dir", "log", "checkpoint", "profile", "wandb", "runtime")
+"""Keys and sections that do not change what is trained."""
 LONGEST = 80
 _RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
 """Names that Windows keeps for devices."""
 
 
 def short_form(stem: str, overrides: Sequence[str]) -> str:
-    """`digits-micro16-seed1`: the stem, then the last part of each key with its value, sorted by
-    key.
-    """
-    pairs = dict(override.split("=", 1) for override in overrides)
-    told = sorted(pair for pair in pairs.items() if pair[0].split(".")[0] not in LEFT_OUT)
-    name = safe("-".join([stem, *(_short(key, value) for key, value in told)]))
+    """`digits-micro16-seed1`: the stem, then last part and value of each key, sorted by key."""
+    values = dict(override.split("=", 1) for override in overrides)
+    pairs = [(key, values[key]) for key in sorted(values) if key.split(".")[0] not in NOT_IN_NAME]
+    name = safe("-".join([stem, *(_short(key, value) for key, value in pairs)]))
     if len(name) > LONGEST:
-        digest = hashlib.sha256(repr((stem, told)).encode()).hexdigest()[:8]
+        # The overrides that the cut takes away still make another name.
+        digest = hashlib.sha256(repr((stem, pairs)).encode()).hexdigest()[:8]
         name = f"{name[: LONGEST - len(digest) - 1].rstrip('-_.')}-{digest}"
     return f"{name}_" if _RESERVED.fullmatch(name) else name
 

@@ -1,12 +1,12 @@
-"""Problems of a config, told so that the reader can fix them: where, key, what it got, why, what to
-type.
-"""
+"""Problems of a config, worded so that the reader can fix them: where, got, why, what to type."""
 
+import difflib
 import reprlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from train.config.keys import under
 from train.errors import UserError, counted
 from train.redaction import clean
 
@@ -21,10 +21,10 @@ class Problem:
     where: str
     """The file that set the key, or `command line`."""
     key: str
-    """Dotted key; empty where a whole file or argument is meant."""
+    """Dotted key; empty where the problem is a file or an argument."""
     text: str
     near: tuple[str, ...] = ()
-    """Keys that were probably meant: whatever seems wrong with them follows from this problem."""
+    """Keys that were probably meant: other problems with them follow from this one."""
 
     def __str__(self) -> str:
         return ": ".join(part for part in (self.where, self.key, self.text) if part)
@@ -35,28 +35,37 @@ class ConfigError(UserError):
 
     def __init__(self, problems: Sequence[Problem]) -> None:
         self.problems = list(problems)
-        count = counted(len(problems), "problem")
-        super().__init__(
-            "\n".join([f"{count} in the config:", *(f"  - {problem}" for problem in problems)])
-        )
+        lines = [f"{counted(len(problems), 'problem')} in the config:"]
+        lines += [f"  - {problem}" for problem in problems]
+        super().__init__("\n".join(lines))
 
 
-def fresh(found: Iterable[Problem], known: Sequence[Problem]) -> list[Problem]:
-    """Those of `found` that do not merely follow from a known problem with the same key
-    or section.
-    """
-    broken = {problem.key for problem in known}
-    troubled = broken.union(*(problem.near for problem in known))
+def fresh(problems: Iterable[Problem], earlier: Sequence[Problem]) -> list[Problem]:
+    """The problems that do not merely follow from an earlier one with the same key or section."""
+    broken = {problem.key for problem in earlier}
+    # `batch.efective=8` makes "batch.effective must be stated" follow.
+    meant = {key for problem in earlier for key in problem.near}
 
     def follows(key: str) -> bool:
-        inside = any(key.startswith(f"{other}.") for other in broken)
-        return inside or any(other == key or other.startswith(f"{key}.") for other in troubled)
+        is_below = any(under(key, (other,)) for other in broken)
+        is_above = any(under(other, (key,)) for other in broken | meant)
+        return is_below or is_above
 
-    return [problem for problem in found if not follows(problem.key)]
+    return [problem for problem in problems if not follows(problem.key)]
 
 
 def show(value: Any) -> str:
     """A value as one would write it in YAML, shortened."""
-    if value is None or isinstance(value, bool):
-        return {None: "null", True: "true", False: "false"}[value]
-    return reprlib.repr(clean(value))  # before it is shortened: half a secret is not found
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    # Cleaned before it is shortened: half a secret would not be recognised.
+    return reprlib.repr(clean(value))
+
+
+def closest(text: str, names: Iterable[str]) -> str | None:
+    """The name that `text` was probably meant to be, upper or lower case; None if none is near."""
+    by_lower_case = {name.lower(): name for name in names}
+    near = difflib.get_close_matches(text.lower(), by_lower_case, n=1)
+    return by_lower_case[near[0]] if near else None

@@ -1,6 +1,5 @@
 """YAML files to layers: OmegaConf's own loader, `extends`, and errors that name file and line."""
 
-import difflib
 import io
 import os
 import re
@@ -16,7 +15,7 @@ from yaml import MarkedYAMLError, YAMLError
 from train.config.home import expand
 from train.config.keys import dotted
 from train.config.merge import Layer, flatten
-from train.config.problems import ConfigError, Problem
+from train.config.problems import ConfigError, Problem, closest
 from train.config.spelling import misspelt
 from train.config.yaml_text import Loader, yaml_text
 from train.redaction import learn
@@ -38,29 +37,30 @@ def read_layers(path: Path) -> list[Layer]:
 
 
 def _read(path: Path, chain: tuple[Path, ...], problems: list[Problem]) -> list[Layer]:
+    """`chain`: the files that led to this one, each extending the next."""
     if path.resolve() in (file.resolve() for file in chain):
         shown = " -> ".join(str(file) for file in (*chain, path))
-        problems.append(
-            Problem(
-                str(chain[-1]), "extends", f"the files extend each other: {shown}. Take one out"
-            )
-        )
+        text = f"the files extend each other: {shown}. Take one out"
+        problems.append(Problem(str(chain[-1]), "extends", text))
         return []
     try:
         values = read_yaml(path)
     except FileNotFoundError:
-        where, key = (str(chain[-1]), "extends") if chain else ("command line", "")
-        problems.append(Problem(where, key, f"there is no file {path}{_suggestion(path)}"))
+        text = f"there is no file {path}{_suggestion(path)}"
+        if chain:
+            problems.append(Problem(str(chain[-1]), "extends", text))
+        else:
+            problems.append(Problem("command line", "", text))
         return []
     except ConfigError as error:
         problems += error.problems
         return []
     parents = values.pop("extends", None) or []
-    parents = [parents] if isinstance(parents, str) else parents
+    if isinstance(parents, str):
+        parents = [parents]
     if not (isinstance(parents, list) and all(isinstance(parent, str) for parent in parents)):
-        problems.append(
-            Problem(str(path), "extends", f"got {parents!r}; it takes a path or a list of paths")
-        )
+        text = f"got {parents!r}; it takes a path or a list of paths"
+        problems.append(Problem(str(path), "extends", text))
         return []
     layers = [Layer(str(path), flatten(values))]
     for parent in reversed(parents):
@@ -75,45 +75,47 @@ def read_yaml(path: Path) -> dict[Any, Any]:
     Raises FileNotFoundError, or ConfigError if the file holds no mapping.
     """
     try:
-        text = yaml_text(path)
-        plain = yaml.load(text, Loader)
-        learn(plain)
-        if plain is not None and not isinstance(plain, dict):
-            kind = "a list" if isinstance(plain, list) else "one text or number"
-            raise ConfigError(
-                [Problem(str(path), "", f"holds {kind}, not a mapping. Write `key: value` lines")]
-            )
-        wrong = [
-            Problem(f"{path}:{each.line}", dotted(each.path), each.sentence)
-            for each in misspelt(text, Loader)
-        ]
-        if wrong:
-            raise ConfigError(wrong)
-        loaded = OmegaConf.load(io.StringIO(text))
-    except FileNotFoundError:
+        return _parsed(path)
+    except (FileNotFoundError, ConfigError):
         raise
     except MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = f":{mark.line + 1}" if mark else ""
         # The names of aliases and tags are words of a file that may be no YAML at all.
         problem = re.sub(r"(alias|handle) .+", r"\1", str(error.problem))
-        raise ConfigError(
-            [Problem(f"{path}{line}", "", f"{problem}{_yaml_hint(error)}")]
-        ) from error
+        text = f"{problem}{_yaml_hint(error)}"
+        raise ConfigError([Problem(f"{path}{line}", "", text)]) from error
     except OmegaConfBaseException as error:
         text = f"{str(error.msg or error).splitlines()[0]}. An interpolation is written ${{key}}"
         raise ConfigError([Problem(str(path), str(error.full_key or ""), text)]) from error
     except RecursionError as error:
         raise ConfigError([Problem(str(path), "", "is nested too deep")]) from error
     except (OSError, ValueError, YAMLError) as error:
-        reason = (
+        text = (
             f"cannot be read as YAML: {error}. It must be UTF-8 text with one `key: value` per line"
         )
-        raise ConfigError([Problem(str(path), "", reason)]) from error
+        raise ConfigError([Problem(str(path), "", text)]) from error
+
+
+def _parsed(path: Path) -> dict[Any, Any]:
+    """Parsed twice: by PyYAML for what it reads otherwise than written, then by OmegaConf."""
+    text = yaml_text(path)
+    plain = yaml.load(text, Loader)
+    learn(plain)
+    if plain is not None and not isinstance(plain, dict):
+        kind = "a list" if isinstance(plain, list) else "one text or number"
+        what = f"holds {kind}, not a mapping. Write `key: value` lines"
+        raise ConfigError([Problem(str(path), "", what)])
+    misspellings = [
+        Problem(f"{path}:{each.line}", dotted(each.path), each.sentence)
+        for each in misspelt(text, Loader)
+    ]
+    if misspellings:
+        raise ConfigError(misspellings)
+    loaded = OmegaConf.load(io.StringIO(text))
     if not isinstance(loaded, DictConfig) or not loaded:
-        raise ConfigError(
-            [Problem(str(path), "", "is empty. Write at least one `key: value` line")]
-        )
+        what = "is empty. Write at least one `key: value` line"
+        raise ConfigError([Problem(str(path), "", what)])
     values = OmegaConf.to_container(loaded, resolve=False)
     assert isinstance(values, dict)
     return values
@@ -132,13 +134,12 @@ def _yaml_hint(error: MarkedYAMLError) -> str:
 
 def _suggestion(path: Path) -> str:
     """The existing config nearest in name, and where one would look for it."""
+    # Of files with the same stem, the first in alphabetical order.
     files = {file.stem.lower(): file for file in sorted(_candidates(path), reverse=True)}
-    near = difflib.get_close_matches(path.stem.lower(), files, n=1)
-    return (
-        f"; did you mean {files[near[0]]}?"
-        if near
-        else ". Name a YAML file, such as configs/digits.yaml"
-    )
+    near = closest(path.stem, files)
+    if near is None:
+        return ". Name a YAML file, such as configs/digits.yaml"
+    return f"; did you mean {files[near]}?"
 
 
 def _candidates(path: Path) -> Iterable[Path]:

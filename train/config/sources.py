@@ -1,6 +1,4 @@
-"""The user's own code behind a target: the file that defines it, and the files that this one
-imports.
-"""
+"""The user's own code behind a target: the file that defines it, and those that it imports."""
 
 import ast
 import importlib.util
@@ -18,20 +16,20 @@ LIBRARIES = ("site-packages", "dist-packages")
 
 
 def own_sources(name: str, target: Callable[..., Any] | None) -> dict[str, Path]:
-    """{module: file} of the user's that a target is made of, found by following imports, whether or
-    not they have run.
+    """{module: file} of the user's that a target depends on, by its imports, run or not.
 
-    It starts at what the config names and at where that says it was made: a wrapper, such as
-    functools.partial, may come from a library. Not followed: into this package, whose modules that
-    compute are known, into libraries and into Python's own modules. A library of the user's that
-    was installed with `pip install -e` counts as own code; installed normally, or by `pip install
-    --target`, it does not. What is imported under a name that is only made up at run time is not
-    found.
+    It starts at the module that the config names and at the target's `__module__`: a wrapper, such
+    as functools.partial, may come from a library. Not followed: imports of this package, whose
+    computing modules are listed, of libraries and of Python's standard library. A library of the
+    user's that was installed with `pip install -e` counts as the user's code; installed normally,
+    or by `pip install --target`, it does not. An import whose name is made at run time is not seen.
     """
     if target is None:
         return {}
     files: dict[str, Path] = {}
-    waiting = [getattr(target, "__module__", ""), *([name] if "." in name else [])]
+    waiting = [getattr(target, "__module__", "")]
+    if "." in name:
+        waiting.append(name)
     while waiting:
         for module, file in _own(waiting.pop()):
             if module not in files:
@@ -54,9 +52,7 @@ def _own(name: str) -> Iterator[tuple[str, Path]]:
 
 
 def _is_installed(module: str, file: Path) -> bool:
-    """Whether it lies in a folder that pip keeps: one with a record of what was
-    installed into it.
-    """
+    """Whether it lies in a folder that pip keeps: one with records of what it installed there."""
     if not set(LIBRARIES).isdisjoint(file.parts):
         return True
     folder = file.parents[module.count(".") + (file.name == "__init__.py")]
@@ -75,20 +71,19 @@ def _is_ours(module: str) -> bool:
 def _spec(module: str) -> ModuleSpec | None:
     try:
         return importlib.util.find_spec(module)
-    # no module, but something in one; or a package around it that raises when it runs
     except (Exception, SystemExit):
+        # The name of something in a module, or a package around it raises when it runs.
         return None
 
 
 def _imported(path: Path, module: str) -> Iterator[str]:
-    """Names of modules that a file imports anywhere in it, and of what it takes from them: that may
-    be a module too.
-    """
+    """Names of modules that a file imports, and of what it takes from them: maybe modules too."""
     if path.suffix != ".py":
         return
     package = module if path.name == "__init__.py" else module.rpartition(".")[0]
     tree = parse(path.read_bytes())
-    if tree is None:  # never run so far
+    # A file that cannot be parsed has never run.
+    if tree is None:
         return
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -98,6 +93,7 @@ def _imported(path: Path, module: str) -> Iterator[str]:
             if node.level:
                 try:
                     home = importlib.util.resolve_name("." * node.level + home, package)
-                except ImportError:  # out of the top: it fails when it is run too, and may be tried
+                except ImportError:
+                    # Out of the top package: it fails when it runs as well, maybe in a `try`.
                     continue
             yield from (f"{home}.{alias.name}" for alias in node.names)

@@ -1,5 +1,6 @@
-"""What YAML reads otherwise than it is written: 1:30 is 90, 010 is 8, a name 1.10 is 1.1, and `on`
-is true. Pure.
+"""Values that YAML reads otherwise than they are written. Pure.
+
+1:30 is 90, 010 is 8, a name 1.10 is 1.1, and `on` is true.
 """
 
 import re
@@ -9,56 +10,58 @@ from typing import Any, get_origin
 
 import yaml
 
-from train.config.keys import Path, owner, types_of
+from train.config.keys import KeyPath, owner, types_of
 
 PLAIN = re.compile(
     r"[-+]?(0|[1-9][0-9_]*)?(\.[0-9_]*)?([eE][-+]?[0-9]+)?|[-+]?\.(inf|nan)", re.IGNORECASE
 )
-"""What everybody reads in the same way: decimal, no zero in front, no colon."""
+"""Numbers that everybody reads in the same way: decimal, no zero in front, no colon."""
 
 POWER = re.compile(r"[-+]?[0-9][0-9_]*[eE][-+]?[0-9]+")
 """Such as 1e3: a number for OmegaConf, text for PyYAML."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Misspelt:
-    line: int  # from 1
-    path: Path
+    line: int
+    """Of the document, from 1."""
+    path: KeyPath
     text: str
+    """As it is written."""
     value: int | float
+    """As YAML reads it."""
     takes_text: bool
     takes_numbers: bool
 
     @property
-    def instead(self) -> str:
-        """What to write in its place."""
-        if self.path == ("name",):  # of a folder
-            return (
-                re.sub(r"[^A-Za-z0-9.-]", "-", self.text) if ":" in self.text else f'"{self.text}"'
-            )
-        return f'"{self.text}"' if self.takes_text else repr(self.value)
+    def replacement(self) -> str:
+        """What to write in place of it."""
+        # The name of a run is that of a folder, which should hold no colon.
+        if self.path == ("name",) and ":" in self.text:
+            return re.sub(r"[^A-Za-z0-9.-]", "-", self.text)
+        if self.path == ("name",) or self.takes_text:
+            return f'"{self.text}"'
+        return repr(self.value)
 
     @property
     def sentence(self) -> str:
-        why = ""
-        if not isinstance(self.value, bool) and PLAIN.fullmatch(self.text) is None:
-            why = (
-                " (base 60)"
-                if ":" in self.text
-                else " (a number that begins with 0 is not decimal)"
-            )
-        kind = (
-            str(self.value).lower()
-            if isinstance(self.value, bool)
-            else f"the number {self.value!r}"
-        )
-        got = f"got {self.text}, which YAML reads as {kind}{why}"
+        got = f"got {self.text}, which YAML reads as {self._read_as()}"
         if self.takes_text and self.takes_numbers:
-            return f"{got}. For the number, write {self.value!r}; for the text, {self.instead}"
-        return f"{got}. Write {self.instead}"
+            return f"{got}. For the number, write {self.value!r}; for the text, {self.replacement}"
+        return f"{got}. Write {self.replacement}"
+
+    def _read_as(self) -> str:
+        if isinstance(self.value, bool):
+            return str(self.value).lower()
+        number = f"the number {self.value!r}"
+        if PLAIN.fullmatch(self.text):
+            return number
+        if ":" in self.text:
+            return f"{number} (base 60)"
+        return f"{number} (a number that begins with 0 is not decimal)"
 
 
-def misspelt(text: str, loader: Any, path: Path = ()) -> Iterator[Misspelt]:
+def misspelt(text: str, loader: Any, path: KeyPath = ()) -> Iterator[Misspelt]:
     """Of a document, or of the value of the key `path`. Raises YAMLError."""
     node = yaml.compose(text, Loader=loader)
     seen: set[int] = set()
@@ -66,8 +69,9 @@ def misspelt(text: str, loader: Any, path: Path = ()) -> Iterator[Misspelt]:
         yield from _walk(node, path, seen)
 
 
-def _walk(node: yaml.Node, path: Path, seen: set[int]) -> Iterator[Misspelt]:
-    if id(node) in seen:  # an alias
+def _walk(node: yaml.Node, path: KeyPath, seen: set[int]) -> Iterator[Misspelt]:
+    # An alias is the node that it names: walked once, it cannot grow without bound.
+    if id(node) in seen:
         return
     seen.add(id(node))
     if isinstance(node, yaml.MappingNode):
@@ -81,7 +85,7 @@ def _walk(node: yaml.Node, path: Path, seen: set[int]) -> Iterator[Misspelt]:
         yield from _of_scalar(node, path)
 
 
-def _of_scalar(node: yaml.ScalarNode, path: Path) -> Iterator[Misspelt]:
+def _of_scalar(node: yaml.ScalarNode, path: KeyPath) -> Iterator[Misspelt]:
     text = node.value
     is_power = POWER.fullmatch(text) is not None
     is_number = is_power or node.tag in ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
@@ -91,13 +95,16 @@ def _of_scalar(node: yaml.ScalarNode, path: Path) -> Iterator[Misspelt]:
     value = float(text.replace("_", "")) if is_power else yaml.safe_load(text)
     key = owner(path)
     types = {Any} if key is None else set(types_of(key))
-    is_open = bool(types & {Any, dict[str, Any]}) or dict in map(get_origin, types)
-    takes_text = is_open or bool(types & {str, list[str]})
-    takes_numbers = is_open or bool(types & {int, float, list[int]})
+    # Below `args`, and for unknown keys, any type may be meant.
+    is_open = not types.isdisjoint({Any, dict[str, Any]}) or dict in map(get_origin, types)
+    takes_text = is_open or not types.isdisjoint({str, list[str]})
     if is_truth:
         takes_numbers = is_open or bool in types
-    loses = takes_text and not takes_numbers and str(value) != text
-    if loses or (is_number and PLAIN.fullmatch(text) is None):
+    else:
+        takes_numbers = is_open or not types.isdisjoint({int, float, list[int]})
+    changes_text = takes_text and not takes_numbers and str(value) != text
+    is_read_otherwise = is_number and PLAIN.fullmatch(text) is None
+    if changes_text or is_read_otherwise:
         yield Misspelt(
             line=node.start_mark.line + 1,
             path=path,

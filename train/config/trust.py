@@ -1,8 +1,7 @@
-"""What the config of a run folder may name without being trusted: its targets are looked at before
-they are called.
+"""What the config of a run folder may name without being trusted: checked before it is called.
 
-A config is code: `os.system` is a function like any other. One's own YAML is what one has written;
-a folder may come from anybody.
+A config is code: `os.system` is a function like any other. A YAML file of one's own is what one has
+written; a run folder may come from anybody.
 """
 
 import importlib
@@ -37,9 +36,7 @@ _VARIABLE = re.compile(r"\$\{oc\.env:(\w+)")
 
 
 class NotTrusted(UserError):
-    """A run folder whose config names what is not known to be harmless; the message says what would
-    be called.
-    """
+    """A run folder whose config names what may do harm; the message lists what would be called."""
 
 
 @dataclass(frozen=True)
@@ -57,21 +54,21 @@ class Foreign:
 def check_trusted(
     values: Mapping[str, Any], unresolved: Any, origins: Origins, foreign: Foreign
 ) -> None:
-    """Raises NotTrusted. What the user has typed beside the folder is the user's own."""
+    """Raises NotTrusted. What the user has typed beside the folder is trusted."""
     if foreign.trusted:
         return
-    found: list[str] = []
+    reasons: list[str] = []
     for key in sorted(foreign.needed):
         if values[key] and origins(key) != WHERE:
-            found += _of_target(key, str(values[key]), foreign.folder)
+            reasons += _of_target(key, str(values[key]), foreign.folder)
     sections = {key.split(".")[0] for key in foreign.needed}
     for section in sorted(sections):
-        given = values.get(f"{section}.args", {})
-        found += [f"{section}.args.{name} {why}" for name, why in _of_arguments(given)]
-        found += _of_variables(section, unresolved[section])
-    if not found:
+        args = values.get(f"{section}.args", {})
+        reasons += [f"{section}.args.{name} {why}" for name, why in _of_arguments(args)]
+        reasons += _of_variables(section, unresolved[section])
+    if not reasons:
         return
-    lines = "\n".join(f"  {each}" for each in found)
+    lines = "\n".join(f"  {reason}" for reason in reasons)
     raise NotTrusted(
         f"{foreign.folder} is not trusted: its config names what this package does not know to be "
         f"harmless:\n{lines}\nWhere you know who made the folder, type: {foreign.how}"
@@ -104,60 +101,63 @@ def _distrust(key: str, target: str, folder: Path) -> str:
     if not all(part.isidentifier() for part in parts):
         return "it is no name"
     if len(parts) == 1 or target.startswith(f"{home}."):
-        # No further down: train.models.hf.torch.hub.load is an attribute of ours, too.
-        deep = len(parts) > len(home.split(".")) + 2
-        return "it is no part of this package" if deep else _distrust_own(key, target, home)
+        # No further down than a module's attribute: train.models.hf.torch.hub.load begins with
+        # this package as well.
+        if len(parts) > len(home.split(".")) + 2:
+            return "it is no part of this package"
+        return _distrust_own(key, target, home)
     if _is_in_my(parts[0], folder):
-        found = _resolved(target, home)
-        module = str(getattr(found, "__module__", ""))
-        own = module.split(".")[0] == parts[0] and not isinstance(found, ModuleType)
-        return "" if own else "it is not defined in my/"
+        resolved = _resolved(target, home)
+        module = str(getattr(resolved, "__module__", ""))
+        is_defined_there = module.split(".")[0] == parts[0]
+        if is_defined_there and not isinstance(resolved, ModuleType):
+            return ""
+        return "it is not defined in my/"
     if key == "model.target" and target.startswith(LIBRARIES):
-        found = _resolved(target, home)
-        own = _is_module_class(found) and found.__module__.split(".")[0] == parts[0]
-        return "" if own else "it is no subclass of torch.nn.Module"
+        resolved = _resolved(target, home)
+        if _is_module_class(resolved) and resolved.__module__.split(".")[0] == parts[0]:
+            return ""
+        return "it is no subclass of torch.nn.Module"
     return "it is neither of this package, nor of my/, nor a model of an installed library"
 
 
 def _distrust_own(key: str, target: str, home: str) -> str:
     """Of this package: a class of the right kind, or the function that its file is named after."""
-    found = _resolved(target, home)
-    module = str(getattr(found, "__module__", ""))
+    resolved = _resolved(target, home)
+    module = str(getattr(resolved, "__module__", ""))
     if module == "torch.optim" or not f"{module}.".startswith(f"{home}."):
         return f"it is not defined in {home}"
-    named_after = (
-        str(getattr(found, "__name__", "")).lower()
-        == module.rpartition(".")[2].replace("_", "").lower()
-    )
-    if inspect.isclass(found):
-        right = (
-            _is_module_class(found)
-            if key == "model.target"
-            else not issubclass(found, BaseException)
-        )
-        return "" if right else "it is of another kind"
-    transform = key in ("data.transform", "data.eval_transform") and module == "train.data.augment"
-    return "" if (named_after or transform) and inspect.isfunction(found) else "it is a helper"
+    if inspect.isclass(resolved):
+        if key == "model.target":
+            is_right_kind = _is_module_class(resolved)
+        else:
+            is_right_kind = not issubclass(resolved, BaseException)
+        return "" if is_right_kind else "it is of another kind"
+    file = module.rpartition(".")[2].replace("_", "").lower()
+    is_named_after = str(getattr(resolved, "__name__", "")).lower() == file
+    transforms = ("data.transform", "data.eval_transform")
+    is_transform = key in transforms and module == "train.data.augment"
+    if inspect.isfunction(resolved) and (is_named_after or is_transform):
+        return ""
+    return "it is a helper"
 
 
 def _resolved(target: str, home: str) -> Any:
-    """None where there is no such thing: the config's own check says so."""
+    """None where there is no such thing, which the config's own check reports."""
     try:
         return resolve(target, home)
     except TargetError:
         return None
 
 
-def _is_module_class(found: Any) -> bool:
-    return inspect.isclass(found) and issubclass(found, importlib.import_module("torch").nn.Module)
+def _is_module_class(value: Any) -> bool:
+    return inspect.isclass(value) and issubclass(value, importlib.import_module("torch").nn.Module)
 
 
 def _is_in_my(name: str, folder: Path) -> bool:
-    """Whether a module lies in my/ of the current folder, or of the clone, and not in the foreign
-    folder.
-    """
-    folders = [Path("my").resolve(), Path(__file__).resolve().parents[2] / "my"]
-    mine = [each for each in folders if not each.is_relative_to(folder.resolve())]
+    """Whether a module lies in my/ of the current folder or the clone, and not in `folder`."""
+    candidates = [Path("my").resolve(), Path(__file__).resolve().parents[2] / "my"]
+    mine = [each for each in candidates if not each.is_relative_to(folder.resolve())]
     if name == "train":
         return False
     try:
@@ -166,42 +166,53 @@ def _is_in_my(name: str, folder: Path) -> bool:
         return False
     if spec is None:
         return False
-    places = [*(spec.submodule_search_locations or ()), *([spec.origin] if spec.origin else ())]
-    return bool(places) and all(_is_below(Path(place).resolve(), mine) for place in places)
+    files = [*(spec.submodule_search_locations or ())]
+    if spec.origin:
+        files.append(spec.origin)
+    return bool(files) and all(_is_below(Path(file).resolve(), mine) for file in files)
 
 
-def _is_below(place: Path, folders: Sequence[Path]) -> bool:
-    return any(place.is_relative_to(folder) for folder in folders)
+def _is_below(path: Path, folders: Sequence[Path]) -> bool:
+    return any(path.is_relative_to(folder) for folder in folders)
 
 
 def _of_arguments(args: Any) -> Iterator[tuple[str, str]]:
     """Arguments by which transformers and datasets run code of others."""
     if isinstance(args, Mapping):
         for name, value in args.items():
-            code = name in ("trust_remote_code", "use_kernels") and value not in (False, None)
-            kernel = str(name).endswith("_implementation") and "/" in str(value)
-            pickle = name in ("weights_only", "use_safetensors") and value is False
-            if code or kernel or pickle:
+            if _runs_code(str(name), value):
                 yield str(name), f"= {value} runs code that comes with the weights"
-            yield from ((f"{name}.{inner}", why) for inner, why in _of_arguments(value))
+            for inner, why in _of_arguments(value):
+                yield f"{name}.{inner}", why
     elif isinstance(args, list):
         for item in args:
             yield from _of_arguments(item)
 
 
+def _runs_code(name: str, value: Any) -> bool:
+    if name in ("trust_remote_code", "use_kernels"):
+        return value not in (False, None)
+    # attn_implementation=someone/kernel: transformers downloads it.
+    if name.endswith("_implementation"):
+        return "/" in str(value)
+    # Weights that are unpickled.
+    return name in ("weights_only", "use_safetensors") and value is False
+
+
 def _of_variables(key: str, value: Any) -> list[str]:
-    """A secret of the environment that is spliced into something else: an address, say."""
+    """Secrets of the environment that are spliced into something else, such as an address."""
     if isinstance(value, Mapping):
-        return [
-            line for name, item in value.items() for line in _of_variables(f"{key}.{name}", item)
-        ]
+        lines: list[str] = []
+        for name, item in value.items():
+            lines += _of_variables(f"{key}.{name}", item)
+        return lines
     if isinstance(value, list):
         return [line for item in value for line in _of_variables(key, item)]
-    names = _VARIABLE.findall(value) if isinstance(value, str) else []
-    alone = (
-        isinstance(value, str)
-        and re.fullmatch(r"\$\{[\w.:]+\}", value)
-        and grade(key) is not Grade.NO
-    )
-    secret = [name for name in names if grade(name) is not Grade.NO]
-    return [f"{key} takes the variable {name}" for name in secret] if not alone else []
+    if not isinstance(value, str):
+        return []
+    # `api_key: ${oc.env:HF_TOKEN}` passes a secret where one belongs.
+    is_alone = re.fullmatch(r"\$\{[\w.:]+\}", value) is not None
+    if is_alone and grade(key) is not Grade.NO:
+        return []
+    secret = [name for name in _VARIABLE.findall(value) if grade(name) is not Grade.NO]
+    return [f"{key} takes the variable {name}" for name in secret]

@@ -1,5 +1,6 @@
-"""The text of a YAML file that a loader can take: a deep one ends the process, and aliases grow
-without bound.
+"""The text of a YAML file, checked for what would end the process when it is loaded.
+
+A document that is nested too deep crashes the parser, and aliases can grow without bound.
 """
 
 from pathlib import Path
@@ -14,29 +15,30 @@ Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 def yaml_text(path: Path) -> str:
-    """Raises Unreadable, FileNotFoundError, UnicodeError, and YAMLError where it is no YAML.
-
-    A shell hands over `<(command)` as a pipe; in a folder one would be waited for, for ever.
-    """
-    text = (
-        path.read_text(encoding="utf-8")
-        if str(path).startswith(PIPES)
-        else read_bytes(path).decode()
-    )
+    """Raises Unreadable, FileNotFoundError, UnicodeError, and YAMLError where it is no YAML."""
+    # A shell passes `<(command)` as a pipe. One that lies in a folder is refused by read_bytes: it
+    # would be waited for, for ever.
+    if str(path).startswith(PIPES):
+        text = path.read_text(encoding="utf-8")
+    else:
+        text = read_bytes(path).decode()
     _check(path, text)
     return text
 
 
 def _check(path: Path, text: str) -> None:
-    """Event by event: libyaml calls itself for each level of a document, without a limit (it
-    crashes at 100,000).
+    """Raises Unreadable for a document that is too deep or, its aliases expanded, too large.
+
+    Event by event: libyaml calls itself for each level of a document, without a limit (it crashes
+    at 100,000).
     """
-    nodes_of: dict[str, int] = {}
+    size_of_anchor: dict[str, int] = {}
+    # (anchor, nodes so far) of each collection that is open, the document first.
     open_nodes: list[tuple[str | None, int]] = [(None, 0)]
     for event in yaml.parse(text, Loader=Loader):
         size = 0
         if isinstance(event, yaml.AliasEvent):
-            size = nodes_of.get(event.anchor, 1)
+            size = size_of_anchor.get(event.anchor, 1)
         elif isinstance(event, yaml.ScalarEvent):
             size = 1
         elif isinstance(event, yaml.CollectionStartEvent):
@@ -44,7 +46,7 @@ def _check(path: Path, text: str) -> None:
         elif isinstance(event, yaml.CollectionEndEvent):
             anchor, size = open_nodes.pop()
             if anchor:
-                nodes_of[anchor] = size
+                size_of_anchor[anchor] = size
         above, so_far = open_nodes[-1]
         open_nodes[-1] = (above, so_far + size)
         if len(open_nodes) > DEEPEST:

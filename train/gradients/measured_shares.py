@@ -28,7 +28,7 @@ from train.parts import Part
 from train.plan.arithmetic import arithmetic
 from train.plan.run_plan import RunPlan
 from train.plan.smaller import can_shrink
-from train.plan.unequal import measured
+from train.plan.unequal import with_measured_shares
 from train.step import ComputeGradient, Learner
 
 STEPS = 5
@@ -117,7 +117,7 @@ class MeasuredShares:
                     break
         getattr(equal, "close", lambda: None)()  # its workers end
         weights = self._weights or [1] * self._ranks.world_size
-        yield from self._open(measured(self._plan, weights, self._config), place)
+        yield from self._open(with_measured_shares(self._plan, weights, self._config), place)
 
     def around(self, compute_gradient: ComputeGradient) -> ComputeGradient:
         """The same function, timed on the steps that count."""
@@ -181,7 +181,7 @@ class MeasuredShares:
         self._weights = [max(1, round(FINE * min(known) / each)) for each in seconds]
         self._on_change()
         shown = " and ".join(f"{1000 * each:.3g}" for each in seconds)
-        batch = measured(self._plan, self._weights, self._config)
+        batch = with_measured_shares(self._plan, self._weights, self._config)
         self._say(
             f"shares    measured: {shown} ms a sample; from step {self._last + 2:,} on "
             f"{arithmetic(batch)}"

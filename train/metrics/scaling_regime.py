@@ -8,7 +8,7 @@ from train import metric_names
 from train.comparison.critical_batch import around
 from train.config.recipe import Optimizer as OptimizerConfig
 from train.optim.batch_scaling import Change
-from train.optim.regimes import against_noise, measured
+from train.optim.regimes import against_noise, with_noise_scale
 from train.parts import Metrics, Part
 
 
@@ -56,5 +56,5 @@ class Regime:
         return ""
 
     def _against(self, change: Change | None, noise_scale: float) -> str:
-        found = against_noise(self._rule, measured(change, noise_scale), "the measured")
+        found = against_noise(self._rule, with_noise_scale(change, noise_scale), "the measured")
         return next(("hint: " + hint for hint in found), "")

@@ -1,4 +1,4 @@
-"""How an optimizer's numbers follow the effective batch: one rule a name. Pure: no torch."""
+"""How an optimizer's numbers follow the effective batch: one function a rule. Pure: no torch."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -8,16 +8,16 @@ from typing import Any
 
 @dataclass(frozen=True, kw_only=True)
 class Change:
-    """From the batch at which an optimizer's numbers were tuned to the one that is trained, in
-    samples.
-    """
+    """From the batch at which the numbers were tuned to the one that is trained, in samples."""
 
     batch: int
     reference: int
-    noise_scale: float | None = None  # optimizer.noise_scale
-    # the optimizer divides by the size of the gradient, as Adam does and SGD does not
+    noise_scale: float | None = None
+    """optimizer.noise_scale"""
     is_adaptive: bool = True
-    is_decoupled: bool = True  # its weight decay is no part of the gradient
+    """The optimizer divides by the size of the gradient, as Adam does and SGD does not."""
+    is_decoupled: bool = True
+    """Its weight decay is no part of the gradient."""
 
     @property
     def kappa(self) -> float:
@@ -31,7 +31,8 @@ class Row:
     name: str
     reference: Any
     resolved: Any
-    how: str  # `* sqrt(kappa)`; `kept`
+    how: str
+    """`* sqrt(kappa)`; `kept`"""
 
 
 @dataclass(frozen=True)
@@ -39,21 +40,25 @@ class Scaled:
     """An optimizer's numbers, moved to the batch that is trained."""
 
     lr: float
-    args: dict[str, Any]  # of the optimizer, the changed ones replaced
-    rows: tuple[Row, ...] = ()  # all that a rule may change; none where nothing is to be moved
-    # the same for the arguments that differ in a group of parameters
+    args: dict[str, Any]
+    """Of the optimizer, the changed ones replaced."""
+    rows: tuple[Row, ...] = ()
+    """All that a rule may change; none where nothing is to be moved."""
     groups: tuple[dict[str, Any], ...] = ()
-    ema_power: float = 1.0  # of ema.decay
+    """The same for the arguments that differ in a group of parameters."""
+    ema_power: float = 1.0
+    """Of ema.decay."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Factors:
-    """What a rule makes of an optimizer's numbers.
+    """By what a rule multiplies an optimizer's numbers, or which power of them it takes.
 
-    The rest follows. A decoupled weight decay is multiplied by kappa / lr: what a sample does to
-    the decay, lr * weight_decay / batch, stays (Wang and Aitchison, 2024, 2405.13698). A coupled
-    one is part of the loss, and stays. The decay of an average of the weights gets the power kappa:
-    as many samples as before halve what it remembers (Busbridge et al., 2023, 2307.13813).
+    Two numbers follow in the same way under all rules. A decoupled weight decay is multiplied by
+    kappa / lr: what a sample does to the decay, lr * weight_decay / batch, stays (Wang and
+    Aitchison, 2024, 2405.13698). A coupled one is part of the loss, and stays. The decay of an
+    average of the weights gets the power kappa: as many samples as before halve what it remembers
+    (Busbridge et al., 2023, 2307.13813).
     """
 
     lr: float = 1.0
@@ -73,10 +78,12 @@ def _sqrt(change: Change) -> Factors:
 
 
 def _sde(change: Change) -> Factors:
-    """Malladi et al., 2022, 2205.10287; beta ** kappa in place of their 1 - kappa * (1 - beta),
-    which leaves (0, 1) for large kappa.
+    """Malladi et al., 2022, 2205.10287.
+
+    beta ** kappa in place of their 1 - kappa * (1 - beta), which leaves (0, 1) for large kappa.
     """
-    kappa, root = change.kappa, math.sqrt(change.kappa)
+    kappa = change.kappa
+    root = math.sqrt(kappa)
     return Factors(lr=root, lr_symbol="sqrt(kappa)", beta_powers=(kappa, kappa), eps=1 / root)
 
 
@@ -86,12 +93,12 @@ def _halflife(change: Change) -> Factors:
 
 
 def _noise(change: Change) -> Factors:
-    """McCandlish et al., 2018, 1812.06162; for SGD it is AdaScale's gain (Johnson et al., 2020,
-    2007.05105).
+    """McCandlish et al., 2018, 1812.06162.
 
-    linear or sqrt while both batches are small against the noise scale, and a plateau above it.
+    linear (for Adam: sqrt) while both batches are small against the noise scale, and a plateau
+    above it. For SGD it is AdaScale's gain (Johnson et al., 2020, 2007.05105).
     """
-    assert change.noise_scale is not None  # the config's checks ask for it
+    assert change.noise_scale is not None  # The config's checks ask for it.
     gain = (1 + change.noise_scale / change.reference) / (1 + change.noise_scale / change.batch)
     if not change.is_adaptive:
         return Factors(lr=gain, lr_symbol="gain")
@@ -110,11 +117,11 @@ RULES: dict[str, Callable[[Change], Factors]] = {
     "halflife": _halflife,
     "noise": _noise,
 }
-"""Their names are also those that config/check.py allows."""
+"""Their names are also those that optimizer.lr_scaling allows (config/recipe.py)."""
 
 
 def scale(rule: str, lr: float, args: Mapping[str, Any], change: Change | None) -> Scaled:
-    """Apply a rule; None: nothing says at which batch the numbers were tuned.
+    """Apply a rule. No change: the batch at which the numbers were tuned is not stated.
 
     `args` holds the values in force, defaults included, of those that a rule touches: betas, eps,
     weight_decay.
@@ -122,41 +129,44 @@ def scale(rule: str, lr: float, args: Mapping[str, Any], change: Change | None) 
     if rule == "none" or change is None or change.kappa == 1.0:
         return Scaled(lr, dict(args))
     factors = RULES[rule](change)
-    rows = [
-        _row("lr", lr, lr * factors.lr, f"* {factors.lr_symbol}"),
-        *_rows(args, factors, change),
-    ]
-    changed = {row.name: row.resolved for row in rows[1:]}
-    return Scaled(rows[0].resolved, {**args, **changed}, tuple(rows), ema_power=change.kappa)
+    scaled_lr = lr * factors.lr
+    rows = _rows(args, factors, change)
+    changed = {row.name: row.resolved for row in rows}
+    return Scaled(
+        lr=scaled_lr,
+        args={**args, **changed},
+        rows=(_row("lr", lr, scaled_lr, f"* {factors.lr_symbol}"), *rows),
+        ema_power=change.kappa,
+    )
 
 
 def _rows(args: Mapping[str, Any], factors: Factors, change: Change) -> Sequence[Row]:
-    """Those of `args` that a rule may change. A rule is about Adam's: what has another form is kept
-    (Adafactor's eps is a pair, Adan's betas are three).
+    """Those of `args` that a rule may change.
+
+    A rule is about Adam's arguments: what has another form is kept (Adafactor's eps is a pair,
+    Adan's betas are three).
     """
     rows = []
     if "betas" in args:
-        betas, powers = args["betas"], factors.beta_powers
-        resolved = betas
-        if (
-            isinstance(betas, Sequence)
-            and len(betas) == len(powers)
-            and all(map(_is_number, betas))
-        ):
-            resolved = tuple(beta**power for beta, power in zip(betas, powers, strict=True))
-            betas = tuple(betas)
-        how = "** kappa" if powers[0] == powers[1] else "the second ** kappa"
-        rows.append(_row("betas", betas, resolved, how))
+        rows.append(_betas_row(args["betas"], factors.beta_powers))
     if "eps" in args:
         eps = args["eps"]
-        rows.append(
-            _row("eps", eps, eps * factors.eps if _is_number(eps) else eps, "/ sqrt(kappa)")
-        )
+        scaled_eps = eps * factors.eps if _is_number(eps) else eps
+        rows.append(_row("eps", eps, scaled_eps, "/ sqrt(kappa)"))
     if _is_number(args.get("weight_decay")):
         decay = args["weight_decay"]
         factor = change.kappa / factors.lr if change.is_decoupled else 1.0
         rows.append(_row("weight_decay", decay, decay * factor, f"* kappa / ({factors.lr_symbol})"))
     return rows
+
+
+def _betas_row(betas: Any, powers: tuple[float, float]) -> Row:
+    how = "** kappa" if powers[0] == powers[1] else "the second ** kappa"
+    is_pair = isinstance(betas, Sequence) and len(betas) == len(powers)
+    if not is_pair or not all(map(_is_number, betas)):
+        return _row("betas", betas, betas, how)
+    resolved = tuple(beta**power for beta, power in zip(betas, powers, strict=True))
+    return _row("betas", tuple(betas), resolved, how)
 
 
 def ema_row(decay: float, power: float) -> Row:
@@ -168,4 +178,9 @@ def _is_number(value: Any) -> bool:
 
 
 def _row(name: str, reference: Any, resolved: Any, how: str) -> Row:
-    return Row(name, reference, resolved, how if resolved != reference else "kept")
+    return Row(
+        name=name,
+        reference=reference,
+        resolved=resolved,
+        how=how if resolved != reference else "kept",
+    )

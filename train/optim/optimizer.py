@@ -19,19 +19,22 @@ from train.optim.batch_scaling import Change, Scaled, scale
 SCALED = ("betas", "eps", "weight_decay")
 """Arguments of an optimizer that a rule may change."""
 
-
 COUPLED = (
-    *(
-        torch.optim.SGD,
-        torch.optim.ASGD,
-        torch.optim.Adam,
-        torch.optim.Adamax,
-        torch.optim.NAdam,
-        torch.optim.RAdam,
-    ),
-    *(torch.optim.Adagrad, torch.optim.Adadelta, torch.optim.RMSprop),
+    torch.optim.SGD,
+    torch.optim.ASGD,
+    torch.optim.Adam,
+    torch.optim.Adamax,
+    torch.optim.NAdam,
+    torch.optim.RAdam,
+    torch.optim.Adagrad,
+    torch.optim.Adadelta,
+    torch.optim.RMSprop,
 )
-"""torch's optimizers that add weight_decay to the gradient, unless they are told otherwise."""
+"""torch's optimizers that add weight_decay to the gradient without decoupled_weight_decay."""
+
+
+NO_GROUP = -1
+"""In place of the number of a group of the config; sorted before all of them."""
 
 
 class OptimizerError(UserError):
@@ -39,11 +42,12 @@ class OptimizerError(UserError):
 
 
 def change_of(config: OptimizerConfig, effective_batch: int) -> Change | None:
-    """What a rule for this batch and this optimizer goes by. None: no reference is stated."""
+    """What a rule goes by for this batch and optimizer. None: no reference batch is stated."""
     if config.lr_reference_batch is None:
         return None
     target = resolve(config.target, "torch.optim")
     kind = target if isinstance(target, type) else object
+    # AdamW is a subclass of Adam.
     is_decoupled = issubclass(kind, torch.optim.AdamW) or not issubclass(kind, COUPLED)
     return Change(
         batch=effective_batch,
@@ -59,22 +63,29 @@ def scaled_numbers(config: OptimizerConfig, effective_batch: int) -> Scaled:
     defaults = _defaults(config)
     change = change_of(config, effective_batch)
     scaled = scale(config.lr_scaling, config.lr, defaults | config.args, change)
-    changed = {n: v for n, v in scaled.args.items() if n in config.args or v != defaults[n]}
-    rows, groups = [*scaled.rows], []
+    # A default that no rule has changed is left to the optimizer.
+    args = {
+        name: value
+        for name, value in scaled.args.items()
+        if name in config.args or value != defaults[name]
+    }
+    rows = [*scaled.rows]
+    groups = []
     for number, group in enumerate(config.groups):
         of_group = scale(config.lr_scaling, config.lr, group.args, change)
         groups.append(of_group.args)
+        # Without the first row, that of the rate: a group multiplies the rate of the step.
         rows += [replace(row, name=f"groups[{number}].{row.name}") for row in of_group.rows[1:]]
-    return replace(scaled, args=changed, rows=tuple(rows), groups=tuple(groups))
+    return replace(scaled, args=args, rows=tuple(rows), groups=tuple(groups))
 
 
 def numbers_of_stages(config: OptimizerConfig, batch: BatchPlan) -> list[Scaled]:
     """Of each stage; of a batch without a schedule, which is one."""
-    effective = [batch.effective]
+    if not batch.stages:
+        return [scaled_numbers(config, batch.effective)]
     if config.lr_on_schedule == "rescale":
-        effective = [size for _, size in batch.stages] or effective
-    numbers = [scaled_numbers(config, size) for size in effective]
-    return numbers * max(1, len(batch.stages)) if len(numbers) == 1 else numbers
+        return [scaled_numbers(config, effective) for _, effective in batch.stages]
+    return [scaled_numbers(config, batch.effective)] * len(batch.stages)
 
 
 def _defaults(config: OptimizerConfig) -> dict[str, Any]:
@@ -86,8 +97,7 @@ def _defaults(config: OptimizerConfig) -> dict[str, Any]:
 def make_optimizer(
     config: OptimizerConfig, numbers: Scaled, parameters: Mapping[str, torch.nn.Parameter]
 ) -> torch.optim.Optimizer:
-    """The optimizer of the named parameters; `lr_multiplier` in each of its groups scales the rate
-    of a step.
+    """The optimizer of the named parameters; `lr_multiplier` of a group scales the step's rate.
 
     Raises PatternError where a pattern of no_decay or groups matches none of them.
     """
@@ -95,12 +105,12 @@ def make_optimizer(
     args: dict[str, Any] = dict(numbers.args)
     groups = _groups(config, numbers, parameters)
     has_fused = "fused" in inspect.signature(target).parameters
-    with ends_in_a_sentence(
-        OptimizerError, f"optimizer.target={config.target} does not take optimizer.args"
-    ):
+    what = f"optimizer.target={config.target} does not take optimizer.args"
+    with ends_in_a_sentence(OptimizerError, what):
         is_open = has_fused and not args.keys() & {"fused", "foreach", "differentiable"}
+        # Never set to False: torch would then not use foreach either.
         if is_open and _has_fused_kernels(target, args, parameters):
-            args["fused"] = True  # not False in the other case: torch would leave out foreach, too
+            args["fused"] = True
         optimizer = target(groups, lr=numbers.lr, **args)
     if isinstance(optimizer, torch.optim.SGD):
         _begin_momentum(optimizer)
@@ -135,12 +145,11 @@ def _has_fused_kernels(
 
 
 def _begin_momentum(optimizer: torch.optim.SGD) -> None:
-    """Give fused SGD its momentum before the first step: zeros, from which that step makes the
-    gradient.
+    """Give fused SGD its momentum before the first step: zeros, so that it becomes the gradient.
 
-    Left to SGD, a first step that is skipped on the device would leave memory that nobody
-    initialised (torch 2.13). With dampening the first step is another one: there SGD keeps its own,
-    and the host asks (can_skip_on_device).
+    Left to SGD, a first step that is skipped on the device would leave uninitialised memory (torch
+    2.13). With dampening the first step differs: there SGD makes its own momentum, and the host
+    reads whether to skip (can_skip_on_device).
     """
     for group in optimizer.param_groups:
         if group["fused"] and group["momentum"] and not group["dampening"]:
@@ -151,23 +160,34 @@ def _begin_momentum(optimizer: torch.optim.SGD) -> None:
 def _groups(
     config: OptimizerConfig, numbers: Scaled, parameters: Mapping[str, torch.nn.Parameter]
 ) -> list[dict[str, Any]]:
-    """Those of no group of the config first. The first group that matches has a parameter."""
+    """The optimizer's groups, in a fixed order: those of no group of the config first."""
     names = list(parameters)
     undecayed = set(matching("optimizer.no_decay", config.no_decay, names))
+    # The first group that matches has a parameter.
     group_of: dict[str, int] = {}
     for number, group in enumerate(config.groups):
         for name in matching(f"optimizer.groups[{number}].match", [group.match], names):
             group_of.setdefault(name, number)
     members: dict[tuple[int, bool], list[torch.nn.Parameter]] = {}
     for name, parameter in parameters.items():
-        members.setdefault((group_of.get(name, -1), name in undecayed), []).append(parameter)
+        key = (group_of.get(name, NO_GROUP), name in undecayed)
+        members.setdefault(key, []).append(parameter)
     groups: list[dict[str, Any]] = []
-    for (number, without_decay), chosen in sorted(members.items(), key=lambda item: item[0]):
-        own = dict(numbers.groups[number]) if number >= 0 else {}
-        factor = config.groups[number].lr_multiplier if number >= 0 else 1.0
-        decay = {"weight_decay": 0.0} if without_decay else {}
+    for number, without_decay in sorted(members):
+        multiplier = 1.0
+        args: dict[str, Any] = {}
+        if number != NO_GROUP:
+            multiplier = config.groups[number].lr_multiplier
+            args |= numbers.groups[number]
+        if without_decay:
+            args["weight_decay"] = 0.0
         groups.append(
-            {"params": chosen, "lr": numbers.lr * factor, "lr_multiplier": factor, **own, **decay}
+            {
+                "params": members[number, without_decay],
+                "lr": numbers.lr * multiplier,
+                "lr_multiplier": multiplier,
+                **args,
+            }
         )
     return groups
 
@@ -175,19 +195,16 @@ def _groups(
 def numbers_of_groups(
     config: OptimizerConfig, numbers: Scaled, parameters: Mapping[str, torch.nn.Parameter]
 ) -> list[dict[str, Any]]:
-    """What a rule may change, of each group of the optimizer that make_optimizer gives, in the same
-    order.
-    """
-    found = []
+    """What a rule may change, of each group of make_optimizer's, in the same order."""
+    of_groups = []
     for group in _groups(config, numbers, parameters):
-        every = {**_defaults(config), **numbers.args, **group}
-        found.append({name: every[name] for name in SCALED if name in every})
-    return found
+        values = {**_defaults(config), **numbers.args, **group}
+        of_groups.append({name: values[name] for name in SCALED if name in values})
+    return of_groups
 
 
 def can_skip_on_device(optimizer: torch.optim.Optimizer) -> bool:
-    """Whether step() leaves everything as it was where `optimizer.found_inf` is 1, with no word
-    from the host.
+    """Whether step() changes nothing where `optimizer.found_inf` is 1, without asking the host.
 
     The fused kernels do, through the two attributes by which torch.amp.GradScaler speaks to them.
     SGD's does where its momentum is there from the start: see _begin_momentum.
@@ -202,9 +219,7 @@ def can_skip_on_device(optimizer: torch.optim.Optimizer) -> bool:
 
 @dataclass(frozen=True)
 class OptimizerState:
-    """What an optimizer remembers, for a checkpoint; rates and other numbers of its groups come
-    from the config.
-    """
+    """What an optimizer remembers, for a checkpoint; the numbers of its groups are the config's."""
 
     optimizer: torch.optim.Optimizer
 
@@ -212,7 +227,9 @@ class OptimizerState:
         return {"state": self.optimizer.state_dict()["state"]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        # The groups stay as the config makes them: a resume may have changed their numbers.
         groups = self.optimizer.state_dict()["param_groups"]
+        # torch numbers the state in the order of the groups' parameters.
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         for number, of_parameter in state["state"].items():
             for key, value in of_parameter.items():

@@ -1,6 +1,4 @@
-"""Where a scaling rule holds: what it is for, and how far it is from what the noise scale says.
-Pure: no torch.
-"""
+"""Where a scaling rule holds: what it is for, and how far it is from the noise scale's. Pure."""
 
 import math
 from collections.abc import Iterator
@@ -8,7 +6,8 @@ from dataclasses import replace
 
 from train.optim.batch_scaling import RULES, Change
 
-FAR = 1.25  # a rate that is off by more, to either side, is told
+FAR = 1.25
+"""A rate that differs by a larger factor, to either side, is reported."""
 NOISY = ("linear", "sqrt", "sde")
 """Rules for batches that are small against the noise scale."""
 
@@ -19,17 +18,13 @@ def hints(rule: str, change: Change | None) -> Iterator[str]:
         return
     kappa = f"kappa = {change.kappa:.4g}"
     if rule == "linear" and change.is_adaptive:
-        yield (
-            "linear is a rule for SGD; an optimizer like Adam moves with the root. Set: "
-            "optimizer.lr_scaling=sqrt"
-        )
+        why = "linear is a rule for SGD; an optimizer like Adam moves with the root"
+        yield f"{why}. Set: optimizer.lr_scaling=sqrt"
     if rule in ("sqrt", "sde", "halflife") and not change.is_adaptive:
         yield f"{rule} is a rule for optimizers like Adam. Set: optimizer.lr_scaling=linear"
     if rule in ("sqrt", "sde") and change.is_adaptive and change.kappa < 1 / 8:
-        yield (
-            f"{rule} falls too fast towards small batches ({kappa}). Set: "
-            "optimizer.lr_scaling=halflife"
-        )
+        why = f"{rule} falls too fast towards small batches ({kappa})"
+        yield f"{why}. Set: optimizer.lr_scaling=halflife"
     if rule == "halflife" and change.kappa > 1:
         yield f"halflife is a rule for smaller batches ({kappa}). Set: optimizer.lr_scaling=sqrt"
     if change.noise_scale is not None:
@@ -37,9 +32,7 @@ def hints(rule: str, change: Change | None) -> Iterator[str]:
 
 
 def against_noise(rule: str, change: Change | None, which: str) -> Iterator[str]:
-    """Where the noise scale of `change`, `which` one, says another rate than a rule that knows
-    none.
-    """
+    """Where a rule's rate differs from that by the noise scale of `change`; `which`: its source."""
     if change is None or change.noise_scale is None or rule not in NOISY or change.kappa == 1.0:
         return
     ratio = RULES[rule](change).lr / RULES["noise"](change).lr
@@ -54,7 +47,8 @@ def against_noise(rule: str, change: Change | None, which: str) -> Iterator[str]
     )
 
 
-def measured(change: Change | None, noise_scale: float) -> Change | None:
+def with_noise_scale(change: Change | None, noise_scale: float) -> Change | None:
+    """None where there is no change, or no measurement that makes sense."""
     if change is None or not (math.isfinite(noise_scale) and noise_scale > 0):
         return None
     return replace(change, noise_scale=noise_scale)

@@ -12,9 +12,7 @@ from train.errors import RunFailed
 
 
 class NonFiniteGradient(RunFailed):
-    """The gradient of a step, or of too many in a row, is not finite, and the run was told to stop
-    there.
-    """
+    """The gradient of a step, or of too many in a row, is not finite, and the config says stop."""
 
 
 def stop_at(norm: Tensor) -> NonFiniteGradient:
@@ -26,43 +24,45 @@ def stop_at(norm: Tensor) -> NonFiniteGradient:
 
 
 def is_not_finite(norm: Tensor) -> Tensor:
-    """1 where a norm is infinite or NaN, else 0: 0-dim float32 on its device, as a fused
-    optimizer's found_inf.
-
-    Two operators, where isfinite alone is four: 0 times a number is 0, and times anything else NaN.
-    """
+    """1 where a norm is infinite or NaN, else 0: 0-dim float32, like an optimizer's found_inf."""
+    # Two operators, where isfinite alone is four: 0 times a number is 0, and times anything else
+    # NaN.
     return norm.mul(0).nan_to_num_(1.0).float()
 
 
 class Watcher(Protocol):
-    """Wants to know which steps were applied, and numbers of its own that are on the device."""
+    """Is informed of which steps were applied; may have more numbers read from the device."""
 
     def pending(self) -> Tensor | None:
         """What is read together with everything else, once; None: nothing waits."""
         ...
 
     def count(self, applied: Sequence[bool], numbers: Sequence[float]) -> None:
-        """Of the steps since the last look; `numbers`: what was pending, flat."""
+        """The steps since the last look; `numbers`: what was pending, flat."""
         ...
 
 
 @dataclass
 class SkippedSteps:
-    """Steps that were not applied because their gradient was not finite; the device is asked when
-    somebody looks.
+    """Steps that were not applied because their gradient was not finite.
+
+    They are counted on the device, and read when somebody looks, not in a step.
     """
 
     total: int = 0
-    in_a_row: int = 0  # up to the last step
-    longest: int = 0  # in a row, ever
+    in_a_row: int = 0
+    """Up to the last step."""
+    longest: int = 0
+    """In a row, ever."""
     watchers: list[Watcher] = field(default_factory=list)
-    # of the steps since somebody looked: 0-dim, on the device
     _skipped: list[Tensor] = field(default_factory=list)
+    """Of the steps since the last look: 0-dim, on the device."""
 
     def add(self, skipped: Tensor) -> None:
         """Of one step: 1 where it was not applied, else 0."""
         self._skipped.append(skipped)
-        if len(self._skipped) >= 1000:  # rows are rare: let them not pile up
+        # Rows may be rare: the tensors must not pile up until the next one.
+        if len(self._skipped) >= 1000:
             self.look()
 
     def state_dict(self) -> dict[str, int]:
@@ -70,27 +70,29 @@ class SkippedSteps:
         return {"total": self.total, "in_a_row": self.in_a_row, "longest": self.longest}
 
     def load_state_dict(self, state: Mapping[str, int]) -> None:
-        self.total, self.in_a_row, self.longest = (
-            state["total"],
-            state["in_a_row"],
-            state["longest"],
-        )
+        self.total = state["total"]
+        self.in_a_row = state["in_a_row"]
+        self.longest = state["longest"]
 
     def look(self, more: Sequence[Tensor] = ()) -> list[list[float]]:
-        """Bring all counts up to date, and give the numbers of `more`: one copy, for which the host
-        waits once.
+        """Bring all counts up to date, and return the numbers of `more`.
+
+        Everything is read in one copy, for which the host waits once.
         """
         skipped = torch.stack(self._skipped) if self._skipped else None
         of_watchers = [watcher.pending() for watcher in self.watchers]
         flags, *numbers = read_together([skipped, *of_watchers, *more])
-        applied = [flag == 0 for flag in flags]
         self._skipped.clear()
+        applied = [flag == 0 for flag in flags]
         for was_applied in applied:
-            self.in_a_row = 0 if was_applied else self.in_a_row + 1
-            self.total += not was_applied
+            if was_applied:
+                self.in_a_row = 0
+                continue
+            self.total += 1
+            self.in_a_row += 1
             self.longest = max(self.longest, self.in_a_row)
-        for watcher, own in zip(self.watchers, numbers, strict=False):
-            watcher.count(applied, own)
+        for watcher, of_watcher in zip(self.watchers, numbers, strict=False):
+            watcher.count(applied, of_watcher)
         return numbers[len(self.watchers) :]
 
     def check(self, k: int, limit: int) -> None:
@@ -99,7 +101,7 @@ class SkippedSteps:
             raise NonFiniteGradient(
                 f"by step {k} the gradient was not finite in {self.longest} steps in a row "
                 f"(max_nonfinite_steps={limit}). Try a smaller optimizer.lr, a warm-up, "
-                "optimizer.max_grad_norm=1.0; precision=fp32 tells whether low precision is to "
+                "optimizer.max_grad_norm=1.0; precision=fp32 shows whether low precision is to "
                 "blame"
             )
 

@@ -19,9 +19,7 @@ def part(
     optimizer: torch.optim.Optimizer,
     module: torch.nn.Module,
 ) -> Part:
-    """Gives betas, eps and weight decay of the stage to the optimizer before each step. The rate is
-    the plan's.
-    """
+    """Sets betas, eps and weight decay of the stage before each step; the rate is the plan's."""
     if not batch.stages:
         return Part(name="stage_numbers")
     parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
@@ -30,12 +28,12 @@ def part(
     starts = [start for start, _ in batch.stages]
 
     def set_before(windows: Iterable[Window]) -> Iterator[Window]:
-        now = None
+        current = None
         for window in windows:
             stage = bisect_right(starts, window.seen) - 1
-            if stage != now:
+            if stage != current:
                 _set(optimizer, of_stages[stage])
-            now = stage
+            current = stage
             yield window
 
     return Part(name="stage_numbers", windows=set_before)

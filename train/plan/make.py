@@ -1,6 +1,4 @@
-"""All of a run that follows from config and data before the first step: its task, its data sets,
-its plan.
-"""
+"""What follows from config and data before there is a model: task, data sets and plan of a run."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,9 +16,10 @@ from train.data import ByLength, Sets, Splits, load_splits, normalized, open_set
 from train.distributed.ranks import LaunchError, Ranks, asked_world_size
 from train.models.init_from import digests
 from train.optim.optimizer import numbers_of_stages
+from train.plan.describe import describe
 from train.plan.run_plan import RunPlan
 from train.plan.scaling_table import ema_decays, scaling_hints, scaling_tables
-from train.plan.smaller import can_shrink, remembered, shrunk
+from train.plan.smaller import can_shrink, remembered, with_shrunk
 from train.plan.steps import plan_batch, plan_rate
 from train.redaction import clean
 from train.tasks import Task, by_term, make_task, weight_columns
@@ -42,71 +41,68 @@ def prepare(loaded: Loaded, loop: str, ranks: Ranks) -> Prepared:
     ranks differ.
     """
     config = loaded.config
+    # The first rank of a machine fills the cache of datasets, from which the others read.
     task, splits = ranks.first_of_node(lambda: load_data(config))
     weights = ranks.from_main(lambda: digests(config))
     sets = ranks.together(lambda: open_sets(config, task.columns, splits))
     sets = normalized(sets, config, ranks.from_main)
-    prepared = Prepared(task, sets, ranks.together(lambda: make_plan(loaded, loop, sets, weights)))
-    check_same_everywhere(prepared.plan, ranks)
-    return as_shrunk(prepared, config, ranks)
+    plan = ranks.together(lambda: make_plan(loaded, loop, sets, weights))
+    check_same_everywhere(plan, ranks)
+    return as_shrunk(Prepared(task, sets, plan), config, ranks)
 
 
 def as_shrunk(prepared: Prepared, config: Config, ranks: Ranks) -> Prepared:
-    """With the micro-batches that an earlier start of this run has shrunk to, where one ran out of
-    memory.
-    """
-    folder = Path(config.output_dir) / prepared.plan.name
-    found = ranks.from_main(
-        lambda: remembered(folder) if can_shrink(prepared.plan, config) else None
-    )
-    return replace(prepared, plan=shrunk(prepared.plan, found))
+    """With the micro-batches that an earlier start of this run has shrunk to, if one has."""
+    plan = prepared.plan
+    folder = Path(config.output_dir) / plan.name
+    # Read by one rank, so that all have the same.
+    shrunk = ranks.from_main(lambda: remembered(folder) if can_shrink(plan, config) else None)
+    return replace(prepared, plan=with_shrunk(plan, shrunk))
 
 
 def load_data(config: Config) -> tuple[Task, Splits]:
-    """The task, and the data sets with its columns: what takes long once, and is then found in a
-    cache.
-    """
+    """The task, and the data sets with its columns: slow once, and cached from then on."""
     task = make_task(config)
     return task, load_splits(config, task.columns)
 
 
 def show_plan(loaded: Loaded, loop: str) -> None:
-    """The plan on the screen, for the ranks that launch.sh or the launcher would start; touches no
-    device.
-    """
+    """Prints the plan for the ranks that would be started; touches no device."""
     task = make_task(loaded.config)
     sets = normalized(open_sets(loaded.config, task.columns), loaded.config)
     plan = make_plan(loaded, loop, sets, {})
-    print(*plan.lines(), *_reading(task, sets, plan, loaded.config), sep="\n")
+    print(*describe(plan), *_reading(task, sets, plan, loaded.config), sep="\n")
 
 
 def _reading(task: Task, sets: Sets, plan: RunPlan, config: Config) -> tuple[str, ...]:
-    """What the samples of a step take in memory. What is wrong with a task is said before the first
-    step.
-    """
+    """What the samples of a step take in memory."""
     trial = sets.trial(config.seed, 1)
     try:
         terms = len(by_term(task.loss_weight(trial)))
     except Exception:
+        # What is wrong with a task is reported by the checks before the first step.
         return ()
     return read_in_turn(sets.train, trial, weight_columns(task), terms, plan.batch, config).notes
 
 
 def make_plan(loaded: Loaded, loop: str, sets: Sets, weights: dict[str, str]) -> RunPlan:
-    """The plan for the ranks that were asked for; `weights`: see init_from.digests."""
+    """The plan for the ranks that will be started; `weights`: see init_from.digests."""
     config = loaded.config
     samples = sets.train
     batch = plan_batch(config, loop, asked_world_size(), samples.size)
     numbers = numbers_of_stages(config.optimizer, batch)
+    # Contents count as well, not only names: weights to start from, data, code.
     identity = mathematics(config, batch.effective, batch.stages) | weights
     if config.data.split in sets.digests:
         identity["data"] = sets.digests[config.data.split]
     code = source_hash(config)
     notes = sets.notes
     micro_steps = None
+    # By length, the number of micro-batches differs from step to step.
     if isinstance(samples, ByLength):
         notes += (samples.note(),)
         micro_steps = samples.micro_steps(batch)
+    # The hashes are over the values themselves; what is written and shown is without secrets.
     return RunPlan(
         name=run_name(loaded),
         loop=loop,
@@ -130,18 +126,17 @@ def make_plan(loaded: Loaded, loop: str, sets: Sets, weights: dict[str, str]) ->
 
 
 def check_same_everywhere(plan: RunPlan, ranks: Ranks) -> None:
-    """Ranks that read other data, or run other code, would train something that nobody asked for.
+    """Ranks that read other data, or run other code, would train a mixture of the two.
 
     Raises LaunchError on every rank.
     """
-    own: dict[str, object] = {"training samples": plan.batch.dataset_size}
-    own |= {
-        f"samples of {name or 'the evaluation set'}": size
-        for name, size in plan.eval_samples.items()
-    }
-    own |= {f"data of {split}": digest for split, digest in plan.data.items()}
-    own |= {"curve_hash": plan.curve_hash}
-    of_ranks = ranks.gather(own)
+    facts: dict[str, object] = {"training samples": plan.batch.dataset_size}
+    for name, size in plan.eval_samples.items():
+        facts[f"samples of {name or 'the evaluation set'}"] = size
+    for split, digest in plan.data.items():
+        facts[f"data of {split}"] = digest
+    facts["curve_hash"] = plan.curve_hash
+    of_ranks = ranks.gather(facts)
     for rank, other in enumerate(of_ranks):
         for name, value in of_ranks[0].items():
             if other.get(name) != value:

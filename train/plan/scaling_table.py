@@ -21,18 +21,15 @@ class Table:
     rows: tuple[Row, ...]
 
     def lines(self) -> list[str]:
-        """`betas  (0.9, 0.999) -> (0.6561, 0.996)  ** kappa`, below a line that says
-        what kappa is.
-        """
+        """What kappa is; then for each number `eps  1e-08 -> 2e-08  / sqrt(kappa)`."""
         kappa = f"kappa = {self.batch}/{self.reference} = {self.batch / self.reference:.4g}"
-        names = max(len(row.name) for row in self.rows)
+        lines = [f"{self.rule}, {kappa}: reference -> resolved"]
         changes = [f"{short(row.reference)} -> {short(row.resolved)}" for row in self.rows]
-        widest = max(map(len, changes))
-        rows = zip(self.rows, changes, strict=True)
-        return [
-            f"{self.rule}, {kappa}: reference -> resolved",
-            *(f"  {row.name:<{names}}  {change:<{widest}}  {row.how}" for row, change in rows),
-        ]
+        name_width = max(len(row.name) for row in self.rows)
+        change_width = max(map(len, changes))
+        for row, change in zip(self.rows, changes, strict=True):
+            lines.append(f"  {row.name:<{name_width}}  {change:<{change_width}}  {row.how}")
+        return lines
 
     def flat(self) -> dict[str, Any]:
         """For tables of runs."""
@@ -44,26 +41,31 @@ class Table:
 
 def scaling_tables(config: Config, batch: BatchPlan) -> tuple[Table, ...]:
     """One for each effective batch at which a rule changes something."""
+    optimizer = config.optimizer
     tables = {}
-    for size, numbers in zip(
-        _sizes(config, batch), numbers_of_stages(config.optimizer, batch), strict=True
-    ):
+    sizes = _sizes(config, batch)
+    for size, numbers in zip(sizes, numbers_of_stages(optimizer, batch), strict=True):
         rows = numbers.rows
-        if rows and config.ema.decay is not None:
+        if not rows:
+            continue
+        if config.ema.decay is not None:
             rows += (ema_row(config.ema.decay, numbers.ema_power),)
-        if rows:
-            assert config.optimizer.lr_reference_batch is not None
-            tables[size] = Table(
-                config.optimizer.lr_scaling, size, config.optimizer.lr_reference_batch, rows
-            )
+        assert optimizer.lr_reference_batch is not None
+        tables[size] = Table(
+            rule=optimizer.lr_scaling,
+            batch=size,
+            reference=optimizer.lr_reference_batch,
+            rows=rows,
+        )
     return tuple(tables.values())
 
 
 def scaling_hints(config: Config, batch: BatchPlan) -> tuple[str, ...]:
-    found: dict[str, None] = {}
+    """What speaks against the rule, each sentence once."""
+    sentences: list[str] = []
     for change in changes(config, batch):
-        found |= dict.fromkeys(hints(config.optimizer.lr_scaling, change))
-    return tuple(found)
+        sentences += hints(config.optimizer.lr_scaling, change)
+    return tuple(dict.fromkeys(sentences))
 
 
 def ema_decays(config: Config, batch: BatchPlan) -> tuple[tuple[int, float], ...]:
@@ -85,14 +87,14 @@ def changes(config: Config, batch: BatchPlan) -> list[Change | None]:
 
 def _sizes(config: Config, batch: BatchPlan) -> Sequence[int]:
     """The effective batch that the numbers of each stage are for."""
-    if not batch.stages or config.optimizer.lr_on_schedule == "keep":
-        return [batch.effective] * max(1, len(batch.stages))
+    if not batch.stages:
+        return [batch.effective]
+    if config.optimizer.lr_on_schedule == "keep":
+        return [batch.effective] * len(batch.stages)
     return [effective for _, effective in batch.stages]
 
 
 def short(value: Any) -> str:
-    return (
-        "(" + ", ".join(f"{v:.4g}" for v in value) + ")"
-        if isinstance(value, tuple | list)
-        else f"{value:.4g}"
-    )
+    if isinstance(value, tuple | list):
+        return "(" + ", ".join(f"{number:.4g}" for number in value) + ")"
+    return f"{value:.4g}"

@@ -1,7 +1,7 @@
-"""The size of micro-batches that a run has shrunk to, for its next start: micro.json in its folder.
+"""micro.json in a run's folder: micro-batches that the run has shrunk to, for its next start.
 
-It holds for the plan that ran out of memory: stated otherwise, or on another number of ranks, it is
-left alone.
+It holds for the plan that ran out of memory: with another config, or on another number of ranks, it
+is ignored.
 """
 
 import json
@@ -17,41 +17,40 @@ FILE = "micro.json"
 
 
 def can_shrink(plan: RunPlan, config: Config) -> bool:
-    """The standard loop has one micro-batch; with micro_tokens, a limit on tokens says how many
-    samples one has.
+    """Not in the standard loop, which has one micro-batch, and not with micro_tokens.
+
+    There a limit on tokens decides how many samples a micro-batch has.
     """
     return config.batch.on_oom == "shrink" and plan.loop == "accumulate" and not plan.micro_steps
 
 
 def remember(folder: Path, smaller: Shrunk) -> None:
-    """Any rank may write it. What cannot be written costs another out-of-memory, and
-    nothing else.
-    """
+    """Any rank may write it."""
+    # Without it the next start runs out of memory once more, and nothing else.
     with suppress(OSError):
         write_whole(folder / FILE, json.dumps(asdict(smaller)).encode())
 
 
-def shrunk(plan: RunPlan, found: Shrunk | None) -> RunPlan:
-    """The plan with the micro-batches that an earlier start has shrunk to, where there was one."""
-    batch = plan.batch
-    if found is None or (found.planned, found.world_size) != (batch.micro, batch.world_size):
-        return plan
-    note = (
-        f"memory    micro-batches of at most {found.micro:,}, not {found.planned:,}: step "
-        f"{found.step:,} ran out of memory ({FILE}; delete it to try the larger ones again)"
-    )
-    return replace(plan, batch=batch.recut(found.micro), shrunk=found, notes=(*plan.notes, note))
-
-
 def remembered(folder: Path) -> Shrunk | None:
-    """What is in a run's folder; None where nothing is that can be read."""
+    """None where nothing is, or nothing that makes sense."""
     try:
-        found = Shrunk(**read_json(folder / FILE))
+        shrunk = Shrunk(**read_json(folder / FILE))
     except (OSError, Unreadable, TypeError):
         return None
-    numbers = [found.planned, found.world_size, found.micro, found.step]
-    return (
-        found
-        if all(type(n) is int and n > 0 for n in numbers) and found.micro <= found.planned
-        else None
+    numbers = (shrunk.planned, shrunk.world_size, shrunk.micro, shrunk.step)
+    are_counts = all(type(number) is int and number > 0 for number in numbers)
+    return shrunk if are_counts and shrunk.micro <= shrunk.planned else None
+
+
+def with_shrunk(plan: RunPlan, shrunk: Shrunk | None) -> RunPlan:
+    """The plan with the micro-batches that an earlier start of it has shrunk to."""
+    batch = plan.batch
+    if shrunk is None:
+        return plan
+    if shrunk.planned != batch.micro or shrunk.world_size != batch.world_size:
+        return plan
+    note = (
+        f"memory    micro-batches of at most {shrunk.micro:,}, not {shrunk.planned:,}: step "
+        f"{shrunk.step:,} ran out of memory ({FILE}; delete it to try the larger ones again)"
     )
+    return replace(plan, batch=batch.recut(shrunk.micro), shrunk=shrunk, notes=(*plan.notes, note))

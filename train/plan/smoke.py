@@ -1,6 +1,4 @@
-"""--smoke: two steps, an evaluation, a save, a reload and a row, in a folder that is
-thrown away.
-"""
+"""--smoke: two steps, an evaluation, a save, a reload and a row, in a temporary folder."""
 
 import dataclasses
 import tempfile
@@ -22,15 +20,18 @@ def smoke(loaded: Loaded, is_main: bool) -> Iterator[Loaded]:
     with tempfile.TemporaryDirectory(prefix="isobatch-smoke-") as folder:
         yield dataclasses.replace(loaded, config=_small(loaded.config, folder))
         run_folder = Path(folder) / NAME
+        # final/ is missing where the run has failed.
         if is_main and (run_folder / FINAL).exists():
-            parameters = sum(p.numel() for p in load_final(run_folder).parameters())
+            model = load_final(run_folder)
+            num_parameters = sum(parameter.numel() for parameter in model.parameters())
             print(
-                f"smoke: trained, evaluated, saved and loaded again ({parameters:,} parameters); "
-                "nothing is kept"
+                "smoke: trained, evaluated, saved and loaded again "
+                f"({num_parameters:,} parameters); nothing is kept"
             )
 
 
 def _small(config: Config, folder: str) -> Config:
+    mode = "disabled" if config.wandb.mode == "disabled" else "offline"
     return dataclasses.replace(
         config,
         name=NAME,
@@ -39,9 +40,5 @@ def _small(config: Config, folder: str) -> Config:
         log=Log(every_steps=1),
         checkpoint=Checkpoint(resume="never"),
         profile=Profile(),
-        wandb=dataclasses.replace(
-            config.wandb,
-            mode="disabled" if config.wandb.mode == "disabled" else "offline",
-            log_model=False,
-        ),
+        wandb=dataclasses.replace(config.wandb, mode=mode, log_model=False),
     )

@@ -7,15 +7,14 @@ from dataclasses import dataclass, fields, replace
 from itertools import pairwise
 
 from train.batch import BatchPlan, make_plan
-from train.plan.unequal import unequal
+from train.plan.unequal import with_shares
 
 FOREVER = sys.maxsize
 
 
 @dataclass(frozen=True)
 class Staircase(BatchPlan):
-    """A plan in stages. A stage begins with the first step that starts at or after its number of
-    samples.
+    """A plan in stages. A stage begins with the first step that starts at or after its sample.
 
     `effective` and `accumulation_steps` are those of the first stage. `micro` is the largest
     micro-batch of any stage: a step grows by accumulation, so memory stays, but for the gradients
@@ -23,12 +22,16 @@ class Staircase(BatchPlan):
     """
 
     def at(self, seen: int) -> BatchPlan:
-        _, effective = self.stages[bisect_right(self.stages, (seen, FOREVER)) - 1]
-        size = self.dataset_size
+        index = bisect_right(self.stages, seen, key=lambda stage: stage[0]) - 1
+        _, effective = self.stages[index]
         stage = make_plan(
-            effective, self.micro, None, world_size=self.world_size, dataset_size=size
+            effective,
+            self.micro,
+            None,
+            world_size=self.world_size,
+            dataset_size=self.dataset_size,
         )
-        return unequal(stage, self.weights, self.limits) if self.weights else stage
+        return with_shares(stage, self.weights, self.limits) if self.weights else stage
 
     def recut(self, micro: int) -> BatchPlan:
         cut = replace(self, micro=micro, limits=tuple(min(micro, limit) for limit in self.limits))
@@ -43,24 +46,29 @@ class Staircase(BatchPlan):
         """Likewise."""
 
     def runs(self) -> Iterator[tuple[int, int]]:
-        """(number of steps, samples of each), from the first step on, without end; of a stream as
-        if it had none.
+        """Yields (number of steps, samples of each), from the first step on, without end.
+
+        Of a stream as if its epoch had no end.
         """
         size = self.dataset_size or FOREVER
-        seen = place = 0  # place: of the epoch
+        seen = 0
+        in_epoch = 0
         for (_, effective), (end, _) in pairwise([*self.stages, (FOREVER, 0)]):
             while seen < end:
-                count = min(-((seen - end) // effective), (size - place) // effective)
+                # Full steps until the stage ends, or the epoch: the last one may overshoot the
+                # stage, but not the epoch.
+                until_end = -((seen - end) // effective)
+                count = min(until_end, (size - in_epoch) // effective)
                 yield count, effective
                 seen += count * effective
-                place += count * effective
-                tail = size - place
+                in_epoch += count * effective
+                tail = size - in_epoch
                 if seen < end and 0 < tail < effective:
                     yield 1, tail
                     seen += tail
-                    place = size
-                if place == size:
-                    place = 0
+                    in_epoch = size
+                if in_epoch == size:
+                    in_epoch = 0
 
     def samples_after(self, steps: int) -> int:
         samples = 0
@@ -90,15 +98,14 @@ def largest_effective(plan: BatchPlan) -> int:
 
 
 def in_stages(first: BatchPlan, stages: Mapping[int, int], micro: int | None) -> BatchPlan:
-    """The plan of all stages, from that of the first one; `micro`: the limit that was stated, if
-    one was.
-    """
+    """The plan of all stages, from that of the first one; `micro`: the limit, if one is stated."""
     if len(stages) < 2:
         return first
-    largest = max(first.shares(max(stages.values())))
     values = {field.name: getattr(first, field.name) for field in fields(BatchPlan)}
-    values["micro"] = min(micro, largest) if micro else first.micro
     values["stages"] = tuple(sorted(stages.items()))
+    if micro:
+        largest_share = max(first.shares(max(stages.values())))
+        values["micro"] = min(micro, largest_share)
     plan = Staircase(**values)
     if plan.weights:
         plan = replace(plan, micro=max(plan.at(start).micro for start in stages))

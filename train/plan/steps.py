@@ -9,7 +9,7 @@ from train.batch import BatchPlan, PlanError, make_plan, ranks
 from train.config import Config
 from train.optim.lr_schedule import Rate, RateInStages
 from train.plan.stages import in_stages
-from train.plan.unequal import unequal
+from train.plan.unequal import with_shares
 
 __all__ = ["PlanError", "counting", "plan_batch", "plan_rate"]
 
@@ -23,12 +23,16 @@ def plan_batch(config: Config, loop: str, world_size: int, dataset_size: int | N
             "batch.effective_tokens", batch.effective_tokens, config.data.block_size
         )
     stages = stages_of(config)
-    tokens, longest = batch.micro_tokens, config.data.max_length
-    micro = tokens // longest if tokens and longest else batch.micro
-    weights = batch.shares if isinstance(batch.shares, list) else [1] * world_size
+    # The first stage is planned like a batch without a schedule; in_stages adds the others.
+    effective = stages.get(0, effective)
+    micro = batch.micro
+    if batch.micro_tokens and config.data.max_length:
+        # Of the longest texts: each other micro-batch has at least as many samples.
+        micro = batch.micro_tokens // config.data.max_length
+
     is_unequal = isinstance(batch.shares, list) or isinstance(micro, list)
     plan = make_plan(
-        stages.get(0, effective),
+        effective,
         "all" if is_unequal else micro,
         None if is_unequal else batch.accumulation_steps,
         world_size=world_size,
@@ -36,7 +40,10 @@ def plan_batch(config: Config, loop: str, world_size: int, dataset_size: int | N
         drop_tail=config.data.drop_tail,
     )
     if is_unequal:
-        plan = unequal(plan, weights, None if micro == "all" else micro, batch.accumulation_steps)
+        weights = batch.shares if isinstance(batch.shares, list) else [1] * world_size
+        limits = None if micro == "all" else micro
+        plan = with_shares(plan, weights, limits, batch.accumulation_steps)
+
     if loop == "standard":
         _check_standard(config, plan)
     plan = in_stages(plan, stages, micro if isinstance(micro, int) else None)
@@ -47,10 +54,9 @@ def plan_batch(config: Config, loop: str, world_size: int, dataset_size: int | N
 
 
 def stages_of(config: Config) -> dict[int, int]:
-    """batch.schedule, or batch.schedule_tokens in samples: {samples seen: effective batch from
-    there on}.
-    """
-    tokens, size = config.batch.schedule_tokens, config.data.block_size
+    """{samples seen: effective batch from there on}: batch.schedule, or batch.schedule_tokens."""
+    tokens = config.batch.schedule_tokens
+    size = config.data.block_size
     if tokens is None:
         return dict(config.batch.schedule or {})
     stages = {}
@@ -59,38 +65,38 @@ def stages_of(config: Config) -> dict[int, int]:
         def line(tokens_per_step: int, start: int = start) -> str:
             return f"'batch.schedule_tokens={tokens | {start: tokens_per_step}}'"
 
-        stages[_samples(start, size)] = _whole_blocks(
-            f"batch.schedule_tokens.{start}", effective, size, line
-        )
+        key = f"batch.schedule_tokens.{start}"
+        stages[_samples(start, size)] = _whole_blocks(key, effective, size, line)
     return stages
 
 
 def _check_standard(config: Config, plan: BatchPlan) -> None:
     """Raises PlanError where a step is cut."""
-    if config.batch.micro == "auto":
+    batch = config.batch
+    if batch.micro == "auto":
         raise PlanError(
             "the standard loop takes each step in one micro-batch: there is nothing to find for "
-            "batch.micro=auto. Type: batch.micro=all, or use the accumulation loop: "
+            "batch.micro=auto. Set: batch.micro=all, or use the accumulation loop: "
             "train.accumulate"
         )
     if plan.accumulation_steps == 1:
         return
-    batch = config.batch
-    tokens, longest = batch.micro_tokens, config.data.max_length
     share = max(plan.shares(plan.effective))
-    stated = (
-        f"batch.micro={batch.micro}" if batch.micro != "all" else f"{batch.accumulation_steps=}"
-    )
+    tokens = batch.micro_tokens
+    longest = config.data.max_length
     instead = "batch.micro=all"
     if tokens and longest:
-        stated = (
-            f"batch.micro_tokens={tokens} ({tokens // longest} texts of data.max_length={longest})"
-        )
+        samples = tokens // longest
+        stated = f"batch.micro_tokens={tokens} ({samples} texts of data.max_length={longest})"
         instead = f"batch.micro_tokens={share * longest}"
+    elif batch.micro != "all":
+        stated = f"batch.micro={batch.micro}"
+    else:
+        stated = f"batch.accumulation_steps={batch.accumulation_steps}"
     raise PlanError(
         f"the standard loop takes each step in one micro-batch, but {stated} cuts a rank's share "
         f"of {share} samples (batch.effective={plan.effective} on {ranks(plan.world_size)}) into "
-        f"{plan.accumulation_steps}. Type: batch.effective={plan.effective} {instead}, or use the "
+        f"{plan.accumulation_steps}. Set: batch.effective={plan.effective} {instead}, or use the "
         "accumulation loop: train.accumulate"
     )
 
@@ -107,8 +113,7 @@ def _check_standard_stage(stage: BatchPlan, start: int) -> None:
 
 
 def counting(batch: BatchPlan, overfit: int | None) -> BatchPlan:
-    """The plan by which steps and samples of a run are counted: data.overfit repeats the first
-    steps of an epoch.
+    """The plan by which steps and samples are counted: data.overfit repeats an epoch's first steps.
 
     They are full ones, unless they are all of an epoch.
     """
@@ -119,46 +124,56 @@ def counting(batch: BatchPlan, overfit: int | None) -> BatchPlan:
 
 
 def plan_rate(config: Config, batch: BatchPlan, peak: float, *later: float) -> Rate:
-    """The learning rate over all steps of the run; `later`: the peaks of the further stages of a
-    schedule.
+    """The learning rate over all steps of the run.
+
+    `later`: the peaks of the further stages of a schedule.
     """
     schedule = config.schedule
+    # duration.epochs counts real epochs, also where data.overfit repeats the first steps of one.
     samples_per_epoch = batch.samples_per_epoch
     batch = counting(batch, config.data.overfit)
     total_steps = _total_steps(config, batch, samples_per_epoch)
+    warmup_samples = _warmup_samples(config)
     if schedule.warmup_fraction is not None:
         warmup_steps = round(schedule.warmup_fraction * total_steps)
-    elif schedule.warmup_samples is not None:
-        warmup_steps = batch.steps_for(schedule.warmup_samples)
-    elif schedule.warmup_tokens is not None:
-        warmup_steps = batch.steps_for(_samples(schedule.warmup_tokens, config.data.block_size))
+    elif warmup_samples is not None:
+        warmup_steps = batch.steps_for(warmup_samples)
     else:
         warmup_steps = schedule.warmup_steps or 0
-    decay_steps = (
-        round(schedule.decay_fraction * total_steps) if schedule.name == "wsd" else total_steps
-    )
+    decay_steps = total_steps
+    if schedule.name == "wsd":
+        decay_steps = round(schedule.decay_fraction * total_steps)
     rate = Rate(
-        peak,
-        schedule.name,
-        warmup_steps,
-        total_steps,
-        schedule.final_fraction,
-        decay_steps,
-        schedule.decay_shape,
+        peak=peak,
+        name=schedule.name,
+        warmup_steps=warmup_steps,
+        total_steps=total_steps,
+        final_fraction=schedule.final_fraction,
+        decay_steps=decay_steps,
+        decay_shape=schedule.decay_shape,
     )
     return _in_stages(rate, batch, [peak, *later], config) if batch.stages else rate
 
 
+def _warmup_samples(config: Config) -> int | None:
+    """None where the warm-up is stated in steps or as a share of the run."""
+    schedule = config.schedule
+    if schedule.warmup_samples is not None:
+        return schedule.warmup_samples
+    if schedule.warmup_tokens is not None:
+        return _samples(schedule.warmup_tokens, config.data.block_size)
+    return None
+
+
 def _in_stages(rate: Rate, batch: BatchPlan, peaks: Sequence[float], config: Config) -> Rate:
-    """Its horizons in samples; a fraction of a run is one of its samples."""
+    """Its horizons in samples, since a step has no fixed size; a fraction is one of the samples."""
     schedule = config.schedule
     total = batch.samples_after(rate.total_steps)
+    warmup_samples = _warmup_samples(config)
     if schedule.warmup_fraction is not None:
         warmup = round(schedule.warmup_fraction * total)
-    elif schedule.warmup_samples is not None:
-        warmup = schedule.warmup_samples
-    elif schedule.warmup_tokens is not None:
-        warmup = _samples(schedule.warmup_tokens, config.data.block_size)
+    elif warmup_samples is not None:
+        warmup = warmup_samples
     else:
         warmup = batch.samples_after(rate.warmup_steps)
     decay = round(schedule.decay_fraction * total) if rate.name == "wsd" else total
@@ -166,6 +181,7 @@ def _in_stages(rate: Rate, batch: BatchPlan, peaks: Sequence[float], config: Con
         rate, peak=1.0, warmup_steps=warmup, total_steps=total, decay_steps=decay
     )
     stages = tuple((*stage, peak) for stage, peak in zip(batch.stages, peaks, strict=True))
+    # For the screen, the fractions in steps as well.
     fields = asdict(rate)
     if schedule.warmup_fraction is not None:
         fields["warmup_steps"] = batch.steps_for(warmup)
@@ -182,32 +198,36 @@ def _total_steps(config: Config, batch: BatchPlan, samples_per_epoch: int | None
         return batch.steps_for(duration.samples)
     if duration.tokens is not None:
         return batch.steps_for(_samples(duration.tokens, config.data.block_size))
-    assert duration.epochs is not None  # the config's checks ask for exactly one
+    assert duration.epochs is not None  # The config's checks ask for exactly one.
     if samples_per_epoch is None:
         raise PlanError(
-            f"duration.epochs={duration.epochs}, but nobody knows how long an epoch of a stream "
-            f"is. Type: duration.steps=1000 (or duration.samples={1000 * batch.effective})"
+            f"duration.epochs={duration.epochs}, but the length of a stream's epoch is unknown. "
+            f"Set: duration.steps=1000 (or duration.samples={1000 * batch.effective})"
         )
+    # Rounded first: 0.07 epochs of 100 samples are 7, and in floating point 7.000000000000001.
     return batch.steps_for(math.ceil(round(duration.epochs * samples_per_epoch, 6)))
 
 
 def _samples(tokens: int, block_size: int | None) -> int:
     """The blocks that hold `tokens`; the last one may hold more."""
-    assert block_size is not None  # the config's checks ask for it
+    assert block_size is not None  # The config's checks ask for it.
     return math.ceil(Fraction(tokens, block_size))
 
 
 def _whole_blocks(
     key: str, tokens: int, block_size: int | None, line: Callable[[int], str] | None = None
 ) -> int:
-    """`line`: what to type for so many tokens, where that is not `key=tokens`."""
-    assert block_size is not None
+    """The blocks that `tokens` are. Raises PlanError where they are no whole number of them.
+
+    `line`: what to type for so many tokens, where that is not `key=tokens`.
+    """
+    assert block_size is not None  # The config's checks ask for it.
     count, rest = divmod(tokens, block_size)
-    if rest:
-        sizes = [n * block_size for n in (count, count + 1) if n]
-        near = " or ".join(line(size) if line else f"{key}={size}" for size in sizes)
-        raise PlanError(
-            f"{key}={tokens} is no whole number of blocks of data.block_size={block_size} tokens: "
-            f"it would be {count} blocks and {rest} tokens. Type: {near}"
-        )
-    return count
+    if rest == 0:
+        return count
+    sizes = [num_blocks * block_size for num_blocks in (count, count + 1) if num_blocks]
+    near = " or ".join(line(size) if line else f"{key}={size}" for size in sizes)
+    raise PlanError(
+        f"{key}={tokens} is no whole number of blocks of data.block_size={block_size} tokens: "
+        f"it would be {count} blocks and {rest} tokens. Set: {near}"
+    )

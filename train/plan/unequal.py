@@ -9,38 +9,40 @@ from train.batch.plan import in_proportion
 from train.config.recipe import Batch
 
 
-def unequal(
+def with_shares(
     plan: BatchPlan,
     weights: Sequence[int],
     micro: int | Sequence[int] | None,
     accumulation_steps: int | None = None,
 ) -> BatchPlan:
-    """The plan with shares in proportion to `weights`, one a rank. Every rank has equally many
-    micro-batches.
+    """The plan with shares in proportion to `weights`, one a rank.
 
+    Every rank has equally many micro-batches, since all must reach the reduction together.
     `micro`: the most samples that a rank puts through the model at once, one for all or one a rank;
-    None: its whole share. Raises PlanError.
+    None: its full share. Raises PlanError.
     """
-    shares = in_proportion(
-        plan.effective, tuple(_one_a_rank("batch.shares", weights, plan.world_size))
-    )
+    _check_one_a_rank("batch.shares", weights, plan.world_size)
+    shares = in_proportion(plan.effective, tuple(weights))
     if micro is None:
-        limits = [max(1, own) for own in shares]
+        limits = [max(1, share) for share in shares]
     elif isinstance(micro, int):
         limits = [micro] * plan.world_size
     else:
-        limits = list(_one_a_rank("batch.micro", micro, plan.world_size))
-    steps = max(1, *(math.ceil(own / limit) for own, limit in zip(shares, limits, strict=True)))
+        _check_one_a_rank("batch.micro", micro, plan.world_size)
+        limits = list(micro)
+    counts = [math.ceil(share / limit) for share, limit in zip(shares, limits, strict=True)]
+    steps = max(1, *counts)
     if accumulation_steps is not None:
-        if accumulation_steps > max(shares) or (micro is not None and accumulation_steps != steps):
+        differs = micro is not None and accumulation_steps != steps
+        if differs or accumulation_steps > max(shares):
             raise PlanError(
                 f"batch.accumulation_steps={accumulation_steps}, but the shares "
                 f"{'+'.join(map(str, shares))} of batch.effective={plan.effective} need {steps} "
-                f"micro-batches each. Type: batch.accumulation_steps={steps} (or null)"
+                f"micro-batches each. Set: batch.accumulation_steps={steps} (or null)"
             )
         steps = accumulation_steps
     if micro is None:
-        limits = [max(1, math.ceil(own / steps)) for own in shares]
+        limits = [max(1, math.ceil(share / steps)) for share in shares]
     return replace(
         plan,
         weights=tuple(weights),
@@ -50,20 +52,18 @@ def unequal(
     )
 
 
-def measured(plan: BatchPlan, weights: Sequence[int], config: Batch) -> BatchPlan:
-    """A plan of equal shares, with those that were measured: what was stated of its micro-batches
-    holds for them.
-    """
+def with_measured_shares(plan: BatchPlan, weights: Sequence[int], config: Batch) -> BatchPlan:
+    """A plan of equal shares, with measured ones; its micro-batches are those of the config."""
     if config.micro == "all":
-        return unequal(plan, weights, None, config.accumulation_steps)
-    return unequal(plan, weights, config.micro)
+        return with_shares(plan, weights, None, config.accumulation_steps)
+    return with_shares(plan, weights, config.micro)
 
 
-def _one_a_rank(key: str, numbers: Sequence[int], world_size: int) -> Sequence[int]:
-    if len(numbers) != world_size:
-        raise PlanError(
-            f"{key} has {len(numbers)} numbers, and the run {ranks(world_size)}: it takes one a "
-            f"rank. Write {key}={list(numbers[:1]) * world_size} or the like, or start as many "
-            f"ranks: NPROC={len(numbers)}"
-        )
-    return numbers
+def _check_one_a_rank(key: str, numbers: Sequence[int], world_size: int) -> None:
+    if len(numbers) == world_size:
+        return
+    raise PlanError(
+        f"{key} has {len(numbers)} numbers, and the run {ranks(world_size)}: it takes one a "
+        f"rank. Write {key}={list(numbers[:1]) * world_size} or the like, or start as many "
+        f"ranks: NPROC={len(numbers)}"
+    )

@@ -4,9 +4,7 @@ import re
 from dataclasses import dataclass
 
 from train.redaction import grammar
-from train.redaction.names import Grade
-from train.redaction.shapes import is_harmless, looks_secret
-from train.redaction.written import (
+from train.redaction.literals import (
     LONGEST_VALUE,
     NEXT_LITERAL,
     OPENING,
@@ -15,72 +13,88 @@ from train.redaction.written import (
     end_of_quoted,
     in_comment,
     indented_lines,
-    is_hidden,
     is_key,
-    made_up,
+    is_redacted,
     padded,
+    secret_literals,
 )
+from train.redaction.names import Grade
+from train.redaction.shapes import is_harmless, looks_secret
 
-SHORTEST_NUMBER, SHORTEST_TOKEN_NUMBER = 4, 6
-"""Digits of a number that counts as a password, or as a token."""
+# Digits of a number that counts as a password, or as a token.
+SHORTEST_NUMBER = 4
+SHORTEST_TOKEN_NUMBER = 6
+LONGEST_PREFIX = 80
+"""Characters before a name that are looked at."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Candidate:
     """A name, and what may be its value."""
 
     text: str
-    start: int  # of the name
+    start: int
+    """Of the name."""
     end: int
-    rank: Grade
+    grade: Grade
     code: bool
+    """Whether the text is Python, where what has no quotes is an expression."""
 
     def spans(self) -> list[Span]:
-        found = self._behind()
-        if not self.code or self.rank is Grade.MAYBE:
-            return found
+        """Where the values of the name stand, in order."""
+        spans = self._behind()
+        if not self.code or not self._is_sure:
+            return spans
         # user, password = "me", "x"; set_password("me", "x"); "x" if mine else "y"
-        begin = self.text.rfind("\n", 0, self.start) + 1
-        end = self.text.find("\n", self.end)
-        line = self.text[begin : end if end >= 0 else len(self.text)][:LONGEST_VALUE]
-        for other in made_up(line, begin):
-            if all(other.end <= span.start or span.end <= other.start for span in found):
-                found = [*found, other]
-        return sorted(found, key=lambda span: span.start)
+        line_end = self._line_end(self.end)
+        line = self.text[self._line_start : line_end][:LONGEST_VALUE]
+        for literal in secret_literals(line, self._line_start):
+            if all(literal.end <= span.start or span.end <= literal.start for span in spans):
+                spans = [*spans, literal]
+        return sorted(spans, key=lambda span: span.start)
+
+    @property
+    def _is_sure(self) -> bool:
+        """Whether the name alone makes a secret of its value, unless that is a short number."""
+        return self.grade is not Grade.MAYBE
+
+    @property
+    def _line_start(self) -> int:
+        return self.text.rfind("\n", 0, self.start) + 1
+
+    def _line_end(self, position: int) -> int:
+        end = self.text.find("\n", position)
+        return end if end >= 0 else len(self.text)
 
     def _behind(self) -> list[Span]:
+        """The first that finds a value: behind a sign or a space, beside the name, below it."""
+        spans: list[Span] = []
         joint = grammar.JOINT.match(self.text, self.end)
         if joint is not None:
-            found = self._after_sign(joint)
-            if found:
-                return found
+            spans = self._after_sign(joint)
         else:
             spaced = grammar.SPACED.match(self.text, self.end)
             if spaced is not None:
-                found = self._after_space(spaced)
-                if found:
-                    return found
+                spans = self._after_space(spaced)
+        if spans:
+            return spans
         later = grammar.LATER.match(self.text, self.end)
-        found = self._quoted(later.end(), sure=True) or self._bare(later.end()) if later else []
-        return found or self._below()
+        if later is not None:
+            spans = self._quoted(later.end(), sure=True) or self._bare(later.end())
+        return spans or self._below()
 
     def _below(self) -> list[Span]:
         """On the line below the name there is nothing else, and it looks like a secret."""
-        below = (
-            None
-            if self.code or self.rank is Grade.MAYBE
-            else grammar.BELOW.match(self.text, self.end)
-        )
-        if (
-            below is None
-            or is_hidden(below["value"])
-            or not looks_secret(below["value"])
-            or "://" in below["value"]
-        ):
+        if self.code or not self._is_sure:
             return []
-        begin = self.text.rfind("\n", 0, self.start) + 1
-        is_alone = not self.text[begin : self.start].strip("+- |\t\"'`")
-        is_heading = is_alone and (self.rank is Grade.SURE or below["rule"])
+        below = grammar.BELOW.match(self.text, self.end)
+        if below is None:
+            return []
+        value = below["value"]
+        if is_redacted(value) or not looks_secret(value) or "://" in value:
+            return []
+        is_alone = not self.text[self._line_start : self.start].strip("+- |\t\"'`")
+        is_heading = is_alone and (self.grade is Grade.SURE or below["rule"])
         if not (below["sign"] or below["later"] or is_heading):
             return []
         return [Span(below.start("value"), below.end("value"))]
@@ -88,199 +102,205 @@ class Candidate:
     # After a sign
 
     def _after_sign(self, joint: re.Match[str]) -> list[Span]:
-        sign, place = joint["sign"], joint.end()
+        sign = joint["sign"]
+        value_start = joint.end()
         if sign == ",":
             return self._after_comma(joint)
         if sign == ">":
             is_tag = grammar.TAG.search(self.text, max(0, self.start - 40), self.start)
-            return self._until(place, "<") if is_tag else []
-        if sign.startswith(("%", "&")) or "%2" in joint["close"] or "&" in joint["close"]:
-            return self._until(place, "%&\"' \n<>")
-        code = self.code and not in_comment(self.text, self.start)
-        quoted = self._quoted(place, sure=True)
+            return self._until(value_start, "<") if is_tag else []
+        is_in_url = sign.startswith(("%", "&")) or "%2" in joint["close"] or "&" in joint["close"]
+        if is_in_url:
+            return self._until(value_start, "%&\"' \n<>")
+        quoted = self._quoted(value_start, sure=True)
         if quoted:
             return quoted
-        if self.text[place : place + 1] in ("(", "[", "{"):
-            return self._bracket(place, code)
+        code = self.code and not in_comment(self.text, self.start)
+        if self.text[value_start : value_start + 1] in ("(", "[", "{"):
+            return self._bracket(value_start, code)
+        starts_new_line = grammar.NEW_LINE.match(self.text, value_start) is not None
         if code:
             return (
-                self._literals(place)
-                if grammar.NEW_LINE.match(self.text, place)
-                else self._expression(place)
+                self._next_literal(value_start)
+                if starts_new_line
+                else self._expression(value_start)
             )
-        if sign == ":" and (
-            grammar.BLOCK.match(self.text, place) or grammar.NEW_LINE.match(self.text, place)
-        ):
-            return self._indented(place) or self._below()
-        return self._bare(place, sign, joint["close"])
+        if sign == ":" and (starts_new_line or grammar.BLOCK.match(self.text, value_start)):
+            return self._indented(value_start) or self._below()
+        return self._bare(value_start, sign, joint["close"])
 
     def _after_comma(self, joint: re.Match[str]) -> list[Span]:
         """environ.setdefault("TOKEN", "x"), ["--token", "x"]; not a list of names."""
+        # The default of ${oc.env:TOKEN,x}.
         if self.text.endswith("oc.env:", 0, self.start):
-            return self._until(joint.end(), "}")  # the default of ${oc.env:TOKEN,x}
+            return self._until(joint.end(), "}")
         if not set(joint["close"]) & set("\"'`"):
             return []
         before = self.text[max(0, self.start - 12) : self.start]
-        sure = self._is_option() or grammar.CALL.search(before) is not None
+        sure = self._is_option or grammar.CALL.search(before) is not None
         return self._quoted(joint.end(), sure)
 
     def _after_space(self, spaced: re.Match[str]) -> list[Span]:
         """--token x, ENV TOKEN x, the password is x."""
-        line = self.text[
-            max(0, self.text.rfind("\n", 0, self.start) + 1, self.start - 80) : self.start
-        ]
-        sure = (self._is_option() and not spaced["close"]) or grammar.SETTER.search(
-            line
-        ) is not None
-        place = spaced.end()
-        if sure and self.text[place] == "-":
+        before = self.text[max(0, self._line_start, self.start - LONGEST_PREFIX) : self.start]
+        is_option = self._is_option and not spaced["close"]
+        sure = is_option or grammar.SETTER.search(before) is not None
+        start = spaced.end()
+        # The next option: --token --verbose.
+        if sure and self.text[start] == "-":
             return []
-        quoted = self._quoted(place, sure)
-        if quoted or OPENING.match(self.text, place):
+        quoted = self._quoted(start, sure)
+        if quoted or OPENING.match(self.text, start):
             return quoted
-        value = grammar.WORD.match(self.text, place)
-        if value is None:
+        word = grammar.WORD.match(self.text, start)
+        if word is None:
             return []
-        inside = value[0].rstrip(".,;)\"'`")
-        if (
-            is_harmless(inside)
-            or is_hidden(inside)
-            or not (sure or looks_secret(padded(inside, spaced["be"])))
-        ):
+        value = word[0].rstrip(".,;)\"'`")
+        if is_harmless(value) or is_redacted(value):
             return []
-        return [Span(place, place + len(inside))]
+        if not sure and not looks_secret(padded(value, spaced["be"])):
+            return []
+        return [Span(start, start + len(value))]
 
     # Kinds of values
 
-    def _quoted(self, place: int, sure: bool) -> list[Span]:
+    def _quoted(self, start: int, sure: bool) -> list[Span]:
         """A text in quotes, and those that Python joins to it."""
-        found: list[Span] = []
-        opening = OPENING.match(self.text, place)
+        spans: list[Span] = []
+        opening = OPENING.match(self.text, start)
         while opening is not None:
             close = end_of_quoted(self.text, opening)
-            inside = self.text[opening.end() : close]
-            if found or self._hides(inside, sure):
-                found.append(Span(opening.end(), close))
-            elif not found:
+            value = self.text[opening.end() : close]
+            if not spans and not self._is_secret(value, sure):
                 return []
+            spans.append(Span(opening.end(), close))
             following = NEXT_LITERAL.match(self.text, close + len(opening["quote"]))
             opening = OPENING.match(self.text, following.end()) if following else None
             if opening is not None and is_key(self.text, opening):
                 break
-        return found
+        return spans
 
-    def _bracket(self, place: int, code: bool) -> list[Span]:
-        end = end_of_bracket(self.text, place)
+    def _bracket(self, start: int, code: bool) -> list[Span]:
+        end = end_of_bracket(self.text, start)
         if code:
-            return self._literals(place, end)
-        inside = self.text[place + 1 : end - 1]
-        empty = not inside.strip() or is_hidden(self.text[place:end])
-        return (
-            []
-            if empty or not self._hides(inside, self.rank is not Grade.MAYBE)
-            else [Span(place, end)]
-        )
+            return self._literals(start, end)
+        value = self.text[start + 1 : end - 1]
+        is_empty = not value.strip() or is_redacted(self.text[start:end])
+        if is_empty or not self._is_secret(value, self._is_sure):
+            return []
+        return [Span(start, end)]
 
-    def _literals(self, place: int, end: int | None = None) -> list[Span]:
-        """All texts in quotes of a bracket, or of an expression that begins on the next line."""
-        if end is None:
-            end = min(len(self.text), place + 300)
-            following = NEXT_LITERAL.match(self.text, place)
-            return self._quoted(following.end(), sure=True) if following else []
-        found: list[Span] = []
-        opening = grammar.QUOTE.search(self.text, place, end)
-        while opening is not None:
-            begins = OPENING.match(self.text, opening.start())
-            assert begins is not None
-            close = min(end_of_quoted(self.text, begins), end)
-            if self._hides(self.text[begins.end() : close], sure=True):
-                found.append(Span(begins.end(), close))
-            opening = grammar.QUOTE.search(self.text, close + len(begins["quote"]), end)
-        return found
+    def _next_literal(self, start: int) -> list[Span]:
+        """The text in quotes that an expression on the next line begins with."""
+        following = NEXT_LITERAL.match(self.text, start)
+        return self._quoted(following.end(), sure=True) if following else []
 
-    def _expression(self, place: int) -> list[Span]:
+    def _literals(self, start: int, end: int) -> list[Span]:
+        """All texts in quotes of a bracket."""
+        spans: list[Span] = []
+        quote = grammar.QUOTE.search(self.text, start, end)
+        while quote is not None:
+            opening = OPENING.match(self.text, quote.start())
+            assert opening is not None
+            close = min(end_of_quoted(self.text, opening), end)
+            if self._is_secret(self.text[opening.end() : close], sure=True):
+                spans.append(Span(opening.end(), close))
+            quote = grammar.QUOTE.search(self.text, close + len(opening["quote"]), end)
+        return spans
+
+    def _expression(self, start: int) -> list[Span]:
         """In code: a number, or what looks like a secret in it."""
-        line_end = self.text.find("\n", place)
-        line = self.text[place : line_end if line_end >= 0 else len(self.text)][:LONGEST_VALUE]
+        line = self.text[start : self._line_end(start)][:LONGEST_VALUE]
         wrapped = grammar.WRAPPED.match(line)
         if wrapped is not None:
-            return self._quoted(place + wrapped.end(), sure=True)
+            return self._quoted(start + wrapped.end(), sure=True)
         bare = grammar.BARE.match(line)
-        if bare is not None and not grammar.EXPRESSION.search(bare[0]) and bare[0][0] not in "\"'":
-            sure = bare[0].isdecimal() and self.rank is Grade.SURE
-            if self._hides(bare[0], sure) and (sure or looks_secret(bare[0])):
-                return [Span(place, place + bare.end())]
-        return made_up(line, place)
+        if bare is not None and self._is_secret_word(bare[0]):
+            return [Span(start, start + bare.end())]
+        return secret_literals(line, start)
 
-    def _indented(self, place: int) -> list[Span]:
+    def _is_secret_word(self, word: str) -> bool:
+        """Of an expression in code: no call, index or attribute, and no text in quotes."""
+        if grammar.EXPRESSION.search(word) or word[0] in "\"'":
+            return False
+        is_password_number = word.isdecimal() and self.grade is Grade.SURE
+        return self._is_secret(word, is_password_number) and (
+            is_password_number or looks_secret(word)
+        )
+
+    def _indented(self, start: int) -> list[Span]:
         """YAML: a folded text, a list or a mapping below the name."""
-        lines = indented_lines(self.text, self.start, place)
+        lines = indented_lines(self.text, self.start, start)
         return [
-            span
-            for span in lines
-            if self._hides(self.text[span.start : span.end], self.rank is not Grade.MAYBE)
+            line
+            for line in lines
+            if self._is_secret(self.text[line.start : line.end], self._is_sure)
         ]
 
-    def _bare(self, place: int, sign: str = "=", close: str = "") -> list[Span]:
-        """Without quotes: to the next space, and to the end of a line that begins with the name."""
-        line_end = self.text.find("\n", place)
-        line_end = len(self.text) if line_end < 0 else line_end
-        line_end = min(line_end, place + LONGEST_VALUE)
-        begin = self.text.rfind("\n", 0, self.start) + 1
-        head = self.text[max(begin, self.start - 80) : self.start]
-        first = (
-            begin >= self.start - 80
-            and grammar.LINE_START.fullmatch(head)
-            and not self._is_option()
-        )
-        rest = self.text[place:line_end]
-        if is_hidden(rest):
+    def _bare(self, start: int, sign: str = "=", close: str = "") -> list[Span]:
+        """Without quotes: to the next space, or to the end of a line that begins with the name."""
+        line_end = min(self._line_end(start), start + LONGEST_VALUE)
+        rest = self.text[start:line_end]
+        if is_redacted(rest):
             return []
-        alone = not close.strip() if sign == ":" else "=" not in rest
-        whole = alone and (first or grammar.WHOLE_LINE.fullmatch(self.text, self.start, self.end))
-        opened = self.text[self.start - 1 : self.start]
-        if opened in ("'", '"') and not close.strip() and opened in rest:
-            value = rest[: rest.index(opened)]  # 'Cookie: a=b; c=d'
-        elif whole:
+        is_first = self._is_first_of_line()
+        quote = self.text[self.start - 1 : self.start]
+        if quote in ("'", '"') and not close.strip() and quote in rest:
+            # 'Cookie: a=b; c=d'
+            value = rest[: rest.index(quote)]
+        elif self._takes_line(is_first, rest, sign, close):
             value = re.split(r"[ \t]#", rest)[0].rstrip()
         else:
             value = re.split(r"\s", rest)[0].rstrip(")]},;")
-            if opened in ("'", '"', "`"):
+            if quote in ("'", '"', "`"):
                 value = value.rstrip("\"'`")
         # unexpected token: }
-        prose = sign == ":" and not first and self.rank is Grade.NUMBERED and len(value) < 8
-        if prose or not self._hides(
-            value, self.rank is not Grade.MAYBE and sign not in ("==", "!=")
-        ):
+        is_prose = sign == ":" and not is_first and self.grade is Grade.NUMBERED and len(value) < 8
+        is_comparison = sign in ("==", "!=")
+        if is_prose or not self._is_secret(value, self._is_sure and not is_comparison):
             return []
-        return [Span(place, place + len(value))]
+        return [Span(start, start + len(value))]
 
-    def _until(self, place: int, stops: str) -> list[Span]:
-        end = place
-        limit = min(len(self.text), place + LONGEST_VALUE)
+    def _is_first_of_line(self) -> bool:
+        if self._line_start < self.start - LONGEST_PREFIX or self._is_option:
+            return False
+        before = self.text[self._line_start : self.start]
+        return grammar.LINE_START.fullmatch(before) is not None
+
+    def _takes_line(self, is_first: bool, rest: str, sign: str, close: str) -> bool:
+        """Whether the value goes to the end of the line, spaces included."""
+        is_only_pair = not close.strip() if sign == ":" else "=" not in rest
+        if not is_only_pair:
+            return False
+        name = grammar.WHOLE_LINE.fullmatch(self.text, self.start, self.end)
+        return is_first or name is not None
+
+    def _until(self, start: int, stops: str) -> list[Span]:
+        end = start
+        limit = min(len(self.text), start + LONGEST_VALUE)
         while end < limit and self.text[end] not in stops:
             end += 1
-        return (
-            [Span(place, end)]
-            if self._hides(self.text[place:end], self.rank is not Grade.MAYBE)
-            else []
-        )
+        if self._is_secret(self.text[start:end], self._is_sure):
+            return [Span(start, end)]
+        return []
 
     # Judgement
 
-    def _hides(self, value: str, sure: bool) -> bool:
-        inside = value.strip(" \t\n\\\"'")
-        if is_harmless(inside) or is_hidden(inside):
+    def _is_secret(self, value: str, sure: bool) -> bool:
+        """`sure`: a value of any look is one, as long as the name says so."""
+        stripped = value.strip(" \t\n\\\"'")
+        if is_harmless(stripped) or is_redacted(stripped):
             return False
-        if re.fullmatch(r"[\d_,.]+", inside):
-            digits = sum(letter.isdigit() for letter in inside)
-            shortest = SHORTEST_NUMBER if self.rank is Grade.SURE else SHORTEST_TOKEN_NUMBER
-            return digits >= shortest and self.rank is not Grade.MAYBE
-        return looks_secret(inside) or (sure and self.rank is not Grade.MAYBE)
+        if re.fullmatch(r"[\d_,.]+", stripped):
+            digits = sum(letter.isdigit() for letter in stripped)
+            shortest = SHORTEST_NUMBER if self.grade is Grade.SURE else SHORTEST_TOKEN_NUMBER
+            return digits >= shortest and self._is_sure
+        return looks_secret(stripped) or (sure and self._is_sure)
 
+    @property
     def _is_option(self) -> bool:
         """`--token`; at the begin of a line, one dash is the mark of a patch."""
-        return self.text.startswith("--", self.start) or (
-            self.text[self.start] == "-"
-            and self.text[self.start - 1 : self.start] not in ("", "\n")
-        )
+        if self.text.startswith("--", self.start):
+            return True
+        before = self.text[self.start - 1 : self.start]
+        return self.text[self.start] == "-" and before not in ("", "\n")

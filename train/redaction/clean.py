@@ -1,13 +1,11 @@
-"""The one function through which everything passes that leaves the process, and what it knows of
-the process.
-"""
+"""The one function through which passes all that leaves the process, and the secrets it knows."""
 
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any, TypeVar
 
-from train.redaction.known import Known
-from train.redaction.names import Grade, grade
+from train.redaction.known_values import KnownValues
+from train.redaction.names import Grade, grade, is_secret_name
 from train.redaction.pairs import secret_spans
 from train.redaction.shapes import (
     PASSWORDS,
@@ -20,16 +18,19 @@ from train.redaction.shapes import (
 
 T = TypeVar("T")
 
-_KNOWN = Known()
+_KNOWN = KnownValues()
 _REFERENCE = re.compile(r"\$\{[\w.:\[\]]+\}")
-"""${oc.env:HF_TOKEN} names a secret without saying it; one with a default may say it."""
+"""${oc.env:HF_TOKEN} names a secret without holding it; one with a default may hold it."""
 _OPTION = re.compile(r"--?[A-Za-z][\w.-]*")
+"""--password, -p"""
 _PARAMETER = re.compile(r"[?&]([\w.~-]{1,100})=([^&\s#]+)")
+"""?sig=X in a URL."""
 
 
 def clean(value: Any) -> Any:
-    """`value` without secrets: a copy of its mappings, lists and texts; other things are returned
-    as they are.
+    """A copy of the mappings, lists and texts in `value`, without secrets.
+
+    Other things are returned as they are.
     """
     if isinstance(value, str):
         return clean_text(value)
@@ -44,21 +45,19 @@ def clean(value: Any) -> Any:
 
 
 def clean_text(text: str, code: bool = False) -> str:
-    """`code`: in Python, where what has no quotes is an expression: `token =
-    next(tokens)` stays.
-    """
+    """`code`: Python, where `token = next(tokens)` stays: what has no quotes is an expression."""
     text = redact_shapes(_KNOWN.remove_from(text))
     parts: list[str] = []
-    place = 0
+    end = 0
     for span in secret_spans(text, code):
-        if span.start >= place:
-            parts += [text[place : span.start], REDACTED]
-            place = span.end
-    return "".join([*parts, text[place:]]) if parts else text
+        if span.start >= end:
+            parts += [text[end : span.start], REDACTED]
+            end = span.end
+    return "".join([*parts, text[end:]])
 
 
 def clean_known(value: Any) -> Any:
-    """Without the values that are known to be secret; nothing is judged by its name or its looks.
+    """Without the values that are known to be secret; names and looks do not count.
 
     For files that are read again.
     """
@@ -72,9 +71,7 @@ def clean_known(value: Any) -> Any:
 
 
 def learn(value: Any) -> None:
-    """Remember the secrets in a config, or in a command line: they may turn up again in a name, an
-    error, a trace.
-    """
+    """Remember the secrets in a config or a command line, which may turn up in any later text."""
     _KNOWN.add(secrets_in(value))
 
 
@@ -88,49 +85,57 @@ def secrets_in(value: Any) -> Iterator[str]:
     yield from _secrets_in(value, Grade.NO)
 
 
-def _secrets_in(value: Any, rank: Grade) -> Iterator[str]:
+def _secrets_in(value: Any, above: Grade) -> Iterator[str]:
+    """`above`: the grade of the name that the value stands under."""
     if isinstance(value, Mapping):
-        named = value.get("name", value.get("key"))
         for key, item in value.items():
-            own = (
-                grade(named)
-                if isinstance(named, str) and key in ("value", "default")
-                else grade(str(key))
-            )
-            yield from _secrets_in(item, own if rank in (Grade.NO, Grade.MAYBE) else rank)
+            below = above
+            if above in (Grade.NO, Grade.MAYBE):
+                below = grade(_name_of(key, value))
+            yield from _secrets_in(item, below)
     elif isinstance(value, list | tuple):
         for before, item in zip((None, *value), value, strict=False):
-            yield from _secrets_in(item, Grade.SURE if _is_argument_of(before, item) else rank)
-    elif isinstance(value, int) and not isinstance(value, bool) and rank is Grade.SURE:
+            yield from _secrets_in(item, Grade.SURE if _is_argument_of(before, item) else above)
+    elif isinstance(value, int) and not isinstance(value, bool) and above is Grade.SURE:
         yield str(value)
     elif isinstance(value, str):
-        named = rank in (Grade.SURE, Grade.NUMBERED) or (
-            rank is Grade.MAYBE and looks_secret(value)
-        )
-        if named and not _REFERENCE.fullmatch(value):
+        if _is_secret_text(above, value):
             yield value
         yield from _secrets_in_text(value)
 
 
+def _name_of(key: Any, mapping: Mapping[Any, Any]) -> str:
+    """The name of an item; that of a value may stand beside it: {"name": "HF_TOKEN", "value": X}."""
+    beside = mapping.get("name", mapping.get("key"))
+    if isinstance(beside, str) and str(key) in ("value", "default"):
+        return beside
+    return str(key)
+
+
+def _is_secret_text(rank: Grade, value: str) -> bool:
+    """Whether a text under a name of this grade is to be remembered."""
+    if rank is Grade.NO or _REFERENCE.fullmatch(value):
+        return False
+    return rank is not Grade.MAYBE or looks_secret(value)
+
+
 def _secrets_in_text(text: str) -> Iterator[str]:
-    """`name=value` in an override or a note, and what a URL holds. Ordinary words are none: a note
-    is prose.
-    """
-    found = [text[span.start : span.end].strip("\"'") for span in secret_spans(text)]
-    found += [value for name, value in _PARAMETER.findall(text) if is_secret_parameter(name)]
-    yield from (value for value in found if len(value) >= 8 or not value.isalpha())
+    """`name=value` in an override or a note, and what a URL holds."""
+    values = [text[span.start : span.end].strip("\"'") for span in secret_spans(text)]
+    for name, value in _PARAMETER.findall(text):
+        if is_secret_parameter(name):
+            values.append(value)
+    # A note is prose: its ordinary words are no secrets.
+    yield from (value for value in values if len(value) >= 8 or not value.isalpha())
     yield from PASSWORDS.findall(text)
 
 
 def _clean_mapping(value: Mapping[Any, Any]) -> dict[Any, Any]:
-    named = value.get("name", value.get("key"))
     cleaned: dict[Any, Any] = {}
     for key, item in value.items():
-        name = str(key)
-        if isinstance(named, str) and name in ("value", "default"):
-            name = named  # {"name": "HF_TOKEN", "value": "..."}
         shown = clean_text(key) if isinstance(key, str) else key
-        cleaned[shown] = REDACTED if _holds_secret(name, item) else clean(item)
+        is_secret = _holds_secret(_name_of(key, value), item)
+        cleaned[shown] = REDACTED if is_secret else clean(item)
     return cleaned
 
 
@@ -144,6 +149,7 @@ def _holds_secret(name: str, value: Any) -> bool:
         return rank is not Grade.MAYBE or looks_secret(value)
     if isinstance(value, int | float):
         return rank is Grade.SURE or (rank is Grade.NUMBERED and abs(value) >= 100_000)
+    # tokens: [1, 2, 3]
     if rank is Grade.NUMBERED and isinstance(value, list | tuple):
         return not all(isinstance(item, int | float) for item in value)
     return rank is not Grade.MAYBE
@@ -153,4 +159,4 @@ def _is_argument_of(option: Any, value: Any) -> bool:
     """Whether two neighbours in a command line are `--password` and its value."""
     if not (isinstance(option, str) and isinstance(value, str)) or value.startswith("-"):
         return False
-    return _OPTION.fullmatch(option) is not None and grade(option) in (Grade.SURE, Grade.NUMBERED)
+    return _OPTION.fullmatch(option) is not None and is_secret_name(option)

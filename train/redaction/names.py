@@ -82,20 +82,24 @@ TAILS = words(
 """Words that turn a secret's name into that of something about it: token_type, password_file."""
 
 _INSIDE = words("password passwd passphrase secret credential credentials apikey jwt pwd")
-"""Words that say it wherever they stand in a name: PASSWORD_DB."""
+"""Words that mean a secret wherever they stand in a name: PASSWORD_DB."""
 _FIRST = words("token auth apikey")
-"""Words that may say it where they come first: TOKEN_GITHUB."""
+"""Words that may mean one where they come first: TOKEN_GITHUB."""
 
 _SQUEEZED = re.compile(
-    r"(password|passwd|passphrase|passcode|secret|secretid|credentials?|pwd|dsn|webhook(url)?|sasur[li]|secreturl"
-    r"|(api|access|secret|private|signing|encryption|account|deploy|ssh|auth|master|client)keys?|accesskeyid"
-    r"|connectionstring|connstr|sessionid|sessid|(git\w{0,3}|gh|my|azure)pat"
+    r"(password|passwd|passphrase|passcode|secret|secretid|credentials?|pwd|dsn"
+    r"|webhook(url)?|sasur[li]|secreturl"  # addresses that open something
+    r"|(api|access|secret|private|signing|encryption|account|deploy|ssh|auth|master|client)keys?"
+    r"|accesskeyid"
+    r"|connectionstring|connstr|sessionid|sessid"
+    r"|(git\w{0,3}|gh|my|azure)pat"  # personal access token
     r"|(hf|auth|access|api|refresh|bearer|session|bot|user|my|git\w{0,3}|gh|wandb)token"
     r"|(db|smtp|user|my|ftp|mail|ldap|root|admin|pg|sql|redis|proxy|login|ssh|vpn|wifi)pass)$"
 )
 """Endings of names without a sign of where a word ends: dbpassword."""
 _COMPOUND = re.compile(r"privatekey|secretkey|apikey|accesskey")
 _WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|[0-9]+")
+"""HTTP, Token, token and 2 of HTTPToken_token2."""
 _ENDINGS = words(
     "value val str string text raw plain b64 base64 hex encoded env var prod dev staging test v"
 )
@@ -109,18 +113,18 @@ _HOME = frozenset({"PWD", "OLDPWD"})
 
 @lru_cache(maxsize=10_000)
 def grade(name: str) -> Grade:
-    """What the name of a key, an option or a variable says of its value: api_key, hfToken,
-    --password, DB_PASS_2.
+    """What a name says of its value: api_key, hfToken, --password, DB_PASS_2.
 
-    A dotted path is looked at part by part: what lies below `credentials` belongs to it.
+    A dotted path is graded part by part: what lies below `credentials` belongs to it.
     """
     parts = [part for part in name.split(".") if part]
+    # secrets.py:12
     if len(parts) > 1 and parts[-1].lower() in _FILES:
-        return Grade.NO  # secrets.py:12
-    found = [_grade_part(part) for part in parts]
-    for wanted in (Grade.SURE, Grade.NUMBERED, Grade.MAYBE):
-        if wanted in found:
-            return wanted
+        return Grade.NO
+    grades = [_grade_part(part) for part in parts]
+    for strictest in (Grade.SURE, Grade.NUMBERED, Grade.MAYBE):
+        if strictest in grades:
+            return strictest
     return Grade.NO
 
 
@@ -131,11 +135,12 @@ def is_secret_name(name: str) -> bool:
 
 def _grade_part(part: str) -> Grade:
     of_name = [word.lower() for word in _WORD.findall(part)]
+    # API_KEY_2
     while of_name and of_name[-1].isdigit():
-        of_name.pop()  # API_KEY_2
+        of_name.pop()
     if not of_name or part in _HOME:
         return Grade.NO
-    # Looked at with its endings too: `connection_string` is one, and `string` alone says nothing.
+    # With its ending too: `connection_string` is a secret, and `string` alone means nothing.
     if _SQUEEZED.search("".join(of_name)):
         return Grade.SURE
     while len(of_name) > 1 and (of_name[-1] in _ENDINGS or of_name[-1].isdigit()):
@@ -165,6 +170,7 @@ def _grade_words(of_name: list[str]) -> Grade:
 
 
 def _grade_key(last: str, before: str) -> Grade:
+    """Of `api_key`, `api_keys` and `apikey`."""
     opener = before if last in ("key", "keys") else last.removesuffix("s").removesuffix("key")
     if opener in KEYS:
         return Grade.SURE if last.endswith("key") else Grade.MAYBE

@@ -1,40 +1,40 @@
-"""Where in a text a secret stands after its name: `name = value`, in whatever language the text is
-written.
+"""Where in a text a secret stands after its name: `name = value`, in many languages.
 
-Found are places, in one pass from left to right: a patch has many thousand words, and few of them
-are looked at twice.
+One pass from left to right: a patch has many thousand words, and few of them are looked at twice.
 """
 
 from collections.abc import Iterator
 
 from train.redaction import grammar
 from train.redaction.candidate import Candidate
+from train.redaction.literals import Span
 from train.redaction.names import Grade, grade
-from train.redaction.written import (
-    Span,
-)
 
 
-def secret_spans(text: str, code: bool = False) -> list[Span]:
-    """Where secrets stand behind their names, in order. `code`: Python, where what has no quotes is
-    an expression.
+def secret_spans(text: str, code: bool = False) -> Iterator[Span]:
+    """Yields where secrets stand behind their names, in order.
+
+    `code`: Python, where what has no quotes is an expression.
     """
-    return list(_spans(text, code))
-
-
-def _spans(text: str, code: bool) -> Iterator[Span]:
-    place = 0
-    while stem := grammar.STEM.search(text, place):
+    position = 0
+    while stem := grammar.STEM.search(text, position):
         rest = grammar.REST.match(text, stem.end())
-        place = rest.end() if rest else stem.end()
-        before = text[max(0, stem.start() - grammar.LONGEST_NAME) : stem.start()][::-1]
-        word = grammar.REST.match(before)
-        start = stem.start() - (word.end() if word else 0)
-        name = text[start:place]
-        kept = name.rstrip(".-")
-        rank = grade(kept)
-        if rank is Grade.NO:
+        position = rest.end() if rest else stem.end()
+        start = _start_of_name(text, stem.start())
+        name = text[start:position].rstrip(".-")
+        name_grade = grade(name)
+        if name_grade is Grade.NO:
             continue
-        for span in Candidate(text, start, start + len(kept), rank, code).spans():
+        candidate = Candidate(
+            text=text, start=start, end=start + len(name), grade=name_grade, code=code
+        )
+        for span in candidate.spans():
             yield span
-            place = max(place, span.end)
+            position = max(position, span.end)
+
+
+def _start_of_name(text: str, stem_start: int) -> int:
+    """Where the name begins that a stem is part of: matched backwards, as REST is forwards."""
+    before = text[max(0, stem_start - grammar.LONGEST_NAME) : stem_start]
+    letters = grammar.REST.match(before[::-1])
+    return stem_start - (letters.end() if letters else 0)

@@ -15,6 +15,7 @@ from omegaconf import OmegaConf
 from train.config import Config, Loaded, needs_trust
 from train.disk import open_own
 from train.errors import FAILED
+from train.plan.describe import describe
 from train.plan.run_plan import RunPlan
 from train.redaction import clean
 from train.report.claim import cannot_write
@@ -103,7 +104,7 @@ def _open(
     opened.callback(_abandon, screen)
     if folder.moved_to:
         screen.say(f"an earlier run of this name is now in {folder.moved_to}")
-    screen.say(*plan.lines(), _model_line(summary), *lines, f"outputs   {folder.path}")
+    screen.say(*describe(plan), _model_line(summary), *lines, f"outputs   {folder.path}")
     warning = ""
     if folder.resumed_from:
         screen.say(
