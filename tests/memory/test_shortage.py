@@ -158,7 +158,7 @@ def test_it_is_one_sentence_with_what_to_type(
     assert f"kept: {kept}" in said
     assert reason(tmp_path) in said
     typed = {"forward": "batch.micro=1   (", "backward": "batch.micro=1 name=run   ("}.get(
-        where, "type: nothing here"
+        where, "no setting makes it smaller"
     )
     assert typed in said
     if where == "backward":

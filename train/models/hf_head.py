@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from train.chunked_loss import NoChunks
-from train.models.preserve_state import undisturbed
+from train.models.preserve_state import preserve_state
 from train.parts import unchanged
 
 Finish = Callable[[Tensor], Tensor]
@@ -57,7 +57,7 @@ def find_finish(model: Any) -> Finish:
     tokens = torch.arange(4, device=logits.device).view(2, 2) % head.out_features
     watch = head.register_forward_hook(replace)
     try:
-        with undisturbed(model, logits.device), torch.no_grad():
+        with preserve_state(model, logits.device), torch.no_grad():
             model.eval()
             hidden = model.base_model(input_ids=tokens, use_cache=False).last_hidden_state
             finished = model(input_ids=tokens, use_cache=False).logits

@@ -10,7 +10,7 @@ from train.randomness import Generators
 
 
 @contextmanager
-def undisturbed(module: nn.Module, device: torch.device) -> Iterator[Callable[[], None]]:
+def preserve_state(module: nn.Module, device: torch.device) -> Iterator[Callable[[], None]]:
     """Buffers, modes and generators are put back, whatever happens inside; gives what puts the
     modes back earlier.
     """

@@ -15,8 +15,8 @@ from train.config import Loaded, load
 from train.data import open_sets
 from train.distributed.ranks import asked_world_size
 from train.errors import FINISHED, UserError, entry_point, leave
-from train.memory.fits import counted_on, line_for, recommended, sizes_to_trace, tabulate
-from train.memory.foresight import VARIANTS, foresee_apart, keep
+from train.memory.fits import launch_command, recommended, sizes_to_trace, tabulate, usable_bytes
+from train.memory.memory_trace import VARIANTS, save_trace, trace_in_subprocess
 from train.memory.page import Page
 from train.plan.make import make_plan
 from train.plan.run_plan import RunPlan
@@ -62,18 +62,18 @@ def make_page(loaded: Loaded, asked: Asked) -> tuple[Page, RunPlan]:
             f"{plan.batch.world_size}"
         )
     words = [str(loaded.path), *loaded.overrides]
-    foresight = foresee_apart(words, "cuda", VARIANTS, sizes_to_trace(plan.batch, world_sizes))
-    keep(foresight, loaded.config)
-    usable = counted_on(asked.memory)
-    tables = tabulate(foresight, plan.batch, world_sizes, usable)
+    trace = trace_in_subprocess(words, "cuda", VARIANTS, sizes_to_trace(plan.batch, world_sizes))
+    save_trace(trace, loaded.config)
+    usable = usable_bytes(asked.memory)
+    tables = tabulate(trace, plan.batch, world_sizes, usable)
     found = recommended(tables)
     page = Page(
         memory=asked.memory,
         usable=usable,
-        foresight=foresight,
+        trace=trace,
         tables=tables,
         recommended=found,
-        line=None if found is None else line_for(found, loaded, asked.loop, plan.batch),
+        line=None if found is None else launch_command(found, loaded, asked.loop, plan.batch),
     )
     return page, plan
 
