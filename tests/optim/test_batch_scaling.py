@@ -228,15 +228,17 @@ def test_the_measured_noise_scale_is_held_against_the_rule_once() -> None:
     said: list[str] = []
     regime = Regime("linear", [change(is_adaptive=False)], said.append)
 
-    assert regime.tell() == ""
-    regime.see({"train/loss": 1.0})
-    regime.see({"batch/noise_scale": 64.0, "batch/noise_scale_relative_error": 1.5})  # it may hold
-    assert (said, regime.tell()) == ([], "")
+    assert regime.hint() == ""
+    regime.watch({"train/loss": 1.0})
+    regime.watch(
+        {"batch/noise_scale": 64.0, "batch/noise_scale_relative_error": 1.5}
+    )  # it may hold
+    assert (said, regime.hint()) == ([], "")
     for _ in range(2):
-        regime.see({"batch/noise_scale": 64.0, "batch/noise_scale_relative_error": 0.1})
+        regime.watch({"batch/noise_scale": 64.0, "batch/noise_scale_relative_error": 0.1})
     assert len(said) == 1
     assert "At the measured 64 samples" in said[0]
-    assert regime.tell() == said[0]
+    assert regime.hint() == said[0]
 
 
 def test_a_run_says_so_itself(tmp_path: Path) -> None:
