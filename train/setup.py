@@ -23,9 +23,10 @@ from train.errors import some
 from train.exactness.first_backward import first_backward, samples_of_rank, watch_foreign
 from train.exactness.same_model import check_same_weights
 from train.models.activation_checkpointing import checkpoint_blocks, listed_blocks
+from train.models.cast_arguments import cast_arguments
 from train.models.init_from import initial_model, initial_scaling
 from train.models.modes import set_training
-from train.models.precision import notes_on_precision, open_door
+from train.models.precision import notes_on_precision
 from train.models.scaling import STATE, Scaling, of_images, scaling_of
 from train.models.weights import parameter_dtype
 from train.optim.optimizer import OptimizerState, can_skip_on_device, make_optimizer, scaled_numbers
@@ -123,7 +124,7 @@ def _make_module(
     dtype = parameter_dtype(config)
     notes += notes_on_precision(module, dtype)
     notes += notes_on_arithmetic(module, accelerator.device, config)
-    open_door(module, dtype)
+    cast_arguments(module, dtype)
     if scaling is not None:
         scaling.install(module)
     compile_model(module, config.model.compile)
@@ -226,7 +227,7 @@ def kept_states(learner: Learner) -> dict[str, HasState]:
 def notes_of(learner: Learner) -> list[str]:
     """For the screen: what was decided about the model, and what a checkpoint has brought."""
     scaling = scaling_of(learner.module)
-    told = [learner.parallel.note, None if scaling is None else scaling.kept]
+    told = [learner.parallel.note, None if scaling is None else scaling.note]
     return [*learner.notes, *filter(None, told)]
 
 

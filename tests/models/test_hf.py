@@ -20,11 +20,11 @@ from tests.test_resume import segment
 from train.accumulate import compute_gradient
 from train.config import load
 from train.main import main
-from train.models._extras import mend_torchvision
+from train.models._extras import fix_torchvision
 from train.models.init_from import digests
 from train.verify import main as verify
 
-mend_torchvision()  # before anything of transformers is
+fix_torchvision()  # before anything of transformers is
 LENGTH, WORDS = 8, 64
 SIZES = (
     "hidden_size: 16, num_hidden_layers: 1, num_attention_heads: 2, intermediate_size: 32, "

@@ -20,7 +20,8 @@ from tests.helpers import argv, record, rows, steps, tiny
 from train.batch.window import Batch
 from train.config import load
 from train.errors import UserError
-from train.models.precision import cast_parameters, notes_on_precision, open_door
+from train.models.cast_arguments import cast_arguments
+from train.models.precision import cast_parameters, notes_on_precision
 from train.run import build
 from train.tasks.classification import Classification
 from train.tasks.regression import Regression
@@ -251,7 +252,7 @@ class Echo(nn.Module):
 
 def let_in(dtype: torch.dtype, *args: Any, **kwargs: Any) -> Any:
     module = Echo()
-    open_door(module, dtype)
+    cast_arguments(module, dtype)
     return module(*args, **kwargs)
 
 

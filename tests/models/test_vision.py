@@ -195,6 +195,6 @@ def test_without_the_extra(
 
     said = capsys.readouterr().err
     assert (
-        f"model.target=vision needs {package}, which is not installed. Type: EXTRAS=vision "
+        f"model.target=vision needs {package}, which is not installed. Run: EXTRAS=vision "
         "./launch.sh" in said
     )
