@@ -104,7 +104,7 @@ def nats(logits: Tensor, labels: Tensor, weights: Tensor | None = None) -> Tenso
 
 
 def chunk_loss(module: nn.Module, task: Any, configured: bool | int) -> None:
-    """Have the task compute its loss in chunks; `configured`: memory.chunked_loss. Raises NoChunks."""
+    """Set up a task's loss in chunks; `configured`: memory.chunked_loss. Raises NoChunks."""
     if not configured:
         return
     model = type(module).__name__
