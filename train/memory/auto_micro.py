@@ -124,6 +124,7 @@ class _Search:
         self.ranks = ranks
         self.loaded = loaded
         self.learner = learner
+        # Rounded up: of the rank with the most samples.
         self.share = -(-plan.effective // plan.world_size)
         self.largest_share = -(-largest_effective(plan) // plan.world_size)
         shares = [-(-len(rows) // plan.world_size) for rows in prepared.sets.evaluation.values()]
@@ -152,6 +153,7 @@ class _Search:
         )
 
     def result(self) -> MicroSearch:
+        # Rank 0's cache counts for all: each machine may have another one.
         key = self.ranks.from_main(lambda: cache_key(self._facts()))
         cached = self.ranks.from_main(lambda: read_cached(KIND, key))
         if cached is not None:
@@ -164,6 +166,7 @@ class _Search:
         return result
 
     def _still_fits(self, result: MicroSearch) -> bool:
+        """Tried again: less memory may be free than when it was cached."""
         return (
             result.chosen in self.sizes
             and self._fits(result.chosen)

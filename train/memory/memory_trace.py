@@ -88,7 +88,7 @@ class MemoryTrace:
         return self.peaks[variant][micro_batches].anatomy(samples) | {"ema": self.ema}
 
     def as_dict(self) -> dict[str, Any]:
-        """As JSON holds it."""
+        """For JSON, which has no integer keys."""
         peaks = {}
         for name, by_steps in self.peaks.items():
             peaks[name] = {str(steps): each.as_dict() for steps, each in by_steps.items()}
@@ -117,6 +117,7 @@ def trace_in_subprocess(
     for name, value in os.environ.items():
         if not name.startswith(LAUNCHER_VARIABLES):
             environment[name] = value
+    # On the CPU also beside a GPU: fake tensors on that can end the process (train/trace.py).
     environment |= {"ACCELERATE_USE_CPU": "true", "CUDA_VISIBLE_DEVICES": ""}
     with tempfile.TemporaryDirectory(prefix="isobatch-trace-") as folder:
         file = Path(folder) / "trace.json"

@@ -74,6 +74,7 @@ class Probe:
 
     def fits(self, samples: int, accumulation_steps: int) -> bool:
         """Whether a step of such micro-batches fits. Raises errors other than out-of-memory."""
+        # Two micro-batches stand for any larger number: gradients persist between them.
         batches = [self.batch(samples)] * min(2, accumulation_steps)
         # The first step makes the optimizer's state; the second has it from the beginning.
         steps = 1 if self.learner.optimizer.state else 2

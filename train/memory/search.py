@@ -18,6 +18,8 @@ def candidates(share: int) -> list[int]:
     `share`: a rank's samples of a step. A larger micro-batch with as many micro-steps would only
     leave the last one emptier. For 100: 1, 2, 3, 4, ..., 34, 50, 100.
     """
+    # Up to the root all numbers of micro-steps make a difference, and all sizes beyond it: trying
+    # each number of micro-steps up to `share` would take too long for a large one.
     root = math.isqrt(share)
     few_steps = {math.ceil(share / steps) for steps in range(1, root + 1)}
     many_steps = range(1, math.ceil(share / root) + 1)
@@ -28,12 +30,12 @@ def doublings(sizes: Sequence[int]) -> list[int]:
     """Of ascending sizes the first, the last, and between them each at most twice the one before,
     as far as there is one.
     """
-    chosen = [sizes[0]]
-    while chosen[-1] != sizes[-1]:
-        following = bisect_right(sizes, chosen[-1])
-        at_most_twice = bisect_right(sizes, 2 * chosen[-1]) - 1
-        chosen.append(sizes[max(following, at_most_twice)])
-    return chosen
+    doubled = [sizes[0]]
+    while doubled[-1] != sizes[-1]:
+        following = bisect_right(sizes, doubled[-1])
+        at_most_twice = bisect_right(sizes, 2 * doubled[-1]) - 1
+        doubled.append(sizes[max(following, at_most_twice)])
+    return doubled
 
 
 def largest_fitting(

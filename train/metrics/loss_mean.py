@@ -98,5 +98,7 @@ class LossMean:
             self._losses = dict(by_rank[self._ranks.rank])
             return
         # The sums over the ranks stay the same.
-        taken = by_rank if self._ranks.is_main else []
-        self._losses = {term: sum(losses[term] for losses in taken) for term in self._weights}
+        self._losses = {}
+        for term in self._weights:
+            total = sum(losses[term] for losses in by_rank)
+            self._losses[term] = total if self._ranks.is_main else 0

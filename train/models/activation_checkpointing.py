@@ -70,15 +70,15 @@ def _no_blocks(module: nn.Module, configured: bool | str) -> NoBlocks:
     for name, part in module.named_modules():
         if name and next(part.parameters(), None) is not None:
             names.append(name)
-    known = ", ".join(names[:8]) or "without parameters"
+    shown = ", ".join(names[:8]) or "without parameters"
     if len(names) > 8:
-        known += " ..."
+        shown += " ..."
     problem = f"has no module whose name fits {configured!r}"
     if configured is True:
         problem = "has no nn.ModuleList"
     example = f"{names[0]}*" if names else "blocks.*"
     return NoBlocks(
         f"memory.activation_checkpointing={configured}: {type(module).__name__} {problem}. Its "
-        f"modules are {known}. Set a pattern for its blocks, such as "
+        f"modules are {shown}. Set a pattern for its blocks, such as "
         f"memory.activation_checkpointing='{example}', or false"
     )

@@ -77,6 +77,7 @@ class HF(nn.Module):
             hidden = self.inner.base_model(**args).last_hidden_state
             return loss(hidden, Head(head.weight, head.bias, self._finish))
         outputs = self.inner(**args)
+        # Classes come second, as cross_entropy takes them.
         if self.task == "token-classification":
             return outputs.logits.transpose(1, 2)
         router_loss = getattr(outputs, "aux_loss", None)

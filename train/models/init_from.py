@@ -132,12 +132,13 @@ def _other_shapes(module: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> l
 
 
 def _weights_file(path: str) -> Path:
-    given = Path(path)
-    for file in (given / FINAL, given / FINAL.name, given):
+    start = Path(path)
+    # A run folder, the folder with its weights, or a file.
+    for file in (start / FINAL, start / FINAL.name, start):
         if file.is_file():
             return file
     problem = "is not there"
-    if given.is_dir():
+    if start.is_dir():
         problem = "has no final/model.safetensors (has its run finished?)"
     raise WeightsError(
         f"model.init_from: {path} {problem}. It takes a run folder, such as runs/digits, or a "

@@ -68,9 +68,12 @@ class Scaling:
         module.register_forward_pre_hook(self, prepend=True)
 
     def _fits(self, argument: Tensor) -> bool:
-        own, count = tuple(self.mean.shape), self.mean.dim()
-        theirs = tuple(argument.shape[1:])[-count:] if count else ()
-        return len(theirs) == count and all(a in (b, 1) for a, b in zip(own, theirs, strict=True))
+        dimensions = self.mean.dim()
+        # Of a 0-dim mean none: [-0:] would be all of them.
+        sizes = argument.shape[1:][-dimensions:] if dimensions else ()
+        if len(sizes) != dimensions:
+            return False
+        return all(own in (size, 1) for own, size in zip(self.mean.shape, sizes, strict=True))
 
     def _problem(self, argument: object) -> str:
         got = "no positional tensor"

@@ -172,6 +172,7 @@ def _save_weights(
 ) -> Path:
     path = folder / f"{name}.safetensors"
     folder.mkdir(exist_ok=True)
+    # In a hidden folder first: a kill must leave no half-written file under its final name.
     unfinished = folder / f".{name}.unfinished"
     remove(unfinished)
     unfinished.mkdir()
