@@ -113,9 +113,7 @@ def _with_prediction(
 
 
 class _Search:
-    """Asks the same questions on all ranks in the same order: they agree on each answer before the
-    next question.
-    """
+    """The same on all ranks: they agree on the answer to each question before the next one."""
 
     def __init__(
         self, prepared: Prepared, learner: Learner, tried: Preflight, loaded: Loaded, ranks: Ranks

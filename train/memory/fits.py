@@ -170,9 +170,7 @@ def _largest(fits: Sequence[Fit]) -> Fit | None:
 
 
 def recommended(tables: Sequence[Table]) -> Fit | None:
-    """The largest micro-batch that fits on the fewest ranks: as configured, else with the cheapest
-    change.
-    """
+    """The largest micro-batch that fits on the fewest ranks, with the cheapest change if any."""
     for name in CHEAPEST_FIRST:
         for table in tables:
             fit = _largest(table.rows) if name == AS_CONFIGURED else table.others.get(name)

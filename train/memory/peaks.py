@@ -1,5 +1,4 @@
-"""Memory metrics of a run: bytes of weights, gradients and optimizer state, and peaks since the
-last row.
+"""Memory metrics: bytes of weights, gradients and optimizer state, and peaks since the last row.
 
 Peaks are those of the GPU's allocator, or of the process on a CPU.
 """
@@ -38,8 +37,7 @@ def part(
     apart: Apart,
     prediction: tuple[int, int, int] | None = None,
 ) -> Part:
-    """`samples`: some that were read already; two of them show whether activations can be counted
-    on a CPU.
+    """`samples`: a few that were read already, to try whether activations can be counted on a CPU.
 
     `prediction`: bytes, samples and micro-batches of a full step; compared with the first one that
     is measured.
@@ -62,8 +60,9 @@ def part(
 
 
 class Allocator:
-    """A GPU's allocator counters, in GiB. torch keeps them on the host: reading them waits for
-    nothing.
+    """A GPU's allocator counters, in GiB.
+
+    torch keeps them on the host: reading them does not wait for the device.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -97,9 +96,7 @@ class Memory:
         allocator: Allocator | None = None,
         prediction: tuple[int, int, int] | None = None,
     ) -> None:
-        """`row_due(k)`: whether step k gets a row; its phases are then measured separately.
-        `allocator`: None on a CPU.
-        """
+        """`row_due(k)`: whether step k gets a row, and so is measured. `allocator`: on GPUs."""
         self._module = module
         self._optimizer = optimizer
         self._row_due = row_due

@@ -13,9 +13,7 @@ class PlanCheck:
     """
 
     def __init__(self, prediction: tuple[int, int, int]) -> None:
-        """`prediction`: bytes of a full step, its samples over all ranks, this rank's
-        micro-batches.
-        """
+        """`prediction`: (bytes, samples over all ranks, micro-batches of this rank) of a step."""
         self._predicted, self._samples, self._micro_batches = prediction
         self._is_full_step = False
         self._error: float | None = None  # relative

@@ -179,8 +179,9 @@ class Probe:
         return torch.cuda.max_memory_reserved(device) <= self.limit and not was_tight
 
     def _free(self) -> None:
-        """Gradients of a step that failed in the middle, and the allocator's cached blocks, whose
-        sizes are those of this trial.
+        """Gradients, also of a failed step, and the allocator's cached blocks.
+
+        The blocks have the sizes of this trial: they would not fit the next one.
         """
         for parameter in self.learner.parameters:
             if self.stepper.learner.parallel.frees_gradients:

@@ -27,8 +27,9 @@ def candidates(share: int) -> list[int]:
 
 
 def doublings(sizes: Sequence[int]) -> list[int]:
-    """Of ascending sizes the first, the last, and between them each at most twice the one before,
-    as far as there is one.
+    """Of ascending sizes: from the first to the last, each at most twice the one before.
+
+    Where the next size is more than twice as large, that one.
     """
     doubled = [sizes[0]]
     while doubled[-1] != sizes[-1]:
@@ -41,12 +42,11 @@ def doublings(sizes: Sequence[int]) -> list[int]:
 def largest_fitting(
     sizes: Sequence[int], fits: Callable[[int], bool], guess: int | None = None
 ) -> int | None:
-    """The largest of ascending `sizes` that fits; None where none does. A smaller one always fits
-    where a larger one does.
+    """The largest of ascending `sizes` that fits; None where none does.
 
-    Starts at the `guess` and moves up or down in growing steps, or starts at the smallest size and
-    doubles it; then bisects what is left. It never starts at the largest size, whose failure takes
-    longest.
+    Where a size fits, every smaller one must, too. Starts at the `guess` and moves up or down in
+    growing steps, or starts at the smallest size and doubles it; then bisects what is left. It
+    never starts at the largest size, whose failure takes longest.
     """
     low = -1  # the largest index that fits
     high = len(sizes)  # the smallest index that does not

@@ -1,5 +1,4 @@
-"""The message of a run that ends out of memory: what ran out, where, and what to set, the cheapest
-first.
+"""The message of a run that ends out of memory: what ran out, where, and what to set.
 
 errors.is_out_of_memory alone decides what is an out-of-memory error. The accumulation loop first
 computes the step again in smaller pieces (gradients/shrink.py): this module is for where that is

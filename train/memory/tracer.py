@@ -97,8 +97,10 @@ class LiveStorages(TorchDispatchMode):
         return outputs
 
     def _new_storages(self, values: Any) -> Iterator[Any]:
-        """Those not seen before. Lazy: the caller registers each before the next is looked at, so
-        two tensors on one storage give it once.
+        """Those not seen before.
+
+        Lazy: the caller registers each before the next one is compared, so two tensors on one
+        storage give it once.
         """
         for value in tree_leaves(values):
             if not isinstance(value, Tensor):

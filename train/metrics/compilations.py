@@ -1,5 +1,4 @@
-"""How many graphs torch.compile has compiled: with ever more of them, a run compiles instead of
-training.
+"""How many graphs torch.compile has compiled: ever more of them mean compiling, not training.
 
 torch compiles a forward again for another mode or for unexpected sizes, and gives up after eight
 times (torch._dynamo.config.recompile_limit): from then on new cases run uncompiled, slower, and

@@ -23,8 +23,9 @@ def part(learner: Learner, ranks: Ranks) -> Part:
 
 
 class LossMean:
-    """Costs one dict entry per step: losses stay on the device until the skipped steps are read
-    from there (SkippedSteps.watchers).
+    """Costs one dict entry per step.
+
+    Losses stay on the device until the skipped steps are read from there (SkippedSteps.watchers).
     """
 
     def __init__(self, learner: Learner, ranks: Ranks) -> None:

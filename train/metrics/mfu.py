@@ -1,5 +1,6 @@
-"""Model FLOPs utilisation (MFU, Chowdhery et al. 2022, arXiv:2204.02311): the used share of the
-devices' peak.
+"""Model FLOPs utilisation (MFU): the used share of the devices' peak.
+
+Source: Chowdhery et al. 2022, arXiv:2204.02311.
 
     MFU = samples per second * model FLOPs per sample / the sum of the peaks of all ranks' devices
 

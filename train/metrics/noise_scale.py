@@ -68,9 +68,7 @@ class _StepCost(NamedTuple):
 
 
 class NoiseScale:
-    """Every n-th step is measured: one more read of each gradient per micro-step. The others are
-    left alone.
-    """
+    """Measures every n-th step, at one more read of each gradient per micro-step."""
 
     def __init__(self, ranks: Ranks, every_steps: int, obstacle: str = "") -> None:
         """`obstacle`: why nothing can be measured."""

@@ -19,8 +19,9 @@ BLOCK = 2**20
 
 
 def part(steps: Sequence[int], inside: Callable[[str], Path], ranks: Ranks) -> Part:
-    """`steps`: profile.steps; `inside(name)`: a path in the run folder, raises Displaced where that
-    belongs to another run by now.
+    """`steps`: profile.steps; `inside(name)`: a path in the run folder.
+
+    It raises Displaced where the folder belongs to another run by now.
     """
     if not steps or ranks.rank != 0:
         return Part(name="profiler")

@@ -13,8 +13,9 @@ from train.parts import Metrics, Part
 def part(
     config: OptimizerConfig, changes: Sequence[Change | None], show: Callable[[str], None]
 ) -> Part:
-    """Takes the noise scale from the parts inside it; `changes`: to each effective batch of the
-    run.
+    """Takes the noise scale from the parts inside it.
+
+    `changes`: what the rule did for each effective batch of the run.
     """
     regime = Regime(config.lr_scaling, changes, show)
     return Part(name="scaling_regime", metrics=regime.watch, closing_line=regime.hint)

@@ -84,8 +84,9 @@ class _Interruption:
 
 
 class StepTiming:
-    """Measures a step from outside the loop: around its iterator, around its gradient, and by a
-    hook after the optimizer's step.
+    """Measures a step from outside the loop.
+
+    Around its iterator, around its gradient, and by a hook after the optimizer's step.
     """
 
     def __init__(
@@ -95,8 +96,10 @@ class StepTiming:
         reduced: Sequence[nn.Parameter],
         row_due: Callable[[int], bool],
     ) -> None:
-        """`reduced`: parameters whose gradients are reduced over the ranks once the last of them
-        has arrived. `row_due(k)`: whether step k gets a row, and so is measured.
+        """`row_due(k)`: whether step k gets a row, and so is measured.
+
+        `reduced`: parameters whose gradients are reduced over the ranks, complete when the last
+        local one has arrived.
         """
         self._cuda = cuda
         self._reduced = reduced
@@ -131,9 +134,7 @@ class StepTiming:
             yield window
 
     def around(self, compute_gradient: ComputeGradient) -> ComputeGradient:
-        """The same function; its beginning, its end and the last local gradient are marked in
-        measured steps.
-        """
+        """The same function; in measured steps it sets START, LAST_LOCAL_GRADIENT and GRADIENT."""
 
         def marked(learner: Learner, window: Window) -> Tensor:
             if self._this_step != MEASURED:

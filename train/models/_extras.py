@@ -1,6 +1,4 @@
-"""Libraries of the extras, imported when a model is made: that takes seconds, and configs are
-checked without them.
-"""
+"""Libraries of the extras, imported only when a model is made: that takes seconds."""
 
 from importlib import import_module
 from importlib.util import find_spec

@@ -1,6 +1,4 @@
-"""Activation checkpointing: the blocks of a model keep only their inputs, and compute the rest
-again in the backward pass.
-"""
+"""Activation checkpointing: blocks keep only their inputs and recompute the rest in backward."""
 
 from collections.abc import Iterator
 from fnmatch import fnmatchcase
@@ -17,11 +15,10 @@ class NoBlocks(UserError):
 
 
 def checkpoint_blocks(module: nn.Module, configured: bool | str) -> None:
-    """Checkpoint the blocks that memory.activation_checkpointing selects, the outermost where they
-    nest.
+    """Checkpoint the blocks that memory.activation_checkpointing selects.
 
-    `configured`: true for the model's own method or the members of its nn.ModuleLists, or a pattern
-    over module names. Raises NoBlocks where there are none.
+    The outermost, where they nest. `configured`: true for the model's own method or the members of
+    its nn.ModuleLists, or a pattern over module names. Raises NoBlocks where there are none.
 
     Only the `forward` of a block is replaced: weights, parameter names and hooks stay what they
     are. Non-reentrant checkpointing: the random numbers and the autocast of the first pass are used

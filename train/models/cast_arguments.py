@@ -48,9 +48,7 @@ def _hook(dtype: torch.dtype, module: nn.Module, args: Any, kwargs: Any) -> Any:
 
 
 def _cast(value: Any, dtype: torch.dtype) -> Any:
-    """The same value with its floating-point tensors in `dtype`; the value itself where none is to
-    be cast.
-    """
+    """The same value with its floating-point tensors in `dtype`, itself where all are already."""
     if isinstance(value, Tensor):
         return _cast_tensor(value, dtype)
     if isinstance(value, Mapping):

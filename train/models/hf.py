@@ -14,11 +14,12 @@ from train.models.hf_open import TASKS, add_decoder_start, open_model
 
 
 class HF(nn.Module):
-    """A transformers model from a folder or a name (`from_pretrained`), or initialised from the
-    fields of its config (`from_config`, with its `model_type`).
+    """A transformers model.
 
-    `changes`: more fields of the config, such as num_labels, and arguments of transformers, such as
-    attn_implementation and quantization_config.
+    `from_pretrained`: a folder or a name. `from_config`: the fields of a config, with its
+    `model_type`, for a model that is initialised from the seed. `changes`: more fields of the
+    config, such as num_labels, and arguments of transformers, such as attn_implementation and
+    quantization_config.
 
     ids of tokens (samples, T) -> logits
       sequence-classification  (samples, classes)         for task=classification

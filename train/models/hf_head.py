@@ -1,5 +1,4 @@
-"""What a transformers language model does between its body and its logits, found out with four
-tokens.
+"""What a transformers language model does between its body and its logits, tried on four tokens.
 
 memory.chunked_loss applies the last layer itself, some tokens at a time. What stands before that
 layer, and what is done to the logits after it, differs between models, and so do the names in their

@@ -64,9 +64,7 @@ class _Arguments:
 
 
 def open_model(task: str, path: str | None, args: dict[str, Any]) -> Any:
-    """In float32; initialised from the run's random numbers where `path` is None. Raises
-    ModelError.
-    """
+    """In float32; without a `path`, initialised from the run's seed. Raises ModelError."""
     transformers = _transformers()
     sorted_args = _sort(args)
     try:
@@ -126,8 +124,9 @@ def _from_pretrained(transformers: Any, task: str, path: str, args: _Arguments) 
 
 
 def add_decoder_start(config: Any) -> None:
-    """Sets decoder_start_token_id where it is missing: T5's config lacks it, and its classifier
-    needs it (transformers 5.23).
+    """Sets a missing decoder_start_token_id.
+
+    T5's config lacks it, and its classifier needs it (transformers 5.23).
     """
     if config.is_encoder_decoder and not hasattr(config, "decoder_start_token_id"):
         config.decoder_start_token_id = config.pad_token_id

@@ -1,6 +1,4 @@
-"""What a model starts from: random numbers of the seed, or weights of a file; some parameters
-frozen.
-"""
+"""What a model starts from: random numbers of the seed, or a file; and which parameters freeze."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -29,8 +27,9 @@ class WeightsError(UserError):
 
 
 def initial_model(config: Config) -> nn.Module:
-    """The model before its first step. Raises WeightsError (model.init_from) and PatternError
-    (model.freeze).
+    """The model before its first step.
+
+    Raises WeightsError (model.init_from) and PatternError (model.freeze).
     """
     module = make_model(config)
     if config.model.init_from is not None:

@@ -121,8 +121,9 @@ def _transformers_models(module: nn.Module, path: str = "") -> Iterator[tuple[st
 
 
 def _from_pretrained_dtypes(model: Any) -> Dtypes:
-    """As after from_pretrained(dtype=torch.bfloat16): the constructor's types, and float32 where
-    the model asks for it.
+    """As after from_pretrained(dtype=torch.bfloat16).
+
+    The constructor's types, and float32 where the model's class asks for it.
     """
     try:
         with _meta_bf16():

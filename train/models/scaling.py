@@ -1,9 +1,8 @@
-"""Scales what enters a model: (x - mean) / deviation (data.normalize, and mean and std of
-data.image).
+"""Scales what enters a model: (x - mean) / deviation.
 
-In training, evaluation, streams, copies and train.load alike. The data stays as it is, 8-bit images
-as they are stored, and a task sees it unscaled. The numbers are saved beside the weights, as
-inputs.safetensors, and in each checkpoint.
+By data.normalize, and by mean and std of data.image. In training, evaluation, streams, copies and
+train.load alike. The data stays as it is, 8-bit images as they are stored, and a task sees it
+unscaled. The numbers are saved beside the weights, as inputs.safetensors, and in each checkpoint.
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,8 +21,7 @@ STATE = "scaling"
 
 
 class Scaling:
-    """A forward pre-hook that scales the first argument (samples, ...), which becomes floating
-    point.
+    """A forward pre-hook that scales the first argument (samples, ...).
 
     Computed in the wider type of argument and numbers, and passed to the model in `dtype`.
     """
@@ -62,9 +60,7 @@ class Scaling:
         return self
 
     def install(self, module: nn.Module) -> None:
-        """Before all other hooks: the one that casts arguments (models/precision.py) must get the
-        scaled ones.
-        """
+        """Before all other hooks: models/cast_arguments.py must get the scaled argument."""
         module.register_forward_pre_hook(self, prepend=True)
 
     def _fits(self, argument: Tensor) -> bool:

@@ -112,10 +112,10 @@ def _check_trainable(module: nn.Module, target: str) -> None:
 def divided_weights(
     modules: Mapping[str, nn.Module], folder: Path, ranks: Ranks
 ) -> Iterator[Path | None]:
-    """Inside, the shards of all ranks lie in `folder`, for save_weights to join; it yields None
-    where weights are not sharded.
+    """Inside, the shards of all ranks are in `folder`, for save_weights to join.
 
-    `modules`: by the names of their files. All ranks call it together. Raises NotSaved.
+    Yields the folder, or None where weights are not sharded. `modules`: by the names of their
+    files. All ranks call it together. Raises NotSaved.
     """
     if not any(map(is_divided, modules.values())):
         yield None

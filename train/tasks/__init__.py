@@ -32,8 +32,9 @@ def by_term(value: T | Mapping[str, T]) -> Mapping[str, T]:
 
 
 def stacked(values: Sequence[Tensor]) -> Tensor:
-    """n 0-dim tensors as one (n,); a single one stays 0-dim, which saves an operator in each
-    micro-step.
+    """n 0-dim tensors as one (n,); a single one stays 0-dim.
+
+    A stack of one would cost an operator in each micro-step.
     """
     return values[0] if len(values) == 1 else torch.stack(list(values))
 

@@ -39,10 +39,9 @@ def _takes_mask(kind: Hashable) -> bool:
 
 
 def tensor_of(model: Any, outputs: Any) -> Tensor:
-    """The one tensor in a model's outputs: they are that tensor, or hold it as `logits`, or hold
-    nothing else.
+    """The one tensor in a model's outputs. Raises ModelOutputs.
 
-    Raises ModelOutputs.
+    They are that tensor, or hold it as `logits`, or hold nothing else.
     """
     if isinstance(outputs, Tensor):
         return outputs

@@ -8,8 +8,9 @@ MAX_SHOWN = 5
 
 
 def classes_of(labels: Tensor) -> Tensor:
-    """Labels as integers: a table holds 1.0 for class 1 where a value was missing before it was
-    cleaned.
+    """Labels as integers.
+
+    A table holds 1.0 for class 1 where a value was missing before it was cleaned.
     """
     return labels.long() if labels.dtype.is_floating_point else labels
 

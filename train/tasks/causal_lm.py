@@ -27,8 +27,7 @@ LARGEST_EXPONENT = 700.0
 
 
 class CausalLM:
-    """Cross-entropy over the predicted tokens, each with the same weight. Metrics: perplexity,
-    bits_per_byte.
+    """Cross-entropy over the predicted tokens. Metrics: perplexity, bits_per_byte.
 
     Batch: inputs (samples, T); labels (samples, T), the token that follows each input (already
     shifted), -100 where none is predicted. The model returns logits (samples, T, vocabulary).

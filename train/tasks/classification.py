@@ -50,8 +50,9 @@ class Classification:
         }
 
     def check(self, model: Any, one: Batch, columns: Batch) -> str | None:
-        """Else a wrong label would raise an IndexError in the middle of the training, or a device
-        assertion that ends all work on a GPU.
+        """Else a wrong label would end the training in the middle.
+
+        By an IndexError, or by a device assertion that ends all work on a GPU.
         """
         labels = columns["labels"]
         if labels.is_floating_point() and labels.equal(labels.floor()):
