@@ -27,7 +27,8 @@ from train.errors import (
 )
 from train.evaluation.evaluator import Evaluation
 from train.models.cast_arguments import cast_arguments
-from train.models.weights import NotFinished, final_weights, parameter_dtype, trained_model
+from train.models.make import parameter_dtype
+from train.models.weights import NotFinished, final_weights, trained_model
 from train.tasks import make_task
 
 USAGE = (

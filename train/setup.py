@@ -25,10 +25,10 @@ from train.exactness.same_model import check_same_weights
 from train.models.activation_checkpointing import checkpoint_blocks, listed_blocks
 from train.models.cast_arguments import cast_arguments
 from train.models.init_from import initial_model, initial_scaling
+from train.models.make import parameter_dtype
 from train.models.modes import set_training
 from train.models.precision import notes_on_precision
 from train.models.scaling import STATE, Scaling, of_images, scaling_of
-from train.models.weights import parameter_dtype
 from train.optim.optimizer import OptimizerState, can_skip_on_device, make_optimizer, scaled_numbers
 from train.optim.skipped_steps import SkippedSteps
 from train.parts import HasState

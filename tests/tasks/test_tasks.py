@@ -21,8 +21,8 @@ from train.config import load
 from train.data import open_sets
 from train.main import main
 from train.models.gpt import GPT
+from train.models.make import make_model
 from train.models.mlp import MLP
-from train.models.weights import make_model
 from train.run import build
 from train.verify import main as verify
 

@@ -12,8 +12,9 @@ from train.checkpoint.tensors import known
 from train.config import Config, digest, tokenizer_files
 from train.config.name_patterns import PatternError, matching
 from train.errors import UserError
+from train.models.make import make_model
 from train.models.scaling import Scaling, scaling_file
-from train.models.weights import FINAL, Pretrained, load_extra_state, make_model
+from train.models.weights import FINAL, Pretrained, load_extra_state
 
 PRETRAINED = ("config.json", "*.safetensors", "*.bin", "*.index.json")
 """The files of a transformers model in a folder."""
