@@ -172,7 +172,7 @@ class OwnInPieces(CausalLM):
 
 
 @pytest.mark.parametrize(
-    ("model", "task", "said"),
+    ("model", "task", "message"),
     [
         (Biased(), object(), "object has no loss of tokens to cut; task=causal_lm has"),
         (Biased(), Own(), "Own defines its own loss_sum"),
@@ -182,7 +182,7 @@ class OwnInPieces(CausalLM):
         ("mixtral output_router_logits", CausalLM(), "it gives a router loss too"),
     ],
 )
-def test_what_cannot_be_cut_is_refused(model: Any, task: Any, said: str) -> None:
+def test_what_cannot_be_cut_is_refused(model: Any, task: Any, message: str) -> None:
     if isinstance(model, str):
         kind, *flags = model.split()
         model = HF(
@@ -192,7 +192,7 @@ def test_what_cannot_be_cut_is_refused(model: Any, task: Any, said: str) -> None
     with pytest.raises(NoChunks) as refused:
         chunk_loss(model, task, True)
 
-    assert said in str(refused.value)
+    assert message in str(refused.value)
     assert "Set: memory.chunked_loss=false" in str(refused.value)
 
 

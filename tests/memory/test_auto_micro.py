@@ -220,10 +220,10 @@ def test_a_prediction_is_where_the_search_begins_and_is_held_against_the_allocat
         == 0
     )
 
-    told = capsys.readouterr().out
+    output = capsys.readouterr().out
     assert asked == [6, 8]
-    assert "the largest that fits: 6" in told
-    missed = re.search(r"the peak of a step was predicted to ([+-][0-9.]+)%", told)
+    assert "the largest that fits: 6" in output
+    missed = re.search(r"the peak of a step was predicted to ([+-][0-9.]+)%", output)
     assert missed is not None
     assert abs(float(missed[1])) <= 1.0
 
