@@ -18,8 +18,8 @@ def candidates(share: int) -> list[int]:
     `share`: a rank's samples of a step. A larger micro-batch with as many micro-steps would only
     leave the last one emptier. For 100: 1, 2, 3, 4, ..., 34, 50, 100.
     """
-    # Up to the root all numbers of micro-steps make a difference, and all sizes beyond it: trying
-    # each number of micro-steps up to `share` would take too long for a large one.
+    # Up to `root` micro-steps each number of them has its own size; with more of them, every size
+    # up to share / root occurs.
     root = math.isqrt(share)
     few_steps = {math.ceil(share / steps) for steps in range(1, root + 1)}
     many_steps = range(1, math.ceil(share / root) + 1)
