@@ -24,8 +24,9 @@ def fake_mode() -> Iterator[None]:
         self: nn.Module, function: Callable[[Tensor], Tensor], recurse: bool = True
     ) -> nn.Module:
         """As nn.Module._apply, which swaps tensors in place: fake ones refuse that (torch 2.13)."""
-        for child in self.children() if recurse else ():
-            apply(child, function)
+        if recurse:
+            for child in self.children():
+                apply(child, function)
         for name, parameter in self._parameters.items():
             if parameter is not None:
                 if id(parameter) not in moved:

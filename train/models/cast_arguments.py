@@ -41,7 +41,8 @@ def arguments_cast_to(module: nn.Module, dtype: torch.dtype) -> Iterator[None]:
 
 def _hook(dtype: torch.dtype, module: nn.Module, args: Any, kwargs: Any) -> Any:
     # Called in every micro-step: it calls nothing where all arguments are plain tensors in `dtype`.
-    for value in (*args, *kwargs.values()) if kwargs else args:
+    values = (*args, *kwargs.values()) if kwargs else args
+    for value in values:
         if type(value) is not Tensor or (value.dtype is not dtype and value.dtype in FLOATS):
             return _cast(args, dtype), _cast(kwargs, dtype)
     return None

@@ -117,7 +117,9 @@ class CausalLM:
         if not self.router_loss:
             return tensor_of(model, outputs), None
         logits, router = outputs
-        return logits, router if router.dtype == torch.float64 else router.float()
+        if router.dtype != torch.float64:
+            router = router.float()
+        return logits, router
 
     def check(self, model: Any, one: Batch, columns: Batch) -> str | None:
         """Else a token that the model does not know would end the training in the middle."""
