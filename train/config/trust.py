@@ -104,7 +104,7 @@ def _distrust(key: str, target: str, folder: Path) -> str:
     if not all(part.isidentifier() for part in parts):
         return "it is no name"
     if len(parts) == 1 or target.startswith(f"{home}."):
-        # No further down: train.models.hf_open.torch.hub.load is an attribute of ours, too.
+        # No further down: train.models.hf.torch.hub.load is an attribute of ours, too.
         deep = len(parts) > len(home.split(".")) + 2
         return "it is no part of this package" if deep else _distrust_own(key, target, home)
     if _is_in_my(parts[0], folder):

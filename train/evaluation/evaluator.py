@@ -20,7 +20,7 @@ from train.errors import RunFailed, UserError, ends_in_a_sentence, is_out_of_mem
 from train.evaluation.main_buffers import take_main
 from train.evaluation.sums import SAMPLES, Sums, join, over_ranks, read_sums
 from train.evaluation.together import side_by_side
-from train.models.preserve_state import preserve_state
+from train.models.preserve_state import undisturbed
 from train.randomness import DATA_SEED, Generators
 from train.tasks import Task
 
@@ -69,7 +69,7 @@ class Evaluation:
         A metric whose weight is 0 is left out: nobody knows it. All ranks evaluate with rank 0's
         buffers, and each has its own again afterwards. Raises, on all ranks, what is raised on one.
         """
-        with preserve_state(module, self.device), torch.no_grad():
+        with undisturbed(module, self.device), torch.no_grad():
             take_main(module, self.ranks)
             module.eval()
             metrics: dict[str, float] = {}

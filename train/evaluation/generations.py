@@ -17,7 +17,7 @@ from train.distributed.ranks import Ranks
 from train.errors import UserError, ends_in_a_sentence
 from train.evaluation.evaluator import Evaluate
 from train.evaluation.together import side_by_side
-from train.models.preserve_state import preserve_state
+from train.models.preserve_state import undisturbed
 from train.parts import Part
 from train.randomness import DATA_SEED, drawn_from
 from train.step import Learner
@@ -92,7 +92,7 @@ def sampled(
             one = {name: column[row : row + 1] for name, column in batch.items()}
             table.extend(_drawn(samples, module, one, decode))
 
-        with preserve_state(module, learner.device), torch.no_grad():
+        with undisturbed(module, learner.device), torch.no_grad():
             module.eval()
             rows = iter(range(len(ids)))
             in_step = learner.parallel.is_sharded

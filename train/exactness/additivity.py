@@ -20,7 +20,7 @@ from train.exactness.padding import padding_reasons
 from train.exactness.reference_gradient import as_many_as_fit, widest_forward
 from train.exactness.training_trial import Findings, try_training
 from train.exactness.trial import Trial
-from train.models.preserve_state import preserve_state
+from train.models.preserve_state import undisturbed
 from train.step import Learner
 from train.tasks import Task, TaskError, by_term
 
@@ -104,7 +104,7 @@ def check_sets(learner: Learner, sets: Sets) -> None:
     check = getattr(learner.task, "check", None)
     if check is None:
         return
-    with preserve_state(learner.module, learner.device), torch.no_grad():
+    with undisturbed(learner.module, learner.device), torch.no_grad():
         learner.module.eval()
         held = {name: in_memory(samples) for name, samples in sets.evaluation.items()}
         for name, rows in {"training": in_memory(sets.train), **held}.items():
@@ -136,7 +136,7 @@ def judge(
 def _judge(learner: Learner, batch: Batch, precision: str, padding: Padding | None) -> Exactness:
     widest = arithmetic(learner, "fp64" if learner.dtype == torch.float64 else "fp32")
     own = arithmetic(learner, precision)
-    with preserve_state(learner.module, learner.device) as training_modes, torch.no_grad():
+    with undisturbed(learner.module, learner.device) as training_modes, torch.no_grad():
         trial = Trial(learner, batch, padding)
         learner.module.eval()
         terms = _checked_terms(

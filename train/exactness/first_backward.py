@@ -17,7 +17,7 @@ from train.distributed.ranks import Ranks
 from train.errors import UserError
 from train.exactness.held_tensors import held_tensors
 from train.exactness.reference_gradient import as_many_as_fit, plain_forward
-from train.models.preserve_state import preserve_state
+from train.models.preserve_state import undisturbed
 from train.randomness import Generators
 from train.step import Learner, NoGradient
 from train.tasks import by_term
@@ -82,7 +82,7 @@ def _first_backward(learner: Learner, batch: Batch, seed: int) -> list[str]:
         # freed at once: all together they might not fit beside the activations
         parameter.grad = None
 
-    with preserve_state(learner.module, learner.device), plain_forward(learner.module):
+    with undisturbed(learner.module, learner.device), plain_forward(learner.module):
         with _seen_parameters(learner.module) as own:
             loss = _loss(learner, batch, seed)
         if not loss.requires_grad:

@@ -19,7 +19,7 @@ from train.data.device_prefetch import to_device
 from train.errors import UserError, is_out_of_memory
 from train.exactness.additivity import check_sets
 from train.exactness.reference_gradient import as_many_as_fit
-from train.models.preserve_state import preserve_state
+from train.models.preserve_state import undisturbed
 from train.step import Learner
 from train.tasks import TaskError, by_term
 from train.tasks._calling import ModelOutputs
@@ -62,7 +62,7 @@ def _try_first(
     task, module = learner.task, learner.module
     on_device = to_device(batch, learner.device, learner.dtype)
     count_classes = getattr(task, "num_classes", None)
-    with _explained(learner, on_device), preserve_state(module, learner.device), torch.no_grad():
+    with _explained(learner, on_device), undisturbed(module, learner.device), torch.no_grad():
         outputs: dict[str, int] = {}
         if count_classes:  # before any loss: on a GPU a wrong label ends the process
             classes = count_classes(module, on_device)

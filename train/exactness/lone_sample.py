@@ -14,7 +14,7 @@ from train.batch.window import Batch
 from train.config import Config
 from train.errors import UserError, some
 from train.exactness.reference_gradient import at_work, sums_of, widest_forward
-from train.models.preserve_state import preserve_state
+from train.models.preserve_state import undisturbed
 from train.plan.run_plan import RunPlan
 from train.plan.stages import Staircase
 from train.step import Learner
@@ -141,7 +141,7 @@ def _refuses(learner: Learner, batch: Batch) -> bool:
     """Whether torch says of one sample alone, in training, that a norm cannot take it."""
     one = {name: column[:1] for name, column in batch.items()}
     with (
-        preserve_state(learner.module, learner.device),
+        undisturbed(learner.module, learner.device),
         widest_forward(learner, batch),
         torch.no_grad(),
     ):

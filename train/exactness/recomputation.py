@@ -14,7 +14,7 @@ from train.batch.window import Batch
 from train.data.device_prefetch import to_device
 from train.errors import UserError
 from train.exactness.reference_gradient import as_many_as_fit, widest_forward
-from train.models.preserve_state import preserve_state
+from train.models.preserve_state import undisturbed
 from train.randomness import Generators
 from train.step import Learner
 from train.tasks import by_term
@@ -41,11 +41,7 @@ def check_recomputation(learner: Learner, batch: Batch) -> None:
 def _check(learner: Learner, batch: Batch) -> None:
     module = learner.module
     generators = Generators(learner.device)
-    with (
-        preserve_state(module, learner.device),
-        widest_forward(learner, batch),
-        torch.enable_grad(),
-    ):
+    with undisturbed(module, learner.device), widest_forward(learner, batch), torch.enable_grad():
         start = generators.states()
         sums = by_term(
             learner.task.loss_sum(module, to_device(batch, learner.device, learner.dtype))

@@ -13,7 +13,7 @@ from train.batch.window import Batch
 from train.data.device_prefetch import to_device
 from train.distributed.sharded import local
 from train.errors import UserError, is_out_of_memory
-from train.models.preserve_state import preserve_state
+from train.models.preserve_state import undisturbed
 from train.step import Learner
 from train.tasks import by_term
 
@@ -71,7 +71,7 @@ def widest_forward(learner: Learner, batch: Batch) -> Iterator[str]:
     error = ""
     if "_original_forward" in vars(module):  # of accelerate's autocast
         one = {name: column[:1] for name, column in batch.items()}
-        with preserve_state(module, learner.device), torch.no_grad(), plain_forward(module):
+        with undisturbed(module, learner.device), torch.no_grad(), plain_forward(module):
             module.eval()
             error = _error_of(lambda: sums_of(learner, one))
     with nullcontext() if error else plain_forward(module):

@@ -9,7 +9,7 @@ from train.batch.window import Batch
 from train.distributed.ranks import Ranks
 from train.errors import UserError
 from train.exactness.reference_gradient import as_many_as_fit, loss_and_gradient, widest_forward
-from train.models.preserve_state import preserve_state
+from train.models.preserve_state import undisturbed
 from train.randomness import DATA_SEED, drawn_from
 from train.step import Learner
 
@@ -75,7 +75,7 @@ def _norms(learner: Learner, batch: Batch) -> list[float]:
     """Of the loss, and of the gradient of each parameter."""
     module = learner.module
     with (
-        preserve_state(module, learner.device),
+        undisturbed(module, learner.device),
         widest_forward(learner, batch),
         torch.enable_grad(),
         drawn_from(DATA_SEED),
