@@ -16,12 +16,12 @@ from tests.test_language_model import LM
 from train.accumulate import compute_gradient
 from train.chunked_loss import Head, NoChunks, TokenLoss, chunk_loss
 from train.main import main
-from train.models._extras import mend_torchvision
+from train.models._extras import fix_torchvision
 from train.models.gpt import GPT
 from train.models.hf import HF
 from train.tasks.causal_lm import CausalLM
 
-mend_torchvision()  # before anything of transformers is
+fix_torchvision()  # before anything of transformers is
 VOCABULARY = 97
 TINY = {"vocab_size": VOCABULARY, "hidden_size": 16, "intermediate_size": 32}
 TINY |= {"num_hidden_layers": 1, "num_attention_heads": 2}
@@ -172,17 +172,17 @@ class OwnInPieces(CausalLM):
 
 
 @pytest.mark.parametrize(
-    ("model", "task", "said"),
+    ("model", "task", "message"),
     [
         (Biased(), object(), "object has no loss of tokens to cut; task=causal_lm has"),
-        (Biased(), Own(), "Own has a loss_sum of its own"),
+        (Biased(), Own(), "Own defines its own loss_sum"),
         (nn.Linear(2, 2), CausalLM(), "Linear.forward takes no `loss`"),
         ("bert is_decoder", CausalLM(), "what enters its last layer is not what its body gives"),
         ("minicpm3", CausalLM(), "what enters its last layer is not what its body gives"),
         ("mixtral output_router_logits", CausalLM(), "it gives a router loss too"),
     ],
 )
-def test_what_cannot_be_cut_is_refused(model: Any, task: Any, said: str) -> None:
+def test_what_cannot_be_cut_is_refused(model: Any, task: Any, message: str) -> None:
     if isinstance(model, str):
         kind, *flags = model.split()
         model = HF(
@@ -192,7 +192,7 @@ def test_what_cannot_be_cut_is_refused(model: Any, task: Any, said: str) -> None
     with pytest.raises(NoChunks) as refused:
         chunk_loss(model, task, True)
 
-    assert said in str(refused.value)
+    assert message in str(refused.value)
     assert "Set: memory.chunked_loss=false" in str(refused.value)
 
 

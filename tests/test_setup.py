@@ -18,7 +18,7 @@ from train.config import load
 from train.distributed import accelerator
 from train.distributed.accelerator import Unsupported
 from train.main import main
-from train.metrics.compilations import graphs
+from train.metrics.compilations import compiled_graphs
 from train.models.mlp import MLP
 from train.run import build
 from train.tasks.classification import Classification
@@ -32,18 +32,18 @@ class Showing(Classification):
     compiled: ClassVar[list[int]] = []  # graphs, for the samples of each evaluation
 
     def samples(self, model: Any, batch: Batch, decode: Any) -> list[dict[str, str]]:
-        before = graphs()
+        before = compiled_graphs()
         for copies in (1, 2, 3):
             model(batch["inputs"].repeat(copies, 1))
-        Showing.compiled.append(graphs() - before)
+        Showing.compiled.append(compiled_graphs() - before)
         return []
 
 
 def compiled_forwards(arguments: list[str]) -> tuple[Trace, int, int, list[int]]:
     """(trace, graphs that torch has made before the first step, and after it, and for samples)."""
     before: list[int] = []
-    trace = record(arguments, prepare=lambda *_: before.append(graphs()))
-    return trace, before[0], graphs() - before[0], Showing.compiled
+    trace = record(arguments, prepare=lambda *_: before.append(compiled_graphs()))
+    return trace, before[0], compiled_graphs() - before[0], Showing.compiled
 
 
 @pytest.mark.parametrize("world_size", [1, 2])

@@ -1,13 +1,12 @@
-"""The loss of a language model without all its logits at once: those of some tokens at a time, and
-again going back.
+"""The loss of a language model in chunks of tokens: never all logits at once.
 
-Of 8,192 tokens and 128,000 words the logits alone take 3.9 GiB in float32, and their gradient as
-much again.
+For 8,192 tokens and a vocabulary of 128,000 the logits take 3.9 GiB in float32, and their gradient
+as much again. The logits of a chunk are computed again in the backward pass.
 
-torch's own part (2.13, nn.functional.linear_cross_entropy) does not know autocast, gives a sum of
-bf16 numbers in bf16, and is not there in torch 2.8. Here a piece is plain torch under torch's
-activation checkpointing, so that autocast, a scaled loss, tied weights and float64 are what they
-are elsewhere.
+Not by torch's own function (2.13, nn.functional.linear_cross_entropy): it ignores autocast, gives a
+sum of bf16 numbers in bf16, and does not exist in torch 2.8. Here a chunk is plain torch under
+torch's activation checkpointing, so that autocast, a scaled loss, tied weights and float64 work as
+elsewhere.
 """
 
 import inspect
@@ -25,11 +24,12 @@ from train.errors import UserError
 from train.parts import unchanged
 
 NARROW = (torch.float16, torch.bfloat16)
-TOKENS = 1024  # at a time, where memory.chunked_loss=true
+TOKENS = 1024
+"""In a chunk, where memory.chunked_loss=true."""
 
 
 class NoChunks(UserError):
-    """memory.chunked_loss is asked for where model or task cannot have it."""
+    """memory.chunked_loss is set, but the model or the task cannot compute its loss in chunks."""
 
 
 @dataclass(frozen=True)
@@ -42,23 +42,23 @@ class Head:
 
 
 class TokenLoss:
-    """The sum of the cross-entropies of all labels that count: what a model is asked for in place
-    of its logits.
+    """The sum of the cross-entropies of a batch, which a model returns in place of its logits.
 
     A task calls model(inputs, loss=TokenLoss(labels, task.chunk)), and the model returns
-    loss(hidden, Head(weight)), where `hidden` (samples, T, width) enters its last layer. Inside its
-    forward, as all that uses weights.
+    loss(hidden, Head(weight)), where `hidden` (samples, T, width) enters its last layer. It is
+    computed inside the model's forward, like everything that uses weights: a wrapper such as DDP
+    must see it.
     """
 
     def __init__(self, labels: Tensor, tokens: int, weights: Tensor | None = None) -> None:
-        """labels (samples, T), -100 for none; `tokens` at a time; `weights` (samples, T): what each
-        label counts.
+        """labels (samples, T), -100 for none; `tokens` in a chunk; `weights` (samples, T): of each
+        label, 1 by default.
         """
         self._labels = labels
         self._tokens = tokens
         self._weights = weights
 
-    @torch.compiler.disable  # a compiled model would be compiled anew for each number of pieces
+    @torch.compiler.disable  # else it would be compiled again for each number of chunks
     def __call__(self, hidden: Tensor, head: Head) -> Tensor:
         """0-dim; float32, or float64 where the model is."""
         columns = [hidden.flatten(0, 1), self._labels.flatten()]
@@ -67,31 +67,34 @@ class TokenLoss:
         weight = _summed_wide(head.weight)
         bias = None if head.bias is None else _summed_wide(head.bias)
 
-        def of_piece(states: Tensor, labels: Tensor, weights: Tensor | None = None) -> Tensor:
-            own = head.weight.dtype
-            logits = linear(states, weight.to(own), None if bias is None else bias.to(own))
+        def chunk_sum(states: Tensor, labels: Tensor, weights: Tensor | None = None) -> Tensor:
+            dtype = head.weight.dtype
+            logits = linear(states, weight.to(dtype), None if bias is None else bias.to(dtype))
             return nats(head.finish(logits), labels, weights)
 
         sums = []
-        for piece in zip(*(torch.split(column, self._tokens) for column in columns), strict=True):
-            # The head draws no random numbers.
-            sums.append(checkpoint(of_piece, *piece, use_reentrant=False, preserve_rng_state=False))
+        chunks = [torch.split(column, self._tokens) for column in columns]
+        for chunk in zip(*chunks, strict=True):
+            # The head draws no random numbers: there is no generator to restore.
+            loss = checkpoint(chunk_sum, *chunk, use_reentrant=False, preserve_rng_state=False)
+            sums.append(loss)
         return torch.stack(sums).sum()
 
 
 def _summed_wide(parameter: Tensor) -> Tensor:
-    """The same numbers; what the pieces give for them is added up in float32, for parameters in
-    bf16 too.
+    """The same numbers, as a new tensor in float32 or wider: its gradient is the sum over the
+    chunks, which bf16 would round at each addition.
 
-    And under autocast: it keeps one narrow copy of a parameter for all of its uses, but none of
-    what is made of one.
+    A view also where it is wide already: autocast caches one narrow copy of a parameter for all of
+    its uses, whose gradient would be summed in bf16, but it caches none of a view.
     """
     return parameter.float() if parameter.dtype in NARROW else parameter.view_as(parameter)
 
 
 def nats(logits: Tensor, labels: Tensor, weights: Tensor | None = None) -> Tensor:
-    """The sum of the cross-entropies of all labels that count, each times its weight. logits
-    (tokens, vocabulary).
+    """The sum of the cross-entropies of the labels that are not -100, each times its weight.
+
+    logits (tokens, vocabulary); labels, weights (tokens,).
     """
     wide = logits if logits.dtype == torch.float64 else logits.float()
     if weights is None:
@@ -100,13 +103,12 @@ def nats(logits: Tensor, labels: Tensor, weights: Tensor | None = None) -> Tenso
     return (each * weights.to(each.dtype)).sum()
 
 
-def chunk_loss(module: nn.Module, task: Any, wanted: bool | int) -> None:
-    """Have the task ask the model for its loss in pieces, as memory.chunked_loss says. Raises
-    NoChunks.
-    """
-    if not wanted:
+def chunk_loss(module: nn.Module, task: Any, configured: bool | int) -> None:
+    """Set up a task's loss in chunks; `configured`: memory.chunked_loss. Raises NoChunks."""
+    if not configured:
         return
-    model, kind = type(module).__name__, type(task)
+    model = type(module).__name__
+    kind = type(task)
     off = "Set: memory.chunked_loss=false"
     if not hasattr(kind, "chunk"):
         raise NoChunks(
@@ -115,8 +117,8 @@ def chunk_loss(module: nn.Module, task: Any, wanted: bool | int) -> None:
         )
     if _definer(kind, "loss_sum") is not _definer(kind, "chunk"):
         raise NoChunks(
-            f"memory.chunked_loss: {kind.__name__} has a loss_sum of its own, which may ask for "
-            "all logits. Have it return model(..., loss=TokenLoss(labels, self.chunk, weights)) "
+            f"memory.chunked_loss: {kind.__name__} defines its own loss_sum, which may use all "
+            "logits. Have it return model(..., loss=TokenLoss(labels, self.chunk, weights)) "
             f"(train/chunked_loss.py), and write `chunk = None` in the same class. Or {off}"
         )
     if "loss" not in inspect.signature(module.forward).parameters:
@@ -128,9 +130,9 @@ def chunk_loss(module: nn.Module, task: Any, wanted: bool | int) -> None:
     find_head = getattr(module, "find_head", None)
     if find_head is not None:
         find_head()
-    task.chunk = TOKENS if wanted is True else int(wanted)
+    task.chunk = TOKENS if configured is True else int(configured)
 
 
 def _definer(kind: type, name: str) -> type:
-    """Which of the classes that `kind` is made of has the name for its own."""
+    """The class in the MRO of `kind` that defines the name."""
     return next(each for each in kind.__mro__ if name in vars(each))

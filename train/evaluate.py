@@ -26,8 +26,9 @@ from train.errors import (
     print_error,
 )
 from train.evaluation.evaluator import Evaluation
-from train.models.precision import open_door
-from train.models.weights import NotFinished, final_weights, parameter_dtype, trained_model
+from train.models.cast_arguments import cast_arguments
+from train.models.make import parameter_dtype
+from train.models.weights import NotFinished, final_weights, trained_model
 from train.tasks import make_task
 
 USAGE = (
@@ -100,7 +101,7 @@ def evaluate(run_folder: Path, overrides: Sequence[str], trust: bool = False) ->
     accelerator, ranks = connect(config)
     module = trained_model(config, weights)
     chunk_loss(module, task, config.memory.chunked_loss)
-    open_door(module, parameter_dtype(config))
+    cast_arguments(module, parameter_dtype(config))
     module = accelerator.prepare_model(module, evaluation_mode=True)
     evaluate_module = Evaluation(
         sets=sets.evaluation,

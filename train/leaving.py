@@ -76,7 +76,7 @@ def out_of_memory(run: Run, board: Board, error: BaseException) -> Ended:
     traceback.clear_frames(error.__traceback__)
     kept = save_what_is_whole(run, board, error)
     is_common = bool(kept or (not step and _of_all(run, board, "shortage", own)))
-    reason = shortage.told(_where_to_resume(run, kept))
+    reason = shortage.message(_where_to_resume(run, kept))
     if not is_common:
         write_lines(on_lines(reason))
     return Ended(reason, is_common)
@@ -86,7 +86,7 @@ def shortage_elsewhere(run: Run, board: Board, kept: str = "") -> str:
     """What a rank that has run out of memory leaves for the others; empty where none has."""
     for text in board.read("shortage"):
         if text is not None:
-            return Shortage(**json.loads(text)).told(_where_to_resume(run, kept))
+            return Shortage(**json.loads(text)).message(_where_to_resume(run, kept))
     return ""
 
 

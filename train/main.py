@@ -78,7 +78,7 @@ def _train_once(loaded: Loaded, loop: str, compute_gradient: ComputeGradient) ->
         if is_out_of_memory(error):  # before the first step
             shortage = at_start(error, launched_rank(), loaded.config)
             # By an exit code that is not 0: the other ranks may wait for this one.
-            reason = shortage.told("all that was there before")
+            reason = shortage.message("all that was there before")
             write_lines(on_lines(reason))
             with suppress(OSError):
                 write_ending(reason, FAILED, 0, alone=True)

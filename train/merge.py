@@ -27,8 +27,9 @@ from train.errors import (
     exit_code,
     print_error,
 )
+from train.models.make import make_model, parameter_dtype
 from train.models.scaling import STATE, Scaling
-from train.models.weights import make_model, parameter_dtype, save_weights
+from train.models.weights import save_weights
 
 USAGE = (
     "usage: python -m train.merge CHECKPOINT OUT [--trust]      CHECKPOINT: runs/NAME, or one of "

@@ -184,7 +184,7 @@ def build(loaded: Loaded, loop: str) -> Run:
     fitted = prepared.sets.fitted
     learner = make_learner(config, prepared.task, accelerator, effective, ranks, fitted)
     tried = ranks.together(lambda: preflight(learner, prepared.sets, prepared.plan, config))
-    prepared = auto_micro.sized(prepared, learner, tried, loaded, ranks)
+    prepared = auto_micro.choose_micro_batch(prepared, learner, tried, loaded, ranks)
     share_work(learner, prepared.sets, config, ranks)
     check_same_model(learner, tried.trial, ranks)
     find = partial(newest, say=print_error)

@@ -21,11 +21,12 @@ from train.errors import some
 from train.exactness.first_backward import first_backward, samples_of_rank, watch_foreign
 from train.exactness.same_model import check_same_weights
 from train.models.activation_checkpointing import checkpoint_blocks, listed_blocks
+from train.models.cast_arguments import cast_arguments
 from train.models.init_from import initial_model, initial_scaling
+from train.models.make import parameter_dtype
 from train.models.modes import set_training
-from train.models.precision import notes_on_precision, open_door
+from train.models.precision import notes_on_precision
 from train.models.scaling import STATE, Scaling, of_images, scaling_of
-from train.models.weights import parameter_dtype
 from train.optim.optimizer import OptimizerState, can_skip_on_device, make_optimizer, scaled_numbers
 from train.optim.skipped_steps import SkippedSteps
 from train.parts import HasState
@@ -123,7 +124,7 @@ def _make_module(
     dtype = parameter_dtype(config)
     notes += notes_on_precision(module, dtype)
     notes += notes_on_arithmetic(module, accelerator.device, config)
-    open_door(module, dtype)
+    cast_arguments(module, dtype)
     if scaling is not None:
         scaling.install(module)
     compile_model(module, config.model.compile)
@@ -227,8 +228,8 @@ def notes_of(learner: Learner) -> list[str]:
     if learner.parallel.note:
         notes.append(learner.parallel.note)
     scaling = scaling_of(learner.module)
-    if scaling is not None and scaling.kept:
-        notes.append(scaling.kept)
+    if scaling is not None and scaling.note:
+        notes.append(scaling.note)
     return notes
 
 

@@ -24,11 +24,17 @@ from train.data.reading import INPUTS
 from train.distributed.accelerator import connect
 from train.distributed.ranks import Ranks
 from train.errors import FINISHED, entry_point
-from train.memory.foresight import AS_CONFIGURED, CHECKPOINTED, CHUNKED, SMALLEST, Foresight
-from train.memory.predict import peaks_of
+from train.memory.fake_mode import fake_mode
+from train.memory.memory_trace import (
+    AS_CONFIGURED,
+    CHECKPOINTED,
+    CHUNKED,
+    CHUNKED_AND_CHECKPOINTED,
+    MemoryTrace,
+)
+from train.memory.predict import find_peaks
 from train.memory.sizes import stored_bytes, tensors_of
 from train.memory.traced_step import record
-from train.memory.without_values import without_values
 from train.setup import make_learner
 from train.step import Learner
 from train.tasks import by_term, make_task
@@ -49,7 +55,7 @@ def foresee(
     target: str,
     variants: Sequence[str] = (AS_CONFIGURED,),
     sizes: Sequence[int] = (1, 16),
-) -> Foresight:
+) -> MemoryTrace:
     """What a step holds on a `target` ("cuda" or "cpu"), as the config has it and with the
     `variants` of its memory.
 
@@ -61,7 +67,7 @@ def foresee(
     like = sets.trial(config.seed, 8)
     in_memory = [rows for rows in (sets.train, *sets.evaluation.values()) if isinstance(rows, Rows)]
     held = [column for rows in in_memory for column in rows.columns.values()]
-    found = Foresight(
+    found = MemoryTrace(
         target=target,
         sample_bytes=stored_bytes(like.values()) // len(next(iter(like.values()))),
         samples_held=stored_bytes(held),
@@ -84,17 +90,17 @@ class Tracing:
     target: str
     sizes: Sequence[int]
 
-    def add(self, found: Foresight, name: str, config: Config) -> Foresight:
+    def add(self, found: MemoryTrace, name: str, config: Config) -> MemoryTrace:
         """`found`, and in it what is known of this variant."""
         try:
             task = make_task(config)
             terms = list(by_term(task.loss_weight(self.like)))
-            with without_values():
+            with fake_mode():
                 fitted = _like_fitted(self.like) if config.data.normalize else None
                 learner = make_learner(config, task, connect(config)[0], 1, Ranks(), fitted)
                 if name == AS_CONFIGURED:
                     found = replace(found, **_held(learner, config))
-                peaks = peaks_of(
+                peaks = find_peaks(
                     lambda size: record(learner, self.like, terms, size, self.target), self.sizes
                 )
                 if name == AS_CONFIGURED:
@@ -114,7 +120,7 @@ CHANGES: Mapping[str, dict[str, Any]] = {
     AS_CONFIGURED: {},
     CHECKPOINTED: {"activation_checkpointing": True},
     CHUNKED: {"chunked_loss": True},
-    SMALLEST: {"activation_checkpointing": True, "chunked_loss": True},
+    CHUNKED_AND_CHECKPOINTED: {"activation_checkpointing": True, "chunked_loss": True},
 }
 
 

@@ -37,13 +37,13 @@ MODELS = [
     ),
     *(
         "train.errors.os.system",
-        "train.models.hf.torch.hub.load",
+        "train.models.hf_open.torch.hub.load",
         "train.config.targets.importlib.import_module",
     ),
     *(
         "train.models.weights.load_final",
         "train.models.init_from.load_initial",
-        "train.models.hf.library",
+        "train.models.hf_open.library",
     ),
     *(
         "torch.nn.modules.module.warnings.warn",

@@ -332,7 +332,7 @@ def test_weights_that_are_started_from_bring_their_numbers(
     )
     assert numbers(tmp_path / "run") == numbers(base)
     assert main([*words, "data.normalize=false", "name=raw"], "accumulate", compute_gradient) == 2
-    assert "Type: data.normalize=true" in capsys.readouterr().err
+    assert "Set: data.normalize=true" in capsys.readouterr().err
 
 
 def test_numbers_are_those_of_the_checkpoint_and_not_of_the_config(tmp_path: Path) -> None:
@@ -390,7 +390,7 @@ def test_numbers_of_the_config_are_no_state() -> None:
     before, now = (of_images([mean], [0.5], torch.float32) for mean in (0.25, 0.75))
     now.load_state_dict(before.state_dict())
     assert now.mean.item() == 0.75
-    assert now.kept is None
+    assert now.note is None
 
 
 @pytest.mark.parametrize(("mode", "half"), [("L", "[0.5]"), ("RGB", "[0.5, 0.5, 0.5]")])

@@ -64,7 +64,7 @@ def test_out_of_memory_on_one_rank_ends_both(tmp_path: Path) -> None:
     assert seconds_since_fault(tmp_path) < 30
     assert "rank 1 ran out of memory in step 3, in a micro-batch of 8 (cuda:1 with " in job.told(1)
     assert "CUDA out of memory. Tried to allocate" in job.told(1)
-    assert "type: the same command with one of these" in job.told(1)
+    assert "Run: the same command with one of these" in job.told(1)
     assert "Traceback" not in job.told(1)
     assert "another rank is gone" in job.told(0) or "rank 1 ran out of memory" in job.told(0), (
         job.told(0)

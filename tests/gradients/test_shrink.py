@@ -250,7 +250,7 @@ def test_where_ranks_cannot_agree_the_next_start_takes_the_smaller_size(
     (code, _), (code_of_failed, said) = run_ranks(2, end, typed, divided, 4, "backward", -1, 1)
 
     assert (code, code_of_failed) == (1, 1)
-    assert "nothing else: it goes on in micro-batches of 2" in said
+    assert "nothing else: it resumes in micro-batches of 2" in said
     left = json.loads((tmp_path / "run" / "micro.json").read_text())
     assert left == {"planned": 4, "world_size": 2, "micro": 2, "step": 4}
     (code, said), (other, _) = run_ranks(2, end, typed, divided)

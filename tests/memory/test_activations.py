@@ -92,7 +92,7 @@ def test_what_backward_has_freed_no_longer_counts() -> None:
     inputs = torch.ones(3, 4)
 
     with SavedBytes(model) as saved:
-        saved.leave_out([inputs])
+        saved.exclude([inputs])
         for _ in range(3):
             model(inputs).sum().backward()
         one_after_the_other = saved.peak

@@ -22,9 +22,9 @@ from train.config.recipe import ImageForm
 from train.distributed.ranks import Ranks
 from train.main import main
 from train.memory import auto_micro
-from train.memory.foresight import AS_CONFIGURED, Foresight, keep, recalled
-from train.memory.kept import as_it_was
-from train.memory.remembered import key_of, recall, remember
+from train.memory.cache_file import cache_key, read_cached, write_cached
+from train.memory.memory_trace import AS_CONFIGURED, MemoryTrace, save_trace, saved_trace
+from train.memory.restore import restored_afterwards
 from train.memory.search import candidates
 from train.plan.make import prepare
 
@@ -84,8 +84,8 @@ def needed(arguments: list[str], world_size: int) -> dict[int, int]:
     return found
 
 
-def untraced(*_: Any) -> Foresight:
-    return Foresight(target="cpu", sample_bytes=0)
+def untraced(*_: Any) -> MemoryTrace:
+    return MemoryTrace(target="cpu", sample_bytes=0)
 
 
 def search(arguments: list[str], limits: list[int], folder: str) -> tuple[Trace, dict[str, Any]]:
@@ -93,7 +93,7 @@ def search(arguments: list[str], limits: list[int], folder: str) -> tuple[Trace,
     import os
 
     os.environ["XDG_CACHE_HOME"] = f"{folder}/cache"
-    auto_micro.foresee_apart = untraced  # type: ignore[assignment]
+    auto_micro.trace_in_subprocess = untraced  # type: ignore[assignment]
     limit = limits[int(os.environ.get("RANK", "0"))]
     trace = record([*arguments, "batch.micro=auto", f"memory.limit_gib={limit / GIB!r}"])
     return trace, json.loads((Path(folder) / "run" / "plan.json").read_text())
@@ -133,7 +133,7 @@ def test_a_later_stage_has_more_micro_steps(
     """A limit on which 24 samples fit where they are the step, and not where gradients of 24 others
     stay beside.
     """
-    monkeypatch.setattr(auto_micro, "foresee_apart", untraced)
+    monkeypatch.setattr(auto_micro, "trace_in_subprocess", untraced)
     arguments = argv(
         tmp_path, *RUN, "batch.schedule={0: 24, 72: 96}", "optimizer.lr_on_schedule=keep"
     )
@@ -161,7 +161,7 @@ def test_the_smallest_within_three_percent_is_chosen_and_remembered(
     % slower.
     """
     monkeypatch.setattr(auto_micro, "CLOCK", lambda: Net.seconds)
-    monkeypatch.setattr(auto_micro, "foresee_apart", untraced)
+    monkeypatch.setattr(auto_micro, "trace_in_subprocess", untraced)
     arguments = arguments_of(tmp_path, 1, "batch.micro=auto")
 
     def searched(name: str) -> dict[str, Any]:
@@ -187,7 +187,7 @@ def test_an_evaluation_has_a_size_of_its_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Without gradients more samples fit at once."""
-    monkeypatch.setattr(auto_micro, "foresee_apart", untraced)
+    monkeypatch.setattr(auto_micro, "trace_in_subprocess", untraced)
     arguments = arguments_of(tmp_path, 1)
     limit = needed(arguments, 1)[2] + 100
 
@@ -220,10 +220,10 @@ def test_a_prediction_is_where_the_search_begins_and_is_held_against_the_allocat
         == 0
     )
 
-    told = capsys.readouterr().out
+    output = capsys.readouterr().out
     assert asked == [6, 8]
-    assert "the largest that fits: 6" in told
-    missed = re.search(r"the peak of a step was predicted to ([+-][0-9.]+)%", told)
+    assert "the largest that fits: 6" in output
+    missed = re.search(r"the peak of a step was predicted to ([+-][0-9.]+)%", output)
     assert missed is not None
     assert abs(float(missed[1])) <= 1.0
 
@@ -232,7 +232,7 @@ def test_a_prediction_is_where_the_search_begins_and_is_held_against_the_allocat
 def test_where_not_one_sample_fits_it_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(auto_micro, "foresee_apart", untraced)
+    monkeypatch.setattr(auto_micro, "trace_in_subprocess", untraced)
 
     with pytest.raises(SystemExit) as ended:
         main(
@@ -265,7 +265,7 @@ def test_ranks_of_unequal_shares_are_held_against_no_prediction(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shares: str, expected: int | None
 ) -> None:
     """It is that of the rank with the largest share."""
-    monkeypatch.setattr(auto_micro, "recalled", lambda *_: foresight())
+    monkeypatch.setattr(auto_micro, "saved_trace", lambda *_: foresight())
     loaded = load(
         [*arguments_of(tmp_path, 1, "batch.micro=all", f"batch.shares={shares}"), "--smoke"]
     )
@@ -273,7 +273,7 @@ def test_ranks_of_unequal_shares_are_held_against_no_prediction(
         device=torch.device("cpu"), parallel=SimpleNamespace(is_sharded=False)
     )
 
-    prepared = auto_micro.sized(
+    prepared = auto_micro.choose_micro_batch(
         prepare(loaded, "accumulate", Ranks()), learner, None, loaded, Ranks()
     )  # type: ignore[arg-type]
 
@@ -322,7 +322,7 @@ def test_nothing_is_left_of_what_was_tried(tmp_path: Path) -> None:
         ]
 
     before, storages = everything(), [p.data_ptr() for p in net.parameters()]
-    with as_it_was(learner):
+    with restored_afterwards(learner):
         real.stepper.step(real.batches(5, 2))
         with torch.no_grad():
             next(net.parameters()).add_(1.0)
@@ -337,15 +337,15 @@ def test_nothing_is_left_of_what_was_tried(tmp_path: Path) -> None:
 
 
 def test_what_is_remembered_is_of_these_facts_alone(tmp_path: Path) -> None:
-    first, second = key_of({"model": "a", "share": 4}), key_of({"share": 4, "model": "b"})
-    remember("some", first, {"chosen": 3})
+    first, second = cache_key({"model": "a", "share": 4}), cache_key({"share": 4, "model": "b"})
+    write_cached("some", first, {"chosen": 3})
 
     assert first != second
-    assert first == key_of({"share": 4, "model": "a"})
-    assert recall("some", first) == {"chosen": 3}
-    assert recall("some", second) is None
+    assert first == cache_key({"share": 4, "model": "a"})
+    assert read_cached("some", first) == {"chosen": 3}
+    assert read_cached("some", second) is None
     (tmp_path / "cache" / "isobatch" / "some.json").write_text("{")
-    assert recall("some", first) is None
+    assert read_cached("some", first) is None
 
 
 def test_another_code_and_other_images_are_other_facts(
@@ -375,6 +375,6 @@ def test_another_code_and_other_images_are_other_facts(
     small, large = (
         replace(config, data=replace(config.data, image=ImageForm(size=size))) for size in (32, 224)
     )
-    keep(Foresight(target="cpu", sample_bytes=8, peaks={AS_CONFIGURED: {}}), small)
-    assert recalled(small, "cpu") is not None
-    assert recalled(large, "cpu") is None
+    save_trace(MemoryTrace(target="cpu", sample_bytes=8, peaks={AS_CONFIGURED: {}}), small)
+    assert saved_trace(small, "cpu") is not None
+    assert saved_trace(large, "cpu") is None

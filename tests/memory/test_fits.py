@@ -15,8 +15,8 @@ from train.launching.arguments import parse as parse_launch
 from train.launching.choose import Ranks
 from train.launching.command import build
 from train.launching.launcher_file import find
-from train.memory.fits import counted_on, line_for, recommended, sizes_to_trace, tabulate
-from train.memory.foresight import AS_CONFIGURED, Foresight, keep, recalled
+from train.memory.fits import launch_command, recommended, sizes_to_trace, tabulate, usable_bytes
+from train.memory.memory_trace import AS_CONFIGURED, MemoryTrace, save_trace, saved_trace
 from train.memory.predict import Peaks
 from train.plan import __main__ as plan
 from train.plan.stages import in_stages
@@ -43,7 +43,7 @@ def test_a_page_whose_line_trains(
     page: dict[str, Any] = json.loads(capsys.readouterr().out)
 
     usable = int(0.92 * 562 * MIB) - 512 * MIB
-    assert page["usable_bytes"] == counted_on(562 * MIB) == usable
+    assert page["usable_bytes"] == usable_bytes(562 * MIB) == usable
     numbers = page["model"]["parameters"]
     # embedding, three blocks, the last norm
     assert numbers == 300 * 64 + 3 * (12 * 64 * 64 + 2 * 64) + 64
@@ -72,14 +72,14 @@ def test_a_page_whose_line_trains(
     assert {row["batch/micro_size"] for row in rows(tmp_path)} >= {6}
 
 
-def foresight() -> Foresight:
+def foresight() -> MemoryTrace:
     """10 bytes a sample, and 100 of gradients where they stay."""
     sizes = range(1, 257)
     peaks = {
         steps: Peaks(traced={n: {"all": 10 * n + 100 * (steps - 1), "samples": 0} for n in sizes})
         for steps in (1, 2)
     }
-    return Foresight(target="cuda", sample_bytes=3, peaks={AS_CONFIGURED: peaks})
+    return MemoryTrace(target="cuda", sample_bytes=3, peaks={AS_CONFIGURED: peaks})
 
 
 def test_a_later_stage_of_a_schedule_has_more_micro_steps() -> None:
@@ -114,7 +114,7 @@ def test_the_line_keeps_a_schedule(tmp_path: Path, stated: str) -> None:
     fit = recommended(tabulate(foresight(), batch, [1], None))
     assert fit is not None
 
-    line = shlex.split(line_for(fit, loaded, "accumulate", batch))
+    line = shlex.split(launch_command(fit, loaded, "accumulate", batch))
 
     assert line[:3] == ["NPROC=1", "./launch.sh", "accumulate"]
     typed = load(line[3:]).config
@@ -150,14 +150,14 @@ def test_what_was_traced_is_of_these_samples_and_this_code(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     small, large = (load(argv(tmp_path, f"data.image.size={size}")).config for size in (32, 224))
-    keep(foresight(), small)
+    save_trace(foresight(), small)
 
-    known = recalled(small, "cuda")
+    known = saved_trace(small, "cuda")
     assert known is not None
     assert known.peak(8, accumulation_steps=2) == 180
-    assert recalled(large, "cuda") is None
-    monkeypatch.setattr("train.memory.foresight.source_hash", lambda config: "edited since")
-    assert recalled(small, "cuda") is None
+    assert saved_trace(large, "cuda") is None
+    monkeypatch.setattr("train.memory.memory_trace.source_hash", lambda config: "edited since")
+    assert saved_trace(small, "cuda") is None
 
 
 def test_what_cannot_be_traced_has_the_part_that_is_known(

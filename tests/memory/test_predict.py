@@ -17,17 +17,17 @@ from train.config import Config, load
 from train.data import normalized, open_sets
 from train.distributed.accelerator import connect
 from train.memory.cpu_allocator import AllocatedPeak
-from train.memory.foresight import (
+from train.memory.memory_trace import (
     AS_CONFIGURED,
     CHECKPOINTED,
     CHUNKED,
-    SMALLEST,
+    CHUNKED_AND_CHECKPOINTED,
     VARIANTS,
-    foresee_apart,
+    trace_in_subprocess,
 )
 from train.memory.predict import OtherOperations, Peaks, fit
 from train.memory.sizes import stored_bytes, tensors_of
-from train.memory.traced_step import Recorded, Stepper
+from train.memory.traced_step import RecordedStep, Stepper
 from train.setup import make_learner
 from train.tasks import by_term, make_task
 from train.trace import foresee
@@ -204,7 +204,7 @@ def test_less_memory_is_foreseen_as_it_is(tmp_path: Path) -> None:
     for name, memory in (
         (CHECKPOINTED, {"activation_checkpointing": True}),
         (CHUNKED, {"chunked_loss": True}),
-        (SMALLEST, {"activation_checkpointing": True, "chunked_loss": True}),
+        (CHUNKED_AND_CHECKPOINTED, {"activation_checkpointing": True, "chunked_loss": True}),
     ):
         real = Real(replace(config, memory=replace(config.memory, **memory)))
         assert abs(foresight.peak(80, 2, variant=name) - real.counted(80, 2)) <= 16, name
@@ -235,7 +235,7 @@ def test_a_model_that_cannot_be_traced_is_said_so_with_what_is_known(tmp_path: P
         tmp_path, "precision=fp32", "model={target: tests.memory.test_predict.Reading, args: {}}"
     )
 
-    foresight = foresee_apart(words, "cpu")
+    foresight = trace_in_subprocess(words, "cpu")
 
     assert "DataDependentOutputException" in foresight.failures[AS_CONFIGURED]
     assert not foresight.peaks
@@ -247,9 +247,9 @@ def test_a_peak_is_the_largest_of_many_lines() -> None:
     misses it.
     """
 
-    def recorded(samples: int) -> Recorded:
+    def recorded(samples: int) -> RecordedStep:
         live = [[100, 0, 0, 0, 10 * samples], [20, 0, 0, 0, 30 * samples], [90, 0, 0, 0, 0]]
-        return Recorded(samples, ["first", "second", "third"], live)
+        return RecordedStep(samples, ["first", "second", "third"], live)
 
     peaks = fit(recorded(2), recorded(3))
 
@@ -262,8 +262,8 @@ def test_a_peak_is_the_largest_of_many_lines() -> None:
 
 def test_steps_of_other_operations_are_not_fitted() -> None:
     first, second = (
-        Recorded(2, ["mul"], [[0, 0, 0, 0, 8]]),
-        Recorded(3, ["add"], [[0, 0, 0, 0, 12]]),
+        RecordedStep(2, ["mul"], [[0, 0, 0, 0, 8]]),
+        RecordedStep(3, ["add"], [[0, 0, 0, 0, 12]]),
     )
 
     with pytest.raises(OtherOperations, match="or others"):

@@ -30,7 +30,7 @@ from train.plan.run_plan import RunPlan
 from train.step import ComputeGradient, Learner
 from train.tasks.classification import Classification
 
-SAID = (
+MESSAGE = (
     "CUDA out of memory. Tried to allocate 20.00 GiB. GPU 1 has a total capacity of 79.19 GiB of "
     "which 1.25 GiB is free"
 )
@@ -55,7 +55,7 @@ def test_what_is_an_out_of_memory() -> None:
     for error in (
         of_torch.value,
         of_numpy.value,
-        torch.OutOfMemoryError(SAID + MORE),
+        torch.OutOfMemoryError(MESSAGE + MORE),
         RuntimeError(
             "CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported"
         ),
@@ -93,7 +93,7 @@ class Hungry(Classification):
 
 
 def fill(*_: Any, **__: Any) -> None:
-    raise torch.OutOfMemoryError(SAID + MORE)
+    raise torch.OutOfMemoryError(MESSAGE + MORE)
 
 
 def failing(step: int, where: str, micro_step: int, rank: int | None) -> ComputeGradient:
@@ -150,42 +150,43 @@ def test_it_is_one_sentence_with_what_to_type(
 ) -> None:
     assert start(argv(tmp_path, *GIVEN), step, where, 2, None) == 1
 
-    said = capfd.readouterr().err
-    assert "Traceback" not in said
-    assert f"rank 0 ran out of memory {place} (the host with " in said
-    assert SAID in said
-    assert "non-PyTorch" not in said
-    assert f"kept: {kept}" in said
-    assert reason(tmp_path) in said
+    stderr = capfd.readouterr().err
+    assert "Traceback" not in stderr
+    assert f"rank 0 ran out of memory {place} (the host with " in stderr
+    assert MESSAGE in stderr
+    assert "non-PyTorch" not in stderr
+    assert f"kept: {kept}" in stderr
+    assert reason(tmp_path) in stderr
     typed = {"forward": "batch.micro=1   (", "backward": "batch.micro=1 name=run   ("}.get(
-        where, "type: nothing here"
+        where, "no setting makes it smaller"
     )
-    assert typed in said
+    assert typed in stderr
     if where == "backward":
         assert start(argv(tmp_path, *GIVEN, "batch.micro=1", "name=run"), 0, "", 0, None) == 0
         assert reason(tmp_path) == "finished"
 
 
 def start_alone(arguments: list[str], *fault: Any) -> tuple[int, str]:
-    with contextlib.redirect_stderr(io.StringIO()) as said:
+    with contextlib.redirect_stderr(io.StringIO()) as stderr:
         code = start(arguments, *fault)
-    return code, said.getvalue()
+    return code, stderr.getvalue()
 
 
 def test_one_rank_alone_takes_the_other_along(run_ranks: Any, tmp_path: Path) -> None:
     """In the last backward of a step. Other places: row 20 of the campaign of faults."""
-    (code, other_said), (code_of_failed, said) = run_ranks(
+    (code, other_stderr), (code_of_failed, stderr) = run_ranks(
         2, start_alone, argv(tmp_path, *GIVEN), 3, "backward", 2, 1
     )
 
     assert (code, code_of_failed) == (1, 1)
-    assert said.startswith("rank 1 ran out of memory in step 3, in a micro-batch of 2")
+    assert stderr.startswith("rank 1 ran out of memory in step 3, in a micro-batch of 2")
     assert (
-        f"kept: the last complete checkpoint is {tmp_path}/run/checkpoints/step-00000002\n" in said
+        f"kept: the last complete checkpoint is {tmp_path}/run/checkpoints/step-00000002\n"
+        in stderr
     )
-    assert "batch.micro=1 name=run" in said
-    assert f"rank 0: {said}" in other_said
-    assert reason(tmp_path) == said.rstrip("\n")
+    assert "batch.micro=1 name=run" in stderr
+    assert f"rank 0: {stderr}" in other_stderr
+    assert reason(tmp_path) == stderr.rstrip("\n")
 
 
 # What is proposed
@@ -264,10 +265,12 @@ def test_what_another_rank_has_had_is_said_of_that_one(tmp_path: Path) -> None:
     loaded = load(argv(tmp_path))
     plan = prepare(loaded, "accumulate", Ranks()).plan
 
-    shortage = in_training(torch.OutOfMemoryError(f"rank 3: {SAID}"), training(loaded.config, plan))
+    shortage = in_training(
+        torch.OutOfMemoryError(f"rank 3: {MESSAGE}"), training(loaded.config, plan)
+    )
 
     assert shortage.headline.startswith("rank 3 ran out of memory in step 1 (the host with ")
-    assert shortage.headline.endswith(f"OutOfMemoryError: {SAID}")
+    assert shortage.headline.endswith(f"OutOfMemoryError: {MESSAGE}")
 
 
 def test_before_the_first_step(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -283,13 +286,14 @@ def test_before_the_first_step(tmp_path: Path, capfd: pytest.CaptureFixture[str]
         == 1
     )
 
-    said = capfd.readouterr().err
-    assert "Traceback" not in said
-    assert "rank 0 ran out of memory before the first step (the host with " in said
+    stderr = capfd.readouterr().err
+    assert "Traceback" not in stderr
+    assert "rank 0 ran out of memory before the first step (the host with " in stderr
     assert (
-        "). RuntimeError: DefaultCPUAllocator: can't allocate memory: you tried to allocate" in said
+        "). RuntimeError: DefaultCPUAllocator: can't allocate memory: you tried to allocate"
+        in stderr
     )
-    assert "precision=bf16" in said
+    assert "precision=bf16" in stderr
 
 
 def too_large() -> Any:

@@ -10,7 +10,7 @@ from train.memory.tracer import ACTIVATIONS, WEIGHTS, LiveStorages
 def test_views_count_once_and_what_is_freed_no_more() -> None:
     weight = torch.zeros(10)
     with LiveStorages() as live:
-        live.hold([weight], WEIGHTS)
+        live.count_as([weight], WEIGHTS)
         live.record()
         made = weight + 1
         view = made.view(2, 5)
@@ -43,8 +43,8 @@ def test_an_allocator_gives_whole_blocks() -> None:
 def test_what_was_there_before_counts_where_it_was_named() -> None:
     named, other = torch.zeros(5), torch.zeros(7)
     with LiveStorages() as live:
-        live.hold([named], ACTIVATIONS)
-        live.hold([named], WEIGHTS)
+        live.count_as([named], ACTIVATIONS)
+        live.count_as([named], WEIGHTS)
         other.add_(1)
 
     assert live.peak == 20

@@ -115,9 +115,9 @@ def test_a_run_tells_it_and_is_otherwise_the_same(
 ) -> None:
     more = ("model.args.dropout=0.5", "log.every_steps=2", "batch.micro=2")
     plain = run_ranks(world_size, trained, argv(tmp_path, *more, "name=plain"), None)
-    told = run_ranks(world_size, trained, argv(tmp_path, *more), 1e6)
+    logged = run_ranks(world_size, trained, argv(tmp_path, *more), 1e6)
 
-    assert all((a == b).all() for a, b in zip(plain[0], told[0], strict=True))
+    assert all((a == b).all() for a, b in zip(plain[0], logged[0], strict=True))
     assert not rows(tmp_path, names.MFU, "plain")
     found = rows(tmp_path)
     ratios = [

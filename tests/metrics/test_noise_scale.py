@@ -1,4 +1,4 @@
-"""The noise scale in real runs: what the hooks see, that they change nothing, and what is told."""
+"""The noise scale in real runs: what the hooks see, that they change nothing, and what is logged."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -22,19 +22,19 @@ Measured = tuple[float, float, int, float]
 
 
 def measured(arguments: list[str], loop: str) -> tuple[Trace, list[Measured]]:
-    """(trace, what the averages were told): sum of |h_j|^2 / w_j, |g|^2, micro-batches, samples; of
+    """(trace, what was added to the averages): sum of |h_j|^2 / w_j, |g|^2, micro-batches, samples; of
     each step.
     """
-    told: list[Measured] = []
+    measurements: list[Measured] = []
     add = worth.Averages.add
 
-    def told_too(self: worth.Averages, *measurement: Any) -> None:
-        told.append(measurement)
+    def recording_add(self: worth.Averages, *measurement: Any) -> None:
+        measurements.append(measurement)
         add(self, *measurement)
 
-    worth.Averages.add = told_too  # type: ignore[method-assign]
+    worth.Averages.add = recording_add  # type: ignore[method-assign]
     try:
-        return record(arguments, loop), told
+        return record(arguments, loop), measurements
     finally:
         worth.Averages.add = add  # type: ignore[method-assign]
 
@@ -75,24 +75,24 @@ def test_hooks_see_the_gradient_of_each_micro_batch(
 
     ranks = run_ranks(world_size, measured, arguments, loop)
 
-    (trace, told), *_ = ranks
-    assert len(told) == len(trace.windows) >= 2
-    for k, found in enumerate(told):
+    (trace, measurements), *_ = ranks
+    assert len(measurements) == len(trace.windows) >= 2
+    for k, found in enumerate(measurements):
         of_ranks = []
         for other, _ in ranks:
             real = [size for size in other.sizes[k] if size]
             of_ranks.append(np.split(np.array(other.ids[k], dtype=int), np.cumsum(real)[:-1]))
         assert found == pytest.approx(separately(arguments, trace.weights[k], of_ranks), rel=1e-10)
     for _, other in ranks:
-        assert other == told
+        assert other == measurements
 
 
 def test_one_micro_batch_alone_is_not_measured(tmp_path: Path) -> None:
     arguments = argv(tmp_path, "noise_scale.every_steps=1", "duration.epochs=4")
 
-    _, told = measured(arguments, "standard")
+    _, measurements = measured(arguments, "standard")
 
-    assert told == []
+    assert measurements == []
     assert not any(names.NOISE_SCALE in row for row in rows(tmp_path))
     assert "accumulation" not in (tmp_path / "run" / "log.txt").read_text().split("finished")[1]
 
@@ -156,13 +156,13 @@ def test_the_truth_through_the_real_loop(
     assert row[names.NOISE_SCALE] == pytest.approx(TRUTH, rel=0.1)
     assert row[names.BREAK_EVEN] > 0
     assert 0 < row[names.NOISE_SCALE_ERROR] <= 2 * row[names.BREAK_EVEN_ERROR] < 2
-    told = (tmp_path / "run" / "log.txt").read_text()
+    log = (tmp_path / "run" / "log.txt").read_text()
     noise = (
         f"noise scale of {row[names.NOISE_SCALE]:,.3g} samples +- "
         f"{2 * row[names.NOISE_SCALE_ERROR]:.0%}"
     )
-    assert noise in told
-    assert "would be fastest to the same loss" in told
+    assert noise in log
+    assert "would be fastest to the same loss" in log
 
 
 def test_the_break_even_number_follows_from_the_rows(
@@ -259,7 +259,7 @@ class OwnBackward:
 
 
 def test_a_task_with_a_backward_pass_of_its_own_is_not_measured(tmp_path: Path) -> None:
-    _, told = measured(
+    _, measurements = measured(
         argv(
             tmp_path,
             "task=tests.metrics.test_noise_scale.OwnBackward",
@@ -269,8 +269,8 @@ def test_a_task_with_a_backward_pass_of_its_own_is_not_measured(tmp_path: Path) 
         "accumulate",
     )
 
-    assert told
-    assert all(np.isnan(parts) for parts, *_ in told)
+    assert measurements
+    assert all(np.isnan(parts) for parts, *_ in measurements)
 
 
 def test_the_run_object_is_untouched_where_it_is_off(tmp_path: Path) -> None:

@@ -54,14 +54,14 @@ keep_products = partial(create_selective_checkpoint_contexts, [torch.ops.aten.ad
 
 
 class Declares(nn.Linear):
-    """A model that checkpoints by itself when it is told to, as those of transformers do."""
+    """A model that checkpoints by itself when it is asked to, as those of transformers do."""
 
-    told: dict[str, Any] | None = None
+    kwargs: dict[str, Any] | None = None
 
     def gradient_checkpointing_enable(
         self, gradient_checkpointing_kwargs: dict[str, Any] | None = None
     ) -> None:
-        self.told = gradient_checkpointing_kwargs
+        self.kwargs = gradient_checkpointing_kwargs
 
 
 def net(**args: Any) -> str:
@@ -199,7 +199,7 @@ def test_a_model_that_declares_its_blocks_is_asked() -> None:
 
     checkpoint_blocks(module, True)
 
-    assert module.told == {"use_reentrant": False}
+    assert module.kwargs == {"use_reentrant": False}
 
 
 @pytest.mark.parametrize("wanted", ["true", "blocks.*"])
@@ -215,13 +215,13 @@ def test_a_model_without_such_blocks_is_refused(
         == 2
     )
 
-    said = capsys.readouterr().err
+    stderr = capsys.readouterr().err
     assert (
-        "has no nn.ModuleList" in said
+        "has no nn.ModuleList" in stderr
         if wanted == "true"
-        else "has no module whose name fits 'blocks.*'" in said
+        else "has no module whose name fits 'blocks.*'" in stderr
     )
-    assert "Its modules are layers, layers.0, layers.2" in said
+    assert "Its modules are layers, layers.0, layers.2" in stderr
 
 
 def test_nothing_is_touched_where_nothing_is_asked() -> None:

@@ -20,11 +20,11 @@ from tests.test_resume import segment
 from train.accumulate import compute_gradient
 from train.config import load
 from train.main import main
-from train.models._extras import mend_torchvision
+from train.models._extras import fix_torchvision
 from train.models.init_from import digests
 from train.verify import main as verify
 
-mend_torchvision()  # before anything of transformers is
+fix_torchvision()  # before anything of transformers is
 LENGTH, WORDS = 8, 64
 SIZES = (
     "hidden_size: 16, num_hidden_layers: 1, num_attention_heads: 2, intermediate_size: 32, "
@@ -246,14 +246,15 @@ def test_a_label_for_each_token(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("fields", "code", "said"), [(f"{BERT}, {STILL}", 0, "exact"), (BERT, 1, "embeddings.dropout")]
+    ("fields", "code", "message"),
+    [(f"{BERT}, {STILL}", 0, "exact"), (BERT, 1, "embeddings.dropout")],
 )
 def test_verify_names_the_default_dropout(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], fields: str, code: int, said: str
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], fields: str, code: int, message: str
 ) -> None:
     assert verify(argv(tmp_path, SENTENCES, hf(fields))) == code
 
-    assert said in capsys.readouterr().out.splitlines()[-1]
+    assert message in capsys.readouterr().out.splitlines()[-1]
 
 
 def test_activation_checkpointing_is_the_models_own(tmp_path: Path) -> None:
@@ -266,7 +267,7 @@ def test_activation_checkpointing_is_the_models_own(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("args", "said"),
+    ("args", "message"),
     [
         ("{}", "takes one of from_pretrained"),
         (
@@ -279,11 +280,11 @@ def test_activation_checkpointing_is_the_models_own(tmp_path: Path) -> None:
     ],
 )
 def test_mistakes_are_named(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], args: str, said: str
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], args: str, message: str
 ) -> None:
     assert start(argv(tmp_path, SENTENCES, f"model={{target: hf, args: {args}}}")) == 2
 
-    assert said in capsys.readouterr().err
+    assert message in capsys.readouterr().err
 
 
 def test_another_head_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

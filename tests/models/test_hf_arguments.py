@@ -1,4 +1,4 @@
-"""What transformers itself is told: heads, routers' losses, attention, quantisation; and masks from
+"""What is passed to transformers itself: heads, routers' losses, attention, quantisation; and masks from
 tokenizers.
 """
 

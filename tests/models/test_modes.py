@@ -107,6 +107,6 @@ def test_the_screen_names_it_and_its_dropout(tmp_path: Path) -> None:
 
     record(argv(tmp_path, f"model={{target: {HERE}.Wrapper, args: {{}}}}", "duration={steps: 1}"))
 
-    said = (tmp_path / "run" / "log.txt").read_text()
-    assert "modes     backbone (Backbone) came in eval mode, and trains in train mode" in said
-    assert "draws other masks for other micro-batches (backbone.dropout)" in said
+    log = (tmp_path / "run" / "log.txt").read_text()
+    assert "modes     backbone (Backbone) came in eval mode, and trains in train mode" in log
+    assert "draws other masks for other micro-batches (backbone.dropout)" in log

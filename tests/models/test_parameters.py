@@ -132,8 +132,8 @@ def test_weights_that_do_not_fit_are_refused(
 
     assert start(argv(tmp_path, f"model.init_from={tmp_path}/changed.safetensors")) == 2
 
-    told = capsys.readouterr().err
-    assert all(message in told for message in messages)
+    stderr = capsys.readouterr().err
+    assert all(message in stderr for message in messages)
     assert not (tmp_path / "run").exists()
 
 
@@ -175,8 +175,8 @@ def test_a_pattern_that_matches_nothing_names_near_ones(
 ) -> None:
     assert start(argv(tmp_path, override)) == 2
 
-    told = capsys.readouterr().err
-    assert "'layer.0.weight' matches no parameter. Near names, of 4: layers.0.weight" in told
+    stderr = capsys.readouterr().err
+    assert "'layer.0.weight' matches no parameter. Near names, of 4: layers.0.weight" in stderr
 
 
 def test_a_part_of_a_name_is_no_pattern_but_a_hint(
@@ -322,9 +322,9 @@ def test_the_average_is_evaluated_and_changes_nothing_else(tmp_path: Path) -> No
 def test_sets_and_metrics_with_samples_in_their_names_are_averaged_too(tmp_path: Path) -> None:
     assert start(argv(tmp_path, "ema.decay=0.9", "evaluate.sets={few_samples: train}")) == 0
 
-    told = rows(tmp_path, "eval/few_samples/loss")[-1]
-    assert {"eval/ema/few_samples/loss", "eval/ema/few_samples/accuracy"} <= told.keys()
-    assert "eval/ema/few_samples/samples" not in told
+    row = rows(tmp_path, "eval/few_samples/loss")[-1]
+    assert {"eval/ema/few_samples/loss", "eval/ema/few_samples/accuracy"} <= row.keys()
+    assert "eval/ema/few_samples/samples" not in row
 
 
 def test_the_average_can_be_put_down_and_taken_up(tmp_path: Path) -> None:

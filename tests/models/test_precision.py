@@ -20,7 +20,8 @@ from tests.helpers import argv, record, rows, steps, tiny
 from train.batch.window import Batch
 from train.config import load
 from train.errors import UserError
-from train.models.precision import cast_parameters, notes_on_precision, open_door
+from train.models.cast_arguments import cast_arguments
+from train.models.precision import cast_parameters, notes_on_precision
 from train.run import build
 from train.tasks.classification import Classification
 from train.tasks.regression import Regression
@@ -249,9 +250,9 @@ class Echo(nn.Module):
         return args, kwargs
 
 
-def let_in(dtype: torch.dtype, *args: Any, **kwargs: Any) -> Any:
+def arguments_after_cast(dtype: torch.dtype, *args: Any, **kwargs: Any) -> Any:
     module = Echo()
-    open_door(module, dtype)
+    cast_arguments(module, dtype)
     return module(*args, **kwargs)
 
 
@@ -265,17 +266,29 @@ def test_floating_arguments_are_cast_wherever_they_are() -> None:
         "none": None,
     }
 
-    (given, told), options = let_in(torch.bfloat16, ids, nested, x=x, mask=x > 0.5)
+    (given, nested_cast), options = arguments_after_cast(
+        torch.bfloat16, ids, nested, x=x, mask=x > 0.5
+    )
 
     assert given is ids
-    assert told["list"][1] is ids
-    assert (told["text"], told["none"], told["pair"].second, told["box"].name) == (
+    assert nested_cast["list"][1] is ids
+    assert (
+        nested_cast["text"],
+        nested_cast["none"],
+        nested_cast["pair"].second,
+        nested_cast["box"].name,
+    ) == (
         "as it is",
         None,
         3,
         "box",
     )
-    for cast in (told["list"][0], told["pair"].first, told["box"].value, options["x"]):
+    for cast in (
+        nested_cast["list"][0],
+        nested_cast["pair"].first,
+        nested_cast["box"].value,
+        options["x"],
+    ):
         assert torch.equal(cast, x.bfloat16())
         assert cast.dtype == torch.bfloat16
     assert options["mask"].dtype == torch.bool
@@ -285,8 +298,12 @@ def test_floating_arguments_are_cast_wherever_they_are() -> None:
 def test_finite_arguments_stay_finite() -> None:
     largest, inf, nan = torch.finfo(torch.float32).max, math.inf, math.nan
 
-    (narrow,), _ = let_in(torch.bfloat16, torch.tensor([largest, -largest, inf, -inf, nan, 1.0]))
-    (single,), _ = let_in(torch.float32, torch.tensor([1e300, 0.1], dtype=torch.float64))
+    (narrow,), _ = arguments_after_cast(
+        torch.bfloat16, torch.tensor([largest, -largest, inf, -inf, nan, 1.0])
+    )
+    (single,), _ = arguments_after_cast(
+        torch.float32, torch.tensor([1e300, 0.1], dtype=torch.float64)
+    )
 
     limit = torch.finfo(torch.bfloat16).max
     assert narrow[:4].tolist() == [limit, -limit, inf, -inf]
@@ -299,7 +316,7 @@ def test_arguments_that_fit_are_handed_over_as_they_are(dtype: torch.dtype) -> N
     x, ids = torch.ones(2, dtype=dtype), torch.tensor([1])
     box = {"x": [x], "ids": (ids,)}
 
-    (first, second), options = let_in(dtype, x, ids, box=box)
+    (first, second), options = arguments_after_cast(dtype, x, ids, box=box)
 
     assert first is x
     assert second is ids

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from train.models.preserve_state import undisturbed
+from train.models.preserve_state import preserve_state
 
 
 class Counting(nn.Module):
@@ -22,7 +22,7 @@ class Counting(nn.Module):
 
 
 def _fail_in_the_middle(model: nn.Module) -> None:
-    with undisturbed(model, torch.device("cpu")):
+    with preserve_state(model, torch.device("cpu")):
         model.eval()
         model(torch.rand(3, 2))
         raise RuntimeError("in the middle")

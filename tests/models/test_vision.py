@@ -61,7 +61,7 @@ def test_the_gradient_is_that_of_the_whole_batch(
 
 
 @pytest.mark.parametrize(
-    ("args", "code", "said"),
+    ("args", "code", "message"),
     [
         (VIT, 0, "exact"),
         ("name: resnet18, norm_layer: groupnorm", 0, "exact"),
@@ -73,11 +73,11 @@ def test_the_gradient_is_that_of_the_whole_batch(
     ],
 )
 def test_verify_names_batchnorm(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], args: str, code: int, said: str
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], args: str, code: int, message: str
 ) -> None:
     assert verify(argv(tmp_path, IMAGES, model(args))) == code
 
-    assert said in capsys.readouterr().out.splitlines()[-1]
+    assert message in capsys.readouterr().out.splitlines()[-1]
 
 
 def test_the_guides_frozen_batchnorm_is_exact(
@@ -162,7 +162,7 @@ def test_timm_comes_first() -> None:
 
 
 @pytest.mark.parametrize(
-    ("args", "said"),
+    ("args", "message"),
     [
         ("name: resnet81", "no classifier of timm or of torchvision; did you mean resnet"),
         ("name: fasterrcnn_resnet50_fpn", "no classifier of timm or of torchvision"),
@@ -173,11 +173,11 @@ def test_timm_comes_first() -> None:
     ],
 )
 def test_mistakes_are_named(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], args: str, said: str
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], args: str, message: str
 ) -> None:
     assert start(argv(tmp_path, IMAGES, model(args))) == 2
 
-    assert said in capsys.readouterr().err
+    assert message in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("package", ["timm", "torchvision"])
@@ -193,8 +193,8 @@ def test_without_the_extra(
 
     assert start(argv(tmp_path, IMAGES, model(VIT))) == 2
 
-    said = capsys.readouterr().err
+    stderr = capsys.readouterr().err
     assert (
-        f"model.target=vision needs {package}, which is not installed. Type: EXTRAS=vision "
-        "./launch.sh" in said
+        f"model.target=vision needs {package}, which is not installed. Run: EXTRAS=vision "
+        "./launch.sh" in stderr
     )

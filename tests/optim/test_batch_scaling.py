@@ -230,15 +230,17 @@ def test_the_measured_noise_scale_is_held_against_the_rule_once() -> None:
     messages: list[str] = []
     regime = Regime("linear", [change(is_adaptive=False)], messages.append)
 
-    assert regime.tell() == ""
-    regime.see({"train/loss": 1.0})
-    regime.see({"batch/noise_scale": 64.0, "batch/noise_scale_relative_error": 1.5})  # it may hold
-    assert (messages, regime.tell()) == ([], "")
+    assert regime.hint() == ""
+    regime.watch({"train/loss": 1.0})
+    regime.watch(
+        {"batch/noise_scale": 64.0, "batch/noise_scale_relative_error": 1.5}
+    )  # it may hold
+    assert (messages, regime.hint()) == ([], "")
     for _ in range(2):
-        regime.see({"batch/noise_scale": 64.0, "batch/noise_scale_relative_error": 0.1})
+        regime.watch({"batch/noise_scale": 64.0, "batch/noise_scale_relative_error": 0.1})
     assert len(messages) == 1
     assert "At the measured 64 samples" in messages[0]
-    assert regime.tell() == messages[0]
+    assert regime.hint() == messages[0]
 
 
 def test_a_run_says_so_itself(tmp_path: Path) -> None:

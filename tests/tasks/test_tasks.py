@@ -21,8 +21,8 @@ from train.config import load
 from train.data import open_sets
 from train.main import main
 from train.models.gpt import GPT
+from train.models.make import make_model
 from train.models.mlp import MLP
-from train.models.weights import make_model
 from train.run import build
 from train.verify import main as verify
 
@@ -224,7 +224,7 @@ def test_logits_under_their_own_name_are_the_logits(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("model", "said"),
+    ("model", "message"),
     [
         (
             answers("two"),
@@ -253,11 +253,11 @@ def test_logits_under_their_own_name_are_the_logits(tmp_path: Path) -> None:
     ],
 )
 def test_a_model_that_cannot_be_trained_is_told_what_to_return(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], model: str, said: str
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], model: str, message: str
 ) -> None:
     assert main(argv(tmp_path, model), "accumulate", compute_gradient) == 2
 
-    assert said in capsys.readouterr().err
+    assert message in capsys.readouterr().err
 
 
 def test_the_class_that_an_error_tells_to_write_works(
@@ -295,9 +295,9 @@ def test_text_is_shown_at_each_evaluation(tmp_path: Path) -> None:
     assert main(arguments, "accumulate", compute_gradient) == 0
 
     lines = (tmp_path / "run" / "samples.jsonl").read_text().splitlines()
-    told = [json.loads(line) for line in lines]
-    assert [row["train/global_step"] for row in told] == [1, 1, 2, 2]
-    assert all(row["prompt"] and row["text"] for row in told)
+    table = [json.loads(line) for line in lines]
+    assert [row["train/global_step"] for row in table] == [1, 1, 2, 2]
+    assert all(row["prompt"] and row["text"] for row in table)
     log = (tmp_path / "run" / "log.txt").read_text()
     assert log.count("sample    ") == 4
     assert all(letter.isprintable() or letter == "\n" for letter in log)

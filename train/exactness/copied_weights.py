@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from train.data.device_prefetch import Feed
-from train.models.precision import door_of, widened
+from train.models.cast_arguments import arguments_cast_to
+from train.models.precision import widened
 from train.step import Learner
 
 Change = Callable[[Tensor], Tensor]
@@ -43,7 +44,7 @@ def on_copies(learner: Learner, change: Change, dtype: torch.dtype) -> Iterator[
         for part, name, buffer in buffers:
             wide = widened(buffer.dtype) if dtype is torch.float64 else buffer.dtype
             part._buffers[name] = buffer.to(wide, copy=True)
-        with door_of(module, dtype):
+        with arguments_cast_to(module, dtype):
             yield replace(
                 learner,
                 world_size=1,

@@ -1,17 +1,18 @@
-"""Activations on a CPU: the bytes that autograd holds for the backward pass, at most at once.
+"""Activations on a CPU: the peak of the bytes that autograd saves for the backward pass.
 
-A GPU's allocator counts every byte of a step. On a CPU there is none to ask, and the memory of the
-process is mostly that of Python and torch. So autograd itself is asked, by its hooks around what is
-saved. They cost time for each tensor: what is counted is the step before that of a row, so that the
-times in the row are those of a step without them.
+A GPU's allocator counts every byte of a step. On a CPU there is no such counter, and the memory of
+the process is mostly that of Python and torch. So torch.autograd.graph.saved_tensors_hooks counts
+what is saved. The hooks cost time for each tensor, so they count in the step *before* the one of a
+row: the times in the row are those of a step without hooks.
 
-A storage counts once, however many operations saved it, from the first until the backward pass has
-freed the last. What is there anyway counts nowhere: weights, buffers, and the samples as they were
-read. What an operation needs for a moment only is not seen.
+A storage counts once, however many operations saved it, from the first save until the backward pass
+has freed the last one. Weights, buffers and the samples do not count: they are in memory anyway.
+What an operation allocates only while it runs is not seen.
 
-Absent rather than wrong. Hooks of others hide from ours what is saved inside theirs, as activation
-checkpointing does, torch.func refuses to work under any, and a compiled model decides for itself
-what it saves. Whether all can be counted is tried before the first step.
+The metric is absent where the count would be wrong: saved-tensor hooks of others hide from ours
+what is saved inside theirs (activation checkpointing does this), torch.func refuses to work under
+any, and a compiled model decides for itself what it saves. `can_be_counted` tries it before the
+first step.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -26,23 +27,24 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 
 from train.batch.window import Batch, MicroBatch, MicroBatches, Window
 from train.data.device_prefetch import to_device
-from train.models.preserve_state import undisturbed
+from train.memory.sizes import parameters_and_buffers
+from train.models.preserve_state import preserve_state
 from train.step import Learner
 from train.tasks import by_term
 
 
 class SavedBytes:
-    """Counts while it is entered."""
+    """A context manager that counts what autograd saves inside it."""
 
     def __init__(self, module: nn.Module) -> None:
         self.peak = 0
         self.saw_all = True
         self._now = 0
-        self._saved: dict[int, int] = {}  # how often each storage is saved, by its address
-        # kept, so that nothing else gets their addresses meanwhile
-        self._there: dict[int, Tensor] = {}
-        self.leave_out(held(module))
-        self._hooks: Any = saved_tensors_hooks(self._save, _give_back)
+        self._times_saved: dict[int, int] = {}  # by address of the storage
+        # By address. The tensors are kept, so that no other storage gets their addresses.
+        self._excluded: dict[int, Tensor] = {}
+        self.exclude(parameters_and_buffers(module))
+        self._hooks: Any = saved_tensors_hooks(self._pack, _unpack)
 
     def __enter__(self) -> "SavedBytes":
         self._hooks.__enter__()
@@ -52,48 +54,49 @@ class SavedBytes:
         self,
         kind: type[BaseException] | None,
         error: BaseException | None,
-        at: TracebackType | None,
+        traceback: TracebackType | None,
     ) -> None:
-        self._hooks.__exit__(kind, error, at)
-        # the hooks and this object hold each other: it lives until Python looks for cycles
-        self._there.clear()
+        self._hooks.__exit__(kind, error, traceback)
+        # The hooks and this object refer to each other, so it lives until the next garbage
+        # collection: without this line the micro-batch would live as long.
+        self._excluded.clear()
 
-    def leave_out(self, tensors: Iterable[Tensor]) -> None:
-        """They are there anyway."""
+    def exclude(self, tensors: Iterable[Tensor]) -> None:
+        """Do not count these storages: they are in memory anyway."""
         for tensor in tensors:
-            self._there[tensor.untyped_storage().data_ptr()] = tensor
+            self._excluded[tensor.untyped_storage().data_ptr()] = tensor
 
-    def let_go(self, tensors: Iterable[Tensor]) -> None:
-        """They were left out, and are not kept any longer."""
+    def stop_excluding(self, tensors: Iterable[Tensor]) -> None:
+        """The caller no longer needs these tensors, so their addresses may be used again."""
         for tensor in tensors:
-            self._there.pop(tensor.untyped_storage().data_ptr(), None)
+            self._excluded.pop(tensor.untyped_storage().data_ptr(), None)
 
-    def _save(self, tensor: Tensor) -> "_Saved":
+    def freed(self, address: int, size: int) -> None:
+        """Autograd has freed one of the tensors in that storage."""
+        self._times_saved[address] -= 1
+        if not self._times_saved[address]:
+            del self._times_saved[address]
+            self._now -= size
+
+    def _pack(self, tensor: Tensor) -> "_Saved":
         try:
             storage = tensor.untyped_storage()
-        except (NotImplementedError, RuntimeError):  # sparse: it has several
+        except (NotImplementedError, RuntimeError):  # a sparse tensor has several storages
             self.saw_all = False
             return _Saved(tensor, None, 0, 0)
         address = storage.data_ptr()
-        if address in self._there:
+        if address in self._excluded:
             return _Saved(tensor, None, 0, 0)
-        times = self._saved.get(address, 0)
-        self._saved[address] = times + 1
+        times = self._times_saved.get(address, 0)
+        self._times_saved[address] = times + 1
         if not times:
             self._now += storage.nbytes()
             self.peak = max(self.peak, self._now)
         return _Saved(tensor, self, address, storage.nbytes())
 
-    def freed(self, address: int, size: int) -> None:
-        """Autograd no longer holds one of the tensors in that storage."""
-        self._saved[address] -= 1
-        if not self._saved[address]:
-            del self._saved[address]
-            self._now -= size
-
 
 class _Saved:
-    """What autograd holds instead of a tensor: when it lets go of this, the tensor is freed."""
+    """What autograd holds in place of a tensor; the tensor is freed together with it."""
 
     __slots__ = ("_address", "_counter", "_size", "tensor", "version")
 
@@ -109,9 +112,11 @@ class _Saved:
             self._counter.freed(self._address, self._size)
 
 
-def _give_back(saved: _Saved) -> Tensor:
-    """Raises what autograd raises, which under hooks does not look itself: the gradient would be a
-    wrong one.
+def _unpack(saved: _Saved) -> Tensor:
+    """The tensor that was saved.
+
+    Raises RuntimeError where it was modified in place since. Autograd itself checks this only
+    without hooks, and the gradient would be wrong.
     """
     if saved.tensor._version != saved.version:
         raise RuntimeError(
@@ -123,12 +128,12 @@ def _give_back(saved: _Saved) -> Tensor:
 
 
 def without_samples(window: Window, saved: SavedBytes) -> Window:
-    """The same window; its samples do not count."""
-    return replace(window, micro_batches=_LeftOut(window.micro_batches, saved))
+    """The same window; `saved` does not count its samples."""
+    return replace(window, micro_batches=_ExcludedMicroBatches(window.micro_batches, saved))
 
 
-class _LeftOut:
-    """The same micro-batches."""
+class _ExcludedMicroBatches:
+    """The same micro-batches, each excluded from the count while it is being trained on."""
 
     def __init__(self, inner: MicroBatches, saved: SavedBytes) -> None:
         self._inner = inner
@@ -143,51 +148,41 @@ class _LeftOut:
 
     def __iter__(self) -> Iterator[MicroBatch]:
         for micro_batch in self._inner:
-            self._saved.leave_out(micro_batch.batch.values())
+            self._saved.exclude(micro_batch.batch.values())
             yield micro_batch
-            # its backward pass is over: others take its place
-            self._saved.let_go(micro_batch.batch.values())
+            # Its backward pass is over: another tensor may get its address, and must count.
+            self._saved.stop_excluding(micro_batch.batch.values())
 
     def recut(self, micro: int) -> MicroBatches:
-        return _LeftOut(self._inner.recut(micro), self._saved)
-
-
-def held(module: nn.Module) -> list[Tensor]:
-    """What is there whatever is computed."""
-    return [*module.parameters(), *module.buffers()]
+        return _ExcludedMicroBatches(self._inner.recut(micro), self._saved)
 
 
 def can_be_counted(learner: Learner, batch: Batch) -> bool:
-    """Whether our hooks see all that is saved, tried on these samples; leaves no trace."""
+    """Whether the hooks see everything that is saved, tried on this batch; changes nothing."""
     if learner.module._compiled_call_impl is not None:
         return False
     counter = SavedBytes(learner.module)
 
-    def is_ours(*_: object) -> None:
-        """Saves one more tensor, wherever a module is called: hooks that stand inside ours would
-        take it.
-        """
-        before = len(counter._saved)
+    def check_hooks(*_: object) -> None:
+        """Save one more tensor at each call of a module, and see whether our hooks get it."""
+        before = len(counter._times_saved)
         with torch.inference_mode(False), torch.enable_grad():
-            kept = torch.ones(1, requires_grad=True).exp()
-        counter.saw_all &= len(counter._saved) > before
-        del kept
+            probe = torch.ones(1, requires_grad=True).exp()
+        counter.saw_all &= len(counter._times_saved) > before
+        del probe
 
-    watch = register_module_forward_pre_hook(is_ours)
+    handle = register_module_forward_pre_hook(check_hooks)
     try:
         with (
-            undisturbed(learner.module, learner.device),
+            preserve_state(learner.module, learner.device),
             torch.compiler.set_stance("force_eager"),
             counter,
         ):
-            losses = by_term(
-                learner.task.loss_sum(
-                    learner.module, to_device(batch, learner.device, learner.dtype)
-                )
-            )
+            on_device = to_device(batch, learner.device, learner.dtype)
+            losses = by_term(learner.task.loss_sum(learner.module, on_device))
             torch.autograd.grad(list(losses.values()), learner.parameters, allow_unused=True)
     except Exception:  # whatever a model does that cannot be counted: it may still be trained
         return False
     finally:
-        watch.remove()
+        handle.remove()
     return counter.saw_all

@@ -1,5 +1,6 @@
-"""batch.micro=auto: before the first step, which micro-batch? On all ranks the same, and the batch
-stays what it is.
+"""batch.micro=auto: finds a micro-batch before the first step, the same on all ranks.
+
+The effective batch stays what it is.
 """
 
 import time
@@ -10,16 +11,21 @@ from typing import Any
 
 import torch
 
-from train.batch.window import MASK
+from train.batch.window import MASK, Batch
 from train.config import Loaded, source_hash
 from train.distributed.accelerator import Unsupported
 from train.distributed.ranks import Ranks
 from train.exactness.lone_sample import check_lone_samples
 from train.exactness.preflight import Preflight
-from train.memory.foresight import AS_CONFIGURED, foresee_apart, keep, recalled
-from train.memory.kept import as_it_was
+from train.memory.cache_file import cache_key, read_cached, write_cached
+from train.memory.memory_trace import (
+    AS_CONFIGURED,
+    save_trace,
+    saved_trace,
+    trace_in_subprocess,
+)
 from train.memory.probe import Probe, limit_of
-from train.memory.remembered import key_of, recall, remember
+from train.memory.restore import restored_afterwards
 from train.memory.search import (
     all_fitting,
     candidates,
@@ -28,7 +34,7 @@ from train.memory.search import (
     measured_down,
     smallest_fast,
 )
-from train.memory.sizes import GIB, stored_bytes
+from train.memory.sizes import GIB, parameters_and_buffers, stored_bytes
 from train.plan.make import Prepared, as_shrunk
 from train.plan.stages import largest_effective
 from train.plan.steps import plan_batch
@@ -39,8 +45,8 @@ CLOCK: Callable[[], float] = time.perf_counter
 
 
 @dataclass(frozen=True, kw_only=True)
-class Found:
-    """plan.json has it as `micro_search`."""
+class MicroSearch:
+    """The result of a search; plan.json has it as `micro_search`."""
 
     largest_fitting: int
     chosen: int  # the smallest within 3 % of the best throughput
@@ -50,33 +56,32 @@ class Found:
     source: str = "searched"
 
 
-def sized(
+def choose_micro_batch(
     prepared: Prepared, learner: Learner, tried: Preflight, loaded: Loaded, ranks: Ranks
 ) -> Prepared:
-    """What was prepared, with the micro-batch that batch.micro=auto finds; nothing else than that
-    changes.
+    """`prepared` with the micro-batch that batch.micro=auto finds, and a predicted peak.
 
     Model, optimizer, buffers and generators are bit for bit as they were. Raises
     torch.OutOfMemoryError on all ranks where not one sample fits on one of them, and Unsupported
-    where weights are divided among the ranks.
+    where weights are sharded.
     """
     if loaded.config.batch.micro != "auto":
         return _with_prediction(prepared, learner, loaded, ranks)
     if learner.parallel.is_sharded:
         raise Unsupported(
-            "batch.micro=auto: a forward pass of a divided model (FSDP2) is one of all ranks, and "
-            "one that runs out of memory alone would leave the others waiting. Type a number, such "
+            "batch.micro=auto: a forward pass of a sharded model (FSDP2) is one of all ranks, and "
+            "one that runs out of memory alone would leave the others waiting. Set a number, such "
             "as: batch.micro=8"
         )
-    with as_it_was(learner):
-        found = _Search(prepared, learner, tried, loaded, ranks).found()
+    with restored_afterwards(learner):
+        result = _Search(prepared, learner, tried, loaded, ranks).result()
     config = loaded.config
-    stated = replace(config, batch=replace(config.batch, micro=found.chosen))
+    with_number = replace(config, batch=replace(config.batch, micro=result.chosen))
     plan = prepared.plan
-    batch = plan_batch(stated, plan.loop, plan.batch.world_size, plan.batch.dataset_size)
-    prepared = replace(prepared, plan=replace(plan, batch=batch, micro_search=asdict(found)))
+    batch = plan_batch(with_number, plan.loop, plan.batch.world_size, plan.batch.dataset_size)
+    prepared = replace(prepared, plan=replace(plan, batch=batch, micro_search=asdict(result)))
     prepared = as_shrunk(prepared, config, ranks)
-    # Was tried with another micro-batch: the tail of an epoch may now leave one sample alone.
+    # The preflight had another micro-batch: the tail of an epoch may now leave one sample alone.
     ranks.together(lambda: check_lone_samples(learner, tried.trial, prepared.plan, config))
     return _with_prediction(prepared, learner, loaded, ranks)
 
@@ -84,85 +89,89 @@ def sized(
 def _with_prediction(
     prepared: Prepared, learner: Learner, loaded: Loaded, ranks: Ranks
 ) -> Prepared:
-    """With the peak that was predicted, where somebody has traced this model, and it can be held
-    against a peak.
-    """
+    """With the predicted peak, where this model was traced before and a peak will be measured."""
     target = learner.device.type
     is_measured = target == "cuda" or (target == "cpu" and "--smoke" in loaded.flags)
-    if not is_measured or learner.parallel.is_sharded:  # what was traced holds all of the model
+    # The trace is of a model that is not sharded.
+    if not is_measured or learner.parallel.is_sharded:
         return prepared
-    # the largest share alone is predicted, and each rank measures its own
+    # The prediction is for the largest share, but each rank measures its own.
     if prepared.plan.batch.weights:
         return prepared
-    foresight = ranks.from_main(lambda: recalled(loaded.config, target))
-    batch = prepared.plan.batch
-    if foresight is None:
+    trace = ranks.from_main(lambda: saved_trace(loaded.config, target))
+    if trace is None:
         return prepared
-    with suppress(KeyError):  # not traced in this size
-        anatomy = foresight.anatomy(batch.micro, batch.accumulation_steps, batch.world_size)
-        if target == "cpu":
-            del anatomy["samples"]  # they are on the device already
-        return replace(prepared, plan=replace(prepared.plan, predicted_peak=sum(anatomy.values())))
-    return prepared
+    batch = prepared.plan.batch
+    try:
+        anatomy = trace.anatomy(batch.micro, batch.accumulation_steps, batch.world_size)
+    except KeyError:  # not traced in this size
+        return prepared
+    if target == "cpu":
+        # They are on the device already, before the step that is measured.
+        del anatomy["samples"]
+    return replace(prepared, plan=replace(prepared.plan, predicted_peak=sum(anatomy.values())))
 
 
 class _Search:
-    """All ranks ask the same in the same order: what one has found is agreed on before the next is
-    asked.
-    """
+    """The same on all ranks: they agree on the answer to each question before the next one."""
 
     def __init__(
         self, prepared: Prepared, learner: Learner, tried: Preflight, loaded: Loaded, ranks: Ranks
     ) -> None:
-        plan, config = prepared.plan.batch, loaded.config
-        self.ranks, self.loaded, self.learner = ranks, loaded, learner
+        plan = prepared.plan.batch
+        self.ranks = ranks
+        self.loaded = loaded
+        self.learner = learner
+        # Rounded up: of the rank with the most samples.
         self.share = -(-plan.effective // plan.world_size)
         self.largest_share = -(-largest_effective(plan) // plan.world_size)
-        self.evaluated = max(
-            (-(-len(rows) // plan.world_size) for rows in prepared.sets.evaluation.values()),
-            default=0,
-        )
-        like = {name: torch.ones_like(c) if name == MASK else c for name, c in tried.trial.items()}
-        module = learner.module
-        average = (
-            stored_bytes([*module.parameters(), *module.buffers()])
-            if config.ema.decay is not None
-            else 0
-        )
-        self.probe = ranks.together(
-            lambda: Probe(
-                learner=learner,
-                terms=list(tried.exactness.terms),
-                like=like,
-                world_size=plan.world_size,
-                limit=limit_of(learner.device, config.memory.limit_gib),
-                average=average,
-                clock=CLOCK,
-            )
-        )
+        shares = [-(-len(rows) // plan.world_size) for rows in prepared.sets.evaluation.values()]
+        self.evaluated = max(shares, default=0)  # samples of a rank in the largest evaluation
+        self.probe = ranks.together(lambda: self._make_probe(tried, plan.world_size))
 
         self.sizes = candidates(self.share)
         if not self._agreed(self.probe.takes_one_sample):
+            # Without those that leave a micro-batch of one sample anywhere in the step.
             several = [size for size in self.sizes if self.share // -(-self.share // size) > 1]
             self.sizes = several or self.sizes
 
-    def found(self) -> Found:
-        key = self.ranks.from_main(lambda: key_of(self._facts()))
-        known = self.ranks.from_main(lambda: recall(KIND, key))
-        if known is not None:
-            with suppress(TypeError):  # of another edition
-                found = Found(**known | {"source": "remembered"})
-                if (
-                    found.chosen in self.sizes
-                    and self._fits(found.chosen)
-                    and self._evaluates(found.evaluation)
-                ):
-                    return found
-        found = self._searched()
-        self.ranks.from_main(lambda: remember(KIND, key, asdict(found)))
-        return found
+    def _make_probe(self, tried: Preflight, world_size: int) -> Probe:
+        config = self.loaded.config
+        average = 0
+        if config.ema.decay is not None:
+            average = stored_bytes(parameters_and_buffers(self.learner.module))
+        return Probe(
+            learner=self.learner,
+            terms=list(tried.exactness.terms),
+            like=_unmasked(tried.trial),
+            world_size=world_size,
+            limit=limit_of(self.learner.device, config.memory.limit_gib),
+            average=average,
+            clock=CLOCK,
+        )
 
-    def _searched(self) -> Found:
+    def result(self) -> MicroSearch:
+        # Rank 0's cache counts for all: each machine may have another one.
+        key = self.ranks.from_main(lambda: cache_key(self._facts()))
+        cached = self.ranks.from_main(lambda: read_cached(KIND, key))
+        if cached is not None:
+            with suppress(TypeError):  # written by another version of this package
+                result = MicroSearch(**cached | {"source": "remembered"})
+                if self._still_fits(result):
+                    return result
+        result = self._searched()
+        self.ranks.from_main(lambda: write_cached(KIND, key, asdict(result)))
+        return result
+
+    def _still_fits(self, result: MicroSearch) -> bool:
+        """Tried again: less memory may be free than when it was cached."""
+        return (
+            result.chosen in self.sizes
+            and self._fits(result.chosen)
+            and self._evaluates(result.evaluation)
+        )
+
+    def _searched(self) -> MicroSearch:
         guess = self.ranks.from_main(self._predicted)
         fitting = all_fitting(self.sizes, self._fits, guess)
         if not fitting:
@@ -172,7 +181,7 @@ class _Search:
             )
         throughput = measured_down(doublings(fitting), self._samples_per_second)
         chosen = smallest_fast(throughput)
-        return Found(
+        return MicroSearch(
             largest_fitting=fitting[-1],
             chosen=chosen,
             evaluation=self._evaluation(chosen),
@@ -181,7 +190,7 @@ class _Search:
         )
 
     def _evaluation(self, chosen: int) -> int:
-        """As many at once as fit; without a gradient that is more than a micro-batch."""
+        """As many samples at once as fit; without a gradient, more than a micro-batch."""
         if not self.evaluated:
             return chosen
         sizes = doublings(candidates(self.evaluated))
@@ -194,16 +203,18 @@ class _Search:
         return self._agreed(lambda: self.probe.evaluates(size))
 
     def _agreed(self, fits: Callable[[], bool]) -> bool:
-        own = self.ranks.together(fits)
-        return self.ranks.sum([not own])[0] == 0
+        """Whether it holds on all ranks."""
+        fits_here = self.ranks.together(fits)
+        return self.ranks.sum([not fits_here])[0] == 0
 
     def _samples_per_second(self, size: int) -> float:
-        own = self.ranks.together(lambda: self.probe.seconds(size, self._steps(size)))
-        return self.largest_share / max(self.ranks.gather(own))
+        seconds = self.ranks.together(lambda: self.probe.seconds(size, self._steps(size)))
+        return self.largest_share / max(self.ranks.gather(seconds))
 
     def _steps(self, size: int) -> int:
-        """Of the largest stage: between them gradients stay, which a lone rank does not hold beside
-        a single one.
+        """Micro-steps in the largest stage of a schedule.
+
+        With several, gradients persist between them; a lone rank with one frees them.
         """
         return -(-self.largest_share // size)
 
@@ -211,20 +222,24 @@ class _Search:
         """The largest that is predicted to fit on rank 0; None where the model cannot be traced."""
         words = [str(self.loaded.path), *self.loaded.overrides]
         target = self.learner.device.type
-        foresight = foresee_apart(words, target, (AS_CONFIGURED,), doublings(self.sizes))
-        keep(foresight, self.loaded.config)
+        trace = trace_in_subprocess(words, target, (AS_CONFIGURED,), doublings(self.sizes))
+        save_trace(trace, self.loaded.config)
         fitting = []
         for size in self.sizes:
             with suppress(KeyError):
-                peak = foresight.peak(size, self._steps(size), self.ranks.world_size)
+                peak = trace.peak(size, self._steps(size), self.ranks.world_size)
                 if peak <= self.probe.limit:
                     fitting.append(size)
         return max(fitting, default=None)
 
     def _facts(self) -> dict[str, Any]:
-        """All that an answer depends on."""
-        config, device = self.loaded.config, self.learner.device
-        card = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+        """Everything that the result depends on."""
+        config = self.loaded.config
+        device = self.learner.device
+        is_gpu = device.type == "cuda"
+        samples = {}
+        for name, column in self.probe.like.items():
+            samples[name] = (list(column.shape[1:]), str(column.dtype))
         return {
             "code": source_hash(config),
             "model": asdict(config.model),
@@ -233,13 +248,20 @@ class _Search:
             "memory": asdict(config.memory),
             "average": config.ema.decay is not None,
             "precision": config.precision,
-            "samples": {
-                name: (list(c.shape[1:]), str(c.dtype)) for name, c in self.probe.like.items()
-            },
+            "samples": samples,
             "share": [self.share, self.largest_share],
             "evaluated": self.evaluated,
             "world_size": self.ranks.world_size,
-            "device": card,
-            "limit": self.probe.limit if device.type == "cuda" else config.memory.limit_gib,
+            "device": torch.cuda.get_device_name(device) if is_gpu else "cpu",
+            # On a CPU the limit without a config key follows what is free now: never the same.
+            "limit": self.probe.limit if is_gpu else config.memory.limit_gib,
             "torch": torch.__version__,
         }
+
+
+def _unmasked(trial: Batch) -> Batch:
+    """The same samples, all of their tokens seen: as much memory as any sample takes."""
+    batch = dict(trial)
+    if MASK in batch:
+        batch[MASK] = torch.ones_like(batch[MASK])
+    return batch

@@ -1,20 +1,18 @@
-"""What torch's own allocator on a CPU gave out, at most at once: its profiler writes down each
-block.
-"""
+"""The peak of torch's CPU allocator, from the memory events of torch.profiler."""
 
 from typing import Any
 
 from torch.profiler import ProfilerActivity, profile
 
 MEMORY = "[memory]"
-"""The name that torch gives to an event of the allocator."""
+"""The name that torch gives to an allocator event."""
 
 
 class AllocatedPeak:
-    """Bytes in use at most at once from `start` to `stop`, beside those that were there before;
-    workspaces included.
+    """The most bytes in use at once between `start` and `stop`, workspaces included.
 
-    The profiler costs time for each operation, and keeps all that it has seen until the end.
+    Counted on top of what was allocated before `start`. The profiler costs time for each operation
+    and keeps all events until the end.
     """
 
     def start(self) -> None:
@@ -28,8 +26,9 @@ class AllocatedPeak:
         inner: Any = self._profiler.profiler
         events = [event for event in inner.kineto_results.events() if event.name() == MEMORY]
         events.sort(key=lambda event: event.start_ns())
-        now = peak = 0
+        in_use = 0
+        peak = 0
         for event in events:
-            now += event.nbytes()
-            peak = max(peak, now)
+            in_use += event.nbytes()
+            peak = max(peak, in_use)
         return peak

@@ -1,4 +1,4 @@
-"""A prediction checks itself: by how much did it miss the first step that was measured?"""
+"""By how much a predicted peak missed the first step that was measured."""
 
 from train import metric_names
 from train.batch.window import Window
@@ -6,61 +6,61 @@ from train.memory.cpu_allocator import AllocatedPeak
 
 
 class PlanCheck:
-    """Of the peak of a step, on this rank."""
+    """Compares the predicted peak of a step with a measured one, on this rank, once.
+
+    On a GPU the allocator's counters give the measured peak (`measured`); on a CPU the profiler
+    watches one step (`begin`, `end`).
+    """
 
     def __init__(self, prediction: tuple[int, int, int]) -> None:
-        """Bytes of a full step, its samples over all ranks, and a rank's micro-batches."""
-        self._predicted, self._samples, self._micro_steps = prediction
-        self._is_full = False
-        self._error: float | None = None
-        self._was_given = False
-        self._on_cpu: tuple[AllocatedPeak, int] | None = None
+        """`prediction`: (bytes, samples over all ranks, micro-batches of this rank) of a step."""
+        self._predicted, self._samples, self._micro_batches = prediction
+        self._is_full_step = False
+        self._error: float | None = None  # relative
+        self._is_logged = False
+        self._profiled: AllocatedPeak | None = None
+        self._held_before = 0  # bytes in use when the profiled step began
 
-    def sees(self, window: Window) -> None:
-        """The step that comes; the last one of an epoch may be smaller, one that ran out of memory
-        is cut otherwise: they are left out.
+    def expect(self, window: Window) -> None:
+        """The step to come.
+
+        The last step of an epoch may be smaller, and one that ran out of memory is cut otherwise:
+        neither is compared.
         """
-        self._is_full = (window.samples, len(window.micro_batches)) == (
-            self._samples,
-            self._micro_steps,
+        self._is_full_step = (
+            window.samples == self._samples and len(window.micro_batches) == self._micro_batches
         )
 
     def begin(self, held: int) -> None:
-        """A step on a CPU, before which `held` bytes are in use; the first one alone is
-        looked at.
-        """
-        if self._on_cpu is None and self._is_full:
-            self._on_cpu = (AllocatedPeak(), held)
-            self._on_cpu[0].start()
+        """Profile this step on a CPU, the first full one; `held`: bytes in use before it."""
+        if self._profiled is None and self._is_full_step:
+            self._profiled = AllocatedPeak()
+            self._held_before = held
+            self._profiled.start()
 
-    def give_up(self) -> None:
-        """Something else is computed in the midst of the step that was begun: another one is looked
-        at.
-        """
-        if self._on_cpu is not None and self._error is None:
-            self._on_cpu[0].stop()
-            self._on_cpu = None
+    def abandon(self) -> None:
+        """Something else is computed in the middle of the profiled step: take a later step."""
+        if self._profiled is not None and self._error is None:
+            self._profiled.stop()
+            self._profiled = None
 
     def end(self) -> None:
-        """Of the step that was begun, if one was."""
-        if self._on_cpu is not None and self._error is None:
-            allocated, held = self._on_cpu
-            self.measured(held + allocated.stop())
+        """End of the profiled step, if there is one."""
+        if self._profiled is not None and self._error is None:
+            self.measured(self._held_before + self._profiled.stop())
 
     def measured(self, peak: float) -> None:
-        if self._error is None and self._is_full:
+        if self._error is None and self._is_full_step:
             self._error = self._predicted / peak - 1
 
     def error(self) -> dict[str, float]:
-        """For one row."""
-        if self._error is None or self._was_given:
+        """{metric: relative error} for one row; empty in all others."""
+        if self._error is None or self._is_logged:
             return {}
-        self._was_given = True
+        self._is_logged = True
         return {metric_names.PLAN_ERROR: self._error}
 
     def summary(self) -> str:
-        return (
-            ""
-            if self._error is None
-            else f"; the peak of a step was predicted to {self._error:+.2%}"
-        )
+        if self._error is None:
+            return ""
+        return f"; the peak of a step was predicted to {self._error:+.2%}"

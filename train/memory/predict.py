@@ -1,9 +1,9 @@
 """The peak of a step for any micro-batch, from two recorded ones.
 
 Live bytes after operation i of a step are a[i] + b[i] * m for a micro-batch of m samples, so the
-peak is the largest of many lines: piecewise linear and convex. A line through two peaks is not
-that: it was 34 % too low for GPT-2 at 16 samples, where another operation is the largest one than
-at 1 and 2.
+peak is the maximum of many lines: piecewise linear and convex. A single line through two peaks is
+wrong: it was 34 % too low for GPT-2 at 16 samples, where another operation has the peak than at 1
+and 2 samples.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from train.memory.traced_step import Recorded
+from train.memory.traced_step import RecordedStep
 from train.memory.tracer import KINDS
 
 Array = NDArray[Any]
@@ -21,37 +21,37 @@ Array = NDArray[Any]
 FITTED = (2, 3)
 """Samples of the two micro-batches that are fitted."""
 
-NEAR = 0.001
-"""Relative: rounding to whole blocks."""
+TOLERANCE = 0.001
+"""Relative: the allocator rounds up to blocks."""
 
 
 class OtherOperations(ValueError):
     """The steps of two micro-batches are not made of the same operations: nothing can be fitted."""
 
 
+class NotTraced(KeyError):
+    """A micro-batch whose peak is unknown."""
+
+
 @dataclass(frozen=True)
 class Moment:
-    """An operation that is the largest one of its step for some micro-batch: bytes of each kind."""
+    """An operation that has the peak of the step for some micro-batch: bytes of each kind."""
 
     operation: str
     fixed: Mapping[str, float]
     per_sample: Mapping[str, float]
 
     def at(self, samples: int) -> dict[str, int]:
-        return {
-            kind: round(size + samples * self.per_sample[kind]) for kind, size in self.fixed.items()
-        }
-
-
-class NotTraced(KeyError):
-    """A size of which nothing can be said."""
+        """{kind: bytes}"""
+        sizes = {}
+        for kind, fixed in self.fixed.items():
+            sizes[kind] = round(fixed + samples * self.per_sample[kind])
+        return sizes
 
 
 @dataclass(frozen=True)
 class Peaks:
-    """Of a step, by the size of its micro-batches: as it was traced, else the largest of `moments`,
-    if any.
-    """
+    """The peak of a step by its micro-batch: the traced one, else the largest of `moments`."""
 
     moments: Sequence[Moment] = ()
     traced: Mapping[int, Mapping[str, int]] = field(default_factory=dict)
@@ -62,9 +62,8 @@ class Peaks:
             return dict(self.traced[samples])
         if not self.moments:
             raise NotTraced(samples)
-        return max(
-            (moment.at(samples) for moment in self.moments), key=lambda kinds: sum(kinds.values())
-        )
+        at_moments = [moment.at(samples) for moment in self.moments]
+        return max(at_moments, key=lambda sizes: sum(sizes.values()))
 
     def at(self, samples: int) -> int:
         """Bytes. Raises NotTraced."""
@@ -79,69 +78,87 @@ class Peaks:
         return cls([Moment(**moment) for moment in value["moments"]], traced)
 
 
-def peaks_of(
-    record: Callable[[int], Mapping[int, Recorded]], sizes: Sequence[int]
+def find_peaks(
+    record: Callable[[int], Mapping[int, RecordedStep]], sizes: Sequence[int]
 ) -> dict[int, Peaks]:
-    """{micro-batches in a step, 1 or 2: its peaks}, from what `record` gives for a micro-batch of
-    some size.
+    """{micro-batches in a step, 1 or 2: its peaks}. `record(samples)` traces a step.
 
-    Two traces are fitted, and the fit is held against a third one, of the largest of `sizes`. Where
-    that is another, since what is computed depends on the size (a loss in pieces, a branch), each
-    of `sizes` is traced. So is a single sample in any case, of which a step is often made of other
-    operations.
+    Two traces are fitted, and the fit is compared with a third one, of the largest of `sizes`.
+    Where they differ, since the operations depend on the size (a loss in pieces, a branch), each of
+    `sizes` is traced. The smallest size is traced in any case: a step of one sample often consists
+    of other operations.
     """
     traced = {size: record(size) for size in {min(sizes), max(sizes), *FITTED}}
-    fitted: dict[int, Peaks] = {}
-    try:
-        first, second = (traced[size] for size in FITTED)
-        fitted = {steps: fit(first[steps], second[steps]) for steps in first}
-        largest = traced[max(sizes)]
-        if any(
-            abs(fitted[steps].at(each.samples) - each.peak) > NEAR * each.peak
-            for steps, each in largest.items()
-        ):
-            fitted = {}
-    except OtherOperations:
-        pass
+    fitted = _fitted(traced, traced[max(sizes)])
     if not fitted:
-        traced |= {size: record(size) for size in sizes if size not in traced}
-    found = {}
-    for steps in (1, 2):
-        known = {size: of[steps].anatomy() for size, of in traced.items()}
-        found[steps] = Peaks(fitted[steps].moments if fitted else (), known)
-    return found
+        for size in sizes:
+            if size not in traced:
+                traced[size] = record(size)
+    peaks = {}
+    for micro_batches in (1, 2):
+        anatomies = {size: steps[micro_batches].anatomy() for size, steps in traced.items()}
+        moments = fitted[micro_batches].moments if fitted else ()
+        peaks[micro_batches] = Peaks(moments, anatomies)
+    return peaks
 
 
-def fit(first: Recorded, second: Recorded) -> Peaks:
+def _fitted(
+    traced: Mapping[int, Mapping[int, RecordedStep]], largest: Mapping[int, RecordedStep]
+) -> dict[int, Peaks]:
+    """{micro-batches in a step: the fit}; empty where `largest` shows that it does not hold."""
+    first, second = (traced[size] for size in FITTED)
+    fitted = {}
+    try:
+        for micro_batches in first:
+            fitted[micro_batches] = fit(first[micro_batches], second[micro_batches])
+    except OtherOperations:
+        return {}
+    for micro_batches, step in largest.items():
+        error = abs(fitted[micro_batches].at(step.samples) - step.peak)
+        if error > TOLERANCE * step.peak:
+            return {}
+    return fitted
+
+
+def fit(first: RecordedStep, second: RecordedStep) -> Peaks:
     """Raises OtherOperations."""
     if list(first.operations) != list(second.operations):
         raise OtherOperations(
             f"a step of {first.samples} samples has {len(first.operations)} operations, one of "
             f"{second.samples} has {len(second.operations)}, or others"
         )
-    low, high = np.array(first.live, dtype=float), np.array(second.live, dtype=float)
+    # (operations, kinds)
+    low = np.array(first.live, dtype=float)
+    high = np.array(second.live, dtype=float)
     per_sample = (high - low) / (second.samples - first.samples)
     fixed = low - first.samples * per_sample
     moments = []
-    for i in _upper(fixed.sum(1), per_sample.sum(1)):
-        of_kinds = [dict(zip(KINDS, row[i].tolist(), strict=True)) for row in (fixed, per_sample)]
-        moments.append(Moment(first.operations[i], *of_kinds))
+    for i in _upper_envelope(fixed.sum(1), per_sample.sum(1)):
+        moments.append(
+            Moment(
+                operation=first.operations[i],
+                fixed=dict(zip(KINDS, fixed[i].tolist(), strict=True)),
+                per_sample=dict(zip(KINDS, per_sample[i].tolist(), strict=True)),
+            )
+        )
     return Peaks(moments)
 
 
-def _upper(fixed: Array, slope: Array) -> list[int]:
-    """The lines fixed + slope * m of which each is the highest one at some m of 1 or more."""
-    chosen: list[int] = []
-    at = 1.0
-    best = int(np.argmax(fixed + slope * at))
+def _upper_envelope(fixed: Array, slope: Array) -> list[int]:
+    """Indices of the lines fixed + slope * m that are the highest at some m of 1 or more."""
+    envelope: list[int] = []
+    m = 1.0
+    best = int(np.argmax(fixed + slope * m))
     while True:
-        chosen.append(best)
-        steeper = slope > slope[best]
-        if not steeper.any():
-            return chosen
-        # Where each of the steeper ones passes it; of those that do first, the steepest.
-        gap = (fixed[best] + slope[best] * at) - (fixed + slope * at)
-        ahead = np.where(steeper, gap / np.where(steeper, slope - slope[best], 1.0), np.inf)
-        following = int(np.lexsort((-slope, ahead))[0])
-        at += max(0.0, float(ahead[following]))
+        envelope.append(best)
+        is_steeper = slope > slope[best]
+        if not is_steeper.any():
+            return envelope
+        # How far on each steeper line crosses the best one. The first to cross is the next; of
+        # several that cross together, the steepest.
+        gap = (fixed[best] + slope[best] * m) - (fixed + slope * m)
+        steeper_by = np.where(is_steeper, slope - slope[best], 1.0)
+        distance = np.where(is_steeper, gap / steeper_by, np.inf)
+        following = int(np.lexsort((-slope, distance))[0])
+        m += max(0.0, float(distance[following]))
         best = following

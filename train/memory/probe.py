@@ -1,5 +1,4 @@
-"""Steps that are tried on the real model before the first one: do they fit in memory, and how long
-do they take?
+"""Trial steps on the real model before the first one: do they fit in memory, and how fast are they?
 
 Nothing here talks to another rank inside a step: there is no wrapper yet, and gradients stay in
 memory as DDP's buckets would. So a rank that runs out of memory leaves no other waiting.
@@ -7,13 +6,11 @@ memory as DDP's buckets would. So a rank that runs out of memory leaves no other
 
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from functools import partial
 
 import psutil
 import torch
-from torch import Tensor
 
 from train.batch.window import Batch
 from train.data.device_prefetch import to_device
@@ -21,20 +18,23 @@ from train.distributed.accelerator import free_memory
 from train.distributed.ranks import Ranks, launched_local_world_size
 from train.distributed.replicated import Replicated
 from train.errors import is_out_of_memory
-from train.memory.sizes import GIB, tensors_of
+from train.memory.sizes import GIB, parameters_and_buffers, tensors_of
 from train.memory.traced_step import Stepper
 from train.memory.tracer import GRADIENTS, OPTIMIZER, SAMPLES, WEIGHTS, LiveStorages
 from train.optim.skipped_steps import SkippedSteps
 from train.step import Learner
 
-OF_A_GPU, OF_THE_HOST = 0.92, 0.5
-"""What may be used: of a GPU's memory, and of what the host has free, shared by its ranks."""
+GPU_SHARE = 0.92
+"""Of a GPU's memory, what may be used."""
 
-TIMES = 3
-"""Each step is measured so often; the fastest counts."""
+HOST_SHARE = 0.5
+"""Of the memory that the host has free, what its ranks may use together."""
+
+REPEATS = 3
+"""Each step is timed this often; the fastest counts."""
 
 
-class Stays(Replicated):
+class KeepsGradients(Replicated):
     """Gradients are zeroed in place, as DDP's buckets are: they stay in memory."""
 
     frees_gradients = False
@@ -42,137 +42,146 @@ class Stays(Replicated):
 
 @dataclass
 class Probe:
-    """Of this rank. Call it inside `as_it_was`."""
+    """Of this rank. Call it inside `restored_afterwards`."""
 
     learner: Learner
     terms: list[str]
     like: Batch  # samples as large as any, on the CPU
     world_size: int
     limit: int  # bytes
-    average: int = 0  # bytes of an average of the weights, which there is none of yet
+    average: int = 0  # bytes of an average of the weights, which does not exist yet
     clock: Callable[[], float] = time.perf_counter
     stepper: Stepper = field(init=False)
 
     def __post_init__(self) -> None:
+        parallel = self.learner.parallel
+        if self.world_size > 1:
+            parallel = KeepsGradients(self.learner.module, Ranks())
+            for parameter in self.learner.parameters:
+                parameter.grad = torch.zeros_like(parameter)
+        # Skipped steps and the loss scale of the run must not see the trial steps.
+        scaler = torch.amp.GradScaler(
+            self.learner.device.type, enabled=self.learner.scaler.is_enabled()
+        )
         learner = replace(
             self.learner,
-            parallel=Stays(self.learner.module, Ranks())
-            if self.world_size > 1
-            else self.learner.parallel,
+            parallel=parallel,
             skips=SkippedSteps(),
-            scaler=torch.amp.GradScaler(
-                self.learner.device.type, enabled=self.learner.scaler.is_enabled()
-            ),
+            scaler=scaler,
             stop_at_nonfinite=False,
         )
-        if self.world_size > 1:
-            for parameter in learner.parameters:
-                parameter.grad = torch.zeros_like(parameter)
         self.stepper = Stepper.of(learner, self.terms)
 
     def fits(self, samples: int, accumulation_steps: int) -> bool:
-        """Whether a step of such micro-batches does. Another error than out-of-memory is raised."""
+        """Whether a step of such micro-batches fits. Raises errors other than out-of-memory."""
+        # Two micro-batches stand for any larger number: gradients persist between them.
         batches = [self.batch(samples)] * min(2, accumulation_steps)
-        # the optimizer makes its state in the first one
+        # The first step makes the optimizer's state; the second has it from the beginning.
         steps = 1 if self.learner.optimizer.state else 2
 
         def work() -> None:
             for _ in range(steps):
                 self.stepper.step(batches)
 
-        return self._within(work, batches[0])
+        return self._fits_in_memory(work, batches[0])
 
     def takes_one_sample(self) -> bool:
-        """Whether a micro-batch of one can be trained on: BatchNorm takes no statistics from it."""
+        """Whether a micro-batch of one can be trained on; BatchNorm, for one, needs two samples."""
         try:
-            self._within(partial(self.stepper.step, [self.batch(1)]), self.batch(1))
+            self._fits_in_memory(partial(self.stepper.step, [self.batch(1)]), self.batch(1))
             return True
-        except Exception:  # whatever it is, a number of samples is looked for that the model takes
+        except Exception:  # any error: the search then looks for a number of samples that works
             return False
 
     def evaluates(self, samples: int) -> bool:
-        """Whether an evaluation of so many samples at once fits."""
-        module, task, device, dtype = (
-            getattr(self.learner, name) for name in ("module", "task", "device", "dtype")
-        )
+        """Whether an evaluation of that many samples at once fits."""
+        learner = self.learner
         batch = self.batch(samples)
-        modes = [(part, part.training) for part in module.modules()]
+        modes = [(part, part.training) for part in learner.module.modules()]
 
         def work() -> None:
+            on_device = to_device(batch, learner.device, learner.dtype)
             with torch.no_grad():
-                task.eval_sums(module, to_device(batch, device, dtype))
+                learner.task.eval_sums(learner.module, on_device)
 
         try:
-            module.eval()
-            return self._within(work, batch)
+            learner.module.eval()
+            return self._fits_in_memory(work, batch)
         finally:
             for part, mode in modes:
                 part.training = mode
 
     def seconds(self, samples: int, accumulation_steps: int) -> float:
-        """Of a whole step, from a shorter one; call it of what fits."""
-        some = min(2, accumulation_steps)
-        batches = [self.batch(samples)] * some
-        found = []
-        for _ in range(TIMES):
-            marks: list[float] = []
-            self._mark(marks)
-            self.stepper.step(batches, partial(self._mark, marks))
-            self._mark(marks)
-            gradient, update = marks[1] - marks[0], marks[2] - marks[1]
-            found.append(gradient / some * accumulation_steps + update)
-        return min(found)
+        """Of a full step, extrapolated from one of at most two micro-batches, which must fit."""
+        micro_steps = min(2, accumulation_steps)
+        batches = [self.batch(samples)] * micro_steps
+        seconds = []
+        for _ in range(REPEATS):
+            begin, gradient_ready, end = self._timed_step(batches)
+            per_micro_step = (gradient_ready - begin) / micro_steps
+            seconds.append(per_micro_step * accumulation_steps + (end - gradient_ready))
+        return min(seconds)
+
+    def _timed_step(self, batches: list[Batch]) -> list[float]:
+        """The times of its beginning, of the complete gradient, and of its end."""
+        times = [self._synchronised_time()]
+        self.stepper.step(batches, lambda: times.append(self._synchronised_time()))
+        times.append(self._synchronised_time())
+        return times
 
     def batch(self, samples: int) -> Batch:
-        return {
-            name: column[torch.arange(samples) % len(column)] for name, column in self.like.items()
-        }
+        """The samples of `like`, repeated as often as needed."""
+        batch = {}
+        for name, column in self.like.items():
+            batch[name] = column[torch.arange(samples) % len(column)]
+        return batch
 
-    def _mark(self, marks: list[float]) -> None:
+    def _synchronised_time(self) -> float:
+        # Else the host would measure how fast it launches kernels.
         if self.learner.device.type != "cpu":
-            torch.accelerator.synchronize()  # the host would measure how fast it hands over work
-        marks.append(self.clock())
+            torch.accelerator.synchronize()
+        return self.clock()
 
-    def _within(self, work: Callable[[], None], batch: Batch) -> bool:
+    def _fits_in_memory(self, work: Callable[[], None], batch: Batch) -> bool:
         try:
-            return (
-                self._on_gpu(work)
-                if self.learner.device.type == "cuda"
-                else self._on_cpu(work, batch)
-            )
+            if self.learner.device.type == "cuda":
+                return self._fits_on_gpu(work)
+            self._run_on_cpu(work, batch)
+            return True
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
         finally:
-            self._let_go()
+            self._free()
         return False
 
-    def _on_cpu(self, work: Callable[[], None], batch: Batch) -> bool:
-        module, optimizer = self.learner.module, self.learner.optimizer
-        with _uncompiled(), LiveStorages(limit=self.limit - self.average) as live:
-            live.hold([*module.parameters(), *module.buffers()], WEIGHTS)
-            live.hold(tensors_of(optimizer.state), OPTIMIZER)
-            live.hold(batch.values(), SAMPLES)
-            live.hold([*self.stepper.buckets, *self._gradients()], GRADIENTS)
+    def _run_on_cpu(self, work: Callable[[], None], batch: Batch) -> None:
+        """Raises torch.OutOfMemoryError beyond the limit."""
+        gradients = [p.grad for p in self.learner.parameters if p.grad is not None]
+        limit = self.limit - self.average
+        # A compiled model decides for itself what is allocated, and when: not seen by the tracer.
+        with torch.compiler.set_stance("force_eager"), LiveStorages(limit=limit) as live:
+            live.count_as(parameters_and_buffers(self.learner.module), WEIGHTS)
+            live.count_as(tensors_of(self.learner.optimizer.state), OPTIMIZER)
+            live.count_as(batch.values(), SAMPLES)
+            live.count_as([*self.stepper.buckets, *gradients], GRADIENTS)
             work()
-        return True
 
-    def _on_gpu(self, work: Callable[[], None]) -> bool:
+    def _fits_on_gpu(self, work: Callable[[], None]) -> bool:
         device = self.learner.device
-        held = torch.empty(self.average, dtype=torch.uint8, device=device)
+        average = torch.empty(self.average, dtype=torch.uint8, device=device)
         torch.cuda.reset_peak_memory_stats(device)
-        retries = torch.cuda.memory_stats(device)["num_alloc_retries"]
+        retries = _allocator_retries(device)
         work()
-        del held
-        was_tight = torch.cuda.memory_stats(device)["num_alloc_retries"] > retries
+        del average
+        # A retry: it fitted only after cached blocks were freed, which costs time in every step.
+        was_tight = _allocator_retries(device) > retries
         return torch.cuda.max_memory_reserved(device) <= self.limit and not was_tight
 
-    def _gradients(self) -> list[Tensor]:
-        return [p.grad for p in self.learner.parameters if p.grad is not None]
+    def _free(self) -> None:
+        """Gradients, also of a failed step, and the allocator's cached blocks.
 
-    def _let_go(self) -> None:
-        """Gradients of a step that failed in the middle, and what the allocator keeps in pieces of
-        its sizes.
+        The blocks have the sizes of this trial: they would not fit the next one.
         """
         for parameter in self.learner.parameters:
             if self.stepper.learner.parallel.frees_gradients:
@@ -187,10 +196,9 @@ def limit_of(device: torch.device, limit_gib: float | None) -> int:
     if limit_gib is not None:
         return int(limit_gib * GIB)
     if device.type == "cuda":
-        return int(OF_A_GPU * torch.cuda.get_device_properties(device).total_memory)
-    return int(OF_THE_HOST * psutil.virtual_memory().available / launched_local_world_size())
+        return int(GPU_SHARE * torch.cuda.get_device_properties(device).total_memory)
+    return int(HOST_SHARE * psutil.virtual_memory().available / launched_local_world_size())
 
 
-def _uncompiled() -> AbstractContextManager[object]:
-    """A compiled model decides for itself what is made, and when."""
-    return torch.compiler.set_stance("force_eager")
+def _allocator_retries(device: torch.device) -> int:
+    return int(torch.cuda.memory_stats(device)["num_alloc_retries"])

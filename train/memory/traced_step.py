@@ -1,6 +1,4 @@
-"""Full optimizer steps of a learner without values, watched by the tracer: every byte, and no
-memory.
-"""
+"""Full optimizer steps on fake tensors, watched by the tracer: all bytes, without the memory."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +11,7 @@ from torch import Tensor, nn
 from train.batch.window import Batch, MicroBatch, Window
 from train.distributed.flat_buckets import FlatBuckets
 from train.distributed.ranks import Ranks
-from train.memory.sizes import tensors_of
+from train.memory.sizes import parameters_and_buffers, tensors_of
 from train.memory.tracer import (
     GRADIENTS,
     KINDS,
@@ -21,7 +19,7 @@ from train.memory.tracer import (
     SAMPLES,
     WEIGHTS,
     LiveStorages,
-    inside_onednn,
+    onednn_bytes,
 )
 from train.step import ComputeGradient, Learner, forward_backward, update
 
@@ -30,7 +28,7 @@ CUDA_BLOCK = 512
 
 
 @dataclass(frozen=True)
-class Recorded:
+class RecordedStep:
     """One optimizer step."""
 
     samples: int  # of a micro-batch
@@ -46,30 +44,6 @@ class Recorded:
         return sum(self.anatomy().values())
 
 
-def of_samples(like: Batch, samples: int) -> Batch:
-    """A batch of `samples`, each of the shape of those in `like`, without anything in it."""
-    return {
-        name: torch.empty((samples, *column.shape[1:]), dtype=column.dtype)
-        for name, column in like.items()
-    }
-
-
-def window_of(micro_batches: Sequence[MicroBatch], terms: Sequence[str]) -> Window:
-    cut: Any = tuple(micro_batches)
-    weights: Mapping[str, float] = dict.fromkeys(terms, 1.0)
-    samples = sum(each.samples for each in micro_batches)
-    return Window(
-        k=1, epoch=0, micro_batches=cut, samples=samples, weights=weights, last_of_epoch=False
-    )
-
-
-def compute_gradient(learner: Learner, window: Window) -> Tensor:
-    """As the loops do it on one rank."""
-    return torch.stack(
-        [forward_backward(learner, each, window) for each in window.micro_batches]
-    ).sum(0)
-
-
 @dataclass(frozen=True)
 class Stepper:
     """Takes full optimizer steps with a learner, as a run does."""
@@ -81,60 +55,95 @@ class Stepper:
 
     @classmethod
     def of(cls, learner: Learner, terms: Sequence[str]) -> "Stepper":
-        if torch.promote_types(learner.dtype, torch.float32) == learner.dtype:
-            return cls(learner, terms, compute_gradient)
-        # narrow gradients are summed in wide ones
+        is_wide = torch.promote_types(learner.dtype, torch.float32) == learner.dtype
+        if is_wide:
+            return cls(learner, terms, _compute_gradient)
+        # bf16 gradients are summed in float32, in flat buckets.
         buckets = FlatBuckets(learner.parameters, Ranks())
-        return cls(learner, terms, buckets.around(compute_gradient), buckets.buckets)
+        return cls(learner, terms, buckets.around(_compute_gradient), buckets.buckets)
 
     def step(
         self, batches: Sequence[Batch], before_update: Callable[[], object] = lambda: None
     ) -> None:
-        """One step of so many micro-batches."""
+        """One step with these micro-batches."""
         micro_batches = [MicroBatch(batch, len(next(iter(batch.values())))) for batch in batches]
-        self.gradient(self.learner, window_of(micro_batches, self.terms))
+        self.gradient(self.learner, _window(micro_batches, self.terms))
         before_update()
-        update(self.learner, 0.0)  # no step is kept
+        update(self.learner, 0.0)  # rate 0: the step is not kept
+
+
+def _window(micro_batches: Sequence[MicroBatch], terms: Sequence[str]) -> Window:
+    as_given: Any = tuple(micro_batches)
+    weights: Mapping[str, float] = dict.fromkeys(terms, 1.0)
+    samples = sum(each.samples for each in micro_batches)
+    return Window(
+        k=1, epoch=0, micro_batches=as_given, samples=samples, weights=weights, last_of_epoch=False
+    )
+
+
+def _compute_gradient(learner: Learner, window: Window) -> Tensor:
+    """As the loops compute it on one rank."""
+    losses = [forward_backward(learner, each, window) for each in window.micro_batches]
+    return torch.stack(losses).sum(0)
 
 
 def record(
     learner: Learner, like: Batch, terms: Sequence[str], samples: int, target: str
-) -> dict[int, Recorded]:
-    """{micro-batches in the step: what was live in it}, for 2 (so for any more) and for 1, each of
-    `samples`.
+) -> dict[int, RecordedStep]:
+    """{micro-batches in the step: what was live in it}, for 2 (so for any more) and for 1.
 
-    Call it inside of the FakeTensorMode in which `learner` was made, which is another one
-    afterwards. The first step, in which the optimizer makes its state, is not recorded. `target`:
-    cpu or cuda.
+    Each micro-batch has `samples` samples. `target`: cpu or cuda. Call it inside the FakeTensorMode
+    in which `learner` was made; the learner is changed.
     """
-    found = {}
-    on_cpu = target == "cpu"
-    with LiveStorages(inside=inside_onednn) if on_cpu else LiveStorages(CUDA_BLOCK) as tracer:
-        tracer.hold([*learner.module.parameters(), *learner.module.buffers()], WEIGHTS)
-        tracer.hold(tensors_of(learner.optimizer.state), OPTIMIZER)
+    tracer = LiveStorages(CUDA_BLOCK)
+    if target == "cpu":
+        tracer = LiveStorages(extra_bytes=onednn_bytes)
+    steps = {}
+    with tracer:
+        tracer.count_as(parameters_and_buffers(learner.module), WEIGHTS)
+        tracer.count_as(tensors_of(learner.optimizer.state), OPTIMIZER)
         stepper = Stepper.of(learner, terms)
-        tracer.hold(stepper.buckets, GRADIENTS)
-        hooks = [_told(parameter, tracer) for parameter in learner.parameters]
+        tracer.count_as(stepper.buckets, GRADIENTS)
+        hooks = [_count_gradient(parameter, tracer) for parameter in learner.parameters]
         try:
-            for micro_steps in (0, 2, 1):
-                batches = [of_samples(like, samples) for _ in range(micro_steps or 1)]
-                tracer.hold([column for batch in batches for column in batch.values()], SAMPLES)
-                tracer.record()
-                tracer.answers = False
-                stepper.step(batches, partial(setattr, tracer, "answers", True))
-                names, live = tracer.recorded()
-                tracer.hold(tensors_of(learner.optimizer.state), OPTIMIZER)
-                if micro_steps:
-                    found[micro_steps] = Recorded(samples, names, live)
+            # A first step makes the optimizer's state, which later ones find.
+            _record_step(tracer, stepper, [_empty_batch(like, samples)])
+            for micro_batches in (2, 1):
+                batches = [_empty_batch(like, samples) for _ in range(micro_batches)]
+                names, live = _record_step(tracer, stepper, batches)
+                steps[micro_batches] = RecordedStep(samples, names, live)
         finally:
             for hook in hooks:
                 hook.remove()
-    return found
+    return steps
 
 
-def _told(parameter: nn.Parameter, tracer: LiveStorages) -> Any:
-    def arrived(changed: Tensor) -> None:
+def _record_step(
+    tracer: LiveStorages, stepper: Stepper, batches: Sequence[Batch]
+) -> tuple[Sequence[str], Sequence[Sequence[int]]]:
+    for batch in batches:
+        tracer.count_as(batch.values(), SAMPLES)
+    tracer.record()
+    # Only in the update, which reads from the device whether the gradient is finite. Where the
+    # model itself reads a number, its course depends on it: the trace must fail there.
+    tracer.makes_up_numbers = False
+    stepper.step(batches, partial(setattr, tracer, "makes_up_numbers", True))
+    recorded = tracer.recorded()
+    tracer.count_as(tensors_of(stepper.learner.optimizer.state), OPTIMIZER)
+    return recorded
+
+
+def _empty_batch(like: Batch, samples: int) -> Batch:
+    """A batch of `samples`, each of the shape of those in `like`, without values."""
+    batch = {}
+    for name, column in like.items():
+        batch[name] = torch.empty((samples, *column.shape[1:]), dtype=column.dtype)
+    return batch
+
+
+def _count_gradient(parameter: nn.Parameter, tracer: LiveStorages) -> Any:
+    def on_gradient(changed: Tensor) -> None:
         if changed.grad is not None:
-            tracer.hold([changed.grad], GRADIENTS)
+            tracer.count_as([changed.grad], GRADIENTS)
 
-    return parameter.register_post_accumulate_grad_hook(arrived)
+    return parameter.register_post_accumulate_grad_hook(on_gradient)

@@ -1,9 +1,8 @@
-"""How many graphs torch.compile has made: a run that makes more and more of them compiles in place
-of training.
+"""How many graphs torch.compile has compiled: ever more of them mean compiling, not training.
 
-torch compiles a forward anew for another mode or for sizes that it did not expect, and gives up
-after eight times (torch._dynamo.config.recompile_limit): from then on what is new runs as it was
-written, slower, and only a warning says so.
+torch compiles a forward again for another mode or for unexpected sizes, and gives up after eight
+times (torch._dynamo.config.recompile_limit): from then on new cases run uncompiled, slower, and
+only a warning mentions it.
 """
 
 from collections.abc import Callable
@@ -16,7 +15,7 @@ from train.step import Learner
 
 
 def part(learner: Learner) -> Part:
-    """Nothing where the model is not compiled."""
+    """Without effect where the model is not compiled."""
     if learner.module._compiled_call_impl is None:
         return Part(name="compilations")
     compilations = Compilations()
@@ -30,41 +29,41 @@ def part(learner: Learner) -> Part:
 
 
 class Compilations:
-    """Of this process: before the first step, in training and in evaluations."""
+    """Of this process: before the first step, in training, and in evaluations."""
 
     def __init__(self) -> None:
-        self._before = graphs()
-        self._found = {metric_names.TRAINING_GRAPHS: 0, metric_names.EVALUATION_GRAPHS: 0}
+        self._before = compiled_graphs()
+        self._counts = {metric_names.TRAINING_GRAPHS: 0, metric_names.EVALUATION_GRAPHS: 0}
 
     def around(self, name: str) -> Callable[[Any], Any]:
-        def put_around(inner: Callable[..., Any]) -> Callable[..., Any]:
-            def watched(*args: Any) -> Any:
-                before = graphs()
+        """Decorates a function: graphs compiled inside it count as `name`."""
+
+        def decorate(inner: Callable[..., Any]) -> Callable[..., Any]:
+            def counting(*args: Any) -> Any:
+                before = compiled_graphs()
                 try:
                     return inner(*args)
                 finally:
-                    self._found[name] += graphs() - before
+                    self._counts[name] += compiled_graphs() - before
 
-            return watched
+            return counting
 
-        return put_around
+        return decorate
 
     def metrics(self) -> Metrics:
-        return {name: float(found) for name, found in self._found.items()}
+        return {name: float(count) for name, count in self._counts.items()}
 
     def line(self) -> str:
-        training, evaluation = self._found.values()
+        training = counted(self._counts[metric_names.TRAINING_GRAPHS], "graph")
+        evaluation = self._counts[metric_names.EVALUATION_GRAPHS]
         return (
-            f"compiled: {counted(training, 'graph')} in training, {evaluation} in evaluations, "
-            f"{self._before} before"
+            f"compiled: {training} in training, {evaluation} in evaluations, {self._before} before"
         )
 
 
-def graphs() -> int:
-    """That were compiled in this process. What torch's own tests read; there is no public counter
-    (2.13).
-    """
-    # here: it takes a second, and is there where something was compiled
+def compiled_graphs() -> int:
+    """In this process. From a counter of torch's own tests: there is no public one (2.13)."""
+    # Imported here: it takes a second, and a compiled model has imported it already.
     from torch._dynamo.utils import counters
 
     return int(counters["stats"]["unique_graphs"])

@@ -1,8 +1,7 @@
-"""The loss over all steps since the last row: of each term the sum of losses over the sum of
-weights, then added up.
+"""The mean loss over all applied steps since the last row.
 
-Only of steps that were applied. `train/loss` is that of one step, and its noise is that of one
-batch.
+Of each term the sum of losses over the sum of weights; the terms are then added up. `train/loss` is
+that of one step, with the noise of one batch.
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,19 +23,19 @@ def part(learner: Learner, ranks: Ranks) -> Part:
 
 
 class LossMean:
-    """A step costs one entry in a dict. What it holds stays on the device until somebody looks at
-    the skipped steps.
+    """Costs one dict entry per step.
+
+    Losses stay on the device until the skipped steps are read from there (SkippedSteps.watchers).
     """
 
     def __init__(self, learner: Learner, ranks: Ranks) -> None:
         self._coefficients = learner.coefficients
         self._skips = learner.skips
         self._ranks = ranks
-        # Of the steps since somebody looked, by number: a gradient that is computed twice counts
-        # once.
+        # {step: (losses, weights)} since the last read. By step: a gradient that is computed twice
+        # counts once.
         self._steps: dict[int, tuple[Tensor, Mapping[str, float]]] = {}
-        # By term, of the applied steps since the last row. Losses are this rank's; weights are
-        # those of all ranks.
+        # By term, of the applied steps since the last row: losses of this rank, weights of all.
         self._losses: dict[str, float] = {}
         self._weights: dict[str, float] = {}
         self._skips.watchers.append(self)
@@ -52,34 +51,39 @@ class LossMean:
         return watched
 
     def pending(self) -> Tensor | None:
-        return torch.stack([losses for losses, _ in self._steps.values()]) if self._steps else None
+        """(steps, terms), to be read from the device."""
+        if not self._steps:
+            return None
+        return torch.stack([losses for losses, _ in self._steps.values()])
 
     def count(self, applied: Sequence[bool], numbers: Sequence[float]) -> None:
-        """Add up what was applied; a step that ended the run before its update is not among
-        `applied`.
+        """Add up the losses of applied steps; `numbers`: `pending`, flat.
+
+        A step that ended the run before its update is not in `applied`.
         """
-        read = iter(numbers)
-        for number, (_, weights) in enumerate(self._steps.values()):
-            was_applied = number < len(applied) and applied[number]
+        losses = iter(numbers)
+        for i, (_, weights) in enumerate(self._steps.values()):
+            was_applied = i < len(applied) and applied[i]
             for term, weight in weights.items():
-                loss = next(read)
+                loss = next(losses)
                 if was_applied:
                     self._losses[term] = self._losses.get(term, 0.0) + loss
                     self._weights[term] = self._weights.get(term, 0.0) + weight
         self._steps.clear()
 
     def metrics(self, metrics: Metrics) -> Metrics:
-        """Absent where no step was applied. All ranks come here together; the skipped steps were
-        looked at.
+        """Absent where no step was applied.
+
+        All ranks call it together, after the skipped steps were read from the device.
         """
-        counted = {term: weight for term, weight in self._weights.items() if weight}
-        totals = self._ranks.sum([self._losses[term] for term in counted]) if counted else []
+        weights = {term: weight for term, weight in self._weights.items() if weight}
+        losses = [self._losses[term] for term in weights]
         self._losses.clear()
         self._weights.clear()
-        if not counted:
+        if not weights:
             return metrics
         mean = 0.0
-        for (term, weight), total in zip(counted.items(), totals, strict=True):
+        for (term, weight), total in zip(weights.items(), self._ranks.sum(losses), strict=True):
             mean += self._coefficients[term] * (total / weight)
         return {**metrics, metric_names.LOSS_MEAN: mean}
 
@@ -88,13 +92,14 @@ class LossMean:
         return {"losses": self._ranks.gather(self._losses), "weights": self._weights}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Each rank goes on with its own sums; on another number of ranks, rank 0 with those of
-        all.
-        """
-        of_ranks = state["losses"]
+        """Each rank resumes with its own sums; with another world size, rank 0 has those of all."""
+        by_rank = state["losses"]
         self._weights = dict(state["weights"])
-        if len(of_ranks) == self._ranks.world_size:
-            self._losses = dict(of_ranks[self._ranks.rank])
+        if len(by_rank) == self._ranks.world_size:
+            self._losses = dict(by_rank[self._ranks.rank])
             return
-        share = of_ranks if self._ranks.is_main else []
-        self._losses = {term: sum(losses[term] for losses in share) for term in self._weights}
+        # The sums over the ranks stay the same.
+        self._losses = {}
+        for term in self._weights:
+            total = sum(losses[term] for losses in by_rank)
+            self._losses[term] = total if self._ranks.is_main else 0

@@ -1,4 +1,4 @@
-"""What float16's loss is multiplied by."""
+"""The factor by which the loss is scaled in float16."""
 
 from collections.abc import Sequence
 
@@ -11,29 +11,29 @@ from train.step import Learner
 
 
 def part(learner: Learner) -> Part:
-    """Absent in every other precision."""
+    """The metric is absent in every other precision."""
     scale = LossScale(learner)
     learner.skips.watchers.append(scale)
     return Part(name="loss_scale", metrics=scale.metrics)
 
 
 class LossScale:
-    """Read with all else that a row needs of the device."""
+    """Copied from the device together with all else that a row needs (SkippedSteps.watchers)."""
 
     def __init__(self, learner: Learner) -> None:
         self._learner = learner
-        self._value: float | None = None
+        self._scale: float | None = None
 
     def pending(self) -> Tensor | None:
         scaler = self._learner.scaler
-        return (
-            scaler.scale(torch.ones((), device=self._learner.device))
-            if scaler.is_enabled()
-            else None
-        )
+        if not scaler.is_enabled():
+            return None
+        return scaler.scale(torch.ones((), device=self._learner.device))
 
     def count(self, applied: Sequence[bool], numbers: Sequence[float]) -> None:
-        self._value = numbers[0] if numbers else None
+        self._scale = numbers[0] if numbers else None
 
     def metrics(self, metrics: Metrics) -> Metrics:
-        return metrics if self._value is None else {**metrics, metric_names.LOSS_SCALE: self._value}
+        if self._scale is None:
+            return metrics
+        return {**metrics, metric_names.LOSS_SCALE: self._scale}

@@ -8,10 +8,10 @@ from train.step import Learner
 
 
 def mean_losses(learner: Learner, window: Window, totals: Sequence[float]) -> dict[str, float]:
-    """{metric: value} of each term of the loss, and of the loss that was optimised; empty where
-    nothing counts.
+    """{metric: value} of each term of the loss, and of the optimised loss.
 
-    `totals`: the sums of forward_backward, over all micro-batches and ranks of the step.
+    `totals`: the sums of losses by term, over all micro-batches and ranks of the step. Empty where
+    no sample has a weight.
     """
     metrics: dict[str, float] = {}
     loss = 0.0
@@ -19,4 +19,6 @@ def mean_losses(learner: Learner, window: Window, totals: Sequence[float]) -> di
         if weight:
             metrics[f"train/{term}"] = total / weight
             loss += learner.coefficients[term] * (total / weight)
-    return metrics | {metric_names.LOSS: loss} if metrics else {}
+    if metrics:
+        metrics[metric_names.LOSS] = loss
+    return metrics

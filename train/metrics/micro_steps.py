@@ -1,4 +1,4 @@
-"""When a micro-step of a step begins, for parts that measure inside a gradient."""
+"""When a micro-step begins, for parts that measure inside a gradient."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -8,12 +8,12 @@ from train.step import Learner
 
 
 def announcing(learner: Learner, begin: Callable[[], None]) -> Learner:
-    """The same learner, which calls `begin` before the forward pass of each micro-step."""
+    """The same learner; it calls `begin` before the forward pass of each micro-step."""
     return replace(learner, task=_Announcing(learner.task, begin))
 
 
 class _Announcing:
-    """A task that tells when its loss_sum is called: once in each micro-step."""
+    """The same task; `begin` is called before loss_sum, which a micro-step calls once."""
 
     def __init__(self, task: Any, begin: Callable[[], None]) -> None:
         self._task = task

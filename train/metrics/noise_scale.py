@@ -1,12 +1,17 @@
-"""Measures the gradient noise scale on some of the steps. What it is:
-comparison/critical_batch.py.
+"""Measures the gradient noise scale in some of the steps.
+
+What it is, and the formulas: comparison/critical_batch.py. Measured here, in a step of N samples
+whose micro-batches j have n_j samples each:
+
+    sum over j of |h_j|^2 / w_j,  w_j = n_j / N,  h_j: what micro-batch j added to the gradient
+    |g|^2,                        g: the gradient of the step
 """
 
 import math
 import statistics
 from collections import deque
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,12 +26,12 @@ from train.metrics.micro_steps import announcing
 from train.parts import Part
 from train.step import ComputeGradient, Learner
 
-PENDING = 1000  # measurements that wait for a row
-ROWS = 100  # timings that are remembered
+MAX_PENDING = 1000  # measurements between two rows
+MAX_COSTS = 100  # step costs that are remembered
 
 
 def part(learner: Learner, config: Config, ranks: Ranks) -> Part:
-    """It takes the times of a step from the metrics of the parts inside it."""
+    """Takes the times of a step from the metrics of the parts inside it."""
     obstacle = ""
     if config.batch.micro_tokens is not None:
         obstacle = (
@@ -48,134 +53,132 @@ def part(learner: Learner, config: Config, ranks: Ranks) -> Part:
     )
 
 
+class _Measurement(NamedTuple):
+    """Of one step; tensors stay on the device until a row is due."""
+
+    squared_parts: Tensor  # sum of |h_j|^2 / w_j over this rank's micro-batches, 0-dim float64
+    squared_norm: Tensor  # |g|^2, 0-dim float64
+    micro_batches: int  # of this rank, fillers excluded
+    samples: int  # of the step, over all ranks
+
+
+class _StepCost(NamedTuple):
+    micro_seconds: float  # of one micro-step
+    update_seconds: float  # of synchronisation and optimizer, once per step
+
+
 class NoiseScale:
-    """Armed steps read each gradient once more per micro-step; on the others it does nothing."""
+    """Measures every n-th step, at one more read of each gradient per micro-step."""
 
     def __init__(self, ranks: Ranks, every_steps: int, obstacle: str = "") -> None:
         """`obstacle`: why nothing can be measured."""
         self._ranks = ranks
-        self._wanted = bool(every_steps)
+        self._is_configured = bool(every_steps)
         self._obstacle = obstacle
         self._every_steps = 0 if obstacle else every_steps
         self._averages = Averages()
-        # see _measure
-        self._pending: deque[tuple[Tensor, Tensor, int, int]] = deque(maxlen=PENDING)
-        # (micro_seconds, update_seconds)
-        self._costs: deque[tuple[float, float]] = deque(maxlen=ROWS)
-        self._micro_steps = 1  # of the last step
-        self._armed = False  # the last step was
-        self._ragged = False  # the last step took fewer samples or micro-steps than the usual
-        # samples of a micro-step over all ranks, micro-steps per step
+        self._pending: deque[_Measurement] = deque(maxlen=MAX_PENDING)
+        self._costs: deque[_StepCost] = deque(maxlen=MAX_COSTS)
+        # Of the last step:
+        self._micro_steps = 1
+        self._was_measured = False
+        self._was_ragged = False  # fewer samples or micro-steps than usual
+        # Of a usual step, which is not the last of an epoch: samples of a micro-step over all
+        # ranks, and micro-steps.
         self._usual: tuple[float, int] | None = None
 
     def around(self, compute_gradient: ComputeGradient) -> ComputeGradient:
-        """The same function; on armed steps the gradient of each micro-batch is measured. It must
-        reduce, too.
+        """The same function; in measured steps it sees the gradient of each micro-batch.
+
+        It stands around the reduction, too.
         """
         every = self._every_steps
         if not every:
             return compute_gradient
+        # Odd, and in the middle of an interval: rows, and the times in them, are of steps with
+        # round numbers, which must not be slowed down by the measurement.
+        first = every // 2 | 1
 
         def watched(learner: Learner, window: Window) -> Tensor:
-            self._micro_steps = len(window.micro_batches.sizes)
-            self._ragged = self._usual not in (
-                None,
-                (window.samples / self._micro_steps, self._micro_steps),
-            )
-            # Odd, and in the middle: rows, and the times in them, are of steps with round numbers,
-            # not of these.
-            self._armed = (
-                window.k - (every // 2 | 1)
-            ) % every == 0 and self._micro_steps * self._ranks.world_size > 1
-            return (
-                self._measure(compute_gradient, learner, window)
-                if self._armed
-                else compute_gradient(learner, window)
-            )
+            micro_steps = len(window.micro_batches.sizes)
+            shape = (window.samples / micro_steps, micro_steps)
+            self._micro_steps = micro_steps
+            self._was_ragged = self._usual is not None and shape != self._usual
+            # One micro-batch alone has no variance.
+            several = micro_steps * self._ranks.world_size > 1
+            self._was_measured = (window.k - first) % every == 0 and several
+            if self._was_measured:
+                return self._measure(compute_gradient, learner, window)
+            return compute_gradient(learner, window)
 
         return watched
 
     def _measure(
         self, compute_gradient: ComputeGradient, learner: Learner, window: Window
     ) -> Tensor:
-        """A hook sees what a backward pass will add to `.grad`; the sums stay on the device until a
-        row is due.
-        """
-        norms: list[list[Tensor]] = []  # of each micro-step: of each parameter
+        """Computes the gradient and measures it, without waiting for the device."""
+        norms: list[list[Tensor]] = []  # by micro-step, then by parameter
 
         def on_gradient(gradient: Tensor) -> None:
-            norms[-1].append(
-                torch.linalg.vector_norm(
-                    gradient, dtype=torch.promote_types(gradient.dtype, torch.float32)
-                )
-            )
+            """Called with what a backward pass will add to `.grad`."""
+            wide = torch.promote_types(gradient.dtype, torch.float32)
+            norms[-1].append(torch.linalg.vector_norm(gradient, dtype=wide))
 
         announced = announcing(learner, lambda: norms.append([]))
-        expected = sum(window.weights.values())
+        weight_before = sum(window.weights.values())
         hooks = [parameter.register_hook(on_gradient) for parameter in learner.parameters]
         try:
             losses = compute_gradient(announced, window)
         finally:
             for hook in hooks:
                 hook.remove()
-        parts = torch.zeros((), dtype=torch.float64, device=learner.device)
-        sizes = window.micro_batches.sizes
-        for size, found in zip(sizes, norms, strict=True):
-            if size and found:  # a filler has no weight
-                parts += torch.stack(found).square().sum() * (window.samples / size)
-        # the step multiplies by the number of ranks what their mean divides by
-        parts /= learner.world_size**2
-        total = sum(window.weights.values())
-        # they may be known late, and divided by late
-        parts *= (expected / total) ** 2 if total else math.nan
+        squared_parts = _squared_parts(norms, learner, window)
+        # Weights may be known only at the update (gradients/late_weights.py), which then divides
+        # the gradient: the hooks saw one that was not yet divided.
+        weight_after = sum(window.weights.values())
+        squared_parts *= (weight_before / weight_after) ** 2 if weight_after else math.nan
         gradients = [p.grad for p in learner.parameters if p.grad is not None]
         assert gradients, (
             "a part that leaves the gradient elsewhere stands outside of the noise scale"
         )
-        whole = learner.parallel.total_norm(gradients).double() ** 2
-        # of float16's loss; else 1
+        squared_norm = learner.parallel.total_norm(gradients).double() ** 2
+        # The loss scale of float16; else 1.
         scale = learner.scaler.scale(torch.ones((), device=learner.device)).double()
-        parts, whole = parts / scale**2, whole / scale**2
-        # a task with a backward pass of its own
-        if any(len(found) > len(learner.parameters) for found in norms):
-            parts *= math.nan
-        count = sum(size > 0 for size in sizes)
-        self._pending.append((parts, whole, count, window.samples))
+        self._pending.append(
+            _Measurement(
+                squared_parts=squared_parts / scale**2,
+                squared_norm=squared_norm / scale**2,
+                micro_batches=sum(size > 0 for size in window.micro_batches.sizes),
+                samples=window.samples,
+            )
+        )
         if not window.last_of_epoch or self._usual is None:
-            self._usual = window.samples / self._micro_steps, self._micro_steps
+            self._usual = (window.samples / self._micro_steps, self._micro_steps)
         return losses
 
     def take(self, seconds: Mapping[str, float]) -> dict[str, float]:
-        """{metric: value} as it is known now, with `seconds`, the times of the last step; all ranks
-        call it together.
+        """{metric: value} so far, added to `seconds`, the times of the last step.
 
-        Here the host waits for the device, and the ranks send each other two numbers for each
-        measurement.
+        All ranks call it together. The host waits for the device here, and the ranks send each
+        other two numbers for each measurement.
         """
-        if self._obstacle:  # what was measured before a resume is of another division
-            return dict(seconds)
+        metrics = dict(seconds)
+        if self._obstacle:  # measurements from before a resume are of another division
+            return metrics
         self._settle()
-        timed = metric_names.FORWARD_BACKWARD_SECONDS in seconds and not self._ragged
-        if timed and (not self._armed or self._every_steps == 1):
-            sync = seconds.get(metric_names.SYNC_SECONDS, 0.0)  # one rank has none
-            micro = (seconds[metric_names.FORWARD_BACKWARD_SECONDS] - sync) / self._micro_steps
-            if micro > 0:
-                self._costs.append((micro, sync + seconds[metric_names.OPTIMIZER_SECONDS]))
-        told, noise, worth = dict(seconds), self._averages.noise_scale(), self._worth()
+        self._add_cost(seconds)
+        noise = self._averages.noise_scale()
         if noise:
-            told |= {
-                metric_names.NOISE_SCALE: noise.value,
-                metric_names.NOISE_SCALE_ERROR: noise.error,
-            }
+            metrics[metric_names.NOISE_SCALE] = noise.value
+            metrics[metric_names.NOISE_SCALE_ERROR] = noise.error
+        worth = self._worth()
         if worth:
-            told |= {
-                metric_names.BREAK_EVEN: worth.best,
-                metric_names.BREAK_EVEN_ERROR: worth.error,
-            }
-        return told
+            metrics[metric_names.BREAK_EVEN] = worth.best
+            metrics[metric_names.BREAK_EVEN_ERROR] = worth.error
+        return metrics
 
     def state_dict(self) -> dict[str, Any]:
-        """All ranks call it together: measurements that wait for a row are brought in."""
+        """All ranks call it together: pending measurements are summed over them."""
         self._settle()
         return {"averages": dict(vars(self._averages)), "usual": self._usual}
 
@@ -183,48 +186,90 @@ class NoiseScale:
         self._usual = state["usual"]
         vars(self._averages).update(state["averages"])
 
+    def verdict(self) -> str:
+        """One sentence for the end of a run; empty where nothing was to be measured."""
+        unknown = "accumulation: whether it pays is unknown"
+        if self._obstacle:
+            return f"{unknown}: {self._obstacle}" if self._is_configured else ""
+        if self._usual is None:
+            return ""
+        worth = self._worth()
+        if worth:
+            _, micro_steps = self._usual
+            return worth.sentence(micro_steps)
+        why = "the gradient noise is not resolved"
+        if self._averages.noise_scale():
+            why = "no step was timed"
+        count = counted(self._averages.count, "measurement")
+        hint = ""
+        if self._every_steps != 1:
+            hint = " (noise_scale.every_steps=1 measures at each step)"
+        return f"{unknown}: {why} after {count}{hint}"
+
     def _settle(self) -> None:
-        if self._pending:
-            parts, wholes, counts, samples = zip(*self._pending, strict=True)
-            self._pending.clear()
-            on_host = torch.stack([*parts, *wholes]).tolist()
-            sums = self._ranks.sum([*on_host[: len(parts)], *counts])
-            for each in zip(sums, on_host[len(parts) :], sums[len(parts) :], samples, strict=False):
-                self._averages.add(each[0], each[1], int(each[2]), each[3])
+        """Read the pending measurements from the device, and sum them over the ranks."""
+        if not self._pending:
+            return
+        pending = list(self._pending)
+        self._pending.clear()
+        # One copy from the device, and one message, for all of them.
+        tensors = [each.squared_parts for each in pending]
+        tensors += [each.squared_norm for each in pending]
+        numbers = torch.stack(tensors).tolist()
+        parts = numbers[: len(pending)]
+        norms = numbers[len(pending) :]  # the same on all ranks
+        sums = self._ranks.sum([*parts, *(each.micro_batches for each in pending)])
+        for i, each in enumerate(pending):
+            micro_batches = int(sums[len(pending) + i])
+            self._averages.add(sums[i], norms[i], micro_batches, each.samples)
+
+    def _add_cost(self, seconds: Mapping[str, float]) -> None:
+        """Remember what a usual step costs, unless it was slowed down by a measurement."""
+        if metric_names.FORWARD_BACKWARD_SECONDS not in seconds or self._was_ragged:
+            return
+        if self._was_measured and self._every_steps != 1:
+            return
+        sync = seconds.get(metric_names.SYNC_SECONDS, 0.0)  # a single rank has none
+        micro = (seconds[metric_names.FORWARD_BACKWARD_SECONDS] - sync) / self._micro_steps
+        if micro > 0:
+            self._costs.append(_StepCost(micro, sync + seconds[metric_names.OPTIMIZER_SECONDS]))
 
     def _worth(self) -> Worth | None:
         noise = self._averages.noise_scale()
         if noise is None or self._usual is None or not self._costs:
             return None
-        micro, update = (statistics.median(costs) for costs in zip(*self._costs, strict=True))
-        ratios = [u / m for m, u in self._costs]
-        error = 0.0
-        if len(ratios) > 1:  # of a median, from the spread of what it is of
-            error = (
-                1.25 * statistics.stdev(ratios) / math.sqrt(len(ratios)) / statistics.median(ratios)
-            )
-        return Worth(noise, self._usual[0], micro, update, error)
+        samples, _ = self._usual
+        return Worth(
+            noise=noise,
+            samples=samples,
+            micro_seconds=statistics.median(cost.micro_seconds for cost in self._costs),
+            update_seconds=statistics.median(cost.update_seconds for cost in self._costs),
+            cost_error=_cost_error(self._costs),
+        )
 
-    def verdict(self) -> str:
-        """One sentence for the end of a run; nothing where there was nothing to measure."""
-        if self._obstacle:
-            return (
-                f"accumulation: whether it pays is unknown: {self._obstacle}"
-                if self._wanted
-                else ""
-            )
-        if self._usual is None:
-            return ""
-        worth = self._worth()
-        if worth:
-            return worth.sentence(self._usual[1])
-        what = (
-            "no step was timed"
-            if self._averages.noise_scale()
-            else "the gradient noise is not resolved"
-        )
-        often = (
-            "" if self._every_steps == 1 else " (noise_scale.every_steps=1 measures at each step)"
-        )
-        count = counted(self._averages.count, "measurement")
-        return f"accumulation: whether it pays is unknown: {what} after {count}{often}"
+
+def _squared_parts(norms: Sequence[Sequence[Tensor]], learner: Learner, window: Window) -> Tensor:
+    """The sum of |h_j|^2 / w_j over this rank's micro-batches: 0-dim, float64.
+
+    `norms`: by micro-step, of the gradient of each parameter.
+    """
+    total = torch.zeros((), dtype=torch.float64, device=learner.device)
+    for size, of_parameters in zip(window.micro_batches.sizes, norms, strict=True):
+        if size and of_parameters:  # a filler has no weight
+            total += torch.stack(list(of_parameters)).square().sum() * (window.samples / size)
+    # A micro-step multiplies by the number of ranks, by which the mean over them then divides.
+    total /= learner.world_size**2
+    # A task that calls backward itself: the hooks saw more than one gradient.
+    if any(len(of_parameters) > len(learner.parameters) for of_parameters in norms):
+        total *= math.nan
+    return total
+
+
+def _cost_error(costs: Sequence[_StepCost]) -> float:
+    """The relative standard error of the median of update_seconds / micro_seconds."""
+    ratios = [cost.update_seconds / cost.micro_seconds for cost in costs]
+    if len(ratios) < 2:
+        return 0.0
+    # Of normal numbers the median has sqrt(pi / 2) = 1.25 times the standard error of the mean.
+    error = 1.25 * statistics.stdev(ratios) / math.sqrt(len(ratios))
+    return error / statistics.median(ratios)

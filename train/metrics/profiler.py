@@ -15,12 +15,13 @@ from train.redaction import clean_known
 from train.report import Displaced
 
 BLOCK = 2**20
-"""Characters, in whole lines."""
+"""Characters of whole lines that are redacted at once."""
 
 
 def part(steps: Sequence[int], inside: Callable[[str], Path], ranks: Ranks) -> Part:
-    """`steps`: profile.steps; `inside(name)`: a path in the run folder, where that is still the
-    run's.
+    """`steps`: profile.steps; `inside(name)`: a path in the run folder.
+
+    It raises Displaced where the folder belongs to another run by now.
     """
     if not steps or ranks.rank != 0:
         return Part(name="profiler")
@@ -31,40 +32,40 @@ def part(steps: Sequence[int], inside: Callable[[str], Path], ranks: Ranks) -> P
 
 
 def profiled(
-    windows: Iterable[Window], steps: Sequence[int], place: Callable[[], Path]
+    windows: Iterable[Window], steps: Sequence[int], make_path: Callable[[], Path]
 ) -> Iterator[Window]:
-    """The same windows; steps = [first, last] are recorded, and written to place()/trace.json."""
+    """The same windows; steps [first, last] are recorded, into make_path()/trace.json."""
     first, last = steps
     with ExitStack() as stack:  # ends the recording also where the run ends before `last`
         for window in windows:
             if window.k == first:
-                stack.enter_context(_recorded(place))
+                stack.enter_context(_recorded(make_path))
             yield window
             if window.k == last:
                 stack.close()
 
 
 @contextmanager
-def _recorded(place: Callable[[], Path]) -> Iterator[None]:
+def _recorded(make_path: Callable[[], Path]) -> Iterator[None]:
     with profile() as recording:
         yield
-    with suppress(Displaced):  # said by the next row, and by the next save
-        folder = place()
+    with suppress(Displaced):  # the next row and the next save report it
+        folder = make_path()
         folder.mkdir(exist_ok=True)
         remove(folder / "trace.json")
         _export(recording, folder)
 
 
 def _export(recording: profile, folder: Path) -> None:
-    """Without secrets: the names of its events are the user's."""
-    unclean = folder / ".trace.unfinished"
+    """Redacted: the user names the events."""
+    unredacted = folder / ".trace.unfinished"
     try:
-        recording.export_chrome_trace(str(unclean))
+        recording.export_chrome_trace(str(unredacted))
         with (
-            unclean.open(encoding="utf-8") as lines,
-            (folder / "trace.json").open("w", encoding="utf-8") as cleaned,
+            unredacted.open(encoding="utf-8") as source,
+            (folder / "trace.json").open("w", encoding="utf-8") as target,
         ):
-            while block := lines.readlines(BLOCK):
-                cleaned.write(clean_known("".join(block)))
+            while lines := source.readlines(BLOCK):
+                target.write(clean_known("".join(lines)))
     finally:
-        unclean.unlink(missing_ok=True)
+        unredacted.unlink(missing_ok=True)

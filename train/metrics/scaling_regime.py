@@ -1,6 +1,4 @@
-"""Whether the rule that scaled the optimizer's numbers holds at the noise scale that the run
-measures.
-"""
+"""Whether the rule that scaled the learning rate holds at the noise scale that the run measures."""
 
 from collections.abc import Callable, Sequence
 
@@ -13,48 +11,53 @@ from train.parts import Metrics, Part
 
 
 def part(
-    config: OptimizerConfig, changes: Sequence[Change | None], say: Callable[[str], None]
+    config: OptimizerConfig, changes: Sequence[Change | None], show: Callable[[str], None]
 ) -> Part:
-    """Takes the noise scale from the parts inside it; `changes`: to each effective batch of the
-    run.
+    """Takes the noise scale from the parts inside it.
+
+    `changes`: what the rule did for each effective batch of the run.
     """
-    regime = Regime(config.lr_scaling, changes, say)
-    return Part(name="scaling_regime", metrics=regime.see, closing_line=regime.tell)
+    regime = Regime(config.lr_scaling, changes, show)
+    return Part(name="scaling_regime", metrics=regime.watch, closing_line=regime.hint)
 
 
 class Regime:
-    """Says it once, when both ends of the estimate agree, and again at the end."""
+    """Shows a hint once, when both ends of the estimate agree, and again at the end of the run."""
 
     def __init__(
-        self, rule: str, changes: Sequence[Change | None], say: Callable[[str], None]
+        self, rule: str, changes: Sequence[Change | None], show: Callable[[str], None]
     ) -> None:
         self._rule = rule
         self._changes = changes
-        self._say = say
-        self._last: tuple[float, float] | None = None  # noise scale, its relative error
-        self._said = False
+        self._show = show
+        self._noise_scale: float | None = None  # the last one
+        self._error = 0.0  # of it, relative
+        self._is_shown = False
 
-    def see(self, metrics: Metrics) -> Metrics:
+    def watch(self, metrics: Metrics) -> Metrics:
         if metric_names.NOISE_SCALE in metrics:
-            self._last = metrics[metric_names.NOISE_SCALE], metrics[metric_names.NOISE_SCALE_ERROR]
-            hint = self.tell()
-            if hint and not self._said:
-                self._said = True
-                self._say(hint)
+            self._noise_scale = metrics[metric_names.NOISE_SCALE]
+            self._error = metrics[metric_names.NOISE_SCALE_ERROR]
+            hint = self.hint()
+            if hint and not self._is_shown:
+                self._is_shown = True
+                self._show(hint)
         return metrics
 
-    def tell(self) -> str:
-        """Empty where the rule holds, or where nobody knows."""
-        if self._last is None:
+    def hint(self) -> str:
+        """Empty where the rule holds, or where that is unknown."""
+        if self._noise_scale is None:
             return ""
-        value, error = self._last
         for change in self._changes:
-            ends = [self._against(change, end) for end in around(value, error)]
-            hint = self._against(change, value)
+            hint = self._against(change, self._noise_scale)
+            ends = [self._against(change, end) for end in around(self._noise_scale, self._error)]
             if all(ends) and hint:
                 return hint
         return ""
 
     def _against(self, change: Change | None, noise_scale: float) -> str:
-        found = against_noise(self._rule, with_noise_scale(change, noise_scale), "the measured")
-        return next(("hint: " + hint for hint in found), "")
+        for hint in against_noise(
+            self._rule, with_noise_scale(change, noise_scale), "the measured"
+        ):
+            return f"hint: {hint}"
+        return ""

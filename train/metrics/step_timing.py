@@ -1,18 +1,24 @@
-"""Where the time of a step goes, measured on the steps that get a row.
+"""Where the time of a step goes, measured in the steps that get a row.
 
-A step lasts from the end of the optimizer's step before it to the end of its own; where something
-else took place in between (an evaluation, the start, a step without an update) from the end of
-that. Its parts add up to it: data (what it waited for the window), forward_backward, of it sync
-(from this rank's last local gradient to the end of the reduction; one rank has none), optimizer
-(until its step is done), and the rest. On a GPU the marks are events in the stream, read once the
-host has waited for the row anyway: measuring adds no synchronisation; data is then no more than the
-time without a gradient.
+A step lasts from the end of the optimizer's step before it to the end of its own. Where something
+else came in between (an evaluation, the start, a step without an update), it begins at the end of
+that. Its parts add up to it:
+
+    data                waiting for the window
+    forward_backward    of it, sync: from this rank's last local gradient to the end of the
+                        reduction; a single rank has none
+    optimizer           until its step is done
+    rest                all else
+
+On a GPU the marks are events in the stream, read when the host has waited for the row anyway: the
+measurement adds no synchronisation. Data is then at most the time without a gradient.
 """
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import ParamSpec, TypeVar
+from dataclasses import dataclass
+from typing import Literal, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -29,14 +35,29 @@ from train.step import ComputeGradient, Learner
 P = ParamSpec("P")
 T = TypeVar("T")
 
+Mark = float | torch.cuda.Event
+"""A point in time: seconds on the host's clock, or an event in the stream of a GPU."""
+
+# What is decided about a step. Plain strings: comparing them in each step calls no function.
+Decision = Literal["unknown", "measured", "unmeasured"]
+UNKNOWN: Decision = "unknown"  # before the first window
+MEASURED: Decision = "measured"
+UNMEASURED: Decision = "unmeasured"
+
+# The marks of a measured step, in the order in which they are set.
+START = "start"  # of the gradient
+LAST_LOCAL_GRADIENT = "last local gradient"
+GRADIENT = "gradient"  # complete and reduced
+END = "end"  # of the optimizer's step
+
 
 def part(learner: Learner, ranks: Ranks, row_due: Callable[[int], bool], apart: Apart) -> Part:
-    # FSDP2 reduces block by block, and no hook of a parameter tells when: there is no last local
+    reduced: Sequence[nn.Parameter] = ()
+    # FSDP2 reduces block by block, and its parameters' hooks do not fire: there is no last local
     # gradient.
-    synchronised = (
-        learner.parameters if ranks.world_size > 1 and not learner.parallel.is_sharded else ()
-    )
-    timing = StepTiming(learner.device.type == "cuda", learner.optimizer, synchronised, row_due)
+    if ranks.world_size > 1 and not learner.parallel.is_sharded:
+        reduced = learner.parameters
+    timing = StepTiming(learner.device.type == "cuda", learner.optimizer, reduced, row_due)
     apart.add(timing.apart)
 
     def timed(metrics: Metrics) -> Metrics:
@@ -53,159 +74,182 @@ def part(learner: Learner, ranks: Ranks, row_due: Callable[[int], bool], apart: 
     )
 
 
+@dataclass(frozen=True)
+class _Interruption:
+    """What was computed in the middle of a step, and belongs to none."""
+
+    begin: Mark
+    end: Mark
+    is_after_gradient: bool
+
+
 class StepTiming:
-    """Watches a step from outside the loop: around its iterator, around its gradient, and at its
-    end.
+    """Measures a step from outside the loop.
+
+    Around its iterator, around its gradient, and by a hook after the optimizer's step.
     """
 
     def __init__(
         self,
         cuda: bool,
         optimizer: torch.optim.Optimizer,
-        synchronised: Sequence[nn.Parameter],
-        sampled: Callable[[int], bool],
+        reduced: Sequence[nn.Parameter],
+        row_due: Callable[[int], bool],
     ) -> None:
-        """`synchronised`: parameters whose gradients are reduced over the ranks when the last of
-        them has arrived.
+        """`row_due(k)`: whether step k gets a row, and so is measured.
+
+        `reduced`: parameters whose gradients are reduced over the ranks, complete when the last
+        local one has arrived.
         """
         self._cuda = cuda
-        self._synchronised = synchronised
-        self._sampled = sampled
-        self._armed = False  # this step is sampled
-        self._upcoming: bool | None = None  # the next one is; not known before the first
-        self._marks: dict[str, float | torch.cuda.Event] = {}
-        self._begin: float | torch.cuda.Event = 0.0  # of this step, where it is sampled
-        self._end: float | torch.cuda.Event | None = None  # of the step before
+        self._reduced = reduced
+        self._row_due = row_due
+        self._this_step: Decision = UNKNOWN
+        self._next_step: Decision = UNKNOWN
+        self._begin: Mark = 0.0  # of this step, where it is measured
+        # The end of the step before; None where something else came after it.
+        self._end: Mark | None = None
         self._data_seconds = 0.0
-        # see `apart`
-        self._apart: list[tuple[bool, float | torch.cuda.Event, float | torch.cuda.Event]] = []
+        self._marks: dict[str, Mark] = {}  # of this step, where it is measured
+        self._interruptions: list[_Interruption] = []
         optimizer.register_step_post_hook(self._on_update)
 
     def windows(self, windows: Iterable[Window]) -> Iterator[Window]:
+        """The same windows, the wait for each of them timed."""
         iterator = iter(windows)
         while True:
-            if self._upcoming is not False:
-                self._begin, self._end = self._end or self._now(), None
+            if self._next_step != UNMEASURED:
+                self._begin = self._end or self._now()
+                self._end = None
             start = time.perf_counter()
             window = next(iterator, None)
             if window is None:
                 return
             self._data_seconds = time.perf_counter() - start
-            self._armed = self._sampled(window.k) if self._upcoming is None else self._upcoming
-            # the end of this one will be its beginning
-            self._upcoming = self._sampled(window.k + 1)
+            if self._next_step == UNKNOWN:
+                self._next_step = MEASURED if self._row_due(window.k) else UNMEASURED
+            self._this_step = self._next_step
+            # One step ahead: the end of this step is where a measured one after it begins.
+            self._next_step = MEASURED if self._row_due(window.k + 1) else UNMEASURED
             yield window
+
+    def around(self, compute_gradient: ComputeGradient) -> ComputeGradient:
+        """The same function; in measured steps it sets START, LAST_LOCAL_GRADIENT and GRADIENT."""
+
+        def marked(learner: Learner, window: Window) -> Tensor:
+            if self._this_step != MEASURED:
+                return compute_gradient(learner, window)
+            hooks: list[RemovableHandle] = []
+            micro_steps_ahead = len(window.micro_batches)
+
+            def begin_micro_step() -> None:
+                # The last micro-step alone has the last local gradient, and a hook costs a call for
+                # each parameter.
+                nonlocal micro_steps_ahead
+                micro_steps_ahead -= 1
+                if micro_steps_ahead == 0:
+                    for parameter in self._reduced:
+                        hooks.append(
+                            parameter.register_post_accumulate_grad_hook(self._on_gradient)
+                        )
+
+            if self._reduced:
+                learner = announcing(learner, begin_micro_step)
+            self._mark(START)
+            try:
+                return compute_gradient(learner, window)
+            finally:
+                self._mark(GRADIENT)
+                for hook in hooks:
+                    hook.remove()
+
+        return marked
 
     def outside(self, function: Callable[P, T]) -> Callable[P, T]:
         """The same function, such as an evaluation, which belongs to no step."""
 
-        def apart(*args: P.args, **kwargs: P.kwargs) -> T:
+        def outside_of_steps(*args: P.args, **kwargs: P.kwargs) -> T:
             try:
                 return function(*args, **kwargs)
             finally:
                 self._end = None
 
-        return apart
+        return outside_of_steps
 
     @contextmanager
     def apart(self) -> Iterator[None]:
-        """What takes place inside belongs to no step, though it does so in the midst of one."""
-        if not self._armed:
+        """What is computed inside belongs to no step, though it is in the middle of one."""
+        if self._this_step != MEASURED:
             yield
             return
         begin = self._now()
         try:
             yield
         finally:
-            self._apart.append(("gradient" in self._marks, begin, self._now()))
-
-    def around(self, compute_gradient: ComputeGradient) -> ComputeGradient:
-        """The same function, its beginning, end and last local gradient marked on the steps that
-        are sampled.
-        """
-
-        def watched(learner: Learner, window: Window) -> Tensor:
-            if not self._armed:
-                return compute_gradient(learner, window)
-            hooks: list[RemovableHandle] = []
-            ahead = len(window.micro_batches)
-
-            def begin_micro_step() -> None:
-                # A hook is called for each parameter: only the last micro-step has the last local
-                # gradient.
-                nonlocal ahead
-                ahead -= 1
-                if ahead == 0:
-                    hooks.extend(
-                        p.register_post_accumulate_grad_hook(self._on_gradient)
-                        for p in self._synchronised
-                    )
-
-            announced = announcing(learner, begin_micro_step) if self._synchronised else learner
-            self._mark("start")
-            try:
-                return compute_gradient(announced, window)
-            finally:
-                self._mark("gradient")
-                for hook in hooks:
-                    hook.remove()
-
-        return watched
-
-    def _on_update(self, *_: object) -> None:
-        if self._armed or self._upcoming:
-            self._end = self._now()
-        if self._armed and self._end is not None and "gradient" in self._marks:
-            self._marks["end"] = self._end
+            interruption = _Interruption(begin, self._now(), GRADIENT in self._marks)
+            self._interruptions.append(interruption)
 
     def take(self) -> dict[str, float]:
-        """{metric: seconds} of the step that was sampled last; call it when the device has caught
-        up.
-        """
-        marks, self._marks = self._marks, {}
-        apart, self._apart = self._apart, []
-        if "end" not in marks:
+        """{metric: seconds} of the last measured step; call it once the device has caught up."""
+        marks = self._marks
+        self._marks = {}
+        interruptions = self._interruptions
+        self._interruptions = []
+        if END not in marks:  # a step without an update
             return {}
-        between = self._between
-        early = sum(between(begin, end) for is_late, begin, end in apart if not is_late)
-        late = sum(between(begin, end) for is_late, begin, end in apart if is_late)
-        before = between(self._begin, marks["start"]) - early
-        # on a GPU the host may have waited while the device was still at work
-        data = min(self._data_seconds, before)
-        sync = (
-            {metric_names.SYNC_SECONDS: between(marks["local"], marks["gradient"])}
-            if "local" in marks
-            else {}
-        )
-        return {
+        interrupted_before = 0.0  # seconds, before the gradient was complete
+        interrupted_after = 0.0
+        for each in interruptions:
+            seconds = _between(each.begin, each.end)
+            if each.is_after_gradient:
+                interrupted_after += seconds
+            else:
+                interrupted_before += seconds
+        before_gradient = _between(self._begin, marks[START]) - interrupted_before
+        # On a GPU the host may have waited for data while the device was still at work.
+        data = min(self._data_seconds, before_gradient)
+        optimizer = _between(marks[GRADIENT], marks[END]) - interrupted_after
+        times = {
             metric_names.DATA_SECONDS: data,
-            metric_names.FORWARD_BACKWARD_SECONDS: between(marks["start"], marks["gradient"]),
-            **sync,
-            metric_names.OPTIMIZER_SECONDS: between(marks["gradient"], marks["end"]) - late,
-            metric_names.REST_SECONDS: before - data,
+            metric_names.FORWARD_BACKWARD_SECONDS: _between(marks[START], marks[GRADIENT]),
         }
+        if LAST_LOCAL_GRADIENT in marks:
+            sync = _between(marks[LAST_LOCAL_GRADIENT], marks[GRADIENT])
+            times[metric_names.SYNC_SECONDS] = sync
+        times[metric_names.OPTIMIZER_SECONDS] = optimizer
+        times[metric_names.REST_SECONDS] = before_gradient - data
+        return times
+
+    def _on_update(self, *_: object) -> None:
+        """After the optimizer's step."""
+        if self._this_step == MEASURED or self._next_step == MEASURED:
+            self._end = self._now()
+            if self._this_step == MEASURED and GRADIENT in self._marks:
+                self._marks[END] = self._end
 
     def _on_gradient(self, parameter: Tensor) -> None:
-        self._mark("local")
+        # Each local gradient moves the mark: the last one stays.
+        self._mark(LAST_LOCAL_GRADIENT)
 
     def _mark(self, name: str) -> None:
         event = self._marks.get(name)
         if isinstance(event, torch.cuda.Event):
-            event.record()  # the one that is there: this is called once for each parameter
+            event.record()  # again, in place of a new event for each parameter
         else:
             self._marks[name] = self._now()
 
-    def _now(self) -> float | torch.cuda.Event:
+    def _now(self) -> Mark:
         if not self._cuda:
             return time.perf_counter()
         event = torch.cuda.Event(enable_timing=True)
         event.record()
         return event
 
-    @staticmethod
-    def _between(start: float | torch.cuda.Event, end: float | torch.cuda.Event) -> float:
-        if isinstance(start, torch.cuda.Event) and isinstance(end, torch.cuda.Event):
-            return start.elapsed_time(end) / 1000
-        assert isinstance(start, float)
-        assert isinstance(end, float)
-        return end - start
+
+def _between(start: Mark, end: Mark) -> float:
+    """Seconds."""
+    if isinstance(start, torch.cuda.Event) and isinstance(end, torch.cuda.Event):
+        return start.elapsed_time(end) / 1000  # it gives milliseconds
+    assert isinstance(start, float)
+    assert isinstance(end, float)
+    return end - start

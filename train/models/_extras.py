@@ -1,6 +1,4 @@
-"""Libraries of the extras, imported when a model is made: it takes seconds, and a config is checked
-without them.
-"""
+"""Libraries of the extras, imported only when a model is made: that takes seconds."""
 
 from importlib import import_module
 from importlib.util import find_spec
@@ -16,19 +14,19 @@ def library(name: str, target: str, extra: str) -> Any:
     if find_spec(name) is None:
         raise ModelError(
             f"model.target={target} needs {name}, which is not installed. "
-            f"Type: EXTRAS={extra} ./launch.sh ..., or pip install 'isobatch[{extra}]'"
+            f"Run: EXTRAS={extra} ./launch.sh ..., or pip install 'isobatch[{extra}]'"
         )
-    mend_torchvision()
+    fix_torchvision()
     return import_module(name)
 
 
-def mend_torchvision() -> None:
-    """Import torchvision, where it is installed: also beside a torch that it was not built for.
+def fix_torchvision() -> None:
+    """Import torchvision, where it is installed, also beside a torch that it was not built for.
 
     PyPI's (0.28) is built for CUDA. Beside a torch for the CPU its compiled operators cannot be
-    loaded, which only detectors call. Yet it fails, as two of them are not there to be described,
-    and with it timm, transformers and peft, which all look whether it is installed. So those two
-    are declared.
+    loaded, which only detectors call. Yet the import fails, since it describes two of them that are
+    not defined, and with it fail timm, transformers and peft, which all look whether torchvision is
+    installed. So those two are defined here.
     """
     if find_spec("torchvision") is None:
         return

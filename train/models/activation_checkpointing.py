@@ -1,6 +1,4 @@
-"""Activation checkpointing: the blocks of a model keep their inputs only, and compute the rest
-again going back.
-"""
+"""Activation checkpointing: blocks keep only their inputs and recompute the rest in backward."""
 
 from collections.abc import Iterator
 from fnmatch import fnmatchcase
@@ -16,62 +14,68 @@ class NoBlocks(UserError):
     """The model has no block that memory.activation_checkpointing could mean."""
 
 
-def checkpoint_blocks(module: nn.Module, wanted: bool | str) -> None:
-    """Checkpoint the blocks of `module` that memory.activation_checkpointing asks for; the
-    outermost where they nest.
+def checkpoint_blocks(module: nn.Module, configured: bool | str) -> None:
+    """Checkpoint the blocks that memory.activation_checkpointing selects.
 
-    A block keeps its place and its name, so that weights, parameter names and hooks stay what they
-    are: only its `forward` is another. Non-reentrant: the random numbers and the autocast of the
-    first pass are used again, and the inputs need no gradient. Raises NoBlocks.
+    The outermost, where they nest. `configured`: true for the model's own method or the members of
+    its nn.ModuleLists, or a pattern over module names. Raises NoBlocks where there are none.
+
+    Only the `forward` of a block is replaced: weights, parameter names and hooks stay what they
+    are. Non-reentrant checkpointing: the random numbers and the autocast of the first pass are used
+    again, and the inputs need no gradient.
     """
-    if not wanted:
+    if not configured:
         return
-    own = getattr(module, "gradient_checkpointing_enable", None)
-    if wanted is True and callable(own):
-        own(gradient_checkpointing_kwargs={"use_reentrant": False})
+    enable = getattr(module, "gradient_checkpointing_enable", None)
+    if configured is True and callable(enable):
+        enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         return
-    found = list(_outermost(module, wanted))
-    if not found:
-        names = [
-            name
-            for name, part in module.named_modules()
-            if name and any(True for _ in part.parameters())
-        ]
-        known = f"{', '.join(names[:8])}{' ...' if len(names) > 8 else ''}" or "without parameters"
-        asked = (
-            "has no nn.ModuleList"
-            if wanted is True
-            else f"has no module whose name fits {wanted!r}"
-        )
-        example = f"{names[0]}*" if names else "blocks.*"
-        raise NoBlocks(
-            f"memory.activation_checkpointing={wanted}: {type(module).__name__} {asked}. Its "
-            f"modules are {known}. Type a pattern for its blocks, such as "
-            f"memory.activation_checkpointing='{example}', or false"
-        )
-    for block in found:
+    blocks = list(_outermost(module, configured))
+    if not blocks:
+        raise _no_blocks(module, configured)
+    for block in blocks:
         block.forward = partial(checkpoint, block.forward, use_reentrant=False)
 
 
 def listed_blocks(module: nn.Module) -> list[nn.Module]:
-    """What the model's outermost nn.ModuleLists hold: the layers of most models."""
+    """The members of the model's outermost nn.ModuleLists: the layers of most models."""
     return list(_outermost(module, True))
 
 
 def has_blocks(module: nn.Module) -> bool:
     """Whether memory.activation_checkpointing=true would find any."""
-    return callable(getattr(module, "gradient_checkpointing_enable", None)) or any(
-        True for _ in _outermost(module, True)
-    )
+    enable = getattr(module, "gradient_checkpointing_enable", None)
+    return callable(enable) or bool(listed_blocks(module))
 
 
 def _outermost(
-    module: nn.Module, wanted: bool | str, prefix: str = "", listed: bool = False
+    module: nn.Module, configured: bool | str, prefix: str = "", is_list: bool = False
 ) -> Iterator[nn.Module]:
-    """`listed`: the module is a ModuleList, so its children are blocks."""
-    for name, part in module.named_children():
+    """`is_list`: the module is an nn.ModuleList, so its children are blocks."""
+    for name, child in module.named_children():
         path = f"{prefix}{name}"
-        if listed if wanted is True else fnmatchcase(path, str(wanted)):
-            yield part
+        is_block = is_list if configured is True else fnmatchcase(path, str(configured))
+        if is_block:
+            yield child
         else:
-            yield from _outermost(part, wanted, f"{path}.", isinstance(part, nn.ModuleList))
+            is_child_list = isinstance(child, nn.ModuleList)
+            yield from _outermost(child, configured, f"{path}.", is_child_list)
+
+
+def _no_blocks(module: nn.Module, configured: bool | str) -> NoBlocks:
+    names = []
+    for name, part in module.named_modules():
+        if name and next(part.parameters(), None) is not None:
+            names.append(name)
+    shown = ", ".join(names[:8]) or "without parameters"
+    if len(names) > 8:
+        shown += " ..."
+    problem = f"has no module whose name fits {configured!r}"
+    if configured is True:
+        problem = "has no nn.ModuleList"
+    example = f"{names[0]}*" if names else "blocks.*"
+    return NoBlocks(
+        f"memory.activation_checkpointing={configured}: {type(module).__name__} {problem}. Its "
+        f"modules are {shown}. Set a pattern for its blocks, such as "
+        f"memory.activation_checkpointing='{example}', or false"
+    )

@@ -6,8 +6,7 @@ from torch import Tensor, nn
 
 
 class ConvNet(nn.Module):
-    """Stages of 3x3 convolutions, each but the first halving the image, then the mean over all
-    places.
+    """Stages of 3x3 convolutions, each but the first halving the image, then average pooling.
 
     images (samples, H, W), (samples, channels, H, W) or (samples, H, W, channels), uint8 (0 to 255)
     or floating point (as it is) -> (samples, outputs). GroupNorm in place of BatchNorm, whose
@@ -19,12 +18,17 @@ class ConvNet(nn.Module):
     ) -> None:
         super().__init__()
         self.channels = channels
-        strides = [1] + [2] * (len(widths) - 1)
-        self.stages = nn.Sequential(*map(stage, [channels, *widths], widths, strides))
-        self.head = nn.Linear(widths[-1], outputs)
+        stages = []
+        before = channels
+        for number, width in enumerate(widths):
+            stages.append(stage(before, width, stride=1 if number == 0 else 2))
+            before = width
+        self.stages = nn.Sequential(*stages)
+        self.head = nn.Linear(before, outputs)
 
     def forward(self, images: Tensor) -> Tensor:
-        logits: Tensor = self.head(self.stages(self._channels_first(images)).mean((2, 3)))
+        features = self.stages(self._channels_first(images))
+        logits: Tensor = self.head(features.mean((2, 3)))
         return logits
 
     def _channels_first(self, images: Tensor) -> Tensor:

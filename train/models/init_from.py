@@ -1,7 +1,6 @@
-"""What a model starts as: drawn from the seed or loaded from a file, some of its
-parameters frozen.
-"""
+"""What a model starts from: random numbers of the seed, or a file; and which parameters freeze."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
@@ -13,11 +12,15 @@ from train.checkpoint.tensors import known
 from train.config import Config, digest, tokenizer_files
 from train.config.name_patterns import PatternError, matching
 from train.errors import UserError
-from train.models.scaling import Scaling, beside
-from train.models.weights import FINAL, Pretrained, load_extra_state, make_model
+from train.models.make import make_model
+from train.models.scaling import Scaling, scaling_file
+from train.models.weights import FINAL, Pretrained, load_extra_state
 
 PRETRAINED = ("config.json", "*.safetensors", "*.bin", "*.index.json")
-"""What a model of transformers is in a folder."""
+"""The files of a transformers model in a folder."""
+
+MAX_SHOWN = 8
+"""Problems that are listed."""
 
 
 class WeightsError(UserError):
@@ -25,8 +28,9 @@ class WeightsError(UserError):
 
 
 def initial_model(config: Config) -> nn.Module:
-    """The model before its first step. Raises WeightsError (model.init_from) and PatternError
-    (model.freeze).
+    """The model before its first step.
+
+    Raises WeightsError (model.init_from) and PatternError (model.freeze).
     """
     module = make_model(config)
     if config.model.init_from is not None:
@@ -36,79 +40,79 @@ def initial_model(config: Config) -> nn.Module:
     return module
 
 
-def initial_scaling(config: Config, own: Scaling | None) -> Scaling | None:
-    """What stands in front of the model: for weights trained on normalized inputs the numbers
-    beside them, not `own`.
+def initial_scaling(config: Config, fitted: Scaling | None) -> Scaling | None:
+    """The scaling of the model's inputs.
 
-    Raises WeightsError where the config scales nothing and those weights need it.
+    Weights that were trained on normalized inputs have theirs beside them: it replaces the numbers
+    that were `fitted` to this data. Raises WeightsError where the config scales nothing and those
+    weights need it.
     """
-    if config.model.init_from is None or config.data.image.mean:  # those are typed, not fitted
-        return own
-    file = beside(_find(config.model.init_from))
+    # data.image.mean is typed by the user, not fitted.
+    if config.model.init_from is None or config.data.image.mean:
+        return fitted
+    file = scaling_file(_weights_file(config.model.init_from))
     if not file.is_file():
-        return own
-    if own is None:
+        return fitted
+    if fitted is None:
         raise WeightsError(
             f"model.init_from: {file} is there: those weights were trained on scaled inputs, and "
-            "this config scales none. Type: data.normalize=true (images: data.image.mean and "
+            "this config scales none. Set: data.normalize=true (images: data.image.mean and "
             "data.image.std as they were)"
         )
-    own.load_state_dict(load_file(str(file)))
-    return own
+    fitted.load_state_dict(load_file(str(file)))
+    return fitted
 
 
 def digests(config: Config) -> dict[str, str]:
-    """{key: sha256} for each key that names weights or a tokenizer on this machine: a path says
-    nothing of the curve.
+    """{key: sha256} for each key that names local weights or a local tokenizer.
 
-    All of them are read, at about 1 GB per second. A name of the hub stays the name that it is.
-    Raises WeightsError.
+    A path alone does not decide the curve: its files do. All of them are read, at about 1 GB per
+    second. A name of the hub stays the name that it is. Raises WeightsError.
     """
-    found = {}
+    by_key = {}
     if config.model.init_from is not None:
-        found["model.init_from"] = digest([_find(config.model.init_from)])
+        by_key["model.init_from"] = digest([_weights_file(config.model.init_from)])
     pretrained = config.model.args.get("from_pretrained")
     if isinstance(pretrained, str) and Path(pretrained).is_dir():
-        files = (
-            path for name in PRETRAINED for path in Path(pretrained).glob(name) if path.is_file()
-        )
-        found["model.args.from_pretrained"] = digest(files)
+        files: list[Path] = []
+        for name in PRETRAINED:
+            files.extend(path for path in Path(pretrained).glob(name) if path.is_file())
+        by_key["model.args.from_pretrained"] = digest(files)
     if Path(config.data.tokenizer).is_dir():
-        found["data.tokenizer"] = digest(tokenizer_files(config.data.tokenizer))
-    return found
+        by_key["data.tokenizer"] = digest(tokenizer_files(config.data.tokenizer))
+    return by_key
 
 
 def load_initial(module: nn.Module, path: str) -> None:
-    """Load all weights of a run folder or a .safetensors file, in the module's own precision."""
-    file = _find(path)
+    """Load all weights of a run folder or a .safetensors file, in the module's own precision.
+
+    Raises WeightsError.
+    """
+    file = _weights_file(path)
     shapes = _shapes(file)
     if isinstance(module, Pretrained):
         module.load_pretrained(file)
         return
-    own = {name: known(x) for name, x in module.state_dict().items() if isinstance(x, Tensor)}
-    wanted = {name: tuple(tensor.shape) for name, tensor in own.items()}
-    problems = [
-        f"{name} has shape {shapes[name]} there, {wanted[name]} in the model"
-        for name in wanted
-        if name in shapes and shapes[name] != wanted[name]
-    ]
-    if not problems:  # else it raises, with a sentence of its own
-        # knows tied weights, which are stored once
+    problems = _other_shapes(module, shapes)
+    # Tensors of another shape would make read_tensors raise, at the first of them.
+    if not problems:
         missing, unexpected = read_tensors(file, module, strict=False)
         problems += [f"{name} is missing there" for name in sorted(missing)]
         problems += [f"{name} is there, but not in the model" for name in sorted(unexpected)]
     if problems:
-        shown = "".join(f"\n  {problem}" for problem in problems[:8])
-        more = f"\n  and {len(problems) - 8} more" if len(problems) > 8 else ""
+        lines = problems[:MAX_SHOWN]
+        if len(problems) > MAX_SHOWN:
+            lines.append(f"and {len(problems) - MAX_SHOWN} more")
+        shown = "".join(f"\n  {line}" for line in lines)
         raise WeightsError(
-            f"model.init_from: {file} does not fit the model:{shown}{more}\n"
-            f"Type: model.args as they were when these weights were trained"
+            f"model.init_from: {file} does not fit the model:{shown}\n"
+            f"Set: model.args as they were when these weights were trained"
         )
     load_extra_state(module, file)
 
 
 def freeze(module: nn.Module, patterns: list[str]) -> None:
-    """Parameters whose names match are not trained."""
+    """Parameters whose names match are not trained. Raises PatternError."""
     parameters = dict(module.named_parameters())
     for name in matching("model.freeze", patterns, list(parameters)):
         parameters[name].requires_grad_(False)
@@ -116,28 +120,40 @@ def freeze(module: nn.Module, patterns: list[str]) -> None:
         raise PatternError("model.freeze leaves no parameter to train")
 
 
-def _find(path: str) -> Path:
-    place = Path(path)
-    found = next((p for p in (place / FINAL, place / FINAL.name, place) if p.is_file()), None)
-    if found is None:
-        what = (
-            "has no final/model.safetensors (has its run finished?)"
-            if place.is_dir()
-            else "is not there"
-        )
-        raise WeightsError(
-            f"model.init_from: {path} {what}. It takes a run folder, such as runs/digits, or a "
-            ".safetensors file"
-        )
-    return found
+def _other_shapes(module: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
+    problems = []
+    for name, tensor in module.state_dict().items():
+        if not isinstance(tensor, Tensor) or name not in shapes:
+            continue
+        shape = tuple(known(tensor).shape)
+        if shapes[name] != shape:
+            problems.append(f"{name} has shape {shapes[name]} there, {shape} in the model")
+    return problems
+
+
+def _weights_file(path: str) -> Path:
+    start = Path(path)
+    # A run folder, the folder with its weights, or a file.
+    for file in (start / FINAL, start / FINAL.name, start):
+        if file.is_file():
+            return file
+    problem = "is not there"
+    if start.is_dir():
+        problem = "has no final/model.safetensors (has its run finished?)"
+    raise WeightsError(
+        f"model.init_from: {path} {problem}. It takes a run folder, such as runs/digits, or a "
+        ".safetensors file"
+    )
 
 
 def _shapes(file: Path) -> dict[str, tuple[int, ...]]:
+    """{name: shape}, without reading the tensors."""
     try:
         with safe_open(str(file), framework="pt") as weights:
-            return {
-                name: tuple(weights.get_slice(name).get_shape()) for name in list(weights.keys())
-            }
+            shapes = {}
+            for name in list(weights.keys()):
+                shapes[name] = tuple(weights.get_slice(name).get_shape())
+            return shapes
     except SafetensorError as error:
         raise WeightsError(
             f"model.init_from: {file} is no whole .safetensors file ({error})"

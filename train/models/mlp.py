@@ -7,8 +7,10 @@ from torch import Tensor, nn
 
 
 class MLP(nn.Module):
-    """Linear layers with ReLU between them. (samples, ...) -> (samples, outputs); what follows dim
-    0 is flattened, and (samples,) is one number for each.
+    """Linear layers with ReLU between them.
+
+    (samples, ...) -> (samples, outputs): dimensions after the first are flattened. (samples,) is
+    one number per sample.
     """
 
     def __init__(
@@ -28,8 +30,8 @@ class MLP(nn.Module):
         flat = inputs.reshape(len(inputs), -1)
         if flat.shape[1] != self.inputs:
             raise ValueError(
-                f"MLP(inputs={self.inputs}) takes {self.inputs} numbers a sample, and gets "
-                f"{flat.shape[1]}. Type: model.args.inputs={flat.shape[1]}"
+                f"MLP(inputs={self.inputs}) takes {self.inputs} numbers a sample, and got "
+                f"{flat.shape[1]}. Set: model.args.inputs={flat.shape[1]}"
             )
         logits: Tensor = self.layers(flat)
         return logits

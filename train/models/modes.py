@@ -1,4 +1,4 @@
-"""Which modules of a model train in train mode, and which its owner has frozen by .eval()."""
+"""Train and eval mode: which modules of a model are trained, and which .eval() has frozen."""
 
 from collections.abc import Iterator
 
@@ -8,24 +8,23 @@ from train.errors import some
 
 
 def set_training(module: nn.Module) -> list[str]:
-    """Put a model into train mode, except what is frozen; notes for the screen.
+    """Put a model into train mode, except what is frozen; returns notes for the screen.
 
-    A library hands its models over in eval mode: inside a user's wrapper, that would train without
-    dropout. So eval mode means "frozen" only of a layer that keeps statistics (BatchNorm and the
-    like), and of modules none of whose parameters is trained: those that model.freeze or the
-    constructor took out. A model that is in eval mode as a whole trains as a whole, its BatchNorm
-    too.
+    Libraries give models in eval mode: inside a user's wrapper, such a model would train without
+    dropout. So eval mode counts as frozen only for a layer that keeps statistics (BatchNorm and the
+    like), and for a module all of whose parameters are frozen, by model.freeze or its constructor.
+    A model that is in eval mode as a whole trains as a whole, its BatchNorm too.
     """
     if not module.training:
         module.train()
         return [f"modes     {type(module).__name__} came in eval mode, and trains in train mode"]
     changed = []
     for name, part in _in_eval_mode(module):
-        if _trains(part):
+        if next(_to_train(part), None) is not None:  # else it is frozen
             changed.append(f"{name} ({type(part).__name__})")
     trained = {id(part) for part in _to_train(module)}
     frozen = [part for part in module.modules() if not part.training and id(part) not in trained]
-    module.train()  # the model's own, which may freeze more
+    module.train()  # the model's own method, which may freeze more
     for part in frozen:
         part.training = False
     if not changed:
@@ -42,16 +41,11 @@ def _in_eval_mode(module: nn.Module, path: str = "") -> Iterator[tuple[str, nn.M
             yield path + name, child
 
 
-def _trains(module: nn.Module) -> bool:
-    """Whether anything in it will be put into train mode."""
-    return not module.training and any(True for _ in _to_train(module))
-
-
 def _to_train(module: nn.Module) -> Iterator[nn.Module]:
-    """All in it that trains, itself included. What is frozen keeps all that is inside as it is."""
+    """The module and all inside it that trains; nothing inside a frozen one does."""
     parameters = list(module.parameters())
-    untrained = bool(parameters) and not any(p.requires_grad for p in parameters)
-    if not module.training and (untrained or _keeps_statistics(module)):
+    is_untrained = bool(parameters) and not any(p.requires_grad for p in parameters)
+    if not module.training and (is_untrained or _keeps_statistics(module)):
         return
     yield module
     for child in module.children():
@@ -59,5 +53,5 @@ def _to_train(module: nn.Module) -> Iterator[nn.Module]:
 
 
 def _keeps_statistics(module: nn.Module) -> bool:
-    """BatchNorm, InstanceNorm with running statistics, and whatever is written like them."""
+    """BatchNorm, InstanceNorm with running statistics, and layers written like them."""
     return getattr(module, "running_mean", None) is not None

@@ -1,4 +1,4 @@
-"""To look at a model in the middle of its training, and leave no trace."""
+"""Call a model in the middle of its training without leaving a trace."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,9 +10,10 @@ from train.randomness import Generators
 
 
 @contextmanager
-def undisturbed(module: nn.Module, device: torch.device) -> Iterator[Callable[[], None]]:
-    """Buffers, modes and generators are put back, whatever happens inside; gives what puts the
-    modes back earlier.
+def preserve_state(module: nn.Module, device: torch.device) -> Iterator[Callable[[], None]]:
+    """Buffers, train/eval modes and generators are restored at the end, also after an error.
+
+    Yields a function that restores the modes earlier.
     """
     buffers = []
     for part in module.modules():
@@ -21,16 +22,20 @@ def undisturbed(module: nn.Module, device: torch.device) -> Iterator[Callable[[]
                 buffers.append((part, name, buffer, buffer.clone()))
     modes = [(part, part.training) for part in module.modules()]
 
-    def training_modes() -> None:
-        for part, mode in modes:  # one by one: a user may have frozen some
+    def restore_modes() -> None:
+        # One by one, in place of module.train(): a user may have frozen some.
+        for part, mode in modes:
             part.training = mode
 
     try:
         with Generators(device).kept():
-            yield training_modes
+            yield restore_modes
     finally:
-        training_modes()
+        restore_modes()
         with torch.no_grad():
-            for part, name, buffer, kept in buffers:
+            for part, name, buffer, copied in buffers:
                 part._buffers[name] = buffer  # a forward may have put another tensor there
-                buffer.copy_(kept)
+                buffer.copy_(copied)
+
+
+undisturbed = preserve_state  # its name in exactness/ and evaluation/

@@ -1,9 +1,8 @@
-"""What enters a model, scaled: (x - mean) / deviation (data.normalize, and mean and std of
-data.image).
+"""Scales what enters a model: (x - mean) / deviation.
 
-In training, evaluation, streams, copies and train.load alike. The data stays as it is, 8-bit images
-as they are stored, and a task sees it as it is. The numbers lie beside the weights, as
-inputs.safetensors, and in each checkpoint.
+By data.normalize, and by mean and std of data.image. In training, evaluation, streams, copies and
+train.load alike. The data stays as it is, 8-bit images as they are stored, and a task sees it
+unscaled. The numbers are saved beside the weights, as inputs.safetensors, and in each checkpoint.
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,10 +21,9 @@ STATE = "scaling"
 
 
 class Scaling:
-    """A hook before the forward of a model: scales its first argument (samples, ...),
-    floating-point afterwards.
+    """A forward pre-hook that scales the first argument (samples, ...).
 
-    Computed in the wider type of argument and numbers, and given to the model in `dtype`.
+    Computed in the wider type of argument and numbers, and passed to the model in `dtype`.
     """
 
     def __init__(
@@ -34,23 +32,24 @@ class Scaling:
         """`mean`, `deviation`: of one shape, to which the last dimensions of the argument must be
         equal, or 1.
 
-        `dtype`: None for that of the model's parameters, as they are then. `is_fitted`: to data;
-        else the config says them, and a checkpoint does not.
+        `dtype`: None for that of the model's parameters at the time of the call. `is_fitted`: to
+        data; else the numbers are the config's, and a checkpoint does not replace them.
         """
         self._is_fitted = is_fitted
         self.mean = mean
         self.deviation = deviation
-        self.kept: str | None = None  # what a checkpoint had to say
+        self.note: str | None = None  # for the screen, after a checkpoint was loaded
         self._dtype = dtype
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
         first, *others = args or (None,)
         if not isinstance(first, Tensor) or not self._fits(first):
-            raise ModelError(self._misfit(first))
-        if first.dtype is torch.bool:  # torch subtracts none
+            raise ModelError(self._problem(first))
+        if first.dtype is torch.bool:  # torch cannot subtract from it
             first = first.to(self.mean.dtype)
-        if self.mean.device != first.device:  # once: a model moves seldom
-            self.mean, self.deviation = self.mean.to(first.device), self.deviation.to(first.device)
+        if self.mean.device != first.device:  # once: a model seldom moves
+            self.mean = self.mean.to(first.device)
+            self.deviation = self.deviation.to(first.device)
         dtype = self._dtype or next(
             (p.dtype for p in module.parameters() if p.is_floating_point()), first.dtype
         )
@@ -61,22 +60,21 @@ class Scaling:
         return self
 
     def install(self, module: nn.Module) -> None:
-        """Before all other hooks: what narrows the arguments of a model shall get the
-        scaled ones.
-        """
+        """Before all other hooks: models/cast_arguments.py must get the scaled argument."""
         module.register_forward_pre_hook(self, prepend=True)
 
     def _fits(self, argument: Tensor) -> bool:
-        own, count = tuple(self.mean.shape), self.mean.dim()
-        theirs = tuple(argument.shape[1:])[-count:] if count else ()
-        return len(theirs) == count and all(a in (b, 1) for a, b in zip(own, theirs, strict=True))
+        dimensions = self.mean.dim()
+        # Of a 0-dim mean none: [-0:] would be all of them.
+        sizes = argument.shape[1:][-dimensions:] if dimensions else ()
+        if len(sizes) != dimensions:
+            return False
+        return all(own in (size, 1) for own, size in zip(self.mean.shape, sizes, strict=True))
 
-    def _misfit(self, argument: object) -> str:
-        got = (
-            f"of shape {tuple(argument.shape)}"
-            if isinstance(argument, Tensor)
-            else "no tensor, by its place"
-        )
+    def _problem(self, argument: object) -> str:
+        got = "no positional tensor"
+        if isinstance(argument, Tensor):
+            got = f"of shape {tuple(argument.shape)}"
         return (
             "data.normalize and data.image scale what a task gives the model first, here numbers "
             f"of shape {tuple(self.mean.shape)} for each sample; the first argument is {got}. Take "
@@ -87,14 +85,12 @@ class Scaling:
         return {"mean": self.mean.cpu(), "deviation": self.deviation.cpu()}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """The numbers that the weights were trained with count, whatever the data would
-        give now.
-        """
+        """The numbers that the weights were trained with count, not those of the data now."""
         if not self._is_fitted:
             return
-        own = self.state_dict()
-        if any(not torch.equal(own[name], state[name]) for name in own):
-            self.kept = (
+        numbers = self.state_dict()
+        if any(not torch.equal(numbers[name], state[name]) for name in numbers):
+            self.note = (
                 "normalize the numbers that the weights were trained with are kept; this data "
                 "has others"
             )
@@ -103,39 +99,39 @@ class Scaling:
 
 
 def of_images(mean: Sequence[float], deviation: Sequence[float], dtype: torch.dtype) -> Scaling:
-    """Of images (samples, channels, height, width), a number for each channel."""
+    """For images (samples, channels, height, width): one number per channel."""
     wide = torch.float64 if dtype is torch.float64 else torch.float32
-    means, deviations = (
-        torch.tensor(numbers, dtype=wide)[:, None, None] for numbers in (mean, deviation)
-    )
+    # (channels, 1, 1)
+    means = torch.tensor(mean, dtype=wide)[:, None, None]
+    deviations = torch.tensor(deviation, dtype=wide)[:, None, None]
     return Scaling(means, deviations, dtype, is_fitted=False)
 
 
 def scaling_of(module: nn.Module) -> Scaling | None:
-    """What stands in front of a model."""
-    return next(
-        (hook for hook in module._forward_pre_hooks.values() if isinstance(hook, Scaling)), None
-    )
+    """The scaling installed in a model."""
+    for hook in module._forward_pre_hooks.values():
+        if isinstance(hook, Scaling):
+            return hook
+    return None
 
 
-def beside(weights: Path) -> Path:
-    """Where the numbers lie."""
+def scaling_file(weights: Path) -> Path:
+    """The file beside the weights that holds the numbers."""
     return weights.with_name(FILE)
 
 
 def write_scaling(module: nn.Module, folder: Path) -> None:
-    """Beside weights."""
+    """Beside the weights in `folder`; nothing where inputs are not scaled."""
     scaling = scaling_of(module)
-    if scaling is not None:
-        save_file(
-            {name: tensor.contiguous() for name, tensor in scaling.state_dict().items()},
-            folder / FILE,
-        )
+    if scaling is None:
+        return
+    numbers = {name: tensor.contiguous() for name, tensor in scaling.state_dict().items()}
+    save_file(numbers, folder / FILE)
 
 
 def read_scaling(module: nn.Module, weights: Path) -> bool:
-    """What lies beside weights is put in front of the model. False: there is nothing."""
-    file = beside(weights)
+    """Install the scaling saved beside the weights; False where there is none."""
+    file = scaling_file(weights)
     if not file.is_file():
         return False
     numbers = load_file(str(file))

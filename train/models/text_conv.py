@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 
 class TextConv(nn.Module):
-    """Convolutions over the bytes of a text, then the largest value over all places.
+    """A convolution over the bytes of a text, then max pooling over all positions.
 
     tokens (samples, length), 0 to 255, and 256 where a text has ended -> (samples, outputs).
     Source: Kim, Convolutional Neural Networks for Sentence Classification, 2014; over characters:
@@ -22,7 +22,7 @@ class TextConv(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         features = torch.relu(self.convolution(self.embedding(tokens).transpose(1, 2)))
-        # what lies behind the end says nothing
+        # So that no position after the end is the maximum: after ReLU none is below 0.
         features = features * (tokens != self.padding).unsqueeze(1)
         logits: Tensor = self.head(features.amax(2))
         return logits

@@ -10,37 +10,34 @@ from train.models._extras import library
 
 
 def vision(name: str, outputs: int, pretrained: bool = False, **args: Any) -> nn.Module:
-    """The model of that name: timm's where it has one, else torchvision's, and nothing around it.
+    """The model of that name: timm's where it has one, else torchvision's, unwrapped.
 
-    images (samples, channels, height, width), floating point -> (samples, outputs). `pretrained`
-    weights are fetched by the library. `args` are its own: timm's in_chans, img_size, norm_layer
-    ..., torchvision's image_size ... Raises ModelError.
+    images (samples, channels, height, width), floating point -> (samples, outputs). The library
+    downloads `pretrained` weights. `args` are its own: timm's in_chans, img_size, norm_layer ...,
+    torchvision's image_size ... Raises ModelError.
     """
-    torchvision, timm = (
-        library("torchvision", "vision", "vision"),
-        library("timm", "vision", "vision"),
-    )
-    theirs = torchvision.models.list_models(module=torchvision.models)  # no detectors, no videos
-    given: dict[str, Any]
+    torchvision = library("torchvision", "vision", "vision")
+    timm = library("timm", "vision", "vision")
+    # Of this submodule alone: the others are detectors, video models, ...
+    classifiers = torchvision.models.list_models(module=torchvision.models)
     if timm.is_model(name):
-        maker, given = timm.create_model, {"model_name": name, "pretrained": pretrained}
-    elif name in theirs:
-        maker, given = (
-            torchvision.models.get_model,
-            {"name": name, "weights": "DEFAULT" if pretrained else None},
-        )
+        make = timm.create_model
+        library_args = {"model_name": name, "pretrained": pretrained}
+    elif name in classifiers:
+        make = torchvision.models.get_model
+        library_args = {"name": name, "weights": "DEFAULT" if pretrained else None}
     else:
-        near = difflib.get_close_matches(name, {*timm.list_models(), *theirs}, n=3)
+        near = difflib.get_close_matches(name, {*timm.list_models(), *classifiers}, n=3)
         did_you_mean = f"; did you mean {' or '.join(near)}?" if near else ""
         raise ModelError(
             f"model.args.name={name} is no classifier of timm or of torchvision{did_you_mean}"
         )
     try:
-        model: nn.Module = maker(**given, num_classes=outputs, **args)
-    # an argument that it has not, no way to the Hub
+        model: nn.Module = make(**library_args, num_classes=outputs, **args)
+    # such as an unknown argument, or no connection to the hub
     except (OSError, RuntimeError, TypeError, ValueError) as error:
-        how = ". Weights in a file: model.init_from=FILE" if pretrained else ""
+        hint = ". Weights in a file: model.init_from=FILE" if pretrained else ""
         raise ModelError(
-            f"model.args: {maker.__module__.split('.')[0]} cannot make {name}: {error}{how}"
+            f"model.args: {make.__module__.split('.')[0]} cannot make {name}: {error}{hint}"
         ) from error
     return model

@@ -1,4 +1,4 @@
-"""A trained model on disk, and back."""
+"""Saves trained weights, and loads them into a model again."""
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
@@ -6,7 +6,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -20,16 +19,14 @@ from train.checkpoint.files import (
     write_value,
 )
 from train.checkpoint.pieces import join
-from train.config import Config, Foreign, load, resolve
+from train.config import Config, Foreign, load
 from train.disk import remove
 from train.distributed.ranks import Ranks
 from train.distributed.sharded import is_divided
 from train.errors import RunFailed, UserError, ends_in_a_sentence
-from train.models import ModelError
-from train.models.precision import cast_parameters
+from train.models.make import make_model
 from train.models.scaling import FILE as SCALING_FILE
 from train.models.scaling import read_scaling, scaling_of, write_scaling
-from train.randomness import drawn_from
 from train.redaction import clean_known
 
 
@@ -45,17 +42,18 @@ class NotSaved(RunFailed):
     """Trained weights that could not be written; the checkpoints are as they were."""
 
 
-AGAIN = "Type the same command again once that is mended; it goes on from the newest checkpoint"
+RUN_AGAIN = "Run the same command again once that is fixed: it resumes from the newest checkpoint"
 FINAL = Path("final") / "model.safetensors"
 
 
 @runtime_checkable
 class Pretrained(Protocol):
-    """A module that has a format of its own, such as that of train/models/hf.py."""
+    """A module with its own file format, such as train/models/hf.py."""
 
     def save_pretrained(self, folder: Path, state: Mapping[str, Tensor] | None) -> None:
-        """Write model.safetensors, and whatever belongs beside it. `state`: the module's
-        state_dict; None: its own.
+        """Write model.safetensors, and whatever belongs beside it.
+
+        `state`: the module's state_dict, where it was joined from shards; None: its own.
         """
         ...
 
@@ -64,60 +62,22 @@ class Pretrained(Protocol):
         ...
 
 
-def parameter_dtype(config: Config) -> torch.dtype:
-    """Of the parameters, and of what enters the model; under autocast (bf16, fp16) both stay
-    float32.
-    """
-    if config.model.dtype == "bf16":
-        return torch.bfloat16
-    return torch.float64 if config.precision == "fp64" else torch.float32
-
-
-def make_model(config: Config) -> nn.Module:
-    """The model as the config describes it, drawn in float32 whatever the precision, from the run's
-    seed.
-    """
-    constructor = resolve(config.model.target, "train.models")
-    what = f"model.target={config.model.target} cannot be made from model.args"
-    with ends_in_a_sentence(ModelError, what), drawn_from(config.seed):
-        module: nn.Module = constructor(**config.model.args)
-    _check_trainable(module, config.model.target)
-    cast_parameters(module, parameter_dtype(config), lambda: constructor(**config.model.args))
-    return module
-
-
-def _check_trainable(module: nn.Module, target: str) -> None:
-    if not isinstance(module, nn.Module):
-        raise ModelError(
-            f"model.target={target} gives {type(module).__name__}; it must give a torch.nn.Module"
-        )
-    parameters = list(module.parameters())
-    if not parameters:
-        raise ModelError(
-            f"model.target={target} has no parameters, so there is nothing to train: layers are "
-            "found where they are attributes of the module, or stand in an nn.ModuleList or "
-            "nn.ModuleDict, not in a plain list"
-        )
-    if not any(parameter.requires_grad for parameter in parameters):
-        raise ModelError(
-            f"model.target={target}: all its parameters have requires_grad=False, so there is "
-            "nothing to train. Leave some of them trainable; model.freeze holds others as they are"
-        )
-
-
 @contextmanager
 def divided_weights(
     modules: Mapping[str, nn.Module], folder: Path, ranks: Ranks
 ) -> Iterator[Path | None]:
-    """Inside, the parts of weights that are divided among the ranks lie in `folder`, from where
-    save_weights takes them; no rank holds all. None where every rank does.
+    """Inside, the shards of all ranks are in `folder`, for save_weights to join.
 
-    `modules`: by the names of their files. All ranks call it together. Raises NotSaved.
+    Yields the folder, or None where weights are not sharded. `modules`: by the names of their
+    files. All ranks call it together. Raises NotSaved.
     """
     if not any(map(is_divided, modules.values())):
         yield None
         return
-    ranks.from_main(lambda: _begin(folder))
+
+    def make_folder() -> None:
+        remove(folder)
+        folder.mkdir()
 
     def write() -> None:
         try:
@@ -125,19 +85,15 @@ def divided_weights(
                 write_model(folder, f"{name}.safetensors", module, ranks.rank)
         except (OSError, SafetensorError) as error:
             raise NotSaved(
-                f"could not write this rank's weights into {folder}: {error}. {AGAIN}"
+                f"could not write this rank's weights into {folder}: {error}. {RUN_AGAIN}"
             ) from error
 
+    ranks.from_main(make_folder)
     ranks.together(write)
     try:
         yield folder
     finally:
         ranks.from_main(lambda: remove(folder))
-
-
-def _begin(folder: Path) -> None:
-    remove(folder)
-    folder.mkdir()
 
 
 def save_weights(
@@ -147,16 +103,18 @@ def save_weights(
     save_beside: Callable[[Path], object] | None = None,
     divided: Path | None = None,
 ) -> Path:
-    """Plain weights under the model's own parameter names, as folder/NAME.safetensors; tied ones
-    once.
+    """Plain weights under the model's own parameter names, as folder/NAME.safetensors.
 
-    Beside them what a module of transformers writes too, and what `save_beside(folder)` writes,
-    such as a tokenizer. `divided`: where the parts of all ranks lie. Raises NotSaved.
+    Tied weights are stored once. Beside them is what a transformers model writes besides, and what
+    `save_beside(folder)` writes, such as a tokenizer. `divided`: the folder with the shards of all
+    ranks. Raises NotSaved.
     """
     try:
         return _save_weights(module, folder, name, save_beside, divided)
     except (OSError, SafetensorError) as error:
-        raise NotSaved(f"could not write {folder / name}.safetensors: {error}. {AGAIN}") from error
+        raise NotSaved(
+            f"could not write {folder / name}.safetensors: {error}. {RUN_AGAIN}"
+        ) from error
 
 
 def _save_weights(
@@ -168,42 +126,55 @@ def _save_weights(
 ) -> Path:
     path = folder / f"{name}.safetensors"
     folder.mkdir(exist_ok=True)
+    # In a hidden folder first: a kill must leave no half-written file under its final name.
     unfinished = folder / f".{name}.unfinished"
     remove(unfinished)
     unfinished.mkdir()
-    written = unfinished / FINAL.name
-    if divided is not None:
-        join(divided, f"{name}.safetensors", written)
-    if isinstance(module, Pretrained):
-        module.save_pretrained(unfinished, None if divided is None else load_file(str(written)))
-    else:
-        if divided is None:
-            write_tensors(written, module)
-        if extra := ExtraState(module).state_dict():
-            write_value(*_extra_files(written), extra)
+    weights = unfinished / FINAL.name
+    _write(module, weights, f"{name}.safetensors", divided)
     write_scaling(module, unfinished)
     if save_beside is not None:
         save_beside(unfinished)
-    for described in unfinished.glob("*config.json"):
-        # transformers writes down what it was called with.
-        described.write_text(clean_known(described.read_text(encoding="utf-8")), encoding="utf-8")
-    if scaling_of(module) is None:  # what a model before this one has left there would scale it
+    for config_file in unfinished.glob("*config.json"):
+        # Redacted: transformers records the arguments that it was called with.
+        text = clean_known(config_file.read_text(encoding="utf-8"))
+        config_file.write_text(text, encoding="utf-8")
+    # The file of an earlier model there would scale the inputs of this one.
+    if scaling_of(module) is None:
         (folder / SCALING_FILE).unlink(missing_ok=True)
-    for other in unfinished.iterdir():
-        if other != written:
-            other.rename(folder / other.name)
-    # last, and at once: a kill leaves all of the weights or none, never half of them
-    written.rename(path)
+    for file in unfinished.iterdir():
+        if file != weights:
+            file.rename(folder / file.name)
+    # The weights last, and by a rename: a kill leaves all of them or none.
+    weights.rename(path)
     unfinished.rmdir()
     return path
 
 
+def _write(module: nn.Module, weights: Path, name: str, divided: Path | None) -> None:
+    """The file `weights`, and what the module itself writes beside it.
+
+    `name`: of the file in `divided`, the folder with the shards.
+    """
+    if divided is not None:
+        join(divided, name, weights)
+    if isinstance(module, Pretrained):
+        state = None if divided is None else load_file(str(weights))
+        module.save_pretrained(weights.parent, state)
+        return
+    if divided is None:
+        write_tensors(weights, module)
+    if extra := ExtraState(module).state_dict():
+        write_value(*_extra_files(weights), extra)
+
+
 def load_weights(module: nn.Module, file: Path) -> None:
-    """What save_weights wrote, into a model of the same config. Raises OtherWeights where names or
-    shapes differ.
+    """Load what save_weights wrote into a model of the same config.
+
+    Raises OtherWeights where names or shapes differ.
     """
     what = f"{file} does not fit the model. Set: model.args as they were there"
-    # not of a file that cannot be read
+    # RuntimeError alone: a file that cannot be read raises others.
     with ends_in_a_sentence(OtherWeights, what, of=RuntimeError):
         if isinstance(module, Pretrained):
             module.load_pretrained(file)
@@ -213,21 +184,19 @@ def load_weights(module: nn.Module, file: Path) -> None:
 
 
 def load_extra_state(module: nn.Module, file: Path) -> None:
-    """What lies beside these weights, for the module's set_extra_state; nothing where there is
-    none.
-    """
+    """Pass what lies beside these weights, if anything, to the module's set_extra_state."""
     files = _extra_files(file)
     if all(each.is_file() for each in files):
         ExtraState(module).load_state_dict(read_value(*files))
 
 
 def _extra_files(file: Path) -> tuple[Path, Path]:
-    """Beside weights: what the module's get_extra_state gave, and the tensors in it."""
+    """(JSON, tensors) of what the module's get_extra_state gave, beside the weights."""
     return file.with_suffix(".extra_state.json"), file.with_suffix(".extra_state.safetensors")
 
 
 def final_weights(run_folder: Path, name: str = "model") -> Path:
-    """Where a run's trained weights are; raises NotFinished where they are not."""
+    """The file with a run's trained weights. Raises NotFinished."""
     weights = run_folder / FINAL.with_stem(name)
     if not weights.is_file():
         raise NotFinished(
@@ -239,7 +208,7 @@ def final_weights(run_folder: Path, name: str = "model") -> Path:
 def load_final(run_folder: str | Path, name: str = "model", trust: bool = False) -> nn.Module:
     """The trained model of a run folder, on the CPU, in evaluation mode.
 
-    `trust`: call whatever its config names; else NotTrusted is raised for what is not known to be
+    `trust`: call whatever its config names. Else raises NotTrusted for what is not known to be
     harmless.
     """
     folder = Path(run_folder).expanduser()
@@ -253,12 +222,11 @@ def trained_model(config: Config, weights: Path) -> nn.Module:
     """The model of `config` with the weights of a run."""
     args = dict(config.model.args)
     if "from_pretrained" in args and (weights.parent / "config.json").is_file():
-        args["from_pretrained"] = str(weights.parent)  # what it started from may be gone
+        args["from_pretrained"] = str(weights.parent)  # the original may be gone
     if config.model.target == "vision":
-        args["pretrained"] = False  # nothing is fetched that is replaced at once
-    module = make_model(
-        dataclasses.replace(config, model=dataclasses.replace(config.model, args=args))
-    )
+        args["pretrained"] = False  # a download would be overwritten at once
+    model_config = dataclasses.replace(config.model, args=args)
+    module = make_model(dataclasses.replace(config, model=model_config))
     load_weights(module, weights)
     is_scaled = config.data.normalize or bool(config.data.image.mean)
     if not read_scaling(module, weights) and is_scaled:

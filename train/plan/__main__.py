@@ -14,8 +14,8 @@ from train.config import Loaded, load
 from train.data import open_sets
 from train.distributed.ranks import asked_world_size
 from train.errors import FINISHED, UserError, entry_point, leave
-from train.memory.fits import counted_on, line_for, recommended, sizes_to_trace, tabulate
-from train.memory.foresight import VARIANTS, foresee_apart, keep
+from train.memory.fits import launch_command, recommended, sizes_to_trace, tabulate, usable_bytes
+from train.memory.memory_trace import VARIANTS, save_trace, trace_in_subprocess
 from train.memory.page import Page
 from train.plan.describe import describe
 from train.plan.make import make_plan
@@ -65,18 +65,21 @@ def make_page(loaded: Loaded, arguments: Arguments) -> tuple[Page, RunPlan]:
             f"{plan.batch.world_size}"
         )
     words = [str(loaded.path), *loaded.overrides]
-    foresight = foresee_apart(words, "cuda", VARIANTS, sizes_to_trace(plan.batch, world_sizes))
-    keep(foresight, loaded.config)
-    usable = counted_on(arguments.memory)
-    tables = tabulate(foresight, plan.batch, world_sizes, usable)
+    trace = trace_in_subprocess(words, "cuda", VARIANTS, sizes_to_trace(plan.batch, world_sizes))
+    save_trace(trace, loaded.config)
+    usable = usable_bytes(arguments.memory)
+    tables = tabulate(trace, plan.batch, world_sizes, usable)
     choice = recommended(tables)
+    command = None
+    if choice is not None:
+        command = launch_command(choice, loaded, arguments.loop, plan.batch)
     page = Page(
         memory=arguments.memory,
         usable=usable,
-        foresight=foresight,
+        trace=trace,
         tables=tables,
         recommended=choice,
-        line=None if choice is None else line_for(choice, loaded, arguments.loop, plan.batch),
+        line=command,
     )
     return page, plan
 

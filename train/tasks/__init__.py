@@ -1,8 +1,7 @@
-"""What a loss is. A task is a class with these members; a config names it by file, or by its dotted
-path.
+"""Tasks: what the loss and the metrics are. A config names a task by its file or its dotted path.
 
-A task calls `model(...)` and nothing inside it, since a forward of the wrapped module would miss
-the reduction of its gradients. It never divides, never reduces over ranks and knows nothing of
+A task calls `model(...)` and nothing inside it: a forward of the wrapped module would miss the
+reduction of its gradients. It never divides, never reduces over ranks and knows nothing of
 micro-batches.
 """
 
@@ -23,17 +22,19 @@ from train.tasks.moments import Moments
 
 T = TypeVar("T")
 
-ONLY = "loss"  # the name of the term of a task that has one
+ONLY = "loss"
+"""The name of the term of a loss that has one."""
 
 
 def by_term(value: T | Mapping[str, T]) -> Mapping[str, T]:
-    """What loss_weight and loss_sum give, by the names of the terms."""
+    """{term: value} of what loss_weight or loss_sum returned."""
     return value if isinstance(value, Mapping) else {ONLY: value}
 
 
 def stacked(values: Sequence[Tensor]) -> Tensor:
-    """(n,), of n 0-dim tensors; one alone stays as it is: a stack of one costs each micro-step an
-    operator.
+    """n 0-dim tensors as one (n,); a single one stays 0-dim.
+
+    A stack of one would cost an operator in each micro-step.
     """
     return values[0] if len(values) == 1 else torch.stack(list(values))
 
@@ -43,93 +44,93 @@ class TaskError(UserError):
 
 
 class Task(Protocol):
-    """A loss may have several terms, each with a weight of its own: loss_weight and loss_sum then
-    give {term: value}, under the same names, and the attribute `coefficients`, if there is one, is
-    {term: factor}.
+    """The members of a task.
+
+    A loss may have several terms, each with its own weight: loss_weight and loss_sum then return
+    {term: value} with the same names, and the optional attribute `coefficients` is {term: factor}.
     """
 
     columns: tuple[str, ...]
     """What a batch must hold."""
 
     def loss_weight(self, batch: Batch) -> float | Mapping[str, float]:
-        """What the sum of losses over the step is divided by: the number of samples, of valid
-        labels, ... in `batch`, counted on the CPU before the first forward pass.
+        """What the sum of losses is divided by: the number of samples, of valid labels, ...
+
+        Counted on the CPU before the first forward pass, and added up over the step.
         """
         ...
 
     def loss_sum(self, model: Any, batch: Batch) -> Tensor | Mapping[str, Tensor]:
-        """The sum of the losses in `batch`: 0-dim, float32 or wider."""
+        """The sum of the losses of a batch: 0-dim, float32 or wider."""
         ...
 
     def eval_sums(
         self, model: Any, batch: Batch
     ) -> Mapping[str, tuple[Tensor, Tensor | float] | Moments]:
-        """{name: (sum, weight)} of the loss (name `loss`) and of each metric, from one forward
-        pass.
+        """{name: (sum, weight)} of the loss (named `loss`) and of each metric, from one forward.
 
-        A batch, or a rank, may lack a metric, such as that of a class that does not occur: it
-        counts nothing there.
+        A batch may lack a metric, such as that of a class that does not occur in it.
         """
         ...
 
-    # Optional, for tasks that have more to say:
+    # Optional members:
     #
-    # weight_columns: those that loss_weight reads. Where no transform makes them, weights are
-    # counted from these alone, one step ahead, and samples are read as their micro-batch comes.
-    # Else a loss of one term is divided once, at the update; one of several holds all samples of a
-    # step in memory.
+    # weight_columns: the columns that loss_weight reads. Where no transform makes them, weights are
+    # counted from these alone, one step ahead, and samples are read when their micro-batch comes.
+    # Without it, a loss of one term is divided once, at the update; one of several terms keeps all
+    # samples of a step in memory.
     #
-    # split_invariant_draws = True (of the task, or of a module): what it draws from the global
-    # generators gives a sample the same numbers however a batch is cut. Any other draw in training
+    # split_invariant_draws = True (of the task, or of a module): its draws from the global
+    # generators give a sample the same numbers however a batch is split. Any other draw in training
     # makes a run not exact.
     #
     # couples_samples = True: the loss of a sample depends on the others of its micro-batch
     # (negatives within the batch, a balance loss), so that no split of a batch has its gradient.
-    # Said where a trial cannot find it out.
+    # Needed where the preflight cannot find that out.
     #
-    # finish(metrics) -> metrics: what follows from {name: sum / weight} over a whole set without
-    # being a sum itself, such as perplexity = exp(loss). A metric that nobody could measure is
-    # absent.
+    # finish(metrics) -> metrics: what follows from {name: sum / weight} over a full set without
+    # being a sum itself, such as perplexity = exp(loss). A metric that no batch had is absent.
     #
-    # num_classes(model, batch) -> how many classes the model tells apart: whole-number labels of
-    # every set, in memory or not, are compared with it before the first step, and a wrong one is
-    # told by its row; those of a stream as they come. class_columns: the columns that are compared
-    # so in a stream, where that is not `labels` alone.
+    # num_classes(model, batch) -> the number of classes of the model. Integer labels of every set,
+    # in memory or not, are compared with it before the first step, and a wrong one is reported with
+    # its row; those of a stream when they are read. class_columns: the columns that are compared in
+    # a stream, where that is not `labels` alone.
     #
     # check(model, one, columns) -> what is wrong, or None: before the first step, on every set that
-    # is in memory. `one` holds one sample, as a step is fed; `columns` all samples, on the CPU.
+    # is in memory. `one` holds one sample, as in a step; `columns` all samples, on the CPU.
     #
     # samples(model, batch, decode) -> rows of a table, {column: text}: what the model makes of
     # `batch`, some held-out samples, at each evaluation; `decode` turns tokens into text.
 
 
 def coefficients_of(task: Task) -> Mapping[str, float]:
-    """By which the terms of the loss are added up: 1 where the task names none. Raises TaskError
-    for what is no number.
+    """{term: factor} of the sum of the terms; 1 for a term that the task does not name.
 
-    Whether the terms that it names exist is seen once the loss has given its own
-    (exactness.additivity).
+    Raises TaskError for what is no number. Whether the named terms exist is checked with a first
+    loss (exactness.additivity).
     """
-    given = getattr(task, "coefficients", {})
+    coefficients = getattr(task, "coefficients", {})
     name = type(task).__name__
-    if not isinstance(given, Mapping):
+    if not isinstance(coefficients, Mapping):
         raise TaskError(
-            f"{name}.coefficients must be {{term: number}}: got {type(given).__name__}. "
-            f"Type: coefficients = {{{ONLY!r}: 1.0}}"
+            f"{name}.coefficients must be {{term: number}}: got {type(coefficients).__name__}. "
+            f"Set: coefficients = {{{ONLY!r}: 1.0}}"
         )
-    for term, factor in given.items():
+    for term, factor in coefficients.items():
         if isinstance(factor, Tensor) and factor.dim() == 0 and not factor.requires_grad:
             continue
         if isinstance(factor, bool) or not isinstance(factor, Real) or not math.isfinite(factor):
             raise TaskError(
                 f"{name}.coefficients[{term!r}] must be a finite number: got {factor!r}"
             )
-    return defaultdict(lambda: 1.0, given)
+    return defaultdict(lambda: 1.0, coefficients)
 
 
 def weight_columns(task: Task) -> Sequence[str]:
-    """Those that the task says its weights are counted from; none where loss_weight is of a class
-    that says nothing, such as the user's own, made from one that does.
+    """The columns that the task's loss_weight reads; none where they are unknown.
+
+    They hold only if no later class overrides loss_weight: a user's class may be derived from one
+    of ours.
     """
     if "weight_columns" in vars(task):
         return tuple(vars(task)["weight_columns"])
@@ -142,9 +143,7 @@ def weight_columns(task: Task) -> Sequence[str]:
 
 
 def make_task(config: Config) -> Task:
-    """The task that `task.target` names. What it draws when it is made follows from the
-    run's seed.
-    """
+    """The task that `task.target` names; its constructor draws from the run's seed."""
     target = resolve(config.task.target, "train.tasks")
     with drawn_from(config.seed):
         task: Task = target(**config.task.args)

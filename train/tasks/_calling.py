@@ -1,4 +1,4 @@
-"""A model is called on a batch as it wants to be."""
+"""Calls a model on a batch, and takes the one tensor that a task needs from what it returns."""
 
 import inspect
 from collections.abc import Hashable, Mapping
@@ -10,66 +10,68 @@ from torch import Tensor
 from train.batch.window import MASK, Batch
 from train.errors import UserError
 
-SEVERAL = ("tuple", "list")
-
 
 class ModelOutputs(UserError):
-    """A model that does not return what the task needs; the message says what to write."""
+    """A model that does not return what the task needs; the message has the code to write."""
 
 
 def outputs_of(model: Any, batch: Batch, *more: Any, **named: Any) -> Any:
-    """The model of the inputs, and of the mask of the tokens where the batch has one and the model
-    takes it by name.
+    """What the model returns for the inputs.
+
+    The attention mask is passed too, where the batch has one and the model has an argument of that
+    name.
     """
     if MASK not in batch:
         return model(batch["inputs"], *more, **named)
-    # of a wrapper, which hands on whatever it is given
+    # A wrapper's forward accepts everything: the module inside decides.
     inside: Any = type(getattr(model, "module", None))
-    plain: Any = type(model)
-    if _takes_mask(plain) or _takes_mask(inside):
+    outside: Any = type(model)
+    if _takes_mask(outside) or _takes_mask(inside):
         return model(batch["inputs"], *more, attention_mask=batch[MASK], **named)
     return model(batch["inputs"], *more, **named)
 
 
 @cache
 def _takes_mask(kind: Hashable) -> bool:
-    """Asked of the class: accelerate and torch.compile change the forward of the one module."""
+    """By the class: accelerate and torch.compile replace the forward of the instance."""
     forward = getattr(kind, "forward", None)
     return callable(forward) and MASK in inspect.signature(forward).parameters
 
 
 def tensor_of(model: Any, outputs: Any) -> Tensor:
-    """The one tensor that a model returns: itself, or what it calls its logits. Raises
-    ModelOutputs.
+    """The one tensor in a model's outputs. Raises ModelOutputs.
+
+    They are that tensor, or hold it as `logits`, or hold nothing else.
     """
     if isinstance(outputs, Tensor):
         return outputs
-    found = None
+    tensor = None
     if isinstance(outputs, Mapping):
-        found = outputs.get("logits")
+        tensor = outputs.get("logits")
     elif isinstance(outputs, tuple | list) and len(outputs) == 1:
-        found = outputs[0]
-    if isinstance(found, Tensor):
-        return found
-    kind = type(getattr(model, "module", model))
-    shown = type(outputs).__name__
-    keys = (
-        list(outputs)
-        if isinstance(outputs, Mapping)
-        else list(range(len(outputs)))
-        if shown in SEVERAL
-        else []
-    )
+        tensor = outputs[0]
+    if isinstance(tensor, Tensor):
+        return tensor
+    raise _model_outputs(type(getattr(model, "module", model)), outputs)
+
+
+def _model_outputs(model_class: Any, outputs: Any) -> ModelOutputs:
+    keys: list[Any] = []
+    if isinstance(outputs, Mapping):
+        keys = list(outputs)
+    elif type(outputs) in (tuple, list):  # not a named tuple
+        keys = list(range(len(outputs)))
+    returned = type(outputs).__name__
     fix = "Let forward return it"
     if keys:
-        shown += f" with {', '.join(map(repr, keys))}"
+        returned += f" with {', '.join(map(repr, keys))}"
         fix += (
-            f", or write my/one.py, and type: model.target=one.One\n"
-            f"    from {kind.__module__} import {kind.__name__}\n"
-            f"    class One({kind.__name__}):\n"
+            f", or write my/one.py, and set: model.target=one.One\n"
+            f"    from {model_class.__module__} import {model_class.__name__}\n"
+            f"    class One({model_class.__name__}):\n"
             f"        def forward(self, *inputs, **more):\n"
             f"            return super().forward(*inputs, **more)[{keys[0]!r}]"
         )
-    raise ModelOutputs(
-        f"the model {kind.__name__} returns {shown}, and the task needs one tensor. {fix}"
+    return ModelOutputs(
+        f"the model {model_class.__name__} returns {returned}, and the task needs one tensor. {fix}"
     )

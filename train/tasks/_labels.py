@@ -1,33 +1,39 @@
-"""Labels that a model can have: whole numbers from 0 to its outputs, or -100 for none."""
+"""Class labels: integers from 0 to the model's outputs, or -100 for none."""
 
 from torch import Tensor
 
 from train.batch.window import IGNORED
 
+MAX_SHOWN = 5
+
 
 def classes_of(labels: Tensor) -> Tensor:
-    """Labels as whole numbers: a table may hold 1.0 for class 1, where a value was missing before
-    it was cleaned.
+    """Labels as integers.
+
+    A table holds 1.0 for class 1 where a value was missing before it was cleaned.
     """
     return labels.long() if labels.dtype.is_floating_point else labels
 
 
 def wrong_numbers(name: str, labels: Tensor, outputs: int) -> str | None:
-    """What is wrong with a column of labels, for a model with so many outputs; None: nothing."""
+    """What is wrong with a column of labels for a model with `outputs` outputs; None: nothing."""
     if labels.is_floating_point():
         return (
-            f"{name} holds {labels.dtype}, where whole numbers from 0 are needed. For numbers to "
-            "come near to: " + ("task=regression")
+            f"{name} holds {labels.dtype}, where whole numbers from 0 are needed. To predict "
+            "numbers, set: task=regression"
         )
-    wrong = (labels != IGNORED) & ((labels < 0) | (labels >= outputs))
-    if not wrong.any():
+    is_wrong = (labels != IGNORED) & ((labels < 0) | (labels >= outputs))
+    if not is_wrong.any():
         return None
-    found = sorted(set(labels[wrong].tolist()))
-    shown = ", ".join(map(str, found[:5])) + (", ..." if len(found) > 5 else "")
-    sample = wrong.nonzero()[0, 0].item()
-    more = f"a model with {found[-1] + 1} outputs, or " if found[0] >= 0 else ""
+    wrong = sorted(set(labels[is_wrong].tolist()))
+    shown = ", ".join(map(str, wrong[:MAX_SHOWN]))
+    if len(wrong) > MAX_SHOWN:
+        shown += ", ..."
+    sample = is_wrong.nonzero()[0, 0].item()
+    # More outputs do not help against a negative label.
+    more_outputs = f"a model with {wrong[-1] + 1} outputs, or " if wrong[0] >= 0 else ""
     return (
-        f"{name} holds {shown} ({int(wrong.sum())} of {labels.numel():,}, the first in sample "
+        f"{name} holds {shown} ({int(is_wrong.sum())} of {labels.numel():,}, the first in sample "
         f"{sample}), but the model has {outputs} outputs: it takes 0 to {outputs - 1}, and "
-        f"{IGNORED} for none. It takes {more}other labels"
+        f"{IGNORED} for none. It takes {more_outputs}other labels"
     )

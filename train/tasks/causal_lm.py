@@ -1,4 +1,4 @@
-"""The next token, from those before it."""
+"""Language modelling: the next token, from those before it."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -13,47 +13,61 @@ from train.errors import UserError
 from train.tasks._calling import outputs_of, tensor_of
 from train.tasks._labels import wrong_numbers
 
-TOKENS, ROUTER = "cross_entropy", "router"
+TOKENS = "cross_entropy"
+ROUTER = "router"
 """The terms of a loss with a router's."""
 
 SAMPLE_TOKENS = 120
+"""Tokens that are generated for a table of samples."""
+
 TEMPERATURE = 0.7
+
+LARGEST_EXPONENT = 700.0
+"""exp(710) is beyond float64."""
 
 
 class CausalLM:
-    """Cross-entropy over the tokens that are predicted; each counts the same. Metrics: perplexity,
-    bits_per_byte.
+    """Cross-entropy over the predicted tokens. Metrics: perplexity, bits_per_byte.
 
     Batch: inputs (samples, T); labels (samples, T), the token that follows each input (already
     shifted), -100 where none is predicted. The model returns logits (samples, T, vocabulary).
-    document_mask: hand the model `documents` (samples, T) as a second argument, so that no document
-    sees another. router_loss: the model returns (logits, router loss of this micro-batch times its
-    coefficient), as that of train/models/hf.py does under output_router_logits: a second term,
-    counted once per sample, logged as train/router. It depends on which tokens are in a micro-batch
-    together, as in every trainer. bits_per_byte: the column `bytes` (samples,) tells how many bytes
-    of text the labels of a sample stand for. Texts in blocks (data.block_size) have all four
-    columns.
+
+    document_mask: the model gets `documents` (samples, T) as a second argument, so that no document
+    sees another. bits_per_byte: the column `bytes` (samples,) holds the bytes of text that the
+    labels of a sample stand for. Texts in blocks (data.block_size) have all four columns.
+
+    router_loss: the model returns (logits, router loss of this micro-batch times its coefficient),
+    as train/models/hf.py does with output_router_logits. It is a second term, counted once per
+    sample and logged as train/router. It depends on which tokens are in a micro-batch together, as
+    in every trainer.
     """
 
     chunk: int | None = None
-    """Tokens whose logits are in memory at once, where memory.chunked_loss sets it."""
+    """Tokens whose logits are in memory at once; memory.chunked_loss sets it."""
 
     def __init__(
         self, document_mask: bool = False, bits_per_byte: bool = False, router_loss: bool = False
     ) -> None:
-        self.document_mask, self.bits_per_byte = document_mask, bits_per_byte
-        self.router_loss = self.couples_samples = router_loss
-        more = {"documents": document_mask, "bytes": bits_per_byte}
-        self.columns = ("inputs", "labels", *(name for name, wanted in more.items() if wanted))
+        self.document_mask = document_mask
+        self.bits_per_byte = bits_per_byte
+        self.router_loss = router_loss
+        self.couples_samples = router_loss
+        columns = ["inputs", "labels"]
+        if document_mask:
+            columns.append("documents")
+        if bits_per_byte:
+            columns.append("bytes")
+        self.columns = tuple(columns)
 
     class_columns = ("inputs", "labels")
     weight_columns = ("labels",)
 
     def num_classes(self, model: Any, batch: Batch) -> int:
-        """The tokens that the model knows."""
-        anything = {**batch, "inputs": torch.zeros_like(batch["inputs"])}
+        """The model's vocabulary."""
+        # Token 0 everywhere: those of the batch may be the ones that the model does not know.
+        zeros = {**batch, "inputs": torch.zeros_like(batch["inputs"])}
         with torch.no_grad():
-            return self._logits(model, anything).shape[2]
+            return self._logits(model, zeros).shape[2]
 
     def loss_weight(self, batch: Batch) -> float | dict[str, float]:
         predicted = float((batch["labels"] != IGNORED).count_nonzero())
@@ -80,14 +94,13 @@ class CausalLM:
     def finish(self, metrics: dict[str, float]) -> dict[str, float]:
         if "loss" not in metrics:
             return metrics
-        # exp(710) is no float
-        return metrics | {"perplexity": math.exp(min(metrics["loss"], 700.0))}
+        return metrics | {"perplexity": math.exp(min(metrics["loss"], LARGEST_EXPONENT))}
 
     def _logits(self, model: Any, batch: Batch) -> Tensor:
         return self._outputs(model, batch)[0]
 
     def _loss(self, model: Any, batch: Batch) -> tuple[Tensor, Tensor | None]:
-        """(sum of the cross-entropies of all tokens that count, router loss)"""
+        """(sum of the cross-entropies of the predicted tokens, router loss)"""
         labels = batch["labels"]
         if self.chunk is not None:
             return self._outputs(model, batch, loss=TokenLoss(labels, self.chunk))
@@ -95,45 +108,61 @@ class CausalLM:
         return nats(logits.flatten(0, 1), labels.flatten()), router
 
     def _outputs(self, model: Any, batch: Batch, **named: Any) -> tuple[Tensor, Tensor | None]:
-        """(logits, or the loss that is asked for by its name; router loss)"""
+        """(logits, or the loss where it is passed by name; router loss)"""
         more = (batch["documents"],) if self.document_mask else ()
         outputs = outputs_of(model, batch, *more, **named)
-        if isinstance(outputs, tuple) != self.router_loss:
-            raise UserError(
-                "the model gives a router loss beside its logits, which the task leaves out. "
-                "Set: task.args.router_loss=true, or model.args.output_router_logits=false"
-                if isinstance(outputs, tuple)
-                else "task.args.router_loss=true, but the model gives no router loss beside its "
-                "logits. Set: task.args.router_loss=false, or model.args.output_router_logits=true"
-            )
+        has_router_loss = isinstance(outputs, tuple)
+        if has_router_loss != self.router_loss:
+            raise _other_router_loss(has_router_loss)
         if not self.router_loss:
             return tensor_of(model, outputs), None
         logits, router = outputs
-        return logits, router if router.dtype == torch.float64 else router.float()
+        if router.dtype != torch.float64:
+            router = router.float()
+        return logits, router
 
     def check(self, model: Any, one: Batch, columns: Batch) -> str | None:
-        """A token that the model does not know would end the training in the middle."""
+        """Else a token that the model does not know would end the training in the middle."""
         vocabulary = self.num_classes(model, one)
-        wrong = (wrong_numbers(name, columns[name], vocabulary) for name in ("inputs", "labels"))
-        return next(filter(None, wrong), None)
+        for name in ("inputs", "labels"):
+            problem = wrong_numbers(name, columns[name], vocabulary)
+            if problem:
+                return problem
+        return None
 
     def samples(
         self, model: Any, batch: Batch, decode: Callable[[Sequence[int]], str]
     ) -> list[dict[str, str]]:
-        """How the model goes on from the first quarter of each sample: {prompt, text}.
+        """How the model continues the first quarter of each sample: {prompt, text}.
 
-        Drawn at a temperature of 0.7, by the same random numbers at every evaluation.
+        Sampled with the same random numbers at every evaluation.
         """
         length = batch["inputs"].shape[1]
-        known = max(1, length // 4)
-        tokens = batch["inputs"][:, :known]
+        prompt_length = max(1, length // 4)
+        tokens = batch["inputs"][:, :prompt_length]
         generator = torch.Generator().manual_seed(0)
         for _ in range(SAMPLE_TOKENS):
-            seen = tokens[:, -length:]
-            last = self._logits(model, {"inputs": seen, "documents": torch.zeros_like(seen)})[:, -1]
-            chances = (last.double() / TEMPERATURE).softmax(1).cpu()
-            drawn = torch.multinomial(chances, 1, generator=generator).to(tokens)
-            tokens = torch.cat((tokens, drawn), dim=1)
-        return [
-            {"prompt": decode(row[:known]), "text": decode(row[known:])} for row in tokens.tolist()
-        ]
+            context = tokens[:, -length:]
+            one_document = {"inputs": context, "documents": torch.zeros_like(context)}
+            logits = self._logits(model, one_document)[:, -1]
+            probabilities = (logits.double() / TEMPERATURE).softmax(1).cpu()
+            sampled = torch.multinomial(probabilities, 1, generator=generator).to(tokens)
+            tokens = torch.cat((tokens, sampled), dim=1)
+        rows = []
+        for row in tokens.tolist():
+            rows.append(
+                {"prompt": decode(row[:prompt_length]), "text": decode(row[prompt_length:])}
+            )
+        return rows
+
+
+def _other_router_loss(has_router_loss: bool) -> UserError:
+    if has_router_loss:
+        return UserError(
+            "the model gives a router loss beside its logits, which the task leaves out. "
+            "Set: task.args.router_loss=true, or model.args.output_router_logits=false"
+        )
+    return UserError(
+        "task.args.router_loss=true, but the model gives no router loss beside its logits. Set: "
+        "task.args.router_loss=false, or model.args.output_router_logits=true"
+    )

@@ -1,4 +1,4 @@
-"""One label for each sample."""
+"""Classification: one label per sample, or per token or pixel of it."""
 
 from typing import Any
 
@@ -12,11 +12,10 @@ from train.tasks._labels import classes_of, wrong_numbers
 
 
 class Classification:
-    """Cross-entropy over the labels that count: integers from 0, or -100 for "no label". Metric:
-    accuracy.
+    """Cross-entropy over the labels that are not -100. Metric: accuracy.
 
-    Batch: inputs (samples, ...) as the model takes them, labels (samples, ...) int64. The model
-    returns logits (samples, classes, ...).
+    Batch: inputs (samples, ...) as the model takes them, labels (samples, ...) int64 from 0, or
+    -100 for none. The model returns logits (samples, classes, ...).
     """
 
     columns = ("inputs", "labels")
@@ -26,7 +25,7 @@ class Classification:
         self.label_smoothing = label_smoothing
 
     def num_classes(self, model: Any, batch: Batch) -> int:
-        """How many classes the model tells apart; labels are compared with it before training."""
+        """Of the model; labels are compared with it before training."""
         with torch.no_grad():
             return self._logits(model, batch).shape[1]
 
@@ -40,24 +39,25 @@ class Classification:
         return self._loss_sum(self._logits(model, batch), labels)
 
     def eval_sums(self, model: Any, batch: Batch) -> dict[str, tuple[Tensor, Tensor]]:
-        logits, labels = self._logits(model, batch), classes_of(batch["labels"])
-        counted = labels != IGNORED
-        correct = (logits.argmax(1) == labels) & counted
-        weight = counted.sum()
+        logits = self._logits(model, batch)
+        labels = classes_of(batch["labels"])
+        is_counted = labels != IGNORED
+        correct = (logits.argmax(1) == labels) & is_counted
+        weight = is_counted.sum()
         return {
             "loss": (self._loss_sum(logits, labels), weight),
             "accuracy": (correct.sum(), weight),
         }
 
     def check(self, model: Any, one: Batch, columns: Batch) -> str | None:
-        """PyTorch would find a wrong label in the middle of the training: an IndexError, or the end
-        of a GPU's work.
+        """Else a wrong label would end the training in the middle.
+
+        By an IndexError, or by a device assertion that ends all work on a GPU.
         """
         labels = columns["labels"]
-        are_whole = labels.is_floating_point() and labels.equal(labels.floor())
-        return wrong_numbers(
-            "labels", classes_of(labels) if are_whole else labels, self._logits(model, one).shape[1]
-        )
+        if labels.is_floating_point() and labels.equal(labels.floor()):
+            labels = classes_of(labels)
+        return wrong_numbers("labels", labels, self._logits(model, one).shape[1])
 
     def _logits(self, model: Any, batch: Batch) -> Tensor:
         logits = outputs_of(model, batch)

@@ -1,6 +1,4 @@
-"""What a spread is made of, in a form that can be joined: over micro-batches and ranks, at any
-mean.
-"""
+"""Moments of a variance that can be merged over micro-batches and ranks, whatever the mean."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,18 +9,17 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Moments:
-    """Of each column of some numbers: how many, their mean, and the sum of their squared distances
-    from it.
+    """Count, mean and sum of squared deviations of each column of some numbers.
 
-    A task gives it in the place of (sum, weight); the metric is then the variance, its mean over
-    the columns. A sum of squares would lose it where the mean is large: at a mean of 1e6 and a
-    deviation of 1, 13 digits of 16.
+    A task returns it in the place of (sum, weight); the metric is then the variance, averaged over
+    the columns. A plain sum of squares would lose its digits where the mean is large: at a mean of
+    1e6 and a deviation of 1, 13 of 16. All four tensors: (columns,), float64.
     """
 
-    count: Tensor  # all four: (columns,), float64
+    count: Tensor
     start: Tensor  # one of the numbers
-    mean: Tensor  # counted from `start`: a large mean would leave it few digits
-    squares: Tensor
+    mean: Tensor  # minus `start`: else a large mean would leave it few digits
+    squares: Tensor  # sum of squared deviations from the mean
 
     @classmethod
     def of(cls, values: Tensor) -> "Moments":
@@ -40,18 +37,17 @@ class Moments:
     def joined(self, other: "Moments") -> "Moments":
         """Of the numbers of both (Chan, Golub and LeVeque 1979)."""
         count = self.count + other.count
-        apart = (other.start - self.start) + (other.mean - self.mean)
+        difference = (other.start - self.start) + (other.mean - self.mean)
+        between = difference.square() * (self.count * other.count / count)
         return Moments(
             count=count,
             start=self.start,
-            mean=self.mean + apart * (other.count / count),
-            squares=self.squares
-            + other.squares
-            + apart.square() * (self.count * other.count / count),
+            mean=self.mean + difference * (other.count / count),
+            squares=self.squares + other.squares + between,
         )
 
     def numbers(self) -> list[list[float]]:
-        """For a message to the other ranks."""
+        """For a message to other ranks, which `read` it."""
         return torch.stack([self.count, self.start, self.mean, self.squares]).tolist()
 
     @classmethod
@@ -59,5 +55,5 @@ class Moments:
         return cls(*torch.tensor(numbers, dtype=torch.float64))
 
     def value(self) -> float:
-        """The variance, its mean over the columns."""
+        """The variance, averaged over the columns."""
         return float(self.squares.sum() / self.count.sum())

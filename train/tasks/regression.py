@@ -1,4 +1,4 @@
-"""Numbers to come near to."""
+"""Regression: numbers, by the squared error."""
 
 from typing import Any
 
@@ -9,14 +9,17 @@ from train.batch.window import Batch
 from train.tasks._calling import outputs_of, tensor_of
 from train.tasks.moments import Moments
 
+VARIANCE = "_variance"
+"""Of the targets: not logged, but r2 follows from it."""
+
 
 class Regression:
-    """Mean squared error over all targets. Metrics, exact over a whole set: mse, rmse, mae, r2.
+    """Mean squared error over all targets. Metrics, exact over a full set: mse, rmse, mae, r2.
 
     Batch: inputs (samples, ...) as the model takes them, targets (samples, ...). The model returns
-    the targets' shape, or that with one dimension of 1 behind it. r2 = 1 - sum of squared errors /
-    sum of squared distances from the mean; several targets have a mean each, and their sums are
-    added up.
+    the targets' shape, or that with a further dimension of 1. r2 = 1 - sum of squared errors / sum
+    of squared deviations from the mean; several targets have a mean each, and their sums are added
+    up.
     """
 
     columns = ("inputs", "targets")
@@ -29,43 +32,39 @@ class Regression:
         return self._errors(model, batch).square().sum()
 
     def eval_sums(self, model: Any, batch: Batch) -> dict[str, tuple[Tensor, float] | Moments]:
-        errors, targets = self._errors(model, batch).double(), batch["targets"]
+        errors = self._errors(model, batch).double()
+        targets = batch["targets"]
         count = float(targets.numel())
         squares = errors.square().sum()
-        sums = {
+        return {
             "loss": (squares, count),
             "mse": (squares, count),
             "mae": (errors.abs().sum(), count),
+            VARIANCE: Moments.of(targets.reshape(len(targets), -1)),
         }
-        return sums | {VARIANCE: Moments.of(targets.reshape(len(targets), -1))}
 
     def finish(self, metrics: dict[str, float]) -> dict[str, float]:
-        told = {name: value for name, value in metrics.items() if not name.startswith("_")}
-        if "mse" not in told:
-            return told
-        told["rmse"] = told["mse"] ** 0.5
+        logged = {name: value for name, value in metrics.items() if not name.startswith("_")}
+        if "mse" not in logged:
+            return logged
+        logged["rmse"] = logged["mse"] ** 0.5
         if metrics[VARIANCE]:  # targets that are all the same have no r2
-            told["r2"] = 1 - told["mse"] / metrics[VARIANCE]
-        return told
+            logged["r2"] = 1 - logged["mse"] / metrics[VARIANCE]
+        return logged
 
     def check(self, model: Any, one: Batch, columns: Batch) -> str | None:
-        """Shapes that differ would be broadcast against each other, and the loss mean nothing."""
-        found, wanted = (
-            tensor_of(model, outputs_of(model, one)).shape[1:],
-            columns["targets"].shape[1:],
-        )
-        if found in (wanted, (*wanted, 1)):
+        """Else other shapes would be broadcast against each other, and the loss mean nothing."""
+        outputs = tuple(tensor_of(model, outputs_of(model, one)).shape[1:])
+        targets = tuple(columns["targets"].shape[1:])
+        if outputs in (targets, (*targets, 1)):
             return None
         return (
-            f"targets have shape {tuple(wanted)}, but the model returns {tuple(found)} for a "
-            "sample. Change model.args"
+            f"targets have shape {targets}, but the model returns {outputs} for a sample. Change "
+            "model.args"
         )
 
     def _errors(self, model: Any, batch: Batch) -> Tensor:
-        outputs, targets = tensor_of(model, outputs_of(model, batch)), batch["targets"]
+        outputs = tensor_of(model, outputs_of(model, batch))
+        targets = batch["targets"]
         wide = outputs if outputs.dtype == torch.float64 else outputs.float()
         return wide.view_as(targets) - targets
-
-
-VARIANCE = "_variance"
-"""Of the targets: no metric, but r2 is made of it."""

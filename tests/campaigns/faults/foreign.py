@@ -106,7 +106,7 @@ def payloads(here: Path, mark: Path) -> list[tuple[str, dict[str, Any]]]:
         ("train.errors.os.system", {"command": touch}),
         ("train.errors.Path.touch", {"self": str(mark)}),
         ("train.config.targets.importlib.import_module", {"name": "evil"}),
-        ("train.models.hf.torch.load", {"f": str(tensors), "weights_only": False}),
+        ("train.models.hf_open.torch.load", {"f": str(tensors), "weights_only": False}),
         ("train.report.environment.subprocess.run", {"args": words}),
         ("train.config.targets.os.mkdir", {"path": str(mark)}),
         ("torch.nn.modules.module.torch.load", {"f": str(tensors), "weights_only": False}),

@@ -95,7 +95,7 @@ def out_of_memory(here: Path, full: bool) -> str:
         assert headline in job.told(0), f"{name}\n{job.told(0)}"
         assert only is None or headline in job.told(only), f"{name}\n{job.told(only)}"
         assert "Traceback" not in job.told(), f"{name}\n{job.told()}"
-        smaller = "it goes on in micro-batches of 1" in job.told(0)
+        smaller = "it resumes in micro-batches of 1" in job.told(0)
         assert smaller == (micro == 2 and where != "update"), f"{name}\n{job.told(0)}"
         newest = complete(own / "run" / "checkpoints")[-1]
         assert newest.name == name_of(6 if only is None else 5), f"{name}: {newest}"
