@@ -15,7 +15,7 @@ from datasets import ClassLabel, Dataset, Features, Value
 from tests.data.files import FLOWERS, SIDE_BY_SIDE, Table, opened, write
 from tests.helpers import argv, record
 from train.config import load
-from train.data import DataError, Rows, open_sets
+from train.data import DataError, Rows, open_datasets
 from train.data.choosing import chosen_columns
 from train.data.reading import Columns
 from train.data.shares import Misread
@@ -242,7 +242,7 @@ def test_a_streamed_split_to_evaluate_on_keeps_its_classes(tmp_path: Path) -> No
         argv(tmp_path, "data={source: tests.data.test_checks.named_classes, eval_split: test}")
     ).config
 
-    sets = open_sets(config, ("inputs", "labels"))
+    sets = open_datasets(config, ("inputs", "labels"))
 
     assert next(iter(sets.evaluation[""].batches(np.arange(2), 2)))["labels"].tolist() == [0, 1]
 

@@ -22,7 +22,7 @@ from tests.data.files import opened, pictures, write
 from tests.helpers import Array, argv, distance, flat, record, rows
 from train.accumulate import compute_gradient
 from train.config import ConfigError, load
-from train.data import DataError, normalized, open_sets
+from train.data import DataError, normalized, open_datasets
 from train.data.choosing import hold_out
 from train.evaluate import evaluate
 from train.main import main
@@ -284,7 +284,7 @@ def test_what_has_no_numbers_is_refused(
     ).config
 
     with pytest.raises(DataError, match=said):
-        normalized(open_sets(config, ("inputs", "labels")), config)
+        normalized(open_datasets(config, ("inputs", "labels")), config)
 
 
 def test_images_have_a_key_of_their_own(tmp_path: Path) -> None:
@@ -295,7 +295,7 @@ def test_images_have_a_key_of_their_own(tmp_path: Path) -> None:
     with pytest.raises(
         DataError, match=r"holds images\. Type: data\.normalize=false 'data\.image="
     ):
-        normalized(open_sets(config, ("inputs", "labels")), config)
+        normalized(open_datasets(config, ("inputs", "labels")), config)
 
 
 def test_a_transform_scales_by_itself(tmp_path: Path) -> None:
@@ -406,7 +406,7 @@ def test_what_is_proposed_for_images_has_a_number_for_each_channel(
     config = load(argv(tmp_path, *words, "data.normalize=true")).config
 
     with pytest.raises(DataError) as refused:
-        normalized(open_sets(config, ("inputs", "labels")), config)
+        normalized(open_datasets(config, ("inputs", "labels")), config)
 
     assert f"'data.image={{mean: {half}, std: {half}}}'" in str(refused.value)
     load(argv(tmp_path, *words, f"data.image.mean={half}", f"data.image.std={half}"))
@@ -425,7 +425,7 @@ def test_a_missing_label_is_not_filled_with_a_class(
     ).config
 
     with pytest.raises(DataError) as refused:
-        open_sets(config, ("inputs", "labels"))
+        open_datasets(config, ("inputs", "labels"))
 
     assert advice in str(refused.value)
     assert "unknown" not in str(refused.value)

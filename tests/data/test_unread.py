@@ -12,7 +12,7 @@ from PIL import Image
 from tests.data.files import picture, pictures
 from tests.helpers import argv, record
 from train.config import load
-from train.data import open_sets
+from train.data import open_datasets
 from train.errors import UserError
 
 PAGE = Path(__file__).parents[2] / "docs" / "unread.md"
@@ -125,7 +125,7 @@ def test_each_row_has_its_file() -> None:
 def shown(arguments: list[str], trains: bool) -> str:
     """What is seen on the screen; with `trains` also what only the first forward finds."""
     try:
-        notes = open_sets(load(arguments).config, ("inputs", "labels")).notes
+        notes = open_datasets(load(arguments).config, ("inputs", "labels")).notes
         if trains:
             record(arguments)
     except UserError as error:

@@ -9,7 +9,7 @@ from train.data.packing import make_tokenizer
 from train.data.rows import Rows
 from train.data.scales import Fitted
 from train.data.shares import DataError, EvaluationSet, TrainingSet
-from train.data.sources import Sets, open_sets
+from train.data.sources import Datasets, open_datasets
 from train.data.splits import Splits, load_splits
 from train.data.tokenizers import save_tokenizer
 from train.data.windows import Windows
@@ -18,12 +18,12 @@ from train.data.workers import WorkerLost
 __all__ = [
     "ByLength",
     "DataError",
+    "Datasets",
     "EvaluationSet",
     "Fitted",
     "InTurn",
     "Padding",
     "Rows",
-    "Sets",
     "Spare",
     "Splits",
     "TrainingSet",
@@ -34,7 +34,7 @@ __all__ = [
     "load_splits",
     "make_tokenizer",
     "normalized",
-    "open_sets",
+    "open_datasets",
     "read_in_turn",
     "save_tokenizer",
 ]

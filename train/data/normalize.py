@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from train.config import Config
 from train.data.scales import Fitted, fit, input_names
-from train.data.sources import Sets
+from train.data.sources import Datasets
 
 Decide = Callable[[Callable[[], Fitted]], Fitted]
 """Calls what it is given, on one rank or on this one."""
@@ -17,7 +17,7 @@ def here(find: Callable[[], Fitted]) -> Fitted:
     return find()
 
 
-def normalized(sets: Sets, config: Config, decide: Decide = here) -> Sets:
+def normalized(sets: Datasets, config: Config, decide: Decide = here) -> Datasets:
     """With the numbers by which inputs are scaled, where data.normalize asks for them. Raises
     DataError.
     """

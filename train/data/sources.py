@@ -35,7 +35,7 @@ SHARE = 0.25
 
 
 @dataclass(frozen=True)
-class Sets:
+class Datasets:
     train: TrainingSet
     evaluation: dict[str, EvaluationSet]  # the main set has the name ""
     # names, in the order of their numbers
@@ -55,7 +55,7 @@ class Sets:
         )
 
 
-def open_sets(config: Config, needed: Sequence[str], splits: Splits | None = None) -> Sets:
+def open_datasets(config: Config, needed: Sequence[str], splits: Splits | None = None) -> Datasets:
     """The training and evaluation samples, with the columns that the task needs under the task's
     own names.
 
@@ -84,7 +84,7 @@ def _names_of(train: Readable, explained: Callable[[Exception], Exception]) -> l
         raise explained(error) from error
 
 
-def _opened(config: Config, needed: Sequence[str], splits: Splits) -> Sets:
+def _opened(config: Config, needed: Sequence[str], splits: Splits) -> Datasets:
     data = config.data
     train = _training(config, splits)
     # Streams that name no columns are asked for those of their first sample.
@@ -129,10 +129,10 @@ def _opened(config: Config, needed: Sequence[str], splits: Splits) -> Sets:
         samples, evaluation, padding = cut_by_length(
             samples, evaluation, opening.reader, types, limit
         )
-    return Sets(samples, evaluation, opening.reader.classes, labels, notes, padding)
+    return Datasets(samples, evaluation, opening.reader.classes, labels, notes, padding)
 
 
-def _packed(config: Config, needed: Sequence[str], splits: Splits) -> Sets:
+def _packed(config: Config, needed: Sequence[str], splits: Splits) -> Datasets:
     """Texts as blocks of tokens; documents are held out, not blocks."""
     data, train = config.data, _training(config, splits)
     column = data.columns.get("text", "text")
@@ -150,7 +150,7 @@ def _packed(config: Config, needed: Sequence[str], splits: Splits) -> Sets:
     if data.preload is False and (held_out or isinstance(train, Dataset)):
         notes += ("loading   blocks are held in memory, whatever data.preload says",)
     if isinstance(train, Dataset):
-        return Sets(pack(train, data, needed), evaluation, notes=notes)
+        return Datasets(pack(train, data, needed), evaluation, notes=notes)
     check_columns(_names_of(train, _explained(splits, config)), column, needed)
     assert data.block_size is not None
     tokenizer = make_tokenizer(data)
@@ -166,7 +166,7 @@ def _packed(config: Config, needed: Sequence[str], splits: Splits) -> Sets:
         block_size=data.block_size,
         needed=needed,
     )
-    return Sets(cut, evaluation, notes=notes)
+    return Datasets(cut, evaluation, notes=notes)
 
 
 def _training(config: Config, splits: Splits) -> Readable:

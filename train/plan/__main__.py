@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from train.config import Loaded, load
-from train.data import open_sets
+from train.data import open_datasets
 from train.distributed.ranks import asked_world_size
 from train.errors import FINISHED, UserError, entry_point, leave
 from train.memory.fits import counted_on, line_for, recommended, sizes_to_trace, tabulate
@@ -52,7 +52,7 @@ def main(argv: Sequence[str]) -> int:
 
 def make_page(loaded: Loaded, asked: Asked) -> tuple[Page, RunPlan]:
     """What fits, beside the plan of the run itself. Raises NotAsked."""
-    sets = open_sets(loaded.config, make_task(loaded.config).columns)
+    sets = open_datasets(loaded.config, make_task(loaded.config).columns)
     plan = make_plan(loaded, asked.loop, sets, {})
     world_sizes = asked.ranks or [asked_world_size()]
     if plan.batch.weights and world_sizes != [plan.batch.world_size]:

@@ -14,7 +14,15 @@ from train.config import (
     run_name,
     source_hash,
 )
-from train.data import ByLength, Sets, Splits, load_splits, normalized, open_sets, read_in_turn
+from train.data import (
+    ByLength,
+    Datasets,
+    Splits,
+    load_splits,
+    normalized,
+    open_datasets,
+    read_in_turn,
+)
 from train.distributed.ranks import LaunchError, Ranks, asked_world_size
 from train.models.init_from import digests
 from train.optim.optimizer import numbers_of_stages
@@ -31,7 +39,7 @@ class Prepared:
     """What is the same on every rank before there is a model."""
 
     task: Task
-    sets: Sets
+    sets: Datasets
     plan: RunPlan
 
 
@@ -44,7 +52,7 @@ def prepare(loaded: Loaded, loop: str, ranks: Ranks) -> Prepared:
     config = loaded.config
     task, splits = ranks.first_of_node(lambda: load_data(config))
     weights = ranks.from_main(lambda: digests(config))
-    sets = ranks.together(lambda: open_sets(config, task.columns, splits))
+    sets = ranks.together(lambda: open_datasets(config, task.columns, splits))
     sets = normalized(sets, config, ranks.from_main)
     prepared = Prepared(task, sets, ranks.together(lambda: make_plan(loaded, loop, sets, weights)))
     check_same_everywhere(prepared.plan, ranks)
@@ -75,12 +83,12 @@ def show_plan(loaded: Loaded, loop: str) -> None:
     device.
     """
     task = make_task(loaded.config)
-    sets = normalized(open_sets(loaded.config, task.columns), loaded.config)
+    sets = normalized(open_datasets(loaded.config, task.columns), loaded.config)
     plan = make_plan(loaded, loop, sets, {})
     print(*plan.lines(), *_reading(task, sets, plan, loaded.config), sep="\n")
 
 
-def _reading(task: Task, sets: Sets, plan: RunPlan, config: Config) -> tuple[str, ...]:
+def _reading(task: Task, sets: Datasets, plan: RunPlan, config: Config) -> tuple[str, ...]:
     """What the samples of a step take in memory. What is wrong with a task is said before the first
     step.
     """
@@ -92,7 +100,7 @@ def _reading(task: Task, sets: Sets, plan: RunPlan, config: Config) -> tuple[str
     return read_in_turn(sets.train, trial, weight_columns(task), terms, plan.batch, config).notes
 
 
-def make_plan(loaded: Loaded, loop: str, sets: Sets, weights: dict[str, str]) -> RunPlan:
+def make_plan(loaded: Loaded, loop: str, sets: Datasets, weights: dict[str, str]) -> RunPlan:
     """The plan for the ranks that were asked for; `weights`: see init_from.digests."""
     config = loaded.config
     samples = sets.train
