@@ -370,7 +370,7 @@ def bare_name(call: ast.Call) -> str:
 BASES = {"Exception", "RuntimeError", "ValueError", "OSError", "RunFailed"}
 PACKAGE = Path(accumulate.__file__).parent
 NOT_THE_USERS = {
-    # Of the readers of files: each becomes a DataError (train/data/misread.py).
+    # Of the readers of files: each becomes a DataError (train/data/read_errors.py).
     *("BadLine", "InFile", "NoObject"),
     "UserError",
     "RunFailed",

@@ -741,7 +741,7 @@ def test_a_wrong_label_of_a_token_is_found_before_the_first_step(
 @pytest.mark.parametrize(
     ("overrides", "loop", "said"),
     [
-        ((f"data.source={HERE}.stream",), "accumulate", "a stream does not tell them"),
+        ((f"data.source={HERE}.stream",), "accumulate", "a stream does not have them"),
         (
             ("data.source=tests.helpers.tiny",),
             "accumulate",
@@ -804,4 +804,4 @@ def test_a_tokenizer_that_fills_up_in_front_is_refused(
 
     told = capsys.readouterr().err
     assert "padding_side is left" in told
-    assert "Type: batch.micro_tokens=null batch.micro=8" in told
+    assert "Set: batch.micro_tokens=null batch.micro=8" in told

@@ -16,8 +16,7 @@ from tests.data.files import FLOWERS, SIDE_BY_SIDE, Table, opened, write
 from tests.helpers import argv, record
 from train.config import load
 from train.data import DataError, Rows, open_datasets
-from train.data.choosing import chosen_columns
-from train.data.reading import Columns
+from train.data.columns import Columns, match_columns
 from train.data.shares import Misread
 from train.main import main
 from train.standard import compute_gradient
@@ -116,7 +115,7 @@ def test_text_that_nobody_said_how_to_read(tmp_path: Path) -> None:
     path = write(tmp_path / "own.csv", FLOWERS)
 
     with pytest.raises(
-        DataError, match=r"column 'kind' holds text, not numbers. Type: data.max_length=256"
+        DataError, match=r"column 'kind' holds text, not numbers. Set: data.max_length=256"
     ):
         opened(tmp_path, path, "data.columns={inputs: kind, labels: leaves}")
     with pytest.raises(DataError, match="not known before a stream has ended"):
@@ -258,6 +257,6 @@ def test_a_streamed_split_to_evaluate_on_keeps_its_classes(tmp_path: Path) -> No
 )
 def test_a_column_that_is_given_is_not_proposed_again(given: Columns, typed: str) -> None:
     with pytest.raises(Misread) as error:
-        chosen_columns(["survived", "age", "fare"], given, ["inputs", "labels"])
+        match_columns(["survived", "age", "fare"], given, ["inputs", "labels"])
 
     assert error.value.fix == f"Say which column is what: 'data.columns={typed}'"

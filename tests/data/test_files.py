@@ -287,7 +287,7 @@ def test_a_table_parted_by_something_else_than_commas(
     with pytest.raises(DataError, match="not by commas") as error:
         opened(tmp_path, path, SIDE_BY_SIDE)
 
-    assert f"Type: '{argument}'" in str(error.value)
+    assert f"Set: '{argument}'" in str(error.value)
     assert (
         rows_of(opened(tmp_path, path, SIDE_BY_SIDE, argument)).columns["inputs"].tolist() == INPUTS
     )

@@ -110,7 +110,7 @@ def test_what_cannot_be_packed_is_refused(
 
 
 def test_a_tokenizer_that_does_not_exist_is_refused() -> None:
-    with pytest.raises(DataError, match=r"data.tokenizer: .*Type: data.tokenizer=bytes"):
+    with pytest.raises(DataError, match=r"data.tokenizer: .*Set: data.tokenizer=bytes"):
         make_tokenizer(Data(source="x", block_size=4, tokenizer="bites"))
 
 

@@ -15,7 +15,6 @@ from train.config import (
     source_hash,
 )
 from train.data import (
-    ByLength,
     Datasets,
     Splits,
     load_splits,
@@ -110,11 +109,6 @@ def make_plan(loaded: Loaded, loop: str, sets: Datasets, weights: dict[str, str]
     if config.data.split in sets.digests:
         identity["data"] = sets.digests[config.data.split]
     code = source_hash(config)
-    notes = sets.notes
-    micro_steps = None
-    if isinstance(samples, ByLength):
-        notes += (samples.note(),)
-        micro_steps = samples.micro_steps(batch)
     return RunPlan(
         name=run_name(loaded),
         loop=loop,
@@ -128,9 +122,9 @@ def make_plan(loaded: Loaded, loop: str, sets: Datasets, weights: dict[str, str]
         eval_samples={name: len(rows) for name, rows in sets.evaluation.items()},
         data=sets.digests,
         classes=sets.classes,
-        notes=notes,
+        notes=sets.notes + samples.notes,
         micro_tokens=config.batch.micro_tokens,
-        micro_steps=micro_steps,
+        micro_steps=samples.micro_steps(batch),
         identity=clean(identity | {"code": code}),
         curve_hash=curve_hash(identity, code),
         recipe_hash=recipe_hash(identity, code),
