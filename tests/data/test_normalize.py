@@ -292,9 +292,7 @@ def test_images_have_a_key_of_their_own(tmp_path: Path) -> None:
     images = "data.columns={inputs: image, labels: label}"
     config = load(argv(tmp_path, f"data.source={own}", images, "data.normalize=true")).config
 
-    with pytest.raises(
-        DataError, match=r"holds images\. Set: data\.normalize=false 'data\.image="
-    ):
+    with pytest.raises(DataError, match=r"holds images\. Set: data\.normalize=false 'data\.image="):
         normalized(open_datasets(config, ("inputs", "labels")), config)
 
 

@@ -63,19 +63,19 @@ class ByLength(TrainingSet):
         return self.samples.fetch(np.append(first, shortest[int(counts.int().argmax())]))
 
     def shares(
-        self, plan: BatchPlan, seed: int, rank: int, place: Place, overfit: int | None
+        self, plan: BatchPlan, seed: int, rank: int, position: Place, overfit: int | None
     ) -> Iterator[RankShare]:
         """A rank has as many micro-batches as pay, and at most those of the plan."""
-        for share in self.samples.read(self._dealt(plan, seed, rank, place, overfit)):
+        for share in self.samples.read(self._dealt(plan, seed, rank, position, overfit)):
             yield replace(share, trim=self.padding.cut)
 
     def _dealt(
-        self, plan: BatchPlan, seed: int, rank: int, place: Place, overfit: int | None
+        self, plan: BatchPlan, seed: int, rank: int, position: Place, overfit: int | None
     ) -> Iterator[tuple[int, Assignment]]:
         """(epoch, this rank's samples) of each step, dealt out by length."""
         largest = max(step_sizes(plan))
         undivided = replace(plan, world_size=1, micro=largest, accumulation_steps=1)
-        steps = assignments(undivided, seed, 0, place, overfit)
+        steps = assignments(undivided, seed, 0, position, overfit)
         for epoch, step in islice(steps, self.steps):
             yield epoch, self._dealt_to(rank, step, plan)
 

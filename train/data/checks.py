@@ -1,20 +1,16 @@
 """What is wrong with the values of the data, reported by row before training starts."""
 
 import json
-from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.types as kinds
-from datasets import ClassLabel, Features
 
 from train.batch.window import IGNORED
 from train.data.columns import as_list
 from train.data.even_lists import is_list
-from train.data.json_rows import KINDS
+from train.data.json_kinds import KINDS, find_odd_kind
 from train.data.reading import LABELS, SHOWN, Reader, is_text
 from train.data.shares import DataError, Misread, MissingValue
 from train.errors import some
@@ -23,32 +19,6 @@ IMAGE_FIELDS = {"bytes", "path"}
 """Of an image, as Arrow holds it."""
 MESSAGE_FIELDS = ({"role", "content"}, {"from", "value"})
 """Of a message of a conversation, in the two formats that are common."""
-
-
-@dataclass(frozen=True)
-class LabelRow:
-    label: int
-    row: int
-
-
-@dataclass(frozen=True)
-class LabelRange:
-    """The smallest and the largest label of a split; IGNORED does not count."""
-
-    split: str
-    column: str
-    lowest: LabelRow
-    highest: LabelRow
-
-    def check(self, classes: int) -> None:
-        """Raises DataError for a label outside 0 .. classes - 1."""
-        for end in (self.lowest, self.highest):
-            if not 0 <= end.label < classes:
-                raise DataError(
-                    f"row {end.row} of split {self.split!r} has the label {end.label} (column "
-                    f"{self.column!r}), but the model tells {classes} classes apart: labels go "
-                    f"from 0 to {classes - 1} ({IGNORED}: no label)"
-                )
 
 
 @dataclass(frozen=True)
@@ -76,7 +46,7 @@ def check_values(table: pa.Table, reader: Reader, split: str, first: int = 0) ->
     for name in reader.names:
         column = _Column(table.column(name), name, split, first)
         _check_flat(column)
-        _check_text(column.values, name)
+        check_text(column.values, name)
         _check_missing(column, is_label=reader.columns.get(LABELS) == name)
         _check_kinds(column)
         _check_finite(column)
@@ -88,60 +58,7 @@ def check_values(table: pa.Table, reader: Reader, split: str, first: int = 0) ->
             _check_numbers(_Column(table.column(name), name, split, first))
 
 
-def label_range(table: pa.Table | None, reader: Reader, split: str) -> LabelRange | None:
-    """None where labels are not one whole number for each sample."""
-    name = reader.columns.get(LABELS)
-    if not isinstance(name, str) or table is None or not table.num_rows:
-        return None
-    column = table.column(name)
-    if is_text(column.type) and LABELS in reader.classes:
-        column = pc.index_in(column, pa.array(reader.classes[LABELS], column.type))
-    if kinds.is_floating(column.type) and pc.all(pc.equal(column, pc.floor(column))).as_py():
-        column = column.cast(pa.int64())  # 1.0 is a class as well as 1
-    # A null is a class that the training split lacks: the reader reports it.
-    if not kinds.is_integer(column.type) or column.null_count:
-        return None
-    labels = column.to_numpy()
-    rows = np.flatnonzero(labels != IGNORED)
-    if not rows.size:
-        return None
-    lowest = int(rows[labels[rows].argmin()])
-    highest = int(rows[labels[rows].argmax()])
-    return LabelRange(
-        split=split,
-        column=name,
-        lowest=LabelRow(int(labels[lowest]), lowest),
-        highest=LabelRow(int(labels[highest]), highest),
-    )
-
-
-def class_names(
-    table: pa.Table | None, features: Features | None, column: str | Sequence[str] | None
-) -> tuple[str, ...]:
-    """The names of the classes in the order of their numbers.
-
-    () where labels are numbers, or come as a stream, whose classes are not known beforehand.
-    """
-    if not isinstance(column, str) or features is None:
-        return ()
-    if isinstance(features[column], ClassLabel):
-        return tuple(features[column].names)
-    if table is None or not is_text(table.schema.field(column).type):
-        return ()
-    _check_text(table.column(column), column)
-    values = pc.unique(table.column(column)).to_pylist()
-    names = sorted(name for name in values if name is not None)
-    _check_blanks(names, column)
-    return tuple(names)
-
-
-def class_line(name: str, classes: Sequence[str]) -> str:
-    """For the screen."""
-    numbered = [f"{number} {text}" for number, text in enumerate(classes)]
-    return f"classes   {name}: {some(numbered, SHOWN)}"
-
-
-def _check_text(values: pa.ChunkedArray, name: str) -> None:
+def check_text(values: pa.ChunkedArray, name: str) -> None:
     """Raises DataError for text that was read in another encoding than it is written in.
 
     Arrow takes the bytes of a JSON file as they are.
@@ -162,19 +79,6 @@ def _check_text(values: pa.ChunkedArray, name: str) -> None:
             f"column {name!r} holds {zeros[row]} zero bytes in row {row}, as UTF-16 read as "
             "another encoding does. Write the file as UTF-8"
         )
-
-
-def _check_blanks(names: Sequence[str], column: str) -> None:
-    """Raises Misread for two classes that differ in nothing but blanks around them."""
-    by_stripped: dict[str, str] = {}
-    for name in names:
-        other = by_stripped.setdefault(name.strip(), name)
-        if other != name:
-            what = (
-                f"column {column!r} has the classes {other!r} and {name!r}, which differ in "
-                "nothing but blanks"
-            )
-            raise Misread(what, "Write them in the same way", column)
 
 
 def _check_flat(column: _Column) -> None:
@@ -259,18 +163,12 @@ def _check_kinds(column: _Column) -> None:
     if not isinstance(column.type, pa.JsonType):
         return
     values = column.values.to_pylist()
-    value_kinds = [KINDS[type(json.loads(value))] for value in values]
-    usual, count = Counter(value_kinds).most_common(1)[0]
-    odd = next((i for i, kind in enumerate(value_kinds) if kind != usual), None)
+    odd = find_odd_kind([KINDS[type(json.loads(value))] for value in values])
     what = f"column {column.name!r} holds values of several kinds"
     if odd is None:  # datasets writes the text "5" and the number 5 in the same way: the file knows
         raise Misread(what, "Some of them are texts that look like others", column.name)
-    others = len(values) - count - 1
-    more = f", and {others} more are not" if others else ""
-    raise DataError(
-        f"{what}: {column.row(odd)} has {value_kinds[odd]}, {values[odd]:.40}, where {count} "
-        f"others have {usual}{more}. Write all of them as {usual}"
-    )
+    value = f"{values[odd.index]:.40}"
+    raise DataError(f"{what}: {odd.sentences(column.row(odd.index), value)}")
 
 
 def _check_finite(column: _Column) -> None:

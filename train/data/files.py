@@ -76,7 +76,9 @@ class Source:
         self._function = resolve_source(data.source)
         self._path = Path(data.source).expanduser()
         self._result: Any = None  # of the function
-        self.files = None if self._function is not None else find_local_files(data)
+        self.files: LocalFiles | None = None
+        if self._function is None:
+            self.files = find_local_files(data)
 
     @property
     def columns(self) -> list[str]:
@@ -138,7 +140,9 @@ def explain(source: Source, split: str, error: Exception) -> Exception:
 
 
 def _split_of(result: Any, split: str, source: str) -> Readable:
-    splits = result if isinstance(result, Mapping) else {"train": result}
+    splits = result
+    if not isinstance(result, Mapping):
+        splits = {"train": result}
     if split not in splits:
         raise DataError(f"{source} has no split {split!r}; it has: {', '.join(splits)}")
     return splits[split]

@@ -26,10 +26,10 @@ class ImageSplit:
 
     def dataset(self, names: Sequence[str]) -> Dataset:
         """`names`: the classes of all splits, in the order of their numbers."""
-        columns: dict[str, list[object]] = {"image": [str(file) for file in self.files]}
+        columns: dict[str, list[object]] = {"image": list(map(str, self.files))}
         features = {"image": Image()}
         if self.classes:
-            numbers = {name: number for number, name in enumerate(names)}
+            numbers = dict(zip(names, range(len(names)), strict=True))
             columns["label"] = [numbers[name] for name in self.classes]
             features["label"] = ClassLabel(names=list(names))
         try:
@@ -40,22 +40,20 @@ class ImageSplit:
 
 def images_by_split(contents: FolderContents, folder: Path) -> dict[str, ImageSplit]:
     """Raises DataError where the folders do not say which class and split an image is of."""
-    around_all = _common_folders([file.relative_to(folder).parts[:-1] for file in contents.files])
-    depth = len(around_all)
-    inside = {file: file.relative_to(folder).parts[depth:-1] for file in contents.files}
+    around = {file: file.relative_to(folder).parts[:-1] for file in contents.files}
+    around_all = _common_folders(list(around.values()))
+    inside = {file: parts[len(around_all) :] for file, parts in around.items()}
     splits = _splits(inside, folder.joinpath(*around_all))
     if not splits:
-        stated = [SPLITS[part.lower()] for part in around_all if part.lower() in SPLITS]
-        splits = {stated[0] if stated else "train": inside}
-    classes = {split: _classes(members, folder) for split, members in splits.items()}
-    labelled = [split for split, of_split in classes.items() if of_split]
-    if labelled and len(labelled) < len(classes):
-        raise _partly_labelled(splits, labelled, folder)
-    class_folders = {file.parent for file in contents.files} if labelled else set()
-    _check_skipped_classes(contents.skipped, class_folders)
+        splits = {_split_named_in(around_all): inside}
     images = {}
     for split, members in splits.items():
-        images[split] = ImageSplit(list(members), classes[split])
+        images[split] = ImageSplit(list(members), _classes(members, folder))
+    labelled = [split for split, of_split in images.items() if of_split.classes]
+    if labelled and len(labelled) < len(images):
+        raise _partly_labelled(splits, labelled, folder)
+    if labelled:
+        _check_skipped_classes(contents.skipped, {file.parent for file in contents.files})
     return images
 
 
@@ -82,6 +80,14 @@ def _partly_labelled(
     )
 
 
+def _split_named_in(folders: Parts) -> str:
+    """The split that the first of these folders holds; `train` where none is named like one."""
+    for name in folders:
+        if name.lower() in SPLITS:
+            return SPLITS[name.lower()]
+    return "train"
+
+
 def _common_folders(folders: Sequence[Parts]) -> Parts:
     """The folders that lie around all files."""
     common: Parts = ()
@@ -106,9 +112,9 @@ def _splits(inside: Mapping[Path, Parts], folder: Path) -> dict[str, dict[Path, 
     for file, parts in inside.items():
         is_within = bool(parts) and parts[0].lower() in SPLITS
         (within if is_within else others).append(file)
-    is_nested = any(len(inside[file]) > 1 for file in within)
-    is_flat = any(not inside[file] for file in others)
-    if within and others and (is_nested or is_flat):
+    deepest_within = max((len(inside[file]) for file in within), default=0)
+    has_flat = not all(inside[file] for file in others)
+    if within and others and (deepest_within > 1 or has_flat):
         raise DataError(
             f"{and_more(others)} belongs to no split, while others in {folder} do. {HOW_SPLITS}"
         )
@@ -121,11 +127,14 @@ def _is_of_splits(inside: Mapping[Path, Parts], level: int) -> bool:
     Classes may be called test and control, or valid and invalid: images then lie in these very
     folders, and none is for training.
     """
+    is_nested = False
+    splits = set()
     for parts in inside.values():
         if len(parts) <= level or parts[level].lower() not in SPLITS:
             return False
-    is_nested = any(len(parts) > level + 1 for parts in inside.values())
-    return is_nested or any(SPLITS[parts[level].lower()] == "train" for parts in inside.values())
+        is_nested = is_nested or len(parts) > level + 1
+        splits.add(SPLITS[parts[level].lower()])
+    return is_nested or "train" in splits
 
 
 def _classes(inside: Mapping[Path, Parts], folder: Path) -> list[str]:
@@ -166,8 +175,11 @@ def _level_of_classes(folders: Sequence[Parts]) -> int | None:
 
 def _check_skipped_classes(skipped: Sequence[Path], class_folders: set[Path]) -> None:
     """Raises DataError for a class of which nothing can be read: it would vanish."""
-    around = {folder.parent for folder in class_folders}
-    above = {parent for folder in class_folders for parent in folder.parents}
+    around: set[Path] = set()
+    above: set[Path] = set()
+    for class_folder in class_folders:
+        around.add(class_folder.parent)
+        above.update(class_folder.parents)
     by_folder: dict[Path, list[Path]] = {}
     for path in skipped:
         if not path.is_dir() and not path.parent.name.startswith("."):

@@ -40,9 +40,9 @@ class InRange(TrainingSet):
         return self.checked(self.samples.trial(seed, count), 0)
 
     def shares(
-        self, plan: BatchPlan, seed: int, rank: int, place: Place, overfit: int | None
+        self, plan: BatchPlan, seed: int, rank: int, position: Place, overfit: int | None
     ) -> Iterator[RankShare]:
-        for share in self.samples.shares(plan, seed, rank, place, overfit):
+        for share in self.samples.shares(plan, seed, rank, position, overfit):
             if isinstance(share.samples, Deferred):
                 yield replace(share, check=partial(self.checked, epoch=share.epoch))
             else:

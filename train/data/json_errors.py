@@ -1,14 +1,13 @@
 """What is wrong with a JSON file that is not read as it is meant."""
 
 import json
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from train.data.json_kinds import KINDS, find_odd_kind
 from train.data.json_rows import (
-    KINDS,
     Args,
     NotAnObject,
     first_character,
@@ -49,19 +48,12 @@ class Cell:
 def odd_value(file: Path, column: str, args: Args) -> str:
     """The first value of a column that is of another kind than most; '' where all are of one."""
     cells = _cells(file, column, args)
-    counts = Counter(cell.kind for cell in cells if cell.kind is not None)
-    if len(counts) < 2:
+    odd = find_odd_kind([cell.kind for cell in cells])
+    if odd is None:
         return ""
-    usual, count = counts.most_common(1)[0]
-    number = next(i for i, cell in enumerate(cells) if cell.kind not in (usual, None))
-    odd = cells[number]
-    location = f"line {odd.line:,} of {file}" if odd.line else f"{file}"
-    others = sum(counts.values()) - count - 1
-    more = f", and {others} more are not" if others else ""
-    return (
-        f"row {number} ({location}) has {odd.kind}, {json.dumps(odd.value):.60}, where {count} "
-        f"others have {usual}{more}. Write all of them as {usual}"
-    )
+    cell = cells[odd.index]
+    location = f"line {cell.line:,} of {file}" if cell.line else f"{file}"
+    return odd.sentences(f"row {odd.index} ({location})", f"{json.dumps(cell.value):.60}")
 
 
 def _cells(file: Path, column: str, args: Args) -> Sequence[Cell]:

@@ -12,18 +12,8 @@ from typing import Any
 import fsspec
 import pyarrow as pa
 
+from train.data.json_kinds import KINDS
 from train.data.shares import DataError
-
-KINDS = {
-    str: "text",
-    bool: "true or false",
-    int: "a number",
-    float: "a number",
-    list: "a list",
-    dict: "an object",
-    type(None): "null",
-}
-"""What a value of JSON is, in words."""
 
 MAX_CHARACTERS = 2**28
 """Of a file that is parsed as one value."""
@@ -209,7 +199,7 @@ def _of_one_type(values: Sequence[Any]) -> list[float | str | None]:
 
 
 def _by_column(rows: Sequence[Mapping[str, Any]]) -> Columns:
-    names: dict[str, None] = {}
+    names: dict[str, None] = {}  # in the order in which they come
     for row in rows:
         names |= dict.fromkeys(row)
     columns: Columns = {}

@@ -127,9 +127,9 @@ class Loader(TrainingSet):
                 yield as_a_task_gets_it(batch, pixels_of(batch, self.images_as_stored))
 
     def shares(
-        self, plan: BatchPlan, seed: int, rank: int, place: Place, overfit: int | None
+        self, plan: BatchPlan, seed: int, rank: int, position: Place, overfit: int | None
     ) -> Iterator[RankShare]:
-        return self.read(assignments(plan, seed, rank, place, overfit))
+        return self.read(assignments(plan, seed, rank, position, overfit))
 
     def read(self, steps: Iterable[tuple[int, Assignment]]) -> Iterator[RankShare]:
         """This rank's shares of steps: (epoch, which samples)."""

@@ -10,10 +10,11 @@ from datasets import Dataset, Image, IterableDataset
 
 from train.batch.order import Ids
 from train.config import Config, resolve, resolve_source
-from train.data.checks import check_values, class_line
+from train.data.checks import check_values
 from train.data.columns import match_columns
 from train.data.files import Readable
 from train.data.holdout import HOLDOUT_SEED
+from train.data.labels import class_line
 from train.data.loader import Loader, Transform
 from train.data.protocols import EvaluationSet, TrainingSet
 from train.data.reading import INPUTS, Reader

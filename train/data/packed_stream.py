@@ -13,7 +13,8 @@ from train.data.checks import check_values
 from train.data.packing import blocks, check_is_text, columns_of, filled
 from train.data.rows import finished
 from train.data.shares import DataError
-from train.data.stream import Block, Numbered, Stream, one_ahead
+from train.data.stream import Numbered, Stream
+from train.data.stream_blocks import Block, one_ahead
 from train.data.tokenizers import Tokenizer, TokenizerError, Tokens
 from train.data.tokens import document_tokens
 

@@ -29,9 +29,9 @@ class TrainingSet(Protocol):
         ...
 
     def shares(
-        self, plan: BatchPlan, seed: int, rank: int, place: Place, overfit: int | None
+        self, plan: BatchPlan, seed: int, rank: int, position: Place, overfit: int | None
     ) -> Iterator[RankShare]:
-        """This rank's shares of one step after the other, without end, from `place` on.
+        """This rank's shares of one step after the other, without end, from `position` on.
 
         `overfit`: the steps 1 .. overfit again and again.
         """
@@ -96,13 +96,13 @@ def step_sizes(plan: BatchPlan) -> list[int]:
 
 
 def assignments(
-    plan: BatchPlan, seed: int, rank: int, place: Place, overfit: int | None
+    plan: BatchPlan, seed: int, rank: int, position: Place, overfit: int | None
 ) -> Iterator[tuple[int, Assignment]]:
     """(epoch, which samples) of one step after the other, of data whose size is known.
 
     It may begin anywhere.
     """
-    start = start_of_overfit(place, plan, overfit)
+    start = start_of_overfit(position, plan, overfit)
     epoch = start.epoch
     taken = start.samples  # of this epoch
     seen = start.seen
@@ -119,8 +119,8 @@ def assignments(
             taken = 0
 
 
-def start_of_overfit(place: Place, plan: BatchPlan, overfit: int | None) -> Place:
+def start_of_overfit(position: Place, plan: BatchPlan, overfit: int | None) -> Place:
     """Where training begins; with data.overfit, in the first epoch, whose steps are repeated."""
     if not overfit:
-        return place
-    return Place(epoch=0, samples=place.samples % (overfit * plan.effective))
+        return position
+    return Place(epoch=0, samples=position.samples % (overfit * plan.effective))

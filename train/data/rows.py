@@ -70,10 +70,10 @@ class Rows(TrainingSet):
         return self.fetch(sample_ids(len(self), seed, 0, 0, min(count, len(self))))
 
     def shares(
-        self, plan: BatchPlan, seed: int, rank: int, place: Place, overfit: int | None
+        self, plan: BatchPlan, seed: int, rank: int, position: Place, overfit: int | None
     ) -> Iterator[RankShare]:
         """Any share can be read without those before it."""
-        return self.read(assignments(plan, seed, rank, place, overfit))
+        return self.read(assignments(plan, seed, rank, position, overfit))
 
     @property
     def is_weighed(self) -> bool:

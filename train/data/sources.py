@@ -8,11 +8,11 @@ from datasets import Dataset, IterableDataset
 from train.batch.window import Batch
 from train.config import Config, resolve_source
 from train.data.by_length import cut_by_length
-from train.data.checks import LabelRange, class_names, label_range
 from train.data.columns import match_columns
 from train.data.files import Readable, explain
 from train.data.holdout import hold_out
 from train.data.image_reading import check_form
+from train.data.labels import LabelRange, class_names, label_range
 from train.data.opener import Opener, as_arrow
 from train.data.packed_stream import PackedStream
 from train.data.packing import check_columns, make_tokenizer, pack
@@ -52,11 +52,12 @@ def open_datasets(config: Config, needed: Sequence[str], splits: Splits | None =
     """
     splits = splits or load_splits(config, needed)
     source = splits.source
-    files = source.files if source is not None else None
-    requested = source.requested if source is not None else {}
-    open_them = _open_blocks if config.data.block_size is not None else _open_samples
-    with drawn_from(DATA_SEED), explain_misread(files, requested):
-        return replace(open_them(config, needed, splits), digests=splits.digests)
+    with drawn_from(DATA_SEED), explain_misread(source.files, source.requested):
+        if config.data.block_size is not None:
+            datasets = _open_blocks(config, needed, splits)
+        else:
+            datasets = _open_samples(config, needed, splits)
+    return replace(datasets, digests=splits.digests)
 
 
 def _open_samples(config: Config, needed: Sequence[str], splits: Splits) -> Datasets:
@@ -189,9 +190,7 @@ def _training_split(config: Config, splits: Splits) -> Readable:
 
 def _explanation(splits: Splits, config: Config) -> Callable[[Exception], Exception]:
     """What a stream that cannot be read means."""
-    source = splits.source
-    assert source is not None
-    return lambda error: explain(source, config.data.split, error)
+    return lambda error: explain(splits.source, config.data.split, error)
 
 
 def _column_names(train: Readable, explanation: Callable[[Exception], Exception]) -> list[str]:

@@ -36,12 +36,12 @@ Tokenise = Callable[[Dataset, str], Dataset]
 class Splits:
     """Before samples are held out, and columns read."""
 
+    source: Source
     train: Readable
     held_out: Mapping[str, Readable]  # by split
     texts: frozenset[str] = frozenset()  # columns of the data that hold tokens, except in a stream
     notes: tuple[str, ...] = ()  # for the screen
     digests: Mapping[str, str] = field(default_factory=dict)  # what the data of each split is
-    source: Source | None = None
 
 
 def load_splits(config: Config, needed: Sequence[str]) -> Splits:
@@ -69,7 +69,7 @@ def _load_splits(config: Config, needed: Sequence[str]) -> Splits:
         if name not in digests:
             digests[name] = source.digest(name, held_out[name])
     splits = Splits(
-        train=train, held_out=held_out, notes=source.notes, digests=digests, source=source
+        source=source, train=train, held_out=held_out, notes=source.notes, digests=digests
     )
     with explain_misread(source.files, source.requested):
         if data.block_size is not None:

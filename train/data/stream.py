@@ -1,6 +1,6 @@
 """Samples that come one after the other, in one global order of which each rank has its part."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -19,16 +19,9 @@ from train.data.protocols import TrainingSet, start_of_overfit
 from train.data.reading import Reader, stack
 from train.data.rows import finished
 from train.data.shares import DataError, RankShare
+from train.data.stream_blocks import Block, in_stages, one_ahead
 from train.errors import RunFailed
 from train.randomness import read_apart
-
-
-class Block(NamedTuple):
-    """Samples that follow each other in an epoch."""
-
-    start: int  # position of the first one in the epoch
-    samples: pa.Table
-    is_last: bool  # of the epoch
 
 
 class Numbered(NamedTuple):
@@ -77,18 +70,18 @@ class Stream(TrainingSet):
         return batch
 
     def shares(
-        self, plan: BatchPlan, seed: int, rank: int, place: Place, overfit: int | None
+        self, plan: BatchPlan, seed: int, rank: int, position: Place, overfit: int | None
     ) -> Iterator[RankShare]:
-        """To begin at a place, what comes before it is read and dropped."""
+        """To begin at a position, what comes before it is read and dropped."""
         with self._explained():
             if self.by_rank:
-                yield from self._shares_of_own_shards(plan, seed, rank, place)
-            yield from self._shares_of_all(plan, seed, rank, place, overfit)
+                yield from self._shares_of_own_shards(plan, seed, rank, position)
+            yield from self._shares_of_all(plan, seed, rank, position, overfit)
 
     def _shares_of_all(
-        self, plan: BatchPlan, seed: int, rank: int, place: Place, overfit: int | None
+        self, plan: BatchPlan, seed: int, rank: int, position: Place, overfit: int | None
     ) -> Iterator[RankShare]:
-        for part in parts_of_rank(self._steps(plan, seed, place, overfit), plan, rank):
+        for part in parts_of_rank(self._steps(plan, seed, position, overfit), plan, rank):
             first = part.start + part.first
             yield self._share(
                 Numbered(part.rows, range(first, first + part.rows.num_rows)),
@@ -101,11 +94,11 @@ class Stream(TrainingSet):
             )
 
     def _steps(
-        self, plan: BatchPlan, seed: int, place: Place, overfit: int | None
+        self, plan: BatchPlan, seed: int, position: Place, overfit: int | None
     ) -> Iterator[Step]:
         """One after the other, over all ranks, without end."""
         end = overfit * plan.effective if overfit else None
-        position = start_of_overfit(place, plan, overfit)
+        position = start_of_overfit(position, plan, overfit)
         while True:
             ordered = self._order(self.dataset, seed, position.epoch)
             blocks = self._blocks(ordered, plan.effective, position.samples, end, plan.drop_tail)
@@ -129,7 +122,7 @@ class Stream(TrainingSet):
             raise (self.explain(error) if self.explain else error) from error
 
     def _shares_of_own_shards(
-        self, plan: BatchPlan, seed: int, rank: int, place: Place
+        self, plan: BatchPlan, seed: int, rank: int, position: Place
     ) -> Iterator[RankShare]:
         """In each step this rank's share of a full one, over the ends of its own shards."""
         shards = split_dataset_by_node(self.dataset, rank, plan.world_size)
@@ -139,7 +132,7 @@ class Stream(TrainingSet):
         _, sizes = divide(plan, plan.effective, rank)
         count = sum(sizes)
         size = max(1, count)  # a rank with no share needs a filler
-        steps = place.samples // plan.effective
+        steps = position.samples // plan.effective
         blocks = self._blocks(ordered.repeat(None), size, start=steps * size)
         for block in self._apart(blocks, seed, 0):
             first = rank + block.start * plan.world_size
@@ -281,42 +274,3 @@ class Stream(TrainingSet):
             if isinstance(columns, str) and isinstance(features.get(columns), Image):
                 images.add(name)
         return frozenset(images)
-
-
-def one_ahead(tables: Iterable[pa.Table], start: int) -> Iterator[Block]:
-    """One table is read ahead, to know which is the last.
-
-    `start`: position of the first sample.
-    """
-    ahead = None
-    for table in tables:
-        if ahead is not None:
-            yield Block(start, ahead, is_last=False)
-            start += ahead.num_rows
-        ahead = table
-    if ahead is None:
-        raise DataError(
-            "the stream has no samples, or fewer than data.drop_tail needs for one step"
-        )
-    yield Block(start, ahead, is_last=True)
-
-
-def in_stages(blocks: Iterable[Block], plan: BatchPlan, seen: int) -> Iterator[Block]:
-    """The same samples, in blocks as large as the steps that a schedule makes of them."""
-    pending: pa.Table | None = None  # read, and not yielded yet
-    first = 0
-    for block in blocks:
-        if pending is None or not pending.num_rows:
-            pending = block.samples
-            first = block.start
-        else:
-            pending = pa.concat_tables([pending, block.samples])
-        while pending.num_rows:
-            size = plan.at(seen).effective
-            if pending.num_rows < size and not block.is_last:
-                break
-            samples = pending.slice(0, size)
-            pending = pending.slice(size)
-            yield Block(first, samples, is_last=block.is_last and not pending.num_rows)
-            seen += samples.num_rows
-            first += samples.num_rows

@@ -57,7 +57,9 @@ class Windows:
     spare: Spare | None = None  # needed for samples that are read in the step itself
 
     def __iter__(self) -> Iterator[Window]:
-        ahead = self._start(self.first) if self.first <= self.last else None
+        if self.first > self.last:
+            return
+        ahead: _Ahead | None = self._start(self.first)
         seen = self.seen
         while ahead is not None:
             following = self._start(ahead.k + 1) if ahead.k < self.last else None
@@ -90,9 +92,8 @@ class Windows:
                 # All at once, since weights add up over micro-batches.
                 weights = share.weights(self.loss_weight)
                 numbers = [weights[term] for term in self.terms]
-            micro_batches = self.announce(
-                self._in_step(share, late) if share.is_deferred else share
-            )
+            placeable = self._in_step(share, late) if share.is_deferred else share
+            micro_batches = self.announce(placeable)
         # Sent to the other ranks first: they would wait for this one in the next reduction.
         except Exception as error:
             failure = error
@@ -100,8 +101,11 @@ class Windows:
                 # Read all the same: other ranks may wait for what this one hands them.
                 with suppress(Exception):
                     next(self.shares)
-        samples = 0 if share is None else sum(share.sizes)
-        tokens = 0 if share is None else share.tokens or 0
+        samples = 0
+        tokens = 0
+        if share is not None:
+            samples = sum(share.sizes)
+            tokens = share.tokens or 0
         message = self.ranks.start_sum([failure is not None, stop, samples, tokens, *numbers])
         return _Ahead(
             k=k,
