@@ -17,6 +17,7 @@ from tests.helpers import argv, record
 from train.config import load
 from train.data import DataError, Rows, open_datasets
 from train.data.columns import Columns, match_columns
+from train.data.holdout import hold_out
 from train.data.shares import Misread
 from train.main import main
 from train.standard import compute_gradient
@@ -260,3 +261,8 @@ def test_a_column_that_is_given_is_not_proposed_again(given: Columns, typed: str
         match_columns(["survived", "age", "fare"], given, ["inputs", "labels"])
 
     assert error.value.fix == f"Say which column is what: 'data.columns={typed}'"
+
+
+def test_of_no_samples_none_can_be_held_out() -> None:
+    with pytest.raises(DataError, match=r"The data set is empty: look at data\.split"):
+        hold_out(0, 0.1)

@@ -32,9 +32,12 @@ def hold_out(size: int, fraction: float) -> Holdout:
 
 def _too_few(size: int, fraction: float, count: int) -> DataError:
     amount = "nothing" if count == 0 else "everything"
-    fix = f"Set: data.eval_fraction={1 / size:.2g}"
-    if size == 1:
+    if size == 0:
+        fix = "The data set is empty: look at data.split"
+    elif size == 1:
         fix = "One sample cannot be split. Set: data.eval_fraction=0"
+    else:
+        fix = f"Set: data.eval_fraction={1 / size:.2g}"
     return DataError(
         f"data.eval_fraction={fraction} of {counted(size, 'sample')} holds out {amount}. {fix}"
     )
