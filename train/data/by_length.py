@@ -74,6 +74,7 @@ class ByLength(TrainingSet):
     ) -> Iterator[tuple[int, Assignment]]:
         """(epoch, this rank's samples) of each step, dealt out by length."""
         largest = max(step_sizes(plan))
+        # The plan's own order, all of a step at once: who takes which of its texts is decided here.
         undivided = replace(plan, world_size=1, micro=largest, accumulation_steps=1)
         steps = assignments(undivided, seed, 0, position, overfit)
         for epoch, step in islice(steps, self.steps):

@@ -41,6 +41,7 @@ def match_columns(
     where the data lacks one.
     """
     check_column_names(configured, needed)
+    # Whoever names a column of masks has texts whose length the model is to see.
     if MASK in configured and MASK not in needed:
         needed = [*needed, MASK]
     requested = requested_columns(configured, needed)
@@ -84,6 +85,7 @@ def _missing_columns(
     present = {name: columns for name, columns in requested.items() if name not in missing}
     used = flat_columns(present)
     unused = [column for column in available if column not in used]
+    # With fewer columns than the task needs, no data.columns could help.
     if len(available) >= len(requested):
         example = _example(unused, list(missing), texts)
         fix = f"Say which column is what: 'data.columns={{{example}}}'"

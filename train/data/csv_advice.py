@@ -42,6 +42,7 @@ def find_arguments(file: Path, args: Args, columns: Columns) -> dict[str, Any] |
     is_read_already = reads(file, args, columns)
     if is_read_already and not numbers:
         return None
+    # The columns are there, but not in numbers: better than nothing where no change does both.
     second_best: dict[str, Any] | None = None
     for changes in _candidates(file, args, may_skip_lines=bool(names)):
         changed = {**args, **changes}
@@ -62,6 +63,7 @@ def separator_in_header(file: Path, args: Args) -> str | None:
         return None
     if len(header) != 1:
         return None
+    # Not blanks or colons, which a name may contain.
     used = [separator for separator in SEPARATORS[:4] if separator in header[0]]
     if used:
         return max(used, key=header[0].count)
@@ -125,6 +127,7 @@ def _types_under(file: Path, args: Args, expected: Sequence[str]) -> dict[str, s
 def _candidates(file: Path, args: Args, may_skip_lines: bool) -> Iterator[dict[str, Any]]:
     """Changes of the arguments, the smallest first."""
     encoding = encoding_of(file) or ("utf-8" if "encoding" in args else None)
+    # The bytes decide the encoding: it is no choice, but goes with every other change.
     always = {} if encoding == args.get("encoding") else {"encoding": encoding}
     choices = _choices(read_head(file).decode(encoding or "utf-8", "replace"))
     if "delimiter" in args:  # pandas' other name for sep, which wins where both are set
@@ -152,6 +155,7 @@ def _choices(text: str) -> dict[str, Sequence[Any]]:
     comment = _comment_mark(lines)
     if comment is not None:
         choices["comment"] = [comment]
+    # Remarks before the header, without a mark that makes them comments.
     choices["skiprows"] = range(1, min(20, len(lines)))
     if re.search(r"[,;|\t] ", text):
         choices["skipinitialspace"] = [True]

@@ -87,6 +87,7 @@ def _fix_of_line(file: Path, args: Args, columns: Columns, line: BadLine | None)
     """What to do about a file that no other arguments read."""
     if line is not None and line.fields < line.names:
         return "Where one is empty, write its comma all the same: the fields behind it have moved"
+    # One field too many in each row: a column of row numbers, or of remarks, without a name.
     if line is not None and line.fields == line.names + 1:
         names = header_of(str(file), options_of(CsvConfig(**args)))
         first = show_args({**args, "header": 0, "names": ["row", *names]})

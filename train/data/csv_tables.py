@@ -78,6 +78,7 @@ class CsvTables(Csv):
         types = column_types(chain.from_iterable(_frames_of(file, options) for file in typed))
         names: list[str] = []
         for shard, file in enumerate(files):
+            # A stream: the first rows decide, and a later value of another type is an error.
             if not types:
                 types = column_types([next(_frames_of(file, options))])
             for number, frame in enumerate(_frames_of(file, options, types)):
@@ -88,6 +89,7 @@ class CsvTables(Csv):
 
 def options_of(config: CsvConfig) -> dict[str, Any]:
     """The arguments of pandas for a config of datasets, with our own defaults."""
+    # low_memory would infer the types of each chunk of a file by itself.
     options: dict[str, Any] = {**config.pd_read_csv_kwargs, "low_memory": False}
     if options["index_col"] is None:
         # By None, pandas makes an index of the first field where rows are longer than the header.
@@ -95,6 +97,7 @@ def options_of(config: CsvConfig) -> dict[str, Any]:
     if options["keep_default_na"] is False and options["na_values"] is None:
         # The words None and NA are values then; an empty field is still a missing one.
         options["na_values"] = [""]
+    # Only the C parser takes it.
     if options["engine"] not in (None, "c"):
         del options["low_memory"]
     return options
@@ -228,6 +231,7 @@ def _type_of(column: "pandas.Series[Any]") -> str:
 def _common_type(types: set[str]) -> str:
     if len(types) == 1 and types != {NO_VALUES}:
         return next(iter(types))
+    # A missing value is NaN, which integers cannot hold.
     if types <= {"int64", "float64", NO_VALUES}:
         return "float64"
     return "str"

@@ -183,6 +183,7 @@ def _read(files: LocalFiles, split: str, streaming: bool, requested: Columns) ->
             if rows is None:
                 return _build(builder, files, split, streaming)
         except Exception as error:
+            # Python's parser is slower than Arrow's, and takes more: mixed types, long integers.
             rows = _rows_of_json(files, split, error)
             if rows is None:
                 raise explain_unreadable(files, split, requested, error, _builder_of) from error
@@ -225,9 +226,11 @@ def _rows_of_json(files: LocalFiles, split: str, error: Exception) -> Dataset | 
 
 
 def _builder_of(files: LocalFiles) -> DatasetBuilder:
-    """What reads tables into the cache of datasets; DataFilesList, since it takes no patterns."""
+    """What reads tables into the cache of datasets."""
     builder = BUILDERS[files.kind]
     _check_args(files, builder)
+    # Names and versions as datasets would find them, without its patterns: a file whose name holds
+    # brackets or stars is read too.
     data_files = {}
     for split, paths in files.by_split.items():
         names = [str(path.absolute()) for path in paths]

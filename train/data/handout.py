@@ -99,6 +99,7 @@ def parts_of_rank(steps: Iterator[Step], plan: BatchPlan, rank: int) -> Iterator
     reads is gone.
     """
     others = ranks.launched_local_world_size() - 1
+    # Not where the plan is of other ranks than were launched: nobody would receive.
     is_launched = plan.world_size == ranks.launched_world_size() and rank == ranks.launched_rank()
     if not others or not is_launched:
         for step in steps:
@@ -199,6 +200,7 @@ class _Handout:
                         connection.send(portable(step))
                         return
                     part = part_of(step, self._plan, rank)
+                    # Tables by themselves in Arrow's format, which writes the rows of a slice alone.
                     connection.send(part._replace(filler=None, rows=None))
                     connection.send_bytes(_serialised(pa.concat_tables([part.filler, part.rows])))
                     receiver.waiting.task_done()
@@ -266,6 +268,7 @@ def _address(number: int) -> Path:
     parent = tempfile.gettempdir()
     folder = Path(parent if len(parent) <= 60 else "/tmp") / f"isobatch-{os.getuid()}"
     folder.mkdir(mode=0o700, exist_ok=True)
+    # Others may have made it before, in a temporary folder that all users share.
     status = folder.lstat()
     is_own = stat.S_ISDIR(status.st_mode) and status.st_uid == os.getuid()
     if not is_own or status.st_mode & 0o077:

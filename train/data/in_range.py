@@ -85,6 +85,8 @@ class InRange(TrainingSet):
                 if name != LABELS:
                     continue
                 self._check_whole(name, column, batch)
+            # Two numbers first: each label is looked at only where one of them is out of range,
+            # which IGNORED is too.
             lowest, highest = column.aminmax()
             if lowest.item() < 0 or highest.item() >= outputs:
                 self._check_each(name, column, outputs, batch["sample_id"], epoch)

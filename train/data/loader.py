@@ -133,9 +133,11 @@ class Loader(TrainingSet):
 
     def read(self, steps: Iterable[tuple[int, Assignment]]) -> Iterator[RankShare]:
         """This rank's shares of steps: (epoch, which samples)."""
+        # Lazily: steps have no end, and workers ask for a few ahead.
         numbered = (Step(number, *step) for number, step in enumerate(steps))
         if self.is_deferred:
             return self._by_micro_batch(numbered)
+        # The device scales images of 8 bits; `fetch` alone gives them scaled.
         return replace(self, keeps_pixels=True)._by_step(numbered)
 
     def _by_step(self, steps: Iterator[Step]) -> Iterator[RankShare]:

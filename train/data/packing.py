@@ -73,6 +73,7 @@ def blocks(documents: Iterable[Tokens], size: int) -> Iterator[Tokens]:
     """
     rest = np.empty(0, np.int32)
     for document in documents:
+        # A block may hold several documents, and a document several blocks.
         rest = np.concatenate((rest, document))
         full = max(0, len(rest) - 1) // size
         for start in range(0, full * size, size):

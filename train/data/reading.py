@@ -276,12 +276,14 @@ def _side_by_side(table: "_Table", columns: Sequence[str]) -> Tensor:
                 "function that data.source names"
             )
         arrays.append(values)
+    # float64 where a column needs it: large integers, or numbers that are stored so.
     kind = np.result_type(np.float32, *(array.dtype for array in arrays))
     return torch.from_numpy(np.stack(arrays, axis=1).astype(kind))
 
 
 def _tensor(name: str, values: object, rows: Rows) -> Tensor:
     array = np.asarray(values)
+    # NumPy makes objects of rows of several shapes.
     if array.dtype == object:
         raise _uneven(name, array, rows)
     if not _is_numeric(array):

@@ -107,6 +107,7 @@ class Requested(Deferred):
 
     def pieces(self, sizes: Sequence[int]) -> Iterator[Batch]:
         full = [size for size in sizes if size]
+        # Again, as for a step that is computed twice: the queue has given it away.
         read = starmap(self._read, spans(full)) if self._is_taken else self._from_queue(full)
         self._is_taken = True
         for size in sizes:

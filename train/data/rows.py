@@ -49,6 +49,7 @@ class Rows(TrainingSet):
 
     def _fetch(self, ids: Ids, images: frozenset[str]) -> Batch:
         """`images`: columns to scale."""
+        # A copy: the index is the batch's sample_id, and `ids` may be a view of another array.
         index = torch.from_numpy(ids.copy())
         batch = self._select(index)
         batch["sample_id"] = index
@@ -93,6 +94,7 @@ class Rows(TrainingSet):
 
     def read(self, steps: Iterable[tuple[int, Assignment]]) -> Iterator[RankShare]:
         """This rank's shares of steps: (epoch, which samples)."""
+        # Images of 8 bits are left as they are: the device scales them.
         pixels = pixels_of(self.columns, self.images)
         fetch = partial(self._fetch, images=self.images - pixels)
         for epoch, assignment in steps:

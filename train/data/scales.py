@@ -67,6 +67,8 @@ def fit(train: TrainingSet, names: Sequence[str]) -> Fitted:
         parts = [values(_numbers(samples, ids)).sum(0) for ids in blocks]
         return torch.stack(parts).sum(0) / size
 
+    # In two passes: the mean of squares less the square of the mean would cancel for columns far
+    # from 0.
     mean = mean_of(lambda rows: rows)
     deviation = mean_of(lambda rows: (rows - mean).square()).sqrt()
     # The computed deviation of a column of one value may be that of rounding.

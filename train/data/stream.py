@@ -125,6 +125,7 @@ class Stream(TrainingSet):
         self, plan: BatchPlan, seed: int, rank: int, position: Place
     ) -> Iterator[RankShare]:
         """In each step this rank's share of a full one, over the ends of its own shards."""
+        # Each rank repeats its own shards: there is no common end of an epoch.
         shards = split_dataset_by_node(self.dataset, rank, plan.world_size)
         ordered = self._order(shards, seed, 0)
         if next(iter(ordered), None) is None:
@@ -261,6 +262,7 @@ class Stream(TrainingSet):
         picked = self.reader.read(rows, self._features(rows), samples.ids)
         batch = stack(picked, samples.ids)
         images = self._images(rows)
+        # Images of 8 bits stay as they are: the device scales them.
         return finished(batch, images - pixels_of(batch, images), samples.ids)
 
     def _features(self, rows: pa.Table) -> Features:

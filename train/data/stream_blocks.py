@@ -40,6 +40,7 @@ def in_stages(blocks: Iterable[Block], plan: BatchPlan, seen: int) -> Iterator[B
     pending: pa.Table | None = None  # read, and not yielded yet
     first = 0
     for block in blocks:
+        # Nothing is pending where the step before has ended with its block.
         if pending is None or not pending.num_rows:
             pending = block.samples
             first = block.start

@@ -54,6 +54,7 @@ class Tokenising:
         }
         try:
             if self.identity is None or not datasets.is_caching_enabled():
+                # Nothing to find it by later: a random fingerprint, and no file.
                 options["keep_in_memory"] = True
                 options["new_fingerprint"] = generate_random_fingerprint()
                 return texts.map(self._tokens, **options)

@@ -62,6 +62,7 @@ class Windows:
         ahead: _Ahead | None = self._start(self.first)
         seen = self.seen
         while ahead is not None:
+            # Before the present one is waited for: its message travels during a whole step.
             following = self._start(ahead.k + 1) if ahead.k < self.last else None
             window = self._finish(ahead, seen)
             if window is None:
