@@ -200,7 +200,7 @@ class _Handout:
                         connection.send(portable(step))
                         return
                     part = part_of(step, self._plan, rank)
-                    # Tables by themselves in Arrow's format, which writes the rows of a slice alone.
+                    # Tables in Arrow's format, which writes the rows of a slice alone.
                     connection.send(part._replace(filler=None, rows=None))
                     connection.send_bytes(_serialised(pa.concat_tables([part.filler, part.rows])))
                     receiver.waiting.task_done()
