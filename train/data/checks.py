@@ -30,6 +30,10 @@ class _Column:
     split: str
     first_row: int
 
+    @classmethod
+    def of(cls, table: pa.Table, name: str, split: str, first_row: int) -> "_Column":
+        return cls(values=table.column(name), name=name, split=split, first_row=first_row)
+
     @property
     def type(self) -> pa.DataType:
         return self.values.type
@@ -44,7 +48,7 @@ def check_values(table: pa.Table, reader: Reader, split: str, first: int = 0) ->
     `first` is the number of the table's first row.
     """
     for name in reader.names:
-        column = _Column(table.column(name), name, split, first)
+        column = _Column.of(table, name, split, first)
         _check_flat(column)
         check_text(column.values, name)
         _check_missing(column, is_label=reader.columns.get(LABELS) == name)
@@ -55,7 +59,7 @@ def check_values(table: pa.Table, reader: Reader, split: str, first: int = 0) ->
         if isinstance(names, str):
             continue
         for name in as_list(names):  # read side by side: they must hold numbers
-            _check_numbers(_Column(table.column(name), name, split, first))
+            _check_numbers(_Column.of(table, name, split, first))
 
 
 def check_text(values: pa.ChunkedArray, name: str) -> None:

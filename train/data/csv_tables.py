@@ -148,7 +148,9 @@ def header_of(file: str, options: Options) -> list[str]:
     }
     with _strict():
         frame = pandas.read_csv(file, **first_line)
-    return [str(name) for name in frame.iloc[0]] if len(frame) else []
+    if not len(frame):
+        return []
+    return [str(name) for name in frame.iloc[0]]
 
 
 def column_types(parts: Iterable[pandas.DataFrame]) -> dict[str, str]:
@@ -187,7 +189,8 @@ def check_lengths(file: str, options: Options, names: int, longer: bool = False)
             if is_header:
                 is_header = False
                 continue
-            is_bad = any(field.strip() for field in row[names:]) if longer else len(row) < names
+            surplus = "".join(row[names:]).strip()
+            is_bad = bool(surplus) if longer else len(row) < names
             if is_bad:
                 raise BadLine(rows.line_num, len(row), names)
 

@@ -95,4 +95,7 @@ def batch_size(batch: Batch) -> int:
 
 
 def _joined(batches: Sequence[Batch]) -> Batch:
-    return {name: torch.cat([batch[name] for batch in batches]) for name in batches[0]}
+    joined: Batch = {}
+    for name in batches[0]:
+        joined[name] = torch.cat([batch[name] for batch in batches])
+    return joined

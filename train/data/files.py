@@ -201,8 +201,7 @@ def _read_images(files: LocalFiles, split: str) -> Dataset:
 def _build(builder: DatasetBuilder, files: LocalFiles, split: str, streaming: bool) -> Readable:
     if streaming:
         return builder.as_streaming_dataset(split)
-    args = {name: files.args[name] for name in PREPARE_ARGS if name in files.args}
-    builder.download_and_prepare(**args)
+    builder.download_and_prepare(**files.args_among(PREPARE_ARGS))
     return builder.as_dataset(split, in_memory=bool(files.args.get("keep_in_memory")))
 
 
@@ -235,11 +234,10 @@ def _builder_of(files: LocalFiles) -> DatasetBuilder:
     for split, paths in files.by_split.items():
         names = [str(path.absolute()) for path in paths]
         data_files[split] = DataFilesList(names, [_version_of(path) for path in paths])
-    args = {name: files.args[name] for name in BUILDER_ARGS if name in files.args}
     return builder(
         data_files=DataFilesDict(data_files),
         hash=CSV_VERSION if builder is CsvTables else datasets.__version__,
-        **args,
+        **files.args_among(BUILDER_ARGS),
         **files.reader_args,
     )
 

@@ -195,7 +195,7 @@ class _Handout:
         try:
             with closing(connection), suppress(OSError, EOFError):
                 rank = connection.recv()
-                while (step := self._next(receiver)) is not None:
+                for step in self._steps(receiver):
                     if isinstance(step, Exception):
                         connection.send(portable(step))
                         return
@@ -208,14 +208,18 @@ class _Handout:
         finally:
             receiver.has_left.set()
 
-    def _next(self, receiver: _Receiver) -> Step | Exception | None:
-        """None: there is no more."""
+    def _steps(self, receiver: _Receiver) -> Iterator[Step | Exception]:
+        """What is given, until this rank has read all that it needs."""
         while True:
-            is_over = self.over.is_set()  # before the look: what was given earlier is sent
-            with suppress(queue.Empty):
-                return receiver.waiting.get(timeout=POLL_SECONDS)
-            if is_over:
-                return None
+            # Before the queue is looked at: what was given earlier is sent.
+            is_over = self.over.is_set()
+            try:
+                step = receiver.waiting.get(timeout=POLL_SECONDS)
+            except queue.Empty:
+                if is_over:
+                    return
+            else:
+                yield step
 
 
 def _start_thread(target: Callable[..., None], *arguments: Any) -> None:

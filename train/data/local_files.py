@@ -3,6 +3,7 @@
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ class LocalFiles:
     @property
     def paths(self) -> list[Path]:
         """The files of all splits."""
-        return [path for paths in self.by_split.values() for path in paths]
+        return list(chain.from_iterable(self.by_split.values()))
 
     @property
     def reader_args(self) -> dict[str, Any]:
@@ -46,6 +47,10 @@ class LocalFiles:
             defaults = {"encoding": "utf-8-sig"}  # UTF-8, with a byte order mark or without
         configured = {name: value for name, value in self.args.items() if name not in LOAD_ARGS}
         return defaults | configured
+
+    def args_among(self, names: Sequence[str]) -> dict[str, Any]:
+        """Those of data.args with these names."""
+        return {name: self.args[name] for name in names if name in self.args}
 
     def only(self, file: Path) -> "LocalFiles":
         """One of the files alone, as the split `train`."""
@@ -124,9 +129,12 @@ def _named_files(data: Data) -> LocalFiles | None:
     files = LocalFiles(root=Path(), kind=data.source, by_split=by_split, args=args)
     if len(files.paths) == 1:
         return replace(files, root=files.paths[0])
-    resolved = {split: [path.resolve() for path in paths] for split, paths in by_split.items()}
-    root = os.path.commonpath([path.resolve().parent for path in files.paths])
-    return replace(files, root=Path(root), by_split=resolved)
+    resolved = {}
+    for split, paths in by_split.items():
+        resolved[split] = [path.resolve() for path in paths]
+    files = replace(files, by_split=resolved)
+    root = os.path.commonpath([path.parent for path in files.paths])
+    return replace(files, root=Path(root))
 
 
 def _matches(name: str) -> list[Path]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 import psutil
@@ -126,7 +127,7 @@ class Opener:
             preloads = not is_left_to_workers and self._bytes_of(dataset) <= memory_of_a_rank()
         if preloads:
             return preload(dataset, self.reader, images, numbers)
-        return Table(dataset, self.reader, images, numbers)
+        return Table(dataset=dataset, reader=self.reader, images=images, rows=numbers)
 
     def _image_columns(self, dataset: Dataset) -> frozenset[str]:
         """By the names of the task."""
@@ -139,7 +140,8 @@ class Opener:
     def _bytes_of(self, dataset: Dataset) -> int:
         """In memory: as many times that of the first sample as there are samples."""
         first = self.reader.read(dataset[:1], dataset.features, range(1))
-        return len(dataset) * sum(tensor.nbytes for column in first.values() for tensor in column)
+        tensors = chain.from_iterable(first.values())
+        return len(dataset) * sum(tensor.nbytes for tensor in tensors)
 
 
 def as_arrow(dataset: Readable) -> pa.Table | None:

@@ -116,14 +116,14 @@ def _reader(config: Config, needed: Sequence[str], splits: Splits, train: Readab
             "which token. Set: data.tokenizer=bytes, or the folder of a tokenizer that "
             "transformers has saved"
         )
-    return Reader(
-        columns=columns,
-        classes={LABELS: names} if names else {},
-        max_length=data.max_length,
-        tokenizer=tokenizer if isinstance(tokenizer, Saved) else None,
-        texts=splits.texts,
-        image=data.image,
+    reader = Reader(
+        columns=columns, max_length=data.max_length, texts=splits.texts, image=data.image
     )
+    if names:
+        reader = replace(reader, classes={LABELS: names})
+    if isinstance(tokenizer, Saved):
+        reader = replace(reader, tokenizer=tokenizer)
+    return reader
 
 
 def _open_blocks(config: Config, needed: Sequence[str], splits: Splits) -> Datasets:

@@ -135,7 +135,12 @@ def _texts(splits: Splits, data: Data, needed: Sequence[str]) -> Splits:
         for column in _text_columns(rows, columns):
             _check(rows, column, split)
             if column not in by_column:
-                by_column[column] = Tokenising(column, tokenizer, identity, data.max_length)
+                by_column[column] = Tokenising(
+                    column=column,
+                    tokenizer=tokenizer,
+                    identity=identity,
+                    max_length=data.max_length,
+                )
             tokens = by_column[column].of(rows.with_format(None)).remove_columns(LOSSY)
             rows = concatenate_datasets([rows.remove_columns(column), tokens], axis=1)
         return rows

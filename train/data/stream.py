@@ -108,7 +108,13 @@ class Stream(TrainingSet):
             # Explained on the rank that reads: the others get the error from it.
             with self._explained():
                 for block in self._apart(blocks, seed, position.epoch):
-                    yield Step(position.epoch, seen, block.start, block.is_last, block.samples)
+                    yield Step(
+                        epoch=position.epoch,
+                        seen=seen,
+                        start=block.start,
+                        last_of_epoch=block.is_last,
+                        samples=block.samples,
+                    )
                     seen += block.samples.num_rows
             position = Place(epoch=0 if overfit else position.epoch + 1, samples=0, seen=seen)
 

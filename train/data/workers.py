@@ -53,15 +53,18 @@ def answered(
     # DataLoader draws a seed for its workers, by default from the global generator, from which the
     # training draws. Nothing uses it: each sample has a seed of its own.
     generator = torch.Generator()
+    # DataLoader takes these two with workers only.
+    of_workers: dict[str, Any] = {}
+    if workers:
+        of_workers = {"prefetch_factor": AHEAD, "timeout": POLL_SECONDS}
     loader: Iterable[Any] = DataLoader(
         cast(Any, answers),
         batch_sampler=cast(Any, requests),
         collate_fn=cast(Any, _unchanged),
         num_workers=workers,
-        prefetch_factor=AHEAD if workers else None,
-        timeout=POLL_SECONDS if workers else 0,
         worker_init_fn=_begin_worker,
         generator=generator,
+        **of_workers,
     )
     others = set(multiprocessing.active_children())
     with _without_child_signals(loader) as read:
