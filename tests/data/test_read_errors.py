@@ -157,7 +157,7 @@ def test_a_number_as_text_is_named_by_its_line(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("files", "said"),
     [
-        (("cat/a/0", "dog/b/0", "dog/a/0"), "which of them is the class cannot be told"),
+        (("cat/a/0", "dog/b/0", "dog/a/0"), "which of them is the class is not clear"),
         (("0", "cat/0", "dog/0"), "0.png lies in no class folder, while others do"),
         (
             ("train/cat/0", "train/dog/0", "more/cat/0"),
@@ -184,7 +184,7 @@ def test_what_is_left_out_of_a_folder_is_counted(tmp_path: Path) -> None:
         (own / "cat" / name).write_text("x")
     (own / "cat" / "gone.png").symlink_to(tmp_path / "nowhere.png")
 
-    [note] = [note for note in opened(tmp_path, own, IMAGES).notes if note.startswith("left out")]
+    [note] = [note for note in opened(tmp_path, own, IMAGES).notes if note.startswith("skipped")]
 
     assert all(words in note for words in ("2 x .heic", "1 x no suffix", "1 x broken link"))
 

@@ -152,7 +152,9 @@ def test_a_tokenizer_that_nobody_can_tell_from_another_is_asked_each_time(
     for _ in range(2):
         assert prepare(words(own, tokenizer="logged.Unknown")) == 0
         assert calls(own) == TEXTS
-    assert "nobody can tell data.tokenizer=logged.Unknown from another" in capsys.readouterr().out
+    assert (
+        "what data.tokenizer=logged.Unknown does is not known beforehand" in capsys.readouterr().out
+    )
 
 
 def test_who_wants_no_cache_gets_none(own: Path) -> None:

@@ -44,7 +44,7 @@ def diagnose_encoding(file: Path, error: UnicodeError) -> Diagnosis:
     encoding = encoding_of(file)
     if encoding is None:
         args = show_args({"encoding": "utf-8"})
-        return Diagnosis(in_one_line(error), f"It is UTF-8, as far as its bytes tell. Set: {args}")
+        return Diagnosis(in_one_line(error), f"Its bytes are UTF-8. Set: {args}")
     args = show_args({"encoding": encoding})
     return Diagnosis(f"it is no UTF-8 ({in_one_line(error)})", f"Set: {args}")
 

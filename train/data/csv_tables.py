@@ -165,7 +165,7 @@ def column_types(parts: Iterable[pandas.DataFrame]) -> dict[str, str]:
 def check_lengths(file: str, options: Options, names: int, longer: bool = False) -> None:
     """Raises BadLine for the first row with less than `names` fields; `longer`: with more.
 
-    Python's csv module reads the file, since pandas does not tell the line.
+    Python's csv module reads the file, since pandas does not name the line.
     """
     separator = options["sep"]
     skipped = options.get("skiprows") or 0

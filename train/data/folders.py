@@ -67,7 +67,7 @@ class FolderContents:
             return None
         by_reason = _grouped(self.skipped, [_why_skipped(path) for path in self.skipped])
         counts = [f"{len(own):,} x {reason} ({own[0]})" for reason, own in by_reason.items()]
-        return f"left out  {', '.join(counts)}: no samples, as far as can be told from their names"
+        return f"skipped   {', '.join(counts)}: no samples, going by their names"
 
 
 def kind_of(path: Path) -> str | None:

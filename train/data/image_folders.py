@@ -153,7 +153,7 @@ def _classes(inside: Mapping[Path, Parts], folder: Path) -> list[str]:
         deepest = max(inside, key=lambda file: len(inside[file]))
         raise DataError(
             f"{folder}: {deepest} lies in folders within folders ({'/'.join(inside[deepest])}), "
-            "and which of them is the class cannot be told. Give one of them alone, set: "
+            "and which of them is the class is not clear. Give one of them alone, set: "
             f"data.source={folder.joinpath(inside[deepest][0])}, or let each class be one folder"
         )
     return [parts[level] for parts in inside.values()]

@@ -57,7 +57,7 @@ def odd_value(file: Path, column: str, args: Args) -> str:
 
 
 def _cells(file: Path, column: str, args: Args) -> Sequence[Cell]:
-    """Of JSON lines; or of a list, of whose rows the parser does not tell the lines."""
+    """Of JSON lines, or of a list, for whose rows the parser gives no lines."""
     try:
         with open_text(file, args.get("encoding")) as opened:
             return [Cell(row.line, row.values.get(column)) for row in parse_rows(opened)]

@@ -124,7 +124,7 @@ def parse_rows(opened: Any) -> Iterator[Row]:
             )
         rest = text[end:]
         if rest.strip():
-            raise NotAnObject(f"line {begun:,} goes on after its object: {rest[:40]!r}")
+            raise NotAnObject(f"line {begun:,} holds more than its object: {rest[:40]!r}")
         yield Row(begun, value)
         pending = ""
     if pending.strip():

@@ -37,7 +37,7 @@ class LabelRange:
             if not 0 <= end.label < classes:
                 raise DataError(
                     f"row {end.row} of split {self.split!r} has the label {end.label} (column "
-                    f"{self.column!r}), but the model tells {classes} classes apart: labels go "
+                    f"{self.column!r}), but the model has {classes} classes: labels go "
                     f"from 0 to {classes - 1} ({IGNORED}: no label)"
                 )
 

@@ -37,7 +37,7 @@ class Queue:
 
     @contextmanager
     def reading(self, read: Iterator[Answer]) -> Iterator[None]:
-        """`read` gives the answers, in the order of the requests; afterwards nobody reads."""
+        """`read` gives the answers, in the order of the requests; afterwards nothing is read."""
         self._read = read
         try:
             yield
@@ -46,7 +46,7 @@ class Queue:
             self._waiting.clear()
 
     def take(self, key: Key) -> Batch | None:
-        """None: it cannot be had any more. Raises the error that is the answer to this key."""
+        """None: it is not available any more. Raises the error that is the answer to this key."""
         over = [other for other in self._waiting if other.step < key.step - 1]
         for other in over:
             del self._waiting[other]

@@ -80,8 +80,8 @@ class Tokenising:
         """For the screen; `name` is data.tokenizer."""
         if self.identity is None:
             return (
-                "tokens    made anew by each rank at each start: nobody can tell "
-                f"data.tokenizer={name} from another"
+                "tokens    made anew by each rank at each start: what "
+                f"data.tokenizer={name} does is not known beforehand"
             )
         return (
             f"tokens    of column {self.column!r}: kept in the cache of datasets, where a run "
