@@ -371,7 +371,7 @@ BASES = {"Exception", "RuntimeError", "ValueError", "OSError", "RunFailed"}
 PACKAGE = Path(accumulate.__file__).parent
 NOT_THE_USERS = {
     # Of the readers of files: each becomes a DataError (train/data/read_errors.py).
-    *("BadLine", "InFile", "NoObject"),
+    *("BadLine", "InFile", "NotAnObject"),
     "UserError",
     "RunFailed",
     # A run that ends in a sentence, and that no change of the config is known to fix:
