@@ -8,10 +8,11 @@ import pyarrow.compute as pc
 import pyarrow.types as kinds
 
 from train.batch.window import IGNORED
+from train.data.arrow_table import is_text
 from train.data.columns import as_list
 from train.data.even_lists import is_list
 from train.data.json_kinds import KINDS, find_odd_kind
-from train.data.reading import LABELS, SHOWN, Reader, is_text
+from train.data.reading import LABELS, SHOWN, Reader
 from train.data.shares import DataError, Misread, MissingValue
 from train.errors import some
 

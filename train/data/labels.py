@@ -10,8 +10,9 @@ import pyarrow.types as kinds
 from datasets import ClassLabel, Features
 
 from train.batch.window import IGNORED
+from train.data.arrow_table import is_text
 from train.data.checks import check_text
-from train.data.reading import LABELS, SHOWN, Reader, is_text
+from train.data.reading import LABELS, SHOWN, Reader
 from train.data.shares import DataError, Misread
 from train.errors import some
 

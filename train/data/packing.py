@@ -15,7 +15,7 @@ from train.batch.window import IGNORED
 from train.config import resolve_tokenizer
 from train.config.recipe import Data
 from train.config.targets import TargetError
-from train.data.reading import is_text
+from train.data.arrow_table import is_text
 from train.data.rows import Rows
 from train.data.shares import DataError
 from train.data.tokenizers import Saved, Tokenizer, TokenizerError, Tokens, complete

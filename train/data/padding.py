@@ -9,8 +9,9 @@ from torch import Tensor
 
 from train.batch.order import Ids
 from train.batch.window import IGNORED, Batch
+from train.data.arrow_table import is_text
 from train.data.protocols import EvaluationSet
-from train.data.reading import LABELS, Reader, is_text, mask_of
+from train.data.reading import LABELS, Reader, mask_of
 from train.data.shares import DataError
 
 WITHOUT_LIMIT = "Set: batch.micro_tokens=null batch.micro=8 (or the like)"

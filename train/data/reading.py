@@ -7,18 +7,16 @@ from typing import Any, TypeAlias
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.types as kinds
 import torch
-from datasets import ClassLabel, Features, Image, Value
-from datasets.formatting import get_formatter
+from datasets import ClassLabel, Features, Image
 from numpy.typing import NDArray
 from torch import Tensor
 
 from train.batch.order import Ids
 from train.batch.window import MASK, Batch
 from train.config.recipe import ImageForm
+from train.data.arrow_table import ArrowTable, Rows, as_tensor, is_text, side_by_side
 from train.data.columns import Columns, flat_columns
-from train.data.even_lists import arrays_of_one_shape
 from train.data.image_reading import AS_STORED, advise_one_form, read_image
 from train.data.pixels import scaled
 from train.data.shares import DataError
@@ -36,8 +34,6 @@ SHOWN = 8  # classes that are named
 Column: TypeAlias = Tensor | list[Tensor]
 Picked: TypeAlias = dict[str, Column]
 """Samples by column; images, which may differ in size, one by one."""
-Rows: TypeAlias = Sequence[int] | Ids | range
-"""Numbers by which rows are named in an error."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +65,7 @@ class Reader:
 
     def read(self, table: pa.Table, features: Features, rows: Ids | range) -> Picked:
         """All rows of a table."""
-        source = _Table(table, features, rows)
+        source = ArrowTable(table, features, rows)
         picked: Picked = {}
         for name, columns in self.columns.items():
             column = self._column(source, name, columns)
@@ -82,10 +78,10 @@ class Reader:
         return picked
 
     def _column(
-        self, table: "_Table", name: str, columns: str | Sequence[str]
+        self, table: ArrowTable, name: str, columns: str | Sequence[str]
     ) -> "Column | _Texts":
         if not isinstance(columns, str):
-            return _side_by_side(table, columns)
+            return side_by_side(table, columns)
         feature = table.features[columns]
         if isinstance(feature, Image):
             return self._images(table, feature, columns)
@@ -105,18 +101,18 @@ class Reader:
             )
         if is_text(kind):
             return self._tokens(table, columns)
-        tensor = _tensor(columns, table.numbers(columns), table.rows)
+        tensor = as_tensor(columns, table.numbers(columns), table.rows)
         if name == LABELS and not tensor.is_floating_point():
             return tensor.long()  # torch's losses take no shorter integers
         return tensor
 
-    def _images(self, table: "_Table", feature: Image, column: str) -> list[Tensor]:
+    def _images(self, table: ArrowTable, feature: Image, column: str) -> list[Tensor]:
         images = []
         for value, row in zip(table.values(column), table.rows, strict=True):
             images.append(read_image(feature, value, column, row, self.image))
         return images
 
-    def _classes(self, table: "_Table", name: str, column: str) -> Tensor:
+    def _classes(self, table: ArrowTable, name: str, column: str) -> Tensor:
         feature = table.features[column]
         values = table.values(column)
         if isinstance(feature, ClassLabel):
@@ -133,7 +129,7 @@ class Reader:
                 )
         return torch.tensor([numbers[value] for value in values], dtype=torch.int64)
 
-    def _tokens(self, table: "_Table", column: str) -> "_Texts":
+    def _tokens(self, table: ArrowTable, column: str) -> "_Texts":
         if self.max_length is None:
             raise DataError(
                 f"column {column!r} holds text, not numbers. Set: data.max_length=256 for its "
@@ -172,41 +168,6 @@ class _Texts:
     mask: Tensor  # of the same shape: which of them belong to the text
 
 
-@dataclass(frozen=True)
-class _Table:
-    arrow: pa.Table
-    features: Features  # how datasets understands its columns
-    rows: Ids | range  # their numbers
-
-    def kind(self, name: str) -> pa.DataType:
-        return self.arrow.schema.field(name).type
-
-    def values(self, name: str) -> list[Any]:
-        """A column as Arrow stores it: images undecoded, classes as their numbers."""
-        values: list[Any] = self.arrow.column(name).to_pylist()
-        return values
-
-    def numbers(self, name: str) -> object:
-        """A column as NumPy has it, its numbers as they are stored.
-
-        By default, datasets (5.2) makes float32 of float64 and int64 of uint8, without a warning.
-        """
-        kind = self.kind(name)
-        if kinds.is_decimal(kind):
-            return self.arrow.column(name).cast(pa.float64()).to_numpy()
-        while hasattr(kind, "value_type"):  # a list of lists of ...
-            kind = kind.value_type
-        options = {}
-        if kinds.is_integer(kind) or kinds.is_floating(kind):
-            arrays = arrays_of_one_shape(self.arrow.column(name))
-            if arrays is not None:
-                return arrays
-            options["dtype"] = kind.to_pandas_dtype()
-        features = Features({name: self.features[name]})
-        formatter = get_formatter("numpy", features=features, **options)
-        return formatter.format_column(self.arrow.select([name]))
-
-
 def stack(picked: Mapping[str, Column], rows: Rows, made_by: str | None = None) -> Batch:
     """One tensor for each column. Raises DataError for a sample of another shape.
 
@@ -224,15 +185,6 @@ def stack(picked: Mapping[str, Column], rows: Rows, made_by: str | None = None) 
 def mask_of(column: str) -> str:
     """The name of the column that says which tokens of a column of texts belong to the text."""
     return MASK if column == INPUTS else f"{column}_{MASK}"
-
-
-def is_text(kind: pa.DataType) -> bool:
-    return bool(kinds.is_string(kind) or kinds.is_large_string(kind) or kinds.is_string_view(kind))
-
-
-def is_text_value(feature: Any) -> bool:
-    """Of a column as datasets has it."""
-    return isinstance(feature, Value) and feature.dtype in ("string", "large_string")
 
 
 def _class_name(feature: ClassLabel, value: int | None) -> object:
@@ -259,54 +211,3 @@ def _stacked(name: str, samples: list[Tensor], rows: Rows, made_by: str | None) 
         # Images of 8 bits beside those of 16, or of floats.
         samples = [scaled(sample) for sample in samples]
     return torch.stack(samples)
-
-
-def _side_by_side(table: "_Table", columns: Sequence[str]) -> Tensor:
-    """(rows, columns), floating-point whatever the columns are: they are inputs."""
-    arrays = []
-    for name in columns:
-        if is_text(table.kind(name)):  # train.data.checks has seen that they are numbers
-            arrays.append(np.array([float(text) for text in table.values(name)]))
-            continue
-        values = np.asarray(table.numbers(name))
-        if values.ndim != 1 or not _is_numeric(values):
-            raise DataError(
-                f"column {name!r} holds {table.kind(name)}, and columns side by side must hold one "
-                "number in each row. Leave it out of data.columns, or make numbers of it in a "
-                "function that data.source names"
-            )
-        arrays.append(values)
-    # float64 where a column needs it: large integers, or numbers that are stored so.
-    kind = np.result_type(np.float32, *(array.dtype for array in arrays))
-    return torch.from_numpy(np.stack(arrays, axis=1).astype(kind))
-
-
-def _tensor(name: str, values: object, rows: Rows) -> Tensor:
-    array = np.asarray(values)
-    # NumPy makes objects of rows of several shapes.
-    if array.dtype == object:
-        raise _uneven(name, array, rows)
-    if not _is_numeric(array):
-        raise DataError(
-            f"column {name!r} holds {array.dtype}, not numbers. Say which column is what: "
-            "data.columns={inputs: NAME}"
-        )
-    return torch.from_numpy(np.array(array))
-
-
-def _is_numeric(array: NDArray[Any]) -> bool:
-    return np.issubdtype(array.dtype, np.number) or array.dtype == bool
-
-
-def _uneven(name: str, array: NDArray[Any], rows: Rows) -> DataError:
-    first = np.asarray(array[0])
-    where = ""
-    for row, value in zip(rows, array, strict=True):
-        if np.shape(value) != first.shape:
-            where = f", and row {row} is of another shape"
-            break
-    return DataError(
-        f"column {name!r} does not hold one array of numbers per sample, all of one shape: its "
-        f"first value is of type {type(array[0]).__name__}, shape {first.shape}{where}. "
-        "Say which column is what: data.columns={inputs: NAME}"
-    )

@@ -7,6 +7,7 @@ from datasets import Dataset, IterableDataset
 
 from train.batch.window import Batch
 from train.config import Config, resolve_source
+from train.data.arrow_table import is_text_value
 from train.data.by_length import cut_by_length
 from train.data.columns import match_columns
 from train.data.files import Readable, explain
@@ -19,7 +20,7 @@ from train.data.packing import check_columns, make_tokenizer, pack
 from train.data.padding import CutEvaluation, Padding
 from train.data.protocols import EvaluationSet, TrainingSet
 from train.data.read_errors import explain_misread
-from train.data.reading import LABELS, Reader, is_text_value
+from train.data.reading import LABELS, Reader
 from train.data.scales import Fitted
 from train.data.shares import DataError
 from train.data.splits import Splits, load_all, load_splits

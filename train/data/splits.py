@@ -10,6 +10,7 @@ from datasets import Dataset, IterableDataset, concatenate_datasets, disable_pro
 
 from train.config import Config
 from train.config.recipe import Data
+from train.data.arrow_table import is_text
 from train.data.checks import check_values
 from train.data.columns import (
     Columns,
@@ -21,7 +22,7 @@ from train.data.columns import (
 from train.data.files import Readable, Source, explain
 from train.data.packing import check_columns, check_is_text, make_tokenizer
 from train.data.read_errors import explain_misread
-from train.data.reading import LABELS, Reader, is_text
+from train.data.reading import LABELS, Reader
 from train.data.tokenizers import Saved
 from train.data.tokens import LOSSY, Tokenising, identify
 from train.data.values import decode_and_fill
