@@ -163,5 +163,6 @@ def cut_by_length(
 
 def in_memory(samples: TrainingSet | EvaluationSet) -> Rows | None:
     """All of a set, with all padding, where it is simply held in memory."""
-    inside = samples.samples if isinstance(samples, ByLength | CutEvaluation) else samples
-    return inside if isinstance(inside, Rows) else None
+    if isinstance(samples, ByLength | CutEvaluation):
+        return in_memory(samples.samples)
+    return samples if isinstance(samples, Rows) else None

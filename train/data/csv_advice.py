@@ -52,7 +52,9 @@ def find_arguments(file: Path, args: Args, columns: Columns) -> dict[str, Any] |
         if all(types.get(name) not in ("str", None) for name in numbers):
             return changed
         second_best = second_best or changed
-    return None if is_read_already else second_best
+    if is_read_already:
+        return None
+    return second_best
 
 
 def separator_in_header(file: Path, args: Args) -> str | None:
@@ -126,9 +128,13 @@ def _types_under(file: Path, args: Args, expected: Sequence[str]) -> dict[str, s
 
 def _candidates(file: Path, args: Args, may_skip_lines: bool) -> Iterator[dict[str, Any]]:
     """Changes of the arguments, the smallest first."""
-    encoding = encoding_of(file) or ("utf-8" if "encoding" in args else None)
+    encoding = encoding_of(file)
+    if encoding is None and "encoding" in args:
+        encoding = "utf-8"
     # The bytes decide the encoding: it is no choice, but goes with every other change.
-    always = {} if encoding == args.get("encoding") else {"encoding": encoding}
+    always = {}
+    if encoding != args.get("encoding"):
+        always["encoding"] = encoding
     choices = _choices(read_head(file).decode(encoding or "utf-8", "replace"))
     if "delimiter" in args:  # pandas' other name for sep, which wins where both are set
         choices["delimiter"] = choices.pop("sep")
@@ -176,7 +182,9 @@ def _occurs(separator: str, text: str) -> bool:
 
 def _comment_mark(lines: Sequence[str]) -> str | None:
     """The sign that begins the first line, and stands nowhere but at the beginning of lines."""
-    mark = lines[0].strip()[:1] if lines else ""
+    if not lines:
+        return None
+    mark = lines[0].strip()[:1]
     if mark not in ("#", "%", "!", ";"):
         return None
     is_comment = all(line.startswith(mark) for line in lines if mark in line)

@@ -80,7 +80,9 @@ def fix_for_csv(file: Path, args: Args, columns: Columns, error: Misread) -> str
         separated = {**args, "sep": separator}
         return f"{_reason_of_separator(separated, args)}set: {show_args(separated)}"
     count = columns_without_header(file, args)
-    return _fix_for_no_header(file, count, columns, args) if count else None
+    if count:
+        return _fix_for_no_header(file, count, columns, args)
+    return None
 
 
 def _fix_of_line(file: Path, args: Args, columns: Columns, line: BadLine | None) -> str:

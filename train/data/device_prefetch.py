@@ -112,7 +112,9 @@ def _scaled(batch: Batch, pixels: frozenset[str], dtype: torch.dtype) -> Batch:
     """The same batch, its pixels scaled where they are."""
     for name in pixels:
         image = scaled(batch[name])
-        batch[name] = image.double() if dtype is torch.float64 else image
+        if dtype is torch.float64:
+            image = image.double()
+        batch[name] = image
     return batch
 
 

@@ -59,7 +59,9 @@ def read_image(
         raise DataError(f"cannot convert the image {name}: {message}") from error
     # The numbers of a TIFF may be of the other byte order.
     array = array.astype(array.dtype.newbyteorder("="))
-    return torch.from_numpy(array[None] if array.ndim == 2 else array.transpose(2, 0, 1).copy())
+    if array.ndim == 2:
+        return torch.from_numpy(array[None])
+    return torch.from_numpy(array.transpose(2, 0, 1).copy())
 
 
 def _decode(feature: Image, value: Any, name: str) -> "PIL.Image.Image":
@@ -82,7 +84,9 @@ def _converted(image: "PIL.Image.Image", form: ImageForm) -> NDArray[Any]:
         image = image.convert(BRIGHTNESS_MODES[image.mode])
     if form.mode is not None:
         image = _in_mode(image, form.mode)
-    return np.array(image) if form.size is None else _resized(image, form.size)
+    if form.size is not None:
+        return _resized(image, form.size)
+    return np.array(image)
 
 
 def _is_from_0_to_1(image: "PIL.Image.Image") -> bool:

@@ -117,8 +117,9 @@ class Opener:
 
     def _samples(self, dataset: Dataset, rows: Ids | None, is_transformed: bool) -> Rows | Table:
         images = self._image_columns(dataset)
-        numbers = np.arange(len(dataset)) if rows is None else rows
-        if rows is not None:
+        if rows is None:
+            rows = np.arange(len(dataset))
+        else:
             dataset = dataset.select(rows)
         dataset = dataset.select_columns(self.reader.names).with_format("arrow")
         preloads = self.config.data.preload
@@ -126,8 +127,8 @@ class Opener:
             is_left_to_workers = bool(images) and is_transformed
             preloads = not is_left_to_workers and self._bytes_of(dataset) <= memory_of_a_rank()
         if preloads:
-            return preload(dataset, self.reader, images, numbers)
-        return Table(dataset=dataset, reader=self.reader, images=images, rows=numbers)
+            return preload(dataset, self.reader, images, rows)
+        return Table(dataset=dataset, reader=self.reader, images=images, rows=rows)
 
     def _image_columns(self, dataset: Dataset) -> frozenset[str]:
         """By the names of the task."""
@@ -146,7 +147,9 @@ class Opener:
 
 def as_arrow(dataset: Readable) -> pa.Table | None:
     """All of a data set, where it lies: nothing is copied. None: a stream's is not known."""
-    return None if isinstance(dataset, IterableDataset) else dataset.with_format("arrow")[:]
+    if isinstance(dataset, IterableDataset):
+        return None
+    return dataset.with_format("arrow")[:]
 
 
 def memory_of_a_rank() -> float:

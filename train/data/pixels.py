@@ -61,4 +61,6 @@ class Scaled(dict[str, Tensor]):
 
 def as_a_task_gets_it(batch: Batch, pixels: frozenset[str]) -> Batch:
     """The batch; its pixels are scaled when the task asks for them."""
-    return Scaled(batch, pixels) if pixels else batch
+    if not pixels:
+        return batch
+    return Scaled(batch, pixels)

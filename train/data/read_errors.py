@@ -89,7 +89,9 @@ def explain_misread(files: LocalFiles | None, columns: Columns) -> Iterator[None
     try:
         yield
     except Misread as error:
-        fix = None if files is None else _better_fix(files, columns, error)
+        fix = None
+        if files is not None:
+            fix = _better_fix(files, columns, error)
         raise DataError(f"{error.what}. {fix or error.fix}") from error
 
 
@@ -113,7 +115,9 @@ def _fix_for(files: LocalFiles, file: Path, columns: Columns, error: Misread) ->
         return f"{file} is read right with another encoding. Set: {args}"
     if files.kind == "json":
         odd = odd_value(file, error.column, files.args) if error.column else ""
-        return odd[0].upper() + odd[1:] if odd else None
+        if not odd:
+            return None
+        return odd[0].upper() + odd[1:]
     if error.column is not None:
         return None
     args_of_table = find_arguments(file, {"sep": ","}, columns) or find_arguments(file, {}, columns)

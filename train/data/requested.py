@@ -108,8 +108,11 @@ class Requested(Deferred):
     def pieces(self, sizes: Sequence[int]) -> Iterator[Batch]:
         full = [size for size in sizes if size]
         # Again, as for a step that is computed twice: the queue has given it away.
-        read = starmap(self._read, spans(full)) if self._is_taken else self._from_queue(full)
-        self._is_taken = True
+        if self._is_taken:
+            read: Iterator[Batch] = starmap(self._read, spans(full))
+        else:
+            read = self._from_queue(full)
+            self._is_taken = True
         for size in sizes:
             yield next(read) if size else self._one_filler()
 
@@ -118,7 +121,9 @@ class Requested(Deferred):
         parts = [part for part, size in enumerate(self._assignment.sizes) if size]
         requested = [self._assignment.sizes[part] for part in parts]
         pieces = map(self._take, parts)
-        return pieces if requested == list(full) else cut_anew(pieces, full)
+        if requested == list(full):
+            return pieces
+        return cut_anew(pieces, full)
 
     def _take(self, part: int) -> Batch:
         batch = self._queue.take(Key(self._number, part))

@@ -103,11 +103,14 @@ class Rows(TrainingSet):
                 samples = self._later(assignment, fetch)
                 yield RankShare.of(epoch, assignment, samples, tokens=tokens)
                 continue
+            filler = {}
+            if 0 in assignment.sizes:
+                filler = fetch(assignment.filler_ids)
             yield RankShare.of(
                 epoch,
                 assignment,
                 fetch(assignment.ids),
-                filler=fetch(assignment.filler_ids) if 0 in assignment.sizes else {},
+                filler=filler,
                 pixels=pixels,
                 tokens=tokens,
             )

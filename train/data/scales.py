@@ -86,8 +86,9 @@ def _check(samples: Rows | Table, names: Sequence[str]) -> None:
         )
     if INPUTS in samples.images:
         image = first[INPUTS][0]
-        channels = image.shape[0] if image.ndim > 2 else 1
-        half = [0.5] * channels
+        half = [0.5]
+        if image.ndim > 2:  # a number for each channel
+            half *= image.shape[0]
         raise DataError(
             f"data.normalize is for numbers, and column {names[0]!r} holds images. Set: "
             f"data.normalize=false 'data.image={{mean: {half}, std: {half}}}'"

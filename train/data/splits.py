@@ -65,8 +65,10 @@ def _load_splits(config: Config, needed: Sequence[str]) -> Splits:
     digests = {data.split: source.digest(data.split, train)}
     for name in _evaluated(config):
         # What is evaluated again and again is not a stream.
-        is_read = name == data.split and not data.streaming
-        held_out[name] = train if is_read else _read(source, data, name)
+        if name == data.split and not data.streaming:
+            held_out[name] = train
+        else:
+            held_out[name] = _read(source, data, name)
         if name not in digests:
             digests[name] = source.digest(name, held_out[name])
     splits = Splits(

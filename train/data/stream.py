@@ -97,7 +97,9 @@ class Stream(TrainingSet):
         self, plan: BatchPlan, seed: int, position: Place, overfit: int | None
     ) -> Iterator[Step]:
         """One after the other, over all ranks, without end."""
-        end = overfit * plan.effective if overfit else None
+        end = None
+        if overfit:
+            end = overfit * plan.effective
         position = start_of_overfit(position, plan, overfit)
         while True:
             ordered = self._order(self.dataset, seed, position.epoch)
@@ -116,7 +118,8 @@ class Stream(TrainingSet):
                         samples=block.samples,
                     )
                     seen += block.samples.num_rows
-            position = Place(epoch=0 if overfit else position.epoch + 1, samples=0, seen=seen)
+            epoch = 0 if overfit else position.epoch + 1
+            position = Place(epoch=epoch, samples=0, seen=seen)
 
     @contextmanager
     def _explained(self) -> Iterator[None]:
@@ -125,7 +128,9 @@ class Stream(TrainingSet):
         except (DataError, RunFailed):
             raise
         except Exception as error:
-            raise (self.explain(error) if self.explain else error) from error
+            if self.explain is None:
+                raise
+            raise self.explain(error) from error
 
     def _shares_of_own_shards(
         self, plan: BatchPlan, seed: int, rank: int, position: Place
@@ -242,7 +247,9 @@ class Stream(TrainingSet):
 
         Also after a resume, which reads the epoch from its start.
         """
-        return read_apart(blocks, key_of(seed, epoch) >> 1) if self.by_user_code else blocks
+        if not self.by_user_code:
+            return blocks
+        return read_apart(blocks, key_of(seed, epoch) >> 1)
 
     def _blocks(
         self,
@@ -253,10 +260,11 @@ class Stream(TrainingSet):
         drop_tail: bool = False,
     ) -> Iterator[Block]:
         """The samples from position `start` on, up to `end`, `size` at a time."""
-        samples = ordered if end is None else ordered.take(end)
+        if end is not None:
+            ordered = ordered.take(end)
         if start:
-            samples = samples.skip(start)
-        tables = samples.with_format("arrow").iter(batch_size=size, drop_last_batch=drop_tail)
+            ordered = ordered.skip(start)
+        tables = ordered.with_format("arrow").iter(batch_size=size, drop_last_batch=drop_tail)
         return one_ahead(tables, start)
 
     def _batch(self, samples: Numbered) -> Batch:

@@ -119,12 +119,16 @@ class Windows:
 
     def _in_step(self, share: RankShare, late: LateWeights | None) -> InStep:
         # One rank alone raises what it cannot read.
-        spare = self.spare if self.ranks.world_size > 1 else None
+        spare = self.spare
+        if self.ranks.world_size == 1:
+            spare = None
         return InStep(share, self.loss_weight, late, spare)
 
     @cached_property
     def _weight_of_sample(self) -> float:
-        return 1.0 if self.spare is None else self.spare.weight(self.loss_weight)
+        if self.spare is None:
+            return 1.0
+        return self.spare.weight(self.loss_weight)
 
     def _finish(self, ahead: _Ahead, seen: int) -> Window | None:
         failed, stop, samples, tokens, *weights = ahead.message.wait()
