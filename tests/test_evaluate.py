@@ -16,7 +16,7 @@ from torch.nn.functional import cross_entropy
 from tests.helpers import Trace, argv, record_all, rows
 from train.batch.window import Batch
 from train.config import load
-from train.data import open_sets
+from train.data import open_datasets
 from train.models.mlp import MLP
 from train.run import build
 from train.tasks.classification import IGNORED, Classification
@@ -67,7 +67,7 @@ def test_exact_on_any_number_of_ranks(
 
     ranks = run_ranks(world_size, evaluate, arguments)
 
-    columns = open_sets(load(arguments).config, Classification.columns).evaluation[""].columns
+    columns = open_datasets(load(arguments).config, Classification.columns).evaluation[""].columns
     inputs, labels = columns["inputs"].double(), columns["labels"]
     torch.manual_seed(0)
     with torch.no_grad():
@@ -206,7 +206,7 @@ def wide() -> Dataset:
 def test_float64_data_is_read_as_such(tmp_path: Path) -> None:
     config = load(argv(tmp_path, "data.source=tests.test_evaluate.wide")).config
 
-    columns = open_sets(config, ("inputs", "labels")).train.columns
+    columns = open_datasets(config, ("inputs", "labels")).train.columns
 
     assert columns["inputs"].dtype == torch.float64
     assert (columns["inputs"] == 1 / 3).all()

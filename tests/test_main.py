@@ -370,8 +370,8 @@ def bare_name(call: ast.Call) -> str:
 BASES = {"Exception", "RuntimeError", "ValueError", "OSError", "RunFailed"}
 PACKAGE = Path(accumulate.__file__).parent
 NOT_THE_USERS = {
-    # Of the readers of files: each becomes a DataError (train/data/misread.py).
-    *("BadLine", "InFile", "NoObject"),
+    # Of the readers of files: each becomes a DataError (train/data/read_errors.py).
+    *("BadLine", "InFile", "NotAnObject"),
     "UserError",
     "RunFailed",
     # A run that ends in a sentence, and that no change of the config is known to fix:

@@ -22,7 +22,7 @@ from torch.nn.functional import cross_entropy
 
 from tests.helpers import Array, argv, flat, record, rows, tiny
 from train.config import load
-from train.data import open_sets
+from train.data import open_datasets
 from train.data.shares import DataError
 from train.distributed.ranks import LaunchError, launched_rank
 from train.errors import UserError
@@ -464,7 +464,7 @@ def test_a_transform_draws_by_seed_epoch_and_sample(tmp_path: Path) -> None:
     first = load(argv(tmp_path, transformed, "seed=1"))
     second = load(argv(tmp_path, transformed, "seed=2"))
     one, two = (
-        open_sets(loaded.config, ("inputs", "labels")).train.fetch(np.arange(4))
+        open_datasets(loaded.config, ("inputs", "labels")).train.fetch(np.arange(4))
         for loaded in (first, second)
     )
     noise = [batch["inputs"] - torch.tensor(tiny(37)["inputs"][:4]) for batch in (one, two)]

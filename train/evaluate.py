@@ -12,7 +12,7 @@ from pathlib import Path
 
 from train.chunked_loss import chunk_loss
 from train.config import Foreign, load
-from train.data import DataError, open_sets
+from train.data import DataError, open_datasets
 from train.disk import Unreadable, read_json
 from train.distributed.accelerator import check_launcher, connect
 from train.distributed.ranks import launched_rank
@@ -90,7 +90,7 @@ def evaluate(run_folder: Path, overrides: Sequence[str], trust: bool = False) ->
     foreign = Foreign(run_folder, CALLED, trust, "--trust")
     config = load([str(run_folder / "config.yaml"), *overrides], foreign).config
     task = make_task(config)
-    sets = open_sets(config, task.columns)
+    sets = open_datasets(config, task.columns)
     if not sets.evaluation:
         raise DataError(
             "the config names no samples to evaluate on. Type: data.eval_fraction=0.2, or "

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 
 from train.config import load
-from train.data import open_sets
+from train.data import open_datasets
 from train.errors import BAD_CONFIG, FINISHED, entry_point
 from train.tasks import make_task
 
@@ -26,7 +26,7 @@ def main(argv: Sequence[str]) -> int:
         print(USAGE)
         return FINISHED if argv else BAD_CONFIG
     config = load(argv).config
-    sets = open_sets(config, make_task(config).columns)
+    sets = open_datasets(config, make_task(config).columns)
     size = (
         "a stream of unknown length" if sets.train.size is None else f"{sets.train.size:,} samples"
     )

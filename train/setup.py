@@ -9,7 +9,7 @@ from torch import nn
 
 from train.chunked_loss import chunk_loss
 from train.config import Config
-from train.data import Fitted, Sets
+from train.data import Datasets, Fitted
 from train.data.device_prefetch import Feed
 from train.distributed.accelerator import Unsupported, notes_on_arithmetic
 from train.distributed.norms import norm_for
@@ -137,7 +137,7 @@ def _make_module(
     return module, notes
 
 
-def share_work(learner: Learner, sets: Sets, config: Config, ranks: Ranks) -> None:
+def share_work(learner: Learner, sets: Datasets, config: Config, ranks: Ranks) -> None:
     """Put DDP, or another kind of parallelism, around the module, after one backward pass on each
     rank.
 

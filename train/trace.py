@@ -18,7 +18,7 @@ import torch
 
 from train.batch.window import Batch
 from train.config import Config, load, resolve
-from train.data import Fitted, Rows, open_sets
+from train.data import Fitted, Rows, open_datasets
 from train.data.loader import Loader
 from train.data.reading import INPUTS
 from train.distributed.accelerator import connect
@@ -63,7 +63,7 @@ def foresee(
     """
     config, notes = traceable(config, target)
     task = make_task(config)
-    sets = open_sets(config, task.columns)
+    sets = open_datasets(config, task.columns)
     like = sets.trial(config.seed, 8)
     in_memory = [rows for rows in (sets.train, *sets.evaluation.values()) if isinstance(rows, Rows)]
     held = [column for rows in in_memory for column in rows.columns.values()]

@@ -16,7 +16,7 @@ from accelerate.state import AcceleratorState
 
 from train.accumulate import compute_gradient
 from train.config import Config, load
-from train.data import normalized, open_sets
+from train.data import normalized, open_datasets
 from train.distributed.accelerator import check_launcher, connect
 from train.distributed.ranks import asked_world_size, launched_rank
 from train.errors import FAILED, FINISHED, entry_point, exit_code
@@ -59,7 +59,7 @@ def verify(config: Config) -> tuple[list[Line], list[str]]:
     """A line for each precision and split, and what is at fault where one is not exact."""
     check_launcher(config)
     task = make_task(config)
-    sets = normalized(open_sets(config, task.columns), config)
+    sets = normalized(open_datasets(config, task.columns), config)
     plan = plan_batch(config, "accumulate", asked_world_size(), sets.train.size)
     lines: list[Line] = []
     remedies: list[str] = []

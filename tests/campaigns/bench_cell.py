@@ -26,7 +26,7 @@ from tests.campaigns.bench_work import WORKS, loss_of, read_columns, shipped_mod
 from train import accumulate, standard
 from train.batch.window import Place
 from train.config import load
-from train.data.shares import assignments
+from train.data.protocols import assignments
 from train.run import Run, build
 
 FINGERPRINT = 3  # after so many steps the first moments are compared

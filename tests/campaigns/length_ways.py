@@ -13,7 +13,7 @@ from train.batch import Assignment, BatchPlan
 from train.batch.window import Place
 from train.data import ByLength
 from train.data.lengths import RUNS
-from train.data.shares import assignments
+from train.data.protocols import assignments
 
 FILLED, IN_ORDER, FEWEST, OURS, GROUPED = range(5)
 WAYS = (

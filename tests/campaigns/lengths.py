@@ -32,7 +32,7 @@ from tests.campaigns.length_ways import FILLED, IN_ORDER, OURS, WAYS, in_this_wa
 from tests.helpers_cost import ours
 from train.batch.window import Place
 from train.config import load
-from train.data import ByLength, open_sets
+from train.data import ByLength, open_datasets
 from train.data.lengths import deal
 from train.data.python_docs import python_docs
 from train.plan.steps import plan_batch
@@ -118,7 +118,7 @@ class Computed:
 def computed(case: Case, way: int, ranks: int) -> Computed:
     config = load(arguments(case, way)).config
     with in_this_way(way):
-        train = open_sets(config, ("inputs", "labels")).train
+        train = open_datasets(config, ("inputs", "labels")).train
         plan = plan_batch(config, "accumulate", ranks, train.size)
         assert plan.steps_per_epoch is not None
         micro_steps = []
@@ -137,7 +137,7 @@ def computed(case: Case, way: int, ranks: int) -> Computed:
 
 
 def real_tokens(case: Case) -> int:
-    train = open_sets(load(arguments(case, OURS)).config, ("inputs", "labels")).train
+    train = open_datasets(load(arguments(case, OURS)).config, ("inputs", "labels")).train
     assert isinstance(train, ByLength)
     return int(train.lengths.sum())
 

@@ -13,7 +13,7 @@ from PIL import Image
 
 from tests.helpers import argv
 from train.config import load
-from train.data import Sets, open_sets
+from train.data import Datasets, open_datasets
 
 Table = Mapping[str, Sequence[Any]]
 
@@ -59,6 +59,6 @@ def pictures(folder: Path, count: int = 3, kinds: Sequence[str] = ("cat", "dog")
     return folder
 
 
-def opened(folder: Path, source: Path | str, *overrides: str) -> Sets:
+def opened(folder: Path, source: Path | str, *overrides: str) -> Datasets:
     config = load(argv(folder, f"data.source={source}", *overrides)).config
-    return open_sets(config, ("inputs", "labels"))
+    return open_datasets(config, ("inputs", "labels"))

@@ -21,7 +21,7 @@ from train.accumulate import compute_gradient
 from train.batch import make_plan, sample_ids
 from train.batch.window import Batch, Place
 from train.config import load
-from train.data import ByLength, Padding, Sets, open_sets
+from train.data import ByLength, Datasets, Padding, open_datasets
 from train.data.lengths import micro_steps
 from train.data.shares import RankShare
 from train.evaluate import evaluate
@@ -246,9 +246,9 @@ def whole_gradient(
     return flat(torch.autograd.grad(loss, list(module.parameters())))
 
 
-def sets_of(folder: Path, *overrides: str) -> Sets:
+def sets_of(folder: Path, *overrides: str) -> Datasets:
     config = load(argv(folder, *TEXTS, f"batch.micro_tokens={2 * LENGTH}", *overrides)).config
-    return open_sets(config, ("inputs", "labels"))
+    return open_datasets(config, ("inputs", "labels"))
 
 
 # The samples, the gradient, the curve
@@ -492,7 +492,7 @@ def test_two_texts_of_a_sample_are_cut_alike(tmp_path: Path) -> None:
             "batch.micro_tokens=100",
         )
     )
-    train = open_sets(config.config, ("inputs", "other", "labels")).train
+    train = open_datasets(config.config, ("inputs", "other", "labels")).train
     first, second = words(20), words(20)[::-1]
 
     (part,) = islice(
@@ -741,7 +741,7 @@ def test_a_wrong_label_of_a_token_is_found_before_the_first_step(
 @pytest.mark.parametrize(
     ("overrides", "loop", "said"),
     [
-        ((f"data.source={HERE}.stream",), "accumulate", "a stream does not tell them"),
+        ((f"data.source={HERE}.stream",), "accumulate", "a stream does not have them"),
         (
             ("data.source=tests.helpers.tiny",),
             "accumulate",
@@ -804,4 +804,4 @@ def test_a_tokenizer_that_fills_up_in_front_is_refused(
 
     told = capsys.readouterr().err
     assert "padding_side is left" in told
-    assert "Type: batch.micro_tokens=null batch.micro=8" in told
+    assert "Set: batch.micro_tokens=null batch.micro=8" in told

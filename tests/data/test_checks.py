@@ -15,9 +15,9 @@ from datasets import ClassLabel, Dataset, Features, Value
 from tests.data.files import FLOWERS, SIDE_BY_SIDE, Table, opened, write
 from tests.helpers import argv, record
 from train.config import load
-from train.data import DataError, Rows, open_sets
-from train.data.choosing import chosen_columns
-from train.data.reading import Columns
+from train.data import DataError, Rows, open_datasets
+from train.data.columns import Columns, match_columns
+from train.data.holdout import hold_out
 from train.data.shares import Misread
 from train.main import main
 from train.standard import compute_gradient
@@ -116,7 +116,7 @@ def test_text_that_nobody_said_how_to_read(tmp_path: Path) -> None:
     path = write(tmp_path / "own.csv", FLOWERS)
 
     with pytest.raises(
-        DataError, match=r"column 'kind' holds text, not numbers. Type: data.max_length=256"
+        DataError, match=r"column 'kind' holds text, not numbers. Set: data.max_length=256"
     ):
         opened(tmp_path, path, "data.columns={inputs: kind, labels: leaves}")
     with pytest.raises(DataError, match="not known before a stream has ended"):
@@ -242,7 +242,7 @@ def test_a_streamed_split_to_evaluate_on_keeps_its_classes(tmp_path: Path) -> No
         argv(tmp_path, "data={source: tests.data.test_checks.named_classes, eval_split: test}")
     ).config
 
-    sets = open_sets(config, ("inputs", "labels"))
+    sets = open_datasets(config, ("inputs", "labels"))
 
     assert next(iter(sets.evaluation[""].batches(np.arange(2), 2)))["labels"].tolist() == [0, 1]
 
@@ -258,6 +258,11 @@ def test_a_streamed_split_to_evaluate_on_keeps_its_classes(tmp_path: Path) -> No
 )
 def test_a_column_that_is_given_is_not_proposed_again(given: Columns, typed: str) -> None:
     with pytest.raises(Misread) as error:
-        chosen_columns(["survived", "age", "fare"], given, ["inputs", "labels"])
+        match_columns(["survived", "age", "fare"], given, ["inputs", "labels"])
 
     assert error.value.fix == f"Say which column is what: 'data.columns={typed}'"
+
+
+def test_of_no_samples_none_can_be_held_out() -> None:
+    with pytest.raises(DataError, match=r"The data set is empty: look at data\.split"):
+        hold_out(0, 0.1)

@@ -13,14 +13,14 @@ from tests.data.files import FLOWERS, SIDE_BY_SIDE, opened, picture, pictures, w
 from train.batch import make_plan
 from train.batch.window import Place
 from train.config import ConfigError
-from train.data import DataError, Rows, Sets
+from train.data import DataError, Datasets, Rows
 
 INPUTS = [list(pair) for pair in zip(FLOWERS["height"], FLOWERS["leaves"], strict=True)]
 LABELS = [1, 0, 1, 2, 0, 2]  # daisy, rose, tulip
 KINDS = ("csv", "tsv", "json", "jsonl", "parquet")
 
 
-def rows_of(sets: Sets) -> Rows:
+def rows_of(sets: Datasets) -> Rows:
     assert isinstance(sets.train, Rows)
     return sets.train
 
@@ -287,7 +287,7 @@ def test_a_table_parted_by_something_else_than_commas(
     with pytest.raises(DataError, match="not by commas") as error:
         opened(tmp_path, path, SIDE_BY_SIDE)
 
-    assert f"Type: '{argument}'" in str(error.value)
+    assert f"Set: '{argument}'" in str(error.value)
     assert (
         rows_of(opened(tmp_path, path, SIDE_BY_SIDE, argument)).columns["inputs"].tolist() == INPUTS
     )

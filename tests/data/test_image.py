@@ -123,9 +123,7 @@ def test_a_size(tmp_path: Path, mode: str) -> None:
 def test_the_advice_about_images_that_differ(tmp_path: Path) -> None:
     own = saved(tmp_path / "own", {"0.png": grey(9, "L"), "1.png": grey(9, "RGB").resize((5, 5))})
 
-    with pytest.raises(
-        DataError, match=r"Type: data\.image\.mode=RGB 'data\.image\.size=\[4, 5\]'"
-    ):
+    with pytest.raises(DataError, match=r"Set: data\.image\.mode=RGB 'data\.image\.size=\[4, 5\]'"):
         read(own)
     assert read(own, "data.image.mode=RGB", "data.image.size=[4, 5]").shape == (2, 3, 4, 5)
 
@@ -245,5 +243,5 @@ def test_without_pillow_a_folder_of_images_says_what_to_type(
     own = saved(tmp_path / "own", {"0.png": grey(9, "L")})
     monkeypatch.setattr("datasets.config.PIL_AVAILABLE", False)
 
-    with pytest.raises(DataError, match=r"Type: pip install pillow"):
+    with pytest.raises(DataError, match=r"Run: pip install pillow"):
         read(own)

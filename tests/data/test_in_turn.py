@@ -19,7 +19,7 @@ from tests.helpers import Trace, WeightedCE, argv, distance, record, rows, steps
 from train.batch import make_plan, sample_ids
 from train.batch.window import Batch, Place
 from train.config import load
-from train.data import open_sets, read_in_turn
+from train.data import open_datasets, read_in_turn
 from train.data.deferred import cut_anew
 from train.data.in_step import LateWeights
 from train.data.loader import Loader
@@ -131,7 +131,7 @@ def noted(sample: Batch, generator: torch.Generator) -> Batch:
 def first_shares(tmp_path: Path, *overrides: str) -> Iterator[RankShare]:
     """Of steps of 8 samples, in micro-batches of 2, on one rank; read when their turn comes."""
     config = load(argv(tmp_path, "batch.micro=2", *overrides)).config
-    train = open_sets(config, ("inputs", "labels")).train
+    train = open_datasets(config, ("inputs", "labels")).train
     plan = make_plan(8, 2, None, world_size=1, dataset_size=train.size)
     return train.deferred(("labels",)).shares(plan, 0, 0, Place(), None)
 

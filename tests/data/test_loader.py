@@ -128,7 +128,7 @@ def test_what_does_not_fit_is_read_when_needed_and_the_screen_says_why(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = write(tmp_path / "own.csv", FLOWERS)
-    monkeypatch.setattr("train.data.sources.memory_of_a_rank", lambda: 100.0)
+    monkeypatch.setattr("train.data.opener.memory_of_a_rank", lambda: 100.0)
 
     sets = opened(tmp_path, path, SIDE_BY_SIDE)
 

@@ -22,8 +22,8 @@ from tests.data.files import opened, pictures, write
 from tests.helpers import Array, argv, distance, flat, record, rows
 from train.accumulate import compute_gradient
 from train.config import ConfigError, load
-from train.data import DataError, normalized, open_sets
-from train.data.choosing import hold_out
+from train.data import DataError, normalized, open_datasets
+from train.data.holdout import hold_out
 from train.evaluate import evaluate
 from train.main import main
 from train.merge import merge
@@ -41,7 +41,7 @@ def table_of(shift: float = 0.0) -> tuple[Array, Array]:
     """
     random = np.random.default_rng(3)
     table = random.normal(size=(SIZE, 4)) * [1e-3, 1e5, 1.0, 0.0] + [0.0, 3e5, 2007.0, 7.0] + shift
-    table[hold_out(SIZE, HELD_OUT)[1]] *= 100
+    table[hold_out(SIZE, HELD_OUT).held_out] *= 100
     return table, random.integers(0, 3, SIZE)
 
 
@@ -65,11 +65,11 @@ def expected() -> tuple[Array, Array, Array, Array]:
     NumPy.
     """
     table, labels = table_of()
-    kept, held = hold_out(SIZE, HELD_OUT)
-    own = table[kept]
+    holdout = hold_out(SIZE, HELD_OUT)
+    own = table[holdout.train]
     deviation = own.std(axis=0)
     deviation[3] = 1.0  # one value
-    return (table - own.mean(axis=0)) / deviation, labels, kept, held
+    return (table - own.mean(axis=0)) / deviation, labels, holdout.train, holdout.held_out
 
 
 @pytest.mark.parametrize(
@@ -197,7 +197,7 @@ def fitting(arguments: list[str]) -> list[float]:
 def test_one_rank_finds_the_numbers_for_all(tmp_path: Path) -> None:
     first, second = run_ranks(2, fitting, argv(tmp_path, SOURCE, *OWN))
 
-    kept = hold_out(SIZE, HELD_OUT)[0]
+    kept = hold_out(SIZE, HELD_OUT).train
     assert first == second == pytest.approx(table_of()[0][kept].mean(axis=0).tolist())
 
 
@@ -284,7 +284,7 @@ def test_what_has_no_numbers_is_refused(
     ).config
 
     with pytest.raises(DataError, match=said):
-        normalized(open_sets(config, ("inputs", "labels")), config)
+        normalized(open_datasets(config, ("inputs", "labels")), config)
 
 
 def test_images_have_a_key_of_their_own(tmp_path: Path) -> None:
@@ -292,10 +292,8 @@ def test_images_have_a_key_of_their_own(tmp_path: Path) -> None:
     images = "data.columns={inputs: image, labels: label}"
     config = load(argv(tmp_path, f"data.source={own}", images, "data.normalize=true")).config
 
-    with pytest.raises(
-        DataError, match=r"holds images\. Type: data\.normalize=false 'data\.image="
-    ):
-        normalized(open_sets(config, ("inputs", "labels")), config)
+    with pytest.raises(DataError, match=r"holds images\. Set: data\.normalize=false 'data\.image="):
+        normalized(open_datasets(config, ("inputs", "labels")), config)
 
 
 def test_a_transform_scales_by_itself(tmp_path: Path) -> None:
@@ -406,7 +404,7 @@ def test_what_is_proposed_for_images_has_a_number_for_each_channel(
     config = load(argv(tmp_path, *words, "data.normalize=true")).config
 
     with pytest.raises(DataError) as refused:
-        normalized(open_sets(config, ("inputs", "labels")), config)
+        normalized(open_datasets(config, ("inputs", "labels")), config)
 
     assert f"'data.image={{mean: {half}, std: {half}}}'" in str(refused.value)
     load(argv(tmp_path, *words, f"data.image.mean={half}", f"data.image.std={half}"))
@@ -425,7 +423,7 @@ def test_a_missing_label_is_not_filled_with_a_class(
     ).config
 
     with pytest.raises(DataError) as refused:
-        open_sets(config, ("inputs", "labels"))
+        open_datasets(config, ("inputs", "labels"))
 
     assert advice in str(refused.value)
     assert "unknown" not in str(refused.value)

@@ -18,7 +18,7 @@ from train.batch import BatchPlan, make_plan
 from train.batch.window import Place
 from train.config import load
 from train.config.recipe import Data
-from train.data import DataError, open_sets
+from train.data import DataError, open_datasets
 from train.data.packed_stream import PackedStream
 from train.data.packing import COLUMNS, pack
 from train.data.reading import Reader
@@ -174,7 +174,7 @@ def test_what_cannot_be_cut_is_refused(tmp_path: Path, data: str, message: str) 
     source = f"data={{source: tests.data.test_packed_stream.other, block_size: 4, {data}}}"
 
     with pytest.raises(DataError, match=message):
-        open_sets(load(argv(tmp_path, source)).config, ("inputs", "labels")).train.first(0, 8)
+        open_datasets(load(argv(tmp_path, source)).config, ("inputs", "labels")).train.first(0, 8)
 
 
 def test_a_loaded_set_can_be_streamed(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from tests.helpers import argv
 from train.batch.window import IGNORED
 from train.config import load
 from train.config.recipe import Data
-from train.data import DataError, Rows, open_sets
+from train.data import DataError, Rows, open_datasets
 from train.data.packing import COLUMNS, make_tokenizer, pack
 from train.data.python_docs import python_docs
 from train.data.tokenizers import Bytes
@@ -39,7 +39,7 @@ def opened(folder: Path, texts: object, needed: tuple[str, ...], data: str = "")
         f"source: tests.data.test_packing.given_texts, args: {{texts: {json.dumps(texts)}}}, "
         "block_size: 128"
     )
-    rows = open_sets(load(argv(folder, f"data={{{source}{data}}}")).config, needed).train
+    rows = open_datasets(load(argv(folder, f"data={{{source}{data}}}")).config, needed).train
     assert isinstance(rows, Rows)
     return rows
 
@@ -82,7 +82,7 @@ def test_blocks_follow_each_other_and_the_last_is_filled_up() -> None:
 
 
 def test_the_manual_of_python_itself_is_packed_whole(tmp_path: Path) -> None:
-    rows = open_sets(
+    rows = open_datasets(
         load(argv(tmp_path, "data={source: python_docs, block_size: 128}")).config, COLUMNS
     ).train
     assert isinstance(rows, Rows)
@@ -110,7 +110,7 @@ def test_what_cannot_be_packed_is_refused(
 
 
 def test_a_tokenizer_that_does_not_exist_is_refused() -> None:
-    with pytest.raises(DataError, match=r"data.tokenizer: .*Type: data.tokenizer=bytes"):
+    with pytest.raises(DataError, match=r"data.tokenizer: .*Set: data.tokenizer=bytes"):
         make_tokenizer(Data(source="x", block_size=4, tokenizer="bites"))
 
 
@@ -130,4 +130,4 @@ def test_a_missing_text_is_told_by_its_row(tmp_path: Path) -> None:
     ).config
 
     with pytest.raises(DataError, match="no value in row 1 of split 'train'"):
-        open_sets(config, ("inputs", "labels"))
+        open_datasets(config, ("inputs", "labels"))

@@ -17,7 +17,7 @@ from tests.data.test_tokenizers import save_byte_level, save_words
 from tests.helpers import argv
 from train.accumulate import compute_gradient
 from train.config import load
-from train.data import DataError, Rows, open_sets
+from train.data import DataError, Rows, open_datasets
 from train.data import tokens as tokens_room
 from train.data.packing import COLUMNS, blocks, columns_of, filled, make_tokenizer
 from train.data.tokens import document_tokens
@@ -133,7 +133,7 @@ def test_others_are_made_anew(own: Path, changed: str) -> None:
 
 def test_those_of_another_tokenizer_are_not_found(own: Path) -> None:
     def inputs(tokenizer: str) -> np.ndarray:
-        samples = open_sets(
+        samples = open_datasets(
             load(words(own, tokenizer=tokenizer)).config, ("inputs", "labels")
         ).train
         assert isinstance(samples, Rows)
@@ -152,7 +152,9 @@ def test_a_tokenizer_that_nobody_can_tell_from_another_is_asked_each_time(
     for _ in range(2):
         assert prepare(words(own, tokenizer="logged.Unknown")) == 0
         assert calls(own) == TEXTS
-    assert "nobody can tell data.tokenizer=logged.Unknown from another" in capsys.readouterr().out
+    assert (
+        "what data.tokenizer=logged.Unknown does is not known beforehand" in capsys.readouterr().out
+    )
 
 
 def test_who_wants_no_cache_gets_none(own: Path) -> None:
@@ -175,7 +177,7 @@ def test_blocks_are_those_of_the_tokenizer_itself(own: Path) -> None:
     pieces = filled(list(blocks(documents, 16)), 16, tokenizer.document_start)
 
     for _ in range(2):  # made, and found
-        samples = open_sets(config, COLUMNS).train
+        samples = open_datasets(config, COLUMNS).train
         assert isinstance(samples, Rows)
         for name, expected in columns_of(pieces, tokenizer, COLUMNS).items():
             found = samples.columns[name].numpy()
@@ -192,7 +194,7 @@ def test_texts_that_lost_bytes_are_known_when_found(own: Path) -> None:
 
     for _ in range(2):
         with pytest.raises(DataError, match="does not keep every byte"):
-            open_sets(config, COLUMNS)
+            open_datasets(config, COLUMNS)
 
 
 def classified(folder: str) -> Dataset:
@@ -210,7 +212,7 @@ def test_texts_of_one_length_are_found_too(own: Path, monkeypatch: pytest.Monkey
 
     def batch(length: int) -> dict[str, Any]:
         config = load(argv(own, f"data={{{data}, {columns}, max_length: {length}}}")).config
-        return open_sets(config, ("inputs", "labels", "targets")).train.first(0, TEXTS)
+        return open_datasets(config, ("inputs", "labels", "targets")).train.first(0, TEXTS)
 
     def refuse(*_: Any) -> None:
         raise AssertionError("made anew")
@@ -239,6 +241,6 @@ def test_texts_of_one_length_are_found_too(own: Path, monkeypatch: pytest.Monkey
 
 
 def test_blocks_in_memory_say_so(own: Path) -> None:
-    notes = open_sets(load(words(own, "data.preload=false")).config, ("inputs", "labels")).notes
+    notes = open_datasets(load(words(own, "data.preload=false")).config, ("inputs", "labels")).notes
 
     assert "loading   blocks are held in memory, whatever data.preload says" in notes

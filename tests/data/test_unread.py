@@ -12,7 +12,7 @@ from PIL import Image
 from tests.data.files import picture, pictures
 from tests.helpers import argv, record
 from train.config import load
-from train.data import open_sets
+from train.data import open_datasets
 from train.errors import UserError
 
 PAGE = Path(__file__).parents[2] / "docs" / "unread.md"
@@ -82,7 +82,7 @@ FILES: dict[str, Callable[[Path], Written]] = {
     "takes 6 numbers a sample, and gets 2": table(
         GOOD, COLUMNS, "model.args={inputs: 6, hidden: [4], outputs: 3}"
     ),
-    "the model tells 3 classes apart": table(GOOD.replace("1\n", "3\n"), COLUMNS, MODEL),
+    "the model has 3 classes": table(GOOD.replace("1\n", "3\n"), COLUMNS, MODEL),
     "columns differ in scale": table(GOOD.replace("0.5,", "900,")),
     "is of shape (3, 4, 4), row 0 of (1, 4, 4)": images(
         ("cat/0.png", (4, 4)), ("dog/0.png", (4, 4, 3))
@@ -91,7 +91,7 @@ FILES: dict[str, Callable[[Path], Written]] = {
         ("cat/0.png", (4, 4, 3)), ("dog/0.png", (6, 5, 3))
     ),
     "32-bit whole numbers (mode I)": whole_numbers,
-    "left out  2 x .heic": heic,
+    "skipped   2 x .heic": heic,
     "It lacks what the task needs": images(("0.png", (4, 4)), ("1.png", (4, 4))),
     "lies in no class folder, while others do": images(
         ("0.png", (4, 4)), ("cat/0.png", (4, 4)), ("dog/0.png", (4, 4))
@@ -125,7 +125,7 @@ def test_each_row_has_its_file() -> None:
 def shown(arguments: list[str], trains: bool) -> str:
     """What is seen on the screen; with `trains` also what only the first forward finds."""
     try:
-        notes = open_sets(load(arguments).config, ("inputs", "labels")).notes
+        notes = open_datasets(load(arguments).config, ("inputs", "labels")).notes
         if trains:
             record(arguments)
     except UserError as error:

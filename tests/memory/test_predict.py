@@ -14,7 +14,7 @@ from tests.helpers import argv
 from tests.live_bytes import LiveBytes
 from train.batch.window import Batch
 from train.config import Config, load
-from train.data import normalized, open_sets
+from train.data import normalized, open_datasets
 from train.distributed.accelerator import connect
 from train.memory.cpu_allocator import AllocatedPeak
 from train.memory.memory_trace import (
@@ -90,7 +90,7 @@ class Real:
 
     def __init__(self, config: Config) -> None:
         task = make_task(config)
-        sets = normalized(open_sets(config, task.columns), config)
+        sets = normalized(open_datasets(config, task.columns), config)
         self.like = sets.trial(0, 8)
         accelerator, ranks = connect(config)
         self.learner = make_learner(config, task, accelerator, 1, ranks, sets.fitted)

@@ -17,7 +17,7 @@ from tests.data.test_tokenizers import save_words
 from tests.helpers import argv
 from tests.models.test_hf import hf
 from train.config import load
-from train.data import open_sets
+from train.data import open_datasets
 from train.errors import UserError
 from train.models import ModelError
 from train.models.hf import HF
@@ -77,7 +77,7 @@ def test_the_mask_is_the_tokenizers_own(tmp_path: Path, padding: str, side: str)
         f"data={{source: {HERE}.texts, max_length: 8, tokenizer: {folder}, preload: "
         f"{side == 'left'}}}"
     )
-    batch = open_sets(load(argv(tmp_path, data)).config, ("inputs", "labels")).train.first(0, 6)
+    batch = open_datasets(load(argv(tmp_path, data)).config, ("inputs", "labels")).train.first(0, 6)
     torch.manual_seed(0)
     model = HF(from_config=BERT | {"pad_token_id": tokenizer.pad_token_id}).eval()
 
@@ -101,7 +101,7 @@ def test_a_text_that_ends_in_the_padding_keeps_its_length(tmp_path: Path) -> Non
     tokenizer.save_pretrained(folder)
     data = f"data={{source: {HERE}.texts, max_length: 8, tokenizer: {folder}}}"
 
-    train: Any = open_sets(
+    train: Any = open_datasets(
         load(argv(tmp_path, data, "batch.micro_tokens=16")).config, ("inputs", "labels")
     ).train
 
@@ -127,7 +127,7 @@ def mask_of_the_data(size: int = 8) -> Dataset:
 
 def test_a_mask_that_the_data_holds_is_read_by_name(tmp_path: Path) -> None:
     data = f"data={{source: {HERE}.mask_of_the_data, columns: {{attention_mask: seen}}}}"
-    batch = open_sets(load(argv(tmp_path, data)).config, ("inputs", "labels")).train.first(0, 8)
+    batch = open_datasets(load(argv(tmp_path, data)).config, ("inputs", "labels")).train.first(0, 8)
     model = HF(from_config=BERT).eval()
 
     mask = torch.tensor(mask_of_the_data()["seen"])[batch["sample_id"]]

@@ -18,7 +18,7 @@ from tests.helpers import argv, points
 from train.accumulate import compute_gradient
 from train.batch.window import IGNORED
 from train.config import load
-from train.data import open_sets
+from train.data import open_datasets
 from train.main import main
 from train.models.gpt import GPT
 from train.models.make import make_model
@@ -60,7 +60,9 @@ def test_perplexity_and_bits_per_byte(
     metrics = run_ranks(world_size, evaluate, arguments)[0]
 
     config = load(arguments).config
-    columns = open_sets(config, ("inputs", "labels", "documents", "bytes")).evaluation[""].columns
+    columns = (
+        open_datasets(config, ("inputs", "labels", "documents", "bytes")).evaluation[""].columns
+    )
     model, labels = make_model(config), columns["labels"].long()
     assert isinstance(model, GPT)
     with torch.no_grad():
@@ -79,7 +81,7 @@ def test_regression(run_ranks: Any, tmp_path: Path, world_size: int, micro: str)
 
     metrics = run_ranks(world_size, evaluate, arguments)[0]
 
-    columns = open_sets(load(arguments).config, ("inputs", "targets")).evaluation[""].columns
+    columns = open_datasets(load(arguments).config, ("inputs", "targets")).evaluation[""].columns
     targets = columns["targets"].double()
     torch.manual_seed(0)
     with torch.no_grad():

@@ -1,13 +1,12 @@
-"""Texts without most of their padding: micro-batches of similar length, each cut to its longest
-text.
+"""Micro-batches of texts of similar length, each cut to its longest text.
 
-Which samples make up a step, in which order, and where a run goes on, stays as it is; and so does
+Which samples make up a step, in which order, and where a run resumes, stays as it is; and so does
 the gradient of a model on which padding has no influence, which is tried before the first step
 (train/exactness/additivity.py).
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from itertools import islice
@@ -15,63 +14,28 @@ from itertools import islice
 import numpy as np
 import pyarrow as pa
 import torch
-from torch import Tensor
 
 from train.batch import Assignment, BatchPlan, sample_ids
 from train.batch.order import Ids
 from train.batch.window import IGNORED, Batch, Place
 from train.data.lengths import deal, micro_steps, smallest_limit
 from train.data.loader import Loader
-from train.data.reading import LABELS, Reader, is_text, mask_of
+from train.data.padding import CutEvaluation, Padding, find_padding
+from train.data.protocols import EvaluationSet, TrainingSet, assignments, step_sizes
+from train.data.reading import LABELS, Reader
 from train.data.rows import Rows
-from train.data.shares import DataError, EvaluationSet, RankShare, TrainingSet, assignments
+from train.data.shares import DataError, RankShare
 
 BLOCK = 256  # samples that are measured at a time
 
 
 @dataclass(frozen=True)
-class Padding:
-    """What fills texts up to data.max_length."""
-
-    fills: Mapping[str, int]  # by column: a text's token, or IGNORED for a label of each token
-
-    def lengths(self, batch: Batch) -> Tensor:
-        """(samples,): places up to the last one that is filled with something else in any column;
-        at least 1.
-        """
-        ends = [_ends(batch[name], fill) for name, fill in self.fills.items()]
-        return torch.stack(ends).amax(0).clamp(min=1)
-
-    def cut(self, batch: Batch) -> Batch:
-        """The batch without what is padding in all of its samples."""
-        longest = int(self.lengths(batch).max())
-        return {
-            name: c[:, :longest].contiguous() if name in self.fills else c
-            for name, c in batch.items()
-        }
-
-
-@dataclass(frozen=True)
-class Cut:
-    """An evaluation set, each batch cut to its longest text."""
-
-    samples: EvaluationSet
-    padding: Padding
-
-    def __len__(self) -> int:
-        return len(self.samples)
-
-    def batches(self, ids: Ids, size: int) -> Iterator[Batch]:
-        return map(self.padding.cut, self.samples.batches(ids, size))
-
-
-@dataclass(frozen=True)
-class ByLength:
+class ByLength(TrainingSet):
     """A training set whose micro-batches hold at most `limit` tokens each, padding included."""
 
     samples: Rows | Loader
     padding: Padding
-    # the length of each sample; reads all of them when it is first called
+    # The length of each sample; reads all of them when it is first called.
     measured: Callable[[], Ids]
     limit: int
     steps: int | None = None  # after which there are no more
@@ -89,8 +53,8 @@ class ByLength:
         return self.samples.first(seed, count)
 
     def trial(self, seed: int, count: int) -> Batch:
-        """The same, two at least, the last of them the shortest text that counts: to it padding
-        matters most.
+        """The first samples, and the shortest text with a label that counts: padding matters most
+        to it.
         """
         first = sample_ids(self.size, seed, 0, 0, min(max(1, count - 1), self.size))
         shortest = self.lengths.argsort(kind="stable")[:BLOCK]
@@ -99,145 +63,106 @@ class ByLength:
         return self.samples.fetch(np.append(first, shortest[int(counts.int().argmax())]))
 
     def shares(
-        self, plan: BatchPlan, seed: int, rank: int, place: Place, overfit: int | None
+        self, plan: BatchPlan, seed: int, rank: int, position: Place, overfit: int | None
     ) -> Iterator[RankShare]:
-        """As data.shares has it; a rank's micro-batches are as many as pay, and at most those of
-        the plan.
-        """
-        for share in self.samples.read(self._dealt(plan, seed, rank, place, overfit)):
+        """A rank has as many micro-batches as pay, and at most those of the plan."""
+        for share in self.samples.read(self._dealt(plan, seed, rank, position, overfit)):
             yield replace(share, trim=self.padding.cut)
 
     def _dealt(
-        self, plan: BatchPlan, seed: int, rank: int, place: Place, overfit: int | None
+        self, plan: BatchPlan, seed: int, rank: int, position: Place, overfit: int | None
     ) -> Iterator[tuple[int, Assignment]]:
-        largest = max([plan.effective, *(effective for _, effective in plan.stages)])
-        alone = replace(plan, world_size=1, micro=largest, accumulation_steps=1)
-        for epoch, step in islice(assignments(alone, seed, 0, place, overfit), self.steps):
-            lengths = self.lengths[step.ids]
-            of_ranks = deal(lengths, plan.world_size, self.limit, plan.micro)
-            own = of_ranks[rank]
-            yield (
-                epoch,
-                replace(
-                    step,
-                    ids=step.ids[np.concatenate(own)],
-                    sizes=tuple(map(len, own)),
-                    largest=max(sum(map(len, micro_batches)) for micro_batches in of_ranks),
-                    filler_ids=step.ids[[lengths.argmin()]],
-                ),
-            )
+        """(epoch, this rank's samples) of each step, dealt out by length."""
+        largest = max(step_sizes(plan))
+        # The plan's own order, all of a step at once: who takes which of its texts is decided here.
+        undivided = replace(plan, world_size=1, micro=largest, accumulation_steps=1)
+        steps = assignments(undivided, seed, 0, position, overfit)
+        for epoch, step in islice(steps, self.steps):
+            yield epoch, self._dealt_to(rank, step, plan)
+
+    def _dealt_to(self, rank: int, step: Assignment, plan: BatchPlan) -> Assignment:
+        """A rank's part of all samples of a step."""
+        lengths = self.lengths[step.ids]
+        ranks = deal(lengths, plan.world_size, self.limit, plan.micro)
+        samples_of_ranks = [sum(map(len, micro_batches)) for micro_batches in ranks]
+        micro_batches = ranks[rank]
+        return replace(
+            step,
+            ids=step.ids[np.concatenate(micro_batches)],
+            sizes=tuple(map(len, micro_batches)),
+            largest=max(samples_of_ranks),
+            filler_ids=step.ids[[lengths.argmin()]],
+        )
 
     @property
     def is_weighed(self) -> bool:
         return self.samples.is_weighed
 
     def deferred(self, weighed: Sequence[str]) -> "ByLength":
-        """As data.shares has it."""
         return replace(self, samples=self.samples.deferred(weighed))
 
-    def micro_steps(self, plan: BatchPlan) -> tuple[int, int]:
-        """No full step has fewer micro-batches of a rank than the first number, nor more than the
-        second.
-        """
-        ascending = np.sort(self.lengths).tolist()
-        sizes = [plan.effective, *(effective for _, effective in plan.stages)]
-        shortest, longest = ascending[: min(sizes)], ascending[-max(sizes) :]
-        filled_up = math.ceil(math.ceil(len(longest) / plan.world_size) / plan.micro)
-        needed = [micro_steps(texts, plan.world_size, self.limit) for texts in (shortest, longest)]
-        return needed[0], max(needed[1], filled_up)
-
-    def limited(self, plan: BatchPlan, seed: int) -> "ByLength":
-        """Its first step only, with the limit that makes the plan's number of micro-batches of it,
-        or fewer.
-        """
-        lengths = np.sort(
-            self.lengths[sample_ids(self.size, seed, 0, 0, min(plan.effective, self.size))]
-        )
-        limit = smallest_limit(lengths.tolist(), plan.accumulation_steps * plan.world_size)
+    def one_step(self, plan: BatchPlan, seed: int) -> "ByLength":
+        """The smallest limit under which the step needs no more micro-batches than the plan."""
+        ids = sample_ids(self.size, seed, 0, 0, min(plan.effective, self.size))
+        lengths = np.sort(self.lengths[ids]).tolist()
+        limit = smallest_limit(lengths, plan.accumulation_steps * plan.world_size)
         return replace(self, limit=limit, steps=1)
 
-    def note(self) -> str:
-        """For the screen."""
-        least, most, mean = self.lengths.min(), self.lengths.max(), self.lengths.mean()
-        return f"lengths   {least:,} to {most:,} tokens, {mean:,.4g} on average"
+    def micro_steps(self, plan: BatchPlan) -> tuple[int, int]:
+        """Bounds: those of the shortest texts that may meet in a step, and of the longest."""
+        ascending = np.sort(self.lengths).tolist()
+        sizes = step_sizes(plan)
+        shortest = ascending[: min(sizes)]
+        longest = ascending[-max(sizes) :]
+        of_plan = math.ceil(math.ceil(len(longest) / plan.world_size) / plan.micro)
+        fewest = micro_steps(shortest, plan.world_size, self.limit)
+        most = micro_steps(longest, plan.world_size, self.limit)
+        return fewest, max(most, of_plan)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        lengths = self.lengths
+        line = (
+            f"lengths   {lengths.min():,} to {lengths.max():,} tokens, {lengths.mean():,.4g} on "
+            "average"
+        )
+        return (line,)
+
+    @property
+    def trim(self) -> Callable[[Batch], Batch]:
+        return self.padding.cut
+
+    @property
+    def innermost(self) -> TrainingSet:
+        return self.samples
 
 
 def cut_by_length(
-    samples: TrainingSet,
-    evaluation: Mapping[str, EvaluationSet],
-    reader: Reader,
-    types: pa.Schema | None,
-    limit: int,
-) -> tuple[ByLength, dict[str, EvaluationSet], Padding]:
-    """The same sets without most of their padding. Texts to train on are measured when a length is
-    first asked for, which reads those that are not in memory once.
+    samples: TrainingSet, reader: Reader, types: pa.Schema | None, limit: int
+) -> ByLength:
+    """The same set without most of its padding.
 
-    `types` are those of the columns in the data. Raises DataError where there is nothing to cut, or
-    nobody knows what.
+    Texts are measured when a length is first asked for, which reads those that are not in memory
+    once. `types`: of the columns in the data. Raises DataError where there is nothing to cut, or it
+    is not known what.
     """
     if not isinstance(samples, Rows | Loader) or types is None:
         raise DataError(
             "batch.micro_tokens needs the lengths of all texts before the first step, and a stream "
-            "does not tell them. Type: batch.micro_tokens=null, and batch.micro=8 or the like"
+            "does not have them. Set: batch.micro_tokens=null, and batch.micro=8 or the like"
         )
-    padding = _padding(samples.first(0, 1), reader, types)
+    padding = find_padding(samples.first(0, 1), reader, types)
 
     @cache
     def lengths() -> Ids:
-        every = samples.batches(np.arange(len(samples)), BLOCK)
-        return torch.cat([padding.lengths(batch) for batch in every]).numpy()
+        batches = samples.batches(np.arange(len(samples)), BLOCK)
+        return torch.cat([padding.lengths(batch) for batch in batches]).numpy()
 
-    cut: dict[str, EvaluationSet] = {name: Cut(rows, padding) for name, rows in evaluation.items()}
-    return ByLength(samples, padding, lengths, limit), cut, padding
-
-
-def _padding(first: Batch, reader: Reader, types: pa.Schema) -> Padding:
-    plain = {
-        name: own
-        for name, own in reader.columns.items()
-        if isinstance(own, str) and name not in reader.classes
-    }
-    texts = [
-        name for name, own in plain.items() if own in reader.texts or is_text(types.field(own).type)
-    ]
-    fills = dict.fromkeys(texts, reader.padding)
-    # These say how long a text is, also where it holds the padding's token itself; a transform may
-    # drop them.
-    fills |= {mask_of(name): 0 for name in texts if mask_of(name) in first}
-    if not texts:
-        raise DataError(
-            "batch.micro_tokens balances texts by their tokens, and none of the columns of the "
-            f"task holds text: {', '.join(reader.columns)}. Type: batch.micro_tokens=null, and "
-            "batch.micro=8 or the like"
-        )
-    if reader.tokenizer is not None and reader.tokenizer.pads_left:
-        raise DataError(
-            "batch.micro_tokens cuts off what fills texts up behind their end, and "
-            f"{reader.tokenizer.folder} fills them up in front: its padding_side is left. Type: "
-            "batch.micro_tokens=null batch.micro=8 (or the like)"
-        )
-    size = reader.max_length
-    for name in first.keys() - fills.keys():
-        if first[name].dim() < 2 or first[name].shape[1] != size:
-            continue
-        if name != LABELS or first[name].is_floating_point():
-            raise DataError(
-                f"batch.micro_tokens cuts texts to their length, and {name!r} holds {size} numbers "
-                "for each, as many as data.max_length: if they belong to its tokens, nobody knows "
-                "what fills them up. Type: batch.micro_tokens=null, and batch.micro=8 or the like "
-                "(or another data.max_length)"
-            )
-        fills[name] = IGNORED
-    return Padding(fills)
+    return ByLength(samples=samples, padding=padding, measured=lengths, limit=limit)
 
 
 def in_memory(samples: TrainingSet | EvaluationSet) -> Rows | None:
-    """All of a set, uncut, where it is simply held."""
-    inside = samples.samples if isinstance(samples, ByLength | Cut) else samples
-    return inside if isinstance(inside, Rows) else None
-
-
-def _ends(column: Tensor, fill: int) -> Tensor:
-    """(samples,): the last place that holds something else, counted from 1; 0: none does."""
-    holds = (column != fill).flatten(2).any(2) if column.dim() > 2 else column != fill
-    return torch.where(holds, torch.arange(1, holds.shape[1] + 1), 0).amax(1)
+    """All of a set, with all padding, where it is simply held in memory."""
+    if isinstance(samples, ByLength | CutEvaluation):
+        return in_memory(samples.samples)
+    return samples if isinstance(samples, Rows) else None

@@ -1,8 +1,7 @@
-"""CSV files as tables: by pandas, through the cache of `datasets`; no field is moved, lost or read
-in two ways.
+"""CSV files as tables: read by pandas, through the cache of `datasets`.
 
-Left to itself, datasets (5.2) lets pandas (3.1) find the types anew every 10,000 rows, and make an
-index of what a row has more of than the header.
+No field is moved, lost or read in two ways. Left to itself, datasets (5.2) lets pandas (3.1) infer
+the types anew every 10,000 rows, and make an index of surplus fields of a row.
 """
 
 import csv
@@ -23,6 +22,9 @@ from train.data.shares import DataError
 
 Options = Mapping[str, Any]
 """Arguments of pandas.read_csv."""
+
+NO_VALUES = "nothing"
+"""The type of a column whose values are all missing."""
 
 SURPLUS = "Length of header or names does not match"
 """The beginning of pandas' warning where the first row has more fields than there are names."""
@@ -47,8 +49,9 @@ class InFile(Exception):
 
 
 class CsvTables(Csv):
-    """The types of columns are those of all rows of all splits; of a stream, those of its first
-    rows.
+    """Builder whose column types are those of all rows of all splits.
+
+    Those of a stream are of its first rows.
     """
 
     def _info(self) -> DatasetInfo:
@@ -56,44 +59,45 @@ class CsvTables(Csv):
 
     def _split_generators(self, dl_manager: Any) -> list[SplitGenerator]:
         splits = self.config.data_files
-        every = tuple(chain.from_iterable(splits.values()))
-        ahead = () if dl_manager.is_streaming else every
-        return [
-            SplitGenerator(name=name, gen_kwargs={"files": list(files), "ahead": ahead})
-            for name, files in splits.items()
-        ]
+        # Files whose rows decide the types; a stream cannot wait for all of them. In a tuple, since
+        # datasets takes each list of the arguments for one of shards.
+        typed = () if dl_manager.is_streaming else tuple(chain.from_iterable(splits.values()))
+        generators = []
+        for name, files in splits.items():
+            arguments = {"files": list(files), "typed": typed}
+            generators.append(SplitGenerator(name=name, gen_kwargs=arguments))
+        return generators
 
-    def _generate_shards(self, files: list[str], ahead: Sequence[str]) -> Iterator[str]:
+    def _generate_shards(self, files: list[str], typed: Sequence[str]) -> Iterator[str]:
         yield from files
 
     def _generate_tables(
-        self, files: list[str], ahead: Sequence[str]
+        self, files: list[str], typed: Sequence[str]
     ) -> Iterator[tuple[Key, pa.Table]]:
         options = options_of(self.config)
-        types = column_types(chain.from_iterable(_named(file, options) for file in ahead))
+        types = column_types(chain.from_iterable(_frames_of(file, options) for file in typed))
         names: list[str] = []
         for shard, file in enumerate(files):
+            # A stream: the first rows decide, and a later value of another type is an error.
             if not types:
-                types = column_types([next(_named(file, options))])
-            for number, frame in enumerate(_named(file, options, types)):
+                types = column_types([next(_frames_of(file, options))])
+            for number, frame in enumerate(_frames_of(file, options, types)):
                 names = names or list(frame.columns)
-                yield (
-                    Key(shard, number),
-                    pa.Table.from_pandas(_in_order(frame, names, file), preserve_index=False),
-                )
+                ordered = _in_order(frame, names, file)
+                yield Key(shard, number), pa.Table.from_pandas(ordered, preserve_index=False)
 
 
 def options_of(config: CsvConfig) -> dict[str, Any]:
-    """The arguments of pandas that a config of datasets stands for; where it says nothing, our own
-    defaults.
-    """
+    """The arguments of pandas for a config of datasets, with our own defaults."""
+    # low_memory would infer the types of each chunk of a file by itself.
     options: dict[str, Any] = {**config.pd_read_csv_kwargs, "low_memory": False}
     if options["index_col"] is None:
-        # None: the first field is one where rows have more fields than the header
+        # By None, pandas makes an index of the first field where rows are longer than the header.
         options["index_col"] = False
     if options["keep_default_na"] is False and options["na_values"] is None:
-        # the words None and NA are values then; a field without anything is none
+        # The words None and NA are values then; an empty field is still a missing one.
         options["na_values"] = [""]
+    # Only the C parser takes it.
     if options["engine"] not in (None, "c"):
         del options["low_memory"]
     return options
@@ -113,8 +117,8 @@ def frames(
                 frame = next(reader, None)
             if frame is None:
                 return
-            # A row that lacks a field in the middle is filled up at its end: the fields behind have
-            # moved, which shows in nothing but the last column.
+            # pandas fills up a row that lacks a field in the middle at its end: the fields behind
+            # have moved, which shows in nothing but the last column.
             if not checked and frame.shape[1] > 1 and frame.iloc[:, -1].isna().any():
                 check_lengths(file, options, frame.shape[1])
                 checked = True
@@ -122,9 +126,7 @@ def frames(
 
 
 def repeated_names(file: str, options: Options) -> dict[str, str]:
-    """{name that pandas gives: ours} for names that the header holds more than once: `a.0`, `a.1`,
-    and no `a`.
-    """
+    """{name by pandas: ours}, of names that the header repeats: `a.0`, `a.1`, and no `a`."""
     if options["header"] not in ("infer", 0) or options.get("names") is not None:
         return {}
     header = header_of(file, options)
@@ -133,7 +135,7 @@ def repeated_names(file: str, options: Options) -> dict[str, str]:
 
 def header_of(file: str, options: Options) -> list[str]:
     """The fields of the first line that is not skipped."""
-    alone = {
+    first_line = {
         **options,
         "header": None,
         "names": None,
@@ -141,54 +143,62 @@ def header_of(file: str, options: Options) -> list[str]:
         "nrows": 1,
         "chunksize": None,
         "dtype": str,
+        "keep_default_na": False,
+        "na_values": None,
     }
     with _strict():
-        first = pandas.read_csv(file, **{**alone, "keep_default_na": False, "na_values": None})
-    return [str(name) for name in first.iloc[0]] if len(first) else []
+        frame = pandas.read_csv(file, **first_line)
+    if not len(frame):
+        return []
+    return [str(name) for name in frame.iloc[0]]
 
 
 def column_types(parts: Iterable[pandas.DataFrame]) -> dict[str, str]:
     """{column: the one type that holds all of its values}"""
-    found: dict[str, set[str]] = {}
+    types: dict[str, set[str]] = {}
     for frame in parts:
         for name, column in frame.items():
-            found.setdefault(str(name), set()).add(_kind(column))
-    return {name: _joined(own) for name, own in found.items()}
+            types.setdefault(str(name), set()).add(_type_of(column))
+    return {name: _common_type(of_parts) for name, of_parts in types.items()}
 
 
 def check_lengths(file: str, options: Options, names: int, longer: bool = False) -> None:
-    """Line by line, as Python reads CSV. Raises BadLine for a row with less than `names` fields, or
-    with more.
+    """Raises BadLine for the first row with less than `names` fields; `longer`: with more.
+
+    Python's csv module reads the file, since pandas does not name the line.
     """
-    sep, skipped = options["sep"], options.get("skiprows") or 0
-    if len(sep) != 1 or not isinstance(skipped, int):
+    separator = options["sep"]
+    skipped = options.get("skiprows") or 0
+    if len(separator) != 1 or not isinstance(skipped, int):
         return  # a regular expression, or a choice of lines
     comment = options.get("comment")
+    dialect = {
+        name: options[name]
+        for name in ("quotechar", "quoting", "doublequote", "escapechar", "skipinitialspace")
+    }
     encoding = options["encoding"] or "utf-8-sig"
     with fsspec.open(file, "rt", encoding=encoding, compression="infer", newline="") as text:
-        how = {
-            name: options[name] for name in ("quotechar", "quoting", "doublequote", "escapechar")
-        }
-        rows = csv.reader(
-            text, delimiter=sep, skipinitialspace=options["skipinitialspace"], strict=False, **how
-        )
-        # a header that does not count
-        replaced = options.get("names") is not None and options["header"] == 0
+        rows = csv.reader(text, delimiter=separator, strict=False, **dialect)
+        # pandas drops the header of a file where `names` replaces it.
+        is_header = options.get("names") is not None and options["header"] == 0
         for row in rows:
             is_comment = bool(comment and row and row[0].startswith(comment))
-            if rows.line_num <= skipped or is_comment or not "".join(row).strip():
+            is_empty = not "".join(row).strip()
+            if rows.line_num <= skipped or is_comment or is_empty:
                 continue
-            if replaced:
-                replaced = False
+            if is_header:
+                is_header = False
                 continue
-            surplus = any(field.strip() for field in row[names:])
-            if surplus if longer else len(row) < names:
+            surplus = "".join(row[names:]).strip()
+            is_bad = bool(surplus) if longer else len(row) < names
+            if is_bad:
                 raise BadLine(rows.line_num, len(row), names)
 
 
-def _named(
+def _frames_of(
     file: str, options: Options, types: Mapping[str, str] | None = None
 ) -> Iterator[pandas.DataFrame]:
+    """As `frames`, but raises InFile."""
     try:
         yield from frames(file, options, types)
     except Exception as error:
@@ -197,37 +207,43 @@ def _named(
 
 def _in_order(frame: pandas.DataFrame, names: Sequence[str], file: str) -> pandas.DataFrame:
     """Columns count by their names, whatever their order in a file."""
-    found = list(frame.columns)
-    if set(found) != set(names):
+    columns = list(frame.columns)
+    if set(columns) != set(names):
         raise DataError(
-            f"{file} has the columns {', '.join(map(str, found))}, and the first file of its split "
-            f"has {', '.join(map(str, names))}. Give all of them the same columns"
+            f"{file} has the columns {', '.join(map(str, columns))}, and the first file of its "
+            f"split has {', '.join(map(str, names))}. Give all of them the same columns"
         )
     return frame[list(names)]
 
 
-def _kind(column: "pandas.Series[Any]") -> str:
-    """Of the values that are there."""
+def _type_of(column: "pandas.Series[Any]") -> str:
+    """Of the values that are not missing."""
     if column.isna().all():
-        return "nothing"
+        return NO_VALUES
     if kinds.is_bool_dtype(column.dtype):
         return "bool"
     if kinds.is_unsigned_integer_dtype(column.dtype):
         return "uint64"
     if kinds.is_integer_dtype(column.dtype):
         return "int64"
-    return "float64" if kinds.is_float_dtype(column.dtype) else "str"
+    if kinds.is_float_dtype(column.dtype):
+        return "float64"
+    return "str"
 
 
-def _joined(found: set[str]) -> str:
-    if len(found) == 1 and found != {"nothing"}:
-        return next(iter(found))
-    return "float64" if found <= {"int64", "float64", "nothing"} else "str"
+def _common_type(types: set[str]) -> str:
+    if len(types) == 1 and types != {NO_VALUES}:
+        return next(iter(types))
+    # A missing value is NaN, which integers cannot hold.
+    if types <= {"int64", "float64", NO_VALUES}:
+        return "float64"
+    return "str"
 
 
 class _strict(warnings.catch_warnings):
-    """Fields that pandas would leave out with a warning end in an error; of its engine it says
-    nothing.
+    """Surplus fields, which pandas drops with a warning, end in an error.
+
+    Its warnings about the choice of a parser are not shown.
     """
 
     def __enter__(self) -> None:

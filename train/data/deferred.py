@@ -1,8 +1,7 @@
-"""Samples of a step that are read when their micro-batch's turn comes: what is in memory follows
-the micro-batch.
+"""Samples of a step that are read when their micro-batch is asked for.
 
-Their weights are counted one step ahead, from the columns that the task names for it
-(Task.weight_columns).
+What is held in memory is then a micro-batch, not a step. Weights are counted one step ahead, from
+the columns that the task names for it (Task.weight_columns).
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -11,6 +10,9 @@ from itertools import accumulate, pairwise
 import torch
 
 from train.batch.window import Batch
+
+ReadSlice = Callable[[int, int], Batch]
+"""(start, stop), positions among this rank's samples of the step -> these samples"""
 
 
 class Deferred:
@@ -22,15 +24,14 @@ class Deferred:
     """Weights can be counted before the samples are read."""
 
     def pieces(self, sizes: Sequence[int]) -> Iterator[Batch]:
-        """The samples in pieces of these sizes, each read when it is asked for; one other sample of
-        the step for 0.
+        """The samples in pieces of these sizes, each read when it is asked for.
+
+        For 0: one sample of the step.
         """
         raise NotImplementedError
 
     def weighed(self) -> Iterator[Batch]:
-        """All samples, some at a time, with the columns that their weights are counted from and
-        `sample_id`.
-        """
+        """All samples, some at a time, with `sample_id` and the columns that weights need."""
         raise NotImplementedError
 
 
@@ -39,15 +40,13 @@ class DeferredReads(Deferred):
 
     def __init__(
         self,
-        read: Callable[[int, int], Batch],
+        read: ReadSlice,
         filler: Callable[[], Batch],
-        weighed: Callable[[int, int], Batch] | None,
+        weighed: ReadSlice | None,
         sizes: Sequence[int],
         images: frozenset[str] = frozenset(),
     ) -> None:
-        """`read`, `weighed` take (start, stop), places among this rank's samples. `weighed`: None
-        where unknown.
-        """
+        """`weighed` reads the columns that weights need; None: these are unknown."""
         self.images = images
         self.is_weighed = weighed is not None
         self._read = read
@@ -56,10 +55,8 @@ class DeferredReads(Deferred):
         self._sizes = sizes
 
     def pieces(self, sizes: Sequence[int]) -> Iterator[Batch]:
-        return (
-            self._read(start, stop) if stop > start else self._filler()
-            for start, stop in spans(sizes)
-        )
+        for start, stop in spans(sizes):
+            yield self._read(start, stop) if stop > start else self._filler()
 
     def weighed(self) -> Iterator[Batch]:
         assert self._weighed is not None
@@ -74,24 +71,31 @@ def spans(sizes: Sequence[int]) -> Iterator[tuple[int, int]]:
 
 
 def cut_anew(pieces: Iterator[Batch], sizes: Iterable[int]) -> Iterator[Batch]:
-    """The samples of `pieces` in pieces of other sizes; of these, at most one more than is handed
-    out is held.
+    """The samples of `pieces` in pieces of other sizes.
+
+    At most one piece more than is handed out is held.
     """
-    left: list[Batch] = []  # read, and not handed out
+    remaining: list[Batch] = []  # read, and not handed out
     held = 0
     for size in sizes:
         while held < size:
-            left.append(next(pieces))
-            held += _length(left[-1])
-        joined = left[0] if len(left) == 1 else _joined(left)
+            remaining.append(next(pieces))
+            held += batch_size(remaining[-1])
+        joined = remaining[0] if len(remaining) == 1 else _joined(remaining)
         yield {name: column[:size] for name, column in joined.items()}
         held -= size
-        left = [{name: column[size:] for name, column in joined.items()}] if held else []
+        remaining = []
+        if held:
+            remaining.append({name: column[size:] for name, column in joined.items()})
+
+
+def batch_size(batch: Batch) -> int:
+    """Samples of a batch."""
+    return len(next(iter(batch.values())))
 
 
 def _joined(batches: Sequence[Batch]) -> Batch:
-    return {name: torch.cat([batch[name] for batch in batches]) for name in batches[0]}
-
-
-def _length(batch: Batch) -> int:
-    return len(next(iter(batch.values())))
+    joined: Batch = {}
+    for name in batches[0]:
+        joined[name] = torch.cat([batch[name] for batch in batches])
+    return joined

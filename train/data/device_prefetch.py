@@ -1,18 +1,21 @@
-"""Micro-batches on their way to the device: on a GPU the next one travels while the present one is
-worked on.
+"""Micro-batches on their way to the device.
+
+On a GPU the next one is copied while the present one is computed.
 """
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from train.batch.window import Batch, MicroBatch, MicroBatches
+from train.data.micro_batches import WrappedMicroBatches
 from train.data.pixels import Scaled, scaled
 
-NONE: frozenset[str] = frozenset()
+NO_PIXELS: frozenset[str] = frozenset()
 
 
 def to_device(batch: Batch, device: torch.device, dtype: torch.dtype) -> Batch:
@@ -21,14 +24,14 @@ def to_device(batch: Batch, device: torch.device, dtype: torch.dtype) -> Batch:
     `dtype`: of the model's parameters. Only float64 widens the columns: else a model's arguments
     are cast as they enter it (train/models/precision.py), and what the task keeps for itself never.
     """
-    if dtype is not torch.float64:
-        if device.type == "cpu":
-            return dict(batch)
-        return {name: column.to(device, non_blocking=True) for name, column in batch.items()}
-    return {
-        name: column.to(device, _widened(column), non_blocking=True)
-        for name, column in batch.items()
-    }
+    if dtype is torch.float64:
+        return {
+            name: column.to(device, _widened(column), non_blocking=True)
+            for name, column in batch.items()
+        }
+    if device.type == "cpu":
+        return dict(batch)
+    return {name: column.to(device, non_blocking=True) for name, column in batch.items()}
 
 
 def _widened(column: Tensor) -> torch.dtype:
@@ -43,7 +46,8 @@ class Side:
     """A stream of a GPU, beside the one that computes, for copies from the host."""
 
     def __init__(self, device: torch.device, dtype: torch.dtype) -> None:
-        self._device, self._dtype = device, dtype
+        self._device = device
+        self._dtype = dtype
         self._stream = torch.cuda.Stream(device)
 
     def start(self, batch: Batch) -> Batch:
@@ -63,8 +67,9 @@ class Side:
         return on_device
 
     def wait(self) -> None:
-        """What is computed from here on comes after the copies that were started. The host waits
-        for nothing.
+        """What is computed from here on comes after the copies that were started.
+
+        The host waits for nothing.
         """
         torch.cuda.current_stream(self._device).wait_stream(self._stream)
 
@@ -72,9 +77,7 @@ class Side:
 def travelling(
     batches: Iterable[Batch], device: torch.device, dtype: torch.dtype
 ) -> Iterator[Batch]:
-    """Each batch on the device: on a GPU the next one is read, and travels, while the present one
-    is worked on.
-    """
+    """Each batch on the device; on a GPU one is read and copied ahead."""
     if device.type != "cuda":
         for batch in batches:
             yield to_device(batch, device, dtype)
@@ -83,26 +86,35 @@ def travelling(
 
 
 def one_ahead(batches: Iterable[Batch], side: Side, dtype: torch.dtype) -> Iterator[Batch]:
-    coming: tuple[Batch, frozenset[str]] | None = None  # and which columns are pixels
+    ahead: Batch | None = None
+    pixels_ahead = NO_PIXELS
     for batch in batches:
-        stored, pixels = (
-            (batch.stored(), batch.pixels) if isinstance(batch, Scaled) else (batch, NONE)
-        )
-        # for the one that travels, before the next one starts: its work shall not wait for that
+        stored = batch
+        pixels = NO_PIXELS
+        if isinstance(batch, Scaled):
+            stored = batch.stored()
+            pixels = batch.pixels
+        # For the one that is on its way, before the next copy starts: what is computed from it
+        # shall not wait for that one.
         side.wait()
-        present, coming = coming, (side.start(_pinned(stored)), pixels)
+        present = ahead
+        pixels_of_present = pixels_ahead
+        ahead = side.start(_pinned(stored))
+        pixels_ahead = pixels
         if present is not None:
-            yield _scaled(*present, dtype)
-    if coming is not None:
+            yield _scaled(present, pixels_of_present, dtype)
+    if ahead is not None:
         side.wait()
-        yield _scaled(*coming, dtype)
+        yield _scaled(ahead, pixels_ahead, dtype)
 
 
 def _scaled(batch: Batch, pixels: frozenset[str], dtype: torch.dtype) -> Batch:
     """The same batch, its pixels scaled where they are."""
     for name in pixels:
         image = scaled(batch[name])
-        batch[name] = image.double() if dtype is torch.float64 else image
+        if dtype is torch.float64:
+            image = image.double()
+        batch[name] = image
     return batch
 
 
@@ -114,40 +126,49 @@ class Placeable(MicroBatches, Protocol):
     def recut(self, micro: int) -> "Placeable": ...
 
 
+@dataclass(frozen=True)
+class _Copy:
+    """A micro-batch that was sent ahead of its turn."""
+
+    micro_batch: MicroBatch
+    on_device: Batch
+
+
 class Feed:
     """Hands out micro-batches on the device, in the order in which they are trained."""
 
     def __init__(self, device: torch.device, dtype: torch.dtype) -> None:
-        self._device, self._dtype = device, dtype
+        self._device = device
+        self._dtype = dtype
         self._side = Side(device, dtype) if device.type == "cuda" else None
-        self._most: int | None = None  # samples of a micro-batch
-        # that are still to come, the one that is trained first
+        self._max_samples: int | None = None  # of a micro-batch, after a shrink
+        # Those that are still to be trained, in this order.
         self._steps: deque[Announced] = deque()
-        self._present: MicroBatch | None = None  # the one that was read out last
-        self._travelling: tuple[MicroBatch, Batch] | None = None
+        self._present: MicroBatch | None = None  # the one that was handed out last
+        self._copy: _Copy | None = None
 
     def announce(self, micro_batches: Placeable) -> MicroBatches:
-        """The same, of the step after those that were announced before: on a GPU in pinned memory,
-        each read one ahead of its turn.
+        """The same, of the step after those that were announced before.
+
+        On a GPU in pinned memory, each read one ahead of its turn.
         """
         if self._side is None:
             return micro_batches
-        cut = micro_batches if self._most is None else micro_batches.recut(self._most)
-        announced = Announced(cut.placed(_pinned), self)
+        if self._max_samples is not None:
+            micro_batches = micro_batches.recut(self._max_samples)
+        announced = Announced(micro_batches.placed(_pinned), self)
         self._steps.append(announced)
         return announced
 
     def begin(self, step: "Announced") -> None:
-        """Those before it are trained, or left out."""
+        """The steps announced before this one are trained, or skipped."""
         if step not in self._steps:  # announced before a shrink, which has not changed its sizes
             self._steps.appendleft(step)
         while self._steps[0] is not step:
             self._steps.popleft()
 
     def hand_out(self, micro_batch: MicroBatch) -> None:
-        """It is the next to be trained. The one after it is read now: what was asked of the device
-        goes on.
-        """
+        """It is trained next. The one after it is read now: the device works on meanwhile."""
         self._present = micro_batch
         self._following()
 
@@ -159,19 +180,18 @@ class Feed:
         return None
 
     def shrink(self, most: int) -> None:
-        """From now on micro-batches of at most `most` samples; what was announced comes
-        in others.
+        """From now on micro-batches of at most `most` samples.
+
+        Steps that were announced come again, in smaller ones.
         """
-        self._most = most
-        if self._side is not None and self._travelling is not None:
+        self._max_samples = most
+        if self._side is not None and self._copy is not None:
             self._side.wait()  # before the memory of a copy that nobody takes is used again
         self._steps.clear()
-        self._travelling = None
+        self._copy = None
 
     def take(self, micro_batch: MicroBatch) -> Batch:
-        """The micro-batch on the device, its pixels scaled. The one that is expected next starts to
-        travel.
-        """
+        """The micro-batch on the device, its pixels scaled. The copy of the next one is started."""
         if self._side is None or micro_batch is not self._present:  # nobody announced it
             batch = to_device(micro_batch.batch, self._device, self._dtype)
         else:
@@ -180,34 +200,32 @@ class Feed:
 
     def _arrived(self, micro_batch: MicroBatch, side: Side) -> Batch:
         # Before the next copy starts: what is computed now shall not wait for that one. Also for a
-        # copy that nobody takes, since its step was left out: before its memory is used again.
+        # copy that nobody takes, since its step was skipped: before its memory is used again.
         side.wait()
-        if self._travelling and self._travelling[0] is micro_batch:
-            batch = self._travelling[1]
+        if self._copy is not None and self._copy.micro_batch is micro_batch:
+            batch = self._copy.on_device
         else:
             batch = to_device(micro_batch.batch, self._device, self._dtype)
         following = self._following()
-        self._travelling = (following, side.start(following.batch)) if following else None
+        self._copy = None
+        if following is not None:
+            self._copy = _Copy(following, side.start(following.batch))
         return batch
 
 
-class Announced:
-    """Micro-batches of a step, of which the next one is read while the present one is worked on
-    (train.batch.window.MicroBatches). The first time: nobody expects them again."""
+class Announced(WrappedMicroBatches):
+    """Micro-batches of a step, of which the next one is read while the present one is computed.
+
+    Only the first time that they are iterated over: later the feed expects others
+    (train.batch.window.MicroBatches).
+    """
 
     def __init__(self, inner: MicroBatches, feed: Feed) -> None:
-        self._inner = inner
+        super().__init__(inner)
         self._feed = feed
         self._reading: Iterator[MicroBatch] | None = None
-        self._read: MicroBatch | None = None  # and not handed out
+        self._upcoming: MicroBatch | None = None  # read, and not handed out
         self._has_begun = False
-
-    @property
-    def sizes(self) -> Sequence[int]:
-        return self._inner.sizes
-
-    def __len__(self) -> int:
-        return len(self._inner)
 
     def __iter__(self) -> Iterator[MicroBatch]:
         if self._has_begun:
@@ -221,7 +239,7 @@ class Announced:
             present = self.upcoming()
             if present is None:
                 return
-            self._read = None
+            self._upcoming = None
             self._feed.hand_out(present)
             yield present
 
@@ -229,9 +247,9 @@ class Announced:
         """The next to be handed out, read now if it was not; None: there is none."""
         if self._reading is None:
             self._reading = iter(self._inner)
-        if self._read is None:
-            self._read = next(self._reading, None)
-        return self._read
+        if self._upcoming is None:
+            self._upcoming = next(self._reading, None)
+        return self._upcoming
 
     def recut(self, micro: int) -> MicroBatches:
         cut = self._inner.recut(micro)

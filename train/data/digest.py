@@ -1,5 +1,4 @@
-"""What the data of a split is, in one short text: ranks compare it, and so does a second start of a
-run.
+"""What the data of a split is, in one short text, which ranks and later starts of a run compare.
 
 Files count by their names, sizes, first and last 64 KiB; what a function or the Hub gives by its
 content; a stream of these by its list of shards.
@@ -14,92 +13,89 @@ from typing import Any, cast
 import pyarrow as pa
 from datasets import Dataset, IterableDataset
 
+from train.errors import counted
+
 END = 2**16
 """Bytes at both ends of a file that are looked at."""
 
 LARGE = 2**30
-"""Bytes of a table on the disk above which only its first and last rows are looked at; one in
-memory is read whole.
-"""
+"""Bytes of a table on the disk above which only its first and last rows count."""
 
 ROWS = 1000  # at both ends of a large table
 
 
 def digest_of_files(files: Sequence[Path], root: Path) -> str:
     """Of files below `root`, or of `root` itself, wherever that lies."""
-    found = hashlib.sha256()
+    hasher = hashlib.sha256()
     total = 0
     for path in sorted(files):
         name = path.relative_to(root).as_posix() if path != root else path.name
         size = path.stat().st_size
         total += size
-        found.update(f"{name}\0{size}\0".encode())
+        hasher.update(f"{name}\0{size}\0".encode())
         with path.open("rb") as file:
-            found.update(file.read(END))
+            hasher.update(file.read(END))
             file.seek(max(0, size - END))
-            found.update(file.read(END))
-    many = f"{len(files):,} files" if len(files) != 1 else "1 file"
-    return f"{many} of {total:,} bytes, sha256 {_short(found)}"
+            hasher.update(file.read(END))
+    return f"{counted(len(files), 'file')} of {total:,} bytes, sha256 {_short(hasher)}"
 
 
 def digest_of_rows(rows: Dataset | IterableDataset) -> str:
     """Of what is no file of the user's."""
-    found = hashlib.sha256()
+    hasher = hashlib.sha256()
     if isinstance(rows, IterableDataset):
         for leaf in _leaves(_arguments(rows._ex_iterable)):
-            found.update(f"{leaf}\0".encode())
-        many = f"{rows.num_shards:,} shards" if rows.num_shards != 1 else "1 shard"
-        return f"a stream of {many}, sha256 {_short(found)}"
-    on_disk = bool(rows.cache_files)
-    _add(found, rows.data.table, on_disk)
+            hasher.update(f"{leaf}\0".encode())
+        return f"a stream of {counted(rows.num_shards, 'shard')}, sha256 {_short(hasher)}"
+    is_on_disk = bool(rows.cache_files)
+    _add(hasher, rows.data.table, is_on_disk)
     if rows._indices is not None:  # rows that were chosen, in their order
-        _add(found, rows._indices.table, on_disk)
-    return f"{len(rows):,} rows, sha256 {_short(found)}"
+        _add(hasher, rows._indices.table, is_on_disk)
+    return f"{len(rows):,} rows, sha256 {_short(hasher)}"
 
 
 class _Sink(io.RawIOBase):
     """A file that hashes what is written into it."""
 
-    def __init__(self, found: Any) -> None:
+    def __init__(self, hasher: Any) -> None:
         super().__init__()
-        self._found = found
+        self._hasher = hasher
 
     def writable(self) -> bool:
         return True
 
     def write(self, content: Any) -> int:
-        self._found.update(content)
+        self._hasher.update(content)
         return len(content)
 
 
-def _add(found: Any, table: pa.Table, on_disk: bool) -> None:
-    # What datasets writes beside the names of the columns may differ where the values do not.
+def _add(hasher: Any, table: pa.Table, is_on_disk: bool) -> None:
+    # The metadata that datasets writes may differ where the values do not.
     table = table.replace_schema_metadata(None)
     parts = [table]
-    if on_disk and table.nbytes > LARGE:
-        found.update(f"{table.num_rows} {table.nbytes}\0".encode())
+    if is_on_disk and table.nbytes > LARGE:
+        hasher.update(f"{table.num_rows} {table.nbytes}\0".encode())
         parts = [table.slice(0, ROWS), table.slice(max(0, table.num_rows - ROWS))]
     for part in parts:
-        with pa.ipc.new_stream(_Sink(found), table.schema) as stream:
+        with pa.ipc.new_stream(_Sink(hasher), table.schema) as stream:
             stream.write_table(part)
 
 
-def _arguments(part: Any) -> list[Any]:
-    """What the innermost parts of a stream are made from: their files, or the arguments of their
-    generators.
+def _arguments(iterable: Any) -> list[Any]:
+    """What the innermost parts of a stream are made from: files, or arguments of generators.
+
+    `iterable`: what datasets (5.2) builds a stream of, wrapped by each method that was called.
     """
-    inner = (
-        [part.ex_iterable] if hasattr(part, "ex_iterable") else getattr(part, "ex_iterables", [])
-    )
-    if not inner:
-        return [getattr(part, "kwargs", {})]
-    return [arguments for each in inner for arguments in _arguments(each)]
+    if hasattr(iterable, "ex_iterable"):
+        return _arguments(iterable.ex_iterable)
+    arguments = []
+    for inner in getattr(iterable, "ex_iterables", []):
+        arguments += _arguments(inner)
+    return arguments or [getattr(iterable, "kwargs", {})]
 
 
 def _leaves(value: Any) -> Iterator[str]:
-    """Numbers and texts in their order; of anything else its class, since its text may hold an
-    address.
-    """
+    """Numbers and texts in their order; of others their class, since a repr may hold an address."""
     if isinstance(value, dict):
         for name in sorted(value, key=str):
             yield str(name)
@@ -113,5 +109,5 @@ def _leaves(value: Any) -> Iterator[str]:
         yield type(value).__name__
 
 
-def _short(found: Any) -> str:
-    return cast(str, found.hexdigest())[:16]
+def _short(hasher: Any) -> str:
+    return cast(str, hasher.hexdigest())[:16]

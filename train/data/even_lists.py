@@ -1,6 +1,4 @@
-"""Columns of Arrow in which each row is an array of numbers, all of one shape, read without a
-Python object per row.
-"""
+"""Columns of Arrow whose rows are arrays of one shape, read without a Python object per row."""
 
 from typing import Any
 
@@ -27,9 +25,13 @@ def arrays_of_one_shape(column: pa.ChunkedArray) -> NDArray[Any] | None:
     return np.concatenate(parts) if len(shapes) == 1 else None
 
 
+def is_list(kind: pa.DataType) -> bool:
+    return kinds.is_list(kind) or kinds.is_large_list(kind) or kinds.is_fixed_size_list(kind)
+
+
 def _array(values: pa.Array) -> NDArray[Any] | None:
     shape = [len(values)]
-    while _is_list(values.type):
+    while is_list(values.type):
         lengths = pc.unique(pc.list_value_length(values))
         if values.null_count or len(lengths) != 1:
             return None
@@ -39,7 +41,3 @@ def _array(values: pa.Array) -> NDArray[Any] | None:
     if len(shape) == 1 or values.null_count or not is_number:
         return None
     return values.to_numpy(zero_copy_only=False).reshape(shape)
-
-
-def _is_list(kind: pa.DataType) -> bool:
-    return kinds.is_list(kind) or kinds.is_large_list(kind) or kinds.is_fixed_size_list(kind)

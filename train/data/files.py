@@ -1,6 +1,4 @@
-"""From data.source to a data set as `datasets` has it: own files, a saved data set, a function, a
-name on the Hub.
-"""
+"""From data.source to a data set of `datasets`: local files, a saved set, a function, the Hub."""
 
 import dataclasses
 import difflib
@@ -29,19 +27,26 @@ from datasets.packaged_modules.text.text import Text
 
 from train.config import resolve_source
 from train.config.recipe import Data
+from train.data.columns import Columns, flat_columns
 from train.data.csv_tables import CsvTables
 from train.data.digest import digest_of_files, digest_of_rows
-from train.data.folders import HOW_SPLITS, kind_of
+from train.data.folders import HOW_SPLITS, IMAGE_FOLDER, kind_of
 from train.data.image_folders import class_names_of
-from train.data.json_rows import NoObject, as_arrow, columns_of, rows_of
-from train.data.misread import Asked, told, unreadable
-from train.data.own_files import BUILDING, OF_DATASETS, PREPARING, OwnFiles, own_files
+from train.data.json_rows import NotAnObject, as_arrow, read_columns, read_rows
+from train.data.local_files import (
+    BUILDER_ARGS,
+    LOAD_ARGS,
+    PREPARE_ARGS,
+    LocalFiles,
+    find_local_files,
+)
+from train.data.read_errors import as_data_error, explain_unreadable
 from train.data.shares import DataError
 from train.errors import UserError
 
 Readable: TypeAlias = Dataset | IterableDataset
 
-READERS: dict[str, type[DatasetBuilder]] = {
+BUILDERS: dict[str, type[DatasetBuilder]] = {
     "csv": CsvTables,
     "json": Json,
     "parquet": Parquet,
@@ -50,62 +55,65 @@ READERS: dict[str, type[DatasetBuilder]] = {
 }
 SAMPLE_BY = ("line", "paragraph", "document")
 """What a sample of a text file may be; between paragraphs stands an empty line."""
-OWN_VERSION = "isobatch-1"
+CSV_VERSION = "isobatch-1"
 """To be changed with what CsvTables makes of a file: the cache of datasets keeps it under this
 name.
 """
 
 
 class Source:
-    """What data.source names, split by split. A function gives one data set, its split `train`, or
-    several by name.
+    """What data.source names, split by split.
 
-    It is called once: where it splits at random, no sample can be in two of its splits.
+    A function gives one data set, its split `train`, or several by name. It is called once: where
+    it splits at random, no sample can be in two of its splits.
     """
 
-    def __init__(self, data: Data, asked: Asked) -> None:
-        """`asked`: the columns that the task reads, for advice about files that do not
-        hold them.
-        """
+    def __init__(self, data: Data, requested: Columns) -> None:
+        """`requested`: the columns that the task reads, for advice about files that lack them."""
         self._data = data
         self.name = data.source
-        self.asked = asked
+        self.requested = requested
         self._function = resolve_source(data.source)
         self._path = Path(data.source).expanduser()
-        self._made: Any = None
-        self.files = None if self._function is not None else own_files(data)
+        self._result: Any = None  # of the function
+        self.files: LocalFiles | None = None
+        if self._function is None:
+            self.files = find_local_files(data)
 
     @property
     def columns(self) -> list[str]:
         """Those that are read, by their names in the data."""
-        lists = [[own] if isinstance(own, str) else list(own) for own in self.asked.values()]
-        return list(dict.fromkeys(name for names in lists for name in names))
+        return flat_columns(self.requested)
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """For the screen: what was left out, and what a sample of plain text is."""
+        """For the screen: which files are skipped, and what a sample of plain text is."""
         if self.files is None:
             return ()
-        by = self.files.args.get("sample_by", "line")
-        told = (
-            f"texts     each {by} is a text of its own (data.args.sample_by: "
-            f"{', '.join(SAMPLE_BY)})"
-        )
-        return tuple(filter(None, [self.files.note, told if self.files.kind == "text" else None]))
+        notes = []
+        if self.files.note:
+            notes.append(self.files.note)
+        if self.files.kind == "text":
+            unit = self.files.args.get("sample_by", SAMPLE_BY[0])
+            notes.append(
+                f"texts     each {unit} is a text of its own (data.args.sample_by: "
+                f"{', '.join(SAMPLE_BY)})"
+            )
+        return tuple(notes)
 
     def split(self, name: str, streaming: bool = False) -> Readable:
         """Raises DataError where there is none."""
         data = self._data
         if self._function is not None:
-            if self._made is None:
-                self._made = self._function(**data.args)
-            return _chosen(self._made, name, data.source)
+            if self._result is None:
+                self._result = self._function(**data.args)
+            return _split_of(self._result, name, data.source)
         if self.files is not None:
             if name not in self.files.by_split:
                 raise DataError(_no_split(self.files, name, data.split))
-            return _read(self.files, name, streaming, self.asked)
+            return _read(self.files, name, streaming, self.requested)
         if self._path.exists():
-            return _saved(self._path, data.args, name)
+            return _read_saved(self._path, data.args, name)
         if data.source.startswith(("/", ".", "~")) or kind_of(self._path):
             raise DataError(
                 f"data.source={data.source}: there is no such file or folder in {Path.cwd()}"
@@ -118,154 +126,157 @@ class Source:
             return digest_of_files(self.files.by_split[name], self.files.root)
         if self._function is not None or not self._path.exists():
             return digest_of_rows(rows)
-        files = (
-            [Path(file["filename"]) for file in rows.cache_files]
-            if isinstance(rows, Dataset)
-            else []
-        )
+        files = []
+        if isinstance(rows, Dataset):
+            files = [Path(file["filename"]) for file in rows.cache_files]
         return digest_of_files(files, self._path)
 
 
 def explain(source: Source, split: str, error: Exception) -> Exception:
-    """For what only shows while a stream is read."""
-    if source.files is not None and source.files.kind in READERS:
-        return unreadable(source.files, split, source.asked, error, _reader_of)
-    return told(error, f"cannot read data.source={source.name}")
+    """What an error means that only shows while a stream is read."""
+    if source.files is not None and source.files.kind in BUILDERS:
+        return explain_unreadable(source.files, split, source.requested, error, _builder_of)
+    return as_data_error(error, f"cannot read data.source={source.name}")
 
 
-def _chosen(found: Any, split: str, source: str) -> Readable:
-    splits = found if isinstance(found, Mapping) else {"train": found}
+def _split_of(result: Any, split: str, source: str) -> Readable:
+    splits = result
+    if not isinstance(result, Mapping):
+        splits = {"train": result}
     if split not in splits:
         raise DataError(f"{source} has no split {split!r}; it has: {', '.join(splits)}")
     return splits[split]
 
 
-def _saved(path: Path, args: Mapping[str, Any], split: str) -> Readable:
+def _read_saved(path: Path, args: Mapping[str, Any], split: str) -> Readable:
     try:
         saved: Dataset | DatasetDict = load_from_disk(str(path), **args)
     except Exception as error:
-        raise told(error, f"cannot read the data set saved in {path}") from error
-    return _chosen(saved, split, str(path))
+        raise as_data_error(error, f"cannot read the data set saved in {path}") from error
+    return _split_of(saved, split, str(path))
 
 
-def _no_split(files: OwnFiles, split: str, trained_on: str) -> str:
+def _no_split(files: LocalFiles, split: str, trained_on: str) -> str:
     known = list(files.by_split)
     others = [name for name in known if name != trained_on]
     if split == trained_on:
-        fix = f"To train on {known[0]!r}, type: data.split={known[0]}"
+        fix = f"To train on {known[0]!r}, set: data.split={known[0]}"
     elif others:
-        fix = f"To evaluate on {others[0]!r}, type: data.eval_split={others[0]}"
+        fix = f"To evaluate on {others[0]!r}, set: data.eval_split={others[0]}"
     else:
-        fix = "To hold out a part of it, type: data.eval_split=null data.eval_fraction=0.2"
+        fix = "To hold out a part of it, set: data.eval_split=null data.eval_fraction=0.2"
     return f"{files.root} has no split {split!r}; it has: {', '.join(known)}. {HOW_SPLITS}. {fix}"
 
 
-def _read(files: OwnFiles, split: str, streaming: bool, asked: Asked) -> Readable:
-    if files.pictures:
-        if files.args:
-            raise DataError(
-                f"data.args={dict(files.args)}: a folder of images takes none. Type: data.args=null"
-            )
-        rows = files.pictures[split].dataset(class_names_of(files.pictures))
-        return rows.to_iterable_dataset() if streaming else rows
-    if files.kind == "imagefolder":
-        return _load(
-            files.kind, split, streaming, {"data_dir": glob.escape(str(files.root)), **files.args}
-        )
-    # datasets logs an error that it raises as well.
-    logging.getLogger("datasets.packaged_modules").setLevel(logging.CRITICAL)
-    try:
-        builder = _reader_of(files)
-        columns = _columns_of_json(files, split) if files.kind == "json" else None
-        if columns is not None:
-            return columns.to_iterable_dataset() if streaming else columns
-        if streaming:
-            return builder.as_streaming_dataset(split)
-        builder.download_and_prepare(
-            **{name: files.args[name] for name in PREPARING if name in files.args}
-        )
-        return builder.as_dataset(split, in_memory=bool(files.args.get("keep_in_memory")))
-    except Exception as error:
-        slowly = (
-            _rows_of_json(files, split)
-            if files.kind == "json" and not isinstance(error, UserError)
-            else None
-        )
-        if slowly is not None:
-            return slowly.to_iterable_dataset() if streaming else slowly
-        raise unreadable(files, split, asked, error, _reader_of) from error
+def _read(files: LocalFiles, split: str, streaming: bool, requested: Columns) -> Readable:
+    if files.images:
+        rows: Any = _read_images(files, split)
+    elif files.kind == IMAGE_FOLDER:
+        args = {"data_dir": glob.escape(str(files.root)), **files.args}
+        return _load(files.kind, split, streaming, args)
+    else:
+        # datasets logs an error that it raises as well.
+        logging.getLogger("datasets.packaged_modules").setLevel(logging.CRITICAL)
+        try:
+            builder = _builder_of(files)
+            rows = _columns_of_json(files, split) if files.kind == "json" else None
+            if rows is None:
+                return _build(builder, files, split, streaming)
+        except Exception as error:
+            # Python's parser is slower than Arrow's, and takes more: mixed types, long integers.
+            rows = _rows_of_json(files, split, error)
+            if rows is None:
+                raise explain_unreadable(files, split, requested, error, _builder_of) from error
+    return rows.to_iterable_dataset() if streaming else rows
 
 
-def _columns_of_json(files: OwnFiles, split: str) -> Dataset | None:
-    """What files hold as {column: values}; None: they hold rows."""
-    found = [columns_of(file, files.args) for file in files.by_split[split]]
-    if any(each is None for each in found):
+def _read_images(files: LocalFiles, split: str) -> Dataset:
+    if files.args:
+        raise DataError(
+            f"data.args={dict(files.args)}: a folder of images takes none. Set: data.args=null"
+        )
+    return files.images[split].dataset(class_names_of(files.images))
+
+
+def _build(builder: DatasetBuilder, files: LocalFiles, split: str, streaming: bool) -> Readable:
+    if streaming:
+        return builder.as_streaming_dataset(split)
+    builder.download_and_prepare(**files.args_among(PREPARE_ARGS))
+    return builder.as_dataset(split, in_memory=bool(files.args.get("keep_in_memory")))
+
+
+def _columns_of_json(files: LocalFiles, split: str) -> Dataset | None:
+    """Of files that hold {column: values}; None: they hold rows."""
+    # All of them first: the second one may be what a DataError is to name.
+    contents = [read_columns(file, files.args) for file in files.by_split[split]]
+    tables = [Dataset(as_arrow(columns)) for columns in contents if columns is not None]
+    return concatenate_datasets(tables) if len(tables) == len(contents) else None
+
+
+def _rows_of_json(files: LocalFiles, split: str, error: Exception) -> Dataset | None:
+    """What Arrow's reader refused with `error`; None: it is no JSON for Python either."""
+    if files.kind != "json" or isinstance(error, UserError):
         return None
-    return concatenate_datasets([Dataset(as_arrow(each)) for each in found if each is not None])
-
-
-def _rows_of_json(files: OwnFiles, split: str) -> Dataset | None:
-    """What Arrow cannot read, as Python does: values of several kinds in a column, long numbers,
-    other encodings.
-    """
     try:
-        return concatenate_datasets(
-            [Dataset(as_arrow(rows_of(file, files.args))) for file in files.by_split[split]]
-        )
-    except (ValueError, OSError, NoObject):  # no JSON
+        tables = [Dataset(as_arrow(read_rows(file, files.args))) for file in files.by_split[split]]
+        return concatenate_datasets(tables)
+    except (ValueError, OSError, NotAnObject):
         return None
 
 
-def _reader_of(files: OwnFiles) -> DatasetBuilder:
-    """What reads tables into the cache of datasets; files go by their names, where datasets would
-    take patterns.
-    """
-    kind = READERS[files.kind]
-    known = [option.name for option in dataclasses.fields(kind.BUILDER_CONFIG_CLASS)]
-    known += OF_DATASETS
+def _builder_of(files: LocalFiles) -> DatasetBuilder:
+    """What reads tables into the cache of datasets."""
+    builder = BUILDERS[files.kind]
+    _check_args(files, builder)
+    # Names and versions as datasets would find them, without its patterns: a file whose name holds
+    # brackets or stars is read too.
+    data_files = {}
+    for split, paths in files.by_split.items():
+        names = [str(path.absolute()) for path in paths]
+        data_files[split] = DataFilesList(names, [_version_of(path) for path in paths])
+    return builder(
+        data_files=DataFilesDict(data_files),
+        hash=CSV_VERSION if builder is CsvTables else datasets.__version__,
+        **files.args_among(BUILDER_ARGS),
+        **files.reader_args,
+    )
+
+
+def _check_args(files: LocalFiles, builder: type[DatasetBuilder]) -> None:
+    known = [option.name for option in dataclasses.fields(builder.BUILDER_CONFIG_CLASS)]
+    known += LOAD_ARGS
     for name in files.args:
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            mean = f"Did you mean {near[0]}? " if near else ""
+            close = difflib.get_close_matches(name, known, n=1)
+            did_you_mean = f"Did you mean {close[0]}? " if close else ""
             raise DataError(
-                f"data.args.{name}: what reads {files.kind} files takes no such argument. {mean}It "
-                f"takes: {', '.join(known)}"
+                f"data.args.{name}: what reads {files.kind} files takes no such argument. "
+                f"{did_you_mean}It takes: {', '.join(known)}"
             )
-    if files.args.get("sample_by", SAMPLE_BY[0]) not in SAMPLE_BY:
-        raise DataError(
-            f"data.args.sample_by={files.args['sample_by']}: a text is one of "
-            f"{', '.join(SAMPLE_BY)}"
-        )
-    chosen = {
-        split: DataFilesList([str(file.absolute()) for file in own], [_state(file) for file in own])
-        for split, own in files.by_split.items()
-    }
-    version = OWN_VERSION if kind is CsvTables else datasets.__version__
-    building = {name: files.args[name] for name in BUILDING if name in files.args}
-    return kind(data_files=DataFilesDict(chosen), hash=version, **building, **files.given)
+    sample_by = files.args.get("sample_by", SAMPLE_BY[0])
+    if sample_by not in SAMPLE_BY:
+        raise DataError(f"data.args.sample_by={sample_by}: a text is one of {', '.join(SAMPLE_BY)}")
 
 
-def _state(file: Path) -> tuple[str, ...]:
-    """By which a file that has changed is known."""
-    stat = file.stat()
-    return (str(stat.st_mtime_ns), str(stat.st_size))
+def _version_of(file: Path) -> tuple[str, ...]:
+    """By which the cache of datasets sees that a file has changed."""
+    status = file.stat()
+    return (str(status.st_mtime_ns), str(status.st_size))
 
 
 def _load(name: str, split: str, streaming: bool, args: Mapping[str, Any]) -> Readable:
     try:
         return load_dataset(name, split=split, streaming=streaming, **args)
     except Exception as error:
-        known = re.search(r"Unknown split \"?([^\".]+)\"?\. Should be one of \[(.*)\]", str(error))
-        if known:
-            raise DataError(f"{name} has no split {known[1]!r}; it has: {known[2]}") from error
+        other = re.search(r"Unknown split \"?([^\".]+)\"?\. Should be one of \[(.*)\]", str(error))
+        if other:
+            raise DataError(f"{name} has no split {other[1]!r}; it has: {other[2]}") from error
         if "corresponds to no data" in str(error):
             raise DataError(f"{name} has no rows in split {split!r}") from error
-        named = args.get("data_files") or args.get("data_dir")
-        here = (
-            f" ({named})"
-            if named
-            else ", which is no file or folder here"
-            if not Path(name).exists()
-            else ""
-        )
-        raise told(error, f"cannot read data.source={name}{here}") from error
+        location = args.get("data_files") or args.get("data_dir")
+        where = ""
+        if location:
+            where = f" ({location})"
+        elif not Path(name).exists():
+            where = ", which is no file or folder here"
+        raise as_data_error(error, f"cannot read data.source={name}{where}") from error

@@ -1,9 +1,8 @@
-"""Steps of a stream on ranks that share a machine: the first of them reads, and hands each other
-one its part.
+"""Steps of a stream on the ranks of a machine: the first of them reads, and sends each its part.
 
-Over a Unix socket in a folder that only this user can enter. Ranks find it by what their launcher
-told all of them, and by how many streams they have opened: all open the same ones in the same
-order.
+Over a Unix socket in a folder that only this user can enter. Ranks find it by the environment that
+their launcher gives to all of them, and by how many streams they have opened: all open the same
+ones in the same order.
 """
 
 import hashlib
@@ -15,7 +14,8 @@ import socket
 import stat
 import tempfile
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -28,23 +28,24 @@ from train.distributed import ranks
 from train.errors import RankFailed
 
 AHEAD = 2  # steps that wait for a rank which has not taken them
-LOOK_SECONDS = 0.5  # between two looks whether there is still something to wait for
+POLL_SECONDS = 0.5  # between two looks whether there is still something to wait for
 MEET_SECONDS = 300  # for the ranks of a machine to open a stream
-# for a step to be sent: else threads that send it wait for Python's lock, 5 ms each time
+CONNECT_SECONDS = 0.05  # between two attempts
+# How long a rank that reads waits for its threads to send a step: else they wait for Python's lock,
+# 5 ms each time.
 SENT_SECONDS = 0.02
 ERROR_SECONDS = 10  # for an error to reach the other ranks before this one ends
 
-JOB = (
+JOB_VARIABLES = (
     "MASTER_ADDR",
     "MASTER_PORT",
     "TORCHELASTIC_RUN_ID",
     "SLURM_JOB_ID",
     "SLURM_STEP_ID",
     "ISOBATCH_ATTEMPT",
+    "TORCHELASTIC_RESTART_COUNT",
 )
-"""With the number of restarts: the same on the ranks of a job, and on those of no other that runs
-on the machine.
-"""
+"""The same on the ranks of a job, and on those of no other that runs on the machine."""
 
 LEFT = "the rank that reads the stream for all ranks of this machine has left: see its own error"
 
@@ -56,7 +57,7 @@ class Step(NamedTuple):
 
     epoch: int
     seen: int  # samples, before the step
-    start: int  # place of its first sample in the epoch
+    start: int  # position of its first sample in the epoch
     last_of_epoch: bool
     samples: pa.Table
 
@@ -78,24 +79,29 @@ class Part(NamedTuple):
 def part_of(step: Step, plan: BatchPlan, rank: int) -> Part:
     count = step.samples.num_rows
     first, sizes = divide(plan.at(step.seen), count, rank)
-    filler, rows = step.samples.slice(0, 1), step.samples.slice(first, sum(sizes))
     return Part(
-        step.epoch, step.seen, step.start, step.last_of_epoch, count, first, sizes, filler, rows
+        epoch=step.epoch,
+        seen=step.seen,
+        start=step.start,
+        last_of_epoch=step.last_of_epoch,
+        of_step=count,
+        first=first,
+        sizes=sizes,
+        filler=step.samples.slice(0, 1),
+        rows=step.samples.slice(first, sum(sizes)),
     )
 
 
-def parts(steps: Iterator[Step], plan: BatchPlan, rank: int) -> Iterator[Part]:
-    """This rank's part of each of `steps`, which are read on the first rank of each machine alone.
+def parts_of_rank(steps: Iterator[Step], plan: BatchPlan, rank: int) -> Iterator[Part]:
+    """This rank's part of each of `steps`, which only the first rank of each machine reads.
 
     An error of `steps` is raised on all ranks of the machine. Raises RankFailed where the one that
     reads is gone.
     """
     others = ranks.launched_local_world_size() - 1
-    if (
-        not others
-        or plan.world_size != ranks.launched_world_size()
-        or rank != ranks.launched_rank()
-    ):
+    # Not where the plan is of other ranks than were launched: nobody would receive.
+    is_launched = plan.world_size == ranks.launched_world_size() and rank == ranks.launched_rank()
+    if not others or not is_launched:
         for step in steps:
             yield part_of(step, plan, rank)
         return
@@ -115,57 +121,68 @@ def parts(steps: Iterator[Step], plan: BatchPlan, rank: int) -> Iterator[Part]:
         handout.over.set()
 
 
+class _Receiver:
+    """A rank that the steps are sent to."""
+
+    def __init__(self) -> None:
+        self.waiting: queue.Queue[Step | Exception] = queue.Queue(AHEAD)
+        self.has_left = threading.Event()
+
+    def put(self, step: Step | Exception) -> None:
+        """Waits while it has enough; one that has left reports itself why."""
+        while not self.has_left.is_set():
+            with suppress(queue.Full):
+                self.waiting.put(step, timeout=POLL_SECONDS)
+                return
+
+    def wait_until_sent(self) -> None:
+        """SENT_SECONDS at most."""
+        with self.waiting.all_tasks_done:
+            if self.waiting.unfinished_tasks:
+                self.waiting.all_tasks_done.wait(SENT_SECONDS)
+
+
 class _Handout:
-    """On the rank that reads. A thread for each other rank sends: to wait for one here could be to
-    wait for each other, where that one waits for this rank in a reduction.
+    """On the rank that reads.
+
+    A thread for each other rank sends: to wait for one here could be to wait for each other, where
+    that one waits for this rank in a reduction.
     """
 
     def __init__(self, address: Path, plan: BatchPlan, others: int) -> None:
         self.over = threading.Event()
         self._plan = plan
-        self._waiting: list[queue.Queue[Step | Exception]] = [
-            queue.Queue(AHEAD) for _ in range(others)
-        ]
-        self._ended = [threading.Event() for _ in range(others)]
+        self._receivers = [_Receiver() for _ in range(others)]
         address.unlink(missing_ok=True)
         listening = socket.socket(socket.AF_UNIX)
         listening.bind(str(address))
         listening.listen(others)
-        listening.settimeout(LOOK_SECONDS)
-        threading.Thread(
-            target=self._meet, args=(listening, address), name="handout", daemon=True
-        ).start()
+        listening.settimeout(POLL_SECONDS)
+        _start_thread(self._meet, listening, address)
 
     def give(self, step: Step | Exception) -> None:
-        for waiting, ended in zip(self._waiting, self._ended, strict=True):
-            while not ended.is_set():  # one that has left says itself why
-                with suppress(queue.Full):
-                    waiting.put(step, timeout=LOOK_SECONDS)
-                    break
-        for waiting in self._waiting:
-            with waiting.all_tasks_done:
-                if waiting.unfinished_tasks:
-                    waiting.all_tasks_done.wait(SENT_SECONDS)
+        for receiver in self._receivers:
+            receiver.put(step)
+        for receiver in self._receivers:
+            receiver.wait_until_sent()
 
     def fail(self, error: Exception) -> None:
         """Every other rank gets the error, unless it is late."""
         self.give(error)
-        for ended in self._ended:
-            ended.wait(ERROR_SECONDS)
+        for receiver in self._receivers:
+            receiver.has_left.wait(ERROR_SECONDS)
 
     def _meet(self, listening: socket.socket, address: Path) -> None:
+        """Which receiver is which rank does not matter: each sends its number first."""
         with listening:
-            for waiting, ended in zip(self._waiting, self._ended, strict=True):
-                connection = self._accepted(listening)
+            for receiver in self._receivers:
+                connection = self._accept(listening)
                 if connection is None:
                     break
-                arguments = (connection, waiting, ended)
-                threading.Thread(
-                    target=self._send, args=arguments, name="handout", daemon=True
-                ).start()
+                _start_thread(self._send, connection, receiver)
             address.unlink(missing_ok=True)
 
-    def _accepted(self, listening: socket.socket) -> "Connection[Any, Any] | None":
+    def _accept(self, listening: socket.socket) -> "Connection[Any, Any] | None":
         while not self.over.is_set():
             with suppress(TimeoutError):
                 accepted, _ = listening.accept()
@@ -173,36 +190,40 @@ class _Handout:
                 return Connection(accepted.detach())
         return None
 
-    def _send(
-        self,
-        connection: "Connection[Any, Any]",
-        waiting: "queue.Queue[Step | Exception]",
-        ended: threading.Event,
-    ) -> None:
-        """All that is given, to one rank; it may leave."""
+    def _send(self, connection: "Connection[Any, Any]", receiver: _Receiver) -> None:
+        """All steps, to one rank; it may leave."""
         try:
             with closing(connection), suppress(OSError, EOFError):
                 rank = connection.recv()
-                while (step := self._next(waiting)) is not None:
+                for step in self._steps(receiver):
                     if isinstance(step, Exception):
                         connection.send(portable(step))
                         return
                     part = part_of(step, self._plan, rank)
+                    # Tables in Arrow's format, which writes the rows of a slice alone.
                     connection.send(part._replace(filler=None, rows=None))
-                    connection.send_bytes(_packed(pa.concat_tables([part.filler, part.rows])))
-                    waiting.task_done()
+                    connection.send_bytes(_serialised(pa.concat_tables([part.filler, part.rows])))
+                    receiver.waiting.task_done()
                 connection.send(None)
         finally:
-            ended.set()
+            receiver.has_left.set()
 
-    def _next(self, waiting: "queue.Queue[Step | Exception]") -> Step | Exception | None:
-        """None: there is no more."""
+    def _steps(self, receiver: _Receiver) -> Iterator[Step | Exception]:
+        """What is given, until this rank has read all that it needs."""
         while True:
-            is_over = self.over.is_set()  # before the look: what was given earlier is sent
-            with suppress(queue.Empty):
-                return waiting.get(timeout=LOOK_SECONDS)
-            if is_over:
-                return None
+            # Before the queue is looked at: what was given earlier is sent.
+            is_over = self.over.is_set()
+            try:
+                step = receiver.waiting.get(timeout=POLL_SECONDS)
+            except queue.Empty:
+                if is_over:
+                    return
+            else:
+                yield step
+
+
+def _start_thread(target: Callable[..., None], *arguments: Any) -> None:
+    threading.Thread(target=target, args=arguments, name="handout", daemon=True).start()
 
 
 def _received(address: Path, rank: int) -> Iterator[Part]:
@@ -214,8 +235,8 @@ def _received(address: Path, rank: int) -> Iterator[Part]:
 
 def _next_of(connection: "Connection[Any, Any]") -> Part:
     try:
-        while not connection.poll(LOOK_SECONDS):
-            pass  # the watchdog says how long
+        while not connection.poll(POLL_SECONDS):
+            pass  # the watchdog reports how long
         part = connection.recv()
         content = connection.recv_bytes() if isinstance(part, Part) else b""
     except (EOFError, OSError) as error:
@@ -227,14 +248,13 @@ def _next_of(connection: "Connection[Any, Any]") -> Part:
 
 
 def _connected(address: Path) -> "Connection[Any, Any]":
-    wait = threading.Event()
-    for _ in range(round(MEET_SECONDS / 0.05)):
+    for _ in range(round(MEET_SECONDS / CONNECT_SECONDS)):
         connecting = socket.socket(socket.AF_UNIX)
         try:
             connecting.connect(str(address))
         except (FileNotFoundError, ConnectionRefusedError):  # the other is not that far yet
             connecting.close()
-            wait.wait(0.05)
+            time.sleep(CONNECT_SECONDS)
         else:
             return Connection(connecting.detach())
     raise RankFailed(
@@ -245,14 +265,17 @@ def _connected(address: Path) -> "Connection[Any, Any]":
 
 
 def _address(number: int) -> Path:
-    said = [os.environ.get(name, "") for name in (*JOB, "TORCHELASTIC_RESTART_COUNT")]
-    name = hashlib.sha256("\n".join([*said, str(number)]).encode()).hexdigest()[:16]
+    """Of the stream that was opened as the `number`th one."""
+    job = [os.environ.get(name, "") for name in JOB_VARIABLES]
+    name = hashlib.sha256("\n".join([*job, str(number)]).encode()).hexdigest()[:16]
     # The path of a socket may have some 100 characters.
     parent = tempfile.gettempdir()
     folder = Path(parent if len(parent) <= 60 else "/tmp") / f"isobatch-{os.getuid()}"
     folder.mkdir(mode=0o700, exist_ok=True)
-    found = folder.lstat()
-    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
+    # Others may have made it before, in a temporary folder that all users share.
+    status = folder.lstat()
+    is_own = stat.S_ISDIR(status.st_mode) and status.st_uid == os.getuid()
+    if not is_own or status.st_mode & 0o077:
         raise ranks.LaunchError(
             f"{folder} is not a folder of this user's alone: ranks of a machine would hand their "
             "samples to each other there. Remove it, or set TMPDIR to another folder"
@@ -260,7 +283,7 @@ def _address(number: int) -> Path:
     return folder / name
 
 
-def _packed(table: pa.Table) -> pa.Buffer:
+def _serialised(table: pa.Table) -> pa.Buffer:
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, table.schema) as writer:
         writer.write_table(table)
@@ -268,9 +291,7 @@ def _packed(table: pa.Table) -> pa.Buffer:
 
 
 def portable(error: Exception) -> Exception:
-    """The error as another process can raise it: its kind, or the nearest that takes a text, with
-    its text.
-    """
+    """The error as another process can raise it: of its kind, or of the nearest base class."""
     with suppress(Exception):
         copy = pickle.loads(pickle.dumps(error))
         if type(copy) is type(error) and str(copy) == str(error):

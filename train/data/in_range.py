@@ -1,11 +1,10 @@
-"""Labels and tokens that a model can have, looked at as they come: those that are not in memory
-before the first step.
+"""Labels and tokens checked against the model's outputs as they are read.
 
-PyTorch would find a wrong one in the middle of the training: an IndexError, or the end of a GPU's
-work.
+For samples that are not in memory before the first step. PyTorch would find a wrong one in the
+middle of the training: an IndexError, or the end of a GPU's work.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -13,18 +12,18 @@ from torch import Tensor
 
 from train.batch import BatchPlan
 from train.batch.window import IGNORED, Batch, Place
+from train.data.columns import Columns
 from train.data.deferred import Deferred
 from train.data.packed_stream import PackedStream
-from train.data.reading import LABELS, Columns
+from train.data.protocols import TrainingSet
+from train.data.reading import LABELS
 from train.data.rows import Rows
-from train.data.shares import DataError, RankShare, TrainingSet
+from train.data.shares import DataError, RankShare
 
 
 @dataclass(frozen=True)
-class InRange:
-    """The same samples. Where one holds a number that no output of the model stands for, DataError
-    tells which.
-    """
+class InRange(TrainingSet):
+    """The same samples; raises DataError for one with a number that the model has no output for."""
 
     samples: TrainingSet
     outputs: Mapping[str, int]  # of the model, by the columns whose numbers must be less
@@ -37,11 +36,13 @@ class InRange:
     def first(self, seed: int, count: int) -> Batch:
         return self.checked(self.samples.first(seed, count), 0)
 
+    def trial(self, seed: int, count: int) -> Batch:
+        return self.checked(self.samples.trial(seed, count), 0)
+
     def shares(
-        self, plan: BatchPlan, seed: int, rank: int, place: Place, overfit: int | None
+        self, plan: BatchPlan, seed: int, rank: int, position: Place, overfit: int | None
     ) -> Iterator[RankShare]:
-        """As data.shares has it."""
-        for share in self.samples.shares(plan, seed, rank, place, overfit):
+        for share in self.samples.shares(plan, seed, rank, position, overfit):
             if isinstance(share.samples, Deferred):
                 yield replace(share, check=partial(self.checked, epoch=share.epoch))
             else:
@@ -53,29 +54,53 @@ class InRange:
         return self.samples.is_weighed
 
     def deferred(self, weighed: Sequence[str]) -> "InRange":
-        """As data.shares has it; each is looked at when it is read."""
+        """Each sample is checked when it is read."""
         return replace(self, samples=self.samples.deferred(weighed))
 
+    def one_step(self, plan: BatchPlan, seed: int) -> "InRange":
+        return replace(self, samples=self.samples.one_step(plan, seed))
+
+    def micro_steps(self, plan: BatchPlan) -> tuple[int, int] | None:
+        return self.samples.micro_steps(plan)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        return self.samples.notes
+
+    @property
+    def trim(self) -> Callable[[Batch], Batch] | None:
+        return self.samples.trim
+
+    @property
+    def innermost(self) -> TrainingSet:
+        return self.samples.innermost
+
     def checked(self, batch: Batch, epoch: int) -> Batch:
+        """The same batch."""
         for name, outputs in self.outputs.items():
             column = batch.get(name)
             if column is None or not column.numel():  # a rank may have nothing left
                 continue
-            if column.is_floating_point() and (name != LABELS or not column.equal(column.floor())):
-                self._refuse_fractions(name, column, batch["sample_id"])
-                continue
-            lowest, highest = (end.item() for end in column.aminmax())
-            if lowest < 0 or highest >= outputs:
+            if column.is_floating_point():
+                if name != LABELS:
+                    continue
+                self._check_whole(name, column, batch)
+            # Two numbers first: each label is looked at only where one of them is out of range,
+            # which IGNORED is too.
+            lowest, highest = column.aminmax()
+            if lowest.item() < 0 or highest.item() >= outputs:
                 self._check_each(name, column, outputs, batch["sample_id"], epoch)
         return batch
 
-    def _refuse_fractions(self, name: str, column: Tensor, ids: Tensor) -> None:
-        if name != LABELS:
+    def _check_whole(self, name: str, column: Tensor, batch: Batch) -> None:
+        fractions = column != column.floor()
+        if not fractions.any():
             return
-        first = (column != column.floor()).nonzero()[0]
+        first = fractions.nonzero()[0]
+        ids = batch["sample_id"]
         raise DataError(
             f"sample {ids[first[0]]} holds {column[tuple(first)]:.6g} in {name!r}, where whole "
-            "numbers from 0 are needed. For numbers to come near to, type: task=regression"
+            "numbers from 0 are needed. For numbers to come near to, set: task=regression"
         )
 
     def _check_each(self, name: str, column: Tensor, outputs: int, ids: Tensor, epoch: int) -> None:
@@ -85,37 +110,37 @@ class InRange:
         if not wrong.any():
             return
         first = wrong.nonzero()[0]
-        own = f" (column {self.columns[name]!r})" if name in self.columns else ""
-        place = (
-            f"the stream, in the order of epoch {epoch},"
-            if self.size is None
-            else "the training set"
-        )
-        none = f", and {IGNORED} for none" if name == LABELS else ""
+        column_of_data = f" (column {self.columns[name]!r})" if name in self.columns else ""
+        source = "the training set"
+        if self.size is None:
+            source = f"the stream, in the order of epoch {epoch},"
+        ignored = f", and {IGNORED} for none" if name == LABELS else ""
         raise DataError(
-            f"sample {ids[first[0]]} of {place} holds {column[tuple(first)]} in {name!r}{own}, but "
-            f"the model has {outputs} outputs: it takes 0 to {outputs - 1}{none}. Correct the "
-            "data, or change model.args"
+            f"sample {ids[first[0]]} of {source} holds {column[tuple(first)]} in {name!r}"
+            f"{column_of_data}, but the model has {outputs} outputs: it takes 0 to {outputs - 1}"
+            f"{ignored}. Correct the data, or change model.args"
         )
 
 
 def in_range(
     samples: TrainingSet, outputs: Mapping[str, int], columns: Columns, first: Batch
 ) -> TrainingSet:
-    """The samples, watched from the first ones on; those in memory are looked at elsewhere, all of
-    them. Raises DataError, also for texts in blocks whose tokenizer has more tokens than the model.
+    """The samples, checked from the first ones on; those in memory are checked elsewhere, all.
+
+    Raises DataError, also for texts in blocks whose tokenizer has more tokens than the model.
     """
     if isinstance(samples, Rows) or not outputs:
         return samples
     if isinstance(samples, PackedStream):
-        vocabulary, least = samples.tokenizer.vocabulary, min(outputs.values())
-        if vocabulary > least:
+        vocabulary = samples.tokenizer.vocabulary
+        fewest = min(outputs.values())
+        if vocabulary > fewest:
             raise DataError(
                 f"the texts of the stream hold tokens from 0 to {vocabulary - 1} (data.tokenizer "
-                f"has {vocabulary:,}), but the model has {least} outputs: it takes 0 to "
-                f"{least - 1}. It takes a model with {vocabulary} outputs: change model.args (or "
-                "type data.streaming=false: then it counts which tokens there are)"
+                f"has {vocabulary:,}), but the model has {fewest} outputs: it takes 0 to "
+                f"{fewest - 1}. It takes a model with {vocabulary} outputs: change model.args (or "
+                "set data.streaming=false: then it counts which tokens there are)"
             )
-    watched = InRange(samples, outputs, columns)
-    watched.checked(first, 0)
-    return watched
+    checked = InRange(samples, outputs, columns)
+    checked.checked(first, 0)
+    return checked

@@ -1,59 +1,65 @@
-"""Micro-batches that are read while their step is computed: what is counted then, and what is done
-where one fails.
+"""Micro-batches that are read while their step is computed.
+
+Their weights are counted then, and one that cannot be read must not leave other ranks waiting.
 """
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from train.batch.window import Batch, MicroBatch
+from train.data.deferred import batch_size
+from train.data.micro_batches import WrappedMicroBatches
 from train.data.pixels import as_a_task_gets_it
 from train.data.shares import RankShare
 from train.distributed.alone import Alone
 from train.distributed.ranks import Ranks
 
 LossWeight = Callable[[Batch], Mapping[str, float]]
-"""By term."""
+"""By term of the loss."""
 
 
 class LateWeights(dict[str, float]):
     """The weight of a step's only term, known once all ranks have computed their last micro-batch.
 
-    Until then a power of two near to what is expected: to divide by it changes no bit of a gradient
-    but its exponent. The ranks add it up after the reduction, not before: one that fails in
-    mid-step tells the others first, and its messages would come in another order than theirs.
+    Until then a power of two near to the expected weight: to divide by it changes no bit of a
+    gradient but its exponent. The ranks add it up after the reduction, not before: one that fails
+    in mid-step sends that to the others first, and its messages would come in another order than
+    theirs.
     """
 
     def __init__(self, terms: Sequence[str], ranks: Ranks) -> None:
         (self._term,) = terms
         super().__init__({self._term: 1.0})
         self._ranks = ranks
-        self._own = 0.0  # of this rank's micro-batches that were read so far
+        self._local = 0.0  # of this rank's micro-batches that were read so far
         self._is_settled = False
 
     def __reduce__(self) -> tuple[type[dict[str, float]], tuple[dict[str, float]]]:
-        """What is kept of a step for later is its weight alone."""
+        """A copy that is kept of a step is its weight alone."""
         return dict, (dict(self),)
 
     def expecting(self, weight: float) -> "LateWeights":
-        """The same; `weight` is what is expected, on all ranks alike."""
+        """The same; `weight` is the expected one, on all ranks alike."""
         self[self._term] = 2.0 ** round(math.log2(weight)) if weight > 0 else 1.0
         return self
 
     def begin(self) -> None:
         """The first micro-batch is read, perhaps again."""
-        self._own = 0.0
+        self._local = 0.0
 
     def add(self, weights: Mapping[str, float]) -> None:
-        self._own += weights[self._term]
+        self._local += weights[self._term]
 
     def settle(self) -> float:
-        """The factor by which the gradient is to be multiplied. From now on the weight is that of
-        the step, for which a gradient that is computed again needs no factor.
+        """The factor by which the gradient is to be multiplied.
+
+        From now on the weight is that of the step: a gradient that is computed again needs no
+        factor.
         """
         if self._is_settled:
             return 1.0
-        (weight,) = self._ranks.sum([self._own])
-        # A step in which nothing counts is left out, as one whose gradient is not finite.
+        (weight,) = self._ranks.sum([self._local])
+        # A step in which nothing counts is skipped, as one whose gradient is not finite.
         factor = self[self._term] / weight if weight else math.nan
         self[self._term] = weight
         self._is_settled = True
@@ -61,8 +67,9 @@ class LateWeights(dict[str, float]):
 
 
 class Spare:
-    """A few samples, the same on every rank: they stand for those which one could not read, and
-    show what a sample's weight is like.
+    """A few samples, the same on every rank, that stand for those which a rank could not read.
+
+    They also show what a sample's weight is like.
     """
 
     def __init__(self, samples: Batch, alone: Alone) -> None:
@@ -70,17 +77,15 @@ class Spare:
         self._alone = alone
 
     def weight(self, loss_weight: LossWeight) -> float:
-        """Of a sample on average."""
-        return sum(loss_weight(self._samples).values()) / len(next(iter(self._samples.values())))
+        """Of a sample, on average."""
+        return sum(loss_weight(self._samples).values()) / batch_size(self._samples)
 
     @property
     def is_needed(self) -> bool:
         return self._alone.left_out
 
     def after(self, error: Exception) -> None:
-        """A micro-batch could not be read: it is told to the other ranks when all agree on
-        something next.
-        """
+        """A micro-batch could not be read: the other ranks hear of it with their next message."""
         self._alone.keep(error)
         self._alone.left_out = True
 
@@ -90,7 +95,7 @@ class Spare:
         return MicroBatch(samples, samples=0, filler_factor=math.nan)
 
 
-class InStep:
+class InStep(WrappedMicroBatches):
     """Micro-batches of a share that are read in the step (train.batch.window.MicroBatches)."""
 
     def __init__(
@@ -100,20 +105,15 @@ class InStep:
         late: LateWeights | None,
         spare: Spare | None,
     ) -> None:
-        """`spare`: what is computed from a micro-batch on that cannot be read, so that no rank
-        updates, and none waits for this one. None: an error is raised.
+        """`spare`: computed from a micro-batch on that cannot be read, so that no rank updates.
+
+        Else the other ranks would wait for this one in the reduction. None: the error is raised.
         """
+        super().__init__(share)
         self._share = share
         self._loss_weight = loss_weight
         self._late = late
         self._spare = spare
-
-    @property
-    def sizes(self) -> Sequence[int]:
-        return self._share.sizes
-
-    def __len__(self) -> int:
-        return len(self._share.sizes)
 
     def __iter__(self) -> Iterator[MicroBatch]:
         read = iter(self._share)
@@ -129,9 +129,8 @@ class InStep:
         try:
             micro_batch = next(read)
             if self._late is not None and size:
-                self._late.add(
-                    self._loss_weight(as_a_task_gets_it(micro_batch.batch, micro_batch.pixels))
-                )
+                batch = as_a_task_gets_it(micro_batch.batch, micro_batch.pixels)
+                self._late.add(self._loss_weight(batch))
         except Exception as error:
             if spare is None:
                 raise
@@ -146,8 +145,6 @@ class InStep:
         return self._with(self._share.placed(place))
 
     def _with(self, share: RankShare) -> "InStep":
-        return (
-            self
-            if share is self._share
-            else InStep(share, self._loss_weight, self._late, self._spare)
-        )
+        if share is self._share:
+            return self  # which may be announced
+        return InStep(share, self._loss_weight, self._late, self._spare)

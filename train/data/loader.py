@@ -1,12 +1,9 @@
-"""Samples that cost time: read from the disk or transformed, in worker processes, ahead of the step
-that needs them.
-"""
+"""Samples that are read from the disk or transformed, by worker processes ahead of the step."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import starmap, tee
-from typing import NamedTuple
+from itertools import tee
 
 import numpy as np
 import torch
@@ -14,12 +11,13 @@ import torch
 from train.batch import Assignment, BatchPlan, sample_ids
 from train.batch.order import Ids
 from train.batch.window import Batch, Place
-from train.data.deferred import Deferred, cut_anew, spans
 from train.data.pixels import as_a_task_gets_it, pixels_of
+from train.data.protocols import TrainingSet, assignments
 from train.data.read_ahead import Answer, Queue, raised
-from train.data.reading import stack
+from train.data.reading import Picked, stack
+from train.data.requested import Request, Requested, Step, request_of_step, requests_in_turn
 from train.data.rows import Rows, Table, finished
-from train.data.shares import DataError, RankShare, assignments
+from train.data.shares import DataError, RankShare
 from train.data.workers import answered, check_shared_memory
 from train.randomness import Generators, seed_of_sample
 
@@ -28,20 +26,14 @@ Transform = Callable[[Batch, torch.Generator], Batch]
 samples.
 """
 
-WEIGHED_AT_ONCE = 1024  # samples
-
-
-class Request(NamedTuple):
-    epoch: int
-    ids: Ids
-    weighs: bool = False  # only the columns that weights are counted from
-
 
 @dataclass(frozen=True)
-class Loader:
+class Loader(TrainingSet):
     """Which samples a step gets, and what a transform makes of each, depends on seed, epoch and
-    sample alone: never on the number of workers, of ranks, or on where the run was resumed. That
-    holds for draws from the generators that a process has, too.
+    sample alone.
+
+    Never on the number of workers or ranks, or on where the run was resumed. That holds for draws
+    from the global generators of a process, too.
     """
 
     samples: Rows | Table
@@ -51,7 +43,7 @@ class Loader:
     timeout_seconds: float  # for one request
     keeps_pixels: bool = False  # images of 8 bits as they are stored: the device scales them
     is_deferred: bool = False  # requests are micro-batches, not a step's samples
-    # the same samples, with the columns that weights are counted from
+    # The same samples, with the columns that weights are counted from.
     weighing: Rows | Table | None = None
 
     def __len__(self) -> int:
@@ -66,47 +58,49 @@ class Loader:
         return self.weighing is not None
 
     def deferred(self, weighed: Sequence[str]) -> "Loader":
-        """As data.shares has it. What a transform makes is known when it is made."""
+        """Nothing is weighed ahead of a transform: what it makes is known when it is made."""
         can_weigh = bool(weighed) and self.transform is None and self.samples.has(weighed)
         weighing = self.samples.only(weighed) if can_weigh else None
         return replace(self, keeps_pixels=True, is_deferred=True, weighing=weighing)
 
     def fetch(self, ids: Ids, epoch: int = 0) -> Batch:
-        picked, images = self.samples.pick(ids), self.samples.images
+        """The samples `ids`, in that order, read in this process."""
+        picked = self.samples.pick(ids)
         if self.transform is None:
             batch = stack(picked, ids)
-            return finished(
-                batch, images - pixels_of(batch, images) if self.keeps_pixels else images, ids
-            )
-        made: dict[str, list[torch.Tensor]] = {}
+            images = self.samples.images
+            if self.keeps_pixels:
+                images -= pixels_of(batch, images)
+            return finished(batch, images, ids)
+        return self._transformed(self.transform, picked, ids, epoch)
+
+    def _transformed(self, transform: Transform, picked: Picked, ids: Ids, epoch: int) -> Batch:
+        columns: dict[str, list[torch.Tensor]] = {}
         generators = Generators()
-        with generators.kept():  # without workers the training draws from these
+        # Without workers the training draws from the same generators: they are put back.
+        with generators.kept():
             for i, sample_id in enumerate(ids.tolist()):
-                sample = finished(
-                    {name: column[i] for name, column in picked.items()}, images, range(0)
-                )
+                stored = {name: column[i] for name, column in picked.items()}
+                sample = finished(stored, self.samples.images, range(0))
                 del sample["sample_id"]
                 seed = seed_of_sample(self.seed, epoch, sample_id)
                 generators.seed(seed)
-                for name, value in self.transform(
-                    sample, torch.Generator().manual_seed(seed)
-                ).items():
-                    made.setdefault(name, []).append(torch.as_tensor(value))
-        return finished(stack(made, ids, "data.transform"), frozenset(), ids)
+                transformed = transform(sample, torch.Generator().manual_seed(seed))
+                for name, value in transformed.items():
+                    columns.setdefault(name, []).append(torch.as_tensor(value))
+        return finished(stack(columns, ids, "data.transform"), frozenset(), ids)
 
     def __getitems__(self, request: Request) -> Answer:
-        """What DataLoader calls. An error of the data is handed over as it is, not as a worker's
-        traceback.
+        """What DataLoader calls in a worker.
+
+        An error of the data is handed over as it is, not as a worker's traceback.
         """
         try:
-            if request.weighs:
-                assert self.weighing is not None
-                return finished(
-                    stack(self.weighing.pick(request.ids), request.ids),
-                    self.weighing.images,
-                    request.ids,
-                )
-            return self.fetch(request.ids, request.epoch)
+            if not request.weighs:
+                return self.fetch(request.ids, request.epoch)
+            assert self.weighing is not None
+            batch = stack(self.weighing.pick(request.ids), request.ids)
+            return finished(batch, self.weighing.images, request.ids)
         except DataError as error:
             return error
 
@@ -118,102 +112,73 @@ class Loader:
         """Of the first one, as it is read."""
         return sum(column.nbytes for column in self.fetch(np.arange(min(1, len(self)))).values())
 
+    @property
+    def images_as_stored(self) -> frozenset[str]:
+        """Columns that may be left to the device to scale; a transform gets them scaled."""
+        return self.samples.images if self.transform is None else frozenset()
+
     def batches(self, ids: Ids, size: int) -> Iterator[Batch]:
+        """As train.data.protocols.EvaluationSet."""
         self._check_shared(min(size, len(ids)))
         requests = (Request(0, ids[start : start + size]) for start in range(0, len(ids), size))
         stored = replace(self, keeps_pixels=True)
         with answered(requests, stored, self.workers, self.timeout_seconds) as read:
             for batch in map(raised, read):
-                pixels = (
-                    pixels_of(batch, self.samples.images) if self.transform is None else frozenset()
-                )
-                yield as_a_task_gets_it(batch, pixels)
+                yield as_a_task_gets_it(batch, pixels_of(batch, self.images_as_stored))
 
     def shares(
-        self, plan: BatchPlan, seed: int, rank: int, place: Place, overfit: int | None
+        self, plan: BatchPlan, seed: int, rank: int, position: Place, overfit: int | None
     ) -> Iterator[RankShare]:
-        """As data.shares has it."""
-        return self.read(assignments(plan, seed, rank, place, overfit))
+        return self.read(assignments(plan, seed, rank, position, overfit))
 
-    def read(self, wanted: Iterable[tuple[int, Assignment]]) -> Iterator[RankShare]:
-        """This rank's shares of the steps that are wanted: (epoch, which samples)."""
-        return (
-            self._deferred(wanted)
-            if self.is_deferred
-            else replace(self, keeps_pixels=True)._whole(wanted)
-        )
+    def read(self, steps: Iterable[tuple[int, Assignment]]) -> Iterator[RankShare]:
+        """This rank's shares of steps: (epoch, which samples)."""
+        # Lazily: steps have no end, and workers ask for a few ahead.
+        numbered = (Step(number, *step) for number, step in enumerate(steps))
+        if self.is_deferred:
+            return self._by_micro_batch(numbered)
+        # The device scales images of 8 bits; `fetch` alone gives them scaled.
+        return replace(self, keeps_pixels=True)._by_step(numbered)
 
-    def _whole(self, wanted: Iterable[tuple[int, Assignment]]) -> Iterator[RankShare]:
-        """A filler is read behind the samples of its step."""
-        wanted, asked = tee(wanted)
-        requests = (
-            Request(
-                epoch,
-                np.concatenate([found.ids, found.filler_ids]) if 0 in found.sizes else found.ids,
-            )
-            for epoch, found in asked
-        )
-        with answered(self._checked(requests), self, self.workers, self.timeout_seconds) as read:
-            for (epoch, found), batch in zip(wanted, map(raised, read), strict=False):
-                count = sum(found.sizes)
+    def _by_step(self, steps: Iterator[Step]) -> Iterator[RankShare]:
+        """One request for a step: its samples, and behind them a filler where one is needed."""
+        # The workers are ahead of the steps that are handed out.
+        steps, requested = tee(steps)
+        requests = self._checked(map(request_of_step, requested))
+        with answered(requests, self, self.workers, self.timeout_seconds) as read:
+            for step, batch in zip(steps, map(raised, read), strict=False):
+                count = sum(step.assignment.sizes)
                 filler = {}
-                if 0 in found.sizes:
+                if 0 in step.assignment.sizes:
                     filler = {name: column[count:] for name, column in batch.items()}
-                yield RankShare(
-                    epoch=epoch,
-                    last_of_epoch=found.last_of_epoch,
+                yield RankShare.of(
+                    step.epoch,
+                    step.assignment,
                     samples={name: column[:count] for name, column in batch.items()},
-                    sizes=found.sizes,
                     filler=filler,
-                    pixels=pixels_of(batch, self.samples.images)
-                    if self.transform is None
-                    else frozenset(),
-                    largest=found.largest,
-                    of_step=found.samples,
+                    pixels=pixels_of(batch, self.images_as_stored),
                 )
 
-    def _deferred(self, wanted: Iterable[tuple[int, Assignment]]) -> Iterator[RankShare]:
-        wanted, asked = tee(wanted)
+    def _by_micro_batch(self, steps: Iterator[Step]) -> Iterator[RankShare]:
+        steps, requested = tee(steps)
         queue = Queue()
-        requests = self._checked(queue.noted(self._micro_batches(asked)))
+        requests = self._checked(queue.noted(requests_in_turn(requested, self.is_weighed)))
         with (
             answered(requests, self, self.workers, self.timeout_seconds) as read,
             queue.reading(read),
         ):
-            for number, (epoch, found) in enumerate(wanted):
-                yield RankShare(
-                    epoch=epoch,
-                    last_of_epoch=found.last_of_epoch,
-                    samples=_Requested(self, queue, number, epoch, found),
-                    sizes=found.sizes,
-                    largest=found.largest,
-                    of_step=found.samples,
+            for step in steps:
+                samples = Requested(
+                    fetch=self.fetch,
+                    queue=queue,
+                    step=step,
+                    images=self.images_as_stored,
+                    is_weighed=self.is_weighed,
                 )
-
-    def _micro_batches(
-        self, asked: Iterable[tuple[int, Assignment]]
-    ) -> Iterator[tuple[tuple[int, int], Request]]:
-        """((step, part of it), request), about in the order in which a run takes them: the weights
-        of a step one step before its micro-batches.
-        """
-        before: tuple[int, int, Assignment] | None = None
-        for number, (epoch, found) in enumerate(asked):
-            if self.weighing is None:
-                yield from _of_step(number, epoch, found)
-                continue
-            for i, start in enumerate(range(0, len(found.ids), WEIGHED_AT_ONCE)):
-                yield (
-                    (number, -1 - i),
-                    Request(epoch, found.ids[start : start + WEIGHED_AT_ONCE], weighs=True),
-                )
-            if before is not None:
-                yield from _of_step(*before)
-            before = number, epoch, found
-        if before is not None:
-            yield from _of_step(*before)
+                yield RankShare.of(step.epoch, step.assignment, samples)
 
     def _checked(self, requests: Iterable[Request]) -> Iterator[Request]:
-        """Raises TooLittleShared before the first of them that reads whole samples."""
+        """Raises TooLittleShared before the first request for whole samples."""
         is_checked = False
         for request in requests:
             if not is_checked and not request.weighs:
@@ -224,71 +189,3 @@ class Loader:
     def _check_shared(self, samples: int) -> None:
         if self.workers:
             check_shared_memory(self.workers, samples * self.bytes_of_sample)
-
-
-class _Requested(Deferred):
-    """One rank's samples of a step that were asked for as micro-batches."""
-
-    def __init__(
-        self, loader: Loader, queue: Queue, number: int, epoch: int, found: Assignment
-    ) -> None:
-        self.images = loader.samples.images if loader.transform is None else frozenset()
-        self.is_weighed = loader.weighing is not None
-        self._loader = loader
-        self._queue = queue
-        self._number = number
-        self._epoch = epoch
-        self._found = found
-        self._is_taken = False  # workers read it once
-        self._filler: Batch | None = None
-
-    def pieces(self, sizes: Sequence[int]) -> Iterator[Batch]:
-        full = [size for size in sizes if size]
-        read = starmap(self._fetch, spans(full)) if self._is_taken else self._ahead(full)
-        self._is_taken = True
-        for size in sizes:
-            yield next(read) if size else self._one_filler()
-
-    def _ahead(self, full: Sequence[int]) -> Iterator[Batch]:
-        """In the sizes that were asked for, or cut anew."""
-        asked = [(i, size) for i, size in enumerate(self._found.sizes) if size]
-        pieces = self._taken(i for i, _ in asked)
-        return pieces if [size for _, size in asked] == list(full) else cut_anew(pieces, full)
-
-    def _taken(self, parts: Iterable[int]) -> Iterator[Batch]:
-        places = list(spans(self._found.sizes))
-        for part in parts:
-            batch = self._queue.take((self._number, part))
-            yield self._fetch(*places[part]) if batch is None else batch
-
-    def _fetch(self, start: int, stop: int) -> Batch:
-        return self._loader.fetch(self._found.ids[start:stop], self._epoch)
-
-    def _one_filler(self) -> Batch:
-        if self._filler is None:
-            read = (
-                self._queue.take((self._number, self._found.sizes.index(0)))
-                if 0 in self._found.sizes
-                else None
-            )
-            self._filler = (
-                self._loader.fetch(self._found.filler_ids, self._epoch) if read is None else read
-            )
-        return self._filler
-
-    def weighed(self) -> Iterator[Batch]:
-        for i in range(-(-len(self._found.ids) // WEIGHED_AT_ONCE)):
-            batch = self._queue.take((self._number, -1 - i))
-            assert batch is not None, "weights are counted once"
-            yield batch
-
-
-def _of_step(
-    number: int, epoch: int, found: Assignment
-) -> Iterator[tuple[tuple[int, int], Request]]:
-    """A filler is asked for once."""
-    for part, (start, stop) in enumerate(spans(found.sizes)):
-        if stop > start:
-            yield (number, part), Request(epoch, found.ids[start:stop])
-    if 0 in found.sizes:
-        yield (number, found.sizes.index(0)), Request(epoch, found.filler_ids)

@@ -1,28 +1,24 @@
-"""data.normalize: the inputs of a run are scaled by numbers that are found once, before the first
-step.
-"""
+"""data.normalize: inputs are scaled by numbers that are computed once, before the first step."""
 
 from collections.abc import Callable
 from dataclasses import replace
 
 from train.config import Config
 from train.data.scales import Fitted, fit, input_names
-from train.data.sources import Sets
+from train.data.sources import Datasets
 
-Decide = Callable[[Callable[[], Fitted]], Fitted]
-"""Calls what it is given, on one rank or on this one."""
-
-
-def here(find: Callable[[], Fitted]) -> Fitted:
-    return find()
+Broadcast = Callable[[Callable[[], Fitted]], Fitted]
+"""Calls a function on one rank, and gives its result to all."""
 
 
-def normalized(sets: Sets, config: Config, decide: Decide = here) -> Sets:
-    """With the numbers by which inputs are scaled, where data.normalize asks for them. Raises
-    DataError.
-    """
+def on_this_rank(compute: Callable[[], Fitted]) -> Fitted:
+    return compute()
+
+
+def normalized(sets: Datasets, config: Config, broadcast: Broadcast = on_this_rank) -> Datasets:
+    """With the numbers by which inputs are scaled, if data.normalize is set. Raises DataError."""
     if not config.data.normalize:
         return sets
     names = input_names(config.data)
-    fitted = decide(lambda: fit(sets.train, names))
+    fitted = broadcast(lambda: fit(sets.train, names))
     return replace(sets, fitted=fitted, notes=(*sets.notes, *fitted.lines(names)))

@@ -1,8 +1,7 @@
-"""Images of 8 bits stay so until they are on the device, which makes float32 in [0, 1] of them: a
-quarter of the bytes.
+"""Images of 8 bits stay so until they are on the device: a quarter of the bytes of float32.
 
-Where a transform of the user's looks at them, which is given [0, 1], they are scaled when they are
-read.
+The device makes float32 in [0, 1] of them. A transform of the user's is given [0, 1]: where there
+is one, they are scaled when they are read.
 """
 
 from collections.abc import Iterator
@@ -20,20 +19,17 @@ def pixels_of(batch: Batch, images: frozenset[str]) -> frozenset[str]:
 
 
 def scaled(image: Tensor) -> Tensor:
-    """Pixels of whole numbers, of 8 or 16 bits, as float32 in [0, 1]; those of a float image as
-    they are.
-    """
+    """Integer pixels, of 8 or 16 bits, as float32 in [0, 1]; those of a float image as they are."""
     if image.is_floating_point():
         return image
-    # By a tensor: on a GPU, torch multiplies by the inverse of a number, which rounds otherwise
-    # than a CPU's division.
-    return image.float() / torch.full(
-        (), torch.iinfo(image.dtype).max, dtype=torch.float32, device=image.device
-    )
+    # A tensor, not a number: on a GPU, torch multiplies by the inverse of a number, which rounds
+    # otherwise than a CPU's division.
+    largest = torch.iinfo(image.dtype).max
+    return image.float() / torch.full((), largest, dtype=torch.float32, device=image.device)
 
 
 class Scaled(dict[str, Tensor]):
-    """A batch, its pixels scaled where somebody asks for them: who counts labels does not."""
+    """A batch whose pixels are scaled when they are asked for; counting labels does not."""
 
     def __init__(self, batch: Batch, pixels: frozenset[str]) -> None:
         super().__init__(batch)
@@ -58,10 +54,13 @@ class Scaled(dict[str, Tensor]):
     def values(self) -> Any:
         return [self[name] for name in self]
 
-    def __iter__(self) -> Iterator[str]:  # else dict(batch) would copy what is stored
+    # Without it, dict(batch) would copy what is stored, past the methods above.
+    def __iter__(self) -> Iterator[str]:
         return super().__iter__()
 
 
 def as_a_task_gets_it(batch: Batch, pixels: frozenset[str]) -> Batch:
-    """Its pixels are scaled when the task asks for them, which counts labels as a rule."""
-    return Scaled(batch, pixels) if pixels else batch
+    """The batch; its pixels are scaled when the task asks for them."""
+    if not pixels:
+        return batch
+    return Scaled(batch, pixels)

@@ -1,5 +1,4 @@
-"""The reference manual that Python carries for `help("topics")`: 79 English texts, 0.47 MB. No
-download.
+"""The manual behind Python's `help("topics")`: 79 English texts, 0.47 MB. No download.
 
 Source: pydoc_data.topics of the standard library (Python Software Foundation License). It differs a
 little from one Python version to the next, and so does a curve trained on it.

@@ -3,33 +3,41 @@
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from train.batch.window import Batch
 from train.data.shares import DataError
 
-Key = tuple[int, int]
-"""(step, part of it)"""
-Answer = Batch | DataError
 T = TypeVar("T")
 
 
+class Key(NamedTuple):
+    """What is read by one request."""
+
+    step: int
+    part: int
+
+
+Answer = Batch | DataError
+
+
 class Queue:
-    """What was read, by key. Of steps that are over it holds nothing: their rest is let go of."""
+    """What was read, by key. Of steps that are over nothing is kept."""
 
     def __init__(self) -> None:
-        self._coming: deque[Key] = deque()  # in the order in which they were asked for
-        self._waiting: dict[Key, Answer] = {}  # read before it was taken
+        self._requested: deque[Key] = deque()  # in the order of the requests
+        self._waiting: dict[Key, Answer] = {}  # read, and not taken
         self._read: Iterator[Answer] | None = None
 
     def noted(self, requests: Iterator[tuple[Key, T]]) -> Iterator[T]:
+        """The requests, whose keys are kept for their answers."""
         for key, request in requests:
-            self._coming.append(key)
+            self._requested.append(key)
             yield request
 
     @contextmanager
     def reading(self, read: Iterator[Answer]) -> Iterator[None]:
-        """`read` gives what was asked for, in order; after this nobody reads."""
+        """`read` gives the answers, in the order of the requests; afterwards nothing is read."""
         self._read = read
         try:
             yield
@@ -38,28 +46,27 @@ class Queue:
             self._waiting.clear()
 
     def take(self, key: Key) -> Batch | None:
-        """None: it is not to be had any more. Raises the error that is the answer to this key, and
-        to no other.
-        """
-        over = [other for other in self._waiting if other[0] < key[0] - 1]
+        """None: it is not available any more. Raises the error that is the answer to this key."""
+        over = [other for other in self._waiting if other.step < key.step - 1]
         for other in over:
             del self._waiting[other]
         while key not in self._waiting:
             if self._read is None:
                 return None
-            # before the key is looked up: it is noted when it is asked for
+            # Read before the key is looked up: `noted` appends it when the request is made.
             answer = next(self._read, None)
             if answer is None:
                 return None
-            found = self._coming.popleft()
-            if found[0] >= key[0] - 1:
-                self._waiting[found] = answer
-            if found[0] > key[0] + 1:
+            answered = self._requested.popleft()
+            if answered.step >= key.step - 1:
+                self._waiting[answered] = answer
+            if answered.step > key.step + 1:
                 return None
         return raised(self._waiting.pop(key))
 
 
 def raised(answer: Answer) -> Batch:
+    """The batch; raises where the answer is an error."""
     if isinstance(answer, DataError):
         raise answer
     return answer

@@ -1,6 +1,4 @@
-"""Samples that can be fetched by their place: held in memory, or read from the disk when their turn
-comes.
-"""
+"""Samples that can be fetched by their number: held in memory, or read from the disk each time."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -16,23 +14,22 @@ from train.batch.order import Ids
 from train.batch.window import Batch, Place
 from train.data.deferred import DeferredReads
 from train.data.pixels import as_a_task_gets_it, pixels_of, scaled
+from train.data.protocols import TrainingSet, assignments
 from train.data.reading import Picked, Reader, stack
-from train.data.shares import RankShare, assignments
+from train.data.shares import RankShare
 
 
 @dataclass(frozen=True)
-class Rows:
-    """A data set in memory, one tensor for each column: fetching costs a few
-    microseconds a sample.
-    """
+class Rows(TrainingSet):
+    """A data set in memory, one tensor a column: fetching takes some microseconds a sample."""
 
     columns: Batch
-    # columns of whole numbers that are given out as float32 in [0, 1]
+    # Columns of integers that a task gets as float32 in [0, 1].
     images: frozenset[str] = frozenset()
-    # (samples,): of each block, without what fills it up; None: samples are no blocks
+    # (samples,): of each block, without what fills it up; None: samples are no blocks.
     tokens: Tensor | None = None
-    is_deferred: bool = False  # samples are fetched when their micro-batch's turn comes
-    # with it: the same samples, with the columns that weights are counted from
+    is_deferred: bool = False  # samples are fetched when their micro-batch is asked for
+    # With it: the same samples, with the columns that weights are counted from.
     weighing: "Rows | None" = None
 
     def __len__(self) -> int:
@@ -44,46 +41,46 @@ class Rows:
 
     def pick(self, ids: Ids) -> Picked:
         """The samples `ids`, in that order, as they are stored."""
-        index = torch.from_numpy(ids.copy())
-        return {name: column.index_select(0, index) for name, column in self.columns.items()}
+        return {**self._select(torch.from_numpy(ids.copy()))}
 
     def fetch(self, ids: Ids) -> Batch:
         """The samples `ids`, in that order, with their `sample_id`."""
         return self._fetch(ids, self.images)
 
     def _fetch(self, ids: Ids, images: frozenset[str]) -> Batch:
+        """`images`: columns to scale."""
+        # A copy: the index is the batch's sample_id, and `ids` may be a view of another array.
         index = torch.from_numpy(ids.copy())
-        batch = {name: column.index_select(0, index) for name, column in self.columns.items()} | {
-            "sample_id": index
-        }
-        return (
-            {name: scaled(c) if name in images else c for name, c in batch.items()}
-            if images
-            else batch
-        )
+        batch = self._select(index)
+        batch["sample_id"] = index
+        for name in images:
+            batch[name] = scaled(batch[name])
+        return batch
+
+    def _select(self, index: Tensor) -> Batch:
+        return {name: column.index_select(0, index) for name, column in self.columns.items()}
 
     def batches(self, ids: Ids, size: int) -> Iterator[Batch]:
+        """As train.data.protocols.EvaluationSet."""
         pixels = pixels_of(self.columns, self.images)
         for start in range(0, len(ids), size):
-            yield as_a_task_gets_it(
-                self._fetch(ids[start : start + size], self.images - pixels), pixels
-            )
+            batch = self._fetch(ids[start : start + size], self.images - pixels)
+            yield as_a_task_gets_it(batch, pixels)
 
     def first(self, seed: int, count: int) -> Batch:
         return self.fetch(sample_ids(len(self), seed, 0, 0, min(count, len(self))))
 
     def shares(
-        self, plan: BatchPlan, seed: int, rank: int, place: Place, overfit: int | None
+        self, plan: BatchPlan, seed: int, rank: int, position: Place, overfit: int | None
     ) -> Iterator[RankShare]:
-        """As data.shares has it. Any share can be read without those before it."""
-        return self.read(assignments(plan, seed, rank, place, overfit))
+        """Any share can be read without those before it."""
+        return self.read(assignments(plan, seed, rank, position, overfit))
 
     @property
     def is_weighed(self) -> bool:
         return self.weighing is not None
 
     def deferred(self, weighed: Sequence[str]) -> "Rows":
-        """As data.shares has it."""
         weighing = self.only(weighed) if weighed and self.has(weighed) else None
         return replace(self, is_deferred=True, weighing=weighing)
 
@@ -92,52 +89,48 @@ class Rows:
 
     def only(self, names: Sequence[str]) -> "Rows":
         """Without the other columns."""
-        return Rows({name: self.columns[name] for name in names}, self.images.intersection(names))
+        columns = {name: self.columns[name] for name in names}
+        return Rows(columns, self.images.intersection(names))
 
-    def read(self, wanted: Iterable[tuple[int, Assignment]]) -> Iterator[RankShare]:
-        """This rank's shares of the steps that are wanted: (epoch, which samples)."""
+    def read(self, steps: Iterable[tuple[int, Assignment]]) -> Iterator[RankShare]:
+        """This rank's shares of steps: (epoch, which samples)."""
+        # Images of 8 bits are left as they are: the device scales them.
         pixels = pixels_of(self.columns, self.images)
         fetch = partial(self._fetch, images=self.images - pixels)
-        for epoch, found in wanted:
+        for epoch, assignment in steps:
+            tokens = self._tokens_of(assignment.ids)
             if self.is_deferred:
-                yield self._deferred(epoch, found, fetch)
+                samples = self._later(assignment, fetch)
+                yield RankShare.of(epoch, assignment, samples, tokens=tokens)
                 continue
-            filler = fetch(found.filler_ids) if 0 in found.sizes else {}
-            yield RankShare(
-                epoch=epoch,
-                last_of_epoch=found.last_of_epoch,
-                samples=fetch(found.ids),
-                sizes=found.sizes,
+            filler = {}
+            if 0 in assignment.sizes:
+                filler = fetch(assignment.filler_ids)
+            yield RankShare.of(
+                epoch,
+                assignment,
+                fetch(assignment.ids),
                 filler=filler,
                 pixels=pixels,
-                largest=found.largest,
-                of_step=found.samples,
-                tokens=self.tokens_of(found.ids),
+                tokens=tokens,
             )
 
-    def _deferred(self, epoch: int, found: Assignment, fetch: Callable[[Ids], Batch]) -> RankShare:
-        weighing = self.weighing
-        samples = DeferredReads(
-            read=lambda start, stop: fetch(found.ids[start:stop]),
-            filler=lambda: fetch(found.filler_ids),
-            weighed=None
-            if weighing is None
-            else lambda start, stop: weighing.fetch(found.ids[start:stop]),
-            sizes=found.sizes,
+    def _later(self, assignment: Assignment, fetch: Callable[[Ids], Batch]) -> DeferredReads:
+        weighed = None
+        if self.weighing is not None:
+            weighed = _slices(assignment.ids, self.weighing.fetch)
+        return DeferredReads(
+            read=_slices(assignment.ids, fetch),
+            filler=lambda: fetch(assignment.filler_ids),
+            weighed=weighed,
+            sizes=assignment.sizes,
             images=self.images,
         )
-        return RankShare(
-            epoch=epoch,
-            last_of_epoch=found.last_of_epoch,
-            samples=samples,
-            sizes=found.sizes,
-            largest=found.largest,
-            of_step=found.samples,
-            tokens=self.tokens_of(found.ids),
-        )
 
-    def tokens_of(self, ids: Ids) -> int | None:
-        return None if self.tokens is None else int(self.tokens[torch.from_numpy(ids.copy())].sum())
+    def _tokens_of(self, ids: Ids) -> int | None:
+        if self.tokens is None:
+            return None
+        return int(self.tokens[torch.from_numpy(ids.copy())].sum())
 
 
 @dataclass(frozen=True)
@@ -147,7 +140,7 @@ class Table:
     dataset: Dataset  # its format: arrow
     reader: Reader
     images: frozenset[str]
-    rows: Ids  # by which its samples are named in errors: their places in the split
+    rows: Ids  # by which its samples are named in errors: their numbers in the split
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -157,12 +150,12 @@ class Table:
 
     def only(self, names: Sequence[str]) -> "Table":
         """Without the other columns."""
-        reader = replace(self.reader, columns={name: self.reader.columns[name] for name in names})
-        return Table(
-            self.dataset.select_columns(reader.names),
-            reader,
-            self.images.intersection(names),
-            self.rows,
+        reader = self.reader.only(names)
+        return replace(
+            self,
+            dataset=self.dataset.select_columns(reader.names),
+            reader=reader,
+            images=self.images.intersection(names),
         )
 
     def pick(self, ids: Ids) -> Picked:
@@ -176,8 +169,14 @@ def preload(dataset: Dataset, reader: Reader, images: frozenset[str], rows: Ids)
 
 
 def finished(batch: Batch, images: frozenset[str], ids: Ids | range) -> Batch:
-    """As a task gets it: images scaled, `sample_id` told."""
-    floats: dict[str, Tensor] = {
-        name: scaled(c) if name in images else c for name, c in batch.items()
-    }
-    return floats | {"sample_id": torch.from_numpy(np.array(ids, dtype=np.int64))}
+    """As a task gets it: these images scaled, with `sample_id`."""
+    complete: Batch = {}
+    for name, column in batch.items():
+        complete[name] = scaled(column) if name in images else column
+    complete["sample_id"] = torch.from_numpy(np.array(ids, dtype=np.int64))
+    return complete
+
+
+def _slices(ids: Ids, fetch: Callable[[Ids], Batch]) -> Callable[[int, int], Batch]:
+    """(start, stop) -> those samples of `ids`."""
+    return lambda start, stop: fetch(ids[start:stop])

@@ -1,6 +1,4 @@
-"""How large the numbers of `inputs` are: mean and deviation over the rows that are trained on
-(data.normalize).
-"""
+"""How large the numbers of `inputs` are, over the rows that are trained on (data.normalize)."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -11,15 +9,17 @@ from torch import Tensor
 
 from train.batch.order import Ids
 from train.config.recipe import Data
+from train.data.columns import as_list
 from train.data.loader import Loader
+from train.data.protocols import TrainingSet
 from train.data.reading import INPUTS, SHOWN, mask_of
 from train.data.rows import Rows, Table
-from train.data.shares import DataError, TrainingSet
+from train.data.shares import DataError
 from train.errors import some
 
 BLOCK = 10_000  # rows at a time
-FAR = 100
-"""How many times larger one column may be than another before a run speaks of it."""
+LARGEST_RATIO = 100
+"""How many times larger one column may be than another without a warning."""
 
 
 @dataclass(frozen=True)
@@ -34,20 +34,21 @@ class Fitted:
         """For the screen; `names`: of the columns side by side, or of the only one."""
         rows = f"of {self.rows:,} rows that are trained on"
         if self.mean.dim() == 1 and len(names) == len(self.mean):
-            pairs = zip(names, self.mean.tolist(), self.deviation.tolist(), strict=True)
-            each = [f"{name} {mean:.6g} +- {deviation:.6g}" for name, mean, deviation in pairs]
+            columns = zip(names, self.mean.tolist(), self.deviation.tolist(), strict=True)
+            each = [f"{name} {mean:.6g} +- {deviation:.6g}" for name, mean, deviation in columns]
             return [f"normalize mean +- deviation {rows}: {some(each, SHOWN)}"]
         count = self.mean.numel()
-        what = f"each of the {count} numbers of {names[0]!r}" if count > 1 else f"{names[0]!r}"
-        ends = f"means {self.mean.min():.6g} to {self.mean.max():.6g}"
-        spread = f"deviations {self.deviation.min():.6g} to {self.deviation.max():.6g}"
-        return [f"normalize {what}, by its mean and deviation {rows}: {ends}, {spread}"]
+        what = f"{names[0]!r}"
+        if count > 1:
+            what = f"each of the {count} numbers of {what}"
+        means = f"means {self.mean.min():.6g} to {self.mean.max():.6g}"
+        deviations = f"deviations {self.deviation.min():.6g} to {self.deviation.max():.6g}"
+        return [f"normalize {what}, by its mean and deviation {rows}: {means}, {deviations}"]
 
 
 def input_names(data: Data) -> list[str]:
     """The columns of the data that are the inputs."""
-    own = data.columns.get(INPUTS, INPUTS)
-    return [own] if isinstance(own, str) else list(own)
+    return as_list(data.columns.get(INPUTS, INPUTS))
 
 
 def fit(train: TrainingSet, names: Sequence[str]) -> Fitted:
@@ -56,7 +57,7 @@ def fit(train: TrainingSet, names: Sequence[str]) -> Fitted:
     if not isinstance(samples, Rows | Table):
         raise DataError(
             "data.normalize needs all rows before the first step, and here they come as a stream, "
-            "or by length. Type: data.normalize=false, or data.streaming=false"
+            "or by length. Set: data.normalize=false, or data.streaming=false"
         )
     _check(samples, names)
     size = len(samples)
@@ -66,9 +67,11 @@ def fit(train: TrainingSet, names: Sequence[str]) -> Fitted:
         parts = [values(_numbers(samples, ids)).sum(0) for ids in blocks]
         return torch.stack(parts).sum(0) / size
 
+    # In two passes: the mean of squares less the square of the mean would cancel for columns far
+    # from 0.
     mean = mean_of(lambda rows: rows)
     deviation = mean_of(lambda rows: (rows - mean).square()).sqrt()
-    # of a column of one value, whose deviation may be that of rounding
+    # The computed deviation of a column of one value may be that of rounding.
     first = _numbers(samples, np.arange(1))
     is_one_value = mean_of(lambda rows: (rows != first).double()) == 0
     return Fitted(mean, torch.where(is_one_value, 1.0, deviation), size)
@@ -79,17 +82,20 @@ def _check(samples: Rows | Table, names: Sequence[str]) -> None:
     if INPUTS not in first:
         raise DataError(
             "data.normalize scales the column that the task calls inputs; this task has "
-            f"{', '.join(first)}. Type: data.normalize=false"
+            f"{', '.join(first)}. Set: data.normalize=false"
         )
     if INPUTS in samples.images:
-        half = [0.5] * (first[INPUTS][0].shape[0] if first[INPUTS][0].ndim > 2 else 1)
+        image = first[INPUTS][0]
+        half = [0.5]
+        if image.ndim > 2:  # a number for each channel
+            half *= image.shape[0]
         raise DataError(
-            f"data.normalize is for numbers, and column {names[0]!r} holds images. Type: "
+            f"data.normalize is for numbers, and column {names[0]!r} holds images. Set: "
             f"data.normalize=false 'data.image={{mean: {half}, std: {half}}}'"
         )
     if mask_of(INPUTS) in first:
         raise DataError(
-            f"data.normalize is for numbers, and column {names[0]!r} holds text. Type: "
+            f"data.normalize is for numbers, and column {names[0]!r} holds text. Set: "
             "data.normalize=false"
         )
 
@@ -100,22 +106,26 @@ def _numbers(samples: Rows | Table, ids: Ids) -> Tensor:
     return column.double()
 
 
-def far_apart(train: TrainingSet, names: Sequence[str]) -> list[str]:
-    """What the screen says where columns that stand side by side differ in size by more than FAR
-    times.
+def warn_of_scales(train: TrainingSet, names: Sequence[str]) -> list[str]:
+    """A line for the screen where columns that are read side by side differ much in size.
 
     Looks at BLOCK rows at most, from all over the set.
     """
-    samples = train.samples if isinstance(train, Loader) and train.transform is None else train
+    samples: object = train
+    if isinstance(train, Loader) and train.transform is None:
+        samples = train.samples
     if not isinstance(samples, Rows | Table) or len(names) < 2:
         return []
     rows = np.linspace(0, len(samples) - 1, min(BLOCK, len(samples))).astype(np.int64)
     sizes = _numbers(samples, rows).square().mean(0).sqrt()
-    known = [(size, name) for size, name in zip(sizes.tolist(), names, strict=True) if size]
-    if not known or max(known)[0] <= FAR * min(known)[0]:
+    by_size = [(size, name) for size, name in zip(sizes.tolist(), names, strict=True) if size]
+    if not by_size:
         return []
-    (least, small), (most, large) = min(known), max(known)
+    smallest, small = min(by_size)
+    largest, large = max(by_size)
+    if largest <= LARGEST_RATIO * smallest:
+        return []
     return [
-        f"warning   columns differ in scale: {large} is of about {most:.3g}, {small} of about "
-        f"{least:.3g}, and a model learns from large ones first. Type: data.normalize=true"
+        f"warning   columns differ in scale: {large} is of about {largest:.3g}, {small} of about "
+        f"{smallest:.3g}, and a model learns from large ones first. Set: data.normalize=true"
     ]

@@ -1,19 +1,15 @@
-"""One rank's share of a step, as it was read: the ranks have not agreed on anything
-about it yet.
-"""
+"""One rank's share of a step, as it was read, before the ranks have agreed on anything about it."""
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import repeat
-from typing import Protocol
 
 import torch
 
-from train.batch import Assignment, BatchPlan, assign
-from train.batch.order import Ids
+from train.batch import Assignment
 from train.batch.plan import split_evenly
-from train.batch.window import Batch, MicroBatch, Place
+from train.batch.window import Batch, MicroBatch
 from train.data.deferred import Deferred
 from train.data.pixels import as_a_task_gets_it, pixels_of
 from train.errors import UserError
@@ -24,8 +20,9 @@ class DataError(UserError):
 
 
 class Misread(DataError):
-    """The data is not what the config says, and the cause may be how a file was read: `fix` holds
-    where it was not.
+    """A DataError whose cause may be how a file was read.
+
+    `fix` is the advice where the arguments of its reader are not at fault.
     """
 
     def __init__(self, what: str, fix: str, column: str | None = None) -> None:
@@ -35,34 +32,60 @@ class Misread(DataError):
         self.column = column
 
 
-class Missing(Misread):
-    """A value is not there; or a word was taken for none."""
+class MissingValue(Misread):
+    """A value is missing, or a word was taken for none."""
 
 
 @dataclass(kw_only=True)
 class RankShare:
-    """One rank's samples of a step, and how they are cut into micro-batches
-    (train.batch.window.MicroBatches).
+    """One rank's samples of a step, and how they are cut into micro-batches.
+
+    These are train.batch.window.MicroBatches.
     """
 
     epoch: int
     last_of_epoch: bool
-    samples: Batch | Deferred  # micro-batch after micro-batch; Deferred: read when its turn comes
+    samples: (
+        Batch | Deferred
+    )  # micro-batch after micro-batch; Deferred: read when they are asked for
     sizes: tuple[int, ...]  # of the micro-batches; 0: nothing left, take the filler
-    # one sample of the step; {} where none is needed, or none is read yet
+    # One sample of the step; {} where none is needed, or none is read yet.
     filler: Batch = field(default_factory=dict)
-    # columns of 0 to 255, which a task gets as float32 in [0, 1]
+    # Columns of 0 to 255, which a task gets as float32 in [0, 1].
     pixels: frozenset[str] = frozenset()
-    # samples of the rank that has the most: none needs more micro-batches than that one
+    # Samples of the rank that has the most: none needs more micro-batches than that one.
     largest: int
     of_step: int = 0  # samples, over all ranks
-    # in these samples, without what fills a block up; None: samples are no blocks
+    # In these samples, without what fills a block up; None: samples are no blocks.
     tokens: int | None = None
     trim: Callable[[Batch], Batch] | None = None  # cuts padding off a micro-batch
-    # of samples that are read later; raises DataError
+    # Of samples that are read later; raises DataError.
     check: Callable[[Batch], object] | None = None
-    # cut once, when first asked for
+    # Cut once, when first asked for: another object would count as another step for the prefetch.
     _micro_batches: tuple[MicroBatch, ...] | None = field(default=None, init=False)
+
+    @classmethod
+    def of(
+        cls,
+        epoch: int,
+        assignment: Assignment,
+        samples: Batch | Deferred,
+        filler: Batch | None = None,
+        pixels: frozenset[str] = frozenset(),
+        tokens: int | None = None,
+    ) -> "RankShare":
+        """The samples of an assignment."""
+        return cls(
+            epoch=epoch,
+            last_of_epoch=assignment.last_of_epoch,
+            samples=samples,
+            sizes=assignment.sizes,
+            filler=filler or {},
+            pixels=pixels,
+            largest=assignment.largest,
+            of_step=assignment.samples,
+            tokens=tokens,
+        )
 
     def __len__(self) -> int:
         return len(self.sizes)
@@ -76,7 +99,7 @@ class RankShare:
 
     @property
     def is_deferred(self) -> bool:
-        """Samples are read when their micro-batch's turn comes."""
+        """Samples are read when their micro-batch is asked for."""
         return isinstance(self.samples, Deferred)
 
     @property
@@ -85,7 +108,7 @@ class RankShare:
         return isinstance(self.samples, Deferred) and not self.samples.is_weighed
 
     def weights(self, loss_weight: Callable[[Batch], Mapping[str, float]]) -> Mapping[str, float]:
-        """By term, of all samples, unless they are known late."""
+        """By term of the loss, of all samples; not where they are known late."""
         if not isinstance(self.samples, Deferred):
             return loss_weight(as_a_task_gets_it(self.samples, self.pixels))
         sums: dict[str, float] = {}
@@ -97,6 +120,7 @@ class RankShare:
         return sums
 
     def recut(self, micro: int) -> "RankShare":
+        """The same samples in micro-batches of at most `micro` samples."""
         count = max(1, math.ceil(self.largest / micro))
         sizes = tuple(split_evenly(sum(self.sizes), count))
         if sizes == self.sizes:
@@ -114,7 +138,7 @@ class RankShare:
         it to elsewhere.
         """
         if isinstance(self.samples, Deferred) or self.trim is not None:
-            trim = self.trim or _as_it_is
+            trim = self.trim or _unchanged
             return replace(self, trim=lambda batch: place(trim(batch)))
         return replace(self, samples=place(self.samples), filler=place(self.filler))
 
@@ -128,88 +152,26 @@ class RankShare:
         for size, batch in zip(self.sizes, samples.pieces(self.sizes), strict=True):
             if self.check is not None:
                 self.check(batch)
-            cut = batch if self.trim is None else self.trim(batch)
-            yield MicroBatch(cut, size, pixels_of(batch, samples.images))
-
-
-def _as_it_is(batch: Batch) -> Batch:
-    return batch
-
-
-class TrainingSet(Protocol):
-    """Samples to train on, in one global order that seed and epoch decide."""
-
-    @property
-    def size(self) -> int | None:
-        """Samples of an epoch; None where nobody knows before it has ended."""
-        ...
-
-    def first(self, seed: int, count: int) -> Batch:
-        """The first `count` samples of the first epoch, or all where there are fewer; the same on
-        every rank.
-        """
-        ...
-
-    def shares(
-        self, plan: BatchPlan, seed: int, rank: int, place: Place, overfit: int | None
-    ) -> Iterator[RankShare]:
-        """This rank's shares of one step after the other, without end, from `place` on.
-
-        `overfit`: the steps 1 .. overfit again and again.
-        """
-        ...
-
-    def deferred(self, weighed: Sequence[str]) -> "TrainingSet":
-        """The same samples, read when their micro-batch's turn comes.
-
-        `weighed`: the columns that their weights are counted from, which are read ahead.
-        """
-        ...
-
-    @property
-    def is_weighed(self) -> bool:
-        """Of deferred samples: the columns of their weights can be had without the others. Else the
-        weights of a step are unknown until its last micro-batch is read.
-        """
-        ...
-
-
-class EvaluationSet(Protocol):
-    """Samples to evaluate on."""
-
-    def __len__(self) -> int: ...
-
-    def batches(self, ids: Ids, size: int) -> Iterator[Batch]:
-        """The samples `ids`, in that order, `size` at a time."""
-        ...
+            trimmed = batch if self.trim is None else self.trim(batch)
+            yield MicroBatch(trimmed, size, pixels_of(batch, samples.images))
 
 
 def split(samples: Batch, sizes: Sequence[int], filler: Batch) -> tuple[Batch, ...]:
-    """A rank's samples, cut into its micro-batches: views, except where the filler takes an empty
-    one's place.
+    """A rank's samples, cut into its micro-batches.
+
+    Views; the filler takes the place of an empty one.
     """
     if len(sizes) == 1 and sizes[0]:
         return (samples,)
     pieces = {name: torch.split(column, list(sizes)) for name, column in samples.items()}
     batches = []
     for i, size in enumerate(sizes):
-        batches.append({name: piece[i] for name, piece in pieces.items()} if size else filler)
+        if size:
+            batches.append({name: piece[i] for name, piece in pieces.items()})
+        else:
+            batches.append(filler)
     return tuple(batches)
 
 
-def assignments(
-    plan: BatchPlan, seed: int, rank: int, place: Place, overfit: int | None
-) -> Iterator[tuple[int, Assignment]]:
-    """(epoch, which samples) of one step after the other, of data whose size is known; it may begin
-    anywhere.
-    """
-    if overfit:
-        place = Place(0, place.samples % (overfit * plan.effective))
-    epoch, taken, seen = place.epoch, place.samples, place.seen
-    while True:
-        found = assign(plan.at(seen) if plan.stages else plan, seed, epoch, taken, rank)
-        yield epoch, found
-        taken += found.samples
-        seen += found.samples
-        if found.last_of_epoch or taken == (overfit and overfit * plan.effective):
-            epoch, taken = 0 if overfit else epoch + 1, 0
+def _unchanged(batch: Batch) -> Batch:
+    return batch

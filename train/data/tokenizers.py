@@ -1,8 +1,8 @@
-"""From text to tokens and back. A config names one by `data.tokenizer`: `bytes`, the dotted path of
-your own, or the folder of one that transformers has saved.
+"""From text to tokens and back.
 
-A tokenizer of your own is made without arguments and has the members of `Tokenizer`. Pure: no
-torch.
+A config names a tokenizer by `data.tokenizer`: `bytes`, the dotted path of your own, or the folder
+of one that transformers has saved. Your own is made without arguments and has the members of
+`Tokenizer`. Pure: no torch.
 """
 
 import json
@@ -24,9 +24,7 @@ class Tokenizer(Protocol):
 
     @property
     def document_start(self) -> int:
-        """The token that stands at the head of each document, and nowhere else: what its first real
-        token follows.
-        """
+        """The token at the head of each document, and nowhere else."""
         ...
 
     def encode(self, text: str) -> Tokens:
@@ -41,9 +39,7 @@ class Tokenizer(Protocol):
 
 
 class Bytes:
-    """The 256 bytes of UTF-8, and one token for the start of a document: nothing to train, nothing
-    to download.
-    """
+    """The 256 bytes of UTF-8, and one token for the start of a document."""
 
     vocabulary = 257
     document_start = 256
@@ -63,34 +59,31 @@ class TokenizerError(ValueError):
     """A tokenizer that cannot be used; the message says what to type."""
 
 
-def complete(made: Tokenizer) -> Tokenizer:
-    """A tokenizer of one's own. Raises TokenizerError where it lacks a member: some are needed only
-    late in a run.
-    """
+def complete(tokenizer: Tokenizer) -> Tokenizer:
+    """The same. Raises TokenizerError where it lacks a member, some of which are needed late."""
     members = ("vocabulary", "document_start", "encode", "decode", "lengths")
-    lacking = [name for name in members if not hasattr(made, name)]
+    lacking = [name for name in members if not hasattr(tokenizer, name)]
     if lacking:
         raise TokenizerError(
-            f"{type(made).__name__} has no {', no '.join(lacking)}. A tokenizer of your own needs "
-            f"{', '.join(members)}: see Tokenizer in train/data/tokenizers.py"
+            f"{type(tokenizer).__name__} has no {', no '.join(lacking)}. A tokenizer of your own "
+            f"needs {', '.join(members)}: see Tokenizer in train/data/tokenizers.py"
         )
-    return made
+    return tokenizer
 
 
 class Saved:
-    """A tokenizer that transformers has saved in a folder. It needs the extra `hf`. Raises
-    TokenizerError.
+    """A tokenizer that transformers has saved in a folder; needs the extra `hf`.
 
     document_start is its bos_token, else eos_token, else cls_token. A text that spells out such a
     token is split like any other text. lengths are known for byte-level tokenizers (GPT-2, Llama 3,
-    Qwen) only.
+    Qwen) only. Raises TokenizerError.
     """
 
     def __init__(self, folder: str) -> None:
         if find_spec("transformers") is None:
             raise TokenizerError(
                 f"{folder}: a saved tokenizer needs transformers, which is not installed. "
-                f"Type: EXTRAS=hf ./launch.sh ..., or pip install 'isobatch[hf]'"
+                f"Run: EXTRAS=hf ./launch.sh ..., or pip install 'isobatch[hf]'"
             )
         library: Any = import_module("transformers")
         try:
@@ -103,7 +96,7 @@ class Saved:
             ) from error
         self.folder = folder
         self.vocabulary = len(self._inner)
-        self._lengths: NDArray[np.int64] | None = _lengths(self._inner)
+        self._lengths: NDArray[np.int64] | None = _bytes_by_token(self._inner)
         self.lossy = False  # whether a text was met that lost bytes
 
     @property
@@ -131,15 +124,16 @@ class Saved:
         return tokens
 
     def loses(self, text: str, tokens: Tokens) -> bool:
-        """Whether a text has other bytes than its tokens: some change letters before they split:
-        NFC, a space in front.
+        """Whether a text has other bytes than its tokens.
+
+        Some tokenizers change letters before they split: NFC, a space in front.
         """
-        return self._lengths is not None and int(self._lengths[tokens].sum()) != len(text.encode())
+        if self._lengths is None:
+            return False
+        return int(self._lengths[tokens].sum()) != len(text.encode())
 
     def encode_one(self, text: str, size: int) -> Tokens:
-        """At most `size` tokens: a text as the model was trained on it, with [CLS], [SEP] or the
-        like.
-        """
+        """At most `size` tokens, as models are trained on them: with [CLS], [SEP] or the like."""
         if self._inner.pad_token_id is None:
             raise TokenizerError(f"{self.folder} has no pad_token to fill texts up with")
         return np.array(self._ids(text, truncation=True, max_length=size), dtype=np.int32)
@@ -152,38 +146,38 @@ class Saved:
         if self._lengths is None or self.lossy:
             raise TokenizerError(
                 f"how many bytes each token of {self.folder} stands for is not known: it does not "
-                "keep every byte of a text. Type: task.args.bits_per_byte=false"
+                "keep every byte of a text. Set: task.args.bits_per_byte=false"
             )
         return self._lengths[tokens]
 
     def save(self, folder: Path) -> None:
         self._inner.save_pretrained(folder)
 
-    def _ids(self, text: str, **how: Any) -> list[int]:
-        ids: list[int] = self._inner(text, split_special_tokens=True, verbose=False, **how)[
-            "input_ids"
-        ]
+    def _ids(self, text: str, **options: Any) -> list[int]:
+        encoding = self._inner(text, split_special_tokens=True, verbose=False, **options)
+        ids: list[int] = encoding["input_ids"]
         return ids
 
 
-def _lengths(inner: Any) -> NDArray[np.int64] | None:
-    """Bytes by token, special ones 0; None for a tokenizer that is not byte-level, where a letter
-    is no byte.
-    """
+def _bytes_by_token(inner: Any) -> NDArray[np.int64] | None:
+    """Special tokens have 0; None: the tokenizer is not byte-level, where a letter is no byte."""
     if "ByteLevel" not in str(json.loads(inner.backend_tokenizer.to_str())["decoder"]):
         return None
-    added = {
-        token: len(str(content).encode()) for token, content in inner.added_tokens_decoder.items()
-    }
-    words = inner.convert_ids_to_tokens(list(range(len(inner))))
     special = set(inner.all_special_ids)
-    sizes = (0 if i in special else added.get(i, len(word or "")) for i, word in enumerate(words))
-    return np.fromiter(sizes, np.int64, len(words))
+    added = inner.added_tokens_decoder
+    words = inner.convert_ids_to_tokens(list(range(len(inner))))
+    lengths = np.zeros(len(words), np.int64)
+    for token, word in enumerate(words):
+        if token in special:
+            continue
+        if token in added:  # stands for its text, not for byte-level letters
+            lengths[token] = len(str(added[token]).encode())
+        else:
+            lengths[token] = len(word or "")
+    return lengths
 
 
 def save_tokenizer(tokenizer: str, folder: Path) -> None:
-    """Write the tokenizer that data.tokenizer names into a folder, where it is one that
-    was saved.
-    """
+    """Write the tokenizer of data.tokenizer into a folder, where it is one that was saved."""
     if Path(tokenizer).is_dir():
         Saved(tokenizer).save(folder)

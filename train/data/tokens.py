@@ -1,9 +1,7 @@
-"""Texts as tokens, made once: by one rank while the others wait, or beforehand; then they are
-found.
+"""Texts as tokens, made once, by one rank while the others wait, and then found in a cache.
 
-`map` of `datasets` makes them and shows how far it is. They lie in a folder of its cache, one file
-for each set of texts, column and tokenizer, and are read from there without being loaded
-(memory-mapped).
+`map` of `datasets` makes them and shows its progress. They lie in a folder of its cache, one file
+for each set of texts, column and tokenizer, and are memory-mapped from there.
 """
 
 import hashlib
@@ -39,13 +37,11 @@ class Tokenising:
     column: str
     tokenizer: Tokenizer
     identity: str | None  # of the tokenizer, as `identify` has it
-    # tokens of a text, at most; None: all, behind the start of a document
+    # Tokens of a text, at most; None: all, behind the start of a document.
     max_length: int | None = None
 
     def of(self, texts: Dataset) -> Dataset:
-        """The column of a set, as tokens (int32), and which of the texts lost bytes. Raises
-        DataError.
-        """
+        """The column of a set, as tokens (int32), and which texts lost bytes. Raises DataError."""
         if not len(texts):
             return texts
         options: dict[str, Any] = {
@@ -58,22 +54,23 @@ class Tokenising:
         }
         try:
             if self.identity is None or not datasets.is_caching_enabled():
-                unknown = generate_random_fingerprint()
-                return texts.map(
-                    self._tokens, keep_in_memory=True, new_fingerprint=unknown, **options
-                )
+                # Nothing to find it by later: a random fingerprint, and no file.
+                options["keep_in_memory"] = True
+                options["new_fingerprint"] = generate_random_fingerprint()
+                return texts.map(self._tokens, **options)
             name = self.fingerprint(texts)
+            options["cache_file_name"] = str(FOLDER / f"{name}.arrow")
+            options["new_fingerprint"] = name
             with _lock(name):
-                file = str(FOLDER / f"{name}.arrow")
-                return texts.map(
-                    self._tokens, cache_file_name=file, new_fingerprint=name, **options
-                )
+                return texts.map(self._tokens, **options)
         except TokenizerError as error:
             raise DataError(f"data.tokenizer: {error}") from error
 
     def fingerprint(self, texts: Dataset) -> str:
-        """Over all that decides the tokens. datasets would pickle the tokenizer instead, and make
-        them anew where that fails or differs from process to process.
+        """Over all that decides the tokens.
+
+        datasets would pickle the tokenizer instead, and make the tokens anew where that fails or
+        differs from process to process.
         """
         code = digest([Path(tokenizers.__file__), Path(__file__)])
         parts = [texts._fingerprint, self.column, self.identity, self.max_length, code]
@@ -83,8 +80,8 @@ class Tokenising:
         """For the screen; `name` is data.tokenizer."""
         if self.identity is None:
             return (
-                "tokens    made anew by each rank at each start: nobody can tell "
-                f"data.tokenizer={name} from another"
+                "tokens    made anew by each rank at each start: what "
+                f"data.tokenizer={name} does is not known beforehand"
             )
         return (
             f"tokens    of column {self.column!r}: kept in the cache of datasets, where a run "
@@ -92,27 +89,28 @@ class Tokenising:
         )
 
     def _tokens(self, texts: Sequence[str]) -> dict[str, list[Any]]:
-        if self.max_length is not None:
-            assert isinstance(self.tokenizer, Saved)
-            cut = [self.tokenizer.encode_one(text, self.max_length) for text in texts]
-            return {self.column: cut, LOSSY: [False] * len(cut)}
-        documents = [document_tokens(text, self.tokenizer) for text in texts]
-        return {
-            self.column: documents,
-            LOSSY: [self._loses(*pair) for pair in zip(texts, documents, strict=True)],
-        }
-
-    def _loses(self, text: str, document: Tokens) -> bool:
-        return isinstance(self.tokenizer, Saved) and self.tokenizer.loses(text, document[1:])
+        tokens: list[Tokens] = []
+        lossy: list[bool] = []
+        for text in texts:
+            if self.max_length is not None:
+                assert isinstance(self.tokenizer, Saved)
+                tokens.append(self.tokenizer.encode_one(text, self.max_length))
+                lossy.append(False)
+                continue
+            document = document_tokens(text, self.tokenizer)
+            tokens.append(document)
+            lossy.append(
+                isinstance(self.tokenizer, Saved) and self.tokenizer.loses(text, document[1:])
+            )
+        return {self.column: tokens, LOSSY: lossy}
 
 
 def identify(name: str, tokenizer: Tokenizer) -> str | None:
-    """Equal identities: the same tokens of the same text. None: what a tokenizer does cannot be
-    told beforehand.
+    """Equal identities: the same tokens of the same text. None: that is not known beforehand.
 
     `name` is data.tokenizer. Of the user's own class: its sources, and what it holds when it has
-    been made, such as a vocabulary that it has read. What it reads later is not known, and a class
-    of a library may do anything.
+    been made, such as a vocabulary that it has read. What it reads later is unknown, and a class of
+    a library may do anything.
     """
     if type(tokenizer) is Bytes:
         return "bytes"
@@ -138,20 +136,18 @@ def stream_of(documents: Dataset, column: str) -> Iterator[Tokens]:
 
 
 def any_lossy(documents: Dataset) -> bool:
-    return bool(
-        pc.any(documents.select_columns([LOSSY]).with_format("arrow")[:].column(LOSSY)).as_py()
-    )
+    """Whether any of the texts lost bytes."""
+    table = documents.select_columns([LOSSY]).with_format("arrow")[:]
+    return bool(pc.any(table.column(LOSSY)).as_py())
 
 
 def _lock(name: str) -> AbstractContextManager[object]:
-    """Who else makes the same tokens, in another run or on another machine, waits for it, and finds
-    them.
-    """
+    """Another run, or machine, that makes the same tokens waits for it, and then finds them."""
     try:
         FOLDER.mkdir(parents=True, exist_ok=True)
         return FileLock(FOLDER / f"{name}.lock").acquire()
     except OSError as error:
         raise DataError(
             f"tokens are kept in the cache of datasets, and {FOLDER} cannot be written to: "
-            f"{error}. Type: HF_DATASETS_CACHE=FOLDER, a place that can, before the command"
+            f"{error}. Set: HF_DATASETS_CACHE=FOLDER, one that can be, before the command"
         ) from error

@@ -1,6 +1,4 @@
-"""Columns as they are meant: images out of their bytes, and values in the place of missing ones
-(data.fill).
-"""
+"""Columns as they are meant: images decoded, and missing values filled (data.fill)."""
 
 from collections.abc import Collection, Mapping
 from functools import partial
@@ -15,11 +13,21 @@ from train.data.shares import DataError
 
 Readable: TypeAlias = Dataset | IterableDataset
 
-STARTS = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"BM", b"RIFF", b"II*\0", b"MM\0*", b"P5", b"P6")
+IMAGE_STARTS = (
+    b"\x89PNG",
+    b"\xff\xd8\xff",
+    b"GIF8",
+    b"BM",
+    b"RIFF",
+    b"II*\0",
+    b"MM\0*",
+    b"P5",
+    b"P6",
+)
 """First bytes of the kinds of images that people keep in tables."""
 
 
-def as_meant(rows: Readable, columns: Collection[str], fill: Mapping[str, Any]) -> Readable:
+def decode_and_fill(rows: Readable, columns: Collection[str], fill: Mapping[str, Any]) -> Readable:
     """`columns`: those that are read."""
     for name in columns:
         if rows.features and name in rows.features and _holds_images(rows, name):
@@ -28,9 +36,7 @@ def as_meant(rows: Readable, columns: Collection[str], fill: Mapping[str, Any]) 
 
 
 def _holds_images(rows: Readable, name: str) -> bool:
-    """Whether a column holds files of images: bytes, or {bytes, path} as datasets and others write
-    them.
-    """
+    """Whether a column holds image files: bytes, or {bytes, path} as datasets writes them."""
     feature = rows.features[name]
     is_struct = isinstance(feature, dict) and feature.keys() == {"bytes", "path"}
     is_bytes = isinstance(feature, Value) and feature.dtype in ("binary", "large_binary")
@@ -38,16 +44,16 @@ def _holds_images(rows: Readable, name: str) -> bool:
         return False
     first = next((row[name] for row in rows.select_columns([name])), None)
     content = first.get("bytes") if isinstance(first, dict) else first
-    return content is None or content.startswith(STARTS)
+    return content is None or content.startswith(IMAGE_STARTS)
 
 
 def _filled(rows: Readable, fill: Mapping[str, Any]) -> Readable:
     features = rows.features
-    unknown = [name for name in fill if features and name not in features]
-    if unknown:
-        raise DataError(
-            f"data.fill.{unknown[0]}: the data has no such column; it has {', '.join(features)}"
-        )
+    for name in fill:
+        if features and name not in features:
+            raise DataError(
+                f"data.fill.{name}: the data has no such column; it has {', '.join(features)}"
+            )
     filled = rows.with_format("arrow").map(
         partial(_fill, fill=fill), batched=True, features=features
     )
@@ -58,14 +64,13 @@ def _fill(table: pa.Table, fill: Mapping[str, Any]) -> pa.Table:
     for name, value in fill.items():
         column = table.column(name)
         try:
-            wanted = pa.scalar(value, column.type)
+            filler = pa.scalar(value, column.type)
         except (pa.ArrowException, TypeError, ValueError) as error:
             raise DataError(
                 f"data.fill.{name}: {value!r} is no value of a column of {column.type}"
             ) from error
         if kinds.is_floating(column.type):
-            column = pc.if_else(pc.is_nan(column), wanted, column)
-        table = table.set_column(
-            table.schema.get_field_index(name), name, pc.fill_null(column, wanted)
-        )
+            column = pc.if_else(pc.is_nan(column), filler, column)
+        position = table.schema.get_field_index(name)
+        table = table.set_column(position, name, pc.fill_null(column, filler))
     return table

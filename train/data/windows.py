@@ -1,5 +1,6 @@
-"""The windows of a run: fetched and counted one step ahead, so that what the ranks must agree on
-costs no waiting.
+"""The windows of a run, fetched and counted one step ahead.
+
+So the sums over the ranks are there when a step begins: no rank waits for them.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,7 +19,7 @@ from train.distributed.ranks import Ranks, Sum
 class _Ahead:
     """A window whose sums over the ranks are still under way."""
 
-    k: int
+    k: int  # the step
     share: RankShare | None  # None: it could not be read
     micro_batches: MicroBatches | None
     late: LateWeights | None
@@ -33,9 +34,9 @@ class _Ahead:
 
 @dataclass(frozen=True)
 class Windows:
-    """Iterates over the windows of steps first .. last, one for each of `shares`.
+    """The windows of steps first .. last, one for each of `shares`.
 
-    It ends earlier, on every rank before the same step, once `stop_requested()` was true on any of
+    They end earlier, on every rank before the same step, once `stop_requested()` was true on any of
     them. A failure to read is raised on every rank before the step it belongs to. Where samples are
     read in the step itself, no rank updates from that step on, until all raise it (one rank alone
     raises it at once).
@@ -49,16 +50,19 @@ class Windows:
     last: int
     first: int = 1
     seen: int = 0  # samples, over all ranks, before the first of these steps
-    # raises what keeps this rank from going on: all ranks end by it
+    # Raises what keeps this rank from training: all ranks end by it.
     check: Callable[[], None] = lambda: None
     announce: Callable[[Placeable], MicroBatches] = lambda micro_batches: micro_batches
     """Takes those of each step in order, one step before they are trained, and gives the same."""
     spare: Spare | None = None  # needed for samples that are read in the step itself
 
     def __iter__(self) -> Iterator[Window]:
-        ahead = self._start(self.first) if self.first <= self.last else None
+        if self.first > self.last:
+            return
+        ahead: _Ahead | None = self._start(self.first)
         seen = self.seen
         while ahead is not None:
+            # Before the present one is waited for: its message travels during a whole step.
             following = self._start(ahead.k + 1) if ahead.k < self.last else None
             window = self._finish(ahead, seen)
             if window is None:
@@ -69,9 +73,11 @@ class Windows:
             ahead = following
 
     def _start(self, k: int) -> _Ahead:
-        share = late = failure = None
+        """Read and count a step, and begin to add up over the ranks."""
+        share: RankShare | None = None
         micro_batches: MicroBatches | None = None
-        samples = tokens = 0
+        late: LateWeights | None = None
+        failure: Exception | None = None
         stop = False
         numbers = [0.0 for _ in self.terms]
         try:
@@ -81,35 +87,48 @@ class Windows:
             if self.ranks.world_size > 1:
                 self.check()
             share = next(self.shares)
-            samples = sum(share.sizes)
-            tokens = share.tokens or 0
-            # what adds up over micro-batches may as well be counted at once
-            if samples and not share.is_late:
+            if share.is_late:
+                late = LateWeights(self.terms, self.ranks)
+            elif any(share.sizes):
+                # All at once, since weights add up over micro-batches.
                 weights = share.weights(self.loss_weight)
                 numbers = [weights[term] for term in self.terms]
-            late = LateWeights(self.terms, self.ranks) if share.is_late else None
-            micro_batches = self.announce(
-                self._in_step(share, late) if share.is_deferred else share
-            )
-        # sent to the other ranks first: they would wait for this one in the next reduction
+            placeable = self._in_step(share, late) if share.is_deferred else share
+            micro_batches = self.announce(placeable)
+        # Sent to the other ranks first: they would wait for this one in the next reduction.
         except Exception as error:
             failure = error
             if share is None and self.ranks.world_size > 1:
-                # read all the same: other ranks may wait for what this one hands them
+                # Read all the same: other ranks may wait for what this one hands them.
                 with suppress(Exception):
                     next(self.shares)
+        samples = 0
+        tokens = 0
+        if share is not None:
+            samples = sum(share.sizes)
+            tokens = share.tokens or 0
         message = self.ranks.start_sum([failure is not None, stop, samples, tokens, *numbers])
-        return _Ahead(k, share, micro_batches, late, failure, message)
+        return _Ahead(
+            k=k,
+            share=share,
+            micro_batches=micro_batches,
+            late=late,
+            failure=failure,
+            message=message,
+        )
 
     def _in_step(self, share: RankShare, late: LateWeights | None) -> InStep:
         # One rank alone raises what it cannot read.
-        return InStep(
-            share, self.loss_weight, late, self.spare if self.ranks.world_size > 1 else None
-        )
+        spare = self.spare
+        if self.ranks.world_size == 1:
+            spare = None
+        return InStep(share, self.loss_weight, late, spare)
 
     @cached_property
     def _weight_of_sample(self) -> float:
-        return 1.0 if self.spare is None else self.spare.weight(self.loss_weight)
+        if self.spare is None:
+            return 1.0
+        return self.spare.weight(self.loss_weight)
 
     def _finish(self, ahead: _Ahead, seen: int) -> Window | None:
         failed, stop, samples, tokens, *weights = ahead.message.wait()

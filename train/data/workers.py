@@ -1,6 +1,4 @@
-"""Processes that read samples ahead of the step that needs them, and hand them over in shared
-memory.
-"""
+"""Processes that read samples ahead of the step that needs them, into shared memory."""
 
 import math
 import multiprocessing
@@ -23,7 +21,7 @@ from train.launching import STOP_SIGNALS
 from train.redaction import guard_streams
 
 AHEAD = 2  # requests that wait in each worker
-LOOK_SECONDS = 1.0  # between two looks whether all workers are there, while one is waited for
+POLL_SECONDS = 1.0  # between two looks whether all workers are there, while one is waited for
 
 SHARED = Path("/dev/shm")
 """Where a worker leaves what it has read."""
@@ -38,46 +36,50 @@ class TooLittleShared(UserError):
 
 
 class Answers(Protocol):
-    def __getitems__(self, request: Any) -> Any: ...
+    def __getitems__(self, request: Any) -> Any:
+        """What DataLoader calls with each batch of indices; here these are any request."""
+        ...
 
 
 @contextmanager
 def answered(
     requests: Iterable[Any], answers: Answers, workers: int, timeout_seconds: float
 ) -> Iterator[Iterator[Any]]:
-    """What `answers` makes of each request, in order, `timeout_seconds` at most for one. No
-    workers: in this process, when its turn comes. Afterwards no worker is left, not even one that
-    is stuck.
+    """What `answers` makes of each request, in order; raises WorkerLost after `timeout_seconds`.
+
+    No workers: in this process, when it is asked for. Afterwards no worker is left, not even one
+    that is stuck.
     """
-    # DataLoader draws a seed for its workers from it. Nothing else does: each sample has a seed of
-    # its own.
-    own = torch.Generator()
+    # DataLoader draws a seed for its workers, by default from the global generator, from which the
+    # training draws. Nothing uses it: each sample has a seed of its own.
+    generator = torch.Generator()
+    # DataLoader takes these two with workers only.
+    of_workers: dict[str, Any] = {}
+    if workers:
+        of_workers = {"prefetch_factor": AHEAD, "timeout": POLL_SECONDS}
     loader: Iterable[Any] = DataLoader(
         cast(Any, answers),
         batch_sampler=cast(Any, requests),
-        collate_fn=cast(Any, _as_it_is),
+        collate_fn=cast(Any, _unchanged),
         num_workers=workers,
-        prefetch_factor=AHEAD if workers else None,
-        timeout=LOOK_SECONDS if workers else 0,
         worker_init_fn=_begin_worker,
-        generator=own,
+        generator=generator,
+        **of_workers,
     )
     others = set(multiprocessing.active_children())
-    with _begun(loader) as read:
+    with _without_child_signals(loader) as read:
         started = set(multiprocessing.active_children()) - others
-        # Of a rank that ends by an error. multiprocessing itself would ask by SIGTERM, and wait.
+        # Where a rank ends by an error, multiprocessing itself would ask by SIGTERM, and wait.
         at_exit = multiprocessing.util.Finalize(None, _kill, (started,), exitpriority=1)
         try:
-            yield _looked_after(read, timeout_seconds)
+            yield _watched(read, timeout_seconds)
         finally:
             _end(read, started)
             at_exit.cancel()
 
 
 def check_shared_memory(workers: int, bytes_of_request: int) -> None:
-    """Raises TooLittleShared: a worker that finds no room in shared memory is killed by a bus
-    error.
-    """
+    """Raises TooLittleShared: a worker without free shared memory is killed by a bus error."""
     if not workers or not SHARED.is_dir():
         return
     needed = shared_bytes(workers, bytes_of_request) * launched_local_world_size()
@@ -88,54 +90,57 @@ def check_shared_memory(workers: int, bytes_of_request: int) -> None:
         raise TooLittleShared(
             f"{counted(workers, 'worker')} per rank read up to {needed / 2**20:,.0f} MiB ahead "
             f"into shared memory, and {SHARED} has {free / 2**20:,.0f} MiB free: a worker would be "
-            f"killed. Type: data.workers={fits}, a smaller batch.micro, or start the container "
+            f"killed. Set: data.workers={fits}, a smaller batch.micro, or start the container "
             f"with --shm-size={math.ceil(needed / 2**30)}g (or --ipc=host)"
         )
 
 
 def shared_bytes(workers: int, bytes_of_request: int) -> int:
-    """Of shared memory, that the workers of a rank fill: what waits in each, and the request that
-    is worked on.
-    """
+    """Of shared memory, for the workers of a rank: what waits in each, and the present request."""
     return bytes_of_request * (AHEAD * workers + 1) if workers else 0
 
 
-def _looked_after(read: Iterator[Any], timeout_seconds: float) -> Iterator[Any]:
+def _watched(read: Iterator[Any], timeout_seconds: float) -> Iterator[Any]:
     """Raises WorkerLost."""
-    looks = 0  # counted, not timed: a job that wakes from a long freeze has waited for one
+    polls = 0  # counted, not timed: a job that wakes from a long freeze has waited for one
     while True:
-        looks += 1
+        polls += 1
         try:
             answer = next(read)
         except StopIteration:
             return
         except RuntimeError as error:
-            said = str(error)
-            if not said.startswith("DataLoader"):
+            message = str(error)
+            if not message.startswith("DataLoader"):
                 raise
-            # no worker is gone: it may be asked again
-            late = said.startswith("DataLoader timed out")
-            if late and looks * LOOK_SECONDS < timeout_seconds:
+            is_late = message.startswith("DataLoader timed out")
+            # No worker is gone: it may be asked again.
+            if is_late and polls * POLL_SECONDS < timeout_seconds:
                 continue
-            why = f"no worker gave anything for {timeout_seconds:g} s" if late else said
-            shared = (
-                f" (is {SHARED} full? Start the container with --shm-size=8g)"
-                if "us error" in said
-                else ""
-            )
-            raise WorkerLost(
-                f"loading samples: {why}{shared}. data.workers=0 loads in the rank itself and "
-                "shows where; a machine out of memory kills workers too: try fewer. They may take "
-                "half of runtime.timeout_seconds"
-            ) from error
-        looks = 0
+            if is_late:
+                message = f"no worker gave anything for {timeout_seconds:g} s"
+            raise _lost(message) from error
+        polls = 0
         yield answer
 
 
+def _lost(message: str) -> WorkerLost:
+    hint = ""
+    if "us error" in message:  # a bus error
+        hint = f" (is {SHARED} full? Start the container with --shm-size=8g)"
+    return WorkerLost(
+        f"loading samples: {message}{hint}. data.workers=0 loads in the rank itself and shows "
+        "where; a machine out of memory kills workers too: try fewer. They may take half of "
+        "runtime.timeout_seconds"
+    )
+
+
 @contextmanager
-def _begun(loader: Iterable[Any]) -> Iterator[Iterator[Any]]:
-    """Without torch's handler, which raises the loss of a worker wherever the rank happens to be:
-    in the midst of a message to the others, say, who then never hear of it. `next` finds it too.
+def _without_child_signals(loader: Iterable[Any]) -> Iterator[Iterator[Any]]:
+    """Iterate without torch's handler of SIGCHLD, which raises the loss of a worker anywhere.
+
+    Such as in the midst of a message to the other ranks, who then never hear of it. `next` finds
+    the loss too.
     """
     is_main_thread = threading.current_thread() is threading.main_thread()
     handler = signal.getsignal(signal.SIGCHLD)
@@ -150,11 +155,12 @@ def _begun(loader: Iterable[Any]) -> Iterator[Iterator[Any]]:
 
 
 def _end(read: object, workers: Iterable[multiprocessing.process.BaseProcess]) -> None:
-    """At once, so that an error reaches the other ranks before they give up: DataLoader itself
-    waits for a worker that is stuck, and for ever where it was stopped.
+    """At once, so that an error reaches the other ranks before they give up.
+
+    DataLoader itself waits for a worker that is stuck, and without limit where it was stopped.
     """
     _kill(workers)
-    # signs them off; deleting `read` would, but errors keep it
+    # Deleting `read` would do it too, but the traceback of an error keeps a reference.
     getattr(read, "_shutdown_workers", lambda: None)()
 
 
@@ -164,20 +170,20 @@ def _kill(workers: Iterable[multiprocessing.process.BaseProcess]) -> None:
         worker.join()
 
 
-def _as_it_is(answer: Any) -> Any:
+def _unchanged(answer: Any) -> Any:
     return answer
 
 
 def _begin_worker(_: int) -> None:
-    """A signal to stop is for the rank, which goes on until its step is done.
+    """Ignore signals to stop: they are for the rank, which finishes its step first.
 
-    SLURM sends it to every process of a job, as systemd does: to the workers, and to the
+    SLURM sends them to every process of a job, as systemd does: to the workers, and to the
     torch_shm_manager that each of them starts, which holds what was read and inherits what is
     ignored. A rank crashes where one of these is gone.
     """
-    guard_streams()  # a forked one has them already
-    # The default hands a batch over with the worker's help: a rank would wait without limit for one
-    # that was stopped.
+    guard_streams()  # a forked worker has them already
+    # torch's default strategy needs the worker for handing a batch over: a rank would wait without
+    # limit for one that was stopped.
     cast(Any, torch.multiprocessing).set_sharing_strategy("file_system")
     for name in STOP_SIGNALS:
         signal.signal(getattr(signal, name), signal.SIG_IGN)

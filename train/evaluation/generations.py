@@ -11,7 +11,7 @@ from torch import nn
 
 from train.batch.window import Batch
 from train.config import Config
-from train.data import Sets, make_tokenizer
+from train.data import Datasets, make_tokenizer
 from train.data.device_prefetch import to_device
 from train.distributed.ranks import Ranks
 from train.errors import UserError, ends_in_a_sentence
@@ -30,7 +30,7 @@ ROWS = 2
 
 def part(
     learner: Learner,
-    sets: Sets,
+    sets: Datasets,
     config: Config,
     ranks: Ranks,
     show: Callable[[Table], None],
@@ -62,7 +62,7 @@ def _drawn(samples: Callable[..., Table], module: nn.Module, batch: Batch, decod
 def sampled(
     evaluate: Evaluate,
     learner: Learner,
-    sets: Sets,
+    sets: Datasets,
     config: Config,
     ranks: Ranks,
     show: Callable[[Table], None],

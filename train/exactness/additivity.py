@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from train.batch.window import Batch
-from train.data import Padding, Sets, in_memory
+from train.data import Datasets, Padding, in_memory
 from train.data.device_prefetch import to_device
 from train.errors import UserError
 from train.exactness.loss_trial import try_loss
@@ -97,7 +97,7 @@ def arithmetic(learner: Learner, precision: str) -> str:
     return "tf32" if tf32 and precision == "fp32" else precision
 
 
-def check_sets(learner: Learner, sets: Sets) -> None:
+def check_sets(learner: Learner, sets: Datasets) -> None:
     """Ask the task whether whole sets can be trained on, where it has a `check`. Raises TaskError
     where not.
     """

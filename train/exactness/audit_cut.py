@@ -9,11 +9,9 @@ from torch import Tensor
 
 from train.batch.order import Ids
 from train.batch.window import Batch, MicroBatch, MicroBatches, Window
-from train.data.by_length import ByLength
-from train.data.in_range import InRange
+from train.data import TrainingSet
 from train.data.loader import Loader
 from train.data.rows import Rows
-from train.data.shares import TrainingSet
 from train.distributed.ranks import Ranks
 
 SMALLER = 3 / 8
@@ -141,10 +139,8 @@ class OtherCut:
 
 def samples_of(window: Window, data: TrainingSet, ranks: Ranks) -> Samples:
     """By their ids where they can be fetched again; else, of streams, sent by gloo."""
-    while isinstance(data, InRange):
-        data = data.samples
-    trim = data.padding.cut if isinstance(data, ByLength) else None
-    inside: Any = data.samples if isinstance(data, ByLength) else data
+    trim = data.trim
+    inside: Any = data.innermost
     if ranks.world_size == 1:
         whole = (
             Reread(window.micro_batches) if inside.is_deferred else Held(list(window.micro_batches))

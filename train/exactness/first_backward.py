@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from train.batch.window import Batch
-from train.data import Sets
+from train.data import Datasets
 from train.data.device_prefetch import to_device
 from train.distributed.ranks import Ranks
 from train.errors import UserError
@@ -32,7 +32,7 @@ class ForeignGradient(UserError):
     """
 
 
-def samples_of_rank(sets: Sets, seed: int, ranks: Ranks, same: bool = False) -> Batch:
+def samples_of_rank(sets: Datasets, seed: int, ranks: Ranks, same: bool = False) -> Batch:
     """A few samples of the first steps, other ones on each rank where the data has so many; or the
     `same` on all.
     """

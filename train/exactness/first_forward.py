@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from train.batch.window import Batch
-from train.data import DataError, Sets, TrainingSet, in_range
+from train.data import DataError, Datasets, TrainingSet, in_range
 from train.data.device_prefetch import to_device
 from train.errors import UserError, is_out_of_memory
 from train.exactness.additivity import check_sets
@@ -43,7 +43,7 @@ class Misfit(UserError):
 
 
 def try_first(
-    learner: Learner, sets: Sets, batch: Batch, columns: Mapping[str, Any]
+    learner: Learner, sets: Datasets, batch: Batch, columns: Mapping[str, Any]
 ) -> TrainingSet:
     """The first forward and loss, on a small batch (on the CPU), and what can be asked of the sets
     before.
@@ -57,7 +57,7 @@ def try_first(
 
 
 def _try_first(
-    learner: Learner, sets: Sets, batch: Batch, columns: Mapping[str, Any]
+    learner: Learner, sets: Datasets, batch: Batch, columns: Mapping[str, Any]
 ) -> TrainingSet:
     task, module = learner.task, learner.module
     on_device = to_device(batch, learner.device, learner.dtype)

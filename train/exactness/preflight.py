@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from train.batch.window import Batch
 from train.config import Config
-from train.data import InTurn, Sets, read_in_turn
+from train.data import Datasets, InTurn, read_in_turn
 from train.exactness.additivity import ROUNDS, Exactness, NotExact, arithmetic, judge
 from train.exactness.first_forward import try_first
 from train.exactness.lone_sample import check_lone_samples
@@ -27,7 +27,7 @@ class Preflight:
     exactness: Exactness
 
 
-def preflight(learner: Learner, sets: Sets, plan: RunPlan, config: Config) -> Preflight:
+def preflight(learner: Learner, sets: Datasets, plan: RunPlan, config: Config) -> Preflight:
     """Try the first forward, the first loss, and whether a batch adds up from its parts.
 
     Raises what try_first, check_lone_samples and check_recomputation do, TaskError where loss and
@@ -40,7 +40,7 @@ def preflight(learner: Learner, sets: Sets, plan: RunPlan, config: Config) -> Pr
         state.restore()  # the attributes, too, which a model or task counts or caches in
 
 
-def _try(learner: Learner, sets: Sets, plan: RunPlan, config: Config) -> Preflight:
+def _try(learner: Learner, sets: Datasets, plan: RunPlan, config: Config) -> Preflight:
     trial = sets.trial(config.seed, TRIAL_SAMPLES)
     samples = try_first(learner, sets, trial, config.data.columns)
     check_lone_samples(learner, trial, plan, config)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from train.batch import BatchPlan, make_plan
 from train.batch.window import Batch, Place
-from train.data import ByLength, TrainingSet, Windows
+from train.data import TrainingSet, Windows
 from train.data.device_prefetch import to_device
 from train.distributed.ranks import Ranks
 from train.distributed.sharded import local
@@ -155,7 +155,7 @@ class Step:
             dataset_size=self.data.size,
         )
         task = self.learner.task
-        data = self.data.limited(plan, self.seed) if isinstance(self.data, ByLength) else self.data
+        data = self.data.one_step(plan, self.seed)
         shares = data.shares(plan, self.seed, self.ranks.rank, Place(), None)
         windows = Windows(
             shares=shares,

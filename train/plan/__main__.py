@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from train.config import Loaded, load
-from train.data import open_sets
+from train.data import open_datasets
 from train.distributed.ranks import asked_world_size
 from train.errors import FINISHED, UserError, entry_point, leave
 from train.memory.fits import launch_command, recommended, sizes_to_trace, tabulate, usable_bytes
@@ -55,7 +55,7 @@ def main(argv: Sequence[str]) -> int:
 
 def make_page(loaded: Loaded, arguments: Arguments) -> tuple[Page, RunPlan]:
     """What fits, beside the plan of the run itself. Raises BadArguments."""
-    sets = open_sets(loaded.config, make_task(loaded.config).columns)
+    sets = open_datasets(loaded.config, make_task(loaded.config).columns)
     plan = make_plan(loaded, arguments.loop, sets, {})
     world_sizes = arguments.ranks or [asked_world_size()]
     if plan.batch.weights and world_sizes != [plan.batch.world_size]:

@@ -12,7 +12,14 @@ from train.config import (
     run_name,
     source_hash,
 )
-from train.data import ByLength, Sets, Splits, load_splits, normalized, open_sets, read_in_turn
+from train.data import (
+    Datasets,
+    Splits,
+    load_splits,
+    normalized,
+    open_datasets,
+    read_in_turn,
+)
 from train.distributed.ranks import LaunchError, Ranks, asked_world_size
 from train.models.init_from import digests
 from train.optim.optimizer import numbers_of_stages
@@ -30,7 +37,7 @@ class Prepared:
     """What is the same on every rank before there is a model."""
 
     task: Task
-    sets: Sets
+    sets: Datasets
     plan: RunPlan
 
 
@@ -44,7 +51,7 @@ def prepare(loaded: Loaded, loop: str, ranks: Ranks) -> Prepared:
     # The first rank of a machine fills the cache of datasets, from which the others read.
     task, splits = ranks.first_of_node(lambda: load_data(config))
     weights = ranks.from_main(lambda: digests(config))
-    sets = ranks.together(lambda: open_sets(config, task.columns, splits))
+    sets = ranks.together(lambda: open_datasets(config, task.columns, splits))
     sets = normalized(sets, config, ranks.from_main)
     plan = ranks.together(lambda: make_plan(loaded, loop, sets, weights))
     check_same_everywhere(plan, ranks)
@@ -69,12 +76,12 @@ def load_data(config: Config) -> tuple[Task, Splits]:
 def show_plan(loaded: Loaded, loop: str) -> None:
     """Prints the plan for the ranks that would be started; touches no device."""
     task = make_task(loaded.config)
-    sets = normalized(open_sets(loaded.config, task.columns), loaded.config)
+    sets = normalized(open_datasets(loaded.config, task.columns), loaded.config)
     plan = make_plan(loaded, loop, sets, {})
     print(*describe(plan), *_reading(task, sets, plan, loaded.config), sep="\n")
 
 
-def _reading(task: Task, sets: Sets, plan: RunPlan, config: Config) -> tuple[str, ...]:
+def _reading(task: Task, sets: Datasets, plan: RunPlan, config: Config) -> tuple[str, ...]:
     """What the samples of a step take in memory."""
     trial = sets.trial(config.seed, 1)
     try:
@@ -85,7 +92,7 @@ def _reading(task: Task, sets: Sets, plan: RunPlan, config: Config) -> tuple[str
     return read_in_turn(sets.train, trial, weight_columns(task), terms, plan.batch, config).notes
 
 
-def make_plan(loaded: Loaded, loop: str, sets: Sets, weights: dict[str, str]) -> RunPlan:
+def make_plan(loaded: Loaded, loop: str, sets: Datasets, weights: dict[str, str]) -> RunPlan:
     """The plan for the ranks that will be started; `weights`: see init_from.digests."""
     config = loaded.config
     samples = sets.train
@@ -96,12 +103,6 @@ def make_plan(loaded: Loaded, loop: str, sets: Sets, weights: dict[str, str]) ->
     if config.data.split in sets.digests:
         identity["data"] = sets.digests[config.data.split]
     code = source_hash(config)
-    notes = sets.notes
-    micro_steps = None
-    # By length, the number of micro-batches differs from step to step.
-    if isinstance(samples, ByLength):
-        notes += (samples.note(),)
-        micro_steps = samples.micro_steps(batch)
     # The hashes are over the values themselves; what is written and shown is without secrets.
     return RunPlan(
         name=run_name(loaded),
@@ -116,9 +117,9 @@ def make_plan(loaded: Loaded, loop: str, sets: Sets, weights: dict[str, str]) ->
         eval_samples={name: len(rows) for name, rows in sets.evaluation.items()},
         data=sets.digests,
         classes=sets.classes,
-        notes=notes,
+        notes=sets.notes + samples.notes,
         micro_tokens=config.batch.micro_tokens,
-        micro_steps=micro_steps,
+        micro_steps=samples.micro_steps(batch),
         identity=clean(identity | {"code": code}),
         curve_hash=curve_hash(identity, code),
         recipe_hash=recipe_hash(identity, code),

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from tests.helpers import argv
 from train.config import load
-from train.data import Sets, open_sets
+from train.data import Datasets, open_datasets
 from train.errors import UserError
 
 ROWS = 40
@@ -84,7 +84,7 @@ def table_truth(names: Sequence[str] = ("0", "1")) -> Truth:
 def _tried(case: Case, folder: Path, overrides: tuple[str, ...], tries: int) -> Outcome:
     is_typed = tries < TRIES
     try:
-        sets = open_sets(load(argv(folder, *overrides)).config, ("inputs", "labels"))
+        sets = open_datasets(load(argv(folder, *overrides)).config, ("inputs", "labels"))
         wrong = _difference(sets, case.truth)
     except UserError as error:
         return _advised(case, folder, overrides, tries, str(error))
@@ -122,7 +122,7 @@ def typed_lines(said: str) -> list[tuple[str, ...]]:
     return lines
 
 
-def _difference(sets: Sets, truth: Truth) -> str:
+def _difference(sets: Datasets, truth: Truth) -> str:
     """Between what was read and what is right; none: ''."""
     size = sets.train.size or len(truth.labels)
     batch = sets.train.first(0, size)

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from tests.campaigns.inputs.case import FAILS, RIGHT, SILENT, TRACE, A, B, Outcome
 from tests.helpers import argv
 from train.config import load
-from train.data import normalized, open_sets
+from train.data import normalized, open_datasets
 from train.errors import UserError
 
 ROWS = len(A)
@@ -59,8 +59,8 @@ class Scale:
         )
         try:
             config = load([*words, "data.normalize=true", f"data.eval_fraction={HELD_OUT}"]).config
-            sets = normalized(open_sets(config, ("inputs", "labels")), config)
-            notes = open_sets(load(words).config, ("inputs", "labels")).notes
+            sets = normalized(open_datasets(config, ("inputs", "labels")), config)
+            notes = open_datasets(load(words).config, ("inputs", "labels")).notes
         except UserError as error:
             return Outcome(self, FAILS, str(error))
         except Exception as error:

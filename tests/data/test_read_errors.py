@@ -75,7 +75,7 @@ def test_a_word_after_the_first_rows_is_named_by_its_row(tmp_path: Path) -> None
             "a,b,label\n1,2, cat\n1,2,cat\n",
             "the classes ' cat' and 'cat', which differ in nothing but blanks",
         ),
-        ("a,b,label\n,2,0\n3,4,1\n", "type: 'data.fill={\"a\": 3}'"),
+        ("a,b,label\n,2,0\n3,4,1\n", "set: 'data.fill={\"a\": 3}'"),
         ("a,b,label\n", "has no rows in split 'train'"),
     ],
 )
@@ -138,7 +138,7 @@ def test_few_rows_are_held_out_as_one_types(tmp_path: Path, rows: int, typed: st
     path = table(tmp_path, "a,b,label\n" + "1,2,0\n" * rows)
 
     assert refused(tmp_path, path, COLUMNS, "data.eval_fraction=0.1").endswith(
-        f"Type: data.eval_fraction={typed}"
+        f"Set: data.eval_fraction={typed}"
     )
     sets = opened(tmp_path, path, COLUMNS, f"data.eval_fraction={typed}")
     assert len(sets.evaluation.get("", ())) == (rows > 1)  # type: ignore[arg-type]
@@ -157,7 +157,7 @@ def test_a_number_as_text_is_named_by_its_line(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("files", "said"),
     [
-        (("cat/a/0", "dog/b/0", "dog/a/0"), "which of them is the class cannot be told"),
+        (("cat/a/0", "dog/b/0", "dog/a/0"), "which of them is the class is not clear"),
         (("0", "cat/0", "dog/0"), "0.png lies in no class folder, while others do"),
         (
             ("train/cat/0", "train/dog/0", "more/cat/0"),
@@ -165,7 +165,7 @@ def test_a_number_as_text_is_named_by_its_line(tmp_path: Path) -> None:
         ),
         (
             ("train/cat/0", "train/dog/0", "test/0"),
-            "or train on the others alone, type: data.source=",
+            "or train on the others alone, set: data.source=",
         ),
     ],
 )
@@ -184,7 +184,7 @@ def test_what_is_left_out_of_a_folder_is_counted(tmp_path: Path) -> None:
         (own / "cat" / name).write_text("x")
     (own / "cat" / "gone.png").symlink_to(tmp_path / "nowhere.png")
 
-    [note] = [note for note in opened(tmp_path, own, IMAGES).notes if note.startswith("left out")]
+    [note] = [note for note in opened(tmp_path, own, IMAGES).notes if note.startswith("skipped")]
 
     assert all(words in note for words in ("2 x .heic", "1 x no suffix", "1 x broken link"))
 
