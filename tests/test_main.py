@@ -391,10 +391,10 @@ NOT_THE_USERS = {
     "Damaged",
     "NoCheckpoint",
     "NoProgress",
+    "NotComparable",
     "OtherOperations",
     "TargetError",
     "TokenizerError",
-    "Unable",
     "Unreadable",
 }
 

@@ -804,4 +804,4 @@ def test_a_tokenizer_that_fills_up_in_front_is_refused(
 
     told = capsys.readouterr().err
     assert "padding_side is left" in told
-    assert "Type: batch.micro_tokens=null batch.micro=8" in told
+    assert "Set: batch.micro_tokens=null batch.micro=8" in told

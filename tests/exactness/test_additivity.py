@@ -17,7 +17,7 @@ from torch.nn.functional import cross_entropy, mse_loss
 from tests.helpers import argv, distance, flat, record, rows, steps
 from train.accumulate import compute_gradient
 from train.batch.window import Batch
-from train.exactness.additivity import BOUNDS, ROUNDS, TOLERANCE, arithmetic
+from train.exactness.error_bounds import BOUNDS, ROUNDS, TOLERANCE, arithmetic
 from train.main import main
 from train.tasks.classification import Classification
 from train.verify import main as verify
@@ -333,7 +333,7 @@ def test_the_trial_disturbs_nothing(tmp_path: Path) -> None:
                     from train.exactness.additivity import Exactness
 
                     patch.setattr(
-                        "train.exactness.preflight.judge",
+                        "train.exactness.preflight.check_additivity",
                         lambda *_: Exactness("declared", (), ("loss",)),
                     )
                 gradients.append(record(argv(tmp_path, model, "duration={steps: 3}")).gradients[3])

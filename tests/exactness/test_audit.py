@@ -20,7 +20,7 @@ from tests.helpers import argv, rows
 from train import metric_names as names
 from train.accumulate import compute_gradient
 from train.distributed.pulse import Pulse
-from train.exactness.audit import next_audit
+from train.exactness.audit_schedule import next_audit
 from train.main import main
 
 ON = "batch.audit_every_steps=3"
