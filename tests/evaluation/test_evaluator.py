@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from tests.helpers import rank_group
 from train.batch.window import Batch
 from train.distributed.ranks import Ranks
-from train.evaluation.evaluator import Evaluation, EvaluationFailed, NoRoom
+from train.evaluation.evaluator import Evaluation, EvaluationFailed, EvaluationOutOfMemory
 from train.evaluation.sums import BadMetric, read_sums
 from train.tasks.regression import Regression
 
@@ -286,7 +286,7 @@ def test_where_the_memory_is_full_all_ranks_take_half(run_ranks: Any, world_size
 def starving() -> str:
     ranks = met()
     task = Hungry(0 if ranks.rank == ranks.world_size - 1 else 100, MemoryError)
-    with pytest.raises(NoRoom) as full:
+    with pytest.raises(EvaluationOutOfMemory) as full:
         evaluation(Table({"x": torch.arange(5.0)}), task, ranks)(nn.Identity())
     return str(full.value)
 
