@@ -117,6 +117,7 @@ class Ema:
             plain = evaluate(module)
             self._refresh()
             averaged = evaluate(self.module)
+            # Under names of their own: eval/ema/loss stands beside eval/loss.
             for name, value in averaged.items():
                 # the number of samples is in the row already
                 if name.rpartition("/")[2] != "samples":

@@ -64,6 +64,7 @@ class Evaluation:
         ranks, what is raised on one.
         """
         with undisturbed(module, self.device), torch.no_grad():
+            # Else the value would depend on which samples each rank has seen while training.
             copy_buffers_from_main(module, self.ranks)
             module.eval()
             metrics: dict[str, float] = {}
@@ -86,6 +87,7 @@ class Evaluation:
         """Where a rank runs out of memory, all begin again with half as many samples at once."""
         while True:
             sums = self.ranks.together(lambda: self._sums_if_they_fit(module, rows))
+            # Of any rank: all run as many batches, which the size decides.
             is_full_somewhere = self.ranks.sum([sums is None])[0] > 0
             if sums is not None and not is_full_somewhere:
                 return sums

@@ -90,6 +90,7 @@ def check_additivity(
 def _measure(learner: Learner, batch: Batch, precision: str, padding: Padding | None) -> _Measured:
     with undisturbed(learner.module, learner.device) as training_modes, torch.no_grad():
         trial = Trial(learner, batch, padding)
+        # Terms and their types first, in eval mode: no check below makes sense without them.
         learner.module.eval()
         terms = _checked_terms(learner, batch)
         try:
@@ -152,6 +153,7 @@ def _check_in_training(trial: Trial, tolerance: float) -> Findings:
 def _verdict(learner: Learner, measured: _Measured, precision: str) -> Exactness:
     findings = measured.findings
     terms = measured.terms
+    # In this order: what was seen to be wrong, what could not be checked, what holds.
     rounding = _rounding_reasons(learner, measured, precision)
     # What the model runs in alone, half precision, is no finding: it is declared below.
     if findings.is_inexact or (rounding and not measured.plain_error):

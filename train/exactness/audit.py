@@ -84,10 +84,12 @@ def part(
     every_steps = config.batch.audit_every_steps
     if not every_steps:
         return Part(name="audit")
+    # A run that is known to be inexact would fail every audit, at the cost of a gradient each.
     if preflight.exactness.beyond_rounding:
         report.say("audit     none: that the gradient is not exact is known already")
         return Part(name="audit")
     report.say(describe_schedule(every_steps, plan.total_steps))
+    # The row's throughput leaves out what audits take.
     unmeasured.add(lambda: report.clock.paused())
     audit = Audit(
         config=config,
@@ -132,9 +134,11 @@ class Audit:
         def audited(learner: Learner, window: Window) -> Tensor:
             if window.k < self._next_step:
                 return compute_gradient(learner, window)
+            # The second gradient has to start from here, which nobody knows afterwards.
             with self._outside_of_step(learner):
                 before = _captured(learner)
             losses = compute_gradient(learner, window)
+            # Before the update: the weights are still those that the gradient was computed with.
             with self._outside_of_step(learner):
                 self._audit(learner, window, before)
             return losses
@@ -160,6 +164,7 @@ class Audit:
         self._next_step = next_audit(window.k + 1, self._every_steps)
         self._largest_norm = max(self._largest_norm, norm)
         after = _captured(learner)
+        # A step that cannot be audited is no failure: the run goes on, and the next one is tried.
         try:
             verdict = self._verdict(learner, window, before, after)
         except NotComparable as reason:
@@ -221,6 +226,7 @@ class Audit:
             metric_names.VERIFIED: float(is_verified),
             metric_names.AUDIT_SECONDS: seconds,
         }
+        # In each row: the last row of a run then says when it was last verified.
         if self._verified_step is not None:
             numbers[metric_names.VERIFIED_STEP] = self._verified_step
         self._report.audit_row(window, numbers)
@@ -231,6 +237,7 @@ class Audit:
             self._report.say(f"audit     {message}")
             return
         self._report.warn("an audit has failed", message)
+        # After the row and the warning: what was found is written down when the run ends.
         if self._config.batch.exact == "required":
             raise NotVerified(f"batch.exact=required, and {message}. No update was made")
 

@@ -133,6 +133,7 @@ class OtherCut:
         # A generator of its own: the global ones stand where the step's draws begin.
         generator = torch.Generator().manual_seed(self.seed)
         for micro_batch in self.source:
+            # Shuffled: samples that are coupled with their neighbours come into different parts.
             order = torch.randperm(micro_batch.samples, generator=generator)
             for indices in self._divided(order):
                 yield self._part(micro_batch, indices)
@@ -158,6 +159,7 @@ class OtherCut:
 
 def samples_of(window: Window, data: TrainingSet, ranks: Ranks) -> StepSamples:
     """Fetched by their ids where the data allows that; those of streams are sent over gloo."""
+    # What stands around the samples is taken off: labels were checked in the step itself.
     while isinstance(data, InRange):
         data = data.samples
     trim = data.padding.cut if isinstance(data, ByLength) else None

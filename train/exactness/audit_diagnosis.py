@@ -37,12 +37,14 @@ def diagnose(step: AuditedStep, difference: GradientDifference, bound: float) ->
         verdict = _fault_of_machine(step, difference, copies)
         if verdict is not None:
             return verdict
+    # Rounding is 2**29 times smaller there than in float32: what is left is the model's.
     try:
         in_float64 = copies.compare_in_float64()
     except NotComparable as reason:
         return _compare_with_largest(step, difference, bound, str(reason))
     measured = f"in float64 it is {in_float64.error:.0e}"
     if not in_float64.is_rounding:
+        # Looked for only now: the search runs the model several times.
         return _verdict(Kind.INEXACT, difference, f"{measured}: {_cause(step)}")
     if copies.rounding_explains(difference.error):
         return _verdict(Kind.ROUNDING, difference, measured)
@@ -84,6 +86,7 @@ def _error_of_repetition(step: AuditedStep) -> float | None:
     own = zeros_for_missing(step.learner, step.gradient)
     repeated = current_gradients(step.learner)
     is_same = all(torch.equal(a.to(b.device), b) for a, b in zip(own, repeated, strict=True))
+    # Agreed on: the bits may differ on one rank alone, and all have to go the same way.
     if all(step.ranks.gather(is_same)):
         return None
     return step.difference_to_current().error

@@ -28,6 +28,9 @@ def find_obstacle(
             f"{error})"
         )
     changed = after.changed_since(before, 0.0)
+    # Draws from a generator of the model's own show in the state; those from global generators
+    # only in the generators themselves. Where some are declared invariant, the global ones are
+    # looked at module by module, in recorded_other_draws.
     drawn = generators_of(changed)
     if not declares_invariant_draws(learner):
         drawn = [*_generators_drawn_from(generators, seed), *drawn]
@@ -36,6 +39,7 @@ def find_obstacle(
             f"it draws random numbers ({', '.join(drawn)}), and would draw others for other "
             "micro-batches"
         )
+    # Parameters and large tensors, whose copies might not fit in memory.
     not_restorable = [name for name in changed if name in before.uncopied]
     if not_restorable:
         return (

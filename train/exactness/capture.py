@@ -51,6 +51,7 @@ def capture(module: nn.Module, task: object, on_host: bool = False) -> State:
 
     Of parameters only the version is kept: a copy of all weights may not fit in memory.
     """
+    # Modules are visited one by one: their nesting does not count for MAX_DEPTH.
     state = State(copies_on_host=on_host)
     for name, part in module.named_modules():
         prefix = f"{name}." if name else ""
@@ -74,6 +75,7 @@ def capture_value(state: State, value: Any, name: str, depth: int) -> None:
     if isinstance(value, PLAIN):
         state.leaves[name] = value
         return
+    # Objects may refer to each other in a circle.
     if id(value) in state.seen:
         return
     state.seen.add(id(value))
@@ -176,6 +178,7 @@ def _capture_list(state: State, value: "list[Any] | deque[Any]", name: str, dept
     state.leaves[f"{name} (length)"] = len(saved)
     state.on_restore(refill)
     if _is_long_and_plain(saved):
+        # One leaf for all items: a vocabulary would use up MAX_LEAVES.
         state.leaves[f"{name} (values)"] = hash(tuple(saved))
         return
     for i, item in enumerate(saved):

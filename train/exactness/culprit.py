@@ -39,6 +39,7 @@ def _first_difference(trial: Trial, expected: Outputs, actual: Outputs, toleranc
     module = trial.learner.module
     for (name, call), output in expected.items():
         other = actual.get((name, call))
+        # Not called so often, or not by sample: other modules tell more.
         if other is None or other.shape != output.shape:
             continue
         difference = torch.linalg.vector_norm((other - output).double())
@@ -85,6 +86,7 @@ class _Recorded:
         if isinstance(output, tuple) and output:
             output = output[0]  # as of attention: (output, weights)
         if isinstance(output, Tensor) and output.is_floating_point():
+            # Cloned: the next module may write into it, as nn.ReLU(inplace=True) does.
             self._outputs[name, self._calls[name]] = output.detach().clone()
         self._calls[name] += 1
 

@@ -45,6 +45,7 @@ def find_faulty_ranks(
     """
     if ranks.world_size == 1 or learner.parallel.is_sharded:
         return None
+    # Bits can only be compared where devices and buffers are the same.
     rewind()
     buffers = _digest(b for b in learner.module.buffers() if not b.is_meta)
     setups = ranks.gather((_device_kind(learner.device), buffers))
@@ -53,6 +54,7 @@ def find_faulty_ranks(
     digests_of_ranks = ranks.gather(_digests(learner, window, samples, rewind))
     if _Digests() in digests_of_ranks:
         return None
+    # Each part was computed by two ranks: its own one, and the one before it.
     disagreeing = []
     for rank in range(ranks.world_size):
         following = (rank + 1) % ranks.world_size

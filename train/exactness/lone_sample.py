@@ -41,6 +41,7 @@ def check_lone_samples(learner: Learner, batch: Batch, plan: RunPlan, config: Co
     """
     if plan.micro_tokens is not None:
         return
+    # From the plan, not from the data: the first such step may be hours away.
     kinds = _step_kinds(plan, config.data.overfit)
     lone = [kind for kind in kinds if has_lone_sample(kind.batch, kind.samples)]
     if lone and _raises_on_one_sample(learner, batch):
@@ -146,6 +147,7 @@ def _raises_on_one_sample(learner: Learner, batch: Batch) -> bool:
         widest_forward(learner, batch),
         torch.no_grad(),
     ):
+        # Asked of torch itself: a norm over images of more than one pixel takes one sample.
         try:
             loss_sums(learner, one_sample)
         except ValueError as error:

@@ -57,6 +57,7 @@ def check_loss(
             raise
         except Exception:  # of few samples, such as one alone: the loop may never have so few
             continue
+        # Weights are counted with all padding, as a step counts them; losses are computed without.
         for name in terms:
             # The first part of the first cut, where padding is cut off, is the shortest text.
             if trial.padding and not weights_of_parts[0][name]:

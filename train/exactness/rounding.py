@@ -53,6 +53,7 @@ def rounding_explains(
     each rounded once more. Where numbers almost cancel (a confident softmax of large logits), they
     lose as many digits by that as by another order of summation.
     """
+    # A model may cast to half precision inside, whatever its weights are.
     narrowest = _narrowest_dtype(trial)
     if torch.finfo(narrowest).eps > torch.finfo(trial.learner.dtype).eps:
         trial.narrower_inside = str(narrowest).removeprefix("torch.")

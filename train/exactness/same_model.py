@@ -31,6 +31,7 @@ def check_same_weights(module: nn.Module, ranks: Ranks) -> None:
 
     For ranks that keep a part of the weights each: together these would be no model at all.
     """
+    # Sums in place of the weights: a message is small, and no rank needs another's weights.
     weights = [p.detach() for p in module.parameters()]
     sums_of_ranks = ranks.gather([float(p.abs().sum(dtype=torch.float64)) for p in weights])
     for rank, sums in enumerate(sums_of_ranks):
@@ -56,6 +57,7 @@ def check_same_model(learner: Learner, batch: Batch, ranks: Ranks) -> None:
     scales = _scales(expected)
     for rank, other in enumerate(norms_of_ranks):
         relative = (torch.tensor(other, dtype=torch.float64) - expected).abs() / scales
+        # 0 / 0, of a gradient that is 0 on both ranks, is no difference.
         largest = float(relative.nan_to_num(0.0).max())
         if largest > MAX_RELATIVE_DIFFERENCE:
             raise DifferentModels(

@@ -74,6 +74,7 @@ def _check_repeated(trial: Trial, full: Outcome, tolerance: float) -> Findings:
     """The same samples with other random numbers, and from the same state."""
     own_generators = generators_of(full.state.changed_since(trial.start, tolerance))
     drawn = [*full.drawn, *own_generators]
+    # The full batch was run with seed 1. Without draws one repetition is enough.
     seeds = range(2, 2 + SEEDS) if drawn else [2]
     difference = _first_difference(trial, full, seeds, tolerance)
     if difference is not None:
@@ -151,6 +152,7 @@ def _check_cuts(trial: Trial, full: Outcome, tolerance: float) -> Findings:
     problem = ""
     for parts in trial.cuts():
         try:
+            # Any seed: random numbers are known, by now, to change nothing.
             split = trial.run(parts, 3)
         except torch.OutOfMemoryError:
             raise
@@ -198,6 +200,7 @@ def _check_state(trial: Trial, full: Outcome, tolerance: float) -> Findings:
             )
     if not changed or trial.samples == 1:
         return findings
+    # Several updates, in one piece and sample by sample: does the state depend on the cut?
     after_full = _state_after_updates(trial, trial.all_at_once())
     after_parts = _state_after_updates(trial, trial.one_by_one())
     names = []
@@ -222,6 +225,7 @@ def _effect_of_state(
 ) -> str:
     """Why the run is not exact, where the state changes gradient or evaluation; else empty."""
     cause = f"the forward changes {what}, and what it becomes depends on how a batch is cut"
+    # If so, does anything that matters depend on the state? First the gradient, then an evaluation.
     first = trial.run(trial.all_at_once(), 1, after_full)
     second = trial.run(trial.all_at_once(), 1, after_parts)
     difference = trial.difference(second, first)

@@ -109,6 +109,7 @@ def _gradients(learner: Learner) -> dict[str, Tensor]:
 def _check_agreement(tensors: dict[str, Tensor], when: str, consequence: str, ranks: Ranks) -> None:
     """Compares them bit by bit, NaN and -0.0 too: an all-reduce gives every rank the same bits."""
     piece = PIECE if next(iter(tensors.values())).device.type == "cpu" else PIECE_OF_GPU
+    # A few integers for all tensors together: nothing is sent by name while all agree.
     sums_of_ranks = ranks.gather(_checksums(list(_joined(tensors.values(), piece))))
     differing_ranks = []
     for rank, sums in enumerate(sums_of_ranks):
