@@ -69,8 +69,8 @@ def fail_to_show() -> str:
 
 
 def test_all_ranks_know_why_one_of_them_could_not_show(run_ranks: Any) -> None:
-    for said in run_ranks(2, fail_to_show):
-        assert "samples() of the task raised: KeyError: 'text'" in said
+    for message in run_ranks(2, fail_to_show):
+        assert "samples() of the task raised: KeyError: 'text'" in message
 
 
 def test_all_ranks_know_why_one_of_them_could_not_read(run_ranks: Any) -> None:
