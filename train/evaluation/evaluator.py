@@ -59,7 +59,7 @@ class Evaluation:
     def __call__(self, module: nn.Module) -> dict[str, float]:
         """{metric: sum / weight over the whole set}, what the task makes of these, and `samples`.
 
-        `set/metric` for further sets. A metric whose weight is 0 is unknown, and left out. All
+        `set/metric` for further sets. A metric whose weight is 0 is unknown, and absent. All
         ranks evaluate with rank 0's buffers, and each has its own again afterwards. Raises, on all
         ranks, what is raised on one.
         """

@@ -101,7 +101,7 @@ def over_ranks(numbers_of_ranks: Iterable[Mapping[str, Any]]) -> dict[str, float
     """{metric: value} over all ranks, from the `numbers` of each, in the order of the ranks.
 
     Every rank computes the same, bit for bit. A metric that a rank lacks counts nothing there; one
-    whose weight is 0 on all of them is left out.
+    whose weight is 0 on all of them is absent.
     """
     sums: Sums = {}
     for numbers_of_rank in numbers_of_ranks:

@@ -38,7 +38,7 @@ class Exactness:
     """The verdict on a run before it starts."""
 
     exact: str
-    """`verified`: checked, and it holds. `declared`: the task's word is taken. `false`."""
+    """`verified`: checked, and it holds. `declared`: not checked, but declared. `false`."""
     reasons: tuple[str, ...]
     """For the verdict."""
     terms: tuple[str, ...]

@@ -11,7 +11,7 @@ class Findings:
     reasons: tuple[str, ...] = ()
     """Why the gradient is not exact."""
     unchecked: tuple[str, ...] = ()
-    """Why somebody's word is taken."""
+    """What could not be checked, so that the code's own declaration is trusted."""
     error: float = 0.0
     """The largest relative difference seen where the parts add up."""
 

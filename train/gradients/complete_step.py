@@ -23,7 +23,7 @@ class CompleteStep:
     It is None from the first write of an update until the step is counted. A gradient moves no
     trained weight, but its forward passes may move what else is in a checkpoint: buffers are copied
     before it and put back (all of them: torch counts no version of a BatchNorm's). Where that would
-    not do, `step` is None from the begin of the gradient on: an extra state is known to the module
+    not do, `step` is None from the start of the gradient on: an extra state is known to the module
     alone, and large buffers are not copied.
     """
 

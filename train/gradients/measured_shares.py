@@ -58,7 +58,7 @@ OpenShares = Callable[[BatchPlan, Place], Iterator[RankShare]]
 
 
 class RankTimeUnknown(UserError):
-    """A rank's own time cannot be told from that of the others."""
+    """The time of a rank cannot be separated from that of the others."""
 
 
 @dataclass(frozen=True)
@@ -130,8 +130,8 @@ class MeasuredShares:
         """`equal` until the weights are there; all ranks change at the same step."""
         position = self._start
         if self._weights is None:
-            # Not until the weights are set: shares are asked for one step ahead, and how far ahead
-            # a rank is must not decide. The weights are there when this step has been given.
+            # A fixed step, by which the weights are set: one window is read ahead, and all ranks
+            # have to change at the same one.
             last_equal_step = self._last_timed_step + 1
             k = self._first_step
             for share in equal:
