@@ -164,7 +164,7 @@ class Audit:
         self._next_step = next_audit(window.k + 1, self._every_steps)
         self._largest_norm = max(self._largest_norm, norm)
         after = _captured(learner)
-        # A step that cannot be audited is no failure: training continues, and the next audit may do.
+        # A step that cannot be audited is no failure: training continues, as does the schedule.
         try:
             verdict = self._verdict(learner, window, before, after)
         except NotComparable as reason:
