@@ -14,11 +14,10 @@ from train.batch.window import Window
 from train.distributed.ranks import Ranks, lost_rank
 from train.errors import is_out_of_memory
 from train.exactness.audit_verdict import NotComparable
-from train.exactness.audited_step import short_reason
 from train.exactness.copied_weights import Conversion, copied_weights, in_float64
 from train.exactness.difference import gradient_difference
 from train.exactness.extra_gradient import accumulate_gradient
-from train.exactness.reference_gradient import gradients_or_zeros, plain_forward
+from train.exactness.reference_gradient import gradients_or_zeros, plain_forward, short_reason
 from train.exactness.rounding import (
     ROUNDINGS_EXPLAINED,
     NarrowestDtype,

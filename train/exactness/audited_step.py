@@ -16,6 +16,7 @@ from train.exactness.extra_gradient import (
     current_gradients,
     zeros_for_missing,
 )
+from train.exactness.reference_gradient import short_reason
 from train.randomness import Generators
 from train.step import Learner
 
@@ -60,9 +61,3 @@ class AuditedStep:
         """Of the gradient in `.grad` from that of the step."""
         own = zeros_for_missing(self.learner, self.gradient)
         return gradient_difference(self.learner, own, current_gradients(self.learner))
-
-
-def short_reason(error: Exception) -> str:
-    """For one line: torch's messages may go on for pages."""
-    first_line = str(error).partition("\n")[0]
-    return f"{type(error).__name__}: {first_line[:200]}"

@@ -95,9 +95,14 @@ def _error_of(function: Callable[[], object]) -> str:
     except Exception as error:
         if is_out_of_memory(error):
             raise
-        first_line = str(error).strip().partition("\n")[0]
-        return f"{type(error).__name__}: {first_line[:200]}"
+        return short_reason(error)
     return ""
+
+
+def short_reason(error: Exception) -> str:
+    """For one line: torch's messages may go on for pages."""
+    first_line = str(error).strip().partition("\n")[0]
+    return f"{type(error).__name__}: {first_line[:200]}"
 
 
 def loss_sums(learner: Learner, batch: Batch) -> Mapping[str, Tensor]:
