@@ -376,8 +376,8 @@ NOT_THE_USERS = {
     "RunFailed",
     # A run that ends in a sentence, and that no change of the config is known to fix:
     "Displaced",
+    "EvaluationOutOfMemory",
     "NonFiniteGradient",
-    "NoRoom",
     "NotMet",
     "NotSaved",
     "NotVerified",
@@ -386,15 +386,15 @@ NOT_THE_USERS = {
     "SaveFailed",
     "WorkerLost",
     # What is no error, or becomes another one:
-    "Abandoned",
     "AlreadyFinished",
     "Damaged",
+    "EvaluationStopped",
     "NoCheckpoint",
     "NoProgress",
+    "NotComparable",
     "OtherOperations",
     "TargetError",
     "TokenizerError",
-    "Unable",
     "Unreadable",
 }
 

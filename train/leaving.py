@@ -57,7 +57,7 @@ class Ended:
 def out_of_memory(run: Run, board: Board, error: BaseException) -> Ended:
     """For a rank that has run out of memory. It is printed here, unless all ranks end alike."""
     step = run.report.progress.step
-    most = run.whole.most
+    most = run.whole.max_micro
     training = Training(
         rank=run.ranks.rank,
         steps_done=step,
@@ -66,7 +66,7 @@ def out_of_memory(run: Run, board: Board, error: BaseException) -> Ended:
         has_blocks=has_blocks(run.learner.module),
         config=run.config,
         plan=run.plan if most is None else replace(run.plan, batch=run.plan.batch.recut(most)),
-        remembered=run.whole.remembered,
+        remembered=run.whole.max_micro_of_next_start,
         has_checkpoint=bool(complete(run.checkpoints.folder)),
     )
     shortage = in_training(error, training)

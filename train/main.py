@@ -24,7 +24,7 @@ from train.errors import (
     print_error,
     write_ending,
 )
-from train.evaluation.together import Abandoned
+from train.evaluation.lockstep import EvaluationStopped
 from train.leaving import loss_of_rank, out_of_memory, save_what_is_whole, shortage_elsewhere
 from train.loop import fit
 from train.memory.shortage import at_start
@@ -127,7 +127,7 @@ def _fit(run: Run, compute_gradient: ComputeGradient) -> Left:
     try:
         fit(run, run.watch(compute_gradient))
         return _finish(run)
-    except Abandoned:
+    except EvaluationStopped:
         return _stopped(run)
     except NonFiniteGradient as error:
         return _failed(run, board, _cause(run, error))

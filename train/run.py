@@ -21,8 +21,8 @@ from train.exactness import audit
 from train.exactness.preflight import preflight
 from train.exactness.same_model import check_same_model
 from train.gradients import late_weights, measured_shares, rank_consistency, unproven
+from train.gradients.complete_step import CompleteStep
 from train.gradients.seeding import seeded
-from train.gradients.whole import Whole
 from train.memory import auto_micro, peaks
 from train.metrics import (
     compilations,
@@ -86,7 +86,7 @@ class Run:
     metrics: Callable[[], dict[str, float]]  # of all parts, for a row
     weights: RunWeights
     closing_lines: Callable[[], list[str]]
-    whole: Whole
+    whole: CompleteStep
 
     def begin(self) -> None:
         self.report.begin()

@@ -14,8 +14,8 @@ from train.distributed.stop import Stop
 from train.evaluation.evaluator import Evaluation
 from train.exactness.lone_sample import refuses_lone_samples
 from train.exactness.preflight import Preflight
+from train.gradients.complete_step import CompleteStep
 from train.gradients.shrink import Shrink
-from train.gradients.whole import Whole
 from train.parts import Around
 from train.plan.make import Prepared
 from train.plan.run_plan import RunPlan
@@ -115,18 +115,18 @@ def open_windows(setting: Setting, progress: Progress, around: Around) -> Window
     )
 
 
-def whole_of(setting: Setting, report: Reporter) -> Whole:
+def whole_of(setting: Setting, report: Reporter) -> CompleteStep:
     """With an answer to a step that runs out of memory."""
     learner = setting.learner
-    whole = Whole(report.progress.step, learner)
+    whole = CompleteStep(report.progress.step, learner)
     Shrink(
         plan=setting.plan,
         config=setting.config,
-        whole=whole,
+        complete_step=whole,
         learner=learner,
         ranks=setting.ranks,
         folder=setting.folder.path,
-        tell=report.warn,
+        warn=report.warn,
         refuses=refuses_lone_samples(learner, setting.tried.trial, setting.plan, setting.config),
     )
     return whole
@@ -141,7 +141,7 @@ def open_evaluation(setting: Setting, report: Reporter) -> Evaluation:
         device=learner.device,
         dtype=learner.dtype,
         batch_size=setting.plan.samples_evaluated_at_once,
-        in_step=learner.parallel.is_sharded,
-        stopping=setting.stop.requested,
-        timed=report.eval_batch,
+        needs_all_ranks=learner.parallel.is_sharded,
+        stop_requested=setting.stop.requested,
+        on_batch=report.eval_batch,
     )

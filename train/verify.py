@@ -20,9 +20,10 @@ from train.data import normalized, open_datasets
 from train.distributed.accelerator import check_launcher, connect
 from train.distributed.ranks import asked_world_size, launched_rank
 from train.errors import FAILED, FINISHED, entry_point, exit_code
-from train.exactness.additivity import ROUNDS, arithmetic, judge
-from train.exactness.first_forward import Misfit, try_first
-from train.exactness.split_check import COLUMNS, Line, Step
+from train.exactness.additivity import check_additivity
+from train.exactness.error_bounds import ROUNDS, arithmetic
+from train.exactness.first_forward import FirstForwardError, check_first_forward
+from train.exactness.split_check import COLUMNS, SplitCheck, SplitResult
 from train.plan.steps import plan_batch
 from train.setup import make_learner, share_work
 from train.tasks import make_task
@@ -43,7 +44,7 @@ def main(argv: Sequence[str]) -> int:
     return exit_code("verified", FINISHED if exact else FAILED, 0)
 
 
-def _verdict(lines: Sequence[Line]) -> str:
+def _verdict(lines: Sequence[SplitResult]) -> str:
     rounded = [line.precision for line in lines if line.precision in ROUNDS]
     if not rounded:
         return "exact"
@@ -55,19 +56,19 @@ def _reasons(remedies: Sequence[str]) -> str:
     return "\n".join(["not exact, because", *(f"  {remedy}" for remedy in remedies)])
 
 
-def verify(config: Config) -> tuple[list[Line], list[str]]:
+def verify(config: Config) -> tuple[list[SplitResult], list[str]]:
     """A line for each precision and split, and what is at fault where one is not exact."""
     check_launcher(config)
     task = make_task(config)
     sets = normalized(open_datasets(config, task.columns), config)
     plan = plan_batch(config, "accumulate", asked_world_size(), sets.train.size)
-    lines: list[Line] = []
+    lines: list[SplitResult] = []
     remedies: list[str] = []
     for variant in _precisions(config):
         AcceleratorState._reset_state()  # it knows one precision per process
         accelerator, ranks = connect(variant)
         learner = make_learner(variant, task, accelerator, plan.effective, ranks, sets.fitted)
-        step = Step(
+        step = SplitCheck(
             learner=learner,
             data=sets.train,
             plan=plan,
@@ -78,17 +79,17 @@ def verify(config: Config) -> tuple[list[Line], list[str]]:
         )
         first = sets.trial(config.seed, min(8, step.size))
         try:
-            try_first(learner, sets, first, config.data.columns)
-        except Misfit as error:
+            check_first_forward(learner, sets, first, config.data.columns)
+        except FirstForwardError as error:
             if variant is config:
                 raise
             if ranks.is_main:
                 print(f"verify: fp64 is left out, the model does not run in it: {error.__cause__}")
             ranks.settle()
             continue
-        verdict = judge(learner, first, variant.precision, sets.padding)
+        verdict = check_additivity(learner, first, variant.precision, sets.padding)
         share_work(learner, sets, variant, ranks)
-        measured = list(step.lines(verdict.terms))
+        measured = list(step.results(verdict.terms))
         remedies += verdict.beyond_rounding
         if verdict.exact == "false" and not all(line.is_exact for line in measured):
             remedies += verdict.reasons

@@ -1,80 +1,79 @@
-"""What the guard against drifting ranks costs, on 2 ranks.
+"""What the comparison of ranks costs (train/gradients/rank_consistency.py), on 2 ranks.
 
 OMP_NUM_THREADS=1 python -m tests.campaigns.guard        prints a table for docs/results.md
 """
 
 import tempfile
 import time
-from collections.abc import Callable
+from dataclasses import dataclass
 from statistics import median
 
 from tests.conftest import run_ranks
+from train.accumulate import compute_gradient
 from train.config import load
-from train.distributed.ranks import Ranks
-from train.gradients import rank_consistency as guard
+from train.gradients import rank_consistency
 from train.run import build
-from train.step import Learner
+from train.step import update
 
 MODELS = ("[256,256]", "[2048,2048,256]")  # hidden layers
+WARM_UP_STEPS = 10
+STEPS = 60
 
 
-def measure(folder: str, hidden: str) -> tuple[int, float, float, float]:
-    """(parameters, seconds of a step, of the check at each step, of the comparison of all weights
-    and gradients).
-    """
+@dataclass(frozen=True)
+class Cost:
+    parameters: int
+    step_seconds: float
+    comparison_seconds: float  # of all weights and gradients
+
+
+def measure(folder: str, hidden: str) -> Cost:
     overrides = (
+        f"output_dir={folder}",
+        "checkpoint.resume=never",
         "batch.micro=25",
         f"model.args.hidden={hidden}",
         "wandb.mode=disabled",
         "log.every_steps=1000000",
     )
-    run = build(
-        load(
-            ["configs/digits.yaml", f"output_dir={folder}", "checkpoint.resume=never", *overrides]
-        ),
-        "accumulate",
-    )
-    from train.accumulate import compute_gradient
-    from train.step import update
-
-    steps, checks, comparisons = [], [], []
-
-    def timed(function: Callable[..., object], *args: object) -> float:
-        start = time.perf_counter()
-        function(*args)
-        return time.perf_counter() - start
-
-    def compare(learner: Learner, ranks: Ranks) -> None:
-        guard._check_agreement(guard._weights(learner) | guard._gradients(learner), "", "", ranks)
-
+    run = build(load(["configs/digits.yaml", *overrides]), "accumulate")
+    learner = run.learner
+    steps = []
+    comparisons = []
     for window in run.windows:
         start = time.perf_counter()
-        compute_gradient(run.learner, window)
+        compute_gradient(learner, window)
         gradient_seconds = time.perf_counter() - start
-        checks.append(timed(guard._check_reduction, run.learner, window.k, run.ranks))
         run.ranks.barrier()  # waiting for the other rank is no cost of the comparison
-        comparisons.append(timed(compare, run.learner, run.ranks))
-        steps.append(gradient_seconds + timed(update, run.learner, 1e-3))
-        if window.k == 60:
+
+        start = time.perf_counter()
+        tensors = rank_consistency._weights(learner) | rank_consistency._gradients(learner)
+        rank_consistency._check_agreement(tensors, "", "", run.ranks)
+        comparisons.append(time.perf_counter() - start)
+
+        start = time.perf_counter()
+        update(learner, 1e-3)
+        steps.append(gradient_seconds + time.perf_counter() - start)
+        if window.k == STEPS:
             break
     run.report.close("measured", 0)
-    parameters = sum(p.numel() for p in run.learner.parameters)
-    return parameters, median(steps[10:]), median(checks[10:]), median(comparisons[10:])
+    return Cost(
+        parameters=sum(p.numel() for p in learner.parameters),
+        step_seconds=median(steps[WARM_UP_STEPS:]),
+        comparison_seconds=median(comparisons[WARM_UP_STEPS:]),
+    )
 
 
 def main() -> None:
-    print(
-        "| parameters | step | flag, each step | weights and gradients, every 100 steps | share of "
-        "a step's time |"
-    )
-    print("|---|---|---|---|---|")
+    print("| parameters | step | weights and gradients, every 100 steps | share of a step's time |")
+    print("|---|---|---|---|")
     for hidden in MODELS:
         with tempfile.TemporaryDirectory() as folder:
-            parameters, step, check, comparison = run_ranks(2, measure, folder, hidden)[0]
-        share = (check + comparison / guard.EVERY_STEPS) / step
+            cost = run_ranks(2, measure, folder, hidden)[0]
+        share = cost.comparison_seconds / rank_consistency.EVERY_STEPS / cost.step_seconds
         print(
-            f"| {parameters:,} | {step * 1e3:.2f} ms | {check * 1e6:.1f} us | "
-            f"{comparison * 1e3:.2f} ms | {share:.2%} |"
+            f"| {cost.parameters:,} | {cost.step_seconds * 1e3:.2f} ms | "
+            f"{cost.comparison_seconds * 1e3:.2f} ms | {share:.2%} |"
         )
 
 

@@ -43,7 +43,7 @@ from tests.conftest import run_ranks
 from tests.helpers import Array, distance, flat, rows, steps
 from train import metric_names as names
 from train.config import load, resolve
-from train.exactness.additivity import BOUNDS
+from train.exactness.error_bounds import BOUNDS
 
 EPOCHS = 7  # 56 steps
 

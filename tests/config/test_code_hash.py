@@ -45,7 +45,12 @@ NOT_COMPUTING = (
     # What checks, watches or reports a run.
     *("comparison/*.py", "evaluation/*.py", "exactness/*.py", "memory/*.py", "metrics/*.py"),
     *("report/*.py", "gradients/__init__.py", "gradients/rank_consistency.py"),
-    *("gradients/whole.py", "gradients/shrink.py", "gradients/unproven.py", "plan/smaller.py"),
+    *(
+        "gradients/complete_step.py",
+        "gradients/shrink.py",
+        "gradients/unproven.py",
+        "plan/smaller.py",
+    ),
     # What brings a run to its start, or back to where it was: its values are in the identity, or
     # are checked.
     "redaction/*.py",

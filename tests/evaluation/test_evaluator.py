@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from tests.helpers import rank_group
 from train.batch.window import Batch
 from train.distributed.ranks import Ranks
-from train.evaluation.evaluator import Evaluation, EvaluationFailed, NoRoom
+from train.evaluation.evaluator import Evaluation, EvaluationFailed, EvaluationOutOfMemory
 from train.evaluation.sums import BadMetric, read_sums
 from train.tasks.regression import Regression
 
@@ -133,19 +133,19 @@ def recalls(count: int) -> dict[str, float]:
 @pytest.mark.parametrize("world_size", [1, 2, 3])
 def test_metrics_are_joined_by_name(run_ranks: Any, world_size: int) -> None:
     """On 3 ranks the main set of 2 samples leaves rank 2 without any."""
-    found = run_ranks(world_size, recalls, 2) if world_size > 1 else [recalls(2)]
+    results = run_ranks(world_size, recalls, 2) if world_size > 1 else [recalls(2)]
 
     expected = {"again/recall_0": 4 / 6, "again/recall_1": 3 / 4, "again/recall_3": 0.0}
-    for metrics in found:
+    for metrics in results:
         assert {name: metrics[name] for name in expected} == pytest.approx(expected, rel=1e-15)
         assert metrics["recall_0"] == 0.5
         assert {name for name in metrics if "/" not in name} == {"recall_0", "all_right", "samples"}
         assert (metrics["samples"], metrics["again/samples"]) == (2, 11)
-        assert metrics == found[0]
+        assert metrics == results[0]
 
 
 @pytest.mark.parametrize(
-    ("sums", "said"),
+    ("sums", "message"),
     [
         (
             {"loss": (torch.ones(3), 3)},
@@ -158,11 +158,11 @@ def test_metrics_are_joined_by_name(run_ranks: Any, world_size: int) -> None:
         ([("loss", 1)], "must return"),
     ],
 )
-def test_what_is_no_metric_is_named(sums: Any, said: str) -> None:
+def test_what_is_no_metric_is_named(sums: Any, message: str) -> None:
     with pytest.raises(BadMetric) as refused:
         evaluation(Table({"x": torch.zeros(4)}), Task(lambda model, batch: sums))(nn.Identity())
 
-    for part in said.split(" .* "):
+    for part in message.split(" .* "):
         assert part in str(refused.value)
 
 
@@ -227,12 +227,12 @@ SPREADS = [
 
 @pytest.mark.parametrize("world_size", [1, 2, 3])
 def test_r2_has_its_digits_at_any_mean(run_ranks: Any, world_size: int) -> None:
-    found = run_ranks(world_size, r2_of_all, SPREADS) if world_size > 1 else [r2_of_all(SPREADS)]
+    results = run_ranks(world_size, r2_of_all, SPREADS) if world_size > 1 else [r2_of_all(SPREADS)]
 
-    for (mean, columns, outlier, _), ours in zip(SPREADS, found[0], strict=True):
+    for (mean, columns, outlier, _), ours in zip(SPREADS, results[0], strict=True):
         expected = exact_r2(*spread(mean, columns, outlier))
         assert 1 - ours == pytest.approx(float(1 - expected), rel=1e-12)
-    assert all(of_rank == found[0] for of_rank in found)
+    assert all(of_rank == results[0] for of_rank in results)
 
 
 @pytest.mark.parametrize("value", [0.1, 1e6 + 0.3])
@@ -273,9 +273,9 @@ def fed(room: int) -> tuple[list[float], list[int], int]:
 
 @pytest.mark.parametrize("world_size", [1, 2])
 def test_where_the_memory_is_full_all_ranks_take_half(run_ranks: Any, world_size: int) -> None:
-    found = run_ranks(world_size, fed, 3) if world_size > 1 else [fed(3)]
+    results = run_ranks(world_size, fed, 3) if world_size > 1 else [fed(3)]
 
-    for losses, taken, size in found:
+    for losses, taken, size in results:
         assert losses == [11.0, 11.0]
         assert size == 2
         assert max(taken[-(23 // 2 // world_size) :]) == 2, (
@@ -286,14 +286,14 @@ def test_where_the_memory_is_full_all_ranks_take_half(run_ranks: Any, world_size
 def starving() -> str:
     ranks = met()
     task = Hungry(0 if ranks.rank == ranks.world_size - 1 else 100, MemoryError)
-    with pytest.raises(NoRoom) as full:
+    with pytest.raises(EvaluationOutOfMemory) as full:
         evaluation(Table({"x": torch.arange(5.0)}), task, ranks)(nn.Identity())
     return str(full.value)
 
 
 def test_one_sample_that_does_not_fit_ends_it_on_all_ranks(run_ranks: Any) -> None:
-    for said in run_ranks(2, starving):
-        assert "one sample at a time" in said
+    for message in run_ranks(2, starving):
+        assert "one sample at a time" in message
 
 
 def test_what_a_task_raises_is_told_with_its_line() -> None:

@@ -11,8 +11,8 @@ from torch import nn
 from tests.helpers import rank_group
 from train.config import load
 from train.data import WorkerLost
-from train.evaluation.generations import SamplesFailed, sampled
-from train.evaluation.together import Abandoned
+from train.evaluation.generations import SamplesFailed, with_generations
+from train.evaluation.lockstep import EvaluationStopped
 
 WHOLE = SimpleNamespace(is_sharded=False)
 
@@ -35,7 +35,7 @@ def lose_a_worker() -> str:
     learner: Any = SimpleNamespace(task=SimpleNamespace(samples=lambda *args: ()), parallel=WHOLE)
     sets: Any = SimpleNamespace(evaluation={"": LostOn1(ranks.rank)})
     config = load(["configs/digits.yaml"]).config
-    evaluate = sampled(lambda module: {}, learner, sets, config, ranks, lambda table: None)
+    evaluate = with_generations(lambda module: {}, learner, sets, config, ranks, lambda table: None)
     with pytest.raises(WorkerLost) as lost:
         evaluate(nn.Identity())
     return str(lost.value)
@@ -62,15 +62,15 @@ def fail_to_show() -> str:
     )
     sets: Any = SimpleNamespace(evaluation={"": Readable(ranks.rank)})
     config = load(["configs/digits.yaml"]).config
-    evaluate = sampled(lambda module: {}, learner, sets, config, ranks, lambda table: None)
+    evaluate = with_generations(lambda module: {}, learner, sets, config, ranks, lambda table: None)
     with pytest.raises(SamplesFailed) as failed:
         evaluate(nn.Identity())
     return str(failed.value)
 
 
 def test_all_ranks_know_why_one_of_them_could_not_show(run_ranks: Any) -> None:
-    for said in run_ranks(2, fail_to_show):
-        assert "samples() of the task raised: KeyError: 'text'" in said
+    for message in run_ranks(2, fail_to_show):
+        assert "samples() of the task raised: KeyError: 'text'" in message
 
 
 def test_all_ranks_know_why_one_of_them_could_not_read(run_ranks: Any) -> None:
@@ -97,10 +97,10 @@ def stop_after_a_text() -> int:
     sets: Any = SimpleNamespace(evaluation={"": Readable(ranks.rank)})
     config = load(["configs/digits.yaml"]).config
     asked = iter([False, ranks.rank == 1])  # of one rank, before its second text
-    evaluate = sampled(
+    evaluate = with_generations(
         lambda module: {}, learner, sets, config, ranks, lambda table: None, lambda: next(asked)
     )
-    with pytest.raises(Abandoned):
+    with pytest.raises(EvaluationStopped):
         evaluate(nn.Identity())
     return len(texts)
 

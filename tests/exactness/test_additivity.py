@@ -17,7 +17,7 @@ from torch.nn.functional import cross_entropy, mse_loss
 from tests.helpers import argv, distance, flat, record, rows, steps
 from train.accumulate import compute_gradient
 from train.batch.window import Batch
-from train.exactness.additivity import BOUNDS, ROUNDS, TOLERANCE, arithmetic
+from train.exactness.error_bounds import BOUNDS, ROUNDS, TOLERANCE, arithmetic
 from train.main import main
 from train.tasks.classification import Classification
 from train.verify import main as verify
@@ -180,12 +180,12 @@ def test_judged_before_the_first_step(
 ) -> None:
     assert start(tmp_path, *overrides) == 0
 
-    found, reasons = judged(tmp_path)
-    assert found == exact
+    actual, reasons = judged(tmp_path)
+    assert actual == exact
     assert reason in reasons
-    told = (tmp_path / "run" / "log.txt").read_text()
-    assert reason in told
-    assert ("exact     no:" in told) == (exact == "false")
+    log = (tmp_path / "run" / "log.txt").read_text()
+    assert reason in log
+    assert ("exact     no:" in log) == (exact == "false")
 
 
 def start_here(folder: str, overrides: list[str]) -> int:
@@ -248,11 +248,11 @@ def test_what_rounds_a_gradient(
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("high" if tf32 else "highest")
     try:
-        found = arithmetic(SimpleNamespace(device=torch.device(device), dtype=dtype), precision)
+        actual = arithmetic(SimpleNamespace(device=torch.device(device), dtype=dtype), precision)
     finally:
         torch.set_float32_matmul_precision(before)
 
-    assert found == expected
+    assert actual == expected
     assert (expected in ROUNDS) is (expected not in ("fp32", "fp64"))
     assert {*ROUNDS, "fp32", "fp64"} == BOUNDS.keys() == TOLERANCE.keys()
 
@@ -265,9 +265,9 @@ def test_required_refuses_before_a_folder_is_made(
         == 2
     )
 
-    told = capsys.readouterr().err
-    assert "batch.exact=required" in told
-    assert "couples the samples of a batch" in told
+    stderr = capsys.readouterr().err
+    assert "batch.exact=required" in stderr
+    assert "couples the samples of a batch" in stderr
     assert not (tmp_path / "run").exists()
 
 
@@ -327,13 +327,13 @@ def test_the_trial_disturbs_nothing(tmp_path: Path) -> None:
     for kind in ("dropout", "batch norm"):
         model = net(kind)
         gradients = []
-        for place in ("with", "without"):
+        for exactness_check in ("with", "without"):
             with pytest.MonkeyPatch.context() as patch:
-                if place == "without":
+                if exactness_check == "without":
                     from train.exactness.additivity import Exactness
 
                     patch.setattr(
-                        "train.exactness.preflight.judge",
+                        "train.exactness.preflight.check_additivity",
                         lambda *_: Exactness("declared", (), ("loss",)),
                     )
                 gradients.append(record(argv(tmp_path, model, "duration={steps: 3}")).gradients[3])
@@ -387,7 +387,7 @@ def verify_on_a_rank(arguments: list[str]) -> int:
 
 @pytest.mark.parametrize("world_size", [1, 2])
 @pytest.mark.parametrize(
-    ("overrides", "arithmetic_told"),
+    ("overrides", "arithmetic_name"),
     [(("precision=bf16",), "bf16"), (("model.dtype=bf16",), "bf16 parameters")],
 )
 def test_verify_in_low_precision(
@@ -395,22 +395,22 @@ def test_verify_in_low_precision(
     tmp_path: Path,
     world_size: int,
     overrides: tuple[str, ...],
-    arithmetic_told: str,
+    arithmetic_name: str,
 ) -> None:
     codes = run_ranks(world_size, verify_and_tell, argv(tmp_path, "precision=fp32", *overrides))
 
     assert [code for code, _ in codes] == [0] * world_size
-    told = codes[0][1]
-    assert f"exact in fp64, within the rounding of {arithmetic_told}\n" in told
-    assert f"within {arithmetic_told}\n" in told
-    assert any(line.startswith("fp64 ") and line.endswith(" exact") for line in told.splitlines())
-    assert "NOT EXACT" not in told
+    output = codes[0][1]
+    assert f"exact in fp64, within the rounding of {arithmetic_name}\n" in output
+    assert f"within {arithmetic_name}\n" in output
+    assert any(line.startswith("fp64 ") and line.endswith(" exact") for line in output.splitlines())
+    assert "NOT EXACT" not in output
 
 
 def verify_and_tell(arguments: list[str]) -> tuple[int, str]:
-    with redirect_stdout(io.StringIO()) as told:
+    with redirect_stdout(io.StringIO()) as stdout:
         code = verify(arguments)
-    return code, told.getvalue()
+    return code, stdout.getvalue()
 
 
 def test_verify_refuses_float16_on_a_cpu(run_ranks: Any, tmp_path: Path) -> None:
@@ -436,10 +436,10 @@ def test_verify_names_what_is_at_fault(
 ) -> None:
     code = verify(argv(tmp_path, override))
 
-    told = capsys.readouterr().out
+    stdout = capsys.readouterr().out
     assert code == 1
-    assert "NOT EXACT (bound 1e-12)" in told
-    assert remedy in told
+    assert "NOT EXACT (bound 1e-12)" in stdout
+    assert remedy in stdout
     assert not (tmp_path / "run").exists()
 
 
@@ -500,9 +500,9 @@ def test_what_no_gradient_tells_is_not_exact(
 
     assert verify(argv(tmp_path, model)) == 1
 
-    told = capsys.readouterr().out
-    assert "NOT EXACT" not in told
-    assert "the forward changes buffer mean" in told
+    stdout = capsys.readouterr().out
+    assert "NOT EXACT" not in stdout
+    assert "the forward changes buffer mean" in stdout
     assert start(tmp_path, model) == 0
     assert judged(tmp_path)[0] == "false"
     assert "the loss in an evaluation is" in judged(tmp_path)[1]
@@ -516,9 +516,9 @@ def test_verify_finds_one_layer_of_dropout(
         == 1
     )
 
-    told = capsys.readouterr().out
-    assert told.count("NOT EXACT") == told.count("1 x ")
-    assert "(only.0): same distribution, other numbers; a probability of 0 is exact" in told
+    stdout = capsys.readouterr().out
+    assert stdout.count("NOT EXACT") == stdout.count("1 x ")
+    assert "(only.0): same distribution, other numbers; a probability of 0 is exact" in stdout
 
 
 def test_verify_tries_the_split_of_the_run(
@@ -556,12 +556,12 @@ def test_verify_takes_the_largest_step_that_fits(
     codes = run_ranks(world_size, verify_and_tell, argv(tmp_path, *overrides, "batch.effective=9"))
 
     assert [code for code, _ in codes] == [0] * world_size
-    told = codes[0][1]
+    output = codes[0][1]
     # in fp64 and fp32
-    assert told.count("9 samples do not fit unsplit; the reference is a step of 5\n") == 2
+    assert output.count("9 samples do not fit unsplit; the reference is a step of 5\n") == 2
     own = 3 if world_size == 1 else 2  # micro-batches of 2, on a rank
     for precision in ("fp64", "fp32"):
         assert any(
             line.startswith(precision) and f"{world_size} x {own} " in line
-            for line in told.splitlines()
+            for line in output.splitlines()
         )

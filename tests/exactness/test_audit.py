@@ -20,7 +20,7 @@ from tests.helpers import argv, rows
 from train import metric_names as names
 from train.accumulate import compute_gradient
 from train.distributed.pulse import Pulse
-from train.exactness.audit import next_audit
+from train.exactness.audit_schedule import next_audit
 from train.main import main
 
 ON = "batch.audit_every_steps=3"
@@ -28,7 +28,8 @@ GATED = "model={target: tests.exactness.audited.Gated, args: {kind: %s, opens: %
 
 
 def test_audits_are_due_at_1_10_100_and_then_regularly() -> None:
-    due, step = [], 1
+    due = []
+    step = 1
     while step < 4000:
         due.append(next_audit(step, 1000))
         step = due[-1] + 1
@@ -41,10 +42,10 @@ def digests(folder: Path) -> dict[str, str]:
     """Of all files of the checkpoints and of the final weights; times and memory are not the
     training's.
     """
-    found = {}
+    by_path = {}
     for path in sorted([*folder.rglob("*.safetensors"), *folder.rglob("optimizer*")]):
-        found[str(path.relative_to(folder))] = hashlib.sha256(path.read_bytes()).hexdigest()
-    return found
+        by_path[str(path.relative_to(folder))] = hashlib.sha256(path.read_bytes()).hexdigest()
+    return by_path
 
 
 CASES = {
@@ -59,16 +60,21 @@ CASES = {
 
 @pytest.mark.parametrize("case", CASES)
 def test_an_exact_run_is_verified_and_nothing_of_it_changes(case: str, tmp_path: Path) -> None:
-    given = (*CASES[case], "duration={steps: 7}", "checkpoint.every_steps=3", "checkpoint.keep=9")
+    overrides = (
+        *CASES[case],
+        "duration={steps: 7}",
+        "checkpoint.every_steps=3",
+        "checkpoint.keep=9",
+    )
 
-    weights, _ = trained(argv(tmp_path, *given, "name=without"))
-    audited, _ = trained(argv(tmp_path, *given, "name=with", ON))
+    weights, _ = trained(argv(tmp_path, *overrides, "name=without"))
+    audited, _ = trained(argv(tmp_path, *overrides, "name=with", ON))
 
-    found = audits(tmp_path, "with")
-    assert list(found) == [1, 3, 6]
-    assert all(row[names.VERIFIED] == 1 for row in found.values())
-    assert [row[names.VERIFIED_STEP] for row in found.values()] == [1, 3, 6]
-    assert all(row[names.AUDIT_SECONDS] > 0 for row in found.values())
+    audit_rows = audits(tmp_path, "with")
+    assert list(audit_rows) == [1, 3, 6]
+    assert all(row[names.VERIFIED] == 1 for row in audit_rows.values())
+    assert [row[names.VERIFIED_STEP] for row in audit_rows.values()] == [1, 3, 6]
+    assert all(row[names.AUDIT_SECONDS] > 0 for row in audit_rows.values())
     assert np.array_equal(weights, audited)
     assert other_rows(tmp_path, "without") == other_rows(tmp_path, "with")
     assert digests(tmp_path / "without") == digests(tmp_path / "with") != {}
@@ -80,53 +86,53 @@ def test_what_opens_late_is_found(
 ) -> None:
     """4 micro-batches a step; the trial before the first one has seen nothing."""
     opens = 40 if kind != "queued" else 60
-    given = (GATED % (kind, opens), "batch.micro=2", "precision=fp32", "duration={steps: 25}")
+    overrides = (GATED % (kind, opens), "batch.micro=2", "precision=fp32", "duration={steps: 25}")
 
-    trained(argv(tmp_path, *given, "batch.audit_every_steps=4"))
+    trained(argv(tmp_path, *overrides, "batch.audit_every_steps=4"))
 
-    found = audits(tmp_path)
-    said = capsys.readouterr().out
-    assert found[1][names.VERIFIED] == found[4][names.VERIFIED] == 1
-    late = found[20]
+    audit_rows = audits(tmp_path)
+    stdout = capsys.readouterr().out
+    assert audit_rows[1][names.VERIFIED] == audit_rows[4][names.VERIFIED] == 1
+    late = audit_rows[20]
     assert late[names.VERIFIED] == 0
     assert late[names.SPLIT_ERROR] > 1e-4
     assert late[names.VERIFIED_STEP] < 20
-    assert "step 20: the gradient depends on how the batch is cut" in said
+    assert "step 20: the gradient depends on how the batch is cut" in stdout
 
 
 def test_required_stops_before_the_update(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    given = (
+    overrides = (
         GATED % ("centred", 40),
         "batch.micro=2",
         "duration={steps: 25}",
         "batch.audit_every_steps=4",
     )
 
-    code = main(argv(tmp_path, *given, "batch.exact=required"), "accumulate", compute_gradient)
+    code = main(argv(tmp_path, *overrides, "batch.exact=required"), "accumulate", compute_gradient)
 
-    found = audits(tmp_path)
+    audit_rows = audits(tmp_path)
     assert code == 1
-    assert found[max(found)][names.VERIFIED] == 0
-    assert other_rows(tmp_path)[-1]["train/global_step"] == max(found) - 1
+    assert audit_rows[max(audit_rows)][names.VERIFIED] == 0
+    assert other_rows(tmp_path)[-1]["train/global_step"] == max(audit_rows) - 1
     assert "No update was made" in capsys.readouterr().err
 
 
 def test_what_draws_is_not_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    given = (
+    overrides = (
         GATED % ("dropped", 40),
         "batch.micro=2",
         "duration={steps: 25}",
         "batch.audit_every_steps=4",
     )
 
-    audited, _ = trained(argv(tmp_path, *given, "name=with"))
-    weights, _ = trained(argv(tmp_path, *given, "name=without", "batch.audit_every_steps=0"))
+    audited, _ = trained(argv(tmp_path, *overrides, "name=with"))
+    weights, _ = trained(argv(tmp_path, *overrides, "name=without", "batch.audit_every_steps=0"))
 
-    said = capsys.readouterr().out
+    stdout = capsys.readouterr().out
     assert list(audits(tmp_path, "with")) == [1, 4, 8, 10]
-    assert said.count("could not be audited: it draws random numbers") == 1
+    assert stdout.count("could not be audited: it draws random numbers") == 1
     assert np.array_equal(weights, audited)
 
 
@@ -165,10 +171,10 @@ def test_a_unit_at_its_threshold_is_no_fault(
         argv(tmp_path, model, "precision=fp32", "batch.micro=4", "duration={steps: 1}", ON)
     )
 
-    said = capsys.readouterr().out
+    stdout = capsys.readouterr().out
     assert audits(tmp_path)[1][names.SPLIT_ERROR] > 1e-3
-    assert "differs by rounding alone" in said
-    assert "computed wrong" not in said
+    assert "differs by rounding alone" in stdout
+    assert "computed wrong" not in stdout
 
 
 def test_the_watchdog_sees_that_an_audit_goes_on(
@@ -182,46 +188,49 @@ def test_the_watchdog_sees_that_an_audit_goes_on(
         beats += 1
 
     monkeypatch.setattr(Pulse, "beat", beat)
-    given = (*ROUNDING, "batch.micro=4", "duration={steps: 1}")
-    trained(argv(tmp_path, *given, "name=without", "batch.audit_every_steps=0"))
-    of_others, beats = beats, 0
+    overrides = (*ROUNDING, "batch.micro=4", "duration={steps: 1}")
+    trained(argv(tmp_path, *overrides, "name=without", "batch.audit_every_steps=0"))
+    beats_of_step = beats
+    beats = 0
 
-    trained(argv(tmp_path, *given, "name=with", ON))
+    trained(argv(tmp_path, *overrides, "name=with", ON))
 
-    gradients, in_float64, micro_batches = 5, 2, 2
-    assert beats - of_others >= gradients + in_float64 * micro_batches
+    gradients = 5
+    in_float64 = 2
+    micro_batches = 2
+    assert beats - beats_of_step >= gradients + in_float64 * micro_batches
 
 
 def test_a_wrong_kernel_is_a_fault(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    given = (
+    overrides = (
         "model={target: tests.exactness.audited.WithKernel}",
         "precision=fp32",
         "batch.micro=4",
         "task=classification",
     )
-    trained_armed(argv(tmp_path, *given, "duration={steps: 1}", ON))
+    trained_armed(argv(tmp_path, *overrides, "duration={steps: 1}", ON))
 
     assert audits(tmp_path)[1][names.VERIFIED] == 0
     assert "does a kernel compute something else for other sizes?" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
-    "given",
+    "overrides",
     [
         ("precision=bf16",),
         ("precision=bf16", "model.dtype=bf16"),
         ("precision=fp32", "memory.activation_checkpointing=layers*", "model.compile=aot_eager"),
     ],
 )
-def test_other_ways_to_compute_are_audited(given: tuple[str, ...], tmp_path: Path) -> None:
+def test_other_ways_to_compute_are_audited(overrides: tuple[str, ...], tmp_path: Path) -> None:
     AcceleratorState._reset_state()  # it knows one precision per process
     model = GATED % ("none", 0)
 
     weights, _ = trained(
-        argv(tmp_path, model, *given, "duration={steps: 3}", "batch.micro=4", "name=without")
+        argv(tmp_path, model, *overrides, "duration={steps: 3}", "batch.micro=4", "name=without")
     )
     audited, _ = trained(
-        argv(tmp_path, model, *given, "duration={steps: 3}", "batch.micro=4", "name=with", ON)
+        argv(tmp_path, model, *overrides, "duration={steps: 3}", "batch.micro=4", "name=with", ON)
     )
 
     assert [row[names.VERIFIED] for row in audits(tmp_path, "with").values()] == [1, 1]
@@ -231,14 +240,14 @@ def test_other_ways_to_compute_are_audited(given: tuple[str, ...], tmp_path: Pat
 
 def test_counts_that_are_no_attributes_are_put_back(tmp_path: Path) -> None:
     """In a global, in an attribute of the class, and in a closure."""
-    given = (
+    overrides = (
         "model={target: tests.exactness.audited.Elsewhere}",
         "batch.micro=2",
         "duration={steps: 7}",
     )
 
-    with_audit = counted_elsewhere(argv(tmp_path, *given, "name=with", ON))
-    without = counted_elsewhere(argv(tmp_path, *given, "name=without"))
+    with_audit = counted_elsewhere(argv(tmp_path, *overrides, "name=with", ON))
+    without = counted_elsewhere(argv(tmp_path, *overrides, "name=without"))
 
     assert len(audits(tmp_path, "with")) == 3
     assert with_audit == without
@@ -253,10 +262,10 @@ def test_what_cannot_be_written_to_ends_no_run(
 
     trained(argv(tmp_path, model, "batch.micro=2", "duration={steps: 4}", ON))
 
-    said = capsys.readouterr().out
+    stdout = capsys.readouterr().out
     assert list(audits(tmp_path)) == audits_expected
-    assert ("cannot be put back" in said) == (not audits_expected)
-    assert "finished: 4 steps" in said
+    assert ("cannot be put back" in stdout) == (not audits_expected)
+    assert "finished: 4 steps" in stdout
 
 
 def test_what_opens_late_by_a_global_is_found(
@@ -268,16 +277,16 @@ def test_what_opens_late_by_a_global_is_found(
         argv(tmp_path, model, "batch.micro=2", "duration={steps: 30}", ON, "precision=fp32")
     )
 
-    said = capsys.readouterr().out
+    stdout = capsys.readouterr().out
     assert audits(tmp_path)[1][names.VERIFIED] == 1
-    assert "step 30: the gradient depends on how the batch is cut" in said
-    assert "gives a sample something else when it is with others" in said
+    assert "step 30: the gradient depends on how the batch is cut" in stdout
+    assert "gives a sample something else when it is with others" in stdout
 
 
 def test_neither_its_time_nor_its_memory_is_the_trainings(tmp_path: Path) -> None:
     """Eight samples one by one, slow and large, beside steps that take two at a time."""
     model = "model={target: tests.exactness.audited.SlowForOne, args: {}}"
-    given = (
+    overrides = (
         model,
         "batch.micro=2",
         "data.args.size=48",
@@ -285,11 +294,11 @@ def test_neither_its_time_nor_its_memory_is_the_trainings(tmp_path: Path) -> Non
         "noise_scale.every_steps=0",
     )
 
-    trained_armed(argv(tmp_path, *given, ON))
+    trained_armed(argv(tmp_path, *overrides, ON))
 
-    found = audits(tmp_path)
-    assert list(found) == [1, 3, 6]
-    assert all(row[names.AUDIT_SECONDS] >= 8 * SLOW_SECONDS for row in found.values())
+    audit_rows = audits(tmp_path)
+    assert list(audit_rows) == [1, 3, 6]
+    assert all(row[names.AUDIT_SECONDS] >= 8 * SLOW_SECONDS for row in audit_rows.values())
     of_steps = rows(tmp_path)
     assert len(of_steps) == 6
     for row in of_steps:

@@ -55,23 +55,23 @@ def test_nothing_changes(
     with_ = argv(tmp_path, *given, "name=with", ON)
     without = argv(tmp_path, *given, "name=without")
 
-    found = run_ranks(ranks, both, with_, without)
+    results = run_ranks(ranks, both, with_, without)
 
     assert list(audits(tmp_path, "with")) == [1, 2, 4]
     bound = 2e-2 if "bf16" in case else 2e-6 if case == "explicit" else 1e-12
     for row in audits(tmp_path, "with").values():
         assert row[names.VERIFIED] == 1
         assert row[names.SPLIT_ERROR] <= bound
-    for (audited, _), (weights, _) in found:
+    for (audited, _), (weights, _) in results:
         assert np.array_equal(audited, weights)
     assert other_rows(tmp_path, "with") == other_rows(tmp_path, "without")
 
 
 @pytest.mark.parametrize(
-    ("ranks", "wrong", "said"), [(2, 1, ["rank 0", "rank 1"]), (3, 1, ["rank 1"])]
+    ("ranks", "wrong", "expected"), [(2, 1, ["rank 0", "rank 1"]), (3, 1, ["rank 1"])]
 )
 def test_a_rank_that_computes_wrong_is_named(
-    run_ranks: Callable[..., list[Any]], ranks: int, wrong: int, said: list[str], tmp_path: Path
+    run_ranks: Callable[..., list[Any]], ranks: int, wrong: int, expected: list[str], tmp_path: Path
 ) -> None:
     """One bit of one number of its gradient, in each backward pass."""
     given = (FLIPPING % (wrong, 29, 10**9), "precision=fp32", *STEPS, "batch.micro=2", ON)
@@ -79,7 +79,7 @@ def test_a_rank_that_computes_wrong_is_named(
     run_ranks(ranks, trained_armed, argv(tmp_path, *given, "duration={steps: 1}"))
 
     assert audits(tmp_path)[1][names.VERIFIED] == 0
-    assert named(tmp_path, "step 1: the gradient was computed wrong") == said
+    assert named(tmp_path, "step 1: the gradient was computed wrong") == expected
 
 
 def named(folder: Path, sentence: str) -> list[str]:
@@ -122,7 +122,7 @@ def test_a_divided_model_is_audited(
 ) -> None:
     given = (*STEPS, "batch.effective=7", "batch.micro=2", f"batch.sync={sync}")
 
-    found = run_ranks(
+    results = run_ranks(
         2,
         both_sharded,
         argv(tmp_path, *given, "name=with", ON),
@@ -131,5 +131,5 @@ def test_a_divided_model_is_audited(
 
     assert list(audits(tmp_path, "with")) == [1, 2, 4]
     assert all(row[names.SPLIT_ERROR] <= 1e-12 for row in audits(tmp_path, "with").values())
-    assert all(np.array_equal(audited, weights) for audited, weights in found)
+    assert all(np.array_equal(audited, weights) for audited, weights in results)
     assert other_rows(tmp_path, "with") == other_rows(tmp_path, "without")

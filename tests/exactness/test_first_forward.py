@@ -51,19 +51,19 @@ def test_another_number_of_inputs(
 
     code = verify(argv(tmp_path, *overrides)) if verifying else start(tmp_path, *overrides)
 
-    said = capsys.readouterr().err
+    stderr = capsys.readouterr().err
     assert code == 2
     assert (
         f"MLP raised ValueError: MLP(inputs={inputs}) takes {inputs} numbers a sample, and gets 2"
-        in said
+        in stderr
     )
-    assert "Type: model.args.inputs=2" in said
-    assert "mlp.py:" in said
+    assert "Type: model.args.inputs=2" in stderr
+    assert "mlp.py:" in stderr
     assert (
         "a batch of inputs (6, 2) float64, labels (6,) int64. Look at model.args and data.columns"
-        in said
+        in stderr
     )
-    assert "Traceback" not in said
+    assert "Traceback" not in stderr
     assert not (tmp_path / "run").exists()
 
 
@@ -92,10 +92,10 @@ def test_coloured_images_for_a_model_of_grey_ones(
         tmp_path, source, "model={target: convnet, args: {outputs: 2, channels: 1, widths: [4]}}"
     )
 
-    said = capsys.readouterr().err
+    stderr = capsys.readouterr().err
     assert code == 2
-    assert "ConvNet raised ValueError: ConvNet(channels=1) takes images" in said
-    assert "inputs (6, 3, 4, 5) float64" in said
+    assert "ConvNet raised ValueError: ConvNet(channels=1) takes images" in stderr
+    assert "inputs (6, 3, 4, 5) float64" in stderr
 
 
 def test_text_for_a_model_of_numbers(
@@ -105,10 +105,10 @@ def test_text_for_a_model_of_numbers(
         tmp_path, flowers, "data={columns: {inputs: kind, labels: kind}, max_length: 4}", mlp(4)
     )
 
-    said = capsys.readouterr().err
+    stderr = capsys.readouterr().err
     assert code == 2
-    assert "layers.0 (Linear) of MLP raised" in said
-    assert "inputs (6, 4) int64" in said
+    assert "layers.0 (Linear) of MLP raised" in stderr
+    assert "inputs (6, 4) int64" in stderr
 
 
 def test_a_slip_in_ones_own_model_is_found_by_its_line(
@@ -116,13 +116,13 @@ def test_a_slip_in_ones_own_model_is_found_by_its_line(
 ) -> None:
     code = start(tmp_path, "model={target: tests.exactness.test_first_forward.Faulty, args: {}}")
 
-    said = capsys.readouterr().err
+    stderr = capsys.readouterr().err
     line = 1 + next(
         i for i, text in enumerate(Path(__file__).read_text().splitlines()) if "self.layr(" in text
     )
     assert code == 2
-    assert "Faulty raised AttributeError: 'Faulty' object has no attribute 'layr'" in said
-    assert f"test_first_forward.py:{line})" in said
+    assert "Faulty raised AttributeError: 'Faulty' object has no attribute 'layr'" in stderr
+    assert f"test_first_forward.py:{line})" in stderr
 
 
 def test_a_lack_of_memory_is_no_misfit(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -132,6 +132,6 @@ def test_a_lack_of_memory_is_no_misfit(tmp_path: Path, capsys: pytest.CaptureFix
             "model={target: tests.exactness.test_first_forward.Faulty, args: {full: true}}",
         )
 
-    said = capsys.readouterr().err
-    assert "ran out of memory before the first step" in said
-    assert "OutOfMemoryError: one sample does not fit the memory" in said
+    stderr = capsys.readouterr().err
+    assert "ran out of memory before the first step" in stderr
+    assert "OutOfMemoryError: one sample does not fit the memory" in stderr

@@ -59,14 +59,14 @@ def trained(folder: str, *overrides: str) -> tuple[int, dict[str, Any]]:
 
 
 def verified(folder: str, *overrides: str) -> tuple[int, str]:
-    with redirect_stdout(io.StringIO()) as told:
+    with redirect_stdout(io.StringIO()) as stdout:
         code = verify(argv(Path(folder), *overrides))
-    return code, told.getvalue()
+    return code, stdout.getvalue()
 
 
 def test_half_precision_only_is_declared(run_ranks: Any, tmp_path: Path) -> None:
-    for place in ("required", "plain", "coupled"):
-        (tmp_path / place).mkdir()
+    for name in ("required", "plain", "coupled"):
+        (tmp_path / name).mkdir()
 
     # As in bf16 always.
     [(code, _)] = run_ranks(
@@ -90,12 +90,12 @@ def test_half_precision_only_is_declared(run_ranks: Any, tmp_path: Path) -> None
 
 
 def test_verify_leaves_float64_out_by_name(run_ranks: Any, tmp_path: Path) -> None:
-    [(code, told)] = run_ranks(1, verified, str(tmp_path), model("HalfOnly"), "precision=bf16")
+    [(code, output)] = run_ranks(1, verified, str(tmp_path), model("HalfOnly"), "precision=bf16")
     assert code == 0
-    assert "fp64 is left out, the model does not run in it: FlashAttention only support" in told
-    assert "fp64 left out, within the rounding of bf16" in told
+    assert "fp64 is left out, the model does not run in it: FlashAttention only support" in output
+    assert "fp64 left out, within the rounding of bf16" in output
 
-    [(code, told)] = run_ranks(1, verified, str(tmp_path), model("NoDoubles"), "precision=fp32")
+    [(code, output)] = run_ranks(1, verified, str(tmp_path), model("NoDoubles"), "precision=fp32")
     assert code == 0
-    assert "fp64 is left out, the model does not run in it: this kernel takes no doubles" in told
-    assert not any(line.startswith("fp64 ") for line in told.splitlines())
+    assert "fp64 is left out, the model does not run in it: this kernel takes no doubles" in output
+    assert not any(line.startswith("fp64 ") for line in output.splitlines())

@@ -34,7 +34,7 @@ def start(folder: Path, *overrides: str, model: str = MODEL) -> int:
 
 
 @pytest.mark.parametrize(
-    ("overrides", "found", "remedy"),
+    ("overrides", "expected", "remedy"),
     [
         # 37 = 4 x 9 + 1: the last step of an epoch is one sample.
         (
@@ -64,17 +64,17 @@ def test_refused_with_what_to_type(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     overrides: list[str],
-    found: str,
+    expected: str,
     remedy: str,
 ) -> None:
     assert start(tmp_path, *overrides) == 2
 
-    told = capsys.readouterr().err
-    assert found in told
-    assert remedy in told
-    assert "(layers.1)" in told
+    stderr = capsys.readouterr().err
+    assert expected in stderr
+    assert remedy in stderr
+    assert "(layers.1)" in stderr
     assert not (tmp_path / "run").exists()
-    typed = re.search(r"(batch.effective=\d+ batch.micro=\d+)", told)
+    typed = re.search(r"(batch.effective=\d+ batch.micro=\d+)", stderr)
     if typed:  # the line to paste trains a whole epoch
         others = [override for override in overrides if not override.startswith("batch")]
         assert start(tmp_path, *others, *typed[1].split()) == 0

@@ -35,9 +35,11 @@ def test_what_is_inexact_is_found(animal: Animal) -> None:
 def test_what_is_exact_is_not_flagged(animal: Animal) -> None:
     assert true_error(animal) < 2e-7
 
-    found = tried(animal)
+    exactness = tried(animal)
 
-    assert found.exact == ("declared" if animal.name in DECLARED else "verified"), found.reasons
+    assert exactness.exact == ("declared" if animal.name in DECLARED else "verified"), (
+        exactness.reasons
+    )
 
 
 class Keeps(nn.Module):

@@ -73,15 +73,15 @@ def fit_until_stopped(
             tamper([p.grad for p in learner.parameters if p.grad is not None])
         return losses
 
-    told = ("", "")
+    stopped_by = ("", "")
     try:
         with contextlib.redirect_stdout(io.StringIO()):
             fit(run, run.watch(tampered))
             run.finish()
     except RanksDisagree as error:
-        told = (type(error).__name__, str(error))
+        stopped_by = (type(error).__name__, str(error))
     run.report.close("stopped", 1)
-    return (*told, np.array_equal(before, flat(run.learner.parameters)))
+    return (*stopped_by, np.array_equal(before, flat(run.learner.parameters)))
 
 
 def fit_each(several: list[tuple[Any, ...]]) -> list[tuple[str, str, bool]]:
@@ -95,8 +95,8 @@ def test_one_rank_holds_another_gradient(
     tampers = (shifted, all_negated, one_negated, two_swapped)
     runs = [(argv(tmp_path, f"name={t.__name__}", f"precision={precision}"), t) for t in tampers]
 
-    for told in run_ranks(world_size, fit_each, runs):
-        for tamper, (kind, message, unchanged) in zip(tampers, told, strict=True):
+    for results in run_ranks(world_size, fit_each, runs):
+        for tamper, (kind, message, unchanged) in zip(tampers, results, strict=True):
             assert kind == "RanksDisagree", tamper
             assert "step 1: rank(s) 1 differ from rank 0 in layers.0.weight.grad" in message
             assert "no update was made" in message
@@ -157,10 +157,10 @@ def test_many_small_tensors_cost_few_kernels() -> None:
     assert kernels.count < 20
 
 
-@pytest.mark.parametrize("place", [0, 6, 7, 8, 29])
-def test_a_word_that_differs_is_seen_wherever_the_pieces_are_cut(place: int) -> None:
+@pytest.mark.parametrize("position", [0, 6, 7, 8, 29])
+def test_a_word_that_differs_is_seen_wherever_the_pieces_are_cut(position: int) -> None:
     mine, theirs = torch.zeros(3, 10), torch.zeros(3, 10)
-    theirs.view(-1)[place] = -0.0
+    theirs.view(-1)[position] = -0.0
 
     sums = [_checksums(list(_joined(tensors, 7))) for tensors in (mine, theirs)]
 
@@ -172,8 +172,8 @@ def test_weights_that_drift_apart_are_seen_every_100_steps(run_ranks: Any, tmp_p
     words = ("duration={steps: 300}", "checkpoint.every_steps=1000", "log.every_steps=1000")
     runs = [(argv(tmp_path, f"name={k}", *words), all_moved, k) for k in (4, 101)]
 
-    for told in run_ranks(2, fit_each, runs):
-        for seen_at, (kind, message, unchanged) in zip((100, 200), told, strict=True):
+    for results in run_ranks(2, fit_each, runs):
+        for seen_at, (kind, message, unchanged) in zip((100, 200), results, strict=True):
             assert (kind, unchanged) == ("RanksDisagree", True)
             assert (
                 f"step {seen_at}: rank(s) 1 differ from rank 0 in layers.0.weight, layers.0.bias"
@@ -187,8 +187,8 @@ def test_weights_that_have_drifted_apart_are_not_saved(run_ranks: Any, tmp_path:
     words = ("duration={steps: 8}", "checkpoint.every_steps=5")
     runs = [(argv(tmp_path, f"name={k}", *words), all_moved, k) for k in (4, 5, 8)]
 
-    for told in run_ranks(2, fit_each, runs):
-        for seen_after, (kind, message, _) in zip((5, 5, 8), told, strict=True):
+    for results in run_ranks(2, fit_each, runs):
+        for seen_after, (kind, message, _) in zip((5, 5, 8), results, strict=True):
             assert kind == "RanksDisagree"
             assert (
                 f"after step {seen_after}: rank(s) 1 differ from rank 0 in layers.0.weight"
@@ -224,9 +224,11 @@ def test_the_first_step_that_ddp_reduces_by_itself_is_looked_at(
 
 
 def test_no_reduction_at_all(run_ranks: Any, tmp_path: Path) -> None:
-    told = run_ranks(2, fit_until_stopped, argv(tmp_path, "batch.micro=2"), None, 1, never_reduced)
+    results = run_ranks(
+        2, fit_until_stopped, argv(tmp_path, "batch.micro=2"), None, 1, never_reduced
+    )
 
-    assert [(kind, unchanged) for kind, _, unchanged in told] == [("RanksDisagree", True)] * 2
+    assert [(kind, unchanged) for kind, _, unchanged in results] == [("RanksDisagree", True)] * 2
 
 
 @pytest.mark.parametrize("precision", [("fp64",), ("fp32",), ("bf16", "model.dtype=bf16")])
@@ -237,8 +239,8 @@ def test_silent_where_all_is_well(
     nan = "data.args={nan: [0]}"  # in step 1: of one rank, until it is reduced
     runs = [(argv(tmp_path, "name=plain", *words),), (argv(tmp_path, "name=nan", nan, *words),)]
 
-    for told in run_ranks(2, fit_each, runs):
-        assert [(kind, unchanged) for kind, _, unchanged in told] == [("", False)] * 2
+    for results in run_ranks(2, fit_each, runs):
+        assert [(kind, unchanged) for kind, _, unchanged in results] == [("", False)] * 2
 
 
 def bits_of_sums() -> list[bytes]:

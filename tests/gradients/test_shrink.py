@@ -222,7 +222,7 @@ def test_a_late_reduction_gives_the_same_bits(run_ranks: Any, tmp_path: Path) ->
 
 
 def end(arguments: list[str], divided: bool, *fault: Any) -> tuple[int, str]:
-    """The exit code, and what was said."""
+    """The exit code, and the output."""
     with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(out):
         code = end_silently(arguments, divided, *fault)
     return code, out.getvalue()
@@ -247,15 +247,15 @@ def test_where_ranks_cannot_agree_the_next_start_takes_the_smaller_size(
         tmp_path, *GIVEN, "model.target=mlp", "model.args={inputs: 6, hidden: [8], outputs: 3}"
     )
 
-    (code, _), (code_of_failed, said) = run_ranks(2, end, typed, divided, 4, "backward", -1, 1)
+    (code, _), (code_of_failed, output) = run_ranks(2, end, typed, divided, 4, "backward", -1, 1)
 
     assert (code, code_of_failed) == (1, 1)
-    assert "nothing else: it resumes in micro-batches of 2" in said
+    assert "nothing else: it resumes in micro-batches of 2" in output
     left = json.loads((tmp_path / "run" / "micro.json").read_text())
     assert left == {"planned": 4, "world_size": 2, "micro": 2, "step": 4}
-    (code, said), (other, _) = run_ranks(2, end, typed, divided)
+    (code, output), (other, _) = run_ranks(2, end, typed, divided)
     assert (code, other) == (0, 0)
-    assert "not 4: step 4 ran out of memory" in said
+    assert "not 4: step 4 ran out of memory" in output
     assert [row["batch/micro_size"] for row in rows(tmp_path)] == [4, 4, 4, 2, 2]
     assert end([*typed, "name=expected", "batch.micro=2"], False)[0] == 0
     ours, theirs = (
@@ -313,9 +313,9 @@ def test_the_size_is_kept_for_the_plan_that_ran_out_of_memory_alone(tmp_path: Pa
     "words", [["batch.on_oom=stop"], ["batch.micro=1", "model.target=torch.nn.Linear", LINEAR]]
 )
 def test_where_nothing_can_shrink_the_error_is_the_users(tmp_path: Path, words: list[str]) -> None:
-    code, said = end(argv(tmp_path, *GIVEN, *words), False, 2, "forward", 1)
+    code, output = end(argv(tmp_path, *GIVEN, *words), False, 2, "forward", 1)
     assert code == 1
-    assert "done again" not in said
+    assert "done again" not in output
 
 
 class Teacher(nn.Module):
@@ -371,9 +371,9 @@ def test_a_second_start_shrinks_further_and_a_third_knows_it(tmp_path: Path) -> 
         more = f"duration.steps={steps}"
         assert end([*typed, more], False, steps, "forward", 1)[0] == 0
         assert json.loads((tmp_path / "run" / "micro.json").read_text())["micro"] == micro
-    code, said = end([*typed, "duration.steps=7"], False)
+    code, output = end([*typed, "duration.steps=7"], False)
     assert (code, rows(tmp_path)[-1]["batch/micro_size"]) == (0, 1)
-    assert "micro-batches of at most 1, not 4: step 6 ran out of memory" in said
+    assert "micro-batches of at most 1, not 4: step 6 ran out of memory" in output
 
 
 def test_before_the_first_checkpoint_what_is_typed_starts_over_in_the_smaller_size(
@@ -383,10 +383,10 @@ def test_before_the_first_checkpoint_what_is_typed_starts_over_in_the_smaller_si
         tmp_path, *GIVEN, "model.target=torch.nn.Linear", LINEAR, "checkpoint.every_steps=100"
     )
 
-    (_, _), (code, said) = run_ranks(2, end, typed, False, 4, "forward", 1, 1)
+    (_, _), (code, output) = run_ranks(2, end, typed, False, 4, "forward", 1, 1)
 
     assert code == 1
-    assert "        checkpoint.resume=never   (it starts over in micro-batches of 2)" in said
+    assert "        checkpoint.resume=never   (it starts over in micro-batches of 2)" in output
     assert run_ranks(2, end, [*typed, "checkpoint.resume=never"], False)[0][0] == 0
     assert {row["batch/micro_size"] for row in rows(tmp_path)} == {2}
     assert run_ranks(2, end, [*typed, "duration.steps=7"], False)[0][0] == 0
@@ -409,10 +409,10 @@ def test_a_size_that_the_model_cannot_take_is_passed_over(
 
 
 def test_where_no_size_suits_the_model_the_run_ends_in_the_sentence(tmp_path: Path) -> None:
-    code, said = end(argv(tmp_path, *GIVEN, "batch.micro=2"), False, 2, "forward", 1)
+    code, output = end(argv(tmp_path, *GIVEN, "batch.micro=2"), False, 2, "forward", 1)
     assert code == 1
-    assert "ran out of memory in step 2, in a micro-batch of 2" in said
-    assert "Traceback" not in said
+    assert "ran out of memory in step 2, in a micro-batch of 2" in output
+    assert "Traceback" not in output
 
 
 def test_the_standard_loop_does_not_shrink_by_what_another_loop_has_left(tmp_path: Path) -> None:

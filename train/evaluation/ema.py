@@ -1,5 +1,6 @@
-"""A moving average of the weights, evaluated and saved beside them. It changes nothing about the
-training.
+"""A moving average of the weights, evaluated and saved beside them.
+
+It changes nothing about the training.
 """
 
 from bisect import bisect_right
@@ -28,15 +29,14 @@ class EmaError(UserError):
 
 
 def part(learner: Learner, decays: Sequence[tuple[int, float]]) -> Part:
-    """`decays`: (samples seen, ema.decay from there on), the first from 0 on; none: no average is
-    kept.
-    """
+    """`decays`: (samples seen, ema.decay from there on), the first from 0 on; none: no average."""
     if not decays:
         return Part(name="ema")
-    ema = Ema(learner, decays[0][1])
+    _, first_decay = decays[0]
+    ema = Ema(learner, first_decay)
     return Part(
         name="ema",
-        windows=partial(ema.following, decays) if len(decays) > 1 else unchanged,
+        windows=partial(ema.with_decays, decays) if len(decays) > 1 else unchanged,
         evaluation=ema.around,
         state=ema,
         exports={"ema": ema.module},
@@ -44,56 +44,60 @@ def part(learner: Learner, decays: Sequence[tuple[int, float]]) -> Part:
 
 
 class Ema:
-    """After each update the average moves by 1 - decay of the way to the weights; the first update
-    sets it.
+    """After each update the average moves by 1 - decay of the way to the weights.
 
-    A step that was not applied, since its gradient was not finite, does neither. Whether one was is
-    known on the device alone, and the host does not ask. Averages are float32 or wider: in bf16 a
-    step of 0.001 of the way is rounded off. Buffers are the model's own.
+    The first update sets it. A step that was skipped, since its gradient was not finite, does
+    neither: whether one was is known on the device alone, and the host does not ask. Averages are
+    float32 or wider: in bf16 a step of 0.001 of the way is rounded off. Buffers are the model's.
 
     Not torch's AveragedModel (2.13): its first call sets the average even where the step was
     skipped, and it counts on the CPU, for which a GPU waits at each step.
     """
 
     def __init__(self, learner: Learner, decay: float) -> None:
-        second = learner.parallel.second
-        self.module = second() if second else _copied(learner.module)
+        make_second = learner.parallel.second
+        self.module = make_second() if make_second else _copied(learner.module)
         """The model with the averaged weights, up to date after an evaluation or a save."""
-        self._source, self._optimizer = learner.module, learner.optimizer
-        self._averages = {
-            name: _wide(p.detach()) for name, p in self.module.named_parameters() if _moves(p)
-        }
-        self._weights = {name: p for name, p in learner.module.named_parameters() if _moves(p)}
+        self._source = learner.module
+        self._optimizer = learner.optimizer
+        self._weights: dict[str, nn.Parameter] = {}
+        self._averages: dict[str, Tensor] = {}
+        for name, p in learner.module.named_parameters():
+            if _is_averaged(p):
+                self._weights[name] = p
+        for name, p in self.module.named_parameters():
+            if _is_averaged(p):
+                self._averages[name] = _wide(p.detach())
         dtype = torch.promote_types(learner.dtype, torch.float32)
         self._updates = torch.zeros((), dtype=torch.int64, device=learner.device)
-        self._later = torch.tensor(1 - decay, dtype=dtype, device=learner.device)
+        self._step = torch.tensor(1 - decay, dtype=dtype, device=learner.device)
         learner.optimizer.register_step_post_hook(self._update)
 
     @torch.no_grad()
     def _update(self, *_: object) -> None:
-        """Called where the optimizer made a step, or left it out by a flag on the device."""
+        """Called where the optimizer made a step, or skipped it by a flag on the device."""
         skipped = getattr(self._optimizer, "found_inf", None)
+        # Of the way to the weights; all of it in the first update.
         # Not torch.where: it makes a tensor of the 1.0 on the host, for whose copy a GPU waits.
-        share = self._later.masked_fill(self._updates == 0, 1.0)
+        step = self._step.masked_fill(self._updates == 0, 1.0)
         if skipped is None:
             self._updates += 1
         else:
             applied = 1 - skipped
-            share = share * applied
+            step = step * applied
             self._updates += applied.long()
         for name, average in self._averages.items():
-            local(average).lerp_(
-                local(self._weights[name]).to(average.dtype), share.to(average.dtype)
-            )
+            weight = local(self._weights[name]).to(average.dtype)
+            local(average).lerp_(weight, step.to(average.dtype))
 
-    def following(
+    def with_decays(
         self, decays: Sequence[tuple[int, float]], windows: Iterable[Window]
     ) -> Iterator[Window]:
-        """The same windows, before each of which the decay is that of its stage."""
+        """The same windows, before each of which the decay is set to that of its stage."""
         starts = [start for start, _ in decays]
         for window in windows:
             _, decay = decays[bisect_right(starts, window.seen) - 1]
-            self._later.fill_(1 - decay)
+            self._step.fill_(1 - decay)
             yield window
 
     @torch.no_grad()
@@ -109,17 +113,18 @@ class Ema:
     def around(self, evaluate: Evaluate) -> Evaluate:
         """The same evaluation, and after it that of the average."""
 
-        def both(module: nn.Module) -> dict[str, float]:
+        def evaluate_both(module: nn.Module) -> dict[str, float]:
             plain = evaluate(module)
             self._refresh()
             averaged = evaluate(self.module)
+            # Under names of their own: eval/ema/loss stands beside eval/loss.
             for name, value in averaged.items():
-                # how many there are stands in the row already
+                # the number of samples is in the row already
                 if name.rpartition("/")[2] != "samples":
                     plain[PREFIX + name] = value
             return plain
 
-        return both
+        return evaluate_both
 
     def state_dict(self) -> dict[str, Any]:
         """Under the names that torch's AveragedModel gives them."""
@@ -141,7 +146,7 @@ class Ema:
         self._refresh()
 
 
-def _moves(parameter: Tensor) -> bool:
+def _is_averaged(parameter: Tensor) -> bool:
     return parameter.is_floating_point() or parameter.is_complex()
 
 

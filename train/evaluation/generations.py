@@ -1,5 +1,6 @@
-"""What the model makes of some held-out samples, in words, at each evaluation: for tasks that have
-`samples`.
+"""What the model makes of some held-out samples, in words, for tasks that have `samples`.
+
+At each evaluation, as a table.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -16,7 +17,7 @@ from train.data.device_prefetch import to_device
 from train.distributed.ranks import Ranks
 from train.errors import UserError, ends_in_a_sentence
 from train.evaluation.evaluator import Evaluate
-from train.evaluation.together import side_by_side
+from train.evaluation.lockstep import run_in_lockstep
 from train.models.preserve_state import undisturbed
 from train.parts import Part
 from train.randomness import DATA_SEED, drawn_from
@@ -24,8 +25,8 @@ from train.step import Learner
 
 Table = Sequence[Mapping[str, str]]
 
-# samples, from the inside of the held-out set: a document that begins with its title tells little
 ROWS = 2
+"""Samples from the inside of the held-out set: a first document may be a title page."""
 
 
 def part(
@@ -34,44 +35,44 @@ def part(
     config: Config,
     ranks: Ranks,
     show: Callable[[Table], None],
-    stopping: Callable[[], bool],
+    stop_requested: Callable[[], bool],
 ) -> Part:
     """`show` is handed each table. Whether a stop was asked for is looked at before each text."""
-    return Part(
-        name="generations",
-        evaluation=lambda evaluate: sampled(evaluate, learner, sets, config, ranks, show, stopping),
-    )
+
+    def around(evaluate: Evaluate) -> Evaluate:
+        return with_generations(evaluate, learner, sets, config, ranks, show, stop_requested)
+
+    return Part(name="generations", evaluation=around)
 
 
 class SamplesFailed(UserError):
     """The task's own code raised where it shows what the model makes of some samples."""
 
 
-def _drawn(samples: Callable[..., Table], module: nn.Module, batch: Batch, decode: Any) -> Table:
+def _generate(samples: Callable[..., Table], module: nn.Module, batch: Batch, decode: Any) -> Table:
     """By the same random numbers at every evaluation, whatever was drawn before."""
     with (
         ends_in_a_sentence(SamplesFailed, "samples() of the task raised"),
         drawn_from(DATA_SEED),
-        # A text that grows has another size at each token, and torch compiles a forward eight times
+        # A growing text has another size at each token, and torch compiles a forward eight times
         # at most.
         torch.compiler.set_stance("force_eager"),
     ):
         return samples(module, batch, decode)
 
 
-def sampled(
+def with_generations(
     evaluate: Evaluate,
     learner: Learner,
     sets: Datasets,
     config: Config,
     ranks: Ranks,
     show: Callable[[Table], None],
-    stopping: Callable[[], bool] = lambda: False,
+    stop_requested: Callable[[], bool] = lambda: False,
 ) -> Evaluate:
-    """The same evaluation; before it the task's table is made, on every rank alike, and handed to
-    `show`.
+    """The same evaluation; before it the task's table is made, on every rank alike, and shown.
 
-    A sample at a time. Raises Abandoned, on all ranks, where a stop is asked for meanwhile.
+    A sample at a time. Raises EvaluationStopped, on all ranks, where a stop is asked for meanwhile.
     As in an evaluation, the random numbers of training and the modes of the module stay as they
     were.
     """
@@ -82,22 +83,30 @@ def sampled(
     ids = np.arange(1, ROWS + 1) * len(held_out) // (ROWS + 1)
     decode = ranks.together(lambda: make_tokenizer(config.data)).decode
 
-    def with_samples(module: nn.Module) -> dict[str, float]:
+    def evaluate_after_generations(module: nn.Module) -> dict[str, float]:
         read = ranks.together(lambda: next(held_out.batches(ids, len(ids))))
         batch = to_device(read, learner.device, learner.dtype)
         table: list[Mapping[str, str]] = []
 
         def add(row: int) -> None:
             ranks.pulse.beat()
-            one = {name: column[row : row + 1] for name, column in batch.items()}
-            table.extend(_drawn(samples, module, one, decode))
+            one_sample = {name: column[row : row + 1] for name, column in batch.items()}
+            table.extend(_generate(samples, module, one_sample, decode))
+
+        def add_all() -> None:
+            run_in_lockstep(
+                iter(range(len(ids))),
+                len(ids),
+                add,
+                ranks,
+                stop_requested,
+                needs_all_ranks=learner.parallel.is_sharded,
+            )
 
         with undisturbed(module, learner.device), torch.no_grad():
             module.eval()
-            rows = iter(range(len(ids)))
-            in_step = learner.parallel.is_sharded
-            ranks.together(lambda: side_by_side(rows, len(ids), add, ranks, stopping, in_step))
+            ranks.together(add_all)
         show(table)
         return evaluate(module)
 
-    return with_samples
+    return evaluate_after_generations

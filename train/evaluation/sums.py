@@ -1,6 +1,4 @@
-"""What an evaluation adds up, by the names of the metrics: over batches on the device, then over
-the ranks.
-"""
+"""What an evaluation adds up, by the names of the metrics: over batches, then over the ranks."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -33,7 +31,7 @@ class Mean:
         return torch.stack([self.sum, self.weight]).tolist()
 
     def value(self) -> float | None:
-        """None: its weight is 0, so nobody knows it."""
+        """None where its weight is 0: unknown."""
         weight = self.weight.item()
         return self.sum.item() / weight if weight else None
 
@@ -43,23 +41,26 @@ Sums = dict[str, Any]
 
 
 def join(sums: Sums, more: Mapping[str, Any]) -> None:
-    """Add `more` to `sums`. Which names stand where, and in which order, does not matter."""
+    """Add `more` to `sums`, in place. Names may differ, and come in any order."""
     for name, value in more.items():
-        before = sums.get(name, value)
-        if before.__class__ is not value.__class__:
+        if name not in sums:
+            sums[name] = value
+            continue
+        before = sums[name]
+        if type(before) is not type(value):
             raise BadMetric(
                 f"eval_sums: {name!r} is a (sum, weight) here and Moments there. Use one kind "
                 "throughout"
             )
-        sums[name] = before.joined(value) if name in sums else value
+        sums[name] = before.joined(value)
 
 
-def read_sums(found: Any, device: torch.device) -> Sums:
+def read_sums(metrics: Any, device: torch.device) -> Sums:
     """What eval_sums gave for a batch. Raises BadMetric, which names the metric."""
-    if not isinstance(found, Mapping):
-        raise BadMetric(f"eval_sums must return {{name: (sum, weight)}}, got {_kind(found)}")
+    if not isinstance(metrics, Mapping):
+        raise BadMetric(f"eval_sums must return {{name: (sum, weight)}}, got {_kind(metrics)}")
     sums: Sums = {}
-    for name, value in found.items():
+    for name, value in metrics.items():
         if not isinstance(name, str) or name == SAMPLES:
             raise BadMetric(f"eval_sums: {name!r} cannot be the name of a metric. Use another text")
         sums[name] = value if isinstance(value, Moments) else _mean(name, value, device)
@@ -84,8 +85,8 @@ def _number(name: str, what: str, value: Any, device: torch.device) -> Tensor:
             f"{_kind(value)}. Add it up over the samples: .sum()"
         )
     if number.device.type == "cpu" and device.type != "cpu":
-        # Not copied: for a copy from memory that is not pinned the host waits until all before it
-        # is computed.
+        # Not copied: the host would wait, for a copy from memory that is not pinned, until the
+        # device has computed all before it.
         return torch.full((), number.item(), dtype=torch.float64, device=device)
     return number.detach().reshape(()).to(device, torch.float64)
 
@@ -96,18 +97,21 @@ def _kind(value: Any) -> str:
     return f"{type(value).__name__} {value!r}"[:80]
 
 
-def over_ranks(of_ranks: Iterable[Mapping[str, Any]]) -> dict[str, float]:
-    """{metric: value} over all ranks, from the `numbers` of each: joined by name, in the order of
-    the ranks.
+def over_ranks(numbers_of_ranks: Iterable[Mapping[str, Any]]) -> dict[str, float]:
+    """{metric: value} over all ranks, from the `numbers` of each, in the order of the ranks.
 
     Every rank computes the same, bit for bit. A metric that a rank lacks counts nothing there; one
-    that nobody knows is left out.
+    whose weight is 0 on all of them is absent.
     """
     sums: Sums = {}
-    for of_rank in of_ranks:
-        join(sums, {name: _read(numbers) for name, numbers in of_rank.items()})
-    values = {name: total.value() for name, total in sums.items()}
-    return {name: value for name, value in values.items() if value is not None}
+    for numbers_of_rank in numbers_of_ranks:
+        join(sums, {name: _read(numbers) for name, numbers in numbers_of_rank.items()})
+    values = {}
+    for name, total in sums.items():
+        value = total.value()
+        if value is not None:
+            values[name] = value
+    return values
 
 
 def _read(numbers: Any) -> Mean | Moments:

@@ -1,67 +1,32 @@
-"""Is the gradient of a step that of the one big batch? Tried at the start on one micro-batch, not
-taken on trust.
+"""Is the gradient of a step that of the full batch? Measured on one micro-batch before the start.
+
+Loss, weight and gradient of a batch must be the sums over its parts, however it is cut.
 """
 
 import difflib
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from train.batch.window import Batch
-from train.data import Datasets, Padding, in_memory
+from train.data import Padding
 from train.data.device_prefetch import to_device
 from train.errors import UserError
-from train.exactness.loss_trial import try_loss
+from train.exactness.error_bounds import BOUNDS, ROUNDS, TOLERANCE, arithmetic, full_float32
+from train.exactness.findings import Findings
+from train.exactness.loss_check import check_loss
 from train.exactness.padding import padding_reasons
-from train.exactness.reference_gradient import as_many_as_fit, widest_forward
-from train.exactness.training_trial import Findings, try_training
+from train.exactness.reference_gradient import halve_until_it_fits, widest_forward
+from train.exactness.training_check import check_training
 from train.exactness.trial import Trial
 from train.models.preserve_state import undisturbed
 from train.step import Learner
 from train.tasks import Task, TaskError, by_term
 
-TOLERANCE = {
-    "fp64": 1e-11,
-    "fp32": 1e-5,
-    "tf32": 1e-2,
-    "fp16": 1e-2,
-    "bf16": 5e-2,
-    "bf16 parameters": 5e-2,
-}
-"""Largest relative difference between the loss of a batch and the sum over its halves that rounding
-explains.
-"""
-
-BOUNDS = {
-    "fp64": 1e-12,
-    "fp32": 2e-6,
-    "tf32": 2.5e-3,
-    "fp16": 2.5e-3,
-    "bf16": 2e-2,
-    "bf16 parameters": 2e-2,
-}
-"""Largest relative error of a gradient that the arithmetic itself explains; bf16 and fp16: of
-autocast's activations. tf32 and fp16 keep three bits more than bf16.
-"""
-
-ROUNDS = {
-    "tf32": "runtime.tf32 rounds each micro-batch",
-    "fp16": "fp16 rounds each micro-batch",
-    "bf16": "bf16 rounds each micro-batch",
-    "bf16 parameters": (
-        "model.dtype=bf16 rounds the gradient of each micro-batch, though their sum is kept in "
-        "float32"
-    ),
-}
-"""Arithmetic in which the gradient depends on how a batch is split, by more than anybody would call
-exact.
-"""
-
-HALF = ("float16", "bfloat16")
+HALF_PRECISION = ("float16", "bfloat16")
 
 
 class NotExact(UserError):
@@ -70,147 +35,179 @@ class NotExact(UserError):
 
 @dataclass(frozen=True)
 class Exactness:
-    """`verified`: tried, and it held. `declared`: cannot be tried, the task's word is taken.
-    `false`: see reasons.
-    """
+    """The verdict on a run before it starts."""
 
     exact: str
+    """`verified`: checked, and it holds. `declared`: not checked, but declared. `false`."""
     reasons: tuple[str, ...]
-    terms: tuple[str, ...]  # of the loss
-    mistakes: tuple[str, ...] = ()  # those reasons that no task can have meant
-    beyond_rounding: tuple[str, ...] = ()  # those reasons that no wider arithmetic would remove
+    """For the verdict."""
+    terms: tuple[str, ...]
+    """Of the loss."""
+    mistakes: tuple[str, ...] = ()
+    """Those of the reasons that no task can have meant."""
+    beyond_rounding: tuple[str, ...] = ()
+    """Those of the reasons that no wider arithmetic would remove."""
 
-    def lines(self, wanted: str) -> list[str]:
-        """For the screen; `wanted` is batch.exact."""
-        if wanted == "ignore":
+    def lines(self, mode: str) -> list[str]:
+        """For the screen; `mode` is batch.exact."""
+        if mode == "ignore":
             return []
         if self.exact == "false":
             return [f"exact     no: {reason}" for reason in self.reasons]
         return [f"exact     {self.exact}: {'; '.join(self.reasons)}"]
 
 
-def arithmetic(learner: Learner, precision: str) -> str:
-    """What rounds a gradient: the precision, or what is coarser than it says."""
-    if learner.dtype == torch.bfloat16:
-        return "bf16 parameters"
-    tf32 = learner.device.type == "cuda" and torch.get_float32_matmul_precision() != "highest"
-    return "tf32" if tf32 and precision == "fp32" else precision
+@dataclass(frozen=True)
+class _Measured:
+    """What the checks gave, and how they were run."""
+
+    findings: Findings
+    terms: tuple[str, ...]
+    plain_error: str
+    """What the model raised without autocast; empty: it was checked without."""
+    narrower_inside: str
+    """The dtype that the model computes in, where it is narrower than that of the weights."""
 
 
-def check_sets(learner: Learner, sets: Datasets) -> None:
-    """Ask the task whether whole sets can be trained on, where it has a `check`. Raises TaskError
-    where not.
-    """
-    check = getattr(learner.task, "check", None)
-    if check is None:
-        return
-    with undisturbed(learner.module, learner.device), torch.no_grad():
-        learner.module.eval()
-        held = {name: in_memory(samples) for name, samples in sets.evaluation.items()}
-        for name, rows in {"training": in_memory(sets.train), **held}.items():
-            if rows is None:
-                continue  # a stream is known as it comes
-            one = to_device(rows.fetch(np.zeros(1, dtype=np.int64)), learner.device, learner.dtype)
-            wrong = check(learner.module, one, rows.columns)
-            if wrong:
-                raise TaskError(f"{name or 'held-out'} samples: {wrong}")
-
-
-def judge(
+def check_additivity(
     learner: Learner, batch: Batch, precision: str, padding: Padding | None = None
 ) -> Exactness:
-    """Put `batch` (on the CPU, as a rank would be fed) through whole and in parts: do loss, weight
-    and gradient add up?
+    """Compare loss, weight and gradient of `batch` with the sums over its parts.
 
-    Tried without autocast, whose rounding would hide what couples samples a little; with it where
-    the model takes nothing else. With `padding` its parts are cut as training would: each to its
-    longest.
-
-    Fewer samples are tried where these do not fit the memory. Leaves buffers, attributes and the
-    random number generators as they were. Raises TaskError where loss_sum and loss_weight do not
-    fit together at all.
+    `batch` is on the CPU, as a rank would be fed. With `padding`, the parts are cut as in training:
+    each to its longest text. Fewer samples are checked where these do not fit in memory. Buffers,
+    attributes and random number generators stay as they were. Raises TaskError where loss_sum and
+    loss_weight do not fit together at all.
     """
-    return as_many_as_fit(lambda samples: _judge(learner, samples, precision, padding), batch)
+
+    def check(samples: Batch) -> Exactness:
+        measured = _measure(learner, samples, precision, padding)
+        return _verdict(learner, measured, precision)
+
+    return halve_until_it_fits(check, batch)
 
 
-def _judge(learner: Learner, batch: Batch, precision: str, padding: Padding | None) -> Exactness:
-    widest = arithmetic(learner, "fp64" if learner.dtype == torch.float64 else "fp32")
-    own = arithmetic(learner, precision)
+def _measure(learner: Learner, batch: Batch, precision: str, padding: Padding | None) -> _Measured:
     with undisturbed(learner.module, learner.device) as training_modes, torch.no_grad():
         trial = Trial(learner, batch, padding)
+        # Terms and their types first, in eval mode: no check below makes sense without them.
         learner.module.eval()
-        terms = _checked_terms(
-            learner.task, learner.module, to_device(batch, learner.device, learner.dtype), batch
-        )
+        terms = _checked_terms(learner, batch)
         try:
-            with full_float32(), widest_forward(learner, batch) as refused:
-                tried_in = own if refused else widest
-                found = _try(
-                    trial, terms, "fp32" if tried_in == "tf32" else tried_in, training_modes
-                )
+            # Without autocast: its rounding would hide what couples samples a little. With it only
+            # where the model takes nothing else.
+            with full_float32(), widest_forward(learner, batch) as plain_error:
+                tolerance = TOLERANCE[_checked_in(learner, precision, plain_error)]
+                findings = _check_without_training(trial, terms, tolerance)
+                training_modes()
+                if not findings.is_inexact:
+                    findings = findings.joined(_check_in_training(trial, tolerance))
         finally:
             trial.start.restore()
-    rounds = []
-    if own in ROUNDS:
-        rounds.append(
-            f"{ROUNDS[own]}: within {BOUNDS[own]:.0e} of the big batch's gradient "
-            "(scripts/verify.py measures)"
-        )
-    elif trial.narrower_inside in HALF:
-        rounds.append(
-            f"the model computes in {trial.narrower_inside} inside, which rounds each micro-batch: "
-            f"its parts add up to {found.error:.0e}"
-        )
-    if found.mistakes or found.reasons or (rounds and not refused):
-        beyond = tuple(dict.fromkeys([*found.mistakes, *found.reasons]))
-        return Exactness("false", (*beyond, *rounds), terms, tuple(found.mistakes), beyond)
-    if refused:
-        only = (
-            f"the model runs in {own} only ({refused}): tried in that alone, its parts add up to "
-            f"{found.error:.0e}"
-        )
-        return Exactness("declared", (only, *rounds), terms)
-    if found.untried:
-        return Exactness("declared", tuple(dict.fromkeys(found.untried)), terms)
-    inside = f", {trial.narrower_inside} inside" if trial.narrower_inside else ""
-    return Exactness(
-        "verified",
-        (f"a split micro-batch adds up, to {found.error:.0e} ({widest}{inside})",),
-        terms,
+    return _Measured(
+        findings=findings,
+        terms=terms,
+        plain_error=plain_error,
+        narrower_inside=trial.narrower_inside,
     )
 
 
-def _try(
-    trial: Trial, terms: Sequence[str], precision: str, training_modes: Callable[[], None]
-) -> Findings:
-    """First the loss alone, without all that is random and every statistic of a batch; then in
-    training mode.
-    """
-    learner, tolerance = trial.learner, TOLERANCE[precision]
+def _checked_in(learner: Learner, precision: str, plain_error: str) -> str:
+    """The arithmetic of the checks: a key of TOLERANCE."""
+    checked_in = arithmetic(learner, precision) if plain_error else _widest_arithmetic(learner)
+    # full_float32 switches TF32 off.
+    return "fp32" if checked_in == "tf32" else checked_in
+
+
+def _widest_arithmetic(learner: Learner) -> str:
+    """That of the parameters, without autocast."""
+    return arithmetic(learner, "fp64" if learner.dtype == torch.float64 else "fp32")
+
+
+def _check_without_training(trial: Trial, terms: Sequence[str], tolerance: float) -> Findings:
+    """In eval mode: the loss without all that is random and without statistics of a batch."""
+    learner = trial.learner
     learner.module.eval()
-    found = Findings()
+    findings = Findings()
     if trial.padding:
-        found.reasons += padding_reasons(learner, trial.whole, trial.padding, tolerance)
-    found.reasons += _declared(learner.task)
-    try_loss(trial, terms, tolerance, found)
-    training_modes()
-    if found.mistakes or found.reasons:
-        return found
-    trained = try_training(trial, tolerance)
+        findings = findings.plus(
+            reasons=padding_reasons(learner, trial.full_batch, trial.padding, tolerance)
+        )
+    if getattr(learner.task, "couples_samples", False):
+        findings = findings.plus(
+            reasons=[
+                f"{type(learner.task).__name__} says of its loss that it couples the samples of a "
+                "batch (couples_samples)"
+            ]
+        )
+    return check_loss(trial, terms, tolerance, findings)
+
+
+def _check_in_training(trial: Trial, tolerance: float) -> Findings:
+    findings = check_training(trial, tolerance)
     if trial.samples == 1:
-        trained.untried.append("one sample cannot be split")
-    return Findings(
-        reasons=trained.reasons,
-        untried=[*found.untried, *trained.untried],
-        error=max(found.error, trained.error),
-    )
+        findings = findings.plus(unchecked=["one sample cannot be split"])
+    return findings
 
 
-def _checked_terms(
-    task: Task, module: nn.Module, on_device: Batch, batch: Batch
-) -> tuple[str, ...]:
-    weights, sums = by_term(task.loss_weight(batch)), by_term(task.loss_sum(module, on_device))
+def _verdict(learner: Learner, measured: _Measured, precision: str) -> Exactness:
+    findings = measured.findings
+    terms = measured.terms
+    # In this order: what was seen to be wrong, what could not be checked, what holds.
+    rounding = _rounding_reasons(learner, measured, precision)
+    # What the model runs in alone, half precision, is no finding: it is declared below.
+    if findings.is_inexact or (rounding and not measured.plain_error):
+        beyond_rounding = _without_repeats([*findings.mistakes, *findings.reasons])
+        return Exactness(
+            exact="false",
+            reasons=(*beyond_rounding, *rounding),
+            terms=terms,
+            mistakes=findings.mistakes,
+            beyond_rounding=beyond_rounding,
+        )
+    if measured.plain_error:
+        only = (
+            f"the model runs in {arithmetic(learner, precision)} only ({measured.plain_error}): "
+            f"tried in that alone, its parts add up to {findings.error:.0e}"
+        )
+        return Exactness("declared", (only, *rounding), terms)
+    if findings.unchecked:
+        return Exactness("declared", _without_repeats(findings.unchecked), terms)
+    checked_in = _widest_arithmetic(learner)
+    if measured.narrower_inside:
+        checked_in = f"{checked_in}, {measured.narrower_inside} inside"
+    reason = f"a split micro-batch adds up, to {findings.error:.0e} ({checked_in})"
+    return Exactness("verified", (reason,), terms)
+
+
+def _rounding_reasons(learner: Learner, measured: _Measured, precision: str) -> list[str]:
+    """Why the gradient depends on the cut even where all adds up in wider arithmetic."""
+    trained_in = arithmetic(learner, precision)
+    if trained_in in ROUNDS:
+        return [
+            f"{ROUNDS[trained_in]}: within {BOUNDS[trained_in]:.0e} of the big batch's gradient "
+            "(scripts/verify.py measures)"
+        ]
+    if measured.narrower_inside in HALF_PRECISION:
+        return [
+            f"the model computes in {measured.narrower_inside} inside, which rounds each "
+            f"micro-batch: its parts add up to {measured.findings.error:.0e}"
+        ]
+    return []
+
+
+def _without_repeats(texts: Sequence[str]) -> tuple[str, ...]:
+    """Several cuts find the same."""
+    return tuple(dict.fromkeys(texts))
+
+
+def _checked_terms(learner: Learner, batch: Batch) -> tuple[str, ...]:
+    """The terms of the loss. Raises TaskError where loss_weight and loss_sum do not fit."""
+    task = learner.task
     name = type(task).__name__
+    weights = by_term(task.loss_weight(batch))
+    on_device = to_device(batch, learner.device, learner.dtype)
+    sums = by_term(task.loss_sum(learner.module, on_device))
     if weights.keys() != sums.keys():
         raise TaskError(
             f"{name}: loss_weight has the terms {', '.join(weights)}, loss_sum {', '.join(sums)}: "
@@ -218,53 +215,34 @@ def _checked_terms(
         )
     _check_coefficients(task, list(weights))
     for term, value in sums.items():
-        if (
-            not isinstance(value, Tensor)
-            or value.dim()
-            or value.dtype not in (torch.float32, torch.float64)
-        ):
-            got = (
-                f"{value.dtype}, shape {tuple(value.shape)}"
-                if isinstance(value, Tensor)
-                else type(value).__name__
-            )
+        if not _is_loss(value):
             raise TaskError(
-                f"{name}.loss_sum ({term}) must be a 0-dim tensor of float32 or float64: got {got}"
+                f"{name}.loss_sum ({term}) must be a 0-dim tensor of float32 or float64: got "
+                f"{_kind(value)}"
             )
     return tuple(weights)
+
+
+def _is_loss(value: Any) -> bool:
+    if not isinstance(value, Tensor):
+        return False
+    return value.dim() == 0 and value.dtype in (torch.float32, torch.float64)
+
+
+def _kind(value: Any) -> str:
+    if isinstance(value, Tensor):
+        return f"{value.dtype}, shape {tuple(value.shape)}"
+    return type(value).__name__
 
 
 def _check_coefficients(task: Task, terms: Sequence[str]) -> None:
     """A coefficient of a term that does not exist would leave the real one at 1."""
     for term in getattr(task, "coefficients", {}):
         if term not in terms:
-            near = difflib.get_close_matches(str(term), terms, n=1, cutoff=0.4)
-            meant = f"Did you mean {near[0]!r}? " if near else ""
+            nearest = difflib.get_close_matches(str(term), terms, n=1, cutoff=0.4)
+            meant = f"Did you mean {nearest[0]!r}? " if nearest else ""
             raise TaskError(
                 f"{type(task).__name__}.coefficients names the term {term!r}, but the loss has the "
                 f"terms {', '.join(terms)}. {meant}Change coefficients, or the names in loss_sum "
                 "and loss_weight"
             )
-
-
-@contextmanager
-def full_float32() -> Iterator[None]:
-    """No TensorFloat-32 inside, which convolutions on a GPU use unless told otherwise: it rounds as
-    much as bf16.
-    """
-    matmul, convolutions = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
-    torch.set_float32_matmul_precision("highest")
-    torch.backends.cudnn.allow_tf32 = False
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(matmul)
-        torch.backends.cudnn.allow_tf32 = convolutions
-
-
-def _declared(task: Task) -> Iterator[str]:
-    if getattr(task, "couples_samples", False):
-        yield (
-            f"{type(task).__name__} says of its loss that it couples the samples of a batch "
-            "(couples_samples)"
-        )

@@ -1,37 +1,44 @@
-"""What may be at fault where a gradient depends on how a step is cut: in the user's words."""
+"""What may be the cause where a gradient depends on how a step is cut, in the user's words."""
 
 import contextlib
 from collections.abc import Callable, Sequence
 
 import torch
 
-from train.batch.window import MicroBatch
+from train.batch.window import Batch, MicroBatch
 from train.data.pixels import scaled
 from train.errors import some
-from train.exactness.audit_cut import Samples
-from train.exactness.culprit import first_that_couples
-from train.exactness.trial import Part, Trial
+from train.exactness.audit_cut import StepSamples
+from train.exactness.culprit import first_coupling_module
+from train.exactness.trial import BatchPart, Trial
 from train.step import Learner
 
 TOLERANCE = 1e-5
-"""Relative, of what a module gives for a sample."""
+"""Relative, of a module's output for a sample."""
 
 
-def cause_of(
-    learner: Learner, samples: Samples, begin: Callable[[], None], changed: Sequence[str]
+def find_cause(
+    learner: Learner,
+    samples: StepSamples,
+    rewind: Callable[[], None],
+    changed_state: Sequence[str],
 ) -> str:
-    """`changed`: the names of what the gradient of the step has changed besides."""
-    where = ""
-    several = next((each for each in samples.own if each.samples > 1), None)
-    if several is not None and not learner.parallel.is_sharded:
-        with contextlib.suppress(Exception):  # it is asked of a model that may not take every size
-            where = _first_module(learner, several, begin)
-    if where:
-        return f"{where} gives a sample something else when it is with others"
-    if changed:
+    """`changed_state`: names of what the step's gradient has changed besides."""
+    module = ""
+    # Under FSDP2 a forward pass needs all ranks, and here each looks at its own samples.
+    if not learner.parallel.is_sharded:
+        for micro_batch in samples.own:
+            if micro_batch.samples > 1:
+                # A model may not take every size; then the cause is looked for elsewhere.
+                with contextlib.suppress(Exception):
+                    module = _first_coupling_module(learner, micro_batch, rewind)
+                break
+    if module:
+        return f"{module} gives a sample something else when it is with others"
+    if changed_state:
         return (
-            f"{some(changed)} changes from one micro-batch to the next: does the gradient depend "
-            "on it?"
+            f"{some(changed_state)} changes from one micro-batch to the next: does the gradient "
+            "depend on it?"
         )
     return (
         "the outputs of all modules are the same: look at the loss, at hooks, and at a state "
@@ -39,12 +46,17 @@ def cause_of(
     )
 
 
-def _first_module(learner: Learner, micro_batch: MicroBatch, begin: Callable[[], None]) -> str:
-    begin()
-    whole = {n: scaled(c) if n in micro_batch.pixels else c for n, c in micro_batch.batch.items()}
-    trial = Trial(learner, whole, None)
-    order = torch.arange(micro_batch.samples)
+def _first_coupling_module(
+    learner: Learner, micro_batch: MicroBatch, rewind: Callable[[], None]
+) -> str:
+    """The first sample alone, and the others, against all of them at once."""
+    rewind()
+    batch: Batch = {}
+    for name, column in micro_batch.batch.items():
+        batch[name] = scaled(column) if name in micro_batch.pixels else column
+    trial = Trial(learner, batch, None)
     parts = []
-    for places in order.split([1, micro_batch.samples - 1]):
-        parts.append(Part({name: column[places] for name, column in whole.items()}, places))
-    return first_that_couples(trial, parts, TOLERANCE)
+    for indices in torch.arange(micro_batch.samples).split([1, micro_batch.samples - 1]):
+        part = {name: column[indices] for name, column in batch.items()}
+        parts.append(BatchPart(part, indices))
+    return first_coupling_module(trial, parts, TOLERANCE)

@@ -14,96 +14,108 @@ from train.data.loader import Loader
 from train.data.rows import Rows
 from train.distributed.ranks import Ranks
 
-SMALLER = 3 / 8
-"""Of a micro-batch, the part that is put through by itself."""
+SMALLER_PART = 3 / 8
+"""Of a micro-batch. Not a half: some mistakes, such as a mean of means, cancel in equal parts."""
+
+Trim = Callable[[Batch], Batch]
+"""Cuts padding off a micro-batch."""
+
+Fetch = Callable[[Ids], Batch]
 
 
 @dataclass(frozen=True)
-class Named:
-    """A micro-batch without its data."""
-
-    ids: Ids
-    samples: int  # 0: a filler
-
-
-@dataclass(frozen=True)
-class Fetched:
-    """Micro-batches of any rank, each read when its turn comes."""
-
-    named: Sequence[Named]
-    fetch: Callable[[Ids], Batch]
-
-    def __iter__(self) -> Iterator[MicroBatch]:
-        for each in self.named:
-            yield MicroBatch(self.fetch(each.ids), each.samples)
-
-    def backwards(self) -> "Fetched":
-        return replace(self, named=self.named[::-1])
-
-
-@dataclass(frozen=True)
-class Held:
-    """Micro-batches in memory."""
+class InMemory:
+    """Micro-batches that are kept in memory."""
 
     micro_batches: Sequence[MicroBatch]
 
     def __iter__(self) -> Iterator[MicroBatch]:
         return iter(self.micro_batches)
 
-    def backwards(self) -> "Held":
-        return Held(self.micro_batches[::-1])
+    def backwards(self) -> "InMemory":
+        return InMemory(self.micro_batches[::-1])
 
 
 @dataclass(frozen=True)
-class Reread:
-    """Those of this rank, each read once more when its turn comes; in their own order."""
+class MicroBatchIds:
+    """A micro-batch without its data, to be sent to other ranks."""
+
+    ids: Ids
+    samples: int  # 0: a filler
+
+
+@dataclass(frozen=True)
+class FetchedById:
+    """Micro-batches of any rank, each fetched when its turn comes."""
+
+    micro_batch_ids: Sequence[MicroBatchIds]
+    fetch: Fetch
+
+    def __iter__(self) -> Iterator[MicroBatch]:
+        for micro_batch in self.micro_batch_ids:
+            yield MicroBatch(self.fetch(micro_batch.ids), micro_batch.samples)
+
+    def backwards(self) -> "FetchedById":
+        return replace(self, micro_batch_ids=self.micro_batch_ids[::-1])
+
+
+@dataclass(frozen=True)
+class ReadInTurn:
+    """Micro-batches of this rank whose samples are read once more, when their turn comes."""
 
     micro_batches: MicroBatches
 
     def __iter__(self) -> Iterator[MicroBatch]:
         return iter(self.micro_batches)
 
-    def backwards(self) -> "Reread | Held":
-        """Single samples can only be put in another order; of others a part is enough."""
-        return Held(list(self)[::-1]) if max(self.micro_batches.sizes) == 1 else self
+    def backwards(self) -> "ReadInTurn | InMemory":
+        # Reading backwards needs all of them in memory. Single samples cannot be divided: another
+        # order is all that there is. For others to be divided is enough.
+        if max(self.micro_batches.sizes) == 1:
+            return InMemory(list(self)[::-1])
+        return self
 
 
-Whole = Fetched | Held | Reread
+MicroBatchSource = FetchedById | InMemory | ReadInTurn
 
 
-@dataclass(frozen=True)
-class Samples:
-    """The micro-batches of a window: of this rank, and of the one after it. All ranks ask for them
-    together.
-    """
+@dataclass(frozen=True, kw_only=True)
+class StepSamples:
+    """The micro-batches of a step. All ranks ask for them together."""
 
-    own: Whole
-    next: Whole
-    largest: int  # samples of a micro-batch of any rank
-    trim: Callable[[Batch], Batch] | None  # cuts padding off a micro-batch
+    own: MicroBatchSource
+    """Of this rank."""
+    next: MicroBatchSource
+    """Of the rank after this one; on one rank its own."""
+    largest: int
+    """Samples of the largest micro-batch of any rank."""
+    trim: Trim | None
 
     def other_cut(self, window: Window) -> Window:
         """The step once more: each micro-batch of the next rank in two parts, the last one first.
 
-        So no more samples or tokens are put through at once than in the step itself. Equally many
-        on every rank.
+        Not a free cut: so no more samples or tokens are put through at once than in the step
+        itself. Equally many on every rank.
         """
-        count = len(window.micro_batches)
-        parts = 2 if self.largest > 1 else 1
-        return replace(
-            window, micro_batches=OtherCut(self.next.backwards(), count, parts, window.k, self.trim)
+        micro_batches = OtherCut(
+            source=self.next.backwards(),
+            count=len(window.micro_batches),
+            parts=2 if self.largest > 1 else 1,
+            seed=window.k,
+            trim=self.trim,
         )
+        return replace(window, micro_batches=micro_batches)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class OtherCut:
-    """As batch.window.MicroBatches has it, but for the sizes, which only show as they come."""
+    """As batch.window.MicroBatches, but for the sizes, which are known when they have been read."""
 
-    whole: Whole
-    count: int
-    parts: int
-    seed: int
-    trim: Callable[[Batch], Batch] | None
+    source: MicroBatchSource
+    count: int  # of micro-batches before they are divided
+    parts: int  # of each: 1 or 2
+    seed: int  # of the order of samples
+    trim: Trim | None
 
     @property
     def sizes(self) -> Sequence[int]:
@@ -116,67 +128,100 @@ class OtherCut:
         raise NotImplementedError("an audit's cut is not cut again")
 
     def __iter__(self) -> Iterator[MicroBatch]:
+        # A generator of its own: the global ones stand where the step's draws begin.
         generator = torch.Generator().manual_seed(self.seed)
-        for micro_batch in self.whole:
+        for micro_batch in self.source:
+            # Shuffled: samples that are coupled with their neighbours come into different parts.
             order = torch.randperm(micro_batch.samples, generator=generator)
-            for places in self._divided(order):
-                yield self._part(micro_batch, places)
+            for indices in self._divided(order):
+                yield self._part(micro_batch, indices)
 
     def _divided(self, order: Tensor) -> Sequence[Tensor]:
+        """Always so many parts, one of them empty where there is one sample or a filler."""
         if self.parts == 1:
             return [order]
-        smaller = max(1, int(len(order) * SMALLER)) if len(order) > 1 else 0
+        smaller = max(1, int(len(order) * SMALLER_PART)) if len(order) > 1 else 0
         return order.split([len(order) - smaller, smaller])
 
-    def _part(self, micro_batch: MicroBatch, places: Tensor) -> MicroBatch:
-        """A filler where there are no places."""
-        index = places if len(places) else torch.zeros(1, dtype=torch.int64)
-        batch = {name: column[index] for name, column in micro_batch.batch.items()}
-        return replace(
-            micro_batch, batch=self.trim(batch) if self.trim else batch, samples=len(places)
-        )
+    def _part(self, micro_batch: MicroBatch, indices: Tensor) -> MicroBatch:
+        """A filler where there are no indices: any sample, which counts 0."""
+        if not len(indices):
+            selected = torch.zeros(1, dtype=torch.int64)
+        else:
+            selected = indices
+        batch = {name: column[selected] for name, column in micro_batch.batch.items()}
+        if self.trim is not None:
+            batch = self.trim(batch)
+        return replace(micro_batch, batch=batch, samples=len(indices))
 
 
-def samples_of(window: Window, data: TrainingSet, ranks: Ranks) -> Samples:
-    """By their ids where they can be fetched again; else, of streams, sent by gloo."""
+def samples_of(window: Window, data: TrainingSet, ranks: Ranks) -> StepSamples:
+    """Fetched by their ids where the data allows that; those of streams are sent over gloo."""
     trim = data.trim
-    inside: Any = data.innermost
+    inner: Any = data.innermost
     if ranks.world_size == 1:
-        whole = (
-            Reread(window.micro_batches) if inside.is_deferred else Held(list(window.micro_batches))
-        )
-        return Samples(whole, whole, max(window.micro_batches.sizes), trim)
+        return _samples_of_one_rank(window, inner.is_deferred, trim)
+    fetch = _fetch_of(inner, window.epoch)
+    if fetch is None:
+        return _sent_samples(window, ranks, trim)
+    return _fetched_samples(window, ranks, fetch, trim)
+
+
+def _samples_of_one_rank(window: Window, is_deferred: bool, trim: Trim | None) -> StepSamples:
+    source: MicroBatchSource
+    if is_deferred:
+        source = ReadInTurn(window.micro_batches)
+    else:
+        source = InMemory(list(window.micro_batches))
+    largest = max(window.micro_batches.sizes)
+    return StepSamples(own=source, next=source, largest=largest, trim=trim)
+
+
+def _sent_samples(window: Window, ranks: Ranks, trim: Trim | None) -> StepSamples:
     largest = max(ranks.gather(max(window.micro_batches.sizes)))
     following = (ranks.rank + 1) % ranks.world_size
-    fetch = _fetch_of(inside, window.epoch)
-    if fetch is None:
-        own, sent = [], []
-        for micro_batch in window.micro_batches:
-            own.append(micro_batch)
-            sent.append(ranks.gather(_alone(micro_batch))[following])
-        return Samples(Held(own), Held(sent), largest, trim)
-    named = ranks.gather(
-        [Named(each.batch["sample_id"].numpy(), each.samples) for each in window.micro_batches]
+    own = []
+    of_next_rank = []
+    # One micro-batch at a time: gather brings those of all ranks, of which one is kept.
+    for micro_batch in window.micro_batches:
+        own.append(micro_batch)
+        of_next_rank.append(ranks.gather(with_own_memory(micro_batch))[following])
+    return StepSamples(own=InMemory(own), next=InMemory(of_next_rank), largest=largest, trim=trim)
+
+
+def _fetched_samples(window: Window, ranks: Ranks, fetch: Fetch, trim: Trim | None) -> StepSamples:
+    largest = max(ranks.gather(max(window.micro_batches.sizes)))
+    own_ids = []
+    for micro_batch in window.micro_batches:
+        ids = micro_batch.batch["sample_id"].numpy()
+        own_ids.append(MicroBatchIds(ids, micro_batch.samples))
+    ids_of_ranks = ranks.gather(own_ids)
+
+    def fetch_trimmed(ids: Ids) -> Batch:
+        batch = fetch(ids)
+        return batch if trim is None else trim(batch)
+
+    following = (ranks.rank + 1) % ranks.world_size
+    return StepSamples(
+        own=FetchedById(ids_of_ranks[ranks.rank], fetch_trimmed),
+        next=FetchedById(ids_of_ranks[following], fetch_trimmed),
+        largest=largest,
+        trim=trim,
     )
-    fetched = [Fetched(of_rank, fetch if trim is None else _then(fetch, trim)) for of_rank in named]
-    return Samples(fetched[ranks.rank], fetched[following], largest, trim)
 
 
-def _fetch_of(data: Any, epoch: int) -> Callable[[Ids], Batch] | None:
+def _fetch_of(data: Any, epoch: int) -> Fetch | None:
+    """None for streams, whose samples cannot be fetched by id."""
     if isinstance(data, Rows):
         return data.fetch
     if isinstance(data, Loader):
+        # Fetched here as the task gets them, in [0, 1], not as the bytes that go to a device.
         scaled = replace(data, keeps_pixels=False)
         return lambda ids: scaled.fetch(ids, epoch)
     return None
 
 
-def _then(fetch: Callable[[Ids], Batch], trim: Callable[[Batch], Batch]) -> Callable[[Ids], Batch]:
-    return lambda ids: trim(fetch(ids))
-
-
-def _alone(micro_batch: MicroBatch) -> MicroBatch:
-    """Without what lies around it in memory, which would be sent too."""
-    return replace(
-        micro_batch, batch={name: column.clone() for name, column in micro_batch.batch.items()}
-    )
+def with_own_memory(micro_batch: MicroBatch) -> MicroBatch:
+    """Not as views: what lies around a view in memory would be sent too."""
+    batch = {name: column.clone() for name, column in micro_batch.batch.items()}
+    return replace(micro_batch, batch=batch)

@@ -1,9 +1,8 @@
-"""The model on copies of its weights and buffers, for a gradient beside the training: in float64,
-or rounded once more.
+"""The model on copies of its weights and buffers: in float64, or with weights rounded once more.
 
-The copies take the places of the weights in the live module: a deep copy would call what is bound
-to the original, such as a block under activation checkpointing. The weights that are trained are
-not written to.
+The copies take the places of the weights in the live module. A deep copy of the module would call
+what is bound to the original, such as a block under activation checkpointing. The weights that are
+trained are not written to.
 """
 
 from collections.abc import Callable, Iterator
@@ -18,13 +17,13 @@ from train.models.cast_arguments import arguments_cast_to
 from train.models.precision import widened
 from train.step import Learner
 
-Change = Callable[[Tensor], Tensor]
+Conversion = Callable[[Tensor], Tensor]
+"""Takes a weight, and gives the value of its copy."""
 
 
 @contextmanager
-def on_copies(learner: Learner, change: Change, dtype: torch.dtype) -> Iterator[Learner]:
-    """A learner whose parameters are `change` of the trained ones, and whose gradient is that of
-    this rank alone.
+def copied_weights(learner: Learner, convert: Conversion, dtype: torch.dtype) -> Iterator[Learner]:
+    """A learner on converted copies, whose gradient is that of this rank alone.
 
     `dtype`: of the copies. float64 widens buffers, too. Not under FSDP2, where no rank holds a
     weight.
@@ -38,12 +37,14 @@ def on_copies(learner: Learner, change: Change, dtype: torch.dtype) -> Iterator[
         buffers += [(part, name, b) for name, b in part._buffers.items() if b is not None]
     try:
         for part, name, p in parameters:
+            # By identity: weights that are shared stay shared.
             if id(p) not in copies:
-                copies[id(p)] = nn.Parameter(change(p.detach()), p.requires_grad)
-            setattr(part, name, copies[id(p)])  # recurrent layers look at theirs again
+                copies[id(p)] = nn.Parameter(convert(p.detach()), p.requires_grad)
+            # By setattr: recurrent layers collect their flat weights anew when one is set.
+            setattr(part, name, copies[id(p)])
         for part, name, buffer in buffers:
-            wide = widened(buffer.dtype) if dtype is torch.float64 else buffer.dtype
-            part._buffers[name] = buffer.to(wide, copy=True)
+            buffer_dtype = widened(buffer.dtype) if dtype is torch.float64 else buffer.dtype
+            part._buffers[name] = buffer.to(buffer_dtype, copy=True)
         with arguments_cast_to(module, dtype):
             yield replace(
                 learner,

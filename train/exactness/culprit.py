@@ -1,5 +1,7 @@
-"""Which module it is: the first one whose output for a sample changes with the cut of the batch, or
-with the draws.
+"""Finds the module at fault: the first one whose output for a sample changes with the cut.
+
+Or with the draws. Outputs are compared in the order in which the calls of modules end, so the first
+one that differs is an innermost one.
 """
 
 from collections import Counter
@@ -10,88 +12,105 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from train.exactness.trial import Part, Trial
+from train.exactness.trial import BatchPart, Trial
 
 Outputs = dict[tuple[str, int], Tensor]
-"""By the name of the module and the how-manieth of its calls, in the order in which the calls
-ended.
-"""
+"""By (name of the module, number of the call), in the order in which the calls ended."""
 
 
-def first_that_couples(trial: Trial, parts: Sequence[Part], tolerance: float) -> str:
-    """In the user's words; empty where every module gives each sample the same whatever the cut: it
-    is the loss.
+def first_coupling_module(trial: Trial, parts: Sequence[BatchPart], tolerance: float) -> str:
+    """As `name (Class)`; empty where every module gives each sample the same whatever the cut.
+
+    Then it is the loss.
     """
-    whole = _outputs(trial, trial.all_at_once(), 1)
+    together = _outputs(trial, trial.all_at_once(), 1)
     split = _outputs(trial, parts, 1)
-    return _first_difference(trial, whole, split, tolerance)
+    return _first_difference(trial, together, split, tolerance)
 
 
-def first_that_draws(trial: Trial, tolerance: float) -> str:
-    """In the user's words; empty where it is not the model."""
+def first_drawing_module(trial: Trial, tolerance: float) -> str:
+    """As `name (Class)`; empty where it is not the model."""
     first = _outputs(trial, trial.all_at_once(), 1)
     second = _outputs(trial, trial.all_at_once(), 2)
     return _first_difference(trial, first, second, tolerance)
 
 
-def _first_difference(trial: Trial, expected: Outputs, found: Outputs, tolerance: float) -> str:
+def _first_difference(trial: Trial, expected: Outputs, actual: Outputs, tolerance: float) -> str:
     module = trial.learner.module
     for (name, call), output in expected.items():
-        other = found.get((name, call))
+        other = actual.get((name, call))
+        # Not called so often, or not by sample: other modules tell more.
         if other is None or other.shape != output.shape:
             continue
-        apart = torch.linalg.vector_norm((other - output).double())
-        if apart > tolerance * torch.linalg.vector_norm(output.double()):
+        difference = torch.linalg.vector_norm((other - output).double())
+        if difference > tolerance * torch.linalg.vector_norm(output.double()):
             kind = type(module.get_submodule(name)).__name__
             return f"{name} ({kind})" if name else kind
     return ""
 
 
-def _outputs(trial: Trial, parts: Sequence[Part], seed: int) -> Outputs:
-    """Of all parts, their samples in the order of the whole."""
-    of_parts = []
-    with _listening(trial.learner.module) as (calls, count):
+def _outputs(trial: Trial, parts: Sequence[BatchPart], seed: int) -> Outputs:
+    """Of all parts, their samples in the order of the full batch."""
+    outputs_of_parts = []
+    with _recorded_outputs(trial.learner.module) as recorded:
         trial.start.restore()
         for part in parts:
-            calls.clear()
-            count.clear()
+            recorded.clear()
             trial.run_on([part], seed)
-            size = len(part.places)
-            of_parts.append(
-                {key: value for key, value in calls.items() if value.dim() and len(value) == size}
-            )
-    order = torch.cat([part.places for part in parts]).argsort()
+            outputs_of_parts.append(recorded.with_samples(len(part.indices)))
+    order = torch.cat([part.indices for part in parts]).argsort()
     joined: Outputs = {}
-    for key, first in of_parts[0].items():
-        pieces = [calls.get(key) for calls in of_parts]
-        found = [
-            piece for piece in pieces if piece is not None and piece.shape[1:] == first.shape[1:]
-        ]
-        if len(found) == len(parts):
-            joined[key] = torch.cat(found)[order.to(first.device)]
+    for key, first in outputs_of_parts[0].items():
+        pieces = []
+        for outputs in outputs_of_parts:
+            piece = outputs.get(key)
+            if piece is not None and piece.shape[1:] == first.shape[1:]:
+                pieces.append(piece)
+        if len(pieces) == len(parts):
+            joined[key] = torch.cat(pieces)[order.to(first.device)]
     return joined
 
 
+class _Recorded:
+    """The outputs of all modules in one run."""
+
+    def __init__(self) -> None:
+        self._outputs: Outputs = {}
+        self._calls: Counter[str] = Counter()
+
+    def clear(self) -> None:
+        self._outputs.clear()
+        self._calls.clear()
+
+    def add(self, name: str, output: object) -> None:
+        if isinstance(output, tuple) and output:
+            output = output[0]  # as of attention: (output, weights)
+        if isinstance(output, Tensor) and output.is_floating_point():
+            # Cloned: the next module may write into it, as nn.ReLU(inplace=True) does.
+            self._outputs[name, self._calls[name]] = output.detach().clone()
+        self._calls[name] += 1
+
+    def with_samples(self, samples: int) -> Outputs:
+        """Those whose first dimension can be that of the samples."""
+        selected = {}
+        for key, output in self._outputs.items():
+            if output.dim() and len(output) == samples:
+                selected[key] = output
+        return selected
+
+
 @contextmanager
-def _listening(module: nn.Module) -> Iterator[tuple[Outputs, Counter[str]]]:
-    calls: Outputs = {}
-    count: Counter[str] = Counter()
+def _recorded_outputs(module: nn.Module) -> Iterator[_Recorded]:
+    recorded = _Recorded()
     hooks = []
 
-    def listener(name: str) -> Any:
-        def listen(part: nn.Module, arguments: object, output: object) -> None:
-            if isinstance(output, tuple) and output:
-                output = output[0]
-            if isinstance(output, Tensor) and output.is_floating_point():
-                calls[name, count[name]] = output.detach().clone()
-            count[name] += 1
-
-        return listen
+    def hook_of(name: str) -> Any:
+        return lambda part, arguments, output: recorded.add(name, output)
 
     for name, part in module.named_modules():
-        hooks.append(part.register_forward_hook(listener(name)))
+        hooks.append(part.register_forward_hook(hook_of(name)))
     try:
-        yield calls, count
+        yield recorded
     finally:
         for hook in hooks:
             hook.remove()

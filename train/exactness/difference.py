@@ -1,6 +1,4 @@
-"""By how much does one gradient differ from another? For `verify`, and for an audit of a running
-step.
-"""
+"""By how much does one gradient differ from another? For `verify`, and for the audit."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,35 +9,45 @@ from torch import Tensor
 from train.step import Learner
 
 
-@dataclass(frozen=True)
-class Difference:
-    error: float  # |found - reference| / |reference|
-    worst: str  # the parameter with the largest error of its own
-    largest: str  # the parameter that differs most
-    size: float  # |reference|
-    apart: float  # |found - reference|
+@dataclass(frozen=True, kw_only=True)
+class GradientDifference:
+    """Over all parameters, in the 2-norm."""
+
+    error: float  # |gradient - reference| / |reference|
+    absolute: float  # |gradient - reference|
+    worst_parameter: str  # with the largest error relative to its own norm
+    largest_parameter: str  # with the largest absolute difference
 
 
-def difference(
-    learner: Learner, reference: Sequence[Tensor], found: Sequence[Tensor]
-) -> Difference:
-    """A gradient per parameter each: what this rank holds of it, on any device. All ranks get the
-    same.
+def gradient_difference(
+    learner: Learner, reference: Sequence[Tensor], gradient: Sequence[Tensor]
+) -> GradientDifference:
+    """Each: what this rank holds of the gradient of each trained parameter, on any device.
+
+    All ranks get the same.
     """
     names = [name for name, p in learner.module.named_parameters() if p.requires_grad]
     norms = learner.parallel.norms
 
-    def wide(gradient: Tensor) -> Tensor:
-        return gradient.to(learner.device, torch.promote_types(gradient.dtype, torch.float32))
+    def wide(tensor: Tensor) -> Tensor:
+        return tensor.to(learner.device, torch.promote_types(tensor.dtype, torch.float32))
 
-    apart = norms(wide(new) - wide(old) for old, new in zip(reference, found, strict=True))
-    size = norms(map(wide, reference))
-    relative = [float(d / s) if s else float(d) for d, s in zip(apart, size, strict=True)]
-    whole, wrong = float(size.norm()), float(apart.norm())
-    return Difference(
-        error=wrong / whole if whole else float(wrong > 0),
-        worst=names[relative.index(max(relative))],
-        largest=names[int(apart.argmax())],
-        size=whole,
-        apart=wrong,
+    # A generator: one pair at a time is on the device.
+    pairs = zip(reference, gradient, strict=True)
+    differences = norms(wide(actual) - wide(expected) for expected, actual in pairs)
+    scales = norms(map(wide, reference))
+    relative = []
+    for difference, scale in zip(differences.tolist(), scales.tolist(), strict=True):
+        relative.append(difference / scale if scale else difference)
+    absolute = float(differences.norm())
+    reference_norm = float(scales.norm())
+    if reference_norm:
+        error = absolute / reference_norm
+    else:
+        error = float(absolute > 0)
+    return GradientDifference(
+        error=error,
+        absolute=absolute,
+        worst_parameter=names[relative.index(max(relative))],
+        largest_parameter=names[int(differences.argmax())],
     )

@@ -16,18 +16,18 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 UNIFORM = ("rand", "rand_like", "uniform", "uniform_")
 COINS = ("bernoulli", "bernoulli_")
-WHOLE = ("randint", "randint_like", "random_")
+INTEGERS = ("randint", "randint_like", "random_")
 
+# Of the Mersenne Twister's state: the next 16 numbers. Those after them are random again, so that
+# code that draws until a number suits it does not loop for ever.
 FORCED_WORDS = 32
-"""Of the Mersenne Twister: the next 16 numbers. Those after them are random again, so that no loop
-waits for ever.
-"""
 
-WORDS = {False: 0, True: 0x12DD9BB3}
-"""The words of the Mersenne Twister's state that come out as all zeros, and as all ones."""
+LOWEST_WORD = 0
+HIGHEST_WORD = 0x12DD9BB3
+"""Words of the Mersenne Twister's state that are tempered to 32 bits of 0, and to 32 bits of 1."""
 
 
-class _Forced(TorchDispatchMode):
+class _ForcedTorchDraws(TorchDispatchMode):
     """Inside, torch's random choices come out on one side: low or high."""
 
     def __init__(self, high: bool) -> None:
@@ -44,38 +44,57 @@ class _Forced(TorchDispatchMode):
         drawn = func(*args, **(kwargs or {}))
         name = func.overloadpacket.__name__
         if name in UNIFORM:
-            low, high = args[1:3] if name == "uniform_" and len(args) > 2 else (0.0, 1.0)
-            below = high - (high - low) * torch.finfo(drawn.dtype).eps
-            drawn.fill_(below if self.high else low)
+            self._force_uniform(drawn, name, args)
         elif name in COINS:
-            drawn.copy_(self._side(args))
-        elif name in WHOLE:
+            drawn.copy_(self._forced_coins(args))
+        elif name in INTEGERS:
             drawn.fill_(drawn.max() if self.high else 0)
-        elif name == "native_dropout" and 0.0 < float(args[1]) < 1.0:
-            output, mask = drawn
-            mask.fill_(self.high)
-            output.copy_(args[0] / (1 - args[1]) if self.high else torch.zeros_like(output))
+        elif name == "native_dropout":
+            self._force_dropout(drawn, args)
         return drawn
 
-    def _side(self, args: tuple[Any, ...]) -> Tensor:
-        """Of coins: `bernoulli(odds)`, `bernoulli(x, odds)` or `bernoulli_(x, odds)`; odds of 0 and
-        1 are no choice.
-        """
+    def _force_uniform(self, drawn: Tensor, name: str, args: tuple[Any, ...]) -> None:
+        """`uniform_(x, low, high)`, or `rand(...)`, which draws from [0, 1)."""
+        low = 0.0
+        high = 1.0
+        if name == "uniform_" and len(args) > 2:
+            low, high = args[1:3]
+        largest_below_high = high - (high - low) * torch.finfo(drawn.dtype).eps
+        drawn.fill_(largest_below_high if self.high else low)
+
+    def _forced_coins(self, args: tuple[Any, ...]) -> Tensor:
+        """`bernoulli(odds)`, `bernoulli(x, odds)` or `bernoulli_(x, odds)`."""
         odds = args[1] if len(args) > 1 else args[0]
         odds = torch.as_tensor(odds, dtype=torch.float64)
+        # Odds of 0 and 1 are no choice: both roundings leave them.
         return odds.ceil() if self.high else odds.floor()
+
+    def _force_dropout(self, drawn: tuple[Tensor, Tensor], args: tuple[Any, ...]) -> None:
+        """`native_dropout(x, p, train)`, which gives (output, mask)."""
+        inputs = args[0]
+        probability = args[1]
+        if not 0.0 < float(probability) < 1.0:
+            return
+        output, mask = drawn
+        mask.fill_(self.high)
+        if self.high:
+            output.copy_(inputs / (1 - probability))
+        else:
+            output.zero_()
 
 
 @contextmanager
 def forced_draws(high: bool) -> Iterator[None]:
-    """The next draws of torch, NumPy and Python are the highest, or the lowest, that there are.
+    """Inside, the next draws of torch, NumPy and Python are the highest, or the lowest, there are.
+
     Leaves the generators moved.
     """
-    word = WORDS[high]
-    words = random.getstate()[1][FORCED_WORDS:-1]
-    random.setstate((3, (word,) * FORCED_WORDS + words + (0,), None))
+    word = HIGHEST_WORD if high else LOWEST_WORD
+    random_words = random.getstate()[1][FORCED_WORDS:-1]
+    # The last number of Python's state is the position in its words: 0, at the forced ones.
+    random.setstate((3, (word,) * FORCED_WORDS + random_words + (0,), None))
     keys = np.random.get_state(legacy=False)["state"]["key"].copy()
     keys[:FORCED_WORDS] = word
     np.random.set_state(("MT19937", keys, 0, 0, 0.0))
-    with _Forced(high):
+    with _ForcedTorchDraws(high):
         yield

@@ -1,5 +1,6 @@
-"""What a forward may change outside of modules and task: attributes of their classes, globals
-beside them, closures.
+"""Captures also what lies outside of modules and task: class attributes, globals, closures.
+
+A counter or a cache may be anywhere in the user's code, and an audit has to restore it.
 """
 
 import random
@@ -15,86 +16,85 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from train.exactness.state import LIBRARIES, State, capture, follow
+from train.exactness.capture import LIBRARIES, capture, capture_value
+from train.exactness.captured_state import State
 
 NOT_LOOKED_INTO = LIBRARIES | {"train", "torchvision", "timm", "peft"}
 """Packages whose classes and functions keep nothing of a run."""
 
-VALUES = (
-    *(bool, int, float, complex, str, bytes, type(None), list, dict, set, deque),
-    *(
-        Tensor,
-        np.ndarray,
-        torch.Generator,
-        random.Random,
-        np.random.RandomState,
-        np.random.Generator,
-    ),
-)
+PLAIN_VALUES = (bool, int, float, complex, str, bytes, type(None), list, dict, set, deque)
+NUMERIC_VALUES = (Tensor, np.ndarray)
+GENERATORS = (torch.Generator, random.Random, np.random.RandomState, np.random.Generator)
+CAPTURED = (*PLAIN_VALUES, *NUMERIC_VALUES, *GENERATORS)
+"""Types of the values that are captured there. Functions, classes and modules are not."""
 
 
 def capture_all(module: nn.Module, task: object) -> State:
-    """As `capture`, copies on the host; and what lies outside of modules and task, where the user's
-    code does.
-    """
-    hidden = _Hidden(capture(module, task, on_host=True))
+    """As `capture`, with copies on the host, and with what the user's code holds elsewhere."""
+    hidden = _HiddenState(capture(module, task, on_host=True))
     for holder in (*module.modules(), task):
-        for kind in type(holder).__mro__:
-            if _is_users(kind):
-                hidden.follow_space(
-                    f"class {kind.__module__}.{kind.__qualname__}",
-                    vars(kind),
-                    partial(setattr, kind),
-                )
-                hidden.follow_globals(kind.__module__)
-        for value in list(getattr(holder, "__dict__", {}).values()):
-            if isinstance(value, types.FunctionType) and _is_users(value):
-                hidden.follow_function(value)
+        hidden.capture_classes_of(holder)
+        hidden.capture_functions_of(holder)
     return hidden.state
 
 
-def _is_users(thing: Any) -> bool:
+def _is_users_code(thing: Any) -> bool:
     module: str = getattr(thing, "__module__", None) or "builtins"
-    return module.partition(".")[0] not in NOT_LOOKED_INTO
+    package = module.partition(".")[0]
+    return package not in NOT_LOOKED_INTO
 
 
 @dataclass
-class _Hidden:
+class _HiddenState:
     state: State
     _seen: set[Any] = field(default_factory=set)
 
-    def follow_space(
-        self, where: str, space: Mapping[str, Any], put: Callable[[str, Any], object]
+    def capture_classes_of(self, holder: object) -> None:
+        """Attributes of its classes, and the globals of the files that define them."""
+        for kind in type(holder).__mro__:
+            if _is_users_code(kind):
+                name = f"class {kind.__module__}.{kind.__qualname__}"
+                # By setattr: the __dict__ of a class cannot be written to.
+                self._capture_namespace(id(kind), name, vars(kind), partial(setattr, kind))
+                self._capture_globals(kind.__module__)
+
+    def capture_functions_of(self, holder: object) -> None:
+        """What the functions that it keeps as attributes have in their closures and globals."""
+        for value in list(getattr(holder, "__dict__", {}).values()):
+            if isinstance(value, types.FunctionType) and _is_users_code(value):
+                self._capture_globals(value.__module__)
+                self._capture_closure(value)
+
+    def _capture_namespace(
+        self, key: Any, name: str, values: Mapping[str, Any], put: Callable[[str, Any], object]
     ) -> None:
-        if where in self._seen:
+        if key in self._seen:
             return
-        self._seen.add(where)
-        for name, value in list(space.items()):
-            if not name.startswith("__") and isinstance(value, VALUES):
-                self._follow(f"{where}.{name}", value, partial(put, name))
+        self._seen.add(key)
+        for attribute, value in list(values.items()):
+            if not attribute.startswith("__") and isinstance(value, CAPTURED):
+                self._capture(f"{name}.{attribute}", value, partial(put, attribute))
 
-    def follow_globals(self, module: str) -> None:
-        found = sys.modules.get(module)
-        if found is not None:
-            self.follow_space(f"global {module}", vars(found), vars(found).__setitem__)
+    def _capture_globals(self, module_name: str) -> None:
+        module = sys.modules.get(module_name)
+        if module is not None:
+            name = f"global {module_name}"
+            self._capture_namespace(name, name, vars(module), vars(module).__setitem__)
 
-    def follow_function(self, function: types.FunctionType) -> None:
-        self.follow_globals(function.__module__)
-        for name, cell in zip(
-            function.__code__.co_freevars, function.__closure__ or (), strict=True
-        ):
+    def _capture_closure(self, function: types.FunctionType) -> None:
+        cells = function.__closure__ or ()
+        for name, cell in zip(function.__code__.co_freevars, cells, strict=True):
             if id(cell) in self._seen:
                 continue
             self._seen.add(id(cell))
             try:
                 value = cell.cell_contents
-            except ValueError:  # it is empty
+            except ValueError:  # the variable is not assigned yet
                 continue
-            if isinstance(value, VALUES):
-                self._follow(
-                    f"{function.__name__}: {name}", value, partial(setattr, cell, "cell_contents")
-                )
+            if isinstance(value, CAPTURED):
+                put = partial(setattr, cell, "cell_contents")
+                self._capture(f"{function.__name__}: {name}", value, put)
 
-    def _follow(self, name: str, value: Any, put: Callable[[Any], object]) -> None:
-        self.state.undo(partial(put, value))
-        follow(self.state, value, name, 0)
+    def _capture(self, name: str, value: Any, put: Callable[[Any], object]) -> None:
+        self.state.on_restore(partial(put, value))
+        capture_value(self.state, value, name, 0)

@@ -1,9 +1,10 @@
-"""Loss and gradient of some samples beside the loop: nothing is accumulated, and no hook of a
-wrapper fires.
+"""Loss and gradient of a few samples, computed beside the loop.
+
+Nothing is accumulated in `.grad`, and no hook of DDP fires.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
@@ -19,63 +20,73 @@ from train.tasks import by_term
 
 T = TypeVar("T")
 
-Result = Sequence[Tensor]
-"""The sum of the losses, 0-dim; then a gradient per parameter: what this rank holds of it."""
+LossAndGradient = Sequence[Tensor]
+"""The loss, 0-dim; then a gradient per trained parameter: what this rank holds of it."""
 
 
 class MixedTypes(UserError):
     """A loss between numbers of two types, which torch does not take."""
 
 
-def as_many_as_fit(trial: Callable[[Batch], T], batch: Batch) -> T:
-    """`trial` of `batch`, or of the first half of it, a quarter ... where more does not fit the
-    memory.
-    """
+def halve_until_it_fits(work: Callable[[Batch], T], batch: Batch) -> T:
+    """`work(batch)`; out of memory: of the first half of the batch, the first quarter, ..."""
     while True:
         try:
-            return trial(batch)
+            return work(batch)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-        size = len(next(iter(batch.values())))
+        # Outside of `except`: until here the error holds the tensors that did not fit.
+        size = number_of_samples(batch)
         if size == 1:
             raise torch.OutOfMemoryError("one sample does not fit the memory")
         batch = {name: column[: size // 2] for name, column in batch.items()}
 
 
+def number_of_samples(batch: Batch) -> int:
+    return len(next(iter(batch.values())))
+
+
 @contextmanager
 def plain_forward(module: nn.Module) -> Iterator[None]:
-    """As its author wrote it, neither compiled nor under autocast, which accelerate puts around
-    `forward`.
-    """
-    own: dict[str, object] = vars(module)
-    kept: dict[str, object] = {
-        name: own[name] for name in ("forward", "_compiled_call_impl") if name in own
-    }
-    own.update(forward=own.get("_original_forward", module.forward), _compiled_call_impl=None)
+    """Inside, `module` runs as its author wrote it: neither compiled nor under autocast."""
+    # accelerate wraps autocast around `forward` and keeps the original as `_original_forward`;
+    # torch.compile sets `_compiled_call_impl`. Both are attributes of the instance.
+    attributes: dict[str, object] = vars(module)
+    saved: dict[str, object] = {}
+    for name in ("forward", "_compiled_call_impl"):
+        if name in attributes:
+            saved[name] = attributes[name]
+    attributes["forward"] = attributes.get("_original_forward", module.forward)
+    attributes["_compiled_call_impl"] = None
     try:
         yield
     finally:
-        del own["forward"], own["_compiled_call_impl"]
-        own |= kept
+        del attributes["forward"]
+        del attributes["_compiled_call_impl"]
+        attributes |= saved
 
 
 @contextmanager
 def widest_forward(learner: Learner, batch: Batch) -> Iterator[str]:
-    """Without autocast where the model runs so, else with it; gives the error that it raised
-    without.
+    """Without autocast where the model runs so, else with it.
 
-    Attention made for GPUs may take half precision only.
+    Yields the error that the model raised without autocast; empty where it raised none. Attention
+    kernels made for GPUs may take half precision only.
     """
     module = learner.module
     error = ""
-    if "_original_forward" in vars(module):  # of accelerate's autocast
-        one = {name: column[:1] for name, column in batch.items()}
+    has_autocast = "_original_forward" in vars(module)
+    if has_autocast:
+        one_sample = {name: column[:1] for name, column in batch.items()}
         with undisturbed(module, learner.device), torch.no_grad(), plain_forward(module):
             module.eval()
-            error = _error_of(lambda: sums_of(learner, one))
-    with nullcontext() if error else plain_forward(module):
+            error = _error_of(lambda: loss_sums(learner, one_sample))
+    if error:
         yield error
+        return
+    with plain_forward(module):
+        yield ""
 
 
 def _error_of(function: Callable[[], object]) -> str:
@@ -84,87 +95,115 @@ def _error_of(function: Callable[[], object]) -> str:
     except Exception as error:
         if is_out_of_memory(error):
             raise
-        return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0][:200]}"
+        return short_reason(error)
     return ""
 
 
-def sums_of(learner: Learner, batch: Batch) -> Mapping[str, Tensor]:
+def short_reason(error: Exception) -> str:
+    """For one line: torch's messages may go on for pages."""
+    first_line = str(error).strip().partition("\n")[0]
+    return f"{type(error).__name__}: {first_line[:200]}"
+
+
+def loss_sums(learner: Learner, batch: Batch) -> Mapping[str, Tensor]:
     """The terms of the loss in `batch` (on the CPU)."""
-    return by_term(
-        learner.task.loss_sum(learner.module, to_device(batch, learner.device, learner.dtype))
+    on_device = to_device(batch, learner.device, learner.dtype)
+    return by_term(learner.task.loss_sum(learner.module, on_device))
+
+
+def total_loss(learner: Learner, batch: Batch) -> Tensor:
+    """The terms of the loss in `batch` (on the CPU), added up by their coefficients."""
+    weighted = []
+    for term, value in loss_sums(learner, batch).items():
+        weighted.append(learner.coefficients[term] * value)
+    return torch.stack(weighted).sum()
+
+
+def loss_and_gradient(learner: Learner, batch: Batch) -> LossAndGradient:
+    """Of the sum of the losses in `batch` (on the CPU)."""
+    try:
+        # FSDP2's graph holds gathered copies of its parameters: autograd.grad would give zeros.
+        if learner.parallel.is_sharded:
+            return _backward(learner, batch)
+        loss = total_loss(learner, batch)
+        if not loss.requires_grad:
+            return loss, *map(torch.zeros_like, learner.parameters)
+        parameters = list(learner.parameters)
+        # Not backward(): the gradient of the training in `.grad` is left alone.
+        gradient = torch.autograd.grad(loss, parameters, allow_unused=True, materialize_grads=True)
+        return loss.detach(), *gradient
+    except RuntimeError as error:
+        if "Found dtype" in str(error):
+            raise MixedTypes(_mixed_types_message(error, batch)) from error
+        # Reentrant activation checkpointing supports backward() only, and raises with this word.
+        if "use_reentrant" not in str(error):
+            raise
+    return _backward(learner, batch)
+
+
+def _mixed_types_message(error: RuntimeError, batch: Batch) -> str:
+    """Some losses of torch take two types in the forward pass, and raise in the backward pass."""
+    types = []
+    for name, column in batch.items():
+        if column.is_floating_point():
+            types.append(f"{name} {str(column.dtype).removeprefix('torch.')}")
+    return (
+        f"the gradient cannot be taken: {error}. A loss was given the model's outputs in "
+        "one type and a column in another; columns have the types that they have in the "
+        f"data ({', '.join(types)}). Write in the task: target.to(output.dtype), or "
+        "output.to(target.dtype)"
     )
 
 
-def loss_and_gradient(learner: Learner, batch: Batch) -> Result:
-    """The sum of the losses in `batch` (on the CPU), its terms by their coefficients; then a
-    gradient per parameter.
-    """
-    try:
-        # the graph does not hold its parameters: autograd.grad would give zeros
-        if learner.parallel.is_sharded:
-            return _backward(learner, batch)
-        loss = _loss(learner, batch)
-        if not loss.requires_grad:
-            return loss, *map(torch.zeros_like, learner.parameters)
-        found = torch.autograd.grad(
-            loss, list(learner.parameters), allow_unused=True, materialize_grads=True
-        )
-    except RuntimeError as error:
-        # some losses of torch take two types, and cannot go back through them
-        if "Found dtype" in str(error):
-            types = [
-                f"{name} {str(c.dtype)[6:]}" for name, c in batch.items() if c.is_floating_point()
-            ]
-            raise MixedTypes(
-                f"the gradient cannot be taken: {error}. A loss was given the model's outputs in "
-                "one type and a column in another; columns have the types that they have in the "
-                f"data ({', '.join(types)}). Write in the task: target.to(output.dtype), or "
-                "output.to(target.dtype)"
-            ) from error
-        if "use_reentrant" not in str(error):  # of torch.utils.checkpoint
-            raise
-        return _backward(learner, batch)
-    return loss.detach(), *found
+def _backward(learner: Learner, batch: Batch) -> LossAndGradient:
+    """By way of `.grad`, which is put back.
 
-
-def _backward(learner: Learner, batch: Batch) -> Result:
-    """By `.grad`. DDP's hooks stay asleep: its forward did not run. FSDP2's give the mean over the
-    ranks, which have all computed the same.
+    DDP's hooks do not fire, since its forward did not run. FSDP2's give the mean over the ranks,
+    which have all computed the same.
     """
-    kept = [p.grad for p in learner.parameters]
+    saved = [p.grad for p in learner.parameters]
     try:
         for p in learner.parameters:
             p.grad = None
-        loss = _loss(learner, batch)
+        loss = total_loss(learner, batch)
         if loss.requires_grad:
             loss.backward()
-        found = [
-            local(torch.zeros_like(p) if p.grad is None else p.grad) for p in learner.parameters
-        ]
+        gradient = gradients_or_zeros(learner.parameters)
     finally:
-        for p, grad in zip(learner.parameters, kept, strict=True):
+        for p, grad in zip(learner.parameters, saved, strict=True):
             p.grad = grad
-    return loss.detach(), *found
+    return loss.detach(), *gradient
 
 
-def _loss(learner: Learner, batch: Batch) -> Tensor:
-    sums = sums_of(learner, batch)
-    return torch.stack([learner.coefficients[term] * value for term, value in sums.items()]).sum()
+def gradients_or_zeros(parameters: Iterable[nn.Parameter]) -> list[Tensor]:
+    """What this rank holds of each `.grad`; zeros where there is none."""
+    gradients = []
+    for p in parameters:
+        gradient = torch.zeros_like(p) if p.grad is None else p.grad
+        gradients.append(local(gradient))
+    return gradients
 
 
-def squares(learner: Learner, result: Result) -> Tensor:
-    """(2,): the squared norms of the loss and of the gradient."""
+def squared_norms(learner: Learner, result: LossAndGradient) -> Tensor:
+    """(2,): of the loss, and of the gradient over all parameters; float64, on the CPU."""
     loss, *gradient = result
     of_loss = torch.linalg.vector_norm(loss).double().square().cpu()
-    return torch.stack([of_loss, learner.parallel.norms(gradient).square().sum()])
+    of_gradient = learner.parallel.norms(gradient).square().sum()
+    return torch.stack([of_loss, of_gradient])
 
 
-def at_work(module: nn.Module, kind: type[nn.Module]) -> list[str]:
-    """Modules of a kind that are at work in training: a frozen BatchNorm and a Dropout of 0 are
-    not.
+def active_modules(module: nn.Module, kind: type[nn.Module]) -> list[str]:
+    """Names of the modules of a kind that are active in training.
+
+    Not those in eval mode (a frozen BatchNorm), nor a Dropout whose probability is 0.
     """
-    return [
-        n
-        for n, m in module.named_modules()
-        if isinstance(m, kind) and m.training and getattr(m, "p", 1.0) > 0
-    ]
+    names = []
+    for name, part in module.named_modules():
+        probability = getattr(part, "p", 1.0)
+        if isinstance(part, kind) and part.training and probability > 0:
+            names.append(name)
+    return names
+
+
+def active_batch_norms(module: nn.Module) -> list[str]:
+    return active_modules(module, nn.modules.batchnorm._BatchNorm)

@@ -1,5 +1,6 @@
-"""Is a difference rounding? No tolerance knows: numbers that cancel lose digits, and a model may
-choose its types.
+"""Is a difference explained by rounding? No fixed tolerance can tell.
+
+Numbers that cancel lose digits in any type, and a model may compute in a narrower type inside.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -14,62 +15,72 @@ from train.distributed.sharded import local
 from train.exactness.reference_gradient import loss_and_gradient
 from train.exactness.trial import Outcome, Trial
 
-EXPLAINED = 32.0
-"""Differences up to so many times what one rounding of each weight makes are rounding: of a batch
-of another size the sums run in another order, in each of some tens of layers.
+ROUNDINGS_EXPLAINED = 32.0
+"""A difference up to so many times that of one rounding of each weight counts as rounding.
+
+In a batch of another size the sums run in another order, in each of some tens of layers.
 """
 
-OF_TYPE = {torch.float64: 1e-11, torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 5e-2}
-"""The largest relative difference that needs no further explanation where something is computed in
-that type.
-"""
+DTYPE_TOLERANCE = {
+    torch.float64: 1e-11,
+    torch.float32: 1e-5,
+    torch.float16: 1e-2,
+    torch.bfloat16: 5e-2,
+}
+"""The largest relative difference that needs no further explanation, by the narrowest dtype."""
 
-NARROWER = 0.25
+TOLERANCE_OF_8_BITS = 0.25
 """The same, for types of 8 bits."""
 
 
-def is_rounding(trial: Trial, apart: float, whole: Outcome) -> bool:
-    """Whether rounding explains a difference from `whole`: looked into only where there is one."""
-    return explains(trial, apart, lambda: trial.apart(trial.run(trial.all_at_once(), 1), whole))
+def tolerance_of(dtype: torch.dtype) -> float:
+    return DTYPE_TOLERANCE.get(dtype, TOLERANCE_OF_8_BITS)
 
 
-def explains(trial: Trial, apart: float, measured_again: Callable[[], float]) -> bool:
-    """Whether rounding makes such a difference; `measured_again`: the difference that the weights
-    of now make.
+def is_rounding(trial: Trial, difference: float, full: Outcome) -> bool:
+    """Whether rounding explains a difference from the full batch, run at once."""
+    return rounding_explains(
+        trial, difference, lambda: trial.difference(trial.run(trial.all_at_once(), 1), full)
+    )
 
-    A model may compute in a narrower type inside; and numbers that almost cancel (a confident
-    softmax of large logits) lose digits in any type: so many as they lose when each weight is
-    rounded once more.
+
+def rounding_explains(
+    trial: Trial, difference: float, measure_perturbed: Callable[[], float]
+) -> bool:
+    """Whether rounding makes such a difference.
+
+    `measure_perturbed` gives the difference from the full batch with the weights as they are then:
+    each rounded once more. Where numbers almost cancel (a confident softmax of large logits), they
+    lose as many digits by that as by another order of summation.
     """
-    narrowest = _narrowest(trial)
+    # A model may cast to half precision inside, whatever its weights are.
+    narrowest = _narrowest_dtype(trial)
     if torch.finfo(narrowest).eps > torch.finfo(trial.learner.dtype).eps:
         trial.narrower_inside = str(narrowest).removeprefix("torch.")
-    if apart <= OF_TYPE.get(narrowest, NARROWER):
+    if difference <= tolerance_of(narrowest):
         return True
     with _rounded_weights(trial, torch.finfo(narrowest).eps):
-        return apart <= EXPLAINED * measured_again()
+        return difference <= ROUNDINGS_EXPLAINED * measure_perturbed()
 
 
 @contextmanager
 def _rounded_weights(trial: Trial, eps: float) -> Iterator[None]:
     parameters = [local(p) for p in trial.learner.parameters]
-    kept = [p.detach().clone() for p in parameters]
-    rounded = rounded_once_more(eps)
+    saved = [p.detach().clone() for p in parameters]
+    round_once = rounded_once_more(eps)
     try:
         with torch.no_grad():
             for p in parameters:
-                p.copy_(rounded(p))
+                p.copy_(round_once(p))
         yield
     finally:
         with torch.no_grad():
-            for p, value in zip(parameters, kept, strict=True):
+            for p, value in zip(parameters, saved, strict=True):
                 p.copy_(value)
 
 
 def rounded_once_more(eps: float, seed: int = 0) -> Callable[[Tensor], Tensor]:
-    """A function that makes each number a little larger or smaller, by as much as one rounding may
-    move it.
-    """
+    """A function that moves each number by as much as one rounding may, up or down at random."""
     generator = torch.Generator().manual_seed(seed)
 
     def rounded(value: Tensor) -> Tensor:
@@ -81,21 +92,21 @@ def rounded_once_more(eps: float, seed: int = 0) -> Callable[[Tensor], Tensor]:
     return rounded
 
 
-def _narrowest(trial: Trial) -> torch.dtype:
-    """The narrowest floating-point type that anything is computed in."""
+def _narrowest_dtype(trial: Trial) -> torch.dtype:
+    """Of all that forward and backward pass compute."""
     trial.start.restore()
     trial.generators.seed(0)
-    with Watching() as watching, torch.enable_grad():
-        loss_and_gradient(trial.learner, trial.whole)
-    return watching.narrowest
+    with NarrowestDtype() as recorded, torch.enable_grad():
+        loss_and_gradient(trial.learner, trial.full_batch)
+    return recorded.dtype
 
 
-class Watching(TorchDispatchMode):
-    """Sees the results of all operations inside."""
+class NarrowestDtype(TorchDispatchMode):
+    """Records the narrowest floating-point type of the results of all operations inside."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.narrowest = torch.float64
+        self.dtype = torch.float64
 
     def __torch_dispatch__(
         self,
@@ -105,14 +116,16 @@ class Watching(TorchDispatchMode):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         result = func(*args, **(kwargs or {}))
-        for value in result if isinstance(result, tuple | list) else [result]:
-            self._see(value)
+        values = result if isinstance(result, tuple | list) else [result]
+        for value in values:
+            self._record(value)
         return result
 
-    def _see(self, value: Any) -> None:
+    def _record(self, value: Any) -> None:
+        # A single number may be a scale or a counter: nothing of the data is computed in its type.
         if not isinstance(value, Tensor) or value.numel() < 2:
             return
         if value.is_floating_point() or value.is_complex():
             real = value.dtype.to_real()
-            if torch.finfo(real).eps > torch.finfo(self.narrowest).eps:
-                self.narrowest = real
+            if torch.finfo(real).eps > torch.finfo(self.dtype).eps:
+                self.dtype = real

@@ -1,6 +1,4 @@
-"""One step of a run, split in many ways, against the same step unsplit: by how much does its
-gradient differ?
-"""
+"""For `verify`: the gradient of one step, split in many ways, against the same step unsplit."""
 
 import contextlib
 import dataclasses
@@ -9,45 +7,59 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from train.batch import BatchPlan, make_plan
 from train.batch.window import Batch, Place
 from train.data import TrainingSet, Windows
-from train.data.device_prefetch import to_device
 from train.distributed.ranks import Ranks
-from train.distributed.sharded import local
-from train.exactness.additivity import BOUNDS, ROUNDS
-from train.exactness.difference import difference
-from train.exactness.reference_gradient import at_work
+from train.exactness.difference import gradient_difference
+from train.exactness.error_bounds import BOUNDS, ROUNDS
+from train.exactness.reference_gradient import (
+    active_batch_norms,
+    gradients_or_zeros,
+    loss_sums,
+)
 from train.step import ComputeGradient, Learner
 from train.tasks import by_term
 
 COLUMNS = "{:<15}  {:<24}  {:<8}  {:<24}  {}"
 
 
-@dataclass(frozen=True)
-class Line:
+@dataclass(frozen=True, kw_only=True)
+class SplitResult:
     """One split, measured."""
 
     precision: str  # a key of BOUNDS
     split: str
     error: float  # |gradient - reference| / |reference|
-    worst: str  # the parameter with the largest error of its own
+    worst_parameter: str  # with the largest error relative to its own norm
 
     @property
     def is_exact(self) -> bool:
         return self.error <= BOUNDS[self.precision]
 
     def __str__(self) -> str:
-        good = f"within {self.precision}" if self.precision in ROUNDS else "exact"
-        verdict = good if self.is_exact else f"NOT EXACT (bound {BOUNDS[self.precision]:.0e})"
-        return COLUMNS.format(self.precision, self.split, f"{self.error:.1e}", self.worst, verdict)
+        bound = BOUNDS[self.precision]
+        if not self.is_exact:
+            verdict = f"NOT EXACT (bound {bound:.0e})"
+        elif self.precision in ROUNDS:
+            verdict = f"within {self.precision}"
+        else:
+            verdict = "exact"
+        error = f"{self.error:.1e}"
+        return COLUMNS.format(self.precision, self.split, error, self.worst_parameter, verdict)
+
+
+@dataclass(frozen=True)
+class SplitGradient:
+    gradient: list[Tensor]
+    micro_batches: int  # of each rank, in the whole step
 
 
 @dataclass
-class Step:
-    """The first step of the run, in one precision."""
+class SplitCheck:
+    """Of the first step of the run, in one precision."""
 
     learner: Learner
     data: TrainingSet
@@ -64,43 +76,52 @@ class Step:
     def samples(self, count: int) -> Batch:
         return self.data.first(self.seed, count)
 
-    def lines(self, terms: Sequence[str]) -> Iterator[Line]:
-        unsplit = self.unsplit(terms)
+    def results(self, terms: Sequence[str]) -> Iterator[SplitResult]:
+        """In 1, 2, 3, half a share's and the run's own number of micro-batches on each rank."""
+        reference = self.unsplit(terms)
         largest_share = -(-self.size // self.plan.world_size)
-        seen = set()
-        normalised = bool(at_work(self.learner.module, nn.modules.batchnorm._BatchNorm))
-        for wanted in sorted({1, 2, 3, self.plan.accumulation_steps, largest_share // 2}):
+        most = max(1, largest_share // 2)
+        has_batch_norm = bool(active_batch_norms(self.learner.module))
+        measured = set()
+        for steps in sorted({1, 2, 3, self.plan.accumulation_steps, largest_share // 2}):
             # With one sample in a micro-batch, BatchNorm would raise instead of being found out.
-            own = wanted == self.plan.accumulation_steps and not normalised
-            if own or 1 <= wanted <= max(1, largest_share // 2):
-                found, count = self.gradient(wanted, terms)
-                if count not in seen:
-                    yield self.compare(unsplit, found, count)
-                seen.add(count)
+            is_runs_own = steps == self.plan.accumulation_steps and not has_batch_norm
+            if not is_runs_own and not 1 <= steps <= most:
+                continue
+            split = self.gradient(steps, terms)
+            if split.micro_batches not in measured:
+                yield self.compare(reference, split)
+            measured.add(split.micro_batches)
 
     def unsplit(self, terms: Sequence[str]) -> list[Tensor]:
-        """One backward pass over the whole step, on each rank by itself; over the largest part that
-        all have room for, where not over the whole.
+        """The gradient of one backward pass over the whole step, on each rank alone.
+
+        Where that does not fit in memory: over the largest step that fits on all ranks, found by
+        bisection. The plan is then that of the smaller step.
         """
-        whole, too_large, largest = self.size, self.size, 0
-        found = self._fitting(terms)
-        if found is not None:
-            return found
+        full_size = self.size
+        gradient = self._unsplit_if_it_fits(terms)
+        if gradient is not None:
+            return gradient
+        too_large = full_size
+        largest = 0
         while largest + 1 < too_large:
             self._resize((largest + too_large) // 2)
-            tried = self._fitting(terms)
+            tried = self._unsplit_if_it_fits(terms)
             if tried is None:
                 too_large = self.size
             else:
-                largest, found = self.size, tried
-        if found is None:
+                largest = self.size
+                gradient = tried
+        if gradient is None:
             raise torch.OutOfMemoryError("one sample does not fit the memory")
         self._resize(largest)
         if self.ranks.is_main:
             print(
-                f"verify: {whole} samples do not fit unsplit; the reference is a step of {largest}"
+                f"verify: {full_size} samples do not fit unsplit; the reference is a step of "
+                f"{largest}"
             )
-        return found
+        return gradient
 
     def _resize(self, samples: int) -> None:
         """Of the step; micro-batches stay as large as they are."""
@@ -108,44 +129,41 @@ class Step:
         count = -(-share // self.plan.micro)
         self.plan = dataclasses.replace(self.plan, effective=samples, accumulation_steps=count)
 
-    def _fitting(self, terms: Sequence[str]) -> list[Tensor] | None:
-        """The unsplit gradient; None where a rank has no room for it."""
+    def _unsplit_if_it_fits(self, terms: Sequence[str]) -> list[Tensor] | None:
+        """None where it does not fit on a rank."""
         while True:
-            found = None
+            gradient = None
             with contextlib.suppress(torch.OutOfMemoryError):
-                found = self._unsplit(terms)
-            if self.ranks.sum([found is None])[0]:
+                gradient = self._unsplit(terms)
+            # All ranks agree: the other splits need all of them.
+            if self.ranks.sum([gradient is None])[0]:
                 if torch.cuda.is_available():
                     torch.cuda.empty_cache()
                 return None
-            assert found is not None
-            if not self.learner.scaler.is_enabled() or all(
-                gradient.isfinite().all() for gradient in found
-            ):
-                return found
-            self.learner.scaler.update(self.learner.scaler.get_scale() / 2)  # too large for float16
+            assert gradient is not None
+            scaler = self.learner.scaler
+            if not scaler.is_enabled() or all(part.isfinite().all() for part in gradient):
+                return gradient
+            # Too large for float16: as the scaler does after a step that overflows.
+            scaler.update(scaler.get_scale() / 2)
 
     def _unsplit(self, terms: Sequence[str]) -> list[Tensor]:
         learner = self.learner
         with self._fresh(0):
             batch = self.samples(self.size)
             weights = by_term(learner.task.loss_weight(batch))
-            sums = by_term(
-                learner.task.loss_sum(
-                    learner.module, to_device(batch, learner.device, learner.dtype)
-                )
-            )
-            parts = [
-                learner.coefficients[term] * sums[term] / weights[term]
-                for term in terms
-                if weights[term]
-            ]
-            learner.accelerator.backward(learner.scaler.scale(torch.stack(parts).sum()))
-            return self._taken()
+            sums = loss_sums(learner, batch)
+            losses = []
+            for term in terms:
+                if weights[term]:
+                    losses.append(learner.coefficients[term] * sums[term] / weights[term])
+            learner.accelerator.backward(learner.scaler.scale(torch.stack(losses).sum()))
+            return self._copied_gradient()
 
-    def gradient(self, accumulation_steps: int, terms: Sequence[str]) -> tuple[list[Tensor], int]:
-        """As the loop would compute it, in so many micro-batches on each rank; and how many there
-        were: texts that are cut to their length may need fewer.
+    def gradient(self, accumulation_steps: int, terms: Sequence[str]) -> SplitGradient:
+        """As the loop computes it, in so many micro-batches on each rank.
+
+        Texts that are cut to their length may need fewer.
         """
         plan = make_plan(
             self.size,
@@ -156,9 +174,8 @@ class Step:
         )
         task = self.learner.task
         data = self.data.one_step(plan, self.seed)
-        shares = data.shares(plan, self.seed, self.ranks.rank, Place(), None)
         windows = Windows(
-            shares=shares,
+            shares=data.shares(plan, self.seed, self.ranks.rank, Place(), None),
             announce=self.learner.feed.announce,
             ranks=self.ranks,
             terms=terms,
@@ -169,19 +186,24 @@ class Step:
         with self._fresh(accumulation_steps):
             window = next(iter(windows))
             self.learner.parallel.around(self.compute_gradient)(self.learner, window)
-            return self._taken(), len(window.micro_batches)
+            return SplitGradient(self._copied_gradient(), len(window.micro_batches))
 
-    def compare(self, reference: Sequence[Tensor], found: Sequence[Tensor], count: int) -> Line:
-        found_out = difference(self.learner, reference, found)
-        loop = "standard" if count == 1 else "accumulate"
-        split = f"{self.plan.world_size} x {count} ({loop})"
-        return Line(self.precision, split, found_out.error, found_out.worst)
+    def compare(self, reference: Sequence[Tensor], split: SplitGradient) -> SplitResult:
+        difference = gradient_difference(self.learner, reference, split.gradient)
+        loop = "standard" if split.micro_batches == 1 else "accumulate"
+        return SplitResult(
+            precision=self.precision,
+            split=f"{self.plan.world_size} x {split.micro_batches} ({loop})",
+            error=difference.error,
+            worst_parameter=difference.worst_parameter,
+        )
 
     @contextmanager
     def _fresh(self, draw: int) -> Iterator[None]:
-        """No gradients before or after, and the same buffers for every split; not the same random
-        numbers, which may agree by chance: halves draw one after the other what the whole draws at
-        once.
+        """No gradients before or after, and the same buffers for every split.
+
+        Not the same random numbers, which may hide a mask: halves of a batch draw one after the
+        other what the full batch draws at once.
         """
         self.learner.optimizer.zero_grad(set_to_none=True)
         buffers = [(buffer, buffer.clone()) for buffer in self.learner.module.buffers()]
@@ -191,10 +213,11 @@ class Step:
         finally:
             self.learner.optimizer.zero_grad(set_to_none=True)
             with torch.no_grad():
-                for buffer, kept in buffers:
-                    buffer.copy_(kept)
+                for buffer, saved in buffers:
+                    buffer.copy_(saved)
 
-    def _taken(self) -> list[Tensor]:
+    def _copied_gradient(self) -> list[Tensor]:
+        """In float32 or wider: copied, since the next split overwrites `.grad`."""
         wide = torch.promote_types(self.learner.dtype, torch.float32)
-        grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.learner.parameters]
-        return [local(gradient).to(wide, copy=True) for gradient in grads]
+        gradients = gradients_or_zeros(self.learner.parameters)
+        return [gradient.to(wide, copy=True) for gradient in gradients]

@@ -1,5 +1,6 @@
-"""Some samples of the first step, put through loss and gradient in several cuts: whole, in parts,
-one by one.
+"""Some samples of the first step, put through loss and gradient in several cuts of the batch.
+
+All at once, in a few uneven parts, one by one: where the run is exact, all give the same sum.
 """
 
 import contextlib
@@ -12,48 +13,65 @@ from torch import Tensor, nn
 
 from train.batch.window import Batch
 from train.data import Padding
+from train.exactness.capture import capture
+from train.exactness.captured_state import State
 from train.exactness.forced_draws import forced_draws
-from train.exactness.reference_gradient import Result, loss_and_gradient, squares, sums_of
-from train.exactness.state import State, capture
+from train.exactness.reference_gradient import (
+    LossAndGradient,
+    loss_and_gradient,
+    loss_sums,
+    number_of_samples,
+    squared_norms,
+)
 from train.randomness import Generators, States
 from train.step import Learner
 
 INVARIANT = "split_invariant_draws"
-"""A module or a task with this attribute set says that its random numbers are the same however a
-batch is cut.
-"""
+"""Attribute of a module or a task whose draws are the same however a batch is cut."""
 
 
 @dataclass(frozen=True)
-class Part:
+class BatchPart:
     """Samples that are put through the model at once."""
 
     batch: Batch
-    places: Tensor  # of its samples in the whole
+    indices: Tensor  # of its samples in the full batch
+
+
+@dataclass(frozen=True)
+class Norms:
+    """Norms of the loss and of the gradient over all parameters."""
+
+    loss: float
+    gradient: float
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """Of the parts of a cut, one after the other."""
+    """What the parts of a cut gave, run one after the other."""
 
-    total: Result  # the sum of the losses, then a gradient per parameter; of all parts
-    # sums over the parts of |loss| and |gradient|: what rounding is relative to
-    size: tuple[float, float]
-    state: State  # afterwards
-    drawn: tuple[str, ...]  # the generators that something was drawn from
+    total: LossAndGradient
+    """Over all parts."""
+    scale: Norms
+    """Sums over the parts of |loss| and |gradient|: what rounding is relative to."""
+    state: State
+    """Afterwards."""
+    drawn: tuple[str, ...]
+    """Names of the generators that something was drawn from."""
 
 
 @dataclass
 class Trial:
-    """Runs in the mode that the module is in, from the state that it was made in."""
+    """Runs samples in the mode that the module is in, from the state that it was made in."""
 
     learner: Learner
-    whole: Batch
+    full_batch: Batch
     padding: Padding | None
     start: State = field(init=False)
-    draws_in_eval: bool = False  # the loss itself draws random numbers
-    # the type of numbers that explained a difference, where it is not that of the weights
+    draws_in_eval: bool = False
+    """The loss itself draws random numbers."""
     narrower_inside: str = ""
+    """The dtype that explained a difference, where it is narrower than that of the weights."""
     generators: Generators = field(init=False)
     _drawn_in_model: list[str] = field(default_factory=list)
 
@@ -63,166 +81,199 @@ class Trial:
 
     @property
     def samples(self) -> int:
-        return len(next(iter(self.whole.values())))
+        return number_of_samples(self.full_batch)
 
-    def cuts(self) -> Iterator[Sequence[Part]]:
-        """Uneven and shuffled parts: halves would leave together what sits side by side."""
+    def cuts(self) -> Iterator[Sequence[BatchPart]]:
+        """Uneven and shuffled parts.
+
+        Halves in order would keep neighbouring samples together, which may be coupled.
+        """
         count = self.samples
         order = torch.arange(count)
         if self.padding:
-            # The shortest text alone: its padding is cut off, that of the whole is not.
-            shortest_first = self.padding.lengths(self.whole).argsort(stable=True)
+            # The shortest text alone: its padding is cut off, that of the full batch is not.
+            shortest_first = self.padding.lengths(self.full_batch).argsort(stable=True)
             yield self._cut(shortest_first, [1, count - 1])
         if count > 2:
-            strided = torch.cat([order[first::3] for first in range(3)])
-            yield self._cut(
-                strided, [count * 3 // 8, count - count * 3 // 8] if count > 3 else [1, 2]
-            )
-            yield self._cut(order.flip(0), [1, (count - 1) // 3, count - 1 - (count - 1) // 3])
-        yield self.cuts_of_one()
+            every_third = torch.cat([order[first::3] for first in range(3)])
+            smaller = count * 3 // 8 if count > 3 else 1
+            yield self._cut(every_third, [smaller, count - smaller])
+            third = (count - 1) // 3
+            yield self._cut(order.flip(0), [1, third, count - 1 - third])
+        yield self.one_by_one()
 
-    def cuts_of_one(self) -> Sequence[Part]:
+    def one_by_one(self) -> Sequence[BatchPart]:
         return self._cut(torch.arange(self.samples), [1] * self.samples)
 
-    def _cut(self, order: Tensor, sizes: Sequence[int]) -> Sequence[Part]:
+    def all_at_once(self) -> Sequence[BatchPart]:
+        return [BatchPart(self.full_batch, torch.arange(self.samples))]
+
+    def _cut(self, order: Tensor, sizes: Sequence[int]) -> Sequence[BatchPart]:
         parts = []
-        for places in torch.split(order, [size for size in sizes if size]):
-            batch = {name: column[places] for name, column in self.whole.items()}
-            parts.append(Part(self.padding.cut(batch) if self.padding else batch, places))
+        nonempty_sizes = [size for size in sizes if size]
+        for indices in torch.split(order, nonempty_sizes):
+            batch = self._select(indices)
+            if self.padding:
+                batch = self.padding.cut(batch)
+            parts.append(BatchPart(batch, indices))
         return parts
 
-    def uncut(self, part: Part) -> Batch:
-        """Its samples with all their padding, as their weights are counted."""
-        return {name: column[part.places] for name, column in self.whole.items()}
+    def _select(self, indices: Tensor) -> Batch:
+        return {name: column[indices] for name, column in self.full_batch.items()}
 
-    def all_at_once(self) -> Sequence[Part]:
-        return [Part(self.whole, torch.arange(self.samples))]
+    def with_padding(self, part: BatchPart) -> Batch:
+        """Its samples with all their padding, as their weights are counted."""
+        return self._select(part.indices)
 
     def run(
         self,
-        parts: Sequence[Part],
+        parts: Sequence[BatchPart],
         seed: int,
         start: State | None = None,
         *,
         advance: bool = False,
         forced: bool | None = None,
     ) -> Outcome:
-        """The parts one after the other, as the loop would take them, from the state `start`.
+        """Run the parts one after the other, as the loop would, from the state `start`.
 
-        `advance`: the generators that model and task keep for themselves stand elsewhere. `forced`:
-        see forced_draws.
+        `advance`: generators that model and task keep for themselves stand elsewhere than at the
+        start. `forced`: draws come out high or low (see forced_draws); None: at random.
         """
         start = start or self.start
         start.restore()
         if advance:
-            start.advance()
+            start.advance_generators()
         return self.run_on(parts, seed, forced)
 
-    def run_on(self, parts: Sequence[Part], seed: int, forced: bool | None = None) -> Outcome:
-        """From the state that is there."""
-        total: Result = ()
-        losses, norms = 0.0, 0.0
+    def run_on(self, parts: Sequence[BatchPart], seed: int, forced: bool | None = None) -> Outcome:
+        """From the state that model and task are in."""
+        total: LossAndGradient = ()
+        loss_scale = 0.0
+        gradient_scale = 0.0
         drawn: dict[str, None] = {}
         for i, part in enumerate(parts):
-            # A part that says that its draws are invariant gets the same numbers in each
-            # micro-batch.
-            self.generators.seed(seed if self._invariant() else seed + 1000 * i)
+            # Other numbers for each part: on a CPU, halves of a batch that draw one after the other
+            # get what the full batch draws at once, which would hide a mask. Where the draws are
+            # declared invariant, each part gets the same numbers, as each micro-batch does.
+            part_seed = seed if self._has_invariant_draws() else seed + 1000 * i
+            self.generators.seed(part_seed)
             before = self.generators.states()
             self._drawn_in_model.clear()
-            with (
-                contextlib.nullcontext() if forced is None else forced_draws(forced),
-                torch.enable_grad(),
-            ):
-                found = loss_and_gradient(self.learner, part.batch)
-            moved = self.generators.states().moved_since(before)
-            drawn.update(
-                dict.fromkeys(self._drawn_in_model if self._task_is_invariant() else moved)
-            )
-            total = (
-                tuple(a + b for a, b in zip(total, found, strict=True)) if total else tuple(found)
-            )
-            loss, norm = self._size_of(found)
-            losses += loss
-            norms += norm
-        after = capture(self.learner.module, self.learner.task)
-        return Outcome(total=total, size=(losses, norms), state=after, drawn=tuple(drawn))
-
-    def evaluated_apart(self, first: State, second: State) -> float:
-        """By how much the loss in an evaluation differs between two states, relative to it."""
-        modes = [(part, part.training) for part in self.learner.module.modules()]
-        self.learner.module.eval()
-        try:
-            before = self.sums(self.whole, first)
-            after = self.sums(self.whole, second)
-        finally:
-            for part, mode in modes:
-                part.training = mode
-        largest = 0.0
-        for term, value in before.items():
-            if after[term] != value:
-                largest = max(largest, abs(after[term] - value) / max(abs(value), abs(after[term])))
-        return largest
+            with contextlib.ExitStack() as stack:
+                if forced is not None:
+                    stack.enter_context(forced_draws(forced))
+                stack.enter_context(torch.enable_grad())
+                result = loss_and_gradient(self.learner, part.batch)
+            if self._task_is_invariant():
+                drawn_from = self._drawn_in_model
+            else:
+                drawn_from = self.generators.states().moved_since(before)
+            drawn.update(dict.fromkeys(drawn_from))
+            if total:
+                total = tuple(a + b for a, b in zip(total, result, strict=True))
+            else:
+                total = tuple(result)
+            norms = self._norms_of(result)
+            loss_scale += norms.loss
+            gradient_scale += norms.gradient
+        return Outcome(
+            total=total,
+            scale=Norms(loss_scale, gradient_scale),
+            state=capture(self.learner.module, self.learner.task),
+            drawn=tuple(drawn),
+        )
 
     def sums(self, batch: Batch, start: State | None = None) -> dict[str, float]:
         """The terms of the loss, without a gradient."""
         (start or self.start).restore()
         self.generators.seed(0)
         before = self.generators.states()
-        sums = {term: float(value) for term, value in sums_of(self.learner, batch).items()}
-        if not self._invariant() and self.generators.states().moved_since(before):
+        sums = {term: float(value) for term, value in loss_sums(self.learner, batch).items()}
+        has_drawn = bool(self.generators.states().moved_since(before))
+        if has_drawn and not self._has_invariant_draws():
             self.draws_in_eval = True
         return sums
 
-    def apart(self, found: Outcome, expected: Outcome) -> float:
-        """The larger one of the relative differences of the loss and of the gradient."""
-        differences = self._size_of(
-            [a - b for a, b in zip(found.total, expected.total, strict=True)]
-        )
-        relative = 0.0
-        for difference, first, second in zip(differences, found.size, expected.size, strict=True):
-            if difference != difference or max(first, second) == float("inf"):
-                return float("nan")
-            if difference:
-                relative = max(relative, difference / max(first, second))
-        return relative
+    def difference(self, actual: Outcome, expected: Outcome) -> float:
+        """The larger one of the relative differences of the loss and of the gradient.
 
-    def _size_of(self, values: Sequence[Tensor]) -> tuple[float, float]:
-        """Of the loss, and of the gradient."""
-        loss, gradient = squares(self.learner, values).sqrt().tolist()
-        return loss, gradient
+        NaN where one of them is not finite.
+        """
+        norms = self._norms_of([a - b for a, b in zip(actual.total, expected.total, strict=True)])
+        of_loss = _relative(norms.loss, actual.scale.loss, expected.scale.loss)
+        of_gradient = _relative(norms.gradient, actual.scale.gradient, expected.scale.gradient)
+        # Not max() alone: it drops a NaN that does not come first.
+        if of_loss != of_loss or of_gradient != of_gradient:
+            return float("nan")
+        return max(of_loss, of_gradient)
+
+    def difference_in_evaluation(self, first: State, second: State) -> float:
+        """In eval mode, from two states: the largest relative difference of a term of the loss."""
+        modes = [(part, part.training) for part in self.learner.module.modules()]
+        self.learner.module.eval()
+        try:
+            before = self.sums(self.full_batch, first)
+            after = self.sums(self.full_batch, second)
+        finally:
+            # One by one: a user may have frozen some of them.
+            for part, mode in modes:
+                part.training = mode
+        largest = 0.0
+        for term, value in before.items():
+            other = after[term]
+            if other != value:
+                largest = max(largest, abs(other - value) / max(abs(value), abs(other)))
+        return largest
+
+    def _norms_of(self, result: Sequence[Tensor]) -> Norms:
+        loss, gradient = squared_norms(self.learner, result).sqrt().tolist()
+        return Norms(loss, gradient)
 
     def _task_is_invariant(self) -> bool:
         return bool(getattr(self.learner.task, INVARIANT, False))
 
-    def _invariant(self) -> bool:
-        return self._task_is_invariant() or bool(says_invariant(self.learner.module))
+    def _has_invariant_draws(self) -> bool:
+        return self._task_is_invariant() or bool(invariant_modules(self.learner.module))
 
     @contextmanager
-    def counting_draws(self) -> Iterator[None]:
-        """What a module draws that says that its draws are invariant does not count as drawn."""
-        stack: list[States] = []
+    def ignoring_invariant_draws(self) -> Iterator[None]:
+        """Inside, draws of modules that declare them invariant do not count as drawn."""
+        entered: list[States] = []
         generators = self.generators
 
         def enter(*_: object) -> None:
-            stack.append(generators.states())
+            entered.append(generators.states())
 
         def leave(*_: object) -> None:
-            generators.restore(stack.pop())
+            generators.restore(entered.pop())
 
         def leave_model(*_: object) -> None:
-            self._drawn_in_model += generators.states().moved_since(stack.pop())
+            self._drawn_in_model += generators.states().moved_since(entered.pop())
 
         with contextlib.ExitStack() as hooks:
             if self._task_is_invariant():
+                # The task's own draws do not count, those of its model do.
                 root = self.learner.module
                 hooks.callback(root.register_forward_pre_hook(enter).remove)
                 hooks.callback(root.register_forward_hook(leave_model, always_call=True).remove)
-            for part in says_invariant(self.learner.module).values():
+            for part in invariant_modules(self.learner.module).values():
                 hooks.callback(part.register_forward_pre_hook(enter).remove)
                 hooks.callback(part.register_forward_hook(leave, always_call=True).remove)
             yield
 
 
-def says_invariant(module: nn.Module) -> dict[str, nn.Module]:
-    """Modules that say that their draws are the same however a batch is cut."""
+def _relative(difference: float, first_scale: float, second_scale: float) -> float:
+    scale = max(first_scale, second_scale)
+    if difference != difference or scale == float("inf"):
+        return float("nan")
+    return difference / scale if difference else 0.0
+
+
+def exceeds(difference: float, tolerance: float) -> bool:
+    """NaN exceeds every tolerance."""
+    return not difference <= tolerance
+
+
+def invariant_modules(module: nn.Module) -> dict[str, nn.Module]:
+    """Modules which declare that their draws are the same however a batch is cut, by name."""
     return {name: part for name, part in module.named_modules() if getattr(part, INVARIANT, False)}

@@ -1,8 +1,7 @@
-"""Divides the gradient of a step once, where what its losses are divided by is known with its last
-micro-batch.
+"""Divides the gradient of a step once, where the divisor is known with its last micro-batch only.
 
-So it is where samples are read when their turn comes, and nothing says beforehand which labels of
-them count.
+So it is where samples are read when their turn comes, and nothing says beforehand which of their
+labels count.
 """
 
 import torch
@@ -19,13 +18,15 @@ def part(is_late: bool) -> Part:
 
 
 def divided(compute_gradient: ComputeGradient) -> ComputeGradient:
-    """The same function, its gradient that of the step's own weight."""
+    """The same function, its gradient divided by the weight of the step."""
 
-    def late(learner: Learner, window: Window) -> Tensor:
+    def compute_divided(learner: Learner, window: Window) -> Tensor:
         losses = compute_gradient(learner, window)
         assert isinstance(window.weights, LateWeights)
+        # Until here losses were divided by a power of two that is near to the weight.
         factor = window.weights.settle()
-        torch._foreach_mul_([p.grad for p in learner.parameters if p.grad is not None], factor)
+        gradients = [p.grad for p in learner.parameters if p.grad is not None]
+        torch._foreach_mul_(gradients, factor)
         return losses
 
-    return late
+    return compute_divided

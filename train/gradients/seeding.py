@@ -10,14 +10,12 @@ from train.step import ComputeGradient, Learner
 def seeded(
     compute_gradient: ComputeGradient, learner: Learner, seed: int, rank: int
 ) -> ComputeGradient:
-    """The same function; before it all generators are set for the step, so a repeated step draws
-    the same again.
-    """
+    """The same function, with all generators set for the step: a repeated step draws the same."""
     generators = Generators(learner.device)
-    first = seed_of_rank(seed, rank)
+    rank_seed = seed_of_rank(seed, rank)
 
-    def at_its_place(learner: Learner, window: Window) -> Tensor:
-        generators.seed(seed_of_step(first, window.k))
+    def compute_seeded(learner: Learner, window: Window) -> Tensor:
+        generators.seed(seed_of_step(rank_seed, window.k))
         return compute_gradient(learner, window)
 
-    return at_its_place
+    return compute_seeded

@@ -1,8 +1,7 @@
-"""A stage of a schedule may have larger micro-batches than all before it: they are reduced late
-until they have proven.
+"""Under a batch schedule, a stage may have larger micro-batches than all steps before it.
 
-An out-of-memory in them is then one that all ranks learn of before they wait for each other
-(gradients/shrink.py).
+Their gradients are reduced after the last backward pass until the size has proven that it fits: all
+ranks then learn of an out-of-memory before they wait for each other (gradients/shrink.py).
 """
 
 from torch import Tensor
@@ -21,12 +20,13 @@ def part(config: Config, plan: RunPlan) -> Part:
         return Part(name="unproven")
 
     def around(compute_gradient: ComputeGradient) -> ComputeGradient:
-        largest: int | None = None  # so far
+        largest: int | None = None  # micro-batch so far
 
         def watched(learner: Learner, window: Window) -> Tensor:
             nonlocal largest
             micro = plan.batch.at(window.seen).micro
-            if largest is not None and micro > largest:  # those of a run's first steps: Shrink
+            # A start's first steps are looked after by Shrink itself.
+            if largest is not None and micro > largest:
                 learner.parallel.reduce_late(STEPS_TO_PROVE)
             largest = max(micro, largest or 0)
             return compute_gradient(learner, window)

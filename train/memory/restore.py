@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from train.exactness.state import capture
+from train.exactness.capture import capture
 from train.models.preserve_state import preserve_state
 from train.step import Learner
 

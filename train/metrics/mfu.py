@@ -29,7 +29,7 @@ from train.batch.window import Batch
 from train.config import Config
 from train.data.device_prefetch import to_device
 from train.distributed.ranks import Ranks
-from train.exactness.additivity import arithmetic
+from train.exactness.error_bounds import arithmetic
 from train.models.preserve_state import preserve_state
 from train.parts import Metrics, Part
 from train.report import Reporter

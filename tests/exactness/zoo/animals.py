@@ -73,8 +73,7 @@ def data(samples: int = SAMPLES, seed: int = 0) -> Batch:
 
 
 def true_error(animal: Animal, draws: int = 1) -> float:
-    """Four steps of SGD on the whole batch, and on the same in micro-batches: how far apart do they
-    end?
+    """How far four steps of SGD on the full batch, and on the same in micro-batches, end apart.
 
     The larger one of: the distance of the weights, relative to how far they moved; that of the loss
     in eval mode, relative to it. The largest over the cuts; the mean over `draws` of the random
@@ -82,15 +81,15 @@ def true_error(animal: Animal, draws: int = 1) -> float:
     """
     errors = []
     for draw in range(draws):
-        start, whole, whole_loss = _trained(animal, CUTS[0], 100 * draw)
-        moved = torch.linalg.vector_norm(whole - start)
+        start, full, full_loss = _trained(animal, CUTS[0], 100 * draw)
+        moved = torch.linalg.vector_norm(full - start)
         largest = 0.0
         for i, cut in enumerate(CUTS[1:], 1):
             if min(cut) < animal.smallest:
                 continue
-            _, found, loss = _trained(animal, cut, 100 * draw + i)
-            apart = float(torch.linalg.vector_norm(found - whole) / moved)
-            largest = max(largest, apart, abs(loss - whole_loss) / abs(whole_loss))
+            _, weights, loss = _trained(animal, cut, 100 * draw + i)
+            difference = float(torch.linalg.vector_norm(weights - full) / moved)
+            largest = max(largest, difference, abs(loss - full_loss) / abs(full_loss))
         errors.append(largest)
     return float(np.mean(errors))
 

@@ -11,7 +11,7 @@ from tests.exactness.zoo.exact import EXACT
 from tests.exactness.zoo.inexact import INEXACT
 from train.distributed.ranks import Ranks
 from train.distributed.replicated import Replicated
-from train.exactness.additivity import Exactness, judge
+from train.exactness.additivity import Exactness, check_additivity
 from train.tasks import coefficients_of
 
 ZOO = [*INEXACT, *EXACT]
@@ -37,4 +37,4 @@ def judged(module: nn.Module, task: Any, dtype: torch.dtype = torch.float32) -> 
         parameters=[p for p in module.parameters() if p.requires_grad],
         coefficients=coefficients_of(task),
     )
-    return judge(learner, batch, "fp64" if dtype == torch.float64 else "fp32")
+    return check_additivity(learner, batch, "fp64" if dtype == torch.float64 else "fp32")
