@@ -122,7 +122,7 @@ def test_where_they_are_gone_the_best_begins_anew(
     assert known.value is None
     assert not (tmp_path / "best").exists()
     assert (tmp_path / "best.abandoned").exists() is (damage != "gone")
-    assert "it begins anew" in capsys.readouterr().err
+    assert "begins again" in capsys.readouterr().err
 
 
 def test_a_full_disk_takes_nothing_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,7 +18,8 @@ from train.checkpoint.commit import commit
 from train.distributed.ranks import Ranks
 from train.main import main
 from train.report.claim import _sweep
-from train.report.folder import LOCK, RUN, hold_folder, make_folder
+from train.report.folder import RUN, make_folder
+from train.report.folder_lock import LOCK, hold_folder
 from train.standard import compute_gradient
 
 

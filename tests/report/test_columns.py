@@ -21,9 +21,9 @@ from train.memory import peaks
 from train.report.best import Best
 from train.report.columns import Columns
 from train.report.folder import RunFolder
+from train.report.run_figures import RunFigures
 from train.report.tracker import Tracker
-from train.report.wandb_run import DRAWN
-from train.report.whole_run import WholeRun
+from train.report.wandb_run import ONLY_CURVES
 from train.step import ComputeGradient
 
 GIB = 2**30
@@ -161,7 +161,14 @@ def test_an_audit_that_fails_after_a_resume_forgets_no_verified_step(
 ) -> None:
     def columns_at(step: int) -> Columns:
         tracker = Tracker.__new__(Tracker)  # its methods are those of the fixture
-        return Columns({}, Best.of(None), WholeRun(), tracker, RunFolder(tmp_path), step)
+        return Columns(
+            derived={},
+            best=Best.of(None),
+            figures=RunFigures(),
+            tracker=tracker,
+            folder=RunFolder(tmp_path),
+            step=step,
+        )
 
     failed = {
         metric_names.SPLIT_ERROR: 0.1,
@@ -186,5 +193,9 @@ def test_an_audit_that_fails_after_a_resume_forgets_no_verified_step(
 
 
 def test_what_is_a_curve_is_no_column() -> None:
-    assert {metric_names.PEAK_RSS, metric_names.MICRO_SIZE, metric_names.STEP_SECONDS} <= set(DRAWN)
-    assert not {metric_names.LOSS, metric_names.EVAL_LOSS, metric_names.RUN_PEAK_RSS} & set(DRAWN)
+    assert {metric_names.PEAK_RSS, metric_names.MICRO_SIZE, metric_names.STEP_SECONDS} <= set(
+        ONLY_CURVES
+    )
+    assert not {metric_names.LOSS, metric_names.EVAL_LOSS, metric_names.RUN_PEAK_RSS} & set(
+        ONLY_CURVES
+    )

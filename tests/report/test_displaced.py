@@ -15,7 +15,8 @@ from tests.helpers import argv
 from train.accumulate import compute_gradient
 from train.checkpoint.manifest import verify
 from train.main import main
-from train.report.folder import RunFolder, hold_folder, make_folder, take
+from train.report.folder import RunFolder, keep_hold, make_folder
+from train.report.folder_lock import hold_folder
 from train.step import Learner, update
 
 
@@ -106,7 +107,7 @@ def test_only_the_lock_was_removed(tmp_path: Path) -> None:
 
 def test_who_holds_a_folder(tmp_path: Path) -> None:
     path = tmp_path / "run"
-    take(path, make_folder(path, "id"))
+    keep_hold(path, make_folder(path, "id"))
     folder = RunFolder(path, run="id")
     assert folder.is_held()
 

@@ -162,7 +162,7 @@ def test_a_failed_upload_is_told_after_another_warning(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     tracker = Tracker()
-    tracker.warn("something else")
+    tracker.warn_once("something else")
 
     _send(tracker, object(), tmp_path)  # what has no id is no run
 

@@ -48,23 +48,26 @@ def commit(
 
     The newest `keep` stay, and `kept`. Raises SaveFailed, on all ranks, where it fails on one.
     """
-    unfinished, final = folder / f".{name_of(step)}.unfinished", folder / name_of(step)
+    final = folder / name_of(step)
+    unfinished = folder / f".{name_of(step)}.unfinished"
+    # Saved already where training stopped: it is never removed to be written again.
     if ranks.from_main(lambda: _is_complete(final)):
-        return  # saved where training stopped: it is never taken away to be written again
+        return
     try:
         ranks.from_main(lambda: _begin(folder, unfinished))
-        own = ranks.together(lambda: _written(unfinished, write))
-        files = {name: told for of_rank in ranks.gather(own) for name, told in of_rank.items()}
-        ranks.from_main(
-            lambda: _finish(unfinished, final, render(step, ranks.world_size, files, run))
-        )
+        entries = ranks.together(lambda: _written(unfinished, write))
+        files = {}
+        for entries_of_rank in ranks.gather(entries):
+            files.update(entries_of_rank)
+        manifest = render(step, ranks.world_size, files, run)
+        ranks.from_main(lambda: _finish(unfinished, final, manifest))
     except Exception as error:
         if ranks.is_main:
             shutil.rmtree(unfinished, ignore_errors=True)
         others = ", ".join(path.name for path in complete(folder)) or "none"
         raise SaveFailed(
             f"could not save {final}: {error}. Complete checkpoints there: {others}. "
-            f"Type the same command again once that is mended; it goes on from the newest"
+            "Run the same command again once that is fixed; it resumes from the newest"
         ) from error
     try:
         ranks.from_main(lambda: rotate(folder, keep, kept))
@@ -85,10 +88,12 @@ def candidates(folder: Path) -> list[Path]:
     """
     if not folder.is_dir():
         return []
-    found = [
-        p for p in folder.iterdir() if NAME.fullmatch(p.name) and p.is_dir() and not p.is_symlink()
-    ]
-    return sorted((path for path in found if any(path.iterdir())), key=step_of)
+    found = []
+    for path in folder.iterdir():
+        is_folder = path.is_dir() and not path.is_symlink()
+        if NAME.fullmatch(path.name) and is_folder and any(path.iterdir()):
+            found.append(path)
+    return sorted(found, key=step_of)
 
 
 def rotate(folder: Path, keep: int, kept: Path | None) -> None:
@@ -101,7 +106,7 @@ def rotate(folder: Path, keep: int, kept: Path | None) -> None:
 
 
 def set_aside(path: Path, why: str) -> Path:
-    """Rename a checkpoint so that it is one no more; nothing is deleted."""
+    """Rename a checkpoint so that it no longer counts as one; nothing is deleted."""
     aside = path.with_name(f"{path.name}.{why}")
     numbered = (path.with_name(f"{path.name}.{why}-{number}") for number in count(2))
     return path.rename(first_free(chain([aside], numbered)))
@@ -120,19 +125,19 @@ def sweep(folder: Path) -> None:
 
 
 def _written(unfinished: Path, write: Write) -> dict[str, dict[str, object]]:
-    """This rank's files, on disk, and what the manifest says of them."""
-    told = {}
+    """Write this rank's files to disk; gives their entries of the manifest."""
+    entries = {}
     for name in write(unfinished):
         sync(unfinished / name)
-        told[name] = entry(unfinished / name)
-    return told
+        entries[name] = entry(unfinished / name)
+    return entries
 
 
 def _finish(unfinished: Path, final: Path, manifest: bytes) -> None:
     (unfinished / MANIFEST).write_bytes(manifest)
     sync(unfinished / MANIFEST)
     sync(unfinished)
-    # nothing of ours: a leftover that is no checkpoint, or one that was found damaged
+    # A complete one would not be written again: what is there is no checkpoint, or is damaged.
     if os.path.lexists(final):
         set_aside(final, "replaced")
     unfinished.rename(final)
@@ -149,8 +154,8 @@ def _is_complete(path: Path) -> bool:
 
 def sync(path: Path) -> None:
     """Wait until a file, or the names in a folder, are on disk."""
-    number = os.open(path, os.O_RDONLY)
+    descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(number)
+        os.fsync(descriptor)
     finally:
-        os.close(number)
+        os.close(descriptor)

@@ -10,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from train.disk import Unreadable, read_json, write_whole
+from train.disk import Unreadable, read_json, write_atomically
 
 MOST = 200
 """Answers that are kept, the newest ones."""
@@ -39,7 +39,7 @@ def remember(kind: str, key: str, answer: Mapping[str, Any]) -> None:
     newest = dict([*known.items(), (key, dict(answer))][-MOST:])
     with suppress(OSError):
         file.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(file, json.dumps(newest).encode())
+        write_atomically(file, json.dumps(newest).encode())
 
 
 def _file(kind: str) -> Path:

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from train.checkpoint.files import read_tensors
-from train.checkpoint.tensors import known
+from train.checkpoint.tensors import storable
 from train.config import Config, digest, tokenizer_files
 from train.config.name_patterns import PatternError, matching
 from train.errors import UserError
@@ -85,7 +85,7 @@ def load_initial(module: nn.Module, path: str) -> None:
     if isinstance(module, Pretrained):
         module.load_pretrained(file)
         return
-    own = {name: known(x) for name, x in module.state_dict().items() if isinstance(x, Tensor)}
+    own = {name: storable(x) for name, x in module.state_dict().items() if isinstance(x, Tensor)}
     wanted = {name: tuple(tensor.shape) for name, tensor in own.items()}
     problems = [
         f"{name} has shape {shapes[name]} there, {wanted[name]} in the model"
