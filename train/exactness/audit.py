@@ -89,15 +89,15 @@ def part(
 
 
 def planned(every_steps: int, total_steps: int) -> str:
-    """For the screen: when, and what it costs."""
+    """For the screen: which steps, and how many of all."""
     early = [step for step in FIRST if step <= total_steps and step % every_steps]
     steps = f"at steps {', '.join(map(str, early))}" if early else ""
     count = len(early) + total_steps // every_steps
     regular = f"every {every_steps:,} steps" if every_steps <= total_steps else ""
     when = " and ".join(filter(None, [steps, regular]))
     return (
-        f"audit     {when}: a gradient once more, cut another way; about "
-        f"{count / total_steps:.2g} of the run's time"
+        f"audit     {when}: a second gradient, cut another way, in {count:,} of {total_steps:,} "
+        "steps"
     )
 
 
