@@ -487,6 +487,17 @@ def test_auto_is_online_where_somebody_is_logged_in(
     assert tracking_mode(Wandb()) == "online"
 
 
+def test_a_login_at_the_default_server_of_this_wandb_counts(nobody: Path) -> None:
+    """Its address changed with wandb 0.31; `wandb login` writes the new one."""
+    from urllib.parse import urlsplit
+
+    import wandb
+
+    server = urlsplit(str(wandb.Settings().base_url)).netloc
+    (nobody / ".netrc").write_text(f"machine {server}\n  login user\n  password {KEY}\n")
+    assert tracking_mode(Wandb()) == "online"
+
+
 @pytest.mark.parametrize("said", ["offline", "disabled"])
 def test_auto_follows_wandb_mode(nobody: Path, monkeypatch: pytest.MonkeyPatch, said: str) -> None:
     monkeypatch.setenv("WANDB_API_KEY", KEY)
