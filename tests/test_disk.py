@@ -180,12 +180,12 @@ def test_a_checkpoint_of_another_run_is_passed_over(tmp_path: Path) -> None:
         folder.mkdir()
         (folder / "a").write_text("a")
         (folder / MANIFEST).write_bytes(render(step, 1, {"a": entry(folder / "a")}, run))
-    told: list[str] = []
+    messages: list[str] = []
 
-    found = newest(tmp_path, "mine", told.append, ())
+    found = newest(tmp_path, "mine", messages.append, ())
 
     assert found == tmp_path / "step-00000002", "one of an earlier version has no id"
-    assert "is of another run" in told[0]
+    assert "is of another run" in messages[0]
     assert (tmp_path / "step-00000003.foreign").is_dir()
 
 

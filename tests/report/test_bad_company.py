@@ -48,9 +48,9 @@ def test_two_runs_of_one_name_at_a_time(tmp_path: Path, capsys: pytest.CaptureFi
     holder.wait()
     holder.stdout.close()
     assert code == 2
-    told = capsys.readouterr().err
-    assert f"is being trained into by process {holder.pid} on " in told
-    assert "name=run-2" in told
+    stderr = capsys.readouterr().err
+    assert f"is being trained into by process {holder.pid} on " in stderr
+    assert "name=run-2" in stderr
     assert not (tmp_path / "run.1").exists()
     # a lock that its owner has left behind, killed or not, is none
     assert start(argv(tmp_path, "name=run", "seed=1", "checkpoint.resume=never")) == 0
@@ -143,10 +143,10 @@ def test_a_failing_smoke_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         ]
     )
 
-    told = json.loads((tmp_path / "ended.json").read_text())
+    ended = json.loads((tmp_path / "ended.json").read_text())
     assert code == 0  # launch.sh reads the file
-    assert told["code"] == 1
-    assert "norm of the gradient" in told["reason"]
+    assert ended["code"] == 1
+    assert "norm of the gradient" in ended["reason"]
 
 
 @pytest.mark.parametrize("function", ["open_report", "list_parts"])

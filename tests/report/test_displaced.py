@@ -75,11 +75,11 @@ def test_it_is_saved_beside_and_goes_on(
 ) -> None:
     assert train(tmp_path, fault, at) == 1
 
-    told = capsys.readouterr().err
+    stderr = capsys.readouterr().err
     (beside,) = tmp_path.glob("run.displaced-*")
     step = min(at + 1, 8)  # a row notices; the ranks agree one window ahead
-    assert f"Saved at step {step} in {beside}" in told
-    assert "Traceback" not in told
+    assert f"Saved at step {step} in {beside}" in stderr
+    assert "Traceback" not in stderr
     manifest = verify(beside / "checkpoints" / f"step-{step:08}")
     assert manifest["run"] == json.loads((beside / "run.json").read_text())["id"]
     assert json.loads((beside / "ended.json").read_text())["code"] == 1

@@ -187,7 +187,7 @@ def test_samples_that_are_no_texts_do_not_fill_the_screen(
     assert kept[1] == {names.GLOBAL_STEP: 8, "prompt": "\\udc80", "output": "3"}
 
 
-def test_rows_that_wandb_gets_twice_are_told(tmp_path: Path) -> None:
+def test_rows_that_wandb_gets_twice_are_named(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_text(
         "".join(json.dumps({names.GLOBAL_STEP: step}) + "\n" for step in (19, 20, 21, 30))

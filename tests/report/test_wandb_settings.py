@@ -15,7 +15,7 @@ from train.main import main
 from train.report.login import TrackerError, tracking_mode
 from train.report.wandb_settings import FIXED, check_settings, labels, unused_variables
 
-SAID = {
+VARIABLES = {
     "WANDB_PROJECT": "theirs",
     "WANDB_ENTITY": "team",
     "WANDB_NAME": "their-name",
@@ -49,7 +49,7 @@ def test_the_config_comes_first_then_the_environment_then_our_own(
     }
     assert called() == own
 
-    for name, value in SAID.items():
+    for name, value in VARIABLES.items():
         monkeypatch.setenv(name, value)
     theirs = {
         "project": "theirs",
@@ -110,13 +110,13 @@ def test_what_is_not_used_is_named() -> None:
         "HOME": "/home",
     }
 
-    told = unused_variables(used, environ)
+    line = unused_variables(used, environ)
 
-    assert told.startswith("not used: WANDB_CONSOLE (")
-    assert "WANDB_PROJECT (the config says wandb.project='mine')" in told
-    assert "WANDB_DIR (the run folder and its checkpoints decide it)" in told
-    assert "WANDB_LOG_MODEL (set wandb.log_model=true)" in told
-    named = {name for name in environ if name in told}
+    assert line.startswith("not used: WANDB_CONSOLE (")
+    assert "WANDB_PROJECT (the config says wandb.project='mine')" in line
+    assert "WANDB_DIR (the run folder and its checkpoints decide it)" in line
+    assert "WANDB_LOG_MODEL (set wandb.log_model=true)" in line
+    named = {name for name in environ if name in line}
     assert named == {
         "WANDB_PROJECT",
         "WANDB_DIR",
@@ -125,7 +125,7 @@ def test_what_is_not_used_is_named() -> None:
         "WANDB_WATCH",
         "WANDB_LOG_MODEL",
     }
-    assert "theirs" not in told
+    assert "theirs" not in line
     assert unused_variables(used, {"WANDB_NOTES": "used"}) == ""
 
 
