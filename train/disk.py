@@ -12,6 +12,7 @@ import re
 import shutil
 import stat
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import chain, count
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -203,6 +204,15 @@ def open_own(path: Path, fresh: bool = False) -> int:
     return descriptor
 
 
+def free_path(path: Path) -> Path:
+    """The path, or the path with -2, -3, ... behind it, where nothing is yet."""
+    return first_free(chain([path], numbered(path)))
+
+
+def numbered(path: Path) -> Iterator[Path]:
+    return (path.with_name(f"{path.name}-{number}") for number in count(2))
+
+
 def first_free(paths: Iterable[Path]) -> Path:
     """The first of `paths` where nothing is, not even a broken link."""
     return next(path for path in paths if not os.path.lexists(path))
@@ -212,6 +222,7 @@ def write_atomically(path: Path, content: bytes) -> None:
     """All of it or nothing, whenever a kill comes. A link of that name is replaced, not
     followed.
     """
+    # In the same folder: a rename is atomic within one file system only.
     unfinished = path.with_name(f".{path.name}.unfinished")
     remove(unfinished)
     try:

@@ -80,6 +80,7 @@ class Checkpoints:
 
         `first()` brings to disk what has to be there before the checkpoint is.
         """
+        # It was verified when it was chosen: no need to look at its files again.
         if self.resumed_from == self.folder / name_of(step):
             return
         # On all ranks: they may have to talk.
@@ -95,7 +96,7 @@ class Checkpoints:
         first: Callable[[], object],
         folder: Path,
     ) -> list[str]:
-        first()
+        first()  # here, so that an error in it counts as a failed save on all ranks
         written = []
         if buffers:
             name = buffer_file(self.ranks.rank)

@@ -10,7 +10,6 @@ save sweeps it away.
 import os
 import shutil
 from collections.abc import Callable, Sequence
-from itertools import chain, count
 from pathlib import Path
 
 from train.checkpoint.manifest import (
@@ -23,7 +22,7 @@ from train.checkpoint.manifest import (
     step_of,
     verify,
 )
-from train.disk import first_free, remove
+from train.disk import free_path, remove
 from train.distributed.ranks import Ranks
 from train.errors import RunFailed
 
@@ -41,12 +40,12 @@ def commit(
     keep: int,
     ranks: Ranks,
     write: Write,
-    kept: Path | None,
+    also_keep: Path | None,
     run: str | None = None,
 ) -> None:
     """Make the checkpoint of `step` in `folder`, for the run of the id `run`.
 
-    The newest `keep` stay, and `kept`. Raises SaveFailed, on all ranks, where it fails on one.
+    The newest `keep` stay, and `also_keep`. Raises SaveFailed, on all ranks, where it fails on one.
     """
     final = folder / name_of(step)
     unfinished = folder / f".{name_of(step)}.unfinished"
@@ -56,6 +55,7 @@ def commit(
     try:
         ranks.from_main(lambda: _begin(folder, unfinished))
         entries = ranks.together(lambda: _written(unfinished, write))
+        # Each rank has hashed what it wrote: rank 0 reads no file of another one.
         files = {}
         for entries_of_rank in ranks.gather(entries):
             files.update(entries_of_rank)
@@ -70,7 +70,7 @@ def commit(
             "Run the same command again once that is fixed; it resumes from the newest"
         ) from error
     try:
-        ranks.from_main(lambda: rotate(folder, keep, kept))
+        ranks.from_main(lambda: rotate(folder, keep, also_keep))
     except Exception as error:
         raise SaveFailed(
             f"{final} is complete, but an older checkpoint could not be removed: {error}"
@@ -96,10 +96,11 @@ def candidates(folder: Path) -> list[Path]:
     return sorted(found, key=step_of)
 
 
-def rotate(folder: Path, keep: int, kept: Path | None) -> None:
-    """Remove all complete checkpoints but the newest `keep` and `kept`."""
+def rotate(folder: Path, keep: int, also_keep: Path | None) -> None:
+    """Remove all complete checkpoints but the newest `keep` and `also_keep`."""
     for path in complete(folder)[:-keep]:
-        if path != kept:
+        if path != also_keep:
+            # Renamed first: a kill while files are deleted leaves nothing that looks complete.
             gone = path.with_name(f".{path.name}.removed")
             path.rename(gone)
             shutil.rmtree(gone)
@@ -107,9 +108,7 @@ def rotate(folder: Path, keep: int, kept: Path | None) -> None:
 
 def set_aside(path: Path, why: str) -> Path:
     """Rename a checkpoint so that it no longer counts as one; nothing is deleted."""
-    aside = path.with_name(f"{path.name}.{why}")
-    numbered = (path.with_name(f"{path.name}.{why}-{number}") for number in count(2))
-    return path.rename(first_free(chain([aside], numbered)))
+    return path.rename(free_path(path.with_name(f"{path.name}.{why}")))
 
 
 def _begin(folder: Path, unfinished: Path) -> None:
@@ -134,6 +133,7 @@ def _written(unfinished: Path, write: Write) -> dict[str, dict[str, object]]:
 
 
 def _finish(unfinished: Path, final: Path, manifest: bytes) -> None:
+    # All other files are on disk by now: a manifest names nothing that a power cut could take.
     (unfinished / MANIFEST).write_bytes(manifest)
     sync(unfinished / MANIFEST)
     sync(unfinished)
@@ -141,7 +141,7 @@ def _finish(unfinished: Path, final: Path, manifest: bytes) -> None:
     if os.path.lexists(final):
         set_aside(final, "replaced")
     unfinished.rename(final)
-    sync(final.parent)
+    sync(final.parent)  # the rename itself
 
 
 def _is_complete(path: Path) -> bool:

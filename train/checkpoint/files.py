@@ -57,6 +57,7 @@ def write_state(
     rank's files.
     """
     written = write_model(folder, MODEL, module, rank)
+    # Called for the tensors alone: each rank must know which of them are sharded.
     tensors: dict[str, Tensor] = {}
     _to_json(state, "", tensors)
     sharded = {name: tensor for name, tensor in tensors.items() if is_part(tensor)}

@@ -84,6 +84,7 @@ def _manifest(folder: Path) -> dict[str, Any]:
     if wrong:
         raise Damaged(f"{path} is damaged: {wrong}")
     step = manifest["step"]
+    # Its own digest is part of what is rendered: an edited manifest does not render to itself.
     expected = render(step, manifest["world_size"], manifest["files"], manifest.get("run"))
     if written != expected:
         raise Damaged(f"{path} has been changed")

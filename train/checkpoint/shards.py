@@ -162,6 +162,7 @@ def _has_shape_of(stored: Stored, tensor: Tensor) -> bool:
 
 def by_names(module: nn.Module) -> list[tuple[list[str], Tensor]]:
     """The tensors of state_dict, each with all names that it has there."""
+    # By identity: tied weights are one tensor under several names.
     names: dict[int, list[str]] = {}
     tensors: dict[int, Tensor] = {}
     for name, tensor in module.state_dict(keep_vars=True).items():

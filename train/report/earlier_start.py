@@ -81,6 +81,7 @@ def check_same(path: Path, plan: RunPlan, restart: bool) -> None:
     if "data" not in earlier["identity"]:
         differing.pop("data", None)
     finished = ended.get("reason") == "finished"
+    # A finished run may be trained for longer: its duration is no reason to refuse it.
     only_longer = all(key.startswith("duration.") for key in differing)
     if finished and only_longer and plan.total_steps > ended["step"]:
         return

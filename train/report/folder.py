@@ -12,14 +12,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-from train.disk import open_own, write_atomically
+from train.disk import free_path, open_own, write_atomically
 from train.errors import FAILED, RunFailed, ending
 from train.redaction import clean, clean_known
 from train.report.folder_lock import (
     LOCK,
     FolderRefused,
     Hold,
-    free,
     free_name,
     hold_folder,
     lock_folder,
@@ -91,6 +90,7 @@ class RunFolder:
         hold = _HOLDS.pop(self.path, None)
         if hold:
             with suppress(OSError):
+                # Not the lock of another run, which has the name by now.
                 if hold.is_at(self.path):
                     (self.path / LOCK).unlink(missing_ok=True)
             hold.close()
@@ -121,7 +121,7 @@ class RunFolder:
         weights.
         """
         now = time.strftime("%H%M%S")
-        beside = free(self.path.with_name(f"{self.path.name}.displaced-{now}"))
+        beside = free_path(self.path.with_name(f"{self.path.name}.displaced-{now}"))
         hold = make_folder(beside, self.run)
         _HOLDS.pop(self.path).close()
         _HOLDS[beside] = hold

@@ -9,12 +9,10 @@ import errno
 import fcntl
 import os
 import socket
-from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import chain, count
 from pathlib import Path
 
-from train.disk import first_free, open_own
+from train.disk import first_free, numbered, open_own
 from train.errors import UserError
 
 LOCK = ".lock"
@@ -76,6 +74,7 @@ def lock_folder(path: Path) -> int:
     lock = open_own(path / LOCK)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        # Whoever removes the file does so under its lock: what is locked may be no file any more.
         there = (path / LOCK).lstat()
         if not os.path.samestat(there, os.fstat(lock)):
             raise FileNotFoundError
@@ -97,14 +96,6 @@ def lock_folder(path: Path) -> int:
     return lock
 
 
-def free(path: Path) -> Path:
-    """The path, or the path with a number behind it, where nothing is yet."""
-    return first_free(chain([path], _numbered(path)))
-
-
 def free_name(path: Path) -> str:
-    return first_free(_numbered(path)).name
-
-
-def _numbered(path: Path) -> Iterator[Path]:
-    return (path.with_name(f"{path.name}-{number}") for number in count(2))
+    """For another run: the name with a number behind it."""
+    return first_free(numbered(path)).name

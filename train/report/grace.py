@@ -24,6 +24,7 @@ def slow_stop(step_seconds: float, save_seconds: float, batch_seconds: float = 0
     grace = grace_seconds()
     if stop_seconds <= grace:
         return ""
+    # Twice, as no step and no save takes exactly as long as the one before.
     enough = math.ceil(2 * stop_seconds)
     return (
         f"warning   a stop takes {waits_for} and a save, here {duration(stop_seconds)} or more, "

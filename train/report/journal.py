@@ -35,6 +35,7 @@ class Journal:
         self.last_removed = _cut(path, last_step, evaluation_owed)
         """The last step of the rows that were removed; 0: there were none."""
         self._path = path
+        # Unbuffered: what a write has failed for is known, and only that is tried again.
         self.file = os.fdopen(open_own(path), "ab", buffering=0)
         self._unwritten = b""  # rows for which there was no room
 

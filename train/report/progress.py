@@ -81,6 +81,8 @@ class Clock:
         self._lap = 0.0
         self._total = seconds
 
+    # Laps and pauses both end in _collect: what passes between them counts once.
+
     @contextmanager
     def paused(self) -> Iterator[None]:
         self._collect()

@@ -40,6 +40,7 @@ class RunWeights:
 
     def _export(self, write_with: Callable[[WriteWeights], object]) -> None:
         """`write_with(write)`, on rank 0, calls `write(folder)` once."""
+        # Sharded weights are joined on disk: no rank has the memory for all of them.
         parts = self.ranks.from_main(lambda: self.folder.inside(".divided"))
         with divided_weights(self.modules, parts, self.ranks) as divided:
             self.ranks.from_main(lambda: write_with(partial(self._write, divided)))
