@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 MOST_BYTES = 16 * 2**20
-"""Of a file that is read as a whole; the largest of ours has some kilobytes."""
+"""Of a file that is read at once; the largest of ours has some kilobytes."""
 DEEPEST = 100
 """Levels of nested lists and mappings."""
 LONGEST_SHOWN = 40

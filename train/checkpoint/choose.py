@@ -82,8 +82,8 @@ def named(path: Path, needed: Collection[str] = NEEDED) -> Path:
     return path
 
 
-def abandon_newer(folder: Path, chosen: Path) -> None:
-    """Set aside what was trained after `chosen`: the run that resumes from that differs from it."""
+def abandon_newer(folder: Path, checkpoint: Path) -> None:
+    """Set aside what was trained after `checkpoint`: a run that resumes there may differ."""
     for path in candidates(folder):
-        if step_of(path) > step_of(chosen):
+        if step_of(path) > step_of(checkpoint):
             set_aside(path, "abandoned")

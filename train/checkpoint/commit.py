@@ -88,12 +88,12 @@ def candidates(folder: Path) -> list[Path]:
     """
     if not folder.is_dir():
         return []
-    found = []
+    paths = []
     for path in folder.iterdir():
         is_folder = path.is_dir() and not path.is_symlink()
         if NAME.fullmatch(path.name) and is_folder and any(path.iterdir()):
-            found.append(path)
-    return sorted(found, key=step_of)
+            paths.append(path)
+    return sorted(paths, key=step_of)
 
 
 def rotate(folder: Path, keep: int, also_keep: Path | None) -> None:

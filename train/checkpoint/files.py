@@ -179,13 +179,15 @@ class _Tensors:
     def load_state_dict(
         self, stored: Mapping[str, Tensor], strict: bool
     ) -> tuple[list[str], list[str]]:
-        own = self.module.state_dict()
+        of_module = self.module.state_dict()
         state = dict(stored)
         for name, tensor in stored.items():
-            if name in own:
-                state[name] = from_storable(tensor, own[name])
+            if name in of_module:
+                state[name] = from_storable(tensor, of_module[name])
         missing, unexpected = self.module.load_state_dict(state, strict=strict)
-        return [name for name in missing if isinstance(own.get(name), Tensor)], unexpected
+        # What else is missing there belongs to ExtraState.
+        missing_tensors = [name for name in missing if isinstance(of_module.get(name), Tensor)]
+        return missing_tensors, unexpected
 
 
 def write_tensors(file: Path, module: nn.Module) -> None:

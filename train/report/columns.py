@@ -52,11 +52,13 @@ class Columns:
         self._folder = folder
         self._last_audit = _last_audit(folder.path, step)
         self._tracker = tracker
-        planned = {column: derived.get(key) for column, key in PLANNED.items()}
-        known = {column: value for column, value in planned.items() if value is not None}
+        planned = {}
+        for column, key in PLANNED.items():
+            if derived.get(key) is not None:
+                planned[column] = derived[key]
         # Before the first row: a run that is killed before it has them too.
         tracker.forget_end()
-        tracker.summarise(known | self._measured())
+        tracker.summarise(planned | self._measured())
 
     def log(self, row: Mapping[str, float]) -> None:
         self._figures.see(row)

@@ -50,9 +50,7 @@ class Progress:
 
 @dataclass(frozen=True)
 class Interval:
-    """Something that takes place every so many steps, or at the step that completes every so many
-    samples or tokens.
-    """
+    """Due every so many steps, or at the step that completes every so many samples or tokens."""
 
     steps: int | None = None
     samples: int | None = None
