@@ -144,7 +144,9 @@ class _Opening:
         return screen
 
     def _say_resumed(self, screen: Screen) -> bool:
-        """Whether a warning of a slow stop was among what was said."""
+        """Print from where the run resumes; gives whether that included a warning of a slow
+        stop.
+        """
         if not self.folder.resumed_from:
             return False
         screen.say(
