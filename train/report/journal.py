@@ -45,7 +45,10 @@ class Journal:
         Raises OSError where it cannot be written now; it is kept, and tried again before the next
         one.
         """
-        values = {key: value if math.isfinite(value) else None for key, value in row.items()}
+        values: dict[str, float | None] = dict(row)
+        for key, value in row.items():
+            if not math.isfinite(value):
+                values[key] = None
         self._unwritten += (json.dumps(values) + "\n").encode()
         self._write()
 

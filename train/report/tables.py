@@ -32,9 +32,7 @@ class Tables:
 
     def show(self, position: Mapping[str, float], table: Table) -> None:
         """`position`: how far the training is, by the names of metrics."""
-        table = [
-            {str(column): _text(value) for column, value in row.items()} for row in clean(table)
-        ]
+        table = [_texts(row) for row in clean(table)]
         descriptor = open_own(self.folder.inside(f"{NAME}.jsonl"))
         with os.fdopen(descriptor, "a", encoding="utf-8") as file:
             file.writelines(json.dumps({**position, **row}) + "\n" for row in table)
@@ -43,6 +41,10 @@ class Tables:
             self.screen.say(f"sample    ... {len(table) - MOST_ON_SCREEN:,} more in {NAME}.jsonl")
         if table:
             self.tracker.do(_send, (position, table))
+
+
+def _texts(row: Mapping[str, object]) -> dict[str, str]:
+    return {str(column): _text(value) for column, value in row.items()}
 
 
 def _text(value: object) -> str:
