@@ -15,13 +15,14 @@ from train.checkpoint.choose import NoCheckpoint, newest
 from train.checkpoint.manifest import MANIFEST, Damaged, entry, render, verify
 from train.comparison.read import find
 from train.config.read import read_layers
-from train.disk import Unreadable, open_own, read_json, write_whole
+from train.disk import Unreadable, open_own, read_json, write_atomically
 from train.errors import UserError
 from train.evaluate import _micro_batch
+from train.metric_names import GLOBAL_STEP
 from train.report.best import Best
 from train.report.best_weights import _holds
-from train.report.claim import _is_restart, _run_of
 from train.report.columns import AUDITED, _last_audit
+from train.report.earlier_start import is_restart, run_of
 from train.report.journal import Journal
 from train.report.restarts import pause
 from train.report.segments import _plan_of
@@ -90,9 +91,9 @@ READERS: dict[str, tuple[str, Callable[[Path], object]]] = {
     "compare config": ("config.yaml", _compared),
     "compare end": ("ended.json", _compared),
     "compare environment": ("environment.json", _compared),
-    "restart": ("environment.json", _is_restart),
-    "ended": ("ended.json", _is_restart),
-    "run id": ("run.json", _run_of),
+    "restart": ("environment.json", is_restart),
+    "ended": ("ended.json", is_restart),
+    "run id": ("run.json", run_of),
     "pause": ("restarts.json", lambda folder: pause(folder, None, 1, lambda: True)),
     "best": ("best/best.json", lambda folder: _holds(folder / "best", Best("eval/loss", False))),
     "last audit": ("audit.json", lambda folder: _last_audit(folder, 3)),
@@ -133,12 +134,12 @@ def test_every_damage_is_a_sentence(tmp_path: Path, reader: str) -> None:
 
 def test_of_an_audit_only_its_numbers_are_taken(tmp_path: Path) -> None:
     """They go into W&B's table of runs."""
-    told = dict.fromkeys(AUDITED, 1.0)
+    audit = dict.fromkeys((*AUDITED, GLOBAL_STEP), 1.0)
     file = tmp_path / "audit.json"
 
-    file.write_text(json.dumps(told | {"run/exact": "verified"}))
-    assert _last_audit(tmp_path, 3) == told
-    file.write_text(json.dumps(told | {AUDITED[0]: "none"}))
+    file.write_text(json.dumps(audit | {"run/exact": "verified"}))
+    assert _last_audit(tmp_path, 3) == audit
+    file.write_text(json.dumps(audit | {AUDITED[0]: "none"}))
     assert _last_audit(tmp_path, 3) == {}
 
 
@@ -179,12 +180,12 @@ def test_a_checkpoint_of_another_run_is_passed_over(tmp_path: Path) -> None:
         folder.mkdir()
         (folder / "a").write_text("a")
         (folder / MANIFEST).write_bytes(render(step, 1, {"a": entry(folder / "a")}, run))
-    told: list[str] = []
+    messages: list[str] = []
 
-    found = newest(tmp_path, "mine", told.append, ())
+    found = newest(tmp_path, "mine", messages.append, ())
 
     assert found == tmp_path / "step-00000002", "one of an earlier version has no id"
-    assert "is of another run" in told[0]
+    assert "is of another run" in messages[0]
     assert (tmp_path / "step-00000003.foreign").is_dir()
 
 
@@ -196,7 +197,7 @@ def test_nothing_is_written_through_a_link(tmp_path: Path) -> None:
 
     with pytest.raises(OSError, match="nothing is written through one"):
         open_own(tmp_path / "log.txt")
-    write_whole(tmp_path / "plan.json", b"{}")
+    write_atomically(tmp_path / "plan.json", b"{}")
 
     assert outside.read_text() == "mine"
     assert read_json(tmp_path / "plan.json") == {}

@@ -354,7 +354,7 @@ def test_nothing_is_raised_without_a_name() -> None:
     # place the preflight names.
     assert sorted(found) == [
         "checkpoint/files.py: ValueError",
-        "checkpoint/pieces.py: RuntimeError",
+        "checkpoint/shards.py: RuntimeError",
         *["disk.py: OSError"] * 2,
         "memory/activations.py: RuntimeError",
         "models/convnet.py: ValueError",

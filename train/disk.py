@@ -1,8 +1,8 @@
 """Small files of a run folder: read as if anybody could have put anything there, and written
 through no link.
 
-Whoever copies, shares or mends a run folder may leave a pipe, a device, a link or half a file under
-any of its names.
+Whoever copies, shares or repairs a run folder may leave a pipe, a device, a link or half a file
+under any of its names.
 """
 
 import errno
@@ -12,13 +12,16 @@ import re
 import shutil
 import stat
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import chain, count
 from pathlib import Path
 from typing import Any, BinaryIO
 
 MOST_BYTES = 16 * 2**20
-"""Of a file that is read as a whole; the largest of ours has some kilobytes."""
+"""Of a file that is read at once; the largest of ours has some kilobytes."""
 DEEPEST = 100
-"""Levels of lists and mappings in each other."""
+"""Levels of nested lists and mappings."""
+LONGEST_SHOWN = 40
+"""Characters of a value in a message."""
 
 Shape = Any
 """What a value must be: a type, a tuple of types, or {key: shape} for a mapping that has at least
@@ -28,6 +31,19 @@ A key that ends in `?` may be absent.
 """
 NUMBER = (int, float)
 MAYBE_TEXT = (str, type(None))
+TYPE_NAMES = {
+    dict: "a mapping",
+    list: "a list",
+    str: "a text",
+    int: "an integer",
+    float: "a number",
+    bool: "true or false",
+    type(None): "null",
+}
+
+# Without O_NONBLOCK, opening a pipe would wait for whoever writes into it.
+READING = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
+APPENDING = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 PLAN: Shape = {"identity": dict, "derived?": dict, "batch?": dict, "data?": dict, "name?": str}
 ENDED: Shape = {"reason": str, "code?": int, "step": int}
@@ -35,9 +51,7 @@ ENVIRONMENT: Shape = {"job?": dict}
 
 
 class Unreadable(ValueError):
-    """A file that is there, and is not what belongs there; the message says why, after the file's
-    name.
-    """
+    """A file that is there, and is not what belongs there; the message names it, and says why."""
 
 
 def read_bytes(path: Path, most: int = MOST_BYTES, through_links: bool = True) -> bytes:
@@ -45,16 +59,15 @@ def read_bytes(path: Path, most: int = MOST_BYTES, through_links: bool = True) -
 
     A pipe is not waited for, and a device is not read.
     """
-    # Without O_NONBLOCK to open a pipe waits for whoever writes into it.
-    flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | (0 if through_links else os.O_NOFOLLOW)
+    flags = READING if through_links else READING | os.O_NOFOLLOW
     try:
-        number = os.open(path, flags)
+        descriptor = os.open(path, flags)
     except FileNotFoundError:
         raise
     except OSError as error:
         raise Unreadable(f"{path} cannot be read: {_why(error)}") from error
-    _check_regular(path, number)
-    with os.fdopen(number, "rb") as file:
+    _check_regular(path, descriptor)
+    with os.fdopen(descriptor, "rb") as file:
         try:
             content = file.read(most + 1)
         except OSError as error:
@@ -67,18 +80,16 @@ def read_bytes(path: Path, most: int = MOST_BYTES, through_links: bool = True) -
 def read_json(
     path: Path, shape: Shape = dict, most: int = MOST_BYTES, through_links: bool = True
 ) -> Any:
-    """What a JSON file holds. Raises Unreadable where that has not the shape, FileNotFoundError
-    where none is there.
+    """What a JSON file holds. Raises Unreadable where that has another shape, FileNotFoundError
+    where no file is there.
     """
+    content = read_bytes(path, most, through_links)
     try:
-        value = parse(read_bytes(path, most, through_links))
-    except FileNotFoundError:
-        raise
+        value = parse(content)
     except Unreadable as error:
-        raise Unreadable(
-            str(error) if str(path) in str(error) else f"{path} is damaged: {error}"
-        ) from error
-    if wrong := misfit(value, shape):
+        raise Unreadable(f"{path} is damaged: {error}") from error
+    wrong = shape_error(value, shape)
+    if wrong:
         raise Unreadable(f"{path} is damaged: {wrong}")
     return value
 
@@ -86,7 +97,7 @@ def read_json(
 def parse(content: bytes) -> Any:
     """JSON, strictly. Raises Unreadable."""
     try:
-        value = json.loads(content, object_pairs_hook=_once)
+        value = json.loads(content, object_pairs_hook=_without_duplicates)
     except RecursionError:
         raise Unreadable(f"it is nested deeper than {DEEPEST} levels") from None
     except UnicodeDecodeError:
@@ -101,105 +112,117 @@ def parse(content: bytes) -> Any:
     return value
 
 
-def misfit(value: Any, shape: Shape, place: str = "") -> str:
-    """Why a value has not the shape; empty where it has."""
+def shape_error(value: Any, shape: Shape, location: str = "") -> str:
+    """Why a value has another shape; empty where it fits. `location`: its key, for the message."""
     if not isinstance(shape, Mapping):
-        kinds = shape if isinstance(shape, tuple) else (shape,)
-        fits = isinstance(value, kinds) and (not isinstance(value, bool) or bool in kinds)
-        names = " or ".join("null" if kind is type(None) else NAMES[kind] for kind in kinds)
-        return "" if fits else f"{place or 'it'} is {_shown(value)}, not {names}"
+        return _type_error(value, shape, location)
     if not isinstance(value, Mapping):
-        return f"{place or 'it'} is {_shown(value)}, not a mapping"
-    for key, inner in shape.items():
+        return f"{location or 'it'} is {_shown(value)}, not a mapping"
+    for key, inner_shape in shape.items():
         name = key.removesuffix("?")
+        inner_location = f"{location}.{name}" if location else name
         if name in value:
-            wrong = misfit(value[name], inner, f"{place}.{name}" if place else name)
-        else:
-            wrong = "" if key.endswith("?") else f"{place + '.' if place else ''}{name} is missing"
-        if wrong:
-            return wrong
+            wrong = shape_error(value[name], inner_shape, inner_location)
+            if wrong:
+                return wrong
+        elif not key.endswith("?"):
+            return f"{inner_location} is missing"
     return ""
 
 
-NAMES = {
-    dict: "a mapping",
-    list: "a list",
-    str: "a text",
-    int: "an integer",
-    float: "a number",
-    bool: "true or false",
-}
+def _type_error(value: Any, shape: Shape, location: str) -> str:
+    types = shape if isinstance(shape, tuple) else (shape,)
+    # To Python true is an integer, to JSON it is not.
+    if isinstance(value, types) and (bool in types or not isinstance(value, bool)):
+        return ""
+    names = " or ".join(TYPE_NAMES[kind] for kind in types)
+    return f"{location or 'it'} is {_shown(value)}, not {names}"
 
 
 def open_blocks(path: Path, size: int = 2**20, longest: int = 2**20) -> Iterator[bytes]:
-    """The lines of a file, many at a time; of one that is longer, pieces. Raises as read_bytes
-    does.
+    """The lines of a file, many at a time; a line that is longer than `longest` comes in pieces.
+
+    Raises as read_bytes does.
     """
-    number = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    _check_regular(path, number)
-    with os.fdopen(number, "rb") as file:
+    descriptor = os.open(path, READING)
+    _check_regular(path, descriptor)
+    with os.fdopen(descriptor, "rb") as file:
         while block := file.read(size):
             yield block + file.readline(longest)
 
 
 def lines_from_end(file: BinaryIO, size: int = 2**20) -> Iterator[tuple[int, list[bytes]]]:
-    """(place of the first, lines), some at a time: the last ones of the file come first. Of a line
-    that is longer than `size`, pieces.
+    """(position of the first, lines), some at a time: the last ones of the file come first.
+
+    A line that is longer than `size` comes in pieces.
     """
-    start, later = file.seek(0, os.SEEK_END), b""
-    while start:
-        begin = max(0, start - size)
-        file.seek(begin)
-        block = file.read(start - begin) + later
-        # What ends within the block, but begins before it, waits for the block before.
-        cut = block.find(b"\n") + 1 if begin else 0
-        if cut or not begin or len(block) > size:
-            later, whole = block[:cut], block[cut:]
-            yield begin + cut, [line for line in re.split(rb"(?<=\n)", whole) if line]
+    end = file.seek(0, os.SEEK_END)
+    unfinished = b""
+    while end:
+        start = max(0, end - size)
+        file.seek(start)
+        block = file.read(end - start) + unfinished
+        # The first line of the block may begin before it: it waits for the block before.
+        cut = block.find(b"\n") + 1 if start else 0
+        if cut or not start or len(block) > size:
+            unfinished = block[:cut]
+            lines = re.split(rb"(?<=\n)", block[cut:])
+            yield start + cut, list(filter(None, lines))
         else:
-            later = block
-        start = begin
+            unfinished = block
+        end = start
 
 
-def _check_regular(path: Path, number: int) -> None:
-    mode = os.fstat(number).st_mode
+def _check_regular(path: Path, descriptor: int) -> None:
+    mode = os.fstat(descriptor).st_mode
     if not stat.S_ISREG(mode):
-        os.close(number)
+        os.close(descriptor)
         raise Unreadable(f"{path} is {_kind(mode)}, not a file")
 
 
 def open_own(path: Path, fresh: bool = False) -> int:
-    """A file to append to, made where it is not there, or `fresh`. Raises OSError for a link, a
-    pipe or a device.
+    """The descriptor of a file to append to; made where it is not there, or, `fresh`, in any case.
+
+    Raises OSError for a link, a pipe or a device.
     """
+    flags = APPENDING
     if fresh:
         path.unlink(missing_ok=True)
-    flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-    flags |= os.O_EXCL if fresh else 0
+        flags |= os.O_EXCL
     try:
-        number = os.open(path, flags, 0o666)
+        descriptor = os.open(path, flags, 0o666)
     except OSError as error:
         if error.errno == errno.ELOOP:
             raise OSError(
                 errno.ELOOP, "it is a link, and nothing is written through one", str(path)
             ) from None
         raise
-    mode = os.fstat(number).st_mode
+    mode = os.fstat(descriptor).st_mode
     if not stat.S_ISREG(mode):
-        os.close(number)
+        os.close(descriptor)
         raise OSError(errno.EINVAL, f"it is {_kind(mode)}, not a file", str(path))
-    return number
+    return descriptor
+
+
+def free_path(path: Path) -> Path:
+    """The path, or the path with -2, -3, ... behind it, where nothing is yet."""
+    return first_free(chain([path], numbered(path)))
+
+
+def numbered(path: Path) -> Iterator[Path]:
+    return (path.with_name(f"{path.name}-{number}") for number in count(2))
 
 
 def first_free(paths: Iterable[Path]) -> Path:
-    """The first of `paths` where nothing is, not even a link that leads nowhere."""
+    """The first of `paths` where nothing is, not even a broken link."""
     return next(path for path in paths if not os.path.lexists(path))
 
 
-def write_whole(path: Path, content: bytes) -> None:
+def write_atomically(path: Path, content: bytes) -> None:
     """All of it or nothing, whenever a kill comes. A link of that name is replaced, not
     followed.
     """
+    # In the same folder: a rename is atomic within one file system only.
     unfinished = path.with_name(f".{path.name}.unfinished")
     remove(unfinished)
     try:
@@ -219,34 +242,34 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    mapping = dict(pairs)
+    if len(mapping) != len(pairs):
         raise Unreadable("a key is there twice")
-    return found
+    return mapping
 
 
 def _check_depth(value: Any) -> None:
-    """Level by level: what follows may take each by recursion."""
-    level, depth = [value], 0
-    while level:
-        depth += 1
-        if depth > DEEPEST:
-            raise Unreadable(f"it is nested deeper than {DEEPEST} levels")
+    """Without recursion, which whoever reads the value may use, and which Python limits."""
+    level = [value]
+    for _ in range(DEEPEST):
         below: list[Any] = []
-        for each in level:
-            if isinstance(each, dict):
-                below += each.values()
-            elif isinstance(each, list):
-                below += each
+        for item in level:
+            if isinstance(item, dict):
+                below += item.values()
+            elif isinstance(item, list):
+                below += item
+        if not below:
+            return
         level = below
+    raise Unreadable(f"it is nested deeper than {DEEPEST} levels")
 
 
 def _shown(value: Any) -> str:
     if isinstance(value, dict | list):
-        return NAMES[type(value)]
+        return TYPE_NAMES[type(value)]
     text = "null" if value is None else str(value)
-    return text if len(text) <= 40 else f"{text[:40]}..."
+    return text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}..."
 
 
 def _kind(mode: int) -> str:

@@ -7,6 +7,7 @@ import time
 import traceback
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
+from enum import Enum
 
 import torch
 
@@ -24,27 +25,51 @@ from train.terminal import on_lines, write_lines
 WAIT_SECONDS = 5.0  # for the other ranks to fail at the same place
 
 
-def save_what_is_whole(run: Run, board: Board, error: BaseException) -> str:
-    """Save what can be saved of a run that `error` ends, and say what, in a sentence or "".
+class Save(Enum):
+    """What became of saving the last step of a run that failed."""
 
-    A step is saved if all ranks have completed it and hold it now, or can go back to it. Where one
-    rank alone fails within a step, nothing is: the others wait for it in the reduction.
+    DONE = "done"
+    NOT_TRIED = "not tried"
+    STEP_NOT_APPLIED = "the ranks have the weights of the step before"
+    FAILED = "failed"
+
+
+def save_what_is_whole(run: Run, board: Board, error: BaseException) -> str:
+    """Save what can be saved of a run that `error` ends, and say what, in sentences or ""."""
+    step = run.report.progress.step
+    outcome = _try_to_save(run, board, error)
+    if outcome is Save.NOT_TRIED:
+        return ""
+    if outcome is Save.DONE:
+        return f"Step {step:,} is saved. {_go_on(run)}"
+    why = "was not applied" if outcome is Save.STEP_NOT_APPLIED else "could not be saved"
+    return f"Step {step:,} {why}: {_newest(run)}. {_go_on(run)}"
+
+
+def _try_to_save(run: Run, board: Board, error: BaseException) -> Save:
+    """Save a step that all ranks have completed and hold now, or can go back to.
+
+    Where one rank alone fails within a step, nothing is saved: the others wait for it in the
+    reduction.
     """
     first_line = str(error).strip().partition("\n")[0]
     if not lost_rank(error):
         board.pin("why", f"{socket.gethostname()}: {type(error).__name__}: {first_line}")
     step = run.report.progress.step
     if lost_rank(error) or (not step and not run.report.progress.evaluation_owed):
-        return ""
+        return Save.NOT_TRIED
     # A second Ctrl-C leaves at once. A save that has failed, weights that differ among the ranks,
     # and a run that was saved in another folder already are not saved again.
     hopeless = isinstance(error, KeyboardInterrupt | SaveFailed | RanksDisagree | Displaced)
-    if not hopeless and _agreed(run, board):
-        # Whatever goes wrong now, the error that ended the run is the one to report.
-        with suppress(Exception):
-            run.save()
-            return f"Step {step:,} is saved. {_go_on(run)}"
-    return ""
+    if hopeless or not _agreed(run, board):
+        return Save.NOT_TRIED
+    try:
+        run.save()
+    except Exception as failure:
+        # The error that ended the run is the one to report. Where the save is refused for the same
+        # reason, that arose within the step: train.gradients.rank_consistency.
+        return Save.STEP_NOT_APPLIED if str(failure) == str(error) else Save.FAILED
+    return Save.DONE
 
 
 @dataclass(frozen=True)
@@ -74,9 +99,10 @@ def out_of_memory(run: Run, board: Board, error: BaseException) -> Ended:
     board.pin("shortage", own)  # first: the other ranks may soon be gone
     # The frames hold the tensors that did not fit, and a save needs memory.
     traceback.clear_frames(error.__traceback__)
-    kept = save_what_is_whole(run, board, error)
-    is_common = bool(kept or (not step and _of_all(run, board, "shortage", own)))
-    reason = shortage.message(_where_to_resume(run, kept))
+    is_saved = _try_to_save(run, board, error) is Save.DONE
+    is_common = bool(is_saved or (not step and _of_all(run, board, "shortage", own)))
+    resume_from = f"step {step:,} is saved" if is_saved else _newest(run)
+    reason = shortage.message(resume_from)
     if not is_common:
         write_lines(on_lines(reason))
     return Ended(reason, is_common)

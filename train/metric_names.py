@@ -1,8 +1,7 @@
-"""Metric names. They live here and only here; the first part is the section in W&B, the suffix the
-unit.
+"""Metric names, all of them: the first part is the section in W&B, the suffix the unit.
 
 Tokens are those of blocks (data.block_size), as the model takes them: the first tokens of documents
-count, which are not predicted, and what a set's last block is filled up with does not.
+count, which are not predicted, and the padding of a set's last block does not.
 """
 
 LOSS = "train/loss"
@@ -84,7 +83,7 @@ RUN_PEAK_ALLOCATED = RUN + "peak_allocated_gib"
 RUN_PEAK_RSS = RUN + "peak_rss_gib"
 RUN_SAMPLES_PER_SECOND = RUN + "samples_per_second"
 BEST_STEP = BEST + "step"
-DRAWN = (
+ONLY_CURVES = (
     "memory/",
     "throughput/",
     "time/",
@@ -100,6 +99,6 @@ DRAWN = (
     WORLD_SIZE,
     EVAL_SAMPLES,
 )
-"""How metrics begin that are curves alone: their last value says nothing of the run, and is no
-column.
+"""Prefixes of metrics that are curves alone: their last value says nothing of the run, and is no
+column in the table of runs.
 """

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 ROUNDS = 8
-# a smaller domain mixes too little; a set of 5 samples then walks for some 10 ms per epoch
+# A smaller domain mixes too little. The price: a set of 5 samples walks for some 10 ms per epoch.
 MIN_BITS = 8
 
 
@@ -39,7 +39,8 @@ def key_of(*numbers: int) -> int:
 def _feistel(values: NDArray[np.uint64], bits: int, key: int) -> NDArray[np.uint64]:
     low = bits // 2
     high = bits - low
-    left, right = values >> np.uint64(low), values & np.uint64((1 << low) - 1)
+    left = values >> np.uint64(low)
+    right = values & np.uint64((1 << low) - 1)
     # The halves, of `high` and `low` bits, change places each round: an even number restores them.
     for i in range(ROUNDS):
         left, right = right, left ^ (_mix_array(right, _mix(key + i)) >> np.uint64(64 - high))
@@ -50,7 +51,9 @@ def _feistel(values: NDArray[np.uint64], bits: int, key: int) -> NDArray[np.uint
 # The finalizer of SplitMix64 (Steele, Lea and Flood, 2014): every input bit changes every output
 # bit with chance 1/2.
 _MASK64 = (1 << 64) - 1
-_GAMMA, _M1, _M2 = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
+_GAMMA = 0x9E3779B97F4A7C15
+_M1 = 0xBF58476D1CE4E5B9
+_M2 = 0x94D049BB133111EB
 
 
 def _mix(number: int) -> int:

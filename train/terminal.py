@@ -1,5 +1,5 @@
-"""How words reach a terminal or a log: whole lines, each message in one write, nothing that moves a
-cursor.
+"""How text reaches a terminal or a log: in complete lines, each message in one write, without
+anything that moves a cursor.
 
 Imports nothing of the package: errors are printed through here too.
 """
@@ -10,13 +10,15 @@ from contextlib import suppress
 from typing import TextIO
 
 LONGEST_LINE = 2_000
+"""Characters."""
 MOST_LINES = 200
-"""Of one message. What is longer (the repr of a tensor in somebody's exception) would push all else
-off the screen.
+"""Of one message. A longer one (the repr of a tensor in an exception) would push all else off the
+screen.
 """
-
-
-FRESH_LINE = "\r\x1b[K"
+LENGTH_NOTE = 40
+"""Characters kept for `... (1,234,567 characters)`."""
+CLEAR_LINE = "\r\x1b[K"
+"""Back to the start of the line, and erase it."""
 
 
 def on_one_line(text: object, longest: int = LONGEST_LINE) -> str:
@@ -25,12 +27,15 @@ def on_one_line(text: object, longest: int = LONGEST_LINE) -> str:
 
     Bytes are read as UTF-8, other objects as str() gives them.
     """
-    whole = text.decode(errors="backslashreplace") if isinstance(text, bytes) else str(text)
-    shown = _escaped(whole[: longest + 1])
-    if len(whole) <= longest and len(shown) <= longest:
-        return shown
-    kept = shown[: max(0, longest - 40)]
-    return f"{kept} ... ({len(whole):,} characters)"
+    if isinstance(text, bytes):
+        full = text.decode(errors="backslashreplace")
+    else:
+        full = str(text)
+    escaped = _escaped(full[: longest + 1])
+    if len(full) <= longest and len(escaped) <= longest:
+        return escaped
+    start = escaped[: max(0, longest - LENGTH_NOTE)]
+    return f"{start} ... ({len(full):,} characters)"
 
 
 def on_lines(text: object) -> str:
@@ -43,7 +48,7 @@ def on_lines(text: object) -> str:
 
 
 def write_lines(text: str, stream: TextIO | None = None) -> None:
-    """Print `text` and the end of its last line, to stderr unless said otherwise, in one write.
+    """Print `text` and a newline in one write, to stderr by default.
 
     Two processes that print at the same time then do not share a line; on a terminal, the live line
     of another one is cleared before. A terminal that is closed, a pipe without a reader, or an
@@ -53,19 +58,19 @@ def write_lines(text: str, stream: TextIO | None = None) -> None:
     if stream is None:  # a process without a console, such as under pythonw
         return
     with suppress(OSError, ValueError):  # ValueError: the stream is closed
-        start = FRESH_LINE if _may_hold_a_line(stream) else ""
+        start = CLEAR_LINE if _may_show_live_line(stream) else ""
         stream.write(encodable(f"{start}{text}\n", stream))
         stream.flush()
 
 
 def moves_cursor(stream: TextIO) -> bool:
-    """Whether `stream` is a terminal that understands how to go back in a line, and to clear it."""
+    """Whether `stream` is a terminal that can go back in a line, and erase it."""
     return stream.isatty() and os.environ.get("TERM", "dumb") not in ("dumb", "unknown")
 
 
-def _may_hold_a_line(stream: TextIO) -> bool:
-    """Whether something of another process may stand in the last line; what this one shows there,
-    rich puts aside.
+def _may_show_live_line(stream: TextIO) -> bool:
+    """Whether the last line may be another process's live line; this one's own is handled by
+    rich.
     """
     return moves_cursor(stream) and not hasattr(stream, "rich_proxied_file")
 
@@ -81,8 +86,10 @@ def encodable(text: str, stream: TextIO) -> str:
 def _escaped(text: str) -> str:
     if text.isprintable():
         return text
-    return "".join(map(_escaped_letter, text))
+    return "".join(map(_escaped_character, text))
 
 
-def _escaped_letter(letter: str) -> str:
-    return letter if letter.isprintable() else letter.encode("unicode_escape").decode()
+def _escaped_character(character: str) -> str:
+    if character.isprintable():
+        return character
+    return character.encode("unicode_escape").decode()

@@ -100,7 +100,7 @@ def test_what_is_on_disk_before_what(tmp_path: Path, monkeypatch: pytest.MonkeyP
     opened: dict[int, Path] = {}
     os_open, os_fsync, path_rename = os.open, os.fsync, Path.rename
 
-    def told(verb: str, path: Path) -> None:
+    def record(verb: str, path: Path) -> None:
         done.append(f"{verb} {path.relative_to(tmp_path)}")
 
     def watched_open(path: Any, *args: Any, **options: Any) -> int:
@@ -109,16 +109,16 @@ def test_what_is_on_disk_before_what(tmp_path: Path, monkeypatch: pytest.MonkeyP
         return number
 
     def watched_fsync(number: int) -> None:
-        told("fsync", opened[number])
+        record("fsync", opened[number])
         os_fsync(number)
 
     def watched_rename(path: Path, target: Path) -> Path:
-        told("rename", path)
+        record("rename", path)
         return path_rename(path, target)
 
     def watched_write(write: Callable[..., int]) -> Callable[..., int]:
         def watched(path: Path, content: Any) -> int:
-            told("write", path)
+            record("write", path)
             return write(path, content)
 
         return watched
@@ -201,15 +201,15 @@ def test_a_damaged_one_is_passed_over_aloud(tmp_path: Path, damage: str) -> None
         victim.rename(tmp_path / "elsewhere")
         if damage == "link":
             victim.symlink_to(tmp_path / "elsewhere")
-    told: list[str] = []
+    messages: list[str] = []
 
-    found = newest(tmp_path, None, told.append, ())
+    found = newest(tmp_path, None, messages.append, ())
 
     assert found == tmp_path / "step-00000001"
-    assert len(told) == 1
-    assert "step-00000002.damaged" in told[0]
-    assert newest(tmp_path, None, told.append, ()) == found
-    assert len(told) == 1, "said once: it has another name now"
+    assert len(messages) == 1
+    assert "step-00000002.damaged" in messages[0]
+    assert newest(tmp_path, None, messages.append, ()) == found
+    assert len(messages) == 1, "reported once: it has another name now"
 
 
 def test_all_damaged(tmp_path: Path) -> None:
@@ -276,8 +276,8 @@ def failing_rank(folder: str) -> str:
 
 
 def test_all_ranks_know_that_one_failed(run_ranks: Any, tmp_path: Path) -> None:
-    told = run_ranks(2, failing_rank, str(tmp_path))
+    errors = run_ranks(2, failing_rank, str(tmp_path))
 
-    assert all("No space left on device" in text for text in told)
-    assert "rank 1" in told[0]
+    assert all("No space left on device" in text for text in errors)
+    assert "rank 1" in errors[0]
     assert list(tmp_path.iterdir()) == []

@@ -21,7 +21,7 @@ from train.comparison.online import from_wandb, read_wandb
 from train.comparison.read import find
 from train.comparison.run import Run
 from train.metric_names import EFFECTIVE_SIZE
-from train.report.wandb_run import DRAWN
+from train.report.wandb_run import ONLY_CURVES
 
 MEASURED = (
     "time/",
@@ -124,7 +124,7 @@ def test_a_tracked_run_is_equal_to_its_folder(tracked: tuple[WandbServer, Ended]
     # Some steps had 38 samples: history has them, a table of runs has the run's 100.
     assert 38 in [row.get(EFFECTIVE_SIZE) for row in run.history]
     assert summary["run/effective_batch"] == run.config["derived"]["effective_batch"] == 100
-    assert not set(DRAWN) & summary.keys()
+    assert not set(ONLY_CURVES) & summary.keys()
     result = ended.result["result"]
     assert result["agreements"][0]["rows"] == 15
     assert result["agreements"][0]["largest"] == 0

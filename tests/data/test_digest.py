@@ -144,7 +144,7 @@ def test_data_that_changed_between_two_starts_is_named(
     assert main(words, "accumulate", compute_gradient) == 2
     refused = capsys.readouterr().err
     assert "data: '1 file of " in refused
-    assert "data." not in refused.partition("Type one of")[0]  # nothing else differs
+    assert "data." not in refused.partition("Set one of")[0]  # nothing else differs
     on = f"checkpoint.resume={tmp_path / 'run'}"
     assert on in refused
     # Once the user has insisted it is named, and the run goes on.

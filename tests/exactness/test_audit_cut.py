@@ -84,18 +84,18 @@ def test_the_rank_that_disagrees_with_both_others_is_suspect(
         (
             1000,
             4000,
-            "at steps 1, 10, 100 and every 1,000 steps: a gradient once more, cut another way; "
-            "about 0.00",
+            "at steps 1, 10, 100 and every 1,000 steps: a second gradient, cut another way, in 7 of "
+            "4,000 steps",
         ),
-        (1000, 50, "at steps 1, 10: a gradient once more, cut another way; about 0.04 of"),
+        (1000, 50, "at steps 1, 10: a second gradient, cut another way, in 2 of 50 steps"),
         (
             5,
             20,
-            "at steps 1 and every 5 steps: a gradient once more, cut another way; about 0.25 of",
+            "at steps 1 and every 5 steps: a second gradient, cut another way, in 5 of 20 steps",
         ),
     ],
 )
-def test_the_plan_says_when_and_what_it_costs(
+def test_the_plan_says_when_and_how_often(
     every_steps: int, total_steps: int, expected: str
 ) -> None:
     assert expected in describe_schedule(every_steps, total_steps)

@@ -18,7 +18,7 @@ from train.data import DataError
 from train.distributed.ranks import launched_rank
 from train.main import main
 from train.report import FolderRefused
-from train.report.folder import lock_folder
+from train.report.folder_lock import lock_folder
 
 ROOT = Path(__file__).parents[2]
 
@@ -33,8 +33,8 @@ def test_two_runs_of_one_name_at_a_time(tmp_path: Path, capsys: pytest.CaptureFi
     """
     assert start(argv(tmp_path, "name=run")) == 0
     holding = (
-        "import sys, time; from pathlib import Path; from train.report import folder;"
-        "lock = folder.lock_folder(Path(sys.argv[1])); print('held', flush=True); time.sleep(60)"
+        "import sys, time; from pathlib import Path; from train.report.folder_lock import lock_folder;"
+        "lock = lock_folder(Path(sys.argv[1])); print('held', flush=True); time.sleep(60)"
     )
     command = [sys.executable, "-c", holding, str(tmp_path / "run")]
     holder = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
@@ -48,9 +48,9 @@ def test_two_runs_of_one_name_at_a_time(tmp_path: Path, capsys: pytest.CaptureFi
     holder.wait()
     holder.stdout.close()
     assert code == 2
-    told = capsys.readouterr().err
-    assert f"is being trained into by process {holder.pid} on " in told
-    assert "name=run-2" in told
+    stderr = capsys.readouterr().err
+    assert f"is being trained into by process {holder.pid} on " in stderr
+    assert "name=run-2" in stderr
     assert not (tmp_path / "run.1").exists()
     # a lock that its owner has left behind, killed or not, is none
     assert start(argv(tmp_path, "name=run", "seed=1", "checkpoint.resume=never")) == 0
@@ -59,7 +59,7 @@ def test_two_runs_of_one_name_at_a_time(tmp_path: Path, capsys: pytest.CaptureFi
 def test_a_lock_ends_with_its_owner_whatever_that_has_forked(tmp_path: Path) -> None:
     holding = (
         "import os, sys, time; from pathlib import Path; from train.report import folder;"
-        "path = Path(sys.argv[1]); folder.take(path, folder.hold_folder(path)); worker = os.fork();"
+        "path = Path(sys.argv[1]); folder.keep_hold(path, folder.hold_folder(path)); worker = os.fork();"
         "worker and print(worker, flush=True); time.sleep(60)"
     )
     command = [sys.executable, "-c", holding, str(tmp_path)]
@@ -143,10 +143,10 @@ def test_a_failing_smoke_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         ]
     )
 
-    told = json.loads((tmp_path / "ended.json").read_text())
+    ended = json.loads((tmp_path / "ended.json").read_text())
     assert code == 0  # launch.sh reads the file
-    assert told["code"] == 1
-    assert "norm of the gradient" in told["reason"]
+    assert ended["code"] == 1
+    assert "norm of the gradient" in ended["reason"]
 
 
 @pytest.mark.parametrize("function", ["open_report", "list_parts"])
@@ -178,4 +178,4 @@ def test_a_file_in_the_way(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
 
     arguments = [part for part in argv(tmp_path) if not part.startswith("output_dir")]
     assert start([*arguments, f"output_dir={tmp_path / 'file'}"]) == 2
-    assert "Type: output_dir=ANOTHER" in capsys.readouterr().err
+    assert "Set: output_dir=ANOTHER" in capsys.readouterr().err

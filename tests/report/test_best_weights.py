@@ -122,7 +122,7 @@ def test_where_they_are_gone_the_best_begins_anew(
     assert known.value is None
     assert not (tmp_path / "best").exists()
     assert (tmp_path / "best.abandoned").exists() is (damage != "gone")
-    assert "it begins anew" in capsys.readouterr().err
+    assert "begins again" in capsys.readouterr().err
 
 
 def test_a_full_disk_takes_nothing_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -194,7 +194,7 @@ def start(folder: Path, *overrides: str, killed_before: int | None = None) -> An
     return known
 
 
-def told(folder: Path) -> tuple[int, float]:
+def written_best(folder: Path) -> tuple[int, float]:
     written = json.loads((folder / "run" / "best" / "best.json").read_text())
     return written["step"], written["value"]
 
@@ -204,16 +204,16 @@ def test_a_killed_run_has_the_best_that_its_checkpoint_knows(tmp_path: Path) -> 
     start(tmp_path, killed_before=7)
     weights = (tmp_path / "run" / "best" / "model.safetensors").read_bytes()
     before = (tmp_path / "run" / "best.before" / "model.safetensors").read_bytes()
-    assert told(tmp_path) == (5, 1.0)
+    assert written_best(tmp_path) == (5, 1.0)
 
     known = start(tmp_path, killed_before=5)
 
     assert (known.step, known.value) == (2, 2.0)
-    assert told(tmp_path) == (2, 2.0)
+    assert written_best(tmp_path) == (2, 2.0)
     assert (tmp_path / "run" / "best" / "model.safetensors").read_bytes() == before
     assert (tmp_path / "run" / "best.abandoned" / "model.safetensors").read_bytes() == weights
     start(tmp_path)
-    assert told(tmp_path) == (5, 1.0), "trained again"
+    assert written_best(tmp_path) == (5, 1.0), "trained again"
     assert (tmp_path / "run" / "best" / "model.safetensors").read_bytes() == weights
     assert not (tmp_path / "run" / "best.before").exists()
 

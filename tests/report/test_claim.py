@@ -18,7 +18,8 @@ from train.checkpoint.commit import commit
 from train.distributed.ranks import Ranks
 from train.main import main
 from train.report.claim import _sweep
-from train.report.folder import LOCK, RUN, hold_folder, make_folder
+from train.report.folder import RUN, make_folder
+from train.report.folder_lock import LOCK, hold_folder
 from train.standard import compute_gradient
 
 
@@ -157,9 +158,9 @@ def test_a_damaged_plan_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[s
     (tmp_path / "run" / "plan.json").write_text("{")
 
     assert start(tmp_path) == 2
-    told = capsys.readouterr().err
-    assert "plan.json is damaged" in told
-    assert "checkpoint.resume=never" in told
+    stderr = capsys.readouterr().err
+    assert "plan.json is damaged" in stderr
+    assert "checkpoint.resume=never" in stderr
     assert start(tmp_path, "checkpoint.resume=never") == 0
 
 
@@ -209,6 +210,6 @@ def test_sealed_nonsense_in_a_checkpoint_is_a_sentence(
 
         (tmp_path / "run" / "ended.json").unlink()
         assert start(tmp_path) == 1
-        told = capsys.readouterr().err
-        assert "cannot be resumed from" in told, told
-        assert "Traceback" not in told
+        stderr = capsys.readouterr().err
+        assert "cannot be resumed from" in stderr, stderr
+        assert "Traceback" not in stderr

@@ -21,16 +21,16 @@ from train.memory import peaks
 from train.report.best import Best
 from train.report.columns import Columns
 from train.report.folder import RunFolder
+from train.report.run_figures import RunFigures
 from train.report.tracker import Tracker
-from train.report.wandb_run import DRAWN
-from train.report.whole_run import WholeRun
+from train.report.wandb_run import ONLY_CURVES
 from train.step import ComputeGradient
 
 GIB = 2**30
 
 
 @pytest.fixture
-def told(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+def summary(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """The summary of the run, as W&B would have it; the peak of the process falls from row to row."""
     summary: dict[str, Any] = {}
 
@@ -49,12 +49,12 @@ def told(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 def train(
     folder: Path, steps: int, *more: str, gradient: ComputeGradient = compute_gradient
 ) -> int:
-    said = [
+    settings = [
         "data.eval_fraction=0.2",
         "checkpoint={resume: auto, every_steps: 2}",
         f"duration={{steps: {steps}}}",
     ]
-    return main(argv(folder, *said, "evaluate.every_steps=1", *more), "accumulate", gradient)
+    return main(argv(folder, *settings, "evaluate.every_steps=1", *more), "accumulate", gradient)
 
 
 def counted(folder: Path) -> dict[str, float]:
@@ -75,29 +75,29 @@ def counted(folder: Path) -> dict[str, float]:
     }
 
 
-def assert_columns(told: dict[str, Any], expected: dict[str, float]) -> None:
-    assert {name: told.get(name) for name in expected} == pytest.approx(expected, rel=1e-12)
+def assert_columns(summary: dict[str, Any], expected: dict[str, float]) -> None:
+    assert {name: summary.get(name) for name in expected} == pytest.approx(expected, rel=1e-12)
 
 
 def test_they_are_those_of_all_rows_after_a_resume_too(
-    told: dict[str, Any], tmp_path: Path
+    summary: dict[str, Any], tmp_path: Path
 ) -> None:
     assert train(tmp_path, 5, "batch.micro=4") == 0
-    first = dict(told)
+    first = dict(summary)
     assert_columns(first, counted(tmp_path))
 
     # The newest checkpoint is lost: step 5 is trained again, and the rows that were of it before
     # count no more.
     shutil.rmtree(tmp_path / "run" / "checkpoints" / "step-00000005")
-    told.clear()  # an offline run begins without a summary where it resumes
+    summary.clear()  # an offline run begins without a summary where it resumes
     assert train(tmp_path, 8, "batch.micro=4") == 0
 
-    assert_columns(told, counted(tmp_path))
+    assert_columns(summary, counted(tmp_path))
     # of the first start: it fell ever since
-    assert told["run/peak_rss_gib"] == first["run/peak_rss_gib"]
+    assert summary["run/peak_rss_gib"] == first["run/peak_rss_gib"]
     (run,) = find([str(tmp_path / "run")]).runs
     assert cost_of(run).samples_per_second == pytest.approx(
-        told["run/samples_per_second"], rel=1e-12
+        summary["run/samples_per_second"], rel=1e-12
     )
     planned = {
         "effective_batch": 8,
@@ -106,15 +106,15 @@ def test_they_are_those_of_all_rows_after_a_resume_too(
         "world_size": 1,
         "exact": "verified",
     }
-    assert {name: told[f"run/{name}"] for name in planned} == planned
-    assert told["ended/reason"] == "finished"
+    assert {name: summary[f"run/{name}"] for name in planned} == planned
+    assert summary["ended/reason"] == "finished"
 
 
-def test_a_resume_reads_no_row(told: dict[str, Any], tmp_path: Path) -> None:
+def test_a_resume_reads_no_row(summary: dict[str, Any], tmp_path: Path) -> None:
     """The checkpoint holds what they add up to: rows that stay are not looked at."""
     assert train(tmp_path, 4) == 0
     expected = counted(tmp_path)
-    told.clear()
+    summary.clear()
     path = tmp_path / "run" / "metrics.jsonl"
     lines = path.read_bytes().splitlines(keepends=True)
     changed = json.dumps(json.loads(lines[0]) | {"memory/peak_rss_gib": 999.0}).encode() + b"\n"
@@ -122,32 +122,32 @@ def test_a_resume_reads_no_row(told: dict[str, Any], tmp_path: Path) -> None:
 
     assert train(tmp_path, 5) == 0
 
-    assert told["run/peak_rss_gib"] == expected["run/peak_rss_gib"]
+    assert summary["run/peak_rss_gib"] == expected["run/peak_rss_gib"]
     assert b"nonsense" in path.read_bytes()
 
 
 def test_a_run_that_begins_from_another_counts_its_own_rows(
-    told: dict[str, Any], tmp_path: Path
+    summary: dict[str, Any], tmp_path: Path
 ) -> None:
     assert train(tmp_path, 4) == 0
     shutil.move(tmp_path / "run", tmp_path / "other")
-    told.clear()
+    summary.clear()
 
     begun = f"checkpoint.resume={tmp_path / 'other' / 'checkpoints' / 'step-00000004'}"
     assert train(tmp_path, 8, begun) == 0
 
     assert_columns(
-        told, {key: value for key, value in counted(tmp_path).items() if key.startswith("run/")}
+        summary, {key: value for key, value in counted(tmp_path).items() if key.startswith("run/")}
     )
 
 
-def test_a_run_that_goes_on_has_not_ended(told: dict[str, Any], tmp_path: Path) -> None:
+def test_a_run_that_goes_on_has_not_ended(summary: dict[str, Any], tmp_path: Path) -> None:
     assert train(tmp_path, 2) == 0
-    assert told["ended/step"] == 2
+    assert summary["ended/step"] == 2
     seen = []
 
     def watched(*args: Any) -> Any:
-        seen.append(set(told))
+        seen.append(set(summary))
         return compute_gradient(*args)
 
     assert train(tmp_path, 3, gradient=watched) == 0
@@ -157,11 +157,18 @@ def test_a_run_that_goes_on_has_not_ended(told: dict[str, Any], tmp_path: Path) 
 
 
 def test_an_audit_that_fails_after_a_resume_forgets_no_verified_step(
-    told: dict[str, Any], tmp_path: Path
+    summary: dict[str, Any], tmp_path: Path
 ) -> None:
     def columns_at(step: int) -> Columns:
         tracker = Tracker.__new__(Tracker)  # its methods are those of the fixture
-        return Columns({}, Best.of(None), WholeRun(), tracker, RunFolder(tmp_path), step)
+        return Columns(
+            derived={},
+            best=Best.of(None),
+            figures=RunFigures(),
+            tracker=tracker,
+            folder=RunFolder(tmp_path),
+            step=step,
+        )
 
     failed = {
         metric_names.SPLIT_ERROR: 0.1,
@@ -174,17 +181,21 @@ def test_an_audit_that_fails_after_a_resume_forgets_no_verified_step(
         metric_names.GLOBAL_STEP: 10,
     }
     columns_at(0).log(verified | {metric_names.VERIFIED_STEP: 10})
-    told.clear()
+    summary.clear()
 
     columns_at(50).log(failed)
 
-    assert told[metric_names.VERIFIED] == 0
-    assert told[metric_names.VERIFIED_STEP] == 10
-    told.clear()
+    assert summary[metric_names.VERIFIED] == 0
+    assert summary[metric_names.VERIFIED_STEP] == 10
+    summary.clear()
     columns_at(150)
-    assert told[metric_names.VERIFIED_STEP] == 10
+    assert summary[metric_names.VERIFIED_STEP] == 10
 
 
 def test_what_is_a_curve_is_no_column() -> None:
-    assert {metric_names.PEAK_RSS, metric_names.MICRO_SIZE, metric_names.STEP_SECONDS} <= set(DRAWN)
-    assert not {metric_names.LOSS, metric_names.EVAL_LOSS, metric_names.RUN_PEAK_RSS} & set(DRAWN)
+    assert {metric_names.PEAK_RSS, metric_names.MICRO_SIZE, metric_names.STEP_SECONDS} <= set(
+        ONLY_CURVES
+    )
+    assert not {metric_names.LOSS, metric_names.EVAL_LOSS, metric_names.RUN_PEAK_RSS} & set(
+        ONLY_CURVES
+    )

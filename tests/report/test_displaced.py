@@ -15,7 +15,8 @@ from tests.helpers import argv
 from train.accumulate import compute_gradient
 from train.checkpoint.manifest import verify
 from train.main import main
-from train.report.folder import RunFolder, hold_folder, make_folder, take
+from train.report.folder import RunFolder, keep_hold, make_folder
+from train.report.folder_lock import hold_folder
 from train.step import Learner, update
 
 
@@ -74,11 +75,11 @@ def test_it_is_saved_beside_and_goes_on(
 ) -> None:
     assert train(tmp_path, fault, at) == 1
 
-    told = capsys.readouterr().err
+    stderr = capsys.readouterr().err
     (beside,) = tmp_path.glob("run.displaced-*")
     step = min(at + 1, 8)  # a row notices; the ranks agree one window ahead
-    assert f"Saved at step {step} in {beside}" in told
-    assert "Traceback" not in told
+    assert f"Saved at step {step} in {beside}" in stderr
+    assert "Traceback" not in stderr
     manifest = verify(beside / "checkpoints" / f"step-{step:08}")
     assert manifest["run"] == json.loads((beside / "run.json").read_text())["id"]
     assert json.loads((beside / "ended.json").read_text())["code"] == 1
@@ -106,7 +107,7 @@ def test_only_the_lock_was_removed(tmp_path: Path) -> None:
 
 def test_who_holds_a_folder(tmp_path: Path) -> None:
     path = tmp_path / "run"
-    take(path, make_folder(path, "id"))
+    keep_hold(path, make_folder(path, "id"))
     folder = RunFolder(path, run="id")
     assert folder.is_held()
 

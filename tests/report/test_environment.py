@@ -1,4 +1,4 @@
-"""What is told of the place where a run ran: true, cheap, and without secrets."""
+"""What is recorded of where a run ran: true, cheap, and without secrets."""
 
 import json
 import subprocess
@@ -86,23 +86,23 @@ def test_secrets_do_not_appear(repository: Path, monkeypatch: pytest.MonkeyPatch
         "canary-in-option",
         "x=canary-in-variable",
     ]
-    told = json.dumps(environment(argv, "digits.yaml"))
-    assert "canary" not in told
-    assert "data.args.token=[redacted]" in told
+    text = json.dumps(environment(argv, "digits.yaml"))
+    assert "canary" not in text
+    assert "data.args.token=[redacted]" in text
 
 
 def test_facts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("SLURM_JOB_ID", "77")
-    told = environment(["train.accumulate", "digits.yaml"], Path("digits.yaml"))
-    assert told["launcher"]["WORLD_SIZE"] == "2"
-    assert told["launcher"]["SLURM_JOB_ID"] == "77"
-    assert told["command"] == "train.accumulate digits.yaml"
-    assert {"torch", "omegaconf"} <= told["packages"].keys()
-    assert told["memory_gib"] > 0
-    assert told["devices"]
-    assert None not in told.values()
-    json.dumps(told)
+    facts = environment(["train.accumulate", "digits.yaml"], Path("digits.yaml"))
+    assert facts["launcher"]["WORLD_SIZE"] == "2"
+    assert facts["launcher"]["SLURM_JOB_ID"] == "77"
+    assert facts["command"] == "train.accumulate digits.yaml"
+    assert {"torch", "omegaconf"} <= facts["packages"].keys()
+    assert facts["memory_gib"] > 0
+    assert facts["devices"]
+    assert None not in facts.values()
+    json.dumps(facts)
 
 
 def test_cheap(repository: Path) -> None:
@@ -115,10 +115,10 @@ def test_cheap(repository: Path) -> None:
 
 
 def test_private_names_no_machine_person_or_address(repository: Path) -> None:
-    told = private(environment(["train"], "/home/me/digits.yaml"))
-    assert not {"host", "command", "config_path"} & told.keys()
-    assert told["git"].keys() == {"commit", "dirty"}
-    assert "packages" in told
+    public = private(environment(["train"], "/home/me/digits.yaml"))
+    assert not {"host", "command", "config_path"} & public.keys()
+    assert public["git"].keys() == {"commit", "dirty"}
+    assert "packages" in public
     assert private({}) == {}
 
 

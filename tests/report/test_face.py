@@ -175,15 +175,15 @@ def test_at_start_further_sets_and_best(tmp_path: Path) -> None:
     # before the first step, at the steps that complete 1,000 and 2,000 samples, after the last
     assert [row[names.GLOBAL_STEP] for row in evaluations] == [0, 10, 21, 30]
     assert all(row["eval/again/samples"] == 1797 for row in evaluations)
-    said = [
+    lines = [
         line for line in (tmp_path / "run" / "log.txt").read_text().splitlines() if "eval " in line
     ]
-    assert len(said) == 4
+    assert len(lines) == 4
     assert all(
         re.search(
             r"accuracy [\d.]+  on 359 samples  again/loss [\d.]+  again/accuracy [\d.]+$", line
         )
-        for line in said
+        for line in lines
     )
     assert evaluations[0][names.EVAL_LOSS] == pytest.approx(2.3, abs=0.1)
 
@@ -259,9 +259,9 @@ def test_smoke_keeps_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     before = set(tmp_path.iterdir())
 
     assert start(tmp_path, "--smoke") == 0
-    told = capsys.readouterr().out
-    assert "saved and loaded again" in told
-    folder = re.search(r"outputs +(\S+)", told)
+    output = capsys.readouterr().out
+    assert "saved and loaded again" in output
+    folder = re.search(r"outputs +(\S+)", output)
     assert folder
     assert not Path(folder[1]).exists()
     assert set(tmp_path.iterdir()) == before
@@ -353,8 +353,10 @@ def test_plan_is_complete(tmp_path: Path) -> None:
     assert len(derived["curve_hash"]) == len(derived["recipe_hash"]) == 16
 
 
-@pytest.mark.parametrize(("steps", "told"), [(3, True), (4, False)])
-def test_a_warm_up_that_outlasts_the_run_is_told(tmp_path: Path, steps: int, told: bool) -> None:
+@pytest.mark.parametrize(("steps", "warned"), [(3, True), (4, False)])
+def test_a_warm_up_that_outlasts_the_run_is_warned_of(
+    tmp_path: Path, steps: int, warned: bool
+) -> None:
     warmup = ("schedule.name=cosine", "schedule.warmup_steps=4", "optimizer.lr=0.4")
     assert start(tmp_path, f"duration.steps={steps}", "optimizer.max_grad_norm=1", *warmup) == 0
 
@@ -362,4 +364,4 @@ def test_a_warm_up_that_outlasts_the_run_is_told(tmp_path: Path, steps: int, tol
         "4 steps of warm-up in a run of 3: the rate never reaches its peak, the last step is "
         "taken at 0.3"
     )
-    assert (warning in (tmp_path / "run" / "log.txt").read_text()) is told
+    assert (warning in (tmp_path / "run" / "log.txt").read_text()) is warned

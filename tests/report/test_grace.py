@@ -13,7 +13,7 @@ from train.report.grace import slow_stop
 from train.tasks.classification import Classification
 
 
-def told(folder: Path, capsys: pytest.CaptureFixture[str], *overrides: str) -> str:
+def output(folder: Path, capsys: pytest.CaptureFixture[str], *overrides: str) -> str:
     assert (
         main(argv(folder, *overrides, "checkpoint.resume=auto"), "accumulate", compute_gradient)
         == 0
@@ -47,7 +47,7 @@ def test_a_slow_evaluation_is_said_when_it_is_measured(
     monkeypatch.setattr(Classification, "eval_sums", slow)
     given = ("duration.steps=1", "data.eval_fraction=0.1", "evaluate.at_start=true")
 
-    before, _, after = told(tmp_path, capsys, *given).partition(
+    before, _, after = output(tmp_path, capsys, *given).partition(
         "warning   a stop takes two batches of an evaluation"
     )
 
@@ -59,7 +59,7 @@ def test_it_is_said_once_and_not_of_the_first_step(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "0.000001")
-    before, _, after = told(
+    before, _, after = output(
         tmp_path, capsys, "duration.steps=4", "checkpoint.every_steps=2"
     ).partition("warning   a stop takes")
     assert "step 2/4  loss" in before
@@ -68,7 +68,7 @@ def test_it_is_said_once_and_not_of_the_first_step(
     assert "a stop takes" not in after
 
     # From the checkpoint it knows, before any step, how long the save before that one took.
-    before, _, after = told(tmp_path, capsys, "duration.steps=6").partition(
+    before, _, after = output(tmp_path, capsys, "duration.steps=6").partition(
         "warning   a stop takes"
     )
     assert "resumed" in before
@@ -81,4 +81,4 @@ def test_nothing_is_said_where_there_is_time(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "120")
-    assert "a stop takes" not in told(tmp_path, capsys, "duration.steps=4")
+    assert "a stop takes" not in output(tmp_path, capsys, "duration.steps=4")

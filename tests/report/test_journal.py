@@ -23,7 +23,7 @@ def evaluation(step: int) -> bytes:
 def cut(path: Path, step: int, owed: bool = False) -> int:
     journal = Journal(path, step, owed)
     journal.finish(0)
-    return journal.taken_out
+    return journal.last_removed
 
 
 @pytest.mark.parametrize("size", [1, 50, 64, 1000, 2**20])

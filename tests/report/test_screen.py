@@ -16,7 +16,7 @@ from train import metric_names as names
 from train.report.best import Best
 from train.report.folder import RunFolder
 from train.report.journal import Journal
-from train.report.outlets import _about
+from train.report.outlets import _tracking_lines
 from train.report.screen import Screen
 from train.report.state import RunState
 from train.report.tables import MOST_ON_SCREEN, Tables
@@ -187,7 +187,7 @@ def test_samples_that_are_no_texts_do_not_fill_the_screen(
     assert kept[1] == {names.GLOBAL_STEP: 8, "prompt": "\\udc80", "output": "3"}
 
 
-def test_rows_that_wandb_gets_twice_are_told(tmp_path: Path) -> None:
+def test_rows_that_wandb_gets_twice_are_named(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_text(
         "".join(json.dumps({names.GLOBAL_STEP: step}) + "\n" for step in (19, 20, 21, 30))
@@ -201,15 +201,15 @@ def test_rows_that_wandb_gets_twice_are_told(tmp_path: Path) -> None:
     state.progress.step = 20
     tracker = Tracker()
 
-    assert journal.taken_out == 30
-    assert again.taken_out == 0
-    assert _about(tracker, state, 30) == ["W&B       not tracked: wandb.mode=disabled"]
+    assert journal.last_removed == 30
+    assert again.last_removed == 0
+    assert _tracking_lines(tracker, state, 30) == ["W&B       not tracked: wandb.mode=disabled"]
     tracker.run_id = "abc"
     twice = (
         "          has rows of steps 21 to 30 from before, and gets them again; metrics.jsonl "
         "has each once"
     )
-    assert _about(tracker, state, 30)[1:] == [twice]
-    assert _about(tracker, state, 0)[1:] == []
+    assert _tracking_lines(tracker, state, 30)[1:] == [twice]
+    assert _tracking_lines(tracker, state, 0)[1:] == []
     tracker.run_id = "another"
-    assert _about(tracker, state, 30)[1:] == []
+    assert _tracking_lines(tracker, state, 30)[1:] == []

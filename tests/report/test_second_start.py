@@ -46,12 +46,12 @@ def test_finished_and_the_same(finished: Path, capsys: pytest.CaptureFixture[str
 def test_other_mathematics(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code = start(finished, "name=run", "seed=1", "optimizer.lr=0.5")
 
-    told = capsys.readouterr().err
+    stderr = capsys.readouterr().err
     assert code == 2
-    assert "seed: 0 there, 1 now" in told
-    assert "optimizer.lr: 0.01 there, 0.5 now" in told
-    assert "name=run-2" in told
-    assert "checkpoint.resume=never" in told
+    assert "seed: 0 there, 1 now" in stderr
+    assert "optimizer.lr: 0.01 there, 0.5 now" in stderr
+    assert "name=run-2" in stderr
+    assert "checkpoint.resume=never" in stderr
 
 
 def rewrite_identity(run: Path, **values: object) -> None:

@@ -77,11 +77,11 @@ def test_from_another_run_and_all_the_same(tmp_path: Path) -> None:
     start(tmp_path, "fresh", 8, "optimizer.lr=0.1")
     result = compared(tmp_path, "fresh", "second")
     assert not result.same_mathematics
-    told = (
+    expected = (
         "after step 4: duration.steps 4 -> 6; after step 6: optimizer.lr 0.5 -> 0.1, "
         "duration.steps 6 -> 8"
     )
-    assert any(note.endswith(told) for note in result.notes), result.notes
+    assert any(note.endswith(expected) for note in result.notes), result.notes
 
 
 def test_what_was_trained_again_does_not_count_twice(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from tests.conftest import FORKS
 from tests.wandb_server import WandbServer
 from train.config.schema import Wandb
 from train.report.environment import environment
-from train.report.login import TrackerError, check_login, chosen_mode
+from train.report.login import TrackerError, check_login, tracking_mode
 from train.report.tracker import Tracker
 
 KEY = "f" * 40
@@ -83,16 +83,16 @@ def in_process(
     environ: dict[str, str],
     cwd: Path,
     meanwhile: Callable[[], None] | None = None,
-    **said: Any,
+    **arguments: Any,
 ) -> Ended:
-    """`function(**said)` in a new process without wandb; `meanwhile` runs here while it waits in
+    """`function(**arguments)` in a new process without wandb; `meanwhile` runs here while it waits in
     `hand_over`.
     """
     started = time.monotonic()
     with tempfile.TemporaryDirectory() as name:
         talk = Path(name)
         os.mkfifo(talk / "in")
-        process = FORKS.Process(target=_in_fork, args=(function, environ, cwd, talk, said))
+        process = FORKS.Process(target=_in_fork, args=(function, environ, cwd, talk, arguments))
         process.start()
         try:
             if meanwhile:
@@ -117,7 +117,7 @@ def _in_fork(
     environ: dict[str, str],
     cwd: Path,
     talk: Path,
-    said: dict[str, Any],
+    arguments: dict[str, Any],
 ) -> None:
     """What a new interpreter would do, in a process that has imported torch already, and wandb not."""
     assert "wandb" not in sys.modules
@@ -134,7 +134,7 @@ def _in_fork(
         os.fdopen(number, "w", buffering=1, closefd=False) for number in (1, 2)
     )
     torch.set_num_threads(1)
-    (talk / "result").write_text(json.dumps(function(**said)))
+    (talk / "result").write_text(json.dumps(function(**arguments)))
     atexit._run_exitfuncs()  # which a child of multiprocessing would leave out
 
 
@@ -296,13 +296,13 @@ def test_online_run(tracked: tuple[WandbServer, Ended, Path]) -> None:
         128 * step for step in range(20)
     ]
     assert (run.state, server.unknown) == ("finished", set())
-    said = run.attributes
-    assert (said["displayName"], said["groupName"], said["jobType"]) == (
+    attributes = run.attributes
+    assert (attributes["displayName"], attributes["groupName"], attributes["jobType"]) == (
         "digits-micro16",
         "digits",
         "train",
     )
-    assert said["tags"] == ["mlp", "token=[redacted]"]
+    assert attributes["tags"] == ["mlp", "token=[redacted]"]
     assert run.config["derived"] == {"lr_peak": 0.001, "loop": "accumulate", "exact": "verified"}
     assert run.config["data"]["args"] == {"api_key": "[redacted]", "token": "${oc.env:HF_TOKEN}"}
     assert run.config["environment"]["git"]["remote"] == "https://example.org/me/code.git"
@@ -478,29 +478,40 @@ def nobody(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 def test_auto_is_online_where_somebody_is_logged_in(
     nobody: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert chosen_mode(Wandb()) == "offline"
+    assert tracking_mode(Wandb()) == "offline"
     (nobody / ".netrc").write_text("machine api.wandb.ai\n  login user\n  password nothing\n")
-    assert chosen_mode(Wandb()) == "online"
+    assert tracking_mode(Wandb()) == "online"
     monkeypatch.setenv("WANDB_BASE_URL", "https://wandb.example.org")
-    assert chosen_mode(Wandb()) == "offline"
+    assert tracking_mode(Wandb()) == "offline"
     monkeypatch.setenv("WANDB_API_KEY", KEY)
-    assert chosen_mode(Wandb()) == "online"
+    assert tracking_mode(Wandb()) == "online"
 
 
-@pytest.mark.parametrize("said", ["offline", "disabled"])
-def test_auto_follows_wandb_mode(nobody: Path, monkeypatch: pytest.MonkeyPatch, said: str) -> None:
+def test_a_login_at_the_default_server_of_this_wandb_counts(nobody: Path) -> None:
+    """Its address changed with wandb 0.31; `wandb login` writes the new one."""
+    from urllib.parse import urlsplit
+
+    import wandb
+
+    server = urlsplit(str(wandb.Settings().base_url)).netloc
+    (nobody / ".netrc").write_text(f"machine {server}\n  login user\n  password {KEY}\n")
+    assert tracking_mode(Wandb()) == "online"
+
+
+@pytest.mark.parametrize("mode", ["offline", "disabled"])
+def test_auto_follows_wandb_mode(nobody: Path, monkeypatch: pytest.MonkeyPatch, mode: str) -> None:
     monkeypatch.setenv("WANDB_API_KEY", KEY)
     (nobody / ".config" / "wandb").mkdir(parents=True)
-    (nobody / ".config" / "wandb" / "settings").write_text(f"[default]\nmode = {said}\n")
-    assert chosen_mode(Wandb()) == said
-    assert chosen_mode(Wandb(mode="online")) == "online"
+    (nobody / ".config" / "wandb" / "settings").write_text(f"[default]\nmode = {mode}\n")
+    assert tracking_mode(Wandb()) == mode
+    assert tracking_mode(Wandb(mode="online")) == "online"
     monkeypatch.setenv("WANDB_MODE", "online")
-    assert chosen_mode(Wandb()) == "online"
+    assert tracking_mode(Wandb()) == "online"
 
 
 def test_online_without_a_key_is_refused_with_the_line_to_type(nobody: Path) -> None:
     with pytest.raises(
-        TrackerError, match=r"nobody is logged in to https://api.wandb.ai here. Type `wandb login`"
+        TrackerError, match=r"nobody is logged in to https://api\..* here\. Run: wandb login \("
     ):
         check_login(Wandb(mode="online"))
     check_login(Wandb(mode="auto"))

@@ -12,10 +12,10 @@ from tests.helpers import argv
 from train.accumulate import compute_gradient
 from train.config.schema import Wandb
 from train.main import main
-from train.report.login import TrackerError, chosen_mode
-from train.report.wandb_settings import CLOSED, check_settings, labels, unused
+from train.report.login import TrackerError, tracking_mode
+from train.report.wandb_settings import FIXED, check_settings, labels, unused_variables
 
-SAID = {
+VARIABLES = {
     "WANDB_PROJECT": "theirs",
     "WANDB_ENTITY": "team",
     "WANDB_NAME": "their-name",
@@ -49,7 +49,7 @@ def test_the_config_comes_first_then_the_environment_then_our_own(
     }
     assert called() == own
 
-    for name, value in SAID.items():
+    for name, value in VARIABLES.items():
         monkeypatch.setenv(name, value)
     theirs = {
         "project": "theirs",
@@ -90,7 +90,7 @@ def test_the_project_that_wandb_init_wrote_down(tmp_path: Path) -> None:
 
 def test_what_is_not_used_is_named() -> None:
     used = {
-        **CLOSED,
+        **FIXED,
         **called(project="mine"),
         "root_dir": "/run",
         "mode": "offline",
@@ -110,13 +110,13 @@ def test_what_is_not_used_is_named() -> None:
         "HOME": "/home",
     }
 
-    told = unused(used, environ)
+    line = unused_variables(used, environ)
 
-    assert told.startswith("not used: WANDB_CONSOLE (")
-    assert "WANDB_PROJECT (the config says wandb.project='mine')" in told
-    assert "WANDB_DIR (the run folder and its checkpoints decide it)" in told
-    assert "WANDB_LOG_MODEL (type wandb.log_model=true)" in told
-    named = {name for name in environ if name in told}
+    assert line.startswith("not used: WANDB_CONSOLE (")
+    assert "WANDB_PROJECT (the config says wandb.project='mine')" in line
+    assert "WANDB_DIR (the run folder and its checkpoints decide it)" in line
+    assert "WANDB_LOG_MODEL (set wandb.log_model=true)" in line
+    named = {name for name in environ if name in line}
     assert named == {
         "WANDB_PROJECT",
         "WANDB_DIR",
@@ -125,8 +125,8 @@ def test_what_is_not_used_is_named() -> None:
         "WANDB_WATCH",
         "WANDB_LOG_MODEL",
     }
-    assert "theirs" not in told
-    assert unused(used, {"WANDB_NOTES": "used"}) == ""
+    assert "theirs" not in line
+    assert unused_variables(used, {"WANDB_NOTES": "used"}) == ""
 
 
 @pytest.mark.parametrize(
@@ -169,5 +169,5 @@ def test_a_run_is_refused_with_code_2(
 @pytest.mark.parametrize("value", ["true", "1", "True"])
 def test_wandb_disabled(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
     monkeypatch.setenv("WANDB_DISABLED", value)
-    assert chosen_mode(Wandb()) == "disabled"
-    assert chosen_mode(Wandb(mode="offline")) == "offline"
+    assert tracking_mode(Wandb()) == "disabled"
+    assert tracking_mode(Wandb(mode="offline")) == "offline"

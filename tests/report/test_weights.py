@@ -138,8 +138,8 @@ def dead(folder: str) -> dict[str, Any]:
     from train.report import weights
     from train.report.tracker import Tracker
 
-    said = {"run_name": "run", "default_group": "group", "job_type": "train", "run_config": {}}
-    tracker = Tracker.start(Wandb(mode="offline"), folder=Path(folder), **said)
+    settings = {"run_name": "run", "default_group": "group", "job_type": "train", "run_config": {}}
+    tracker = Tracker.start(Wandb(mode="offline"), folder=Path(folder), **settings)
     with contextlib.redirect_stderr(io.StringIO()):
         make_trouble("kill")
         tracker.log({"progress/samples_seen": 1.0})
@@ -158,11 +158,11 @@ def test_nothing_is_promised_of_a_dead_tracker(tmp_path: Path) -> None:
     assert ended.result == {"line": "", "finish_seconds": 60.0}
 
 
-def test_a_failed_upload_is_told_after_another_warning(
+def test_a_failed_upload_is_reported_after_another_warning(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     tracker = Tracker()
-    tracker.warn("something else")
+    tracker.warn_once("something else")
 
     _send(tracker, object(), tmp_path)  # what has no id is no run
 

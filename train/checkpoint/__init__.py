@@ -1,4 +1,4 @@
-"""Saving and resuming: what is saved, the commit protocol, which checkpoint a run goes on from."""
+"""Saving and resuming: what is saved, the commit protocol, which checkpoint a run resumes from."""
 
 from train.checkpoint.checkpoints import Checkpoints
 from train.checkpoint.choose import NoCheckpoint, named, newest

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from train.checkpoint.buffers import RankBuffers, file_of, write_buffers
+from train.checkpoint.buffers import RankBuffers, buffer_file, write_buffers
 from train.checkpoint.choose import NoCheckpoint, abandon_newer
 from train.checkpoint.commit import commit
 from train.checkpoint.files import ExtraState, read_model, read_state, write_state
@@ -19,9 +19,7 @@ from train.parts import HasState
 
 
 class Checkpoints:
-    """`writes_state` says whether this rank writes. No generator is in them: see
-    train/randomness.py.
-    """
+    """Saves and resumes. No random generator is saved: see train/randomness.py."""
 
     def __init__(
         self,
@@ -34,8 +32,10 @@ class Checkpoints:
         resumed_from: Path | None,
         run: str | None = None,
     ) -> None:
-        """`resumed_from`: the checkpoint that the run resumes from; it is read now. `run`: the id
-        of the run.
+        """`resumed_from`: the checkpoint that the run resumes from; it is read now.
+
+        `writes_state`: whether this rank writes any of the model and the states. `run`: the id of
+        the run.
         """
         self.folder = folder
         self.ranks = ranks
@@ -50,17 +50,21 @@ class Checkpoints:
         if resumed_from is not None:
             if ranks.is_main and resumed_from.parent == folder:
                 abandon_newer(folder, resumed_from)
-            told = verify(resumed_from, contents=False)
-            read_model(resumed_from, module, told["files"])
-            same_ranks = told["world_size"] == ranks.world_size
-            self._buffers.read(resumed_from, same_ranks)
-            with _names_checkpoint(resumed_from):
-                self._saved = read_state(resumed_from, told["files"])
+            self._read(resumed_from)
         self.add({"extra_state": ExtraState(module)})
 
+    def _read(self, checkpoint: Path) -> None:
+        # Sizes only: whoever has chosen the checkpoint has verified the contents.
+        manifest = verify(checkpoint, contents=False)
+        read_model(checkpoint, self.module, manifest["files"])
+        same_ranks = manifest["world_size"] == self.ranks.world_size
+        self._buffers.read(checkpoint, same_ranks)
+        with _names_checkpoint(checkpoint):
+            self._saved = read_state(checkpoint, manifest["files"])
+
     def add(self, states: Mapping[str, HasState]) -> None:
-        """From now on these are saved too; they are brought to where they were. What is new to the
-        run begins now.
+        """From now on these are saved too. Those that the checkpoint holds are brought to where
+        they were; what is new to the run begins now.
         """
         for name, state in states.items():
             assert name not in self._state, f"two things are saved under the name {name!r}"
@@ -74,13 +78,14 @@ class Checkpoints:
         """Raises SaveFailed, on all ranks, where it fails on one. What is there already is not
         written again.
 
-        `first`: what has to be on disk before the checkpoint is.
+        `first()` brings to disk what has to be there before the checkpoint is.
         """
+        # It was verified when it was chosen: no need to look at its files again.
         if self.resumed_from == self.folder / name_of(step):
             return
         # On all ranks: they may have to talk.
         state = {name: part.state_dict() for name, part in self._state.items()}
-        buffers = self._buffers.own()
+        buffers = self._buffers.to_save()
         write = partial(self._write, state, buffers, first)
         commit(self.folder, step, self.keep, self.ranks, write, self.resumed_from, self.run)
 
@@ -91,11 +96,12 @@ class Checkpoints:
         first: Callable[[], object],
         folder: Path,
     ) -> list[str]:
-        first()
+        first()  # here, so that an error in it counts as a failed save on all ranks
         written = []
         if buffers:
-            written.append(file_of(self.ranks.rank))
-            write_buffers(folder / written[0], buffers)
+            name = buffer_file(self.ranks.rank)
+            write_buffers(folder / name, buffers)
+            written.append(name)
         if self.writes_state:
             written += write_state(folder, self.module, state, self.ranks.rank)
         return written
@@ -107,7 +113,10 @@ class Checkpoints:
 
 @contextmanager
 def _names_checkpoint(folder: Path) -> Iterator[None]:
-    """Hashes say that a file is as it was written, not that what it holds makes sense."""
+    """What fails inside ends in a sentence that names the checkpoint.
+
+    Hashes say that a file is as it was written, not that what it holds makes sense.
+    """
     try:
         yield
     except (UserError, RunFailed, OSError, MemoryError):
@@ -117,6 +126,6 @@ def _names_checkpoint(folder: Path) -> Iterator[None]:
             raise
         raise NoCheckpoint(
             f"{folder} cannot be resumed from: {type(error).__name__}: {str(error).strip()[:200]}. "
-            "Every file is as it was written, but not what this version writes. Type "
+            "Every file is as it was written, but not what this version writes. Set: "
             "checkpoint.resume=PATH of another checkpoint"
         ) from error

@@ -1,4 +1,4 @@
-"""Which checkpoint a run goes on from."""
+"""Which checkpoint a run resumes from."""
 
 from collections.abc import Callable, Collection
 from pathlib import Path
@@ -25,29 +25,29 @@ def newest(
     """The newest checkpoint in `folder` whose every file is as it was written; None where there
     never was any.
 
-    One of another run than that of the id `run` is none of ours; one without an id is of an earlier
-    version.
+    One of another run than that of the id `run` does not count; one without an id is of an earlier
+    version, and does.
 
-    One that is damaged is passed over, said, and renamed. Raises NoCheckpoint where all are, and
-    leaves them as they are: starting over without a word would throw a run away.
+    One that is damaged is renamed, and `say` gets a line on it. Raises NoCheckpoint where all are,
+    and leaves them unchanged: starting over without a word would throw a run away.
     """
-    damaged: dict[Path, Damaged] = {}
+    passed_over: dict[Path, Damaged] = {}
     for path in reversed(candidates(folder)):
         try:
             _verify_own(path, run, needed)
         except Damaged as error:
-            damaged[path] = error
+            passed_over[path] = error
             continue
-        for other, why in damaged.items():
+        for other, why in passed_over.items():
             aside = set_aside(other, "foreign" if isinstance(why, Foreign) else "damaged")
             say(f"checkpoint passed over: {why}; it is now {aside}")
         return path
-    if damaged:
-        first = next(iter(damaged.values()))
+    if passed_over:
+        first = next(iter(passed_over.values()))
         raise NoCheckpoint(
-            f"all {len(damaged)} checkpoints in {folder} are damaged, or of another run ({first}); "
-            "nothing was started. Type checkpoint.resume=never to start over (the run folder is "
-            "kept under another name)"
+            f"all {len(passed_over)} checkpoints in {folder} are damaged, or of another run "
+            f"({first}); nothing was started. Set: checkpoint.resume=never to start over (the run "
+            "folder is kept under another name)"
         )
     return None
 
@@ -56,8 +56,8 @@ def _verify_own(path: Path, run: str | None, needed: Collection[str]) -> None:
     made_by = verify(path, needed=needed).get("run")
     if made_by is not None and run is not None and made_by != run:
         raise Foreign(
-            f"{path} is of another run ({made_by}, not {run}); type checkpoint.resume={path} if it "
-            "is meant"
+            f"{path} is of another run ({made_by}, not {run}). If it is the one you mean, set: "
+            f"checkpoint.resume={path}"
         )
 
 
@@ -74,16 +74,16 @@ def named(path: Path, needed: Collection[str] = NEEDED) -> Path:
         step_of(path)
         verify(path, needed=needed)
     except Damaged as error:
-        near = [str(other) for other in candidates(path.parent)]
-        there = f"There is: {', '.join(near)}" if near else f"{path.parent} holds no checkpoint"
+        alternatives = ", ".join(map(str, candidates(path.parent)))
+        there = f"{path.parent} holds no checkpoint"
+        if alternatives:
+            there = f"There is: {alternatives}"
         raise NoCheckpoint(f"checkpoint.resume={path}: {error}. {there}") from None
     return path
 
 
-def abandon_newer(folder: Path, chosen: Path) -> None:
-    """What was trained after `chosen`, from which the run goes on now: it must not be taken for its
-    future.
-    """
+def abandon_newer(folder: Path, checkpoint: Path) -> None:
+    """Set aside what was trained after `checkpoint`: a run that resumes there may differ."""
     for path in candidates(folder):
-        if step_of(path) > step_of(chosen):
+        if step_of(path) > step_of(checkpoint):
             set_aside(path, "abandoned")

@@ -10,7 +10,6 @@ save sweeps it away.
 import os
 import shutil
 from collections.abc import Callable, Sequence
-from itertools import chain, count
 from pathlib import Path
 
 from train.checkpoint.manifest import (
@@ -23,7 +22,7 @@ from train.checkpoint.manifest import (
     step_of,
     verify,
 )
-from train.disk import first_free, remove
+from train.disk import free_path, remove
 from train.distributed.ranks import Ranks
 from train.errors import RunFailed
 
@@ -41,33 +40,37 @@ def commit(
     keep: int,
     ranks: Ranks,
     write: Write,
-    kept: Path | None,
+    also_keep: Path | None,
     run: str | None = None,
 ) -> None:
     """Make the checkpoint of `step` in `folder`, for the run of the id `run`.
 
-    The newest `keep` stay, and `kept`. Raises SaveFailed, on all ranks, where it fails on one.
+    The newest `keep` stay, and `also_keep`. Raises SaveFailed, on all ranks, where it fails on one.
     """
-    unfinished, final = folder / f".{name_of(step)}.unfinished", folder / name_of(step)
+    final = folder / name_of(step)
+    unfinished = folder / f".{name_of(step)}.unfinished"
+    # Saved already where training stopped: it is never removed to be written again.
     if ranks.from_main(lambda: _is_complete(final)):
-        return  # saved where training stopped: it is never taken away to be written again
+        return
     try:
         ranks.from_main(lambda: _begin(folder, unfinished))
-        own = ranks.together(lambda: _written(unfinished, write))
-        files = {name: told for of_rank in ranks.gather(own) for name, told in of_rank.items()}
-        ranks.from_main(
-            lambda: _finish(unfinished, final, render(step, ranks.world_size, files, run))
-        )
+        entries = ranks.together(lambda: _written(unfinished, write))
+        # Each rank has hashed what it wrote: rank 0 reads no file of another one.
+        files = {}
+        for entries_of_rank in ranks.gather(entries):
+            files.update(entries_of_rank)
+        manifest = render(step, ranks.world_size, files, run)
+        ranks.from_main(lambda: _finish(unfinished, final, manifest))
     except Exception as error:
         if ranks.is_main:
             shutil.rmtree(unfinished, ignore_errors=True)
         others = ", ".join(path.name for path in complete(folder)) or "none"
         raise SaveFailed(
             f"could not save {final}: {error}. Complete checkpoints there: {others}. "
-            f"Type the same command again once that is mended; it goes on from the newest"
+            "Run the same command again once that is fixed; it resumes from the newest"
         ) from error
     try:
-        ranks.from_main(lambda: rotate(folder, keep, kept))
+        ranks.from_main(lambda: rotate(folder, keep, also_keep))
     except Exception as error:
         raise SaveFailed(
             f"{final} is complete, but an older checkpoint could not be removed: {error}"
@@ -85,26 +88,27 @@ def candidates(folder: Path) -> list[Path]:
     """
     if not folder.is_dir():
         return []
-    found = [
-        p for p in folder.iterdir() if NAME.fullmatch(p.name) and p.is_dir() and not p.is_symlink()
-    ]
-    return sorted((path for path in found if any(path.iterdir())), key=step_of)
+    paths = []
+    for path in folder.iterdir():
+        is_folder = path.is_dir() and not path.is_symlink()
+        if NAME.fullmatch(path.name) and is_folder and any(path.iterdir()):
+            paths.append(path)
+    return sorted(paths, key=step_of)
 
 
-def rotate(folder: Path, keep: int, kept: Path | None) -> None:
-    """Remove all complete checkpoints but the newest `keep` and `kept`."""
+def rotate(folder: Path, keep: int, also_keep: Path | None) -> None:
+    """Remove all complete checkpoints but the newest `keep` and `also_keep`."""
     for path in complete(folder)[:-keep]:
-        if path != kept:
+        if path != also_keep:
+            # Renamed first: a kill while files are deleted leaves nothing that looks complete.
             gone = path.with_name(f".{path.name}.removed")
             path.rename(gone)
             shutil.rmtree(gone)
 
 
 def set_aside(path: Path, why: str) -> Path:
-    """Rename a checkpoint so that it is one no more; nothing is deleted."""
-    aside = path.with_name(f"{path.name}.{why}")
-    numbered = (path.with_name(f"{path.name}.{why}-{number}") for number in count(2))
-    return path.rename(first_free(chain([aside], numbered)))
+    """Rename a checkpoint so that it no longer counts as one; nothing is deleted."""
+    return path.rename(free_path(path.with_name(f"{path.name}.{why}")))
 
 
 def _begin(folder: Path, unfinished: Path) -> None:
@@ -120,23 +124,24 @@ def sweep(folder: Path) -> None:
 
 
 def _written(unfinished: Path, write: Write) -> dict[str, dict[str, object]]:
-    """This rank's files, on disk, and what the manifest says of them."""
-    told = {}
+    """Write this rank's files to disk; gives their entries of the manifest."""
+    entries = {}
     for name in write(unfinished):
         sync(unfinished / name)
-        told[name] = entry(unfinished / name)
-    return told
+        entries[name] = entry(unfinished / name)
+    return entries
 
 
 def _finish(unfinished: Path, final: Path, manifest: bytes) -> None:
+    # All other files are on disk by now: a manifest names nothing that a power cut could take.
     (unfinished / MANIFEST).write_bytes(manifest)
     sync(unfinished / MANIFEST)
     sync(unfinished)
-    # nothing of ours: a leftover that is no checkpoint, or one that was found damaged
+    # A complete one would not be written again: what is there is no checkpoint, or is damaged.
     if os.path.lexists(final):
         set_aside(final, "replaced")
     unfinished.rename(final)
-    sync(final.parent)
+    sync(final.parent)  # the rename itself
 
 
 def _is_complete(path: Path) -> bool:
@@ -149,8 +154,8 @@ def _is_complete(path: Path) -> bool:
 
 def sync(path: Path) -> None:
     """Wait until a file, or the names in a folder, are on disk."""
-    number = os.open(path, os.O_RDONLY)
+    descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(number)
+        os.fsync(descriptor)
     finally:
-        os.close(number)
+        os.close(descriptor)

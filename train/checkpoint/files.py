@@ -12,79 +12,29 @@ import torch
 from safetensors.torch import load_file, load_model, save, save_file, save_model
 from torch import Tensor, nn
 
-from train.checkpoint.pieces import (
+from train.checkpoint.shards import (
     Stored,
     by_names,
-    file_of,
-    pieces_among,
-    read_pieces,
+    full_tensor,
     read_rows,
-    whole,
-    write_pieces,
+    read_shards,
+    shard_file,
+    shard_files_among,
+    write_shards,
 )
-from train.checkpoint.tensors import alone, known, restored, separate
+from train.checkpoint.tensors import compact, from_storable, separate, storable
 from train.disk import Unreadable, read_json
 from train.distributed.sharded import is_divided, is_part, local
 from train.errors import UserError, ends_in_a_sentence, print_error
 from train.redaction import clean_known
 
-KEYS = (bool, int, float, str)
+KEY_TYPES = (bool, int, float, str)
+"""Of mappings: what JSON or a pair in it can hold."""
 LARGEST = 2**30
 """Bytes of trainer.json: it grows with what parts and optimizers hold beside tensors."""
-MODEL, TENSORS, TRAINER = "model.safetensors", "optimizer.safetensors", "trainer.json"
-
-
-def write_state(
-    folder: Path, module: nn.Module, state: Mapping[str, Any], rank: int = 0
-) -> list[str]:
-    """The model's tensors under its own names, tied weights once, and whatever `state` holds beside
-    it.
-
-    Of tensors that are divided among the ranks each rank writes its part, and rank 0 all else.
-    Returns the names of this rank's files.
-    """
-    written = write_model(folder, MODEL, module, rank)
-    tensors: dict[str, Tensor] = {}
-    _told(state, "", tensors)
-    divided = {name: tensor for name, tensor in tensors.items() if is_part(tensor)}
-    if divided:
-        written.append(file_of(TENSORS, rank))
-        write_pieces(folder / written[-1], divided, {})
-    if rank == 0:
-        write_value(folder / TRAINER, folder / TENSORS, state)
-        written += [TENSORS, TRAINER]
-    return written
-
-
-def write_model(folder: Path, file: str, module: nn.Module, rank: int = 0) -> list[str]:
-    """As write_state does, of the model alone."""
-    written = []
-    divided, aliases = {}, {}
-    for names, tensor in by_names(module):
-        if is_part(tensor):
-            divided[names[0]] = tensor
-            aliases.update(dict.fromkeys(names[1:], names[0]))
-    if divided:
-        written.append(file_of(file, rank))
-        write_pieces(folder / written[0], divided, aliases)
-    if rank == 0:
-        write_tensors(folder / file, module)
-        written.append(file)
-    return written
-
-
-def read_state(folder: Path, files: Collection[str] = ()) -> dict[str, Any]:
-    """`state` as it was given to write_state, its tensors on the CPU; those that were divided are
-    Pieces.
-
-    `files`: the names of all files of the checkpoint.
-    """
-    state = read_value(
-        folder / TRAINER, folder / TENSORS, [folder / name for name in pieces_among(files, TENSORS)]
-    )
-    if not isinstance(state, dict):
-        raise Unreadable(f"{folder / TRAINER} is damaged: it holds no mapping")
-    return state
+MODEL = "model.safetensors"
+TENSORS = "optimizer.safetensors"
+TRAINER = "trainer.json"
 
 
 class OtherModel(UserError):
@@ -95,15 +45,77 @@ class NotSavable(UserError):
     """A model of which no checkpoint could be made."""
 
 
+# All of a checkpoint.
+
+
+def write_state(
+    folder: Path, module: nn.Module, state: Mapping[str, Any], rank: int = 0
+) -> list[str]:
+    """Write the model's tensors under its own names, tied weights once, and what `state` holds.
+
+    Of sharded tensors each rank writes its shard, and rank 0 all else. Gives the names of this
+    rank's files.
+    """
+    written = write_model(folder, MODEL, module, rank)
+    # Called for the tensors alone: each rank must know which of them are sharded.
+    tensors: dict[str, Tensor] = {}
+    _to_json(state, "", tensors)
+    sharded = {name: tensor for name, tensor in tensors.items() if is_part(tensor)}
+    if sharded:
+        name = shard_file(TENSORS, rank)
+        write_shards(folder / name, sharded, {})
+        written.append(name)
+    if rank == 0:
+        write_value(folder / TRAINER, folder / TENSORS, state)
+        written += [TENSORS, TRAINER]
+    return written
+
+
+def read_state(folder: Path, files: Collection[str] = ()) -> dict[str, Any]:
+    """`state` as write_state got it, its tensors on the CPU; those that were sharded are
+    StoredShards.
+
+    `files`: the names of all files of the checkpoint.
+    """
+    shard_files = [folder / name for name in shard_files_among(files, TENSORS)]
+    state = read_value(folder / TRAINER, folder / TENSORS, shard_files)
+    if not isinstance(state, dict):
+        raise Unreadable(f"{folder / TRAINER} is damaged: it holds no mapping")
+    return state
+
+
+# A module.
+
+
+def write_model(folder: Path, file: str, module: nn.Module, rank: int = 0) -> list[str]:
+    """As write_state does, of the model alone."""
+    written = []
+    sharded = {}
+    aliases = {}
+    for names, tensor in by_names(module):
+        if is_part(tensor):
+            name, *further_names = names
+            sharded[name] = tensor
+            aliases.update(dict.fromkeys(further_names, name))
+    if sharded:
+        written.append(shard_file(file, rank))
+        write_shards(folder / written[0], sharded, aliases)
+    if rank == 0:
+        write_tensors(folder / file, module)
+        written.append(file)
+    return written
+
+
 def read_model(folder: Path, module: nn.Module, files: Collection[str] = ()) -> None:
     """Raises OtherModel where names or shapes differ. `files`: the names of all files of the
     checkpoint.
     """
     what = f"{folder} does not fit the model. Set: model.args as they were there"
-    pieces = [folder / name for name in pieces_among(files, MODEL)]
-    with ends_in_a_sentence(OtherModel, what, of=RuntimeError):  # not of a file that cannot be read
-        if pieces or is_divided(module):
-            read_rows(module, {**load_file(str(folder / MODEL)), **read_pieces(pieces)})
+    shard_files = [folder / name for name in shard_files_among(files, MODEL)]
+    # RuntimeError alone: a file that cannot be read raises others.
+    with ends_in_a_sentence(OtherModel, what, of=RuntimeError):
+        if shard_files or is_divided(module):
+            read_rows(module, {**load_file(str(folder / MODEL)), **read_shards(shard_files)})
         else:
             read_tensors(folder / MODEL, module)
 
@@ -115,31 +127,36 @@ def check_savable(module: nn.Module) -> None:
     ):
         state = module.state_dict()
     for name, value in state.items():
-        what = (
-            f"a checkpoint cannot hold {name!r} of the model's state_dict(). Change what "
-            "get_extra_state() returns"
-        )
         if isinstance(value, Tensor):
             what = (
                 f"a checkpoint cannot hold {name!r} of the model. Register it with "
                 "persistent=False, or convert it"
             )
-        with ends_in_a_sentence(NotSavable, what):
-            _try(local(value) if isinstance(value, Tensor) else value, name)
-
-
-def _try(value: Any, name: str) -> None:
-    if not isinstance(value, Tensor):
-        told = json.dumps(_told(value, name, {}))
-        if clean_known(told) != told:
-            raise ValueError(
-                "it holds a secret, which would stay on disk; what a run resumes from is never "
-                "edited"
+            with ends_in_a_sentence(NotSavable, what):
+                _try_tensor(local(value), name)
+        else:
+            what = (
+                f"a checkpoint cannot hold {name!r} of the model's state_dict(). Change what "
+                "get_extra_state() returns"
             )
-        return
-    if value.is_meta or value.layout != torch.strided:
-        raise TypeError(f"a tensor on {value.device} with layout {value.layout}")
-    save({name: known(value[(slice(0, 1),) * value.dim()])})
+            with ends_in_a_sentence(NotSavable, what):
+                _try_extra_state(value, name)
+
+
+def _try_tensor(tensor: Tensor, name: str) -> None:
+    if tensor.is_meta or tensor.layout != torch.strided:
+        raise TypeError(f"a tensor on {tensor.device} with layout {tensor.layout}")
+    # One element is enough to learn whether safetensors has the type.
+    one_element = tensor[(slice(0, 1),) * tensor.dim()]
+    save({name: storable(one_element)})
+
+
+def _try_extra_state(value: Any, name: str) -> None:
+    text = json.dumps(_to_json(value, name, {}))
+    if clean_known(text) != text:
+        raise ValueError(
+            "it holds a secret, which would stay on disk; what a run resumes from is never edited"
+        )
 
 
 @dataclass(frozen=True)
@@ -151,112 +168,119 @@ class _Tensors:
     module: nn.Module
 
     def state_dict(self) -> dict[str, Tensor]:
-        state = self.module.state_dict()
-        tensors = {name: x for name, x in state.items() if isinstance(x, Tensor) and not is_part(x)}
-        # A piece of something larger is stored as a tensor like others; tied ones are found by
-        # safetensors.
-        return {name: known(alone(x)) for name, x in tensors.items()}
+        tensors = {}
+        for name, value in self.module.state_dict().items():
+            if isinstance(value, Tensor) and not is_part(value):
+                # A view into something larger is stored like any other tensor. Tied ones are left
+                # as they are: safetensors finds them.
+                tensors[name] = storable(compact(value))
+        return tensors
 
     def load_state_dict(
         self, stored: Mapping[str, Tensor], strict: bool
     ) -> tuple[list[str], list[str]]:
-        own = self.module.state_dict()
-        given = {name: restored(x, own[name]) if name in own else x for name, x in stored.items()}
-        missing, unexpected = self.module.load_state_dict(given, strict=strict)
-        return [name for name in missing if isinstance(own.get(name), Tensor)], unexpected
+        of_module = self.module.state_dict()
+        state = dict(stored)
+        for name, tensor in stored.items():
+            if name in of_module:
+                state[name] = from_storable(tensor, of_module[name])
+        missing, unexpected = self.module.load_state_dict(state, strict=strict)
+        # What else is missing there belongs to ExtraState.
+        missing_tensors = [name for name in missing if isinstance(of_module.get(name), Tensor)]
+        return missing_tensors, unexpected
 
 
 def write_tensors(file: Path, module: nn.Module) -> None:
-    shown: Any = _Tensors(module)
-    save_model(shown, str(file))
+    tensors: Any = _Tensors(module)
+    save_model(tensors, str(file))
 
 
 def read_tensors(file: Path, module: nn.Module, strict: bool = True) -> tuple[list[str], list[str]]:
-    """(names missing there, names that are there only). Raises RuntimeError where shapes differ, or
-    with `strict` names.
+    """Gives (names missing there, names that are there only).
+
+    Raises RuntimeError where shapes differ, or with `strict` names.
     """
-    shown: Any = _Tensors(module)
-    missing, unexpected = load_model(shown, str(file), strict=strict)
+    tensors: Any = _Tensors(module)
+    missing, unexpected = load_model(tensors, str(file), strict=strict)
     return list(missing), list(unexpected)
 
 
 @dataclass(frozen=True)
 class ExtraState:
-    """What a module's state_dict holds that is no tensor: that of get_extra_state, which
+    """What a module's state_dict holds beside tensors: that of get_extra_state, which
     set_extra_state takes back.
     """
 
     module: nn.Module
 
     def state_dict(self) -> dict[str, Any]:
-        return {
-            name: x for name, x in self.module.state_dict().items() if not isinstance(x, Tensor)
-        }
+        state = self.module.state_dict()
+        return {name: value for name, value in state.items() if not isinstance(value, Tensor)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         if state:
             self.module.load_state_dict(state, strict=False)
 
 
-def write_value(file: Path, tensor_file: Path, value: Any) -> None:
-    """Numbers, texts, tensors, and lists and dicts of these. Raises TypeError for anything else.
+# Values: numbers, texts, tensors, and lists and dicts of these.
 
-    Of a tensor that is divided among the ranks only the name is written.
-    """
+
+def write_value(file: Path, tensor_file: Path, value: Any) -> None:
+    """Raises TypeError for what is no value. Of a sharded tensor only the name is written."""
     tensors: dict[str, Tensor] = {}
-    told = json.dumps(_told(value, "", tensors))
-    if clean_known(told) != told:
+    text = json.dumps(_to_json(value, "", tensors))
+    if clean_known(text) != text:
         print_error(
             f"{file} holds a secret, from the model's get_extra_state(): what a run resumes from "
             "is not edited"
         )
-    save_file(
-        separate({name: x for name, x in tensors.items() if not is_part(x)}), str(tensor_file)
-    )
-    file.write_text(told, encoding="utf-8")
+    full = {name: tensor for name, tensor in tensors.items() if not is_part(tensor)}
+    save_file(separate(full), str(tensor_file))
+    file.write_text(text, encoding="utf-8")
 
 
-def read_value(file: Path, tensor_file: Path, pieces: Iterable[Path] = ()) -> Any:
-    """What write_value was given, its tensors on the CPU; those that `pieces` hold, as Pieces."""
-    told = read_json(file, (dict, list, str, int, float, type(None)), LARGEST)
-    return _read(told, {**load_file(str(tensor_file)), **read_pieces(pieces)})
+def read_value(file: Path, tensor_file: Path, shard_files: Iterable[Path] = ()) -> Any:
+    """What write_value got, its tensors on the CPU; those of `shard_files` as StoredShards."""
+    encoded = read_json(file, (dict, list, str, int, float, type(None)), LARGEST)
+    return _from_json(encoded, {**load_file(str(tensor_file)), **read_shards(shard_files)})
 
 
-def _told(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:
-    """`value` as JSON, with a name in the place of each tensor. Keys that are integers, and tuples,
-    stay what they are.
+def _to_json(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:
+    """`value` for JSON; each tensor goes into `tensors`, and its name takes its place.
 
-    Raises TypeError for a value that is none of these: it would need pickle.
+    A dict or a list becomes {kind: content}: keys that are integers, and tuples, come back as they
+    were. Raises TypeError for a value that is none of these: it would need pickle.
     """
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, Tensor):
         while path in tensors:  # the keys 1 and "1"
             path += "'"
-        tensors[path] = known(value)
+        tensors[path] = storable(value)
         return {"complex128" if value.dtype == torch.complex128 else "tensor": path}
-    if isinstance(value, Mapping) and all(isinstance(key, KEYS) for key in value):
-        return {
-            "dict": [[key, _told(item, f"{path}/{key}", tensors)] for key, item in value.items()]
-        }
+    if isinstance(value, Mapping) and all(isinstance(key, KEY_TYPES) for key in value):
+        pairs = []
+        for key, item in value.items():
+            pairs.append([key, _to_json(item, f"{path}/{key}", tensors)])
+        return {"dict": pairs}
     if isinstance(value, list | tuple):
         kind = "list" if isinstance(value, list) else "tuple"
-        return {kind: [_told(item, f"{path}/{i}", tensors) for i, item in enumerate(value)]}
-    kind = f"{type(value).__name__} {str(value)[:40]}"
+        return {kind: [_to_json(item, f"{path}/{i}", tensors) for i, item in enumerate(value)]}
     raise TypeError(
-        f"a checkpoint holds tensors, numbers, texts, lists and dicts; {path} is a {kind}"
+        "a checkpoint holds tensors, numbers, texts, lists and dicts; "
+        f"{path} is a {type(value).__name__} {str(value)[:40]}"
     )
 
 
-def _read(told: Any, tensors: Mapping[str, Stored]) -> Any:
-    if not isinstance(told, dict):
-        return told
-    ((kind, content),) = told.items()
+def _from_json(encoded: Any, tensors: Mapping[str, Stored]) -> Any:
+    if not isinstance(encoded, dict):
+        return encoded
+    ((kind, content),) = encoded.items()
     if kind == "tensor":
         return tensors[content]
     if kind == "complex128":
-        return torch.view_as_complex(whole(tensors[content]))
+        return torch.view_as_complex(full_tensor(tensors[content]))
     if kind == "dict":
-        return {key: _read(item, tensors) for key, item in content}
-    items = [_read(item, tensors) for item in content]
+        return {key: _from_json(item, tensors) for key, item in content}
+    items = [_from_json(item, tensors) for item in content]
     return items if kind == "list" else tuple(items)

@@ -9,7 +9,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from train.disk import MAYBE_TEXT, Shape, Unreadable, misfit, parse, read_bytes
+from train.disk import MAYBE_TEXT, Shape, Unreadable, parse, read_bytes, shape_error
 
 MANIFEST = "manifest.json"
 NAME = re.compile(r"step-(\d{8,})")
@@ -30,11 +30,11 @@ def name_of(step: int) -> str:
 
 
 def step_of(path: Path) -> int:
-    """Raises Damaged for a folder that has not the name of a checkpoint."""
-    found = NAME.fullmatch(path.name)
-    if not found:
+    """Raises Damaged for a folder without the name of a checkpoint."""
+    match = NAME.fullmatch(path.name)
+    if not match:
         raise Damaged(f"{path} is not the folder of a checkpoint, such as {name_of(100)}")
-    return int(found[1])
+    return int(match[1])
 
 
 def entry(path: Path) -> dict[str, Any]:
@@ -46,59 +46,75 @@ def entry(path: Path) -> dict[str, Any]:
 
 
 def render(step: int, world_size: int, files: Entries, run: str | None = None) -> bytes:
-    """`run`: the id of the run that it belongs to; None: of an earlier version, which
-    wrote none.
+    """The bytes of a manifest, which hold their own digest.
+
+    `run`: the id of the run that it belongs to; None: of an earlier version, which wrote none.
     """
-    told = {"format": 1, "step": step, "world_size": world_size, "files": dict(files)}
+    manifest = {"format": 1, "step": step, "world_size": world_size, "files": dict(files)}
     if run is not None:
-        told["run"] = run
-    text = json.dumps(told, indent=1, sort_keys=True)
-    return json.dumps(
-        told | {"sha256": hashlib.sha256(text.encode()).hexdigest()}, indent=1, sort_keys=True
-    ).encode()
+        manifest["run"] = run
+    text = json.dumps(manifest, indent=1, sort_keys=True)
+    manifest["sha256"] = hashlib.sha256(text.encode()).hexdigest()
+    return json.dumps(manifest, indent=1, sort_keys=True).encode()
 
 
 def verify(folder: Path, contents: bool = True, needed: Collection[str] = ()) -> dict[str, Any]:
     """The manifest of a checkpoint, which names at least the files `needed`.
 
-    Raises Damaged where a file is not as it says; without `contents` only sizes are looked at,
-    which is quick.
+    Raises Damaged where a file differs from it; without `contents` only sizes are compared, which
+    is quick.
     """
     try:
-        told = _manifest(folder)
-        for name, expected in told["files"].items():
+        manifest = _manifest(folder)
+        for name, expected in manifest["files"].items():
             _check_file(folder, name, expected, contents)
     except (OSError, Unreadable) as error:
         raise Damaged(f"{folder} has no readable {MANIFEST} ({error})") from None
-    if missing := sorted(set(needed) - told["files"].keys()):
+    missing = sorted(set(needed) - manifest["files"].keys())
+    if missing:
         raise Damaged(f"{folder / MANIFEST} names no {missing[0]}")
-    return told
+    return manifest
 
 
 def _manifest(folder: Path) -> dict[str, Any]:
     path = folder / MANIFEST
     written = read_bytes(path, through_links=False)
-    told = parse(written)
-    wrong = misfit(told, SHAPE)
-    if not wrong:
-        problems = (misfit(each, ENTRY, f"files.{name}") for name, each in told["files"].items())
-        wrong = next(filter(None, problems), "" if told["files"] else "it names no files")
+    manifest = parse(written)
+    wrong = _shape_error(manifest)
     if wrong:
         raise Damaged(f"{path} is damaged: {wrong}")
-    if written != render(told["step"], told["world_size"], told["files"], told.get("run")):
+    step = manifest["step"]
+    # Its own digest is part of what is rendered: an edited manifest does not render to itself.
+    expected = render(step, manifest["world_size"], manifest["files"], manifest.get("run"))
+    if written != expected:
         raise Damaged(f"{path} has been changed")
-    if told["step"] != step_of(folder):
-        raise Damaged(f"{folder} holds step {told['step']}")
-    return dict(told)
+    if step != step_of(folder):
+        raise Damaged(f"{folder} holds step {step}")
+    return dict(manifest)
+
+
+def _shape_error(manifest: Any) -> str:
+    """Why it cannot be a manifest; empty where it can."""
+    wrong = shape_error(manifest, SHAPE)
+    if wrong:
+        return wrong
+    if not manifest["files"]:
+        return "it names no files"
+    for name, file in manifest["files"].items():
+        wrong = shape_error(file, ENTRY, f"files.{name}")
+        if wrong:
+            return wrong
+    return ""
 
 
 def _check_file(folder: Path, name: str, expected: Mapping[str, Any], contents: bool) -> None:
     path = folder / name
     try:
-        there = path.parent == folder and not path.is_symlink() and path.is_file()
+        # Not elsewhere: a name may hold "..".
+        is_there = path.parent == folder and not path.is_symlink() and path.is_file()
     except ValueError:  # a name with a null byte
-        there = False
-    if not there:
+        is_there = False
+    if not is_there:
         raise Damaged(f"{path} is missing")
     if path.stat().st_size != expected["bytes"] or (contents and entry(path) != expected):
         raise Damaged(f"{path} is not what was written")

@@ -6,9 +6,10 @@ import torch
 from torch import Tensor
 
 
-def known(tensor: Tensor) -> Tensor:
-    """The tensor as a file can hold it. safetensors 0.8 has no complex128: those as pairs, one
-    dimension longer.
+def storable(tensor: Tensor) -> Tensor:
+    """The tensor as a file can hold it, detached and contiguous.
+
+    safetensors 0.8 has no complex128: those become pairs of numbers, one dimension longer.
     """
     plain = tensor.detach()
     if plain.dtype == torch.complex128:
@@ -16,25 +17,25 @@ def known(tensor: Tensor) -> Tensor:
     return plain.contiguous()
 
 
-def restored(stored: Tensor, wanted: Tensor) -> Tensor:
-    """What `known` was given; `wanted`: a tensor of the type that it had."""
-    if wanted.dtype == torch.complex128 and not stored.is_complex():
+def from_storable(stored: Tensor, like: Tensor) -> Tensor:
+    """What `storable` was called with; `like`: a tensor of the type that it had."""
+    if like.dtype == torch.complex128 and not stored.is_complex():
         return torch.view_as_complex(stored)
     return stored
 
 
-def alone(tensor: Tensor) -> Tensor:
-    """A copy of a piece of something larger, all of whose memory a file would else hold."""
-    is_whole = tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size()
-    return tensor if is_whole else tensor.clone()
+def compact(tensor: Tensor) -> Tensor:
+    """A copy of a view into something larger, all of whose memory a file would else hold."""
+    fills_storage = tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size()
+    return tensor if fills_storage else tensor.clone()
 
 
 def separate(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Tied ones as copies, and those that are pieces of something larger."""
-    seen: set[int] = set()
-    found = {}
+    """Copies of those that share memory with an earlier one."""
+    storages: set[int] = set()
+    separated = {}
     for name, tensor in tensors.items():
-        place = tensor.untyped_storage().data_ptr()
-        found[name] = tensor.clone() if place in seen else tensor
-        seen.add(place)
-    return found
+        storage = tensor.untyped_storage().data_ptr()
+        separated[name] = tensor.clone() if storage in storages else tensor
+        storages.add(storage)
+    return separated

@@ -14,7 +14,7 @@ from train.comparison.online import read_wandb
 from train.comparison.rows import parse_rows, split_config
 from train.comparison.run import Run
 from train.config.yaml_text import yaml_text
-from train.disk import Shape, Unreadable, misfit, open_blocks, read_json
+from train.disk import Shape, Unreadable, open_blocks, read_json, shape_error
 from train.errors import UserError
 
 PLAN: Shape = {
@@ -55,7 +55,7 @@ def read_folder(folder: Path) -> "Run | str":
     plan = _json(folder / "plan.json")
     if isinstance(plan, str):
         return plan
-    if wrong := misfit(plan, PLAN):
+    if wrong := shape_error(plan, PLAN):
         return f"its plan.json is damaged: {wrong}"
     try:
         rows, remarks = parse_rows(open_blocks(folder / "metrics.jsonl"))

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from train.batch.window import Window
-from train.checkpoint.pieces import own_rows
+from train.checkpoint.shards import rows_of_rank
 from train.distributed.sharded import local
 from train.errors import UserError, ends_in_a_sentence
 from train.evaluation.evaluator import Evaluate
@@ -141,7 +141,7 @@ class Ema:
                     f"the checkpoint holds no average of {name} of this shape. Set: "
                     "ema.decay=null, or model.args as they were there"
                 )
-            local(average).copy_(own_rows(stored, average))
+            local(average).copy_(rows_of_rank(stored, average))
         self._updates.copy_(state["n_averaged"])
         self._refresh()
 

@@ -12,16 +12,15 @@ def next_audit(step: int, every_steps: int) -> int:
 
 
 def describe_schedule(every_steps: int, total_steps: int) -> str:
-    """For the screen: when, and what it costs."""
+    """For the screen: at which steps, and at how many of all."""
     first_steps = [k for k in FIRST_STEPS if k <= total_steps and k % every_steps]
     when = []
     if first_steps:
         when.append(f"at steps {', '.join(map(str, first_steps))}")
     if every_steps <= total_steps:
         when.append(f"every {every_steps:,} steps")
-    # An audit takes about as long as a step, most of which is its gradient.
     audits = len(first_steps) + total_steps // every_steps
     return (
-        f"audit     {' and '.join(when)}: a gradient once more, cut another way; about "
-        f"{audits / total_steps:.2g} of the run's time"
+        f"audit     {' and '.join(when)}: a second gradient, cut another way, in {audits:,} of "
+        f"{total_steps:,} steps"
     )

@@ -11,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from train.disk import Unreadable, read_json, write_whole
+from train.disk import Unreadable, read_json, write_atomically
 
 MAX_ENTRIES = 200
 """The newest ones are kept."""
@@ -43,7 +43,7 @@ def write_cached(kind: str, key: str, value: Mapping[str, Any]) -> None:
     newest = dict(list(entries.items())[-MAX_ENTRIES:])
     with suppress(OSError):
         file.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(file, json.dumps(newest).encode())
+        write_atomically(file, json.dumps(newest).encode())
 
 
 def _file(kind: str) -> Path:

@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from train.checkpoint.files import read_tensors
-from train.checkpoint.tensors import known
+from train.checkpoint.tensors import storable
 from train.config import Config, digest, tokenizer_files
 from train.config.name_patterns import PatternError, matching
 from train.errors import UserError
@@ -125,7 +125,7 @@ def _other_shapes(module: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> l
     for name, tensor in module.state_dict().items():
         if not isinstance(tensor, Tensor) or name not in shapes:
             continue
-        shape = tuple(known(tensor).shape)
+        shape = tuple(storable(tensor).shape)
         if shapes[name] != shape:
             problems.append(f"{name} has shape {shapes[name]} there, {shape} in the model")
     return problems

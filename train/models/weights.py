@@ -18,7 +18,7 @@ from train.checkpoint.files import (
     write_tensors,
     write_value,
 )
-from train.checkpoint.pieces import join
+from train.checkpoint.shards import join
 from train.config import Config, Foreign, load
 from train.disk import remove
 from train.distributed.ranks import Ranks

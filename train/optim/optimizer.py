@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from train.batch import BatchPlan
-from train.checkpoint.pieces import Stored, as_divided
+from train.checkpoint.shards import Stored, sharded_like
 from train.config import resolve
 from train.config.name_patterns import matching
 from train.config.recipe import Optimizer as OptimizerConfig
@@ -234,5 +234,5 @@ class OptimizerState:
         for number, of_parameter in state["state"].items():
             for key, value in of_parameter.items():
                 if isinstance(value, Stored):
-                    of_parameter[key] = as_divided(value, parameters[number])
+                    of_parameter[key] = sharded_like(value, parameters[number])
         self.optimizer.load_state_dict({"state": state["state"], "param_groups": groups})

@@ -10,7 +10,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from train.config import Config
-from train.disk import Unreadable, read_json, write_whole
+from train.disk import Unreadable, read_json, write_atomically
 from train.plan.run_plan import RunPlan, Shrunk
 
 FILE = "micro.json"
@@ -28,7 +28,7 @@ def remember(folder: Path, smaller: Shrunk) -> None:
     """Any rank may write it."""
     # Without it the next start runs out of memory once more, and nothing else.
     with suppress(OSError):
-        write_whole(folder / FILE, json.dumps(asdict(smaller)).encode())
+        write_atomically(folder / FILE, json.dumps(asdict(smaller)).encode())
 
 
 def remembered(folder: Path) -> Shrunk | None:

@@ -1,8 +1,10 @@
 """What a person sees and keeps of a run."""
 
 from train.report.best import Best, UnknownDirection
-from train.report.claim import AlreadyFinished, claim
-from train.report.folder import Displaced, FolderRefused, RunFolder
+from train.report.claim import claim
+from train.report.earlier_start import AlreadyFinished
+from train.report.folder import Displaced, RunFolder
+from train.report.folder_lock import FolderRefused
 from train.report.login import TrackerError
 from train.report.outlets import Outlets, open_outlets
 from train.report.progress import Interval, Progress

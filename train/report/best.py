@@ -12,7 +12,7 @@ MORE_IS_BETTER = ("accuracy", "f1", "auc", "precision", "recall", "r2")
 
 
 class UnknownDirection(UserError):
-    """Nobody has said whether more or less of a metric is better."""
+    """It is not known whether more or less of a metric is better."""
 
 
 @dataclass
@@ -26,37 +26,44 @@ class Best:
     last: float | None = None
 
     @classmethod
-    def of(cls, wanted: str | None) -> "Best":
-        """From evaluate.best: `eval/accuracy`, or `max eval/mine` where the name does not tell.
-        Unset: eval/loss.
+    def of(cls, setting: str | None) -> "Best":
+        """From evaluate.best: `eval/accuracy`, or `max eval/mine` where the name does not decide
+        it. Unset: eval/loss.
         """
-        direction, _, metric = (wanted or metric_names.EVAL_LOSS).rpartition(" ")
+        direction, _, metric = (setting or metric_names.EVAL_LOSS).rpartition(" ")
         if direction not in ("", "min", "max"):
             raise UnknownDirection(
-                f"evaluate.best={wanted}: it starts with {direction!r}. Type: evaluate.best='max "
+                f"evaluate.best={setting}: it starts with {direction!r}. Set: evaluate.best='max "
                 f"{metric}'"
             )
-        last = metric.rsplit("/", 1)[-1]
-        if not direction and last not in LESS_IS_BETTER + MORE_IS_BETTER:
+        if direction:
+            return cls(metric, more_is_better=direction == "max")
+        name = metric.rsplit("/", 1)[-1]
+        if name not in LESS_IS_BETTER + MORE_IS_BETTER:
             raise UnknownDirection(
-                f"evaluate.best={wanted}: is more of {last!r} better, or less? "
-                f"Type: evaluate.best='max {metric}' (or 'min {metric}')"
+                f"evaluate.best={setting}: is more of {name!r} better, or less? "
+                f"Set: evaluate.best='max {metric}' (or 'min {metric}')"
             )
-        return cls(metric, direction == "max" or (not direction and last in MORE_IS_BETTER))
+        return cls(metric, more_is_better=name in MORE_IS_BETTER)
 
     def see(self, row: Mapping[str, float]) -> None:
         value = row.get(self.metric)
         if value is None or not math.isfinite(value):
             return
         self.last = value
-        if self.value is None or (
-            value > self.value if self.more_is_better else value < self.value
-        ):
-            self.value, self.step = value, int(row[metric_names.GLOBAL_STEP])
+        if self._is_better(value):
+            self.value = value
+            self.step = int(row[metric_names.GLOBAL_STEP])
+
+    def _is_better(self, value: float) -> bool:
+        if self.value is None:
+            return True
+        return value > self.value if self.more_is_better else value < self.value
 
     def forget(self) -> None:
-        """The best is sought anew."""
-        self.value, self.step = None, 0
+        """From now on the next evaluation is the best, whatever it gives."""
+        self.value = None
+        self.step = 0
 
     def is_new(self, step: int) -> bool:
         """Whether the evaluation of this step is the best so far."""
@@ -67,14 +74,13 @@ class Best:
         """For the live line."""
         if self.value is None:
             return ""
-        return (
-            f"{self.metric.removeprefix(metric_names.EVAL)} {self.last:.4f} (best {self.value:.4f})"
-        )
+        return f"{self._name} {self.last:.4f} (best {self.value:.4f})"
 
     def __str__(self) -> str:
         if self.value is None:
             return ""
-        return (
-            f"{self.metric.removeprefix(metric_names.EVAL)} {self.last:.4f}, best "
-            f"{self.value:.4f} at step {self.step}"
-        )
+        return f"{self._name} {self.last:.4f}, best {self.value:.4f} at step {self.step}"
+
+    @property
+    def _name(self) -> str:
+        return self.metric.removeprefix(metric_names.EVAL)

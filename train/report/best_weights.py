@@ -1,6 +1,7 @@
-"""best/: the weights of the best evaluation so far, always whole, and of a step that the run knows.
+"""best/: the weights of the best evaluation so far, always complete, and of a step that the run
+knows.
 
-best.json lies beside them and tells which evaluation that was. A run that is killed resumes from
+best.json lies beside them and holds which evaluation that was. A run that is killed resumes from
 its newest checkpoint, which knows the best evaluation up to there: where a better one comes before
 the next checkpoint, the weights that it replaces are kept as best.before until that checkpoint is
 made. So a resume finds those of the best that it knows, and sets aside those of steps that were
@@ -23,21 +24,25 @@ from train.models.weights import NotSaved
 from train.report.best import Best
 from train.report.progress import Progress
 
-BEST, BEFORE, TOLD = "best", "best.before", "best.json"
-UNFINISHED, REMOVED = ".best.unfinished", ".best.removed"
+BEST = "best"
+BEFORE = "best.before"
+EVALUATION = "best.json"
+UNFINISHED = ".best.unfinished"
+REMOVED = ".best.removed"
 
 
 def write(run_folder: Path, best: Best, write_weights: Callable[[Path], object]) -> None:
-    """`write_weights(folder)` puts the weights there. On one rank. Raises NotSaved; what was there
-    then stays.
+    """`write_weights(folder)` puts the weights there. On one rank.
+
+    Raises NotSaved; what was there before then stays.
     """
     try:
         _write(run_folder / UNFINISHED, best, write_weights)
         _replace(run_folder)
     except OSError as error:
         raise NotSaved(
-            f"could not write {run_folder / BEST}: {error}. Type the same command again once that "
-            "is fixed; it goes on from the newest checkpoint"
+            f"could not write {run_folder / BEST}: {error}. Run the same command again once that "
+            "is fixed; it resumes from the newest checkpoint"
         ) from error
 
 
@@ -45,17 +50,24 @@ def _write(unfinished: Path, best: Best, write_weights: Callable[[Path], object]
     remove(unfinished)
     unfinished.mkdir()
     write_weights(unfinished)
-    written = sorted(path for path in unfinished.rglob("*") if path.is_file())
-    files = {path.relative_to(unfinished).as_posix(): entry(path) for path in written}
-    (unfinished / TOLD).write_text(
-        json.dumps(_evaluation(best) | {"files": files}, indent=1) + "\n", encoding="utf-8"
-    )
+    files = {}
+    for path in sorted(unfinished.rglob("*")):
+        if path.is_file():
+            files[path.relative_to(unfinished).as_posix()] = entry(path)
+    evaluation = _evaluation(best) | {"files": files}
+    text = json.dumps(evaluation, indent=1) + "\n"
+    (unfinished / EVALUATION).write_text(text, encoding="utf-8")
     for path in (*unfinished.rglob("*"), unfinished):
         sync(path)
 
 
 def _replace(run_folder: Path) -> None:
-    best, before, removed = (run_folder / name for name in (BEST, BEFORE, REMOVED))
+    """best.before, where it exists, is what the newest checkpoint knows: it stays, and best/, which
+    no checkpoint knows yet, is removed.
+    """
+    best = run_folder / BEST
+    before = run_folder / BEFORE
+    removed = run_folder / REMOVED
     shutil.rmtree(removed, ignore_errors=True)
     if os.path.lexists(best):
         best.rename(removed if before.exists() else before)
@@ -70,9 +82,9 @@ def forget_before(run_folder: Path) -> None:
 
 
 def settle(run_folder: Path, best: Best, ranks: Ranks, progress: Progress) -> None:
-    """Where a run resumes: best/ is brought to the evaluation that its checkpoint knows as `best`.
+    """Where a run resumes: bring best/ to the evaluation that its checkpoint knows as `best`.
 
-    Where those weights are gone, `best` begins anew, so that it is never another one than that of
+    Where those weights are gone, `best` begins again, so that it is never another one than that of
     best/. Where an evaluation is owed, it is done first, and writes the weights of its step again:
     they are removed.
     """
@@ -85,49 +97,49 @@ def _settle(run_folder: Path, best: Best, owed_step: int | None = None) -> bool:
     """Whether best/ now holds what is known as the best; also where nothing is known."""
     for left in (UNFINISHED, REMOVED):
         shutil.rmtree(run_folder / left, ignore_errors=True)
-    places = [run_folder / name for name in (BEST, BEFORE)]
-    found = next((place for place in places if _holds(place, best)), None)
-    for place in places:
-        if place == found or not place.exists():
-            continue
-        if owed_step is not None and _step_of(place) == owed_step:
-            shutil.rmtree(place)
-        else:
-            print_error(
-                f"{place} holds weights of steps that this run goes on without; now "
-                f"{_abandoned(place)}"
-            )
-    if found is None:
-        if best.value is not None:
-            print_error(
-                f"the weights of the best evaluation so far ({best}) are not in {run_folder}: it "
-                "begins anew"
-            )
-        return best.value is None
-    if found.name != BEST:
-        found.rename(run_folder / BEST)
-    sync(run_folder)
-    return True
+    folders = (run_folder / BEST, run_folder / BEFORE)
+    matching = next((folder for folder in folders if _holds(folder, best)), None)
+    for folder in folders:
+        if folder != matching and folder.exists():
+            _clear(folder, owed_step)
+    if matching is not None:
+        if matching.name != BEST:
+            matching.rename(run_folder / BEST)
+        sync(run_folder)
+        return True
+    if best.value is None:
+        return True
+    print_error(
+        f"the weights of the best evaluation so far ({best}) are not in {run_folder}: the search "
+        "for the best begins again"
+    )
+    return False
 
 
-def _abandoned(place: Path) -> Path:
-    return set_aside(place, "abandoned")
+def _clear(folder: Path, owed_step: int | None) -> None:
+    """Weights of another evaluation: removed where that is done again, else kept aside."""
+    if owed_step is not None and _step_of(folder) == owed_step:
+        shutil.rmtree(folder)
+        return
+    aside = set_aside(folder, "abandoned")
+    print_error(f"{folder} holds weights of steps that this run resumes without; now {aside}")
 
 
-def _holds(place: Path, best: Best) -> bool:
+def _holds(folder: Path, best: Best) -> bool:
+    """Whether its files are as they were written, for the evaluation `best`."""
     try:
-        told: dict[str, Any] = read_json(place / TOLD, {"files": dict})
-        files = told.pop("files")
-        return told == _evaluation(best) and all(
-            entry(place / name) == files[name] for name in files
-        )
+        evaluation: dict[str, Any] = read_json(folder / EVALUATION, {"files": dict})
+        files = evaluation.pop("files")
+        if evaluation != _evaluation(best):
+            return False
+        return all(entry(folder / name) == files[name] for name in files)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return False
 
 
-def _step_of(place: Path) -> Any:
+def _step_of(folder: Path) -> Any:
     try:
-        return json.loads((place / TOLD).read_text(encoding="utf-8"))["step"]
+        return json.loads((folder / EVALUATION).read_text(encoding="utf-8"))["step"]
     except (OSError, ValueError, KeyError, TypeError):
         return None
 

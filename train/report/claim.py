@@ -1,67 +1,47 @@
-"""What a start of a run does with the folder of its name: it makes it, goes on in it, moves it
-away, or is refused.
+"""What a start of a run does with the folder of its name: make it, resume in it, move it away, or
+refuse.
 """
 
 import os
 from collections.abc import Callable
 from contextlib import suppress
-from itertools import count
 from pathlib import Path
-from typing import Any
 
 from train.checkpoint import sweep
 from train.checkpoint.manifest import verify
-from train.config import Config, differences
-from train.disk import ENDED, ENVIRONMENT, PLAN, Shape, Unreadable, first_free, read_json, remove
-from train.errors import print_error
+from train.config import Config
+from train.disk import remove
 from train.plan.run_plan import RunPlan
-from train.report.differing import lines, other_run
-from train.report.folder import (
-    RUN,
-    FolderRefused,
-    Hold,
-    RunFolder,
-    free_name,
-    hold_folder,
-    make_folder,
-    new_id,
-    take,
+from train.report.earlier_start import (
+    changes,
+    check_same,
+    free_number,
+    is_restart,
+    run_of,
+    without_checkpoint,
 )
-from train.report.restarts import RESTARTS, job_id, pause
+from train.report.folder import RUN, RunFolder, keep_hold, make_folder, new_id
+from train.report.folder_lock import FolderRefused, Hold, hold_folder
+from train.report.restarts import RESTARTS, pause
 
-Find = Callable[[Path, str | None], Path | None]
+Newest = Callable[[Path, str | None], Path | None]
 Named = Callable[[Path], Path]
 Stopped = Callable[[], bool]
 
-OWN = {
-    "ended.json",
-    "environment.json",
-    "config.yaml",
-    "git.patch",
-    "log.txt",
-    "restarts.json",
-    "wandb",
-    "checkpoints",
-}
-"""What a start that did not come to its plan.json may leave, beside names that begin with a dot."""
-IN_IDENTITY = ("effective", "stages", "dataset_size", "drop_tail")
-"""Fields of a plan's batch that are mathematics, and are compared with the others of that kind."""
 
+def claim(
+    config: Config, plan: RunPlan, newest: Newest, named: Named, stopped: Stopped
+) -> RunFolder:
+    """The folder of a run that starts, or resumes, now.
 
-class AlreadyFinished(RuntimeError):
-    """This very run has been trained to its end."""
+    `newest(RUN/checkpoints, id of the run)` finds the checkpoint to resume from, `named(path)`
+    checks the one that checkpoint.resume names; `stopped()` ends a pause before a restart.
 
-
-def claim(config: Config, plan: RunPlan, newest: Find, named: Named, stopped: Stopped) -> RunFolder:
-    """The folder of a run that starts, or goes on, now.
-
-    `newest(RUN/checkpoints, id of the run)` finds the checkpoint to go on from, `named(path)`
-    checks the one that checkpoint.resume names; `stopped()` ends a pause before a restart. A folder
-    that is there already goes on where it holds the same mathematics and a checkpoint; it is moved
-    to NAME.1 under checkpoint.resume=never, and where the launcher or the scheduler starts a job
-    again that had none yet. Else AlreadyFinished is raised where it holds the same run, finished,
-    and FolderRefused where it holds anything else, and always while another process trains into it,
-    or nothing can be written there.
+    A folder that is there already continues where it holds the same mathematics and a checkpoint.
+    It is moved to NAME.1 under checkpoint.resume=never, and where the launcher or the scheduler
+    restarts a job that had no checkpoint yet. Raises AlreadyFinished where it holds the same run,
+    finished; FolderRefused where it holds anything else, and always while another process trains
+    into it, or nothing can be written there.
     """
     path = Path(config.output_dir) / plan.name
     try:
@@ -71,30 +51,35 @@ def claim(config: Config, plan: RunPlan, newest: Find, named: Named, stopped: St
 
 
 def _claim(
-    path: Path, config: Config, plan: RunPlan, newest: Find, named: Named, stopped: Stopped
+    path: Path, config: Config, plan: RunPlan, newest: Newest, named: Named, stopped: Stopped
 ) -> RunFolder:
     resume = config.checkpoint.resume
-    chosen = named(Path(resume)) if resume not in ("auto", "never") else None
+    configured = None if resume in ("auto", "never") else named(Path(resume))
     if not os.path.lexists(path):
-        with suppress(FileExistsError):  # another start was quicker: it holds the lock
-            return _make(path, chosen)
+        # Another start may be quicker, and hold the lock by now: hold_folder then says so.
+        with suppress(FileExistsError):
+            return _make(path, configured)
     hold = hold_folder(path)
     try:
-        restart = _is_restart(path)
+        restart = is_restart(path)
         if resume == "never" and not restart:
             return _make_instead(path, hold, None)
-        own = chosen is not None and chosen.resolve().is_relative_to(path.resolve()) and not restart
-        if not own:
-            _check_same(path, plan, restart)
-        run = _run_of(path)
-        found = chosen if own else newest(path / "checkpoints", run)
-        if found is None and not restart and (path / "plan.json").exists():
-            raise FolderRefused(_without_checkpoint(path))
-        restarts = pause(path, found, config.runtime.timeout_seconds, stopped) if restart else None
-        if found is None:
-            folder = _make_instead(path, hold, chosen)
+        # A restart of the job is past the checkpoint that its command names.
+        is_own = _is_inside(configured, path) and not restart
+        # The user has named a checkpoint of this folder: it may hold other mathematics.
+        if not is_own:
+            check_same(path, plan, restart)
+        run = run_of(path)
+        checkpoint = configured if is_own else newest(path / "checkpoints", run)
+        if checkpoint is None and not restart and (path / "plan.json").exists():
+            raise without_checkpoint(path)
+        restarts = None
+        if restart:
+            restarts = pause(path, checkpoint, config.runtime.timeout_seconds, stopped)
+        if checkpoint is None:
+            folder = _make_instead(path, hold, configured)
         else:
-            folder = _go_on(path, hold, found, run, _changes(path, plan))
+            folder = _resume(path, hold, checkpoint, run, changes(path, plan))
     except BaseException:
         with suppress(OSError):
             hold.close()
@@ -106,13 +91,17 @@ def _claim(
     return folder
 
 
-def _go_on(
-    path: Path, hold: Hold, found: Path, run: str | None, changed: tuple[str, ...]
+def _is_inside(checkpoint: Path | None, path: Path) -> bool:
+    return checkpoint is not None and checkpoint.resolve().is_relative_to(path.resolve())
+
+
+def _resume(
+    path: Path, hold: Hold, checkpoint: Path, run: str | None, changed: tuple[str, ...]
 ) -> RunFolder:
-    take(path, hold)
-    folder = RunFolder(path, run=run, resumed_from=found, changed=changed)
+    keep_hold(path, hold)
+    folder = RunFolder(path, run=run, resumed_from=checkpoint, changed=changed)
     if run is None:  # of an earlier version
-        folder.run = verify(found, contents=False).get("run") or new_id()
+        folder.run = verify(checkpoint, contents=False).get("run") or new_id()
         folder.write_json(RUN, {"id": folder.run})
     remove(path / "ended.json")
     _sweep(path)
@@ -120,7 +109,7 @@ def _go_on(
 
 
 def _sweep(path: Path) -> None:
-    """What a kill has left of files and folders that were being written or removed."""
+    """Remove what a kill has left of files and folders that were being written or removed."""
     sweep(path / "checkpoints")
     for folder in (path, path / "final"):
         for pattern in (".*.unfinished", ".*.removed", "metrics.unfinished"):
@@ -130,144 +119,22 @@ def _sweep(path: Path) -> None:
 
 def _make(path: Path, resumed_from: Path | None, moved_to: Path | None = None) -> RunFolder:
     run = new_id()
-    take(path, make_folder(path, run))
+    keep_hold(path, make_folder(path, run))
     return RunFolder(path, run=run, moved_to=moved_to, resumed_from=resumed_from)
 
 
-def cannot_write(path: Path, error: OSError) -> FolderRefused:
-    why = error.strerror or error
-    where = error.filename or path
-    return FolderRefused(
-        f"cannot write into {path}: {where}: {why}. Type: output_dir=ANOTHER, or the same again "
-        "once that is mended"
-    )
-
-
 def _make_instead(path: Path, hold: Hold, resumed_from: Path | None) -> RunFolder:
-    moved_to = _free_number(path)
+    """A new folder; the one that is there is moved away."""
+    moved_to = free_number(path)
     path.rename(moved_to)
     hold.close()  # only now: nobody else may take a folder that is about to move
     return _make(path, resumed_from, moved_to)
 
 
-def _run_of(path: Path) -> str | None:
-    """The id of the run; None where an earlier version made the folder, or nothing readable tells
-    it.
-    """
-    run: str | None = _read(path / RUN, {"id": str}).get("id")
-    return run
-
-
-def _is_restart(path: Path) -> bool:
-    """The same job, started again by its launcher or scheduler before it had finished."""
-    if _read(path / "ended.json", ENDED).get("reason") == "finished":
-        return False
-    again = {
-        "ISOBATCH_ATTEMPT": True,  # of one launch.sh
-        "TORCHELASTIC_RUN_ID": os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0",
-        "SLURM_JOB_ID": os.environ.get("SLURM_RESTART_COUNT", "0") != "0",
-    }
-    earlier = _read(path / "environment.json", ENVIRONMENT).get("job", {})
-    now = job_id()
-    return any(again[name] and earlier.get(name) == value for name, value in now.items())
-
-
-def _check_same(path: Path, plan: RunPlan, restart: bool) -> None:
-    """Raises FolderRefused where the folder holds anything but this run, AlreadyFinished where that
-    has finished.
-    """
-    ended = _read(path / "ended.json", ENDED)
-    try:
-        earlier = read_json(path / "plan.json", PLAN)
-    except Unreadable as error:
-        why = f"{error}: it cannot be told what was trained there"
-        raise FolderRefused(f"{why}. Type one of:\n{_ways_out(path)}") from error
-    except FileNotFoundError:
-        if restart or _has_not_begun(path):
-            return
-        what = f"{path} exists and is not a run folder"
-        raise FolderRefused(f"{what}. Type: name=ANOTHER, or output_dir=ANOTHER") from None
-    differing = differences(earlier["identity"], plan.identity)
-    if "data" not in earlier["identity"]:  # written before it was looked at: nothing is known of it
-        differing.pop("data", None)
-    finished = ended.get("reason") == "finished"
-    if (
-        finished
-        and plan.total_steps > ended["step"]
-        and all(key.startswith("duration.") for key in differing)
-    ):
-        return  # it goes on for longer
-    if differing:
-        all_the_same = f"\n  go on all the same:           checkpoint.resume={path}"
-        raise FolderRefused(
-            f"{path} holds {other_run(differing)}\nType one of:\n{_ways_out(path)}{all_the_same}"
-        )
-    if finished:
-        raise AlreadyFinished(
-            f"{path} holds this very run, finished at step {ended['step']}. To train "
-            f"again:\n{_ways_out(path)}"
-        )
-
-
-def _has_not_begun(path: Path) -> bool:
-    """A start that was killed, or found no room, before it had written all down: plan.json comes
-    last.
-    """
-    names = {file.name for file in path.iterdir() if not file.name.startswith(".")}
-    return RUN in names or "environment.json" in names or names <= OWN
-
-
-def _without_checkpoint(path: Path) -> str:
-    ended = _read(path / "ended.json", ENDED)
-    state = (
-        f"ended at step {ended['step']} ({ended['reason']})"
-        if ended
-        else "has not ended, or was killed"
+def cannot_write(path: Path, error: OSError) -> FolderRefused:
+    why = error.strerror or error
+    file = error.filename or path
+    return FolderRefused(
+        f"cannot write into {path}: {file}: {why}. Set: output_dir=ANOTHER. Or fix that, and run "
+        "the same command again"
     )
-    return (
-        f"{path} holds this very run, which {state} without a checkpoint. Type one "
-        f"of:\n{_ways_out(path)}"
-    )
-
-
-def _ways_out(path: Path) -> str:
-    return (
-        f"  another name:                name={free_name(path)}\n"
-        "  start over, keep the old one: checkpoint.resume=never   (moves it to "
-        f"{_free_number(path)})"
-    )
-
-
-def _changes(path: Path, plan: RunPlan) -> tuple[str, ...]:
-    """What differs from the last start of this run: mathematics, where the user insisted, and
-    execution.
-    """
-    earlier = _read(path / "plan.json", PLAN)
-    now = plan.as_dict()
-    batch = differences(earlier.get("batch", {}), now["batch"])
-    execution = {key: pair for key, pair in batch.items() if key not in IN_IDENTITY}
-    data = differences(earlier.get("data", plan.data), plan.data)
-    held_out = {
-        f"data of {split}": pair
-        for split, pair in data.items()
-        if split != plan.identity["data.split"]
-    }
-    return tuple(
-        lines({**differences(earlier.get("identity", {}), plan.identity), **execution, **held_out})
-    )
-
-
-def _read(path: Path, shape: Shape) -> dict[str, Any]:
-    """Empty where it is not there, or says nothing that can be used."""
-    try:
-        value: dict[str, Any] = read_json(path, shape)
-    except FileNotFoundError:
-        return {}
-    except Unreadable as error:
-        print_error(f"{error}; passed over")
-        return {}
-    return value
-
-
-def _free_number(path: Path) -> Path:
-    return first_free(path.with_name(f"{path.name}.{number}") for number in count(1))

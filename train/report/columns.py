@@ -1,8 +1,8 @@
-"""The columns of a run in a table of runs: few, and each a figure of the whole run.
+"""The columns of a run in a table of runs: few, and each a figure of all its rows.
 
-They are counted over all rows (WholeRun). What W&B would count by itself is something else: the
-value of the last row, or a minimum or maximum that begins anew where the run resumes (seen: wandb
-0.31, a peak of 9 became 2).
+They are counted here (RunFigures). What W&B would count by itself is something else: the value of
+the last row, or a minimum or maximum that begins again where the run resumes (seen: wandb 0.31, a
+peak of 9 became 2).
 """
 
 from collections.abc import Mapping
@@ -13,8 +13,8 @@ from train import metric_names
 from train.disk import NUMBER, Unreadable, read_json
 from train.report.best import Best
 from train.report.folder import RunFolder
+from train.report.run_figures import RunFigures
 from train.report.tracker import Tracker
-from train.report.whole_run import WholeRun
 
 PLANNED = {
     metric_names.RUN_EFFECTIVE_BATCH: "effective_batch",
@@ -25,77 +25,80 @@ PLANNED = {
 }
 """{column: key of the `derived` block}: known before the first step."""
 
-AUDITED = (
-    metric_names.SPLIT_ERROR,
-    metric_names.VERIFIED,
-    metric_names.VERIFIED_STEP,
-    metric_names.GLOBAL_STEP,
-)
-"""Of the last audit's row. All but the last are columns."""
+AUDITED = (metric_names.SPLIT_ERROR, metric_names.VERIFIED, metric_names.VERIFIED_STEP)
+"""Columns, from the last row of an audit."""
 AUDIT = "audit.json"
-"""Holds them, in the folder: a checkpoint has the same bytes with audits and without."""
+"""Holds them and their step, in the folder: a checkpoint has the same bytes with audits and
+without.
+"""
 
 
 class Columns:
-    """A sink: counts what the rows say, and keeps W&B's summary of the run up to date."""
+    """A sink: counts over the rows, and keeps W&B's summary of the run up to date."""
 
     def __init__(
         self,
+        *,
         derived: Mapping[str, Any],
         best: Best,
-        whole_run: WholeRun,
+        figures: RunFigures,
         tracker: Tracker,
         folder: RunFolder,
         step: int,
     ) -> None:
-        """`whole_run`: what an earlier start has counted and this one continues, after `step`."""
-        planned = {column: derived.get(key) for column, key in PLANNED.items()}
-        self._planned = {column: value for column, value in planned.items() if value is not None}
+        """`figures`: what an earlier start has counted and this one continues, after `step`."""
         self._best = best
-        self._whole_run = whole_run
+        self._figures = figures
         self._folder = folder
-        self._audited = _last_audit(folder.path, step)
+        self._last_audit = _last_audit(folder.path, step)
         self._tracker = tracker
-        # Now: a run that is killed before its first row has them too.
+        planned = {}
+        for column, key in PLANNED.items():
+            if derived.get(key) is not None:
+                planned[column] = derived[key]
+        # Before the first row: a run that is killed before it has them too.
         tracker.forget_end()
-        tracker.summarise(self._planned | self._measured())
+        tracker.summarise(planned | self._measured())
 
     def log(self, row: Mapping[str, float]) -> None:
-        self._whole_run.see(row)
+        self._figures.see(row)
         if metric_names.SPLIT_ERROR in row:
-            # A row names a step that this start has verified: until there is one, that of an
-            # earlier start holds.
-            self._audited |= {name: row[name] for name in AUDITED if name in row}
-            self._folder.write_json(AUDIT, self._audited)
+            # Updated, not replaced: a row names the last verified step of this start only. Until
+            # there is one, that of an earlier start holds.
+            self._last_audit |= _audited(row)
+            self._folder.write_json(AUDIT, self._last_audit)
         self._tracker.summarise(self._measured())
 
     def finish(self, exit_code: int) -> None:
-        """All has been said with the last row."""
+        """Nothing is left to do: the last row has brought all columns up to date."""
 
     def _measured(self) -> dict[str, float]:
         """{column: value}; what is not known is absent."""
-        audited = {
-            name: value for name, value in self._audited.items() if name != metric_names.GLOBAL_STEP
-        }
-        found = self._whole_run.peaks | audited
-        throughput = self._whole_run.throughput()
+        columns = dict(self._figures.peaks)
+        for name in AUDITED:
+            if name in self._last_audit:
+                columns[name] = self._last_audit[name]
+        throughput = self._figures.throughput()
         if throughput is not None:
-            found[metric_names.RUN_SAMPLES_PER_SECOND] = throughput
+            columns[metric_names.RUN_SAMPLES_PER_SECOND] = throughput
         if self._best.value is not None:
             metric = self._best.metric.removeprefix(metric_names.EVAL)
-            found[metric_names.BEST + metric] = self._best.value
-            found[metric_names.BEST_STEP] = self._best.step
-        return found
+            columns[metric_names.BEST + metric] = self._best.value
+            columns[metric_names.BEST_STEP] = self._best.step
+        return columns
+
+
+def _audited(row: Mapping[str, float]) -> dict[str, float]:
+    names = (*AUDITED, metric_names.GLOBAL_STEP)
+    return {name: row[name] for name in names if name in row}
 
 
 def _last_audit(folder: Path, step: int) -> dict[str, float]:
-    """By column, of the last audit of the run that goes on after `step`; empty where nobody knows
-    of one.
-    """
+    """The last audit of the run that resumes after `step`; empty where none is known."""
     shape = {f"{name}?": NUMBER for name in AUDITED} | {metric_names.GLOBAL_STEP: NUMBER}
     try:
-        found: dict[str, float] = read_json(folder / AUDIT, shape)
+        audit = _audited(read_json(folder / AUDIT, shape))
     except (OSError, Unreadable):
         return {}
-    known = {name: found[name] for name in AUDITED if name in found}
-    return known if known[metric_names.GLOBAL_STEP] <= step else {}
+    # A later one belongs to steps that are trained again.
+    return audit if audit[metric_names.GLOBAL_STEP] <= step else {}

@@ -11,6 +11,11 @@ SHOWN = 12
 Differing = Mapping[str, tuple[Any, Any]]
 """{key of the config, or `code`: (value there, value now)}"""
 
+OTHER_HASHES = (
+    "An earlier version wrote it, which hashed the files of the code by name and content. This "
+    "one hashes what\nthey compute: the two hashes cannot be compared."
+)
+
 
 def lines(differing: Differing) -> list[str]:
     first = list(differing.items())[:SHOWN]
@@ -22,15 +27,11 @@ def other_run(differing: Differing) -> str:
     shown = "\n".join(lines(differing))
     if not _is_first_edition(differing):
         return f"a run with other mathematics:\n{shown}"
-    why = (
-        "An earlier version wrote it, which hashed the files of the code by name and content. This "
-        "one hashes what\nthey compute: the two hashes cannot be compared."
-    )
-    if [*differing] != ["code"]:
-        return f"a run with other mathematics:\n{shown}\n{why}"
+    if list(differing) != ["code"]:
+        return f"a run with other mathematics:\n{shown}\n{OTHER_HASHES}"
     return (
-        f"a run of an earlier version:\n{shown}\n{why} Nothing else differs. If you have not\n"
-        "changed your own code, you can go on all the same."
+        f"a run of an earlier version:\n{shown}\n{OTHER_HASHES} Nothing else differs. If you have "
+        "not\nchanged your own code, you can resume all the same."
     )
 
 

@@ -1,5 +1,5 @@
-"""A run whose folder was moved, deleted or replaced under it: its state is saved beside, and it
-ends.
+"""A run whose folder was moved, deleted or replaced under it: its state is saved in a new folder
+beside, and it ends.
 """
 
 from collections.abc import Callable
@@ -10,10 +10,10 @@ from train.report.folder import Displaced, RunFolder
 
 
 def save_in_own(checkpoints: Checkpoints, folder: RunFolder) -> Callable[..., None]:
-    """checkpoints.save, which looks first whose the folder is by now. Raises Displaced, on all
-    ranks, after the save.
+    """checkpoints.save, which checks first that the folder is still this run's.
 
-    The folder of another run that has the name now is not touched.
+    Where it is not, raises Displaced on all ranks, after the save into a new folder. The folder of
+    another run that has the name now is not touched.
     """
 
     def save(step: int, **options: Any) -> None:
@@ -26,8 +26,8 @@ def save_in_own(checkpoints: Checkpoints, folder: RunFolder) -> Callable[..., No
         checkpoints.save(step, **options)
         raise Displaced(
             f"{lost} was moved or deleted under this run, or is another run's by now; nothing "
-            f"there was changed. Saved at step {step} in {folder.path} instead. To go on there, "
-            f"type the same command with: name={folder.path.name}"
+            f"there was changed. Saved at step {step} in {folder.path} instead. To resume from it, "
+            f"run the same command with: name={folder.path.name}"
         )
 
     return save

@@ -1,9 +1,5 @@
-"""Where a run ran: what one must know to run it again. Everything here is redacted and fits into
-JSON.
-"""
+"""Where a run ran: what one must know to run it again. All is redacted, and fits into JSON."""
 
-import configparser
-import netrc
 import os
 import platform
 import shlex
@@ -16,7 +12,6 @@ from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import psutil
 import torch
@@ -36,21 +31,30 @@ LAUNCHER = (
     "SLURM_ARRAY_TASK_ID",
 )
 PUBLIC = (
-    *("started_at", "python", "packages", "platform", "launcher"),
-    *("cpu_count", "memory_gib", "devices", "cuda", "nccl"),
+    "started_at",
+    "python",
+    "packages",
+    "platform",
+    "launcher",
+    "cpu_count",
+    "memory_gib",
+    "devices",
+    "cuda",
+    "nccl",
 )
-"""What wandb.privacy lets out; of git, commit and dirty flag beside."""
+"""What wandb.privacy lets out, beside PUBLIC_GIT."""
+PUBLIC_GIT = ("commit", "dirty")
 LARGEST_PATCH_MB = 10
 GIT_SECONDS = 10
 """A git that takes longer (a slow file system) counts as missing."""
 
 
 def environment(argv: Sequence[str], config_path: str | Path) -> dict[str, Any]:
-    """environment.json. What cannot be known is absent.
+    """What environment.json holds. What cannot be known is absent.
 
     `argv`: the command line as it was typed.
     """
-    found = {
+    facts = {
         "started_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": shlex.join(clean(list(argv))),
         "config_path": str(config_path),
@@ -59,41 +63,36 @@ def environment(argv: Sequence[str], config_path: str | Path) -> dict[str, Any]:
         "packages": _packages(),
         "host": socket.gethostname(),
         "platform": platform.platform(),
-        "cpu_count": len(os.sched_getaffinity(0))
-        if hasattr(os, "sched_getaffinity")
-        else os.cpu_count(),
+        "cpu_count": _cpu_count(),
         "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
         **_devices(),
         "launcher": {name: os.environ[name] for name in LAUNCHER if name in os.environ},
     }
-    told: dict[str, Any] = clean(found)
-    return {key: value for key, value in told.items() if value not in (None, {})}
+    return {key: value for key, value in clean(facts).items() if value not in (None, {})}
 
 
 def private(environment: Mapping[str, Any]) -> dict[str, Any]:
     """The part of an environment that names no machine, person, path or address."""
-    kept = {key: environment[key] for key in PUBLIC if key in environment}
-    git = {
-        key: environment["git"][key]
-        for key in ("commit", "dirty")
-        if key in environment.get("git", {})
-    }
-    return kept | ({"git": git} if git else {})
+    public = {key: environment[key] for key in PUBLIC if key in environment}
+    git = environment.get("git", {})
+    public_git = {key: git[key] for key in PUBLIC_GIT if key in git}
+    if public_git:
+        public["git"] = public_git
+    return public
 
 
 def git_patch() -> str | None:
-    """git.patch: what `git apply` needs on top of the commit, and the names of files that git does
-    not know.
+    """git.patch: what `git apply` needs on top of the commit, and the names of untracked files.
 
     None where nothing is changed, or there is no git. Redacted: a line that held a secret no longer
     applies.
     """
     root = _repository()
-    changes = (
-        _git(root, "diff", "HEAD", "--binary", "--no-color", "--no-ext-diff", "--no-textconv") or ""
-    )
-    unknown = _git(root, "ls-files", "--others", "--exclude-standard", "--full-name") or ""
-    if not changes and not unknown:
+    # Without the user's own programs and colours: git apply must be able to read it.
+    options = ("--binary", "--no-color", "--no-ext-diff", "--no-textconv")
+    changes = _git(root, "diff", "HEAD", *options) or ""
+    untracked = _git(root, "ls-files", "--others", "--exclude-standard", "--full-name") or ""
+    if not changes and not untracked:
         return None
     size_mb = len(changes) / 1e6
     if size_mb > LARGEST_PATCH_MB:
@@ -101,8 +100,8 @@ def git_patch() -> str | None:
             f"# The changes have {size_mb:.0f} MB, more than {LARGEST_PATCH_MB} MB: not kept. "
             "Commit them.\n"
         )
-    named = "".join(f"# not in git: {name}\n" for name in unknown.splitlines())
-    return clean(named) + clean_patch(changes, partial(_bytes_of, root))
+    names = "".join(f"# not in git: {name}\n" for name in untracked.splitlines())
+    return clean(names) + clean_patch(changes, partial(_bytes_of, root))
 
 
 def _bytes_of(root: Path | None, path: str) -> bytes:
@@ -112,35 +111,6 @@ def _bytes_of(root: Path | None, path: str) -> bytes:
         return b""
 
 
-def wandb_setting(name: str) -> str:
-    """A setting of wandb's own: from the environment, else from its two files; read without
-    importing wandb.
-    """
-    defaults = {"base_url": "https://api.wandb.ai", "mode": "auto"}
-    folder = Path(os.environ.get("WANDB_CONFIG_DIR", "~/.config/wandb")).expanduser()
-    files = configparser.ConfigParser(interpolation=None)
-    with suppress(configparser.Error, OSError):
-        files.read([folder / "settings", Path("wandb/settings")])
-    return (
-        os.environ.get(f"WANDB_{name.upper()}")
-        or files.get("default", name, fallback="")
-        or defaults.get(name, "")
-    )
-
-
-def logged_in_to_wandb() -> bool:
-    """Whether wandb will find credentials for its server: with none it would ask for them."""
-    if wandb_setting("api_key") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
-        return True
-    for place in [os.environ["NETRC"]] if os.environ.get("NETRC") else ["~/.netrc", "~/_netrc"]:
-        with suppress(netrc.NetrcParseError, OSError):
-            if netrc.netrc(Path(place).expanduser()).authenticators(
-                urlsplit(wandb_setting("base_url")).netloc
-            ):
-                return True
-    return False
-
-
 def _git_state() -> dict[str, Any]:
     root = _repository()
     status = _git(root, "status", "--porcelain=v2", "--branch", "--untracked-files=normal")
@@ -148,19 +118,20 @@ def _git_state() -> dict[str, Any]:
         return {}
     lines = status.splitlines()
     headers = dict(line[2:].split(" ", 1) for line in lines if line.startswith("# branch."))
+    remote = _git(root, "remote", "get-url", "origin") or ""
     state = {
         "commit": headers.get("branch.oid"),
         "branch": headers.get("branch.head"),
         "dirty": any(not line.startswith("#") for line in lines),
-        "remote": (_git(root, "remote", "get-url", "origin") or "").strip() or None,
+        "remote": remote.strip() or None,
     }
-    return {
-        key: value for key, value in state.items() if value not in (None, "(initial)", "(detached)")
-    }
+    # What git writes where there is no commit yet, or no branch.
+    absent = (None, "(initial)", "(detached)")
+    return {key: value for key, value in state.items() if value not in absent}
 
 
 def _repository() -> Path | None:
-    """The root of the repository of the current folder, else of the code's own."""
+    """The root of the repository of the working directory, else of this package's."""
     for folder in (Path.cwd(), Path(train.__file__).parent):
         if root := _git(folder, "rev-parse", "--show-toplevel"):
             return Path(root.rstrip("\n"))
@@ -168,11 +139,10 @@ def _repository() -> Path | None:
 
 
 def _git(folder: Path | None, *arguments: str) -> str | None:
-    """What git says; None where it is missing, fails, or takes too long."""
+    """What git prints; None where it is missing, fails, or takes too long."""
     if folder is None:
         return None
-    # Without optional locks: a `git commit` of the user's own, meanwhile, must not find the index
-    # locked.
+    # Without optional locks: a `git commit` of the user meanwhile must not find the index locked.
     settings = os.environ | {"GIT_OPTIONAL_LOCKS": "0", "GIT_TERMINAL_PROMPT": "0", "LC_ALL": "C"}
     try:
         done = subprocess.run(
@@ -189,13 +159,18 @@ def _git(folder: Path | None, *arguments: str) -> str | None:
 
 
 def _packages() -> dict[str, str]:
-    found = {}
+    versions = {}
     for name in PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
+        with suppress(PackageNotFoundError):
+            versions[name] = version(name)
+    return versions
+
+
+def _cpu_count() -> int | None:
+    """Those that this process may use, where the system tells."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count()
 
 
 def _devices() -> dict[str, Any]:
@@ -206,13 +181,11 @@ def _devices() -> dict[str, Any]:
     """
     if trains_on_cpu() or not torch.cuda.is_available():
         return {"devices": [{"name": "cpu"}]}
-    properties = [
-        torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())
-    ]
-    devices = [
-        {"name": each.name, "memory_gib": round(each.total_memory / 2**30, 1)}
-        for each in properties
-    ]
+    devices = []
+    for index in range(torch.cuda.device_count()):
+        properties = torch.cuda.get_device_properties(index)
+        memory_gib = round(properties.total_memory / 2**30, 1)
+        devices.append({"name": properties.name, "memory_gib": memory_gib})
     nccl_version: Callable[[], tuple[int, ...]] = torch.cuda.nccl.version
     nccl: tuple[int, ...] = ()
     with suppress(AttributeError, RuntimeError, OSError):  # a torch that was built without it

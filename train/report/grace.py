@@ -12,21 +12,23 @@ def grace_seconds() -> float:
 
 
 def slow_stop(step_seconds: float, save_seconds: float, batch_seconds: float = 0.0) -> str:
-    """A warning where a stop takes longer, as far as its times are known; else nothing.
+    """A warning where a stop takes longer than that, by the times known so far; else empty.
 
     It waits for two steps, or for two batches of an evaluation (or one text that a generation
     makes), then saves.
     """
-    evaluation_is_longer = batch_seconds > step_seconds
-    waits_for = "two batches of an evaluation" if evaluation_is_longer else "two steps"
-    needed = 2 * max(step_seconds, batch_seconds) + save_seconds
+    waits_for = "two steps"
+    if batch_seconds > step_seconds:
+        waits_for = "two batches of an evaluation"
+    stop_seconds = 2 * max(step_seconds, batch_seconds) + save_seconds
     grace = grace_seconds()
-    if needed <= grace:
+    if stop_seconds <= grace:
         return ""
-    enough = math.ceil(2 * needed)
+    # Twice, as no step and no save takes exactly as long as the one before.
+    enough = math.ceil(2 * stop_seconds)
     return (
-        f"warning   a stop takes {waits_for} and a save, here {duration(needed)} or more, and the "
-        f"ranks are killed {duration(grace)} after the signal: nothing is saved then. Type: "
+        f"warning   a stop takes {waits_for} and a save, here {duration(stop_seconds)} or more, "
+        f"and the ranks are killed {duration(grace)} after the signal: nothing is saved then. Run: "
         f"TORCH_ELASTIC_SHUTDOWN_TIMEOUT={enough} ./launch.sh ... (to SLURM: "
         f"--signal=B:USR1@{enough} too)"
     )

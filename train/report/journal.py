@@ -5,48 +5,63 @@ next step.
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import BinaryIO
 
 from train import metric_names
-from train.disk import NUMBER, Unreadable, lines_from_end, misfit, open_own, parse, write_whole
+from train.disk import (
+    NUMBER,
+    Unreadable,
+    lines_from_end,
+    open_own,
+    parse,
+    shape_error,
+    write_atomically,
+)
 from train.errors import counted, print_error
 
 
 class Journal:
     def __init__(self, path: Path, last_step: int, evaluation_owed: bool = False) -> None:
-        """Goes on after `last_step`: rows of later steps, which will be trained once more, are
-        taken out.
+        """Continues after `last_step`: rows of later steps, which will be trained once more, are
+        removed.
 
         So is the evaluation of `last_step` itself where it is owed, since it will be done once
         more.
         """
-        self.taken_out = _cut(path, last_step, evaluation_owed)
-        """The last step of the rows of later steps; 0: there were none."""
+        self.last_removed = _cut(path, last_step, evaluation_owed)
+        """The last step of the rows that were removed; 0: there were none."""
         self._path = path
+        # Unbuffered: what a write has failed for is known, and only that is tried again.
         self.file = os.fdopen(open_own(path), "ab", buffering=0)
         self._unwritten = b""  # rows for which there was no room
 
     def log(self, row: Mapping[str, float]) -> None:
-        """Append a row. JSON knows no NaN: a value that is not finite is written as null.
+        """Append a row. JSON has no NaN: a value that is not finite is written as null.
 
         Raises OSError where it cannot be written now; it is kept, and tried again before the next
         one.
         """
-        known = {key: value if math.isfinite(value) else None for key, value in row.items()}
-        self._unwritten += (json.dumps(known) + "\n").encode()
+        values: dict[str, float | None] = dict(row)
+        for key, value in row.items():
+            if not math.isfinite(value):
+                values[key] = None
+        self._unwritten += (json.dumps(values) + "\n").encode()
         self._write()
 
     def sync(self) -> None:
-        """Wait until all rows are on disk. Raises OSError where that cannot be."""
+        """Wait until all rows are on disk. Raises OSError where that fails."""
         self._write()
         os.fsync(self.file.fileno())
 
     def _write(self) -> None:
         try:
             while self._unwritten:
-                self._unwritten = self._unwritten[self.file.write(self._unwritten) :]
+                written = self.file.write(self._unwritten)
+                self._unwritten = self._unwritten[written:]
         except OSError as error:
             raise OSError(error.errno, error.strerror, str(self._path)) from None
 
@@ -54,51 +69,74 @@ class Journal:
         self.file.close()
 
 
+@dataclass(frozen=True)
+class _Line:
+    """A line of the file, with its newline unless a kill came before that."""
+
+    text: bytes
+    step: float | None
+    """None: it is no row."""
+
+
 def _cut(path: Path, last_step: int, evaluation_owed: bool) -> int:
-    """Keep the rows up to a step; the last step of what was cut off, else 0.
+    """Keep the rows up to a step; gives the last step of what was cut off, else 0.
 
     Steps only grow, so the file is read from its end, back to a row of an earlier step: no more
     than a megabyte before what is cut off. A kill may have left half a row. Other lines that are
-    none are put beside, as far as it is read.
+    no rows are put into another file, as far as it is read.
     """
     with os.fdopen(open_own(path), "rb") as file:
-        start, lines = _last_lines(file, last_step)
-        steps = [_step(line) for line in lines]
+        tail = _read_tail(file, last_step)
         kept = []
-        for line, step in zip(lines, steps, strict=True):
-            again = evaluation_owed and step == last_step and _is_evaluation(line)
-            if step is not None and step <= last_step and not again:
+        for line in tail.lines:
+            if line.step is None or line.step > last_step:
+                continue
+            owed = evaluation_owed and line.step == last_step and _is_evaluation(line.text)
+            if not owed:
                 kept.append(line)
-        odd = [
-            line
-            for line, step in zip(lines, steps, strict=True)
-            if step is None and line.endswith(b"\n")
-        ]
-        if odd:
-            aside = path.with_name(f"{path.name}.damaged")
-            write_whole(aside, b"".join(odd))
-            print_error(
-                f"{path}: {counted(len(odd), 'line')} put aside that held no row of metrics; now "
-                f"in {aside}"
-            )
-        if kept == lines[: len(kept)]:  # as a rule; a kill leaves the old end or the new one
-            os.ftruncate(file.fileno(), start + sum(map(len, kept)))
+        _put_aside(path, tail.lines)
+        text = b"".join(line.text for line in kept)
+        # As a rule the end alone is cut off, in one call: a kill leaves the old end or the new one.
+        if kept == tail.lines[: len(kept)]:
+            os.ftruncate(file.fileno(), tail.start + len(text))
         else:
             file.seek(0)
-            write_whole(path, file.read(start) + b"".join(kept))
-    later = [step for step in steps if step is not None and step > last_step]
+            write_atomically(path, file.read(tail.start) + text)
+    later = [line.step for line in tail.lines if line.step is not None and line.step > last_step]
     return int(max(later, default=0))
 
 
-def _last_lines(file: BinaryIO, last_step: int) -> tuple[int, list[bytes]]:
-    """(where they begin, the lines), back to a row of an earlier step."""
-    first, several = 0, []
-    for start, some in lines_from_end(file):
-        first = start
-        several.append(some)
-        if any(step is not None and step < last_step for step in map(_step, some)):
+def _put_aside(path: Path, lines: Sequence[_Line]) -> None:
+    """Lines that are no rows; half a line is what a kill has left, and is not worth keeping."""
+    odd = [line.text for line in lines if line.step is None and line.text.endswith(b"\n")]
+    if not odd:
+        return
+    aside = path.with_name(f"{path.name}.damaged")
+    write_atomically(aside, b"".join(odd))
+    print_error(
+        f"{path}: {counted(len(odd), 'line')} put aside that held no row of metrics; now in {aside}"
+    )
+
+
+@dataclass(frozen=True)
+class _Tail:
+    start: int
+    """Where the lines begin in the file."""
+    lines: Sequence[_Line]
+
+
+def _read_tail(file: BinaryIO, last_step: int) -> _Tail:
+    """The lines from a row of an earlier step on."""
+    start = 0
+    blocks = []
+    for position, texts in lines_from_end(file):
+        block = [_Line(text, _step(text)) for text in texts]
+        start = position
+        blocks.append(block)
+        if any(line.step is not None and line.step < last_step for line in block):
             break
-    return first, [line for some in reversed(several) for line in some]
+    blocks.reverse()
+    return _Tail(start, list(chain.from_iterable(blocks)))
 
 
 def _is_evaluation(line: bytes) -> bool:
@@ -111,7 +149,7 @@ def _step(line: bytes) -> float | None:
         row = parse(line)
     except Unreadable:
         return None
-    if not line.endswith(b"\n") or misfit(row, {metric_names.GLOBAL_STEP: NUMBER}):
+    if not line.endswith(b"\n") or shape_error(row, {metric_names.GLOBAL_STEP: NUMBER}):
         return None
     step: float = row[metric_names.GLOBAL_STEP]
     return step

@@ -1,5 +1,5 @@
-"""The live line: the last line of a terminal, written over while a run goes on. By rich, where it
-is installed.
+"""The live line: the last line of a terminal, written over while a run trains. By rich, where it is
+installed.
 """
 
 import os
@@ -11,11 +11,11 @@ from typing import Any, TextIO
 from train.terminal import encodable, moves_cursor
 
 
-class Sturdy:
+class ForgivingStream:
     """A stream for rich that raises nothing: the terminal may be closed, and its encoding may lack
     a letter.
 
-    rich itself ends the process where a pipe has no reader any more.
+    rich itself ends the process where a pipe has lost its reader.
     """
 
     def __init__(self, stream: TextIO) -> None:
@@ -29,18 +29,16 @@ class Sturdy:
         return len(text)
 
     def flush(self) -> None:
-        try:
+        with suppress(OSError, ValueError):
             self._stream.flush()
-        except (OSError, ValueError):
-            return
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
 
 
 def live_line() -> Any:
-    """rich's live display, started; None where stdout is no terminal that can move its cursor, or
-    rich is missing.
+    """rich's live display, started; None where rich is missing, or stdout is not a terminal that
+    can move its cursor.
     """
     if not moves_cursor(sys.stdout):
         return None
@@ -50,15 +48,15 @@ def live_line() -> Any:
     except ImportError:
         return None
 
-    class Plain(Console):
+    class CursorConsole(Console):
         def show_cursor(self, show: bool = True) -> bool:
             """Never hidden: a process that is killed could not bring it back."""
             return False
 
-    stream: Any = Sturdy(sys.stdout)
-    # What others print goes through this console too: as it is, without markup and without new line
-    # breaks.
-    console = Plain(
+    stream: Any = ForgivingStream(sys.stdout)
+    # What others print goes through this console too: unchanged, without markup and without new
+    # line breaks.
+    console = CursorConsole(
         file=stream,
         force_terminal=True,
         force_interactive=True,
@@ -71,7 +69,7 @@ def live_line() -> Any:
         console=console,
         refresh_per_second=4,
         transient=True,
-        # Where stderr goes into a file, it stays there.
+        # A stderr that goes into a file stays there.
         redirect_stderr=sys.stderr.isatty(),
     )
     live.start()
@@ -85,20 +83,19 @@ def _columns() -> int:
     return 80
 
 
-class Fitted:
-    """What the live line shows: made anew at each refresh, since the terminal may have another
+class FittedLine:
+    """What the live line shows: computed again at each refresh, since the terminal may have another
     width by then.
     """
 
     def __init__(self, text: Callable[[int], str]) -> None:
-        """`text(width)` gives the line; one cell is left free, or some terminals would begin
-        another line.
-        """
+        """`text(width)` gives the line."""
         self._text = text
 
     def __rich_console__(self, console: Any, options: Any) -> Any:
         from rich.text import Text
 
+        # One cell is left free: some terminals would begin another line.
         width = min(options.max_width, _columns()) - 1
         line = Text(self._text(width), no_wrap=True, overflow="crop")
         line.truncate(width)

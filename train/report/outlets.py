@@ -48,8 +48,10 @@ class Outlets:
     tracker: Tracker
     columns: Columns
     tables: Tables
-    next_line: str  # what to type after a run that has finished
-    finished: Callable[[], str]  # what else such a run does; gives a line for the end, or nothing
+    next_line: str
+    """The command to run after a run that has finished."""
+    send_weights: Callable[[], str]
+    """Called once the run has finished; gives a line for the end, or an empty one."""
     warned_of_slow_stop: bool
 
     @property
@@ -66,100 +68,133 @@ def open_outlets(
     summary: Mapping[str, Any],
     lines: Sequence[str],
 ) -> Outlets:
-    """Write down what is known before the first step, say it, and open all that rows go to.
+    """Write and print what is known before the first step, and open all that rows go to.
 
     `summary`, `lines`: what is known of the learner, for tables and for the screen. A state that
-    goes on from a checkpoint continues its rows and its W&B run, whose id is written into the
-    state.
+    resumes from a checkpoint continues its rows and its W&B run, whose id is written into the
+    state. Nothing that looks like a secret is written, printed or sent.
 
-    Nothing that looks like a secret is written, said or sent. Raises FolderRefused where nothing
-    can be written.
+    Raises FolderRefused where nothing can be written.
     """
-    with ExitStack() as opened:  # what is open when another fails to open is closed again
+    with ExitStack() as opened:  # closes what is open when another fails to open
+        opening = _Opening(opened=opened, state=state, plan=plan, loaded=loaded, folder=folder)
         try:
-            outlets = _open(opened, state, plan, loaded, folder, summary, lines)
+            outlets = opening.open(summary, lines)
         except OSError as error:
             raise cannot_write(folder.path, error) from error
         opened.pop_all()
         return outlets
 
 
-def _open(
-    opened: ExitStack,
-    state: RunState,
-    plan: RunPlan,
-    loaded: Loaded,
-    folder: RunFolder,
-    summary: Mapping[str, Any],
-    lines: Sequence[str],
-) -> Outlets:
-    config = OmegaConf.to_container(OmegaConf.create(loaded.yaml()), resolve=False)
-    config = clean(config)
-    surroundings = environment(sys.argv, loaded.path)
-    facts = {**summary, "versions": surroundings["packages"]}
-    derived = clean(_derived(plan, folder)) | facts
-    _write_first_files(folder, config, surroundings)
+@dataclass(frozen=True, kw_only=True)
+class _Opening:
+    """Opens the outlets one after the other."""
 
-    screen = Screen(plan.total_steps, _open_log(folder), summary["device_memory_gib"])
-    opened.callback(_abandon, screen)
-    if folder.moved_to:
-        screen.say(f"an earlier run of this name is now in {folder.moved_to}")
-    screen.say(*describe(plan), _model_line(summary), *lines, f"outputs   {folder.path}")
-    warning = ""
-    if folder.resumed_from:
-        screen.say(
-            f"resumed   from {folder.resumed_from}: step {state.progress.step:,} of "
-            f"{plan.total_steps:,}"
+    opened: ExitStack
+    state: RunState
+    plan: RunPlan
+    loaded: Loaded
+    folder: RunFolder
+
+    def open(self, summary: Mapping[str, Any], lines: Sequence[str]) -> Outlets:
+        config = clean(OmegaConf.to_container(OmegaConf.create(self.loaded.yaml()), resolve=False))
+        surroundings = environment(sys.argv, self.loaded.path)
+        derived = {
+            **clean(_derived(self.plan, self.folder)),
+            **summary,
+            "versions": surroundings["packages"],
+        }
+        _write_first_files(self.folder, config, surroundings)
+        screen = self._open_screen(summary, lines)
+        warned_of_slow_stop = self._say_resumed(screen)
+        tracker = self._open_tracker({**config, "derived": derived, "environment": surroundings})
+        journal = self._open_journal()
+        progress = self.state.progress
+        columns = Columns(
+            derived=derived,
+            best=self.state.best,
+            figures=self.state.figures,
+            tracker=tracker,
+            folder=self.folder,
+            step=progress.step,
         )
-        warning = slow_stop(0.0, state.last_save_seconds or 0.0)
-        screen.say(*filter(None, [warning]), *folder.changed)
+        screen.say(*_tracking_lines(tracker, self.state, journal.last_removed))
+        self.state.run_id = tracker.run_id
+        # The last file: where it is there, the run has begun.
+        self.folder.write_json("plan.json", self.plan.as_dict() | {"derived": derived})
+        return Outlets(
+            folder=self.folder,
+            journal=journal,
+            screen=screen,
+            tracker=tracker,
+            columns=columns,
+            tables=Tables(self.folder, screen, tracker),
+            next_line=_next_line(self.loaded, self.folder.path),
+            send_weights=_send_weights(self.loaded.config, tracker, self.folder),
+            warned_of_slow_stop=warned_of_slow_stop,
+        )
 
-    tracker = Tracker.start(
-        loaded.config.wandb,
-        run_name=plan.name,
-        default_group=loaded.path.stem,
-        job_type="train",
-        folder=folder.path,
-        run_config={**config, "derived": derived, "environment": surroundings},
-        run_id=state.run_id,
-    )
-    opened.callback(_abandon, tracker)
-    journal = Journal(
-        folder.path / "metrics.jsonl", state.progress.step, state.progress.evaluation_owed
-    )
-    opened.callback(_abandon, journal)
-    folder.follow("metrics.jsonl", journal.file)
-    columns = Columns(derived, state.best, state.whole_run, tracker, folder, state.progress.step)
-    screen.say(*_about(tracker, state, journal.taken_out))
-    state.run_id = tracker.run_id
-    # Last: now the run has begun.
-    folder.write_json("plan.json", plan.as_dict() | {"derived": derived})
+    def _open_screen(self, summary: Mapping[str, Any], lines: Sequence[str]) -> Screen:
+        memory_gib = summary["device_memory_gib"]
+        screen = Screen(self.plan.total_steps, _open_log(self.folder), memory_gib)
+        self.opened.callback(_close_failed, screen)
+        if self.folder.moved_to:
+            screen.say(f"an earlier run of this name is now in {self.folder.moved_to}")
+        outputs = f"outputs   {self.folder.path}"
+        screen.say(*describe(self.plan), _model_line(summary), *lines, outputs)
+        return screen
 
-    return Outlets(
-        folder=folder,
-        journal=journal,
-        screen=screen,
-        tracker=tracker,
-        columns=columns,
-        tables=Tables(folder, screen, tracker),
-        next_line="" if "--smoke" in loaded.flags else _next_line(folder.path, loaded.config),
-        finished=_finished(loaded, tracker, folder),
-        warned_of_slow_stop=bool(warning),
-    )
+    def _say_resumed(self, screen: Screen) -> bool:
+        """Print from where the run resumes; gives whether that included a warning of a slow
+        stop.
+        """
+        if not self.folder.resumed_from:
+            return False
+        screen.say(
+            f"resumed   from {self.folder.resumed_from}: step {self.state.progress.step:,} of "
+            f"{self.plan.total_steps:,}"
+        )
+        warning = slow_stop(0.0, self.state.last_save_seconds or 0.0)
+        if warning:
+            screen.say(warning)
+        screen.say(*self.folder.changed)
+        return bool(warning)
+
+    def _open_tracker(self, run_config: Mapping[str, Any]) -> Tracker:
+        tracker = Tracker.start(
+            self.loaded.config.wandb,
+            run_name=self.plan.name,
+            default_group=self.loaded.path.stem,
+            job_type="train",
+            folder=self.folder.path,
+            run_config=run_config,
+            run_id=self.state.run_id,
+        )
+        self.opened.callback(_close_failed, tracker)
+        return tracker
+
+    def _open_journal(self) -> Journal:
+        progress = self.state.progress
+        path = self.folder.path / "metrics.jsonl"
+        journal = Journal(path, progress.step, progress.evaluation_owed)
+        self.opened.callback(_close_failed, journal)
+        self.folder.follow("metrics.jsonl", journal.file)
+        return journal
 
 
-def _about(tracker: Tracker, state: RunState, last: int) -> list[str]:
-    """Where the rows go. `last`: the last step whose row an earlier start has written, and this one
-    will again.
-
-    W&B takes no row back.
+def _tracking_lines(tracker: Tracker, state: RunState, last_removed: int) -> list[str]:
+    """Where the rows go. `last_removed`: the last step whose row an earlier start has written, and
+    this one will write again.
     """
     lines = [f"W&B       {tracker.how_to_see}"]
-    if tracker.unused:
-        lines.append(f"          {tracker.unused}")
-    if last and tracker.run_id is not None and tracker.run_id == state.run_id:
+    if tracker.unused_variables:
+        lines.append(f"          {tracker.unused_variables}")
+    # W&B takes no row back.
+    if last_removed and tracker.run_id is not None and tracker.run_id == state.run_id:
         first = state.progress.step + 1
-        steps = f"step {first:,}" if first == last else f"steps {first:,} to {last:,}"
+        steps = f"steps {first:,} to {last_removed:,}"
+        if first == last_removed:
+            steps = f"step {first:,}"
         lines.append(
             f"          has rows of {steps} from before, and gets them again; metrics.jsonl has "
             "each once"
@@ -167,8 +202,8 @@ def _about(tracker: Tracker, state: RunState, last: int) -> list[str]:
     return lines
 
 
-def _finished(loaded: Loaded, tracker: Tracker, folder: RunFolder) -> Callable[[], str]:
-    if loaded.config.wandb.log_model:
+def _send_weights(config: Config, tracker: Tracker, folder: RunFolder) -> Callable[[], str]:
+    if config.wandb.log_model:
         return partial(log_model, tracker, folder.path / "final")
     return str
 
@@ -182,7 +217,7 @@ def _derived(plan: RunPlan, folder: RunFolder) -> dict[str, Any]:
 
 
 def _write_first_files(folder: RunFolder, config: Any, surroundings: Mapping[str, Any]) -> None:
-    """environment.json comes first: a restart is known by it."""
+    """environment.json comes first: it is how a restart of the same job is recognised."""
     folder.write_json("environment.json", {**surroundings, "job": job_id()})
     folder.write_text("config.yaml", OmegaConf.to_yaml(OmegaConf.create(config)))
     patch = git_patch()
@@ -196,7 +231,7 @@ def _open_log(folder: RunFolder) -> TextIO:
     return log_file
 
 
-def _abandon(sink: Sink) -> None:
+def _close_failed(sink: Sink) -> None:
     with suppress(OSError):
         sink.finish(FAILED)
 
@@ -208,15 +243,18 @@ def _model_line(summary: Mapping[str, Any]) -> str:
     )
 
 
-def _next_line(folder: Path, config: Config) -> str:
-    executable = Path(sys.executable)  # not resolved: a virtual environment's python is a link
+def _next_line(loaded: Loaded, folder: Path) -> str:
+    if "--smoke" in loaded.flags:  # its folder is removed
+        return ""
     python = "python"
+    executable = Path(sys.executable)  # not resolved: a virtual environment's python is a link
     if executable.is_relative_to(Path.cwd()):
         python = str(executable.relative_to(Path.cwd()))
-    called = {
+    config = loaded.config
+    targets = {
         "model.target": config.model.target,
         "task.target": config.task.target,
         "data.source": config.data.source,
     }
-    trust = " --trust" if needs_trust(called, folder) else ""
+    trust = " --trust" if needs_trust(targets, folder) else ""
     return f"next      {python} -m train.evaluate {shlex.quote(str(folder))}{trust}"

@@ -13,15 +13,20 @@ class Progress:
     """Counted, not planned: what has really been trained, over all ranks."""
 
     step: int = 0
-    epoch: float = 0.0  # passes over the data; of a stream: those that are complete
+    epoch: float = 0.0
+    """Passes over the data; of a stream: those that are complete."""
     samples_seen: int = 0
-    tokens_per_sample: int = 0  # data.block_size; 0: samples are no blocks
-    tokens_seen: int = 0  # those that are real: what fills a block up is none
-    empty_steps: int = 0  # steps in which no label counted: nothing to train on
+    tokens_per_sample: int = 0
+    """data.block_size; 0: samples are no blocks."""
+    tokens_seen: int = 0
+    """Without the padding of a set's last block."""
+    empty_steps: int = 0
+    """Steps in which no label counted: nothing to train on."""
     complete_epochs: int = 0
-    samples_of_epoch: int = 0  # of the one under way
-    # of this step: it comes after the save, and a resume does it first
+    samples_of_epoch: int = 0
+    """Of the epoch that has not ended yet."""
     evaluation_owed: bool = False
+    """An evaluation after this step is due: it follows the save, and a resume does it first."""
 
     @property
     def place(self) -> Place:
@@ -32,44 +37,49 @@ class Progress:
         self.samples_seen += window.samples
         self.tokens_seen += window.tokens or 0
         if window.last_of_epoch:
-            self.complete_epochs, self.samples_of_epoch = window.epoch + 1, 0
+            self.complete_epochs = window.epoch + 1
+            self.samples_of_epoch = 0
         else:
             self.samples_of_epoch += window.samples
-        self.epoch = (
-            self.samples_seen / samples_per_epoch if samples_per_epoch else self.complete_epochs
-        )
+        if samples_per_epoch:
+            self.epoch = self.samples_seen / samples_per_epoch
+        else:
+            self.epoch = self.complete_epochs
         self.empty_steps += window.is_empty
 
 
 @dataclass(frozen=True)
 class Interval:
-    """Something that takes place every so many steps, or at the step that completes every so many
-    samples or tokens.
-    """
+    """Due every so many steps, or at the step that completes every so many samples or tokens."""
 
     steps: int | None = None
     samples: int | None = None
     tokens: int | None = None
 
     def due(self, progress: Progress, window: Window) -> bool:
-        every = self.samples or self.tokens
-        if every is not None:
-            seen, taken = progress.samples_seen, window.samples
-            if not self.samples:
-                seen, taken = progress.tokens_seen, window.tokens or 0
-            before = seen - taken
-            return seen // every > before // every
+        if self.samples:
+            return _crosses(self.samples, progress.samples_seen, window.samples)
+        if self.tokens is not None:
+            return _crosses(self.tokens, progress.tokens_seen, window.tokens or 0)
         return self.steps is not None and progress.step % self.steps == 0
 
 
+def _crosses(interval: int, seen: int, of_step: int) -> bool:
+    """Whether the step has taken the count over a multiple of `interval`."""
+    before = seen - of_step
+    return seen // interval > before // interval
+
+
 class Clock:
-    """Training time; evaluation and saving stand apart."""
+    """Training time, without evaluations and saves."""
 
     def __init__(self, seconds: float = 0.0) -> None:
         """`seconds`: of training, before this start."""
         self._start = time.perf_counter()
         self._lap = 0.0
         self._total = seconds
+
+    # Laps and pauses both end in _collect: what passes between them counts once.
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -82,7 +92,8 @@ class Clock:
     def lap(self) -> float:
         """Seconds of training since the last lap."""
         self._collect()
-        seconds, self._lap = self._lap, 0.0
+        seconds = self._lap
+        self._lap = 0.0
         self._total += seconds
         return seconds
 
@@ -107,8 +118,7 @@ def duration(seconds: float) -> str:
     if seconds < 60:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
-    return (
-        f"{minutes}:{rest:02} min"
-        if minutes < 60
-        else f"{minutes // 60}:{minutes % 60:02}:{rest:02} h"
-    )
+    if minutes < 60:
+        return f"{minutes}:{rest:02} min"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02} h"

@@ -17,6 +17,9 @@ from train.report.progress import Clock, Progress, duration
 from train.report.state import RunState
 from train.report.tables import Table
 
+LONGEST_NAME = 50
+"""Of a run, in the title of an alert."""
+
 
 class Reporter:
     """Joins what is measured into rows, and hands them to the outlets."""
@@ -29,7 +32,7 @@ class Reporter:
         stop: Callable[[str], None],
         kept: Kept,
     ) -> None:
-        """`stop` asks all ranks for a stop, and says why; what fails inside `kept()` ends all ranks
+        """`stop(reason)` asks all ranks for a stop. What fails inside `kept()` ends all ranks
         before a step.
         """
         self.progress: Progress = state.progress
@@ -38,11 +41,14 @@ class Reporter:
         self._outlets = outlets
         self._stop = stop
         self._kept = kept
-        self._first_step = 0  # of this start
+        self._first_step = 0
+        """Of this start."""
+        # As of the last row.
         self._last_step = 0
         self._last_samples = 0
         self._last_tokens = 0
-        self._batch_seconds = 0.0  # the longest of an evaluation
+        self._longest_batch_seconds = 0.0
+        """Of an evaluation."""
         self._alerted = False
         self._warned_of_slow_stop = outlets is not None and outlets.warned_of_slow_stop
 
@@ -57,15 +63,21 @@ class Reporter:
     def begin(self) -> None:
         """Training begins now: what came before is not its time."""
         self._state.begin()
+        self._first_step = self.progress.step + 1
+        self._remember_row()
+
+    def _remember_row(self) -> None:
         self._last_step = self.progress.step
         self._last_samples = self.progress.samples_seen
         self._last_tokens = self.progress.tokens_seen
-        self._first_step = self.progress.step + 1
 
     def train_row(self, window: Window, numbers: Mapping[str, float]) -> None:
         """A row about the step just taken; `numbers`: what was measured of it."""
         progress = self.progress
         seconds = self.clock.lap()
+        samples = progress.samples_seen - self._last_samples
+        tokens = progress.tokens_seen - self._last_tokens
+        step_seconds = seconds / (progress.step - self._last_step)
         row = self._position() | {
             metric_names.EPOCH: progress.epoch,
             metric_names.HOURS: self.clock.seconds / 3600,
@@ -74,22 +86,18 @@ class Reporter:
             metric_names.MICRO_SIZE: max(window.micro_batches.sizes),
             metric_names.ACCUMULATION_STEPS: len(window.micro_batches),
             metric_names.WORLD_SIZE: self._plan.batch.world_size,
-            metric_names.SAMPLES_PER_SECOND: (progress.samples_seen - self._last_samples) / seconds,
-            metric_names.STEP_SECONDS: seconds / (progress.step - self._last_step),
+            metric_names.SAMPLES_PER_SECOND: samples / seconds,
+            metric_names.STEP_SECONDS: step_seconds,
             **numbers,
         }
         if window.tokens is not None:
-            row |= {
-                metric_names.EFFECTIVE_TOKENS: window.tokens,
-                metric_names.TOKENS_PER_SECOND: (progress.tokens_seen - self._last_tokens)
-                / seconds,
-            }
-        self._last_tokens = progress.tokens_seen
-        self._last_step = progress.step
-        self._last_samples = progress.samples_seen
+            row[metric_names.EFFECTIVE_TOKENS] = window.tokens
+            row[metric_names.TOKENS_PER_SECOND] = tokens / seconds
+        self._remember_row()
         self._write(row)
         self._attempt(partial(self._alert_once, numbers[metric_names.SKIPPED_STEPS]))
-        if progress.step > self._first_step:  # the first one compiles, and warms up
+        # Not of the first step of a start: it compiles, and warms up.
+        if progress.step > self._first_step:
             self._attempt(partial(self._warn_of_slow_stop, row[metric_names.STEP_SECONDS]))
 
     def _alert_once(self, skipped_steps: float) -> None:
@@ -113,12 +121,14 @@ class Reporter:
         """Once, where a stop takes longer than the ranks are given for it."""
         if self._warned_of_slow_stop or self._outlets is None:
             return
-        warning = slow_stop(step_seconds, self._state.last_save_seconds or 0.0, self._batch_seconds)
+        save_seconds = self._state.last_save_seconds or 0.0
+        warning = slow_stop(step_seconds, save_seconds, self._longest_batch_seconds)
         if warning:
             self._warned_of_slow_stop = True
             self._outlets.screen.say(warning)
 
     def _position(self) -> dict[str, float]:
+        """What each row holds, by which W&B draws its curves."""
         progress = self.progress
         position: dict[str, float] = {
             metric_names.GLOBAL_STEP: progress.step,
@@ -128,8 +138,12 @@ class Reporter:
             position[metric_names.TOKENS_SEEN] = progress.tokens_seen
         return position
 
+    def _position_between_rows(self) -> dict[str, float]:
+        """With the training time, while the clock is paused."""
+        return self._position() | {metric_names.HOURS: self.clock.seconds_so_far / 3600}
+
     def show(self, table: Table) -> None:
-        """What the model wrote."""
+        """A table of texts that the model wrote."""
         if self._outlets is not None:
             self._attempt(partial(self._outlets.tables.show, self._position(), table))
 
@@ -139,12 +153,13 @@ class Reporter:
             self._attempt(partial(self._outlets.screen.say, line))
 
     def eval_batch(self, seconds: float) -> None:
-        self._batch_seconds = max(self._batch_seconds, seconds)
+        """A batch of an evaluation has taken so long."""
+        self._longest_batch_seconds = max(self._longest_batch_seconds, seconds)
 
     def eval_row(self, metrics: Mapping[str, float]) -> None:
-        # Of training alone: the clock stands still meanwhile.
-        position = self._position() | {metric_names.HOURS: self.clock.seconds_so_far / 3600}
-        row = position | {metric_names.EVAL + name: value for name, value in metrics.items()}
+        row = self._position_between_rows()
+        for name, value in metrics.items():
+            row[metric_names.EVAL + name] = value
         self.best.see(row)
         if self._outlets is not None:
             self._attempt(partial(self._outlets.screen.best, self.best.short))
@@ -152,44 +167,46 @@ class Reporter:
         self._attempt(partial(self._warn_of_slow_stop, 0.0))
 
     def sync(self) -> None:
-        """All rows so far are on disk: no checkpoint must know of a step that metrics.jsonl does
-        not.
-        """
+        """All rows so far are on disk: no checkpoint may hold a step that metrics.jsonl lacks."""
         if self._outlets is not None:
             self._outlets.journal.sync()
 
     def save_row(self, seconds: float) -> None:
         """What the save just made has cost: training stood still for so long."""
         self._state.last_save_seconds = seconds
-        position = self._position() | {metric_names.HOURS: self.clock.seconds_so_far / 3600}
-        self._write(position | {metric_names.SAVE_SECONDS: seconds})
+        self._write(self._position_between_rows() | {metric_names.SAVE_SECONDS: seconds})
 
     def audit_row(self, window: Window, numbers: Mapping[str, float]) -> None:
-        """What an audit of a step has found, before its update."""
-        position = self._position() | {
+        """The result of an audit, which comes before the update: the step is not counted yet."""
+        row = self._position_between_rows() | {
             metric_names.GLOBAL_STEP: window.k,
             metric_names.SAMPLES_SEEN: window.seen + window.samples,
-            metric_names.HOURS: self.clock.seconds_so_far / 3600,
         }
         if window.tokens is not None:
-            position[metric_names.TOKENS_SEEN] = self.progress.tokens_seen + window.tokens
-        self._write({**position, **numbers})
+            row[metric_names.TOKENS_SEEN] = self.progress.tokens_seen + window.tokens
+        self._write({**row, **numbers})
 
     def close(
         self, reason: str, code: int, closing_lines: Callable[[], Sequence[str]] = tuple
     ) -> None:
         """The end, for people and for the launcher; every sink is closed even where another fails.
 
-        `closing_lines` gives what else there is to say, empty lines for nothing.
+        `closing_lines()` gives further lines for the screen; empty ones are left out.
         """
         if self._outlets is None:
             return
         reason = clean(reason)  # it may hold the text of any exception
         tracker = self._outlets.tracker
         if code in (BAD_CONFIG, FAILED):
-            text = f"at step {self.progress.step:,}: {reason}"
-            tracker.alert(f"{self._plan.name[:50]} failed", text, "ERROR")
-        tracker.summarise(self._end(reason, code))
+            title = f"{self._plan.name[:LONGEST_NAME]} failed"
+            tracker.alert(title, f"at step {self.progress.step:,}: {reason}", "ERROR")
+        tracker.summarise(
+            {
+                f"{metric_names.ENDED}reason": reason,
+                f"{metric_names.ENDED}code": code,
+                f"{metric_names.ENDED}step": self.progress.step,
+            }
+        )
         try:
             self._close(self._outlets, reason, code, closing_lines)
         except OSError as error:  # a full disk must not hide why the run ended
@@ -200,26 +217,25 @@ class Reporter:
         self, outlets: Outlets, reason: str, code: int, closing_lines: Callable[[], Sequence[str]]
     ) -> None:
         with ExitStack() as stack:
+            # Called in reverse order: the folder is released last.
             stack.callback(outlets.folder.release)
             for sink in outlets.sinks:
                 stack.callback(sink.finish, code)
+            # First: a launcher that loses patience with what follows must find it.
             outlets.folder.write_json("ended.json", ending(reason, code, self.progress.step))
             lines = [self._last_line(reason), *closing_lines()]
             if code == FINISHED:
-                lines += [outlets.finished(), outlets.next_line]
+                lines += [outlets.send_weights(), outlets.next_line]
             outlets.screen.end(*filter(None, lines))
-
-    def _end(self, reason: str, code: int) -> dict[str, float | str]:
-        ended: dict[str, float | str] = {"reason": reason, "code": code, "step": self.progress.step}
-        return {metric_names.ENDED + name: value for name, value in ended.items()}
 
     def _last_line(self, reason: str) -> str:
         step = self.progress.step
         total = self._plan.total_steps
         steps = f"{total:,} steps" if step == total else f"step {step:,} of {total:,}"
-        first_line = reason.partition("\n")[0]  # the rest is to type, and is printed last
+        first_line = reason.partition("\n")[0]  # the others are commands, printed after all else
         line = f"{first_line}: {steps} in {duration(self.clock.seconds_so_far)}"
-        return f"{line}; {self.best}" if str(self.best) else line
+        best = str(self.best)
+        return f"{line}; {best}" if best else line
 
     def _write(self, row: Mapping[str, float]) -> None:
         if self._outlets is not None:
@@ -228,8 +244,8 @@ class Reporter:
                 self._attempt(partial(sink.log, row))
 
     def _attempt(self, write: Callable[[], object]) -> None:
-        """A full disk ends the run as any other stop does: saved, or not, by all ranks together. So
-        does what fails.
+        """A full disk ends the run as any other stop does: saved, or not, by all ranks together.
+        Other errors are kept, and end it before the next step.
         """
         with self._kept():
             try:

@@ -1,4 +1,4 @@
-"""A job that falls over at once, again and again, must not do so as fast as it can."""
+"""A job that fails at once, again and again, must not do so as fast as it can."""
 
 import json
 import os
@@ -11,8 +11,9 @@ from train.terminal import write_lines
 
 LONGEST_PAUSE_SECONDS = 300
 MOST_REQUEUES = 5
-"""From one checkpoint. torchrun counts for itself: --max_restarts."""
-LOOK_SECONDS = 0.1  # between two looks whether a stop was asked for
+"""From one checkpoint. torchrun has its own count: --max_restarts."""
+POLL_SECONDS = 0.1
+"""Between two looks whether a stop was requested."""
 RESTARTS = "restarts.json"
 
 
@@ -23,37 +24,46 @@ class NoProgress(RuntimeError):
 def pause(
     folder: Path, checkpoint: Path | None, timeout_seconds: float, stopped: Callable[[], bool]
 ) -> str:
-    """Before a restart that begins where the one before it began: 1 s, and twice as long each time,
-    or up to a stop.
+    """Wait before a restart that begins where the one before it began; gives what restarts.json
+    has to hold from now on.
 
-    The other ranks wait meanwhile, a little longer than `timeout_seconds`: half of these are never
-    passed. Returns what restarts.json has to hold from now on. Raises NoProgress where a job has
+    1 s, and twice as long each time, or up to a stop. The other ranks wait meanwhile, a little
+    longer than `timeout_seconds`: half of these are never passed. Raises NoProgress where a job has
     been put back into the queue MOST_REQUEUES times and has saved nothing new.
     """
-    place = checkpoint.name if checkpoint else "the start"
+    start = checkpoint.name if checkpoint else "the start"
+    fruitless = _fruitless_restarts(folder, start)
+    requeued = os.environ.get("SLURM_RESTART_COUNT", "0") != "0"
+    if requeued and fruitless >= MOST_REQUEUES:
+        raise NoProgress(_no_progress(folder, start))
+    if fruitless:
+        doubled = 2 ** min(fruitless - 1, 10)
+        seconds = min(doubled, LONGEST_PAUSE_SECONDS, timeout_seconds / 2)
+        write_lines(f"restart {fruitless + 1} from {start} without progress; waiting {seconds:g} s")
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline and not stopped():
+            time.sleep(min(seconds, POLL_SECONDS))
+    return json.dumps({"from": start, "fruitless": fruitless})
+
+
+def _fruitless_restarts(folder: Path, start: str) -> int:
+    """How many restarts in a row, this one included, began where the one before had begun."""
     try:
         earlier = read_json(folder / RESTARTS, {"from": str, "fruitless": int})
     except (OSError, Unreadable):
-        earlier = {}
-    fruitless = earlier.get("fruitless", 0) + 1 if earlier.get("from") == place else 0
-    if fruitless >= MOST_REQUEUES and os.environ.get("SLURM_RESTART_COUNT", "0") != "0":
-        raise NoProgress(_no_progress(folder, place))
-    if fruitless:
-        seconds = min(2 ** min(fruitless - 1, 10), LONGEST_PAUSE_SECONDS, timeout_seconds / 2)
-        told = f"restart {fruitless + 1} from {place} without progress; waiting {seconds:g} s"
-        write_lines(told)
-        end = time.monotonic() + seconds
-        while time.monotonic() < end and not stopped():
-            time.sleep(min(seconds, LOOK_SECONDS))
-    return json.dumps({"from": place, "fruitless": fruitless})
+        return 0
+    if earlier["from"] != start:
+        return 0
+    count: int = earlier["fruitless"] + 1
+    return count
 
 
-def _no_progress(folder: Path, place: str) -> str:
+def _no_progress(folder: Path, start: str) -> str:
     return (
-        f"this job was put back into the queue {MOST_REQUEUES} times, and began from {place} each "
+        f"this job was put back into the queue {MOST_REQUEUES} times, and began from {start} each "
         f"time\n  got:  no new checkpoint in {folder / 'checkpoints'}\n"
-        "  why:  its time, or what it fails of, comes before its first save: it would start for "
-        f"ever\n  type: tail {folder / 'log.txt'}\n"
+        "  why:  its time limit, or the error that ends it, comes before its first save: it would "
+        f"start for ever\n  run:  tail {folder / 'log.txt'}\n"
         "  then: sbatch again, with checkpoint.every_steps=FEWER or --time=MORE; a new job counts "
         "from 0"
     )
@@ -61,12 +71,13 @@ def _no_progress(folder: Path, place: str) -> str:
 
 def job_id() -> dict[str, str]:
     """What stays the same when the scheduler or the elastic launcher starts a job again; empty
-    where nobody would.
+    where neither does.
     """
-    names = ("SLURM_JOB_ID", "TORCHELASTIC_RUN_ID")
-    found = {name: os.environ[name] for name in names if os.environ.get(name, "none") != "none"}
-    return found | (
-        {"ISOBATCH_ATTEMPT": os.environ["ISOBATCH_ATTEMPT"]}
-        if "ISOBATCH_ATTEMPT" in os.environ
-        else {}
-    )
+    job = {}
+    for name in ("SLURM_JOB_ID", "TORCHELASTIC_RUN_ID"):
+        value = os.environ.get(name, "none")
+        if value != "none":  # torchrun's name for a run without an id
+            job[name] = value
+    if "ISOBATCH_ATTEMPT" in os.environ:
+        job["ISOBATCH_ATTEMPT"] = os.environ["ISOBATCH_ATTEMPT"]
+    return job

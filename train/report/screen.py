@@ -9,11 +9,14 @@ from typing import TextIO
 
 from train import metric_names
 from train.redaction import clean
-from train.report.live import Fitted, live_line
+from train.report.live import FittedLine, live_line
 from train.report.progress import duration
 from train.terminal import on_lines, on_one_line, write_lines
 
-LINE_WIDTH = 80  # of a plain line of a step: what a log of SLURM shows without a break
+LINE_WIDTH = 80
+"""Of a plain line of a step: what a log of SLURM shows without a break."""
+
+Row = Mapping[str, float]
 
 
 class Screen:
@@ -30,8 +33,8 @@ class Screen:
         self._live = live_line()
 
     def say(self, *lines: str) -> None:
-        """What moves a cursor is escaped: a line may hold the text of any exception, or a file's
-        name.
+        """Print lines. What moves a cursor is escaped: a line may hold the text of any exception,
+        or a file's name.
         """
         if not lines:
             return
@@ -40,27 +43,32 @@ class Screen:
             self._live.console.print(text)
         else:
             write_lines(text, sys.stdout)
-        self._note(text)
+        self._write_to_log(text)
 
-    def _note(self, text: str) -> None:
+    def _write_to_log(self, text: str) -> None:
         self._log_file.write(text + "\n")
         self._log_file.flush()
 
-    def log(self, row: Mapping[str, float]) -> None:
-        """A row of metrics: of an evaluation, or of a step."""
+    def log(self, row: Row) -> None:
+        """A row of metrics: of a save, an audit, an evaluation, or a step."""
+        step = self._step(row)
         if metric_names.SAVE_SECONDS in row:
-            self.say(f"{self._step(row)}  saved in {duration(row[metric_names.SAVE_SECONDS])}")
-            return
-        if metric_names.SPLIT_ERROR in row:
-            self.say(f"{self._step(row)}  {_audit(row)}")
-            return
-        if metric_names.LEARNING_RATE not in row:
-            self.say(self._step(row) + "  " + _evaluation(row))
-            return
-        line = _fitted(self._step(row) + "  " + "  ".join(_step_parts(row)), _peak(row), LINE_WIDTH)
+            self.say(f"{step}  saved in {duration(row[metric_names.SAVE_SECONDS])}")
+        elif metric_names.SPLIT_ERROR in row:
+            self.say(f"{step}  {_audit(row)}")
+        elif metric_names.LEARNING_RATE not in row:
+            self.say(f"{step}  {_evaluation(row)}")
+        else:
+            self._log_step(row)
+
+    def _log_step(self, row: Row) -> None:
+        line = "  ".join([self._step(row), *_step_parts(row)])
+        line = _fitted(line, [_peak(row)], LINE_WIDTH)
         if self._live:
-            self._live.update(Fitted(partial(self._live_text, row, self._evaluation)))
-            self._note(on_one_line(line))
+            # The evaluation as of now: the live line is drawn again until the next row comes.
+            text = partial(self._live_text, row, self._evaluation)
+            self._live.update(FittedLine(text))
+            self._write_to_log(on_one_line(line))
         else:
             self.say(line)
 
@@ -79,67 +87,78 @@ class Screen:
         self.end()
         self._log_file.close()
 
-    def _step(self, row: Mapping[str, float]) -> str:
-        return (
-            "step "
-            f"{row[metric_names.GLOBAL_STEP]:>{len(str(self._total_steps))}.0f}/{self._total_steps}"
-        )
+    def _step(self, row: Row) -> str:
+        digits = len(str(self._total_steps))
+        return f"step {row[metric_names.GLOBAL_STEP]:>{digits}.0f}/{self._total_steps}"
 
-    def _live_text(self, row: Mapping[str, float], evaluation: str, width: int) -> str:
-        """As many of the parts, the most wanted first, as there is room for."""
-        left = (self._total_steps - row[metric_names.GLOBAL_STEP]) * row[metric_names.STEP_SECONDS]
-        peak = [f"{text.removesuffix(' GiB')} of {self._memory_gib:.3g} GiB" for text in _peak(row)]
+    def _live_text(self, row: Row, evaluation: str, width: int) -> str:
+        """As many of the parts, the most important first, as there is room for."""
+        steps_left = self._total_steps - row[metric_names.GLOBAL_STEP]
+        seconds_left = steps_left * row[metric_names.STEP_SECONDS]
+        peak = _peak(row)
+        if peak:
+            peak = f"{peak.removesuffix(' GiB')} of {self._memory_gib:.3g} GiB"
         parts = [
-            *_loss(row),
+            _loss(row),
             evaluation,
             _speed(row),
-            f"{duration(left)} left",
-            *peak,
-            _shares(row),
+            f"{duration(seconds_left)} left",
+            peak,
+            _shares_of_time(row),
         ]
         return on_one_line(_fitted(self._step(row), parts, width))
 
 
+# Parts of a line. Each is empty where its metrics are absent.
+
+
 def _fitted(line: str, parts: Iterable[str], width: int) -> str:
-    """With as many of the parts behind it as there is room for, the first before the later ones."""
+    """The line, and behind it as many of the parts as there is room for, the first before the later
+    ones.
+    """
     for part in filter(None, parts):
         if len(line) + 2 + len(part) <= width:
             line += "  " + part
     return line
 
 
-def _loss(row: Mapping[str, float]) -> list[str]:
-    """Of the step, and in brackets the mean over all steps since the row before; either may be
-    absent.
-    """
-    loss, mean = row.get(metric_names.LOSS), row.get(metric_names.LOSS_MEAN)
+def _loss(row: Row) -> str:
+    """Of the step, and in brackets the mean over all steps since the row before."""
+    loss = row.get(metric_names.LOSS)
+    mean = row.get(metric_names.LOSS_MEAN)
+    if loss is None and mean is None:
+        return ""
     if loss is None:
-        return [] if mean is None else [f"mean loss {mean:.4f}"]
-    return [f"loss {loss:.4f}" if mean is None else f"loss {loss:.4f} ({mean:.4f})"]
+        return f"mean loss {mean:.4f}"
+    if mean is None:
+        return f"loss {loss:.4f}"
+    return f"loss {loss:.4f} ({mean:.4f})"
 
 
-def _peak(row: Mapping[str, float]) -> list[str]:
+def _peak(row: Row) -> str:
     peak = row.get(metric_names.PEAK_ALLOCATED, row.get(metric_names.PEAK_RSS))
-    return [] if peak is None else [f"{peak:.2f} GiB"]
+    return "" if peak is None else f"{peak:.2f} GiB"
 
 
-def _speed(row: Mapping[str, float]) -> str:
+def _speed(row: Row) -> str:
     if metric_names.TOKENS_PER_SECOND in row:
         return f"{row[metric_names.TOKENS_PER_SECOND]:,.0f} tokens/s"
     return f"{row[metric_names.SAMPLES_PER_SECOND]:,.0f}/s"
 
 
-def _step_parts(row: Mapping[str, float]) -> list[str]:
-    parts = _loss(row)
-    parts.append(f"lr {row[metric_names.LEARNING_RATE]:.2e}")
-    parts.append(f"batch {row[metric_names.EFFECTIVE_SIZE]:.0f}")
-    parts.append(_speed(row))
+def _step_parts(row: Row) -> list[str]:
+    parts = [
+        _loss(row),
+        f"lr {row[metric_names.LEARNING_RATE]:.2e}",
+        f"batch {row[metric_names.EFFECTIVE_SIZE]:.0f}",
+        _speed(row),
+    ]
     if row[metric_names.SKIPPED_STEPS]:
         parts.append(f"{row[metric_names.SKIPPED_STEPS]:.0f} skipped")
-    return parts
+    return list(filter(None, parts))
 
 
-def _evaluation(row: Mapping[str, float]) -> str:
+def _evaluation(row: Row) -> str:
     """The size of the main set stands behind its metrics; those of the further sets are in
     metrics.jsonl.
     """
@@ -153,28 +172,25 @@ def _evaluation(row: Mapping[str, float]) -> str:
     return "  ".join(parts)
 
 
-def _audit(row: Mapping[str, float]) -> str:
+def _audit(row: Row) -> str:
     verdict = "verified" if row[metric_names.VERIFIED] else "not verified"
     seconds = duration(row[metric_names.AUDIT_SECONDS])
     error = row[metric_names.SPLIT_ERROR]
     return f"audit: {verdict}, cut another way the gradient differs by {error:.1e}, in {seconds}"
 
 
-def _shares(row: Mapping[str, float]) -> str:
-    """Of the step that was measured last: how much of it was which phase."""
+def _shares_of_time(row: Row) -> str:
+    """Of the step that was measured last: the share of each phase in its time."""
     if metric_names.FORWARD_BACKWARD_SECONDS not in row:
         return ""
-    sync = row.get(metric_names.SYNC_SECONDS, 0.0)
-    compute = (
-        row[metric_names.FORWARD_BACKWARD_SECONDS] - sync + row[metric_names.OPTIMIZER_SECONDS]
-    )
-    parts = {
+    sync = row.get(metric_names.SYNC_SECONDS)
+    forward_backward = row[metric_names.FORWARD_BACKWARD_SECONDS] - (sync or 0.0)
+    seconds = {
         "data": row[metric_names.DATA_SECONDS],
-        "compute": compute,
-        "sync": sync,
-        "rest": row[metric_names.REST_SECONDS],
+        "compute": forward_backward + row[metric_names.OPTIMIZER_SECONDS],
     }
-    total = sum(parts.values())
-    # one rank has none
-    known = (name for name in parts if name != "sync" or metric_names.SYNC_SECONDS in row)
-    return " ".join(f"{name} {parts[name] / total:.0%}" for name in known)
+    if sync is not None:  # one rank has none
+        seconds["sync"] = sync
+    seconds["rest"] = row[metric_names.REST_SECONDS]
+    total = sum(seconds.values())
+    return " ".join(f"{phase} {share / total:.0%}" for phase, share in seconds.items())

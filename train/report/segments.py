@@ -1,5 +1,5 @@
-"""With which mathematics a run was trained from which step on: it may have gone on with others than
-it began with.
+"""The mathematics that a run was trained with, and from which step on: it may have resumed with
+others than it began with.
 """
 
 from collections.abc import Mapping, Sequence
@@ -8,7 +8,7 @@ from typing import Any
 
 from train.checkpoint.manifest import step_of
 from train.config import differences, joined_hash
-from train.disk import MAYBE_TEXT, Unreadable, misfit, read_json
+from train.disk import MAYBE_TEXT, Unreadable, read_json, shape_error
 from train.plan.run_plan import RunPlan
 
 Segment = Mapping[str, Any]
@@ -17,22 +17,27 @@ Segment = Mapping[str, Any]
 after_step    the step after which it begins; 0: the start of training
 curve_hash    of what was trained with; None: the checkpoint's run is not there to be asked
 recipe_hash   the same without the seed
-changed       {key: [there, now]}: what is not as it was in the segment before
+changed       {key: [there, now]}: what differs from the segment before
 resumed_from  the checkpoint it begins with
 """
 
-
 SHAPE = {"after_step": int, "curve_hash": MAYBE_TEXT, "recipe_hash": MAYBE_TEXT, "changed": dict}
-KNOWN = {"identity?": dict, "derived?": dict}
+PLAN_SHAPE = {"identity?": dict, "derived?": dict}
+HASHES = ("curve_hash", "recipe_hash")
 
 
 def segments_in(derived: Mapping[str, Any]) -> list[Segment]:
-    """Those that plan.json tells; none where it tells nothing that makes sense."""
-    told = derived.get("segments")
-    if not isinstance(told, list) or any(misfit(each, SHAPE) for each in told):
+    """Those of a plan.json; none where any of them is malformed."""
+    segments = derived.get("segments")
+    if not isinstance(segments, list):
         return []
-    pairs = [pair for each in told for pair in each["changed"].values()]
-    return told if all(isinstance(pair, list) and len(pair) == 2 for pair in pairs) else []
+    for segment in segments:
+        if shape_error(segment, SHAPE):
+            return []
+        for pair in segment["changed"].values():
+            if not isinstance(pair, list) or len(pair) != 2:
+                return []
+    return segments
 
 
 def segments_of(plan: RunPlan, resumed_from: Path | None) -> list[Segment]:
@@ -42,23 +47,25 @@ def segments_of(plan: RunPlan, resumed_from: Path | None) -> list[Segment]:
     if resumed_from is None:
         return [_segment(plan, 0, {}, None)]
     step = step_of(resumed_from)
-    earlier = _plan_of(resumed_from)
-    before = segments_in(earlier.get("derived", {})) or [_only_segment(earlier)]
-    kept = [segment for segment in before if segment["after_step"] < step]
+    earlier_plan = _plan_of(resumed_from)
+    earlier = segments_in(earlier_plan.get("derived", {})) or [_only_segment(earlier_plan)]
+    kept = [segment for segment in earlier if segment["after_step"] < step]
     if kept and kept[-1]["curve_hash"] == plan.curve_hash:
         return kept
-    there = dict(earlier.get("identity", {}))
-    for dropped in reversed(before[len(kept) :]):
-        there |= {key: value for key, (value, _) in dropped["changed"].items()}
-    return [*kept, _segment(plan, step, differences(there, plan.identity), resumed_from)]
+    # plan.json holds the values of its last segment. The checkpoint may be of an earlier one: the
+    # changes of those that are dropped are undone, the last first.
+    identity = dict(earlier_plan.get("identity", {}))
+    for dropped in reversed(earlier[len(kept) :]):
+        identity |= {key: before for key, (before, _) in dropped["changed"].items()}
+    return [*kept, _segment(plan, step, differences(identity, plan.identity), resumed_from)]
 
 
 def hashes(segments: Sequence[Segment]) -> dict[str, str]:
-    """Those of the whole run: equal hashes must give equal curves."""
-    found = {}
-    for name in ("curve_hash", "recipe_hash"):
-        found[name] = joined_hash([(segment["after_step"], segment[name]) for segment in segments])
-    return found
+    """Those of all segments together: equal hashes must give equal curves."""
+    joined = {}
+    for name in HASHES:
+        joined[name] = joined_hash([(segment["after_step"], segment[name]) for segment in segments])
+    return joined
 
 
 def _segment(
@@ -73,16 +80,16 @@ def _segment(
     }
 
 
-def _only_segment(earlier: Mapping[str, Any]) -> Segment:
+def _only_segment(plan: Mapping[str, Any]) -> Segment:
     """Of a plan.json that an earlier version wrote, or of one that is not there."""
-    hashed = {name: earlier.get(name) for name in ("curve_hash", "recipe_hash")}
-    return {"after_step": 0, **hashed, "changed": {}, "resumed_from": None}
+    hashes = {name: plan.get(name) for name in HASHES}
+    return {"after_step": 0, **hashes, "changed": {}, "resumed_from": None}
 
 
 def _plan_of(checkpoint: Path) -> dict[str, Any]:
-    """RUN/checkpoints/step-... -> RUN/plan.json."""
+    """RUN/checkpoints/step-... -> RUN/plan.json; empty where it cannot be read."""
     try:
-        plan: dict[str, Any] = read_json(checkpoint.parent.parent / "plan.json", KNOWN)
+        plan: dict[str, Any] = read_json(checkpoint.parent.parent / "plan.json", PLAN_SHAPE)
     except (OSError, Unreadable):
         return {}
     return plan

@@ -1,4 +1,4 @@
-"""How far a run is and what it has cost: all that the rows after a resume depend on."""
+"""How far a run is and what it has cost so far: what the rows after a resume depend on."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -9,8 +9,8 @@ from train.distributed.ranks import launched_rank
 from train.report.best import Best
 from train.report.login import check_login
 from train.report.progress import Clock, Progress
+from train.report.run_figures import RunFigures
 from train.report.wandb_settings import check_settings
-from train.report.whole_run import WholeRun
 
 
 @dataclass
@@ -24,7 +24,7 @@ class RunState:
     clock: Clock = field(default_factory=Clock)
     run_id: str | None = None  # in W&B; known on rank 0
     last_save_seconds: float | None = None
-    whole_run: WholeRun = field(default_factory=WholeRun)  # known on rank 0
+    figures: RunFigures = field(default_factory=RunFigures)  # known on rank 0
 
     def __post_init__(self) -> None:
         self.progress.tokens_per_sample = self.tokens_per_sample
@@ -34,12 +34,12 @@ class RunState:
         self.clock = Clock(self.clock.seconds)
 
     def begin_from_another(self) -> None:
-        """It was read from another run's checkpoint: an evaluation is owed by that one, and its
-        rows are not ours.
+        """It was read from another run's checkpoint: an evaluation is owed by that run, and the
+        rows are of that run too.
         """
         self.progress.evaluation_owed = False
         self.run_id = None
-        self.whole_run = WholeRun()
+        self.figures = RunFigures()
 
     def state_dict(self) -> dict[str, Any]:
         best = {"value": self.best.value, "step": self.best.step, "last": self.best.last}
@@ -49,32 +49,33 @@ class RunState:
             "best": {self.best.metric: best},
             "run_id": self.run_id,
             "last_save_seconds": self.last_save_seconds,
-            "whole_run": asdict(self.whole_run),
+            "whole_run": asdict(self.figures),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.progress = Progress(**state["progress"])
-        # of an earlier version, which took all blocks for full ones
+        # An earlier version counted no tokens: it took all blocks for full ones.
         if "tokens_seen" not in state["progress"]:
             self.progress.tokens_seen = self.progress.samples_seen * self.tokens_per_sample
         self.progress.tokens_per_sample = self.tokens_per_sample
         self.clock = Clock(state["seconds"])
-        # Of another metric than the one that is watched now, nothing is known yet.
+        # Nothing is known yet of another metric than the one that was watched then.
         for name, value in state["best"].get(self.best.metric, {}).items():
             setattr(self.best, name, value)
         self.run_id = state["run_id"]
         self.last_save_seconds = state["last_save_seconds"]
-        # Of an earlier version: its figures begin here.
-        self.whole_run = WholeRun(**state.get("whole_run", {}))
+        # A checkpoint of an earlier version has none: they begin here.
+        self.figures = RunFigures(**state.get("whole_run", {}))
 
 
 def checked_best(config: Config) -> Best:
     """The metric that evaluate.best watches.
 
-    Raises what the user can fix of a report before anything is read: UnknownDirection,
-    TrackerError.
+    Raises UnknownDirection and TrackerError: what the user can fix of a report, before any data is
+    read.
     """
-    check_login(config.wandb)
+    # Rank 0 alone tracks the run, and importing wandb takes a second or two.
     if launched_rank() == 0:
+        check_login(config.wandb)
         check_settings(config.wandb)
     return Best.of(config.evaluate.best)

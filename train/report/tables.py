@@ -16,8 +16,10 @@ from train.terminal import on_one_line
 Table = Sequence[Mapping[str, str]]
 """Rows of {column: text}, all with the same columns."""
 NAME = "samples"
-MOST_ON_SCREEN, LONGEST_ON_SCREEN = 5, 200
-"""Rows of a table, and letters of a text; samples.jsonl and W&B have all of them."""
+MOST_ON_SCREEN = 5
+"""Rows of a table; samples.jsonl and W&B have all of them."""
+LONGEST_ON_SCREEN = 200
+"""Characters of a text."""
 
 
 @dataclass(frozen=True)
@@ -28,26 +30,30 @@ class Tables:
     screen: Screen
     tracker: Tracker
 
-    def show(self, place: Mapping[str, float], table: Table) -> None:
-        """`place`: how far the training is, by the names of metrics."""
-        table = clean(table)
-        texts = [{str(column): _text(value) for column, value in row.items()} for row in table]
-        number = open_own(self.folder.inside(f"{NAME}.jsonl"))
-        with os.fdopen(number, "a", encoding="utf-8") as file:
-            file.writelines(json.dumps({**place, **row}) + "\n" for row in texts)
-        self.screen.say(*map(_line, texts[:MOST_ON_SCREEN]))
-        if len(texts) > MOST_ON_SCREEN:
-            self.screen.say(f"sample    ... {len(texts) - MOST_ON_SCREEN:,} more in {NAME}.jsonl")
-        if texts:
-            self.tracker.do(_send, (place, texts))
+    def show(self, position: Mapping[str, float], table: Table) -> None:
+        """`position`: how far the training is, by the names of metrics."""
+        table = [_texts(row) for row in clean(table)]
+        descriptor = open_own(self.folder.inside(f"{NAME}.jsonl"))
+        with os.fdopen(descriptor, "a", encoding="utf-8") as file:
+            file.writelines(json.dumps({**position, **row}) + "\n" for row in table)
+        self.screen.say(*map(_line, table[:MOST_ON_SCREEN]))
+        if len(table) > MOST_ON_SCREEN:
+            self.screen.say(f"sample    ... {len(table) - MOST_ON_SCREEN:,} more in {NAME}.jsonl")
+        if table:
+            self.tracker.do(_send, (position, table))
+
+
+def _texts(row: Mapping[str, object]) -> dict[str, str]:
+    return {str(column): _text(value) for column, value in row.items()}
 
 
 def _text(value: object) -> str:
-    """A sample that is no text (bytes, None, half of a surrogate pair) as one that every file and
-    server takes.
-    """
-    whole = value.decode(errors="backslashreplace") if isinstance(value, bytes) else str(value)
-    return whole.encode(errors="backslashreplace").decode()
+    """A text that every file and server takes, also of bytes, None, or half of a surrogate pair."""
+    if isinstance(value, bytes):
+        text = value.decode(errors="backslashreplace")
+    else:
+        text = str(value)
+    return text.encode(errors="backslashreplace").decode()
 
 
 def _line(row: Mapping[str, str]) -> str:
@@ -56,9 +62,9 @@ def _line(row: Mapping[str, str]) -> str:
     return "sample    " + " | ".join(cells)
 
 
-def _send(run: Any, told: tuple[Mapping[str, float], Table]) -> None:
-    import wandb  # here, as in the tracker: only where there is a run
+def _send(run: Any, row: tuple[Mapping[str, float], Table]) -> None:
+    import wandb  # here: only a run that is tracked pays for it
 
-    place, table = told
-    data = [list(row.values()) for row in table]
-    run.log({**place, NAME: wandb.Table(columns=[*table[0]], data=data)})
+    position, table = row
+    data = [list(texts.values()) for texts in table]
+    run.log({**position, NAME: wandb.Table(columns=[*table[0]], data=data)})

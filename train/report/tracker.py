@@ -1,7 +1,7 @@
 """W&B, wrapped: the rows of rank 0 go there too, and whatever happens to them there never reaches
 the training.
 
-metrics.jsonl is the record of truth. All calls of a running W&B are made in a thread of its own:
+metrics.jsonl is the record of truth. All calls of a running W&B are made in a separate thread:
 one that raises, waits for a dead server or hangs (seen: `run.log`, for ever, where wandb-core is
 stuck) costs one warning, not a training run.
 """
@@ -24,16 +24,21 @@ from train.config.schema import Wandb
 from train.errors import STOPPED
 from train.redaction import clean, learn
 from train.report.environment import private
-from train.report.login import TrackerError, check_login, chosen_mode
-from train.report.wandb_log import becomes_whole
+from train.report.login import TrackerError, tracking_mode
+from train.report.wandb_log import becomes_complete
 from train.report.wandb_run import open_run
-from train.report.wandb_settings import CLOSED, labels, unused
+from train.report.wandb_settings import FIXED, labels, unused_variables
 from train.terminal import on_lines, write_lines
 
-LONGEST_QUEUE, GRACE_SECONDS = 10_000, 3.0
-"""Rows that may wait for W&B; how much later than it promised it may end."""
+LONGEST_QUEUE = 10_000
+"""Rows that may wait for W&B."""
+GRACE_SECONDS = 3.0
+"""How much later than its own limit W&B may end."""
 LONGEST_TITLE = 63
-"""Of an alert."""
+"""Characters of an alert's title."""
+
+Call = Callable[[Any, Any], object]
+"""call(run, argument), in the thread of W&B."""
 
 
 class Tracker:
@@ -47,14 +52,16 @@ class Tracker:
     def __init__(self, how_to_see: str = "not tracked: wandb.mode=disabled") -> None:
         self.url: str | None = None
         self.run_id: str | None = None
+        self.unused_variables = ""
+        """A line on the WANDB_* variables that have no effect here."""
         self._how_to_see = how_to_see
         self._run: Any = None
-        self._where = ""
+        self._sync_command = ""
         self._file = Path()
-        self.unused = ""  # the variables of W&B that have no effect here
         self._jobs: queue.Queue[Callable[[], object] | None] = queue.Queue(LONGEST_QUEUE)
         self._thread: threading.Thread | None = None
-        self._warned = self._failed = False
+        self._warned = False
+        self._failed = False
 
     @classmethod
     def start(
@@ -68,23 +75,21 @@ class Tracker:
         run_config: Mapping[str, Any],
         run_id: str | None = None,
     ) -> "Tracker":
-        """To be called on rank 0 only; files go to folder/wandb. `run_config` is sent as the run's
-        config.
+        """To be called on rank 0 only; files go to folder/wandb. `run_id`: of a run to resume.
 
-        `run_id`: of a run to go on with.
-        A W&B that cannot be reached costs a warning: the run is then tracked offline.
-        Raises TrackerError as check_login does.
+        `run_config` is sent as the run's config. A W&B that cannot be reached costs a warning: the
+        run is then tracked offline. Raises TrackerError as open_run does.
         """
-        check_login(config)
-        mode = chosen_mode(config)
+        mode = tracking_mode(config)
         if mode == "disabled":
             return cls()
         tracker = cls("not tracked: W&B could not be started")
+        # All secrets of the config are known before anything of it is sent.
         learn(run_config)
-        told = dict(run_config)
-        if config.privacy and "environment" in told:
-            told["environment"] = private(told["environment"])
-        said = {
+        sent_config = dict(run_config)
+        if config.privacy and "environment" in sent_config:
+            sent_config["environment"] = private(sent_config["environment"])
+        settings = {
             **labels(config, run_name=run_name, group=default_group, job_type=job_type),
             "run_id": run_id,
             "resume": "allow" if run_id else None,
@@ -92,32 +97,36 @@ class Tracker:
             "init_timeout": cls.start_seconds,
             "finish_timeout": cls.finish_seconds,
         }
-        settings = {key: value for key, value in clean(said).items() if value is not None}
-        tracker._open(mode, settings | {"root_dir": str(folder.absolute())}, clean(told))
+        settings = {key: value for key, value in clean(settings).items() if value is not None}
+        # Not redacted: a folder whose path looked like a secret would become another folder.
+        settings["root_dir"] = str(folder.absolute())
+        tracker._open(mode, settings, clean(sent_config))
         return tracker
 
     def _open(self, mode: str, settings: dict[str, Any], run_config: dict[str, Any]) -> None:
+        """Open the run, offline where `mode` fails, and start the thread that talks to it."""
         failures = []
         for attempt in dict.fromkeys((mode, "offline")):
             try:
                 self._run = open_run(settings | {"mode": attempt}, run_config)
-                self.unused = unused({**CLOSED, **settings, "mode": attempt}, os.environ)
+                used = {**FIXED, **settings, "mode": attempt}
+                self.unused_variables = unused_variables(used, os.environ)
                 break
             except TrackerError:
                 raise
             except Exception as error:
                 failures.append(f"could not start {attempt} ({first_line(error)})")
         if failures:
-            self.warn(
-                f"{', '.join(failures)}; "
-                f"{'tracking offline' if self._run else 'this run is not tracked'}"
-            )
+            outcome = "tracking offline" if self._run else "this run is not tracked"
+            self.warn_once(f"{', '.join(failures)}; {outcome}")
         if not self._run:
             return
-        self.run_id, self.url = self._run.id, self._run.url
+        self.run_id = self._run.id
+        self.url = self._run.url
+        # Relative, as `wandb sync` is run from where the training was started.
         folder = Path(os.path.relpath(Path(self._run.dir).parent))
         self._file = folder.absolute() / f"run-{self.run_id}.wandb"
-        self._where = f"wandb sync {_all_starts(folder, self._run.id)}"
+        self._sync_command = f"wandb sync {_folders_of_all_starts(folder, self._run.id)}"
         threading.excepthook = partial(self._on_thread_error, threading.excepthook)
         self._thread = threading.Thread(target=self._work, name="wandb", daemon=True)
         self._thread.start()
@@ -129,12 +138,12 @@ class Tracker:
 
     @property
     def how_to_see(self) -> str:
-        """Where to look, or what to type first."""
+        """Where to look, or the command to run first."""
         if not self._run:
             return self._how_to_see
         if self._failed:
-            return f"incomplete: {self._where}"
-        return self.url or self._where
+            return f"incomplete: {self._sync_command}"
+        return self.url or self._sync_command
 
     def log(self, row: Mapping[str, float]) -> None:
         """Send a row; it must hold progress/samples_seen, the x-axis of all. Returns at once."""
@@ -142,17 +151,17 @@ class Tracker:
 
     def alert(self, title: str, text: str, level: str) -> None:
         """`level`: INFO, WARN or ERROR."""
-        told = clean({"title": title[:LONGEST_TITLE], "text": text, "level": level})
-        self.do(lambda run, told: run.alert(**told), told)
+        alert = clean({"title": title[:LONGEST_TITLE], "text": text, "level": level})
+        self.do(lambda run, alert: run.alert(**alert), alert)
 
     def summarise(self, scalars: Mapping[str, float | str]) -> None:
         """Columns of the table of runs, beside the last value of each metric."""
         texts = {name: value for name, value in scalars.items() if isinstance(value, str)}
-        told = {**scalars, **clean(texts)}
-        self.do(lambda run, told: run.summary.update(told), told)
+        columns = {**scalars, **clean(texts)}
+        self.do(lambda run, columns: run.summary.update(columns), columns)
 
     def forget_end(self) -> None:
-        """What an earlier start has said of its end: a run that goes on has not ended."""
+        """Remove the columns on the end of an earlier start: a run that resumes has not ended."""
 
         def forget(run: Any, prefix: str) -> None:
             ends = [name for name in dict(run.summary) if name.startswith(prefix)]
@@ -163,7 +172,8 @@ class Tracker:
 
     def finish(self, exit_code: int) -> None:
         """Wait, not for ever, until everything has arrived. Later calls do nothing."""
-        thread, self._thread = self._thread, None
+        thread = self._thread
+        self._thread = None
         if thread is None:
             return
         try:
@@ -175,9 +185,10 @@ class Tracker:
                 self._fail(f"did not end within {self.finish_seconds:.0f} s")
         finally:
             if thread.is_alive() or self._failed:
-                _abandon()
+                _tear_down()
 
-    def do(self, call: Callable[[Any, Any], object], argument: Any) -> None:
+    def do(self, call: Call, argument: Any) -> None:
+        """`call(run, argument)`, in the thread, after all that was asked for before."""
         if self._thread and not self._failed:
             self._put(partial(call, self._run, argument))
 
@@ -189,15 +200,17 @@ class Tracker:
 
     def _finish(self, exit_code: int) -> None:
         """In the thread, as its last job."""
-        if exit_code == STOPPED:  # before a code that is not 0: preempted, not failed
+        # Before a code that is not 0: W&B then shows the run as preempted, not as failed.
+        if exit_code == STOPPED:
             self._run.mark_preempting()
         self._run.finish(exit_code=exit_code)
         # A full disk costs nothing online: the rows have arrived all the same (seen: 600 of 600).
-        if self.url is None and not becomes_whole(self._file, GRACE_SECONDS):
-            lost = (
-                f"{self._file} ends before the run does, as on a full disk: W&B lacks the last rows"
+        if self.url is None and not becomes_complete(self._file, GRACE_SECONDS):
+            self.warn_once(
+                f"{self._file} ends before the run does, as on a full disk: W&B lacks the last "
+                "rows, and metrics.jsonl has all. To send what it has, run: "
+                f"{self._sync_command}"
             )
-            self.warn(f"{lost}, and metrics.jsonl has all. To send what it has: {self._where}")
 
     def _work(self) -> None:
         """The thread: the jobs one after the other, up to the first that fails."""
@@ -205,54 +218,52 @@ class Tracker:
             while job := self._jobs.get():
                 job()
         except Exception as error:
-            is_over = "is finished" in str(error)
-            self._fail(
-                "other code has ended this run (wandb.finish)" if is_over else first_line(error)
-            )
+            why = first_line(error)
+            if "is finished" in str(error):
+                why = "other code has ended this run (wandb.finish)"
+            self._fail(why)
 
-    def _on_thread_error(self, otherwise: Callable[[Any], object], error: Any) -> None:
-        """wandb's own threads end with a traceback each when wandb-core is gone; one warning says
-        it all.
+    def _on_thread_error(self, previous_hook: Callable[[Any], object], error: Any) -> None:
+        """As threading.excepthook: wandb's own threads end with a traceback each when wandb-core
+        is gone, and one warning replaces them all.
         """
-        modules = [
-            frame.f_globals.get("__name__", "")
-            for frame, _ in traceback.walk_tb(error.exc_traceback)
-        ]
+        frames = [frame for frame, _ in traceback.walk_tb(error.exc_traceback)]
+        modules = [frame.f_globals.get("__name__", "") for frame in frames]
         if any(module.startswith("wandb.") for module in modules):
             self._fail(first_line(error.exc_value))
         else:
-            otherwise(error)
+            previous_hook(error)
 
     def _fail(self, why: str) -> None:
         self._failed = True
-        self.warn(
-            f"{why}. The training goes on, and metrics.jsonl has all rows; to send what W&B has: "
-            f"{self._where}"
+        self.warn_once(
+            f"{why}. The training continues, and metrics.jsonl has all rows. To send what W&B "
+            f"has, run: {self._sync_command}"
         )
 
-    def warn(self, text: str) -> None:
+    def warn_once(self, text: str) -> None:
         """Once for a run: what follows is mostly the same trouble."""
         if not self._warned:
             self._warned = True
-            self.tell(text)
+            self.warn(text)
 
-    def tell(self, text: str) -> None:
+    def warn(self, text: str) -> None:
         write_lines(on_lines(clean(f"W&B: {text}")))
 
 
-def _all_starts(folder: Path, run_id: str) -> str:
+def _folders_of_all_starts(folder: Path, run_id: str) -> str:
     """For a shell: this folder of an offline run, and those of its earlier starts, in
     their order.
     """
-    name = f"offline-run-*-{shlex.quote(run_id)}*"  # a second start of one second ends in -1
-    if len(list(folder.parent.glob(name))) < 2:
+    pattern = f"offline-run-*-{shlex.quote(run_id)}*"  # a second start in one second ends in -1
+    if len(list(folder.parent.glob(pattern))) < 2:
         return shlex.quote(str(folder))
-    return f"{shlex.quote(str(folder.parent))}/{name}"
+    return f"{shlex.quote(str(folder.parent))}/{pattern}"
 
 
-def _abandon() -> None:
-    """Let go of wandb-core: the interpreter would wait for it at its end, and a `| tee` for the
-    output it inherited.
+def _tear_down() -> None:
+    """End wandb-core: the interpreter would wait for it at its end, and a `| tee` for the output it
+    inherited.
     """
     import wandb
 

@@ -1,7 +1,7 @@
 """The file that wandb-core writes beside a run: whether all of it was written.
 
 Where the disk is full wandb 0.31 writes nothing more, to the end of the run, and `log` and `finish`
-say nothing.
+report no error.
 """
 
 import struct
@@ -11,33 +11,35 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+# The format of LevelDB's log: blocks of a fixed size hold the fragments of records. A record that
+# does not fit into what is left of a block continues in the next one.
 BLOCK_BYTES = 32 * 1024
 HEADER = struct.Struct("<IHB")  # checksum, length, kind
-WHOLE, FIRST, MIDDLE, LAST = 1, 2, 3, 4
-"""Kinds of a part of a record, in the format of LevelDB's log; a record may go on in the next
-block.
-"""
+FULL, FIRST, MIDDLE, LAST = 1, 2, 3, 4
+"""Kinds of a fragment, by LevelDB's names."""
+KINDS = (FULL, FIRST, MIDDLE, LAST)
 
 
-def becomes_whole(path: Path, seconds: float) -> bool:
-    """As is_whole, within so many seconds: `finish` may return before wandb-core has written the
-    last records.
+def becomes_complete(path: Path, seconds: float) -> bool:
+    """As is_complete, within so many seconds: `finish` may return before wandb-core has written
+    the last records.
     """
-    end = time.monotonic() + seconds
-    while not is_whole(path):
-        if time.monotonic() > end:
+    deadline = time.monotonic() + seconds
+    while not is_complete(path):
+        if time.monotonic() > deadline:
             return False
         time.sleep(0.05)
     return True
 
 
-def is_whole(path: Path) -> bool:
-    """Whether one of the last records ends a run; also where there is no such file: nothing is
+def is_complete(path: Path) -> bool:
+    """Whether one of the last records ends a run; also where there is no such file: it cannot be
     known then.
     """
     try:
         with path.open("rb") as file:
             size = file.seek(0, 2)
+            # The last two blocks: the record of the end may lie across both.
             start = max(0, (size - 1) // BLOCK_BYTES - 1) * BLOCK_BYTES
             file.seek(start)
             blocks = file.read()
@@ -47,34 +49,37 @@ def is_whole(path: Path) -> bool:
 
 
 def _records(blocks: bytes, is_first: bool) -> Iterator[bytes]:
-    """Of whole blocks and one that may be shorter. The first block of a file begins with 7 bytes of
-    its own.
+    """Of full blocks and one that may be shorter. The first block of a file begins with 7 bytes
+    that are no record.
     """
-    parts = b""
-    place = HEADER.size if is_first else 0
-    while place + HEADER.size <= len(blocks):
-        left = BLOCK_BYTES - place % BLOCK_BYTES
-        if left < HEADER.size:  # too little for another part: filled up
-            place += left
+    record = b""
+    position = HEADER.size if is_first else 0
+    while position + HEADER.size <= len(blocks):
+        room = BLOCK_BYTES - position % BLOCK_BYTES
+        if room < HEADER.size:  # too little for another fragment: filled up
+            position += room
             continue
-        _, length, kind = HEADER.unpack_from(blocks, place)
-        place += HEADER.size
-        part = blocks[place : place + length]
-        if kind not in (WHOLE, FIRST, MIDDLE, LAST) or len(part) < length:
-            return  # zeros or half a part: what followed was not written
-        place += length
-        parts = part if kind in (WHOLE, FIRST) else parts + part
-        if kind in (WHOLE, LAST):
-            yield parts
+        _, length, kind = HEADER.unpack_from(blocks, position)
+        position += HEADER.size
+        fragment = blocks[position : position + length]
+        if kind not in KINDS or len(fragment) < length:
+            return  # zeros or half a fragment: what followed was not written
+        position += length
+        if kind in (FULL, FIRST):
+            record = fragment
+        else:
+            record += fragment
+        if kind in (FULL, LAST):
+            yield record
 
 
 def _ends_a_run(record: bytes) -> bool:
     from google.protobuf.message import DecodeError
 
-    records: Any = import_module("wandb.proto.wandb_internal_pb2")
-    read = records.Record()
+    protocol: Any = import_module("wandb.proto.wandb_internal_pb2")
+    message = protocol.Record()
     try:
-        read.ParseFromString(record)
+        message.ParseFromString(record)
     except DecodeError:
         return False
-    return bool(read.HasField("exit"))
+    return bool(message.HasField("exit"))

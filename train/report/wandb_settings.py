@@ -12,11 +12,10 @@ from train.config.check_wandb import LONGEST_NAME
 from train.config.problems import show
 from train.config.schema import Wandb
 from train.errors import some
-from train.report.environment import wandb_setting
-from train.report.login import MODES, TrackerError, chosen_mode
+from train.report.login import OLD_MODES, TrackerError, tracking_mode, wandb_setting
 
 DEFAULT_PROJECT = "isobatch"
-CLOSED: dict[str, Any] = {
+FIXED: dict[str, Any] = {
     "program": "isobatch",
     "silent": True,
     "console": "off",
@@ -39,111 +38,128 @@ KEYS = {
     "mode": "wandb.mode",
 }
 """{setting of wandb: the key of the config that decides it}"""
+VARIABLES = {
+    "entity": "WANDB_ENTITY",
+    "project": "WANDB_PROJECT",
+    "run_name": "WANDB_NAME",
+    "run_group": "WANDB_RUN_GROUP",
+    "run_tags": "WANDB_TAGS",
+    "run_notes": "WANDB_NOTES",
+    "mode": "WANDB_MODE",
+}
+"""{setting of wandb: the variable that decides it where the config does not}"""
 OF_THE_RUN = ("root_dir", "run_id", "resume")
 """Settings that follow from the run folder and its checkpoints."""
 OF_OTHERS = {
-    "WANDB_LOG_MODEL": "type wandb.log_model=true",
+    "WANDB_LOG_MODEL": "set wandb.log_model=true",
     "WANDB_WATCH": "Isobatch watches no module",
 }
 """Variables that Hugging Face's Trainer reads, and wandb does not."""
 
 
 def labels(config: Wandb, *, run_name: str, group: str, job_type: str) -> dict[str, Any]:
-    """Settings of wandb.init. `run_name`, `group`, `job_type`: where nobody says anything else.
+    """Settings of wandb.init. `run_name`, `group`, `job_type`: the defaults of the last resort.
 
     A trial of a sweep belongs to the sweep's project, whatever the config says.
     """
     environ = os.environ
     if environ.get("WANDB_SWEEP_ID"):
         config = replace(config, entity=None, project=None)
-    tags = [tag.strip() for tag in environ.get("WANDB_TAGS", "").split(",")]
-    found = {
+    tags = list(config.tags)
+    if not tags:
+        stripped = map(str.strip, environ.get("WANDB_TAGS", "").split(","))
+        tags = list(filter(None, stripped))
+    settings = {
         "entity": config.entity or wandb_setting("entity"),
         "project": config.project or wandb_setting("project") or DEFAULT_PROJECT,
         "run_name": config.name or environ.get("WANDB_NAME") or run_name[:LONGEST_NAME],
         "run_group": config.group or environ.get("WANDB_RUN_GROUP") or group[:LONGEST_NAME],
         "run_job_type": environ.get("WANDB_JOB_TYPE") or job_type,
-        "run_tags": list(config.tags) or [tag for tag in tags if tag],
+        "run_tags": tags,
         "run_notes": config.notes or environ.get("WANDB_NOTES"),
     }
-    return {name: value for name, value in found.items() if value}
+    return {name: value for name, value in settings.items() if value}
 
 
 def check_settings(config: Wandb) -> None:
-    """Raise TrackerError where wandb refuses what the config or a variable says. Imports wandb: for
-    rank 0 alone.
+    """Raise TrackerError where wandb rejects a value of the config or of a variable.
+
+    Imports wandb: for rank 0 alone.
     """
-    if chosen_mode(config) == "disabled":
+    if tracking_mode(config) == "disabled":
         return
     try:
         import wandb
-    except ImportError:  # an installation that is broken costs a warning later, not the run
+    except ImportError:  # a broken installation costs a warning later, not the run
         return
-    said = labels(config, run_name="run", group="run", job_type="train")
-    for setting in KEYS.keys() & said.keys():
-        why = _refusal(partial(wandb.Settings, **{setting: said[setting]}))
+    settings = labels(config, run_name="run", group="run", job_type="train")
+    for name in KEYS.keys() & settings.keys():
+        value = settings[name]
+        why = _why_rejected(partial(wandb.Settings, **{name: value}))
+        if why:
+            raise TrackerError(f"{_origin(config, name)}: got {show(value)}; W&B refuses it: {why}")
+    for variable, text in os.environ.items():
+        # The tags that are used were looked at above.
+        if not variable.startswith("WANDB_") or variable == "WANDB_TAGS":
+            continue
+        why = _why_rejected(partial(wandb.Settings().update_from_env_vars, {variable: text}))
         if why:
             raise TrackerError(
-                f"{_origin(config, setting)}: got {show(said[setting])}; W&B refuses it: {why}"
+                f"{variable}, in the environment: W&B refuses it: {why}. Run: unset {variable}"
             )
-    for name, value in os.environ.items():
-        # what is used of the tags was looked at above
-        if name.startswith("WANDB_") and name != "WANDB_TAGS":
-            why = _refusal(partial(wandb.Settings().update_from_env_vars, {name: value}))
-            if why:
-                raise TrackerError(
-                    f"{name}, in the environment: W&B refuses it: {why}. Type: unset {name}"
-                )
 
 
-def _refusal(ask: Callable[[], object]) -> str:
-    """Why wandb refuses; empty where it does not. Its own sentence, without the value, which may be
-    a key.
-    """
+def _why_rejected(set_value: Callable[[], object]) -> str:
+    """wandb's own sentence, without the value, which may be a key; empty where it accepts it."""
     import wandb
     from pydantic import ValidationError
 
     try:
-        ask()
+        set_value()
     except ValidationError as error:
-        return "; ".join(str(each["msg"]) for each in error.errors())
+        return "; ".join(str(problem["msg"]) for problem in error.errors())
     except (ValueError, wandb.errors.UsageError) as error:
         return str(error)
     return ""
 
 
 def _origin(config: Wandb, setting: str) -> str:
-    """Who has said it: a key of the config, or a variable."""
-    attribute = KEYS[setting].removeprefix("wandb.")
-    if getattr(config, attribute):
-        return KEYS[setting]
-    return f"WANDB_{setting.removeprefix('run_').upper()}".replace("WANDB_GROUP", "WANDB_RUN_GROUP")
+    """The key of the config, or the variable, that holds the value of a setting."""
+    key = KEYS[setting]
+    if getattr(config, key.removeprefix("wandb.")):
+        return key
+    return VARIABLES[setting]
 
 
-def unused(settings: Mapping[str, Any], environ: Mapping[str, str]) -> str:
-    """A line that names the variables which say otherwise than what is used, and why; empty where
-    there are none.
-    """
+def unused_variables(settings: Mapping[str, Any], environ: Mapping[str, str]) -> str:
+    """A line that names the variables which have no effect, and why; empty where all have one."""
     import wandb
 
-    told = []
-    for name, value in sorted(environ.items()):
-        if not name.startswith("WANDB_"):
+    unused = []
+    for variable, text in sorted(environ.items()):
+        if not variable.startswith("WANDB_"):
             continue
-        asked = wandb.Settings()
-        asked.update_from_env_vars({name: value})
-        for setting in sorted(asked.model_fields_set & settings.keys()):
-            if _plain(getattr(asked, setting)) != _plain(settings[setting]):
-                told.append(f"{name} ({_reason(setting, settings)})")
-    told += [f"{name} ({instead})" for name, instead in OF_OTHERS.items() if environ.get(name)]
-    return f"not used: {some(told, len(told))}" if told else ""
+        from_variable = wandb.Settings()
+        from_variable.update_from_env_vars({variable: text})
+        for setting in sorted(from_variable.model_fields_set & settings.keys()):
+            value = _comparable(getattr(from_variable, setting))
+            if value != _comparable(settings[setting]):
+                unused.append(f"{variable} ({_reason(setting, settings)})")
+    for variable, instead in OF_OTHERS.items():
+        if environ.get(variable):
+            unused.append(f"{variable} ({instead})")
+    if not unused:
+        return ""
+    return f"not used: {some(unused, len(unused))}"
 
 
-def _plain(value: Any) -> Any:
-    """Of two ways to say the same, one."""
+def _comparable(value: Any) -> Any:
+    """The same value for the spellings that mean the same."""
     if isinstance(value, tuple | list):
         return list(value)
-    return MODES.get(value, value) if isinstance(value, str) else value
+    if isinstance(value, str):
+        return OLD_MODES.get(value, value)
+    return value
 
 
 def _reason(setting: str, settings: Mapping[str, Any]) -> str:

@@ -15,8 +15,8 @@ UPLOAD_SECONDS = 1800.0
 
 
 def log_model(tracker: Tracker, folder: Path) -> str:
-    """Send all files of a folder; a line that says so, empty where nobody tracks the run, or W&B
-    has failed.
+    """Send all files of a folder to W&B, and give a line that says so; empty where the run is not
+    tracked, or W&B has failed.
 
     Returns at once. Closing the tracker waits for it, and a failure costs a warning.
     """
@@ -28,11 +28,11 @@ def log_model(tracker: Tracker, folder: Path) -> str:
 
 
 def _send(tracker: Tracker, run: Any, folder: Path) -> None:
-    import wandb  # here, as in the tracker: only where there is a run
+    import wandb  # here: only a run that is tracked pays for it
 
     try:
         artifact = wandb.Artifact(f"model-{run.id}", type="model")
-        with _path_to_tell(folder, run.offline) as path:
+        with _path_to_send(folder, run.offline) as path:
             # Nothing changes these files any more: no copy of them is made, neither for the upload
             # nor for later.
             artifact.add_dir(path, skip_cache=True, policy="immutable")
@@ -40,15 +40,15 @@ def _send(tracker: Tracker, run: Any, folder: Path) -> None:
             if not run.offline:
                 logged.wait(int(UPLOAD_SECONDS))
     except Exception as error:  # the run itself has yet to be finished
-        tracker.tell(f"{folder} was not sent ({first_line(error)})")
+        tracker.warn(f"{folder} was not sent ({first_line(error)})")
 
 
 @contextmanager
-def _path_to_tell(folder: Path, offline: bool) -> Iterator[str]:
-    """W&B is sent the files' paths too: those of a link, so that it does not learn where the folder
-    is.
+def _path_to_send(folder: Path, offline: bool) -> Iterator[str]:
+    """The path of the folder to hand to W&B, which is sent the files' paths too.
 
-    Offline they must last until `wandb sync`, which tells them: relative, as in the line to sync.
+    It is that of a link, so that W&B does not learn where the folder is. Offline, paths must last
+    until `wandb sync` sends them: they are relative to the folder in which that is run.
     """
     if offline:
         yield os.path.relpath(folder)

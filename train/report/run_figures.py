@@ -1,5 +1,5 @@
-"""Figures of all rows of a run so far. A checkpoint holds them, so that a resume need not read the
-rows.
+"""Figures over all rows of a run so far. A checkpoint holds them, so that a resume need not read
+the rows.
 """
 
 import math
@@ -14,15 +14,17 @@ PEAKS = {
     metric_names.RUN_PEAK_RSS: metric_names.PEAK_RSS,
 }
 """{column: metric of the rows whose maximum it is}"""
+OF_THROUGHPUT = (metric_names.SAMPLES_SEEN, metric_names.HOURS, metric_names.SAMPLES_PER_SECOND)
 
 
 @dataclass
-class WholeRun:
+class RunFigures:
     peaks: dict[str, float] = field(default_factory=dict)
     """By column."""
     first: dict[str, float] | None = None
-    """Of rows of training: what a throughput needs. None: there was none."""
+    """What a throughput needs of the first row of training; None: there was none."""
     last: dict[str, float] | None = None
+    """The same of the last one."""
 
     def see(self, row: Mapping[str, Any]) -> None:
         for column, metric in PEAKS.items():
@@ -30,13 +32,13 @@ class WholeRun:
             if peak is not None and math.isfinite(peak):
                 self.peaks[column] = max(peak, self.peaks.get(column, peak))
         if metric_names.LEARNING_RATE in row:
-            known = (metric_names.SAMPLES_SEEN, metric_names.HOURS, metric_names.SAMPLES_PER_SECOND)
-            self.last = {metric: row[metric] for metric in known if row.get(metric) is not None}
-            self.first = self.first or self.last
+            self.last = {name: row[name] for name in OF_THROUGHPUT if row.get(name) is not None}
+            if not self.first:
+                self.first = self.last
 
     def throughput(self) -> float | None:
-        """From the first row to the last, as in a comparison: what comes before the first row is
-        start-up as well.
+        """Samples per second from the first row to the last, as in a comparison: what comes before
+        the first row is start-up as well.
         """
         if self.first is None or self.last is None:
             return None
