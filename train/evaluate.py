@@ -26,12 +26,13 @@ from train.errors import (
     print_error,
 )
 from train.evaluation.evaluator import Evaluation
+from train.installation import command
 from train.models.precision import open_door
 from train.models.weights import NotFinished, final_weights, parameter_dtype, trained_model
 from train.tasks import make_task
 
 USAGE = (
-    "usage: python -m train.evaluate RUN [key=value ...] [--trust]      RUN: a run folder, such "
+    f"usage: {command('evaluate')} RUN [key=value ...] [--trust]      RUN: a run folder, such "
     "as runs/digits"
 )
 CALLED = frozenset(

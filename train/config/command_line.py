@@ -16,6 +16,7 @@ from train.config.merge import Layer, flatten
 from train.config.problems import ConfigError, Problem
 from train.config.spelling import misspelt
 from train.config.yaml_text import Loader
+from train.installation import find_config
 
 WHERE = "command line"
 
@@ -81,7 +82,9 @@ def parse(argv: Sequence[str]) -> CommandLine:
     if len(files) != 1:
         raise ConfigError(problems)
     layer = Layer(WHERE, values, edits)
-    return CommandLine(FilePath(files[0]), tuple(overrides), frozenset(dashed), layer, problems)
+    return CommandLine(
+        find_config(FilePath(files[0])), tuple(overrides), frozenset(dashed), layer, problems
+    )
 
 
 def _is_file_name(argument: str) -> bool:

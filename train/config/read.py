@@ -19,6 +19,7 @@ from train.config.merge import Layer, flatten
 from train.config.problems import ConfigError, Problem
 from train.config.spelling import misspelt
 from train.config.yaml_text import Loader, yaml_text
+from train.installation import CONFIGS
 from train.redaction import learn
 
 NOT_RUNS = {"accelerate", "sweeps"}
@@ -134,14 +135,13 @@ def _suggestion(path: Path) -> str:
     """The existing config nearest in name, and where one would look for it."""
     files = {file.stem.lower(): file for file in sorted(_candidates(path), reverse=True)}
     near = difflib.get_close_matches(path.stem.lower(), files, n=1)
-    return (
-        f"; did you mean {files[near[0]]}?"
-        if near
-        else ". Name a YAML file, such as configs/digits.yaml"
-    )
+    if near:
+        return f"; did you mean {files[near[0]]}?"
+    return f". Name a YAML file, such as configs/digits.yaml (those of Isobatch are in {CONFIGS})"
 
 
 def _candidates(path: Path) -> Iterable[Path]:
+    yield from (Path("configs", file.name) for file in CONFIGS.glob("*.yaml"))
     for pattern in ("*.yaml", "configs/**/*.yaml", "my/**/*.yaml"):
         yield from (file for file in Path().glob(pattern) if not NOT_RUNS.intersection(file.parts))
     if path.parent.is_dir():

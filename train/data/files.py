@@ -38,6 +38,7 @@ from train.data.misread import Asked, told, unreadable
 from train.data.own_files import BUILDING, OF_DATASETS, PREPARING, OwnFiles, own_files
 from train.data.shares import DataError
 from train.errors import UserError
+from train.installation import find_shipped
 
 Readable: TypeAlias = Dataset | IterableDataset
 
@@ -71,7 +72,7 @@ class Source:
         self.name = data.source
         self.asked = asked
         self._function = resolve_source(data.source)
-        self._path = Path(data.source).expanduser()
+        self._path = find_shipped(Path(data.source).expanduser())
         self._made: Any = None
         self.files = None if self._function is not None else own_files(data)
 

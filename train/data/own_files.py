@@ -10,6 +10,7 @@ from train.config.recipe import Data
 from train.data.folders import first_of, kind_of, one_kind, search, tables_by_split
 from train.data.image_folders import Pictures, pictures_by_split
 from train.data.shares import DataError
+from train.installation import find_shipped
 
 TABLES = ("csv", "json", "parquet", "text", "arrow")
 """Kinds of files that hold rows, by the names that datasets has for what reads them."""
@@ -48,7 +49,7 @@ class OwnFiles:
 
 def own_files(data: Data) -> OwnFiles | None:
     """None for a source that is no file: a data set that was saved, a name of the Hub."""
-    path = Path(data.source).expanduser()
+    path = find_shipped(Path(data.source).expanduser())
     if data.source in TABLES and not path.exists():
         return _named_files(data)
     if not path.exists() or is_saved(path) or "data_files" in data.args:

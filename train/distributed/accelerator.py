@@ -21,6 +21,7 @@ from torch import nn
 from train.config import Config
 from train.distributed.ranks import LaunchError, Ranks, check_world_size, meet_after_restart
 from train.errors import UserError
+from train.installation import LAUNCH
 from train.launching.addresses import gloo_trouble
 from train.launching.gpus import find_trouble, look_by_torch, refusal
 from train.launching.launcher_check import first_fsdp, of_environment, other_precision, refused
@@ -72,7 +73,7 @@ def check_device() -> None:
         raise Unsupported(
             f"this torch ({torch.__version__}) computes on {UNTRIED.get(kind, kind)}. Only NVIDIA "
             "GPUs (CUDA) and the CPU are supported: no figure of this project was measured on "
-            "another device. To train on the CPU, type: ACCELERATE_USE_CPU=true ./launch.sh ..."
+            f"another device. To train on the CPU, type: ACCELERATE_USE_CPU=true {LAUNCH} ..."
         )
 
 

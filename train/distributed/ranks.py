@@ -19,6 +19,7 @@ from train.distributed.alone import Alone
 from train.distributed.board import Board, next_start
 from train.distributed.pulse import Pulse
 from train.errors import RankFailed, UserError, raisable
+from train.installation import LAUNCH, LAUNCH_NAME
 
 T = TypeVar("T")
 
@@ -70,13 +71,15 @@ def check_world_size(found: int) -> None:
     """
     asked = {
         "WORLD_SIZE (from the launcher)": launched_world_size(),
-        "ISOBATCH_WORLD_SIZE (from launch.sh)": int(os.environ.get("ISOBATCH_WORLD_SIZE") or found),
+        f"ISOBATCH_WORLD_SIZE (from {LAUNCH_NAME})": int(
+            os.environ.get("ISOBATCH_WORLD_SIZE") or found
+        ),
     }
     for name, number in asked.items():
         if number != found:
             raise LaunchError(
                 f"{number} ranks were asked for by {name}, but {found} met. On a CPU: "
-                f"NPROC={number} ./launch.sh ... (or ACCELERATE_USE_CPU=true accelerate launch "
+                f"NPROC={number} {LAUNCH} ... (or ACCELERATE_USE_CPU=true accelerate launch "
                 f"--multi_gpu --num_processes {number} ...)"
             )
 

@@ -20,6 +20,7 @@ from train.exactness.padding import padding_reasons
 from train.exactness.reference_gradient import as_many_as_fit, widest_forward
 from train.exactness.training_trial import Findings, try_training
 from train.exactness.trial import Trial
+from train.installation import command
 from train.models.preserve_state import undisturbed
 from train.step import Learner
 from train.tasks import Task, TaskError, by_term
@@ -154,7 +155,7 @@ def _judge(learner: Learner, batch: Batch, precision: str, padding: Padding | No
     if own in ROUNDS:
         rounds.append(
             f"{ROUNDS[own]}: within {BOUNDS[own]:.0e} of the big batch's gradient "
-            "(scripts/verify.py measures)"
+            f"({command('verify').removeprefix('python ')} measures)"
         )
     elif trial.narrower_inside in HALF:
         rounds.append(

@@ -9,6 +9,7 @@ from contextlib import suppress
 import psutil
 
 from train.errors import some
+from train.installation import LAUNCH
 from train.launching.arguments import LaunchRefused
 
 
@@ -71,7 +72,7 @@ def gloo_trouble(environment: Mapping[str, str]) -> str:
         f"  got:  {host} leads to {some(_addresses(host)) or 'no address'}, and GLOO_SOCKET_IFNAME "
         "is not set\n  why:  gloo listens where the name of its machine leads\n"
         f"  type: export GLOO_SOCKET_IFNAME={own}   (on each machine, with its own; or "
-        "./launch.sh, which finds it)"
+        f"{LAUNCH}, which finds it)"
     )
 
 

@@ -1,16 +1,16 @@
-"""The command line of ./launch.sh and of `python -m train.launch`."""
+"""The command line of ./launch.sh and of `isobatch launch`."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from train.errors import UserError
+from train.installation import CONFIGS, IS_CLONE, LAUNCH
 from train.launching.launcher_keys import SWITCHES
 
-USAGE = (Path(__file__).parent / "usage.txt").read_text(encoding="utf-8")
-CLONE = Path(__file__).resolve().parents[2]
-"""Above the package: the clone, or the folder into which a wheel was installed."""
-IS_CLONE = (CLONE / "launch.sh").exists()
+_OF_ENVIRONMENT = re.compile("^  (EXTRAS|TORCH_BUILD)=.*\n", re.MULTILINE)
+"""Lines about the .venv that launch.sh makes."""
 OF_THE_PLANNER = ("--memory", "--ranks")
 """Options with a value, behind a blank or a `=`: what fits, as train/plan/__main__.py prints it."""
 
@@ -62,7 +62,7 @@ class Arguments:
 
 
 def parse(argv: Sequence[str]) -> Arguments:
-    """Raises LaunchRefused where no config is named and there is no clone to take one from."""
+    """Without a CONFIG: the quick start's."""
     found = Arguments()
     words = list(argv)
     if "--" in words:
@@ -80,7 +80,7 @@ def parse(argv: Sequence[str]) -> Arguments:
     found.plans_memory = any(word.startswith(OF_THE_PLANNER) for word in found.words)
     found.needs_ranks &= not found.plans_memory
     if not found.config and not found.help:
-        found.config = _quick_start()
+        found.config = str(CONFIGS / "digits.yaml")
     return found
 
 
@@ -104,12 +104,8 @@ def _sort(word: str, found: Arguments) -> None:
         found.words.append(word)
 
 
-def _quick_start() -> str:
-    config = CLONE / "configs" / "digits.yaml"
-    if config.exists():
-        return str(config)
-    raise LaunchRefused(
-        "launch: which config?\n  got:  none\n"
-        "  why:  the quick-start config belongs to the clone, and this is an installed package\n"
-        "  type: python -m train.launch CONFIG"
-    )
+def usage() -> str:
+    text = (Path(__file__).parent / "usage.txt").read_text(encoding="utf-8")
+    if IS_CLONE:
+        return text
+    return _OF_ENVIRONMENT.sub("", text).replace("./launch.sh", LAUNCH)

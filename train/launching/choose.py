@@ -5,12 +5,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from train.errors import counted, print_error
-from train.launching.arguments import IS_CLONE, Arguments, LaunchRefused
+from train.installation import LAUNCH
+from train.launching.arguments import Arguments, LaunchRefused
 from train.launching.gpus import Seen, ask_torch, find_trouble, refusal
 from train.launching.launcher_file import LauncherFile, setting
 from train.launching.torch_builds import look_at_machine
-
-PROGRAM = "./launch.sh" if IS_CLONE else "python -m train.launch"
 
 
 @dataclass(frozen=True)
@@ -70,7 +69,7 @@ def _too_many(asked: Asked, seen: Seen, named: str, machines: int) -> LaunchRefu
     )
     return LaunchRefused(
         f"launch: more ranks than GPUs\n  got:  {asked.by}={asked.number}, {_gpus(gpus, named)}\n"
-        f"  why:  {why}\n  type: NPROC={gpus * machines} {PROGRAM}   "
+        f"  why:  {why}\n  type: NPROC={gpus * machines} {LAUNCH}   "
         f"(or ACCELERATE_USE_CPU=true before NPROC={asked.number}: ranks on the CPU)"
     )
 
@@ -88,7 +87,7 @@ def _of_mig(seen: Seen, visible: str) -> list[str]:
         return []
     return [
         f"of {number} MIG instances a process opens the first alone. A run on another: "
-        f"CUDA_VISIBLE_DEVICES=MIG-... {PROGRAM}; one run on all: take MIG away, or make one "
+        f"CUDA_VISIBLE_DEVICES=MIG-... {LAUNCH}; one run on all: take MIG away, or make one "
         "larger instance"
     ]
 
@@ -128,7 +127,7 @@ def _check_no_gpu_needed(named: str, file: LauncherFile) -> None:
         raise LaunchRefused(
             f"launch: no GPU is visible here\n  got:  {asks} ({file.path})\n"
             f"  why:  the ranks would train on the CPU\n"
-            f"  type: nvidia-smi   (or ACCELERATE_USE_CPU=true before {PROGRAM}: ranks on the CPU)"
+            f"  type: nvidia-smi   (or ACCELERATE_USE_CPU=true before {LAUNCH}: ranks on the CPU)"
         )
 
 
@@ -146,7 +145,7 @@ def _asked(arguments: Arguments, file: LauncherFile, environment: Mapping[str, s
     if not re.fullmatch("[1-9][0-9]*", value):
         raise LaunchRefused(
             f"launch: {by} is the number of ranks\n  got:  {by}={value}\n"
-            f"  why:  it has to be a whole number, 1 or more\n  type: NPROC=2 {PROGRAM}"
+            f"  why:  it has to be a whole number, 1 or more\n  type: NPROC=2 {LAUNCH}"
         )
     for other, passed_over in stated.items():
         if passed_over != value:

@@ -8,8 +8,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from train.errors import print_error
-from train.launching.arguments import CLONE, IS_CLONE, Arguments, LaunchRefused
-from train.launching.choose import PROGRAM, Ranks
+from train.installation import IS_CLONE, LAUNCH, LAUNCH_NAME, ROOT
+from train.launching.arguments import Arguments, LaunchRefused
+from train.launching.choose import Ranks
 from train.launching.launcher_check import of_flags
 from train.launching.launcher_file import DEFAULT, LauncherFile
 from train.launching.sharding import is_sharding_flag, sharding_variables
@@ -32,9 +33,8 @@ class Command:
         settings = [f"{name}={value}" for name, value in self.variables.items()]
         print(shlex.join(["env", *settings, *self.words]))
         if adds:
-            print(
-                "# launch.sh adds ISOBATCH_ATTEMPT, ISOBATCH_ENDED and ISOBATCH_LAUNCHER_PID to it"
-            )
+            added = "ISOBATCH_ATTEMPT, ISOBATCH_ENDED and ISOBATCH_LAUNCHER_PID"
+            print(f"# {LAUNCH_NAME} adds {added} to it")
 
 
 def build(arguments: Arguments, file: LauncherFile, ranks: Ranks, grace: int) -> Command:
@@ -103,7 +103,7 @@ def _check_lone_rank(flag: str, arguments: Arguments) -> None:
             f"launch: {flag} for one rank has to be asked for in another way\n"
             f"  got:  --num_processes 1, beside {flag}\n"
             "  why:  accelerate would start the rank without torchrun, which alone knows that "
-            f"flag\n  type: NPROC=1 {PROGRAM} ... -- {flag} ..."
+            f"flag\n  type: NPROC=1 {LAUNCH} ... -- {flag} ..."
         )
 
 
@@ -111,7 +111,7 @@ def _variables(ranks: Ranks, grace: int) -> dict[str, str]:
     # The current directory comes last: at the front, a train.py or a folder train/ there would hide
     # ours. An installed package is found anyway; at the front, its neighbours would hide modules of
     # Python.
-    ours = [str(CLONE)] if IS_CLONE else []
+    ours = [str(ROOT)] if IS_CLONE else []
     entries = [*ours, *os.environ.get("PYTHONPATH", "").split(os.pathsep), str(Path.cwd())]
     variables = {
         "PYTHONSAFEPATH": "1",
@@ -143,5 +143,5 @@ def grace_seconds(environment: Mapping[str, str]) -> int:
     raise LaunchRefused(
         "launch: TORCH_ELASTIC_SHUTDOWN_TIMEOUT is the time that ranks have to save after a stop "
         f"signal\n  got:  TORCH_ELASTIC_SHUTDOWN_TIMEOUT={told}\n  why:  it has to be a whole "
-        f"number of seconds, 1 or more\n  type: TORCH_ELASTIC_SHUTDOWN_TIMEOUT=120 {PROGRAM}"
+        f"number of seconds, 1 or more\n  type: TORCH_ELASTIC_SHUTDOWN_TIMEOUT=120 {LAUNCH}"
     )

@@ -15,9 +15,9 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 from train.errors import RunFailed, counted, print_error, some
+from train.installation import LAUNCH
 from train.launching.addresses import address_of, for_gloo
 from train.launching.arguments import LaunchRefused
-from train.launching.choose import PROGRAM
 from train.launching.line import BYE, GO, Line
 from train.launching.machines import Machines
 
@@ -252,7 +252,7 @@ def _not_let_in(answer: Card | None, machines: Machines) -> Exception:
         return LaunchRefused(
             f"launch: machine 0 refuses this machine\n  got:  {answer['refused']}\n"
             f"  why:  the ranks of all machines train one run\n"
-            f"  type: {PROGRAM} ... -- --main_process_ip HOST --main_process_port PORT --rdzv_id "
+            f"  type: {LAUNCH} ... -- --main_process_ip HOST --main_process_port PORT --rdzv_id "
             "JOB   (of this job)"
         )
     return NotMet(
@@ -271,6 +271,6 @@ def _open(port: int, machines: Machines) -> socket.socket:
         raise LaunchRefused(
             f"launch: port {port} of this machine cannot be had\n  got:  {error.strerror}\n"
             f"  why:  job {machines.job} needs {machines.port} and {machines.door}; another job "
-            f"may have them\n  type: {PROGRAM} ... -- --main_process_port {machines.port + 10} ... "
+            f"may have them\n  type: {LAUNCH} ... -- --main_process_port {machines.port + 10} ... "
             "  (on all machines)"
         ) from error

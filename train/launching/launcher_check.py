@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from train.errors import print_error
+from train.installation import LAUNCH
 from train.launching.arguments import LaunchRefused
 from train.launching.launcher_file import LauncherFile
 from train.launching.launcher_keys import (
@@ -66,7 +67,7 @@ def check(
 def of_file(values: Mapping[str, Any]) -> Iterator[Asked]:
     for key, value in ((str(key), value) for key, value in values.items()):
         if key not in SECTIONS or not isinstance(value, Mapping):
-            misplaced = f"is a flag. Type: ./launch.sh ... -- --{key}" if key in ONLY_FLAGS else ""
+            misplaced = f"is a flag. Type: {LAUNCH} ... -- --{key}" if key in ONLY_FLAGS else ""
             yield Asked(f"{key}: {value}", key, value, misplaced)
             continue
         for name, inner in value.items():

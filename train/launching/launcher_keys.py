@@ -7,6 +7,8 @@ the same table.
 from dataclasses import dataclass
 from typing import Any
 
+from train.installation import LAUNCH, LAUNCH_NAME
+
 TAKEN, NO_EFFECT, REFUSED = "taken", "no effect", "refused"
 
 PRECISIONS = ("bf16", "fp16")
@@ -37,8 +39,8 @@ _PARALLEL = (
     "FSDP"
 )
 _SAGEMAKER = (
-    "SageMaker starts programs in its own way. Start launch.sh on the machine itself; remove the "
-    "key"
+    f"SageMaker starts programs in its own way. Start {LAUNCH_NAME} on the machine itself; remove "
+    "the key"
 )
 _DEEPSPEED = f"DeepSpeed replaces optimizer and loop, and {_PARALLEL}; remove deepspeed_config"
 _FSDP1 = "FSDP 1 is not supported, FSDP 2 is. Set: fsdp_version: 2"
@@ -55,7 +57,7 @@ _SPLIT = (
     f"there is no tensor, context or sequence parallelism: {_PARALLEL}; remove parallelism_config"
 )
 _TPU = "ranks work on NVIDIA GPUs and on CPUs. Remove the key"
-_OURS = "launch.sh names the program and its words. Remove the flag"
+_OURS = f"{LAUNCH_NAME} names the program and its words. Remove the flag"
 _FP8 = "there is no fp8. Set: precision=bf16 in the config; remove the key"
 
 ROWS = (
@@ -67,7 +69,7 @@ ROWS = (
         ("NO", "MULTI_CPU"),
     ),
     _row("distributed_type", TAKEN, "the same; refused where no GPU is visible", ("MULTI_GPU",)),
-    _row("multi_gpu", TAKEN, "several ranks; launch.sh adds it"),
+    _row("multi_gpu", TAKEN, f"several ranks; {LAUNCH_NAME} adds it"),
     _row(
         "num_processes",
         TAKEN,
@@ -122,7 +124,7 @@ ROWS = (
     _row(
         "compute_environment",
         NO_EFFECT,
-        "launch.sh starts ranks on this machine",
+        f"{LAUNCH_NAME} starts ranks on this machine",
         ("LOCAL_MACHINE",),
     ),
     _row(
@@ -241,7 +243,7 @@ ROWS = (
     _row(
         "config_file",
         REFUSED,
-        "it would replace the file that was read. Type: LAUNCHER=FILE before ./launch.sh",
+        f"it would replace the file that was read. Type: LAUNCHER=FILE before {LAUNCH}",
     ),
     _row("module no_python help", REFUSED, _OURS),
 )

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from train.errors import counted, print_error
+from train.installation import LAUNCH
 from train.launching.arguments import Arguments, LaunchRefused
-from train.launching.choose import PROGRAM
 from train.launching.launcher_file import LauncherFile
 
 FIRST_PORT, PORTS = 15_000, 8_000
@@ -190,8 +190,8 @@ def _of_slurm(environment: Mapping[str, str]) -> dict[str, str]:
         raise LaunchRefused(
             f"launch: srun started {counted(tasks, 'task')} on {counted(nodes, 'node')}\n"
             f"  got:  SLURM_STEP_NUM_TASKS={tasks}, SLURM_STEP_NUM_NODES={nodes}\n"
-            f"  why:  {PROGRAM} starts the ranks of a machine itself: one task on each node\n"
-            f"  type: srun --ntasks-per-node=1 {PROGRAM}"
+            f"  why:  {LAUNCH} starts the ranks of a machine itself: one task on each node\n"
+            f"  type: srun --ntasks-per-node=1 {LAUNCH}"
         )
     # The first of node[01-04,7],gpu3: what is in brackets is shortened to its first number.
     nodes_stated = environment.get("SLURM_STEP_NODELIST", "")
@@ -230,5 +230,5 @@ def _check_restarts(arguments: Arguments, numbers: str) -> None:
 
 def _refused(what: str, got: str, why: str, flags: str) -> LaunchRefused:
     return LaunchRefused(
-        f"launch: {what}\n  got:  {got}\n  why:  {why}\n  type: {PROGRAM} ... -- {flags} ..."
+        f"launch: {what}\n  got:  {got}\n  why:  {why}\n  type: {LAUNCH} ... -- {flags} ..."
     )

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from train.batch import BatchPlan
 from train.config import Loaded
+from train.installation import LAUNCH
 from train.memory.foresight import AS_CONFIGURED, CHECKPOINTED, CHUNKED, SMALLEST, Foresight
 from train.memory.search import candidates, doublings
 from train.plan.stages import largest_effective
@@ -169,7 +170,7 @@ def line_for(fit: Fit, loaded: Loaded, loop: str, plan: BatchPlan) -> str:
     kept = [word for word in loaded.overrides if word.partition("=")[0] not in settings]
     words = [str(loaded.path), *kept, *(f"{key}={value}" for key, value in settings.items())]
     loop = "accumulate" if fit.accumulation_steps > 1 else loop
-    return f"NPROC={fit.world_size} ./launch.sh {loop} {shlex.join(words)}"
+    return f"NPROC={fit.world_size} {LAUNCH} {loop} {shlex.join(words)}"
 
 
 def _settings(fit: Fit, loaded: Loaded, plan: BatchPlan) -> Iterator[tuple[str, str]]:

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from train.installation import how_to_install
 from train.models import ModelError
 
 
@@ -16,7 +17,7 @@ def library(name: str, target: str, extra: str) -> Any:
     if find_spec(name) is None:
         raise ModelError(
             f"model.target={target} needs {name}, which is not installed. "
-            f"Type: EXTRAS={extra} ./launch.sh ..., or pip install 'isobatch[{extra}]'"
+            f"Type: {how_to_install(extra)}"
         )
     mend_torchvision()
     return import_module(name)

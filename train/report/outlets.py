@@ -15,6 +15,7 @@ from omegaconf import OmegaConf
 from train.config import Config, Loaded, needs_trust
 from train.disk import open_own
 from train.errors import FAILED
+from train.installation import IS_CLONE, command
 from train.plan.run_plan import RunPlan
 from train.redaction import clean
 from train.report.claim import cannot_write
@@ -208,14 +209,14 @@ def _model_line(summary: Mapping[str, Any]) -> str:
 
 
 def _next_line(folder: Path, config: Config) -> str:
+    evaluate = command("evaluate")
     executable = Path(sys.executable)  # not resolved: a virtual environment's python is a link
-    python = "python"
-    if executable.is_relative_to(Path.cwd()):
-        python = str(executable.relative_to(Path.cwd()))
+    if IS_CLONE and executable.is_relative_to(Path.cwd()):
+        evaluate = f"{executable.relative_to(Path.cwd())} -m train.evaluate"
     called = {
         "model.target": config.model.target,
         "task.target": config.task.target,
         "data.source": config.data.source,
     }
     trust = " --trust" if needs_trust(called, folder) else ""
-    return f"next      {python} -m train.evaluate {shlex.quote(str(folder))}{trust}"
+    return f"next      {evaluate} {shlex.quote(str(folder))}{trust}"
