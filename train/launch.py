@@ -13,10 +13,10 @@ from train.launching import LAUNCHER_PID, MARK
 from train.launching.arguments import Arguments, parse, usage
 from train.launching.choose import choose
 from train.launching.command import build, grace_seconds
-from train.launching.door import NotMet, meet
 from train.launching.launcher_check import check
 from train.launching.launcher_file import find
 from train.launching.machines import find_machines
+from train.launching.rendezvous import NotMet, meet
 from train.launching.supervisor import Supervisor
 
 OF_AN_OUTER_RUN = (

@@ -296,7 +296,7 @@ def test_of_several_instances_a_process_opens_one(
     assert choose.choose(parse(["my.yaml"]), find(None), named).number == 1
     assert "launch: of 2 MIG instances a process opens the first alone" in capsys.readouterr().err
     with pytest.raises(
-        LaunchRefused, match=r"one MIG instance only, and NCCL joins none(.|\n)*type: NPROC=1"
+        LaunchRefused, match=r"one MIG instance only, and NCCL joins none(.|\n)*run:  NPROC=1"
     ):
         choose.choose(parse(["my.yaml"]), find(None), named | {"NPROC": "2"})
     monkeypatch.setattr(choose, "look_at_machine", lambda: Machine((A100,), mig_instances=7))

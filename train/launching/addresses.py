@@ -25,7 +25,7 @@ def address_of(head: str) -> str:
             f"launch: {head} is no name by which others reach this machine\n"
             f"  got:  {address or 'no address'}, as this machine resolves it\n"
             f"  why:  the ranks elsewhere are told to come there\n"
-            f"  type: --main_process_ip with the address of this machine"
+            f"  run:  --main_process_ip with the address of this machine"
         )
     return address
 
@@ -56,7 +56,7 @@ def gloo_trouble(environment: Mapping[str, str]) -> str:
     if missing:
         return (
             f"GLOO_SOCKET_IFNAME={named} names no network interface of this machine\n  got:  "
-            f"{some(list(known), 8)}\n  why:  the ranks talk by it\n  type: unset "
+            f"{some(list(known), 8)}\n  why:  the ranks talk by it\n  run:  unset "
             "GLOO_SOCKET_IFNAME, or export it with one of these"
         )
     head = environment.get("MASTER_ADDR", "localhost")
@@ -71,7 +71,7 @@ def gloo_trouble(environment: Mapping[str, str]) -> str:
         f"the ranks of other machines cannot reach this one by its name\n"
         f"  got:  {host} leads to {some(_addresses(host)) or 'no address'}, and GLOO_SOCKET_IFNAME "
         "is not set\n  why:  gloo listens where the name of its machine leads\n"
-        f"  type: export GLOO_SOCKET_IFNAME={own}   (on each machine, with its own; or "
+        f"  run:  export GLOO_SOCKET_IFNAME={own}   (on each machine, with its own; or "
         f"{LAUNCH}, which finds it)"
     )
 

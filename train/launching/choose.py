@@ -45,7 +45,7 @@ def choose(arguments: Arguments, file: LauncherFile, environment: Mapping[str, s
         raise LaunchRefused(
             f"launch: the ranks of all machines together must be a multiple of the machines\n"
             f"  got:  {asked.by}={number}, {machines} machines\n"
-            "  why:  accelerate starts as many ranks on each\n  type: "
+            "  why:  accelerate starts as many ranks on each\n  set:  "
             f"NPROC={number - number % machines or machines}"
         )
     if gpus and number > gpus * machines:
@@ -69,7 +69,7 @@ def _too_many(asked: Asked, seen: Seen, named: str, machines: int) -> LaunchRefu
     )
     return LaunchRefused(
         f"launch: more ranks than GPUs\n  got:  {asked.by}={asked.number}, {_gpus(gpus, named)}\n"
-        f"  why:  {why}\n  type: NPROC={gpus * machines} {LAUNCH}   "
+        f"  why:  {why}\n  run:  NPROC={gpus * machines} {LAUNCH}   "
         f"(or ACCELERATE_USE_CPU=true before NPROC={asked.number}: ranks on the CPU)"
     )
 
@@ -127,7 +127,7 @@ def _check_no_gpu_needed(named: str, file: LauncherFile) -> None:
         raise LaunchRefused(
             f"launch: no GPU is visible here\n  got:  {asks} ({file.path})\n"
             f"  why:  the ranks would train on the CPU\n"
-            f"  type: nvidia-smi   (or ACCELERATE_USE_CPU=true before {LAUNCH}: ranks on the CPU)"
+            f"  run:  nvidia-smi   (or ACCELERATE_USE_CPU=true before {LAUNCH}: ranks on the CPU)"
         )
 
 
@@ -145,7 +145,7 @@ def _asked(arguments: Arguments, file: LauncherFile, environment: Mapping[str, s
     if not re.fullmatch("[1-9][0-9]*", value):
         raise LaunchRefused(
             f"launch: {by} is the number of ranks\n  got:  {by}={value}\n"
-            f"  why:  it has to be a whole number, 1 or more\n  type: NPROC=2 {LAUNCH}"
+            f"  why:  it has to be a whole number, 1 or more\n  run:  NPROC=2 {LAUNCH}"
         )
     for other, passed_over in stated.items():
         if passed_over != value:

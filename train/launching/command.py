@@ -103,7 +103,7 @@ def _check_lone_rank(flag: str, arguments: Arguments) -> None:
             f"launch: {flag} for one rank has to be asked for in another way\n"
             f"  got:  --num_processes 1, beside {flag}\n"
             "  why:  accelerate would start the rank without torchrun, which alone knows that "
-            f"flag\n  type: NPROC=1 {LAUNCH} ... -- {flag} ..."
+            f"flag\n  run:  NPROC=1 {LAUNCH} ... -- {flag} ..."
         )
 
 
@@ -143,5 +143,5 @@ def grace_seconds(environment: Mapping[str, str]) -> int:
     raise LaunchRefused(
         "launch: TORCH_ELASTIC_SHUTDOWN_TIMEOUT is the time that ranks have to save after a stop "
         f"signal\n  got:  TORCH_ELASTIC_SHUTDOWN_TIMEOUT={told}\n  why:  it has to be a whole "
-        f"number of seconds, 1 or more\n  type: TORCH_ELASTIC_SHUTDOWN_TIMEOUT=120 {LAUNCH}"
+        f"number of seconds, 1 or more\n  run:  TORCH_ELASTIC_SHUTDOWN_TIMEOUT=120 {LAUNCH}"
     )

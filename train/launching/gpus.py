@@ -225,7 +225,7 @@ def remedy(seen: Seen, machine: Machine) -> str:
 def refusal(trouble: Trouble) -> str:
     return (
         f"torch cannot use the GPUs of this machine\n  got:  {trouble.got}\n  why:  {trouble.why}\n"
-        f"  type: {trouble.remedy}\n        (or ACCELERATE_USE_CPU=true before the command: train "
+        f"  run:  {trouble.remedy}\n        (or ACCELERATE_USE_CPU=true before the command: train "
         "on the CPU)"
     )
 
