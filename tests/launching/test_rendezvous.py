@@ -207,7 +207,7 @@ def test_a_name_that_only_this_machine_understands(monkeypatch):
     )
     monkeypatch.setattr(socket, "gethostname", lambda: "node1")
     # of `lo`, which every machine has
-    monkeypatch.setattr(addresses, "_own_address", lambda head: "127.0.0.1")
+    monkeypatch.setattr(addresses, "_address_towards", lambda head: "127.0.0.1")
     several = {"WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "head"}
 
     said = addresses.gloo_trouble(several)

@@ -271,7 +271,8 @@ def _open(port: int, machines: Machines) -> socket.socket:
     except OSError as error:
         raise LaunchRefused(
             f"launch: port {port} of this machine cannot be had\n  got:  {error.strerror}\n"
-            f"  why:  job {machines.job} needs {machines.port} and {machines.meeting_port}; another "
-            "job may have them\n"
-            f"  run:  {LAUNCH} ... -- --main_process_port {machines.port + 10} ...   (on all machines)"
+            f"  why:  job {machines.job} needs {machines.port} and {machines.meeting_port}; "
+            "another job may have them\n"
+            f"  run:  {LAUNCH} ... -- --main_process_port {machines.port + 10} ...   "
+            "(on all machines)"
         ) from error
