@@ -12,7 +12,7 @@ from train.launching.launcher_keys import SWITCHES
 _OF_ENVIRONMENT = re.compile("^  (EXTRAS|TORCH_BUILD)=.*\n", re.MULTILINE)
 """Lines about the .venv that launch.sh makes."""
 OF_THE_PLANNER = ("--memory", "--ranks")
-"""Options with a value, behind a blank or a `=`: what fits, as train/plan/__main__.py prints it."""
+"""Options with a value, after a blank or a `=`: what fits, as train/plan/__main__.py prints it."""
 
 
 class LaunchRefused(UserError):
@@ -36,20 +36,17 @@ class Arguments:
         return self.needs_ranks and self.loop != "doctor"
 
     def flag(self, name: str) -> str | None:
-        """The value of accelerate's --NAME, the last one; "" where it has none; None where it is
-        not there.
-        """
-        found = None
-        for place, word in enumerate(self.flags):
+        """The last value of accelerate's --NAME; "" where it has none; None without the flag."""
+        last = None
+        for index, word in enumerate(self.flags):
             key, equals, value = word.partition("=")
-            if key.replace("-", "_") != f"__{name}":
-                continue
-            following = self.flags[place + 1 : place + 2]
-            found = value if equals else "".join(following)
-        return found
+            if key.replace("-", "_") == f"__{name}":
+                next_word = "".join(self.flags[index + 1 : index + 2])
+                last = value if equals else next_word
+        return last
 
     def without(self, names: Sequence[str]) -> list[str]:
-        """accelerate's flags but for --NAME, with its value, for each of `names`."""
+        """accelerate's flags without --NAME and its value, for each of `names`."""
         kept: list[str] = []
         is_value = False
         for word in self.flags:
@@ -63,45 +60,47 @@ class Arguments:
 
 def parse(argv: Sequence[str]) -> Arguments:
     """Without a CONFIG: the quick start's."""
-    found = Arguments()
+    arguments = Arguments()
     words = list(argv)
     if "--" in words:
         cut = words.index("--")
-        found.flags = words[cut + 1 :]
+        arguments.flags = words[cut + 1 :]
         words = words[:cut]
     if words and words[0] in ("standard", "accumulate", "doctor"):
-        found.loop = words.pop(0)
+        arguments.loop = words.pop(0)
     values = iter(words)
     for word in values:
         if word in OF_THE_PLANNER:
-            found.words += [word, next(values, "")]
+            arguments.words += [word, next(values, "")]
         else:
-            _sort(word, found)
-    found.plans_memory = any(word.startswith(OF_THE_PLANNER) for word in found.words)
-    found.needs_ranks &= not found.plans_memory
-    if not found.config and not found.help:
-        found.config = str(CONFIGS / "digits.yaml")
-    return found
+            _sort(word, arguments)
+    arguments.plans_memory = any(word.startswith(OF_THE_PLANNER) for word in arguments.words)
+    arguments.needs_ranks &= not arguments.plans_memory
+    if not arguments.config and not arguments.help:
+        arguments.config = str(CONFIGS / "digits.yaml")
+    return arguments
 
 
-def _sort(word: str, found: Arguments) -> None:
+def _sort(word: str, arguments: Arguments) -> None:
     if word in ("--help", "-h"):
-        found.help = True
+        arguments.help = True
     elif word == "--dry-run":
-        found.dry_run = True
+        arguments.dry_run = True
     elif word == "--plan":
-        found.needs_ranks = False
-        found.words.append(word)
+        arguments.needs_ranks = False
+        arguments.words.append(word)
     elif word == "--print-config":
-        found.needs_ranks = False
-        found.prints_config = True
-    elif (
-        not word.startswith("-") and not found.config and ("=" not in word or Path(word).is_file())
-    ):
-        # A file is a CONFIG even if its path holds a `=`, as the folder of a run may.
-        found.config = word
+        arguments.needs_ranks = False
+        arguments.prints_config = True
+    elif not word.startswith("-") and not arguments.config and _is_config(word):
+        arguments.config = word
     else:
-        found.words.append(word)
+        arguments.words.append(word)
+
+
+def _is_config(word: str) -> bool:
+    """A file is one even if its path holds a `=`, as the folder of a run may."""
+    return "=" not in word or Path(word).is_file()
 
 
 def usage() -> str:

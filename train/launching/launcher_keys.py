@@ -1,4 +1,4 @@
-"""What becomes of each key of accelerate's launcher file, and of each flag after `--`: one table.
+"""One table: what becomes of each key of accelerate's launcher file and of each flag after `--`.
 
 The names are those of accelerate 1.15: a test compares them with its source. docs/cluster.md shows
 the same table.
@@ -21,7 +21,7 @@ class Row:
     says: str
     """What the key becomes, or why it is refused and what to set instead."""
     values: tuple[Any, ...] = ()
-    """The row holds for these values only; for all where there are none."""
+    """Those for which the row holds; all where it names none."""
 
     def shown(self) -> str:
         """A row of the table in docs/cluster.md."""
@@ -243,7 +243,7 @@ ROWS = (
     _row(
         "config_file",
         REFUSED,
-        f"it would replace the file that was read. Type: LAUNCHER=FILE before {LAUNCH}",
+        f"it would replace the file that was read. Run: LAUNCHER=FILE before {LAUNCH}",
     ),
     _row("module no_python help", REFUSED, _OURS),
 )
@@ -264,9 +264,7 @@ SECTIONS = {
     "dynamo_config": "dynamo_",
     "mpirun_config": "mpirun_",
 }
-"""Sections of the file, and what accelerate puts before the names of their keys where it is
-missing.
-"""
+"""Sections of the file: the prefix that accelerate adds to their keys where it is missing."""
 
 _SWITCHES = (
     "cpu multi_gpu tpu enable_cpu_affinity dynamo_use_fullgraph dynamo_use_dynamic "
@@ -298,7 +296,7 @@ VARIABLES = {
     "ACCELERATE_USE_MEGATRON_LM": "use_megatron_lm",
     "ACCELERATE_USE_PARALLELISM_CONFIG": "use_parallelism_config",
 }
-"""By these accelerate's launcher tells its ranks; they may also be the user's own."""
+"""What accelerate's launcher sets for its ranks; a user may set them as well."""
 
 
 def row_of(key: str, value: Any) -> Row | None:
@@ -310,8 +308,7 @@ def row_of(key: str, value: Any) -> Row | None:
 
 
 def asks_nothing(key: str, value: Any) -> bool:
-    """How `accelerate config` writes what was not chosen. A bare `no` is false in YAML."""
-    unchosen = (
-        value is None or value is False or value in ("", "no", "NO", "false", "False", [], {}, [""])
-    )
-    return unchosen or USUAL.get(key) == value
+    """Whether it is what `accelerate config` writes for an option that was not selected."""
+    if value is None or value is False:  # a bare `no` is false in YAML
+        return True
+    return value in ("", "no", "NO", "false", "False", [], {}, [""]) or USUAL.get(key) == value
