@@ -35,7 +35,7 @@ def test_what_nothing_was_tried_on_is_refused_by_name(
     monkeypatch.setattr(torch.version, "hip", hip)
 
     with pytest.raises(
-        Unsupported, match=r"type: ACCELERATE_USE_CPU=true \./launch\.sh"
+        Unsupported, match=r"run: ACCELERATE_USE_CPU=true \./launch\.sh"
     ) as refused:
         check_device()
 
