@@ -53,6 +53,7 @@ SLOW = (
     "tests/test_evaluate.py::test_exact_on_any_number_of_ranks[44-11",
     "tests/test_evaluate.py::test_exact_on_any_number_of_ranks[8-2",
     "tests/test_hosts.py",
+    "tests/test_installation.py",
     "tests/test_language_model.py",
     "tests/test_launch.py",
     "tests/test_loops.py::test_same_curve[accumulate-1",

@@ -50,7 +50,7 @@ def test_never_overwrites(
     ]
     told = capsys.readouterr().err
     assert f"got:  my/{file}" in told
-    assert "type: python scripts/new.py hearts2" in told
+    assert "run:  python scripts/new.py hearts2" in told
 
 
 @pytest.mark.parametrize(
@@ -82,7 +82,7 @@ def test_checks_the_name(
     assert list(tmp_path.iterdir()) == []
     told = capsys.readouterr().err
     assert "why: " in told
-    assert told.endswith(f"type: python scripts/new.py {proposal}\n")
+    assert told.endswith(f"run:  python scripts/new.py {proposal}\n")
     assert main([proposal]) == 0
 
 
@@ -93,4 +93,4 @@ def test_says_how_it_is_used(
     argv: list[str], code: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(argv) == code
-    assert "usage: new.py NAME" in capsys.readouterr().err
+    assert "usage: python scripts/new.py NAME" in capsys.readouterr().err

@@ -105,7 +105,7 @@ def test_the_refusal_says_what_to_type(tmp_path: Path, capsys: pytest.CaptureFix
     AcceleratorState._reset_state()
 
     assert (
-        "precision=fp16 needs a GPU, and this is a CPU. Type: precision=bf16"
+        "precision=fp16 needs a GPU, and this is a CPU. Set: precision=bf16"
         in capsys.readouterr().err
     )
 

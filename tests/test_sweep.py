@@ -58,7 +58,7 @@ def fake_launch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[],
         "for a; do case $a in seed=2 | seed=75 | seed=130) exit ${a#seed=} ;; esac; done\n"
     )
     script.chmod(0o755)
-    monkeypatch.setattr(sweep, "LAUNCH", script)
+    monkeypatch.setattr(sweep, "LAUNCH", (str(script),))
     return lambda: log.read_text().splitlines()
 
 
@@ -148,7 +148,7 @@ def test_a_stop_waits_until_the_trial_is_saved(
     )
     script.chmod(0o755)
     code = (
-        "import pathlib, sys; from train import sweep; sweep.LAUNCH = pathlib.Path(sys.argv[1]); "
+        "import sys; from train import sweep; sweep.LAUNCH = (sys.argv[1],); "
         "sys.exit(sweep.main(sys.argv[2:]))"
     )
     command = [sys.executable, "-c", code, str(script), write(tmp_path)]
@@ -162,7 +162,7 @@ def test_a_stop_waits_until_the_trial_is_saved(
 
     assert (process.returncode, err) == (75, "")
     assert log.read_text().split() == ["started", "told", "saved"]
-    assert "sweep: stopped in 1 of 4; type the same command to go on" in out
+    assert "sweep: stopped in 1 of 4; the same command resumes it" in out
 
 
 def test_a_saved_stop_is_one_of_the_sweep(
@@ -173,7 +173,7 @@ def test_a_saved_stop_is_one_of_the_sweep(
     assert len(launched()) == 2
     assert (
         capsys.readouterr().out.splitlines()[-1]
-        == "sweep: stopped in 2 of 3; type the same command to go on"
+        == "sweep: stopped in 2 of 3; the same command resumes it"
     )
 
 

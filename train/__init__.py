@@ -7,6 +7,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 LAYERS = (
+    ("cli", "templates"),
     (
         "evaluate",
         "merge",
@@ -43,7 +44,7 @@ LAYERS = (
     ("parts", "metric_names", "launching", "permutation"),
     ("disk",),
     ("errors",),
-    ("terminal", "output"),
+    ("terminal", "output", "installation"),
     ("redaction",),
 )
 """Modules and packages of this package: each imports only from layers below its own. A test walks

@@ -20,6 +20,7 @@ from train.comparison.pictures import draw
 from train.comparison.read import CannotRead, Found, find
 from train.comparison.tables import tables
 from train.errors import entry_point
+from train.installation import command
 
 PAGE = "compare.html"
 EQUAL, UNEQUAL = 0, 1
@@ -54,7 +55,7 @@ def main(argv: Sequence[str]) -> int:
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="compare.py",
+        prog=command("compare"),
         description="What runs cost and what they gained.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -26,13 +26,14 @@ from train.errors import (
     print_error,
 )
 from train.evaluation.evaluator import Evaluation
+from train.installation import command
 from train.models.cast_arguments import cast_arguments
 from train.models.make import parameter_dtype
 from train.models.weights import NotFinished, final_weights, trained_model
 from train.tasks import make_task
 
 USAGE = (
-    "usage: python -m train.evaluate RUN [key=value ...] [--trust]      RUN: a run folder, such "
+    f"usage: {command('evaluate')} RUN [key=value ...] [--trust]      RUN: a run folder, such "
     "as runs/digits"
 )
 CALLED = frozenset(

@@ -10,13 +10,13 @@ from collections.abc import MutableMapping, Sequence
 
 from train.errors import FAILED, entry_point, leave, print_error
 from train.launching import LAUNCHER_PID, MARK
-from train.launching.arguments import USAGE, Arguments, parse
+from train.launching.arguments import Arguments, parse, usage
 from train.launching.choose import choose
 from train.launching.command import build, grace_seconds
-from train.launching.door import NotMet, meet
 from train.launching.launcher_check import check
 from train.launching.launcher_file import find
 from train.launching.machines import find_machines
+from train.launching.rendezvous import NotMet, meet
 from train.launching.supervisor import Supervisor
 
 OF_AN_OUTER_RUN = (
@@ -38,7 +38,7 @@ def main(argv: Sequence[str]) -> int:
     _forget_outer_run(os.environ)
     arguments = parse(argv)
     if arguments.help:
-        print(USAGE, end="")
+        print(usage(), end="")
         return 0
     file = find(os.environ.get("LAUNCHER"))
     machines = find_machines(arguments, file, os.environ)

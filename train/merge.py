@@ -27,12 +27,13 @@ from train.errors import (
     exit_code,
     print_error,
 )
+from train.installation import command
 from train.models.make import make_model, parameter_dtype
 from train.models.scaling import STATE, Scaling
 from train.models.weights import save_weights
 
 USAGE = (
-    "usage: python -m train.merge CHECKPOINT OUT [--trust]      CHECKPOINT: runs/NAME, or one of "
+    f"usage: {command('merge')} CHECKPOINT OUT [--trust]      CHECKPOINT: runs/NAME, or one of "
     "runs/NAME/checkpoints"
 )
 

@@ -14,9 +14,10 @@ from collections.abc import Sequence
 from train.config import load
 from train.data import open_datasets
 from train.errors import BAD_CONFIG, FINISHED, entry_point
+from train.installation import command
 from train.tasks import make_task
 
-USAGE = "usage: python -m train.prepare CONFIG [key=value ...]"
+USAGE = f"usage: {command('prepare')} CONFIG [key=value ...]"
 
 
 @entry_point

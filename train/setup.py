@@ -20,6 +20,7 @@ from train.distributed.sharded import NotShardable, Sharded, Sharding, asked_sha
 from train.errors import some
 from train.exactness.first_backward import first_backward, samples_of_rank, watch_foreign
 from train.exactness.same_model import check_same_weights
+from train.installation import LAUNCH
 from train.models.activation_checkpointing import checkpoint_blocks, listed_blocks
 from train.models.cast_arguments import cast_arguments
 from train.models.init_from import initial_model, initial_scaling
@@ -55,7 +56,7 @@ def make_learner(
         raise Unsupported(
             "batch.sync=micro saves memory where weights are divided among several ranks, and here "
             "each rank holds all of them. Leave it out, or run: "
-            "LAUNCHER=configs/accelerate/fsdp2.yaml NPROC=2 ./launch.sh ..."
+            f"LAUNCHER=configs/accelerate/fsdp2.yaml NPROC=2 {LAUNCH} ..."
         )
     scaling = ranks.together(lambda: initial_scaling(config, _scaling(config, fitted)))
     module, notes = _make_module(config, task, accelerator, ranks, sharding, scaling)

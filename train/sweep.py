@@ -1,8 +1,8 @@
 """A grid of runs without a server: python -m train.sweep SWEEP.yaml [key=value ...]
 
-SWEEP.yaml is what `wandb sweep` takes, method grid. Each combination is a ./launch.sh of its own,
-one after the other. A run that has finished says so and is passed over, so the same command goes on
-where it was stopped.
+SWEEP.yaml is what `wandb sweep` takes, method grid. Each combination is a launch of its own, one
+after the other. A run that has finished says so and is skipped, so the same command resumes a sweep
+that was stopped.
 """
 
 import itertools
@@ -21,17 +21,23 @@ from typing import Any
 import yaml
 
 from train.errors import BAD_CONFIG, FAILED, FINISHED, STOPPED, UserError, entry_point
+from train.installation import CONFIGS, IS_CLONE, ROOT, command, find_shipped
 from train.terminal import write_lines
 
-LAUNCH = Path(__file__).parents[1] / "launch.sh"
+# In a clone by ./launch.sh, which finds or makes the environment.
+LAUNCH = (str(ROOT / "launch.sh"),) if IS_CLONE else (sys.executable, "-m", "train.launch")
 LOOPS = ("standard", "accumulate")
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP, signal.SIGQUIT)
-"""What stops a sweep: all that launch.sh knows."""
-USAGE = "usage: sweep_local.py SWEEP.yaml [key=value ...], such as configs/sweeps/accumulation.yaml"
+"""What stops a sweep: all that train.launch handles."""
+POLL_SECONDS = 0.1
+USAGE = (
+    f"usage: {command('sweep')} SWEEP.yaml [key=value ...], such as "
+    "configs/sweeps/accumulation.yaml"
+)
 
 
 class SweepError(UserError):
-    """The file is no sweep that can be run here; the message says what to type."""
+    """The file is no sweep that can be run here; the message says what to do."""
 
 
 @dataclass(frozen=True)
@@ -48,63 +54,69 @@ def main(argv: Sequence[str]) -> int:
     if len(files) != 1 or files[0].startswith("-"):
         print(USAGE, file=sys.stderr)
         return FINISHED if files[:1] in (["-h"], ["--help"]) else BAD_CONFIG
-    sweep = read_sweep(Path(files[0]))
+    sweep = read_sweep(find_shipped(Path(files[0])))
     overrides = [argument for argument in argv if "=" in argument]
-    with _signals() as told:
-        return _run_all(sweep, overrides, told)
+    with _received_signals() as received:
+        return _run_all(sweep, overrides, received)
 
 
-def _run_all(sweep: Sweep, overrides: Sequence[str], told: Sequence[int]) -> int:
-    failed = []
+def _run_all(sweep: Sweep, overrides: Sequence[str], received: Sequence[int]) -> int:
+    failures: list[str] = []
+    count = len(sweep.trials)
     for number, trial in enumerate(sweep.trials, start=1):
-        command = [str(LAUNCH), sweep.loop, sweep.config, *trial, *overrides]
-        _say(f"sweep: {number} of {len(sweep.trials)}: {shlex.join(trial)}")
-        code = _run(command, told)
-        # what stopped the trial was meant for the sweep
-        if told or code == STOPPED or code >= 128 or code < 0:
-            _say(
-                f"sweep: stopped in {number} of {len(sweep.trials)}; type the same command to go on"
-            )
-            if code == FINISHED:
-                return STOPPED
-            return code if code > 0 else 128 - code
+        launch = [*LAUNCH, sweep.loop, sweep.config, *trial, *overrides]
+        _print(f"sweep: {number} of {count}: {shlex.join(trial)}")
+        code = _run(launch, received)
+        # What stopped the trial was meant for the sweep.
+        if received or code == STOPPED or code >= 128 or code < 0:
+            _print(f"sweep: stopped in {number} of {count}; the same command resumes it")
+            return _code_of_stop(code)
         if code:
-            failed.append(f"sweep: exit code {code}: {shlex.join(command)}")
-    _say(*failed, f"sweep: {len(sweep.trials) - len(failed)} of {len(sweep.trials)} finished")
-    return FAILED if failed else FINISHED
+            failures.append(f"sweep: exit code {code}: {shlex.join(launch)}")
+    _print(*failures, f"sweep: {count - len(failures)} of {count} finished")
+    return FAILED if failures else FINISHED
 
 
-def _say(*lines: str) -> None:
+def _code_of_stop(code: int) -> int:
+    """The exit code of a sweep whose trial ended with `code` when it was stopped."""
+    if code == FINISHED:
+        return STOPPED
+    if code < 0:  # killed by a signal: as a shell reports it
+        return 128 - code
+    return code
+
+
+def _print(*lines: str) -> None:
     """A terminal that is closed meanwhile must not end the sweep before its trial."""
     write_lines("\n".join(lines), sys.stdout)
 
 
-def _run(command: Sequence[str], told: Sequence[int]) -> int:
-    """One trial, which hears of every signal once: it has a session of its own, so the terminal
-    tells the sweep alone.
+def _run(launch: Sequence[str], received: Sequence[int]) -> int:
+    """One trial, to which each signal is forwarded once.
 
-    As a terminal does, this tells the group: launch.sh may still wait for pip.
+    It has a session of its own, so that a terminal signals the sweep alone. Like a terminal, this
+    signals the whole group: launch.sh may still wait for pip.
     """
-    trial = subprocess.Popen(command, start_new_session=True)
-    handed_on = 0
+    trial = subprocess.Popen(launch, start_new_session=True)
+    forwarded = 0
     while trial.poll() is None:
-        for number in told[handed_on:]:
-            handed_on += 1
+        for number in received[forwarded:]:
+            forwarded += 1
             with suppress(OSError):  # it has just ended
                 os.killpg(trial.pid, number)
-        time.sleep(0.1)
+        time.sleep(POLL_SECONDS)
     return trial.returncode
 
 
 @contextmanager
-def _signals() -> Iterator[list[int]]:
+def _received_signals() -> Iterator[list[int]]:
     """Those that arrive meanwhile; none of them ends this process, which waits for its trial."""
-    told: list[int] = []
-    before = {
-        number: signal.signal(number, lambda number, _: told.append(number)) for number in SIGNALS
-    }
+    received: list[int] = []
+    before = {}
+    for number in SIGNALS:
+        before[number] = signal.signal(number, lambda number, _: received.append(number))
     try:
-        yield told
+        yield received
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -112,51 +124,45 @@ def _signals() -> Iterator[list[int]]:
 
 def read_sweep(path: Path) -> Sweep:
     """Raises SweepError."""
-    if not LAUNCH.exists():
+    content = _read_yaml(path)
+    parameters = content.get("parameters") if isinstance(content, dict) else None
+    if not isinstance(parameters, dict) or not parameters:
         raise SweepError(
-            f"sweep: there is no {LAUNCH}\n  why:  it belongs to a clone; type this in one"
+            f"sweep: {path} holds no parameters\n"
+            "  why:  a sweep is `parameters: {key: {values: [...]}}`"
         )
-    try:
-        said = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeError, yaml.YAMLError) as error:
+    if content.get("method") != "grid":
         raise SweepError(
-            f"sweep: {path} cannot be read as YAML: {error}\n  type: ls configs/sweeps"
-        ) from error
-    if (
-        not isinstance(said, dict)
-        or not isinstance(said.get("parameters"), dict)
-        or not said["parameters"]
-    ):
-        raise SweepError(
-            f"sweep: {path} holds no parameters\n  why:  a sweep is `parameters: {{key: {{values: "
-            "[...]}}`"
-        )
-    if said.get("method") != "grid":
-        raise SweepError(
-            f"sweep: {path}: method is {said.get('method')!r}\n"
+            f"sweep: {path}: method is {content.get('method')!r}\n"
             "  why:  without a server only a grid can be run: all of its combinations\n"
-            f"  type: wandb sweep {path}   (or write method: grid)"
+            f"  run:  wandb sweep {path}   (or write method: grid)"
         )
-    loop, config = _target(said.get("command"), path)
-    axes = [
-        [f"{key}={_text(value)}" for value in _values(key, spec)]
-        for key, spec in said["parameters"].items()
-    ]
+    loop, config = _target(content.get("command"), path)
+    axes = []
+    for key, spec in parameters.items():
+        axes.append([f"{key}={_as_yaml(value)}" for value in _values(key, spec)])
     return Sweep(loop, config, tuple(itertools.product(*axes)))
 
 
-def _target(command: Any, path: Path) -> tuple[str, str]:
-    """The loop and the config that `./launch.sh LOOP CONFIG` names, or `accelerate launch ... -m
-    train.LOOP CONFIG`.
-    """
-    words = [str(word) for word in command] if isinstance(command, list) else []
-    for word, config in itertools.pairwise(words):
+def _read_yaml(path: Path) -> Any:
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeError, yaml.YAMLError) as error:
+        raise SweepError(
+            f"sweep: {path} cannot be read as YAML: {error}\n  run:  ls {CONFIGS / 'sweeps'}"
+        ) from error
+
+
+def _target(words: Any, path: Path) -> tuple[str, str]:
+    """Loop and config that `./launch.sh LOOP CONFIG` names, or `... -m train.LOOP CONFIG`."""
+    texts = [str(word) for word in words] if isinstance(words, list) else []
+    for word, config in itertools.pairwise(texts):
         loop = word.removeprefix("train.")
         if loop in LOOPS:
             return loop, config
     raise SweepError(
-        f"sweep: {path}: its command does not hold `./launch.sh, accumulate, CONFIG`\n  got:  "
-        f"{words}"
+        f"sweep: {path}: its command does not hold `./launch.sh, accumulate, CONFIG`\n"
+        f"  got:  {texts}"
     )
 
 
@@ -166,18 +172,15 @@ def _values(key: str, spec: Any) -> list[Any]:
     if isinstance(spec, Mapping) and "value" in spec:
         return [spec["value"]]
     raise SweepError(
-        f"sweep: parameter {key}: got {spec!r}\n  why:  a grid needs `values: [...]` or `value: "
-        "...`"
+        f"sweep: parameter {key}: got {spec!r}\n"
+        "  why:  a grid needs `values: [...]` or `value: ...`"
     )
 
 
-def _text(value: Any) -> str:
+def _as_yaml(value: Any) -> str:
     """As YAML: OmegaConf reads it back as the same value."""
-    return (
-        yaml.safe_dump(value, default_flow_style=True, width=10_000)
-        .removesuffix("\n")
-        .removesuffix("\n...")
-    )
+    text = yaml.safe_dump(value, default_flow_style=True, width=10_000)
+    return text.removesuffix("\n").removesuffix("\n...")
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ TRIED_ELSEWHERE = {
     "38": "tests/test_errors.py, tests/distributed/test_stop.py",
     "62": "tests/test_slurm.py",
     **dict.fromkeys(
-        ("51", "52", "53", "54", "55"), "tests/test_hosts.py, tests/launching/test_door.py"
+        ("51", "52", "53", "54", "55"), "tests/test_hosts.py, tests/launching/test_rendezvous.py"
     ),
 }
 """Rows that take half a minute even in the quick form, for what other tests try in parts: left to

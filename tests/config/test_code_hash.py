@@ -22,13 +22,16 @@ NOT_COMPUTING = (
     # The commands, and what stands around the loop.
     *(
         "__init__.py",
+        "cli.py",
         "compare.py",
         "evaluate.py",
+        "installation.py",
         "main.py",
         "merge.py",
         "new.py",
         "prepare.py",
         "sweep.py",
+        "templates/*.py",
         "trace.py",
         "verify.py",
     ),

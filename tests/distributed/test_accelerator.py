@@ -34,9 +34,7 @@ def test_what_nothing_was_tried_on_is_refused_by_name(
     )
     monkeypatch.setattr(torch.version, "hip", hip)
 
-    with pytest.raises(
-        Unsupported, match=r"type: ACCELERATE_USE_CPU=true \./launch\.sh"
-    ) as refused:
+    with pytest.raises(Unsupported, match=r"run: ACCELERATE_USE_CPU=true \./launch\.sh") as refused:
         check_device()
 
     assert f"computes on {name}." in str(refused.value)

@@ -22,7 +22,7 @@ from train.distributed.watchdog import diagnosis
         (["step.py:1 f", "x.py:1 f"], [8, 7], "the others wait for rank(s) 1"),
         (["step.py:1 f", "step.py:1 f"], [7, None], "rank(s) 1 no longer answer"),
         (["step.py:1 f", None], [7, None], "rank(s) 1 no longer answer"),
-        (["step.py:1 f", "step.py:1 f"], [7, 7], "cannot be told"),
+        (["step.py:1 f", "step.py:1 f"], [7, 7], "is unknown"),
     ],
 )
 def test_whom_the_others_wait_for(
@@ -31,9 +31,9 @@ def test_whom_the_others_wait_for(
     """`before`: places; `after`: the step that each rank says afterwards, None where it says
     nothing new.
     """
-    then = [place and json.dumps({"told": 1, "step": 7, "place": place}) for place in before]
+    then = [place and json.dumps({"number": 1, "step": 7, "location": place}) for place in before]
     now = [
-        json.dumps({"told": 2, "step": step, "place": place}) if step else old
+        json.dumps({"number": 2, "step": step, "location": place}) if step else old
         for place, step, old in zip(before, after, then, strict=True)
     ]
 

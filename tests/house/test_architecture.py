@@ -19,11 +19,13 @@ PACKAGE = ROOT / "train"
 # These import no torch, so that what they are needed for answers at once.
 PURE = (
     "batch",
+    "cli",
     "comparison",
     "compare",
     "config",
     "disk",
     "errors",
+    "installation",
     "metric_names",
     "new",
     "optim.batch_scaling",

@@ -232,8 +232,8 @@ def test_without_nvidia_smi_the_files_of_the_driver_are_asked(folder: Path) -> N
         (OLD, {}, [], "cu126", f"driver 550.54.14, {A100}"),
         (NEW, {}, [], "", f"driver 580.65.06, {A100}"),
         (replace(NEW, capabilities=((7, 0),)), {}, [], "cu126", "driver 580.65.06"),  # V100
-        (replace(OLD, capabilities=((12, 0),)), {}, [], "", "no build knows both"),
-        (replace(OLD, driver="470.1"), {}, [], "", "no build knows both"),
+        (replace(OLD, capabilities=((12, 0),)), {}, [], "", "no build supports both"),
+        (replace(OLD, driver="470.1"), {}, [], "", "no build supports both"),
         (Machine(), {}, [], "cpu", "no NVIDIA GPU here"),
         (Machine(), {}, ["sbatch"], "", "no GPU here, but sbatch"),
         (OLD, {"TORCH_BUILD": "cu130"}, [], "cu130", "as TORCH_BUILD says"),
@@ -296,7 +296,7 @@ def test_of_several_instances_a_process_opens_one(
     assert choose.choose(parse(["my.yaml"]), find(None), named).number == 1
     assert "launch: of 2 MIG instances a process opens the first alone" in capsys.readouterr().err
     with pytest.raises(
-        LaunchRefused, match=r"one MIG instance only, and NCCL joins none(.|\n)*type: NPROC=1"
+        LaunchRefused, match=r"one MIG instance only, and NCCL joins none(.|\n)*run:  NPROC=1"
     ):
         choose.choose(parse(["my.yaml"]), find(None), named | {"NPROC": "2"})
     monkeypatch.setattr(choose, "look_at_machine", lambda: Machine((A100,), mig_instances=7))

@@ -245,7 +245,7 @@ def test_each_row_of_the_table(plain: Path, row: Row, key: str, value: Any) -> N
     ("text", "named"),
     [
         ("gradient_acumulation_steps: 4", "did you mean gradient_accumulation_steps?"),
-        ("max_restarts: 3", "is a flag. Type: ./launch.sh ... -- --max_restarts"),
+        ("max_restarts: 3", "is a flag. Run: ./launch.sh ... -- --max_restarts"),
         ("num_machines: two", "num_machines: two: has to be a whole number"),
         ("use_cpu: 'yes'", "has to be true or false"),
         (

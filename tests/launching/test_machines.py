@@ -53,7 +53,7 @@ def test_slurm_says_who_and_where():
 def test_jobs_that_run_side_by_side_have_ports_of_their_own():
     jobs = [found(**slurm(SLURM_JOB_ID=str(4711 + number))) for number in range(50)]
     steps = [found(**slurm(SLURM_STEP_ID=str(number))) for number in range(1, 5)]
-    ports = [port for each in [*jobs, *steps] for port in (each.port, each.door)]
+    ports = [port for each in [*jobs, *steps] for port in (each.port, each.meeting_port)]
     assert len(set(ports)) == len(ports)
     assert all(FIRST_PORT <= port < 32_768 for port in ports)
 
@@ -135,7 +135,7 @@ def test_an_elastic_job():
 def test_what_cannot_be_known_is_asked_for(flags, environment, named):
     with pytest.raises(LaunchRefused, match=named) as refused:
         found(flags, **environment)
-    assert "type: " in str(refused.value)
+    assert "run:  " in str(refused.value)
 
 
 def test_flags_are_taken_out_with_their_values():

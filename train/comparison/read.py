@@ -16,6 +16,7 @@ from train.comparison.run import Run
 from train.config.yaml_text import yaml_text
 from train.disk import Shape, Unreadable, open_blocks, read_json, shape_error
 from train.errors import UserError
+from train.installation import LAUNCH, command
 
 PLAN: Shape = {
     "identity": dict,
@@ -127,7 +128,7 @@ def find(arguments: Sequence[str]) -> Found:
     if not found.runs:
         told = "\n".join(f"  got:  {each.where}: {each.why}" for each in found.left_out)
         raise CannotRead(
-            f"compare: no run can be compared\n{told}\n  type: ./launch.sh   (to train one)"
+            f"compare: no run can be compared\n{told}\n  type: {LAUNCH}   (to train one)"
         )
     return found
 
@@ -140,7 +141,7 @@ def _runs_of(argument: str) -> "Iterator[tuple[str, Run | str]]":
                 f"compare: there is no folder {argument}\n"
                 f"  got:  {argument}, from {Path.cwd()}\n"
                 "  why:  it takes run folders, folders that hold some, or entity/project/run in "
-                "W&B\n  type: python scripts/compare.py runs   (all runs in runs/)"
+                f"W&B\n  type: {command('compare')} runs   (all runs in runs/)"
             )
         yield argument, read_wandb(argument)
         return
@@ -150,7 +151,7 @@ def _runs_of(argument: str) -> "Iterator[tuple[str, Run | str]]":
             f"compare: {argument} is no run folder\n"
             f"  got:  a folder in which, and below which, no {' or '.join(RUN_FILES)} lies\n"
             "  why:  a run leaves both in OUTPUT_DIR/NAME/\n"
-            "  type: python scripts/compare.py runs   (all runs in runs/)"
+            f"  type: {command('compare')} runs   (all runs in runs/)"
         )
     with ThreadPoolExecutor(min(READERS, os.cpu_count() or 1)) as readers:
         several = list(

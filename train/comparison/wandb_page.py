@@ -21,8 +21,9 @@ from train.comparison.panels import Panel, panels
 from train.comparison.read import Found
 from train.comparison.tables import Table, tables
 from train.errors import FINISHED, UserError, entry_point
+from train.installation import command
 
-PROGRAM = "python scripts/page.py"
+PROGRAM = command("page")
 NAME = "Cost and gain"
 LOOKED_AT = 20
 """The newest runs of a project, which tell what is evaluated in it."""

@@ -16,6 +16,7 @@ from train.config.merge import Layer, flatten
 from train.config.problems import ConfigError, Problem
 from train.config.spelling import misspelt
 from train.config.yaml_text import Loader
+from train.installation import find_config
 
 WHERE = "command line"
 
@@ -93,7 +94,7 @@ def parse(argv: Sequence[str]) -> CommandLine:
     if len(files) != 1:
         raise ConfigError(problems)
     return CommandLine(
-        path=Path(files[0]),
+        path=find_config(Path(files[0])),
         overrides=tuple(overrides),
         flags=frozenset(options),
         layer=Layer(WHERE, values, edits),

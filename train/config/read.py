@@ -18,6 +18,7 @@ from train.config.merge import Layer, flatten
 from train.config.problems import ConfigError, Problem, closest
 from train.config.spelling import misspelt
 from train.config.yaml_text import Loader, yaml_text
+from train.installation import CONFIGS
 from train.redaction import learn
 
 NOT_RUNS = {"accelerate", "sweeps"}
@@ -137,12 +138,13 @@ def _suggestion(path: Path) -> str:
     # Of files with the same stem, the first in alphabetical order.
     files = {file.stem.lower(): file for file in sorted(_candidates(path), reverse=True)}
     near = closest(path.stem, files)
-    if near is None:
-        return ". Name a YAML file, such as configs/digits.yaml"
-    return f"; did you mean {files[near]}?"
+    if near is not None:
+        return f"; did you mean {files[near]}?"
+    return f". Name a YAML file, such as configs/digits.yaml (those of Isobatch are in {CONFIGS})"
 
 
 def _candidates(path: Path) -> Iterable[Path]:
+    yield from (Path("configs", file.name) for file in CONFIGS.glob("*.yaml"))
     for pattern in ("*.yaml", "configs/**/*.yaml", "my/**/*.yaml"):
         yield from (file for file in Path().glob(pattern) if not NOT_RUNS.intersection(file.parts))
     if path.parent.is_dir():

@@ -43,6 +43,7 @@ from train.data.local_files import (
 from train.data.read_errors import as_data_error, explain_unreadable
 from train.data.shares import DataError
 from train.errors import UserError
+from train.installation import find_shipped
 
 Readable: TypeAlias = Dataset | IterableDataset
 
@@ -74,7 +75,7 @@ class Source:
         self.name = data.source
         self.requested = requested
         self._function = resolve_source(data.source)
-        self._path = Path(data.source).expanduser()
+        self._path = find_shipped(Path(data.source).expanduser())
         self._result: Any = None  # of the function
         self.files: LocalFiles | None = None
         if self._function is None:

@@ -11,6 +11,7 @@ from train.config.recipe import Data
 from train.data.folders import IMAGE_FOLDER, and_more, kind_of, one_kind, search, tables_by_split
 from train.data.image_folders import ImageSplit, images_by_split
 from train.data.shares import DataError
+from train.installation import find_shipped
 
 TABLES = ("csv", "json", "parquet", "text", "arrow")
 """Kinds of files that hold rows, by the names that datasets has for their readers."""
@@ -59,7 +60,7 @@ class LocalFiles:
 
 def find_local_files(data: Data) -> LocalFiles | None:
     """None for a source that is no file: a data set that was saved, a name of the Hub."""
-    path = Path(data.source).expanduser()
+    path = find_shipped(Path(data.source).expanduser())
     if data.source in TABLES and not path.exists():
         files = _named_files(data)
     elif not path.exists() or is_saved(path) or "data_files" in data.args:

@@ -15,6 +15,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from train.installation import how_to_install
+
 Tokens = NDArray[np.int32]
 
 
@@ -83,7 +85,7 @@ class Saved:
         if find_spec("transformers") is None:
             raise TokenizerError(
                 f"{folder}: a saved tokenizer needs transformers, which is not installed. "
-                f"Run: EXTRAS=hf ./launch.sh ..., or pip install 'isobatch[hf]'"
+                f"Run: {how_to_install('hf')}"
             )
         library: Any = import_module("transformers")
         try:

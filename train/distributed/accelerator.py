@@ -1,4 +1,4 @@
-"""Meet the other ranks through accelerate, and see that they are those that were asked for."""
+"""Connect to the other ranks through accelerate, and check that they are those requested."""
 
 import gc
 import os
@@ -21,6 +21,7 @@ from torch import nn
 from train.config import Config
 from train.distributed.ranks import LaunchError, Ranks, check_world_size, meet_after_restart
 from train.errors import UserError
+from train.installation import LAUNCH
 from train.launching.addresses import gloo_trouble
 from train.launching.gpus import find_trouble, look_by_torch, refusal
 from train.launching.launcher_check import first_fsdp, of_environment, other_precision, refused
@@ -36,82 +37,81 @@ CONVOLUTIONS = (
 DATA_PARALLEL = (DistributedType.NO, DistributedType.MULTI_GPU, DistributedType.MULTI_CPU)
 
 
-UNTRIED = {"mps": "an Apple GPU (MPS)", "xpu": "an Intel GPU (XPU)", "rocm": "an AMD GPU (ROCm)"}
-"""Devices that torch knows and that nothing here was tried on, by name."""
+UNTESTED = {"mps": "an Apple GPU (MPS)", "xpu": "an Intel GPU (XPU)", "rocm": "an AMD GPU (ROCm)"}
+"""Devices that torch supports and this project was never run on."""
 
 
 class Unsupported(UserError):
-    """What the config asks for cannot be had with this device or this model."""
+    """What the config asks for is not supported with this device or this model."""
 
 
 def trains_on_cpu() -> bool:
-    """Whether the launcher asked for the CPU, GPUs or not: then no GPU is looked at. As accelerate
-    reads it.
-    """
+    """Whether the launcher asked for the CPU even where there are GPUs. As accelerate reads it."""
     return bool(parse_flag_from_env("ACCELERATE_USE_CPU"))
 
 
 def check_device() -> None:
-    """Raise Unsupported for a device that nothing here was tried on, and for a GPU that torch
-    cannot use.
+    """Raise Unsupported for an untested device, and for a GPU that torch cannot use.
 
-    Before accelerate takes it, or takes the CPU where torch can open no GPU. No context is opened
-    by asking.
+    Before accelerate is called, which would silently use the CPU where torch can open no GPU. Opens
+    no CUDA context.
     """
     if trains_on_cpu():
         return
-    found = torch.accelerator.current_accelerator(check_available=True)
-    if found is None or found.type == "cuda":
+    device = torch.accelerator.current_accelerator(check_available=True)
+    if device is None or device.type == "cuda":
         trouble = find_trouble(look_by_torch(), os.environ.get("CUDA_VISIBLE_DEVICES"))
         if trouble:
             raise Unsupported(refusal(trouble))
-    if found is None:
+    if device is None:
         return
-    kind = "rocm" if torch.version.hip else found.type
+    kind = "rocm" if torch.version.hip else device.type
     if kind != "cuda":
         raise Unsupported(
-            f"this torch ({torch.__version__}) computes on {UNTRIED.get(kind, kind)}. Only NVIDIA "
+            f"this torch ({torch.__version__}) computes on {UNTESTED.get(kind, kind)}. Only NVIDIA "
             "GPUs (CUDA) and the CPU are supported: no figure of this project was measured on "
-            "another device. To train on the CPU, type: ACCELERATE_USE_CPU=true ./launch.sh ..."
+            f"another device. To train on the CPU, run: ACCELERATE_USE_CPU=true {LAUNCH} ..."
         )
 
 
 def connect(config: Config) -> tuple[Accelerator, Ranks]:
-    """Meet the other ranks; check_launcher comes before it.
+    """Connect to the other ranks; check_launcher is to be called before.
 
-    Raises LaunchError where others met than were asked for, and Unsupported.
+    Raises LaunchError where their number is not the requested one, and Unsupported.
     """
     check_device()
     trouble = gloo_trouble(os.environ)
     if trouble:
         raise LaunchError(trouble)
-    meet_after_restart(_patience(config))
-    with _no_sharding_by_accelerate():
+    meet_after_restart(_message_timeout_seconds(config))
+    with _without_sharding_by_accelerate():
         accelerator = _accelerator(config)
     check_world_size(accelerator.num_processes)
     if accelerator.distributed_type not in DATA_PARALLEL:
         raise LaunchError(
             f"the launcher file asks for {accelerator.distributed_type.value}; so far ranks work "
-            "by plain data parallelism only. Type: LAUNCHER=configs/accelerate/ddp.yaml"
+            "by plain data parallelism only. Set: LAUNCHER=configs/accelerate/ddp.yaml"
         )
-    # accelerate would train in float32 on a CPU, without a word.
+    # On a CPU accelerate would silently train in float32.
     if config.precision == "fp16" and accelerator.device.type == "cpu":
         raise Unsupported(
-            "precision=fp16 needs a GPU, and this is a CPU. Type: precision=bf16, or precision=fp32"
+            "precision=fp16 needs a GPU, and this is a CPU. Set: precision=bf16, or precision=fp32"
         )
     return accelerator, Ranks(
-        accelerator.process_index, accelerator.num_processes, _patience(config)
+        accelerator.process_index, accelerator.num_processes, _message_timeout_seconds(config)
     )
 
 
 def check_launcher(config: Config) -> None:
-    """accelerate hands its own options to the ranks through the environment: they must not
-    contradict the config.
+    """Raise LaunchError where accelerate's variables contradict the config.
 
-    Raises LaunchError. Of the config that the user wrote, not of a variant in another precision.
+    Its launcher passes its own options to the ranks by them. `config`: as the user wrote it, not a
+    variant in another precision.
     """
-    asked = list(of_environment(os.environ))
-    problems = refused(asked) + other_precision(asked, lambda: config.precision) + first_fsdp(asked)
+    settings = list(of_environment(os.environ))
+    problems = refused(settings)
+    problems += other_precision(settings, lambda: config.precision)
+    problems += first_fsdp(settings)
     if problems:
         raise LaunchError("\n".join(f"the launcher was told {problem}" for problem in problems))
 
@@ -120,10 +120,8 @@ def notes_on_arithmetic(module: nn.Module, device: torch.device, config: Config)
     """For the screen: where float32 is slower here than by torch's defaults."""
     if device.type != "cuda" or config.precision != "fp32" or config.runtime.tf32:
         return []
-    if (
-        not any(isinstance(part, CONVOLUTIONS) for part in module.modules())
-        or not torch.cuda.is_tf32_supported()
-    ):
+    has_convolution = any(isinstance(part, CONVOLUTIONS) for part in module.modules())
+    if not has_convolution or not torch.cuda.is_tf32_supported():
         return []
     return [
         "convolutions are computed in float32; torch's default rounds their inputs to TF32, which "
@@ -132,27 +130,27 @@ def notes_on_arithmetic(module: nn.Module, device: torch.device, config: Config)
 
 
 @contextmanager
-def _no_sharding_by_accelerate() -> Iterator[None]:
-    """accelerate 1.15 would compute in bf16 weights in place of autocast; on a CPU it takes DDP
-    without a word.
+def _without_sharding_by_accelerate() -> Iterator[None]:
+    """Inside, accelerate does not read that FSDP is requested.
 
-    The ranks are divided by train/distributed/sharded.py instead, in the same way on both.
+    accelerate 1.15 would compute in bf16 weights in place of autocast, and on a CPU silently use
+    DDP. train/distributed/sharded.py shards the model instead, in the same way on both.
     """
-    asked = os.environ.pop("ACCELERATE_USE_FSDP", None)
+    requested = os.environ.pop("ACCELERATE_USE_FSDP", None)
     try:
         yield
     finally:
-        if asked is not None:
-            os.environ["ACCELERATE_USE_FSDP"] = asked
+        if requested is not None:
+            os.environ["ACCELERATE_USE_FSDP"] = requested
 
 
-def _patience(config: Config) -> float:
-    """Seconds that a message waits for the others, until the watchdog looks after that."""
+def _message_timeout_seconds(config: Config) -> float:
+    """The time-out of a collective, until the watchdog runs and replaces it."""
     return config.runtime.timeout_seconds + max(60, config.runtime.timeout_seconds)
 
 
 def _mixed_precision(config: Config) -> str:
-    """In accelerate's words."""
+    """The config's precision by accelerate's names."""
     return config.precision if config.precision in ("bf16", "fp16") else "no"
 
 
@@ -167,24 +165,24 @@ def _accelerator(config: Config) -> Accelerator:
         torch.use_deterministic_algorithms(True)
     return Accelerator(
         mixed_precision=_mixed_precision(config),
-        # A plugin of 1: ACCELERATE_GRADIENT_ACCUMULATION_STEPS in the environment would divide
-        # every backward.
+        # Stated, as ACCELERATE_GRADIENT_ACCUMULATION_STEPS in the environment would else divide the
+        # loss in every backward.
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
         kwargs_handlers=[
-            # Saves one copy of the gradients.
+            # Saves one copy of the gradients: .grad are views of DDP's buckets.
             DistributedDataParallelKwargs(gradient_as_bucket_view=True),
             # The loop's own scaler scales the loss; `backward` would do it a second time.
             GradScalerKwargs(enabled=False),
-            InitProcessGroupKwargs(timeout=timedelta(seconds=_patience(config))),
+            InitProcessGroupKwargs(timeout=timedelta(seconds=_message_timeout_seconds(config))),
         ],
     )
 
 
 def free_memory(device: torch.device) -> None:
-    """Give back what nobody holds any more, once an out-of-memory has been dealt with.
+    """Free unreferenced tensors, and what the allocator has cached, after an out-of-memory.
 
-    Errors and frames hold each other; and what the allocator keeps in pieces of the old sizes may
-    be of no use to smaller ones.
+    Collected, since an error and its frames refer to each other. Cached blocks of the old sizes may
+    be of no use for smaller tensors.
     """
     gc.collect()
     if device.type != "cpu":

@@ -1,9 +1,8 @@
-"""What fails on one rank alone, between two steps: kept until all ranks can end by it together,
-with a save.
+"""Defers an error of one rank between two steps, until all ranks can end together, with a save.
 
-Rank 0 writes rows, and records a profile; the others do not. A rank that raised at once would be
-missed in the step that the others are computing by then, and nothing could be saved. So it takes
-part until the ranks next agree on whether one has failed: before a step, or at the end.
+Rank 0 writes rows and records a profile; the others do not. If it raised at once, the others would
+wait for it in the step that they have begun, and nothing could be saved. So it takes part until the
+ranks next agree on whether one has failed: before a step, or at the end.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -17,20 +16,18 @@ class Alone:
     """Of one rank."""
 
     def __init__(self) -> None:
-        self.messages = 0  # in which this rank has taken part
+        self.messages = 0  # collectives in which this rank has taken part
         self.error: Exception | None = None
         self.left_out = False
-        """A step was not applied, since this rank could not read its samples: no state after it is
-        to be saved.
-        """
+        """A step was skipped, since this rank could not read its samples: do not save after it."""
 
     def check_whole(self) -> None:
-        """Raises what kept a step from being applied. Asked where all ranks agree."""
+        """Raise the error for which a step was skipped. Called where all ranks agree."""
         if self.left_out:
             self.check()
 
     def check(self) -> None:
-        """Raises what was kept. Asked where all ranks agree."""
+        """Raise the deferred error. Called where all ranks agree."""
         if self.error is not None:
             raise self.error
 
@@ -39,9 +36,7 @@ class Alone:
 
     @contextmanager
     def kept(self) -> Iterator[None]:
-        """What fails inside is kept; it is raised where it has begun to talk to other ranks, which
-        then wait for it.
-        """
+        """Defer an error inside; raise it after a collective has begun, as others then wait."""
         before = self.messages
         try:
             yield
@@ -53,39 +48,39 @@ class Alone:
     def windows(
         self, windows: Iterable[T], layers: Callable[[Iterable[T]], Iterable[T]]
     ) -> Iterator[T]:
-        """`layers(windows)`; from where a layer fails on, `windows` without them."""
-        inner: _Inner[T] = _Inner()
-        stream = inner.remembered(windows)
-        chain = iter(layers(stream))
-        seen: T | None = None
+        """`layers(windows)`; once a layer has failed, the rest of `windows` without the layers."""
+        source: _Source[T] = _Source()
+        plain = source.recorded(windows)
+        stream = iter(layers(plain))
+        previous: T | None = None
         while True:
             try:
-                window = next(chain)
+                window = next(stream)
             except StopIteration:
                 return
             except Exception as error:
-                if inner.failed:  # on all ranks
+                if source.failed:  # on all ranks
                     raise
                 self.keep(error)
-                chain = stream
-                if inner.given is None or inner.given is seen:
+                stream = plain
+                if source.last is None or source.last is previous:
                     continue
-                window = inner.given  # the layer has taken it, and not handed it on
-            seen = window
+                window = source.last  # the layer has fetched it, and not yielded it
+            previous = window
             yield window
 
 
-class _Inner(Generic[T]):
-    """What the layers were given last, and whether it was the windows themselves that failed."""
+class _Source(Generic[T]):
+    """The last window that the layers have fetched, and whether the windows themselves failed."""
 
     def __init__(self) -> None:
-        self.given: T | None = None
+        self.last: T | None = None
         self.failed = False
 
-    def remembered(self, windows: Iterable[T]) -> Iterator[T]:
+    def recorded(self, windows: Iterable[T]) -> Iterator[T]:
         try:
             for window in windows:
-                self.given = window
+                self.last = window
                 yield window
         except Exception:
             self.failed = True

@@ -1,8 +1,7 @@
-"""What ranks say to each other beside their messages: texts, over the store by which they met.
+"""Texts that ranks publish beside their collectives, in the key-value store by which they met.
 
-No rank has to take part in anything. Where the store does not answer, since the process that holds
-it is gone or stopped, nothing happens; it may answer again later, when a job that was frozen goes
-on.
+No rank has to take part. Where the store does not answer, since the process that holds it is gone
+or stopped, nothing is raised: it may answer later, when a frozen job resumes.
 """
 
 import os
@@ -14,11 +13,10 @@ _STARTS = count()
 
 
 def next_start() -> str:
-    """A name for a start of a training, the same on all ranks: they start the same ones, and start
-    again together.
+    """A name for this start of a training, the same on all ranks.
 
-    A store that is made anew for each start knows no earlier ones: there, machines that came later
-    count for nothing.
+    They start the same trainings, and restart together. Where the store itself is new for each
+    start, restarts are not counted: machines that came later have counted fewer.
     """
     outlives = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     restarts = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") if outlives else "0"
@@ -26,13 +24,13 @@ def next_start() -> str:
 
 
 class Board:
-    """Of one thread, which has a connection of its own."""
+    """A connection to the store, for one thread."""
 
     def __init__(self, store: Any, rank: int, world_size: int, start: str) -> None:
-        """`start`: see next_start; a store outlives starts that failed, and holds what they have
-        pinned up.
-        """
-        self._store, self._rank, self._world_size = store, rank, world_size
+        """`start`: see next_start; a store still holds the texts of starts that failed."""
+        self._store = store
+        self._rank = rank
+        self._world_size = world_size
         self._start = start
 
     def pin(self, subject: str, text: str) -> None:
@@ -45,9 +43,9 @@ class Board:
         return None
 
     def read(self, subject: str) -> list[str | None]:
-        """What each rank has pinned up last; None: nothing that can be read."""
+        """The last text of each rank; None where there is none, or it cannot be read."""
         texts: list[str | None] = [None] * self._world_size
-        # Around all of them: each question to a store that is gone waits for its time-out.
+        # Around the whole loop: each query to a store that is gone waits for its time-out.
         with suppress(RuntimeError):
             for rank in range(self._world_size):
                 texts[rank] = self._read(subject, rank)
@@ -55,7 +53,9 @@ class Board:
 
     def _read(self, subject: str, rank: int) -> str | None:
         key = self._key(subject, rank)
-        return str(self._store.get(key).decode()) if self._store.check([key]) else None
+        if not self._store.check([key]):  # get would block until the key is set
+            return None
+        return str(self._store.get(key).decode())
 
     def _key(self, subject: str, rank: int) -> str:
         return f"isobatch/{self._start}/{subject}/{rank}"

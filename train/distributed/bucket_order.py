@@ -1,11 +1,10 @@
-"""In which order DDP reduces gradients: fixed before the first step of a start, and the same after
-a resume.
+"""The order in which DDP reduces gradients: fixed before the first step, and kept by a resume.
 
-DDP guesses its buckets, and builds them a second time after its first synchronised backward pass,
-in the order in which gradients arrived there. Sums of three addends and more come out otherwise in
-another order, so that a resumed run, which begins with the guess again, would not be bit-identical;
-and where the order of execution depends on weights or data, its second guess would be another one
-too. Here that first backward pass is one of our own making.
+DDP guesses its buckets, and builds them again after its first synchronised backward pass, in the
+order in which gradients arrived. In another order, sums of three addends or more are rounded
+differently. So a resumed run, which would begin with the guess again, would not be bit-identical;
+and where the order of execution depends on weights or data, the second order could differ too.
+Here that first backward pass is an artificial one, in the order of the checkpoint.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -30,18 +29,18 @@ class BucketOrder:
         self.names = self._of_all(state["order"])
 
     def _of_all(self, order: Sequence[str]) -> list[str]:
-        """Also where other parameters are trained by now: those that the order does not know come
-        last.
+        """All trained parameters: first those in `order`, then those that it does not name.
+
+        A checkpoint may be of a run that trained other parameters.
         """
-        known = set(self._trained)
-        kept = [name for name in order if name in known]
-        return kept + [name for name in reversed(self._trained) if name not in set(kept)]
+        trained = set(self._trained)
+        ordered = [name for name in order if name in trained]
+        named = set(ordered)
+        return ordered + [name for name in reversed(self._trained) if name not in named]
 
 
 class _Zero(nn.Module):
-    """Stands in for the wrapped module. No hook of the user's fires, nothing is drawn, no buffer
-    moves.
-    """
+    """Replaces the wrapped module: no user's hook is called, no random number or buffer used."""
 
     def __init__(self, order: Sequence[nn.Parameter]) -> None:
         super().__init__()
@@ -66,21 +65,20 @@ def zero_loss(order: Sequence[nn.Parameter]) -> Tensor:
 
 
 def fix_buckets(model: Any, order: Sequence[nn.Parameter]) -> None:
-    """Let DDP build its buckets in this order, and leave gradients of 0 that are views of them.
+    """Let DDP build its buckets in this order; leaves gradients of 0 that are views of them.
 
-    `model`: a DistributedDataParallel. All ranks call it together; rank 0's buckets are those of
-    all.
+    `model`: a DistributedDataParallel. All ranks call it together, and get rank 0's buckets.
     """
     module = model.module
     model.module = _Zero(order)
     try:
         with torch.enable_grad(), _without_hooks(order):
-            # The first pass shows DDP the order; before the second it builds the buckets. Then
-            # .grad are views of them.
+            # DDP sees the order in the first pass, and builds its buckets before the second.
+            # Then .grad are views of them.
             for _ in range(2):
                 for parameter in order:
                     parameter.grad = None
-                # An argument, since DDP looks for one to bring to its device.
+                # With an argument, since DDP looks for one to move to its device.
                 model(torch.zeros((), device=order[0].device)).backward()
     finally:
         model.module = module
@@ -88,17 +86,18 @@ def fix_buckets(model: Any, order: Sequence[nn.Parameter]) -> None:
 
 @contextmanager
 def _without_hooks(parameters: Sequence[Any]) -> Iterator[None]:
-    """Inside, the user's hooks on parameters see no gradient: these are of no sample. DDP's own are
-    of another kind.
+    """Inside, the user's hooks on parameters are not called: these gradients are of no sample.
+
+    DDP's own hooks are of another kind, and stay.
     """
     hooks: list[dict[int, Any]] = []
     for parameter in parameters:
         hooks += filter(None, [parameter._backward_hooks, parameter._post_accumulate_grad_hooks])
-    kept = [dict(each) for each in hooks]
+    saved = [dict(each) for each in hooks]
     for each in hooks:
         each.clear()
     try:
         yield
     finally:
-        for each, before in zip(hooks, kept, strict=True):
+        for each, before in zip(hooks, saved, strict=True):
             each.update(before)

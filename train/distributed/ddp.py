@@ -23,33 +23,31 @@ class NotReduced(UserError):
 
 
 class Ddp(Replicated):
-    """torch's DistributedDataParallel: reduces in buckets while the last backward pass is still
-    under way.
-    """
+    """torch's DistributedDataParallel: reduces in buckets during the last backward pass."""
 
     model: DistributedDataParallel
 
-    # The buckets hold the gradients, which are views of them: cleared in place they lie in memory
-    # once. Freed, the micro-steps under no_sync would write new ones beside the buckets. A zero is
-    # not None to an optimizer, but here every trained parameter gets a gradient in each step, or
-    # the run ends.
+    # Gradients are views of the buckets: zeroed in place, they are in memory once. If they were
+    # freed, the micro-steps under no_sync would allocate others beside the buckets. An optimizer
+    # treats 0 and None differently, but here every trained parameter gets a gradient in each step,
+    # or the run ends.
     frees_gradients = False
 
     def __init__(self, model: DistributedDataParallel, ranks: Ranks, order: Sequence[str]) -> None:
         super().__init__(model, ranks)
-        # Each rank keeps its own buffers: to bring them together in every forward would be a second
-        # collective per step. (Not an argument: torch 2.13 would warn, and accelerate does not know
-        # the new name.)
+        # Each rank keeps its own buffers: to broadcast them in every forward would be a second
+        # collective per step. Not by the argument: torch 2.13 warns of it, and accelerate does not
+        # have the new name.
         model.broadcast_buffers = False
         if model.static_graph:
             # With no_sync it ends in an internal assertion of torch (2.13; accelerate issue 3679).
-            # No key of ours sets it.
+            # No config key sets it.
             raise Unsupported(
-                "DDP's static_graph=True does not work with several micro-steps per step. Take it "
-                "out of the DistributedDataParallelKwargs in train/distributed/accelerator.py"
+                "DDP's static_graph=True does not work with several micro-steps per step. Remove "
+                "it from the DistributedDataParallelKwargs in train/distributed/accelerator.py"
             )
-        trained = [(name, p) for name, p in model.module.named_parameters() if p.requires_grad]
-        self._trained = dict(trained)
+        parameters = model.module.named_parameters()
+        self._trained = {name: p for name, p in parameters if p.requires_grad}
         self._rank = ranks.rank
         self._order = BucketOrder(list(self._trained), order)
         self._buckets_are_fixed = False
@@ -62,10 +60,9 @@ class Ddp(Replicated):
         """The same function. Where a gradient is missing, the reduction is completed, and `check`
         raises from then on.
 
-        The ranks are brought to the same error by their next agreement: no message of its own is
-        sent at each step.
+        All ranks raise it when they next agree: no further message is sent at each step.
         """
-        if not self._buckets_are_fixed:  # not before: a checkpoint may say in which order
+        if not self._buckets_are_fixed:  # only now: a checkpoint may hold the order
             fix_buckets(self.model, [self._trained[name] for name in self._order.names])
             self._buckets_are_fixed = True
 
@@ -77,7 +74,7 @@ class Ddp(Replicated):
                 return losses
             losses = compute_gradient(learner, window)
             try:
-                # Documented for this use; asks a flag, about 1 us. DDP itself asks in the next
+                # Documented for this use; reads a flag, about 1 us. DDP itself does so in the next
                 # forward pass, after the optimizer has used the gradients.
                 self.model._check_reducer_finalized()
             except RuntimeError as error:
@@ -99,16 +96,16 @@ class Ddp(Replicated):
     def _reduced_late(
         self, compute_gradient: ComputeGradient, learner: Any, window: Any
     ) -> tuple[Tensor, Sequence[str]]:
-        """As DDP reduces: the same buckets, of which `.grad` are views, divided first and then
-        added up.
+        """Reduce after the last backward pass, to the same bits as DDP.
 
-        Gives the losses, and the parameters that got no gradient.
+        It uses DDP's buckets, of which `.grad` are views, divided first and then summed, as DDP
+        does. Returns the losses and the names of parameters without a gradient.
         """
         arrived: set[nn.Parameter] = set()
         hooks = [p.register_post_accumulate_grad_hook(arrived.add) for p in self._trained.values()]
         error: Exception | None = None
         try:
-            # the loop's own, inside, comes back to this one
+            # The loop's own no_sync, inside, restores this one.
             with learner.accelerator.no_sync(self.model):
                 losses = compute_gradient(learner, window)
         except Exception as raised:
@@ -119,28 +116,32 @@ class Ddp(Replicated):
         try:
             agree(self._ranks, error)
         finally:
-            del error  # its frames, this one among them, hold what did not fit
-        buckets = {
-            p.grad.untyped_storage().data_ptr(): p.grad
-            for p in self._trained.values()
-            if p.grad is not None
-        }
-        flat = [
-            torch.empty(0, dtype=g.dtype, device=g.device).set_(g.untyped_storage())
-            for g in buckets.values()
-        ]
-        for bucket in flat:
+            del error  # its frames, this one among them, hold what did not fit in memory
+        buckets = self._buckets()
+        for bucket in buckets:
             bucket.div_(self._ranks.world_size)
-        self._ranks.add_up(flat)
+        self._ranks.add_up(buckets)
         return losses, [name for name, p in self._trained.items() if p not in arrived]
 
+    def _buckets(self) -> list[Tensor]:
+        """DDP's buckets, flat: the storages of the gradients."""
+        gradients: dict[int, Tensor] = {}
+        for parameter in self._trained.values():
+            if parameter.grad is not None:
+                gradients[parameter.grad.untyped_storage().data_ptr()] = parameter.grad
+        buckets = []
+        for gradient in gradients.values():
+            flat = torch.empty(0, dtype=gradient.dtype, device=gradient.device)
+            buckets.append(flat.set_(gradient.untyped_storage()))
+        return buckets
+
     def _complete(self, error: RuntimeError, k: int) -> None:
-        """Hand in the gradients that the other ranks wait for: this rank has 0 to add to them."""
-        found = re.search(r"did not receive grad for rank \d+: ([\d ]+)", str(error))
-        if not found:
+        """Give 0 for the missing gradients, so that the other ranks' reduction ends."""
+        match = re.search(r"did not receive grad for rank \d+: ([\d ]+)", str(error))
+        if not match:
             raise error
         names = list(self._trained)
-        missing = [names[int(index)] for index in found[1].split()]
+        missing = [names[int(index)] for index in match[1].split()]
         zero_loss([self._trained[name] for name in missing]).backward()
         self._miss(missing, k)
 
@@ -150,18 +151,15 @@ class Ddp(Replicated):
                 f"step {k}: {some(missing)} got no gradient in the last micro-batch of rank "
                 f"{self._rank} (a branch that was not taken, an expert without tokens?), and DDP "
                 "reduces those of all parameters or none. Nothing was saved since the last "
-                "checkpoint. Type the same command with: runtime.reduction=explicit"
+                "checkpoint. Run the same command with: runtime.reduction=explicit"
             )
 
 
 def wrapped(module: nn.Module, accelerator: Accelerator) -> DistributedDataParallel:
-    """As accelerate's prepare_model does, which would put the module under autocast a
-    second time.
-    """
+    """As accelerate's prepare_model, which would wrap the module in autocast a second time."""
     device = accelerator.device
+    device_ids = None if device.type == "cpu" else [device.index]
     handler = accelerator.ddp_handler
-    model = DistributedDataParallel(
-        module, device_ids=None if device.type == "cpu" else [device.index], **handler.to_kwargs()
-    )
+    model = DistributedDataParallel(module, device_ids=device_ids, **handler.to_kwargs())
     handler.register_comm_hook(model)
     return model

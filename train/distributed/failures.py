@@ -1,5 +1,6 @@
-"""What keeps a rank from its part of a gradient: told to all before the reduction, in which they
-would wait for it.
+"""An error of one rank in its part of a gradient, agreed on before the reduction.
+
+In the reduction the others would wait for it.
 """
 
 import sys
@@ -10,30 +11,34 @@ from train.errors import RankFailed, ShortOfMemory, is_out_of_memory
 
 
 def agree(ranks: Ranks, error: Exception | None, values: Sequence[float] = ()) -> list[float]:
-    """The sums of `values` over the ranks, by one message; an error on all ranks where one of them
-    comes with one.
+    """The sums of `values` over the ranks, by one message; raises on all where one has an `error`.
 
-    ShortOfMemory where all that come with an error have run out of memory. Else their own error,
-    which is printed, since the first rank of a machine, which speaks for all, does not know it; and
-    RankFailed on the others.
+    ShortOfMemory where all that failed have run out of memory. Else a rank that failed raises its
+    own error and the others RankFailed. It prints the error, since only the first rank of a machine
+    prints how a run ended.
     """
     if ranks.world_size == 1:
         if error is not None:
             raise error
         return list(values)
-    number = ranks.rank + 1 if error is not None else 0
+    number = 0
+    if error is not None:
+        number = ranks.rank + 1  # where one rank failed, the sum says which
     try:
         failed, short, numbers, *sums = ranks.sum(
             [error is not None, is_out_of_memory(error), number, *values]
         )
     except RuntimeError:
-        # one of the others is gone already: this one's own error is what ends it
+        # Another rank is gone already: this rank ends by its own error.
         if error is not None:
             raise error from None
         raise
     if not failed:
         return sums
-    who = f"rank {numbers - 1:.0f}" if failed == 1 else f"{failed:.0f} ranks"
+    if failed == 1:
+        who = f"rank {numbers - 1:.0f}"
+    else:
+        who = f"{failed:.0f} ranks"
     if short == failed:
         raise ShortOfMemory(f"{who} ran out of memory") from error
     if error is not None:

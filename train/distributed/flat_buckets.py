@@ -1,8 +1,7 @@
-"""Gradients summed in float32 or wider and reduced explicitly, in flat buckets: for where DDP
-cannot reduce them.
+"""Explicit reduction: gradients summed in float32 or wider, and reduced in flat buckets.
 
-DDP reduces a gradient while the last micro-batch is in its backward pass, as `.grad` then stands:
-for parameters in bf16 that is a sum in bf16, which at 256 micro-batches is off by more than 1e-2.
+DDP reduces `.grad` during the last backward pass, in the parameter's type: for parameters in bf16
+that is a sum in bf16, which at 256 micro-batches is off by more than 1e-2.
 Here every micro-batch runs under no_sync, its gradients are added to flat buckets as they arrive,
 and the buckets are reduced once per step.
 """
@@ -17,7 +16,7 @@ from torch import Tensor, nn
 from train.distributed.failures import agree
 from train.distributed.ranks import Ranks
 
-BUCKET_ELEMENTS = 2**23  # 32 MiB of float32: what one message to the other ranks holds
+BUCKET_ELEMENTS = 2**23  # 32 MiB of float32, reduced by one message
 
 
 ComputeGradient = Callable[[Any, Any], Tensor]
@@ -47,15 +46,15 @@ class FlatBuckets:
         """The same function, whose gradient is reduced here: also for a model inside DDP, which
         then reduces nothing.
 
-        What it raises on one rank ends it on all, as failures.agree says.
+        What it raises on one rank is raised on all, as failures.agree says.
         """
 
-        if not self.buckets:  # not before: what is tried before the first step needs the room
+        if not self.buckets:  # only now: the trials before the first step need the memory
             self._allocate()
 
         def reduced(learner: Any, window: Any) -> Any:
             try:
-                # The loop's own no_sync, inside, comes back to this one.
+                # The loop's own no_sync, inside, restores this one.
                 with learner.accelerator.no_sync(learner.model), self._collecting():
                     losses = compute_gradient(learner, window)
             except Exception as error:
@@ -68,9 +67,7 @@ class FlatBuckets:
 
     @contextmanager
     def _collecting(self) -> Iterator[None]:
-        """Inside, the gradient of each backward pass is added to the buckets, and `.grad` stays
-        None.
-        """
+        """Inside, each backward pass adds its gradient to the buckets; `.grad` stays None."""
         for bucket in self.buckets:
             bucket.zero_()
         self._arrived.clear()
@@ -82,20 +79,19 @@ class FlatBuckets:
                 hook.remove()
 
     def _take(self, parameter: nn.Parameter) -> None:
-        """The gradient of one micro-batch is added up and freed."""
+        """Add the gradient of one micro-batch to its bucket, and free it."""
         assert parameter.grad is not None
         self._sums[parameter].add_(parameter.grad)
         parameter.grad = None
         self._arrived.add(parameter)
 
     def _reduce(self, used: Collection[nn.Parameter]) -> None:
-        """Give `.grad` of the parameters `used` the mean over the ranks, in the parameter's own
-        type.
+        """Set `.grad` of the parameters `used` to the mean over the ranks, in the parameter's type.
 
-        The others keep None, which an optimizer leaves alone: zeros would let AdamW decay them.
+        The others keep None, which an optimizer skips: with zeros AdamW would decay them.
         """
         for bucket in self.buckets if self.ranks.world_size > 1 else ():
-            # The mean, as DDP has it: the step's factor R counts on it.
+            # The mean, as DDP has it: forward_backward multiplies the loss by the world size.
             bucket.div_(self.ranks.world_size)
         self.ranks.add_up(self.buckets)
         for parameter in self.parameters:
@@ -103,25 +99,29 @@ class FlatBuckets:
                 parameter.grad = self._sums[parameter].to(parameter.dtype)
 
     def _agree(self, error: Exception | None) -> Collection[nn.Parameter]:
-        """The parameters that got a gradient on any rank, by one message between the last backward
-        pass and the reduction. `error`: what kept this rank from computing its part.
+        """The parameters that got a gradient on any rank, by one message before the reduction.
+
+        `error`: what this rank's part of the gradient raised.
         """
-        of_ranks = agree(
-            self.ranks, error, [float(parameter in self._arrived) for parameter in self.parameters]
-        )
-        return {p for p, ranks in zip(self.parameters, of_ranks, strict=True) if ranks}
+        has_gradient = [float(parameter in self._arrived) for parameter in self.parameters]
+        counts = agree(self.ranks, error, has_gradient)
+        return {p for p, count in zip(self.parameters, counts, strict=True) if count}
 
 
 def _groups(parameters: Sequence[nn.Parameter]) -> list[list[nn.Parameter]]:
-    """Parameters of one type and device, in order, up to BUCKET_ELEMENTS together; a larger one
-    alone.
-    """
+    """In order: parameters of one type and device, at most BUCKET_ELEMENTS unless one is larger."""
     groups: list[list[nn.Parameter]] = []
-    for p in parameters:
-        last = groups[-1] if groups else []
-        alike = last and (last[0].dtype, last[0].device) == (p.dtype, p.device)
-        if alike and sum(other.numel() for other in last) + p.numel() <= BUCKET_ELEMENTS:
-            last.append(p)
+    for parameter in parameters:
+        if groups and _fits(parameter, groups[-1]):
+            groups[-1].append(parameter)
         else:
-            groups.append([p])
+            groups.append([parameter])
     return groups
+
+
+def _fits(parameter: nn.Parameter, group: Sequence[nn.Parameter]) -> bool:
+    first = group[0]
+    if (first.dtype, first.device) != (parameter.dtype, parameter.device):
+        return False
+    elements = sum(member.numel() for member in group)
+    return elements + parameter.numel() <= BUCKET_ELEMENTS

@@ -10,7 +10,7 @@ EPSILON = 1e-6  # torch's, beside the norm in a clip
 
 
 def _norm(gradients: list[Tensor]) -> Tensor:
-    """That of torch.nn.utils.get_total_norm, bit for bit, where all gradients are on one device."""
+    """As torch.nn.utils.get_total_norm, bit for bit, for gradients on one device."""
     return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
 
 
@@ -21,19 +21,19 @@ def _norm_of_narrow(gradients: list[Tensor]) -> Tensor:
     Squares are added up in float64: on a CPU, torch 2.13 adds float32 one after the other (1e-5 off
     at 300,000).
     """
-    # which MPS does not have
-    wide = torch.float32 if gradients[0].device.type == "mps" else torch.float64
+    wide = torch.float64
+    if gradients[0].device.type == "mps":  # it has no float64
+        wide = torch.float32
     parts = [torch.view_as_real(g) if g.is_complex() else g for g in gradients]
     norms = torch._foreach_norm(parts, 2.0, wide)
     return torch.linalg.vector_norm(torch.stack(norms)).float()
 
 
 def clip_gradients(gradients: list[Tensor], max_norm: float, norm: Tensor) -> None:
-    """torch.nn.utils.clip_grads_with_norm_, bit for bit, of gradients of one type on one device:
-    that is not asked.
+    """As torch.nn.utils.clip_grads_with_norm_, bit for bit, for gradients of one type and device.
 
-    A CPU reads the norm for nothing, and multiplies by 1 nothing that is well below the limit. A
-    GPU's host would wait.
+    On a CPU reading the norm costs nothing, so gradients well below the limit are not multiplied
+    by 1. On a GPU it would make the host wait.
     """
     if norm.is_cpu and norm.item() + EPSILON < 0.99 * max_norm:
         return
@@ -41,33 +41,26 @@ def clip_gradients(gradients: list[Tensor], max_norm: float, norm: Tensor) -> No
 
 
 def scale_down(gradients: list[Tensor], max_norm: float, norm: Tensor) -> None:
-    """By 1 where the norm is below the limit."""
+    """Multiply by max_norm / norm, or by 1 where the norm is below the limit."""
     torch._foreach_mul_(gradients, (max_norm / (norm + EPSILON)).clamp_(max=1.0))
 
 
 def _clip_each_type(gradients: list[Tensor], max_norm: float, norm: Tensor) -> None:
-    """Of several types together, torch takes them one by one, and rounds the coefficient to the
-    type of each.
-    """
-    for dtype in {gradient.dtype for gradient in gradients}:
-        clip_gradients(
-            [gradient for gradient in gradients if gradient.dtype is dtype], max_norm, norm
-        )
+    """As torch does for several types: one after the other, the coefficient rounded to each."""
+    by_dtype: dict[torch.dtype, list[Tensor]] = {}
+    for gradient in gradients:
+        by_dtype.setdefault(gradient.dtype, []).append(gradient)
+    for same in by_dtype.values():
+        clip_gradients(same, max_norm, norm)
 
 
 def clip_for(module: nn.Module) -> Callable[[list[Tensor], float, Tensor], None]:
     """The clip of gradients of the types of this module's parameters."""
-    return (
-        clip_gradients
-        if len({parameter.dtype for parameter in module.parameters()}) == 1
-        else _clip_each_type
-    )
+    dtypes = {parameter.dtype for parameter in module.parameters()}
+    return clip_gradients if len(dtypes) == 1 else _clip_each_type
 
 
 def norm_for(module: nn.Module) -> Callable[[list[Tensor]], Tensor]:
     """The norm of gradients of the types of this module's parameters."""
-    return (
-        _norm_of_narrow
-        if any(parameter.dtype in NARROW for parameter in module.parameters())
-        else _norm
-    )
+    is_narrow = any(parameter.dtype in NARROW for parameter in module.parameters())
+    return _norm_of_narrow if is_narrow else _norm

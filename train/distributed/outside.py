@@ -1,9 +1,8 @@
-"""A process beside a rank, for what no thread inside can do: to end it while something holds the
-GIL.
+"""A process beside a rank that ends it while something holds the GIL: no thread inside could.
 
-It counts its own looks, not a clock. Not counted is time in which it was frozen together with the
-rank, or in which the rank alone was stopped. A timer inside the rank (faulthandler's) would end a
-job that wakes from a long freeze.
+It counts its polls, not seconds: time does not count in which it was frozen together with the rank,
+or in which the rank alone was stopped. A timer inside the rank (faulthandler's) would end a job
+that resumes after a long freeze.
 """
 
 import faulthandler
@@ -14,11 +13,11 @@ import sys
 from contextlib import suppress
 from typing import TextIO
 
-# nobody else's: profilers use SIGPROF, timers SIGALRM, schedulers the others
+# The one that nothing else uses: profilers have SIGPROF, timers SIGALRM, schedulers the others.
 SIGNAL = signal.SIGVTALRM
 
-# Reads a byte for each look of the thread inside. No import but of what is built in: it starts in
-# 15 ms.
+# Reads a byte for each poll of the thread inside. It imports modules that are built in only, and so
+# starts in 15 ms.
 _LOOK = """
 import os, select, signal, sys
 rank = int(sys.argv[1])
@@ -50,25 +49,23 @@ if os.getppid() == rank:
 
 
 class Outside:
-    """Of one rank. Where `tell` has not been called for `seconds`, it writes all stacks to `file`
-    and ends the rank.
-    """
+    """Without `notify` for `seconds`, it writes all stacks to `file` and ends the rank."""
 
     def __init__(self, period: float, seconds: float, file: TextIO, sentence: str) -> None:
-        # then what ends the process
+        # chain: after the stacks the default handler follows, which ends the process
         faulthandler.register(SIGNAL, file=file, all_threads=True, chain=True)
         numbers = (os.getpid(), period, int(seconds / period), int(SIGNAL))
         self._process = subprocess.Popen(
             [sys.executable, "-I", "-S", "-c", _LOOK, *map(str, numbers), sentence],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
-            env={},  # it is none of the processes that the launcher looks for
+            env={},  # without the launcher's mark, which would count it among the ranks
         )
 
-    def tell(self) -> None:
+    def notify(self) -> None:
         """This rank's threads run."""
         assert self._process.stdin
-        with suppress(OSError):  # somebody killed it
+        with suppress(OSError):  # that process was killed
             os.write(self._process.stdin.fileno(), b".")
 
     def end(self) -> None:

@@ -1,8 +1,7 @@
-"""How the ranks share the work on one model: all that depends on the kind of parallelism, and
-nothing else does.
+"""All that depends on the kind of parallelism: DDP, FSDP2, explicit reduction or one process.
 
-`learner.parallel` is one of the classes below. Step, checkpoints, the comparison of ranks and
-whoever computes a gradient ask it, and never which wrapper a model has. FSDP2's class is in
+`learner.parallel` implements Parallel. The step, checkpoints, the comparison of ranks and all that
+compute a gradient use it, and never look at the wrapper of a model. FSDP2's class is in
 train/distributed/sharded.py.
 """
 
@@ -26,109 +25,99 @@ from train.parts import HasState
 
 @dataclass(frozen=True)
 class Tried:
-    """What a trial backward pass on the plain module has shown, the same on every rank."""
+    """The result of a trial backward pass on the plain module, the same on every rank."""
 
-    # trained parameters, in the order in which their gradients arrived on rank 0
     order: Sequence[str]
-    unused: Sequence[str]  # those that got none, on some rank or on all
+    """Trained parameters, in the order in which their gradients arrived on rank 0."""
+    unused: Sequence[str]
+    """Those that got no gradient on at least one rank."""
 
 
 class Parallel(Protocol):
-    """What the rest of the package must know of the way in which ranks share the work."""
+    """What the rest of the package needs to know of the parallelism."""
 
     model: Any
-    """What a task calls: the module, or what is wrapped around it, whose forward arms the
-    reduction.
-    """
+    """What a task calls: the module or its wrapper, whose forward prepares the reduction."""
 
     frees_gradients: bool
-    """Whether clearing a gradient frees it (None), or zeroes it in place. Passed on as
-    `set_to_none`.
-    """
+    """The `set_to_none` of zero_grad: whether gradients are freed, or zeroed in place."""
 
     is_sharded: bool
-    """Whether each rank holds a part of each parameter, of its gradient and of the optimizer's
-    state, and a forward pass needs all ranks. Else each holds all, and may go forward alone.
+    """Whether each rank holds a shard of each parameter, its gradient and its optimizer state.
+
+    Then a forward pass needs all ranks; else a rank may run one alone.
     """
 
     writes_state: bool
-    """Whether this rank writes weights and optimizer state into a checkpoint. Rank 0 alone where
-    all hold the same.
+    """Whether this rank writes weights and optimizer state into a checkpoint.
+
+    Rank 0 only, where all hold the same.
     """
 
     state: HasState | None
-    """What a checkpoint must hold for a resumed run to reduce in the same order; read before
-    `around` is called.
+    """For checkpoints: what a resumed run needs to reduce in the same order.
+
+    Restored before `around` is called.
     """
 
     second: Callable[[], nn.Module] | None
-    """Makes another module, divided as the one that is trained, with the weights that it began
-    with. None where copy.deepcopy makes one.
+    """Makes a second module, sharded as the trained one, with its initial weights.
+
+    None where copy.deepcopy works.
     """
 
     note: str
-    """For the screen, where the user may want to know how gradients are reduced; else empty."""
+    """Printed at the start, where the user may want to know how gradients are reduced."""
 
     def around(self, compute_gradient: ComputeGradient) -> ComputeGradient:
-        """The same function, with what is left to do after the last backward pass: `.grad` is then
-        reduced.
-        """
+        """The same function, and what must follow the last backward pass: `.grad` is reduced."""
         ...
 
     def extra(self, compute_gradient: ComputeGradient) -> ComputeGradient:
-        """As `around`, for a gradient that no update follows: it is reduced after the last backward
-        pass, and what fails on one rank is raised on all, but under FSDP2.
+        """As `around`, for a gradient that is not applied.
+
+        It is reduced after the last backward pass, and an error of one rank is raised on all,
+        except under FSDP2.
         """
         ...
 
     def check(self) -> None:
-        """Raises what keeps this rank from going on. Asked where all ranks agree, so that all end
-        by the same error.
-        """
+        """Raise the error of an earlier step. Called where ranks agree, so that all raise it."""
         ...
 
     def reduce_late(self, steps: int) -> None:
-        """Reduce the gradients of so many steps after the last backward pass of all ranks, to the
-        same bits.
+        """For so many steps, reduce after the last backward pass of all ranks, to the same bits.
 
-        Where memory runs out on one rank, the others then learn it before they wait for it, by
-        ShortOfMemory.
+        Where one rank runs out of memory, the others then raise ShortOfMemory in place of waiting
+        for it in the reduction.
         """
         ...
 
     @property
     def total_norm(self) -> Callable[[list[Tensor]], Tensor]:
-        """Takes gradients, and gives the 2-norm of the whole gradient: 0-dim, on the device.
-
-        Where each rank holds a part of it: over all ranks.
-        """
+        """A function of gradients: their total 2-norm, over all ranks; 0-dim, on the device."""
         ...
 
     def norms(self, tensors: Iterable[Tensor]) -> Tensor:
-        """(n,), float64, on the CPU: the 2-norm of each gradient, of which `tensors` are what this
-        rank holds.
-        """
+        """(n,), float64, on the CPU: the 2-norm of each gradient. `tensors`: this rank's shards."""
         ...
 
     @property
     def clip(self) -> Callable[[list[Tensor], float, Tensor], object]:
-        """Takes (gradients, max_norm, norm), the norm being theirs: scales them so that it is at
-        most `max_norm`.
-        """
+        """A function of (gradients, max_norm, norm): scales them in place to at most `max_norm`."""
         ...
 
 
 class ExplicitReduction(Replicated):
-    """No wrapper: gradients are summed in flat buckets of float32 and reduced after the last
-    backward pass.
+    """No wrapper: gradients are summed in float32 buckets, reduced after the last backward pass.
 
-    A parameter that gets a gradient on no rank keeps None, which an optimizer leaves alone.
+    A parameter without gradient on all ranks keeps None, which an optimizer skips.
     """
 
     def __init__(self, model: Any, ranks: Ranks, note: str) -> None:
         super().__init__(model, ranks)
         self.note = note
-        # As DDP does: rank 0's weights are those of all.
+        # As DDP does: all ranks start with rank 0's weights.
         ranks.copy_from_main([t.detach() for t in (*model.parameters(), *model.buffers())])
         self._buckets = FlatBuckets([p for p in model.parameters() if p.requires_grad], ranks)
 
@@ -139,10 +128,9 @@ class ExplicitReduction(Replicated):
 
 
 def place(module: nn.Module, accelerator: Accelerator, moves: bool = True) -> nn.Module:
-    """The module on its device, under the autocast of the precision: not shared among the ranks
-    yet.
+    """The module on its device, under the precision's autocast, not yet parallel.
 
-    `moves`: False leaves it where it is.
+    `moves`: False leaves it on its device.
     """
     if isinstance(module, DistributedDataParallel):
         raise Unsupported(
@@ -164,12 +152,12 @@ def parallelize(
     reduction: str,
     tried: Tried,
 ) -> Parallel:
-    """The placed module as this run's ranks work on it together.
+    """`learner.parallel` for a module that `place` returned.
 
     `dtype`: of its parameters; `reduction`: see runtime.reduction.
     """
-    # Gradients of parameters narrower than float32 must be summed in a wider type, which DDP
-    # cannot.
+    # Gradients of parameters narrower than float32 must be summed in a wider type, which DDP does
+    # not support.
     is_narrow = torch.promote_types(dtype, torch.float32) != dtype
     if ranks.world_size == 1 and not is_narrow:
         return Replicated(module, ranks)

@@ -1,6 +1,4 @@
-"""Whether anybody still waits for this process: a launcher that was killed outright
-tells nobody.
-"""
+"""Whether the launchers of this process still run: one that was killed sends no signal."""
 
 import os
 from contextlib import suppress
@@ -11,24 +9,23 @@ import psutil
 from train.launching import LAUNCHER_PID
 
 LAUNCHERS = ("accelerate", "accelerate.commands.launch")
-"""Words of a command line by which accelerate is known; torchrun sets a variable. A shell is none
-of them: `nohup python -m ... &` outlives its own.
+"""Words of accelerate's command line; torchrun is recognised by a variable.
+
+A parent that is a shell does not count: `nohup python -m ... &` outlives its shell.
 """
 
 
 class Parents:
-    """The launchers above this process, as they were when it began: train.launch, torchrun's agent,
-    accelerate's.
-    """
+    """The launchers of this process when it started: train.launch, torchrun's agent, accelerate."""
 
     def __init__(self) -> None:
         self._parent = os.getppid()
-        self._of_launcher = _starts_ranks(self._parent)
+        self._parent_is_launcher = _starts_ranks(self._parent)
         self._launch = _process(os.environ.get(LAUNCHER_PID))
 
     def gone(self) -> str | None:
         """Which of them has ended; None where all live, or where nobody launched this process."""
-        if self._of_launcher and os.getppid() != self._parent:
+        if self._parent_is_launcher and os.getppid() != self._parent:
             return f"the end of its launcher (process {self._parent})"
         if LAUNCHER_PID in os.environ and not _lives(self._launch):
             return f"the end of train.launch (process {os.environ[LAUNCHER_PID]})"
@@ -45,7 +42,7 @@ def _starts_ranks(pid: int) -> bool:
 
 
 def _process(pid: str | None) -> psutil.Process | None:
-    """Known by its start too: another process may get its number."""
+    """psutil compares its start time too: another process may get its number."""
     if pid is None:
         return None
     with suppress(psutil.Error, ValueError):

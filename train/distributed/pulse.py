@@ -1,4 +1,4 @@
-"""What shows that a rank still moves where no step does: the watchdog looks at it."""
+"""The heartbeat of a rank, for the watchdog: progress between the ends of two steps."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -6,16 +6,14 @@ from contextlib import contextmanager, suppress
 import psutil
 
 LEAST_BYTES = 2**16
-"""Between two looks, for what is written to count as going on: logs and the watchdog itself write
-less.
-"""
+"""Written between two polls, to count as progress: logs and the watchdog itself write less."""
 
 
 class Pulse:
     """Of one rank."""
 
     def __init__(self) -> None:
-        self.window = 0  # the one taken last: a rank that waits for its samples is one behind
+        self.window = 0  # the last one fetched: a rank that waits for its samples is one behind
         self._beats = 0
         self._writing = 0
         self._bytes = 0
@@ -25,9 +23,7 @@ class Pulse:
 
     @contextmanager
     def writing(self) -> Iterator[None]:
-        """Weights are written here, which may take long: meanwhile every piece that goes to a file
-        is a beat.
-        """
+        """Around a save, which may take long: meanwhile bytes that go to a file are beats."""
         self._writing += 1
         self.beat()
         try:
@@ -37,7 +33,7 @@ class Pulse:
             self.beat()
 
     def look(self) -> int:
-        """A number that is another one where this rank has moved since the last look."""
+        """A number that has changed where this rank made progress since the last poll."""
         if self._writing:
             moved = _bytes_moved()
             if moved is None or moved - self._bytes >= LEAST_BYTES:
@@ -47,9 +43,7 @@ class Pulse:
 
 
 def _bytes_moved() -> int | None:
-    """That this process has read and written so far; None where the system does not count them
-    (macOS).
-    """
+    """Read and written by this process so far; None where the system has no count (macOS)."""
     with suppress(psutil.Error, AttributeError, OSError):
         counted = psutil.Process().io_counters()
         return int(counted.read_chars + counted.write_chars)

@@ -1,6 +1,4 @@
-"""The ranks of a run: who am I, what do all agree on. The only module that talks to
-torch.distributed.
-"""
+"""The ranks of a run and their collectives. No other module calls torch.distributed for them."""
 
 import os
 import time
@@ -19,12 +17,13 @@ from train.distributed.alone import Alone
 from train.distributed.board import Board, next_start
 from train.distributed.pulse import Pulse
 from train.errors import RankFailed, UserError, raisable
+from train.installation import LAUNCH, LAUNCH_NAME
 
 T = TypeVar("T")
 
 
 class LaunchError(UserError):
-    """The launcher started something else than what was asked for, or than what the config says."""
+    """The launcher started other ranks than requested, or than the config says."""
 
 
 SETTLE_SECONDS = 30
@@ -32,14 +31,15 @@ YIELD_SECONDS = 2.0
 FAR = timedelta(days=100)
 
 _KEPT: list[object] = []
-"""Process groups, to the end of the process. Where one is destroyed earlier (with the model that
-DDP wraps), gloo joins its threads while it holds the GIL, for which such a thread may be waiting in
-turn: for ever (torch 2.13).
+"""Process groups, kept until the process ends.
+
+Where one is destroyed earlier (with the model that DDP wraps), gloo joins its threads while it
+holds the GIL, for which such a thread may be waiting: a deadlock (torch 2.13).
 """
 
 
 def launched_world_size() -> int:
-    """The ranks that the launcher started, before any of them has met the others."""
+    """The ranks that the launcher started; known before they connect."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
@@ -62,60 +62,57 @@ def launched_local_world_size() -> int:
     return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
-def check_world_size(found: int) -> None:
-    """Raise LaunchError where the ranks that met are not the ranks that were asked for.
+def check_world_size(actual: int) -> None:
+    """Raise LaunchError where the ranks that met are not as many as requested.
 
     `accelerate launch` with several processes on a CPU can start one, or several that each believe
-    to be alone: a run would go on with another effective batch than it says.
+    to be alone: a run would then train with another effective batch than it states.
     """
-    asked = {
+    requested = {
         "WORLD_SIZE (from the launcher)": launched_world_size(),
-        "ISOBATCH_WORLD_SIZE (from launch.sh)": int(os.environ.get("ISOBATCH_WORLD_SIZE") or found),
+        f"ISOBATCH_WORLD_SIZE (from {LAUNCH_NAME})": int(
+            os.environ.get("ISOBATCH_WORLD_SIZE") or actual
+        ),
     }
-    for name, number in asked.items():
-        if number != found:
+    for name, number in requested.items():
+        if number != actual:
             raise LaunchError(
-                f"{number} ranks were asked for by {name}, but {found} met. On a CPU: "
-                f"NPROC={number} ./launch.sh ... (or ACCELERATE_USE_CPU=true accelerate launch "
+                f"{number} ranks were asked for by {name}, but {actual} met. On a CPU: "
+                f"NPROC={number} {LAUNCH} ... (or ACCELERATE_USE_CPU=true accelerate launch "
                 f"--multi_gpu --num_processes {number} ...)"
             )
 
 
 def yield_to_failed_rank(error: RuntimeError) -> None:
-    """Where `error` says that another rank is gone: wait a moment, so that the launcher finds that
-    one gone first.
+    """Wait a moment where another rank failed first, so that the launcher reports that one.
 
-    torchrun asks every 0.1 s who has left, names the first it finds, and of two found at once the
-    lower rank.
+    torchrun polls every 0.1 s, and names the first rank that has left; of two at once the lower.
     """
     if lost_rank(error) or isinstance(error, RankFailed):
         time.sleep(YIELD_SECONDS)
 
 
 def lost_rank(error: BaseException | None) -> bool:
-    """Whether `error`, or what it came from, says that another rank is gone."""
+    """Whether `error`, or a cause of it, means that another rank is gone."""
     while error is not None:
-        if isinstance(error, dist.DistError) or (
-            isinstance(error, RuntimeError) and "gloo" in str(error)
-        ):
+        if isinstance(error, dist.DistError):
+            return True
+        if isinstance(error, RuntimeError) and "gloo" in str(error):
             return True
         error = error.__cause__
     return False
 
 
 def meet_after_restart(timeout_seconds: float) -> None:
-    """Where the launcher has started the ranks again: meet under keys of this attempt alone.
+    """After a restart by the launcher: connect under keys of this attempt.
 
-    The launcher's store still holds the addresses of the ranks that are gone. torch 2.13 asks for
-    them under the same keys: a rank that is quicker than another then waits for a connection to
-    nobody. accelerate takes this group over.
+    The launcher's store still holds the addresses of the earlier ranks. torch 2.13 reads them under
+    the same keys, so the first rank to start would wait for a connection to a process that is gone.
+    accelerate uses this process group.
     """
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-    if (
-        attempt == "0"
-        or launched_world_size() == 1
-        or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
-    ):
+    shares_store = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    if attempt == "0" or launched_world_size() == 1 or not shares_store:
         return
     store, rank, world_size = next(rendezvous("env://"))
     on_cpu = not torch.cuda.is_available() or parse_flag_from_env("ACCELERATE_USE_CPU")
@@ -130,27 +127,25 @@ def meet_after_restart(timeout_seconds: float) -> None:
 
 @dataclass(frozen=True)
 class Sum:
-    """A sum over the ranks that is still under way."""
+    """A sum over the ranks that is still in progress."""
 
-    # float64, on the CPU; the sum once the work is done. One rank: as they are
     values: torch.Tensor | list[float]
+    """float64, on the CPU: the sum once the work is done. On one rank the values themselves."""
     work: dist.Work | None
 
     def wait(self) -> list[float]:
         if self.work is not None:
             self.work.wait()
-        return (
-            self.values
-            if isinstance(self.values, list)
-            else cast(list[float], self.values.tolist())
-        )
+        if isinstance(self.values, list):
+            return self.values
+        return cast(list[float], self.values.tolist())
 
 
 class Ranks:
-    """This rank among `world_size`. What is agreed here are a few numbers on the CPU.
+    """This rank among `world_size`, and collectives of a few numbers on the CPU.
 
-    The messages use a gloo group of their own, so that they cannot be taken for the gradients of a
-    reduction that is under way at the same time.
+    They use a separate gloo group, so that they cannot be mixed up with the gradients of a
+    reduction that is in progress at the same time.
     """
 
     def __init__(self, rank: int = 0, world_size: int = 1, timeout_seconds: float = 1800) -> None:
@@ -158,7 +153,7 @@ class Ranks:
         self.world_size = world_size
         self.is_main = rank == 0
         self._group: dist.ProcessGroup | None = None
-        self._under_way: dist.Work | None = None  # the message started last
+        self._last_work: dist.Work | None = None  # of the sum started last
         self.pulse = Pulse()
         self.alone = Alone()
         self._start = next_start()
@@ -169,37 +164,35 @@ class Ranks:
             _KEPT.extend((group, dist.group.WORLD))
 
     def wait_for_watchdog(self) -> None:
-        """From here on a message waits as long as the watchdog lets it: the groups' own clocks
-        count frozen time.
-        """
+        """Disable the groups' time-outs, which count frozen time: the watchdog replaces them."""
         if self._group:
             for group in (self._group, dist.group.WORLD):
                 dist.distributed_c10d._set_pg_timeout(FAR, group)
 
     def start_sum(self, values: Sequence[float]) -> Sum:
-        """Begin to add up `values` (float64) over the ranks; every rank gets the sums, bit for bit
-        the same.
-        """
+        """Begin to sum `values` (float64) over the ranks; all get the same sums, bit for bit."""
         self.alone.messages += 1
         if self._group is None:
             return Sum([float(value) for value in values], None)
         tensor = torch.tensor(values, dtype=torch.float64)
-        self._under_way = dist.all_reduce(tensor, group=self._group, async_op=True)
-        return Sum(tensor, self._under_way)
+        self._last_work = dist.all_reduce(tensor, group=self._group, async_op=True)
+        return Sum(tensor, self._last_work)
 
     def settle(self) -> None:
-        """To be called before this rank leaves: a window ahead is counted in a thread of gloo, and
-        another rank may still wait for its part.
+        """Wait for the sum started last; to be called before this rank exits.
+
+        The weight of the next window is summed in a thread of gloo, and another rank may still wait
+        for this rank's part.
         """
-        if self._under_way is not None:
+        if self._last_work is not None:
             with suppress(RuntimeError):  # another rank is gone
-                self._under_way.wait(timedelta(seconds=SETTLE_SECONDS))
+                self._last_work.wait(timedelta(seconds=SETTLE_SECONDS))
 
     def sum(self, values: Sequence[float]) -> list[float]:
         return self.start_sum(values).wait()
 
     def gather(self, value: Any) -> list[Any]:
-        """`value` of every rank, in order of the ranks, on every rank."""
+        """`value` of every rank, in rank order, on every rank."""
         self.alone.messages += 1
         if not self._group:
             return [value]
@@ -208,14 +201,12 @@ class Ranks:
         return gathered
 
     def from_main(self, decide: Callable[[], T]) -> T:
-        """What `decide()` gives on rank 0, on every rank; an exception that it raises is raised on
-        every rank.
-        """
+        """What `decide()` returns on rank 0, on every rank; so with an exception that it raises."""
         outcome: T | Exception | None = None
         if self.is_main:
             try:
                 outcome = decide()
-            except Exception as error:  # the others would wait for a word for ever
+            except Exception as error:  # published: the others wait in gather
                 outcome = error
         decided: T | Exception = self.gather(outcome)[0]
         if isinstance(decided, Exception):
@@ -223,9 +214,7 @@ class Ranks:
         return decided
 
     def together(self, work: Callable[[], T]) -> T:
-        """`work()` of this rank. Where it raises on one rank, all raise: no rank is left waiting
-        for another.
-        """
+        """`work()` of this rank; where it raises on one rank, all raise, so that none waits."""
         outcome: T | None = None
         error: Exception | None = None
         try:
@@ -241,19 +230,16 @@ class Ranks:
         return cast(T, outcome)
 
     def add_up(self, tensors: Sequence[torch.Tensor]) -> None:
-        """Overwrite each of `tensors` by its sum over the ranks, in the process group of their
-        device (NCCL on GPUs).
+        """Overwrite each of `tensors` by its sum over the ranks (NCCL on GPUs).
 
-        All are under way at once. On a GPU the host does not wait: what follows in the stream does.
+        All reductions are in progress at once. On a GPU only the stream waits, not the host.
         """
         if self._group:
             for work in [dist.all_reduce(tensor, async_op=True) for tensor in tensors]:
                 work.wait()
 
     def first_of_node(self, work: Callable[[], T]) -> T:
-        """`work()` on one rank of each machine, then on the others, which find in its cache what
-        took long.
-        """
+        """`work()` on one rank of each machine first, then on the others, which use its cache."""
         is_first = launched_local_rank() == 0
         if self.world_size == 1:
             return work()
@@ -268,9 +254,12 @@ class Ranks:
                 dist.broadcast(tensor, src=0)
 
     def board(self) -> Board:
-        """For the thread that asks: texts for the others, over the store by which they met."""
-        met: Any = dist.distributed_c10d._get_default_store() if self._group else None
-        store = met.clone() if met else torch._C._distributed_c10d.HashStore()
+        """A connection to the ranks' key-value store, for the calling thread."""
+        if self._group:
+            default: Any = dist.distributed_c10d._get_default_store()
+            store = default.clone()
+        else:
+            store = torch._C._distributed_c10d.HashStore()
         store.set_timeout(timedelta(seconds=5))
         return Board(store, self.rank, self.world_size, self._start)
 

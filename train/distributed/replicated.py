@@ -1,4 +1,4 @@
-"""Every rank holds the whole model: what all kinds of such parallelism have in common."""
+"""Every rank holds all of the model: what these kinds of parallelism have in common."""
 
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -13,9 +13,7 @@ from train.parts import HasState
 
 
 class Replicated:
-    """Every rank holds all weights, gradients and optimizer state. Also the one process that has no
-    other ranks.
-    """
+    """Every rank holds all weights, gradients and optimizer state. Also for a single process."""
 
     is_sharded = False
     frees_gradients = True

@@ -1,8 +1,8 @@
-"""FSDP2: each rank keeps a part of each parameter, of its gradient and of the optimizer's state.
+"""FSDP2: each rank holds a shard of each parameter, its gradient and its optimizer state.
 
 torch's fully_shard gathers the weights of a block when its forward or backward pass begins, and
-adds up its gradients when that has ended. A parameter is cut along its first dimension, in the
-order of the ranks.
+reduces its gradients when that has ended. A parameter is sharded along its first dimension, in rank
+order.
 """
 
 import os
@@ -27,7 +27,7 @@ from train.parts import HasState
 
 
 class NotShardable(UserError):
-    """A model that FSDP2 cannot divide among the ranks."""
+    """A model that FSDP2 cannot shard."""
 
 
 @dataclass(frozen=True)
@@ -35,17 +35,13 @@ class Sharding:
     """What the launcher asked for."""
 
     blocks: tuple[str, ...] = ()
-    """Classes of the modules whose weights are gathered together; none: those that a model's lists
-    hold.
-    """
+    """Classes of the modules whose weights are gathered together; empty: members of ModuleLists."""
     reshards: bool = True
-    """Whether a block's weights are freed after its forward pass, and gathered once more for its
-    backward pass.
-    """
+    """Whether weights are freed after a block's forward pass, and gathered again for backward."""
 
 
 def asked_sharding() -> Sharding | None:
-    """By the variables with which accelerate's launcher tells its ranks; None: no sharding."""
+    """What accelerate's launcher asks its ranks for, by variables; None: no sharding."""
     if not parse_flag_from_env("ACCELERATE_USE_FSDP"):
         return None
     names = os.environ.get("FSDP_TRANSFORMER_CLS_TO_WRAP", "").split(",")
@@ -55,7 +51,7 @@ def asked_sharding() -> Sharding | None:
     )
 
 
-# Tensors of which this rank holds a part
+# Sharded tensors
 
 
 def is_part(tensor: object) -> bool:
@@ -67,14 +63,12 @@ def is_divided(module: nn.Module) -> bool:
 
 
 def local(tensor: Tensor) -> Tensor:
-    """What this rank holds of it, in the same memory; a tensor that is whole, as it is."""
+    """This rank's shard, in the same memory; a tensor that is not sharded, as it is."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def span(tensor: Tensor) -> tuple[int, int]:
-    """(start, stop): the rows that this rank holds. Cut as torch.chunk does: the last ranks may
-    have fewer, or none.
-    """
+    """(start, stop) of this rank's rows. Split as by torch.chunk: the last ranks may have none."""
     rows = len(tensor)
     if not isinstance(tensor, DTensor):
         return 0, rows
@@ -85,11 +79,10 @@ def span(tensor: Tensor) -> tuple[int, int]:
 
 
 def as_part(rows: Tensor, like: Tensor) -> Tensor:
-    """This rank's `rows` of a tensor that is divided as `like` is."""
+    """A tensor sharded as `like`, of which this rank holds `rows`."""
     assert isinstance(like, DTensor)
-    own = rows.to(like.device)
     return DTensor.from_local(
-        own,
+        rows.to(like.device),
         like.device_mesh,
         like.placements,
         run_check=False,
@@ -99,7 +92,7 @@ def as_part(rows: Tensor, like: Tensor) -> Tensor:
 
 
 def like_one_row(tensor: Tensor) -> Tensor:
-    """A zero for each rank, divided as `tensor` is."""
+    """One zero on each rank, sharded as `tensor`."""
     zero = torch.zeros(1, device=tensor.device, dtype=tensor.dtype)
     if not isinstance(tensor, DTensor):
         return zero
@@ -110,7 +103,7 @@ def like_one_row(tensor: Tensor) -> Tensor:
 
 
 class _Reducing(nn.Module):
-    """What a task calls. accelerate asks a wrapper for its `no_sync`."""
+    """What a task calls. accelerate's no_sync calls that of the wrapper."""
 
     def __init__(self, module: nn.Module, reduces_each: bool) -> None:
         super().__init__()
@@ -122,9 +115,7 @@ class _Reducing(nn.Module):
 
     @contextmanager
     def no_sync(self) -> Iterator[None]:
-        """Inside, a backward pass adds to gradients that are not divided, unless
-        batch.sync=micro.
-        """
+        """Inside, a backward pass adds to unsharded gradients, unless batch.sync=micro."""
         module: Any = self.module
         module.set_requires_gradient_sync(self._reduces_each)
         try:
@@ -138,7 +129,7 @@ class Sharded:
 
     is_sharded = True
     frees_gradients = True
-    writes_state = True  # each rank its own part
+    writes_state = True  # each rank its shard
     state: HasState | None = None
 
     def __init__(
@@ -149,8 +140,8 @@ class Sharded:
         reduces_each: bool,
         second: Callable[[], nn.Module],
     ) -> None:
-        """`norm`: that of the tensors of one rank. `second`: makes another such module; torch
-        copies none.
+        """`norm`: of the tensors of one rank. `second`: makes another such module, as deepcopy
+        of a sharded one does not work.
         """
         self.second: Callable[[], nn.Module] | None = second
         self.model = _Reducing(module, reduces_each)
@@ -160,9 +151,10 @@ class Sharded:
         self.note = _note(module, ranks, reduces_each)
 
     def expect_unused(self, parameters: Sequence[nn.Parameter]) -> None:
-        """`parameters`: those that got no gradient in a trial of all ranks. From here on ranks may
-        use different ones: they would add up what does not belong together, unless zeros take the
-        place of what is not there.
+        """Let ranks use different parameters. `parameters`: those without gradient in a trial.
+
+        FSDP reduces the gradients of a block in one flat buffer: without zeros for the missing
+        ones, ranks would sum gradients of different parameters.
         """
         self._unused = list(parameters)
         module: Any = self.model.module
@@ -170,24 +162,25 @@ class Sharded:
             module.set_reduce_scatter_unused_params(True)
 
     def around(self, compute_gradient: ComputeGradient) -> ComputeGradient:
-        """The same function. What got no gradient on any rank has None, which an optimizer leaves
-        alone: AdamW lets zeros decay. Looked at, by one more message, where the trial found such
-        parameters.
+        """The same function; a parameter without gradient on all ranks then has None.
+
+        An optimizer skips None; with zeros AdamW would decay the weights. It costs one message a
+        step, where the trial found such parameters.
         """
         if not self._unused:
             return compute_gradient
 
-        def looked_through(learner: Any, window: Any) -> Tensor:
+        def without_zeros(learner: Any, window: Any) -> Tensor:
             losses = compute_gradient(learner, window)
-            found = [p for p in self._unused if p.grad is not None]
-            if found:
-                norms = self.norms(local(p.grad) for p in found if p.grad is not None)
-                for parameter, norm in zip(found, norms.tolist(), strict=True):
+            candidates = [p for p in self._unused if p.grad is not None]
+            if candidates:
+                norms = self.norms(local(p.grad) for p in candidates if p.grad is not None)
+                for parameter, norm in zip(candidates, norms.tolist(), strict=True):
                     if norm == 0:
                         parameter.grad = None
             return losses
 
-        return looked_through
+        return without_zeros
 
     extra = around
 
@@ -198,18 +191,15 @@ class Sharded:
         pass
 
     def total_norm(self, gradients: list[Tensor]) -> Tensor:
-        own = self._norm([local(gradient) for gradient in gradients])
-        square = own.double().square()
+        norm = self._norm([local(gradient) for gradient in gradients])
+        square = norm.double().square()
         self._ranks.add_up([square])
-        return square.sqrt().to(own.dtype)
+        return square.sqrt().to(norm.dtype)
 
     def norms(self, tensors: Iterable[Tensor]) -> Tensor:
-        """(n,), float64, on the CPU: of tensors of which each rank has a part, as
-        `local` gives it.
-        """
-        squares = torch.stack(
-            [torch.linalg.vector_norm(tensor).double().square() for tensor in tensors]
-        )
+        """(n,), float64, on the CPU: of sharded tensors. `tensors`: their `local` shards."""
+        norms = torch.stack([torch.linalg.vector_norm(tensor).double() for tensor in tensors])
+        squares = norms.square()
         self._ranks.add_up([squares])
         return squares.sqrt().cpu()
 
@@ -225,30 +215,25 @@ def shard(
     device: torch.device,
     ranks: Ranks,
 ) -> None:
-    """Divide the weights of `module`, on the CPU, among the ranks, in place: block by block onto
-    `device`.
+    """Shard the weights of `module`, which is on the CPU, in place: block by block onto `device`.
 
     `blocks`: those whose weights are gathered together; what is in none of them is gathered with
     the model itself. Raises NotShardable.
     """
     _check_parameters(module)
     mesh = init_device_mesh(device.type, (ranks.world_size,))
-    # Gradients narrower than float32 are added up in float32, over micro-batches and over ranks.
-    policy = (
-        MixedPrecisionPolicy(reduce_dtype=torch.float32)
-        if _is_narrow(module)
-        else MixedPrecisionPolicy()
-    )
+    policy = MixedPrecisionPolicy()
+    if _is_narrow(module):
+        # Gradients narrower than float32 are summed in float32, over micro-batches and ranks.
+        policy = MixedPrecisionPolicy(reduce_dtype=torch.float32)
     for block in blocks:
         fully_shard(block, mesh=mesh, mp_policy=policy, reshard_after_forward=sharding.reshards)
     fully_shard(module, mesh=mesh, mp_policy=policy)
-    module.register_forward_hook(_free_after_looking)
+    module.register_forward_hook(_free_after_inference)
 
 
-def _free_after_looking(module: nn.Module, *_: object) -> None:
-    """After a forward pass that no backward pass follows, the gathered weights would stay, and grow
-    old unseen.
-    """
+def _free_after_inference(module: nn.Module, *_: object) -> None:
+    """Without a backward pass the gathered weights would stay in memory, and become outdated."""
     if not torch.is_grad_enabled():
         for part in module.modules():
             if isinstance(part, FSDPModule):
@@ -259,8 +244,8 @@ def _check_parameters(module: nn.Module) -> None:
     scalars = [name for name, p in module.named_parameters() if p.dim() == 0]
     if scalars:
         raise NotShardable(
-            f"FSDP2 divides parameters along their first dimension, and {some(scalars)} has none. "
-            f"Make it a tensor of shape (1,), or type: LAUNCHER=configs/accelerate/ddp.yaml"
+            f"FSDP2 shards parameters along their first dimension, and {some(scalars)} has none. "
+            "Make it a tensor of shape (1,), or set: LAUNCHER=configs/accelerate/ddp.yaml"
         )
 
 
@@ -269,21 +254,22 @@ def _is_narrow(module: nn.Module) -> bool:
 
 
 def _note(module: nn.Module, ranks: Ranks, reduces_each: bool) -> str:
-    own, whole, gradients = 0, 0, 0
+    local_bytes = 0
+    total_bytes = 0
+    gradient_bytes = 0
     for parameter in module.parameters():
-        count = parameter.numel() * parameter.element_size()
-        own += local(parameter).nbytes
-        whole += count
-        gradients += count if parameter.requires_grad else 0
+        nbytes = parameter.numel() * parameter.element_size()
+        local_bytes += local(parameter).nbytes
+        total_bytes += nbytes
+        if parameter.requires_grad:
+            gradient_bytes += nbytes
     share = (
-        f"FSDP2: each of {ranks.world_size} ranks keeps {size(own / 2**30)} of "
-        f"{size(whole / 2**30)} of weights"
+        f"FSDP2: each of {ranks.world_size} ranks keeps {size(local_bytes / 2**30)} of "
+        f"{size(total_bytes / 2**30)} of weights"
     )
     if reduces_each:
-        return (
-            f"{share}; batch.sync=micro: gradients are added up over the ranks at every micro-step"
-        )
+        return f"{share}; batch.sync=micro: gradients are reduced at every micro-step"
     return (
-        f"{share}, and whole gradients between micro-steps, {size(gradients / 2**30)}. "
-        "batch.sync=micro keeps its part of them, and adds up over the ranks at every micro-step"
+        f"{share}, and unsharded gradients between micro-steps, {size(gradient_bytes / 2**30)}. "
+        "batch.sync=micro keeps its shard of them, and reduces at every micro-step"
     )

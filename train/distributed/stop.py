@@ -1,6 +1,4 @@
-"""A stop that was asked for: a signal, a deadline or a file sets a flag, on which the ranks agree
-before a step.
-"""
+"""Requests to stop: a signal, a deadline or a file sets a flag; ranks agree on it before a step."""
 
 import os
 import signal
@@ -13,16 +11,16 @@ from types import FrameType
 from train.distributed.parents import Parents
 from train.launching import LAUNCHER_PID, LEAVE_SECONDS, STOP_SIGNALS
 
-# between two looks for the stop file: some file systems take milliseconds for an answer
-LOOK_SECONDS = 1.0
+# Between two polls for the stop file: some file systems need milliseconds for an answer.
+POLL_SECONDS = 1.0
 
 
 class Stop:
-    """SIGTERM, SIGINT, SIGUSR1, SIGHUP and SIGQUIT ask for a stop; Ctrl-C again after 2 s leaves at
-    once.
+    """Whether a stop is requested, and by what.
 
-    So do `hours` since the start, a file of the name that `watch` is told, the end of the launcher
-    where `watch_launcher` says so, and whoever calls `ask`.
+    By SIGTERM, SIGINT, SIGUSR1, SIGHUP or SIGQUIT (Ctrl-C again after 2 s leaves at once), `hours`
+    since the start, the file passed to `watch`, the end of the launcher with `watch_launcher`, or
+    `ask`.
     """
 
     def __init__(self, hours: float | None = None, watch_launcher: bool = False) -> None:
@@ -33,20 +31,18 @@ class Stop:
         self._file: Path | None = None
         self._is_ours: Callable[[], bool] = lambda: True
         self._parents = Parents() if watch_launcher else None
-        self._next_look = 0.0
+        self._next_poll = 0.0
 
     def listen(self) -> None:
         for name in STOP_SIGNALS:
             number = getattr(signal, name)
-            # `nohup` and `command &` in a script let this process ignore what the terminal sends.
+            # `nohup` and `command &` in a script make this process ignore the terminal's signals.
             ignored = signal.getsignal(number) is signal.SIG_IGN
             if not (ignored and name in ("SIGHUP", "SIGQUIT")):
                 signal.signal(number, self._on_signal)
 
     def watch(self, file: Path, is_ours: Callable[[], bool] = lambda: True) -> None:
-        """`is_ours`: whether its folder is still this run's; the file of another run is left to
-        that one.
-        """
+        """Stop when `file` exists. `is_ours`: whether its folder is still that of this run."""
         self._file = file
         self._is_ours = is_ours
 
@@ -54,16 +50,16 @@ class Stop:
         self.cause = self.cause or cause
 
     def requested(self) -> bool:
-        """To be asked once per step."""
+        """To be called once per step."""
         now = time.monotonic()
         if self._deadline and now >= self._deadline:
             self.ask(f"duration.hours={self._hours:g}")
-        if now >= self._next_look and not self.cause:
-            self._next_look = now + LOOK_SECONDS
-            self._look()
+        if now >= self._next_poll and not self.cause:
+            self._next_poll = now + POLL_SECONDS
+            self._poll()
         return self.cause is not None
 
-    def _look(self) -> None:
+    def _poll(self) -> None:
         gone = self._parents.gone() if self._parents else None
         if gone:
             self.ask(gone)
@@ -73,24 +69,23 @@ class Stop:
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self.cause = signal.Signals(number).name
-        # counted alone: after any other cause the first one must not lose the save
+        # Counted separately: after another signal, the first Ctrl-C must not prevent the save.
         if number != signal.SIGINT:
             return
         now = time.monotonic()
         if self._interrupted_at is None:
             self._interrupted_at = now
             if LAUNCHER_PID not in os.environ and os.environ.get("RANK", "0") == "0":
-                # Not print: the handler may stand inside of one.
-                text = (
+                _write(
                     f"\nstopping, and saving; Ctrl-C again after {LEAVE_SECONDS:g} s leaves at "
                     "once\n"
                 )
-                _write(text)
         elif now - self._interrupted_at >= LEAVE_SECONDS:
             raise KeyboardInterrupt
 
 
 def _write(text: str) -> None:
+    """Not by print, which this signal handler may have interrupted."""
     try:
         os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, text.encode())
     except (OSError, ValueError):  # nobody reads it

@@ -1,6 +1,4 @@
-"""A run that stands still ends, and says where: stacks of all ranks, and which of them the others
-wait for.
-"""
+"""Ends a run that makes no progress, and reports stacks and the rank that others wait for."""
 
 import faulthandler
 import json
@@ -11,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TextIO
 
@@ -34,11 +33,10 @@ def watched(
     step: Callable[[], int],
     end: Callable[[str, int], None],
 ) -> Iterator[None]:
-    """All that is done inside, on every rank: steps, evaluations, saves. `step()`: how many are
-    done.
+    """Watches what is done inside, on every rank: steps, evaluations, saves.
 
-    `end(reason, step)` writes down how the run ended; it is called on rank 0, just before the
-    process ends.
+    `step()`: how many are done. `end(reason, step)` writes down how the run ended; it is called on
+    rank 0, just before the process ends.
     """
     watchdog = Watchdog(ranks, deadline_seconds, folder, step, end)
     ranks.wait_for_watchdog()
@@ -50,11 +48,9 @@ def watched(
 
 
 class Watchdog:
-    """Looks, in a thread of its own, whether the run still moves: at steps, batches of an
-    evaluation, bytes of a save.
+    """A thread that polls for progress: steps, batches of an evaluation, bytes of a save.
 
-    It counts its looks, not a clock: time in which the process was frozen as a whole is not
-    counted.
+    It counts its polls, not seconds: time in which the whole process was frozen does not count.
     """
 
     def __init__(
@@ -73,70 +69,73 @@ class Watchdog:
         self._period = min(LONGEST_PERIOD_SECONDS, deadline_seconds / 10)
         self._stacks = folder / f"stacks-rank{ranks.rank}.txt"
         self._beats = 0
-        self._main_rank: list[int] = []  # its step and beats: the others wait while it saves
-        self._main = threading.main_thread().ident
-        self._over, self._alarm = threading.Event(), threading.Event()
-        self._heard: list[list[str | None]] = []  # since the alarm: what all ranks said
-
+        self._progress_of_main: list[int] = []  # rank 0's step and beats: others wait for its saves
+        self._main_thread = threading.main_thread().ident
+        self._over = threading.Event()
+        self._alarm = threading.Event()
+        self._reports: list[list[str | None]] = []  # since the alarm: those of all ranks
         self._watching = threading.Thread(target=self._watch, name="watchdog", daemon=True)
-        self._talking = threading.Thread(target=self._talk, name="watchdog", daemon=True)
+        self._publishing = threading.Thread(target=self._publish, name="watchdog", daemon=True)
 
     def start(self) -> None:
         self._watching.start()
-        self._talking.start()
+        self._publishing.start()
 
     def finish(self) -> None:
         self._over.set()
         self._watching.join(1)
 
-    def _talk(self) -> None:
-        """A thread of its own: it waits for ever where the store is held by a process that is
-        stopped.
+    def _publish(self) -> None:
+        """Publish where this rank is, and read where the others are.
+
+        In a second thread: it blocks for ever where the process that holds the store is stopped.
         """
-        told, board = 0, self._ranks.board()
+        board = self._ranks.board()
+        number = 0
         while not self._over.wait(self._period):
-            told += 1
-            here = {
-                "told": told,
+            number += 1
+            report = {
+                "number": number,  # so that two reports of a rank that is alive differ
                 "step": self._ranks.pulse.window,
                 "beats": self._beats,
-                "place": self._place(),
+                "location": self._location(),
             }
-            board.pin("here", json.dumps(here))
+            board.pin("here", json.dumps(report))
             if not self._ranks.is_main:
                 of_main = board.read_of("here", 0)
                 if of_main:
-                    said = json.loads(of_main)
-                    self._main_rank = [said["step"], said["beats"]]
+                    main = json.loads(of_main)
+                    self._progress_of_main = [main["step"], main["beats"]]
             if self._alarm.is_set():
-                self._heard.append(board.read("here"))
+                self._reports.append(board.read("here"))
 
     def _watch(self) -> None:
-        seen: list[int] = []
-        idle = 0  # looks since then
+        last: list[int] = []
+        idle = 0  # polls since it changed
         with os.fdopen(open_own(self._stacks), "a") as file:  # those of an earlier attempt stay
-            # Later than `_stop`, so that other ranks have said by then which one is silent.
-            outside = Outside(self._period, self._deadline + 10 * self._period, file, self._held())
+            # Later than `_stop`, so that other ranks have reported by then which one is silent.
+            seconds = self._deadline + 10 * self._period
+            outside = Outside(self._period, seconds, file, self._gil_message())
             while not self._over.wait(self._period):
-                outside.tell()
+                outside.notify()
                 self._beats = self._ranks.pulse.look()
-                now = [self._ranks.pulse.window, self._beats, *self._main_rank]
-                if now != seen:
-                    seen = now
+                progress = [self._ranks.pulse.window, self._beats, *self._progress_of_main]
+                if progress != last:
+                    last = progress
                     idle = 0
                     continue
                 idle += 1
                 if idle * self._period > self._deadline:
                     self._stop(file)
             outside.end()
-            with suppress(OSError):  # the folder may be gone, or another run's
-                if not self._stacks.stat().st_size and os.path.samestat(
-                    self._stacks.stat(), os.fstat(file.fileno())
-                ):
+            with suppress(OSError):  # the folder may be gone
+                status = self._stacks.stat()
+                is_ours = os.path.samestat(status, os.fstat(file.fileno()))  # not of another run
+                if is_ours and status.st_size == 0:
                     self._stacks.unlink()
 
-    def _held(self) -> str:
-        """For the process outside: no thread of Python runs where something holds the GIL."""
+    def _gil_message(self) -> str:
+        """Printed by the process outside: no Python thread runs while something holds the GIL."""
         return (
             f"rank {self._ranks.rank}: no progress for {self._deadline:g} s "
             "(runtime.timeout_seconds): something holds Python's lock (GIL). The stacks are in "
@@ -146,22 +145,20 @@ class Watchdog:
     def _stop(self, file: TextIO) -> None:
         faulthandler.dump_traceback(file, all_threads=True)
         self._alarm.set()
-        # for the others to say something twice; one that is frozen does not
+        # Time for the others to report twice; one that is frozen does not.
         if self._over.wait(5 * self._period):
             return
-        reason = diagnosis(self._heard, self._deadline, self._folder)
+        reason = diagnosis(self._reports, self._deadline, self._folder)
         write_lines(f"rank {self._ranks.rank}: {reason}")
         if self._ranks.is_main:
             self._end(reason, self._step())
-        # for the others to write their stacks: the launcher ends them when it sees the first
+        # Time for the others to write their stacks: the launcher ends them after the first one.
         time.sleep(self._period)
         os._exit(1)
 
-    def _place(self) -> str:
-        """Where the main thread is: the innermost line of this package, or of the user's own code
-        above it.
-        """
-        frame = sys._current_frames().get(self._main or 0)
+    def _location(self) -> str:
+        """Where the main thread is: its innermost line outside of libraries."""
+        frame = sys._current_frames().get(self._main_thread or 0)
         while frame and _is_of_a_library(frame.f_code.co_filename):
             frame = frame.f_back
         if not frame:
@@ -173,47 +170,72 @@ def _is_of_a_library(file: str) -> bool:
     return "site-packages" in file or file.startswith(("<", STANDARD_LIBRARY))
 
 
-def diagnosis(heard: Sequence[Sequence[str | None]], deadline: float, folder: Path) -> str:
-    """From what all ranks said, several times over: who is silent, who waits, and whom for."""
-    lines, silent, waiting, steps = [], [], [], {}
-    for rank, (then, now) in (
-        enumerate(zip(heard[0], heard[-1], strict=True)) if len(heard) > 1 else ()
-    ):
-        said = json.loads(now) if now else None
-        if said is None or then == now:
-            silent.append(rank)
-            last = f"last at step {said['step']}, {said['place']}" if said else "never heard of"
-            lines.append(f"  rank {rank}: silent ({last})")
-        else:
-            steps[rank] = said["step"]
-            if said["place"].startswith(WAITS_IN):
-                waiting.append(rank)
-            lines.append(f"  rank {rank}: step {said['step']}, {said['place']}")
-    # Those that are a step behind, or do something else than to wait for a message.
-    behind = [
-        rank for rank, step in steps.items() if step == min(steps.values()) and rank not in waiting
+@dataclass
+class _Diagnosis:
+    """What the reports of all ranks show."""
+
+    lines: list[str] = field(default_factory=list)
+    silent: list[int] = field(default_factory=list)
+    """Ranks that no longer report."""
+    waiting: list[int] = field(default_factory=list)
+    """Ranks that wait for a message of others."""
+    steps: dict[int, int] = field(default_factory=dict)
+    """The step of each rank that reports."""
+
+    def add(self, rank: int, first: str | None, last: str | None) -> None:
+        """`first`, `last`: reports of a rank, some periods apart."""
+        report = json.loads(last) if last else None
+        if report is None or first == last:
+            self.silent.append(rank)
+            seen = "never heard of"
+            if report:
+                seen = f"last at step {report['step']}, {report['location']}"
+            self.lines.append(f"  rank {rank}: silent ({seen})")
+            return
+        self.steps[rank] = report["step"]
+        if report["location"].startswith(WAITS_IN):
+            self.waiting.append(rank)
+        self.lines.append(f"  rank {rank}: step {report['step']}, {report['location']}")
+
+    def behind(self) -> list[int]:
+        """Ranks at the lowest step that do something else than wait for a message."""
+        if not self.steps:
+            return []
+        lowest = min(self.steps.values())
+        return [
+            rank for rank, step in self.steps.items() if step == lowest and rank not in self.waiting
+        ]
+
+    def cause(self) -> str:
+        if not self.lines:
+            return (
+                "the ranks cannot hear each other: what holds their store (the launcher, or rank "
+                "0) is stopped or gone"
+            )
+        if self.silent:
+            return (
+                f"rank(s) {', '.join(map(str, self.silent))} no longer answer: stopped, out of "
+                "memory, or the machine is gone"
+            )
+        behind = self.behind()
+        if 0 < len(behind) < len(self.lines):
+            return f"the others wait for rank(s) {', '.join(map(str, behind))}"
+        return "which rank came first is unknown"
+
+
+def diagnosis(reports: Sequence[Sequence[str | None]], deadline: float, folder: Path) -> str:
+    """Which rank is silent, which waits, and for whom.
+
+    `reports`: of all ranks, several times.
+    """
+    diagnosed = _Diagnosis()
+    if len(reports) > 1:
+        for rank, (first, last) in enumerate(zip(reports[0], reports[-1], strict=True)):
+            diagnosed.add(rank, first, last)
+    message = [
+        f"no progress for {deadline:g} s (runtime.timeout_seconds): {diagnosed.cause()}",
+        *diagnosed.lines,
+        f"  the stacks are in {folder}/stacks-rank*.txt. If a step may take that long, set: "
+        f"runtime.timeout_seconds={10 * deadline:g}",
     ]
-    if not lines:
-        why = (
-            "the ranks cannot hear each other: what holds their store (the launcher, or rank 0) "
-            "is stopped or gone"
-        )
-    elif silent:
-        why = (
-            f"rank(s) {', '.join(map(str, silent))} no longer answer: stopped, out of memory, or "
-            "the machine is gone"
-        )
-    elif 0 < len(behind) < len(heard[-1]):
-        why = f"the others wait for rank(s) {', '.join(map(str, behind))}"
-    else:
-        why = "it cannot be told which rank came first"
-    stacks = (
-        f"  the stacks are in {folder}/stacks-rank*.txt. If a step may take that long: "
-        "runtime.timeout_seconds="
-    )
-    told = [
-        f"no progress for {deadline:g} s (runtime.timeout_seconds): {why}",
-        *lines,
-        f"{stacks}{10 * deadline:g}",
-    ]
-    return "\n".join(told)
+    return "\n".join(message)

@@ -5,6 +5,7 @@ from packaging.requirements import Requirement
 from train.doctor.facts import Facts
 from train.doctor.findings import Finding, doubtful, fine, wrong
 from train.errors import counted
+from train.installation import IS_CLONE
 from train.launching.gpus import find_trouble, hides_all
 
 FULL_GIB, LOW_GIB = 1, 10
@@ -16,9 +17,8 @@ def check_versions(facts: Facts) -> list[Finding]:
     expected = ("torch", "accelerate", "datasets", "wandb", "omegaconf")
     missing = [name for name in expected if name not in facts.packages]
     if missing:
-        return wrong(
-            f"{', '.join(missing)} cannot be found", "Run: pip install -c constraints.txt -e ."
-        )
+        remedy = "pip install -c constraints.txt -e ." if IS_CLONE else "pip install isobatch"
+        return wrong(f"{', '.join(missing)} cannot be found", f"Run: {remedy}")
     found: list[Finding] = []
     for requirement in map(Requirement, facts.requirements):
         version = facts.packages.get(requirement.name)

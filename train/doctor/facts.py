@@ -15,7 +15,7 @@ import psutil
 import torch
 
 from train.distributed.accelerator import trains_on_cpu
-from train.launching.arguments import CLONE
+from train.installation import IS_CLONE, ROOT
 from train.launching.gpus import Seen, look_by_torch
 from train.launching.torch_builds import Machine, look_at_machine
 from train.report.environment import environment
@@ -106,10 +106,10 @@ def gather(output_dir: str, timeout_seconds: float) -> Facts:
 
 def _requirements() -> tuple[str, ...]:
     """None where the package is installed: pip has seen to them."""
-    file = CLONE / "pyproject.toml"
-    return (
-        tuple(tomllib.loads(file.read_text())["project"]["dependencies"]) if file.exists() else ()
-    )
+    if not IS_CLONE:
+        return ()
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    return tuple(project["dependencies"])
 
 
 def _gpu(index: int) -> Gpu:

@@ -22,6 +22,7 @@ from train.exactness.padding import padding_reasons
 from train.exactness.reference_gradient import halve_until_it_fits, widest_forward
 from train.exactness.training_check import check_training
 from train.exactness.trial import Trial
+from train.installation import command
 from train.models.preserve_state import undisturbed
 from train.step import Learner
 from train.tasks import Task, TaskError, by_term
@@ -186,7 +187,7 @@ def _rounding_reasons(learner: Learner, measured: _Measured, precision: str) -> 
     if trained_in in ROUNDS:
         return [
             f"{ROUNDS[trained_in]}: within {BOUNDS[trained_in]:.0e} of the big batch's gradient "
-            "(scripts/verify.py measures)"
+            f"({command('verify').removeprefix('python ')} measures)"
         ]
     if measured.narrower_inside in HALF_PRECISION:
         return [

@@ -1,18 +1,18 @@
-"""The command line of ./launch.sh and of `python -m train.launch`."""
+"""The command line of ./launch.sh and of `isobatch launch`."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from train.errors import UserError
+from train.installation import CONFIGS, IS_CLONE, LAUNCH
 from train.launching.launcher_keys import SWITCHES
 
-USAGE = (Path(__file__).parent / "usage.txt").read_text(encoding="utf-8")
-CLONE = Path(__file__).resolve().parents[2]
-"""Above the package: the clone, or the folder into which a wheel was installed."""
-IS_CLONE = (CLONE / "launch.sh").exists()
+_OF_ENVIRONMENT = re.compile("^  (EXTRAS|TORCH_BUILD)=.*\n", re.MULTILINE)
+"""Lines about the .venv that launch.sh makes."""
 OF_THE_PLANNER = ("--memory", "--ranks")
-"""Options with a value, behind a blank or a `=`: what fits, as train/plan/__main__.py prints it."""
+"""Options with a value, after a blank or a `=`: what fits, as train/plan/__main__.py prints it."""
 
 
 class LaunchRefused(UserError):
@@ -36,20 +36,17 @@ class Arguments:
         return self.needs_ranks and self.loop != "doctor"
 
     def flag(self, name: str) -> str | None:
-        """The value of accelerate's --NAME, the last one; "" where it has none; None where it is
-        not there.
-        """
-        found = None
-        for place, word in enumerate(self.flags):
+        """The last value of accelerate's --NAME; "" where it has none; None without the flag."""
+        last = None
+        for index, word in enumerate(self.flags):
             key, equals, value = word.partition("=")
-            if key.replace("-", "_") != f"__{name}":
-                continue
-            following = self.flags[place + 1 : place + 2]
-            found = value if equals else "".join(following)
-        return found
+            if key.replace("-", "_") == f"__{name}":
+                next_word = "".join(self.flags[index + 1 : index + 2])
+                last = value if equals else next_word
+        return last
 
     def without(self, names: Sequence[str]) -> list[str]:
-        """accelerate's flags but for --NAME, with its value, for each of `names`."""
+        """accelerate's flags without --NAME and its value, for each of `names`."""
         kept: list[str] = []
         is_value = False
         for word in self.flags:
@@ -62,54 +59,52 @@ class Arguments:
 
 
 def parse(argv: Sequence[str]) -> Arguments:
-    """Raises LaunchRefused where no config is named and there is no clone to take one from."""
-    found = Arguments()
+    """Without a CONFIG: the quick start's."""
+    arguments = Arguments()
     words = list(argv)
     if "--" in words:
         cut = words.index("--")
-        found.flags = words[cut + 1 :]
+        arguments.flags = words[cut + 1 :]
         words = words[:cut]
     if words and words[0] in ("standard", "accumulate", "doctor"):
-        found.loop = words.pop(0)
+        arguments.loop = words.pop(0)
     values = iter(words)
     for word in values:
         if word in OF_THE_PLANNER:
-            found.words += [word, next(values, "")]
+            arguments.words += [word, next(values, "")]
         else:
-            _sort(word, found)
-    found.plans_memory = any(word.startswith(OF_THE_PLANNER) for word in found.words)
-    found.needs_ranks &= not found.plans_memory
-    if not found.config and not found.help:
-        found.config = _quick_start()
-    return found
+            _sort(word, arguments)
+    arguments.plans_memory = any(word.startswith(OF_THE_PLANNER) for word in arguments.words)
+    arguments.needs_ranks &= not arguments.plans_memory
+    if not arguments.config and not arguments.help:
+        arguments.config = str(CONFIGS / "digits.yaml")
+    return arguments
 
 
-def _sort(word: str, found: Arguments) -> None:
+def _sort(word: str, arguments: Arguments) -> None:
     if word in ("--help", "-h"):
-        found.help = True
+        arguments.help = True
     elif word == "--dry-run":
-        found.dry_run = True
+        arguments.dry_run = True
     elif word == "--plan":
-        found.needs_ranks = False
-        found.words.append(word)
+        arguments.needs_ranks = False
+        arguments.words.append(word)
     elif word == "--print-config":
-        found.needs_ranks = False
-        found.prints_config = True
-    elif (
-        not word.startswith("-") and not found.config and ("=" not in word or Path(word).is_file())
-    ):
-        # A file is a CONFIG even if its path holds a `=`, as the folder of a run may.
-        found.config = word
+        arguments.needs_ranks = False
+        arguments.prints_config = True
+    elif not word.startswith("-") and not arguments.config and _is_config(word):
+        arguments.config = word
     else:
-        found.words.append(word)
+        arguments.words.append(word)
 
 
-def _quick_start() -> str:
-    config = CLONE / "configs" / "digits.yaml"
-    if config.exists():
-        return str(config)
-    raise LaunchRefused(
-        "launch: which config?\n  got:  none\n"
-        "  why:  the quick-start config belongs to the clone, and this is an installed package\n"
-        "  type: python -m train.launch CONFIG"
-    )
+def _is_config(word: str) -> bool:
+    """A file is one even if its path holds a `=`, as the folder of a run may."""
+    return "=" not in word or Path(word).is_file()
+
+
+def usage() -> str:
+    text = (Path(__file__).parent / "usage.txt").read_text(encoding="utf-8")
+    if IS_CLONE:
+        return text
+    return _OF_ENVIRONMENT.sub("", text).replace("./launch.sh", LAUNCH)

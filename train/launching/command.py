@@ -8,15 +8,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from train.errors import print_error
-from train.launching.arguments import CLONE, IS_CLONE, Arguments, LaunchRefused
-from train.launching.choose import PROGRAM, Ranks
+from train.installation import IS_CLONE, LAUNCH, LAUNCH_NAME, ROOT
+from train.launching.arguments import Arguments, LaunchRefused
+from train.launching.choose import Ranks
 from train.launching.launcher_check import of_flags
 from train.launching.launcher_file import DEFAULT, LauncherFile
 from train.launching.sharding import is_sharding_flag, sharding_variables
 
 TORCHRUN_FLAGS = ("--max_restarts", "--rdzv_", "--monitor_interval", "--log_dir", "--tee")
 SET_BY_VARIABLES = ("cpu", "gpu_ids")
-"""By the flags, accelerate makes one rank of several, and wants two GPUs or more."""
+"""As flags, they would make accelerate start one rank, or refuse fewer than two GPUs."""
 
 
 @dataclass(frozen=True)
@@ -32,9 +33,8 @@ class Command:
         settings = [f"{name}={value}" for name, value in self.variables.items()]
         print(shlex.join(["env", *settings, *self.words]))
         if adds:
-            print(
-                "# launch.sh adds ISOBATCH_ATTEMPT, ISOBATCH_ENDED and ISOBATCH_LAUNCHER_PID to it"
-            )
+            added = "ISOBATCH_ATTEMPT, ISOBATCH_ENDED and ISOBATCH_LAUNCHER_PID"
+            print(f"# {LAUNCH_NAME} adds {added} to it")
 
 
 def build(arguments: Arguments, file: LauncherFile, ranks: Ranks, grace: int) -> Command:
@@ -66,9 +66,9 @@ def _accelerate(arguments: Arguments, file: LauncherFile, ranks: Ranks) -> list[
     if file.get("enable_cpu_affinity"):
         words.append("--enable_cpu_affinity")
     several = ranks.number != 1
-    torchrun_flag = next((flag for flag in arguments.flags if _is_torchrun(flag)), None)
-    if not several and torchrun_flag:
-        _check_lone_rank(torchrun_flag, arguments)
+    torchrun_flags = [flag for flag in arguments.flags if _is_torchrun(flag)]
+    if not several and torchrun_flags:
+        _check_lone_rank(torchrun_flags[0], arguments)
         several = True  # the file says 1: accelerate refuses --multi_gpu beside --num_processes 1
     else:
         words += ["--num_processes", str(ranks.number)]
@@ -103,7 +103,7 @@ def _check_lone_rank(flag: str, arguments: Arguments) -> None:
             f"launch: {flag} for one rank has to be asked for in another way\n"
             f"  got:  --num_processes 1, beside {flag}\n"
             "  why:  accelerate would start the rank without torchrun, which alone knows that "
-            f"flag\n  type: NPROC=1 {PROGRAM} ... -- {flag} ..."
+            f"flag\n  run:  NPROC=1 {LAUNCH} ... -- {flag} ..."
         )
 
 
@@ -111,11 +111,12 @@ def _variables(ranks: Ranks, grace: int) -> dict[str, str]:
     # The current directory comes last: at the front, a train.py or a folder train/ there would hide
     # ours. An installed package is found anyway; at the front, its neighbours would hide modules of
     # Python.
-    ours = [str(CLONE)] if IS_CLONE else []
-    entries = [*ours, *os.environ.get("PYTHONPATH", "").split(os.pathsep), str(Path.cwd())]
+    stated = [entry for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep) if entry]
+    clone = [str(ROOT)] if IS_CLONE else []
+    path = dict.fromkeys([*clone, *stated, str(Path.cwd())])  # each once
     variables = {
         "PYTHONSAFEPATH": "1",
-        "PYTHONPATH": os.pathsep.join(dict.fromkeys(filter(None, entries))),
+        "PYTHONPATH": os.pathsep.join(path),
         # A signal that torchrun does not handle kills it and leaves its ranks behind.
         "PET_SIGNALS_TO_HANDLE": "SIGTERM,SIGINT,SIGUSR1,SIGHUP,SIGQUIT",
         "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(grace),
@@ -133,15 +134,18 @@ def _variables(ranks: Ranks, grace: int) -> dict[str, str]:
 
 
 def grace_seconds(environment: Mapping[str, str]) -> int:
-    """Torch's own variable: what torchrun gives its ranks when a scheduler sends it the signal
-    directly.
+    """Seconds from a stop signal until ranks that still run are killed.
+
+    torch's own variable: the time that torchrun gives its ranks when a scheduler signals it.
     """
-    # as scripts/slurm.sbatch leaves
-    told = environment.get("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "120")
-    if told.isdecimal() and int(told) > 0:
-        return int(told)
+    # 120 s: as long as scripts/slurm.sbatch leaves before the end of a job
+    seconds = environment.get("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "120")
+    if seconds.isdecimal() and int(seconds) > 0:
+        return int(seconds)
     raise LaunchRefused(
         "launch: TORCH_ELASTIC_SHUTDOWN_TIMEOUT is the time that ranks have to save after a stop "
-        f"signal\n  got:  TORCH_ELASTIC_SHUTDOWN_TIMEOUT={told}\n  why:  it has to be a whole "
-        f"number of seconds, 1 or more\n  type: TORCH_ELASTIC_SHUTDOWN_TIMEOUT=120 {PROGRAM}"
+        "signal\n"
+        f"  got:  TORCH_ELASTIC_SHUTDOWN_TIMEOUT={seconds}\n"
+        "  why:  it has to be a whole number of seconds, 1 or more\n"
+        f"  run:  TORCH_ELASTIC_SHUTDOWN_TIMEOUT=120 {LAUNCH}"
     )

@@ -1,7 +1,6 @@
-"""What torch makes of the GPUs of this machine, and what is in its way. Launcher, doctor and each
-rank ask here.
+"""Which GPUs of this machine torch can use, and why not all. For launcher, doctor and ranks.
 
-Where a card is there and torch cannot use it, training would go to the CPU without a word.
+Where torch cannot use a card, training would silently run on the CPU.
 """
 
 import json
@@ -28,7 +27,7 @@ from train.launching.torch_builds import (
 )
 
 PROBE_SECONDS = 300
-"""For torch to wake the cards of this machine."""
+"""For torch to initialise the cards of this machine."""
 
 
 @dataclass(frozen=True)
@@ -43,18 +42,16 @@ class Gpu:
 
 @dataclass(frozen=True, kw_only=True)
 class Seen:
-    """By torch."""
+    """What torch sees."""
 
     version: str = ""
     cuda: str = ""
-    """That this torch was built for; empty where it was built for CPUs."""
+    """The version that this torch was built for; empty in a build for CPUs."""
     hip: str = ""
     kernels: tuple[str, ...] = ()
-    """sm_75: runs on compute capability 7.5 and on later 7.x; compute_120: is compiled for 12.0 and
-    all later ones.
-    """
+    """sm_75 runs on compute capability 7.5 and later 7.x; compute_120 on 12.0 and all later."""
     gpus: tuple[Gpu, ...] = ()
-    """Those that a process can open, as the CUDA runtime counts them: NVML counts others too."""
+    """Those that a process can open, as the CUDA runtime counts them: NVML counts more."""
     error: str = ""
 
 
@@ -63,7 +60,7 @@ class Trouble:
     got: str
     why: str
     remedy: str
-    """To type."""
+    """A command."""
 
 
 def look_by_torch() -> Seen:
@@ -87,14 +84,16 @@ def look_by_torch() -> Seen:
 
 
 def ask_torch(visible: str = "") -> Seen:
-    """In another process, which costs an import of torch: asked only where the machine seems to
-    have a GPU.
+    """As look_by_torch, in another process; only where the machine seems to have a GPU.
 
-    `visible`: for CUDA_VISIBLE_DEVICES.
+    The launcher itself starts without torch, whose import takes seconds. `visible`: for
+    CUDA_VISIBLE_DEVICES.
     """
     if not (shutil.which("nvidia-smi") or any(DEV.glob("nvidia[0-9]*")) or (DEV / "kfd").exists()):
         return Seen()
-    environment = os.environ | ({"CUDA_VISIBLE_DEVICES": visible} if visible else {})
+    environment = dict(os.environ)
+    if visible:
+        environment["CUDA_VISIBLE_DEVICES"] = visible
     words = [sys.executable, "-m", "train.launching.gpus"]
     try:
         done = subprocess.run(
@@ -105,13 +104,16 @@ def ask_torch(visible: str = "") -> Seen:
             timeout=PROBE_SECONDS,
             check=False,
         )
-        found = json.loads(done.stdout.strip().rpartition("\n")[2] or "null")
     except subprocess.TimeoutExpired:
         return Seen(error=f"torch did not answer for {PROBE_SECONDS} s")
-    if found is None:
-        return Seen(error=f"torch cannot be imported: {done.stderr.strip().rpartition(chr(10))[2]}")
-    gpus = tuple(Gpu(gpu["name"], tuple(gpu["capability"])) for gpu in found.pop("gpus"))
-    return Seen(**{**found, "kernels": tuple(found["kernels"]), "gpus": gpus})
+    last_line = done.stdout.strip().rpartition("\n")[2]  # libraries may print before it
+    if not last_line:
+        reason = done.stderr.strip().rpartition("\n")[2]
+        return Seen(error=f"torch cannot be imported: {reason}")
+    fields = json.loads(last_line)
+    fields["kernels"] = tuple(fields["kernels"])
+    fields["gpus"] = tuple(Gpu(gpu["name"], tuple(gpu["capability"])) for gpu in fields["gpus"])
+    return Seen(**fields)
 
 
 def hides_all(visible: str | None) -> bool:
@@ -124,11 +126,10 @@ def hides_all(visible: str | None) -> bool:
 def find_trouble(
     seen: Seen, visible: str | None, look: Callable[[], Machine] = look_at_machine
 ) -> Trouble | None:
-    """Why the cards of this machine, or some of those that were asked for, cannot be used; None:
-    nothing is wrong.
+    """Why torch cannot use the cards of this machine, or some of those requested; else None.
 
-    `visible`: what CUDA_VISIBLE_DEVICES is, or will be. What torch can open is not judged by the
-    driver: a cluster may have added what lets an older one run it.
+    `visible`: what CUDA_VISIBLE_DEVICES is, or will be. The driver is not looked at where torch can
+    open the cards: a cluster may have installed NVIDIA's compatibility libraries.
     """
     if seen.hip and seen.gpus:
         return None  # refused elsewhere, by name
@@ -137,18 +138,15 @@ def find_trouble(
     machine = Machine() if hides_all(visible) else look()
     if not machine.cards:
         return None
-    has = (
-        f"{counted(len(machine.cards), 'GPU')} ({machine.cards[0]}, driver "
-        f"{machine.driver or 'unknown'})"
-    )
+    number = counted(len(machine.cards), "GPU")
+    has = f"{number} ({machine.cards[0]}, driver {machine.driver or 'unknown'})"
     if not seen.version:
         return Trouble(has, seen.error, f"{sys.executable} -c 'import torch'")
     cuda = int(seen.cuda.partition(".")[0] or 0)
     if not cuda:
         kind = "AMD GPUs" if seen.hip else "CPUs"
-        return Trouble(
-            has, f"this torch ({seen.version}) was built for {kind}", remedy(seen, machine)
-        )
+        why = f"this torch ({seen.version}) was built for {kind}"
+        return Trouble(has, why, remedy(seen, machine))
     if not driver_suits(cuda, machine.driver):
         why = (
             f"torch {seen.version} was built for CUDA {seen.cuda}, which needs driver "
@@ -156,22 +154,16 @@ def find_trouble(
         )
         return Trouble(has, why, remedy(seen, machine))
     if visible:
-        return Trouble(
-            has, f"CUDA_VISIBLE_DEVICES={visible} names none of them", "unset CUDA_VISIBLE_DEVICES"
-        )
-    return Trouble(
-        has,
-        f"torch cannot use them: {machine.error or seen.error or 'no reason given'}",
-        "nvidia-smi",
-    )
+        why = f"CUDA_VISIBLE_DEVICES={visible} names none of them"
+        return Trouble(has, why, "unset CUDA_VISIBLE_DEVICES")
+    reason = machine.error or seen.error or "no reason given"
+    return Trouble(has, f"torch cannot use them: {reason}", "nvidia-smi")
 
 
 def _without_kernels(
     seen: Seen, visible: str | None, look: Callable[[], Machine]
 ) -> Trouble | None:
-    """A card that is older, or newer, than all for which this torch was compiled fails at its first
-    kernel.
-    """
+    """A card for whose compute capability this torch was not compiled fails at its first kernel."""
     without = [gpu for gpu in seen.gpus if not _has_kernels(gpu.capability, seen.kernels)]
     if not without:
         return None
@@ -186,33 +178,30 @@ def _without_kernels(
 
 def _has_kernels(capability: Capability, kernels: Sequence[str]) -> bool:
     for kernel in kernels:
-        found = re.fullmatch(r"(sm|compute)_(\d+)(\d)([a-z]?)", kernel)
-        if not found:
+        name = re.fullmatch(r"(sm|compute)_(\d+)(\d)([a-z]?)", kernel)
+        if not name:
             continue
-        built = (int(found[2]), int(found[3]))
-        is_for_later = found[1] == "compute" or built[0] == capability[0]
-        if found[4] == "a":  # sm_90a: for that card alone
-            is_for_later = False
-        if built == capability or (is_for_later and built < capability):
+        built = (int(name[2]), int(name[3]))
+        runs_on_later = name[1] == "compute" or built[0] == capability[0]
+        if name[4] == "a":  # sm_90a: for that card alone
+            runs_on_later = False
+        if built == capability or (runs_on_later and built < capability):
             return True
     return not kernels
 
 
 def remedy(seen: Seen, machine: Machine) -> str:
-    """What brings a torch that can use the cards; where there is none, what to do about driver or
-    cards.
-    """
+    """How to get a torch that can use the cards; where there is none, a driver or other cards."""
     build = find_build(machine)
     if build is not None:
-        wanted = [f"torch=={seen.version.partition('+')[0]}+{build.name}"]
-        if find_spec("torchvision"):  # it is built for one CUDA too
-            wanted.append(
-                f"torchvision=={metadata.version('torchvision').partition('+')[0]}+{build.name}"
-            )
-        return (
-            f"{sys.executable} -m pip install {' '.join(wanted)} --extra-index-url "
-            f"{INDEX}/{build.name}"
-        )
+        versions = {"torch": seen.version}
+        if find_spec("torchvision"):  # it is built for one version of CUDA too
+            versions["torchvision"] = metadata.version("torchvision")
+        pins = []
+        for package, version in versions.items():
+            pins.append(f"{package}=={version.partition('+')[0]}+{build.name}")
+        index = f"{INDEX}/{build.name}"
+        return f"{sys.executable} -m pip install {' '.join(pins)} --extra-index-url {index}"
     build = find_build(replace(machine, driver=""))
     if build is not None:
         return (
@@ -225,7 +214,7 @@ def remedy(seen: Seen, machine: Machine) -> str:
 def refusal(trouble: Trouble) -> str:
     return (
         f"torch cannot use the GPUs of this machine\n  got:  {trouble.got}\n  why:  {trouble.why}\n"
-        f"  type: {trouble.remedy}\n        (or ACCELERATE_USE_CPU=true before the command: train "
+        f"  run:  {trouble.remedy}\n        (or ACCELERATE_USE_CPU=true before the command: train "
         "on the CPU)"
     )
 

@@ -1,7 +1,6 @@
 """The launcher file of accelerate, as far as a launch depends on it.
 
-Read by yaml itself: accelerate's own reader costs an import of torch, 2.5 CPU seconds (accelerate
-1.15).
+Read by yaml: accelerate's own reader imports torch, which takes 2.5 CPU seconds (accelerate 1.15).
 """
 
 import json
@@ -9,14 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from train.launching.arguments import CLONE, Arguments, LaunchRefused
+from train.installation import CONFIGS, ROOT, find_shipped
+from train.launching.arguments import Arguments, LaunchRefused
 
-DEFAULT = CLONE / "configs" / "accelerate" / "ddp.yaml"
-if not DEFAULT.exists():  # an installed package
-    DEFAULT = Path(__file__).parent / "ddp.yaml"
-"""The only file that accelerate itself reads: what is taken of another becomes flags, and nothing
-of it acts unseen. accelerate 1.15 itself drops a file's rdzv_backend, same_network and
-enable_cpu_affinity, and fails at a bare `no`.
+DEFAULT = CONFIGS / "accelerate" / "ddp.yaml"
+"""The only file that accelerate itself reads: the settings of another become flags and variables.
+
+accelerate 1.15 drops rdzv_backend, same_network and enable_cpu_affinity of a file, and fails at a
+bare `no`.
 """
 
 
@@ -25,23 +24,23 @@ class LauncherFile:
     path: Path
     values: dict[str, Any]
     users_own: bool
-    """Not the one that is taken where LAUNCHER names none."""
+    """Not the default."""
 
     def get(self, name: str) -> Any:
         return self.values.get(name)
 
 
-def find(asked: str | None) -> LauncherFile:
-    if not asked:
+def find(name: str | None) -> LauncherFile:
+    if not name:
         return LauncherFile(DEFAULT, _read(DEFAULT), users_own=False)
-    for path in (Path(asked), CLONE / asked):
+    for path in (find_shipped(Path(name)), ROOT / name):
         if path.is_file():
             return LauncherFile(path, _read(path), users_own=path.resolve() != DEFAULT.resolve())
     raise LaunchRefused(
-        f"launch: there is no launcher file LAUNCHER={asked}\n"
-        f"  got:  neither here ({Path.cwd()}) nor in {CLONE} is there a file of that name\n"
+        f"launch: there is no launcher file LAUNCHER={name}\n"
+        f"  got:  no file of that name here ({Path.cwd()}) or in {CONFIGS.parent}\n"
         f"  why:  accelerate would take your own default file, and silently train another way\n"
-        f"  type: ls {DEFAULT.parent}"
+        f"  run:  ls {DEFAULT.parent}"
     )
 
 
@@ -61,7 +60,7 @@ def _read(path: Path) -> dict[str, Any]:
 def _no_launcher_file(path: Path, why: str) -> LaunchRefused:
     return LaunchRefused(
         f"launch: {path} is no launcher file of accelerate\n  got:  {why}\n"
-        f"  type: accelerate config --config_file {path}"
+        f"  run:  accelerate config --config_file {path}"
     )
 
 

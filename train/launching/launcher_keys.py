@@ -1,4 +1,4 @@
-"""What becomes of each key of accelerate's launcher file, and of each flag after `--`: one table.
+"""One table: what becomes of each key of accelerate's launcher file and of each flag after `--`.
 
 The names are those of accelerate 1.15: a test compares them with its source. docs/cluster.md shows
 the same table.
@@ -6,6 +6,8 @@ the same table.
 
 from dataclasses import dataclass
 from typing import Any
+
+from train.installation import LAUNCH, LAUNCH_NAME
 
 TAKEN, NO_EFFECT, REFUSED = "taken", "no effect", "refused"
 
@@ -19,7 +21,7 @@ class Row:
     says: str
     """What the key becomes, or why it is refused and what to set instead."""
     values: tuple[Any, ...] = ()
-    """The row holds for these values only; for all where there are none."""
+    """Those for which the row holds; all where it names none."""
 
     def shown(self) -> str:
         """A row of the table in docs/cluster.md."""
@@ -37,8 +39,8 @@ _PARALLEL = (
     "FSDP"
 )
 _SAGEMAKER = (
-    "SageMaker starts programs in its own way. Start launch.sh on the machine itself; remove the "
-    "key"
+    f"SageMaker starts programs in its own way. Start {LAUNCH_NAME} on the machine itself; remove "
+    "the key"
 )
 _DEEPSPEED = f"DeepSpeed replaces optimizer and loop, and {_PARALLEL}; remove deepspeed_config"
 _FSDP1 = "FSDP 1 is not supported, FSDP 2 is. Set: fsdp_version: 2"
@@ -55,7 +57,7 @@ _SPLIT = (
     f"there is no tensor, context or sequence parallelism: {_PARALLEL}; remove parallelism_config"
 )
 _TPU = "ranks work on NVIDIA GPUs and on CPUs. Remove the key"
-_OURS = "launch.sh names the program and its words. Remove the flag"
+_OURS = f"{LAUNCH_NAME} names the program and its words. Remove the flag"
 _FP8 = "there is no fp8. Set: precision=bf16 in the config; remove the key"
 
 ROWS = (
@@ -67,7 +69,7 @@ ROWS = (
         ("NO", "MULTI_CPU"),
     ),
     _row("distributed_type", TAKEN, "the same; refused where no GPU is visible", ("MULTI_GPU",)),
-    _row("multi_gpu", TAKEN, "several ranks; launch.sh adds it"),
+    _row("multi_gpu", TAKEN, f"several ranks; {LAUNCH_NAME} adds it"),
     _row(
         "num_processes",
         TAKEN,
@@ -122,7 +124,7 @@ ROWS = (
     _row(
         "compute_environment",
         NO_EFFECT,
-        "launch.sh starts ranks on this machine",
+        f"{LAUNCH_NAME} starts ranks on this machine",
         ("LOCAL_MACHINE",),
     ),
     _row(
@@ -241,7 +243,7 @@ ROWS = (
     _row(
         "config_file",
         REFUSED,
-        "it would replace the file that was read. Type: LAUNCHER=FILE before ./launch.sh",
+        f"it would replace the file that was read. Run: LAUNCHER=FILE before {LAUNCH}",
     ),
     _row("module no_python help", REFUSED, _OURS),
 )
@@ -262,9 +264,7 @@ SECTIONS = {
     "dynamo_config": "dynamo_",
     "mpirun_config": "mpirun_",
 }
-"""Sections of the file, and what accelerate puts before the names of their keys where it is
-missing.
-"""
+"""Sections of the file: the prefix that accelerate adds to their keys where it is missing."""
 
 _SWITCHES = (
     "cpu multi_gpu tpu enable_cpu_affinity dynamo_use_fullgraph dynamo_use_dynamic "
@@ -296,7 +296,7 @@ VARIABLES = {
     "ACCELERATE_USE_MEGATRON_LM": "use_megatron_lm",
     "ACCELERATE_USE_PARALLELISM_CONFIG": "use_parallelism_config",
 }
-"""By these accelerate's launcher tells its ranks; they may also be the user's own."""
+"""What accelerate's launcher sets for its ranks; a user may set them as well."""
 
 
 def row_of(key: str, value: Any) -> Row | None:
@@ -308,8 +308,7 @@ def row_of(key: str, value: Any) -> Row | None:
 
 
 def asks_nothing(key: str, value: Any) -> bool:
-    """How `accelerate config` writes what was not chosen. A bare `no` is false in YAML."""
-    unchosen = (
-        value is None or value is False or value in ("", "no", "NO", "false", "False", [], {}, [""])
-    )
-    return unchosen or USUAL.get(key) == value
+    """Whether it is what `accelerate config` writes for an option that was not selected."""
+    if value is None or value is False:  # a bare `no` is false in YAML
+        return True
+    return value in ("", "no", "NO", "false", "False", [], {}, [""]) or USUAL.get(key) == value

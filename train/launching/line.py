@@ -1,6 +1,4 @@
-"""A line between two launches: messages of JSON, one a line, over a TCP connection that stays for
-as long as both.
-"""
+"""A connection between two launches: JSON messages, one a line, over TCP, open until one ends."""
 
 import json
 import socket
@@ -9,29 +7,31 @@ from contextlib import suppress
 from typing import Any
 
 SILENT_SECONDS = 60
-"""Without an answer to the kernel's questions, the other end is lost."""
-IDLE_SECONDS, BETWEEN_SECONDS = 20, 10
+"""Without an answer to the kernel's keep-alive probes, the other end counts as lost."""
+IDLE_SECONDS = 20
+BETWEEN_SECONDS = 10
 LONGEST_MESSAGE = 4_096
 
-GO, BYE = {"go": True}, {"bye": True}
+GO = {"go": True}
+BYE = {"bye": True}
 
 
 class Line:
     def __init__(self, connection: socket.socket) -> None:
         self._connection = connection
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        questions = {
+        probes = {
             "TCP_KEEPIDLE": IDLE_SECONDS,
             "TCP_KEEPINTVL": BETWEEN_SECONDS,
             "TCP_KEEPCNT": (SILENT_SECONDS - IDLE_SECONDS) // BETWEEN_SECONDS,
         }
-        for name, value in questions.items():
+        for name, value in probes.items():
             if hasattr(socket, name):
                 connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
     @property
     def own_address(self) -> str:
-        """By which the other end reaches this machine."""
+        """The address by which the other end reaches this machine."""
         return str(self._connection.getsockname()[0]).removeprefix("::ffff:")
 
     def send(self, message: Mapping[str, Any]) -> None:
@@ -39,9 +39,7 @@ class Line:
             self._connection.sendall(json.dumps(message).encode() + b"\n")
 
     def receive(self, seconds: float) -> dict[str, Any] | None:
-        """One message; None where none comes in time, or the other end is gone or speaks another
-        language.
-        """
+        """One message; None where none comes in time, the other end is gone, or it is no JSON."""
         with suppress(OSError, ValueError):
             self._connection.settimeout(seconds)
             message = json.loads(self._read())
@@ -49,17 +47,16 @@ class Line:
         return None
 
     def loss(self) -> str:
-        """Waits for the end of the other end: why it was lost; empty where it said goodbye."""
-        why = "its launch was killed, or the machine restarted"
+        """Waits until the other end closes: why it was lost, or empty where it sent BYE."""
         try:
             self._connection.settimeout(None)
             if self._read() == json.dumps(BYE).encode() + b"\n":
                 return ""
         except TimeoutError:
-            why = f"it is down or cut off: no answer for {SILENT_SECONDS} s"
+            return f"it is down or cut off: no answer for {SILENT_SECONDS} s"
         except OSError:  # reset, or closed on this side
             pass
-        return why
+        return "its launch was killed, or the machine restarted"
 
     def close(self) -> None:
         with suppress(OSError):  # wakes a thread that reads; close alone does not

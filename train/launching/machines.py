@@ -1,6 +1,4 @@
-"""The machines of a job, and which of them this one is: by flags, else by SLURM, else by the
-launcher file.
-"""
+"""The machines of a job and which of them this is: by flags, else SLURM, else the launcher file."""
 
 import hashlib
 import re
@@ -11,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from train.errors import counted, print_error
+from train.installation import LAUNCH
 from train.launching.arguments import Arguments, LaunchRefused
-from train.launching.choose import PROGRAM
 from train.launching.launcher_file import LauncherFile
 
 FIRST_PORT, PORTS = 15_000, 8_000
@@ -33,14 +31,12 @@ FLAGS = (
 class Machines:
     number: int = 1
     least: int = 1
-    """With fewer than `number` the ranks are started too, and again whenever a machine comes or is
-    lost.
-    """
+    """From so many machines on the ranks are started, and again when one comes or is lost."""
     rank: int = 0
     head: str = ""
     """The host name or address of machine 0."""
     port: int = 0
-    """Of torch's store on the head. At the next one launches meet."""
+    """Of torch's store on the head. The launches meet at the next one."""
     job: str = ""
     backend: str = "static"
     conf: str = ""
@@ -52,15 +48,13 @@ class Machines:
         return self.least < self.number
 
     @property
-    def door(self) -> int:
+    def meeting_port(self) -> int:
         return self.port + 1
 
     def among(self, arguments: Arguments) -> Arguments:
-        """`arguments` with the place of this machine as accelerate's flags, wherever it
-        was found.
-        """
-        given = arguments.without(FLAGS if self.number > 1 else ("nnodes", "rdzv_id"))
-        return replace(arguments, flags=[*given, *self._flags()])
+        """`arguments` with what is known of this machine as flags of accelerate."""
+        replaced = FLAGS if self.number > 1 else ("nnodes", "rdzv_id")
+        return replace(arguments, flags=[*arguments.without(replaced), *self._flags()])
 
     def _flags(self) -> list[str]:
         if self.number == 1:
@@ -72,18 +66,21 @@ class Machines:
             "main_process_port": self.port,
             "rdzv_backend": self.backend,
         }
-        if self.is_elastic:  # accelerate does not know of it: torchrun is told by PET_NNODES
+        if self.is_elastic:  # accelerate has no flag for it: torchrun reads PET_NNODES
             stated = {"num_machines": 1, "rdzv_backend": self.backend}
-        conf = self.conf
+        conf = [self.conf] if self.conf else []
         if self.backend == "c10d":
             # Else torch guesses from host names which machine has to hold the store.
-            conf = ",".join(filter(None, [f"is_host={int(self.rank == 0)}", conf]))
+            conf.insert(0, f"is_host={int(self.rank == 0)}")
         if conf:
-            stated["rdzv_conf"] = conf
-        return [word for name, value in stated.items() for word in (f"--{name}", str(value))]
+            stated["rdzv_conf"] = ",".join(conf)
+        flags = []
+        for name, value in stated.items():
+            flags += [f"--{name}", str(value)]
+        return flags
 
     def variables(self) -> dict[str, str]:
-        """By which torchrun is told what accelerate has no flag for."""
+        """For torchrun, what accelerate has no flag for."""
         if self.number == 1:
             return {}
         # Without an id of its own, a machine of another job that reaches this port is taken for one
@@ -93,7 +90,7 @@ class Machines:
             variables["PET_RDZV_ENDPOINT"] = f"{self.head}:{self.port}"
         if self.is_elastic:
             variables["PET_NNODES"] = f"{self.least}:{self.number}"
-            variables["ISOBATCH_WORLD_SIZE"] = ""  # nobody knows yet
+            variables["ISOBATCH_WORLD_SIZE"] = ""  # not known yet
             # A store for each start. A shared one tells starts apart by the restarts that an agent
             # has counted (distributed.ranks), and the agent of a machine that came later has
             # counted fewer.
@@ -104,31 +101,15 @@ class Machines:
 def find_machines(
     arguments: Arguments, file: LauncherFile, environment: Mapping[str, str]
 ) -> Machines:
-    """Raises LaunchRefused where it is not known which machine this is, or where the
-    first one is.
-    """
-    found = _of_slurm(environment) | _of_flags(arguments)
-    if file.users_own:
-        found = {name: str(file.get(name)) for name in FLAGS if file.get(name) is not None} | found
-    by = found.get("nnodes") or found.get("num_machines") or "1"
-    numbers = re.fullmatch(r"([1-9]\d*)(?::([1-9]\d*))?", by)
-    least, most = (int(numbers[1]), int(numbers[2] or numbers[1])) if numbers else (0, 0)
-    if not 0 < least <= most:
-        raise _refused(
-            f"how many machines is {by}?", by, "it is a number, or LEAST:MOST", "--num_machines 2"
-        )
+    """Raises LaunchRefused where the number of this machine, or the first one, is not stated."""
+    # A flag overrides SLURM, and both override the launcher file.
+    settings = _of_file(file) | _of_slurm(environment) | _of_flags(arguments)
+    number = settings.get("nnodes") or settings.get("num_machines") or "1"
+    least, most = _range(number)
     if most == 1:
         return Machines()
-    rank = found.get("machine_rank", "")
-    if not rank.isdecimal() or int(rank) >= most:
-        got = f"--machine_rank {rank}" if rank else "no --machine_rank"
-        raise _refused(
-            f"which of the {most} machines is this?",
-            got,
-            f"each has its own: 0 to {most - 1}",
-            "--machine_rank 0",
-        )
-    head = found.get("main_process_ip", "")
+    rank = _rank(settings.get("machine_rank", ""), most)
+    head = settings.get("main_process_ip", "")
     if not head:
         raise _refused(
             "where is machine 0?",
@@ -136,38 +117,80 @@ def find_machines(
             "the machines meet there",
             "--main_process_ip HOST",
         )
-    words = hashlib.sha256(
-        "\0".join([arguments.loop, arguments.config, *arguments.words]).encode()
-    ).hexdigest()[:8]
-    stem = re.sub(r"[^\w.-]", "_", Path(arguments.config).stem)
-    job = found.get("rdzv_id") or f"{stem}-{words}"
-    if not re.fullmatch(r"[\w.-]+", job):
-        raise _refused(
-            "--rdzv_id is the name of the job",
-            job,
-            "letters, digits, . _ - only",
-            "--rdzv_id my-job",
-        )
-    backend = found.get("rdzv_backend", "static")
+    words = _digest(arguments)
+    job = _job(settings.get("rdzv_id"), arguments, words)
+    backend = settings.get("rdzv_backend", "static")
     if least < most:
-        backend = "c10d"
-        _check_restarts(arguments, f"{least}:{most}")
+        backend = "c10d"  # torch's static rendezvous has a fixed number of machines
+        _check_restarts(arguments, number)
     machines = Machines(
         number=most,
         least=least,
-        rank=int(rank),
+        rank=rank,
         head=head,
-        port=_port(found.get("main_process_port", "0"), job),
+        port=_port(settings.get("main_process_port", "0"), job),
         job=job,
         backend=backend,
-        conf=found.get("rdzv_conf", ""),
+        conf=settings.get("rdzv_conf", ""),
         words=words,
     )
     print_error(
-        f"launch: machine {rank} of {by}; job {job}, machine 0 is {head}, ports {machines.port} "
-        f"and {machines.door}"
+        f"launch: machine {rank} of {number}; job {job}, machine 0 is {head}, ports "
+        f"{machines.port} and {machines.meeting_port}"
     )
     return machines
+
+
+def _of_file(file: LauncherFile) -> dict[str, str]:
+    if not file.users_own:
+        return {}
+    return {name: str(file.get(name)) for name in FLAGS if file.get(name) is not None}
+
+
+def _range(number: str) -> tuple[int, int]:
+    """The least and the largest number of machines, of `2` or `1:3`."""
+    match = re.fullmatch(r"([1-9]\d*)(?::([1-9]\d*))?", number)
+    if match is not None:
+        least = int(match[1])
+        most = int(match[2] or least)
+        if least <= most:
+            return least, most
+    raise _refused(
+        f"how many machines is {number}?",
+        number,
+        "it is a number, or LEAST:MOST",
+        "--num_machines 2",
+    )
+
+
+def _rank(text: str, machines: int) -> int:
+    if text.isdecimal() and int(text) < machines:
+        return int(text)
+    raise _refused(
+        f"which of the {machines} machines is this?",
+        f"--machine_rank {text}" if text else "no --machine_rank",
+        f"each has its own: 0 to {machines - 1}",
+        "--machine_rank 0",
+    )
+
+
+def _digest(arguments: Arguments) -> str:
+    words = "\0".join([arguments.loop, arguments.config, *arguments.words])
+    return hashlib.sha256(words.encode()).hexdigest()[:8]
+
+
+def _job(stated: str | None, arguments: Arguments, digest: str) -> str:
+    """A name that all machines of the job find by themselves."""
+    stem = re.sub(r"[^\w.-]", "_", Path(arguments.config).stem)
+    job = stated or f"{stem}-{digest}"
+    if re.fullmatch(r"[\w.-]+", job):
+        return job
+    raise _refused(
+        "--rdzv_id is the name of the job",
+        job,
+        "letters, digits, . _ - only",
+        "--rdzv_id my-job",
+    )
 
 
 def _of_flags(arguments: Arguments) -> dict[str, str]:
@@ -179,8 +202,9 @@ def _of_flags(arguments: Arguments) -> dict[str, str]:
 
 
 def _of_slurm(environment: Mapping[str, str]) -> dict[str, str]:
-    """Under srun with one task on each of several nodes. A trial of `wandb agent` is one machine's
-    own.
+    """Under srun with one task on each of several nodes.
+
+    A trial of `wandb agent` runs on one machine, whatever the job has.
     """
     nodes = int(environment.get("SLURM_STEP_NUM_NODES") or 1)
     if nodes == 1 or environment.get("WANDB_SWEEP_ID"):
@@ -190,8 +214,8 @@ def _of_slurm(environment: Mapping[str, str]) -> dict[str, str]:
         raise LaunchRefused(
             f"launch: srun started {counted(tasks, 'task')} on {counted(nodes, 'node')}\n"
             f"  got:  SLURM_STEP_NUM_TASKS={tasks}, SLURM_STEP_NUM_NODES={nodes}\n"
-            f"  why:  {PROGRAM} starts the ranks of a machine itself: one task on each node\n"
-            f"  type: srun --ntasks-per-node=1 {PROGRAM}"
+            f"  why:  {LAUNCH} starts the ranks of a machine itself: one task on each node\n"
+            f"  run:  srun --ntasks-per-node=1 {LAUNCH}"
         )
     # The first of node[01-04,7],gpu3: what is in brackets is shortened to its first number.
     nodes_stated = environment.get("SLURM_STEP_NODELIST", "")
@@ -217,8 +241,11 @@ def _port(stated: str, job: str) -> int:
             "--main_process_port 29500",
         )
     slurm = re.fullmatch(r"slurm-(\d+)\.(\d+)", job)
-    # Jobs that run at the same time have numbers near each other, and so have steps.
-    number = int(slurm[1]) + 97 * int(slurm[2]) if slurm else zlib.crc32(job.encode())
+    if slurm:
+        # Jobs that run at the same time have numbers near each other, and so have steps.
+        number = int(slurm[1]) + 97 * int(slurm[2])
+    else:
+        number = zlib.crc32(job.encode())
     return FIRST_PORT + 2 * (number % PORTS)
 
 
@@ -230,5 +257,5 @@ def _check_restarts(arguments: Arguments, numbers: str) -> None:
 
 def _refused(what: str, got: str, why: str, flags: str) -> LaunchRefused:
     return LaunchRefused(
-        f"launch: {what}\n  got:  {got}\n  why:  {why}\n  type: {PROGRAM} ... -- {flags} ..."
+        f"launch: {what}\n  got:  {got}\n  why:  {why}\n  run:  {LAUNCH} ... -- {flags} ..."
     )

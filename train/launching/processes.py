@@ -1,5 +1,6 @@
-"""The processes of one attempt, known by the mark in their environment: torchrun gives each rank
-its own session.
+"""The processes of one attempt, identified by a variable of their environment.
+
+Not by session or process group: torchrun gives each rank a session of its own.
 """
 
 import os
@@ -14,21 +15,20 @@ from train.launching import MARK
 
 
 def remaining(attempt: str) -> list[psutil.Process]:
-    """All that were started in this attempt and have not ended, whoever their parent is by now."""
-    found = []
+    """All that were started in this attempt and still run, also those whose parent has ended."""
+    alive = []
     for process in psutil.process_iter():
         with suppress(psutil.Error):
             marked = process.environ().get(MARK) == attempt
             if marked and process.status() != psutil.STATUS_ZOMBIE:
-                found.append(process)
-    return found
+                alive.append(process)
+    return alive
 
 
 def ranks_of(attempt: str, child: int, child_is_rank: bool) -> list[psutil.Process]:
-    """The ranks alone, not their data workers: a SIGTERM kills those, and with them the step that
-    is under way.
+    """The ranks without their data workers, which a SIGTERM would kill in the middle of a step.
 
-    Where the launcher of the ranks is gone, they are those whose parent is none of us.
+    Where the ranks' launcher has ended, they are those whose parent is not of this attempt.
     """
     marked = remaining(attempt)
     pids = {process.pid for process in marked}
@@ -42,17 +42,19 @@ def ranks_of(attempt: str, child: int, child_is_rank: bool) -> list[psutil.Proce
 
 
 def listens(process: psutil.Process) -> bool:
-    """Whether it has the handlers of a training; where that cannot be seen (no /proc): yes.
+    """Whether it has installed its signal handlers; True where that cannot be seen (no /proc).
 
-    Known by that of SIGTERM: for SIGINT every Python has one, which ends it in the midst of an
-    import.
+    Judged by that of SIGTERM: every Python has one for SIGINT, which would end an import.
     """
     try:
         lines = Path(f"/proc/{process.pid}/status").read_text().splitlines()
     except OSError:
         return not Path("/proc/self/status").exists()
-    caught = [line.split()[1] for line in lines if line.startswith("SigCgt:")]
-    return not caught or bool(int(caught[0], 16) >> (signal.SIGTERM - 1) & 1)
+    masks = [line.split()[1] for line in lines if line.startswith("SigCgt:")]
+    if not masks:
+        return True
+    caught = int(masks[0], 16)  # bit n - 1: signal n has a handler
+    return bool(caught >> (signal.SIGTERM - 1) & 1)
 
 
 def send(number: int, processes: Iterable[psutil.Process]) -> None:
@@ -73,9 +75,7 @@ def _is_ignored(number: int) -> bool:
 
 
 def wake_up_pipe() -> int:
-    """Every signal that has a handler writes a byte into it: what waits, waits for that. The end to
-    read from.
-    """
+    """The read end of a pipe into which each handled signal writes a byte, to wait for."""
     read, write = os.pipe()
     for end in (read, write):
         os.set_blocking(end, False)

@@ -11,27 +11,25 @@ from pathlib import Path
 
 PREFIX = "isobatch."
 NEW_SECONDS = 60.0
-"""So old a folder has been locked, where its launch lives."""
+"""A folder of this age has been locked, where its launch still runs."""
 
 
 class Scratch:
-    """Held by a lock on the folder itself: what a launch that was killed left behind is known by
-    the free lock.
-    """
+    """Locked by its launch: a folder whose lock is free was left by a launch that was killed."""
 
     def __init__(self) -> None:
         self.path = Path(tempfile.mkdtemp(prefix=PREFIX))
-        self._held = os.open(self.path, os.O_RDONLY)
+        self._descriptor = os.open(self.path, os.O_RDONLY)
         with suppress(OSError):  # a file system without locks
-            fcntl.flock(self._held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
     def remove(self) -> None:
         shutil.rmtree(self.path, ignore_errors=True)
-        os.close(self._held)
+        os.close(self._descriptor)
 
 
 def sweep() -> None:
-    """Remove what launches of this user left behind that were killed outright."""
+    """Remove what launches of this user left that were killed."""
     for folder in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
         with suppress(OSError):
             if _is_left_behind(folder):
@@ -39,9 +37,9 @@ def sweep() -> None:
 
 
 def _is_left_behind(folder: Path) -> bool:
-    found = folder.lstat()
-    is_old = time.time() - found.st_mtime > NEW_SECONDS
-    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or not is_old:
+    status = folder.lstat()
+    is_old = time.time() - status.st_mtime > NEW_SECONDS
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid() or not is_old:
         return False
     descriptor = os.open(folder, os.O_RDONLY)
     try:

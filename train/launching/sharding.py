@@ -1,6 +1,4 @@
-"""FSDP2 as the launcher file and the flags ask for it, in the variables by which accelerate tells
-its ranks.
-"""
+"""FSDP2 as launcher file and flags ask for it, as the variables that accelerate's ranks read."""
 
 from train.launching.arguments import Arguments
 from train.launching.launcher_check import asks_for_sharding, of_file, of_flags
@@ -14,20 +12,19 @@ VARIABLES = {
 
 
 def is_sharding_flag(key: str) -> bool:
-    """Such flags are not passed on: beside them accelerate takes no --multi_gpu, and on a CPU it
-    drops them.
-    """
+    """Not passed on: beside them accelerate accepts no --multi_gpu, and on a CPU drops them."""
     return key == "use_fsdp" or key.startswith("fsdp_")
 
 
 def sharding_variables(arguments: Arguments, file: LauncherFile) -> dict[str, str]:
     """Empty where FSDP is not asked for. A flag comes before the file."""
-    asked = [*of_file(file.values), *of_flags(arguments.flags)]
-    if not any(asks_for_sharding(each) for each in asked):
+    settings = [*of_file(file.values), *of_flags(arguments.flags)]
+    if not any(asks_for_sharding(each) for each in settings):
         return {}
     variables = {"ACCELERATE_USE_FSDP": "true"}
-    for each in asked:
-        if each.key in VARIABLES and each.value is not None:
-            value = ",".join(each.value) if isinstance(each.value, list) else str(each.value)
-            variables[VARIABLES[each.key]] = value
+    for each in settings:
+        if each.key not in VARIABLES or each.value is None:
+            continue
+        values = each.value if isinstance(each.value, list) else [str(each.value)]
+        variables[VARIABLES[each.key]] = ",".join(values)
     return variables

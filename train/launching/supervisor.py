@@ -1,12 +1,12 @@
-"""Starts the ranks, hands signals on to them, and turns the end into an exit code.
+"""Starts the ranks, forwards signals to them, and turns their end into an exit code.
 
-Handlers only write a signal down; the one loop here acts on it. The states:
+Signal handlers only note a signal; the one loop here acts on it. The states:
 
-RUNNING    nobody asked for anything
-STARTING   a stop was asked for, and no rank, or not every one, can hear of it yet
-STOPPING   the ranks were told: they save, for as long as their time is
+RUNNING    no stop was requested
+STARTING   a stop was requested, and not every rank has its signal handlers yet
+STOPPING   the signal was forwarded: the ranks save, within their grace period
 LEAVING    Ctrl-C again, some seconds after the first: they have a few seconds
-KILLED     their time was over
+KILLED     the time was over
 """
 
 import enum
@@ -35,9 +35,9 @@ from train.launching.processes import (
 )
 from train.launching.scratch import Scratch, sweep
 
-LEAVING_SECONDS = 10.0  # W&B is told the end
-ALL_LISTEN_SECONDS = 5.0  # between the first rank that can hear of a stop and the last
-LOOK_SECONDS = 0.1
+LEAVING_SECONDS = 10.0  # for W&B, which is sent the end of the run
+ALL_LISTEN_SECONDS = 5.0  # between the first rank that has its signal handlers and the last
+POLL_SECONDS = 0.1
 
 State = enum.Enum("State", "RUNNING STARTING STOPPING LEAVING KILLED")
 
@@ -46,14 +46,14 @@ class Supervisor:
     def __init__(self, command: Command, grace: int) -> None:
         self._command = command
         self._grace = grace
-        # the child: no launcher between
-        self._is_rank = "accelerate.commands.launch" not in command.words
+        # One rank is started without accelerate's launcher: the child is the rank.
+        self._child_is_rank = "accelerate.commands.launch" not in command.words
         self._attempt = f"{time.time():.0f}-{os.getpid()}"
         sweep()
         self._folder = Scratch()
         self._received: list[int] = []  # by the handlers, not yet acted on
-        self._told: list[int] = []  # signals that the ranks have got
-        self._asked: int | None = None  # while STARTING
+        self._forwarded: list[int] = []  # to the ranks
+        self._stop_signal: int | None = None  # while STARTING
         self._first_interrupt: float | None = None
         self._deadline = float("inf")
         self._all_by = float("inf")
@@ -93,13 +93,13 @@ class Supervisor:
             self._command.words,
             env={**os.environ, **variables},
             stdin=subprocess.DEVNULL,
-            # What the terminal sends reaches us alone, and the ranks by way of us.
+            # What the terminal sends reaches this process alone, which forwards it to the ranks.
             start_new_session=True,
         )
 
     def _wait_for_child(self, pipe: int) -> None:
         while self._child.poll() is None:
-            seconds = None if self._state is State.RUNNING and not self._received else LOOK_SECONDS
+            seconds = None if self._state is State.RUNNING and not self._received else POLL_SECONDS
             if select.select([pipe], [], [], seconds)[0]:
                 os.read(pipe, 4096)
             self._act()
@@ -108,7 +108,7 @@ class Supervisor:
         while self._received:
             self._on_signal(self._received.pop(0))
         if self._state is State.STARTING:
-            self._tell_or_end()
+            self._forward_or_end()
         if time.monotonic() > self._deadline:
             self._kill()
 
@@ -121,11 +121,11 @@ class Supervisor:
             return
         if self._state is State.RUNNING:
             self._state = State.STARTING
-            self._asked = number
+            self._stop_signal = number
             self._deadline = now + self._grace
             self._all_by = now + ALL_LISTEN_SECONDS
-        elif self._state is State.STOPPING and number not in self._told:
-            self._tell(number)
+        elif self._state is State.STOPPING and number not in self._forwarded:
+            self._forward(number)
 
     def _leave(self, now: float) -> None:
         if self._state is State.STARTING:
@@ -138,62 +138,58 @@ class Supervisor:
         self._state = State.LEAVING
         self._deadline = min(self._deadline, now + LEAVING_SECONDS)
 
-    def _tell_or_end(self) -> None:
-        """Ranks that meet begin to listen at nearly the same time: all are told, or nothing was
-        done yet.
+    def _forward_or_end(self) -> None:
+        """Forward the signal where the ranks handle it; where none does yet, end them.
+
+        Ranks that meet install their handlers at nearly the same time: either all can save, or
+        nothing was done yet.
         """
-        assert self._asked is not None
+        assert self._stop_signal is not None
         ranks = self._ranks()
-        hear = [process for process in ranks if listens(process)]
-        if hear and (len(hear) == len(ranks) or time.monotonic() > self._all_by):
+        listening = [process for process in ranks if listens(process)]
+        all_listen = len(listening) == len(ranks)
+        if listening and (all_listen or time.monotonic() > self._all_by):
             self._state = State.STOPPING
-            self._tell(self._asked)
-        elif not hear:
-            name = signal.Signals(self._asked).name
+            self._forward(self._stop_signal)
+        elif not listening:
+            name = signal.Signals(self._stop_signal).name
             print_error(f"launch: {name} before training began: nothing to save, all is ended")
-            self._told.append(self._asked)
+            self._forwarded.append(self._stop_signal)
             self._state = State.STOPPING
             self._deadline = time.monotonic() + 5
-            # To torchrun too, which would start the ranks again; it ends them itself.
-            send(
-                signal.SIGTERM,
-                [process for process in remaining(self._attempt) if process.pid == self._child.pid],
-            )
-            send(signal.SIGTERM, ranks)
+            # To torchrun first, which would else start the ranks again; it ends them itself.
+            launcher = [each for each in remaining(self._attempt) if each.pid == self._child.pid]
+            send(signal.SIGTERM, [*launcher, *ranks])
 
-    def _tell(self, number: int) -> None:
+    def _forward(self, number: int) -> None:
         seconds = self._deadline - time.monotonic()
         name = signal.Signals(number).name
-        more = (
-            f"; Ctrl-C again after {LEAVE_SECONDS:.0f} s leaves at once"
-            if number == signal.SIGINT
-            else ""
-        )
+        hint = ""
+        if number == signal.SIGINT:
+            hint = f"; Ctrl-C again after {LEAVE_SECONDS:.0f} s leaves at once"
         print_error(
-            f"launch: {name} handed on; waiting {seconds:.0f} s for the ranks to save and end{more}"
+            f"launch: {name} forwarded; waiting {seconds:.0f} s for the ranks to save and end{hint}"
         )
-        self._told.append(number)
+        self._forwarded.append(number)
         send(number, self._ranks())
 
     def _ranks(self) -> list[psutil.Process]:
-        return ranks_of(self._attempt, self._child.pid, self._is_rank)
+        return ranks_of(self._attempt, self._child.pid, self._child_is_rank)
 
     def _kill(self) -> None:
-        left = remaining(self._attempt)
-        if left:
-            pids = " ".join(str(process.pid) for process in left)
+        alive = remaining(self._attempt)
+        if alive:
+            pids = " ".join(str(process.pid) for process in alive)
             print_error(f"launch: killed what still ran at the end of its time: {pids}")
-            send(signal.SIGKILL, left)
+            send(signal.SIGKILL, alive)
         self._state = State.KILLED
         self._deadline = time.monotonic() + 5
 
     def _wait_for_the_rest(self) -> None:
-        """Ranks may outlive a launcher that was killed. What even KILL does not end is
-        left behind.
-        """
-        if not self._told and self._state is not State.KILLED:
+        """Ranks may outlive a launcher that was killed. What even SIGKILL does not end is left."""
+        if not self._forwarded and self._state is not State.KILLED:
             self._deadline = time.monotonic() + self._grace
-            if self._child.returncode < 0:  # nobody told them: give them the chance to save
+            if self._child.returncode < 0:  # the launcher was killed: let the ranks save
                 send(signal.SIGTERM, self._ranks())
         while remaining(self._attempt):
             while self._received:
@@ -202,7 +198,7 @@ class Supervisor:
                 if self._state is State.KILLED:
                     return
                 self._kill()
-            time.sleep(LOOK_SECONDS)
+            time.sleep(POLL_SECONDS)
 
     def _ended(self) -> dict[str, Any]:
         try:
@@ -212,31 +208,34 @@ class Supervisor:
         return ended
 
     def _code(self) -> int:
-        """The program writes how it ended into a file and exits 0: a launcher would restart or
-        flatten another code.
+        """That of ended.json, which the ranks write; without that file, the launcher's.
 
-        Without that file nobody knows more than the launcher.
+        The ranks themselves exit 0: accelerate's launcher would restart them after any other code,
+        or turn it into 1.
         """
-        # as accelerate's launcher, where there is one
-        code = FAILED if self._child.returncode else FINISHED
-        told = self._ended().get("code")
-        if isinstance(told, int):
-            return told if told != 0 or code == 0 or self._told else code
-        return 128 + self._told[-1] if self._told else code
+        launcher_code = FAILED if self._child.returncode else FINISHED
+        written = self._ended().get("code")
+        if isinstance(written, int):
+            if written == FINISHED and launcher_code and not self._forwarded:
+                return launcher_code  # it failed after the ranks had written
+            return written
+        if self._forwarded:
+            return 128 + self._forwarded[-1]
+        return launcher_code
 
     def _requeue(self, code: int) -> None:
-        """SLURM announces the end of a job's time by SIGUSR1, to us (--signal=B:USR1@120) or to the
-        ranks.
+        """Put a SLURM job back into the queue whose time ended.
 
-        SIGTERM is scancel, which means it. The machine of rank 0 does it.
+        SLURM announces that by SIGUSR1, to this process (--signal=B:USR1@120) or to the ranks.
+        SIGTERM comes from scancel: no requeue. The machine of rank 0 does it for all.
         """
         job = _job(os.environ)
         ended = self._ended()
-        announced = signal.SIGUSR1 in self._told or "SIGUSR1" in str(ended.get("reason"))
+        announced = signal.SIGUSR1 in self._forwarded or "SIGUSR1" in str(ended.get("reason"))
         if code != STOPPED or not job or ended.get("main") is False or not announced:
             return
         if os.environ.get("WANDB_SWEEP_ID"):
-            # A trial of `wandb agent`, whose job this is; W&B was told that the trial is preempted.
+            # A trial of `wandb agent`, whose job this is; W&B has marked the trial as preempted.
             print_error(
                 "launch: saved; W&B puts the trial back into the queue of its sweep, so SLURM is "
                 "not asked to"
@@ -244,21 +243,19 @@ class Supervisor:
             return
         print_error(f"launch: saved; job {job} goes back into the queue")
         try:
-            # By a signal: what it asked for ends this whole job, and has found scontrol too.
+            # scontrol may end by a signal, since what it requests ends this whole job: no failure.
             failed = subprocess.run(["scontrol", "requeue", job], check=False).returncode > 0
         except OSError:
             failed = True
         if failed:
             print_error(
-                "launch: scontrol requeue failed; type: sbatch again, it goes on from there"
+                "launch: scontrol requeue failed. Run: sbatch again; it resumes from the checkpoint"
             )
 
 
 def print_last_words(ended: Mapping[str, Any], returncode: int, words: Sequence[str]) -> None:
-    """The reason of a rank that failed alone, once more: torchrun's own trace stands below it by
-    now.
-    """
-    # it may be an older one
+    """The reason of a rank that failed alone, once more, below torchrun's own trace."""
+    # With restarts it may be the reason of an earlier attempt.
     is_restarted = any(word.replace("-", "_").startswith("__max_restarts") for word in words)
     if returncode and ended.get("code") == FAILED and not is_restarted:
         print_error(f"launch: {ended['reason']}")
@@ -270,5 +267,8 @@ def _job(environment: Mapping[str, str]) -> str:
     The number of one task of an array, the last one, is that of the array too: by it, all tasks
     would be killed and put back into the queue (seen with SLURM 22.05).
     """
-    array, task = environment.get("SLURM_ARRAY_JOB_ID"), environment.get("SLURM_ARRAY_TASK_ID")
-    return f"{array}_{task}" if array and task else environment.get("SLURM_JOB_ID", "")
+    array = environment.get("SLURM_ARRAY_JOB_ID")
+    task = environment.get("SLURM_ARRAY_TASK_ID")
+    if array and task:
+        return f"{array}_{task}"
+    return environment.get("SLURM_JOB_ID", "")

@@ -28,7 +28,7 @@ class Build:
     """As in the address of its wheels."""
     cuda: int
     least: Capability
-    """Its kernels are for cards from this compute capability on, up to `most`."""
+    """The lowest compute capability that it has kernels for."""
     most: Capability
 
 
@@ -46,10 +46,10 @@ SCHEDULERS = ("sbatch", "qsub", "bsub")
 
 @dataclass(frozen=True)
 class Machine:
-    """What is there, whether or not torch can use it."""
+    """Cards and driver, whether or not torch can use them."""
 
     cards: tuple[str, ...] = ()
-    """Their names: those that this process may open."""
+    """The names of those that this process may open."""
     capabilities: tuple[Capability, ...] = ()
     """Of the cards; empty where the driver is too old to say."""
     mig_instances: int = 0
@@ -63,21 +63,22 @@ def look_at_machine() -> Machine:
     files = sorted(DEV.glob("nvidia[0-9]*"))
     driver = driver_in(PROC.read_text()) if PROC.exists() else ""
     if not shutil.which("nvidia-smi"):
-        return Machine(
-            cards=tuple(file.name for file in files if _may_be_opened(file)), driver=driver
-        )
+        cards = [file.name for file in files if _may_be_opened(file)]
+        return Machine(cards=tuple(cards), driver=driver)
     code, listed = _nvidia_smi("-L")
-    cards = re.findall(r"^GPU \d+: (.+?) \(UUID", listed, re.MULTILINE)
     if code and driver and files and "No devices" not in listed:
         # Such as after an update of the driver without a restart.
         return Machine(
-            tuple(file.name for file in files), driver=driver, error=listed.partition("\n")[0]
+            cards=tuple(file.name for file in files),
+            driver=driver,
+            error=listed.partition("\n")[0],
         )
+    cards = re.findall(r"^GPU \d+: (.+?) \(UUID", listed, re.MULTILINE)
     versions = re.findall(r"^[\d.]+$", _query("driver_version"), re.MULTILINE)
-    found = re.findall(r"^(\d+)\.(\d+)$", _query("compute_cap"), re.MULTILINE)
+    capabilities = re.findall(r"^(\d+)\.(\d+)$", _query("compute_cap"), re.MULTILINE)
     return Machine(
         cards=tuple(cards),
-        capabilities=tuple((int(major), int(minor)) for major, minor in found),
+        capabilities=tuple((int(major), int(minor)) for major, minor in capabilities),
         mig_instances=len(re.findall(r"^\s+MIG .*UUID: MIG-", listed, re.MULTILINE)),
         driver=versions[0] if versions else driver,
     )
@@ -85,14 +86,12 @@ def look_at_machine() -> Machine:
 
 def driver_in(text: str) -> str:
     """The version in what /proc/driver/nvidia/version holds."""
-    found = re.search(r"NVRM version:.*?\s(\d{3,}\.\d+(?:\.\d+)?)\s", text)
-    return found[1] if found else ""
+    match = re.search(r"NVRM version:.*?\s(\d{3,}\.\d+(?:\.\d+)?)\s", text)
+    return match[1] if match else ""
 
 
 def _may_be_opened(file: Path) -> bool:
-    """A scheduler forbids the cards that a job has not asked for; that shows only when they are
-    opened.
-    """
+    """A scheduler forbids the cards that a job has not requested: seen only by opening them."""
     try:
         os.close(os.open(file, os.O_RDWR | os.O_CLOEXEC))
     except OSError:
@@ -122,7 +121,7 @@ def suits(build: Build, machine: Machine) -> bool:
 
 
 def driver_suits(cuda: int, driver: str) -> bool:
-    """True too where nothing is known of one of them."""
+    """Also True where one of the two is unknown."""
     number = driver.partition(".")[0]
     return not number.isdecimal() or int(number) >= OLDEST_DRIVER.get(cuda, 0)
 
@@ -134,38 +133,32 @@ def find_build(machine: Machine) -> Build | None:
 def choose(
     machine: Machine, environment: Mapping[str, str], on_path: Sequence[str] = ()
 ) -> tuple[str, str]:
-    """(name of a build, why). Empty: the one that pip finds. `on_path`: the schedulers that can be
-    called here.
+    """(name of a build, why). Empty: the one that pip finds. `on_path`: the schedulers found here.
 
-    A build for CPUs is chosen where no GPU is, and no scheduler, by which the training would go to
-    another machine.
+    The build for CPUs is for a machine without GPU and without scheduler: a scheduler would start
+    the training on another machine.
     """
-    asked = environment.get("TORCH_BUILD", "")
-    if asked:
-        return asked, "as TORCH_BUILD says"
+    stated = environment.get("TORCH_BUILD", "")
+    if stated:
+        return stated, "as TORCH_BUILD says"
     if sys.platform != "linux":
         return "", "there is one for this system"
     if not machine.cards and on_path:
-        return (
-            "",
+        why = (
             f"no GPU here, but {on_path[0]}: for jobs on nodes with a driver before 580, "
-            "TORCH_BUILD=cu126",
+            "TORCH_BUILD=cu126"
         )
+        return "", why
     if not machine.cards:
         return "cpu", "no NVIDIA GPU here; TORCH_BUILD=cu130 for one"
     build = find_build(machine)
-    is_at = f"driver {machine.driver or 'unknown'}, {machine.cards[0]}"
+    hardware = f"driver {machine.driver or 'unknown'}, {machine.cards[0]}"
     if build is None:
-        return "", f"{is_at}: no build knows both"
-    return "" if build == BUILDS[0] else build.name, is_at
+        return "", f"{hardware}: no build supports both"
+    name = "" if build == BUILDS[0] else build.name
+    return name, hardware
 
 
 if __name__ == "__main__":
-    print(
-        "\n".join(
-            choose(
-                look_at_machine(), os.environ, [name for name in SCHEDULERS if shutil.which(name)]
-            )
-        )
-    )
-    sys.exit()
+    schedulers = [name for name in SCHEDULERS if shutil.which(name)]
+    print(*choose(look_at_machine(), os.environ, schedulers), sep="\n")

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from train.batch import BatchPlan
 from train.config import Loaded
+from train.installation import LAUNCH
 from train.memory.memory_trace import (
     AS_CONFIGURED,
     CHECKPOINTED,
@@ -187,7 +188,7 @@ def launch_command(fit: Fit, loaded: Loaded, loop: str, plan: BatchPlan) -> str:
     words += [f"{key}={value}" for key, value in settings.items()]
     if fit.accumulation_steps > 1:
         loop = "accumulate"
-    return f"NPROC={fit.world_size} ./launch.sh {loop} {shlex.join(words)}"
+    return f"NPROC={fit.world_size} {LAUNCH} {loop} {shlex.join(words)}"
 
 
 def _settings(fit: Fit, loaded: Loaded, plan: BatchPlan) -> Iterator[tuple[str, str]]:

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from train.installation import how_to_install
 from train.models import ModelError
 
 
@@ -14,7 +15,7 @@ def library(name: str, target: str, extra: str) -> Any:
     if find_spec(name) is None:
         raise ModelError(
             f"model.target={target} needs {name}, which is not installed. "
-            f"Run: EXTRAS={extra} ./launch.sh ..., or pip install 'isobatch[{extra}]'"
+            f"Run: {how_to_install(extra)}"
         )
     fix_torchvision()
     return import_module(name)

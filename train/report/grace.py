@@ -3,6 +3,7 @@
 import math
 import os
 
+from train.installation import LAUNCH
 from train.report.progress import duration
 
 
@@ -29,6 +30,6 @@ def slow_stop(step_seconds: float, save_seconds: float, batch_seconds: float = 0
     return (
         f"warning   a stop takes {waits_for} and a save, here {duration(stop_seconds)} or more, "
         f"and the ranks are killed {duration(grace)} after the signal: nothing is saved then. Run: "
-        f"TORCH_ELASTIC_SHUTDOWN_TIMEOUT={enough} ./launch.sh ... (to SLURM: "
+        f"TORCH_ELASTIC_SHUTDOWN_TIMEOUT={enough} {LAUNCH} ... (to SLURM: "
         f"--signal=B:USR1@{enough} too)"
     )

@@ -15,6 +15,7 @@ from omegaconf import OmegaConf
 from train.config import Config, Loaded, needs_trust
 from train.disk import open_own
 from train.errors import FAILED
+from train.installation import IS_CLONE, command
 from train.plan.describe import describe
 from train.plan.run_plan import RunPlan
 from train.redaction import clean
@@ -246,10 +247,10 @@ def _model_line(summary: Mapping[str, Any]) -> str:
 def _next_line(loaded: Loaded, folder: Path) -> str:
     if "--smoke" in loaded.flags:  # its folder is removed
         return ""
-    python = "python"
+    evaluate = command("evaluate")
     executable = Path(sys.executable)  # not resolved: a virtual environment's python is a link
-    if executable.is_relative_to(Path.cwd()):
-        python = str(executable.relative_to(Path.cwd()))
+    if IS_CLONE and executable.is_relative_to(Path.cwd()):
+        evaluate = f"{executable.relative_to(Path.cwd())} -m train.evaluate"
     config = loaded.config
     targets = {
         "model.target": config.model.target,
@@ -257,4 +258,4 @@ def _next_line(loaded: Loaded, folder: Path) -> str:
         "data.source": config.data.source,
     }
     trust = " --trust" if needs_trust(targets, folder) else ""
-    return f"next      {python} -m train.evaluate {shlex.quote(str(folder))}{trust}"
+    return f"next      {evaluate} {shlex.quote(str(folder))}{trust}"

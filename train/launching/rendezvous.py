@@ -1,10 +1,9 @@
-"""Launches of one job meet before their ranks do: machine 0 lets in those of its job, and refuses
-all others.
+"""Launches of one job meet before their ranks: machine 0 accepts those of its job only.
 
 torch's store does not ask who comes: with its static rendezvous the machine of another job that
-reached the port was taken for one of this job, and both ended with exit code 0. A guest says who it
-is; it hears `go` once all are there, or why it is refused. The line then stays, so that each end
-hears of the loss of the other.
+reached the port was taken for one of this job, and both ended with exit code 0. A guest sends who
+it is; it receives `go` once all are there, or why it is refused. The connection stays open, so that
+each end learns when the other is lost.
 """
 
 import socket
@@ -15,9 +14,9 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 from train.errors import RunFailed, counted, print_error, some
+from train.installation import LAUNCH
 from train.launching.addresses import address_of, for_gloo
 from train.launching.arguments import LaunchRefused
-from train.launching.choose import PROGRAM
 from train.launching.line import BYE, GO, Line
 from train.launching.machines import Machines
 
@@ -27,7 +26,7 @@ PAUSE_SECONDS = 0.5
 ANSWER_SECONDS = 10.0
 
 Card = dict[str, Any]
-"""Who a machine is: its job, the shape and the command line of it, its number and its host name."""
+"""Who a machine is: its job, the job's shape and command line, its own number and host name."""
 
 
 class NotMet(RunFailed):
@@ -36,10 +35,9 @@ class NotMet(RunFailed):
 
 @contextmanager
 def meet(machines: Machines, ranks: int) -> Iterator[dict[str, str]]:
-    """Gives the variables that are known only now: by which address and interface the others reach
-    this machine.
+    """Yields variables that are known only now: the address and interface of this machine.
 
-    Raises LaunchRefused where a machine is none of this job, or a port is taken, and NotMet where
+    Raises LaunchRefused where a machine is none of this job, or a port is in use, and NotMet where
     one does not come.
     """
     if machines.number == 1:
@@ -54,11 +52,13 @@ def meet(machines: Machines, ranks: int) -> Iterator[dict[str, str]]:
 
 
 def _card(machines: Machines, ranks: int) -> Card:
-    numbers = f"{machines.least}:{machines.number}" if machines.is_elastic else str(machines.number)
-    each = " on each" if machines.is_elastic else ""
+    if machines.is_elastic:
+        shape = f"{counted(ranks, 'rank')} on each of {machines.least}:{machines.number} machines"
+    else:
+        shape = f"{counted(ranks, 'rank')} of {machines.number} machines"
     return {
         "job": machines.job,
-        "shape": f"{counted(ranks, 'rank')}{each} of {numbers} machines, {machines.backend}",
+        "shape": f"{shape}, {machines.backend}",
         "words": machines.words,
         "machine": machines.rank,
         "host": socket.gethostname(),
@@ -73,19 +73,19 @@ def _variables(address: str, machines: Machines) -> dict[str, str]:
 
 
 class Head:
-    """Machine 0: a thread that answers at the door, and one for each guest."""
+    """Machine 0: a thread that accepts connections, and one for each guest."""
 
     def __init__(self, machines: Machines, card: Card) -> None:
         self.address = address_of(machines.head) if machines.is_elastic else ""
         self._machines = machines
         self._card = card
         self._guests: dict[int, Line] = {}
-        self._begun = machines.is_elastic  # guests are let in as they come
+        self._begun = machines.is_elastic  # then guests are accepted as they come
         self._changed = threading.Condition()
         self._closed = False
-        _open(machines.port, machines).close()  # torch's store will want it, in another process
-        self._door = _open(machines.door, machines)
-        threading.Thread(target=self._answer_all, name="door", daemon=True).start()
+        _open(machines.port, machines).close()  # torch's store will open it, in another process
+        self._server = _open(machines.meeting_port, machines)
+        threading.Thread(target=self._answer_all, name="rendezvous", daemon=True).start()
         if not self._begun:
             self._wait()
 
@@ -96,8 +96,8 @@ class Head:
                 line.send(BYE)
                 line.close()
         with suppress(OSError):  # wakes the thread that waits there; close alone does not
-            self._door.shutdown(socket.SHUT_RDWR)
-        self._door.close()
+            self._server.shutdown(socket.SHUT_RDWR)
+        self._server.close()
 
     def _wait(self) -> None:
         job = self._machines.job
@@ -111,21 +111,22 @@ class Head:
             ]
         if not met:
             self.close()
+            where = f"{self._machines.head}:{self._machines.meeting_port}"
             raise NotMet(
                 f"launch: machine {some(missing)} of job {job} did not come within "
-                f"{WAIT_SECONDS:.0f} s\n  why:  nothing was started there, or "
-                f"{self._machines.head}:{self._machines.door} is not reached\n  type: the same "
-                "command on all machines, on each with its own --machine_rank"
+                f"{WAIT_SECONDS:.0f} s\n"
+                f"  why:  nothing was started there, or {where} is not reached\n"
+                "  run:  the same command on all machines, on each with its own --machine_rank"
             )
 
     def _answer_all(self) -> None:
         while not self._closed:
             try:
-                connection, _ = self._door.accept()
+                connection, _ = self._server.accept()
             except OSError:  # closed
                 return
             threading.Thread(
-                target=self._answer, args=(Line(connection),), name="door", daemon=True
+                target=self._answer, args=(Line(connection),), name="rendezvous", daemon=True
             ).start()
 
     def _answer(self, line: Line) -> None:
@@ -135,9 +136,9 @@ class Head:
             return
         guest = f"machine {card.get('machine')} ({card.get('host')})"
         with self._changed:
-            refused = self._refusal(card)
+            refused = self._why_refused(card)
             if not refused:
-                self._let_in(card["machine"], line)
+                self._accept(card["machine"], line)
         if refused:
             print_error(f"launch: {guest} was refused: {refused}")
             line.send({"refused": refused})
@@ -150,7 +151,7 @@ class Head:
         if lost and not self._closed:
             print_error(f"launch: {guest} of job {self._machines.job} is lost: {lost}")
 
-    def _let_in(self, rank: int, line: Line) -> None:
+    def _accept(self, rank: int, line: Line) -> None:
         self._guests[rank] = line
         self.address = self.address or line.own_address
         if self._begun:
@@ -161,16 +162,14 @@ class Head:
                 guest.send(GO)
             self._changed.notify_all()
 
-    def _refusal(self, card: Card) -> str:
-        """Why this guest is not let in; empty where it is."""
+    def _why_refused(self, card: Card) -> str:
+        """Empty where this guest is accepted."""
         here = self._card
         host = card.get("host")
         rank = card.get("machine")
         if card.get("job") != here["job"]:
-            return (
-                f"{here['host']}:{self._machines.door} is of job {here['job']}, {host} of job "
-                f"{card.get('job')}"
-            )
+            where = f"{here['host']}:{self._machines.meeting_port}"
+            return f"{where} is of job {here['job']}, {host} of job {card.get('job')}"
         if card.get("shape") != here["shape"]:
             return (
                 f"job {here['job']} is {here['shape']} on {here['host']}, but {card.get('shape')} "
@@ -208,8 +207,8 @@ class Guest:
         answer = self._line.receive(WAIT_SECONDS)
         if answer != GO:
             self._line.close()
-            raise _not_let_in(answer, machines)
-        threading.Thread(target=self._listen, name="door", daemon=True).start()
+            raise _refused(answer, machines)
+        threading.Thread(target=self._listen, name="rendezvous", daemon=True).start()
 
     def close(self) -> None:
         self._closed = True
@@ -226,39 +225,41 @@ class Guest:
 
 
 def _reach(machines: Machines) -> socket.socket:
-    """A connection to the door, once it is open."""
-    where = f"{machines.head}:{machines.door}"
+    """A connection to machine 0, once it listens."""
+    where = f"{machines.head}:{machines.meeting_port}"
     deadline = time.monotonic() + WAIT_SECONDS
-    said = ""
+    reported = ""
     while True:
         try:
-            return socket.create_connection((machines.head, machines.door), timeout=ANSWER_SECONDS)
+            return socket.create_connection(
+                (machines.head, machines.meeting_port), timeout=ANSWER_SECONDS
+            )
         except OSError as error:
             why = error.strerror or str(error)
-        if why != said:
+        if why != reported:
             print_error(f"launch: machine 0 at {where} does not answer yet ({why}); waiting for it")
-            said = why
+            reported = why
         if time.monotonic() > deadline:
             raise NotMet(
                 f"launch: machine 0 of job {machines.job} did not answer for {WAIT_SECONDS:.0f} s\n"
                 f"  got:  {where}: {why}\n  why:  nothing was started there, or that is not its "
-                "name\n  type: the same command there, with --machine_rank 0"
+                "name\n  run:  the same command there, with --machine_rank 0"
             )
         time.sleep(PAUSE_SECONDS)
 
 
-def _not_let_in(answer: Card | None, machines: Machines) -> Exception:
+def _refused(answer: Card | None, machines: Machines) -> Exception:
     if answer and "refused" in answer:
         return LaunchRefused(
             f"launch: machine 0 refuses this machine\n  got:  {answer['refused']}\n"
             f"  why:  the ranks of all machines train one run\n"
-            f"  type: {PROGRAM} ... -- --main_process_ip HOST --main_process_port PORT --rdzv_id "
+            f"  run:  {LAUNCH} ... -- --main_process_ip HOST --main_process_port PORT --rdzv_id "
             "JOB   (of this job)"
         )
     return NotMet(
-        f"launch: {machines.head}:{machines.door} has hung up\n"
+        f"launch: {machines.head}:{machines.meeting_port} has hung up\n"
         f"  why:  machine 0 of job {machines.job} has ended, or another program listens there\n"
-        f"  type: the same command on all machines"
+        f"  run:  the same command on all machines"
     )
 
 
@@ -270,7 +271,8 @@ def _open(port: int, machines: Machines) -> socket.socket:
     except OSError as error:
         raise LaunchRefused(
             f"launch: port {port} of this machine cannot be had\n  got:  {error.strerror}\n"
-            f"  why:  job {machines.job} needs {machines.port} and {machines.door}; another job "
-            f"may have them\n  type: {PROGRAM} ... -- --main_process_port {machines.port + 10} ... "
-            "  (on all machines)"
+            f"  why:  job {machines.job} needs {machines.port} and {machines.meeting_port}; "
+            "another job may have them\n"
+            f"  run:  {LAUNCH} ... -- --main_process_port {machines.port + 10} ...   "
+            "(on all machines)"
         ) from error

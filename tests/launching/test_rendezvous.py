@@ -13,17 +13,17 @@ import psutil
 import pytest
 
 from tests.conftest import free_port
-from train.launching import addresses, door, line
+from train.launching import addresses, line, rendezvous
 from train.launching.arguments import LaunchRefused
-from train.launching.door import NotMet, meet
 from train.launching.machines import Machines
+from train.launching.rendezvous import NotMet, meet
 
 
 @pytest.fixture(name="head")
 def machines_of_a_job(monkeypatch: pytest.MonkeyPatch) -> Machines:
     monkeypatch.delenv("GLOO_SOCKET_IFNAME", raising=False)
-    monkeypatch.setattr(door, "PAUSE_SECONDS", 0.02)
-    monkeypatch.setattr(door, "WAIT_SECONDS", 5.0)
+    monkeypatch.setattr(rendezvous, "PAUSE_SECONDS", 0.02)
+    monkeypatch.setattr(rendezvous, "WAIT_SECONDS", 5.0)
     port = free_port()
     return Machines(number=2, least=2, head="127.0.0.1", port=port, job="mine", words="aa")
 
@@ -122,8 +122,8 @@ def said_by_the_next(machines: Machines, while_it_is: str) -> str:
 def test_one_that_has_left_before_the_start_may_come_again(head, capsys):
     head = replace(head, number=3, least=3)
     with launches(head) as (zero,):
-        card = door._card(replace(head, rank=1), 4)
-        with door._reach(head) as gone:  # it says who it is, and dies
+        card = rendezvous._card(replace(head, rank=1), 4)
+        with rendezvous._reach(head) as gone:  # it says who it is, and dies
             gone.sendall(json.dumps(card).encode() + b"\n")
         assert "of job mine is lost: its launch was killed" in heard(capsys, "lost")
         with launches(replace(head, rank=1), replace(head, rank=2)) as (one, two):
@@ -153,7 +153,7 @@ def test_machines_of_an_elastic_job_come_and_go(head, capsys):
 
 def test_a_guest_hears_of_the_loss_of_the_head(head, capsys):
     with (
-        socket.create_server(("127.0.0.1", head.door)) as listening,
+        socket.create_server(("127.0.0.1", head.meeting_port)) as listening,
         launches(replace(head, rank=1)) as (one,),
     ):
         connection, _ = listening.accept()
@@ -174,13 +174,13 @@ def test_a_port_that_is_taken_is_named(head):
 
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_machine_that_does_not_come_is_named(head, rank, monkeypatch):
-    monkeypatch.setattr(door, "WAIT_SECONDS", 0.2)
+    monkeypatch.setattr(rendezvous, "WAIT_SECONDS", 0.2)
     with pytest.raises(NotMet, match=f"machine {1 - rank} of job mine did not"):
         meet(replace(head, rank=rank), 4).__enter__()
 
 
 def test_another_program_at_the_door_is_told_from_a_launch(head):
-    with socket.create_server(("", head.door)) as other:
+    with socket.create_server(("", head.meeting_port)) as other:
         threading.Thread(target=lambda: other.accept()[0].close(), daemon=True).start()
         with pytest.raises(NotMet, match="has hung up"):
             meet(replace(head, rank=1), 4).__enter__()
@@ -207,13 +207,13 @@ def test_a_name_that_only_this_machine_understands(monkeypatch):
     )
     monkeypatch.setattr(socket, "gethostname", lambda: "node1")
     # of `lo`, which every machine has
-    monkeypatch.setattr(addresses, "_own_address", lambda head: "127.0.0.1")
+    monkeypatch.setattr(addresses, "_address_towards", lambda head: "127.0.0.1")
     several = {"WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "head"}
 
     said = addresses.gloo_trouble(several)
 
     assert "got:  node1 leads to 127.0.1.1, and GLOO_SOCKET_IFNAME is not set" in said
-    assert "type: export GLOO_SOCKET_IFNAME=lo" in said
+    assert "run:  export GLOO_SOCKET_IFNAME=lo" in said
     for fine in (
         several | {"GLOO_SOCKET_IFNAME": "lo"},
         several | {"LOCAL_WORLD_SIZE": "4"},
