@@ -18,7 +18,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
-from train.comparison.figures import size
+from train.comparison.formatting import format_gib
 from train.distributed.flat_buckets import ComputeGradient
 from train.distributed.norms import clip_gradients
 from train.distributed.ranks import Ranks
@@ -276,14 +276,14 @@ def _note(module: nn.Module, ranks: Ranks, reduces_each: bool) -> str:
         whole += count
         gradients += count if parameter.requires_grad else 0
     share = (
-        f"FSDP2: each of {ranks.world_size} ranks keeps {size(own / 2**30)} of "
-        f"{size(whole / 2**30)} of weights"
+        f"FSDP2: each of {ranks.world_size} ranks keeps {format_gib(own / 2**30)} of "
+        f"{format_gib(whole / 2**30)} of weights"
     )
     if reduces_each:
         return (
             f"{share}; batch.sync=micro: gradients are added up over the ranks at every micro-step"
         )
     return (
-        f"{share}, and whole gradients between micro-steps, {size(gradients / 2**30)}. "
+        f"{share}, and whole gradients between micro-steps, {format_gib(gradients / 2**30)}. "
         "batch.sync=micro keeps its part of them, and adds up over the ranks at every micro-step"
     )

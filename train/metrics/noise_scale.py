@@ -13,7 +13,7 @@ from torch import Tensor
 
 from train import metric_names
 from train.batch.window import Window
-from train.comparison.critical_batch import Averages, Worth
+from train.comparison.critical_batch import Averages, BreakEven
 from train.config import Config
 from train.distributed.ranks import Ranks
 from train.errors import counted
@@ -192,7 +192,7 @@ class NoiseScale:
             for each in zip(sums, on_host[len(parts) :], sums[len(parts) :], samples, strict=False):
                 self._averages.add(each[0], each[1], int(each[2]), each[3])
 
-    def _worth(self) -> Worth | None:
+    def _worth(self) -> BreakEven | None:
         noise = self._averages.noise_scale()
         if noise is None or self._usual is None or not self._costs:
             return None
@@ -203,7 +203,7 @@ class NoiseScale:
             error = (
                 1.25 * statistics.stdev(ratios) / math.sqrt(len(ratios)) / statistics.median(ratios)
             )
-        return Worth(noise, self._usual[0], micro, update, error)
+        return BreakEven(noise, self._usual[0], micro, update, error)
 
     def verdict(self) -> str:
         """One sentence for the end of a run; nothing where there was nothing to measure."""

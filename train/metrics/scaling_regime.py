@@ -5,7 +5,7 @@ measures.
 from collections.abc import Callable, Sequence
 
 from train import metric_names
-from train.comparison.critical_batch import around
+from train.comparison.critical_batch import error_interval
 from train.config.recipe import Optimizer as OptimizerConfig
 from train.optim.batch_scaling import Change
 from train.optim.regimes import against_noise, measured
@@ -49,7 +49,7 @@ class Regime:
             return ""
         value, error = self._last
         for change in self._changes:
-            ends = [self._against(change, end) for end in around(value, error)]
+            ends = [self._against(change, end) for end in error_interval(value, error)]
             hint = self._against(change, value)
             if all(ends) and hint:
                 return hint
