@@ -1,5 +1,6 @@
 """A comparison: all that tables, pictures and pages show. Pure."""
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -41,9 +42,14 @@ class Comparison:
         return runs_of(self.groups)
 
     @property
+    def labels(self) -> list[str]:
+        """Of the set-ups."""
+        return [group.label for group in self.groups]
+
+    @property
     def all_costs(self) -> list[Cost]:
         """Of each run, in the order of `runs`."""
-        return [cost for group_costs in self.costs for cost in group_costs]
+        return list(itertools.chain.from_iterable(self.costs))
 
     @property
     def indices(self) -> range:

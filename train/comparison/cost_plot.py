@@ -59,7 +59,7 @@ def costs(comparison: Comparison) -> Drawing | None:
     panels = _panels(comparison)
     if not panels:
         return None
-    labels = [wrapped(group.label) for group in comparison.groups]
+    labels = list(map(wrapped, comparison.labels))
     num_lines = sum(label.count("\n") + 1 for label in labels)
     # A bar is as high as its label needs, so that labels of several lines do not overlap.
     heights = [0.9 + 0.3 * num_lines + panel.legend_inches for panel in panels]

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -45,6 +45,7 @@ class Group:
 
     @property
     def seeds(self) -> list[Any]:
+        """In the order of the runs."""
         return list(dict.fromkeys(run.seed for run in self.runs))
 
     @property
@@ -65,19 +66,25 @@ class Group:
             return None
         return stack(curves)
 
-    def spread_at(self, metric: str, samples: int) -> Spread | None:
-        """None where not all of its runs have the metric there."""
-        spread = spread_of(run.curve(metric).get(samples) for run in self.runs)
+    def spread(self, number: Callable[[Run], float | None]) -> Spread | None:
+        """Over the runs that have the number."""
+        return spread_of(map(number, self.runs))
+
+    def complete_spread(self, number: Callable[[Run], float | None]) -> Spread | None:
+        """None where a run has no number: a mean over some of them would be of other seeds."""
+        spread = self.spread(number)
         if spread is None or len(spread.values) < len(self.runs):
             return None
         return spread
 
+    def spread_at(self, metric: str, samples: int) -> Spread | None:
+        """None where not all of its runs have the metric there."""
+        return self.complete_spread(lambda run: run.curve(metric).get(samples))
+
     def mean_steps_at(self, samples: int) -> float | None:
         """Optimizer steps; None where not all of its runs have a row there."""
-        steps = spread_of(run.x_axis("steps").get(samples) for run in self.runs)
-        if steps is None or len(steps.values) < len(self.runs):
-            return None
-        return steps.mean
+        steps = self.complete_spread(lambda run: run.x_axis("steps").get(samples))
+        return steps.mean if steps else None
 
     @cached_property
     def mean_x(self) -> dict[str, Curve]:

@@ -39,7 +39,7 @@ def html_page(comparison: Comparison, pictures: Sequence[Picture]) -> str:
 
 
 def _title(comparison: Comparison) -> str:
-    labels = [group.label for group in comparison.groups]
+    labels = comparison.labels
     if len(labels) > MOST_NAMES:
         return f"Comparison of {len(labels)} set-ups"
     return f"Comparison of {', '.join(labels)}"

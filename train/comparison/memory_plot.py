@@ -1,17 +1,17 @@
 """Memory against throughput: one point for each run."""
 
-import itertools
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import fmean
 from typing import Any
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter
 
+from train.comparison.columns import Numbers
 from train.comparison.comparison import Comparison
 from train.comparison.cost import Cost, Memory
 from train.comparison.formatting import Unit, memory_unit
@@ -32,21 +32,27 @@ DASHES = ("-", (0, (5, 2)), (0, (1, 1.5)))
 """Of the lines that join set-ups."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Points:
+    """One of each run; (runs,)"""
+
+    gib: Numbers
+    noise_gib: Numbers
+    samples_per_second: Numbers
+
+    @property
+    def mean(self) -> tuple[float, float]:
+        """(GiB, samples per second)"""
+        return float(self.gib.mean()), float(self.samples_per_second.mean())
+
+
 @dataclass(frozen=True)
-class _Point:
-    """A run, or the mean over those of a set-up."""
+class _Line:
+    """Set-ups with the same mathematics and ranks, from small micro-batches to large."""
 
-    gib: float
-    noise_gib: float
-    samples_per_second: float
-
-
-@dataclass(frozen=True)
-class _Member:
-    """A set-up on a line."""
-
-    micro_batch: int
-    mean: _Point
+    name: str
+    means: Sequence[tuple[float, float]]
+    """(GiB, samples per second)"""
 
 
 def memory_throughput(comparison: Comparison) -> Drawing | None:
@@ -54,24 +60,24 @@ def memory_throughput(comparison: Comparison) -> Drawing | None:
     memory = comparison.memory
     if memory is None:
         return None
-    points = [_points(costs, memory) for costs in comparison.costs]
-    all_points = list(itertools.chain.from_iterable(points))
-    if not all_points:
+    everything = _points(comparison.all_costs, memory)
+    if not len(everything.gib):
         return None
-    unit = memory_unit(max(point.gib for point in all_points))
+    per_group = [_points(costs, memory) for costs in comparison.costs]
+    unit = memory_unit(everything.gib.max())
     figure = Figure(figsize=(WIDTH_INCHES, 4.8), layout="constrained")
     axes = figure.subplots()
     handles = []
     labels = []
-    for index, group in enumerate(comparison.groups):
-        style = look(index, len(comparison.groups))
-        handles.append(_draw_points(axes, points[index], style, unit))
-        labels.append(wrapped(group.label))
-    lines = _lines(comparison.groups, points)
-    for index, (name, means) in enumerate(lines.items()):
-        handles.append(_draw_line(axes, means, index, unit))
-        labels.append(name)
-    _set_limits(axes, all_points, memory, unit)
+    for index, points in enumerate(per_group):
+        style = look(index, len(per_group))
+        handles.append(_draw_points(axes, points, style, unit))
+        labels.append(wrapped(comparison.labels[index]))
+    lines = _lines(comparison.groups, per_group)
+    for index, line in enumerate(lines):
+        handles.append(_draw_line(axes, line, index, unit))
+        labels.append(line.name)
+    _set_limits(axes, everything, memory, unit)
     axes.set_xlabel(f"{memory.name}, largest rank ({unit.name})")
     axes.set_ylabel("throughput (samples/s)")
     axes.yaxis.set_major_formatter(EngFormatter(sep=" "))
@@ -87,17 +93,20 @@ def memory_throughput(comparison: Comparison) -> Drawing | None:
     return Drawing(figure, caption)
 
 
-def _points(costs: Sequence[Cost], memory: Memory) -> list[_Point]:
-    points = []
+def _points(costs: Sequence[Cost], memory: Memory) -> _Points:
+    """Of the runs that have both memory and throughput."""
+    rows = []
     for cost in costs:
         gib = memory.of(cost)
         if gib and cost.samples_per_second:
+            # Of a GPU's allocator, and of activations, a peak is the same each time.
             noise = cost.noise_gib if memory.is_process else 0.0
-            points.append(_Point(gib, noise, cost.samples_per_second))
-    return points
+            rows.append((gib, noise, cost.samples_per_second))
+    columns = np.array(rows, float).reshape(-1, 3).T
+    return _Points(gib=columns[0], noise_gib=columns[1], samples_per_second=columns[2])
 
 
-def _draw_points(axes: Axes, points: Sequence[_Point], style: Look, unit: Unit) -> Line2D:
+def _draw_points(axes: Axes, points: _Points, style: Look, unit: Unit) -> Line2D:
     """Returns the handle for the legend."""
     marks: dict[str, Any] = {
         "marker": style.marker,
@@ -107,16 +116,17 @@ def _draw_points(axes: Axes, points: Sequence[_Point], style: Look, unit: Unit) 
         "mec": "white",
         "mew": 0.8,
     }
-    _plot(axes, points, unit, **marks, zorder=3)
-    for point in points:
-        if point.noise_gib:
-            reach = [(point.gib - point.noise_gib) * unit.scale, point.gib * unit.scale]
-            speed = [point.samples_per_second] * 2
-            axes.plot(reach, speed, color=style.colour, lw=1.2, alpha=0.7, zorder=2.5)
+    memory = points.gib * unit.scale
+    least = (points.gib - points.noise_gib) * unit.scale
+    axes.plot(memory, points.samples_per_second, **marks, zorder=3)
+    for index in np.flatnonzero(points.noise_gib):
+        reach = [least[index], memory[index]]
+        speed = [points.samples_per_second[index]] * 2
+        axes.plot(reach, speed, color=style.colour, lw=1.2, alpha=0.7, zorder=2.5)
     return Line2D([], [], **marks)
 
 
-def _draw_line(axes: Axes, means: Sequence[_Point], index: int, unit: Unit) -> Line2D:
+def _draw_line(axes: Axes, line: _Line, index: int, unit: Unit) -> Line2D:
     """Returns the handle for the legend."""
     style: dict[str, Any] = {
         "color": GREYS[index % len(GREYS)],
@@ -125,61 +135,46 @@ def _draw_line(axes: Axes, means: Sequence[_Point], index: int, unit: Unit) -> L
         "marker": "|",
         "ms": 9,
     }
-    _plot(axes, means, unit, **style, zorder=2)
+    gib, speed = np.array(line.means).T
+    axes.plot(gib * unit.scale, speed, **style, zorder=2)
     return Line2D([], [], **style)
 
 
-def _plot(axes: Axes, points: Sequence[_Point], unit: Unit, **style: Any) -> None:
-    memory = [point.gib * unit.scale for point in points]
-    throughput = [point.samples_per_second for point in points]
-    axes.plot(memory, throughput, **style)
-
-
-def _set_limits(axes: Axes, points: Sequence[_Point], memory: Memory, unit: Unit) -> None:
-    most = max(point.gib for point in points) * unit.scale
+def _set_limits(axes: Axes, points: _Points, memory: Memory, unit: Unit) -> None:
+    most = points.gib.max() * unit.scale
     if memory.is_process:
         # Mostly Python and torch: from zero, all runs would lie on each other.
-        least = min(point.gib - point.noise_gib for point in points) * unit.scale
+        least = (points.gib - points.noise_gib).min() * unit.scale
         axes.set_xlim(limits(least, most))
     else:
         axes.set_xlim(0, 1.08 * most)  # from zero, so that a ratio is seen as one
-    axes.set_ylim(0, 1.08 * max(point.samples_per_second for point in points))
+    axes.set_ylim(0, 1.08 * points.samples_per_second.max())
     axes.ticklabel_format(axis="x", useOffset=False)
 
 
-def _lines(groups: Sequence[Group], points: Sequence[Sequence[_Point]]) -> dict[str, list[_Point]]:
-    """{name: means of set-ups with the same mathematics and ranks}, of several each.
+def _lines(groups: Sequence[Group], per_group: Sequence[_Points]) -> list[_Line]:
+    """Of several set-ups each.
 
-    From small micro-batches to large. The name is batch and ranks; where other mathematics have the
-    same, also the first of its set-ups.
+    The name is batch and ranks; where other mathematics have the same, also the first set-up.
     """
-    members: dict[tuple[str, str], list[_Member]] = {}
+    members: dict[tuple[str, str], list[tuple[int, tuple[float, float]]]] = {}
     firsts: dict[tuple[str, str], str] = {}
-    for group, of_group in zip(groups, points, strict=True):
+    for group, points in zip(groups, per_group, strict=True):
         micro_batch = group.derived("micro_batch")
-        if not of_group or micro_batch is None:  # batches cut by length have no one micro-batch
+        if not len(points.gib) or micro_batch is None:  # cut by length: no one micro-batch
             continue
         ranks = counted(int(group.derived("world_size") or 1), "rank")
-        name = f"batch {group.derived('effective_batch')}, {ranks}"
-        key = (name, group.recipe)
-        members.setdefault(key, []).append(_Member(int(micro_batch), _mean(of_group)))
+        key = (f"batch {group.derived('effective_batch')}, {ranks}", group.recipe)
+        members.setdefault(key, []).append((int(micro_batch), points.mean))
         firsts.setdefault(key, group.label)
     # A line needs two set-ups.
     joined = {key: several for key, several in members.items() if len(several) > 1}
     count_of_name = Counter(name for name, _ in joined)
-    lines = {}
+    lines = []
     for key, several in joined.items():
         name, _ = key
-        if count_of_name[name] > 1:  # other mathematics with the same batch and ranks
+        if count_of_name[name] > 1:
             name = f"{name}, as {wrapped(firsts[key])}"
-        several.sort(key=lambda each: (each.micro_batch, each.mean.gib))
-        lines[name] = [member.mean for member in several]
+        means = [mean for _, mean in sorted(several)]
+        lines.append(_Line(name, means))
     return lines
-
-
-def _mean(points: Sequence[_Point]) -> _Point:
-    return _Point(
-        gib=fmean(point.gib for point in points),
-        noise_gib=0.0,
-        samples_per_second=fmean(point.samples_per_second for point in points),
-    )

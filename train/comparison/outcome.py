@@ -9,7 +9,7 @@ from train.comparison.curve import common_samples
 from train.comparison.curve_distance import CurveDistance, curve_distance
 from train.comparison.group import Group, metrics_with_prefix, runs_of
 from train.comparison.run import Run
-from train.comparison.spread import Spread, spread_of
+from train.comparison.spread import Spread
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,9 +69,9 @@ def outcomes(groups: Sequence[Group], losses: Sequence[str]) -> list[Outcome]:
                 samples=samples,
                 steps=None if samples is None else group.mean_steps_at(samples),
                 metrics=_metrics_at(group, metrics, samples),
-                noise_scale=_last_of(group, metric_names.NOISE_SCALE),
+                noise_scale=group.spread(lambda run: run.last(metric_names.NOISE_SCALE)),
                 noise_scale_range=interval_over_runs(group, metric_names.NOISE_SCALE),
-                break_even=_last_of(group, metric_names.BREAK_EVEN),
+                break_even=group.spread(lambda run: run.last(metric_names.BREAK_EVEN)),
                 break_even_range=interval_over_runs(group, metric_names.BREAK_EVEN),
                 distances={} if group is groups[0] else _distances(groups[0], group, losses),
             )
@@ -87,10 +87,6 @@ def _metrics_at(group: Group, metrics: Sequence[str], samples: int | None) -> di
             if spread:
                 values[metric] = spread
     return values
-
-
-def _last_of(group: Group, metric: str) -> Spread | None:
-    return spread_of(run.last(metric) for run in group.runs)
 
 
 def _distances(first: Group, group: Group, losses: Sequence[str]) -> dict[str, CurveDistance]:
@@ -116,7 +112,7 @@ def target_of(groups: Sequence[Group], configured: float | None) -> Target | Non
 
     None: some run has no evaluation.
     """
-    per_run = [_lowest_loss(run) for run in runs_of(groups)]
+    per_run = list(map(_lowest_loss, runs_of(groups)))
     lowest = [loss for loss in per_run if loss is not None]
     # A loss that some run may never reach is no target that follows from the runs.
     if not lowest or (configured is None and len(lowest) < len(per_run)):
@@ -125,7 +121,7 @@ def target_of(groups: Sequence[Group], configured: float | None) -> Target | Non
     hours = []
     reached = []
     for group in groups:
-        hours.append(spread_of(run.hours_to(metric_names.EVAL_LOSS, loss) for run in group.runs))
+        hours.append(group.spread(lambda run: run.hours_to(metric_names.EVAL_LOSS, loss)))
         reached.append(sum(_has_reached(run, loss) for run in group.runs))
     return Target(
         metric=metric_names.EVAL_LOSS,

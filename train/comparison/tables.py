@@ -97,7 +97,7 @@ def tables(comparison: Comparison) -> list[Table]:
 def _by_set_up(comparison: Comparison, title: str, columns: Mapping[str, Cell]) -> Table:
     """A row for each set-up. A column that no set-up measured is absent."""
     header = [SET_UP]
-    rows = [[group.label] for group in comparison.groups]
+    rows = [[label] for label in comparison.labels]
     for name, cell in columns.items():
         cells = [cell(index) for index in comparison.indices]
         # A column without figures only makes the others narrower.
@@ -226,11 +226,10 @@ def _memory(comparison: Comparison) -> Table:
 
 
 def _keys(comparison: Comparison) -> Table:
-    labels = [group.label for group in comparison.groups]
     rows = []
     for key in comparison.keys:
         rows.append((key.name, key.kind, *map(_shortened, key.values)))
-    return Table("Keys that differ", ("key", "changes the", *labels), tuple(rows))
+    return Table("Keys that differ", ("key", "changes the", *comparison.labels), tuple(rows))
 
 
 def _shortened(text: str) -> str:

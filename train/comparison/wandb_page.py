@@ -177,7 +177,7 @@ def _report(project: str, run_ids: Sequence[str], keys: Sequence[str]) -> Any:
         lock_columns=True,
     )
     metrics = [metric for run in comparison.runs for metric in run.metrics]
-    title = "Comparison of " + ", ".join(group.label for group in comparison.groups)
+    title = "Comparison of " + ", ".join(comparison.labels)
     if len(title) > LONGEST_TITLE:
         title = f"{title[: LONGEST_TITLE - 3]}..."
     return library.Report(
