@@ -90,3 +90,13 @@ def test_an_error_that_was_not_recorded_is_not_made_up(tmp_path: Path) -> None:
     assert result.outcomes[0].break_even_range is None
     assert not any("accumulation" in note for note in result.notes)
     assert re.search(r" 250 +2\.121$", outcome_table(result), re.M)
+
+
+def test_a_break_even_without_its_noise_scale_is_no_error(tmp_path: Path) -> None:
+    logged_alone = {names.BREAK_EVEN: 2.0, names.BREAK_EVEN_ERROR: 0.1}
+    make_run(tmp_path / "old", derived=MICRO, extra=logged_alone)
+
+    result = compared(tmp_path)
+
+    assert result.outcomes[0].break_even_range == pytest.approx((1.6375, 2.4428), rel=1e-3)
+    assert not any("accumulation" in note for note in result.notes)

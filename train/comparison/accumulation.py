@@ -49,10 +49,14 @@ def accumulation_sentence(group: Group) -> str:
     effective = group.derived("effective_batch")
     if interval is None or not micro_steps or not effective:
         return ""
+    break_evens = []
+    for run in group.runs:
+        break_even = _break_even(run, effective / micro_steps)
+        if break_even:
+            break_evens.append(break_even)
+    if not break_evens:  # a break-even was logged, and no noise scale
+        return ""
     # The advice is on the mean over runs, the interval is the widest.
-    break_evens = list(
-        filter(None, (_break_even(run, effective / micro_steps) for run in group.runs))
-    )
     text = advice(
         best=fmean(each.best for each in break_evens),
         least=interval[0],
