@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import partial
 from io import StringIO
 
-from rich.console import Console
+from rich.console import Console, JustifyMethod
 from rich.table import Table as RichTable
 
 from train.comparison.columns import union
@@ -63,11 +63,10 @@ class Table:
         table = RichTable(box=None, pad_edge=False, padding=(0, 2, 0, 0))
         for index, name in enumerate(self.header):
             words = " ".join([name, *(row[index] for row in self.rows)]).split()
-            table.add_column(
-                name,
-                justify="left" if index == 0 else "right",
-                min_width=max(map(len, words)),  # else rich breaks words of the widest column
-            )
+            # Else rich breaks words of the widest column first.
+            longest_word = max(map(len, words), default=1)
+            justify: JustifyMethod = "left" if index == 0 else "right"
+            table.add_column(name, justify=justify, min_width=longest_word)
         for row in self.rows:
             table.add_row(*row)
         # Names of runs may hold brackets and colons, which are no markup and no emoji.
