@@ -45,16 +45,16 @@ class Averages:
         self._moments: tuple[float, ...] = (0.0,) * 5
         self._squares = 0.0  # the sum of the squares of the weights; not yet corrected
 
-    def add(self, parts: float, whole: float, count: int, samples: float) -> None:
+    def add(self, micro_squares: float, step_square: float, count: int, samples: float) -> None:
         """A step of `count` micro-batches and `samples` samples, over all ranks.
 
-        `parts`: sum of |h_j|^2 / w_j. `whole`: |g|^2. A step that is not finite is ignored, and so
-        is one of a single micro-batch.
+        `micro_squares`: sum of |h_j|^2 / w_j. `step_square`: |g|^2. A step that is not finite is
+        ignored, and so is one of a single micro-batch.
         """
-        if count < 2 or not math.isfinite(parts + whole):
+        if count < 2 or not math.isfinite(micro_squares + step_square):
             return
-        s = samples / (count - 1) * (parts - whole)
-        g = whole - s / samples
+        s = samples / (count - 1) * (micro_squares - step_square)
+        g = step_square - s / samples
         decay = self._smoothing
         self.count += 1
         measured = zip(self._moments, (s, g, s * s, s * g, g * g), strict=True)

@@ -1,4 +1,4 @@
-"""How far apart the curves of runs with the same seed are, at the same samples seen. Pure."""
+"""Max absolute difference between curves of the same seed, at the same samples seen. Pure."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -63,7 +63,7 @@ class Strip:
 
 
 def draw_distances(strip: Strip, pairs: Sequence[Pair]) -> str:
-    """How far curves that should be the same are apart, on a log scale. Returns the caption."""
+    """Max absolute difference of curves that should be the same, log scale. Returns the caption."""
     largest = []
     for pair in pairs:
         differences = np.abs(pair.other - pair.first)
@@ -93,10 +93,7 @@ def draw_distances(strip: Strip, pairs: Sequence[Pair]) -> str:
 
 
 def draw_comparisons(strip: Strip, pairs: Sequence[Pair], is_log_above: bool) -> str:
-    """How far curves that may differ are apart, as one sees it above: on a log scale, a ratio.
-
-    Returns the caption.
-    """
+    """Difference of curves that may differ; their ratio below a log scale. Returns the caption."""
     # Above, a log scale shows equal ratios as equal distances, a linear one equal differences.
     losses = np.concatenate([np.append(pair.first, pair.other) for pair in pairs])
     is_ratio = is_log_above and finite(losses).min(initial=np.inf) > 0

@@ -137,7 +137,7 @@ def read_folder(folder: Path) -> "Run | str":
     if isinstance(environment, str):
         remarks.append(f"its host and versions are unknown: {environment}")
         environment = {}
-    # Missing where the run goes on, or was killed.
+    # Missing where the run is still training, or was killed.
     ended = _json(folder / "ended.json")
     execution = _execution(folder / "config.yaml", remarks)
     return Run(
