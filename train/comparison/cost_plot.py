@@ -115,7 +115,7 @@ def _draw_memory(axes: Axes, comparison: Comparison) -> None:
     parts = memory_parts_gib(comparison)
     totals = [sum(of_set_up) for of_set_up in zip(*parts.values(), strict=True)]
     unit = memory_unit(max(totals))
-    # Colours that the phases of time do not have.
+    # From the fifth colour on, so that weights do not look like the phases of data above.
     _stack(axes, parts, first_colour=4, scale=unit.scale)
     # Beside the middle of a bar, one below the other: equal peaks would hide each other.
     for position, (metric, (name, marker)) in enumerate(PEAKS.items()):
