@@ -15,6 +15,6 @@ setup(
     package_dir={"train.configs": "configs"},
     package_data={
         "": ["*.yaml", "*.csv"],
-        "train": ["data/*.npz", "launching/*.txt"],
+        "train": ["comparison/*.jinja", "data/*.npz", "launching/*.txt"],
     },
 )

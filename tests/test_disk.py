@@ -13,7 +13,7 @@ import pytest
 from tests.comparison.folders import make_run
 from train.checkpoint.choose import NoCheckpoint, newest
 from train.checkpoint.manifest import MANIFEST, Damaged, entry, render, verify
-from train.comparison.read import find
+from train.comparison.read import load_runs
 from train.config.read import read_layers
 from train.disk import Unreadable, open_own, read_json, write_atomically
 from train.errors import UserError
@@ -80,7 +80,7 @@ def _resumed(folder: Path) -> None:
 
 
 def _compared(folder: Path) -> object:
-    return find([str(folder)])
+    return load_runs([str(folder)])
 
 
 READERS: dict[str, tuple[str, Callable[[Path], object]]] = {

@@ -6,30 +6,30 @@ Imports no torch; matplotlib only where pictures are asked for, wandb only where
 import argparse
 import io
 import json
+import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from train.comparison.agree import agreement, unequal
-from train.comparison.data import as_data
-from train.comparison.facts import Comparison
-from train.comparison.group import losses
-from train.comparison.judge import compare
-from train.comparison.page import page
-from train.comparison.pictures import draw
-from train.comparison.read import CannotRead, Found, find
-from train.comparison.tables import tables
+from train.comparison.as_json import as_json
+from train.comparison.compare import compare
+from train.comparison.comparison import Comparison
+from train.comparison.curve_distance import curve_distance, reasons_for_unequal
+from train.comparison.group import loss_metrics
+from train.comparison.read import CannotRead, LoadedRuns, load_runs
+from train.comparison.tables import UNLIMITED, tables
 from train.errors import entry_point
 from train.installation import command
 
 PAGE = "compare.html"
-EQUAL, UNEQUAL = 0, 1
+EQUAL = 0
+UNEQUAL = 1
 
 EPILOG = """\
 RUN is a run folder, a folder with run folders anywhere below, or entity/project/run in W&B.
 The others are compared with the first set-up. Runs that differ in their seed alone are one set-up.
 
-exit code: 0 told, 1 not equal as --assert-equal asks, 2 nothing that can be compared
+exit code: 0 compared, 1 not equal as --assert-equal asks, 2 nothing that can be compared
 """
 
 
@@ -38,19 +38,19 @@ def main(argv: Sequence[str]) -> int:
     options = _parse(argv)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a terminal without ± still gets the rest
-    found = find(options.runs)
-    comparison = compare(found.runs, found.left_out, options.target)
+    loaded = load_runs(options.runs)
+    comparison = compare(loaded.runs, loaded.skipped, options.target)
     try:
         if options.out:
             _write(comparison, options.out, options.x)
-    finally:
+    finally:  # the text needs neither matplotlib nor a folder that can be written
         if options.json:
-            print(json.dumps(as_data(comparison), indent=2, default=str, allow_nan=False))
+            print(json.dumps(as_json(comparison), indent=2, default=str, allow_nan=False))
         else:
-            _tell(comparison)
+            _print(comparison)
     if options.assert_equal is None:
         return EQUAL
-    return _assert_equal(comparison, found, options.assert_equal)
+    return _assert_equal(comparison, loaded, options.assert_equal)
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -74,7 +74,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         "--target",
         type=float,
         metavar="LOSS",
-        help="tell the training time to this evaluation loss",
+        help="print the training time to this evaluation loss",
     )
     parser.add_argument("--json", action="store_true", help="print JSON instead of text")
     parser.add_argument(
@@ -86,43 +86,48 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def _tell(comparison: Comparison) -> None:
+def _print(comparison: Comparison) -> None:
     print(comparison.headline)
     if comparison.details:
         print(comparison.details)
+    # A file keeps each row on one line, for grep.
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else UNLIMITED
     for table in tables(comparison):
-        print(f"\n{table}")
+        print(f"\n{table.text(width)}")
     if comparison.notes:
-        print("\nNotes", *(f"  - {note}" for note in comparison.notes), sep="\n")
+        print("\nNotes")
+        for note in comparison.notes:
+            print(f"  - {note}")
 
 
 def _write(comparison: Comparison, folder: Path, x: str) -> None:
-    """Pictures and the page; what was written is said on stderr, since stdout may be JSON."""
+    """Pictures and the page. Their names go to stderr, since stdout may be JSON."""
+    # here: jinja2 and matplotlib, which a comparison as text need not load
+    from train.comparison.html_page import html_page
+    from train.comparison.pictures import draw
+
     try:
         folder.mkdir(parents=True, exist_ok=True)
         pictures = draw(comparison, folder, x)
-        (folder / PAGE).write_text(page(comparison, pictures), encoding="utf-8")
+        (folder / PAGE).write_text(html_page(comparison, pictures), encoding="utf-8")
     except OSError as error:
         raise CannotRead(
-            f"compare: cannot write {folder}: {error.strerror}\n  type: --out ANOTHER"
+            f"compare: cannot write {folder}: {error.strerror}\n  Set:  --out ANOTHER"
         ) from error
-    print("wrote", folder / PAGE, *(picture.path.name for picture in pictures), file=sys.stderr)
+    names = [picture.path.name for picture in pictures]
+    print("wrote", folder / PAGE, *names, file=sys.stderr)
 
 
-def _assert_equal(comparison: Comparison, found: Found, tolerance: float) -> int:
-    reasons = [f"{each.where} was left out: {each.why}" for each in found.left_out]
-    reasons += unequal(found.runs, losses(comparison.groups), tolerance)
+def _assert_equal(comparison: Comparison, loaded: LoadedRuns, tolerance: float) -> int:
+    losses = loss_metrics(comparison.groups)
+    reasons = [f"{each.where} was skipped: {each.why}" for each in loaded.skipped]
+    reasons += reasons_for_unequal(loaded.runs, losses, tolerance)
     if reasons:
-        print(
-            f"not equal within {tolerance:g}:",
-            *(f"  - {reason}" for reason in reasons),
-            sep="\n",
-            file=sys.stderr,
-        )
+        lines = [f"not equal within {tolerance:g}:", *(f"  - {reason}" for reason in reasons)]
+        print("\n".join(lines), file=sys.stderr)
         return UNEQUAL
-    agreed = (agreement(found.runs, metric) for metric in losses(comparison.groups))
-    told = "; ".join(str(each) for each in agreed if each)
-    print(f"equal within {tolerance:g}: {told}", file=sys.stderr)
+    distances = filter(None, (curve_distance(loaded.runs, metric) for metric in losses))
+    print(f"equal within {tolerance:g}: {'; '.join(map(str, distances))}", file=sys.stderr)
     return EQUAL
 
 

@@ -21,13 +21,13 @@ from statistics import fmean
 
 from tests.campaigns.launched import RESULTS, Launch, commit_of, copy_small, run_all, write_between
 from train import metric_names as names
-from train.comparison.agree import Agreement, agreement
-from train.comparison.facts import Comparison
+from train.comparison.compare import compare
+from train.comparison.comparison import Comparison
+from train.comparison.curve_distance import CurveDistance, curve_distance
 from train.comparison.group import Group
-from train.comparison.judge import compare
-from train.comparison.page import page
+from train.comparison.html_page import html_page
 from train.comparison.pictures import draw
-from train.comparison.read import find
+from train.comparison.read import load_runs
 from train.comparison.tables import tables
 from train.errors import counted
 
@@ -109,7 +109,9 @@ class Beside:
     peaks: list[float]  # MiB
     throughputs: list[float]  # over that of the standard loop
     memory: list[float]  # MiB, less that of the standard loop
-    apart: Agreement | None  # from the losses of the standard loop; None: it is the standard loop
+    apart: (
+        CurveDistance | None
+    )  # from the losses of the standard loop; None: it is the standard loop
     break_even: list[float]  # micro-steps per step, as the last rows have it
 
     @property
@@ -145,17 +147,17 @@ HEAD = """\
 
 
 def is_standard(group: Group) -> bool:
-    return bool(group.of_derived("loop") == "standard")
+    return bool(group.derived("loop") == "standard")
 
 
 def beside_standard(comparison: Comparison) -> list[Beside]:
     several, groups = [], comparison.groups
     for group, costs in zip(groups, comparison.costs, strict=True):
-        told = group.of_derived
+        told = group.derived
         base = next(
             i
             for i, g in enumerate(groups)
-            if is_standard(g) and g.of_derived("world_size") == told("world_size")
+            if is_standard(g) and g.derived("world_size") == told("world_size")
         )
         of_base = dict(zip(groups[base].seeds, comparison.costs[base], strict=True))
         pairs = list(zip(costs, (of_base[seed] for seed in group.seeds), strict=True))
@@ -175,7 +177,7 @@ def beside_standard(comparison: Comparison) -> list[Beside]:
                 memory=[1024 * (_known(a.peak_gib) - _known(b.peak_gib)) for a, b in pairs],
                 apart=None
                 if is_standard(group)
-                else agreement([*groups[base].runs, *group.runs], names.LOSS),
+                else curve_distance([*groups[base].runs, *group.runs], names.LOSS),
                 break_even=[
                     value
                     for run in group.runs
@@ -200,7 +202,7 @@ def sentences(comparison: Comparison) -> list[str]:
         said = re.search(
             r"^accumulation: .*", (Path(group.first.where) / "log.txt").read_text(), re.MULTILINE
         )
-        if said and group.of_derived("loop") == "accumulate":
+        if said and group.derived("loop") == "accumulate":
             found.append(f"- {group.first.name}: {said[0].removeprefix('accumulation: ')}")
     return found
 
@@ -209,10 +211,12 @@ def report(study: Study, folder: Path, results: Path) -> str:
     """The study's part of the page; its pictures lie beside the page, and a page of its own in the
     folder.
     """
-    found = find([str(folder)])
-    comparison = compare(found.runs, found.left_out)
+    found = load_runs([str(folder)])
+    comparison = compare(found.runs, found.skipped)
     drawn = draw(comparison, folder / "comparison", "samples")
-    (folder / "comparison" / "compare.html").write_text(page(comparison, drawn), encoding="utf-8")
+    (folder / "comparison" / "compare.html").write_text(
+        html_page(comparison, drawn), encoding="utf-8"
+    )
     rows = beside_standard(comparison)
     parts = [
         f"### {study.title}",
@@ -277,7 +281,7 @@ def main() -> None:
             for launch in study.launches(seeds, asked.quick)
         ]
     )
-    first = find([str(folder / STUDIES[0].name)]).runs[0]
+    first = load_runs([str(folder / STUDIES[0].name)]).runs[0]
     told = {"commit": commit_of(first), "seeds": ", ".join(map(str, seeds)), "quick": quick}
     parts = [INTRODUCTION.format(**told).strip()]
     parts += [report(study, folder / study.name, results) for study in STUDIES]

@@ -16,9 +16,9 @@ from tests.comparison.folders import loss_at, make_run
 from train import metric_names as names
 from train.accumulate import compute_gradient
 from train.compare import main
-from train.comparison.judge import compare
-from train.comparison.read import find
-from train.comparison.scatter import memory_throughput
+from train.comparison.compare import compare
+from train.comparison.memory_plot import memory_throughput
+from train.comparison.read import load_runs
 from train.main import main as train_main
 
 ROOT = Path(__file__).parents[2]
@@ -52,9 +52,9 @@ def test_two_real_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
         [str(tmp_path / "whole"), str(tmp_path / "split"), "--json", "--assert-equal", "1e-10"]
     )
 
-    told = capsys.readouterr()
-    result = json.loads(told.out)
-    assert code == 0, told.err
+    printed = capsys.readouterr()
+    result = json.loads(printed.out)
+    assert code == 0, printed.err
     assert result["same_mathematics"]
     assert [(agreed["metric"], agreed["rows"]) for agreed in result["agreements"]] == [
         ("train/loss", 10),
@@ -76,8 +76,8 @@ def test_assert_equal(
 ) -> None:
     assert main([*pair(tmp_path, apart), "--assert-equal", str(tolerance)]) == code
 
-    told = capsys.readouterr().err
-    assert told.startswith(
+    printed = capsys.readouterr().err
+    assert printed.startswith(
         f"equal within {tolerance:g}: train/loss" if code == 0 else "not equal within 1e-06:"
     )
 
@@ -95,7 +95,7 @@ def test_assert_equal_is_not_met_by_what_was_not_compared(
         (other_seed, "second (seed 1) has no partner"),
         (killed, "second has not ended, or was killed"),
         (other_rows, "second (seed 0) has no partner"),
-        ([*damaged, str(tmp_path / "bad")], "bad was left out: its plan.json cannot be read"),
+        ([*damaged, str(tmp_path / "bad")], "bad was skipped: its plan.json cannot be read"),
         (damaged[:1], "first (seed 0) has no partner"),
     ):
         assert main([*arguments, "--assert-equal", "1"]) == 1
@@ -134,14 +134,14 @@ def test_a_run_that_only_saved(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert main([second]) == 0
     alone = capsys.readouterr().out
     assert main([first, second]) == 0
-    told = capsys.readouterr().out
+    printed = capsys.readouterr().out
 
     assert re.search(
         r"Outcome at the end of each\n +set-up +samples +steps\n +second +700 +7\n", alone
     )
     assert "second has no row of training" in alone
-    assert re.search(r"\n +first +30,000 +300 ", told)
-    assert re.search(r"\n +second +700 +7 ", told)
+    assert re.search(r"\n +first +30,000 +300 ", printed)
+    assert re.search(r"\n +second +700 +7 ", printed)
 
 
 def test_points_are_joined_by_batch_and_ranks(tmp_path: Path) -> None:
@@ -150,13 +150,14 @@ def test_points_are_joined_by_batch_and_ranks(tmp_path: Path) -> None:
         make_run(
             tmp_path / f"micro{micro}-{ranks}", derived={"micro_batch": micro, "world_size": ranks}
         )
-    found = find([str(tmp_path)])
+    found = load_runs([str(tmp_path)])
 
-    figure, caption = memory_throughput(compare(found.runs)) or (None, "")
+    drawing = memory_throughput(compare(found.runs))
 
-    assert "and ranks" in caption
+    assert drawing
+    assert "and ranks" in drawing.caption
     assert {"batch 100, 1 rank", "batch 100, 2 ranks"} < {
-        text.get_text() for text in figure.legends[0].get_texts()
+        text.get_text() for text in drawing.figure.legends[0].get_texts()
     }
 
 
@@ -164,9 +165,10 @@ def test_a_run_without_a_micro_batch_of_its_own_joins_no_line(tmp_path: Path) ->
     for name, micro in (("one", 50), ("by-length", None)):
         make_run(tmp_path / name, derived={"micro_batch": micro})
 
-    _, caption = memory_throughput(compare(find([str(tmp_path)]).runs)) or (None, "Lines")
+    drawing = memory_throughput(compare(load_runs([str(tmp_path)]).runs))
 
-    assert "Lines" not in caption
+    assert drawing
+    assert "Lines" not in drawing.caption
 
 
 def test_many_set_ups_are_counted_in_the_title(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from tests.helpers_noise import NOISE, SIGNAL, TRUTH, Naive, simulate
-from train.comparison.critical_batch import Averages, Estimate, Worth
+from train.comparison.critical_batch import Averages, BreakEven, Estimate
 
 
 @pytest.mark.parametrize("kind", ["equal", "unequal"])
@@ -97,8 +97,8 @@ def test_a_step_that_is_not_finite_counts_for_nothing() -> None:
     assert averages.noise_scale() == clean.noise_scale()
 
 
-def worth(noise_scale: float, update_ms: float, **options: float) -> Worth:
-    return Worth(
+def worth(noise_scale: float, update_ms: float, **options: float) -> BreakEven:
+    return BreakEven(
         Estimate(noise_scale, options.get("error", 0.0)), 8.0, 0.001, update_ms / 1000, 0.0
     )
 
@@ -125,7 +125,7 @@ def test_the_numbers_of_the_table() -> None:
 
 
 def test_the_uncertainty_is_half_of_what_goes_in() -> None:
-    it = Worth(Estimate(100, 0.3), 8.0, 0.001, 0.001, cost_error=0.4)
+    it = BreakEven(Estimate(100, 0.3), 8.0, 0.001, 0.001, cost_error=0.4)
 
     assert it.error == pytest.approx(0.25)
 
@@ -175,7 +175,7 @@ def test_the_uncertainty_is_half_of_what_goes_in() -> None:
         (worth(16, 0.01), 16, "the 16 of this run take 5.9 times as long"),
     ],
 )
-def test_the_sentence(it: Worth, k: int, text: str) -> None:
+def test_the_sentence(it: BreakEven, k: int, text: str) -> None:
     assert text in it.sentence(k), it.sentence(k)
 
 

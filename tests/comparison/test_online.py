@@ -18,7 +18,7 @@ from tests.comparison.folders import make_run
 from tests.report.test_tracker import Ended, clean_environ, in_process, online
 from tests.wandb_server import StoredRun, WandbServer
 from train.comparison.online import from_wandb, read_wandb
-from train.comparison.read import find
+from train.comparison.read import load_runs
 from train.comparison.run import Run
 from train.metric_names import EFFECTIVE_SIZE
 from train.report.wandb_run import ONLY_CURVES
@@ -171,8 +171,8 @@ def known(row: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in row.items() if not key.startswith(MEASURED)}
 
 
-def test_what_is_no_run_of_ours_is_told(tmp_path: Path) -> None:
-    (run,) = find([str(make_run(tmp_path / "run"))]).runs
+def test_what_is_no_run_of_ours_is_reported(tmp_path: Path) -> None:
+    (run,) = load_runs([str(make_run(tmp_path / "run"))]).runs
 
     assert "no `derived` block" in str(from_wandb("e/p/r", "name", "finished", {"lr": 1}, run.rows))
     assert "no row" in str(

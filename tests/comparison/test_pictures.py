@@ -14,11 +14,14 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from tests.comparison.folders import loss_at, make_run
-from tests.comparison.test_judge import compared
+from tests.comparison.test_comparison import compared
 from train import metric_names as names
-from train.comparison import bars, curves, scatter
-from train.comparison.facts import Comparison
-from train.comparison.style import RC
+from train.comparison.comparison import Comparison
+from train.comparison.cost_plot import costs
+from train.comparison.evaluation_plot import evaluation
+from train.comparison.loss_plot import loss as loss_picture
+from train.comparison.memory_plot import memory_throughput
+from train.comparison.plot_style import RC
 
 PHASES = {
     **{names.DATA_SECONDS: 0.01, names.FORWARD_BACKWARD_SECONDS: 0.07, names.SYNC_SECONDS: 0.02},
@@ -30,12 +33,12 @@ GPU = {names.PEAK_ALLOCATED: 2.0, names.PEAK_RESERVED: 3.0, names.OPTIMIZER_PEAK
 def pictures(comparison: Comparison, x: str = "samples") -> dict[str, Figure]:
     with mpl.rc_context(RC):
         made = {
-            "loss": curves.loss(comparison, x),
-            "evaluation": curves.evaluation(comparison),
-            "memory_throughput": scatter.memory_throughput(comparison),
-            "costs": bars.costs(comparison),
+            "loss": loss_picture(comparison, x),
+            "evaluation": evaluation(comparison),
+            "memory_throughput": memory_throughput(comparison),
+            "costs": costs(comparison),
         }
-        figures = {name: each[0] for name, each in made.items() if each}
+        figures = {name: each.figure for name, each in made.items() if each}
         for figure in figures.values():
             FigureCanvasAgg(figure).draw()
     return figures
@@ -197,8 +200,8 @@ def test_only_points_of_the_same_mathematics_are_joined(tmp_path: Path) -> None:
 
     lines = [line for line in figure.axes[0].get_lines() if line.get_linestyle() != "None"]
     assert [len(np.asarray(line.get_xdata())) for line in lines] == [2, 2]
-    told = {text.get_text() for text in figure.legends[0].get_texts()}
-    assert {"batch 100, 1 rank, as lr0.003-10", "batch 100, 1 rank, as lr0.01-100"} <= told
+    legend = {text.get_text() for text in figure.legends[0].get_texts()}
+    assert {"batch 100, 1 rank, as lr0.003-10", "batch 100, 1 rank, as lr0.01-100"} <= legend
 
 
 def test_costs(tmp_path: Path) -> None:

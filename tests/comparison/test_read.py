@@ -5,12 +5,12 @@ from pathlib import Path
 import pytest
 
 from tests.comparison.folders import make_run
-from train.comparison.read import CannotRead, find
+from train.comparison.read import CannotRead, load_runs
 from train.comparison.rows import split_config
 
 
 def names(*arguments: Path) -> list[str]:
-    return [run.name for run in find([str(argument) for argument in arguments]).runs]
+    return [run.name for run in load_runs([str(argument) for argument in arguments]).runs]
 
 
 def test_a_parent_stands_for_all_runs_below_in_the_order_of_their_start(tmp_path: Path) -> None:
@@ -23,9 +23,9 @@ def test_a_parent_stands_for_all_runs_below_in_the_order_of_their_start(tmp_path
     # what lies in a run folder is part of that run
     (tmp_path / "b" / "checkpoints" / "plan.json").write_text("{}")
 
-    found = find([str(tmp_path)])
+    found = load_runs([str(tmp_path)])
 
-    assert ([run.name for run in found.runs], found.left_out) == (["b", "a", "c"], [])
+    assert ([run.name for run in found.runs], found.skipped) == (["b", "a", "c"], [])
 
 
 def test_a_run_named_twice_counts_once(tmp_path: Path) -> None:
@@ -57,10 +57,10 @@ def test_a_damaged_run_is_named_and_left_out(
     else:
         path.write_text(text)
 
-    found = find([str(tmp_path)])
+    found = load_runs([str(tmp_path)])
 
     assert [run.name for run in found.runs] == ["good"]
-    (left_out,) = found.left_out
+    (left_out,) = found.skipped
     assert Path(left_out.where).name == "bad"
     assert left_out.why.startswith(why)
 
@@ -74,10 +74,10 @@ def test_a_run_that_was_killed_keeps_its_whole_rows(tmp_path: Path) -> None:
     (folder / "environment.json").unlink()
     (folder / "config.yaml").write_text("a: [")
 
-    (run,) = find([str(folder)]).runs
+    (run,) = load_runs([str(folder)]).runs
 
     assert (run.ended, len(run.train_rows)) == (None, 29)
-    assert "4 damaged lines of metrics.jsonl left out" in run.remarks
+    assert "4 damaged lines of metrics.jsonl skipped" in run.remarks
     assert any(remark.startswith("its host and versions are unknown") for remark in run.remarks)
     assert any(remark.startswith("its config.yaml cannot be read") for remark in run.remarks)
 
@@ -87,7 +87,7 @@ def test_a_row_written_again_after_a_restart_counts_once(tmp_path: Path) -> None
     with (folder / "metrics.jsonl").open("a") as file:
         file.write('{"progress/samples_seen": 1000, "train/loss": 7, "train/learning_rate": 1}\n')
 
-    (run,) = find([str(folder)]).runs
+    (run,) = load_runs([str(folder)]).runs
 
     assert run.curve("train/loss") == {1000: 7.0}
 
@@ -96,8 +96,8 @@ def test_what_is_no_run_is_refused_with_what_to_type(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     for argument, reason in (("empty", "is no run folder"), ("missing", "there is no folder")):
         with pytest.raises(CannotRead, match=reason) as error:
-            find([str(tmp_path / argument)])
-        assert all(word in str(error.value) for word in ("got:", "why:", "type:"))
+            load_runs([str(tmp_path / argument)])
+        assert all(word in str(error.value) for word in ("got:", "why:", "Run:"))
 
 
 def test_nothing_but_damaged_runs_is_refused(tmp_path: Path) -> None:
@@ -106,11 +106,11 @@ def test_nothing_but_damaged_runs_is_refused(tmp_path: Path) -> None:
     with pytest.raises(
         CannotRead, match=r"no run can be compared\n.*bad: its plan\.json is damaged"
     ):
-        find([str(tmp_path)])
+        load_runs([str(tmp_path)])
 
 
 @pytest.mark.parametrize("key", ["schedule", "schedule_tokens"])
-def test_a_schedule_of_the_batch_is_told_by_the_plan_alone(key: str) -> None:
+def test_a_schedule_of_the_batch_comes_from_the_plan_alone(key: str) -> None:
     config = {"batch": {key: {0: 64, 120: 128}, "micro": 8}, "seed": 1}
 
     assert split_config(config) == ({"seed": 1}, {"batch.micro": 8})

@@ -10,8 +10,8 @@ import pytest
 from tests.comparison.folders import make_run
 from train.comparison import rows as reading
 from train.comparison.columns import Rows, rows_of
-from train.comparison.judge import compare
-from train.comparison.read import find
+from train.comparison.compare import compare
+from train.comparison.read import load_runs
 from train.comparison.rows import parse_rows
 from train.disk import open_blocks
 
@@ -90,7 +90,7 @@ def test_the_quick_way_and_the_slow_one_find_the_same(other: str, end: str) -> N
     rows, remarks = parse_rows([("\n".join(lines) + end).encode()])
 
     assert repr(list(rows)) == repr(expected)  # NaN is not equal to itself
-    assert remarks == ([f"{damaged} damaged line of metrics.jsonl left out"] if damaged else [])
+    assert remarks == ([f"{damaged} damaged line of metrics.jsonl skipped"] if damaged else [])
 
 
 def test_blocks_are_whole_lines(tmp_path: Path) -> None:
@@ -112,11 +112,11 @@ def test_each_row_is_read_once_and_held_in_few_bytes(
     """
     read: list[int] = []
     slowly: list[bytes] = []
-    numbers, row = reading._numbers, reading._row
+    numbers, row = reading._parse_numbers, reading._parse_line
     monkeypatch.setattr(
-        reading, "_numbers", lambda block: read.append(block.count(b"\n")) or numbers(block)
+        reading, "_parse_numbers", lambda block: read.append(block.count(b"\n")) or numbers(block)
     )
-    monkeypatch.setattr(reading, "_row", lambda line: slowly.append(line) or row(line))
+    monkeypatch.setattr(reading, "_parse_line", lambda line: slowly.append(line) or row(line))
     for seed in range(10):
         derived = {"curve_hash": str(seed)}
         last, extra = 100_000, {"memory/weights_gib": 0.25}
@@ -129,7 +129,7 @@ def test_each_row_is_read_once_and_held_in_few_bytes(
             extra=extra,
         )
 
-    found = find([str(tmp_path)])
+    found = load_runs([str(tmp_path)])
     compare(found.runs)
 
     assert len(found.runs) == 10

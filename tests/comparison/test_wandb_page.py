@@ -14,8 +14,8 @@ import pytest
 
 from tests.report.test_tracker import clean_environ, in_process, online
 from tests.wandb_server import WandbServer
-from train.comparison.judge import compare
-from train.comparison.read import find
+from train.comparison.compare import compare
+from train.comparison.read import load_runs
 from train.comparison.wandb_page import CannotSave, main, save
 
 ROOT = Path(__file__).parents[2]
@@ -67,7 +67,7 @@ class Typed:
 
     server: WandbServer
     ids: list[str]
-    told: dict[str, Any]  # {what was typed: the addresses, or why there are none}
+    answers: dict[str, Any]  # {what was typed: the addresses, or why there are none}
     verdict: str  # of compare, of the two runs
 
 
@@ -96,9 +96,9 @@ def train_twice(folder: str) -> list[str]:
 def train_and_save(folder: str) -> dict[str, Any]:
     with contextlib.redirect_stdout(io.StringIO()):
         ids = train_twice(folder)
-    verdict = compare(find([f"tester/isobatch/{run_id}" for run_id in ids]).runs).verdict
+    verdict = compare(load_runs([f"tester/isobatch/{run_id}" for run_id in ids]).runs).verdict
     typed = ["tester/isobatch", f"tester/isobatch {' '.join(ids)} missing", *REFUSED]
-    return {"ids": ids, "told": {line: saved(line) for line in typed}, "verdict": verdict}
+    return {"ids": ids, "answers": {line: saved(line) for line in typed}, "verdict": verdict}
 
 
 def saved(line: str) -> dict[str, str] | str:
@@ -135,8 +135,8 @@ def is_evaluation(config: dict[str, Any]) -> bool:
 
 
 def test_a_view_of_columns_and_eight_panels(typed: Typed) -> None:
-    assert list(typed.told["tester/isobatch"]) == ["view"]
-    assert typed.told["tester/isobatch"]["view"].startswith(
+    assert list(typed.answers["tester/isobatch"]) == ["view"]
+    assert typed.answers["tester/isobatch"]["view"].startswith(
         f"{typed.server.url}/tester/isobatch?nw="
     )
     view = typed.server.views[0]
@@ -156,10 +156,10 @@ def test_a_view_of_columns_and_eight_panels(typed: Typed) -> None:
 
 
 def test_a_view_and_a_report_of_two_runs(typed: Typed) -> None:
-    told = typed.told[f"tester/isobatch {' '.join(typed.ids)} missing"]
+    answer = typed.answers[f"tester/isobatch {' '.join(typed.ids)} missing"]
 
-    assert list(told) == ["view", "report"]
-    assert told["report"].startswith(f"{typed.server.url}/tester/isobatch/reports/")
+    assert list(answer) == ["view", "report"]
+    assert answer["report"].startswith(f"{typed.server.url}/tester/isobatch/reports/")
     _, view, report = typed.server.views
     assert view["spec"] != report["spec"]
     assert report["displayName"] == "Comparison of whole, in_two|parts"
@@ -167,7 +167,7 @@ def test_a_view_and_a_report_of_two_runs(typed: Typed) -> None:
     assert text["content"].replace("\\", "").startswith(f"**{typed.verdict}**")
     assert "### Cost in time" in text["content"]
     assert "\n| in\\_two\\|parts | " in text["content"]
-    assert "- left out: tester/isobatch/missing: " in text["content"]
+    assert "- skipped: tester/isobatch/missing: " in text["content"]
     assert as_lines(grid["metadata"]["panelBankSectionConfig"]["panels"]) == PANELS
     (runs,) = grid["metadata"]["runSets"]
     assert runs["runFeed"]["columnOrder"] == COLUMNS
@@ -181,26 +181,26 @@ def test_a_view_and_a_report_of_two_runs(typed: Typed) -> None:
 
 
 @pytest.mark.parametrize("line", REFUSED)
-def test_what_cannot_be_saved_is_told(typed: Typed, line: str) -> None:
-    assert typed.told[line].startswith(f"page: nothing was saved\n  got:  {REFUSED[line]}")
-    assert "\n  type: python scripts/page.py " in typed.told[line]
+def test_what_cannot_be_saved_is_reported(typed: Typed, line: str) -> None:
+    assert typed.answers[line].startswith(f"page: nothing was saved\n  got:  {REFUSED[line]}")
+    assert "\n  Run:  python scripts/page.py " in typed.answers[line]
 
 
 def test_nobody_is_logged_in(typed: Typed, tmp_path: Path) -> None:
     environ = clean_environ(tmp_path, WANDB_BASE_URL=typed.server.url)
-    told = in_process(saved, environ, tmp_path, line="tester/isobatch").result
+    answer = in_process(saved, environ, tmp_path, line="tester/isobatch").result
 
-    assert "got:  W&B says: UsageError: No API key configured." in told
-    assert told.endswith("\n  type: wandb login")
+    assert "got:  W&B says: UsageError: No API key configured." in answer
+    assert answer.endswith("\n  Run:  wandb login")
 
 
 def test_a_server_that_is_not_there(tmp_path: Path) -> None:
     gone = WandbServer()
     gone._http.server_close()
     environ = online(gone, tmp_path, WANDB_HTTP_TIMEOUT="1")
-    told = in_process(saved, environ, tmp_path, line="tester/isobatch").result
+    answer = in_process(saved, environ, tmp_path, line="tester/isobatch").result
 
-    assert told.startswith("page: nothing was saved\n  got:  W&B says: ")
+    assert answer.startswith("page: nothing was saved\n  got:  W&B says: ")
 
 
 def test_without_the_library(
@@ -209,7 +209,7 @@ def test_without_the_library(
     monkeypatch.setitem(sys.modules, "wandb_workspaces", None)
 
     assert main(["tester/isobatch"]) == 2
-    assert 'type: python -m pip install "wandb-workspaces>=0.4.13"' in capfd.readouterr().err
+    assert 'Run:  python -m pip install "wandb-workspaces>=0.4.13"' in capfd.readouterr().err
 
 
 def test_it_starts_without_torch() -> None:

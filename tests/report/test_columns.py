@@ -15,7 +15,7 @@ from tests.helpers import argv
 from train import metric_names
 from train.accumulate import compute_gradient
 from train.comparison.cost import cost_of
-from train.comparison.read import find
+from train.comparison.read import load_runs
 from train.main import main
 from train.memory import peaks
 from train.report.best import Best
@@ -95,7 +95,7 @@ def test_they_are_those_of_all_rows_after_a_resume_too(
     assert_columns(summary, counted(tmp_path))
     # of the first start: it fell ever since
     assert summary["run/peak_rss_gib"] == first["run/peak_rss_gib"]
-    (run,) = find([str(tmp_path / "run")]).runs
+    (run,) = load_runs([str(tmp_path / "run")]).runs
     assert cost_of(run).samples_per_second == pytest.approx(
         summary["run/samples_per_second"], rel=1e-12
     )

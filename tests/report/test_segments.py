@@ -8,9 +8,9 @@ from typing import Any
 
 from tests.helpers import argv, rows
 from train.accumulate import compute_gradient
-from train.comparison.facts import Comparison
-from train.comparison.judge import compare
-from train.comparison.read import find
+from train.comparison.compare import compare
+from train.comparison.comparison import Comparison
+from train.comparison.read import load_runs
 from train.main import main
 
 COSINE = ("schedule.name=cosine", "checkpoint={resume: auto, every_steps: 2}")
@@ -27,7 +27,7 @@ def derived(folder: Path, name: str) -> dict[str, Any]:
 
 
 def compared(folder: Path, *names: str) -> Comparison:
-    return compare(find([str(folder / name) for name in names]).runs)
+    return compare(load_runs([str(folder / name) for name in names]).runs)
 
 
 def test_a_run_that_was_extended_is_not_one_that_was_so_long_from_the_start(tmp_path: Path) -> None:
@@ -47,7 +47,7 @@ def test_a_run_that_was_extended_is_not_one_that_was_so_long_from_the_start(tmp_
     (key,) = result.keys
     assert key.values == ("-", "after step 4: duration.steps 4 -> 6")
     assert (
-        "extended went on with other mathematics after step 4: duration.steps 4 -> 6"
+        "extended resumed with other mathematics after step 4: duration.steps 4 -> 6"
         in result.notes
     )
     assert len({derived(tmp_path, name)["curve_hash"] for name in ("whole", "extended")}) == 2

@@ -1,5 +1,6 @@
-"""The rows of a run as columns: eight bytes a number, and one number where it never
-changes. Pure.
+"""The rows of a run as columns: eight bytes a number, one number where it never changes. Pure.
+
+numpy and not pandas, whose import takes as long as reading the runs: see docs/design.md.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -9,43 +10,42 @@ import numpy as np
 from numpy.typing import NDArray
 
 Numbers = NDArray[np.float64]
-# a metric that was not finite is NaN; one that is not there was not measured
 Row = Mapping[str, float]
+"""{metric: value}; NaN where it was not finite, absent where it was not measured."""
 
 
 @dataclass(frozen=True)
 class Column:
     at: NDArray[np.int32]
-    """The rows that have the metric, ascending."""
+    """Indices of the rows that have the metric, ascending."""
     values: Numbers
-    """Of these rows; NaN: it was not finite."""
+    """Of these rows; NaN where it was not finite."""
 
 
 class Rows:
-    """Rows in order. Columns that are in the same rows share one list of them."""
+    """Rows in order. Columns that are in the same rows share one array of indices."""
 
     def __init__(self, count: int, columns: Mapping[str, Column]) -> None:
         self.count = count
         self._columns: dict[str, Column] = {}
-        known: list[NDArray[np.int32]] = []
+        # Most metrics are in all rows of training, so a run has few different arrays of indices.
+        shared: list[NDArray[np.int32]] = []
         for name, column in columns.items():
-            at = next((same for same in known if np.array_equal(same, column.at)), column.at)
-            if at is column.at:
-                known.append(at)
+            at = next((same for same in shared if np.array_equal(same, column.at)), None)
+            if at is None:
+                at = column.at
+                shared.append(at)
             self._columns[name] = Column(at, _compact(column.values))
 
     def __len__(self) -> int:
         return self.count
 
     def __iter__(self) -> Iterator[Row]:
-        names = [set(column.at.tolist()) for column in self._columns.values()]
-        dense = {name: self.values(name) for name in self._columns}
-        for i in range(self.count):
-            yield {
-                name: float(dense[name][i])
-                for name, at in zip(self._columns, names, strict=True)
-                if i in at
-            }
+        rows: list[dict[str, float]] = [{} for _ in range(self.count)]
+        for name, column in self._columns.items():
+            for index, value in zip(column.at.tolist(), column.values.tolist(), strict=True):
+                rows[index][name] = value
+        return iter(rows)
 
     @property
     def metrics(self) -> list[str]:
@@ -56,53 +56,58 @@ class Rows:
         """Empty where no row has it."""
         return self._columns.get(metric) or Column(np.empty(0, np.int32), np.empty(0))
 
-    def have(self, metric: str) -> NDArray[np.bool_]:
+    def has(self, metric: str) -> NDArray[np.bool_]:
         """(rows,): which of them have the metric."""
-        found = np.zeros(self.count, dtype=bool)
-        found[self.column(metric).at] = True
-        return found
+        mask = np.zeros(self.count, dtype=bool)
+        mask[self.column(metric).at] = True
+        return mask
 
     def values(self, metric: str) -> Numbers:
-        """(rows,): NaN where it is not there, or was not finite."""
-        found, column = np.full(self.count, np.nan), self.column(metric)
-        found[column.at] = column.values
-        return found
+        """(rows,): NaN where a row does not have it, or where it was not finite."""
+        column = self.column(metric)
+        values = np.full(self.count, np.nan)
+        values[column.at] = column.values
+        return values
+
+
+def union(lists: Iterable[Iterable[str]]) -> list[str]:
+    """Each string once, in order of appearance."""
+    strings: dict[str, None] = {}
+    for strings_of_one in lists:
+        strings.update(dict.fromkeys(strings_of_one))
+    return list(strings)
 
 
 def rows_of(rows: Iterable[Row]) -> Rows:
-    found: dict[str, tuple[list[int], list[float]]] = {}
+    indices: dict[str, list[int]] = {}
+    values: dict[str, list[float]] = {}
     count = 0
     for row in rows:
         for name, value in row.items():
-            at, values = found.setdefault(name, ([], []))
-            at.append(count)
-            values.append(value)
+            indices.setdefault(name, []).append(count)
+            values.setdefault(name, []).append(value)
         count += 1
-    columns = {
-        name: Column(np.array(at, np.int32), np.array(values, float))
-        for name, (at, values) in found.items()
-    }
+    columns = {}
+    for name, at in indices.items():
+        columns[name] = Column(np.array(at, np.int32), np.array(values[name], float))
     return Rows(count, columns)
 
 
-def joined(pieces: Sequence[Rows]) -> Rows:
-    """One after the other."""
-    starts = np.cumsum([0, *(len(piece) for piece in pieces)])
-    names = dict.fromkeys(name for piece in pieces for name in piece.metrics)
+def concatenate(pieces: Sequence[Rows]) -> Rows:
+    # Row 0 of a piece is row `start` of all.
+    starts = np.cumsum([0, *map(len, pieces)])
     columns = {}
-    for name in names:
-        several = [piece.column(name) for piece in pieces]
-        at = [
-            column.at + np.int32(start) for column, start in zip(several, starts[:-1], strict=True)
-        ]
-        columns[name] = Column(
-            np.concatenate(at), np.concatenate([column.values for column in several])
-        )
+    for name in union(piece.metrics for piece in pieces):
+        parts = [piece.column(name) for piece in pieces]
+        at = [part.at + np.int32(start) for part, start in zip(parts, starts[:-1], strict=True)]
+        values = [part.values for part in parts]
+        columns[name] = Column(np.concatenate(at), np.concatenate(values))
     return Rows(int(starts[-1]), columns)
 
 
 def _compact(values: Numbers) -> Numbers:
-    """One number for all rows where they are equal."""
+    """One number that stands for all rows, where they are equal."""
+    # The two ends first: most columns that change need no pass over all values.
     if len(values) and values[0] == values[-1] and (values == values[0]).all():
         return np.broadcast_to(values[:1].copy(), values.shape)
     return values

@@ -8,81 +8,85 @@ gradient g of the step:
 
     trace(S) = N / (K - 1) * (sum of |h_j|^2 / w_j - |g|^2)        |G|^2 = |g|^2 - trace(S) / N
 
-Both are without bias, for micro-batches of any sizes, and either may be negative in one step: they
-are averaged over steps, apart, before they are divided. The unit is samples, also where a loss is
-divided by something else, such as tokens: the noise scale is then too large, by about the squared
-coefficient of variation of the weights (below 1 sample, as a rule).
+Both are without bias, for micro-batches of any sizes, and either may be negative in one step: each
+is averaged over steps before they are divided. The unit is samples, also where a loss is divided by
+something else, such as tokens: the noise scale is then too large, by about the squared coefficient
+of variation of the weights (below 1 sample, as a rule).
 """
 
 import math
 from dataclasses import dataclass
 
-# of the averages: they reach back about 1,000 measurements, or to the start of a shorter run
+# Of the averages: they reach back about 1,000 measurements, or to the start of a shorter run.
 SMOOTHING = 0.998
-FEWEST = 10  # measurements before anything is said
+FEWEST = 10
+"""Measurements before there is an estimate."""
 
 
 @dataclass(frozen=True)
 class Estimate:
     value: float
-    error: float  # relative: one standard error
+    error: float
+    """Relative: one standard error."""
 
 
 class Averages:
-    """Numerator and denominator of the noise scale, each an exponential moving average without the
-    bias of its start.
+    """Numerator and denominator of the noise scale.
 
-    Its weights a_i sum up to 1, so the variance of an average is q times that of one measurement, q
-    = sum of a_i^2.
+    Each is an exponential moving average, corrected for the bias of its start (as in Adam). With
+    weights a_i that sum up to 1, the variance of an average is q times that of one measurement,
+    q = sum of a_i^2.
     """
 
     def __init__(self, smoothing: float = SMOOTHING) -> None:
         self._smoothing = smoothing
         self.count = 0
-        # Of s = trace(S) and g = |G|^2: s, g, s*s, s*g, g*g; with weights that still sum up to less
-        # than 1.
+        # Of s = trace(S) and g = |G|^2: s, g, s*s, s*g, g*g; not yet corrected.
         self._moments: tuple[float, ...] = (0.0,) * 5
-        self._squares = 0.0  # the sum of the squares of those weights
+        self._squares = 0.0  # the sum of the squares of the weights; not yet corrected
 
-    def add(self, parts: float, whole: float, count: int, samples: float) -> None:
-        """A step of `count` micro-batches and `samples` samples over all ranks: sum of |h_j|^2 /
-        w_j, and |g|^2.
+    def add(self, micro_squares: float, step_square: float, count: int, samples: float) -> None:
+        """A step of `count` micro-batches and `samples` samples, over all ranks.
 
-        One that is not finite counts for nothing, and so does one of a single micro-batch.
+        `micro_squares`: sum of |h_j|^2 / w_j. `step_square`: |g|^2. A step that is not finite is
+        ignored, and so is one of a single micro-batch.
         """
-        if count < 2 or not math.isfinite(parts + whole):
+        if count < 2 or not math.isfinite(micro_squares + step_square):
             return
-        s = samples / (count - 1) * (parts - whole)
-        g = whole - s / samples
-        old, new = self._smoothing, 1 - self._smoothing
+        s = samples / (count - 1) * (micro_squares - step_square)
+        g = step_square - s / samples
+        decay = self._smoothing
         self.count += 1
-        self._moments = tuple(
-            old * m + new * x
-            for m, x in zip(self._moments, (s, g, s * s, s * g, g * g), strict=True)
-        )
-        self._squares = old**2 * self._squares + new**2
+        measured = zip(self._moments, (s, g, s * s, s * g, g * g), strict=True)
+        self._moments = tuple(decay * moment + (1 - decay) * x for moment, x in measured)
+        self._squares = decay**2 * self._squares + (1 - decay) ** 2
 
     def noise_scale(self) -> Estimate | None:
-        """In samples. None while |G|^2 is not known to two standard errors: a ratio to noise is a
-        wild number.
+        """In samples.
+
+        None while |G|^2 is within two standard errors of zero: a ratio to noise may be any number.
         """
         if self.count < FEWEST:
             return None
         total = 1 - self._smoothing**self.count
         s, g, ss, sg, gg = (moment / total for moment in self._moments)
         q = self._squares / total**2
-        spread = q / (1 - q)  # of an average, from the spread of the measurements around it
-        var_s, cov, var_g = spread * (ss - s * s), spread * (sg - s * g), spread * (gg - g * g)
+        # The variance of an average, from that of the measurements around it.
+        factor = q / (1 - q)
+        var_s = factor * (ss - s * s)
+        cov = factor * (sg - s * g)
+        var_g = factor * (gg - g * g)
+        # A variance is positive, and a denominator that may be zero gives no ratio.
         if s <= 0 or g <= 2 * math.sqrt(max(0.0, var_g)):
             return None
-        error = var_s / s**2 - 2 * cov / (s * g) + var_g / g**2  # of a ratio, to first order
-        return Estimate(s / g, math.sqrt(max(0.0, error)))
+        # Of a ratio, to first order (the delta method).
+        relative_variance = var_s / s**2 - 2 * cov / (s * g) + var_g / g**2
+        return Estimate(s / g, math.sqrt(max(0.0, relative_variance)))
 
 
 @dataclass(frozen=True)
-class Worth:
-    """Is accumulation worth it? From the noise scale, taken for the critical batch, and what was
-    measured of time.
+class BreakEven:
+    """Is accumulation worth it? From the noise scale, taken for the critical batch, and the times.
 
     A step of k micro-steps takes k * micro_seconds + update_seconds, and the steps to a loss go
     with 1 + noise scale / (k * samples), if the rate is tuned to each batch: their product is least
@@ -90,22 +94,23 @@ class Worth:
     """
 
     noise: Estimate
-    samples: float  # of one micro-step, over all ranks
+    samples: float
+    """Of one micro-step, over all ranks."""
     micro_seconds: float
-    update_seconds: float  # synchronisation and optimizer: once per step
-    cost_error: float = 0.0  # of update_seconds / micro_seconds, relative: one standard error
+    update_seconds: float
+    """Synchronisation and optimizer: once per step."""
+    cost_error: float = 0.0
+    """Of update_seconds / micro_seconds, relative: one standard error."""
 
     @property
     def best(self) -> float:
-        """The break-even number of micro-steps: more of them take longer to the same loss than they
-        save.
-        """
+        """Micro-steps per step: more of them cost more time than they save in steps."""
         return math.sqrt(self.noise.value / self.samples * self.update_seconds / self.micro_seconds)
 
     @property
     def error(self) -> float:
         """Of `best`, relative: one standard error."""
-        return math.hypot(self.noise.error, self.cost_error) / 2
+        return math.hypot(self.noise.error, self.cost_error) / 2  # of a square root: half
 
     def time(self, k: float) -> float:
         """To the same loss, in seconds times a constant."""
@@ -113,50 +118,73 @@ class Worth:
         return steps * (k * self.micro_seconds + self.update_seconds)
 
     def longer(self, k: float) -> float:
-        """How much more time `k` micro-steps per step take than the best whole number of them, as a
-        ratio less 1.
+        """How much longer `k` micro-steps per step take than the best integer number of them.
+
+        0.1: 10 % longer.
         """
-        return self.time(k) / self.time(whole(self.best)) - 1
+        return self.time(k) / self.time(integer_micro_steps(self.best)) - 1
 
     def sentence(self, k: int) -> str:
         """What that means for a run that took `k` micro-steps per step."""
-        told = advice(
-            self.best, *around(self.best, self.error), self.longer(k), f"the {k} of this run", k
+        least, most = error_interval(self.best, self.error)
+        text = advice(
+            best=self.best,
+            least=least,
+            most=most,
+            longer=self.longer(k),
+            current=f"the {k} of this run",
+            micro_steps=k,
         )
         return (
-            f"accumulation: {told} (estimated from a noise scale of {self.noise.value:,.3g} "
+            f"accumulation: {text} (estimated from a noise scale of {self.noise.value:,.3g} "
             f"samples +- {2 * self.noise.error:.0%}, {_time(self.micro_seconds)} per micro-step of "
             f"{self.samples:.3g} samples, {_time(self.update_seconds)} per synchronisation and "
             "optimizer)"
         )
 
 
-def around(value: float, error: float) -> tuple[float, float]:
+def error_interval(value: float, error: float) -> tuple[float, float]:
     """Two standard errors, as a factor, to both sides."""
     return value * math.exp(-2 * error), value * math.exp(2 * error)
 
 
-def whole(micro_steps: float) -> int:
+def integer_micro_steps(micro_steps: float) -> int:
     return max(1, round(micro_steps))
 
 
-def advice(best: float, least: float, most: float, longer: float, those: str, k: int) -> str:
-    """`about 2 micro-steps (2 to 3) would be fastest to the same loss; THOSE take 15% longer`,
-    THOSE being `k`.
+def advice(
+    *, best: float, least: float, most: float, longer: float, current: str, micro_steps: int
+) -> str:
+    """`about 2 micro-steps (2 to 3) would be fastest to the same loss; CURRENT take 15% longer`.
 
-    Where the estimate's own range holds `k`, nobody knows whether more or fewer would be faster.
+    `least` to `most`: the interval of `best`. CURRENT are `micro_steps`; where the interval holds
+    them, it is unknown whether more or fewer would be faster.
     """
-    between = f" ({whole(least)} to {whole(most)})" if whole(least) < whole(most) else ""
-    fastest = f"about {whole(best)} micro-steps{between} would be fastest to the same loss"
-    if whole(best) == 1:
-        pays = ", so it does not pay by itself" if whole(most) == 1 else ""
-        fastest = f"1 micro-step{between} would be fastest to the same loss{pays}"
-    if whole(least) <= k <= whole(most):
-        return f"{fastest}; whether it pays is unknown: the estimate cannot tell them from {those}"
-    much = "at most 5%" if longer < 0.05 else f"{longer:.0%}"
-    cost = f"{much} longer" if longer < 1 else f"{1 + longer:.2g} times as long"
-    return f"{fastest}; {those} take{'s' if k == 1 else ''} {cost}"
+    nearest = integer_micro_steps(best)
+    fewest = integer_micro_steps(least)
+    largest = integer_micro_steps(most)
+    interval = f" ({fewest} to {largest})" if fewest < largest else ""
+    if nearest > 1:
+        fastest = f"about {nearest} micro-steps{interval} would be fastest to the same loss"
+    else:
+        fastest = f"1 micro-step{interval} would be fastest to the same loss"
+        if largest == 1:
+            fastest += ", so it does not pay by itself"
+    if fewest <= micro_steps <= largest:
+        return (
+            f"{fastest}; whether it pays is unknown: the estimate cannot tell them from {current}"
+        )
+    verb = "takes" if micro_steps == 1 else "take"
+    if longer < 0.05:
+        cost = "at most 5% longer"
+    elif longer < 1:
+        cost = f"{longer:.0%} longer"
+    else:
+        cost = f"{1 + longer:.2g} times as long"
+    return f"{fastest}; {current} {verb} {cost}"
 
 
 def _time(seconds: float) -> str:
-    return f"{seconds * 1e3:.3g} ms" if seconds < 1 else f"{seconds:.3g} s"
+    if seconds < 1:
+        return f"{seconds * 1e3:.3g} ms"
+    return f"{seconds:.3g} s"

@@ -1,46 +1,21 @@
-"""Repetitions: runs that differ in their seed alone, mathematics and execution the same. Pure."""
+"""Set-ups: runs that differ in their seed alone, mathematics and execution the same. Pure."""
 
-import itertools
 import json
-import math
 import re
-import statistics
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-import numpy as np
-
 from train import metric_names
-from train.comparison.curve import Curve, common
+from train.comparison.columns import union
+from train.comparison.curve import Curve, Series, stack
 from train.comparison.run import Run
+from train.comparison.spread import Spread, spread_of
 from train.config import is_neutral
 
 EXECUTED = ("loop", "world_size", "accumulation_steps", "micro_batch", "device")
-
-
-@dataclass(frozen=True)
-class Spread:
-    """Of one number over the runs that have it."""
-
-    values: tuple[float, ...]
-
-    @property
-    def mean(self) -> float:
-        return statistics.fmean(self.values)
-
-    @property
-    def deviation(self) -> float | None:
-        """Standard deviation of the sample; one run has none."""
-        if len(self.values) < 2 or not all(map(math.isfinite, self.values)):
-            return None
-        return statistics.stdev(self.values)
-
-
-def spread(values: Iterable[float | None]) -> Spread | None:
-    known = tuple(value for value in values if value is not None)
-    return Spread(known) if known else None
+"""Of the plan: what the execution came to."""
 
 
 @dataclass(frozen=True)
@@ -56,65 +31,71 @@ class Group:
 
     @property
     def seeds(self) -> list[Any]:
+        """In the order of the runs."""
         return list(dict.fromkeys(run.seed for run in self.runs))
 
     @property
     def recipe(self) -> str:
         return self.first.recipe_hash
 
-    def of_derived(self, key: str) -> Any:
+    def derived(self, key: str) -> Any:
         return self.first.derived.get(key)
 
     def curves(self, metric: str) -> list[Curve]:
-        return [curve for run in self.runs if (curve := run.curve(metric))]
+        """Of the runs that have the metric."""
+        return list(filter(None, (run.curve(metric) for run in self.runs)))
 
-    def over_seeds(self, metric: str) -> dict[int, Spread]:
-        """{samples seen: spread} where all of its runs have the metric."""
+    def series(self, metric: str) -> Series | None:
+        """None where not all of its runs have the metric."""
         curves = self.curves(metric)
         if len(curves) < len(self.runs):
-            return {}
-        places = common(curves)
-        values = zip(*(curve.at(places).tolist() for curve in curves), strict=True)
-        return dict(zip(places.tolist(), map(Spread, values), strict=True))
+            return None
+        return stack(curves)
+
+    def spread(self, number: Callable[[Run], float | None]) -> Spread | None:
+        """Over the runs that have the number."""
+        return spread_of(map(number, self.runs))
+
+    def complete_spread(self, number: Callable[[Run], float | None]) -> Spread | None:
+        """None where a run has no number: a mean over some of them would be of other seeds."""
+        spread = self.spread(number)
+        if spread is None or len(spread.values) < len(self.runs):
+            return None
+        return spread
 
     def spread_at(self, metric: str, samples: int) -> Spread | None:
-        """The same at one place."""
-        known = spread(run.curve(metric).get(samples) for run in self.runs)
-        return known if known and len(known.values) == len(self.runs) else None
+        """None where not all of its runs have the metric there."""
+        return self.complete_spread(lambda run: run.curve(metric).get(samples))
 
-    def mean_at(self, x: str, samples: int) -> float | None:
-        """What `x` holds at one place."""
-        values = [run.at(x).get(samples) for run in self.runs]
-        known = [value for value in values if value is not None]
-        return statistics.fmean(known) if len(known) == len(values) else None
+    def mean_steps_at(self, samples: int) -> float | None:
+        """Optimizer steps; None where not all of its runs have a row there."""
+        steps = self.complete_spread(lambda run: run.x_axis("steps").get(samples))
+        return steps.mean if steps else None
 
     @cached_property
-    def x(self) -> dict[str, Curve]:
-        """{x: {samples seen: mean over its runs}}."""
-        found = {}
+    def mean_x(self) -> dict[str, Curve]:
+        """{x: {samples seen: mean of x over its runs}}, for the x of `Run.x_axis`."""
+        axes = {}
         for x in ("samples", "steps", "hours"):
-            several = [run.at(x) for run in self.runs]
-            places = common(several)
-            values = zip(*(one.at(places).tolist() for one in several), strict=True)
-            found[x] = Curve(places, np.array(list(map(statistics.fmean, values)), float))
-        return found
+            axes[x] = stack([run.x_axis(x) for run in self.runs]).mean
+        return axes
 
 
-def common_metrics(groups: Sequence[Group], prefix: str) -> list[str]:
-    """Metrics that begin so, of any run; in order of appearance."""
-    return list(
-        dict.fromkeys(
-            m for group in groups for run in group.runs for m in run.metrics if m.startswith(prefix)
-        )
-    )
+def metrics_with_prefix(groups: Sequence[Group], prefix: str) -> list[str]:
+    """Of any run, in order of appearance."""
+    metrics = union(run.metrics for run in runs_of(groups))
+    return [metric for metric in metrics if metric.startswith(prefix)]
 
 
-def losses(groups: Sequence[Group]) -> list[str]:
-    """Metrics that tell whether two curves are the same."""
-    found = [
-        metric for metric in common_metrics(groups, metric_names.EVAL) if metric.endswith("loss")
-    ]
-    return [metric_names.LOSS, *found]
+def runs_of(groups: Sequence[Group]) -> list[Run]:
+    return [run for group in groups for run in group.runs]
+
+
+def loss_metrics(groups: Sequence[Group]) -> list[str]:
+    """Metrics whose curves are compared, the training loss first."""
+    evaluated = metrics_with_prefix(groups, metric_names.EVAL)
+    losses = [metric for metric in evaluated if metric.endswith("loss")]
+    return [metric_names.LOSS, *losses]
 
 
 def make_groups(runs: Sequence[Run]) -> list[Group]:
@@ -122,60 +103,67 @@ def make_groups(runs: Sequence[Run]) -> list[Group]:
     members: dict[str, list[Run]] = {}
     for run in runs:
         members.setdefault(_set_up(run), []).append(run)
-    wanted = [_label(group) for group in members.values()]
-    labels = (
-        wanted if len(set(wanted)) == len(wanted) else [group[0].name for group in members.values()]
-    )
+    labels = _labels(list(members.values()))
+    groups = []
+    for label, same_set_up in zip(labels, members.values(), strict=True):
+        groups.append(Group(label, tuple(same_set_up)))
+    return groups
+
+
+def _set_up(run: Run) -> str:
+    """Equal for runs of one set-up."""
+    # By what the plan made of the batch: micro-batch and accumulation steps can be configured in
+    # several ways that come to the same.
+    execution = {key: value for key, value in run.execution.items() if not is_neutral(key)}
+    executed = [run.derived.get(key) for key in EXECUTED]
+    return json.dumps([run.recipe_hash, execution, executed], sort_keys=True, default=str)
+
+
+def _labels(set_ups: Sequence[Sequence[Run]]) -> list[str]:
+    """The shortest names that differ: of all runs of a set-up, of its first run, or its folder."""
+    labels = list(map(_common_name, set_ups))
     if len(set(labels)) < len(labels):
-        labels = [group[0].where for group in members.values()]
-    return [
-        Group(label, tuple(group))
-        for label, group in zip(_apart(labels), members.values(), strict=True)
-    ]
+        labels = [runs[0].name for runs in set_ups]
+    if len(set(labels)) < len(labels):
+        labels = [runs[0].where for runs in set_ups]
+    return _without_common_words(labels)
+
+
+def _common_name(runs: Sequence[Run]) -> str:
+    """digits-micro16 of digits-micro16-seed1 and -seed2: what their names begin with in common."""
+    if len(runs) == 1:
+        return runs[0].name
+    prefix = ""
+    for characters in zip(*(run.name for run in runs), strict=False):  # the shortest name ends it
+        if len(set(characters)) > 1:
+            break
+        prefix += characters[0]
+    # `-seed1` of seeds 1 and 10, too, whose names have the first digit in common.
+    return re.sub(r"([-_. ]+(seed)?|seed)\d*$", "", prefix) or runs[0].name
+
+
+def _without_common_words(labels: Sequence[str]) -> list[str]:
+    """micro16, micro8 of digits-micro16, digits-micro8: without what all begin or end with."""
+    if len(labels) == 1:
+        return list(labels)
+    words = [label.split("-") for label in labels]
+    for end in (0, -1):
+        # One word stays, so that no label is empty.
+        while min(map(len, words)) > 1 and len({each[end] for each in words}) == 1:
+            for each in words:
+                each.pop(end)
+    return list(map("-".join, words))
 
 
 def shared_seeds(groups: Sequence[Group]) -> set[Any]:
     """Those of which every set-up has a run: a mean over others would compare luck."""
-    return set.intersection(*(set(group.seeds) for group in groups))
+    return set(groups[0].seeds).intersection(*(group.seeds for group in groups))
 
 
 def with_seeds(groups: Sequence[Group], seeds: Collection[Any]) -> list[Group]:
     """The same set-ups, with their runs of these seeds; each has one."""
     kept = []
     for group in groups:
-        kept.append(Group(group.label, tuple(run for run in group.runs if run.seed in seeds)))
+        runs = tuple(run for run in group.runs if run.seed in seeds)
+        kept.append(Group(group.label, runs))
     return kept
-
-
-def _apart(labels: Sequence[str]) -> list[str]:
-    """Without the words that all begin or end with: micro16, micro8 of digits-micro16,
-    digits-micro8.
-    """
-    words = [label.split("-") for label in labels]
-    for end in (0, -1):
-        while all(len(each) > 1 for each in words) and len(
-            {each[end] for each in words}
-        ) == 1 < len(words):
-            for each in words:
-                each.pop(end)
-    return ["-".join(each) for each in words]
-
-
-def _set_up(run: Run) -> str:
-    execution = {key: value for key, value in run.execution.items() if not is_neutral(key)}
-    executed = {key: run.derived.get(key) for key in EXECUTED}
-    return json.dumps([run.recipe_hash, execution, executed], sort_keys=True, default=str)
-
-
-def _label(runs: Sequence[Run]) -> str:
-    """What the names of its runs begin with in common, the seed left out: digits-micro16 of
-    digits-micro16-seed1.
-    """
-    if len(runs) == 1:
-        return runs[0].name
-    characters = zip(*(run.name for run in runs), strict=False)  # the shortest name ends it
-    shared = "".join(
-        same.pop()
-        for same in itertools.takewhile(lambda seen: len(seen) == 1, map(set, characters))
-    )
-    return re.sub(r"([-_. ]+(seed)?|seed)\d*$", "", shared) or runs[0].name

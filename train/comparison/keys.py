@@ -1,18 +1,21 @@
 """Keys in which set-ups differ, and whether they change what is computed. Pure."""
 
+import itertools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from train.comparison.columns import union
 from train.comparison.group import EXECUTED, Group
 from train.comparison.run import Run
 from train.config import flatten, under
 
-MATHEMATICS, EXECUTION = "mathematics", "execution"
-NOT_TOLD = ("name", "output_dir", "wandb", "batch.micro", "batch.accumulation_steps")
+MATHEMATICS = "mathematics"
+EXECUTION = "execution"
+OMITTED = ("name", "output_dir", "wandb", "batch.micro", "batch.accumulation_steps")
 """Keys that name a run, or that show as what followed from them."""
-SURROUNDINGS = (
+ENVIRONMENT = (
     "git.commit",
     "git.dirty",
     "python",
@@ -23,7 +26,7 @@ SURROUNDINGS = (
     "cuda",
     "nccl",
 )
-"""What is told of the environment."""
+"""Keys of environment.json that count as execution."""
 ABSENT = "-"
 LONGEST_NAME = 24
 """Characters of a label that is made of the names of runs."""
@@ -33,81 +36,100 @@ LONGEST_NAME = 24
 class Key:
     name: str
     kind: str
-    values: tuple[str, ...]  # of each set-up; several where its runs differ
+    values: tuple[str, ...]
+    """Of each set-up; several, joined by commas, where its runs differ."""
 
 
-def differing(groups: Sequence[Group]) -> list[Key]:
+def differing_keys(groups: Sequence[Group]) -> list[Key]:
     """Mathematics first."""
-    found = []
-    for kind, tell in ((MATHEMATICS, _mathematics), (EXECUTION, _execution)):
-        told = [[tell(run) for run in group.runs] for group in groups]
-        for name in dict.fromkeys(key for runs in told for run in runs for key in run):
-            values = tuple(_shown(run.get(name) for run in runs) for runs in told)
-            # W&B does not know it
-            if len(set(values)) > 1 and not (name == "code" and ABSENT in values):
-                found.append(Key(name, kind, values))
-    return found
+    return [
+        *_differing(groups, MATHEMATICS, _mathematics),
+        *_differing(groups, EXECUTION, _execution),
+    ]
 
 
-def relabelled(groups: Sequence[Group]) -> list[Group]:
-    """Set-ups whose names are long are called by the first keys that tell them apart: `effective
-    25`.
+def _differing(
+    groups: Sequence[Group], kind: str, keys_of: Callable[[Run], Mapping[str, Any]]
+) -> list[Key]:
+    per_group = [list(map(keys_of, group.runs)) for group in groups]
+    keys = []
+    for name in union(itertools.chain.from_iterable(per_group)):
+        values = tuple(_as_text(run.get(name) for run in runs) for runs in per_group)
+        is_unknown = name == "code" and ABSENT in values  # W&B does not have the hash over sources
+        if len(set(values)) > 1 and not is_unknown:
+            keys.append(Key(name, kind, values))
+    return keys
+
+
+def _mathematics(run: Run) -> dict[str, Any]:
+    keys = dict(run.identity)
+    if run.changes:
+        keys["history"] = "; ".join(run.changes)
+    return keys
+
+
+def _execution(run: Run) -> dict[str, Any]:
+    keys = {key: run.derived[key] for key in EXECUTED if key in run.derived}
+    for key, value in run.execution.items():
+        if not under(key, OMITTED):
+            keys[key] = value
+    for key, value in flatten(run.environment).items():
+        if under(key, ENVIRONMENT):
+            keys[key] = value
+    return keys
+
+
+def _as_text(values: Iterable[Any]) -> str:
+    """`0, 1, 2` for the seeds of a group; a key that is unset, or not recorded, is a dash."""
+    texts = set()
+    for value in values:
+        if value is None:
+            texts.add(ABSENT)
+        elif isinstance(value, str):
+            texts.add(value)
+        else:
+            texts.add(json.dumps(value, default=str))
+    return ", ".join(sorted(texts)) or ABSENT
+
+
+def with_telling_labels(groups: Sequence[Group]) -> list[Group]:
+    """Set-ups with long names are labelled by the first keys that tell them apart: `effective 25`.
+
+    They keep their names where no keys do, or too many.
     """
     if max(len(group.label) for group in groups) <= LONGEST_NAME:
         return list(groups)
-    telling = [key for key in differing(groups) if key.name not in ("seed", "code")]
+    # The seed differs within a set-up, and a hash tells a reader nothing.
+    telling = [key for key in differing_keys(groups) if key.name not in ("seed", "code")]
     for count in range(1, len(telling) + 1):
-        labels = [
-            ", ".join(f"{_last(key)} {key.values[i]}" for key in telling[:count])
-            for i in range(len(groups))
-        ]
+        # As few keys as tell all of them apart.
+        labels = [_label(telling[:count], index) for index in range(len(groups))]
         if len(set(labels)) == len(labels) and max(map(len, labels)) <= 2 * LONGEST_NAME:
             return [Group(label, group.runs) for label, group in zip(labels, groups, strict=True)]
     return list(groups)
 
 
+def _label(keys: Sequence[Key], index: int) -> str:
+    """Of the set-up with this index."""
+    parts = []
+    for key in keys:
+        last_part = key.name.rpartition(".")[2].replace("_", " ")
+        parts.append(f"{last_part} {key.values[index]}")
+    return ", ".join(parts)
+
+
 def machines(runs: Sequence[Run]) -> list[str]:
-    """Hosts and devices, each once, where more than one is known of either; what is not known makes
-    no difference.
+    """Hosts and devices, each pair once; empty unless hosts or devices differ.
+
+    What is unknown makes no difference.
     """
-    told = [(run.environment.get("host"), run.derived.get("device")) for run in runs]
-    if all(
-        len({part for part in parts if part is not None}) < 2 for parts in zip(*told, strict=True)
-    ):
+    hosts = [run.environment.get("host") for run in runs]
+    devices = [run.derived.get("device") for run in runs]
+    if len(set(hosts) - {None}) < 2 and len(set(devices) - {None}) < 2:
         return []
-    places = (", ".join(str(part) for part in place if part is not None) for place in told)
-    return list(dict.fromkeys(filter(None, places)))
-
-
-def _last(key: Key) -> str:
-    return key.name.rpartition(".")[2].replace("_", " ")
-
-
-def _mathematics(run: Run) -> Mapping[str, Any]:
-    changes = {"history": "; ".join(run.changes)} if run.changes else {}
-    return {**run.identity, **changes}
-
-
-def _execution(run: Run) -> dict[str, Any]:
-    executed = {key: run.derived[key] for key in EXECUTED if key in run.derived}
-    return (
-        executed | _without(run.execution, NOT_TOLD) | _only(flatten(run.environment), SURROUNDINGS)
-    )
-
-
-def _without(flat: Mapping[str, Any], left_out: Sequence[str]) -> dict[str, Any]:
-    return {key: value for key, value in flat.items() if not under(key, left_out)}
-
-
-def _only(flat: Mapping[str, Any], kept: Sequence[str]) -> dict[str, Any]:
-    return {key: value for key, value in flat.items() if under(key, kept)}
-
-
-def _shown(values: Any) -> str:
-    """`0, 1, 2` for the seeds of a group; a key that is unset, or not recorded, is a dash."""
-    several = dict.fromkeys(ABSENT if value is None else _text(value) for value in values)
-    return ", ".join(sorted(several)) if len(several) > 1 else next(iter(several), ABSENT)
-
-
-def _text(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value, default=str)
+    names = []
+    for pair in zip(hosts, devices, strict=True):
+        name = ", ".join(str(part) for part in pair if part is not None)
+        if name and name not in names:
+            names.append(name)
+    return names

@@ -2,154 +2,162 @@
 
 from collections.abc import Sequence
 
+from train.comparison.accumulation import accumulation_sentence
+from train.comparison.comparison import Comparison
 from train.comparison.cost import ACTIVATIONS, FEWEST_FOR_P95, Cost, memory_of
-from train.comparison.figures import size
+from train.comparison.formatting import format_gib
 from train.comparison.group import Group, shared_seeds
 from train.comparison.keys import machines
 from train.comparison.outcome import Target, equal_samples
-from train.comparison.paying import sentence
-from train.comparison.read import LeftOut
 from train.comparison.run import Run
 
+MOST_LISTED = 4
 
-def notes(
-    groups: Sequence[Group],
-    costs: Sequence[Sequence[Cost]],
-    left_out: Sequence[LeftOut],
-    target: Target | None,
-) -> list[str]:
-    runs = [run for group in groups for run in group.runs]
-    flat = [cost for of_group in costs for cost in of_group]
+
+def notes(comparison: Comparison) -> list[str]:
+    runs = comparison.runs
+    costs = comparison.all_costs
+    # What is missing comes first: it may explain the rest.
+    lines = [f"skipped: {each.where}: {each.why}" for each in comparison.skipped]
+    for run in runs:
+        lines += [f"{run.name}: {remark}" for remark in run.remarks]
+    for run in runs:
+        lines += _about_run(run)
+    lines += _about_code(runs)
+    lines += _about_seeds(comparison.groups)
+    lines += _about_rows(comparison.groups, runs)
+    lines += _about_load(costs, runs)
+    lines += _about_machines(runs)
+    lines += _about_memory(costs)
+    lines += _about_times(costs)
+    lines += _about_target(comparison.target)
+    lines += _about_accumulation(comparison.groups)
+    return lines
+
+
+def _about_run(run: Run) -> list[str]:
+    lines = []
+    if run.ended != "finished":
+        state = run.ended or "has not ended, or was killed"
+        lines.append(f"{run.name} {state}: compared as far as it got")
+    if not len(run.train_rows):
+        lines.append(
+            f"{run.name} has no row of training: no step was due for one (log.every_steps) "
+            "before it ended"
+        )
+    if run.changes:
+        lines.append(f"{run.name} resumed with other mathematics {'; '.join(run.changes)}")
+    if run.is_exact is False:
+        reasons = run.derived.get("exact_reasons") or "no reason recorded"
+        lines.append(f"{run.name} is not exact: {reasons}")
+    return lines
+
+
+def _about_code(runs: Sequence[Run]) -> list[str]:
+    dirty = [run.name for run in runs if (run.environment.get("git") or {}).get("dirty")]
+    if not dirty:
+        return []
     return [
-        *(f"left out: {each.where}: {each.why}" for each in left_out),
-        *_about_runs(runs),
-        *_about_seeds(groups),
-        *_about_rows(groups, runs),
-        *_about_load(flat, runs),
-        *_about_costs(flat, runs),
-        *_about_target(target),
-        *_about_accumulation(groups),
+        f"uncommitted changes in the code of {_listed(dirty)}; git.patch in the run folder "
+        "holds them"
     ]
 
 
-def _about_runs(runs: Sequence[Run]) -> list[str]:
-    told = [f"{run.name}: {remark}" for run in runs for remark in run.remarks]
-    for run in runs:
-        if run.ended != "finished":
-            told.append(
-                f"{run.name} {run.ended or 'has not ended, or was killed'}: compared as far as it "
-                "got"
-            )
-        if not len(run.train_rows):
-            told.append(
-                f"{run.name} has no row of training: no step was due for one (log.every_steps) "
-                "before it ended"
-            )
-        if run.changes:
-            told.append(f"{run.name} went on with other mathematics {'; '.join(run.changes)}")
-        if run.is_exact is False:
-            told.append(
-                f"{run.name} is not exact: "
-                f"{run.derived.get('exact_reasons') or 'no reason recorded'}"
-            )
-    dirty = [run.name for run in runs if (run.environment.get("git") or {}).get("dirty")]
-    if dirty:
-        told.append(
-            f"uncommitted changes in the code of {_listed(dirty)}; git.patch in the run folder "
-            "holds them"
-        )
-    return told
-
-
 def _about_seeds(groups: Sequence[Group]) -> list[str]:
-    again = [group.label for group in groups if len(group.seeds) < len(group.runs)]
-    told = [f"{label} holds several runs of one seed; spreads are over its runs" for label in again]
+    lines = []
+    for group in groups:
+        if len(group.seeds) < len(group.runs):
+            lines.append(f"{group.label} holds several runs of one seed; spreads are over its runs")
     if not shared_seeds(groups):
-        told.append(
+        lines.append(
             "no seed is in all set-ups: each figure is of the set-up's own seeds, luck included"
         )
-    return told
+    return lines
 
 
 def _about_rows(groups: Sequence[Group], runs: Sequence[Run]) -> list[str]:
-    told = []
+    lines = []
     intervals = {run.execution.get("log.every_steps") for run in runs} - {None}
     if len(intervals) > 1:
-        told.append(
+        lines.append(
             "rows come at other intervals (log.every_steps): curves are compared where samples "
             "seen agree"
         )
     if len(groups) > 1 and equal_samples(groups) is None:
-        told.append(
+        lines.append(
             "there are no samples seen at which all runs have a loss: each outcome is of the "
             "set-up's own end"
         )
-    return told
+    return lines
 
 
 def _about_load(costs: Sequence[Cost], runs: Sequence[Run]) -> list[str]:
-    told = []
+    waits = []
     for run, cost in zip(runs, costs, strict=True):
         if cost.was_disturbed and cost.cpu_wait is not None:
-            told.append(
-                f"{run.name} waited for a processor {100 * cost.cpu_wait:.0f} % of its time"
-            )
-    if not told:
+            percent = 100 * cost.cpu_wait
+            waits.append(f"{run.name} waited for a processor {percent:.0f} % of its time")
+    if not waits:
         return []
     why = (
         "beside other programs, or more ranks and threads than processors: throughput and times "
         "of these runs are low"
     )
-    return [f"timed under other load: {_listed(told)} ({why})"]
+    return [f"timed under other load: {_listed(waits)} ({why})"]
 
 
-def _about_costs(costs: Sequence[Cost], runs: Sequence[Run]) -> list[str]:
-    told = []
-    places = machines(runs)
-    if len(places) > 1:
-        told.append(f"times and throughput are of different machines: {_listed(places)}")
+def _about_machines(runs: Sequence[Run]) -> list[str]:
+    names = machines(runs)
+    if not names:
+        return []
+    return [f"times and throughput are of different machines: {_listed(names)}"]
+
+
+def _about_memory(costs: Sequence[Cost]) -> list[str]:
+    lines = []
     kinds = {cost.memory_kind for cost in costs}
     if len(kinds) > 1:
-        named = _listed(sorted(str(kind) for kind in kinds - {None}))
-        told.append(
-            f"memory is not of one kind ({named}{'; unknown for some' if None in kinds else ''}): "
-            "not compared"
-        )
+        names = _listed(sorted(kind for kind in kinds if kind))
+        unknown = "; unknown for some" if None in kinds else ""
+        lines.append(f"memory is not of one kind ({names}{unknown}): not compared")
     memory = memory_of(costs)
     if memory and memory.name == ACTIVATIONS:
-        told.append(
+        lines.append(
             "activations are the bytes that autograd saves for the backward pass, the most at once "
             "on any rank; the memory of the process is mostly that of Python and torch"
         )
     if memory and memory.is_process:
         noise = max(cost.noise_gib for cost in costs)
-        told.append(
-            f"the memory of a process varies from row to row by up to {size(noise)}: less is no "
-            "difference"
+        lines.append(
+            "the memory of a process varies from row to row by up to "
+            f"{format_gib(noise)}: less is no difference"
         )
+    return lines
+
+
+def _about_times(costs: Sequence[Cost]) -> list[str]:
+    lines = []
     if any(cost.step_p50_seconds is not None for cost in costs):
-        told.append(
+        line = (
             "a step's time is the mean over the steps of a row, p50 and p95 are over rows, the "
-            "first left out"
-            + (
-                f"; p95 needs {FEWEST_FOR_P95} rows"
-                if any(cost.step_p95_seconds is None for cost in costs)
-                else ""
-            )
+            "first skipped"
         )
+        if any(cost.step_p95_seconds is None for cost in costs):
+            line += f"; p95 needs {FEWEST_FOR_P95} rows"
+        lines.append(line)
     if any(cost.phase_seconds for cost in costs):
-        told.append(
+        lines.append(
             "time shares are of the full steps that got a row, and of the phases measured: the "
             "ragged last steps of epochs, which fall on rows more often or less than their share, "
-            "are left out"
+            "are skipped"
         )
-    return told
+    return lines
 
 
 def _about_target(target: Target | None) -> list[str]:
     if target is None:
         return []
-    origin = "was given" if target.was_given else "is the lowest that every run reached"
+    origin = "was given" if target.is_configured else "is the lowest that every run reached"
     return [
         f"the target, {target.metric} {target.loss:.4g}, {origin}; hours are of training, "
         "evaluation not counted"
@@ -157,15 +165,18 @@ def _about_target(target: Target | None) -> list[str]:
 
 
 def _about_accumulation(groups: Sequence[Group]) -> list[str]:
-    told = list(filter(None, map(sentence, groups)))
-    if told:
-        told.append(
+    lines = list(filter(None, map(accumulation_sentence, groups)))
+    if lines:
+        lines.append(
             "noise scale and fastest micro-steps are what the runs estimated, the mean over runs; "
             "in brackets two standard errors to both sides, from the least to the largest over runs"
         )
-    return told
+    return lines
 
 
 def _listed(values: Sequence[str]) -> str:
-    shown = "; ".join(values[:4])
-    return f"{shown} and {len(values) - 4} more" if len(values) > 4 else shown
+    """Not `errors.some`: the values hold commas."""
+    shown = "; ".join(values[:MOST_LISTED])
+    if len(values) > MOST_LISTED:
+        shown += f" and {len(values) - MOST_LISTED} more"
+    return shown

@@ -9,52 +9,64 @@ from train.comparison.columns import Rows, rows_of
 from train.comparison.rows import clean_row, split_config
 from train.comparison.run import Run
 
-ENDS = ("finished", "preempted", "crashed", "failed", "killed")
-"""States of a run in W&B that are an end."""
+END_STATES = ("finished", "preempted", "crashed", "failed", "killed")
+"""Of a run in W&B that has ended."""
 REASON = metric_names.ENDED + "reason"
+NOT_CONFIG = ("derived", "environment", "_wandb")
+"""Blocks of a run's config in W&B that nobody configured."""
+
+
+def wandb_api() -> Any:
+    """wandb.Api, with the key that wandb itself finds; without one it raises, and never prompts."""
+    # No setting of wandb (0.31) turns off its reports of stack traces to its makers.
+    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
+    import wandb  # here: it takes a second, which a comparison of folders need not pay
+
+    # Silent, so that nothing of it is printed between the lines of a comparison.
+    wandb.setup(wandb.Settings(silent=True))
+    return wandb.Api()
+
+
+def first_line(error: Exception) -> str:
+    """`ValueError: Could not find project`: an error of wandb, which may be a page long."""
+    lines = str(error).strip().splitlines() or [""]
+    return f"{type(error).__name__}: {lines[0]}"
 
 
 def read_wandb(path: str) -> "Run | str":
-    """The run at entity/project/run, or why it cannot be had. Asks no question: who is not logged
-    in is told so.
-    """
-    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # its own stack traces, to its makers
-    import wandb  # here: it takes a second, which a comparison of folders need not pay
-
+    """The run at entity/project/run, or why it cannot be read."""
     try:
-        wandb.setup(wandb.Settings(silent=True))
-        run = wandb.Api().run(path)
-        config, name = dict(run.config), str(run.name)
-        ended = str(dict(run.summary).get(REASON, run.state)) if run.state in ENDS else None
+        run = wandb_api().run(path)
+        config = dict(run.config)
+        name = str(run.name)
+        ended = None
+        if run.state in END_STATES:
+            ended = str(dict(run.summary).get(REASON, run.state))
         rows = rows_of(filter(None, map(clean_row, run.scan_history())))
-    # whatever wandb raises, a network included, is a reason and no crash
-    except Exception as error:
-        lines = str(error).strip().splitlines() or [""]
-        return f"there is no folder of that name, and W&B says: {type(error).__name__}: {lines[0]}"
+    except Exception as error:  # whatever wandb raises is a reason: no network, no such run, no key
+        return f"there is no folder of that name, and W&B says: {first_line(error)}"
     return from_wandb(path, name, ended, config, rows)
 
 
 def from_wandb(
     path: str, name: str, ended: str | None, config: Mapping[str, Any], rows: Rows
 ) -> "Run | str":
-    derived, environment = config.get("derived"), config.get("environment")
+    derived = config.get("derived")
     if not isinstance(derived, Mapping) or not {"curve_hash", "recipe_hash"} <= set(derived):
         return (
             "its config in W&B holds no `derived` block with hashes: no run of Isobatch, or an "
             "old one"
         )
+    # Without rows there is nothing to compare, and W&B keeps runs that crashed at their start.
     if not len(rows):
         return "it has no row in W&B"
-    own = {
-        key: value
-        for key, value in config.items()
-        if key not in ("derived", "environment", "_wandb")
-    }
-    mathematics, execution = split_config(own)
+    environment = config.get("environment")
+    configured = {key: value for key, value in config.items() if key not in NOT_CONFIG}
+    mathematics, execution = split_config(configured)
     return Run(
         where=path,
         name=name,
-        identity=mathematics | _batch(derived),
+        identity=mathematics | _batch_of(derived),
         execution=execution,
         derived=derived,
         environment=environment if isinstance(environment, Mapping) else {},
@@ -67,8 +79,8 @@ def from_wandb(
     )
 
 
-def _batch(derived: Mapping[str, Any]) -> dict[str, Any]:
-    """What a plan's identity says of the batch."""
+def _batch_of(derived: Mapping[str, Any]) -> dict[str, Any]:
+    """What the identity in plan.json holds of the batch."""
     if derived.get("batch_schedule"):
         return {"batch.schedule": derived["batch_schedule"]}
     return {"batch.effective": derived.get("effective_batch")}

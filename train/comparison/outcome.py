@@ -4,115 +4,138 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from train import metric_names
-from train.comparison.agree import Agreement, agreement
-from train.comparison.curve import common
-from train.comparison.group import Group, Spread, common_metrics, spread
-from train.comparison.paying import range_of
+from train.comparison.accumulation import interval_over_runs
+from train.comparison.curve import common_samples
+from train.comparison.curve_distance import CurveDistance, curve_distance
+from train.comparison.group import Group, metrics_with_prefix, runs_of
 from train.comparison.run import Run
+from train.comparison.spread import Spread
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """Of one set-up; `samples` differ between set-ups only where they share no row. None: its runs
-    ended apart.
-    """
+    """Of one set-up."""
 
     samples: int | None
+    """Samples seen: the same of all set-ups, unless they share no row. None: its runs ended at
+    different samples seen.
+    """
     steps: float | None
     metrics: dict[str, Spread]
-    noise_scale: Spread | None  # the last that each run estimated
-    # of these estimates, as are those below: see paying.range_of
+    noise_scale: Spread | None
+    """The last that each run estimated."""
     noise_scale_range: tuple[float, float] | None
-    # the number of micro-steps per step that the run itself estimated last to be the fastest
     break_even: Spread | None
+    """The fastest number of micro-steps per step, the last that each run estimated."""
     break_even_range: tuple[float, float] | None
-    # from the first set-up, by loss: over the whole curve, where seeds are shared
-    apart: dict[str, Agreement]
+    distances: dict[str, CurveDistance]
+    """{loss: from the first set-up, over the whole curve, where seeds are shared}"""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Target:
     metric: str
     loss: float
-    was_given: bool
-    hours: tuple[Spread | None, ...]  # of each set-up
-    reached: tuple[int, ...]  # runs of each set-up
+    is_configured: bool
+    """By --target; else it follows from the runs."""
+    hours: tuple[Spread | None, ...]
+    """Of training, of each set-up."""
+    reached: tuple[int, ...]
+    """Number of runs of each set-up."""
 
 
 def equal_samples(groups: Sequence[Group]) -> int | None:
     """The last samples seen at which all runs have an evaluation, or else a training loss."""
+    # An evaluation is over all of the held-out data, a training loss of one batch.
     for metric in (metric_names.EVAL_LOSS, metric_names.LOSS):
-        shared = common([run.curve(metric) for group in groups for run in group.runs])
-        if len(shared):
-            return int(shared[-1])
+        samples = common_samples([run.curve(metric) for run in runs_of(groups)])
+        if len(samples):
+            return int(samples[-1])
     return None
 
 
-def outcomes(groups: Sequence[Group], metrics: Sequence[str]) -> list[Outcome]:
-    """`metrics`: the losses whose curves are compared."""
-    shared, found = equal_samples(groups), []
-    evaluated = [
-        m for m in common_metrics(groups, metric_names.EVAL) if m != metric_names.EVAL_SAMPLES
-    ]
+def outcomes(groups: Sequence[Group], losses: Sequence[str]) -> list[Outcome]:
+    """`losses`: metrics whose curves are compared."""
+    evaluated = metrics_with_prefix(groups, metric_names.EVAL)
+    metrics = [metric for metric in evaluated if metric != metric_names.EVAL_SAMPLES]
+    # Last: the headline gives the first that there is, an evaluation where one was made.
+    metrics.append(metric_names.LOSS)
+    shared = equal_samples(groups)
+    results = []
     for group in groups:
-        samples = shared if shared is not None else _end(group)
-        here = {
-            metric: group.spread_at(metric, samples)
-            for metric in [*evaluated, metric_names.LOSS]
-            if samples is not None
-        }
-        others = [*groups[0].runs, *group.runs] if group is not groups[0] else []
-        apart = {metric: agreed for metric in metrics if (agreed := agreement(others, metric))}
-        known = {metric: value for metric, value in here.items() if value}
-        steps = None if samples is None else group.mean_at("steps", samples)
-        noise, best = (
-            [run.last(metric) for run in group.runs]
-            for metric in (metric_names.NOISE_SCALE, metric_names.BREAK_EVEN)
-        )
-        found.append(
+        samples = shared if shared is not None else _last_samples(group)
+        results.append(
             Outcome(
                 samples=samples,
-                steps=steps,
-                metrics=known,
-                noise_scale=spread(noise),
-                noise_scale_range=range_of(group, metric_names.NOISE_SCALE),
-                break_even=spread(best),
-                break_even_range=range_of(group, metric_names.BREAK_EVEN),
-                apart=apart,
+                steps=None if samples is None else group.mean_steps_at(samples),
+                metrics=_metrics_at(group, metrics, samples),
+                noise_scale=group.spread(lambda run: run.last(metric_names.NOISE_SCALE)),
+                noise_scale_range=interval_over_runs(group, metric_names.NOISE_SCALE),
+                break_even=group.spread(lambda run: run.last(metric_names.BREAK_EVEN)),
+                break_even_range=interval_over_runs(group, metric_names.BREAK_EVEN),
+                distances={} if group is groups[0] else _distances(groups[0], group, losses),
             )
         )
-    return found
+    return results
 
 
-def _end(group: Group) -> int | None:
-    """The last samples seen at which all of its runs have a loss; without any loss, those of their
-    last rows.
-    """
-    common_end = equal_samples([group])
+def _metrics_at(group: Group, metrics: Sequence[str], samples: int | None) -> dict[str, Spread]:
+    values = {}
+    if samples is not None:
+        for metric in metrics:
+            spread = group.spread_at(metric, samples)
+            if spread:
+                values[metric] = spread
+    return values
+
+
+def _distances(first: Group, group: Group, losses: Sequence[str]) -> dict[str, CurveDistance]:
+    distances = {}
+    for metric in losses:
+        distance = curve_distance([*first.runs, *group.runs], metric)
+        if distance:
+            distances[metric] = distance
+    return distances
+
+
+def _last_samples(group: Group) -> int | None:
+    """The last samples seen at which all of its runs have a loss, or else at which all end."""
+    samples = equal_samples([group])
+    if samples is not None:
+        return samples
     ends = {int(run.rows.values(metric_names.SAMPLES_SEEN)[-1]) for run in group.runs}
-    return ends.pop() if common_end is None and len(ends) == 1 else common_end
+    return ends.pop() if len(ends) == 1 else None
 
 
-def target_of(groups: Sequence[Group], given: float | None) -> Target | None:
-    """Unless it is given: the lowest evaluation loss that every run reached. None: some run has no
-    evaluation.
+def target_of(groups: Sequence[Group], configured: float | None) -> Target | None:
+    """Unless it is configured: the lowest evaluation loss that every run reached.
+
+    None: some run has no evaluation.
     """
-    runs = [run for group in groups for run in group.runs]
-    lowest = list(map(_lowest, runs))
-    known = [loss for loss in lowest if loss is not None]
-    if not known or (given is None and len(known) < len(lowest)):
+    per_run = list(map(_lowest_loss, runs_of(groups)))
+    lowest = [loss for loss in per_run if loss is not None]
+    # A loss that some run may never reach is no target that follows from the runs.
+    if not lowest or (configured is None and len(lowest) < len(per_run)):
         return None
-    loss = max(known) if given is None else given
-    several = [
-        [run.hours_to(metric_names.EVAL_LOSS, loss) for run in group.runs] for group in groups
-    ]
-    hours = tuple(spread(of_group) for of_group in several)
-    reaches = [
-        [low is not None and low <= loss for low in map(_lowest, group.runs)] for group in groups
-    ]
-    reached = tuple(map(sum, reaches))
-    return Target(metric_names.EVAL_LOSS, loss, given is not None, hours, reached)
+    loss = max(lowest) if configured is None else configured
+    hours = []
+    reached = []
+    for group in groups:
+        hours.append(group.spread(lambda run: run.hours_to(metric_names.EVAL_LOSS, loss)))
+        reached.append(sum(_has_reached(run, loss) for run in group.runs))
+    return Target(
+        metric=metric_names.EVAL_LOSS,
+        loss=loss,
+        is_configured=configured is not None,
+        hours=tuple(hours),
+        reached=tuple(reached),
+    )
 
 
-def _lowest(run: Run) -> float | None:
+def _has_reached(run: Run, loss: float) -> bool:
+    lowest = _lowest_loss(run)
+    return lowest is not None and lowest <= loss
+
+
+def _lowest_loss(run: Run) -> float | None:
     return run.lowest(metric_names.EVAL_LOSS)

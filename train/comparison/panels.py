@@ -18,15 +18,15 @@ class Panel:
 
 
 def panels(metrics: Iterable[str]) -> list[Panel]:
-    """`metrics`: those that the runs have; which evaluations there are differs from
-    task to task.
-    """
-    evaluations = (each for each in dict.fromkeys(metrics) if each.startswith(metric_names.EVAL))
-    told = tuple(each for each in evaluations if each.rpartition("/")[2] != "samples")
+    """`metrics`: those that the runs have, as evaluations differ from task to task."""
+    evaluated: dict[str, None] = {}
+    for metric in metrics:
+        if metric.startswith(metric_names.EVAL) and metric.rpartition("/")[2] != "samples":
+            evaluated[metric] = None
     return [
         Panel("Training loss over samples", (metric_names.LOSS,)),
         Panel("Training loss over hours of training", (metric_names.LOSS,), x=metric_names.HOURS),
-        Panel("Evaluation", told or (metric_names.EVAL_LOSS,)),
+        Panel("Evaluation", tuple(evaluated) or (metric_names.EVAL_LOSS,)),
         Panel("Effective batch (samples)", (metric_names.EFFECTIVE_SIZE,)),
         Panel("Peak memory (GiB)", tuple(KINDS)),
         Panel("Samples per second", (metric_names.SAMPLES_PER_SECOND,)),

@@ -1,14 +1,18 @@
-"""The pictures of a comparison: which there are, and what stands below them. matplotlib stays
-behind this module.
+"""The pictures of a comparison: which there are, and what stands below them.
+
+matplotlib is imported here when it is needed, and only by the modules that this one imports.
 """
 
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-from train.comparison.facts import Comparison
+from train.comparison.comparison import Comparison
 from train.errors import UserError
+
+if TYPE_CHECKING:
+    from train.comparison.plot_style import Drawing
 
 
 class NoMatplotlib(UserError):
@@ -23,46 +27,41 @@ class Picture:
 
 
 def draw(comparison: Comparison, folder: Path, x: str) -> list[Picture]:
-    """PNG files in `folder`, those for which the runs have the numbers. `x`: samples, steps or
-    hours.
+    """PNG files in `folder`, those for which the runs have the numbers.
 
-    Raises NoMatplotlib.
+    `x`: samples, steps or hours. Raises NoMatplotlib.
     """
     try:
         import matplotlib as mpl
     except ImportError as error:
         raise NoMatplotlib(
             f"compare: no pictures without matplotlib\n  got:  {error}\n"
-            '  type: python -m pip install "matplotlib>=3.9"   (or leave --out away)'
+            '  Run:  python -m pip install "matplotlib>=3.9"   (or omit --out)'
         ) from error
-    from train.comparison import bars, curves, scatter
-    from train.comparison.style import RC
+    # Only now: these modules import matplotlib.
+    from train.comparison.plot_style import RC
 
-    wanted: list[tuple[str, str, Callable[[], tuple[Any, str] | None]]] = [
-        ("loss", "Training loss", lambda: curves.loss(comparison, x)),
-        (
-            "evaluation",
-            "Evaluation loss against training time",
-            lambda: curves.evaluation(comparison),
-        ),
-        (
-            "memory_throughput",
-            "Memory against throughput",
-            lambda: scatter.memory_throughput(comparison),
-        ),
-        ("costs", "Where a step's time goes, and the memory", lambda: bars.costs(comparison)),
-    ]
     folder.mkdir(parents=True, exist_ok=True)
     pictures = []
-    for name, title, make in wanted:
-        path = folder / f"{name}.png"
-        # of an earlier comparison, which may have had what this one lacks
-        path.unlink(missing_ok=True)
-        with mpl.rc_context(RC):
-            made = make()
-            if made is None:
-                continue
-            figure, caption = made
-            figure.savefig(path)
-        pictures.append(Picture(path, title, caption))
+    with mpl.rc_context(RC):
+        for name, title, drawing in _drawings(comparison, x):
+            path = folder / f"{name}.png"
+            # That of an earlier comparison, which may have had what this one lacks.
+            path.unlink(missing_ok=True)
+            if drawing:
+                drawing.figure.savefig(path)
+                pictures.append(Picture(path, title, drawing.caption))
     return pictures
+
+
+def _drawings(comparison: Comparison, x: str) -> Iterator[tuple[str, str, "Drawing | None"]]:
+    """(name of the file, title, what is drawn), one after the other: a figure takes megabytes."""
+    from train.comparison.cost_plot import costs
+    from train.comparison.evaluation_plot import evaluation
+    from train.comparison.loss_plot import loss
+    from train.comparison.memory_plot import memory_throughput
+
+    yield "loss", "Training loss", loss(comparison, x)
+    yield "evaluation", "Evaluation loss against training time", evaluation(comparison)
+    yield "memory_throughput", "Memory against throughput", memory_throughput(comparison)
+    yield "costs", "Where a step's time goes, and the memory", costs(comparison)

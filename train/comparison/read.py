@@ -1,4 +1,4 @@
-"""Run folders to runs. A folder that is damaged is named, with the reason, and left out."""
+"""Run folders to runs. A folder that is damaged is named, with the reason, and skipped."""
 
 import os
 import re
@@ -23,32 +23,100 @@ PLAN: Shape = {
     "derived": {"curve_hash": str, "recipe_hash": str, "segments?": list},
 }
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-READERS = 4  # at a time: Arrow reads numbers beside Python
+NUM_READERS = 4
+"""Threads: Arrow parses numbers without Python's lock."""
 RUN_FILES = ("plan.json", "metrics.jsonl")
+RUN_ALL = f"  Run:  {command('compare')} runs   (all runs in runs/)"
 
 
 class CannotRead(UserError):
-    """What was named holds no run that can be compared; the message says what to type."""
+    """The arguments name no run that can be compared; the message says what to type."""
 
 
 @dataclass(frozen=True)
-class LeftOut:
+class SkippedRun:
     where: str
     why: str
 
 
 @dataclass
-class Found:
-    """What became of the arguments."""
-
+class LoadedRuns:
     runs: list[Run] = field(default_factory=list)
-    left_out: list[LeftOut] = field(default_factory=list)
+    skipped: list[SkippedRun] = field(default_factory=list)
 
-    def add(self, where: str, read: "Run | str") -> None:
-        if isinstance(read, Run):
-            self.runs.append(read)
+    def add(self, where: str, run_or_reason: "Run | str") -> None:
+        if isinstance(run_or_reason, Run):
+            self.runs.append(run_or_reason)
         else:
-            self.left_out.append(LeftOut(where, read))
+            self.skipped.append(SkippedRun(where, run_or_reason))
+
+
+def load_runs(arguments: Sequence[str]) -> LoadedRuns:
+    """All runs that are named, each once, in order.
+
+    Raises CannotRead where an argument names none, or none of them can be read.
+    """
+    loaded = LoadedRuns()
+    seen = set()
+    for argument in arguments:
+        for where, run_or_reason in _runs_of(argument):
+            # A run may be named itself and by the folder that it is in.
+            if where not in seen:
+                seen.add(where)
+                loaded.add(where, run_or_reason)
+    if not loaded.runs:
+        reasons = "\n".join(f"  got:  {each.where}: {each.why}" for each in loaded.skipped)
+        raise CannotRead(
+            f"compare: no run can be compared\n{reasons}\n  Run:  {LAUNCH}   (to train one)"
+        )
+    return loaded
+
+
+def _runs_of(argument: str) -> "Iterator[tuple[str, Run | str]]":
+    """(where, the run or why it cannot be read)"""
+    # A folder wins: its path may look like entity/project/run.
+    path = Path(argument)
+    if path.is_dir():
+        yield from _runs_below(path)
+    elif re.fullmatch(r"[^/\s]+/[^/\s]+/[^/\s]+", argument):
+        yield argument, read_wandb(argument)
+    else:
+        raise CannotRead(
+            f"compare: there is no folder {argument}\n"
+            f"  got:  {argument}, from {Path.cwd()}\n"
+            "  why:  it takes run folders, folders that hold some, or entity/project/run in "
+            f"W&B\n{RUN_ALL}"
+        )
+
+
+def _runs_below(path: Path) -> "list[tuple[str, Run | str]]":
+    folders = list(run_folders(path))
+    if not folders:
+        raise CannotRead(
+            f"compare: {path} is no run folder\n"
+            f"  got:  a folder without {' or '.join(RUN_FILES)} in it or below\n"
+            f"  why:  a run leaves both in OUTPUT_DIR/NAME/\n{RUN_ALL}"
+        )
+    wheres = [str(folder.resolve()) for folder in folders]
+    with ThreadPoolExecutor(min(NUM_READERS, os.cpu_count() or 1)) as readers:
+        runs = list(zip(wheres, readers.map(read_folder, folders), strict=True))
+    # The others are compared with the first, which is the one that was trained first.
+    return sorted(runs, key=lambda each: _started_at(each[1]))
+
+
+def _started_at(run: "Run | str") -> str:
+    if isinstance(run, str):
+        return ""
+    return str(run.environment.get("started_at", ""))
+
+
+def run_folders(parent: Path) -> Iterator[Path]:
+    """This folder if it is a run's, else every run folder below, in the order of their names."""
+    for folder, below, files in os.walk(parent):
+        if any(name in files for name in RUN_FILES):
+            below.clear()  # what lies in a run folder is part of that run
+            yield Path(folder)
+        below.sort()
 
 
 def read_folder(folder: Path) -> "Run | str":
@@ -56,8 +124,8 @@ def read_folder(folder: Path) -> "Run | str":
     plan = _json(folder / "plan.json")
     if isinstance(plan, str):
         return plan
-    if wrong := shape_error(plan, PLAN):
-        return f"its plan.json is damaged: {wrong}"
+    if damage := shape_error(plan, PLAN):
+        return f"its plan.json is damaged: {damage}"
     try:
         rows, remarks = parse_rows(open_blocks(folder / "metrics.jsonl"))
     except OSError as error:
@@ -66,9 +134,12 @@ def read_folder(folder: Path) -> "Run | str":
         return f"its metrics.jsonl cannot be read: {error}"
     if not len(rows):
         return "its metrics.jsonl holds no row: it ended before one was due, or has just begun"
-    environment, ended = _json(folder / "environment.json"), _json(folder / "ended.json")
+    environment = _json(folder / "environment.json")
     if isinstance(environment, str):
         remarks.append(f"its host and versions are unknown: {environment}")
+        environment = {}
+    # Missing where the run is still training, or was killed.
+    ended = _json(folder / "ended.json")
     execution = _execution(folder / "config.yaml", remarks)
     return Run(
         where=str(folder),
@@ -76,31 +147,25 @@ def read_folder(folder: Path) -> "Run | str":
         identity=plan["identity"],
         execution=execution,
         derived=plan["derived"],
-        environment=environment if isinstance(environment, dict) else {},
+        environment=environment,
         ended=None if isinstance(ended, str) else str(ended.get("reason")),
         rows=rows,
         remarks=tuple(remarks),
     )
 
 
-def run_folders(parent: Path) -> Iterator[Path]:
-    """This folder if it is a run's, else every run folder below, in the order of their names."""
-    for folder, below, files in os.walk(parent):
-        if any(name in files for name in RUN_FILES):
-            below.clear()
-            yield Path(folder)
-        below.sort()
-
-
 def _execution(path: Path, remarks: list[str]) -> dict[str, Any]:
     try:
         config = yaml.load(yaml_text(path), LOADER)
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-        config = None
         remarks.append(
             f"its config.yaml cannot be read ({type(error).__name__}): execution keys are unknown"
         )
-    return split_config(config)[1] if isinstance(config, dict) else {}
+        return {}
+    if not isinstance(config, dict):
+        return {}
+    _, execution = split_config(config)
+    return execution
 
 
 def _json(path: Path) -> "dict[str, Any] | str":
@@ -112,58 +177,3 @@ def _json(path: Path) -> "dict[str, Any] | str":
     except Unreadable as error:
         return f"its {path.name} {str(error).removeprefix(str(path)).strip()}"
     return value
-
-
-def find(arguments: Sequence[str]) -> Found:
-    """All runs that are named, each once, in order.
-
-    Raises CannotRead where an argument names none, or none of them can be used.
-    """
-    found, seen = Found(), set()
-    for argument in arguments:
-        for where, read in _runs_of(argument):
-            if where not in seen:
-                seen.add(where)
-                found.add(where, read)
-    if not found.runs:
-        told = "\n".join(f"  got:  {each.where}: {each.why}" for each in found.left_out)
-        raise CannotRead(
-            f"compare: no run can be compared\n{told}\n  type: {LAUNCH}   (to train one)"
-        )
-    return found
-
-
-def _runs_of(argument: str) -> "Iterator[tuple[str, Run | str]]":
-    path = Path(argument)
-    if not path.is_dir():
-        if not re.fullmatch(r"[^/\s]+/[^/\s]+/[^/\s]+", argument):
-            raise CannotRead(
-                f"compare: there is no folder {argument}\n"
-                f"  got:  {argument}, from {Path.cwd()}\n"
-                "  why:  it takes run folders, folders that hold some, or entity/project/run in "
-                f"W&B\n  type: {command('compare')} runs   (all runs in runs/)"
-            )
-        yield argument, read_wandb(argument)
-        return
-    folders = list(run_folders(path))
-    if not folders:
-        raise CannotRead(
-            f"compare: {argument} is no run folder\n"
-            f"  got:  a folder in which, and below which, no {' or '.join(RUN_FILES)} lies\n"
-            "  why:  a run leaves both in OUTPUT_DIR/NAME/\n"
-            f"  type: {command('compare')} runs   (all runs in runs/)"
-        )
-    with ThreadPoolExecutor(min(READERS, os.cpu_count() or 1)) as readers:
-        several = list(
-            zip(
-                (str(folder.resolve()) for folder in folders),
-                readers.map(read_folder, folders),
-                strict=True,
-            )
-        )
-    # the first to be trained comes first
-    yield from sorted(several, key=lambda each: _started(each[1]))
-
-
-def _started(read: "Run | str") -> str:
-    return str(read.environment.get("started_at", "")) if isinstance(read, Run) else ""

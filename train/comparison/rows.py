@@ -1,4 +1,4 @@
-"""Rows and keys as they were written, to numbers and to mathematics and execution. Pure."""
+"""metrics.jsonl to columns of numbers, and a config to mathematics and execution. Pure."""
 
 import math
 from collections.abc import Iterable, Mapping
@@ -9,72 +9,89 @@ import pyarrow as pa
 from pyarrow import json
 
 from train import metric_names
-from train.comparison.columns import Column, Row, Rows, joined, rows_of
+from train.comparison.columns import Column, Row, Rows, concatenate, rows_of
 from train.config import flatten, is_execution
 from train.config.check_batch import SCHEDULES
 from train.config.keys import under
 from train.disk import Unreadable, parse
 from train.errors import counted
 
+NOT_FINITE = ("NaN", "Infinity", "-Infinity")
+"""As W&B writes them; metrics.jsonl has null."""
+
 
 def parse_rows(blocks: Iterable[bytes]) -> tuple[Rows, list[str]]:
-    """The rows that say how many samples had been seen, and remarks about lines that are no rows.
+    """The rows that have the samples seen, and remarks about lines that are no rows.
 
-    `blocks`: of whole lines, each of which is read once.
+    `blocks`: of complete lines, each of which is read once.
     """
-    pieces, damaged = [], 0
+    pieces = []
+    num_damaged = 0
     for block in blocks:
-        piece = _numbers(block)
+        piece = _parse_numbers(block)
         if piece is None:
-            written = list(filter(bytes.strip, block.split(b"\n")))
-            piece = rows_of(filter(None, map(_row, written)))
-            damaged += len(written) - len(piece)
+            lines = list(filter(bytes.strip, block.split(b"\n")))
+            piece = rows_of(filter(None, map(_parse_line, lines)))
+            num_damaged += len(lines) - len(piece)
         pieces.append(piece)
-    remark = f"{counted(damaged, 'damaged line')} of metrics.jsonl left out"
-    return joined(pieces), [remark] if damaged else []
+    remarks = []
+    if num_damaged:
+        remarks.append(f"{counted(num_damaged, 'damaged line')} of metrics.jsonl skipped")
+    return concatenate(pieces), remarks
 
 
-def _row(line: bytes) -> Row:
+def _parse_line(line: bytes) -> Row:
     try:
         return clean_row(parse(line))
     except Unreadable:
         return {}
 
 
-def _numbers(block: bytes) -> Rows | None:
-    """Rows of finite numbers and nothing else, as most are: many times as fast. None: some line is
-    another one.
+def _parse_numbers(block: bytes) -> Rows | None:
+    """Rows of finite numbers and nothing else, as most are: many times as fast as line by line.
+
+    None: some line holds something else.
+    """
+    if not _is_flat(block):
+        return None
+    # One block: Arrow would otherwise guess the types of each block anew.
+    options = json.ReadOptions(use_threads=False, block_size=len(block) + 1)
+    try:
+        table = json.read_json(pa.BufferReader(block), options)
+        names = table.column_names  # decoded here
+    except (pa.ArrowException, UnicodeDecodeError):
+        return None
+    if table.num_rows != block.count(b"\n") or not all("/" in name for name in names):
+        return None
+    if not all(pa.types.is_int64(each) or pa.types.is_float64(each) for each in table.schema.types):
+        return None
+    # Arrow reads a null as it reads a key that is absent, so the values are counted.
+    num_values = sum(len(column) - column.null_count for column in table.columns)
+    if num_values != block.count(b":"):
+        return None
+    columns = {}
+    for name, column in zip(names, table.combine_chunks().columns, strict=True):
+        columns[name] = _column(column.chunk(0))
+    rows = Rows(table.num_rows, columns)
+    if not np.isfinite(rows.values(metric_names.SAMPLES_SEEN)).all():
+        return None
+    return rows
+
+
+def _is_flat(block: bytes) -> bool:
+    """One mapping a line, and nothing inside it.
+
+    What is nested deep enough overflows the stack of Arrow's parser (26.0), and ends the process.
     """
     count = block.count(b"\n")
-    # A mapping a line, nothing inside it: what is nested deep enough ends Arrow's parser, and the
-    # process (26.0).
     is_flat = (
         block.startswith(b"{") and block.endswith(b"}\n") and block.count(b"}\n{") == count - 1
     )
-    if not is_flat or block.count(b"{") != count or b"[" in block:
-        return None
-    try:
-        table = json.read_json(
-            pa.BufferReader(block), json.ReadOptions(use_threads=False, block_size=len(block) + 1)
-        )
-        names = table.column_names
-    except (pa.ArrowException, UnicodeDecodeError):
-        return None
-    is_plain = all(
-        pa.types.is_int64(each.type) or pa.types.is_float64(each.type) for each in table.schema
-    )
-    if not is_plain or table.num_rows != count or not all("/" in name for name in names):
-        return None
-    # Arrow gives a null as it gives what is not there.
-    if sum(len(column) - column.null_count for column in table.columns) != block.count(b":"):
-        return None
-    columns = zip(names, table.combine_chunks().columns, strict=True)
-    rows = Rows(table.num_rows, {name: _column(column.chunk(0)) for name, column in columns})
-    return rows if np.isfinite(rows.values(metric_names.SAMPLES_SEEN)).all() else None
+    return is_flat and block.count(b"{") == count and b"[" not in block
 
 
 def _column(array: pa.Array) -> Column:
-    """Out of Arrow's own memory: its to_numpy imports pandas, half a second and 35 MB."""
+    """Out of Arrow's own buffers: its to_numpy imports pandas, half a second and 40 MB."""
     valid, numbers = array.buffers()
     kind = np.int64 if pa.types.is_int64(array.type) else np.float64
     at = np.arange(len(array))
@@ -86,25 +103,23 @@ def _column(array: pa.Array) -> Column:
 
 
 def clean_row(row: Any) -> Row:
-    """Its numbers; what was not finite is written as null, or as a word by W&B. Empty where it is
-    no row of a run.
-    """
+    """Its numbers, NaN for what was not finite; empty where it is no row of a run."""
     if not isinstance(row, Mapping):
         return {}
-    not_finite = (None, "NaN", "Infinity", "-Infinity")
-    known = {key: value for key, value in row.items() if "/" in key}
-    for key, value in known.items():
-        if isinstance(value, str | None) and value in not_finite:
-            known[key] = math.nan
-    numbers = {key: _number(value) for key, value in known.items() if _is_number(value)}
-    return numbers if math.isfinite(numbers.get(metric_names.SAMPLES_SEEN, math.nan)) else {}
+    numbers: dict[str, float] = {}
+    for key, value in row.items():
+        if "/" not in key:
+            continue
+        if value is None or (isinstance(value, str) and value in NOT_FINITE):
+            numbers[key] = math.nan
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            numbers[key] = _as_float(value)
+    if not math.isfinite(numbers.get(metric_names.SAMPLES_SEEN, math.nan)):
+        return {}
+    return numbers
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _number(value: float) -> float:
+def _as_float(value: float) -> float:
     try:
         return float(value)
     except OverflowError:  # an integer of hundreds of digits
@@ -112,11 +127,17 @@ def _number(value: float) -> float:
 
 
 def split_config(config: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """(mathematics, execution) of a nested config; a schedule of the batch is neither: what follows
-    is in the plan.
+    """(mathematics, execution) of a nested config, each {dotted key: value}.
+
+    A schedule of the batch is in neither: the plan has what follows from it.
     """
-    flat = {key: value for key, value in flatten(config).items() if not under(key, SCHEDULES)}
-    return (
-        {key: value for key, value in flat.items() if not is_execution(key)},
-        {key: value for key, value in flat.items() if is_execution(key)},
-    )
+    mathematics = {}
+    execution = {}
+    for key, value in flatten(config).items():
+        if under(key, SCHEDULES):
+            continue
+        if is_execution(key):
+            execution[key] = value
+        else:
+            mathematics[key] = value
+    return mathematics, execution

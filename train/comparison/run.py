@@ -1,4 +1,4 @@
-"""A run as a comparison sees it: what was asked for, and what was measured. Pure."""
+"""A run as a comparison sees it: what was configured, and what was measured. Pure."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from train.comparison.columns import Numbers, Rows
 from train.comparison.curve import Curve
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Run:
     where: str
     """Its folder, or entity/project/run in W&B."""
@@ -28,7 +28,7 @@ class Run:
     """How it ended: `finished`, or why not. None: it has not ended, or was killed."""
     rows: Rows
     remarks: tuple[str, ...] = ()
-    """What was found damaged or missing in it."""
+    """What is damaged or missing in it."""
 
     @property
     def seed(self) -> Any:
@@ -39,78 +39,88 @@ class Run:
         return str(self.derived["recipe_hash"])
 
     @property
+    def state(self) -> str:
+        """In a sentence after its name; for one that is not finished."""
+        if self.ended:
+            return f"ended early: {self.ended}"
+        return "has not ended, or was killed"
+
+    @property
     def changes(self) -> list[str]:
-        """`after step 40: duration.steps 40 -> 60`: where it went on with other mathematics."""
-        told = []
+        """`after step 40: duration.steps 40 -> 60`: where it resumed with other mathematics."""
+        changes = []
         for segment in self.derived.get("segments", [])[1:]:
-            changed = [
-                f"{key} {there} -> {now}" for key, (there, now) in segment["changed"].items()
-            ]
-            what = ", ".join(changed) or f"resumed from {segment['resumed_from']}"
-            told.append(f"after step {segment['after_step']}: {what}")
-        return told
+            keys = segment["changed"].items()
+            changed = ", ".join(f"{key} {before} -> {after}" for key, (before, after) in keys)
+            what = changed or f"resumed from {segment['resumed_from']}"
+            changes.append(f"after step {segment['after_step']}: {what}")
+        return changes
 
     @property
     def is_exact(self) -> bool | None:
-        """None: its folder does not say."""
+        """None: unknown."""
         exact = self.derived.get("exact")
         return None if exact is None else exact != "false"
 
     @cached_property
     def verified_at(self) -> str:
-        """The step of the last audit that found its gradient exact: `1000`, or `100, not at 1000`,
-        or `never`.
+        """`1000`: the last step whose audit verified its gradient.
 
-        Empty where it was not audited.
+        `100, not at 1000` where a later audit did not, `never` where none did; empty where it was
+        not audited.
         """
         audits = self.rows.column(metric_names.SPLIT_ERROR).at
         if not len(audits):
             return ""
-        verified = self.last(metric_names.VERIFIED_STEP)
-        at = "never" if verified is None else f"{verified:.0f}"
-        step = self.rows.values(metric_names.GLOBAL_STEP)[audits[-1]]
-        return at if self.last(metric_names.VERIFIED) else f"{at}, not at {step:.0f}"
+        step = self.last(metric_names.VERIFIED_STEP)
+        verified = "never" if step is None else f"{step:.0f}"
+        if self.last(metric_names.VERIFIED):
+            return verified
+        last_audit = self.rows.values(metric_names.GLOBAL_STEP)[audits[-1]]
+        return f"{verified}, not at {last_audit:.0f}"
 
     @cached_property
     def train_rows(self) -> NDArray[np.int64]:
-        """Which of the rows are of training, ascending."""
-        return np.flatnonzero(self.rows.have(metric_names.LEARNING_RATE))
+        """Indices of the rows of training, ascending; only those have a learning rate."""
+        return np.flatnonzero(self.rows.has(metric_names.LEARNING_RATE))
 
     @cached_property
     def are_full(self) -> NDArray[np.bool_]:
-        """(rows,): whether its step took the effective batch, which the ragged last step of an
-        epoch does not.
+        """(rows,): whether its step took the effective batch.
+
+        The ragged last step of an epoch does not.
         """
         effective = self.derived.get("effective_batch")
-        # Without one: of a schedule, whose steps differ.
+        # A schedule of the batch has no effective batch: its steps differ.
         if effective is None or self.derived.get("steps_per_epoch") == 1:
             return np.ones(len(self.rows), dtype=bool)
-        size = metric_names.EFFECTIVE_SIZE
-        return (self.rows.values(size) == effective) | ~self.rows.have(size)
+        sizes = self.rows.values(metric_names.EFFECTIVE_SIZE)
+        return (sizes == effective) | ~self.rows.has(metric_names.EFFECTIVE_SIZE)
 
     @property
     def metrics(self) -> list[str]:
-        """All metrics of all rows, in order of appearance."""
+        """Of all rows, in order of appearance."""
         return self.rows.metrics
 
     def curve(self, metric: str) -> Curve:
-        """Of a metric."""
         column = self.rows.column(metric)
         samples = self.rows.values(metric_names.SAMPLES_SEEN)[column.at]
         return Curve(samples.astype(np.int64), column.values)
 
     def last(self, metric: str) -> float | None:
-        return next(iter(self.curve(metric).heights[-1:].tolist()), None)
+        heights = self.curve(metric).heights
+        if not len(heights):
+            return None
+        return float(heights[-1])
 
-    def at(self, x: str) -> Curve:
-        """{samples seen: x} for x = `samples`, `steps` or `hours` of training; only where it was
-        measured.
-        """
+    def x_axis(self, x: str) -> Curve:
+        """{samples seen: x}, where it was measured. x: `samples`, `steps` or `hours` (training)."""
         if x == "samples":
             samples = self.curve(metric_names.SAMPLES_SEEN).samples
             return Curve(samples, samples.astype(float))
         if x == "steps":
             return self.curve(metric_names.GLOBAL_STEP)
+        # Training starts at 0 h, before the first row.
         hours = self.curve(metric_names.HOURS)
         return Curve(np.append(np.int64(0), hours.samples), np.append(0.0, hours.heights))
 
@@ -118,10 +128,15 @@ class Run:
         """Training time up to the first evaluation that is not above the target."""
         curve = self.curve(metric)
         reached = np.flatnonzero(curve.heights <= target)
-        return self.at("hours").get(int(curve.samples[reached[0]])) if len(reached) else None
+        if not len(reached):
+            return None
+        return self.x_axis("hours").get(int(curve.samples[reached[0]]))
 
     def lowest(self, metric: str) -> float | None:
-        return min(finite(self.curve(metric).heights).tolist(), default=None)
+        heights = finite(self.curve(metric).heights)
+        if not len(heights):
+            return None
+        return float(heights.min())
 
 
 def finite(values: Numbers) -> Numbers:

@@ -1,26 +1,33 @@
 """The tables of a comparison, as text in cells. Pure."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
+from io import StringIO
 
+from rich.console import Console, JustifyMethod
+from rich.table import Table as RichTable
+
+from train.comparison.columns import union
+from train.comparison.comparison import Comparison
 from train.comparison.cost import KINDS, PHASES, Cost
-from train.comparison.facts import Comparison
-from train.comparison.figures import (
+from train.comparison.formatting import (
     UNKNOWN,
-    estimate,
-    figure,
-    hours_figure,
-    plain,
-    scaled,
-    sizes,
-    with_spread,
+    format_estimate,
+    format_hours,
+    format_memory,
+    format_number,
+    format_spread,
+    format_value,
 )
-from train.comparison.outcome import Outcome
 from train.errors import counted
 
-LONGEST = 40
-"""Characters of a value in the table of keys."""
-SET_UP = {
+LONGEST_VALUE = 40
+"""Characters in the table of keys."""
+UNLIMITED = 100_000
+"""Characters of a line: no table is so wide."""
+SET_UP = "set-up"
+DERIVED = {
     "effective_batch": "effective batch",
     "micro_batch": "micro-batch",
     "accumulation_steps": "accumulation",
@@ -33,6 +40,10 @@ SET_UP = {
     "exact": "exact",
     "device": "device",
 }
+"""{key of the plan: column}"""
+
+Cell = Callable[[int], str]
+"""Index of a set-up -> its text in a column."""
 
 
 @dataclass(frozen=True)
@@ -41,183 +52,186 @@ class Table:
     header: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
 
-    def without_empty_columns(self) -> "Table":
-        """What no set-up measured is absent."""
-        kept = [
-            i
-            for i in range(len(self.header))
-            if i == 0 or any(row[i] != UNKNOWN for row in self.rows)
-        ]
-        rows = tuple(tuple(row[i] for i in kept) for row in self.rows)
-        return Table(self.title, tuple(self.header[i] for i in kept), rows)
-
     def __str__(self) -> str:
-        widths = [max(map(len, column)) for column in zip(self.header, *self.rows, strict=True)]
-        lines = [self.header, *self.rows]
-        aligned = [
-            "  ".join(
-                cell.ljust(width) if i == 0 else cell.rjust(width)
-                for i, (cell, width) in enumerate(zip(line, widths, strict=True))
-            ).rstrip()
-            for line in lines
-        ]
-        return "\n".join([self.title, *(f"  {line}" for line in aligned)])
+        return self.text()
+
+    def text(self, width: int = UNLIMITED) -> str:
+        """In columns. Where the table is wider than `width`, cells are folded between words.
+
+        Through a console of its own: rich ends the process where stdout has no reader any more.
+        """
+        table = RichTable(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+        for index, name in enumerate(self.header):
+            words = " ".join([name, *(row[index] for row in self.rows)]).split()
+            # Else rich breaks words of the widest column first.
+            longest_word = max(map(len, words), default=1)
+            justify: JustifyMethod = "left" if index == 0 else "right"
+            table.add_column(name, justify=justify, min_width=longest_word)
+        for row in self.rows:
+            table.add_row(*row)
+        # Names of runs may hold brackets and colons, which are no markup and no emoji.
+        console = Console(
+            file=StringIO(), width=UNLIMITED, markup=False, emoji=False, highlight=False
+        )
+        indent = "  "
+        with console.capture() as captured:
+            console.print(table, width=max(1, width - len(indent)))
+        lines = [f"{indent}{line}".rstrip() for line in captured.get().splitlines()]
+        return "\n".join([self.title, *lines])
 
 
 def tables(comparison: Comparison) -> list[Table]:
-    several = [
+    """Those that have a column besides the names."""
+    every_table = [
         _set_up(comparison),
         _outcome(comparison),
-        _speed(comparison),
-        _shares(comparison),
+        _time(comparison),
+        _time_shares(comparison),
         _memory(comparison),
+        _keys(comparison),
     ]
-    kept = [table.without_empty_columns() for table in several]
-    return [table for table in [*kept, _keys(comparison)] if len(table.header) > 1 and table.rows]
+    return [table for table in every_table if len(table.header) > 1 and table.rows]
+
+
+def _by_set_up(comparison: Comparison, title: str, columns: Mapping[str, Cell]) -> Table:
+    """A row for each set-up. A column that no set-up measured is absent."""
+    header = [SET_UP]
+    rows = [[label] for label in comparison.labels]
+    for name, cell in columns.items():
+        cells = [cell(index) for index in comparison.indices]
+        # A column without figures only makes the others narrower.
+        if set(cells) != {UNKNOWN}:
+            header.append(name)
+            for row, text in zip(rows, cells, strict=True):
+                row.append(text)
+    return Table(title, tuple(header), tuple(map(tuple, rows)))
 
 
 def _set_up(comparison: Comparison) -> Table:
-    rows = []
-    for group in comparison.groups:
-        told = {"precision": group.first.identity.get("precision"), **group.first.derived}
-        cells = [plain(told.get(key)) for key in SET_UP]
-        cells.append(", ".join(run.verified_at for run in group.runs if run.verified_at) or UNKNOWN)
-        rows.append((group.label, str(len(group.runs)), ", ".join(map(str, group.seeds)), *cells))
-    return Table(
-        "Set-up", ("set-up", "runs", "seeds", *SET_UP.values(), "verified at step"), tuple(rows)
-    )
+    groups = comparison.groups
+
+    def derived(key: str, index: int) -> str:
+        first = groups[index].first
+        return format_value(
+            {"precision": first.identity.get("precision"), **first.derived}.get(key)
+        )
+
+    def verified(index: int) -> str:
+        steps = filter(None, (run.verified_at for run in groups[index].runs))
+        return ", ".join(steps) or UNKNOWN
+
+    columns: dict[str, Cell] = {
+        "runs": lambda index: str(len(groups[index].runs)),
+        "seeds": lambda index: ", ".join(map(str, groups[index].seeds)),
+    }
+    for key, name in DERIVED.items():
+        columns[name] = partial(derived, key)
+    columns["verified at step"] = verified
+    return _by_set_up(comparison, "Set-up", columns)
 
 
 def _outcome(comparison: Comparison) -> Table:
-    metrics = list(
-        dict.fromkeys(metric for outcome in comparison.outcomes for metric in outcome.metrics)
-    )
-    losses = list(
-        dict.fromkeys(metric for outcome in comparison.outcomes for metric in outcome.apart)
-    )
-    equal = bool(metrics) and len({outcome.samples for outcome in comparison.outcomes}) == 1
-    rows = [
-        (
-            group.label,
-            plain(outcome.samples),
-            figure(outcome.steps),
-            *(with_spread(outcome.metrics.get(metric), len(group.runs)) for metric in metrics),
-            *(_apart(outcome, metric) for metric in losses),
-            estimate(outcome.noise_scale, outcome.noise_scale_range, len(group.runs)),
-            estimate(outcome.break_even, outcome.break_even_range, len(group.runs)),
+    outcomes = comparison.outcomes
+    metrics = union(outcome.metrics for outcome in outcomes)
+    losses = union(outcome.distances for outcome in outcomes)
+
+    def num_runs(index: int) -> int:
+        return len(comparison.groups[index].runs)
+
+    def metric_cell(metric: str, index: int) -> str:
+        return format_spread(outcomes[index].metrics.get(metric), num_runs(index))
+
+    def distance_cell(metric: str, index: int) -> str:
+        distance = outcomes[index].distances.get(metric)
+        if distance is None:
+            return UNKNOWN
+        return f"{distance.largest:.2g} ({counted(distance.rows, 'row')})"
+
+    def noise_scale(index: int) -> str:
+        outcome = outcomes[index]
+        return format_estimate(outcome.noise_scale, outcome.noise_scale_range, num_runs(index))
+
+    def break_even(index: int) -> str:
+        outcome = outcomes[index]
+        return format_estimate(outcome.break_even, outcome.break_even_range, num_runs(index))
+
+    columns: dict[str, Cell] = {
+        "samples": lambda index: format_value(outcomes[index].samples),
+        "steps": lambda index: format_number(outcomes[index].steps),
+    }
+    for metric in metrics:
+        columns[metric] = partial(metric_cell, metric)
+    for metric in losses:
+        columns[f"max |{metric} - first|"] = partial(distance_cell, metric)
+    columns["noise scale"] = noise_scale
+    columns["fastest micro-steps"] = break_even
+    is_equal = bool(metrics) and len({outcome.samples for outcome in outcomes}) == 1
+    where = "at equal samples seen" if is_equal else "at the end of each"
+    return _by_set_up(comparison, f"Outcome {where}", columns)
+
+
+def _time(comparison: Comparison) -> Table:
+    target = comparison.target
+
+    def cost(number: Callable[[Cost], float | None], scale: float = 1.0) -> Cell:
+        return lambda index: format_spread(
+            comparison.cost(index, number), len(comparison.groups[index].runs), scale
         )
-        for group, outcome in zip(comparison.groups, comparison.outcomes, strict=True)
-    ]
-    differences = (f"max |{metric} - first|" for metric in losses)
-    header = (
-        "set-up",
-        "samples",
-        "steps",
-        *metrics,
-        *differences,
-        "noise scale",
-        "fastest micro-steps",
-    )
-    return Table(
-        f"Outcome {'at equal samples seen' if equal else 'at the end of each'}", header, tuple(rows)
-    )
+
+    def hours_to_target(index: int) -> str:
+        if target is None:
+            return UNKNOWN
+        text = format_hours(target.hours[index])
+        num_runs = len(comparison.groups[index].runs)
+        if target.reached[index] < num_runs:
+            text += f" ({target.reached[index]} of {num_runs})"
+        return text
+
+    columns: dict[str, Cell] = {
+        "samples/s": cost(lambda cost: cost.samples_per_second),
+        "step p50 (ms)": cost(lambda cost: cost.step_p50_seconds, 1000),
+        "step p95 (ms)": cost(lambda cost: cost.step_p95_seconds, 1000),
+        "MFU (%)": cost(lambda cost: cost.mfu, 100),
+        "no processor (%)": cost(lambda cost: cost.cpu_wait, 100),
+        "training time": lambda index: format_hours(
+            comparison.cost(index, lambda cost: cost.hours)
+        ),
+    }
+    if target:
+        columns[f"to {target.metric} <= {target.loss:.4g}"] = hours_to_target
+    return _by_set_up(comparison, "Cost in time", columns)
 
 
-def _apart(outcome: Outcome, metric: str) -> str:
-    agreed = outcome.apart.get(metric)
-    return f"{agreed.largest:.2g} ({counted(agreed.rows, 'row')})" if agreed else UNKNOWN
+def _time_shares(comparison: Comparison) -> Table:
+    def share(phase: str, index: int) -> str:
+        spread = comparison.cost(index, lambda cost: cost.shares.get(phase))
+        return f"{100 * spread.mean:.0f} %" if spread else UNKNOWN
 
-
-def _speed(comparison: Comparison) -> Table:
-    target, rows = comparison.target, []
-    for index, group in enumerate(comparison.groups):
-        hours = comparison.cost(index, lambda cost: cost.hours)
-        step = [
-            comparison.cost(index, number)
-            for number in (lambda cost: cost.step_p50_seconds, lambda cost: cost.step_p95_seconds)
-        ]
-        reached = UNKNOWN
-        if target:
-            part = f" ({target.reached[index]} of {len(group.runs)})"
-            reached = hours_figure(target.hours[index]) + (
-                part if target.reached[index] < len(group.runs) else ""
-            )
-        rows.append(
-            (
-                group.label,
-                with_spread(
-                    comparison.cost(index, lambda cost: cost.samples_per_second), len(group.runs)
-                ),
-                *(with_spread(scaled(each, 1000), len(group.runs)) for each in step),
-                with_spread(
-                    scaled(comparison.cost(index, lambda cost: cost.mfu), 100), len(group.runs)
-                ),
-                with_spread(
-                    scaled(comparison.cost(index, lambda cost: cost.cpu_wait), 100), len(group.runs)
-                ),
-                hours_figure(hours),
-                reached,
-            )
-        )
-    to = f"to {target.metric} <= {target.loss:.4g}" if target else "to the target"
-    header = (
-        "set-up",
-        "samples/s",
-        "step p50 (ms)",
-        "step p95 (ms)",
-        "MFU (%)",
-        "no processor (%)",
-        "training time",
-        to,
-    )
-    return Table("Cost in time", header, tuple(rows))
-
-
-def _shares(comparison: Comparison) -> Table:
-    def cell(index: int, phase: str) -> str:
-        share = comparison.cost(index, lambda cost: cost.shares.get(phase))
-        return f"{100 * share.mean:.0f} %" if share else UNKNOWN
-
-    rows = [
-        (group.label, *(cell(index, phase) for phase in PHASES.values()))
-        for index, group in enumerate(comparison.groups)
-    ]
-    return Table("Share of a step's time", ("set-up", *PHASES.values()), tuple(rows))
+    columns = {phase: partial(share, phase) for phase in PHASES.values()}
+    return _by_set_up(comparison, "Share of a step's time", columns)
 
 
 def _memory(comparison: Comparison) -> Table:
     """Every memory metric that there is."""
-    costs = [cost for of_group in comparison.costs for cost in of_group]
-    metrics = list(dict.fromkeys(metric for cost in costs for metric in cost.peaks_gib))
-    rows = [
-        (
-            group.label,
-            *(sizes(comparison.cost(index, _peak(metric)), len(group.runs)) for metric in metrics),
-        )
-        for index, group in enumerate(comparison.groups)
-    ]
-    header = ("set-up", *(_metric_title(metric) for metric in metrics))
-    return Table("Memory: the largest value of a run", header, tuple(rows))
 
+    def peak(metric: str, index: int) -> str:
+        return format_memory(comparison.peak(index, metric), len(comparison.groups[index].runs))
 
-def _peak(metric: str) -> Callable[[Cost], float | None]:
-    return lambda cost: cost.peaks_gib.get(metric)
-
-
-def _metric_title(metric: str) -> str:
-    return KINDS.get(metric) or metric.removeprefix("memory/").removesuffix("_gib").replace(
-        "_", " "
-    )
+    columns: dict[str, Cell] = {}
+    for metric in union(cost.peaks_gib for cost in comparison.all_costs):
+        name = metric.removeprefix("memory/").removesuffix("_gib").replace("_", " ")
+        columns[KINDS.get(metric) or name] = partial(peak, metric)
+    return _by_set_up(comparison, "Memory: the largest value of a run", columns)
 
 
 def _keys(comparison: Comparison) -> Table:
-    rows = [
-        (key.name, key.kind, *(_shortened(value) for value in key.values))
-        for key in comparison.keys
-    ]
-    header = ("key", "changes the", *(group.label for group in comparison.groups))
-    return Table("Keys that differ", header, tuple(rows))
+    rows = []
+    for key in comparison.keys:
+        rows.append((key.name, key.kind, *map(_shortened, key.values)))
+    return Table("Keys that differ", ("key", "changes the", *comparison.labels), tuple(rows))
 
 
 def _shortened(text: str) -> str:
-    return text if len(text) <= LONGEST else f"{text[: LONGEST - 3]}..."
+    if len(text) <= LONGEST_VALUE:
+        return text
+    return f"{text[: LONGEST_VALUE - 3]}..."

@@ -5,28 +5,27 @@ A saved view of the project, and where runs are named a report that compares the
 
 import argparse
 import importlib
-import os
 import re
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import islice
 from typing import Any, TypeVar
 
 from train import metric_names
-from train.comparison.facts import Comparison
-from train.comparison.judge import compare
-from train.comparison.online import read_wandb
-from train.comparison.panels import Panel, panels
-from train.comparison.read import Found
+from train.comparison.compare import compare
+from train.comparison.comparison import Comparison
+from train.comparison.online import first_line, read_wandb, wandb_api
+from train.comparison.panels import panels
+from train.comparison.read import LoadedRuns
 from train.comparison.tables import Table, tables
 from train.errors import FINISHED, UserError, entry_point
 from train.installation import command
 
 PROGRAM = command("page")
 NAME = "Cost and gain"
-LOOKED_AT = 20
-"""The newest runs of a project, which tell what is evaluated in it."""
+NEWEST = 20
+"""Runs of a project that are asked what is evaluated in it."""
 LONGEST_TITLE = 128
 """Characters, of a report in W&B."""
 
@@ -55,7 +54,7 @@ T = TypeVar("T")
 
 
 class CannotSave(UserError):
-    """There is no page; the message says why, and what to type."""
+    """There is no page; the message says why, and what to run."""
 
 
 @entry_point
@@ -83,81 +82,76 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
 def save(project: str, runs: Sequence[str]) -> dict[str, str]:
     """{kind: address} of what was saved. Raises CannotSave."""
     if not re.fullmatch(r"[^/\s]+/[^/\s]+", project):
-        raise _refusal(
+        raise _cannot_save(
             "it takes ENTITY/PROJECT, as in a project's address in W&B", f"{PROGRAM} ENTITY/PROJECT"
         )
-    _library("workspaces")  # before anybody is asked
+    # Before W&B is asked, which takes seconds: a missing library is reported at once.
+    _library("workspaces")
     keys = _summary_keys(project)
+    # All pages are made before the first is saved: a run that cannot be read leaves nothing behind.
     pages = {"view": _view(project, keys)}
     if runs:
         pages["report"] = _report(project, runs, keys)
     for page in pages.values():
-        _asked(page.save, f"{PROGRAM} {shlex.join([project, *runs])}   (once more)")
+        _ask(page.save, f"{PROGRAM} {shlex.join([project, *runs])}   (once more)")
     return {kind: str(page.url) for kind, page in pages.items()}
-
-
-def _api() -> Any:
-    """Asks no question: who is not logged in is told so."""
-    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # its own stack traces, to its makers
-    import wandb  # here: it takes a second, which bad arguments need not pay
-
-    wandb.setup(wandb.Settings(silent=True))
-    return _asked(wandb.Api, "wandb login")
 
 
 def _library(name: str) -> Any:
     try:
         return importlib.import_module(f"wandb_workspaces.{name}")
     except ImportError as error:
-        raise _refusal(str(error), 'python -m pip install "wandb-workspaces>=0.4.13"') from error
+        raise _cannot_save(
+            str(error), 'python -m pip install "wandb-workspaces>=0.4.13"'
+        ) from error
 
 
-def _asked(question: Callable[[], T], type_this: str) -> T:
-    """The answer of W&B; whatever wandb raises, a network included, is a reason and no crash."""
+def _ask(question: Callable[[], T], command: str) -> T:
+    """The answer of W&B. `command`: what to run where it gives none."""
     try:
         return question()
-    except Exception as error:
-        lines = str(error).strip().splitlines() or [""]
-        raise _refusal(f"W&B says: {type(error).__name__}: {lines[0]}", type_this) from error
+    except Exception as error:  # whatever wandb raises is a reason: no network, no such project
+        raise _cannot_save(f"W&B says: {first_line(error)}", command) from error
 
 
-def _refusal(got: str, type_this: str) -> CannotSave:
-    return CannotSave(f"page: nothing was saved\n  got:  {got}\n  type: {type_this}")
+def _cannot_save(got: str, command: str) -> CannotSave:
+    return CannotSave(f"page: nothing was saved\n  got:  {got}\n  Run:  {command}")
 
 
 def _summary_keys(project: str) -> list[str]:
-    """Of the newest runs: what is evaluated in the project, and what its runs tell of
-    themselves.
-    """
-    api = _api()
+    """Of the newest runs: what is evaluated in the project, and what its runs log of themselves."""
+    api = _ask(wandb_api, "wandb login")
 
-    def ask() -> list[str]:
-        newest = islice(api.runs(project, order="-created_at", lazy=False), LOOKED_AT)
-        return [key for run in newest for key in dict(run.summary)]
+    def newest_summaries() -> list[dict[str, Any]]:
+        runs = api.runs(project, order="-created_at", lazy=False)
+        return [dict(run.summary) for run in islice(runs, NEWEST)]
 
-    return _asked(ask, f"{PROGRAM} ENTITY/PROJECT   (one that has runs)")
+    keys: list[str] = []
+    for summary in _ask(newest_summaries, f"{PROGRAM} ENTITY/PROJECT   (one that has runs)"):
+        keys.extend(summary)
+    return keys
 
 
 def _columns(keys: Sequence[str]) -> list[str]:
-    """As W&B calls them; those alone that a run has."""
+    """As W&B names them; those alone that a run has."""
+    # What is evaluated differs from task to task: best/loss, best/accuracy.
     best = {key for key in keys if key.startswith(metric_names.BEST)} - {metric_names.BEST_STEP}
-    wanted = [*COLUMNS, *sorted(best), metric_names.BEST_STEP]
-    return [
-        "run:displayName",
-        "run:state",
-        *(f"summary:{column}" for column in wanted if column in keys),
-    ]
+    columns = ["run:displayName", "run:state"]
+    for key in (*COLUMNS, *sorted(best), metric_names.BEST_STEP):
+        if key in keys:
+            columns.append(f"summary:{key}")
+    return columns
 
 
 def _view(project: str, keys: Sequence[str]) -> Any:
     library = _library("workspaces")
     entity, _, name = project.partition("/")
-    drawn = _drawn(panels(keys))
+    plots = _line_plots(keys)
     section = library.Section(
         name=NAME,
-        panels=drawn,
+        panels=plots,
         is_open=True,
-        layout_settings=library.SectionLayoutSettings(columns=2, rows=len(drawn) // 2),
+        layout_settings=library.SectionLayoutSettings(columns=2, rows=len(plots) // 2),
         panel_settings=library.SectionPanelSettings(x_axis=metric_names.SAMPLES_SEEN),
     )
     return library.Workspace(
@@ -170,67 +164,78 @@ def _view(project: str, keys: Sequence[str]) -> Any:
     )
 
 
-def _report(project: str, runs: Sequence[str], keys: Sequence[str]) -> Any:
+def _report(project: str, run_ids: Sequence[str], keys: Sequence[str]) -> Any:
     library = _library("reports.v2")
     entity, _, name = project.partition("/")
-    found = Found()
-    for run in dict.fromkeys(runs):
-        found.add(f"{project}/{run}", read_wandb(f"{project}/{run}"))
-    if not found.runs:
-        told = "; ".join(f"{each.where}: {each.why}" for each in found.left_out)
-        raise _refusal(told, f"{PROGRAM} {project} RUN   (the last part of a run's address)")
-    comparison = compare(found.runs, found.left_out)
-    ids = [run.where.rpartition("/")[2] for run in comparison.runs]
-    drawn = _drawn(panels(metric for run in comparison.runs for metric in run.metrics))
+    comparison = _compare(project, run_ids)
+    compared_ids = [run.where.rpartition("/")[2] for run in comparison.runs]
     # Locked: else W&B shows the other 150 keys of config and summary as well.
-    shown = library.Runset(
+    runset = library.Runset(
         entity=entity,
         project=name,
-        filters=f"ID in {ids}",
+        filters=f"ID in {compared_ids}",
         pinned_columns=_columns(keys),
         lock_columns=True,
     )
-    title = "Comparison of " + ", ".join(group.label for group in comparison.groups)
+    metrics = [metric for run in comparison.runs for metric in run.metrics]
+    title = "Comparison of " + ", ".join(comparison.labels)
+    if len(title) > LONGEST_TITLE:
+        title = f"{title[: LONGEST_TITLE - 3]}..."
     return library.Report(
         entity=entity,
         project=name,
-        title=title if len(title) <= LONGEST_TITLE else f"{title[: LONGEST_TITLE - 3]}...",
+        title=title,
         blocks=[
-            library.MarkdownBlock(text=_text(comparison)),
-            library.PanelGrid(runsets=[shown], panels=drawn),
+            library.MarkdownBlock(text=_markdown(comparison)),
+            library.PanelGrid(runsets=[runset], panels=_line_plots(metrics)),
         ],
         width="fluid",
     )
 
 
-def _drawn(wanted: Sequence[Panel]) -> list[Any]:
+def _compare(project: str, run_ids: Sequence[str]) -> Comparison:
+    loaded = LoadedRuns()
+    for run_id in dict.fromkeys(run_ids):
+        path = f"{project}/{run_id}"
+        loaded.add(path, read_wandb(path))
+    if not loaded.runs:
+        reasons = "; ".join(f"{each.where}: {each.why}" for each in loaded.skipped)
+        raise _cannot_save(reasons, f"{PROGRAM} {project} RUN   (the last part of a run's address)")
+    return compare(loaded.runs, loaded.skipped)
+
+
+def _line_plots(metrics: Iterable[str]) -> list[Any]:
     """Two in a row, on a report's 24 columns."""
     library = _library("reports.v2")
-    return [
-        library.LinePlot(
-            title=panel.title,
-            x=panel.x,
-            y=list(panel.y),
-            log_y=panel.log_y or None,
-            layout=library.Layout(x=12 * (place % 2), y=8 * (place // 2), w=12, h=8),
+    plots = []
+    for index, panel in enumerate(panels(metrics)):
+        row, column = divmod(index, 2)
+        plots.append(
+            library.LinePlot(
+                title=panel.title,
+                x=panel.x,
+                y=list(panel.y),
+                log_y=panel.log_y or None,
+                layout=library.Layout(x=12 * column, y=8 * row, w=12, h=8),
+            )
         )
-        for place, panel in enumerate(wanted)
-    ]
+    return plots
 
 
-def _text(comparison: Comparison) -> str:
-    """Verdict, tables and notes, in Markdown."""
+def _markdown(comparison: Comparison) -> str:
+    """Verdict, tables and notes."""
     parts = [f"**{_escaped(comparison.verdict)}**", *map(_table, tables(comparison))]
     if comparison.notes:
-        parts.append(
-            "\n".join(["### Notes", *(f"- {_escaped(note)}" for note in comparison.notes)])
-        )
+        notes = [f"- {_escaped(note)}" for note in comparison.notes]
+        parts.append("\n".join(["### Notes", *notes]))
     return "\n\n".join(parts)
 
 
 def _table(table: Table) -> str:
-    lines = [table.header, ["---"] + ["---:"] * (len(table.header) - 1), *table.rows]
-    rows = ("| " + " | ".join(map(_escaped, line)) + " |" for line in lines)
+    alignment = ["---"] + ["---:"] * (len(table.header) - 1)
+    rows = []
+    for cells in (table.header, alignment, *table.rows):
+        rows.append(f"| {' | '.join(map(_escaped, cells))} |")
     return "\n".join([f"### {_escaped(table.title)}", "", *rows])
 
 

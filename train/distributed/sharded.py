@@ -18,7 +18,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
-from train.comparison.figures import size
+from train.comparison.formatting import format_gib
 from train.distributed.flat_buckets import ComputeGradient
 from train.distributed.norms import clip_gradients
 from train.distributed.ranks import Ranks
@@ -264,12 +264,13 @@ def _note(module: nn.Module, ranks: Ranks, reduces_each: bool) -> str:
         if parameter.requires_grad:
             gradient_bytes += nbytes
     share = (
-        f"FSDP2: each of {ranks.world_size} ranks keeps {size(local_bytes / 2**30)} of "
-        f"{size(total_bytes / 2**30)} of weights"
+        f"FSDP2: each of {ranks.world_size} ranks keeps {format_gib(local_bytes / 2**30)} of "
+        f"{format_gib(total_bytes / 2**30)} of weights"
     )
     if reduces_each:
         return f"{share}; batch.sync=micro: gradients are reduced at every micro-step"
     return (
-        f"{share}, and unsharded gradients between micro-steps, {size(gradient_bytes / 2**30)}. "
+        f"{share}, and unsharded gradients between micro-steps, "
+        f"{format_gib(gradient_bytes / 2**30)}. "
         "batch.sync=micro keeps its shard of them, and reduces at every micro-step"
     )

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from train import metric_names
 from train.batch.window import Window
-from train.comparison.critical_batch import Averages, Worth
+from train.comparison.critical_batch import Averages, BreakEven
 from train.config import Config
 from train.distributed.ranks import Ranks
 from train.errors import counted
@@ -234,12 +234,12 @@ class NoiseScale:
         if micro > 0:
             self._costs.append(_StepCost(micro, sync + seconds[metric_names.OPTIMIZER_SECONDS]))
 
-    def _worth(self) -> Worth | None:
+    def _worth(self) -> BreakEven | None:
         noise = self._averages.noise_scale()
         if noise is None or self._usual is None or not self._costs:
             return None
         samples, _ = self._usual
-        return Worth(
+        return BreakEven(
             noise=noise,
             samples=samples,
             micro_seconds=statistics.median(cost.micro_seconds for cost in self._costs),

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 
 from train import metric_names
-from train.comparison.critical_batch import around
+from train.comparison.critical_batch import error_interval
 from train.config.recipe import Optimizer as OptimizerConfig
 from train.optim.batch_scaling import Change
 from train.optim.regimes import against_noise, with_noise_scale
@@ -50,7 +50,8 @@ class Regime:
             return ""
         for change in self._changes:
             hint = self._against(change, self._noise_scale)
-            ends = [self._against(change, end) for end in around(self._noise_scale, self._error)]
+            interval = error_interval(self._noise_scale, self._error)
+            ends = [self._against(change, end) for end in interval]
             if all(ends) and hint:
                 return hint
         return ""

@@ -9,16 +9,17 @@ import pytest
 
 from tests.comparison.folders import loss_at, make_run
 from train import metric_names as names
-from train.comparison.facts import Comparison
-from train.comparison.judge import compare
-from train.comparison.read import find
+from train.comparison.as_json import as_json
+from train.comparison.compare import compare
+from train.comparison.comparison import Comparison
+from train.comparison.read import load_runs
 
 GPU = {"memory/peak_allocated_gib": 2.0, "memory/peak_reserved_gib": 3.0}
 
 
 def compared(*folders: Path, target: float | None = None) -> Comparison:
-    found = find([str(folder) for folder in folders])
-    return compare(found.runs, found.left_out, target)
+    found = load_runs([str(folder) for folder in folders])
+    return compare(found.runs, found.skipped, target)
 
 
 def test_same_mathematics_names_the_largest_difference_and_the_rows(tmp_path: Path) -> None:
@@ -33,7 +34,7 @@ def test_same_mathematics_names_the_largest_difference_and_the_rows(tmp_path: Pa
     result = compared(whole, split)
 
     assert result.same_mathematics
-    (train, evaluation) = result.agreements
+    (train, evaluation) = result.distances
     assert (train.metric, train.rows, train.at_samples, train.seeds) == (
         "train/loss",
         30,
@@ -64,7 +65,7 @@ def test_seeds_are_one_set_up_with_mean_and_spread(tmp_path: Path) -> None:
     value = result.outcomes[0].metrics["eval/loss"]
     assert value.mean == pytest.approx(loss_at(30_000) + 1)
     assert value.deviation == pytest.approx(1.0)
-    assert not result.agreements
+    assert not result.distances
     assert "no two runs share a seed" in result.verdict
 
 
@@ -122,8 +123,8 @@ def test_other_intervals_are_compared_where_samples_agree(tmp_path: Path) -> Non
 
     result = compared(often, seldom)
 
-    assert result.agreements[0].rows == 10
-    assert result.agreements[0].largest == 0
+    assert result.distances[0].rows == 10
+    assert result.distances[0].largest == 0
     assert any("log.every_steps" in note for note in result.notes)
 
 
@@ -162,7 +163,7 @@ def test_memory_of_two_kinds_is_not_compared(tmp_path: Path) -> None:
     )
 
 
-def test_uncommitted_changes_are_told(tmp_path: Path) -> None:
+def test_uncommitted_changes_are_noted(tmp_path: Path) -> None:
     clean = make_run(tmp_path / "clean")
     dirty = make_run(
         tmp_path / "dirty",
@@ -184,7 +185,7 @@ def test_a_loss_that_is_finite_in_one_run_only_is_no_agreement(tmp_path: Path) -
         loss=lambda s: None if s == 9000 else loss_at(s),
     )
 
-    assert compared(fine, broken).agreements[0].largest == math.inf
+    assert compared(fine, broken).distances[0].largest == math.inf
 
 
 def test_hours_to_the_target(tmp_path: Path) -> None:
@@ -315,12 +316,12 @@ def test_means_are_over_the_seeds_that_all_set_ups_have(tmp_path: Path) -> None:
     peaks = result.cost(1, lambda cost: cost.peak_gib)
     assert peaks
     assert peaks.values == (0.0, 1.0)
-    assert [Path(each.where).name for each in result.left_out] == ["a-seed2", "b-seed3"]
+    assert [Path(each.where).name for each in result.skipped] == ["a-seed2", "b-seed3"]
     assert sum("some have no run of seed" in note for note in result.notes) == 2
     assert result.verdict.count("2 seeds each") == 1
 
 
-def test_set_ups_without_a_common_seed_are_told(tmp_path: Path) -> None:
+def test_set_ups_without_a_common_seed_are_noted(tmp_path: Path) -> None:
     one = make_run(tmp_path / "one", identity={"seed": 0})
     other = make_run(tmp_path / "other", identity={"seed": 1, "optimizer.lr": 0.1})
 
@@ -346,11 +347,11 @@ def test_the_first_sentence_says_one_thing(tmp_path: Path) -> None:
     slow_down(folders[1])
 
     for result in (compared(*folders), compared(*reversed(folders))):
-        told = (
+        sentence = (
             "Same curve: train/loss differs by at most 0; split takes 1 MiB of activations "
             "instead of 4 MiB in whole"
         )
-        assert result.headline == f"{told}, at 50 % less throughput."
+        assert result.headline == f"{sentence}, at 50 % less throughput."
         assert result.verdict.startswith(result.headline)
         assert len(result.headline) <= 3 * 110  # characters of a line on a page of 1280 px
 
@@ -416,9 +417,9 @@ def test_how_far_rounding_may_reach_depends_on_the_precision(
         "derived": {"micro_batch": 25},
     }
 
-    told = compared(whole, make_run(tmp_path / "split", identity=identity, **far)).headline
+    headline = compared(whole, make_run(tmp_path / "split", identity=identity, **far)).headline
 
-    assert told.startswith("Same curve") == is_same
+    assert headline.startswith("Same curve") == is_same
 
 
 def test_a_run_that_waited_for_a_processor_was_timed_under_other_load(tmp_path: Path) -> None:
@@ -466,3 +467,25 @@ def test_activations_of_a_gpu_are_not_compared_with_those_of_a_cpu(tmp_path: Pat
     there = make_run(tmp_path / "gpu", derived={"device": "H100"}, extra=GPU | cpu(0.5))
 
     assert "activations" not in compared(here, there).verdict
+
+
+def test_the_keys_of_json_stay(tmp_path: Path) -> None:
+    """Scripts of users read them, whatever the fields of our classes are called."""
+    folders = [make_run(tmp_path / "one"), make_run(tmp_path / "two", derived={"micro_batch": 25})]
+
+    data = as_json(compared(*folders))
+
+    assert set(data) == {
+        *("headline", "verdict", "same_mathematics", "agreements", "target", "set_ups"),
+        *("differing_keys", "left_out", "notes"),
+    }
+    assert set(data["agreements"][0]) == {
+        *("metric", "largest", "height", "at_samples", "rows", "seeds"),
+    }
+    set_up = data["set_ups"][1]
+    assert set(set_up) == {"label", "recipe_hash", "seeds", "outcome", "hours_to_target", "runs"}
+    assert set(set_up["outcome"]) == {
+        *("samples", "steps", "metrics", "noise_scale", "noise_scale_range", "break_even"),
+        *("break_even_range", "apart"),
+    }
+    assert set_up["outcome"]["apart"]["train/loss"] == data["agreements"][0]
