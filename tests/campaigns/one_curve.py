@@ -2,8 +2,8 @@
 
 The language model, 16 blocks a step as 1 x 16, 4 x 4 and 16 x 1, on one rank. The picture of the
 README (docs/pictures/one-curve.png) and a table in docs/results/accumulation.md come of it. In
-float64, so that what is left between the curves is seen to be rounding; the same three runs in
-float32 give the last column. Stopped, the same command with the same FOLDER resumes.
+float64, so that what is left between the curves is seen to be rounding. Stopped, the same command
+with the same FOLDER resumes.
 """
 
 import argparse
@@ -40,19 +40,19 @@ class Cut:
     def label(self) -> str:
         return f"{self.accumulation_steps} x {self.micro}"
 
-    def launch(self, precision: str) -> Launch:
+    def launch(self) -> Launch:
         overrides = (
             f"batch.micro={self.micro}",
             f"duration.steps={STEPS}",
             f"evaluate.every_steps={STEPS}",
             "log.every_steps=1",
             "noise_scale.every_steps=0",
-            f"precision={precision}",
+            "precision=fp64",
         )
         return Launch(
             loop="accumulate",
             config="configs/lm.yaml",
-            name=f"{precision}-micro{self.micro}",
+            name=f"fp64-micro{self.micro}",
             ranks=1,
             overrides=overrides,
         )
@@ -107,29 +107,24 @@ def draw(runs: list[Run], path: Path) -> None:
         figure.savefig(path, dpi=160)
 
 
-def table(runs: dict[str, list[Run]]) -> str:
+def table(runs: list[Run]) -> str:
     head = (
         "| micro-batches x samples | activations | largest relative difference of `train/loss` to "
-        "1 x 16, float64 | the same, float32 |\n|---|---|---|---|\n"
+        f"{CUTS[0].label} |\n|---|---|---|\n"
     )
     rows = []
-    for number, cut in enumerate(CUTS):
-        cells = [cut.label, f"{activations_mib(runs['fp64'][number]):.1f} MiB"]
-        for precision in ("fp64", "fp32"):
-            difference = largest_difference(runs[precision][0], runs[precision][number])
-            cells.append(f"{difference:.1e}" if number else "-")
-        rows.append(f"| {' | '.join(cells)} |")
+    for cut, run in zip(CUTS, runs, strict=True):
+        difference = largest_difference(runs[0], run)
+        rows.append(f"| {cut.label} | {activations_mib(run):.1f} MiB | {difference:.1e} |")
     return head + "\n".join(rows)
 
 
-def read_runs(folder: Path) -> dict[str, list[Run]]:
-    runs: dict[str, list[Run]] = {}
-    for precision in ("fp64", "fp32"):
-        runs[precision] = []
-        for cut in CUTS:
-            run = read_folder(folder / cut.launch(precision).name)
-            assert isinstance(run, Run), run
-            runs[precision].append(run)
+def read_runs(folder: Path) -> list[Run]:
+    runs = []
+    for cut in CUTS:
+        run = read_folder(folder / cut.launch().name)
+        assert isinstance(run, Run), run
+        runs.append(run)
     return runs
 
 
@@ -142,17 +137,15 @@ def main() -> None:
     )
     folder = parser.parse_args().folder or Path(tempfile.mkdtemp(prefix="one-curve-"))
     print(f"runs are kept in {folder}", flush=True)
-    launches = [(cut.launch(kind), folder.resolve()) for kind in ("fp64", "fp32") for cut in CUTS]
-    run_all(launches)
+    run_all([(cut.launch(), folder.resolve()) for cut in CUTS])
 
     runs = read_runs(folder)
-    draw(runs["fp64"], folder / PICTURE.name)
+    draw(runs, folder / PICTURE.name)
     copy_small(folder / PICTURE.name, RESULTS / PICTURE)
-    first = runs["fp64"][0]
     text = (
         f"## One batch, cut in three ways\n\n`python -m tests.campaigns.one_curve` "
-        f"({commit_of(first)}): `configs/lm.yaml`, {STEPS} steps of {EFFECTIVE} blocks, one rank "
-        "of one thread, a row for each step. Activations are `memory/activations_gib` in float64: "
+        f"({commit_of(runs[0])}): `configs/lm.yaml`, {STEPS} steps of {EFFECTIVE} blocks, one rank "
+        "of one thread, float64, a row for each step. Activations are `memory/activations_gib`: "
         "the bytes that autograd saves for the backward pass, the most at once.\n\n"
         f"![One effective batch cut in three ways: one curve, falling memory]({PICTURE})\n\n"
         f"{table(runs)}"
