@@ -19,7 +19,7 @@ PAGES = [*GUIDE, ROOT / "docs" / "cluster.md", ROOT / "docs" / "troubleshooting.
 MOVING = ROOT / "docs" / "guide" / "moving.md"
 
 RUNS = {
-    "guide": "digits-steps20-micro16",
+    "guide": "digits-micro16-steps20",
     "start": "base hearts",
     "batch": "unequal stages",
     "data": "table points points_file-steps10 pictures stream",
