@@ -27,7 +27,7 @@ RUNS = {
     "task": "two-steps20 best",
     "optimizer": "base finetune",
     "running": "two two-by-hand divided divided-as-one long",
-    "memory": "net-steps5-compileaot_eager",
+    "memory": "net-steps5-precision_bf16 net-steps5-dtype_bf16 net-steps5-compile_aot_eager",
     "comparing": "whole-batch quarters sweep noise",
     "moving": "",
     "gauge": "gauge",
