@@ -36,7 +36,6 @@ from train.launching.machines import Machines
 from train.launching.torch_builds import Machine
 from train.main import main
 from train.report.claim import cannot_write
-from train.report.tracker import Tracker
 from train.step import ComputeGradient, Learner
 from train.tasks.classification import Classification
 
@@ -277,17 +276,14 @@ def not_logged_in(scene: Scene) -> str:
 
 
 def no_network(scene: Scene) -> str:
-    warnings: list[str] = []
-
-    def unreachable(*_: Any) -> Any:
+    def unreachable(*_: Any, **__: Any) -> Any:
         raise OSError("Network is unreachable")
 
-    scene.monkeypatch.setattr("train.report.tracker.open_run", unreachable)
-    tracker = Tracker.__new__(Tracker)
-    tracker.warn = warnings.append  # type: ignore[method-assign]
-    tracker._run = None
-    tracker._open("online", {}, {})
-    return warnings[0]
+    scene.monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+    scene.monkeypatch.setattr("wandb.init", unreachable)
+    code, message = scene.run("wandb.mode=online", "duration={steps: 1}")
+    assert code == 0
+    return message
 
 
 PROVOKE: dict[str, Provoke] = {
