@@ -79,6 +79,7 @@ SLOW = (
     "tests/test_step.py::test_every_factorisation_of_a_batch",
     "tests/test_sweep.py",
     "tests/test_sweep_agent.py",
+    "tests/test_troubleshooting.py",
     "tests/test_update.py::test_a_step_that_is_not_finite_is_as_if_it_had_not_been",
     "tests/test_update.py::test_clips_the_whole_gradient_once",
 )

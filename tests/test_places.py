@@ -70,7 +70,7 @@ def test_a_new_way_to_stop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_a_new_gauge(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """metrics/NAME.py; docs/guide.md adds one by hand, as a user would."""
+    """metrics/NAME.py; docs/guide/gauge.md adds one by hand, as a user would."""
 
     def make(setting: Setting) -> Part:
         def measured(metrics: Metrics) -> Metrics:

@@ -7,7 +7,7 @@ Digits and the language model, micro = all, 1/4 and 1/16 of the effective batch 
 and 2 ranks, 3 seeds: 36 runs, of which those that have finished in FOLDER are not run again. They
 take turns: each seed goes through all set-ups, so a machine that slows down slows all of them, and
 a throughput is compared with that of the same seed. Verdict, tables and pictures of train.compare
-go into docs/results.md; --quick (a few steps, one seed) writes into FOLDER instead. Times need a
+go into docs/results/accumulation.md; --quick (a few steps, one seed) writes into FOLDER instead. Times need a
 machine that does nothing else.
 """
 
@@ -228,7 +228,7 @@ def report(study: Study, folder: Path, results: Path) -> str:
     ]
     for picture in drawn:
         path = (
-            Path("pictures")
+            Path("../pictures")
             / f"accumulation-{study.name}-{picture.path.stem.replace('_', '-')}.png"
         )
         copy_small(picture.path, results.parent / path)
@@ -264,7 +264,7 @@ def main() -> None:
         "folder", nargs="?", type=Path, help="where the runs are kept (default: a temporary folder)"
     )
     parser.add_argument(
-        "--quick", action="store_true", help="a few steps, one seed; FOLDER/results.md"
+        "--quick", action="store_true", help="a few steps, one seed; FOLDER/quick/results"
     )
     asked = parser.parse_args()
     folder = (asked.folder or Path(tempfile.mkdtemp(prefix="accumulation-"))).resolve()
@@ -273,7 +273,11 @@ def main() -> None:
         f"stopped, this goes on: python -m tests.campaigns.accumulation {folder}{quick}", flush=True
     )
     folder /= "quick" if asked.quick else "full"
-    results, seeds = (folder / "results.md", SEEDS[:1]) if asked.quick else (RESULTS, SEEDS)
+    results = RESULTS / "accumulation.md"
+    seeds = SEEDS
+    if asked.quick:
+        results = folder / "results" / "accumulation.md"
+        seeds = SEEDS[:1]
     run_all(
         [
             (launch, folder / study.name)

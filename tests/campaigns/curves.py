@@ -1,7 +1,7 @@
 """How the two configs that need no download train: python -m tests.campaigns.curves [FOLDER]
 
 The standard loop on one rank, seed 0, each config as it is; a picture and a line of each go into
-docs/results.md. Stopped, the same command with the same FOLDER goes on.
+docs/results/accumulation.md. Stopped, the same command with the same FOLDER goes on.
 """
 
 import argparse
@@ -110,14 +110,16 @@ def main() -> None:
     for curve in CURVES:
         run = read_folder(folder / curve.name)
         assert isinstance(run, Run), run
-        path = Path("pictures") / f"curves-{curve.name}.png"
+        path = Path("../pictures") / f"curves-{curve.name}.png"
         picture(run, curve, folder / path.name)
-        copy_small(folder / path.name, RESULTS.parent / path)
+        copy_small(folder / path.name, RESULTS / path)
         parts.append(told(run, curve, str(path)))
     command = (
         f"`python -m tests.campaigns.curves` ({commit_of(run)}): standard loop, one rank, seed 0."
     )
-    write_between(RESULTS, "curves", "\n\n".join(["## Two curves", command, *parts]))
+    write_between(
+        RESULTS / "accumulation.md", "curves", "\n\n".join(["## Two curves", command, *parts])
+    )
 
 
 if __name__ == "__main__":

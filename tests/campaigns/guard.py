@@ -1,6 +1,6 @@
 """What the comparison of ranks costs (train/gradients/rank_consistency.py), on 2 ranks.
 
-OMP_NUM_THREADS=1 python -m tests.campaigns.guard        prints a table for docs/results.md
+OMP_NUM_THREADS=1 python -m tests.campaigns.guard        prints a table for docs/results/cost.md
 """
 
 import tempfile

@@ -1,7 +1,7 @@
 """Host memory by the number of micro-batches in a step: what the samples of one take, beside a run
 of one micro-batch.
 
-OMP_NUM_THREADS=1 python -m tests.campaigns.host_memory        prints a table for docs/results.md
+OMP_NUM_THREADS=1 python -m tests.campaigns.host_memory        prints a table for docs/results/memory.md
 
 Each figure is of a process of its own, which trains three steps: the peak of its own memory,
 without the pages of files and what it shares, and the most that lay in shared memory meanwhile.

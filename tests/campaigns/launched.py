@@ -1,5 +1,5 @@
 """Runs as users start them, a campaign that goes on where it was stopped, and what it writes into
-docs/results.md.
+docs/results/.
 """
 
 import json
@@ -17,7 +17,7 @@ from PIL import Image
 from train.comparison.run import Run
 
 ROOT = Path(__file__).parents[2]
-RESULTS = ROOT / "docs" / "results.md"
+RESULTS = ROOT / "docs" / "results"
 
 
 @dataclass(frozen=True)
@@ -105,6 +105,7 @@ def run_all(launches: Sequence[tuple[Launch, Path]]) -> None:
 def write_between(page: Path, mark: str, text: str) -> None:
     """In the place of what stands between the two marks; at the end of a page that lacks them."""
     begin, end = f"<!-- {mark}: begin -->", f"<!-- {mark}: end -->"
+    page.parent.mkdir(parents=True, exist_ok=True)
     before = page.read_text() if page.exists() else ""
     if begin not in before:
         before = f"{before.rstrip()}\n\n{begin}\n{end}\n".lstrip()
@@ -114,7 +115,7 @@ def write_between(page: Path, mark: str, text: str) -> None:
 
 def copy_small(source: Path, target: Path) -> None:
     """With as many colours as the eye can tell apart: a third of the size."""
-    target.parent.mkdir(exist_ok=True)
+    target.parent.mkdir(parents=True, exist_ok=True)
     with Image.open(source) as image:
         image.convert("RGB").quantize(128, method=Image.Quantize.MAXCOVERAGE).save(
             target, optimize=True

@@ -2,7 +2,7 @@
 second.
 
 OMP_NUM_THREADS=1 python -m tests.campaigns.lengths [--epochs N]        prints tables for
-docs/results.md
+docs/results/lengths.md
 
 Three distributions: the lines of configs/data/manual.csv; whole documents, the topics of Python's
 documentation; texts with log-normal lengths. Each way has room for as many tokens at once: texts

@@ -2,7 +2,7 @@
 six micro-batches.
 
 OMP_NUM_THREADS=1 python -m tests.campaigns.memory_peaks [NAME ...]        prints a table for
-docs/results.md
+docs/results/memory.md
 """
 
 import sys

@@ -1,7 +1,7 @@
 """Bugs that trainers really have, put into a copy of the code one at a time: which test notices
 each of them?
 
-python -m tests.campaigns.mutants [NAME ...]        prints a table for docs/results.md; exit code 1
+python -m tests.campaigns.mutants [NAME ...]        prints a table for docs/results/exactness.md; exit code 1
 if one survives
 """
 

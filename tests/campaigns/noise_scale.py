@@ -2,7 +2,7 @@
 measuring it costs.
 
 OMP_NUM_THREADS=1 python -m tests.campaigns.noise_scale [--repeats N] [--pairs N]     prints tables
-for docs/results.md
+for docs/results/noise.md
 
 Parameters are fixed. The first table draws gradients in numpy, the second trains for 1,000 steps of
 64 samples through the real loop (learning rate 1e-12), the third pairs blocks of steps of runs that

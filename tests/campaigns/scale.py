@@ -2,7 +2,7 @@
 compare needs.
 
 OMP_NUM_THREADS=1 python -m tests.campaigns.scale [--before COMMIT]        prints the table of
-docs/results.md
+docs/results/scale.md
 
 64 samples a rank and step, 2,000 steps one after the other, on the rank in the middle. `--before`:
 the same in the code of another commit as well, in a process of its own, in turns. The best of three

@@ -1,7 +1,7 @@
 """Trajectories under the scaling rules against their base run: what a rule promises, as far as it
 holds.
 
-OMP_NUM_THREADS=1 python -m tests.campaigns.scaling        prints tables for docs/results.md
+OMP_NUM_THREADS=1 python -m tests.campaigns.scaling        prints tables for docs/results/noise.md
 
 Linear regression on 64 features whose variances fall as 1/i, targets with noise; evaluated without
 it, so that the loss is the distance to the optimum. The base run takes 16 samples a step; others

@@ -1,4 +1,4 @@
-"""The campaigns that write into docs/results.md, without the runs: what they start, pass over, and
+"""The campaigns that write into docs/results/, without the runs: what they start, pass over, and
 say.
 """
 
@@ -110,7 +110,7 @@ def test_what_the_page_says(tmp_path: Path) -> None:
             (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in hours))
             (run / "log.txt").write_text("step 1\naccumulation: about 3 micro-steps\nnext\n")
 
-    text = report(STUDIES[0], tmp_path / "runs", tmp_path / "page.md")
+    text = report(STUDIES[0], tmp_path / "runs", tmp_path / "results" / "page.md")
 
     assert (
         "| 1 | 25 | 4 | 25 (25 to 25) | 0.50 (0.50 to 0.50) | -102 (-102 to -102) MiB | 0.0e+00 | "
@@ -122,5 +122,5 @@ def test_what_the_page_says(tmp_path: Path) -> None:
     )
     assert text.count("about 3 micro-steps") == 1
     assert "Same mathematics in 6 runs of 3 set-ups" in text
-    for picture in re.findall(r"\]\((pictures/.*?)\)", text):
-        assert 0 < (tmp_path / picture).stat().st_size < 150_000
+    for picture in re.findall(r"\]\((\.\./pictures/.*?)\)", text):
+        assert 0 < (tmp_path / "results" / picture).resolve().stat().st_size < 150_000

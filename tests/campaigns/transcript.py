@@ -81,7 +81,7 @@ def shortened(log: str) -> list[str]:
 
 
 def requeued(scene: Scene) -> None:
-    """Two nodes; the time limit comes; the job goes on where it was."""
+    """Two nodes; the time limit comes; the job resumes where it was."""
     (job,) = scene.submit(f"--nodes=2 {SCRIPT} {SHORT} name=limited")
     trains(job, scene.clone / "runs" / "limited", step=50)
     scene.slurm.near_time_limit(job)

@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def copy_repository(folder: Path) -> None:
-    """The files that git knows, as a clone would have them, and those that it would be told of."""
+    """The tracked files, as a clone would have them, and those that are new and not ignored."""
     listed = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
     names = subprocess.run(listed, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     for name in filter(None, names.split("\0")):
@@ -22,7 +22,7 @@ def copy_repository(folder: Path) -> None:
 
 def write_from_guide(name: str, folder: Path) -> None:
     """A file that the guide shows, such as my/net.py."""
-    guide = (ROOT / "docs" / "guide.md").read_text()
+    guide = "\n".join(page.read_text() for page in sorted((ROOT / "docs" / "guide").glob("*.md")))
     (block,) = re.findall(
         rf"^```\w+\n# {re.escape(name)}\n(.*?)^```", guide, re.MULTILINE | re.DOTALL
     )

@@ -36,4 +36,5 @@ def test_every_command_runs(tmp_path: Path) -> None:
         "digits-two-ranks",
         "digits-standard",
         "lm-steps20",
+        "flowers",
     }

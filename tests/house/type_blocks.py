@@ -1,8 +1,9 @@
 """Types the blocks of a page in the current folder: python -m tests.house.type_blocks PAGE
 
-Commands that train on one process are called in this one: a fresh interpreter would spend seconds
-on imports for each. All else (several ranks, scripts, pytest) is started as it is typed. Ends with
-1 at the first block that fails.
+Commands of one process are called in this one: a fresh interpreter would spend seconds on imports
+for each. All else (several ranks, sweeps, pytest) is started as it is typed. Files in my/ that
+other pages of the same folder show are written too: a page may use them. Ends with 1 at the first
+block that fails.
 """
 
 import importlib
@@ -18,17 +19,25 @@ from accelerate.state import AcceleratorState
 
 FENCE = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 FILE = re.compile(r"# (\S+\.(?:py|yaml))\n")
-ENTRIES = ("train.accumulate", "train.standard", "train.evaluate", "train.verify")
+TRAINING = ("train.accumulate", "train.standard")
+ENTRIES = {
+    "train.compare": "train.compare",
+    "train.evaluate": "train.evaluate",
+    "train.merge": "train.merge",
+    "train.new": "train.new",
+    "train.plan": "train.plan.__main__",
+    "train.prepare": "train.prepare",
+    "train.verify": "train.verify",
+}
 
 
 def main(page: Path) -> None:
     blocks = FENCE.findall(page.read_text())
-    for kind, text in blocks:  # files first: a page may show one below the command that needs it
-        if kind in ("python", "yaml") and (named := FILE.match(text)):
-            path = Path(named[1])
-            assert not path.exists(), f"{path} is there twice"
-            path.parent.mkdir(exist_ok=True)
-            path.write_text(text)
+    # files first: a page may show one below the command that needs it
+    write_files(page, folders=("my", "train"))
+    if page.parent.name == "guide":
+        for other in sorted(set(page.parent.glob("*.md")) - {page}):
+            write_files(other, folders=("my",))
     sys.path.append("my")
     importlib.invalidate_caches()
     for kind, text in blocks:
@@ -50,27 +59,40 @@ def main(page: Path) -> None:
             print("ran", text.splitlines()[0], "...", flush=True)
 
 
+def write_files(page: Path, folders: tuple[str, ...]) -> None:
+    for kind, text in FENCE.findall(page.read_text()):
+        named = FILE.match(text)
+        if kind not in ("python", "yaml") or not named:
+            continue
+        path = Path(named[1])
+        if path.parts[0] not in folders:
+            continue
+        assert not path.exists(), f"{path} is there twice"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text)
+
+
 def type_command(command: str) -> None:
     print("$", command, flush=True)
     words = shlex.split(command)
-    words = words[2:] if words[:2] == ["python", "-m"] else words
-    if words[0] == "python" and words[1] == "scripts/verify.py":
-        words = ["train.verify", *words[2:]]
-    code = (
-        call(*words)
-        if words[0] in ENTRIES
-        else subprocess.run(command, shell=True, check=False).returncode
-    )
+    if words[:2] == ["python", "-m"]:
+        words = words[2:]
+    elif words[0] == "python" and words[1].startswith("scripts/"):
+        words = [f"train.{Path(words[1]).stem}", *words[2:]]
+    if words[0] in TRAINING:
+        code = train(*words)
+    elif words[0] in ENTRIES:
+        code = importlib.import_module(ENTRIES[words[0]]).main(words[1:])
+    else:
+        code = subprocess.run(command, shell=True, check=False).returncode
     if code != 0:
         sys.exit(f"exit code {code}: {command}")
 
 
-def call(module: str, *arguments: str) -> int:
+def train(module: str, *arguments: str) -> int:
     entry = importlib.import_module(module)
     AcceleratorState._reset_state()  # it knows one precision per process
-    if hasattr(entry, "compute_gradient") and module != "train.verify":
-        return entry.main(arguments, module.removeprefix("train."), entry.compute_gradient)
-    return entry.main(arguments)
+    return entry.main(arguments, module.removeprefix("train."), entry.compute_gradient)
 
 
 if __name__ == "__main__":

@@ -114,7 +114,7 @@ def test_the_curve_is_that_of_one_rank(
 
 def test_a_slow_rank_costs_no_more_than_its_part(run_ranks: Any, tmp_path: Path) -> None:
     """16 samples at 15 and 45 ms: 12 and 4 take 180 ms each, 8 and 8 take 360. How near it comes:
-    docs/results.md.
+    docs/results/exactness.md.
     """
 
     def seconds(shares: str) -> float:

@@ -1,7 +1,7 @@
 """python -m tests.campaigns.faults [--quick | --full] [--write] [ROW ...]
 
 Without ROW: all rows. --full takes the numbers that the table promises (an hour); --quick, the
-default, seconds a row. --write puts the table into docs/results.md. Exit code 1 if a row fails.
+default, seconds a row. --write puts the table into docs/results/faults.md. Exit code 1 if a row fails.
 """
 
 import sys

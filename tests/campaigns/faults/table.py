@@ -34,7 +34,7 @@ from tests.campaigns.faults import (
 from tests.campaigns.faults.row import Row
 
 ROOT = Path(__file__).parents[3]
-RESULTS = ROOT / "docs" / "results.md"
+RESULTS = ROOT / "docs" / "results" / "faults.md"
 BEGIN, END = "<!-- faults: begin -->", "<!-- faults: end -->"
 HEAD = (
     "| # | fault | injection | expected | figure | verdict | commit, date | seconds |\n"
@@ -125,7 +125,7 @@ def _in_one_line(cell: str) -> str:
 
 
 def write(outcomes: list[Outcome]) -> None:
-    """Into docs/results.md, between the two marks; rows that were not run now stay as they are."""
+    """Into docs/results/faults.md, between the two marks; rows that were not run now stay as they are."""
     text = RESULTS.read_text()
     if BEGIN not in text:
         text = f"{text.rstrip()}\n\n{BEGIN}\n{HEAD}\n{END}\n"
