@@ -30,9 +30,9 @@ from train.config import load
 from train.data.workers import check_shared_memory
 from train.distributed.watchdog import diagnosis
 from train.errors import UserError
-from train.launching.door import meet
 from train.launching.gpus import find_trouble, refusal
 from train.launching.machines import Machines
+from train.launching.rendezvous import meet
 from train.launching.torch_builds import Machine
 from train.main import main
 from train.report.claim import cannot_write

@@ -24,7 +24,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from tests.campaigns.bench import LARGE, SMALL
 from tests.conftest import run_ranks
 from tests.helpers import CONFIG
 from tests.helpers_cost import making_run, ours
@@ -35,6 +34,8 @@ from train.comparison.critical_batch import Averages
 from train.main import main as train
 
 STEPS = (10, 30, 100, 300, 1000)
+SMALL = ("model.args.hidden=[256,256]",)
+LARGE = ("model.args.hidden=[1536,1536,1536]",)  # a micro-step of 5 ms or more
 REAL = (
     "data.source=tests.helpers_noise.gaussian",
     "model={target: tests.helpers_noise.Displaced, args: {}}",

@@ -18,9 +18,9 @@ from matplotlib.figure import Figure
 
 from tests.campaigns.launched import RESULTS, Launch, commit_of, copy_small, run_all, write_between
 from train import metric_names as names
+from train.comparison.plot_style import COLOURS, RC
 from train.comparison.read import read_folder
 from train.comparison.run import Run
-from train.comparison.style import COLOURS, RC
 
 EFFECTIVE = 16
 STEPS = 100

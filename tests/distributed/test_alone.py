@@ -129,7 +129,7 @@ PLACES = (
 
 def test_all_ranks_end_and_what_they_hold_is_saved(run_ranks: Any, tmp_path: Path) -> None:
     cases = []
-    for place, rank, _ in (("undisturbed", -1, 0), *PLACES):
+    for place, rank, _ in (("preserve_state", -1, 0), *PLACES):
         folder = tmp_path / place
         folder.mkdir()
         cases.append((place, rank, argv(folder, *GIVEN)))
@@ -142,5 +142,5 @@ def test_all_ranks_end_and_what_they_hold_is_saved(run_ranks: Any, tmp_path: Pat
         assert [resumed for _, _, resumed in of_ranks] == ["0", "0"], (place, of_ranks)
         assert all("a fault of one rank" in ended for ended, _, _ in of_ranks), (place, of_ranks)
         assert not differing(
-            state(tmp_path / "undisturbed" / "run"), state(tmp_path / place / "run")
+            state(tmp_path / "preserve_state" / "run"), state(tmp_path / place / "run")
         ), place

@@ -19,7 +19,7 @@ from train.errors import RunFailed, UserError, ends_in_a_sentence, is_out_of_mem
 from train.evaluation.lockstep import run_in_lockstep
 from train.evaluation.main_buffers import copy_buffers_from_main
 from train.evaluation.sums import SAMPLES, Sums, join, over_ranks, read_sums
-from train.models.preserve_state import undisturbed
+from train.models.preserve_state import preserve_state
 from train.randomness import DATA_SEED, Generators
 from train.tasks import Task
 
@@ -63,7 +63,7 @@ class Evaluation:
         ranks evaluate with rank 0's buffers, and each has its own again afterwards. Raises, on all
         ranks, what is raised on one.
         """
-        with undisturbed(module, self.device), torch.no_grad():
+        with preserve_state(module, self.device), torch.no_grad():
             # Else the value would depend on which samples each rank has seen while training.
             copy_buffers_from_main(module, self.ranks)
             module.eval()

@@ -18,7 +18,7 @@ from train.distributed.ranks import Ranks
 from train.errors import UserError, ends_in_a_sentence
 from train.evaluation.evaluator import Evaluate
 from train.evaluation.lockstep import run_in_lockstep
-from train.models.preserve_state import undisturbed
+from train.models.preserve_state import preserve_state
 from train.parts import Part
 from train.randomness import DATA_SEED, drawn_from
 from train.step import Learner
@@ -103,7 +103,7 @@ def with_generations(
                 needs_all_ranks=learner.parallel.is_sharded,
             )
 
-        with undisturbed(module, learner.device), torch.no_grad():
+        with preserve_state(module, learner.device), torch.no_grad():
             module.eval()
             ranks.together(add_all)
         show(table)

@@ -23,7 +23,7 @@ from train.exactness.reference_gradient import halve_until_it_fits, widest_forwa
 from train.exactness.training_check import check_training
 from train.exactness.trial import Trial
 from train.installation import command
-from train.models.preserve_state import undisturbed
+from train.models.preserve_state import preserve_state
 from train.step import Learner
 from train.tasks import Task, TaskError, by_term
 
@@ -89,7 +89,7 @@ def check_additivity(
 
 
 def _measure(learner: Learner, batch: Batch, precision: str, padding: Padding | None) -> _Measured:
-    with undisturbed(learner.module, learner.device) as training_modes, torch.no_grad():
+    with preserve_state(learner.module, learner.device) as training_modes, torch.no_grad():
         trial = Trial(learner, batch, padding)
         # Terms and their types first, in eval mode: no check below makes sense without them.
         learner.module.eval()

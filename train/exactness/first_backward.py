@@ -22,7 +22,7 @@ from train.exactness.reference_gradient import (
     plain_forward,
     total_loss,
 )
-from train.models.preserve_state import undisturbed
+from train.models.preserve_state import preserve_state
 from train.randomness import Generators
 from train.step import Learner, NoGradient
 
@@ -76,7 +76,7 @@ def _raise_foreign(path: str, _: Tensor) -> None:
 
 
 def _first_backward(learner: Learner, batch: Batch, seed: int) -> list[str]:
-    with undisturbed(learner.module, learner.device), plain_forward(learner.module):
+    with preserve_state(learner.module, learner.device), plain_forward(learner.module):
         with _parameters_in_forward(learner.module) as parameters:
             loss = _seeded_loss(learner, batch, seed)
         if not loss.requires_grad:

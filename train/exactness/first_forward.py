@@ -17,7 +17,7 @@ from train.data import DataError, Datasets, TrainingSet, in_memory, in_range
 from train.data.device_prefetch import to_device
 from train.errors import UserError, is_out_of_memory
 from train.exactness.reference_gradient import halve_until_it_fits
-from train.models.preserve_state import undisturbed
+from train.models.preserve_state import preserve_state
 from train.step import Learner
 from train.tasks import TaskError, by_term
 from train.tasks._calling import ModelOutputs
@@ -60,7 +60,7 @@ def _check(
     module = learner.module
     on_device = to_device(batch, learner.device, learner.dtype)
     count_classes = getattr(task, "num_classes", None)
-    with _explained(learner, on_device), undisturbed(module, learner.device), torch.no_grad():
+    with _explained(learner, on_device), preserve_state(module, learner.device), torch.no_grad():
         classes_of: dict[str, int] = {}
         # Before any loss: on a GPU a label out of range ends the process.
         if count_classes:
@@ -83,7 +83,7 @@ def _check_sets(learner: Learner, sets: Datasets) -> None:
     rows_of_sets = {"training": in_memory(sets.train)}
     for name, samples in sets.evaluation.items():
         rows_of_sets[name] = in_memory(samples)
-    with undisturbed(learner.module, learner.device), torch.no_grad():
+    with preserve_state(learner.module, learner.device), torch.no_grad():
         learner.module.eval()
         for name, rows in rows_of_sets.items():
             if rows is None:

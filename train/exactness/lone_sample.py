@@ -11,7 +11,7 @@ from train.batch.window import Batch
 from train.config import Config
 from train.errors import UserError, counted, some
 from train.exactness.reference_gradient import active_batch_norms, loss_sums, widest_forward
-from train.models.preserve_state import undisturbed
+from train.models.preserve_state import preserve_state
 from train.plan.run_plan import RunPlan
 from train.plan.stages import Staircase
 from train.step import Learner
@@ -143,7 +143,7 @@ def _raises_on_one_sample(learner: Learner, batch: Batch) -> bool:
     """Whether torch says of one sample alone, in training, that a norm cannot take it."""
     one_sample = {name: column[:1] for name, column in batch.items()}
     with (
-        undisturbed(learner.module, learner.device),
+        preserve_state(learner.module, learner.device),
         widest_forward(learner, batch),
         torch.no_grad(),
     ):

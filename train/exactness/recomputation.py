@@ -13,7 +13,7 @@ from torch import nn
 from train.batch.window import Batch
 from train.errors import UserError
 from train.exactness.reference_gradient import halve_until_it_fits, loss_sums, widest_forward
-from train.models.preserve_state import undisturbed
+from train.models.preserve_state import preserve_state
 from train.randomness import Generators
 from train.step import Learner
 
@@ -35,7 +35,11 @@ def check_recomputation(learner: Learner, batch: Batch) -> None:
 
 def _check(learner: Learner, batch: Batch) -> None:
     module = learner.module
-    with undisturbed(module, learner.device), widest_forward(learner, batch), torch.enable_grad():
+    with (
+        preserve_state(module, learner.device),
+        widest_forward(learner, batch),
+        torch.enable_grad(),
+    ):
         drawn = _drawn_in_backward(learner, batch)
         if not drawn:
             return

@@ -14,7 +14,7 @@ from train.batch.window import Batch
 from train.data.device_prefetch import to_device
 from train.distributed.sharded import local
 from train.errors import UserError, is_out_of_memory
-from train.models.preserve_state import undisturbed
+from train.models.preserve_state import preserve_state
 from train.step import Learner
 from train.tasks import by_term
 
@@ -79,7 +79,7 @@ def widest_forward(learner: Learner, batch: Batch) -> Iterator[str]:
     has_autocast = "_original_forward" in vars(module)
     if has_autocast:
         one_sample = {name: column[:1] for name, column in batch.items()}
-        with undisturbed(module, learner.device), torch.no_grad(), plain_forward(module):
+        with preserve_state(module, learner.device), torch.no_grad(), plain_forward(module):
             module.eval()
             error = _error_of(lambda: loss_sums(learner, one_sample))
     if error:

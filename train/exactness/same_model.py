@@ -14,7 +14,7 @@ from train.exactness.reference_gradient import (
     loss_and_gradient,
     widest_forward,
 )
-from train.models.preserve_state import undisturbed
+from train.models.preserve_state import preserve_state
 from train.randomness import DATA_SEED, drawn_from
 from train.step import Learner
 
@@ -84,7 +84,7 @@ def _norms(learner: Learner, batch: Batch) -> list[float]:
     """Of the loss, and of the gradient of each parameter."""
     module = learner.module
     with (
-        undisturbed(module, learner.device),
+        preserve_state(module, learner.device),
         widest_forward(learner, batch),
         torch.enable_grad(),
         drawn_from(DATA_SEED),

@@ -85,7 +85,7 @@ def all_damaged(here: Path, full: bool) -> str:
 
 
 def leftovers(here: Path, full: bool) -> str:
-    undisturbed, elsewhere = reference(here, 1), folder(here, "elsewhere")
+    preserve_state, elsewhere = reference(here, 1), folder(here, "elsewhere")
     (elsewhere / "kept.txt").write_text("kept")
     stopped_run(here, 1)
     checkpoints = here / "run" / "checkpoints"
@@ -101,7 +101,7 @@ def leftovers(here: Path, full: bool) -> str:
         (checkpoints / name).write_text("a file")
     codes, job = train(here, 1, command(here))
     assert codes == [0], job.told()
-    check_same(here, undisturbed, 1)
+    check_same(here, preserve_state, 1)
     assert not list(checkpoints.glob(".*")), "not swept"
     assert (checkpoints / "notes.txt").exists()
     assert (elsewhere / "kept.txt").exists()
@@ -114,7 +114,7 @@ def leftovers(here: Path, full: bool) -> str:
 
 
 def slow_save(here: Path, full: bool) -> str:
-    undisturbed = reference(here, 2)
+    preserve_state = reference(here, 2)
     slow = partial(ranks.slow_write, 10, 60.0)
     job = jobs.start_ranks(here, 2, ranks.train_rank, command(here), "accumulate", (slow,))
     while not compare.notes(here, "fired.jsonl"):
@@ -134,7 +134,7 @@ def slow_save(here: Path, full: bool) -> str:
     codes, job = train(here, 2, command(here), partial(ranks.short_grace, 0.4))
     assert codes == [0, 0], job.told()
     assert "a stop takes two steps and a save" in job.told(0), job.told(0)
-    check_same(here, undisturbed, 2)
+    check_same(here, preserve_state, 2)
     assert not [
         path
         for path in candidates(here / "run" / "checkpoints")
@@ -162,7 +162,7 @@ def take_away(own: Path, how: str) -> None:
 
 
 def taken_away(here: Path, full: bool) -> str:
-    undisturbed, steps = reference(here, 2), range(1, 21) if full else (7,)
+    preserve_state, steps = reference(here, 2), range(1, 21) if full else (7,)
     tried = 0
     for step in steps:
         for how in TAKEN if full else TAKEN[2:]:
@@ -183,7 +183,7 @@ def taken_away(here: Path, full: bool) -> str:
                 assert (own / "run" / "metrics.jsonl").read_text() == "another's"
             codes, job = train(own, 2, [*words, f"name={beside.name}"])
             assert codes == [0, 0], job.told()
-            apart = compare.differing(compare.state(undisturbed / "run"), compare.state(beside))
+            apart = compare.differing(compare.state(preserve_state / "run"), compare.state(beside))
             assert not apart, f"{how} at {step}: {apart[:5]}"
             tried += 1
     return (

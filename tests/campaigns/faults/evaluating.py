@@ -77,17 +77,17 @@ def cases(full: bool) -> Sequence[Case]:
 
 
 def failing_evaluations(here: Path, full: bool) -> str:
-    undisturbed: dict[tuple[int, bool], Path] = {}
+    preserve_state: dict[tuple[int, bool], Path] = {}
     tried = cases(full)
     for number, case in enumerate(tried):
         key = (case.world_size, case.best)
-        if key not in undisturbed:
-            undisturbed[key] = folder(here, f"reference-{case.world_size}-{case.best}")
+        if key not in preserve_state:
+            preserve_state[key] = folder(here, f"reference-{case.world_size}-{case.best}")
             codes, job = train(
-                undisturbed[key], case.world_size, words(undisturbed[key], case.best)
+                preserve_state[key], case.world_size, words(preserve_state[key], case.best)
             )
             assert codes == [0] * case.world_size, job.told()
-        _fail_and_resume(folder(here, str(number)), case, undisturbed[key])
+        _fail_and_resume(folder(here, str(number)), case, preserve_state[key])
     return (
         f"{len(tried)} of {len(tried)}: steps lost 0, hangs 0; the resume did the owed "
         "evaluation, bit-identical"
@@ -106,7 +106,7 @@ def words(here: Path, best: bool) -> list[str]:
     return argv(here, *given, often, "checkpoint={resume: auto, every_steps: 100}")
 
 
-def _fail_and_resume(own: Path, case: Case, undisturbed: Path) -> None:
+def _fail_and_resume(own: Path, case: Case, preserve_state: Path) -> None:
     fault = json.dumps([case.at, case.kind, case.only])
     codes, job = train(own, case.world_size, words(own, case.best), FAULTY=fault)
     check_fired(own, case.kind)
@@ -124,7 +124,7 @@ def _fail_and_resume(own: Path, case: Case, undisturbed: Path) -> None:
     assert step_of(complete(own / "run" / "checkpoints")[-1]) == step, case
     codes, job = train(own, case.world_size, words(own, case.best))
     assert codes == [0] * case.world_size, f"{case}: {codes}\n{job.told()}"
-    apart = compare.differing(compare.state(undisturbed / "run"), compare.state(own / "run"))
+    apart = compare.differing(compare.state(preserve_state / "run"), compare.state(own / "run"))
     assert not apart, f"{case}: {apart[:5]}"
     evaluated = [
         row["train/global_step"] for row in compare.rows(own / "run") if "eval/loss" in row

@@ -107,7 +107,7 @@ def between_saves(here: Path, full: bool) -> str:
     """The disk is full from some moment on: the run ends, and the same command goes on once there
     is room.
     """
-    undisturbed, told = reference(here, 2), []
+    preserve_state, told = reference(here, 2), []
     cases = {  # name: (where it fills, what is said, exit code)
         "a row": (lambda fill, free: [partial(ranks.at_step, 7, fill, 0)], "metrics.jsonl", 1),
         "a row, and room again": (
@@ -154,7 +154,7 @@ def between_saves(here: Path, full: bool) -> str:
             codes, job = start(own, 2, words)
             assert codes == [0, 0], f"{case}: {job.told()}"
             (own / "run").symlink_to(disk / "run")
-            check_same(own, undisturbed, 2)
+            check_same(own, preserve_state, 2)
     return (
         f"{how}; all ranks left alike, in a sentence: {', '.join(told)}; then the same command: "
         "bit-identical ends"

@@ -61,7 +61,7 @@ def grid(here: Path, full: bool) -> str:
     passed = 0
     for cell in cells(full):
         own = folder(here, str(cell))
-        undisturbed = reference(
+        preserve_state = reference(
             own, cell.ranks, *cell.words, "checkpoint.every_steps=100", loop=cell.loop
         )
         for place, step in PLACES.items() if full or cell.ranks == 1 else list(PLACES.items())[:1]:
@@ -73,16 +73,16 @@ def grid(here: Path, full: bool) -> str:
             codes, job = train(stopped, cell.ranks, words, loop=cell.loop)
             assert codes == [0] * cell.ranks, job.told()
             assert f"step-{step:08}: step {step} of 14" in job.told(0), job.told(0)
-            check_same(stopped, undisturbed, cell.ranks)
+            check_same(stopped, preserve_state, cell.ranks)
             passed += 1
     return f"{passed} of {passed} cells bit-identical; {other_ranks(folder(here, 'others'), full)}"
 
 
 def other_ranks(here: Path, full: bool) -> str:
     words = ("precision=fp64", "duration.steps=14")
-    undisturbed = reference(here, 1, *words)
-    expected = load_file(str(undisturbed / "run" / "final" / "model.safetensors"))
-    samples, worst = compare.samples(undisturbed, 1), 0.0
+    preserve_state = reference(here, 1, *words)
+    expected = load_file(str(preserve_state / "run" / "final" / "model.safetensors"))
+    samples, worst = compare.samples(preserve_state, 1), 0.0
     changes = ((1, 2), (2, 1), (2, 3)) if full else ((2, 1),)
     for before, after in changes:
         own = folder(here, f"{before}-{after}")

@@ -64,11 +64,11 @@ def reference(here: Path, world_size: int, *overrides: str, loop: str = "accumul
     return apart
 
 
-def check_same(here: Path, undisturbed: Path, world_size: int) -> None:
+def check_same(here: Path, preserve_state: Path, world_size: int) -> None:
     """Two runs ended bit-identical, on the same samples, and as many ranks met as were asked for."""
-    apart = compare.differing(compare.state(undisturbed / "run"), compare.state(here / "run"))
+    apart = compare.differing(compare.state(preserve_state / "run"), compare.state(here / "run"))
     assert not apart, "\n".join(apart[:10])
-    assert compare.samples(here, world_size) == compare.samples(undisturbed, world_size)
+    assert compare.samples(here, world_size) == compare.samples(preserve_state, world_size)
     steps = compare.train_steps(here / "run")
     assert steps == list(range(1, len(steps) + 1)), f"duplicates or holes: {steps}"
 

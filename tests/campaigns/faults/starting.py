@@ -12,7 +12,7 @@ from tests.campaigns.faults.row import Row, check_same, command, folder, referen
 
 
 def two_jobs(here: Path, full: bool) -> str:
-    undisturbed = reference(here, 1)
+    preserve_state = reference(here, 1)
     first = jobs.start_ranks(
         here, 1, ranks.train_rank, command(here), "accumulate", (partial(ranks.pause_steps, 0.3),)
     )
@@ -29,7 +29,7 @@ def two_jobs(here: Path, full: bool) -> str:
     assert (here / "run" / ".lock").read_text().strip() == owner  # what a kill leaves behind
     codes, third = train(here, 1, command(here))
     assert codes == [0], third.told()
-    check_same(here, undisturbed, 1)
+    check_same(here, preserve_state, 1)
     rounds, together = (10, 4) if full else (2, 3)
     for number in range(rounds):
         _at_once(folder(here, f"round-{number}"), together)

@@ -26,7 +26,7 @@ STEP_SECONDS = 0.03
 def killed_in_training(here: Path, full: bool) -> str:
     kills, steps = FULL if full else (2, 60)
     words = (f"duration.steps={steps}", f"checkpoint.every_steps={INTERVAL}")
-    undisturbed = reference(here, 2, *words)
+    preserve_state = reference(here, 2, *words)
     random.seed(4)
     slow = partial(ranks.pause_steps, STEP_SECONDS)
     start = time.monotonic()
@@ -48,7 +48,7 @@ def killed_in_training(here: Path, full: bool) -> str:
     assert killed == kills, f"{killed} kills: the run ended first"
     assert codes == [0], job.told()[-3000:]
     assert json.loads((here / "told.json").read_text())["code"] == 0
-    check_same(here, undisturbed, 2)
+    check_same(here, preserve_state, 2)
     lost, computed = _steps_lost(here)
     assert max(lost) <= INTERVAL, f"steps lost: {lost}"
     over = len([path for path in here.iterdir() if path.name.startswith("run.")])
@@ -93,8 +93,8 @@ def _steps_lost(here: Path) -> tuple[list[int], int]:
 def terminated(here: Path, full: bool) -> str:
     trials = FULL_STOPS if full else 4
     words = ("duration.steps=60",)
-    undisturbed = reference(here, 2, *words)
-    samples = compare.samples(undisturbed, 2)
+    preserve_state = reference(here, 2, *words)
+    samples = compare.samples(preserve_state, 2)
     random.seed(12)
     seconds: list[float] = []
     ends: dict[int, int] = {}
@@ -108,7 +108,7 @@ def terminated(here: Path, full: bool) -> str:
             codes, job = train(own, 2, command(own, *words))
             assert codes == [0, 0], job.told()
             apart = compare.differing(
-                compare.state(undisturbed / "run"), compare.state(own / "run")
+                compare.state(preserve_state / "run"), compare.state(own / "run")
             )
             assert not apart, apart
             assert compare.samples(own, 2) == samples

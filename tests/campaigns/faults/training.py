@@ -184,7 +184,7 @@ def back_to_an_older_one(here: Path, full: bool) -> str:
         "checkpoint.keep=5",
         "wandb.mode=offline",
     )
-    undisturbed = reference(here, 2, *words[:-1])
+    preserve_state = reference(here, 2, *words[:-1])
     codes, job = train(here, 2, command(here, *words), partial(ranks.at_step, 56, ranks.kill))
     assert codes == [-signal.SIGKILL] * 2, job.told()
     for step in (30, 40, 50):
@@ -193,7 +193,7 @@ def back_to_an_older_one(here: Path, full: bool) -> str:
     codes, job = train(here, 2, command(here, *words))
     assert codes == [0, 0], job.told()
     assert job.told(0).count("checkpoint passed over") == 3, job.told(0)
-    check_same(here, undisturbed, 2)
+    check_same(here, preserve_state, 2)
     ids = [path.name.split("-")[3] for path in (here / "run" / "wandb").glob("offline-run-*")]
     assert len(ids) == 2, f"W&B runs: {ids}"
     assert len(set(ids)) == 1, f"W&B runs: {ids}"
@@ -205,7 +205,7 @@ def back_to_an_older_one(here: Path, full: bool) -> str:
 
 def inside_a_window(here: Path, full: bool) -> str:
     words = ("batch.micro=1",)
-    undisturbed = reference(here, 2, *words)
+    preserve_state = reference(here, 2, *words)
     steps = []
     for name, action in {"SIGTERM": ranks.terminate, "SIGKILL": ranks.kill}.items():
         for only in (0, 1) if full else (1,):
@@ -222,7 +222,7 @@ def inside_a_window(here: Path, full: bool) -> str:
             steps.append(f"{name} on rank {only}: from {newest.name}")
             codes, job = train(own, 2, command(own, *words))
             assert codes == [0, 0], job.told()
-            check_same(own, undisturbed, 2)
+            check_same(own, preserve_state, 2)
             shutil.rmtree(own)
     return (
         f"in micro-step 3 of 4 of step 8; {'; '.join(steps)}; bit-identical, each sample as often "
