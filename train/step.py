@@ -1,5 +1,6 @@
 """One optimizer step: forward_backward for each micro-batch, then one update."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -100,12 +101,12 @@ def update(learner: Learner, rate: float) -> Tensor:
     for group in learner.optimizer.param_groups:
         group["lr"] = rate * group["lr_multiplier"]
     # The host waits for the device here: the price of on_nonfinite=stop.
-    if learner.stop_at_nonfinite and skipped:
+    if learner.stop_at_nonfinite and not math.isfinite(norm):
         raise stop_at(norm)
     if learner.skips_on_device:
         learner.optimizer.found_inf = skipped
         learner.optimizer.step()
-    elif not skipped:
+    elif math.isfinite(norm):
         # On a GPU the host has waited for the flag: these optimizers cannot skip on the device.
         learner.optimizer.step()
     learner.scaler.update()  # on the device: halved where the gradient was not finite
