@@ -48,8 +48,8 @@ def same(sample: Batch, generator: torch.Generator) -> Batch:
 
 def in_turn() -> None:
     """Also where samples are small."""
-    module: Any = __import__("train.data.in_turn", fromlist=["AT_ONCE"])
-    module.AT_ONCE = 0
+    module: Any = __import__("train.data.in_turn", fromlist=["SMALL_BYTES"])
+    module.SMALL_BYTES = 0
 
 
 def is_late(window: Any) -> bool:

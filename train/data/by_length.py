@@ -53,8 +53,9 @@ class ByLength(TrainingSet):
         return self.samples.first(seed, count)
 
     def trial(self, seed: int, count: int) -> Batch:
-        """The first samples, and the shortest text with a label that counts: padding matters most
-        to it.
+        """The first samples, and the shortest text with a label that counts.
+
+        Padding matters most to that one.
         """
         first = sample_ids(self.size, seed, 0, 0, min(max(1, count - 1), self.size))
         shortest = self.lengths.argsort(kind="stable")[:BLOCK]

@@ -29,11 +29,11 @@ samples.
 
 @dataclass(frozen=True)
 class Loader(TrainingSet):
-    """Which samples a step gets, and what a transform makes of each, depends on seed, epoch and
-    sample alone.
+    """Samples that are fetched by worker processes, or in the rank itself without workers.
 
-    Never on the number of workers or ranks, or on where the run was resumed. That holds for draws
-    from the global generators of a process, too.
+    Which samples a step gets, and what a transform makes of each, depends on seed, epoch and sample
+    alone: never on the number of workers or ranks, or on where the run was resumed. That holds for
+    draws from the global generators of a process, too.
     """
 
     samples: Rows | Table

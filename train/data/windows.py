@@ -79,6 +79,8 @@ class Windows:
         late: LateWeights | None = None
         failure: Exception | None = None
         stop = False
+        samples = 0
+        tokens = 0
         numbers = [0.0 for _ in self.terms]
         try:
             stop = self.stop_requested()
@@ -87,9 +89,11 @@ class Windows:
             if self.ranks.world_size > 1:
                 self.check()
             share = next(self.shares)
+            samples = sum(share.sizes)
+            tokens = share.tokens or 0
             if share.is_late:
                 late = LateWeights(self.terms, self.ranks)
-            elif any(share.sizes):
+            elif samples:
                 # All at once, since weights add up over micro-batches.
                 weights = share.weights(self.loss_weight)
                 numbers = [weights[term] for term in self.terms]
@@ -102,11 +106,6 @@ class Windows:
                 # Read all the same: other ranks may wait for what this one hands them.
                 with suppress(Exception):
                     next(self.shares)
-        samples = 0
-        tokens = 0
-        if share is not None:
-            samples = sum(share.sizes)
-            tokens = share.tokens or 0
         message = self.ranks.start_sum([failure is not None, stop, samples, tokens, *numbers])
         return _Ahead(
             k=k,
