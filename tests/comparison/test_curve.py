@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from train.comparison.curve import Curve, common
+from train.comparison.curve import Curve, common_samples
 
 
 def curve(points: list[tuple[int, float]]) -> Curve:
@@ -33,7 +33,7 @@ def test_it_is_what_a_dict_of_its_rows_is(points: list[tuple[int, float]]) -> No
     assert [found.get(at) for at in (0, 7, 8, 9, 16, 24, 25)] == [
         expected.get(at) for at in (0, 7, 8, 9, 16, 24, 25)
     ]
-    places = common([found])
+    places = common_samples([found])
     assert found.at(places).tolist() == [expected[at] for at in sorted(expected)]
 
 
