@@ -57,11 +57,13 @@ def accumulation_sentence(group: Group) -> str:
     if not break_evens:  # a break-even was logged, and no noise scale
         return ""
     # The advice is on the mean over runs, the interval is the widest.
+    best = fmean(each.best for each in break_evens)
+    longer = fmean(each.longer(micro_steps) for each in break_evens)
     text = advice(
-        best=fmean(each.best for each in break_evens),
+        best=best,
         least=interval[0],
         most=interval[1],
-        longer=fmean(each.longer(micro_steps) for each in break_evens),
+        longer=longer,
         current=f"its {micro_steps}",
         micro_steps=micro_steps,
     )

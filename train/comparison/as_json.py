@@ -6,6 +6,7 @@ from typing import Any
 
 from train.comparison.comparison import Comparison
 from train.comparison.cost import Cost
+from train.comparison.keys import Key
 from train.comparison.outcome import Outcome
 from train.comparison.run import Run
 from train.comparison.spread import Spread
@@ -22,14 +23,16 @@ def as_json(comparison: Comparison) -> dict[str, Any]:
         "agreements": comparison.distances,
         "target": target and {"metric": target.metric, "loss": target.loss},
         "set_ups": [_set_up(comparison, index) for index in comparison.indices],
-        "differing_keys": [
-            {"key": key.name, "kind": key.kind, "values": key.values} for key in comparison.keys
-        ],
+        "differing_keys": list(map(_key, comparison.keys)),
         "left_out": comparison.skipped,
         "notes": comparison.notes,
     }
     plain: dict[str, Any] = _plain(data)
     return plain
+
+
+def _key(key: Key) -> dict[str, Any]:
+    return {"key": key.name, "kind": key.kind, "values": key.values}
 
 
 def _set_up(comparison: Comparison, index: int) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 import itertools
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,7 +54,7 @@ def _differing(
     per_group = [list(map(keys_of, group.runs)) for group in groups]
     keys = []
     for name in union(itertools.chain.from_iterable(per_group)):
-        values = tuple(_as_text(run.get(name) for run in runs) for runs in per_group)
+        values = tuple(_as_text(runs, name) for runs in per_group)
         is_unknown = name == "code" and ABSENT in values  # W&B does not have the hash over sources
         if len(set(values)) > 1 and not is_unknown:
             keys.append(Key(name, kind, values))
@@ -79,17 +79,18 @@ def _execution(run: Run) -> dict[str, Any]:
     return keys
 
 
-def _as_text(values: Iterable[Any]) -> str:
+def _as_text(runs: Sequence[Mapping[str, Any]], name: str) -> str:
     """`0, 1, 2` for the seeds of a group; a key that is unset, or not recorded, is a dash."""
     texts = set()
-    for value in values:
+    for keys in runs:
+        value = keys.get(name)
         if value is None:
             texts.add(ABSENT)
         elif isinstance(value, str):
             texts.add(value)
         else:
             texts.add(json.dumps(value, default=str))
-    return ", ".join(sorted(texts)) or ABSENT
+    return ", ".join(sorted(texts))
 
 
 def with_telling_labels(groups: Sequence[Group]) -> list[Group]:

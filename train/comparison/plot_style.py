@@ -114,9 +114,11 @@ def legend_above(figure: Figure, handles: Sequence[Any], labels: Sequence[str]) 
         order: list[int] = []
         for column in range(num_columns):
             order.extend(range(column, len(labels), num_columns))
+        ordered_handles = [handles[index] for index in order]
+        ordered_labels = [labels[index] for index in order]
         legend = figure.legend(
-            [handles[index] for index in order],
-            [labels[index] for index in order],
+            ordered_handles,
+            ordered_labels,
             loc="outside upper left",
             ncols=num_columns,
             frameon=False,

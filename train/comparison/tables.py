@@ -60,22 +60,27 @@ class Table:
 
         Through a console of its own: rich ends the process where stdout has no reader any more.
         """
-        table = RichTable(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+        indent = "  "
+        gap = 2
+        table = RichTable(box=None, pad_edge=False, padding=(0, gap, 0, 0))
+        narrowest = 0
         for index, name in enumerate(self.header):
-            words = " ".join([name, *(row[index] for row in self.rows)]).split()
-            # Else rich breaks words of the widest column first.
-            longest_word = max(map(len, words), default=1)
-            justify: JustifyMethod = "left" if index == 0 else "right"
-            table.add_column(name, justify=justify, min_width=longest_word)
+            cells = [name, *(row[index] for row in self.rows)]
+            is_name = index == 0
+            # rich (15) breaks words of the widest column first, unless it is given their length.
+            words = cells if is_name else " ".join(cells).split()
+            longest = max(map(len, words), default=1)
+            justify: JustifyMethod = "left" if is_name else "right"
+            table.add_column(name, justify=justify, min_width=longest, no_wrap=is_name)
+            narrowest += longest + gap
         for row in self.rows:
             table.add_row(*row)
         # Names of runs may hold brackets and colons, which are no markup and no emoji.
         console = Console(
             file=StringIO(), width=UNLIMITED, markup=False, emoji=False, highlight=False
         )
-        indent = "  "
         with console.capture() as captured:
-            console.print(table, width=max(1, width - len(indent)))
+            console.print(table, width=max(width - len(indent), narrowest))
         lines = [f"{indent}{line}".rstrip() for line in captured.get().splitlines()]
         return "\n".join([self.title, *lines])
 
