@@ -171,9 +171,9 @@ torch_of_module() { # PYTHON
     "$1" -c '
 import sys
 from importlib.metadata import version
-found = version("torch")
-print(found)
-sys.exit(tuple(map(int, found.split(".")[:2])) < (2, 8))
+torch = version("torch")
+print(torch)
+sys.exit(tuple(map(int, torch.split(".")[:2])) < (2, 8))
 ' 2>/dev/null
 }
 
