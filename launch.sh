@@ -23,8 +23,8 @@ export PYTHONSAFEPATH=1 PYTHONPATH="$clone${PYTHONPATH:+:$PYTHONPATH}:$PWD"
 if [[ -z $dry_run ]]; then
     use_environment "$clone" "${EXTRAS:-}"
 elif ! look_for_environment "$clone" "${EXTRAS:-}" && ! "$PYTHON" -c 'import yaml, psutil' 2>/dev/null; then
-    # Without the environment nobody can count the GPUs and read the launcher file.
-    # Nor is it known here which of the words are secrets.
+    # Without the environment there is no yaml to read the launcher file, and no filter for secrets:
+    # the words themselves are not printed.
     say "launch: the first start makes the environment, then runs $PYTHON -m train.launch with the same words"
     exit
 fi

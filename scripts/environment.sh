@@ -98,7 +98,7 @@ use_active_python() { # CLONE EXTRAS
     die 1 "environment: the active environment cannot run this: it lacks ${missing:-a Python that starts}" \
         "  got:  $activated" \
         "  why:  no second environment is made while one is active, and an active one is not changed unasked" \
-        "  type: $(install_line python "$clone" "$extras")" \
+        "  run:  $(install_line python "$clone" "$extras")" \
         "  or:   leave it (deactivate, conda deactivate; rm .venv, where that is a link) and start again: a .venv is then" \
         "        made here"
 }
@@ -146,12 +146,12 @@ python_for_venv() {
         die 1 "environment: $without_venv cannot make a virtual environment" \
             "  got:  its modules venv or ensurepip are missing" \
             "  why:  Debian and Ubuntu ship them as a package of their own" \
-            "  type: sudo apt install python3-venv"
+            "  run:  sudo apt install python3-venv"
     fi
     die 1 "environment: no Python 3.11 or newer on PATH" \
         "  got:  $(python3 --version 2>/dev/null || echo 'no python3 that starts')" \
         "  why:  the code uses the language of 3.11" \
-        "  type: module load python/3.11, or conda create -n isobatch python=3.11 && conda activate isobatch"
+        "  run:  module load python/3.11, or conda create -n isobatch python=3.11 && conda activate isobatch"
 }
 
 # One installer at a time: a second launch waits here, and then finds the work done. The lock is held by the open
@@ -171,9 +171,9 @@ torch_of_module() { # PYTHON
     "$1" -c '
 import sys
 from importlib.metadata import version
-found = version("torch")
-print(found)
-sys.exit(tuple(map(int, found.split(".")[:2])) < (2, 8))
+torch = version("torch")
+print(torch)
+sys.exit(tuple(map(int, torch.split(".")[:2])) < (2, 8))
 ' 2>/dev/null
 }
 
@@ -219,7 +219,7 @@ install_into_venv() { # CLONE EXTRAS
     rm -f -- "$venv/isobatch-stamp"
     if [[ ! -x $venv/bin/python ]]; then make_venv "$clone"; fi
     "$venv/bin/python" -m pip --version >/dev/null 2>&1 || "$venv/bin/python" -m ensurepip >&2 ||
-        die 1 "environment: $venv has no pip, and ensurepip cannot bring it" "  type: rm -r $(printf %q "$venv")"
+        die 1 "environment: $venv has no pip, and ensurepip cannot bring it" "  run:  rm -r $(printf %q "$venv")"
     if [[ -n $extras ]]; then target=".[$extras]"; fi
     say "environment: installing the tested set (constraints.txt); torch is large, the first time takes minutes"
     if [[ -e $venv/torch-of-module ]]; then
@@ -230,7 +230,7 @@ install_into_venv() { # CLONE EXTRAS
     fi
     (cd -- "$clone" && .venv/bin/python -m pip install -e "$target" -c "$constraints") >&2 ||
         die 1 "environment: pip could not install; its own message stands above" \
-            "  type: $(install_line "$venv/bin/python" "$clone" "$extras" "$constraints")" \
+            "  run:  $(install_line "$venv/bin/python" "$clone" "$extras" "$constraints")" \
             "  or, to start from nothing: rm -r $(printf %q "$venv")"
     printf 'hash %s\nextras %s\nbuild %s\n' "$hash" "$extras" "$TORCH_BUILD" >"$venv/isobatch-stamp.new"
     mv -- "$venv/isobatch-stamp.new" "$venv/isobatch-stamp"
@@ -255,7 +255,7 @@ use_environment() { # CLONE EXTRAS
         die 1 "environment: nothing is installed inside a SLURM job" \
             "  got:  SLURM_JOB_ID=$SLURM_JOB_ID, and no environment that is ready" \
             "  why:  every node would install at once, and compute nodes often have no network" \
-            "  type: $(printf %q "$clone/launch.sh") --plan   (on the login node, once; then submit again)"
+            "  run:  $(printf %q "$clone/launch.sh") --plan   (on the login node, once; then submit again)"
     fi
     take_lock "$clone"
     if ! venv_is_current "$clone" "$extras"; then

@@ -1,8 +1,8 @@
-"""The same exact metrics from a run folder, on any number of ranks.
+"""The exact metrics of a run folder's final weights, on any number of ranks.
 
 python -m train.evaluate RUN [key=value ...] [--trust]        (or under accelerate launch)
 
-The config of a run folder names code. What is not known to be harmless is only called with --trust.
+The config of a run folder names code. What may be harmful is called with --trust only.
 """
 
 import json
@@ -56,8 +56,8 @@ def main(argv: Sequence[str]) -> int:
         print(USAGE)
         return FINISHED if argv else BAD_CONFIG
     try:
-        given = [argument for argument in argv if argument != "--trust"]
-        metrics = evaluate(Path(given[0]), given[1:], trust="--trust" in argv)
+        run_folder, *overrides = [argument for argument in argv if argument != "--trust"]
+        metrics = evaluate(Path(run_folder), overrides, trust="--trust" in argv)
     except RunFailed as error:
         print_error(str(error))
         return exit_code(str(error), FAILED, 0)
@@ -67,7 +67,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _micro_batch(run_folder: Path) -> int:
-    """What fitted in training."""
+    """The micro-batch size of the training, which fitted in memory."""
     plan = run_folder / "plan.json"
     try:
         micro: int = read_json(plan, {"batch": {"micro": int}})["batch"]["micro"]
@@ -84,9 +84,7 @@ def _micro_batch(run_folder: Path) -> int:
 
 
 def evaluate(run_folder: Path, overrides: Sequence[str], trust: bool = False) -> dict[str, float]:
-    """{metric: value} of the run's final weights on its evaluation sets, overrides above the run's
-    own config.
-    """
+    """{metric: value} on the run's evaluation sets; `overrides` replace keys of its config."""
     weights = final_weights(run_folder)
     foreign = Foreign(run_folder, CALLED, trust, "--trust")
     config = load([str(run_folder / "config.yaml"), *overrides], foreign).config
@@ -94,7 +92,7 @@ def evaluate(run_folder: Path, overrides: Sequence[str], trust: bool = False) ->
     sets = open_datasets(config, task.columns)
     if not sets.evaluation:
         raise DataError(
-            "the config names no samples to evaluate on. Type: data.eval_fraction=0.2, or "
+            "the config names no samples to evaluate on. Set: data.eval_fraction=0.2, or "
             "data.eval_split=test"
         )
     batch_size = _micro_batch(run_folder)

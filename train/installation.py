@@ -54,8 +54,8 @@ def find_shipped(path: Path) -> Path:
 
 def find_config(path: Path) -> Path:
     """As find_shipped, also by the name alone: `digits.yaml` for `configs/digits.yaml`."""
-    found = find_shipped(path)
-    if found.exists() or path.is_absolute():
-        return found
+    config = find_shipped(path)
+    if config.exists() or path.is_absolute():
+        return config
     by_name = find_shipped("configs" / path)
     return by_name if by_name.exists() else path

@@ -1,7 +1,8 @@
-"""Starts a training on all GPUs or on the CPU: python -m train.launch [standard|accumulate] CONFIG
-[key=value ...]
+"""Starts the ranks of a run on all GPUs or on the CPU.
 
-./launch.sh is the same, once it has found or made the environment.
+python -m train.launch [standard|accumulate] CONFIG [key=value ...]
+
+./launch.sh execs it once it has found or made the environment; `isobatch launch` calls it.
 """
 
 import os
@@ -32,9 +33,7 @@ INTERRUPTED = 130
 
 @entry_point
 def main(argv: Sequence[str]) -> int:
-    """The exit code: 0 finished, 2 bad config or data, 75 stopped on request and saved, else a
-    failure.
-    """
+    """The exit code: 0 finished, 2 bad config or data, 75 stopped and saved, else a failure."""
     _forget_outer_run(os.environ)
     arguments = parse(argv)
     if arguments.help:
@@ -54,8 +53,8 @@ def main(argv: Sequence[str]) -> int:
         sys.stdout.flush()
         os.execve(sys.executable, command.words, {**os.environ, **command.variables})
     try:
-        with meet(machines, ranks.number) as found:
-            return Supervisor(command.with_variables(found), grace).run()
+        with meet(machines, ranks.number) as variables:
+            return Supervisor(command.with_variables(variables), grace).run()
     except NotMet as error:
         print_error(str(error))
         return FAILED
@@ -64,7 +63,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _forget_outer_run(environment: MutableMapping[str, str]) -> None:
-    """This may have been started from a run."""
+    """It may be called from inside a run, whose variables are not meant for the new ranks."""
     of_machines = OF_ITS_MACHINES if MARK in environment else ()
     for name in (*OF_AN_OUTER_RUN, LAUNCHER_PID, *of_machines):
         environment.pop(name, None)
@@ -78,5 +77,5 @@ def _precision(arguments: Arguments) -> str:
 
 
 if __name__ == "__main__":
-    # a Ctrl-C that comes while the interpreter ends would else be the exit code
+    # By leave: a Ctrl-C while the interpreter shuts down would else change the exit code.
     leave(main(sys.argv[1:]))

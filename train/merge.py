@@ -1,4 +1,4 @@
-"""The model of a checkpoint as one file, whether the ranks saved it in parts or whole.
+"""The model of a checkpoint as one file, whether it was saved sharded or not.
 
 python -m train.merge CHECKPOINT OUT [--trust]
 
@@ -39,7 +39,7 @@ USAGE = (
 
 
 class NotMerged(UserError):
-    """A checkpoint that cannot be found, or a folder that is taken."""
+    """There is no such checkpoint, or the output folder exists."""
 
 
 @entry_point
@@ -57,29 +57,27 @@ def main(argv: Sequence[str]) -> int:
 
 
 def merge(checkpoint: Path, out: Path, trust: bool = False) -> Path:
-    """The file that was written. The model is in memory once, on the CPU."""
+    """The path of the file. The model is in memory once, on the CPU."""
     if out.exists():
-        raise NotMerged(f"{out} is there already. Name a folder that is not")
+        raise NotMerged(f"{out} exists. Name a folder that does not")
     try:
         checkpoint = named(checkpoint.expanduser().absolute())
     except NoCheckpoint as error:
         raise NotMerged(str(error).removeprefix("checkpoint.resume=")) from error
     run = checkpoint.parent.parent
-    config = load(
-        [str(run / "config.yaml")], Foreign(run, frozenset({"model.target"}), trust, "--trust")
-    ).config
+    foreign = Foreign(run, frozenset({"model.target"}), trust, "--trust")
+    config = load([str(run / "config.yaml")], foreign).config
     module = make_model(config)
     files = verify(checkpoint, contents=False)["files"]
     read_model(checkpoint, module, files)
-    # config.yaml is that of the last start, and may say otherwise
+    # From the checkpoint: config.yaml is that of the last start, and may differ.
     numbers = read_state(checkpoint, files).get(STATE)
     if numbers is not None:
         Scaling(numbers["mean"], numbers["deviation"], parameter_dtype(config)).install(module)
     out.mkdir(parents=True)
     shutil.copy(run / "config.yaml", out / "config.yaml")
-    return save_weights(
-        module, out / "final", save_beside=partial(save_tokenizer, config.data.tokenizer)
-    )
+    save_beside = partial(save_tokenizer, config.data.tokenizer)
+    return save_weights(module, out / "final", save_beside=save_beside)
 
 
 if __name__ == "__main__":

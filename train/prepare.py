@@ -1,11 +1,10 @@
-"""Load the data of a config beforehand, so that a training of many ranks finds it in the cache and
-none waits.
+"""Load the data of a config before a run, into the cache of `datasets`.
 
 python -m train.prepare CONFIG [key=value ...]
 
-What takes long (a download, a conversion, tokens of texts) then happens once, on a machine that
-reaches the Hub, before the clock of a job runs. Exit code 0: the data can be trained on; 2: bad
-config or data. It writes to the cache of `datasets` only.
+What takes long (a download, a conversion, tokenizing) then happens once, on a machine that reaches
+the Hub, before the time limit of a job starts. Exit code 0: the data can be trained on; 2: bad
+config or data. It writes to that cache only.
 """
 
 import sys
@@ -28,14 +27,13 @@ def main(argv: Sequence[str]) -> int:
         return FINISHED if argv else BAD_CONFIG
     config = load(argv).config
     sets = open_datasets(config, make_task(config).columns)
-    size = (
-        "a stream of unknown length" if sets.train.size is None else f"{sets.train.size:,} samples"
-    )
-    held_out = [
-        f"; {len(samples):,} {f'in {name}' if name else 'held out'}"
-        for name, samples in sets.evaluation.items()
-    ]
-    print(f"data      {size}{''.join(held_out)}", *sets.notes, sep="\n")
+    parts = ["a stream of unknown length"]
+    if sets.train.size is not None:
+        parts = [f"{sets.train.size:,} samples"]
+    for name, samples in sets.evaluation.items():
+        where = f"in {name}" if name else "held out"
+        parts.append(f"{len(samples):,} {where}")
+    print(f"data      {'; '.join(parts)}", *sets.notes, sep="\n")
     return FINISHED
 
 

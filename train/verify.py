@@ -1,11 +1,10 @@
-"""Is the gradient exact on your own config, model, data and loss? One step, split in many ways,
-against the unsplit.
+"""Is the gradient exact on your config, model, data and loss? One step, split in many ways.
 
 python -m train.verify CONFIG [key=value ...]        (or under accelerate launch, on several ranks)
 
-The reference is one backward pass over the whole step on each process alone, in the same precision;
-float64 comes first, unless the model does not run in it. Exit code 0: exact; 1: it is not; 2: bad
-config. Nothing is written.
+The reference is one backward pass over the full batch on each process alone, in the same precision;
+float64 first, unless the model does not run in it. Exit code 0: exact; 1: not exact; 2: bad config.
+Nothing is written.
 """
 
 import dataclasses
@@ -48,8 +47,9 @@ def _verdict(lines: Sequence[SplitResult]) -> str:
     rounded = [line.precision for line in lines if line.precision in ROUNDS]
     if not rounded:
         return "exact"
-    wide = any(line.precision == "fp64" for line in lines)
-    return f"{'exact in fp64' if wide else 'fp64 left out'}, within the rounding of {rounded[0]}"
+    tested = {line.precision for line in lines}
+    in_fp64 = "exact in fp64" if "fp64" in tested else "fp64 left out"
+    return f"{in_fp64}, within the rounding of {rounded[0]}"
 
 
 def _reasons(remedies: Sequence[str]) -> str:
@@ -57,7 +57,7 @@ def _reasons(remedies: Sequence[str]) -> str:
 
 
 def verify(config: Config) -> tuple[list[SplitResult], list[str]]:
-    """A line for each precision and split, and what is at fault where one is not exact."""
+    """A line for each precision and split, and the causes where one is not exact."""
     check_launcher(config)
     task = make_task(config)
     sets = normalized(open_datasets(config, task.columns), config)
@@ -65,7 +65,7 @@ def verify(config: Config) -> tuple[list[SplitResult], list[str]]:
     lines: list[SplitResult] = []
     remedies: list[str] = []
     for variant in _precisions(config):
-        AcceleratorState._reset_state()  # it knows one precision per process
+        AcceleratorState._reset_state()  # accelerate has one precision per process
         accelerator, ranks = connect(variant)
         learner = make_learner(variant, task, accelerator, plan.effective, ranks, sets.fitted)
         step = SplitCheck(

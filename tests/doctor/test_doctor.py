@@ -15,11 +15,11 @@ from tests.helpers import argv
 from tests.launching.cards import cards
 from train.doctor.__main__ import main
 from train.doctor.across import compare, compare_clocks
-from train.doctor.checks import check_names, judge
+from train.doctor.checks import check, check_names
 from train.doctor.facts import Disk, Facts, Gpu, gather
 from train.doctor.findings import DOUBTFUL, FINE, WRONG, Finding
+from train.doctor.measure import check_sum
 from train.doctor.report import lines
-from train.doctor.talk import judge_sum
 from train.launching.gpus import Seen
 from train.launching.torch_builds import Machine
 
@@ -53,7 +53,7 @@ GOOD = Facts(
 
 
 def test_a_good_machine_is_fine() -> None:
-    assert {finding.level for finding in judge(GOOD)} == {FINE}
+    assert {finding.level for finding in check(GOOD)} == {FINE}
 
 
 # What is other than on a good machine, the level, and what is said.
@@ -138,7 +138,7 @@ BAD: list[tuple[dict[str, Any], str, str]] = [
     (
         {"variables": {"NCCL_IB_DISABLE": "1"}},
         DOUBTFUL,
-        "NCCL_IB_DISABLE=1 takes NCCL a fast way. If it cured nothing",
+        "NCCL_IB_DISABLE=1 disables a fast connection. If it fixed nothing",
     ),
 ]
 
@@ -147,7 +147,7 @@ BAD: list[tuple[dict[str, Any], str, str]] = [
 def test_what_is_bad_is_one_sentence_with_its_remedy(
     other: dict[str, Any], level: str, text: str
 ) -> None:
-    found = [finding for finding in judge(replace(GOOD, **other)) if finding.level != FINE]
+    found = [finding for finding in check(replace(GOOD, **other)) if finding.level != FINE]
 
     assert [finding.level for finding in found] == [level]
     assert text in found[0].text
@@ -181,7 +181,7 @@ def test_a_name_may_lead_to_the_loopback_where_nobody_else_asks_for_it() -> None
         (
             {"gpus": (Gpu("A100", 40, 40),)},
             DOUBTFUL,
-            "other devices: H100 on node1; A100 on node2. The slowest",
+            "different devices: H100 on node1; A100 on node2. The slowest",
         ),
     ],
 )
@@ -203,14 +203,14 @@ def test_clocks() -> None:
 
 
 def test_a_sum_that_is_wrong_or_slow() -> None:
-    assert judge_sum([True, False], 0.1, 256, "cuda")[0].text.startswith(
+    assert check_sum([True, False], 0.1, 256, "cuda")[0].text.startswith(
         "the sum over the ranks is wrong on rank 1."
     )
     # Of two ranks each sends what it has once: 256 MB in 0.1 s.
-    assert judge_sum([True, True], 0.1, 256, "cuda")[0] == Finding(
+    assert check_sum([True, True], 0.1, 256, "cuda")[0] == Finding(
         FINE, "all-reduce of 256 MB over 2 ranks (cuda): 2.6 GB/s"
     )
-    assert judge_sum([True, True], 1.0, 256, "cuda")[0].level == DOUBTFUL
+    assert check_sum([True, True], 1.0, 256, "cuda")[0].level == DOUBTFUL
 
 
 def test_what_is_wrong_comes_first_and_says_where() -> None:

@@ -24,7 +24,7 @@ class Parents:
         self._launch = _process(os.environ.get(LAUNCHER_PID))
 
     def gone(self) -> str | None:
-        """Which of them has ended; None where all live, or where nobody launched this process."""
+        """Which of them has ended; None where all run, or there is no launcher."""
         if self._parent_is_launcher and os.getppid() != self._parent:
             return f"the end of its launcher (process {self._parent})"
         if LAUNCHER_PID in os.environ and not _lives(self._launch):

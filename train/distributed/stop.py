@@ -88,5 +88,5 @@ def _write(text: str) -> None:
     """Not by print, which this signal handler may have interrupted."""
     try:
         os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, text.encode())
-    except (OSError, ValueError):  # nobody reads it
+    except (OSError, ValueError):  # stderr is closed
         return

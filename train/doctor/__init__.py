@@ -1,8 +1,8 @@
-"""What would stop or slow a run on these machines: facts are gathered on every rank, then judged.
+"""What would stop or slow a run on these machines: facts are gathered on every rank, then checked.
 
-facts    what one rank sees, as data
-checks   judge the facts of one rank
-across   judge those of all ranks beside each other
-talk     how the ranks hear each other: clocks, an all-reduce
-report   what is printed
+facts      what one rank sees, as data
+checks     check the facts of one rank
+across     compare those of all ranks
+measure    clocks and an all-reduce, by messages between the ranks
+report     what is printed
 """

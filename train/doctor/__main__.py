@@ -1,10 +1,10 @@
-"""Says what would stop a run on these machines, before one is started: python -m train.doctor
-[CONFIG] [key=value ...]
+"""What would stop a run on these machines: python -m train.doctor [CONFIG] [key=value ...]
 
 On all ranks and machines: ./launch.sh doctor, with NPROC and with flags after `--` as for a run.
 """
 
 import dataclasses
+import itertools
 import sys
 from collections.abc import Sequence
 
@@ -12,11 +12,11 @@ from train.config import Config, load
 from train.distributed.accelerator import check_launcher, connect
 from train.distributed.ranks import LaunchError, lost_rank
 from train.doctor.across import compare, compare_clocks
-from train.doctor.checks import judge
+from train.doctor.checks import check
 from train.doctor.facts import Facts, gather
 from train.doctor.findings import WRONG, Finding, wrong
+from train.doctor.measure import all_reduce, clocks_ahead
 from train.doctor.report import is_wrong, lines
-from train.doctor.talk import all_reduce, clocks_ahead
 from train.errors import FAILED, FINISHED, entry_point, exit_code, leave, print_error
 from train.launching.arguments import parse
 
@@ -29,39 +29,40 @@ def main(argv: Sequence[str]) -> int:
     words = parse(argv)  # without a CONFIG: the quick start's
     config = load([words.config, *words.words, "--print-config"]).config
     facts = gather(config.output_dir, config.runtime.timeout_seconds)
-    told, code = examine(facts, config)
+    printed, code = examine(facts, config)
     if facts.rank == 0:
-        print("\n".join(told))
-    return exit_code(told[-1], code, 0)
+        print("\n".join(printed))
+    return exit_code(printed[-1], code, 0)
 
 
 def examine(facts: Facts, config: Config) -> tuple[list[str], int]:
-    """What is printed, and the exit code: the same on all ranks, where they can hear each other."""
-    own = judge(facts) + _launcher(config)
+    """What is printed, and the exit code: the same on all ranks, where they can connect."""
+    findings = check(facts) + _check_launcher(config)
     # Nobody waits half an hour for a doctor.
     brief = dataclasses.replace(config.runtime, timeout_seconds=MEETING_SECONDS)
     try:
         accelerator, ranks = connect(dataclasses.replace(config, runtime=brief))
         of_ranks = ranks.gather(facts)
-        found = ranks.gather(own)
+        by_rank = ranks.gather(findings)
         common = compare(of_ranks) + compare_clocks(of_ranks, clocks_ahead(ranks))
         common += all_reduce(ranks, accelerator.device)
         accelerator.end_training()
     except (LaunchError, RuntimeError) as error:
         why = "another rank is lost" if lost_rank(error) else str(error).partition("\n")[0]
-        apart = wrong(
+        missing = wrong(
             f"rank {facts.rank} did not meet the others: {why}",
             "Look at what the other machines print",
         )
-        # Each machine for itself: what the others know is not known here.
-        print_error("\n".join(lines([facts], [own], apart)))
+        # On each machine: without a connection, no rank knows the facts of others.
+        print_error("\n".join(lines([facts], [findings], missing)))
         return ["doctor: the ranks did not meet"], FAILED
-    every = [finding for each in found for finding in each] + common
-    return lines(of_ranks, found, common), FAILED if is_wrong(every) else FINISHED
+    printed = lines(of_ranks, by_rank, common)
+    code = FAILED if is_wrong([*itertools.chain(*by_rank), *common]) else FINISHED
+    return printed, code
 
 
-def _launcher(config: Config) -> list[Finding]:
-    """What the launcher was told, against the config."""
+def _check_launcher(config: Config) -> list[Finding]:
+    """accelerate's settings against the config."""
     try:
         check_launcher(config)
     except LaunchError as error:

@@ -1,4 +1,4 @@
-"""Judges the facts of all ranks beside each other."""
+"""Compares the facts of all ranks."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -10,21 +10,27 @@ SKEW_SECONDS = 2.0
 
 
 def compare(of_ranks: Sequence[Facts]) -> list[Finding]:
-    found: list[Finding] = []
-    for name in sorted({name for facts in of_ranks for name in facts.packages}):
-        found += _same(of_ranks, name, partial(_version, name))
-    found += _same(of_ranks, "Python", lambda facts: facts.python)
-    found += _same(of_ranks, "CUDA of torch", lambda facts: facts.seen.cuda or "none")
-    found += _same(of_ranks, "the commit of the code", lambda facts: facts.commit[:12] or "unknown")
-    found += _same(of_ranks, "runtime.timeout_seconds", lambda facts: f"{facts.timeout_seconds:g}")
-    kinds = _by_value(
-        of_ranks, lambda facts: ", ".join(sorted({gpu.name for gpu in facts.gpus})) or "no GPU"
-    )
-    if len(kinds) > 1:
-        found += doubtful(
-            f"ranks work on other devices: {_told(kinds)}", "The slowest sets the pace"
+    values: dict[str, Callable[[Facts], str]] = {}
+    packages = set().union(*(facts.packages for facts in of_ranks))
+    for name in sorted(packages):
+        values[name] = partial(_version, name)
+    values["Python"] = lambda facts: facts.python
+    values["CUDA of torch"] = lambda facts: facts.seen.cuda or "none"
+    values["the commit of the code"] = lambda facts: facts.commit[:12] or "unknown"
+    values["runtime.timeout_seconds"] = lambda facts: f"{facts.timeout_seconds:g}"
+    findings: list[Finding] = []
+    for what, value in values.items():
+        findings += _check_same(of_ranks, what, value)
+    devices = _by_value(of_ranks, _device)
+    if len(devices) > 1:
+        findings += doubtful(
+            f"ranks work on different devices: {_listed(devices)}", "The slowest sets the pace"
         )
-    return found
+    return findings
+
+
+def _device(facts: Facts) -> str:
+    return ", ".join(sorted({gpu.name for gpu in facts.gpus})) or "no GPU"
 
 
 def compare_clocks(of_ranks: Sequence[Facts], ahead_seconds: Sequence[float]) -> list[Finding]:
@@ -32,25 +38,28 @@ def compare_clocks(of_ranks: Sequence[Facts], ahead_seconds: Sequence[float]) ->
     if len(of_ranks) == 1:
         return []
     first = of_ranks[0].host
-    found: list[Finding] = []
-    for host, seconds in dict(
-        zip([facts.host for facts in of_ranks], ahead_seconds, strict=True)
-    ).items():
+    by_host: dict[str, float] = {}
+    for facts, seconds in zip(of_ranks, ahead_seconds, strict=True):
+        by_host[facts.host] = seconds
+    findings: list[Finding] = []
+    for host, seconds in by_host.items():
         if abs(seconds) > SKEW_SECONDS:
             where = "ahead of" if seconds > 0 else "behind"
-            found += doubtful(
+            findings += doubtful(
                 f"the clock of {host} is {abs(seconds):.1f} s {where} that of {first}: logs and "
                 "dates of files mislead",
                 "Run there: chronyc makestep",
             )
-    return found or fine(f"clocks agree within {max(map(abs, ahead_seconds)):.3f} s")
+    return findings or fine(f"clocks agree within {max(map(abs, ahead_seconds)):.3f} s")
 
 
-def _same(of_ranks: Sequence[Facts], what: str, value: Callable[[Facts], str]) -> list[Finding]:
+def _check_same(
+    of_ranks: Sequence[Facts], what: str, value: Callable[[Facts], str]
+) -> list[Finding]:
     hosts = _by_value(of_ranks, value)
     if len(hosts) == 1:
         return []
-    return wrong(f"machines differ in {what}: {_told(hosts)}", "Make them equal on all machines")
+    return wrong(f"machines differ in {what}: {_listed(hosts)}", "Make them equal on all machines")
 
 
 def _version(name: str, facts: Facts) -> str:
@@ -61,11 +70,11 @@ def _by_value(of_ranks: Sequence[Facts], value: Callable[[Facts], str]) -> dict[
     """value -> the hosts that have it."""
     hosts: dict[str, list[str]] = {}
     for facts in of_ranks:
-        known = hosts.setdefault(value(facts), [])
-        if facts.host not in known:
-            known.append(facts.host)
+        names = hosts.setdefault(value(facts), [])
+        if facts.host not in names:
+            names.append(facts.host)
     return hosts
 
 
-def _told(hosts: dict[str, list[str]]) -> str:
+def _listed(hosts: dict[str, list[str]]) -> str:
     return "; ".join(f"{value} on {', '.join(names)}" for value, names in hosts.items())

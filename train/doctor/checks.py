@@ -1,4 +1,4 @@
-"""Judges the facts of one rank."""
+"""Checks the facts of one rank."""
 
 from packaging.requirements import Requirement
 
@@ -8,7 +8,8 @@ from train.errors import counted
 from train.installation import IS_CLONE
 from train.launching.gpus import find_trouble, hides_all
 
-FULL_GIB, LOW_GIB = 1, 10
+FULL_GIB = 1
+LOW_GIB = 10
 SHARED_GIB = 1
 OPEN_FILES = 4096
 
@@ -19,21 +20,22 @@ def check_versions(facts: Facts) -> list[Finding]:
     if missing:
         remedy = "pip install -c constraints.txt -e ." if IS_CLONE else "pip install isobatch"
         return wrong(f"{', '.join(missing)} cannot be found", f"Run: {remedy}")
-    found: list[Finding] = []
-    for requirement in map(Requirement, facts.requirements):
+    findings: list[Finding] = []
+    for line in facts.requirements:
+        requirement = Requirement(line)
         version = facts.packages.get(requirement.name)
         if version and not requirement.specifier.contains(version, prereleases=True):
-            found += wrong(
+            findings += wrong(
                 f"{requirement.name} {version} is here, and {requirement} is needed",
                 f"Run: pip install -c constraints.txt '{requirement}'",
             )
     versions = ", ".join(f"{name} {facts.packages[name]}" for name in expected)
     cuda = f"CUDA {facts.seen.cuda}" if facts.seen.cuda else "no CUDA"
-    return found or fine(f"Python {facts.python}, {versions}, {cuda}")
+    return findings or fine(f"Python {facts.python}, {versions}, {cuda}")
 
 
 def check_driver(facts: Facts) -> list[Finding]:
-    """Driver and cards against torch: as launch.sh and each rank judge them."""
+    """Driver and cards against torch, as the launcher and each rank check them."""
     visible = facts.variables.get("CUDA_VISIBLE_DEVICES")
     trouble = find_trouble(facts.seen, visible, lambda: facts.machine)
     if trouble:
@@ -50,31 +52,28 @@ def check_driver(facts: Facts) -> list[Finding]:
 def check_gpus(facts: Facts) -> list[Finding]:
     if not facts.gpus:
         return fine("no GPU: ranks work on the CPU")
-    found = fine(f"{len(facts.gpus)} x {facts.gpus[0].name}, NCCL {facts.nccl or 'missing'}")
+    findings = fine(f"{len(facts.gpus)} x {facts.gpus[0].name}, NCCL {facts.nccl or 'missing'}")
     if facts.ranks_here > len(facts.gpus) and not facts.on_cpu:
-        found = wrong(
+        findings = wrong(
             f"{facts.ranks_here} ranks share {len(facts.gpus)} GPU(s), and each needs its own",
             f"Set: NPROC={len(facts.gpus) * facts.machines}",
         )
     for index, gpu in enumerate(facts.gpus):
         if gpu.free_gib < 0.8 * gpu.memory_gib:
-            found += doubtful(
+            findings += doubtful(
                 f"GPU {index} has {gpu.free_gib:g} of {gpu.memory_gib:g} GiB free: another process "
                 "uses it",
                 "Run: nvidia-smi",
             )
-    return found
+    return findings
 
 
 def check_names(facts: Facts) -> list[Finding]:
     """gloo listens at the address that the machine's own name leads to."""
-    shown = (
-        ", ".join(f"{name} {address}" for name, address in facts.interfaces.items())
-        or "none but the loopback"
-    )
-    remedy = (
-        f"Set: GLOO_SOCKET_IFNAME={next(iter(facts.interfaces), 'eth0')}, or correct /etc/hosts"
-    )
+    interfaces = [f"{name} {address}" for name, address in facts.interfaces.items()]
+    shown = ", ".join(interfaces) or "none but the loopback"
+    first = next(iter(facts.interfaces), "eth0")
+    remedy = f"Set: GLOO_SOCKET_IFNAME={first}, or correct /etc/hosts"
     if facts.machines == 1:
         return fine(f"host {facts.host}, interfaces: {shown}")
     if not facts.resolved:
@@ -89,54 +88,49 @@ def check_names(facts: Facts) -> list[Finding]:
 
 
 def check_interfaces(facts: Facts) -> list[Finding]:
-    found: list[Finding] = []
+    findings: list[Finding] = []
     for variable in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
-        # NCCL takes beginnings of names; ^ excludes, = wants the whole name.
-        named = [
-            name.lstrip("=")
-            for name in facts.variables.get(variable, "").split(",")
-            if name[:1] not in ("", "^")
-        ]
-        for name in named:
-            if not any(known.startswith(name) for known in (*facts.interfaces, "lo")):
-                known = ", ".join(facts.interfaces) or "the loopback only"
-                found += wrong(
-                    f"{variable} names {name}, which is not up here", f"Set one of: {known}"
+        for name in facts.variables.get(variable, "").split(","):
+            # For NCCL a name is a prefix; with ^ it excludes, with = it has to match exactly.
+            if name.startswith("^"):
+                continue
+            prefix = name.lstrip("=")
+            is_up = any(interface.startswith(prefix) for interface in (*facts.interfaces, "lo"))
+            if not is_up:
+                interfaces = ", ".join(facts.interfaces) or "the loopback only"
+                findings += wrong(
+                    f"{variable} names {prefix}, which is not up here", f"Set one of: {interfaces}"
                 )
-    return found
+    return findings
 
 
 def check_ports(facts: Facts) -> list[Finding]:
-    """Where the ranks meet; that a port is taken is said by launch.sh, before it starts them."""
+    """Where the ranks meet. The launcher checks that the port is free, before it starts them."""
     port = facts.variables.get("MASTER_PORT")
-    return (
-        fine(f"the ranks meet at {facts.variables.get('MASTER_ADDR', 'localhost')}:{port}")
-        if port
-        else []
-    )
+    if not port:
+        return []
+    address = facts.variables.get("MASTER_ADDR", "localhost")
+    return fine(f"the ranks meet at {address}:{port}")
 
 
 def check_disks(facts: Facts) -> list[Finding]:
-    found: list[Finding] = []
+    findings: list[Finding] = []
     for name, disk in facts.disks.items():
         what = f"{name} ({disk.path})"
+        free = f"{what} has {disk.free_gib:g} GiB free"
         if not disk.writable:
-            found += wrong(f"{what} cannot be written", f"Run: ls -ld {disk.path}")
+            findings += wrong(f"{what} cannot be written", f"Run: ls -ld {disk.path}")
         elif disk.free_gib < FULL_GIB:
-            found += wrong(f"{what} has {disk.free_gib:g} GiB free", f"Run: df -h {disk.path}")
+            findings += wrong(free, f"Run: df -h {disk.path}")
         elif disk.free_gib < LOW_GIB:
-            found += doubtful(
-                f"{what} has {disk.free_gib:g} GiB free", "Checkpoints of a large model may not fit"
-            )
+            findings += doubtful(free, "Checkpoints of a large model may not fit")
         else:
-            found += fine(f"{what} has {disk.free_gib:g} GiB free")
-    return found
+            findings += fine(free)
+    return findings
 
 
 def check_shared_memory(facts: Facts) -> list[Finding]:
-    """NCCL and the workers of a loader put their buffers there; a container has 64 MiB unless told
-    otherwise.
-    """
+    """For the buffers of NCCL and of data workers; a container has 64 MiB by default."""
     if facts.shared_memory_gib is None:
         return []
     text = f"/dev/shm has {facts.shared_memory_gib:g} GiB free"
@@ -148,35 +142,38 @@ def check_shared_memory(facts: Facts) -> list[Finding]:
 
 
 def check_limits(facts: Facts) -> list[Finding]:
-    found = fine(f"limit of open files {'none' if facts.open_files < 0 else facts.open_files}")
+    limit = "none" if facts.open_files < 0 else facts.open_files
+    findings = fine(f"limit of open files {limit}")
     if 0 <= facts.open_files < OPEN_FILES:
-        found = doubtful(
+        findings = doubtful(
             f"no more than {facts.open_files} files may be open", f"Run: ulimit -n {OPEN_FILES}"
         )
     if facts.infiniband and facts.locked_memory_kib >= 0:
-        found += wrong(
+        findings += wrong(
             "InfiniBand cannot lock its buffers: the limit of locked memory is "
             f"{facts.locked_memory_kib} KiB",
             "Run: ulimit -l unlimited (under SLURM, the daemon's limit; docker run --ulimit "
             "memlock=-1)",
         )
-    return found
+    return findings
 
 
 def check_timeouts(facts: Facts) -> list[Finding]:
-    found = fine(f"ranks wait {facts.timeout_seconds:g} s for each other (runtime.timeout_seconds)")
+    findings = fine(
+        f"ranks wait {facts.timeout_seconds:g} s for each other (runtime.timeout_seconds)"
+    )
     if facts.variables.get("TORCH_NCCL_ASYNC_ERROR_HANDLING") == "0":
-        found += doubtful(
+        findings += doubtful(
             "TORCH_NCCL_ASYNC_ERROR_HANDLING=0: torch does not end a rank whose NCCL message "
             "failed",
             "Run: unset TORCH_NCCL_ASYNC_ERROR_HANDLING",
         )
     for name in ("NCCL_P2P_DISABLE", "NCCL_IB_DISABLE", "NCCL_SHM_DISABLE"):
         if facts.variables.get(name) == "1":
-            found += doubtful(
-                f"{name}=1 takes NCCL a fast way", f"If it cured nothing, run: unset {name}"
+            findings += doubtful(
+                f"{name}=1 disables a fast connection", f"If it fixed nothing, run: unset {name}"
             )
-    return found
+    return findings
 
 
 CHECKS = (
@@ -193,5 +190,8 @@ CHECKS = (
 )
 
 
-def judge(facts: Facts) -> list[Finding]:
-    return [finding for check in CHECKS for finding in check(facts)]
+def check(facts: Facts) -> list[Finding]:
+    findings: list[Finding] = []
+    for each in CHECKS:
+        findings += each(facts)
+    return findings

@@ -1,4 +1,4 @@
-"""What one rank sees of its machine. Gathers, and judges nothing."""
+"""What one rank sees of its machine. Gathered here, checked elsewhere."""
 
 import os
 import resource
@@ -49,7 +49,7 @@ class Facts:
     """Of pyproject.toml."""
     commit: str = ""
     seen: Seen = field(default_factory=Seen)
-    """What torch makes of the GPUs."""
+    """The GPUs that torch can use."""
     nccl: str = ""
     machine: Machine = field(default_factory=Machine)
     gpus: tuple[Gpu, ...] = ()
@@ -70,7 +70,7 @@ class Facts:
 
 
 def gather(output_dir: str, timeout_seconds: float) -> Facts:
-    found = environment([], "")
+    versions = environment([], "")
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     seen = look_by_torch()
@@ -79,33 +79,34 @@ def gather(output_dir: str, timeout_seconds: float) -> Facts:
         rank=int(os.environ.get("RANK", "0")),
         ranks_here=ranks_here,
         machines=max(1, world_size // ranks_here),
-        python=found["python"],
-        packages=found["packages"],
+        python=versions["python"],
+        packages=versions["packages"],
         requirements=_requirements(),
-        commit=found.get("git", {}).get("commit") or "",
+        commit=versions.get("git", {}).get("commit") or "",
         seen=seen,
-        nccl=found.get("nccl") or "",
+        nccl=versions.get("nccl") or "",
         machine=look_at_machine(),
         gpus=tuple(_gpu(index) for index in range(len(seen.gpus))),
         on_cpu=trains_on_cpu(),
-        variables={
-            name: value for name, value in sorted(os.environ.items()) if name.startswith(VARIABLES)
-        },
+        variables=_variables(),
         resolved=_resolved(),
         interfaces=_interfaces(),
         disks=_disks(output_dir),
-        shared_memory_gib=_free_gib(Path("/dev/shm")) if Path("/dev/shm").exists() else None,
+        shared_memory_gib=_shared_memory_gib(),
         open_files=_limit(resource.RLIMIT_NOFILE),
-        locked_memory_kib=_limit(resource.RLIMIT_MEMLOCK) // 1024
-        if _limit(resource.RLIMIT_MEMLOCK) >= 0
-        else -1,
+        locked_memory_kib=_locked_memory_kib(),
         infiniband=any(Path("/sys/class/infiniband").glob("*")),
         timeout_seconds=timeout_seconds,
     )
 
 
+def _variables() -> dict[str, str]:
+    variables = sorted(os.environ.items())
+    return {name: value for name, value in variables if name.startswith(VARIABLES)}
+
+
 def _requirements() -> tuple[str, ...]:
-    """None where the package is installed: pip has seen to them."""
+    """Empty for an installed package, whose requirements pip has checked."""
     if not IS_CLONE:
         return ()
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -115,7 +116,7 @@ def _requirements() -> tuple[str, ...]:
 def _gpu(index: int) -> Gpu:
     card = torch.cuda.get_device_properties(index)
     free = card.total_memory
-    # To ask for it takes memory of that GPU: a rank asks for its own only.
+    # The query opens a context, which takes memory of that GPU: a rank queries its own only.
     if os.environ.get("LOCAL_RANK", str(index)) == str(index):
         free = torch.cuda.mem_get_info(index)[0]
     return Gpu(card.name, round(free / 2**30, 1), round(card.total_memory / 2**30, 1))
@@ -130,30 +131,30 @@ def _resolved() -> str:
 
 def _interfaces() -> dict[str, str]:
     states = psutil.net_if_stats()
-    found = {}
+    interfaces = {}
     for name, addresses in psutil.net_if_addrs().items():
         ipv4 = [each.address for each in addresses if each.family == socket.AF_INET]
         if ipv4 and states[name].isup and not ipv4[0].startswith("127."):
-            found[name] = ipv4[0]
-    return found
+            interfaces[name] = ipv4[0]
+    return interfaces
 
 
 def _disks(output_dir: str) -> dict[str, Disk]:
     cache = os.environ.get("HF_HOME") or Path("~/.cache/huggingface").expanduser()
-    places: dict[str, Any] = {
+    folders: dict[str, Any] = {
         "output_dir": output_dir,
         "the cache of Hugging Face": os.environ.get("HF_DATASETS_CACHE") or cache,
         "the temporary folder": tempfile.gettempdir(),
     }
-    return {name: _disk(Path(place)) for name, place in places.items()}
+    return {name: _disk(Path(folder)) for name, folder in folders.items()}
 
 
 def _disk(path: Path) -> Disk:
-    """Of a folder that may not be there yet."""
-    there = path.absolute()
-    while not there.exists():
-        there = there.parent
-    return Disk(str(path), _free_gib(there), _can_write(there))
+    """Of a folder that may not exist yet."""
+    existing = path.absolute()
+    while not existing.exists():
+        existing = existing.parent
+    return Disk(str(path), _free_gib(existing), _can_write(existing))
 
 
 def _can_write(folder: Path) -> bool:
@@ -167,6 +168,18 @@ def _free_gib(path: Path) -> float:
     return round(shutil.disk_usage(path).free / 2**30, 2)
 
 
+def _shared_memory_gib() -> float | None:
+    folder = Path("/dev/shm")
+    return _free_gib(folder) if folder.exists() else None
+
+
+def _locked_memory_kib() -> int:
+    """-1: no limit."""
+    limit = _limit(resource.RLIMIT_MEMLOCK)
+    return limit // 1024 if limit >= 0 else -1
+
+
 def _limit(kind: int) -> int:
+    """-1: none."""
     soft = resource.getrlimit(kind)[0]
     return -1 if soft == resource.RLIM_INFINITY else soft

@@ -1,16 +1,19 @@
-"""What a check gives."""
+"""What a check returns."""
 
 from dataclasses import dataclass
 
-WRONG, DOUBTFUL, FINE = "wrong", "doubtful", "fine"
-"""Stops a run, or makes it another one; slows it or may stop it; neither."""
+WRONG = "wrong"
+"""Stops a run, or makes it train something else."""
+DOUBTFUL = "doubtful"
+"""Slows a run, or may stop it."""
+FINE = "fine"
 
 
 @dataclass(frozen=True)
 class Finding:
     level: str
     text: str
-    """One sentence; where something is wrong or doubtful, what to type follows it."""
+    """One sentence; unless it is fine, followed by what to do."""
 
 
 def fine(text: str) -> list[Finding]:

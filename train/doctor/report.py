@@ -1,5 +1,6 @@
 """What the doctor prints: what is wrong first."""
 
+from collections import Counter
 from collections.abc import Sequence
 
 from train.doctor.facts import Facts
@@ -8,30 +9,38 @@ from train.errors import counted
 
 
 def lines(
-    of_ranks: Sequence[Facts], own: Sequence[Sequence[Finding]], common: Sequence[Finding]
+    of_ranks: Sequence[Facts], by_rank: Sequence[Sequence[Finding]], common: Sequence[Finding]
 ) -> list[str]:
-    """`own`: of each rank; `common`: of all together. What several machines have in common is
-    printed once.
+    """`by_rank`: the findings of each rank; `common`: of all together.
+
+    A finding of several machines is printed once.
     """
-    hosts: dict[Finding, list[str]] = {}
-    for facts, findings in zip(of_ranks, own, strict=True):
-        for finding in findings:
-            named = hosts.setdefault(finding, [])
-            if facts.host not in named:
-                named.append(facts.host)
-    everywhere = {facts.host for facts in of_ranks}
-    told = []
+    hosts = _hosts_of(of_ranks, by_rank)
+    machines = {facts.host for facts in of_ranks}
+    of_all = list(dict.fromkeys(common))
+    printed = []
     for level in (WRONG, DOUBTFUL, FINE):
-        for finding, named in hosts.items():
-            where = "" if len(named) == len(everywhere) else f"{', '.join(named)}: "
+        for finding, names in hosts.items():
             if finding.level == level:
-                told.append(f"{level:<9} {where}{finding.text}")
-        told += [
-            f"{level:<9} {finding.text}"
-            for finding in dict.fromkeys(common)
-            if finding.level == level
-        ]
-    return [*told, _summary([*hosts, *dict.fromkeys(common)], of_ranks)]
+                where = "" if len(names) == len(machines) else f"{', '.join(names)}: "
+                printed.append(f"{level:<9} {where}{finding.text}")
+        for finding in of_all:
+            if finding.level == level:
+                printed.append(f"{level:<9} {finding.text}")
+    return [*printed, _summary([*hosts, *of_all], of_ranks)]
+
+
+def _hosts_of(
+    of_ranks: Sequence[Facts], by_rank: Sequence[Sequence[Finding]]
+) -> dict[Finding, list[str]]:
+    """Each finding, and the hosts that have it."""
+    hosts: dict[Finding, list[str]] = {}
+    for facts, findings in zip(of_ranks, by_rank, strict=True):
+        for finding in findings:
+            names = hosts.setdefault(finding, [])
+            if facts.host not in names:
+                names.append(facts.host)
+    return hosts
 
 
 def is_wrong(findings: Sequence[Finding]) -> bool:
@@ -39,9 +48,7 @@ def is_wrong(findings: Sequence[Finding]) -> bool:
 
 
 def _summary(findings: Sequence[Finding], of_ranks: Sequence[Facts]) -> str:
-    counts = [
-        f"{sum(each.level == level for each in findings)} {level}"
-        for level in (WRONG, DOUBTFUL, FINE)
-    ]
+    numbers = Counter(finding.level for finding in findings)
+    levels = ", ".join(f"{numbers[level]} {level}" for level in (WRONG, DOUBTFUL, FINE))
     machines = counted(len({facts.host for facts in of_ranks}), "machine")
-    return f"doctor: {', '.join(counts)}; {counted(len(of_ranks), 'rank')} on {machines}"
+    return f"doctor: {levels}; {counted(len(of_ranks), 'rank')} on {machines}"

@@ -46,7 +46,7 @@ def gloo_trouble(environment: Mapping[str, str]) -> str:
     """Why other ranks would not reach this one by gloo; empty where nothing is wrong.
 
     ./launch.sh names the interface to its ranks; another launcher does not. gloo itself gives up on
-    one machine after a second, and after 103 s on another, without a word of the variable.
+    one machine after a second, on another after 103 s; its error does not name the variable.
     """
     if environment.get("WORLD_SIZE", "1") == "1":
         return ""

@@ -127,7 +127,7 @@ def _requested_gpus(arguments: Arguments, file: LauncherFile) -> str:
 
 
 def _check_no_gpu_needed(gpu_ids: str, file: LauncherFile) -> None:
-    """With a file that is about GPUs, ranks would train on the CPU without a word."""
+    """With a file that is about GPUs, ranks would silently train on the CPU."""
     asks = f"gpu_ids: {gpu_ids}" if gpu_ids else "distributed_type: MULTI_GPU"
     if gpu_ids or (file.users_own and file.get("distributed_type") == "MULTI_GPU"):
         raise LaunchRefused(

@@ -65,21 +65,21 @@ def _accelerate(arguments: Arguments, file: LauncherFile, ranks: Ranks) -> list[
     words = ["-m", "accelerate.commands.launch", "--config_file", str(DEFAULT)]
     if file.get("enable_cpu_affinity"):
         words.append("--enable_cpu_affinity")
-    several = ranks.number != 1
+    by_torchrun = ranks.number != 1
     torchrun_flags = [flag for flag in arguments.flags if _is_torchrun(flag)]
-    if not several and torchrun_flags:
+    if not by_torchrun and torchrun_flags:
         _check_lone_rank(torchrun_flags[0], arguments)
-        several = True  # the file says 1: accelerate refuses --multi_gpu beside --num_processes 1
+        # The number is left to the default file: accelerate refuses --multi_gpu beside
+        # --num_processes 1.
+        by_torchrun = True
     else:
         words += ["--num_processes", str(ranks.number)]
     if ranks.machines == 1:
         words += ["--main_process_port", "0"]  # a free one: two launches on one machine do not meet
-    # A lone rank needs --cpu, because accelerate overwrites ACCELERATE_USE_CPU for it; several
-    # ranks would become one by that flag.
-    if several:
-        words.append("--multi_gpu")
+    if by_torchrun:
+        words.append("--multi_gpu")  # also on a CPU: with --cpu accelerate would start one rank
     elif ranks.gpus == 0:
-        words.append("--cpu")
+        words.append("--cpu")  # accelerate overwrites ACCELERATE_USE_CPU for a single rank
     sharding = [each.key for each in of_flags(arguments.flags) if is_sharding_flag(each.key)]
     return words + arguments.without((*SET_BY_VARIABLES, *sharding))
 
@@ -95,12 +95,10 @@ def _is_torchrun(flag: str) -> bool:
 
 
 def _check_lone_rank(flag: str, arguments: Arguments) -> None:
-    """accelerate sends one rank to torchrun by --multi_gpu, but refuses that where a
-    flag says one.
-    """
+    """accelerate starts one rank by torchrun with --multi_gpu only, and refuses it beside a 1."""
     if arguments.flag("num_processes"):
         raise LaunchRefused(
-            f"launch: {flag} for one rank has to be asked for in another way\n"
+            f"launch: {flag} for one rank needs another command\n"
             f"  got:  --num_processes 1, beside {flag}\n"
             "  why:  accelerate would start the rank without torchrun, which alone knows that "
             f"flag\n  run:  NPROC=1 {LAUNCH} ... -- {flag} ..."

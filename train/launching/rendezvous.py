@@ -190,7 +190,7 @@ class Head:
         if self._begun and not self._machines.is_elastic:
             return (
                 f"job {here['job']} has begun; when it has ended, the same command on all "
-                "machines goes on"
+                "machines resumes it"
             )
         return ""
 

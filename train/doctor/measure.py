@@ -1,4 +1,4 @@
-"""How the ranks hear each other."""
+"""Measured by messages between the ranks: the difference of their clocks, an all-reduce."""
 
 import time
 from collections.abc import Sequence
@@ -14,19 +14,20 @@ SLOW_GB_PER_SECOND = 1.0
 
 
 def clocks_ahead(ranks: Ranks) -> list[float]:
-    """Seconds by which each rank's clock is ahead of rank 0's, but for the time that a barrier
-    takes to open.
-    """
-    rounds = []
+    """Seconds by which each rank's clock is ahead of rank 0's, to the duration of a barrier."""
+    by_rank: list[list[float]] = [[] for _ in range(ranks.world_size)]
     for _ in range(ROUNDS):
         ranks.barrier()
-        rounds.append(ranks.gather(time.time()))
-    return [median(told[rank] - told[0] for told in rounds) for rank in range(ranks.world_size)]
+        times = ranks.gather(time.time())
+        for rank, seconds in enumerate(times):
+            by_rank[rank].append(seconds - times[0])
+    return [median(differences) for differences in by_rank]
 
 
 def all_reduce(ranks: Ranks, device: torch.device) -> list[Finding]:
-    """The sum that a run's gradients take, in the group that they take: right, and how fast. The
-    same on all ranks.
+    """Whether a sum as of gradients, in the same process group, is right, and how fast it is.
+
+    The same findings on all ranks.
     """
     if ranks.world_size == 1:
         return []
@@ -38,25 +39,24 @@ def all_reduce(ranks: Ranks, device: torch.device) -> list[Finding]:
         tensor = torch.full((megabytes * 10**6 // 4,), float(ranks.rank + 1), device=device)
         _wait(device)
         ranks.barrier()
-        begun = time.perf_counter()
+        start = time.perf_counter()
         ranks.add_up([tensor])
         _wait(device)
-        seconds.append(time.perf_counter() - begun)
+        seconds.append(time.perf_counter() - start)
         is_right = is_right and bool((tensor == expected).all())
-    # The first round opens the connections.
-    return judge_sum(
-        ranks.gather(is_right), max(ranks.gather(median(seconds[1:]))), megabytes, device.type
-    )
+    # Without the first round, which opens the connections; of the slowest rank.
+    slowest = max(ranks.gather(median(seconds[1:])))
+    return check_sum(ranks.gather(is_right), slowest, megabytes, device.type)
 
 
-def judge_sum(
+def check_sum(
     is_right: Sequence[bool], seconds: float, megabytes: int, device: str
 ) -> list[Finding]:
     """`is_right`: of each rank."""
-    bad = [str(rank) for rank, right in enumerate(is_right) if not right]
-    if bad:
+    failed = [str(rank) for rank, right in enumerate(is_right) if not right]
+    if failed:
         return wrong(
-            f"the sum over the ranks is wrong on rank {', '.join(bad)}",
+            f"the sum over the ranks is wrong on rank {', '.join(failed)}",
             "Set: NCCL_DEBUG=INFO, and try again",
         )
     # What each link of a ring carries, which nccl-tests calls the bus bandwidth.
@@ -65,7 +65,7 @@ def judge_sum(
     text = f"all-reduce of {megabytes} MB over {ranks} ranks ({device}): {speed:.2g} GB/s"
     if device == "cuda" and speed < SLOW_GB_PER_SECOND:
         return doubtful(
-            f"{text}, which is slow for GPUs", "NCCL_DEBUG=INFO shows which way NCCL takes"
+            f"{text}, which is slow for GPUs", "NCCL_DEBUG=INFO shows which connections NCCL uses"
         )
     return fine(text)
 
