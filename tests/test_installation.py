@@ -10,6 +10,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tomllib
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -210,3 +211,16 @@ def test_the_oldest_python_is_the_one_that_is_declared() -> None:
     """ast.parse knows no later syntax where it is told the oldest version."""
     for path in (ROOT / "train").rglob("*.py"):
         ast.parse(path.read_text(), str(path), feature_version=(3, 11))
+
+
+def test_the_wheel_has_every_package() -> None:
+    """pyproject.toml lists them: setuptools finds none that is mapped to another folder."""
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    folders = {"train": ROOT / "train", "train.configs": ROOT / "configs"}
+    expected = set()
+    for name, root in folders.items():
+        for path in (root, *root.rglob("*")):
+            if path.is_dir() and path.name != "__pycache__":
+                expected.add(".".join((name, *path.relative_to(root).parts)))
+
+    assert set(settings["packages"]) == expected

@@ -1,7 +1,7 @@
 """How this package was installed: what its commands are called, and where its shipped files are.
 
 A clone has ./launch.sh and scripts/; a wheel has the command `isobatch`, and the clone's configs/
-as package data (setup.py).
+as package data (pyproject.toml).
 """
 
 from pathlib import Path
