@@ -42,8 +42,11 @@ def save_what_is_whole(run: Run, board: Board, error: BaseException) -> str:
         return ""
     if outcome is Save.DONE:
         return f"Step {step:,} is saved. {_go_on(run)}"
-    why = "was not applied" if outcome is Save.STEP_NOT_APPLIED else "could not be saved"
-    return f"Step {step:,} {why}: {_newest(run)}. {_go_on(run)}"
+    what = f"Step {step:,} could not be saved"
+    if outcome is Save.STEP_NOT_APPLIED:
+        # Without its number: under on_nonfinite=stop it was not counted, under skip it was.
+        what = "Its step was not applied"
+    return f"{what}: {_newest(run)}. {_go_on(run)}"
 
 
 def _try_to_save(run: Run, board: Board, error: BaseException) -> Save:

@@ -302,7 +302,9 @@ def test_no_rank_updates_where_one_cannot_read_and_all_say_why(
     ended = json.loads((tmp_path / "run" / "ended.json").read_text())
     assert ended["reason"].startswith("rank 1: this sample cannot be read")
     newest = tmp_path / "run" / "checkpoints" / "step-00000005"
-    assert f"Step 6 was not applied: the last complete checkpoint is {newest}. " in ended["reason"]
+    assert (
+        f"Its step was not applied: the last complete checkpoint is {newest}. " in ended["reason"]
+    )
     saved = sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir())
     assert saved == [f"step-{step:08}" for step in range(1, 6)]
 
