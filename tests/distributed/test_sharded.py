@@ -20,7 +20,8 @@ from train import merge
 from train.accumulate import compute_gradient
 from train.batch.window import Window
 from train.config import load
-from train.distributed.sharded import local
+from train.distributed import sharded
+from train.distributed.sharded import NotShardable, local
 from train.errors import UserError
 from train.run import Run, build
 from train.step import Learner
@@ -358,6 +359,12 @@ def test_what_cannot_be_divided_ends_in_a_sentence(run_ranks: Any, tmp_path: Pat
 
     said = run_ranks(2, refused, argv(tmp_path, f"model.target={here}.RanksApart", "model.args={}"))
     assert "rank 1 begins with other weights than rank 0" in said[0]
+
+
+def test_an_older_torch_is_refused_by_name() -> None:
+    sharded._check_torch(torch.__version__)
+    with pytest.raises(NotShardable, match=r"needs torch 2\.13 or later"):
+        sharded._check_torch("2.9.0+cu128")
 
 
 class RanksApart(nn.Linear):

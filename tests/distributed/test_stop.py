@@ -82,7 +82,7 @@ def test_a_launcher_that_has_gone_asks_for_a_stop_and_a_shell_does_not(
 
     monkeypatch.setattr(os, "getppid", lambda: 1)
     monkeypatch.setattr("train.distributed.stop.POLL_SECONDS", 0.0)
-    launched._next_look = 0.0
+    launched._next_poll = 0.0
 
     assert launched.requested()
     assert "launcher" in str(launched.cause)

@@ -25,6 +25,11 @@ from train.distributed.ranks import Ranks
 from train.errors import UserError, some
 from train.parts import HasState
 
+OLDEST_TORCH = (2, 13)
+"""With torch 2.8 and 2.9 no model could be trained by FSDP2 (fused SGD, the trial before the first
+step); the versions between were not tried.
+"""
+
 
 class NotShardable(UserError):
     """A model that FSDP2 cannot shard."""
@@ -220,6 +225,7 @@ def shard(
     `blocks`: those whose weights are gathered together; what is in none of them is gathered with
     the model itself. Raises NotShardable.
     """
+    _check_torch(torch.__version__)
     _check_parameters(module)
     mesh = init_device_mesh(device.type, (ranks.world_size,))
     policy = MixedPrecisionPolicy()
@@ -238,6 +244,16 @@ def _free_after_inference(module: nn.Module, *_: object) -> None:
         for part in module.modules():
             if isinstance(part, FSDPModule):
                 part.reshard()
+
+
+def _check_torch(version: str) -> None:
+    numbers = version.split(".")[:2]
+    if tuple(map(int, numbers)) < OLDEST_TORCH:
+        needed = ".".join(map(str, OLDEST_TORCH))
+        raise NotShardable(
+            f"FSDP2 needs torch {needed} or later, and this is torch {version}. Run: pip install "
+            f"'torch>={needed}', or set: LAUNCHER=configs/accelerate/ddp.yaml"
+        )
 
 
 def _check_parameters(module: nn.Module) -> None:
