@@ -16,6 +16,7 @@ from tests.test_update import OPTIMIZERS
 from train.accumulate import compute_gradient
 from train.config import load
 from train.distributed.norms import scale_down
+from train.optim.optimizer import can_skip_on_device
 from train.run import Run, build
 from train.step import update
 
@@ -26,7 +27,9 @@ READS_ONCE = "{target: sgd, args: {momentum: 0.9, dampening: 0.1}}"
 def steps_without_reads(arguments: list[str]) -> int:
     """How many steps were trained; raises where the host waits for the device inside one."""
     run = build(load(arguments), "accumulate")
-    run.learner.parallel.clip = scale_down  # what a CPU would do in its place reads the norm
+    # As on a GPU, where a CPU would read the norm.
+    run.learner.parallel.clip = scale_down
+    run.learner.skips_on_device = can_skip_on_device(run.learner.optimizer)
     compute = run.watch(compute_gradient)
     count = 0
     for window in run.windows:
@@ -118,7 +121,9 @@ def around_an_infinite_gradient(
     is inf.
     """
     run = build(load(arguments), "accumulate")
-    run.learner.parallel.clip = scale_down  # what a CPU would do in its place reads the norm
+    # As on a GPU, where a CPU would read the norm.
+    run.learner.parallel.clip = scale_down
+    run.learner.skips_on_device = can_skip_on_device(run.learner.optimizer)
     compute = run.watch(compute_gradient)
     found: dict[int, list[Any]] = {}
 
