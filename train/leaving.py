@@ -1,4 +1,4 @@
-"""How a run leaves that has failed: what is whole on all ranks is saved first."""
+"""How a run leaves that has failed: a step that all ranks have completed is saved first."""
 
 import json
 import os
@@ -34,7 +34,7 @@ class Save(Enum):
     FAILED = "failed"
 
 
-def save_what_is_whole(run: Run, board: Board, error: BaseException) -> str:
+def save_complete_step(run: Run, board: Board, error: BaseException) -> str:
     """Save what can be saved of a run that `error` ends, and say what, in sentences or ""."""
     step = run.report.progress.step
     outcome = _try_to_save(run, board, error)
@@ -85,7 +85,7 @@ class Ended:
 def out_of_memory(run: Run, board: Board, error: BaseException) -> Ended:
     """For a rank that has run out of memory. It is printed here, unless all ranks end alike."""
     step = run.report.progress.step
-    most = run.whole.max_micro
+    most = run.complete_step.max_micro
     training = Training(
         rank=run.ranks.rank,
         steps_done=step,
@@ -94,7 +94,7 @@ def out_of_memory(run: Run, board: Board, error: BaseException) -> Ended:
         has_blocks=has_blocks(run.learner.module),
         config=run.config,
         plan=run.plan if most is None else replace(run.plan, batch=run.plan.batch.recut(most)),
-        remembered=run.whole.max_micro_of_next_start,
+        remembered=run.complete_step.max_micro_of_next_start,
         has_checkpoint=bool(complete(run.checkpoints.folder)),
     )
     shortage = in_training(error, training)
@@ -140,13 +140,13 @@ def loss_of_rank(run: Run, board: Board) -> str:
     if not lost:
         lost = "another rank is gone (killed, out of memory, or its machine is lost)"
     at = f"This rank was at step {run.report.progress.step:,}; {_newest(run)}"
-    reason = f"{lost}. {at}. Type the same command again: it goes on from there"
+    reason = f"{lost}. {at}. Run the same command again: it resumes from there"
     write_lines(on_lines(f"rank {rank}: {reason}"))
     return reason
 
 
 def _where_to_resume(run: Run, kept: str) -> str:
-    """`kept`: the sentences of save_what_is_whole, of which the first one alone applies here."""
+    """`kept`: the sentences of save_complete_step, of which the first one alone applies here."""
     if not kept:
         return _newest(run)
     return kept.partition(". ")[0].replace("Step", "step")
@@ -161,7 +161,7 @@ def _newest(run: Run) -> str:
 
 def _go_on(run: Run) -> str:
     return (
-        "Once that is fixed, type the same command again; where code that computes was changed, "
+        "Once that is fixed, run the same command again; where code that computes was changed, "
         f"with checkpoint.resume={run.folder.path}"
     )
 
@@ -170,7 +170,7 @@ def _agreed(run: Run, board: Board) -> bool:
     """Whether all ranks come here, having completed the same step."""
     step = None
     with suppress(RuntimeError):  # memory is full, or the device is gone
-        step = run.whole.put_back() if _finite(run) else None
+        step = run.complete_step.put_back() if _finite(run) else None
     ends = _of_all(run, board, "end", json.dumps(step), hopeless=json.dumps(None))
     return len(set(ends)) == 1
 

@@ -25,7 +25,7 @@ from train.errors import (
     write_ending,
 )
 from train.evaluation.lockstep import EvaluationStopped
-from train.leaving import loss_of_rank, out_of_memory, save_what_is_whole, shortage_elsewhere
+from train.leaving import loss_of_rank, out_of_memory, save_complete_step, shortage_elsewhere
 from train.loop import fit
 from train.memory.shortage import at_start
 from train.optim.skipped_steps import NonFiniteGradient
@@ -150,7 +150,7 @@ def _failed(run: Run, board: Board, error: BaseException) -> Left:
         if ended.is_common:
             return Left(ended.reason, FAILED)
         return Left(ended.reason, FAILED, SystemExit(FAILED), alone=True)
-    kept = save_what_is_whole(run, board, error)
+    kept = save_complete_step(run, board, error)
     if lost_rank(error):
         yield_to_failed_rank(cast(RuntimeError, error))
         reason = loss_of_rank(run, board)

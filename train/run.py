@@ -55,11 +55,11 @@ from train.report.displaced import save_in_own
 from train.report.run_weights import RunWeights
 from train.setting import (
     Setting,
+    complete_step_of,
     open_checkpoints,
     open_evaluation,
     open_report,
     open_windows,
-    whole_of,
 )
 from train.setup import make_learner, share_work
 from train.step import ComputeGradient, Learner
@@ -86,7 +86,7 @@ class Run:
     metrics: Callable[[], dict[str, float]]  # of all parts, for a row
     weights: RunWeights
     closing_lines: Callable[[], list[str]]
-    whole: CompleteStep
+    complete_step: CompleteStep
 
     def begin(self) -> None:
         self.report.begin()
@@ -103,11 +103,11 @@ class Run:
         """
         progress = self.report.progress
         progress.advance(window, self.plan.batch.samples_per_epoch)
-        self.whole.step = window.k
+        self.complete_step.step = window.k
         last = window.k == self.plan.rate.total_steps
         progress.evaluation_owed = last or self.evaluation_due(progress, window)
         if self.row_due(window.k):
-            computed = self.whole.window
+            computed = self.complete_step.window
             self.log(window if losses is None or computed is None else computed, losses, norm)
         if not last and window.k % self.config.checkpoint.every_steps == 0:
             self.save()
@@ -272,12 +272,12 @@ def _join(setting: Setting, checkpoints: Checkpoints, report: Reporter) -> Run:
     ranks.together(lambda: checkpoints.add(parts.states()))
     checkpoints.forget()
     every = config.evaluate
-    whole = whole_of(setting, report)
+    complete_step = complete_step_of(setting, report)
 
     def watch(compute_gradient: ComputeGradient) -> ComputeGradient:
         # Seeded inside of all parts that may compute a gradient twice: it then draws the same.
         drawing = seeded(compute_gradient, learner, config.seed, ranks.rank)
-        return whole.around(parts.gradient(learner.parallel.around(drawing)))
+        return complete_step.around(parts.gradient(learner.parallel.around(drawing)))
 
     windows = ranks.alone.windows(
         open_windows(setting, report.progress, parts.shares), parts.windows
@@ -304,5 +304,5 @@ def _join(setting: Setting, checkpoints: Checkpoints, report: Reporter) -> Run:
         metrics=partial(parts.metrics, largest(ranks), ranks.alone.kept),
         weights=RunWeights(exports, folder, ranks, config.data.tokenizer),
         closing_lines=parts.closing_lines,
-        whole=whole,
+        complete_step=complete_step,
     )

@@ -115,21 +115,21 @@ def open_windows(setting: Setting, progress: Progress, around: Around) -> Window
     )
 
 
-def whole_of(setting: Setting, report: Reporter) -> CompleteStep:
+def complete_step_of(setting: Setting, report: Reporter) -> CompleteStep:
     """With an answer to a step that runs out of memory."""
     learner = setting.learner
-    whole = CompleteStep(report.progress.step, learner)
+    complete_step = CompleteStep(report.progress.step, learner)
     Shrink(
         plan=setting.plan,
         config=setting.config,
-        complete_step=whole,
+        complete_step=complete_step,
         learner=learner,
         ranks=setting.ranks,
         folder=setting.folder.path,
         warn=report.warn,
         refuses=refuses_lone_samples(learner, setting.tried.trial, setting.plan, setting.config),
     )
-    return whole
+    return complete_step
 
 
 def open_evaluation(setting: Setting, report: Reporter) -> Evaluation:

@@ -460,10 +460,10 @@ def test_buffers_are_not_put_back_to_before_a_step_that_is_complete(tmp_path: Pa
     windows = iter(run.windows)
     window = next(windows)
     run.after_step(window, computed(run.learner, window), torch.ones(1))
-    run.whole.step = 2
+    run.complete_step.step = 2
     after = buffers.clone()
 
-    assert run.whole.put_back() == 2
+    assert run.complete_step.put_back() == 2
     assert torch.equal(buffers, after)
     assert after.any()
     run.close("finished", 0)

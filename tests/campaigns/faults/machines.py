@@ -149,7 +149,7 @@ def host_lost(here: Path, full: bool) -> str:
             said = job.told(1 - lost)
             assert codes[1 - lost] == 1, f"{codes}\n{said}"
             assert f"machine {lost} (node{lost + 1})" in said, said
-            assert "Type the same command again" in said, said
+            assert "Run the same command again" in said, said
             seconds = time.monotonic() - begun
             job = launch(own, pair, long_run(own), STATIC)
             assert job.wait() == [0, 0], job.told()
