@@ -330,7 +330,7 @@ def test_weights_that_are_started_from_bring_their_numbers(
     )
     assert numbers(tmp_path / "run") == numbers(base)
     assert main([*words, "data.normalize=false", "name=raw"], "accumulate", compute_gradient) == 2
-    assert "Type: data.normalize=true" in capsys.readouterr().err
+    assert "Set: data.normalize=true" in capsys.readouterr().err
 
 
 def test_numbers_are_those_of_the_checkpoint_and_not_of_the_config(tmp_path: Path) -> None:

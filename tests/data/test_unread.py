@@ -79,7 +79,7 @@ FILES: dict[str, Callable[[Path], Written]] = {
         GOOD.replace(",2,", ",red,").replace(",3,", ",blue,")
     ),
     "the task needs inputs (as column 'inputs')": table(GOOD, "data.split=train"),
-    "takes 6 numbers a sample, and gets 2": table(
+    "takes 6 numbers a sample, and got 2": table(
         GOOD, COLUMNS, "model.args={inputs: 6, hidden: [4], outputs: 3}"
     ),
     "the model has 3 classes": table(GOOD.replace("1\n", "3\n"), COLUMNS, MODEL),
