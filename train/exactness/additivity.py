@@ -191,8 +191,8 @@ def _verdict(learner: Learner, measured: _Measured, precision: str) -> Exactness
 def _rounding_reasons(learner: Learner, measured: _Measured, precision: str) -> list[str]:
     """Why the gradient depends on the cut even where all adds up in wider arithmetic."""
     trained_in = arithmetic(learner, precision)
-    # The trial ran without autocast, and cannot show this: it follows from the run's precision
-    # alone.
+    # The trial runs without autocast where it can, and does not show this: it follows from the
+    # run's precision.
     if trained_in in ROUNDS:
         return [
             f"{ROUNDS[trained_in]}: within {BOUNDS[trained_in]:.0e} of the big batch's gradient "

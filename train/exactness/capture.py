@@ -134,7 +134,8 @@ def _capture_tensor(state: State, value: Tensor, name: str) -> None:
         state.uncopied.add(name)
         return
     if state.copies_on_host:
-        # On the host: an audit has no second memory for buffers on a GPU that is full.
+        # On the host for an audit: a GPU that a step has filled has no room for copies of its
+        # buffers.
         copy = value.detach().to("cpu", copy=True)
     else:
         copy = value.detach().clone()

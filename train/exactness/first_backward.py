@@ -158,7 +158,7 @@ def _leaves(loss: Tensor) -> set[Tensor]:
     """
     leaves = set()
     seen = set()
-    # A list in place of recursion: a graph is deeper than Python's stack allows.
+    # A list in place of recursion: a graph may be deeper than Python's stack allows.
     waiting = [loss.grad_fn]
     while waiting:
         node: Any = waiting.pop()
