@@ -65,12 +65,16 @@ class Ema:
         for name, p in learner.module.named_parameters():
             if _is_averaged(p):
                 self._weights[name] = p
+        # The second model has parameters of its own, also a part of each under FSDP2: names join
+        # them.
         for name, p in self.module.named_parameters():
             if _is_averaged(p):
                 self._averages[name] = _wide(p.detach())
         dtype = torch.promote_types(learner.dtype, torch.float32)
         self._updates = torch.zeros((), dtype=torch.int64, device=learner.device)
         self._step = torch.tensor(1 - decay, dtype=dtype, device=learner.device)
+        # A hook, not a part around the gradient: it runs after the update, and not at all in a step
+        # that is left out on the host.
         learner.optimizer.register_step_post_hook(self._update)
 
     @torch.no_grad()
@@ -83,6 +87,8 @@ class Ema:
         if skipped is None:
             self._updates += 1
         else:
+            # 0 where the step was skipped: by 0 of the way no average moves, and the host need not
+            # know.
             applied = 1 - skipped
             step = step * applied
             self._updates += applied.long()
@@ -96,6 +102,8 @@ class Ema:
         """The same windows, before each of which the decay is set to that of its stage."""
         starts = [start for start, _ in decays]
         for window in windows:
+            # By the samples that the run has seen before the window, as all else of a batch
+            # schedule.
             _, decay = decays[bisect_right(starts, window.seen) - 1]
             self._step.fill_(1 - decay)
             yield window
@@ -103,6 +111,8 @@ class Ema:
     @torch.no_grad()
     def _refresh(self) -> None:
         """Bring the module to the averages, and all that is not averaged to the model."""
+        # Only here, and not at each update: the module may be narrower than its averages, and
+        # nobody reads it between two evaluations or saves.
         parameters = dict(self._source.named_parameters())
         for name, parameter in self.module.named_parameters():
             local(parameter).copy_(local(self._averages.get(name, parameters[name])))
@@ -129,6 +139,7 @@ class Ema:
     def state_dict(self) -> dict[str, Any]:
         """Under the names that torch's AveragedModel gives them."""
         self._refresh()
+        # Checkpoints from before this class hold AveragedModel's names: they can still be read.
         averages = {f"module.{name}": average for name, average in self._averages.items()}
         return {"n_averaged": self._updates, **averages}
 
@@ -178,6 +189,8 @@ class _CopiesOfResults(TorchFunctionMode):
     ) -> Any:
         if function is Tensor.__deepcopy__ and not args[0].is_leaf:
             tensor, memo = args
+            # Into the memo, as deepcopy does by itself: a tensor that is held in two places stays
+            # one.
             memo[id(tensor)] = tensor.detach().clone()
             return memo[id(tensor)]
         return function(*args, **(kwargs or {}))

@@ -65,6 +65,8 @@ class Evaluation:
         """
         with preserve_state(module, self.device), torch.no_grad():
             # Else the value would depend on which samples each rank has seen while training.
+            # Inside preserve_state, which gives each rank its own buffers back: copied before it,
+            # rank 0's would stay, and an evaluation would change the training.
             copy_buffers_from_main(module, self.ranks)
             module.eval()
             metrics: dict[str, float] = {}
@@ -76,6 +78,8 @@ class Evaluation:
 
     def _evaluate(self, module: nn.Module, rows: EvaluationSet) -> dict[str, float]:
         sums = self._sums_of_rank(module, rows)
+        # By name and on the host. In an all-reduce of one vector the numbers would be joined by
+        # position, and a rank whose batches hold another class meets its metrics in another order.
         numbers = {name: total.numbers() for name, total in sums.items()}
         numbers_of_ranks = self.ranks.gather(numbers)
         # From here on the same on every rank.
@@ -96,6 +100,7 @@ class Evaluation:
                     "an evaluation runs out of memory with one sample at a time on each rank. Take "
                     "shorter samples for the evaluation sets, or a smaller model"
                 )
+            # For the rest of the run: the next evaluation would run out of memory at the same size.
             self.batch_size = (self.batch_size + 1) // 2
             print_error(
                 f"an evaluation ran out of memory: from here on {self.batch_size} samples at once "
@@ -125,6 +130,7 @@ class Evaluation:
         def add(numbered: tuple[int, Batch]) -> None:
             number, batch = numbered
             start_seconds = time.perf_counter()
+            # For the watchdog: a long evaluation is no hang.
             self.ranks.pulse.beat()
             # What a model or a task draws depends on the position in the set, not on what was drawn
             # before.
@@ -132,6 +138,8 @@ class Evaluation:
             generators.seed(key_of(DATA_SEED, EVALUATION, 0, position) >> 1)
             with self._raises_evaluation_failed("eval_sums"):
                 metrics = read_sums(self.task.eval_sums(module, batch), self.device)
+            # A filler only takes part in the collectives of a forward pass: counted, its sample
+            # would be there twice.
             is_filler = number >= count
             if not is_filler:
                 join(sums, metrics)
@@ -139,6 +147,7 @@ class Evaluation:
 
         # Rank 0 has no fewer samples than any other.
         largest_count = self._batches_of(share(len(rows), 0, self.ranks.world_size))
+        # The next batch is read and sent to the device while the present one is worked on.
         batches = travelling(self._read(rows, largest_count), self.device, self.dtype)
         run_in_lockstep(
             enumerate(batches),
@@ -157,6 +166,7 @@ class Evaluation:
         yield from rows.batches(start + np.arange(samples), self.batch_size)
         if self.needs_all_ranks:
             for _ in range(self._batches_of(samples), largest_count):
+                # Any sample will do, one at a time: its numbers are thrown away.
                 yield next(rows.batches(np.zeros(1, int), 1))
 
     def _batches_of(self, samples: int) -> int:

@@ -81,6 +81,8 @@ def with_generations(
         return evaluate
     held_out = next(iter(sets.evaluation.values()))
     ids = np.arange(1, ROWS + 1) * len(held_out) // (ROWS + 1)
+    # Once, and before the first step: a tokenizer that cannot be read should end the run here, not
+    # at its first evaluation.
     decode = ranks.together(lambda: make_tokenizer(config.data)).decode
 
     def evaluate_after_generations(module: nn.Module) -> dict[str, float]:
@@ -90,6 +92,7 @@ def with_generations(
 
         def add(row: int) -> None:
             ranks.pulse.beat()
+            # One sample, so that a stop that is asked for is seen after each text.
             one_sample = {name: column[row : row + 1] for name, column in batch.items()}
             table.extend(_generate(samples, module, one_sample, decode))
 
@@ -105,6 +108,8 @@ def with_generations(
 
         with preserve_state(module, learner.device), torch.no_grad():
             module.eval()
+            # On all ranks, though one would do for the table: what the user's code raises on rank 0
+            # alone would leave the others waiting in their next message.
             ranks.together(add_all)
         show(table)
         return evaluate(module)

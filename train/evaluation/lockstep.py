@@ -34,6 +34,8 @@ def run_in_lockstep(
     message: Sum | None = None
     failed = 0.0  # ranks, of which the others know
     stopped = 0.0
+    # So many rounds on every rank, also on one that has no batch left: the messages of all have to
+    # match.
     for _ in range(count):
         is_stopping = False
         try:
@@ -52,6 +54,8 @@ def run_in_lockstep(
         if failed or stopped:
             break
     if message is not None:
+        # The message of the last round has not been read yet, and may be the one that names a
+        # failure.
         last_failed, last_stopped = message.wait()
         failed += last_failed
         stopped += last_stopped

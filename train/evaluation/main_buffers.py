@@ -34,6 +34,7 @@ def copy_buffers_from_main(module: nn.Module, ranks: Ranks) -> None:
 
 def _check_shapes(buffers: Mapping[str, Tensor], ranks: Ranks) -> None:
     """Before anything is sent: ranks that expect other sizes would wait for each other."""
+    # As text: one small message for all buffers, before any of their bytes.
     shapes = {name: f"{tuple(b.shape)} {b.dtype}" for name, b in buffers.items()}
     shapes_of_ranks = ranks.gather(shapes)
     main = shapes_of_ranks[0]

@@ -28,6 +28,7 @@ class Mean:
         return Mean(self.sum + other.sum, self.weight + other.weight)
 
     def numbers(self) -> list[float]:
+        # Stacked: two calls of item() would make the host wait twice.
         return torch.stack([self.sum, self.weight]).tolist()
 
     def value(self) -> float | None:
@@ -78,6 +79,7 @@ def _number(name: str, what: str, value: Any, device: torch.device) -> Tensor:
     try:
         number = torch.as_tensor(value)
     except (TypeError, ValueError, RuntimeError):
+        # No number at all: refused below, in the same sentence as a tensor of several.
         number = torch.empty(0)
     if number.numel() != 1 or is_complex:
         raise BadMetric(

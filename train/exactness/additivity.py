@@ -89,6 +89,8 @@ def check_additivity(
 
 
 def _measure(learner: Learner, batch: Batch, precision: str, padding: Padding | None) -> _Measured:
+    # Attributes are put back by the trial itself, at the end: preserve_state knows buffers, modes
+    # and generators alone.
     with preserve_state(learner.module, learner.device) as training_modes, torch.no_grad():
         trial = Trial(learner, batch, padding)
         # Terms and their types first, in eval mode: no check below makes sense without them.
@@ -101,6 +103,8 @@ def _measure(learner: Learner, batch: Batch, precision: str, padding: Padding | 
                 tolerance = TOLERANCE[_checked_in(learner, precision, plain_error)]
                 findings = _check_without_training(trial, terms, tolerance)
                 training_modes()
+                # A loss that does not add up in eval mode is reason enough: training mode would
+                # only repeat it.
                 if not findings.is_inexact:
                     findings = findings.joined(_check_in_training(trial, tolerance))
         finally:
@@ -115,6 +119,7 @@ def _measure(learner: Learner, batch: Batch, precision: str, padding: Padding | 
 
 def _checked_in(learner: Learner, precision: str, plain_error: str) -> str:
     """The arithmetic of the checks: a key of TOLERANCE."""
+    # Tried under autocast, the model rounds as autocast does: its tolerance is the one that holds.
     checked_in = arithmetic(learner, precision) if plain_error else _widest_arithmetic(learner)
     # full_float32 switches TF32 off.
     return "fp32" if checked_in == "tf32" else checked_in
@@ -134,6 +139,7 @@ def _check_without_training(trial: Trial, terms: Sequence[str], tolerance: float
         findings = findings.plus(
             reasons=padding_reasons(learner, trial.full_batch, trial.padding, tolerance)
         )
+    # Believed without a trial, which sees no coupling below 1e-5 of the gradient.
     if getattr(learner.task, "couples_samples", False):
         findings = findings.plus(
             reasons=[
@@ -175,6 +181,7 @@ def _verdict(learner: Learner, measured: _Measured, precision: str) -> Exactness
     if findings.unchecked:
         return Exactness("declared", _without_repeats(findings.unchecked), terms)
     checked_in = _widest_arithmetic(learner)
+    # Named in the verdict: "fp32" alone would claim more digits than the model computes with.
     if measured.narrower_inside:
         checked_in = f"{checked_in}, {measured.narrower_inside} inside"
     reason = f"a split micro-batch adds up, to {findings.error:.0e} ({checked_in})"
@@ -184,6 +191,8 @@ def _verdict(learner: Learner, measured: _Measured, precision: str) -> Exactness
 def _rounding_reasons(learner: Learner, measured: _Measured, precision: str) -> list[str]:
     """Why the gradient depends on the cut even where all adds up in wider arithmetic."""
     trained_in = arithmetic(learner, precision)
+    # The trial runs without autocast where it can, and does not show this: it follows from the
+    # run's precision.
     if trained_in in ROUNDS:
         return [
             f"{ROUNDS[trained_in]}: within {BOUNDS[trained_in]:.0e} of the big batch's gradient "
@@ -206,6 +215,7 @@ def _checked_terms(learner: Learner, batch: Batch) -> tuple[str, ...]:
     """The terms of the loss. Raises TaskError where loss_weight and loss_sum do not fit."""
     task = learner.task
     name = type(task).__name__
+    # Weights of the batch on the CPU, as the loop counts them before anything is sent to a device.
     weights = by_term(task.loss_weight(batch))
     on_device = to_device(batch, learner.device, learner.dtype)
     sums = by_term(task.loss_sum(learner.module, on_device))

@@ -132,6 +132,8 @@ class Audit:
         """The same function, whose gradient is audited where that is due."""
 
         def audited(learner: Learner, window: Window) -> Tensor:
+            # By the number of the step alone: nothing of an audit is in a checkpoint, so the same
+            # steps are audited after a resume.
             if window.k < self._next_step:
                 return compute_gradient(learner, window)
             # The second gradient has to start from here, which nobody knows afterwards.
@@ -156,6 +158,7 @@ class Audit:
 
     def _audit(self, learner: Learner, window: Window, before: State) -> None:
         start = time.perf_counter()
+        # After the reduction it is the same on every rank: all of them leave here, or none.
         norm = float(learner.parallel.norms(current_gradients(learner)).norm())
         if not isfinite(norm):
             # Nothing to compare: this step is skipped by the update, and the next one is audited.
@@ -174,6 +177,8 @@ class Audit:
 
     def _verdict(self, learner: Learner, window: Window, before: State, after: State) -> Verdict:
         """Raises NotComparable, on all ranks."""
+        # The seed that the step itself began with (gradients/seeding.py): the same draws are made
+        # again.
         seed = seed_of_step(self._seed_of_rank, window.k)
         # Of any rank: one that could not take part would leave the others in a collective.
         obstacles = self._ranks.gather(

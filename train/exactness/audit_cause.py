@@ -27,6 +27,7 @@ def find_cause(
     module = ""
     # Under FSDP2 a forward pass needs all ranks, and here each looks at its own samples.
     if not learner.parallel.is_sharded:
+        # One is tried: this looks for words for a verdict, and the verdict stands already.
         for micro_batch in samples.own:
             if micro_batch.samples > 1:
                 # A model may not take every size; then the cause is looked for elsewhere.
@@ -50,9 +51,12 @@ def _first_coupling_module(
     learner: Learner, micro_batch: MicroBatch, rewind: Callable[[], None]
 ) -> str:
     """The first sample alone, and the others, against all of them at once."""
+    # The trial begins from the state that it is made in: that of the step.
     rewind()
     batch: Batch = {}
     for name, column in micro_batch.batch.items():
+        # The trial sends the batch to the device by itself, without the feed that scales pixels of
+        # a step.
         batch[name] = scaled(column) if name in micro_batch.pixels else column
     trial = Trial(learner, batch, None)
     parts = []

@@ -27,6 +27,7 @@ def compare(step: AuditedStep) -> Verdict:
     if learner.scaler.is_enabled() and not isfinite(difference.error):
         # The loss scale suits the step's own micro-batches; another cut may exceed 65,504.
         raise NotComparable("its other cut overflows in float16")
+    # The narrower one of the two tables: what lies above it is diagnosed next, not refused.
     bound = BOUNDS[arithmetic(learner, step.config.precision)]
     if difference.error <= bound:
         return Verdict(kind=Kind.VERIFIED, error=difference.error)

@@ -97,6 +97,8 @@ class StepSamples:
         Not a free cut: so no more samples or tokens are put through at once than in the step
         itself. Equally many on every rank.
         """
+        # Of the next rank: a device that computes wrong may give the same wrong number for its own
+        # samples in any cut.
         micro_batches = OtherCut(
             source=self.next.backwards(),
             count=len(window.micro_batches),
@@ -151,6 +153,8 @@ class OtherCut:
             selected = indices
         batch = {name: column[selected] for name, column in micro_batch.batch.items()}
         if self.trim is not None:
+            # Each part to its own longest text, as in training: a model that sees padding then
+            # gives another gradient.
             batch = self.trim(batch)
         return replace(micro_batch, batch=batch, samples=len(indices))
 
@@ -158,6 +162,8 @@ class OtherCut:
 def samples_of(window: Window, data: TrainingSet, ranks: Ranks) -> StepSamples:
     """Fetched by their ids where the data allows that; those of streams are sent over gloo."""
     trim = data.trim
+    # Past what checks labels and the like on the way: these samples have passed it in this very
+    # step.
     inner: Any = data.innermost
     if ranks.world_size == 1:
         return _samples_of_one_rank(window, inner.is_deferred, trim)
@@ -195,6 +201,7 @@ def _fetched_samples(window: Window, ranks: Ranks, fetch: Fetch, trim: Trim | No
     for micro_batch in window.micro_batches:
         ids = micro_batch.batch["sample_id"].numpy()
         own_ids.append(MicroBatchIds(ids, micro_batch.samples))
+    # Ids alone: the data of all ranks would be as large as the whole step, on each of them.
     ids_of_ranks = ranks.gather(own_ids)
 
     def fetch_trimmed(ids: Ids) -> Batch:

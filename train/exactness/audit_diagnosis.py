@@ -61,6 +61,7 @@ def _fault_of_machine(
 ) -> Verdict | None:
     """None where the same cut gives the same bits again, and all ranks compute the same."""
     error = _error_of_repetition(step)
+    # Asked also where the bits have changed: a rank that computes wrong is then named.
     faulty_ranks = find_faulty_ranks(
         step.learner, step.window, step.samples, step.rewind, step.ranks
     )
@@ -107,6 +108,8 @@ def _verdict_on_repetition(
     if faulty_ranks:
         who = _named(step, faulty_ranks)
         return _verdict(Kind.FAULT, difference, f"{repeated}, and {who} computes wrong")
+    # float64 tells the two apart: a state moves the gradient there by as much, an error of the
+    # device does not come again.
     if copies.differs_when_repeated():
         return _verdict(
             Kind.INEXACT,
@@ -124,6 +127,8 @@ def _compare_with_largest(
     step: AuditedStep, difference: GradientDifference, bound: float, reason: str
 ) -> Verdict:
     """Where float64 cannot be asked: a gradient that is nearly nothing is mostly rounding."""
+    # Near a minimum a gradient is nearly nothing, and any rounding is large beside it: the largest
+    # one audited stands for the scale of the numbers that were added up.
     relative = difference.absolute / step.largest_norm
     measured = (
         f"of the largest audited gradient {relative:.0e}; float64 could not be asked: {reason}"
@@ -140,6 +145,7 @@ def _cause(step: AuditedStep) -> str:
 
 
 def _named(step: AuditedStep, faulty_ranks: Sequence[int]) -> str:
+    # The machine, too: who has to look at a device needs its name more than the rank.
     hosts = step.ranks.gather(socket.gethostname())
     names = [f"rank {rank} (on {hosts[rank]})" for rank in faulty_ranks]
     return names[0] if len(names) == 1 else f"one of {' and '.join(names)}"

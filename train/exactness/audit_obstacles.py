@@ -27,6 +27,7 @@ def find_obstacle(
             f"declared: what model and task hold cannot be put back ({type(error).__name__}: "
             f"{error})"
         )
+    # To the bit: only what has not moved at all needs no restoring.
     changed = after.changed_since(before, 0.0)
     # Draws from a generator of the model's own show in the state; those from global generators
     # only in the generators themselves. Where some are declared invariant, the global ones are
@@ -51,6 +52,7 @@ def find_obstacle(
 def _generators_drawn_from(generators: Generators, seed: int) -> list[str]:
     """Those from which something was drawn since all were set to `seed`, by name."""
     now = generators.states()
+    # Seeded once more and compared: a generator that nothing was drawn from stands exactly there.
     with generators.kept():
         generators.seed(seed)
         start = generators.states()

@@ -60,6 +60,7 @@ class GradientsOnCopies:
         error = self._error(own, other)
         # A model may cast inside, and round there whatever its weights are.
         narrowest = self._narrowest_of_ranks(recorded)
+        # The cheap question first: each rounding that is tried is one more gradient over all ranks.
         is_rounding = error <= tolerance_of(narrowest) or self._is_like_rounded_weights(
             error, own, narrowest, in_float64, torch.float64
         )
@@ -79,6 +80,8 @@ class GradientsOnCopies:
         """Whether rounding in the run's own precision makes such a difference."""
         try:
             with NarrowestDtype() as recorded:
+                # Computed on copies, as the rounded ones below are: the two then differ by the
+                # rounding alone.
                 own = self._gradient(self.own_cut, torch.clone, self.learner.dtype)
         except NotComparable:
             return True  # nothing is known against it, and a fault needs evidence
@@ -121,6 +124,8 @@ class GradientsOnCopies:
         self.rewind()
         try:
             gradient = self._gradient_of_rank(window, convert, dtype)
+            # A model that keeps its weights in another place, too, computes with the old ones:
+            # zeros on both sides would pass for agreement.
             if not any(bool(part.any()) for part in gradient):
                 problem = "nothing depends on the copied weights"
         except Exception as error:

@@ -6,6 +6,7 @@ FIRST_STEPS = (1, 10, 100)
 
 def next_audit(step: int, every_steps: int) -> int:
     """The first step from `step` on that is audited."""
+    # Rounded up: the first multiple of every_steps from here on.
     next_regular = -(-step // every_steps) * every_steps
     candidates = [first for first in FIRST_STEPS if first >= step]
     return min([*candidates, next_regular])
@@ -13,6 +14,7 @@ def next_audit(step: int, every_steps: int) -> int:
 
 def describe_schedule(every_steps: int, total_steps: int) -> str:
     """For the screen: at which steps, and at how many of all."""
+    # A first step that is also a multiple is counted below: it is audited once.
     first_steps = [k for k in FIRST_STEPS if k <= total_steps and k % every_steps]
     when = []
     if first_steps:

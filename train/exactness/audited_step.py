@@ -46,6 +46,8 @@ class AuditedStep:
     def recompute(self, window: Window) -> None:
         """Computes the gradient of `window` into `.grad`. Raises NotComparable, on all ranks."""
         try:
+            # Through `extra` and not through the parts of the run: no gauge counts this gradient as
+            # one of a step.
             self.learner.parallel.extra(accumulate_gradient)(self.learner, window)
         except Exception as error:
             # A lost rank is no finding. Under FSDP2 a forward pass needs all ranks, and the others

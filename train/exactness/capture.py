@@ -57,6 +57,8 @@ def capture(module: nn.Module, task: object, on_host: bool = False) -> State:
         prefix = f"{name}." if name else ""
         _capture_buffers(state, part, prefix)
         for parameter_name, parameter in part.named_parameters(recurse=False):
+            # The version counts what writes to it in place, except by way of `.data`: that stays
+            # unseen here.
             leaf = f"parameter {prefix}{parameter_name}"
             state.leaves[leaf] = parameter._version
             state.uncopied.add(leaf)
@@ -69,6 +71,7 @@ def capture_value(state: State, value: Any, name: str, depth: int) -> None:
     """Remember a value, and how to restore it where it can be changed in place."""
     if isinstance(value, nn.Module | nn.Parameter | type):
         return  # modules and parameters are walked through by `capture`
+    # Marked, not raised: who asks decides what half a state is good for. An audit takes none.
     if len(state.leaves) >= MAX_LEAVES:
         state.is_partial = True
         return
@@ -110,6 +113,7 @@ def _capture_attributes(state: State, holder: object, prefix: str, depth: int) -
     attributes = getattr(holder, "__dict__", None)
     if not isinstance(attributes, dict):
         return
+    # The bindings, beside the values below: a forward may assign an attribute anew, or add one.
     saved = {name: value for name, value in attributes.items() if name not in NOT_FOLLOWED}
 
     def rebind() -> None:
@@ -130,6 +134,8 @@ def _capture_tensor(state: State, value: Tensor, name: str) -> None:
         state.uncopied.add(name)
         return
     if state.copies_on_host:
+        # On the host for an audit: a GPU that a step has filled has no room for copies of its
+        # buffers.
         copy = value.detach().to("cpu", copy=True)
     else:
         copy = value.detach().clone()
@@ -151,6 +157,7 @@ def _capture_tensor(state: State, value: Tensor, name: str) -> None:
 def _capture_array(state: State, value: "np.ndarray[Any, Any]", name: str) -> None:
     copy = value.copy()
     state.leaves[name] = copy
+    # np.copyto raises where an array is read-only.
     if value.flags.writeable:
         state.on_restore(lambda: np.copyto(value, copy))
 
@@ -212,6 +219,7 @@ def _is_long_and_plain(value: Collection[Any]) -> bool:
 
 
 def _holds_the_same(value: Collection[Any], saved: Collection[Any]) -> bool:
+    # By identity: == on tensors gives a tensor, and on the user's objects may do anything.
     return len(value) == len(saved) and all(map(operator.is_, value, saved))
 
 
@@ -223,6 +231,7 @@ def _capture_generator(state: State, value: Any, name: str) -> None:
         state.on_advance(lambda: torch.rand(1, generator=value, device=value.device))
     elif isinstance(value, np.random.Generator):
         bits = value.bit_generator.state
+        # As text: the state is a dict of numbers and arrays, which == does not compare as a whole.
         state.leaves[name] = repr(bits)
         state.on_restore(lambda: setattr(value.bit_generator, "state", bits))
         state.on_advance(value.random)

@@ -32,6 +32,7 @@ class State:
     def restore(self) -> None:
         """Put back what was captured: the same objects, with the values they had."""
         with torch.no_grad():
+            # In the order of capture: bindings come before the values of what they bind.
             for step in self._restore_steps:
                 step()
 
@@ -50,6 +51,7 @@ class State:
 
     def changed_since(self, earlier: "State", tolerance: float) -> list[str]:
         """Names of the leaves that differ by more than `tolerance`, relative; new ones included."""
+        # A dict for a set that keeps its order: messages name the first ones.
         names = dict.fromkeys([*earlier.leaves, *self.leaves])
         changed = []
         for name in names:
@@ -63,6 +65,7 @@ def _differs(before: Any, after: Any, tolerance: float) -> bool:
         return _tensors_differ(before, after, tolerance)
     if isinstance(before, np.ndarray) and isinstance(after, np.ndarray):
         return not np.array_equal(before, after)
+    # A leaf that one of the two lacks is None there, and so of another type.
     if type(before) is not type(after):
         return True
     if isinstance(before, float):
@@ -77,6 +80,7 @@ def _tensors_differ(before: Tensor, after: Tensor, tolerance: float) -> bool:
         difference = torch.linalg.vector_norm(after - before)
         norm = torch.linalg.vector_norm(before)
     elif before.is_floating_point():
+        # In float64: the norm of a large float16 buffer overflows in its own type.
         difference = torch.linalg.vector_norm((after - before).double())
         norm = torch.linalg.vector_norm(before.double())
     else:

@@ -32,6 +32,7 @@ def copied_weights(learner: Learner, convert: Conversion, dtype: torch.dtype) ->
     copies: dict[int, nn.Parameter] = {}
     parameters: list[tuple[nn.Module, str, nn.Parameter]] = []
     buffers: list[tuple[nn.Module, str, Tensor]] = []
+    # Collected before anything is replaced: the walk must not meet its own copies.
     for part in module.modules():
         parameters += [(part, name, p) for name, p in part._parameters.items() if p is not None]
         buffers += [(part, name, b) for name, b in part._buffers.items() if b is not None]
@@ -48,11 +49,14 @@ def copied_weights(learner: Learner, convert: Conversion, dtype: torch.dtype) ->
         with arguments_cast_to(module, dtype):
             yield replace(
                 learner,
+                # One rank: a loss is multiplied by the world size for DDP's mean, and these
+                # gradients are added up.
                 world_size=1,
                 model=module,
                 parameters=[copies[id(p)] for p in learner.parameters],
                 dtype=dtype,
                 feed=Feed(learner.device, dtype),
+                # No loss scale: nothing unscales these gradients.
                 scaler=torch.amp.GradScaler(learner.device.type, enabled=False),
             )
     finally:

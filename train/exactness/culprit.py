@@ -23,6 +23,7 @@ def first_coupling_module(trial: Trial, parts: Sequence[BatchPart], tolerance: f
 
     Then it is the loss.
     """
+    # One seed for both: what differs is then the cut, not a draw.
     together = _outputs(trial, trial.all_at_once(), 1)
     split = _outputs(trial, parts, 1)
     return _first_difference(trial, together, split, tolerance)
@@ -37,6 +38,7 @@ def first_drawing_module(trial: Trial, tolerance: float) -> str:
 
 def _first_difference(trial: Trial, expected: Outputs, actual: Outputs, tolerance: float) -> str:
     module = trial.learner.module
+    # In the order in which calls ended: what lies inside a module comes before it.
     for (name, call), output in expected.items():
         other = actual.get((name, call))
         # Not called so often, or not by sample: other modules tell more.
@@ -55,15 +57,19 @@ def _outputs(trial: Trial, parts: Sequence[BatchPart], seed: int) -> Outputs:
     with _recorded_outputs(trial.learner.module) as recorded:
         trial.start.restore()
         for part in parts:
+            # A part at a time: calls are numbered anew in each, so that the same call is joined
+            # over the parts.
             recorded.clear()
             trial.run_on([part], seed)
             outputs_of_parts.append(recorded.with_samples(len(part.indices)))
+    # Parts are shuffled: samples go back to their places in the full batch, or all would differ.
     order = torch.cat([part.indices for part in parts]).argsort()
     joined: Outputs = {}
     for key, first in outputs_of_parts[0].items():
         pieces = []
         for outputs in outputs_of_parts:
             piece = outputs.get(key)
+            # Padding may be cut off: texts of another length cannot be joined, and are no evidence.
             if piece is not None and piece.shape[1:] == first.shape[1:]:
                 pieces.append(piece)
         if len(pieces) == len(parts):

@@ -30,6 +30,7 @@ def gradient_difference(
     norms = learner.parallel.norms
 
     def wide(tensor: Tensor) -> Tensor:
+        # Wider than bf16 and float16, whose difference of two near numbers keeps hardly a digit.
         return tensor.to(learner.device, torch.promote_types(tensor.dtype, torch.float32))
 
     # A generator: one pair at a time is on the device.
@@ -39,11 +40,13 @@ def gradient_difference(
     relative = []
     for difference, scale in zip(differences.tolist(), scales.tolist(), strict=True):
         relative.append(difference / scale if scale else difference)
+    # From norms per parameter: under FSDP2 each rank holds a part, and only norms are joined.
     absolute = float(differences.norm())
     reference_norm = float(scales.norm())
     if reference_norm:
         error = absolute / reference_norm
     else:
+        # A gradient of nothing: any other one is wrong as a whole.
         error = float(absolute > 0)
     return GradientDifference(
         error=error,

@@ -44,6 +44,7 @@ def arithmetic(learner: Learner, precision: str) -> str:
     """A key of the tables above: the precision, or what is coarser than it says."""
     if learner.dtype == torch.bfloat16:
         return "bf16 parameters"
+    # Asked of torch, not of the config: the user's code may have set it.
     may_use_tf32 = torch.get_float32_matmul_precision() != "highest"
     if precision == "fp32" and learner.device.type == "cuda" and may_use_tf32:
         return "tf32"

@@ -28,6 +28,8 @@ def accumulate_gradient(
     losses = torch.zeros(len(window.weights), device=learner.device)
     for i, micro_batch in enumerate(window.micro_batches):
         is_last = i + 1 == count
+        # Reduced once, as in a step: DDP would reduce, and wait for all ranks, in each backward
+        # pass.
         with nullcontext() if is_last else learner.accelerator.no_sync(learner.model):
             losses = losses + forward_backward(learner, micro_batch, window)
         after_micro_batch()
@@ -46,6 +48,8 @@ def gradients_set_aside(learner: Learner) -> Iterator[list[Tensor | None]]:
             # one is added up.
             saved.append(local(p.grad).detach().to("cpu", copy=True))
     try:
+        # Before the context is entered: what is computed inside would be added to the step's
+        # gradient.
         clear_gradients(learner)
         yield saved
     finally:

@@ -52,6 +52,7 @@ def find_faulty_ranks(
     if any(setup != setups[0] for setup in setups):
         return None
     digests_of_ranks = ranks.gather(_digests(learner, window, samples, rewind))
+    # A rank that failed has nothing to compare, and every rank sees that in the same message.
     if _Digests() in digests_of_ranks:
         return None
     # Each part was computed by two ranks: its own one, and the one before it.
@@ -96,6 +97,7 @@ def _gradient_of(learner: Learner, window: Window, source: MicroBatchSource) -> 
     # A kernel may take another way through a view that begins elsewhere in memory.
     micro_batches = _RankPart([with_own_memory(micro_batch) for micro_batch in source])
     part = replace(window, micro_batches=micro_batches)
+    # On the bare module: DDP would reduce, and the sum would be the same on all ranks.
     accumulate_gradient(replace(learner, model=learner.module), part)
     return current_gradients(learner)
 
@@ -112,6 +114,7 @@ class _RankPart(list[MicroBatch]):
 
 
 def _digest(tensors: Iterable[Tensor]) -> str:
+    # A digest in place of the gradient: 32 bytes say whether the bits are the same.
     digest = hashlib.sha256()
     for tensor in tensors:
         real = torch.view_as_real(tensor) if tensor.is_complex() else tensor

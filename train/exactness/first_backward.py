@@ -43,6 +43,7 @@ def samples_of_rank(sets: Datasets, seed: int, ranks: Ranks, same: bool = False)
     """
     if same:
         return sets.trial(seed, SAMPLES_PER_RANK)
+    # Other samples on each rank: a branch that only some samples take shows in one of them.
     batch = sets.trial(seed, SAMPLES_PER_RANK * min(ranks.world_size, MAX_RANKS))
     start = ranks.rank * SAMPLES_PER_RANK % number_of_samples(batch)
     return {name: column[start : start + SAMPLES_PER_RANK] for name, column in batch.items()}
@@ -67,6 +68,7 @@ def watch_foreign(learner: Learner) -> None:
     parameters: set[Any] = set(learner.module.parameters())
     held: dict[str, Any] = dict(held_tensors(learner.module, learner.task))
     for path, tensor in held.items():
+        # Only a leaf collects a gradient in .grad; torch refuses the hook on other tensors.
         if tensor.requires_grad and tensor.is_leaf and tensor not in parameters:
             tensor.register_post_accumulate_grad_hook(partial(_raise_foreign, path))
 
@@ -156,6 +158,7 @@ def _leaves(loss: Tensor) -> set[Tensor]:
     """
     leaves = set()
     seen = set()
+    # A list in place of recursion: a graph may be deeper than Python's stack allows.
     waiting = [loss.grad_fn]
     while waiting:
         node: Any = waiting.pop()

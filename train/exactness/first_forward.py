@@ -88,6 +88,8 @@ def _check_sets(learner: Learner, sets: Datasets) -> None:
         for name, rows in rows_of_sets.items():
             if rows is None:
                 continue  # a stream is known as it comes
+            # One sample is enough for the model to show its outputs; the labels are looked at as
+            # columns.
             first_row = rows.fetch(np.zeros(1, dtype=np.int64))
             on_device = to_device(first_row, learner.device, learner.dtype)
             problem = check(learner.module, on_device, rows.columns)
@@ -125,6 +127,7 @@ def _raiser(learner: Learner, frames: list[FrameType]) -> str:
     """The innermost module of the model that was running, else the task."""
     names = {id(part): name for name, part in learner.module.named_modules()}
     model = type(learner.module).__name__
+    # From the inside out: the module that is nearest to the error says most.
     for frame in reversed(frames):
         part = frame.f_locals.get("self")
         if isinstance(part, nn.Module) and id(part) in names:
@@ -143,6 +146,7 @@ def _location(frames: list[tuple[FrameType, int]]) -> str:
             file = name
             line = line_number
             break
+    # Relative where that is shorter to read; a path that leads out of the folder is given whole.
     relative = os.path.relpath(file)
     return f"{file if relative.startswith('..') else relative}:{line}"
 

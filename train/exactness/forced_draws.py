@@ -41,6 +41,8 @@ class _ForcedTorchDraws(TorchDispatchMode):
         args: tuple[Any, ...] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
+        # Drawn first, then overwritten: shape, type and device are then those of torch, and the
+        # generators move as ever.
         drawn = func(*args, **(kwargs or {}))
         name = func.overloadpacket.__name__
         if name in UNIFORM:
@@ -59,6 +61,7 @@ class _ForcedTorchDraws(TorchDispatchMode):
         high = 1.0
         if name == "uniform_" and len(args) > 2:
             low, high = args[1:3]
+        # A uniform draw never gives its upper end: code may divide by 1 - u.
         largest_below_high = high - (high - low) * torch.finfo(drawn.dtype).eps
         drawn.fill_(largest_below_high if self.high else low)
 
@@ -78,6 +81,7 @@ class _ForcedTorchDraws(TorchDispatchMode):
         output, mask = drawn
         mask.fill_(self.high)
         if self.high:
+            # All kept, and scaled as dropout scales what it keeps.
             output.copy_(inputs / (1 - probability))
         else:
             output.zero_()
@@ -90,11 +94,13 @@ def forced_draws(high: bool) -> Iterator[None]:
     Leaves the generators moved.
     """
     word = HIGHEST_WORD if high else LOWEST_WORD
+    # A number of 53 bits takes two words, so FORCED_WORDS are 16 of them.
     random_words = random.getstate()[1][FORCED_WORDS:-1]
     # The last number of Python's state is the position in its words: 0, at the forced ones.
     random.setstate((3, (word,) * FORCED_WORDS + random_words + (0,), None))
     keys = np.random.get_state(legacy=False)["state"]["key"].copy()
     keys[:FORCED_WORDS] = word
+    # Position 0 again, and no second normal number kept from the last draw.
     np.random.set_state(("MT19937", keys, 0, 0, 0.0))
     with _ForcedTorchDraws(high):
         yield

@@ -28,6 +28,7 @@ def held_tensors(module: nn.Module, task: object) -> dict[str, Tensor]:
     for name, part in module.named_modules():
         path = f"the model.{name}" if name else "the model"
         tensors |= dict(_tensors_in(part, path, 0, seen, MAX_OBJECTS))
+    # A limit of its own: a large model must not keep the task from being looked into.
     limit = len(seen) + MAX_OBJECTS
     tensors |= dict(_tensors_in(task, type(task).__name__, 0, seen, limit))
     return tensors
@@ -59,6 +60,7 @@ def _members_of(thing: Any) -> Members:
     if isinstance(thing, nn.Module):
         for name in _OF_EVERY_MODULE:
             attributes.pop(name, None)
+        # nn.Module keeps these three beside its attributes: a reader writes model.layer.weight.
         attributes |= {**thing._parameters, **thing._buffers, **thing._modules}
     elif not isinstance(thing, type):
         # Class attributes, which all objects of the class share; the object's own win.

@@ -51,6 +51,7 @@ class _HiddenState:
 
     def capture_classes_of(self, holder: object) -> None:
         """Attributes of its classes, and the globals of the files that define them."""
+        # Base classes, too: a counter of a base class is shared by all that inherit from it.
         for kind in type(holder).__mro__:
             if _is_users_code(kind):
                 name = f"class {kind.__module__}.{kind.__qualname__}"
@@ -68,10 +69,12 @@ class _HiddenState:
     def _capture_namespace(
         self, key: Any, name: str, values: Mapping[str, Any], put: Callable[[str, Any], object]
     ) -> None:
+        # By the class itself, not by its name: two classes of one name each keep a counter.
         if key in self._seen:
             return
         self._seen.add(key)
         for attribute, value in list(values.items()):
+            # Data alone: functions and classes are the code of a run, which no step changes.
             if not attribute.startswith("__") and isinstance(value, CAPTURED):
                 self._capture(f"{name}.{attribute}", value, partial(put, attribute))
 
@@ -96,5 +99,6 @@ class _HiddenState:
                 self._capture(f"{function.__name__}: {name}", value, put)
 
     def _capture(self, name: str, value: Any, put: Callable[[Any], object]) -> None:
+        # The binding first, then what the value holds: a forward may have assigned another object.
         self.state.on_restore(partial(put, value))
         capture_value(self.state, value, name, 0)

@@ -73,6 +73,8 @@ def refuses_lone_samples(
     has_batch_norm = bool(active_batch_norms(learner.module))
     if not has_batch_norm or learner.parallel.is_sharded:
         return lambda other: False
+    # Once, now: memory may be short when the function is asked, and another forward pass would not
+    # fit.
     if not _raises_on_one_sample(learner, batch):
         return lambda other: False
 
@@ -133,6 +135,7 @@ def _step_kinds_in_stages(batch: Staircase, total_steps: int) -> list[StepKind]:
             kind = StepKind(
                 first_step=step, samples=samples, is_tail=samples < stage.effective, batch=stage
             )
+            # One of each kind, the first: the message names the step at which the run would end.
             kinds.setdefault((samples, stage.effective), kind)
         step += count
         samples_seen += count * samples
@@ -175,10 +178,12 @@ def _advice(plan: RunPlan, kinds: Sequence[StepKind], kind: StepKind) -> str:
 def _other_cut(batch: BatchPlan, kinds: Sequence[StepKind]) -> BatchPlan | None:
     """The next larger micro-batch, else the next smaller one, that leaves no lone sample."""
     share = -(-batch.effective // batch.world_size)
+    # Larger first: fewer micro-steps take less time.
     larger = range(batch.micro + 1, share + 1)
     smaller = range(batch.micro - 1, 1, -1)
     for micro in (*larger, *smaller):
         steps = -(-share // micro)
+        # Spread evenly over so many steps, as the plan does: the micro-batch may come out smaller.
         cut = replace(batch, accumulation_steps=steps, micro=-(-share // steps))
         if not any(has_lone_sample(cut, kind.samples) for kind in kinds):
             return cut

@@ -104,6 +104,7 @@ def _check_values(
 
 def _check_weights_add_up(term: Term, trial: Trial) -> Findings:
     difference = _difference_from_sum(term.weight, term.weights_of_parts)
+    # As many as the weight may be a sum of: tokens where a column holds tokens, else samples.
     addends = max(column.numel() for column in trial.full_batch.values())
     if difference > WEIGHT_ROUNDING * math.sqrt(addends):
         sum_of_parts = " + ".join(f"{weight:g}" for weight in term.weights_of_parts)
@@ -123,6 +124,7 @@ def _check_losses_add_up(
         return Findings()  # other random numbers for each part: the check in training mode tells
     if difference <= tolerance:
         return Findings(error=difference)
+    # Asked first: a mean is a mistake that nobody can have meant, and has a sentence of its own.
     if difference > MEAN_DIFFERS_BY and _is_mean(term, tolerance):
         mistake = (
             f"loss_sum ({term.name}) returns a mean, {term.loss:.4g}, where a sum is needed: "
@@ -160,4 +162,6 @@ def _difference_from_sum(number: float, addends: Sequence[float]) -> float:
     difference = abs(number - sum(addends))
     if not difference:
         return 0.0
+    # Relative to the addends: losses of both signs may add up to nearly nothing, where all is
+    # rounding.
     return difference / max(abs(number), sum(map(abs, addends)))

@@ -35,6 +35,7 @@ def preflight(learner: Learner, sets: Datasets, plan: RunPlan, config: Config) -
     Raises what check_first_forward, check_lone_samples and check_recomputation do, TaskError where
     loss and weight do not fit together, NotExact where batch.exact=required cannot be kept.
     """
+    # Captured once around all checks: each of them calls model and task, which may count or cache.
     state = capture(learner.module, learner.task)
     try:
         return _check(learner, sets, plan, config)
@@ -75,6 +76,8 @@ def check_weight_columns(task: Task, columns: Sequence[str], trial: Batch) -> No
     """Raises TaskError where the task counts its weights from other columns than it says."""
     declared = f"{type(task).__name__}.weight_columns = {tuple(columns)}"
     advice = "Name all the columns that loss_weight reads, or leave weight_columns out"
+    # The run will give loss_weight these columns alone, before the samples are read: so it is tried
+    # with them alone.
     only_these: Batch = {}
     for name, column in trial.items():
         if name == "sample_id" or name in columns:

@@ -43,6 +43,7 @@ def _check(learner: Learner, batch: Batch) -> None:
         drawn = _drawn_in_backward(learner, batch)
         if not drawn:
             return
+        # A second forward pass, only for the message: hooks at each module cost time.
         with _drawing_modules(module) as modules:
             loss_sums(learner, batch)
     where = f" ({', '.join(modules)})" if modules else ""
@@ -64,6 +65,7 @@ def _drawn_in_backward(learner: Learner, batch: Batch) -> list[str]:
     if not _not_restored(after_forward.moved_since(start)) or not loss.requires_grad:
         return []
     try:
+        # Not backward(): nothing is to be left in .grad, and no hook of DDP to fire.
         torch.autograd.grad(loss, list(learner.parameters), allow_unused=True)
     except RuntimeError as error:
         if "use_reentrant" not in str(error):

@@ -58,6 +58,7 @@ def plain_forward(module: nn.Module) -> Iterator[None]:
         if name in attributes:
             saved[name] = attributes[name]
     attributes["forward"] = attributes.get("_original_forward", module.forward)
+    # None on the instance: nn.Module.__call__ then takes the plain way, whatever was compiled.
     attributes["_compiled_call_impl"] = None
     try:
         yield
@@ -78,6 +79,8 @@ def widest_forward(learner: Learner, batch: Batch) -> Iterator[str]:
     error = ""
     has_autocast = "_original_forward" in vars(module)
     if has_autocast:
+        # One sample in eval mode: the question is whether the types fit, and BatchNorm would refuse
+        # it in training.
         one_sample = {name: column[:1] for name, column in batch.items()}
         with preserve_state(module, learner.device), torch.no_grad(), plain_forward(module):
             module.eval()

@@ -65,6 +65,7 @@ def rounding_explains(
 
 @contextmanager
 def _rounded_weights(trial: Trial, eps: float) -> Iterator[None]:
+    # The shards of this rank under FSDP2: a DTensor is written to by its local part.
     parameters = [local(p) for p in trial.learner.parameters]
     saved = [p.detach().clone() for p in parameters]
     round_once = rounded_once_more(eps)
@@ -76,6 +77,7 @@ def _rounded_weights(trial: Trial, eps: float) -> Iterator[None]:
     finally:
         with torch.no_grad():
             for p, value in zip(parameters, saved, strict=True):
+                # Copied back, not rounded back: the second rounding would not undo the first.
                 p.copy_(value)
 
 
@@ -86,6 +88,8 @@ def rounded_once_more(eps: float, seed: int = 0) -> Callable[[Tensor], Tensor]:
     def rounded(value: Tensor) -> Tensor:
         if not value.is_floating_point() and not value.is_complex():
             return value.clone()
+        # Drawn on the CPU by a generator of its own: the same on every device, and no draw of the
+        # run moves.
         signs: Any = torch.rand(value.shape, generator=generator).round() * 2 - 1
         return (value * (1 + eps * signs.to(value.device))).to(value.dtype)
 

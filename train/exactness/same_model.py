@@ -89,6 +89,7 @@ def _norms(learner: Learner, batch: Batch) -> list[float]:
         torch.enable_grad(),
         drawn_from(DATA_SEED),
     ):
+        # Eval mode and the same seed on all ranks: masks and statistics are not what is compared.
         module.eval()
         loss, *gradient = loss_and_gradient(learner, batch)
     return [abs(float(loss)), *learner.parallel.norms(gradient).tolist()]

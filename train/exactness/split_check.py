@@ -78,6 +78,8 @@ class SplitCheck:
 
     def results(self, terms: Sequence[str]) -> Iterator[SplitResult]:
         """In 1, 2, 3, half a share's and the run's own number of micro-batches on each rank."""
+        # The reference first: where memory is short it makes the step smaller, for all splits
+        # alike.
         reference = self.unsplit(terms)
         largest_share = -(-self.size // self.plan.world_size)
         most = max(1, largest_share // 2)
@@ -137,6 +139,8 @@ class SplitCheck:
                 gradient = self._unsplit(terms)
             # All ranks agree: the other splits need all of them.
             if self.ranks.sum([gradient is None])[0]:
+                # Blocks of the failed try have its sizes: the smaller one would not fit between
+                # them.
                 if torch.cuda.is_available():
                     torch.cuda.empty_cache()
                 return None

@@ -72,6 +72,7 @@ def _check_parts(trial: Trial, full: Outcome, tolerance: float) -> Findings:
 
 def _check_repeated(trial: Trial, full: Outcome, tolerance: float) -> Findings:
     """The same samples with other random numbers, and from the same state."""
+    # A model's own generator moves in the state alone: the global ones know nothing of it.
     own_generators = generators_of(full.state.changed_since(trial.start, tolerance))
     drawn = [*full.drawn, *own_generators]
     # The full batch was run with seed 1. Without draws one repetition is enough.
@@ -105,6 +106,8 @@ def _first_difference(
 ) -> float | None:
     """The first one above the tolerance, with one seed after the other."""
     for seed in seeds:
+        # advance: a generator of the model's own starts elsewhere, else it would draw the same
+        # again.
         repeated = trial.run(trial.all_at_once(), seed, advance=True)
         difference = trial.difference(repeated, full)
         if exceeds(difference, tolerance):
@@ -114,6 +117,7 @@ def _first_difference(
 
 def _forced_draws_change_it(trial: Trial, full: Outcome, tolerance: float) -> bool:
     """Whether rare choices change anything when they are made certain."""
+    # Both ends: a rare choice may lie at either.
     for high in (False, True):
         forced = trial.run(trial.all_at_once(), 1, forced=high)
         if exceeds(trial.difference(forced, full), tolerance):
@@ -226,6 +230,7 @@ def _effect_of_state(
     """Why the run is not exact, where the state changes gradient or evaluation; else empty."""
     cause = f"the forward changes {what}, and what it becomes depends on how a batch is cut"
     # If so, does anything that matters depend on the state? First the gradient, then an evaluation.
+    # The full batch both times: only the state before it differs.
     first = trial.run(trial.all_at_once(), 1, after_full)
     second = trial.run(trial.all_at_once(), 1, after_parts)
     difference = trial.difference(second, first)
@@ -267,6 +272,7 @@ def _unread_state(trial: Trial, names: Sequence[str], tolerance: float) -> Findi
 
 def _state_after_updates(trial: Trial, parts: Sequence[BatchPart]) -> State:
     trial.start.restore()
+    # Another seed for each update, the same ones for both cuts: draws are known to change nothing.
     for update in range(UPDATES):
         outcome = trial.run_on(parts, update)
     return outcome.state

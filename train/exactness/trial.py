@@ -95,10 +95,13 @@ class Trial:
             shortest_first = self.padding.lengths(self.full_batch).argsort(stable=True)
             yield self._cut(shortest_first, [1, count - 1])
         if count > 2:
+            # Every third sample: pairs, and groups of four, are torn apart.
             every_third = torch.cat([order[first::3] for first in range(3)])
             smaller = count * 3 // 8 if count > 3 else 1
             yield self._cut(every_third, [smaller, count - smaller])
             third = (count - 1) // 3
+            # Backwards, beginning with the last sample alone: a first or last one may be special to
+            # the model.
             yield self._cut(order.flip(0), [1, third, count - 1 - third])
         yield self.one_by_one()
 
@@ -173,12 +176,16 @@ class Trial:
                 total = tuple(a + b for a, b in zip(total, result, strict=True))
             else:
                 total = tuple(result)
+            # Norms of each part, since parts may cancel: rounding is relative to what was added up,
+            # not to the sum.
             norms = self._norms_of(result)
             loss_scale += norms.loss
             gradient_scale += norms.gradient
         return Outcome(
             total=total,
             scale=Norms(loss_scale, gradient_scale),
+            # After the last part: what one micro-batch leaves behind is what the next one begins
+            # with.
             state=capture(self.learner.module, self.learner.task),
             drawn=tuple(drawn),
         )
@@ -245,6 +252,8 @@ class Trial:
             entered.append(generators.states())
 
         def leave(*_: object) -> None:
+            # Put back, so that these draws move nothing: what has moved in the end was drawn by
+            # others.
             generators.restore(entered.pop())
 
         def leave_model(*_: object) -> None:

@@ -43,6 +43,7 @@ class CompleteStep:
         self._frozen = _Frozen([p for p in learner.module.parameters() if not p.requires_grad])
         if _can_be_put_back(learner.module):
             self._saved_buffers = [buffer.detach().clone() for buffer in self._buffers]
+        # A hook of the optimizer itself: the last moment at which nothing is written yet.
         learner.optimizer.register_step_pre_hook(self._begin_update)
 
     def around(self, compute_gradient: ComputeGradient) -> ComputeGradient:
@@ -50,6 +51,8 @@ class CompleteStep:
 
         def marked(learner: Learner, window: Window) -> Tensor:
             self._begin_gradient(window)
+            # Windows still come as they were planned: they are read ahead, some of them before
+            # memory ran out.
             if self.max_micro is not None:
                 window = window.recut(self.max_micro)
             while True:
@@ -71,9 +74,12 @@ class CompleteStep:
 
     def put_back(self) -> int | None:
         """Brings this rank back to the state of `step`, and returns it; None where it cannot."""
+        # Only a gradient that has begun, and not yet become an update, has moved buffers of the
+        # state of `step`.
         is_in_gradient = self.step is not None and self._computing == self.step + 1
         if self._saved_buffers is None or not is_in_gradient:
             return self.step
+        # Frozen parameters are not copied: that one has moved is seen, and cannot be undone.
         if self._frozen.have_moved:
             return None
         buffers = list(self._learner.module.buffers())
@@ -119,6 +125,7 @@ class _Frozen:
         """Called when a gradient begins."""
         is_first = self._checks == 0
         versions = self._current_versions()
+        # From one gradient to the next: whatever moved it, in a forward pass or after the update.
         if not is_first and versions != self._versions:
             self._has_moved = True
         self._versions = versions

@@ -24,6 +24,8 @@ def divided(compute_gradient: ComputeGradient) -> ComputeGradient:
         losses = compute_gradient(learner, window)
         assert isinstance(window.weights, LateWeights)
         # Until here losses were divided by a power of two that is near to the weight.
+        # One more message, after the reduction: a rank that failed before it would send its
+        # messages in another order than the others, and leave them waiting.
         factor = window.weights.settle()
         gradients = [p.grad for p in learner.parameters if p.grad is not None]
         torch._foreach_mul_(gradients, factor)

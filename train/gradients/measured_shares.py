@@ -84,6 +84,8 @@ def part(
         )
     batch = config.batch
     if plan.shrunk is not None:
+        # An earlier start ran out of memory: the new shares, too, are to be cut into the size that
+        # fitted.
         batch = replace(batch, micro=plan.batch.micro)
 
     def on_change() -> None:
@@ -134,6 +136,8 @@ class MeasuredShares:
             # have to change at the same one.
             last_equal_step = self._last_timed_step + 1
             k = self._first_step
+            # The position is counted here, not asked of the iterator: that reads ahead of the
+            # training.
             for share in equal:
                 yield share
                 position = _after(position, share)
@@ -167,6 +171,7 @@ class MeasuredShares:
     def _agree(self) -> None:
         """All ranks come here in the same step. One that had no samples counts as the slowest."""
         ranks = self._ranks
+        # One place for each rank: the sum over the ranks then holds the time of each.
         own = [0.0] * ranks.world_size
         if self._seconds_per_sample:
             # The median: one slow step, by another process or a page fault, decides nothing.
@@ -178,6 +183,7 @@ class MeasuredShares:
         slowest = max(measured_seconds)
         fastest = min(measured_seconds)
         seconds = [each or slowest for each in seconds]
+        # At least 1: a weight that is rounded to 0 would leave a rank without samples for good.
         self._weights = [max(1, round(LARGEST_WEIGHT * fastest / each)) for each in seconds]
         self._on_change()
         times = " and ".join(f"{1000 * each:.3g}" for each in seconds)
@@ -191,6 +197,7 @@ class MeasuredShares:
         return {"weights": self._weights}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        # Shares of another number of ranks say nothing about these.
         weights = state["weights"]
         if weights is not None and len(weights) == self._ranks.world_size:
             self._weights = list(weights)
@@ -208,6 +215,7 @@ def _timed(compute_gradient: ComputeGradient, learner: Learner, window: Window) 
     def on_gradient(_: Tensor) -> None:
         nonlocal last_seconds
         if is_cuda:
+            # Recorded again at each gradient: the last record stands.
             last_gradient.record()
         last_seconds = time.perf_counter()
 

@@ -53,6 +53,8 @@ def check_gradients(
         losses = compute_gradient(learner, window)
         if window.k % EVERY_STEPS == 0 or first_steps_left:
             first_steps_left = max(0, first_steps_left - 1)
+            # Weights, too: a gradient that was changed on one rank between two looks leaves equal
+            # gradients behind, and weights that differ.
             tensors = _weights(learner) | _gradients(learner)
             _check_agreement(tensors, f"step {window.k}", "no update was made", ranks)
         return losses
@@ -81,6 +83,7 @@ def check_before_save(
 
     def checked(step: int, **options: object) -> None:
         ranks.together(lambda: _check_complete(learner, ranks))
+        # Before the save, which writes rank 0's: where ranks differ nobody knows whose are right.
         if not learner.parallel.is_sharded:
             _check_agreement(_weights(learner), f"after step {step}", "nothing was saved", ranks)
         save(step, **options)
@@ -156,6 +159,7 @@ def _joined(tensors: Iterable[Tensor], piece: int) -> Iterator[Tensor]:
 
 def _words(tensor: Tensor) -> Tensor:
     """Its bits, as integers of 16 or 32 bits: flat."""
+    # A type of 8 bytes is two words of 32 bits.
     return tensor.reshape(-1).view(torch.int16 if tensor.element_size() == 2 else torch.int32)
 
 
@@ -170,5 +174,6 @@ def _checksums(pieces: Sequence[Tensor]) -> list[int]:
     # splitmix64's increment and the first round of its mixing, made odd.
     factors = torch.arange(1, longest + 1, device=pieces[0].device) * -0x61C8864680B583EB
     factors = (factors ^ (factors >> 30)) * -0x40A7B892E31B1A47 | 1
+    # Overflow wraps around, on every device alike: that is the modulo.
     sums = [piece.long().mul_(factors[: len(piece)]).sum() for piece in pieces]
     return torch.stack(sums).tolist()

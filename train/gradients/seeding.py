@@ -15,6 +15,8 @@ def seeded(
     rank_seed = seed_of_rank(seed, rank)
 
     def compute_seeded(learner: Learner, window: Window) -> Tensor:
+        # Here, inside of all parts: a part that computes a gradient a second time, such as a retry,
+        # gets the same draws without knowing of them.
         generators.seed(seed_of_step(rank_seed, window.k))
         return compute_gradient(learner, window)
 

@@ -81,6 +81,7 @@ class Shrink:
         can_retry = is_common and not self._learner.parallel.is_sharded
         if not can_retry or self._complete_step.put_back() is None:
             self._complete_step.max_micro_of_next_start = micro
+            # On this rank, whichever it is: the others may have fitted, and know nothing of it.
             self._remember(micro, window.k)
             return None
         self._begin_again(micro, window.k, error)
@@ -90,10 +91,14 @@ class Shrink:
         """Half the present size, or else the next smaller or larger one that the model takes."""
         batch = self._plan.batch
         largest_share = max(batch.at(window.seen).shares(window.samples))
+        # Where a rank has fewer samples in a step than fit in a micro-batch, half of the
+        # micro-batch might be the same size again.
         present = min(self._complete_step.max_micro or batch.micro, largest_share)
         half = (present + 1) // 2
         for micro in (*range(half, 0, -1), *range(half + 1, present)):
             cut = batch.recut(micro)
+            # recut spreads the samples evenly, so its micro-batches may be smaller than what was
+            # asked for.
             if cut.micro < present and not self._refuses(cut):
                 return cut.micro
         return None
@@ -107,8 +112,11 @@ class Shrink:
 
     def _begin_again(self, micro: int, step: int, error: Exception) -> None:
         learner = self._learner
+        # What the failed try has added up: left there, it would count twice.
         learner.optimizer.zero_grad(set_to_none=learner.parallel.frees_gradients)
         self._complete_step.max_micro = micro
+        # The feed has announced the step in its old size, and may have begun to copy the next
+        # micro-batch.
         learner.feed.shrink(micro)
         learner.parallel.reduce_late(STEPS_TO_PROVE)
         if self._ranks.is_main:

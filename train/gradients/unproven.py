@@ -28,6 +28,7 @@ def part(config: Config, plan: RunPlan) -> Part:
             # A start's first steps are looked after by Shrink itself.
             if largest is not None and micro > largest:
                 learner.parallel.reduce_late(STEPS_TO_PROVE)
+            # The largest so far, not the last: a size that was there before has shown that it fits.
             largest = max(micro, largest or 0)
             return compute_gradient(learner, window)
 

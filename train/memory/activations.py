@@ -84,6 +84,8 @@ class SavedBytes:
         except (NotImplementedError, RuntimeError):  # a sparse tensor has several storages
             self.saw_all = False
             return _Saved(tensor, None, 0, 0)
+        # By the address of the storage: views, and tensors that several operations save, are one
+        # piece of memory.
         address = storage.data_ptr()
         if address in self._excluded:
             return _Saved(tensor, None, 0, 0)
@@ -159,6 +161,7 @@ class _ExcludedMicroBatches:
 
 def can_be_counted(learner: Learner, batch: Batch) -> bool:
     """Whether the hooks see everything that is saved, tried on this batch; changes nothing."""
+    # A compiled graph saves what it likes, by ways that no hook of ours is asked about.
     if learner.module._compiled_call_impl is not None:
         return False
     counter = SavedBytes(learner.module)
@@ -180,6 +183,8 @@ def can_be_counted(learner: Learner, batch: Batch) -> bool:
         ):
             on_device = to_device(batch, learner.device, learner.dtype)
             losses = by_term(learner.task.loss_sum(learner.module, on_device))
+            # The backward pass, too: reentrant checkpointing refuses autograd.grad, so it raises
+            # here, and nothing is counted.
             torch.autograd.grad(list(losses.values()), learner.parameters, allow_unused=True)
     except Exception:  # whatever a model does that cannot be counted: it may still be trained
         return False

@@ -74,13 +74,17 @@ def choose_micro_batch(
             "one that runs out of memory alone would leave the others waiting. Set a number, such "
             "as: batch.micro=8"
         )
+    # Steps are taken on the run's own model and optimizer: a copy of both would take the memory
+    # that is to be measured.
     with restored_afterwards(learner), _frozen_heap():
         result = _Search(prepared, learner, tried, loaded, ranks).result()
     config = loaded.config
     with_number = replace(config, batch=replace(config.batch, micro=result.chosen))
     plan = prepared.plan
     batch = plan_batch(with_number, plan.loop, plan.batch.world_size, plan.batch.dataset_size)
+    # Into the plan, and so into plan.json: a reader sees what was tried, and how fast it was.
     prepared = replace(prepared, plan=replace(plan, batch=batch, micro_search=asdict(result)))
+    # A run that has shrunk before keeps the smaller size: it is what has fitted in a real step.
     prepared = as_shrunk(prepared, config, ranks)
     # The preflight had another micro-batch: the tail of an epoch may now leave one sample alone.
     ranks.together(lambda: check_lone_samples(learner, tried.trial, prepared.plan, config))
@@ -109,6 +113,7 @@ def _with_prediction(
 ) -> Prepared:
     """With the predicted peak, where this model was traced before and a peak will be measured."""
     target = learner.device.type
+    # A prediction is stored only to be compared: on a CPU no peak is measured but in a smoke run.
     is_measured = target == "cuda" or (target == "cpu" and "--smoke" in loaded.flags)
     # The trace is of a model that is not sharded.
     if not is_measured or learner.parallel.is_sharded:
@@ -148,6 +153,7 @@ class _Search:
         self.probe = ranks.together(lambda: self._make_probe(tried, plan.world_size))
 
         self.sizes = candidates(self.share)
+        # Asked before the search, in which BatchNorm's error would end the run.
         if not self._agreed(self.probe.takes_one_sample):
             # Without those that leave a micro-batch of one sample anywhere in the step.
             several = [size for size in self.sizes if self.share // -(-self.share // size) > 1]
@@ -190,6 +196,8 @@ class _Search:
         )
 
     def _searched(self) -> MicroSearch:
+        # Traced by rank 0 alone: a trace takes a process and seconds, and all ranks need the same
+        # guess, to ask the same questions.
         guess = self.ranks.from_main(self._predicted)
         fitting = all_fitting(self.sizes, self._fits, guess)
         if not fitting:
@@ -222,11 +230,14 @@ class _Search:
 
     def _agreed(self, fits: Callable[[], bool]) -> bool:
         """Whether it holds on all ranks."""
+        # Two messages: an error other than out of memory is raised on all ranks, and a full one
+        # makes all say no.
         fits_here = self.ranks.together(fits)
         return self.ranks.sum([not fits_here])[0] == 0
 
     def _samples_per_second(self, size: int) -> float:
         seconds = self.ranks.together(lambda: self.probe.seconds(size, self._steps(size)))
+        # The slowest rank counts, since the others wait for it in the reduction.
         return self.largest_share / max(self.ranks.gather(seconds))
 
     def _steps(self, size: int) -> int:

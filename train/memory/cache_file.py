@@ -19,6 +19,7 @@ MAX_ENTRIES = 200
 
 def cache_key(facts: Mapping[str, Any]) -> str:
     """A hash of everything that the cached value depends on."""
+    # Sorted, so that the order in which facts were gathered makes no other key.
     text = json.dumps(facts, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 

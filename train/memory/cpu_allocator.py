@@ -25,10 +25,12 @@ class AllocatedPeak:
         self._profiler.stop()
         inner: Any = self._profiler.profiler
         events = [event for event in inner.kineto_results.events() if event.name() == MEMORY]
+        # In the order of time: only so is the running sum what was in use.
         events.sort(key=lambda event: event.start_ns())
         in_use = 0
         peak = 0
         for event in events:
+            # Negative where memory was freed.
             in_use += event.nbytes()
             peak = max(peak, in_use)
         return peak

@@ -45,6 +45,7 @@ def fake_mode() -> Iterator[None]:
 def _apply_to(parameter: nn.Parameter, function: Callable[[Tensor], Tensor]) -> nn.Parameter:
     with torch.no_grad():
         changed = function(parameter)
+    # The same object where nothing changes: whatever holds on to it still has the model's.
     if changed is parameter:
         return parameter
     return nn.Parameter(changed, parameter.requires_grad)

@@ -103,6 +103,8 @@ class _Fits:
     def table(self) -> Table:
         by_variant = {name: self._of_variant(name) for name in self.trace.peaks}
         configured = by_variant.pop(AS_CONFIGURED, [])
+        # Doublings alone: a share of thousands of samples has dozens of sizes, more than a table
+        # can show.
         shown = set(doublings(candidates(self.share)))
         best = _largest(configured)
         others = {}
@@ -172,6 +174,7 @@ def _largest(fits: Sequence[Fit]) -> Fit | None:
 
 def recommended(tables: Sequence[Table]) -> Fit | None:
     """The largest micro-batch that fits on the fewest ranks, with the cheapest change if any."""
+    # By change first: as configured on more ranks comes before a changed memory on fewer.
     for name in CHEAPEST_FIRST:
         for table in tables:
             fit = _largest(table.rows) if name == AS_CONFIGURED else table.others.get(name)
@@ -184,8 +187,10 @@ def launch_command(fit: Fit, loaded: Loaded, loop: str, plan: BatchPlan) -> str:
     """The command that runs the config as `fit` says."""
     settings = dict(_settings(fit, loaded, plan))
     words = [str(loaded.path)]
+    # An override of the user's that is settled below would stand there twice.
     words += [word for word in loaded.overrides if word.partition("=")[0] not in settings]
     words += [f"{key}={value}" for key, value in settings.items()]
+    # train.standard takes one micro-batch for each step: the loop follows from what fits.
     if fit.accumulation_steps > 1:
         loop = "accumulate"
     return f"NPROC={fit.world_size} {LAUNCH} {loop} {shlex.join(words)}"

@@ -127,10 +127,13 @@ def trace_in_subprocess(
             process = subprocess.run(
                 command, env=environment, capture_output=True, text=True, timeout=TIMEOUT_SECONDS
             )
+            # The last line of a stack trace names the error.
             errors = process.stderr.strip().splitlines()
             reason = errors[-1] if errors else f"it ended with code {process.returncode}"
         except subprocess.TimeoutExpired:
             reason = f"it took more than {TIMEOUT_SECONDS} seconds"
+        # The file, not the exit code: a process may have written its result, and then ended by a
+        # fault.
         if file.is_file():
             return MemoryTrace.from_dict(json.loads(file.read_text()))
     return MemoryTrace(target=target, sample_bytes=0, failures={AS_CONFIGURED: reason[:300]})
@@ -164,6 +167,7 @@ def _key(config: Config, target: str) -> str:
         config.model,
         config.task,
         config.optimizer,
+        # What may be used decides what fits, not how much a step takes.
         replace(config.memory, limit_gib=None),
         config.ema,
     )

@@ -107,6 +107,7 @@ def _table_lines(table: Table) -> Iterator[str]:
 
 def _rows(table: Table) -> Iterator[str]:
     """The table itself, all figures in one unit."""
+    # One unit, so that a column can be compared by eye.
     unit = "MiB"
     unit_bytes = MIB
     if any(fit.peak >= GIB for fit in table.rows):

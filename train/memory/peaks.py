@@ -46,6 +46,7 @@ def part(
     memory = Memory(learner.module, learner.optimizer, row_due, allocator, prediction)
     # Under FSDP2 autograd also saves the gathered weights: they would count as activations.
     if learner.device.type == "cpu" and not learner.parallel.is_sharded:
+        # Two, not one, which BatchNorm in train mode refuses.
         two_samples = {name: column[:2] for name, column in samples.items()}
         memory.counts_activations = can_be_counted(learner, two_samples)
     apart.add(memory.apart)
@@ -112,6 +113,7 @@ class Memory:
         self._allocated_before = 0.0  # GiB, when the gradient began
         # GiB by metric of what stays in memory, once the optimizer has its state.
         self._persistent: dict[str, float] = {}
+        # What was there before the run counts in no row.
         self.take()
 
     def gradient(self, compute_gradient: ComputeGradient) -> ComputeGradient:
@@ -145,6 +147,8 @@ class Memory:
                 return gradient(learner, window)
             finally:
                 self.mark(metric_names.FORWARD_BACKWARD_PEAK)
+                # For this update alone: in a step without a row nobody reads the peak, and marking
+                # resets it.
                 self._update_hook = self._optimizer.register_step_post_hook(self._on_update)
 
         return measured
@@ -205,6 +209,7 @@ class Memory:
         if self._allocator is None:
             return self._take_on_cpu(peaks)
         phases = (metric_names.FORWARD_BACKWARD_PEAK, metric_names.OPTIMIZER_PEAK)
+        # Both phases: a step that was skipped has no update, and its peak is none of a full step.
         if self._plan is not None and all(phase in peaks for phase in phases):
             self._plan.measured(max(peaks[phase] for phase in phases) * GIB)
         retries = {metric_names.ALLOCATOR_RETRIES: self._allocator.retries()}

@@ -51,6 +51,7 @@ class PlanCheck:
 
     def measured(self, peak: float) -> None:
         if self._error is None and self._is_full_step:
+            # Positive where too much was predicted.
             self._error = self._predicted / peak - 1
 
     def error(self) -> dict[str, float]:

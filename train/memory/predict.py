@@ -88,6 +88,7 @@ def find_peaks(
     `sizes` is traced. The smallest size is traced in any case: a step of one sample often consists
     of other operations.
     """
+    # The largest as the check, since a line that is wrong shows most where it ends.
     traced = {size: record(size) for size in {min(sizes), max(sizes), *FITTED}}
     fitted = _fitted(traced, traced[max(sizes)])
     if not fitted:
@@ -122,6 +123,7 @@ def _fitted(
 
 def fit(first: RecordedStep, second: RecordedStep) -> Peaks:
     """Raises OtherOperations."""
+    # Compared by name and order: live bytes of two operations that are not the same make no line.
     if list(first.operations) != list(second.operations):
         raise OtherOperations(
             f"a step of {first.samples} samples has {len(first.operations)} operations, one of "
@@ -160,5 +162,6 @@ def _upper_envelope(fixed: Array, slope: Array) -> list[int]:
         steeper_by = np.where(is_steeper, slope - slope[best], 1.0)
         distance = np.where(is_steeper, gap / steeper_by, np.inf)
         following = int(np.lexsort((-slope, distance))[0])
+        # Never backwards, which rounding could make of a crossing that is right here.
         m += max(0.0, float(distance[following]))
         best = following

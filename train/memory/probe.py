@@ -58,6 +58,8 @@ class Probe:
         if self.world_size > 1:
             parallel = KeepsGradients(self.learner.module, Ranks())
             for parameter in self.learner.parameters:
+                # There from the start, as DDP's buckets are: the first trial step would else find
+                # room that a run has not.
                 parameter.grad = torch.zeros_like(parameter)
         # Skipped steps and the loss scale of the run must not see the trial steps.
         scaler = torch.amp.GradScaler(
@@ -88,6 +90,7 @@ class Probe:
     def takes_one_sample(self) -> bool:
         """Whether a micro-batch of one can be trained on; BatchNorm, for one, needs two samples."""
         try:
+            # Through _fits_in_memory, which frees what a failed step leaves behind.
             self._fits_in_memory(partial(self.stepper.step, [self.batch(1)]), self.batch(1))
             return True
         except Exception:  # any error: the search then looks for a number of samples that works
@@ -117,9 +120,11 @@ class Probe:
         batches = [self.batch(samples)] * micro_steps
         seconds = []
         for _ in range(REPEATS):
+            # The update is timed apart: there is one in a step, however many micro-steps it has.
             begin, gradient_ready, end = self._timed_step(batches)
             per_micro_step = (gradient_ready - begin) / micro_steps
             seconds.append(per_micro_step * accumulation_steps + (end - gradient_ready))
+        # The fastest: whatever else the machine does only adds time.
         return min(seconds)
 
     def _timed_step(self, batches: list[Batch]) -> list[float]:
@@ -169,6 +174,7 @@ class Probe:
 
     def _fits_on_gpu(self, work: Callable[[], None]) -> bool:
         device = self.learner.device
+        # Stands in for an average that the run makes later.
         average = torch.empty(self.average, dtype=torch.uint8, device=device)
         torch.cuda.reset_peak_memory_stats(device)
         retries = _allocator_retries(device)
@@ -176,6 +182,7 @@ class Probe:
         del average
         # A retry: it fitted only after cached blocks were freed, which costs time in every step.
         was_tight = _allocator_retries(device) > retries
+        # Reserved, not allocated: what lies between the allocator's blocks is gone, too.
         return torch.cuda.max_memory_reserved(device) <= self.limit and not was_tight
 
     def _free(self) -> None:

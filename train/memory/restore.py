@@ -20,6 +20,7 @@ def restored_afterwards(learner: Learner) -> Iterator[None]:
 
     Copies of weights and optimizer state lie in the host's memory meanwhile.
     """
+    # On the host: on a GPU the copies would take the memory that the trial steps are to find.
     weights = [(p, p.detach().to("cpu", copy=True)) for p in learner.module.parameters()]
     optimizer = _OptimizerState(learner.optimizer)
     attributes = capture(learner.module, learner.task)
@@ -32,6 +33,7 @@ def restored_afterwards(learner: Learner) -> Iterator[None]:
         attributes.restore()
         with torch.no_grad():
             for parameter, copied in weights:
+                # In place: optimizer, wrappers and a task may hold on to the parameters themselves.
                 parameter.copy_(copied)
             optimizer.restore()
 
@@ -72,6 +74,7 @@ class _OptimizerState:
         self._had_found_inf = hasattr(optimizer, "found_inf")
 
     def restore(self) -> None:
+        # Cleared first: an optimizer that had no state yet has to be without one again.
         self._optimizer.state.clear()
         for parameter, values in self._state.items():
             for name, value in values.items():

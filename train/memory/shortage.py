@@ -72,6 +72,7 @@ def in_training(error: BaseException, training: Training) -> Shortage:
     phase = phase_of(error)
     # Without the name, a command line with one more override would name a new run.
     same_run = f" name={plan.name}" if step else ""
+    # In the order of what they cost the user: first what leaves the curve as it is.
     lines: list[str] = []
     if training.remembered and training.has_checkpoint:
         lines.append(
@@ -110,6 +111,8 @@ def phase_of(error: BaseException) -> str:
     """By the outermost functions of this package in the traceback; UNKNOWN on another rank."""
     if re.match(OF_OTHER_RANK, str(error)):
         return UNKNOWN
+    # From the outside in: step.py calls the model, and an evaluation reads data; the outer one says
+    # what the run was doing.
     for frame, _ in traceback.walk_tb(error.__traceback__):
         file = Path(frame.f_code.co_filename)
         if not file.is_relative_to(PACKAGE):
@@ -143,6 +146,7 @@ def _headline(error: BaseException, rank: int, where: str, device: torch.device)
     other_rank = re.match(OF_OTHER_RANK, text)
     if other_rank:
         text = text.removeprefix(other_rank[0])
+    # torch's allocator on a CPU puts its own source line in front.
     text = re.sub(r"^\[enforce fail at [^\]]*\] err == 0\. ", "", text)
     # The first sentences only: what torch adds about its allocator fills a screen.
     sentences = [sentence for sentence in text.split(". ") if sentence]
@@ -175,6 +179,7 @@ def _smaller_micro_batches(config: Config, plan: RunPlan, same_run: str) -> Iter
             yield f"batch.micro_tokens={batch.micro_tokens // 2}{same_run}   ({why})"
         return
     half = (plan.batch.micro + 1) // 2
+    # One sample already.
     if half == plan.batch.micro:
         return
     words = [f"batch.micro={half}"]

@@ -59,6 +59,7 @@ class Stepper:
         if is_wide:
             return cls(learner, terms, _compute_gradient)
         # bf16 gradients are summed in float32, in flat buckets.
+        # The run's own buckets: they are as large as the model in float32, and stay.
         buckets = FlatBuckets(learner.parameters, Ranks())
         return cls(learner, terms, buckets.around(_compute_gradient), buckets.buckets)
 
@@ -104,6 +105,8 @@ def record(
         tracer.count_as(tensors_of(learner.optimizer.state), OPTIMIZER)
         stepper = Stepper.of(learner, terms)
         tracer.count_as(stepper.buckets, GRADIENTS)
+        # Counted as they appear: made by an operation like any other, they would be taken for
+        # activations.
         hooks = [_count_gradient(parameter, tracer) for parameter in learner.parameters]
         try:
             # A first step makes the optimizer's state, which later ones find.

@@ -85,6 +85,8 @@ class LiveStorages(TorchDispatchMode):
         if self.makes_up_numbers and func is torch.ops.aten._local_scalar_dense.default:
             return _one(args[0].dtype)
         for storage in self._new_storages((args, kwargs)):
+            # Seen at the inputs first: else an output that is a view of an older tensor would count
+            # as new.
             self._watch(storage, UNCOUNTED, 0)
         outputs = func(*args, **(kwargs or {}))
         for storage in self._new_storages(outputs):
@@ -111,6 +113,7 @@ class LiveStorages(TorchDispatchMode):
 
     def _count(self, storage: Any, kind: str) -> None:
         size = math.ceil(storage.nbytes() / self._block) * self._block
+        # Before it is counted: this storage is freed on the way out, and nothing watches it.
         if self._limit is not None and self._total + size > self._limit:
             raise torch.OutOfMemoryError(
                 f"out of memory: {size:,} bytes more than the {self._total:,} that are held would "
@@ -124,6 +127,7 @@ class LiveStorages(TorchDispatchMode):
     def _watch(self, storage: Any, kind: str, size: int) -> None:
         key = storage._cdata
         self._kinds[key] = (kind, size)
+        # A weak reference, so that the count follows torch's own lifetimes and prolongs none.
         self._references[key] = weakref.ref(storage, partial(self._freed, key))
 
     def _freed(self, key: int, _: object) -> None:

@@ -99,6 +99,8 @@ def _noise(change: Change) -> Factors:
     above it. For SGD it is AdaScale's gain (Johnson et al., 2020, 2007.05105).
     """
     assert change.noise_scale is not None  # The config's checks ask for it.
+    # The best rate at a batch B goes as 1 / (1 + noise_scale / B). This is the ratio of two such
+    # rates, so the largest useful rate, which nobody knows, cancels.
     gain = (1 + change.noise_scale / change.reference) / (1 + change.noise_scale / change.batch)
     if not change.is_adaptive:
         return Factors(lr=gain, lr_symbol="gain")
@@ -131,6 +133,8 @@ def scale(rule: str, lr: float, args: Mapping[str, Any], change: Change | None) 
     factors = RULES[rule](change)
     scaled_lr = lr * factors.lr
     rows = _rows(args, factors, change)
+    # Taken from the rows that are printed: what the screen shows and what is trained are one
+    # number.
     changed = {row.name: row.resolved for row in rows}
     return Scaled(
         lr=scaled_lr,
@@ -155,6 +159,8 @@ def _rows(args: Mapping[str, Any], factors: Factors, change: Change) -> Sequence
         rows.append(_row("eps", eps, scaled_eps, "/ sqrt(kappa)"))
     if _is_number(args.get("weight_decay")):
         decay = args["weight_decay"]
+        # lr * weight_decay / batch stays: the rate has been multiplied by factors.lr, the batch by
+        # kappa.
         factor = change.kappa / factors.lr if change.is_decoupled else 1.0
         rows.append(_row("weight_decay", decay, decay * factor, f"* kappa / ({factors.lr_symbol})"))
     return rows
@@ -165,6 +171,8 @@ def _betas_row(betas: Any, powers: tuple[float, float]) -> Row:
     is_pair = isinstance(betas, Sequence) and len(betas) == len(powers)
     if not is_pair or not all(map(_is_number, betas)):
         return _row("betas", betas, betas, how)
+    # Beta is the share that one step keeps. A step of kappa times as many samples has to keep what
+    # kappa steps did.
     resolved = tuple(beta**power for beta, power in zip(betas, powers, strict=True))
     return _row("betas", tuple(betas), resolved, how)
 
@@ -182,5 +190,7 @@ def _row(name: str, reference: Any, resolved: Any, how: str) -> Row:
         name=name,
         reference=reference,
         resolved=resolved,
+        # A rule may leave a number where it is (a power of 1, no weight decay): the screen then
+        # must not name a change.
         how=how if resolved != reference else "kept",
     )

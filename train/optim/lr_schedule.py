@@ -34,7 +34,10 @@ class Rate:
         start = self.warmup_steps
         if self.name == "wsd" and self.decay_steps is not None:
             start = max(start, self.total_steps - self.decay_steps)
+        # 0 in the first step of the fall, 1 only one step after the last. Where no step is left to
+        # fall in, there is nothing to divide by.
         progress = (k - 1 - start) / max(1, self.total_steps - start)
+        # Below 0 while the rate of wsd is stable: it stays at the peak until the decay begins.
         progress = min(1.0, max(0.0, progress))
         # How much of the fall is still ahead, from 1 to 0.
         if self.name == "cosine":
@@ -60,9 +63,12 @@ class RateInStages(Rate):
     """(samples seen, effective batch, peak from there on)"""
 
     def at(self, k: int, seen: int = 0) -> float:
+        # To the right of an equal start: a step that begins exactly there belongs to the new stage.
         index = bisect_right(self.stages, seen, key=lambda stage: stage[0]) - 1
         _, effective, peak = self.stages[index]
         shape = self.over_samples
+        # In the warm-up a step counts with its own samples, as step k counts as k in Rate: with one
+        # size, seen + effective is k * effective.
         if seen + effective <= shape.warmup_steps:
             return peak * shape.at(seen + effective)
         # The position of a step is where it starts: `seen` samples lie before it, as k - 1 steps

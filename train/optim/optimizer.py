@@ -46,6 +46,8 @@ def change_of(config: OptimizerConfig, effective_batch: int) -> Change | None:
     if config.lr_reference_batch is None:
         return None
     target = resolve(config.target, "torch.optim")
+    # Of a function that makes an optimizer nothing is known beforehand: it counts as one like
+    # AdamW, adaptive and decoupled.
     kind = target if isinstance(target, type) else object
     # AdamW is a subclass of Adam.
     is_decoupled = issubclass(kind, torch.optim.AdamW) or not issubclass(kind, COUPLED)
@@ -72,6 +74,8 @@ def scaled_numbers(config: OptimizerConfig, effective_batch: int) -> Scaled:
     rows = [*scaled.rows]
     groups = []
     for number, group in enumerate(config.groups):
+        # Only what the group itself states: torch fills in the rest from the arguments above, which
+        # are scaled already.
         of_group = scale(config.lr_scaling, config.lr, group.args, change)
         groups.append(of_group.args)
         # Without the first row, that of the rate: a group multiplies the rate of the step.
@@ -90,6 +94,8 @@ def numbers_of_stages(config: OptimizerConfig, batch: BatchPlan) -> list[Scaled]
 
 def _defaults(config: OptimizerConfig) -> dict[str, Any]:
     """Of the arguments that a rule may change."""
+    # A rule also moves what the config leaves at its default, such as AdamW's betas. The signature
+    # has the defaults before there is an optimizer.
     parameters = inspect.signature(resolve(config.target, "torch.optim")).parameters
     return {name: parameters[name].default for name in SCALED if name in parameters}
 
@@ -107,6 +113,8 @@ def make_optimizer(
     has_fused = "fused" in inspect.signature(target).parameters
     what = f"optimizer.target={config.target} does not take optimizer.args"
     with ends_in_a_sentence(OptimizerError, what):
+        # What the user states stays. torch refuses fused=True beside foreach=True or
+        # differentiable=True.
         is_open = has_fused and not args.keys() & {"fused", "foreach", "differentiable"}
         # Never set to False: torch would then not use foreach either.
         if is_open and _has_fused_kernels(target, args, parameters):
@@ -134,6 +142,7 @@ def _has_fused_kernels(
     }
     tried = []
     for parameter in kinds.values():
+        # Not the parameter itself: its step would make state of the full size, to be thrown away.
         number = like_one_row(parameter).requires_grad_()
         number.grad = torch.zeros_like(number)
         tried.append(number)
@@ -173,6 +182,8 @@ def _groups(
         key = (group_of.get(name, NO_GROUP), name in undecayed)
         members.setdefault(key, []).append(parameter)
     groups: list[dict[str, Any]] = []
+    # Sorted, since torch numbers an optimizer's state by the order of its groups: a checkpoint is
+    # read back by these numbers.
     for number, without_decay in sorted(members):
         multiplier = 1.0
         args: dict[str, Any] = {}
@@ -185,6 +196,7 @@ def _groups(
             {
                 "params": members[number, without_decay],
                 "lr": numbers.lr * multiplier,
+                # The step sets "lr" anew from the rate of the step times this (train/step.py).
                 "lr_multiplier": multiplier,
                 **args,
             }
@@ -209,6 +221,7 @@ def can_skip_on_device(optimizer: torch.optim.Optimizer) -> bool:
     The fused kernels do, through the two attributes by which torch.amp.GradScaler speaks to them.
     SGD's does where its momentum is there from the start: see _begin_momentum.
     """
+    # torch sets this private attribute where an optimizer runs a fused kernel that reads found_inf.
     if not getattr(optimizer, "_step_supports_amp_scaling", False):
         return False
     is_sgd = isinstance(optimizer, torch.optim.SGD)

@@ -35,9 +35,11 @@ def against_noise(rule: str, change: Change | None, which: str) -> Iterator[str]
     """Where a rule's rate differs from that by the noise scale of `change`; `which`: its source."""
     if change is None or change.noise_scale is None or rule not in NOISY or change.kappa == 1.0:
         return
+    # Both factors start from the same reference rate, which cancels.
     ratio = RULES[rule](change).lr / RULES["noise"](change).lr
     if 1 / FAR <= ratio <= FAR:
         return
+    # Rounded once, so that the sentence and the command in it state the same number.
     scale = float(f"{change.noise_scale:.3g}")
     share = max(change.batch, change.reference) / change.noise_scale
     yield (

@@ -67,6 +67,8 @@ class SkippedSteps:
 
     def state_dict(self) -> dict[str, int]:
         self.look()
+        # The steps that are still on the device have to be counted first: a checkpoint would lose
+        # them, and a resumed run would stop too late.
         return {"total": self.total, "in_a_row": self.in_a_row, "longest": self.longest}
 
     def load_state_dict(self, state: Mapping[str, int]) -> None:
@@ -90,7 +92,10 @@ class SkippedSteps:
                 continue
             self.total += 1
             self.in_a_row += 1
+            # Beside in_a_row: one look covers many steps, and a run of skipped ones may be over by
+            # then.
             self.longest = max(self.longest, self.in_a_row)
+        # Not strict: behind the numbers of the watchers come those of `more`.
         for watcher, of_watcher in zip(self.watchers, numbers, strict=False):
             watcher.count(applied, of_watcher)
         return numbers[len(self.watchers) :]
@@ -108,6 +113,7 @@ class SkippedSteps:
 
 def read_together(tensors: Sequence[Tensor | None]) -> list[list[float]]:
     """The numbers of each, flat, by one copy from the device; none of None."""
+    # float64 holds every flag, count and float32 exactly, and one type makes one copy of all.
     flat = [tensor.detach().reshape(-1).double() for tensor in tensors if tensor is not None]
     numbers = iter(torch.cat(flat).tolist() if flat else [])
     sizes = [0 if tensor is None else tensor.numel() for tensor in tensors]

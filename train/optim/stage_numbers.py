@@ -31,6 +31,8 @@ def part(
         current = None
         for window in windows:
             stage = bisect_right(starts, window.seen) - 1
+            # Also before the first step: a run that resumes may begin in a later stage than its
+            # optimizer was made for.
             if stage != current:
                 _set(optimizer, of_stages[stage])
             current = stage
