@@ -106,6 +106,8 @@ class Windows:
                 # Read all the same: other ranks may wait for what this one hands them.
                 with suppress(Exception):
                     next(self.shares)
+        # One message for all of it, and in any case: a rank that sent none would leave the others
+        # waiting.
         message = self.ranks.start_sum([failure is not None, stop, samples, tokens, *numbers])
         return _Ahead(
             k=k,
@@ -137,6 +139,8 @@ class Windows:
             return None
         assert ahead.share is not None  # else there was a failure
         assert ahead.micro_batches is not None
+        # Sums over the ranks: what each loss is divided by, so that ranks of unequal weight count
+        # right.
         by_term: Mapping[str, float] = dict(zip(self.terms, weights, strict=True))
         if ahead.late is not None:
             by_term = ahead.late.expecting(samples * self._weight_of_sample)
