@@ -23,8 +23,7 @@ def check_versions(facts: Facts) -> list[Finding]:
     findings: list[Finding] = []
     for line in facts.requirements:
         requirement = Requirement(line)
-        # prereleases: a nightly build of torch counts by its number; `contains` would refuse each
-        # of them.
+        # prereleases: a nightly build of torch counts by its number alone.
         version = facts.packages.get(requirement.name)
         if version and not requirement.specifier.contains(version, prereleases=True):
             findings += wrong(
