@@ -22,7 +22,7 @@ def to_device(batch: Batch, device: torch.device, dtype: torch.dtype) -> Batch:
     """The batch on the device, in its own types; the host does not wait for pinned memory.
 
     `dtype`: of the model's parameters. Only float64 widens the columns: else a model's arguments
-    are cast as they enter it (train/models/precision.py), and what the task keeps for itself never.
+    are cast as they enter it (models/cast_arguments.py), and what the task keeps for itself never.
     """
     if dtype is torch.float64:
         return {

@@ -147,7 +147,7 @@ def _matches(name: str) -> list[Path]:
     # A name before a pattern: it may hold brackets or stars itself.
     if path.exists():
         return [path]
-    # Path.glob refuses an absolute pattern: it is told from where, the root or this folder.
+    # Path.glob refuses an absolute pattern: it starts from the root, or from this folder.
     matches = sorted(Path(path.anchor).glob(str(path.relative_to(path.anchor))))
     if not matches:
         raise DataError(f"data.args.data_files: there is no file {name} in {Path.cwd()}")

@@ -163,6 +163,8 @@ class Stream(TrainingSet):
                 last_of_epoch=False,
                 sizes=sizes,
                 largest=max(plan.shares(plan.effective)),
+                # Only unequal shares ask for it, and these are refused beside data.split_by_node
+                # (train/config/check_batch.py).
                 of_step=0,
             )
 

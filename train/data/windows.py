@@ -83,6 +83,8 @@ class Windows:
         tokens = 0
         numbers = [0.0 for _ in self.terms]
         try:
+            # In here, where an error travels with the message of the window: all ranks then end by
+            # it.
             stop = self.stop_requested()
             if self.ranks.alone.error is not None:
                 raise self.ranks.alone.error
@@ -96,6 +98,7 @@ class Windows:
             elif samples:
                 # All at once, since weights add up over micro-batches.
                 weights = share.weights(self.loss_weight)
+                # In the order of the terms, not of the mapping: the ranks add them up by position.
                 numbers = [weights[term] for term in self.terms]
             placeable = self._in_step(share, late) if share.is_deferred else share
             micro_batches = self.announce(placeable)
