@@ -42,10 +42,13 @@ class ArrowTable:
         """
         kind = self.kind(name)
         if kinds.is_decimal(kind):
+            # NumPy has no decimals: they would be Python objects there.
             return self.arrow.column(name).cast(pa.float64()).to_numpy()
         while hasattr(kind, "value_type"):  # a list of lists of ...
             kind = kind.value_type
         options = {}
+        # The type is named, since datasets (5.2) by default makes float32 of float64 and int64 of
+        # uint8, without a warning.
         if kinds.is_integer(kind) or kinds.is_floating(kind):
             arrays = arrays_of_one_shape(self.arrow.column(name))
             if arrays is not None:
@@ -95,6 +98,7 @@ def as_tensor(name: str, values: object, rows: Rows) -> Tensor:
             f"column {name!r} holds {array.dtype}, not numbers. Say which column is what: "
             "data.columns={inputs: NAME}"
         )
+    # A copy: Arrow's own memory is not to be written to.
     return torch.from_numpy(np.array(array))
 
 

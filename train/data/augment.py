@@ -14,6 +14,7 @@ def crop_and_flip(sample: Batch, generator: torch.Generator) -> Batch:
     """
     image = sample["inputs"]
     height, width = image.shape[-2:]
+    # With 4 pixels on either side there are 9 places in each direction.
     top = _draw(9, generator)
     left = _draw(9, generator)
     is_mirrored = _draw(2, generator)

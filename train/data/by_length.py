@@ -57,7 +57,10 @@ class ByLength(TrainingSet):
 
         Padding matters most to that one.
         """
+        # One less, so that with the shortest text there are `count`.
         first = sample_ids(self.size, seed, 0, 0, min(max(1, count - 1), self.size))
+        # The shortest text may have no label that counts, such as an empty one: its padding would
+        # then show in no gradient.
         shortest = self.lengths.argsort(kind="stable")[:BLOCK]
         labels = self.samples.fetch(shortest).get(LABELS, torch.zeros(len(shortest)))
         counts = (labels != IGNORED).view(len(shortest), -1).any(1)
@@ -83,6 +86,7 @@ class ByLength(TrainingSet):
 
     def _dealt_to(self, rank: int, step: Assignment, plan: BatchPlan) -> Assignment:
         """A rank's part of all samples of a step."""
+        # Every rank deals out the texts of all: so they agree without a message.
         lengths = self.lengths[step.ids]
         ranks = deal(lengths, plan.world_size, self.limit, plan.micro)
         samples_of_ranks = [sum(map(len, micro_batches)) for micro_batches in ranks]
@@ -92,6 +96,7 @@ class ByLength(TrainingSet):
             ids=step.ids[np.concatenate(micro_batches)],
             sizes=tuple(map(len, micro_batches)),
             largest=max(samples_of_ranks),
+            # A filler is computed and counts nothing: the shortest text costs least.
             filler_ids=step.ids[[lengths.argmin()]],
         )
 
@@ -115,6 +120,7 @@ class ByLength(TrainingSet):
         sizes = step_sizes(plan)
         shortest = ascending[: min(sizes)]
         longest = ascending[-max(sizes) :]
+        # Never more than the plan has, or than the limit asks for: train.data.lengths.deal.
         of_plan = math.ceil(math.ceil(len(longest) / plan.world_size) / plan.micro)
         fewest = micro_steps(shortest, plan.world_size, self.limit)
         most = micro_steps(longest, plan.world_size, self.limit)

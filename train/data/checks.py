@@ -49,6 +49,8 @@ def check_values(table: pa.Table, reader: Reader, split: str, first: int = 0) ->
     `first` is the number of the table's first row.
     """
     for name in reader.names:
+        # In this order: objects have no values to look at, text of another encoding none that could
+        # be judged, and NaN is missing before it could be taken for no number.
         column = _Column.of(table, name, split, first)
         _check_flat(column)
         check_text(column.values, name)
@@ -71,12 +73,14 @@ def check_text(values: pa.ChunkedArray, name: str) -> None:
     if not is_text(values.type):
         return
     try:
+        # `full`: otherwise Arrow does not look at the bytes.
         values.validate(full=True)
     except pa.ArrowInvalid as error:
         what = f"column {name!r} holds bytes that are no UTF-8"
         raise Misread(what, "Write the file as UTF-8", name) from error
     # UTF-16 has a zero byte in nearly each letter; a single one may stand in a text.
     zeros = pc.count_substring(values, "\0")
+    # More than a quarter of the letters, and more than 8 of them.
     limit = pc.max_element_wise(pc.utf8_length(values), 32)
     row = pc.index(pc.greater(pc.multiply(zeros, 4), limit), True).as_py()
     if row >= 0:
@@ -97,6 +101,7 @@ def _check_flat(column: _Column) -> None:
     if not fields or set(fields) == IMAGE_FIELDS:
         return
     shown = some(fields, SHOWN)
+    # A conversation is a list of messages; one object in each row is something else.
     is_list_of_objects = inner is not column.type
     if is_list_of_objects and any(of_message <= set(fields) for of_message in MESSAGE_FIELDS):
         raise DataError(
@@ -112,6 +117,7 @@ def _check_flat(column: _Column) -> None:
 
 
 def _check_missing(column: _Column, is_label: bool) -> None:
+    # pandas has NaN for a gap among numbers, Arrow has null.
     missing = pc.is_null(column.values, nan_is_null=kinds.is_floating(column.type))
     count = pc.sum(missing).as_py() or 0
     if not count:
@@ -155,6 +161,7 @@ def _median(column: _Column) -> str:
         present = column.values.filter(pc.is_finite(column.values))
     if not len(present):
         return "0"
+    # The lower one of two: a value that the column holds, so whole numbers stay whole.
     median = pc.quantile(present, 0.5, interpolation="lower")[0].as_py()
     return "0" if median is None else f"{median:.6g}"
 
@@ -193,6 +200,7 @@ def _check_finite(column: _Column) -> None:
 def _check_lists(column: _Column) -> None:
     """Raises DataError for a value that is missing inside of a list."""
     inner = column.values
+    # Level by level in Arrow; Python objects are made only to find the row of what is missing.
     while is_list(inner.type):
         inner = pc.list_flatten(inner)
     if inner is column.values or not inner.null_count:
@@ -211,6 +219,7 @@ def _check_numbers(column: _Column) -> None:
         return
     for index, value in enumerate(column.values.to_pylist()):
         try:
+            # As train.data.arrow_table.side_by_side reads them afterwards.
             float(value)
         except ValueError:
             raise Misread(

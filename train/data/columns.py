@@ -64,6 +64,8 @@ def check_column_names(configured: Columns, needed: Sequence[str]) -> None:
     for name in configured:
         if name in needed:
             continue
+        # A misspelt name would be passed over: the task's column would then be looked for under its
+        # own name.
         close = difflib.get_close_matches(name, needed, n=1, cutoff=0.8)
         if close:
             raise DataError(

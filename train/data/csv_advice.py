@@ -84,6 +84,7 @@ def columns_without_header(file: Path, args: Args) -> int:
     except Exception:
         return 0
     numbers = [name for name in names if re.fullmatch(NUMBER, name)]
+    # More than half of them, since a row of values may hold words too, such as the class.
     return len(names) if len(numbers) * 2 > len(names) else 0
 
 
@@ -115,7 +116,10 @@ def _column_names(file: Path, args: Args) -> list[str]:
 def _types_under(file: Path, args: Args, expected: Sequence[str]) -> dict[str, str] | None:
     """{column: type} over all rows; None where it cannot be read so, or lacks a column."""
     try:
+        # The first rows before the whole file: most candidates fail there, and the file may be
+        # large.
         names = _column_names(file, args)
+        # One column alone means that something else separates the values.
         if len(names) < 2 or not set(expected) <= set(names):
             return None
         # Without columns to look for, one without a name shows that the header does not fit.
@@ -143,6 +147,8 @@ def _candidates(file: Path, args: Args, may_skip_lines: bool) -> Iterator[dict[s
         # Any text with a blank in it could be split at blanks.
         for name in choices.keys() & {"sep", "delimiter"}:
             choices[name] = [sep for sep in choices[name] if sep in SEPARATORS[:3]]
+    # The fewest changes first: what is advised is then the shortest line that works. 0: the
+    # encoding alone.
     for count in range(MAX_CHANGES + 1):
         for names in combinations(choices, count):
             for values in product(*(choices[name] for name in names)):
@@ -154,6 +160,8 @@ def _candidates(file: Path, args: Args, may_skip_lines: bool) -> Iterator[dict[s
 def _choices(text: str) -> dict[str, Sequence[Any]]:
     """{argument: values to try}, as far as the beginning of the file gives reason to."""
     lines = text.splitlines()
+    # Only what the text gives reason to: each argument multiplies the candidates, and each
+    # candidate reads the file.
     choices: dict[str, Sequence[Any]] = {}
     choices["sep"] = [separator for separator in SEPARATORS if _occurs(separator, text)]
     if re.search(r"\d,\d", text):

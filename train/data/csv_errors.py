@@ -43,6 +43,7 @@ def in_one_line(error: BaseException) -> str:
 def diagnose_encoding(file: Path, error: UnicodeError) -> Diagnosis:
     encoding = encoding_of(file)
     if encoding is None:
+        # What is wrong is the encoding that the config names.
         args = show_args({"encoding": "utf-8"})
         return Diagnosis(in_one_line(error), f"Its bytes are UTF-8. Set: {args}")
     args = show_args({"encoding": encoding})
@@ -72,6 +73,7 @@ def fix_for_csv(file: Path, args: Args, columns: Columns, error: Misread) -> str
     if better is not None:
         reason = _reason_of_separator(better, args)
         return f"{reason}{file} is read right with other arguments. Set: {show_args(better)}"
+    # One column is at fault, so the header was read right: nothing below would help.
     if error.column is not None:
         return None
     separator = separator_in_header(file, args)
@@ -112,6 +114,7 @@ def _fix_for_words(file: Path, args: Args, column: str) -> str | None:
     """
     as_words = {**args, "keep_default_na": False}
     try:
+        # Read twice, in the same chunks: with the words as they are, and as gaps.
         with_words = [
             frame[column] for frame in frames(str(file), options_of(CsvConfig(**as_words)))
         ]
@@ -156,6 +159,7 @@ def _bad_line(file: Path, args: Args, error: Exception) -> BadLine | None:
     """The line that does not fit under the header; None: that is not what is wrong."""
     if isinstance(error, BadLine):
         return error
+    # pandas' C parser: Expected 3 fields in line 5, saw 4.
     if SURPLUS not in str(error) and "Expected" not in str(error):
         return None
     try:

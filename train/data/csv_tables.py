@@ -75,6 +75,8 @@ class CsvTables(Csv):
         self, files: list[str], typed: Sequence[str]
     ) -> Iterator[tuple[Key, pa.Table]]:
         options = options_of(self.config)
+        # A first pass for the types of all files, a second one for the rows: no more than a chunk
+        # is in memory in either.
         types = column_types(chain.from_iterable(_frames_of(file, options) for file in typed))
         names: list[str] = []
         for shard, file in enumerate(files):
@@ -82,6 +84,7 @@ class CsvTables(Csv):
             if not types:
                 types = column_types([next(_frames_of(file, options))])
             for number, frame in enumerate(_frames_of(file, options, types)):
+                # Of the first file of the split; the columns of others are put into this order.
                 names = names or list(frame.columns)
                 ordered = _in_order(frame, names, file)
                 yield Key(shard, number), pa.Table.from_pandas(ordered, preserve_index=False)
@@ -107,8 +110,12 @@ def frames(
     file: str, options: Options, types: Mapping[str, str] | None = None
 ) -> Iterator[pandas.DataFrame]:
     """The rows of a file, some thousand at a time. Raises what pandas raises, and BadLine."""
+    # pandas would name the second of two columns `a` a.1, and leave the first one `a`: data.columns
+    # could mean either.
     repeated = repeated_names(file, options)
     checked = False
+    # Around each call, and not around the loop: filters of warnings are global, and between two
+    # frames other code runs.
     with _strict():
         reader = pandas.read_csv(file, iterator=True, dtype=types, **options)
     with reader:
@@ -155,6 +162,7 @@ def header_of(file: str, options: Options) -> list[str]:
 
 def column_types(parts: Iterable[pandas.DataFrame]) -> dict[str, str]:
     """{column: the one type that holds all of its values}"""
+    # A set per column, so that the order of the chunks plays no part.
     types: dict[str, set[str]] = {}
     for frame in parts:
         for name, column in frame.items():
@@ -176,6 +184,7 @@ def check_lengths(file: str, options: Options, names: int, longer: bool = False)
         name: options[name]
         for name in ("quotechar", "quoting", "doublequote", "escapechar", "skipinitialspace")
     }
+    # -sig: a byte order mark would count as a part of the first field.
     encoding = options["encoding"] or "utf-8-sig"
     with fsspec.open(file, "rt", encoding=encoding, compression="infer", newline="") as text:
         rows = csv.reader(text, delimiter=separator, strict=False, **dialect)
@@ -189,6 +198,7 @@ def check_lengths(file: str, options: Options, names: int, longer: bool = False)
             if is_header:
                 is_header = False
                 continue
+            # Commas at the end of a row are no surplus: nothing stands behind them.
             surplus = "".join(row[names:]).strip()
             is_bad = bool(surplus) if longer else len(row) < names
             if is_bad:
@@ -207,6 +217,7 @@ def _frames_of(
 
 def _in_order(frame: pandas.DataFrame, names: Sequence[str], file: str) -> pandas.DataFrame:
     """Columns count by their names, whatever their order in a file."""
+    # By position, a file with its columns in another order would be trained on silently.
     columns = list(frame.columns)
     if set(columns) != set(names):
         raise DataError(
@@ -248,5 +259,6 @@ class _strict(warnings.catch_warnings):
 
     def __enter__(self) -> None:
         super().__enter__()
+        # The filter that is added last counts first.
         warnings.simplefilter("ignore", pandas.errors.ParserWarning)
         warnings.filterwarnings("error", SURPLUS, pandas.errors.ParserWarning)

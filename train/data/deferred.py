@@ -60,6 +60,7 @@ class DeferredReads(Deferred):
 
     def weighed(self) -> Iterator[Batch]:
         assert self._weighed is not None
+        # In the sizes of the plan: no more is in memory at once than for a micro-batch.
         for start, stop in spans(self._sizes):
             if stop > start:
                 yield self._weighed(start, stop)
@@ -81,6 +82,7 @@ def cut_anew(pieces: Iterator[Batch], sizes: Iterable[int]) -> Iterator[Batch]:
         while held < size:
             remaining.append(next(pieces))
             held += batch_size(remaining[-1])
+        # Joined only where pieces meet, since torch.cat copies.
         joined = remaining[0] if len(remaining) == 1 else _joined(remaining)
         yield {name: column[:size] for name, column in joined.items()}
         held -= size

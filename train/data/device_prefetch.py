@@ -22,13 +22,14 @@ def to_device(batch: Batch, device: torch.device, dtype: torch.dtype) -> Batch:
     """The batch on the device, in its own types; the host does not wait for pinned memory.
 
     `dtype`: of the model's parameters. Only float64 widens the columns: else a model's arguments
-    are cast as they enter it (train/models/precision.py), and what the task keeps for itself never.
+    are cast as they enter it (models/cast_arguments.py), and what the task keeps for itself never.
     """
     if dtype is torch.float64:
         return {
             name: column.to(device, _widened(column), non_blocking=True)
             for name, column in batch.items()
         }
+    # A dict of our own: `_scaled` puts other columns into it, and a step may be computed twice.
     if device.type == "cpu":
         return dict(batch)
     return {name: column.to(device, non_blocking=True) for name, column in batch.items()}
@@ -60,6 +61,7 @@ class Side:
         for name, column in batch.items():
             dtype = _widened(column) if self._dtype is torch.float64 else column.dtype
             on_device[name] = torch.empty_like(column, device=self._device, dtype=dtype)
+        # The copy waits for all that is queued so far: the memory may have been in use there.
         self._stream.wait_stream(torch.cuda.current_stream(self._device))
         with torch.cuda.stream(self._stream):
             for name, column in batch.items():
@@ -154,6 +156,8 @@ class Feed:
         """
         if self._side is None:
             return micro_batches
+        # Cut before it is announced: what travels has to be what is trained, else nobody takes the
+        # copy.
         if self._max_samples is not None:
             micro_batches = micro_batches.recut(self._max_samples)
         announced = Announced(micro_batches.placed(_pinned), self)
@@ -164,6 +168,7 @@ class Feed:
         """The steps announced before this one are trained, or skipped."""
         if step not in self._steps:  # announced before a shrink, which has not changed its sizes
             self._steps.appendleft(step)
+        # A step in which nothing counts is announced as the others, and never taken.
         while self._steps[0] is not step:
             self._steps.popleft()
 
@@ -173,6 +178,7 @@ class Feed:
         self._following()
 
     def _following(self) -> MicroBatch | None:
+        # Also of the next step, so that its first micro-batch travels during the last one of this.
         for step in self._steps:
             following = step.upcoming()
             if following is not None:
@@ -207,6 +213,8 @@ class Feed:
         else:
             batch = to_device(micro_batch.batch, self._device, self._dtype)
         following = self._following()
+        # A copy that nobody took is freed before memory for the next one is asked for: two
+        # micro-batches at most are on the device.
         self._copy = None
         if following is not None:
             self._copy = _Copy(following, side.start(following.batch))

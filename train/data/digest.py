@@ -28,10 +28,12 @@ def digest_of_files(files: Sequence[Path], root: Path) -> str:
     """Of files below `root`, or of `root` itself, wherever that lies."""
     hasher = hashlib.sha256()
     total = 0
+    # Sorted, since each file system lists them in an order of its own.
     for path in sorted(files):
         name = path.relative_to(root).as_posix() if path != root else path.name
         size = path.stat().st_size
         total += size
+        # The zero bytes keep name and size apart, which could else be read in two ways.
         hasher.update(f"{name}\0{size}\0".encode())
         with path.open("rb") as file:
             hasher.update(file.read(END))
@@ -77,6 +79,7 @@ def _add(hasher: Any, table: pa.Table, is_on_disk: bool) -> None:
         hasher.update(f"{table.num_rows} {table.nbytes}\0".encode())
         parts = [table.slice(0, ROWS), table.slice(max(0, table.num_rows - ROWS))]
     for part in parts:
+        # Hashed while Arrow writes it: no second copy of the table in memory.
         with pa.ipc.new_stream(_Sink(hasher), table.schema) as stream:
             stream.write_table(part)
 

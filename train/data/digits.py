@@ -14,5 +14,6 @@ from datasets import Dataset
 def digits() -> Dataset:
     """Columns: image (8, 8) float32 in [0, 1], label int64 in 0..9."""
     with (files("train.data") / "digits.npz").open("rb") as file, np.load(file) as arrays:
+        # scikit-learn's pixels go from 0 to 16.
         images = arrays["images"].astype(np.float32) / 16
         return Dataset.from_dict({"image": images, "label": arrays["labels"].astype(np.int64)})

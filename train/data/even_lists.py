@@ -36,6 +36,7 @@ def _array(values: pa.Array) -> NDArray[Any] | None:
         if values.null_count or len(lengths) != 1:
             return None
         shape.append(lengths[0].as_py())
+        # Not `.values`, which ignores that an array may be a slice of a longer one.
         values = values.flatten()
     is_number = kinds.is_integer(values.type) or kinds.is_floating(values.type)
     if len(shape) == 1 or values.null_count or not is_number:

@@ -115,6 +115,7 @@ class Source:
             return _read(self.files, name, streaming, self.requested)
         if self._path.exists():
             return _read_saved(self._path, data.args, name)
+        # A path by its looks: the Hub would only say that it has no data set of that name.
         if data.source.startswith(("/", ".", "~")) or kind_of(self._path):
             raise DataError(
                 f"data.source={data.source}: there is no such file or folder in {Path.cwd()}"
@@ -173,6 +174,7 @@ def _read(files: LocalFiles, split: str, streaming: bool, requested: Columns) ->
     if files.images:
         rows: Any = _read_images(files, split)
     elif files.kind == IMAGE_FOLDER:
+        # datasets takes it for a pattern: a folder with brackets in its name would hold nothing.
         args = {"data_dir": glob.escape(str(files.root)), **files.args}
         return _load(files.kind, split, streaming, args)
     else:
@@ -180,6 +182,7 @@ def _read(files: LocalFiles, split: str, streaming: bool, requested: Columns) ->
         logging.getLogger("datasets.packaged_modules").setLevel(logging.CRITICAL)
         try:
             builder = _builder_of(files)
+            # Asked first: Arrow would take {column: values} for one row of lists.
             rows = _columns_of_json(files, split) if files.kind == "json" else None
             if rows is None:
                 return _build(builder, files, split, streaming)
@@ -216,6 +219,7 @@ def _columns_of_json(files: LocalFiles, split: str) -> Dataset | None:
 
 def _rows_of_json(files: LocalFiles, split: str, error: Exception) -> Dataset | None:
     """What Arrow's reader refused with `error`; None: it is no JSON for Python either."""
+    # A sentence of ours says already what to type.
     if files.kind != "json" or isinstance(error, UserError):
         return None
     try:
@@ -261,6 +265,7 @@ def _check_args(files: LocalFiles, builder: type[DatasetBuilder]) -> None:
 
 def _version_of(file: Path) -> tuple[str, ...]:
     """By which the cache of datasets sees that a file has changed."""
+    # Both, since a copy may keep the time of the original.
     status = file.stat()
     return (str(status.st_mtime_ns), str(status.st_size))
 
@@ -269,6 +274,7 @@ def _load(name: str, split: str, streaming: bool, args: Mapping[str, Any]) -> Re
     try:
         return load_dataset(name, split=split, streaming=streaming, **args)
     except Exception as error:
+        # Known by its words: datasets (5.2) has no class of error for it.
         other = re.search(r"Unknown split \"?([^\".]+)\"?\. Should be one of \[(.*)\]", str(error))
         if other:
             raise DataError(f"{name} has no split {other[1]!r}; it has: {other[2]}") from error

@@ -84,6 +84,7 @@ def search(folder: Path) -> FolderContents:
     """All files below a folder. Hidden files and files of an unknown kind are skipped."""
     files: list[Path] = []
     skipped: list[Path] = []
+    # scandir has no order: by their names, rows have the same numbers on every machine.
     for path in sorted(_walk(folder, (os.path.realpath(folder),)), key=str):
         if path.name.lower() in IGNORED_FILES or path.name.startswith("._"):
             continue
@@ -122,6 +123,8 @@ def tables_by_split(files: Iterable[Path], folder: Path, kind: str) -> dict[str,
             by_split.setdefault(split, []).append(file)
     if not by_split:
         return {"train": without_split}
+    # Refused, since either guess would be silent: to train on what is meant for a test, or to lose
+    # it.
     if without_split:
         every = {**by_split, "train": [*by_split.get("train", []), *without_split]}
         typed = [f"{split}: [{_quoted(paths)}]" for split, paths in sorted(every.items())]
@@ -181,6 +184,7 @@ def _several_kinds(
 def _split_in_name(file: Path) -> str | None:
     """The first split that a folder around a file, or its name, holds; None: there is none."""
     folders = [part.lower() for part in file.parts[:-1]]
+    # Digits separate words too: train1.csv, test-00000-of-00001.parquet.
     for word in [*folders, *re.split(r"[-._ 0-9]+", file.name.lower())]:
         if word in SPLITS:
             return SPLITS[word]
@@ -196,6 +200,7 @@ def _walk(folder: Path, above: tuple[str, ...]) -> Iterator[Path]:
     for entry in os.scandir(folder):
         path = folder / entry.name
         real = os.path.realpath(path)
+        # Else a link to a folder above would be followed without end.
         if entry.is_dir() and real not in above:
             yield from _walk(path, (*above, real))
         else:

@@ -98,6 +98,7 @@ def parts_of_rank(steps: Iterator[Step], plan: BatchPlan, rank: int) -> Iterator
     An error of `steps` is raised on all ranks of the machine. Raises RankFailed where the one that
     reads is gone.
     """
+    # By the launcher's environment: ranks on other machines cannot be reached by a Unix socket.
     others = ranks.launched_local_world_size() - 1
     # Not where the plan is of other ranks than were launched: nobody would receive.
     is_launched = plan.world_size == ranks.launched_world_size() and rank == ranks.launched_rank()
@@ -105,6 +106,7 @@ def parts_of_rank(steps: Iterator[Step], plan: BatchPlan, rank: int) -> Iterator
         for step in steps:
             yield part_of(step, plan, rank)
         return
+    # Counted by all ranks, also by the one that reads: a stream has the same number on each.
     address = _address(next(_OPENED))
     if ranks.launched_local_rank():
         yield from _received(address, rank)
@@ -153,6 +155,7 @@ class _Handout:
         self.over = threading.Event()
         self._plan = plan
         self._receivers = [_Receiver() for _ in range(others)]
+        # Of a rank that was killed: bind refuses a name that is there.
         address.unlink(missing_ok=True)
         listening = socket.socket(socket.AF_UNIX)
         listening.bind(str(address))
@@ -186,6 +189,7 @@ class _Handout:
         while not self.over.is_set():
             with suppress(TimeoutError):
                 accepted, _ = listening.accept()
+                # Connection reads from the bare descriptor, which has to block.
                 accepted.setblocking(True)
                 return Connection(accepted.detach())
         return None
@@ -223,6 +227,7 @@ class _Handout:
 
 
 def _start_thread(target: Callable[..., None], *arguments: Any) -> None:
+    # Daemons: the process may end while one waits for a rank that never came.
     threading.Thread(target=target, args=arguments, name="handout", daemon=True).start()
 
 
@@ -253,6 +258,7 @@ def _connected(address: Path) -> "Connection[Any, Any]":
         try:
             connecting.connect(str(address))
         except (FileNotFoundError, ConnectionRefusedError):  # the other is not that far yet
+            # A socket whose attempt has failed cannot be used again.
             connecting.close()
             time.sleep(CONNECT_SECONDS)
         else:

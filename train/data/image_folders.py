@@ -26,6 +26,7 @@ class ImageSplit:
 
     def dataset(self, names: Sequence[str]) -> Dataset:
         """`names`: the classes of all splits, in the order of their numbers."""
+        # Paths alone: datasets reads and decodes an image when its row is asked for.
         columns: dict[str, list[object]] = {"image": list(map(str, self.files))}
         features = {"image": Image()}
         if self.classes:
@@ -41,6 +42,7 @@ class ImageSplit:
 def images_by_split(contents: FolderContents, folder: Path) -> dict[str, ImageSplit]:
     """Raises DataError where the folders do not say which class and split an image is of."""
     around = {file: file.relative_to(folder).parts[:-1] for file in contents.files}
+    # Folders around all files tell no two of them apart: they are no class.
     around_all = _common_folders(list(around.values()))
     inside = {file: parts[len(around_all) :] for file, parts in around.items()}
     splits = _splits(inside, folder.joinpath(*around_all))
@@ -62,6 +64,8 @@ def class_names_of(splits: Mapping[str, ImageSplit]) -> list[str]:
     names: set[str] = set()
     for split in splits.values():
         names.update(split.classes)
+    # Sorted, over all splits: the numbers of classes depend on neither the file system nor the
+    # split.
     return sorted(names)
 
 
@@ -110,6 +114,8 @@ def _splits(inside: Mapping[Path, Parts], folder: Path) -> dict[str, dict[Path, 
     within: list[Path] = []
     others: list[Path] = []
     for file, parts in inside.items():
+        # A folder that is named like a split may be a class, where its images lie directly in it.
+        # Deeper ones, or images beside it, look like splits of which some files are in none.
         is_within = bool(parts) and parts[0].lower() in SPLITS
         (within if is_within else others).append(file)
     deepest_within = max((len(inside[file]) for file in within), default=0)
@@ -164,6 +170,7 @@ def _level_of_classes(folders: Sequence[Parts]) -> int | None:
     depths = {len(parts) for parts in folders}
     if depths == {1}:
         return 0
+    # The same level means another thing at another depth.
     if len(depths) > 1:
         return None
     varying = []
@@ -175,6 +182,8 @@ def _level_of_classes(folders: Sequence[Parts]) -> int | None:
 
 def _check_skipped_classes(skipped: Sequence[Path], class_folders: set[Path]) -> None:
     """Raises DataError for a class of which nothing can be read: it would vanish."""
+    # Images that nobody can read, such as .heic, are skipped: a class of these alone would be
+    # missing from the numbers of the others.
     around: set[Path] = set()
     above: set[Path] = set()
     for class_folder in class_folders:

@@ -67,6 +67,7 @@ def read_image(
 def _decode(feature: Image, value: Any, name: str) -> "PIL.Image.Image":
     try:
         image = feature.decode_example(value)
+        # PIL opens without reading the pixels: damage shows here.
         image.load()
     except ImportError as error:
         raise DataError(NEEDS_PILLOW) from error
@@ -99,8 +100,10 @@ def _in_mode(image: "PIL.Image.Image", mode: str) -> "PIL.Image.Image":
     import PIL.Image  # here: data without images needs no Pillow
 
     if image.mode == "F":
+        # From 0 to 1: read_image has refused all others.
         image = PIL.Image.fromarray(np.rint(255 * np.array(image)).astype(np.uint8))
     elif image.mode.startswith("I;16"):
+        # 65535 / 257 = 255: all of the 16-bit range, onto all of the 8-bit one.
         image = PIL.Image.fromarray(np.rint(np.array(image) / 257).astype(np.uint8))
     elif image.has_transparency_data:
         # What lies under transparent pixels is as a rule black, and so are many drawings: on white
@@ -142,6 +145,7 @@ def advise_one_form(shapes: Sequence[tuple[int, ...]]) -> str:
     channels, heights, widths = (set(sizes) for sizes in zip(*shapes, strict=True))
     settings = []
     if len(channels) > 1:
+        # Two channels are grey and transparency.
         mode = "RGB" if max(channels) > 2 else "L"
         settings.append(f"data.image.mode={mode}")
     if len(heights) > 1 or len(widths) > 1:

@@ -43,6 +43,7 @@ class InRange(TrainingSet):
         self, plan: BatchPlan, seed: int, rank: int, position: Place, overfit: int | None
     ) -> Iterator[RankShare]:
         for share in self.samples.shares(plan, seed, rank, position, overfit):
+            # Not read yet: each micro-batch is checked when it is.
             if isinstance(share.samples, Deferred):
                 yield replace(share, check=partial(self.checked, epoch=share.epoch))
             else:
@@ -81,6 +82,8 @@ class InRange(TrainingSet):
             column = batch.get(name)
             if column is None or not column.numel():  # a rank may have nothing left
                 continue
+            # Floats under another name than that of the labels are numbers that enter the model as
+            # they are: no tokens.
             if column.is_floating_point():
                 if name != LABELS:
                     continue
@@ -131,6 +134,7 @@ def in_range(
     """
     if isinstance(samples, Rows) or not outputs:
         return samples
+    # Nobody reads a stream beforehand: what its tokenizer may give counts, not what it has given.
     if isinstance(samples, PackedStream):
         vocabulary = samples.tokenizer.vocabulary
         fewest = min(outputs.values())

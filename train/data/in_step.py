@@ -28,6 +28,7 @@ class LateWeights(dict[str, float]):
     """
 
     def __init__(self, terms: Sequence[str], ranks: Ranks) -> None:
+        # One term alone: several would each need a divisor, and the gradient has one factor.
         (self._term,) = terms
         super().__init__({self._term: 1.0})
         self._ranks = ranks
@@ -86,11 +87,14 @@ class Spare:
 
     def after(self, error: Exception) -> None:
         """A micro-batch could not be read: the other ranks hear of it with their next message."""
+        # Raised when the ranks next agree (train/distributed/alone.py), and not here, in mid-step.
         self._alone.keep(error)
         self._alone.left_out = True
 
     def micro_batch(self, size: int) -> MicroBatch:
         """Of at most `size` samples, with a weight of NaN."""
+        # NaN times any loss: after the reduction the gradient is NaN on every rank, so none of them
+        # updates. Its micro-batch runs all the same, so none waits either.
         samples = {name: column[: max(1, size)] for name, column in self._samples.items()}
         return MicroBatch(samples, samples=0, filler_factor=math.nan)
 
@@ -119,6 +123,7 @@ class InStep(WrappedMicroBatches):
         read = iter(self._share)
         if self._late is not None:
             self._late.begin()
+        # By the sizes and not by what can be read: there must be as many as on the other ranks.
         for size in self.sizes:
             yield self._next(read, size)
 
@@ -129,6 +134,7 @@ class InStep(WrappedMicroBatches):
         try:
             micro_batch = next(read)
             if self._late is not None and size:
+                # Of a filler nothing counts: its size is 0.
                 batch = as_a_task_gets_it(micro_batch.batch, micro_batch.pixels)
                 self._late.add(self._loss_weight(batch))
         except Exception as error:

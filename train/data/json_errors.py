@@ -22,6 +22,7 @@ def syntax_error(file: Path, args: Args) -> str:
     with open_text(file, args.get("encoding")) as opened:
         try:
             if first_character(opened) == "[":
+                # A list is one value: the parser names the line in it.
                 json.load(opened)
                 return ""
             for _ in parse_rows(opened):

@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+# By exact type: for isinstance, True is a number.
 KINDS = {
     str: "text",
     bool: "true or false",
@@ -36,6 +37,7 @@ class OddKind:
 def find_odd_kind(kinds: Sequence[str | None]) -> OddKind | None:
     """None: all values are of one kind; entries that are None do not count."""
     counts = Counter(kind for kind in kinds if kind is not None)
+    # int and float are one kind here: a column may hold both.
     if len(counts) < 2:
         return None
     usual, usual_count = counts.most_common(1)[0]

@@ -36,6 +36,7 @@ class Row:
 
 def open_text(file: Path, encoding: str | None) -> Any:
     """Open a file for reading, compressed or not."""
+    # -sig: Python's parser refuses a text that begins with a byte order mark.
     return fsspec.open(
         str(file), "rt", encoding=encoding or "utf-8-sig", compression="infer", newline=""
     )
@@ -90,6 +91,7 @@ def as_arrow(columns: Mapping[str, list[Any]]) -> pa.Table:
     for name, values in columns.items():
         try:
             arrays[name] = pa.array(values)
+        # OverflowError: of a whole number that 64 bits do not hold.
         except (pa.ArrowException, OverflowError):
             arrays[name] = pa.array(_of_one_type(values))
     return pa.table(arrays)
@@ -106,12 +108,15 @@ def parse_rows(opened: Any) -> Iterator[Row]:
     for number, line in enumerate(opened, 1):
         if not pending:
             begun = number
+        # An object may stand on several lines, as pretty-printers write it.
         pending += line
         text = pending.strip()
         if not text:
             pending = ""
             continue
         try:
+            # raw_decode, and not loads: it gives where the object ends, and what stands behind it
+            # is named.
             value, end = decoder.raw_decode(text)
         except json.JSONDecodeError as error:
             if text.startswith("{") and error.pos >= len(text):
@@ -144,6 +149,7 @@ def first_character(opened: Any) -> str:
 
 def read_value(file: Path, args: Args) -> Any:
     """The one value of a file; None for JSON lines, for a long file, and where it is none."""
+    # By the name first, so that a large file of lines is not opened a second time.
     is_in_lines = bool({".jsonl", ".ndjson"} & set(file.suffixes))
     if is_in_lines or file.stat().st_size > MAX_CHARACTERS:
         return None
@@ -186,6 +192,7 @@ def _refuse_nested(file: Path, value: Mapping[str, Any]) -> None:
 
 def _of_one_type(values: Sequence[Any]) -> list[float | str | None]:
     """Numbers as floats where all are numbers; else each value as its text."""
+    # By exact type: for isinstance, True is a number, and a column of both is no column of numbers.
     is_numeric = all(value is None or type(value) in (int, float) for value in values)
     converted: list[float | str | None] = []
     for value in values:
@@ -204,6 +211,7 @@ def _by_column(rows: Sequence[Mapping[str, Any]]) -> Columns:
         names |= dict.fromkeys(row)
     columns: Columns = {}
     for name in names:
+        # A key that a row lacks is a missing value, as for Arrow's reader.
         columns[name] = [row.get(name) for row in rows]
     return columns
 

@@ -50,6 +50,7 @@ def label_range(table: pa.Table | None, reader: Reader, split: str) -> LabelRang
         return None
     column = table.column(name)
     if is_text(column.type) and LABELS in reader.classes:
+        # The class of a text is its place among the names, counted from 0.
         column = pc.index_in(column, pa.array(reader.classes[LABELS], column.type))
     if kinds.is_floating(column.type) and pc.all(pc.equal(column, pc.floor(column))).as_py():
         column = column.cast(pa.int64())  # 1.0 is a class as well as 1
@@ -83,8 +84,10 @@ def class_names(
         return tuple(features[column].names)
     if table is None or not is_text(table.schema.field(column).type):
         return ()
+    # Before names are made of it: bytes in another encoding would end in a UnicodeDecodeError.
     check_text(table.column(column), column)
     values = pc.unique(table.column(column)).to_pylist()
+    # Sorted: a class has its number whatever the order of the rows.
     names = sorted(name for name in values if name is not None)
     _check_blanks(names, column)
     return tuple(names)

@@ -46,6 +46,7 @@ def deal(lengths: Ids, ranks: int, limit: int, micro: int) -> list[list[Ids]]:
     and the evenest one. Each rank has its largest micro-batch first; rank 0 has the micro-batch of
     the most texts, so that its size is the one to log.
     """
+    # Stable: texts of one length keep their order, so every rank makes the same cut.
     order = np.argsort(lengths, kind="stable")
     most = math.ceil(math.ceil(len(order) / ranks) / micro)
     shares = _shares(lengths[order], ranks, limit, most)
@@ -79,6 +80,7 @@ def _shares(ascending: Ids, ranks: int, limit: int, most: int) -> list[list[Run]
     # On several ranks the least padding may leave one of them with most of the work.
     if ranks > 1 or not cuts:
         cuts.append(_evenest(ascending, loads, steps * ranks, limit))
+    # By what the busiest rank has to do: the others wait for it in the reduction.
     dealt = [_to_ranks(cut, loads, ranks) for cut in cuts]
     return min(dealt, key=lambda shares: max(_work(share, loads) for share in shares))
 
@@ -86,6 +88,7 @@ def _shares(ascending: Ids, ranks: int, limit: int, most: int) -> list[list[Run]
 def _evenest(ascending: Ids, loads: Sequence[int], runs: int, limit: int) -> list[Run]:
     """The cut into at most `runs` micro-batches whose largest has the least work."""
     max_texts = (limit // ascending).tolist()
+    # In steps of a 64th of the longest text's work: cuts that differ by less are not told apart.
     largest = _smallest(loads, runs, max_texts, max(1, loads[-1] // 64))
     return [(start, stop) for stop, start in pairwise(_ends(loads, largest, max_texts))]
 
@@ -143,6 +146,7 @@ def _to_ranks(runs: list[Run], loads: Sequence[int], ranks: int) -> list[list[Ru
     """The largest first, each to the rank with the least work that may take more."""
     steps = math.ceil(len(runs) / ranks)
     shares: list[list[Run]] = [[] for _ in range(ranks)]
+    # Of ranks with equal work the one with the lower number comes first, on every rank alike.
     free = [(0, rank) for rank in range(ranks)]  # (work so far, rank): a heap
     for work, run in sorted(((_work([run], loads), run) for run in runs), reverse=True):
         so_far, rank = heapq.heappop(free)
@@ -173,6 +177,7 @@ def _smallest(loads: Sequence[int], runs: int, max_texts: Sequence[int] = (), by
         return len(_ends(loads, limit, max_texts)) - 1 <= runs
 
     lower = max(loads[-1], math.ceil(sum(loads) / runs))
+    # Doubled until it is enough, then bisected: the larger the limit, the fewer runs there are.
     upper = lower
     while not is_enough(upper):
         upper *= 2

@@ -82,8 +82,11 @@ class Loader(TrainingSet):
             for i, sample_id in enumerate(ids.tolist()):
                 stored = {name: column[i] for name, column in picked.items()}
                 sample = finished(stored, self.samples.images, range(0))
+                # A transform gets the columns of the data alone, and may give any number of them.
                 del sample["sample_id"]
                 seed = seed_of_sample(self.seed, epoch, sample_id)
+                # The global ones too: what a transform draws from them would be the same on all
+                # ranks and for all seeds (docs/edges.md).
                 generators.seed(seed)
                 transformed = transform(sample, torch.Generator().manual_seed(seed))
                 for name, value in transformed.items():
@@ -120,6 +123,7 @@ class Loader(TrainingSet):
     def batches(self, ids: Ids, size: int) -> Iterator[Batch]:
         """As train.data.protocols.EvaluationSet."""
         self._check_shared(min(size, len(ids)))
+        # Epoch 0 always: what eval_transform draws is the same at each evaluation.
         requests = (Request(0, ids[start : start + size]) for start in range(0, len(ids), size))
         stored = replace(self, keeps_pixels=True)
         with answered(requests, stored, self.workers, self.timeout_seconds) as read:
@@ -162,6 +166,7 @@ class Loader(TrainingSet):
     def _by_micro_batch(self, steps: Iterator[Step]) -> Iterator[RankShare]:
         steps, requested = tee(steps)
         queue = Queue()
+        # Noted as workers ask for them, ahead of the steps that are handed out.
         requests = self._checked(queue.noted(requests_in_turn(requested, self.is_weighed)))
         with (
             answered(requests, self, self.workers, self.timeout_seconds) as read,

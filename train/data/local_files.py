@@ -42,6 +42,7 @@ class LocalFiles:
         """The arguments with which the files are read: those of data.args over our defaults."""
         first = next(iter(self.by_split.values()))[0]
         defaults = {}
+        # Not the last suffix alone, which may be .gz.
         if ".tsv" in first.suffixes or ".tab" in first.suffixes:
             defaults = {"sep": "\t"}
         if self.kind == "text":
@@ -61,6 +62,7 @@ class LocalFiles:
 def find_local_files(data: Data) -> LocalFiles | None:
     """None for a source that is no file: a data set that was saved, a name of the Hub."""
     path = find_shipped(Path(data.source).expanduser())
+    # A file or folder of that name comes before the kind of file.
     if data.source in TABLES and not path.exists():
         files = _named_files(data)
     elif not path.exists() or is_saved(path) or "data_files" in data.args:
@@ -82,6 +84,7 @@ def is_saved(path: Path) -> bool:
 
 def _of_folder(folder: Path, args: Mapping[str, Any]) -> LocalFiles:
     contents = search(folder)
+    # The kind comes first: folders are classes of images, and splits of tables.
     kind = one_kind(contents.files, folder)
     if kind != IMAGE_FOLDER:
         return LocalFiles(
@@ -130,6 +133,7 @@ def _named_files(data: Data) -> LocalFiles | None:
     files = LocalFiles(root=Path(), kind=data.source, by_split=by_split, args=args)
     if len(files.paths) == 1:
         return replace(files, root=files.paths[0])
+    # Absolute: the digest names each file by its path below the folder that is around all of them.
     resolved = {}
     for split, paths in by_split.items():
         resolved[split] = [path.resolve() for path in paths]
@@ -140,8 +144,10 @@ def _named_files(data: Data) -> LocalFiles | None:
 
 def _matches(name: str) -> list[Path]:
     path = Path(name).expanduser()
+    # A name before a pattern: it may hold brackets or stars itself.
     if path.exists():
         return [path]
+    # Path.glob refuses an absolute pattern: it starts from the root, or from this folder.
     matches = sorted(Path(path.anchor).glob(str(path.relative_to(path.anchor))))
     if not matches:
         raise DataError(f"data.args.data_files: there is no file {name} in {Path.cwd()}")

@@ -20,5 +20,6 @@ def normalized(sets: Datasets, config: Config, broadcast: Broadcast = on_this_ra
     if not config.data.normalize:
         return sets
     names = input_names(config.data)
+    # On one rank, for all: each scales by the same numbers, and the rows are read once.
     fitted = broadcast(lambda: fit(sets.train, names))
     return replace(sets, fitted=fitted, notes=(*sets.notes, *fitted.lines(names)))

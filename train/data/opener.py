@@ -68,6 +68,7 @@ class Opener:
         """`rows`: those to evaluate on; None: all."""
         transform = _transform(self.config.data.eval_transform)
         samples = self._samples(dataset, rows, is_transformed=transform is not None)
+        # Not the run's seed: what eval_transform draws is the same for runs that differ in it.
         return self._transformed(samples, transform, HOLDOUT_SEED)
 
     def notes(self, samples: TrainingSet) -> Iterator[str]:
@@ -121,6 +122,7 @@ class Opener:
             rows = np.arange(len(dataset))
         else:
             dataset = dataset.select(rows)
+        # Columns that no task reads are not read from the disk either.
         dataset = dataset.select_columns(self.reader.names).with_format("arrow")
         preloads = self.config.data.preload
         if preloads is None:
@@ -140,6 +142,7 @@ class Opener:
 
     def _bytes_of(self, dataset: Dataset) -> int:
         """In memory: as many times that of the first sample as there are samples."""
+        # The first sample stands for all: to measure each would be to read all.
         first = self.reader.read(dataset[:1], dataset.features, range(1))
         tensors = chain.from_iterable(first.values())
         return len(dataset) * sum(tensor.nbytes for tensor in tensors)
@@ -154,6 +157,7 @@ def as_arrow(dataset: Readable) -> pa.Table | None:
 
 def memory_of_a_rank() -> float:
     """Bytes that one rank may fill with samples."""
+    # All ranks of a machine fill the same memory.
     return MEMORY_SHARE * psutil.virtual_memory().total / launched_local_world_size()
 
 

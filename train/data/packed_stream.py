@@ -41,6 +41,7 @@ class PackedStream(Stream):
         end: int | None = None,
         drop_tail: bool = False,
     ) -> Iterator[Block]:
+        # No skip of documents: a block begins anywhere in one.
         pieces = islice(blocks(self._documents(ordered), self.block_size), start, end)
         return one_ahead(self._tables(pieces, size, drop_tail), start)
 
@@ -50,9 +51,12 @@ class PackedStream(Stream):
             if len(members) < size and drop_tail:
                 return
             tokens = filled(members, self.block_size, self.tokenizer.document_start)
+            # A table of Arrow as every stream gives it, so that blocks are cut, numbered and sent
+            # to the other ranks as samples are.
             flat = pa.array(tokens.ravel())
             columns = {
                 "block": pa.FixedSizeListArray.from_arrays(flat, self.block_size + 1),
+                # What fills up the last block is counted nowhere.
                 "tokens": pa.array([min(len(piece), self.block_size) for piece in members]),
             }
             yield pa.table(columns)

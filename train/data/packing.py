@@ -62,6 +62,8 @@ def pack(documents: Dataset, data: Data, needed: Sequence[str]) -> Rows:
         columns = columns_of(filled(pieces, size, tokenizer.document_start), tokenizer, needed)
     except TokenizerError as error:
         raise DataError(f"data.tokenizer: {error}") from error
+    # (blocks,): how many inputs of a block are of a text. What fills up the rest is no token of the
+    # run.
     tokens = torch.tensor([min(len(piece), size) for piece in pieces])
     return Rows({name: torch.from_numpy(columns[name]) for name in needed}, tokens=tokens)
 
@@ -75,9 +77,12 @@ def blocks(documents: Iterable[Tokens], size: int) -> Iterator[Tokens]:
     for document in documents:
         # A block may hold several documents, and a document several blocks.
         rest = np.concatenate((rest, document))
+        # One token less: each block needs the one that follows its last.
         full = max(0, len(rest) - 1) // size
         for start in range(0, full * size, size):
             yield rest[start : start + size + 1]
+        # Begins with the token that the block before has predicted: as an input it is the first
+        # here.
         rest = rest[full * size :]
     if len(rest) > 1:
         yield rest
@@ -85,6 +90,8 @@ def blocks(documents: Iterable[Tokens], size: int) -> Iterator[Tokens]:
 
 def filled(pieces: Sequence[Tokens], size: int, padding: int) -> Tokens:
     """(blocks, size + 1): short pieces are filled up with `padding`."""
+    # Both callers fill up with the start of a document, which is never predicted: so it counts in
+    # no loss.
     complete = np.full((len(pieces), size + 1), padding, np.int32)
     for row, piece in zip(complete, pieces, strict=True):
         row[: len(piece)] = piece
@@ -98,10 +105,12 @@ def columns_of(pieces: Tokens, tokenizer: Tokenizer, needed: Sequence[str]) -> M
     """
     inputs = pieces[:, :-1]
     following = pieces[:, 1:]
+    # Nothing in a document foretells the next one.
     counts = following != tokenizer.document_start
     columns = {
         "inputs": np.ascontiguousarray(inputs),
         "labels": np.where(counts, following, np.int32(IGNORED)),
+        # 0 is the document that has begun in an earlier block.
         "documents": np.cumsum(inputs == tokenizer.document_start, axis=1, dtype=np.int32),
     }
     if "bytes" in needed:

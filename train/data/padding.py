@@ -25,6 +25,7 @@ class Padding:
 
     def lengths(self, batch: Batch) -> Tensor:
         """(samples,): positions up to the last one without padding in any column; at least 1."""
+        # At least 1: of an empty text too, a model needs a position.
         ends = [_ends(batch[name], fill) for name, fill in self.fills.items()]
         return torch.stack(ends).amax(0).clamp(min=1)
 
@@ -34,6 +35,7 @@ class Padding:
         shorter: Batch = {}
         for name, column in batch.items():
             is_padded = name in self.fills
+            # A copy: a view would keep all of the padding in memory.
             shorter[name] = column[:, :longest].contiguous() if is_padded else column
         return shorter
 
@@ -103,6 +105,7 @@ def _text_columns(reader: Reader, types: pa.Schema) -> list[str]:
 def _ends(column: Tensor, fill: int) -> Tensor:
     """(samples,): the last position without padding, counted from 1; 0: there is none."""
     holds = column != fill
+    # Several numbers for each token: (samples, T).
     if column.dim() > 2:
         holds = holds.flatten(2).any(2)
     return torch.where(holds, torch.arange(1, holds.shape[1] + 1), 0).amax(1)

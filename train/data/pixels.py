@@ -43,6 +43,7 @@ class Scaled(dict[str, Tensor]):
         """As the columns are, not scaled."""
         return {name: dict.__getitem__(self, name) for name in self}
 
+    # dict's own get, items and values go past __getitem__: they would give what is stored.
     def get(self, name: str, default: Any = None) -> Any:
         if name not in self:
             return default

@@ -113,6 +113,7 @@ def assignments(
         yield epoch, assignment
         taken += assignment.samples
         seen += assignment.samples
+        # The same steps again, and not a second epoch of them in another order.
         is_last_to_overfit = overfit is not None and taken == overfit * plan.effective
         if assignment.last_of_epoch or is_last_to_overfit:
             epoch = 0 if overfit else epoch + 1

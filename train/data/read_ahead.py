@@ -47,6 +47,8 @@ class Queue:
 
     def take(self, key: Key) -> Batch | None:
         """None: it is not available any more. Raises the error that is the answer to this key."""
+        # The step before is kept: the weights of a step are asked for before the micro-batches of
+        # the one before it.
         over = [other for other in self._waiting if other.step < key.step - 1]
         for other in over:
             del self._waiting[other]
@@ -60,6 +62,8 @@ class Queue:
             answered = self._requested.popleft()
             if answered.step >= key.step - 1:
                 self._waiting[answered] = answer
+            # Nothing of a step comes behind an answer of the step after the next: what this key
+            # stands for was taken, or freed, before.
             if answered.step > key.step + 1:
                 return None
         return raised(self._waiting.pop(key))

@@ -47,6 +47,8 @@ def as_data_error(error: Exception, what: str) -> Exception:
     cause = _innermost(error)
     if isinstance(cause, UserError):
         return cause
+    # A full disk is no fault of the data: a DataError would end with the exit code of a bad config,
+    # though another start may succeed.
     is_of_machine = isinstance(cause, OSError) and cause.errno in MACHINE_ERRORS
     if is_of_machine or is_out_of_memory(cause):
         return error
@@ -73,6 +75,7 @@ def explain_unreadable(
             f"{paths[0]} has no rows in split {split!r}: nothing stands below its header, or in it "
             "at all"
         )
+    # One after the other, alone: what Arrow raises for a damaged file does not always name it.
     file = _file_of(error) or _first_unreadable(files, split, open_files) or paths[0]
     try:
         diagnosis = _diagnose(files, file, columns, _innermost(error))
@@ -109,6 +112,7 @@ def _fix_for(files: LocalFiles, file: Path, columns: Columns, error: Misread) ->
         return fix_for_csv(file, files.reader_args, columns, error)
     if files.kind not in ("json", "text"):
         return None
+    # The bytes come before the columns: in another encoding no value is what it seems.
     encoding = encoding_of(file)
     if encoding is not None and encoding != files.args.get("encoding"):
         args = show_args({**files.args, "encoding": encoding})

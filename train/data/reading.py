@@ -71,6 +71,8 @@ class Reader:
             column = self._column(source, name, columns)
             if isinstance(column, _Texts):
                 picked[name] = column.tokens
+                # A mask in the data was asked for by its name, and comes before that of the
+                # lengths.
                 if mask_of(name) not in self.columns:
                     picked[mask_of(name)] = column.mask
             else:
@@ -85,6 +87,8 @@ class Reader:
         feature = table.features[columns]
         if isinstance(feature, Image):
             return self._images(table, feature, columns)
+        # Columns that were tokenised beforehand hold lists of tokens; those of a stream still hold
+        # text.
         kind = table.kind(columns)
         if columns in self.texts and not is_text(kind):
             tokens = table.arrow.column(columns)
@@ -157,6 +161,8 @@ class Reader:
             mask = positions >= size - ends
         else:
             mask = positions < ends
+        # (rows, max_length). A mask is filled row by row: in the order in which the tokens are
+        # joined.
         filled = np.full(mask.shape, self.padding, dtype=np.int64)
         filled[mask] = tokens
         return _Texts(torch.from_numpy(filled), torch.from_numpy(mask))
@@ -193,6 +199,7 @@ def _class_name(feature: ClassLabel, value: int | None) -> object:
 
 
 def _bytes_of(text: str, size: int) -> NDArray[np.int32]:
+    # Cut by bytes: of a letter that is cut in two, its first bytes are tokens all the same.
     return np.frombuffer(text.encode()[:size], dtype=np.uint8).astype(np.int32)
 
 

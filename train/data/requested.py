@@ -35,6 +35,7 @@ KeyedRequest = tuple[Key, Request]
 
 def request_of_step(step: Step) -> Request:
     """All samples, and behind them a filler where one is needed."""
+    # In one request with the samples: a step then has one answer.
     ids = step.assignment.ids
     if 0 in step.assignment.sizes:
         ids = np.concatenate([ids, step.assignment.filler_ids])
@@ -50,6 +51,8 @@ def requests_in_turn(steps: Iterable[Step], weighs_ahead: bool) -> Iterator[Keye
         for step in steps:
             yield from _micro_batches_of(step)
         return
+    # One step apart, as windows are counted one step ahead (train/data/windows.py): in another
+    # order, what is needed first would wait in the queue behind what is needed later.
     before: Step | None = None
     for step in steps:
         yield from _weights_of(step)
@@ -136,6 +139,7 @@ class Requested(Deferred):
         return self._fetch(self._assignment.ids[start:stop], self._epoch)
 
     def _one_filler(self) -> Batch:
+        # Kept: workers read it once, and a rank may take it several times.
         if self._filler is None and 0 in self._assignment.sizes:
             part = self._assignment.sizes.index(0)
             self._filler = self._queue.take(Key(self._number, part))

@@ -41,6 +41,8 @@ class Rows(TrainingSet):
 
     def pick(self, ids: Ids) -> Picked:
         """The samples `ids`, in that order, as they are stored."""
+        # Spread out for the type checker: a dict of tensors is no dict of tensors or lists, as
+        # Picked is.
         return {**self._select(torch.from_numpy(ids.copy()))}
 
     def fetch(self, ids: Ids) -> Batch:
@@ -116,6 +118,8 @@ class Rows(TrainingSet):
             )
 
     def _later(self, assignment: Assignment, fetch: Callable[[Ids], Batch]) -> DeferredReads:
+        # Only the columns that are needed: to select the others takes time and memory for each
+        # sample.
         weighed = None
         if self.weighing is not None:
             weighed = _slices(assignment.ids, self.weighing.fetch)

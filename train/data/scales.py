@@ -64,6 +64,7 @@ def fit(train: TrainingSet, names: Sequence[str]) -> Fitted:
     blocks = [np.arange(start, min(start + BLOCK, size)) for start in range(0, size, BLOCK)]
 
     def mean_of(values: Callable[[Tensor], Tensor]) -> Tensor:
+        # By block: all rows in float64 may not fit in memory.
         parts = [values(_numbers(samples, ids)).sum(0) for ids in blocks]
         return torch.stack(parts).sum(0) / size
 
@@ -73,6 +74,7 @@ def fit(train: TrainingSet, names: Sequence[str]) -> Fitted:
     deviation = mean_of(lambda rows: (rows - mean).square()).sqrt()
     # The computed deviation of a column of one value may be that of rounding.
     first = _numbers(samples, np.arange(1))
+    # It is divided by 1: 0 / 0 would be NaN.
     is_one_value = mean_of(lambda rows: (rows != first).double()) == 0
     return Fitted(mean, torch.where(is_one_value, 1.0, deviation), size)
 
@@ -116,8 +118,10 @@ def warn_of_scales(train: TrainingSet, names: Sequence[str]) -> list[str]:
         samples = train.samples
     if not isinstance(samples, Rows | Table) or len(names) < 2:
         return []
+    # Evenly from all over the set, since rows are often in some order.
     rows = np.linspace(0, len(samples) - 1, min(BLOCK, len(samples))).astype(np.int64)
     sizes = _numbers(samples, rows).square().mean(0).sqrt()
+    # A column of zeros is of no size.
     by_size = [(size, name) for size, name in zip(sizes.tolist(), names, strict=True) if size]
     if not by_size:
         return []

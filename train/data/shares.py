@@ -121,6 +121,8 @@ class RankShare:
 
     def recut(self, micro: int) -> "RankShare":
         """The same samples in micro-batches of at most `micro` samples."""
+        # Of the rank with the most samples, not of this one: all ranks take equally many
+        # micro-steps, or one would wait in the reduction for ever.
         count = max(1, math.ceil(self.largest / micro))
         sizes = tuple(split_evenly(sum(self.sizes), count))
         if sizes == self.sizes:
@@ -152,6 +154,7 @@ class RankShare:
         for size, batch in zip(self.sizes, samples.pieces(self.sizes), strict=True):
             if self.check is not None:
                 self.check(batch)
+            # Checked before it is trimmed: a label behind the end of a text may be wrong too.
             trimmed = batch if self.trim is None else self.trim(batch)
             yield MicroBatch(trimmed, size, pixels_of(batch, samples.images))
 
@@ -161,6 +164,7 @@ def split(samples: Batch, sizes: Sequence[int], filler: Batch) -> tuple[Batch, .
 
     Views; the filler takes the place of an empty one.
     """
+    # Nothing to cut: no call for each column.
     if len(sizes) == 1 and sizes[0]:
         return (samples,)
     pieces = {name: torch.split(column, list(sizes)) for name, column in samples.items()}

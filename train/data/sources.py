@@ -53,6 +53,8 @@ def open_datasets(config: Config, needed: Sequence[str], splits: Splits | None =
     """
     splits = splits or load_splits(config, needed)
     source = splits.source
+    # A constant: what a source draws, such as a split at random, is the same for all seeds and on
+    # all ranks.
     with drawn_from(DATA_SEED), explain_misread(source.files, source.requested):
         if config.data.block_size is not None:
             datasets = _open_blocks(config, needed, splits)
@@ -75,6 +77,8 @@ def _open_samples(config: Config, needed: Sequence[str], splits: Splits) -> Data
     if isinstance(train, Dataset):
         train = opener.checked(train, data.split)
         if data.eval_split is None and data.eval_fraction:
+            # Out of the rows that were checked, so that a wrong value is named by its row in the
+            # file.
             holdout = hold_out(len(train), data.eval_fraction)
             rows_to_train = holdout.train
             evaluation[""] = opener.evaluation(train, holdout.held_out)
@@ -90,6 +94,7 @@ def _open_samples(config: Config, needed: Sequence[str], splits: Splits) -> Data
     )
     if config.batch.micro_tokens is None:
         return datasets
+    # None for a stream, which cut_by_length refuses.
     types = train.features.arrow_schema if isinstance(train, Dataset) else None
     by_length = cut_by_length(samples, reader, types, config.batch.micro_tokens)
     return replace(
@@ -141,6 +146,7 @@ def _open_blocks(config: Config, needed: Sequence[str], splits: Splits) -> Datas
         train = train.select(holdout.train)
     evaluation: dict[str, EvaluationSet] = {}
     for name in sorted(documents):
+        # Documents are held out before they are cut: a block may hold parts of several.
         evaluation[name] = pack(documents[name], data, needed)
     notes = splits.notes
     if data.preload is False and (documents or isinstance(train, Dataset)):

@@ -62,9 +62,12 @@ def _load_splits(config: Config, needed: Sequence[str]) -> Splits:
     source = Source(data, requested_columns(data.columns, columns))
     train = _read(source, data, data.split, data.streaming)
     held_out: dict[str, Readable] = {}
+    # Of the source, before tokens are made of it: a change of tokenizer, cache or machine is no
+    # change of the data.
     digests = {data.split: source.digest(data.split, train)}
     for name in _evaluated(config):
         # What is evaluated again and again is not a stream.
+        # The same rows, read once.
         if name == data.split and not data.streaming:
             held_out[name] = train
         else:
@@ -144,6 +147,8 @@ def _texts(splits: Splits, data: Data, needed: Sequence[str]) -> Splits:
                     identity=identity,
                     max_length=data.max_length,
                 )
+            # Only bits per byte need to know which texts lost bytes, and those are counted over
+            # blocks.
             tokens = by_column[column].of(rows.with_format(None)).remove_columns(LOSSY)
             rows = concatenate_datasets([rows.remove_columns(column), tokens], axis=1)
         return rows
@@ -175,6 +180,7 @@ def _text_columns(rows: Dataset, columns: Columns) -> list[str]:
     for name, names in columns.items():
         is_alone = isinstance(names, str) and name != LABELS
         (alone if is_alone else others).update(as_list(names))
+    # Rows that are none have no tokens either (train.data.tokens.Tokenising.of).
     if not len(rows):
         return []
     return [name for name in sorted(alone - others) if is_text(types.field(name).type)]

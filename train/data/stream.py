@@ -75,6 +75,7 @@ class Stream(TrainingSet):
         """To begin at a position, what comes before it is read and dropped."""
         with self._explained():
             if self.by_rank:
+                # Without end: nothing below is reached.
                 yield from self._shares_of_own_shards(plan, seed, rank, position)
             yield from self._shares_of_all(plan, seed, rank, position, overfit)
 
@@ -125,6 +126,7 @@ class Stream(TrainingSet):
     def _explained(self) -> Iterator[None]:
         try:
             yield
+        # A sentence already; a rank that was lost is no fault of the source.
         except (DataError, RunFailed):
             raise
         except Exception as error:
@@ -137,8 +139,11 @@ class Stream(TrainingSet):
     ) -> Iterator[RankShare]:
         """In each step this rank's share of a full one, over the ends of its own shards."""
         # Each rank repeats its own shards: there is no common end of an epoch.
+        # datasets' own, since accelerate's division of shards is uneven: 24 and 16 samples of 5
+        # shards on 2 ranks.
         shards = split_dataset_by_node(self.dataset, rank, plan.world_size)
         ordered = self._order(shards, seed, 0)
+        # Looked at first: to repeat nothing is to look for a sample without end.
         if next(iter(ordered), None) is None:
             raise DataError(f"rank {rank} has no samples of its own. Set: data.split_by_node=false")
         _, sizes = divide(plan, plan.effective, rank)
@@ -148,6 +153,7 @@ class Stream(TrainingSet):
         blocks = self._blocks(ordered.repeat(None), size, start=steps * size)
         for block in self._apart(blocks, seed, 0):
             first = rank + block.start * plan.world_size
+            # Ranks take turns, so that no two of them give a sample the same number.
             ids = range(first, first + size * plan.world_size, plan.world_size)
             samples = Numbered(block.samples, ids)
             yield self._share(
@@ -157,6 +163,8 @@ class Stream(TrainingSet):
                 last_of_epoch=False,
                 sizes=sizes,
                 largest=max(plan.shares(plan.effective)),
+                # Only unequal shares ask for it, and these are refused beside data.split_by_node
+                # (train/config/check_batch.py).
                 of_step=0,
             )
 
@@ -228,6 +236,7 @@ class Stream(TrainingSet):
         return None
 
     def _order(self, dataset: IterableDataset, seed: int, epoch: int) -> IterableDataset:
+        # Before it is shuffled: the buffer then holds no column that is not read.
         dataset = dataset.select_columns(self.reader.names)
         if not self.shuffle_buffer:
             return dataset
@@ -260,6 +269,7 @@ class Stream(TrainingSet):
         drop_tail: bool = False,
     ) -> Iterator[Block]:
         """The samples from position `start` on, up to `end`, `size` at a time."""
+        # `take` before `skip`: the end is counted from the beginning of the epoch as well.
         if end is not None:
             ordered = ordered.take(end)
         if start:

@@ -48,6 +48,7 @@ def in_stages(blocks: Iterable[Block], plan: BatchPlan, seen: int) -> Iterator[B
             pending = pa.concat_tables([pending, block.samples])
         while pending.num_rows:
             size = plan.at(seen).effective
+            # A step continues in the next block; only the last one of an epoch may be smaller.
             if pending.num_rows < size and not block.is_last:
                 break
             samples = pending.slice(0, size)

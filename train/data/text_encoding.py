@@ -30,8 +30,11 @@ def encoding_of(file: Path) -> str | None:
     for mark, name in BYTE_ORDER_MARKS.items():
         if head.startswith(mark):
             return name
+    # UTF-16 without a mark: of a Latin letter one of two bytes is zero, the first where the order
+    # is big-endian.
     if b"\0" in head:
         return "utf-16-be" if head[:1] == b"\0" else "utf-16-le"
+    # All of it: the only letter beyond ASCII may stand at the end.
     with fsspec.open(str(file), "rb", compression="infer") as opened:
         content = opened.read()
     try:

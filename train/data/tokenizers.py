@@ -89,6 +89,8 @@ class Saved:
             )
         library: Any = import_module("transformers")
         try:
+            # Both are said: transformers would look for a name at the Hub, and ask on the terminal
+            # whether to run the code of a folder.
             self._inner = library.AutoTokenizer.from_pretrained(
                 folder, local_files_only=True, trust_remote_code=False
             )
@@ -97,6 +99,7 @@ class Saved:
                 f"{folder} holds no tokenizer that transformers opens: {error}"
             ) from error
         self.folder = folder
+        # With the tokens that were added, which vocab_size leaves out.
         self.vocabulary = len(self._inner)
         self._lengths: NDArray[np.int64] | None = _bytes_by_token(self._inner)
         self.lossy = False  # whether a text was met that lost bytes
@@ -141,6 +144,7 @@ class Saved:
         return np.array(self._ids(text, truncation=True, max_length=size), dtype=np.int32)
 
     def decode(self, tokens: Iterable[int]) -> str:
+        # Without clean_up, which takes blanks away: the text would not come back.
         text: str = self._inner.decode(list(tokens), clean_up_tokenization_spaces=False)
         return text
 
@@ -156,6 +160,8 @@ class Saved:
         self._inner.save_pretrained(folder)
 
     def _ids(self, text: str, **options: Any) -> list[int]:
+        # split_special_tokens: "</s>" in a text is text, not the end of a document. verbose=False:
+        # no warning for each text that is longer than the model takes.
         encoding = self._inner(text, split_special_tokens=True, verbose=False, **options)
         ids: list[int] = encoding["input_ids"]
         return ids
@@ -175,6 +181,7 @@ def _bytes_by_token(inner: Any) -> NDArray[np.int64] | None:
         if token in added:  # stands for its text, not for byte-level letters
             lengths[token] = len(str(added[token]).encode())
         else:
+            # Each letter of a byte-level word stands for one byte.
             lengths[token] = len(word or "")
     return lengths
 

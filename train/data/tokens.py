@@ -61,6 +61,8 @@ class Tokenising:
             name = self.fingerprint(texts)
             options["cache_file_name"] = str(FOLDER / f"{name}.arrow")
             options["new_fingerprint"] = name
+            # Two machines that write one file on a shared disk would take it from under the one
+            # that reads it.
             with _lock(name):
                 return texts.map(self._tokens, **options)
         except TokenizerError as error:
@@ -72,6 +74,7 @@ class Tokenising:
         datasets would pickle the tokenizer instead, and make the tokens anew where that fails or
         differs from process to process.
         """
+        # Our own code too: tokens of an older version of it are not found.
         code = digest([Path(tokenizers.__file__), Path(__file__)])
         parts = [texts._fingerprint, self.column, self.identity, self.max_length, code]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]

@@ -42,6 +42,7 @@ def _holds_images(rows: Readable, name: str) -> bool:
     is_bytes = isinstance(feature, Value) and feature.dtype in ("binary", "large_binary")
     if not is_struct and not is_bytes:
         return False
+    # By the first value: a column holds images or none.
     first = next((row[name] for row in rows.select_columns([name])), None)
     content = first.get("bytes") if isinstance(first, dict) else first
     return content is None or content.startswith(IMAGE_STARTS)
@@ -70,6 +71,7 @@ def _fill(table: pa.Table, fill: Mapping[str, Any]) -> pa.Table:
                 f"data.fill.{name}: {value!r} is no value of a column of {column.type}"
             ) from error
         if kinds.is_floating(column.type):
+            # pandas' gaps among numbers are NaN, which fill_null leaves as they are.
             column = pc.if_else(pc.is_nan(column), filler, column)
         position = table.schema.get_field_index(name)
         table = table.set_column(position, name, pc.fill_null(column, filler))

@@ -83,6 +83,8 @@ class Windows:
         tokens = 0
         numbers = [0.0 for _ in self.terms]
         try:
+            # In here, where an error travels with the message of the window: all ranks then end by
+            # it.
             stop = self.stop_requested()
             if self.ranks.alone.error is not None:
                 raise self.ranks.alone.error
@@ -96,6 +98,7 @@ class Windows:
             elif samples:
                 # All at once, since weights add up over micro-batches.
                 weights = share.weights(self.loss_weight)
+                # In the order of the terms, not of the mapping: the ranks add them up by position.
                 numbers = [weights[term] for term in self.terms]
             placeable = self._in_step(share, late) if share.is_deferred else share
             micro_batches = self.announce(placeable)
@@ -106,6 +109,8 @@ class Windows:
                 # Read all the same: other ranks may wait for what this one hands them.
                 with suppress(Exception):
                     next(self.shares)
+        # One message for all of it, and in any case: a rank that sent none would leave the others
+        # waiting.
         message = self.ranks.start_sum([failure is not None, stop, samples, tokens, *numbers])
         return _Ahead(
             k=k,
@@ -137,6 +142,8 @@ class Windows:
             return None
         assert ahead.share is not None  # else there was a failure
         assert ahead.micro_batches is not None
+        # Sums over the ranks: what each loss is divided by, so that ranks of unequal weight count
+        # right.
         by_term: Mapping[str, float] = dict(zip(self.terms, weights, strict=True))
         if ahead.late is not None:
             by_term = ahead.late.expecting(samples * self._weight_of_sample)

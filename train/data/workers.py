@@ -57,6 +57,7 @@ def answered(
     of_workers: dict[str, Any] = {}
     if workers:
         of_workers = {"prefetch_factor": AHEAD, "timeout": POLL_SECONDS}
+    # A request takes the place of a batch of indices: DataLoader hands it to __getitems__ as it is.
     loader: Iterable[Any] = DataLoader(
         cast(Any, answers),
         batch_sampler=cast(Any, requests),
@@ -66,6 +67,7 @@ def answered(
         generator=generator,
         **of_workers,
     )
+    # DataLoader has no public list of its workers: they are those that it adds.
     others = set(multiprocessing.active_children())
     with _without_child_signals(loader) as read:
         started = set(multiprocessing.active_children()) - others
@@ -166,6 +168,7 @@ def _end(read: object, workers: Iterable[multiprocessing.process.BaseProcess]) -
 
 def _kill(workers: Iterable[multiprocessing.process.BaseProcess]) -> None:
     for worker in workers:
+        # SIGKILL: a worker ignores the signals to stop, and one that is stuck would not see them.
         worker.kill()
         worker.join()
 

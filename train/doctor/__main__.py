@@ -27,6 +27,7 @@ MEETING_SECONDS = 60
 def main(argv: Sequence[str]) -> int:
     """The exit code: 0 where nothing would stop a run, else 1."""
     words = parse(argv)  # without a CONFIG: the quick start's
+    # --print-config: whether targets exist is not asked, and torch not imported for it.
     config = load([words.config, *words.words, "--print-config"]).config
     facts = gather(config.output_dir, config.runtime.timeout_seconds)
     printed, code = examine(facts, config)
@@ -37,6 +38,7 @@ def main(argv: Sequence[str]) -> int:
 
 def examine(facts: Facts, config: Config) -> tuple[list[str], int]:
     """What is printed, and the exit code: the same on all ranks, where they can connect."""
+    # Before the ranks connect: these findings are printed also where they cannot.
     findings = check(facts) + _check_launcher(config)
     # Nobody waits half an hour for a doctor.
     brief = dataclasses.replace(config.runtime, timeout_seconds=MEETING_SECONDS)
@@ -47,6 +49,7 @@ def examine(facts: Facts, config: Config) -> tuple[list[str], int]:
         common = compare(of_ranks) + compare_clocks(of_ranks, clocks_ahead(ranks))
         common += all_reduce(ranks, accelerator.device)
         accelerator.end_training()
+    # RuntimeError: what torch.distributed raises for a rank or a store that cannot be reached.
     except (LaunchError, RuntimeError) as error:
         why = "another rank is lost" if lost_rank(error) else str(error).partition("\n")[0]
         missing = wrong(
@@ -56,6 +59,7 @@ def examine(facts: Facts, config: Config) -> tuple[list[str], int]:
         # On each machine: without a connection, no rank knows the facts of others.
         print_error("\n".join(lines([facts], [findings], missing)))
         return ["doctor: the ranks did not meet"], FAILED
+    # From what all ranks have gathered, so that the exit code is the same on each of them.
     printed = lines(of_ranks, by_rank, common)
     code = FAILED if is_wrong([*itertools.chain(*by_rank), *common]) else FINISHED
     return printed, code

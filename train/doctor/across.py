@@ -11,6 +11,7 @@ SKEW_SECONDS = 2.0
 
 def compare(of_ranks: Sequence[Facts]) -> list[Finding]:
     values: dict[str, Callable[[Facts], str]] = {}
+    # Of all ranks: a package that one machine lacks is a difference too.
     packages = set().union(*(facts.packages for facts in of_ranks))
     for name in sorted(packages):
         values[name] = partial(_version, name)
@@ -21,6 +22,8 @@ def compare(of_ranks: Sequence[Facts]) -> list[Finding]:
     findings: list[Finding] = []
     for what, value in values.items():
         findings += _check_same(of_ranks, what, value)
+    # Not wrong, other than versions: ranks of unequal speed train, and batch.shares can make up for
+    # it.
     devices = _by_value(of_ranks, _device)
     if len(devices) > 1:
         findings += doubtful(
@@ -38,6 +41,7 @@ def compare_clocks(of_ranks: Sequence[Facts], ahead_seconds: Sequence[float]) ->
     if len(of_ranks) == 1:
         return []
     first = of_ranks[0].host
+    # A machine has one clock, however many ranks it has.
     by_host: dict[str, float] = {}
     for facts, seconds in zip(of_ranks, ahead_seconds, strict=True):
         by_host[facts.host] = seconds
@@ -71,6 +75,7 @@ def _by_value(of_ranks: Sequence[Facts], value: Callable[[Facts], str]) -> dict[
     hosts: dict[str, list[str]] = {}
     for facts in of_ranks:
         names = hosts.setdefault(value(facts), [])
+        # Several ranks of a machine give the same value: it is named once.
         if facts.host not in names:
             names.append(facts.host)
     return hosts

@@ -23,6 +23,7 @@ def check_versions(facts: Facts) -> list[Finding]:
     findings: list[Finding] = []
     for line in facts.requirements:
         requirement = Requirement(line)
+        # prereleases: a nightly build of torch counts by its number alone.
         version = facts.packages.get(requirement.name)
         if version and not requirement.specifier.contains(version, prereleases=True):
             findings += wrong(
@@ -37,6 +38,8 @@ def check_versions(facts: Facts) -> list[Finding]:
 def check_driver(facts: Facts) -> list[Finding]:
     """Driver and cards against torch, as the launcher and each rank check them."""
     visible = facts.variables.get("CUDA_VISIBLE_DEVICES")
+    # The same question as the launcher and each rank ask, so that the doctor calls nothing fine
+    # that a run refuses.
     trouble = find_trouble(facts.seen, visible, lambda: facts.machine)
     if trouble:
         return wrong(f"{trouble.got}: {trouble.why}", f"Run: {trouble.remedy}")
@@ -53,6 +56,7 @@ def check_gpus(facts: Facts) -> list[Finding]:
     if not facts.gpus:
         return fine("no GPU: ranks work on the CPU")
     findings = fine(f"{len(facts.gpus)} x {facts.gpus[0].name}, NCCL {facts.nccl or 'missing'}")
+    # The number that is proposed is that of all machines, as NPROC is.
     if facts.ranks_here > len(facts.gpus) and not facts.on_cpu:
         findings = wrong(
             f"{facts.ranks_here} ranks share {len(facts.gpus)} GPU(s), and each needs its own",
@@ -74,10 +78,13 @@ def check_names(facts: Facts) -> list[Finding]:
     shown = ", ".join(interfaces) or "none but the loopback"
     first = next(iter(facts.interfaces), "eth0")
     remedy = f"Set: GLOO_SOCKET_IFNAME={first}, or correct /etc/hosts"
+    # On one machine the loopback reaches every rank.
     if facts.machines == 1:
         return fine(f"host {facts.host}, interfaces: {shown}")
     if not facts.resolved:
         return wrong(f"the host name {facts.host} leads to no address", remedy)
+    # Debian's own line in /etc/hosts gives the name 127.0.1.1: the ranks reach the store, and gloo
+    # then fails, after 1 s on one machine and 103 s on the other.
     if facts.resolved.startswith("127.") and "GLOO_SOCKET_IFNAME" not in facts.variables:
         return wrong(
             f"the host name {facts.host} leads to {facts.resolved}, which no other machine can "
@@ -95,6 +102,7 @@ def check_interfaces(facts: Facts) -> list[Finding]:
             if name.startswith("^"):
                 continue
             prefix = name.lstrip("=")
+            # `lo` is allowed by name: it is what ranks of one machine may use.
             is_up = any(interface.startswith(prefix) for interface in (*facts.interfaces, "lo"))
             if not is_up:
                 interfaces = ", ".join(facts.interfaces) or "the loopback only"
@@ -148,6 +156,7 @@ def check_limits(facts: Facts) -> list[Finding]:
         findings = doubtful(
             f"no more than {facts.open_files} files may be open", f"Run: ulimit -n {OPEN_FILES}"
         )
+    # InfiniBand sends out of memory that the system may not move: locked memory without a limit.
     if facts.infiniband and facts.locked_memory_kib >= 0:
         findings += wrong(
             "InfiniBand cannot lock its buffers: the limit of locked memory is "
@@ -176,6 +185,7 @@ def check_timeouts(facts: Facts) -> list[Finding]:
     return findings
 
 
+# In the order in which findings of one level are printed.
 CHECKS = (
     check_versions,
     check_driver,

@@ -70,7 +70,9 @@ class Facts:
 
 
 def gather(output_dir: str, timeout_seconds: float) -> Facts:
+    # The versions that a run writes into environment.json, so that both name them alike.
     versions = environment([], "")
+    # Out of the environment: the ranks have not met yet, and may not be able to.
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     seen = look_by_torch()
@@ -78,6 +80,7 @@ def gather(output_dir: str, timeout_seconds: float) -> Facts:
         host=socket.gethostname(),
         rank=int(os.environ.get("RANK", "0")),
         ranks_here=ranks_here,
+        # As if each machine had as many ranks as this one: nothing else says how many there are.
         machines=max(1, world_size // ranks_here),
         python=versions["python"],
         packages=versions["packages"],
@@ -107,6 +110,7 @@ def _variables() -> dict[str, str]:
 
 def _requirements() -> tuple[str, ...]:
     """Empty for an installed package, whose requirements pip has checked."""
+    # A clone is run without pip: nobody has looked at its requirements.
     if not IS_CLONE:
         return ()
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -134,6 +138,7 @@ def _interfaces() -> dict[str, str]:
     interfaces = {}
     for name, addresses in psutil.net_if_addrs().items():
         ipv4 = [each.address for each in addresses if each.family == socket.AF_INET]
+        # gloo and NCCL are pointed at an interface by its name (GLOO_SOCKET_IFNAME).
         if ipv4 and states[name].isup and not ipv4[0].startswith("127."):
             interfaces[name] = ipv4[0]
     return interfaces
@@ -151,6 +156,7 @@ def _disks(output_dir: str) -> dict[str, Disk]:
 
 def _disk(path: Path) -> Disk:
     """Of a folder that may not exist yet."""
+    # The nearest folder that exists: output_dir is made by the run, on the disk of that one.
     existing = path.absolute()
     while not existing.exists():
         existing = existing.parent

@@ -17,6 +17,8 @@ def clocks_ahead(ranks: Ranks) -> list[float]:
     """Seconds by which each rank's clock is ahead of rank 0's, to the duration of a barrier."""
     by_rank: list[list[float]] = [[] for _ in range(ranks.world_size)]
     for _ in range(ROUNDS):
+        # Right behind a barrier, which all ranks leave at nearly the same moment. The median, since
+        # a rank may be held up in one of the rounds.
         ranks.barrier()
         times = ranks.gather(time.time())
         for rank, seconds in enumerate(times):
@@ -32,17 +34,22 @@ def all_reduce(ranks: Ranks, device: torch.device) -> list[Finding]:
     if ranks.world_size == 1:
         return []
     megabytes = 256 if device.type == "cuda" else 16
+    # Rank r gives r + 1, so the sum is 1 + 2 + ... + world size, exact in float32.
     expected = ranks.world_size * (ranks.world_size + 1) / 2
     seconds = []
     is_right = True
     for _ in range(ROUNDS):
+        # float32: 4 bytes a number, as gradients are.
         tensor = torch.full((megabytes * 10**6 // 4,), float(ranks.rank + 1), device=device)
+        # Kernels run behind the host: the time would begin before the tensor is filled, and end
+        # before the sum is there. The barrier keeps waiting for a late rank out of it.
         _wait(device)
         ranks.barrier()
         start = time.perf_counter()
         ranks.add_up([tensor])
         _wait(device)
         seconds.append(time.perf_counter() - start)
+        # No early end: a rank that left the loop would leave the others waiting in the next sum.
         is_right = is_right and bool((tensor == expected).all())
     # Without the first round, which opens the connections; of the slowest rank.
     slowest = max(ranks.gather(median(seconds[1:])))

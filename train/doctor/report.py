@@ -17,11 +17,13 @@ def lines(
     """
     hosts = _hosts_of(of_ranks, by_rank)
     machines = {facts.host for facts in of_ranks}
+    # Each sentence once, and in the order of the checks.
     of_all = list(dict.fromkeys(common))
     printed = []
     for level in (WRONG, DOUBTFUL, FINE):
         for finding, names in hosts.items():
             if finding.level == level:
+                # What all machines have in common needs no name in front.
                 where = "" if len(names) == len(machines) else f"{', '.join(names)}: "
                 printed.append(f"{level:<9} {where}{finding.text}")
         for finding in of_all:
@@ -37,6 +39,7 @@ def _hosts_of(
     hosts: dict[Finding, list[str]] = {}
     for facts, findings in zip(of_ranks, by_rank, strict=True):
         for finding in findings:
+            # A finding is frozen, so equal ones of several ranks are one key.
             names = hosts.setdefault(finding, [])
             if facts.host not in names:
                 names.append(facts.host)

@@ -12,11 +12,14 @@ from train.models import ModelError
 
 def library(name: str, target: str, extra: str) -> Any:
     """The library that model.target needs. Raises ModelError where it is not installed."""
+    # Looked up, not imported and caught: an ImportError from inside the library is another fault,
+    # and stays what it is.
     if find_spec(name) is None:
         raise ModelError(
             f"model.target={target} needs {name}, which is not installed. "
             f"Run: {how_to_install(extra)}"
         )
+    # Before the library: timm, transformers and peft import torchvision where it is installed.
     fix_torchvision()
     return import_module(name)
 
@@ -36,6 +39,8 @@ def fix_torchvision() -> None:
     except RuntimeError as error:
         if "operator torchvision::nms does not exist" not in str(error):
             raise
+        # Declared, never defined: a detector that calls one of them still fails, and nothing else
+        # does.
         for name in ("nms", "qnms"):
             torch.library.define(
                 f"torchvision::{name}",

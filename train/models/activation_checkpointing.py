@@ -26,6 +26,8 @@ def checkpoint_blocks(module: nn.Module, configured: bool | str) -> None:
     """
     if not configured:
         return
+    # A model that checkpoints by itself, as those of transformers do, knows its own blocks: it is
+    # asked before its ModuleLists are looked at.
     enable = getattr(module, "gradient_checkpointing_enable", None)
     if configured is True and callable(enable):
         enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -33,6 +35,8 @@ def checkpoint_blocks(module: nn.Module, configured: bool | str) -> None:
     blocks = list(_outermost(module, configured))
     if not blocks:
         raise _no_blocks(module, configured)
+    # Not by a module around the block, whose name would stand in the names of the parameters. A
+    # deep copy still calls the original block (train/exactness/copied_weights.py).
     for block in blocks:
         block.forward = partial(checkpoint, block.forward, use_reentrant=False)
 
@@ -55,6 +59,8 @@ def _outermost(
     for name, child in module.named_children():
         path = f"{prefix}{name}"
         is_block = is_list if configured is True else fnmatchcase(path, str(configured))
+        # What is inside a block is not looked at: a block within a checkpointed one would be
+        # computed three times, not twice.
         if is_block:
             yield child
         else:

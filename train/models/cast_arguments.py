@@ -28,6 +28,8 @@ def cast_arguments(module: nn.Module, dtype: torch.dtype) -> None:
 @contextmanager
 def arguments_cast_to(module: nn.Module, dtype: torch.dtype) -> Iterator[None]:
     """Inside, arguments are cast to `dtype`: the parameters have another type for a while."""
+    # Replaced under their own keys, so that the order of the hooks stays: the scaling of inputs
+    # (train/models/scaling.py) has to come before the cast.
     hooks = module._forward_pre_hooks
     before = dict(hooks)
     for key, hook in before.items():
@@ -45,6 +47,7 @@ def _hook(dtype: torch.dtype, module: nn.Module, args: Any, kwargs: Any) -> Any:
     for value in values:
         if type(value) is not Tensor or (value.dtype is not dtype and value.dtype in FLOATS):
             return _cast(args, dtype), _cast(kwargs, dtype)
+    # None leaves the arguments as they are (torch's forward pre-hooks).
     return None
 
 
@@ -66,6 +69,8 @@ def _cast_tensor(value: Tensor, dtype: torch.dtype) -> Tensor:
     target = widened(value.dtype) if dtype == torch.float64 else dtype
     if value.dtype == target or (value.dtype not in FLOATS and dtype != torch.float64):
         return value
+    # A finite number beyond the largest of the narrower type would become infinite, and the step
+    # would be skipped as not finite.
     if not value.is_complex() and torch.finfo(target).max < torch.finfo(value.dtype).max:
         limit = torch.finfo(target).max
         value = torch.where(value.isinf(), value, value.clamp(-limit, limit))
@@ -97,6 +102,8 @@ def _cast_sequence(value: Any, dtype: torch.dtype) -> Any:
     items = [_cast(inner, dtype) for inner in value]
     if all(item is inner for item, inner in zip(items, value, strict=True)):
         return value
+    # A named tuple takes its entries one by one, a list or a tuple takes all of them as one
+    # argument.
     is_named_tuple = hasattr(value, "_fields")
     return type(value)(*items) if is_named_tuple else type(value)(items)
 

@@ -32,10 +32,13 @@ class ConvNet(nn.Module):
         return logits
 
     def _channels_first(self, images: Tensor) -> Tensor:
+        # Whole numbers are brightness as it is stored; floats come scaled already
+        # (train/data/pixels.py).
         if not images.is_floating_point():
             images = images.to(self.head.weight.dtype) / 255
         if images.dim() == 3 and self.channels == 1:
             return images.unsqueeze(1)
+        # torch's own order of dimensions first: where both would fit, it is the one that is meant.
         if images.dim() == 4 and images.shape[1] == self.channels:
             return images
         if images.dim() == 4 and images.shape[3] == self.channels:
@@ -49,8 +52,10 @@ class ConvNet(nn.Module):
 
 def stage(before: int, after: int, stride: int) -> nn.Module:
     """(samples, before, H, W) -> (samples, after, H / stride, W / stride), rounded up."""
+    # GroupNorm takes only a number of groups that divides the channels.
     groups = next(n for n in (8, 4, 2, 1) if after % n == 0)
     return nn.Sequential(
+        # No bias: the norm behind each convolution has one.
         nn.Conv2d(before, after, 3, stride, padding=1, bias=False),
         nn.GroupNorm(groups, after),
         nn.ReLU(),

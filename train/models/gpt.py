@@ -40,11 +40,14 @@ class GPT(nn.Module):
     def forward(
         self, tokens: Tensor, documents: Tensor | None = None, loss: TokenLoss | None = None
     ) -> Tensor:
+        # Once for all blocks, as the angles: they depend on the position and the document alone.
         mask = None if documents is None else same_document(documents)
         x = self.embedding(tokens)
         angles = rotations(tokens.shape[1], self.pairs, x)
         for block in self.blocks:
             x = block(x, angles, mask)
+        # In here and not in the task, so that DDP, FSDP2, autocast and compile see the last layer
+        # used where they expect it (memory.chunked_loss).
         if loss is not None:
             return loss(self.norm(x), Head(self.embedding.weight))
         return linear(self.norm(x), self.embedding.weight)
@@ -67,6 +70,8 @@ class Block(nn.Module):
         split = self.query_key_value(self.attention_norm(x)).unflatten(2, (3, self.heads, -1))
         # each (samples, heads, T, width of a head)
         query, key, value = split.permute(2, 0, 3, 1, 4)
+        # With a mask is_causal has to be false, else torch raises: the mask of documents is causal
+        # itself.
         attended = scaled_dot_product_attention(
             rotate(query, angles),
             rotate(key, angles),
@@ -84,6 +89,8 @@ def rotations(length: int, pairs: int, like: Tensor) -> tuple[Tensor, Tensor]:
     Source: RoFormer, Su et al. 2021, arXiv:2104.09864. Computed in each forward pass: a buffer
     would be cast with the model, and broadcast over the ranks.
     """
+    # At least float32: bf16 holds whole numbers up to 256 only, so later positions would get the
+    # angle of another one.
     wide = torch.promote_types(like.dtype, torch.float32)
     pair = torch.arange(pairs, device=like.device, dtype=wide)
     position = torch.arange(length, device=like.device, dtype=wide)
@@ -95,6 +102,8 @@ def rotate(x: Tensor, angles: tuple[Tensor, Tensor]) -> Tensor:
     """Rotate the pairs (x[i], x[i + pairs]) by the angle of their position; `angles`: rotations."""
     cos, sin = angles
     first, second = x.chunk(2, dim=-1)
+    # Computed in the type of the angles, float32 or wider. Attention takes query, key and value in
+    # one type, so the result goes back to that of x.
     rotated = torch.cat((first * cos - second * sin, first * sin + second * cos), dim=-1)
     return rotated.to(x.dtype)
 

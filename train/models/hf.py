@@ -74,6 +74,8 @@ class HF(nn.Module):
             )
         args = self._arguments(inputs.long(), attention_mask)
         if loss is not None:
+            # The body without its head: the logits of all tokens are what memory.chunked_loss
+            # avoids. What the model does to its logits afterwards is `_finish`.
             head = self.inner.get_output_embeddings()
             hidden = self.inner.base_model(**args).last_hidden_state
             return loss(hidden, Head(head.weight, head.bias, self._finish))
@@ -81,6 +83,8 @@ class HF(nn.Module):
         # Classes come second, as cross_entropy takes them.
         if self.task == "token-classification":
             return outputs.logits.transpose(1, 2)
+        # transformers adds it to its own loss, which is never used: left out, the loss of such a
+        # model was 3.7005 in place of 4.707 (docs/edges.md).
         router_loss = getattr(outputs, "aux_loss", None)
         if isinstance(router_loss, Tensor):
             return outputs.logits, router_loss * _router_coefficient(self.inner.config)
@@ -110,9 +114,11 @@ class HF(nn.Module):
 
     def save_pretrained(self, folder: Path, state: Mapping[str, Tensor] | None = None) -> None:
         """Write what from_pretrained opens; the weights as one file, model.safetensors."""
+        # Without `state` the model's own weights. The prefix is that of this wrapper.
         weights = None
         if state is not None:
             weights = {name.removeprefix("inner."): tensor for name, tensor in state.items()}
+        # One file whatever its size: the rest of the project knows model.safetensors alone.
         self.inner.save_pretrained(folder, state_dict=weights, max_shard_size=2**60)
 
     def load_pretrained(self, file: Path) -> None:
@@ -129,6 +135,8 @@ class HF(nn.Module):
             ignore_mismatched_sizes=True,  # named below, with the missing ones
             output_loading_info=True,
         )
+        # All of them at once: transformers gives names that are missing, unexpected or of another
+        # shape, and leaves random numbers in their place.
         problems = []
         for kind, names in loading_info.items():
             if names:

@@ -40,8 +40,11 @@ def find_finish(model: Any) -> Finish:
     head = model.get_output_embeddings()
     if type(head) is not nn.Linear:
         raise _no_chunks(model, f"its last layer is {type(head).__name__}, not nn.Linear")
+    # With `loss` a forward pass gives one sum: the router's loss would be left out of it silently.
     if getattr(model.config, "output_router_logits", False):
         raise _no_chunks(model, "it gives a router loss too (output_router_logits)")
+    # Known numbers take the place of the last layer's output: what the model gives then is what it
+    # does to its logits.
     logits = _trial_logits(head)
     entered: list[Tensor] = []
 
@@ -50,10 +53,13 @@ def find_finish(model: Any) -> Finish:
         entered.append(args[0])
         return logits.clone()
 
+    # (2, 2): two texts of two tokens, all different unless the vocabulary has fewer than four.
     tokens = torch.arange(4, device=logits.device).view(2, 2) % head.out_features
     hook = head.register_forward_hook(replace)
     try:
         with preserve_state(model, logits.device), torch.no_grad():
+            # In eval mode, since dropout would draw other masks in the second pass: the body's
+            # output would not be what enters the last layer.
             model.eval()
             hidden = model.base_model(input_ids=tokens, use_cache=False).last_hidden_state
             finished = model(input_ids=tokens, use_cache=False).logits
@@ -64,11 +70,14 @@ def find_finish(model: Any) -> Finish:
         ) from error
     finally:
         hook.remove()
+    # A projection or a factor between body and last layer would be left out by the loss in pieces:
+    # a wrong loss, and no error.
     if len(entered) != 1 or not torch.equal(entered[0], hidden):
         raise _no_chunks(model, "what enters its last layer is not what its body gives")
     # A factor shows in what becomes of 1, a soft cap in what becomes of FAR.
     of_one, of_far = finished[0, 0, :2].tolist()
     rounding = 8 * torch.finfo(logits.dtype).eps
+    # `unchanged` first: a factor of 1 would fit as well, and cost a multiplication of every logit.
     for finish in (unchanged, partial(scaled, of_one), partial(capped, of_far)):
         if torch.allclose(finish(logits), finished, rtol=rounding, atol=0):
             return finish

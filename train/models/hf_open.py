@@ -71,6 +71,7 @@ def open_model(task: str, path: str | None, args: dict[str, Any]) -> Any:
         if path is None:
             return _from_config(transformers, task, sorted_args)
         return _from_pretrained(transformers, task, path, sorted_args)
+    # A ModelError is a ValueError: the next clause would put a second sentence around its own.
     except ModelError:
         raise
     # ImportError: of a library that a quantization needs
@@ -84,6 +85,7 @@ def open_model(task: str, path: str | None, args: dict[str, Any]) -> Any:
 
 
 def _from_config(transformers: Any, task: str, args: _Arguments) -> Any:
+    # Both checks come before the model is made, which takes time and memory.
     config = _make_config(transformers.CONFIG_MAPPING, args.fields)
     _check_task(task, transformers, config)
     for name in args.loading:
@@ -92,6 +94,8 @@ def _from_config(transformers: Any, task: str, args: _Arguments) -> Any:
                 f"model.args.{name} loads weights, and from_config has none. Set: "
                 "model.args.from_pretrained"
             )
+    # In float32: train/models/make.py casts afterwards, so that each precision starts from the same
+    # numbers.
     auto_class = getattr(transformers, TASKS[task])
     return auto_class.from_config(config, dtype=torch.float32, **args.loading)
 
@@ -100,6 +104,7 @@ def _from_pretrained(transformers: Any, task: str, path: str, args: _Arguments) 
     # Unless it is set, transformers asks on the terminal whether to run the code of a folder.
     loading = {"trust_remote_code": False, **args.loading}
     finding = {name: loading[name] for name in FINDING if name in loading}
+    # The config alone first: fields and head are checked before the weights are downloaded or read.
     config = transformers.AutoConfig.from_pretrained(path, **finding)
     _check_fields(config, args.fields)
     if not loading["trust_remote_code"]:  # a class from the folder is in no mapping
@@ -146,6 +151,7 @@ def _sort(args: dict[str, Any]) -> _Arguments:
 
 def _check_task(task: str, transformers: Any, config: Any) -> None:
     """Raises ModelError where the model has no such head: an encoder-decoder is no causal-lm."""
+    # By transformers' own tables of which head exists for which config.
     possible = []
     for name, auto_class in TASKS.items():
         if type(config) in getattr(transformers, auto_class)._model_mapping:
@@ -170,6 +176,7 @@ def _make_config(config_classes: Any, fields: dict[str, Any]) -> Any:
     others = {name: value for name, value in fields.items() if name != "model_type"}
     config_class = config_classes[model_type]
     default = config_class()
+    # Before the fields are checked: it is a field that a user may set, and T5's config lacks it.
     add_decoder_start(default)
     _check_fields(default, others)
     return config_class(**others)

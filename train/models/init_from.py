@@ -88,6 +88,8 @@ def load_initial(module: nn.Module, path: str) -> None:
 
     Raises WeightsError.
     """
+    # Shapes are read in any case: a file that was cut off ends in a sentence here, and not in a
+    # trace of transformers.
     file = _weights_file(path)
     shapes = _shapes(file)
     if isinstance(module, Pretrained):
@@ -97,6 +99,7 @@ def load_initial(module: nn.Module, path: str) -> None:
     # Tensors of another shape would make read_tensors raise, at the first of them.
     if not problems:
         missing, unexpected = read_tensors(file, module, strict=False)
+        # Not strict, so that all names are listed together and not the first alone.
         problems += [f"{name} is missing there" for name in sorted(missing)]
         problems += [f"{name} is there, but not in the model" for name in sorted(unexpected)]
     if problems:
@@ -114,6 +117,8 @@ def load_initial(module: nn.Module, path: str) -> None:
 def freeze(module: nn.Module, patterns: list[str]) -> None:
     """Parameters whose names match are not trained. Raises PatternError."""
     parameters = dict(module.named_parameters())
+    # By requires_grad, not by leaving parameters out of the optimizer: DDP and the trial of
+    # exactness then know as well that no gradient is to come.
     for name in matching("model.freeze", patterns, list(parameters)):
         parameters[name].requires_grad_(False)
     if not any(parameter.requires_grad for parameter in parameters.values()):
@@ -125,6 +130,7 @@ def _other_shapes(module: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> l
     for name, tensor in module.state_dict().items():
         if not isinstance(tensor, Tensor) or name not in shapes:
             continue
+        # The shape on the disk: complex numbers are stored as pairs.
         shape = tuple(storable(tensor).shape)
         if shapes[name] != shape:
             problems.append(f"{name} has shape {shapes[name]} there, {shape} in the model")

@@ -26,6 +26,8 @@ def make_model(config: Config) -> nn.Module:
     numbers. Raises ModelError.
     """
     constructor = resolve(config.model.target, "train.models")
+    # All generators are set, NumPy's and Python's too: with torch's alone, a constructor that draws
+    # from NumPy gave two ranks two models (docs/edges.md).
     what = f"model.target={config.model.target} cannot be made from model.args"
     with ends_in_a_sentence(ModelError, what), drawn_from(config.seed):
         module: nn.Module = constructor(**config.model.args)

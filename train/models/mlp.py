@@ -27,6 +27,7 @@ class MLP(nn.Module):
         self.layers = nn.Sequential(*layers, nn.Linear(widths[-1], outputs))
 
     def forward(self, inputs: Tensor) -> Tensor:
+        # Not flatten(1), which refuses inputs of one dimension: one number per sample.
         flat = inputs.reshape(len(inputs), -1)
         if flat.shape[1] != self.inputs:
             raise ValueError(

@@ -22,6 +22,7 @@ def set_training(module: nn.Module) -> list[str]:
     for name, part in _in_eval_mode(module):
         if next(_to_train(part), None) is not None:  # else it is frozen
             changed.append(f"{name} ({type(part).__name__})")
+    # What is frozen is noted first: module.train() puts every part into train mode.
     trained = {id(part) for part in _to_train(module)}
     frozen = [part for part in module.modules() if not part.training and id(part) not in trained]
     module.train()  # the model's own method, which may freeze more
@@ -43,6 +44,8 @@ def _in_eval_mode(module: nn.Module, path: str = "") -> Iterator[tuple[str, nn.M
 
 def _to_train(module: nn.Module) -> Iterator[nn.Module]:
     """The module and all inside it that trains; nothing inside a frozen one does."""
+    # A module without parameters, such as Dropout, is not frozen by that: libraries give it in eval
+    # mode with the rest of the model.
     parameters = list(module.parameters())
     is_untrained = bool(parameters) and not any(p.requires_grad for p in parameters)
     if not module.training and (is_untrained or _keeps_statistics(module)):

@@ -48,6 +48,7 @@ def cast_parameters(
     constructed: Dtypes = {}
     if dtype == torch.bfloat16:
         constructed = _constructed_dtypes(module, construct)
+    # By id, since `_apply` gives no names; parameters that are tied have one id and several names.
     unchanged = set()  # by id
     for name, tensor in (*module.named_parameters(), *module.named_buffers()):
         if constructed.get(name, dtype) != dtype:
@@ -67,6 +68,7 @@ def _cast_dtype(current: torch.dtype, dtype: torch.dtype) -> torch.dtype:
     """What becomes of a tensor where parameters are in `dtype`."""
     if dtype == torch.float64:
         return widened(current)
+    # In float32 only what is narrower is cast: a table that a model keeps in float64 stays.
     castable = FLOATS if dtype == torch.bfloat16 else NARROW
     return dtype if current in castable else current
 
@@ -76,6 +78,8 @@ def _constructed_dtypes(module: nn.Module, construct: Callable[[], nn.Module]) -
 
     Of all buffers, and of the parameters of transformers' models.
     """
+    # Models of transformers apart: from_pretrained keeps some of their parameters in float32, which
+    # their constructor alone does not show.
     dtypes: dict[str, torch.dtype] = {}
     for path, model in _transformers_models(module):
         for name, dtype in _from_pretrained_dtypes(model).items():
@@ -113,6 +117,7 @@ def _guessed_dtype(module: nn.Module, name: str) -> torch.dtype:
 
 def _transformers_models(module: nn.Module, path: str = "") -> Iterator[tuple[str, Any]]:
     """(prefix of its names, model) of the outermost models of transformers in a module."""
+    # By a method that all of them inherit, so that transformers need not be installed.
     if hasattr(type(module), "_from_config"):
         yield path, module
         return
@@ -144,6 +149,7 @@ def _from_pretrained_dtypes(model: Any) -> Dtypes:
 def _meta_bf16() -> Iterator[None]:
     """What is constructed inside has shapes, and types with bf16 as the default, and no memory."""
     default = torch.get_default_dtype()
+    # The constructor draws and warns a second time here: neither may be seen outside.
     with Generators().kept(), warnings.catch_warnings(action="ignore"), torch.device("meta"):
         torch.set_default_dtype(torch.bfloat16)
         try:

@@ -15,6 +15,8 @@ def preserve_state(module: nn.Module, device: torch.device) -> Iterator[Callable
 
     Yields a function that restores the modes earlier.
     """
+    # From each part's own dict, not from named_buffers: a forward pass may put another tensor
+    # there, and the old one has to go back into the same place.
     buffers = []
     for part in module.modules():
         for name, buffer in part._buffers.items():

@@ -50,9 +50,13 @@ class Scaling:
         if self.mean.device != first.device:  # once: a model seldom moves
             self.mean = self.mean.to(first.device)
             self.deviation = self.deviation.to(first.device)
+        # Asked at each call where no type is fixed: a loaded model may have been cast since, as by
+        # train.load(...).double().
         dtype = self._dtype or next(
             (p.dtype for p in module.parameters() if p.is_floating_point()), first.dtype
         )
+        # Scaled before it is narrowed: in bf16 2007 +- 1 would be 2008 throughout. In place, since
+        # the difference is a tensor that nobody else has.
         return ((first - self.mean).div_(self.deviation).to(dtype), *others)
 
     def __deepcopy__(self, memo: Any) -> "Scaling":
@@ -125,6 +129,7 @@ def write_scaling(module: nn.Module, folder: Path) -> None:
     scaling = scaling_of(module)
     if scaling is None:
         return
+    # safetensors refuses tensors that are not contiguous.
     numbers = {name: tensor.contiguous() for name, tensor in scaling.state_dict().items()}
     save_file(numbers, folder / FILE)
 

@@ -21,6 +21,7 @@ class TextConv(nn.Module):
         self.head = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, outputs))
 
     def forward(self, tokens: Tensor) -> Tensor:
+        # (samples, width, length): Conv1d takes the channels second.
         features = torch.relu(self.convolution(self.embedding(tokens).transpose(1, 2)))
         # So that no position after the end is the maximum: after ReLU none is below 0.
         features = features * (tokens != self.padding).unsqueeze(1)

@@ -16,6 +16,7 @@ def vision(name: str, outputs: int, pretrained: bool = False, **args: Any) -> nn
     downloads `pretrained` weights. `args` are its own: timm's in_chans, img_size, norm_layer ...,
     torchvision's image_size ... Raises ModelError.
     """
+    # timm needs torchvision too, so both are asked for under one extra, whichever has the model.
     torchvision = library("torchvision", "vision", "vision")
     timm = library("timm", "vision", "vision")
     # Of this submodule alone: the others are detectors, video models, ...

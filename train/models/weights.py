@@ -75,6 +75,7 @@ def divided_weights(
         yield None
         return
 
+    # A run that was killed may have left shards there, which would be joined with these.
     def make_folder() -> None:
         remove(folder)
         folder.mkdir()
@@ -88,6 +89,7 @@ def divided_weights(
                 f"could not write this rank's weights into {folder}: {error}. {RUN_AGAIN}"
             ) from error
 
+    # All ranks raise where one cannot write: else the others would wait for it in the next message.
     ranks.from_main(make_folder)
     ranks.together(write)
     try:
@@ -159,11 +161,15 @@ def _write(module: nn.Module, weights: Path, name: str, divided: Path | None) ->
     if divided is not None:
         join(divided, name, weights)
     if isinstance(module, Pretrained):
+        # The joined file has our own names and lies where the module writes its format: it is read
+        # before it is replaced.
         state = None if divided is None else load_file(str(weights))
         module.save_pretrained(weights.parent, state)
         return
     if divided is None:
         write_tensors(weights, module)
+    # get_extra_state may give anything that JSON and tensors can hold, which one safetensors file
+    # cannot.
     if extra := ExtraState(module).state_dict():
         write_value(*_extra_files(weights), extra)
 
