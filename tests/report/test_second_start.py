@@ -171,7 +171,9 @@ def test_not_a_run_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert (tmp_path / "run" / "thesis.tex").read_text() == "years of work"
 
 
-@pytest.mark.parametrize("part", ["evaluation.generations.with_generations", "metrics.mfu._peak_of_all"])
+@pytest.mark.parametrize(
+    "part", ["evaluation.generations.with_generations", "metrics.mfu._peak_of_all"]
+)
 def test_whatever_fails_before_the_first_step_is_written_down(
     part: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -50,7 +50,7 @@ class _ForcedTorchDraws(TorchDispatchMode):
         elif name in COINS:
             drawn.copy_(self._forced_coins(args))
         elif name in INTEGERS:
-            drawn.fill_(drawn.max() if self.high else 0)
+            self._force_integers(drawn, func, args)
         elif name == "native_dropout":
             self._force_dropout(drawn, args)
         return drawn
@@ -59,11 +59,29 @@ class _ForcedTorchDraws(TorchDispatchMode):
         """`uniform_(x, low, high)`, or `rand(...)`, which draws from [0, 1)."""
         low = 0.0
         high = 1.0
-        if name == "uniform_" and len(args) > 2:
-            low, high = args[1:3]
+        if name == "uniform_":
+            # Only those that are not the default arrive.
+            if len(args) > 1:
+                low = args[1]
+            if len(args) > 2:
+                high = args[2]
         # A uniform draw never gives its upper end: code may divide by 1 - u.
         largest_below_high = high - (high - low) * torch.finfo(drawn.dtype).eps
         drawn.fill_(largest_below_high if self.high else low)
+
+    def _force_integers(self, drawn: Tensor, func: Any, args: tuple[Any, ...]) -> None:
+        """`randint(low, high, ...)`, `randint_like(x, low, high)`, `random_(x, low, high)`, or without
+        the lower end.
+        """
+        if not drawn.numel():
+            return
+        if self.high:
+            drawn.fill_(drawn.max())
+            return
+        low = 0
+        if func._overloadname.startswith(("low", "from")):
+            low = args[0] if func.overloadpacket.__name__ == "randint" else args[1]
+        drawn.fill_(low)
 
     def _forced_coins(self, args: tuple[Any, ...]) -> Tensor:
         """`bernoulli(odds)`, `bernoulli(x, odds)` or `bernoulli_(x, odds)`."""
