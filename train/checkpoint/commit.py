@@ -125,7 +125,7 @@ def set_aside(path: Path, why: str) -> Path:
 
 def _begin(folder: Path, unfinished: Path) -> None:
     folder.mkdir(exist_ok=True)
-    # What is left has the name of this save, too: mkdir below would fail on it.
+    # What is left may have the name of this save: mkdir below would fail on it.
     sweep(folder)
     unfinished.mkdir()
 
