@@ -114,7 +114,7 @@ class _Opening:
         warned_of_slow_stop = self._say_resumed(screen)
         # The config goes to W&B as one mapping, with what was derived from it and where it ran.
         tracker = self._open_tracker({**config, "derived": derived, "environment": surroundings})
-        # After the tracker, and so with the last step that is removed at hand for the line below.
+        # Opening it cuts rows off: a start that the tracker refuses has changed none.
         journal = self._open_journal()
         progress = self.state.progress
         columns = Columns(
@@ -258,7 +258,6 @@ def _model_line(summary: Mapping[str, Any]) -> str:
 def _next_line(loaded: Loaded, folder: Path) -> str:
     if "--smoke" in loaded.flags:  # its folder is removed
         return ""
-    # The path as it would be typed here, in the terminal that shows the line.
     evaluate = command("evaluate")
     executable = Path(sys.executable)  # not resolved: a virtual environment's python is a link
     if IS_CLONE and executable.is_relative_to(Path.cwd()):

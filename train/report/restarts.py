@@ -39,7 +39,7 @@ def pause(
     if requeued and fruitless >= MOST_REQUEUES:
         raise NoProgress(_no_progress(folder, start))
     if fruitless:
-        # The exponent is limited, as the pause is anyway: 2**1000 is no number of seconds.
+        # The exponent has a limit of its own: a job may restart a thousand times.
         doubled = 2 ** min(fruitless - 1, 10)
         seconds = min(doubled, LONGEST_PAUSE_SECONDS, timeout_seconds / 2)
         write_lines(f"restart {fruitless + 1} from {start} without progress; waiting {seconds:g} s")

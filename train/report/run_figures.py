@@ -29,7 +29,7 @@ class RunFigures:
     def see(self, row: Mapping[str, Any]) -> None:
         for column, metric in PEAKS.items():
             peak = row.get(metric)
-            # A rank without the metric, or NaN, must not replace the peak so far.
+            # A row without the metric, or with NaN, must not replace the peak so far.
             if peak is not None and math.isfinite(peak):
                 self.peaks[column] = max(peak, self.peaks.get(column, peak))
         # Rows of evaluations and saves have no rate: they are no rows of training.

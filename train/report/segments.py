@@ -29,6 +29,7 @@ HASHES = ("curve_hash", "recipe_hash")
 def segments_in(derived: Mapping[str, Any]) -> list[Segment]:
     """Those of a plan.json; none where any of them is malformed."""
     segments = derived.get("segments")
+    # Anybody may have edited the file: one wrong segment makes all of them unusable.
     if not isinstance(segments, list):
         return []
     for segment in segments:
@@ -48,8 +49,11 @@ def segments_of(plan: RunPlan, resumed_from: Path | None) -> list[Segment]:
         return [_segment(plan, 0, {}, None)]
     step = step_of(resumed_from)
     earlier_plan = _plan_of(resumed_from)
+    # An earlier version wrote no segments: its whole run is one.
     earlier = segments_in(earlier_plan.get("derived", {})) or [_only_segment(earlier_plan)]
+    # Those that began after the checkpoint belong to steps that are trained again.
     kept = [segment for segment in earlier if segment["after_step"] < step]
+    # The same mathematics as before: the segment goes on, and the hash stays that of one run.
     if kept and kept[-1]["curve_hash"] == plan.curve_hash:
         return kept
     # plan.json holds the values of its last segment. The checkpoint may be of an earlier one: the
