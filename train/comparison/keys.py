@@ -55,6 +55,7 @@ def _differing(
     keys = []
     for name in union(itertools.chain.from_iterable(per_group)):
         values = tuple(_as_text(runs, name) for runs in per_group)
+        # Unknown is not different.
         is_unknown = name == "code" and ABSENT in values  # W&B does not have the hash over sources
         if len(set(values)) > 1 and not is_unknown:
             keys.append(Key(name, kind, values))
@@ -62,6 +63,7 @@ def _differing(
 
 
 def _mathematics(run: Run) -> dict[str, Any]:
+    # The segments of a run that was resumed with other mathematics are a part of what it computed.
     keys = dict(run.identity)
     if run.changes:
         keys["history"] = "; ".join(run.changes)
@@ -90,6 +92,7 @@ def _as_text(runs: Sequence[Mapping[str, Any]], name: str) -> str:
             texts.add(value)
         else:
             texts.add(json.dumps(value, default=str))
+    # Sorted: the order of runs must not make two set-ups differ.
     return ", ".join(sorted(texts))
 
 

@@ -149,8 +149,8 @@ class Tracker:
         return self.url or self._sync_command
 
     def log(self, row: Mapping[str, float]) -> None:
-        # A copy: the caller's row may change before the thread comes to it.
         """Send a row; it must hold progress/samples_seen, the x-axis of all. Returns at once."""
+        # A copy: the caller's row may change before the thread comes to it.
         self.do(lambda run, row: run.log(row), dict(row))
 
     def alert(self, title: str, text: str, level: str) -> None:
