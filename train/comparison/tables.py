@@ -123,7 +123,6 @@ def _set_up(comparison: Comparison) -> Table:
         first = groups[index].first
         return format_value(
             # precision stands in the identity, all else in the derived block.
-            # it.
             {"precision": first.identity.get("precision"), **first.derived}.get(key)
         )
 

@@ -59,8 +59,7 @@ def live_line() -> Any:
     # What others print goes through this console too: unchanged, without markup and without new
     # line breaks.
     console = CursorConsole(
-        # rich has its own ideas of what a terminal is (TERM, CI variables); moves_cursor has
-        # decided.
+        # rich would judge the terminal anew; moves_cursor has decided.
         file=stream,
         force_terminal=True,
         force_interactive=True,

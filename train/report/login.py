@@ -27,7 +27,7 @@ def check_login(config: Wandb) -> None:
 
     Imports wandb: for rank 0 alone.
     """
-    # offline and auto never ask a server: then nobody need be logged in.
+    # Online alone needs a login: auto goes offline without one.
     if config.mode != "online":
         return
     try:
