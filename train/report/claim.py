@@ -60,7 +60,7 @@ def _claim(
         # Another start may be quicker, and hold the lock by now: hold_folder then says so.
         with suppress(FileExistsError):
             return _make(path, configured)
-    # The lock comes before any file of the folder is read: another run may be writing them.
+    # The lock comes before the folder is judged: another run may be writing its files.
     hold = hold_folder(path)
     try:
         restart = is_restart(path)

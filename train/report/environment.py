@@ -88,8 +88,8 @@ def git_patch() -> str | None:
     None where nothing is changed, or there is no git. Redacted: a line that held a secret no longer
     applies.
     """
-    root = _repository()
     # From the root: from a folder below, ls-files would name only what is untracked there.
+    root = _repository()
     # Without the user's own programs and colours: git apply must be able to read it.
     options = ("--binary", "--no-color", "--no-ext-diff", "--no-textconv")
     changes = _git(root, "diff", "HEAD", *options) or ""

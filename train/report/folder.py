@@ -144,7 +144,7 @@ class RunFolder:
 def _continue_in(path: Path, descriptor: int) -> None:
     """Make an open file a copy of itself at `path`; its old folder may be gone."""
     copy = open_own(path, fresh=True)
-    # By offset, so that the position of the file does not move while others append.
+    # By offset: the position of the open file stays where it is.
     position = 0
     while piece := os.pread(descriptor, COPIED_BYTES, position):
         position += len(piece)

@@ -159,7 +159,7 @@ def _step(line: bytes) -> float | None:
         row = parse(line)
     except Unreadable:
         return None
-    # Without a newline it is what a kill has left, even where it parses: 12 of step 120.
+    # Without its newline it was not written to its end: the next row would stand on the same line.
     if not line.endswith(b"\n") or shape_error(row, {metric_names.GLOBAL_STEP: NUMBER}):
         return None
     step: float = row[metric_names.GLOBAL_STEP]

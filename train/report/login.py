@@ -50,7 +50,7 @@ def tracking_mode(config: Wandb) -> str:
         if os.environ.get("WANDB_DISABLED", "").lower() in TRUE:
             return "disabled"
         mode = _mode_of_wandb()
-    # Also for the value of WANDB_MODE: wandb itself still takes the old names.
+    # Also for WANDB_MODE, which may hold an old name.
     mode = OLD_MODES.get(mode, mode)
     if mode in ("offline", "disabled"):
         return mode

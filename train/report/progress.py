@@ -125,8 +125,8 @@ def duration(seconds: float) -> str:
     """`4.2 s`, `3:07 min`, `5:02:11 h`."""
     if seconds < 60:
         return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
     # Rounded before it is divided: 119.7 s must not become 1:60 min.
+    minutes, rest = divmod(round(seconds), 60)
     if minutes < 60:
         return f"{minutes}:{rest:02} min"
     hours, minutes = divmod(minutes, 60)

@@ -175,7 +175,7 @@ class Reporter:
     def sync(self) -> None:
         """All rows so far are on disk: no checkpoint may hold a step that metrics.jsonl lacks."""
         if self._outlets is not None:
-            # Raises where that fails: the save is then none, on all ranks.
+            # Where that fails the save fails, on all ranks.
             self._outlets.journal.sync()
 
     def save_row(self, seconds: float) -> None:
@@ -248,7 +248,7 @@ class Reporter:
     def _write(self, row: Mapping[str, float]) -> None:
         if self._outlets is not None:
             # A folder that was moved or replaced is noticed at each row, and asks for a stop. The
-            # sinks hold open files: none of them writes by its path.
+            # sinks hold open files, or ask as well before they write by path.
             self._attempt(self._outlets.folder.inside)
             # One attempt each: a sink that fails does not keep the row from the others.
             for sink in self._outlets.sinks:
