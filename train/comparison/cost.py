@@ -143,7 +143,7 @@ def cost_of(run: Run) -> Cost:
 def _peaks_gib(run: Run, rows: Indices) -> dict[str, float]:
     peaks = {}
     for metric in run.metrics:
-        # By name: every memory metric that a run has is shown.
+        # Every memory metric, not only those that KINDS knows: the table of memory shows all.
         if metric.startswith("memory/") and metric.endswith("_gib"):
             values = _values(run, rows, metric)
             if values:

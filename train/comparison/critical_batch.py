@@ -75,6 +75,7 @@ class Averages:
         # q of the corrected weights: the variance of the average in units of that of a measurement.
         q = self._squares / total**2
         # The variance of an average, from that of the measurements around it.
+        # Around a weighted mean the measurements spread by 1 - q of their variance.
         factor = q / (1 - q)
         var_s = factor * (ss - s * s)
         cov = factor * (sg - s * g)
@@ -108,6 +109,8 @@ class BreakEven:
     @property
     def best(self) -> float:
         """Micro-steps per step: more of them cost more time than they save in steps."""
+        # Where the derivative of time(k) is zero:
+        # micro_seconds - noise / samples * update_seconds / k**2.
         return math.sqrt(self.noise.value / self.samples * self.update_seconds / self.micro_seconds)
 
     @property
@@ -125,6 +128,7 @@ class BreakEven:
 
         0.1: 10 % longer.
         """
+        # Against a number of micro-steps that can be configured: `best` itself is no integer.
         return self.time(k) / self.time(integer_micro_steps(self.best)) - 1
 
     def sentence(self, k: int) -> str:

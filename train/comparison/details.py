@@ -53,7 +53,6 @@ def _costs(comparison: Comparison) -> str:
         return ""
     changes = []
     memory = comparison.memory
-    # Memory before throughput: the first is what accumulation is for, the second its price.
     if memory:
         changes.append(_change(comparison, memory.name, memory.of))
     changes.append(_change(comparison, "throughput", lambda cost: cost.samples_per_second))

@@ -102,6 +102,7 @@ def loss_metrics(groups: Sequence[Group]) -> list[str]:
 
 def make_groups(runs: Sequence[Run]) -> list[Group]:
     """In the order in which their first runs were named."""
+    # A dictionary keeps the order of the first runs: the first set-up is the reference.
     members: dict[str, list[Run]] = {}
     for run in runs:
         members.setdefault(_set_up(run), []).append(run)

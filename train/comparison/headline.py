@@ -79,7 +79,6 @@ def _other_mathematics(comparison: Comparison) -> str:
             reached.append((outcome.metrics[metric], group.label))
     texts = [f"{_loss(value)} ({label})" for value, label in reached]
     summary = " against ".join(texts)
-    # Of many set-ups the two ends, best and worst.
     if len(reached) > MOST_OUTCOMES:
         order = sorted(range(len(reached)), key=lambda index: _rank(reached[index][0]))
         best = texts[order[0]]
@@ -124,7 +123,6 @@ def _memory(comparison: Comparison) -> str:
         spread = comparison.cost(index, memory.of)
         if spread:
             gib[index] = spread.mean
-    # One alone is compared with nothing.
     if len(gib) < 2:
         return ""
     # Of equal ones, the set-up that was named first.

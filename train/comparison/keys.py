@@ -105,6 +105,7 @@ def with_telling_labels(groups: Sequence[Group]) -> list[Group]:
         return list(groups)
     # The seed differs within a set-up, and a hash tells a reader nothing.
     telling = [key for key in differing_keys(groups) if key.name not in ("seed", "code")]
+    # The labels of one key may be the same for two set-ups, so keys are added one at a time.
     for count in range(1, len(telling) + 1):
         # As few keys as tell all of them apart.
         labels = [_label(telling[:count], index) for index in range(len(groups))]

@@ -72,7 +72,6 @@ def memory_throughput(comparison: Comparison) -> Drawing | None:
     labels = []
     for index, points in enumerate(per_group):
         style = look(index, len(per_group))
-        # A point for each run, so that their spread shows.
         handles.append(_draw_points(axes, points, style, unit))
         labels.append(wrapped(comparison.labels[index]))
     lines = _lines(comparison.groups, per_group)

@@ -85,7 +85,6 @@ def _about_rows(groups: Sequence[Group], runs: Sequence[Run]) -> list[str]:
             "rows come at other intervals (log.every_steps): curves are compared where samples "
             "seen agree"
         )
-    # With one set-up there is nothing to be equal to.
     if len(groups) > 1 and equal_samples(groups) is None:
         lines.append(
             "there are no samples seen at which all runs have a loss: each outcome is of the "

@@ -28,7 +28,7 @@ def panels(metrics: Iterable[str]) -> list[Panel]:
     return [
         Panel("Training loss over samples", (metric_names.LOSS,)),
         Panel("Training loss over hours of training", (metric_names.LOSS,), x=metric_names.HOURS),
-        # Without an evaluation in any run the panel is there all the same.
+        # Where no run has an evaluation yet, the panel waits for the loss.
         Panel("Evaluation", tuple(evaluated) or (metric_names.EVAL_LOSS,)),
         Panel("Effective batch (samples)", (metric_names.EFFECTIVE_SIZE,)),
         Panel("Peak memory (GiB)", tuple(KINDS)),

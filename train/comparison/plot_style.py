@@ -63,7 +63,6 @@ class Look:
 
 def look(index: int, total: int, nested: bool = False) -> Look:
     """`nested`: the first is the widest, so that curves which are the same all stay visible."""
-    # A second sign for each colour, so that a print in grey can be read too.
     colour = index % len(COLOURS)
     # With every round of colours, dashes and markers move on by one: no two set-ups of 49 look
     # alike.
@@ -113,7 +112,6 @@ def log_scale(axes: Axes, least: float, most: float, digits: Sequence[int]) -> N
 
 def legend_above(figure: Figure, handles: Sequence[Any], labels: Sequence[str]) -> None:
     """Outside of the axes, where it hides nothing; in as many columns as fit, read row by row."""
-    # As many columns as fit: a legend above takes height from the plot.
     for num_columns in range(min(len(labels), MOST_COLUMNS), 0, -1):
         # matplotlib fills a legend column by column.
         order: list[int] = []

@@ -124,6 +124,7 @@ class Run:
         if x == "samples":
             samples = self.curve(metric_names.SAMPLES_SEEN).samples
             return Curve(samples, samples.astype(float))
+        # What a row does not know is absent here, so that its point is left out of a picture.
         if x == "steps":
             return self.curve(metric_names.GLOBAL_STEP)
         # Training starts at 0 h, before the first row.
