@@ -61,23 +61,31 @@ class TokenLoss:
     @torch.compiler.disable  # else it would be compiled again for each number of chunks
     def __call__(self, hidden: Tensor, head: Head) -> Tensor:
         """0-dim; float32, or float64 where the model is."""
+        # (samples, T, width) to (samples * T, width): a chunk is a number of tokens, whatever the
+        # samples.
         columns = [hidden.flatten(0, 1), self._labels.flatten()]
         if self._weights is not None:
             columns.append(self._weights.flatten())
+        # Once for all chunks, outside of the checkpoint: autograd adds up their gradients in this
+        # tensor.
         weight = _summed_wide(head.weight)
         bias = None if head.bias is None else _summed_wide(head.bias)
 
         def chunk_sum(states: Tensor, labels: Tensor, weights: Tensor | None = None) -> Tensor:
+            # Narrowed again in each chunk: the product is computed in the type in which the model
+            # computes.
             dtype = head.weight.dtype
             logits = linear(states, weight.to(dtype), None if bias is None else bias.to(dtype))
             return nats(head.finish(logits), labels, weights)
 
         sums = []
+        # Views: nothing is copied. The last chunk may be shorter.
         chunks = [torch.split(column, self._tokens) for column in columns]
         for chunk in zip(*chunks, strict=True):
             # The head draws no random numbers: there is no generator to restore.
             loss = checkpoint(chunk_sum, *chunk, use_reentrant=False, preserve_rng_state=False)
             sums.append(loss)
+        # By stack and not by +=: one sum over all chunks, in the wide type.
         return torch.stack(sums).sum()
 
 
@@ -96,9 +104,11 @@ def nats(logits: Tensor, labels: Tensor, weights: Tensor | None = None) -> Tenso
 
     logits (tokens, vocabulary); labels, weights (tokens,).
     """
+    # float32 at least: in bf16 a logit near 20 has steps of 0.125.
     wide = logits if logits.dtype == torch.float64 else logits.float()
     if weights is None:
         return cross_entropy(wide, labels.long(), ignore_index=IGNORED, reduction="sum")
+    # cross_entropy's own `weight` is one of classes; these are of tokens.
     each = cross_entropy(wide, labels.long(), ignore_index=IGNORED, reduction="none")
     return (each * weights.to(each.dtype)).sum()
 
@@ -110,11 +120,14 @@ def chunk_loss(module: nn.Module, task: Any, configured: bool | int) -> None:
     model = type(module).__name__
     kind = type(task)
     off = "Set: memory.chunked_loss=false"
+    # Of the class: the task itself gets its `chunk` below, and may have it from an earlier call.
     if not hasattr(kind, "chunk"):
         raise NoChunks(
             f"memory.chunked_loss: {kind.__name__} has no loss of tokens to cut; task=causal_lm "
             f"has. {off}"
         )
+    # A subclass that overrides loss_sum alone would train on another loss than the one it was
+    # given.
     if _definer(kind, "loss_sum") is not _definer(kind, "chunk"):
         raise NoChunks(
             f"memory.chunked_loss: {kind.__name__} defines its own loss_sum, which may use all "
@@ -127,6 +140,7 @@ def chunk_loss(module: nn.Module, task: Any, configured: bool | int) -> None:
             "tokens, ..., loss=None)`, and `return loss(hidden, Head(weight))` where one is given "
             f"(train/chunked_loss.py). Or {off}"
         )
+    # Now, so that a head that cannot be found ends the start and not the first step.
     find_head = getattr(module, "find_head", None)
     if find_head is not None:
         find_head()

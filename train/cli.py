@@ -41,6 +41,7 @@ def main() -> NoReturn:
 @entry_point
 def run(argv: Sequence[str]) -> int:
     """The exit code of the subcommand; raises UnknownSubcommand."""
+    # Nothing at all is a mistake, --help is a wish: the exit codes differ.
     if not argv or argv[0] in ("-h", "--help"):
         print(usage())
         return FINISHED if argv else BAD_CONFIG
@@ -58,6 +59,7 @@ def usage() -> str:
 
 def entry(name: str) -> Callable[[Sequence[str]], int]:
     """The `main` of a subcommand."""
+    # Not by their modules: these take the loop besides the arguments.
     if name == "train":
         return train
     if name == "plan":
@@ -81,6 +83,7 @@ def train(argv: Sequence[str]) -> int:
 def plan(argv: Sequence[str]) -> int:
     """By the launcher, which knows how many ranks there would be."""
     launch = entry("launch")
+    # In front of `--`, behind which everything belongs to the launcher's own arguments.
     return launch([*argv, "--plan"] if "--" not in argv else ["--plan", *argv])
 
 

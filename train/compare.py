@@ -48,6 +48,7 @@ def main(argv: Sequence[str]) -> int:
             print(json.dumps(as_json(comparison), indent=2, default=str, allow_nan=False))
         else:
             _print(comparison)
+    # Only after everything is printed: the exit code is for scripts, the text for people.
     if options.assert_equal is None:
         return EQUAL
     return _assert_equal(comparison, loaded, options.assert_equal)
@@ -121,6 +122,7 @@ def _write(comparison: Comparison, folder: Path, x: str) -> None:
 def _assert_equal(comparison: Comparison, loaded: LoadedRuns, tolerance: float) -> int:
     losses = loss_metrics(comparison.groups)
     reasons = [f"{each.where} was skipped: {each.why}" for each in loaded.skipped]
+    # A run that could not be read may differ: equality was asked of all.
     reasons += reasons_for_unequal(loaded.runs, losses, tolerance)
     if reasons:
         lines = [f"not equal within {tolerance:g}:", *(f"  - {reason}" for reason in reasons)]

@@ -62,13 +62,16 @@ def read_bytes(path: Path, most: int = MOST_BYTES, through_links: bool = True) -
     flags = READING if through_links else READING | os.O_NOFOLLOW
     try:
         descriptor = os.open(path, flags)
+    # It passes as it is: for most callers a file that is not there is no damage.
     except FileNotFoundError:
         raise
     except OSError as error:
         raise Unreadable(f"{path} cannot be read: {_why(error)}") from error
+    # Of the open file, not of the path: it cannot be exchanged between look and read.
     _check_regular(path, descriptor)
     with os.fdopen(descriptor, "rb") as file:
         try:
+            # One byte more than allowed tells a file that is too large, without reading all of it.
             content = file.read(most + 1)
         except OSError as error:
             raise Unreadable(f"{path} cannot be read: {_why(error)}") from error
@@ -83,6 +86,7 @@ def read_json(
     """What a JSON file holds. Raises Unreadable where that has another shape, FileNotFoundError
     where no file is there.
     """
+    # Strictly, and never half: what a run resumes from must be as it was written.
     content = read_bytes(path, most, through_links)
     try:
         value = parse(content)
@@ -98,6 +102,7 @@ def parse(content: bytes) -> Any:
     """JSON, strictly. Raises Unreadable."""
     try:
         value = json.loads(content, object_pairs_hook=_without_duplicates)
+    # Python's parser recurses, and raises where its own limit comes before ours.
     except RecursionError:
         raise Unreadable(f"it is nested deeper than {DEEPEST} levels") from None
     except UnicodeDecodeError:
@@ -108,6 +113,8 @@ def parse(content: bytes) -> Any:
         raise
     except ValueError as error:  # an integer of thousands of digits
         raise Unreadable(str(error).partition(";")[0]) from None
+    # After parsing: a value that is nested too deep would fail later, where it is printed or
+    # compared.
     _check_depth(value)
     return value
 
@@ -118,6 +125,7 @@ def shape_error(value: Any, shape: Shape, location: str = "") -> str:
         return _type_error(value, shape, location)
     if not isinstance(value, Mapping):
         return f"{location or 'it'} is {_shown(value)}, not a mapping"
+    # Further keys pass: a later version may have added them.
     for key, inner_shape in shape.items():
         name = key.removesuffix("?")
         inner_location = f"{location}.{name}" if location else name
@@ -147,6 +155,7 @@ def open_blocks(path: Path, size: int = 2**20, longest: int = 2**20) -> Iterator
     descriptor = os.open(path, READING)
     _check_regular(path, descriptor)
     with os.fdopen(descriptor, "rb") as file:
+        # The rest of the last line comes with its block, so that no row is cut in two.
         while block := file.read(size):
             yield block + file.readline(longest)
 
@@ -186,6 +195,7 @@ def open_own(path: Path, fresh: bool = False) -> int:
     Raises OSError for a link, a pipe or a device.
     """
     flags = APPENDING
+    # Without its old content, and without its old inode: others may hold that open.
     if fresh:
         path.unlink(missing_ok=True)
         flags |= os.O_EXCL
@@ -197,6 +207,7 @@ def open_own(path: Path, fresh: bool = False) -> int:
                 errno.ELOOP, "it is a link, and nothing is written through one", str(path)
             ) from None
         raise
+    # After opening: O_NONBLOCK has let a pipe or a device through.
     mode = os.fstat(descriptor).st_mode
     if not stat.S_ISREG(mode):
         os.close(descriptor)
@@ -224,18 +235,21 @@ def write_atomically(path: Path, content: bytes) -> None:
     """
     # In the same folder: a rename is atomic within one file system only.
     unfinished = path.with_name(f".{path.name}.unfinished")
+    # What a killed write has left: O_EXCL below would fail on it.
     remove(unfinished)
     try:
         with os.fdopen(open_own(unfinished, fresh=True), "wb") as file:
             file.write(content)
         unfinished.replace(path)
     except OSError:
+        # On a full disk half a file would stay, and take what room there is.
         remove(unfinished)
         raise
 
 
 def remove(path: Path) -> None:
     """Whatever has this name, if anything has; what a link points to stays."""
+    # A link to a folder is unlinked: rmtree refuses links.
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
@@ -244,6 +258,7 @@ def remove(path: Path) -> None:
 
 def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     mapping = dict(pairs)
+    # Python keeps the last of two: a reader that keeps the first would see another value.
     if len(mapping) != len(pairs):
         raise Unreadable("a key is there twice")
     return mapping

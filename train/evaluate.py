@@ -61,6 +61,7 @@ def main(argv: Sequence[str]) -> int:
     except RunFailed as error:
         print_error(str(error))
         return exit_code(str(error), FAILED, 0)
+    # Rank 0 alone: each rank has the same numbers, and one JSON is to be read by others.
     if launched_rank() == 0:
         print(json.dumps({f"eval/{name}": value for name, value in metrics.items()}, indent=2))
     return exit_code("finished", FINISHED, 0)
@@ -85,7 +86,9 @@ def _micro_batch(run_folder: Path) -> int:
 
 def evaluate(run_folder: Path, overrides: Sequence[str], trust: bool = False) -> dict[str, float]:
     """{metric: value} on the run's evaluation sets; `overrides` replace keys of its config."""
+    # First what needs no data and no model: a folder without weights is named at once.
     weights = final_weights(run_folder)
+    # Before the config is used: it may name code that anybody has put there.
     foreign = Foreign(run_folder, CALLED, trust, "--trust")
     config = load([str(run_folder / "config.yaml"), *overrides], foreign).config
     task = make_task(config)
@@ -96,10 +99,13 @@ def evaluate(run_folder: Path, overrides: Sequence[str], trust: bool = False) ->
             "data.eval_split=test"
         )
     batch_size = _micro_batch(run_folder)
+    # Before the ranks meet: a launch that does not fit ends in a sentence, not in a hang.
     check_launcher(config)
     accelerator, ranks = connect(config)
     module = trained_model(config, weights)
+    # As in training: where logits do not fit in memory there, they do not fit here.
     chunk_loss(module, task, config.memory.chunked_loss)
+    # The plain module, before it is wrapped: casts are a hook on it.
     cast_arguments(module, parameter_dtype(config))
     module = accelerator.prepare_model(module, evaluation_mode=True)
     evaluate_module = Evaluation(

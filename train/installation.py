@@ -9,6 +9,7 @@ from pathlib import Path
 PACKAGE = Path(__file__).resolve().parent
 ROOT = PACKAGE.parent
 """Above the package: the clone, or the folder into which a wheel was installed."""
+# launch.sh is in no wheel (pyproject.toml): where it stands beside the package this is a clone.
 IS_CLONE = (ROOT / "launch.sh").exists()
 CONFIGS = ROOT / "configs" if IS_CLONE else PACKAGE / "configs"
 
@@ -46,6 +47,7 @@ def how_to_install(extra: str) -> str:
 
 def find_shipped(path: Path) -> Path:
     """`path`, or the shipped file of that name where there is none: `configs/data/iris.csv`."""
+    # A file of the user's own wins over the shipped one of the same name.
     if path.exists() or path.parts[:1] != ("configs",) or ".." in path.parts:
         return path
     shipped = CONFIGS.joinpath(*path.parts[1:])

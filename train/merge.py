@@ -58,23 +58,28 @@ def main(argv: Sequence[str]) -> int:
 
 def merge(checkpoint: Path, out: Path, trust: bool = False) -> Path:
     """The path of the file. The model is in memory once, on the CPU."""
+    # Before anything is read, which takes long for a large model.
     if out.exists():
         raise NotMerged(f"{out} exists. Name a folder that does not")
     try:
         checkpoint = named(checkpoint.expanduser().absolute())
     except NoCheckpoint as error:
         raise NotMerged(str(error).removeprefix("checkpoint.resume=")) from error
+    # RUN/checkpoints/step-... -> RUN
     run = checkpoint.parent.parent
     foreign = Foreign(run, frozenset({"model.target"}), trust, "--trust")
     config = load([str(run / "config.yaml")], foreign).config
     module = make_model(config)
+    # Sizes only: named() has verified the contents.
     files = verify(checkpoint, contents=False)["files"]
     read_model(checkpoint, module, files)
     # From the checkpoint: config.yaml is that of the last start, and may differ.
     numbers = read_state(checkpoint, files).get(STATE)
     if numbers is not None:
         Scaling(numbers["mean"], numbers["deviation"], parameter_dtype(config)).install(module)
+    # Last: a checkpoint that does not fit the model leaves no empty folder.
     out.mkdir(parents=True)
+    # train.load reads the config to make the model again.
     shutil.copy(run / "config.yaml", out / "config.yaml")
     save_beside = partial(save_tokenizer, config.data.tokenizer)
     return save_weights(module, out / "final", save_beside=save_beside)

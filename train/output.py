@@ -22,6 +22,7 @@ def keep_printing() -> None:
     Only the interpreter's own streams: a test, or a notebook, that put its own in their place keeps
     it.
     """
+    # By identity: what is not the interpreter's own was put there on purpose.
     if sys.stdout is sys.__stdout__:
         sys.stdout = _kept(sys.stdout)
     if sys.stderr is sys.__stderr__:
@@ -35,8 +36,11 @@ class _Forgiving(io.FileIO):
         try:
             return super().write(text)
         except OSError as error:
+            # Other errors may pass, such as a full disk behind a log: later text may get through.
             if error.errno in _GONE:
                 _lead_nowhere(self.fileno())
+            # As if all of it were written: BufferedWriter would else keep the rest, and try it
+            # again.
             return memoryview(text).nbytes
 
 
@@ -54,8 +58,10 @@ def _kept(stream: TextIO | None) -> Any:
         descriptor = stream.fileno()
     except (OSError, ValueError):  # there was none when the interpreter began
         return stream
+    # What the old stream still holds comes first.
     with suppress(OSError):
         stream.flush()
+    # closefd=False: the descriptor stays the process's own, also when this object is collected.
     return io.TextIOWrapper(
         io.BufferedWriter(_Forgiving(descriptor, "w", closefd=False)),
         encoding=stream.encoding,

@@ -18,8 +18,11 @@ def permute(positions: NDArray[np.uint64], size: int, key: int) -> NDArray[np.ui
     2002): the network permutes range(2 ** bits); what falls outside range(size) is permuted again
     until it falls inside.
     """
+    # The largest position is size - 1. Beyond MIN_BITS the domain is less than twice the size, so
+    # less than half of it walks on.
     bits = max(MIN_BITS, (size - 1).bit_length())
     result = _feistel(positions, bits, key)
+    # Only those that fall outside are permuted again: the cost goes with their number.
     outside = np.flatnonzero(result >= size)
     while outside.size:
         result[outside] = _feistel(result[outside], bits, key)
@@ -32,11 +35,13 @@ def key_of(*numbers: int) -> int:
     key = 0
     for number in numbers:
         key = _mix(key ^ (number & _MASK64))
+        # The high half too: a seed of more than 64 bits must not equal its low half.
         key = _mix(key ^ ((number >> 64) & _MASK64))
     return key
 
 
 def _feistel(values: NDArray[np.uint64], bits: int, key: int) -> NDArray[np.uint64]:
+    # Unequal halves where the number of bits is odd.
     low = bits // 2
     high = bits - low
     left = values >> np.uint64(low)

@@ -26,6 +26,7 @@ def main(argv: Sequence[str]) -> int:
         print(USAGE)
         return FINISHED if argv else BAD_CONFIG
     config = load(argv).config
+    # With the checks of training: bad data is named before the time limit of a job runs.
     sets = open_datasets(config, make_task(config).columns)
     parts = ["a stream of unknown length"]
     if sets.train.size is not None:

@@ -39,6 +39,8 @@ class States:
 
     def moved_since(self, earlier: "States") -> list[str]:
         """The generators that something was drawn from in between, by name."""
+        # A generator that is first used in between has no state from before, so nothing can be
+        # said.
         has_device = self.torch_device is not None and earlier.torch_device is not None
         same = {
             "Python's random": self.python == earlier.python,
@@ -63,6 +65,7 @@ class Generators:
     def seed(self, seed: int) -> None:
         """Set all of them; `seed`: from 0 to 2**63 - 1."""
         random.seed(seed)
+        # NumPy takes 32 bits.
         np.random.seed(seed & 0xFFFFFFFF)
         torch.default_generator.manual_seed(seed)
         if self._device is not None:
@@ -98,6 +101,7 @@ def drawn_from(seed: int) -> Iterator[None]:
     """What is drawn inside follows from `seed`, on any device; afterwards the generators stand
     where they stood.
     """
+    # A device's generator is set here and not put back: each step sets it anyway (seed_of_step).
     with Generators().kept():
         torch.manual_seed(seed)  # of all devices, also before they are used for the first time
         random.seed(seed)
@@ -112,15 +116,18 @@ def read_apart(items: Iterator[T], seed: int) -> Iterator[T]:
     Between two items the generators stand where they stood.
     """
     generators = Generators()
+    # Where its own generators begin: the state after the seed, before anything is read.
     with drawn_from(seed):
         own = generators.states()
     while True:
+        # Around next() alone: what happens between two items is not the reader's.
         with generators.kept():
             generators.restore(own)
             try:
                 item = next(items)
             except StopIteration:
                 return
+            # Before they are put back. From here its code goes on at the next item.
             own = generators.states()
         yield item
 
@@ -136,11 +143,13 @@ def seed_of_step(first: int, k: int) -> int:
 
     NumPy and torch look at the low 32 bits of a seed: an odd stride repeats none of these.
     """
+    # 63 bits, as Generators.seed takes them.
     return (first + k * _ODD) & 0x7FFFFFFFFFFFFFFF
 
 
 def seed_of_sample(seed: int, epoch: int, sample_id: int) -> int:
     """What the generators are set from where a sample is transformed."""
+    # One bit less, for the same reason.
     return key_of(seed, epoch, sample_id) >> 1
 
 

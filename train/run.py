@@ -91,6 +91,7 @@ class Run:
     def begin(self) -> None:
         self.report.begin()
         progress = self.report.progress
+        # Not on a resume: that evaluation was made by the first start.
         if self.config.evaluate.at_start and not self.folder.resumed_from:
             progress.evaluation_owed = True
         if progress.step < self.plan.total_steps:  # else finish() follows
@@ -103,14 +104,18 @@ class Run:
         """
         progress = self.report.progress
         progress.advance(window, self.plan.batch.samples_per_epoch)
+        # From here on the step is complete: a run that fails is saved with it.
         self.complete_step.step = window.k
         last = window.k == self.plan.rate.total_steps
+        # Before row and save: the checkpoint must know that an evaluation of its step is still to
+        # come.
         progress.evaluation_owed = last or self.evaluation_due(progress, window)
         if self.row_due(window.k):
             computed = self.complete_step.window
             self.log(window if losses is None or computed is None else computed, losses, norm)
         if not last and window.k % self.config.checkpoint.every_steps == 0:
             self.save()
+        # After the save: it runs the user's code, and may fail.
         if not last:
             self.evaluate_where_owed()
 
@@ -178,12 +183,15 @@ def build(loaded: Loaded, loop: str) -> Run:
     # Only now: until here a signal shall end a rank at once, which may wait for one that never
     # comes.
     stop.listen()
+    # Until the folder is claimed, an error leaves an earlier run of the name as it is.
     best = ranks.together(lambda: checked_best(config))
     prepared = prepare(loaded, loop, ranks)
     effective = prepared.plan.batch.effective
     fitted = prepared.sets.fitted
     learner = make_learner(config, prepared.task, accelerator, effective, ranks, fitted)
     tried = ranks.together(lambda: preflight(learner, prepared.sets, prepared.plan, config))
+    # Before anything is wrapped: inside DDP one rank without memory leaves the others in a
+    # reduction.
     prepared = auto_micro.choose_micro_batch(prepared, learner, tried, loaded, ranks)
     share_work(learner, prepared.sets, config, ranks)
     check_same_model(learner, tried.trial, ranks)
@@ -199,8 +207,10 @@ def build(loaded: Loaded, loop: str) -> Run:
         folder=folder,
     )
     try:
+        # Rank 0 alone looks: the agreement on a stop takes it to the others.
         if ranks.is_main:
             stop.watch(folder.path / "stop", folder.is_held)
+        # Before the report: the id in W&B and the step are read from the checkpoint.
         state = RunState(best, prepared.plan.tokens_per_sample)
         checkpoints = ranks.together(lambda: open_checkpoints(setting, state))
         if config.evaluate.best and folder.resumed_from:
@@ -210,6 +220,7 @@ def build(loaded: Loaded, loop: str) -> Run:
         if ranks.is_main:
             folder.end_early(f"{type(error).__name__}: {error}", code=code_of(error))
         raise
+    # From here on the report ends the run: it has open files, and W&B.
     try:
         return _join(setting, checkpoints, report)
     except BaseException as error:

@@ -50,6 +50,7 @@ def make_learner(
     """
     # The optimizer is not prepared by accelerate: that costs 60 to 390 us per step (accelerate
     # 1.15), and here the loop owns skipping and the loss scale.
+    # One rank has nothing to divide, whatever the launcher file says.
     sharding = asked_sharding() if ranks.world_size > 1 else None
     reduces_each = config.batch.sync == "micro"
     if reduces_each and not sharding:
@@ -67,6 +68,7 @@ def make_learner(
             return _make_module(config, task, accelerator, ranks, sharding, scaling)[0]
 
         parallel = Sharded(module, ranks, norm_for(module), reduces_each, second)
+    # Frozen parameters get no state in the optimizer, and no decay.
     trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
     numbers = scaled_numbers(config.optimizer, effective_batch)
     optimizer = make_optimizer(config.optimizer, numbers, trained)
@@ -118,6 +120,8 @@ def _make_module(
     scaling: Scaling | None,
 ) -> tuple[nn.Module, list[str]]:
     """(the model on its device, sharded if `sharding` says so; notes for the screen)"""
+    # Order: what replaces a forward stands before compile, which traces what is there; all stand
+    # before the model is wrapped, so that names stay its own.
     module = ranks.together(lambda: initial_model(config))  # the same weights on every rank
     notes = set_training(module)
     chunk_loss(module, task, config.memory.chunked_loss)
@@ -130,6 +134,7 @@ def _make_module(
         scaling.install(module)
     compile_model(module, config.model.compile)
     module = place(module, accelerator, moves=sharding is None)
+    # Each rank then keeps its part alone, so that a difference could not be found any more.
     if sharding:
         check_same_weights(module, ranks)
         ranks.together(
@@ -148,6 +153,7 @@ def share_work(learner: Learner, sets: Datasets, config: Config, ranks: Ranks) -
     # A forward pass of a sharded model is one of all ranks: on the same samples they take the same
     # branches, and gather the same blocks.
     samples = samples_of_rank(sets, config.seed, ranks, same=parallel.is_sharded)
+    # One seed for all ranks where they share a forward pass: they must take the same branches.
     seed = seed_of_rank(config.seed, 0 if parallel.is_sharded else ranks.rank)
     order = ranks.together(lambda: first_backward(learner, samples, seed))
     trained = [name for name, p in learner.module.named_parameters() if p.requires_grad]
@@ -160,7 +166,9 @@ def share_work(learner: Learner, sets: Datasets, config: Config, ranks: Ranks) -
         return
     # DDP must know beforehand which parameters get no gradient: in its reduction the ranks would
     # wait for each other forever.
+    # Unused on any rank: the set must be alike on all of them.
     unused = set().union(*ranks.gather(trained_without))
+    # Rank 0's order for all: the ranks would else reduce different buckets with each other.
     tried = Tried(
         order=ranks.from_main(lambda: order), unused=[name for name in trained if name in unused]
     )
@@ -185,6 +193,7 @@ def _blocks(module: nn.Module, sharding: Sharding) -> list[nn.Module]:
             )
     if not sharding.blocks:
         return listed_blocks(module)
+    # modules() gives parents first: the order is reversed below.
     named = [
         part
         for part in module.modules()
@@ -217,6 +226,7 @@ def kept_states(learner: Learner) -> dict[str, HasState]:
         "skips": learner.skips,
         "scaler": learner.scaler,
     }
+    # Absent where there is nothing to keep: a checkpoint has no key for it.
     for name, state in (("parallel", learner.parallel.state), (STATE, scaling_of(learner.module))):
         if state is not None:
             states[name] = state

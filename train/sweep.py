@@ -56,6 +56,7 @@ def main(argv: Sequence[str]) -> int:
         return FINISHED if files[:1] in (["-h"], ["--help"]) else BAD_CONFIG
     sweep = read_sweep(find_shipped(Path(files[0])))
     overrides = [argument for argument in argv if "=" in argument]
+    # Before the first trial: a signal in between would end the sweep without a word.
     with _received_signals() as received:
         return _run_all(sweep, overrides, received)
 
@@ -72,6 +73,7 @@ def _run_all(sweep: Sweep, overrides: Sequence[str], received: Sequence[int]) ->
             _print(f"sweep: stopped in {number} of {count}; the same command resumes it")
             return _code_of_stop(code)
         if code:
+            # It goes on with the others: one that fails says nothing about the rest.
             failures.append(f"sweep: exit code {code}: {shlex.join(launch)}")
     _print(*failures, f"sweep: {count - len(failures)} of {count} finished")
     return FAILED if failures else FINISHED
@@ -100,6 +102,7 @@ def _run(launch: Sequence[str], received: Sequence[int]) -> int:
     trial = subprocess.Popen(launch, start_new_session=True)
     forwarded = 0
     while trial.poll() is None:
+        # By a count: a second Ctrl-C is forwarded as well.
         for number in received[forwarded:]:
             forwarded += 1
             with suppress(OSError):  # it has just ended
@@ -111,6 +114,7 @@ def _run(launch: Sequence[str], received: Sequence[int]) -> int:
 @contextmanager
 def _received_signals() -> Iterator[list[int]]:
     """Those that arrive meanwhile; none of them ends this process, which waits for its trial."""
+    # Handlers only write a signal down: the loop in _run acts on it.
     received: list[int] = []
     before = {}
     for number in SIGNALS:
@@ -137,6 +141,7 @@ def read_sweep(path: Path) -> Sweep:
             "  why:  without a server only a grid can be run: all of its combinations\n"
             f"  run:  wandb sweep {path}   (or write method: grid)"
         )
+    # From the command that `wandb agent` would run, so that one file serves both.
     loop, config = _target(content.get("command"), path)
     axes = []
     for key, spec in parameters.items():
@@ -179,6 +184,7 @@ def _values(key: str, spec: Any) -> list[Any]:
 
 def _as_yaml(value: Any) -> str:
     """As YAML: OmegaConf reads it back as the same value."""
+    # In one line: width keeps PyYAML from breaking it.
     text = yaml.safe_dump(value, default_flow_style=True, width=10_000)
     return text.removesuffix("\n").removesuffix("\n...")
 

@@ -31,7 +31,10 @@ def on_one_line(text: object, longest: int = LONGEST_LINE) -> str:
         full = text.decode(errors="backslashreplace")
     else:
         full = str(text)
+    # Cut before it is escaped, which takes time for a text of megabytes; one more tells whether it
+    # was cut.
     escaped = _escaped(full[: longest + 1])
+    # Escaping makes a text longer: it may fit before, and not after.
     if len(full) <= longest and len(escaped) <= longest:
         return escaped
     start = escaped[: max(0, longest - LENGTH_NOTE)]
@@ -40,6 +43,7 @@ def on_one_line(text: object, longest: int = LONGEST_LINE) -> str:
 
 def on_lines(text: object) -> str:
     """As on_one_line, but a message keeps its lines, up to MOST_LINES of them."""
+    # Windows' line ends are one break, and no \r that would be escaped.
     lines = str(text).replace("\r\n", "\n").split("\n")
     shown = [on_one_line(line.expandtabs(4)) for line in lines[:MOST_LINES]]
     if len(lines) > MOST_LINES:
@@ -58,13 +62,17 @@ def write_lines(text: str, stream: TextIO | None = None) -> None:
     if stream is None:  # a process without a console, such as under pythonw
         return
     with suppress(OSError, ValueError):  # ValueError: the stream is closed
+        # A live line of another process has no newline at its end: without this the message is put
+        # behind it.
         start = CLEAR_LINE if _may_show_live_line(stream) else ""
+        # One write for text and newline: two would let another process come between.
         stream.write(encodable(f"{start}{text}\n", stream))
         stream.flush()
 
 
 def moves_cursor(stream: TextIO) -> bool:
     """Whether `stream` is a terminal that can go back in a line, and erase it."""
+    # Without TERM nothing is known of the cursor.
     return stream.isatty() and os.environ.get("TERM", "dumb") not in ("dumb", "unknown")
 
 
@@ -78,6 +86,7 @@ def _may_show_live_line(stream: TextIO) -> bool:
 def encodable(text: str, stream: TextIO) -> str:
     """`text` with what the stream's encoding lacks escaped: under LANG=C, that is all but ASCII."""
     encoding = getattr(stream, "encoding", None) or "utf-8"
+    # An encoding that Python does not know leaves the text as it is.
     with suppress(LookupError):
         return text.encode(encoding, "backslashreplace").decode(encoding)
     return text

@@ -61,9 +61,11 @@ def foresee(
 
     `sizes`: micro-batches that matter. What cannot be traced is said in it.
     """
+    # The config is changed for a trace on a CPU: what that leaves out goes to the reader as notes.
     config, notes = traceable(config, target)
     task = make_task(config)
     sets = open_datasets(config, task.columns)
+    # Samples as a run would have them, since their sizes and types decide what a step holds.
     like = sets.trial(config.seed, 8)
     in_memory = [rows for rows in (sets.train, *sets.evaluation.values()) if isinstance(rows, Rows)]
     held = [column for rows in in_memory for column in rows.columns.values()]
@@ -77,6 +79,7 @@ def foresee(
     tracing = Tracing(like, target, sorted(set(sizes)))
     for name in variants:
         memory = replace(config.memory, **CHANGES[name])
+        # A variant that changes nothing is traced as the config itself.
         if name == AS_CONFIGURED or memory != config.memory:
             found = tracing.add(found, name, replace(config, memory=memory))
     return found
@@ -94,8 +97,10 @@ class Tracing:
         """`found`, and in it what is known of this variant."""
         try:
             task = make_task(config)
+            # Outside of the fake mode: terms are counted on samples with values.
             terms = list(by_term(task.loss_weight(self.like)))
             with fake_mode():
+                # Their own numbers are not known yet, and no number is needed.
                 fitted = _like_fitted(self.like) if config.data.normalize else None
                 learner = make_learner(config, task, connect(config)[0], 1, Ranks(), fitted)
                 if name == AS_CONFIGURED:
@@ -104,6 +109,7 @@ class Tracing:
                     lambda size: record(learner, self.like, terms, size, self.target), self.sizes
                 )
                 if name == AS_CONFIGURED:
+                    # Only after a step: an optimizer makes its state in the first one.
                     found = replace(
                         found, optimizer=stored_bytes(tensors_of(learner.optimizer.state))
                     )
@@ -138,6 +144,7 @@ def _held(learner: Learner, config: Config) -> dict[str, Any]:
     wide = torch.promote_types(learner.dtype, torch.float32).itemsize
     weights = stored_bytes([*module.parameters(), *module.buffers()])
     ema = weights if config.ema.decay is not None else 0
+    # In a narrow type the average holds a wide copy besides.
     if ema and learner.dtype.itemsize < wide:
         ema += sum(p.numel() * wide for p in module.parameters())
     trained = sum(p.numel() for p in learner.parameters)
@@ -154,6 +161,7 @@ def traceable(config: Config, target: str) -> tuple[Config, tuple[str, ...]]:
     """The config as it is traced on a CPU, and what that leaves out."""
     notes = []
     model, precision, optimizer = config.model, config.precision, config.optimizer
+    # Where the weights come from changes no size, and reading them takes long.
     if model.init_from is not None:
         model = replace(model, init_from=None)
     if model.compile:

@@ -61,6 +61,7 @@ def verify(config: Config) -> tuple[list[SplitResult], list[str]]:
     check_launcher(config)
     task = make_task(config)
     sets = normalized(open_datasets(config, task.columns), config)
+    # The batch as `accumulate` would take it: standard has nothing to split.
     plan = plan_batch(config, "accumulate", asked_world_size(), sets.train.size)
     lines: list[SplitResult] = []
     remedies: list[str] = []
@@ -81,16 +82,21 @@ def verify(config: Config) -> tuple[list[SplitResult], list[str]]:
         try:
             check_first_forward(learner, sets, first, config.data.columns)
         except FirstForwardError as error:
+            # In the config's own precision it is a fault of the config; in fp64 alone it is none.
             if variant is config:
                 raise
             if ranks.is_main:
                 print(f"verify: fp64 is left out, the model does not run in it: {error.__cause__}")
+            # A sum may still be under way for which another rank needs this one's part.
             ranks.settle()
             continue
         verdict = check_additivity(learner, first, variant.precision, sets.padding)
+        # After the checks, which report what is wrong with model or data.
         share_work(learner, sets, variant, ranks)
         measured = list(step.results(verdict.terms))
+        # Reasons that rounding does not explain count whatever the lines say.
         remedies += verdict.beyond_rounding
+        # Others only where a line shows it: the trial alone may see what the step does not.
         if verdict.exact == "false" and not all(line.is_exact for line in measured):
             remedies += verdict.reasons
         lines += measured
@@ -101,6 +107,7 @@ def verify(config: Config) -> tuple[list[SplitResult], list[str]]:
         hidden = "does the model look at padding, which batch.micro_tokens cuts off"
     if not remedies and not all(line.is_exact for line in lines):
         remedies.append(f"the sum over micro-batches differs: {hidden}?")
+    # Both precisions find the same causes: each is listed once.
     return lines, list(dict.fromkeys(remedies))
 
 
@@ -108,6 +115,7 @@ def _precisions(config: Config) -> Sequence[Config]:
     """float64 first, then that of the config."""
     if config.precision == "fp64":
         return (config,)
+    # model.dtype=bf16 would narrow the weights of the run in float64.
     model = dataclasses.replace(config.model, dtype=None)
     return (dataclasses.replace(config, precision="fp64", model=model), config)
 

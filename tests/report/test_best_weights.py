@@ -230,3 +230,17 @@ def test_another_run_that_begins_there_has_a_best_of_its_own(tmp_path: Path) -> 
 
     assert known.value is None
     assert json.loads((tmp_path / "fork" / "best" / "best.json").read_text())["step"] == 5
+
+
+def test_what_a_checkpoint_has_outlived_goes_without_a_word(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A kill between the rename of a checkpoint, which knows of step 15, and forget_before."""
+    write(tmp_path, best(8, 2.0))
+    write(tmp_path, best(15, 1.5))
+    assert (tmp_path / "best.before").exists()
+
+    best_weights.settle(tmp_path, best(15, 1.5), Ranks(), Progress())
+
+    assert [path.name for path in tmp_path.iterdir()] == ["best"]
+    assert not any(capsys.readouterr())

@@ -25,6 +25,7 @@ class RankBuffers:
         """To be called while the buffers are as the model's constructor has left them."""
         self._module = module
         self._ranks = ranks
+        # Digests, not copies: they are compared at each save, and cost no memory.
         self._initial = _digests(_non_persistent(module))
 
     def to_save(self) -> dict[str, Tensor]:
@@ -32,13 +33,16 @@ class RankBuffers:
         buffers = dict(self._module.named_buffers())
         # What a reader would have without the file: the constructor's buffers, or rank 0's.
         expected = self._initial
+        # A collective: all ranks get here, whatever their buffers are.
         if self._ranks.world_size > 1:
             of_main = self._ranks.from_main(lambda: _digests(buffers))
             if not self._ranks.is_main:
                 expected = of_main
+        # Its persistent ones are in model.safetensors, with the parameters.
         if self._ranks.is_main:
             buffers = _non_persistent(self._module)
         digests = _digests(buffers)
+        # None at all where no buffer follows the data: such a rank writes no file.
         return {name: buffers[name] for name in buffers if digests[name] != expected.get(name)}
 
     @torch.no_grad()
@@ -47,6 +51,7 @@ class RankBuffers:
         files = [folder / buffer_file(0)]
         if same_ranks and not self._ranks.is_main:
             files.append(folder / buffer_file(self._ranks.rank))
+        # Rank 0's file first. This rank's own then overwrites what differs from it.
         buffers = dict(self._module.named_buffers())
         for file in files:
             if not file.is_file():

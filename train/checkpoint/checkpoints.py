@@ -46,8 +46,12 @@ class Checkpoints:
         self.run = run
         self._state: dict[str, HasState] = {}
         self._saved: dict[str, Any] = {}
+        # Before anything is read into the module: the constructor's buffers are what a reader has
+        # without a rank's file.
         self._buffers = RankBuffers(module, ranks)
         if resumed_from is not None:
+            # Before the first save: commit() writes no step that is there already, so newer
+            # checkpoints would stay in the place of the steps that are trained again.
             if ranks.is_main and resumed_from.parent == folder:
                 abandon_newer(folder, resumed_from)
             self._read(resumed_from)
@@ -57,8 +61,11 @@ class Checkpoints:
         # Sizes only: whoever has chosen the checkpoint has verified the contents.
         manifest = verify(checkpoint, contents=False)
         read_model(checkpoint, self.module, manifest["files"])
+        # Buffers that differ belong to a rank: on another number of ranks rank 0's count
+        # everywhere.
         same_ranks = manifest["world_size"] == self.ranks.world_size
         self._buffers.read(checkpoint, same_ranks)
+        # A hash cannot tell that a state was written in a form that this version does not know.
         with _names_checkpoint(checkpoint):
             self._saved = read_state(checkpoint, manifest["files"])
 
@@ -72,6 +79,8 @@ class Checkpoints:
             if name in self._saved:
                 assert self.resumed_from is not None
                 with _names_checkpoint(self.resumed_from):
+                    # Popped, so that the tensors of a state are freed once they have been taken
+                    # over.
                     state.load_state_dict(self._saved.pop(name))
 
     def save(self, step: int, first: Callable[[], object] = lambda: None) -> None:
@@ -102,6 +111,8 @@ class Checkpoints:
             name = buffer_file(self.ranks.rank)
             write_buffers(folder / name, buffers)
             written.append(name)
+        # The list of names goes into the manifest: what is not named there is no part of the
+        # checkpoint.
         if self.writes_state:
             written += write_state(folder, self.module, state, self.ranks.rank)
         return written
@@ -119,9 +130,11 @@ def _names_checkpoint(folder: Path) -> Iterator[None]:
     """
     try:
         yield
+    # These end in a sentence of their own already, or say nothing about the checkpoint.
     except (UserError, RunFailed, OSError, MemoryError):
         raise
     except Exception as error:
+        # Another checkpoint would not fit in memory either.
         if is_out_of_memory(error):
             raise
         raise NoCheckpoint(

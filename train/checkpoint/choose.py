@@ -32,16 +32,19 @@ def newest(
     and leaves them unchanged: starting over without a word would throw a run away.
     """
     passed_over: dict[Path, Damaged] = {}
+    # From the newest on. Contents are hashed here, so older ones are left alone once one is whole.
     for path in reversed(candidates(folder)):
         try:
             _verify_own(path, run, needed)
         except Damaged as error:
             passed_over[path] = error
             continue
+        # Only now, with one at hand that can be trusted: where none is, none is renamed.
         for other, why in passed_over.items():
             aside = set_aside(other, "foreign" if isinstance(why, Foreign) else "damaged")
             say(f"checkpoint passed over: {why}; it is now {aside}")
         return path
+    # Not None: that means that nothing was saved yet, and the caller would begin at step 0.
     if passed_over:
         first = next(iter(passed_over.values()))
         raise NoCheckpoint(
@@ -67,9 +70,11 @@ def named(path: Path, needed: Collection[str] = NEEDED) -> Path:
 
     Raises NoCheckpoint.
     """
+    # The newest of a run folder, damaged or not: an older one in its place is not what was named.
     if (path / "checkpoints").is_dir():
         of_run = candidates(path / "checkpoints")
         path = of_run[-1] if of_run else path
+    # step_of first: its message says what the name of a checkpoint looks like.
     try:
         step_of(path)
         verify(path, needed=needed)

@@ -54,14 +54,19 @@ def commit(
         return
     try:
         ranks.from_main(lambda: _begin(folder, unfinished))
+        # Each rank writes, syncs and hashes its own files. `together` makes all ranks raise what
+        # one raised: none may go on to the manifest where the files of another are missing.
         entries = ranks.together(lambda: _written(unfinished, write))
         # Each rank has hashed what it wrote: rank 0 reads no file of another one.
         files = {}
         for entries_of_rank in ranks.gather(entries):
             files.update(entries_of_rank)
+        # The world size is kept, since a resume on as many ranks gives each rank its own buffers
+        # again.
         manifest = render(step, ranks.world_size, files, run)
         ranks.from_main(lambda: _finish(unfinished, final, manifest))
     except Exception as error:
+        # Rank 0 alone removes it: all ranks write into one folder.
         if ranks.is_main:
             shutil.rmtree(unfinished, ignore_errors=True)
         others = ", ".join(path.name for path in complete(folder)) or "none"
@@ -69,6 +74,8 @@ def commit(
             f"could not save {final}: {error}. Complete checkpoints there: {others}. "
             "Run the same command again once that is fixed; it resumes from the newest"
         ) from error
+    # Apart from the above: the new checkpoint is complete by now, and the message must not say that
+    # it could not be saved.
     try:
         ranks.from_main(lambda: rotate(folder, keep, also_keep))
     except Exception as error:
@@ -89,6 +96,8 @@ def candidates(folder: Path) -> list[Path]:
     if not folder.is_dir():
         return []
     paths = []
+    # By name, not by manifest: the caller decides what a damaged one means. A link is none of ours,
+    # and an empty folder holds nothing to lose.
     for path in folder.iterdir():
         is_folder = path.is_dir() and not path.is_symlink()
         if NAME.fullmatch(path.name) and is_folder and any(path.iterdir()):
@@ -98,6 +107,8 @@ def candidates(folder: Path) -> list[Path]:
 
 def rotate(folder: Path, keep: int, also_keep: Path | None) -> None:
     """Remove all complete checkpoints but the newest `keep` and `also_keep`."""
+    # Only complete ones are counted and removed: a damaged one must not take the place of one that
+    # can be resumed from.
     for path in complete(folder)[:-keep]:
         if path != also_keep:
             # Renamed first: a kill while files are deleted leaves nothing that looks complete.
@@ -108,11 +119,13 @@ def rotate(folder: Path, keep: int, also_keep: Path | None) -> None:
 
 def set_aside(path: Path, why: str) -> Path:
     """Rename a checkpoint so that it no longer counts as one; nothing is deleted."""
+    # A number is added where the name is taken: what was set aside earlier is never overwritten.
     return path.rename(free_path(path.with_name(f"{path.name}.{why}")))
 
 
 def _begin(folder: Path, unfinished: Path) -> None:
     folder.mkdir(exist_ok=True)
+    # What is left may have the name of this save: mkdir below would fail on it.
     sweep(folder)
     unfinished.mkdir()
 
@@ -127,6 +140,8 @@ def _written(unfinished: Path, write: Write) -> dict[str, dict[str, object]]:
     """Write this rank's files to disk; gives their entries of the manifest."""
     entries = {}
     for name in write(unfinished):
+        # On disk before its hash is in a manifest, so that no manifest names bytes that are only in
+        # the page cache.
         sync(unfinished / name)
         entries[name] = entry(unfinished / name)
     return entries
@@ -136,6 +151,7 @@ def _finish(unfinished: Path, final: Path, manifest: bytes) -> None:
     # All other files are on disk by now: a manifest names nothing that a power cut could take.
     (unfinished / MANIFEST).write_bytes(manifest)
     sync(unfinished / MANIFEST)
+    # The folder too: fsync of a file does not bring its name to disk (fsync(2)).
     sync(unfinished)
     # A complete one would not be written again: what is there is no checkpoint, or is damaged.
     if os.path.lexists(final):
@@ -146,6 +162,8 @@ def _finish(unfinished: Path, final: Path, manifest: bytes) -> None:
 
 def _is_complete(path: Path) -> bool:
     try:
+        # Sizes only: this runs for each older checkpoint at each save, which would else read all of
+        # them.
         verify(path, contents=False)
     except Damaged:
         return False
@@ -154,6 +172,7 @@ def _is_complete(path: Path) -> bool:
 
 def sync(path: Path) -> None:
     """Wait until a file, or the names in a folder, are on disk."""
+    # Read only is enough for fsync, and the only way to open a folder.
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

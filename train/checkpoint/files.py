@@ -60,6 +60,7 @@ def write_state(
     # Called for the tensors alone: each rank must know which of them are sharded.
     tensors: dict[str, Tensor] = {}
     _to_json(state, "", tensors)
+    # Only the sharded ones here. Each rank writes its own file, so no rank gathers a full tensor.
     sharded = {name: tensor for name, tensor in tensors.items() if is_part(tensor)}
     if sharded:
         name = shard_file(TENSORS, rank)
@@ -94,6 +95,8 @@ def write_model(folder: Path, file: str, module: nn.Module, rank: int = 0) -> li
     aliases = {}
     for names, tensor in by_names(module):
         if is_part(tensor):
+            # Under its first name; the others are in the metadata, since safetensors refuses one
+            # tensor twice.
             name, *further_names = names
             sharded[name] = tensor
             aliases.update(dict.fromkeys(further_names, name))
@@ -114,6 +117,7 @@ def read_model(folder: Path, module: nn.Module, files: Collection[str] = ()) -> 
     shard_files = [folder / name for name in shard_files_among(files, MODEL)]
     # RuntimeError alone: a file that cannot be read raises others.
     with ends_in_a_sentence(OtherModel, what, of=RuntimeError):
+        # Sharded there or here: then tensors are read by rows, whatever the other side was.
         if shard_files or is_divided(module):
             read_rows(module, {**load_file(str(folder / MODEL)), **read_shards(shard_files)})
         else:
@@ -147,6 +151,7 @@ def _try_tensor(tensor: Tensor, name: str) -> None:
     if tensor.is_meta or tensor.layout != torch.strided:
         raise TypeError(f"a tensor on {tensor.device} with layout {tensor.layout}")
     # One element is enough to learn whether safetensors has the type.
+    # A slice of each dimension, which works for 0-dim tensors too; the whole one may take GiBs.
     one_element = tensor[(slice(0, 1),) * tensor.dim()]
     save({name: storable(one_element)})
 
@@ -180,6 +185,7 @@ class _Tensors:
         self, stored: Mapping[str, Tensor], strict: bool
     ) -> tuple[list[str], list[str]]:
         of_module = self.module.state_dict()
+        # A copy, as types are brought back below: complex128 was stored as pairs of numbers.
         state = dict(stored)
         for name, tensor in stored.items():
             if name in of_module:
@@ -219,6 +225,7 @@ class ExtraState:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         if state:
+            # strict=False: the tensors are in other files, and would count as missing.
             self.module.load_state_dict(state, strict=False)
 
 
@@ -229,6 +236,7 @@ def write_value(file: Path, tensor_file: Path, value: Any) -> None:
     """Raises TypeError for what is no value. Of a sharded tensor only the name is written."""
     tensors: dict[str, Tensor] = {}
     text = json.dumps(_to_json(value, "", tensors))
+    # Reported and not edited: an edited state would resume as another run.
     if clean_known(text) != text:
         print_error(
             f"{file} holds a secret, from the model's get_extra_state(): what a run resumes from "
@@ -260,6 +268,8 @@ def _to_json(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:
         return {"complex128" if value.dtype == torch.complex128 else "tensor": path}
     if isinstance(value, Mapping) and all(isinstance(key, KEY_TYPES) for key in value):
         pairs = []
+        # Pairs and not an object: JSON's keys are texts, and an optimizer's state has integers for
+        # keys.
         for key, item in value.items():
             pairs.append([key, _to_json(item, f"{path}/{key}", tensors)])
         return {"dict": pairs}
@@ -275,6 +285,8 @@ def _to_json(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:
 def _from_json(encoded: Any, tensors: Mapping[str, Stored]) -> Any:
     if not isinstance(encoded, dict):
         return encoded
+    # One key alone: `_to_json` writes dicts as {"dict": pairs}, so none can be mistaken for a
+    # marker.
     ((kind, content),) = encoded.items()
     if kind == "tensor":
         return tensors[content]

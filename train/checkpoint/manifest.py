@@ -38,6 +38,7 @@ def step_of(path: Path) -> int:
 
 
 def entry(path: Path) -> dict[str, Any]:
+    # In pieces (file_digest, Python 3.11): a file of weights may be larger than the memory.
     with path.open("rb") as file:
         return {
             "bytes": path.stat().st_size,
@@ -53,6 +54,7 @@ def render(step: int, world_size: int, files: Entries, run: str | None = None) -
     manifest = {"format": 1, "step": step, "world_size": world_size, "files": dict(files)}
     if run is not None:
         manifest["run"] = run
+    # Sorted, so that equal contents are equal bytes: _manifest renders again and compares.
     text = json.dumps(manifest, indent=1, sort_keys=True)
     manifest["sha256"] = hashlib.sha256(text.encode()).hexdigest()
     return json.dumps(manifest, indent=1, sort_keys=True).encode()
@@ -66,10 +68,13 @@ def verify(folder: Path, contents: bool = True, needed: Collection[str] = ()) ->
     """
     try:
         manifest = _manifest(folder)
+        # No file is opened before the manifest has been found to be as it was written: names come
+        # from it.
         for name, expected in manifest["files"].items():
             _check_file(folder, name, expected, contents)
     except (OSError, Unreadable) as error:
         raise Damaged(f"{folder} has no readable {MANIFEST} ({error})") from None
+    # A manifest may be whole and name too little: a checkpoint without the state is no start.
     missing = sorted(set(needed) - manifest["files"].keys())
     if missing:
         raise Damaged(f"{folder / MANIFEST} names no {missing[0]}")
@@ -78,8 +83,10 @@ def verify(folder: Path, contents: bool = True, needed: Collection[str] = ()) ->
 
 def _manifest(folder: Path) -> dict[str, Any]:
     path = folder / MANIFEST
+    # Not through a link, which could lead to the manifest of another run.
     written = read_bytes(path, through_links=False)
     manifest = parse(written)
+    # Before render, which takes these keys for granted.
     wrong = _shape_error(manifest)
     if wrong:
         raise Damaged(f"{path} is damaged: {wrong}")
@@ -88,6 +95,7 @@ def _manifest(folder: Path) -> dict[str, Any]:
     expected = render(step, manifest["world_size"], manifest["files"], manifest.get("run"))
     if written != expected:
         raise Damaged(f"{path} has been changed")
+    # A folder that was renamed by hand would be resumed at another step than its state.
     if step != step_of(folder):
         raise Damaged(f"{folder} holds step {step}")
     return dict(manifest)
@@ -116,5 +124,6 @@ def _check_file(folder: Path, name: str, expected: Mapping[str, Any], contents: 
         is_there = False
     if not is_there:
         raise Damaged(f"{path} is missing")
+    # The size first: it needs no reading, and finds a file that was cut short.
     if path.stat().st_size != expected["bytes"] or (contents and entry(path) != expected):
         raise Damaged(f"{path} is not what was written")

@@ -52,6 +52,7 @@ class StoredShards:
         """A copy."""
         slices = []
         for first, shard in self.shards:
+            # Row numbers relative to this shard; one that lies outside of the range gives no rows.
             slices.append(shard[max(start - first, 0) : max(stop - first, 0)])
         return torch.cat(slices)
 
@@ -68,6 +69,7 @@ def full_tensor(stored: Stored) -> Tensor:
 
 def rows_of_rank(stored: Stored, like: Tensor) -> Tensor:
     """What this rank holds of `like`, a tensor of the same shape, sharded or not."""
+    # Not sharded here: the checkpoint may come from more ranks than this run has.
     if not is_part(like):
         return from_storable(full_tensor(stored), like)
     start, stop = span(like)
@@ -93,6 +95,7 @@ def shard_files_among(names: Iterable[str], file: str) -> list[str]:
     shard_files = []
     for name in names:
         match = FILE_OF_RANK.fullmatch(name)
+        # Compared with the stem: model-rank-00000 and optimizer-rank-00000 lie in one folder.
         if match and match[1] == Path(file).stem:
             shard_files.append(name)
     return sorted(shard_files)
@@ -103,6 +106,7 @@ def write_shards(file: Path, tensors: Mapping[str, Tensor], aliases: Mapping[str
     shards = {}
     first_rows = {}
     for name, tensor in tensors.items():
+        # A shard may be a view into something larger, all of which the file would else hold.
         shards[name] = storable(compact(local(tensor.detach())))
         first_rows[name] = span(tensor)[0]
     metadata = {FIRST_ROWS: json.dumps(first_rows), ALIASES: json.dumps(dict(aliases))}
@@ -112,12 +116,14 @@ def write_shards(file: Path, tensors: Mapping[str, Tensor], aliases: Mapping[str
 def read_shards(files: Iterable[Path]) -> dict[str, StoredShards]:
     """{name: its shards} of what all ranks wrote."""
     by_name: dict[str, list[tuple[int, Tensor]]] = {}
+    # Each file is mapped, not read: a rank touches only the rows that it copies (rows_of_rank).
     for file in files:
         first_rows = json.loads(_metadata(file)[FIRST_ROWS])
         for name, shard in load_file(str(file)).items():
             by_name.setdefault(name, []).append((first_rows[name], shard))
     stored = {}
     for name, shards in by_name.items():
+        # rows() and shape take them to be in order.
         stored[name] = StoredShards(sorted(shards, key=lambda shard: shard[0]))
     return stored
 
@@ -131,8 +137,11 @@ def read_rows(module: nn.Module, stored: Mapping[str, Stored]) -> None:
     pairs: list[tuple[Stored, Tensor]] = []
     wrong = []
     names_of_module: set[str] = set()
+    # All names and shapes are compared before anything is copied: a model that is half read would
+    # train on, from a mixture.
     for names, tensor in by_names(module):
         names_of_module.update(names)
+        # Under any of its names: a tied tensor is stored once.
         there = next((stored[name] for name in names if name in stored), None)
         if there is None:
             wrong.append(f"{names[0]} is not there")
@@ -157,6 +166,7 @@ def _has_shape_of(stored: Stored, tensor: Tensor) -> bool:
         shape_of_row = torch.view_as_real(local(tensor)).shape[1:]
     if tuple(stored.shape[1:]) != tuple(shape_of_row):
         return False
+    # safetensors keeps 0-dim tensors as they are: they have no first dimension to compare.
     return tensor.dim() == 0 or stored.shape[0] == tensor.shape[0]
 
 
@@ -165,6 +175,7 @@ def by_names(module: nn.Module) -> list[tuple[list[str], Tensor]]:
     # By identity: tied weights are one tensor under several names.
     names: dict[int, list[str]] = {}
     tensors: dict[int, Tensor] = {}
+    # keep_vars: detached copies would be new objects, and tied weights could not be recognised.
     for name, tensor in module.state_dict(keep_vars=True).items():
         if isinstance(tensor, Tensor):
             names.setdefault(id(tensor), []).append(name)
@@ -189,15 +200,19 @@ def join(folder: Path, file: str, joined: Path) -> None:
 
     Written tensor by tensor: its own save_file would have all of them in memory.
     """
+    # All ranks have written their parts into this folder.
     names = [path.name for path in folder.iterdir()]
     shard_files = [folder / name for name in shard_files_among(names, file)]
     tensors: dict[str, Stored] = {**load_file(str(folder / file)), **read_shards(shard_files)}
     header = _header(folder / file, shard_files[0], tensors)
+    # Padding by blanks, as the format has it, so that the tensors begin at a multiple of 8.
     header += b" " * (-len(header) % ALIGNMENT)
     with joined.open("wb") as out:
         out.write(len(header).to_bytes(8, "little"))
         out.write(header)
+        # One tensor in memory at a time. Its bytes come in the order of the header's offsets.
         for stored in tensors.values():
+            # As bytes: NumPy has no bf16.
             flat = full_tensor(stored).contiguous().reshape(-1)
             if flat.numel():
                 out.write(flat.view(torch.uint8).numpy().data)

@@ -20,6 +20,8 @@ ERRORS = {
 
 def last_estimate(run: Run, metric: str) -> Estimate | None:
     """None: it has none, or none whose error was logged."""
+    # The last of each: averages reach back about 1,000 measurements, so it is the best that there
+    # is.
     value = run.last(metric)
     error = run.last(ERRORS[metric])
     if value is None or error is None:
@@ -31,6 +33,8 @@ def interval_over_runs(group: Group, metric: str) -> tuple[float, float] | None:
     """The interval that holds those of all runs: two standard errors to both sides of each."""
     lower = []
     upper = []
+    # From the least to the largest over runs: seeds estimate apart, and none of them is the right
+    # one.
     for run in group.runs:
         estimate = last_estimate(run, metric)
         if estimate:
@@ -47,6 +51,7 @@ def accumulation_sentence(group: Group) -> str:
     interval = interval_over_runs(group, metric_names.BREAK_EVEN)
     micro_steps = group.derived("accumulation_steps")
     effective = group.derived("effective_batch")
+    # A run with a schedule of the batch has no one number of either.
     if interval is None or not micro_steps or not effective:
         return ""
     break_evens = []
@@ -83,6 +88,8 @@ def _break_even(run: Run, samples: float) -> BreakEven | None:
     best = last_estimate(run, metric_names.BREAK_EVEN)
     if noise is None or best is None:
         return None
+    # break_even^2 = noise / samples * update / micro (BreakEven.best), with a micro-step as the
+    # unit.
     return BreakEven(
         noise=noise,
         samples=samples,

@@ -27,6 +27,7 @@ def as_json(comparison: Comparison) -> dict[str, Any]:
         "left_out": comparison.skipped,
         "notes": comparison.notes,
     }
+    # JSON has no NaN: `compare` prints with allow_nan=False, which would raise.
     plain: dict[str, Any] = _plain(data)
     return plain
 
@@ -38,6 +39,7 @@ def _key(key: Key) -> dict[str, Any]:
 def _set_up(comparison: Comparison, index: int) -> dict[str, Any]:
     group = comparison.groups[index]
     target = comparison.target
+    # Runs and costs are in one order: `compare` made the costs from the group's runs.
     runs = zip(group.runs, comparison.costs[index], strict=True)
     return {
         "label": group.label,
@@ -77,6 +79,8 @@ def _run(run: Run, cost: Cost) -> dict[str, Any]:
 
 def _plain(value: Any) -> Any:
     """Dataclasses as mappings, numbers that are not finite as None, all the way down."""
+    # Before dataclasses in general: mean and deviation are properties, which fields() does not
+    # name.
     if isinstance(value, Spread):
         return {
             "mean": _plain(value.mean),
@@ -84,6 +88,7 @@ def _plain(value: Any) -> Any:
             "values": _plain(value.values),
         }
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        # Not asdict: it copies all the way down, and would leave no Spread to be seen.
         value = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
     if isinstance(value, dict):
         return {str(key): _plain(inner) for key, inner in value.items()}

@@ -58,6 +58,7 @@ class Rows:
 
     def has(self, metric: str) -> NDArray[np.bool_]:
         """(rows,): which of them have the metric."""
+        # Zeros, not NaN: a metric whose value was not finite is there all the same.
         mask = np.zeros(self.count, dtype=bool)
         mask[self.column(metric).at] = True
         return mask
@@ -97,8 +98,10 @@ def concatenate(pieces: Sequence[Rows]) -> Rows:
     # Row 0 of a piece is row `start` of all.
     starts = np.cumsum([0, *map(len, pieces)])
     columns = {}
+    # In order of appearance over all pieces: a metric may be missing in the first of them.
     for name in union(piece.metrics for piece in pieces):
         parts = [piece.column(name) for piece in pieces]
+        # np.int32(start): the sum stays int32, half the memory of int64.
         at = [part.at + np.int32(start) for part, start in zip(parts, starts[:-1], strict=True)]
         values = [part.values for part in parts]
         columns[name] = Column(np.concatenate(at), np.concatenate(values))

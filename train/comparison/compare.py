@@ -22,6 +22,7 @@ def compare(
     runs: Sequence[Run], skipped: Sequence[SkippedRun] = (), target: float | None = None
 ) -> Comparison:
     """`target`: an evaluation loss; unset, the lowest that every run reached."""
+    # Labels first: they are made of all runs, and stay when runs of other seeds are left out.
     groups = with_telling_labels(make_groups(runs))
     skipped = list(skipped)
     # Means over different seeds would compare luck, unless no seed is shared at all.
@@ -34,6 +35,7 @@ def compare(
     losses = loss_metrics(groups)
     # Over all runs: two of a seed that not all set-ups have are compared with each other too.
     distances = [curve_distance_per_recipe(runs, metric) for metric in losses]
+    # After the choice of seeds: a cost is of the runs that are shown.
     costs = [tuple(map(cost_of, group.runs)) for group in groups]
     numbers = Comparison(
         groups=tuple(groups),

@@ -59,6 +59,7 @@ class Comparison:
     @property
     def same_mathematics(self) -> bool:
         """The seed aside."""
+        # By the hash without the seed: set-ups that differ in their seed alone are the same curve.
         return len({group.recipe for group in self.groups}) == 1
 
     @property

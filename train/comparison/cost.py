@@ -97,6 +97,7 @@ def memory_of(costs: Iterable[Cost]) -> Memory | None:
 
     None where not all have the same kind.
     """
+    # Read twice below: an iterator would be empty the second time.
     costs = list(costs)
     kinds = {cost.memory_kind for cost in costs}
     # The peak of a process is mostly Python and torch, so what a step holds is lost in it.
@@ -116,6 +117,7 @@ def cost_of(run: Run) -> Cost:
     peaks = _peaks_gib(run, rows)
     kind = next((metric for metric in KINDS if metric in peaks), None)
     is_process = kind == metric_names.PEAK_RSS
+    # A GPU's allocator gives the same peak each time; a process never does.
     noise = 0.0
     if is_process:
         noise = _range(_values(run, full, metric_names.PEAK_RSS))
@@ -141,6 +143,7 @@ def cost_of(run: Run) -> Cost:
 def _peaks_gib(run: Run, rows: Indices) -> dict[str, float]:
     peaks = {}
     for metric in run.metrics:
+        # Every memory metric, not only those that KINDS knows: the table of memory shows all.
         if metric.startswith("memory/") and metric.endswith("_gib"):
             values = _values(run, rows, metric)
             if values:
@@ -154,6 +157,7 @@ def _throughput(run: Run, rows: Indices) -> float | None:
     if len(timed) < 2:
         return next(iter(_values(run, rows, metric_names.SAMPLES_PER_SECOND)), None)
     first, last = timed[0], timed[-1]
+    # From the first row: what comes before it is start-up.
     all_hours = run.rows.values(metric_names.HOURS)
     all_samples = run.rows.values(metric_names.SAMPLES_SEEN)
     hours = float(all_hours[last] - all_hours[first])
@@ -174,6 +178,7 @@ def _phase_seconds(run: Run, rows: Indices) -> dict[str, float]:
             measured[metric] = values
     if not measured:
         return {}
+    # Only rows with all of them: a sum of phases from different steps is the time of no step.
     is_complete = np.isfinite(np.stack(list(measured.values()))).all(axis=0)
     if not is_complete.any():
         return {}
@@ -203,6 +208,7 @@ def _range(values: Sequence[float]) -> float:
 def _relative_error(values: Sequence[float]) -> float:
     """Two standard errors of the mean, as a share of it."""
     mean = _mean(values)
+    # Of two values a deviation says next to nothing.
     if len(values) < 3 or not mean:
         return 0.0
     return 2 * statistics.stdev(values) / math.sqrt(len(values)) / mean
@@ -211,4 +217,5 @@ def _relative_error(values: Sequence[float]) -> float:
 def _p95(values: Sequence[float]) -> float | None:
     if len(values) < FEWEST_FOR_P95:
         return None
+    # `inclusive`: within the values that were measured, never beyond the largest of them.
     return statistics.quantiles(values, n=20, method="inclusive")[-1]

@@ -43,6 +43,7 @@ def memory_parts_gib(comparison: Comparison) -> Parts:
     Of a GPU: what the peak consists of, as far as it was measured, and what the allocator reserves
     beyond. Of a process: what of it is the model's.
     """
+    # GPU and process in one bar would add up what does not belong together.
     if memory_kind(comparison) is None:
         return {}
     parts = {name: _peaks(comparison, metric) for name, metric in HELD.items()}
@@ -53,8 +54,10 @@ def memory_parts_gib(comparison: Comparison) -> Parts:
     beyond = []
     reserved = _peaks(comparison, metric_names.PEAK_RESERVED)
     for index in comparison.indices:
+        # The peak of a GPU includes the activations, so the rest is what no gauge has counted.
         peak = _mean(comparison.cost(index, lambda cost: cost.peak_gib))
         held = sum(values[index] for values in parts.values())
+        # Each is that of the largest rank: their sum may pass the peak, and no bar is negative.
         all_else.append(max(0.0, peak - held))
         beyond.append(max(0.0, reserved[index] - peak))
     return _measured(parts | {"all else": all_else, "reserved beyond": beyond})

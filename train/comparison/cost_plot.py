@@ -104,6 +104,7 @@ def _draw_time(axes: Axes, comparison: Comparison) -> None:
     means = []
     for index in comparison.indices:
         seconds = comparison.cost(index, lambda cost: cost.step_seconds)
+        # A mark, and no part of the bar: phases are of full steps, this mean is over all.
         means.append(1000 * seconds.mean if seconds else None)
     _mark(axes, means, "whole step", "D")
     axes.set_xlabel("time per step (ms)")
@@ -113,6 +114,7 @@ def _draw_time(axes: Axes, comparison: Comparison) -> None:
 def _draw_memory(axes: Axes, comparison: Comparison) -> None:
     """From zero, so that the lengths of bars can be compared."""
     parts = memory_parts_gib(comparison)
+    # The unit from the tallest bar, so that all bars share one axis.
     totals = [sum(of_set_up) for of_set_up in zip(*parts.values(), strict=True)]
     unit = memory_unit(max(totals))
     # From the fifth colour on, so that weights do not look like the phases of data above.
@@ -141,6 +143,7 @@ def _draw_process(axes: Axes, comparison: Comparison) -> None:
             axes.plot([least, peak], [index, index], color="#777777", lw=3, alpha=0.6)
             axes.plot([peak], [index], color="black", marker="o", ms=6, mec="white")
     axes.set_xlim(limits(min(ends), max(ends)))
+    # Without an offset: "+1.2" in a corner of the axis is overlooked.
     axes.ticklabel_format(axis="x", useOffset=False)
     axes.xaxis.set_major_locator(MaxNLocator(6))
     axes.set_xlabel(f"peak of the process, Python and torch included ({unit.name})")

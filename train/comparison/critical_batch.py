@@ -51,6 +51,7 @@ class Averages:
         `micro_squares`: sum of |h_j|^2 / w_j. `step_square`: |g|^2. A step that is not finite is
         ignored, and so is one of a single micro-batch.
         """
+        # One micro-batch has no variance, and NaN would stay in the averages for ever.
         if count < 2 or not math.isfinite(micro_squares + step_square):
             return
         s = samples / (count - 1) * (micro_squares - step_square)
@@ -68,10 +69,13 @@ class Averages:
         """
         if self.count < FEWEST:
             return None
+        # The weights of an average that begins at zero sum up to 1 - smoothing**count.
         total = 1 - self._smoothing**self.count
         s, g, ss, sg, gg = (moment / total for moment in self._moments)
+        # q of the corrected weights: the variance of the average in units of that of a measurement.
         q = self._squares / total**2
         # The variance of an average, from that of the measurements around it.
+        # Around a weighted mean the measurements spread by 1 - q of their variance.
         factor = q / (1 - q)
         var_s = factor * (ss - s * s)
         cov = factor * (sg - s * g)
@@ -105,6 +109,8 @@ class BreakEven:
     @property
     def best(self) -> float:
         """Micro-steps per step: more of them cost more time than they save in steps."""
+        # Where the derivative of time(k) is zero:
+        # micro_seconds - noise / samples * update_seconds / k**2.
         return math.sqrt(self.noise.value / self.samples * self.update_seconds / self.micro_seconds)
 
     @property
@@ -122,6 +128,7 @@ class BreakEven:
 
         0.1: 10 % longer.
         """
+        # Against a number of micro-steps that can be configured: `best` itself is no integer.
         return self.time(k) / self.time(integer_micro_steps(self.best)) - 1
 
     def sentence(self, k: int) -> str:
@@ -145,6 +152,7 @@ class BreakEven:
 
 def error_interval(value: float, error: float) -> tuple[float, float]:
     """Two standard errors, as a factor, to both sides."""
+    # exp, not 1 +- 2 e: for an error of 60 % the lower end would be below zero.
     return value * math.exp(-2 * error), value * math.exp(2 * error)
 
 
@@ -160,6 +168,7 @@ def advice(
     `least` to `most`: the interval of `best`. CURRENT are `micro_steps`; where the interval holds
     them, it is unknown whether more or fewer would be faster.
     """
+    # Rounded for people. The interval is rounded apart, and may shrink to one number.
     nearest = integer_micro_steps(best)
     fewest = integer_micro_steps(least)
     largest = integer_micro_steps(most)
@@ -170,6 +179,7 @@ def advice(
         fastest = f"1 micro-step{interval} would be fastest to the same loss"
         if largest == 1:
             fastest += ", so it does not pay by itself"
+    # First of all: a longer time within the interval would be a verdict inside its own error.
     if fewest <= micro_steps <= largest:
         return (
             f"{fastest}; whether it pays is unknown: the estimate cannot tell them from {current}"

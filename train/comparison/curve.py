@@ -22,6 +22,7 @@ class Curve(Mapping[int, float]):
     def __init__(self, samples: Samples, heights: Numbers) -> None:
         # Point by point only where a restart wrote rows again.
         if (np.diff(samples) <= 0).any():
+            # A dictionary keeps the place of the first, and the value of the last.
             last = dict(zip(samples.tolist(), heights.tolist(), strict=True))
             samples = np.array(list(last), np.int64)
             heights = np.array(list(last.values()))
@@ -36,6 +37,7 @@ class Curve(Mapping[int, float]):
 
     def __getitem__(self, samples: int) -> float:
         rank = int(np.searchsorted(self.samples, samples, sorter=self._order))
+        # searchsorted gives where it would stand: it need not be there.
         if rank == len(self) or self.samples[self._order[rank]] != samples:
             raise KeyError(samples)
         return float(self.heights[self._order[rank]])

@@ -55,6 +55,7 @@ def curve_distance(runs: Sequence[Run], metric: str) -> CurveDistance | None:
 def curve_distance_per_recipe(runs: Sequence[Run], metric: str) -> CurveDistance | None:
     """As `curve_distance`, over pairs that have the recipe in common too."""
     recipes: dict[str, list[Run]] = {}
+    # Recipe and seed: only then are two curves meant to be the same.
     for run in runs:
         recipes.setdefault(run.recipe_hash, []).append(run)
     repetitions: list[list[Run]] = []
@@ -65,11 +66,13 @@ def curve_distance_per_recipe(runs: Sequence[Run], metric: str) -> CurveDistance
 
 def _largest_distance(repetitions: Sequence[list[Run]], metric: str) -> CurveDistance | None:
     """`repetitions`: runs that are compared with each other, which have one seed."""
+    # Below any difference: one of 0 is a result too, and has a place.
     largest = -1.0
     height = 0.0
     at_samples = 0
     rows = 0
     seeds = []
+    # Seed by seed: two runs of different seeds see other samples.
     for same_seed in repetitions:
         overlap = _overlap([run.curve(metric) for run in same_seed])
         if not len(overlap.samples):
@@ -77,6 +80,7 @@ def _largest_distance(repetitions: Sequence[list[Run]], metric: str) -> CurveDis
         seeds.append(same_seed[0].seed)
         rows += len(overlap.samples)
         height = max(height, overlap.height)
+        # argmax takes an infinite difference first: one run has diverged, and the other has not.
         farthest = int(overlap.differences.argmax())
         if overlap.differences[farthest] > largest:
             largest = float(overlap.differences[farthest])
@@ -103,6 +107,7 @@ def by_seed(runs: Sequence[Run]) -> dict[Any, list[Run]]:
 def _overlap(curves: Sequence[Curve]) -> _Overlap:
     all_samples = np.concatenate([curve.samples for curve in curves])
     all_heights = np.concatenate([curve.heights for curve in curves])
+    # All points of all curves in one array, by samples seen: no loop over rows.
     order = np.argsort(all_samples, kind="stable")
     heights = all_heights[order]
     samples, starts, counts = np.unique(all_samples[order], return_index=True, return_counts=True)
@@ -115,6 +120,7 @@ def _overlap(curves: Sequence[Curve]) -> _Overlap:
     most = np.maximum.reduceat(np.where(is_finite, heights, -np.inf), starts)
     least = np.minimum.reduceat(np.where(is_finite, heights, np.inf), starts)
     num_finite = np.add.reduceat(is_finite.astype(np.int64), starts)
+    # Infinite unless shown otherwise: where one curve is finite and another is not.
     differences = np.full(len(samples), np.inf)
     differences[num_finite == 0] = 0.0
     all_finite = num_finite == counts
@@ -130,6 +136,7 @@ def without_partner(runs: Sequence[Run], metric: str) -> list[Run]:
     alone = []
     for same_seed in by_seed(runs).values():
         for run in same_seed:
+            # By identity: two runs may be equal in all their fields.
             others = [other for other in same_seed if other is not run]
             if not _shares_a_row(run, others, metric):
                 alone.append(run)
@@ -146,6 +153,7 @@ def reasons_for_unequal(runs: Sequence[Run], losses: Sequence[str], tolerance: f
 
     `losses`: metrics, the training loss first.
     """
+    # A run that has not finished may be equal so far: that is not what was asked.
     reasons = [f"{run.name} {run.state}" for run in runs if run.ended != "finished"]
     for metric in losses:
         distance = curve_distance(runs, metric)

@@ -17,6 +17,7 @@ def details(comparison: Comparison) -> str:
 
 def _curves(comparison: Comparison) -> str:
     distances = " and ".join(map(str, comparison.distances))
+    # Other mathematics: distances are then of repetitions only.
     if not comparison.same_mathematics:
         seeds = _seeds(comparison)
         if not distances:
@@ -78,6 +79,7 @@ def _change(comparison: Comparison, name: str, number: Callable[[Cost], float | 
         return ""
     if len(changes) == 1:
         return f"{name} {changes[0][0]:+.1f} %"
+    # By value, then by label: equal changes give the same sentence each time.
     least, least_label = min(changes)
     most, most_label = max(changes)
     return f"{name} {least:+.1f} % ({least_label}) to {most:+.1f} % ({most_label})"

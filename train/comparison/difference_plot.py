@@ -34,12 +34,14 @@ def pair_of(first: Group, other: Group) -> Pair:
     """Empty where no seed is shared."""
     first_runs = by_seed(first.runs)
     other_runs = by_seed(other.runs)
+    # Only shared seeds: a difference between two seeds is luck.
     seeds = [seed for seed in first_runs if seed in other_runs]
     if not seeds:
         return Pair(np.empty(0, np.int64), np.empty((0, 0)), np.empty((0, 0)))
     # Of several runs of one seed, the first stands for all.
     curves = [first_runs[seed][0].curve(metric_names.LOSS) for seed in seeds]
     curves += [other_runs[seed][0].curve(metric_names.LOSS) for seed in seeds]
+    # At samples that all of them have: each point is a difference of the same place.
     series = stack(curves)
     return Pair(series.samples, series.heights[:, : len(seeds)], series.heights[:, len(seeds) :])
 
@@ -66,6 +68,7 @@ def draw_distances(strip: Strip, pairs: Sequence[Pair]) -> str:
     """Max absolute difference of curves that should be the same, log scale. Returns the caption."""
     largest = []
     for pair in pairs:
+        # (samples, seeds)
         differences = np.abs(pair.other - pair.first)
         largest.append(differences.max(axis=1, initial=0.0))
     all_distances = finite(np.concatenate(largest))
@@ -79,10 +82,12 @@ def draw_distances(strip: Strip, pairs: Sequence[Pair]) -> str:
     else:
         # A log scale has no zero: it is drawn below the smallest difference that there is.
         lower_edge = positive.min() / 3
+        # Where nothing is 0 the axis needs no room below.
         least = lower_edge if num_zeros else positive.min()
         log_scale(strip.axes, least, positive.max(), DIGITS)
         if num_zeros:
             at_zero = f" {num_zeros} points are 0 and drawn at the lower edge."
+    # One line for each pair: its largest distance over seeds.
     lines = [np.maximum(distances, lower_edge)[:, np.newaxis] for distances in largest]
     strip.draw(pairs, lines)
     strip.axes.set_ylabel("|difference|\nto the first")
@@ -103,6 +108,7 @@ def draw_comparisons(strip: Strip, pairs: Sequence[Pair], is_log_above: bool) ->
     strip.draw(pairs, values)
     strip.axes.axhline(1 if is_ratio else 0, color="#555555", lw=1)
     drawn = finite(np.concatenate([differences.ravel() for differences in values]))
+    # A ratio within a factor of ten reads better on a linear axis.
     if is_ratio and len(drawn) and drawn.max() > 10 * drawn.min():
         log_scale(strip.axes, drawn.min(), drawn.max(), DIGITS)
     else:

@@ -19,6 +19,7 @@ def evaluation(comparison: Comparison) -> Drawing | None:
     """None where no run has an evaluation at a known time."""
     groups = comparison.groups
     # The unit of time must be known before anything is drawn.
+    # -1: below 0 h, which an evaluation at the start has.
     longest = -1.0
     for run in comparison.runs:
         hours, _ = _against_hours(run.x_axis("hours"), run.curve(metric_names.EVAL_LOSS))
@@ -32,6 +33,7 @@ def evaluation(comparison: Comparison) -> Drawing | None:
     for index, group in enumerate(groups):
         style = look(index, len(groups))
         looks.append(style)
+        # Of one run the thin line would lie below its own mean.
         if len(group.runs) > 1:
             for run in group.runs:
                 hours, losses = _against_hours(

@@ -28,6 +28,7 @@ def format_number(value: float | None) -> str:
         return f"{value:.3e}"
     rounded = float(f"{value:.4g}")
     is_whole = rounded == int(rounded)
+    # 1234.4 is 1,234: thousands need no digits behind the point.
     if is_whole and (abs(rounded) >= 1000 or value == rounded):
         return f"{int(rounded):,}"
     return f"{value:.{_decimals(value)}f}"
@@ -50,6 +51,7 @@ def format_spread(value: Spread | None, num_runs: int, scale: float = 1.0) -> st
         return UNKNOWN
     scaled = Spread(tuple(one * scale for one in value.values))
     text = format_number(scaled.mean)
+    # Two digits of a deviation: more would be noise of the estimate itself.
     if scaled.deviation is not None and math.isfinite(scaled.mean):
         text += f" ± {_two_digits(scaled.deviation)}"
     return text + _share_of_runs(value, num_runs)
@@ -63,6 +65,7 @@ def format_estimate(
         return UNKNOWN
     text = format_number(value.mean)
     if interval:
+        # Two digits: the interval is an estimate too.
         least, most = (float(f"{end:.2g}") for end in interval)
         text += f" ({least:,g} to {most:,g})"
     return text + _share_of_runs(value, num_runs)

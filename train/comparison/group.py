@@ -48,6 +48,7 @@ class Group:
     def series(self, metric: str) -> Series | None:
         """None where not all of its runs have the metric."""
         curves = self.curves(metric)
+        # All or none: a mean over some of its runs would move where one of them ends.
         if len(curves) < len(self.runs):
             return None
         return stack(curves)
@@ -94,12 +95,14 @@ def runs_of(groups: Sequence[Group]) -> list[Run]:
 def loss_metrics(groups: Sequence[Group]) -> list[str]:
     """Metrics whose curves are compared, the training loss first."""
     evaluated = metrics_with_prefix(groups, metric_names.EVAL)
+    # What a task calls a loss, further sets included: eval/loss, eval/other/loss.
     losses = [metric for metric in evaluated if metric.endswith("loss")]
     return [metric_names.LOSS, *losses]
 
 
 def make_groups(runs: Sequence[Run]) -> list[Group]:
     """In the order in which their first runs were named."""
+    # A dictionary keeps the order of the first runs: the first set-up is the reference.
     members: dict[str, list[Run]] = {}
     for run in runs:
         members.setdefault(_set_up(run), []).append(run)
@@ -122,6 +125,7 @@ def _set_up(run: Run) -> str:
 def _labels(set_ups: Sequence[Sequence[Run]]) -> list[str]:
     """The shortest names that differ: of all runs of a set-up, of its first run, or its folder."""
     labels = list(map(_common_name, set_ups))
+    # Only as long as they are needed: a short name that two set-ups share tells nothing.
     if len(set(labels)) < len(labels):
         labels = [runs[0].name for runs in set_ups]
     if len(set(labels)) < len(labels):

@@ -29,11 +29,13 @@ def headline(comparison: Comparison) -> str:
 
 
 def is_same_curve(comparison: Comparison) -> bool:
+    # The widest tolerance of all: two precisions agree only as closely as the coarser one.
     precisions = {str(group.first.identity.get("precision")) for group in comparison.groups}
     allowed = max(SAME.get(precision, SAME_IN_LOW_PRECISION) for precision in precisions)
     # By the height of the curves: the last losses of an overfitted run are as small as the rounding
     # of the first ones.
     height = max((each.height for each in comparison.distances), default=0.0)
+    # all() of none is true: without distances the caller does not ask.
     return all(each.largest <= allowed * height for each in comparison.distances)
 
 
@@ -50,6 +52,7 @@ def _curve(comparison: Comparison) -> str:
             "Same mathematics, but no two runs with the same seed have a loss at the same "
             "samples seen"
         )
+    # One metric stands for all: the one that is farthest apart.
     worst = max(comparison.distances, key=lambda distance: distance.largest)
     if is_same_curve(comparison):
         return f"Same curve: {worst.metric} differs by at most {worst.largest:.2g}"
@@ -66,6 +69,7 @@ def _difference(distance: CurveDistance) -> str:
 def _other_mathematics(comparison: Comparison) -> str:
     differ = f"Other mathematics ({_differing_keys(comparison)})"
     metric = next(iter(comparison.outcomes[0].metrics), None)
+    # At other samples seen the values say nothing against each other.
     samples = {outcome.samples for outcome in comparison.outcomes}
     if metric is None or len(samples) > 1:
         return f"{differ}: no samples seen at which all have a loss"
@@ -90,6 +94,7 @@ def _rank(value: Spread) -> float:
 
 def _differing_keys(comparison: Comparison) -> str:
     """`batch.effective, code differ`"""
+    # The seed is no other mathematics here: it is averaged over.
     names = [key.name for key in comparison.keys if key.kind == MATHEMATICS and key.name != "seed"]
     if not names:
         return "the hashes over config and sources differ"
@@ -126,6 +131,7 @@ def _memory(comparison: Comparison) -> str:
     noise = 0.0
     if memory.is_process:
         noise = max(cost.noise_gib for cost in comparison.all_costs)
+    # A difference within the noise of the process must not be sold as a saving.
     if gib[largest] - gib[smallest] <= max(noise, SAME_MEMORY * gib[largest]):
         verb = "are" if memory.name == ACTIVATIONS else "is"
         within = ""
@@ -147,6 +153,7 @@ def _throughput(comparison: Comparison, small: int, large: int) -> str:
     large_speed = comparison.cost(large, lambda cost: cost.samples_per_second)
     if not small_speed or not large_speed or not large_speed.mean:
         return ""
+    # Of all runs of both: one that was disturbed spoils the comparison.
     costs = [*comparison.costs[small], *comparison.costs[large]]
     change = small_speed.mean / large_speed.mean - 1
     # Within two standard errors of the less precise timing, a difference is none.

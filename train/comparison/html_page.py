@@ -23,6 +23,7 @@ def html_page(comparison: Comparison, pictures: Sequence[Picture]) -> str:
     environment = Environment(
         loader=PackageLoader("train", "comparison"),
         autoescape=True,  # names of runs are anybody's text
+        # A name that is misspelt in the template fails, and leaves no empty place.
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -54,5 +55,6 @@ def _runs(comparison: Comparison) -> Table:
     rows = []
     for group in comparison.groups:
         for run in group.runs:
+            # With the folder: names of runs may be the same.
             rows.append((run.name, group.label, str(run.seed), run.ended or "not ended", run.where))
     return Table("Runs", ("run", "set-up", "seed", "end", "where"), tuple(rows))

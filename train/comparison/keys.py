@@ -55,6 +55,7 @@ def _differing(
     keys = []
     for name in union(itertools.chain.from_iterable(per_group)):
         values = tuple(_as_text(runs, name) for runs in per_group)
+        # Unknown is not different.
         is_unknown = name == "code" and ABSENT in values  # W&B does not have the hash over sources
         if len(set(values)) > 1 and not is_unknown:
             keys.append(Key(name, kind, values))
@@ -62,6 +63,7 @@ def _differing(
 
 
 def _mathematics(run: Run) -> dict[str, Any]:
+    # The segments of a run that was resumed with other mathematics are a part of what it computed.
     keys = dict(run.identity)
     if run.changes:
         keys["history"] = "; ".join(run.changes)
@@ -90,6 +92,7 @@ def _as_text(runs: Sequence[Mapping[str, Any]], name: str) -> str:
             texts.add(value)
         else:
             texts.add(json.dumps(value, default=str))
+    # Sorted: the order of runs must not make two set-ups differ.
     return ", ".join(sorted(texts))
 
 
@@ -102,6 +105,7 @@ def with_telling_labels(groups: Sequence[Group]) -> list[Group]:
         return list(groups)
     # The seed differs within a set-up, and a hash tells a reader nothing.
     telling = [key for key in differing_keys(groups) if key.name not in ("seed", "code")]
+    # The labels of one key may be the same for two set-ups, so keys are added one at a time.
     for count in range(1, len(telling) + 1):
         # As few keys as tell all of them apart.
         labels = [_label(telling[:count], index) for index in range(len(groups))]

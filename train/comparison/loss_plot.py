@@ -26,6 +26,7 @@ def loss(comparison: Comparison, x: str) -> Drawing | None:
     groups = comparison.groups
     if not any(group.curves(metric_names.LOSS) for group in groups):
         return None
+    # Against the first: it is the reference of all tables too.
     pairs = [pair_of(groups[0], group) for group in groups[1:]]
     has_differences = any(len(pair.samples) for pair in pairs)
     height = 5.8 if has_differences else 4.4
@@ -44,6 +45,7 @@ def loss(comparison: Comparison, x: str) -> Drawing | None:
         series = group.series(metric_names.LOSS)
         if series:
             draw_series(above, series, group, looks[index], x_axis)
+    # After the lines are there: it looks at their values.
     log_scale_if_wide(above)
     above.set_ylabel("training loss")
     caption = CAPTION

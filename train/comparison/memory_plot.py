@@ -60,6 +60,7 @@ def memory_throughput(comparison: Comparison) -> Drawing | None:
     memory = comparison.memory
     if memory is None:
         return None
+    # All runs at once, for one unit and one pair of limits.
     everything = _points(comparison.all_costs, memory)
     if not len(everything.gib):
         return None
@@ -102,6 +103,7 @@ def _points(costs: Sequence[Cost], memory: Memory) -> _Points:
             # Of a GPU's allocator, and of activations, a peak is the same each time.
             noise = cost.noise_gib if memory.is_process else 0.0
             rows.append((gib, noise, cost.samples_per_second))
+    # reshape: without rows the array would have one dimension, and no columns to take apart.
     columns = np.array(rows, float).reshape(-1, 3).T
     return _Points(gib=columns[0], noise_gib=columns[1], samples_per_second=columns[2])
 
@@ -119,6 +121,7 @@ def _draw_points(axes: Axes, points: _Points, style: Look, unit: Unit) -> Line2D
     memory = points.gib * unit.scale
     least = (points.gib - points.noise_gib) * unit.scale
     axes.plot(memory, points.samples_per_second, **marks, zorder=3)
+    # A noise of 0 has no length.
     for index in np.flatnonzero(points.noise_gib):
         reach = [least[index], memory[index]]
         speed = [points.samples_per_second[index]] * 2
@@ -175,6 +178,7 @@ def _lines(groups: Sequence[Group], per_group: Sequence[_Points]) -> list[_Line]
         name, _ = key
         if count_of_name[name] > 1:
             name = f"{name}, as {wrapped(firsts[key])}"
+        # By micro-batch: the line then goes from little memory to much.
         means = [mean for _, mean in sorted(several)]
         lines.append(_Line(name, means))
     return lines

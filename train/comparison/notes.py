@@ -66,6 +66,7 @@ def _about_code(runs: Sequence[Run]) -> list[str]:
 def _about_seeds(groups: Sequence[Group]) -> list[str]:
     lines = []
     for group in groups:
+        # Two runs of one seed repeat each other: their spread is no spread over seeds.
         if len(group.seeds) < len(group.runs):
             lines.append(f"{group.label} holds several runs of one seed; spreads are over its runs")
     if not shared_seeds(groups):
@@ -77,6 +78,7 @@ def _about_seeds(groups: Sequence[Group]) -> list[str]:
 
 def _about_rows(groups: Sequence[Group], runs: Sequence[Run]) -> list[str]:
     lines = []
+    # None: a run whose config could not be read.
     intervals = {run.execution.get("log.every_steps") for run in runs} - {None}
     if len(intervals) > 1:
         lines.append(
@@ -94,6 +96,7 @@ def _about_rows(groups: Sequence[Group], runs: Sequence[Run]) -> list[str]:
 def _about_load(costs: Sequence[Cost], runs: Sequence[Run]) -> list[str]:
     waits = []
     for run, cost in zip(runs, costs, strict=True):
+        # was_disturbed implies it: asked once more for the type alone.
         if cost.was_disturbed and cost.cpu_wait is not None:
             percent = 100 * cost.cpu_wait
             waits.append(f"{run.name} waited for a processor {percent:.0f} % of its time")

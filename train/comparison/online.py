@@ -40,8 +40,10 @@ def read_wandb(path: str) -> "Run | str":
         config = dict(run.config)
         name = str(run.name)
         ended = None
+        # A run that has not ended has no reason, though an earlier start may have left one.
         if run.state in END_STATES:
             ended = str(dict(run.summary).get(REASON, run.state))
+        # scan_history, not history: that gives a sample of 500 rows (wandb's default).
         rows = rows_of(filter(None, map(clean_row, run.scan_history())))
     except Exception as error:  # whatever wandb raises is a reason: no network, no such run, no key
         return f"there is no folder of that name, and W&B says: {first_line(error)}"
@@ -62,6 +64,7 @@ def from_wandb(
         return "it has no row in W&B"
     environment = config.get("environment")
     configured = {key: value for key, value in config.items() if key not in NOT_CONFIG}
+    # As of a folder: the same rules split what decides the curve from what does not.
     mathematics, execution = split_config(configured)
     return Run(
         where=path,

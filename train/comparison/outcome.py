@@ -63,6 +63,7 @@ def outcomes(groups: Sequence[Group], losses: Sequence[str]) -> list[Outcome]:
     shared = equal_samples(groups)
     results = []
     for group in groups:
+        # Without any common row each set-up is shown at its own end, which the title says.
         samples = shared if shared is not None else _last_samples(group)
         results.append(
             Outcome(
@@ -103,6 +104,7 @@ def _last_samples(group: Group) -> int | None:
     samples = equal_samples([group])
     if samples is not None:
         return samples
+    # Runs that ended apart have no end in common.
     ends = {int(run.rows.values(metric_names.SAMPLES_SEEN)[-1]) for run in group.runs}
     return ends.pop() if len(ends) == 1 else None
 
@@ -113,6 +115,7 @@ def target_of(groups: Sequence[Group], configured: float | None) -> Target | Non
     None: some run has no evaluation.
     """
     per_run = list(map(_lowest_loss, runs_of(groups)))
+    # None means no evaluation, and a run that has none can reach no target.
     lowest = [loss for loss in per_run if loss is not None]
     # A loss that some run may never reach is no target that follows from the runs.
     if not lowest or (configured is None and len(lowest) < len(per_run)):
@@ -121,6 +124,7 @@ def target_of(groups: Sequence[Group], configured: float | None) -> Target | Non
     hours = []
     reached = []
     for group in groups:
+        # Over the runs that reached it: how many did stands beside the mean.
         hours.append(group.spread(lambda run: run.hours_to(metric_names.EVAL_LOSS, loss)))
         reached.append(sum(_has_reached(run, loss) for run in group.runs))
     return Target(

@@ -19,13 +19,16 @@ class Panel:
 
 def panels(metrics: Iterable[str]) -> list[Panel]:
     """`metrics`: those that the runs have, as evaluations differ from task to task."""
+    # A dictionary as a set that keeps its order.
     evaluated: dict[str, None] = {}
     for metric in metrics:
+        # The size of an evaluation set is no curve.
         if metric.startswith(metric_names.EVAL) and metric.rpartition("/")[2] != "samples":
             evaluated[metric] = None
     return [
         Panel("Training loss over samples", (metric_names.LOSS,)),
         Panel("Training loss over hours of training", (metric_names.LOSS,), x=metric_names.HOURS),
+        # Where no run has an evaluation yet, the panel waits for the loss.
         Panel("Evaluation", tuple(evaluated) or (metric_names.EVAL_LOSS,)),
         Panel("Effective batch (samples)", (metric_names.EFFECTIVE_SIZE,)),
         Panel("Peak memory (GiB)", tuple(KINDS)),

@@ -43,12 +43,14 @@ def draw(comparison: Comparison, folder: Path, x: str) -> list[Picture]:
 
     folder.mkdir(parents=True, exist_ok=True)
     pictures = []
+    # In a context: a program that imports this keeps its own style.
     with mpl.rc_context(RC):
         for name, title, drawing in _drawings(comparison, x):
             path = folder / f"{name}.png"
             # That of an earlier comparison, which may have had what this one lacks.
             path.unlink(missing_ok=True)
             if drawing:
+                # Before the next is drawn: a figure is freed once it is saved.
                 drawing.figure.savefig(path)
                 pictures.append(Picture(path, title, drawing.caption))
     return pictures

@@ -31,6 +31,7 @@ def x_axis_of(groups: Sequence[Group], x: str) -> XAxis:
         return XAxis(x, "samples seen")
     if x == "steps":
         return XAxis(x, "optimizer steps")
+    # One unit for all set-ups, that of the longest run.
     longest = max(group.mean_x[x].heights.max(initial=0.0) for group in groups)
     unit = time_unit(longest)
     return XAxis(x, f"training time ({unit.name})", unit.scale)
@@ -39,6 +40,7 @@ def x_axis_of(groups: Sequence[Group], x: str) -> XAxis:
 def draw_series(axes: Axes, series: Series, group: Group, style: Look, x_axis: XAxis) -> None:
     """The mean over curves as a line, their range as a band."""
     xs = group.mean_x[x_axis.x]
+    # Rows that do not know their training time have no place on an axis of hours.
     is_drawn = np.isin(series.samples, xs.samples)
     if not is_drawn.any():
         return
@@ -50,9 +52,11 @@ def draw_series(axes: Axes, series: Series, group: Group, style: Look, x_axis: X
         color=style.colour,
         ls=style.dash,
         lw=style.width,
+        # Many markers would hide the line.
         marker=style.marker if len(positions) < FEW else None,
         ms=4.5,
     )
+    # With one curve a band has no width.
     if heights.shape[1] > 1:
         least = heights.min(axis=1)
         most = heights.max(axis=1)
@@ -63,6 +67,7 @@ def log_scale_if_wide(axes: Axes) -> None:
     """Where values are positive and span more than a factor of ten."""
     lines = [np.asarray(line.get_ydata(), dtype=float) for line in axes.get_lines()]
     values = np.concatenate([np.empty(0), *lines])
+    # Of all lines so far. NaN: what was not finite leaves a gap, and decides nothing.
     values = values[~np.isnan(values)]
     if len(values) and 0 < 10 * values.min() < values.max():
         log_scale(axes, values.min(), values.max(), DIGITS)

@@ -80,6 +80,7 @@ def look(index: int, total: int, nested: bool = False) -> Look:
 
 def wrapped(label: str) -> str:
     """In several lines where it is long, so that nothing of it is cut; a $ is no formula."""
+    # A label may be the name of a run, and matplotlib takes text between two $ for TeX.
     return "\n".join(textwrap.wrap(label.replace("$", r"\$"), LONGEST_LINE))
 
 
@@ -88,6 +89,7 @@ def limits(least: float, most: float, share: float = 0.1) -> tuple[float, float]
     looks like noise.
     """
     middle = (least + most) / 2
+    # 1.15: room at both ends, so that no point lies on the frame.
     width = max(1.15 * (most - least), share * most)
     return middle - width / 2, middle + width / 2
 
@@ -99,6 +101,7 @@ def log_scale(axes: Axes, least: float, most: float, digits: Sequence[int]) -> N
     """
     axes.set_yscale("log")
     axes.yaxis.set_minor_formatter(NullFormatter())
+    # Within two decades powers of ten would give one label or two.
     if most < 200 * least:
         axes.yaxis.set_major_locator(LogLocator(subs=digits))
         axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
@@ -125,6 +128,7 @@ def legend_above(figure: Figure, handles: Sequence[Any], labels: Sequence[str]) 
             handlelength=2.8,
             columnspacing=1.4,
         )
+        # Its width is known only once it is laid out, so each number of columns is tried.
         if num_columns == 1 or legend.get_window_extent().width < 0.94 * figure.bbox.width:
             return
         legend.remove()

@@ -58,12 +58,14 @@ def load_runs(arguments: Sequence[str]) -> LoadedRuns:
     """
     loaded = LoadedRuns()
     seen = set()
+    # In the order of the arguments: the first set-up is what the others are compared with.
     for argument in arguments:
         for where, run_or_reason in _runs_of(argument):
             # A run may be named itself and by the folder that it is in.
             if where not in seen:
                 seen.add(where)
                 loaded.add(where, run_or_reason)
+    # One that is damaged is a note, but with none left there is nothing to print.
     if not loaded.runs:
         reasons = "\n".join(f"  got:  {each.where}: {each.why}" for each in loaded.skipped)
         raise CannotRead(
@@ -114,6 +116,8 @@ def run_folders(parent: Path) -> Iterator[Path]:
     """This folder if it is a run's, else every run folder below, in the order of their names."""
     for folder, below, files in os.walk(parent):
         if any(name in files for name in RUN_FILES):
+            # os.walk goes where `below` says: checkpoints and wandb files of a run are not
+            # searched.
             below.clear()  # what lies in a run folder is part of that run
             yield Path(folder)
         below.sort()
@@ -121,6 +125,7 @@ def run_folders(parent: Path) -> Iterator[Path]:
 
 def read_folder(folder: Path) -> "Run | str":
     """The run in it, or why there is none."""
+    # First plan.json: without its hashes no run can be placed beside another.
     plan = _json(folder / "plan.json")
     if isinstance(plan, str):
         return plan
@@ -132,9 +137,11 @@ def read_folder(folder: Path) -> "Run | str":
         return f"its metrics.jsonl cannot be read: {error.strerror}"
     except Unreadable as error:
         return f"its metrics.jsonl cannot be read: {error}"
+    # A run that has just begun is no damage, and is said in those words.
     if not len(rows):
         return "its metrics.jsonl holds no row: it ended before one was due, or has just begun"
     environment = _json(folder / "environment.json")
+    # Not needed for any curve: the run is compared without it.
     if isinstance(environment, str):
         remarks.append(f"its host and versions are unknown: {environment}")
         environment = {}
@@ -157,6 +164,7 @@ def read_folder(folder: Path) -> "Run | str":
 def _execution(path: Path, remarks: list[str]) -> dict[str, Any]:
     try:
         config = yaml.load(yaml_text(path), LOADER)
+    # RecursionError: YAML may be nested deeper than Python's stack.
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         remarks.append(
             f"its config.yaml cannot be read ({type(error).__name__}): execution keys are unknown"

@@ -28,8 +28,10 @@ def parse_rows(blocks: Iterable[bytes]) -> tuple[Rows, list[str]]:
     pieces = []
     num_damaged = 0
     for block in blocks:
+        # The fast way first, block by block: one odd line costs its block alone.
         piece = _parse_numbers(block)
         if piece is None:
+            # Line by line, as a block may hold half a line of a kill between good ones.
             lines = list(filter(bytes.strip, block.split(b"\n")))
             piece = rows_of(filter(None, map(_parse_line, lines)))
             num_damaged += len(lines) - len(piece)
@@ -61,8 +63,10 @@ def _parse_numbers(block: bytes) -> Rows | None:
         names = table.column_names  # decoded here
     except (pa.ArrowException, UnicodeDecodeError):
         return None
+    # Other than one row a line, or a key that is no metric: read line by line instead.
     if table.num_rows != block.count(b"\n") or not all("/" in name for name in names):
         return None
+    # Types of other kinds are texts or nulls, which clean_row knows how to read.
     if not all(pa.types.is_int64(each) or pa.types.is_float64(each) for each in table.schema.types):
         return None
     # Arrow reads a null as it reads a key that is absent, so the values are counted.
@@ -73,6 +77,7 @@ def _parse_numbers(block: bytes) -> Rows | None:
     for name, column in zip(names, table.combine_chunks().columns, strict=True):
         columns[name] = _column(column.chunk(0))
     rows = Rows(table.num_rows, columns)
+    # A row without the samples seen has no place on any curve.
     if not np.isfinite(rows.values(metric_names.SAMPLES_SEEN)).all():
         return None
     return rows
@@ -96,8 +101,10 @@ def _column(array: pa.Array) -> Column:
     kind = np.int64 if pa.types.is_int64(array.type) else np.float64
     at = np.arange(len(array))
     if array.null_count:
+        # Arrow marks what is there by one bit a row, the lowest bit first.
         bits = np.unpackbits(np.frombuffer(valid, np.uint8), bitorder="little")
         at = np.flatnonzero(bits[array.offset :][: len(array)])
+    # `offset`: a column may be a slice of a larger buffer.
     values = np.frombuffer(numbers, kind)[array.offset :][: len(array)]
     return Column(at.astype(np.int32), values[at].astype(np.float64))
 
@@ -108,10 +115,12 @@ def clean_row(row: Any) -> Row:
         return {}
     numbers: dict[str, float] = {}
     for key, value in row.items():
+        # Names of metrics have a group, such as train/loss; W&B's own _step and _runtime have none.
         if "/" not in key:
             continue
         if value is None or (isinstance(value, str) and value in NOT_FINITE):
             numbers[key] = math.nan
+        # bool is an int to Python, and true is no measurement.
         elif isinstance(value, int | float) and not isinstance(value, bool):
             numbers[key] = _as_float(value)
     if not math.isfinite(numbers.get(metric_names.SAMPLES_SEEN, math.nan)):

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from train import metric_names
 from train.comparison.columns import Numbers, Rows
 from train.comparison.curve import Curve
+from train.comparison.segments import segments_in
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,10 +50,12 @@ class Run:
     def changes(self) -> list[str]:
         """`after step 40: duration.steps 40 -> 60`: where it resumed with other mathematics."""
         changes = []
-        for segment in self.derived.get("segments", [])[1:]:
+        # The first segment is the start of training: it changed nothing.
+        for segment in segments_in(self.derived)[1:]:
             keys = segment["changed"].items()
             changed = ", ".join(f"{key} {before} -> {after}" for key, (before, after) in keys)
-            what = changed or f"resumed from {segment['resumed_from']}"
+            # No change is known where the checkpoint's run was not there to be asked.
+            what = changed or f"resumed from {segment.get('resumed_from')}"
             changes.append(f"after step {segment['after_step']}: {what}")
         return changes
 
@@ -69,6 +72,7 @@ class Run:
         `100, not at 1000` where a later audit did not, `never` where none did; empty where it was
         not audited.
         """
+        # Rows of an audit have an error; not all of them are verified.
         audits = self.rows.column(metric_names.SPLIT_ERROR).at
         if not len(audits):
             return ""
@@ -91,10 +95,12 @@ class Run:
         The ragged last step of an epoch does not.
         """
         effective = self.derived.get("effective_batch")
+        # With one step an epoch all steps are alike, ragged or not.
         # A schedule of the batch has no effective batch: its steps differ.
         if effective is None or self.derived.get("steps_per_epoch") == 1:
             return np.ones(len(self.rows), dtype=bool)
         sizes = self.rows.values(metric_names.EFFECTIVE_SIZE)
+        # Rows without a size are of an evaluation or a save: they are no ragged steps.
         return (sizes == effective) | ~self.rows.has(metric_names.EFFECTIVE_SIZE)
 
     @property
@@ -104,6 +110,7 @@ class Run:
 
     def curve(self, metric: str) -> Curve:
         column = self.rows.column(metric)
+        # Only the rows that have the metric: evaluations and steps have rows of their own.
         samples = self.rows.values(metric_names.SAMPLES_SEEN)[column.at]
         return Curve(samples.astype(np.int64), column.values)
 
@@ -118,6 +125,7 @@ class Run:
         if x == "samples":
             samples = self.curve(metric_names.SAMPLES_SEEN).samples
             return Curve(samples, samples.astype(float))
+        # What a row does not know is absent here, so that its point is left out of a picture.
         if x == "steps":
             return self.curve(metric_names.GLOBAL_STEP)
         # Training starts at 0 h, before the first row.
@@ -127,6 +135,7 @@ class Run:
     def hours_to(self, metric: str, target: float) -> float | None:
         """Training time up to the first evaluation that is not above the target."""
         curve = self.curve(metric)
+        # NaN <= target is false: a loss that is not finite reaches nothing.
         reached = np.flatnonzero(curve.heights <= target)
         if not len(reached):
             return None

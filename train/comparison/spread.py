@@ -25,6 +25,7 @@ class Spread:
 
 def spread_of(values: Iterable[float | None]) -> Spread | None:
     """Over the values that are not None; None where all are."""
+    # 0.0 is a measurement: only None is absent.
     measured = tuple(value for value in values if value is not None)
     if not measured:
         return None

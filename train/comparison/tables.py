@@ -68,6 +68,7 @@ class Table:
             cells = [name, *(row[index] for row in self.rows)]
             is_name = index == 0
             # rich (15) breaks words of the widest column first, unless it is given their length.
+            # A name is one word: rows can then be found by grep.
             words = cells if is_name else " ".join(cells).split()
             longest = max(map(len, words), default=1)
             justify: JustifyMethod = "left" if is_name else "right"
@@ -80,7 +81,9 @@ class Table:
             file=StringIO(), width=UNLIMITED, markup=False, emoji=False, highlight=False
         )
         with console.capture() as captured:
+            # Never narrower than the longest words: rich would cut them.
             console.print(table, width=max(width - len(indent), narrowest))
+        # Blanks at the ends would fill the lines of a file.
         lines = [f"{indent}{line}".rstrip() for line in captured.get().splitlines()]
         return "\n".join([self.title, *lines])
 
@@ -95,6 +98,7 @@ def tables(comparison: Comparison) -> list[Table]:
         _memory(comparison),
         _keys(comparison),
     ]
+    # A table of names alone says nothing.
     return [table for table in every_table if len(table.header) > 1 and table.rows]
 
 
@@ -118,10 +122,12 @@ def _set_up(comparison: Comparison) -> Table:
     def derived(key: str, index: int) -> str:
         first = groups[index].first
         return format_value(
+            # precision stands in the identity, all else in the derived block.
             {"precision": first.identity.get("precision"), **first.derived}.get(key)
         )
 
     def verified(index: int) -> str:
+        # Set-ups with several runs give each its own step.
         steps = filter(None, (run.verified_at for run in groups[index].runs))
         return ", ".join(steps) or UNKNOWN
 
@@ -150,6 +156,7 @@ def _outcome(comparison: Comparison) -> Table:
         distance = outcomes[index].distances.get(metric)
         if distance is None:
             return UNKNOWN
+        # The number of rows beside it: a distance over two rows says little.
         return f"{distance.largest:.2g} ({counted(distance.rows, 'row')})"
 
     def noise_scale(index: int) -> str:
@@ -170,6 +177,7 @@ def _outcome(comparison: Comparison) -> Table:
         columns[f"max |{metric} - first|"] = partial(distance_cell, metric)
     columns["noise scale"] = noise_scale
     columns["fastest micro-steps"] = break_even
+    # Only where all set-ups have the same samples is the outcome of equal training.
     is_equal = bool(metrics) and len({outcome.samples for outcome in outcomes}) == 1
     where = "at equal samples seen" if is_equal else "at the end of each"
     return _by_set_up(comparison, f"Outcome {where}", columns)
@@ -209,6 +217,7 @@ def _time(comparison: Comparison) -> Table:
 
 def _time_shares(comparison: Comparison) -> Table:
     def share(phase: str, index: int) -> str:
+        # Of the phases that were measured: the shares are of their sum.
         spread = comparison.cost(index, lambda cost: cost.shares.get(phase))
         return f"{100 * spread.mean:.0f} %" if spread else UNKNOWN
 

@@ -123,6 +123,7 @@ def _summary_keys(project: str) -> list[str]:
     api = _ask(wandb_api, "wandb login")
 
     def newest_summaries() -> list[dict[str, Any]]:
+        # lazy=False: else each summary would be a request of its own.
         runs = api.runs(project, order="-created_at", lazy=False)
         return [dict(run.summary) for run in islice(runs, NEWEST)]
 
@@ -137,6 +138,7 @@ def _columns(keys: Sequence[str]) -> list[str]:
     # What is evaluated differs from task to task: best/loss, best/accuracy.
     best = {key for key in keys if key.startswith(metric_names.BEST)} - {metric_names.BEST_STEP}
     columns = ["run:displayName", "run:state"]
+    # The step of the best comes last, behind all that it may belong to.
     for key in (*COLUMNS, *sorted(best), metric_names.BEST_STEP):
         if key in keys:
             columns.append(f"summary:{key}")
@@ -168,6 +170,7 @@ def _report(project: str, run_ids: Sequence[str], keys: Sequence[str]) -> Any:
     library = _library("reports.v2")
     entity, _, name = project.partition("/")
     comparison = _compare(project, run_ids)
+    # Without those that could not be read: the filter would show them without figures.
     compared_ids = [run.where.rpartition("/")[2] for run in comparison.runs]
     # Locked: else W&B shows the other 150 keys of config and summary as well.
     runset = library.Runset(
@@ -195,6 +198,7 @@ def _report(project: str, run_ids: Sequence[str], keys: Sequence[str]) -> Any:
 
 def _compare(project: str, run_ids: Sequence[str]) -> Comparison:
     loaded = LoadedRuns()
+    # Each once: a run that is named twice would be compared with itself.
     for run_id in dict.fromkeys(run_ids):
         path = f"{project}/{run_id}"
         loaded.add(path, read_wandb(path))
@@ -215,6 +219,7 @@ def _line_plots(metrics: Iterable[str]) -> list[Any]:
                 title=panel.title,
                 x=panel.x,
                 y=list(panel.y),
+                # W&B takes None for a linear axis.
                 log_y=panel.log_y or None,
                 layout=library.Layout(x=12 * column, y=8 * row, w=12, h=8),
             )

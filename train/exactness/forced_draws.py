@@ -70,9 +70,7 @@ class _ForcedTorchDraws(TorchDispatchMode):
         drawn.fill_(largest_below_high if self.high else low)
 
     def _force_integers(self, drawn: Tensor, func: Any, args: tuple[Any, ...]) -> None:
-        """`randint(low, high, ...)`, `randint_like(x, low, high)`, `random_(x, low, high)`, or without
-        the lower end.
-        """
+        """`randint(low, high, ...)`, `random_(x, low, high)` and the like, or without `low`."""
         if not drawn.numel():
             return
         if self.high:

@@ -36,9 +36,12 @@ class Best:
                 f"evaluate.best={setting}: it starts with {direction!r}. Set: evaluate.best='max "
                 f"{metric}'"
             )
+        # Its own word first: the name of the user's metric may end in "loss" and mean something
+        # else.
         if direction:
             return cls(metric, more_is_better=direction == "max")
         name = metric.rsplit("/", 1)[-1]
+        # No guess for an unknown name: the wrong weights would be kept in best/ without a word.
         if name not in LESS_IS_BETTER + MORE_IS_BETTER:
             raise UnknownDirection(
                 f"evaluate.best={setting}: is more of {name!r} better, or less? "
@@ -48,6 +51,8 @@ class Best:
 
     def see(self, row: Mapping[str, float]) -> None:
         value = row.get(self.metric)
+        # NaN compares as neither better nor worse, and would stay the best for ever as the first
+        # value.
         if value is None or not math.isfinite(value):
             return
         self.last = value

@@ -47,9 +47,11 @@ def write(run_folder: Path, best: Best, write_weights: Callable[[Path], object])
 
 
 def _write(unfinished: Path, best: Best, write_weights: Callable[[Path], object]) -> None:
+    # What a killed write has left: best/ is renamed from here as a whole, leftovers included.
     remove(unfinished)
     unfinished.mkdir()
     write_weights(unfinished)
+    # Hashed as a checkpoint's files are, so that a resume knows whether the weights are whole.
     files = {}
     for path in sorted(unfinished.rglob("*")):
         if path.is_file():
@@ -57,6 +59,7 @@ def _write(unfinished: Path, best: Best, write_weights: Callable[[Path], object]
     evaluation = _evaluation(best) | {"files": files}
     text = json.dumps(evaluation, indent=1) + "\n"
     (unfinished / EVALUATION).write_text(text, encoding="utf-8")
+    # The folder last: its names must not be on disk before what they name.
     for path in (*unfinished.rglob("*"), unfinished):
         sync(path)
 
@@ -69,6 +72,7 @@ def _replace(run_folder: Path) -> None:
     before = run_folder / BEFORE
     removed = run_folder / REMOVED
     shutil.rmtree(removed, ignore_errors=True)
+    # A rename first, since rmtree of best/ could be killed in the middle and leave half of it.
     if os.path.lexists(best):
         best.rename(removed if before.exists() else before)
     (run_folder / UNFINISHED).rename(best)
@@ -88,21 +92,31 @@ def settle(run_folder: Path, best: Best, ranks: Ranks, progress: Progress) -> No
     best/. Where an evaluation is owed, it is done first, and writes the weights of its step again:
     they are removed.
     """
+    # The evaluation of this very step follows at once: its weights will be there again.
     owed_step = progress.step if progress.evaluation_owed else None
+    # On rank 0, which owns the folder. All ranks forget alike: the next evaluation is judged on
+    # each.
     if not ranks.from_main(lambda: _settle(run_folder, best, owed_step)):
         best.forget()
 
 
 def _settle(run_folder: Path, best: Best, owed_step: int | None = None) -> bool:
     """Whether best/ now holds what is known as the best; also where nothing is known."""
+    # Names that only a killed write can leave.
     for left in (UNFINISHED, REMOVED):
         shutil.rmtree(run_folder / left, ignore_errors=True)
     folders = (run_folder / BEST, run_folder / BEFORE)
     matching = next((folder for folder in folders if _holds(folder, best)), None)
     for folder in folders:
-        if folder != matching and folder.exists():
+        if folder == matching or not folder.exists():
+            continue
+        if matching is not None and folder.name == BEFORE:
+            # Older than what the checkpoint knows: a kill came before forget_before.
+            shutil.rmtree(folder)
+        else:
             _clear(folder, owed_step)
     if matching is not None:
+        # Now the checkpoint's best is best/ again, so best.before is free for the next one.
         if matching.name != BEST:
             matching.rename(run_folder / BEST)
         sync(run_folder)
@@ -133,6 +147,7 @@ def _holds(folder: Path, best: Best) -> bool:
         if evaluation != _evaluation(best):
             return False
         return all(entry(folder / name) == files[name] for name in files)
+    # Whatever is in the file: one that anybody has edited means that the weights cannot be trusted.
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return False
 

@@ -54,11 +54,13 @@ def _claim(
     path: Path, config: Config, plan: RunPlan, newest: Newest, named: Named, stopped: Stopped
 ) -> RunFolder:
     resume = config.checkpoint.resume
+    # Before the folder is touched: a path that is wrong must leave everything as it was.
     configured = None if resume in ("auto", "never") else named(Path(resume))
     if not os.path.lexists(path):
         # Another start may be quicker, and hold the lock by now: hold_folder then says so.
         with suppress(FileExistsError):
             return _make(path, configured)
+    # The lock comes before the folder is judged: another run may be writing its files.
     hold = hold_folder(path)
     try:
         restart = is_restart(path)
@@ -69,12 +71,17 @@ def _claim(
         # The user has named a checkpoint of this folder: it may hold other mathematics.
         if not is_own:
             check_same(path, plan, restart)
+        # The id comes from run.json: newest() passes over checkpoints that another run has left
+        # here.
         run = run_of(path)
         checkpoint = configured if is_own else newest(path / "checkpoints", run)
+        # It has begun and has no checkpoint: what becomes of its rows is for the user to say. A
+        # restart of its own job moves the folder away, and begins again.
         if checkpoint is None and not restart and (path / "plan.json").exists():
             raise without_checkpoint(path)
         restarts = None
         if restart:
+            # Under the lock: no other start takes the folder in the pause.
             restarts = pause(path, checkpoint, config.runtime.timeout_seconds, stopped)
         if checkpoint is None:
             folder = _make_instead(path, hold, configured)
@@ -100,9 +107,11 @@ def _resume(
 ) -> RunFolder:
     keep_hold(path, hold)
     folder = RunFolder(path, run=run, resumed_from=checkpoint, changed=changed)
+    # It has no run.json: the id of its checkpoint is taken, so that checkpoint and folder agree.
     if run is None:  # of an earlier version
         folder.run = verify(checkpoint, contents=False).get("run") or new_id()
         folder.write_json(RUN, {"id": folder.run})
+    # The run has not ended any more: a kill from here on must not read as its old end.
     remove(path / "ended.json")
     _sweep(path)
     return folder

@@ -52,6 +52,7 @@ class Columns:
         self._folder = folder
         self._last_audit = _last_audit(folder.path, step)
         self._tracker = tracker
+        # From the plan: these do not change, so they are sent once, and rows bring the rest.
         planned = {}
         for column, key in PLANNED.items():
             if derived.get(key) is not None:
@@ -100,5 +101,6 @@ def _last_audit(folder: Path, step: int) -> dict[str, float]:
         audit = _audited(read_json(folder / AUDIT, shape))
     except (OSError, Unreadable):
         return {}
+    # An audit is written when it is made, and not with the next checkpoint.
     # A later one belongs to steps that are trained again.
     return audit if audit[metric_names.GLOBAL_STEP] <= step else {}

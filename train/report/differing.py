@@ -18,6 +18,7 @@ OTHER_HASHES = (
 
 
 def lines(differing: Differing) -> list[str]:
+    # The first ones are enough to see that it is another run; a long list hides the ways out.
     first = list(differing.items())[:SHOWN]
     return [f"  {key}: {there!r} there, {now!r} now" for key, (there, now) in first]
 
@@ -25,6 +26,7 @@ def lines(differing: Differing) -> list[str]:
 def other_run(differing: Differing) -> str:
     """What the folder holds instead; one line for each key."""
     shown = "\n".join(lines(differing))
+    # A hash of another kind differs always, and says nothing about the code.
     if not _is_first_edition(differing):
         return f"a run with other mathematics:\n{shown}"
     if list(differing) != ["code"]:

@@ -17,10 +17,12 @@ def save_in_own(checkpoints: Checkpoints, folder: RunFolder) -> Callable[..., No
     """
 
     def save(step: int, **options: Any) -> None:
+        # Rank 0 holds the lock, so it alone can know; all ranks go the same way.
         if checkpoints.ranks.from_main(folder.is_held):
             checkpoints.save(step, **options)
             return
         lost = folder.path
+        # The path follows on every rank: a save is one of all ranks, each with files of its own.
         folder.path = checkpoints.ranks.from_main(folder.move_beside)
         checkpoints.folder = folder.path / "checkpoints"
         checkpoints.save(step, **options)

@@ -45,6 +45,7 @@ def run_of(path: Path) -> str | None:
 
 def is_restart(path: Path) -> bool:
     """The same job, started again by its launcher or scheduler before it had finished."""
+    # A finished job that runs again was started by a person: then it is a second start of the name.
     if _read(path / "ended.json", ENDED).get("reason") == "finished":
         return False
     may_restart = {
@@ -52,6 +53,7 @@ def is_restart(path: Path) -> bool:
         "TORCHELASTIC_RUN_ID": os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0",
         "SLURM_JOB_ID": os.environ.get("SLURM_RESTART_COUNT", "0") != "0",
     }
+    # By the id of the job, not by the command: a person may type the same command again.
     earlier_job = _read(path / "environment.json", ENVIRONMENT).get("job", {})
     for name, value in job_id().items():
         if may_restart[name] and earlier_job.get(name) == value:
@@ -63,14 +65,18 @@ def check_same(path: Path, plan: RunPlan, restart: bool) -> None:
     """Raises FolderRefused where the folder holds anything but this run, AlreadyFinished where that
     has finished.
     """
+    # Both are read before anything is judged; a damaged ended.json counts as none.
     ended = _read(path / "ended.json", ENDED)
     try:
+        # Not _read: a damaged plan.json must not pass for a folder without one, which may be taken
+        # over.
         earlier = read_json(path / "plan.json", PLAN)
     except Unreadable as error:
         raise FolderRefused(
             f"{error}: it cannot be known what was trained there. Set one of:\n{_ways_out(path)}"
         ) from error
     except FileNotFoundError:
+        # A restart of the job owns the folder, whatever its first start came to.
         if restart or _has_not_begun(path):
             return
         raise FolderRefused(
@@ -102,6 +108,7 @@ def _has_not_begun(path: Path) -> bool:
     """A start that was killed, or had no room on the disk, before it had written all its files:
     plan.json comes last.
     """
+    # Names with a dot are the lock, and files that were being written.
     names = {file.name for file in path.iterdir() if not file.name.startswith(".")}
     return RUN in names or "environment.json" in names or names <= LEFT_WITHOUT_PLAN
 
@@ -132,6 +139,7 @@ def changes(path: Path, plan: RunPlan) -> tuple[str, ...]:
     """
     earlier = _read(path / "plan.json", PLAN)
     changed = differences(earlier.get("identity", {}), plan.identity)
+    # The rest of the batch is execution: it may change without another curve, and is reported.
     batch = differences(earlier.get("batch", {}), plan.as_dict()["batch"])
     for key, pair in batch.items():
         if key not in IN_IDENTITY:
@@ -151,6 +159,7 @@ def _read(path: Path, shape: Shape) -> dict[str, Any]:
     except FileNotFoundError:
         return {}
     except Unreadable as error:
+        # Passed over by name, not in silence: the start goes on as if the file were not there.
         print_error(f"{error}; passed over")
         return {}
     return value

@@ -68,6 +68,7 @@ def environment(argv: Sequence[str], config_path: str | Path) -> dict[str, Any]:
         **_devices(),
         "launcher": {name: os.environ[name] for name in LAUNCHER if name in os.environ},
     }
+    # Redacted at the end, over all of it: a host, a remote or a variable may hold a secret too.
     return {key: value for key, value in clean(facts).items() if value not in (None, {})}
 
 
@@ -87,6 +88,7 @@ def git_patch() -> str | None:
     None where nothing is changed, or there is no git. Redacted: a line that held a secret no longer
     applies.
     """
+    # From the root: from a folder below, ls-files would name only what is untracked there.
     root = _repository()
     # Without the user's own programs and colours: git apply must be able to read it.
     options = ("--binary", "--no-color", "--no-ext-diff", "--no-textconv")
@@ -113,6 +115,7 @@ def _bytes_of(root: Path | None, path: str) -> bytes:
 
 def _git_state() -> dict[str, Any]:
     root = _repository()
+    # --branch with porcelain=v2 gives commit, branch and changes in one call.
     status = _git(root, "status", "--porcelain=v2", "--branch", "--untracked-files=normal")
     if status is None:
         return {}
@@ -132,6 +135,7 @@ def _git_state() -> dict[str, Any]:
 
 def _repository() -> Path | None:
     """The root of the repository of the working directory, else of this package's."""
+    # The working directory first: a user of a wheel has the code of the experiment there.
     for folder in (Path.cwd(), Path(train.__file__).parent):
         if root := _git(folder, "rev-parse", "--show-toplevel"):
             return Path(root.rstrip("\n"))
@@ -143,6 +147,7 @@ def _git(folder: Path | None, *arguments: str) -> str | None:
     if folder is None:
         return None
     # Without optional locks: a `git commit` of the user meanwhile must not find the index locked.
+    # Nor a prompt for a password, which would wait for ever, nor translated messages.
     settings = os.environ | {"GIT_OPTIONAL_LOCKS": "0", "GIT_TERMINAL_PROMPT": "0", "LC_ALL": "C"}
     try:
         done = subprocess.run(
@@ -155,6 +160,7 @@ def _git(folder: Path | None, *arguments: str) -> str | None:
         )
     except (OSError, subprocess.SubprocessError):
         return None
+    # Replaced, not raised: a diff may hold bytes of any encoding.
     return done.stdout.decode(errors="replace")
 
 
@@ -168,6 +174,7 @@ def _packages() -> dict[str, str]:
 
 def _cpu_count() -> int | None:
     """Those that this process may use, where the system tells."""
+    # Less than the machine has under SLURM or taskset.
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count()

@@ -81,6 +81,7 @@ class RunFolder:
 
     def inside(self, name: str = "") -> Path:
         """The path of something in it that is to be written now. Raises Displaced."""
+        # By path, a write would go into whatever folder has the name now.
         if not self.is_held():
             raise Displaced(f"{self.path} was moved or deleted, or is another run's by now")
         return self.path / name
@@ -88,6 +89,7 @@ class RunFolder:
     def release(self) -> None:
         """The run has ended: others may have the folder."""
         hold = _HOLDS.pop(self.path, None)
+        # Removed under its lock: a start that has the file open by then looks again (lock_folder).
         if hold:
             with suppress(OSError):
                 # Not the lock of another run, which has the name by now.
@@ -103,6 +105,7 @@ class RunFolder:
 
     def write_text(self, name: str, text: str) -> None:
         """All of it or nothing, whenever a kill comes. Raises OSError, Displaced included."""
+        # Known secrets only: a text of ours, such as config.yaml, has been redacted by name before.
         cleaned = clean_known(text)
         write_atomically(self.inside(name), cleaned.encode(errors="backslashreplace"))
         self._texts[name] = cleaned
@@ -120,12 +123,16 @@ class RunFolder:
         """From now on in a new folder beside it, with all that this run has written so far but
         weights.
         """
+        # Not NAME.1, which is what checkpoint.resume=never makes: the name says what happened.
         now = time.strftime("%H%M%S")
         beside = free_path(self.path.with_name(f"{self.path.name}.displaced-{now}"))
         hold = make_folder(beside, self.run)
+        # The new folder is locked before the old lock is closed: the run is in one of them at any
+        # moment.
         _HOLDS.pop(self.path).close()
         _HOLDS[beside] = hold
         self.path = beside
+        # What was written is in memory: the old folder may be gone, or another run's.
         for name, text in self._texts.items():
             self.write_text(name, text)
         for name, file in self._appended.items():
@@ -137,12 +144,15 @@ class RunFolder:
 def _continue_in(path: Path, descriptor: int) -> None:
     """Make an open file a copy of itself at `path`; its old folder may be gone."""
     copy = open_own(path, fresh=True)
+    # By offset: the position of the open file stays where it is.
     position = 0
     while piece := os.pread(descriptor, COPIED_BYTES, position):
         position += len(piece)
+        # os.write may write less than it was given, as on a disk that is nearly full.
         while piece:
             written = os.write(copy, piece)
             piece = piece[written:]
+    # The same descriptor, which the journal and the log hold: they continue without a word.
     os.dup2(copy, descriptor, inheritable=False)
     os.close(copy)
 
@@ -155,6 +165,7 @@ def make_folder(path: Path, run: str | None) -> Hold:
     path.parent.mkdir(parents=True, exist_ok=True)
     _sweep_starts(path)
     for _ in range(ATTEMPTS):
+        # Beside the final name, so that the rename stays within one file system.
         starting = path.with_name(f"{_prefix(path)}{secrets.token_hex(4)}")
         starting.mkdir()
         try:
@@ -170,6 +181,8 @@ def make_folder(path: Path, run: str | None) -> Hold:
         except BaseException as error:
             shutil.rmtree(starting, ignore_errors=True)
             hold.close()
+            # A rename onto a folder that is empty succeeds; onto one with files it fails
+            # (rename(2)).
             if isinstance(error, OSError) and error.errno in (errno.ENOTEMPTY, errno.EEXIST):
                 raise FileExistsError(errno.EEXIST, "it is there by now", str(path)) from None
             raise
@@ -184,6 +197,7 @@ def _sweep_starts(path: Path) -> None:
     starts = [other for other in path.parent.iterdir() if other.name.startswith(_prefix(path))]
     for left in starts:
         with suppress(OSError, FolderRefused):
+            # Only one that is dead can be locked.
             lock = lock_folder(left)
             shutil.rmtree(left, ignore_errors=True)
             os.close(lock)

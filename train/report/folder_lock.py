@@ -41,8 +41,10 @@ class Hold:
     def is_at(self, path: Path) -> bool:
         """Whether the folder of this path is still the one that is held."""
         try:
+            # lstat: a link of that name is not the file that is locked.
             there = (path / LOCK).lstat()
         except OSError as error:
+            # Where the lock file alone is gone, the folder itself decides.
             if error.errno in (errno.ENOENT, errno.ENOTDIR):
                 return self._lock_again(path)
             if error.errno == errno.ESTALE:  # NFS: the file was removed on another machine
@@ -71,6 +73,7 @@ def hold_folder(path: Path) -> Hold:
 
 def lock_folder(path: Path) -> int:
     """The open lock. Raises FolderRefused where another process has it."""
+    # flock belongs to the open file: it goes with the process, however that ends.
     lock = open_own(path / LOCK)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -78,6 +81,8 @@ def lock_folder(path: Path) -> int:
         there = (path / LOCK).lstat()
         if not os.path.samestat(there, os.fstat(lock)):
             raise FileNotFoundError
+        # Emptied under the lock only: the name of a living owner must stay there for others to
+        # read.
         os.ftruncate(lock, 0)
         os.write(lock, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
     except BlockingIOError:

@@ -9,6 +9,7 @@ from train.report.progress import duration
 
 def grace_seconds() -> float:
     """From a stop signal until launch.sh, or torchrun, kills the ranks."""
+    # torchrun's own default is 30 s.
     return float(os.environ.get("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "30"))
 
 

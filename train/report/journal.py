@@ -32,6 +32,7 @@ class Journal:
         So is the evaluation of `last_step` itself where it is owed, since it will be done once
         more.
         """
+        # Before the file is opened to append: it may be replaced as a whole.
         self.last_removed = _cut(path, last_step, evaluation_owed)
         """The last step of the rows that were removed; 0: there were none."""
         self._path = path
@@ -49,6 +50,8 @@ class Journal:
         for key, value in row.items():
             if not math.isfinite(value):
                 values[key] = None
+        # Kept with the rows before it: a row that cannot be written must not be lost between two
+        # others.
         self._unwritten += (json.dumps(values) + "\n").encode()
         self._write()
 
@@ -59,10 +62,12 @@ class Journal:
 
     def _write(self) -> None:
         try:
+            # In a loop: an unbuffered write may take a part of it, as where the disk is full.
             while self._unwritten:
                 written = self.file.write(self._unwritten)
                 self._unwritten = self._unwritten[written:]
         except OSError as error:
+            # With the path: a write by descriptor names no file.
             raise OSError(error.errno, error.strerror, str(self._path)) from None
 
     def finish(self, exit_code: int) -> None:
@@ -88,12 +93,15 @@ def _cut(path: Path, last_step: int, evaluation_owed: bool) -> int:
     with os.fdopen(open_own(path), "rb") as file:
         tail = _read_tail(file, last_step)
         kept = []
+        # Lines that are no rows are left out here, and put aside below.
         for line in tail.lines:
             if line.step is None or line.step > last_step:
                 continue
             owed = evaluation_owed and line.step == last_step and _is_evaluation(line.text)
             if not owed:
                 kept.append(line)
+        # Before the file is cut: a kill in between leaves such lines in both places, and loses
+        # none.
         _put_aside(path, tail.lines)
         text = b"".join(line.text for line in kept)
         # As a rule the end alone is cut off, in one call: a kill leaves the old end or the new one.
@@ -102,6 +110,7 @@ def _cut(path: Path, last_step: int, evaluation_owed: bool) -> int:
         else:
             file.seek(0)
             write_atomically(path, file.read(tail.start) + text)
+    # For W&B, which keeps the rows that are cut off here.
     later = [line.step for line in tail.lines if line.step is not None and line.step > last_step]
     return int(max(later, default=0))
 
@@ -133,6 +142,7 @@ def _read_tail(file: BinaryIO, last_step: int) -> _Tail:
         block = [_Line(text, _step(text)) for text in texts]
         start = position
         blocks.append(block)
+        # Steps only grow, so nothing before this block can be of `last_step` or later.
         if any(line.step is not None and line.step < last_step for line in block):
             break
     blocks.reverse()
@@ -149,6 +159,7 @@ def _step(line: bytes) -> float | None:
         row = parse(line)
     except Unreadable:
         return None
+    # Without its newline it was not written to its end: the next row would stand on the same line.
     if not line.endswith(b"\n") or shape_error(row, {metric_names.GLOBAL_STEP: NUMBER}):
         return None
     step: float = row[metric_names.GLOBAL_STEP]

@@ -32,6 +32,7 @@ class ForgivingStream:
         with suppress(OSError, ValueError):
             self._stream.flush()
 
+    # rich asks for more than these two, such as isatty and encoding.
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
 
@@ -40,6 +41,7 @@ def live_line() -> Any:
     """rich's live display, started; None where rich is missing, or stdout is not a terminal that
     can move its cursor.
     """
+    # Before rich is imported: a log of SLURM or a pipe needs none of it.
     if not moves_cursor(sys.stdout):
         return None
     try:
@@ -57,6 +59,7 @@ def live_line() -> Any:
     # What others print goes through this console too: unchanged, without markup and without new
     # line breaks.
     console = CursorConsole(
+        # rich would judge the terminal anew; moves_cursor has decided.
         file=stream,
         force_terminal=True,
         force_interactive=True,

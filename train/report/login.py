@@ -27,6 +27,7 @@ def check_login(config: Wandb) -> None:
 
     Imports wandb: for rank 0 alone.
     """
+    # Online alone needs a login: auto goes offline without one.
     if config.mode != "online":
         return
     try:
@@ -49,6 +50,7 @@ def tracking_mode(config: Wandb) -> str:
         if os.environ.get("WANDB_DISABLED", "").lower() in TRUE:
             return "disabled"
         mode = _mode_of_wandb()
+    # Also for WANDB_MODE, which may hold an old name.
     mode = OLD_MODES.get(mode, mode)
     if mode in ("offline", "disabled"):
         return mode
@@ -60,6 +62,7 @@ def tracking_mode(config: Wandb) -> str:
 
 def wandb_setting(name: str) -> str:
     """A setting as wandb has it: from its variable, its two files, or its default; else empty."""
+    # The variable before the files, as wandb has it.
     variable = os.environ.get(f"WANDB_{name.upper()}")
     if variable:
         return variable
@@ -77,6 +80,7 @@ def is_logged_in() -> bool:
     from wandb.errors import AuthenticationError, UsageError
     from wandb.sdk.lib.wbauth import read_netrc_auth
 
+    # Not asked of the server: a start without a network must not wait here.
     if wandb_setting("api_key") or wandb_setting("identity_token_file"):
         return True
     try:
@@ -89,11 +93,13 @@ def is_logged_in() -> bool:
 
 def _mode_of_wandb() -> str:
     variable = os.environ.get("WANDB_MODE")
+    # Before wandb is imported: with the variable set its answer is not needed.
     if variable:
         return variable
     with suppress(ImportError):
         settings = _settings_here()
         # Its default is online, also where nobody is logged in.
+        # model_fields_set, since the value alone does not tell a default from a choice.
         if "mode" in settings.model_fields_set:
             return str(settings.mode)
     return "auto"

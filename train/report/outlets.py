@@ -98,6 +98,8 @@ class _Opening:
     folder: RunFolder
 
     def open(self, summary: Mapping[str, Any], lines: Sequence[str]) -> Outlets:
+        # Not resolved: interpolations such as oc.env would put the environment's secrets into the
+        # config.
         config = clean(OmegaConf.to_container(OmegaConf.create(self.loaded.yaml()), resolve=False))
         surroundings = environment(sys.argv, self.loaded.path)
         derived = {
@@ -105,10 +107,14 @@ class _Opening:
             **summary,
             "versions": surroundings["packages"],
         }
+        # First, while nothing else of this start is there: a restart is recognised by them.
         _write_first_files(self.folder, config, surroundings)
         screen = self._open_screen(summary, lines)
+        # Before the tracker, which may wait for a server: the screen shows the plan by then.
         warned_of_slow_stop = self._say_resumed(screen)
+        # The config goes to W&B as one mapping, with what was derived from it and where it ran.
         tracker = self._open_tracker({**config, "derived": derived, "environment": surroundings})
+        # Opening it cuts rows off: a start that the tracker refuses has changed none.
         journal = self._open_journal()
         progress = self.state.progress
         columns = Columns(
@@ -120,6 +126,7 @@ class _Opening:
             step=progress.step,
         )
         screen.say(*_tracking_lines(tracker, self.state, journal.last_removed))
+        # Into the state, so that checkpoints know it: a resume continues this run of W&B.
         self.state.run_id = tracker.run_id
         # The last file: where it is there, the run has begun.
         self.folder.write_json("plan.json", self.plan.as_dict() | {"derived": derived})
@@ -155,6 +162,7 @@ class _Opening:
             f"resumed   from {self.folder.resumed_from}: step {self.state.progress.step:,} of "
             f"{self.plan.total_steps:,}"
         )
+        # No step was timed yet: only what a save took before the stop is known.
         warning = slow_stop(0.0, self.state.last_save_seconds or 0.0)
         if warning:
             screen.say(warning)
@@ -179,6 +187,7 @@ class _Opening:
         path = self.folder.path / "metrics.jsonl"
         journal = Journal(path, progress.step, progress.evaluation_owed)
         self.opened.callback(_close_failed, journal)
+        # It moves with the folder where that is displaced: rows go on in the copy.
         self.folder.follow("metrics.jsonl", journal.file)
         return journal
 
@@ -206,6 +215,7 @@ def _tracking_lines(tracker: Tracker, state: RunState, last_removed: int) -> lis
 def _send_weights(config: Config, tracker: Tracker, folder: RunFolder) -> Callable[[], str]:
     if config.wandb.log_model:
         return partial(log_model, tracker, folder.path / "final")
+    # str() is the empty line.
     return str
 
 
@@ -233,6 +243,7 @@ def _open_log(folder: RunFolder) -> TextIO:
 
 
 def _close_failed(sink: Sink) -> None:
+    # The error that brought us here is the one to report.
     with suppress(OSError):
         sink.finish(FAILED)
 

@@ -35,12 +35,15 @@ class Progress:
     def advance(self, window: Window, samples_per_epoch: int | None) -> None:
         self.step = window.k
         self.samples_seen += window.samples
+        # window.tokens is None where samples are no blocks.
         self.tokens_seen += window.tokens or 0
+        # By the window, not by the count: a stream does not know how many samples its epoch has.
         if window.last_of_epoch:
             self.complete_epochs = window.epoch + 1
             self.samples_of_epoch = 0
         else:
             self.samples_of_epoch += window.samples
+        # As a fraction where the size is known; a stream can count only whole epochs.
         if samples_per_epoch:
             self.epoch = self.samples_seen / samples_per_epoch
         else:
@@ -57,6 +60,8 @@ class Interval:
     tokens: int | None = None
 
     def due(self, progress: Progress, window: Window) -> bool:
+        # By the counts themselves: where the batch grows, or tokens vary, steps pass the multiples
+        # at places of their own.
         if self.samples:
             return _crosses(self.samples, progress.samples_seen, window.samples)
         if self.tokens is not None:
@@ -66,6 +71,7 @@ class Interval:
 
 def _crosses(interval: int, seen: int, of_step: int) -> bool:
     """Whether the step has taken the count over a multiple of `interval`."""
+    # A step may pass several multiples, and is due once.
     before = seen - of_step
     return seen // interval > before // interval
 
@@ -75,6 +81,7 @@ class Clock:
 
     def __init__(self, seconds: float = 0.0) -> None:
         """`seconds`: of training, before this start."""
+        # perf_counter does not jump where the system's clock is set.
         self._start = time.perf_counter()
         self._lap = 0.0
         self._total = seconds
@@ -87,6 +94,7 @@ class Clock:
         try:
             yield
         finally:
+            # Not _collect: the seconds of the pause are dropped.
             self._start = time.perf_counter()
 
     def lap(self) -> float:
@@ -117,6 +125,7 @@ def duration(seconds: float) -> str:
     """`4.2 s`, `3:07 min`, `5:02:11 h`."""
     if seconds < 60:
         return f"{seconds:.1f} s"
+    # Rounded before it is divided: 119.7 s must not become 1:60 min.
     minutes, rest = divmod(round(seconds), 60)
     if minutes < 60:
         return f"{minutes}:{rest:02} min"

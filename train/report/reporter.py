@@ -64,6 +64,7 @@ class Reporter:
         """Training begins now: what came before is not its time."""
         self._state.begin()
         self._first_step = self.progress.step + 1
+        # Rows give rates since the row before; the first one of a start counts from here.
         self._remember_row()
 
     def _remember_row(self) -> None:
@@ -74,6 +75,8 @@ class Reporter:
     def train_row(self, window: Window, numbers: Mapping[str, float]) -> None:
         """A row about the step just taken; `numbers`: what was measured of it."""
         progress = self.progress
+        # One lap for a row: the seconds of all steps since the row before, evaluations and saves
+        # left out.
         seconds = self.clock.lap()
         samples = progress.samples_seen - self._last_samples
         tokens = progress.tokens_seen - self._last_tokens
@@ -160,15 +163,19 @@ class Reporter:
         row = self._position_between_rows()
         for name, value in metrics.items():
             row[metric_names.EVAL + name] = value
+        # On every rank: best/ is written by all of them together, so each must know whether it is
+        # new.
         self.best.see(row)
         if self._outlets is not None:
             self._attempt(partial(self._outlets.screen.best, self.best.short))
         self._write(row)
+        # Its step time is 0: only the batches of the evaluation are new.
         self._attempt(partial(self._warn_of_slow_stop, 0.0))
 
     def sync(self) -> None:
         """All rows so far are on disk: no checkpoint may hold a step that metrics.jsonl lacks."""
         if self._outlets is not None:
+            # Where that fails the save fails, on all ranks.
             self._outlets.journal.sync()
 
     def save_row(self, seconds: float) -> None:
@@ -180,6 +187,7 @@ class Reporter:
         """The result of an audit, which comes before the update: the step is not counted yet."""
         row = self._position_between_rows() | {
             metric_names.GLOBAL_STEP: window.k,
+            # By the window: progress counts the step only after the update.
             metric_names.SAMPLES_SEEN: window.seen + window.samples,
         }
         if window.tokens is not None:
@@ -239,7 +247,10 @@ class Reporter:
 
     def _write(self, row: Mapping[str, float]) -> None:
         if self._outlets is not None:
+            # A folder that was moved or replaced is noticed at each row, and asks for a stop. The
+            # sinks hold open files, or ask as well before they write by path.
             self._attempt(self._outlets.folder.inside)
+            # One attempt each: a sink that fails does not keep the row from the others.
             for sink in self._outlets.sinks:
                 self._attempt(partial(sink.log, row))
 

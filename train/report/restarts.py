@@ -32,14 +32,19 @@ def pause(
     been put back into the queue MOST_REQUEUES times and has saved nothing new.
     """
     start = checkpoint.name if checkpoint else "the start"
+    # By the name of the checkpoint: a restart that got further begins from another one.
     fruitless = _fruitless_restarts(folder, start)
+    # torchrun's restarts have a limit of their own, --max_restarts; the scheduler's have none.
     requeued = os.environ.get("SLURM_RESTART_COUNT", "0") != "0"
     if requeued and fruitless >= MOST_REQUEUES:
         raise NoProgress(_no_progress(folder, start))
     if fruitless:
+        # The exponent has a limit of its own: a job may restart a thousand times.
         doubled = 2 ** min(fruitless - 1, 10)
         seconds = min(doubled, LONGEST_PAUSE_SECONDS, timeout_seconds / 2)
         write_lines(f"restart {fruitless + 1} from {start} without progress; waiting {seconds:g} s")
+        # monotonic: a clock that is set must not lengthen the pause. In short sleeps, since a stop
+        # is to end it.
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline and not stopped():
             time.sleep(min(seconds, POLL_SECONDS))
@@ -50,6 +55,7 @@ def _fruitless_restarts(folder: Path, start: str) -> int:
     """How many restarts in a row, this one included, began where the one before had begun."""
     try:
         earlier = read_json(folder / RESTARTS, {"from": str, "fruitless": int})
+    # A file that cannot be read counts as none: the worst is one quick restart more.
     except (OSError, Unreadable):
         return 0
     if earlier["from"] != start:
@@ -76,6 +82,7 @@ def job_id() -> dict[str, str]:
     job = {}
     for name in ("SLURM_JOB_ID", "TORCHELASTIC_RUN_ID"):
         value = os.environ.get(name, "none")
+        # "none" would be the same for two jobs that have nothing in common.
         if value != "none":  # torchrun's name for a run without an id
             job[name] = value
     if "ISOBATCH_ATTEMPT" in os.environ:

@@ -29,8 +29,10 @@ class RunFigures:
     def see(self, row: Mapping[str, Any]) -> None:
         for column, metric in PEAKS.items():
             peak = row.get(metric)
+            # A row without the metric, or with NaN, must not replace the peak so far.
             if peak is not None and math.isfinite(peak):
                 self.peaks[column] = max(peak, self.peaks.get(column, peak))
+        # Rows of evaluations and saves have no rate: they are no rows of training.
         if metric_names.LEARNING_RATE in row:
             self.last = {name: row[name] for name in OF_THROUGHPUT if row.get(name) is not None}
             if not self.first:
@@ -43,7 +45,9 @@ class RunFigures:
         if self.first is None or self.last is None:
             return None
         samples = self.last[metric_names.SAMPLES_SEEN] - self.first[metric_names.SAMPLES_SEEN]
+        # metric_names.HOURS is training time: evaluations and saves are not in it.
         seconds = 3600 * (self.last[metric_names.HOURS] - self.first[metric_names.HOURS])
+        # One row alone has no distance: then the row's own figure is all that is known.
         if samples > 0 and seconds > 0:
             return samples / seconds
         return self.last.get(metric_names.SAMPLES_PER_SECOND)

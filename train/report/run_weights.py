@@ -41,6 +41,8 @@ class RunWeights:
     def _export(self, write_with: Callable[[WriteWeights], object]) -> None:
         """`write_with(write)`, on rank 0, calls `write(folder)` once."""
         # Sharded weights are joined on disk: no rank has the memory for all of them.
+        # Next to the weights, on the same disk. `inside`: not in a folder that is another run's by
+        # now.
         parts = self.ranks.from_main(lambda: self.folder.inside(".divided"))
         with divided_weights(self.modules, parts, self.ranks) as divided:
             self.ranks.from_main(lambda: write_with(partial(self._write, divided)))

@@ -38,6 +38,7 @@ class Screen:
         """
         if not lines:
             return
+        # Redacted here, at the last place before a terminal and a log that others may read.
         text = on_lines(clean("\n".join(lines)))
         if self._live:
             self._live.console.print(text)
@@ -47,10 +48,12 @@ class Screen:
 
     def _write_to_log(self, text: str) -> None:
         self._log_file.write(text + "\n")
+        # At once: a run that is killed has its last lines in log.txt.
         self._log_file.flush()
 
     def log(self, row: Row) -> None:
         """A row of metrics: of a save, an audit, an evaluation, or a step."""
+        # By what only such a row holds: rows carry no kind.
         step = self._step(row)
         if metric_names.SAVE_SECONDS in row:
             self.say(f"{step}  saved in {duration(row[metric_names.SAVE_SECONDS])}")
@@ -80,6 +83,8 @@ class Screen:
         """The closing lines, in the place of the live one."""
         if self._live:
             self._live.stop()
+            # None before the lines are printed: say() would else print through a display that has
+            # ended.
             self._live = None
         self.say(*lines)
 
@@ -88,6 +93,7 @@ class Screen:
         self._log_file.close()
 
     def _step(self, row: Row) -> str:
+        # As wide as the total, so that lines stand below each other.
         digits = len(str(self._total_steps))
         return f"step {row[metric_names.GLOBAL_STEP]:>{digits}.0f}/{self._total_steps}"
 
@@ -116,6 +122,7 @@ def _fitted(line: str, parts: Iterable[str], width: int) -> str:
     """The line, and behind it as many of the parts as there is room for, the first before the later
     ones.
     """
+    # A part that does not fit is left out, and a shorter one behind it may still fit.
     for part in filter(None, parts):
         if len(line) + 2 + len(part) <= width:
             line += "  " + part
@@ -184,6 +191,7 @@ def _shares_of_time(row: Row) -> str:
     if metric_names.FORWARD_BACKWARD_SECONDS not in row:
         return ""
     sync = row.get(metric_names.SYNC_SECONDS)
+    # The reduction runs inside of the last backward pass, and is timed in both.
     forward_backward = row[metric_names.FORWARD_BACKWARD_SECONDS] - (sync or 0.0)
     seconds = {
         "data": row[metric_names.DATA_SECONDS],

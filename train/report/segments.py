@@ -7,37 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from train.checkpoint.manifest import step_of
+from train.comparison.segments import Segment, segments_in
 from train.config import differences, joined_hash
-from train.disk import MAYBE_TEXT, Unreadable, read_json, shape_error
+from train.disk import Unreadable, read_json
 from train.plan.run_plan import RunPlan
 
-Segment = Mapping[str, Any]
-"""As plan.json and W&B have it:
-
-after_step    the step after which it begins; 0: the start of training
-curve_hash    of what was trained with; None: the checkpoint's run is not there to be asked
-recipe_hash   the same without the seed
-changed       {key: [there, now]}: what differs from the segment before
-resumed_from  the checkpoint it begins with
-"""
-
-SHAPE = {"after_step": int, "curve_hash": MAYBE_TEXT, "recipe_hash": MAYBE_TEXT, "changed": dict}
 PLAN_SHAPE = {"identity?": dict, "derived?": dict}
 HASHES = ("curve_hash", "recipe_hash")
-
-
-def segments_in(derived: Mapping[str, Any]) -> list[Segment]:
-    """Those of a plan.json; none where any of them is malformed."""
-    segments = derived.get("segments")
-    if not isinstance(segments, list):
-        return []
-    for segment in segments:
-        if shape_error(segment, SHAPE):
-            return []
-        for pair in segment["changed"].values():
-            if not isinstance(pair, list) or len(pair) != 2:
-                return []
-    return segments
 
 
 def segments_of(plan: RunPlan, resumed_from: Path | None) -> list[Segment]:
@@ -48,8 +24,11 @@ def segments_of(plan: RunPlan, resumed_from: Path | None) -> list[Segment]:
         return [_segment(plan, 0, {}, None)]
     step = step_of(resumed_from)
     earlier_plan = _plan_of(resumed_from)
+    # An earlier version wrote no segments: its whole run is one.
     earlier = segments_in(earlier_plan.get("derived", {})) or [_only_segment(earlier_plan)]
+    # Those that began after the checkpoint belong to steps that are trained again.
     kept = [segment for segment in earlier if segment["after_step"] < step]
+    # The same mathematics as before: the segment goes on, and the hash stays that of one run.
     if kept and kept[-1]["curve_hash"] == plan.curve_hash:
         return kept
     # plan.json holds the values of its last segment. The checkpoint may be of an earlier one: the

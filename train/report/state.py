@@ -31,6 +31,7 @@ class RunState:
 
     def begin(self) -> None:
         """Training begins now: what came before is not its time."""
+        # Another Clock: the old one has counted since it was made, which includes the start-up.
         self.clock = Clock(self.clock.seconds)
 
     def begin_from_another(self) -> None:
@@ -38,10 +39,13 @@ class RunState:
         rows are of that run too.
         """
         self.progress.evaluation_owed = False
+        # W&B's id, too: with it the other run's curves would be continued, and its row in the table
+        # be lost.
         self.run_id = None
         self.figures = RunFigures()
 
     def state_dict(self) -> dict[str, Any]:
+        # Under the metric's name: with another evaluate.best the values would mean nothing.
         best = {"value": self.best.value, "step": self.best.step, "last": self.best.last}
         return {
             "progress": asdict(self.progress),
@@ -59,6 +63,8 @@ class RunState:
             self.progress.tokens_seen = self.progress.samples_seen * self.tokens_per_sample
         self.progress.tokens_per_sample = self.tokens_per_sample
         self.clock = Clock(state["seconds"])
+        # The attributes of the Best that exists: the reporter and best_weights hold on to this
+        # object.
         # Nothing is known yet of another metric than the one that was watched then.
         for name, value in state["best"].get(self.best.metric, {}).items():
             setattr(self.best, name, value)

@@ -33,13 +33,16 @@ class Tables:
     def show(self, position: Mapping[str, float], table: Table) -> None:
         """`position`: how far the training is, by the names of metrics."""
         table = [_texts(row) for row in clean(table)]
+        # By path, through `inside`: a folder that is another run's by now gets nothing.
         descriptor = open_own(self.folder.inside(f"{NAME}.jsonl"))
+        # Opened for each table, which come seldom: nothing has to follow a folder that moves.
         with os.fdopen(descriptor, "a", encoding="utf-8") as file:
             file.writelines(json.dumps({**position, **row}) + "\n" for row in table)
         self.screen.say(*map(_line, table[:MOST_ON_SCREEN]))
         if len(table) > MOST_ON_SCREEN:
             self.screen.say(f"sample    ... {len(table) - MOST_ON_SCREEN:,} more in {NAME}.jsonl")
         if table:
+            # W&B makes columns of the first row: an empty table has none.
             self.tracker.do(_send, (position, table))
 
 

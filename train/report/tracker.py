@@ -58,6 +58,7 @@ class Tracker:
         self._run: Any = None
         self._sync_command = ""
         self._file = Path()
+        # Bounded: a W&B that takes nothing for hours must not fill the memory of the run.
         self._jobs: queue.Queue[Callable[[], object] | None] = queue.Queue(LONGEST_QUEUE)
         self._thread: threading.Thread | None = None
         self._warned = False
@@ -106,12 +107,14 @@ class Tracker:
     def _open(self, mode: str, settings: dict[str, Any], run_config: dict[str, Any]) -> None:
         """Open the run, offline where `mode` fails, and start the thread that talks to it."""
         failures = []
+        # Offline after a failure: rows can still be sent by `wandb sync`.
         for attempt in dict.fromkeys((mode, "offline")):
             try:
                 self._run = open_run(settings | {"mode": attempt}, run_config)
                 used = {**FIXED, **settings, "mode": attempt}
                 self.unused_variables = unused_variables(used, os.environ)
                 break
+            # The user's own code holds the run: offline would not help.
             except TrackerError:
                 raise
             except Exception as error:
@@ -147,6 +150,7 @@ class Tracker:
 
     def log(self, row: Mapping[str, float]) -> None:
         """Send a row; it must hold progress/samples_seen, the x-axis of all. Returns at once."""
+        # A copy: the caller's row may change before the thread comes to it.
         self.do(lambda run, row: run.log(row), dict(row))
 
     def alert(self, title: str, text: str, level: str) -> None:
@@ -172,6 +176,7 @@ class Tracker:
 
     def finish(self, exit_code: int) -> None:
         """Wait, not for ever, until everything has arrived. Later calls do nothing."""
+        # Taken first, so that a second call finds nothing to wait for.
         thread = self._thread
         self._thread = None
         if thread is None:
@@ -180,6 +185,8 @@ class Tracker:
             if not self._failed:
                 self._put(partial(self._finish, exit_code))
                 self._put(None)
+            # W&B has a limit of its own (finish_timeout); the grace is for a thread that it holds
+            # all the same.
             thread.join(self.finish_seconds + GRACE_SECONDS)
             if thread.is_alive():
                 self._fail(f"did not end within {self.finish_seconds:.0f} s")
@@ -194,6 +201,7 @@ class Tracker:
 
     def _put(self, job: Callable[[], object] | None) -> None:
         try:
+            # Never waits: a training step must not depend on W&B.
             self._jobs.put_nowait(job)
         except queue.Full:
             self._fail("takes no more rows")
@@ -227,6 +235,7 @@ class Tracker:
         """As threading.excepthook: wandb's own threads end with a traceback each when wandb-core
         is gone, and one warning replaces them all.
         """
+        # By module: an error of the user's threads goes where it went before.
         frames = [frame for frame, _ in traceback.walk_tb(error.exc_traceback)]
         modules = [frame.f_globals.get("__name__", "") for frame in frames]
         if any(module.startswith("wandb.") for module in modules):

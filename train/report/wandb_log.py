@@ -28,6 +28,7 @@ def becomes_complete(path: Path, seconds: float) -> bool:
     while not is_complete(path):
         if time.monotonic() > deadline:
             return False
+        # Short looks: wandb-core writes the last records on its own time.
         time.sleep(0.05)
     return True
 
@@ -45,6 +46,7 @@ def is_complete(path: Path) -> bool:
             blocks = file.read()
     except OSError:
         return True
+    # Among the last, not the very last: other records may follow that of the end.
     return any(map(_ends_a_run, _records(blocks, is_first=start == 0)))
 
 

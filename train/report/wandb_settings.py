@@ -95,6 +95,7 @@ def check_settings(config: Wandb) -> None:
     settings = labels(config, run_name="run", group="run", job_type="train")
     for name in KEYS.keys() & settings.keys():
         value = settings[name]
+        # One at a time, so that the message can name the key or the variable that is wrong.
         why = _why_rejected(partial(wandb.Settings, **{name: value}))
         if why:
             raise TrackerError(f"{_origin(config, name)}: got {show(value)}; W&B refuses it: {why}")
@@ -139,6 +140,7 @@ def unused_variables(settings: Mapping[str, Any], environ: Mapping[str, str]) ->
     for variable, text in sorted(environ.items()):
         if not variable.startswith("WANDB_"):
             continue
+        # One variable into empty settings: wandb itself says which setting it decides.
         from_variable = wandb.Settings()
         from_variable.update_from_env_vars({variable: text})
         for setting in sorted(from_variable.model_fields_set & settings.keys()):

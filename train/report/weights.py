@@ -22,6 +22,7 @@ def log_model(tracker: Tracker, folder: Path) -> str:
     """
     if tracker.run_id is None or tracker.failed:
         return ""
+    # Longer by the time of the upload: close() would else give up after that of the rows.
     tracker.finish_seconds += UPLOAD_SECONDS
     tracker.do(partial(_send, tracker), folder)
     return f"weights   {folder} goes to W&B"
