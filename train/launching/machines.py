@@ -53,6 +53,7 @@ class Machines:
 
     def among(self, arguments: Arguments) -> Arguments:
         """`arguments` with what is known of this machine as flags of accelerate."""
+        # Flags of torchrun that accelerate does not have: they are passed on as variables.
         replaced = FLAGS if self.number > 1 else ("nnodes", "rdzv_id")
         return replace(arguments, flags=[*arguments.without(replaced), *self._flags()])
 
@@ -117,6 +118,7 @@ def find_machines(
             "the machines meet there",
             "--main_process_ip HOST",
         )
+    # Machine 0 compares it: a machine with another command line would train something else.
     words = _digest(arguments)
     job = _job(settings.get("rdzv_id"), arguments, words)
     backend = settings.get("rdzv_backend", "static")
@@ -175,6 +177,7 @@ def _rank(text: str, machines: int) -> int:
 
 
 def _digest(arguments: Arguments) -> str:
+    # No word holds a null byte, so two command lines never make one text.
     words = "\0".join([arguments.loop, arguments.config, *arguments.words])
     return hashlib.sha256(words.encode()).hexdigest()[:8]
 

@@ -38,6 +38,8 @@ def sweep() -> None:
 
 def _is_left_behind(folder: Path) -> bool:
     status = folder.lstat()
+    # A new folder may be of a launch that has not locked it yet. The folder of temporary files is
+    # everybody's: a link, or what another user has made, is left alone.
     is_old = time.time() - status.st_mtime > NEW_SECONDS
     if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid() or not is_old:
         return False

@@ -68,6 +68,8 @@ class Supervisor:
             number = getattr(signal, name)
             if number not in ignored:
                 signal.signal(number, self._note)
+        # A handler that does nothing: with it the end of the child writes into the pipe, and wakes
+        # the loop.
         signal.signal(signal.SIGCHLD, lambda *_: None)
         try:
             self._start()
@@ -99,6 +101,7 @@ class Supervisor:
 
     def _wait_for_child(self, pipe: int) -> None:
         while self._child.poll() is None:
+            # With nothing to wait for but a signal, it sleeps; a state with a deadline is polled.
             seconds = None if self._state is State.RUNNING and not self._received else POLL_SECONDS
             if select.select([pipe], [], [], seconds)[0]:
                 os.read(pipe, 4096)
@@ -128,6 +131,7 @@ class Supervisor:
             self._forward(number)
 
     def _leave(self, now: float) -> None:
+        # No rank has begun anything: all is ended at once.
         if self._state is State.STARTING:
             self._deadline = now
             return
@@ -219,6 +223,7 @@ class Supervisor:
             if written == FINISHED and launcher_code and not self._forwarded:
                 return launcher_code  # it failed after the ranks had written
             return written
+        # As a shell has it.
         if self._forwarded:
             return 128 + self._forwarded[-1]
         return launcher_code

@@ -74,6 +74,7 @@ def look_at_machine() -> Machine:
             error=listed.partition("\n")[0],
         )
     cards = re.findall(r"^GPU \d+: (.+?) \(UUID", listed, re.MULTILINE)
+    # An old driver answers a question that it does not know with a sentence: only numbers count.
     versions = re.findall(r"^[\d.]+$", _query("driver_version"), re.MULTILINE)
     capabilities = re.findall(r"^(\d+)\.(\d+)$", _query("compute_cap"), re.MULTILINE)
     return Machine(
@@ -155,6 +156,7 @@ def choose(
     hardware = f"driver {machine.driver or 'unknown'}, {machine.cards[0]}"
     if build is None:
         return "", f"{hardware}: no build supports both"
+    # pip finds the first one by itself.
     name = "" if build == BUILDS[0] else build.name
     return name, hardware
 
