@@ -51,6 +51,7 @@ def build(arguments: Arguments, file: LauncherFile, ranks: Ranks, grace: int) ->
     program = ["-m", module, arguments.config, *arguments.words]
     if arguments.plans_memory:
         program = ["-m", "train.plan", arguments.loop, arguments.config, *arguments.words]
+    # A plan, or the config alone, needs no ranks, and so not accelerate's launcher.
     if not arguments.needs_ranks:
         return Command([sys.executable, *program], variables)
     if ranks.number == 1 and not file.get("enable_cpu_affinity") and _only_number(arguments):

@@ -80,6 +80,7 @@ def look_by_torch() -> Seen:
             torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())
         ]
     except (RuntimeError, AssertionError) as error:
+        # The first sentence says why; torch goes on with advice.
         return replace(seen, error=str(error).partition("\n")[0].partition(". ")[0])
     return replace(seen, gpus=tuple(Gpu(card.name, (card.major, card.minor)) for card in cards))
 

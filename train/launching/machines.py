@@ -243,6 +243,8 @@ def _port(stated: str, job: str) -> int:
             "it is 1 to 65534",
             "--main_process_port 29500",
         )
+    # From the job, so that its machines find the same port by themselves, and two jobs on one node
+    # do not meet.
     slurm = re.fullmatch(r"slurm-(\d+)\.(\d+)", job)
     if slurm:
         # Jobs that run at the same time have numbers near each other, and so have steps.

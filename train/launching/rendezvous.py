@@ -154,6 +154,8 @@ class Head:
         lost = line.loss()
         line.close()
         with self._changed:
+            # Its place is free again: a launch may end and come once more, before the start or in
+            # an elastic job.
             del self._guests[card["machine"]]
         if lost and not self._closed:
             print_error(f"launch: {guest} of job {self._machines.job} is lost: {lost}")
@@ -171,6 +173,7 @@ class Head:
 
     def _why_refused(self, card: Card) -> str:
         """Empty where this guest is accepted."""
+        # What explains the rest comes first: another job has another command line as well.
         here = self._card
         host = card.get("host")
         rank = card.get("machine")
@@ -194,6 +197,7 @@ class Head:
                 f"machine {rank} of job {here['job']} is there already; {host} needs a "
                 "--machine_rank of its own"
             )
+        # torch's static rendezvous has a fixed number of machines, and takes none in later.
         if self._begun and not self._machines.is_elastic:
             return (
                 f"job {here['job']} has begun; when it has ended, the same command on all "

@@ -19,6 +19,7 @@ class Scratch:
 
     def __init__(self) -> None:
         self.path = Path(tempfile.mkdtemp(prefix=PREFIX))
+        # The system frees the lock with this process, however it ends.
         self._descriptor = os.open(self.path, os.O_RDONLY)
         with suppress(OSError):  # a file system without locks
             fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

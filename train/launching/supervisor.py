@@ -62,6 +62,8 @@ class Supervisor:
 
     def run(self) -> int:
         """The exit code of launch.sh."""
+        # The pipe before the handlers: a signal in between would wake nobody. What nohup has made
+        # this process ignore stays ignored.
         pipe = wake_up_pipe()
         ignored = ignored_signals()
         for name in STOP_SIGNALS:
@@ -122,6 +124,7 @@ class Supervisor:
         elif number == signal.SIGINT and now - (self._first_interrupt or now) >= LEAVE_SECONDS:
             self._leave(now)
             return
+        # The first stop sets the one deadline of all that follows; only Ctrl-C again moves it.
         if self._state is State.RUNNING:
             self._state = State.STARTING
             self._stop_signal = number
@@ -156,6 +159,7 @@ class Supervisor:
             self._state = State.STOPPING
             self._forward(self._stop_signal)
         elif not listening:
+            # It counts as forwarded, so the exit code is that of the signal.
             name = signal.Signals(self._stop_signal).name
             print_error(f"launch: {name} before training began: nothing to save, all is ended")
             self._forwarded.append(self._stop_signal)
@@ -191,6 +195,7 @@ class Supervisor:
 
     def _wait_for_the_rest(self) -> None:
         """Ranks may outlive a launcher that was killed. What even SIGKILL does not end is left."""
+        # Without a stop, too, what outlives the launcher has the usual time to end.
         if not self._forwarded and self._state is not State.KILLED:
             self._deadline = time.monotonic() + self._grace
             if self._child.returncode < 0:  # the launcher was killed: let the ranks save
