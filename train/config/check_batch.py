@@ -42,6 +42,7 @@ def _shares(values: Values) -> Iterator[Finding]:
     else:
         return
     got = f"got {show(values[key])}"
+    # micro times accumulation steps is a size only where all ranks take the same.
     if all(values[other] is None for other in STATING):
         yield key, f"{got}; {_NO_EFFECTIVE_BATCH}"
     if values["data.split_by_node"]:
@@ -57,6 +58,7 @@ def _shares(values: Values) -> Iterator[Finding]:
 
 
 def _is_count(value: Any) -> bool:
+    # bool is an int in Python: `true` would be 1.
     return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
 
@@ -112,6 +114,7 @@ def _why_not_by_length(values: Values, tokens: int) -> str:
     """Why texts cannot be grouped by length, and what to write instead; empty where they can."""
     longest = values["data.max_length"]
     block = values["data.block_size"]
+    # As many samples as have room where all are of the largest size: the nearest number to type.
     samples = max(1, tokens // (block or longest or tokens))
     instead = f"Leave it out, and write batch.micro={samples}"
     if block is not None:
@@ -121,6 +124,7 @@ def _why_not_by_length(values: Values, tokens: int) -> str:
             f"the lengths of a stream are not known before the first step. {instead}, or "
             "data.streaming=false"
         )
+    # Lengths decide which texts go together, on all ranks alike, before one of them is read.
     if values["data.transform"] or values["data.eval_transform"]:
         return (
             "a transform may change the length of a text, which must be known before the first "
@@ -144,6 +148,7 @@ def _schedule(values: Values) -> Iterator[Finding]:
         stages = values[key]
         if stages is None:
             continue
+        # Without a stage at 0 the first step has no size.
         if 0 not in stages:
             why = "its first stage begins at 0"
             yield key, f"got {show(stages)}; {why}. Add 0: the effective batch of the first steps"
@@ -151,6 +156,7 @@ def _schedule(values: Values) -> Iterator[Finding]:
             if start < 0 or effective < 1:
                 takes = "a stage begins at 0 or more, and its batch is 1 or more"
                 yield key, f"got {start}: {effective}; {takes}"
+        # Each of these would need a meaning of its own where steps differ in size.
         for other, neutral in FOR_ONE_SIZE.items():
             if values[other] != neutral:
                 got = f"got {show(values[other])} beside {key}; it is about steps of one size"

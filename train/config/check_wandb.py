@@ -19,12 +19,14 @@ def _project(values: Values) -> Iterator[Finding]:
         return
     got = f"got {show(project)}"
     if set(project) & set(NOT_IN_PROJECT):
+        # A project that can be pasted: characters that W&B refuses become dashes.
         valid = project
         for letter in NOT_IN_PROJECT:
             valid = valid.replace(letter, "-")
         why = f"W&B takes none of {' '.join(NOT_IN_PROJECT)} in a project"
         fix = f"Write wandb.project={valid[:LONGEST_PROJECT]}"
         entity, slash, name = project.partition("/")
+        # TEAM/PROJECT is how W&B itself writes a project.
         if slash:
             fix += f" (a project of a team: wandb.entity={entity} wandb.project={name})"
         yield "wandb.project", f"{got}; {why}. {fix}"

@@ -47,6 +47,7 @@ def fresh(problems: Iterable[Problem], earlier: Sequence[Problem]) -> list[Probl
     meant = {key for problem in earlier for key in problem.near}
 
     def follows(key: str) -> bool:
+        # A wrong section makes findings on its keys follow; a wrong key, one on its section.
         is_below = any(under(key, (other,)) for other in broken)
         is_above = any(under(other, (key,)) for other in broken | meant)
         return is_below or is_above
