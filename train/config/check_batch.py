@@ -22,6 +22,7 @@ def _micro(values: Values) -> Iterator[Finding]:
     if micro in ("all", "auto") or _is_count(micro) or _are_counts(micro):
         return
     takes = "a whole number of 1 or more, a list of them, one a rank, all or auto"
+    # In quotes it is text, and the quotes are the mistake.
     is_quoted_number = str(micro).isdigit() and int(micro) > 0
     fix = f". Write {micro} without quotes" if is_quoted_number else ""
     yield "batch.micro", f"got {show(micro)}; it takes {takes}{fix}"
@@ -83,6 +84,7 @@ def _two_of_three(values: Values) -> Iterator[Finding]:
         return
     if values["batch.micro_tokens"] and (states_micro or states_steps):
         return  # These exclude each other, which _micro_tokens reports first.
+    # One number of two: name what is missing beside it.
     if states_steps:
         got = f"batch.accumulation_steps={steps} alone"
         alternative = ", or batch.micro=..."

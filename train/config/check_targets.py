@@ -27,6 +27,7 @@ def check_targets(
 ) -> list[Problem]:
     """Those with an earlier problem are skipped, and of a foreign config those not needed."""
     problems = []
+    # These get no arguments from the config: whether they can be found is all there is to check.
     for key in FUNCTIONS:
         if not values[key] or not _is_needed(key, foreign):
             continue

@@ -15,6 +15,7 @@ NOT_IN_PROJECT = "/\\#?%:"
 
 def _project(values: Values) -> Iterator[Finding]:
     project = values["wandb.project"]
+    # Then WANDB_PROJECT counts, or what `wandb init` has written.
     if project is None:
         return
     got = f"got {show(project)}"
@@ -49,6 +50,7 @@ def _names(values: Values) -> Iterator[Finding]:
 
 
 def _tags(values: Values) -> Iterator[Finding]:
+    # W&B refuses a run for one such tag, when it is initialised.
     fix = "Write a shorter one, and wandb.notes for the rest"
     for tag in values["wandb.tags"]:
         if not 1 <= len(tag) <= LONGEST_TAG:

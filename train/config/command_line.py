@@ -134,10 +134,7 @@ def _unknown_option(option: str) -> Problem:
 
 
 def _setting(override: str) -> tuple[KeyPath, Any] | Problem:
-    """A key=value in parts, or what is wrong with it.
-
-    The value is parsed by OmegaConf, for which 1e-8 is a number.
-    """
+    """A key=value in parts, or what is wrong with it."""
     key, _, text = override.partition("=")
     if _KEY.fullmatch(key) is None:
         how = "a key is written section.name=value or section.name[0]=value"
@@ -149,6 +146,7 @@ def _setting(override: str) -> tuple[KeyPath, Any] | Problem:
         how = f"To unset it, write {key}=null; for an empty text, {key}='\"\"'"
         return Problem(WHERE, key, f"got no value. {how}")
     try:
+        # By OmegaConf, for which 1e-8 is a number. For PyYAML it is text.
         parsed = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]))
     except (YAMLError, OmegaConfBaseException) as error:
         why = f"it is not valid YAML: {str(error).splitlines()[0]}"

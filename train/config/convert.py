@@ -56,6 +56,7 @@ def convert(settings: Settings, origins: Origins) -> tuple[DictConfig, list[Prob
     for section in SECTIONS:
         OmegaConf.set_readonly(OmegaConf.select(config, section), False)
     problems = []
+    # Key by key, so that one wrong value hides no other.
     for key, value in _nested(settings).items():
         wrong = _truth_for_text(key, value)
         if wrong is not None:

@@ -14,7 +14,7 @@ _MICRO = (
 _EFFECTIVE = "samples per optimizer step over all ranks; what one rank takes at once is batch.micro"
 _STEPS = "optimizer steps, not micro-batches"
 
-# A table: no likeness leads from gradient_accumulation_steps to a key of ours.
+# A table: no likeness leads from learning_rate to optimizer.lr.
 _FOREIGN: tuple[tuple[str, str, str], ...] = (
     (
         "batch.micro",
@@ -156,6 +156,8 @@ def nearest(key: str) -> tuple[str, ...]:
 
     That of another trainer's name; else those with the same last part; else the most alike.
     """
+    # The table comes before likeness: `dtype` of other trainers is `precision` here, though a key
+    # of ours ends in it.
     foreign = _foreign(key)
     if foreign is not None:
         return (foreign[0],)

@@ -170,6 +170,7 @@ def digest(files: Iterable[Path]) -> str:
     hashed = hashlib.sha256()
     # Sorted: a file system lists in any order. A set: two patterns may find one file.
     for path in sorted(set(files)):
+        # A hash of each: where one file ends and the next begins counts as well.
         with path.open("rb") as file:
             hashed.update(hashlib.file_digest(file, "sha256").digest())
     return f"sha256 {hashed.hexdigest()[:16]}"

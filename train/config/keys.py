@@ -113,4 +113,5 @@ def types_of(key: str) -> tuple[Any, ...]:
 
 def under(key: str, names: Iterable[str]) -> bool:
     """Whether a dotted key is one of `names`, or belongs to a section among them."""
+    # With the dot: batch.micro_tokens is not below batch.micro.
     return any(key == name or key.startswith(f"{name}.") for name in names)

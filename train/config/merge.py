@@ -129,6 +129,7 @@ def _stated(values: Mapping[KeyPath, Any], group: Sequence[str]) -> list[str]:
 def _changes(settings: Settings, values: Mapping[KeyPath, Any], target: str) -> bool:
     """Whether a layer names another target than the layers below it, or than the default."""
     path = parts(target)
+    # A layer that states the target again, or the default, keeps the arguments below it.
     default = DEFAULTS[target]
     if path not in values:
         return False
@@ -162,6 +163,7 @@ def _edit(settings: Settings, path: KeyPath, setting: Setting) -> None:
     Raises LookupError.
     """
     head = _list_around(settings, path)
+    # Only [0] says that a list is meant; `.0` may be a key of a mapping.
     if head is None and any(isinstance(part, int) for part in path):
         raise LookupError("there is no list in the layers below. Write the whole list")
     if head is None:

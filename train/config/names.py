@@ -26,7 +26,7 @@ def short_form(stem: str, overrides: Sequence[str]) -> str:
 
 def _short(key: str, value: str) -> str:
     last = key.rpartition(".")[2]
-    # micro16, but block_2_16: digits side by side would read as one number.
+    # micro16, but layer2_16: digits side by side would read as one number.
     joint = "" if value[0].isdigit() and not last[-1].isdigit() else "_"
     return f"{last}{joint}{value}"
 

@@ -67,6 +67,7 @@ def show(value: Any) -> str:
 
 def closest(text: str, names: Iterable[str]) -> str | None:
     """The name that `text` was probably meant to be, upper or lower case; None if none is near."""
+    # Compared in lower case, and given back as it is spelt: AdamW for adamw.
     by_lower_case = {name.lower(): name for name in names}
     near = difflib.get_close_matches(text.lower(), by_lower_case, n=1)
     return by_lower_case[near[0]] if near else None

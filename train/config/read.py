@@ -56,6 +56,7 @@ def _read(path: Path, chain: tuple[Path, ...], problems: list[Problem]) -> list[
             problems.append(Problem("command line", "", text))
         return []
     except ConfigError as error:
+        # The other files are read all the same, so that all problems come at once.
         problems += error.problems
         return []
     parents = values.pop("extends", None) or []
@@ -68,6 +69,7 @@ def _read(path: Path, chain: tuple[Path, ...], problems: list[Problem]) -> list[
     layers = [Layer(str(path), flatten(values))]
     # Later parents lie above earlier ones, and the file lies above all.
     for parent in reversed(parents):
+        # Relative to the file that names it, wherever the run starts.
         below = Path(os.path.normpath(path.parent / expand(parent)))
         layers = [*_read(below, (*chain, path), problems), *layers]
     return layers
@@ -80,6 +82,7 @@ def read_yaml(path: Path) -> dict[Any, Any]:
     """
     try:
         return _parsed(path)
+    # Named before OSError, of which it is one: the caller knows who named the missing file.
     except (FileNotFoundError, ConfigError):
         raise
     except MarkedYAMLError as error:
@@ -111,6 +114,7 @@ def _parsed(path: Path) -> dict[Any, Any]:
         kind = "a list" if isinstance(plain, list) else "one text or number"
         what = f"holds {kind}, not a mapping. Write `key: value` lines"
         raise ConfigError([Problem(str(path), "", what)])
+    # Before OmegaConf, which has made numbers of them and keeps no lines.
     misspellings = [
         Problem(f"{path}:{each.line}", dotted(each.path), each.sentence)
         for each in misspelt(text, Loader)

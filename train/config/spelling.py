@@ -101,6 +101,7 @@ def _of_scalar(node: yaml.ScalarNode, path: KeyPath) -> Iterator[Misspelt]:
     # Below `args`, and for unknown keys, any type may be meant.
     is_open = not types.isdisjoint({Any, dict[str, Any]}) or dict in map(get_origin, types)
     takes_text = is_open or not types.isdisjoint({str, list[str]})
+    # Of a truth value the question is whether the key takes those.
     if is_truth:
         takes_numbers = is_open or bool in types
     else:

@@ -51,6 +51,7 @@ def resolve(target: str, home: str) -> Callable[..., Any]:
 
     Raises TargetError.
     """
+    # First, as find_spec raises errors of its own for what is no name.
     if not _is_dotted(target):
         raise TargetError(
             f"got {target!r}; it takes a name or a dotted path, such as package.module.Name"
@@ -143,6 +144,7 @@ def _short(name: str, home: str) -> Callable[..., Any]:
     match = _match(module, name)
     if match is not None:
         return match
+    # There is a file of that name, so what is missing is missing in it.
     if module is not package:
         expected = name.replace("_", "").lower()
         raise TargetError(
@@ -206,6 +208,7 @@ def _raised_at(error: BaseException) -> str:
     if isinstance(error, SyntaxError) and error.filename:
         return f"{os.path.relpath(error.filename)}:{error.lineno}"
     frames = traceback.extract_tb(error.__traceback__)
+    # Frames of Python's importer have files such as <frozen importlib._bootstrap>.
     frame = [frame for frame in frames if not frame.filename.startswith("<")][-1]
     return f"{os.path.relpath(frame.filename)}:{frame.lineno}"
 
@@ -235,6 +238,7 @@ def _modules(package: Any) -> list[str]:
 
 def _defined(owner: Any) -> list[str]:
     """Names of the classes and functions that a module or package defines itself."""
+    # What is only imported there has another `__module__`.
     home = getattr(owner, "__name__", "")
     return [
         name

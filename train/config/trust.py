@@ -83,6 +83,7 @@ def needs_trust(targets: Mapping[str, str], folder: Path) -> bool:
 
 def _of_target(key: str, target: str, folder: Path) -> list[str]:
     if _names_data(key, target):
+        # What names data is read, not called, but for a few builders of datasets.
         return [f"{key}={target} runs code"] if target in UNSAFE_READERS else []
     why = _distrust(key, target, folder)
     return [f"{key}={target} would be imported and called: {why}"] if why else []
@@ -101,6 +102,7 @@ def _distrust(key: str, target: str, folder: Path) -> str:
     parts = target.split(".")
     if not all(part.isidentifier() for part in parts):
         return "it is no name"
+    # A bare name is looked up in this package alone (targets.py).
     if len(parts) == 1 or target.startswith(f"{home}."):
         # No further down than a module's attribute: train.models.hf.torch.hub.load begins with
         # this package as well.
@@ -192,6 +194,7 @@ def _of_arguments(args: Any) -> Iterator[tuple[str, str]]:
         for name, value in args.items():
             if _runs_code(str(name), value):
                 yield str(name), f"= {value} runs code that comes with the weights"
+            # They may be nested: a model hands some on to a library.
             for inner, why in _of_arguments(value):
                 yield f"{name}.{inner}", why
     elif isinstance(args, list):

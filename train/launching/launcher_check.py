@@ -130,6 +130,7 @@ def without_effect(settings: Sequence[Setting]) -> list[str]:
 
 def on_one_machine(file: LauncherFile, settings: Sequence[Setting]) -> list[str]:
     """What the file says of a rendezvous that does not take place."""
+    # Without several machines nothing meets, whatever the file says.
     machines = {str(each.value) for each in settings if each.key in ("num_machines", "nnodes")}
     if machines - {"1"}:
         return []

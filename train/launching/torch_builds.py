@@ -144,6 +144,7 @@ def choose(
         return stated, "as TORCH_BUILD says"
     if sys.platform != "linux":
         return "", "there is one for this system"
+    # A login node has no GPU, and knows no driver: the training starts on another machine.
     if not machine.cards and on_path:
         why = (
             f"no GPU here, but {on_path[0]}: for jobs on nodes with a driver before 580, "

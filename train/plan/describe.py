@@ -38,6 +38,7 @@ def _run(plan: RunPlan) -> str:
 def _batch(plan: RunPlan) -> str:
     """How the samples of a step are divided."""
     batch = plan.batch
+    # By length the number of micro-batches differs from step to step.
     if plan.micro_steps is None:
         return arithmetic(batch)
     least, most = plan.micro_steps
@@ -79,6 +80,7 @@ def _epoch(plan: RunPlan) -> str:
     # Its steps differ in size, so an epoch is no fixed number of them.
     if batch.stages:
         return f"{batch.dataset_size:,} samples"
+    # The sum is the reader's check: so many full steps, and what is left.
     full_steps, tail = divmod(batch.dataset_size, batch.effective)
     text = f"{batch.dataset_size:,} samples = {full_steps:,} x {batch.effective}"
     if tail and batch.drop_tail:

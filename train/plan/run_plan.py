@@ -120,6 +120,7 @@ class RunPlan:
             # all.
             "effective_batch": None if batch.stages else batch.effective,
             "batch_schedule": self.identity.get("batch.schedule"),
+            # With micro_tokens a micro-batch has no fixed number of samples.
             "micro_batch": None if self.micro_steps else batch.micro,
             "accumulation_steps": self._accumulation_steps(),
             "world_size": batch.world_size,

@@ -64,6 +64,7 @@ def scaling_tables(config: Config, batch: BatchPlan) -> tuple[Table, ...]:
 
 def scaling_hints(config: Config, batch: BatchPlan) -> tuple[str, ...]:
     """What speaks against the rule, each sentence once."""
+    # Stages may give the same sentence.
     sentences: list[str] = []
     for change in changes(config, batch):
         sentences += hints(config.optimizer.lr_scaling, change)
