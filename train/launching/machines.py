@@ -53,7 +53,8 @@ class Machines:
 
     def among(self, arguments: Arguments) -> Arguments:
         """`arguments` with what is known of this machine as flags of accelerate."""
-        # Flags of torchrun that accelerate does not have: they are passed on as variables.
+        # On several machines all are stated anew. nnodes and rdzv_id are torchrun's: accelerate has
+        # no such flags, and they travel as variables.
         replaced = FLAGS if self.number > 1 else ("nnodes", "rdzv_id")
         return replace(arguments, flags=[*arguments.without(replaced), *self._flags()])
 
