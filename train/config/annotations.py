@@ -46,11 +46,14 @@ def one_of(*texts: str) -> Choices:
     return Choices(texts)
 
 
+# NaN compares false, so all of these refuse it. Infinity passes ABOVE_0: a limit that nothing
+# reaches.
 AT_LEAST_0 = Range("0 or more", lambda value: value >= 0)
 AT_LEAST_1 = Range("1 or more", lambda value: value >= 1)
 ABOVE_0 = Range("above 0", lambda value: value > 0)
 POSITIVE = Range("above 0 and finite", lambda value: 0 < value < math.inf)
 FRACTION = Range("from 0 to 1", lambda value: 0 <= value <= 1)
+# A share of 1 would leave nothing to train on.
 FRACTION_BELOW_1 = Range("from 0 to below 1", lambda value: 0 <= value < 1)
 # What train/randomness.py sets generators to.
 SEED = Range("from 0 to 2**63 - 1", lambda value: 0 <= value < 2**63)

@@ -50,12 +50,14 @@ def check(values: Values) -> list[Finding]:
         *NAME_RULES,
         *WANDB_RULES,
     )
+    # One finding of a rule hides none of another: all are told at once.
     return [finding for rule in rules for finding in rule(values)]
 
 
 def _ranges(values: Values) -> Iterator[Finding]:
     for name, key in KEYS.items():
         value = values[name]
+        # Values are of the right type by now: convert has replaced the others by their defaults.
         if isinstance(key.values, Range) and value is not None and not key.values.contains(value):
             yield name, f"got {show(value)}; it must be {key.values.words}"
 
@@ -85,6 +87,7 @@ def _dtype(values: Values) -> Iterator[Finding]:
     precision = _precision(values)
     if dtype is None:
         return
+    # Long names are still long here: load shortens them when all is checked.
     if PRECISIONS.get(dtype, dtype) != "bf16":
         takes = "it takes bf16, or null: float32, and float64 under precision=fp64"
         yield "model.dtype", f"got {show(dtype)}; {takes}"
@@ -99,6 +102,7 @@ def _precision(values: Values) -> str:
 
 
 def _alternatives(values: Values) -> Iterator[Finding]:
+    # Layers cannot disagree here: merge drops what a later layer replaces. One layer may state two.
     for group in ALTERNATIVES:
         stated = [f"{key}={values[key]}" for key in group if values[key] is not None]
         if len(stated) > 1:
@@ -156,6 +160,8 @@ def _scaling(values: Values) -> Iterator[Finding]:
 
 
 def _optimizer_arguments(values: Values) -> Iterator[Finding]:
+    # The rate moves at every step. As an argument it would be a constant, and the stated one would
+    # be ignored.
     if "lr" in values["optimizer.args"]:
         lr = values["optimizer.args"]["lr"]
         fix = f"the rate has its own key. Write optimizer.lr={lr}"
@@ -164,6 +170,7 @@ def _optimizer_arguments(values: Values) -> Iterator[Finding]:
 
 def _groups(values: Values) -> Iterator[Finding]:
     for number, group in enumerate(values["optimizer.groups"]):
+        # The default, an empty text, matches no name of a parameter.
         if not group["match"]:
             why = "a group is chosen by a pattern over the parameters' names"
             fix = "Add match: 'embedding.*'"
@@ -176,6 +183,7 @@ def _groups(values: Values) -> Iterator[Finding]:
 
 def _profile(values: Values) -> Iterator[Finding]:
     steps = values["profile.steps"]
+    # Optimizer steps count from 1.
     if steps and not (len(steps) == 2 and 1 <= steps[0] <= steps[1]):
         takes = "it takes the first and the last step, such as [10, 12]"
         yield "profile.steps", f"got {show(steps)}; {takes}"
@@ -184,6 +192,7 @@ def _profile(values: Values) -> Iterator[Finding]:
 def _resume(values: Values) -> Iterator[Finding]:
     resume = values["checkpoint.resume"]
     words = ("auto", "never")
+    # `~` is expanded by now (home.py).
     if resume not in words and not Path(resume).exists():
         takes = "auto, never, or the path of a run folder or a checkpoint"
         got = f"got {show(resume)}, which is not there"
@@ -192,6 +201,8 @@ def _resume(values: Values) -> Iterator[Finding]:
 
 def _name(values: Values) -> Iterator[Finding]:
     name = values["name"]
+    # Characters that Windows or a shell gives a meaning, too: a run folder is copied to other
+    # systems.
     if name is not None and (not name.strip(" .") or set(name) & set('/\\:*?"<>|')):
         why = "it names a folder: letters, digits, - and _ are safe on every system"
         yield "name", f"got {show(name)}; {why}"

@@ -22,6 +22,7 @@ def _micro(values: Values) -> Iterator[Finding]:
     if micro in ("all", "auto") or _is_count(micro) or _are_counts(micro):
         return
     takes = "a whole number of 1 or more, a list of them, one a rank, all or auto"
+    # In quotes it is text, and the quotes are the mistake.
     is_quoted_number = str(micro).isdigit() and int(micro) > 0
     fix = f". Write {micro} without quotes" if is_quoted_number else ""
     yield "batch.micro", f"got {show(micro)}; it takes {takes}{fix}"
@@ -42,6 +43,7 @@ def _shares(values: Values) -> Iterator[Finding]:
     else:
         return
     got = f"got {show(values[key])}"
+    # micro times accumulation steps is a size only where all ranks take the same.
     if all(values[other] is None for other in STATING):
         yield key, f"{got}; {_NO_EFFECTIVE_BATCH}"
     if values["data.split_by_node"]:
@@ -57,6 +59,7 @@ def _shares(values: Values) -> Iterator[Finding]:
 
 
 def _is_count(value: Any) -> bool:
+    # bool is an int in Python: `true` would be 1.
     return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
 
@@ -81,6 +84,7 @@ def _two_of_three(values: Values) -> Iterator[Finding]:
         return
     if values["batch.micro_tokens"] and (states_micro or states_steps):
         return  # These exclude each other, which _micro_tokens reports first.
+    # One number of two: name what is missing beside it.
     if states_steps:
         got = f"batch.accumulation_steps={steps} alone"
         alternative = ", or batch.micro=..."
@@ -112,6 +116,7 @@ def _why_not_by_length(values: Values, tokens: int) -> str:
     """Why texts cannot be grouped by length, and what to write instead; empty where they can."""
     longest = values["data.max_length"]
     block = values["data.block_size"]
+    # As many samples as have room where all are of the largest size: the nearest number to type.
     samples = max(1, tokens // (block or longest or tokens))
     instead = f"Leave it out, and write batch.micro={samples}"
     if block is not None:
@@ -121,6 +126,7 @@ def _why_not_by_length(values: Values, tokens: int) -> str:
             f"the lengths of a stream are not known before the first step. {instead}, or "
             "data.streaming=false"
         )
+    # Lengths decide which texts go together, on all ranks alike, before one of them is read.
     if values["data.transform"] or values["data.eval_transform"]:
         return (
             "a transform may change the length of a text, which must be known before the first "
@@ -144,6 +150,7 @@ def _schedule(values: Values) -> Iterator[Finding]:
         stages = values[key]
         if stages is None:
             continue
+        # Without a stage at 0 the first step has no size.
         if 0 not in stages:
             why = "its first stage begins at 0"
             yield key, f"got {show(stages)}; {why}. Add 0: the effective batch of the first steps"
@@ -151,6 +158,7 @@ def _schedule(values: Values) -> Iterator[Finding]:
             if start < 0 or effective < 1:
                 takes = "a stage begins at 0 or more, and its batch is 1 or more"
                 yield key, f"got {start}: {effective}; {takes}"
+        # Each of these would need a meaning of its own where steps differ in size.
         for other, neutral in FOR_ONE_SIZE.items():
             if values[other] != neutral:
                 got = f"got {show(values[other])} beside {key}; it is about steps of one size"

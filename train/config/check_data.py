@@ -17,6 +17,7 @@ def _columns(values: Values) -> Iterator[Finding]:
 
 
 def _normalize(values: Values) -> Iterator[Finding]:
+    # A transform changes the numbers after mean and deviation were found.
     if values["data.normalize"] and values["data.transform"]:
         why = "the numbers would be those of the rows before it"
         fix = "Write data.normalize=false, and scale in the transform"
@@ -48,8 +49,11 @@ def _image_range(values: Values) -> Iterator[Finding]:
     if len(mean) != len(std):
         got = f"got {show(std)} beside data.image.mean={show(mean)}"
         yield "data.image.std", f"{got}; they take a number a channel each"
+    # By 0 the values would be infinite; NaN compares false and is refused with it.
     elif not all(0 < deviation < math.inf for deviation in std):
         yield "data.image.std", f"got {show(std)}; each must be above 0"
+    # Without a mode images stay as they are stored, and how many channels they have is seen when
+    # they are read.
     channels = CHANNELS.get(str(mode), len(mean))
     if mean and len(mean) != channels:
         why = f"images of mode {mode} have {channels}"

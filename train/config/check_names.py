@@ -31,6 +31,7 @@ HIDDEN = {
 def check_letters(argv: Sequence[str]) -> None:
     """Bytes of a command line that are no UTF-8 can be written into no file. Raises ConfigError."""
     problems = [
+        # !a: the word itself cannot be written to a terminal, either.
         Problem("command line", "", f"got {word!a}, which is no UTF-8. Type it anew")
         for word in argv
         if _is_broken(word)
@@ -43,12 +44,14 @@ def _hidden(values: Values) -> Iterator[Finding]:
     for key in SHOWN:
         texts = values[key] if isinstance(values[key], list) else [values[key]]
         for text in filter(None, texts):
+            # Categories, not a list of characters: Unicode adds characters with each version.
             hidden = [letter for letter in text if unicodedata.category(letter) in HIDDEN]
             if not hidden:
                 continue
             shown = text
             for letter in set(hidden):
                 escaped = ascii(letter)[1:-1]
+                # Escaped, since the reader could not see what is meant.
                 shown = shown.replace(letter, escaped)
             code = f"U+{ord(hidden[0]):04X}"
             kind = HIDDEN[unicodedata.category(hidden[0])]
@@ -56,6 +59,7 @@ def _hidden(values: Values) -> Iterator[Finding]:
 
 
 def _long(values: Values) -> Iterator[Finding]:
+    # Bytes, not characters: a file system counts those.
     name = values["name"] or ""
     # What is no UTF-8 cannot be encoded; _hidden reports it.
     size = len(name) if _is_broken(name) else len(os.fsencode(name))
@@ -69,6 +73,7 @@ def _long(values: Values) -> Iterator[Finding]:
 
 
 def _is_broken(text: str) -> bool:
+    # Python reads a byte of an argument that is no UTF-8 as a lone surrogate (category Cs).
     return any(unicodedata.category(letter) == "Cs" for letter in text)
 
 

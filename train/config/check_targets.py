@@ -27,6 +27,7 @@ def check_targets(
 ) -> list[Problem]:
     """Those with an earlier problem are skipped, and of a foreign config those not needed."""
     problems = []
+    # These get no arguments from the config: whether they can be found is all there is to check.
     for key in FUNCTIONS:
         if not values[key] or not _is_needed(key, foreign):
             continue
@@ -35,6 +36,7 @@ def check_targets(
         except TargetError as error:
             problems.append(Problem(origins(key), key, str(error)))
     for section, key in TARGETS.items():
+        # A target that is already wrong by another rule would be told twice.
         has_problem = not fresh([Problem("", key, "")], earlier)
         if has_problem or not _is_needed(key, foreign):
             continue
@@ -65,6 +67,7 @@ def _check_arguments(
     args = values[f"{section}.args"]
     for argument, text in check_arguments(target, args, PASSED.get(section, ())):
         path = f"{section}.args.{argument}"
+        # An argument that is missing was set nowhere: its problem belongs to who named the target.
         yield Problem(origins(path if argument in args else key), path, text)
     if section == "optimizer":
         yield from _check_groups(target, values, origins)
@@ -78,6 +81,7 @@ def _check_groups(
         f"optimizer.groups[{number}].args": group["args"]
         for number, group in enumerate(values["optimizer.groups"])
     }
+    # The optimizer gets it as a group with weight_decay=0, so it must know that word.
     if values["optimizer.no_decay"]:
         arguments["optimizer.no_decay"] = {"weight_decay": 0.0}
     for path, args in arguments.items():

@@ -15,16 +15,19 @@ NOT_IN_PROJECT = "/\\#?%:"
 
 def _project(values: Values) -> Iterator[Finding]:
     project = values["wandb.project"]
+    # Then WANDB_PROJECT counts, or what `wandb init` has written.
     if project is None:
         return
     got = f"got {show(project)}"
     if set(project) & set(NOT_IN_PROJECT):
+        # A project that can be pasted: characters that W&B refuses become dashes.
         valid = project
         for letter in NOT_IN_PROJECT:
             valid = valid.replace(letter, "-")
         why = f"W&B takes none of {' '.join(NOT_IN_PROJECT)} in a project"
         fix = f"Write wandb.project={valid[:LONGEST_PROJECT]}"
         entity, slash, name = project.partition("/")
+        # TEAM/PROJECT is how W&B itself writes a project.
         if slash:
             fix += f" (a project of a team: wandb.entity={entity} wandb.project={name})"
         yield "wandb.project", f"{got}; {why}. {fix}"
@@ -47,6 +50,7 @@ def _names(values: Values) -> Iterator[Finding]:
 
 
 def _tags(values: Values) -> Iterator[Finding]:
+    # W&B refuses a run for one such tag, when it is initialised.
     fix = "Write a shorter one, and wandb.notes for the rest"
     for tag in values["wandb.tags"]:
         if not 1 <= len(tag) <= LONGEST_TAG:

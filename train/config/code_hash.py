@@ -38,9 +38,11 @@ def code_hash(sources: Iterable[bytes], packages: Collection[str]) -> str:
     these counts by its name alone, since it may move from file to file.
     """
     hashes: list[str] = []
+    # Hashable, for the cache of _hashes.
     names = frozenset(packages)
     for source in sources:
         hashes += _hashes(source, names)
+    # Sorted: the order of definitions, and of files, is no part of what they compute.
     return f"{KIND}{_sha256(' '.join(sorted(hashes)))[:16]}"
 
 
@@ -69,6 +71,7 @@ def _hashes(source: bytes, packages: frozenset[str]) -> tuple[str, ...]:
     if module is None:
         return (hashlib.sha256(source).hexdigest(),)
     origins = _origins(module, packages)
+    # Each definition alone, so that one may move to another file.
     texts = [" ".join(_words(statement, origins)) for statement in _computing(module.body)]
     return tuple(map(_sha256, texts))
 
@@ -81,6 +84,7 @@ def _words(statement: ast.stmt, origins: Mapping[str, str]) -> Iterator[str]:
     """
     waiting: list[Any] = [statement]
     while waiting:
+        # A stack in place of recursion: what is pushed last is written first, hence `reversed`.
         part = waiting.pop()
         if part is END:
             yield ")"
@@ -137,6 +141,7 @@ def _computing(statements: list[Any]) -> list[Any]:
             case ast.AnnAssign(target=ast.Name(id="__all__")):
                 pass
             case ast.If(test=test) if _is_false_in_a_run(test):
+                # The other branch is what a run sees.
                 kept += _computing(statement.orelse)
             case _:
                 kept.append(statement)
@@ -147,6 +152,7 @@ def _is_false_in_a_run(test: ast.expr) -> bool:
     match test:
         case ast.Name(id="TYPE_CHECKING") | ast.Attribute(attr="TYPE_CHECKING"):
             return True
+        # What stands below it runs in a script only, and a config's target is imported.
         case ast.Compare(
             left=ast.Name(id="__name__"),
             ops=[ast.Eq()],
@@ -177,6 +183,8 @@ def _origins(module: ast.Module, packages: Collection[str]) -> dict[str, str]:
     imported twice, as in `try: ... except ImportError: ...`, stands for both.
     """
     paths_of: dict[str, set[str]] = {}
+    # ast.walk: imports inside of functions, too. A name counts in the whole file, whatever its
+    # scope.
     for node in ast.walk(module):
         if isinstance(node, ast.Import):
             for alias in node.names:

@@ -90,7 +90,9 @@ def parse(argv: Sequence[str]) -> CommandLine:
         if any(isinstance(part, int) or str(part).isdigit() for part in path):
             edits.append(setting)
         else:
+            # Of one key that is given twice, the later word counts.
             values |= _nested(path, value)
+    # Without one config there is nothing that the rest could be checked against.
     if len(files) != 1:
         raise ConfigError(problems)
     return CommandLine(
@@ -122,6 +124,7 @@ def _not_one_file(files: Sequence[str]) -> Problem:
 
 def _unknown_option(option: str) -> Problem:
     key, equals, value = option.lstrip("-").partition("=")
+    # As other trainers take it; OmegaConf would silently make a key of --optimizer.lr=1.
     near = (key,) if key in KEYS else nearest(key)
     if near:
         fix = f"keys have no dashes: write {near[0]}={value if equals else 'VALUE'}"
@@ -131,10 +134,7 @@ def _unknown_option(option: str) -> Problem:
 
 
 def _setting(override: str) -> tuple[KeyPath, Any] | Problem:
-    """A key=value in parts, or what is wrong with it.
-
-    The value is parsed by OmegaConf, for which 1e-8 is a number.
-    """
+    """A key=value in parts, or what is wrong with it."""
     key, _, text = override.partition("=")
     if _KEY.fullmatch(key) is None:
         how = "a key is written section.name=value or section.name[0]=value"
@@ -146,6 +146,7 @@ def _setting(override: str) -> tuple[KeyPath, Any] | Problem:
         how = f"To unset it, write {key}=null; for an empty text, {key}='\"\"'"
         return Problem(WHERE, key, f"got no value. {how}")
     try:
+        # By OmegaConf, for which 1e-8 is a number. For PyYAML it is text.
         parsed = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]))
     except (YAMLError, OmegaConfBaseException) as error:
         why = f"it is not valid YAML: {str(error).splitlines()[0]}"
@@ -155,6 +156,7 @@ def _setting(override: str) -> tuple[KeyPath, Any] | Problem:
     # The schema has no types of single elements: those of the list decide.
     names = tuple(part for part in path if isinstance(part, str))
     for wrong in misspelt(text, Loader, names):
+        # In quotes for the shell, since the replacement may hold quotes itself.
         line = f"{key}={text.replace(wrong.text, wrong.replacement)}"
         return Problem(WHERE, key, f"{wrong.sentence}. Set: '{line}'")
     return path, parsed["value"]
@@ -168,4 +170,5 @@ def _path(key: str) -> KeyPath:
 def _nested(path: KeyPath, value: Any) -> dict[KeyPath, Any]:
     for part in reversed(path):
         value = {part: value}
+    # A value may be a mapping, which is several settings.
     return flatten(value)

@@ -41,6 +41,7 @@ class Origins:
             for path, setting in self._settings.items()
             if dotted(path).startswith(f"{key}.")
         ]
+        # Of several settings below a key the last one, which comes from the highest layer.
         return below[-1] if below else self._config
 
 
@@ -55,6 +56,7 @@ def convert(settings: Settings, origins: Origins) -> tuple[DictConfig, list[Prob
     for section in SECTIONS:
         OmegaConf.set_readonly(OmegaConf.select(config, section), False)
     problems = []
+    # Key by key, so that one wrong value hides no other.
     for key, value in _nested(settings).items():
         wrong = _truth_for_text(key, value)
         if wrong is not None:
@@ -77,6 +79,7 @@ def _nested(settings: Settings) -> dict[str, Any]:
     values: dict[str, Any] = {}
     for path, setting in settings.items():
         key = owner(path)
+        # null gives a key back its default. Below args it is a value like any other.
         if key is None or (setting.value is None and not key.endswith(".args")):
             continue
         *above, last = (key, *path[len(parts(key)) :])
@@ -93,12 +96,14 @@ def _truth_for_text(key: str, value: Any) -> tuple[str, str] | None:
     OmegaConf would turn it into the text 'False'.
     """
     if isinstance(value, Mapping):
+        # Below args any type may be meant: the target decides.
         if key.endswith(".args"):
             return None
         for name, item in value.items():
             if isinstance(item, bool):
                 return f"{key}.{name}", _quote_it(item)
         return None
+    # A key that takes both, such as model.compile, has no wrong word.
     takes_text = str in types_of(key) and bool not in types_of(key)
     if takes_text and isinstance(value, bool):
         return key, _quote_it(value)
@@ -119,8 +124,10 @@ def _wrong_type(key: str, full_key: str, value: Any, error: OmegaConfBaseExcepti
     if full_key != key:
         return f"it takes {takes}: {str(error).splitlines()[0]}"
     text = f"got {show(value)}; it takes {takes}"
+    # W&B's sweeps pass None as this text.
     if value == "None":
         return f"{text}. None is written null"
+    # 1e3 is a float, and meant as a whole number.
     if isinstance(value, float) and value.is_integer() and int in types_of(key):
         return f"{text}. Write {key}={int(value)}"
     return text
@@ -150,6 +157,7 @@ def resolve_values(config: DictConfig, origins: Origins) -> tuple[dict[str, Any]
     problems = []
     for key in KEYS:
         try:
+            # select resolves an interpolation, and raises where it leads nowhere.
             value = OmegaConf.select(config, key)
             values[key] = {} if isinstance(value, DictConfig) else _plain(value)
         except OmegaConfBaseException as error:
@@ -157,6 +165,7 @@ def resolve_values(config: DictConfig, origins: Origins) -> tuple[dict[str, Any]
             continue
         if not isinstance(value, DictConfig):
             continue
+        # One by one: an argument that cannot be resolved hides none of the others.
         for name in value:
             try:
                 values[key][name] = _plain(value[name])

@@ -14,6 +14,7 @@ _MICRO = (
 _EFFECTIVE = "samples per optimizer step over all ranks; what one rank takes at once is batch.micro"
 _STEPS = "optimizer steps, not micro-batches"
 
+# A table: no likeness leads from learning_rate to optimizer.lr.
 _FOREIGN: tuple[tuple[str, str, str], ...] = (
     (
         "batch.micro",
@@ -136,6 +137,7 @@ def _unknown(
     where: str, path: KeyPath, value: object, stated: Container[KeyPath]
 ) -> Problem | None:
     key = dotted(path)
+    # `model:` with nothing below it states nothing.
     is_empty_section = key in SECTIONS and value in (None, {})
     if owner(path) is not None or is_empty_section:
         return None
@@ -144,6 +146,7 @@ def _unknown(
         text = f"got {show(value)}; it is a section. Write one of its keys: {keys}"
         return Problem(where, key, text)
     text = f"got {show(value)}; there is no such key. {advice(key, value)}"
+    # A key that is stated elsewhere was not meant by this one.
     near = tuple(name for name in nearest(key) if parts(name) not in stated)
     return Problem(where, key, text, near)
 
@@ -153,6 +156,8 @@ def nearest(key: str) -> tuple[str, ...]:
 
     That of another trainer's name; else those with the same last part; else the most alike.
     """
+    # The table comes before likeness: `dtype` of other trainers is `precision` here, though a key
+    # of ours ends in it.
     foreign = _foreign(key)
     if foreign is not None:
         return (foreign[0],)
@@ -167,6 +172,7 @@ def nearest(key: str) -> tuple[str, ...]:
     best = by_likeness[0]
     if likeness[best] >= 0.7:
         return (best,)
+    # The last part alone: an unknown section makes the whole key unlike all others.
     by_last_part = {name.rpartition(".")[2]: name for name in KEYS}
     near = difflib.get_close_matches(last.lower(), by_last_part, n=1, cutoff=0.7)
     return tuple(by_last_part[part] for part in near)
@@ -193,6 +199,7 @@ def advice(key: str, value: object) -> str:
 
 
 def _foreign(key: str) -> tuple[str, str] | None:
+    # Other trainers take dashes on their command lines.
     plain = key.lower().replace("-", "_")
     return FOREIGN.get(plain) or FOREIGN.get(plain.rpartition(".")[2])
 

@@ -7,6 +7,7 @@ from typing import Any
 from train.config.keys import dotted, under
 from train.config.merge import Layer
 
+# Keys that hold paths. In any other text a ~ is meant as it is written.
 PATHS = (
     "output_dir",
     "checkpoint.resume",

@@ -73,6 +73,7 @@ def mathematics(
     # Beside another rule than `noise` it only leads to a warning in the plan.
     if config.optimizer.lr_scaling != "noise":
         values["optimizer.noise_scale"] = None
+    # As text in samples, whichever key stated them: the form of a schedule changes no curve.
     if stages:
         steps = [f"{start}: {effective}" for start, effective in stages]
         values["batch.schedule"] = ", ".join(steps)
@@ -107,6 +108,7 @@ def joined_hash(segments: Sequence[tuple[int, str | None]]) -> str:
 
     `segments`: (the step after which it begins, its hash) of each part.
     """
+    # A run that was resumed with the same mathematics keeps the hash of that.
     if len(segments) == 1:
         return str(segments[0][1])
     return _digest(segments)
@@ -124,12 +126,14 @@ def source_hash(config: Config) -> str:
         (config.optimizer.target, resolve(config.optimizer.target, "torch.optim")),
         (data.source, resolve_source(data.source)),
     ]
+    # Not eval_transform: what is evaluated on changes no curve.
     if data.transform:
         targets.append((data.transform, resolve(data.transform, "train.data")))
     if data.block_size is not None:
         targets.append((data.tokenizer, resolve_tokenizer(data.tokenizer)))
     # A set: one file may be reached under two names, my.net and net.
     files = set(computing_files())
+    # What is imported from these counts by its name alone, since it may move between their files.
     packages = {__name__.split(".")[0]}
     for name, target in targets:
         for module, path in own_sources(name, target).items():
@@ -164,7 +168,9 @@ def tokenizer_files(tokenizer: str) -> list[Path]:
 def digest(files: Iterable[Path]) -> str:
     """Of the contents of files, in the order of their names."""
     hashed = hashlib.sha256()
+    # Sorted: a file system lists in any order. A set: two patterns may find one file.
     for path in sorted(set(files)):
+        # A hash of each: where one file ends and the next begins counts as well.
         with path.open("rb") as file:
             hashed.update(hashlib.file_digest(file, "sha256").digest())
     return f"sha256 {hashed.hexdigest()[:16]}"
@@ -192,4 +198,5 @@ def is_neutral(key: str) -> bool:
 
 
 def _digest(value: Any) -> str:
+    # Sorted: the order in which keys were written decides nothing.
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:16]

@@ -31,6 +31,7 @@ def keys_of(section: Any, prefix: str = "") -> Iterator[tuple[str, Key]]:
 
     Raises TypeError for a field that does not state the effect of its key.
     """
+    # Without include_extras it gives the bare types, as OmegaConf sees them.
     annotations = get_type_hints(type(section), include_extras=True)
     for field in fields(section):
         name = f"{prefix}{field.name}"
@@ -53,6 +54,7 @@ def _key(name: str, annotation: Any, default: Any) -> Key:
     return Key(type=kind, default=default, effect=effects[0], values=values[0] if values else None)
 
 
+# From an instance, since some defaults are made by a factory.
 KEYS: dict[str, Key] = dict(keys_of(Config()))
 TYPES: dict[str, Any] = {name: key.type for name, key in KEYS.items()}
 DEFAULTS: dict[str, Any] = {name: key.default for name, key in KEYS.items()}
@@ -92,6 +94,7 @@ def dotted(path: KeyPath) -> str:
 
 def owner(path: KeyPath) -> str | None:
     """The schema's key that `path` is, or lies below; None if there is none."""
+    # The shortest part that is a key of the schema; what follows lies below it.
     for length in range(1, len(path) + 1):
         key = dotted(path[:length])
         if key in KEYS:
@@ -102,6 +105,7 @@ def owner(path: KeyPath) -> str | None:
 def types_of(key: str) -> tuple[Any, ...]:
     """The members of a key's type: (int, NoneType) for `int | None`, (list[int],) for that."""
     annotation = TYPES[key]
+    # Python has two types for it: that of `int | None`, and typing.Union.
     if get_origin(annotation) in (Union, UnionType):
         return get_args(annotation)
     return (annotation,)
@@ -109,4 +113,5 @@ def types_of(key: str) -> tuple[Any, ...]:
 
 def under(key: str, names: Iterable[str]) -> bool:
     """Whether a dotted key is one of `names`, or belongs to a section among them."""
+    # With the dot: batch.micro_tokens is not below batch.micro.
     return any(key == name or key.startswith(f"{name}.") for name in names)

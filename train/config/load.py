@@ -49,9 +49,11 @@ def load(argv: Sequence[str], foreign: Foreign | None = None) -> Loaded:
     `foreign`: it is that of a run folder, and its targets are checked before they are imported.
     Raises ConfigError with all its problems, NotTrusted for what a foreign one must not name.
     """
+    # First: such a word could be written into no file, and into no message.
     check_letters(argv)
     command = parse(argv)
     layers = [with_home(layer) for layer in [*read_layers(command.path), command.layer]]
+    # For check_targets, below.
     make_importable()
 
     # All problems are reported at once, without those that only follow from another one. So each
@@ -71,6 +73,7 @@ def load(argv: Sequence[str], foreign: Foreign | None = None) -> Loaded:
     problems += fresh(unresolvable, problems)
     findings = [Problem(origins(key), key, text) for key, text in check(values)]
     problems += fresh(findings, problems)
+    # Before check_targets, which imports.
     if foreign is not None and not problems:
         check_trusted(values, OmegaConf.to_container(structured, resolve=False), origins, foreign)
     # --print-config answers at once: importing the targets would import torch.
@@ -111,6 +114,7 @@ def run_name(loaded: Loaded) -> str:
         trial = os.environ.get("WANDB_RUN_ID")
         return f"{name}-{safe(trial)}" if trial else name
     task = os.environ.get("SLURM_ARRAY_TASK_ID")
+    # As a whole number: task 1 is not in seed12.
     if task and task not in re.findall(r"\d+", name):
         return f"{name}-task{safe(task)}"
     return name

@@ -54,6 +54,7 @@ def flatten(values: Mapping[Any, Any], prefix: KeyPath = ()) -> dict[KeyPath, An
     flat: dict[KeyPath, Any] = {}
     for key, value in values.items():
         path = (*prefix, key)
+        # Not for data, whose key is `source`: `data: NAME` is a mistake.
         if isinstance(value, str) and TARGETS.get(dotted(path)) == f"{dotted(path)}.target":
             flat[*path, "target"] = value
         elif isinstance(value, Mapping) and value and dotted(path) not in SCHEDULES:
@@ -68,6 +69,7 @@ def merge(layers: Sequence[Layer]) -> tuple[Settings, list[Problem]]:
     settings: Settings = {}
     problems = []
     for layer in layers:
+        # First what the choices of this layer remove, then what it states itself.
         for path in _replaced(settings, layer.values):
             del settings[path]
         for path, value in layer.values.items():
@@ -84,10 +86,13 @@ def merge(layers: Sequence[Layer]) -> tuple[Settings, list[Problem]]:
 def _replaced(settings: Settings, values: Mapping[KeyPath, Any]) -> set[KeyPath]:
     """The settings of lower layers that a layer's choices remove, without what it sets itself."""
     replaced: set[KeyPath] = set()
+    # So `duration.steps=10` above a file with duration.epochs replaces that, where both would
+    # exclude each other.
     for group in ALTERNATIVES:
         if _stated(values, group):
             replaced.update(parts(key) for key in group)
     replaced |= _replaced_batch(settings, values, replaced)
+    # Arguments belong to their target: another one would refuse them.
     for section, target in TARGETS.items():
         if _changes(settings, values, target):
             args = parts(f"{section}.args")
@@ -106,11 +111,13 @@ def _replaced_batch(
     if not stated:
         return set()
     below = {path: setting.value for path, setting in settings.items() if path not in values}
+    # A stated default, `micro: all`, determines nothing.
     earlier = [
         key
         for key in _stated(below, BATCH)
         if below[parts(key)] != DEFAULTS[key] and parts(key) not in replaced
     ]
+    # In the order of BATCH: the effective batch stays before the micro-batch.
     kept = earlier[: max(0, 2 - len(stated))]
     return {parts(key) for key in BATCH if key not in kept}
 
@@ -122,17 +129,20 @@ def _stated(values: Mapping[KeyPath, Any], group: Sequence[str]) -> list[str]:
 def _changes(settings: Settings, values: Mapping[KeyPath, Any], target: str) -> bool:
     """Whether a layer names another target than the layers below it, or than the default."""
     path = parts(target)
+    # A layer that states the target again, or the default, keeps the arguments below it.
     default = DEFAULTS[target]
     if path not in values:
         return False
     before = settings[path].value if path in settings else default
     after = default if values[path] is None else values[path]
+    # Where no target was named yet, arguments in lower layers wait for one.
     return bool(before not in (MISSING, after))
 
 
 def _put(settings: Settings, path: KeyPath, setting: Setting) -> None:
     """Sets one key. null unsets what lower layers set, and is a value where they set nothing."""
     below = [other for other in settings if len(other) > len(path) and other[: len(path)] == path]
+    # An empty mapping has nothing to set, and removes nothing.
     if setting.value == {} and below:
         return
     was_set = path in settings or bool(below)
@@ -140,6 +150,7 @@ def _put(settings: Settings, path: KeyPath, setting: Setting) -> None:
     settings.pop(path, None)
     for other in below:
         del settings[other]
+    # A value in place of the whole section gives way, too.
     for length in range(1, len(path)):
         settings.pop(path[:length], None)
     if setting.value is not None or not was_set:
@@ -152,11 +163,13 @@ def _edit(settings: Settings, path: KeyPath, setting: Setting) -> None:
     Raises LookupError.
     """
     head = _list_around(settings, path)
+    # Only [0] says that a list is meant; `.0` may be a key of a mapping.
     if head is None and any(isinstance(part, int) for part in path):
         raise LookupError("there is no list in the layers below. Write the whole list")
     if head is None:
         _put(settings, path, setting)
         return
+    # A copy: the list belongs to a lower layer.
     changed = copy.deepcopy(settings[head].value)
     *above, last = path[len(head) :]
     container = changed

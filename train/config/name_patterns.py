@@ -19,6 +19,7 @@ def matching(key: str, patterns: Iterable[str], names: Sequence[str]) -> list[st
     """
     patterns = list(patterns)
     for pattern in patterns:
+        # Not fnmatch, which ignores upper and lower case on some systems.
         if not any(fnmatchcase(name, pattern) for name in names):
             raise PatternError(f"{key}: {pattern!r} matches no parameter. {_near(pattern, names)}")
     return [name for name in names if any(fnmatchcase(name, pattern) for pattern in patterns)]

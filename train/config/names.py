@@ -14,6 +14,7 @@ _RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
 def short_form(stem: str, overrides: Sequence[str]) -> str:
     """`digits-micro16-seed1`: the stem, then last part and value of each key, sorted by key."""
     values = dict(override.split("=", 1) for override in overrides)
+    # Sorted: the same overrides in another order are the same run.
     pairs = [(key, values[key]) for key in sorted(values) if key.split(".")[0] not in NOT_IN_NAME]
     name = safe("-".join([stem, *(_short(key, value) for key, value in pairs)]))
     if len(name) > LONGEST:
@@ -25,6 +26,7 @@ def short_form(stem: str, overrides: Sequence[str]) -> str:
 
 def _short(key: str, value: str) -> str:
     last = key.rpartition(".")[2]
+    # micro16, but layer2_16: digits side by side would read as one number.
     joint = "" if value[0].isdigit() and not last[-1].isdigit() else "_"
     return f"{last}{joint}{value}"
 

@@ -47,6 +47,7 @@ def fresh(problems: Iterable[Problem], earlier: Sequence[Problem]) -> list[Probl
     meant = {key for problem in earlier for key in problem.near}
 
     def follows(key: str) -> bool:
+        # A wrong section makes findings on its keys follow; a wrong key, one on its section.
         is_below = any(under(key, (other,)) for other in broken)
         is_above = any(under(other, (key,)) for other in broken | meant)
         return is_below or is_above
@@ -66,6 +67,7 @@ def show(value: Any) -> str:
 
 def closest(text: str, names: Iterable[str]) -> str | None:
     """The name that `text` was probably meant to be, upper or lower case; None if none is near."""
+    # Compared in lower case, and given back as it is spelt: AdamW for adamw.
     by_lower_case = {name.lower(): name for name in names}
     near = difflib.get_close_matches(text.lower(), by_lower_case, n=1)
     return by_lower_case[near[0]] if near else None

@@ -39,6 +39,7 @@ def read_layers(path: Path) -> list[Layer]:
 
 def _read(path: Path, chain: tuple[Path, ...], problems: list[Problem]) -> list[Layer]:
     """`chain`: the files that led to this one, each extending the next."""
+    # By what the paths stand for: a link, or `../configs/x.yaml`, leads back as well.
     if path.resolve() in (file.resolve() for file in chain):
         shown = " -> ".join(str(file) for file in (*chain, path))
         text = f"the files extend each other: {shown}. Take one out"
@@ -48,12 +49,14 @@ def _read(path: Path, chain: tuple[Path, ...], problems: list[Problem]) -> list[
         values = read_yaml(path)
     except FileNotFoundError:
         text = f"there is no file {path}{_suggestion(path)}"
+        # The file that names the missing one is at fault.
         if chain:
             problems.append(Problem(str(chain[-1]), "extends", text))
         else:
             problems.append(Problem("command line", "", text))
         return []
     except ConfigError as error:
+        # The other files are read all the same, so that all problems come at once.
         problems += error.problems
         return []
     parents = values.pop("extends", None) or []
@@ -64,7 +67,9 @@ def _read(path: Path, chain: tuple[Path, ...], problems: list[Problem]) -> list[
         problems.append(Problem(str(path), "extends", text))
         return []
     layers = [Layer(str(path), flatten(values))]
+    # Later parents lie above earlier ones, and the file lies above all.
     for parent in reversed(parents):
+        # Relative to the file that names it, wherever the run starts.
         below = Path(os.path.normpath(path.parent / expand(parent)))
         layers = [*_read(below, (*chain, path), problems), *layers]
     return layers
@@ -77,6 +82,7 @@ def read_yaml(path: Path) -> dict[Any, Any]:
     """
     try:
         return _parsed(path)
+    # Named before OSError, of which it is one: the caller knows who named the missing file.
     except (FileNotFoundError, ConfigError):
         raise
     except MarkedYAMLError as error:
@@ -102,21 +108,25 @@ def _parsed(path: Path) -> dict[Any, Any]:
     """Parsed twice: by PyYAML for what it reads otherwise than written, then by OmegaConf."""
     text = yaml_text(path)
     plain = yaml.load(text, Loader)
+    # Before a message can show a value: what looks like a secret is known from here on.
     learn(plain)
     if plain is not None and not isinstance(plain, dict):
         kind = "a list" if isinstance(plain, list) else "one text or number"
         what = f"holds {kind}, not a mapping. Write `key: value` lines"
         raise ConfigError([Problem(str(path), "", what)])
+    # Before OmegaConf, which has made numbers of them and keeps no lines.
     misspellings = [
         Problem(f"{path}:{each.line}", dotted(each.path), each.sentence)
         for each in misspelt(text, Loader)
     ]
     if misspellings:
         raise ConfigError(misspellings)
+    # The text, not the file: a pipe can be read only once.
     loaded = OmegaConf.load(io.StringIO(text))
     if not isinstance(loaded, DictConfig) or not loaded:
         what = "is empty. Write at least one `key: value` line"
         raise ConfigError([Problem(str(path), "", what)])
+    # Interpolations stay: one may name a key of another layer, or a secret of the environment.
     values = OmegaConf.to_container(loaded, resolve=False)
     assert isinstance(values, dict)
     return values

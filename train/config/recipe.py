@@ -48,6 +48,7 @@ class Batch:
     unequal memory. `auto`: tried before the first step, the smallest within 3 % of the fastest that
     fits in memory.
     """
+    # EXECUTION: the same samples in the same steps; only who takes them differs.
     shares: Annotated[Any, EXECUTION] = "equal"
     """What each rank takes of a step's samples: equal; a list of weights, one a rank, such as [3,
     1] where the first is three times as fast; or measured, from the first steps. The step and its

@@ -33,6 +33,7 @@ PRECISIONS = {
 class Evaluate:
     """When and on what to evaluate; the last step is always evaluated. At most one every_*."""
 
+    # NEUTRAL: an evaluation leaves no trace in the training, neither in buffers nor in generators.
     every_steps: Annotated[int | None, NEUTRAL, AT_LEAST_1] = None
     """Optimizer steps between evaluations."""
     every_samples: Annotated[int | None, NEUTRAL, AT_LEAST_1] = None
@@ -58,6 +59,7 @@ class Log:
 
 @dataclass(frozen=True)
 class NoiseScale:
+    # EXECUTION: a measurement costs time, and the weights are the same bits either way.
     every_steps: Annotated[int, EXECUTION, AT_LEAST_0] = 20
     """Optimizer steps between measurements of the gradient noise scale, which shows whether
     accumulation pays. Each measurement reads every gradient once more, per micro-batch. 0: none.
@@ -66,6 +68,7 @@ class NoiseScale:
 
 @dataclass(frozen=True)
 class Checkpoint:
+    # NEUTRAL: a run that resumes has the curve of one that was never stopped.
     every_steps: Annotated[int, NEUTRAL, AT_LEAST_1] = 1000
     """Optimizer steps between checkpoints. One is also written where training stops or ends."""
     keep: Annotated[int, NEUTRAL, AT_LEAST_1] = 2
@@ -79,6 +82,7 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class Profile:
+    # EXECUTION: steps that are recorded are slower.
     steps: Annotated[list[int], EXECUTION] = field(default_factory=list)
     """[first, last]: record these optimizer steps with torch.profiler into the run folder. Empty:
     none.
@@ -87,6 +91,7 @@ class Profile:
 
 @dataclass(frozen=True)
 class Wandb:
+    # All NEUTRAL: W&B is sent what metrics.jsonl holds, and decides nothing.
     mode: Annotated[str, NEUTRAL, one_of("auto", "online", "offline", "disabled")] = "auto"
     """auto (online when logged in, else offline; never a prompt), online, offline or disabled."""
     entity: Annotated[str | None, NEUTRAL] = None
@@ -112,6 +117,7 @@ class Wandb:
 
 @dataclass(frozen=True)
 class Memory:
+    # EXECUTION: what is computed again is the same, so the gradient is.
     activation_checkpointing: Annotated[bool | str, EXECUTION] = False
     """Keep the inputs of the model's blocks only, and compute what is inside them again in the
     backward pass: less memory, about a third more computation, the same gradient. true: the blocks
@@ -141,6 +147,7 @@ class Runtime:
     launch): nobody waits for them any more. A shell that ends is no launcher: `nohup python -m
     train.accumulate ... &` continues.
     """
+    # MATHEMATICS: inputs of 10 bits make another curve.
     tf32: Annotated[bool, MATHEMATICS] = False
     """Let GPUs round the inputs of float32 matrix products to 10 bits of mantissa: faster, less
     exact.
@@ -163,12 +170,14 @@ class Config:
     """
     output_dir: Annotated[str, NEUTRAL] = "runs"
     """Folder that holds the run folders."""
+    # The long names are taken, too; load puts the short ones in their place.
     precision: Annotated[str, MATHEMATICS, one_of("fp32", "bf16", "fp16", "fp64", *PRECISIONS)] = (
         "fp32"
     )
     """fp32, bf16 or fp16 (autocast: parameters and gradients stay float32; fp16 on GPUs only) or
     fp64.
     """
+    # MATHEMATICS: which steps are applied is part of the curve.
     on_nonfinite: Annotated[str, MATHEMATICS, one_of("skip", "stop")] = "skip"
     """A step whose gradient is not finite: skip it, or stop the run."""
     max_nonfinite_steps: Annotated[int, MATHEMATICS, AT_LEAST_1] = 10

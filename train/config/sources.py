@@ -24,10 +24,13 @@ def own_sources(name: str, target: Callable[..., Any] | None) -> dict[str, Path]
     user's that was installed with `pip install -e` counts as the user's code; installed normally,
     or by `pip install --target`, it does not. An import whose name is made at run time is not seen.
     """
+    # A file or a name of the hub has no code behind it.
     if target is None:
         return {}
     files: dict[str, Path] = {}
+    # The target's own module: the config may name it by a module that only imports it.
     waiting = [getattr(target, "__module__", "")]
+    # A bare name is one of this package, or of torch.optim.
     if "." in name:
         waiting.append(name)
     while waiting:
@@ -43,8 +46,10 @@ def _own(name: str) -> Iterator[tuple[str, Path]]:
     parts = name.split(".")
     if parts[0] in sys.stdlib_module_names:
         return
+    # Importing a.b.c runs the packages a and a.b as well.
     for module in accumulate(parts, "{}.{}".format):
         spec = _spec(module)
+        # Where there is no such module, the rest of the name is something inside the last one.
         if spec is None or (spec.origin and _is_installed(module, Path(spec.origin))):
             return
         if spec.has_location and spec.origin:
@@ -55,6 +60,7 @@ def _is_installed(module: str, file: Path) -> bool:
     """Whether it lies in a folder that pip keeps: one with records of what it installed there."""
     if not set(LIBRARIES).isdisjoint(file.parts):
         return True
+    # The folder from which Python imports it: as many levels up as the name has parts.
     folder = file.parents[module.count(".") + (file.name == "__init__.py")]
     return _has_records(folder)
 
@@ -78,6 +84,7 @@ def _spec(module: str) -> ModuleSpec | None:
 
 def _imported(path: Path, module: str) -> Iterator[str]:
     """Names of modules that a file imports, and of what it takes from them: maybe modules too."""
+    # What an extension module imports cannot be read.
     if path.suffix != ".py":
         return
     package = module if path.name == "__init__.py" else module.rpartition(".")[0]

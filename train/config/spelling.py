@@ -63,6 +63,7 @@ class Misspelt:
 
 def misspelt(text: str, loader: Any, path: KeyPath = ()) -> Iterator[Misspelt]:
     """Of a document, or of the value of the key `path`. Raises YAMLError."""
+    # Nodes, since values no longer hold what was written.
     node = yaml.compose(text, Loader=loader)
     seen: set[int] = set()
     if node is not None:
@@ -76,11 +77,13 @@ def _walk(node: yaml.Node, path: KeyPath, seen: set[int]) -> Iterator[Misspelt]:
     seen.add(id(node))
     if isinstance(node, yaml.MappingNode):
         for key, value in node.value:
+            # Keys, too: YAML reads the key 010 as 8.
             yield from _walk(key, path, seen)
             yield from _walk(value, (*path, str(key.value)), seen)
     elif isinstance(node, yaml.SequenceNode):
         for item in node.value:
             yield from _walk(item, path, seen)
+    # What is quoted is meant as it is written.
     elif isinstance(node, yaml.ScalarNode) and not node.style:
         yield from _of_scalar(node, path)
 
@@ -98,10 +101,12 @@ def _of_scalar(node: yaml.ScalarNode, path: KeyPath) -> Iterator[Misspelt]:
     # Below `args`, and for unknown keys, any type may be meant.
     is_open = not types.isdisjoint({Any, dict[str, Any]}) or dict in map(get_origin, types)
     takes_text = is_open or not types.isdisjoint({str, list[str]})
+    # Of a truth value the question is whether the key takes those.
     if is_truth:
         takes_numbers = is_open or bool in types
     else:
         takes_numbers = is_open or not types.isdisjoint({int, float, list[int]})
+    # A name 12 becomes the text 12 in any case; a name 1.10 would become 1.1.
     changes_text = takes_text and not takes_numbers and str(value) != text
     is_read_otherwise = is_number and PLAIN.fullmatch(text) is None
     if changes_text or is_read_otherwise:

@@ -40,6 +40,7 @@ class TargetError(Exception):
 
 def make_importable() -> None:
     """Lets targets name modules of the current folder and of its my/, after installed packages."""
+    # At the end: a file there hides no installed package.
     for folder in (Path.cwd(), Path.cwd() / "my"):
         if str(folder) not in sys.path:
             sys.path.append(str(folder))
@@ -50,6 +51,7 @@ def resolve(target: str, home: str) -> Callable[..., Any]:
 
     Raises TargetError.
     """
+    # First, as find_spec raises errors of its own for what is no name.
     if not _is_dotted(target):
         raise TargetError(
             f"got {target!r}; it takes a name or a dotted path, such as package.module.Name"
@@ -90,6 +92,7 @@ def is_named_function(source: str) -> bool:
 
     Imports nothing but this package.
     """
+    # A file or folder of that name comes before a function.
     if not _is_dotted(source) or Path(source).exists() or Path(source).suffix.lower() in FILES:
         return False
     return "." in source or _has_module(_import("train.data"), source)
@@ -111,6 +114,7 @@ def check_arguments(
     except (TypeError, ValueError):
         # Some callables written in C have no signature.
         return []
+    # A config's arguments are passed by name.
     by_keyword = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     keywords = {
         parameter.name: parameter for parameter in parameters if parameter.kind in by_keyword
@@ -140,6 +144,7 @@ def _short(name: str, home: str) -> Callable[..., Any]:
     match = _match(module, name)
     if match is not None:
         return match
+    # There is a file of that name, so what is missing is missing in it.
     if module is not package:
         expected = name.replace("_", "").lower()
         raise TargetError(
@@ -154,6 +159,7 @@ def _short(name: str, home: str) -> Callable[..., Any]:
 def _match(module: ModuleType, name: str) -> Callable[..., Any] | None:
     """The class or function whose name is `name` in lower case and without underscores."""
     plain = name.replace("_", "").lower()
+    # Sorted: of two names that look alike it is always the same one.
     for attribute, value in sorted(vars(module).items()):
         if attribute.replace("_", "").lower() == plain and callable(value):
             return cast(Callable[..., Any], value)
@@ -162,6 +168,7 @@ def _match(module: ModuleType, name: str) -> Callable[..., Any] | None:
 
 def _dotted(target: str) -> Any:
     first, *rest = target.split(".")
+    # Looked for first: a module that is missing and one that fails inside are two sentences.
     if first not in sys.modules and importlib.util.find_spec(first) is None:
         names = [module.name for module in pkgutil.iter_modules()]
         raise TargetError(f"there is no module {first!r}{_did_you_mean(first, names)}")
@@ -189,6 +196,7 @@ def _import(name: str) -> ModuleType:
         _set_generators()
     try:
         return importlib.import_module(name)
+    # SystemExit: a script that is imported may end the process.
     except (Exception, SystemExit) as error:
         what = f"{type(error).__name__}: {error} ({_raised_at(error)})"
         raise TargetError(f"importing {name} failed: {what}") from error
@@ -196,9 +204,11 @@ def _import(name: str) -> ModuleType:
 
 def _raised_at(error: BaseException) -> str:
     """FILE:LINE of the error: of the innermost frame that is no part of Python's importer."""
+    # The file of a syntax error is in no frame, since it never ran.
     if isinstance(error, SyntaxError) and error.filename:
         return f"{os.path.relpath(error.filename)}:{error.lineno}"
     frames = traceback.extract_tb(error.__traceback__)
+    # Frames of Python's importer have files such as <frozen importlib._bootstrap>.
     frame = [frame for frame in frames if not frame.filename.startswith("<")][-1]
     return f"{os.path.relpath(frame.filename)}:{frame.lineno}"
 
@@ -228,6 +238,7 @@ def _modules(package: Any) -> list[str]:
 
 def _defined(owner: Any) -> list[str]:
     """Names of the classes and functions that a module or package defines itself."""
+    # What is only imported there has another `__module__`.
     home = getattr(owner, "__name__", "")
     return [
         name

@@ -59,6 +59,7 @@ def check_trusted(
         return
     reasons: list[str] = []
     for key in sorted(foreign.needed):
+        # What the user types beside the folder is the user's own.
         if values[key] and origins(key) != WHERE:
             reasons += _of_target(key, str(values[key]), foreign.folder)
     sections = {key.split(".")[0] for key in foreign.needed}
@@ -82,6 +83,7 @@ def needs_trust(targets: Mapping[str, str], folder: Path) -> bool:
 
 def _of_target(key: str, target: str, folder: Path) -> list[str]:
     if _names_data(key, target):
+        # What names data is read, not called, but for a few builders of datasets.
         return [f"{key}={target} runs code"] if target in UNSAFE_READERS else []
     why = _distrust(key, target, folder)
     return [f"{key}={target} would be imported and called: {why}"] if why else []
@@ -100,6 +102,7 @@ def _distrust(key: str, target: str, folder: Path) -> str:
     parts = target.split(".")
     if not all(part.isidentifier() for part in parts):
         return "it is no name"
+    # A bare name is looked up in this package alone (targets.py).
     if len(parts) == 1 or target.startswith(f"{home}."):
         # No further down than a module's attribute: train.models.hf.torch.hub.load begins with
         # this package as well.
@@ -107,6 +110,7 @@ def _distrust(key: str, target: str, folder: Path) -> str:
             return "it is no part of this package"
         return _distrust_own(key, target, home)
     if _is_in_my(parts[0], folder):
+        # `from os import system` makes a name in my/, too: where it is defined counts.
         resolved = _resolved(target, home)
         module = str(getattr(resolved, "__module__", ""))
         is_defined_there = module.split(".")[0] == parts[0]
@@ -115,6 +119,7 @@ def _distrust(key: str, target: str, folder: Path) -> str:
         return "it is not defined in my/"
     if key == "model.target" and target.startswith(LIBRARIES):
         resolved = _resolved(target, home)
+        # Where it is defined: a module of a library also holds what it imports from others.
         if _is_module_class(resolved) and resolved.__module__.split(".")[0] == parts[0]:
             return ""
         return "it is no subclass of torch.nn.Module"
@@ -133,6 +138,8 @@ def _distrust_own(key: str, target: str, home: str) -> str:
         else:
             is_right_kind = not issubclass(resolved, BaseException)
         return "" if is_right_kind else "it is of another kind"
+    # A function that its file is named after is meant to be called by a config. The others of this
+    # package are helpers, which may write files.
     file = module.rpartition(".")[2].replace("_", "").lower()
     is_named_after = str(getattr(resolved, "__name__", "")).lower() == file
     transforms = ("data.transform", "data.eval_transform")
@@ -151,24 +158,29 @@ def _resolved(target: str, home: str) -> Any:
 
 
 def _is_module_class(value: Any) -> bool:
+    # Only here: judging a name should not cost the import of torch.
     return inspect.isclass(value) and issubclass(value, importlib.import_module("torch").nn.Module)
 
 
 def _is_in_my(name: str, folder: Path) -> bool:
     """Whether a module lies in my/ of the current folder or the clone, and not in `folder`."""
     candidates = [Path("my").resolve(), Path(__file__).resolve().parents[2] / "my"]
+    # A my/ that came with the folder is not the user's own.
     mine = [each for each in candidates if not each.is_relative_to(folder.resolve())]
     if name == "train":
         return False
     try:
+        # `name` is without dots, and so nothing is imported here.
         spec = importlib.util.find_spec(name)
     except (ImportError, ValueError):
         return False
     if spec is None:
         return False
+    # A folder without __init__.py has places to search, and no file of its own.
     files = [*(spec.submodule_search_locations or ())]
     if spec.origin:
         files.append(spec.origin)
+    # All places: a package may be spread over several folders.
     return bool(files) and all(_is_below(Path(file).resolve(), mine) for file in files)
 
 
@@ -182,6 +194,7 @@ def _of_arguments(args: Any) -> Iterator[tuple[str, str]]:
         for name, value in args.items():
             if _runs_code(str(name), value):
                 yield str(name), f"= {value} runs code that comes with the weights"
+            # They may be nested: a model hands some on to a library.
             for inner, why in _of_arguments(value):
                 yield f"{name}.{inner}", why
     elif isinstance(args, list):

@@ -38,6 +38,7 @@ def _check(path: Path, text: str) -> None:
     for event in yaml.parse(text, Loader=Loader):
         size = 0
         if isinstance(event, yaml.AliasEvent):
+            # An alias counts as all that it stands for.
             size = size_of_anchor.get(event.anchor, 1)
         elif isinstance(event, yaml.ScalarEvent):
             size = 1
@@ -51,5 +52,6 @@ def _check(path: Path, text: str) -> None:
         open_nodes[-1] = (above, so_far + size)
         if len(open_nodes) > DEEPEST:
             raise Unreadable(f"{path} is nested deeper than {DEEPEST} levels")
+        # So an alias of aliases is found before it is expanded, which would fill the memory.
         if so_far + size > MOST_NODES:
             raise Unreadable(f"{path} grows to more than {MOST_NODES:,} values by its aliases")

@@ -59,12 +59,15 @@ def check_device() -> None:
     if trains_on_cpu():
         return
     device = torch.accelerator.current_accelerator(check_available=True)
+    # No device may also mean a card that this torch cannot open: with a driver too old for its
+    # build, training went to the CPU and ended with exit code 0.
     if device is None or device.type == "cuda":
         trouble = find_trouble(look_by_torch(), os.environ.get("CUDA_VISIBLE_DEVICES"))
         if trouble:
             raise Unsupported(refusal(trouble))
     if device is None:
         return
+    # A torch for AMD calls its devices cuda as well; only the version of HIP tells them apart.
     kind = "rocm" if torch.version.hip else device.type
     if kind != "cuda":
         raise Unsupported(
@@ -80,9 +83,12 @@ def connect(config: Config) -> tuple[Accelerator, Ranks]:
     Raises LaunchError where their number is not the requested one, and Unsupported.
     """
     check_device()
+    # Before the first connection: gloo's own error comes up to 103 s later, and does not name the
+    # variable to set.
     trouble = gloo_trouble(os.environ)
     if trouble:
         raise LaunchError(trouble)
+    # Before Accelerator is made, which uses the process group that is there.
     meet_after_restart(_message_timeout_seconds(config))
     with _without_sharding_by_accelerate():
         accelerator = _accelerator(config)
@@ -156,11 +162,15 @@ def _mixed_precision(config: Config) -> str:
 
 def _accelerator(config: Config) -> Accelerator:
     runtime = config.runtime
+    # The bound that a run promises for float32 (docs/exactness.md) is that of full products. TF32
+    # has a bound of its own, a thousand times as wide.
     torch.set_float32_matmul_precision("high" if runtime.tf32 else "highest")
     # torch's default is True, for convolutions alone: they would not keep the bound of float32.
     # notes_on_arithmetic says so.
     torch.backends.cudnn.allow_tf32 = runtime.tf32
     if runtime.deterministic:
+        # Without a fixed workspace torch refuses cuBLAS in deterministic mode. What the user has
+        # set is kept.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
     return Accelerator(
@@ -179,11 +189,9 @@ def _accelerator(config: Config) -> Accelerator:
 
 
 def free_memory(device: torch.device) -> None:
-    """Free unreferenced tensors, and what the allocator has cached, after an out-of-memory.
-
-    Collected, since an error and its frames refer to each other. Cached blocks of the old sizes may
-    be of no use for smaller tensors.
-    """
+    """Free unreferenced tensors, and what the allocator has cached, after an out-of-memory."""
+    # An error and its frames refer to each other: without this they live until Python collects.
     gc.collect()
+    # Cached blocks of the old sizes may be of no use for smaller tensors.
     if device.type != "cpu":
         torch.get_device_module(device).empty_cache()

@@ -62,7 +62,11 @@ class Alone:
                 if source.failed:  # on all ranks
                     raise
                 self.keep(error)
+                # A generator that has raised is finished. The windows below it are not, and the
+                # other ranks go on with theirs.
                 stream = plain
+                # The failed layer may have fetched a window and not handed it on. Without that one
+                # this rank would be a step behind the others.
                 if source.last is None or source.last is previous:
                     continue
                 window = source.last  # the layer has fetched it, and not yielded it

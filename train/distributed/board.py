@@ -18,6 +18,8 @@ def next_start() -> str:
     They start the same trainings, and restart together. Where the store itself is new for each
     start, restarts are not counted: machines that came later have counted fewer.
     """
+    # torchrun's agent holds the store over restarts of its ranks, and so the texts of the starts
+    # that failed.
     outlives = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     restarts = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") if outlives else "0"
     return f"{restarts}.{next(_STARTS)}"

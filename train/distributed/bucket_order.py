@@ -36,6 +36,8 @@ class BucketOrder:
         trained = set(self._trained)
         ordered = [name for name in order if name in trained]
         named = set(ordered)
+        # The rest in reverse order of registration, about the order in which gradients arrive: it
+        # is what DDP itself begins with.
         return ordered + [name for name in reversed(self._trained) if name not in named]
 
 
@@ -69,6 +71,8 @@ def fix_buckets(model: Any, order: Sequence[nn.Parameter]) -> None:
 
     `model`: a DistributedDataParallel. All ranks call it together, and get rank 0's buckets.
     """
+    # DDP's forward pass calls whatever its `module` is, and prepares the reduction. So a stand-in
+    # is enough, and the user's model does not run.
     module = model.module
     model.module = _Zero(order)
     try:

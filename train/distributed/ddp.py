@@ -67,6 +67,8 @@ class Ddp(Replicated):
             self._buckets_are_fixed = True
 
         def completed(learner: Any, window: Any) -> Tensor:
+            # While a size of micro-batch is unproven: a rank that runs out of memory in the last
+            # backward pass would leave the others in DDP's reduction.
             if self._late_steps:
                 losses, missing = self._reduced_late(compute_gradient, learner, window)
                 self._late_steps -= 1
@@ -98,9 +100,11 @@ class Ddp(Replicated):
     ) -> tuple[Tensor, Sequence[str]]:
         """Reduce after the last backward pass, to the same bits as DDP.
 
-        It uses DDP's buckets, of which `.grad` are views, divided first and then summed, as DDP
-        does. Returns the losses and the names of parameters without a gradient.
+        It uses DDP's buckets, of which `.grad` are views. Returns the losses and the names of
+        parameters without a gradient.
         """
+        # By hooks, since `.grad` does not tell: it is zeroed in place, and 0 for a parameter that
+        # got no gradient, too.
         arrived: set[nn.Parameter] = set()
         hooks = [p.register_post_accumulate_grad_hook(arrived.add) for p in self._trained.values()]
         error: Exception | None = None
@@ -113,11 +117,13 @@ class Ddp(Replicated):
         finally:
             for hook in hooks:
                 hook.remove()
+        # Before the reduction, in which the others would wait for a rank that has failed.
         try:
             agree(self._ranks, error)
         finally:
             del error  # its frames, this one among them, hold what did not fit in memory
         buckets = self._buckets()
+        # Divided first, then summed, as DDP does: in the other order the bits would differ.
         for bucket in buckets:
             bucket.div_(self._ranks.world_size)
         self._ranks.add_up(buckets)
@@ -125,6 +131,7 @@ class Ddp(Replicated):
 
     def _buckets(self) -> list[Tensor]:
         """DDP's buckets, flat: the storages of the gradients."""
+        # Each bucket once: its gradients are views of one storage.
         gradients: dict[int, Tensor] = {}
         for parameter in self._trained.values():
             if parameter.grad is not None:
@@ -137,11 +144,15 @@ class Ddp(Replicated):
 
     def _complete(self, error: RuntimeError, k: int) -> None:
         """Give 0 for the missing gradients, so that the other ranks' reduction ends."""
+        # Which gradients are missing stands in torch's message alone. Any other message is about
+        # something else.
         match = re.search(r"did not receive grad for rank \d+: ([\d ]+)", str(error))
         if not match:
             raise error
         names = list(self._trained)
         missing = [names[int(index)] for index in match[1].split()]
+        # A backward pass over these alone calls the hooks that DDP still waits for: its reduction
+        # ends, here and on the other ranks.
         zero_loss([self._trained[name] for name in missing]).backward()
         self._miss(missing, k)
 

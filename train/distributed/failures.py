@@ -24,6 +24,8 @@ def agree(ranks: Ranks, error: Exception | None, values: Sequence[float] = ()) -
     number = 0
     if error is not None:
         number = ranks.rank + 1  # where one rank failed, the sum says which
+    # One message for all: how many ranks failed, how many of those ran out of memory, the sum of
+    # the numbers of those that failed, and the values.
     try:
         failed, short, numbers, *sums = ranks.sum(
             [error is not None, is_out_of_memory(error), number, *values]
@@ -39,6 +41,8 @@ def agree(ranks: Ranks, error: Exception | None, values: Sequence[float] = ()) -
         who = f"rank {numbers - 1:.0f}"
     else:
         who = f"{failed:.0f} ranks"
+    # One kind of error on all ranks: either all do the step again in smaller micro-batches, or
+    # none.
     if short == failed:
         raise ShortOfMemory(f"{who} ran out of memory") from error
     if error is not None:

@@ -58,6 +58,8 @@ class FlatBuckets:
                 with learner.accelerator.no_sync(learner.model), self._collecting():
                     losses = compute_gradient(learner, window)
             except Exception as error:
+                # The other ranks are in the same message, and raise with this one instead of
+                # waiting in the reduction.
                 self._agree(error)
                 raise
             self._reduce(self._agree(None))
@@ -103,6 +105,8 @@ class FlatBuckets:
 
         `error`: what this rank's part of the gradient raised.
         """
+        # By the same message: an expert that only one rank used is then updated on all ranks, and
+        # one that no rank used keeps None.
         has_gradient = [float(parameter in self._arrived) for parameter in self.parameters]
         counts = agree(self.ranks, error, has_gradient)
         return {p for p, count in zip(self.parameters, counts, strict=True) if count}

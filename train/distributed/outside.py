@@ -18,6 +18,7 @@ SIGNAL = signal.SIGVTALRM
 
 # Reads a byte for each poll of the thread inside. It imports modules that are built in only, and so
 # starts in 15 ms.
+# It ignores all stop signals: SLURM sends them to every process, and the rank still has to save.
 _LOOK = """
 import os, select, signal, sys
 rank = int(sys.argv[1])
@@ -55,6 +56,7 @@ class Outside:
         # chain: after the stacks the default handler follows, which ends the process
         faulthandler.register(SIGNAL, file=file, all_threads=True, chain=True)
         numbers = (os.getpid(), period, int(seconds / period), int(SIGNAL))
+        # -I and -S: no site-packages, and nothing of the current folder or the user's variables.
         self._process = subprocess.Popen(
             [sys.executable, "-I", "-S", "-c", _LOOK, *map(str, numbers), sentence],
             stdin=subprocess.PIPE,

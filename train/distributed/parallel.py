@@ -159,10 +159,13 @@ def parallelize(
     # Gradients of parameters narrower than float32 must be summed in a wider type, which DDP does
     # not support.
     is_narrow = torch.promote_types(dtype, torch.float32) != dtype
+    # One rank reduces nothing. Narrow gradients still need wider sums, over its micro-batches.
     if ranks.world_size == 1 and not is_narrow:
         return Replicated(module, ranks)
     if is_narrow or reduction == "explicit":
         return ExplicitReduction(module, ranks, "")
+    # DDP reduces the gradients of all parameters or none. A rank that lacks one would leave the
+    # others waiting at step 1.
     if tried.unused:
         note = (
             "reduction after the last micro-batch, not during it: no gradient on some rank for "

@@ -19,6 +19,8 @@ class Parents:
     """The launchers of this process when it started: train.launch, torchrun's agent, accelerate."""
 
     def __init__(self) -> None:
+        # Kept for a comparison: the only trace of a parent that was killed is that this process has
+        # another one.
         self._parent = os.getppid()
         self._parent_is_launcher = _starts_ranks(self._parent)
         self._launch = _process(os.environ.get(LAUNCHER_PID))

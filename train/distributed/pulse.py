@@ -35,6 +35,7 @@ class Pulse:
     def look(self) -> int:
         """A number that has changed where this rank made progress since the last poll."""
         if self._writing:
+            # Without a count a save is progress for as long as it lasts.
             moved = _bytes_moved()
             if moved is None or moved - self._bytes >= LEAST_BYTES:
                 self.beat()

@@ -70,6 +70,7 @@ def check_world_size(actual: int) -> None:
     """
     requested = {
         "WORLD_SIZE (from the launcher)": launched_world_size(),
+        # An elastic job sets it to nothing: its size is not known when it starts.
         f"ISOBATCH_WORLD_SIZE (from {LAUNCH_NAME})": int(
             os.environ.get("ISOBATCH_WORLD_SIZE") or actual
         ),
@@ -97,6 +98,7 @@ def lost_rank(error: BaseException | None) -> bool:
     while error is not None:
         if isinstance(error, dist.DistError):
             return True
+        # gloo raises plain RuntimeErrors. Only their text tells them from others.
         if isinstance(error, RuntimeError) and "gloo" in str(error):
             return True
         error = error.__cause__
@@ -174,6 +176,7 @@ class Ranks:
         self.alone.messages += 1
         if self._group is None:
             return Sum([float(value) for value in values], None)
+        # float64 holds any number of samples or tokens exactly.
         tensor = torch.tensor(values, dtype=torch.float64)
         self._last_work = dist.all_reduce(tensor, group=self._group, async_op=True)
         return Sum(tensor, self._last_work)
@@ -221,8 +224,10 @@ class Ranks:
             outcome = work()
         except Exception as raised:
             error = raised
+        # Its type and text, not the error: what a user's error holds may not be picklable.
         of_ranks = self.gather(None if error is None else (raisable(error), str(error)))
         if error is not None:
+            # Its own error here, with its traceback.
             raise error
         for rank, other in enumerate(of_ranks):
             if other is not None:
@@ -243,6 +248,8 @@ class Ranks:
         is_first = launched_local_rank() == 0
         if self.world_size == 1:
             return work()
+        # Two rounds, not a barrier between: where the first rank fails, the others raise its error
+        # before they begin the same work.
         early = self.together(lambda: work() if is_first else None)
         late = self.together(lambda: None if is_first else work())
         return cast(T, early if is_first else late)
@@ -257,9 +264,12 @@ class Ranks:
         """A connection to the ranks' key-value store, for the calling thread."""
         if self._group:
             default: Any = dist.distributed_c10d._get_default_store()
+            # torch's stores are used by one thread each; a clone has a connection of its own.
             store = default.clone()
         else:
             store = torch._C._distributed_c10d.HashStore()
+        # A store whose process is stopped answers nothing. It is asked again later, as a frozen job
+        # may resume.
         store.set_timeout(timedelta(seconds=5))
         return Board(store, self.rank, self.world_size, self._start)
 

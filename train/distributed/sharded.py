@@ -86,6 +86,8 @@ def span(tensor: Tensor) -> tuple[int, int]:
 def as_part(rows: Tensor, like: Tensor) -> Tensor:
     """A tensor sharded as `like`, of which this rank holds `rows`."""
     assert isinstance(like, DTensor)
+    # run_check would cost messages. Shape and stride are stated, since ranks may hold different
+    # numbers of rows.
     return DTensor.from_local(
         rows.to(like.device),
         like.device_mesh,
@@ -177,6 +179,8 @@ class Sharded:
 
         def without_zeros(learner: Any, window: Any) -> Tensor:
             losses = compute_gradient(learner, window)
+            # FSDP has put zeros in place of what is missing. A norm of 0 over all ranks means that
+            # no rank used the parameter.
             candidates = [p for p in self._unused if p.grad is not None]
             if candidates:
                 norms = self.norms(local(p.grad) for p in candidates if p.grad is not None)
@@ -197,6 +201,7 @@ class Sharded:
 
     def total_norm(self, gradients: list[Tensor]) -> Tensor:
         norm = self._norm([local(gradient) for gradient in gradients])
+        # Each rank holds other rows, so the squares add up.
         square = norm.double().square()
         self._ranks.add_up([square])
         return square.sqrt().to(norm.dtype)
@@ -232,6 +237,7 @@ def shard(
     if _is_narrow(module):
         # Gradients narrower than float32 are summed in float32, over micro-batches and ranks.
         policy = MixedPrecisionPolicy(reduce_dtype=torch.float32)
+    # Inner modules first: the model itself then takes what no block has taken.
     for block in blocks:
         fully_shard(block, mesh=mesh, mp_policy=policy, reshard_after_forward=sharding.reshards)
     fully_shard(module, mesh=mesh, mp_policy=policy)

@@ -75,6 +75,7 @@ class Stop:
         now = time.monotonic()
         if self._interrupted_at is None:
             self._interrupted_at = now
+            # Under launch.sh the launcher prints this sentence; of several ranks one is enough.
             if LAUNCHER_PID not in os.environ and os.environ.get("RANK", "0") == "0":
                 _write(
                     f"\nstopping, and saving; Ctrl-C again after {LEAVE_SECONDS:g} s leaves at "

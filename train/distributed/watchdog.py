@@ -39,6 +39,7 @@ def watched(
     rank 0, just before the process ends.
     """
     watchdog = Watchdog(ranks, deadline_seconds, folder, step, end)
+    # From here on the watchdog ends a run that hangs. Until now the time-outs of the groups did.
     ranks.wait_for_watchdog()
     watchdog.start()
     try:
@@ -101,11 +102,13 @@ class Watchdog:
                 "location": self._location(),
             }
             board.pin("here", json.dumps(report))
+            # While rank 0 saves, the others make no progress of their own.
             if not self._ranks.is_main:
                 of_main = board.read_of("here", 0)
                 if of_main:
                     main = json.loads(of_main)
                     self._progress_of_main = [main["step"], main["beats"]]
+            # Two reports of each rank, some periods apart, show which one is silent.
             if self._alarm.is_set():
                 self._reports.append(board.read("here"))
 
@@ -143,6 +146,7 @@ class Watchdog:
         )
 
     def _stop(self, file: TextIO) -> None:
+        # The stacks first: the launcher ends this process as soon as another rank has left.
         faulthandler.dump_traceback(file, all_threads=True)
         self._alarm.set()
         # Time for the others to report twice; one that is frozen does not.
@@ -154,6 +158,7 @@ class Watchdog:
             self._end(reason, self._step())
         # Time for the others to write their stacks: the launcher ends them after the first one.
         time.sleep(self._period)
+        # Not sys.exit, which would end this thread alone: the main thread hangs.
         os._exit(1)
 
     def _location(self) -> str:
@@ -218,6 +223,7 @@ class _Diagnosis:
                 "memory, or the machine is gone"
             )
         behind = self.behind()
+        # If all are behind, or none is, nobody waits for a rank that could be named.
         if 0 < len(behind) < len(self.lines):
             return f"the others wait for rank(s) {', '.join(map(str, behind))}"
         return "which rank came first is unknown"

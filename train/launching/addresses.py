@@ -19,6 +19,8 @@ def address_of(head: str) -> str:
     with suppress(OSError):
         address = str(socket.getaddrinfo(head, None, proto=socket.IPPROTO_TCP)[0][4][0])
     is_named_loopback = head in ("localhost", address)  # then it is meant: all on one machine
+    # Where the name leads to the loopback (Debian's default line, 127.0.1.1 in /etc/hosts), the
+    # other machines would be told to connect to themselves.
     if address and (is_named_loopback or not ipaddress.ip_address(address).is_loopback):
         return address
     raise LaunchRefused(
@@ -37,6 +39,7 @@ def for_gloo(address: str) -> dict[str, str]:
     if os.environ.get("GLOO_SOCKET_IFNAME"):
         return {}
     for name, addresses in psutil.net_if_addrs().items():
+        # psutil writes the zone behind an IPv6 address (%eth0).
         if address in {each.address.partition("%")[0] for each in addresses}:
             return {"GLOO_SOCKET_IFNAME": name}
     return {}
@@ -48,6 +51,7 @@ def gloo_trouble(environment: Mapping[str, str]) -> str:
     ./launch.sh names the interface to its ranks; another launcher does not. gloo itself gives up on
     one machine after a second, on another after 103 s; its error does not name the variable.
     """
+    # One rank connects to nobody.
     if environment.get("WORLD_SIZE", "1") == "1":
         return ""
     interfaces = psutil.net_if_addrs()
@@ -60,6 +64,7 @@ def gloo_trouble(environment: Mapping[str, str]) -> str:
             "  why:  the ranks talk by it\n"
             "  run:  unset GLOO_SOCKET_IFNAME, or export it with one of these"
         )
+    # On one machine, or where the first one was named by the loopback, the loopback is right.
     head = environment.get("MASTER_ADDR", "localhost")
     world_size = environment["WORLD_SIZE"]
     is_one_machine = environment.get("LOCAL_WORLD_SIZE", world_size) == world_size

@@ -40,6 +40,7 @@ class Arguments:
         last = None
         for index, word in enumerate(self.flags):
             key, equals, value = word.partition("=")
+            # accelerate takes - and _ alike in the name of a flag.
             if key.replace("-", "_") == f"__{name}":
                 next_word = "".join(self.flags[index + 1 : index + 2])
                 last = value if equals else next_word
@@ -54,6 +55,7 @@ class Arguments:
             is_named = key.removeprefix("--").replace("-", "_") in names and word.startswith("--")
             if not is_named and not is_value:
                 kept.append(word)
+            # A switch has no value: the word behind it is another flag.
             is_value = is_named and not equals and key.removeprefix("--") not in SWITCHES
         return kept
 
@@ -62,6 +64,7 @@ def parse(argv: Sequence[str]) -> Arguments:
     """Without a CONFIG: the quick start's."""
     arguments = Arguments()
     words = list(argv)
+    # Split first: what stands behind -- is accelerate's, whatever it looks like.
     if "--" in words:
         cut = words.index("--")
         arguments.flags = words[cut + 1 :]
@@ -70,6 +73,7 @@ def parse(argv: Sequence[str]) -> Arguments:
         arguments.loop = words.pop(0)
     values = iter(words)
     for word in values:
+        # The value is a word of its own, and would else be taken for the config.
         if word in OF_THE_PLANNER:
             arguments.words += [word, next(values, "")]
         else:

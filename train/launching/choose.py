@@ -37,6 +37,8 @@ def choose(arguments: Arguments, file: LauncherFile, environment: Mapping[str, s
     trouble = None
     seen = Seen()
     visible = environment.get("CUDA_VISIBLE_DEVICES")
+    # Whoever asks for the CPU hears nothing of GPUs, and does not wait for torch, whose import
+    # takes seconds.
     if not on_cpu:
         gpu_ids = _requested_gpus(arguments, file)
         visible = gpu_ids or visible
@@ -163,6 +165,7 @@ def _requested_ranks(
 
 def _cpu_request(arguments: Arguments, file: LauncherFile, environment: Mapping[str, str]) -> str:
     """What asks for the CPU; empty where nothing does."""
+    # What accelerate takes for true (its str_to_bool), without importing it.
     if environment.get("ACCELERATE_USE_CPU", "").lower() in ("true", "1", "yes", "on", "t", "y"):
         return "ACCELERATE_USE_CPU"
     if arguments.flag("cpu") is not None:

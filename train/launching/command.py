@@ -51,6 +51,7 @@ def build(arguments: Arguments, file: LauncherFile, ranks: Ranks, grace: int) ->
     program = ["-m", module, arguments.config, *arguments.words]
     if arguments.plans_memory:
         program = ["-m", "train.plan", arguments.loop, arguments.config, *arguments.words]
+    # A plan, or the config alone, needs no ranks, and so not accelerate's launcher.
     if not arguments.needs_ranks:
         return Command([sys.executable, *program], variables)
     if ranks.number == 1 and not file.get("enable_cpu_affinity") and _only_number(arguments):
@@ -65,6 +66,8 @@ def _accelerate(arguments: Arguments, file: LauncherFile, ranks: Ranks) -> list[
     words = ["-m", "accelerate.commands.launch", "--config_file", str(DEFAULT)]
     if file.get("enable_cpu_affinity"):
         words.append("--enable_cpu_affinity")
+    # Only torchrun knows the flags about restarts, rendezvous and logs, also where it starts one
+    # rank.
     by_torchrun = ranks.number != 1
     torchrun_flags = [flag for flag in arguments.flags if _is_torchrun(flag)]
     if not by_torchrun and torchrun_flags:
@@ -80,6 +83,7 @@ def _accelerate(arguments: Arguments, file: LauncherFile, ranks: Ranks) -> list[
         words.append("--multi_gpu")  # also on a CPU: with --cpu accelerate would start one rank
     elif ranks.gpus == 0:
         words.append("--cpu")  # accelerate overwrites ACCELERATE_USE_CPU for a single rank
+    # FSDP's flags are not passed on: the ranks get them as variables (sharding.py).
     sharding = [each.key for each in of_flags(arguments.flags) if is_sharding_flag(each.key)]
     return words + arguments.without((*SET_BY_VARIABLES, *sharding))
 
@@ -119,6 +123,7 @@ def _variables(ranks: Ranks, grace: int) -> dict[str, str]:
         "PET_SIGNALS_TO_HANDLE": "SIGTERM,SIGINT,SIGUSR1,SIGHUP,SIGQUIT",
         "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(grace),
     }
+    # Each rank compares it with the number of ranks that met (distributed.ranks).
     if ranks.number:
         variables["ISOBATCH_WORLD_SIZE"] = str(ranks.number)
     # Without the first, two ranks on a CPU are two trainings that both believe they are alone. With

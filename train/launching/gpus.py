@@ -70,6 +70,7 @@ def look_by_torch() -> Seen:
     seen = Seen(
         version=str(torch.__version__), cuda=torch.version.cuda or "", hip=torch.version.hip or ""
     )
+    # A build for CPUs raises at the questions below.
     if not seen.cuda and not seen.hip:
         return seen
     seen = replace(seen, kernels=tuple(torch.cuda.get_arch_list()))
@@ -79,6 +80,7 @@ def look_by_torch() -> Seen:
             torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())
         ]
     except (RuntimeError, AssertionError) as error:
+        # The first sentence says why; torch goes on with advice.
         return replace(seen, error=str(error).partition("\n")[0].partition(". ")[0])
     return replace(seen, gpus=tuple(Gpu(card.name, (card.major, card.minor)) for card in cards))
 
@@ -89,8 +91,10 @@ def ask_torch(visible: str = "") -> Seen:
     The launcher itself starts without torch, whose import takes seconds. `visible`: for
     CUDA_VISIBLE_DEVICES.
     """
+    # Importing torch takes seconds: a machine without any sign of a GPU is spared it. kfd is AMD's.
     if not (shutil.which("nvidia-smi") or any(DEV.glob("nvidia[0-9]*")) or (DEV / "kfd").exists()):
         return Seen()
+    # gpu_ids of a flag or a launcher file are what the ranks will see, so torch is asked with them.
     environment = dict(os.environ)
     if visible:
         environment["CUDA_VISIBLE_DEVICES"] = visible
@@ -135,11 +139,14 @@ def find_trouble(
         return None  # refused elsewhere, by name
     if seen.gpus:
         return _without_kernels(seen, visible, look)
+    # Whoever has hidden all cards asks for the CPU, and misses none.
     machine = Machine() if hides_all(visible) else look()
     if not machine.cards:
         return None
     number = counted(len(machine.cards), "GPU")
     has = f"{number} ({machine.cards[0]}, driver {machine.driver or 'unknown'})"
+    # The first that holds is named: torch is not there, is of another build, is newer than the
+    # driver; then what the user has set.
     if not seen.version:
         return Trouble(has, seen.error, f"{sys.executable} -c 'import torch'")
     cuda = int(seen.cuda.partition(".")[0] or 0)
@@ -170,6 +177,8 @@ def _without_kernels(
     gpu = without[0]
     got = f"{gpu.name} has compute capability {gpu.capability[0]}.{gpu.capability[1]}"
     why = f"torch {seen.version} has no kernels for it: {', '.join(seen.kernels)}"
+    # With CUDA_VISIBLE_DEVICES set, the cards are numbered within it, and these numbers would name
+    # others.
     others = [str(index) for index, each in enumerate(seen.gpus) if each not in without]
     if others and not visible:
         return Trouble(got, why, f"export CUDA_VISIBLE_DEVICES={','.join(others)}")
@@ -182,6 +191,8 @@ def _has_kernels(capability: Capability, kernels: Sequence[str]) -> bool:
         if not name:
             continue
         built = (int(name[2]), int(name[3]))
+        # Compiled code (sm) runs on later cards of the same major version; code that the driver
+        # compiles (compute), on all later ones.
         runs_on_later = name[1] == "compute" or built[0] == capability[0]
         if name[4] == "a":  # sm_90a: for that card alone
             runs_on_later = False
@@ -202,6 +213,7 @@ def remedy(seen: Seen, machine: Machine) -> str:
             pins.append(f"{package}=={version.partition('+')[0]}+{build.name}")
         index = f"{INDEX}/{build.name}"
         return f"{sys.executable} -m pip install {' '.join(pins)} --extra-index-url {index}"
+    # No build suits this driver: does one suit the cards, under a newer driver?
     build = find_build(replace(machine, driver=""))
     if build is not None:
         return (

@@ -50,6 +50,7 @@ def check(
     `precision()`: the config's; called only where accelerate's settings name one.
     """
     settings = [*of_file(file.values), *of_flags(flags), *of_environment(environment)]
+    # All at once: whoever learns of one key at a time has to start as many times.
     problems = refused(settings) + other_precision(settings, precision) + first_fsdp(settings)
     if file.users_own and file.get("distributed_type") is None:
         problems.append(
@@ -129,6 +130,7 @@ def without_effect(settings: Sequence[Setting]) -> list[str]:
 
 def on_one_machine(file: LauncherFile, settings: Sequence[Setting]) -> list[str]:
     """What the file says of a rendezvous that does not take place."""
+    # Without several machines nothing meets, whatever the file says.
     machines = {str(each.value) for each in settings if each.key in ("num_machines", "nnodes")}
     if machines - {"1"}:
         return []
@@ -180,6 +182,8 @@ def _why_not(setting: Setting) -> str:
     row = row_of(key, value)
     if row is None:
         return _no_such_key(key)
+    # Even a refused key is harmless with a value that asks for nothing: accelerate config writes
+    # such values itself.
     if asks_nothing(key, value):
         return ""
     if row.fate == REFUSED:

@@ -33,6 +33,7 @@ class LauncherFile:
 def find(name: str | None) -> LauncherFile:
     if not name:
         return LauncherFile(DEFAULT, _read(DEFAULT), users_own=False)
+    # A name such as configs/accelerate/ddp.yaml holds from any folder.
     for path in (find_shipped(Path(name)), ROOT / name):
         if path.is_file():
             return LauncherFile(path, _read(path), users_own=path.resolve() != DEFAULT.resolve())

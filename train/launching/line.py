@@ -19,12 +19,15 @@ BYE = {"bye": True}
 class Line:
     def __init__(self, connection: socket.socket) -> None:
         self._connection = connection
+        # Nothing is sent between the first message and the last. Without probes by the kernel, a
+        # machine that lost its power would never be missed.
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         probes = {
             "TCP_KEEPIDLE": IDLE_SECONDS,
             "TCP_KEEPINTVL": BETWEEN_SECONDS,
             "TCP_KEEPCNT": (SILENT_SECONDS - IDLE_SECONDS) // BETWEEN_SECONDS,
         }
+        # Not every system has all of them.
         for name, value in probes.items():
             if hasattr(socket, name):
                 connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
@@ -49,6 +52,7 @@ class Line:
     def loss(self) -> str:
         """Waits until the other end closes: why it was lost, or empty where it sent BYE."""
         try:
+            # Waits for days: the run lasts as long as the connection.
             self._connection.settimeout(None)
             if self._read() == json.dumps(BYE).encode() + b"\n":
                 return ""
@@ -65,6 +69,8 @@ class Line:
 
     def _read(self) -> bytes:
         text = b""
+        # Byte by byte, so that nothing of a next message is taken; and with a limit, since a
+        # stranger may send anything.
         while not text.endswith(b"\n") and len(text) < LONGEST_MESSAGE:
             byte = self._connection.recv(1)
             if not byte:

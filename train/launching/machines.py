@@ -53,6 +53,8 @@ class Machines:
 
     def among(self, arguments: Arguments) -> Arguments:
         """`arguments` with what is known of this machine as flags of accelerate."""
+        # On several machines all are stated anew. nnodes and rdzv_id are torchrun's: accelerate has
+        # no such flags, and they travel as variables.
         replaced = FLAGS if self.number > 1 else ("nnodes", "rdzv_id")
         return replace(arguments, flags=[*arguments.without(replaced), *self._flags()])
 
@@ -117,6 +119,7 @@ def find_machines(
             "the machines meet there",
             "--main_process_ip HOST",
         )
+    # Machine 0 compares it: a machine with another command line would train something else.
     words = _digest(arguments)
     job = _job(settings.get("rdzv_id"), arguments, words)
     backend = settings.get("rdzv_backend", "static")
@@ -175,6 +178,7 @@ def _rank(text: str, machines: int) -> int:
 
 
 def _digest(arguments: Arguments) -> str:
+    # No word holds a null byte, so two command lines never make one text.
     words = "\0".join([arguments.loop, arguments.config, *arguments.words])
     return hashlib.sha256(words.encode()).hexdigest()[:8]
 
@@ -240,6 +244,8 @@ def _port(stated: str, job: str) -> int:
             "it is 1 to 65534",
             "--main_process_port 29500",
         )
+    # From the job, so that its machines find the same port by themselves, and two jobs on one node
+    # do not meet.
     slurm = re.fullmatch(r"slurm-(\d+)\.(\d+)", job)
     if slurm:
         # Jobs that run at the same time have numbers near each other, and so have steps.

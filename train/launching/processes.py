@@ -18,6 +18,7 @@ def remaining(attempt: str) -> list[psutil.Process]:
     """All that were started in this attempt and still run, also those whose parent has ended."""
     alive = []
     for process in psutil.process_iter():
+        # Processes of other users, and those that end meanwhile, cannot be asked.
         with suppress(psutil.Error):
             marked = process.environ().get(MARK) == attempt
             if marked and process.status() != psutil.STATUS_ZOMBIE:
@@ -36,6 +37,7 @@ def ranks_of(attempt: str, child: int, child_is_rank: bool) -> list[psutil.Proce
     for process in marked:
         with suppress(psutil.Error):
             parents[process.pid] = process.ppid()
+    # The launcher's children are the ranks. Theirs are data workers.
     if child in pids and not child_is_rank:
         return [process for process in marked if parents.get(process.pid) == child]
     return [process for process in marked if parents.get(process.pid) not in pids]
@@ -76,6 +78,7 @@ def _is_ignored(number: int) -> bool:
 
 def wake_up_pipe() -> int:
     """The read end of a pipe into which each handled signal writes a byte, to wait for."""
+    # set_wakeup_fd refuses an end that blocks; and the loop must not wait at an empty pipe.
     read, write = os.pipe()
     for end in (read, write):
         os.set_blocking(end, False)

@@ -76,6 +76,8 @@ class Head:
     """Machine 0: a thread that accepts connections, and one for each guest."""
 
     def __init__(self, machines: Machines, card: Card) -> None:
+        # The guests of an elastic job come at any time, so no connection shows yet by which address
+        # they reach this machine.
         self.address = address_of(machines.head) if machines.is_elastic else ""
         self._machines = machines
         self._card = card
@@ -92,6 +94,7 @@ class Head:
     def close(self) -> None:
         with self._changed:
             self._closed = True
+            # It tells an end from a loss.
             for line in self._guests.values():
                 line.send(BYE)
                 line.close()
@@ -125,6 +128,7 @@ class Head:
                 connection, _ = self._server.accept()
             except OSError:  # closed
                 return
+            # A thread for each: one that connects and sends nothing keeps nobody else waiting.
             threading.Thread(
                 target=self._answer, args=(Line(connection),), name="rendezvous", daemon=True
             ).start()
@@ -135,6 +139,7 @@ class Head:
             line.close()
             return
         guest = f"machine {card.get('machine')} ({card.get('host')})"
+        # Under the lock: of two guests with one number the second is refused.
         with self._changed:
             refused = self._why_refused(card)
             if not refused:
@@ -144,9 +149,13 @@ class Head:
             line.send({"refused": refused})
             line.close()
             return
+        # From here on the connection is watched, in order to name a loss. It stops nothing: a
+        # network that is cut may come back.
         lost = line.loss()
         line.close()
         with self._changed:
+            # Its place is free again: a launch may end and come once more, before the start or in
+            # an elastic job.
             del self._guests[card["machine"]]
         if lost and not self._closed:
             print_error(f"launch: {guest} of job {self._machines.job} is lost: {lost}")
@@ -164,6 +173,7 @@ class Head:
 
     def _why_refused(self, card: Card) -> str:
         """Empty where this guest is accepted."""
+        # What explains the rest comes first: another job has another command line as well.
         here = self._card
         host = card.get("host")
         rank = card.get("machine")
@@ -187,6 +197,7 @@ class Head:
                 f"machine {rank} of job {here['job']} is there already; {host} needs a "
                 "--machine_rank of its own"
             )
+        # torch's static rendezvous has a fixed number of machines, and takes none in later.
         if self._begun and not self._machines.is_elastic:
             return (
                 f"job {here['job']} has begun; when it has ended, the same command on all "
@@ -204,6 +215,7 @@ class Guest:
         self._line = Line(_reach(machines))
         self.address = self._line.own_address
         self._line.send(card)
+        # It comes once all machines are there.
         answer = self._line.receive(WAIT_SECONDS)
         if answer != GO:
             self._line.close()
@@ -236,6 +248,7 @@ def _reach(machines: Machines) -> socket.socket:
             )
         except OSError as error:
             why = error.strerror or str(error)
+        # Each reason once: the other machine may come minutes later.
         if why != reported:
             print_error(f"launch: machine 0 at {where} does not answer yet ({why}); waiting for it")
             reported = why
@@ -264,6 +277,7 @@ def _refused(answer: Card | None, machines: Machines) -> Exception:
 
 
 def _open(port: int, machines: Machines) -> socket.socket:
+    # Of both families, as the name of this machine may lead to an address of either.
     both = socket.has_dualstack_ipv6()
     family = socket.AF_INET6 if both else socket.AF_INET
     try:

@@ -19,6 +19,7 @@ class Scratch:
 
     def __init__(self) -> None:
         self.path = Path(tempfile.mkdtemp(prefix=PREFIX))
+        # The system frees the lock with this process, however it ends.
         self._descriptor = os.open(self.path, os.O_RDONLY)
         with suppress(OSError):  # a file system without locks
             fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -38,6 +39,8 @@ def sweep() -> None:
 
 def _is_left_behind(folder: Path) -> bool:
     status = folder.lstat()
+    # A new folder may be of a launch that has not locked it yet. The folder of temporary files is
+    # everybody's: a link, or what another user has made, is left alone.
     is_old = time.time() - status.st_mtime > NEW_SECONDS
     if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid() or not is_old:
         return False

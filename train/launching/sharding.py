@@ -18,6 +18,7 @@ def is_sharding_flag(key: str) -> bool:
 
 def sharding_variables(arguments: Arguments, file: LauncherFile) -> dict[str, str]:
     """Empty where FSDP is not asked for. A flag comes before the file."""
+    # The file first: a flag then takes its place in `variables`.
     settings = [*of_file(file.values), *of_flags(arguments.flags)]
     if not any(asks_for_sharding(each) for each in settings):
         return {}

@@ -62,12 +62,16 @@ class Supervisor:
 
     def run(self) -> int:
         """The exit code of launch.sh."""
+        # The pipe before the handlers: a signal in between would wake nobody. What nohup has made
+        # this process ignore stays ignored.
         pipe = wake_up_pipe()
         ignored = ignored_signals()
         for name in STOP_SIGNALS:
             number = getattr(signal, name)
             if number not in ignored:
                 signal.signal(number, self._note)
+        # A handler that does nothing: with it the end of the child writes into the pipe, and wakes
+        # the loop.
         signal.signal(signal.SIGCHLD, lambda *_: None)
         try:
             self._start()
@@ -99,6 +103,7 @@ class Supervisor:
 
     def _wait_for_child(self, pipe: int) -> None:
         while self._child.poll() is None:
+            # With nothing to wait for but a signal, it sleeps; a state with a deadline is polled.
             seconds = None if self._state is State.RUNNING and not self._received else POLL_SECONDS
             if select.select([pipe], [], [], seconds)[0]:
                 os.read(pipe, 4096)
@@ -119,6 +124,7 @@ class Supervisor:
         elif number == signal.SIGINT and now - (self._first_interrupt or now) >= LEAVE_SECONDS:
             self._leave(now)
             return
+        # The first stop sets the one deadline of all that follows; only Ctrl-C again moves it.
         if self._state is State.RUNNING:
             self._state = State.STARTING
             self._stop_signal = number
@@ -128,6 +134,7 @@ class Supervisor:
             self._forward(number)
 
     def _leave(self, now: float) -> None:
+        # No rank has begun anything: all is ended at once.
         if self._state is State.STARTING:
             self._deadline = now
             return
@@ -152,6 +159,7 @@ class Supervisor:
             self._state = State.STOPPING
             self._forward(self._stop_signal)
         elif not listening:
+            # It counts as forwarded, so the exit code is that of the signal.
             name = signal.Signals(self._stop_signal).name
             print_error(f"launch: {name} before training began: nothing to save, all is ended")
             self._forwarded.append(self._stop_signal)
@@ -187,6 +195,7 @@ class Supervisor:
 
     def _wait_for_the_rest(self) -> None:
         """Ranks may outlive a launcher that was killed. What even SIGKILL does not end is left."""
+        # Without a stop, too, what outlives the launcher has the usual time to end.
         if not self._forwarded and self._state is not State.KILLED:
             self._deadline = time.monotonic() + self._grace
             if self._child.returncode < 0:  # the launcher was killed: let the ranks save
@@ -219,6 +228,7 @@ class Supervisor:
             if written == FINISHED and launcher_code and not self._forwarded:
                 return launcher_code  # it failed after the ranks had written
             return written
+        # As a shell has it.
         if self._forwarded:
             return 128 + self._forwarded[-1]
         return launcher_code

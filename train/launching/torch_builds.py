@@ -74,6 +74,7 @@ def look_at_machine() -> Machine:
             error=listed.partition("\n")[0],
         )
     cards = re.findall(r"^GPU \d+: (.+?) \(UUID", listed, re.MULTILINE)
+    # An old driver answers a question that it does not know with a sentence: only numbers count.
     versions = re.findall(r"^[\d.]+$", _query("driver_version"), re.MULTILINE)
     capabilities = re.findall(r"^(\d+)\.(\d+)$", _query("compute_cap"), re.MULTILINE)
     return Machine(
@@ -143,6 +144,7 @@ def choose(
         return stated, "as TORCH_BUILD says"
     if sys.platform != "linux":
         return "", "there is one for this system"
+    # A login node has no GPU, and knows no driver: the training starts on another machine.
     if not machine.cards and on_path:
         why = (
             f"no GPU here, but {on_path[0]}: for jobs on nodes with a driver before 580, "
@@ -155,6 +157,7 @@ def choose(
     hardware = f"driver {machine.driver or 'unknown'}, {machine.cards[0]}"
     if build is None:
         return "", f"{hardware}: no build supports both"
+    # pip finds the first one by itself.
     name = "" if build == BUILDS[0] else build.name
     return name, hardware
 

@@ -56,6 +56,8 @@ def main(argv: Sequence[str]) -> int:
 def make_page(loaded: Loaded, arguments: Arguments) -> tuple[Page, RunPlan]:
     """What fits, beside the plan of the run itself. Raises BadArguments."""
     sets = open_datasets(loaded.config, make_task(loaded.config).columns)
+    # Without digests of the weights to start from, which are read at about 1 GB per second: only
+    # hashes need them, and this page shows none.
     plan = make_plan(loaded, arguments.loop, sets, {})
     world_sizes = arguments.ranks or [asked_world_size()]
     if plan.batch.weights and world_sizes != [plan.batch.world_size]:
@@ -66,6 +68,7 @@ def make_page(loaded: Loaded, arguments: Arguments) -> tuple[Page, RunPlan]:
         )
     words = [str(loaded.path), *loaded.overrides]
     trace = trace_in_subprocess(words, "cuda", VARIANTS, sizes_to_trace(plan.batch, world_sizes))
+    # A run of this config compares its own first measured peak with it.
     save_trace(trace, loaded.config)
     usable = usable_bytes(arguments.memory)
     tables = tabulate(trace, plan.batch, world_sizes, usable)
@@ -98,6 +101,7 @@ def parse(argv: Sequence[str]) -> Arguments:
             arguments.ranks = _numbers(words.pop(0) if words else "")
         elif word == "--json":
             arguments.json = True
+        # launch.sh passes its own --plan along.
         elif word != "--plan":
             arguments.words.append(word)
     if not arguments.memory:

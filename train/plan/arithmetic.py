@@ -23,6 +23,7 @@ def arithmetic(plan: BatchPlan) -> str:
 
 
 def _shares(shares: list[int]) -> str:
+    # An even split: the larger shares come first, and the others are one sample less.
     largest = shares[0]
     num_largest = shares.count(largest)
     if len(shares) == 1:
@@ -41,6 +42,7 @@ def _unequal(plan: BatchPlan) -> str:
     total = f"{plan.effective} samples = {_sum(shares)} on {ranks(plan.world_size)}"
     if steps == 1:
         return f"{total}, in one micro-batch each"
+    # Every rank has equally many micro-batches, so a small share is cut into small ones.
     largest = [-(-share // steps) for share in shares]
     return f"{total}, in {steps} micro-batches each, of at most {_sum(largest)}"
 

@@ -38,6 +38,7 @@ def _run(plan: RunPlan) -> str:
 def _batch(plan: RunPlan) -> str:
     """How the samples of a step are divided."""
     batch = plan.batch
+    # By length the number of micro-batches differs from step to step.
     if plan.micro_steps is None:
         return arithmetic(batch)
     least, most = plan.micro_steps
@@ -76,8 +77,10 @@ def _epoch(plan: RunPlan) -> str:
     batch = plan.batch
     if batch.dataset_size is None:
         return "a stream of unknown length"
+    # Its steps differ in size, so an epoch is no fixed number of them.
     if batch.stages:
         return f"{batch.dataset_size:,} samples"
+    # The sum is the reader's check: so many full steps, and what is left.
     full_steps, tail = divmod(batch.dataset_size, batch.effective)
     text = f"{batch.dataset_size:,} samples = {full_steps:,} x {batch.effective}"
     if tail and batch.drop_tail:
@@ -117,6 +120,7 @@ def _tokens(plan: RunPlan) -> list[str]:
 def _warn_of_little_data(plan: RunPlan) -> list[str]:
     size = plan.batch.dataset_size
     largest = largest_effective(plan.batch)
+    # A batch larger than the data is the data: the rate would still follow the stated number.
     if size is None or size >= largest:
         return []
     return [
@@ -144,6 +148,7 @@ def _scaling(plan: RunPlan) -> list[str]:
 def _peak(plan: RunPlan) -> str:
     peaks = [plan.rate.peak]
     if isinstance(plan.rate, RateInStages):
+        # One number where the stages do not differ: no rule, or lr_on_schedule=keep.
         peaks = [peak for _, _, peak in plan.rate.stages]
     if len(set(peaks)) == 1:
         return f"{peaks[0]:.4g}"
@@ -155,6 +160,7 @@ def _fall(plan: RunPlan) -> str:
     if rate.name == "constant":
         text = "constant"
     else:
+        # The floor is that of the last stage which this run reaches.
         text = f"{rate.name} to {rate.final_fraction * plan.peaks[-1]:.4g}"
     if rate.name == "wsd":
         text += f" in the last {rate.decay_steps} steps ({rate.decay_shape})"

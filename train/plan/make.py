@@ -50,8 +50,10 @@ def prepare(loaded: Loaded, loop: str, ranks: Ranks) -> Prepared:
     config = loaded.config
     # The first rank of a machine fills the cache of datasets, from which the others read.
     task, splits = ranks.first_of_node(lambda: load_data(config))
+    # By one rank: the files are read whole, at about 1 GB per second.
     weights = ranks.from_main(lambda: digests(config))
     sets = ranks.together(lambda: open_datasets(config, task.columns, splits))
+    # Means and deviations come from rank 0, so that all ranks scale by the same bits.
     sets = normalized(sets, config, ranks.from_main)
     plan = ranks.together(lambda: make_plan(loaded, loop, sets, weights))
     check_same_everywhere(plan, ranks)
@@ -77,6 +79,7 @@ def show_plan(loaded: Loaded, loop: str) -> None:
     """Prints the plan for the ranks that would be started; touches no device."""
     task = make_task(loaded.config)
     sets = normalized(open_datasets(loaded.config, task.columns), loaded.config)
+    # Without the digests of weights, which only hashes need.
     plan = make_plan(loaded, loop, sets, {})
     print(*describe(plan), *_reading(task, sets, plan, loaded.config), sep="\n")
 
@@ -96,10 +99,13 @@ def make_plan(loaded: Loaded, loop: str, sets: Datasets, weights: dict[str, str]
     """The plan for the ranks that will be started; `weights`: see init_from.digests."""
     config = loaded.config
     samples = sets.train
+    # The ranks that launch.sh would start: under --plan this process is none of them.
     batch = plan_batch(config, loop, asked_world_size(), samples.size)
     numbers = numbers_of_stages(config.optimizer, batch)
     # Contents count as well, not only names: weights to start from, data, code.
     identity = mathematics(config, batch.effective, batch.stages) | weights
+    # The digest of the data that is trained on. Held-out sets are compared over the ranks, but no
+    # curve depends on them.
     if config.data.split in sets.digests:
         identity["data"] = sets.digests[config.data.split]
     code = source_hash(config)
@@ -131,6 +137,7 @@ def check_same_everywhere(plan: RunPlan, ranks: Ranks) -> None:
 
     Raises LaunchError on every rank.
     """
+    # The parts before the hash of all: the first one that differs is what the sentence names.
     facts: dict[str, object] = {"training samples": plan.batch.dataset_size}
     for name, size in plan.eval_samples.items():
         facts[f"samples of {name or 'the evaluation set'}"] = size

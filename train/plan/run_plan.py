@@ -70,6 +70,8 @@ class RunPlan:
     @property
     def total_samples(self) -> int:
         """Over all ranks; of a stream: at most."""
+        # data.overfit counts the windows that are repeated. By whole epochs, with their tails, a
+        # run had steps too many.
         batch = counting(self.batch, self.identity.get("data.overfit"))
         return batch.samples_after(self.total_steps)
 
@@ -78,6 +80,7 @@ class RunPlan:
         """Peak learning rates of the stages that begin before the end of the run."""
         if not (isinstance(self.rate, RateInStages) and isinstance(self.batch, Staircase)):
             return [self.rate.peak]
+        # A stage that begins after the end of the run is never trained at its rate.
         stages = zip(self.batch.first_steps(), self.rate.stages, strict=True)
         return [peak for first_step, (_, _, peak) in stages if first_step <= self.total_steps]
 
@@ -113,8 +116,11 @@ class RunPlan:
             "loop": self.loop,
             "lr_peak": max(self.peaks),
             "scaling": [table.flat() for table in self.scaling] or None,
+            # None where it changes during the run: the number of the first stage would stand for
+            # all.
             "effective_batch": None if batch.stages else batch.effective,
             "batch_schedule": self.identity.get("batch.schedule"),
+            # With micro_tokens a micro-batch has no fixed number of samples.
             "micro_batch": None if self.micro_steps else batch.micro,
             "accumulation_steps": self._accumulation_steps(),
             "world_size": batch.world_size,

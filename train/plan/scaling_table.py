@@ -42,6 +42,7 @@ class Table:
 def scaling_tables(config: Config, batch: BatchPlan) -> tuple[Table, ...]:
     """One for each effective batch at which a rule changes something."""
     optimizer = config.optimizer
+    # By size: a size that several stages have is shown once.
     tables = {}
     sizes = _sizes(config, batch)
     for size, numbers in zip(sizes, numbers_of_stages(optimizer, batch), strict=True):
@@ -50,6 +51,7 @@ def scaling_tables(config: Config, batch: BatchPlan) -> tuple[Table, ...]:
             continue
         if config.ema.decay is not None:
             rows += (ema_row(config.ema.decay, numbers.ema_power),)
+        # The config's checks ask for it beside a rule.
         assert optimizer.lr_reference_batch is not None
         tables[size] = Table(
             rule=optimizer.lr_scaling,
@@ -62,6 +64,7 @@ def scaling_tables(config: Config, batch: BatchPlan) -> tuple[Table, ...]:
 
 def scaling_hints(config: Config, batch: BatchPlan) -> tuple[str, ...]:
     """What speaks against the rule, each sentence once."""
+    # Stages may give the same sentence.
     sentences: list[str] = []
     for change in changes(config, batch):
         sentences += hints(config.optimizer.lr_scaling, change)
@@ -75,6 +78,7 @@ def ema_decays(config: Config, batch: BatchPlan) -> tuple[tuple[int, float], ...
         return ()
     starts = [start for start, _ in batch.stages] or [0]
     numbers = numbers_of_stages(config.optimizer, batch)
+    # A step of kappa times as many samples forgets as much as kappa steps did: decay ** kappa.
     return tuple(
         (start, decay**each.ema_power) for start, each in zip(starts, numbers, strict=True)
     )
@@ -89,6 +93,7 @@ def _sizes(config: Config, batch: BatchPlan) -> Sequence[int]:
     """The effective batch that the numbers of each stage are for."""
     if not batch.stages:
         return [batch.effective]
+    # The numbers of the first stage everywhere: there a larger batch means less noise.
     if config.optimizer.lr_on_schedule == "keep":
         return [batch.effective] * len(batch.stages)
     return [effective for _, effective in batch.stages]

@@ -38,6 +38,7 @@ def remembered(folder: Path) -> Shrunk | None:
     except (OSError, Unreadable, TypeError):
         return None
     numbers = (shrunk.planned, shrunk.world_size, shrunk.micro, shrunk.step)
+    # Anybody may edit the file. Not isinstance: true would pass as 1.
     are_counts = all(type(number) is int and number > 0 for number in numbers)
     return shrunk if are_counts and shrunk.micro <= shrunk.planned else None
 
@@ -47,6 +48,7 @@ def with_shrunk(plan: RunPlan, shrunk: Shrunk | None) -> RunPlan:
     batch = plan.batch
     if shrunk is None:
         return plan
+    # It is of another config, or of another number of ranks.
     if shrunk.planned != batch.micro or shrunk.world_size != batch.world_size:
         return plan
     note = (

@@ -24,6 +24,8 @@ class Staircase(BatchPlan):
     def at(self, seen: int) -> BatchPlan:
         index = bisect_right(self.stages, seen, key=lambda stage: stage[0]) - 1
         _, effective = self.stages[index]
+        # Without drop_tail, which a schedule refuses: what is skipped would need a meaning of its
+        # own where steps differ.
         stage = make_plan(
             effective,
             self.micro,
@@ -53,15 +55,19 @@ class Staircase(BatchPlan):
         size = self.dataset_size or FOREVER
         seen = 0
         in_epoch = 0
+        # Each stage with the beginning of the next one, at which it ends.
         for (_, effective), (end, _) in pairwise([*self.stages, (FOREVER, 0)]):
             while seen < end:
                 # Full steps until the stage ends, or the epoch: the last one may overshoot the
                 # stage, but not the epoch.
+                # -(-n // d) rounds up.
                 until_end = -((seen - end) // effective)
                 count = min(until_end, (size - in_epoch) // effective)
                 yield count, effective
                 seen += count * effective
                 in_epoch += count * effective
+                # What is left of the epoch is a step of its own. Where the stage has ended, the
+                # next one takes it, in steps of its own size.
                 tail = size - in_epoch
                 if seen < end and 0 < tail < effective:
                     yield 1, tail
@@ -71,6 +77,8 @@ class Staircase(BatchPlan):
                     in_epoch = 0
 
     def samples_after(self, steps: int) -> int:
+        # runs() has no end: the loop is left by break, within the run of steps that holds the last
+        # one.
         samples = 0
         for count, size in self.runs():
             if steps <= count:
@@ -103,10 +111,12 @@ def in_stages(first: BatchPlan, stages: Mapping[int, int], micro: int | None) ->
         return first
     values = {field.name: getattr(first, field.name) for field in fields(BatchPlan)}
     values["stages"] = tuple(sorted(stages.items()))
+    # What is stated holds in every stage. No stage has a larger share than the largest one.
     if micro:
         largest_share = max(first.shares(max(stages.values())))
         values["micro"] = min(micro, largest_share)
     plan = Staircase(**values)
+    # Each rank has a limit of its own: the largest that any stage makes of them.
     if plan.weights:
         plan = replace(plan, micro=max(plan.at(start).micro for start in stages))
     return plan

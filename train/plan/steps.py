@@ -18,6 +18,7 @@ def plan_batch(config: Config, loop: str, world_size: int, dataset_size: int | N
     """How each step is executed. Raises PlanError where that contradicts the config or the loop."""
     batch = config.batch
     effective = batch.effective
+    # From tokens to samples: everything below counts samples.
     if batch.effective_tokens is not None:
         effective = _whole_blocks(
             "batch.effective_tokens", batch.effective_tokens, config.data.block_size
@@ -31,6 +32,7 @@ def plan_batch(config: Config, loop: str, world_size: int, dataset_size: int | N
         micro = batch.micro_tokens // config.data.max_length
 
     is_unequal = isinstance(batch.shares, list) or isinstance(micro, list)
+    # Lists are for with_shares, which cuts the step anew.
     plan = make_plan(
         effective,
         "all" if is_unequal else micro,
@@ -44,6 +46,7 @@ def plan_batch(config: Config, loop: str, world_size: int, dataset_size: int | N
         limits = None if micro == "all" else micro
         plan = with_shares(plan, weights, limits, batch.accumulation_steps)
 
+    # The first stage by the keys that state it; the later ones below, by the schedule.
     if loop == "standard":
         _check_standard(config, plan)
     plan = in_stages(plan, stages, micro if isinstance(micro, int) else None)
@@ -61,7 +64,8 @@ def stages_of(config: Config) -> dict[int, int]:
         return dict(config.batch.schedule or {})
     stages = {}
     for start, effective in tokens.items():
-
+        # `start` is bound here: a closure would see that of the last stage. The line holds the
+        # whole mapping, since an override replaces it.
         def line(tokens_per_step: int, start: int = start) -> str:
             return f"'batch.schedule_tokens={tokens | {start: tokens_per_step}}'"
 
@@ -82,6 +86,7 @@ def _check_standard(config: Config, plan: BatchPlan) -> None:
     if plan.accumulation_steps == 1:
         return
     share = max(plan.shares(plan.effective))
+    # Which key cuts the step, and what to write instead of it.
     tokens = batch.micro_tokens
     longest = config.data.max_length
     instead = "batch.micro=all"
@@ -140,6 +145,7 @@ def plan_rate(config: Config, batch: BatchPlan, peak: float, *later: float) -> R
         warmup_steps = batch.steps_for(warmup_samples)
     else:
         warmup_steps = schedule.warmup_steps or 0
+    # Only wsd has a decay of its own; the others fall over all steps.
     decay_steps = total_steps
     if schedule.name == "wsd":
         decay_steps = round(schedule.decay_fraction * total_steps)
@@ -177,6 +183,7 @@ def _in_stages(rate: Rate, batch: BatchPlan, peaks: Sequence[float], config: Con
     else:
         warmup = batch.samples_after(rate.warmup_steps)
     decay = round(schedule.decay_fraction * total) if rate.name == "wsd" else total
+    # A shape of peak 1: each stage multiplies it by its own peak.
     over_samples = replace(
         rate, peak=1.0, warmup_steps=warmup, total_steps=total, decay_steps=decay
     )
@@ -211,6 +218,7 @@ def _total_steps(config: Config, batch: BatchPlan, samples_per_epoch: int | None
 def _samples(tokens: int, block_size: int | None) -> int:
     """The blocks that hold `tokens`; the last one may hold more."""
     assert block_size is not None  # The config's checks ask for it.
+    # As a fraction: in floating point the quotient of large numbers is rounded.
     return math.ceil(Fraction(tokens, block_size))
 
 
@@ -225,6 +233,7 @@ def _whole_blocks(
     count, rest = divmod(tokens, block_size)
     if rest == 0:
         return count
+    # Both neighbours to type, but not 0 blocks.
     sizes = [num_blocks * block_size for num_blocks in (count, count + 1) if num_blocks]
     near = " or ".join(line(size) if line else f"{key}={size}" for size in sizes)
     raise PlanError(

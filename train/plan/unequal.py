@@ -24,8 +24,10 @@ def with_shares(
     _check_one_a_rank("batch.shares", weights, plan.world_size)
     shares = in_proportion(plan.effective, tuple(weights))
     if micro is None:
+        # A rank whose share is 0 takes part all the same, with a filler.
         limits = [max(1, share) for share in shares]
     elif isinstance(micro, int):
+        # One limit for all: these ranks differ in speed, not in memory.
         limits = [micro] * plan.world_size
     else:
         _check_one_a_rank("batch.micro", micro, plan.world_size)
@@ -41,6 +43,7 @@ def with_shares(
                 f"micro-batches each. Set: batch.accumulation_steps={steps} (or null)"
             )
         steps = accumulation_steps
+    # Without a stated limit it follows from the number of micro-steps.
     if micro is None:
         limits = [max(1, math.ceil(share / steps)) for share in shares]
     return replace(
@@ -56,6 +59,8 @@ def with_measured_shares(plan: BatchPlan, weights: Sequence[int], config: Batch)
     """A plan of equal shares, with measured ones; its micro-batches are those of the config."""
     if config.micro == "all":
         return with_shares(plan, weights, None, config.accumulation_steps)
+    # A stated number of micro-steps is left out: with measured shares it would differ, and be
+    # refused.
     return with_shares(plan, weights, config.micro)
 
 
