@@ -146,6 +146,15 @@ def test_our_own_folder_needs_no_trust(foreign: Path) -> None:
     assert "loss" in evaluate(foreign, [])
 
 
+def test_a_config_with_another_mistake_imports_nothing(foreign: Path) -> None:
+    change(foreign, "target: mlp", "target: planted.touch\n  bogus: 1")
+
+    with pytest.raises(ConfigError, match="bogus"):
+        train.load(foreign)
+
+    assert not Path("mark").exists()
+
+
 @pytest.mark.parametrize("target", MODELS)
 def test_a_model_that_is_not_called(foreign: Path, target: str) -> None:
     change(foreign, "target: mlp", f"target: {target}")

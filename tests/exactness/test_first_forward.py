@@ -54,10 +54,10 @@ def test_another_number_of_inputs(
     stderr = capsys.readouterr().err
     assert code == 2
     assert (
-        f"MLP raised ValueError: MLP(inputs={inputs}) takes {inputs} numbers a sample, and gets 2"
+        f"MLP raised ValueError: MLP(inputs={inputs}) takes {inputs} numbers a sample, and got 2"
         in stderr
     )
-    assert "Type: model.args.inputs=2" in stderr
+    assert "Set: model.args.inputs=2" in stderr
     assert "mlp.py:" in stderr
     assert (
         "a batch of inputs (6, 2) float64, labels (6,) int64. Look at model.args and data.columns"

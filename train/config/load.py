@@ -73,8 +73,11 @@ def load(argv: Sequence[str], foreign: Foreign | None = None) -> Loaded:
     problems += fresh(unresolvable, problems)
     findings = [Problem(origins(key), key, text) for key, text in check(values)]
     problems += fresh(findings, problems)
-    # Before check_targets, which imports.
-    if foreign is not None and not problems:
+    if foreign is not None:
+        # Before check_targets, which imports. A config with problems cannot be judged: nothing that
+        # it names is imported.
+        if problems:
+            raise ConfigError(problems)
         check_trusted(values, OmegaConf.to_container(structured, resolve=False), origins, foreign)
     # --print-config answers at once: importing the targets would import torch.
     if "--print-config" not in command.flags:
