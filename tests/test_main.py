@@ -310,7 +310,7 @@ def test_every_entry_point_ends_a_user_error_in_the_same_way(
     main_of_entry = importlib.import_module(f"train.{name}").main
 
     def mistaken(*_: Any) -> int:
-        raise UserError("got this. Type: that")
+        raise UserError("got this. Set: that")
 
     assert hasattr(main_of_entry, "__wrapped__"), (
         f"{name}.main is not decorated by errors.entry_point"
@@ -319,7 +319,7 @@ def test_every_entry_point_ends_a_user_error_in_the_same_way(
     monkeypatch.setattr(main_of_entry.__closure__[index], "cell_contents", mistaken)
 
     assert main_of_entry([]) == 2
-    assert capsys.readouterr().err == "got this. Type: that\n"
+    assert capsys.readouterr().err == "got this. Set: that\n"
 
 
 def test_errors_that_no_change_of_config_fixes_are_named_here() -> None:
