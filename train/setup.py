@@ -50,15 +50,7 @@ def make_learner(
     """
     # The optimizer is not prepared by accelerate: that costs 60 to 390 us per step (accelerate
     # 1.15), and here the loop owns skipping and the loss scale.
-    # One rank has nothing to divide, whatever the launcher file says.
-    sharding = asked_sharding() if ranks.world_size > 1 else None
-    reduces_each = config.batch.sync == "micro"
-    if reduces_each and not sharding:
-        raise Unsupported(
-            "batch.sync=micro saves memory where weights are divided among several ranks, and here "
-            "each rank holds all of them. Leave it out, or run: "
-            f"LAUNCHER=configs/accelerate/fsdp2.yaml NPROC=2 {LAUNCH} ..."
-        )
+    sharding = _asked_sharding(config, ranks)
     scaling = ranks.together(lambda: initial_scaling(config, _scaling(config, fitted)))
     module, notes = _make_module(config, task, accelerator, ranks, sharding, scaling)
     parallel: Parallel = Replicated(module, ranks)
@@ -67,6 +59,7 @@ def make_learner(
         def second() -> nn.Module:
             return _make_module(config, task, accelerator, ranks, sharding, scaling)[0]
 
+        reduces_each = config.batch.sync == "micro"
         parallel = Sharded(module, ranks, norm_for(module), reduces_each, second)
     # Frozen parameters get no state in the optimizer, and no decay.
     trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
@@ -98,6 +91,19 @@ def make_learner(
         skips=SkippedSteps(),
         notes=notes,
     )
+
+
+def _asked_sharding(config: Config, ranks: Ranks) -> Sharding | None:
+    """Raises Unsupported for a way of reducing that needs it."""
+    # One rank has nothing to divide, whatever the launcher file says.
+    sharding = asked_sharding() if ranks.world_size > 1 else None
+    if config.batch.sync == "micro" and not sharding:
+        raise Unsupported(
+            "batch.sync=micro saves memory where weights are divided among several ranks, and here "
+            "each rank holds all of them. Leave it out, or run: "
+            f"LAUNCHER=configs/accelerate/fsdp2.yaml NPROC=2 {LAUNCH} ..."
+        )
+    return sharding
 
 
 def _scaling(config: Config, fitted: Fitted | None) -> Scaling | None:

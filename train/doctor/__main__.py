@@ -49,7 +49,7 @@ def examine(facts: Facts, config: Config) -> tuple[list[str], int]:
         common = compare(of_ranks) + compare_clocks(of_ranks, clocks_ahead(ranks))
         common += all_reduce(ranks, accelerator.device)
         accelerator.end_training()
-    # RuntimeError: what torch.distributed raises for a rank or a store that cannot be reached.
+    # RuntimeError: what torch raises for a rank or a store that cannot be reached.
     except (LaunchError, RuntimeError) as error:
         why = "another rank is lost" if lost_rank(error) else str(error).partition("\n")[0]
         missing = wrong(
