@@ -168,9 +168,9 @@ def float16_on_cpu(scene: Scene) -> str:
 
 
 def hang(scene: Scene) -> str:
-    waiting = '{"step": 7, "place": "ranks.py:90 wait"}'
-    later = '{"step": 7, "place": "ranks.py:91 wait"}'
-    stuck = '{"step": 6, "place": "loader.py:50 read"}'
+    waiting = '{"step": 7, "location": "ranks.py:90 wait"}'
+    later = '{"step": 7, "location": "ranks.py:91 wait"}'
+    stuck = '{"step": 6, "location": "loader.py:50 read"}'
     return diagnosis([[waiting, stuck], [later, stuck]], 1800, scene.folder)
 
 
