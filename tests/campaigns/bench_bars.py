@@ -21,7 +21,7 @@ LOGGING = 0.01
 START, PEAK = 1.2, 1.25
 SAME = 1e-5
 COUNTED_ON_THE_HOST = 1  # the labels, of a batch that has not travelled yet
-READ_BY_A_CPU = 1  # the norm, by the clip; a GPU's host would wait for it
+READ_BY_A_CPU = 2  # the norm: for the clip, and whether it is finite
 
 
 @dataclass(frozen=True)
