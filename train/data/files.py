@@ -1,7 +1,6 @@
 """From data.source to a data set of `datasets`: local files, a saved set, a function, the Hub."""
 
 import dataclasses
-import difflib
 import glob
 import logging
 import re
@@ -26,6 +25,7 @@ from datasets.packaged_modules.parquet.parquet import Parquet
 from datasets.packaged_modules.text.text import Text
 
 from train.config import resolve_source
+from train.config.problems import closest
 from train.config.recipe import Data
 from train.data.columns import Columns, flat_columns
 from train.data.csv_tables import CsvTables
@@ -252,8 +252,8 @@ def _check_args(files: LocalFiles, builder: type[DatasetBuilder]) -> None:
     known += LOAD_ARGS
     for name in files.args:
         if name not in known:
-            close = difflib.get_close_matches(name, known, n=1)
-            did_you_mean = f"Did you mean {close[0]}? " if close else ""
+            near = closest(name, known)
+            did_you_mean = f"Did you mean {near}? " if near else ""
             raise DataError(
                 f"data.args.{name}: what reads {files.kind} files takes no such argument. "
                 f"{did_you_mean}It takes: {', '.join(known)}"

@@ -3,13 +3,13 @@
 It checks what transformers accepts without a word: misspelt fields, and heads that a model lacks.
 """
 
-import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from train.config.problems import closest
 from train.models import ModelError
 from train.models._extras import library
 
@@ -191,8 +191,8 @@ def _check_fields(config: Any, fields: dict[str, Any]) -> None:
 
 
 def _did_you_mean(name: str, names: Sequence[str]) -> str:
-    near = difflib.get_close_matches(name, names, n=1)
-    return f"; did you mean {near[0]!r}?" if near else ""
+    near = closest(name, names)
+    return f"; did you mean {near!r}?" if near else ""
 
 
 def _transformers() -> Any:
